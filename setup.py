@@ -1,0 +1,71 @@
+"""Packaging for xrddiff: every value comes from `settings.ini`, which nbdev reads too."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+cfg = ConfigParser(delimiters=["="], interpolation=None)
+cfg.read(HERE / "settings.ini", encoding="utf-8")
+cfg = cfg["DEFAULT"]
+
+
+class BuildWithNotebooks(build_py):
+    """Put the run notebooks and the SLURM folder inside the package that is built.
+
+    A checkout keeps them at the top (`nbs/runs`, `slurm`), where people look; an installed wheel
+    reads the same files through `importlib.resources` from `xrddiff/_notebooks` and `xrddiff/_slurm`.
+    """
+
+    def run(self):
+        super().run()
+        for source, target in (("nbs/runs", "_notebooks"), ("slurm", "_slurm")):
+            for path in sorted((HERE / source).rglob("*")):
+                if path.is_file() and ".ipynb_checkpoints" not in path.parts:
+                    out = Path(self.build_lib) / "xrddiff" / target / path.relative_to(HERE / source)
+                    self.mkpath(str(out.parent))
+                    self.copy_file(str(path), str(out))
+
+
+def words(name: str) -> list[str]:
+    return cfg.get(name, "").split()
+
+
+readme = HERE / "README.md"
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license="Apache-2.0",
+    license_files=["LICENSE", "xrddiff/data/samples/NOTICE.md"],
+    url=cfg["git_url"],
+    keywords=cfg["keywords"],
+    python_requires=">=" + cfg["min_python"],
+    packages=find_packages(include=["xrddiff", "xrddiff.*"]),
+    package_data={
+        "xrddiff": ["py.typed", "conf/**/*.yaml", "conf/*.yaml"],
+        "xrddiff.data": ["samples/*"],
+    },
+    cmdclass={"build_py": BuildWithNotebooks},
+    install_requires=words("requirements"),
+    extras_require={
+        "io": words("io_requirements"),
+        "lab": words("lab_requirements"),
+        "dev": words("dev_requirements"),
+    },
+    entry_points={"console_scripts": words("console_scripts")},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Physics",
+    ],
+    zip_safe=False,
+)
