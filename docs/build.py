@@ -1,0 +1,170 @@
+"""Build the documentation site from the notebooks: `python docs/build.py`, or `make docs`.
+
+nbdev runs the notebooks' `show_doc` calls and strips what is hidden; this script turns the result into what
+myst-nb reads, writes the tables of contents, and calls Sphinx with warnings as errors. The site needs no network:
+KaTeX renders the formulas at build time and its fonts are copied beside the pages.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+BUILD = DOCS / "_build"
+SOURCE = BUILD / "source"
+SITE = BUILD / "html"
+ROOMS = {
+    "data": "Data: frames, geometry, simulation, readers",
+    "models": "Models",
+    "diffusion": "Diffusion",
+    "training": "Training",
+    "metrics": "Metrics",
+    "cluster": "Cluster and runs",
+    "views": "Views",
+}
+
+
+def keep_unresolved_types() -> None:
+    """Show a signature with its annotations as written where they name a module that is imported for type checkers only."""
+    import fastcore.docments
+
+    resolved = fastcore.docments.signature
+
+    def signature(function, **options):
+        try:
+            return resolved(function, **options)
+        except NameError:
+            return resolved(function)
+
+    fastcore.docments.signature = signature
+
+
+def front_matter(source: str) -> str:
+    """nbdev's YAML front matter, as a heading and a summary."""
+    fields = yaml.safe_load(source.strip().strip("-"))
+    return f"# {fields.get('title', '')}\n\n{fields.get('description', '')}"
+
+
+def definitions(notebook: Path) -> dict[str, str]:
+    """The source of every function and class that a notebook exports, by name."""
+    found = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code" and re.search(r"^# ?\| ?export", cell.source, re.M):
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                    found[node.name] = "\n".join(cell.source.splitlines()[first - 1 : node.end_lineno])
+    return found
+
+
+def tidy(markdown: str) -> str:
+    """What `show_doc` prints, without its rule, its link to a source host and the blank lines round the signature."""
+    markdown = re.sub(r"^---\n+", "", markdown, flags=re.M)
+    markdown = re.sub(r"^\[source\]\(.*?\)\{.*?\}\n*", "", markdown, flags=re.M)
+    markdown = re.sub(r"```python\n+", "```python\n", markdown)
+    return re.sub(r"\n+```\n", "\n```\n", markdown)
+
+
+def convert(path: Path, original: Path, target: Path) -> None:
+    """One processed notebook as a page: heading, no nbdev directives, each name's source folded under its documentation."""
+    nb = nbformat.read(path, as_version=4)
+    sources = definitions(original)
+    for cell in nb.cells:
+        if cell.cell_type == "raw" and cell.source.startswith("---"):
+            cell.cell_type, cell.source = "markdown", front_matter(cell.source)
+        if cell.cell_type != "code":
+            continue
+        hidden = re.search(r"^#\s*\|\s*echo: *false", cell.source, re.M)
+        cell.source = re.sub(r"^#\s*\|.*\n?", "", cell.source, flags=re.M)
+        shown = re.fullmatch(r"show_doc\((\w+)\)", cell.source.strip())
+        if shown and shown[1] in sources:
+            cell.source = sources.pop(shown[1])
+            cell.metadata["tags"] = ["hide-input"]
+        elif shown or hidden:
+            cell.metadata["tags"] = ["remove-input"]
+        for output in cell.outputs:
+            if "text/markdown" in output.get("data", {}):
+                output["data"]["text/markdown"] = tidy("".join(output["data"]["text/markdown"]))
+    nb.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "python3"})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, target)
+
+
+def toctree(caption: str, pages: list[str], depth: int = 1) -> str:
+    return f"```{{toctree}}\n:caption: {caption}\n:maxdepth: {depth}\n\n" + "\n".join(pages) + "\n```\n\n"
+
+
+def main() -> None:
+    shutil.rmtree(BUILD, ignore_errors=True)
+    katex = DOCS / "node_modules" / "katex" / "dist"
+    if not katex.is_dir():
+        sys.exit("docs/build.py: KaTeX is missing in docs/node_modules; run `npm ci` in docs (or `make docs`)")
+    sys.path.insert(0, str(ROOT))
+    from nbdev.serve import proc_nbs
+
+    keep_unresolved_types()
+    warnings.filterwarnings("ignore", message="Found cells containing imports")
+
+    shutil.rmtree(ROOT / "_proc", ignore_errors=True)
+    proc_nbs(n_workers=0)  # in this process, where the line above holds
+    pages = {p.relative_to(ROOT / "_proc"): p for p in sorted((ROOT / "_proc").rglob("*.ipynb"))}
+    for name, path in pages.items():
+        original = ROOT / name if (ROOT / name).exists() else ROOT / "nbs" / name
+        convert(path, original, SOURCE / name)
+    shutil.rmtree(ROOT / "_proc")
+    for page in ("architecture.md",):
+        shutil.copy(DOCS / page, SOURCE / page)
+    shutil.copy(ROOT / "CHANGELOG.md", SOURCE / "changelog.md")
+    shutil.copy(DOCS / "conf.py", SOURCE / "conf.py")
+    static = BUILD / "static"
+    shutil.copytree(DOCS / "_static", static)
+    shutil.copytree(katex, static / "katex", ignore=shutil.ignore_patterns("*.js", "*.mjs", "contrib", "README*"))
+
+    names = [p.with_suffix("").as_posix() for p in pages]
+    top = [n for n in names if "/" not in n and n != "index"]
+    contents = ""
+    for caption, folder in (("Tutorials", "tutorials"), ("Run notebooks", "runs")):
+        if members := [n for n in names if n.startswith(folder + "/")]:
+            contents += toctree(caption, members)
+    for room, caption in ROOMS.items():
+        if members := [n for n in names if n.startswith(room + "/")]:
+            page = SOURCE / room / "index.md"
+            page.write_text(
+                f"# {caption}\n\n```{{toctree}}\n:maxdepth: 1\n\n"
+                + "\n".join(m.split("/", 1)[1] for m in members)
+                + "\n```\n"
+            )
+    rooms = [f"{room}/index" for room in ROOMS if (SOURCE / room / "index.md").exists()]
+    contents += toctree("Package", rooms + top, 2) + toctree("Project", ["architecture", "changelog"])
+    index = nbformat.read(SOURCE / "index.ipynb", as_version=4)
+    index.cells.append(nbformat.v4.new_markdown_cell(contents, id="contents"))
+    nbformat.write(index, SOURCE / "index.ipynb")
+
+    options = json.dumps([str(static)])
+    conf = (SOURCE / "conf.py").read_text().replace("Path(__file__).parent\n", f"Path({str(DOCS)!r})\n", 1)
+    (SOURCE / "conf.py").write_text(conf + f"\nhtml_static_path = {options}\n")
+    subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(SITE)], check=True
+    )
+
+    broken = [
+        p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html") if "katex-error" in p.read_text(encoding="utf-8")
+    ]
+    if broken:
+        sys.exit(f"docs/build.py: KaTeX could not render a formula in {', '.join(broken)}")
+    print(f"documentation: {SITE / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Sphinx settings of the documentation site. `build.py` prepares the sources and calls Sphinx on them."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+HERE = Path(__file__).parent
+settings = ConfigParser(delimiters=["="], interpolation=None)
+settings.read(HERE.parent / "settings.ini", encoding="utf-8")
+settings = settings["DEFAULT"]
+
+project = settings["title"]
+author = settings["author"]
+copyright = settings["copyright"]
+version = release = settings["version"]
+
+extensions = ["myst_nb", "sphinxcontrib.katex"]
+exclude_patterns = ["**.ipynb_checkpoints"]
+html_theme = "pydata_sphinx_theme"
+html_title = f"xrddiff {release}"
+html_static_path = [str(HERE / "_static")]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_depth": 3,
+    "secondary_sidebar_items": ["page-toc"],
+    "navbar_end": ["theme-switcher"],
+    "footer_end": [],
+    "show_toc_level": 2,
+}
+
+# The notebooks carry their outputs; nothing runs while the site is built.
+nb_execution_mode = "off"
+nb_render_markdown_format = "myst"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 3
+# Pages are read from disk at beamlines without a network: formulas are rendered now, fonts come along.
+katex_prerender = True
+katex_css_path = "katex/katex.min.css"
+suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
