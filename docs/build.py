@@ -80,7 +80,9 @@ def convert(path: Path, original: Path, target: Path) -> None:
     """One processed notebook as a page: heading, no nbdev directives, each name's source folded under its documentation."""
     nb = nbformat.read(path, as_version=4)
     sources = definitions(original)
+    cells = []
     for cell in nb.cells:
+        cells.append(cell)
         if cell.cell_type == "raw" and cell.source.startswith("---"):
             cell.cell_type, cell.source = "markdown", front_matter(cell.source)
         if cell.cell_type != "code":
@@ -88,14 +90,16 @@ def convert(path: Path, original: Path, target: Path) -> None:
         hidden = re.search(r"^#\s*\|\s*echo: *false", cell.source, re.M)
         cell.source = re.sub(r"^#\s*\|.*\n?", "", cell.source, flags=re.M)
         shown = re.fullmatch(r"show_doc\((\w+)\)", cell.source.strip())
-        if shown and shown[1] in sources:
-            cell.source = sources.pop(shown[1])
-            cell.metadata["tags"] = ["hide-input"]
-        elif shown or hidden:
+        if shown or hidden:
             cell.metadata["tags"] = ["remove-input"]
+        if shown and shown[1] in sources:
+            source = nbformat.v4.new_code_cell(sources.pop(shown[1]), id=f"source-{shown[1]}"[:64])
+            source.metadata["tags"] = ["hide-input"]
+            cells.append(source)
         for output in cell.outputs:
             if "text/markdown" in output.get("data", {}):
                 output["data"]["text/markdown"] = tidy("".join(output["data"]["text/markdown"]))
+    nb.cells = cells
     nb.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "python3"})
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nb, target)

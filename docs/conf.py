@@ -33,6 +33,8 @@ html_theme_options = {
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
+nb_code_prompt_show = "Source"
+nb_code_prompt_hide = "Source"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 # Pages are read from disk at beamlines without a network: formulas are rendered now, fonts come along.

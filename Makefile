@@ -1,0 +1,85 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A tiny model on two cores gains nothing from more threads than cores; THREADS=8 make test to change it.
+THREADS ?= 2
+export OMP_NUM_THREADS = $(THREADS)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+NOTEBOOKS := $(shell find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null)
+
+.PHONY: help demo test test-notebooks test-python lint check docs readme export clean outputs venv dev bench wheel-test lab
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"xrddiff needs Python 3.11 or newer, this is {sys.version.split()[0]}; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: settings.ini setup.py constraints.txt | $(BIN)/python
+	@echo "installing xrddiff into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: settings.ini setup.py constraints.txt | $(BIN)/python
+	@echo "installing xrddiff and its development tools into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+venv: $(VENV)/.runtime  ## virtual environment with the package
+dev: $(VENV)/.dev  ## virtual environment with the development tools too
+
+demo: $(VENV)/.runtime  ## simulate frames, train a VAE on them, judge it, write report.html
+	$(BIN)/xrddiff run experiment_type=demo
+
+test: lint test-notebooks test-python  ## everything: lint, the notebooks' own tests, pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each.
+test-notebooks: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path index.ipynb --n_workers 0
+
+test-python: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+export: $(VENV)/.dev  ## notebooks -> xrddiff/*.py, cleaned and formatted
+	$(BIN)/ruff format -q nbs index.ipynb
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_clean --fname index.ipynb
+	$(BIN)/nbdev_export
+
+outputs: $(VENV)/.dev  ## run the notebooks in place, so that the outputs they carry are current
+	OMP_NUM_THREADS=1 $(BIN)/python docs/execute.py
+
+readme: $(VENV)/.dev  ## index.ipynb -> README.md
+	$(BIN)/python docs/readme.py
+
+docs/node_modules/katex: docs/package-lock.json
+	cd docs && npm ci --no-audit --no-fund --silent
+	@touch $@
+
+docs: $(VENV)/.dev docs/node_modules/katex  ## the offline documentation site, in docs/_build/html
+	$(BIN)/python docs/build.py
+
+wheel-test: $(VENV)/.dev  ## build wheel and sdist, install the wheel in an empty environment, run the main job there
+	$(BIN)/python tests/wheel.py
+
+bench: $(VENV)/.dev  ## the benchmarks against peers, each in its own table
+	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+lab: $(VENV)/.dev  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+check: export readme  ## what CI asks of a commit beyond the tests: export, clean and README leave no difference
+	git diff --exit-code
+
+clean:  ## remove what was built (keeps .venv and output/)
+	rm -rf build dist docs/_build _proc _docs *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

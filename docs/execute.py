@@ -1,0 +1,43 @@
+"""Run notebooks in place and keep their outputs: `python docs/execute.py [NOTEBOOK …]`, or `make outputs` for all.
+
+Run notebooks (`nbs/runs`) are left out: papermill executes those, with parameters, into a run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def execute(path: Path) -> None:
+    """Every cell of one notebook, in this process; an error stops with its traceback."""
+    from execnb.shell import CaptureShell
+    from nbdev.clean import nbdev_clean
+
+    os.chdir(path.parent)
+    CaptureShell(path=str(path.parent)).execute(str(path), str(path), exc_stop=True)
+    os.chdir(ROOT)
+    nbdev_clean(str(path))
+
+
+def main() -> None:
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    names = [Path(a).resolve() for a in sys.argv[1:]]
+    if len(names) == 1:
+        execute(names[0])
+        return
+    everything = sorted(
+        p for p in (ROOT / "nbs").rglob("*.ipynb") if "runs" not in p.parts and ".ipynb_checkpoints" not in p.parts
+    )
+    for path in names or everything:
+        # A process each, as nbdev_test does: no notebook sees what another one imported or seeded.
+        print(path.relative_to(ROOT), flush=True)
+        subprocess.run([sys.executable, __file__, str(path)], check=True)
+
+
+if __name__ == "__main__":
+    main()
