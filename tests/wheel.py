@@ -1,0 +1,62 @@
+"""Build wheel and sdist, install the wheel in an empty environment away from the checkout, and run the main job there.
+
+`python tests/wheel.py`; CI and `make wheel-test` call it. It is a script and not a pytest: the environment takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = (
+    "xrddiff/py.typed",
+    "xrddiff/conf/config.yaml",
+    "xrddiff/_notebooks/train_autoencoder.ipynb",
+    "xrddiff/data/samples/cspad_lysozyme_r0015.h5",
+    "xrddiff/data/samples/NOTICE.md",
+)
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> str:
+    """A command's output; its failure ends this script with what it printed."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=clean | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\nfailed with {done.returncode}:\n{done.stdout[-6000:]}")
+    return done.stdout
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="xrddiff-wheel-") as name:
+        away = Path(name)
+        run(sys.executable, "-m", "build", "--outdir", away / "dist", ROOT, cwd=away)
+        wheel, sdist = next((away / "dist").glob("*.whl")), next((away / "dist").glob("*.tar.gz"))
+        inside = set(zipfile.ZipFile(wheel).namelist())
+        absent = [p for p in SHIPPED if p not in inside]
+        assert not absent, f"the wheel lacks {', '.join(absent)}"
+        assert any(n.endswith("/settings.ini") for n in tarfile.open(sdist).getnames()), "the sdist lacks settings.ini"
+
+        venv.create(away / "env", with_pip=True)
+        python = away / "env" / "bin" / "python"
+        run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel, cwd=away)
+        where = run(python, "-c", "import xrddiff; print(xrddiff.__file__)", cwd=away).strip()
+        assert str(away) in where, f"xrddiff was imported from {where}, not from the wheel's environment"
+        small = ("experiment_type=demo", "data.limit=48", "training.num_epochs=1", "run_name=wheel")
+        print(run(away / "env" / "bin" / "xrddiff", "run", *small, cwd=away, XRDDIFF_CACHE=str(away / "cache"))[-2500:])
+        folder = next((away / "output").rglob("report.html")).parent
+        for expected in ("notebook.ipynb", "config.yaml", "environment.json", "report.md", "metrics", "checkpoints"):
+            assert (folder / expected).exists(), f"the run folder lacks {expected}"
+    print(f"wheel and sdist work: {wheel.name}, {sdist.name}")
+
+
+if __name__ == "__main__":
+    main()
