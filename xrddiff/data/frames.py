@@ -173,7 +173,7 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
         if (np.diff(frames) < 0).any():
             raise BadInput(f"{where}: peak_frame is not sorted; expected a table sorted by frame")
 
-# %% ../../nbs/data/frames.ipynb #d13bc453
+# %% ../../nbs/data/frames.ipynb #dfa36d7e
 def make_frames(
     intensity: Any,
     *,
@@ -241,7 +241,7 @@ def make_frames(
                 raise BadInput(f"panels[{key!r}] has shape {array.shape}; expected ({value.sizes['panel']}, 3)")
             coords[f"panel_{key}"] = (("panel", "xyz"), array, {"units": "m"})
     for name, v in (variables or {}).items():
-        if name in data or name in coords or name.startswith("peak_"):
+        if name in ("intensity", "mask") or name in coords or name.startswith(("peak_", "panel_")):
             raise BadInput(
                 f"variable {name!r} has a name that the schema keeps; expected another name, or peaks= for a peak table"
             )
