@@ -108,7 +108,7 @@ def test_rings():
     for geom in (
         FLAT,
         FLAT.crop(0, 0, 195, 487),
-        G.Geometry(1.0, 0.2, 75e-6, (2000, 2100), (4000, 4200)),
+        G.Geometry(1.0, 0.2, 300e-6, (500, 520), (1000, 1050)),
         G.Geometry(1.0, 5.0, 1e-4, (-900.0, 50.0), (100, 100)),
     ):
         rings = G.resolution_rings(geom, 4)
