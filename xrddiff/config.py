@@ -214,7 +214,7 @@ def vocabulary(section: type = Config, prefix: str = "") -> dict[str, Word]:
             words[prefix + f.name] = Word(prefix + f.name, t, _default(f), dict(f.metadata))
     return words
 
-# %% ../nbs/config.ipynb #cb3faf71
+# %% ../nbs/config.ipynb #37438341
 def conf_dir() -> Path:
     """The folder of the shipped presets."""
     return Path(str(files("xrddiff") / "conf"))
@@ -222,7 +222,8 @@ def conf_dir() -> Path:
 
 def presets(group: str) -> list[str]:
     """The presets of a group, by name."""
-    return sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
+    found = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
+    return sorted(found, key=SIZE_NAMES.index) if group == "size" else found
 
 # %% ../nbs/config.ipynb #2151fa1b
 @dataclass(frozen=True)
