@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['CheckpointError', 'checkpoint_name', 'write_atomically', 'save_checkpoint', 'find_fault', 'latest_checkpoint',
-           'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'pack_optimizer', 'unpack_optimizer',
-           'pack_rng', 'unpack_rng']
+__all__ = ['CheckpointError', 'checkpoint_name', 'write_atomically', 'clean_checkpoints', 'save_checkpoint', 'find_fault',
+           'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'pack_optimizer',
+           'unpack_optimizer', 'pack_rng', 'unpack_rng']
 
 # %% ../../nbs/training/checkpoints.ipynb #44194294
 _FORMAT, _VERSION = "xrddiff-checkpoint", 1
@@ -99,7 +99,7 @@ def _plain(value: Any, where: str) -> Any:
         f"checkpoint state '{where}' is of type {type(value).__name__}; expected numbers, text, lists and mappings"
     )
 
-# %% ../../nbs/training/checkpoints.ipynb #73219343
+# %% ../../nbs/training/checkpoints.ipynb #8656196f
 def _size(n: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
@@ -120,15 +120,21 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what an interrupted save or removal left behind: hidden folders that no reader looks at."""
-    for p in folder.glob(".step-*"):
+def clean_checkpoints(folder: str | Path) -> None:
+    """Remove what a killed save left behind: hidden folders that no reader looks at.
+
+    A checkpoint that was moved out of the way of a new one that never came is put back.
+    """
+    for p in Path(folder).glob(".step-*"):
+        name, kind = p.name[1:].split(".", 1)
+        if kind == "old" and not p.with_name(name).exists() and find_fault(p) is None:
+            p.rename(p.with_name(name))
         shutil.rmtree(p, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint so that a kill in between leaves a hidden folder, not half a checkpoint."""
-    hidden = path.with_name(f".{path.name}.old")
+    hidden = path.with_name(f".{path.name}.gone")
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -143,7 +149,7 @@ def _manifest(step: int, files: Mapping[str, Any], added: Mapping[str, str]) -> 
     head = {"format": _FORMAT, "version": _VERSION, "step": step}
     return json.dumps({**head, "files": dict(sorted(files.items())), "added": dict(added)}, indent=1) + "\n"
 
-# %% ../../nbs/training/checkpoints.ipynb #0c020cb8
+# %% ../../nbs/training/checkpoints.ipynb #80e91285
 def save_checkpoint(
     folder: str | Path,
     step: int,
@@ -164,7 +170,7 @@ def save_checkpoint(
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()) + len(text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        clean_checkpoints(folder)
         temp.mkdir()
         for group, values in tensors.items():
             save_file(_storable(values), temp / f"{group}.safetensors")
@@ -178,9 +184,10 @@ def save_checkpoint(
                 shutil.rmtree(folder / f"abandoned-{path.name}", ignore_errors=True)
                 path.rename(folder / f"abandoned-{path.name}")
         if final.exists():
-            _remove(final)
+            final.rename(folder / f".{name}.old")
         temp.rename(final)
         _fsync(folder)
+        shutil.rmtree(folder / f".{name}.old", ignore_errors=True)
     except (OSError, SafetensorError) as e:
         known = re.search(r"I/O error: (.*?) \(os error", str(e))  # how safetensors passes on what the system said
         reason = known[1] if known else getattr(e, "strerror", None) or str(e)
