@@ -65,7 +65,7 @@ class DetectorFile:
     shape: tuple[int, int] | None = None
     detector: str | None = None
 
-# %% ../../nbs/data/geometry_files.ipynb #3118c59e
+# %% ../../nbs/data/geometry_files.ipynb #50bfac4f
 def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:
     """The geometry in a PONI file, through pyFAI. `shape` (y, x) is needed where the file does not name a detector and the plane is tilted."""
     path = readable(Path(path))
@@ -87,8 +87,9 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
         )
     if abs(p1 / p2 - 1) > 1e-6:
         raise BadInput(f"{path} has pixels of {p1 * 1e6:g} × {p2 * 1e6:g} µm; expected square pixels")
-    shape = shape or ai.detector.shape
-    out = DetectorFile(str(path), pixel_size=float(p1), shape=tuple(shape) if shape else None)
+    own = ai.detector.shape
+    out = DetectorFile(str(path), pixel_size=float(p1), shape=tuple(int(n) for n in own) if own else None)
+    shape = shape or out.shape
     if ai.wavelength:
         out.wavelength = float(ai.wavelength) * 1e10
     if type(ai.detector).__name__ not in ("Detector", "NexusDetector"):

@@ -20,8 +20,8 @@ from xarray.core import indexing
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['HDF5_SIGNATURE', 'FILTERS', 'Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'is_hdf5', 'readable', 'open_hdf5',
-           'filter_names', 'check_dataset', 'HDF5Rows', 'ZarrRows']
+__all__ = ['HDF5_SIGNATURE', 'FILTERS', 'Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask',
+           'SqueezedRows', 'is_hdf5', 'readable', 'open_hdf5', 'filter_names', 'check_dataset', 'HDF5Rows', 'ZarrRows']
 
 # %% ../../nbs/data/sources.ipynb #6ef59086
 class Rows(BackendArray):
@@ -125,6 +125,75 @@ class EachRow(Rows):
                 self._last = (i, frame)
             out.append(self._last[1][rest])
         return np.stack(out)
+
+# %% ../../nbs/data/sources.ipynb #7ee5cd48
+class ChainRows(Rows):
+    """Sources one after another."""
+
+    def __init__(self, parts: Sequence[Rows]):
+        self.parts, self.stops = list(parts), np.cumsum([p.shape[0] for p in parts])
+        self.shape, self.dtype = (int(self.stops[-1]), *parts[0].shape[1:]), np.result_type(*(p.dtype for p in parts))
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        out = []
+        for part, stop in zip(self.parts, self.stops, strict=True):
+            start = stop - part.shape[0]
+            if a < stop and b > start:
+                out.append(part.read(max(a, start) - start, min(b, stop) - start, rest))
+        return out[0] if len(out) == 1 else np.concatenate(out)
+
+
+class RecentRows(Rows):
+    """Remembers what was read last."""
+
+    def __init__(self, stored: Rows):
+        self.stored, self.shape, self.dtype = stored, stored.shape, stored.dtype
+        self._last: tuple[Any, np.ndarray] | None = None
+
+    def peek(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        """What `read` returns, not to be changed."""
+        key, last = (a, b, str(rest)), self._last
+        if last is None or last[0] != key:
+            last = (key, self.stored.read(a, b, rest))
+            self._last = last
+        return last[1]
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        return self.peek(a, b, rest).copy()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_last": None}
+
+
+class LimitMask(Rows):
+    """The mask per frame: pixels that `static` trusts, with a value from `low` to `high` that is not `equal`."""
+
+    def __init__(
+        self, values: RecentRows, static: Any, low: float = -np.inf, high: float = np.inf, equal: float | None = None
+    ):
+        self.values, self.static, self.low, self.high, self.equal = values, static, low, high, equal
+        self.shape, self.dtype = values.shape, np.dtype(bool)
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        values = self.values.peek(a, b, rest)
+        good = (values >= self.low) & (values <= self.high)
+        if self.equal is not None:
+            good &= values != self.equal
+        if isinstance(self.static, Rows):
+            good &= self.static.read(a, b, rest)
+        elif self.static is not None:
+            good &= self.static[rest]
+        return good
+
+
+class SqueezedRows(Rows):
+    """A stack (frame, 1, y, x) as (frame, y, x)."""
+
+    def __init__(self, stored: Rows):
+        self.stored, self.shape, self.dtype = stored, (stored.shape[0], *stored.shape[2:]), stored.dtype
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        return self.stored.read(a, b, (0, *rest))
 
 # %% ../../nbs/data/sources.ipynb #379acb69
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
