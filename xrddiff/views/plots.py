@@ -98,7 +98,7 @@ def _tidy(ax: Axes, x: str = "", y: str = "") -> Axes:
     ax.set_axisbelow(True)
     return ax
 
-# %% ../../nbs/views/plots.ipynb #56875831
+# %% ../../nbs/views/plots.ipynb #61aa1a47
 NORMS = ("asinh", "sqrt", "log", "linear")
 
 
@@ -124,9 +124,7 @@ def intensity_norm(values: np.ndarray, norm: str = "asinh", sigma: float | None 
 
 
 def _colours(name: str) -> Colormap:
-    out = colormaps[name].copy()
-    out.set_bad(MASKED)
-    return out
+    return colormaps[name].with_extremes(bad=MASKED)
 
 
 def frame_picture(ds: xr.Dataset, i: int) -> tuple[np.ndarray, Geometry | None]:
@@ -448,10 +446,10 @@ def plot_history(table: pd.DataFrame, columns: Sequence[str] | None = None) -> P
     axes[0].legend(fontsize=TINY, frameon=False)
     return figure
 
-# %% ../../nbs/views/plots.ipynb #e72c78c3
+# %% ../../nbs/views/plots.ipynb #b0337575
 def show_latents(latents: Any, n: int = 3) -> Picture:
     """Latent maps: a row for each of the first `n` frames, a column per channel, one scale symmetric about 0. `latents`: (N, C, h, w), array or tensor."""
-    z = np.asarray(latents.detach().cpu() if hasattr(latents, "detach") else latents, np.float32)
+    z = np.asarray(latents.detach().cpu().float() if hasattr(latents, "detach") else latents, np.float32)
     if z.ndim != 4:
         raise BadInput(f"the latents have shape {z.shape}; expected (N, C, h, w)")
     rows, columns = min(n, len(z)), z.shape[1]
