@@ -80,7 +80,7 @@ class Data:
     batch_size: int = word(2, "frames per batch; training.batch_size overrides it", low=1)
     prefetch: int = word(2, "batches read ahead", low=0)
 
-# %% ../nbs/config.ipynb #aba11173
+# %% ../nbs/config.ipynb #876dc7a5
 RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian")
 ANNEALING_SHAPES = ("linear", "cosine", "logistic")
 LR_SCHEDULES = ("constant", "linear", "cosine")
@@ -92,9 +92,8 @@ class DDP:
     bucket_cap_mb: int = word(25, "size of a gradient bucket, MB", low=1)
     gradient_as_bucket_view: bool = word(True, "gradients live in the buckets: saves one copy")
     find_unused_parameters: bool = word(False, "search for parameters without gradient in every step")
-    static_graph: bool = word(False, "the graph of every step is the same")
 
-# %% ../nbs/config.ipynb #d9396f7e
+# %% ../nbs/config.ipynb #d47eefeb
 @dataclass
 class Training:
     batch_size: int = word(2, "frames per rank and step", low=1)
@@ -131,7 +130,10 @@ class Training:
     pretrained_diff_path: str | None = word(None, "a run folder or checkpoint of a denoiser")
 
     checkpoint_every: int | None = word(None, "steps between checkpoints; null: one per epoch", low=1)
-    keep_checkpoints: int = word(2, "newest checkpoints that stay on disk", low=1)
+    checkpoint_seconds: float | None = word(None, "seconds between checkpoints", above=0)
+    keep_checkpoints: int | None = word(2, "newest checkpoints that stay on disk; null: all", low=1)
+    log_every: int = word(10, "steps per row of the training table", low=1)
+    validate_every: int | None = word(None, "steps between validations; null: one per epoch", low=1)
     test_pipeline: bool = word(False, "a trial of the whole pipeline rather than a result")
     test_suffix: str = word("", "appended to the model's name in the output folder")
     ddp: DDP = field(default_factory=DDP)
@@ -225,7 +227,7 @@ def presets(group: str) -> list[str]:
     found = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
     return sorted(found, key=SIZE_NAMES.index) if group == "size" else found
 
-# %% ../nbs/config.ipynb #2151fa1b
+# %% ../nbs/config.ipynb #0e5ddf16
 @dataclass(frozen=True)
 class _Override:
     text: str  # as typed
@@ -239,11 +241,11 @@ class _Override:
 
 def _parse(text: str) -> _Override:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         parsed = OverridesParser.create().parse_override(text)
-    except OverrideParseException as error:
+    except HydraException as error:
         if "=" not in text and not text.startswith("~"):
             raise BadInput(
                 f"'{text}' is not an override: expected word=value, for instance training.num_epochs=2"
@@ -285,7 +287,7 @@ def _known(override: _Override, words: dict[str, Word]) -> None:
         hint = nearest(key, inside) if inside else "; `xrddiff run --help` lists the words"
     raise BadInput(f"there is no word '{override.key}'{hint}")
 
-# %% ../nbs/config.ipynb #2efc6288
+# %% ../nbs/config.ipynb #00a10d20
 def _typed(override: _Override, words: dict[str, Word]) -> None:
     """Refuse a value of the wrong type."""
     from omegaconf import OmegaConf
@@ -295,6 +297,8 @@ def _typed(override: _Override, words: dict[str, Word]) -> None:
     if override.parsed.is_delete() and not word.optional:
         raise BadInput(f"'{override.text}': {word.name} cannot be cleared: expected {word.kind}")
     try:
+        if word.type is bool and isinstance(override.value, int | float) and not isinstance(override.value, bool):
+            raise OmegaConfBaseException  # OmegaConf takes 4 for true
         OmegaConf.update(OmegaConf.structured(Config), word.name, override.value)
     except OmegaConfBaseException:
         value = "null" if override.value is None else repr(override.value)

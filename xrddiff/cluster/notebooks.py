@@ -375,13 +375,13 @@ class KernelEngine(_LiveEngine):
 
 papermill_engines.register("kernel", KernelEngine)
 
-# %% ../../nbs/cluster/notebooks.ipynb #3a930af2
+# %% ../../nbs/cluster/notebooks.ipynb #3d781a32
 @contextmanager
 def _signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGUSR2, signal.SIGINT)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
     if before[signal.SIGUSR2] == signal.SIG_DFL:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
@@ -408,8 +408,8 @@ def _forward_signals(client: _KernelClient) -> None:
             os.kill(pid, signum)
 
     with suppress(ValueError):  # only the main thread has handlers
-        signal.signal(signal.SIGINT, forward)
-        signal.signal(signal.SIGUSR2, forward)
+        for s in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(s, forward)
 
 # %% ../../nbs/cluster/notebooks.ipynb #2ff8a051
 class NotebookFailed(XrddiffError):

@@ -160,7 +160,7 @@ def _first_free(wanted: Path) -> Path:
             n += 1
             path = wanted.with_name(f"{wanted.name}-{n}")
 
-# %% ../../nbs/cluster/runs.ipynb #73e319ad
+# %% ../../nbs/cluster/runs.ipynb #f8fea5eb
 @dataclass(frozen=True)
 class Run:
     """The folder of a run and its configuration."""
@@ -205,6 +205,11 @@ class Run:
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file of the run in one step: `run.write_json("metrics/summary.json", rows)`."""
         return write_json(self.path / name, value)
+
+    def end_early(self, reason: str | None) -> None:
+        """End the notebook here, in order: the batch system's signals end it as done for now, SIGINT as interrupted by a person."""
+        print(f"stopped by {reason or 'a request'}; go on with: xrddiff run resume={self.path}")
+        raise KeyboardInterrupt if reason == "SIGINT" else SystemExit(0)
 
     def _repr_html_(self) -> str:
         return f"<code>{self.path}</code>"

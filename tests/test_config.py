@@ -1,0 +1,338 @@
+"""The words of a run: presets and their numbers, refusals, sweeps, YAML and resume."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from xrddiff.config import (
+    GROUPS,
+    Config,
+    check_config,
+    check_frames,
+    compose_config,
+    conf_dir,
+    data_name,
+    expand_multirun,
+    load_config,
+    presets,
+    to_yaml,
+    vocabulary,
+)
+from xrddiff.errors import BadInput
+
+TRAINING = dict(
+    batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,
+    recons_loss="iwmse", alpha_mse=2.0, ema_decay=0.9999, train_vae_from_checkpoint=False, train_vae_from_scratch=True,
+    train_diff_from_checkpoint=False, train_diff_from_scratch=True, pretrained_vae_path=None, pretrained_diff_path=None,
+    use_annealing=True, annealing_shape="cosine",
+)  # fmt: skip
+
+
+def values(section, names):
+    return {name: getattr(section, name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("train", {}),
+        ("train_mse", dict(recons_loss="mse")),
+        ("train_l1", dict(recons_loss="l1")),
+        ("train_iwmse", dict(recons_loss="iwmse")),
+        ("test", dict(test_pipeline=True, test_suffix="_test", num_epochs=20)),
+    ],
+)
+def test_experiment_type(preset, changes):
+    cfg = compose_config([f"experiment_type={preset}"])
+    assert values(cfg.training, TRAINING) == TRAINING | changes
+    assert cfg.data.limit == (256 if preset == "test" else None)
+
+
+@pytest.mark.parametrize(
+    ("preset", "data_id", "pooling", "name"),
+    [
+        ("full", 522, False, "sim-522"),
+        ("pooling", 522, True, "sim-522"),
+        ("full_422", 422, False, "sim-422"),
+        ("pooling_422", 422, True, "sim-422"),
+        ("sim128", None, False, "sim128"),
+        ("pilatus", None, False, "pilatus-reflectivity"),
+        ("cspad", None, False, "cspad-lysozyme"),
+    ],
+)
+def test_data(preset, data_id, pooling, name):
+    cfg = compose_config([f"data={preset}"])
+    assert values(
+        cfg.data, ("data_id", "avg_pooling", "topk", "data_path", "train_ratio", "seed", "batch_size")
+    ) == dict(data_id=data_id, avg_pooling=pooling, topk=1.0, data_path=None, train_ratio=0.8, seed=42, batch_size=2)
+    assert data_name(cfg) == name
+
+
+def test_model_and_size():
+    assert compose_config(["model=vae_kl"]).model.latent_channels == 4
+    eight = compose_config(["model=vae_kl_8"]).model
+    assert (eight.model_name, eight.latent_channels, eight.latent_diff) == ("vae_kl", 8, False)
+    assert [compose_config([f"size={s}"]).size.name for s in presets("size")] == [
+        "tiny",
+        "small",
+        "medium",
+        "large",
+        "xl",
+    ]
+    assert compose_config().size.name == "tiny"
+
+
+def test_demo_trains_on_sim128_unless_told_otherwise():
+    assert data_name(compose_config(["experiment_type=demo"])) == "sim128"
+    assert data_name(compose_config(["experiment_type=demo", "data=pooling"])) == "sim-522"
+
+
+def test_every_preset_of_every_group_composes():
+    for group in GROUPS:
+        for name in presets(group):
+            cfg = compose_config([f"{group}={name}"])
+            assert cfg.presets[group] == name
+
+
+def test_every_key_in_the_presets_is_a_word():
+    words = set(vocabulary())
+    for path in conf_dir().rglob("*/*.yaml"):
+        text = path.read_text()
+        content = yaml.safe_load(text) or {}
+        content.pop("defaults", None)
+        section = (
+            ""
+            if "@package _global_" in text
+            else "training."
+            if "@package training" in text
+            else path.parent.name + "."
+        )
+        for key, value in content.items():
+            keys = [f"{key}.{k}" for k in value] if isinstance(value, dict) else [section + key]
+            assert set(keys) <= words, path
+
+
+def test_later_words_win_and_plus_sets():
+    cfg = compose_config(
+        ["training.lr=1", "+training.lr=2e-3", "++data.limit=7", "training.max_steps=5", "~training.max_steps"]
+    )
+    assert (cfg.training.lr, cfg.data.limit, cfg.training.max_steps) == (2e-3, 7, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model=vea_kl"], "did you mean 'vae_kl'"),
+        (["data=poling"], "did you mean 'pooling'"),
+        (["training.num_epoch=3"], "did you mean 'training.num_epochs'"),
+        (["experiment_type.recons_loss=mse"], "did you mean 'training.recons_loss'"),
+        (["batch_size=3"], "'data.batch_size' or 'training.batch_size'"),
+        (["trainig.lr=1"], "did you mean 'training.lr'"),
+        (["zzzz=1"], "xrddiff run --help"),
+        (["training={lr: 1}"], "'training' is a section"),
+        (["training.ddp=1"], "'training.ddp' is a section"),
+        (["presets.model=x"], "no word 'presets.model'"),
+        (["hydra.run.dir=x"], "no word 'hydra.run.dir'"),
+        (["data@training=full"], "@package"),
+        (["~data"], "takes the name of one preset"),
+        (["model"], "expected word=value"),
+        (["training.lr=[1"], "cannot read the override"),
+        (["training.lr=fast"], "training.lr: found 'fast', expected a number"),
+        (["training.lr=null"], "training.lr: found null, expected a number"),
+        (["~training.lr"], "cannot be cleared"),
+        (["training.num_epochs=2.5"], "expected a whole number"),
+        (["data.avg_pooling=4"], "expected true or false"),
+        (["data.crop=5"], "expected a list of whole numbers"),
+        (["data.crop=[5]"], "expected [height, width]"),
+        (["data.topk=1.5"], "data.topk: found 1.5, expected at least 0 and at most 1"),
+        (["data.topk=-0.1"], "data.topk"),
+        (["data.train_ratio=0"], "more than 0"),
+        (["training.lr=nan"], "training.lr: found nan"),
+        (["training.lr=inf"], "training.lr: found inf"),
+        (["training.batch_size=0"], "at least 1"),
+        (["training.recons_loss=iwsme"], "did you mean 'iwmse'"),
+        (["training.annealing_shape=sine"], "did you mean 'cosine'"),
+        (["data.transform=asin"], "did you mean 'asinh'"),
+        (["size.widths=[16,0]"], "size.widths: found 0"),
+        (["engine=jupyter"], "expected one of inprocess, kernel"),
+        (["training.train_vae_from_checkpoint=true"], "needs training.pretrained_vae_path"),
+        (
+            [
+                "training.train_vae_from_checkpoint=true",
+                "training.train_vae_from_scratch=true",
+                "training.pretrained_vae_path=/",
+            ],
+            "are both true",
+        ),
+        (["training.train_vae_from_scratch=false"], "are both false"),
+        (
+            ["training.train_vae_from_checkpoint=true", "training.pretrained_vae_path=/no/such"],
+            "no file or folder /no/such",
+        ),
+        (["training.pretrained_vae_path=/"], "would not be used"),
+        (["data.data_path=/no/such.h5"], "data.data_path: there is no file or folder /no/such.h5"),
+        (["data=sim128", "data.data_path=/"], "both say where the frames are"),
+        (["data.data_id=333"], "expected 422 or 522"),
+        (["data.data_id=null"], "no data"),
+        (["run_name=../up"], "run_name"),
+        (["data.limit=1"], "at least 2 frames"),
+        (["training.batch_size=4,8"], "add --multirun"),
+        (["resume=/no/such"], "there is no such folder"),
+        (["resume=/"], "has no config.yaml"),
+    ],
+)
+def test_refusals(overrides, sentence):
+    with pytest.raises(BadInput) as refused:
+        compose_config(overrides)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(BadInput) as refused:
+        compose_config(["data.topk=2", "training.lr=0", "training.train_vae_from_checkpoint=true"])
+    assert len(str(refused.value).splitlines()) == 3
+
+
+def test_starting_from_a_checkpoint_is_not_from_scratch(tmp_path):
+    cfg = compose_config(["training.train_vae_from_checkpoint=true", f"training.pretrained_vae_path={tmp_path}"])
+    assert not cfg.training.train_vae_from_scratch and cfg.training.pretrained_vae_path == str(tmp_path)
+
+
+def test_a_series_of_files_is_a_data_path(tmp_path):
+    (tmp_path / "a_001.cbf").touch()
+    assert compose_config([f"data.data_path='{tmp_path}/a_*.cbf'"]).data.data_path == f"{tmp_path}/a_*.cbf"
+    with pytest.raises(BadInput, match="no file or folder"):
+        compose_config([f"data.data_path='{tmp_path}/b_*.cbf'"])
+
+
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "frames.h5").touch()
+    assert compose_config(["data.data_path=frames.h5"]).data.data_path == str(tmp_path / "frames.h5")
+
+
+def test_ranks_need_a_frame_each(monkeypatch):
+    cfg = compose_config(["training.global_batch_size=4"])
+    check_config(cfg, ranks=4)
+    with pytest.raises(BadInput, match="each of the 8 ranks"):
+        check_config(cfg, ranks=8)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(BadInput, match="each of the 8 ranks"):
+        compose_config(["training.global_batch_size=4"])
+
+
+def test_frames_that_do_not_fit():
+    check_frames(compose_config(["data=pooling"]), (9, 512, 512))
+    with pytest.raises(BadInput, match="195 x 487"):
+        check_frames(compose_config(["data=pooling"]), (9, 195, 487))
+    with pytest.raises(BadInput, match="data.crop"):
+        check_frames(compose_config(["data.crop=[200,100]"]), (9, 195, 487))
+    with pytest.raises(BadInput, match="data.patch"):
+        check_frames(compose_config(["data=pooling", "data.patch=256"]), (9, 512, 512))
+
+
+def test_ignored_batch_size_is_told():
+    with pytest.warns(UserWarning, match="no effect"):
+        assert compose_config(["data.batch_size=8"]).training.batch_size == 2
+
+
+def test_yaml_round_trip(tmp_path):
+    cfg = compose_config(["experiment_type=test", "size.widths=[16,32]", "run_name=yes", "training.mixed_precision=no"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert load_config(tmp_path / "config.yaml") == cfg
+    assert yaml.safe_load(to_yaml(cfg))["training"]["test_suffix"] == "_test"
+
+
+@pytest.mark.parametrize(
+    "content", ["training: {lr: fast}", "trainig: {}", "[1, 2]", "a: [", "training: {lrr: 1}", "42", "\x00"]
+)
+def test_a_broken_config_is_refused(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(BadInput) as refused:
+        load_config(path)
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_older_config_takes_defaults(tmp_path):
+    (tmp_path / "config.yaml").write_text("training: {lr: 1.0}\n")
+    assert load_config(tmp_path / "config.yaml") == replace(Config(), training=replace(Config().training, lr=1.0))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    cfg = compose_config(["data=sim128", "training.lr=2e-4", "experiment_type=test"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    return tmp_path, cfg
+
+
+def test_resume_is_the_saved_run(saved):
+    path, cfg = saved
+    assert compose_config([f"resume={path}"]) == replace(cfg, resume=str(path))
+    again = compose_config([f"resume={path}", "data=sim128", "training.lr=2e-4", "training.num_epochs=50", "threads=1"])
+    assert (again.training.num_epochs, again.threads, again.training.lr) == (50, 1, 2e-4)
+
+
+@pytest.mark.parametrize(
+    "word", ["training.lr=1e-3", "data=full", "run_name=other", "training.batch_size=3", "model=vae_kl_8"]
+)
+def test_resume_refuses_another_run(saved, word):
+    path, _ = saved
+    with pytest.raises(BadInput, match="contradicts resume="):
+        compose_config([f"resume={path}", word])
+
+
+def test_multirun():
+    assert expand_multirun(["model=vae_kl", "training.lr=1e-3"]) == [["model=vae_kl", "training.lr=1e-3"]]
+    runs = expand_multirun(["model=vae_kl,vae_kl_8", "training.num_epochs=range(1,4)", "data=sim128"])
+    assert len(runs) == 6 and runs[0] == ["model=vae_kl", "training.num_epochs=1", "data=sim128"]
+    assert runs[1][1] == "training.num_epochs=2"  # the last word varies fastest
+    assert expand_multirun(["data=glob(*_422)"]) == [["data=full_422"], ["data=pooling_422"]]
+    assert expand_multirun(["size.widths=[8,16],[16,32]"]) == [["size.widths=[8,16]"], ["size.widths=[16,32]"]]
+    assert [compose_config(r).size.widths for r in expand_multirun(["size.widths=[8,16],[16,32]"])] == [
+        [8, 16],
+        [16, 32],
+    ]
+    assert expand_multirun(["training.seed=1,2", "training.seed=3"]) == [["training.seed=3"]]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("data=glob(nothing*)", "matches no preset"),
+        ("training.lr=glob(*)", "presets of a group"),
+        ("training.lr=interval(0,1)", "no end of values"),
+    ],
+)
+def test_multirun_refusals(word, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        expand_multirun([word])
+
+
+def test_own_presets(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("defaults: [full]\nlimit: 11\n")
+    cfg = compose_config([f"hydra.searchpath=[file://{tmp_path}]", "data=mine"])
+    assert (cfg.data.limit, cfg.presets["data"]) == (11, "mine")
+    with pytest.raises(BadInput, match="nope"):
+        compose_config([f"hydra.searchpath=[file://{tmp_path}]", "data=nope"])
+
+
+def test_hydra_in_use_elsewhere_is_left_alone(tmp_path):
+    from hydra import compose, initialize_config_dir
+
+    (tmp_path / "other.yaml").write_text("a: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert compose_config(["data=sim128"]).data.name == "sim128"
+        assert compose("other").a == 1
+
+
+def test_import_is_light():
+    code = "import sys, xrddiff.config; print([m for m in ('torch', 'numpy', 'hydra', 'xarray') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
