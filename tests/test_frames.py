@@ -185,6 +185,12 @@ def test_concat():
         F.concat_frames([a, b.assign_attrs(wavelength=2.0)])
     with pytest.raises(BadInput, match="variables g"):
         F.concat_frames([a, b.drop_vars("g")])
+    with pytest.raises(BadInput, match="gain"):
+        F.concat_frames([make(), make(gain=2.0)])
+    panel = dict(fs=[[1, 0, 0]], ss=[[0, 1, 0]])
+    stacks = [F.make_frames(np.zeros((1, 1, 4, 4)), panels=panel | {"origin": [[0, 0, z]]}) for z in (1, 2)]
+    with pytest.raises(BadInput, match="panel_origin"):
+        F.concat_frames(stacks)
     with pytest.raises(BadInput, match="nothing to join"):
         F.concat_frames([])
 

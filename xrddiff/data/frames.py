@@ -173,7 +173,7 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
         if (np.diff(frames) < 0).any():
             raise BadInput(f"{where}: peak_frame is not sorted; expected a table sorted by frame")
 
-# %% ../../nbs/data/frames.ipynb #dfa36d7e
+# %% ../../nbs/data/frames.ipynb #c6085a87
 def make_frames(
     intensity: Any,
     *,
@@ -267,7 +267,7 @@ def make_frames(
             words[name] = _numbers(number, 1, name)[0]
     if beam_center is not None:
         words["beam_center"] = _numbers(beam_center, 2, "beam_center")
-    ds = xr.Dataset(data, coords, words | attrs)
+    ds = xr.Dataset(data, coords, words | {k: v for k, v in attrs.items() if v is not None})
     if peaks is not None:
         ds = with_peaks(ds, peaks)
     _check_structure(ds, "frames")
@@ -395,7 +395,7 @@ def select_frames(ds: xr.Dataset, index: Any) -> xr.Dataset:
         out["peak_frame"] = ("peak", new.astype(np.int64), ds["peak_frame"].attrs)
     return out
 
-# %% ../../nbs/data/frames.ipynb #14244e01
+# %% ../../nbs/data/frames.ipynb #afd42e50
 def concat_frames(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     """Frames one after another, peaks renumbered; lazy values stay lazy. Attributes and panels are those of the first part, and must agree.
 
@@ -425,6 +425,13 @@ def concat_frames(parts: Sequence[xr.Dataset]) -> xr.Dataset:
             a, b = head.attrs.get(name), part.attrs.get(name)
             if (a is None) != (b is None) or (a is not None and not np.allclose(a, b, rtol=1e-9)):
                 raise BadInput(f"part {i} has {name} {b}; expected {a} as in part 0")
+        if part["intensity"].attrs.get("gain") != head["intensity"].attrs.get("gain"):
+            raise BadInput(
+                f"part {i} has the gain {part['intensity'].attrs.get('gain')}; expected {head['intensity'].attrs.get('gain')} as in part 0"
+            )
+        for name in (v for v in PANEL_GEOMETRY if v in head.coords):
+            if not np.allclose(head[name].values, part[name].values, rtol=0, atol=1e-9):
+                raise BadInput(f"part {i} has another {name} than part 0; expected the same panels in every part")
     out = head.drop_vars([v for v in head.variables if {"frame", "peak"} & set(head[v].dims) or v == "mask"])
     for name in (v for v in head.variables if "frame" in head[v].dims and v != "mask"):
         out[name] = _join([p[name].variable for p in parts])

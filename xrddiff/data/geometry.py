@@ -191,7 +191,7 @@ def resolution_rings(geom: Geometry | PanelGeometry, n: int = 4) -> list[tuple[f
             rings[d] = radius
     return sorted(rings.items(), key=lambda ring: ring[1])
 
-# %% ../../nbs/data/geometry.ipynb #93de8018
+# %% ../../nbs/data/geometry.ipynb #d01dcff9
 class Placement(NamedTuple):
     """Where the panels' pixels go in the assembled image."""
 
@@ -226,6 +226,11 @@ class PanelGeometry:
             object.__setattr__(self, name, array)
         if (np.linalg.norm(np.cross(self.fs, self.ss), axis=1) == 0).any():
             raise BadInput("a panel has parallel fs and ss steps; expected two directions")
+
+    def __repr__(self) -> str:
+        beam = "white beam" if self.wavelength is None else f"{self.wavelength:.4g} Å"
+        panels, n_ss, n_fs = self.shape
+        return f"PanelGeometry({panels} panels of {n_ss} × {n_fs} px of {1e6 * self.pixel_size:.4g} µm at {1e3 * self.distance:.4g} mm, {beam})"
 
     @classmethod
     def from_frames(cls, ds: xr.Dataset, frame: int | None = None) -> PanelGeometry:
