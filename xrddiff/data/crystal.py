@@ -69,7 +69,7 @@ def random_rotation(rng: np.random.Generator, n: int) -> np.ndarray:
     """`n` orientations U (n, 3, 3), uniform on SO(3)."""
     return rotation(rng.standard_normal((n, 4)))
 
-# %% ../../nbs/data/crystal.ipynb #5ad2fd0f
+# %% ../../nbs/data/crystal.ipynb #65eb9a0c
 def sample_cif(name: str) -> str:
     """The text of a CIF that comes with the package: `halite`, `rutile` or `quartz`."""
     folder = files("xrddiff.data") / "samples"
@@ -79,17 +79,17 @@ def sample_cif(name: str) -> str:
     return (folder / f"{name}.cif").read_text(encoding="utf-8")
 
 
-def read_small_structure(cif: str) -> gemmi.SmallStructure:
-    """gemmi's structure from the text of a CIF, with the occupancies of special positions divided by their multiplicity."""
+def read_small_structure(cif: str, where: str = "the CIF") -> gemmi.SmallStructure:
+    """gemmi's structure from the text of a CIF, with the occupancies of special positions divided by their multiplicity; errors name `where`."""
     try:
         small = gemmi.make_small_structure_from_block(gemmi.cif.read_string(cif).sole_block())
     except (RuntimeError, ValueError) as error:
         raise BadInput(
-            f"the CIF cannot be read: {error}; expected one data block with a cell, a space group and atom sites"
+            f"{where} cannot be read: {error}; expected one data block with a cell, a space group and atom sites"
         ) from error
     if not small.sites or small.spacegroup is None or not small.cell.is_crystal():
         raise BadInput(
-            f"the CIF {small.name!r} has {len(small.sites)} atom sites, space group {small.spacegroup_hm!r} and cell {small.cell.parameters}; expected all three"
+            f"{where} has {len(small.sites)} atom sites, space group {small.spacegroup_hm!r} and cell {small.cell.parameters}; expected all three"
         )
     small.change_occupancies_to_crystallographic()
     return small
@@ -129,7 +129,7 @@ def wilson_mean(inverse_d2: np.ndarray, volume: float, wilson: Wilson) -> np.nda
     f2 = sum(share * np.array([gemmi.Element(e).it92.calculate_sf(v) for v in x]) ** 2 for e, share in _PROTEIN.items())
     return atoms * np.interp(s2, x, f2) * np.exp(-2 * wilson.b_factor * s2)
 
-# %% ../../nbs/data/crystal.ipynb #141d7c58
+# %% ../../nbs/data/crystal.ipynb #596f58e4
 @dataclass(frozen=True)
 class Crystal:
     """A crystal structure: `cell` (Å, degrees), Hermann–Mauguin `space_group`, and `factors`, a `Wilson` or the text of a CIF."""
@@ -159,8 +159,11 @@ class Crystal:
     @classmethod
     def from_cif(cls, source: str | Path) -> Crystal:
         """The crystal of a CIF: a path, or the name of a sample structure (`halite`, `rutile`, `quartz`)."""
-        text = Path(source).read_text(encoding="utf-8") if Path(source).suffix else sample_cif(str(source))
-        small = read_small_structure(text)
+        try:
+            text = Path(source).read_text(encoding="utf-8") if Path(source).suffix else sample_cif(str(source))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{source} cannot be read: {error}; expected the text of a CIF") from error
+        small = read_small_structure(text, str(source))
         return cls(tuple(small.cell.parameters), small.spacegroup.xhm(), text)
 
     @classmethod

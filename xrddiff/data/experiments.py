@@ -182,7 +182,7 @@ def detector_mask(detector: Detector) -> np.ndarray:
     mask.flags.writeable = False
     return mask
 
-# %% ../../nbs/data/experiments.ipynb #3887bd3a
+# %% ../../nbs/data/experiments.ipynb #f121d750
 EXPERIMENTS: dict[str, Experiment] = {
     e.name: e
     for e in (
@@ -200,7 +200,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "sim-522",
             Beam(wavelength=0.984, fluence=2.5e10, bandwidth=1e-3, jitter=4e-4, polarization=0.98, spread=0.3),
             Sample(Crystal.example("trigonal", Wilson(b_factor=30.0, solvent=0.48, seed=522)), size=6.0, size_spread=0.3, profile_radius=4e-4, mosaicity=8e-4),
-            Background(water=2.5, air=2.0, dark=0.02),
+            Background(water=2.5, air=1.2, dark=0.02),
             Detector(
                 "counting pixel array, 172 µm", "counting", (512, 512), 172e-6, 0.120, (249.6, 261.8), psf=0.9,
                 saturation=2**20 - 1, module=(254, 254), gaps=4, beamstop=8.0, bad=3e-4,
@@ -208,8 +208,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         Experiment(
             "sim128",
-            Beam(wavelength=1.240, fluence=1.4e10, bandwidth=1.5e-3, jitter=5e-4, spread=0.35),
-            Sample(Crystal.example("orthorhombic", Wilson(b_factor=18.0, solvent=0.40, seed=128)), size=3.0, size_spread=0.35, profile_radius=1.2e-3, mosaicity=1.5e-3),
+            Beam(wavelength=1.240, fluence=2.5e10, bandwidth=1.5e-3, jitter=5e-4, spread=0.35),
+            Sample(Crystal.example("orthorhombic", Wilson(b_factor=18.0, solvent=0.40, seed=128)), size=3.0, size_spread=0.35, profile_radius=9e-4, mosaicity=1.2e-3),
             Background(water=3.0, air=1.2, ice=2.0, ice_probability=0.05, dark=0.02),
             Detector(
                 "counting pixel array, 344 µm", "counting", (128, 128), 344e-6, 0.050, (64.6, 63.2), psf=0.95,
