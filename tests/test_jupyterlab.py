@@ -1,0 +1,84 @@
+"""The run notebook in a real JupyterLab, driven by a real browser: open it, Run All Cells, and the run is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+from browser import chromium
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "model": "vae_kl",
+    "experiment_type": "test",
+    "data": "sim128",
+    "overrides": ["data.limit=64", "training.max_steps=4", "run_name=in-the-lab", "threads=1"],
+}
+
+
+@contextmanager
+def jupyterlab(folder: Path):
+    """A JupyterLab server on `folder`, with its own settings; yields its address and token."""
+    pytest.importorskip("jupyterlab")
+    private = {f"JUPYTER_{k}_DIR": str(folder / ".jupyter" / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")}
+    token = os.urandom(16).hex()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0", "--ServerApp.ip=127.0.0.1",
+               f"--ServerApp.root_dir={folder}", "--ServerApp.allow_root=True", "--LabApp.news_url=None",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+    log = open(folder / "lab.log", "w")
+    server = subprocess.Popen(
+        command, cwd=folder, env=os.environ | private | {"JUPYTER_TOKEN": token}, stdout=log, stderr=log
+    )
+    try:
+        for _ in range(300):
+            found = list(Path(private["JUPYTER_RUNTIME_DIR"]).glob("jpserver-*.json"))
+            if found and (text := found[0].read_text()):
+                break
+            assert server.poll() is None, (folder / "lab.log").read_text()
+            time.sleep(0.1)
+        yield json.loads(text)["url"], token
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+def menu(page, name: str, item: str) -> None:
+    """Choose an item of JupyterLab's menu bar."""
+    page.locator(".lm-MenuBar-itemLabel", has_text=name).first.click()
+    page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
+
+
+def test_run_all_in_jupyterlab_is_the_same_run(tmp_path):
+    notebook = nbformat.read(ROOT / "nbs" / "runs" / "train_autoencoder.ipynb", as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source = "\n".join(f"{name} = {value!r}" for name, value in SMALL.items()) + "\nrun_dir = None"
+    nbformat.write(notebook, tmp_path / "train_autoencoder.ipynb")
+    with jupyterlab(tmp_path) as (url, token), chromium(1400, 1000) as page:
+        page.goto(f"{url}lab/tree/train_autoencoder.ipynb?token={token}")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+        menu(page, "Run", "Run All Cells")
+        report = tmp_path / "output" / "vae_kl_test" / "in-the-lab" / "report.html"
+        for _ in range(600):
+            if (
+                report.exists()
+                or page.locator(
+                    ".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg"
+                ).count()
+            ):
+                break
+            page.wait_for_timeout(500)
+        errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+        if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/jupyterlab.png")
+        assert report.exists(), "\n".join(errors) or "no report after five minutes"
+        assert errors == []
+        assert [u for u in page.requested if not u.startswith((url, "data:", "blob:", "ws:"))] == []
