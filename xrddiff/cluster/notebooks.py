@@ -6,7 +6,7 @@
 __all__ = ['RUN_NOTEBOOKS', 'run_notebook_path', 'notebook_parameters', 'check_parameters', 'LiveShell', 'InProcessEngine',
            'KernelEngine', 'NotebookFailed', 'run_notebook', 'execute_run', 'notebook_target']
 
-# %% ../../nbs/cluster/notebooks.ipynb #33746fd7
+# %% ../../nbs/cluster/notebooks.ipynb #073fb1d1
 import ast
 import atexit
 import gc
@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import nbformat
@@ -31,6 +32,7 @@ from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import InteractiveShell
+from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
@@ -283,7 +285,7 @@ def _ends_in_order(error: BaseException) -> bool:
 
 papermill_engines.register("inprocess", InProcessEngine)
 
-# %% ../../nbs/cluster/notebooks.ipynb #20f852a0
+# %% ../../nbs/cluster/notebooks.ipynb #18901f14
 class _KernelClient(PapermillNotebookClient):
     """nbclient with a kernel over IPC, whose output is passed on as it comes."""
 
@@ -305,8 +307,14 @@ class _KernelClient(PapermillNotebookClient):
         return self.km
 
     async def async_start_new_kernel(self, **kwargs):
-        await super().async_start_new_kernel(**kwargs)
+        inline = "module://matplotlib_inline.backend_inline"  # a batch script may ask for agg, which shows nothing
+        # what the kernel's own machinery has to say goes to the log; what cells print comes as messages
+        stderr = self.job.output.logs["stderr"].file if self.job.output.logs else DEVNULL
+        env = os.environ | {"MPLBACKEND": inline}
+        await super().async_start_new_kernel(env=env, stdout=DEVNULL, stderr=stderr, **kwargs)
         _forward_signals(self)
+
+    start_new_kernel = run_sync(async_start_new_kernel)
 
     def execute_cell(self, cell, index, **kwargs):
         if index in self.sections:
