@@ -23,7 +23,7 @@ from ..errors import BadInput, nearest
 __all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table',
            'open_hdf5_frames']
 
-# %% ../../nbs/data/hdf5.ipynb #b3dc0606
+# %% ../../nbs/data/hdf5.ipynb #6da109c1
 USUAL = (
     "/entry_1/data_1/data", "/entry_1/instrument_1/detector_1/data", "/entry_1/image_1/data", "/entry/data/data",
     "/entry/instrument/detector/data", "/data/data", "/data/rawdata0", "/data", "/images",
@@ -33,8 +33,13 @@ USUAL = (
 def walk(group: h5py.Group, missing: list[str] | None = None, seen: set | None = None) -> Iterator[h5py.Dataset]:
     """Every data set once, through soft and external links; links that lead nowhere go to `missing` as 'name -> file'."""
     seen = set() if seen is None else seen
-    for name in group:
-        link = group.get(name, getlink=True)
+    links = {name: group.get(name, getlink=True) for name in group}
+    # what is here comes before what is linked from elsewhere, and data sets before groups
+    order = sorted(
+        links, key=lambda n: (not isinstance(links[n], h5py.HardLink), not isinstance(group.get(n), h5py.Dataset))
+    )
+    for name in order:
+        link = links[name]
         try:
             item = group[name]
         except (KeyError, OSError):

@@ -263,7 +263,7 @@ def _reason(error: Exception) -> str:
     """HDF5's own reason in one line."""
     return " ".join(str(error).split())[:200]
 
-# %% ../../nbs/data/sources.ipynb #9b454888
+# %% ../../nbs/data/sources.ipynb #47886334
 FILTERS = {
     1: "gzip", 4: "szip", 307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "zstd",
     32017: "SZ", 32018: "FCIDECOMP", 32022: "BitGroom", 32023: "GBR", 32024: "SZ3", 32025: "Delta-Rice", 32026: "Blosc2", 32028: "SPERR",
@@ -304,15 +304,15 @@ def check_dataset(data: h5py.Dataset, where: str) -> None:
 
 
 class HDF5Rows(Rows):
-    """Frames of one HDF5 data set, `(y, x)` counting as one frame. The file is opened when the first frame is asked for, in each process."""
+    """Frames of one HDF5 data set, `(y, x)` counting as one frame; `exact` keeps the dtype. The file is opened once in each process."""
 
-    def __init__(self, path: str | Path, name: str):
+    def __init__(self, path: str | Path, name: str, exact: bool = False):
         self.path, self.name, self.where = str(path), name, f"data set '{name}' of {path}"
         data = open_hdf5(path)[name]
         check_dataset(data, self.where)
         self.single = data.ndim == 2
         self.shape = (1, *data.shape) if self.single else tuple(data.shape)
-        self.dtype = data.dtype if data.dtype == bool else frame_dtype(data.dtype, self.where)
+        self.dtype = data.dtype if exact or data.dtype == bool else frame_dtype(data.dtype, self.where)
         self._data: tuple[int, h5py.Dataset] | None = (os.getpid(), data)
 
     def __getstate__(self) -> dict:
@@ -332,17 +332,17 @@ class HDF5Rows(Rows):
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
 
-# %% ../../nbs/data/sources.ipynb #ad4491c6
+# %% ../../nbs/data/sources.ipynb #8ee76563
 class ZarrRows(Rows):
-    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame."""
+    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame; `exact` keeps the dtype."""
 
-    def __init__(self, path: str | Path, name: str = ""):
+    def __init__(self, path: str | Path, name: str = "", exact: bool = False):
         self.path, self.name = str(path), name
         self.where = f"array '{name}' of {path}" if name else str(path)
         array = self._open()
         self.single = array.ndim == 2
         self.shape = (1, *array.shape) if self.single else tuple(array.shape)
-        self.dtype = array.dtype if array.dtype == bool else frame_dtype(array.dtype, self.where)
+        self.dtype = array.dtype if exact or array.dtype == bool else frame_dtype(array.dtype, self.where)
         self._array: tuple[int, Any] | None = (os.getpid(), array)
 
     def _open(self) -> Any:
