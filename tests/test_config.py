@@ -225,6 +225,21 @@ def test_ranks_need_a_frame_each(monkeypatch):
         compose_config(["training.global_batch_size=4"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data=pilatus", "data.avg_pooling=true"], "195 x 487 pixels do not divide"),
+        (["data=pooling", "data.pool=3"], "512 x 512 pixels do not divide"),
+        (["data=sim128", "data.patch=256"], "data.patch: found 256 x 256"),
+        (["data=full", "data.name=sim12"], "did you mean 'sim128'"),
+    ],
+)
+def test_named_data_is_checked_before_it_is_opened(overrides, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        compose_config(overrides)
+    compose_config(["data=pooling", "data.crop=[64,64]"])
+
+
 def test_frames_that_do_not_fit():
     check_frames(compose_config(["data=pooling"]), (9, 512, 512))
     with pytest.raises(BadInput, match="195 x 487"):

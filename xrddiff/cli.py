@@ -101,7 +101,7 @@ def show_summary(path: Path) -> None:
             Console().print(summary_table(rows))
     print(f"report: {report}" if report.is_file() else f"run: {path}")
 
-# %% ../nbs/cli.ipynb #8cc8d9a5
+# %% ../nbs/cli.ipynb #84bd2c07
 def data_list(args: argparse.Namespace) -> int:
     """Print the named data sets."""
     from rich.console import Console
@@ -110,13 +110,11 @@ def data_list(args: argparse.Namespace) -> int:
     from xrddiff.data.catalog import list_data
 
     frame = list_data().reset_index()
-    if frame.columns[0] == "index":
-        frame = frame.drop(columns="index")
     table = Table(show_edge=False, pad_edge=False)
-    for c in frame.columns:
-        table.add_column(str(c), overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_number(None if value != value else value) for value in row))
+    for c in ("name", "title", "frames", "shape", "units", "kind", "MB", "licence"):
+        table.add_column(c, overflow="fold", justify="right" if c in ("frames", "MB") else "left", no_wrap=c == "name")
+    for row in frame.to_dict("records"):
+        table.add_row(*(_number(row[c.header]) for c in table.columns))
     Console().print(table)
     return 0
 
@@ -134,7 +132,7 @@ def data_simulate(args: argparse.Namespace) -> int:
     from xrddiff.data.catalog import simulate_to
 
     _writable(args.output)
-    print(simulate_to(args.output, args.experiment, args.n, seed=args.seed) or args.output)
+    print(simulate_to(args.output, args.experiment, args.n, args.seed))
     return 0
 
 
@@ -144,7 +142,7 @@ def data_convert(args: argparse.Namespace) -> int:
 
     _writable(args.target)
     attrs = dict(_attribute(text) for text in args.attributes)
-    print(convert(args.source, args.target, geometry=args.geometry, **attrs) or args.target)
+    print(convert(args.source, args.target, geometry=args.geometry, dataset=args.dataset, **attrs))
     return 0
 
 
@@ -175,12 +173,16 @@ def data_inspect(args: argparse.Namespace) -> int:
 
     from xrddiff.data.readers import inspect_file
 
-    if args.png:
-        _writable(args.png)
-    Console().print(inspect_file(args.file, frame=args.frame, png=args.png))
-    if args.png:
-        print(args.png)
-    return 0
+    attributes = dict(_attribute(text) for text in args.attributes)
+    png = None
+    if not args.no_png:
+        png = args.png or f"{Path(args.file).name.partition('.')[0]}-{args.frame}.png"
+        _writable(png)
+    about = inspect_file(
+        args.file, geometry=args.geometry, dataset=args.dataset, frame=args.frame, png=png, **attributes
+    )
+    Console().print(about)
+    return 2 if "problem" in about else 0
 
 # %% ../nbs/cli.ipynb #0075c0e1
 def words_help() -> str:
@@ -221,7 +223,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise BadInput(f"{message} (see `{self.prog} --help`)")
 
-# %% ../nbs/cli.ipynb #fb1d9aaf
+# %% ../nbs/cli.ipynb #b74a671d
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     parser = _Parser(prog="xrddiff", description="Generative models of X-ray diffraction, judged by physics.")
@@ -262,12 +264,19 @@ def build_parser() -> argparse.ArgumentParser:
     p = kinds.add_parser("inspect", help="what is in a file of frames, and a picture of one")
     p.add_argument("file", help="any supported file: HDF5, CXI, zarr, npy, TIFF, CBF, EDF, MCCD")
     p.add_argument("--frame", type=int, default=0, metavar="I", help="the frame to draw (0)")
-    p.add_argument("--png", metavar="OUT", help="where to save the picture")
+    p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
+    p.add_argument("--no-png", action="store_true", help="no picture")
+    p.add_argument("--dataset", metavar="PATH", help="where in an HDF5 file the frames are (found by its layout)")
+    p.add_argument("--geometry", metavar="FILE", help="a .poni or CrystFEL .geom file")
+    p.add_argument(
+        "attributes", nargs="*", metavar="name=value", help="what the file does not say, for instance wavelength=1.3"
+    )
     p.set_defaults(command=data_inspect)
 
     p = kinds.add_parser("convert", help="rewrite frames as .zarr or .h5")
     p.add_argument("source", help="any supported file, or a folder of images")
     p.add_argument("target", help="a .zarr or .h5 to write")
+    p.add_argument("--dataset", metavar="PATH", help="where in an HDF5 file the frames are (found by its layout)")
     p.add_argument("--geometry", metavar="FILE", help="a .poni or CrystFEL .geom file")
     p.add_argument(
         "attributes", nargs="*", metavar="name=value", help="what the source does not say, for instance wavelength=1.3"

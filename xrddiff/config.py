@@ -431,7 +431,7 @@ def get_word(cfg: Config, name: str) -> Any:
         cfg = getattr(cfg, part)
     return cfg
 
-# %% ../nbs/config.ipynb #2fc5c5ab
+# %% ../nbs/config.ipynb #6725bf12
 def check_config(cfg: Config, *, ranks: int | None = None) -> None:
     """Raise `BadInput` if a value is out of range, two words contradict each other, or a named file is missing.
 
@@ -440,7 +440,7 @@ def check_config(cfg: Config, *, ranks: int | None = None) -> None:
     ranks = ranks or int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     problems = [p for w in vocabulary().values() if (p := _value_problem(w, get_word(cfg, w.name)))]
     problems += [sentence for check in _CHECKS if (sentence := check(cfg, ranks))]
-    if problems:
+    if problems or (problems := [sentence] if (sentence := _in_catalog(cfg)) else []):
         raise BadInput("\n".join(problems))
 
 # %% ../nbs/config.ipynb #1c1607fb
@@ -486,7 +486,7 @@ def _unused_start(cfg: Config, ranks: int) -> str | None:
         return "training.pretrained_vae_path is set but would not be used: add training.train_vae_from_checkpoint=true"
     return None
 
-# %% ../nbs/config.ipynb #4150d923
+# %% ../nbs/config.ipynb #594eb292
 @_check
 def _which_data(cfg: Config, ranks: int) -> str | None:
     d = cfg.data
@@ -501,12 +501,32 @@ def _which_data(cfg: Config, ranks: int) -> str | None:
     return None
 
 
+def _in_catalog(cfg: Config) -> str | None:
+    """Is the name known, and do its frames fit the words? The catalog takes a second to import: the shipped presets are known to fit."""
+    d = cfg.data
+    whole = d.crop is None and d.patch is None
+    shipped = d.name is None and d.pool == Data.pool or not d.avg_pooling and d.name in (None, *_SHIPPED)
+    if d.data_path is not None or whole and shipped:
+        return None
+    from xrddiff.data.catalog import CATALOG
+
+    name = data_name(cfg)
+    if name not in CATALOG:
+        return f"data.name: there is no data set '{name}'{nearest(str(name), CATALOG)}"
+    try:
+        check_frames(cfg, CATALOG[name].shape)
+    except BadInput as error:
+        return str(error)
+    return None
+
+
 @_check
 def _geometry_file(cfg: Config, ranks: int) -> str | None:
     return _missing("data.geometry", cfg.data.geometry)
 
 
 _STAND_INS = {422: "sim-422", 522: "sim-522"}
+_SHIPPED = ("sim128", "pilatus-reflectivity", "cspad-lysozyme")  # the names in the shipped presets
 
 
 def _missing(word: str, path: str | None) -> str | None:

@@ -1,0 +1,206 @@
+"""The command line: its commands, its one-line errors, its exit codes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from test_notebooks import TOY_RUN, write_notebook
+
+from xrddiff import __version__
+from xrddiff.cli import main, parse
+from xrddiff.cluster import notebooks
+from xrddiff.errors import BadInput
+
+
+def said(capsys):
+    out, err = capsys.readouterr()
+    return out, err.splitlines()
+
+
+def test_version_and_help_are_quick_and_light():
+    code = (
+        "import sys, xrddiff.cli as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'numpy', 'hydra', 'xarray', 'rich', 'papermill') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]" and "run" in out and "data" in out
+
+
+@pytest.mark.parametrize(
+    "argv", [["--version"], ["--help"], ["run", "--help"], ["data", "--help"], ["data", "inspect", "--help"]]
+)
+def test_help_exits_zero(argv, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(argv)
+    out, _ = said(capsys)
+    assert done.value.code == 0 and out
+    if argv == ["--version"]:
+        assert out.strip() == f"xrddiff {__version__}"
+    if argv[0] == "run":
+        assert "training.recons_loss=iwmse" in out and "pooling_422" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["run", "model=vea_kl"], "did you mean 'vae_kl'"),
+        (["run", "training.num_epoch=3"], "did you mean 'training.num_epochs'"),
+        (["run", "training.batch_size=4,8"], "--multirun"),
+        (["run", "resume=/no/such"], "no such folder"),
+        (["run", "--quick"], "no option '--quick'"),
+        (["rum"], "invalid choice: 'rum'"),
+        ([], "required"),
+        (["data", "simulate", "sim128", "-n", "many", "-o", "x.zarr"], "invalid int value"),
+        (["data", "simulate", "sim128"], "-o"),
+        (["data", "list", "extra"], "extra"),
+        (["data", "convert", "a.h5", "/proc/no/b.zarr"], "cannot write /proc/no/b.zarr"),
+    ],
+)
+def test_errors_are_one_line_and_two(argv, sentence, capsys):
+    assert main(argv) == 2
+    out, err = said(capsys)
+    assert out == "" and len(err) == 1 and err[0].startswith("xrddiff: ") and sentence in err[0]
+
+
+def test_several_problems_are_a_line_each(capsys):
+    assert main(["run", "data.topk=3", "training.lr=0"]) == 2
+    assert [line[:9] for line in said(capsys)[1]] == ["xrddiff: "] * 2
+
+
+def test_overrides_stand_anywhere():
+    args = parse(["run", "--dry-run", "a=1", "-m", "b=2", "~c"])
+    assert args.dry_run and args.multirun and args.overrides == ["a=1", "b=2", "~c"]
+    with pytest.raises(BadInput, match="--nothing"):
+        parse(["run", "a=1", "--nothing"])
+
+
+def test_dry_run_prints_the_configuration(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "model=vae_kl", "data=pooling_422", "training.num_epochs=2", "--dry-run"]) == 0
+    cfg = yaml.safe_load(said(capsys)[0])
+    assert (cfg["data"]["data_id"], cfg["training"]["num_epochs"], cfg["presets"]["data"]) == (422, 2, "pooling_422")
+    assert main(["run", "-m", "training.batch_size=4,8,16", "--dry-run"]) == 0
+    assert [c["training"]["batch_size"] for c in yaml.safe_load_all(said(capsys)[0])] == [4, 8, 16]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_note_is_one_line(capsys):
+    assert main(["run", "data.batch_size=9", "--dry-run"]) == 0
+    assert said(capsys)[1] == ["xrddiff: note: data.batch_size=9 has no effect: training.batch_size=2 overrides it"]
+
+
+@pytest.fixture
+def toy_run(tmp_path, monkeypatch):
+    source = write_notebook(tmp_path / "toy.ipynb", *TOY_RUN)
+    monkeypatch.setattr(notebooks, "run_notebook_path", lambda name: source)
+    monkeypatch.chdir(tmp_path)
+    return source
+
+
+def test_run_resume_and_summary(toy_run, capsys):
+    assert main(["run", "data=sim128", "training.num_epochs=3"]) == 1  # its toy trainer meets a power cut
+    out, err = said(capsys)
+    path = re.search(r"^run: (.*)$", out, re.MULTILINE).group(1)
+    assert f"xrddiff: the run is kept; go on with it by: xrddiff run resume={path}" in err
+    assert "RuntimeError: power cut" in err[-1] and err[-1].startswith("xrddiff: toy.ipynb failed in cell")
+    assert main(["run", f"resume={path}"]) == 0
+    out, err = said(capsys)
+    assert "epochs 2 to 3" in out and re.search(r"epochs\s.*3", out)
+    assert out.splitlines()[-1] == f"report: {path}/report.html" and not err
+
+
+def test_multirun_runs_them_all(toy_run, tmp_path, capsys):
+    assert main(["run", "-m", "data=sim128", "training.num_epochs=1,3,2", "run_name=sweep"]) == 1
+    out, err = said(capsys)
+    assert out.count("=== run") == 3 and err[-1] == "xrddiff: 1 of 3 runs failed"
+    done = {p.parent.parent.name: json.loads(p.read_text())["epochs"] for p in tmp_path.rglob("summary.json")}
+    assert done == {"sweep": 1, "sweep-3": 2}
+
+
+def test_a_wrong_word_stops_a_sweep_before_it_starts(toy_run, tmp_path, capsys):
+    assert main(["run", "-m", "training.recons_loss=mse,l2"]) == 2
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_unwritable_output_folder(toy_run, capsys):
+    assert main(["run", "output_dir=toy.ipynb"]) == 2
+    assert "output_dir=toy.ipynb must be a folder" in said(capsys)[1][0]
+
+
+def test_ctrl_c_is_130(tmp_path):
+    source = write_notebook(
+        tmp_path / "toy.ipynb", TOY_RUN[0], "import time\nprint('begun', flush=True)\ntime.sleep(60)"
+    )
+    code = (
+        "import sys\nfrom xrddiff.cluster import notebooks\nfrom xrddiff.cli import main\n"
+        f"notebooks.run_notebook_path = lambda name: {str(source)!r}\nsys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "run", "data=sim128"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("begun") for line in lines)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "go on with it by: xrddiff run resume=output/vae_kl/" in err and err.endswith("xrddiff: interrupted\n")
+
+
+def test_a_closed_pipe_is_no_error(tmp_path):
+    command = f'{sys.executable} -c \'import sys; from xrddiff.cli import main; sys.exit(main(["run", "-m", "training.seed=range(0,40)", "--dry-run"]))\' | head -1'
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert done.stdout == "model:\n" and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_data_list(capsys):
+    assert main(["data", "list"]) == 0
+    out, _ = said(capsys)
+    assert all(name in out for name in ("sim-422", "sim-522", "sim128", "cspad-lysozyme", "pilatus-reflectivity"))
+
+
+def test_simulate_inspect_convert(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "simulate", "sim128", "-n", "3", "-o", "new/a.zarr", "--seed", "5"]) == 0
+    assert main(["data", "convert", "new/a.zarr", "b.h5"]) == 0
+    said(capsys)
+    assert main(["data", "inspect", "b.h5", "--frame", "2"]) == 0
+    out, _ = said(capsys)
+    assert "3 × 128 × 128" in out and "wavelength" in out
+    assert (tmp_path / "b-2.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        main(["data", "inspect", "b.h5", "--no-png"]) == 0
+        and main(["data", "inspect", "b.h5", "--png", "c/d.png"]) == 0
+    )
+    assert sorted(p.name for p in tmp_path.rglob("*.png")) == ["b-2.png", "d.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["data", "fetch", "sim12"], "did you mean 'sim128'"),
+        (["data", "simulate", "sim12", "-o", "x.h5"], "sim12"),
+        (["data", "simulate", "sim128", "-n", "0", "-o", "x.h5"], "1 or more"),
+        (["data", "simulate", "sim128", "-n", "1", "-o", "x.jpg"], "expected a name that ends in"),
+        (["data", "inspect", "none.h5"], "none.h5"),
+        (["data", "inspect", "text.h5"], "text.h5"),
+        (["data", "convert", "none.h5", "b.h5"], "none.h5"),
+        (["data", "convert", "text.h5", "b.h5", "wavelength"], "'wavelength' is not an attribute"),
+    ],
+)
+def test_data_errors_are_one_line(argv, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.h5").write_text("no HDF5")
+    assert main(argv) == 2
+    _, err = said(capsys)
+    assert len(err) == 1 and err[0].startswith("xrddiff: ") and sentence in err[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["text.h5"]
