@@ -63,7 +63,7 @@ def _run_one(overrides: Sequence[str], cfg: Any) -> None:
         raise
     show_summary(path)
 
-# %% ../nbs/cli.ipynb #3bc2ee23
+# %% ../nbs/cli.ipynb #0c1c868a
 def summary_table(rows: dict[str, Any]):
     """The rows of `metrics/summary.json` as a rich table: `{"peak F1": {"VAE": 0.5, "PCA": 0.3}}` or `{"loss": 0.1}`."""
     from rich.table import Table
@@ -89,8 +89,6 @@ def show_summary(path: Path) -> None:
     """Print the summary of a run folder, if it has one, and where its report is."""
     import json
 
-    from rich.console import Console
-
     summary, report = path / "metrics" / "summary.json", path / "report.html"
     if summary.is_file():
         try:
@@ -98,24 +96,31 @@ def show_summary(path: Path) -> None:
         except ValueError:
             raise BadInput(f"{summary} is not JSON") from None
         if rows:
-            Console().print(summary_table(rows))
+            _console().print(summary_table(rows))
     print(f"report: {report}" if report.is_file() else f"run: {path}")
 
-# %% ../nbs/cli.ipynb #84bd2c07
+# %% ../nbs/cli.ipynb #7e711780
+def _console():
+    """A pipe has no width: its tables get room."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
 def data_list(args: argparse.Namespace) -> int:
     """Print the named data sets."""
-    from rich.console import Console
     from rich.table import Table
 
     from xrddiff.data.catalog import list_data
 
-    frame = list_data().reset_index()
-    table = Table(show_edge=False, pad_edge=False)
-    for c in ("name", "title", "frames", "shape", "units", "kind", "MB", "licence"):
-        table.add_column(c, overflow="fold", justify="right" if c in ("frames", "MB") else "left", no_wrap=c == "name")
-    for row in frame.to_dict("records"):
-        table.add_row(*(_number(row[c.header]) for c in table.columns))
-    Console().print(table)
+    table = Table(show_edge=False, pad_edge=False, show_header=False, box=None, padding=(0, 2, 1, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for row in list_data().reset_index().to_dict("records"):
+        frames = f"{row['frames']} frame{'s' if row['frames'] > 1 else ''} of {row['shape']} pixels, {row['units']}"
+        size = f"{_number(row['MB'])} MB, {row['kind']}, {row['licence']}"
+        table.add_row(row["name"], f"{row['title']}\n{frames}; {size}")
+    _console().print(table)
     return 0
 
 
@@ -169,8 +174,6 @@ def _writable(path: str) -> None:
 
 def data_inspect(args: argparse.Namespace) -> int:
     """Print what is in a file of frames; draw one of them."""
-    from rich.console import Console
-
     from xrddiff.data.readers import inspect_file
 
     attributes = dict(_attribute(text) for text in args.attributes)
@@ -181,7 +184,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     about = inspect_file(
         args.file, geometry=args.geometry, dataset=args.dataset, frame=args.frame, png=png, **attributes
     )
-    Console().print(about)
+    _console().print(about)
     return 2 if "problem" in about else 0
 
 # %% ../nbs/cli.ipynb #0075c0e1
