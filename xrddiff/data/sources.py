@@ -23,7 +23,7 @@ from ..errors import BadInput
 __all__ = ['HDF5_SIGNATURE', 'FILTERS', 'Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask',
            'SqueezedRows', 'is_hdf5', 'readable', 'open_hdf5', 'filter_names', 'check_dataset', 'HDF5Rows', 'ZarrRows']
 
-# %% ../../nbs/data/sources.ipynb #6ef59086
+# %% ../../nbs/data/sources.ipynb #e82ae248
 class Rows(BackendArray):
     """Frames on disk: `shape` = (frame, …), `dtype`, and `read(a, b, rest)` for the frames a … b−1.
 
@@ -64,10 +64,9 @@ class Rows(BackendArray):
         if not pieces:
             pieces = [np.empty((0, *np.broadcast_to(np.False_, self.shape[1:])[plain].shape), self.dtype)]
         out = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        if plain != rest:
-            for axis, k in enumerate((k for k in rest if not isinstance(k, int | np.integer)), 1):
-                if not isinstance(k, slice):
-                    out = np.take(out, np.asarray(k), axis=axis)
+        for axis, k in enumerate((k for k in rest if not isinstance(k, int | np.integer)), 1):
+            if not isinstance(k, slice):
+                out = out[(slice(None),) * axis + (np.asarray(k),)]
         out = out.astype(self.dtype, copy=False)
         return out[0] if not isinstance(first, slice) and np.ndim(first) == 0 else out
 
@@ -195,7 +194,7 @@ class SqueezedRows(Rows):
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         return self.stored.read(a, b, (0, *rest))
 
-# %% ../../nbs/data/sources.ipynb #379acb69
+# %% ../../nbs/data/sources.ipynb #3a47789e
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -241,8 +240,7 @@ def open_hdf5(path: str | Path) -> h5py.File:
             found = f.read(8)
         raise BadInput(f"{path} is not HDF5: it begins with {found!r}; expected the signature {HDF5_SIGNATURE!r}")
     try:
-        # best-effort: parallel file systems without locks can be read too
-        file = h5py.File(path, "r", locking="best-effort")
+        file = h5py.File(path, "r")  # HDF5's own way of locking: another one would keep others of this process out
     except OSError as error:
         if "truncated" in str(error):
             raise BadInput(
