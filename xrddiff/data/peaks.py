@@ -135,14 +135,14 @@ def _around(
     flat = np.where(ok, first[:, None] + j * shape[1] + i, 0)
     return flat, cx, cy, d2, ok
 
-# %% ../../nbs/data/peaks.ipynb #1c6d96ba
+# %% ../../nbs/data/peaks.ipynb #ff4e43e5
 class PeakFinder:
     """Finds Bragg peaks in images of one shape.
 
     `bins`: whole numbers, (y, x) or (panel, ss, fs), from `radial_bins` or `tile_bins`. `mask`: bool, same shape, True = trustworthy.
     `snr`: a peak needs Σ(x − b)/σ ≥ `snr`, with σ per pixel. `pixel_snr`: a pixel belongs to a peak above b + `pixel_snr`·σ (and `threshold` units
     above b); None means 3 where the noise is that of photons (`poisson_floor`), and `snr` where it is not known, as in peakfinder8.
-    `min_pixels`, `max_pixels`: how many connected pixels. `ring`: the local background comes from `ring` … 2·`ring` px around.
+    `min_pixels`, `max_pixels`: how many connected pixels; a bright spot reaches 3σ far out, so the limit is wider than peakfinder8's 30. `ring`: the local background comes from `ring` … 2·`ring` px around.
     `aperture`: px around the centroid that count to the intensity. `gain`: units per photon. `noise`: readout noise σ in units.
     `poisson_floor`: σ is at least that of counts, and the threshold allows for their skewness; False takes the image's own scatter alone.
     """
@@ -156,7 +156,7 @@ class PeakFinder:
         pixel_snr: float | None = None,
         threshold: float = 0.0,
         min_pixels: int = 2,
-        max_pixels: int = 30,
+        max_pixels: int = 80,
         ring: float = 4.0,
         aperture: float = 2.5,
         gain: float = 1.0,
