@@ -1,0 +1,136 @@
+"""The loader against a bare h5py read of the same bitshuffle-LZ4 file, in bytes of stored pixels per second.
+
+    python bench/loader.py [--repeats 9] [--megabytes 256] [--out bench/results/loader.md]
+
+The bare read is what h5py does best: one chunk after another into one buffer, and nothing is done with it. The loader
+gives batches: float32 network values, mask, padding, conditions. Every repeat times all of them, one after another, and the ratio is
+taken within the repeat, so that whatever else the machine does falls on both. Both read from the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from xrddiff.data.frames import make_frames
+from xrddiff.data.loading import FrameLoader
+from xrddiff.data.transforms import Asinh
+from xrddiff.seeds import numpy_rng
+
+CASES = {"512² int32": (512, np.int32, 8), "2048² uint16": (2048, np.uint16, 4)}
+
+
+def scene(size: int, dtype: type, kinds: int = 4) -> np.ndarray:
+    """A few frames with a water ring, Bragg spots and counting noise; they compress as such frames do."""
+    rng = numpy_rng("bench", "loader", size)
+    y, x = np.mgrid[:size, :size].astype(np.float32) + 0.5
+    radius = np.hypot(x - size / 2, y - size / 2) / size
+    mu = 0.5 + 12 * np.exp(-((radius - 0.25) ** 2) / 0.005) + 6 * np.exp(-radius / 0.1)
+    frames = np.empty((kinds, size, size), dtype)
+    for f in frames:
+        counts = rng.poisson(mu)
+        at = rng.integers(3, size - 3, (2, size // 3))
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                counts[at[0] + dy, at[1] + dx] += rng.poisson(rng.exponential(400, size // 3))
+        f[...] = np.minimum(counts, np.iinfo(np.uint16).max)
+    return frames
+
+
+def write(path: Path, size: int, dtype: type, megabytes: int) -> None:
+    kinds = scene(size, dtype)
+    n = max(8, megabytes * 2**20 // kinds[0].nbytes)
+    with h5py.File(path, "w") as f:
+        data = f.create_dataset(
+            "data", (n, size, size), dtype, chunks=(1, size, size), **hdf5plugin.Bitshuffle(cname="lz4")
+        )
+        for i in range(n):
+            data[i] = kinds[i % len(kinds)]
+        mask = np.ones((size, size), bool)
+        mask[:: size // 8, :], mask[:, :: size // 4] = False, False
+        f["mask"] = mask
+
+
+def bare(data: h5py.Dataset) -> float:
+    """Seconds for a sequential read of everything into one buffer."""
+    buffer = np.empty(data.shape[1:], data.dtype)
+    start = time.perf_counter()
+    for i in range(len(data)):
+        data.read_direct(buffer, np.s_[i])
+    return time.perf_counter() - start
+
+
+def loaded(loader: FrameLoader, epoch: int) -> float:
+    """Seconds for an epoch of batches."""
+    start = time.perf_counter()
+    n = sum(len(batch["index"]) for batch in loader.batches(epoch))
+    seconds = time.perf_counter() - start
+    assert n == len(loader.index)
+    return seconds
+
+
+def measure(path: Path, batch_size: int, repeats: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Per way of loading: GB/s and the ratio to the bare read, one of each per repeat."""
+    with h5py.File(path) as f:
+        data = f["data"]
+        ds = make_frames(data, mask=f["mask"][()], wavelength=1.3, source=path.name)
+        transform = Asinh().fit(ds, np.arange(min(len(data), 16)))
+        words = {"batch_size": batch_size, "multiple": 8}
+        ways = {
+            "bare h5py": None,
+            "loader, in order": FrameLoader(ds, transform, shuffle=False, **words),
+            "loader, shuffled": FrameLoader(ds, transform, **words),
+            "loader, shuffled, no threads": FrameLoader(ds, transform, prefetch=0, **words),
+        }
+        out = {name: ([], []) for name in ways}
+        for repeat in range(-1, repeats):
+            seconds = {name: bare(data) if way is None else loaded(way, repeat + 1) for name, way in ways.items()}
+            if repeat < 0:  # the first round warms the page cache and imports what is imported late
+                continue
+            for name, s in seconds.items():
+                out[name][0].append(data.nbytes / s / 1e9)
+                out[name][1].append(seconds["bare h5py"] / s)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--megabytes", type=int, default=256, help="size of each file before compression")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    lines = [
+        "# Loader against a bare h5py read",
+        "",
+        f"`python bench/loader.py --repeats {args.repeats} --megabytes {args.megabytes}`, {os.cpu_count()} CPU cores, h5py {h5py.__version__}.",
+        "Bitshuffle-LZ4, one frame per chunk, page cache warm. GB/s of stored pixels; the ratio is taken within each repeat.",
+        "",
+        "| file | way | GB/s median (best) | ratio median | ratio min |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (size, dtype, batch_size) in CASES.items():
+            path = Path(folder) / f"{size}.h5"
+            write(path, size, dtype, args.megabytes)
+            for way, (speed, ratio) in measure(path, batch_size, args.repeats).items():
+                lines.append(
+                    f"| {name} | {way} | {statistics.median(speed):.2f} ({max(speed):.2f}) | "
+                    f"{statistics.median(ratio):.2f} | {min(ratio):.2f} |"
+                )
+            path.unlink()
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
