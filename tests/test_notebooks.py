@@ -227,6 +227,22 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         run_notebook(source, tmp_path / "b.ipynb", terminal=False)
 
 
+def test_a_log_on_a_full_disk(tmp_path, capsys):
+    source = write_notebook(tmp_path / "toy.ipynb", "n = 0")
+    with pytest.raises(BadInput, match="the log /dev/full: No space left"):
+        run_notebook(source, tmp_path / "b.ipynb", log="/dev/full")
+    full = open("/dev/full", "w")
+    out = LiveOutput(full)
+    for i in range(3):  # it fills up later: the run goes on
+        print("line", i, file=Stream(out, "stdout"))
+    out.finish()
+    assert out.outputs()[0]["text"] == "line 0\nline 1\nline 2\n"
+    shown, err = capsys.readouterr()
+    assert shown == "line 0\nline 1\nline 2\n" and err == "\nthe log ends here: No space left on device\n"
+    with pytest.raises(OSError):
+        full.close()
+
+
 # ---------------------------------------------------------------- while it runs
 
 DRIVER = """

@@ -165,7 +165,7 @@ class Terminal:
             self.print("\n")
         self.flush()
 
-# %% ../../nbs/cluster/live.ipynb #b36139e2
+# %% ../../nbs/cluster/live.ipynb #8586d119
 class LiveOutput:
     """What the current cell prints and displays: shown, logged and collected as notebook outputs.
 
@@ -201,10 +201,18 @@ class LiveOutput:
         with self.lock:
             if show:
                 (self.out if name == "stdout" else self.err).print(text)
-            if self.logs:
-                self.logs[name].write(text)
+            self._log(name, text)
         if self.on_write and threading.current_thread() is threading.main_thread():
             self.on_write()
+
+    def _log(self, name: str, text: str | None) -> None:
+        """Log text, or the end of a cell; a full disk ends the log, not the run, which has its own way to say so."""
+        try:
+            if log := self.logs.get(name):
+                log.finish() if text is None else log.write(text)
+        except OSError as error:
+            self.logs = {}
+            self.err.print(f"\nthe log ends here: {error.strerror}\n")
 
     def display(self, output: dict, display_id: str | None = None, *, update: bool = False) -> None:
         """A figure, table or error, as a notebook output; with `update`, in place of the one of that id."""
@@ -247,8 +255,8 @@ class LiveOutput:
     def finish(self) -> None:
         """End unfinished lines; call it at the end of a cell."""
         with self.lock:
-            for log in self.logs.values():
-                log.finish()
+            for name in list(self.logs):
+                self._log(name, None)
             self.out.finish()
             self.err.finish()
 

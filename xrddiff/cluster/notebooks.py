@@ -419,7 +419,7 @@ def _forward_signals(client: _KernelClient) -> None:
         for s in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(s, forward)
 
-# %% ../../nbs/cluster/notebooks.ipynb #2ff8a051
+# %% ../../nbs/cluster/notebooks.ipynb #3b886834
 class NotebookFailed(XrddiffError):
     """A cell raised something that nobody expected; the traceback is in the notebook."""
 
@@ -445,9 +445,7 @@ def run_notebook(
     check_parameters(_read(source), parameters, source.name)
     if engine not in ("inprocess", "kernel"):
         raise BadInput(f"engine: found {engine!r}{nearest(engine, ['inprocess', 'kernel'])}")
-    with _open_log(log) as file, _signals():
-        if file:
-            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {source.name}", file=file, flush=True)
+    with _open_log(log, source.name) as file, _signals():
         job = _Job(target, LiveOutput(file, terminal=terminal))
         try:
             papermill.execute_notebook(
@@ -480,7 +478,7 @@ def _failure(error: PapermillExecutionError, job: _Job, source: Path) -> BaseExc
         f"{source.name} failed in cell [{error.exec_count}] with {what}; the traceback is in {job.target}"
     )
 
-# %% ../../nbs/cluster/notebooks.ipynb #19fe1a90
+# %% ../../nbs/cluster/notebooks.ipynb #3ae97ef2
 def _read(source: Path) -> nbformat.NotebookNode:
     try:
         return nbformat.read(source, as_version=4)
@@ -491,16 +489,20 @@ def _read(source: Path) -> nbformat.NotebookNode:
 
 
 @contextmanager
-def _open_log(log: str | os.PathLike | None):
+def _open_log(log: str | os.PathLike | None, title: str):
     if log is None:
         yield None
         return
     try:
         file = open(log, "a", encoding="utf-8", errors="replace")
+        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {title}", file=file, flush=True)
     except OSError as error:
         raise BadInput(f"cannot write the log {log}: {error.strerror}") from None
-    with file:
+    try:
         yield file
+    finally:
+        with suppress(OSError):  # the rest of a log on a full disk
+            file.close()
 
 # %% ../../nbs/cluster/notebooks.ipynb #dbb93335
 def execute_run(overrides: Sequence[str], cfg: Config | None = None, *, on_start=None, terminal: bool = True) -> Path:
