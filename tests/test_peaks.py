@@ -173,7 +173,7 @@ def test_background_is_that_of_a_plain_loop():
     rng = numpy_rng("test", "loop")
     bins = np.repeat(np.arange(3), 5000)
     values = rng.poisson(np.array([0.5, 4, 60])[bins]) + np.where(rng.random(15000) < 0.01, 300, 0)
-    b, sigma, high = robust_background(values, bins, 3, 6, poisson_floor=False)
+    b, sigma, high, above = robust_background(values, bins, 3, 6, poisson_floor=False)
     for i in range(3):
         x = values[bins == i].astype(float)
         keep = x
@@ -181,7 +181,8 @@ def test_background_is_that_of_a_plain_loop():
             m, s = keep.mean(), keep.std()
             keep = x[(x <= m + 6 * s) & (x >= m - 6 * s)]
         assert b[i] == pytest.approx(keep.mean(), rel=1e-9) and sigma[i] == pytest.approx(keep.std(), rel=1e-6)
-        assert high[i] == pytest.approx(m + 6 * s + 0, rel=1e-6)
+        assert high[i] == pytest.approx(m + 6 * s, rel=1e-6)
+    assert np.array_equal(above, np.flatnonzero(values > high[bins]))
 
 
 def test_radii_of_frames(still):

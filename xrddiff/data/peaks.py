@@ -62,7 +62,7 @@ def narrowed(k: float) -> float:
     """σ of a Gaussian cut off at ±`k` σ, relative to σ."""
     return float(np.sqrt(1 - k * np.sqrt(2 / np.pi) * np.exp(-k * k / 2) / (1 - 2 * ndtr(-k))))
 
-# %% ../../nbs/data/peaks.ipynb #e8e9222d
+# %% ../../nbs/data/peaks.ipynb #76552b9f
 def robust_background(
     values: np.ndarray,
     bins: np.ndarray,
@@ -74,19 +74,15 @@ def robust_background(
     noise: float = 0.0,
     poisson_floor: bool = True,
     iterations: int = 10,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean b, σ and detection threshold of bins 0 … n−1, without the pixels beyond that threshold.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean b, σ and detection threshold of bins 0 … n−1, without the pixels beyond that threshold, and which pixels exceed it.
 
     `values`, `bins`: (pixel,), bins intp from 0 to n; pixels of bin n are left out (masked). A pixel is out above max(T(b), b + `threshold`) and
-    below b − `k` σ. `gain`, `noise`, `poisson_floor`: see `noise_floor`. Returns three arrays (n,); a bin without pixels has an infinite threshold.
+    below b − `k` σ. `gain`, `noise`, `poisson_floor`: see `noise_floor`. Returns three arrays (n,), a bin without pixels with an infinite threshold, and
+    the ascending indices of the pixels above the threshold.
     """
-
-    def sums(at: np.ndarray, x: np.ndarray) -> np.ndarray:
-        x = x.astype(np.float64)
-        return np.stack([np.bincount(at, w, minlength=n + 1)[:n] for w in (None, x, x * x)])
-
-    total = kept = sums(bins, values)
-    before, suspects, limits = None, None, (0.0, 0.0)
+    total = kept = _sums(values, bins, n)
+    before, suspects, limits = None, np.zeros(0, np.intp), None
     cut_at = [min(k, 2.0) if poisson_floor else k] * 3 + [k] * max(iterations - 3, 0)
     for turn in range(len(cut_at) + 1):
         count = np.maximum(kept[0], 1)
@@ -97,21 +93,42 @@ def robust_background(
         now = cut_at[turn] if turn < len(cut_at) else k
         high = np.maximum(pixel_threshold(b, sigma, now, gain if poisson_floor else 0), b + threshold)
         low = b - now * sigma
-        if turn == len(cut_at):
-            break
-        if suspects is None or (low > limits[0]).any() or (high < limits[1]).any():
+        high[kept[0] == 0], low[kept[0] == 0] = np.inf, -np.inf
+        if limits is None or (low > limits[0]).any() or (high < limits[1]).any():
             # whoever is half-way out is worth another look later, as long as the limits stay wider than that
             limits = (low + b) / 2, (high + b) / 2
-            out = values > np.append(limits[1], np.inf).astype(np.float32)[bins]
-            out |= values < np.append(limits[0], -np.inf).astype(np.float32)[bins]
-            suspects = np.flatnonzero(out)
+            suspects = _outside(values, bins, *limits)
             at, x = bins[suspects], values[suspects]
-        cut = (x > high[at]) | (x < low[at])
-        if turn > 3 and np.array_equal(before, suspects[cut]):
+        above = x > high[at]
+        cut = above | (x < low[at])
+        if turn == len(cut_at) or (turn > 3 and np.array_equal(before, suspects[cut])):
             break
         before = suspects[cut]
-        kept = total - sums(at[cut], x[cut])
-    return b, sigma, np.where(kept[0] > 0, high, np.inf)
+        kept = total - _sums(x[cut], at[cut], n)
+    return b, sigma, high, suspects[above]
+
+
+_BLOCK = 1 << 16  # pixels looked at together: what fits in a core's cache
+
+
+def _sums(values: np.ndarray, bins: np.ndarray, n: int) -> np.ndarray:
+    """Number of pixels, Σx and Σx² of bins 0 … n−1: (3, n)."""
+    out = np.zeros((3, n + 1))
+    for s in range(0, len(values), _BLOCK):
+        at, x = bins[s : s + _BLOCK], values[s : s + _BLOCK].astype(np.float64)
+        for row, weight in zip(out, (None, x, x * x), strict=True):
+            row += np.bincount(at, weight, minlength=n + 1)
+    return out[:, :n]
+
+
+def _outside(values: np.ndarray, bins: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Ascending indices of the pixels below `low` or above `high` of their bin (to float32's rounding); never those of the bin after the last."""
+    low, high = np.append(low, -np.inf).astype(np.float32), np.append(high, np.inf).astype(np.float32)
+    found = []
+    for s in range(0, len(values), _BLOCK):
+        at, x = bins[s : s + _BLOCK], values[s : s + _BLOCK].astype(np.float32)
+        found.append(np.flatnonzero((x > high[at]) | (x < low[at])) + s)
+    return np.concatenate(found)
 
 # %% ../../nbs/data/peaks.ipynb #2d2fb6e5
 def _offsets(radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +152,7 @@ def _around(
     flat = np.where(ok, first[:, None] + j * shape[1] + i, 0)
     return flat, cx, cy, d2, ok
 
-# %% ../../nbs/data/peaks.ipynb #ff4e43e5
+# %% ../../nbs/data/peaks.ipynb #5630c4dc
 class PeakFinder:
     """Finds Bragg peaks in images of one shape.
 
@@ -188,14 +205,11 @@ class PeakFinder:
         self.n_bins = int(self.bins.max()) + 1
         self._bins = np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp)
 
-    def background(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, σ and threshold of each bin of `image`, and one bin more for masked pixels, with an infinite threshold."""
-        s = self.settings
-        b, sigma, high = robust_background(
-            image.ravel(), self._bins, self.n_bins, s["pixel_snr"], threshold=s["threshold"], gain=s["gain"],
-            noise=s["noise"], poisson_floor=s["poisson_floor"],
-        )  # fmt: skip
-        return np.append(b, 0.0), np.append(sigma, 1.0), np.append(high, np.inf)
+    def background(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """`robust_background` of `image`: mean, σ and threshold of each bin, and the indices of the pixels above it."""
+        names = ("threshold", "gain", "noise", "poisson_floor")
+        words = {name: self.settings[name] for name in names}
+        return robust_background(image.ravel(), self._bins, self.n_bins, self.settings["pixel_snr"], **words)
 
     def __call__(self, image: np.ndarray) -> pd.DataFrame:
         """The peaks of `image`, one row each, in the order of its pixels: `panel` (stacks only), `fs`, `ss` (centroid, px, pixel centres at +0.5),
@@ -206,14 +220,13 @@ class PeakFinder:
         if image.dtype.kind == "f" and not (fine := np.isfinite(image)).all():
             return PeakFinder(self.bins, self.mask & fine, **s)(np.where(fine, image, 0))
         (*_, height, width), pixels = self.bins.shape, image.ravel()
-        b, sigma, high = self.background(image)
+        b, sigma, _, index = self.background(image)
 
-        candidate = pixels > high.astype(np.float32)[self._bins]
+        candidate = np.zeros(image.size, bool)
+        candidate[index] = True
         structure = np.zeros((3,) * image.ndim, bool)
         structure[(1,) * (image.ndim - 2)] = True  # neighbours by side or corner, never on another panel
-        label = ndimage.label(candidate.reshape(image.shape), structure)[0].ravel()
-        index = np.flatnonzero(candidate)
-        label = label[index]
+        label = ndimage.label(candidate.reshape(image.shape), structure)[0].ravel()[index]
         y, x = np.divmod(index % (height * width), width)
         inner = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
         size = np.bincount(label)
@@ -241,7 +254,7 @@ class PeakFinder:
         local_sigma = np.sqrt(np.maximum((ring * ring).sum(1) / np.maximum(count, 1) - mean * mean, 0))
         centre = self._bins[first + np.floor(cy).astype(np.intp) * width + np.floor(cx).astype(np.intp)]
         few = (count < 10) & (centre < self.n_bins)
-        mean, local_sigma = np.where(few, b[centre], mean), np.where(few, sigma[centre], local_sigma)
+        mean, local_sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in ((b, mean), (sigma, local_sigma)))
         if s["poisson_floor"]:
             local_sigma = np.maximum(local_sigma, noise_floor(mean, s["gain"], s["noise"]))
 
