@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 _all_ = ["EXPERIMENTS", "Experiment"]  # at hand where they are used
 
 # %% auto #0
-__all__ = ['REACH', 'Shots', 'draw_shots', 'Spots', 'find_spots', 'expected_counts', 'detect', 'simulate', 'EXPERIMENTS',
-           'Experiment']
+__all__ = ['REACH', 'Shots', 'draw_shots', 'Spots', 'find_spots', 'expected_counts', 'recorded_dtype', 'detect', 'simulate',
+           'EXPERIMENTS', 'Experiment']
 
 # %% ../../nbs/data/simulate.ipynb #6353513c
 class Shots(NamedTuple):
@@ -95,16 +95,17 @@ def draw_shots(experiment: Experiment, shots: Sequence[int], seed: int = 0) -> S
     columns = [np.array(c) for c in zip(*rows, strict=True)]
     return Shots(*columns)
 
-# %% ../../nbs/data/simulate.ipynb #66444e43
+# %% ../../nbs/data/simulate.ipynb #edb55813
 REACH = 4.0  # reflections further from the sphere than this many rocking widths are left out
 
 
 class _Setting(NamedTuple):
     """What all shots of an experiment share."""
 
-    hkl: np.ndarray  # (N, 3) int32
+    hkl: np.ndarray  # (N, 3) int32, one of each pair of Friedel mates
     sieve: np.ndarray  # (4, N) float32: h, k, l and 1/d², each over the reach of its reflection; see find_spots
-    f2: np.ndarray  # (N,)
+    f2: np.ndarray  # (N,), the same for both mates
+    reach: float  # largest excitation error of any reflection, 1/Å
     B: np.ndarray  # (3, 3)
     water_air: np.ndarray  # (y, x) float32, photons
     ice: np.ndarray  # (y, x) float32
@@ -117,9 +118,12 @@ class _Setting(NamedTuple):
 def _setting(experiment: Experiment) -> _Setting:
     beam, sample, back = experiment.beam, experiment.sample, experiment.background
     r = reflections(sample.crystal, experiment.resolution)
+    h, k, l = r.hkl.T  # noqa: E741
+    half = (h > 0) | ((h == 0) & ((k > 0) | ((k == 0) & (l > 0))))
+    hkl, g2, f2 = r.hkl[half], r.g2[half], r.f2[half]
     k = 1 / beam.wavelength
     # cos 2θ of a reflection in its Bragg position
-    width = rocking_width(r.g2, 1 - r.g2 / (2 * k**2), sample.profile_radius, sample.mosaicity, beam.bandwidth * k)
+    width = rocking_width(g2, 1 - g2 / (2 * k**2), sample.profile_radius, sample.mosaicity, beam.bandwidth * k)
     slack = 1.1 * (1 + SPREAD_LIMIT * beam.jitter) * (1 + SPREAD_LIMIT * sample.cell_spread)
     cut = 2 * k * REACH * width * slack
     geom = experiment.geometry
@@ -128,9 +132,10 @@ def _setting(experiment: Experiment) -> _Setting:
     maps = [seen * m for m in (back.water * water_profile(q) + back.air * air_profile(q), back.ice * ice_profile(q))]
     mask = detector_mask(experiment.detector)
     return _Setting(
-        r.hkl,
-        (np.concatenate([r.hkl.T, r.g2[None]]) / cut).astype(np.float32),
-        r.f2,
+        hkl,
+        (np.concatenate([hkl.T, g2[None]]) / cut).astype(np.float32),
+        f2,
+        1.1 * REACH * float(width.max()),
         reciprocal_matrix(sample.crystal.cell),
         *(m.astype(np.float32) for m in maps),
         mask,
@@ -138,7 +143,7 @@ def _setting(experiment: Experiment) -> _Setting:
         float(np.median(maps[0][mask])) + back.dark,
     )
 
-# %% ../../nbs/data/simulate.ipynb #5c60b1c7
+# %% ../../nbs/data/simulate.ipynb #851ca18b
 class Spots(NamedTuple):
     """Reflections of S shots that reach the detector, in order of shot, crystal, reflection; each (n,)."""
 
@@ -154,12 +159,13 @@ class Spots(NamedTuple):
 
 
 def _sift(sieve: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Numbers of the reflections with |g² + v·h| within reach."""
+    """Numbers of the reflections of which one mate has |g² + v·h| within reach."""
     near = sieve[0] * v[0]  # term by term: BLAS would start threads for a product of this size
     term = sieve[1] * v[1]
     near += term
     near += np.multiply(sieve[2], v[2], out=term)
-    near += sieve[3]
+    np.abs(near, out=near)
+    near -= sieve[3]
     return np.flatnonzero(np.abs(near, out=near) < 1)
 
 
@@ -175,19 +181,27 @@ def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
         np.repeat(np.arange(len(found)), [len(f) for f in found]),
         np.concatenate([*found, np.array([], np.int64)]),
     )
-    frame, crystal, hkl = frame[pair], crystal[pair], setting.hkl[row]
-    k = 1 / drawn.wavelength[frame]
-    h = hkl / drawn.cell_scale[frame, crystal][:, None]
-    ray = np.stack([(UB[pair, i] * h).sum(1) for i in range(3)], 1)  # g
-    g2 = (ray**2).sum(1)
+    ray = (
+        np.einsum("nij,nj->ni", UB[pair], setting.hkl[row].astype(float))
+        / drawn.cell_scale[frame, crystal][pair][:, None]
+    )
+    # the equations choose between mates; each sees what the one before has left
+    ray, pair, row, mate = np.concatenate([ray, -ray]), np.tile(pair, 2), np.tile(row, 2), np.repeat([1, -1], len(row))
+    k = 1 / drawn.wavelength[frame][pair]
     s = excitation_error(ray, k)
+    keep = np.flatnonzero(np.abs(s) <= setting.reach)
+    keep = keep[np.argsort(pair[keep], kind="stable")]  # in order of shot and crystal
+    ray, k, pair, row, mate, s = (v[keep] for v in (ray, k, pair, row, mate, s))
+    g2 = np.einsum("ni,ni->n", ray, ray)
     ray[:, 2] += k
     sigma = rocking_width(g2, ray[:, 2] / (k + s), sample.profile_radius, sample.mosaicity, beam.bandwidth * k)
+    scale, margin, (h, w) = det.distance / det.pixel_size, spot_window(experiment.spot_sigma), det.shape
     with np.errstate(divide="ignore", invalid="ignore"):
-        fs = det.beam_center[0] + det.distance / det.pixel_size * ray[:, 0] / ray[:, 2]
-        ss = det.beam_center[1] + det.distance / det.pixel_size * ray[:, 1] / ray[:, 2]
-    margin = spot_window(experiment.spot_sigma)
-    on = (ray[:, 2] > 0) & (fs > -margin) & (fs < det.shape[1] + margin) & (ss > -margin) & (ss < det.shape[0] + margin)
+        fs, ss = (det.beam_center[i] + scale * ray[:, i] / ray[:, 2] for i in (0, 1))
+    keep = (ray[:, 2] > 0) & (np.abs(s) <= REACH * sigma)
+    keep &= (fs > -margin) & (fs < w + margin) & (ss > -margin) & (ss < h + margin)
+    ray, pair, row, mate, g2, s, sigma, fs, ss = (v[keep] for v in (ray, pair, row, mate, g2, s, sigma, fs, ss))
+    frame, crystal = frame[pair], crystal[pair]
     p = partiality(s, sigma, sample.profile_radius)
     photons = darwin_intensity(
         setting.f2[row],
@@ -199,9 +213,10 @@ def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
         p,
         sample.transmission * det.efficiency,
     )
-    keep = np.flatnonzero(on & (np.abs(s) <= REACH * sigma) & (photons >= experiment.faint))
-    values = (frame, crystal, hkl, s, p, 1 / np.sqrt(g2), fs, ss, photons)
-    return Spots(*(v[keep] for v in values))
+    keep = photons >= experiment.faint
+    return Spots(
+        *(v[keep] for v in (frame, crystal, mate[:, None] * setting.hkl[row], s, p, 1 / np.sqrt(g2), fs, ss, photons))
+    )
 
 # %% ../../nbs/data/simulate.ipynb #642201d6
 def _render(experiment: Experiment, drawn: Shots, spots: Spots) -> np.ndarray:
@@ -236,28 +251,35 @@ def expected_counts(experiment: Experiment, shots: Sequence[int], seed: int = 0)
     spots = find_spots(experiment, drawn)
     return _render(experiment, drawn, spots), drawn, spots
 
-# %% ../../nbs/data/simulate.ipynb #0c010705
+# %% ../../nbs/data/simulate.ipynb #becdc1fb
+def recorded_dtype(detector: Detector) -> np.dtype:
+    """dtype of the frames: int32 counts or int16 ADU."""
+    return np.dtype(np.int32 if detector.kind == "counting" else np.int16)
+
+
 def _recordable(detector: Detector, mu: np.ndarray) -> np.ndarray:
     """Expected counts after dead time."""
     return mu * np.exp(-detector.dead_time * mu) if detector.dead_time else mu
 
 
-def detect(detector: Detector, mu: np.ndarray, *key: int | str) -> np.ndarray:
-    """What `detector` records of one frame's μ (y, x) float32 photons; `key` decides the noise. int32 counts or int16 ADU, masked pixels 0."""
+def detect(detector: Detector, mu: np.ndarray, *key: int | str, out: np.ndarray | None = None) -> np.ndarray:
+    """What `detector` records of one frame's μ (y, x) float32 photons; `key` decides the noise. int32 counts or int16 ADU, masked pixels 0; into `out` if given."""
     import torch
 
+    if out is None:
+        out = np.empty(mu.shape, recorded_dtype(detector))
     # the draws are torch's, which are the fastest; all else is NumPy's, which starts no threads of its own
     generator = torch_generator("detector", *key)
     counts = torch.poisson(torch.from_numpy(_recordable(detector, mu)), generator=generator)
+    value = counts.numpy()
     if detector.kind == "counting":
-        return np.minimum(counts.numpy(), detector.saturation, out=counts.numpy()).astype(np.int32)
-    adu = counts.numpy()
-    adu *= detector.gain
+        return np.minimum(value, detector.saturation, out=out, casting="unsafe")
+    value *= detector.gain
     if detector.read_noise:
-        adu += torch.empty_like(counts).normal_(0, detector.read_noise, generator=generator).numpy()
+        value += torch.empty_like(counts).normal_(0, detector.read_noise, generator=generator).numpy()
     if detector.pedestal:
-        adu += detector.pedestal
-    out = np.clip(np.rint(adu, out=adu), -(2**15), min(detector.saturation, 2**15 - 1), out=adu).astype(np.int16)
+        value += detector.pedestal
+    np.clip(np.rint(value, out=value), -(2**15), min(detector.saturation, 2**15 - 1), out=out, casting="unsafe")
     out[~detector_mask(detector)] = 0
     return out
 
@@ -311,7 +333,7 @@ def _crystals(experiment: Experiment, drawn: Shots) -> dict[str, tuple[tuple[str
         "cell": (("frame", "crystal", "cell_parameter"), np.where(present[..., None], cell, np.nan)),
     }
 
-# %% ../../nbs/data/simulate.ipynb #72f860fb
+# %% ../../nbs/data/simulate.ipynb #a9c51fe9
 def simulate(
     experiment: Experiment | str,
     shots: Sequence[int],
@@ -331,16 +353,16 @@ def simulate(
     if not shots or min(shots) < 0:
         raise BadInput(f"shots are {shots[:5]}; expected at least one shot number, none of them negative")
     det, setting = experiment.detector, _setting(experiment)
-    size = int(np.clip(2**21 // np.prod(det.shape), 1, 32))
+    size = int(np.clip(2**20 // np.prod(det.shape), 1, 16))
     blocks = [shots[i : i + size] for i in range(0, len(shots), size)]
-    intensity = np.empty((len(shots), *det.shape), np.int32 if det.kind == "counting" else np.int16)
+    intensity = np.empty((len(shots), *det.shape), recorded_dtype(det))
     mean = np.empty(intensity.shape, np.float32) if expected else None
 
     def one(number: int) -> tuple[Shots, Spots]:
         rows, block = slice(number * size, number * size + len(blocks[number])), blocks[number]
         mu, drawn, spots = expected_counts(experiment, block, seed)
         for image, m, shot in zip(intensity[rows], mu, block, strict=True):
-            image[:] = detect(det, m, experiment.name, seed, shot)
+            detect(det, m, experiment.name, seed, shot, out=image)
         if expected:
             mean[rows] = np.where(setting.mask, det.gain * _recordable(det, mu) + det.pedestal, 0)
         return drawn, spots._replace(frame=spots.frame + rows.start)
