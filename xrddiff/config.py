@@ -36,14 +36,14 @@ def word(
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
-# %% ../nbs/config.ipynb #582051d7
+# %% ../nbs/config.ipynb #352158e8
 @dataclass
 class Model:
     model_name: str = word("vae_kl", "the kind of model", choices=("vae_kl",))
     latent_channels: int = word(4, "channels of the latent (1, 2, 4, 8 …)", low=1, high=512)
     latent_diff: bool = word(False, "diffusion in the latent of an autoencoder")
     downsampling: int = word(4, "detector pixels per latent pixel, along one side", choices=(4, 8))
-    mid_attention: bool = word(True, "self-attention at the lowest resolution")
+    mid_attention: bool | None = word(None, "self-attention at the lowest resolution; null: as the size has it")
     mask_channel: bool = word(True, "the network sees which pixels were measured")
 
 # %% ../nbs/config.ipynb #3ef842f3
