@@ -41,7 +41,7 @@ def look_up(table: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
     """Write `table` at `x` modulo 2¹⁶ to `out`."""
     np.take(table, x, out=out, mode="wrap")
 
-# %% ../../nbs/data/lookup.ipynb #f4d1e189
+# %% ../../nbs/data/lookup.ipynb #f3a19990
 class QuickMask(np.ndarray):
     """A bool mask (y, x) that was prepared to be applied to many frames: see `quick_mask`. Slices of it are ordinary masks."""
 
@@ -82,6 +82,7 @@ def zero_masked(y: np.ndarray, mask: np.ndarray) -> None:
     if isinstance(mask, QuickMask):
         mask.zero(y)
         return
-    np.multiply(y, mask, out=y)  # several times faster than a masked copy, which NaN and Inf need
+    with np.errstate(invalid="ignore"):
+        np.multiply(y, mask, out=y)  # several times faster than a masked copy, which NaN and Inf need
     if not np.isfinite(y.sum()):
         np.copyto(y, 0, where=~mask)
