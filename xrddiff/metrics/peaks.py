@@ -153,18 +153,22 @@ class PeakScore:
                 out["intensity_cc"] = fsum(u * v) / sqrt(spread)
         return out | {"n_reference": self.n_reference, "n_test": self.n_test, "n_matched": m}
 
-# %% ../../nbs/metrics/peaks.ipynb #6c9ee2f7
+# %% ../../nbs/metrics/peaks.ipynb #51f005be
 def draw_counts(ds: xr.Dataset, seed: int = 0, *, variable: str = "intensity", first: int = 0) -> xr.Dataset:
-    """Frames whose intensities are a Poisson draw of the expected counts in `variable`: gain · Poisson(μ/gain), above the pedestal.
+    """Frames whose intensities are one measurement of the expected values in `variable`: gain · Poisson(μ/gain) above the pedestal, and the read noise that the frames carry.
 
     Frame i depends on (`seed`, `first` + i) alone. Negative expected counts count as none.
     """
     gain, pedestal = float(ds["intensity"].attrs.get("gain", 1.0)), float(ds.attrs.get("pedestal", 0.0))
+    read_noise = float(ds.attrs.get("read_noise", 0.0))
     out = np.empty(ds["intensity"].shape, np.float32)
     for i in range(frame_count(ds)):
         mu = (ds[variable].isel(frame=i).values.astype(np.float64) - pedestal) / gain
         mu = np.where(np.isfinite(mu), np.maximum(mu, 0), 0)
-        out[i] = gain * numpy_rng("draw counts", seed, first + i).poisson(mu) + pedestal
+        rng = numpy_rng("draw counts", seed, first + i)
+        out[i] = gain * rng.poisson(mu) + pedestal
+        if read_noise:
+            out[i] += read_noise * rng.standard_normal(mu.shape)
     return ds.assign(intensity=(ds["intensity"].dims, out, ds["intensity"].attrs))
 
 # %% ../../nbs/metrics/peaks.ipynb #536663af

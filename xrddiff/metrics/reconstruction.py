@@ -77,7 +77,7 @@ def autoencoder_codec(model: Any, device: torch.device | str = "cpu") -> Codec:
 
     return codec
 
-# %% ../../nbs/metrics/reconstruction.ipynb #0752da35
+# %% ../../nbs/metrics/reconstruction.ipynb #01303131
 def judge(
     reference: xr.Dataset,
     test: xr.Dataset,
@@ -108,6 +108,8 @@ def judge(
     row["drawn_f1"] = drawn.get("f1", float("nan"))
     pixels = score_pixels(reference, test)
     row |= {name: pixels[name] for name in ("mse", "poisson_deviance", "profile_distance")}
+    if not gain_known:  # how many photons an ADU is, nobody knows
+        row["poisson_deviance"] = float("nan")
     if transform is not None and transform.invertible:
         row["scaled_mse"] = _scaled_mse(reference, test, transform)
     return row
