@@ -56,7 +56,7 @@ class Size:
     widths: list[int] | None = word(None, "channels at each resolution; null: those of the name", low=1)
     layers_per_block: int | None = word(None, "residual blocks per resolution; null: those of the name", low=1)
 
-# %% ../nbs/config.ipynb #610bcac8
+# %% ../nbs/config.ipynb #bcdd60bc
 TRANSFORMS = ("asinh", "log1p", "anscombe", "sqrt", "linear", "minmax")
 
 
@@ -67,6 +67,10 @@ class Data:
     data_path: str | None = word(None, "a file or folder with your own frames")
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
+    wavelength: float | None = word(None, "Å, where the file does not say", above=0)
+    distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
+    pixel_size: float | None = word(None, "m, where the file does not say", above=0)
+    beam_center: list[float] | None = word(None, "[x, y] in pixels, where the file does not say")
     limit: int | None = word(None, "use at most so many frames", low=1)
     avg_pooling: bool = word(False, "average blocks of `pool` x `pool` pixels")
     pool: int = word(4, "side of a pooling block, in pixels", low=1)

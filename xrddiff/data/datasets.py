@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['open_data', 'region_transforms', 'frame_groups', 'Prepared', 'prepare_frames']
 
-# %% ../../nbs/data/datasets.ipynb #36cb8912
+# %% ../../nbs/data/datasets.ipynb #2e682150
 def open_data(
     name: str | None = None,
     data_path: str | Path | None = None,
@@ -33,19 +33,26 @@ def open_data(
     limit: int | None = None,
     dataset: str | None = None,
     geometry: str | Path | None = None,
+    **words: Any,
 ) -> xr.Dataset:
     """Frames by catalog name or from a path, at most `limit` of them, lazily.
 
-    Raises `BadInput` where neither or both are given, or where the file cannot be used.
+    `words` say what the file does not: `wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px; None leaves it to the file.
+    Raises `BadInput` where neither name nor path or both are given, or where the file cannot be used.
     """
     from xrddiff.data.catalog import load
     from xrddiff.data.readers import open_frames
 
     if (name is None) == (data_path is None):
         raise BadInput(f"data: found name={name} and data_path={data_path}; expected one of the two")
+    words = {k: v for k, v in words.items() if v is not None}
     if name is not None:
+        if words:
+            raise BadInput(
+                f"data: {next(iter(words))} is given for the named set {name}, which knows its own; expected it with data_path only"
+            )
         return load(name, limit=limit)
-    frames = validate_frames(open_frames(data_path, dataset=dataset, geometry=geometry), str(data_path))
+    frames = validate_frames(open_frames(data_path, dataset=dataset, geometry=geometry, **words), str(data_path))
     return frames if limit is None or limit >= frame_count(frames) else select_frames(frames, slice(0, limit))
 
 # %% ../../nbs/data/datasets.ipynb #0b9d8daa
