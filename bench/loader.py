@@ -112,6 +112,8 @@ def main() -> None:
         "",
         f"`python bench/loader.py --repeats {args.repeats} --megabytes {args.megabytes}`, {os.cpu_count()} CPU cores, h5py {h5py.__version__}.",
         "Bitshuffle-LZ4, one frame per chunk, page cache warm. GB/s of stored pixels; the ratio is taken within each repeat.",
+        f"Scheduling policy {os.sched_getscheduler(0)} (0: as everybody), load average before: {os.getloadavg()[0]:.1f}. "
+        "The loader needs two cores of its own: on a busy machine it shares one with others, and a bare read does not.",
         "",
         "| file | way | GB/s median (best) | ratio median | ratio min |",
         "| --- | --- | --- | --- | --- |",

@@ -102,7 +102,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     words = numpy_rng("order", seed, epoch).bit_generator.random_raw(n)
     return np.argsort(words, kind="stable")
 
-# %% ../../nbs/data/loading.ipynb #d23e1f93
+# %% ../../nbs/data/loading.ipynb #3458d14a
 class FrameLoader:
     """Batches of the frames `index` (None: all) of a data set (frame, y, x).
 
@@ -164,7 +164,7 @@ class FrameLoader:
         self._own_masks = "mask" in frames and "frame" in frames["mask"].dims
         self._mask = None if self._own_masks else quick_mask(frame_mask(frames))
         self._cond = _conditions(frames, cond)
-        self._reader: tuple[int, Any] | None = None
+        self._read = frame_reader(value)
         self._buffers: list[np.ndarray] = []
         self._lock = threading.Lock()
 
@@ -230,12 +230,6 @@ class FrameLoader:
             "index": torch.from_numpy(rows.copy()),
             "cond": {name: torch.from_numpy(v[rows]) for name, v in self._cond.items()},
         }
-
-    def _read(self, i: int) -> np.ndarray:
-        """The intensities of frame `i`, as they are stored."""
-        if self._reader is None or self._reader[0] != os.getpid():  # a file handle does not survive a fork
-            self._reader = (os.getpid(), frame_reader(self._value))
-        return self._reader[1](i)
 
     def _buffer(self, n: int) -> np.ndarray:
         """Memory for a batch of `n`: that of an earlier batch which nobody holds any more, or new.
