@@ -205,7 +205,7 @@ def save_checkpoint(
             warnings.warn(f"old checkpoint {path} could not be removed: {e.strerror or e}", stacklevel=2)
     return final
 
-# %% ../../nbs/training/checkpoints.ipynb #93c236b9
+# %% ../../nbs/training/checkpoints.ipynb #4cb9761f
 def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
     """What is wrong with the checkpoint folder `path`, or None if it is intact; `hashes=False` compares sizes only."""
     path = Path(path)
@@ -226,7 +226,11 @@ def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
             return f"{name} has {found} bytes, its manifest says {size}"
     if hashes:
         for name, (_, sha256) in files.items():
-            if _sha256(path / name) != sha256:
+            try:
+                found = _sha256(path / name)
+            except OSError as e:
+                return f"{name} cannot be read: {e.strerror or e}"
+            if found != sha256:
                 return f"the sha256 of {name} is not that of its manifest"
     return None
 

@@ -374,7 +374,13 @@ class TrainResult:
     reason: str | None = None
     frames_per_second: float | None = None
 
-# %% ../../nbs/training/trainer.ipynb #bf02ea0f
+# %% ../../nbs/training/trainer.ipynb #440b5d49
+# What the trainer keeps in a checkpoint's state; other fields come from `checkpoint_state`.
+_STATE = set(
+    "step epoch frames samples_seen finished seed num_frames batch_size global_batch_size ranks optimizer ema scaler history versions".split()
+)
+
+
 class Trainer:
     """Trains `objective.model` on the batches of `loader` and keeps the run in `folder` (`checkpoints/`, `metrics/`).
 
@@ -445,6 +451,10 @@ class Trainer:
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise BadInput(f"{name} is {value}; expected a number above 0")
+        if taken := sorted(set(checkpoint_state or {}) & _STATE):
+            raise BadInput(
+                f"checkpoint_state has {', '.join(taken)}, which the trainer itself keeps; choose another name"
+            )
         if num_epochs is None and max_steps is None:
             raise BadInput("neither num_epochs nor max_steps is set; expected at least one of them")
         self.accelerator = accelerator or make_accelerator(
