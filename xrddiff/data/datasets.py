@@ -79,11 +79,12 @@ def region_transforms(
         steps.append(Panels())
     return Pipeline(steps)
 
-# %% ../../nbs/data/datasets.ipynb #df86c94d
+# %% ../../nbs/data/datasets.ipynb #7b3e6b78
 def frame_groups(frames: xr.Dataset) -> tuple[np.ndarray, bool]:
     """(label of each frame's shot group, whether the frames are a series without groups)."""
-    if "shot_group" in frames and np.unique(frames["shot_group"].values).size > 1:
-        return frames["shot_group"].values, False
+    for name, series in (("shot_group", False), ("frame_source", True)):  # tiles know the frame that they were cut from
+        if name in frames and np.unique(frames[name].values).size > 1:
+            return frames[name].values, series
     return np.arange(frame_count(frames)), True
 
 # %% ../../nbs/data/datasets.ipynb #76704d84

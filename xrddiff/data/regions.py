@@ -105,7 +105,7 @@ def _whole(value: Any, what: str, smallest: int = 1) -> int:
         raise BadInput(f"{what} is {value}; expected a whole number of at least {smallest}")
     return int(value)
 
-# %% ../../nbs/data/regions.ipynb #86953131
+# %% ../../nbs/data/regions.ipynb #a371cf22
 class Pool(Transform):
     """Mean of the trustworthy pixels of k × k blocks; a block is trustworthy if at least half of it is."""
 
@@ -161,6 +161,8 @@ class Pool(Transform):
         for word, factor in (("gain", k * k), ("background_sigma", k)):
             if word in value.attrs:
                 out["intensity"].attrs[word] = value.attrs[word] / factor
+        if "read_noise" in frames.attrs:
+            out = out.assign_attrs(read_noise=frames.attrs["read_noise"] / k)
         if "pixel_size" in frames.attrs:
             out = out.assign_attrs(pixel_size=frames.attrs["pixel_size"] * k)
         if "beam_center" in frames.attrs:
