@@ -1,12 +1,15 @@
 """The command line: its commands, its one-line errors, its exit codes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
+import numpy as np
 import pytest
 import yaml
 from test_notebooks import TOY_RUN, write_notebook
@@ -14,6 +17,10 @@ from test_notebooks import TOY_RUN, write_notebook
 from xrddiff import __version__
 from xrddiff.cli import main, parse
 from xrddiff.cluster import notebooks
+from xrddiff.data.catalog import fetch
+from xrddiff.data.frames import make_frames
+from xrddiff.data.readers import open_frames
+from xrddiff.data.store import save_frames
 from xrddiff.errors import BadInput
 
 
@@ -57,8 +64,10 @@ def test_help_exits_zero(argv, capsys):
         ([], "required"),
         (["data", "simulate", "sim128", "-n", "many", "-o", "x.zarr"], "invalid int value"),
         (["data", "simulate", "sim128"], "-o"),
-        (["data", "list", "extra"], "extra"),
-        (["data", "convert", "a.h5", "/proc/no/b.zarr"], "cannot write /proc/no/b.zarr"),
+        (["data", "list", "extra"], "'extra' is one argument too many"),
+        (["data", "inspect"], "required: file (see"),
+        (["data", "inspect", "--no-pgn", "a.h5"], "did you mean '--no-png'"),
+        (["data", "convert", "a.h5", "/dev/null/b.zarr"], "cannot write /dev/null/b.zarr: /dev/null is not a folder"),
     ],
 )
 def test_errors_are_one_line_and_two(argv, sentence, capsys):
@@ -194,13 +203,85 @@ def test_simulate_inspect_convert(tmp_path, monkeypatch, capsys):
         (["data", "inspect", "none.h5"], "none.h5"),
         (["data", "inspect", "text.h5"], "text.h5"),
         (["data", "convert", "none.h5", "b.h5"], "none.h5"),
-        (["data", "convert", "text.h5", "b.h5", "wavelength"], "'wavelength' is not an attribute"),
+        (["data", "convert", "text.h5", "b.h5", "wavelength"], "'wavelength' is not a word"),
+        (["data", "convert", "none.h5", "new/b.h5"], "none.h5 does not exist"),
+        (["data", "inspect", "none.h5", "--png", "new/a.png"], "none.h5 does not exist"),
+        (["data", "simulate", "sim12", "-o", "new/x.h5"], "did you mean 'sim128'"),
+        (["data", "inspect", "sim128"], "named data set; `xrddiff data fetch sim128`"),
+        (["data", "inspect", "run.npy", "geometry=none.poni"], "none.poni does not exist"),
+        (["data", "inspect", "run.npy", "frame=1"], "frame is no word"),
+        (["data", "inspect", "run.npy", "sample={a: b"], "'sample={a: b' cannot be read"),
+        (["data", "inspect", "run.npy", "variables=1"], "variables is 1"),
+        (["data", "inspect", "run.npy", "peaks=1"], "the peak table is 1"),
+        (["data", "inspect", "run.npy", "--frame", "99"], "run.npy has 3 frames; there is no frame 99"),
+        (["data", "inspect", "closed/a.h5"], "closed/a.h5 cannot be read"),
     ],
 )
 def test_data_errors_are_one_line(argv, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.h5").write_text("no HDF5")
+    np.save(tmp_path / "run.npy", np.ones((3, 16, 16), "f4"))
+    monkeypatch.setattr("os.stat", closed(os.stat))
     assert main(argv) == 2
     _, err = said(capsys)
     assert len(err) == 1 and err[0].startswith("xrddiff: ") and sentence in err[0]
-    assert [p.name for p in tmp_path.iterdir()] == ["text.h5"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.npy", "text.h5"]
+
+
+def closed(stat):
+    """`os.stat` of somebody who may not enter the folder 'closed' (root may enter any)."""
+
+    def refusing(path, *args, **kwargs):
+        if str(path).startswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *args, **kwargs)
+
+    return refusing
+
+
+def test_words_of_the_data_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("run.npy", np.ones((3, 16, 16), "f4"))
+    known = ["wavelength=1.3", "distance=1e-1", "pixel_size=1e-4", "beam_center=[8,8]"]
+    assert main(["data", "convert", "run.npy", "run.h5", *known, "source=LCLS", "sample=lysozyme", "flux=1e12"]) == 0
+    attrs = open_frames("run.h5").attrs
+    assert (attrs["source"], attrs["sample"], attrs["flux"], attrs["distance"]) == ("LCLS", "lysozyme", 1e12, 0.1)
+    with h5py.File("two.h5", "w") as f:
+        f["u"], f["v"] = np.ones((2, 16, 16)), np.zeros((2, 16, 16))
+    assert main(["data", "inspect", "two.h5", "--no-png"]) == 2
+    out, err = said(capsys)
+    assert "/u" in out and len(err) == 1 and "name one with dataset=" in err[0]
+    assert main(["data", "inspect", "two.h5", "--no-png", "dataset=/v"]) == 0
+    assert main(["data", "convert", "two.h5", "v.zarr", "dataset=/v", *known]) == 0
+    assert not open_frames("v.zarr")["intensity"].any()
+
+
+def test_pictures_have_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "day").mkdir()
+    np.save("day/run_1.npy", np.ones((3, 16, 16), "f4"))
+    assert main(["data", "inspect", "day/run_*.npy"]) == 0 and main(["data", "inspect", "day/run_1.npy"]) == 0
+    monkeypatch.chdir(tmp_path / "day")
+    save_frames(make_frames(np.ones((1, 16, 16), "f4")), "a.h5")
+    assert main(["data", "inspect", ".", "--frame", "0"]) == 0
+    assert sorted(p.name for p in tmp_path.rglob("*.png")) == ["day-0.png", "run-0.png", "run_1-0.png"]
+    said(capsys)
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)  # a folder of raw data is often read-only
+    assert main(["data", "inspect", "run_1.npy"]) == 0
+    out, err = said(capsys)
+    assert "3 × 16 × 16" in out and "picture" not in out and err[0].startswith("xrddiff: note: no picture")
+    assert main(["data", "inspect", "run_1.npy", "--png", "b.png"]) == 2 and "not writable" in said(capsys)[1][0]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_page_fits_the_terminal(columns, capsys, monkeypatch, tmp_path):
+    from rich.console import Console
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xrddiff.cli._console", lambda: Console(width=columns))
+    assert main(["data", "inspect", str(fetch("cspad-lysozyme")), "--no-png"]) == 0
+    lines = said(capsys)[0].splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= columns
+    if columns >= 80:  # nothing is cut: names whole, values with their digits
+        assert "/entry_1/instrument_1/detector_1/panel_origin" in "\n".join(lines)
+        assert re.search(r"-3939 +-2 +32 +40.62 +136 +12979", lines[-1])

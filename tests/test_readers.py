@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from importlib.resources import files
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,7 @@ from xrddiff.data.sources import HDF5Rows, Rows, open_hdf5
 from xrddiff.data.store import CannotSave, read_store, save_frames
 from xrddiff.errors import BadInput
 
+SAMPLE = files("xrddiff.data") / "samples" / "cspad_lysozyme_r0015.h5"
 BSLZ4 = hdf5plugin.Bitshuffle(cname="lz4")
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (8.0, 6.0)}
 
@@ -142,15 +144,42 @@ def test_cxi_with_peaks_mask_and_energy_per_frame(tmp_path):
 
 
 def test_builtin_cspad():
-    from importlib.resources import files
-
-    path = Path(str(files("xrddiff.data") / "samples" / "cspad_lysozyme_r0015.h5"))
+    path = Path(str(SAMPLE))
     ds = open_frames(path)
     assert ds["intensity"].shape == (1, 64, 185, 194) and ds["intensity"].dtype == np.int16
     assert ds.attrs["wavelength"] == pytest.approx(1.670421) and ds.attrs["distance"] == pytest.approx(0.15)
     panels = PanelGeometry.from_frames(ds)
     assert panels.origin.shape == (64, 3) and np.allclose(np.linalg.norm(panels.fs, axis=1), 110e-6, rtol=1e-4)
     assert "CBFlib" in ds.attrs["provenance"] and ds.attrs["licence"].startswith("LGPL-2.1")
+
+
+def test_the_callers_distance_moves_the_panels(tmp_path):
+    header = open_frames(SAMPLE)
+    before = PanelGeometry.from_frames(header)
+    refined = open_frames(SAMPLE, distance=0.153)
+    after = PanelGeometry.from_frames(refined)
+    assert refined.attrs["distance"] == 0.153 and after.distance - before.distance == pytest.approx(0.003)
+    assert np.allclose(after.origin[:, :2], before.origin[:, :2]) and (q_map(after) < q_map(before)).all()
+    saved = save_frames(header, tmp_path / "a.h5")
+    again = PanelGeometry.from_frames(open_frames(saved, distance="1.53e-1"))
+    assert np.allclose(again.origin, after.origin, rtol=0, atol=1e-12)
+    assert "153 mm, mean of 64 panels" in repr(refined.frames)
+    for path in (SAMPLE, saved):
+        refused("has panels, .* expected no beam_center", path, beam_center=(3, 4))
+        refused("has panels, .* expected no pixel_size", path, pixel_size=1e-4)
+
+
+def test_panels_without_a_distance_ask_for_it(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        f["data"] = counts(2, 12, 16)
+    (tmp_path / "a.geom").write_text(
+        "photon_energy = 9500\nadu_per_photon = 1\nres = 10000\n"
+        "a/min_fs = 0\na/max_fs = 7\na/min_ss = 0\na/max_ss = 11\na/corner_x = 1\na/corner_y = 1\n"
+        "b/min_fs = 8\nb/max_fs = 15\nb/min_ss = 0\nb/max_ss = 11\nb/corner_x = 20\nb/corner_y = 1\n"
+    )
+    refused("does not say its distance", tmp_path / "a.h5", geometry=tmp_path / "a.geom")
+    ds = open_frames(tmp_path / "a.h5", geometry=tmp_path / "a.geom", distance=0.2)
+    assert PanelGeometry.from_frames(ds).distance == pytest.approx(0.2) and ds.attrs["distance"] == 0.2
 
 
 def test_peaknet_and_mfx_zarr(tmp_path):
@@ -495,6 +524,19 @@ def test_words_over_a_saved_file(tmp_path):
     refused("no pixel_size", tmp_path / "a.h5")
     ds = open_frames(tmp_path / "a.h5", pixel_size=75e-6, beam_center=[8, 6])
     assert ds.attrs["beam_center"] == (8, 6) and ds.attrs["wavelength"] == 1.3
+    refused("in 'intensity'; expected no dataset", tmp_path / "a.h5", dataset="/other")
+    refused("beam_center is 3; expected 2 finite numbers", tmp_path / "a.h5", beam_center=3)
+
+
+def test_a_pattern_or_a_list_of_one_is_that_file(tmp_path):
+    ds = make_frames(counts(), variables={"label": np.arange(4)}, **KNOWN)
+    save_frames(ds, tmp_path / "a_1.h5")
+    for path in (str(tmp_path / "a_*.h5"), [tmp_path / "a_1.h5"]):
+        assert open_frames(path).identical(open_frames(tmp_path / "a_1.h5"))
+    (tmp_path / "b[1].h5").write_bytes((tmp_path / "a_1.h5").read_bytes())  # brackets in a name
+    assert open_frames(str(tmp_path / "b[1].h5")).sizes["frame"] == 4
+    refused("no file matches", str(tmp_path / "c*.h5"))
+    refused("the list of files is empty", [])
 
 
 def test_refused_before_writing(tmp_path):
@@ -506,7 +548,13 @@ def test_refused_before_writing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotSave, match="cannot save"):
         save_frames(ds, tmp_path / "file" / "a.h5")
-    assert os.listdir(tmp_path) == ["file"]
+    for name in ("thesis.zarr", "thesis.h5"):  # somebody's folder is not replaced
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+        with pytest.raises(CannotSave, match="a folder of that name is there"):
+            save_frames(ds, tmp_path / name)
+        assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
+    assert sorted(os.listdir(tmp_path)) == ["file", "thesis.h5", "thesis.zarr"]
 
 
 WRITE = """

@@ -6,18 +6,19 @@
 __all__ = ['run', 'summary_table', 'show_summary', 'data_list', 'data_fetch', 'data_simulate', 'data_convert', 'data_inspect',
            'words_help', 'build_parser', 'parse', 'main']
 
-# %% ../nbs/cli.ipynb #2ff6fc05
+# %% ../nbs/cli.ipynb #9c4415df
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import BadInput, XrddiffError
+from .errors import BadInput, XrddiffError, nearest
 
-# %% ../nbs/cli.ipynb #0997242b
+# %% ../nbs/cli.ipynb #d57b5842
 def run(args: argparse.Namespace) -> int:
     """Compose the configuration, execute the run notebook, show what came out. With `--multirun`, one run after another."""
     from xrddiff.config import compose_config, expand_multirun, to_yaml
@@ -99,7 +100,7 @@ def show_summary(path: Path) -> None:
             _console().print(summary_table(rows))
     print(f"report: {report}" if report.is_file() else f"run: {path}")
 
-# %% ../nbs/cli.ipynb #7e711780
+# %% ../nbs/cli.ipynb #bc630888
 def _console():
     """A pipe has no width: its tables get room."""
     from rich.console import Console
@@ -146,46 +147,80 @@ def data_convert(args: argparse.Namespace) -> int:
     from xrddiff.data.catalog import convert
 
     _writable(args.target)
-    attrs = dict(_attribute(text) for text in args.attributes)
-    print(convert(args.source, args.target, geometry=args.geometry, dataset=args.dataset, **attrs))
+    _is_there(args.source)
+    print(convert(args.source, args.target, **_words(args.words)))
     return 0
 
 
-def _attribute(text: str) -> tuple[str, Any]:
-    """`wavelength=1.3` as a name and a value, by the rules of YAML."""
+def _words(texts: Sequence[str]) -> dict[str, Any]:
+    """`wavelength=1.3`, `beam_center=[64.5,63]`, … as the words of `open_frames`, values by the rules of YAML."""
     import yaml
 
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise BadInput(f"'{text}' is not an attribute: expected name=value, for instance wavelength=1.3")
-    return name, yaml.safe_load(value)
+    out = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise BadInput(f"'{text}' is not a word: expected name=value, for instance wavelength=1.3")
+        if name in ("frame", "png", "complete", "progress"):
+            raise BadInput(f"'{text}': {name} is no word that describes frames (see `xrddiff data inspect --help`)")
+        try:
+            out[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadInput(f"'{text}' cannot be read: expected a number, a text or a list such as [64.5,63]") from None
+        if isinstance(out[name], str):  # YAML takes 1e-4 for a text
+            try:
+                out[name] = float(out[name])
+            except ValueError:
+                pass
+    return out
+
+
+def _is_there(path: str) -> None:
+    """Say where a named data set is kept when its name stands for a file."""
+    from xrddiff.data.catalog import CATALOG
+
+    if path in CATALOG and not os.path.exists(path):
+        raise BadInput(f"there is no file {path}: it is a named data set; `xrddiff data fetch {path}` says where it is")
 
 
 def _writable(path: str) -> None:
-    """Refuse an output whose folder cannot be written to, before any work."""
-    parent = Path(path).expanduser().absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}") from None
-    if not os.access(parent, os.W_OK):
-        raise BadInput(f"cannot write {path}: the folder {parent} is not writable")
+    """Refuse an output that cannot be written, before any work; nothing is made yet."""
+    folder = Path(path).absolute().parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise BadInput(f"cannot write {path}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"cannot write {path}: the folder {folder} is not writable")
 
 
 def data_inspect(args: argparse.Namespace) -> int:
     """Print what is in a file of frames; draw one of them."""
     from xrddiff.data.readers import inspect_file
 
-    attributes = dict(_attribute(text) for text in args.attributes)
     png = None
     if not args.no_png:
-        png = args.png or f"{Path(args.file).name.partition('.')[0]}-{args.frame}.png"
-        _writable(png)
-    about = inspect_file(
-        args.file, geometry=args.geometry, dataset=args.dataset, frame=args.frame, png=png, **attributes
-    )
+        png = args.png or _picture_name(args.file, args.frame)
+        try:
+            _writable(png)
+        except BadInput as error:
+            if args.png:
+                raise
+            png = None
+            print(f"xrddiff: note: no picture: {error}; --png says where to", file=sys.stderr)
+    _is_there(args.file)
+    about = inspect_file(args.file, frame=args.frame, png=png, **_words(args.words))
+    problem = about.pop("problem", None)
     _console().print(about)
-    return 2 if "problem" in about else 0
+    if problem:
+        raise BadInput(problem)
+    return 0
+
+
+def _picture_name(file: str, frame: int) -> str:
+    """`run.cbf` as `run-0.png`; patterns and folders have names too."""
+    name = os.path.basename(os.path.abspath(file)).partition(".")[0]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '', name).strip('_-') or 'frames'}-{frame}.png"
 
 # %% ../nbs/cli.ipynb #0075c0e1
 def words_help() -> str:
@@ -226,7 +261,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise BadInput(f"{message} (see `{self.prog} --help`)")
 
-# %% ../nbs/cli.ipynb #b74a671d
+# %% ../nbs/cli.ipynb #4f9781fc
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     parser = _Parser(prog="xrddiff", description="Generative models of X-ray diffraction, judged by physics.")
@@ -245,56 +280,57 @@ def build_parser() -> argparse.ArgumentParser:
         "-m", "--multirun", action="store_true", help="run every combination of word=a,b and word=range(1,4)"
     )
     p.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
-    p.set_defaults(command=run)
+    p.set_defaults(command=run, parser=p)
 
+    words = (
+        "what the file does not say: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
+        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are)"
+    )
     data = commands.add_parser("data", help="list, fetch, simulate, inspect and convert frames")
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     p = kinds.add_parser("list", help="the named data sets")
-    p.set_defaults(command=data_list)
+    p.set_defaults(command=data_list, parser=p)
 
     p = kinds.add_parser("fetch", help="download a data set, or make it, into the cache")
     p.add_argument("name", help="a name of `xrddiff data list`")
-    p.set_defaults(command=data_fetch)
+    p.set_defaults(command=data_fetch, parser=p)
 
     p = kinds.add_parser("simulate", help="simulate shots into a file")
     p.add_argument("experiment", help="a simulated experiment: sim-422, sim-522, sim128")
     p.add_argument("-n", type=int, default=100, metavar="N", help="how many shots (100)")
     p.add_argument("-o", "--output", required=True, metavar="FILE", help="a .zarr or .h5 to write")
     p.add_argument("--seed", type=int, default=0, help="shot i of a seed is always the same frame (0)")
-    p.set_defaults(command=data_simulate)
+    p.set_defaults(command=data_simulate, parser=p)
 
     p = kinds.add_parser("inspect", help="what is in a file of frames, and a picture of one")
     p.add_argument("file", help="any supported file: HDF5, CXI, zarr, npy, TIFF, CBF, EDF, MCCD")
     p.add_argument("--frame", type=int, default=0, metavar="I", help="the frame to draw (0)")
     p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
     p.add_argument("--no-png", action="store_true", help="no picture")
-    p.add_argument("--dataset", metavar="PATH", help="where in an HDF5 file the frames are (found by its layout)")
-    p.add_argument("--geometry", metavar="FILE", help="a .poni or CrystFEL .geom file")
-    p.add_argument(
-        "attributes", nargs="*", metavar="name=value", help="what the file does not say, for instance wavelength=1.3"
-    )
-    p.set_defaults(command=data_inspect)
+    p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
+    p.set_defaults(command=data_inspect, parser=p)
 
     p = kinds.add_parser("convert", help="rewrite frames as .zarr or .h5")
     p.add_argument("source", help="any supported file, or a folder of images")
     p.add_argument("target", help="a .zarr or .h5 to write")
-    p.add_argument("--dataset", metavar="PATH", help="where in an HDF5 file the frames are (found by its layout)")
-    p.add_argument("--geometry", metavar="FILE", help="a .poni or CrystFEL .geom file")
-    p.add_argument(
-        "attributes", nargs="*", metavar="name=value", help="what the source does not say, for instance wavelength=1.3"
-    )
-    p.set_defaults(command=data_convert)
+    p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
+    p.set_defaults(command=data_convert, parser=p)
     return parser
 
-# %% ../nbs/cli.ipynb #8395337d
+# %% ../nbs/cli.ipynb #97cc4c32
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; raises `BadInput` for what is not understood."""
     args, rest = build_parser().parse_known_args(argv)
-    if unknown := [word for word in rest if word.startswith("-") or not hasattr(args, "overrides")]:
-        raise BadInput(f"there is no option '{unknown[0]}' here (see `xrddiff --help`)")
+    free = next((name for name in ("overrides", "words") if hasattr(args, name)), None)
+    if unknown := [word for word in rest if word.startswith("-") or free is None]:
+        word, see = unknown[0], f"(see `{args.parser.prog} --help`)"
+        if not word.startswith("-"):
+            raise BadInput(f"'{word}' is one argument too many {see}")
+        near = nearest(word, args.parser._option_string_actions)
+        raise BadInput(f"there is no option '{word}' here{near if 'mean' in near else ''} {see}")
     if rest:
-        args.overrides = [*args.overrides, *rest]
+        setattr(args, free, [*getattr(args, free), *rest])
     return args
 
 # %% ../nbs/cli.ipynb #3ca3d150

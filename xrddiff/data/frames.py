@@ -20,9 +20,9 @@ from xarray.core import indexing
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'lazy_array', 'is_lazy', 'make_frames',
-           'with_peaks', 'validate_frames', 'frame_count', 'select_frames', 'concat_frames', 'peaks_table',
-           'frame_peaks', 'frame_image', 'frame_mask', 'FramesAccessor']
+__all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'lazy_array', 'is_lazy', 'as_numbers',
+           'make_frames', 'with_peaks', 'validate_frames', 'frame_count', 'select_frames', 'concat_frames',
+           'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask', 'panel_distance', 'FramesAccessor']
 
 # %% ../../nbs/data/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -86,7 +86,7 @@ class _Joined(BackendArray):
             out = np.empty((0, *np.empty(self.shape[1:], bool)[rest].shape), self.dtype)
         return out[0] if np.ndim(first) == 0 and not isinstance(first, slice) else out
 
-# %% ../../nbs/data/frames.ipynb #e2d14eb8
+# %% ../../nbs/data/frames.ipynb #b269c0b1
 def _as_variable(dims: tuple[str, ...], data: Any, where: str) -> xr.Variable:
     """`data` on `dims`, lazy where it was lazy; floats that are in memory become float32."""
     if isinstance(data, xr.DataArray | xr.Variable):
@@ -108,17 +108,18 @@ def _as_variable(dims: tuple[str, ...], data: Any, where: str) -> xr.Variable:
     return xr.Variable(dims, data)
 
 
-def _numbers(value: Any, n: int, what: str) -> tuple[float, ...]:
+def as_numbers(value: Any, n: int, what: str) -> tuple[float, ...]:
     """`value` as `n` finite floats, or one sentence."""
     try:
         out = tuple(float(v) for v in np.ravel(value))
     except (TypeError, ValueError):
         out = ()
     if len(out) != n or not np.isfinite(out).all():
-        raise BadInput(f"{what} is {value!r}; expected {'a finite number' if n == 1 else f'{n} finite numbers'}")
+        wanted = "a finite number" if n == 1 else f"{n} finite numbers such as {[64.5, 32.0][:n]}"
+        raise BadInput(f"{what} is {value!r}; expected {wanted}")
     return out
 
-# %% ../../nbs/data/frames.ipynb #0918c2c8
+# %% ../../nbs/data/frames.ipynb #28a9eb3d
 def _check_structure(ds: xr.Dataset, where: str) -> None:
     """Refuse what no frame can be: dtypes, ranks, shapes, units, ranges of numbers."""
     if "intensity" not in ds:
@@ -133,7 +134,7 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
     if value.attrs.get("units") not in UNITS:
         raise BadInput(f"{where}: intensity has units {value.attrs.get('units')!r}; expected photon or ADU")
     for name in ("gain", "background_sigma"):
-        if name in value.attrs and not _numbers(value.attrs[name], 1, f"{where}: {name}")[0] > 0:
+        if name in value.attrs and not as_numbers(value.attrs[name], 1, f"{where}: {name}")[0] > 0:
             raise BadInput(f"{where}: {name} is {value.attrs[name]!r}; expected a positive number")
     if "mask" in ds:
         mask = ds["mask"]
@@ -144,7 +145,7 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
         if mask.ndim == value.ndim - 1 and not mask.values.any():
             raise BadInput(f"{where}: every pixel is masked; expected at least one trustworthy pixel")
     for name in ("wavelength", "distance", "pixel_size"):
-        if name in ds.attrs and not _numbers(ds.attrs[name], 1, f"{where}: {name}")[0] > 0:
+        if name in ds.attrs and not as_numbers(ds.attrs[name], 1, f"{where}: {name}")[0] > 0:
             raise BadInput(f"{where}: {name} is {ds.attrs[name]!r}; expected a positive number")
     if "wavelength" in ds.variables:
         w = ds["wavelength"]
@@ -153,12 +154,12 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
                 f"{where}: the variable wavelength has dims {w.dims} and values from {w.values.min()} to {w.values.max()}; expected one positive number per frame"
             )
     if "beam_center" in ds.attrs:
-        _numbers(ds.attrs["beam_center"], 2, f"{where}: beam_center")
+        as_numbers(ds.attrs["beam_center"], 2, f"{where}: beam_center")
     if "wavelength_range" in ds.attrs:
-        low, high = _numbers(ds.attrs["wavelength_range"], 2, f"{where}: wavelength_range")
+        low, high = as_numbers(ds.attrs["wavelength_range"], 2, f"{where}: wavelength_range")
         if not 0 < low < high:
             raise BadInput(f"{where}: wavelength_range is ({low}, {high}); expected 0 < shortest < longest, in Å")
-    if abs(_numbers(ds.attrs.get("polarization", 0), 1, f"{where}: polarization")[0]) > 1:
+    if abs(as_numbers(ds.attrs.get("polarization", 0), 1, f"{where}: polarization")[0]) > 1:
         raise BadInput(
             f"{where}: polarization is {ds.attrs['polarization']}; expected a number from -1 (vertical) to 1 (horizontal)"
         )
@@ -173,7 +174,7 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
         if (np.diff(frames) < 0).any():
             raise BadInput(f"{where}: peak_frame is not sorted; expected a table sorted by frame")
 
-# %% ../../nbs/data/frames.ipynb #c6085a87
+# %% ../../nbs/data/frames.ipynb #eba9fa5c
 def make_frames(
     intensity: Any,
     *,
@@ -215,7 +216,7 @@ def make_frames(
     value.attrs["units"] = units
     for name, number in (("gain", gain), ("background_sigma", background_sigma)):
         if number is not None:
-            value.attrs[name] = _numbers(number, 1, name)[0]
+            value.attrs[name] = as_numbers(number, 1, name)[0]
     coords: dict[str, Any] = {
         d: (d, np.arange(n) + 0.5, {"units": "px", "long_name": "pixel centre"})
         for d, n in value.sizes.items()
@@ -231,6 +232,8 @@ def make_frames(
     if panels is not None:
         if rank != 4:
             raise BadInput(f"panels are given for intensity of shape {value.shape}; expected (frame, panel, ss, fs)")
+        if not isinstance(panels, Mapping):
+            raise BadInput(f"panels is {panels!r}; expected origin, fs and ss by name")
         for key in ("origin", "fs", "ss"):
             if key not in panels:
                 raise BadInput(
@@ -240,6 +243,8 @@ def make_frames(
             if array.shape != (value.sizes["panel"], 3):
                 raise BadInput(f"panels[{key!r}] has shape {array.shape}; expected ({value.sizes['panel']}, 3)")
             coords[f"panel_{key}"] = (("panel", "xyz"), array, {"units": "m"})
+    if not isinstance(variables, Mapping | None):
+        raise BadInput(f"variables is {variables!r}; expected per-frame arrays by name")
     for name, v in (variables or {}).items():
         if name in ("intensity", "mask") or name in coords or name.startswith(("peak_", "panel_")):
             raise BadInput(
@@ -261,21 +266,23 @@ def make_frames(
         else:
             own = ("frame", *(f"{name}_{i}" for i in range(1, len(shape))))
         data[name] = _as_variable(own, array, f"variable {name!r}")
-    words: dict[str, Any] = {"polarization": _numbers(polarization, 1, "polarization")[0]}
+    words: dict[str, Any] = {"polarization": as_numbers(polarization, 1, "polarization")[0]}
     for name, number in (("wavelength", wavelength), ("distance", distance), ("pixel_size", pixel_size)):
         if number is not None:
-            words[name] = _numbers(number, 1, name)[0]
+            words[name] = as_numbers(number, 1, name)[0]
     if beam_center is not None:
-        words["beam_center"] = _numbers(beam_center, 2, "beam_center")
+        words["beam_center"] = as_numbers(beam_center, 2, "beam_center")
     ds = xr.Dataset(data, coords, words | {k: v for k, v in attrs.items() if v is not None})
     if peaks is not None:
         ds = with_peaks(ds, peaks)
     _check_structure(ds, "frames")
     return ds
 
-# %% ../../nbs/data/frames.ipynb #b61a8805
+# %% ../../nbs/data/frames.ipynb #824b0440
 def with_peaks(ds: xr.Dataset, peaks: pd.DataFrame | Mapping[str, Any]) -> xr.Dataset:
     """`ds` with the peak table `peaks` (columns `frame`, `fs`, `ss`, …) in place of the one it had; rows are sorted by frame."""
+    if not isinstance(peaks, pd.DataFrame | Mapping):
+        raise BadInput(f"the peak table is {peaks!r}; expected columns by name")
     table = pd.DataFrame(peaks)
     for column in ("frame", "fs", "ss"):
         if column not in table:
@@ -289,7 +296,7 @@ def with_peaks(ds: xr.Dataset, peaks: pd.DataFrame | Mapping[str, Any]) -> xr.Da
         columns[f"peak_{c}"] = ("peak", v.astype(np.int64) if c in ("frame", "panel") else v)
     return ds.drop_vars([v for v in ds.variables if "peak" in ds[v].dims]).assign(columns)
 
-# %% ../../nbs/data/frames.ipynb #01293b68
+# %% ../../nbs/data/frames.ipynb #d6522687
 def _blocks(ds: xr.Dataset) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
     """Frames in blocks of about `BLOCK_BYTES`: their numbers, values, and mask (None where there is none)."""
     value = ds["intensity"]
@@ -357,7 +364,7 @@ def _refuse_pixel(wrong: np.ndarray, rows: slice, block: np.ndarray, where: str,
             f"{where}: intensity of frame {rows.start + i} at ({axes}) = {tuple(pixel)} is {block[(i, *pixel)]}; expected {expected}"
         )
 
-# %% ../../nbs/data/frames.ipynb #c40c7d6e
+# %% ../../nbs/data/frames.ipynb #f9cb056c
 def frame_count(ds: xr.Dataset) -> int:
     """How many frames there are."""
     return ds.sizes["frame"]
@@ -395,7 +402,7 @@ def select_frames(ds: xr.Dataset, index: Any) -> xr.Dataset:
         out["peak_frame"] = ("peak", new.astype(np.int64), ds["peak_frame"].attrs)
     return out
 
-# %% ../../nbs/data/frames.ipynb #afd42e50
+# %% ../../nbs/data/frames.ipynb #426afcf4
 def concat_frames(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     """Frames one after another, peaks renumbered; lazy values stay lazy. Attributes and panels are those of the first part, and must agree.
 
@@ -498,7 +505,7 @@ def frame_mask(ds: xr.Dataset, i: int = 0) -> np.ndarray:
     mask = ds["mask"]
     return (mask.isel(frame=i) if "frame" in mask.dims else mask).values
 
-# %% ../../nbs/data/frames.ipynb #bfa89949
+# %% ../../nbs/data/frames.ipynb #763eea9f
 def _thumbnail(ds: xr.Dataset, i: int = 0, size: int = 160) -> bytes:
     """Frame `i` as a small PNG: asinh scale, masked pixels grey; panel stacks with a geometry are assembled."""
     import matplotlib
@@ -530,6 +537,13 @@ def _thumbnail(ds: xr.Dataset, i: int = 0, size: int = 160) -> bytes:
     return out.getvalue()
 
 
+def panel_distance(ds: xr.Dataset) -> float:
+    """Mean z of the panels' centres, m."""
+    from xrddiff.data.geometry import PanelGeometry
+
+    return PanelGeometry(*(ds[v].values for v in PANEL_GEOMETRY), ds["intensity"].shape[1:], None).distance
+
+
 def _rows(ds: xr.Dataset) -> list[tuple[str, str]]:
     """What the frames are, in words."""
     value, a = ds["intensity"], ds.attrs
@@ -550,7 +564,9 @@ def _rows(ds: xr.Dataset) -> list[tuple[str, str]]:
         rows.append(("wavelength", f"{a['wavelength']:.5g} Å"))
     elif "wavelength_range" in a:
         rows.append(("wavelength", "white beam, {:.3g} to {:.3g} Å".format(*a["wavelength_range"])))
-    if "distance" in a:
+    if "panel_origin" in ds.coords:  # what angles are computed from, whatever the attribute says
+        rows.append(("distance", f"{1e3 * panel_distance(ds):.4g} mm, mean of {ds.sizes['panel']} panels"))
+    elif "distance" in a:
         rows.append(("distance", f"{1e3 * a['distance']:.4g} mm"))
     if "pixel_size" in a:
         rows.append(("pixel", f"{1e6 * a['pixel_size']:.4g} µm"))

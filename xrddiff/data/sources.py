@@ -134,7 +134,7 @@ class EachRow(Rows):
             out.append(self._last[1][rest])
         return np.stack(out)
 
-# %% ../../nbs/data/sources.ipynb #7fe476bd
+# %% ../../nbs/data/sources.ipynb #24756b01
 class ChainRows(Rows):
     """Sources one after another."""
 
@@ -204,7 +204,7 @@ class SqueezedRows(Rows):
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         return self.stored.read(a, b, (0, *rest))
 
-# %% ../../nbs/data/sources.ipynb #3a47789e
+# %% ../../nbs/data/sources.ipynb #b4ec701f
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -222,8 +222,13 @@ def is_hdf5(path: Path) -> bool:
 
 def readable(path: Path) -> Path:
     """`path`, or `BadInput` where there is nothing or it may not be read."""
-    if not path.exists():
-        raise BadInput(f"{path} does not exist")
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise BadInput(f"{path} cannot be read: permission denied on the way to it") from None
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise BadInput(f"{path} does not exist" if missing else f"{path} cannot be read: {error}") from None
     if not os.access(path, os.R_OK):
         raise BadInput(f"{path} cannot be read: permission denied")
     return path
@@ -271,7 +276,7 @@ def _reason(error: Exception) -> str:
     """HDF5's own reason in one line."""
     return " ".join(str(error).split())[:200]
 
-# %% ../../nbs/data/sources.ipynb #47886334
+# %% ../../nbs/data/sources.ipynb #202a58ae
 FILTERS = {
     1: "gzip", 4: "szip", 307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "zstd",
     32017: "SZ", 32018: "FCIDECOMP", 32022: "BitGroom", 32023: "GBR", 32024: "SZ3", 32025: "Delta-Rice", 32026: "Blosc2", 32028: "SPERR",
