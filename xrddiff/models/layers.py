@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'start_from_resampling',
-           'MidBlock']
+__all__ = ['group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'MidBlock',
+           'start_as_resampling']
 
 # %% ../../nbs/models/layers.ipynb #0786df24
 def group_norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
@@ -133,20 +133,6 @@ class Upsample(nn.Module):
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return F.conv_transpose2d(x, folded_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
 
-# %% ../../nbs/models/layers.ipynb #e80c2678
-@torch.no_grad()
-def start_from_resampling(module: nn.Module) -> None:
-    """Add averaging of 2x2 pixels to the weights of every `Downsample` in `module`, and pixel doubling to those of every `Upsample`."""
-    for m in module.modules():
-        if isinstance(m, Downsample | Upsample):
-            w = m.conv.weight
-            same = torch.eye(w.shape[0], device=w.device)[:, :, None, None]
-            if isinstance(m, Upsample):
-                w[:, :, 1:2, 1:2] += same
-            else:  # output pixel i sees 2i in its first tap if the padding is asymmetric, in its second if not
-                first = 0 if m.asymmetric else 1
-                w[:, :, first : first + 2, first : first + 2] += same / 4
-
 # %% ../../nbs/models/layers.ipynb #032e8cbb
 class MidBlock(nn.Module):
     """Residual block, self-attention (`attention`), residual block; (B, C, H, W) -> the same."""
@@ -171,3 +157,23 @@ class MidBlock(nn.Module):
         for attend in self.attentions:
             x = attend(x)
         return self.resnets[1](x, time)
+
+# %% ../../nbs/models/layers.ipynb #8b686dc7
+@torch.no_grad()
+def start_as_resampling(module: nn.Module) -> None:
+    """Zero the last layer of each residual branch in `module`, and add plain resampling to the weights of each `Downsample` and `Upsample`."""
+    for m in module.modules():
+        if isinstance(m, ResnetBlock):
+            m.conv2.weight.zero_()
+            m.conv2.bias.zero_()
+        elif isinstance(m, SelfAttention):
+            m.to_out[0].weight.zero_()
+            m.to_out[0].bias.zero_()
+        elif isinstance(m, Downsample | Upsample):
+            w = m.conv.weight
+            same = torch.eye(w.shape[0], device=w.device)[:, :, None, None]
+            if isinstance(m, Upsample):
+                w[:, :, 1:2, 1:2] += same
+            else:  # input pixel 2i is in the first tap if the padding is asymmetric, in the second if not
+                first = 0 if m.asymmetric else 1
+                w[:, :, first : first + 2, first : first + 2] += same / 4
