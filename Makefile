@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # A tiny model on two cores gains nothing from more threads than cores; THREADS=8 make test to change it.
 THREADS ?= 2
 export OMP_NUM_THREADS = $(THREADS)
+# Waiting OpenMP threads sleep soon, so that two processes on two cores do not hold each other up.
+export GOMP_SPINCOUNT = 1000
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt

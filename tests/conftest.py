@@ -8,6 +8,7 @@ import pytest
 
 # A shared machine has two cores: more threads than that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 

@@ -214,12 +214,15 @@ class Run:
     def _repr_html_(self) -> str:
         return f"<code>{self.path}</code>"
 
-# %% ../../nbs/cluster/runs.ipynb #8cf57ca7
+# %% ../../nbs/cluster/runs.ipynb #a4319ac0
 def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
     """The run of this notebook: the folder `run_dir`, else the one that `cfg.resume` names, else a new one.
 
     Sets the CPU threads that the configuration asks for. Raises `BadInput` if the folder was started with another configuration.
     """
+    # A thread of GNU's OpenMP that waits spins for long before it sleeps. Where another program has the core that its
+    # partner needs, training then runs many times slower; this short a spin costs nothing where the cores are free.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if cfg.threads is not None:
         set_threads(cfg.threads)
     if run_dir is not None and (Path(run_dir) / "config.yaml").is_file():
