@@ -17,7 +17,7 @@ from ..errors import BadInput
 # %% auto #0
 __all__ = ['open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
 
-# %% ../../nbs/data/arrays.ipynb #d6f88ef0
+# %% ../../nbs/data/arrays.ipynb #c3076d36
 def open_npy(path: Path) -> dict[str, Any]:
     """A `.npy` file as the words of `make_frames`."""
     try:

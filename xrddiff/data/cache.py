@@ -42,7 +42,7 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xrddiff"
 
-# %% ../../nbs/data/cache.ipynb #d9be3047
+# %% ../../nbs/data/cache.ipynb #8e48132c
 @contextmanager
 def only_one(path: Path) -> Iterator[bool]:
     """Hold the lock file `path`: True where it is ours, False where another process has it."""
@@ -78,7 +78,7 @@ def wait_for(lock: Path) -> Iterator[None]:
                 return
         time.sleep(0.5)
 
-# %% ../../nbs/data/cache.ipynb #e800b305
+# %% ../../nbs/data/cache.ipynb #bd2b753d
 _APART = ("xrddiff.errors", "xrddiff.data.frames")  # what they do is in no pixel
 
 
@@ -166,7 +166,7 @@ def simulation_key(experiment: Any, seed: int) -> dict[str, Any]:
     versions = {p: importlib.metadata.version(p).split("+")[0] for p in ("numpy", "torch", "gemmi")}
     return {"experiment": _parameters(experiment), "seed": int(seed), "code": _simulator_digest(), "versions": versions}
 
-# %% ../../nbs/data/cache.ipynb #75ba7cb6
+# %% ../../nbs/data/cache.ipynb #e6ff1b13
 def block_size(shape: tuple[int, int]) -> int:
     """Shots per file: some 64 MB of pixels in memory, between 16 and 256 shots."""
     return int(np.clip(2**24 // np.prod(shape), 16, 256))
@@ -242,7 +242,7 @@ def _make(experiment: Any, seed: int, folder: Path, blocks: list[int], size: int
             if missing:
                 time.sleep(wait)
 
-# %% ../../nbs/data/cache.ipynb #66f189ed
+# %% ../../nbs/data/cache.ipynb #c82de42a
 class CannotFetch(XrddiffError):
     """Data that could not be downloaded."""
 

@@ -19,7 +19,7 @@ __all__ = ['Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_ma
            'ring_radius', 'ring_resolution', 'resolution_rings', 'Placement', 'PanelGeometry', 'assemble',
            'disassemble', 'lab_to_panel', 'geometry_of', 'with_q']
 
-# %% ../../nbs/data/geometry.ipynb #aa0fd70d
+# %% ../../nbs/data/geometry.ipynb #1a6d8655
 @dataclass(frozen=True)
 class Geometry:
     """A flat detector across the beam.
@@ -191,7 +191,7 @@ def resolution_rings(geom: Geometry | PanelGeometry, n: int = 4) -> list[tuple[f
             rings[d] = radius
     return sorted(rings.items(), key=lambda ring: ring[1])
 
-# %% ../../nbs/data/geometry.ipynb #d01dcff9
+# %% ../../nbs/data/geometry.ipynb #f68af1df
 class Placement(NamedTuple):
     """Where the panels' pixels go in the assembled image."""
 
@@ -342,7 +342,7 @@ class PanelGeometry:
         """See `disassemble`."""
         return disassemble(image, self, fill=fill)
 
-# %% ../../nbs/data/geometry.ipynb #06ca4546
+# %% ../../nbs/data/geometry.ipynb #14201034
 @lru_cache(maxsize=16)
 def _place(origin: bytes, fs: bytes, ss: bytes, shape: tuple[int, int, int], pixel_size: float) -> Placement:
     """Integer image position of every pixel."""
@@ -429,7 +429,7 @@ def disassemble(image: np.ndarray, geom: PanelGeometry, *, fill: Any = 0) -> np.
     out[..., place.index < 0] = fill
     return out
 
-# %% ../../nbs/data/geometry.ipynb #4beb215b
+# %% ../../nbs/data/geometry.ipynb #ccdfd0a6
 def lab_to_panel(rays: np.ndarray, geom: PanelGeometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where rays from the sample hit: `panel` (N,) int, -1 for none, and `fs`, `ss` (N,) in continuous pixel coordinates, NaN for none.
 

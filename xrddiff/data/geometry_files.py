@@ -65,7 +65,7 @@ class DetectorFile:
     shape: tuple[int, int] | None = None
     detector: str | None = None
 
-# %% ../../nbs/data/geometry_files.ipynb #50bfac4f
+# %% ../../nbs/data/geometry_files.ipynb #7e34fbf6
 def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:
     """The geometry in a PONI file, through pyFAI. `shape` (y, x) is needed where the file does not name a detector and the plane is tilted."""
     path = readable(Path(path))
@@ -121,7 +121,7 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
         out.panels = [Panel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)]
     return out
 
-# %% ../../nbs/data/geometry_files.ipynb #80ccfa3b
+# %% ../../nbs/data/geometry_files.ipynb #3b611bd3
 _PER_PANEL = {
     "min_fs", "max_fs", "min_ss", "max_ss", "corner_x", "corner_y", "fs", "ss", "res", "coffset", "clen", "data", "no_index",
     "adu_per_eV", "adu_per_photon", "mask_edge_pixels", "flag_lessthan", "flag_morethan", "flag_equal",
@@ -172,7 +172,7 @@ def _quantity(text: str, where: str, units: str, at_place: str) -> float | tuple
         return parts[0], _UNITS[unit]
     return _number(parts[0], where) * _UNITS[unit]
 
-# %% ../../nbs/data/geometry_files.ipynb #89c524a3
+# %% ../../nbs/data/geometry_files.ipynb #aa8d6a6b
 def _lines(path: Path) -> list[tuple[int, str | None, str, str]]:
     """(line number, panel or None, word, value)."""
     out = []

@@ -19,7 +19,7 @@ from ..errors import BadInput
 __all__ = ['bin_edges', 'radial_profile', 'RadialProfile', 'profile_distance', 'masked_error', 'intensity_correlation',
            'poisson_deviance', 'PixelScore', 'score_pixels']
 
-# %% ../../nbs/metrics/profiles.ipynb #e4d6f6dd
+# %% ../../nbs/metrics/profiles.ipynb #e29c38a3
 def bin_edges(radius: np.ndarray, bins: int | np.ndarray) -> np.ndarray:
     """Edges of `bins` equal bins over all of `radius`, or `bins` itself where it is an array of ascending edges."""
     if np.ndim(bins) == 0:
@@ -55,7 +55,7 @@ def _valid(mask: np.ndarray | None, *images: np.ndarray) -> np.ndarray:
         )
     return np.broadcast_to(mask, shape)
 
-# %% ../../nbs/metrics/profiles.ipynb #97ec0efe
+# %% ../../nbs/metrics/profiles.ipynb #5de8176b
 def radial_profile(
     image: np.ndarray, mask: np.ndarray | None, radius: np.ndarray, bins: int | np.ndarray = 100
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ def _ring_sums(image: np.ndarray, valid: np.ndarray, at: np.ndarray, n: int) -> 
     values = image.reshape(valid.shape)[valid].astype(np.float64)
     return tuple(np.bincount(flat, w, minlength=len(valid) * n).reshape(-1, n) for w in (values, None))
 
-# %% ../../nbs/metrics/profiles.ipynb #ef517f47
+# %% ../../nbs/metrics/profiles.ipynb #4152ae81
 class RadialProfile:
     """The radial profile of any number of images, added up; parts made by several workers merge into the profile of all.
 
@@ -236,7 +236,7 @@ class PixelScore:
         correlation = float(self._moment[0, 1]) / spread if spread > 0 else nan
         return {"mse": mse, "mae": mae, "correlation": correlation, "poisson_deviance": deviance, "n_pixels": n}
 
-# %% ../../nbs/metrics/profiles.ipynb #592bcaa3
+# %% ../../nbs/metrics/profiles.ipynb #8452f63a
 def score_pixels(
     reference: xr.Dataset,
     test: xr.Dataset,
