@@ -104,7 +104,7 @@ class Decoder(nn.Module):
             x = level(x)
         return _head(self.conv_norm_out, self.conv_out, x)
 
-# %% ../../nbs/models/autoencoder.ipynb #2f5febca
+# %% ../../nbs/models/autoencoder.ipynb #dede0608
 class Latent(NamedTuple):
     """Mean and log-variance of the latent, both (B, C, h, w) float32."""
 
@@ -167,7 +167,8 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         start_as_resampling(self)
-        self.to(memory_format=torch.channels_last)
+        with torch.no_grad():  # σ = 0.05 to begin with: a latent drowned in noise teaches the decoder to ignore it
+            self.quant_conv.bias[latent_channels:] = -6.0
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a frame of `height` x `width` pixels; refuses sizes that do not divide."""
@@ -194,8 +195,7 @@ class AutoencoderKL(nn.Module):
         x = x.to(dtype)
         if self.mask_channel:
             x = torch.cat([x, torch.ones_like(x[:, :1]) if mask is None else mask.to(dtype)], 1)
-        x = F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
-        mean, logvar = _conv(self.quant_conv, self.encoder(x)).chunk(2, 1)
+        mean, logvar = _conv(self.quant_conv, self.encoder(F.pixel_unshuffle(x, self.patch))).chunk(2, 1)
         # Beyond these bounds exp() leaves float32, or a variance is below any meaning.
         return Latent(mean, logvar.clamp(-30.0, 20.0))
 
@@ -206,7 +206,7 @@ class AutoencoderKL(nn.Module):
                 f"the decoder got a latent of shape {tuple(z.shape)}; expected (batch, {self.latent_channels}, height, width)"
             )
         z = _conv(self.post_quant_conv, z).to(self.decoder.conv_in.weight.dtype)
-        return F.pixel_shuffle(self.decoder(z.contiguous(memory_format=torch.channels_last)), self.patch)
+        return F.pixel_shuffle(self.decoder(z), self.patch)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, noise: Tensor | None = None) -> Reconstruction:
         """Encode, draw z = mean + exp(logvar/2) · noise (None: z = mean), decode. `noise` (B, C, h, w)."""
