@@ -22,8 +22,12 @@ BUDGET = ["experiment_type=demo", "data=sim128", "data.limit=1250", "training.nu
 RUNS = {
     "VAE, asinh": [],
     "VAE, per-image min-max": ["data.transform=minmax"],
-    "VAE, asinh, the seed's iwmse at 1e-4": ["training.recons_loss=iwmse", "training.lr=1e-4", "training.lr_schedule=constant", "training.lr_warmup_steps=0"],
-}  # fmt: skip
+    "VAE, asinh, learning rate 1e-4": [
+        "training.lr=1e-4",
+        "training.lr_schedule=constant",
+        "training.lr_warmup_steps=0",
+    ],
+}
 COLUMNS = [
     "precision",
     "recall",
