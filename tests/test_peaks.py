@@ -8,6 +8,7 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.ndimage import maximum_filter
 
 from xrddiff.data.frames import make_frames
 from xrddiff.data.peaks import (
@@ -50,6 +51,16 @@ def test_agrees_with_peakfinder8(still):
     assert (a["pixels"] == b["pixels"]).mean() > 0.98  # the same pixels above the same threshold
     assert abs(np.median(b["intensity"] / a["intensity"]) - 1) < 0.02
     assert np.corrcoef(a["intensity"], b["intensity"])[0, 1] > 0.999
+
+
+def test_no_centroid_strays_from_its_peak(still):
+    """The noisy flanks of a weak peak once put centroids up to 9 px away, and one off its panel."""
+    peaks = find_frame_peaks(still)
+    _, n_ss, n_fs = still["intensity"].shape[1:]
+    assert peaks["fs"].between(0, n_fs).all() and peaks["ss"].between(0, n_ss).all()
+    nearby = maximum_filter(still["intensity"][0].values, (1, 3, 3))  # the brightest of 3 × 3 pixels
+    pixels = nearby[peaks["panel"], peaks["ss"].astype(int), peaks["fs"].astype(int)]
+    assert (pixels - peaks["background"] > 3 * peaks["sigma"]).all()
 
 
 def test_photon_statistics_on_the_still(still):

@@ -19,7 +19,7 @@ from .geometry import PanelGeometry, pixel_positions
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background',
+__all__ = ['STRAY', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background',
            'PeakFinder', 'find_peaks', 'find_frame_peaks', 'radius_map']
 
 # %% ../../nbs/data/peaks.ipynb #bbc9dae9
@@ -152,7 +152,10 @@ def _around(
     flat = np.where(ok, first[:, None] + j * shape[1] + i, 0)
     return flat, cx, cy, d2, ok
 
-# %% ../../nbs/data/peaks.ipynb #5630c4dc
+# %% ../../nbs/data/peaks.ipynb #6cf746bd
+STRAY = 1.25  # px from the centroid of the connected pixels
+
+
 class PeakFinder:
     """Finds Bragg peaks in images of one shape.
 
@@ -279,6 +282,8 @@ class PeakFinder:
         with np.errstate(divide="ignore", invalid="ignore"):
             fs = total(excess * np.concatenate([x, px[row, col]]), of) / intensity
             ss = total(excess * np.concatenate([y, py[row, col]]), of) / intensity
+        stray = np.hypot(fs - cx, ss - cy) > STRAY
+        fs, ss = np.where(stray, cx, fs), np.where(stray, cy, ss)
 
         table = {"panel": first // (height * width)} if image.ndim == 3 else {}
         table |= {
@@ -292,7 +297,7 @@ class PeakFinder:
         }
         return pd.DataFrame({name: v[good] for name, v in table.items()})
 
-# %% ../../nbs/data/peaks.ipynb #353197f2
+# %% ../../nbs/data/peaks.ipynb #0b6c4aa3
 PEAKFINDER8: dict[str, Any] = {
     "snr": 6.0,
     "pixel_snr": 6.0,
@@ -334,7 +339,7 @@ def _radii(shape: tuple[int, ...], center: tuple[float, float]) -> np.ndarray:
     """Distance of every pixel centre from `center` (x, y), px."""
     return np.hypot(np.arange(shape[1]) + 0.5 - center[0], np.arange(shape[0])[:, None] + 0.5 - center[1])
 
-# %% ../../nbs/data/peaks.ipynb #370ead1b
+# %% ../../nbs/data/peaks.ipynb #82fe1d6f
 def find_frame_peaks(
     ds: xr.Dataset,
     frames: int | Iterable[int] | None = None,

@@ -57,7 +57,7 @@ def match_peaks(a: np.ndarray, b: np.ndarray, radius: float = 2.0) -> tuple[np.n
     order = np.argsort(rows)
     return rows[order], cols[order]
 
-# %% ../../nbs/metrics/peaks.ipynb #1fd8c169
+# %% ../../nbs/metrics/peaks.ipynb #65dd2b43
 def match_tables(reference: pd.DataFrame, test: pd.DataFrame, radius: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
     """Row positions of the matched peaks of two tables with the columns `fs`, `ss` (px) and, where there are any, `frame` and `panel`; see `match_peaks`."""
     columns = ["fs", "ss", *(c for c in ("frame", "panel") if c in reference and c in test)]
@@ -71,7 +71,7 @@ def match_tables(reference: pd.DataFrame, test: pd.DataFrame, radius: float = 2.
         reference[columns].to_numpy(np.float64) * scale, test[columns].to_numpy(np.float64) * scale, radius
     )
 
-# %% ../../nbs/metrics/peaks.ipynb #0d48f460
+# %% ../../nbs/metrics/peaks.ipynb #c69c675f
 class PeakScore:
     """Peaks of a test against those of a reference, frame by frame or all at once; parts made by several workers merge into the score of all.
 
@@ -171,7 +171,7 @@ def draw_counts(ds: xr.Dataset, seed: int = 0, *, variable: str = "intensity", f
             out[i] += read_noise * rng.standard_normal(mu.shape)
     return ds.assign(intensity=(ds["intensity"].dims, out, ds["intensity"].attrs))
 
-# %% ../../nbs/metrics/peaks.ipynb #536663af
+# %% ../../nbs/metrics/peaks.ipynb #f0806909
 def score_peaks(
     reference: xr.Dataset | pd.DataFrame,
     test: xr.Dataset | pd.DataFrame,

@@ -32,7 +32,7 @@ __all__ = ['INTENSITY', 'SIGNED', 'MASKED', 'LINES', 'SMALL', 'TINY', 'NORMS', '
            'frame_picture', 'draw_rings', 'show_frame', 'show_peaks', 'residual', 'compare_frames', 'plot_history',
            'show_latents', 'plot_profiles', 'plot_peak_scores']
 
-# %% ../../nbs/views/plots.ipynb #4b973066
+# %% ../../nbs/views/plots.ipynb #17aab571
 INTENSITY, SIGNED, MASKED = "inferno", "RdBu_r", "#8c8c8c"
 LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SMALL, TINY = 8, 7  # font sizes, pt
@@ -42,6 +42,7 @@ class Picture(Figure):
     """A figure that belongs to no pyplot window and shows itself in a notebook."""
 
     def __init__(self, width: float, height: float, **kw: Any):
+        """`width` and `height` in inches; other words are those of `Figure`."""
         super().__init__(figsize=(width, height), dpi=90, layout="constrained", **kw)
         FigureCanvasAgg(self)
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -98,7 +99,7 @@ def _tidy(ax: Axes, x: str = "", y: str = "") -> Axes:
     ax.set_axisbelow(True)
     return ax
 
-# %% ../../nbs/views/plots.ipynb #61aa1a47
+# %% ../../nbs/views/plots.ipynb #477b0c1e
 NORMS = ("asinh", "sqrt", "log", "linear")
 
 
@@ -211,7 +212,7 @@ def _asinh_ticks(norm: AsinhNorm, n: int = 8) -> list[float]:
             ticks.append(tick)
     return ticks
 
-# %% ../../nbs/views/plots.ipynb #4c44f548
+# %% ../../nbs/views/plots.ipynb #bd8e7722
 def draw_rings(ax: Axes, geometry: Geometry, n: int = 4, *, color: str = "w", label: bool = True) -> None:
     """Resolution rings on a picture in pixel coordinates, labelled in Å where the label fits."""
     (x0, y0), (height, width) = geometry.beam_center, geometry.shape
@@ -265,7 +266,7 @@ def show_frame(
 def _unit(ds: xr.Dataset) -> str:
     return {"photon": "photons"}.get(ds["intensity"].attrs.get("units", ""), ds["intensity"].attrs.get("units", ""))
 
-# %% ../../nbs/views/plots.ipynb #033d170a
+# %% ../../nbs/views/plots.ipynb #f5d884b8
 PEAK_STYLES = (
     ("o", "#56B4E9", 75),
     ("s", "#009E73", 28),
@@ -313,7 +314,7 @@ def show_peaks(
         ax.legend(fontsize=TINY, loc="upper left", framealpha=0.8, handletextpad=0.2, borderpad=0.3)
     return ax
 
-# %% ../../nbs/views/plots.ipynb #8bd696f8
+# %% ../../nbs/views/plots.ipynb #4ee7e03a
 def residual(original: np.ndarray, reconstruction: np.ndarray, gain: float | None = 1.0) -> np.ndarray:
     """z = (x − x̂)/√(g·max(x̂, g)); without a gain, in units of the residual's own robust σ."""
     difference = original - reconstruction
@@ -371,7 +372,7 @@ def compare_frames(
     _colorbar(z, axes[:, 2], f"({names[0]} − {names[1]}) / {unit}", extend="both", **kw | {"aspect": 20})
     return figure
 
-# %% ../../nbs/views/plots.ipynb #921ea8a8
+# %% ../../nbs/views/plots.ipynb #c35681ba
 _NOT_METRICS = {
     "step",
     "epoch",
@@ -466,7 +467,7 @@ def show_latents(latents: Any, n: int = 3) -> Picture:
     _colorbar(shown, axes.ravel(), "latent", pad=0.02, aspect=25, extend="both")
     return figure
 
-# %% ../../nbs/views/plots.ipynb #cff54ecc
+# %% ../../nbs/views/plots.ipynb #0a3da6ad
 def plot_profiles(
     profiles: Mapping[str, tuple[Any, Any]], ax: Axes | None = None, *, unit: str = "photons", log: bool = False
 ) -> Axes:
@@ -510,7 +511,7 @@ def plot_profiles(
     top.set_xlabel("d (Å)", fontsize=SMALL)
     return ax
 
-# %% ../../nbs/views/plots.ipynb #928b1130
+# %% ../../nbs/views/plots.ipynb #fcf13543
 _SCORES = (
     ("f1", "F1", "o", LINES[0]),
     ("precision", "precision", ">", LINES[1]),
