@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import nbformat
@@ -50,6 +49,23 @@ def keep_unresolved_types() -> None:
     fastcore.docments.signature = signature
 
 
+def run_definitions_only() -> None:
+    """Run what the package exports and what is documented. nbdev would also run every example that has an import in it, training included."""
+    import nbdev.processors
+
+    wanted = nbdev.processors._do_eval
+
+    def definitions_and_imports(cell):
+        imports = (ast.Import, ast.ImportFrom)
+        if cell.cell_type != "code":
+            return None
+        exported = cell.directives_ and cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"}
+        only_imports = all(isinstance(node, imports) for node in cell.parsed_() or [])
+        return wanted(cell) if exported or only_imports or "show_doc" in cell.source else None
+
+    nbdev.processors._do_eval = definitions_and_imports
+
+
 def front_matter(source: str) -> str:
     """nbdev's YAML front matter, as a heading and a summary."""
     fields = yaml.safe_load(source.strip().strip("-"))
@@ -76,6 +92,12 @@ def tidy(markdown: str) -> str:
     return re.sub(r"\n+```\n", "\n```\n", markdown)
 
 
+def site_links(markdown: str) -> str:
+    """Links that hold in the repository, as links that hold on the site; what the site does not carry becomes plain text."""
+    markdown = re.sub(r"\]\((?:docs|nbs)/", "](", markdown)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(bench/[^)]*\)", r"\1", markdown)
+
+
 def convert(path: Path, original: Path, target: Path) -> None:
     """One processed notebook as a page: heading, no nbdev directives, each name's source folded under its documentation."""
     nb = nbformat.read(path, as_version=4)
@@ -85,6 +107,8 @@ def convert(path: Path, original: Path, target: Path) -> None:
         cells.append(cell)
         if cell.cell_type == "raw" and cell.source.startswith("---"):
             cell.cell_type, cell.source = "markdown", front_matter(cell.source)
+        if cell.cell_type == "markdown":
+            cell.source = site_links(cell.source)
         if cell.cell_type != "code":
             continue
         hidden = re.search(r"^#\s*\|\s*echo: *false", cell.source, re.M)
@@ -118,7 +142,7 @@ def main() -> None:
     from nbdev.serve import proc_nbs
 
     keep_unresolved_types()
-    warnings.filterwarnings("ignore", message="Found cells containing imports")
+    run_definitions_only()
 
     shutil.rmtree(ROOT / "_proc", ignore_errors=True)
     proc_nbs(n_workers=0)  # in this process, where the line above holds
@@ -129,6 +153,7 @@ def main() -> None:
     shutil.rmtree(ROOT / "_proc")
     for page in ("architecture.md",):
         shutil.copy(DOCS / page, SOURCE / page)
+    shutil.copytree(DOCS / "pictures", SOURCE / "pictures", ignore=shutil.ignore_patterns("index-*"))
     shutil.copy(ROOT / "CHANGELOG.md", SOURCE / "changelog.md")
     shutil.copy(DOCS / "conf.py", SOURCE / "conf.py")
     static = BUILD / "static"
