@@ -220,7 +220,7 @@ class AutoencoderKL(nn.Module):
             z = mean + (0.5 * logvar).exp() * noise
         return Reconstruction(self.decode(z), mean, logvar)
 
-# %% ../../nbs/models/autoencoder.ipynb #e2ae3d87
+# %% ../../nbs/models/autoencoder.ipynb #dc2f3456
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(widths=(16, 32, 64), layers_per_block=1, norm_groups=8, mid_attention=False, patch=2),
     "small": dict(widths=(32, 64, 128, 128), layers_per_block=1, norm_groups=16, mid_attention=False),
@@ -230,7 +230,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_autoencoder(size: str = "tiny", *, downsampling: int = 8, **words: Any) -> AutoencoderKL:
+def make_autoencoder(size: str = "tiny", *, downsampling: int = 4, **words: Any) -> AutoencoderKL:
     """The autoencoder called `size`, for latents `downsampling` (4 or 8) times smaller along each side; `words` replace those of the size."""
     if size not in SIZES:
         raise BadInput(f"there is no size {size!r}{nearest(str(size), SIZES)}")
