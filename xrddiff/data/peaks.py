@@ -20,7 +20,7 @@ from ..errors import BadInput
 
 # %% auto #0
 __all__ = ['STRAY', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background',
-           'PeakFinder', 'find_peaks', 'find_frame_peaks', 'radius_map']
+           'split_groups', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'radius_map']
 
 # %% ../../nbs/data/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -152,7 +152,66 @@ def _around(
     flat = np.where(ok, first[:, None] + j * shape[1] + i, 0)
     return flat, cx, cy, d2, ok
 
-# %% ../../nbs/data/peaks.ipynb #6cf746bd
+# %% ../../nbs/data/peaks.ipynb #e22fdf55
+def split_groups(
+    pixels: np.ndarray,
+    index: np.ndarray,
+    mask: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    split: float = 3.0,
+    gain: float = 1.0,
+    noise: float = 0.0,
+) -> np.ndarray:
+    """Which peak, 1 … n in the order of their brightest pixels, each of the pixels `index` belongs to: connected ones to the same, unless a saddle divides them.
+
+    `pixels`, `mask`: flat, of panels of `shape` (ss, fs) one after another; `index`: flat, ascending. `split`: the k, `gain` and `noise` the g and n of the equations, in units of the image.
+    """
+    (height, width), every = shape, np.arange(len(index))
+    number = np.full(len(pixels), -1, np.int32)
+    number[index] = every
+    y, x = np.divmod(index % (height * width), width)
+    v, weight, square, near = np.zeros(len(index)), 0, 0, []
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+            at = np.where(inside, index + dy * width + dx, 0)
+            w = (2 - abs(dy)) * (2 - abs(dx)) * (inside & mask[at])
+            v, weight, square = v + w * np.where(w, pixels[at], 0), weight + w, square + w * w
+            if dy or dx:
+                near.append(np.where(inside, number[at], -1))
+    v, near = v / weight, np.stack(near, axis=1)
+    dip = split * np.sqrt(square / weight**2 * (gain * np.maximum(v, gain) + noise * noise))
+    height_of = np.empty(len(index), np.intp)  # a rank, so that no two are equal
+    height_of[np.argsort(v, kind="stable")] = every
+    rank = np.where(near >= 0, height_of[near], -1)
+    best = rank.argmax(1)
+    top = np.where(rank[every, best] > height_of, near[every, best], every)
+    while not np.array_equal(top, above := top[top]):  # each step doubles the way up
+        top = above
+
+    i, k = np.nonzero(near > every[:, None])
+    j = near[i, k]
+    meet = top[i] != top[j]
+    i, j = i[meet], j[meet]
+    saddle, joined = np.minimum(v[i], v[j]), {}
+
+    def peak(p: int) -> int:
+        while p in joined:
+            p = joined[p]
+        return p
+
+    for at in np.argsort(
+        -saddle, kind="stable"
+    ).tolist():  # the highest saddles first: a later one of the same two is lower
+        low, high = sorted((peak(int(top[i[at]])), peak(int(top[j[at]]))), key=height_of.__getitem__)
+        if low != high and v[low] - saddle[at] < dip[low]:
+            joined[low] = high
+    for p in list(joined):
+        top[top == p] = peak(p)
+    return np.unique(top, return_inverse=True)[1] + 1
+
+# %% ../../nbs/data/peaks.ipynb #c7428519
 STRAY = 1.25  # px from the centroid of the connected pixels
 
 
@@ -162,6 +221,7 @@ class PeakFinder:
     `bins`: whole numbers, (y, x) or (panel, ss, fs), from `radial_bins` or `tile_bins`. `mask`: bool, same shape, True = trustworthy.
     `snr`: a peak needs Σ(x − b)/σ ≥ `snr`, with σ per pixel. `pixel_snr`: a pixel belongs to a peak above b + `pixel_snr`·σ (and `threshold` units
     above b); None means 3 where the noise is that of photons (`poisson_floor`), and `snr` where it is not known, as in peakfinder8.
+    `split`: a connected group is divided at saddles that are deeper than `split` σ (see `split_groups`), where `poisson_floor` holds; None leaves groups as they are.
     `min_pixels`, `max_pixels`: how many connected pixels; a bright spot reaches 3σ far out, so the limit is wider than peakfinder8's 30. `ring`: the local background comes from `ring` … 2·`ring` px around.
     `aperture`: px around the centroid that count to the intensity. `gain`: units per photon. `noise`: readout noise σ in units.
     `poisson_floor`: σ is at least that of counts, and the threshold allows for their skewness; False takes the image's own scatter alone.
@@ -177,6 +237,7 @@ class PeakFinder:
         threshold: float = 0.0,
         min_pixels: int = 2,
         max_pixels: int = 80,
+        split: float | None = 3.0,
         ring: float = 4.0,
         aperture: float = 2.5,
         gain: float = 1.0,
@@ -197,12 +258,12 @@ class PeakFinder:
             pixel_snr = min(3.0, snr) if poisson_floor else snr
         for name, value, least in (
             ("snr", snr, 0), ("pixel_snr", pixel_snr, 0.5), ("min_pixels", min_pixels, 1), ("max_pixels", max_pixels, min_pixels),
-            ("ring", ring, 1), ("aperture", aperture, 0), ("gain", gain, 0), ("noise", noise, 0),
+            ("split", np.inf if split is None else split, 0), ("ring", ring, 1), ("aperture", aperture, 0), ("gain", gain, 0), ("noise", noise, 0),
         ):  # fmt: skip
             if not value >= least:
                 raise BadInput(f"the peak finder's {name} is {value}; expected {least} or more")
         self.settings: dict[str, Any] = dict(
-            snr=snr, pixel_snr=pixel_snr, threshold=threshold, min_pixels=min_pixels, max_pixels=max_pixels, ring=ring,
+            snr=snr, pixel_snr=pixel_snr, threshold=threshold, min_pixels=min_pixels, max_pixels=max_pixels, split=split, ring=ring,
             aperture=aperture, gain=gain, noise=noise, poisson_floor=poisson_floor,
         )  # fmt: skip
         self.n_bins = int(self.bins.max()) + 1
@@ -227,9 +288,13 @@ class PeakFinder:
 
         candidate = np.zeros(image.size, bool)
         candidate[index] = True
-        structure = np.zeros((3,) * image.ndim, bool)
-        structure[(1,) * (image.ndim - 2)] = True  # neighbours by side or corner, never on another panel
-        label = ndimage.label(candidate.reshape(image.shape), structure)[0].ravel()[index]
+        if s["split"] is None or not s["poisson_floor"]:
+            structure = np.zeros((3,) * image.ndim, bool)
+            structure[(1,) * (image.ndim - 2)] = True  # neighbours by side or corner, never on another panel
+            label = ndimage.label(candidate.reshape(image.shape), structure)[0].ravel()[index]
+        else:
+            words = {name: s[name] for name in ("split", "gain", "noise")}
+            label = split_groups(pixels, index, self.mask.ravel(), (height, width), **words)
         y, x = np.divmod(index % (height * width), width)
         inner = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
         size = np.bincount(label)
@@ -297,12 +362,13 @@ class PeakFinder:
         }
         return pd.DataFrame({name: v[good] for name, v in table.items()})
 
-# %% ../../nbs/data/peaks.ipynb #0b6c4aa3
+# %% ../../nbs/data/peaks.ipynb #ba9f4528
 PEAKFINDER8: dict[str, Any] = {
     "snr": 6.0,
     "pixel_snr": 6.0,
     "min_pixels": 2,
     "max_pixels": 30,
+    "split": None,
     "ring": 4.0,
     "aperture": 0.0,
     "poisson_floor": False,
