@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from xrddiff.data import frames as F
+from xrddiff.data.store import read_store, save_frames
 from xrddiff.errors import BadInput
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(8, 8))
@@ -173,6 +174,15 @@ def test_select_follows_peaks_in_any_order():
         F.select_frames(ds, [10])
     with pytest.raises(BadInput, match="10 booleans"):
         F.select_frames(ds, np.ones(3, bool))
+
+
+def test_columns_of_peaks_come_in_the_readers_order(tmp_path):
+    """Files keep variables by name; a table that begins with `background` is no pleasure."""
+    peaks = {"snr": [9.0], "frame": [0], "zeta": [1.0], "ss": [2.0], "alpha": [1.0], "h": [1], "fs": [1.0]}
+    ds = F.make_frames(np.zeros((1, 8, 8), np.float32), peaks=peaks)
+    assert list(F.peaks_table(ds)) == ["frame", "fs", "ss", "snr", "h", "alpha", "zeta"]
+    for name in ("a.h5", "a.zarr"):
+        assert F.peaks_table(read_store(save_frames(ds, tmp_path / name))).equals(F.peaks_table(ds))
 
 
 def test_concat():

@@ -477,10 +477,18 @@ def _join(parts: Sequence[xr.Variable]) -> xr.Variable:
         return xr.Variable(parts[0].dims, lazy_array(_Joined(parts)), parts[0].attrs)
     return xr.Variable(parts[0].dims, np.concatenate([p.values for p in parts]), parts[0].attrs)
 
-# %% ../../nbs/data/frames.ipynb #f4a14aba
+# %% ../../nbs/data/frames.ipynb #8f5b5a1c
+_FIRST = ("frame", "panel", "fs", "ss", "intensity", "background", "sigma", "snr", "pixels", "h", "k", "l", "d")
+
+
 def peaks_table(ds: xr.Dataset) -> pd.DataFrame:
-    """The peak table, one row per peak sorted by frame; columns are the variables `peak_*` without that prefix. No peaks: an empty table."""
-    columns = {str(v)[5:]: ds[v].values for v in ds.data_vars if str(v).startswith("peak_") and ds[v].dims == ("peak",)}
+    """The peak table, one row per peak sorted by frame; columns are the variables `peak_*` without that prefix: where, how strong, which reflection, then by name.
+
+    No peaks: an empty table.
+    """
+    found = {str(v)[5:]: ds[v].values for v in ds.data_vars if str(v).startswith("peak_") and ds[v].dims == ("peak",)}
+    names = [*(n for n in _FIRST if n in found), *sorted(found.keys() - set(_FIRST))]
+    columns = {n: found[n] for n in names}
     return pd.DataFrame(columns or {"frame": np.zeros(0, np.int64), "fs": np.zeros(0), "ss": np.zeros(0)})
 
 
