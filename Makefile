@@ -43,9 +43,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each.
+# The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each. Run notebooks are
+# whole jobs; tests/test_run.py runs those, with parameters.
 test-notebooks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --skip_folder_re '^[_.]|^runs$$'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path index.ipynb --n_workers 0
 
 test-python: $(VENV)/.dev

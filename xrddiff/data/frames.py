@@ -513,7 +513,7 @@ def frame_mask(ds: xr.Dataset, i: int = 0) -> np.ndarray:
     mask = ds["mask"]
     return (mask.isel(frame=i) if "frame" in mask.dims else mask).values
 
-# %% ../../nbs/data/frames.ipynb #763eea9f
+# %% ../../nbs/data/frames.ipynb #21582286
 def _thumbnail(ds: xr.Dataset, i: int = 0, size: int = 160) -> bytes:
     """Frame `i` as a small PNG: asinh scale, masked pixels grey; panel stacks with a geometry are assembled."""
     import matplotlib
@@ -605,22 +605,6 @@ class FramesAccessor:
         rows = _rows(self._ds)
         width = max(len(k) for k, _ in rows)
         return "\n".join(f"{k:<{width}}  {v}" for k, v in rows)
-
-    def image(self, i: int) -> np.ndarray:
-        """The intensities of frame `i`."""
-        return frame_image(self._ds, i)
-
-    def mask(self, i: int = 0) -> np.ndarray:
-        """The mask of frame `i`."""
-        return frame_mask(self._ds, i)
-
-    def peaks(self, i: int | None = None) -> pd.DataFrame:
-        """The peaks of frame `i`, or of all frames."""
-        return peaks_table(self._ds) if i is None else frame_peaks(self._ds, i)
-
-    def validate(self, where: str = "frames", *, values: bool = False) -> xr.Dataset:
-        """See `validate_frames`."""
-        return validate_frames(self._ds, where, values=values)
 
     def _repr_html_(self) -> str:
         cells = "".join(

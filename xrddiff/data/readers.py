@@ -43,9 +43,9 @@ from .store import is_store, read_store, writing
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['NEEDED', 'gather', 'missing_words', 'open_frames', 'Description', 'frame_statistics', 'inspect_file']
+__all__ = ['NEEDED', 'open_frames', 'Description', 'frame_statistics', 'inspect_file']
 
-# %% ../../nbs/data/readers.ipynb #a20f4a03
+# %% ../../nbs/data/readers.ipynb #ad63d711
 NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
 _WORDS = {"mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf")
@@ -77,7 +77,7 @@ def _open_one(path: Path, dataset: str | None) -> dict[str, Any]:
     return out
 
 
-def gather(
+def _gather(
     path: Path | Sequence[Path],
     /,
     *,
@@ -150,7 +150,7 @@ def _refuse_flat(words: dict[str, Any], where: str) -> None:
             raise BadInput(f"{where} has panels, each with its place and its pixels; expected no {word}")
 
 
-def missing_words(words: dict[str, Any]) -> list[str]:
+def _missing_words(words: dict[str, Any]) -> list[str]:
     """What frames need and nobody said."""
     needed = ("wavelength", "distance") if words.get("panels") is not None else NEEDED
     given = {k for k, v in words.items() if v is not None}
@@ -160,7 +160,7 @@ def missing_words(words: dict[str, Any]) -> list[str]:
         given.add("wavelength")
     return [k for k in needed if k not in given]
 
-# %% ../../nbs/data/readers.ipynb #031fb227
+# %% ../../nbs/data/readers.ipynb #beddfb81
 def open_frames(
     path: str | Path | Sequence[str | Path],
     /,
@@ -197,9 +197,9 @@ def open_frames(
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
         return _open_ours(path, geometry, complete, words)
-    found = gather(path, geometry=geometry, dataset=dataset, **words)
+    found = _gather(path, geometry=geometry, dataset=dataset, **words)
     found["layout_name"] = found.pop("layout")
-    missing = missing_words(found)
+    missing = _missing_words(found)
     if missing and complete:
         said = ", ".join(f"{m} ({NEEDED[m]})" for m in missing)
         raise BadInput(
@@ -276,7 +276,7 @@ def _open_many(files: Sequence[Path], /, **words: Any) -> xr.Dataset:
         parts.append(part)
     return concat_frames(parts)
 
-# %% ../../nbs/data/readers.ipynb #523cf68a
+# %% ../../nbs/data/readers.ipynb #e9f7acf8
 class Description(dict):
     """What is in a file, as a dictionary that shows itself as a table."""
 
@@ -458,7 +458,7 @@ def inspect_file(
     given = dict(ds.attrs) | {"variables": dict.fromkeys(map(str, ds.data_vars))}
     if "panel_origin" in ds.coords:
         given |= {"panels": 1, "distance": panel_distance(ds)}
-    missing = missing_words(given)
+    missing = _missing_words(given)
     if missing:
         out["missing"] = ", ".join(missing)
     out["frame"], out["values"] = frame, frame_statistics(ds, frame)
