@@ -184,7 +184,9 @@ def main() -> None:
     conf = (SOURCE / "conf.py").read_text().replace("Path(__file__).parent\n", f"Path({str(DOCS)!r})\n", 1)
     (SOURCE / "conf.py").write_text(conf + f"\nhtml_static_path = {options}\n")
     subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(SITE)], check=True
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(SITE)],
+        check=True,
+        timeout=900,
     )
 
     broken = [
