@@ -3,6 +3,8 @@
 from configparser import ConfigParser
 from pathlib import Path
 
+from sphinxcontrib import katex
+
 HERE = Path(__file__).parent
 settings = ConfigParser(delimiters=["="], interpolation=None)
 settings.read(HERE.parent / "settings.ini", encoding="utf-8")
@@ -40,4 +42,8 @@ myst_heading_anchors = 3
 # Pages are read from disk at beamlines without a network: formulas are rendered now, fonts come along.
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
+# The renderer's Unix socket exists a moment before it listens, and now and then a build failed on that; its network
+# socket is tried again until it answers. On a busy machine both starting and rendering may take longer than 5 s.
+katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
+katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
