@@ -24,12 +24,12 @@ BUILD = DOCS / "_build"
 SOURCE = BUILD / "source"
 SITE = BUILD / "html"
 ROOMS = {
-    "data": "Data: frames, geometry, simulation, readers",
+    "data": "Data",
     "models": "Models",
     "diffusion": "Diffusion",
     "training": "Training",
     "metrics": "Metrics",
-    "cluster": "Cluster and runs",
+    "cluster": "Cluster",
     "views": "Views",
 }
 
