@@ -24,6 +24,8 @@ BUILD = DOCS / "_build"
 SOURCE = BUILD / "source"
 SITE = BUILD / "html"
 ROOMS = {
+    "tutorials": "Tutorials",
+    "runs": "Runs",
     "data": "Data",
     "models": "Models",
     "diffusion": "Diffusion",
@@ -72,6 +74,12 @@ def front_matter(source: str) -> str:
     return f"# {fields.get('title', '')}\n\n{fields.get('description', '')}"
 
 
+def opening(notebook: Path) -> str:
+    """What the first cell of a notebook says after its title and summary: nbdev keeps only those two."""
+    lines = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()
+    return "\n\n" + "\n".join(line for line in lines if not re.match(r"(# |> |>$)", line)).strip()
+
+
 def definitions(notebook: Path) -> dict[str, str]:
     """The source of every function and class that a notebook exports, by name."""
     found = {}
@@ -106,7 +114,7 @@ def convert(path: Path, original: Path, target: Path) -> None:
     for cell in nb.cells:
         cells.append(cell)
         if cell.cell_type == "raw" and cell.source.startswith("---"):
-            cell.cell_type, cell.source = "markdown", front_matter(cell.source)
+            cell.cell_type, cell.source = "markdown", front_matter(cell.source) + opening(original)
         if cell.cell_type == "markdown":
             cell.source = site_links(cell.source)
         if cell.cell_type != "code":
@@ -129,8 +137,9 @@ def convert(path: Path, original: Path, target: Path) -> None:
     nbformat.write(nb, target)
 
 
-def toctree(caption: str, pages: list[str], depth: int = 1) -> str:
-    return f"```{{toctree}}\n:caption: {caption}\n:maxdepth: {depth}\n\n" + "\n".join(pages) + "\n```\n\n"
+def toctree(pages: list[str]) -> str:
+    """A table of contents of these pages."""
+    return "```{toctree}\n:maxdepth: 1\n\n" + "\n".join(pages) + "\n```\n"
 
 
 def main() -> None:
@@ -162,20 +171,12 @@ def main() -> None:
 
     names = [p.with_suffix("").as_posix() for p in pages]
     top = [n for n in names if "/" not in n and n != "index"]
-    contents = ""
-    for caption, folder in (("Tutorials", "tutorials"), ("Run notebooks", "runs")):
-        if members := [n for n in names if n.startswith(folder + "/")]:
-            contents += toctree(caption, members)
-    for room, caption in ROOMS.items():
-        if members := [n for n in names if n.startswith(room + "/")]:
-            page = SOURCE / room / "index.md"
-            page.write_text(
-                f"# {caption}\n\n```{{toctree}}\n:maxdepth: 1\n\n"
-                + "\n".join(m.split("/", 1)[1] for m in members)
-                + "\n```\n"
-            )
-    rooms = [f"{room}/index" for room in ROOMS if (SOURCE / room / "index.md").exists()]
-    contents += toctree("Package", rooms + top, 2) + toctree("Project", ["architecture", "changelog"])
+    chapters = {room: [n for n in names if n.startswith(room + "/")] for room in ROOMS} | {"ground": top}
+    for room, members in chapters.items():
+        caption = ROOMS.get(room, "Ground: words, errors, seeds, losses, commands")
+        if members:
+            (SOURCE / f"{room}.md").write_text(f"# {caption}\n\n{toctree(members)}", encoding="utf-8")
+    contents = toctree([room for room, members in chapters.items() if members] + ["architecture", "changelog"])
     index = nbformat.read(SOURCE / "index.ipynb", as_version=4)
     index.cells.append(nbformat.v4.new_markdown_cell(contents, id="contents"))
     nbformat.write(index, SOURCE / "index.ipynb")

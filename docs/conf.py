@@ -29,6 +29,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "footer_end": [],
     "show_toc_level": 2,
+    "header_links_before_dropdown": 7,
 }
 
 # The notebooks carry their outputs; nothing runs while the site is built.
