@@ -43,7 +43,7 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     license="Apache-2.0",
-    license_files=["LICENSE", "xrddiff/data/samples/NOTICE.md"],
+    license_files=["LICENSE", "xrddiff/data/samples/NOTICE.md", "xrddiff/data/samples/LGPL-2.1.txt"],
     url=cfg["git_url"],
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from types import ModuleType
 
 import pytest
 
@@ -17,3 +19,11 @@ def missing(reason: str) -> None:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"{reason} (CI needs it)")
     pytest.skip(reason)
+
+
+def need(name: str) -> ModuleType:
+    """The module `name`, which is no requirement of the package but of this test; `missing` where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing(f"{name} is not installed (make dev)")

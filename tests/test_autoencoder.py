@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from conftest import need
 
 from xrddiff.errors import BadInput
 from xrddiff.models.autoencoder import SIZES, AutoencoderKL, make_autoencoder
@@ -17,7 +18,7 @@ def pair(widths=(16, 32, 32), layers=2, groups=8, latent=4, attention=True):
     if os.environ.get("CI"):
         import diffusers
     else:
-        diffusers = pytest.importorskip("diffusers", reason="parity needs diffusers: pip install 'diffusers==0.42.*'")
+        diffusers = need("diffusers")
     torch.manual_seed(0)
     peer = diffusers.AutoencoderKL(
         in_channels=1, out_channels=1, latent_channels=latent, block_out_channels=tuple(widths), layers_per_block=layers,

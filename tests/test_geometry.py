@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from conftest import need
 
 from xrddiff.data import geometry as G
 from xrddiff.data.frames import make_frames
@@ -15,8 +16,8 @@ FLAT = G.Geometry(1.24, 0.08, 172e-6, (70.3, -12.6), (195, 487), 0.9)
 
 @pytest.fixture(scope="module")
 def cspad():
-    h5py = pytest.importorskip("h5py")
-    pytest.importorskip("hdf5plugin")
+    h5py = need("h5py")
+    need("hdf5plugin")
     with h5py.File(files("xrddiff.data") / "samples" / "cspad_lysozyme_r0015.h5") as f:
         detector = f["entry_1/instrument_1/detector_1"]
         vectors = [detector[f"panel_{k}"][:] for k in ("origin", "fs", "ss")]
@@ -25,7 +26,7 @@ def cspad():
 
 
 def pyfai(**kw):
-    pytest.importorskip("pyFAI")
+    need("pyFAI")
     logging.disable(logging.WARNING)
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
-import pytest
 from browser import chromium
+from conftest import need
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -27,7 +27,7 @@ SMALL = {
 @contextmanager
 def jupyterlab(folder: Path):
     """A JupyterLab server on `folder`, with its own settings; yields its address and token."""
-    pytest.importorskip("jupyterlab")
+    need("jupyterlab")
     private = {f"JUPYTER_{k}_DIR": str(folder / ".jupyter" / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")}
     token = os.urandom(16).hex()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0", "--ServerApp.ip=127.0.0.1",

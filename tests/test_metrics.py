@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from conftest import need
 from scipy.optimize import linear_sum_assignment
 
 from xrddiff.data.frames import make_frames
@@ -179,7 +180,7 @@ def test_draws():
 
 def test_profile_is_pyfai_s():
     """Elementwise against integrate1d without pixel splitting, on the same q map, bins and mask."""
-    pytest.importorskip("pyFAI")
+    need("pyFAI")
     from pyFAI.detectors import Detector
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 

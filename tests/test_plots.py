@@ -8,6 +8,7 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import need
 
 from xrddiff.data.frames import make_frames
 from xrddiff.data.geometry import geometry_of
@@ -24,8 +25,8 @@ def toy(n=2, shape=(32, 40), **kw):
 
 @pytest.fixture(scope="module")
 def cspad():
-    h5py = pytest.importorskip("h5py")
-    pytest.importorskip("hdf5plugin")
+    h5py = need("h5py")
+    need("hdf5plugin")
     with h5py.File(files("xrddiff.data") / "samples" / "cspad_lysozyme_r0015.h5") as f:
         detector = f["entry_1/instrument_1/detector_1"]
         panels = {k: detector[f"panel_{k}"][:] for k in ("origin", "fs", "ss")}
@@ -174,7 +175,7 @@ def test_history():
 
 
 def test_latents_of_arrays_and_tensors():
-    torch = pytest.importorskip("torch")
+    torch = need("torch")
     z = torch.randn(2, 10, 4, 6, requires_grad=True, dtype=torch.bfloat16)
     assert len(V.show_latents(z).axes) == 2 * 8 + 1
     V.png(V.show_latents(np.zeros((1, 1, 4, 4))))

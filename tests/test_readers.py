@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from conftest import need
 
 from xrddiff.data.frames import is_lazy, make_frames, peaks_table
 from xrddiff.data.geometry import Geometry, PanelGeometry, q_map
@@ -273,7 +274,7 @@ def poni_text(rot=0.0, detector="Detector"):
 
 
 def test_poni(tmp_path):
-    pyFAI = pytest.importorskip("pyFAI")
+    pyFAI = need("pyFAI")
     np.save(tmp_path / "run.npy", counts(2, 60, 100))
     (tmp_path / "flat.poni").write_text(poni_text())
     ds = open_frames(tmp_path / "run.npy", geometry=tmp_path / "flat.poni")

@@ -9,6 +9,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
+from conftest import need
 
 from xrddiff.data.crystal import CRYSTAL_SYSTEMS, Crystal, Wilson, reciprocal_matrix, reflections
 from xrddiff.data.experiments import EXPERIMENTS, Detector, detector_mask
@@ -81,7 +82,7 @@ def test_seeds_and_shots_differ():
 
 @pytest.mark.parametrize("system", CRYSTAL_SYSTEMS)
 def test_every_crystal_system_diffracts_where_pyfai_says(system):
-    detectors = pytest.importorskip("pyFAI.detectors")
+    detectors = need("pyFAI.detectors")
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
     experiment = replace(
