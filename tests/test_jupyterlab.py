@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,12 @@ def jupyterlab(folder: Path):
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
     log = open(folder / "lab.log", "w")
     server = subprocess.Popen(
-        command, cwd=folder, env=os.environ | private | {"JUPYTER_TOKEN": token}, stdout=log, stderr=log
+        command,
+        cwd=folder,
+        env=os.environ | private | {"JUPYTER_TOKEN": token},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
     try:
         for _ in range(300):
@@ -47,7 +53,11 @@ def jupyterlab(folder: Path):
         yield json.loads(text)["url"], token
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)  # it leads a session of its own, kernels included
+            server.wait(20)
         log.close()
 
 
@@ -57,18 +67,30 @@ def menu(page, name: str, item: str) -> None:
     page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
 
 
+def dismiss_dialogs(page, seen: list[str]) -> None:
+    """Accept whatever JupyterLab asks or tells in a dialog (a connection that was slow to come up, which kernel), and note its words."""
+    for _ in range(5):
+        dialogs = page.locator(".jp-Dialog")
+        if not dialogs.count():
+            return
+        seen += dialogs.all_inner_texts()
+        page.locator(".jp-Dialog .jp-mod-accept").last.click(timeout=5000)
+        page.wait_for_timeout(300)
+
+
 def run_all(page) -> None:
     """Run All Cells, until a cell runs: an order that comes before the kernel is connected is lost, and the status says idle before that."""
     started = page.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[(\*|\d+)\]"))
-    for _ in range(6):
+    dialogs: list[str] = []
+    for _ in range(8):
+        dismiss_dialogs(page, dialogs)
         menu(page, "Run", "Run All Cells")
         for _ in range(20):
             if started.count():
                 return
             page.wait_for_timeout(500)
-        if page.locator(".jp-Dialog .jp-mod-accept").count():  # for instance: which kernel?
-            page.locator(".jp-Dialog .jp-mod-accept").click()
-    raise AssertionError("no cell began to run within a minute")
+            dismiss_dialogs(page, dialogs)
+    raise AssertionError(f"no cell began to run; JupyterLab said: {dialogs}")
 
 
 def test_run_all_in_jupyterlab_is_the_same_run(tmp_path):
