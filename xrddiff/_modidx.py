@@ -1431,6 +1431,7 @@ d = { 'settings': { 'branch': 'main',
                                       'xrddiff.views.report.Section.slug': ('views/report.html#section.slug', 'xrddiff/views/report.py'),
                                       'xrddiff.views.report._markdown_table': ( 'views/report.html#_markdown_table',
                                                                                 'xrddiff/views/report.py'),
+                                      'xrddiff.views.report._save': ('views/report.html#_save', 'xrddiff/views/report.py'),
                                       'xrddiff.views.report._text_table': ('views/report.html#_text_table', 'xrddiff/views/report.py'),
                                       'xrddiff.views.report.format_number': ( 'views/report.html#format_number',
                                                                               'xrddiff/views/report.py')}}}
