@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -10,6 +10,7 @@ import yaml
 from xrddiff.config import (
     GROUPS,
     Config,
+    ModelParts,
     check_config,
     check_frames,
     compose_config,
@@ -17,6 +18,7 @@ from xrddiff.config import (
     data_name,
     expand_multirun,
     load_config,
+    model_parts,
     presets,
     to_yaml,
     vocabulary,
@@ -71,6 +73,70 @@ def test_data(preset, data_id, pooling, name):
     assert data_name(cfg) == name
 
 
+@pytest.mark.parametrize(
+    ("preset", "autoencoder", "denoiser", "channels"),
+    [
+        ("vae_kl", "vae_kl", None, 4),
+        ("vae_kl_8", "vae_kl", None, 8),
+        ("vq", "vq", None, 4),
+        ("vq_8", "vq", None, 8),
+        ("ddpm", None, "unet", 4),
+        ("diff", None, "autoregressive", 3),
+        ("latent_diff", "vae_kl", "unet", 3),
+    ],
+)
+def test_models(preset, autoencoder, denoiser, channels):
+    cfg = compose_config([f"model={preset}"])
+    assert model_parts(cfg) == ModelParts(autoencoder, denoiser)
+    assert cfg.model.latent_channels == channels
+
+
+def test_latent_diff_makes_a_latent_model_of_any():
+    parts = [model_parts(compose_config([f"model={m}", "model.latent_diff=true"])) for m in ("vq", "diff")]
+    assert parts == [ModelParts("vq", "unet"), ModelParts("vae_kl", "autoregressive")]
+
+
+def test_the_numbers_of_the_diffusion_presets():
+    diff = compose_config(["model=diff"]).model
+    assert values(diff, ("patch_size", "diff_epochs")) == dict(patch_size=16, diff_epochs=10)
+    assert asdict(diff.diffusion_kwargs) == dict(
+        num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data="auto", rho=7.0,
+        P_mean=-1.2, P_std=0.8, S_churn=5.0, S_tmin=0.05, S_tmax=50.0, S_noise=1.003,
+    )  # fmt: skip
+    ddpm = compose_config(["model=ddpm", "training.timesteps=600"])
+    assert values(ddpm.model, ("parameterisation", "noise_schedule")) == dict(
+        parameterisation="eps", noise_schedule="squaredcos_cap_v2"
+    )
+    assert values(ddpm.training, ("timesteps", "ema_decay", "condition_dropout")) == dict(
+        timesteps=600, ema_decay=0.999, condition_dropout=0.1
+    )
+    assert compose_config(["model=ddpm"]).training.timesteps == 1000
+    assert values(compose_config(["model=vq"]).model, ("codes", "codebook_decay", "commitment")) == dict(
+        codes=1024, codebook_decay=0.99, commitment=0.25
+    )
+
+
+def test_inference_presets():
+    found = {name: compose_config([f"inference={name}"]).inference for name in presets("inference")}
+    assert {name: (i.sampler, i.steps) for name, i in found.items()} == dict(
+        default=("dpmpp_2m", None),
+        dpmpp16=("dpmpp_2m", 16),
+        ddim50=("ddim", 50),
+        ddpm1000=("ddpm", 1000),
+        edm=("heun", 32),
+    )
+
+
+def test_a_mapping_is_a_value():
+    words = [
+        "model=ddpm",
+        "model.condition=[crystals]",
+        "inference.condition={crystals: 1}",
+        "inference.guidance_scale=2",
+    ]
+    assert compose_config(words).inference.condition == {"crystals": 1.0}
+
+
 def test_model_and_size():
     assert compose_config(["model=vae_kl"]).model.latent_channels == 4
     eight = compose_config(["model=vae_kl_8"]).model
@@ -111,7 +177,9 @@ def test_every_key_in_the_presets_is_a_word():
             else path.parent.name + "."
         )
         for key, value in content.items():
-            keys = [f"{key}.{k}" for k in value] if isinstance(value, dict) else [section + key]
+            keys = [section + key]
+            if isinstance(value, dict):
+                keys = [f"{section}{key}.{k}" for k in value]
             assert set(keys) <= words, path
 
 
@@ -147,6 +215,18 @@ def test_later_words_win_and_plus_sets():
         (["data.avg_pooling=4"], "expected true or false"),
         (["data.crop=5"], "expected a list of whole numbers"),
         (["data.crop=[5]"], "expected [height, width]"),
+        (["inference.steps=0"], "inference.steps: found 0, expected at least 1"),
+        (["inference.sampler=dpmp"], "did you mean"),
+        (["model.diffusion_kwargs.sigma_min=90"], "found 90, expected less than sigma_max, 80"),
+        (["model.diffusion_kwargs.sigma_data=much"], "expected auto or a number above 0"),
+        (["model.diffusion_kwargs=3"], "'model.diffusion_kwargs' is a section"),
+        (["inference.condition=4"], "expected a mapping"),
+        (["inference.condition={crystals: 1}"], "set model.condition"),
+        (["inference.guidance_scale=2"], "no conditions to be guided by"),
+        (["inference.guidance_interval=[3,1]"], "expected [low, high]"),
+        (["model=ddpm", "training.pretrained_vae_path=."], "model=ddpm has no autoencoder"),
+        (["training.pretrained_diff_path=."], "model=vae_kl has no denoiser"),
+        (["model=latent_diff", "training.pretrained_vae_path=/nowhere"], "there is no file or folder /nowhere"),
         (["data.topk=1.5"], "data.topk: found 1.5, expected at least 0 and at most 1"),
         (["data.topk=-0.1"], "data.topk"),
         (["data.train_ratio=0"], "more than 0"),
