@@ -68,7 +68,7 @@ class LatentSums:
         self.frames, self.count = self.frames + other.frames, self.count + other.count
         return self
 
-# %% ../../nbs/models/latent.ipynb #65422ea8
+# %% ../../nbs/models/latent.ipynb #448d0003
 @dataclass(frozen=True)
 class LatentStatistics:
     """Per channel: `mean` m, `std` s of the latents (noise included), `noise` (root mean square of σ), `low` and `high` (the range); of `frames` frames with latents of `shape` (C, h, w).
@@ -86,12 +86,12 @@ class LatentStatistics:
     sha256: str | None = None
 
     @classmethod
-    def from_sums(cls, sums: LatentSums, shape: Sequence[int]) -> LatentStatistics:
+    def from_sums(cls, sums: LatentSums, shape: Sequence[int], sha256: str | None = None) -> LatentStatistics:
         """The statistics of all that was added to `sums`. A channel that never varies keeps its scale, s = 1."""
         n = sums.count
         std = tuple(math.sqrt((q + v) / n) or 1.0 for q, v in zip(sums.squares, sums.noise, strict=True))
         noise = tuple(math.sqrt(v / n) for v in sums.noise)
-        return cls(tuple(sums.mean), std, noise, tuple(sums.low), tuple(sums.high), tuple(shape), sums.frames)
+        return cls(tuple(sums.mean), std, noise, tuple(sums.low), tuple(sums.high), tuple(shape), sums.frames, sha256)
 
     @property
     def channels(self) -> int:
@@ -130,7 +130,7 @@ class LatentStatistics:
             )
         return made
 
-# %% ../../nbs/models/latent.ipynb #da6ccf4b
+# %% ../../nbs/models/latent.ipynb #8f66bd48
 class Gathers(Protocol):
     """What is asked of the ranks of a run (`training.steps.Ranks`)."""
 
@@ -157,10 +157,11 @@ def measure_latents(
     *,
     ranks: Gathers | None = None,
     device: torch.device | str = "cpu",
+    sha256: str | None = None,
 ) -> LatentStatistics:
     """Statistics of the latents of all frames of `loader`, whose `batches(0)` gives this rank's share; the same on every rank.
 
-    `encode(x, mask)`: as of an autoencoder, on `device`. Batch size, order and number of ranks change the result by rounding of float64 only. Raises `BadInput` on every rank if one meets a bad frame.
+    `encode(x, mask)`: as of an autoencoder, on `device`; `sha256`: hash of its weights, kept with the result. Batch size, order and number of ranks change the result by rounding of float64 only. Raises `BadInput` on every rank if one meets a bad frame.
     """
     sums, shape, fault = LatentSums(), None, None
     try:
@@ -180,7 +181,7 @@ def measure_latents(
         total.merge(LatentSums(**part["sums"]))
     if not total.count:
         raise BadInput("the loader served no frames; expected at least one to measure latents on")
-    return LatentStatistics.from_sums(total, next(p["shape"] for p in parts if p["shape"]))
+    return LatentStatistics.from_sums(total, next(p["shape"] for p in parts if p["shape"]), sha256)
 
 # %% ../../nbs/models/latent.ipynb #b6c023e6
 class LatentSpace(nn.Module):
