@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'grid_code', 'vit_size']
+__all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'grid_code', 'vit_words']
 
 # %% ../../nbs/models/transformer.ipynb #20cb0349
 class KeyValues:
@@ -126,7 +126,7 @@ def grid_code(height: int, width: int, features: int) -> Tensor:
     angles = [place.flatten()[:, None] * omega for place in (rows, columns)]
     return torch.cat([wave(a) for a in angles for wave in (torch.sin, torch.cos)], 1)
 
-# %% ../../nbs/models/transformer.ipynb #88ef1cd0
+# %% ../../nbs/models/transformer.ipynb #c7e5c911
 VIT_SIZES: dict[str, dict[str, int]] = {
     "tiny": dict(width=192, depth=6, heads=3),
     "base": dict(width=768, depth=12, heads=12),
@@ -135,7 +135,7 @@ VIT_SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def vit_size(name: str, **words: int | None) -> dict[str, Any]:
+def vit_words(name: str, **words: int | None) -> dict[str, Any]:
     """Words of the `Transformer` called `name`; `words` that are not None replace them. With another width, heads keep their dimension only if dim_head says so."""
     if name not in VIT_SIZES:
         raise BadInput(f"there is no vit_size {name!r}{nearest(str(name), VIT_SIZES)}")
