@@ -40,10 +40,12 @@ def rotate(z: Tensor, q: Tensor) -> Tensor:
     turned = z - 2 * r * (r * z).sum(-1, keepdim=True) + 2 * q_unit * (z_unit * z).sum(-1, keepdim=True)
     return straight_through(stretch * turned, q)
 
-# %% ../../nbs/models/codebook.ipynb #9a08c304
-def code_sums(z: Tensor, codes: Tensor, K: int) -> Tensor:
-    """(K, C + 1): s_k, the sum of the vectors `z` (N, C) with code k, and n_k, their number, in the last column."""
-    rows = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+# %% ../../nbs/models/codebook.ipynb #3000b5ed
+def code_sums(z: Tensor, codes: Tensor, K: int, weight: Tensor | None = None) -> Tensor:
+    """(K, C + 1): s_k, the sum of the vectors `z` (N, C) with code k, and n_k, their number, in the last column; `weight` (N,): how often each counts (None: once)."""
+    rows = torch.cat([z, z.new_ones(len(z), 1)], 1)
+    if weight is not None:
+        rows = rows * weight[:, None]
     return z.new_zeros(K, z.shape[1] + 1).index_put_((codes,), rows, accumulate=True)  # in a fixed order on GPUs too
 
 
@@ -52,20 +54,27 @@ def perplexity(counts: Tensor) -> Tensor:
     p = counts.double() / counts.sum(dtype=torch.float64).clamp_min(1e-30)
     return torch.special.entr(p).sum().exp().float()
 
-# %% ../../nbs/models/codebook.ipynb #4ea6e7ae
+# %% ../../nbs/models/codebook.ipynb #3af3e105
 def same(values: Tensor) -> Tensor:
     """The sum over ranks where there is one rank."""
     return values
 
 
-def shared_sample(z: Tensor, uv: Tensor, wanted: int, total: float, sum_: Callable[[Tensor], Tensor] = same) -> Tensor:
+def shared_sample(
+    z: Tensor,
+    uv: Tensor,
+    wanted: int,
+    total: float,
+    weight: Tensor | None = None,
+    sum_: Callable[[Tensor], Tensor] = same,
+) -> Tensor:
     """Around 1.2 `wanted` of the vectors `z` (N, C), or fewer if there are not so many, in random order; the same on every rank.
 
-    `uv` (N, 2): random numbers in [0, 1) of each vector; `total`: N summed over ranks; `sum_`: adds a tensor over ranks.
+    `uv` (N, 2): random numbers in [0, 1) of each vector; `weight` (N,): 1, or 0 for a vector that does not count; `total`: N summed over ranks; `sum_`: adds a tensor over ranks.
     """
     stay = uv[:, 0] < 2 * wanted / max(total, 1)
     rows = (uv[stay, 1] * (4 * wanted)).long().clamp_max(4 * wanted - 1)
-    table = sum_(code_sums(z[stay], rows, 4 * wanted))
+    table = sum_(code_sums(z[stay], rows, 4 * wanted, None if weight is None else weight[stay]))
     return table[table[:, -1] == 1, :-1]
 
 # %% ../../nbs/models/codebook.ipynb #e872a08b
@@ -80,7 +89,7 @@ def kmeans(sample: Tensor, K: int, iterations: int = 10) -> tuple[Tensor, Tensor
         centres = torch.where(counts[:, None] > 0, sums[:, :-1] / counts[:, None].clamp_min(1), centres)
     return centres, counts
 
-# %% ../../nbs/models/codebook.ipynb #7db13e60
+# %% ../../nbs/models/codebook.ipynb #743a1edc
 class Quantized(NamedTuple):
     """Quantised latent `z` (B, C, h, w) float32, with the gradient that the encoder is to get, and `codes` (B, h, w) int64."""
 
@@ -97,6 +106,7 @@ class Quantizer(nn.Module):
     """`K` codes of `channels` numbers, and a running count of their use, `cluster_size` (K,) in vectors per step."""
 
     cluster_size: Tensor
+    learned = False  # whether the codes follow the encoder, which then has something to commit to
 
     def __init__(self, K: int, channels: int, decay: float, used: float):
         super().__init__()
@@ -123,22 +133,23 @@ class Quantizer(nn.Module):
         self,
         z: Tensor,
         codes: Tensor,
+        weight: Tensor | None = None,
         *,
         sum_: Callable[[Tensor], Tensor] = same,
         draw: Callable[[], Tensor] | None = None,
     ) -> None:
         """Take the vectors `z` (N, C) of a step on this rank and their `codes` (N,) into the running averages.
 
-        `sum_` adds a tensor over ranks; every rank must call this once per step. `draw()` gives the random numbers (N, 2) in [0, 1) of the
-        vectors, where they are needed; by default PyTorch's generator does.
+        `weight` (N,): 1, or 0 for a vector that does not count. `sum_` adds a tensor over ranks; every rank must call this once per step.
+        `draw()` gives the random numbers (N, 2) in [0, 1) of the vectors, where they are needed; by default PyTorch's generator does.
         """
-        self._count(sum_(code_sums(z[:, :0].float(), codes, self.K))[:, -1])
+        self._count(sum_(code_sums(z[:, :0].float(), codes, self.K, weight))[:, -1])
 
     @torch.no_grad()
     def _count(self, counts: Tensor) -> None:
         self.cluster_size.lerp_(counts, 1 - self.decay)
 
-# %% ../../nbs/models/codebook.ipynb #ea90ba75
+# %% ../../nbs/models/codebook.ipynb #24b30e0f
 class VectorQuantizer(Quantizer):
     """Vector quantisation of latents (B, channels, h, w) with a codebook `embed` (K, channels) that is a running mean of what chose it.
 
@@ -148,6 +159,7 @@ class VectorQuantizer(Quantizer):
 
     embed: Tensor
     embed_avg: Tensor
+    learned = True
     initialised: Tensor
 
     def __init__(
@@ -195,22 +207,20 @@ class VectorQuantizer(Quantizer):
         self,
         z: Tensor,
         codes: Tensor,
+        weight: Tensor | None = None,
         *,
         sum_: Callable[[Tensor], Tensor] = same,
         draw: Callable[[], Tensor] | None = None,
     ) -> None:
-        z = z.detach().float()
-        sums = sum_(code_sums(z, codes, self.K))
-        total = float(sums[:, -1].sum())
-        if total == 0:
-            return
+        z = z.float()
+        sums = sum_(code_sums(z, codes, self.K, weight))
 
         def sample(wanted: int) -> Tensor:
             uv = torch.rand(len(z), 2, dtype=torch.float64) if draw is None else draw()
-            return shared_sample(z, uv.to(z.device), wanted, total, sum_)
+            return shared_sample(z, uv.to(z.device), wanted, float(sums[:, -1].sum()), weight, sum_)
 
         if not self.initialised:
-            self._start(sample(8 * self.K), total)
+            self._start(sample(8 * self.K), sums[:, -1].sum())
             return
         self._count(sums[:, -1])
         self.embed_avg.lerp_(sums[:, :-1], 1 - self.decay)
@@ -230,16 +240,17 @@ class VectorQuantizer(Quantizer):
         self.cluster_size[which] = size
         self.embed_avg[which] = vectors * size.unsqueeze(-1)
 
-    def _start(self, sample: Tensor, total: float) -> None:
-        centres, counts = kmeans(sample, self.K)
-        self._set(torch.arange(self.K, device=centres.device), centres, counts * (total / max(len(sample), 1)))
-        self.initialised.fill_(True)
+    def _start(self, sample: Tensor, total: Tensor) -> None:
+        if len(sample):  # else all is masked: begin with the next step
+            centres, counts = kmeans(sample, self.K)
+            self._set(torch.arange(self.K, device=centres.device), centres, counts * (total / len(sample)))
+            self.initialised.fill_(True)
 
     def _replace(self, dead: Tensor, sample: Tensor) -> None:
         which = dead.nonzero()[: len(sample), 0]  # more dead codes than vectors: the others in a later step
         self._set(which, sample[: len(which)], self.cluster_size.mean())
 
-# %% ../../nbs/models/codebook.ipynb #01c78f96
+# %% ../../nbs/models/codebook.ipynb #2c39c3d2
 def fsq_levels(channels: int, codes: int = 1024) -> tuple[int, ...]:
     """Levels of `channels` channels, powers of two as equal as can be and at least 4, whose product is `codes` if 4**channels is not more."""
     bits = max(codes.bit_length() - 1, 2 * channels)
@@ -262,12 +273,12 @@ class FSQ(Quantizer):
         super().__init__(int(L.prod()), len(L), decay, 0.0)
         h = (L.double() - 1) * (1 + 1e-3) / 2
         o = torch.where(L % 2 == 0, 0.5, 0.0).double()
-        columns = dict(h=h.float(), o=o.float(), shift=(o / h).atanh().float(), half=(L // 2).float())
+        base = torch.cat([L.new_ones(1), L.cumprod(0)[:-1]])
+        columns = dict(
+            h=h.float(), o=o.float(), shift=(o / h).atanh().float(), half=(L // 2).float(), levels=L, base=base
+        )
         for name, values in columns.items():
             self.register_buffer(f"_{name}", values[:, None, None], persistent=False)
-        self.register_buffer("_low", -(L // 2).float()[:, None, None], persistent=False)
-        self.register_buffer("_high", ((L - 1) // 2).float()[:, None, None], persistent=False)
-        self.register_buffer("_base", torch.cat([L.new_ones(1), L.cumprod(0)[:-1]])[:, None, None], persistent=False)
 
     def bound(self, z: Tensor) -> Tensor:
         """b(z), (B, C, h, w) float32."""
@@ -275,14 +286,13 @@ class FSQ(Quantizer):
 
     def forward(self, b: Tensor) -> Quantized:
         """q and the codes of bounded latents `b` (B, C, h, w); straight-through."""
-        level = (b.detach().float() * self._half).round().clamp(self._low, self._high)
-        codes = ((level - self._low).long() * self._base).sum(1)
-        return Quantized(straight_through(b.float(), level / self._half), codes)
+        digit = ((b.detach().float() * self._half).round() + self._half).clamp_min(0).minimum(self._levels - 1)
+        codes = (digit.long() * self._base).sum(1)
+        return Quantized(straight_through(b.float(), (digit - self._half) / self._half), codes)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """(B, C, h, w) from codes (B, h, w)."""
-        L = (self._high - self._low).long() + 1
-        return (codes[:, None] // self._base % L + self._low) / self._half
+        return (codes[:, None] // self._base % self._levels - self._half) / self._half
 
 # %% ../../nbs/models/codebook.ipynb #607eeb0e
 QUANTIZERS: dict[str, type[Quantizer]] = {"vq": VectorQuantizer, "fsq": FSQ}
