@@ -13,9 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xrddiff.cluster import notebooks, runs
+from xrddiff.cluster import jobs, notebooks, runs
+from xrddiff.cluster.jobs import execute_run
 from xrddiff.cluster.live import LineLog, LiveOutput, Screen, Stream
-from xrddiff.cluster.notebooks import NotebookFailed, execute_run, run_notebook
+from xrddiff.cluster.notebooks import NotebookFailed, run_notebook
 from xrddiff.cluster.runs import create_run, hold_run, open_run, reopen_run, write_text
 from xrddiff.config import compose_config, load_config
 from xrddiff.errors import BadInput, XrddiffError
@@ -523,7 +524,7 @@ TOY_RUN = (
 @pytest.fixture
 def toy_run(tmp_path, monkeypatch):
     source = write_notebook(tmp_path / "toy.ipynb", *TOY_RUN)
-    monkeypatch.setattr(notebooks, "run_notebook_path", lambda name: source)
+    monkeypatch.setattr(jobs, "run_notebook_path", lambda name: source)
     monkeypatch.chdir(tmp_path)
     return source
 

@@ -18,7 +18,7 @@ from typing import Any
 from . import __version__
 from .errors import BadInput, XrddiffError, nearest
 
-# %% ../nbs/cli.ipynb #d57b5842
+# %% ../nbs/cli.ipynb #263fdff7
 def run(args: argparse.Namespace) -> int:
     """Compose the configuration, execute the run notebook, show what came out. With `--multirun`, one run after another."""
     from xrddiff.config import compose_config, expand_multirun, to_yaml
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_one(overrides: Sequence[str], cfg: Any) -> None:
-    from xrddiff.cluster.notebooks import execute_run
+    from xrddiff.cluster.jobs import execute_run
 
     started: list[Path] = []
 
@@ -222,12 +222,13 @@ def _picture_name(file: str, frame: int) -> str:
     name = os.path.basename(os.path.abspath(file)).partition(".")[0]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '', name).strip('_-') or 'frames'}-{frame}.png"
 
-# %% ../nbs/cli.ipynb #0075c0e1
+# %% ../nbs/cli.ipynb #ad577e35
 def words_help() -> str:
     """The presets of each group and every word with its default and its one line of explanation."""
     import yaml
 
-    from xrddiff.config import GROUPS, presets, vocabulary
+    from xrddiff.config import presets
+    from xrddiff.words import GROUPS, vocabulary
 
     lines = ["groups (choose a preset):"]
     lines += [f"  {group + '=':<17}{' | '.join(presets(group))}" for group in GROUPS]

@@ -4,19 +4,30 @@
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'conf_dir', 'presets', 'compose_config', 'check_config', 'ModelParts', 'model_parts', 'data_name',
-           'check_frames', 'to_yaml', 'load_config', 'expand_multirun']
+           'check_frames', 'to_yaml', 'load_config', 'inference_config', 'expand_multirun']
 
-# %% ../nbs/config.ipynb #295fedf0
+# %% ../nbs/config.ipynb #69948b22
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, nearest
-from .words import AUTOENCODERS, GROUPS, SIZE_NAMES, Config, Data, Word, get_word, value_problem, vocabulary
+from xrddiff.words import (
+    AUTOENCODERS,
+    GROUPS,
+    SIZE_NAMES,
+    Config,
+    Data,
+    Training,
+    Word,
+    get_word,
+    value_problem,
+    vocabulary,
+)
 
 # %% ../nbs/config.ipynb #37438341
 def conf_dir() -> Path:
@@ -465,8 +476,8 @@ def load_config(path: str | os.PathLike) -> Config:
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}; expected the config.yaml of a run") from None
 
-# %% ../nbs/config.ipynb #ae90aab7
-RESUMABLE = ("training.num_epochs", "training.max_steps", "threads", "engine", "resume")
+# %% ../nbs/config.ipynb #b3056203
+RESUMABLE = ("training.num_epochs", "training.max_steps", "model.diff_epochs", "threads", "engine", "resume")
 
 
 def _resume_config(run: Path, parsed: list[_Override]) -> Config:
@@ -497,6 +508,38 @@ def _resume_config(run: Path, parsed: list[_Override]) -> Config:
             )
     cfg.resume = str(run)
     check_config(cfg)
+    return cfg
+
+# %% ../nbs/config.ipynb #a34dfc66
+def inference_config(run: str | os.PathLike, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of the run folder `run`, with its section `inference` as these overrides say: `["inference=ddim50", "inference.seed=1"]`.
+
+    Raises `BadInput` for words of other sections, which describe what was trained.
+    """
+    from omegaconf import OmegaConf
+
+    run = Path(run).expanduser()
+    if not (run / "config.yaml").is_file():
+        what = "it has no config.yaml" if run.is_dir() else "there is no such folder"
+        raise BadInput(f"{run}: {what}; expected the folder of a run, <output_dir>/<model>/<date>/<time>")
+    saved, parsed = load_config(run / "config.yaml"), [_parse(o) for o in overrides]
+    for o in parsed:
+        _known(o, vocabulary())
+        if o.key != "inference" and not o.key.startswith("inference.") and o.key not in ("threads", "engine"):
+            raise BadInput(f"'{o.text}': {run} is trained, and sampling changes the words of inference only")
+        if o.parsed.is_sweep_override():
+            raise BadInput(f"'{o.text}' names several values: expected one")
+        (_chosen if o.key == "inference" else lambda o: _typed(o, vocabulary()))(o)
+    cfg = OmegaConf.structured(saved)
+    for o in parsed:
+        if o.key == "inference":
+            cfg.inference = compose_config([o.text]).inference
+            cfg.presets["inference"] = o.value
+    for o in parsed:
+        if o.key != "inference":
+            OmegaConf.update(cfg, o.key, o.value, force_add=True)
+    cfg = OmegaConf.to_object(cfg)
+    check_config(replace(cfg, data=Data(), training=Training()), ranks=1)  # the frames are not needed any more
     return cfg
 
 # %% ../nbs/config.ipynb #d56a67c2
