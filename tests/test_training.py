@@ -181,7 +181,7 @@ def final(folder):
     from xrddiff.training.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(folder)
-    groups = [checkpoint.tensors(g) for g in ("model", "ema", "optimizer", "objective")]
+    groups = [checkpoint.tensors(g) for g in checkpoint.groups if g != "rng"]
     return checkpoint, torch.cat([t.flatten().double() for g in groups for _, t in sorted(g.items())])
 
 
@@ -305,7 +305,7 @@ def script_faults(folder):
 def script_kills(folder, seed):
     """kill -9 at random moments until the run is through: weights, averages, moments and table equal an undisturbed run's bit for bit."""
     rng = random.Random(seed)
-    options = {"dropout": 0.2, "checkpoint_every": 3, "max_steps": 60}
+    options = {"dropout": 0.2, "checkpoint_every": 3, "max_steps": 60, "ema_tracks": (0.05, 0.1), "ema_snapshots": 7}
 
     def slow(step, batch):
         time.sleep(0.01)
@@ -339,6 +339,11 @@ def script_kills(folder, seed):
     one, two = ((folder / n / "metrics" / "training_metrics.csv").read_bytes() for n in ("whole", "killed"))
     assert one == two
     assert not list((folder / "killed" / "checkpoints").glob(".*"))
+    averages = folder / "whole" / "averages"
+    kept = sorted(p.relative_to(averages) for p in averages.rglob("*.*"))
+    assert len(kept) == 7 * 5 and all(
+        (folder / "killed" / "averages" / p).read_bytes() == (averages / p).read_bytes() for p in kept
+    )
     return {"kills": kills, "signals": signals}
 
 

@@ -21,7 +21,7 @@ def ema_decay(n: int, decay: float = 0.9999) -> float:
     """The decay of update `n` (counted from 0): $d_n = \\min(d, (1+n)/(10+n))$."""
     return min(decay, (1 + n) / (10 + n))
 
-# %% ../../nbs/training/ema.ipynb #120f4d40
+# %% ../../nbs/training/ema.ipynb #6cf5b145
 class EMA:
     """The exponential moving average of the parameters of `model`, in float32, with its buffers copied as they are.
 
@@ -34,11 +34,15 @@ class EMA:
         self.model, self.decay, self.updates = model, decay, 0
         self.averages = {k: p.detach().float().clone() for k, p in model.named_parameters()}
 
+    def decay_at(self, n: int) -> float:
+        """The decay of update `n`, counted from 0."""
+        return ema_decay(n, self.decay)
+
     @torch.no_grad()
     def update(self) -> None:
         """Take the model's present weights into the average."""
         new = [p.detach().float() for p in self.model.parameters()]
-        torch._foreach_lerp_(list(self.averages.values()), new, 1 - ema_decay(self.updates, self.decay))
+        torch._foreach_lerp_(list(self.averages.values()), new, 1 - self.decay_at(self.updates))
         self.updates += 1
 
     def state_dict(self) -> dict[str, Tensor]:
