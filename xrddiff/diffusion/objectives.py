@@ -59,7 +59,7 @@ def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str
         out[name] = values if name == "mask" else torch.where(kept, values, torch.full_like(values, unknown))
     return out
 
-# %% ../../nbs/diffusion/objectives.ipynb #5622ce85
+# %% ../../nbs/diffusion/objectives.ipynb #5903baa6
 class DenoisingObjective(nn.Module):
     """(batch, step) -> {"loss", "error"}, each (B,) float32: w(σ)·mean‖F − F⋆‖² over trustworthy pixels, and the same without w.
 
