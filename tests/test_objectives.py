@@ -182,3 +182,13 @@ def test_a_broken_snapshot_is_left_out(tmp_path):
 def test_like_puts_axes_at_the_end():
     assert like(torch.ones(2, 3).double(), torch.ones(2, 3, 4, 5)).shape == (2, 3, 1, 1)
     assert like(torch.ones(()).double(), torch.ones(2, 3)).dtype == torch.float32
+
+
+def test_frames_may_lie_on_another_device_than_the_draws():
+    """Draws and scalings are made on the CPU; nothing of them meets the frames before it has come to their device (here "meta", which computes nothing)."""
+    batch = {k: v.to("meta") if k in ("x", "mask") else v for k, v in next(Loader().batches(0)).items()}
+    batch["cond"] = {k: v.to("meta") for k, v in batch["cond"].items()}
+    objective = DenoisingObjective(Denoiser(Net().to("meta"), "eps"), "discrete", weighting="min_snr")
+    assert {v.device.type for v in objective(batch, 1).values()} == {"meta"}
+    denoised = objective.denoiser(batch["x"], torch.ones(8), {"mask": batch["mask"], **batch["cond"]})
+    assert denoised.device.type == "meta" and denoised.shape == batch["x"].shape
