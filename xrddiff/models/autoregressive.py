@@ -35,7 +35,7 @@ def unpatchify(tokens: Tensor, patch: int, height: int) -> Tensor:
     """Frames (B, C, H, W) from tokens (B, N, C·patch²); `height`: H in pixels."""
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // patch, -1)), patch)
 
-# %% ../../nbs/models/autoregressive.ipynb #29d66baa
+# %% ../../nbs/models/autoregressive.ipynb #6ae086b6
 class DiffusionHead(nn.Module):
     """F (…, dim) of noisy tokens `x` (…, dim), their noise label (a leading part of …) and cond["token"] (…, cond_width): `depth` residual MLPs of `width` with adaptive norms.
 
@@ -77,24 +77,33 @@ class DiffusionHead(nn.Module):
         """B, (vectors, …, width) from what is known of the tokens (…, cond_width)."""
         return self.from_token(token).unflatten(-1, (self.vectors, self.width)).movedim(-2, 0)
 
-    def evaluate(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """F (…, dim) from `x` (…, dim) and A + B (vectors, …, width)."""
-        shape = (self.width,)
+    def matrices(self) -> list[tuple[Tensor, Tensor]]:
+        """(Wᵀ, bias) of every linear layer on the way from x to F."""
+        layers = [self.proj_in, *(layer for mlp in self.mlps for layer in (mlp[0], mlp[2])), self.proj_out]
+        return [(layer.weight.t(), layer.bias) for layer in layers]
+
+    def evaluate(self, x: Tensor, modulation: Tensor, matrices: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """F (rows, dim) from `x` (rows, dim), A + B (vectors, rows, width) and `matrices()`, which a loop may have laid out to its liking."""
         vectors = modulation.unbind(0)  # a, b, g of each MLP; a, b of the output
-        h = self.proj_in(x)
-        for i, mlp in enumerate(self.mlps):
+        shape, first, last = (self.width,), matrices[0], matrices[-1]
+        h = torch.addmm(first[1], x, first[0])
+        for i in range(len(self.mlps)):
             a, b, g = vectors[3 * i : 3 * i + 3]
-            h = torch.addcmul(h, g, mlp(torch.addcmul(b, a, F.layer_norm(h, shape))))
-        return self.proj_out(torch.addcmul(vectors[-1], vectors[-2], F.layer_norm(h, shape)))
+            (w1, b1), (w2, b2) = matrices[2 * i + 1 : 2 * i + 3]
+            inner = F.silu(torch.addmm(b1, torch.addcmul(b, a, F.layer_norm(h, shape)), w1))
+            h = torch.addcmul(h, g, torch.addmm(b2, inner, w2))
+        return torch.addmm(last[1], torch.addcmul(vectors[-1], vectors[-2], F.layer_norm(h, shape)), last[0])
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             token = cond["token"].to(self.from_token.weight.dtype)
             b = self.modulation_of_token(token)
             a = self.modulation_of_label(noise_label)
-            return self.evaluate(x.to(token.dtype), a.unflatten(-1, (1,) * (b.ndim - a.ndim) + (-1,)) + b)
+            total = (a.unflatten(-1, (1,) * (b.ndim - a.ndim) + (-1,)) + b).expand(-1, *x.shape[:-1], -1)
+            rows = x.to(token.dtype).reshape(-1, x.shape[-1])
+            return self.evaluate(rows, total.reshape(self.vectors, -1, self.width), self.matrices()).view(x.shape)
 
-# %% ../../nbs/models/autoregressive.ipynb #ca5d5320
+# %% ../../nbs/models/autoregressive.ipynb #1a917a79
 ORDERS = ("raster", "random")
 DIFFUSION: dict[str, Any] = dict(
     num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data=0.5, rho=7.0, P_mean=-1.2, P_std=0.8,
@@ -209,10 +218,10 @@ class AutoregressiveDiffusion(nn.Module):
         return self.transformer(seen + self.context(cond, len(seen)))
 
     def level(self, sigma: float) -> tuple[float, float, float, Tensor]:
-        """What an evaluation of the head at `sigma` needs that is the same for all tokens: c_skip, c_out, c_in and A (vectors, width)."""
+        """What an evaluation of the head at `sigma` needs that is the same for all tokens: c_skip, c_out, c_in and A (vectors, 1, width)."""
         c_skip, c_out, c_in, label = self.denoiser.scalings(sigma)
         a = self.denoiser.net.modulation_of_label(label.to(self.place.device, torch.float32))
-        return float(c_skip), float(c_out), float(c_in), a
+        return float(c_skip), float(c_out), float(c_in), a[:, None]
 
     def hide(self, uniform: Tensor) -> Tensor:
         """Which tokens a training step in random order hides, (B, N) bool, from uniform numbers (B, 1 + N): as in a generation that was stopped at any moment, cos(π u/2) of them."""
@@ -231,7 +240,7 @@ class AutoregressiveDiffusion(nn.Module):
         """Frames (B, C, H, W) float32 of the given sample numbers: see `generate`."""
         return generate(self, samples, **words)
 
-# %% ../../nbs/models/autoregressive.ipynb #2ff4dcb0
+# %% ../../nbs/models/autoregressive.ipynb #4b5187e0
 class TokenDenoiser:
     """`denoise(x, sigma)` for tokens x (…, dim) in float64, of which `know(c)` has said what is known: c (…, width), or, with `guidance_scale` other than 1, the conditional and the unconditional one after the other."""
 
@@ -240,26 +249,26 @@ class TokenDenoiser:
     ):
         self.model, self.head, self.scale, self.limits = model, model.denoiser.net, float(guidance_scale), limits
         self.levels: dict[float, tuple[float, float, float, Tensor]] = {}
+        self.matrices = [(w.contiguous(), b) for w, b in self.head.matrices()]  # small products are faster so
         self.b: Tensor | None = None
 
     def know(self, c: Tensor) -> None:
         """The tokens to come are those that `c` knows of."""
-        self.b = self.head.modulation_of_token(c)
+        self.b = self.head.modulation_of_token(c.flatten(0, -2))
 
-    def __call__(self, x: Tensor, sigma: float, cond: Any = None) -> Tensor:
-        level = self.levels.get(sigma)
-        if level is None:
-            level = self.levels[sigma] = self.model.level(sigma)
-        c_skip, c_out, c_in, a = level
-        scaled = (c_in * x).to(a.dtype)
-        guided = self.scale != 1
-        f = self.head.evaluate(
-            torch.cat([scaled, scaled]) if guided else scaled, a.unflatten(1, (1,) * (x.ndim - 1) + (-1,)) + self.b
-        )
-        if guided:
+    def __call__(self, x: Tensor, sigma: float | Tensor, cond: Any = None) -> Tensor:
+        sigma = float(sigma)
+        if sigma not in self.levels:
+            self.levels[sigma] = self.model.level(sigma)
+        c_skip, c_out, c_in, a = self.levels[sigma]
+        rows = (c_in * x).to(a.dtype).reshape(-1, x.shape[-1])
+        if self.scale != 1:
+            rows = torch.cat([rows, rows])
+        f = self.head.evaluate(rows, a + self.b, self.matrices)
+        if self.scale != 1:
             known, unknown = f.chunk(2)
             f = torch.lerp(unknown, known, self.scale)
-        denoised = torch.add(c_skip * x, f, alpha=c_out)
+        denoised = torch.add(c_skip * x, f.view(x.shape), alpha=c_out)
         return denoised if self.limits is None else denoised.clamp_(*self.limits)
 
 # %% ../../nbs/models/autoregressive.ipynb #89f6c3a8
@@ -319,7 +328,7 @@ class _Fresh:
         self.noise = self.noise or SampleNoise(*self.words)
         return self.noise()
 
-# %% ../../nbs/models/autoregressive.ipynb #4a774d15
+# %% ../../nbs/models/autoregressive.ipynb #810768f3
 @torch.no_grad()
 def generate(
     model: AutoregressiveDiffusion,
@@ -378,7 +387,8 @@ def generate(
     done = fixed.expand(batch, -1).clone()
     for i, (places, c) in enumerate(turns):
         denoise.know(c)
-        noise = _Fresh((places.shape[1], model.dim), samples, seed_from(seed, "token", i), device)
+        turn = int(places[0, 0]) if model.order == "raster" else i
+        noise = _Fresh((places.shape[1], model.dim), samples, seed_from(seed, "token", turn), device)
         where = places.to(device).expand(batch, -1)[..., None]
         x = draw(denoise, start.take_along_dim(where, 1), levels, noise=noise, **words).to(tokens.dtype)
         if pixels is not None:

@@ -16,25 +16,25 @@ from ..errors import BadInput, nearest
 # %% auto #0
 __all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'grid_code', 'vit_words']
 
-# %% ../../nbs/models/transformer.ipynb #20cb0349
+# %% ../../nbs/models/transformer.ipynb #3757fb6c
 class KeyValues:
     """Keys and values that a causal `Transformer` has seen: `store` (depth, 2, B, heads, capacity, dim_head), of which the first `length` positions are filled."""
 
     def __init__(self, store: Tensor):
         self.store, self.length = store, 0
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `k`, `v` (B, heads, n, dim_head) behind the filled positions of `layer`; all keys and values up to there. The last layer's call fills them for good."""
-        end = self.length + k.shape[2]
+    def append(self, layer: int, kv: Tensor) -> Tensor:
+        """Put `kv` (2, B, heads, n, dim_head) behind the filled positions of `layer`; all keys and values up to there. The last layer's call fills them for good."""
+        end = self.length + kv.shape[3]
         if end > self.store.shape[4]:
             raise BadInput(f"the cache of keys and values got {end} tokens; expected at most {self.store.shape[4]}")
         kept = self.store[layer, :, :, :, :end]
-        kept[0, :, :, self.length :], kept[1, :, :, self.length :] = k, v
+        kept[:, :, :, self.length :].copy_(kv)
         if layer == len(self.store) - 1:
             self.length = end
-        return kept[0], kept[1]
+        return kept
 
-# %% ../../nbs/models/transformer.ipynb #e7df8dcb
+# %% ../../nbs/models/transformer.ipynb #90631ca3
 class Attention(nn.Module):
     """y = W_o softmax(q kᵀ/√d) v over n tokens (B, n, width), in `heads` heads of d = `dim_head`."""
 
@@ -45,16 +45,15 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, width)
 
     def forward(self, x: Tensor, *, causal: bool = False, cache: KeyValues | None = None, layer: int = 0) -> Tensor:
-        q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, self.dim_head)).permute(2, 0, 3, 1, 4)
-        past = 0 if cache is None else cache.length
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
         n = x.shape[1]
+        qkv = self.to_qkv(x).view(-1, n, 3, self.heads, self.dim_head).permute(2, 0, 3, 1, 4)
+        past = 0 if cache is None else cache.length
+        k, v = (qkv[1:] if cache is None else cache.append(layer, qkv[1:])).unbind(0)
         # A lone newest token may look at everything; several behind a past need the corner of the triangle.
         corner = (
             torch.ones(n, past + n, dtype=torch.bool, device=x.device).tril(past) if causal and past and n > 1 else None
         )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=corner, is_causal=causal and not past and n > 1)
+        y = F.scaled_dot_product_attention(qkv[0], k, v, attn_mask=corner, is_causal=causal and not past and n > 1)
         return self.to_out(y.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/models/transformer.ipynb #4fe2f1b5
