@@ -155,7 +155,7 @@ def with_labels(frames: xr.Dataset, names: Iterable[str] = ("crystal_system", "h
         out[name] = ("frame", read_label(frames, name), about)
     return out
 
-# %% ../../nbs/data/labels.ipynb #c554de1c
+# %% ../../nbs/data/labels.ipynb #9db8bd0b
 def describe_labels(
     frames: xr.Dataset, names: Iterable[str], index: Sequence[int] | None = None
 ) -> dict[str, int | list[float]]:
@@ -188,8 +188,12 @@ def label_value(name: str, value: Any) -> int | float:
         if value not in classes:
             raise BadInput(f"there is no {name} {value!r}{nearest(value, classes)}")
         return classes.index(value)
-    if isinstance(value, bool) or int(value) != float(value) or not -1 <= int(value) < len(classes):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if number not in range(-1, len(classes)):
         raise BadInput(
             f"{name} is {value!r}; expected 0 to {len(classes) - 1} ({', '.join(classes)}), or -1 for unknown"
         )
-    return int(value)
+    return int(number)
