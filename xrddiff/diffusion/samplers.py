@@ -215,7 +215,7 @@ def dpmpp_2m(
         past = d, h
     return x
 
-# %% ../../nbs/diffusion/samplers.ipynb #797c0d23
+# %% ../../nbs/diffusion/samplers.ipynb #0dcdb628
 def dpmpp_3m(
     denoise: Denoise,
     x: Tensor,
@@ -225,9 +225,9 @@ def dpmpp_3m(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(3M) as it is published and used; one evaluation a step. Draws no noise. Its order is two: see the text.
+    """DPM-Solver++(3M) as it is in use; one evaluation a step. Draws no noise. Its order is two: see the text.
 
-    Shapes as for `euler`. Source: arXiv 2211.01095, appendix; the second step, with one point of history, is `dpmpp_2m`'s with ω₁ for ω₀/2.
+    Shapes as for `euler`. Source: the third-order multistep rule that diffusers and k-diffusion share, after arXiv 2211.01095; the second step, with one point of history, is `dpmpp_2m`'s with ω₁ for ω₀/2.
     """
     x, steps, look = _begin(denoise, x, sigmas, cond, callback)
     past: list[tuple[Tensor, float]] = []
@@ -250,7 +250,7 @@ def dpmpp_3m(
         past = [(d, h), *past[:1]]
     return x
 
-# %% ../../nbs/diffusion/samplers.ipynb #3c87b622
+# %% ../../nbs/diffusion/samplers.ipynb #e7709f2b
 def _bridge(x: Tensor, d: Tensor, points: Sequence[tuple[float, Tensor]], h: float, basis: str) -> Tensor:
     """x at the end of a step of length h, from D₀ = `d` at its start and `points` (r_j, D_j)."""
     w = _omega(h, len(points) + 1)
@@ -283,7 +283,7 @@ def unipc(
     """UniPC: a multistep predictor of `order` 1, 2 or 3 and a corrector that raises the order by one; one evaluation a step. Draws no noise.
 
     Shapes as for `euler`. `basis`: "bh1" or "bh2", the B(h) of steps with one point. `corrector=False` leaves the exact exponential multistep method of `order`.
-    The callback sees the predicted state, where the denoiser was asked. Source: arXiv 2302.04867, algorithm 5 (multistep, data prediction), in the coordinate x₀ + σε.
+    The callback sees the predicted state, where the denoiser was asked. Source: arXiv 2302.04867, algorithms 1 and 2 with data prediction, in the coordinate x₀ + σε.
     """
     if order not in (1, 2, 3) or basis not in ("bh1", "bh2"):
         raise BadInput(

@@ -42,7 +42,7 @@ class SampleNoise:
             row.normal_(generator=generator)
         return out.to(self.device).double()
 
-# %% ../../nbs/diffusion/sampling.ipynb #705991d9
+# %% ../../nbs/diffusion/sampling.ipynb #cc5a2990
 LEVELS = ("karras", "vp", "flow")
 WORDS = {
     "ddpm": ("variance",),
@@ -57,13 +57,13 @@ class Sampler:
     """A sampler and all its settings.
 
     `name`: a key of `SAMPLERS`; `steps` n ≥ 1. Levels: `schedule` "karras" (`sigma_min`, `sigma_max`, `rho`), "vp" (`spacing`, and `noise_schedule`, `timesteps`, by default those of the
-    denoiser) or "flow" (`shift`, from `sigma_max`). The rest are words of single samplers. `clamp`: (low, high) for the denoised, network values.
+    denoiser) or "flow" (`shift`, from `sigma_max`). The largest level has to be well above the strongest principal component of the data (see `samplers`). The rest are words of single samplers. `clamp`: (low, high) for the denoised, network values.
     """
 
-    name: str = "dpmpp_2m"
+    name: str = "unipc"
     steps: int = 16
     schedule: str = "karras"
-    sigma_min: float = 0.002
+    sigma_min: float = 0.02
     sigma_max: float = 80.0
     rho: float = 7.0
     spacing: str = "trailing"
