@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'MidBlock',
-           'start_as_resampling']
+__all__ = ['group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'MidBlock', 'full_precision',
+           'full_conv', 'full_head', 'start_as_resampling']
 
 # %% ../../nbs/models/layers.ipynb #0786df24
 def group_norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
@@ -159,6 +159,26 @@ class MidBlock(nn.Module):
         for attend in self.attentions:
             x = attend(x)
         return self.resnets[1](x, time)
+
+# %% ../../nbs/models/layers.ipynb #a36bc551
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x) in float32, whatever the autocast or the type of the parameters."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(full_precision(x), full_precision(conv.weight), full_precision(conv.bias), padding=conv.padding)
+
+
+def full_head(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(silu(norm(x))) in float32, whatever the autocast or the type of the parameters."""
+    with torch.autocast(x.device.type, enabled=False):
+        h = F.group_norm(
+            full_precision(x), norm.num_groups, full_precision(norm.weight), full_precision(norm.bias), norm.eps
+        )
+        return full_conv(conv, F.silu(h))
 
 # %% ../../nbs/models/layers.ipynb #8b686dc7
 @torch.no_grad()
