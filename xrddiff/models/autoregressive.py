@@ -103,7 +103,7 @@ class DiffusionHead(nn.Module):
             rows = x.to(token.dtype).reshape(-1, x.shape[-1])
             return self.evaluate(rows, total.reshape(self.vectors, -1, self.width), self.matrices()).view(x.shape)
 
-# %% ../../nbs/models/autoregressive.ipynb #1a917a79
+# %% ../../nbs/models/autoregressive.ipynb #a62fc7eb
 ORDERS = ("raster", "random")
 DIFFUSION: dict[str, Any] = dict(
     num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data=0.5, rho=7.0, P_mean=-1.2, P_std=0.8,
@@ -177,6 +177,8 @@ class AutoregressiveDiffusion(nn.Module):
             raise BadInput(
                 f"the autoregressive model got frames of shape {tuple(x.shape)}; expected (batch, channels, {self.size[0]}, {self.size[1]})"
             )
+        if x.shape[1] not in (1, self.channels):  # 1: a mask
+            raise BadInput(f"the autoregressive model got frames of {x.shape[1]} channels; expected {self.channels}")
         return patchify(x, self.patch_size)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
