@@ -109,6 +109,23 @@ def test_few_vectors_make_few_codes_and_more_steps_more():
     assert centres.shape == (4, 2) and counts.sum() == 0
 
 
+def test_a_grid_is_used_evenly_whatever_the_encoder_gives():
+    generator = torch.Generator().manual_seed(0)
+    mix = 0.1 * torch.randn(4, 4, generator=generator)
+    fsq = FSQ((8, 8, 4, 4), decay=0.9)
+    for step in range(30):  # an encoder that moves
+        noise = torch.randn(2, 4, 40, 40, generator=generator)
+        z = torch.einsum("ij,bjhw->bihw", mix + 0.001 * step, noise) + step / 1000
+        out = fsq(b := fsq.bound(z))
+        fsq.update(b.movedim(1, -1).flatten(0, -2), out.codes.flatten())
+    rows = z.movedim(1, -1).flatten(0, -2)
+    assert torch.allclose(fsq.covariance, torch.cov(rows.T), atol=0.02) and (fsq.mean - rows.mean(0)).abs().max() < 0.03
+    assert fsq.usage > 0.95 and fsq.perplexity > 600
+    constant = FSQ((4, 4))
+    constant.update(torch.zeros(50, 2), torch.zeros(50, dtype=torch.long))  # a channel without variance
+    assert constant.bound(torch.randn(1, 2, 4, 4)).isfinite().all()
+
+
 def test_a_masked_place_counts_for_nothing():
     books = []
     for junk in (0.0, 50.0):

@@ -16,7 +16,7 @@ from ..errors import BadInput, nearest
 
 # %% auto #0
 __all__ = ['QUANTIZERS', 'nearest_code', 'straight_through', 'rotate', 'code_sums', 'perplexity', 'same', 'shared_sample',
-           'kmeans', 'Quantized', 'Quantizer', 'VectorQuantizer', 'fsq_levels', 'FSQ', 'make_quantizer']
+           'kmeans', 'Quantized', 'Quantizer', 'VectorQuantizer', 'fsq_levels', 'whitening', 'FSQ', 'make_quantizer']
 
 # %% ../../nbs/models/codebook.ipynb #197c4a5f
 def nearest_code(z: Tensor, embed: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ class VectorQuantizer(Quantizer):
         which = dead.nonzero()[: len(sample), 0]  # more dead codes than vectors: the others in a later step
         self._set(which, sample[: len(which)], self.cluster_size.mean())
 
-# %% ../../nbs/models/codebook.ipynb #2c39c3d2
+# %% ../../nbs/models/codebook.ipynb #62baadf7
 def fsq_levels(channels: int, codes: int = 1024) -> tuple[int, ...]:
     """Levels of `channels` channels, powers of two as equal as can be and at least 4, whose product is `codes` if 4**channels is not more."""
     bits = max(codes.bit_length() - 1, 2 * channels)
@@ -259,18 +259,30 @@ def fsq_levels(channels: int, codes: int = 1024) -> tuple[int, ...]:
     return tuple(2 ** (bits // channels + (i < bits % channels)) for i in range(channels))
 
 
+def whitening(covariance: Tensor) -> Tensor:
+    """A (C, C), lower triangular, with A Aᵀ = `covariance` plus a ten-thousandth of the mean variance, so that channels without variance stay finite."""
+    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return torch.linalg.cholesky(covariance + (1e-4 * covariance.trace() / len(covariance) + 1e-12) * eye)
+
+# %% ../../nbs/models/codebook.ipynb #a29cd79b
 class FSQ(Quantizer):
     """Finite scalar quantisation of latents (B, len(levels), h, w): each channel is rounded to one of its `levels` (3 or more). Source: arXiv 2309.15505.
 
-    The first channel is the lowest digit of the code. `decay`: of the running count of use, the only thing that is kept.
+    The first channel is the lowest digit of the code. `whiten`: the latent is whitened first, by its running `mean` m (C,) and `covariance` S (C, C) with the `factor` A, to use the grid evenly; `decay` λ of these and of the count of use.
     """
 
-    def __init__(self, levels: Sequence[int] = (8, 8, 4, 4), *, decay: float = 0.99):
+    mean: Tensor
+    covariance: Tensor
+    factor: Tensor
+    initialised: Tensor
+
+    def __init__(self, levels: Sequence[int] = (8, 8, 4, 4), *, decay: float = 0.99, whiten: bool = True):
         for i, level in enumerate(levels):
             if level < 3:
                 raise BadInput(f"levels[{i}] of fsq is {level}; expected 3 or more")
         L = torch.tensor(list(levels))
         super().__init__(int(L.prod()), len(L), decay, 0.0)
+        self.whiten = whiten
         h = (L.double() - 1) * (1 + 1e-3) / 2
         o = torch.where(L % 2 == 0, 0.5, 0.0).double()
         base = torch.cat([L.new_ones(1), L.cumprod(0)[:-1]])
@@ -279,10 +291,21 @@ class FSQ(Quantizer):
         )
         for name, values in columns.items():
             self.register_buffer(f"_{name}", values[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.zeros(len(L)))
+        self.register_buffer("covariance", torch.eye(len(L)))
+        self.register_buffer("factor", torch.eye(len(L)))
+        self.register_buffer("initialised", torch.tensor(False))
 
     def bound(self, z: Tensor) -> Tensor:
-        """b(z), (B, C, h, w) float32."""
-        return ((z.float() + self._shift).tanh() * self._h - self._o) / self._half
+        """b(w) of what the encoder gave, (B, C, h, w) float32."""
+        with torch.autocast(z.device.type, enabled=False):
+            centred = (z.float() - self.mean[:, None, None]).flatten(2)
+            w = torch.linalg.solve_triangular(self.factor, centred, upper=False).view_as(z)
+            return ((w + self._shift).tanh() * self._h - self._o) / self._half
+
+    def unbound(self, b: Tensor) -> Tensor:
+        """w from b(w), same shape (B, C, h, w); where b is at the edge of its range, a w of about 8."""
+        return ((b * self._half + self._o) / self._h).clamp(-1 + 1e-7, 1 - 1e-7).atanh() - self._shift
 
     def forward(self, b: Tensor) -> Quantized:
         """q and the codes of bounded latents `b` (B, C, h, w); straight-through."""
@@ -293,6 +316,33 @@ class FSQ(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         """(B, C, h, w) from codes (B, h, w)."""
         return (codes[:, None] // self._base % self._levels - self._half) / self._half
+
+    @torch.no_grad()
+    def update(
+        self,
+        z: Tensor,
+        codes: Tensor,
+        weight: Tensor | None = None,
+        *,
+        sum_: Callable[[Tensor], Tensor] = same,
+        draw: Callable[[], Tensor] | None = None,
+    ) -> None:
+        super().update(z, codes, weight, sum_=sum_)
+        if not self.whiten:
+            return
+        w = self.unbound(z.float().T[None, :, :, None])[0, :, :, 0].double()  # (C, N)
+        w1 = torch.cat([w, w.new_ones(1, w.shape[1])])
+        sums = sum_((w1 if weight is None else w1 * weight) @ w1.T)  # of w wᵀ; of w in the last column; and N
+        if sums[-1, -1] == 0:
+            return
+        mean = sums[:-1, -1] / sums[-1, -1]
+        A = self.factor.double()
+        C = A @ (sums[:-1, :-1] / sums[-1, -1] - mean[:, None] * mean) @ A.T
+        new = (1 - self.decay) if self.initialised else 1.0
+        self.covariance.lerp_(C.float(), new)
+        self.mean.lerp_((A @ mean + self.mean.double()).float(), new)
+        self.factor.copy_(whitening(self.covariance.double()))
+        self.initialised.fill_(True)
 
 # %% ../../nbs/models/codebook.ipynb #607eeb0e
 QUANTIZERS: dict[str, type[Quantizer]] = {"vq": VectorQuantizer, "fsq": FSQ}
