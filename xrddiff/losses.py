@@ -134,7 +134,7 @@ RECONSTRUCTION_LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 COUNT_LOSSES = frozenset({"poisson", "poisson_gaussian"})  # on intensities; the others on network values
 
-# %% ../nbs/losses.ipynb #7b89217a
+# %% ../nbs/losses.ipynb #59db6e95
 class Invertible(Protocol):
     """What the objective asks of a value transform."""
 
@@ -258,7 +258,7 @@ class VAEObjective(ReconstructionObjective):
             "kl_weight": torch.full_like(kl, beta),
         }
 
-# %% ../nbs/losses.ipynb #71509609
+# %% ../nbs/losses.ipynb #bce22e90
 class VQObjective(ReconstructionObjective):
     """(batch, step) -> {"loss", "reconstruction", "commitment", "usage", "perplexity"}, each (B,) float32, for a model like `AutoencoderVQ`.
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['QUANTIZERS', 'nearest_code', 'straight_through', 'rotate', 'code_sums', 'perplexity', 'same', 'shared_sample',
-           'kmeans', 'Quantized', 'Quantizer', 'VectorQuantizer', 'fsq_levels', 'whitening', 'FSQ', 'make_quantizer']
+__all__ = ['QUANTIZERS', 'nearest_code', 'straight_through', 'rotate', 'code_sums', 'perplexity', 'shared_sample', 'kmeans',
+           'Quantized', 'Quantizer', 'VectorQuantizer', 'fsq_levels', 'whitening', 'FSQ', 'make_quantizer']
 
 # %% ../../nbs/models/codebook.ipynb #197c4a5f
 def nearest_code(z: Tensor, embed: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ def perplexity(counts: Tensor) -> Tensor:
     p = counts.double() / counts.sum(dtype=torch.float64).clamp_min(1e-30)
     return torch.special.entr(p).sum().exp().float()
 
-# %% ../../nbs/models/codebook.ipynb #3af3e105
-def same(values: Tensor) -> Tensor:
+# %% ../../nbs/models/codebook.ipynb #a6431ec1
+def _same(values: Tensor) -> Tensor:
     """The sum over ranks where there is one rank."""
     return values
 
@@ -66,7 +66,7 @@ def shared_sample(
     wanted: int,
     total: float,
     weight: Tensor | None = None,
-    sum_: Callable[[Tensor], Tensor] = same,
+    sum_: Callable[[Tensor], Tensor] = _same,
 ) -> Tensor:
     """Around 1.2 `wanted` of the vectors `z` (N, C), or fewer if there are not so many, in random order; the same on every rank.
 
@@ -89,7 +89,7 @@ def kmeans(sample: Tensor, K: int, iterations: int = 10) -> tuple[Tensor, Tensor
         centres = torch.where(counts[:, None] > 0, sums[:, :-1] / counts[:, None].clamp_min(1), centres)
     return centres, counts
 
-# %% ../../nbs/models/codebook.ipynb #743a1edc
+# %% ../../nbs/models/codebook.ipynb #5fc4f739
 class Quantized(NamedTuple):
     """Quantised latent `z` (B, C, h, w) float32, with the gradient that the encoder is to get, and `codes` (B, h, w) int64."""
 
@@ -135,7 +135,7 @@ class Quantizer(nn.Module):
         codes: Tensor,
         weight: Tensor | None = None,
         *,
-        sum_: Callable[[Tensor], Tensor] = same,
+        sum_: Callable[[Tensor], Tensor] = _same,
         draw: Callable[[], Tensor] | None = None,
     ) -> None:
         """Take the vectors `z` (N, C) of a step on this rank and their `codes` (N,) into the running averages.
@@ -149,7 +149,7 @@ class Quantizer(nn.Module):
     def _count(self, counts: Tensor) -> None:
         self.cluster_size.lerp_(counts, 1 - self.decay)
 
-# %% ../../nbs/models/codebook.ipynb #24b30e0f
+# %% ../../nbs/models/codebook.ipynb #17aa4844
 class VectorQuantizer(Quantizer):
     """Vector quantisation of latents (B, channels, h, w) with a codebook `embed` (K, channels) that is a running mean of what chose it.
 
@@ -209,7 +209,7 @@ class VectorQuantizer(Quantizer):
         codes: Tensor,
         weight: Tensor | None = None,
         *,
-        sum_: Callable[[Tensor], Tensor] = same,
+        sum_: Callable[[Tensor], Tensor] = _same,
         draw: Callable[[], Tensor] | None = None,
     ) -> None:
         z = z.float()
@@ -264,7 +264,7 @@ def whitening(covariance: Tensor) -> Tensor:
     eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     return torch.linalg.cholesky(covariance + (1e-4 * covariance.trace() / len(covariance) + 1e-12) * eye)
 
-# %% ../../nbs/models/codebook.ipynb #a29cd79b
+# %% ../../nbs/models/codebook.ipynb #486f6240
 class FSQ(Quantizer):
     """Finite scalar quantisation of latents (B, len(levels), h, w): each channel is rounded to one of its `levels` (3 or more). Source: arXiv 2309.15505.
 
@@ -324,7 +324,7 @@ class FSQ(Quantizer):
         codes: Tensor,
         weight: Tensor | None = None,
         *,
-        sum_: Callable[[Tensor], Tensor] = same,
+        sum_: Callable[[Tensor], Tensor] = _same,
         draw: Callable[[], Tensor] | None = None,
     ) -> None:
         super().update(z, codes, weight, sum_=sum_)
