@@ -40,8 +40,8 @@ class Case:
 
 
 CASES = {
-    "tiny": Case(4, (48, 64, 96), 1, (False, False, True), 32, 8, 32, 8),  # latents of 32²
-    "frames": Case(16, (48, 64, 96), 1, (False, False, True), 32, 8, 32, 8),  # frames of 128² as patches of 4²
+    "tiny": Case(4, (64, 64, 96), 1, (False, False, True), 32, 8, 32, 8),  # latents of 32²
+    "frames": Case(16, (64, 64, 96), 1, (False, False, True), 32, 8, 32, 8),  # frames of 128² as patches of 4²
     "small": Case(1, (64, 128, 256), 2, (False, False, True), 32, 32, 32, 4),
     "diffusers": Case(3, (224, 448, 672, 896), 2, (False, True, True, True), 8, 32, 32, 1),  # its defaults
 }

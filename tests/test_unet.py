@@ -248,3 +248,14 @@ def test_conditions_of_several_classes_do_not_take_a_table_without_a_name():
     several = Conditions({"crystals": 3, "hit": 2}, 8)
     with pytest.raises(RuntimeError, match="weight"):
         several.load_state_dict({"weight": torch.zeros(3, 8)})
+
+
+def test_is_one_graph_for_the_compiler():
+    net = randomised(UNet(conditions=FIELDS, mask_channel=True, **WORDS))
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([0.1, 2.0])
+    cond = dict(
+        crystals=torch.tensor([2, -1]),
+        wavelength=torch.tensor([1.3, float("nan")]),
+        mask=torch.rand(2, 1, 16, 16) > 0.2,
+    )
+    assert torch.allclose(torch.compile(net, backend="eager", fullgraph=True)(x, t, cond), net(x, t, cond), atol=1e-6)
