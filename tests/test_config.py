@@ -119,7 +119,7 @@ def test_the_numbers_of_the_diffusion_presets():
 def test_inference_presets():
     found = {name: compose_config([f"inference={name}"]).inference for name in presets("inference")}
     assert {name: (i.sampler, i.steps) for name, i in found.items()} == dict(
-        default=("dpmpp_2m", None),
+        default=("unipc", None),
         dpmpp16=("dpmpp_2m", 16),
         ddim50=("ddim", 50),
         ddpm1000=("ddpm", 1000),

@@ -33,12 +33,12 @@ def word(
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
-# %% ../nbs/words.ipynb #70142708
+# %% ../nbs/words.ipynb #b1f2941a
 @dataclass
 class DiffusionKwargs:
     num_sample_steps: int = word(64, "steps of the sampler for a token of an autoregressive model", low=1)
     clamp_during_sampling: bool = word(True, "keep what is predicted inside the range of the training values")
-    sigma_min: float = word(0.002, "lowest noise level of sampling", above=0)
+    sigma_min: float = word(0.02, "lowest noise level of sampling", above=0)
     sigma_max: float = word(80.0, "highest noise level of sampling", above=0)
     sigma_data: str = word("auto", "standard deviation of the data; auto: measured on the training frames")
     rho: float = word(7.0, "how the noise levels crowd towards sigma_min", above=0)
@@ -49,7 +49,7 @@ class DiffusionKwargs:
     S_tmax: float = word(50.0, "and below this one", low=0)
     S_noise: float = word(1.003, "standard deviation of the noise added", above=0)
 
-# %% ../nbs/words.ipynb #68da5b9c
+# %% ../nbs/words.ipynb #2bbca535
 MODEL_NAMES = ("vae_kl", "vq", "ddpm", "diff", "latent_diff")
 AUTOENCODERS = ("vae_kl", "vq")
 DENOISERS = ("unet", "autoregressive")
@@ -78,9 +78,11 @@ class Model:
     codebook_decay: float = word(0.99, "vq: decay of the codebook's moving averages", low=0, high=1)
     commitment: float = word(0.25, "vq: weight of the commitment loss", low=0)
     kmeans_init: bool = word(True, "vq: the codebook begins as the k-means of the first latents")
-    dead_code_threshold: float = word(2.0, "vq: a code used less than this per step is replaced; 0: never", low=0)
+    dead_code_threshold: float = word(
+        0.25, "vq: a code used less than this share of the average is replaced; 0: never", low=0, high=0.99
+    )
     rotation_trick: bool = word(False, "vq: the gradient is turned with the vector, instead of passed straight through")
-    fsq_levels: list[int] | None = word(None, "fsq: levels of each channel; null: about `codes` codes", low=2)
+    fsq_levels: list[int] | None = word(None, "fsq: levels of each channel; null: 1024 codes", low=3)
 
     diff_epochs: int | None = word(None, "epochs of the diffusion model; null: training.num_epochs", low=1)
     diff_batch_size: int | None = word(None, "frames per rank and step of it; null: training.batch_size", low=1)
@@ -208,7 +210,7 @@ class Training:
     test_suffix: str = word("", "appended to the model's name in the output folder")
     ddp: DDP = field(default_factory=DDP)
 
-# %% ../nbs/words.ipynb #2e5d5525
+# %% ../nbs/words.ipynb #61a797cb
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc")
 SIGMA_SCHEDULES = ("karras", "vp", "flow")
 SPACINGS = ("trailing", "leading", "linspace")
@@ -227,7 +229,7 @@ class Inference:
     num_samples: int = word(64, "samples of a generative model", low=1)
     first_sample: int = word(0, "number of the first of them: a sample is its seed and its number", low=0)
     seed: int = word(0, "of the samples", low=0)
-    sampler: str = word("dpmpp_2m", "how noise becomes a sample", choices=SAMPLERS)
+    sampler: str = word("unipc", "how noise becomes a sample", choices=SAMPLERS)
     steps: int | None = word(None, "steps of the sampler; null: 16, or num_sample_steps for a token", low=1)
     schedule: str = word("karras", "noise levels of the steps", choices=SIGMA_SCHEDULES)
     spacing: str = word("trailing", "schedule=vp: which of the trained time steps are taken", choices=SPACINGS)

@@ -26,8 +26,8 @@ from ..errors import BadInput, XrddiffError
 
 # %% auto #0
 __all__ = ['CheckpointError', 'checkpoint_name', 'write_atomically', 'clean_checkpoints', 'save_checkpoint', 'find_fault',
-           'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'pack_optimizer',
-           'unpack_optimizer', 'pack_rng', 'unpack_rng']
+           'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'copy_checkpoint',
+           'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng']
 
 # %% ../../nbs/training/checkpoints.ipynb #44194294
 _FORMAT, _VERSION = "xrddiff-checkpoint", 1
@@ -76,7 +76,7 @@ def write_atomically(path: Path, text: str) -> None:
         temp.unlink(missing_ok=True)
         raise
 
-# %% ../../nbs/training/checkpoints.ipynb #285f458c
+# %% ../../nbs/training/checkpoints.ipynb #1d62d11c
 def _plain(value: Any, where: str) -> Any:
     """`value` in JSON's own types; `where` names it in the error."""
     if value is None or isinstance(value, (bool, int, str)):
@@ -244,7 +244,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
         warnings.warn(f"checkpoint {path} is skipped: {fault}", stacklevel=2)
     return None
 
-# %% ../../nbs/training/checkpoints.ipynb #7c96c37c
+# %% ../../nbs/training/checkpoints.ipynb #53052855
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint: `path`, `state` (step, epoch, samples_seen, transform, config, …), `files`, and `sha256` of its manifest."""
@@ -299,7 +299,7 @@ def load_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint:
         state[field] = json.loads((path / Path(file).name).read_text(encoding="utf-8"))
     return Checkpoint(path, state, tuple(manifest["files"]), hashlib.sha256(text).hexdigest())
 
-# %% ../../nbs/training/checkpoints.ipynb #0d20d687
+# %% ../../nbs/training/checkpoints.ipynb #fce5b8c6
 def load_weights(model: nn.Module, source: Checkpoint | str | Path | Mapping[str, Tensor], *, ema: bool = True) -> None:
     """Load `source` (a checkpoint, its path, or a state_dict) into `model`; names and shapes must agree, or `BadInput` says which do not."""
     if isinstance(source, (str, Path)):
@@ -340,6 +340,13 @@ def add_to_checkpoint(path: str | Path, **fields: Any) -> Checkpoint:
     for name in old:
         (path / name).unlink(missing_ok=True)
     return load_checkpoint(path, verify=False)
+
+# %% ../../nbs/training/checkpoints.ipynb #6e15c036
+def copy_checkpoint(source: str | Path, folder: str | Path) -> Checkpoint:
+    """Copy the weights (trained and averaged) and the state of the checkpoint at `source` into a checkpoint in `folder`; returns it opened."""
+    checkpoint = load_checkpoint(source)
+    tensors = {group: checkpoint.tensors(group) for group in ("model", "ema") if group in checkpoint.groups}
+    return load_checkpoint(save_checkpoint(folder, checkpoint.step, tensors, checkpoint.state), verify=False)
 
 # %% ../../nbs/training/checkpoints.ipynb #ccce902a
 def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

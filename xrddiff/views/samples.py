@@ -35,9 +35,9 @@ from xrddiff.views.plots import (
 )
 
 # %% auto #0
-__all__ = ['show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising']
+__all__ = ['show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches']
 
-# %% ../../nbs/views/samples.ipynb #1737ea76
+# %% ../../nbs/views/samples.ipynb #7e5103e0
 def _tiles(frames: xr.Dataset, n: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """The first n frames as one image, and which of its pixels belong to no frame."""
     images = [frame_picture(frames, i)[0] for i in range(n)]
@@ -92,7 +92,7 @@ def show_samples(
     _colorbar(shown, axes, _unit(real), orientation="horizontal", pad=0.02, aspect=50, shrink=0.6)
     return figure
 
-# %% ../../nbs/views/samples.ipynb #2503a735
+# %% ../../nbs/views/samples.ipynb #b569f7b3
 def _steps(ax: Axes, edges: np.ndarray, height: np.ndarray, k: int, label: str) -> None:
     if k == 0:
         ax.fill_between(edges, np.append(height, height[-1]), step="post", color="0.82", lw=0)
@@ -144,7 +144,7 @@ def plot_distribution(sets: Mapping[str, SetSummary], *, scale: float | None = N
     histogram.set_yscale("log")
     return figure
 
-# %% ../../nbs/views/samples.ipynb #cb1de8ec
+# %% ../../nbs/views/samples.ipynb #bd6e75cc
 def plot_ratios(
     table: pd.DataFrame, names: Sequence[str] = DISTANCES, ax: Axes | None = None, *, limit: float | None = 2.0
 ) -> Axes:
@@ -180,7 +180,7 @@ def plot_ratios(
     )
     return ax
 
-# %% ../../nbs/views/samples.ipynb #cc88583c
+# %% ../../nbs/views/samples.ipynb #7e9c2ee2
 def show_denoising(
     steps: Sequence[Mapping[str, Any]],
     sample: int = 0,
@@ -220,3 +220,34 @@ def show_denoising(
 
 def _array(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+# %% ../../nbs/views/samples.ipynb #7bd6c086
+def show_patches(
+    steps: Sequence[Mapping[str, Any]],
+    sample: int = 0,
+    *,
+    columns: int = 6,
+    decode: Callable[[Any], Any] | None = None,
+    mask: np.ndarray | None = None,
+    unit: str = "",
+) -> Picture:
+    """One sample of an autoregressive model as it grows, at `columns` of the steps. `steps`: what the callback was given, `x` (B, C, H, W) and `done` (B, h, w) bool; the rest as of `show_denoising`."""
+    if not len(steps):
+        raise BadInput("there are no steps to show; expected what the model's callback was given")
+    at = np.unique(np.linspace(0, len(steps) - 1, min(columns, len(steps)) + 1).round().astype(int)[1:])
+    images = []
+    for step in (steps[i] for i in at):
+        x = step["x"][sample : sample + 1]
+        image = _array(x)[0, 0] if decode is None else _array(decode(x))
+        done = _array(step["done"])[sample]
+        side = -(-image.shape[0] // done.shape[0]), -(-image.shape[1] // done.shape[1])
+        drawn = np.kron(done, np.ones(side, bool))[: image.shape[0], : image.shape[1]].astype(bool)
+        images.append(np.where(drawn if mask is None else drawn & mask, image, np.nan).astype(np.float64))
+    scale = intensity_norm(images[-1], "asinh" if decode is not None else "linear")
+    figure = Picture(8.0, 6.9 / len(at) * images[0].shape[0] / images[0].shape[1] + 0.35)
+    axes = figure.subplots(1, len(at), squeeze=False)[0]
+    for ax, image, i in zip(axes, images, at, strict=True):
+        shown = _imshow(ax, image, INTENSITY, scale, 192)
+        ax.set_title(f"step {i + 1}", fontsize=TINY)
+    _colorbar(shown, axes, unit or "network value", pad=0.01, aspect=12)
+    return figure
