@@ -11,7 +11,7 @@ from xrddiff.diffusion.guidance import autoguidance, classifier_free, classifier
 from xrddiff.diffusion.inpainting import INPAINTING, inpaint, posterior, replacement
 from xrddiff.diffusion.interpolation import cond_between, interpolate, invert, slerp
 from xrddiff.diffusion.samplers import SAMPLERS, ddim, heun
-from xrddiff.diffusion.sampling import Sampler, SampleNoise
+from xrddiff.diffusion.sampling import SampleNoise, Sampler
 from xrddiff.diffusion.schedules import karras_sigmas
 from xrddiff.errors import BadInput
 from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights, judge
@@ -25,7 +25,14 @@ torch.set_num_threads(1)
 def unet():
     """A denoiser with conditions whose answers depend on them."""
     torch.manual_seed(0)
-    net = UNet(widths=(8, 16), layers_per_block=1, norm_groups=4, head_dim=8, mask_channel=True, conditions={"crystals": 3, "wavelength": [1.0, 0.1]})
+    net = UNet(
+        widths=(8, 16),
+        layers_per_block=1,
+        norm_groups=4,
+        head_dim=8,
+        mask_channel=True,
+        conditions={"crystals": 3, "wavelength": [1.0, 0.1]},
+    )
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.15)
     return Denoiser(net, sigma_data=0.7).eval()
@@ -41,7 +48,11 @@ def normal(*shape, key=0, dtype=torch.float64):
 def test_classifier_free_on_a_network(unet):
     x, sigma = normal(4, 1, 16, 16), torch.tensor([0.1, 0.5, 2.0, 9.0])
     mask = normal(4, 1, 16, 16, key=1) > -1
-    cond = {"crystals": torch.tensor([0, 1, 2, -1]), "wavelength": torch.tensor([1.0, 1.1, float("nan"), 0.9]), "mask": mask}
+    cond = {
+        "crystals": torch.tensor([0, 1, 2, -1]),
+        "wavelength": torch.tensor([1.0, 1.1, float("nan"), 0.9]),
+        "mask": mask,
+    }
     free = {"mask": mask}
     with torch.no_grad():
         known, blank = unet(x, sigma, cond), unet(x, sigma, free)
@@ -85,7 +96,9 @@ def test_tokens_have_their_own_sigma():
     known, blank = denoise(x, sigma, cond), denoise(x, sigma)
     assert torch.allclose(classifier_free(denoise, 3.0)(x, sigma, cond), blank + 3 * (known - blank))
     inside = ((sigma > 0.5) & (sigma <= 2))[..., None]
-    assert torch.allclose(classifier_free(denoise, 3.0, (0.5, 2))(x, sigma, cond), torch.where(inside, blank + 3 * (known - blank), known))
+    assert torch.allclose(
+        classifier_free(denoise, 3.0, (0.5, 2))(x, sigma, cond), torch.where(inside, blank + 3 * (known - blank), known)
+    )
 
 
 def test_guidance_of_float32_and_scalars(unet):
@@ -111,7 +124,9 @@ def test_scale_one_is_conditional_in_every_sampler(name):
     b = one.sample(classifier_free(denoise, 1.0), (2,), [0, 1, 2], seed=3, cond=field)
     assert torch.equal(a, b)
     guided = one.sample(classifier_free(denoise, 2.0), (2,), [0, 1, 2], seed=3, cond=field)
-    assert ((guided - means[field["component"]]).norm(dim=1) < (guided - means[1 - field["component"]]).norm(dim=1)).all()
+    assert (
+        (guided - means[field["component"]]).norm(dim=1) < (guided - means[1 - field["component"]]).norm(dim=1)
+    ).all()
 
 
 def test_gradients_in_every_mode():
@@ -147,12 +162,18 @@ def test_known_pixels_stay(unet, method):
     mask[..., 5:9, :] = False
     hole = known.masked_fill(~mask, float("nan"))  # what is in the hole is not looked at
     sigmas = karras_sigmas(4, 0.02, 10.0)
-    out = inpaint(unet, hole, mask, sigmas, SampleNoise((1, 16, 16), [0, 1], 5), method=method, iterations=2, resample=2)
+    out = inpaint(
+        unet, hole, mask, sigmas, SampleNoise((1, 16, 16), [0, 1], 5), method=method, iterations=2, resample=2
+    )
     assert out.dtype == known.dtype and torch.equal(torch.where(mask, out, 0), torch.where(mask, known, 0))
     assert out.isfinite().all() and not out.requires_grad
-    again = inpaint(unet, hole[1:], mask, sigmas, SampleNoise((1, 16, 16), [1], 5), method=method, iterations=2, resample=2)
+    again = inpaint(
+        unet, hole[1:], mask, sigmas, SampleNoise((1, 16, 16), [1], 5), method=method, iterations=2, resample=2
+    )
     assert torch.allclose(again, out[1:], atol=1e-4)  # a sample is its number, whoever is beside it
-    other = inpaint(unet, hole, mask, sigmas, SampleNoise((1, 16, 16), [0, 1], 6), method=method, iterations=2, resample=2)
+    other = inpaint(
+        unet, hole, mask, sigmas, SampleNoise((1, 16, 16), [0, 1], 6), method=method, iterations=2, resample=2
+    )
     assert (other - out)[~mask.expand_as(out)].abs().min() > 0
 
 
@@ -163,7 +184,9 @@ def test_no_hole_and_nothing_known():
     known, sigmas = normal(2, 1, 4, 4), karras_sigmas(12, 0.02, 20.0)
     whole, nothing = torch.ones(1, 1, 4, 4, dtype=torch.bool), torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     for method in INPAINTING:
-        assert torch.equal(inpaint(denoise, known, whole, sigmas, SampleNoise((1, 4, 4), [0, 1], 0), method=method), known)
+        assert torch.equal(
+            inpaint(denoise, known, whole, sigmas, SampleNoise((1, 4, 4), [0, 1], 0), method=method), known
+        )
     free = inpaint(denoise, known, nothing, sigmas, SampleNoise((1, 4, 4), [0, 1], 0))
     plain = heun(denoise, sigmas[0] * SampleNoise((1, 4, 4), [0, 1], 0)(), sigmas)
     assert torch.allclose(free, plain)  # without a measurement it is sampling
@@ -189,7 +212,9 @@ def test_posterior_per_frame_sigma_and_channels():
     S = C - C @ torch.linalg.inv(C + v * torch.eye(3)) @ C
     k = torch.tensor([0, 2])
     prior = denoise(x, sigma).flatten(2)
-    exact = prior[:, 1:2] + S[:, 1:2][:, :, k] @ torch.linalg.inv(S[:, k][:, :, k]) @ (known.flatten(2)[:, k] - prior[:, k])
+    exact = prior[:, 1:2] + S[:, 1:2][:, :, k] @ torch.linalg.inv(S[:, k][:, :, k]) @ (
+        known.flatten(2)[:, k] - prior[:, k]
+    )
     assert torch.allclose(out[:, 1:2].flatten(2), exact, atol=1e-7)
     assert torch.equal(replacement(denoise, known, mask)(x, sigma)[:, [0, 2]], known[:, [0, 2]])
 
@@ -220,7 +245,9 @@ def test_round_trip_on_a_network(unet):
     frames = 0.7 * normal(2, 1, 8, 8)
     sigmas = karras_sigmas(24, 0.05, 10.0)
     with torch.no_grad():
-        error = [(ddim(unet, invert(unet, frames, sigmas, rounds=r), sigmas) - frames).square().mean().sqrt() for r in (1, 4)]
+        error = [
+            (ddim(unet, invert(unet, frames, sigmas, rounds=r), sigmas) - frames).square().mean().sqrt() for r in (1, 4)
+        ]
     assert error[1] < 0.2 * error[0] and error[1] < 0.02
 
 
@@ -231,7 +258,9 @@ def test_slerp_of_odd_vectors():
     b = normal(1, 3, 3, key=4)
     assert slerp(a, b, [0.0, 0.2, 1.0]).shape == (3, 1, 3, 3)
     theta = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
-    assert torch.allclose(slerp(a / a.norm(), b / b.norm(), 0.2).flatten() @ (a / a.norm()).flatten(), (0.2 * theta).cos())
+    assert torch.allclose(
+        slerp(a / a.norm(), b / b.norm(), 0.2).flatten() @ (a / a.norm()).flatten(), (0.2 * theta).cos()
+    )
 
 
 def test_interpolation_in_a_latent_space():
@@ -243,7 +272,9 @@ def test_interpolation_in_a_latent_space():
 
     frames, sigmas, t = normal(2, 1, 4, 4), karras_sigmas(40, 0.01, 20.0), [0.0, 0.3, 1.0]
     direct = interpolate(world(1.0), frames, t, sigmas, rounds=30)
-    latent = interpolate(world(scale), frames, t, scale * sigmas, rounds=30, encode=lambda x: scale * x, decode=lambda z: z / scale)
+    latent = interpolate(
+        world(scale), frames, t, scale * sigmas, rounds=30, encode=lambda x: scale * x, decode=lambda z: z / scale
+    )
     assert torch.allclose(latent, direct, atol=1e-6) and torch.allclose(direct[[0, 2]], frames, atol=1e-6)
 
 
@@ -251,8 +282,14 @@ def test_conditions_on_the_way(unet):
     cond = {"crystals": torch.tensor([1, 2]), "wavelength": torch.tensor([1.0, float("nan")])}
     seen = cond_between(cond, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
     assert seen["crystals"].tolist() == [1, -1, 2] and seen["crystals"].dtype == torch.int64
-    assert seen["wavelength"][0] == 1 and seen["wavelength"][1:].isnan().all() and seen["wavelength"].dtype == torch.float32
-    out = interpolate(unet, 0.7 * normal(2, 1, 16, 16), [0.0, 0.5, 1.0], karras_sigmas(6, 0.1, 2.0), cond=cond, rounds=2)
+    assert (
+        seen["wavelength"][0] == 1
+        and seen["wavelength"][1:].isnan().all()
+        and seen["wavelength"].dtype == torch.float32
+    )
+    out = interpolate(
+        unet, 0.7 * normal(2, 1, 16, 16), [0.0, 0.5, 1.0], karras_sigmas(6, 0.1, 2.0), cond=cond, rounds=2
+    )
     assert out.shape == (3, 1, 16, 16) and out.isfinite().all()
 
 
@@ -270,7 +307,9 @@ def test_classifier_objective():
     torch.nn.init.normal_(objective.model.head.weight)
     b = batch()
     out = objective(b, 3)
-    assert out["loss"].shape == (6,) and out["loss"].dtype == torch.float32 and out["loss"][3] == 0 == out["accuracy"][3]
+    assert (
+        out["loss"].shape == (6,) and out["loss"].dtype == torch.float32 and out["loss"][3] == 0 == out["accuracy"][3]
+    )
     x, sigma = objective.noisy(b, 3)
     log_p = objective.model(x, sigma, b["mask"]).log_softmax(1)
     for i, (c, w) in enumerate(((0, 1.0), (1, 2.0), (2, 3.0))):
@@ -281,7 +320,9 @@ def test_classifier_objective():
     assert torch.equal(objective(b, 1)["loss"], objective(b, 2)["loss"])
     clean = ClassifierObjective(objective.model, "kind", None)
     assert clean.noisy(b, 0)[1].tolist() == [0.0] * 6 and torch.equal(clean.noisy(b, 0)[0], b["x"])
-    share = ClassifierObjective(objective.model, "kind", clean=0.25).noisy(batch() | {"x": torch.zeros(4000, 1, 2, 2), "index": torch.arange(4000)}, 0)[1]
+    share = ClassifierObjective(objective.model, "kind", clean=0.25).noisy(
+        batch() | {"x": torch.zeros(4000, 1, 2, 2), "index": torch.arange(4000)}, 0
+    )[1]
     assert abs((share == 0).double().mean() - 0.25) < 0.03
 
 
@@ -321,7 +362,10 @@ def test_refusals(unet):
         (lambda: classifier_free(unet, 2.0, (2.0, 2.0)), "interval"),
         (lambda: classifier_free(unet, 2.0, (-1.0, 2.0)), "interval"),
         (lambda: classifier_guidance(unet, classifier, field="crystals")(x, 1.0), "crystals"),
-        (lambda: classifier_guidance(unet, classifier, field="crystals")(x, 1.0, {"crystals": torch.tensor([2, 0])}), "2 classes"),
+        (
+            lambda: classifier_guidance(unet, classifier, field="crystals")(x, 1.0, {"crystals": torch.tensor([2, 0])}),
+            "2 classes",
+        ),
         (lambda: posterior(unet, x, mask, noise_std=-1.0), "noise_std"),
         (lambda: replacement(unet, x, mask.float()), "float32"),
         (lambda: replacement(unet, x, mask[0]), "mask"),
