@@ -73,7 +73,7 @@ class ClassEmbedding(nn.Embedding):
     def forward(self, value: Tensor) -> Tensor:
         return super().forward(value.clamp(min=0)).masked_fill((value < 0)[:, None], 0.0)
 
-# %% ../../nbs/models/conditioning.ipynb #b5e61ff0
+# %% ../../nbs/models/conditioning.ipynb #12bbbdc6
 class Conditions(nn.ModuleDict):
     """The sum of the embeddings of the fields of `cond`, (B, width).
 
@@ -113,7 +113,12 @@ class Conditions(nn.ModuleDict):
         for name, embed in self.items():
             value = None if cond is None else cond.get(name)
             if value is not None:
-                total = total + embed(self._checked(name, value, len(like)).to(like.device)).to(like.dtype)
+                value = self._checked(name, value, len(like)).to(like.device)
+            else:  # goes the way of an unknown value: every parameter has a gradient, as data-parallel training wants it
+                value = torch.full(
+                    (len(like),), -1 if isinstance(self.fields[name], int) else math.nan, device=like.device
+                )
+            total = total + embed(value).to(like.dtype)
         return total
 
     def _checked(self, name: str, value: Tensor, batch: int) -> Tensor:
