@@ -264,11 +264,11 @@ def whitening(covariance: Tensor) -> Tensor:
     eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     return torch.linalg.cholesky(covariance + (1e-4 * covariance.trace() / len(covariance) + 1e-12) * eye)
 
-# %% ../../nbs/models/codebook.ipynb #486f6240
+# %% ../../nbs/models/codebook.ipynb #6a36f4b2
 class FSQ(Quantizer):
     """Finite scalar quantisation of latents (B, len(levels), h, w): each channel is rounded to one of its `levels` (3 or more). Source: arXiv 2309.15505.
 
-    The first channel is the lowest digit of the code. `whiten`: the latent is whitened first, by its running `mean` m (C,) and `covariance` S (C, C) with the `factor` A, to use the grid evenly; `decay` λ of these and of the count of use.
+    The first channel is the lowest digit of the code. `whiten`: the latent is whitened first, by its running `mean` m (C,) and `covariance` S (C, C) with the `factor` A, to use the grid evenly. `decay` of the running count of use; `moment_decay` of the moments, shorter, as a grid that lags behind the encoder is used unevenly.
     """
 
     mean: Tensor
@@ -276,13 +276,22 @@ class FSQ(Quantizer):
     factor: Tensor
     initialised: Tensor
 
-    def __init__(self, levels: Sequence[int] = (8, 8, 4, 4), *, decay: float = 0.99, whiten: bool = True):
+    def __init__(
+        self,
+        levels: Sequence[int] = (8, 8, 4, 4),
+        *,
+        decay: float = 0.99,
+        moment_decay: float = 0.9,
+        whiten: bool = True,
+    ):
         for i, level in enumerate(levels):
             if level < 3:
                 raise BadInput(f"levels[{i}] of fsq is {level}; expected 3 or more")
         L = torch.tensor(list(levels))
         super().__init__(int(L.prod()), len(L), decay, 0.0)
-        self.whiten = whiten
+        if not 0 <= moment_decay < 1:
+            raise BadInput(f"the moments' decay is {moment_decay}; expected a number from 0 to below 1")
+        self.whiten, self.moment_decay = whiten, moment_decay
         h = (L.double() - 1) * (1 + 1e-3) / 2
         o = torch.where(L % 2 == 0, 0.5, 0.0).double()
         base = torch.cat([L.new_ones(1), L.cumprod(0)[:-1]])
@@ -338,7 +347,7 @@ class FSQ(Quantizer):
         mean = sums[:-1, -1] / sums[-1, -1]
         A = self.factor.double()
         C = A @ (sums[:-1, :-1] / sums[-1, -1] - mean[:, None] * mean) @ A.T
-        new = (1 - self.decay) if self.initialised else 1.0
+        new = (1 - self.moment_decay) if self.initialised else 1.0
         self.covariance.lerp_(C.float(), new)
         self.mean.lerp_((A @ mean + self.mean.double()).float(), new)
         self.factor.copy_(whitening(self.covariance.double()))
