@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 PYTHONPATH=PEER python bench/autoregressive.py [--steps 400] [--frames 64] [--rounds 3] [--threads 1]
 
 Both have transformers of the same width, depth and heads, heads of the same depth and width, and see the same batches of the same simulated frames, as often. Both are then sampled with
-several numbers of steps. Quality is the sliced Wasserstein distance to held-out frames, of whole frames and of 8 x 8 crops, over that of training frames to held-out frames, which is 1 for a perfect model.
-Each round times every setting once, in turn; minimum and (median) over the rounds are printed. The peer is timed without its progress bars, which it cannot switch off; it gets its defaults
-(churn 80, levels 80 to 0.002) and frames in [0, 1], as it asks for. `--steps 0` leaves training away: the times do not depend on the weights.
+several numbers of steps. `--levels ours` gives the peer our noise levels, in training and in sampling, with sigma_data measured; otherwise it has its defaults (churn 80, levels 80 to 0.002). Quality is the sliced Wasserstein distance to held-out frames, of whole frames and of 8 x 8 crops, over that of training frames to held-out frames, which is 1 for a perfect model.
+Each round times every setting once, in turn; minimum and (median) over the rounds are printed. The peer is timed without its progress bars, which it cannot switch off; it gets
+frames in [0, 1], as it asks for. `--steps 0` leaves training away: the times do not depend on the weights.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--levels", choices=["default", "ours"], default="default")
     parser.add_argument(
-        "--ours", nargs="+", default=["heun:32", "dpmpp_2m:16", "dpmpp_2m:10", "dpmpp_2m:8", "dpmpp_2m:6"]
+        "--ours", nargs="+", default=["heun:32", "dpmpp_2m:16", "dpmpp_2m:8", "dpmpp_2m:6", "dpmpp_2m:5"]
     )
     parser.add_argument("--peers", nargs="+", type=int, default=[32, 16, 8])
     args = parser.parse_args()
@@ -111,20 +112,26 @@ def main() -> None:
     torch.manual_seed(0)
     ours = AutoregressiveDiffusion(
         size=(SIDE, SIDE), patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, head_width=WIDTH,
-        diffusion=dict(sigma_data=1.0, S_churn=80.0, clamp=[low, high]),
+        diffusion=dict(sigma_data=1.0, S_churn=80.0 if args.levels == "default" else 5.0, clamp=[low, high]),
     )  # fmt: skip
-    theirs = peer.ImageAutoregressiveDiffusion(
-        image_size=SIDE,
-        patch_size=PATCH,
-        channels=1,
-        model=dict(dim=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, mlp_depth=3),
-    )
+    unit = 2 / (high - low)  # the peer's frames go from -1 to 1: the length of our unit there
+    levels = dict(
+        sigma_data=float((unit * (x - low) - 1).square().mean().sqrt()), sigma_min=0.002 * unit, sigma_max=10 * unit,
+        P_mean=-1.2 + float(np.log(unit)), P_std=0.8, S_tmin=0.05 * unit, S_tmax=50 * unit, S_churn=5,
+    )  # fmt: skip
+    words = dict(dim=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, mlp_depth=3)
+    if args.levels == "ours":
+        words["diffusion_kwargs"] = levels
+    theirs = peer.ImageAutoregressiveDiffusion(image_size=SIDE, patch_size=PATCH, channels=1, model=words)
     objective = AutoregressiveObjective(ours)
     counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (ours, theirs)]
     print(
         f"{platform.machine()}, {args.threads} thread(s); torch {torch.__version__}; frames of {SIDE}², {ours.tokens} tokens of {ours.dim}"
     )
-    print(f"parameters: ours {counts[0]:.2f} M, peer {counts[1]:.2f} M; batch of {args.frames} frames\n", flush=True)
+    print(
+        f"parameters: ours {counts[0]:.2f} M, peer {counts[1]:.2f} M; batch of {args.frames} frames; levels of the peer: {args.levels}\n",
+        flush=True,
+    )
 
     train(
         "ours",
@@ -133,8 +140,7 @@ def main() -> None:
         x,
         args.steps,
     )
-    unit = lambda x: (x - low) / (high - low)  # noqa: E731
-    train("peer", list(theirs.parameters()), lambda x, index, step: theirs(unit(x)), x, args.steps)
+    train("peer", list(theirs.parameters()), lambda x, index, step: theirs((x - low) / (high - low)), x, args.steps)
 
     floor = distances(x, real)
     print(
