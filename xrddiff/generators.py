@@ -108,7 +108,7 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         **churn,
     )
 
-# %% ../nbs/generators.ipynb #43967797
+# %% ../nbs/generators.ipynb #3d86f75f
 @dataclass
 class Generator:
     """A trained model and all that makes Frames of what it draws.
@@ -139,6 +139,12 @@ class Generator:
     def expected(self) -> bool:
         """Are samples expected counts, as a decoder gives them? Those of a model of the frames themselves scatter as measurements do."""
         return self.space is not None
+
+    @property
+    def multiple(self) -> int:
+        """Frames are padded to a multiple of so many pixels."""
+        own = self.model.patch_size if self.autoregressive else self.model.net.downsampling
+        return own * (1 if self.space is None else self.space.downsampling)
 
     @property
     def autoregressive(self) -> bool:

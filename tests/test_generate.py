@@ -1,0 +1,230 @@
+"""Generative models from the command line: complete runs of every model, samples that are a function of their number, and refusals of one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_run import COMMAND, xrddiff
+
+from xrddiff.cluster.notebooks import run_notebook, run_notebook_path
+from xrddiff.data.frames import validate_frames
+from xrddiff.data.readers import open_frames
+from xrddiff.diffusion.sampling import Sampler
+from xrddiff.errors import BadInput
+from xrddiff.generators import open_generator
+from xrddiff.training.checkpoints import load_checkpoint
+
+MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
+SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.limit=64", "training.num_epochs=1", "threads=1"]
+SMALL += ["training.batch_size=8", "model.diff_epochs=1"]
+WORDS = {"ddpm": ["model.condition=[hit_class,wavelength]"]}
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """model -> the folder of a small run of it, made when it is first asked for."""
+    folder, made = tmp_path_factory.mktemp("models"), {}
+
+    def run(model: str) -> Path:
+        if model not in made:
+            done = xrddiff("run", f"model={model}", *SMALL, *WORDS.get(model, []), "run_name=whole", folder=folder)
+            made[model] = folder / "output" / f"{model}_test" / "whole", done.stdout
+        return made[model][0]
+
+    run.printed = lambda model: (run(model), made[model][1])[1]
+    return run
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_leaves_a_complete_run(runs, model):
+    run = runs(model)
+    wanted = ["notebook.ipynb", "config.yaml", "environment.json", "report.md", "report.html", "log.txt"]
+    wanted += ["metrics/training_metrics.csv", "metrics/training_metrics.json", "metrics/summary.json"]
+    generative = model in ("ddpm", "diff", "latent_diff")
+    wanted += ["samples/samples.zarr", "template.zarr"] if generative else ["samples/reconstruction.zarr"]
+    if model == "latent_diff":
+        wanted += ["autoencoder/notebook.ipynb", "autoencoder/latent_statistics.ipynb", "autoencoder/report.html"]
+        wanted += ["autoencoder/metrics/latent_statistics.json", "metrics/final_latent_stats.json"]
+    assert [name for name in wanted if not (run / name).exists()] == []
+    assert "report.html" in runs.printed(model)
+    assert load_checkpoint(run).state["finished"]
+    if generative:
+        samples = validate_frames(open_frames(run / "samples" / "samples.zarr"), values=True)
+        assert samples.sizes["frame"] == 16 and samples["sample"].values.tolist() == list(range(16))
+        assert samples.attrs["checkpoint"] == load_checkpoint(run).sha256 and samples.attrs["seed"] == 0
+        assert samples.attrs["distance"] > 0 and "model_name" in samples.attrs["config"]
+        assert not samples["intensity"].values[:, ~samples["mask"].values].any()
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [("ddim50", []), ("dpmpp16", ["-n", "32"]), ("ddpm1000", ["-n", "1", "inference.batch_size=1"])],
+)
+def test_samples_with_other_settings(runs, preset, words):
+    run = runs("latent_diff")
+    count = int(words[1]) if words else 4
+    xrddiff(
+        "sample",
+        str(run),
+        *(words or ["-n", "4"]),
+        f"inference={preset}",
+        "--name",
+        f"by {preset}",
+        "threads=1",
+        folder=run,
+    )
+    folder = run / "samples" / f"by {preset}"
+    samples = validate_frames(open_frames(folder / "samples.zarr"), values=True)
+    assert samples.sizes["frame"] == count
+    sampler = json.loads(samples.attrs["sampler"])
+    assert preset.startswith(sampler["name"].replace("_2m", "")) and preset.endswith(str(sampler["steps"]))
+    assert (folder / "report.html").exists() and (folder / "notebook.ipynb").exists()
+
+
+@pytest.mark.parametrize("model", ["ddpm", "diff", "latent_diff"])
+def test_a_sample_is_its_number(runs, model):
+    generator = open_generator(runs(model))
+    sampler = Sampler("unipc", 3, clamp=(-5.0, 8.0))
+    many, _ = generator.sample(range(32), sampler, seed=5, batch_size=32)
+    alone, _ = generator.sample([7, 30], sampler, seed=5, batch_size=1)
+    x, y = (f["intensity"].values for f in (many, alone))
+    assert np.abs(x[[7, 30]] - y).max() <= 1e-3 * x.max() + (
+        generator.unit == "photons"
+    )  # whole photons may round the other way
+    again, _ = generator.sample([30], sampler, seed=5, batch_size=32)
+    assert (again["intensity"].values[0] == x[30]).all()
+    other, _ = generator.sample([30], sampler, seed=6, batch_size=32)
+    assert (other["intensity"].values[0] != x[30]).any()
+
+
+def test_a_sample_is_the_same_in_another_process(runs, tmp_path):
+    run = runs("latent_diff")
+    words = ["inference.steps=3", "inference.batch_size=4", "threads=1"]
+    for name, extra in (("a", ["-n", "8"]), ("b", ["-n", "2", "inference.first_sample=5"])):
+        xrddiff("sample", str(run), *extra, "--name", name, *words, folder=tmp_path)
+    a, b = (open_frames(run / "samples" / name / "samples.zarr") for name in "ab")
+    assert (a["intensity"].values[5:7] == b["intensity"].values).all() and b["sample"].values.tolist() == [5, 6]
+
+
+def test_poisson_draws_on_request(runs):
+    run = runs("latent_diff")
+    xrddiff("sample", str(run), "-n", "4", "--name", "drawn", "inference.steps=2", "inference.poisson=true", folder=run)
+    samples = open_frames(run / "samples" / "drawn" / "samples.zarr")
+    gain = samples["intensity"].attrs["gain"]
+    counts = samples["drawn"].values[:, samples["mask"].values] / gain
+    assert samples.attrs["samples_are"] == "expected values" and np.isfinite(counts).all()
+
+
+def test_conditions_are_kept_and_asked_for(runs):
+    run = runs("ddpm")
+    words = ["-n", "3", "--name", "single", "inference.steps=2", "inference.guidance_scale=1.5"]
+    xrddiff("sample", str(run), *words, "inference.condition={hit_class: 1}", folder=run)
+    samples = open_frames(run / "samples" / "single" / "samples.zarr")
+    assert samples["hit_class"].values.tolist() == [1, 1, 1] and (samples["wavelength"].values > 0).all()
+    mixed = open_frames(run / "samples" / "samples.zarr")["hit_class"].values
+    assert len(set(mixed.tolist())) > 1
+
+
+def test_a_latent_run_goes_on_where_it_was_killed(runs, tmp_path):
+    """Killed in the third notebook, the first two are not repeated, and the weights are those of the undisturbed run."""
+    words = ["run", "model=latent_diff", *SMALL, "run_name=whole", "training.checkpoint_every=2"]
+    run = tmp_path / "output" / "latent_diff_test" / "whole"
+    child = subprocess.Popen([COMMAND, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(4000):
+        if list((run / "checkpoints").glob("step-*")) or child.poll() is not None:
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait(60)
+    first = (run / "autoencoder" / "notebook.ipynb").read_bytes()
+    done = xrddiff("run", f"resume={run}", folder=tmp_path)
+    assert "train_autoencoder: done before" in done.stdout and "latent_statistics: done before" in done.stdout
+    assert (run / "autoencoder" / "notebook.ipynb").read_bytes() == first
+    a, b = (load_checkpoint(r).weights() for r in (run, runs("latent_diff")))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_a_trained_autoencoder_is_taken_as_it_is(runs, tmp_path):
+    vae = runs("vae_kl")
+    words = ["model=latent_diff", *SMALL, f"training.pretrained_vae_path={vae}", "run_name=taken", "inference.steps=2"]
+    xrddiff("run", *words, folder=tmp_path)
+    run = tmp_path / "output" / "latent_diff_test" / "taken"
+    a, b = load_checkpoint(vae), load_checkpoint(run / "autoencoder")
+    assert all(torch.equal(v, b.weights()[k]) for k, v in a.weights().items())
+    assert load_checkpoint(run).state["generator"]["shape"][0] == 4  # its channels, not the preset's 3
+    assert "latent_statistics" not in a.state and "latent_statistics" in b.state
+
+
+def test_autoregression_in_the_latent_of_a_quantised_autoencoder(tmp_path):
+    words = ["model=diff", "model.latent_diff=true", "model.autoencoder=vq", "model.order=random", *SMALL]
+    xrddiff("run", *words, "model.diffusion_kwargs.num_sample_steps=4", "run_name=both", folder=tmp_path)
+    state = load_checkpoint(tmp_path / "output" / "diff_test" / "both").state
+    assert state["generator"]["kind"] == "autoregressive" and state["model"]["patch_size"] == 2
+    assert state["model"]["order"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["inference.steps=0"], "inference.steps: found 0, expected at least 1"),
+        (["inference.sigma_min=5", "inference.sigma_max=2"], "found 5, expected less than sigma_max, 2"),
+        (["inference.sampler=unipk"], "did you mean 'unipc'"),
+        (["inference.condition={hit_class: 1}"], "the model has no conditions"),
+        (["training.lr=1"], "sampling changes the words of inference only"),
+    ],
+)
+def test_sampling_refuses_in_one_sentence(runs, words, sentence):
+    run = runs("latent_diff")
+    before = sorted(p.name for p in (run / "samples").iterdir())
+    done = xrddiff("sample", str(run), "-n", "2", *words, folder=run, check=False)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert sorted(p.name for p in (run / "samples").iterdir()) == before
+
+
+def test_an_unknown_class_is_refused(runs):
+    with pytest.raises(BadInput, match="hit_class=7: there is no such class; expected a whole number from 0 to 2"):
+        open_generator(runs("ddpm")).condition([0], 0, {"hit_class": 7})
+
+
+def test_sampling_needs_a_generative_model(runs, tmp_path):
+    done = xrddiff("sample", str(runs("vae_kl")), folder=tmp_path, check=False)
+    assert done.returncode == 2 and "holds no generative model" in done.stderr
+    done = xrddiff("sample", str(tmp_path), folder=tmp_path, check=False)
+    assert done.returncode == 2 and "it has no config.yaml" in done.stderr
+
+
+def test_another_autoencoder_is_refused(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs("latent_diff"), run)
+    shutil.rmtree(run / "autoencoder" / "checkpoints")
+    shutil.copytree(runs("vae_kl") / "checkpoints", run / "autoencoder" / "checkpoints")
+    with pytest.raises(BadInput, match="no latent statistics|was trained in the latent space of weights"):
+        open_generator(run)
+
+
+def test_the_order_of_the_notebooks_is_enforced(tmp_path):
+    """The third notebook by itself: there is no autoencoder, and it says so before any work."""
+    parameters = dict(model="latent_diff", experiment_type="test", data="sim128", overrides=["data.limit=40"])
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for name in ("train_denoiser", "latent_statistics"):
+            with pytest.raises(Exception, match="autoencoder"):
+                run_notebook(run_notebook_path(name), tmp_path / f"{name}.ipynb", parameters, terminal=False)
+    finally:
+        os.chdir(here)
+
+
+def test_frames_of_another_size_do_not_fit_the_autoencoder(runs, tmp_path):
+    words = ["model=latent_diff", *SMALL, "data.crop=[64,64]", f"training.pretrained_vae_path={runs('vae_kl')}"]
+    done = xrddiff("run", *words, folder=tmp_path, check=False)
+    assert done.returncode == 2 and "the autoencoder was trained on frames cut as" in done.stderr
