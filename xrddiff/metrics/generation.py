@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['Judgement', 'judge_samples']
+__all__ = ['FEWEST', 'Judgement', 'judge_samples']
 
-# %% ../../nbs/metrics/generation.ipynb #356cebcc
+# %% ../../nbs/metrics/generation.ipynb #52476698
 @dataclass(frozen=True)
 class Judgement:
     """`rows`: distances (`compare_sets`) by label, "samples", "floor" and, in a latent, "autoencoder"; `summaries`: what the ruler saw of each set; `memory`: `nearest_training`; `scale` of the ruler."""
@@ -57,6 +57,9 @@ class Judgement:
         return out
 
 
+FEWEST = 4  # frames of a set, so that its halves can be compared
+
+
 def judge_samples(
     frames: xr.Dataset,
     train: Sequence[int],
@@ -71,21 +74,22 @@ def judge_samples(
 ) -> Judgement:
     """How the `samples` compare with the real `frames`, of which `train` and `held_out` are the numbers of the two parts.
 
-    `expected`: samples and `reconstruction` (of held-out frames, in the latent of an autoencoder) hold expected values, and a Poisson draw of them is looked at, keyed by `seed`. `limit`: at most so many
+    `expected`: samples and `reconstruction` (of held-out frames, in the latent of an autoencoder) hold expected values, and a Poisson draw of them is looked at, keyed by `seed`; where nobody knows
+    how many photons an ADU is, they are looked at as they are. `limit`: at most so many
     frames of each part, evenly spaced.
     """
     parts = {"train": _spread(train, limit), "held out": _spread(held_out, limit)}
     ruler = Ruler(select_frames(frames, parts["held out"]))
     seen = {name: ruler.measure(select_frames(frames, rows), numbers=rows) for name, rows in parts.items()}
-    seen["samples"] = ruler.measure(samples, draw=seed if expected else None)
+    draw = seed if expected and "gain" in frames["intensity"].attrs else None
+    seen["samples"] = ruler.measure(samples, draw=draw)
     if reconstruction is not None:
         numbers = np.arange(frame_count(reconstruction))
-        seen["autoencoder"] = ruler.measure(reconstruction, numbers=numbers, draw=seed if expected else None)
-    n = min(len(s) for s in seen.values()) // 2
-    if n < 2:
-        raise BadInput(
-            f"there are {min(len(s) for s in seen.values())} frames in the smallest set to compare; expected at least 4"
-        )
+        seen["autoencoder"] = ruler.measure(reconstruction, numbers=numbers, draw=draw)
+    fewest = min(len(s) for s in seen.values())
+    if fewest < FEWEST:
+        raise BadInput(f"there are {fewest} frames in the smallest set to compare; expected at least {FEWEST}")
+    n = fewest // 2
     options: dict[str, Any] = dict(n=n, splits=splits, seed=seed, ruler=ruler)
     rows = {
         "samples": compare_sets(seen["held out"], seen["samples"], **options),

@@ -22,15 +22,19 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['generation_pictures', 'add_generation']
 
-# %% ../../nbs/views/generation.ipynb #56aa6f40
-def generation_pictures(judgement: Judgement, real: xr.Dataset, samples: xr.Dataset, n: int = 64) -> dict[str, Figure]:
-    """ "samples" beside real frames, "distributions" of both, "ratios" to the floor."""
+# %% ../../nbs/views/generation.ipynb #55ede65f
+def generation_pictures(
+    judgement: Judgement | None, real: xr.Dataset, samples: xr.Dataset, n: int = 64
+) -> dict[str, Figure]:
+    """ "samples" beside real frames; with a judgement also "distributions" of both and "ratios" to the floor."""
     unit = "photons" if real["intensity"].attrs["units"] == "photon" else "ADU"
+    n = min(n, samples.sizes["frame"], real.sizes["frame"])
+    shown = {"samples": show_samples(real, samples, n)}
+    if judgement is None:
+        return shown
     order = ("held out", "train", "samples", "autoencoder")
     sets = {name: judgement.summaries[name] for name in order if name in judgement.summaries}
-    n = min(n, samples.sizes["frame"], real.sizes["frame"])
-    return {
-        "samples": show_samples(real, samples, n),
+    return shown | {
         "distributions": plot_distribution(sets, scale=judgement.scale, unit=unit),
         "ratios": plot_ratios(judgement.ratios()).figure,
     }
@@ -38,18 +42,27 @@ def generation_pictures(judgement: Judgement, real: xr.Dataset, samples: xr.Data
 
 def add_generation(
     report: Report,
-    judgement: Judgement,
+    judgement: Judgement | None,
     pictures: Mapping[str, Figure],
     *,
     about: str = "",
     latents: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add to `report` what the pictures and the `judgement` say; `about`: how the samples were made; `latents`: `final_latent_stats` and `pairwise_mse`."""
+    """Add to `report` what the pictures and the `judgement` say, without a judgement the samples alone; `about`: how the samples were made; `latents`: `final_latent_stats` and `pairwise_mse`."""
     report.add(
         "Samples beside real frames",
         f"Left: held-out frames. Right: samples{about}. One intensity scale for all.",
         figure=pictures["samples"],
     )
+    if latents:
+        rows = {k: v for k, v in latents.items() if not isinstance(v, list)}
+        report.add(
+            "Latents of the samples",
+            "As the sampler left them, beside what the training set has.",
+            table=pd.DataFrame({"value": rows}),
+        )
+    if judgement is None:
+        return
     floor = (
         "training frames from reconstructions of held-out frames"
         if judgement.floor == "autoencoder"
@@ -62,13 +75,6 @@ def add_generation(
         figure=pictures["ratios"],
     )
     report.add("Distributions", figure=pictures["distributions"])
-    if latents:
-        rows = {k: v for k, v in latents.items() if not isinstance(v, list)}
-        report.add(
-            "Latents of the samples",
-            "As the sampler left them, beside what the training set has.",
-            table=pd.DataFrame({"value": rows}),
-        )
     memory = {
         "nearer to a training frame than held-out frames are (0.5: no)": judgement.memory["nearer"],
         "share that is as near as one held-out frame in a hundred": judgement.memory["copied"],
