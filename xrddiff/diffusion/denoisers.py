@@ -44,7 +44,7 @@ def timestep_of(sigma: Tensor, table: Tensor) -> Tensor:
     low = (torch.searchsorted(table, log_sigma, right=True) - 1).clamp(0, len(table) - 2)
     return low + (log_sigma - table[low]) / (table[low + 1] - table[low])
 
-# %% ../../nbs/diffusion/denoisers.ipynb #c8057a4c
+# %% ../../nbs/diffusion/denoisers.ipynb #95c62279
 class Denoiser(nn.Module):
     """`denoise(x, sigma, cond=None)` -> x̂₀ of the shape and type of x, from a network `net(x, noise_label, cond=None)` and what it was trained to say.
 
@@ -119,7 +119,7 @@ def like(c: Tensor, x: Tensor) -> Tensor:
     """`c` on the device and in the type of `x`, with axes of length 1 appended until it has as many as x."""
     return c.to(x.device, x.dtype).reshape(c.shape + (1,) * (x.ndim - c.ndim))
 
-# %% ../../nbs/diffusion/denoisers.ipynb #6bff92aa
+# %% ../../nbs/diffusion/denoisers.ipynb #8e0955bf
 def measure_sigma_data(batches: Iterable[Mapping[str, Any]], sum_: Callable[[Tensor], Tensor] | None = None) -> float:
     """σ_data, the root mean square of the trustworthy values of `batches` of {"x" (B, C, H, W), "mask" (B, 1, H, W) bool or None}.
 

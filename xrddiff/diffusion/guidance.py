@@ -57,7 +57,7 @@ def classifier_free(denoise: Denoise, scale: float, interval: tuple[float, float
 
     return guided
 
-# %% ../../nbs/diffusion/guidance.ipynb #4515458a
+# %% ../../nbs/diffusion/guidance.ipynb #923f8634
 def autoguidance(
     denoise: Denoise, weaker: Denoise, scale: float, interval: tuple[float, float] | None = None
 ) -> Denoise:
@@ -77,7 +77,7 @@ def autoguidance(
 
     return guided
 
-# %% ../../nbs/diffusion/guidance.ipynb #e0e071d6
+# %% ../../nbs/diffusion/guidance.ipynb #1d93bbc9
 def log_likelihood_gradient(log_likelihood: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """∇ₓ of the per-frame `log_likelihood(x)` (B,), in the shape of `x`; gradients are on inside whatever the caller's mode."""
     with torch.inference_mode(False), torch.enable_grad():

@@ -19,7 +19,7 @@ from ..errors import BadInput, nearest
 # %% auto #0
 __all__ = ['INPAINTING', 'replacement', 'posterior', 'repaint', 'inpaint']
 
-# %% ../../nbs/diffusion/inpainting.ipynb #e632af93
+# %% ../../nbs/diffusion/inpainting.ipynb #d36564d1
 def _checked(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """`known` with zeros in the holes, and the mask in its shape."""
     if (
@@ -51,7 +51,7 @@ def replacement(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
 
     return replaced
 
-# %% ../../nbs/diffusion/inpainting.ipynb #8df4b40c
+# %% ../../nbs/diffusion/inpainting.ipynb #b4cd6961
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Scalar product of each frame, (B, 1, …)."""
     return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.ndim - 1))
@@ -66,7 +66,7 @@ def posterior(denoise: Denoise, known: Tensor, mask: Tensor, *, iterations: int 
     """`denoise` conditioned on the pixels `known` where `mask` is True, by equation (3) with `iterations` of generalised conjugate residuals.
 
     `noise_std`: of the measurement, in the units of `known`. 0: those pixels of the answer are `known` itself. An evaluation costs one of `denoise` and
-    `iterations` backward passes. `known`, `mask`: as for `replacement`. Source: arXiv 2310.06721, eq. 7; the solver: Eisenstat, Elman & Schultz 1983.
+    `iterations` backward passes. `known`, `mask`: as for `replacement`. Source: after arXiv 2310.06721; the solver: Eisenstat, Elman & Schultz 1983.
     """
     known, mask = _checked(known, mask)
     if iterations < 1 or not noise_std >= 0:

@@ -16,24 +16,30 @@ from torch import Tensor
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['Denoise', 'Noise', 'Callback', 'SAMPLERS', 'euler', 'ddim', 'ddpm', 'heun', 'dpmpp_2m', 'dpmpp_3m', 'unipc']
+__all__ = ['Denoise', 'Noise', 'Callback', 'SAMPLERS', 'checked_levels', 'euler', 'ddim', 'ddpm', 'heun', 'dpmpp_2m', 'dpmpp_3m',
+           'unipc']
 
-# %% ../../nbs/diffusion/samplers.ipynb #d01e42fa
+# %% ../../nbs/diffusion/samplers.ipynb #ddaaef3c
 Denoise = Callable[..., Tensor]  # denoise(x, sigma, cond) -> the guess of x₀, shape and dtype of x; sigma 0-d, float64
 Noise = Callable[[], Tensor]  # fresh standard normal noise, shape of x
 Callback = Callable[[dict[str, Any]], None]  # sees {"i", "sigma", "x", "denoised"} of every step
 
 
-def _levels(sigmas: Tensor | Sequence[float], falling: bool) -> list[float]:
+def checked_levels(sigmas: Tensor | Sequence[float], *, falling: bool = False, who: str = "a sampler") -> list[float]:
+    """Noise levels as float64 numbers; refuses fewer than two, and any but levels that fall (or, unless `falling`, rise) and are positive, the last 0 or more."""
     s = torch.as_tensor(sigmas, dtype=torch.float64)
     if s.ndim != 1 or len(s) < 2 or not s.isfinite().all() or not (s[:-1] > 0).all() or s[-1] < 0:
         raise BadInput(
-            f"a sampler got the noise levels {s.tolist()}; expected two or more positive numbers (the last may be 0)"
+            f"{who} got the noise levels {_short(s)}; expected two or more positive numbers (the last may be 0)"
         )
     steps = s.diff()
     if not ((steps < 0).all() or (not falling and (steps > 0).all())):
-        raise BadInput(f"a sampler got the noise levels {s.tolist()}; expected levels that fall from each to the next")
+        raise BadInput(f"{who} got the noise levels {_short(s)}; expected levels that fall from each to the next")
     return s.tolist()
+
+
+def _short(s: Tensor) -> str:
+    return "[" + ", ".join(f"{v:.3g}" for v in s.flatten()[:9]) + (", …]" if s.numel() > 9 else "]")
 
 
 def _ask(denoise: Denoise, x: Tensor, sigma: float, cond: Mapping[str, Any] | None) -> Tensor:
@@ -49,7 +55,7 @@ def _begin(
     falling: bool = False,
 ) -> tuple[Tensor, list[tuple[int, float, float]], Callable[[int, Tensor, float], Tensor]]:
     """State in float64, the steps (i, σ, σ'), and `look(i, x, σ)`: the denoised state, shown to the callback."""
-    levels = _levels(sigmas, falling)
+    levels = checked_levels(sigmas, falling=falling)
 
     def look(i: int, x: Tensor, sigma: float) -> Tensor:
         denoised = _ask(denoise, x, sigma, cond)
@@ -250,7 +256,7 @@ def dpmpp_3m(
         past = [(d, h), *past[:1]]
     return x
 
-# %% ../../nbs/diffusion/samplers.ipynb #e7709f2b
+# %% ../../nbs/diffusion/samplers.ipynb #c49e0137
 def _bridge(x: Tensor, d: Tensor, points: Sequence[tuple[float, Tensor]], h: float, basis: str) -> Tensor:
     """x at the end of a step of length h, from D₀ = `d` at its start and `points` (r_j, D_j)."""
     w = _omega(h, len(points) + 1)

@@ -42,7 +42,7 @@ class SampleNoise:
             row.normal_(generator=generator)
         return out.to(self.device).double()
 
-# %% ../../nbs/diffusion/sampling.ipynb #cc5a2990
+# %% ../../nbs/diffusion/sampling.ipynb #92c82bf2
 LEVELS = ("karras", "vp", "flow")
 WORDS = {
     "ddpm": ("variance",),

@@ -180,7 +180,7 @@ class FlowTime(TrainingNoise):
             return self.shift * (self.logit_mean + self.logit_std * z.double()).exp()
         return self.shift * normal_cdf(z) / normal_cdf(-z)
 
-# %% ../../nbs/diffusion/schedules.ipynb #df4214df
+# %% ../../nbs/diffusion/schedules.ipynb #7fe8eea7
 TRAINING_NOISE: dict[str, Callable[..., TrainingNoise]] = {
     "lognormal": LogNormal,
     "discrete": lambda schedule="squaredcos_cap_v2", timesteps=1000: DiscreteUniform(alphas_bar(schedule, timesteps)),

@@ -15,9 +15,9 @@ from ..errors import BadInput
 
 # %% auto #0
 __all__ = ['group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'MidBlock', 'full_precision',
-           'full_conv', 'full_head', 'start_as_resampling']
+           'full_conv', 'full_norm', 'full_head', 'start_as_resampling']
 
-# %% ../../nbs/models/layers.ipynb #0786df24
+# %% ../../nbs/models/layers.ipynb #c0f50716
 def group_norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
     """Group normalisation over `channels` in `groups` groups."""
     if channels % groups:
@@ -74,7 +74,7 @@ class ResnetBlock(nn.Module):
         h = self.conv2(self.dropout(F.silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
-# %% ../../nbs/models/layers.ipynb #af690200
+# %% ../../nbs/models/layers.ipynb #139b951b
 class SelfAttention(nn.Module):
     """y = x + W_o softmax(q kᵀ/√d) v over the pixels of a map (B, C, H, W); `head_dim` d, default: one head of all channels. Source: arXiv 1706.03762, eq. 1."""
 
@@ -160,7 +160,7 @@ class MidBlock(nn.Module):
             x = attend(x)
         return self.resnets[1](x, time)
 
-# %% ../../nbs/models/layers.ipynb #a36bc551
+# %% ../../nbs/models/layers.ipynb #1a33a491
 def full_precision(x: Tensor) -> Tensor:
     """`x` in float32, or in float64 if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -172,13 +172,17 @@ def full_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
         return F.conv2d(full_precision(x), full_precision(conv.weight), full_precision(conv.bias), padding=conv.padding)
 
 
+def full_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """norm(x) in float32, whatever the autocast or the type of the parameters."""
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = full_precision(norm.weight), full_precision(norm.bias)
+        return F.group_norm(full_precision(x), norm.num_groups, weight, bias, norm.eps)
+
+
 def full_head(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(silu(norm(x))) in float32, whatever the autocast or the type of the parameters."""
     with torch.autocast(x.device.type, enabled=False):
-        h = F.group_norm(
-            full_precision(x), norm.num_groups, full_precision(norm.weight), full_precision(norm.bias), norm.eps
-        )
-        return full_conv(conv, F.silu(h))
+        return full_conv(conv, F.silu(full_norm(norm, x)))
 
 # %% ../../nbs/models/layers.ipynb #8b686dc7
 @torch.no_grad()

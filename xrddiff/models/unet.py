@@ -19,7 +19,7 @@ from .layers import Downsample, MidBlock, ResnetBlock, SelfAttention, Upsample, 
 # %% auto #0
 __all__ = ['SIZES', 'DownLevel', 'UpLevel', 'UNet', 'make_unet']
 
-# %% ../../nbs/models/unet.ipynb #5f27fe9f
+# %% ../../nbs/models/unet.ipynb #6a959b9d
 class _Level(nn.Module):
     """Residual blocks of one resolution, each followed by self-attention if `attention`; then a change of resolution if there is one."""
 
@@ -70,7 +70,7 @@ class UpLevel(_Level):
             x = self.block(i, torch.cat([x, kept.pop()], 1), time)
         return self.resample(x)
 
-# %% ../../nbs/models/unet.ipynb #c6aa4256
+# %% ../../nbs/models/unet.ipynb #2b4cfee7
 class UNet(nn.Module):
     """F (B, out_channels, H, W) from a noisy `x` (B, in_channels, H, W), a noise label (B,) and conditions; H and W multiples of `downsampling` = patch · 2^(len(widths) − 1).
 
