@@ -16,6 +16,7 @@ import torch
 from test_run import COMMAND, xrddiff
 
 from xrddiff.cluster.notebooks import run_notebook, run_notebook_path
+from xrddiff.config import compose_config, inference_config, to_yaml
 from xrddiff.data.frames import validate_frames
 from xrddiff.data.readers import open_frames
 from xrddiff.diffusion.sampling import Sampler
@@ -201,6 +202,46 @@ def test_weights_of_another_configuration_do_not_fit(runs, tmp_path):
     start = [f"training.pretrained_diff_path={runs('ddpm')}", "training.train_diff_from_checkpoint=true"]
     done = xrddiff("run", "model=ddpm", *SMALL, *start, folder=tmp_path, check=False)
     assert done.returncode == 2 and "does not fit the model (UNet)" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model=latent_diff", "data.transform=minmax"], "minmax has no inverse"),
+        (
+            ["model=ddpm", "inference=ddpm1000", "training.timesteps=600"],
+            "inference.steps: found 1000, expected at most",
+        ),
+        (["model=ddpm", "inference.ema_sigma_rel=0.1"], "set training.ema_tracks"),
+        (["model=ddpm", "inference.poisson=true"], "gives no expected values to draw counts from"),
+        (["model=ddpm", "inference.guidance_interval=[1,2]"], "no effect without guidance"),
+        (
+            ["model=diff", "model.condition=[a]", "inference.guidance_scale=2", "inference.guidance_interval=[1,2]"],
+            "an autoregressive model is guided at all noise levels",
+        ),
+        (
+            ["model=ddpm", "model.condition=[a]", "inference.guidance_scale=2", "training.condition_dropout=0"],
+            "expected training.condition_dropout above 0",
+        ),
+        (["model=latent_diff", "model.latent_diff=false"], "contradicts model.model_name=latent_diff"),
+    ],
+)
+def test_what_could_not_be_sampled_is_refused_before_training(words, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        compose_config(words)
+
+
+def test_asked_conditions_replace_those_of_the_run(tmp_path):
+    words = ["model=ddpm", "model.condition=[hit_class,wavelength]", "inference.condition={hit_class: 1}"]
+    (tmp_path / "config.yaml").write_text(to_yaml(compose_config(words)))
+    asked = inference_config(tmp_path, ["inference.condition={wavelength: 1.3}"])
+    assert asked.inference.condition == {"wavelength": 1.3}
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "..", " "])
+def test_samples_stay_in_their_run(runs, tmp_path, name):
+    done = xrddiff("sample", str(runs("ddpm")), "-n", "2", "--name", name, folder=tmp_path, check=False)
+    assert done.returncode == 2 and "the name of the samples is" in done.stderr
 
 
 def test_an_unknown_class_is_refused(runs):

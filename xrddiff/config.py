@@ -6,7 +6,7 @@
 __all__ = ['RESUMABLE', 'conf_dir', 'presets', 'compose_config', 'check_config', 'ModelParts', 'model_parts', 'data_name',
            'check_frames', 'to_yaml', 'load_config', 'inference_config', 'expand_multirun']
 
-# %% ../nbs/config.ipynb #69948b22
+# %% ../nbs/config.ipynb #eb4a0f10
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -277,7 +277,7 @@ def _starting_point(cfg: Config, ranks: int) -> str | None:
             return f"{word}: there is no file or folder {path}"
     return None
 
-# %% ../nbs/config.ipynb #743fd6ac
+# %% ../nbs/config.ipynb #a8c01bdd
 @_check
 def _unused_start(cfg: Config, ranks: int) -> str | None:
     parts = model_parts(cfg)
@@ -301,7 +301,7 @@ def _unused_start(cfg: Config, ranks: int) -> str | None:
             return f"{words[2]} is set but would not be used: add {words[1]}=true"
     return None
 
-# %% ../nbs/config.ipynb #b058a622
+# %% ../nbs/config.ipynb #ac8a1b00
 @_check
 def _noise_levels(cfg: Config, ranks: int) -> str | None:
     k, i = cfg.model.diffusion_kwargs, cfg.inference
@@ -309,10 +309,6 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
     if low >= high:
         where = "inference" if i.sigma_min or i.sigma_max else "model.diffusion_kwargs"
         return f"{where}.sigma_min: found {low:g}, expected less than sigma_max, {high:g}"
-    if i.guidance_interval is not None and (
-        len(i.guidance_interval) != 2 or i.guidance_interval[0] >= i.guidance_interval[1]
-    ):
-        return f"inference.guidance_interval: found {i.guidance_interval}, expected [low, high]"
     try:
         good = k.sigma_data == "auto" or float(k.sigma_data) > 0
     except ValueError:
@@ -326,13 +322,43 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
 
 @_check
 def _conditions(cfg: Config, ranks: int) -> str | None:
-    known = cfg.model.condition or []
-    for name in cfg.inference.condition:
+    known, i = cfg.model.condition or [], cfg.inference
+    for name in i.condition:
         if name not in known:
             hint = nearest(name, known) if known else ": the model has no conditions, set model.condition"
             return f"inference.condition: the model is not conditioned on {name!r}{hint}"
-    if cfg.inference.guidance_scale != 1 and not known:
-        return f"inference.guidance_scale: found {cfg.inference.guidance_scale:g}, and the model has no conditions to be guided by; set model.condition"
+    if i.guidance_scale != 1 and not known:
+        return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model has no conditions to be guided by; set model.condition"
+    if i.guidance_scale not in (0, 1) and not cfg.training.condition_dropout:
+        return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model never sees a frame without its conditions; expected training.condition_dropout above 0"
+    if i.guidance_interval is None:
+        return None
+    if len(i.guidance_interval) != 2 or i.guidance_interval[0] >= i.guidance_interval[1]:
+        return f"inference.guidance_interval: found {i.guidance_interval}, expected [low, high]"
+    if i.guidance_scale == 1:
+        return "inference.guidance_interval has no effect without guidance: set inference.guidance_scale"
+    if model_parts(cfg).denoiser == "autoregressive":
+        return "inference.guidance_interval: an autoregressive model is guided at all noise levels; expected null"
+    return None
+
+
+@_check
+def _samples(cfg: Config, ranks: int) -> str | None:
+    """What could not be sampled, said before it is trained."""
+    m, i, parts = cfg.model, cfg.inference, model_parts(cfg)
+    model = cfg.presets.get("model", m.model_name)
+    if m.model_name == "latent_diff" and not m.latent_diff:
+        return "model.latent_diff=false contradicts model.model_name=latent_diff; expected ddpm or diff for a model of frames"
+    if i.poisson and not parts.latent:
+        return f"inference.poisson is true, and model={model} gives no expected values to draw counts from; expected a denoiser in the latent of an autoencoder"
+    if parts.denoiser is None:
+        return None
+    if cfg.data.transform == "minmax":
+        return "data.transform: minmax has no inverse, so that samples would have no unit; expected another transform for a generative model, for example asinh"
+    if i.schedule == "vp" and parts.denoiser == "unet" and i.steps and i.steps > cfg.training.timesteps:
+        return f"inference.steps: found {i.steps}, expected at most training.timesteps, {cfg.training.timesteps}, with schedule=vp"
+    if i.ema_sigma_rel is not None and not cfg.training.ema_tracks:
+        return "inference.ema_sigma_rel needs averages that were kept in training: set training.ema_tracks, for instance [0.05,0.1]"
     return None
 
 # %% ../nbs/config.ipynb #594eb292
@@ -510,7 +536,7 @@ def _resume_config(run: Path, parsed: list[_Override]) -> Config:
     check_config(cfg)
     return cfg
 
-# %% ../nbs/config.ipynb #a34dfc66
+# %% ../nbs/config.ipynb #5ceab570
 def inference_config(run: str | os.PathLike, overrides: Iterable[str] = ()) -> Config:
     """The configuration of the run folder `run`, with its section `inference` as these overrides say: `["inference=ddim50", "inference.seed=1"]`.
 
@@ -523,6 +549,8 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = ()) -> C
         what = "it has no config.yaml" if run.is_dir() else "there is no such folder"
         raise BadInput(f"{run}: {what}; expected the folder of a run, <output_dir>/<model>/<date>/<time>")
     saved, parsed = load_config(run / "config.yaml"), [_parse(o) for o in overrides]
+    if model_parts(saved).denoiser is None:
+        raise BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")
     for o in parsed:
         _known(o, vocabulary())
         if o.key != "inference" and not o.key.startswith("inference.") and o.key not in ("threads", "engine"):
@@ -537,9 +565,11 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = ()) -> C
             cfg.presets["inference"] = o.value
     for o in parsed:
         if o.key != "inference":
-            OmegaConf.update(cfg, o.key, o.value, force_add=True)
+            OmegaConf.update(cfg, o.key, o.value, merge=False, force_add=True)
     cfg = OmegaConf.to_object(cfg)
-    check_config(replace(cfg, data=Data(), training=Training()), ranks=1)  # the frames are not needed any more
+    told = {name: getattr(cfg.training, name) for name in ("timesteps", "condition_dropout", "ema_tracks")}
+    trained = replace(cfg, data=Data(), training=Training(**told))  # neither frames nor starting points are needed now
+    check_config(trained, ranks=1)
     return cfg
 
 # %% ../nbs/config.ipynb #d56a67c2

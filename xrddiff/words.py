@@ -49,7 +49,7 @@ class DiffusionKwargs:
     S_tmax: float = word(50.0, "and below this one", low=0)
     S_noise: float = word(1.003, "standard deviation of the noise added", above=0)
 
-# %% ../nbs/words.ipynb #2bbca535
+# %% ../nbs/words.ipynb #8ab7d95a
 MODEL_NAMES = ("vae_kl", "vq", "ddpm", "diff", "latent_diff")
 AUTOENCODERS = ("vae_kl", "vq")
 DENOISERS = ("unet", "autoregressive")
@@ -158,7 +158,7 @@ class DDP:
     gradient_as_bucket_view: bool = word(True, "gradients live in the buckets: saves one copy")
     find_unused_parameters: bool = word(False, "search for parameters without gradient in every step")
 
-# %% ../nbs/words.ipynb #e3d3e201
+# %% ../nbs/words.ipynb #32bee09d
 @dataclass
 class Training:
     batch_size: int = word(2, "frames per rank and step", low=1)
@@ -178,7 +178,10 @@ class Training:
     clip_grad_norm: float | None = word(1.0, "longest gradient; null: no clipping", above=0)
     ema_decay: float = word(0.9999, "decay of the averaged weights", low=0, high=1)
     ema_tracks: list[float] | None = word(
-        None, "widths of two more averages that are kept with every checkpoint, for a width chosen afterwards", above=0
+        None,
+        "widths of two more averages that are kept with every checkpoint, for a width chosen afterwards",
+        above=0,
+        high=0.28,
     )
     mixed_precision: str = word("no", "arithmetic of the network's body", choices=PRECISIONS)
 
@@ -210,7 +213,7 @@ class Training:
     test_suffix: str = word("", "appended to the model's name in the output folder")
     ddp: DDP = field(default_factory=DDP)
 
-# %% ../nbs/words.ipynb #61a797cb
+# %% ../nbs/words.ipynb #2e39bc9b
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc")
 SIGMA_SCHEDULES = ("karras", "vp", "flow")
 SPACINGS = ("trailing", "leading", "linspace")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Phase', 'run_phases', 'notebook_target', 'execute_run', 'execute_sample']
 
-# %% ../../nbs/cluster/jobs.ipynb #447877e1
+# %% ../../nbs/cluster/jobs.ipynb #149547c3
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from ..config import compose_config, inference_config, model_parts
 from ..errors import BadInput
 from ..words import Config
 
-# %% ../../nbs/cluster/jobs.ipynb #bc4d6430
+# %% ../../nbs/cluster/jobs.ipynb #7adad043
 @dataclass(frozen=True)
 class Phase:
     """One notebook of a run: `notebook` in `nbs/runs`, kept as `kept` in `folder` of the run; it is done when it has left `result` there."""
@@ -97,7 +97,7 @@ def execute_run(overrides: Sequence[str], cfg: Config | None = None, *, on_start
                 break
     return path
 
-# %% ../../nbs/cluster/jobs.ipynb #6cd6b018
+# %% ../../nbs/cluster/jobs.ipynb #567c4493
 def execute_sample(
     run: str | os.PathLike,
     overrides: Sequence[str] = (),
@@ -112,6 +112,8 @@ def execute_sample(
     """
     run = Path(run).expanduser()
     cfg = inference_config(run, overrides)
+    if name is not None and (not name.strip(" .") or Path(name).name != name):
+        raise BadInput(f"the name of the samples is {name!r}; expected that of a folder, without '/'")
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):

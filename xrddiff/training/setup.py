@@ -29,7 +29,7 @@ def run_accelerator(t: Training) -> Accelerator:
     """The accelerator of a run, with the words of its section `training`."""
     return make_accelerator(t.mixed_precision, **asdict(t.ddp))
 
-# %% ../../nbs/training/setup.ipynb #088e07c8
+# %% ../../nbs/training/setup.ipynb #535b041c
 def batch_sizes(cfg: Config, ranks: int, *, diffusion: bool = False) -> tuple[int, int]:
     """(frames per rank at once, frames per step over all ranks) of the autoencoder, or of the denoiser with `diffusion`."""
     t = cfg.training
@@ -48,9 +48,8 @@ def run_loaders(
         rank=accelerator.process_index,
         world_size=ranks,
         prefetch=cfg.data.prefetch,
+        cond=cfg.model.condition or [],
     )
-    if diffusion:
-        options["cond"] = cfg.model.condition or []
     train = prepared.loader(prepared.train, seed=cfg.data.seed, **options)
     return train, prepared.loader(prepared.held_out, shuffle=False, **options)
 
