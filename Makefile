@@ -34,7 +34,7 @@ $(VENV)/.dev: settings.ini setup.py constraints.txt | $(BIN)/python
 venv: $(VENV)/.runtime  ## virtual environment with the package
 dev: $(VENV)/.dev  ## virtual environment with the development tools too
 
-demo: $(VENV)/.runtime  ## simulate frames, train a VAE on them, judge it, write report.html
+demo: $(VENV)/.runtime  ## simulate frames, train a latent diffusion model on them, judge its samples, write report.html
 	$(BIN)/xrddiff run experiment_type=demo
 
 test: lint test-notebooks test-python  ## everything: lint, the notebooks' own tests, pytest

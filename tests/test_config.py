@@ -104,9 +104,7 @@ def test_the_numbers_of_the_diffusion_presets():
         P_mean=-1.2, P_std=0.8, S_churn=5.0, S_tmin=0.05, S_tmax=50.0, S_noise=1.003,
     )  # fmt: skip
     ddpm = compose_config(["model=ddpm", "training.timesteps=600"])
-    assert values(ddpm.model, ("parameterisation", "noise_schedule")) == dict(
-        parameterisation="eps", noise_schedule="squaredcos_cap_v2"
-    )
+    assert ddpm.model.noise_schedule == "squaredcos_cap_v2"
     assert values(ddpm.training, ("timesteps", "ema_decay", "condition_dropout")) == dict(
         timesteps=600, ema_decay=0.999, condition_dropout=0.1
     )
@@ -153,6 +151,8 @@ def test_model_and_size():
 
 def test_demo_trains_on_sim128_unless_told_otherwise():
     assert data_name(compose_config(["experiment_type=demo"])) == "sim128"
+    assert compose_config(["experiment_type=demo"]).presets["model"] == "latent_diff"
+    assert compose_config(["experiment_type=demo", "model=vae_kl"]).presets["model"] == "vae_kl"
     assert data_name(compose_config(["experiment_type=demo", "data=pooling"])) == "sim-522"
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = (
     "xrddiff/py.typed",
     "xrddiff/conf/config.yaml",
-    "xrddiff/_notebooks/train_autoencoder.ipynb",
+    *(f"xrddiff/_notebooks/{p.name}" for p in sorted((ROOT / "nbs" / "runs").glob("*.ipynb"))),
     "xrddiff/data/samples/cspad_lysozyme_r0015.h5",
     "xrddiff/data/samples/NOTICE.md",
 )
@@ -50,10 +50,31 @@ def main() -> None:
         run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel, cwd=away)
         where = run(python, "-c", "import xrddiff; print(xrddiff.__file__)", cwd=away).strip()
         assert str(away) in where, f"xrddiff was imported from {where}, not from the wheel's environment"
-        small = ("experiment_type=demo", "data.limit=48", "training.num_epochs=1", "run_name=wheel")
+        small = (
+            "experiment_type=demo",
+            "data.limit=48",
+            "training.num_epochs=1",
+            "model.diff_epochs=1",
+            "inference.num_samples=8",
+            "run_name=wheel",
+        )
         print(run(away / "env" / "bin" / "xrddiff", "run", *small, cwd=away, XRDDIFF_CACHE=str(away / "cache"))[-2500:])
-        folder = next((away / "output").rglob("report.html")).parent
-        for expected in ("notebook.ipynb", "config.yaml", "environment.json", "report.md", "metrics", "checkpoints"):
+        folder = away / "output" / "latent_diff" / "wheel"
+        xrddiff = away / "env" / "bin" / "xrddiff"
+        print(
+            run(xrddiff, "sample", folder, "-n", "4", "inference.steps=2", cwd=away, XRDDIFF_CACHE=str(away / "cache"))[
+                -500:
+            ]
+        )
+        for expected in (
+            "notebook.ipynb",
+            "config.yaml",
+            "environment.json",
+            "report.md",
+            "metrics",
+            "checkpoints",
+            "samples/default/report.html",
+        ):
             assert (folder / expected).exists(), f"the run folder lacks {expected}"
     print(f"wheel and sdist work: {wheel.name}, {sdist.name}")
 

@@ -1,0 +1,218 @@
+"""How far are samples from real frames? Trains each generative model on simulated stills, samples it, and compares with the floor that two sets of real frames set.
+
+`python bench/generation.py` runs `xrddiff run` and `xrddiff sample` for every model (1000 training frames of sim128, tiny sizes, seeds 42 and 0), and writes
+bench/results/generation.md and .json. `--only latent pixel autoregressive classes samplers` for some of it; `--folder` keeps the runs, and goes on with those that are there.
+About 30 minutes of two cores for each model, and as much for `samplers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+XRDDIFF = Path(sys.executable).with_name("xrddiff")
+COMMON = [
+    "experiment_type=demo",
+    "data.limit=1250",
+    "size=tiny",
+    "model.condition=[hit_class]",
+    "training.ema_decay=0.998",
+    "inference.num_samples=250",
+    "inference.batch_size=50",
+]
+MODELS = {
+    "latent": ["model=latent_diff", *COMMON, "model.diff_epochs=12"],
+    "pixel": ["model=ddpm", *COMMON, "model.diff_epochs=20", "training.mixed_precision=bf16"],
+    "autoregressive": [
+        "model=diff",
+        *COMMON,
+        "model.diff_epochs=40",
+        "model.diff_batch_size=8",
+        "model.diffusion_kwargs.P_mean=-0.8",
+        "model.diffusion_kwargs.P_std=1.2",
+        "training.mixed_precision=bf16",
+    ],
+    # a small latent, so that a thousand evaluations for each of 5 x 64 samples end on a laptop
+    "samplers": [
+        "model=latent_diff",
+        *COMMON,
+        "model.downsampling=8",
+        "model.latent_channels=4",
+        "model.diff_epochs=40",
+    ],
+}
+DISTANCES = ("profile", "histogram", "peak_count", "diversity")
+
+
+def train(name: str, folder: Path) -> tuple[Path, float]:
+    """The run folder of a model, trained unless it is there, and the seconds that training took."""
+    run = next(folder.glob(f"output/*/{name}"), None)
+    if run is None or not (run / "report.html").exists():
+        words = [f"resume={run}"] if run else [*MODELS[name], f"run_name={name}"]
+        start = time.monotonic()
+        subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
+        run = next(folder.glob(f"output/*/{name}"))
+        (run / "seconds.txt").write_text(str(time.monotonic() - start))
+    return run, float((run / "seconds.txt").read_text())
+
+
+def quality(name: str, folder: Path) -> dict:
+    """Distances of the samples of a trained model, and as multiples of its floor."""
+    run, seconds = train(name, folder)
+    found = json.loads((run / "metrics" / "generation.json").read_text())
+    floor = "autoencoder" if "autoencoder" in found["rows"] else "floor"
+    rows = {label: {d: row[d] for d in DISTANCES} for label, row in found["rows"].items()}
+    ratio = {d: rows["samples"][d] / rows[floor][d] for d in DISTANCES}
+    return {
+        "words": MODELS[name],
+        "minutes": seconds / 60,
+        "n": found["rows"]["samples"]["n"],
+        "rows": rows,
+        "ratio": ratio,
+        "memory": found["memory"],
+    }
+
+
+def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
+    """Does a classifier that was trained on real frames find the class that was asked for?"""
+    import numpy as np
+    import torch
+
+    from xrddiff.config import load_config
+    from xrddiff.data.datasets import prepare_words
+    from xrddiff.generators import make_sampler, open_generator
+    from xrddiff.metrics.diversity import class_recovery
+    from xrddiff.metrics.peaks import draw_counts
+    from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights
+    from xrddiff.training.trainer import Trainer
+
+    run, _ = train(model, folder)
+    cfg, generator = load_config(run / "config.yaml"), open_generator(run)
+    prepared = prepare_words(cfg, generator.transform)
+    loader = prepared.loader(prepared.train, batch_size=16, multiple=8)
+    labels = prepared.frames["hit_class"].values
+    torch.manual_seed(0)
+    net = Classifier(3, sigma_data=1.0, patch=2)
+    weights = class_weights(torch.as_tensor(labels[prepared.train]), 3).tolist()
+    objective = ClassifierObjective(net, "hit_class", None, weights=weights)
+    with tempfile.TemporaryDirectory() as place:
+        Trainer(
+            objective, loader, place, max_steps=steps, lr=1e-3, lr_schedule="cosine", ema_decay=None, progress=False
+        ).fit()
+    net.eval()
+
+    @torch.no_grad()
+    def probabilities(x: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+        parts = zip(x.split(50), mask.split(50), strict=True)
+        return torch.cat([net(a, 0.0, m).softmax(1) for a, m in parts]).numpy()
+
+    held_out = prepared.loader(prepared.held_out, batch_size=250, multiple=8, shuffle=False)
+    batch = next(held_out.batches(0))
+    real = probabilities(batch["x"], batch["mask"])
+    sampler, made, asked = make_sampler(cfg, clamp=generator.limits), [], []
+    for k in range(3):
+        frames, _ = generator.sample(range(1000 * k, 1000 * k + 100), sampler, batch_size=50, values={"hit_class": k})
+        if generator.expected:
+            frames = draw_counts(frames, seed=0, first=1000 * k)
+        x = torch.from_numpy(generator.transform.forward(frames["intensity"].values))[:, None]
+        mask = torch.from_numpy(frames["mask"].values).expand_as(x)
+        made.append(probabilities(torch.where(mask, x, 0.0), mask))
+        asked += [k] * 100
+    return class_recovery(real, batch["cond"]["hit_class"].numpy(), np.concatenate(made), asked)
+
+
+def samplers(folder: Path, seeds: int = 5, n: int = 64) -> dict:
+    """The default sampler beside DDIM-50 and DDPM-1000 on the same trained latent model: distances over seeds, and seconds of CPU for a sample."""
+    import numpy as np
+
+    from xrddiff.config import load_config
+    from xrddiff.data.datasets import prepare_words
+    from xrddiff.diffusion.sampling import Sampler
+    from xrddiff.generators import make_sampler, open_generator
+    from xrddiff.metrics.generation import judge_samples
+
+    run, _ = train("samplers", folder)
+    cfg, generator = load_config(run / "config.yaml"), open_generator(run)
+    prepared = prepare_words(cfg, generator.transform)
+    wanted = {
+        "default": make_sampler(cfg),
+        "ddim50": Sampler("ddim", 50, "vp"),
+        "ddpm1000": Sampler("ddpm", 1000, "vp"),
+    }
+    rows: dict[str, list] = {name: [] for name in wanted}
+    seconds: dict[str, list] = {name: [] for name in wanted}
+    for seed in range(seeds):  # interleaved
+        for name, sampler in wanted.items():
+            start = time.process_time()
+            frames, _ = generator.sample(range(n), sampler, seed=seed, batch_size=n)
+            seconds[name].append((time.process_time() - start) / n)
+            judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, frames, expected=True, seed=seed)
+            rows[name].append([judged.rows["samples"][d] for d in DISTANCES])
+            print(name, seed, [round(v, 3) for v in rows[name][-1]], file=sys.stderr, flush=True)
+    return {
+        name: {
+            "evaluations": wanted[name].evaluations,
+            "cpu_seconds_min": min(seconds[name]),
+            "cpu_seconds_median": float(np.median(seconds[name])),
+            "mean": dict(zip(DISTANCES, np.mean(rows[name], 0).tolist(), strict=True)),
+            "spread": dict(zip(DISTANCES, np.std(rows[name], 0, ddof=1).tolist(), strict=True)),
+        }
+        for name in wanted
+    }
+
+
+def table(results: dict) -> str:
+    """The results as Markdown."""
+    names = {"profile": "radial profile", "histogram": "intensities", "peak_count": "peak count", "diversity": "diversity"}  # fmt: skip
+    lines = ["# Samples beside real frames", "", __doc__.split("\n\n")[0], ""]
+    models = {k: v for k, v in results.items() if k in MODELS and "ratio" in v}
+    if models:
+        n = next(iter(models.values()))["n"]
+        lines += [f"Distances as multiples of the floor, sets of {n:.0f} frames (a latent model's floor is its autoencoder's):", ""]  # fmt: skip
+        lines += ["| model | " + " | ".join(names.values()) + " | minutes, all told |", "| --- |" + " ---: |" * 5]
+        for label, r in models.items():
+            lines.append(f"| {label} | " + " | ".join(f"{r['ratio'][d]:.2f}" for d in names) + f" | {r['minutes']:.0f} |")  # fmt: skip
+        lines += ["", "The distances themselves:", "", "| model | set | " + " | ".join(names.values()) + " |", "| --- | --- |" + " ---: |" * 4]  # fmt: skip
+        for label, r in models.items():
+            for row, values in r["rows"].items():
+                lines.append(f"| {label} | {row} | " + " | ".join(f"{values[d]:.4g}" for d in names) + " |")
+        lines += ["", "Settings:", ""] + [f"- {label}: `{' '.join(r['words'])}`" for label, r in models.items()]
+    if c := results.get("classes"):
+        lines += ["", "## Classes", "", f"A classifier trained on real frames finds the hit class of held-out frames in {c['accuracy_real']:.3f} of them (at the mixture asked for), and the class that was asked for in {c['accuracy_samples']:.3f} of the samples of the latent model: a recovery of {c['recovery']:.3f} ({c['recovery_low']:.3f} to {c['recovery_high']:.3f})."]  # fmt: skip
+    if s := results.get("samplers"):
+        lines += ["", "## Samplers", "", "One latent model, 64 samples for each of 5 seeds; mean ± spread over seeds of the distance from held-out frames, and CPU time of a sample.", ""]  # fmt: skip
+        lines += ["| sampler | evaluations | " + " | ".join(names.values()) + " | s, min (median) | times as fast as ddpm1000 |", "| --- | ---: |" + " ---: |" * 6]  # fmt: skip
+        for label, r in s.items():
+            cells = [f"{r['mean'][d]:.3f} ± {r['spread'][d]:.3f}" for d in names]
+            ratio = s["ddpm1000"]["cpu_seconds_median"] / r["cpu_seconds_median"]
+            lines.append(f"| {label} | {r['evaluations']} | " + " | ".join(cells) + f" | {r['cpu_seconds_min']:.3f} ({r['cpu_seconds_median']:.3f}) | {ratio:.1f} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = [*(m for m in MODELS if m != "samplers"), "classes", "samplers"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--folder", type=Path, help="keep the runs here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in args.only:
+            made = classes(folder) if part == "classes" else samplers(folder) if part == "samplers" else quality(part, folder)  # fmt: skip
+            path = RESULTS / "generation.json"
+            results = json.loads(path.read_text()) if path.exists() else {}
+            results[part] = made
+            path.write_text(json.dumps({k: results[k] for k in parts if k in results}, indent=1) + "\n")
+            (RESULTS / "generation.md").write_text(table(json.loads(path.read_text())))
+    print((RESULTS / "generation.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
