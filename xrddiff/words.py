@@ -49,14 +49,14 @@ class DiffusionKwargs:
     S_tmax: float = word(50.0, "and below this one", low=0)
     S_noise: float = word(1.003, "standard deviation of the noise added", above=0)
 
-# %% ../nbs/words.ipynb #8ab7d95a
+# %% ../nbs/words.ipynb #9d98cad7
 MODEL_NAMES = ("vae_kl", "vq", "ddpm", "diff", "latent_diff")
 AUTOENCODERS = ("vae_kl", "vq")
 DENOISERS = ("unet", "autoregressive")
 QUANTIZERS = ("vq", "fsq")
 PARAMETERISATIONS = ("edm", "eps", "x0", "v", "flow")
 NOISE_SCHEDULES = ("squaredcos_cap_v2", "linear", "cosine")
-WEIGHTINGS = ("uniform", "edm", "simple", "min_snr")
+WEIGHTINGS = ("simple", "edm", "eps", "x0", "v", "flow", "min_snr")
 VIT_SIZES = ("tiny", "base", "large", "huge")
 ORDERS = ("raster", "random")
 
@@ -158,7 +158,7 @@ class DDP:
     gradient_as_bucket_view: bool = word(True, "gradients live in the buckets: saves one copy")
     find_unused_parameters: bool = word(False, "search for parameters without gradient in every step")
 
-# %% ../nbs/words.ipynb #32bee09d
+# %% ../nbs/words.ipynb #6d7be0c2
 @dataclass
 class Training:
     batch_size: int = word(2, "frames per rank and step", low=1)
