@@ -341,12 +341,13 @@ def add_to_checkpoint(path: str | Path, **fields: Any) -> Checkpoint:
         (path / name).unlink(missing_ok=True)
     return load_checkpoint(path, verify=False)
 
-# %% ../../nbs/training/checkpoints.ipynb #6e15c036
-def copy_checkpoint(source: str | Path, folder: str | Path) -> Checkpoint:
-    """Copy the weights (trained and averaged) and the state of the checkpoint at `source` into a checkpoint in `folder`; returns it opened."""
+# %% ../../nbs/training/checkpoints.ipynb #c404188a
+def copy_checkpoint(source: str | Path, folder: str | Path, *, without: Sequence[str] = ()) -> Checkpoint:
+    """Copy the weights (trained and averaged) and the state of the checkpoint at `source`, but the fields `without`, into one in `folder`; returns it opened."""
     checkpoint = load_checkpoint(source)
     tensors = {group: checkpoint.tensors(group) for group in ("model", "ema") if group in checkpoint.groups}
-    return load_checkpoint(save_checkpoint(folder, checkpoint.step, tensors, checkpoint.state), verify=False)
+    state = {k: v for k, v in checkpoint.state.items() if k not in without}
+    return load_checkpoint(save_checkpoint(folder, checkpoint.step, tensors, state), verify=False)
 
 # %% ../../nbs/training/checkpoints.ipynb #ccce902a
 def pack_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
