@@ -245,7 +245,9 @@ def test_samples_stay_in_their_run(runs, tmp_path, name):
 
 
 def test_an_unknown_class_is_refused(runs):
-    with pytest.raises(BadInput, match="hit_class=7: there is no such class; expected a whole number from 0 to 2"):
+    with pytest.raises(
+        BadInput, match=r"hit_class=7: there is no such class; expected 0 \(blank\), 1 \(single\), 2 \(multiple\)"
+    ):
         open_generator(runs("ddpm")).condition([0], 0, {"hit_class": 7})
 
 

@@ -129,7 +129,7 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         **churn,
     )
 
-# %% ../nbs/generators.ipynb #0d4fb97f
+# %% ../nbs/generators.ipynb #85c6cc5d
 @dataclass
 class Generator:
     """A trained model and all that makes Frames of what it draws.
@@ -200,9 +200,13 @@ class Generator:
             chosen = table[rows] if name not in values else np.full(len(rows), float(values[name]))
             classes = isinstance(field, int)
             if classes and name in values and not (float(values[name]).is_integer() and 0 <= values[name] < field):
-                raise BadInput(
-                    f"{name}={values[name]:g}: there is no such class; expected a whole number from 0 to {field - 1}"
+                known = LABELS[name].classes if name in LABELS else None
+                classes = (
+                    ", ".join(f"{k} ({c})" for k, c in enumerate(known))
+                    if known
+                    else f"a whole number from 0 to {field - 1}"
                 )
+                raise BadInput(f"{name}={values[name]:g}: there is no such class; expected {classes}")
             out[name] = torch.as_tensor(chosen, dtype=torch.int64 if classes else torch.float32, device=self.device)
         return out
 
