@@ -129,7 +129,7 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         **churn,
     )
 
-# %% ../nbs/generators.ipynb #85c6cc5d
+# %% ../nbs/generators.ipynb #661af9ab
 @dataclass
 class Generator:
     """A trained model and all that makes Frames of what it draws.
@@ -289,14 +289,22 @@ class Generator:
         **words: Any,
     ) -> tuple[xr.Dataset, Tensor]:
         """(Frames of the sample numbers, what the model drew (N, *shape)); `words` as of `draw`. Frame i is the same in any call with the same batch size, to rounding with another."""
-        chunks, drawn = [], []
-        for numbers, x in sample_chunks(lambda n: self.draw(n, sampler, seed=seed, **words), samples, batch_size):
+        chunks, drawn, whole = [], [], {}
+
+        def make(wanted: list[int]) -> Tensor:
+            """A whole chunk, decoded as a whole too: what stands beside a frame changes its last bits."""
+            x = self.draw(wanted, sampler, seed=seed, **words)
             if not x.isfinite().all():
                 raise BadInput(
-                    f"the samples {numbers[0]} to {numbers[-1]} are not finite; expected a trained model and noise levels that it was trained at"
+                    f"the samples {wanted[0]} to {wanted[-1]} are not finite; expected a trained model and noise levels that it was trained at"
                 )
-            drawn.append(x.cpu())
-            chunks.append((numbers, self.decode(x).cpu()))
+            whole.update(zip(wanted, x.cpu(), strict=True))
+            return self.decode(x).cpu()
+
+        for numbers, values in sample_chunks(make, samples, batch_size):
+            chunks.append((numbers, values))
+            drawn.append(torch.stack([whole[i] for i in numbers]))
+            whole.clear()
             if progress is not None:
                 progress(len(numbers))
         numbers = [i for n, _ in chunks for i in n]
