@@ -28,14 +28,25 @@ COMMON = [
 ]
 MODELS = {
     "latent": ["model=latent_diff", *COMMON, "model.diff_epochs=12"],
-    "pixel": ["model=ddpm", *COMMON, "model.diff_epochs=20", "training.mixed_precision=bf16"],
+    "pixel": [
+        "model=ddpm",
+        *COMMON,
+        "model.diff_epochs=36",
+        "model.parameterisation=edm",
+        "model.diffusion_kwargs.P_mean=0.8",
+        "model.diffusion_kwargs.P_std=1.6",
+        "training.mixed_precision=bf16",
+    ],
     "autoregressive": [
         "model=diff",
         *COMMON,
-        "model.diff_epochs=40",
+        "model.diff_epochs=30",
         "model.diff_batch_size=8",
-        "model.diffusion_kwargs.P_mean=-0.8",
-        "model.diffusion_kwargs.P_std=1.2",
+        "model.diffusion_kwargs.P_mean=-0.2",
+        "model.diffusion_kwargs.P_std=1.5",
+        "model.diffusion_kwargs.sigma_max=40",
+        "model.diffusion_kwargs.sigma_min=0.02",
+        "model.diffusion_kwargs.num_sample_steps=16",
         "training.mixed_precision=bf16",
     ],
     # a small latent, so that a thousand evaluations for each of 5 x 64 samples end on a laptop
@@ -77,6 +88,25 @@ def quality(name: str, folder: Path) -> dict:
         "ratio": ratio,
         "memory": found["memory"],
     }
+
+
+def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
+    """docs/pictures/samples.png: held-out frames beside samples of a trained model, drawn as measurements."""
+    from xrddiff.config import load_config
+    from xrddiff.data.datasets import prepare_words
+    from xrddiff.data.frames import select_frames
+    from xrddiff.data.readers import open_frames
+    from xrddiff.metrics.peaks import draw_counts
+    from xrddiff.views.plots import png
+    from xrddiff.views.samples import show_samples
+
+    run, _ = train(model, folder)
+    prepared = prepare_words(load_config(run / "config.yaml"))
+    samples = select_frames(open_frames(run / "samples" / "samples.zarr"), range(n)).load()
+    if samples.attrs["samples_are"] == "expected values":
+        samples = draw_counts(samples, seed=0)
+    real = select_frames(prepared.frames, prepared.held_out[:n]).load()
+    (RESULTS.parent.parent / "docs" / "pictures" / "samples.png").write_bytes(png(show_samples(real, samples, n)))
 
 
 def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
@@ -209,6 +239,8 @@ def main() -> None:
             path = RESULTS / "generation.json"
             results = json.loads(path.read_text()) if path.exists() else {}
             results[part] = made
+            if part == "latent":
+                picture(folder)
             path.write_text(json.dumps({k: results[k] for k in parts if k in results}, indent=1) + "\n")
             (RESULTS / "generation.md").write_text(table(json.loads(path.read_text())))
     print((RESULTS / "generation.md").read_text())
