@@ -49,13 +49,13 @@ MODELS = {
         "model.diffusion_kwargs.num_sample_steps=16",
         "training.mixed_precision=bf16",
     ],
-    # a small latent, so that a thousand evaluations for each of 5 x 64 samples end on a laptop
+    # a small latent, so that a thousand evaluations for each of 5 x 32 samples end on a laptop
     "samplers": [
         "model=latent_diff",
         *COMMON,
         "model.downsampling=8",
         "model.latent_channels=4",
-        "model.diff_epochs=40",
+        "model.diff_epochs=24",
     ],
 }
 DISTANCES = ("profile", "histogram", "peak_count", "diversity")
@@ -129,7 +129,7 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     labels = prepared.frames["hit_class"].values
     torch.manual_seed(0)
     net = Classifier(3, sigma_data=1.0, patch=2)
-    weights = class_weights(torch.as_tensor(labels[prepared.train]), 3).tolist()
+    weights = class_weights(labels[prepared.train], 3)
     objective = ClassifierObjective(net, "hit_class", None, weights=weights)
     with tempfile.TemporaryDirectory() as place:
         Trainer(
@@ -157,7 +157,7 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     return class_recovery(real, batch["cond"]["hit_class"].numpy(), np.concatenate(made), asked)
 
 
-def samplers(folder: Path, seeds: int = 5, n: int = 64) -> dict:
+def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     """The default sampler beside DDIM-50 and DDPM-1000 on the same trained latent model: distances over seeds, and seconds of CPU for a sample."""
     import numpy as np
 
@@ -216,7 +216,7 @@ def table(results: dict) -> str:
     if c := results.get("classes"):
         lines += ["", "## Classes", "", f"A classifier trained on real frames finds the hit class of held-out frames in {c['accuracy_real']:.3f} of them (at the mixture asked for), and the class that was asked for in {c['accuracy_samples']:.3f} of the samples of the latent model: a recovery of {c['recovery']:.3f} ({c['recovery_low']:.3f} to {c['recovery_high']:.3f})."]  # fmt: skip
     if s := results.get("samplers"):
-        lines += ["", "## Samplers", "", "One latent model, 64 samples for each of 5 seeds; mean ± spread over seeds of the distance from held-out frames, and CPU time of a sample.", ""]  # fmt: skip
+        lines += ["", "## Samplers", "", "One latent model, 32 samples for each of 5 seeds; mean ± spread over seeds of the distance from held-out frames, and CPU time of a sample.", ""]  # fmt: skip
         lines += ["| sampler | evaluations | " + " | ".join(names.values()) + " | s, min (median) | times as fast as ddpm1000 |", "| --- | ---: |" + " ---: |" * 6]  # fmt: skip
         for label, r in s.items():
             cells = [f"{r['mean'][d]:.3f} ± {r['spread'][d]:.3f}" for d in names]

@@ -16,7 +16,7 @@ from test_notebooks import TOY_RUN, write_notebook
 
 from xrddiff import __version__
 from xrddiff.cli import main, parse
-from xrddiff.cluster import notebooks
+from xrddiff.cluster import jobs
 from xrddiff.data.catalog import fetch
 from xrddiff.data.frames import make_frames
 from xrddiff.data.readers import open_frames
@@ -106,7 +106,7 @@ def test_a_note_is_one_line(capsys):
 @pytest.fixture
 def toy_run(tmp_path, monkeypatch):
     source = write_notebook(tmp_path / "toy.ipynb", *TOY_RUN)
-    monkeypatch.setattr(notebooks, "run_notebook_path", lambda name: source)
+    monkeypatch.setattr(jobs, "run_notebook_path", lambda name: source)
     monkeypatch.chdir(tmp_path)
     return source
 
