@@ -60,7 +60,7 @@ def template_frames(frames: xr.Dataset) -> xr.Dataset:
         out.attrs["wavelength"] = float(frames["wavelength"].mean())
     return out
 
-# %% ../nbs/generators.ipynb #96928d43
+# %% ../nbs/generators.ipynb #05c8456c
 def condition_table(loader: FrameLoader, limit: int = 10_000) -> dict[str, list[float | None]]:
     """The conditions of the frames of `loader`, name -> values, None where one is unknown; evenly spaced frames where there are more than `limit`."""
     index = loader.index[np.linspace(0, len(loader.index) - 1, min(limit, len(loader.index))).round().astype(int)]
@@ -70,6 +70,12 @@ def condition_table(loader: FrameLoader, limit: int = 10_000) -> dict[str, list[
 
 def _column(values: Sequence[float | None]) -> np.ndarray:
     return np.array([float("nan") if v is None else v for v in values])
+
+
+def _classes(name: str, n: int) -> str:
+    """The n classes of a condition in words."""
+    names = LABELS[name].classes if name in LABELS else None
+    return ", ".join(f"{k} ({c})" for k, c in enumerate(names)) if names else f"a whole number from 0 to {n - 1}"
 
 # %% ../nbs/generators.ipynb #6febf5ea
 def condition_fields(loader: FrameLoader) -> dict[str, Any]:
@@ -129,7 +135,7 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         **churn,
     )
 
-# %% ../nbs/generators.ipynb #661af9ab
+# %% ../nbs/generators.ipynb #bb0a0986
 @dataclass
 class Generator:
     """A trained model and all that makes Frames of what it draws.
@@ -195,18 +201,16 @@ class Generator:
                     f"the model is not conditioned on {name!r}{nearest(name, self.conditions or ['nothing'])}"
                 )
         for name, known in self.conditions.items():
-            table, field = _column(known), self.fields[name]
-            rows = [numpy_rng(seed, "condition", int(i)).integers(len(table)) for i in samples]
-            chosen = table[rows] if name not in values else np.full(len(rows), float(values[name]))
-            classes = isinstance(field, int)
-            if classes and name in values and not (float(values[name]).is_integer() and 0 <= values[name] < field):
-                known = LABELS[name].classes if name in LABELS else None
-                classes = (
-                    ", ".join(f"{k} ({c})" for k, c in enumerate(known))
-                    if known
-                    else f"a whole number from 0 to {field - 1}"
+            classes = isinstance(self.fields[name], int)
+            if name not in values:
+                table = _column(known)
+                chosen = table[[numpy_rng(seed, "condition", int(i)).integers(len(table)) for i in samples]]
+            elif classes and values[name] not in range(self.fields[name]):
+                raise BadInput(
+                    f"{name}={values[name]:g}: there is no such class; expected {_classes(name, self.fields[name])}"
                 )
-                raise BadInput(f"{name}={values[name]:g}: there is no such class; expected {classes}")
+            else:
+                chosen = np.full(len(samples), float(values[name]))
             out[name] = torch.as_tensor(chosen, dtype=torch.int64 if classes else torch.float32, device=self.device)
         return out
 
