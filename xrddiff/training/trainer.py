@@ -407,7 +407,7 @@ class Trainer:
                 "epoch": self.epoch,
                 "frames": self.frames,
                 "samples_seen": self.samples_seen,
-                "finished": self.finished,
+                "finished": self.finished and not self.pending_validation,
                 "seed": self.seed,
                 "num_frames": self.num_frames,
                 "batch_size": self.batch_size,
