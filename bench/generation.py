@@ -31,7 +31,8 @@ MODELS = {
     "pixel": [
         "model=ddpm",
         *COMMON,
-        "model.diff_epochs=36",
+        "model.diff_epochs=60",
+        "inference.steps=32",
         "model.parameterisation=edm",
         "model.diffusion_kwargs.P_mean=0.8",
         "model.diffusion_kwargs.P_std=1.6",
