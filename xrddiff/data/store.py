@@ -27,8 +27,8 @@ from .sources import HDF5Rows, ZarrRows, open_hdf5, readable
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'CannotSave', 'writing', 'writing_hdf5', 'check_target', 'save_frames', 'is_store',
-           'read_store']
+__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'CannotSave', 'writing', 'writing_hdf5', 'lay_out_zarr', 'check_target', 'save_frames',
+           'is_store', 'read_store']
 
 # %% ../../nbs/data/store.ipynb #52369692
 class CannotSave(XrddiffError, OSError):
@@ -270,7 +270,7 @@ def _blocks(variable: xr.Variable, multiple: int = 1) -> Iterator[tuple[slice, n
         rows = slice(a, min(a + step, variable.shape[0]))
         yield rows, variable[rows].values
 
-# %% ../../nbs/data/store.ipynb #53b1b883
+# %% ../../nbs/data/store.ipynb #0718be49
 def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
     with writing_hdf5(path) as (file, check):
         file.attrs["xrddiff_format"], file.attrs["xrddiff_version"] = FORMAT, VERSION
@@ -297,34 +297,49 @@ def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
         file.create_group("entry_1/data_1")["data"] = h5py.SoftLink("/intensity")
 
 
-def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
+def lay_out_zarr(ds: xr.Dataset, path: str | Path, shard: int | None = None) -> list[str]:
+    """Make a zarr store for `ds` with everything in it but the stacks of pixels; returns their names.
+
+    `shard`: frames per file of a stack, which nobody writes at once with anybody else; some 16 MB unless given.
+    """
     import zarr
     from zarr.codecs import BloscCodec
 
+    group, stacks = zarr.open_group(str(path), mode="w", zarr_format=3), []
+    attrs = {k: _plain(v, f"attribute {k!r} of the frames") for k, v in ds.attrs.items()}
+    group.attrs.update(attrs | {"xrddiff_format": FORMAT, "xrddiff_version": VERSION})
+    for name, v in ds.variables.items():
+        _check_kind(v, str(name))
+        own = {k: _plain(a, f"attribute {k!r} of variable {name!r}") for k, a in v.attrs.items()}
+        about = {"dimension_names": list(map(str, v.dims)), "attributes": own | {"coordinate": name in ds.coords}}
+        if _stacked(v.dims, v.shape, v.dtype):
+            frame = max(1, int(np.prod(v.shape[1:])) * v.dtype.itemsize)
+            files = shard or max(1, min(v.shape[0], BLOCK // frame))  # many frames per file, one chunk per frame in it
+            group.create_array(
+                str(name), shape=v.shape, dtype=v.dtype, chunks=(1, *v.shape[1:]), shards=(files, *v.shape[1:]),
+                compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), **about,
+            )  # fmt: skip
+            stacks.append(str(name))
+        else:
+            values = v.values.astype(object).astype(np.dtypes.StringDType()) if _is_text(v) else v.values
+            if values.size == 0 or values.ndim == 0:
+                about["chunks"] = tuple(max(1, n) for n in values.shape)
+            group.create_array(str(name), shape=values.shape, dtype=values.dtype, **about)[...] = values
+    return stacks
+
+
+def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
+    import zarr
+
     with writing(path) as part:
-        group = zarr.open_group(str(part), mode="w", zarr_format=3)
-        attrs = {k: _plain(v, f"attribute {k!r} of the frames") for k, v in ds.attrs.items()}
-        group.attrs.update(attrs | {"xrddiff_format": FORMAT, "xrddiff_version": VERSION})
-        for name, v in ds.variables.items():
-            _check_kind(v, str(name))
-            own = {k: _plain(a, f"attribute {k!r} of variable {name!r}") for k, a in v.attrs.items()}
-            about = {"dimension_names": list(map(str, v.dims)), "attributes": own | {"coordinate": name in ds.coords}}
-            if _stacked(v.dims, v.shape, v.dtype):
-                frame = max(1, int(np.prod(v.shape[1:])) * v.dtype.itemsize)
-                shard = max(1, min(v.shape[0], BLOCK // frame))  # many frames per file, one chunk per frame in it
-                array = group.create_array(
-                    str(name), shape=v.shape, dtype=v.dtype, chunks=(1, *v.shape[1:]), shards=(shard, *v.shape[1:]),
-                    compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), **about,
-                )  # fmt: skip
-                for rows, block in _blocks(v, shard):
-                    array[rows] = block
-                    if name == "intensity":
-                        progress(len(block))
-            else:
-                values = v.values.astype(object).astype(np.dtypes.StringDType()) if _is_text(v) else v.values
-                if values.size == 0 or values.ndim == 0:
-                    about["chunks"] = tuple(max(1, n) for n in values.shape)
-                group.create_array(str(name), shape=values.shape, dtype=values.dtype, **about)[...] = values
+        stacks = lay_out_zarr(ds, part)
+        group = zarr.open_group(str(part), mode="r+")
+        for name in stacks:
+            array, v = group[name], ds.variables[name]
+            for rows, block in _blocks(v, array.shards[0]):
+                array[rows] = block
+                if name == "intensity":
+                    progress(len(block))
 
 
 def check_target(path: str | Path) -> Path:
