@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PARTS', 'write_text', 'write_json', 'environment', 'world_rank', 'world_size', 'create_run',
-           'make_free_folder', 'Run', 'open_run', 'set_threads', 'keep_former', 'reopen_run', 'hold_run']
+           'complete_run', 'make_free_folder', 'Run', 'open_run', 'set_threads', 'keep_former', 'reopen_run',
+           'hold_run', 'mark_stopped', 'stopped_by', 'write_failure', 'read_failures', 'clear_marks']
 
 # %% ../../nbs/cluster/runs.ipynb #1f7a979f
 import json
@@ -122,7 +123,7 @@ def world_size() -> int:
     """How many processes the run has: WORLD_SIZE, or SLURM_NTASKS, or 1."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
 
-# %% ../../nbs/cluster/runs.ipynb #5dad4c77
+# %% ../../nbs/cluster/runs.ipynb #58911072
 PARTS = ("checkpoints", "samples", "metrics", "plots")
 
 
@@ -138,16 +139,24 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None) -> Path:
     wanted = Path(path)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        path = make_free_folder(wanted)
-        for part in PARTS:
-            (path / part).mkdir()
-        write_text(path / "config.yaml", to_yaml(cfg))
-        write_json(path / "environment.json", environment())
+        return complete_run(make_free_folder(wanted), cfg)
     except (OSError, XrddiffError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadInput(
             f"cannot keep a run in {wanted.parent}: {why}; output_dir={cfg.output_dir} must be a folder that you can write to"
         ) from None
+
+
+def complete_run(path: Path, cfg: Config | None = None) -> Path:
+    """Make the folder `path` and what a run has from the start. The configuration comes last: a folder that has it is whole."""
+    try:
+        for part in PARTS:
+            (path / part).mkdir(parents=True, exist_ok=True)
+        write_json(path / "environment.json", environment())
+        if cfg is not None:
+            write_text(path / "config.yaml", to_yaml(cfg))
+    except OSError as error:
+        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
     return path
 
 
@@ -162,20 +171,26 @@ def make_free_folder(wanted: Path) -> Path:
             n += 1
             path = wanted.with_name(f"{wanted.name}-{n}")
 
-# %% ../../nbs/cluster/runs.ipynb #bc0be419
+# %% ../../nbs/cluster/runs.ipynb #5916fe3a
 @dataclass(frozen=True)
 class Run:
     """The folder of a run and its configuration."""
 
     path: Path
     cfg: Config
+    part: str = "."  # of the run folder, where this is one part of a run
 
     def phase(self, folder: str) -> "Run":
         """A part of the run that is a run of its own, such as the autoencoder of a latent model; its folders are made."""
         path = self.path / folder
         for part in PARTS:
             (path / part).mkdir(parents=True, exist_ok=True)
-        return Run(path, self.cfg)
+        return Run(path, self.cfg, folder)
+
+    @property
+    def whole(self) -> Path:
+        """The folder of the whole run."""
+        return self.path if self.part == "." else self.path.parents[len(Path(self.part).parts) - 1]
 
     @property
     def checkpoints(self) -> Path:
@@ -217,7 +232,9 @@ class Run:
 
     def end_early(self, reason: str | None) -> None:
         """End the notebook here, in order: the batch system's signals end it as done for now, SIGINT as interrupted by a person."""
-        print(f"stopped by {reason or 'a request'}; go on with: xrddiff run resume={self.path}")
+        print(f"stopped by {reason or 'a request'}; go on with: xrddiff run resume={self.whole}")
+        if self.is_main:
+            mark_stopped(self.whole, reason)
         raise KeyboardInterrupt if reason == "SIGINT" else SystemExit(0)
 
     def _repr_html_(self) -> str:
@@ -335,3 +352,51 @@ def hold_run(path: str | os.PathLike) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+# %% ../../nbs/cluster/runs.ipynb #8b15f88c
+def mark_stopped(path: str | os.PathLike, reason: str | None) -> None:
+    """Note that the attempt at the run `path` ended in order, because of `reason` (the name of a signal)."""
+    write_json(Path(path) / "stopped.json", dict(reason=reason or "a request", time=time.time()))
+
+
+def stopped_by(path: str | os.PathLike) -> str | None:
+    """What stopped the last attempt at the run `path`, if it stopped in order and is to be resumed."""
+    try:
+        return str(json.loads((Path(path) / "stopped.json").read_text(encoding="utf-8"))["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_failure(
+    path: str | os.PathLike,
+    rank: int,
+    error: str,
+    *,
+    notebook: str | os.PathLike | None = None,
+    lost_connection: bool = False,
+) -> None:
+    """Note that `rank` failed with the sentence `error`; the traceback is in `notebook`. A full disk is passed over: the error is on the terminal too."""
+    mark = dict(rank=rank, host=socket.gethostname(), time=time.time(), error=error, lost_connection=lost_connection)
+    try:
+        (Path(path) / "ranks").mkdir(exist_ok=True)
+        write_json(Path(path) / "ranks" / f"failed-{rank:04d}.json", mark | dict(notebook=notebook and str(notebook)))
+    except (OSError, XrddiffError):
+        pass
+
+
+def read_failures(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """How the ranks of the last attempt failed: rank, host, time, error, notebook, lost_connection; the failure that caused the others comes first."""
+    found = []
+    for file in Path(path).glob("ranks/failed-*.json"):
+        try:
+            mark = json.loads(file.read_text(encoding="utf-8"))
+            found.append(((bool(mark["lost_connection"]), float(mark["time"]), int(mark["rank"])), mark))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return [mark for _, mark in sorted(found, key=lambda pair: pair[0])]
+
+
+def clear_marks(path: str | os.PathLike) -> None:
+    """Remove the marks of the attempt before."""
+    for file in [Path(path) / "stopped.json", *Path(path).glob("ranks/failed-*.json")]:
+        file.unlink(missing_ok=True)
