@@ -301,7 +301,7 @@ def _unused_start(cfg: Config, ranks: int) -> str | None:
             return f"{words[2]} is set but would not be used: add {words[1]}=true"
     return None
 
-# %% ../nbs/config.ipynb #ac8a1b00
+# %% ../nbs/config.ipynb #e40162e2
 @_check
 def _noise_levels(cfg: Config, ranks: int) -> str | None:
     k, i = cfg.model.diffusion_kwargs, cfg.inference
@@ -323,10 +323,12 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
 @_check
 def _conditions(cfg: Config, ranks: int) -> str | None:
     known, i = cfg.model.condition or [], cfg.inference
-    for name in i.condition:
+    for name, value in i.condition.items():
         if name not in known:
             hint = nearest(name, known) if known else ": the model has no conditions, set model.condition"
             return f"inference.condition: the model is not conditioned on {name!r}{hint}"
+        if not isinstance(value, int | float | str):
+            return f"inference.condition: {name} is {value!r}, expected a number, or the name of a class"
     if i.guidance_scale != 1 and not known:
         return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model has no conditions to be guided by; set model.condition"
     if i.guidance_scale not in (0, 1) and not cfg.training.condition_dropout:

@@ -213,7 +213,7 @@ class Training:
     test_suffix: str = word("", "appended to the model's name in the output folder")
     ddp: DDP = field(default_factory=DDP)
 
-# %% ../nbs/words.ipynb #2e39bc9b
+# %% ../nbs/words.ipynb #d800168a
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc")
 SIGMA_SCHEDULES = ("karras", "vp", "flow")
 SPACINGS = ("trailing", "leading", "linspace")
@@ -243,7 +243,9 @@ class Inference:
     clamp: bool | None = word(None, "keep predictions inside the training range; null: as the model was trained")
     guidance_scale: float = word(1.0, "classifier-free guidance; 1 is none", low=0)
     guidance_interval: list[float] | None = word(None, "[low, high]: noise levels at which it acts; null: all", low=0)
-    condition: dict[str, float] = word(dict, "values to generate for, as {crystals: 1}; else those of training frames")
+    condition: dict[str, int | float | str] = word(
+        dict, "values to generate for, as {hit_class: single} or {wavelength: 1.3}; else those of training frames"
+    )
     poisson: bool = word(False, "also draw photon counts from expected values")
 
 # %% ../nbs/words.ipynb #374650a2

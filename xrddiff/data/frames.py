@@ -21,8 +21,9 @@ from ..errors import BadInput, nearest
 
 # %% auto #0
 __all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'lazy_array', 'is_lazy', 'as_numbers',
-           'make_frames', 'with_peaks', 'validate_frames', 'frame_count', 'select_frames', 'concat_frames',
-           'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask', 'panel_distance', 'FramesAccessor']
+           'make_frames', 'with_peaks', 'validate_frames', 'frame_count', 'evenly_spaced', 'select_frames',
+           'concat_frames', 'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask', 'panel_distance',
+           'FramesAccessor']
 
 # %% ../../nbs/data/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -364,10 +365,16 @@ def _refuse_pixel(wrong: np.ndarray, rows: slice, block: np.ndarray, where: str,
             f"{where}: intensity of frame {rows.start + i} at ({axes}) = {tuple(pixel)} is {block[(i, *pixel)]}; expected {expected}"
         )
 
-# %% ../../nbs/data/frames.ipynb #f9cb056c
+# %% ../../nbs/data/frames.ipynb #1655fa15
 def frame_count(ds: xr.Dataset) -> int:
     """How many frames there are."""
     return ds.sizes["frame"]
+
+
+def evenly_spaced(numbers: Sequence[int] | np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of `numbers`, sorted and evenly spaced from the first to the last: enough to look at a large set."""
+    numbers = np.sort(np.asarray(numbers))
+    return numbers[np.linspace(0, len(numbers) - 1, min(limit, len(numbers))).round().astype(int)]
 
 
 def select_frames(ds: xr.Dataset, index: Any) -> xr.Dataset:

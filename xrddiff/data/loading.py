@@ -102,13 +102,13 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     words = numpy_rng("order", seed, epoch).bit_generator.random_raw(n)
     return np.argsort(words, kind="stable")
 
-# %% ../../nbs/data/loading.ipynb #3458d14a
+# %% ../../nbs/data/loading.ipynb #8bd5aec4
 class FrameLoader:
     """Batches of the frames `index` (None: all) of a data set (frame, y, x).
 
     `transform`: a fitted value transform, or a pipeline of such; what changes frames (pooling, crops, …) is applied to `frames` before. `batch_size`: frames of a batch over all ranks.
     `shuffle`: a new order every epoch, from `seed`; else the order of `index`. `multiple`: H and W are padded to a multiple of it. `rank`, `world_size`: whose share of each batch.
-    `prefetch`: how many batches are read ahead (0: none, no threads). `drop_last`: leave out a last batch that is not full. `cond`: which per-frame variables go along (None: all numbers).
+    `prefetch`: how many batches are read ahead (0: none, no threads). `drop_last`: leave out a last batch that is not full. `cond`: which per-frame variables go along (None: all numbers); they are kept as `conditions`, name -> values of all frames.
     Frames with NaN or Inf at trustworthy pixels, without any trustworthy pixel, or that cannot be read are refused with `BadInput` when their turn comes.
     """
 
@@ -163,7 +163,7 @@ class FrameLoader:
         self.shape = tuple(-(-n // multiple) * multiple for n in self.image_shape)
         self._own_masks = "mask" in frames and "frame" in frames["mask"].dims
         self._mask = None if self._own_masks else quick_mask(frame_mask(frames))
-        self._cond = _conditions(frames, cond)
+        self.conditions = _conditions(frames, cond)
         self._read = frame_reader(value)
         self._buffers: list[np.ndarray] = []
         self._lock = threading.Lock()
@@ -228,7 +228,7 @@ class FrameLoader:
             "x": torch.from_numpy(x),
             "mask": mask if self._own_masks else mask.expand(len(rows), 1, *self.shape),
             "index": torch.from_numpy(rows.copy()),
-            "cond": {name: torch.from_numpy(v[rows]) for name, v in self._cond.items()},
+            "cond": {name: torch.from_numpy(v[rows]) for name, v in self.conditions.items()},
         }
 
     def _buffer(self, n: int) -> np.ndarray:
