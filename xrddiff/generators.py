@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['STEPS', 'KINDS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_fields', 'measure_values',
            'make_sampler', 'Generator', 'generator_state', 'open_generator', 'keep_template', 'sampling_words',
-           'ready_sampler', 'sample_run']
+           'ready_sampler', 'SampleJob', 'sample_run']
 
 # %% ../nbs/generators.ipynb #f3ba27ac
 def template_frames(frames: xr.Dataset) -> xr.Dataset:
@@ -60,11 +60,11 @@ def template_frames(frames: xr.Dataset) -> xr.Dataset:
         out.attrs["wavelength"] = float(frames["wavelength"].mean())
     return out
 
-# %% ../nbs/generators.ipynb #05c8456c
+# %% ../nbs/generators.ipynb #04eb0e52
 def condition_table(loader: FrameLoader, limit: int = 10_000) -> dict[str, list[float | None]]:
     """The conditions of the frames of `loader`, name -> values, None where one is unknown; evenly spaced frames where there are more than `limit`."""
     index = loader.index[np.linspace(0, len(loader.index) - 1, min(limit, len(loader.index))).round().astype(int)]
-    known = {name: values[index].tolist() for name, values in loader._cond.items()}
+    known = {name: values[index].tolist() for name, values in loader.conditions.items()}
     return {name: [v if v == v else None for v in values] for name, values in known.items()}
 
 
@@ -77,11 +77,11 @@ def _classes(name: str, n: int) -> str:
     names = LABELS[name].classes if name in LABELS else None
     return ", ".join(f"{k} ({c})" for k, c in enumerate(names)) if names else f"a whole number from 0 to {n - 1}"
 
-# %% ../nbs/generators.ipynb #6febf5ea
+# %% ../nbs/generators.ipynb #7490f1c1
 def condition_fields(loader: FrameLoader) -> dict[str, Any]:
     """What a network needs to know of the conditions of `loader`: the number of classes of a whole number, [mean, std] of another. Refuses a condition that no training frame has."""
     fields: dict[str, Any] = {}
-    for name, values in loader._cond.items():
+    for name, values in loader.conditions.items():
         own = values[loader.index]
         classes = own.dtype.kind in "iu"
         known = own[own >= 0] if classes else own[np.isfinite(own)].astype(np.float64)
@@ -135,7 +135,7 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         **churn,
     )
 
-# %% ../nbs/generators.ipynb #bb0a0986
+# %% ../nbs/generators.ipynb #ef702f6b
 @dataclass
 class Generator:
     """A trained model and all that makes Frames of what it draws.
@@ -254,19 +254,18 @@ class Generator:
         """Network values (B, 1, H, W) of what was drawn."""
         return drawn if self.space is None else self.space.decode(drawn)
 
-    def frames(self, values: Tensor, samples: Sequence[int], **about: Any) -> xr.Dataset:
-        """Network values (B, 1, H, W) of these sample numbers as Frames, in the units, the geometry and the mask of the training frames."""
+    def intensities(self, values: Tensor) -> np.ndarray:
+        """Network values (B, 1, H, W) as intensities (B, y, x) float32, 0 where the mask is."""
         height, width = self.template["intensity"].shape[1:]
-        mask = frame_mask(self.template, 0)
         x = self.transform.inverse(values[:, 0, :height, :width].float().cpu().numpy())
         if self.template["intensity"].attrs["units"] == "photon":
             x = np.maximum(x, 0) if self.expected else np.maximum(np.rint(x), 0)
+        return np.where(frame_mask(self.template, 0), x, 0).astype(np.float32)
+
+    def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
+        """Intensities (B, y, x) of these sample numbers as Frames, in the units, the geometry and the mask of the training frames."""
         out = self.template.drop_vars("intensity")
-        out["intensity"] = (
-            ("frame", "y", "x"),
-            np.where(mask, x, 0).astype(np.float32),
-            dict(self.template["intensity"].attrs),
-        )
+        out["intensity"] = (("frame", "y", "x"), intensities, dict(self.template["intensity"].attrs))
         out["sample"] = ("frame", np.asarray(samples, np.int64))
         return out.assign_attrs(
             samples_are="expected values" if self.expected else "measurements", **self.about, **about
@@ -280,7 +279,7 @@ class Generator:
 
     def picture(self, drawn: Tensor) -> np.ndarray:
         """The intensities (y, x) of one drawn sample (1, *shape)."""
-        return self.frames(self.decode(drawn.float()), [0])["intensity"].values[0]
+        return self.intensities(self.decode(drawn.float()))[0]
 
     def sample(
         self,
@@ -296,14 +295,14 @@ class Generator:
         chunks, drawn, whole = [], [], {}
 
         def make(wanted: list[int]) -> Tensor:
-            """A whole chunk, decoded as a whole too: what stands beside a frame changes its last bits."""
+            """A whole chunk, as intensities: what stands beside a frame changes its last bits."""
             x = self.draw(wanted, sampler, seed=seed, **words)
             if not x.isfinite().all():
                 raise BadInput(
                     f"the samples {wanted[0]} to {wanted[-1]} are not finite; expected a trained model and noise levels that it was trained at"
                 )
             whole.update(zip(wanted, x.cpu(), strict=True))
-            return self.decode(x).cpu()
+            return torch.from_numpy(self.intensities(self.decode(x)))
 
         for numbers, values in sample_chunks(make, samples, batch_size):
             chunks.append((numbers, values))
@@ -312,10 +311,13 @@ class Generator:
             if progress is not None:
                 progress(len(numbers))
         numbers = [i for n, _ in chunks for i in n]
-        frames = self.frames(torch.cat([v for _, v in chunks]), numbers, seed=seed)
-        for name, column in self.condition(numbers, seed, words.get("values")).items():
-            frames[name] = ("frame", column.cpu().numpy())
-        return frames, torch.cat(drawn)
+        frames = self.frames(torch.cat([v for _, v in chunks]).numpy(), numbers, seed=seed)
+        return self.with_conditions(frames, seed, words.get("values")), torch.cat(drawn)
+
+    def with_conditions(self, frames: xr.Dataset, seed: int, values: Mapping[str, float] | None = None) -> xr.Dataset:
+        """Samples with the conditions that they are made under, see `condition`."""
+        columns = self.condition(frames["sample"].values, seed, values)
+        return frames.assign({name: ("frame", column.cpu().numpy()) for name, column in columns.items()})
 
 # %% ../nbs/generators.ipynb #468c8a0a
 KINDS = {"unet": UNet, "autoregressive": AutoregressiveDiffusion}
@@ -383,7 +385,7 @@ def keep_template(frames: xr.Dataset, run: str | Path) -> Path:
     """Keep the template of `frames` in the run folder, for `open_generator`; returns its path."""
     return save_frames(template_frames(frames), Path(run) / TEMPLATE)
 
-# %% ../nbs/generators.ipynb #ccc1b3af
+# %% ../nbs/generators.ipynb #dcd8d993
 def sampling_words(cfg: Config) -> dict[str, Any]:
     """The words of `Generator.draw` that a configuration sets."""
     i = cfg.inference
@@ -401,6 +403,59 @@ def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
         )
     return sampler
 
+# %% ../nbs/generators.ipynb #94644142
+@dataclass
+class SampleJob:
+    """The samples that `cfg.inference` asks of a generator, `count` of them (None: `inference.num_samples`); row r is sample `inference.first_sample` + r."""
+
+    generator: Generator
+    sampler: Sampler
+    cfg: Config
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count is None:
+            self.count = self.cfg.inference.num_samples
+
+    @property
+    def poisson(self) -> bool:
+        """Is one measurement of the expected values wanted besides?"""
+        return self.cfg.inference.poisson and self.generator.expected
+
+    def about(self) -> dict[str, Any]:
+        """Attributes that say how the samples are made."""
+        return {
+            "sampler": json.dumps(asdict(self.sampler)),
+            "config": to_yaml(self.cfg),
+            "batch_size": self.cfg.inference.batch_size,
+        }
+
+    def numbers(self, rows: slice) -> list[int]:
+        """The sample numbers of these rows."""
+        return [self.cfg.inference.first_sample + r for r in range(*rows.indices(self.count))]
+
+    def make(self, rows: slice, progress: Any = None) -> tuple[xr.Dataset, Tensor]:
+        """(these rows as Frames, what the model drew). `progress(n)` is called after each n samples."""
+        i, numbers = self.cfg.inference, self.numbers(rows)
+        frames, drawn = self.generator.sample(
+            numbers, self.sampler, seed=i.seed, batch_size=i.batch_size, progress=progress, **sampling_words(self.cfg)
+        )
+        if self.poisson:
+            frames["drawn"] = draw_counts(frames, i.seed, first=numbers[0])["intensity"]
+        return frames, drawn
+
+    def template(self) -> xr.Dataset:
+        """All rows without their pixels, which are zeros that take no memory; in a latent with the variable `latent`, what the model draws."""
+        g, i = self.generator, self.cfg.inference
+        shape = (self.count, *g.template["intensity"].shape[1:])
+        frames = g.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
+        frames = g.with_conditions(frames, i.seed, i.condition)
+        if self.poisson:
+            frames["drawn"] = frames["intensity"]
+        if g.space is not None:
+            frames["latent"] = (("frame", "channel", "v", "u"), np.broadcast_to(np.float32(0), (self.count, *g.shape)))
+        return frames.assign_attrs(self.about())
+
 
 def sample_run(
     generator: Generator, sampler: Sampler, cfg: Config, *, trial: bool = False
@@ -409,13 +464,7 @@ def sample_run(
 
     With `inference.poisson`, the variable `drawn` is one measurement of the expected values, keyed by the seed and the number of the sample.
     """
-    i = cfg.inference
-    count = min(i.num_samples, 16) if trial else i.num_samples
-    numbers = range(i.first_sample, i.first_sample + count)
-    with tqdm(total=count, unit="sample", mininterval=1) as bar:
-        frames, drawn = generator.sample(
-            numbers, sampler, seed=i.seed, batch_size=i.batch_size, progress=bar.update, **sampling_words(cfg)
-        )
-    if i.poisson and generator.expected:
-        frames["drawn"] = draw_counts(frames, i.seed, first=i.first_sample)["intensity"]
-    return frames.assign_attrs(sampler=json.dumps(asdict(sampler)), config=to_yaml(cfg), batch_size=i.batch_size), drawn
+    job = SampleJob(generator, sampler, cfg, min(cfg.inference.num_samples, 16) if trial else None)
+    with tqdm(total=job.count, unit="sample", mininterval=1) as bar:
+        frames, drawn = job.make(slice(0, job.count), bar.update)
+    return frames.assign_attrs(job.about()), drawn
