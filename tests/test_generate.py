@@ -22,7 +22,8 @@ from xrddiff.data.readers import open_frames
 from xrddiff.diffusion.sampling import Sampler
 from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.generators import open_generator
-from xrddiff.training.checkpoints import load_checkpoint
+from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
+from xrddiff.training.latents import weights_sha256
 
 MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
 SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.limit=64", "training.num_epochs=1", "threads=1"]
@@ -150,6 +151,30 @@ def test_a_latent_run_goes_on_where_it_was_killed(runs, tmp_path):
     assert (run / "autoencoder" / "notebook.ipynb").read_bytes() == first
     a, b = (load_checkpoint(r).weights() for r in (run, runs("latent_diff")))
     assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_latent_statistics_are_measured_again_when_their_checkpoint_breaks(runs, tmp_path):
+    """The newest checkpoint of the autoencoder breaks after its statistics were stored: the one before steps in, and is measured."""
+    run = tmp_path / "run"
+    shutil.copytree(runs("latent_diff"), run)
+    newest = load_checkpoint(run / "autoencoder").path
+    older = newest.with_name("step-00000001")
+    opened = load_checkpoint(newest)
+    weights = {k: v * 0.5 if v.is_floating_point() else v for k, v in opened.weights().items()}
+    state = {k: v for k, v in opened.state.items() if k != "latent_statistics"}
+    shutil.copytree(save_checkpoint(tmp_path / "before", 1, {"model": weights}, state | {"step": 1}), older)
+    (newest / "model.safetensors").write_bytes(b"lost")
+
+    words = ["run", f"resume={run}"]
+    done = xrddiff(*words, folder=tmp_path, check=False)
+    assert done.returncode == 2 and "was trained with the autoencoder of weights" in done.stderr
+    assert "train_autoencoder: done before" in done.stdout and "latent_statistics: done before" not in done.stdout
+    shutil.rmtree(run / "checkpoints")
+    done = xrddiff(*words, folder=tmp_path)
+    assert "latent_statistics: done before" in done.stdout
+    used = load_checkpoint(run / "autoencoder")
+    assert used.path == older and used.state["latent_statistics"]["sha256"] == weights_sha256(used)
+    assert load_checkpoint(run).state["generator"]["autoencoder"] == weights_sha256(used)
 
 
 def test_a_trained_autoencoder_is_taken_as_it_is(runs, tmp_path):
@@ -284,3 +309,24 @@ def test_frames_of_another_size_do_not_fit_the_autoencoder(runs, tmp_path):
     words = ["model=latent_diff", *SMALL, "data.crop=[64,64]", f"training.pretrained_vae_path={runs('vae_kl')}"]
     done = xrddiff("run", *words, folder=tmp_path, check=False)
     assert done.returncode == 2 and "the autoencoder was trained on frames cut as" in done.stderr
+
+
+def test_a_class_is_asked_for_by_its_name(runs):
+    generator = open_generator(runs("ddpm"))
+    named, numbered = (generator.condition([0, 1], 0, {"hit_class": v}) for v in ("multiple", 2))
+    assert all(torch.equal(named[k], numbered[k]) for k in named) and named["hit_class"].tolist() == [2, 2]
+    with pytest.raises(BadInput, match=r"hit_class=dull: there is no such class; expected 0 \(blank\), 1 \(single\)"):
+        generator.condition([0], 0, {"hit_class": "dull"})
+    with pytest.raises(BadInput, match="wavelength=blank: expected a finite number"):
+        generator.condition([0], 0, {"wavelength": "blank"})
+
+
+def test_names_of_classes_are_words(tmp_path):
+    words = ["model=ddpm", "model.condition=[hit_class,wavelength]"]
+    cfg = compose_config([*words, "inference.condition={hit_class: blank, wavelength: 1.25}"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert cfg.inference.condition == inference_config(tmp_path, []).inference.condition
+    assert cfg.inference.condition == {"hit_class": "blank", "wavelength": 1.25}
+    for wrong in ("[1]", "true", "null"):
+        with pytest.raises(BadInput, match="inference.condition"):
+            compose_config([*words, f"inference.condition={{hit_class: {wrong}}}"])

@@ -100,7 +100,7 @@ def _known(override: _Override, words: dict[str, Word]) -> None:
         hint = nearest(key, inside) if inside else "; `xrddiff run --help` lists the words"
     raise BadInput(f"there is no word '{override.key}'{hint}")
 
-# %% ../nbs/config.ipynb #00a10d20
+# %% ../nbs/config.ipynb #4f6c7b80
 def _typed(override: _Override, words: dict[str, Word]) -> None:
     """Refuse a value of the wrong type."""
     from omegaconf import OmegaConf
@@ -112,6 +112,8 @@ def _typed(override: _Override, words: dict[str, Word]) -> None:
     try:
         if word.type is bool and isinstance(override.value, int | float) and not isinstance(override.value, bool):
             raise OmegaConfBaseException  # OmegaConf takes 4 for true
+        if isinstance(override.value, dict) and any(type(v) in (bool, list, dict) for v in override.value.values()):
+            raise OmegaConfBaseException  # and a list for a number of a mapping
         OmegaConf.update(OmegaConf.structured(Config), word.name, override.value)
     except OmegaConfBaseException:
         value = "null" if override.value is None else repr(override.value)
@@ -301,7 +303,7 @@ def _unused_start(cfg: Config, ranks: int) -> str | None:
             return f"{words[2]} is set but would not be used: add {words[1]}=true"
     return None
 
-# %% ../nbs/config.ipynb #e40162e2
+# %% ../nbs/config.ipynb #ac8a1b00
 @_check
 def _noise_levels(cfg: Config, ranks: int) -> str | None:
     k, i = cfg.model.diffusion_kwargs, cfg.inference
@@ -323,12 +325,10 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
 @_check
 def _conditions(cfg: Config, ranks: int) -> str | None:
     known, i = cfg.model.condition or [], cfg.inference
-    for name, value in i.condition.items():
+    for name in i.condition:
         if name not in known:
             hint = nearest(name, known) if known else ": the model has no conditions, set model.condition"
             return f"inference.condition: the model is not conditioned on {name!r}{hint}"
-        if not isinstance(value, int | float | str):
-            return f"inference.condition: {name} is {value!r}, expected a number, or the name of a class"
     if i.guidance_scale != 1 and not known:
         return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model has no conditions to be guided by; set model.condition"
     if i.guidance_scale not in (0, 1) and not cfg.training.condition_dropout:
