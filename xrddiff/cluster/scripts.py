@@ -105,12 +105,12 @@ def _header(p: Profile, name: str, log: str, array: str | None) -> list[str]:
         lines.append(f"{line:<42}  # {why}" if why else line)
     return lines
 
-# %% ../../nbs/cluster/scripts.ipynb #a26a69ed
+# %% ../../nbs/cluster/scripts.ipynb #d42abf82
 def _software(p: Profile) -> list[str]:
     lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
     lines += [f"export {name}={shell_text(value)}" for name, value in p.env_vars.items()]
     if p.coordinator_port is not None:
-        lines.append(f"export XRDDIFF_COORDINATOR_PORT={p.coordinator_port}")
+        lines.append(f"export MASTER_PORT={p.coordinator_port}")
     if lines:
         lines = ["", "# Software and settings of the site: modules_to_load and env_vars of the profile.", *lines]
     if p.setup:
