@@ -6,7 +6,7 @@
 __all__ = ['run', 'summary_table', 'show_summary', 'sample', 'data_list', 'data_fetch', 'data_simulate', 'data_convert',
            'data_inspect', 'words_help', 'build_parser', 'parse', 'main']
 
-# %% ../nbs/cli.ipynb #9c4415df
+# %% ../nbs/cli.ipynb #b0dff9fc
 import argparse
 import os
 import re
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cluster.commands import add_commands
 from .errors import BadInput, XrddiffError, nearest
 
 # %% ../nbs/cli.ipynb #263fdff7
@@ -100,7 +101,7 @@ def show_summary(path: Path) -> None:
             _console().print(summary_table(rows))
     print(f"report: {report}" if report.is_file() else f"run: {path}")
 
-# %% ../nbs/cli.ipynb #f142c203
+# %% ../nbs/cli.ipynb #30a1bc45
 def sample(args: argparse.Namespace) -> int:
     """Sample a trained run: `xrddiff sample RUN -n 32 inference=ddim50`."""
     from xrddiff.cluster.jobs import execute_sample
@@ -276,7 +277,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise BadInput(f"{message} (see `{self.prog} --help`)")
 
-# %% ../nbs/cli.ipynb #9da9c4a3
+# %% ../nbs/cli.ipynb #faf757fe
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     parser = _Parser(prog="xrddiff", description="Generative models of X-ray diffraction, judged by physics.")
@@ -341,6 +342,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("target", help="a .zarr or .h5 to write")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)
+
+    add_commands(commands)
     return parser
 
 # %% ../nbs/cli.ipynb #97cc4c32
