@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -23,6 +24,7 @@ from xrddiff.config import (
     to_yaml,
     vocabulary,
 )
+from xrddiff.data.loading import split_by_group
 from xrddiff.errors import BadInput
 
 TRAINING = dict(
@@ -51,6 +53,31 @@ def test_experiment_type(preset, changes):
     cfg = compose_config([f"experiment_type={preset}"])
     assert values(cfg.training, TRAINING) == TRAINING | changes
     assert cfg.data.limit == (256 if preset == "test" else None)
+
+
+@pytest.mark.parametrize(
+    ("preset", "trained", "batch", "epochs", "log"),
+    [
+        ("full_train", None, 16, 1000, 100),
+        ("overfit_one", 1, 1, 1000, 10),
+        ("overfit_16", 16, 16, 1500, 25),
+        ("overfit_32", 32, 16, 1500, 25),
+    ],
+)
+def test_safe_and_stable_training(preset, trained, batch, epochs, log):
+    cfg = compose_config(["model=latent_diff", f"experiment_type={preset}", "data=sim128"])
+    names = ("lr", "weight_decay", "batch_size", "num_epochs", "log_every")
+    assert list(values(cfg.training, names).values()) == [3e-5, 0.01, batch, epochs, log]
+    assert [cfg.model.diff_lr, cfg.model.diff_batch_size, cfg.model.diff_epochs] == [
+        None
+    ] * 3  # nor has the denoiser others
+    if trained is None:
+        assert cfg.data.limit is None and cfg.data.train_ratio == 0.8
+        return
+    # the first shots are of one group, and so a series
+    train, held_out = split_by_group(np.arange(cfg.data.limit), cfg.data.train_ratio, cfg.data.seed, contiguous=True)
+    assert len(train) == trained and len(held_out) >= 1
+    assert cfg.training.test_suffix == f"_{preset}"
 
 
 @pytest.mark.parametrize(
