@@ -1,0 +1,88 @@
+"""How much of a codebook of 1024 codes is used after a short training, by VQ and by FSQ?
+
+`python bench/codebook_use.py` trains both with `xrddiff run` on simulated stills (seed 42; a few minutes of one core each), counts the codes of the held-out frames, and writes bench/results/codebook_use.md.
+`--folder` keeps the runs, and takes those that are there. Three figures of a codebook: `running`, the share of the codes in the running count at the end of training; `held out`, the share that
+the held-out frames use at least once; and the perplexity of their use, which is 1024 where all codes are used alike. Aim: 95% for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from xrddiff.config import load_config
+from xrddiff.data.datasets import prepare_words
+from xrddiff.data.transforms import Transform
+from xrddiff.models.codebook import perplexity
+from xrddiff.training.checkpoints import load_checkpoint
+from xrddiff.training.latents import open_autoencoder
+
+RESULTS = Path(__file__).parent / "results"
+XRDDIFF = Path(sys.executable).with_name("xrddiff")
+COMMON = ["model=vq", "experiment_type=demo", "data.limit=1250", "training.num_epochs=3", "threads=1"]
+ROWS = {"VQ": [], "FSQ": ["model.quantizer=fsq"]}
+
+
+def train(name: str, folder: Path) -> Path:
+    """The run folder of a row, trained unless it is there."""
+    run = next(folder.glob(f"output/*/{name}"), None)
+    if run is None or not (run / "report.html").exists():
+        words = [f"resume={run}"] if run else [*COMMON, *ROWS[name], f"run_name={name}"]
+        subprocess.run([XRDDIFF, "run", *words], check=True, cwd=folder, stdout=sys.stderr)
+    return next(folder.glob(f"output/*/{name}"))
+
+
+@torch.no_grad()
+def measure(name: str, folder: Path) -> dict[str, float]:
+    """Use of the codebook, and how well held-out frames come back."""
+    run = train(name, folder)
+    checkpoint = load_checkpoint(run)
+    net = open_autoencoder(checkpoint)
+    prepared = prepare_words(load_config(run / "config.yaml"), Transform.from_state(checkpoint.state["transform"]))
+    loader = prepared.loader(prepared.held_out, batch_size=25, multiple=net.downsampling, shuffle=False)
+    counts = torch.zeros(net.quantizer.K)
+    for batch in loader.batches():
+        counts += net(batch["x"], batch["mask"]).codes.flatten().bincount(minlength=net.quantizer.K)
+    judged = json.loads((run / "metrics" / "held_out.json").read_text())["vq"]
+    return {
+        "codes": net.quantizer.K,
+        "running": float(net.quantizer.usage),
+        "held out": float((counts > 0).float().mean()),
+        "perplexity": float(perplexity(counts)),
+        "steps": checkpoint.step,
+        "frames": len(prepared.held_out),
+        "peak F1": judged["f1"],
+    }
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The results as Markdown."""
+    kinds = {"codes": "{:.0f}", "running": "{:.1%}", "held out": "{:.1%}", "perplexity": "{:.0f}", "steps": "{:.0f}", "peak F1": "{:.3f}"}  # fmt: skip
+    n = next(iter(rows.values()))["frames"]
+    lines = ["# Use of a codebook", "", __doc__.split("\n\n")[1].replace("\n", " "), ""]
+    lines += [f"`xrddiff run {' '.join(COMMON)}`, and for FSQ `{' '.join(ROWS['FSQ'])}`; {n} held-out frames of 128², 1024 codes each; tiny size, batches of 8, learning rate 3e-3 and falling as a cosine.", ""]  # fmt: skip
+    lines += ["| | " + " | ".join(kinds) + " |", "| --- |" + " ---: |" * len(kinds)]
+    lines += [f"| {name} | " + " | ".join(f.format(row[k]) for k, f in kinds.items()) + " |" for name, row in rows.items()]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keep the runs here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        text = table({name: measure(name, folder) for name in ROWS})
+    (RESULTS / "codebook_use.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Does every model run from frames to report on a laptop, and how long does it take?
+
+`python bench/models.py` executes `xrddiff run model=M size=tiny experiment_type=test data=pooling_422` for the seven models, one after another, and writes bench/results/models.md and .json: wall and CPU time of the
+whole command, whether the run folder is complete, and the figures of its summary. `--only vq ddpm` for some of the models, whose rows are put into the results that are there; `--folder` keeps the runs (a model
+that is in it is measured anew, beside the old run); `--threads` of each run. Each model is to take less than ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+XRDDIFF = Path(sys.executable).with_name("xrddiff")
+WORDS = ["size=tiny", "experiment_type=test", "data=pooling_422"]
+MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
+GENERATIVE = ("ddpm", "diff", "latent_diff")
+FILES = (
+    "notebook.ipynb",
+    "config.yaml",
+    "environment.json",
+    "log.txt",
+    "report.md",
+    "report.html",
+    "metrics/training_metrics.csv",
+    "metrics/training_metrics.json",
+    "metrics/summary.json",
+)
+
+
+def missing(run: Path, model: str) -> list[str]:
+    """What a complete run folder of the model would have, and this one has not."""
+    from xrddiff.data.frames import frame_count, validate_frames
+    from xrddiff.data.readers import open_frames
+    from xrddiff.errors import XrddiffError
+    from xrddiff.training.checkpoints import load_checkpoint
+
+    wanted = list(FILES)
+    if model in GENERATIVE:
+        wanted += ["template.zarr", "metrics/generation.json"]
+    if model == "latent_diff":
+        wanted += ["autoencoder/notebook.ipynb", "autoencoder/latent_statistics.ipynb", "autoencoder/report.html"]
+        wanted += ["autoencoder/metrics/latent_statistics.json", "metrics/final_latent_stats.json"]
+    gone = [name for name in wanted if not (run / name).exists()]
+    try:
+        if not load_checkpoint(run).state["finished"]:
+            gone.append("a finished checkpoint")
+    except XrddiffError as error:
+        gone.append(f"checkpoint ({error})")
+    samples = run / "samples" / ("samples.zarr" if model in GENERATIVE else "reconstruction.zarr")
+    try:
+        if not frame_count(validate_frames(open_frames(samples), values=True)):
+            gone.append("samples")
+    except (XrddiffError, OSError) as error:
+        gone.append(f"samples ({error})")
+    return gone
+
+
+def measure(model: str, folder: Path, threads: int) -> dict:
+    """One run: its minutes, what is missing in its folder, its summary."""
+    before = set(folder.glob("output/*/*"))
+    start, cpu = time.monotonic(), cpu_seconds()
+    words = [f"model={model}", *WORDS]
+    stamp = time.strftime("%H-%M-%S")
+    command = [XRDDIFF, "run", *words, f"threads={threads}", f"run_name={model}-{stamp}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr)
+    row = {
+        "words": words,
+        "exit": done.returncode,
+        "wall_minutes": (time.monotonic() - start) / 60,
+        "cpu_minutes": (cpu_seconds() - cpu) / 60,
+        "threads": threads,
+    }
+    new = set(folder.glob("output/*/*")) - before
+    if len(new) != 1:
+        return row | {"missing": ["the run folder"], "summary": {}}
+    run = new.pop()
+    summary = run / "metrics" / "summary.json"
+    return row | {
+        "missing": missing(run, model),
+        "mib": sum(f.stat().st_size for f in run.rglob("*") if f.is_file()) / 2**20,
+        "summary": json.loads(summary.read_text()) if summary.exists() else {},
+    }
+
+
+def cpu_seconds() -> float:
+    """CPU time of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+SHOWN = ("peak F1", "Poisson deviance", "share of the codebook in use", "radial profile", "intensity histogram", "peak count", "pairwise diversity")  # fmt: skip
+
+
+def figures(row: dict) -> str:
+    """The figures of the summary that are shown: of the model, which comes first, or of samples over their floor."""
+    out = []
+    for name in SHOWN:
+        if values := row["summary"].get(name):
+            ratio = values.get("samples / floor")
+            out.append(f"{name} {next(iter(values.values())):.3g}" if ratio is None else f"{name} {ratio:.2g}")
+    return ("multiples of the floor: " if "radial profile" in row["summary"] else "") + ", ".join(out)
+
+
+def table(results: dict) -> str:
+    """The results as Markdown."""
+    lines = ["# Every model, from frames to report", "", __doc__.split("\n\n")[0], ""]
+    lines += [f"`xrddiff run model=M {' '.join(WORDS)}`: 256 frames, 20 epochs, a trial of the pipeline and not a result. Complete: notebook, configuration, finished checkpoint, samples or reconstructions, metrics and report are there and can be opened.", ""]  # fmt: skip
+    lines += ["| model | wall, min | CPU, min | threads | folder, MiB | complete | summary |", "| --- |" + " ---: |" * 4 + " --- | --- |"]  # fmt: skip
+    for model, r in results["models"].items():
+        complete = "yes" if not r["missing"] and not r["exit"] else f"exit {r['exit']}, missing: {'; '.join(r['missing']) or 'nothing'}"  # fmt: skip
+        lines.append(f"| {model} | {r['wall_minutes']:.1f} | {r['cpu_minutes']:.1f} | {r['threads']} | {r.get('mib', 0):.0f} | {complete} | {figures(r)} |")  # fmt: skip
+    lines += ["", f"{results['machine']}. CPU time is the better figure where other work shared the machine."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--folder", type=Path, help="keep the runs here")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    import torch
+
+    from xrddiff.data.catalog import load
+
+    load("sim-422", limit=256, progress=False)  # what makes the data is not in the times
+    path = RESULTS / "models.json"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.folder or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        for model in args.only:
+            row = measure(model, folder, args.threads)
+            rows = json.loads(path.read_text())["models"] if path.exists() else {}
+            rows[model] = row
+            machine = f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}"
+            results = {"machine": machine, "models": {m: rows[m] for m in MODELS if m in rows}}
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            (RESULTS / "models.md").write_text(table(results))
+            print(f"{model}: {row['wall_minutes']:.1f} min, CPU {row['cpu_minutes']:.1f}, {row['missing'] or 'complete'}", flush=True)  # fmt: skip
+    print((RESULTS / "models.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
