@@ -538,11 +538,11 @@ def _resume_config(run: Path, parsed: list[_Override]) -> Config:
     check_config(cfg)
     return cfg
 
-# %% ../nbs/config.ipynb #5ceab570
-def inference_config(run: str | os.PathLike, overrides: Iterable[str] = ()) -> Config:
+# %% ../nbs/config.ipynb #dd00bb45
+def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, generative: bool = True) -> Config:
     """The configuration of the run folder `run`, with its section `inference` as these overrides say: `["inference=ddim50", "inference.seed=1"]`.
 
-    Raises `BadInput` for words of other sections, which describe what was trained.
+    Raises `BadInput` for words of other sections, which describe what was trained, and, unless `generative` is false, for a run without a generative model.
     """
     from omegaconf import OmegaConf
 
@@ -551,7 +551,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = ()) -> C
         what = "it has no config.yaml" if run.is_dir() else "there is no such folder"
         raise BadInput(f"{run}: {what}; expected the folder of a run, <output_dir>/<model>/<date>/<time>")
     saved, parsed = load_config(run / "config.yaml"), [_parse(o) for o in overrides]
-    if model_parts(saved).denoiser is None:
+    if generative and model_parts(saved).denoiser is None:
         raise BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")
     for o in parsed:
         _known(o, vocabulary())
