@@ -465,6 +465,7 @@ def test_open_run(tmp_path, cfg, monkeypatch):
     with pytest.raises(BadInput, match="was started with data.limit=256"):
         open_run(compose_config(["data=sim128", "experiment_type=test", "model=vae_kl_8", "data.limit=5"]), run.path)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(BadInput, match="2 ranks need one run folder"):
         open_run(cfg)
 

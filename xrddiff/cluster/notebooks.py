@@ -6,7 +6,7 @@
 __all__ = ['run_notebook_path', 'notebook_parameters', 'check_parameters', 'LiveShell', 'InProcessEngine', 'KernelEngine',
            'NotebookFailed', 'run_notebook']
 
-# %% ../../nbs/cluster/notebooks.ipynb #793df869
+# %% ../../nbs/cluster/notebooks.ipynb #f4cb8680
 import ast
 import atexit
 import gc
@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
 from subprocess import DEVNULL
@@ -41,6 +41,7 @@ from papermill.exceptions import PapermillExecutionError
 from .live import LiveOutput, Screen, Stream
 from .runs import write_text
 from ..errors import BadInput, XrddiffError, nearest
+from ..training.stopping import StopRequest
 
 # %% ../../nbs/cluster/notebooks.ipynb #86636eeb
 def run_notebook_path(name: str) -> Path:
@@ -246,24 +247,29 @@ def _sections(nb: nbformat.NotebookNode) -> dict[int, str]:
             found[i], heading = heading, None
     return found
 
-# %% ../../nbs/cluster/notebooks.ipynb #ab244b21
+# %% ../../nbs/cluster/notebooks.ipynb #96bfa8c6
 class InProcessEngine(_LiveEngine):
     """Execute the cells in this process, in a `LiveShell`."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, *, job, **kwargs):
-        sections = _sections(nb_man.nb)
+        sections, stop = _sections(nb_man.nb), StopRequest.current()
         with _live_shell(job.output) as shell:
             for index, cell in enumerate(nb_man.nb.cells):
                 if cell.cell_type != "code" or not cell.source.strip():
                     continue
+                if stop and stop.alone:
+                    break
                 if index in sections:
                     job.output.pass_on("stdout", f"== {sections[index]}\n")
                 job.output.clear()
                 nb_man.cell_start(cell, index)
                 cell.execution_count, job.cell = shell.count + 1, cell
                 try:
-                    job.error = shell.run_live(cell.source)
+                    with nullcontext() if stop is None else stop.breakable():
+                        job.error = shell.run_live(cell.source)
+                except SystemExit as late:  # the signal came as the cell ended
+                    job.error = late
                 finally:
                     job.output.finish()
                     job.settle()
@@ -415,7 +421,7 @@ def _forward_signals(client: _KernelClient) -> None:
         for s in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(s, forward)
 
-# %% ../../nbs/cluster/notebooks.ipynb #bc4ae484
+# %% ../../nbs/cluster/notebooks.ipynb #ed8180bd
 class NotebookFailed(XrddiffError):
     """A cell raised something that nobody expected; the traceback is in the notebook."""
 
@@ -460,7 +466,7 @@ def run_notebook(
             return target
         finally:
             job.output.finish()
-    raise failure
+    raise failure from job.error
 
 
 def _failure(error: PapermillExecutionError, job: _Job, source: Path) -> BaseException:

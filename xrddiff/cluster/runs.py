@@ -7,7 +7,7 @@ __all__ = ['PACKAGES', 'PARTS', 'write_text', 'write_json', 'environment', 'worl
            'complete_run', 'make_free_folder', 'Run', 'open_run', 'set_threads', 'keep_former', 'reopen_run',
            'hold_run', 'mark_stopped', 'stopped_by', 'write_failure', 'read_failures', 'clear_marks']
 
-# %% ../../nbs/cluster/runs.ipynb #1f7a979f
+# %% ../../nbs/cluster/runs.ipynb #cab362ae
 import json
 import math
 import os
@@ -23,9 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .ranks import read_environment
 from ..config import RESUMABLE, load_config, to_yaml
 from ..words import Config, get_word, vocabulary
 from ..errors import BadInput, XrddiffError
+from ..training.stopping import StopRequest
 
 # %% ../../nbs/cluster/runs.ipynb #afac8a6e
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -113,17 +115,17 @@ def _git() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../../nbs/cluster/runs.ipynb #44bda634
+# %% ../../nbs/cluster/runs.ipynb #aad74879
 def world_rank() -> int:
-    """This process among those of the run: RANK, or SLURM_PROCID, or 0."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    """This process among those of the run, by whatever started them (`cluster.ranks`); 0 if it is alone."""
+    return read_environment().process_id
 
 
 def world_size() -> int:
-    """How many processes the run has: WORLD_SIZE, or SLURM_NTASKS, or 1."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    """How many processes the run has."""
+    return read_environment().num_processes
 
-# %% ../../nbs/cluster/runs.ipynb #58911072
+# %% ../../nbs/cluster/runs.ipynb #28e7bd53
 PARTS = ("checkpoints", "samples", "metrics", "plots")
 
 
@@ -139,7 +141,9 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None) -> Path:
     wanted = Path(path)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        return complete_run(make_free_folder(wanted), cfg)
+        path = make_free_folder(wanted)
+        write_json(path / "environment.json", environment())
+        return complete_run(path, cfg)
     except (OSError, XrddiffError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadInput(
@@ -152,7 +156,6 @@ def complete_run(path: Path, cfg: Config | None = None) -> Path:
     try:
         for part in PARTS:
             (path / part).mkdir(parents=True, exist_ok=True)
-        write_json(path / "environment.json", environment())
         if cfg is not None:
             write_text(path / "config.yaml", to_yaml(cfg))
     except OSError as error:
@@ -171,7 +174,7 @@ def make_free_folder(wanted: Path) -> Path:
             n += 1
             path = wanted.with_name(f"{wanted.name}-{n}")
 
-# %% ../../nbs/cluster/runs.ipynb #5916fe3a
+# %% ../../nbs/cluster/runs.ipynb #5f6ebd73
 @dataclass(frozen=True)
 class Run:
     """The folder of a run and its configuration."""
@@ -237,10 +240,20 @@ class Run:
             mark_stopped(self.whole, reason)
         raise KeyboardInterrupt if reason == "SIGINT" else SystemExit(0)
 
+    def main_goes_on(self, what: str) -> None:
+        """End the notebook here on every rank but the first, which goes on with `what` alone: from here a signal breaks off what it does."""
+        if not self.is_main:
+            print(f"rank 0 goes on with {what}")
+            raise SystemExit(0)
+        if (stop := StopRequest.current()) is not None:
+            stop.alone = True
+            if stop:
+                raise SystemExit(0)
+
     def _repr_html_(self) -> str:
         return f"<code>{self.path}</code>"
 
-# %% ../../nbs/cluster/runs.ipynb #0b4bf5b1
+# %% ../../nbs/cluster/runs.ipynb #b0a75cee
 def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
     """The run of this notebook: the folder `run_dir`, else the one that `cfg.resume` names, else a new one.
 
@@ -255,7 +268,9 @@ def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
         path = Path(run_dir)
         _same_run(path, load_config(path / "config.yaml"), cfg)
     elif world_size() > 1:
-        raise BadInput(f"{world_size()} ranks need one run folder that exists: pass it as run_dir")
+        raise BadInput(
+            f"{world_size()} ranks need one run folder that exists: `xrddiff run` makes it, or pass it as run_dir"
+        )
     elif run_dir is not None:
         path = Path(run_dir)
         if path.exists():

@@ -82,7 +82,7 @@ class TrainResult:
     reason: str | None = None
     frames_per_second: float | None = None
 
-# %% ../../nbs/training/trainer.ipynb #a44a270a
+# %% ../../nbs/training/trainer.ipynb #672be0cb
 # What the trainer keeps in a checkpoint's state; other fields come from `checkpoint_state`.
 _STATE = set(
     "step epoch frames samples_seen finished seed num_frames batch_size global_batch_size ranks optimizer ema tracks scaler history versions".split()
@@ -539,7 +539,7 @@ class Trainer:
             dynamic_ncols=terminal,
             disable=self.ranks.rank != 0 or not self.progress,
         )
-        stopped = self.ranks.any(bool(stop))[0]
+        stopped = self.ranks.asked(stop)
         with bar:
             if self.pending_validation and not stopped:
                 stopped = not self._validate(stop)
@@ -559,7 +559,7 @@ class Trainer:
             self.epoch,
             self.samples_seen,
             self.saved,
-            (stop.reason or "a stop on another rank") if stopped else None,
+            stop.reason if stopped else None,
             rate,
         )
 
@@ -576,10 +576,8 @@ class Trainer:
         bar.update()
         timed = self.checkpoint_seconds is not None and time.monotonic() - self.saved_at >= self.checkpoint_seconds
         stopped, timed = self.ranks.any(bool(stop), timed and self.ranks.rank == 0)
-        if stopped:
-            self._say(
-                f"stopping after step {self.step} on {stop.reason or 'a stop on another rank'}: writing a checkpoint"
-            )
+        if stopped and self.ranks.asked(stop):
+            self._say(f"stopping after step {self.step} on {stop.reason}: writing a checkpoint")
         validation = self.step % self.validate_every == 0 if self.validate_every else ended
         if self.validation_loader is not None and (validation or last):
             if stopped:
