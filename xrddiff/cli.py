@@ -19,7 +19,7 @@ from . import __version__
 from .cluster.commands import add_commands
 from .errors import BadInput, XrddiffError, nearest
 
-# %% ../nbs/cli.ipynb #263fdff7
+# %% ../nbs/cli.ipynb #b41b8e9a
 def run(args: argparse.Namespace) -> int:
     """Compose the configuration, execute the run notebook, show what came out. With `--multirun`, one run after another."""
     from xrddiff.config import compose_config, expand_multirun, to_yaml
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_one(overrides: Sequence[str], cfg: Any) -> None:
     from xrddiff.cluster.jobs import execute_run
+    from xrddiff.cluster.runs import world_rank
 
     started: list[Path] = []
 
@@ -63,7 +64,8 @@ def _run_one(overrides: Sequence[str], cfg: Any) -> None:
         if started:
             print(f"xrddiff: the run is kept; go on with it by: xrddiff run resume={started[0]}", file=sys.stderr)
         raise
-    show_summary(path)
+    if world_rank() == 0:
+        show_summary(path)
 
 # %% ../nbs/cli.ipynb #0c1c868a
 def summary_table(rows: dict[str, Any]):
@@ -289,7 +291,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise BadInput(f"{message} (see `{self.prog} --help`)")
 
-# %% ../nbs/cli.ipynb #188e369b
+# %% ../nbs/cli.ipynb #61c829e9
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     parser = _Parser(prog="xrddiff", description="Generative models of X-ray diffraction, judged by physics.")
