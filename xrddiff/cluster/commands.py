@@ -128,7 +128,7 @@ def _log_pattern(folder: Path, name: str, array: str | None) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_.-")[:60] or "xrddiff"
     return log_pattern(folder, stem + ("-%j.log" if array is None else "-%A_%a.log"))
 
-# %% ../../nbs/cluster/commands.ipynb #5acf2ed3
+# %% ../../nbs/cluster/commands.ipynb #ee9a7db4
 def submit(args: argparse.Namespace) -> int:
     """Send a run to the cluster, with the words that `xrddiff run` takes: `xrddiff submit --profile medium model=latent_diff`."""
     from xrddiff.config import expand_multirun
@@ -210,7 +210,10 @@ def _run_here(profile: Profile, job: Job, args: argparse.Namespace) -> int:
     if args.dry_run or args.output:
         _give_out(script, args.output)
         return 0
-    print(f"{profile.ranks} ranks of {threads} thread{'s' * (threads > 1)} on this machine", flush=True)
+    print(
+        f"{profile.ranks} rank{'s' * (profile.ranks > 1)} of {threads} thread{'s' * (threads > 1)} on this machine",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="xrddiff-") as folder:
         file = Path(folder) / "job.sh"
         file.write_bytes(os.fsencode(script))
