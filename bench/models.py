@@ -2,7 +2,8 @@
 
 `python bench/models.py` executes `xrddiff run model=M size=tiny experiment_type=test data=pooling_422` for the seven models, one after another, and writes bench/results/models.md and .json: wall and CPU time of the
 whole command, whether the run folder is complete, and the figures of its summary. `--only vq ddpm` for some of the models, whose rows are put into the results that are there; `--folder` keeps the runs (a model
-that is in it is measured anew, beside the old run); `--threads` of each run. Each model is to take less than ten minutes on two cores.
+that is in it is measured anew, beside the old run); `--threads` of each run; `--words training.num_epochs=1` for a trial, which
+is printed and not written. Each model is to take less than ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ def missing(run: Path, model: str) -> list[str]:
     return gone
 
 
-def measure(model: str, folder: Path, threads: int) -> dict:
+def measure(model: str, folder: Path, threads: int, words: list[str]) -> dict:
     """One run: its minutes, what is missing in its folder, its summary."""
     before = set(folder.glob("output/*/*"))
     start, cpu = time.monotonic(), cpu_seconds()
-    words = [f"model={model}", *WORDS]
+    words = [f"model={model}", *WORDS, *words]
     stamp = time.strftime("%H-%M-%S")
     command = [XRDDIFF, "run", *words, f"threads={threads}", f"run_name={model}-{stamp}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--folder", type=Path, help="keep the runs here")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--words", nargs="+", default=[], help="further words of a trial, whose results are not kept")
     args = parser.parse_args()
     import torch
 
@@ -139,15 +141,21 @@ def main() -> None:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         for model in args.only:
-            row = measure(model, folder, args.threads)
+            row = measure(model, folder, args.threads, args.words)
+            about = (
+                f"{model}: {row['wall_minutes']:.1f} min, CPU {row['cpu_minutes']:.1f}, {row['missing'] or 'complete'}"
+            )
+            print(about, figures(row), sep="; ", flush=True)
+            if args.words:
+                continue
             rows = json.loads(path.read_text())["models"] if path.exists() else {}
             rows[model] = row
             machine = f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}"
             results = {"machine": machine, "models": {m: rows[m] for m in MODELS if m in rows}}
             path.write_text(json.dumps(results, indent=1) + "\n")
             (RESULTS / "models.md").write_text(table(results))
-            print(f"{model}: {row['wall_minutes']:.1f} min, CPU {row['cpu_minutes']:.1f}, {row['missing'] or 'complete'}", flush=True)  # fmt: skip
-    print((RESULTS / "models.md").read_text())
+    if not args.words:
+        print((RESULTS / "models.md").read_text())
 
 
 if __name__ == "__main__":
