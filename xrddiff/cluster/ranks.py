@@ -56,7 +56,7 @@ class DistInfo:
     global_device_count: int = 1
     device: str = "cpu"
 
-# %% ../../nbs/cluster/ranks.ipynb #4969a711
+# %% ../../nbs/cluster/ranks.ipynb #32a9e683
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -74,11 +74,12 @@ def _numbers(text: str) -> list[str]:
 def expand_nodelist(nodelist: str) -> list[str]:
     """The host names in a SLURM node list, in its order: `n[1-2],login1` is n1, n2, login1. Raises `BadInput` where it cannot be read."""
     hosts = []
-    for entry in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodelist):
+    entries = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodelist)
+    for entry in entries:
         literal = re.split(r"\[([^\]]*)\]", entry)
         choices = [_numbers(part) if i % 2 else [part] for i, part in enumerate(literal)]
         hosts += ["".join(parts) for parts in itertools.product(*choices)]
-    if not hosts or not all(re.fullmatch(r"[\w.-]+", host) for host in hosts):
+    if ",".join(entries) != nodelist or not hosts or not all(re.fullmatch(r"[\w.-]+", host) for host in hosts):
         raise BadInput(f"the node list '{nodelist}' cannot be read; expected names such as n[1-3,7],login1")
     return hosts
 
@@ -417,21 +418,18 @@ def receive_ranks(listener: socket.socket, info: DistInfo, token: str, timeout: 
     if missing:
         raise XrddiffError(_missing(info, missing, timeout))
 
-# %% ../../nbs/cluster/ranks.ipynb #81422604
-def _knock(address: str, port: int, info: DistInfo, token: str, deadline: float) -> list[int] | None:
+# %% ../../nbs/cluster/ranks.ipynb #e7a3f146
+def _knock(port: int, info: DistInfo, token: str, patience: float, timeout: float) -> list[int] | None:
     """Missing ranks (none: go on) as told by rank 0 at this port; None if it is not there."""
-
-    def left(most: float = math.inf) -> float:
-        return max(0.01, min(most, deadline - time.monotonic()))
-
     try:
-        with socket.create_connection((address, port), timeout=left(_PATIENCE)) as connection:
-            _send(connection, token, rank=info.process_id, host=info.host)
-            connection.settimeout(left(_PATIENCE))
+        with socket.create_connection((info.coordinator_address, port), timeout=patience) as connection:
+            _send(connection, token, rank=info.process_id)
             with connection.makefile("rb") as lines:
                 if _told(lines.readline(4096), token) is None:
                     return None
-                connection.settimeout(left())
+                connection.settimeout(
+                    timeout + _PATIENCE
+                )  # rank 0 began to wait before now: it will have decided by then
                 words = _told(lines.readline(65536), token)
     except OSError:
         return None
@@ -444,7 +442,8 @@ def find_coordinator(info: DistInfo, token: str, timeout: float) -> int:
     first, pause = info.coordinator_port, 0.02
     while time.monotonic() < deadline:
         for port in range(first, min(first + _PORTS, 65536)):
-            missing = _knock(info.coordinator_address, port, info, token, deadline)
+            patience = min(_PATIENCE, max(0.01, deadline - time.monotonic()))
+            missing = _knock(port, info, token, patience, timeout)
             if missing:
                 raise XrddiffError(_missing(info, missing, timeout))
             if missing is not None:
@@ -469,7 +468,7 @@ def _advice(info: DistInfo) -> str:
         f"that no firewall closes MASTER_PORT ({info.coordinator_port}), and that {interface} names the network between the nodes"
     )
 
-# %% ../../nbs/cluster/ranks.ipynb #b1350c42
+# %% ../../nbs/cluster/ranks.ipynb #41acc9de
 def resolve(host: str) -> str:
     """The IPv4 address of `host`. Raises `XrddiffError` where it has none."""
     try:
@@ -534,7 +533,7 @@ def initialize_distributed(
             info.coordinator_port,
             info.num_processes,
             is_master=listener is not None,
-            timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
+            timeout=timedelta(seconds=max(10.0, deadline - time.monotonic())),
             wait_for_workers=False,
             **({} if listener is None else {"master_listen_fd": listener}),
         )
