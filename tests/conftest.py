@@ -1,9 +1,18 @@
-"""Settings that every test shares."""
+"""Settings and fixtures that every test shares."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -27,3 +36,102 @@ def need(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         missing(f"{name} is not installed (make dev)")
+
+
+LAB = Path(__file__).parent.parent / "slurm" / "lab" / "lab.py"
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
+
+
+class Lab:
+    """A toy SLURM cluster that is up. `env` is what a process needs for its `sbatch`, `srun`, `squeue` to mean this cluster."""
+
+    def __init__(self, folder: Path, *options: str):
+        self.folder = folder
+        self.command("up", *options)
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
+        for line in self.command("env").splitlines():
+            name, _, value = line.removeprefix("export ").partition("=")
+            self.env[name] = shlex.split(value)[0]
+
+    def command(self, name: str, *words: str) -> str:
+        """A command of slurm/lab/lab.py, with its output; a failure is a failed test."""
+        command = [sys.executable, str(LAB), name, "--folder", str(self.folder), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def call(self, *command: str, timeout: float = 60, check: bool = True, **options) -> str:
+        """Standard output of any command on the cluster's login node, which is this machine."""
+        options = dict(env=self.env, capture_output=True, text=True, stdin=subprocess.DEVNULL) | options
+        done = subprocess.run(command, timeout=timeout, **options)
+        assert not check or done.returncode == 0, f"{command[0]}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def submit(self, *words: str, **options) -> str:
+        """sbatch with these words; the job's id."""
+        return self.call("sbatch", "--parsable", *words, **options).strip().partition(";")[0]
+
+    def crash(self, node: str) -> None:
+        """Cut the power of a node. SLURM notices about 15 s later."""
+        self.command("crash", node)
+
+    def start(self, node: str) -> None:
+        """Start a node that was crashed (nothing happens if it runs) and wait until jobs can run on it."""
+        if f"{node}: runs" not in self.command("status").splitlines():
+            self.command("start", node)
+        self.wait_node(node, {"IDLE", "MIXED", "ALLOCATED"})
+
+    def restart_controller(self, crash: bool = False) -> None:
+        """End slurmctld, in order or by a power cut, and start it again."""
+        self.command("restart-controller", *["--crash"] * crash)
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What `scontrol show job` says of a job, or of the first task of an array: JobState, NodeList, Restarts, ExitCode, StdOut …"""
+        lines = self.call("scontrol", "show", "job", "-o", str(job_id)).splitlines()
+        return dict(re.findall(r"([A-Za-z][\w:/]*)=(.*?)(?= [A-Za-z][\w:/]*=|$)", lines[0]))
+
+    def wait(self, job_id: str, states: str | Collection[str], timeout: float = 60) -> dict[str, str]:
+        """The job as it is in one of these states; fails in time, or as soon as the job has ended otherwise."""
+        states = {states} if isinstance(states, str) else set(states)
+        end = time.monotonic() + timeout
+        while (job := self.job(job_id))["JobState"] not in states:
+            late = time.monotonic() > end
+            if late or job["JobState"] in ENDED:
+                out = Path(job.get("StdOut", "/nowhere"))
+                said = out.read_text(errors="replace")[-3000:] if out.is_file() else ""
+                wanted = f"{' or '.join(sorted(states))}{f' after {timeout:g} s' if late else ''}"
+                pytest.fail(f"job {job_id} is {job['JobState']} ({job.get('Reason')}), not {wanted}\n{said}")
+            time.sleep(0.2)
+        return job
+
+    def wait_node(self, node: str, states: str | Collection[str], timeout: float = 60) -> None:
+        """Until SLURM says that a node is in one of these states (IDLE, DOWN …)."""
+        states = {states} if isinstance(states, str) else set(states)
+        end = time.monotonic() + timeout
+        while (
+            state := self.call("sinfo", "-hN", "-n", node, "-p", "main", "-o%T").strip().strip("*").upper()
+        ) not in states:
+            assert time.monotonic() < end, f"{node} is {state}, not {' or '.join(states)}, after {timeout:g} s"
+            time.sleep(0.2)
+
+    def down(self) -> None:
+        """The end of all its processes."""
+        self.command("down")
+
+
+def bring_up(*options: str) -> Lab:
+    """A lab of its own for one test; `lab` is the one that tests share."""
+    if os.geteuid() != 0:
+        missing("a SLURM cluster of our own needs root")
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    if lacking := [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(tool, path=path)]:
+        missing(f"{', '.join(lacking)} not found (apt-get install slurm-wlm munge)")
+    return Lab(Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp")), *options)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A real SLURM cluster of eight nodes, n1 to n8, for the whole session. A test that crashes a node starts it again."""
+    lab = bring_up()
+    yield lab
+    lab.down()

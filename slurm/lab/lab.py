@@ -54,8 +54,10 @@ AuthType=auth/munge
 CredType=cred/munge
 # a requeued job must wait until credentials of its former life are void: seconds, where SLURM's default is two minutes
 AuthInfo=socket={folder}/run/munge.sock,cred_expire={cred_expire}
-# a node that is silent for so long is down and its jobs go back into the queue
+# a node that has been silent for so long, at the next ping, is down and its jobs go back into the queue
 SlurmdTimeout={node_timeout}
+# how long an answer may take; a ping that fails is tried again until it has
+MessageTimeout=5
 SlurmctldTimeout=60
 # down because it was silent, back as soon as it speaks
 ReturnToService=2
@@ -284,7 +286,8 @@ class Lab:
         while fresh := [pid for pid in descendants(keeper) if pid not in held]:
             send(fresh, signal.SIGSTOP)
             held += fresh
-        send(held, signal.SIGKILL)
+        # children first: an orphaned group of stopped processes would be woken by the kernel
+        send(held[::-1], signal.SIGKILL)
         try:
             wait_until(lambda: self.keeper(name) is None, 5, f"{name} does not end")
         except LabError:
@@ -371,9 +374,9 @@ class Lab:
                 cpus=cpus,
                 memory=memory,
                 memory_per_cpu=memory // cpus,
-                # so many seconds must do for starting a step, on a machine that may be busy
-                cred_expire=10,
-                node_timeout=12,
+                # also what starting a step may take at most, on a machine that may be busy
+                cred_expire=5,
+                node_timeout=8,
                 gres=f" Gres=gpu:{gpus}" if gpus else "",
                 feature=f" Feature={features}" if features else "",
                 node_lines="\n".join(lines),
