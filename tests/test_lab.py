@@ -1,0 +1,170 @@
+"""The toy cluster is what its README says: jobs run, nodes crash and come back, and nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import LAB, Lab, bring_up
+
+from xrddiff.cluster.profiles import Profile, list_profiles
+
+
+def request(p: Profile) -> list[str]:
+    """The profile as options of sbatch."""
+    words = dict(
+        nodes=p.nodes,
+        ntasks_per_node=p.tasks_per_node,
+        cpus_per_task=p.cpus_per_task,
+        mem_per_cpu=p.memory_per_cpu,
+        time=p.time_limit,
+        gpus_per_node=p.gpus_per_node or None,
+        gpu_bind=p.gpu_bind,
+        partition=p.partition,
+        account=p.account,
+        qos=p.qos,
+        constraint=p.constraint,
+    )
+    return [f"--{k.replace('_', '-')}={v}" for k, v in words.items() if v is not None]
+
+
+def test_jobs_run_on_nodes_with_names_of_their_own(lab: Lab):
+    assert sorted(lab.call("srun", "-N2", "hostname").split()) == ["n1", "n2"]
+    assert set(lab.call("sinfo", "-hN", "-o%c %m %G").splitlines()) == {"32 262144 gpu:4"}
+
+
+def test_every_cpu_profile_runs_as_it_is(lab: Lab, tmp_path: Path):
+    profiles = [p for p in list_profiles() if p.platform == "cpu"]
+    jobs = {}
+    for p in profiles:
+        jobs[p.name] = lab.submit(*request(p), f"--output={tmp_path}/{p.name}", "--wrap", "srun hostname")
+    for p in profiles:
+        lab.wait(jobs[p.name], "COMPLETED", timeout=90)
+        assert len(set((tmp_path / p.name).read_text().split())) == p.nodes
+
+
+def test_a_node_crashes_its_job_is_requeued_and_the_node_comes_back(lab: Lab, tmp_path: Path):
+    script = "echo run $SLURM_RESTART_COUNT on $(hostname); srun sleep $((SLURM_RESTART_COUNT ? 0 : 600))"
+    job = lab.submit("-N2", f"--output={tmp_path}/out", "--open-mode=append", "--wrap", script)
+    first = lab.wait(job, "RUNNING")
+    node = first["BatchHost"]
+    lab.crash(node)
+    try:
+        lab.wait_node(node, "DOWN")
+        again = lab.wait(job, "COMPLETED")
+        assert again["Restarts"] == "1" and again["BatchHost"] != node
+        assert [line.split()[:2] for line in (tmp_path / "out").read_text().splitlines() if "run" in line][0] == [
+            "run",
+            "on",
+        ]
+    finally:
+        lab.start(node)
+    assert lab.call("srun", "-w", node, "hostname").strip() == node
+
+
+def test_the_controller_is_restarted_under_a_running_job(lab: Lab, tmp_path: Path):
+    job = lab.submit(
+        f"--output={tmp_path}/out", "--wrap", f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; echo whole"
+    )
+    lab.wait(job, "RUNNING")
+    lab.restart_controller()
+    lab.restart_controller(crash=True)
+    assert lab.job(job)["JobState"] == "RUNNING"
+    (tmp_path / "go").touch()
+    assert lab.wait(job, "COMPLETED")["Restarts"] == "0"
+    assert (tmp_path / "out").read_text() == "whole\n"
+
+
+def test_a_second_lab_stands_beside_the_first_and_leaves_nothing(lab: Lab, tmp_path: Path):
+    """The second one claims what GPU sites have, so that their profiles can be submitted as they are."""
+    partitions = ",".join({p.partition for p in list_profiles() if p.partition})
+    claims = [
+        "--nodes=10",
+        "--cpus=128",
+        f"--memory={1024 * 1024}",
+        "--gpus=8",
+        f"--partitions={partitions}",
+        "--features=gpu,L40S",
+    ]
+    hosts = Path("/etc/hosts").read_text()
+    other = bring_up(*claims)
+    try:
+        for p in list_profiles():
+            other.call("sbatch", "--test-only", *request(p), "--wrap", "true")
+        gpus = other.call("srun", "--gres=gpu:2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES").strip()
+        assert gpus == "0,1"
+        # a task that detaches itself, as a forgotten server would
+        job = other.submit(f"--output={tmp_path}/out", "--wrap", "setsid sleep 601 & echo $!; wait")
+        other.wait(job, "RUNNING")
+        while not (out := tmp_path / "out").exists() or not out.read_text().strip():
+            pass
+        detached = int(out.read_text())
+        keepers = [int(path.read_text().split()[0]) for path in (other.folder / "run").glob("*.pid")]
+        assert len(keepers) == 12 and all(Path(f"/proc/{pid}").exists() for pid in [*keepers, detached])
+        other.crash("n1")
+        assert lab.call("srun", "-w", "n1", "hostname").strip() == "n1"
+    finally:
+        other.down()
+    assert not any(alive(pid) for pid in [*keepers, detached])
+    assert str(other.folder) not in all_command_lines()
+    assert Path("/etc/hosts").read_text() == hosts and not other.folder.exists()
+    assert lab.call("srun", "hostname").strip() in {f"n{i}" for i in range(1, 9)}
+
+
+def alive(pid: int) -> bool:
+    """Neither gone nor a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def all_command_lines() -> str:
+    """Of every process but this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        if path.parent.name != str(os.getpid()):
+            try:
+                found.append(path.read_bytes().decode(errors="replace"))
+            except OSError:
+                pass
+    return "\n".join(found)
+
+
+def test_mistakes_are_refused_with_a_sentence(lab: Lab, tmp_path: Path):
+    def said(*words: str) -> str:
+        done = subprocess.run([sys.executable, str(LAB), *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        return done.stderr
+
+    here = f"--folder={lab.folder}"
+    assert "expected one of n1, n2" in said("crash", "n9", here)
+    assert "runs already" in said("start", "n1", here)
+    assert "is up in" in said("up", here)
+    assert "there is no lab" in said("env", f"--folder={tmp_path}/none")
+    (tmp_path / "mine").write_text("mine")
+    assert "is not empty and no lab" in said("up", f"--folder={tmp_path}")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert "too long" in said("up", f"--folder={tmp_path}/{'x' * 80}")
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "reason"),
+    [("os.geteuid", lambda: 1000, "needs root"), ("shutil.which", lambda *a, **k: None, "apt-get install")],
+)
+def test_a_machine_that_cannot_have_a_lab_is_told_why(monkeypatch, capsys, tmp_path: Path, name, function, reason):
+    module = {"os": os, "shutil": shutil}[name.partition(".")[0]]
+    monkeypatch.setattr(module, name.partition(".")[2], function)
+    assert runpy.run_path(str(LAB))["main"](["up", f"--folder={tmp_path}/lab"]) == 1
+    assert reason in capsys.readouterr().err
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception):
+        bring_up()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="CI needs it"):
+        bring_up()
