@@ -147,6 +147,21 @@ def fork(work):
 
 def on_ranks(n, work, timeout=120):
     """Run `work(rank)` on n gloo ranks, all of which must succeed."""
+
+    def whole(rank):
+        work(rank)
+        if n > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+            dist.destroy_process_group()
+
+    ended = end_codes(n, whole, timeout)
+    assert ended == [0] * n, f"ranks ended with {ended}"
+
+
+def end_codes(n, work, timeout=120):
+    """Run `work(rank)` on n ranks, which may fail; the exit codes, negative for a signal, None for one that had to be ended."""
     port, pids = free_port(), []
     for rank in range(n):
 
@@ -154,11 +169,6 @@ def on_ranks(n, work, timeout=120):
             words = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
             os.environ.update({k: str(v) for k, v in words.items()}, MASTER_ADDR="127.0.0.1")
             work(rank)
-            if n > 1:
-                import torch.distributed as dist
-
-                dist.barrier()
-                dist.destroy_process_group()
 
         pids.append(fork(start))
     ended, deadline = {}, time.monotonic() + timeout
@@ -171,7 +181,7 @@ def on_ranks(n, work, timeout=120):
     for pid in set(pids) - set(ended):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    assert [ended.get(p) for p in pids] == [0] * n, f"ranks ended with {ended}"
+    return [ended.get(p) for p in pids]
 
 
 def final(folder):

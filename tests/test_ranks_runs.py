@@ -1,0 +1,261 @@
+"""Whole runs on several real ranks (gloo): the same weights on 1, 2 and 4, stops and failures that all ranks agree on.
+
+As in `test_training`, PyTorch is imported once, by this file run as a script, which forks the ranks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_training import end_codes, on_ranks
+
+SMALL = [
+    "experiment_type=test", "data=sim128", "data.limit=48", "threads=1", "training.log_every=5", "training.lr=1e-3",
+    "training.global_batch_size=8", "training.batch_size=8", "training.num_epochs=100",
+    "inference.limit=4", "inference.num_samples=4", "inference.steps=2", "inference.batch_size=4",
+]  # fmt: skip
+# 50 steps where they are cheap. The last batch of an epoch of 39 training frames has 7: shares are unequal on 2 and on 4 ranks.
+MODELS = {
+    "vae_kl": ["data.crop=[32,32]", "training.max_steps=50"],
+    "vq": ["data.crop=[32,32]", "training.max_steps=50", "model.codes=32"],
+    "ddpm": ["data.crop=[32,32]", "training.max_steps=50"],
+    "latent_diff": ["data.crop=[32,32]", "training.max_steps=50"],
+}
+
+
+# What follows runs inside the script.
+
+
+def preload():
+    """What the run notebooks import, once."""
+    import accelerate  # noqa: F401
+    import pandas  # noqa: F401
+
+    import xrddiff.cluster.jobs  # noqa: F401
+    import xrddiff.generators
+    import xrddiff.metrics.generation
+    import xrddiff.metrics.reconstruction
+    import xrddiff.training.setup
+    import xrddiff.training.trainer
+    import xrddiff.views.generation  # noqa: F401
+    import xrddiff.views.report  # noqa: F401
+
+
+def run(folder, *words):
+    """The run `folder` on this rank, alone or with others."""
+    from xrddiff.cluster.jobs import execute_run
+
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.chdir(Path(folder).parent)
+    return execute_run([*SMALL, *words, f"output_dir={folder}", "run_name=run"], terminal=False)
+
+
+def of(folder, model):
+    return Path(folder) / f"{model}_test" / "run"
+
+
+def weights(path):
+    """Weights and averages of the newest checkpoint in `path`, by name; and the table of losses."""
+    from xrddiff.training.checkpoints import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    tensors = {f"{g}/{k}": t for g in ("model", "ema") for k, t in checkpoint.tensors(g).items()}
+    return checkpoint, tensors, json.loads((path / "metrics" / "training_metrics.json").read_text())
+
+
+def differ(one, other, keys=True):
+    """Greatest difference between two sets of weights, with or without the biases of attention keys, whose true gradient is zero."""
+    assert set(one) == set(other)
+    return max(float((one[k].double() - other[k].double()).abs().max()) for k in one if keys or "to_k.bias" not in k)
+
+
+def script_invariance(folder, model):
+    out = {}
+    for n in (1, 2, 4):
+        began = time.monotonic()
+        on_ranks(n, lambda r, n=n: run(folder / str(n), f"model={model}", *MODELS[model]), timeout=300)
+        out[f"{n} seconds"] = round(time.monotonic() - began, 1)
+    parts = ["autoencoder", "."] if model.startswith("latent") else ["."]
+    for part in parts:
+        checkpoint, one, rows = weights(of(folder / "1", model) / part)
+        for n in (2, 4):
+            path = of(folder / str(n), model) / part
+            other, many, table = weights(path)
+            assert other.state["samples_seen"] == checkpoint.state["samples_seen"]
+            out[f"{part} {n}"] = differ(one, many, keys=False)
+            out[f"{part} {n} keys"] = differ(one, many)
+            assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in table]
+            out[f"{part} {n} loss"] = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(rows, table, strict=True))
+    return out
+
+
+# A run notebook without a model: what every run notebook does with its ranks, and a place for things to happen.
+
+TOY = (
+    'model = "vae_kl"\nexperiment_type = "train"\ndata = "full"\noverrides = []\nrun_dir = None',
+    "import json, os, time\nfrom types import SimpleNamespace\n"
+    "from xrddiff.cluster.runs import open_run\nfrom xrddiff.config import compose_config\n"
+    "from xrddiff.training.steps import Ranks\nfrom xrddiff.training.stopping import StopRequest\n"
+    'cfg = compose_config([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
+    "run = open_run(cfg, run_dir)\nrank, size = (int(os.environ[n]) for n in ('RANK', 'WORLD_SIZE'))\n"
+    "ranks = Ranks(SimpleNamespace(process_index=rank, num_processes=size))\nfrom test_ranks_runs import act",
+    "act('prepare', rank)\nranks.gather(rank)",
+    "done = run.checkpoints / 'done.txt'\nfirst = int(done.read_text()) if done.exists() else 0\nstopped = False\n"
+    "with StopRequest() as stop:\n    for step in range(first, 10):\n        if stopped := ranks.asked(stop):\n            break\n"
+    "        act(f'step {step}', rank)\n        assert sum(ranks.gather(rank)) == size * (size - 1) // 2\n"
+    "        if rank == 0:\n            run.write_text('checkpoints/done.txt', str(step + 1))\n",
+    "if stopped:\n    run.end_early(stop.reason)\nrun.main_goes_on('the evaluation')",
+    "act('evaluate', rank)",
+    "run.write_text('report.html', f'steps {first} to 10');",
+)
+
+
+def act(place, rank):
+    """What the test wants to happen here on this rank: `place` → `what` for some rank."""
+    import signal
+
+    for at, who, what in json.loads(os.environ.get("XRDDIFF_TEST_ACTS", "[]")):
+        if (at, who) != (place, rank):
+            continue
+        if what == "raise":
+            raise RuntimeError(f"power cut on rank {rank}")
+        if what.startswith("sleep"):
+            time.sleep(float(what.split()[1]))
+        else:
+            os.kill(os.getpid(), getattr(signal, what))
+
+
+def toy(folder, name, n, *acts, resume=False, engine="inprocess"):
+    """Run the toy on n ranks with these acts; each rank tells how it ended: dict(code, said, seconds of its CPU)."""
+    import nbformat
+
+    cells = [nbformat.v4.new_code_cell(source) for source in TOY]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "toy.ipynb")
+
+    def work(rank):
+        from xrddiff.cluster import jobs
+        from xrddiff.errors import XrddiffError
+
+        os.environ["XRDDIFF_TEST_ACTS"] = json.dumps(acts)
+        os.chdir(folder)
+        jobs.run_notebook_path = lambda name: folder / "toy.ipynb"
+        words = [f"resume=output/vae_kl/{name}"] if resume else ["data=sim128", f"run_name={name}", f"engine={engine}"]
+        said, code = None, 0
+        try:
+            jobs.execute_run(words, terminal=False)
+        except XrddiffError as error:
+            said, code = str(error), 1
+        cpu = sum(os.times()[:2])
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(dict(said=said, cpu=cpu)))
+        os._exit(code)
+
+    began = time.monotonic()
+    codes = end_codes(n, work, timeout=60)
+    told = [folder / f"{name}-{rank}.json" for rank in range(n)]
+    ended = [json.loads(path.read_text()) if path.exists() else {} for path in told]
+    return dict(codes=codes, ended=ended, seconds=time.monotonic() - began, path=folder / "output" / "vae_kl" / name)
+
+
+def state(found):
+    """Exit codes, what stopped the run, the report, the ranks that failed in the order in which that is told."""
+    from xrddiff.cluster.runs import read_failures, stopped_by
+
+    path = found["path"]
+    report = (path / "report.html").read_text() if (path / "report.html").exists() else None
+    return found["codes"], stopped_by(path), report, [mark["rank"] for mark in read_failures(path)]
+
+
+def script_stops(folder):
+    """USR2 to one rank, or to all, wherever they are: all stop together, or finish together, and the run goes on later."""
+    stopped = ([0, 0, 0], "SIGUSR2", None, [])
+    done = ([0, 0, 0], None, "steps 0 to 10", [])
+
+    training = toy(folder, "training", 3, ("step 4", 1, "SIGUSR2"))
+    assert state(training) == stopped and (training["path"] / "checkpoints" / "done.txt").read_text() == "5"
+    gone_on = toy(folder, "training", 2, resume=True)
+    assert state(gone_on) == ([0, 0], None, "steps 5 to 10", [])
+    assert (gone_on["path"] / "notebook.1.ipynb").exists() and (gone_on["path"] / "ranks" / "rank-0001.1.ipynb").exists()
+
+    early = toy(folder, "early", 3, ("prepare", 2, "SIGTERM"))  # rank 2 was asked while it read its frames, others wait for it
+    assert state(early) == ([0, 0, 0], "SIGTERM", None, [])
+    every = toy(folder, "every", 3, *(("prepare", rank, "SIGUSR2") for rank in range(3)))
+    assert state(every) == stopped
+
+    judging = toy(folder, "judging", 3, ("evaluate", 0, "SIGUSR2"), ("evaluate", 0, "sleep 30"))
+    assert state(judging) == stopped and judging["seconds"] < 20  # broken off: it can be made again
+    assert state(toy(folder, "judging", 3, resume=True)) == ([0, 0, 0], None, "steps 10 to 10", [])
+
+    patient = toy(folder, "patient", 3, ("evaluate", 0, "sleep 4"))
+    assert state(patient) == done
+    brisk = toy(folder, "brisk", 3)
+    assert state(brisk) == done
+    waited = max(a["cpu"] - b["cpu"] for a, b in zip(patient["ended"][1:], brisk["ended"][1:], strict=True))
+    assert waited < 1, waited  # asleep
+    return {"cpu of 4 s of waiting": round(waited, 2)}
+
+
+def script_failures(folder):
+    """What fails on one rank ends all, soon, and is what is told first."""
+    alone = toy(folder, "prepare", 3, ("prepare", 1, "raise"))
+    assert state(alone)[0] == [1, 1, 1] and state(alone)[2:] == (None, [1, 0, 2])
+    assert "power cut on rank 1" in alone["ended"][1]["said"] and "rank-0001.ipynb" in alone["ended"][1]["said"]
+    for rank in (0, 2):
+        said = alone["ended"][rank]["said"]
+        assert said.startswith(f"rank {rank} lost the others; rank 1 on ") and "power cut on rank 1" in said, said
+    assert "power cut" in (alone["path"] / "ranks" / "rank-0001.ipynb").read_text()
+    assert "power cut" in (alone["path"] / "ranks" / "rank-0001.txt").read_text()
+    assert state(toy(folder, "prepare", 2, resume=True)) == ([0, 0], None, "steps 0 to 10", [])  # marks are cleared
+
+    judging = toy(folder, "judging", 3, ("evaluate", 0, "sleep 1"), ("evaluate", 0, "raise"))
+    assert state(judging)[0] == [1, 1, 1] and state(judging)[3][0] == 0 and judging["seconds"] < 30
+    assert "lost the others; rank 0 on" in judging["ended"][2]["said"]
+
+    killed = toy(folder, "killed", 3, ("step 3", 2, "SIGKILL"))
+    codes, _, _, failed = state(killed)
+    assert codes == [1, 1, -9] and set(failed) == {0, 1} and killed["seconds"] < 30
+    assert state(toy(folder, "killed", 3, resume=True)) == ([0, 0, 0], None, "steps 3 to 10", [])
+
+    kernel = toy(folder, "kernel", 2, engine="kernel")
+    assert kernel["codes"] == [1, 1] and all("expected inprocess for a run of 2 ranks" in e["said"] for e in kernel["ended"])
+    from xrddiff.cluster.runs import hold_run
+
+    with hold_run(brisk := toy(folder, "held", 2)["path"]):
+        held = toy(folder, "held", 2, resume=True)
+    assert held["codes"] == [1, 1] and all(f"held is being executed by process {os.getpid()}" in e["said"] for e in held["ended"])
+    assert brisk.name == "held"
+    return {"told": alone["ended"][0]["said"]}
+
+
+def run_script(name, *args):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, __file__, name, *map(str, args)], env=env, capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# The tests.
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_on_any_number_of_ranks(tmp_path, model):
+    found = run_script("invariance", tmp_path, model)
+    print(model, found)
+
+
+def test_a_stop_is_agreed(tmp_path):
+    run_script("stops", tmp_path)
+
+
+def test_the_first_failure_is_told_first(tmp_path):
+    run_script("failures", tmp_path)
+
+
+if __name__ == "__main__":
+    name, folder, *args = sys.argv[1:]
+    preload()
+    print(json.dumps(globals()[f"script_{name}"](Path(folder), *args)))
