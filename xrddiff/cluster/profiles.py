@@ -119,7 +119,7 @@ def _time(value: Any) -> str:
     seconds_of(value)
     return str(value)
 
-# %% ../../nbs/cluster/profiles.ipynb #9cc364d6
+# %% ../../nbs/cluster/profiles.ipynb #fa638bbf
 def _field(default: Any, kind: Kind) -> Any:
     metadata = {"kind": kind}
     if isinstance(default, dict | list):
@@ -150,14 +150,14 @@ class Profile:
     account: str | None = _field(None, _matching(_NAME, "the name of an account"))
     qos: str | None = _field(None, _matching(_NAME, "the name of a quality of service"))
     constraint: str | None = _field(
-        None, _matching(r"[A-Za-z0-9(\[][A-Za-z0-9_.&|*()\[\]-]*", "node features such as gpu&hbm80g")
+        None, _matching(r"[A-Za-z0-9(\[][A-Za-z0-9_.:,&|*()\[\]-]*", "node features such as gpu&hbm80g")
     )
     reservation: str | None = _field(None, _matching(_NAME, "the name of a reservation"))
     coordinator_port: int | None = _field(None, _whole(1024, 65535))
     platform: str = _field("cpu", _one_of("cpu", "cuda", "rocm"))
     gpu_bind: str | None = _field(None, _matching(r"[a-z][a-z_:0-9,x*-]*", "a binding such as closest or single:1"))
     exclusive: bool = _field(False, Kind(_flag, "true or false"))
-    mail_user: str | None = _field(None, _matching(r"[A-Za-z0-9._+-]+(@[A-Za-z0-9.-]+)?", "a mail address"))
+    mail_user: str | None = _field(None, _matching(r"[A-Za-z0-9][A-Za-z0-9._+-]*(@[A-Za-z0-9.-]+)?", "a mail address"))
     mail_type: str | None = _field(
         None, _matching(r"[A-Z][A-Z_0-9]*(,[A-Z][A-Z_0-9]*)*", "events such as BEGIN,END,FAIL")
     )
@@ -263,7 +263,7 @@ def list_profiles() -> list[Profile]:
     profiles = [_load(path) for path in (slurm_folder() / "profiles").glob("*.yaml")]
     return sorted(profiles, key=lambda p: (p.platform != "cpu", p.devices, p.name))
 
-# %% ../../nbs/cluster/profiles.ipynb #ed8face6
+# %% ../../nbs/cluster/profiles.ipynb #93536350
 def _load(path: Path) -> Profile:
     try:
         tree = yaml.compose(path.read_text(encoding="utf-8"), yaml.BaseLoader)
@@ -287,10 +287,9 @@ def _values(tree: yaml.MappingNode) -> dict[str, Any]:
     """Field names and their texts; refuses a name that is unknown or stands there twice, at any depth."""
     known = {f.name: f for f in fields(Profile)}
     for key, _ in tree.value:
-        if key.value not in known:
-            raise BadInput(
-                f"line {key.start_mark.line + 1}: there is no field '{key.value}'{nearest(str(key.value), known)}"
-            )
+        name = key.value if isinstance(key, yaml.ScalarNode) else "[…]"
+        if name not in known:
+            raise BadInput(f"line {key.start_mark.line + 1}: there is no field '{name}'{nearest(name, known)}")
     values = _plain(tree)
     for name, default in (("env_vars", {}), ("modules_to_load", []), ("setup", []), ("cleanup", [])):
         if values.get(name) in ("", "null", "~"):
@@ -298,17 +297,23 @@ def _values(tree: yaml.MappingNode) -> dict[str, Any]:
     return values
 
 
-def _plain(node: yaml.Node) -> Any:
+def _plain(node: yaml.Node, seen: set[int] | None = None) -> Any:
+    """Texts, lists and mappings of texts. An alias would be a node met twice: a few lines of them can stand for gigabytes."""
+    seen = set() if seen is None else seen
+    line = node.start_mark.line + 1
+    if id(node) in seen:
+        raise BadInput(f"line {line}: found an alias; expected the text itself")
+    seen.add(id(node))
     if isinstance(node, yaml.ScalarNode):
         return node.value
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(n) for n in node.value]
+        return [_plain(n, seen) for n in node.value]
     found: dict[str, Any] = {}
     for key, value in node.value:
-        name = _plain(key)
-        if str(name) in found:
+        name = str(_plain(key, seen))
+        if name in found:
             raise BadInput(f"line {key.start_mark.line + 1}: found {name!r} twice; expected each name once")
-        found[str(name)] = _plain(value)
+        found[name] = _plain(value, seen)
     return found
 
 # %% ../../nbs/cluster/profiles.ipynb #a1bd85cf
