@@ -28,7 +28,7 @@ from xrddiff.cluster.runs import (
 from ..errors import BadInput, XrddiffError, nearest
 from ..training.stopping import StopRequest
 
-# %% ../../nbs/cluster/job.ipynb #2d23fd6e
+# %% ../../nbs/cluster/job.ipynb #a67a054a
 KINDS = ("run", "sample", "evaluate", "script")
 
 
@@ -117,7 +117,7 @@ def _problem(job: Job) -> str | None:
         return f"script is {job.script!r}; expected the path of a .py or .ipynb file"
     return None
 
-# %% ../../nbs/cluster/job.ipynb #3ec3a454
+# %% ../../nbs/cluster/job.ipynb #30f13a42
 def read_job(env: Mapping[str, str] | None = None) -> tuple[Job, int]:
     """The job that the environment describes and which of its tasks this is: (job, task)."""
     env = os.environ if env is None else env
@@ -141,7 +141,7 @@ def read_job(env: Mapping[str, str] | None = None) -> tuple[Job, int]:
         )
     return job, int(number)
 
-# %% ../../nbs/cluster/job.ipynb #66412d65
+# %% ../../nbs/cluster/job.ipynb #6af46083
 def run_words(job: Job, task: int) -> list[str]:
     """The overrides of a task as those of a run whose folder exists: the folder's `config.yaml` holds, and words that contradict it are refused."""
     return [*(w for w in job.words(task) if not w.startswith("resume=")), f"resume={quoted(str(job.folder(task)))}"]
@@ -165,19 +165,19 @@ def prepare(job: Job, task: int = 0) -> Path:
         complete_run(path, replace(compose_config(job.words(task)), resume=None))
     elif job.kind == "run":
         compose_config(run_words(job, task))
-    elif job.kind == "sample":
-        inference_config(path, job.words(task))
+    else:
+        inference_config(path, job.words(task), generative=job.kind == "sample")
     with hold_run(path):
         clear_marks(path)
     return path
 
-# %% ../../nbs/cluster/job.ipynb #e9dc6ba5
+# %% ../../nbs/cluster/job.ipynb #f31b4aee
 REQUEUE = 75
 
 
 def run_task(job: Job, task: int = 0) -> int:
     """Execute a task of a job on this rank, after `prepare`; returns the exit code."""
-    from xrddiff.cluster.jobs import execute_run, execute_sample, execute_script
+    from xrddiff.cluster.jobs import execute_evaluate, execute_run, execute_sample, execute_script
 
     path = job.folder(task)
     if job.threads is not None:
@@ -187,8 +187,8 @@ def run_task(job: Job, task: int = 0) -> int:
         return REQUEUE if world_rank() == 0 and stopped_by(path) else 0
     if job.kind == "script":
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
-    if world_rank() == 0 and job.kind == "sample":
-        execute_sample(path, job.words(task))
+    if world_rank() == 0:
+        (execute_sample if job.kind == "sample" else execute_evaluate)(path, job.words(task))
     return 0
 
 
@@ -217,11 +217,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this rank with `code`, at once; rank 0 waits a moment for the others before it says that the job is not done."""
+    """End this rank with `code`, at once; rank 0 waits a moment for the others before it says that the job is not done.
+
+    torchrun knows only success and failure: to it a run that stopped in order has not failed (`runs.stopped_by` tells).
+    """
     if world_size() == 1:
         sys.exit(code)
     if code == REQUEUE:
         time.sleep(1)
+        code = 0 if "TORCHELASTIC_RUN_ID" in os.environ else code
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

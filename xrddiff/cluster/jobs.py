@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', 'meet_ranks', 'is_lost_connection', 'execute_run',
            'execute_sample', 'execute_evaluate', 'execute_script']
 
-# %% ../../nbs/cluster/jobs.ipynb #a9779779
+# %% ../../nbs/cluster/jobs.ipynb #4fe09e10
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +91,7 @@ def _words(overrides: Sequence[str]) -> list[str]:
     """The overrides that are not parameters of their own."""
     return [o for o in overrides if o.split("=")[0].strip().lstrip("+") not in ("model", "experiment_type", "data")]
 
-# %% ../../nbs/cluster/jobs.ipynb #34e377d3
+# %% ../../nbs/cluster/jobs.ipynb #0e776794
 PATIENCE = timedelta(days=30)  # longer than any job may run
 
 
@@ -105,12 +105,10 @@ def meet_ranks(cfg: Config) -> "Ranks | None":
     from xrddiff.training.steps import Ranks
 
     info = initialize_distributed()
-    if info.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # else accelerate takes each rank for a run of its own
     who = SimpleNamespace(process_index=info.process_id, num_processes=info.num_processes)
     return Ranks(who, patience=PATIENCE)
 
-# %% ../../nbs/cluster/jobs.ipynb #409a0db8
+# %% ../../nbs/cluster/jobs.ipynb #e69acb86
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error", "NCCL Error")
 
 
@@ -140,7 +138,7 @@ def _marked(path: Path, notebook: Path) -> Iterator[None]:
         why = f"rank {culprit['rank']} on {culprit['host']}: {culprit['error']}" if culprit else str(error)
         raise XrddiffError(f"rank {rank} lost the others; {why}") from error
 
-# %% ../../nbs/cluster/jobs.ipynb #7bf61ef5
+# %% ../../nbs/cluster/jobs.ipynb #89f88379
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
@@ -188,7 +186,7 @@ def execute_run(
             folder, last = path / phase.folder, phase is phases[-1]
             result, target = folder / phase.result, notebook_target(folder, kept=phase.kept)
             with _marked(path, target):
-                if first(lambda result=result, last=last: not last and result.exists()):
+                if not last and first(lambda phase=phase, folder=folder: phase_done(phase, folder)):
                     if world_rank() == 0:
                         print(f"{phase.notebook}: done before, its result is {result}", flush=True)
                     continue
@@ -222,7 +220,7 @@ def _execute_notebook(
     log = path / "log.txt" if main else target.with_suffix(".txt")
     run_notebook(source, target, parameters, engine=engine, log=log, terminal=terminal and main)
 
-# %% ../../nbs/cluster/jobs.ipynb #567c4493
+# %% ../../nbs/cluster/jobs.ipynb #d36f3b36
 def execute_sample(
     run: str | os.PathLike,
     overrides: Sequence[str] = (),
