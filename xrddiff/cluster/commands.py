@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'submit', 'job_of_script', 'job_rows', 'status', 'status_table',
-           'failure_text', 'tail', 'logs', 'cancel', 'resume', 'profiles', 'add_commands']
+           'failure_text', 'without_colour', 'tail', 'logs', 'cancel', 'resume', 'profiles', 'add_commands']
 
 # %% ../../nbs/cluster/commands.ipynb #88e2b976
 _FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos", "constraint", "reservation")
@@ -382,18 +382,33 @@ def _print_table(table: Any) -> None:
 
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
 
-# %% ../../nbs/cluster/commands.ipynb #ce221054
-def failure_text(run: str | os.PathLike, *, colour: bool = False) -> str:
-    """How the last attempt at a run failed: the rank that failed first with its traceback, a line for each of the others. Empty if none failed."""
+# %% ../../nbs/cluster/commands.ipynb #43ff0751
+_ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.M)
+
+
+def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: bool = False) -> str:
+    """How the last attempt at a run failed: the rank that failed first with its traceback, a line for each of the others. Empty if none failed.
+
+    A rank that was killed leaves no note; of that srun tells in the `log`.
+    """
     from xrddiff.cluster.runs import read_failures
 
-    found = read_failures(run)
-    if not found:
+    first, *others = read_failures(run) or [None]
+    if first is None:
         return ""
-    first, *others = found
-    lines = [f"rank {first['rank']} on {first['host']} failed: {first['error']}"]
-    if first.get("notebook"):
-        lines += [f"notebook: {first['notebook']}", *_traceback(Path(first["notebook"]), colour)]
+    lines = []
+    if not first.get("lost_connection"):
+        lines.append(f"rank {first['rank']} on {first['host']} failed: {first['error']}")
+        if first.get("notebook"):
+            lines += [f"notebook: {first['notebook']}", *_traceback(Path(first["notebook"]), colour)]
+    else:  # all of them lost somebody who said nothing
+        others = [first, *others]
+        last_attempt = tail(log, 5000)[0].rpartition("\nrun: ")[2] if log else ""
+        if ended := _ENDED.search(last_attempt):
+            host, ranks, how = ended.groups()
+            lines.append(
+                f"rank {ranks} on {host} ended first: {how}; it said nothing (out of memory, or ended by somebody)"
+            )
     lines += [
         f"then rank {f['rank']} on {f['host']}: {str(f['error']).splitlines()[0] if f['error'] else ''}"
         for f in others[:8]
@@ -401,6 +416,11 @@ def failure_text(run: str | os.PathLike, *, colour: bool = False) -> str:
     if len(others) > 8:
         lines.append(f"and {len(others) - 8} other ranks")
     return "\n".join(lines)
+
+
+def without_colour(text: str) -> str:
+    """`text` without the escape sequences that colour it in a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def _traceback(notebook: Path, colour: bool) -> list[str]:
@@ -411,7 +431,7 @@ def _traceback(notebook: Path, colour: bool) -> list[str]:
         text = "\n".join(errors[-1]["traceback"]) if errors else ""
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return (text if colour else re.sub(r"\x1b\[[0-9;]*m", "", text)).splitlines()
+    return (text if colour else without_colour(text)).splitlines()
 
 
 def tail(path: Path, lines: int) -> tuple[str, int]:
@@ -437,7 +457,7 @@ def logs(args: argparse.Namespace) -> int:
     """Show the log of a job or a run; first of all how it failed, if it did. With -f go on until the job has ended."""
     from xrddiff.cluster.ledger import find_target, submissions
 
-    target = find_target(args.target, submissions())
+    target, colour = find_target(args.target, submissions()), sys.stdout.isatty()
     s, tasks = target.submission, [target.task]
     if s is None and target.run_dir is None:
         raise BadInput(
@@ -454,16 +474,16 @@ def logs(args: argparse.Namespace) -> int:
         file = _log_of(s, task, run)
         if len(tasks) > 1:
             print(f"=== {s.id}_{task}: {run}")
-        if not args.follow and run and (text := failure_text(run, colour=sys.stdout.isatty())):
+        if not args.follow and run and (text := failure_text(run, file, colour=colour)):
             print(text + "\n---")
         text, end = tail(file, args.lines)
         if not text and not args.follow:
             print(f"{file}: nothing yet")
-        sys.stdout.write(text)
+        sys.stdout.write(text if colour else without_colour(text))
         sys.stdout.flush()
         if args.follow:
             _follow(file, end, s and s.id, target.slurm_id if s else None)
-            if run and (text := failure_text(run, colour=sys.stdout.isatty())):
+            if run and (text := failure_text(run, file, colour=colour)):
                 print("---\n" + text)
     return 0
 

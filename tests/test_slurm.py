@@ -1,0 +1,356 @@
+"""Training on a real SLURM: what is submitted arrives, what fails says why, and whatever befalls a job, it ends with the weights of one that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from xrddiff.cli import main
+from xrddiff.cluster.ledger import read_progress, submissions
+from xrddiff.cluster.profiles import list_profiles
+from xrddiff.cluster.ranks import job_port
+
+STEPS = 120
+WORDS = [
+    "model=vae_kl", "size=tiny", "data=sim128", "data.limit=32", "data.crop=[64,64]", "threads=1",
+    "training.global_batch_size=4", f"training.max_steps={STEPS}", "training.num_epochs=1000", "training.log_every=5",
+    "training.checkpoint_every=10", "training.validate_every=1000",
+]  # fmt: skip
+# whole nodes, so that jobs side by side do not share one; a short warning, as a minute is SLURM's shortest limit
+PROFILE = """\
+nodes: 2
+cpus_per_node: 32
+memory_per_cpu: 1G
+time_limit: 00:10:00
+signal_seconds: 10
+"""
+# In every Python of a job: USR1 raises, as a broken notebook would.
+HOOK = """\
+import signal
+def fail(*_):
+    raise RuntimeError("a cosmic ray")
+signal.signal(signal.SIGUSR1, fail)
+"""
+
+
+def wait_for(true, seconds: float, what: str):
+    """What `true` returns, as soon as that is something."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+    return found
+
+
+class Cluster:
+    """The lab, a folder to work in, and the command line."""
+
+    def __init__(self, lab, folder: Path):
+        self.lab, self.folder = lab, folder
+
+    def __call__(self, *words: str) -> SimpleNamespace:
+        """`xrddiff words…`: exit code, output, errors."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(list(words))
+        return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+    def submit(self, *words: str, profile: str = "pair.yaml") -> SimpleNamespace:
+        """Submit a run; returns its `id` and the folder of its (first) `run`."""
+        done = self("submit", "--config", profile, *WORDS, *words)
+        assert done.code == 0, done.err
+        s = submissions()[-1]
+        return SimpleNamespace(id=s.id, run=Path(s.run_dirs[0]), log=s.log_file(0), runs=[Path(r) for r in s.run_dirs])
+
+    def resume(self, job: SimpleNamespace) -> SimpleNamespace:
+        """Resume by number; the run stays, the job is another."""
+        done = self("resume", str(job.id))
+        assert done.code == 0, done.err
+        s = submissions()[-1]
+        assert s.resumes == job.id and s.run_dir() == str(job.run)
+        return SimpleNamespace(id=s.id, run=job.run, log=s.log_file())
+
+    def rank(self, job: SimpleNamespace, rank: int = 0) -> int:
+        """The pid of a rank of a running job."""
+        marks = {f"SLURM_JOB_ID={job.id}".encode(), f"SLURM_PROCID={rank}".encode()}
+
+        def find():
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    words = (process / "cmdline").read_bytes().split(b"\0")
+                    if words[1:4] == [b"-m", b"xrddiff.cluster.job", b"rank"] and marks <= set(
+                        (process / "environ").read_bytes().split(b"\0")
+                    ):
+                        return int(process.name)
+
+        return wait_for(find, 120, f"rank {rank} of job {job.id}")
+
+    def checkpoint(self, job: SimpleNamespace, after: int = 0) -> int:
+        """Wait for a checkpoint beyond the step `after`; returns its step."""
+
+        def newest():
+            steps = [int(p.name[5:]) for p in job.run.glob("checkpoints/step-*") if (p / "manifest.json").exists()]
+            return max([s for s in steps if s > after], default=None)
+
+        return wait_for(newest, 180, f"a checkpoint of job {job.id} after step {after}")
+
+    def ends(self, job: SimpleNamespace, state: str = "COMPLETED", seconds: float = 240) -> None:
+        """Wait for the end of a job, which must be this one."""
+        self.lab.wait(job.id, {state}, seconds)
+
+
+@pytest.fixture(scope="module")
+def cluster(lab, tmp_path_factory):
+    """The command line on a login node of the lab."""
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "pair.yaml").write_text(PROFILE)
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(HOOK)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in lab.env.items():
+            patch.setenv(name, value)
+        patch.setenv("XRDDIFF_STATE", str(folder / "state"))
+        patch.setenv("PYTHONPATH", str(folder / "hook"))
+        patch.chdir(folder)
+        yield Cluster(lab, folder)
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    """The weights at the last step."""
+    return load_file(run / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+
+
+def assert_same(run: Path, other: Path, tolerance: float = 0.0) -> None:
+    """The same weights, bit for bit unless a tolerance is given."""
+    a, b = weights(run), weights(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        # the gradient of the keys' bias is zero but for rounding, which AdamW makes large
+        if tolerance == 0 or "to_k.bias" not in name:
+            np.testing.assert_allclose(a[name], b[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def limited(cluster, lab):
+    """A job that will meet its time limit of a minute: its ranks are stopped until the warning must have come."""
+    job = cluster.submit("--time", "00:01:00", "run_name=limited")
+    cluster.checkpoint(job)
+    ranks = [cluster.rank(job, r) for r in (0, 1)]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    minutes, seconds = map(int, lab.call("squeue", "-h", "-j", str(job.id), "-o", "%M").strip().split(":"))
+
+    def go_on():
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def warned():
+        go_on()
+        with contextlib.suppress(
+            BaseException
+        ):  # once is enough; a busy machine might not get to the end in any minute
+            lab.wait(job.id, {"PENDING"}, 60)
+            lab.call("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
+
+    timer = threading.Timer(max(0, 52 - 60 * minutes - seconds), warned)
+    timer.start()
+    yield job
+    timer.cancel()
+    go_on()
+
+
+@pytest.fixture(scope="module")
+def alone(cluster, limited):
+    """Undisturbed: on two ranks, and in a single process that is the first task of an array."""
+    pair = cluster.submit("run_name=undisturbed")
+    array = cluster.submit("--nodes", "1", "--array", "run_name=sweep", "training.seed=42,7")
+    return SimpleNamespace(pair=pair, array=array)
+
+
+# --- what goes in, and what is refused --------------------------------------------------------------------------------
+
+
+PROBE = """\
+import json, os, sys
+with open(sys.argv[1], "w") as file:
+    json.dump(dict(argv=sys.argv[2:], name=json.loads(os.environ["XRDDIFF_JOB"])["name"]), file)
+"""
+NASTY = 'it\'s "two" $(touch hacked) `touch hacked`; touch hacked #\n#SBATCH --nodes=99\nJOB\ntouch hacked\n\\ é %j'
+
+
+def test_names_paths_and_words_arrive_as_text(cluster, limited):
+    """Through `submit`, and through `submit --dry-run | sbatch`, from a folder and with a name and arguments that are half a program."""
+    folder = cluster.folder / 'it\'s "two" $(touch hacked) #50%j é'
+    folder.mkdir()
+    (folder / "probe $(touch hacked).py").write_text(PROBE)
+    with contextlib.chdir(folder):
+        words = ["--profile", "debug", "--name", NASTY, "--script", "probe $(touch hacked).py", "--"]
+        script = cluster("submit", "--dry-run", *words, "piped.json", NASTY, "a b")
+        assert script.code == 0, script.err
+        piped = subprocess.run(
+            ["sbatch", "--parsable"], input=script.out, capture_output=True, text=True, check=True
+        ).stdout
+        done = cluster("submit", *words, "sent.json", NASTY, "a b")
+        assert done.code == 0, done.err
+        sent = submissions()[-1]
+        rows = {row["id"]: row for row in json.loads(cluster("status", "--json").out)}
+        # what went past the ledger is known from the script that SLURM keeps
+        assert rows[piped.strip()]["name"] == rows[str(sent.id)]["name"] == NASTY
+        for number, file in ((int(piped), "piped.json"), (sent.id, "sent.json")):
+            cluster.lab.wait(number, {"COMPLETED"}, 120)
+            assert json.loads(Path(file).read_text()) == dict(argv=[NASTY, "a b"], name=NASTY)
+        assert sent.log_file().is_file() and sent.log_file().parent == folder / "output" / "slurm"
+    assert not list(cluster.folder.rglob("hacked"))
+
+
+def test_refusals_are_one_sentence(cluster):
+    """Of SLURM, of a profile, of words; and nothing is left behind by them."""
+
+    def refused(*words: str) -> str:
+        done = cluster("submit", *words)
+        assert done.code == 2 and done.err.count("\n") == 1 and done.err.startswith("xrddiff: "), done
+        return done.err
+
+    assert "sbatch: Batch job submission failed: " in refused(
+        "--config", "pair.yaml", "--nodes", "99", *WORDS, "training.global_batch_size=99", "run_name=never"
+    )
+    assert "one frame for each of the 99 ranks" in refused("--config", "pair.yaml", "--nodes", "99", *WORDS)
+    assert not (cluster.folder / "output" / "vae_kl" / "never").exists()
+    assert "invalid partition" in refused("--config", "pair.yaml", "--partition", "nowhere", *WORDS)
+    (cluster.folder / "wrong.yaml").write_text("nodes: many\n")
+    assert "wrong.yaml: nodes: found 'many'; expected a whole number" in refused("--config", "wrong.yaml", *WORDS)
+    assert "nodes: found '$(reboot)'" in refused("--profile", "small", "--nodes", "$(reboot)", *WORDS)
+    assert "did you mean 'small'" in refused("--profile", "smal", *WORDS)
+    assert "did you mean 'vae_kl'" in refused("--profile", "small", "model=vae_kll")
+    assert "expected --profile NAME" in refused("model=vae_kl")
+    assert (
+        "9999 is in no ledger" in cluster("logs", "9999").err
+        and "9999 is in no ledger" in cluster("resume", "9999").err
+    )
+
+
+def test_no_slurm_here(cluster, monkeypatch, tmp_path):
+    """On a laptop: a sentence from what needs a cluster, and a script from what does not."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = cluster("submit", "--profile", "debug", *WORDS)
+    assert done.code == 2 and "there is no command scontrol on this machine" in done.err
+    assert cluster("submit", "--profile", "debug", "--dry-run", *WORDS).out.startswith("#!/bin/bash\n")
+
+
+def test_every_cpu_profile_is_accepted(cluster):
+    """As it is, by a real sbatch, which checks the request against the nodes."""
+    for profile in list_profiles():
+        if profile.platform == "cpu":
+            script = cluster("submit", "--profile", profile.name, "--dry-run", "model=vae_kl", "data=sim128").out
+            done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True)
+            assert done.returncode == 0, (profile.name, done.stderr)
+
+
+# --- what befalls a job -----------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
+    """A rank killed, a rank that raises, a disk that is full: each ends the job; `logs` begins with the reason; `resume` loses nothing."""
+    job = cluster.submit("run_name=failing")
+    step = cluster.checkpoint(job)
+    os.kill(cluster.rank(job, 1), signal.SIGKILL)
+    cluster.ends(job, "FAILED")
+    shown = cluster("logs", str(job.id)).out
+    assert shown.startswith("rank 1 on ") and "ended first: Killed" in shown.splitlines()[0]
+
+    job = cluster.resume(job)
+    step = cluster.checkpoint(job, step)
+    os.kill(cluster.rank(job, 1), signal.SIGUSR1)
+    cluster.ends(job, "FAILED")
+    shown = cluster("logs", str(job.id)).out
+    assert shown.startswith("rank 1 on ") and "RuntimeError: a cosmic ray" in shown[: shown.index("---")]
+    assert "rank-0001.ipynb" in shown.splitlines()[1] and "Traceback" in shown[: shown.index("---")]
+
+    job = cluster.resume(job)
+    step = cluster.checkpoint(job, step)
+    resource.prlimit(
+        cluster.rank(job, 0), resource.RLIMIT_FSIZE, (2000, 2000)
+    )  # what a quota does: it may not write on
+    cluster.ends(job, "FAILED")
+    shown = cluster("logs", str(job.id)).out
+    assert shown.startswith("rank 0 on ") and "File too large" in shown[: shown.index("---")]
+
+    job = cluster.resume(job)
+    cluster.ends(job)
+    cluster.ends(alone.pair)
+    assert_same(job.run, alone.pair.run)
+    done = cluster("resume", str(job.id))
+    assert done.code == 2 and "is finished" in done.err
+
+
+def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
+    """Its port is taken; it is told to stop, twice; the controller restarts; a node loses its power. One job all along, and one log."""
+    job = cluster.submit("run_name=interrupted")
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("0.0.0.0", job_port("slurm", job.id, 0)))
+        taken.listen()
+        step = cluster.checkpoint(job)
+        done = cluster("resume", str(job.id))
+        assert done.code == 2 and "is running, and goes on by itself" in done.err
+        subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
+        cluster.lab.wait(job.id, {"PENDING"}, 60)
+    step = cluster.checkpoint(job, step)
+    cluster.lab.restart_controller()
+    node = wait_for(lambda: cluster.lab.job(job.id).get("BatchHost"), 60, "the job's first node")
+    cluster.lab.crash(node)
+    cluster.lab.wait(job.id, {"PENDING"}, 60)
+    cluster.lab.start(node)
+    step = cluster.checkpoint(job, step)
+    subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
+    cluster.ends(job)
+    assert cluster.lab.job(job.id)["Restarts"] == "3"
+    assert job.log.read_text().count("back in the queue") == 2
+    cluster.ends(alone.pair)
+    assert_same(job.run, alone.pair.run)
+
+
+def test_a_time_limit_is_met_with_a_checkpoint(cluster, alone, limited):
+    """SLURM warns before the limit; the job goes back into the queue by itself and ends as if there had been none."""
+    cluster.ends(limited)
+    assert cluster.lab.job(limited.id)["Restarts"] >= "1" and "back in the queue, restart 1" in limited.log.read_text()
+    cluster.ends(alone.pair)
+    assert_same(limited.run, alone.pair.run)
+
+
+def test_an_array_is_a_sweep(cluster, alone):
+    """A task for each combination, seen in `status`, cancelled and resumed one by one; a single process makes the weights of two ranks."""
+    job = alone.array
+    rows = {row["id"]: row for row in json.loads(cluster("status", "--json", str(job.id)).out)}
+    assert list(rows) == [f"{job.id}_0", f"{job.id}_1"] and [Path(r["run"]) for r in rows.values()] == job.runs
+    assert rows[f"{job.id}_1"]["overrides"][-1] == "training.seed=7"
+    cluster.ends(SimpleNamespace(id=f"{job.id}_0", log=job.log))
+    cluster.ends(alone.pair)
+    assert_same(job.runs[0], alone.pair.run, 1e-5)
+    assert read_progress(job.runs[0]).finished and read_progress(job.runs[0]).step == STEPS
+
+
+def test_the_script_runs_here(cluster, alone):
+    """`--local`: two ranks on this machine, without SLURM, make the same weights."""
+    words = ["submit", "--config", "pair.yaml", "--local", *WORDS, "run_name=here"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    done = subprocess.run([Path(sys.executable).parent / "xrddiff", *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cluster.ends(alone.pair)
+    assert_same(cluster.folder / "output" / "vae_kl" / "here", alone.pair.run)
