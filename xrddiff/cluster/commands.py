@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'submit', 'job_of_script', 'job_rows', 'status', 'status_table',
-           'failure_text', 'without_colour', 'tail', 'logs', 'cancel', 'resume', 'profiles', 'add_commands']
+           'first_to_end', 'failure_text', 'without_colour', 'tail', 'logs', 'cancel', 'resume', 'profiles',
+           'add_commands']
 
 # %% ../../nbs/cluster/commands.ipynb #88e2b976
 _FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos", "constraint", "reservation")
@@ -382,8 +383,18 @@ def _print_table(table: Any) -> None:
 
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
 
-# %% ../../nbs/cluster/commands.ipynb #43ff0751
-_ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.M)
+# %% ../../nbs/cluster/commands.ipynb #36b7fdd8
+_ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Exited with exit code 75$)(.+)$", re.M)
+
+
+def first_to_end(log: Path) -> str:
+    """What srun says in a log of the rank that ended first in the last attempt, unless somebody had cancelled the job."""
+    attempt = tail(log, 5000)[0].rpartition("\nrun: ")[2]
+    ended = _ENDED.search(attempt)
+    if ended is None or " CANCELLED AT " in attempt[: ended.start()]:
+        return ""
+    host, ranks, how = ended.groups()
+    return f"rank {ranks} on {host} ended first: {how}"
 
 
 def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: bool = False) -> str:
@@ -393,22 +404,14 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
     """
     from xrddiff.cluster.runs import read_failures
 
-    first, *others = read_failures(run) or [None]
-    if first is None:
-        return ""
-    lines = []
-    if not first.get("lost_connection"):
+    others, lines = read_failures(run), []
+    if others and not others[0].get("lost_connection"):
+        first, *others = others
         lines.append(f"rank {first['rank']} on {first['host']} failed: {first['error']}")
         if first.get("notebook"):
             lines += [f"notebook: {first['notebook']}", *_traceback(Path(first["notebook"]), colour)]
-    else:  # all of them lost somebody who said nothing
-        others = [first, *others]
-        last_attempt = tail(log, 5000)[0].rpartition("\nrun: ")[2] if log else ""
-        if ended := _ENDED.search(last_attempt):
-            host, ranks, how = ended.groups()
-            lines.append(
-                f"rank {ranks} on {host} ended first: {how}; it said nothing (out of memory, or ended by somebody)"
-            )
+    elif log and (said := first_to_end(log)):  # those who left a note only lost somebody who did not
+        lines.append(f"{said}, and left no word: out of memory, or ended by somebody")
     lines += [
         f"then rank {f['rank']} on {f['host']}: {str(f['error']).splitlines()[0] if f['error'] else ''}"
         for f in others[:8]
