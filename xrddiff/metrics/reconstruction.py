@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['Codec', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'CodecScore', 'judge',
-           'mean_profile']
+__all__ = ['Codec', 'ROW_NAMES', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'CodecScore',
+           'judge', 'mean_profile']
 
 # %% ../../nbs/metrics/reconstruction.ipynb #75cbb8c8
 Codec = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
@@ -142,7 +142,23 @@ class CodecScore:
             row["scaled_mse"] = self.squares / self.count if self.count else nan
         return row
 
-# %% ../../nbs/metrics/reconstruction.ipynb #50edeb03
+# %% ../../nbs/metrics/reconstruction.ipynb #69e51422
+ROW_NAMES = {
+    "precision": "peak precision",
+    "recall": "peak recall",
+    "f1": "peak F1",
+    "drawn_f1": "peak F1 of a Poisson draw",
+    "intensity_cc": "peak intensity CC",
+    "centroid_px": "centroid error, px",
+    "poisson_deviance": "Poisson deviance",
+    "profile_distance": "profile distance",
+    "scaled_mse": "masked MSE, network scale",
+    "mse": "masked MSE, counts",
+    "codebook_use": "share of the codebook in use",
+    "perplexity": "perplexity of the codes",
+}  # what tables call the entries of a row, in their order
+
+# %% ../../nbs/metrics/reconstruction.ipynb #a7c228e6
 BLOCK = 64  # frames
 
 
