@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from xrddiff.cluster.comm import SIZES, CommReport, comm_test, slow_ranks
+from xrddiff.cluster.scaling import (
+    CostModel,
+    fit_network,
+    gradient_bytes,
+    measure_scaling,
+    plot_scaling,
+    ring_allreduce_time,
+    scaling_table,
+    simple_allreduce_time,
+)
 from xrddiff.errors import BadInput
+from xrddiff.seeds import numpy_rng
+from xrddiff.training.history import keep_speed
 
 COMM = """
 import json, sys
@@ -120,3 +134,117 @@ def test_of_two_the_slower_one_is_named():
 def test_a_report_reads():
     report = CommReport(1, 1, "gloo", 3, [], [row(0, 1.0)])
     assert "nothing to send" in str(report) and "<table" in report._repr_html_()
+
+
+# %% Cost model
+
+
+@pytest.mark.parametrize(("parameters", "megabytes", "milliseconds"), [(50e6, 100, 8), (200e6, 400, 32)])
+def test_the_estimate_of_frontier(parameters, megabytes, milliseconds):
+    n = gradient_bytes(parameters)
+    assert n == megabytes * 1e6
+    assert simple_allreduce_time(n, 25) == pytest.approx(milliseconds / 1e3)
+    assert ring_allreduce_time(n, 80, 25) == pytest.approx(79 / 80 * milliseconds / 1e3)
+    # our own gradients are float32: twice that
+    assert simple_allreduce_time(gradient_bytes(parameters, 4), 25) == pytest.approx(2 * milliseconds / 1e3)
+
+
+def test_a_network_is_found_again_through_noise():
+    sizes = [4, 1_000, 32_000, 1_000_000, 32_000_000]
+    rng = numpy_rng("network")
+    for ranks in (2, 5, 64):
+        times = [ring_allreduce_time(n, ranks, 2.0, 30e-6) * rng.uniform(0.95, 1.05) for n in sizes]
+        network = fit_network(sizes, times, ranks)
+        assert network.bandwidth == pytest.approx(2.0, rel=0.15) and network.latency == pytest.approx(30e-6, rel=0.15)
+
+
+@pytest.mark.parametrize("bad", [([4], [1e-3], 2), ([4, 8], [1e-3, 2e-3], 1), ([4, 1e6], [1e-3, 1e-9], 2)])
+def test_a_network_that_cannot_be_found(bad):
+    with pytest.raises(BadInput, match="expected"):
+        fit_network(*bad)
+
+
+def test_the_model_of_a_step():
+    model = CostModel(200e6, compute_seconds=0.12, bandwidth=25, ranks_per_node=8)
+    table = scaling_table(model, [1, 4, 10])
+    assert table["ranks"].tolist() == [8, 32, 80]
+    assert table["step_ms"].to_numpy() == pytest.approx(120 + 32 * (1 - 1 / table["ranks"].to_numpy()))
+    assert (table["efficiency"].diff().dropna() < 0).all() and (table["speed_up"].diff().dropna() > 0).all()
+    assert table["efficiency"].iloc[-1] == pytest.approx(0.12 / (0.12 + 0.032 * 79 / 80))
+    hidden = scaling_table(CostModel(200e6, 0.12, 25, overlap=0.5), [1, 32])
+    assert hidden["exposed_ms"].tolist() == [0, 0] and hidden["efficiency"].tolist() == [1, 1]
+    latency = CostModel(200e6, 0.12, 25, latency=1e-3)
+    assert latency.step(1000)["all_reduce"] == pytest.approx(0.032 * 0.999 + 2 * 999 * 1e-3)
+    strong = CostModel(50e6, 0.1, 25, strong=True)
+    assert strong.step(10)["step"] == pytest.approx(0.01 + 0.9 * 8e-3)
+    ax = plot_scaling({"predicted": table})
+    assert ax.lines[0].get_xdata().tolist() == [1, 4, 10]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [dict(bandwidth=0), dict(parameters=-1), dict(overlap=1.5), dict(latency=-1e-6), dict(compute_seconds=math.nan)],
+)
+def test_a_model_that_cannot_be(bad):
+    with pytest.raises(BadInput, match=f"{next(iter(bad))} is|overlap is"):
+        CostModel(**(dict(parameters=50e6, compute_seconds=0.1, bandwidth=25) | bad))
+
+
+# %% Measured runs
+
+
+def make_run(folder: Path, attempts: object, model: str = "model_name: VAE") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"model:\n  {model}\n")
+    for a in attempts if isinstance(attempts, list) else []:
+        keep_speed(folder / "metrics", **a)
+    if isinstance(attempts, str):
+        (folder / "metrics").mkdir()
+        (folder / "metrics" / "speed.json").write_text(attempts)
+    return folder
+
+
+def attempt(ranks: int, rate: float, nodes: int | None = None, seconds: float = 10.0) -> dict:
+    return dict(ranks=ranks, nodes=nodes or ranks, frames=round(rate * seconds), seconds=seconds)
+
+
+def test_measured_runs(tmp_path):
+    one = make_run(tmp_path / "one", [attempt(1, 10), attempt(1, 30)])  # interrupted and resumed: 20 per second
+    eight = make_run(tmp_path / "eight", [attempt(8, 130)])
+    many = make_run(tmp_path / "many", [attempt(16, 200), attempt(32, 250), attempt(64, 300)])
+    table = measure_scaling([many, one, eight])
+    assert table["ranks"].tolist() == [1, 8, 16, 32, 64]
+    assert table["speed_up"].tolist() == pytest.approx([1, 6.5, 10, 12.5, 15])
+    assert table["efficiency"].tolist() == pytest.approx([1, 6.5 / 8, 10 / 16, 12.5 / 32, 15 / 64])
+    assert table["verdict"].tolist() == ["good", "good", "good", "poor", "unrated"]
+    assert table["run"].tolist() == [str(one), str(eight), str(many), str(many), str(many)]
+
+
+def test_without_a_run_on_one_rank(tmp_path):
+    runs = [make_run(tmp_path / str(n), [attempt(n, r, nodes=1)]) for n, r in ((2, 40), (4, 72))]
+    table = measure_scaling(runs)
+    assert table["efficiency"].tolist() == pytest.approx([1, 0.9]) and table["nodes"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "word"),
+    [
+        ([], "it has not trained yet"),
+        ("{}[", "cannot be read"),
+        ('[{"ranks": 1}]', "is not a list of attempts"),
+        ("7", "is not a list of attempts"),
+    ],
+)
+def test_runs_without_a_speed(tmp_path, attempts, word):
+    with pytest.raises(BadInput, match=word):
+        measure_scaling([make_run(tmp_path / "run", attempts)])
+
+
+def test_runs_that_cannot_be_compared(tmp_path):
+    runs = [make_run(tmp_path / name, [attempt(1, 20)], f"model_name: {name}") for name in ("VAE", "VQVAE")]
+    with pytest.raises(BadInput, match="model.model_name=VQVAE and .*VAE has VAE; expected runs of one model"):
+        measure_scaling(runs)
+    with pytest.raises(BadInput, match="no run was named"):
+        measure_scaling([])
+    with pytest.raises(BadInput, match="it is no run folder"):
+        measure_scaling([tmp_path / "nowhere"])

@@ -145,24 +145,24 @@ def scaling_table(model: CostModel, nodes: Iterable[int] = (1, 2, 4, 8, 16, 32))
         rows.append(dict(nodes=n, ranks=ranks) | times | rates | dict(verdict=verdict(n, step["efficiency"])))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/cluster/scaling.ipynb #8aaf2571
+# %% ../../nbs/cluster/scaling.ipynb #22d3358f
 def plot_scaling(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Efficiency over nodes, a line per table (predicted or measured), above the thresholds of good scaling."""
     import matplotlib.pyplot as plt
 
     tables = tables if isinstance(tables, Mapping) else {"": tables}
     if ax is None:
-        _, ax = plt.subplots(figsize=(5.5, 3.2), dpi=70)
-    first = 1
+        _, ax = plt.subplots(figsize=(6.5, 3), dpi=70)
+    first = 0.9
     for most, least in THRESHOLDS.items():
-        ax.fill_between([first, most], 0, 100 * least, color="0.9", lw=0, label="poor" if first == 1 else None)
+        ax.fill_between([first, most], 0, 100 * least, color="0.9", lw=0, label="poor" if first < 1 else None)
         first = most
     for name, table in tables.items():
         ax.plot(table["nodes"], 100 * table["efficiency"], "o-", ms=4, label=name or None)
     ax.set_xscale("log", base=2)
     ticks = sorted({1, 2, 4, 8, 16, 32} | {n for table in tables.values() for n in table["nodes"] if n > 32})
     ax.set(xlabel="nodes", ylabel="efficiency (%)", ylim=(0, 105), xticks=ticks, xticklabels=ticks)
-    ax.legend(frameon=False, loc="lower left")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 # %% ../../nbs/cluster/scaling.ipynb #367dd8df
