@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['History', 'read_history']
+__all__ = ['History', 'read_history', 'keep_speed']
 
-# %% ../../nbs/training/history.ipynb #2ad73558
+# %% ../../nbs/training/history.ipynb #b1af4d23
 _FIRST = ("step", "epoch", "frames", "split", "lr", "loss")
 _LAST = ("note",)
 
@@ -101,7 +101,7 @@ class History:
 
         return pd.DataFrame(self.rows, columns=self.columns)
 
-# %% ../../nbs/training/history.ipynb #dafec603
+# %% ../../nbs/training/history.ipynb #22438ddb
 def _value(text: str) -> Any:
     for kind in (int, float):
         try:
@@ -124,3 +124,22 @@ def read_history(path: str | Path) -> pd.DataFrame:
     raise BadInput(
         f"{path} holds no training_metrics.csv; expected a run folder, its metrics folder or the file itself"
     )
+
+# %% ../../nbs/training/history.ipynb #98206220
+def keep_speed(folder: str | Path, *, ranks: int, nodes: int, frames: int, seconds: float) -> None:
+    """Add an attempt to `speed.json` in the metrics folder; one of no frames is left out. Warns where that cannot be written."""
+    if frames == 0:
+        return
+    path, attempts = Path(folder) / "speed.json", []
+    try:
+        if path.is_file():
+            attempts = json.loads(path.read_text(encoding="utf-8"))
+        attempts = attempts if isinstance(attempts, list) else []
+    except (OSError, ValueError):
+        pass
+    attempts.append(dict(ranks=ranks, nodes=nodes, frames=frames, seconds=seconds))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(attempts, indent=2) + "\n")
+    except OSError as e:
+        warnings.warn(f"{path} could not be written: {e.strerror or e}", stacklevel=2)
