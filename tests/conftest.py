@@ -47,7 +47,8 @@ class Lab:
 
     def __init__(self, folder: Path, *options: str):
         self.folder = folder
-        self.command("up", *options)
+        # a test session that is killed must not leave a cluster behind
+        self.command("up", f"--until={os.getpid()}", *options)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
         for line in self.command("env").splitlines():
             name, _, value = line.removeprefix("export ").partition("=")

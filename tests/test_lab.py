@@ -7,6 +7,9 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,10 +105,10 @@ def test_a_second_lab_stands_beside_the_first_and_leaves_nothing(lab: Lab, tmp_p
         job = other.submit(f"--output={tmp_path}/out", "--wrap", "setsid sleep 601 & echo $!; wait")
         other.wait(job, "RUNNING")
         while not (out := tmp_path / "out").exists() or not out.read_text().strip():
-            pass
+            time.sleep(0.05)
         detached = int(out.read_text())
         keepers = [int(path.read_text().split()[0]) for path in (other.folder / "run").glob("*.pid")]
-        assert len(keepers) == 12 and all(Path(f"/proc/{pid}").exists() for pid in [*keepers, detached])
+        assert len(keepers) == 13 and all(Path(f"/proc/{pid}").exists() for pid in [*keepers, detached])
         other.crash("n1")
         assert lab.call("srun", "-w", "n1", "hostname").strip() == "n1"
     finally:
@@ -134,6 +137,42 @@ def all_command_lines() -> str:
             except OSError:
                 pass
     return "\n".join(found)
+
+
+def leaves_nothing(folder: str) -> bool:
+    """No process, no folder, no name."""
+    return folder not in all_command_lines() + Path("/etc/hosts").read_text() and not Path(folder).exists()
+
+
+@pytest.fixture
+def folder() -> Iterator[str]:
+    """A short path for a lab that a test brings up by itself."""
+    path = tempfile.mkdtemp(prefix="lab-", dir="/tmp")
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_a_lab_that_is_stopped_while_it_comes_up_leaves_no_process(lab: Lab, folder: str):
+    coming = subprocess.Popen([sys.executable, str(LAB), "up", f"--folder={folder}"])
+    while coming.poll() is None and not Path(folder, "run", "slurmctld.pid").exists():
+        time.sleep(0.02)
+    coming.terminate()
+    assert coming.wait(30) == 143
+    shutil.rmtree(folder)  # the logs, which say why a lab did not come up
+    assert leaves_nothing(folder)
+
+
+def test_a_lab_goes_down_with_its_owner(lab: Lab, folder: str):
+    owner = subprocess.Popen(["sleep", "600"])
+    up = [sys.executable, str(LAB), "up", f"--folder={folder}", "--nodes=1", f"--until={owner.pid}"]
+    subprocess.run(up, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert not leaves_nothing(folder)
+    owner.kill()
+    owner.wait()
+    end = time.monotonic() + 20
+    while not leaves_nothing(folder) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert leaves_nothing(folder)
 
 
 def test_mistakes_are_refused_with_a_sentence(lab: Lab, tmp_path: Path):

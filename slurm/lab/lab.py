@@ -26,7 +26,6 @@ import shlex
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -136,6 +135,18 @@ def wait_until(true, seconds: float, otherwise: str) -> None:
         time.sleep(0.05)
 
 
+def detach(name: str, log: Path) -> None:
+    """Become a process of no terminal and no parent's files, under a name that `ps` shows."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setsid()
+    LIBC.prctl(SET_NAME, f"lab {name}".encode()[:15], 0, 0, 0)
+    null, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for target, source in ((0, null), (1, out), (2, out)):
+        os.dup2(source, target)
+    os.closerange(3, 1024)
+    os.chdir("/")
+
+
 def keep(name: str, command: list[str], log: Path, env: dict[str, str], host: str | None) -> int:
     """Run `command` below a process of its own, its keeper, and return the keeper's pid.
 
@@ -147,16 +158,10 @@ def keep(name: str, command: list[str], log: Path, env: dict[str, str], host: st
     if pid:
         return pid
     try:
-        os.setsid()
+        detach(name, log)
         LIBC.prctl(SUBREAPER, 1, 0, 0, 0)
-        LIBC.prctl(SET_NAME, f"lab {name}".encode()[:15], 0, 0, 0)
-        null, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for target, source in ((0, null), (1, out), (2, out)):
-            os.dup2(source, target)
-        os.closerange(3, 1024)
         if host and LIBC.unshare(NEW_UTS) == 0:
             socket.sethostname(host)
-        os.chdir("/")
         subprocess.Popen(command, env=env)  # in the foreground: our child, and only ours
         while True:
             os.wait()
@@ -271,6 +276,10 @@ class Lab:
         pid = keep(
             name, [shutil.which(command[0], path=self.env["PATH"]), *command[1:]], self.log(name), self.env, host
         )
+        self.note(name, pid)
+
+    def note(self, name: str, pid: int) -> None:
+        """Remember a process of ours."""
         (self.folder / "run" / f"{name}.pid").write_text(f"{pid} {born(pid)}")
 
     def log(self, name: str) -> Path:
@@ -315,9 +324,21 @@ class Lab:
 
     # commands
 
-    def up(
-        self, *, port: int | None, nodes: int, cpus: int, memory: int, gpus: int, partitions: str, features: str
-    ) -> None:
+    def watch(self, owner: int) -> None:
+        """A process that takes the lab down when `owner` has ended, however it ended."""
+        birth = born(owner)
+        if pid := os.fork():
+            self.note("watch", pid)
+            return
+        try:
+            detach("watch", self.log("watch"))
+            while birth and born(owner) == birth:
+                time.sleep(0.5)
+            self.down()
+        finally:
+            os._exit(0)
+
+    def up(self, *, nodes: int, port: int | None = None, until: int | None = None, **claims: int | str) -> None:
         """A cold cluster, ready for jobs when this returns."""
         if os.geteuid() != 0:
             raise LabError("the lab needs root: slurmd runs jobs as their users")
@@ -342,22 +363,26 @@ class Lab:
             with alone():
                 port = port or free_ports(nodes + 1)
                 self.file.write_text(json.dumps(dict(port=port, nodes=nodes)))
-                self.write_conf(port, nodes, cpus, memory, gpus, partitions, features)
+                self.write_conf(port, **claims)
                 self.start_munge()
                 self.start_controller()
                 for name in self.nodes:
                     self.start_node(name)
             idle = ["idle"] * nodes
-            wait_until(lambda: self.ask("sinfo", "-hN", "-p", "main", "-o%T").split() == idle, 60, "nodes are not idle")
+            wait_until(
+                lambda: self.ask("sinfo", "-hN", "-p", "main", "-o%T").split() == idle,
+                40,
+                f"nodes are not idle, see {self.folder}/log,",
+            )
             if "it runs" not in self.ask("srun", "--immediate=60", f"-N{nodes}", "echo", "it runs", timeout=90):
                 raise LabError(f"a job over all nodes does not run, see {self.folder}/log")
+            if until:
+                self.watch(until)
         except BaseException:
             self.down(keep=True)
             raise
 
-    def write_conf(
-        self, port: int, nodes: int, cpus: int, memory: int, gpus: int, partitions: str, features: str
-    ) -> None:
+    def write_conf(self, port: int, *, cpus: int, memory: int, gpus: int, partitions: str, features: str) -> None:
         """slurm.conf and what belongs to it, and the nodes' names."""
         host = socket.gethostname().partition(".")[0]
         names, own = self.nodes, can_name_hosts()
@@ -390,15 +415,10 @@ class Lab:
         set_hosts(self.folder, {n: f"127.0.1.{i + 1}" if own else address_of(host) for i, n in enumerate(names)})
 
     def gres(self, gpus: int) -> str:
-        """gres.conf: pretended GPUs are null devices; where none can be made, they are only counted."""
-        if not gpus:
-            return ""
-        try:
-            for i in range(gpus):
-                os.mknod(self.folder / "dev" / f"gpu{i}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        except OSError:
-            return f"NodeName=n[1-{len(self.nodes)}] Name=gpu Count={gpus}\n"
-        return f"NodeName=n[1-{len(self.nodes)}] Name=gpu File={self.folder}/dev/gpu[0-{gpus - 1}]\n"
+        """gres.conf: a pretended GPU is a name for the null device."""
+        for i in range(gpus):
+            (self.folder / "dev" / f"gpu{i}").symlink_to(os.devnull)
+        return f"NodeName=n[1-{len(self.nodes)}] Name=gpu File={self.folder}/dev/gpu[0-{gpus - 1}]\n" if gpus else ""
 
     def start_munge(self) -> None:
         """The daemon that vouches for who asks, with a key and a socket of this lab."""
@@ -420,6 +440,8 @@ class Lab:
 
     def down(self, keep: bool = False) -> None:
         """End everything that the lab has started, jobs too, and remove its folder unless it is to be kept."""
+        if (watcher := self.keeper("watch")) and watcher != os.getpid():
+            send([watcher], signal.SIGKILL)
         for name in [*self.nodes, "slurmctld", "munged"]:
             self.cut(name)
         with alone():
@@ -473,6 +495,7 @@ def main(argv: list[str] | None = None) -> int:
     up.add_argument("--gpus", type=int, default=4, help="what each node claims to have")
     up.add_argument("--partitions", default="", help="further partitions beside main: a,b")
     up.add_argument("--features", default="", help="of every node, for --constraint: a,b")
+    up.add_argument("--until", type=int, metavar="PID", help="take the lab down when this process has ended")
     down = command("down", "end all its processes and remove its folder")
     down.add_argument("--keep", action="store_true", help="keep the folder, with the logs")
     command("env", "print the shell commands that point SLURM's tools to the lab")
@@ -484,6 +507,9 @@ def main(argv: list[str] | None = None) -> int:
 
     options = vars(parser.parse_args(argv))
     name, lab = options.pop("command"), Lab(options.pop("folder"))
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # a lab that is told to end while it comes up takes itself down
     try:
         if name == "env":
             lab.settings  # noqa: B018  there must be a lab
