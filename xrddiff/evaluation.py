@@ -119,12 +119,12 @@ class CodecEvaluation:
             first = first.merge(other)
         return first.compute()
 
-# %% ../nbs/evaluation.ipynb #eba5487b
+# %% ../nbs/evaluation.ipynb #d5858e71
 def samples_of(run: str | Path, name: str | None = None) -> Path:
-    """The store of samples of a run: the set `name`, or the one that the run ended with."""
+    """The store of samples of a run: of the set `name`, or of the folder of a set, or the one that the run ended with."""
     folder = Path(run) / "samples"
-    path = folder / (name or "") / "samples.zarr"
-    if name in (".", "..") or name and Path(name).name != name or not path.is_dir():
+    path = (Path(name) if "/" in (name or "") else folder / (name or "")) / "samples.zarr"
+    if name in (".", "..") or not path.is_dir():
         known = sorted(p.parent.name for p in folder.glob("*/samples.zarr"))
         what = (
             f"no samples {name!r}{nearest(name, known) if known else ''}"
