@@ -32,7 +32,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PACKAGES = "munged munge slurmctld slurmd sinfo scontrol srun".split()
+TOOLS = "munged munge slurmctld slurmd sinfo scontrol srun".split()
 NEW_UTS = 0x04000000  # linux/sched.h: CLONE_NEWUTS
 SET_NAME, SUBREAPER = 15, 36  # linux/prctl.h
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -342,7 +342,7 @@ class Lab:
         """A cold cluster, ready for jobs when this returns."""
         if os.geteuid() != 0:
             raise LabError("the lab needs root: slurmd runs jobs as their users")
-        if missing := [p for p in PACKAGES if not shutil.which(p, path=self.env["PATH"])]:
+        if missing := [p for p in TOOLS if not shutil.which(p, path=self.env["PATH"])]:
             raise LabError(f"{', '.join(missing)} not found: apt-get install --no-install-recommends slurm-wlm munge")
         if len(str(self.folder)) > 80:
             raise LabError(
