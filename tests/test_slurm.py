@@ -279,8 +279,8 @@ def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
     os.kill(cluster.rank(job, 1), signal.SIGUSR1)
     cluster.ends(job, "FAILED")
     shown = cluster("logs", str(job.id)).out
-    assert shown.startswith("rank 1 on ") and "RuntimeError: a cosmic ray" in shown[: shown.index("---")]
-    assert "rank-0001.ipynb" in shown.splitlines()[1] and "Traceback" in shown[: shown.index("---")]
+    assert shown.startswith("rank 1 on ") and "RuntimeError: a cosmic ray" in shown[: shown.index("\n---\n")]
+    assert "rank-0001.ipynb" in shown.splitlines()[1] and "Traceback" in shown[: shown.index("\n---\n")]
 
     job = cluster.resume(job)
     step = cluster.checkpoint(job, step)
@@ -289,7 +289,7 @@ def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
     )  # what a quota does: it may not write on
     cluster.ends(job, "FAILED")
     shown = cluster("logs", str(job.id)).out
-    assert shown.startswith("rank 0 on ") and "File too large" in shown[: shown.index("---")]
+    assert shown.startswith("rank 0 on ") and "File too large" in shown[: shown.index("\n---\n")]
 
     job = cluster.resume(job)
     cluster.ends(job)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'submit', 'job_of_script', 'job_rows', 'status', 'status_table',
-           'first_to_end', 'failure_text', 'without_colour', 'tail', 'logs', 'cancel', 'resume', 'profiles',
-           'add_commands']
+           'first_to_end', 'failure_text', 'without_colour', 'tail', 'logs', 'cancel', 'resume', 'profiles', 'number',
+           'numbers', 'comm_test', 'scaling', 'write_accelerate_config', 'add_commands']
 
 # %% ../../nbs/cluster/commands.ipynb #88e2b976
 _FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos", "constraint", "reservation")
@@ -129,7 +129,7 @@ def _log_pattern(folder: Path, name: str, array: str | None) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_.-")[:60] or "xrddiff"
     return log_pattern(folder, stem + ("-%j.log" if array is None else "-%A_%a.log"))
 
-# %% ../../nbs/cluster/commands.ipynb #ee9a7db4
+# %% ../../nbs/cluster/commands.ipynb #81d61d90
 def submit(args: argparse.Namespace) -> int:
     """Send a run to the cluster, with the words that `xrddiff run` takes: `xrddiff submit --profile medium model=latent_diff`."""
     from xrddiff.config import expand_multirun
@@ -190,7 +190,7 @@ def _hand_over(
     return 0
 
 
-def _give_out(script: str, output: str | None) -> None:
+def _give_out(script: str, output: str | None, what: str = "script") -> None:
     if output is None:
         sys.stdout.write(script)
         return
@@ -198,7 +198,7 @@ def _give_out(script: str, output: str | None) -> None:
         Path(output).write_bytes(os.fsencode(script))
     except OSError as error:
         raise BadInput(f"cannot write {output}: {error.strerror}") from None
-    print(f"script: {output}", file=sys.stderr)
+    print(f"{what}: {output}", file=sys.stderr)
 
 
 def _run_here(profile: Profile, job: Job, args: argparse.Namespace) -> int:
@@ -629,7 +629,130 @@ def profiles(args: argparse.Namespace) -> int:
     _print_table(table)
     return 0
 
-# %% ../../nbs/cluster/commands.ipynb #a1c85b00
+# %% ../../nbs/cluster/commands.ipynb #9d27668a
+_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+
+
+def number(text: str) -> float:
+    """A number with a decimal prefix: `50e6`, `50M`, `32k`. For argparse: raises its error."""
+    found = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)([kMG]?)", text.strip())
+    try:
+        return float(found.group(1)) * _PREFIXES[found.group(2)]
+    except (AttributeError, ValueError):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number such as 50e6, 50M or 32k") from None
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between them, each as in `number`."""
+    return [round(number(part)) for part in text.split(",")]
+
+
+def comm_test(args: argparse.Namespace) -> int:
+    """Check that the ranks add up, and how fast: `srun -N2 xrddiff comm-test`."""
+    from xrddiff.cluster.comm import SIZES
+    from xrddiff.cluster.comm import comm_test as measure
+    from xrddiff.cluster.ranks import close_distributed, initialize_distributed
+
+    info = initialize_distributed()
+    try:
+        report = measure(args.sizes or SIZES, args.rounds, info=info)
+    finally:
+        close_distributed()
+    if info.process_id == 0:
+        print(report.to_json() if args.json else report, flush=True)
+    return 0 if report.passed else 1
+
+
+def scaling(args: argparse.Namespace) -> int:
+    """What N nodes bring: predicted from a cost model (--params, --bandwidth), or measured in run folders."""
+    from xrddiff.cluster.scaling import measure_scaling, plot_scaling
+
+    if args.runs:
+        if args.params is not None:
+            raise BadInput(
+                "expected run folders, which were measured, or --params, from which is predicted; found both"
+            )
+        table, head = measure_scaling(args.runs), ""
+    else:
+        table, head = _predict(args)
+    if args.json:
+        print(table.to_json(orient="records", indent=2))
+    else:
+        print(head + table.to_string(index=False, float_format="{:.3g}".format))
+    if args.figure:
+        import matplotlib
+
+        matplotlib.use("agg")
+        if "efficiency" not in table:
+            raise BadInput("--figure: an efficiency needs the time of a step on one rank; expected --step-ms")
+        axes = plot_scaling(table)
+        try:
+            axes.figure.savefig(args.figure, bbox_inches="tight", dpi=120)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"cannot write {args.figure}: {error}") from None
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> tuple[Any, str]:
+    """The table of a cost model, and the line above it."""
+    import pandas as pd
+
+    from xrddiff.cluster.scaling import (
+        CostModel,
+        gradient_bytes,
+        ring_allreduce_time,
+        scaling_table,
+        simple_allreduce_time,
+    )
+
+    bandwidth, latency = args.bandwidth, args.latency_us * 1e-6
+    if args.comm:
+        network = _measured_network(args.comm)
+        bandwidth, latency = network.bandwidth, network.latency
+    if args.params is None or bandwidth is None:
+        raise BadInput("expected run folders, or --params with --bandwidth (GB/s) or --comm FILE (of comm-test --json)")
+    n = gradient_bytes(args.params, args.bytes)
+    simple = simple_allreduce_time(n, bandwidth)
+    head = f"{args.params / 1e6:g} M parameters, {n / 1e6:g} MB of gradients, 2·bytes/bandwidth = {1e3 * simple:g} ms at {bandwidth:.3g} GB/s\n\n"
+    nodes = args.nodes or [1, 2, 4, 8, 16, 32]
+    if args.step_ms is None:
+        ranks = [k * args.ranks_per_node for k in nodes]
+        times = [1e3 * ring_allreduce_time(n, r, bandwidth, latency) for r in ranks]
+        return pd.DataFrame(dict(nodes=nodes, ranks=ranks, all_reduce_ms=times)), head
+    model = CostModel(
+        args.params, args.step_ms / 1e3, bandwidth, latency, args.bytes, args.overlap, args.ranks_per_node, args.strong
+    )
+    return scaling_table(model, nodes), head
+
+
+def _measured_network(file: str) -> Any:
+    from xrddiff.cluster.comm import CommReport
+    from xrddiff.cluster.scaling import report_network
+
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        report = CommReport(
+            found["num_processes"], found["num_nodes"], found["backend"], found["rounds"], found["messages"]
+        )
+    except OSError as error:
+        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{file}: expected what `xrddiff comm-test --json` prints") from None
+    return report_network(report)
+
+
+def write_accelerate_config(args: argparse.Namespace) -> int:
+    """Print the configuration with which `accelerate launch` starts the ranks of a profile."""
+    from xrddiff.cluster.launch import accelerate_config
+    from xrddiff.cluster.profiles import load_profile
+
+    text = accelerate_config(
+        load_profile(args.profile), machine_rank=args.machine_rank, main_process_ip=args.main_process_ip, main_process_port=args.main_process_port
+    )  # fmt: skip
+    _give_out(text, args.output, "configuration")
+    return 0
+
+# %% ../../nbs/cluster/commands.ipynb #d1010d26
 def _profile_arguments(p: argparse.ArgumentParser) -> None:
     which = p.add_mutually_exclusive_group()
     which.add_argument("-p", "--profile", metavar="NAME", help="a profile of `xrddiff profiles`")
@@ -695,3 +818,44 @@ def add_commands(commands: Any) -> None:
     )
 
     add("profiles", profiles, "the cluster profiles")
+
+    p = add("comm-test", comm_test, "check the communication between ranks and how fast it is")
+    p.add_argument("--sizes", type=numbers, metavar="N,…", help="bytes of the messages (4,1k,32k,1M,32M)")
+    p.add_argument("--rounds", type=int, default=10, metavar="N", help="how often each is sent (10)")
+    p.add_argument("--json", action="store_true", help="for programs, and for `xrddiff scaling --comm`")
+
+    p = add("scaling", scaling, "what N nodes will bring, or have brought")
+    p.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs of one model on different numbers of ranks")
+    p.add_argument("--params", type=number, metavar="N", help="parameters of the model: 50e6, 50M")
+    p.add_argument("--bandwidth", type=number, metavar="GB/s", help="between the nodes")
+    p.add_argument("--latency-us", type=float, default=0.0, metavar="µs", help="of a message (0)")
+    p.add_argument("--comm", metavar="FILE", help="bandwidth and latency as `xrddiff comm-test --json` measured them")
+    p.add_argument(
+        "--step-ms", type=number, metavar="ms", help="time of a step on one rank; without it there is no efficiency"
+    )
+    p.add_argument("--nodes", type=numbers, metavar="N,…", help="how many nodes (1,2,4,8,16,32)")
+    p.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="(1)")
+    p.add_argument(
+        "--bytes",
+        type=int,
+        default=2,
+        metavar="N",
+        help="of a gradient's number: 2 in half precision, 4 in float32 (2)",
+    )
+    p.add_argument(
+        "--overlap",
+        type=float,
+        default=0.0,
+        metavar="0…1",
+        help="share of the computation that hides communication (0)",
+    )
+    p.add_argument("--strong", action="store_true", help="the batch is shared among the ranks, and not one for each")
+    p.add_argument("--figure", metavar="FILE", help="draw the efficiency")
+    p.add_argument("--json", action="store_true", help="for programs")
+
+    p = add("accelerate-config", write_accelerate_config, "the file that `accelerate launch` reads")
+    p.add_argument("profile", metavar="PROFILE", help="a profile of `xrddiff profiles`, or a YAML file")
+    p.add_argument("--machine-rank", type=int, default=0, metavar="I", help="of this machine (0)")
+    p.add_argument("--main-process-ip", metavar="HOST", help="machine 0, as the others see it")
+    p.add_argument("--main-process-port", type=int, metavar="PORT")
+    p.add_argument("-o", "--output", metavar="FILE", help="write it to a file")
