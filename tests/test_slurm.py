@@ -212,6 +212,7 @@ def test_names_paths_and_words_arrive_as_text(cluster, limited):
         rows = {row["id"]: row for row in json.loads(cluster("status", "--json").out)}
         # what went past the ledger is known from the script that SLURM keeps
         assert rows[piped.strip()]["name"] == rows[str(sent.id)]["name"] == NASTY
+        assert cluster("logs", piped.strip()).code == 0
         for number, file in ((int(piped), "piped.json"), (sent.id, "sent.json")):
             cluster.lab.wait(number, {"COMPLETED"}, 120)
             assert json.loads(Path(file).read_text()) == dict(argv=[NASTY, "a b"], name=NASTY)
@@ -251,6 +252,18 @@ def test_no_slurm_here(cluster, monkeypatch, tmp_path):
     done = cluster("submit", "--profile", "debug", *WORDS)
     assert done.code == 2 and "there is no command scontrol on this machine" in done.err
     assert cluster("submit", "--profile", "debug", "--dry-run", *WORDS).out.startswith("#!/bin/bash\n")
+
+
+def test_comm_test_under_srun(cluster):
+    """Two ranks on two nodes; one of them reports."""
+    words = [Path(sys.executable).parent / "xrddiff", "comm-test", "--sizes", "4,100k", "--rounds", "2", "--json"]
+    done = subprocess.run(["srun", "-N2", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"] and (report["num_processes"], report["num_nodes"]) == (2, 2)
+    (cluster.folder / "comm.json").write_text(done.stdout)
+    shown = cluster("scaling", "--params", "50M", "--comm", "comm.json", "--nodes", "2,4", "--step-ms", "100")
+    assert shown.code == 0 and "100 MB of gradients" in shown.out and "efficiency" in shown.out
 
 
 def test_every_cpu_profile_is_accepted(cluster):
