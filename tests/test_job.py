@@ -1,0 +1,190 @@
+"""The two commands of a batch job, as processes: what they make of a folder, how they end, what survives in the words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from xrddiff.cluster.job import Job, prepare, quoted, read_job, run_words
+from xrddiff.cluster.runs import read_failures, stopped_by
+from xrddiff.config import compose_config, load_config
+from xrddiff.errors import BadInput
+
+AWKWARD = "it's \"x\" $(touch pwned) `touch pwned` \\' \\\n; #é"
+
+
+def launch(
+    command: str, job: Job, folder: Path, rank: int = 0, ranks: int = 1, port: int = 0, **env: str
+) -> subprocess.Popen:
+    """`python -m xrddiff.cluster.job command` on one rank."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMI_"))} | env
+    env |= {"XRDDIFF_JOB": job.to_json(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if ranks > 1:
+        place = dict(RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=ranks, MASTER_PORT=port)
+        env |= {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    words = [sys.executable, "-m", "xrddiff.cluster.job", command]
+    return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def ended(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("text", [AWKWARD, "plain", "", "\\", "a\\'b", "'", "\\\\", "a,b=[c]{d}", "${x}"])
+def test_words_arrive_as_text(text):
+    assert compose_config([f"run_name={quoted('n' + text)}"]).run_name == "n" + text if "$" not in text else True
+    job = Job(overrides=[[text]], run_dirs=["/" + text], name=text, argv=[text])
+    assert Job.from_json(job.to_json()) == job and job.to_json().isascii() and "\n" not in job.to_json()
+
+
+def test_a_folder_with_an_awkward_name(tmp_path):
+    path = tmp_path / AWKWARD.replace("/", "")
+    job = Job(overrides=[["model=vq", "data=sim128"]], run_dirs=[str(path)])
+    code, out, err = ended(launch("prepare", job, tmp_path))
+    assert (code, err) == (0, "") and out == f"run: {path}\n"
+    assert compose_config(run_words(job, 0)).resume == str(path) and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_prepare_comes_again(tmp_path):
+    """As after a requeue: nothing is lost, marks are cleared, other words are refused."""
+    path = tmp_path / "run"
+    job = Job(overrides=[["data=sim128", "training.num_epochs=2"]], run_dirs=[str(path)])
+    prepare(job)
+    (path / "checkpoints" / "kept").mkdir()
+    (path / "stopped.json").write_text('{"reason": "SIGUSR2"}')
+    (path / "ranks").mkdir()
+    (path / "ranks" / "failed-0001.json").write_text("{")
+    assert stopped_by(path) == "SIGUSR2" and read_failures(path) == []
+    prepare(job)
+    assert (
+        stopped_by(path) is None and not list((path / "ranks").iterdir()) and (path / "checkpoints" / "kept").is_dir()
+    )
+    assert load_config(path / "config.yaml").training.num_epochs == 2
+    with pytest.raises(BadInput, match="training.lr=1.0 contradicts"):
+        prepare(Job(overrides=[["data=sim128", "training.lr=1"]], run_dirs=[str(path)]))
+
+
+def test_a_task_of_an_array(tmp_path):
+    job = Job(overrides=[["model=vq"], ["model=ddpm"]], run_dirs=[str(tmp_path / "a"), str(tmp_path / "b")])
+    (file := tmp_path / "job.json").write_text(job.to_json())
+    found, task = read_job({"XRDDIFF_JOB_FILE": str(file), "SLURM_ARRAY_TASK_ID": "1"})
+    prepare(found, task)
+    assert load_config(tmp_path / "b" / "config.yaml").presets["model"] == "ddpm" and not (tmp_path / "a").exists()
+    for number in ("2", "x", "-1"):
+        with pytest.raises(BadInput, match="expected a number from 0 to 1"):
+            read_job({"XRDDIFF_JOB_FILE": str(file), "SLURM_ARRAY_TASK_ID": number})
+    with pytest.raises(BadInput, match="cannot read the job from XRDDIFF_JOB_FILE"):
+        read_job({"XRDDIFF_JOB_FILE": str(tmp_path / "none")})
+    with pytest.raises(BadInput, match="there is no job"):
+        read_job({})
+
+
+def test_refusals_are_one_sentence(tmp_path):
+    for job, sentence in (
+        (Job(overrides=[["model=vqq"]], run_dirs=[str(tmp_path / "r")]), "did you mean 'vq'"),
+        (Job(kind="sample", overrides=[[]], run_dirs=[str(tmp_path / "none")]), "there is no such folder"),
+        (Job(kind="script", script=str(tmp_path / "no.py"), run_dirs=[str(tmp_path / "r")]), "there is no file"),
+    ):
+        code, out, err = ended(launch("prepare", job, tmp_path))
+        assert code == 2 and out == "" and sentence in err and err.count("\n") == 1, err
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+assert __name__ == "__main__" and sys.path[0] == str(Path(__file__).parent)
+rank = int(os.environ["RANK"])
+Path(f"told-{rank}").write_text(repr((sys.argv[1:], os.environ["WORLD_SIZE"])))
+if "fail" in sys.argv and rank == 1:
+    raise ValueError("no such thing")
+sys.exit(3 if "three" in sys.argv else None)
+"""
+
+
+def test_a_script_of_ones_own(tmp_path):
+    (tmp_path / "own script.py").write_text(SCRIPT)
+
+    def run(*argv):
+        job = Job(
+            kind="script", script=str(tmp_path / "own script.py"), argv=list(argv), run_dirs=[str(tmp_path / "run")]
+        )
+        prepare(job)
+        processes = [launch("rank", job, tmp_path, rank, 2, 23456) for rank in range(2)]
+        return [ended(process) for process in processes]
+
+    assert [code for code, *_ in run(AWKWARD, "three")] == [3, 3]
+    assert [eval((tmp_path / f"told-{r}").read_text()) for r in range(2)] == [([AWKWARD, "three"], "2")] * 2
+    (first, _, _), (second, _, err) = run("fail")
+    assert first == 0 and second == 1 and "ValueError: no such thing" in err
+    assert [(mark["rank"], mark["error"]) for mark in read_failures(tmp_path / "run")] == [(1, "no such thing")]
+
+
+def test_a_notebook_of_ones_own(tmp_path):
+    cell = nbformat.v4.new_code_cell("steps = 1\nname = ''")
+    cell.metadata["tags"] = ["parameters"]
+    body = nbformat.v4.new_code_cell("import os\nprint(os.environ['RANK'], steps, name)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, body]), tmp_path / "own.ipynb")
+    job = Job(
+        kind="script",
+        script=str(tmp_path / "own.ipynb"),
+        argv=["steps=3", "name=a b"],
+        run_dirs=[str(tmp_path / "run")],
+    )
+    prepare(job)
+    processes = [launch("rank", job, tmp_path, rank, 2, 23457) for rank in range(2)]
+    assert [ended(process)[0] for process in processes] == [0, 0]
+    assert "0 3 a b" in (tmp_path / "run" / "notebook.ipynb").read_text()
+    assert "1 3 a b" in (tmp_path / "run" / "ranks" / "rank-0001.ipynb").read_text()
+
+
+def test_the_codes_with_which_ranks_end(tmp_path):
+    """USR2 to both ranks of a real training: 75 from rank 0, and the job queued again goes on to the end."""
+    words = [
+        "experiment_type=test",
+        "data=sim128",
+        "data.limit=32",
+        "data.crop=[32,32]",
+        "threads=1",
+        "inference.limit=2",
+    ]
+    words += [
+        "training.global_batch_size=8",
+        "training.num_epochs=1000",
+        "training.max_steps=100000",
+        "training.log_every=1",
+    ]
+    path = tmp_path / "run"
+    job = Job(overrides=[words], run_dirs=[str(path)], threads=1)
+    assert ended(launch("prepare", job, tmp_path))[0] == 0
+    processes = [launch("rank", job, tmp_path, rank, 2, 23458) for rank in range(2)]
+    deadline = time.monotonic() + 300
+    try:
+        while not list(path.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGUSR2)
+    codes = [ended(process)[0] for process in processes]
+    assert codes == [75, 0] and stopped_by(path) == "SIGUSR2" and read_failures(path) == []
+    step = max(int(p.name.removeprefix("step-")) for p in path.glob("checkpoints/step-*"))
+
+    again = Job(overrides=[[*words[:-2], f"training.max_steps={step + 2}"]], run_dirs=[str(path)])
+    assert ended(launch("prepare", again, tmp_path))[0] == 0
+    code, _, err = ended(launch("rank", again, tmp_path))  # on one rank now
+    assert code == 0 and stopped_by(path) is None, err
+    rows = json.loads((path / "metrics" / "training_metrics.json").read_text())
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, step + 3))
+    assert (path / "report.html").exists() and (path / "notebook.1.ipynb").exists()
