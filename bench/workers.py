@@ -1,0 +1,111 @@
+"""Sampling by dask workers against one process: 2 workers × 1 thread against 1 process × 1 thread, on the same samples.
+
+    OMP_NUM_THREADS=1 python bench/workers.py [--model ddpm] [--size tiny] [--pixels 128] [--workers 2] [--frames 64] [--batch 4] [--steps 16] [--rounds 5]
+
+A run folder is made with a network that has learnt nothing (arithmetic does not depend on the weights). Workers are started, and have opened the model, before the clock runs; what is timed is
+a store from its template to its last mark: sampling, the inverse transform, writing, reading back and hashing, and in the workers' case the scheduler. Rounds alternate; minimum (median) of frames
+per second, and the ratio of the rates of the shortest rounds (median of the rounds' ratios). The start of the workers is printed by itself. The two stores are compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from xrddiff.cluster.runs import create_run
+from xrddiff.cluster.workers import Workers, _sample_job, _sample_part, open_workers, run_tasks
+from xrddiff.config import compose_config
+from xrddiff.data.datasets import prepare_words
+from xrddiff.data.parts import PartStore, parts_done
+from xrddiff.diffusion.denoisers import Denoiser
+from xrddiff.generators import generator_state, keep_template
+from xrddiff.models.unet import make_unet
+from xrddiff.training.checkpoints import save_checkpoint
+
+
+def make_run(folder: Path, args: argparse.Namespace) -> Path:
+    """The folder of a run of pixel diffusion whose last layers are not zero, as after some training."""
+    words = [
+        "model=ddpm",
+        f"size={args.size}",
+        "data=sim128",
+        "data.limit=40",
+        f"data.crop=[{args.pixels},{args.pixels}]",
+    ]
+    cfg = compose_config(words + [f"inference.batch_size={args.batch}", f"inference.steps={args.steps}"])
+    run, prepared = create_run(cfg, folder / "run"), prepare_words(cfg)
+    net = make_unet(args.size, patch=4 if args.size == "tiny" else None, mask_channel=True)
+    for p in net.parameters():
+        if p.ndim > 1 and not p.any():
+            nn.init.kaiming_uniform_(p)
+    model = Denoiser(net, sigma_data=1.0)
+    state = generator_state(model, (1, args.pixels, args.pixels), limits=(-5.0, 8.0))
+    save_checkpoint(run / "checkpoints", 1, {"model": net.state_dict()}, {"step": 1, **prepared.state(), **state})
+    keep_template(prepared.frames, run)
+    return run
+
+
+def fill(run: Path, words: tuple[str, ...], folder: Path, pool: Any) -> float:
+    """Seconds from an empty store to its last mark."""
+    job = _sample_job(str(run), words, None)
+    i = job.cfg.inference
+    store = PartStore.create(folder, job.template(), i.batch_size)
+    started = time.perf_counter()
+    run_tasks(
+        _sample_part, [(str(run), words, str(folder), k) for k in range(len(store.rows))], pool, lambda mark: None
+    )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="tiny")
+    parser.add_argument("--pixels", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run, words = make_run(folder, args), (f"inference.num_samples={args.frames}", "threads=1")
+        print(
+            f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}; {args.size}, {args.frames} × {args.pixels}², batch {args.batch}, {args.steps} steps"
+        )
+        started = time.perf_counter()
+        with open_workers(Workers(args.workers), 1) as pool:
+            fill(run, words, folder / "warm", pool)
+            fill(run, words, folder / "warm-one", None)
+            print(
+                f"start of {args.workers} workers, the model opened, and a first store by each: {time.perf_counter() - started:.1f} s"
+            )
+            one, many = [], []
+            for k in range(args.rounds):
+                sides = [("one", None, one), ("many", pool, many)]
+                for side, who, times in sides[:: 1 if k % 2 else -1]:
+                    times.append(fill(run, words, folder / f"{side}-{k}", who))
+        marks = [
+            {k: m["sha256"] for k, m in parts_done(PartStore(folder / f"{side}-0")).items()} for side in ("one", "many")
+        ]
+        assert marks[0] == marks[1] and marks[0], "the samples of the workers are not those of one process"
+        ratios = [a / b for a, b in zip(one, many, strict=True)]
+        print("| | frames/s, best (median) |\n| --- | --- |")
+        for label, times in (("1 process × 1 thread", one), (f"{args.workers} workers × 1 thread", many)):
+            print(f"| {label} | {args.frames / min(times):.2f} ({args.frames / median(times):.2f}) |")
+        print(f"ratio {min(one) / min(many):.2f} ({median(ratios):.2f}); the same bits")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Samples and judgements by workers: the same bits as from one process, whoever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Lab
+from test_run import COMMAND, xrddiff
+
+from xrddiff.cluster.workers import parse_workers
+from xrddiff.data.readers import open_frames
+from xrddiff.data.store import read_store
+from xrddiff.errors import BadInput
+
+# numbers that begin within a chunk, a last chunk that is not whole, and a measurement of each sample besides
+WORDS = [
+    "-n",
+    "38",
+    "inference.first_sample=3",
+    "inference.batch_size=4",
+    "inference.steps=16",
+    "inference.poisson=true",
+]
+WORDS += ["threads=1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained latent model. Its folder has a name that no shell must see."""
+    folder = tmp_path_factory.mktemp("workers") / 'it\'s $(touch here) "quoted"'
+    folder.mkdir()
+    words = ["model=latent_diff", "size=tiny", "experiment_type=test", "data=sim128", "data.limit=40", "threads=1"]
+    words += ["training.batch_size=4", "training.max_steps=2", "inference.num_samples=8", "inference.steps=2"]
+    xrddiff("run", *words, "run_name=whole", folder=folder)
+    return folder / "output" / "latent_diff_test" / "whole"
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """The samples as one undisturbed process makes them."""
+    xrddiff("sample", str(run), *WORDS, "--name", "whole", folder=run)
+    return read_store(run / "samples" / "whole" / "samples.zarr").load()
+
+
+def start(run: Path, *words: str, **options) -> subprocess.Popen:
+    command = [COMMAND, "sample", str(run), *WORDS, *words]
+    return subprocess.Popen(command, cwd=run, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def marks(folder: Path) -> int:
+    return len(list((folder / "samples.parts" / "marks").glob("[0-9]*.json")))
+
+
+def wait_for(true, process: subprocess.Popen, seconds: float = 150) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def finish(process: subprocess.Popen, seconds: float = 200) -> str:
+    said = process.communicate(timeout=seconds)[0]
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def check_same(folder: Path, whole) -> None:
+    """Every variable to the last bit, and nothing left of the making."""
+    found = read_store(folder / "samples.zarr")
+    assert set(found.variables) == set(whole.variables) and found.attrs == whole.attrs
+    assert [n for n in whole.variables if not np.array_equal(found[n].values, whole[n].values)] == []
+    assert not (folder / "samples.parts").exists() and (folder / "report.html").exists()
+
+
+def worker_pids(parent: int) -> list[int]:
+    """The processes that work, among the children of a command."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    children += [c for t in Path(f"/proc/{parent}/task").iterdir() for c in (t / "children").read_text().split()]
+    return [int(c) for c in dict.fromkeys(children) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def test_the_store_of_samples_is_frames_like_any_other(run, whole):
+    samples = open_frames(run / "samples" / "whole" / "samples.zarr")
+    assert samples["sample"].values.tolist() == list(range(3, 41)) and samples.attrs["distance"] > 0
+    again = xrddiff("sample", str(run), "-n", "2", "--name", "two", "inference.first_sample=9", *WORDS[3:], folder=run)
+    assert "samples are there" not in again.stdout
+    two = read_store(run / "samples" / "two" / "samples.zarr")
+    for name in ("intensity", "drawn"):
+        assert np.array_equal(two[name].values, whole[name].values[6:8])
+
+
+def test_a_worker_killed_in_mid_chunk_costs_its_chunk(run, whole):
+    folder = run / "samples" / "killed"
+    process = start(run, "--name", "killed", "--workers", "local:2")
+    wait_for(lambda: marks(folder) >= 2, process)
+    os.kill(worker_pids(process.pid)[0], signal.SIGKILL)
+    finish(process)
+    check_same(folder, whole)
+
+
+def test_the_same_command_goes_on_where_it_was_killed(run, whole):
+    folder = run / "samples" / "again"
+    process = start(run, "--name", "again")
+    wait_for(lambda: marks(folder) >= 3, process)
+    process.kill()
+    process.wait(30)
+    # one part is broken, another has lost its mark: both are made anew
+    broken = sorted((folder / "samples.parts" / "frames.zarr" / "intensity" / "c").rglob("*/0/0"))[0]
+    broken.write_bytes(broken.read_bytes()[:-5])
+    done = marks(folder)
+    sorted((folder / "samples.parts" / "marks").glob("[0-9]*.json"))[1].unlink()
+    said = finish(start(run, "--name", "again"))
+    assert f"{4 * (done - 2)} of 38 samples are there" in said and f"samples: {folder}\n" in said
+    check_same(folder, whole)
+    assert (folder / "notebook.1.ipynb").exists()
+
+
+def test_other_words_begin_a_set_of_their_own(run, whole):
+    folder = run / "samples" / "other"
+    process = start(run, "--name", "other")
+    wait_for(lambda: marks(folder) >= 1, process)
+    process.kill()
+    process.wait(30)
+    done = xrddiff("sample", str(run), "-n", "4", "--name", "other", "inference.steps=2", folder=run)
+    assert f"samples: {folder}-2" in done.stdout and marks(folder) >= 1
+
+
+def profile(folder: Path, **fields) -> Path:
+    """Two worker jobs of one CPU."""
+    fields = dict(nodes=2, cpus_per_node=1, memory_per_cpu="2G", time_limit="00:10:00") | fields
+    path = folder / "two.yaml"
+    path.write_text(json.dumps(fields))
+    return path
+
+
+@pytest.fixture
+def on_lab(lab: Lab, tmp_path):
+    """The environment of a command on the lab cluster; no job of it outlives its test."""
+    before = set(lab.call("squeue", "-h", "-o%i").split())
+    yield lab.env | {"XRDDIFF_STATE": f"/tmp/{tmp_path.name}-{os.getpid()}"}
+    left = set(lab.call("squeue", "-h", "-o%i", "-npending,xrddiff-workers").split()) - before
+    if left:
+        lab.call("scancel", *left)
+    shutil.rmtree(f"/tmp/{tmp_path.name}-{os.getpid()}", ignore_errors=True)
+
+
+def worker_jobs(lab: Lab, state: str = "RUNNING") -> list[str]:
+    return lab.call("squeue", "-h", "-o%i", f"-t{state}", "-nxrddiff-workers").split()
+
+
+def test_a_cancelled_slurm_worker_is_replaced(run, whole, lab: Lab, on_lab, tmp_path):
+    folder = run / "samples" / "slurm"
+    process = start(run, "--name", "slurm", "--workers", f"slurm:{profile(tmp_path)}", env=on_lab)
+    wait_for(lambda: marks(folder) >= 1 and len(worker_jobs(lab)) == 2, process)
+    first = worker_jobs(lab)
+    lab.call("scancel", first[0])
+    # the one that is left may do the rest before another has started; where it does not, there is another
+    said = finish(process)
+    check_same(folder, whole)
+    assert "Traceback" not in said
+    end = time.monotonic() + 30
+    while lab.call("squeue", "-h", "-o%i", "-nxrddiff-workers").split():
+        assert time.monotonic() < end, "worker jobs outlive their command"
+        time.sleep(0.2)
+    assert not list(Path(on_lab["XRDDIFF_STATE"]).rglob("*.pem")) and not (run.parent / "here").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"partition": "nowhere"}, "SLURM would not take a worker job: "),
+        ({"env_vars": {"PYTHONHOME": "/nowhere"}}, "3 worker jobs ended before a worker spoke up, the last with: "),
+    ],
+)
+def test_worker_jobs_that_cannot_work_end_the_command(run, lab: Lab, on_lab, tmp_path, fields, sentence):
+    words = ["-n", "8", "inference.steps=2", "--name", f"not {next(iter(fields))}"]
+    command = ["sample", str(run), *words, "--workers", f"slurm:{profile(tmp_path, **fields)}"]
+    done = xrddiff(*command, folder=run, check=False, env=on_lab)
+    assert done.returncode == 2 and f"xrddiff: {sentence}" in done.stderr and "Traceback" not in done.stderr
+    assert not worker_jobs(lab, "PENDING,RUNNING")
+
+
+@pytest.mark.parametrize("text", ["local", "local:", "local:0", "local:-1", "local:2x", "lokal:2", "slurm:", "2", ""])
+def test_malformed_workers_are_refused(text):
+    with pytest.raises(BadInput, match="expected local:N, N processes on this machine, or slurm:PROFILE"):
+        parse_workers(text)
+
+
+def test_a_profile_that_is_not_there_is_refused_before_anything_is_made(run):
+    done = xrddiff("sample", str(run), "--name", "never", "--workers", "slurm:smal", folder=run, check=False)
+    assert done.returncode == 2 and "did you mean 'small'" in done.stderr
+    assert not (run / "samples" / "never").exists()
+
+
+def test_a_judgement_is_the_same_for_any_number_of_workers(run, whole):
+    judged = []
+    for words in ([], ["--workers", "local:2"]):
+        done = xrddiff("evaluate", str(run), "--samples", "whole", "threads=1", *words, folder=run)
+        judged.append(json.loads((run / "metrics" / "evaluation.json").read_text()))
+        assert "radial profile" in done.stdout
+    assert judged[0] == judged[1] and judged[0]["sets"]["samples"] == 38
+    assert {"samples", "floor", "autoencoder"} == set(judged[0]["rows"])
+    assert (run / "evaluation" / "report.html").exists() and (run / "evaluation" / "notebook.1.ipynb").exists()
+    # made with the sampling command, judged by the same measures
+    assert json.loads((run / "samples" / "whole" / "generation.json").read_text())["rows"] == judged[0]["rows"]
+
+
+def test_what_cannot_be_judged_is_refused_in_one_sentence(run, whole):
+    for words, sentence in (
+        (["--samples", "hole"], "did you mean 'whole'"),
+        (["training.lr=1"], "words of inference only"),
+    ):
+        done = xrddiff("evaluate", str(run), *words, folder=run, check=False)
+        assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
