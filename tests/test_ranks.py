@@ -21,6 +21,7 @@ from xrddiff.cluster.ranks import (
     initialize_distributed,
     job_port,
     listen,
+    network_interface,
     read_environment,
     receive_ranks,
     resolve,
@@ -330,7 +331,7 @@ def test_strangers_do_not_disturb():
 
 RANK = """
 import json, os, sys
-from xrddiff.cluster.ranks import barrier, broadcast_text, gather_objects, initialize_distributed
+from xrddiff.cluster.ranks import barrier, broadcast_text, gather_objects, initialize_distributed, leave
 from xrddiff.errors import XrddiffError
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 try:
@@ -345,9 +346,11 @@ accelerator = Accelerator()
 seen = dict(info.__dict__, accelerate=[accelerator.process_index, accelerator.num_processes])
 seen["gathered"] = gather_objects({"rank": info.process_id})
 seen["text"] = broadcast_text("résumé $(x)\\n" if info.process_id == 0 else None)
+seen["interface"] = os.environ.get("GLOO_SOCKET_IFNAME")
 seen["again"] = initialize_distributed() == info
 barrier()
 print(json.dumps(seen))
+leave(0)
 """
 
 
@@ -363,6 +366,7 @@ def clean_environment() -> dict[str, str]:
         "TORCHELASTIC",
         "ACCELERATE",
         "GROUP_",
+        "GLOO_",
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
     return env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -397,6 +401,25 @@ def test_a_missing_process_ends_the_others_with_a_diagnosis():
     envs = [{"PMI_RANK": r, "PMI_SIZE": "3", "MASTER_PORT": str(port)} for r in ("0", "2")]
     for code, text in run_ranks(envs, timeout=3):
         assert code == 3 and "rank 1 of 3 did not come" in text and f"MASTER_PORT ({port})" in text
+
+
+def test_a_machine_whose_name_is_its_loopback():
+    """Ranks on several nodes: gloo is told the interface over which they met, and not the one of the host's own name."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect(("192.0.2.1", 9))
+            own = way.getsockname()[0]
+        named = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        pytest.skip("this machine has no network, or no name")
+    interface = network_interface(own)
+    if own.startswith("127.") or not named.startswith("127.") or interface is None:
+        pytest.skip(f"this machine's name has the address {named}, its network {own}")
+    port = free_ports()
+    envs = [{"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": own, "MASTER_PORT": str(port)} for r in range(2)]
+    for code, seen in run_ranks(envs):
+        assert code == 0 and seen["num_nodes"] == 2 and seen["gathered"] == [{"rank": 0}, {"rank": 1}]
+        assert seen["interface"] == interface
 
 
 def test_torchrun(tmp_path):
