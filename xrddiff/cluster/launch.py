@@ -16,7 +16,7 @@ from .runs import create_run, read_failures, set_threads
 from ..config import compose_config
 from ..errors import BadInput, XrddiffError
 
-# %% ../../nbs/cluster/launch.ipynb #10fc0efd
+# %% ../../nbs/cluster/launch.ipynb #c3bea1ae
 def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> Path:
     """Run a configuration on so many `processes` of this machine, from JupyterLab; returns the run folder.
 
@@ -50,7 +50,10 @@ def _rank(words: list[str]) -> None:
     from xrddiff.cluster.jobs import execute_run
 
     set_threads(1)
-    execute_run(words)
+    try:
+        execute_run(words)
+    except XrddiffError:  # its mark is in the run folder, its traceback in the rank's notebook
+        raise SystemExit(1) from None
 
 
 def _free_port() -> int:
