@@ -339,6 +339,33 @@ def test_the_first_failure_is_told_first(tmp_path):
     run_script("failures", tmp_path)
 
 
+def test_ranks_from_jupyterlab(tmp_path):
+    """`launch_ranks` in a real kernel, whose cells have used PyTorch's threads before: a run, and a failure in one sentence."""
+    import nbformat
+
+    from xrddiff.cluster.notebooks import run_notebook
+
+    words = [*SMALL, "data.crop=[32,32]", "training.max_steps=4", f"output_dir={tmp_path}/output", "run_name=run"]
+    cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in (
+            "words = []",
+            "import torch\nfrom xrddiff.cluster.launch import launch_ranks\nfrom xrddiff.errors import XrddiffError\n"
+            "torch.randn(512, 512) @ torch.randn(512, 512)\nprint(launch_ranks(words, 2))",
+            "try:\n    launch_ranks([*words, 'data.data_path=/dev/null', 'data.name=null', 'run_name=bad'], 2)\n"
+            "except XrddiffError as error:\n    print('told:', error)",
+        )
+    ]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "source.ipynb")
+    target = run_notebook(tmp_path / "source.ipynb", tmp_path / "lab.ipynb", dict(words=words), engine="kernel")
+    run = of(tmp_path / "output", "vae_kl")
+    assert (run / "report.html").exists() and (run / "ranks" / "rank-0001.ipynb").exists()
+    assert json.loads((run / "environment.json").read_text())["ranks"] == 2
+    told = "".join(o.get("text", "") for o in nbformat.read(target, 4).cells[2].outputs)
+    assert "/dev/null is empty (0 bytes)" in told.partition("told: rank ")[2], told
+
+
 if __name__ == "__main__":
     name, folder, *args = sys.argv[1:]
     preload()
