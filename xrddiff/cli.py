@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['run', 'summary_table', 'show_summary', 'sample', 'evaluate', 'data_list', 'data_fetch', 'data_simulate',
-           'data_convert', 'data_inspect', 'words_help', 'build_parser', 'parse', 'main']
+           'data_convert', 'data_inspect', 'words_help', 'build_parser', 'parse', 'main', 'command_line']
 
-# %% ../nbs/cli.ipynb #b0dff9fc
+# %% ../nbs/cli.ipynb #01514302
 import argparse
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from .cluster.commands import add_commands
@@ -386,7 +386,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         setattr(args, free, [*getattr(args, free), *rest])
     return args
 
-# %% ../nbs/cli.ipynb #3ca3d150
+# %% ../nbs/cli.ipynb #7754d79b
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `xrddiff`; returns the exit code: 0, 1 for a failed run, 2 for refused input, 130 for Ctrl-C."""
     import warnings
@@ -405,6 +405,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `xrddiff data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def command_line() -> NoReturn:
+    """What the command `xrddiff` is: `main`, and then the end of the process, which one that has met other ranks must not leave to Python."""
+    code = main()
+    if ranks := sys.modules.get("xrddiff.cluster.ranks"):
+        ranks.leave(code)
+    sys.exit(code)
 
 
 def _complain(error: XrddiffError) -> None:
