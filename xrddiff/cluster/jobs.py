@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', 'meet_ranks', 'is_lost_connection', 'execute_run',
            'execute_sample', 'execute_evaluate', 'execute_script']
 
-# %% ../../nbs/cluster/jobs.ipynb #4fe09e10
+# %% ../../nbs/cluster/jobs.ipynb #be32286d
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.cluster.runs import (
-    clear_marks,
     create_run,
     hold_run,
     keep_former,
@@ -138,7 +137,7 @@ def _marked(path: Path, notebook: Path) -> Iterator[None]:
         why = f"rank {culprit['rank']} on {culprit['host']}: {culprit['error']}" if culprit else str(error)
         raise XrddiffError(f"rank {rank} lost the others; {why}") from error
 
-# %% ../../nbs/cluster/jobs.ipynb #89f88379
+# %% ../../nbs/cluster/jobs.ipynb #55f4b79c
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
@@ -174,7 +173,6 @@ def execute_run(
             held.enter_context(hold_run(path))
             if cfg.resume:
                 reopen_run(cfg)
-            clear_marks(path)
             if on_start:
                 on_start(path)
             return str(path)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PARTS', 'write_text', 'write_json', 'environment', 'world_rank', 'world_size', 'create_run',
-           'complete_run', 'make_free_folder', 'Run', 'open_run', 'set_threads', 'keep_former', 'reopen_run',
-           'hold_run', 'mark_stopped', 'stopped_by', 'write_failure', 'read_failures', 'clear_marks']
+           'complete_run', 'make_free_folder', 'Run', 'open_run', 'set_threads', 'mark_stopped', 'stopped_by',
+           'write_failure', 'read_failures', 'clear_marks', 'keep_former', 'reopen_run', 'hold_run']
 
 # %% ../../nbs/cluster/runs.ipynb #cab362ae
 import json
@@ -253,7 +253,7 @@ class Run:
     def _repr_html_(self) -> str:
         return f"<code>{self.path}</code>"
 
-# %% ../../nbs/cluster/runs.ipynb #b0a75cee
+# %% ../../nbs/cluster/runs.ipynb #ddf42f07
 def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
     """The run of this notebook: the folder `run_dir`, else the one that `cfg.resume` names, else a new one.
 
@@ -304,71 +304,7 @@ def set_threads(n: int) -> None:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(n)
 
-# %% ../../nbs/cluster/runs.ipynb #ee00688c
-def keep_former(path: str | os.PathLike) -> None:
-    """Move an earlier file of this name aside: `notebook.ipynb` becomes the first free `notebook.1.ipynb`, `notebook.2.ipynb`, …"""
-    path = Path(path)
-    if path.exists():
-        n, (stem, _, ending) = 1, path.name.partition(".")
-        while path.with_name(f"{stem}.{n}.{ending}").exists():
-            n += 1
-        os.replace(path, path.with_name(f"{stem}.{n}.{ending}"))
-
-# %% ../../nbs/cluster/runs.ipynb #aa7b2fa5
-def reopen_run(cfg: Config) -> Path:
-    """Prepare the folder `cfg.resume` for another attempt: the former notebook and environment are kept under a number.
-
-    The saved configuration takes over what may change on a resume (`RESUMABLE`).
-    """
-    path = Path(cfg.resume)
-    n = 1
-    while any((path / name).exists() for name in (f"notebook.{n}.ipynb", f"environment.{n}.json", f"config.{n}.yaml")):
-        n += 1
-    try:
-        for name in ("notebook.ipynb", "environment.json"):
-            stem, _, ending = name.partition(".")
-            if (path / name).exists():
-                os.replace(path / name, path / f"{stem}.{n}.{ending}")
-        saved = (path / "config.yaml").read_text(encoding="utf-8")
-        new = to_yaml(replace(cfg, resume=None))
-        if new != saved:
-            write_text(path / f"config.{n}.yaml", saved)
-            write_text(path / "config.yaml", new)
-        write_json(path / "environment.json", environment())
-    except OSError as error:
-        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
-    return path
-
-# %% ../../nbs/cluster/runs.ipynb #0afd602f
-@contextmanager
-def hold_run(path: str | os.PathLike) -> Iterator[None]:
-    """Hold the run folder while its notebook is executed. Raises `BadInput` if another process holds it."""
-    try:
-        import fcntl
-    except ImportError:  # a platform without it runs unlocked
-        yield
-        return
-    path = Path(path)
-    try:
-        file = open(path / ".lock", "a+", encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise BadInput(f"{path} is being executed by {holder}: wait for it, or end it first") from None
-        except OSError:  # some cluster file systems have no locks
-            yield
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-# %% ../../nbs/cluster/runs.ipynb #8b15f88c
+# %% ../../nbs/cluster/runs.ipynb #80bc03a9
 def mark_stopped(path: str | os.PathLike, reason: str | None) -> None:
     """Note that the attempt at the run `path` ended in order, because of `reason` (the name of a signal)."""
     write_json(Path(path) / "stopped.json", dict(reason=reason or "a request", time=time.time()))
@@ -415,3 +351,68 @@ def clear_marks(path: str | os.PathLike) -> None:
     """Remove the marks of the attempt before."""
     for file in [Path(path) / "stopped.json", *Path(path).glob("ranks/failed-*.json")]:
         file.unlink(missing_ok=True)
+
+# %% ../../nbs/cluster/runs.ipynb #ee00688c
+def keep_former(path: str | os.PathLike) -> None:
+    """Move an earlier file of this name aside: `notebook.ipynb` becomes the first free `notebook.1.ipynb`, `notebook.2.ipynb`, …"""
+    path = Path(path)
+    if path.exists():
+        n, (stem, _, ending) = 1, path.name.partition(".")
+        while path.with_name(f"{stem}.{n}.{ending}").exists():
+            n += 1
+        os.replace(path, path.with_name(f"{stem}.{n}.{ending}"))
+
+# %% ../../nbs/cluster/runs.ipynb #07e792ea
+def reopen_run(cfg: Config) -> Path:
+    """Prepare the folder `cfg.resume` for another attempt: the former notebook and environment are kept under a number.
+
+    The saved configuration takes over what may change on a resume (`RESUMABLE`).
+    """
+    path = Path(cfg.resume)
+    n = 1
+    while any((path / name).exists() for name in (f"notebook.{n}.ipynb", f"environment.{n}.json", f"config.{n}.yaml")):
+        n += 1
+    try:
+        for name in ("notebook.ipynb", "environment.json"):
+            stem, _, ending = name.partition(".")
+            if (path / name).exists():
+                os.replace(path / name, path / f"{stem}.{n}.{ending}")
+        saved = (path / "config.yaml").read_text(encoding="utf-8")
+        new = to_yaml(replace(cfg, resume=None))
+        if new != saved:
+            write_text(path / f"config.{n}.yaml", saved)
+            write_text(path / "config.yaml", new)
+        clear_marks(path)
+        write_json(path / "environment.json", environment())
+    except OSError as error:
+        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
+    return path
+
+# %% ../../nbs/cluster/runs.ipynb #0afd602f
+@contextmanager
+def hold_run(path: str | os.PathLike) -> Iterator[None]:
+    """Hold the run folder while its notebook is executed. Raises `BadInput` if another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # a platform without it runs unlocked
+        yield
+        return
+    path = Path(path)
+    try:
+        file = open(path / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise BadInput(f"{path} is being executed by {holder}: wait for it, or end it first") from None
+        except OSError:  # some cluster file systems have no locks
+            yield
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
