@@ -147,7 +147,7 @@ def on_lab(lab: Lab, tmp_path):
     """The environment of a command on the lab cluster; no job of it outlives its test."""
     before = set(lab.call("squeue", "-h", "-o%i").split())
     yield lab.env | {"XRDDIFF_STATE": f"/tmp/{tmp_path.name}-{os.getpid()}"}
-    left = set(lab.call("squeue", "-h", "-o%i", "-npending,xrddiff-workers").split()) - before
+    left = set(lab.call("squeue", "-h", "-o%i", "-nxrddiff-workers").split()) - before
     if left:
         lab.call("scancel", *left)
     shutil.rmtree(f"/tmp/{tmp_path.name}-{os.getpid()}", ignore_errors=True)
