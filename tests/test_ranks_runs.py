@@ -112,7 +112,9 @@ def script_invariance(folder, model):
             assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in table]
             losses = [(a["loss"], b["loss"]) for a, b in zip(rows, table, strict=True)]
             out[f"{part} {n} loss"] = max(abs(a / b - 1) for a, b in losses)
-            assert all(abs(a - b) < 1e-5 * max(1, abs(a)) for a, b in losses), losses
+            # a held-out vector half-way between two codes goes to either by the last bit: the loss of a codebook jumps there
+            near = [1e-3 if model == "vq" and row["split"] == "validation" else 1e-5 for row in rows]
+            assert all(abs(a - b) < t * max(1, abs(a)) for (a, b), t in zip(losses, near, strict=True)), losses
     return out
 
 
