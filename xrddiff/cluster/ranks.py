@@ -174,7 +174,7 @@ def _read_slurm(env: Mapping[str, str], expand: Callable[[str], list[str]]) -> D
         launcher="slurm",
     )
 
-# %% ../../nbs/cluster/ranks.ipynb #6149abf5
+# %% ../../nbs/cluster/ranks.ipynb #dc9032ea
 _MPI = {
     "openmpi": (
         "OMPI_COMM_WORLD_RANK",
@@ -422,7 +422,7 @@ def receive_ranks(listener: socket.socket, info: DistInfo, token: str, timeout: 
         raise XrddiffError(_missing(info, missing, timeout))
     return reached[0]
 
-# %% ../../nbs/cluster/ranks.ipynb #e7a3f146
+# %% ../../nbs/cluster/ranks.ipynb #4fa0c702
 def _knock(port: int, info: DistInfo, token: str, patience: float, timeout: float) -> list[int] | None:
     """Missing ranks (none: go on) as told by rank 0 at this port; None if it is not there."""
     try:
@@ -504,7 +504,7 @@ def _name_interface(info: DistInfo, own: str, env: MutableMapping[str, str]) -> 
     if _is_loopback(named) and (interface := network_interface(own)):
         env["GLOO_SOCKET_IFNAME"] = interface
 
-# %% ../../nbs/cluster/ranks.ipynb #4b425ce3
+# %% ../../nbs/cluster/ranks.ipynb #d843358f
 def resolve(host: str) -> str:
     """The IPv4 address of `host`. Raises `XrddiffError` where it has none."""
     try:
@@ -609,13 +609,15 @@ def close_distributed() -> None:
             group.shutdown()
         dist.destroy_process_group()
 
-# %% ../../nbs/cluster/ranks.ipynb #02f83870
+# %% ../../nbs/cluster/ranks.ipynb #11a9ab11
 def leave(code: int = 0) -> NoReturn:
-    """End this process with an exit code. With ranks it ends at once, after the group is closed; alone as `sys.exit` does."""
+    """End this process with an exit code. With ranks it ends at once, and one that succeeded closes its group before; alone as `sys.exit` does."""
     if not _opened:
         sys.exit(code)
     try:
-        close_distributed()
+        if code == 0:  # to one that failed the others may never answer
+            close_distributed()
+        atexit.unregister(close_distributed)
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
