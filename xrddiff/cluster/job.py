@@ -171,7 +171,7 @@ def prepare(job: Job, task: int = 0) -> Path:
         clear_marks(path)
     return path
 
-# %% ../../nbs/cluster/job.ipynb #9b40c078
+# %% ../../nbs/cluster/job.ipynb #fba941fa
 REQUEUE = 75
 
 
@@ -206,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv == ["prepare"]:
             print(f"run: {prepare(job, task)}", flush=True)
             return 0
+        # jsonschema, which reads notebooks, would compile a grammar of addresses for a second, for a check that nobody asks for here
+        sys.modules.setdefault("rfc3987_syntax", None)
         with StopRequest(("SIGUSR2", "SIGTERM")):  # from the first second on: PyTorch takes some to load
             return run_task(job, task)
     except XrddiffError as error:

@@ -174,8 +174,8 @@ def make_free_folder(wanted: Path) -> Path:
             n += 1
             path = wanted.with_name(f"{wanted.name}-{n}")
 
-# %% ../../nbs/cluster/runs.ipynb #5f6ebd73
-@dataclass(frozen=True)
+# %% ../../nbs/cluster/runs.ipynb #09913384
+@dataclass(frozen=True, repr=False)
 class Run:
     """The folder of a run and its configuration."""
 
@@ -249,6 +249,9 @@ class Run:
             stop.alone = True
             if stop:
                 raise SystemExit(0)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
         return f"<code>{self.path}</code>"
