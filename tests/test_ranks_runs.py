@@ -112,9 +112,14 @@ def script_invariance(folder, model):
             assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in table]
             losses = [(a["loss"], b["loss"]) for a, b in zip(rows, table, strict=True)]
             out[f"{part} {n} loss"] = max(abs(a / b - 1) for a, b in losses)
-            # a held-out vector half-way between two codes goes to either by the last bit: the loss of a codebook jumps there
-            near = [1e-3 if model == "vq" and row["split"] == "validation" else 1e-5 for row in rows]
+            # A held-out vector half-way between two codes goes to either by the last bit, and its frame is decoded from the other
+            # code: seen at step 50, one vector of 640, its squared distances 0.00990737 and 0.00990739, all else alike to 1e-6.
+            # The distance to the chosen code does not jump, so that it still tells whether the ranks average rightly.
+            held_out = [model == "vq" and row["split"] == "validation" for row in rows]
+            near = [1e-3 if jumps else 1e-5 for jumps in held_out]
             assert all(abs(a - b) < t * max(1, abs(a)) for (a, b), t in zip(losses, near, strict=True)), losses
+            kept = [(a["commitment"], b["commitment"]) for a, b, j in zip(rows, table, held_out, strict=True) if j]
+            assert len(kept) == (2 if model == "vq" else 0) and all(abs(a - b) < 1e-5 * a for a, b in kept), kept
     return out
 
 
