@@ -18,6 +18,8 @@ from xrddiff.cluster.runs import read_failures, stopped_by
 from xrddiff.config import compose_config, load_config
 from xrddiff.errors import BadInput
 
+# of this test process: ranks of two that ran side by side on one port would take each other for their own
+PORT = 20000 + os.getpid() % 3000 * 3
 AWKWARD = "it's \"x\" $(touch pwned) `touch pwned` \\' \\\n; #é"
 
 
@@ -121,7 +123,7 @@ def test_a_script_of_ones_own(tmp_path):
             kind="script", script=str(tmp_path / "own script.py"), argv=list(argv), run_dirs=[str(tmp_path / "run")]
         )
         prepare(job)
-        processes = [launch("rank", job, tmp_path, rank, 2, 23456) for rank in range(2)]
+        processes = [launch("rank", job, tmp_path, rank, 2, PORT) for rank in range(2)]
         return [ended(process) for process in processes]
 
     assert [code for code, *_ in run(AWKWARD, "three")] == [3, 3]
@@ -143,7 +145,7 @@ def test_a_notebook_of_ones_own(tmp_path):
         run_dirs=[str(tmp_path / "run")],
     )
     prepare(job)
-    processes = [launch("rank", job, tmp_path, rank, 2, 23457) for rank in range(2)]
+    processes = [launch("rank", job, tmp_path, rank, 2, PORT + 1) for rank in range(2)]
     assert [ended(process)[0] for process in processes] == [0, 0]
     assert "0 3 a b" in (tmp_path / "run" / "notebook.ipynb").read_text()
     assert "1 3 a b" in (tmp_path / "run" / "ranks" / "rank-0001.ipynb").read_text()
@@ -168,7 +170,7 @@ def test_the_codes_with_which_ranks_end(tmp_path):
     path = tmp_path / "run"
     job = Job(overrides=[words], run_dirs=[str(path)], threads=1)
     assert ended(launch("prepare", job, tmp_path))[0] == 0
-    processes = [launch("rank", job, tmp_path, rank, 2, 23458) for rank in range(2)]
+    processes = [launch("rank", job, tmp_path, rank, 2, PORT + 2) for rank in range(2)]
     deadline = time.monotonic() + 300
     try:
         while not list(path.glob("checkpoints/step-*")) and time.monotonic() < deadline:
