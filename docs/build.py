@@ -102,7 +102,7 @@ def tidy(markdown: str) -> str:
 
 def site_links(markdown: str) -> str:
     """Links that hold in the repository, as links that hold on the site; what the site does not carry becomes plain text."""
-    markdown = re.sub(r"\]\((?:docs|nbs)/", "](", markdown)
+    markdown = re.sub(r"\]\((?:docs|nbs)/", "](", markdown.replace("](slurm/README.md)", "](slurm.md)"))
     return re.sub(r"(?<!!)\[([^\]]+)\]\(bench/[^)]*\)", r"\1", markdown)
 
 
@@ -164,6 +164,7 @@ def main() -> None:
         shutil.copy(DOCS / page, SOURCE / page)
     shutil.copytree(DOCS / "pictures", SOURCE / "pictures", ignore=shutil.ignore_patterns("index-*"))
     shutil.copy(ROOT / "CHANGELOG.md", SOURCE / "changelog.md")
+    shutil.copy(ROOT / "slurm" / "README.md", SOURCE / "slurm.md")
     shutil.copy(DOCS / "conf.py", SOURCE / "conf.py")
     static = BUILD / "static"
     shutil.copytree(DOCS / "_static", static)
@@ -176,7 +177,7 @@ def main() -> None:
         caption = ROOMS.get(room, "Ground: words, errors, seeds, losses, commands")
         if members:
             (SOURCE / f"{room}.md").write_text(f"# {caption}\n\n{toctree(members)}", encoding="utf-8")
-    contents = toctree([room for room, members in chapters.items() if members] + ["architecture", "changelog"])
+    contents = toctree([room for room, members in chapters.items() if members] + ["slurm", "architecture", "changelog"])
     index = nbformat.read(SOURCE / "index.ipynb", as_version=4)
     index.cells.append(nbformat.v4.new_markdown_cell(contents, id="contents"))
     nbformat.write(index, SOURCE / "index.ipynb")

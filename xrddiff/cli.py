@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .cluster.commands import add_commands
+from .cluster.tools import add_tools
 from .errors import BadInput, XrddiffError, nearest
 
 # %% ../nbs/cli.ipynb #b41b8e9a
@@ -369,6 +370,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.set_defaults(command=data_convert, parser=p)
 
     add_commands(commands)
+    add_tools(commands)
     return parser
 
 # %% ../nbs/cli.ipynb #97cc4c32

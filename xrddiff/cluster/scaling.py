@@ -31,17 +31,25 @@ def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
     """Bytes of one gradient: 2 per parameter in half precision, 4 in float32."""
     return parameters * bytes_per_parameter
 
-# %% ../../nbs/cluster/scaling.ipynb #1049fe3d
+# %% ../../nbs/cluster/scaling.ipynb #294b8e94
+def _above_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise BadInput(f"{name} is {value:g}; expected a number above 0")
+
+
 def simple_allreduce_time(n: float, bandwidth: float) -> float:
-    """Seconds to add up `n` bytes over many ranks: out and back at `bandwidth` GB/s."""
+    """Seconds to add up `n` bytes over many ranks: out and back at `bandwidth` GB/s. Raises `BadInput` for a bandwidth that is none."""
+    _above_zero(bandwidth=bandwidth)
     return 2 * n / (bandwidth * 1e9)
 
-# %% ../../nbs/cluster/scaling.ipynb #8ca18451
+# %% ../../nbs/cluster/scaling.ipynb #28ef5d15
 def ring_allreduce_time(n: float, ranks: int, bandwidth: float, latency: float = 0.0) -> float:
-    """Seconds of a ring all-reduce of `n` bytes over `ranks` at `bandwidth` GB/s, with `latency` seconds per turn."""
+    """Seconds of a ring all-reduce of `n` bytes over `ranks` at `bandwidth` GB/s, with `latency` seconds per turn. Raises `BadInput` for no rank and for a bandwidth that is none."""
+    _above_zero(ranks=ranks, bandwidth=bandwidth)
     return 2 * (ranks - 1) * (latency + n / ranks / (bandwidth * 1e9))
 
-# %% ../../nbs/cluster/scaling.ipynb #ee7b889b
+# %% ../../nbs/cluster/scaling.ipynb #ab0567ec
 @dataclass(frozen=True)
 class Network:
     """What connects the ranks: `bandwidth` in GB/s, `latency` in seconds per message."""
@@ -74,7 +82,7 @@ def report_network(report: CommReport) -> Network:
     rows = [row for row in report.messages if row["operation"] == "all-reduce"]
     return fit_network([row["bytes"] for row in rows], [row["ms"] / 1e3 for row in rows], report.num_processes)
 
-# %% ../../nbs/cluster/scaling.ipynb #918bb993
+# %% ../../nbs/cluster/scaling.ipynb #90955a51
 @dataclass(frozen=True)
 class CostModel:
     """A training step on many ranks.
@@ -93,9 +101,8 @@ class CostModel:
     strong: bool = False
 
     def __post_init__(self):
-        for name in ("parameters", "compute_seconds", "bandwidth", "bytes_per_parameter", "ranks_per_node"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise BadInput(f"{name} is {getattr(self, name)}; expected a number above 0")
+        names = ("parameters", "compute_seconds", "bandwidth", "bytes_per_parameter", "ranks_per_node")
+        _above_zero(**{name: getattr(self, name) for name in names})
         if not 0 <= self.overlap <= 1 or not 0 <= self.latency < math.inf:
             raise BadInput(f"overlap is {self.overlap} and latency {self.latency}; expected 0 to 1, and 0 s or more")
 
@@ -165,7 +172,7 @@ def plot_scaling(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes | N
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
-# %% ../../nbs/cluster/scaling.ipynb #367dd8df
+# %% ../../nbs/cluster/scaling.ipynb #e01e48fd
 SPEED = "metrics/speed.json"
 
 

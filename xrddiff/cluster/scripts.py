@@ -18,7 +18,7 @@ from .profiles import Profile, shell_text
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['sbatch_value', 'one_line', 'log_pattern', 'job_json', 'render_script']
+__all__ = ['sbatch_value', 'one_line', 'log_pattern', 'job_json', 'site_lines', 'render_script']
 
 # %% ../../nbs/cluster/scripts.ipynb #a3080eb7
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=\[\]-]+")
@@ -106,7 +106,8 @@ def _header(p: Profile, name: str, log: str, array: str | None) -> list[str]:
     return lines
 
 # %% ../../nbs/cluster/scripts.ipynb #d42abf82
-def _software(p: Profile) -> list[str]:
+def site_lines(p: Profile) -> list[str]:
+    """The lines of bash for what a site needs before Python starts: `modules_to_load`, `env_vars`, `coordinator_port`, `setup`, `cleanup` of a profile."""
     lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
     lines += [f"export {name}={shell_text(value)}" for name, value in p.env_vars.items()]
     if p.coordinator_port is not None:
@@ -190,7 +191,7 @@ def render_script(
         "# The Python that wrote this script, and the folder in which it did.",
         f"PYTHON={shlex.quote(python or sys.executable)}",
         f"cd -- {shlex.quote(os.fspath(folder or os.getcwd()))} || exit",
-        *([] if local else _software(p)),
+        *([] if local else site_lines(p)),
         "",
         "# Threads of a rank: as many as it has CPUs. Left to itself each would start one per CPU of the node.",
         f"export OMP_NUM_THREADS={int(threads)} MKL_NUM_THREADS={int(threads)} OPENBLAS_NUM_THREADS={int(threads)}",

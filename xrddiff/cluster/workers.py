@@ -31,7 +31,7 @@ from tqdm import tqdm
 from .ledger import state_folder
 from .profiles import Profile, load_profile
 from .runs import set_threads
-from .scripts import _software
+from .scripts import site_lines
 from ..errors import BadInput, XrddiffError
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
         job_name="xrddiff-workers",
         log_directory=folder,
         job_extra_directives=[*directives, *(["--exclusive"] if p.exclusive else []), "--no-requeue"],
-        job_script_prologue=[line for line in _software(p) if line],
+        job_script_prologue=[line for line in site_lines(p) if line],
         python=shlex.quote(sys.executable),
         worker_extra_args=["--no-dashboard"],
         death_timeout=60,
