@@ -16,7 +16,7 @@ from .runs import create_run, read_failures, set_threads
 from ..config import compose_config
 from ..errors import BadInput, XrddiffError
 
-# %% ../../nbs/cluster/launch.ipynb #c3bea1ae
+# %% ../../nbs/cluster/launch.ipynb #bf7cecaa
 def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> Path:
     """Run a configuration on so many `processes` of this machine, from JupyterLab; returns the run folder.
 
@@ -63,7 +63,7 @@ def _free_port() -> int:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
-# %% ../../nbs/cluster/launch.ipynb #50788179
+# %% ../../nbs/cluster/launch.ipynb #f41fe40c
 def accelerate_config(
     profile: Profile,
     *,
@@ -87,6 +87,8 @@ def accelerate_config(
         )
     if main_process_ip is not None and not re.fullmatch(r"[A-Za-z0-9.:_-]+", main_process_ip):
         raise BadInput(f"main_process_ip is {main_process_ip!r}; expected the name or address of a host")
+    if main_process_port is not None and main_process_port not in range(1, 65536):
+        raise BadInput(f"main_process_port is {main_process_port}; expected a number from 1 to 65535")
     kind = "NO" if profile.ranks == 1 else "MULTI_GPU" if gpus else "MULTI_CPU"
     found: dict[str, Any] = dict(
         compute_environment="LOCAL_MACHINE",
