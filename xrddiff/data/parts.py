@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['part_rows', 'PartStore', 'write_part', 'parts_done', 'finish_parts']
 
-# %% ../../nbs/data/parts.ipynb #dc5c7f13
+# %% ../../nbs/data/parts.ipynb #41ab715b
 def part_rows(n: int, size: int, first: int = 0) -> list[slice]:
     """The rows of each part of `n` frames with the numbers `first`, `first` + 1, …: a part begins at a multiple of `size`."""
     if size < 1 or n < 1 or first < 0:
@@ -35,7 +35,7 @@ def part_rows(n: int, size: int, first: int = 0) -> list[slice]:
     offset = first % size
     return [slice(max(0, a - offset), min(n, a + size - offset)) for a in range(0, offset + n, size)]
 
-# %% ../../nbs/data/parts.ipynb #f1472794
+# %% ../../nbs/data/parts.ipynb #10a8b972
 class PartStore:
     """A store of frames in the making, in the folder `path`: `frames.zarr`, `plan.json`, which says what is being made, and `marks`, one for each part that is there."""
 
@@ -109,7 +109,7 @@ def _clear(array: Any, path: Path, rows: slice) -> None:
     for k in range(rows.start // step, -(-rows.stop // step)):
         (path / array.path / array.metadata.encode_chunk_key((k, *rest))).unlink(missing_ok=True)
 
-# %% ../../nbs/data/parts.ipynb #80b87d8f
+# %% ../../nbs/data/parts.ipynb #d9103e07
 def write_part(store: PartStore, part: int, frames: Mapping[str, Any], **about: Any) -> dict[str, Any]:
     """Write the stacks of `frames` as a part and mark it; returns the mark, `about` included. Raises `CannotSave` where the disk refuses it or does not give it back."""
     rows, group = store.rows[part], _open_zarr(store, "r+")
@@ -162,21 +162,24 @@ def parts_done(store: PartStore) -> dict[int, dict[str, Any]]:
             continue
     return done
 
-# %% ../../nbs/data/parts.ipynb #a2f596c3
+# %% ../../nbs/data/parts.ipynb #ebfc3b83
 def finish_parts(store: PartStore, target: str | Path, aside: Mapping[str, str | Path] | None = None) -> Path:
-    """Move the frames to `target`; the variables in `aside` do not go with them, but to a .npy file each. Raises `XrddiffError` while a part is missing."""
-    if missing := sorted(set(range(len(store.rows))) - set(parts_done(store))):
-        raise XrddiffError(
-            f"{store.path} lacks part {missing[0]}, {len(missing)} of {len(store.rows)} in all; expected all of them"
-        )
-    group = _open_zarr(store, "r+")
-    for name, path in (aside or {}).items():
-        if name in group:
-            with writing(path) as part:
-                part.write_bytes(_npy(group[name][...]))
-            shutil.rmtree(store.frames / name)
-    os.replace(store.frames, target)  # one step: the frames are in one of the two places
-    return Path(target)
+    """Move the frames to `target`; the variables in `aside` do not stay with them, but go to a .npy file each. Broken off, it can be called again. Raises `XrddiffError` while a part is missing."""
+    target = Path(target)
+    if store.frames.exists():
+        if missing := sorted(set(range(len(store.rows))) - set(parts_done(store))):
+            raise XrddiffError(
+                f"{store.path} lacks part {missing[0]}, {len(missing)} of {len(store.rows)} in all; expected all of them"
+            )
+        group = _open_zarr(store, "r")
+        for name, path in (aside or {}).items():
+            if name in group:
+                with writing(path) as part:
+                    part.write_bytes(_npy(group[name][...]))
+        os.replace(store.frames, target)  # one step: the frames are in one of the two places
+    for name in aside or {}:  # after it: a store in the making that lacks a variable could not be gone on with
+        shutil.rmtree(target / name, ignore_errors=True)
+    return target
 
 
 def _npy(values: np.ndarray) -> bytes:
