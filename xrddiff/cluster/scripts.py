@@ -20,7 +20,7 @@ from ..errors import BadInput
 # %% auto #0
 __all__ = ['sbatch_value', 'one_line', 'log_pattern', 'job_json', 'site_lines', 'render_script']
 
-# %% ../../nbs/cluster/scripts.ipynb #a3080eb7
+# %% ../../nbs/cluster/scripts.ipynb #8629cf52
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=\[\]-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
@@ -68,7 +68,7 @@ def job_json(job: Any) -> str:
         raise BadInput(f"the job is {len(text)} characters of JSON, expected at most 120000: submit the sweep in parts")
     return text
 
-# %% ../../nbs/cluster/scripts.ipynb #e814b821
+# %% ../../nbs/cluster/scripts.ipynb #eac883c7
 def _directives(p: Profile, name: str, log: str, array: str | None) -> list[tuple[str, str | None, str]]:
     """Option, value and reason of each `#SBATCH` line; those without a value are flags."""
     gpu = f" and {p.gpus_per_node // p.tasks_per_node or 1} GPU" if p.gpus_per_node else ""
@@ -80,7 +80,11 @@ def _directives(p: Profile, name: str, log: str, array: str | None) -> list[tupl
         ("gpus-per-node", p.gpus_per_node or None, ""),
         ("gpu-bind", p.gpu_bind, "which GPU is whose"),
         ("mem-per-cpu", p.memory_per_cpu, ""),
-        ("time", p.time_limit, "hours:minutes:seconds"),
+        (
+            "time",
+            p.time_limit,
+            "hours:minutes:seconds" if p.time_limit.count(":") == 2 else "minutes" if p.time_limit.isdecimal() else "",
+        ),
         ("partition", p.partition, ""),
         ("account", p.account, ""),
         ("qos", p.qos, ""),
@@ -105,7 +109,7 @@ def _header(p: Profile, name: str, log: str, array: str | None) -> list[str]:
         lines.append(f"{line:<42}  # {why}" if why else line)
     return lines
 
-# %% ../../nbs/cluster/scripts.ipynb #d42abf82
+# %% ../../nbs/cluster/scripts.ipynb #c3c4934c
 def site_lines(p: Profile) -> list[str]:
     """The lines of bash for what a site needs before Python starts: `modules_to_load`, `env_vars`, `coordinator_port`, `setup`, `cleanup` of a profile."""
     lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
@@ -152,7 +156,7 @@ _HERE = """\
 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node={ranks} -m xrddiff.cluster.job rank
 """
 
-# %% ../../nbs/cluster/scripts.ipynb #8549b86f
+# %% ../../nbs/cluster/scripts.ipynb #2c10f317
 def render_script(
     profile: Profile,
     job: Mapping[str, Any] | Any,
@@ -171,7 +175,10 @@ def render_script(
     """
     p, text = profile, job_json(job)
     name = one_line(json.loads(text).get("name") or "xrddiff")
-    shape = f"{p.nodes} node{'s' * (p.nodes > 1)} of {p.tasks_per_node} rank{'s' * (p.tasks_per_node > 1)}, at most {p.time_limit}"
+    most = p.time_limit + " minutes" * p.time_limit.isdecimal()
+    shape = (
+        f"{p.nodes} node{'s' * (p.nodes > 1)} of {p.tasks_per_node} rank{'s' * (p.tasks_per_node > 1)}, at most {most}"
+    )
     threads = p.cpus_per_task if threads is None else threads
     ranks = _HERE.format(ranks=p.ranks) if local else _SRUN.format(cpus=p.cpus_per_task, restarts=p.max_requeues)
     lines = [
