@@ -17,7 +17,7 @@ from ..errors import BadInput, XrddiffError
 __all__ = ['WAITING', 'ACTIVE', 'SlurmAway', 'ask_slurm', 'refusal', 'submit_script', 'cluster_name', 'QueuedJob', 'queue',
            'parse_queue', 'past_states', 'cancel_jobs', 'batch_script']
 
-# %% ../../nbs/cluster/slurm.ipynb #27ac5b55
+# %% ../../nbs/cluster/slurm.ipynb #e3718e97
 class SlurmAway(XrddiffError):
     """The controller of the cluster does not answer at the moment."""
 
@@ -46,6 +46,8 @@ def ask_slurm(*words: str, text: str | None = None, timeout: float = 60.0) -> st
         raise BadInput(f"cannot call {words[0]}: {error}") from None
     if found.returncode:
         why = refusal(os.fsdecode(found.stderr)) or f"exit code {found.returncode}"
+        if "configuration source" in why:  # SLURM is installed, and that is all
+            why = 'found no slurm.conf; expected a machine of a cluster, or SLURM_CONF (of the lab: eval "$(python slurm/lab/lab.py env)")'
         raise (SlurmAway if _AWAY.search(why) else BadInput)(f"{words[0]}: {why}")
     return os.fsdecode(found.stdout)
 
@@ -71,7 +73,7 @@ def cluster_name() -> str:
     found = re.search(r"^ClusterName\s*=\s*(\S+)", ask_slurm("scontrol", "show", "config"), re.M)
     return found.group(1) if found else ""
 
-# %% ../../nbs/cluster/slurm.ipynb #90189ba3
+# %% ../../nbs/cluster/slurm.ipynb #60b20585
 _UNIT, _RECORD = "\x1f", "\x1e"
 _COLUMNS = dict(
     id="%i",
@@ -141,7 +143,7 @@ def parse_queue(answer: str) -> list[QueuedJob]:
             found.append(QueuedJob(**fields | dict(base=int(fields["base"]))))
     return sorted(found, key=lambda job: (job.base, job.task or 0))
 
-# %% ../../nbs/cluster/slurm.ipynb #97635073
+# %% ../../nbs/cluster/slurm.ipynb #7028281d
 def past_states(jobs: Sequence[int]) -> dict[str, str]:
     """How the jobs ended that squeue has forgotten, by id (4711, 4711_3), where the cluster has accounting; else nothing."""
     if not jobs:
