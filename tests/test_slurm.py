@@ -352,6 +352,20 @@ def test_a_time_limit_is_met_with_a_checkpoint(cluster, alone, limited):
     assert_same(limited.run, alone.pair.run)
 
 
+def test_restarts_come_to_an_end(cluster):
+    """A job that asks to go on for ever is put back as often as its profile allows, and then says how to go on."""
+    (cluster.folder / "never.py").write_text("import sys\nsys.exit(75)\n")
+    (cluster.folder / "once.yaml").write_text("cpus_per_node: 1\nmemory_per_cpu: 1G\nmax_requeues: 1\n")
+    done = cluster("submit", "--config", "once.yaml", "--script", "never.py")
+    assert done.code == 0, done.err
+    job = submissions()[-1]
+    wait_for(lambda: cluster.lab.job(job.id)["Restarts"] == "1", 120, "the restart")
+    wait_for(lambda: cluster.lab.job(job.id)["JobState"] == "FAILED", 120, "the end")
+    said = job.log_file().read_text()
+    assert said.count("back in the queue, restart 1 of at most 1") == 1 and cluster.lab.job(job.id)["Restarts"] == "1"
+    assert f"stopped after 1 restarts (max_requeues); to go on: xrddiff resume {job.id}" in said
+
+
 def test_an_array_is_a_sweep(cluster, alone):
     """A task for each combination, seen in `status`, cancelled and resumed one by one; a single process makes the weights of two ranks."""
     job = alone.array
