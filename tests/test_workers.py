@@ -214,6 +214,21 @@ def test_a_judgement_is_the_same_for_any_number_of_workers(run, whole):
     assert json.loads((run / "samples" / "whole" / "generation.json").read_text())["rows"] == judged[0]["rows"]
 
 
+def test_a_judgement_does_not_depend_on_the_blocks(run, whole):
+    """The sets above are of one block each; here of many, as those of a large run are."""
+    from xrddiff.evaluation import open_evaluation
+
+    evaluation, rows = open_evaluation(run, ["inference.batch_size=4"], "whole"), []
+    for size in (64, 4):
+        blocks = {name: [slice(a, min(a + size, n)) for a in range(0, n, size)] for name, n in evaluation.sets.items()}
+        seen = {name: [evaluation.look(name, block) for block in own] for name, own in blocks.items()}
+        rows.append(evaluation.judge(seen).rows)
+    assert len(blocks["samples"]) == 10 and rows[0].keys() == rows[1].keys()
+    for name, row in rows[0].items():
+        for measure, value in row.items():
+            np.testing.assert_allclose(rows[1][name][measure], value, rtol=1e-9, err_msg=f"{name}: {measure}")
+
+
 def test_what_cannot_be_judged_is_refused_in_one_sentence(run, whole):
     for words, sentence in (
         (["--samples", "hole"], "did you mean 'whole'"),
