@@ -367,7 +367,7 @@ def test_restarts_come_to_an_end(cluster):
 
 
 def test_an_array_is_a_sweep(cluster, alone):
-    """A task for each combination, seen in `status`, cancelled and resumed one by one; a single process makes the weights of two ranks."""
+    """A task for each combination, seen in `status`; a single process makes the weights of two ranks."""
     job = alone.array
     rows = {row["id"]: row for row in json.loads(cluster("status", "--json", str(job.id)).out)}
     assert list(rows) == [f"{job.id}_0", f"{job.id}_1"] and [Path(r["run"]) for r in rows.values()] == job.runs
@@ -376,6 +376,24 @@ def test_an_array_is_a_sweep(cluster, alone):
     cluster.ends(alone.pair)
     assert_same(job.runs[0], alone.pair.run, 1e-5)
     assert read_progress(job.runs[0]).finished and read_progress(job.runs[0]).step == STEPS
+
+
+def test_a_task_of_an_array_is_cancelled_and_resumed(cluster, alone):
+    """By its number, alone: what it had is kept, and the other task stays as it is."""
+    job = cluster.submit("--nodes", "1", "--array", "run_name=again", "training.seed=42,7")
+    cluster.checkpoint(SimpleNamespace(id=job.id, run=job.runs[0]))
+    assert f"{job.id}_0" in (shown := cluster("status").out) and "LOSS" in shown.splitlines()[0]
+    done = cluster("cancel", f"{job.id}_0", f"{job.id}_1")
+    assert done.out == f"cancelled job {job.id}_0, job {job.id}_1\n", done.err
+    cluster.ends(SimpleNamespace(id=f"{job.id}_0"), "CANCELLED")
+    step = read_progress(job.runs[0]).step
+    done = cluster("resume", f"{job.id}_0")
+    again = submissions()[-1]
+    assert done.code == 0 and (again.tasks, again.run_dirs) == ([0], [str(run) for run in job.runs]), done.err
+    cluster.ends(SimpleNamespace(id=f"{again.id}_0"))
+    assert 0 < step < STEPS == read_progress(job.runs[0]).step and not read_progress(job.runs[1]).finished
+    cluster.ends(SimpleNamespace(id=f"{alone.array.id}_0"))
+    assert_same(job.runs[0], alone.array.runs[0])
 
 
 def test_the_script_runs_here(cluster, alone):
