@@ -347,7 +347,7 @@ def _told(line: bytes, token: str) -> dict[str, Any] | None:
         return None
     return words if isinstance(words, dict) and words.get("xrddiff") == token else None
 
-# %% ../../nbs/cluster/ranks.ipynb #7711276f
+# %% ../../nbs/cluster/ranks.ipynb #7f287a6b
 def listen(info: DistInfo) -> socket.socket:
     """A socket of rank 0 that listens on the first free port from `info.coordinator_port` on. Raises `XrddiffError` if eight are taken."""
     first = info.coordinator_port
@@ -393,8 +393,11 @@ def receive_ranks(listener: socket.socket, info: DistInfo, token: str, timeout: 
             rank = words.get("rank") if words else None
             if rank not in range(1, info.num_processes) or rank in arrived:
                 return forget(connection)
+            try:
+                _send(connection, token, state="wait")
+            except OSError:  # it came and was gone
+                return forget(connection)
             arrived[rank] = connection
-            _send(connection, token, state="wait")
 
     with selectors.DefaultSelector() as waiting:
         listener.setblocking(False)
