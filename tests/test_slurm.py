@@ -244,6 +244,7 @@ def test_refusals_are_one_sentence(cluster):
         "9999 is in no ledger" in cluster("logs", "9999").err
         and "9999 is in no ledger" in cluster("resume", "9999").err
     )
+    assert (done := cluster("cancel", "9999")).code == 2 and "9999 is not in the queue" in done.err
 
 
 def test_no_slurm_here(cluster, monkeypatch, tmp_path):

@@ -143,7 +143,7 @@ def parse_queue(answer: str) -> list[QueuedJob]:
             found.append(QueuedJob(**fields | dict(base=int(fields["base"]))))
     return sorted(found, key=lambda job: (job.base, job.task or 0))
 
-# %% ../../nbs/cluster/slurm.ipynb #7028281d
+# %% ../../nbs/cluster/slurm.ipynb #7ed79246
 def past_states(jobs: Sequence[int]) -> dict[str, str]:
     """How the jobs ended that squeue has forgotten, by id (4711, 4711_3), where the cluster has accounting; else nothing."""
     if not jobs:
@@ -164,7 +164,14 @@ def past_states(jobs: Sequence[int]) -> dict[str, str]:
 
 
 def cancel_jobs(*ids: str) -> None:
-    """End these jobs (4711, 4711_3)."""
+    """End these jobs (4711, 4711_3). Raises `BadInput`, and ends none, where one is not in the queue: scancel is silent about it."""
+    there = queue(ids)
+    for number in ids:
+        states = [job.state for job in there if number in (job.id, str(job.base)) and not job.is_over]
+        if not states:
+            raise BadInput(
+                f"job {number} is not in the queue; expected one that waits or runs, as `xrddiff status` shows them"
+            )
     ask_slurm("scancel", *ids)
 
 
