@@ -128,7 +128,7 @@ def _chosen(override: _Override) -> None:
             raise BadInput(f"{group}={value}: there is no such preset{nearest(value, presets(group))}")
         raise BadInput(f"'{override.text}': {group} takes the name of one preset: {', '.join(presets(group))}")
 
-# %% ../nbs/config.ipynb #9c25c413
+# %% ../nbs/config.ipynb #30f80a0f
 def compose_config(overrides: Iterable[str] = ()) -> Config:
     """The configuration that these overrides describe, complete and checked.
 
@@ -141,7 +141,9 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
     for o in parsed:
         _known(o, words)
         if o.parsed.is_sweep_override():
-            raise BadInput(f"'{o.text}' names several values: add --multirun to run them one after another")
+            raise BadInput(
+                f"'{o.text}' names several values: add --multirun to run them one after another, or --array to a submission"
+            )
         if o.key in words:
             _typed(o, words)
         elif o.key in GROUPS and not searchpath:
