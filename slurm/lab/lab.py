@@ -38,7 +38,8 @@ SET_NAME, SUBREAPER = 15, 36  # linux/prctl.h
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 CONF = """\
-ClusterName=lab
+# numbers of jobs begin at 1 again in the next lab: its name tells whose they are
+ClusterName=lab_{name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -393,6 +394,7 @@ class Lab:
         parts = [f"PartitionName={p}" for p in ["main", *partitions.split(",")] if p]
         self.conf.write_text(
             CONF.format(
+                name=os.urandom(3).hex(),
                 host=host,
                 port=port,
                 folder=self.folder,
