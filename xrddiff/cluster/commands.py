@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['submit', 'resume', 'give_out', 'status', 'logs', 'cancel', 'profiles', 'add_command', 'add_commands']
 
-# %% ../../nbs/cluster/commands.ipynb #a902124d
+# %% ../../nbs/cluster/commands.ipynb #12f8d06e
 _FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos", "constraint", "reservation")
 
 
@@ -32,14 +32,13 @@ def submit(args: argparse.Namespace) -> int:
     from xrddiff.config import expand_multirun
 
     profile, words = _profile(args), list(args.overrides)
-    array = None
+    shown, array = args.dry_run or args.output or args.local, None
     if args.script:
         if args.array:
             raise BadInput("--array makes a task of each run of a sweep; expected words of a run, not --script")
-        job, logs = plan_script(args.script, words, args.name)
+        job, logs = plan_script(args.script, words, args.name, reserve=not shown)
     else:
         sweep = expand_multirun(words) if args.array else [words]
-        shown = args.dry_run or args.output or args.local
         job, logs = plan_runs(sweep, profile.ranks, args.name, reserve=not shown)
         array = f"0-{len(sweep) - 1}" if args.array else None
     plan = Plan(profile, job, logs, array)
@@ -114,7 +113,7 @@ def give_out(text: str, output: str | None, what: str = "script") -> None:
         raise BadInput(f"cannot write {output}: {error.strerror}") from None
     print(f"{what}: {output}", file=sys.stderr)
 
-# %% ../../nbs/cluster/commands.ipynb #98744e5c
+# %% ../../nbs/cluster/commands.ipynb #a8aeff0f
 def status(args: argparse.Namespace) -> int:
     """Show your jobs in the queue and the last that left it, with epoch, step and loss of each run."""
     from xrddiff.cluster.status import job_rows, status_table
@@ -141,9 +140,9 @@ def logs(args: argparse.Namespace) -> int:
 def cancel(args: argparse.Namespace) -> int:
     """End jobs: by number, or by the folder of their run."""
     from xrddiff.cluster.ledger import find_target, submissions
-    from xrddiff.cluster.slurm import cancel_jobs
+    from xrddiff.cluster.slurm import cancel_jobs, cluster_name
 
-    known = submissions()
+    known = submissions(cluster_name())
     targets = [find_target(text, known) for text in args.targets]
     if stray := next((t for t in targets if t.slurm_id is None), None):
         raise BadInput(f"{stray} belongs to no job that was submitted here; expected the number of a job")
