@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -122,6 +124,18 @@ def test_the_same_command_goes_on_where_it_was_killed(run, whole):
     assert f"{4 * (done - 2)} of 38 samples are there" in said and f"samples: {folder}\n" in said
     check_same(folder, whole)
     assert (folder / "notebook.1.ipynb").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing(run, whole):
+    def fill():  # no file may become larger: what a quota says to whoever writes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+
+    process = start(run, "--name", "full", preexec_fn=fill)
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode not in (0, 130) and "Traceback" not in said
+    assert re.search(r"^xrddiff: .*(File too large|larger than the limit)", said, re.M), said[-2000:]
+    finish(start(run, "--name", "full"))
+    check_same(run / "samples" / "full", whole)
 
 
 def test_other_words_begin_a_set_of_their_own(run, whole):
