@@ -41,6 +41,21 @@ def test_jobs_run_on_nodes_with_names_of_their_own(lab: Lab):
     assert set(lab.call("sinfo", "-hN", "-o%c %m %G").splitlines()) == {"32 262144 gpu:4"}
 
 
+def test_the_environment_of_a_lab_is_that_of_its_shell(lab: Lab, tmp_path: Path, monkeypatch):
+    """`environment` for Python, `env` for a shell; another cluster's words are left behind."""
+    monkeypatch.setenv("SLURM_CONF", "/another/cluster")
+    monkeypatch.setenv("SBATCH_PARTITION", "another")
+    module = runpy.run_path(str(LAB))
+    found = module["environment"](lab.folder)
+    names = ("SLURM_CONF", "PATH", "HOME", "SBATCH_PARTITION")
+    assert [found.get(n) for n in names] == [lab.env["SLURM_CONF"], lab.env["PATH"], os.environ["HOME"], None]
+    shell = f'eval "$({sys.executable} {LAB} env --folder {lab.folder})"; echo "$SLURM_CONF"; echo "$PATH"'
+    said = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60).stdout
+    assert said.splitlines() == [found["SLURM_CONF"], found["PATH"]]
+    with pytest.raises(module["LabError"], match="there is no lab"):
+        module["environment"](tmp_path)
+
+
 def test_every_cpu_profile_runs_as_it_is(lab: Lab, tmp_path: Path):
     profiles = [p for p in list_profiles() if p.platform == "cpu"]
     jobs = {}

@@ -475,6 +475,13 @@ class Lab:
         return "\n".join([*alive, "", self.ask("sinfo", "-Nl"), self.ask("squeue", "-a")])
 
 
+def environment(folder: str | os.PathLike) -> dict[str, str]:
+    """This process's environment, in which sbatch, srun and squeue mean the lab in `folder`; nothing of another cluster's is left in it."""
+    lab = Lab(folder)
+    lab.settings  # noqa: B018  there must be a lab
+    return lab.env
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -514,8 +521,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # a lab that is told to end while it comes up takes itself down
     try:
         if name == "env":
-            lab.settings  # noqa: B018  there must be a lab
-            print(f"export SLURM_CONF={shlex.quote(str(lab.conf))}\nexport PATH={shlex.quote(lab.env['PATH'])}")
+            found = environment(lab.folder)
+            print("\n".join(f"export {k}={shlex.quote(found[k])}" for k in ("SLURM_CONF", "PATH")))
         elif name == "status":
             print(lab.status())
         else:
