@@ -39,7 +39,7 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
     text = data.decode("utf-8", "replace")
     return "".join(text.splitlines(keepends=True)[-lines:]), end
 
-# %% ../../nbs/cluster/logs.ipynb #c205d4af
+# %% ../../nbs/cluster/logs.ipynb #26bd86f9
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Exited with exit code 75$)(.+)$", re.M)
 
 
@@ -59,7 +59,7 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
     A rank that was killed leaves no note; of that srun tells in the `log`.
     """
     others, lines = read_failures(run), []
-    if others and not others[0].get("lost_connection"):
+    if others and not others[0].get("follows"):
         first, *others = others
         lines.append(f"rank {first['rank']} on {first['host']} failed: {first['error']}")
         if first.get("notebook"):

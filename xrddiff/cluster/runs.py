@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PARTS', 'write_text', 'write_json', 'environment', 'cpu_count', 'world_rank', 'world_size', 'create_run',
-           'complete_run', 'make_free_folder', 'Run', 'open_run', 'set_threads', 'mark_stopped', 'stopped_by',
-           'write_failure', 'read_failures', 'clear_marks', 'keep_former', 'reopen_run', 'hold_run']
+           'complete_run', 'make_free_folder', 'set_threads', 'keep_memory', 'Run', 'open_run', 'mark_stopped',
+           'stopped_by', 'write_failure', 'read_failures', 'clear_marks', 'keep_former', 'reopen_run', 'hold_run']
 
-# %% ../../nbs/cluster/runs.ipynb #cab362ae
+# %% ../../nbs/cluster/runs.ipynb #f891a10a
+import ctypes
 import json
 import math
 import os
@@ -179,6 +180,26 @@ def make_free_folder(wanted: Path) -> Path:
             n += 1
             path = wanted.with_name(f"{wanted.name}-{n}")
 
+# %% ../../nbs/cluster/runs.ipynb #92d40965
+def set_threads(n: int) -> None:
+    """Use `n` CPU threads in this process and in those that it starts."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(n)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(n)
+
+# %% ../../nbs/cluster/runs.ipynb #4b7c4e08
+def keep_memory() -> None:
+    """Let this process and those that it starts keep freed memory for the next tensor, up to blocks of 1 GiB. Does nothing where the C library is not glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return
+    trim, mmap = (-1, 2**31 - 1), (-3, 2**30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    mallopt(*trim)
+    mallopt(*mmap) or mallopt(-3, 2**25)  # older ones take no more
+    os.environ |= {"MALLOC_TRIM_THRESHOLD_": str(trim[1]), "MALLOC_MMAP_THRESHOLD_": str(mmap[1])}
+
 # %% ../../nbs/cluster/runs.ipynb #09913384
 @dataclass(frozen=True, repr=False)
 class Run:
@@ -261,15 +282,16 @@ class Run:
     def _repr_html_(self) -> str:
         return f"<code>{self.path}</code>"
 
-# %% ../../nbs/cluster/runs.ipynb #ddf42f07
+# %% ../../nbs/cluster/runs.ipynb #7f443938
 def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
     """The run of this notebook: the folder `run_dir`, else the one that `cfg.resume` names, else a new one.
 
-    Sets the CPU threads that the configuration asks for. Raises `BadInput` if the folder was started with another configuration.
+    Sets the CPU threads that the configuration asks for, and keeps memory (`keep_memory`). Raises `BadInput` if the folder was started with another configuration.
     """
     # A thread of GNU's OpenMP that waits spins for long before it sleeps. Where another program has the core that its
     # partner needs, training then runs many times slower; this short a spin costs nothing where the cores are free.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    keep_memory()
     if cfg.threads is not None:
         set_threads(cfg.threads)
     if run_dir is not None and (Path(run_dir) / "config.yaml").is_file():
@@ -304,15 +326,7 @@ def _same_run(path: Path, saved: Config, cfg: Config) -> None:
                 f"{path} was started with {name}={old}, this notebook says {name}={new}: use a new run folder"
             )
 
-# %% ../../nbs/cluster/runs.ipynb #92d40965
-def set_threads(n: int) -> None:
-    """Use `n` CPU threads in this process and in those that it starts."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(n)
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(n)
-
-# %% ../../nbs/cluster/runs.ipynb #80bc03a9
+# %% ../../nbs/cluster/runs.ipynb #3d05ee57
 def mark_stopped(path: str | os.PathLike, reason: str | None) -> None:
     """Note that the attempt at the run `path` ended in order, because of `reason` (the name of a signal)."""
     write_json(Path(path) / "stopped.json", dict(reason=reason or "a request", time=time.time()))
@@ -332,10 +346,10 @@ def write_failure(
     error: str,
     *,
     notebook: str | os.PathLike | None = None,
-    lost_connection: bool = False,
+    follows: bool = False,
 ) -> None:
     """Note that `rank` failed with the sentence `error`; the traceback is in `notebook`. A full disk is passed over: the error is on the terminal too."""
-    mark = dict(rank=rank, host=socket.gethostname(), time=time.time(), error=error, lost_connection=lost_connection)
+    mark = dict(rank=rank, host=socket.gethostname(), time=time.time(), error=error, follows=follows)
     try:
         (Path(path) / "ranks").mkdir(exist_ok=True)
         write_json(Path(path) / "ranks" / f"failed-{rank:04d}.json", mark | dict(notebook=notebook and str(notebook)))
@@ -344,12 +358,12 @@ def write_failure(
 
 
 def read_failures(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """How the ranks of the last attempt failed: rank, host, time, error, notebook, lost_connection; the failure that caused the others comes first."""
+    """How the ranks of the last attempt failed: rank, host, time, error, notebook, follows; the failure that caused the others comes first."""
     found = []
     for file in Path(path).glob("ranks/failed-*.json"):
         try:
             mark = json.loads(file.read_text(encoding="utf-8"))
-            found.append(((bool(mark["lost_connection"]), float(mark["time"]), int(mark["rank"])), mark))
+            found.append(((bool(mark["follows"]), float(mark["time"]), int(mark["rank"])), mark))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return [mark for _, mark in sorted(found, key=lambda pair: pair[0])]
