@@ -14,18 +14,14 @@ from dataclasses import replace
 
 import pytest
 
+from xrddiff.cluster.launchers import DistInfo, expand_nodelist, job_port, read_environment, set_environment
 from xrddiff.cluster.ranks import (
-    DistInfo,
-    expand_nodelist,
     find_coordinator,
     initialize_distributed,
-    job_port,
     listen,
     network_interface,
-    read_environment,
     receive_ranks,
     resolve,
-    set_environment,
 )
 from xrddiff.errors import BadInput, XrddiffError
 

@@ -21,9 +21,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from xrddiff.cli import main
+from xrddiff.cluster.launchers import job_port
 from xrddiff.cluster.ledger import read_progress, submissions
 from xrddiff.cluster.profiles import list_profiles
-from xrddiff.cluster.ranks import job_port
 
 STEPS = 120
 WORDS = [
