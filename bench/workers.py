@@ -22,7 +22,9 @@ import torch
 from torch import nn
 
 from xrddiff.cluster.runs import create_run
-from xrddiff.cluster.workers import Workers, _sample_job, _sample_part, open_workers, run_tasks
+from xrddiff.cluster.runs import keep_memory
+from xrddiff.cluster.sharing import _sample_job, _sample_part
+from xrddiff.cluster.workers import Workers, open_workers, run_tasks
 from xrddiff.config import compose_config
 from xrddiff.data.datasets import prepare_words
 from xrddiff.data.parts import PartStore, parts_done
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:

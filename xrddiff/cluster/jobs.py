@@ -6,7 +6,7 @@
 __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', 'meet_ranks', 'follows_another', 'execute_run',
            'execute_sample', 'execute_evaluate', 'execute_script']
 
-# %% ../../nbs/cluster/jobs.ipynb #ef5e16c1
+# %% ../../nbs/cluster/jobs.ipynb #0007e683
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,8 @@ from xrddiff.cluster.runs import (
     world_size,
     write_failure,
 )
-from .workers import parse_workers, unfinished_samples
+from .sharing import unfinished_samples
+from .workers import parse_workers
 from ..config import compose_config, inference_config, model_parts, to_yaml
 from ..errors import BadInput, RankFailed, XrddiffError
 from ..training.stopping import StopRequest
@@ -291,12 +292,12 @@ def _execute_in(folder: Path, notebook: str, parameters: dict[str, Any], cfg: Co
     keep_memory()
     run_notebook(source, folder / "notebook.ipynb", parameters, engine=cfg.engine, log=log, terminal=terminal)
 
-# %% ../../nbs/cluster/jobs.ipynb #6da58ca7
+# %% ../../nbs/cluster/jobs.ipynb #c5102d2e
 def execute_script(script: str | os.PathLike, argv: Sequence[str], folder: str | os.PathLike) -> int:
     """Execute the user's `script` on this rank: a .py with `argv`, or an .ipynb with `argv` as parameters (`name=value`, YAML values), kept in `folder`; returns the exit code."""
     import runpy
 
-    from xrddiff.cluster.ranks import read_environment, set_environment
+    from xrddiff.cluster.launchers import read_environment, set_environment
 
     script, folder = Path(script), Path(folder)
     set_environment(read_environment())

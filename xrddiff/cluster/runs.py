@@ -7,7 +7,7 @@ __all__ = ['PACKAGES', 'PARTS', 'write_text', 'write_json', 'environment', 'cpu_
            'complete_run', 'make_free_folder', 'set_threads', 'keep_memory', 'Run', 'open_run', 'mark_stopped',
            'stopped_by', 'write_failure', 'read_failures', 'clear_marks', 'keep_former', 'reopen_run', 'hold_run']
 
-# %% ../../nbs/cluster/runs.ipynb #f891a10a
+# %% ../../nbs/cluster/runs.ipynb #db2ce245
 import ctypes
 import json
 import math
@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .ranks import read_environment
+from .launchers import read_environment
 from ..config import RESUMABLE, load_config, to_yaml
 from ..words import Config, get_word, vocabulary
 from ..errors import BadInput, XrddiffError
