@@ -28,16 +28,16 @@ from xrddiff.cluster.runs import (
 from ..errors import BadInput, XrddiffError, nearest
 from ..training.stopping import StopRequest
 
-# %% ../../nbs/cluster/job.ipynb #a67a054a
-KINDS = ("run", "sample", "evaluate", "script")
+# %% ../../nbs/cluster/job.ipynb #8f4d6a0e
+KINDS = ("run", "script")
 
 
 @dataclass(frozen=True)
 class Job:
     """What a job executes. `overrides` and `run_dirs` (absolute) have an entry for each task of an array; a plain job has one.
 
-    `kind`: "run" trains, "sample" and "evaluate" take up the trained run `run_dirs[i]`, "script" executes the user's `script` (.py or .ipynb) with `argv` on every rank. `threads` of each rank (None: as the
-    environment says); `commit` and `submitted` say what was sent and when.
+    `kind`: "run" trains, "script" executes the user's `script` (.py or .ipynb) with `argv` on every rank. `threads` of each rank (None: as the environment says); `commit` and `submitted` say what was
+    sent and when.
     """
 
     kind: str = "run"
@@ -141,7 +141,7 @@ def read_job(env: Mapping[str, str] | None = None) -> tuple[Job, int]:
         )
     return job, int(number)
 
-# %% ../../nbs/cluster/job.ipynb #6af46083
+# %% ../../nbs/cluster/job.ipynb #c47a5341
 def run_words(job: Job, task: int) -> list[str]:
     """The overrides of a task as those of a run whose folder exists: the folder's `config.yaml` holds, and words that contradict it are refused."""
     return [*(w for w in job.words(task) if not w.startswith("resume=")), f"resume={quoted(str(job.folder(task)))}"]
@@ -154,42 +154,36 @@ def quoted(text: str) -> str:
 
 def prepare(job: Job, task: int = 0) -> Path:
     """Make the run folder of a task, or find the one that an earlier attempt made; returns it. Raises `BadInput` for whatever could not run."""
-    from xrddiff.config import compose_config, inference_config
+    from xrddiff.config import compose_config
 
     path = job.folder(task)
     if job.kind == "script":
         if not Path(job.script).is_file():
             raise BadInput(f"script: there is no file {job.script}")
         complete_run(path)
-    elif job.kind == "run" and not (path / "config.yaml").is_file():
+    elif not (path / "config.yaml").is_file():
         complete_run(path, replace(compose_config(job.words(task)), resume=None))
-    elif job.kind == "run":
-        compose_config(run_words(job, task))
     else:
-        inference_config(path, job.words(task), generative=job.kind == "sample")
+        compose_config(run_words(job, task))
     with hold_run(path):
         clear_marks(path)
     return path
 
-# %% ../../nbs/cluster/job.ipynb #fba941fa
+# %% ../../nbs/cluster/job.ipynb #78444f6e
 REQUEUE = 75
 
 
 def run_task(job: Job, task: int = 0) -> int:
     """Execute a task of a job on this rank, after `prepare`; returns the exit code."""
-    from xrddiff.cluster.jobs import execute_evaluate, execute_run, execute_sample, execute_script
+    from xrddiff.cluster.jobs import execute_run, execute_script
 
     path = job.folder(task)
     if job.threads is not None:
         set_threads(job.threads)
-    if job.kind == "run":
-        execute_run(run_words(job, task))
-        return REQUEUE if world_rank() == 0 and stopped_by(path) else 0
     if job.kind == "script":
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
-    if world_rank() == 0:
-        (execute_sample if job.kind == "sample" else execute_evaluate)(path, job.words(task))
-    return 0
+    execute_run(run_words(job, task))
+    return REQUEUE if world_rank() == 0 and stopped_by(path) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
