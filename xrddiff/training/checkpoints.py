@@ -205,7 +205,7 @@ def save_checkpoint(
             warnings.warn(f"old checkpoint {path} could not be removed: {e.strerror or e}", stacklevel=2)
     return final
 
-# %% ../../nbs/training/checkpoints.ipynb #4cb9761f
+# %% ../../nbs/training/checkpoints.ipynb #267b6cd7
 def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
     """What is wrong with the checkpoint folder `path`, or None if it is intact; `hashes=False` compares sizes only."""
     path = Path(path)
@@ -235,10 +235,10 @@ def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
     return None
 
 
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest intact checkpoint in `folder`, or None; a broken one is skipped with a warning that says what is wrong with it."""
+def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None:
+    """The newest intact checkpoint in `folder`, or None; a broken one is skipped with a warning that says what is wrong with it. Without `hashes`, sizes alone are compared."""
     for path in _checkpoints(Path(folder)):
-        fault = find_fault(path)
+        fault = find_fault(path, hashes=hashes)
         if fault is None:
             return path
         warnings.warn(f"checkpoint {path} is skipped: {fault}", stacklevel=2)
