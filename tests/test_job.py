@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from xrddiff.cluster.job import Job, prepare, quoted, read_job, run_words
+from xrddiff.cluster.profiles import load_profile
 from xrddiff.cluster.runs import read_failures, stopped_by
+from xrddiff.cluster.scripts import render_script
 from xrddiff.config import compose_config, load_config
 from xrddiff.errors import BadInput
 
@@ -26,13 +29,13 @@ AWKWARD = "it's \"x\" $(touch pwned) `touch pwned` \\' \\\n; #é"
 def launch(
     command: str, job: Job, folder: Path, rank: int = 0, ranks: int = 1, port: int = 0, **env: str
 ) -> subprocess.Popen:
-    """`python -m xrddiff.cluster.job command` on one rank."""
+    """`python -P -m xrddiff.cluster.job command` on one rank."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMI_"))} | env
     env |= {"XRDDIFF_JOB": job.to_json(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if ranks > 1:
         place = dict(RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=ranks, MASTER_PORT=port)
         env |= {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    words = [sys.executable, "-m", "xrddiff.cluster.job", command]
+    words = [sys.executable, "-P", "-m", "xrddiff.cluster.job", command]
     return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -149,6 +152,23 @@ def test_a_notebook_of_ones_own(tmp_path):
     assert [ended(process)[0] for process in processes] == [0, 0]
     assert "0 3 a b" in (tmp_path / "run" / "notebook.ipynb").read_text()
     assert "1 3 a b" in (tmp_path / "run" / "ranks" / "rank-0001.ipynb").read_text()
+
+
+def test_modules_of_the_working_folder(tmp_path):
+    """What has the name of one of Python's own is let alone by the launcher and by the ranks; a notebook still finds the others."""
+    for name in ("json", "random"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('taken for a module of Python')")
+    (tmp_path / "helper.py").write_text("def double(x):\n    return 2 * x\n")
+    cell = nbformat.v4.new_code_cell(
+        "import helper, os\nopen(f'told-{os.environ[\"RANK\"]}', 'w').write(str(helper.double(21)))"
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "own.ipynb")
+    job = Job(kind="script", script=str(tmp_path / "own.ipynb"), run_dirs=[str(tmp_path / "run")])
+    profile = replace(load_profile("debug"), tasks_per_node=2)
+    (tmp_path / "job.sh").write_text(render_script(profile, job, log="none", folder=tmp_path, local=True, threads=1))
+    done = subprocess.run(["bash", "job.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["42", "42"]
 
 
 def test_the_codes_with_which_ranks_end(tmp_path):

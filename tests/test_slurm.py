@@ -93,7 +93,7 @@ class Cluster:
             for process in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
                     words = (process / "cmdline").read_bytes().split(b"\0")
-                    if words[1:4] == [b"-m", b"xrddiff.cluster.job", b"rank"] and marks <= set(
+                    if words[1:5] == [b"-P", b"-m", b"xrddiff.cluster.job", b"rank"] and marks <= set(
                         (process / "environ").read_bytes().split(b"\0")
                     ):
                         return int(process.name)

@@ -169,7 +169,7 @@ def prepare(job: Job, task: int = 0) -> Path:
         clear_marks(path)
     return path
 
-# %% ../../nbs/cluster/job.ipynb #78444f6e
+# %% ../../nbs/cluster/job.ipynb #ecc886d6
 REQUEUE = 75
 
 
@@ -181,6 +181,7 @@ def run_task(job: Job, task: int = 0) -> int:
     if job.threads is not None:
         set_threads(job.threads)
     if job.kind == "script":
+        sys.path.append(os.getcwd())  # the user's modules in the working folder, after all others
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     execute_run(run_words(job, task))
     return REQUEUE if world_rank() == 0 and stopped_by(path) else 0

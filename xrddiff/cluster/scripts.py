@@ -68,7 +68,7 @@ def job_json(job: Any) -> str:
         raise BadInput(f"the job is {len(text)} characters of JSON, expected at most 120000: submit the sweep in parts")
     return text
 
-# %% ../../nbs/cluster/scripts.ipynb #eac883c7
+# %% ../../nbs/cluster/scripts.ipynb #c0ef9b75
 def _directives(p: Profile, name: str, log: str, array: str | None) -> list[tuple[str, str | None, str]]:
     """Option, value and reason of each `#SBATCH` line; those without a value are flags."""
     gpu = f" and {p.gpus_per_node // p.tasks_per_node or 1} GPU" if p.gpus_per_node else ""
@@ -109,7 +109,7 @@ def _header(p: Profile, name: str, log: str, array: str | None) -> list[str]:
         lines.append(f"{line:<42}  # {why}" if why else line)
     return lines
 
-# %% ../../nbs/cluster/scripts.ipynb #c3c4934c
+# %% ../../nbs/cluster/scripts.ipynb #11facfa9
 def site_lines(p: Profile) -> list[str]:
     """The lines of bash for what a site needs before Python starts: `modules_to_load`, `env_vars`, `coordinator_port`, `setup`, `cleanup` of a profile."""
     lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
@@ -133,7 +133,7 @@ def _command(words: list[str]) -> str:
 _SRUN = """\
 # One process per rank. Where one fails, srun ends the others, which would wait for it until the time limit.
 # srun has to be told the CPUs of a rank again (since SLURM 22.05), and that ranks see the variables set above.
-srun --kill-on-bad-exit=1 --cpus-per-task={cpus} --export=ALL "$PYTHON" -m xrddiff.cluster.job rank
+srun --kill-on-bad-exit=1 --cpus-per-task={cpus} --export=ALL "$PYTHON" -P -m xrddiff.cluster.job rank
 status=$?
 
 # 75: told that time runs out (USR2), the ranks wrote a checkpoint and stopped. 140: told so before they could begin.
@@ -153,10 +153,10 @@ exit "$status"
 
 _HERE = """\
 # On this machine: torch's launcher starts the ranks, and ends the others where one fails.
-"$PYTHON" -m torch.distributed.run --standalone --nproc-per-node={ranks} -m xrddiff.cluster.job rank
+"$PYTHON" -P -m torch.distributed.run --standalone --nproc-per-node={ranks} --no-python "$PYTHON" -P -m xrddiff.cluster.job rank
 """
 
-# %% ../../nbs/cluster/scripts.ipynb #2c10f317
+# %% ../../nbs/cluster/scripts.ipynb #22996127
 def render_script(
     profile: Profile,
     job: Mapping[str, Any] | Any,
@@ -204,7 +204,8 @@ def render_script(
         f"export OMP_NUM_THREADS={int(threads)} MKL_NUM_THREADS={int(threads)} OPENBLAS_NUM_THREADS={int(threads)}",
         "",
         "# Once, before the ranks: make the run folder, or open it again after a restart.",
-        '"$PYTHON" -m xrddiff.cluster.job prepare || exit',
+        "# -P: a user's random.py in this folder is not Python's.",
+        '"$PYTHON" -P -m xrddiff.cluster.job prepare || exit',
         "",
         ranks.rstrip("\n"),
     ]  # fmt: skip
