@@ -364,7 +364,13 @@ def test_restarts_come_to_an_end(cluster):
     wait_for(lambda: cluster.lab.job(job.id)["JobState"] == "FAILED", 120, "the end")
     said = job.log_file().read_text()
     assert said.count("back in the queue, restart 1 of at most 1") == 1 and cluster.lab.job(job.id)["Restarts"] == "1"
-    assert f"stopped after 1 restarts (max_requeues); to go on: xrddiff resume {job.id}" in said
+    sentence = f"stopped after 1 restarts (max_requeues); to go on: xrddiff resume {job.id}"
+    assert said.count(sentence) == 1
+    # a restart that is not of its own making, as after a node has failed, is refused at once
+    subprocess.run(["scontrol", "requeue", str(job.id)], check=True)
+    wait_for(lambda: cluster.lab.job(job.id)["Restarts"] == "2", 120, "the second restart")
+    wait_for(lambda: cluster.lab.job(job.id)["JobState"] == "FAILED", 120, "the end")
+    assert job.log_file().read_text().removeprefix(said).splitlines() == [f"xrddiff: {sentence}"]
 
 
 def test_an_array_is_a_sweep(cluster, alone):

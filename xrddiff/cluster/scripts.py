@@ -109,7 +109,7 @@ def _header(p: Profile, name: str, log: str, array: str | None) -> list[str]:
         lines.append(f"{line:<42}  # {why}" if why else line)
     return lines
 
-# %% ../../nbs/cluster/scripts.ipynb #11facfa9
+# %% ../../nbs/cluster/scripts.ipynb #56eacfa9
 def site_lines(p: Profile) -> list[str]:
     """The lines of bash for what a site needs before Python starts: `modules_to_load`, `env_vars`, `coordinator_port`, `setup`, `cleanup` of a profile."""
     lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
@@ -130,6 +130,17 @@ def _command(words: list[str]) -> str:
     return " ".join(map(shell_text, words))
 
 
+_LIMIT = """\
+# SLURM starts the job again when a node fails, and so does the end of this script when the time is up. Not for ever,
+# as a job that gets nowhere would cost an allocation.
+RESTARTS=${{SLURM_RESTART_COUNT:-0}}
+enough() {{
+  echo "xrddiff: stopped after {restarts} restarts (max_requeues); to go on: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
+  exit 75
+}}
+[ "$RESTARTS" -le {restarts} ] || enough
+"""
+
 _SRUN = """\
 # One process per rank. Where one fails, srun ends the others, which would wait for it until the time limit.
 # srun has to be told the CPUs of a rank again (since SLURM 22.05), and that ranks see the variables set above.
@@ -137,12 +148,11 @@ srun --kill-on-bad-exit=1 --cpus-per-task={cpus} --export=ALL "$PYTHON" -P -m xr
 status=$?
 
 # 75: told that time runs out (USR2), the ranks wrote a checkpoint and stopped. 140: told so before they could begin.
-# Back into the queue then, to go on from the checkpoint; not for ever, as a job that gets nowhere would cost an allocation.
+# Back into the queue then, to go on from the checkpoint.
 if [ "$status" -eq 75 ] || [ "$status" -eq 140 ]; then
-  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {restarts} ]; then
-    echo "xrddiff: stopped after {restarts} restarts (max_requeues); to go on: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
-  elif scontrol requeue "$SLURM_JOB_ID"; then
-    echo "xrddiff: back in the queue, restart $(( ${{SLURM_RESTART_COUNT:-0}} + 1 )) of at most {restarts}"
+  [ "$RESTARTS" -lt {restarts} ] || enough
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    echo "xrddiff: back in the queue, restart $(( RESTARTS + 1 )) of at most {restarts}"
     exit 0
   else
     echo "xrddiff: this cluster puts no job back into the queue; to go on: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
@@ -156,7 +166,7 @@ _HERE = """\
 "$PYTHON" -P -m torch.distributed.run --standalone --nproc-per-node={ranks} --no-python "$PYTHON" -P -m xrddiff.cluster.job rank
 """
 
-# %% ../../nbs/cluster/scripts.ipynb #22996127
+# %% ../../nbs/cluster/scripts.ipynb #946421cf
 def render_script(
     profile: Profile,
     job: Mapping[str, Any] | Any,
@@ -188,6 +198,7 @@ def render_script(
         "",
         *_header(p, name, log, array),
         "",
+        *([] if local else _LIMIT.format(restarts=p.max_requeues).splitlines() + [""]),
         "# What runs, as data: the shell does not look into it.",
         "XRDDIFF_JOB=$(cat <<'JOB'",
         text,
