@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from xrddiff.cli import main
 from xrddiff.cluster.comm import SIZES, CommReport, comm_test, slow_ranks
 from xrddiff.cluster.scaling import (
     CostModel,
@@ -24,6 +26,7 @@ from xrddiff.cluster.scaling import (
 )
 from xrddiff.errors import BadInput
 from xrddiff.seeds import numpy_rng
+from xrddiff.training.checkpoints import pack_optimizer, save_checkpoint
 from xrddiff.training.history import keep_speed
 
 COMM = """
@@ -189,6 +192,33 @@ def test_the_model_of_a_step():
 def test_a_model_that_cannot_be(bad):
     with pytest.raises(BadInput, match=f"{next(iter(bad))} is|overlap is"):
         CostModel(**(dict(parameters=50e6, compute_seconds=0.1, bandwidth=25) | bad))
+
+
+def test_the_command_predicts(tmp_path, capsys):
+    """From a number, or from a run, which says how many it trains; and what cannot be drawn is refused before anything is shown."""
+    net = torch.nn.Linear(300, 1000)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 300)).sum().backward()
+    optimizer.step()
+    tensors, _ = pack_optimizer(optimizer, net)
+    save_checkpoint(tmp_path / "checkpoints", 7, dict(model=net.state_dict(), optimizer=tensors), {})
+    words = ["scaling", "--bandwidth", "25", "--params"]
+    assert main([*words, str(tmp_path)]) == 0 and main([*words, "301k"]) == 0
+    out, err = capsys.readouterr()
+    first, second = out[: len(out) // 2], out[len(out) // 2 :]
+    assert first == second and first.startswith("0.301 M parameters, 0.602 MB of gradients") and err == ""
+
+    (tmp_path / "empty").mkdir()
+    figure = ["--figure", str(tmp_path / "nowhere" / "figure.png")]
+    for more, sentence in (
+        ([str(tmp_path / "empty")], "has no checkpoint with an optimiser"),
+        ([str(tmp_path / "nowhere")], "expected a number such as 50e6 or 50M, or the folder of a run"),
+        (["50M", *figure], "expected --step-ms"),
+        (["50M", "--step-ms", "100", *figure], "cannot write"),
+    ):
+        assert main([*words, *more]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and sentence in err and err.count("\n") == 1
 
 
 # %% Measured runs

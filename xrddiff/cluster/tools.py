@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from xrddiff.cluster.scaling import Network
 
 # %% auto #0
-__all__ = ['number', 'numbers', 'comm_test', 'scaling', 'write_accelerate_config', 'add_tools']
+__all__ = ['number', 'number_or_folder', 'numbers', 'comm_test', 'scaling', 'write_accelerate_config', 'add_tools']
 
-# %% ../../nbs/cluster/tools.ipynb #bd76c8d0
+# %% ../../nbs/cluster/tools.ipynb #f8e89f47
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -35,11 +35,23 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number such as 50e6, 50M or 32k") from None
 
 
+def number_or_folder(text: str) -> float | Path:
+    """As `number`; or a folder that is there."""
+    try:
+        return number(text)
+    except argparse.ArgumentTypeError:
+        if Path(text).is_dir():
+            return Path(text)
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a number such as 50e6 or 50M, or the folder of a run"
+        ) from None
+
+
 def numbers(text: str) -> list[int]:
     """Whole numbers with commas between them, each as in `number`."""
     return [round(number(part)) for part in text.split(",")]
 
-# %% ../../nbs/cluster/tools.ipynb #62cba26e
+# %% ../../nbs/cluster/tools.ipynb #529e765b
 def comm_test(args: argparse.Namespace) -> int:
     """Check that the ranks add up, and how fast: `srun -N2 xrddiff comm-test`."""
     from xrddiff.cluster.comm import SIZES
@@ -58,7 +70,7 @@ def comm_test(args: argparse.Namespace) -> int:
 
 def scaling(args: argparse.Namespace) -> int:
     """What N nodes bring: predicted from a cost model (--params, --bandwidth), or measured in run folders."""
-    from xrddiff.cluster.scaling import measure_scaling, plot_scaling
+    from xrddiff.cluster.scaling import measure_scaling
 
     if args.runs:
         if args.params is not None:
@@ -68,22 +80,28 @@ def scaling(args: argparse.Namespace) -> int:
         table, head = measure_scaling(args.runs), ""
     else:
         table, head = _predict(args)
+    if args.figure:
+        _draw(table, args.figure)
     if args.json:
         print(table.to_json(orient="records", indent=2))
     else:
         print(head + table.to_string(index=False, float_format="{:.3g}".format))
-    if args.figure:
-        import matplotlib
-
-        matplotlib.use("agg")
-        if "efficiency" not in table:
-            raise BadInput("--figure: an efficiency needs the time of a step on one rank; expected --step-ms")
-        axes = plot_scaling(table)
-        try:
-            axes.figure.savefig(args.figure, bbox_inches="tight", dpi=120)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"cannot write {args.figure}: {error}") from None
     return 0
+
+
+def _draw(table: pd.DataFrame, file: str) -> None:
+    import matplotlib
+
+    from xrddiff.cluster.scaling import plot_scaling
+
+    matplotlib.use("agg")
+    if "efficiency" not in table:
+        raise BadInput("--figure: an efficiency needs the time of a step on one rank; expected --step-ms")
+    axes = plot_scaling(table)
+    try:
+        axes.figure.savefig(file, bbox_inches="tight", dpi=120)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
@@ -96,6 +114,7 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
         ring_allreduce_time,
         scaling_table,
         simple_allreduce_time,
+        trained_parameters,
     )
 
     bandwidth, latency = args.bandwidth, args.latency_us * 1e-6
@@ -104,16 +123,17 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
         bandwidth, latency = network.bandwidth, network.latency
     if args.params is None or bandwidth is None:
         raise BadInput("expected run folders, or --params with --bandwidth (GB/s) or --comm FILE (of comm-test --json)")
-    n = gradient_bytes(args.params, args.bytes)
+    parameters = trained_parameters(args.params) if isinstance(args.params, Path) else args.params
+    n = gradient_bytes(parameters, args.bytes)
     simple = simple_allreduce_time(n, bandwidth)
-    head = f"{args.params / 1e6:g} M parameters, {n / 1e6:g} MB of gradients, 2·bytes/bandwidth = {1e3 * simple:g} ms at {bandwidth:.3g} GB/s\n\n"
+    head = f"{parameters / 1e6:.4g} M parameters, {n / 1e6:g} MB of gradients, 2·bytes/bandwidth = {1e3 * simple:g} ms at {bandwidth:.3g} GB/s\n\n"
     nodes = args.nodes or [1, 2, 4, 8, 16, 32]
     if args.step_ms is None:
         ranks = [k * args.ranks_per_node for k in nodes]
         times = [1e3 * ring_allreduce_time(n, r, bandwidth, latency) for r in ranks]
         return pd.DataFrame(dict(nodes=nodes, ranks=ranks, all_reduce_ms=times)), head
     model = CostModel(
-        args.params, args.step_ms / 1e3, bandwidth, latency, args.bytes, args.overlap, args.ranks_per_node, args.strong
+        parameters, args.step_ms / 1e3, bandwidth, latency, args.bytes, args.overlap, args.ranks_per_node, args.strong
     )
     return scaling_table(model, nodes), head
 
@@ -145,7 +165,7 @@ def write_accelerate_config(args: argparse.Namespace) -> int:
     give_out(text, args.output, "configuration")
     return 0
 
-# %% ../../nbs/cluster/tools.ipynb #d73a2703
+# %% ../../nbs/cluster/tools.ipynb #ed8fe9e0
 def add_tools(commands: Any) -> None:
     """Add these commands to the subparsers of `xrddiff`."""
     p = add_command(commands, "comm-test", comm_test, "check the communication between ranks and how fast it is")
@@ -155,7 +175,12 @@ def add_tools(commands: Any) -> None:
 
     p = add_command(commands, "scaling", scaling, "what N nodes will bring, or have brought")
     p.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs of one model on different numbers of ranks")
-    p.add_argument("--params", type=number, metavar="N", help="parameters of the model: 50e6, 50M")
+    p.add_argument(
+        "--params",
+        type=number_or_folder,
+        metavar="N|RUN",
+        help="parameters of the model: 50e6, 50M, or as in a run folder",
+    )
     p.add_argument("--bandwidth", type=number, metavar="GB/s", help="between the nodes")
     p.add_argument("--latency-us", type=float, default=0.0, metavar="µs", help="of a message (0)")
     p.add_argument("--comm", metavar="FILE", help="bandwidth and latency as `xrddiff comm-test --json` measured them")
