@@ -188,7 +188,7 @@ def test_a_lab_goes_down_with_its_owner(lab: Lab, folder: str):
     assert leaves_nothing(folder)
 
 
-def test_mistakes_are_refused_with_a_sentence(lab: Lab, tmp_path: Path):
+def test_mistakes_are_refused_with_a_sentence(lab: Lab, tmp_path: Path, monkeypatch):
     def said(*words: str) -> str:
         done = subprocess.run([sys.executable, str(LAB), *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 1 and done.stderr.count("\n") == 1
@@ -199,6 +199,8 @@ def test_mistakes_are_refused_with_a_sentence(lab: Lab, tmp_path: Path):
     assert "runs already" in said("start", "n1", here)
     assert "is up in" in said("up", here)
     assert "there is no lab" in said("env", f"--folder={tmp_path}/none")
+    monkeypatch.setenv("XRDDIFF_LAB", str(lab.folder))
+    assert "is up in" in said("up")
     (tmp_path / "mine").write_text("mine")
     assert "is not empty and no lab" in said("up", f"--folder={tmp_path}")
     assert (tmp_path / "mine").read_text() == "mine"

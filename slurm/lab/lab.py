@@ -375,7 +375,8 @@ class Lab:
                 40,
                 f"nodes are not idle, see {self.folder}/log,",
             )
-            if "it runs" not in self.ask("srun", "--immediate=60", f"-N{nodes}", "echo", "it runs", timeout=90):
+            trial = ["srun", "--job-name=lab", "--immediate=60", f"-N{nodes}", "echo", "it runs"]
+            if "it runs" not in self.ask(*trial, timeout=90):
                 raise LabError(f"a job over all nodes does not run, see {self.folder}/log")
             if until:
                 self.watch(until)
@@ -493,7 +494,8 @@ def main(argv: list[str] | None = None) -> int:
         sub = commands.add_parser(
             name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        sub.add_argument("--folder", default="/tmp/xrddiff-lab", help="where the lab keeps its files")
+        own = os.environ.get("XRDDIFF_LAB") or "/tmp/xrddiff-lab"
+        sub.add_argument("--folder", default=own, help="where the lab keeps its files; $XRDDIFF_LAB where that is set")
         return sub
 
     up = command("up", "bring up a cluster")
