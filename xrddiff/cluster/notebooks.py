@@ -118,7 +118,7 @@ def _bundle(output_type: str, data: dict, metadata: dict, **more: Any) -> dict:
     text = {k: b64encode(v).decode() if isinstance(v, bytes) else v for k, v in data.items()}
     return dict(output_type=output_type, data=text, metadata=dict(metadata), **more)
 
-# %% ../../nbs/cluster/notebooks.ipynb #c96de951
+# %% ../../nbs/cluster/notebooks.ipynb #c7926d41
 class LiveShell(CaptureShell):
     """IPython in this process, whose cells print, display and fail into a `LiveOutput`."""
 
@@ -145,11 +145,11 @@ class LiveShell(CaptureShell):
         self.display_pub = _LivePublisher(parent=self, shell=self)
 
     def _showtraceback(self, etype, evalue, stb):
-        # papermill knows an orderly exit by its empty value
-        message = "" if isinstance(evalue, SystemExit) and evalue.code is None else str(evalue)
-        error = dict(output_type="error", ename=etype.__name__, evalue=message, traceback=list(stb))
         self.output.finish()  # the bar that broke off, before the reason
-        self.output.display(error)
+        # `sys.exit()` is how a notebook says that it is done; IPython would speak of an exception
+        if _ends_in_order(evalue):
+            return
+        self.output.display(dict(output_type="error", ename=etype.__name__, evalue=str(evalue), traceback=list(stb)))
         expected = issubclass(etype, XrddiffError | KeyboardInterrupt | SystemExit)
         self.output.pass_on("stderr", "\n".join(stb) + "\n", show=not expected)
 
