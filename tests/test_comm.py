@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import missing
 
 from xrddiff.cli import main
 from xrddiff.cluster.comm import SIZES, CommReport, comm_test, slow_ranks
@@ -53,12 +55,15 @@ leave(0)
 """
 
 
-def reports(processes: int, *words: str) -> list[dict]:
-    """The report as each rank has it."""
+def clean_environment() -> dict[str, str]:
     mine = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PMI_", "OMPI_", "TORCHELASTIC", "ACCELERATE")
     env = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
-    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(processes)}
-    env["MASTER_PORT"] = str(20000 + os.getpid() % 9000)
+    return env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def reports(processes: int, *words: str) -> list[dict]:
+    """The report as each rank has it."""
+    env = clean_environment() | {"WORLD_SIZE": str(processes), "MASTER_PORT": str(20000 + os.getpid() % 9000)}
     command = [sys.executable, "-c", COMM, *words]
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     started = [subprocess.Popen(command, env=env | {"RANK": str(r)}, **pipe) for r in range(processes)]
@@ -103,6 +108,21 @@ def test_under_srun_on_two_nodes(lab, tmp_path):
     report = json.loads((tmp_path / "0.txt").read_text().split("REPORT ", 1)[1])
     assert report["passed"] and report["num_nodes"] == report["num_processes"] == 2
     assert len({row["host"] for row in report["ranks"]}) == 2
+
+
+def test_under_mpirun():
+    """The command itself, as a user starts it with Open MPI."""
+    if not shutil.which("mpirun"):
+        missing("mpirun not found (apt-get install openmpi-bin)")
+    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+    command += [str(Path(sys.executable).parent / "xrddiff"), "comm-test", "--sizes", "4,1k", "--rounds", "2", "--json"]
+    done = subprocess.run(
+        command, env=clean_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"] and (report["num_processes"], report["num_nodes"]) == (2, 1)
+    assert [row["rank"] for row in report["ranks"]] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from conftest import missing
 
 from xrddiff.cluster.launchers import DistInfo, expand_nodelist, job_port, read_environment, set_environment
 from xrddiff.cluster.ranks import (
@@ -416,6 +419,44 @@ def test_a_machine_whose_name_is_its_loopback():
     for code, seen in run_ranks(envs):
         assert code == 0 and seen["num_nodes"] == 2 and seen["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert seen["interface"] == interface
+
+
+MPI = """
+import sys, time
+from xrddiff.cluster.launchers import read_environment
+from xrddiff.cluster.ranks import gather_objects, initialize_distributed, leave
+# rank 0 of the first job and rank 1 of the second come when their partners are not there yet
+time.sleep(2 * (read_environment().process_id == (sys.argv[1] == "first")))
+info = initialize_distributed(timeout=60)
+told = gather_objects([sys.argv[1], info.launcher, info.process_id, info.local_process_id])
+if info.process_id == 0:
+    print("TOLD", told, flush=True)
+leave(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "command", "package"),
+    [
+        ("openmpi", "mpirun --allow-run-as-root --oversubscribe -n 2", "openmpi-bin"),
+        ("mpich", "mpiexec.hydra -n 2", "mpich"),
+    ],
+)
+def test_two_mpi_jobs_side_by_side(launcher, command, package):
+    """Each of the real launchers: ranks meet those of their own job, and not those of another that started at the same time."""
+    command = command.split()
+    if not shutil.which(command[0]):
+        missing(f"{command[0]} not found (apt-get install {package})")
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    jobs = {
+        name: subprocess.Popen([*command, sys.executable, "-c", MPI, name], env=clean_environment(), **pipe)
+        for name in ("first", "second")
+    }
+    for name, job in jobs.items():
+        out, err = job.communicate(timeout=120)
+        assert job.returncode == 0, err
+        told = ast.literal_eval(out.split("TOLD", 1)[1].strip())
+        assert told == [[name, launcher, rank, rank] for rank in (0, 1)]
 
 
 def test_torchrun(tmp_path):
