@@ -16,13 +16,13 @@ from .runs import create_run, read_failures, set_threads
 from ..config import compose_config
 from ..errors import BadInput, XrddiffError
 
-# %% ../../nbs/cluster/launch.ipynb #bf7cecaa
+# %% ../../nbs/cluster/launch.ipynb #5535d65b
 def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> Path:
     """Run a configuration on so many `processes` of this machine, from JupyterLab; returns the run folder.
 
     `port` of the ranks (0: a free one). Raises `XrddiffError` with the first failure; the notebooks of all ranks are in the folder.
     """
-    from accelerate import notebook_launcher
+    from accelerate import launchers
     from accelerate.state import AcceleratorState
 
     if type(processes) is not int or processes < 1:
@@ -34,8 +34,9 @@ def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> 
     cfg = compose_config(overrides)
     path = Path(cfg.resume) if cfg.resume else create_run(cfg)
     words = run_words(Job(overrides=[list(overrides)], run_dirs=[str(path.absolute())]), 0)
+    launchers.print = lambda *_: None  # its only line would tell of "CUDAs", on a machine that has none as well
     try:
-        notebook_launcher(_rank, (words,), num_processes=processes, use_port=str(port or _free_port()))
+        launchers.notebook_launcher(_rank, (words,), num_processes=processes, use_port=str(port or _free_port()))
     except XrddiffError:
         raise
     except Exception as error:
@@ -43,6 +44,8 @@ def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> 
         if first is None:
             raise
         raise XrddiffError(f"rank {first['rank']}: {first['error']}") from error
+    finally:
+        del launchers.print
     return path
 
 
