@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def launch(
     if ranks > 1:
         place = dict(RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=ranks, MASTER_PORT=port)
         env |= {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    words = [sys.executable, "-P", "-m", "xrddiff.cluster.job", command]
+    words = [sys.executable, "-P", "-m", "xrddiff.cluster.job", *command.split()]
     return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -171,8 +172,20 @@ def test_modules_of_the_working_folder(tmp_path):
     assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["42", "42"]
 
 
-def test_the_codes_with_which_ranks_end(tmp_path):
-    """USR2 to both ranks of a real training: 75 from rank 0, and the job queued again goes on to the end."""
+def test_ranks_without_slurm(tmp_path):
+    """Where one fails, the others are ended, and its code is the launcher's."""
+    (tmp_path / "own.py").write_text(
+        "import os, signal, sys\nsys.exit(3) if os.environ['RANK'] == '1' else signal.pause()"
+    )
+    job = Job(kind="script", script=str(tmp_path / "own.py"), run_dirs=[str(tmp_path / "run")])
+    prepare(job)
+    assert ended(launch("ranks 3", job, tmp_path))[0] == 3
+    code, _, err = ended(launch("ranks 0", job, tmp_path))
+    assert code == 2 and "found 'ranks 0', expected" in err
+
+
+def test_a_training_is_stopped_and_goes_on(tmp_path):
+    """TERM to `submit --local`: both ranks stop in order, 75 and how to go on; the same words go on to the end."""
     words = [
         "experiment_type=test",
         "data=sim128",
@@ -187,20 +200,25 @@ def test_the_codes_with_which_ranks_end(tmp_path):
         "training.max_steps=100000",
         "training.log_every=1",
     ]
-    path = tmp_path / "run"
-    job = Job(overrides=[words], run_dirs=[str(path)], threads=1)
-    assert ended(launch("prepare", job, tmp_path))[0] == 0
-    processes = [launch("rank", job, tmp_path, rank, 2, PORT + 2) for rank in range(2)]
-    deadline = time.monotonic() + 300
-    try:
-        while not list(path.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-            assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGUSR2)
-    codes = [ended(process)[0] for process in processes]
-    assert codes == [75, 0] and stopped_by(path) == "SIGUSR2" and read_failures(path) == []
+    command = [Path(sys.executable).parent / "xrddiff", "submit", "--local", "--profile=debug", "--tasks-per-node=2"]
+    command += [*words, f"output_dir={tmp_path}", "run_name=" + quoted("it's")]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=tmp_path, env=env, **pipe) as process:
+        deadline = time.monotonic() + 300
+        try:
+            while not list(tmp_path.glob("*/*/checkpoints/step-*")) and time.monotonic() < deadline:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+        finally:
+            process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    path = Path(out.split("run: ", 1)[1].partition("\n")[0])
+    assert process.returncode == 75 and stopped_by(path) == "SIGTERM" and read_failures(path) == []
+    (word,) = shlex.split(
+        err.splitlines()[-1].removeprefix("xrddiff: stopped before its end; to go on: the same command with ")
+    )
+    assert compose_config([*words, word]).resume == str(path) and path.name == "it's"
     step = max(int(p.name.removeprefix("step-")) for p in path.glob("checkpoints/step-*"))
 
     again = Job(overrides=[[*words[:-2], f"training.max_steps={step + 2}"]], run_dirs=[str(path)])

@@ -109,7 +109,7 @@ def _header(p: Profile, name: str, log: str, array: str | None) -> list[str]:
         lines.append(f"{line:<42}  # {why}" if why else line)
     return lines
 
-# %% ../../nbs/cluster/scripts.ipynb #56eacfa9
+# %% ../../nbs/cluster/scripts.ipynb #ed252d0e
 def site_lines(p: Profile) -> list[str]:
     """The lines of bash for what a site needs before Python starts: `modules_to_load`, `env_vars`, `coordinator_port`, `setup`, `cleanup` of a profile."""
     lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
@@ -162,8 +162,8 @@ exit "$status"
 """
 
 _HERE = """\
-# On this machine: torch's launcher starts the ranks, and ends the others where one fails.
-"$PYTHON" -P -m torch.distributed.run --standalone --nproc-per-node={ranks} --no-python "$PYTHON" -P -m xrddiff.cluster.job rank
+# On this machine: the ranks are started here, and the others are ended where one fails. 75: stopped in order, to go on.
+exec "$PYTHON" -P -m xrddiff.cluster.job ranks {ranks}
 """
 
 # %% ../../nbs/cluster/scripts.ipynb #946421cf
