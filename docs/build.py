@@ -34,6 +34,13 @@ ROOMS = {
     "cluster": "Cluster",
     "views": "Views",
 }
+# pages that are no notebooks, in the order of the contents, and their names on the site
+PAGES = {
+    "docs/cluster_tour.md": "cluster_tour.md",
+    "slurm/README.md": "slurm.md",
+    "docs/architecture.md": "architecture.md",
+    "CHANGELOG.md": "changelog.md",
+}
 
 
 def keep_unresolved_types() -> None:
@@ -102,7 +109,8 @@ def tidy(markdown: str) -> str:
 
 def site_links(markdown: str) -> str:
     """Links that hold in the repository, as links that hold on the site; what the site does not carry becomes plain text."""
-    markdown = re.sub(r"\]\((?:docs|nbs)/", "](", markdown.replace("](slurm/README.md)", "](slurm.md)"))
+    markdown = re.sub(r"\]\((?:\.\./)?slurm/README\.md\)", "](slurm.md)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)?(?:docs|nbs)/", "](", markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(bench/[^)]*\)", r"\1", markdown)
 
 
@@ -160,11 +168,9 @@ def main() -> None:
         original = ROOT / name if (ROOT / name).exists() else ROOT / "nbs" / name
         convert(path, original, SOURCE / name)
     shutil.rmtree(ROOT / "_proc")
-    for page in ("architecture.md",):
-        shutil.copy(DOCS / page, SOURCE / page)
+    for page, name in PAGES.items():
+        (SOURCE / name).write_text(site_links((ROOT / page).read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copytree(DOCS / "pictures", SOURCE / "pictures", ignore=shutil.ignore_patterns("index-*"))
-    shutil.copy(ROOT / "CHANGELOG.md", SOURCE / "changelog.md")
-    shutil.copy(ROOT / "slurm" / "README.md", SOURCE / "slurm.md")
     shutil.copy(DOCS / "conf.py", SOURCE / "conf.py")
     static = BUILD / "static"
     shutil.copytree(DOCS / "_static", static)
@@ -177,7 +183,8 @@ def main() -> None:
         caption = ROOMS.get(room, "Ground: words, errors, seeds, losses, commands")
         if members:
             (SOURCE / f"{room}.md").write_text(f"# {caption}\n\n{toctree(members)}", encoding="utf-8")
-    contents = toctree([room for room, members in chapters.items() if members] + ["slurm", "architecture", "changelog"])
+    own = [Path(name).stem for name in PAGES.values()]
+    contents = toctree([room for room, members in chapters.items() if members] + own)
     index = nbformat.read(SOURCE / "index.ipynb", as_version=4)
     index.cells.append(nbformat.v4.new_markdown_cell(contents, id="contents"))
     nbformat.write(index, SOURCE / "index.ipynb")

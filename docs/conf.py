@@ -22,6 +22,8 @@ html_title = f"xrddiff {release}"
 html_static_path = [str(HERE / "_static")]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+# These have no pages beside them to list; what they print needs the width.
+html_sidebars = {page: [] for page in ("cluster_tour", "slurm", "architecture", "changelog")}
 html_theme_options = {
     "show_prev_next": True,
     "navigation_depth": 3,

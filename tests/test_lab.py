@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import LAB, Lab, bring_up
 
+from xrddiff.cli import main, parse
 from xrddiff.cluster.profiles import Profile, list_profiles
 
 
@@ -130,6 +133,31 @@ def test_a_second_lab_stands_beside_the_first_and_leaves_nothing(lab: Lab, tmp_p
     assert not any(alive(pid) for pid in [*keepers, detached])
     assert leaves_nothing(str(other.folder))
     assert lab.call("srun", "hostname").strip() in {f"n{i}" for i in range(1, 9)}
+
+
+def test_what_is_typed_on_the_page_of_the_cluster_is_still_understood(tmp_path: Path, monkeypatch, capsys):
+    """docs/cluster_tour.py takes minutes to make that page; here its commands are read, and what it submits is rendered or refused as shown."""
+    page = (LAB.parents[2] / "docs" / "cluster_tour.md").read_text()
+    words = runpy.run_path(str(LAB.parents[2] / "docs" / "cluster_tour.py"))["TRAIN"]
+    assert words in page, "docs/cluster_tour.py types other words than the page shows: run it"
+    monkeypatch.chdir(tmp_path)
+    for name, text in re.findall(r"```python\n# (\S+)\n(.+?)```", page, re.S):
+        Path(name).write_text(text)
+    seen = []
+    for command, answer in re.findall(r"^\$ ((?:.*\\\n)*.*)\n(.*)", page, re.M):
+        typed = shlex.split(command.replace("$WORDS", words).replace("\\\n", " "))
+        if typed[0] == "srun":
+            typed = typed[2:]
+        if typed[0] != "xrddiff":
+            continue
+        seen.append(typed[1])
+        parse(typed[1:])
+        if typed[1] in ("submit", "run"):
+            refused = answer.startswith("xrddiff: ")
+            code = main([typed[1], "--dry-run", *[w for w in typed[2:] if w != "--dry-run"]])
+            assert code == (2 if refused else 0), (command, capsys.readouterr().err)
+            assert not refused or capsys.readouterr().err == f"{answer}\n"
+    assert {"submit", "status", "logs", "run", "sample", "comm-test", "scaling", "resume", "data"} == set(seen)
 
 
 def alive(pid: int) -> bool:
