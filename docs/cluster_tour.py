@@ -37,6 +37,7 @@ TOLERANCE, KEY_TOLERANCE = 1e-5, 1e-4
 
 COMPARE = f'''\
 """How far are the weights of two runs from each other?"""
+
 import sys
 from safetensors.numpy import load_file
 
@@ -49,6 +50,7 @@ print(f"all {{len(apart)}} other tensors: {{max(apart.values()):.1e}}")
 '''
 BRIGHTEST = '''\
 """Which shot is the brightest? Each rank looks at a file of its own."""
+
 import sys
 from xrddiff.cluster.ranks import initialize_distributed
 from xrddiff.data.readers import open_frames
