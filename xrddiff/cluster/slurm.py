@@ -17,7 +17,7 @@ from ..errors import BadInput, XrddiffError
 __all__ = ['WAITING', 'ACTIVE', 'SlurmAway', 'ask_slurm', 'refusal', 'submit_script', 'cluster_name', 'QueuedJob', 'queue',
            'parse_queue', 'past_states', 'cancel_jobs', 'batch_script']
 
-# %% ../../nbs/cluster/slurm.ipynb #e3718e97
+# %% ../../nbs/cluster/slurm.ipynb #55420297
 class SlurmAway(XrddiffError):
     """The controller of the cluster does not answer at the moment."""
 
@@ -32,9 +32,11 @@ _AWAY = re.compile(
 
 def ask_slurm(*words: str, text: str | None = None, timeout: float = 60.0) -> str:
     """What the command `words` prints, given `text` on its input. Raises `BadInput` for a refusal, `SlurmAway` where nobody answers."""
+    # sbatch hands its environment on, and a job is not to begin with the restarts of the job that submits it
+    env = {name: value for name, value in os.environ.items() if name != "SLURM_RESTART_COUNT"}
     try:
         found = subprocess.run(
-            list(words), input=None if text is None else os.fsencode(text), stdin=subprocess.DEVNULL if text is None else None, capture_output=True, timeout=timeout, check=False,
+            list(words), env=env, input=None if text is None else os.fsencode(text), stdin=subprocess.DEVNULL if text is None else None, capture_output=True, timeout=timeout, check=False,
         )  # fmt: skip
     except FileNotFoundError:
         raise BadInput(
@@ -143,7 +145,7 @@ def parse_queue(answer: str) -> list[QueuedJob]:
             found.append(QueuedJob(**fields | dict(base=int(fields["base"]))))
     return sorted(found, key=lambda job: (job.base, job.task or 0))
 
-# %% ../../nbs/cluster/slurm.ipynb #7ed79246
+# %% ../../nbs/cluster/slurm.ipynb #d6ee22f6
 def past_states(jobs: Sequence[int]) -> dict[str, str]:
     """How the jobs ended that squeue has forgotten, by id (4711, 4711_3), where the cluster has accounting; else nothing."""
     if not jobs:
