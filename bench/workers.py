@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xrddiff.cluster.runs import create_run
-from xrddiff.cluster.runs import keep_memory
+from xrddiff.cluster.runs import create_run, keep_memory
 from xrddiff.cluster.sharing import _sample_job, _sample_part
 from xrddiff.cluster.workers import Workers, open_workers, run_tasks
 from xrddiff.config import compose_config
