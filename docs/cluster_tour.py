@@ -223,7 +223,7 @@ def script(t: Tour) -> None:
     t.say("""
 ## Look at a job before it is sent
 
-The words after the options are those of `xrddiff run`. With `--dry-run` nothing is sent: the batch script is printed, with a reason beside each line. `--profile debug` is one node with four CPUs; `xrddiff profiles` lists the others.
+The words after the options are those of `xrddiff run`. With `--dry-run` nothing is sent: the batch script is printed, with a reason beside most lines. `--profile debug` is one node with four CPUs; `xrddiff profiles` lists the others.
 """)
     said = t.type("xrddiff submit --profile debug --dry-run model=vae_kl", lines=telling)
     t.check("#SBATCH --nodes=1\n" in said, "debug is no longer one node")
