@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['submit', 'resume', 'give_out', 'status', 'logs', 'cancel', 'profiles', 'add_command', 'add_commands']
 
-# %% ../../nbs/cluster/commands.ipynb #7341e3e8
+# %% ../../nbs/cluster/commands.ipynb #65b9d975
 _FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos", "constraint", "reservation")
 
 
@@ -79,8 +79,9 @@ def _hand_over(plan: Plan, args: argparse.Namespace) -> int:
         return 0
     submission = send(plan)
     number, profile, array = submission.id, plan.profile, plan.array
+    tasks = "" if array is None else f"{len(submission.tasks)} tasks of "
     print(
-        f"submitted job {number}: {plan.job.name!r} on profile {profile.name}, {profile.nodes} × {profile.tasks_per_node} ranks"
+        f"submitted job {number}: {plan.job.name!r} on profile {profile.name}, {tasks}{profile.nodes} × {profile.tasks_per_node} ranks"
     )
     for i, folder in enumerate(plan.job.run_dirs):
         if array is None or i in submission.tasks:

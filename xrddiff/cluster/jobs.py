@@ -109,19 +109,19 @@ def meet_ranks(cfg: Config) -> "Ranks | None":
     who = SimpleNamespace(process_index=info.process_id, num_processes=info.num_processes)
     return Ranks(who, patience=PATIENCE)
 
-# %% ../../nbs/cluster/jobs.ipynb #cbc9ee20
+# %% ../../nbs/cluster/jobs.ipynb #17ea4e0f
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error", "NCCL Error")
 
 
-def follows_another(error: BaseException | None) -> bool:
-    """Did another rank fail, rather than this one? Either it said so (`RankFailed`) or it is gone: told from the words of gloo and NCCL, in `error` and its causes."""
+def follows_another(error: BaseException | None) -> str | None:
+    """How this rank knows that another one failed: what rank 0 said (`RankFailed`), or that it is gone, told from the words of gloo and NCCL, in `error` and its causes. None where this rank itself failed."""
     while error is not None:
         if isinstance(error, RankFailed):
-            return True
+            return f"told by rank 0: {error}"
         if isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _LOST):
-            return True
+            return "lost the others"
         error = error.__cause__
-    return False
+    return None
 
 
 @contextmanager
@@ -132,7 +132,8 @@ def _marked(path: Path, notebook: Path) -> Iterator[None]:
         yield
     except Exception as error:
         follows = follows_another(error)
-        write_failure(path, rank, str(error) or type(error).__name__, notebook=notebook.absolute(), follows=follows)
+        said = follows or str(error) or type(error).__name__
+        write_failure(path, rank, said, notebook=notebook.absolute(), follows=bool(follows))
         if not follows:
             raise
         culprit = next((mark for mark in read_failures(path) if not mark["follows"]), None)

@@ -40,7 +40,7 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
     text = data.decode("utf-8", "replace")
     return "".join(text.splitlines(keepends=True)[-lines:]), end
 
-# %% ../../nbs/cluster/logs.ipynb #24075645
+# %% ../../nbs/cluster/logs.ipynb #e9e3086f
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Exited with exit code 75$)(.+)$", re.M)
 _NODE = re.compile(r"^srun: error: Node failure on (\S+)", re.M)
 
@@ -78,8 +78,8 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
     elif log:  # those who left a note only lost somebody who did not
         lines += filter(None, [first_to_end(log, [f["rank"] for f in others])])
     for f in others[:8]:
-        why = " lost the others" if f.get("follows") else f": {str(f['error'] or '').partition(chr(10))[0]}"
-        lines.append(f"{'then ' if lines else ''}rank {f['rank']} on {f['host']}{why}")
+        said = str(f["error"] or "").partition("\n")[0]
+        lines.append(f"{'then ' if lines else ''}rank {f['rank']} on {f['host']}: {said}")
     if len(others) > 8:
         lines.append(f"and {len(others) - 8} other ranks")
     return "\n".join(lines)

@@ -180,7 +180,7 @@ def run_here(script: str) -> int:
             code = shell.wait()
     return code if code >= 0 else 128 - code
 
-# %% ../../nbs/cluster/submission.ipynb #3d08fafd
+# %% ../../nbs/cluster/submission.ipynb #a2ebf0ab
 def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), name: str | None = None) -> Plan:
     """What is to be sent so that a job or run goes on, `words` added to its own; `name` is for a run that was not submitted from here.
 
@@ -227,6 +227,8 @@ def _refuse_busy(run: str | os.PathLike | None) -> None:
         s = known.get(q.base)
         mine = s is not None and (str(run) in map(str, s.run_dirs) if "[" in q.id else s.run_dir(q.task) == str(run))
         if mine:
+            if q.state == "COMPLETING":
+                raise BadInput(f"{run}: job {q.id} is ending; expected it to be over: try again in some seconds")
             raise BadInput(
                 f"{run}: job {q.id} is {q.state.lower()}, and goes on by itself; wait for it, or end it with: xrddiff cancel {q.id}"
             )

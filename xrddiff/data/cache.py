@@ -166,7 +166,7 @@ def simulation_key(experiment: Any, seed: int) -> dict[str, Any]:
     versions = {p: importlib.metadata.version(p).split("+")[0] for p in ("numpy", "torch", "gemmi")}
     return {"experiment": _parameters(experiment), "seed": int(seed), "code": _simulator_digest(), "versions": versions}
 
-# %% ../../nbs/data/cache.ipynb #e6ff1b13
+# %% ../../nbs/data/cache.ipynb #dd0805c1
 def block_size(shape: tuple[int, int]) -> int:
     """Shots per file: some 64 MB of pixels in memory, between 16 and 256 shots."""
     return int(np.clip(2**24 // np.prod(shape), 16, 256))
@@ -177,7 +177,7 @@ def simulated_frames(
 ) -> xr.Dataset:
     """The shots 0 … limit−1 of an experiment (or its name), lazily from the cache; those that are not there yet are simulated first.
 
-    `progress`: a bar on stderr; where None, if that is a terminal.
+    `progress`: a bar on stderr; where None, a bar if that is a terminal, else a line.
     """
     from xrddiff.data.experiments import find_experiment
 
@@ -226,6 +226,8 @@ def _make(experiment: Any, seed: int, folder: Path, blocks: list[int], size: int
         file=sys.stderr,
         disable=None if progress is None else not progress,
     )
+    if bar.disable and progress is None:  # a log, or a notebook: a minute of silence looks like a fault
+        print(f"simulating {bar.total} shots of {experiment.name}, kept in {folder}", file=sys.stderr, flush=True)
     with bar:
         wait = 0.05
         while missing:
