@@ -144,7 +144,7 @@ def _size(n: int) -> str:
             return f"{n / factor:.3g} {unit}"
     return f"{n} B"
 
-# %% ../../nbs/cluster/comm.ipynb #2409bbec
+# %% ../../nbs/cluster/comm.ipynb #99cedf32
 SIZES = (4, 1_000, 32_000, 1_000_000, 32_000_000)  # bytes
 
 
@@ -263,7 +263,7 @@ def comm_test(sizes: Sequence[int] = SIZES, rounds: int = 10, *, info: DistInfo 
                 wrong=[r for r, (_, exact) in enumerate(of_ranks) if not exact],
             )
         )
-        if size in (4 * min(counts), 4 * max(counts)):
+        if operation == "all-reduce" and size in (4 * min(counts), 4 * max(counts)):
             for row, (t, _) in zip(report.ranks, of_ranks, strict=True):
                 row[f"{operation} {_size(size)}, ms"] = 1e3 * t
     return report
