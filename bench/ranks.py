@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import platform
-import shlex
+import runpy
 import socket
 import subprocess
 import sys
@@ -145,10 +145,7 @@ def submit(rounds: int) -> list[str]:
 
         ask("up")
         try:
-            env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
-            for line in ask("env").splitlines():
-                name, _, value = line.removeprefix("export ").partition("=")
-                env[name] = shlex.split(value)[0]
+            env = runpy.run_path(str(lab))["environment"](f"{base}/lab")
             env |= {"XRDDIFF_STATE": f"{base}/state", "ACCELERATE_USE_CPU": "true"}
             slurm, ours = [], []
             (Path(base) / "two.yaml").write_text("name: two\nnodes: 2\ncpus_per_node: 1\nmemory_per_cpu: 4G\ntime_limit: '00:05:00'\n")  # fmt: skip

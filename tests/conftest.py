@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import shlex
+import runpy
 import shutil
 import subprocess
 import sys
@@ -49,10 +49,7 @@ class Lab:
         self.folder = folder
         # a test session that is killed must not leave a cluster behind
         self.command("up", f"--until={os.getpid()}", *options)
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
-        for line in self.command("env").splitlines():
-            name, _, value = line.removeprefix("export ").partition("=")
-            self.env[name] = shlex.split(value)[0]
+        self.env = runpy.run_path(str(LAB))["environment"](folder)
 
     def command(self, name: str, *words: str) -> str:
         """A command of slurm/lab/lab.py, with its output; a failure is a failed test."""

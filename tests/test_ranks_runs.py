@@ -128,16 +128,18 @@ def script_invariance(folder, model):
     return out
 
 
-def script_resume(folder):
+def script_resume(folder, model):
     """A real run stopped at 2 ranks, by a signal to one of them, gone on with 1 and with 4: no frame repeated, none left out, the same weights."""
     import shutil
     import signal
 
     from xrddiff.cluster.runs import stopped_by
+    from xrddiff.diffusion.objectives import DenoisingObjective
     from xrddiff.losses import VAEObjective
 
-    words = new(folder, "model=vae_kl", *MODELS["vae_kl"], "training.max_steps=20")
-    forward = VAEObjective.forward
+    objective = {"vae_kl": VAEObjective, "ddpm": DenoisingObjective}[model]
+    words = new(folder, f"model={model}", *MODELS[model], "training.max_steps=20")
+    forward = objective.forward
 
     def train(served, *words, stop_at=None):
         """A run that notes every frame it trains on, with its step."""
@@ -150,14 +152,14 @@ def script_resume(folder):
                     signal.raise_signal(signal.SIGUSR2)
             return forward(self, batch, step)
 
-        VAEObjective.forward = noted
+        objective.forward = noted
         run(*words)
 
     def frames(name):
         return sorted("".join(p.read_text() for p in folder.glob(f"{name}-?")).split("\n"))
 
     on_ranks(1, lambda r: train(folder / "served-whole", *words))
-    part = of(folder, "vae_kl").with_name("part")
+    part = of(folder, model).with_name("part")
     on_ranks(2, lambda r: train(folder / "served-part", *words, "run_name=part", stop_at=9))
     assert stopped_by(part) == "SIGUSR2"
     checkpoint, _, _ = weights(part)
@@ -212,7 +214,7 @@ def act(place, rank):
 
 
 def toy(folder, name, n, *acts, resume=False, engine="inprocess"):
-    """Run the toy on n ranks with these acts; each rank tells how it ended: dict(code, said, seconds of its CPU)."""
+    """Run the toy on n ranks with these acts; each rank tells how it ended: dict(said, seconds of its CPU). The code of one that does not end is None."""
     import nbformat
 
     cells = [nbformat.v4.new_code_cell(source) for source in TOY]
@@ -236,11 +238,10 @@ def toy(folder, name, n, *acts, resume=False, engine="inprocess"):
         (folder / f"{name}-{rank}.json").write_text(json.dumps(dict(said=said, cpu=cpu)))
         os._exit(code)
 
-    began = time.monotonic()
-    codes = end_codes(n, work, timeout=60)
+    codes = end_codes(n, work, timeout=120)
     told = [folder / f"{name}-{rank}.json" for rank in range(n)]
     ended = [json.loads(path.read_text()) if path.exists() else {} for path in told]
-    return dict(codes=codes, ended=ended, seconds=time.monotonic() - began, path=folder / "output" / "vae_kl" / name)
+    return dict(codes=codes, ended=ended, path=folder / "output" / "vae_kl" / name)
 
 
 def state(found):
@@ -272,8 +273,8 @@ def script_stops(folder):
     every = toy(folder, "every", 3, *(("prepare", rank, "SIGUSR2") for rank in range(3)))
     assert state(every) == stopped
 
-    judging = toy(folder, "judging", 3, ("evaluate", 0, "SIGUSR2"), ("evaluate", 0, "sleep 30"))
-    assert state(judging) == stopped and judging["seconds"] < 20  # broken off: it can be made again
+    judging = toy(folder, "judging", 3, ("evaluate", 0, "SIGUSR2"), ("evaluate", 0, "sleep 900"))
+    assert state(judging) == stopped  # broken off: it can be made again
     assert state(toy(folder, "judging", 3, resume=True)) == ([0, 0, 0], None, "steps 10 to 10", [])
 
     patient = toy(folder, "patient", 3, ("evaluate", 0, "sleep 4"))
@@ -281,7 +282,7 @@ def script_stops(folder):
     brisk = toy(folder, "brisk", 3)
     assert state(brisk) == done
     waited = max(a["cpu"] - b["cpu"] for a, b in zip(patient["ended"][1:], brisk["ended"][1:], strict=True))
-    assert waited < 1, waited  # asleep
+    assert waited < 2, waited  # asleep
     return {"cpu of 4 s of waiting": round(waited, 2)}
 
 
@@ -299,12 +300,12 @@ def script_failures(folder):
     assert state(toy(folder, "prepare", 2, resume=True)) == ([0, 0], None, "steps 0 to 10", [])  # marks are cleared
 
     judging = toy(folder, "judging", 3, ("evaluate", 0, "sleep 1"), ("evaluate", 0, "raise"))
-    assert state(judging)[0] == [1, 1, 1] and state(judging)[3][0] == 0 and judging["seconds"] < 30
+    assert state(judging)[0] == [1, 1, 1] and state(judging)[3][0] == 0
     assert "lost the others; rank 0 on" in judging["ended"][2]["said"]
 
     killed = toy(folder, "killed", 3, ("step 3", 2, "SIGKILL"))
     codes, _, _, failed = state(killed)
-    assert codes == [1, 1, -9] and set(failed) == {0, 1} and killed["seconds"] < 30
+    assert codes == [1, 1, -9] and set(failed) == {0, 1}
     assert state(toy(folder, "killed", 3, resume=True)) == ([0, 0, 0], None, "steps 3 to 10", [])
 
     kernel = toy(folder, "kernel", 2, engine="kernel")
@@ -340,8 +341,9 @@ def test_the_same_on_any_number_of_ranks(tmp_path, model):
     print(model, found)
 
 
-def test_resumed_on_another_number_of_ranks(tmp_path):
-    print(run_script("resume", tmp_path))
+@pytest.mark.parametrize("model", ["vae_kl", "ddpm"])
+def test_resumed_on_another_number_of_ranks(tmp_path, model):
+    print(run_script("resume", tmp_path, model))
 
 
 def test_a_stop_is_agreed(tmp_path):

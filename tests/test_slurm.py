@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +22,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from xrddiff.cli import main
+from xrddiff.cluster.job import quoted
 from xrddiff.cluster.launchers import job_port
 from xrddiff.cluster.ledger import read_progress, submissions
 from xrddiff.cluster.profiles import list_profiles
+from xrddiff.config import load_config
 
 STEPS = 120
 WORDS = [
@@ -39,6 +42,10 @@ memory_per_cpu: 1G
 time_limit: 00:10:00
 signal_seconds: 10
 """
+# Text that is half a program: as a name, as words, and, but for what no path of SLURM's may have, as a folder.
+NASTY = 'it\'s "two" $(touch hacked) `touch hacked`; touch hacked #\n#SBATCH --nodes=99\nJOB\ntouch hacked\n\\ é %j'
+FOLDER = 'it\'s "two" $(touch hacked) `touch hacked` #50%j é'
+HOSTILE = [f"run_name={quoted(NASTY)}", f"output_dir={quoted(FOLDER)}", "training.test_suffix=' $(touch hacked)'"]
 # In every Python of a job: USR1 raises, as a broken notebook would.
 HOOK = """\
 import signal
@@ -100,6 +107,11 @@ class Cluster:
 
         return wait_for(find, 120, f"rank {rank} of job {job.id}")
 
+    def signal(self, job: SimpleNamespace, number: int, ranks: Collection[int] = (0, 1)) -> None:
+        """Send a signal to these ranks of a running job."""
+        for pid in [self.rank(job, rank) for rank in ranks]:
+            os.kill(pid, number)
+
     def checkpoint(self, job: SimpleNamespace, after: int = 0) -> int:
         """Wait for a checkpoint beyond the step `after`; returns its step."""
 
@@ -128,6 +140,25 @@ def cluster(lab, tmp_path_factory):
         patch.setenv("PYTHONPATH", str(folder / "hook"))
         patch.chdir(folder)
         yield Cluster(lab, folder)
+
+
+def listens_at(pid: int, ports: Collection[int]) -> list[int]:
+    """At which of these ports a process listens, by the kernel's table of sockets."""
+    own = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # files come and go
+            own.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    mine = {int(w[1].rpartition(":")[2], 16) for w in lines if w[3] == "0A" and f"socket:[{w[9]}]" in own}
+    return sorted(mine & set(ports))
+
+
+def assert_as_text(cluster: Cluster, run: Path) -> None:
+    """The words of HOSTILE are what they say, in the configuration and in the folder's name, and none was executed."""
+    cfg = load_config(run / "config.yaml")
+    assert (cfg.run_name, cfg.output_dir, cfg.training.test_suffix) == (NASTY, FOLDER, " $(touch hacked)")
+    assert run.parent == cluster.folder / FOLDER / "vae_kl $(touch hacked)" and run.name.startswith(NASTY)
+    assert not list(cluster.folder.rglob("hacked"))
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
@@ -191,12 +222,11 @@ import json, os, sys
 with open(sys.argv[1], "w") as file:
     json.dump(dict(argv=sys.argv[2:], name=json.loads(os.environ["XRDDIFF_JOB"])["name"]), file)
 """
-NASTY = 'it\'s "two" $(touch hacked) `touch hacked`; touch hacked #\n#SBATCH --nodes=99\nJOB\ntouch hacked\n\\ é %j'
 
 
 def test_names_paths_and_words_arrive_as_text(cluster, limited):
     """Through `submit`, and through `submit --dry-run | sbatch`, from a folder and with a name and arguments that are half a program."""
-    folder = cluster.folder / 'it\'s "two" $(touch hacked) #50%j é'
+    folder = cluster.folder / FOLDER
     folder.mkdir()
     (folder / "probe $(touch hacked).py").write_text(PROBE)
     with contextlib.chdir(folder):
@@ -316,19 +346,29 @@ def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
 
 
 def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
-    """Its port is taken; it is told to stop, twice; the controller restarts; a node loses its power. One job all along, and one log."""
-    job = cluster.submit("run_name=interrupted")
+    """Its port is taken; it is told to stop, twice; the controller restarts; a node loses its power. One job all along, one log, and no name is a program."""
+    job = cluster.submit(*HOSTILE)
+    port = job_port("slurm", job.id, 0)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("0.0.0.0", job_port("slurm", job.id, 0)))
+        taken.bind(("0.0.0.0", port))
         taken.listen()
         step = cluster.checkpoint(job)
+        # rank 1 has knocked there, rank 0 has met it at the next
+        taken.settimeout(60)
+        knock, _ = taken.accept()
+        with knock, knock.makefile("rb") as said:
+            assert json.loads(said.readline())["rank"] == 1
+        assert listens_at(cluster.rank(job), (port, port + 1)) == [port + 1]
         done = cluster("resume", str(job.id))
         assert done.code == 2 and "is running, and goes on by itself" in done.err
         subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
         cluster.lab.wait(job.id, {"PENDING"}, 60)
     step = cluster.checkpoint(job, step)
+    cluster.signal(job, signal.SIGSTOP)  # the job must not be over when the controller is there again
     cluster.lab.restart_controller()
+    cluster.signal(job, signal.SIGCONT)
+    step = cluster.checkpoint(job, step)
     node = wait_for(lambda: cluster.lab.job(job.id).get("BatchHost"), 60, "the job's first node")
     cluster.lab.crash(node)
     cluster.lab.wait(job.id, {"PENDING"}, 60)
@@ -338,6 +378,7 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
     cluster.ends(job)
     assert cluster.lab.job(job.id)["Restarts"] == "3"
     assert job.log.read_text().count("back in the queue") == 2
+    assert_as_text(cluster, job.run)
     cluster.ends(alone.pair)
     assert_same(job.run, alone.pair.run)
 
@@ -386,9 +427,13 @@ def test_an_array_is_a_sweep(cluster, alone):
 
 
 def test_a_task_of_an_array_is_cancelled_and_resumed(cluster, alone):
-    """By its number, alone: what it had is kept, and the other task stays as it is."""
-    job = cluster.submit("--nodes", "1", "--array", "run_name=again", "training.seed=42,7")
+    """By its number, alone: what it had is kept, and the other task stays as it is. Its names are half a program."""
+    job = cluster.submit("--nodes", "1", "--array", *HOSTILE, "training.seed=42,7")
+    # neither may be over before it is cancelled, however long the commands take
+    second, first = (cluster.lab.wait(f"{job.id}_{task}", "RUNNING", 120)["JobId"] for task in (1, 0))
+    cluster.signal(SimpleNamespace(id=second), signal.SIGSTOP, [0])
     cluster.checkpoint(SimpleNamespace(id=job.id, run=job.runs[0]))
+    cluster.signal(SimpleNamespace(id=first), signal.SIGSTOP, [0])
     assert f"{job.id}_0" in (shown := cluster("status").out) and "LOSS" in shown.splitlines()[0]
     done = cluster("cancel", f"{job.id}_0", f"{job.id}_1")
     assert done.out == f"cancelled job {job.id}_0, job {job.id}_1\n", done.err
@@ -401,6 +446,7 @@ def test_a_task_of_an_array_is_cancelled_and_resumed(cluster, alone):
     assert 0 < step < STEPS == read_progress(job.runs[0]).step and not read_progress(job.runs[1]).finished
     cluster.ends(SimpleNamespace(id=f"{alone.array.id}_0"))
     assert_same(job.runs[0], alone.array.runs[0])
+    assert_as_text(cluster, job.runs[0])
 
 
 def test_the_script_runs_here(cluster, alone):
