@@ -47,7 +47,7 @@ def preload():
 
 
 def run(*words):
-    """A run on this rank, alone or with others, up to the evaluation, which rank 0 makes alone in any case."""
+    """A run on this rank, alone or with others, up to the evaluation, which rank 0 makes alone in any case, and a report that stands for it."""
     from xrddiff.cluster.jobs import execute_run
     from xrddiff.cluster.runs import Run
 
@@ -175,6 +175,42 @@ def script_resume(folder, model):
         both = sorted([*frames("served-part"), *frames(f"served-{n}")])
         assert [line for line in both if line] == [line for line in frames("served-whole") if line]
     return out
+
+
+def script_samples(folder):
+    """What one rank samples at the end of a training, three sample too, bit for bit; also when one of them is told to stop between two parts and two others go on."""
+    import shutil
+    import signal
+
+    from xrddiff.cluster import sharing
+    from xrddiff.cluster.runs import stopped_by
+    from xrddiff.data.store import read_store
+
+    few = ["training.max_steps=2", "inference.num_samples=9", "inference.batch_size=2"]
+    on_ranks(1, lambda r: run(*new(folder, "model=ddpm", *MODELS["ddpm"], *few)))
+    alone = of(folder, "ddpm")
+    pixels = read_store(alone / "samples" / "samples.zarr")["intensity"].values
+    assert len(pixels) == 9 and len({p.tobytes() for p in pixels}) == 9
+    shutil.rmtree(alone / "samples" / "samples.zarr")  # for them to be made again, by others
+
+    make, made = sharing._sample_part, folder / "made"
+
+    def part(run, words, store, number, *, device):
+        with open(f"{made}-{os.environ['WORLD_SIZE']}-{os.environ['RANK']}", "a") as file:
+            file.write(f"{number} ")
+        if os.environ["WORLD_SIZE"] == "3" and os.environ["RANK"] == "1":
+            signal.raise_signal(signal.SIGUSR2)
+        return make(run, words, store, number, device=device)
+
+    sharing._sample_part = part
+    on_ranks(3, lambda r: run(f"resume={alone}"))
+    assert stopped_by(alone) == "SIGUSR2" and not (alone / "samples" / "samples.zarr").exists()
+    on_ranks(2, lambda r: run(f"resume={alone}"))
+    assert stopped_by(alone) is None
+    assert {p.name[5:]: p.read_text() for p in folder.glob("made-*")} == {
+        "3-0": "0 ", "3-1": "1 ", "3-2": "2 ", "2-0": "3 ", "2-1": "4 "
+    }  # fmt: skip
+    assert (read_store(alone / "samples" / "samples.zarr")["intensity"].values == pixels).all()
 
 
 # A run notebook without a model: what every run notebook does with its ranks, and a place for things to happen.
@@ -344,6 +380,10 @@ def test_the_same_on_any_number_of_ranks(tmp_path, model):
 @pytest.mark.parametrize("model", ["vae_kl", "ddpm"])
 def test_resumed_on_another_number_of_ranks(tmp_path, model):
     print(run_script("resume", tmp_path, model))
+
+
+def test_samples_by_all_ranks_of_a_training(tmp_path):
+    run_script("samples", tmp_path)
 
 
 def test_a_stop_is_agreed(tmp_path):

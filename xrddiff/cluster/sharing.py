@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from xrddiff.training.steps import Ranks
 
 # %% auto #0
-__all__ = ['PARTS', 'make_samples', 'make_samples_together', 'forget_parts', 'unfinished_samples', 'evaluate_run']
+__all__ = ['PARTS', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples', 'evaluate_run']
 
 # %% ../../nbs/cluster/sharing.ipynb #2a2d43b1
 @lru_cache(maxsize=1)
@@ -48,8 +48,13 @@ def _sample_part(run: str, words: tuple[str, ...], folder: str, part: int, *, de
     seconds = round(time.monotonic() - started, 3)
     return write_part(store, part, values, threads=torch.get_num_threads(), seconds=seconds)
 
-# %% ../../nbs/cluster/sharing.ipynb #8338c39d
+# %% ../../nbs/cluster/sharing.ipynb #26d3ab37
 PARTS = "samples.parts"
+
+
+def forget_parts(folder: str | os.PathLike) -> None:
+    """All is made and told: what only going on needed can go."""
+    shutil.rmtree(Path(folder) / PARTS, ignore_errors=True)
 
 
 def _begin(job: Any, folder: Path, *, replace: bool) -> Any:
@@ -59,6 +64,8 @@ def _begin(job: Any, folder: Path, *, replace: bool) -> Any:
     template, i, target = job.template(), job.cfg.inference, folder / "samples.zarr"
     stacks = [name for name in ("intensity", "drawn", "latent") if name in template]
     about = {"config": template.attrs["config"], "checkpoint": template.attrs["checkpoint"]}
+    if not (folder / PARTS / "frames.zarr").exists() and not target.exists():
+        forget_parts(folder)  # what they came to was removed
     store = PartStore.create(folder / PARTS, template, i.batch_size, first=i.first_sample, about=about, stacks=stacks)
     if store.frames.exists() and target.exists():
         if not replace:
@@ -149,11 +156,6 @@ def make_samples_together(
             bar.update(sum(store.rows[p].stop - store.rows[p].start for p in turn))
     ranks.first(lambda: _finished(store, folder) and None)
     return job, *_finished(store, folder)
-
-
-def forget_parts(folder: str | os.PathLike) -> None:
-    """All is made and told: what only going on needed can go."""
-    shutil.rmtree(Path(folder) / PARTS, ignore_errors=True)
 
 
 def unfinished_samples(wanted: Path, config: str) -> Path | None:
