@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -52,9 +53,22 @@ def whole(run):
     return read_store(run / "samples" / "whole" / "samples.zarr").load()
 
 
+started: list[subprocess.Popen] = []
+
+
 def start(run: Path, *words: str, **options) -> subprocess.Popen:
     command = [COMMAND, "sample", str(run), *WORDS, *words]
-    return subprocess.Popen(command, cwd=run, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    options = dict(cwd=run, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) | options
+    started.append(subprocess.Popen(command, **options))
+    return started[-1]
+
+
+@pytest.fixture(autouse=True)
+def none_left():
+    """A test that fails leaves no command behind."""
+    yield
+    while started:
+        started.pop().kill()
 
 
 def marks(folder: Path) -> int:
@@ -104,7 +118,10 @@ def test_a_worker_killed_in_mid_chunk_costs_its_chunk(run, whole):
     folder = run / "samples" / "killed"
     process = start(run, "--name", "killed", "--workers", "local:2")
     wait_for(lambda: marks(folder) >= 2, process)
-    os.kill(worker_pids(process.pid)[0], signal.SIGKILL)
+    worker = worker_pids(process.pid)[0]
+    os.kill(worker, signal.SIGSTOP)  # first, so that the chunk that it has cannot end
+    assert marks(folder) < 8
+    os.kill(worker, signal.SIGKILL)
     finish(process)
     check_same(folder, whole)
 
@@ -167,21 +184,41 @@ def on_lab(lab: Lab, tmp_path):
     shutil.rmtree(f"/tmp/{tmp_path.name}-{os.getpid()}", ignore_errors=True)
 
 
-def worker_jobs(lab: Lab, state: str = "RUNNING") -> list[str]:
-    return lab.call("squeue", "-h", "-o%i", f"-t{state}", "-nxrddiff-workers").split()
+def worker_jobs(lab: Lab, state: str = "RUNNING") -> set[str]:
+    return set(lab.call("squeue", "-h", "-o%i", f"-t{state}", "-nxrddiff-workers").split())
 
 
-def test_a_cancelled_slurm_worker_is_replaced(run, whole, lab: Lab, on_lab, tmp_path):
-    folder = run / "samples" / "slurm"
-    process = start(run, "--name", "slurm", "--workers", f"slurm:{profile(tmp_path)}", env=on_lab)
+def stop_job(job: str) -> None:
+    """Stop the processes of a job, as they are: what they have begun does not end."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"SLURM_JOB_ID={job}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGSTOP)
+
+
+def test_slurm_workers_lost_in_mid_chunk_are_replaced(run, lab: Lab, on_lab, tmp_path):
+    """256 frames. One worker is cancelled, the node of another loses its power: others make what they had, and the rest."""
+    words = ["-n", "256", "inference.batch_size=4", "inference.steps=2"]
+    xrddiff("sample", str(run), *WORDS, *words, "--name", "many", folder=run)
+    folder, workers = run / "samples" / "slurm", f"slurm:{profile(tmp_path, cpus_per_node=32)}"  # each has its node
+    process = start(run, *words, "--name", "slurm", "--workers", workers, env=on_lab)
     wait_for(lambda: marks(folder) >= 1 and len(worker_jobs(lab)) == 2, process)
-    first = worker_jobs(lab)
-    lab.call("scancel", first[0])
-    # the one that is left may do the rest before another has started; where it does not, there is another
-    said = finish(process)
-    check_same(folder, whole)
-    assert "Traceback" not in said
-    end = time.monotonic() + 30
+    cancelled, stopped = worker_jobs(lab)
+    stop_job(stopped)
+    assert marks(folder) < 60
+    lab.call("scancel", cancelled)
+    node = lab.job(stopped)["NodeList"]
+    lab.crash(node)
+    try:
+        said = finish(process, 400)
+        check_same(folder, read_store(run / "samples" / "many" / "samples.zarr").load())
+        assert "Traceback" not in said
+        assert lab.job(cancelled)["JobState"] == "CANCELLED"
+        # SLURM may not have noticed yet, and be told by the command that ends
+        assert lab.job(stopped)["JobState"] in {"NODE_FAIL", "CANCELLED"}
+    finally:
+        lab.start(node)
+    end = time.monotonic() + 120
     while lab.call("squeue", "-h", "-o%i", "-nxrddiff-workers").split():
         assert time.monotonic() < end, "worker jobs outlive their command"
         time.sleep(0.2)
