@@ -4,7 +4,8 @@
 
 A run folder is made with a network that has learnt nothing (arithmetic does not depend on the weights). Workers are started, and have opened the model, before the clock runs; what is timed is
 a store from its template to its last mark: sampling, the inverse transform, writing, reading back and hashing, and in the workers' case the scheduler. Rounds alternate; minimum (median) of frames
-per second, and the ratio of the rates of the shortest rounds (median of the rounds' ratios). The start of the workers is printed by itself. The two stores are compared bit for bit.
+per second, and the ratio of the rates of the shortest rounds (median of the rounds' ratios). The start of the workers is told by itself. The two stores are compared bit for bit.
+Writes bench/results/workers.md.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
+import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +35,8 @@ from xrddiff.diffusion.denoisers import Denoiser
 from xrddiff.generators import generator_state, keep_template
 from xrddiff.models.unet import make_unet
 from xrddiff.training.checkpoints import save_checkpoint
+
+RESULTS = Path(__file__).resolve().parent / "results" / "workers.md"
 
 
 def make_run(folder: Path, args: argparse.Namespace) -> Path:
@@ -83,16 +89,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run, words = make_run(folder, args), (f"inference.num_samples={args.frames}", "threads=1")
-        print(
-            f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}; {args.size}, {args.frames} × {args.pixels}², batch {args.batch}, {args.steps} steps"
-        )
         started = time.perf_counter()
         with open_workers(Workers(args.workers), 1) as pool:
             fill(run, words, folder / "warm", pool)
             fill(run, words, folder / "warm-one", None)
-            print(
-                f"start of {args.workers} workers, the model opened, and a first store by each: {time.perf_counter() - started:.1f} s"
-            )
+            first = time.perf_counter() - started
             one, many = [], []
             for k in range(args.rounds):
                 sides = [("one", None, one), ("many", pool, many)]
@@ -103,10 +104,24 @@ def main() -> None:
         ]
         assert marks[0] == marks[1] and marks[0], "the samples of the workers are not those of one process"
         ratios = [a / b for a, b in zip(one, many, strict=True)]
-        print("| | frames/s, best (median) |\n| --- | --- |")
-        for label, times in (("1 process × 1 thread", one), (f"{args.workers} workers × 1 thread", many)):
-            print(f"| {label} | {args.frames / min(times):.2f} ({args.frames / median(times):.2f}) |")
-        print(f"ratio {min(one) / min(many):.2f} ({median(ratios):.2f}); the same bits")
+        rows = [
+            f"| {label} | {args.frames / min(times):.2f} ({args.frames / median(times):.2f}) |"
+            for label, times in (("1 process × 1 thread", one), (f"{args.workers} workers × 1 thread", many))
+        ]
+        text = f"""# Workers
+
+`{shlex.join(["OMP_NUM_THREADS=1", "python", "bench/workers.py", *sys.argv[1:]])}` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today()}
+
+{args.frames} frames of {args.pixels}² by a U-Net of the size {args.size}, {args.steps} evaluations, in parts of {args.batch}; best (median) of {args.rounds} rounds
+
+| | frames/s |
+| --- | --- |
+{chr(10).join(rows)}
+
+Ratio: {min(one) / min(many):.2f} of the best, {median(ratios):.2f} the median of the rounds; the samples are the same bits. To start {args.workers} workers, open the model in each and make two stores first: {first:.0f} s.
+"""
+        RESULTS.write_text(text, encoding="utf-8")
+        print(text)
 
 
 if __name__ == "__main__":
