@@ -182,13 +182,22 @@ def find_coordinator(info: DistInfo, token: str, timeout: float) -> int:
         pause = min(2 * pause, 0.5)
     raise XrddiffError(_missing(info, [0], timeout))
 
-# %% ../../nbs/cluster/ranks.ipynb #b7732382
+# %% ../../nbs/cluster/ranks.ipynb #44618a7b
 def _missing(info: DistInfo, ranks: Iterable[int], timeout: float) -> str:
     ranks = list(ranks)
     named = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     who = f"rank{'s' * (len(ranks) > 1)} {named} of {info.num_processes} did not come"
     where = f"{info.coordinator_address}, ports {info.coordinator_port} to {info.coordinator_port + _PORTS - 1}"
     return f"after {timeout:.0f} s {who} to the meeting of ranks at {where} (this is rank {info.process_id} on {info.host}); {_advice(info)}"
+
+
+def _unopened(info: DistInfo, why: str) -> str:
+    """The sentence for a process group that could not be opened, `why` as PyTorch tells it."""
+    who = f"rank {info.process_id} of {info.num_processes} on {info.host}"
+    if "duplicate gpu" in why.lower():
+        return f"{who} cannot exchange with the others: {info.local_processes} ranks are on this host, and this one sees {info.local_device_count} GPU(s); expected a GPU for each rank"
+    what = why.strip().splitlines()[0]
+    return f"{who} could not open the process group at {info.coordinator_address}:{info.coordinator_port} ({what}); {_advice(info)}"
 
 
 def _advice(info: DistInfo) -> str:
@@ -230,7 +239,7 @@ def _name_interface(info: DistInfo, own: str, env: MutableMapping[str, str]) -> 
     if is_loopback(named) and (interface := network_interface(own)):
         env["GLOO_SOCKET_IFNAME"] = interface
 
-# %% ../../nbs/cluster/ranks.ipynb #503a00e8
+# %% ../../nbs/cluster/ranks.ipynb #7916e4b6
 def resolve(host: str) -> str:
     """The IPv4 address of `host`. Raises `XrddiffError` where it has none."""
     try:
@@ -310,12 +319,11 @@ def initialize_distributed(
             rank=info.process_id,
             world_size=info.num_processes,
         )
+        if info.backend == "nccl":  # connects when it is first used: here, where there is a sentence for what fails
+            dist.all_reduce(torch.ones(1, device=info.device))
+            torch.cuda.synchronize()
     except (RuntimeError, ValueError) as error:
-        what = str(error).strip().splitlines()[0]
-        raise XrddiffError(
-            f"rank {info.process_id} of {info.num_processes} on {info.host} could not open the process group at "
-            f"{info.coordinator_address}:{info.coordinator_port} ({what}); {_advice(info)}"
-        ) from error
+        raise XrddiffError(_unopened(info, str(error))) from error
     atexit.register(close_distributed)
     _opened.append(info)
     return info
