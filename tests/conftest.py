@@ -30,6 +30,25 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what a launcher says, for ranks of one thread on the CPU."""
+    mine = (
+        "SLURM_",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_",
+        "MASTER_",
+        "PMI_",
+        "OMPI_",
+        "TORCHELASTIC",
+        "ACCELERATE",
+        "GROUP_",
+        "GLOO_",
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
+    return env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def need(name: str) -> ModuleType:
     """The module `name`, which is no requirement of the package but of this test; `missing` where it is not installed."""
     try:

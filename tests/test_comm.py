@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import missing
+from conftest import clean_environment, missing
 
 from xrddiff.cli import main
 from xrddiff.cluster.comm import SIZES, CommReport, comm_test, slow_ranks
@@ -53,12 +53,6 @@ report = comm_test(sizes=[4, 64_000, 1_000_000], rounds=3)
 print("REPORT " + json.dumps(json.loads(report.to_json()) | {"seen_by": info.process_id}))
 leave(0)
 """
-
-
-def clean_environment() -> dict[str, str]:
-    mine = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PMI_", "OMPI_", "TORCHELASTIC", "ACCELERATE")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
-    return env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def reports(processes: int, *words: str) -> list[dict]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from conftest import missing
+from conftest import clean_environment, missing
 
 from xrddiff.cluster.launchers import DistInfo, expand_nodelist, job_port, read_environment, set_environment
 from xrddiff.cluster.ranks import (
@@ -351,24 +351,6 @@ barrier()
 print(json.dumps(seen) + "\\n", end="")  # in one piece: two ranks share a pipe
 leave(0)
 """
-
-
-def clean_environment() -> dict[str, str]:
-    mine = (
-        "SLURM_",
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_",
-        "MASTER_",
-        "PMI_",
-        "OMPI_",
-        "TORCHELASTIC",
-        "ACCELERATE",
-        "GROUP_",
-        "GLOO_",
-    )
-    env = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
-    return env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run_ranks(envs: list[dict[str, str]], timeout: float = 60) -> list[tuple[int, object]]:
