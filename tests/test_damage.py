@@ -75,7 +75,7 @@ def test_a_shard_that_is_lost(what, tmp_path):
         shard.write_bytes(shard.read_bytes()[: 0 if what == "empty" else 50])
     ds = read_store(path)
     with pytest.raises(BadInput, match="lost: the file c/0/0/0 is" if what != "short" else "cannot be read"):
-        ds["intensity"].values
+        ds["intensity"].load()
     with pytest.raises(BadInput):
         frame_reader(ds["intensity"].variable)(3)
 
@@ -124,7 +124,7 @@ def test_parts_have_checksums_too(tmp_path):
     assert outcome(path, ds) == "same"
     (path / "intensity" / "c" / "1" / "0" / "0").unlink()
     with pytest.raises(BadInput, match="frames 4 to 7 of array 'intensity' .* are lost"):
-        read_store(path)["intensity"][4:8].values
+        read_store(path)["intensity"][4:8].load()
 
 
 def test_a_damaged_block_of_the_cache_is_simulated_again(tmp_path, capsys, monkeypatch):
