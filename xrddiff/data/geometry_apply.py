@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from .geometry_files import HC, DetectorFile, PanelRows, flat_plane, panel_mask, read_geom, read_poni
+from .gate import readable
 from .hdf5 import MaskRows, get_item
 from .header_rules import same, shown
-from .sources import HDF5Rows, LimitMask, RecentRows, Rows, is_hdf5, open_hdf5, readable
+from .sources import HDF5Rows, LimitMask, RecentRows, Rows, is_hdf5, open_hdf5
 from ..errors import BadInput
 
 # %% auto #0

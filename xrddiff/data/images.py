@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from .gate import readable
 from .header_rules import agree, read_fields, warn
 from .raw_headers import comment_fields, raw_header
-from .sources import EachRow, frame_dtype, readable
+from .sources import EachRow, frame_dtype
 from ..errors import BadInput
 
 # %% auto #0
@@ -181,7 +182,7 @@ def header_words(family: str, fields: dict[str, str], shape: tuple[int, int]) ->
 # %% ../../nbs/data/images.ipynb #16dd29b8
 def _headers(path: Path, first: dict[str, Any] | None = None) -> tuple[str, list[dict[str, str]], tuple | None]:
     """(family, the fields of each image, shape or None) of a file; `first`: its header as fabio gave it, if it was opened."""
-    raw = raw_header(path)
+    raw = raw_header(readable(path))
     if raw is not None:
         return raw.family, raw.images, raw.shape
     if first is None:
