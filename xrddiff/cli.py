@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run', 'summary_table', 'show_summary', 'sample', 'evaluate', 'data_list', 'data_fetch', 'data_simulate',
-           'data_convert', 'data_inspect', 'words_help', 'build_parser', 'parse', 'main', 'command_line']
+           'data_convert', 'data_inspect', 'data_mask', 'words_help', 'build_parser', 'parse', 'main', 'command_line']
 
 # %% ../nbs/cli.ipynb #01514302
 import argparse
@@ -247,10 +247,51 @@ def data_inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _picture_name(file: str, frame: int) -> str:
+def _picture_name(file: str, frame: int | str) -> str:
     """`run.cbf` as `run-0.png`; patterns and folders have names too."""
     name = os.path.basename(os.path.abspath(file)).partition(".")[0]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '', name).strip('_-') or 'frames'}-{frame}.png"
+
+# %% ../nbs/cli.ipynb #f5e82226
+def data_mask(args: argparse.Namespace) -> int:
+    """Work out the mask of a file of frames, print it rule by rule, draw it, and write it where `-o` says."""
+    from rich.table import Table
+
+    from xrddiff.data.mask_files import check_mask_name, write_mask
+    from xrddiff.data.readers import explain_mask
+    from xrddiff.data.store import writing
+    from xrddiff.views.masks import reason_bits, show_mask, why_masked
+    from xrddiff.views.plots import png
+
+    picture = args.png or _picture_name(args.file, "mask")
+    for path in filter(None, (args.output, picture)):
+        _writable(path)
+    if args.output:
+        check_mask_name(args.output)
+    ds, reasons, good, said = explain_mask(args.file, **_words(args.words))
+    n = ds["intensity"].sizes["frame"]
+    if not 0 <= args.frame < n:
+        raise BadInput(f"{args.file} has {n} frames; there is no frame {args.frame}")
+    table = Table(show_edge=False, pad_edge=False, box=None)
+    for column in ("rule", "pixels", "share", "alone"):
+        table.add_column(column, justify="left" if column == "rule" else "right", header_style="dim")
+    first = why_masked(reasons)
+    for name, bit in reason_bits().items():
+        if name in first or name in said["rules"]:
+            hit = reasons & bit > 0
+            alone = (reasons == bit).sum()
+            table.add_row(name, f"{hit.sum():,}", f"{hit.mean():.3%}", f"{alone:,}")
+    table.add_row("valid", f"{(reasons == 0).sum():,}", f"{(reasons == 0).mean():.3%}", "")
+    _console().print(table)
+    for line in said["notes"]:
+        print(line)
+    title = f"{os.path.basename(os.path.abspath(args.file))}, frame {args.frame}"
+    with writing(picture) as part:
+        part.write_bytes(png(show_mask(ds, reasons, args.frame, title=title), dpi=110, palette=False))
+    print(f"picture: {picture}")
+    if args.output:
+        print(f"mask: {write_mask(args.output, good, reasons, reason_bits())}")
+    return 0
 
 # %% ../nbs/cli.ipynb #ad577e35
 def words_help() -> str:
@@ -315,7 +356,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     words = (
         "what the file does not say: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
-        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are)"
+        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are), "
+        "mask=FILE (npy, TIFF, EDF, FILE.h5:/path, .geom, .msk), mask_true=good|bad, automask=[range,edges] ([]: none)"
     )
     p = commands.add_parser("sample", help="samples of a trained run", description=sample.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm, diff or latent_diff")
@@ -362,6 +404,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--no-png", action="store_true", help="no picture")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_inspect, parser=p)
+
+    p = kinds.add_parser("mask", help="which pixels are masked, and why: a table, a picture, a mask file")
+    p.add_argument("file", help="any supported file, a folder of images, or a named data set")
+    p.add_argument("-o", "--output", metavar="MASK", help="a .npy, .tif, .edf or .h5 to write, which mask= reads again")
+    p.add_argument("--frame", type=int, default=0, metavar="I", help="the frame to draw (0)")
+    p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
+    p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
+    p.set_defaults(command=data_mask, parser=p)
 
     p = kinds.add_parser("convert", help="rewrite frames as .zarr or .h5")
     p.add_argument("source", help="any supported file, or a folder of images")

@@ -214,6 +214,7 @@ def _absolute(cfg: Config) -> Config:
 _PATHS = (
     ("data", "data_path"),
     ("data", "geometry"),
+    ("data", "mask"),
     ("training", "pretrained_vae_path"),
     ("training", "pretrained_diff_path"),
 )
@@ -423,6 +424,14 @@ def _in_catalog(cfg: Config) -> str | None:
 @_check
 def _geometry_file(cfg: Config, ranks: int) -> str | None:
     return _missing("data.geometry", cfg.data.geometry)
+
+
+@_check
+def _mask_file(cfg: Config, ranks: int) -> str | None:
+    if cfg.data.mask is None:
+        return "data.mask_true: there is no data.mask that it could be about" if cfg.data.mask_true else None
+    path, inside, _ = cfg.data.mask.rpartition(":/")  # FILE.h5:/path/in/file
+    return _missing("data.mask", path if inside and not Path(cfg.data.mask).exists() else cfg.data.mask)
 
 
 _STAND_INS = {422: "sim-422", 522: "sim-522"}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'AUTOENCODERS', 'DENOISERS', 'QUANTIZERS', 'PARAMETERISATIONS', 'NOISE_SCHEDULES', 'WEIGHTINGS',
-           'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'TRANSFORMS', 'RECONS_LOSSES', 'ANNEALING_SHAPES', 'LR_SCHEDULES',
-           'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'VARIANCES', 'BASES', 'ENGINES', 'GROUPS', 'word',
-           'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP', 'Training', 'Inference', 'Config', 'Word', 'vocabulary',
-           'value_problem', 'get_word']
+           'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'MASK_TRUE', 'AUTOMASK', 'TRANSFORMS', 'RECONS_LOSSES',
+           'ANNEALING_SHAPES', 'LR_SCHEDULES', 'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'VARIANCES',
+           'BASES', 'ENGINES', 'GROUPS', 'word', 'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP', 'Training',
+           'Inference', 'Config', 'Word', 'vocabulary', 'value_problem', 'get_word']
 
 # %% ../nbs/words.ipynb #1ef8c0cd
 from collections.abc import Sequence
@@ -121,6 +121,8 @@ class Size:
     layers_per_block: int | None = word(None, "residual blocks per resolution; null: those of the name", low=1)
 
 # %% ../nbs/words.ipynb #bcdd60bc
+MASK_TRUE = ("good", "bad")
+AUTOMASK = ("range", "sentinel", "saturation", "edges", "dead")
 TRANSFORMS = ("asinh", "log1p", "anscombe", "sqrt", "linear", "minmax")
 
 
@@ -131,6 +133,17 @@ class Data:
     data_path: str | None = word(None, "a file or folder with your own frames")
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
+    mask: str | None = word(
+        None, "a file with a mask (npy, TIFF, EDF, FILE.h5:/path, .geom, .msk), joined with the data's own"
+    )
+    mask_true: str | None = word(
+        None, "what True, or not 0, means in it; null: True is good, a number bad", choices=MASK_TRUE
+    )
+    automask: list[str] = word(
+        lambda: list(AUTOMASK),
+        "rules of automatic masking, for files that are not xrddiff's own; []: none",
+        choices=AUTOMASK,
+    )
     wavelength: float | None = word(None, "Å, where the file does not say", above=0)
     distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
     pixel_size: float | None = word(None, "m, where the file does not say", above=0)

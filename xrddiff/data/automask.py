@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from xrddiff.data.masks import (
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['values_of', 'is_detector', 'Automask', 'with_automask', 'masking_of']
+__all__ = ['values_of', 'is_detector', 'Automask', 'with_automask', 'masking_of', 'settled', 'mask_judge']
 
 # %% ../../nbs/data/automask.ipynb #ab419408
 def values_of(ds: xr.Dataset, few: np.ndarray) -> Values:
@@ -157,6 +157,12 @@ class Automask:
         out = {"file": int((reasons & FILE_BIT > 0).sum())} if self.own is not None else {}
         return out | {r.name: int((reasons & r.bit > 0).sum()) for r in self.rules}
 
+    def said(self) -> str:
+        """`counts` in words."""
+        found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
+        n, total = len(self.frames), self.intensity.shape[0]
+        return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
+
 # %% ../../nbs/data/automask.ipynb #d3406644
 class _Once(BackendArray):
     """An array (y, x) or (panel, ss, fs) that is worked out once, when it is first indexed."""
@@ -196,3 +202,35 @@ def masking_of(ds: xr.Dataset) -> Automask | None:
     if not isinstance(found, Automask):
         return None
     return found if tuple(lazy.shape) == tuple(source.shape) else None
+
+
+def settled(ds: xr.Dataset) -> xr.Dataset:
+    """`ds` to be saved: what the rules found among its attributes (`mask_rules`, pixels by name), and one mask for all frames where no frame has one of its own."""
+    masking = masking_of(ds)
+    if masking is None:
+        return ds
+    ds = ds.assign_attrs(mask_rules=masking.counts())
+    dims, count = ds["intensity"].dims, frame_count(ds)
+    if all(masking(i) is masking.static for i in range(count)):
+        ds = ds.assign(mask=(dims[1:], np.array(masking.static), ds["mask"].attrs))
+    return ds
+
+
+def mask_judge(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | None:
+    """A function (i, values of frame i) -> its mask, where the mask of `ds` is worked out from just these values; else None."""
+    mask, value = (ds[name].variable._data if name in ds else None for name in ("mask", "intensity"))
+    if not isinstance(mask, indexing.LazilyIndexedArray) or not isinstance(value, indexing.LazilyIndexedArray):
+        return None
+    masking = getattr(mask.array, "read", None)
+    if not isinstance(masking, Automask) or value.array is not getattr(masking.intensity._data, "array", None):
+        return None
+    (first, *rest), (also, *others) = mask.key.tuple, value.key.tuple
+    whole = all(
+        isinstance(k, slice) and k.indices(n) == (0, n, 1)
+        for k, n in zip(rest + others, 2 * value.shape[1:], strict=True)
+    )
+    numbers, same = (np.arange(of.array.shape[0])[k] for of, k in ((mask, first), (value, also)))
+    base = np.arange(value.array.shape[0])[masking.intensity._data.key.tuple[0]]
+    if not whole or np.ndim(numbers) != 1 or not np.array_equal(base[numbers], same):
+        return None
+    return lambda i, x: masking.judge(int(numbers[i]), x)

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from .automask import settled
 from xrddiff.data.cache import (
     CannotFetch,
     block_size,
@@ -112,7 +113,7 @@ def _built_in() -> Path:
 
 
 def _cspad() -> xr.Dataset:
-    ds = open_frames(_built_in())
+    ds = open_frames(_built_in(), automask=[])  # named sets keep the mask that they come with
     ds.attrs |= {
         "unit_cell": (79.1, 79.1, 37.9, 90.0, 90.0, 90.0),
         "space_group": "P 43 21 2",
@@ -315,6 +316,6 @@ def convert(source: str | Path, target: str | Path, /, *, progress: bool | None 
     check_target(target)
     if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
         raise BadInput(f"{source} is both what is read and what is written; expected another file to write")
-    ds = open_frames(source, **words)
+    ds = settled(open_frames(source, **words))
     with _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told:
         return save_frames(ds, target, progress=told)

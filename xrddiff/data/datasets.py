@@ -20,6 +20,7 @@ from .regions import Crop, Panels, Patches, Pool
 from .topk import TopK
 from .transforms import Pipeline, Transform, make_transform
 from ..errors import BadInput
+from ..words import AUTOMASK
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,20 +43,24 @@ def open_data(
     """Frames by catalog name or from a path, at most `limit` of them, lazily.
 
     `words` say what the file does not: `wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px; None leaves it to the file.
+    `mask`, `mask_true`, `automask`: see `open_frames`; a named set keeps its own mask and gets rules only if `automask` is given.
     Raises `BadInput` where neither name nor path or both are given, or where the file cannot be used.
     """
     from xrddiff.data.catalog import load
-    from xrddiff.data.readers import open_frames
+    from xrddiff.data.automask import with_automask
+    from xrddiff.data.readers import join_mask, open_frames
 
     if (name is None) == (data_path is None):
         raise BadInput(f"data: found name={name} and data_path={data_path}; expected one of the two")
     words = {k: v for k, v in words.items() if v is not None}
     if name is not None:
+        masks = {k: words.pop(k) for k in ("mask", "mask_true", "automask") if k in words}
         if words:
             raise BadInput(
                 f"data: {next(iter(words))} is given for the named set {name}, which knows its own; expected it with data_path only"
             )
-        return load(name, limit=limit)
+        frames = join_mask(load(name, limit=limit), masks)
+        return with_automask(frames, masks.get("automask", []))
     frames = validate_frames(open_frames(data_path, dataset=dataset, geometry=geometry, **words), str(data_path))
     return frames if limit is None or limit >= frame_count(frames) else select_frames(frames, slice(0, limit))
 
@@ -137,9 +142,20 @@ def open_words(cfg: Config) -> xr.Dataset:
     d = cfg.data
     words = {
         k: getattr(d, k)
-        for k in ("limit", "dataset", "geometry", "wavelength", "distance", "pixel_size", "beam_center")
+        for k in (
+            "limit",
+            "dataset",
+            "geometry",
+            "mask",
+            "mask_true",
+            "wavelength",
+            "distance",
+            "pixel_size",
+            "beam_center",
+        )
     }
-    frames = open_data(data_name(cfg), d.data_path, **words)
+    automask = None if list(d.automask) == list(AUTOMASK) else list(d.automask)  # all of them: where they apply
+    frames = open_data(data_name(cfg), d.data_path, automask=automask, **words)
     check_frames(cfg, frames["intensity"].shape)
     return frames
 

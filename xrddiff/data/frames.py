@@ -143,7 +143,7 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
             raise BadInput(f"{where}: mask has dtype {mask.dtype}; expected bool, True = trustworthy")
         if mask.dims not in (value.dims, value.dims[1:]) or mask.shape != value.shape[-mask.ndim :]:
             raise BadInput(f"{where}: mask has dims {mask.dims}; expected {value.dims[1:]} or {value.dims}")
-        if mask.ndim == value.ndim - 1 and not mask.values.any():
+        if mask.ndim == value.ndim - 1 and not is_lazy(mask) and not mask.values.any():
             raise BadInput(f"{where}: every pixel is masked; expected at least one trustworthy pixel")
     for name in ("wavelength", "distance", "pixel_size"):
         if name in ds.attrs and not as_numbers(ds.attrs[name], 1, f"{where}: {name}")[0] > 0:

@@ -177,6 +177,9 @@ def header_words(family: str, fields: dict[str, str], shape: tuple[int, int]) ->
     out, notes = read_fields(family, fields, shape)
     if family == "dectris" and fields:
         out |= _dectris_words(fields) if out or "Detector" in fields else {}
+    full = _first_number(fields.get({"smv": "CCD_IMAGE_SATURATION", "mccd": "saturated_value"}.get(family, ""), ""))
+    if full is not None and full > 1:  # the value of a saturated pixel: the highest valid one is below it
+        out["saturation"] = full - 1
     return out, notes
 
 # %% ../../nbs/data/images.ipynb #16dd29b8
@@ -240,8 +243,6 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
     saturation = out.pop("saturation", None)
     if saturation:
         out["saturation_value"] = saturation
-    if dtype.kind == "i" and (data < 0).any() and out["units"] == "photon":
-        out["mask"] = data >= 0
     return out
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from .automask import mask_judge
 from .chunks import frame_reader
 from .computed import frame_origin
 from .frames import IMAGE_DIMS, frame_count, frame_mask, validate_frames
@@ -163,6 +164,7 @@ class FrameLoader:
         self.shape = tuple(-(-n // multiple) * multiple for n in self.image_shape)
         self._own_masks = "mask" in frames and "frame" in frames["mask"].dims
         self._mask = None if self._own_masks else quick_mask(frame_mask(frames))
+        self._judge = mask_judge(frames) if self._own_masks else None
         self.conditions = _conditions(frames, cond)
         self._read = frame_reader(value)
         self._buffers: list[np.ndarray] = []
@@ -246,7 +248,10 @@ class FrameLoader:
         """Write the network values of frame `i` to `out` and return its mask."""
         try:
             raw = self._read(i)
-            mask = frame_mask(self.frames, i) if self._own_masks else self._mask
+            if not self._own_masks:
+                mask = self._mask
+            else:  # one that follows from the values is not read again
+                mask = self._judge(i, raw) if self._judge else frame_mask(self.frames, i)
         except BadInput:
             raise
         except Exception as e:  # whatever a file format's library raises: OSError, KeyError, zlib.error, ...

@@ -21,7 +21,7 @@ from .store import writing, writing_hdf5
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'valid_pixels', 'read_mask', 'write_mask']
+__all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'valid_pixels', 'read_mask', 'check_mask_name', 'write_mask']
 
 # %% ../../nbs/data/mask_files.ipynb #ddd9e029
 TRUE = ("good", "bad")
@@ -97,28 +97,30 @@ def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[
     """(bool, True = valid, of the pixel shape of the frames `stored`; what was read, in words).
 
     `path`: npy, HDF5 (`FILE:/path/in/file`), a CrystFEL `.geom`, or any image that fabio reads. `true`: see `valid_pixels`.
-    A panel stack also takes its panels one below the other, as (panel · ss, fs).
+    A panel stack also takes its panels one below the other, as (panel · ss, fs), or as they were stored before a geometry file cut them.
     """
+    cut, stored = (stored, stored.stored) if isinstance(stored, PanelRows) else (None, stored)
     text, name = str(path), None
     if not Path(text).exists() and ":/" in text:
         text, _, name = text.rpartition(":/")
         name = "/" + name
-    file, shape = readable(Path(text)), tuple(stored.shape[1:])
+    file, shape = readable(Path(text)), tuple((cut or stored).shape[1:])
     if file.is_dir():
         raise BadInput(f"mask: {file} is a folder; expected a file with a mask")
     if file.suffix == ".geom":
         good, rule = _bad_regions(file, stored), "bad regions and what is on no panel"
     else:
         values = _in_hdf5(file, name) if is_hdf5(file) else _in_image(file)
-        if values.ndim == len(shape) + 1:  # one per frame: valid in every one of them
+        if values.ndim == len(shape) + 1 and values.shape[1:] == shape:  # one per frame: valid in every one of them
             good, rule = valid_pixels(values, true, str(path))
             good = good.all(0)
         else:
             good, rule = valid_pixels(values, true, str(path))
-        stacked = (int(np.prod(shape[:-1])), shape[-1])
-        if good.shape not in (shape, stacked):
+        if good.shape not in (shape, (int(np.prod(shape[:-1])), shape[-1]), tuple(stored.shape[1:])):
             raise BadInput(f"the mask {path} has shape {good.shape}; expected {shape}, as the frames have")
-        good = good.reshape(shape)
+    if cut is not None and good.shape == tuple(stored.shape[1:]):
+        good = cut.cut(good[None])[0]
+    good = good.reshape(shape)
     if not good.any():
         other = (
             f"; mask_true={'bad' if true == 'good' or 'good' in rule else 'good'} turns it round"
@@ -133,13 +135,19 @@ MASK_SUFFIXES = (".npy", ".tif", ".tiff", ".edf", ".h5")
 PIXEL_MASK = "entry/instrument/detector/pixel_mask"
 
 
+def check_mask_name(path: str | Path) -> Path:
+    """`path` where a mask can be written under that name."""
+    path = Path(path)
+    if path.suffix.lower() not in MASK_SUFFIXES:
+        raise BadInput(f"cannot write a mask as {path.name!r}; expected a name that ends in {', '.join(MASK_SUFFIXES)}")
+    return path
+
+
 def write_mask(
     path: str | Path, good: np.ndarray, reasons: np.ndarray | None = None, bits: Mapping[str, int] | None = None
 ) -> Path:
     """Write a mask (bool, True = valid) in the format that the suffix names; `.h5` keeps the `reasons` too, with the `bits` by name."""
-    path, bad = Path(path), (~good).astype(np.uint8)
-    if path.suffix.lower() not in MASK_SUFFIXES:
-        raise BadInput(f"cannot write a mask as {path.name!r}; expected a name that ends in {', '.join(MASK_SUFFIXES)}")
+    path, bad = check_mask_name(path), (~good).astype(np.uint8)
     flat = bad.reshape(-1, bad.shape[-1])  # images have two axes: panels one below the other
     if path.suffix.lower() == ".h5":
         values = (

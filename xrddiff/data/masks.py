@@ -18,7 +18,7 @@ from ..errors import BadInput, nearest
 # %% auto #0
 __all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'rule', 'chosen_rules', 'Values', 'outside', 'out_of_range',
            'sentinel', 'largest', 'negative_sentinels', 'saturation', 'bad_values', 'second_largest', 'plateau_values',
-           'Look', 'edges', 'stuck', 'background_of', 'hot', 'dead', 'blind_panels']
+           'Look', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels']
 
 # %% ../../nbs/data/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -288,12 +288,34 @@ def hot(look: Look, alpha: float = ALPHA) -> np.ndarray:
     return look.known & lonely & large & ((look.above >= always) | (look.alone >= often))
 
 
-@rule("dead", "pixels of a series that are stuck at one value, hot, or flicker", series=True)
+def cold(look: Look, k: float = 8.0) -> np.ndarray:
+    """Pixels that are `k` σ and more below all but one of their neighbours: bool (panel, y, x). σ: of the differences between neighbours, in tiles of 32 px."""
+    mean, size = look.mean, 32
+    step = np.abs(np.diff(mean, axis=2))
+    panels, height, width = step.shape
+    tiles = np.pad(
+        step,
+        [(0, 0), (0, -height % size), (0, -width % size)],
+        mode="symmetric" if min(step.shape[1:]) >= size else "edge",
+    )
+    tiles = tiles.reshape(panels, tiles.shape[1] // size, size, -1, size)
+    sigma = 1.4826 / np.sqrt(2) * np.median(tiles, axis=(2, 4))
+    sigma = sigma.repeat(size, 1).repeat(size, 2)[:, :height, :width]
+    sigma = np.concatenate([sigma, sigma[..., -1:]], axis=2)
+    floor = 1.0 if look.values.dtype.kind in "iu" else np.where(sigma > 0, 0, np.inf)
+    return look.known & (-mean > second_largest(-mean)[0] + k * np.maximum(sigma, floor))
+
+
+@rule(
+    "dead",
+    "pixels far below their neighbours; in a series also those that are stuck at one value, hot, or flicker",
+    series=True,
+)
 def dead(look: Look) -> np.ndarray:
-    """Bad pixels of a series of 4 frames or more: bool (panel, y, x). A false alarm anywhere has a chance of 1e-6 for each of the three tests."""
+    """Bad pixels of a series: bool (panel, y, x). A false alarm anywhere has a chance of about 1e-6 for each of the tests; all but `cold` need 4 frames or more."""
     if look.n < 4:
-        return np.zeros(look.known.shape, bool)
-    return stuck(look) | hot(look) | blind_panels(look)
+        return cold(look)
+    return stuck(look) | hot(look) | cold(look) | blind_panels(look)
 
 
 def blind_panels(look: Look, alpha: float = ALPHA) -> np.ndarray:

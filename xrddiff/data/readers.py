@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .automask import Automask, masking_of, with_automask
 from .arrays import is_zarr, open_npy, open_zarr, zarr_arrays
+from .computed import lazy_frames
 from xrddiff.data.frames import (
     PANEL_GEOMETRY,
     as_numbers,
@@ -28,10 +30,13 @@ from xrddiff.data.frames import (
 from .gate import readable
 from .geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
+from .mask_files import read_mask
+from .masks import GIVEN_BIT, RULES, chosen_rules
 from .hdf5 import open_hdf5_frames, walk
 from .header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from .images import expand, is_pattern, natural, open_images
 from xrddiff.data.sources import (
+    ArrayRows,
     ChainRows,
     LimitMask,
     RecentRows,
@@ -45,11 +50,22 @@ from .store import is_store, read_store, writing
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['NEEDED', 'open_frames', 'Description', 'frame_statistics', 'inspect_file']
+__all__ = ['NEEDED', 'given_mask', 'open_frames', 'join_mask', 'Description', 'frame_statistics', 'inspect_file', 'explain_mask']
 
 # %% ../../nbs/data/readers.ipynb #ad63d711
 NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
-_WORDS = {"mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
+_WORDS = {
+    "mask",
+    "mask_true",
+    "units",
+    "polarization",
+    "gain",
+    "background_sigma",
+    "panels",
+    "variables",
+    "peaks",
+    *NEEDED,
+}
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf")
 
 
@@ -103,22 +119,13 @@ def _gather(
         mask = out.get("mask")
         if mask is not None:
             out["mask"] = SqueezedRows(mask) if isinstance(mask, Rows) else mask[0]
-    limits = out.pop("limits", {})
-    high, low = out.pop("saturation_value", None), out.pop("underload_value", None)
-    if high is not None:
-        out["saturation"] = high
-        limits.setdefault("high", high)
-    if low is not None:
-        limits.setdefault("low", low)
-    own = words.pop("mask", None)
-    if own is not None:
-        own = np.asarray(own)
-        if own.dtype != bool or own.shape != out["intensity"].shape[1:]:
-            raise BadInput(
-                f"mask has shape {own.shape} and dtype {own.dtype}; expected booleans, True = trustworthy, of shape {out['intensity'].shape[1:]}"
-            )
-        out["mask"] = both_masks(out.get("mask"), own)
-    if limits:
+    for word in ("saturation", "underload"):  # for the rules of automask
+        if (value := out.pop(f"{word}_value", None)) is not None:
+            out[word] = value
+    own, about = given_mask(words, out["intensity"])
+    out["mask"] = both_masks(out.get("mask"), own)
+    out |= about
+    if limits := out.pop("limits", {}):
         recent = RecentRows(out["intensity"])
         out["intensity"], out["mask"] = recent, LimitMask(recent, out.get("mask"), **limits)
     if isinstance(words.get("variables"), dict):
@@ -150,6 +157,24 @@ def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words
     refuse_impossible({k: words[k] for k in NEEDED if _is_number(words.get(k), k)}, whole, str(source))
     assumed -= {k for k, v in words.items() if v is not None}
     return out | {"assumed": ", ".join(sorted(assumed)) or None}
+
+
+def given_mask(words: dict[str, Any], rows: Rows) -> tuple[np.ndarray | None, dict[str, str]]:
+    """The caller's mask for frames like `rows`, from the words `mask` (an array, or a file) and `mask_true`, which are used up; and what was taken, as an attribute."""
+    own, true = words.pop("mask", None), words.pop("mask_true", None)
+    if own is None and true is not None:
+        raise BadInput(f"mask_true is {true!r} and there is no mask; expected mask=FILE with it")
+    if own is None:
+        return None, {}
+    if isinstance(own, str | Path):
+        good, said = read_mask(own, rows, true)
+        return good, {"mask_file": f"{own} ({said})"}
+    own = np.asarray(own)
+    if own.dtype != bool or own.shape != tuple(rows.shape[1:]):
+        raise BadInput(
+            f"mask has shape {own.shape} and dtype {own.dtype}; expected booleans, True = valid, of shape {tuple(rows.shape[1:])}"
+        )
+    return own, {}
 
 
 def _is_number(value: Any, word: str) -> bool:
@@ -198,6 +223,7 @@ def open_frames(
     geometry: str | Path | None = None,
     dataset: str | None = None,
     complete: bool = True,
+    automask: Sequence[str] | None = None,
     **words: Any,
 ) -> xr.Dataset:
     """Frames from any file that is supported; values are read when they are indexed.
@@ -206,6 +232,8 @@ def open_frames(
     `geometry`: a PONI or CrystFEL `.geom` file, which wins over the data file. `dataset`: where the frames are, for a file that does not follow a layout.
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
+    `mask`: booleans, True = valid, or a file (npy, TIFF, EDF, `FILE.h5:/path`, `.geom`, `.msk`), joined with the file's own mask; `mask_true`: see `valid_pixels`.
+    `automask`: the rules of automatic masking, [] for none. None: all of them for foreign files; frames that xrddiff saved keep the mask that they were saved with.
     `complete=False` lets frames through whose geometry is not known.
     Errors: `BadInput`, one sentence that names the file.
     """
@@ -222,11 +250,11 @@ def open_frames(
         path = readable(Path(path))
     many = _many(path)
     if many:
-        return _open_many(many, geometry=geometry, dataset=dataset, complete=complete, **words)
+        return _open_many(many, automask, geometry=geometry, dataset=dataset, complete=complete, **words)
     if isinstance(path, Path) and _is_ours(path):
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
-        return _open_ours(path, geometry, complete, words)
+        return with_automask(_open_ours(path, geometry, complete, words), automask or [])
     found = _gather(path, geometry=geometry, dataset=dataset, **words)
     found["layout_name"] = found.pop("layout")
     missing = _missing_words(found)
@@ -237,7 +265,8 @@ def open_frames(
         )
     attrs = {k: v for k, v in found.items() if v is not None}
     attrs["layout"] = attrs.pop("layout_name")
-    return validate_frames(make_frames(**attrs), where, geometry=complete)
+    ds = validate_frames(make_frames(**attrs), where, geometry=complete)
+    return with_automask(ds, RULES if automask is None else automask)
 
 # %% ../../nbs/data/readers.ipynb #0d8eadd3
 def _is_ours(path: Path) -> bool:
@@ -260,6 +289,7 @@ def _open_ours(path: Path, geometry: str | Path | None, complete: bool, words: d
         if word in words:
             raise BadInput(f"{path} holds frames that xrddiff saved; their {word} cannot be replaced while opening")
     words = {k: v for k, v in words.items() if v is not None}
+    ds = join_mask(ds, words)
     shape = tuple(ds["intensity"].shape[-2:]) if ds["intensity"].ndim == 3 else None
     refuse_impossible({k: words[k] for k in NEEDED if _is_number(words.get(k), k)}, shape, str(path))
     if "assumed" in ds.attrs:
@@ -276,13 +306,25 @@ def _open_ours(path: Path, geometry: str | Path | None, complete: bool, words: d
     for word, value in words.items():
         if word in ("units", "gain", "background_sigma"):
             ds["intensity"].attrs[word] = value
-        elif word == "mask":
-            ds["mask"] = (ds["intensity"].dims[1:], np.asarray(value))
         else:
             ds.attrs[word] = value
             if word == "wavelength":
                 ds = ds.drop_vars("wavelength", errors="ignore")
     return validate_frames(ds, str(path), geometry=complete)
+
+
+def join_mask(ds: xr.Dataset, words: dict[str, Any]) -> xr.Dataset:
+    """`ds` without the pixels that the words `mask` and `mask_true` (which are used up) leave out, beside those that it has masked."""
+    own, about = given_mask(words, ArrayRows(ds["intensity"], "the frames"))
+    if own is None:
+        return ds
+    value = ds["intensity"]
+    if "mask" in ds and "frame" in ds["mask"].dims:
+        stored = ds["mask"].variable
+        joined = lazy_frames(lambda i: stored[i].values & own, value.shape, bool)
+        return ds.assign(mask=(value.dims, joined, stored.attrs)).assign_attrs(about)
+    good = own & ds["mask"].values if "mask" in ds else own
+    return ds.assign(mask=(value.dims[1:], good, {"long_name": "True = valid"})).assign_attrs(about)
 
 
 def _many(path: Path | Sequence[Path]) -> list[Path]:
@@ -298,18 +340,20 @@ def _is_set(path: Path, suffixes: Sequence[str]) -> bool:
     return is_zarr(path) if path.is_dir() else path.suffix.lower() in suffixes
 
 
-def _open_many(files: Sequence[Path], /, **words: Any) -> xr.Dataset:
-    """Several files joined; `shot_group` keeps frames of one file together."""
+def _open_many(files: Sequence[Path], automask: Sequence[str] | None, /, **words: Any) -> xr.Dataset:
+    """Several files joined; `shot_group` keeps frames of one file together. The rules of automask look at them as one series."""
     parts, base = [], 0
     for f in files:
-        part = open_frames(f, **words)
+        part = open_frames(f, automask=[], **words)
         group = (
             np.asarray(part["shot_group"].values) if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
         )
         part["shot_group"] = ("frame", group - group.min() + base)
         base = int(part["shot_group"].max()) + 1
         parts.append(part)
-    return concat_frames(_one_geometry(files, parts))
+    if automask is None:
+        automask = [] if all(_is_ours(f) for f in files) else list(RULES)
+    return with_automask(concat_frames(_one_geometry(files, parts)), automask)
 
 
 def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
@@ -445,7 +489,7 @@ def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
     image, mask = frame_image(ds, i), frame_mask(ds, i)
     finite = np.isfinite(image)
     v = image[mask & finite].astype(np.float64)
-    out: dict[str, float] = {"masked_%": float(100 * (1 - mask.mean())), "not_finite": int((mask & ~finite).sum())}
+    out: dict[str, float] = {"masked_%": float(100 * (1 - mask.mean())), "not_finite": int((~finite).sum())}
     if v.size:
         low, middle, high = np.percentile(v, [1, 50, 99])
         out |= {
@@ -525,6 +569,8 @@ def inspect_file(
     if missing:
         out["missing"] = ", ".join(missing)
     out["frame"], out["values"] = frame, frame_statistics(ds, frame)
+    if (masking := masking_of(ds)) is not None:
+        out["automask"] = masking.said()
     if png is not None:
         from xrddiff.views.plots import png as drawn
         from xrddiff.views.plots import show_frame
@@ -533,3 +579,42 @@ def inspect_file(
             part.write_bytes(drawn(show_frame(ds, frame, title=f"{path.name}, frame {frame}").figure, dpi=110))
         out["picture"] = str(png)
     return out
+
+# %% ../../nbs/data/readers.ipynb #f0cb6978
+def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, **words: Any) -> tuple:
+    """(frames, reasons, mask, notes) of a file or named set: `reasons` are bits (`RULES`, `FILE_BIT`, `GIVEN_BIT`) of what masks a pixel in any frame looked at,
+    the mask is of the pixels that no frame looked at masks, and `notes` are the `rules` applied and lines on what was taken.
+    """
+    from xrddiff.data.catalog import CATALOG, load
+
+    given = {k: words.pop(k) for k in ("mask", "mask_true") if k in words}
+    if str(path) in CATALOG and not os.path.exists(path):
+        plain = load(str(path))
+    else:
+        plain = open_frames(path, complete=False, automask=[], **words)
+    rows = plain["intensity"].variable._data
+    own, about = given_mask(
+        given,
+        getattr(rows, "array", None)
+        if isinstance(getattr(rows, "array", None), Rows)
+        else ArrayRows(plain["intensity"], str(path)),
+    )
+    rules = chosen_rules(RULES if automask is None else automask)
+    masking = Automask(plain, rules)
+    reasons = masking.reasons.copy()
+    if own is not None:
+        reasons[~own] |= GIVEN_BIT
+    notes = [f"{r.name}: {r.help}" for r in masking.rules]
+    if about:
+        notes.append(f"given: {about['mask_file']}")
+    left = [r.name for r in rules if r not in masking.rules]
+    if left:
+        notes.append(
+            f"not applied: {', '.join(left)} (no wavelength, distance, pixel size or detector is known: these may be plain pictures)"
+        )
+    n, total = len(masking.frames), plain.sizes["frame"]
+    if total > 1:
+        notes.append(
+            f"{n} of {total} frames looked at; pixels out of range, sentinels and saturation are judged frame by frame when frames are read"
+        )
+    return plain, reasons, reasons == 0, {"rules": [r.name for r in masking.rules], "notes": notes}
