@@ -18,7 +18,7 @@ from ..errors import BadInput, nearest
 # %% auto #0
 __all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'rule', 'chosen_rules', 'Values', 'outside', 'out_of_range',
            'sentinel', 'largest', 'negative_sentinels', 'saturation', 'bad_values', 'second_largest', 'plateau_values',
-           'Look', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels']
+           'Look', 'rims', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels']
 
 # %% ../../nbs/data/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -229,6 +229,41 @@ class Look:
             self.soft += np.arcsinh(x / self.scale)
 
 # %% ../../nbs/data/masks.ipynb #8c001c9b
+def rims(valid: np.ndarray, image: np.ndarray, depth: int = 3) -> np.ndarray:
+    """Rows of pixels along the straight edges of `valid` (panel, y, x) whose values do not go with those further in: bool."""
+    out = np.zeros(valid.shape, bool)
+    for axis in (1, 2):
+        v, im, found = (np.moveaxis(a, axis, 1) for a in (valid, image, out))  # edges run along the last axis
+        size, line = v.shape[1], np.ones((1, 1, min(32, max(2, v.shape[2] // 2))))
+        wide = np.pad(im, [(0, 0), (5, 5), (0, 0)])
+        for sign in (1, -1):
+            further = [
+                slice(5 + sign * k, 5 + sign * k + size) for k in range(-1, 5)
+            ]  # from one step outside to four inside
+            beside = sum(wide[:, further[k]] for k in (3, 4, 5)) / 3
+            last = v  # the row before was masked: at first, any may be the first row
+            for _ in range(depth):
+                inside = np.pad(v & ~found, [(0, 0), (5, 5), (0, 0)])
+                out_of_it, here, *_, a, b, c = (inside[:, k] for k in further)
+                rim = ndimage.binary_opening(here & ~out_of_it & a & b & c & last, line)
+                last = np.zeros(v.shape, bool)
+                for p, row in zip(*np.nonzero(rim.sum(2) >= 64), strict=True):
+                    if _differ(im[p, row, rim[p, row]], beside[p, row, rim[p, row]]):
+                        found[p, row] |= rim[p, row]
+                        if 0 <= row + sign < size:
+                            last[p, row + sign] = True
+    return out
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether pairs of values differ in the mean by more than a quarter and six standard errors; values far out count as less far."""
+    d = a - b
+    middle = np.median(d)
+    reach = 4 * max(1.4826 * np.median(np.abs(d - middle)), 1e-3 * d.std())
+    d = np.clip(d, middle - reach, middle + reach)
+    return bool(abs(d.mean()) > max(6 * d.std() / np.sqrt(len(d)), 0.25 * abs(np.median(b))) and d.std() > 0)
+
+# %% ../../nbs/data/masks.ipynb #84d2530c
 @rule(
     "edges",
     "connected areas of one value that those beside them cannot explain: gaps, corners, beamstop rods, borders",
@@ -244,9 +279,9 @@ def edges(look: Look) -> np.ndarray:
         events = np.where(look.known, events, 0)
         if events.any():
             out |= quiet_areas(events, np.abs(image - float(v)), look.n)
-    return out & look.known
+    return (out | rims(look.known & ~out, image)) & look.known
 
-# %% ../../nbs/data/masks.ipynb #95f89221
+# %% ../../nbs/data/masks.ipynb #fd35c93c
 def stuck(look: Look, alpha: float = ALPHA) -> np.ndarray:
     """Pixels with one value in all frames, where their neighbours vary: bool (panel, y, x)."""
     constant = (look.low == look.high) & look.known
