@@ -35,7 +35,7 @@ from xrddiff.views.plots import (
 )
 
 # %% auto #0
-__all__ = ['show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches']
+__all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches']
 
 # %% ../../nbs/views/samples.ipynb #7e5103e0
 def _tiles(frames: xr.Dataset, n: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,16 +63,25 @@ def _block_maxima(image: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.isfinite(highest), highest, np.nan)
 
 
+def origin_of(frames: xr.Dataset) -> str:
+    """What real frames are called: "simulated" where they say which simulated experiment they are of, else "measured"."""
+    return "simulated" if "experiment" in frames.attrs else "measured"
+
+
 def show_samples(
     real: xr.Dataset,
     samples: xr.Dataset,
     n: int = 64,
     *,
     norm: str = "asinh",
-    names: tuple[str, str] = ("measured", "samples"),
+    names: tuple[str, str] | None = None,
     pixels: int = 64,
 ) -> Picture:
-    """The first `n` frames of both sets as tiles, side by side, on the intensity scale of `real`. Tiles have at most `pixels` a side, the brightest of k × k pixels where frames are larger."""
+    """The first `n` frames of both sets as tiles, side by side, on the intensity scale of `real`. Tiles have at most `pixels` a side, the brightest of k × k pixels where frames are larger.
+
+    `names`: of the two sets; "measured" or "simulated" and "samples" unless given.
+    """
+    names = names or (origin_of(real), "samples")
     n = min(n, frame_count(real), frame_count(samples))
     if n < 1 or real["intensity"].shape[1:] != samples["intensity"].shape[1:]:
         raise BadInput(
@@ -160,7 +169,9 @@ def plot_ratios(
         ax.axvline(limit, color="k", lw=0.8, ls=":")
     _tidy(ax, "multiples of the floor")
     ax.set_xscale("log")
-    low, high = min(0.5, float(table[[*names]].min().min()) / 1.5), max(4.0, float(table[[*names]].max().max()) * 1.5)
+    known = table[[*names]].to_numpy()[np.isfinite(table[[*names]].to_numpy())]
+    known = known[known > 0]  # a floor of 0 has no multiples
+    low, high = min(0.5, known.min(initial=1) / 1.5), max(4.0, known.max(initial=1) * 1.5)
     ax.set_xlim(low, high)
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if low <= t <= high]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
