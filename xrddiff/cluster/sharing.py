@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -198,22 +198,30 @@ def _look(
     return name, rows[0], _evaluation(run, words, samples, device).look(name, slice(*rows))
 
 
+def _look_on(own: str | None, *task: Any, device: None) -> tuple:
+    """`_look` in this process, on its `own` device."""
+    return _look(*task, device=own)
+
+
 def evaluate_run(
-    run: str | os.PathLike, words: Sequence[str] = (), samples: str | None = None, workers: Workers | None = None
+    run: str | os.PathLike,
+    words: Sequence[str] = (),
+    samples: str | None = None,
+    workers: Workers | None = None,
+    device: Any = None,
 ) -> tuple[Any, Any]:
-    """(the evaluation that `xrddiff.evaluation.open_evaluation` opens, its judgement; None where a set has too few frames to be judged)."""
+    """(the evaluation that `xrddiff.evaluation.open_evaluation` opens, its judgement). `device`: of this process, where there are no workers."""
     from xrddiff.evaluation import blocks_of
-    from xrddiff.metrics.generation import FEWEST
 
     run, words = str(Path(run).absolute()), tuple(words)
     _evaluation.cache_clear()  # a run may have been trained on, and samples made again
-    evaluation = _evaluation(run, words, samples, None)
-    if min(evaluation.sets.values()) < FEWEST:
-        return evaluation, None
-    i, seen, tasks = evaluation.cfg.inference, {name: {} for name in evaluation.sets}, []
-    for name, n in evaluation.sets.items():
+    device = None if device is None else str(device)
+    evaluation = _evaluation(run, words, samples, device)
+    sets = evaluation.prepare()
+    i, seen, tasks = evaluation.cfg.inference, {name: {} for name in sets}, []
+    for name, n in sets.items():
         tasks += [(run, words, samples, name, (rows.start, rows.stop)) for rows in blocks_of(n, i.batch_size)]
-    total = sum(evaluation.sets.values())
+    total = sum(sets.values())
     with tqdm(total=total, unit="frame", mininterval=1) as bar, open_workers(workers, evaluation.cfg.threads) as pool:
 
         def keep(found: tuple) -> None:
@@ -222,5 +230,5 @@ def evaluate_run(
             bar.update(sizes[name, first])
 
         sizes = {(name, rows[0]): rows[1] - rows[0] for *_, name, rows in tasks}
-        run_tasks(_look, tasks, pool, keep)
+        run_tasks(_look if workers else partial(_look_on, device), tasks, pool, keep)
     return evaluation, evaluation.judge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})

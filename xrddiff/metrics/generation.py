@@ -73,9 +73,14 @@ class Judgement:
             for d in (DISTANCES if self.rows else ())
         }
 
+    def sets(self) -> dict[str, SetSummary]:
+        """What was seen of each set, held-out frames first."""
+        order = ("held out", "train", "samples", "autoencoder")
+        return {name: self.summaries[name] for name in order if name in self.summaries}
+
     def peaks(self) -> pd.DataFrame:
         """Peaks in a frame of each set: quantiles, mean, and the share of frames without any."""
-        return pd.DataFrame({name: peak_quantiles(s.peaks) for name, s in _ordered(self.summaries).items()}).T
+        return pd.DataFrame({name: peak_quantiles(s.peaks) for name, s in self.sets().items()}).T
 
     def record(self) -> dict[str, Any]:
         """All numbers and words, as JSON can hold them."""
@@ -83,12 +88,6 @@ class Judgement:
             "rows": self.rows, "memory": self.memory, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
             "condition": self.condition, "answers": self.answers, "words": findings(self),
         }  # fmt: skip
-
-
-def _ordered(summaries: Mapping[str, SetSummary]) -> dict[str, SetSummary]:
-    """Held-out frames first."""
-    order = ("held out", "train", "samples", "autoencoder")
-    return {name: summaries[name] for name in order if name in summaries}
 
 
 def peak_quantiles(peaks: np.ndarray) -> dict[str, float]:

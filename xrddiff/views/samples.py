@@ -69,7 +69,7 @@ def origin_of(frames: xr.Dataset) -> str:
 
 
 def show_samples(
-    real: xr.Dataset,
+    real: xr.Dataset | None,
     samples: xr.Dataset,
     n: int = 64,
     *,
@@ -77,22 +77,27 @@ def show_samples(
     names: tuple[str, str] | None = None,
     pixels: int = 64,
 ) -> Picture:
-    """The first `n` frames of both sets as tiles, side by side, on the intensity scale of `real`. Tiles have at most `pixels` a side, the brightest of k × k pixels where frames are larger.
+    """The first `n` frames of both sets as tiles, side by side, on the intensity scale of `real`, or samples alone. Tiles have at most `pixels` a side, the brightest of k × k pixels where frames are larger.
 
     `names`: of the two sets; "measured" or "simulated" and "samples" unless given.
     """
-    names = names or (origin_of(real), "samples")
-    n = min(n, frame_count(real), frame_count(samples))
+    if real is None:
+        names, sets = ("samples",), (samples,)
+        real = samples
+    else:
+        names, sets = names or (origin_of(real), "samples"), (real, samples)
+    n = min(n, *(frame_count(frames) for frames in sets))
     if n < 1 or real["intensity"].shape[1:] != samples["intensity"].shape[1:]:
         raise BadInput(
             f"the samples have shape {samples['intensity'].shape} and the measured frames {real['intensity'].shape}; expected some of both, with the same pixels"
         )
-    (image, empty), other = (_tiles(frames, n, pixels) for frames in (real, samples))
+    tiles = [_tiles(frames, n, pixels) for frames in sets]
+    image, empty = tiles[0]
     scale = intensity_norm(image, norm, real["intensity"].attrs.get("background_sigma"))
     height, width = image.shape
-    figure = Picture(8.0, 3.8 * height / width + 0.75)
-    axes = figure.subplots(1, 2)
-    for ax, picture, name in zip(axes, (image, other[0]), names, strict=True):
+    figure = Picture(4.0 * len(sets), 3.8 * height / width + 0.75)
+    axes = figure.subplots(1, len(sets), squeeze=False)[0]
+    for ax, (picture, _), name in zip(axes, tiles, names, strict=True):
         shown = _imshow(ax, picture, INTENSITY, scale, max(height, width))
         ax.imshow(
             np.where(empty[..., None], 1.0, 0.0) * np.ones(4), extent=(0, width, height, 0), interpolation="nearest"
