@@ -315,7 +315,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     words = (
         "what the file does not say: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
-        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are)"
+        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are), "
+        "outside=true (follow its links out of its folder)"
     )
     p = commands.add_parser("sample", help="samples of a trained run", description=sample.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm, diff or latent_diff")

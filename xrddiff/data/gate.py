@@ -21,9 +21,9 @@ import numpy as np
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'told', 'memory', 'check_size',
-           'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'leads_outside', 'open_hdf5', 'filter_names',
-           'check_dataset']
+__all__ = ['CBF_BINARY', 'DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'told', 'memory',
+           'check_size', 'check_cbf', 'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'allow_outside',
+           'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset']
 
 # %% ../../nbs/data/gate.ipynb #c63469e0
 _KINDS = (
@@ -101,6 +101,24 @@ def check_size(
             raise BadInput(
                 f"{where} has chunks of {nbytes / 2**30:.3g} GiB that are stored in {stored} bytes; expected what a detector writes"
             )
+
+# %% ../../nbs/data/gate.ipynb #b68d6435
+CBF_BINARY = b"\x0c\x1a\x04\xd5"
+
+
+def check_cbf(path: str | Path) -> None:
+    """Refuse a CBF, known by its name or its first bytes, in which no pixels begin."""
+    with open(path, "rb") as f:
+        block = f.read(1 << 16)
+        if not (block.startswith(b"###CBF") or os.fspath(path).lower().endswith((".cbf", ".cbf.gz", ".cbf.bz2"))):
+            return
+        if block.startswith((b"\x1f\x8b", b"BZh")):  # packed; its own checksum tells
+            return
+        while block and CBF_BINARY not in block:
+            more = f.read(1 << 20)
+            block = block[-3:] + more if more else b""
+    if not block:
+        raise BadInput(f"{path} is a CBF that is damaged or truncated: no pixels begin in it")
 
 # %% ../../nbs/data/gate.ipynb #6e50226a
 def find_source(name: str, path: str | Path) -> Path | None:
@@ -230,8 +248,13 @@ _open_files: weakref.WeakValueDictionary[tuple, h5py.File] = weakref.WeakValueDi
 _outside: set[str] = set()  # real paths of the files that may lead out of their folder
 
 
+def allow_outside(path: str | Path) -> None:
+    """From here on this process follows the file out of its folder."""
+    _outside.add(os.path.realpath(path))
+
+
 def leads_outside(path: str | Path) -> bool:
-    """Whether the file was opened with `outside`."""
+    """Whether `allow_outside` was said of the file."""
     return os.path.realpath(path) in _outside
 
 
@@ -239,13 +262,13 @@ def open_hdf5(path: str | Path, *, outside: bool = False) -> h5py.File:
     """The HDF5 file for reading, opened once per process and checked by the gate; errors are one sentence.
 
     The key holds the file's identity, so that a file that was replaced is opened again, and the process, since a handle does not survive a fork.
-    `outside`: the file may lead to files outside its folder; it is remembered.
+    `outside`: as `allow_outside`.
     """
     path = readable(Path(path))
     status = os.stat(path)
     real = os.path.realpath(path)
     if outside:
-        _outside.add(real)
+        allow_outside(path)
     key = (os.getpid(), real, status.st_ino, status.st_mtime_ns, status.st_size)
     file = _open_files.get(key)
     if file is not None and file.id.valid:

@@ -5,6 +5,7 @@
 # %% ../../nbs/data/geometry_apply.ipynb #a8e09898
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ __all__ = ['read_geometry', 'apply_geometry', 'both_masks']
 # %% ../../nbs/data/geometry_apply.ipynb #a556ddfa
 def read_geometry(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:
     """A PONI or CrystFEL geometry file, told apart by its name or its first lines."""
+    if not isinstance(path, str | os.PathLike):
+        raise BadInput(f"geometry is {path!r}; expected the name of a PONI or CrystFEL .geom file")
     path = readable(Path(path))
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; expected a PONI or CrystFEL .geom file")
     if path.suffix == ".poni":
         return read_poni(path, shape)
     if path.suffix == ".geom":
