@@ -174,6 +174,9 @@ def data_simulate(args: argparse.Namespace) -> int:
 
 def data_convert(args: argparse.Namespace) -> int:
     """Read frames from any supported file and write them as zarr or HDF5."""
+    from xrddiff.data.probe import start_probe
+
+    start_probe(args.source)
     from xrddiff.data.catalog import convert
 
     _writable(args.target)
@@ -226,6 +229,9 @@ def _writable(path: str) -> None:
 
 def data_inspect(args: argparse.Namespace) -> int:
     """Print what is in a file of frames; draw one of them."""
+    from xrddiff.data.probe import start_probe
+
+    start_probe(args.file)
     from xrddiff.data.readers import inspect_file
 
     png = None

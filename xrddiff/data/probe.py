@@ -121,15 +121,22 @@ _probe = _Probe()
 atexit.register(_probe.stop)
 
 
-def start_probe() -> None:
-    """Begin to start the process that looks first, if there is none: it is ready by the time it is asked."""
-    with _probe.lock:
-        _probe.start()
+def _wanted(path: str | Path) -> bool:
+    """Whether it is an HDF5 file that is not part of this package."""
+    own = Path(path).absolute().is_relative_to(Path(__file__).parent) if "__file__" in globals() else False
+    return not own and os.path.isfile(path) and os.access(path, os.R_OK) and is_hdf5(Path(path))
+
+
+def start_probe(path: str | Path) -> None:
+    """Start the process that will look at `path`, if it takes one: it is ready by the time it is asked."""
+    if _wanted(path):
+        with _probe.lock:
+            _probe.start()
 
 
 def probe(path: str | Path, outside: bool = False) -> None:
     """Refuse an HDF5 file that the library does not survive or does not open; anything else passes. Each file is tried once."""
-    if not os.path.isfile(path) or not is_hdf5(Path(path)):
+    if not _wanted(path):
         return
     status = os.stat(path)
     key = (os.path.realpath(path), status.st_ino, status.st_mtime_ns, status.st_size, outside)
