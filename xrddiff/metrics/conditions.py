@@ -156,7 +156,7 @@ def answer_words(name: str, answer: Mapping[str, Any]) -> str:
         return f"{name}: not told, {answer['why']}."
     if answer["kind"] == "number":
         unit = f" {answer['unit']}" if answer["unit"] else ""
-        text = f"{name}: half of the samples are within {answer['median_difference']:.2g}{unit} of what was asked for, measured on {answer['measured']} of {answer['samples']}"
+        text = f"{name}: in the median, samples are within {answer['median_difference']:.2g}{unit} of what was asked for, measured on {answer['measured']} of {answer['samples']}"
         rank = answer["correlation"]
         return text + ("." if rank is None else f"; rank correlation {rank:.2f}.")
     r = answer["recovery"]

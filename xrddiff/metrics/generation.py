@@ -129,10 +129,18 @@ def findings(judgement: Judgement) -> list[str]:
 
 
 def _beyond(judgement: Judgement, distance: str) -> bool:
-    """Is a distance of the samples above its floor, by more than either scatters from one half of the frames to another?"""
+    """Is a distance of the samples above its floor, by more than either scatters from one half of the frames to another? For peaks: or are their ends elsewhere?"""
     row, floor = judgement.rows["samples"], judgement.rows[judgement.floor]
-    scatter = row[f"{distance}_spread"] + floor[f"{distance}_spread"]
-    return judgement.ratio(distance) > FAR and row[distance] - floor[distance] > scatter
+    scatter = max(row[f"{distance}_spread"], floor[f"{distance}_spread"])
+    far = judgement.ratio(distance) > FAR and row[distance] - floor[distance] > scatter
+    return far or distance == "peak_count" and _ends_elsewhere(judgement.peaks())
+
+
+def _ends_elsewhere(peaks: pd.DataFrame) -> bool:
+    """Is the 5% or 95% quantile of the samples' peaks far from that of held-out frames, more than training frames are?"""
+    ends = peaks[["5%", "95%"]]
+    off = (ends - ends.loc["held out"]).abs()
+    return bool((off.loc["samples"] > 2 * off.loc["train"] + np.maximum(3, 0.1 * ends.loc["held out"])).any())
 
 
 def _peak_words(real: SetSummary, made: SetSummary, scale: float) -> str:
