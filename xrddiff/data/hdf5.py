@@ -18,7 +18,8 @@ from .cxi_planes import cxi_geometry, join_plane
 from .geometry_files import HC
 from .header_rules import same, shown, warn
 from .images import natural
-from .sources import HDF5Rows, Rows, check_dataset, open_hdf5
+from .gate import check_dataset, open_hdf5
+from .sources import HDF5Rows, Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0
