@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +131,8 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
     elif rows:
-        _print_table(status_table(rows))
+        width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else 160
+        print(status_table(rows, width))
     else:
         print("no jobs")
     return 0
