@@ -38,6 +38,10 @@ def check_run(cfg: "Config") -> None:
     prepared = prepare_words(
         replace(cfg, model=replace(cfg.model, condition=wanted)), make_transform("linear", standardise=False)
     )
+    if len(prepared.train) < 2:
+        raise BadInput(
+            f"{len(prepared.train)} frame is left to train on, {len(prepared.held_out)} to hold out; expected at least 2"
+        )
     loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, prefetch=0)
     loader.check(evenly_spaced(prepared.train, FEW))
     _check_photons(cfg, prepared)

@@ -44,6 +44,8 @@ def submit(args: argparse.Namespace) -> int:
         sweep = expand_multirun(words) if args.array else [words]
         job, logs = plan_runs(sweep, profile.ranks, args.name, reserve=not shown)
         array = f"0-{len(sweep) - 1}" if args.array else None
+    if (args.dry_run or args.output) and not logs.is_dir():
+        logs = Path.cwd()  # SLURM makes no folders, and neither does what is only shown
     plan = Plan(profile, job, logs, array)
     if args.local:
         if array:

@@ -147,10 +147,8 @@ class Plan:
         return max(1, min(self.profile.cpus_per_task, cpu_count() // self.profile.ranks))
 
     def cluster_script(self) -> str:
-        """The script for sbatch; makes the folder for its log."""
-        script = render_script(self.profile, self.job, log=self.log, array=self.array)
-        _make(self.logs)
-        return script
+        """The script for sbatch; where it is only shown, its log goes to a folder that is there, for SLURM makes none."""
+        return render_script(self.profile, self.job, log=self.log, array=self.array)
 
     def local_script(self) -> str:
         """The script for bash on this machine, with as many ranks as the profile has."""
@@ -160,6 +158,7 @@ class Plan:
 def send(plan: Plan) -> Submission:
     """Give a plan to sbatch; returns what the ledger should keep of it. Where SLURM refuses, the run folders that were reserved are given back."""
     script = plan.cluster_script()
+    _make(plan.logs)
     try:
         cluster, number = cluster_name(), submit_script(script)
     except XrddiffError:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commands import add_command, give_out
-from ..config import is_path
 from ..errors import BadInput
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def number(text: str) -> float:
 
 def number_or_folder(text: str) -> float | Path:
     """As `number`; or a folder that is there."""
+    from xrddiff.config import is_path
+
     try:
         return number(text)
     except argparse.ArgumentTypeError:
