@@ -131,6 +131,7 @@ class Data:
     data_path: str | None = word(None, "a file or folder with your own frames")
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
+    outside: bool = word(False, "follow an HDF5 file's links and virtual sources out of its folder")
     wavelength: float | None = word(None, "Å, where the file does not say", above=0)
     distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
     pixel_size: float | None = word(None, "m, where the file does not say", above=0)

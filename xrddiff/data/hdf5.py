@@ -17,7 +17,8 @@ import pandas as pd
 from .geometry_files import HC
 from .header_rules import same, shown, warn
 from .images import natural
-from .sources import HDF5Rows, Rows, check_dataset, open_hdf5
+from .gate import check_dataset, open_hdf5
+from .sources import HDF5Rows, Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0

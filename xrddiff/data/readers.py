@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,19 @@ from xrddiff.data.frames import (
     panel_distance,
     validate_frames,
 )
-from .gate import readable
+from .gate import allow_outside, filter_names, is_hdf5, open_hdf5, readable, told
 from .geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .hdf5 import open_hdf5_frames, walk
 from .header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from .images import expand, is_pattern, natural, open_images
+from .probe import probe
 from xrddiff.data.sources import (
     ChainRows,
     LimitMask,
     RecentRows,
     Rows,
     SqueezedRows,
-    filter_names,
-    is_hdf5,
-    open_hdf5,
 )
 from .store import is_store, read_store, writing
 from ..errors import BadInput
@@ -191,12 +190,42 @@ def _missing_words(words: dict[str, Any]) -> list[str]:
     return [k for k in needed if k not in given]
 
 # %% ../../nbs/data/readers.ipynb #beddfb81
+def _in_sentences(function: Callable) -> Callable:
+    """Whatever a library raises is a sentence about the file."""
+
+    @wraps(function)
+    def inner(path: Any, /, **words: Any) -> Any:
+        first = (
+            path
+            if isinstance(path, str | Path)
+            else next(iter(path), "no file")
+            if isinstance(path, Sequence)
+            else path
+        )
+        with told(f"{first} cannot be read"):
+            return function(path, **words)
+
+    return inner
+
+
+def _look_first(path: Any, outside: bool) -> None:
+    """The gate and the probe, before anything else looks at the file."""
+    if not isinstance(outside, bool):
+        raise BadInput(f"outside is {outside!r}; expected true or false")
+    if isinstance(path, str | Path):
+        if outside:
+            allow_outside(path)
+        probe(path, outside)
+
+
+@_in_sentences
 def open_frames(
     path: str | Path | Sequence[str | Path],
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     complete: bool = True,
     **words: Any,
 ) -> xr.Dataset:
@@ -206,6 +235,7 @@ def open_frames(
     `geometry`: a PONI or CrystFEL `.geom` file, which wins over the data file. `dataset`: where the frames are, for a file that does not follow a layout.
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
+    `outside=True` follows links, virtual sources and external storage of HDF5 out of the folder of the file.
     `complete=False` lets frames through whose geometry is not known.
     Errors: `BadInput`, one sentence that names the file.
     """
@@ -222,7 +252,8 @@ def open_frames(
         path = readable(Path(path))
     many = _many(path)
     if many:
-        return _open_many(many, geometry=geometry, dataset=dataset, complete=complete, **words)
+        return _open_many(many, geometry=geometry, dataset=dataset, outside=outside, complete=complete, **words)
+    _look_first(path, outside)
     if isinstance(path, Path) and _is_ours(path):
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
@@ -461,12 +492,14 @@ def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
     return {k: n if isinstance(n, int) else float(n) for k, n in out.items()}
 
 
+@_in_sentences
 def inspect_file(
     path: str | Path,
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     frame: int = 0,
     png: str | Path | None = None,
     **words: Any,
@@ -480,11 +513,13 @@ def inspect_file(
     pattern = is_pattern(path)
     if not pattern:
         readable(path)
-        size = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        files = [path] if path.is_file() else path.rglob("*") if is_zarr(path) else path.iterdir()
+        size = sum(p.stat().st_size for p in files if p.is_file())
         out["size"] = f"{size:,} bytes"
+    _look_first(path, outside)
     out["arrays"] = [] if pattern else _arrays(path)
     try:
-        ds = open_frames(path, geometry=geometry, dataset=dataset, complete=False, **words)
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=False, **words)
     except BadInput as error:
         if not out["arrays"]:
             raise
