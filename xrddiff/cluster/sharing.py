@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from .workers import Workers, open_workers, run_tasks
-from ..errors import BadInput, XrddiffError
+from ..errors import XrddiffError
 from ..training.stopping import StopRequest
 
 if TYPE_CHECKING:
