@@ -16,11 +16,12 @@ import pandas as pd
 
 from .geometry_files import HC
 from .images import natural
+from .own_labels import label_name
 from .sources import HDF5Rows, Rows, check_dataset, open_hdf5
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table',
+__all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table', 'find_labels',
            'open_hdf5_frames']
 
 # %% ../../nbs/data/hdf5.ipynb #6da109c1
@@ -387,6 +388,38 @@ def find_peaks_table(path: Path, name: str, frames: int) -> pd.DataFrame | None:
         return table
     return None
 
+# %% ../../nbs/data/hdf5.ipynb #e9968de0
+def find_labels(path: Path, name: str, frames: int) -> dict[str, Any]:
+    """The data sets (frames,) or (frames, 1) of the file, by the names that `label_name` gives them; `name`: of the data set of the frames."""
+    file, out = open_hdf5(path), {}
+    beside = posixpath.dirname("/" + name.strip("/"))
+    for data in walk(file):
+        group, own = posixpath.split(data.name)
+        if data.shape not in ((frames,), (frames, 1)) or (frames == 1 and group != beside) or own == "wavelength":
+            continue
+        try:
+            values = _label_values(data, path)
+        except (BadInput, OSError, ValueError, UnicodeDecodeError):
+            continue
+        if values is not None:
+            own = label_name(own)
+            out[own if own not in out else label_name(f"{posixpath.basename(group)}_{own}")] = values
+    return out
+
+
+def _label_values(data: h5py.Dataset, path: Path) -> Any:
+    """Numbers (n,) as a lazy source, text and the names of an enumeration as an array; None for anything else."""
+    check_dataset(data, f"data set '{data.name}' of {path}")
+    names = h5py.check_enum_dtype(data.dtype)
+    if names is not None and data.dtype.kind != "b":
+        names = {value: key for key, value in names.items()}
+        return np.array([names.get(v, "") for v in np.ravel(data[()]).tolist()], str)
+    if h5py.check_string_dtype(data.dtype) is not None:
+        return np.array(np.ravel(data.asstr(errors="replace")[()]), str)
+    if data.dtype.kind not in "biuf":
+        return None
+    return HDF5Rows(path, data.name, exact=True) if data.ndim == 1 else np.ravel(data[()])
+
 # %% ../../nbs/data/hdf5.ipynb #9920fdfd
 def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     """A foreign HDF5 file as the words of `make_frames`: lazy `intensity` (frame, …), mask, peaks, and what it says of the instrument.
@@ -424,4 +457,5 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     out["parts"], out["stored_shape"] = parts, (frames, *parts[0].shape[1:])
     out["mask"] = find_mask(path, names[0], out["stored_shape"])
     out["peaks"] = find_peaks_table(path, names[0], frames)
+    out["variables"] = find_labels(path, names[0], frames) | out["variables"]
     return out
