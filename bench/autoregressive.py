@@ -3,8 +3,10 @@
     pip install --no-deps --target PEER -r bench/requirements-autoregressive.txt
     OMP_NUM_THREADS=1 PYTHONPATH=PEER python bench/autoregressive.py [--steps 400] [--frames 64] [--rounds 3] [--threads 1]
 
-Both have transformers of the same width, depth and heads, heads of the same depth and width, and see the same batches of the same simulated frames, as often. Both are then sampled with
-several numbers of steps. `--levels ours` gives the peer our noise levels, in training and in sampling, with sigma_data measured; otherwise it has its defaults (churn 80, levels 80 to 0.002). Quality is the sliced Wasserstein distance to held-out frames, of whole frames and of 8 x 8 crops, over that of training frames to held-out frames, which is 1 for a perfect model.
+Both have transformers of the same width, depth and heads, and heads of the same depth and width. Both are trained for the same CPU time on the same simulated frames; the peer with each learning
+rate of `--peer-lr`, of which the best on frames of its own choosing set stays. `--levels ours` gives the peer our noise levels, in training and in sampling, with sigma_data measured; otherwise it
+has its defaults (churn 80, levels 80 to 0.002). Quality is measured against held-out frames, as multiples of what training frames differ from them by, which is 1 for a perfect model: the sliced
+Wasserstein distance of 8 x 8 crops, and the Wasserstein distance between the numbers of Bragg peaks in a frame. Untrained models have rows too: a blank frame is near the average frame.
 Each round times every setting once, in turn; minimum and (median) over the rounds are printed. The peer is timed without its progress bars, which it cannot switch off; it gets
 frames in [0, 1], as it asks for. `--steps 0` leaves training away: the times do not depend on the weights.
 """
@@ -26,11 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrddiff.data.catalog import load
+from xrddiff.data.peaks import PeakFinder, radial_bins
 from xrddiff.data.transforms import make_transform
 from xrddiff.diffusion.objectives import AutoregressiveObjective
+from xrddiff.metrics.distribution import wasserstein
 from xrddiff.models.autoregressive import AutoregressiveDiffusion, generate, measure_range
 
-SIDE, PATCH, WIDTH, DEPTH, HEADS, DIM_HEAD, HELD_OUT = 64, 8, 128, 4, 2, 64, 400
+SIDE, PATCH, WIDTH, DEPTH, HEADS, DIM_HEAD, HELD_OUT, CHOOSING = 64, 8, 128, 4, 2, 64, 400, 200
+BINNING = 128 // SIDE
 
 
 def peer_module() -> ModuleType:
@@ -44,12 +49,26 @@ def peer_module() -> ModuleType:
     return peer
 
 
-def frames(count: int) -> Tensor:
-    """Simulated frames, averaged over blocks of 2 x 2 pixels, as network values (count, 1, 64, 64)."""
-    ds = load("sim128", limit=count, progress=False)
-    x = np.asarray(ds["intensity"].values, np.float32).reshape(count, SIDE, 128 // SIDE, SIDE, 128 // SIDE).mean((2, 4))
-    x = torch.from_numpy(np.asarray(make_transform("asinh", scale=1.0, standardise=False).forward(x)))[:, None]
-    return (x - x[HELD_OUT:].mean()) / x[HELD_OUT:].std()
+class Scale:
+    """Simulated frames, averaged over blocks of 2 x 2 pixels, as network values (n, 1, 64, 64), and back to photons per pixel."""
+
+    def __init__(self, count: int):
+        ds = load("sim128", limit=count, progress=False)
+        x = np.asarray(ds["intensity"].values, np.float32).reshape(count, SIDE, BINNING, SIDE, BINNING).mean((2, 4))
+        self.curve = make_transform("asinh", scale=1.0, standardise=False)
+        x = torch.from_numpy(np.asarray(self.curve.forward(x)))[:, None]
+        self.mean, self.std = x[HELD_OUT:].mean(), x[HELD_OUT:].std()
+        self.frames = (x - self.mean) / self.std
+        y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+        centre = np.asarray(ds.attrs["beam_center"]) / BINNING
+        bins = radial_bins(np.hypot(x - centre[0], y - centre[1]))
+        # the mean of four counts scatters by a fourth of its value
+        self.finder = PeakFinder(bins, np.ones((SIDE, SIDE), bool), gain=1 / BINNING**2)
+
+    def peaks(self, x: Tensor) -> np.ndarray:
+        """Number of Bragg peaks in each frame of network values `x`."""
+        photons = self.curve.inverse((x * self.std + self.mean).numpy())[:, 0]
+        return np.array([len(self.finder(np.clip(image, 0, None))) for image in photons])
 
 
 def sliced_distance(a: Tensor, b: Tensor, directions: int = 256) -> float:
@@ -62,58 +81,70 @@ def sliced_distance(a: Tensor, b: Tensor, directions: int = 256) -> float:
     return float((torch.quantile(a @ w, q, dim=0) - torch.quantile(b @ w, q, dim=0)).abs().mean())
 
 
-def distances(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Of whole frames, and of their 8 x 8 crops."""
-    crops = [F.unfold(x, 8, stride=8).transpose(1, 2).flatten(0, 1) for x in (a, b)]
-    return sliced_distance(a.flatten(1), b.flatten(1)), sliced_distance(*crops)
+def crop_distance(a: Tensor, b: Tensor) -> float:
+    """Sliced distance between the 8 x 8 crops of `a` and of `b`."""
+    return sliced_distance(*[F.unfold(x, 8, stride=8).transpose(1, 2).flatten(0, 1) for x in (a, b)])
 
 
 def train(
-    name: str, parameters: Any, loss: Callable[[Tensor, Tensor, int], Tensor], x: Tensor, steps: int, batch: int = 16
-) -> None:
-    """AdamW with a warm-up and a cosine to zero, the same for both."""
-    optimizer, start = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95)), time.process_time()
+    name: str,
+    parameters: Any,
+    loss: Callable[[Tensor, Tensor, int], Tensor],
+    x: Tensor,
+    steps: int,
+    lr: float = 1e-3,
+    batch: int = 16,
+) -> float:
+    """AdamW with a warm-up and a cosine to zero, the same for both; returns CPU seconds."""
+    optimizer, start = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95)), time.process_time()
     order = torch.Generator().manual_seed(0)
     for step in range(steps):
         index = torch.randint(len(x), (batch,), generator=order)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * step / steps))
+            group["lr"] = lr * min(1, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * step / steps))
         value = loss(x[index], index, step)
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    seconds = time.process_time() - start
     if steps:
-        print(
-            f"{name}: {steps} steps of {batch} frames in {time.process_time() - start:.0f} s CPU, last loss {float(value.detach()):.3f}",
-            flush=True,
-        )
+        last = float(value.detach())
+        print(f"{name}: {steps} steps of {batch} frames, lr {lr:g}, in {seconds:.0f} s CPU, last loss {last:.3f}")
+    return seconds
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--levels", choices=["default", "ours"], default="default")
+    parser.add_argument("--peer-lr", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
     parser.add_argument(
         "--ours", nargs="+", default=["heun:32", "dpmpp_2m:16", "dpmpp_2m:8", "dpmpp_2m:6", "dpmpp_2m:5"]
     )
     parser.add_argument("--peers", nargs="+", type=int, default=[32, 16, 8])
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     torch.set_num_threads(args.threads)
     peer = peer_module()
-
-    x = frames(1400)
-    real, x = x[:HELD_OUT], x[HELD_OUT:]
+    scale = Scale(1400)
+    real, chosen_by, x = scale.frames.split([HELD_OUT, CHOOSING, 1400 - HELD_OUT - CHOOSING])
     low, high = measure_range([{"x": x}])
 
-    torch.manual_seed(0)
-    ours = AutoregressiveDiffusion(
-        size=(SIDE, SIDE), patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, head_width=WIDTH,
-        diffusion=dict(sigma_data=1.0, S_churn=80.0 if args.levels == "default" else 5.0, clamp=[low, high]),
-    )  # fmt: skip
+    def make_ours() -> AutoregressiveDiffusion:
+        torch.manual_seed(0)
+        return AutoregressiveDiffusion(
+            size=(SIDE, SIDE), patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, head_width=WIDTH,
+            diffusion=dict(sigma_data=1.0, S_churn=80.0 if args.levels == "default" else 5.0, clamp=[low, high]),
+        )  # fmt: skip
+
     unit = 2 / (high - low)  # the peer's frames go from -1 to 1: the length of our unit there
     levels = dict(
         sigma_data=float((unit * (x - low) - 1).square().mean().sqrt()), sigma_min=0.002 * unit, sigma_max=10 * unit,
@@ -122,48 +153,67 @@ def main() -> None:
     words = dict(dim=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, mlp_depth=3)
     if args.levels == "ours":
         words["diffusion_kwargs"] = levels
-    theirs = peer.ImageAutoregressiveDiffusion(image_size=SIDE, patch_size=PATCH, channels=1, model=words)
-    objective = AutoregressiveObjective(ours)
-    counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (ours, theirs)]
+
+    def make_peer() -> nn.Module:
+        torch.manual_seed(0)
+        return peer.ImageAutoregressiveDiffusion(image_size=SIDE, patch_size=PATCH, channels=1, model=words)
+
+    def draw_ours(model: AutoregressiveDiffusion, name: str, steps: str, n: int) -> Tensor:
+        return generate(model, range(n), sampler=model.sampler(name, int(steps)))
+
+    def draw_peer(model: nn.Module, steps: int, n: int) -> Tensor:
+        torch.manual_seed(1)
+        model.model.diffusion.num_sample_steps = steps
+        return model.sample(batch_size=n).detach() * (high - low) + low
+
+    ours, untrained = make_ours(), (make_ours(), make_peer())
+    counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in untrained]
     print(
         f"{platform.machine()}, {args.threads} thread(s); torch {torch.__version__}; frames of {SIDE}², {ours.tokens} tokens of {ours.dim}"
     )
     print(
-        f"parameters: ours {counts[0]:.2f} M, peer {counts[1]:.2f} M; batch of {args.frames} frames; levels of the peer: {args.levels}\n",
-        flush=True,
+        f"parameters: ours {counts[0]:.2f} M, peer {counts[1]:.2f} M; batch of {args.frames} frames; levels of the peer: {args.levels}\n"
     )
 
-    train(
+    objective = AutoregressiveObjective(ours)
+    seconds = train(
         "ours",
         list(ours.parameters()),
         lambda x, index, step: objective({"x": x, "index": index}, step)["loss"].mean(),
         x,
         args.steps,
     )
-    train("peer", list(theirs.parameters()), lambda x, index, step: theirs((x - low) / (high - low)), x, args.steps)
+    theirs, best = untrained[1], np.inf
+    if args.steps:
+        step_of = lambda model: lambda x, index, step: model((x - low) / (high - low))  # noqa: E731
+        trial = make_peer()
+        steps = int(seconds / train("peer, trial", list(trial.parameters()), step_of(trial), x, 20) * 20)
+        for lr in args.peer_lr:  # the same CPU time as ours for each
+            model = make_peer()
+            train("peer", list(model.parameters()), step_of(model), x, steps, lr)
+            far = crop_distance(draw_peer(model, args.peers[0], args.frames).float(), chosen_by)
+            print(f"peer, lr {lr:g}: crops {far:.3f} from the frames that it is chosen by", flush=True)
+            theirs, best = (model, far) if far < best else (theirs, best)
 
-    floor = distances(x, real)
+    peaks = scale.peaks(real)
+    rng = np.random.default_rng(0)
+    halves = [wasserstein(scale.peaks(x[rng.permutation(len(x))[: args.frames]]), peaks) for _ in range(16)]
+    floor = crop_distance(x, real), float(np.mean(halves))
+    low_, middle, high_ = np.quantile(peaks, [0.05, 0.5, 0.95])
     print(
-        f"\nfloor (training frames against held-out ones): {floor[0]:.4f} whole frames, {floor[1]:.4f} crops\n",
+        f"\nfloor: crops {floor[0]:.4f}; peaks {floor[1]:.2f}. Held-out frames have {low_:.0f} / {middle:.0f} / {high_:.0f} peaks (5, 50, 95%)\n",
         flush=True,
     )
 
-    def draw_ours(name: str, steps: str) -> Tensor:
-        return generate(ours, range(args.frames), sampler=ours.sampler(name, int(steps)))
-
-    def draw_peer(steps: int) -> Tensor:
-        torch.manual_seed(1)
-        theirs.model.diffusion.num_sample_steps = steps
-        return theirs.sample(batch_size=args.frames) * (high - low) + low
-
+    first, last = args.peers[0], args.ours[0].split(":")
     settings: dict[str, tuple[int, Callable[[], Tensor]]] = {}
     for n in args.peers:
-        settings[f"peer, {n} steps"] = (2 * n - 1, lambda n=n: draw_peer(n))
+        settings[f"peer, {n} steps"] = (2 * n - 1, lambda n=n: draw_peer(theirs, n, args.frames))
     for word in args.ours:
         name, n = word.split(":")
         settings[f"ours, {name}, {n} steps"] = (
             ours.sampler(name, int(n)).evaluations,
-            lambda name=name, n=n: draw_ours(name, n),
+            lambda name=name, n=n: draw_ours(ours, name, n, args.frames),
         )
 
     drawn = {name: make().float() for name, (_, make) in settings.items()}  # the first call of each also warms up
@@ -177,15 +227,27 @@ def main() -> None:
             cpu[name] += (time.process_time() - c) / args.rounds
     reference = next(iter(settings))
     print(
-        f"| sampling | evaluations of a token | whole frames / floor | crops / floor | s per batch | faster than {reference} | by CPU time |"
+        f"| sampling | evaluations of a token | crops / floor | peak count / floor | peaks 5 / 50 / 95% | s per batch | faster than {reference} | by CPU time |"
     )
-    print("| --- " * 7 + "|")
+    print("| --- " * 8 + "|")
+
+    def quality(frames: Tensor) -> str:
+        found = scale.peaks(frames)
+        low, middle, high = np.quantile(found, [0.05, 0.5, 0.95])
+        far = crop_distance(frames, real) / floor[0], wasserstein(found, peaks) / floor[1]
+        return f"{far[0]:.2f} | {far[1]:.1f} | {low:.0f} / {middle:.0f} / {high:.0f}"
+
     for name, (evaluations, _) in settings.items():
-        d = distances(drawn[name], real)
         print(
-            f"| {name} | {evaluations} | {d[0] / floor[0]:.2f} | {d[1] / floor[1]:.2f} | {min(wall[name]):.2f} ({median(wall[name]):.2f}) "
+            f"| {name} | {evaluations} | {quality(drawn[name])} | {min(wall[name]):.2f} ({median(wall[name]):.2f}) "
             f"| {min(wall[reference]) / min(wall[name]):.1f} | {cpu[reference] / cpu[name]:.1f} |"
         )
+    for name, frames in (
+        ("peer, untrained", draw_peer(untrained[1] if theirs is not untrained[1] else make_peer(), first, args.frames)),
+        ("ours, untrained", draw_ours(untrained[0], *last, args.frames)),
+        ("zeros", torch.zeros_like(real[: args.frames])),
+    ):
+        print(f"| {name} | | {quality(frames.float())} | | | |")
 
 
 if __name__ == "__main__":

@@ -120,30 +120,19 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     from xrddiff.generators import make_sampler, open_generator
     from xrddiff.metrics.diversity import class_recovery
     from xrddiff.metrics.peaks import draw_counts
-    from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.training.classifiers import fit_classifier
 
     run, _ = train(model, folder)
     cfg, generator = load_config(run / "config.yaml"), open_generator(run)
     prepared = prepare_words(cfg, generator.transform)
-    loader = prepared.loader(prepared.train, batch_size=16, multiple=8)
-    labels = prepared.frames["hit_class"].values
-    torch.manual_seed(0)
-    net = Classifier(3, sigma_data=1.0, patch=2)
-    weights = class_weights(labels[prepared.train], 3)
-    objective = ClassifierObjective(net, "hit_class", None, weights=weights)
-    with tempfile.TemporaryDirectory() as place:
-        Trainer(
-            objective, loader, place, max_steps=steps, lr=1e-3, lr_schedule="cosine", ema_decay=None, progress=False
-        ).fit()
-    net.eval()
+    net = fit_classifier(prepared.loader(prepared.train, batch_size=16), "hit_class", 3, steps=steps)
 
     @torch.no_grad()
     def probabilities(x: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
         parts = zip(x.split(50), mask.split(50), strict=True)
         return torch.cat([net(a, 0.0, m).softmax(1) for a, m in parts]).numpy()
 
-    held_out = prepared.loader(prepared.held_out, batch_size=250, multiple=8, shuffle=False)
+    held_out = prepared.loader(prepared.held_out, batch_size=250, shuffle=False)
     batch = next(held_out.batches(0))
     real = probabilities(batch["x"], batch["mask"])
     sampler, made, asked = make_sampler(cfg, clamp=generator.limits), [], []

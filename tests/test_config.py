@@ -124,12 +124,16 @@ def test_latent_diff_makes_a_latent_model_of_any():
 
 
 def test_the_numbers_of_the_diffusion_presets():
-    diff = compose_config(["model=diff"]).model
+    diff = compose_config(["model=diff_published"]).model
     assert values(diff, ("patch_size", "diff_epochs")) == dict(patch_size=16, diff_epochs=10)
     assert asdict(diff.diffusion_kwargs) == dict(
         num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data="auto", rho=7.0,
         P_mean=-1.2, P_std=0.8, S_churn=5.0, S_tmin=0.05, S_tmax=50.0, S_noise=1.003,
     )  # fmt: skip
+    tuned = asdict(compose_config(["model=diff"]).model.diffusion_kwargs)
+    assert tuned == asdict(diff.diffusion_kwargs) | dict(
+        num_sample_steps=16, sigma_min=0.02, sigma_max=40.0, P_mean=-0.2, P_std=1.5
+    )
     ddpm = compose_config(["model=ddpm", "training.timesteps=600"])
     assert ddpm.model.noise_schedule == "squaredcos_cap_v2"
     assert values(ddpm.training, ("timesteps", "ema_decay", "condition_dropout")) == dict(

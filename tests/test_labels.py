@@ -169,7 +169,7 @@ def test_a_table_that_names_files(images, tmp_path):
         ("a.csv", "", "cannot be read as a table"),
         ("a.csv", "frame,x,label_x\n0,1,2\n", "two columns that are called label_x"),
         ("a.xlsx", "PK", "end in '.xlsx'; expected .csv, .tsv or .parquet"),
-        ("missing.csv", None, "are not there"),
+        ("missing.csv", None, "missing.csv does not exist"),
         ("a.csv", "frame,wavelength\n0,1.3\n", "one positive number per frame"),
     ],
 )

@@ -325,6 +325,27 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
     )
 
 
+_ONLY_WITH = {  # a word of inference -> what has to be chosen for it to have an effect
+    "shift": ("schedule", "flow"),
+    "variance": ("sampler", "ddpm"),
+    "order": ("sampler", "unipc"),
+    "corrector": ("sampler", "unipc"),
+    "basis": ("sampler", "unipc"),
+}
+
+
+@_check
+def _sampler_words(cfg: Config, ranks: int) -> str | None:
+    words, i, m = vocabulary(), cfg.inference, cfg.model
+    for name, (other, wanted) in _ONLY_WITH.items():
+        value, found = getattr(i, name), getattr(i, other)
+        if value != words[f"inference.{name}"].default and found != wanted:
+            return f"inference.{name}={value} has no effect with inference.{other}={found}; expected {other}={wanted}"
+    if m.logit_std is not None and (m.parameterisation != "flow" or model_parts(cfg).denoiser != "unet"):
+        return f"model.logit_std={m.logit_std:g} has no effect with model.parameterisation={m.parameterisation}; expected model.parameterisation=flow of ddpm or latent_diff"
+    return None
+
+
 @_check
 def _conditions(cfg: Config, ranks: int) -> str | None:
     known, i = cfg.model.condition or [], cfg.inference

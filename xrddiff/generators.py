@@ -25,6 +25,7 @@ from .data.transforms import Transform
 from .diffusion.denoisers import Denoiser, measure_sigma_data
 from .diffusion.guidance import classifier_free
 from .diffusion.sampling import Sampler, sample_chunks
+from .diffusion.schedules import TrainingNoise, make_noise
 from .errors import BadInput, nearest
 from .metrics.peaks import draw_counts
 from .models.autoregressive import AutoregressiveDiffusion, measure_range
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['STEPS', 'KINDS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_classes', 'condition_fields',
-           'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator', 'keep_template',
-           'sampling_words', 'ready_sampler', 'SampleJob', 'open_sample_job']
+           'training_noise', 'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator',
+           'keep_template', 'sampling_words', 'ready_sampler', 'SampleJob', 'open_sample_job']
 
 # %% ../nbs/generators.ipynb #b0ee0c00
 def template_frames(frames: xr.Dataset) -> xr.Dataset:
@@ -103,6 +104,16 @@ def condition_fields(loader: FrameLoader) -> dict[str, Any]:
     return fields
 
 # %% ../nbs/generators.ipynb #bffc24d5
+def training_noise(cfg: Config) -> TrainingNoise:
+    """The noise levels that a denoiser of this configuration is trained at."""
+    m, k = cfg.model, cfg.model.diffusion_kwargs
+    if m.parameterisation == "edm":
+        return make_noise("lognormal", P_mean=k.P_mean, P_std=k.P_std)
+    if m.parameterisation == "flow":
+        return make_noise("flow", logit_std=m.logit_std)
+    return make_noise("discrete", schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
+
+
 def measure_values(
     loader: Any, sigma_data: str | float = "auto", *, space: LatentSpace | None = None, ranks: Ranks | None = None
 ) -> tuple[float, tuple[float, float]]:
@@ -135,8 +146,7 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         i.sampler,
         steps,
         i.schedule,
-        spacing=i.spacing,
-        eta=i.eta,
+        **{name: getattr(i, name) for name in ("spacing", "eta", "shift", "variance", "order", "corrector", "basis")},
         clamp=tuple(clamp) if clamped else None,
         **chosen,
         **churn,

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'AUTOENCODERS', 'DENOISERS', 'QUANTIZERS', 'PARAMETERISATIONS', 'NOISE_SCHEDULES', 'WEIGHTINGS',
            'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'TRANSFORMS', 'RECONS_LOSSES', 'ANNEALING_SHAPES', 'LR_SCHEDULES',
-           'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'ENGINES', 'GROUPS', 'word', 'DiffusionKwargs',
-           'Model', 'Size', 'Data', 'DDP', 'Training', 'Inference', 'Config', 'Word', 'vocabulary', 'value_problem',
-           'get_word']
+           'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'VARIANCES', 'BASES', 'ENGINES', 'GROUPS', 'word',
+           'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP', 'Training', 'Inference', 'Config', 'Word', 'vocabulary',
+           'value_problem', 'get_word']
 
 # %% ../nbs/words.ipynb #1ef8c0cd
 from collections.abc import Sequence
@@ -89,6 +89,9 @@ class Model:
     diff_lr: float | None = word(None, "learning rate of it; null: training.lr", above=0)
     parameterisation: str = word("edm", "what the network of a denoiser predicts", choices=PARAMETERISATIONS)
     noise_schedule: str = word("squaredcos_cap_v2", "eps, x0, v: how noise grows with time", choices=NOISE_SCHEDULES)
+    logit_std: float | None = word(
+        None, "flow: training times are logit-normal, logit t of this standard deviation; null: uniform", above=0
+    )
     weighting: str | None = word(
         None, "weight of the loss over noise levels; null: that of the parameterisation", choices=WEIGHTINGS
     )
@@ -219,6 +222,8 @@ class Training:
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc")
 SIGMA_SCHEDULES = ("karras", "vp", "flow")
 SPACINGS = ("trailing", "leading", "linspace")
+VARIANCES = ("fixed_small", "fixed_large")
+BASES = ("bh1", "bh2")
 
 
 @dataclass
@@ -241,6 +246,11 @@ class Inference:
     sigma_min: float | None = word(None, "lowest noise level; null: the model's", above=0)
     sigma_max: float | None = word(None, "highest noise level; null: the model's", above=0)
     rho: float | None = word(None, "bend of the noise levels; null: the model's", above=0)
+    shift: float = word(1.0, "schedule=flow: every noise level is multiplied with it", above=0)
+    variance: str = word("fixed_small", "ddpm: variance of a step, the posterior's or beta (large)", choices=VARIANCES)
+    order: int = word(2, "unipc: order of the predictor", low=1, high=3)
+    corrector: bool = word(True, "unipc: correct each step by the evaluation at its end")
+    basis: str = word("bh2", "unipc: B(h) of a step with one point", choices=BASES)
     eta: float = word(0.0, "ddim: share of fresh noise, 0 none to 1 as much as ddpm", low=0, high=1)
     clamp: bool | None = word(None, "keep predictions inside the training range; null: as the model was trained")
     guidance_scale: float = word(1.0, "classifier-free guidance; 1 is none", low=0)

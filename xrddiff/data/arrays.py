@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .gate import check_size, readable, told
 from .own_labels import label_name
-from .sources import ArrayRows, Rows, ZarrRows, readable
+from .sources import ArrayRows, Rows, ZarrRows
 from ..errors import BadInput
 
 # %% auto #0
@@ -21,15 +22,20 @@ __all__ = ['open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
 # %% ../../nbs/data/arrays.ipynb #c3076d36
 def open_npy(path: Path) -> dict[str, Any]:
     """A `.npy` file as the words of `make_frames`."""
-    try:
-        array = np.load(readable(path), mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        why = (
-            "it holds Python objects"
-            if "pickle" in str(error) or "Python objects" in str(error)
-            else "it is truncated or damaged"
+    with open(readable(path), "rb") as f:
+        head = f.read(6)
+    if head != b"\x93NUMPY":
+        what = (
+            "a zip archive (.npz); unpack it first" if head.startswith(b"PK") else f"no .npy: it begins with {head!r}"
         )
+        raise BadInput(f"{path} is {what if head else 'empty (0 bytes)'}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy reads the header with Python's parser, which raises what it likes
+        objects = "pickle" in str(error) or "Python objects" in str(error)
+        why = "it holds Python objects" if objects else "it is truncated or damaged"
         raise BadInput(f"{path} cannot be read, {why}; expected an array of numbers") from None
+    check_size(array.shape, array.dtype, str(path))
     if not 2 <= array.ndim <= 4:
         raise BadInput(
             f"{path} has rank {array.ndim} (shape {array.shape}); expected (y, x), (frame, y, x) or (frame, panel, ss, fs)"
@@ -41,13 +47,11 @@ def zarr_arrays(path: Path) -> dict[str, Any]:
     """Every array of a store by name; '' where the store is one array."""
     import zarr
 
-    try:
+    with told(f"{path} is not a zarr store that can be read"):
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
         return {name: item for name, item in found.members(max_depth=None) if isinstance(item, zarr.Array)}
-    except Exception as error:
-        raise BadInput(f"{path} is not a zarr store that can be read: {' '.join(str(error).split())[:160]}") from None
 
 
 def is_zarr(path: Path) -> bool:
@@ -80,8 +84,9 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     for other, array in arrays.items():
         stack = array.ndim > 1 and array.shape[0] == rows.shape[0] and array.dtype.kind in "iufb"
         if other != name and stack and "/" not in other:
-            out["variables"][other] = ZarrRows(path, other)
-    out["variables"] |= _labels(arrays, name, rows.shape[0])
+            with told(f"array '{other}' of {path} cannot be read"):
+                out["variables"][other] = ZarrRows(path, other)
+    out["variables"] |= _labels(path, arrays, name, rows.shape[0])
     group = json.loads(json.dumps(dict(arrays[name].attrs), default=str))
     out |= {k: group[k] for k in ("wavelength", "distance", "pixel_size", "beam_center", "units") if k in group}
     edge = zero_edge(rows)
@@ -91,14 +96,15 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     return out
 
 
-def _labels(arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
+def _labels(path: Path, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
     """Numbers and text, one for each frame, at the top of the store and beside the array `name` of the frames."""
     out, beside = {}, name.rpartition("/")[0]
     for other, array in arrays.items():
         group, _, own = other.rpartition("/")
         if array.shape != (frames,) or array.dtype.kind not in "biufOTU" or group not in ("", beside):
             continue
-        values = np.asarray(array[...])
+        with told(f"array '{other}' of {path} cannot be read"):
+            values = np.asarray(array[...])
         if own == "wavelength" and not group:
             out[own] = values
         elif own != "wavelength":

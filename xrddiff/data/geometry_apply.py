@@ -13,7 +13,8 @@ import pandas as pd
 
 from .geometry_files import HC, DetectorFile, PanelRows, flat_plane, panel_mask, read_geom, read_poni
 from .hdf5 import MaskRows, get_item
-from .sources import HDF5Rows, LimitMask, RecentRows, Rows, is_hdf5, open_hdf5, readable
+from .gate import readable
+from .sources import HDF5Rows, LimitMask, RecentRows, Rows, is_hdf5, open_hdf5
 from ..errors import BadInput
 
 # %% auto #0

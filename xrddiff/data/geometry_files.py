@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .sources import Rows, readable
+from .gate import readable
+from .sources import Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0

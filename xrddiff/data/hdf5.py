@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from .gate import told
 from .geometry_files import HC
 from .images import natural
 from .own_labels import label_name
@@ -398,8 +399,9 @@ def find_labels(path: Path, name: str, frames: int) -> dict[str, Any]:
         if data.shape not in ((frames,), (frames, 1)) or (frames == 1 and group != beside) or own == "wavelength":
             continue
         try:
-            values = _label_values(data, path)
-        except (BadInput, OSError, ValueError, UnicodeDecodeError):
+            with told(f"data set '{data.name}' of {path} cannot be read"):
+                values = _label_values(data, path)
+        except BadInput:
             continue
         if values is not None:
             own = label_name(own)

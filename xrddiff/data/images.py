@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .sources import EachRow, frame_dtype, readable
+from .gate import readable
+from .sources import EachRow, frame_dtype
 from ..errors import BadInput
 
 # %% auto #0

@@ -8,12 +8,14 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .gate import memory, readable, told
 from ..errors import BadInput
 
 # %% auto #0
@@ -89,27 +91,21 @@ NUMBER_KEYS, FILE_KEYS = ("frame", "index"), ("file", "filename", "file_name", "
 
 def read_label_table(path: str | Path) -> pd.DataFrame:
     """The table in a CSV, TSV or parquet file, with pandas' nullable dtypes; errors are one sentence."""
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"the labels {path} are not there; expected a .csv, .tsv or .parquet file")
-    options: dict[str, Any] = dict(dtype_backend="numpy_nullable")
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            table = pd.read_parquet(path, **options)
-        elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
-            table = pd.read_csv(
-                path, sep="," if path.suffix.lower() == ".csv" else "\t", skipinitialspace=True, **options
-            )
-        else:
-            raise BadInput(f"the labels {path} end in {path.suffix!r}; expected .csv, .tsv or .parquet")
-    except ImportError:
+    path = readable(Path(path))
+    if not path.is_file() or path.stat().st_size > memory() // 4:
+        raise BadInput(f"the labels {path} are no table that fits into memory; expected a .csv, .tsv or .parquet file")
+    kind, options = path.suffix.lower(), dict(dtype_backend="numpy_nullable")
+    if kind not in (".csv", ".tsv", ".parquet"):
+        raise BadInput(f"the labels {path} end in {path.suffix!r}; expected .csv, .tsv or .parquet")
+    if kind == ".parquet" and find_spec("pyarrow") is None:
         raise BadInput(
             f"the labels {path} are parquet, which needs pyarrow (pip install pyarrow); or save them as .csv"
-        ) from None
-    except BadInput:
-        raise
-    except Exception as error:  # what pandas and pyarrow raise for damaged files is not one family
-        raise BadInput(f"the labels {path} cannot be read as a table: {' '.join(str(error).split())[:160]}") from None
+        )
+    with told(f"the labels {path} cannot be read as a table"):
+        if kind == ".parquet":
+            table = pd.read_parquet(path, **options)
+        else:
+            table = pd.read_csv(path, sep="," if kind == ".csv" else "\t", skipinitialspace=True, **options)
     return table.drop(columns=[c for c in table if str(c).startswith("Unnamed: ")])  # pandas' own row numbers
 
 

@@ -24,6 +24,7 @@ from xrddiff.data.frames import (
     panel_distance,
     validate_frames,
 )
+from .gate import readable
 from .geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .hdf5 import open_hdf5_frames, walk
@@ -39,7 +40,6 @@ from xrddiff.data.sources import (
     filter_names,
     is_hdf5,
     open_hdf5,
-    readable,
 )
 from .store import is_store, read_store, writing
 from ..errors import BadInput

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ import numpy as np
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from .gate import check_hdf5, check_size, find_source, readable, reason, told
 from ..errors import BadInput
 
 # %% auto #0
 __all__ = ['HDF5_SIGNATURE', 'FILTERS', 'Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask',
-           'SqueezedRows', 'is_hdf5', 'readable', 'open_hdf5', 'filter_names', 'check_dataset', 'HDF5Rows', 'ZarrRows']
+           'SqueezedRows', 'is_hdf5', 'open_hdf5', 'filter_names', 'check_dataset', 'HDF5Rows', 'ZarrRows']
 
 # %% ../../nbs/data/sources.ipynb #0c7382bc
 class Rows(BackendArray):
@@ -71,7 +73,16 @@ class Rows(BackendArray):
         for axis, k in enumerate((k for k in rest if not isinstance(k, int | np.integer)), 1):
             if not isinstance(k, slice):
                 out = out[(slice(None),) * axis + (np.asarray(k),)]
-        out = out.astype(self.dtype, copy=False)
+        try:
+            with np.errstate(over="raise"):
+                out = out.astype(self.dtype, copy=False)
+        except FloatingPointError:
+            warnings.warn(
+                f"{getattr(self, 'where', 'a source')} holds values beyond ±3.4e38, the range of float32; they are read as inf",
+                stacklevel=2,
+            )
+            with np.errstate(over="ignore"):
+                out = out.astype(self.dtype)
         return out[0] if not isinstance(first, slice) and np.ndim(first) == 0 else out
 
 
@@ -220,34 +231,29 @@ def is_hdf5(path: Path) -> bool:
     return False
 
 
-def readable(path: Path) -> Path:
-    """`path`, or `BadInput` where there is nothing or it may not be read."""
-    try:
-        os.stat(path)
-    except PermissionError:
-        raise BadInput(f"{path} cannot be read: permission denied on the way to it") from None
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise BadInput(f"{path} does not exist" if missing else f"{path} cannot be read: {error}") from None
-    if not os.access(path, os.R_OK):
-        raise BadInput(f"{path} cannot be read: permission denied")
-    return path
-
-
 _open_files: weakref.WeakValueDictionary[tuple, h5py.File] = weakref.WeakValueDictionary()
 
 
-def open_hdf5(path: str | Path) -> h5py.File:
-    """The HDF5 file for reading, opened once per process; errors are one sentence.
+_outside: set[str] = set()  # real paths of the files that may lead out of their folder
 
-    The key holds the file's identity, so that a file that was replaced is opened anew, and the process, since a handle does not survive a fork.
+
+def open_hdf5(path: str | Path, *, outside: bool = False) -> h5py.File:
+    """The HDF5 file for reading, opened once per process and checked by the gate; errors are one sentence.
+
+    The key holds the file's identity, so that a file that was replaced is opened again, and the process, since a handle does not survive a fork.
+    `outside`: the file may lead to files outside its folder; it is remembered.
     """
     path = readable(Path(path))
     status = os.stat(path)
-    key = (os.getpid(), os.path.realpath(path), status.st_ino, status.st_mtime_ns, status.st_size)
+    real = os.path.realpath(path)
+    if outside:
+        _outside.add(real)
+    key = (os.getpid(), real, status.st_ino, status.st_mtime_ns, status.st_size)
     file = _open_files.get(key)
     if file is not None and file.id.valid:
         return file
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; expected an HDF5 file")
     if status.st_size == 0:
         raise BadInput(f"{path} is empty (0 bytes); expected an HDF5 file")
     if not is_hdf5(path):
@@ -261,7 +267,9 @@ def open_hdf5(path: str | Path) -> h5py.File:
             raise BadInput(
                 f"{path} is a truncated HDF5 file of {status.st_size} bytes ({_eof(error)}); copy or write it again"
             ) from None
-        raise BadInput(f"{path} is a damaged HDF5 file: {_reason(error)}") from None
+        raise BadInput(f"{path} is a damaged HDF5 file: {reason(error, 200)}") from None
+    with told(f"{path} is a damaged HDF5 file"):
+        check_hdf5(file, outside=real in _outside)
     _open_files[key] = file
     return file
 
@@ -270,11 +278,6 @@ def _eof(error: Exception) -> str:
     """What HDF5 says of the length it expected."""
     stored = str(error).rpartition("stored_eof = ")[2].rstrip(")")
     return f"its header says {stored}" if stored.isdigit() else "its end is missing"
-
-
-def _reason(error: Exception) -> str:
-    """HDF5's own reason in one line."""
-    return " ".join(str(error).split())[:200]
 
 # %% ../../nbs/data/sources.ipynb #202a58ae
 FILTERS = {
@@ -304,16 +307,18 @@ def check_dataset(data: h5py.Dataset, where: str) -> None:
                 f"{where} is compressed with the HDF5 filter {code} ({called}), which no installed plugin reads; "
                 "expected one that hdf5plugin or HDF5_PLUGIN_PATH provides"
             )
-    folder = Path(data.file.filename).parent
+    path = data.file.filename
     if data.is_virtual:
         for source in data.virtual_sources():
-            if source.file_name != "." and not any((p / source.file_name).exists() for p in (folder, Path("."))):
+            if source.file_name != "." and find_source(source.file_name, path) is None:
                 raise BadInput(f"{where} is a virtual data set whose source {source.file_name} is missing beside it")
     elif plist.get_external_count():
         for i in range(plist.get_external_count()):
             name = os.fsdecode(plist.get_external(i)[0])
-            if not any((p / name).exists() for p in (folder, Path("."))):
+            if find_source(name, path) is None:
                 raise BadInput(f"{where} keeps its values in {name}, which is missing")
+    first = data.id.get_chunk_info(0).size if data.chunks and data.id.get_num_chunks() else None
+    check_size(data.shape, data.dtype, where, data.chunks, first)
 
 
 class HDF5Rows(Rows):
@@ -321,8 +326,10 @@ class HDF5Rows(Rows):
 
     def __init__(self, path: str | Path, name: str, exact: bool = False):
         self.path, self.name, self.where = str(path), name, f"data set '{name}' of {path}"
-        data = open_hdf5(path)[name]
-        check_dataset(data, self.where)
+        with told(f"{self.where} cannot be read"):
+            data = open_hdf5(path)[name]
+            check_dataset(data, self.where)
+        self.outside = os.path.realpath(path) in _outside
         self.single = data.ndim == 2
         self.shape = (1, *data.shape) if self.single else tuple(data.shape)
         self.dtype = data.dtype if exact or data.dtype == bool else frame_dtype(data.dtype, self.where)
@@ -333,26 +340,26 @@ class HDF5Rows(Rows):
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         if self._data is None or self._data[0] != os.getpid():
-            self._data = (os.getpid(), open_hdf5(self.path)[self.name])
+            self._data = (os.getpid(), open_hdf5(self.path, outside=self.outside)[self.name])
         data = self._data[1]
         # HDF5 walks forward only
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
-        try:
+        with told(f"frames {a} to {b - 1} of {self.where} cannot be read"):
             out = data[key]
-        except OSError as error:
-            raise BadInput(f"frames {a} to {b - 1} of {self.where} cannot be read: {_reason(error)}") from None
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
 
 # %% ../../nbs/data/sources.ipynb #8ee76563
 class ZarrRows(Rows):
-    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame; `exact` keeps the dtype."""
+    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame; `exact` keeps the dtype, `whole` says that every shard was written."""
 
-    def __init__(self, path: str | Path, name: str = "", exact: bool = False):
-        self.path, self.name = str(path), name
+    def __init__(self, path: str | Path, name: str = "", exact: bool = False, whole: bool = False):
+        self.path, self.name, self.whole = str(path), name, whole
         self.where = f"array '{name}' of {path}" if name else str(path)
-        array = self._open()
+        with told(f"{self.where} cannot be read"):
+            array = self._open()
+            check_size(array.shape, array.dtype, self.where, array.chunks)
         self.single = array.ndim == 2
         self.shape = (1, *array.shape) if self.single else tuple(array.shape)
         self.dtype = array.dtype if exact or array.dtype == bool else frame_dtype(array.dtype, self.where)
@@ -364,6 +371,17 @@ class ZarrRows(Rows):
         array = zarr.open(self.path, mode="r")
         return array[self.name] if self.name else array
 
+    def _check_shards(self, a: int, b: int) -> None:
+        """zarr reads zeros where a file is missing or empty."""
+        array = self._array[1]
+        step, rest = array.shards[0], (0,) * (len(array.shape) - 1)
+        for k in range(a // step, -(-b // step)):
+            name = array.metadata.encode_chunk_key((k, *rest))
+            path = os.path.join(self.path, self.name, name)
+            if not os.path.isfile(path) or not os.path.getsize(path):
+                what = "is empty" if os.path.isfile(path) else "is missing"
+                raise BadInput(f"frames {a} to {b - 1} of {self.where} are lost: the file {name} {what}")
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_array": None}
 
@@ -372,9 +390,9 @@ class ZarrRows(Rows):
             self._array = (os.getpid(), self._open())
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
-        try:
+        with told(f"frames {a} to {b - 1} of {self.where} cannot be read"):
+            if self.whole:
+                self._check_shards(a, b)
             out = np.asarray(self._array[1][key])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BadInput(f"frames {a} to {b - 1} of {self.where} cannot be read: {_reason(error)}") from None
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]

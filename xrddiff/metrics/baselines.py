@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['PCA', 'scene_again', 'with_intensity']
+__all__ = ['PCA', 'scene_again', 'with_intensity', 'neighbouring_exposures']
 
 # %% ../../nbs/metrics/baselines.ipynb #36f29738
 class PCA:
@@ -85,3 +85,15 @@ def with_intensity(frames: xr.Dataset, values: np.ndarray, **attrs: object) -> x
     out = frames.drop_vars([v for v in frames.variables if "peak" in frames[v].dims])
     out["intensity"] = (frames["intensity"].dims, values, dict(frames["intensity"].attrs))
     return out.assign_attrs(**attrs)
+
+# %% ../../nbs/metrics/baselines.ipynb #486fba50
+def neighbouring_exposures(groups: Sequence[int], index: Sequence[int]) -> np.ndarray | None:
+    """The number of the exposure before each of the frames `index`, in the same group, or of the one after it.
+
+    `groups`: group of every frame of the series, in order. None where a frame is alone in its group.
+    """
+    groups, index = np.asarray(groups), np.asarray(index)
+    before, after = np.maximum(index - 1, 0), np.minimum(index + 1, len(groups) - 1)
+    has_before = (before != index) & (groups[before] == groups[index])
+    has_after = (after != index) & (groups[after] == groups[index])
+    return np.where(has_before, before, after) if (has_before | has_after).all() else None

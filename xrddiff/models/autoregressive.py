@@ -161,7 +161,7 @@ class AutoregressiveDiffusion(nn.Module):
         self.embed = nn.Linear(self.dim + mask_channel * patch_size**2, width)
         self.special = nn.Parameter(0.02 * torch.randn(width))  # the start token, or the mask token
         self.place = nn.Parameter(grid_code(*self.grid, width))
-        self.condition = Conditions(conditions or {}, width)
+        self.condition = Conditions(conditions or {}, width, begin=0.3)  # more would drown the places
         self.denoiser = Denoiser(
             DiffusionHead(self.dim, width, head_width, mlp_depth), "edm", sigma_data=self.diffusion["sigma_data"]
         )

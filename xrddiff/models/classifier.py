@@ -28,7 +28,7 @@ class Classifier(nn.Module):
     """`classifier(x, sigma=0, mask=None)` -> logits (B, classes), float32 at least, of noisy frames `x` (B, in_channels, H, W).
 
     `sigma`: one noise level or one per frame; below `sigma_min` frames count as clean. `mask` (B, 1, H, W) bool, True = trustworthy, None: all are. `sigma_data`: standard deviation of the
-    frames. `widths`: channels at each resolution; `patch`: side of the block of pixels that is folded into channels. H and W are multiples of `downsampling` = patch · 2^(len(widths) − 1).
+    frames. `widths`: channels at each resolution; `patch`: side of the block of pixels that is folded into channels. Sides that are no multiple of `downsampling` = patch · 2^(len(widths) − 1) are padded with pixels that are not valid.
     """
 
     def __init__(
@@ -80,14 +80,9 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, sigma: float | Tensor = 0.0, mask: Tensor | None = None) -> Tensor:
-        if (
-            x.ndim != 4
-            or x.shape[1] != self.in_channels
-            or x.shape[2] % self.downsampling
-            or x.shape[3] % self.downsampling
-        ):
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise BadInput(
-                f"the classifier got frames of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width) with sides that are multiples of {self.downsampling}"
+                f"the classifier got frames of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width)"
             )
         s = torch.as_tensor(sigma, dtype=torch.float64)
         if s.shape not in ((), (len(x),)):
@@ -99,6 +94,7 @@ class Classifier(nn.Module):
         x = like((s**2 + self.sigma_data**2).rsqrt(), x) * x
         seen = torch.ones_like(x[:, :1]) if mask is None else mask.to(x)
         x = torch.cat([x if mask is None else torch.where(mask, x, 0), seen], 1).to(dtype)
+        x = F.pad(x, (0, -x.shape[3] % self.downsampling, 0, -x.shape[2] % self.downsampling))
         label = (s.clamp_min(self.sigma_min).log() / 4).to(x)
         # ln σ/4 spans about ±2; the sinusoids are made for hundreds of steps
         time = self.time_embedding(sinusoidal(100 * label, self.time_embedding.linear_1.in_features).to(dtype))

@@ -48,14 +48,21 @@ def number_waves(u: Tensor, channels: int = 12) -> Tensor:
 
 
 class NumberEmbedding(nn.Module):
-    """A number per frame (B,) -> (B, width): standardised with `mean` and `std`, as waves, through two layers; NaN -> 0."""
+    """A number per frame (B,) -> (B, width): standardised with `mean` and `std`, as waves, through two layers; NaN -> 0.
+
+    `begin`: standard deviation of the components over u = −2 … 2 before training.
+    """
 
     waves = 12
 
-    def __init__(self, mean: float, std: float, width: int):
+    def __init__(self, mean: float, std: float, width: int, begin: float = 1.0):
         super().__init__()
         self.mean, self.std = mean, std
         self.embed = Embedding(self.waves, width)
+        with torch.no_grad():
+            last = self.embed.linear_2
+            last.weight *= begin / self.embed(number_waves(torch.linspace(-2, 2, 65))).var(0).mean().sqrt()
+            last.bias -= self.embed(number_waves(torch.linspace(-2, 2, 65))).mean(0)
 
     def forward(self, value: Tensor) -> Tensor:
         unknown = value.isnan()
@@ -65,10 +72,12 @@ class NumberEmbedding(nn.Module):
 
 
 class ClassEmbedding(nn.Embedding):
-    """A class per frame (B,) int -> (B, width); −1 -> 0. Vectors begin at zero: a condition is learned, not unlearned."""
+    """A class per frame (B,) int -> (B, width); −1 -> 0. Vectors begin as N(0, `begin`²), as in diffusers."""
 
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
+    def __init__(self, classes: int, width: int, begin: float = 1.0):
+        super().__init__(classes, width)
+        with torch.no_grad():
+            self.weight *= begin
 
     def forward(self, value: Tensor) -> Tensor:
         return super().forward(value.clamp(min=0)).masked_fill((value < 0)[:, None], 0.0)
@@ -78,10 +87,10 @@ class Conditions(nn.ModuleDict):
     """The sum of the embeddings of the fields of `cond`, (B, width).
 
     `fields`: name -> n for n classes, name -> (mean, std) for a number. `cond`: name -> (B,) integers, −1 = unknown, or (B,) floats, NaN = unknown; a field that is missing is unknown,
-    one that has no embedding is left alone. A table of classes saved without the name of its field (as diffusers does) is taken by the only class field.
+    one that has no embedding is left alone. `begin`: the standard deviation of the vectors before training. A table of classes saved without the name of its field (as diffusers does) is taken by the only class field.
     """
 
-    def __init__(self, fields: Mapping[str, int | Sequence[float]], width: int):
+    def __init__(self, fields: Mapping[str, int | Sequence[float]], width: int, begin: float = 1.0):
         super().__init__()
         self.width = width
         self.fields: dict[str, Any] = {}
@@ -94,12 +103,12 @@ class Conditions(nn.ModuleDict):
             if isinstance(field, int):
                 if field < 1:
                     raise BadInput(f"{where} has {field} classes; expected 1 or more")
-                self.fields[name], self[name] = field, ClassEmbedding(field, width)
+                self.fields[name], self[name] = field, ClassEmbedding(field, width, begin)
             else:
                 mean, std = (float(v) for v in field) if len(field) == 2 else (math.nan, math.nan)
                 if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
                     raise BadInput(f"{where} is {list(field)}; expected [mean, std] with std > 0")
-                self.fields[name], self[name] = [mean, std], NumberEmbedding(mean, std, width)
+                self.fields[name], self[name] = [mean, std], NumberEmbedding(mean, std, width, begin)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         classes = [name for name, field in self.fields.items() if isinstance(field, int)]

@@ -142,6 +142,7 @@ class LatentLoader:
         self.index, self.batch_size, self.drop_last = frames.index, frames.batch_size, frames.drop_last
         self.rank, self.world_size, self.shuffle = frames.rank, frames.world_size, frames.shuffle
         self.seed, self.name = frames.seed if seed is None else seed, frames.name
+        self.conditions = frames.conditions
         self.max_bytes = max_bytes if cache else 0
         self._kept: dict[str, Tensor] = {}  # a row per code, in the order of arrival
         self._row: dict[int, int] = {}  # frame number -> its row
