@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from .geometry_files import HC, DetectorFile, PanelRows, flat_plane, panel_mask, read_geom, read_poni
-from .hdf5 import MaskRows, get_item
 from .gate import readable
+from .hdf5 import MaskRows, get_item
+from .header_rules import same, shown
 from .sources import HDF5Rows, LimitMask, RecentRows, Rows, is_hdf5, open_hdf5
 from ..errors import BadInput
 
@@ -89,6 +90,12 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
         out["wavelength"] = geometry.wavelength
         out.get("variables", {}).pop("wavelength", None)
     distance = float(clen.mean()) if clen is not None else geometry.distance
+    if clen is not None and not same("distance", clen.min(), clen.max()):
+        low, high = (shown("distance", d) for d in (clen.min(), clen.max()))
+        raise BadInput(
+            f"the frames of {source} differ in distance: {geometry.locations['clen'][0]}, the clen of {geometry.path}, runs from {low} to {high}; "
+            "expected one geometry"
+        )
     for word, value in (
         ("distance", distance),
         ("pixel_size", geometry.pixel_size),

@@ -90,6 +90,8 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
         raise BadInput(f"{path} has pixels of {p1 * 1e6:g} × {p2 * 1e6:g} µm; expected square pixels")
     own = ai.detector.shape
     out = DetectorFile(str(path), pixel_size=float(p1), shape=tuple(int(n) for n in own) if own else None)
+    if shape is not None and out.shape is not None and tuple(shape) != out.shape:
+        raise BadInput(f"{path} is for a detector of shape {out.shape}; the frames have shape {tuple(shape)}")
     shape = shape or out.shape
     if ai.wavelength:
         out.wavelength = float(ai.wavelength) * 1e10
