@@ -132,6 +132,7 @@ class Data:
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
     labels: str | None = word(None, "a table of labels, a row per frame: .csv, .tsv or .parquet")
+    outside: bool = word(False, "follow an HDF5 file's links and virtual sources out of its folder")
     wavelength: float | None = word(None, "Å, where the file does not say", above=0)
     distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
     pixel_size: float | None = word(None, "m, where the file does not say", above=0)

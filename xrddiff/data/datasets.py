@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import check_frames, data_name
 from .frames import IMAGE_DIMS, frame_count, select_frames
-from .labels import LABELS, check_conditions, label_names, with_labels
+from .labels import LABELS, check_conditions, label_frames, label_names, with_labels
 from .loading import FrameLoader, split_by_group
 from .regions import Crop, Panels, Patches, Pool
 from .topk import TopK
@@ -51,7 +51,7 @@ def open_data(
     Raises `BadInput` where neither name nor path or both are given, or where the file cannot be used.
     """
     from xrddiff.data.catalog import load
-    from xrddiff.data.readers import label_frames, open_frames
+    from xrddiff.data.readers import open_frames
 
     if (name is None) == (data_path is None):
         raise BadInput(f"data: found name={name} and data_path={data_path}; expected one of the two")
@@ -160,7 +160,7 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
     d = cfg.data
     names = "limit dataset geometry labels wavelength distance pixel_size beam_center".split()
     condition = cfg.model.condition or []
-    words = {k: getattr(d, k) for k in names} | dict(condition=condition, classes=classes)
+    words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)
     frames = open_data(data_name(cfg), d.data_path, **words)
     check_frames(cfg, frames["intensity"].shape)
     check_conditions(frames, condition, cfg.inference.condition)

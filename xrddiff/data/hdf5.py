@@ -14,12 +14,12 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from .gate import told
+from .gate import check_dataset, open_hdf5, told
 from .geometry_files import HC
 from .header_rules import same, shown, warn
 from .images import natural
 from .own_labels import label_name
-from .sources import HDF5Rows, Rows, check_dataset, open_hdf5
+from .sources import HDF5Rows, Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0

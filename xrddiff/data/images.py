@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .gate import readable
+from .gate import check_cbf, readable
 from .header_rules import agree, read_fields, warn
 from .raw_headers import comment_fields, raw_header
 from .sources import EachRow, frame_dtype
@@ -86,7 +86,8 @@ def _opened(path: Path) -> Iterator[Any]:
     log.propagate = False
     try:
         try:
-            image = fabio.open(str(readable(path)))
+            check_cbf(readable(path))
+            image = fabio.open(str(path))
             if image is None or getattr(image, "data", None) is None:
                 raise ValueError("no image in it")
         except BadInput:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gemmi
@@ -15,16 +16,16 @@ import pandas as pd
 import xarray as xr
 
 from .crystal import CRYSTAL_SYSTEMS
-from .frames import frame_count, missing_geometry
+from .frames import frame_count, missing_geometry, validate_frames
 from .geometry import Geometry, PanelGeometry, geometry_of
-from .own_labels import FRAME_NAMES, MOST_CLASSES, align, encode
+from .own_labels import FRAME_NAMES, MOST_CLASSES, align, encode, read_label_table, table_labels
 from .peaks import find_frame_peaks
 from ..errors import BadInput, nearest
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'HITS', 'LABELS', 'crystal_system', 'peak_resolution', 'frame_resolution', 'Label', 'label_names',
-           'class_names', 'decoded', 'read_label', 'with_labels', 'join_labels', 'label_problem', 'check_conditions',
-           'describe_labels', 'label_value']
+           'class_names', 'decoded', 'read_label', 'with_labels', 'join_labels', 'label_frames', 'label_problem',
+           'check_conditions', 'describe_labels', 'label_words', 'label_value']
 
 # %% ../../nbs/data/labels.ipynb #e96c73c1
 SYSTEMS = tuple(CRYSTAL_SYSTEMS)  # triclinic … cubic
@@ -207,6 +208,15 @@ def join_labels(parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
             part[name] = ("frame", values)
     return out
 
+
+def label_frames(
+    frames: xr.Dataset, table: str | Path, files: Callable[[], Sequence[Path]] | None = None
+) -> xr.Dataset:
+    """`frames` with the labels in the file `table` (CSV or parquet, see `own_labels`), which win over their own; `files` gives the file of each frame, for a table that names files."""
+    found = table_labels(read_label_table(table), str(table), frame_count(frames), files)
+    out = frames.assign({name: ("frame", values) for name, values in found.items()})
+    return validate_frames(out, str(table), geometry=False)
+
 # %% ../../nbs/data/labels.ipynb #3bf44aa4
 _NEEDS = {"crystal_system": "space_group", "hit_class": "crystals"}
 
@@ -267,6 +277,17 @@ def describe_labels(frames: xr.Dataset) -> list[dict[str, Any]]:
             row["classes"] = dict(zip(classes, np.bincount(known, minlength=len(classes)).tolist(), strict=True))
         out.append(row)
     return out
+
+
+def label_words(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """A row of `describe_labels` in words: name, kind, values with their frames, how many are unknown."""
+    if "classes" not in row:
+        kind, values = "number", "{:.6g} to {:.6g}".format(*row["range"])
+    else:
+        named = [f"{name} ({count})" for name, count in row["classes"].items()]
+        rest = f", … and {len(named) - 12} more" if len(named) > 12 else ""
+        kind, values = f"{len(named)} class{'es' * (len(named) > 1)}", ", ".join(named[:12]) + rest
+    return row["name"], kind, values, str(row["unknown"] or "")
 
 # %% ../../nbs/data/labels.ipynb #a7a8475c
 def label_value(name: str, value: Any, classes: Sequence[str] | int | None) -> int | float:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,26 @@ from xrddiff.data.frames import (
     panel_distance,
     validate_frames,
 )
-from .gate import readable
+from .gate import allow_outside, filter_names, is_hdf5, open_hdf5, readable, told
 from .geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .hdf5 import open_hdf5_frames, walk
 from .header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from .images import expand, is_pattern, natural, open_images
-from .labels import describe_labels, join_labels, label_names
-from .own_labels import read_label_table, table_labels
+from .labels import describe_labels, join_labels, label_frames, label_names, label_words
+from .probe import probe
 from xrddiff.data.sources import (
     ChainRows,
     LimitMask,
     RecentRows,
     Rows,
     SqueezedRows,
-    filter_names,
-    is_hdf5,
-    open_hdf5,
 )
 from .store import is_store, read_store, writing
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['NEEDED', 'open_frames', 'label_frames', 'Description', 'frame_statistics', 'inspect_file']
+__all__ = ['NEEDED', 'open_frames', 'Description', 'frame_statistics', 'inspect_file']
 
 # %% ../../nbs/data/readers.ipynb #ad63d711
 NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
@@ -193,12 +191,42 @@ def _missing_words(words: dict[str, Any]) -> list[str]:
     return [k for k in needed if k not in given]
 
 # %% ../../nbs/data/readers.ipynb #beddfb81
+def _in_sentences(function: Callable) -> Callable:
+    """Whatever a library raises is a sentence about the file."""
+
+    @wraps(function)
+    def inner(path: Any, /, **words: Any) -> Any:
+        first = (
+            path
+            if isinstance(path, str | Path)
+            else next(iter(path), "no file")
+            if isinstance(path, Sequence)
+            else path
+        )
+        with told(f"{first} cannot be read"):
+            return function(path, **words)
+
+    return inner
+
+
+def _look_first(path: Any, outside: bool) -> None:
+    """The gate and the probe, before anything else looks at the file."""
+    if not isinstance(outside, bool):
+        raise BadInput(f"outside is {outside!r}; expected true or false")
+    if isinstance(path, str | Path):
+        if outside:
+            allow_outside(path)
+        probe(path, outside)
+
+
+@_in_sentences
 def open_frames(
     path: str | Path | Sequence[str | Path],
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     complete: bool = True,
     labels: str | Path | None = None,
     **words: Any,
@@ -210,12 +238,13 @@ def open_frames(
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
     `labels`: a table of labels, CSV or parquet, see `own_labels`; it wins over labels of the file.
+    `outside=True` follows links, virtual sources and external storage of HDF5 out of the folder of the file.
     `complete=False` lets frames through whose geometry is not known.
     Errors: `BadInput`, one sentence that names the file.
     """
     if labels is not None:
-        ds = open_frames(path, geometry=geometry, dataset=dataset, complete=complete, **words)
-        return label_frames(ds, labels, path)
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=complete, **words)
+        return label_frames(ds, labels, lambda: _file_of_each(path))
     for word in words:
         near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
         if word not in _WORDS and near:
@@ -229,7 +258,8 @@ def open_frames(
         path = readable(Path(path))
     many = _many(path)
     if many:
-        return _open_many(many, geometry=geometry, dataset=dataset, complete=complete, **words)
+        return _open_many(many, geometry=geometry, dataset=dataset, outside=outside, complete=complete, **words)
+    _look_first(path, outside)
     if isinstance(path, Path) and _is_ours(path):
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
@@ -245,15 +275,6 @@ def open_frames(
     attrs = {k: v for k, v in found.items() if v is not None}
     attrs["layout"] = attrs.pop("layout_name")
     return validate_frames(make_frames(**attrs), where, geometry=complete)
-
-
-def label_frames(
-    ds: xr.Dataset, table: str | Path, path: str | Path | Sequence[str | Path] | None = None
-) -> xr.Dataset:
-    """`ds` with the labels in the file `table` (CSV or parquet, see `own_labels`); `path`: what the frames were opened from, for a table that names files."""
-    files = (lambda: _file_of_each(path)) if path is not None else None
-    found = table_labels(read_label_table(table), str(table), ds.sizes["frame"], files)
-    return validate_frames(ds.assign({name: ("frame", v) for name, v in found.items()}), str(table), geometry=False)
 
 
 def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -403,7 +424,7 @@ class Description(dict):
             for column in ("name", "kind", "values (frames)", "unknown"):
                 labels.add_column(column, header_style="dim", overflow="fold")
             for row in self["labels"]:
-                labels.add_row(escape(row["name"]), *_label_row(row), str(row["unknown"] or ""))
+                labels.add_row(*map(escape, label_words(row)))
             yield labels
         if self.get("values"):
             yield f"\n[bold]trustworthy values of frame {self['frame']}"
@@ -434,17 +455,6 @@ def _shown(value: Any) -> str:
     elif isinstance(value, tuple | list):
         value = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
     return escape("" if value is None else str(value))
-
-
-def _label_row(row: dict[str, Any]) -> tuple[str, str]:
-    """Kind and values of a label in words."""
-    from rich.markup import escape
-
-    if "classes" not in row:
-        return "number", "{:.6g} to {:.6g}".format(*row["range"])
-    named = [escape(f"{name} ({count})") for name, count in row["classes"].items()]
-    rest = f", … and {len(named) - 12} more" if len(named) > 12 else ""
-    return f"{len(named)} classes", ", ".join(named[:12]) + rest
 
 
 def _scalar(data: Any) -> str:
@@ -506,12 +516,14 @@ def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
     return {k: n if isinstance(n, int) else float(n) for k, n in out.items()}
 
 
+@_in_sentences
 def inspect_file(
     path: str | Path,
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     frame: int = 0,
     png: str | Path | None = None,
     **words: Any,
@@ -525,11 +537,13 @@ def inspect_file(
     pattern = is_pattern(path)
     if not pattern:
         readable(path)
-        size = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        files = [path] if path.is_file() else path.rglob("*") if is_zarr(path) else path.iterdir()
+        size = sum(p.stat().st_size for p in files if p.is_file())
         out["size"] = f"{size:,} bytes"
+    _look_first(path, outside)
     out["arrays"] = [] if pattern else _arrays(path)
     try:
-        ds = open_frames(path, geometry=geometry, dataset=dataset, complete=False, **words)
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=False, **words)
     except BadInput as error:
         if not out["arrays"]:
             raise
