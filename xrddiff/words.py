@@ -361,6 +361,8 @@ def value_problem(word: Word, value: Any) -> str | None:
             least = f"at least {low:g}" if low is not None else f"more than {above:g}" if above is not None else ""
             most = f"at most {high:g}" if high is not None else ""
             return f"{word.name}: found {v}, expected {' and '.join(filter(None, [least, most]))}"
+        if isinstance(v, int) and abs(v) >= 2**63:
+            return f"{word.name}: found {v}, expected a number below 2^63"
         if isinstance(v, float) and v in (float("inf"), float("-inf")) or v != v:
             return f"{word.name}: found {v}, expected a finite number"
     return None

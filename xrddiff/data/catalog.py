@@ -42,7 +42,7 @@ from .store import CannotSave, check_target, read_store, save_frames
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'fetch', 'simulate_to', 'convert']
+__all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
 
 # %% ../../nbs/data/catalog.ipynb #2f067d2a
 @dataclass(frozen=True)
@@ -223,11 +223,14 @@ def _laue(package: Path, folder: Path) -> xr.Dataset:
 _MAKERS: dict[str, Callable[[Path, Path], xr.Dataset]] = {"pilatus-reflectivity": _pilatus, "laue-ge": _laue}
 
 
+def _fetched_file(entry: Entry, cache: str | Path | None) -> Path:
+    """Where a fetched data set is kept."""
+    return Path(cache or cache_dir()) / "fetched" / f"{entry.name}-{entry.sha256[:12]}-1.h5"
+
+
 def _fetched(entry: Entry, cache: str | Path | None) -> Path:
     """The file of ours with a fetched data set; made where it is not there."""
-    base = Path(cache or cache_dir())
-    digest = entry.sha256[:12]
-    wanted = base / "fetched" / f"{entry.name}-{digest}-1.h5"
+    base, wanted = Path(cache or cache_dir()), _fetched_file(entry, cache)
     if wanted.exists():
         return wanted
     with wait_for(base / "fetched" / "locks" / entry.name):
@@ -264,6 +267,17 @@ def load(
         raise BadInput(f"seed is {seed}, and {name} is a measurement; expected no seed")
     ds = _cspad() if entry.kind == "built in" else read_store(_fetched(entry, cache))
     return ds if count >= ds.sizes["frame"] else select_frames(ds, slice(0, count))
+
+
+def is_cached(name: str, limit: int | None = None, cache: str | Path | None = None) -> bool:
+    """Would `load(name, limit)` read only what is on this disk, and make or fetch nothing?"""
+    entry = find_entry(name)
+    if entry.kind == "simulated":
+        folder = Path(cache or cache_dir()) / "simulated"
+        folder = simulation_folder(name, 0, cache) if folder.is_dir() else folder
+        blocks = -(-_check_limit(limit, entry) // block_size(entry.shape))
+        return all((folder / f"block-{k:06d}.h5").exists() for k in range(blocks))
+    return entry.kind == "built in" or _fetched_file(entry, cache).exists()
 
 
 def fetch(name: str, cache: str | Path | None = None) -> Path:
