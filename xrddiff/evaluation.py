@@ -50,7 +50,7 @@ class SampleEvaluation:
         i = cfg.inference
         self.run, self.cfg, self.samples = Path(run), cfg, read_store(path)
         self.generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-        self.prepared = prepare_words(cfg, self.generator.transform)
+        self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes)
         self.judges = ConditionJudges(self.run, cfg, self.prepared, self.generator.fields, device)
         self.asked = asked_of_all(self.samples)
         self.condition = self.judges.words(self.asked)
