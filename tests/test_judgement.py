@@ -208,12 +208,12 @@ def told(tmp_path_factory):
     """(frames of two kinds ready to be judged, a configuration, a run folder that keeps the judge)."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    values, kind = rng.poisson(0.3, (160, 32, 32)).astype(np.float32), np.arange(160) // 2 % 2
+    values, kind = rng.poisson(0.3, (96, 32, 32)).astype(np.float32), np.arange(96) // 2 % 2
     for i in np.flatnonzero(kind):
         for y, x in rng.integers(2, 28, (8, 2)):
             values[i, y : y + 2, x : x + 2] += 15
     about = dict(flag_values=[0, 1], flag_meanings="blank hit")
-    frames = make_frames(values).assign(kind=("frame", kind, about), size=("frame", np.linspace(1, 2, 160)))
+    frames = make_frames(values).assign(kind=("frame", kind, about), size=("frame", np.linspace(1, 2, 96)))
     words = SimpleNamespace(judge_conditions=True)
     cfg = SimpleNamespace(training=SimpleNamespace(test_pipeline=False), inference=words)
     return prepare_frames(frames), cfg, tmp_path_factory.mktemp("judged")
