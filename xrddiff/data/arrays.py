@@ -17,11 +17,26 @@ from .sources import ArrayRows, Rows, ZarrRows
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
+__all__ = ['AXES', 'open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
 
 # %% ../../nbs/data/arrays.ipynb #c3076d36
-def open_npy(path: Path) -> dict[str, Any]:
-    """A `.npy` file as the words of `make_frames`."""
+AXES = ("nyx", "yxn")  # n: the number of the frame
+
+
+def _frame_first(array: np.ndarray, axes: str | None, path: Path) -> np.ndarray:
+    """A stack with its frames along the first axis. No detector is a handful of pixels wide, so a last axis shorter than 8 counts frames."""
+    if axes is not None and (axes not in AXES or array.ndim != 3):
+        raise BadInput(f"{path}: axes={axes!r} for shape {array.shape}; expected {' or '.join(AXES)} for three axes")
+    if axes is None and array.ndim == 3 and array.shape[-1] < 8 <= min(array.shape[:2]):
+        raise BadInput(
+            f"{path} has shape {array.shape}, {array.shape[0]} frames of {array.shape[1]} × {array.shape[2]} pixels if the frame comes first; "
+            "give axes=yxn if the frame comes last, axes=nyx if not"
+        )
+    return np.moveaxis(array, -1, 0) if axes == "yxn" else array
+
+
+def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
+    """A `.npy` file as the words of `make_frames`; `axes`: nyx as NumPy stacks frames, yxn where the last axis counts them."""
     with open(readable(path), "rb") as f:
         head = f.read(6)
     if head != b"\x93NUMPY":
@@ -41,6 +56,7 @@ def open_npy(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path} has rank {array.ndim} (shape {array.shape}); expected (y, x), (frame, y, x) or (frame, panel, ss, fs)"
         )
+    array = _frame_first(array, axes, path)
     return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
 
 

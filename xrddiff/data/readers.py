@@ -48,13 +48,15 @@ __all__ = ['NEEDED', 'open_frames', 'Description', 'frame_statistics', 'inspect_
 
 # %% ../../nbs/data/readers.ipynb #ad63d711
 NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
-_WORDS = {"mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
+_WORDS = {"axes", "mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf")
 
 
-def _open_one(path: Path, dataset: str | None) -> dict[str, Any]:
+def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
     """One file or store in the words of `make_frames`, as stored; `intensity` is a lazy stack."""
     readable(path)
+    if axes is not None and path.suffix != ".npy":
+        raise BadInput(f"{path}: axes={axes!r} is for .npy files, which do not name their axes; expected no axes here")
     if path.is_dir():
         out = open_zarr(path, dataset) if is_zarr(path) else open_images(expand(path))
     else:
@@ -63,7 +65,7 @@ def _open_one(path: Path, dataset: str | None) -> dict[str, Any]:
         if is_hdf5(path) or path.suffix.lower() in _HDF5_SUFFIXES:
             out = open_hdf5_frames(path, dataset)
         elif head.startswith(b"\x93NUMPY") or path.suffix == ".npy":
-            out = open_npy(path)
+            out = open_npy(path, axes)
         elif head.startswith(b"PK\x03\x04"):
             raise BadInput(
                 f"{path} is a zip archive (.npz); expected .npy, which can be read frame by frame: unpack it first"
@@ -84,17 +86,20 @@ def _gather(
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    axes: str | None = None,
     **words: Any,
 ) -> dict[str, Any]:
     """Everything `open_frames` knows of a foreign file before it is checked: the words of `make_frames`, and `layout`."""
     if not isinstance(path, Path):
+        if axes is not None:
+            raise BadInput(f"{path[0]}, …: axes={axes!r} is for .npy files; expected no axes here")
         out, source = open_images(path), path[0]
     else:
         source = path
         described = read_geometry(geometry) if geometry is not None and str(geometry).endswith(".geom") else None
         if dataset is None and described is not None and described.data and source.is_file() and is_hdf5(source):
             dataset = described.data
-        out = _open_one(source, dataset)
+        out = _open_one(source, dataset, axes)
     out = _trust(out, source, geometry, words)
     rows = out["intensity"]
     if len(rows.shape) == 4 and rows.shape[1] == 1 and "panels" not in out:
@@ -138,6 +143,9 @@ def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words
     drop_impossible(out, whole, str(source), out.pop("names", {}))
     mixed = out.pop("mixed", {})
     assumed = set(out.pop("assumed", ())) | ({"polarization"} - out.keys())
+    plane = out.pop("plane", None)
+    if plane is not None and geometry is None:
+        out = apply_geometry(out, plane, source)
     if geometry is not None:
         before = {k: out.get(k) for k in NEEDED}
         out = apply_geometry(out, read_geometry(geometry, shape), source)
@@ -237,7 +245,7 @@ def open_frames(
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
     `outside=True` follows links, virtual sources and external storage of HDF5 out of the folder of the file.
-    `complete=False` lets frames through whose geometry is not known.
+    `complete=False` lets frames through whose geometry is not known. `axes="yxn"`: a .npy whose last axis counts the frames.
     Errors: `BadInput`, one sentence that names the file.
     """
     for word in words:
@@ -288,7 +296,7 @@ def _open_ours(path: Path, geometry: str | Path | None, complete: bool, words: d
             )
         found = {k: getattr(file, k) for k in (*NEEDED, "gain", "detector")}
         words = {k: v for k, v in found.items() if v is not None} | words
-    for word in ("variables", "peaks", "panels"):
+    for word in ("variables", "peaks", "panels", "axes"):
         if word in words:
             raise BadInput(f"{path} holds frames that xrddiff saved; their {word} cannot be replaced while opening")
     words = {k: v for k, v in words.items() if v is not None}
