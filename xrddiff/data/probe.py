@@ -26,7 +26,7 @@ from ..errors import BadInput, XrddiffError
 __all__ = ['SECONDS', 'ENOUGH', 'look_at_image', 'look', 'serve', 'start_probe', 'probe']
 
 # %% ../../nbs/data/probe.ipynb #e605d756
-SECONDS = 4  # of processor time, for one file
+SECONDS = 2  # of processor time for a small file; one more for every 4 MiB
 ENOUGH = 0.5  # after which the probe has seen enough
 
 
@@ -72,13 +72,15 @@ def serve() -> None:
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + SECONDS + 1, hard))
+        path, outside = json.loads(line)
         try:
-            said = look(*json.loads(line))
+            seconds = SECONDS + 1 + os.path.getsize(path) // (4 << 20)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, hard))
+            said = look(path, outside)
         except XrddiffError as error:
             said = str(error)
         except Exception as error:
-            said = f"{json.loads(line)[0]} cannot be read: {type(error).__name__}"
+            said = f"{path} cannot be read: {type(error).__name__}"
         print(json.dumps(said), flush=True)
     os._exit(0)  # the library may hang as it ends
 
