@@ -15,15 +15,16 @@ import numpy as np
 import pandas as pd
 
 from .cxi_planes import cxi_geometry, join_plane
+from .gate import check_dataset, open_hdf5, told
 from .geometry_files import HC
 from .header_rules import same, shown, warn
 from .images import natural
-from .gate import check_dataset, open_hdf5
+from .own_labels import label_name
 from .sources import HDF5Rows, Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table',
+__all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table', 'find_labels',
            'open_hdf5_frames']
 
 # %% ../../nbs/data/hdf5.ipynb #6da109c1
@@ -444,6 +445,39 @@ def find_peaks_table(path: Path, name: str, frames: int) -> pd.DataFrame | None:
         return table
     return None
 
+# %% ../../nbs/data/hdf5.ipynb #e9968de0
+def find_labels(path: Path, name: str, frames: int) -> dict[str, Any]:
+    """The data sets (frames,) or (frames, 1) of the file, by the names that `label_name` gives them; `name`: of the data set of the frames."""
+    file, out = open_hdf5(path), {}
+    beside = posixpath.dirname("/" + name.strip("/"))
+    for data in walk(file):
+        group, own = posixpath.split(data.name)
+        if data.shape not in ((frames,), (frames, 1)) or (frames == 1 and group != beside) or own == "wavelength":
+            continue
+        try:
+            with told(f"data set '{data.name}' of {path} cannot be read"):
+                values = _label_values(data, path)
+        except BadInput:
+            continue
+        if values is not None:
+            own = label_name(own)
+            out[own if own not in out else label_name(f"{posixpath.basename(group)}_{own}")] = values
+    return out
+
+
+def _label_values(data: h5py.Dataset, path: Path) -> Any:
+    """Numbers (n,) as a lazy source, text and the names of an enumeration as an array; None for anything else."""
+    check_dataset(data, f"data set '{data.name}' of {path}")
+    names = h5py.check_enum_dtype(data.dtype)
+    if names is not None and data.dtype.kind != "b":
+        names = {value: key for key, value in names.items()}
+        return np.array([names.get(v, "") for v in np.ravel(data[()]).tolist()], str)
+    if h5py.check_string_dtype(data.dtype) is not None:
+        return np.array(np.ravel(data.asstr(errors="replace")[()]), str)
+    if data.dtype.kind not in "biuf":
+        return None
+    return HDF5Rows(path, data.name, exact=True) if data.ndim == 1 else np.ravel(data[()])
+
 # %% ../../nbs/data/hdf5.ipynb #9920fdfd
 def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     """A foreign HDF5 file as the words of `make_frames`: lazy `intensity` (frame, …), mask, peaks, and what it says of the instrument.
@@ -486,4 +520,5 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
         out = join_plane(out, *planes, path)
     out["mask"] = find_mask(path, names[0], out["stored_shape"])
     out["peaks"] = find_peaks_table(path, names[0], frames)
+    out["variables"] = find_labels(path, names[0], frames) | out["variables"]
     return out
