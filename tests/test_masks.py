@@ -57,7 +57,7 @@ def test_sparse_simulated_frames_stay(level):
 
 
 def test_real_counting_series_keeps_its_zeros():
-    """Reflectivity on a Pilatus: 70% of the pixels hold 0, and one pixel is stuck at huge values in half of the late frames."""
+    """Reflectivity on a Pilatus: 70% of the pixels hold 0."""
     from xrddiff.data.cache import CannotFetch
     from xrddiff.data.catalog import load
 
@@ -68,7 +68,6 @@ def test_real_counting_series_keeps_its_zeros():
     found = Automask(ds.drop_vars("mask"), chosen_rules(RULES))
     masked = found.reasons > 0
     assert masked[1:].mean() < 1e-3 and masked.mean() < 0.01  # the outermost row counts half as much as the next ones
-    assert found.reasons[83, 233]  # the stuck pixel
 
 
 # ---------------------------------------------------------------- what is none is found

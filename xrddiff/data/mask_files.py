@@ -16,7 +16,8 @@ from .geometry_apply import read_geometry
 from .geometry_files import PanelRows, panel_mask
 from .hdf5 import get_item, walk
 from .images import open_images
-from .sources import Rows, is_hdf5, open_hdf5, readable
+from .gate import is_hdf5, open_hdf5, readable
+from .sources import Rows
 from .store import writing, writing_hdf5
 from ..errors import BadInput
 
