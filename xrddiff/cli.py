@@ -194,7 +194,7 @@ def data_convert(args: argparse.Namespace) -> int:
 
     _writable(args.target)
     _is_there(args.source)
-    print(convert(args.source, args.target, **_words(args.words)))
+    print(convert(args.source, args.target, overwrite=args.overwrite, **_words(args.words)))
     return 0
 
 
@@ -207,12 +207,14 @@ def _words(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise BadInput(f"'{text}' is not a word: expected name=value, for instance wavelength=1.3")
-        if name in ("frame", "png", "complete", "progress"):
+        if name in ("frame", "png", "complete", "progress", "overwrite"):
             raise BadInput(f"'{text}': {name} is no word that describes frames (see `xrddiff data inspect --help`)")
         try:
             out[name] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError):
-            raise BadInput(f"'{text}' cannot be read: expected a number, a text or a list such as [64.5,63]") from None
+            raise BadInput(
+                f"'{text[:80]}' cannot be read: expected a number, a text or a list such as [64.5,63]"
+            ) from None
         if isinstance(out[name], str):  # YAML takes 1e-4 for a text
             try:
                 out[name] = float(out[name])
@@ -345,7 +347,7 @@ def build_parser() -> argparse.ArgumentParser:
     words = (
         "what the file does not say: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
         "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are), "
-        "outside=true (follow its links out of its folder)"
+        "outside=true (follow its links out of its folder), axes=yxn (a .npy whose last axis counts the frames)"
     )
     p = commands.add_parser("sample", help="samples of a trained run", description=sample.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm, diff or latent_diff")
@@ -396,6 +398,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = kinds.add_parser("convert", help="rewrite frames as .zarr or .h5")
     p.add_argument("source", help="any supported file, or a folder of images")
     p.add_argument("target", help="a .zarr or .h5 to write")
+    p.add_argument("--overwrite", action="store_true", help="replace the target if it is there")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)
 

@@ -236,6 +236,7 @@ def _absolute(cfg: Config) -> Config:
 _PATHS = (
     ("data", "data_path"),
     ("data", "geometry"),
+    ("data", "labels"),
     ("training", "pretrained_vae_path"),
     ("training", "pretrained_diff_path"),
 )
@@ -453,7 +454,7 @@ def _in_catalog(cfg: Config) -> str | None:
 
 @_check
 def _geometry_file(cfg: Config, ranks: int) -> str | None:
-    return _missing("data.geometry", cfg.data.geometry)
+    return _missing("data.geometry", cfg.data.geometry) or _missing("data.labels", cfg.data.labels)
 
 
 _STAND_INS = {422: "sim-422", 522: "sim-522"}

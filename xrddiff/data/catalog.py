@@ -307,6 +307,8 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     from xrddiff.data.simulate import simulate
 
     experiment = find_experiment(experiment)
+    if isinstance(seed, bool) or int(seed) != seed or seed < 0:
+        raise BadInput(f"seed is {seed!r}; expected a whole number, 0 or more")
     check_target(path)
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise BadInput(f"n is {n!r}; expected how many shots of {experiment.name}, 1 or more")
@@ -328,11 +330,18 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
         raise CannotSave(f"cannot save {path}: {why}") from error
 
 
-def convert(source: str | Path, target: str | Path, /, *, progress: bool | None = None, **words: Any) -> Path:
-    """Rewrite frames from anything `open_frames` reads (with its words, such as `geometry=` or `wavelength=`) as `.h5` or `.zarr`, block by block."""
+def convert(
+    source: str | Path, target: str | Path, /, *, overwrite: bool = False, progress: bool | None = None, **words: Any
+) -> Path:
+    """Rewrite frames from anything `open_frames` reads (with its words, such as `geometry=` or `wavelength=`) as `.h5` or `.zarr`, block by block.
+
+    Errors: `BadInput` where `target` exists, unless `overwrite`.
+    """
     check_target(target)
     if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
         raise BadInput(f"{source} is both what is read and what is written; expected another file to write")
+    if not overwrite and os.path.lexists(target):
+        raise BadInput(f"{target} is already there; expected a new name, or --overwrite (overwrite=True) to replace it")
     ds = open_frames(source, **words)
     with _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told:
         return save_frames(ds, target, progress=told)
