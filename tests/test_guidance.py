@@ -9,7 +9,7 @@ from xrddiff.diffusion.analytic import GaussianMixture
 from xrddiff.diffusion.denoisers import Denoiser
 from xrddiff.diffusion.guidance import autoguidance, classifier_free, classifier_guidance, log_likelihood_gradient
 from xrddiff.diffusion.inpainting import INPAINTING, inpaint, posterior, replacement
-from xrddiff.diffusion.interpolation import cond_between, interpolate, invert, slerp
+from xrddiff.diffusion.interpolation import cond_between, interpolate, inversion, invert, slerp
 from xrddiff.diffusion.samplers import SAMPLERS, ddim, heun
 from xrddiff.diffusion.sampling import SampleNoise, Sampler
 from xrddiff.diffusion.schedules import karras_sigmas
@@ -249,6 +249,27 @@ def test_round_trip_on_a_network(unet):
             (ddim(unet, invert(unet, frames, sigmas, rounds=r), sigmas) - frames).square().mean().sqrt() for r in (1, 4)
         ]
     assert error[1] < 0.2 * error[0] and error[1] < 0.02
+
+
+def test_inversion_measures_what_it_misses():
+    """Coarse levels: more rounds must not make it worse, and what is left is told, of each frame by itself."""
+    world = GaussianMixture(normal(5, 16), 0.3)
+    frames = world.means[:4].double() + 0.3 * normal(4, 16, key=1)
+
+    def trip(steps, rounds, x=frames):
+        levels = karras_sigmas(steps, 0.02, 40.0)
+        noise, missed = inversion(world.denoise, x, levels, rounds=rounds)
+        back = ddim(world.denoise, noise, levels)
+        assert torch.allclose((back - x).norm(dim=1) / x.norm(dim=1), missed)
+        return missed
+
+    assert trip(16, 5).max() < 0.1 and trip(16, 20).max() < 0.1 and trip(8, 20).max() < 0.3
+    assert trip(64, 20).max() < 1e-9 and trip(64, 5).max() < 1e-4
+    assert torch.allclose(trip(16, 20)[2:3], trip(16, 20, frames[2:3]), rtol=1e-9)  # beside others, or alone
+    with pytest.warns(
+        UserWarning, match=r"the inversion of frame \d does not come back: it misses .*% .* with 8 steps"
+    ):
+        invert(world.denoise, frames, karras_sigmas(8, 0.02, 40.0), rounds=20)
 
 
 def test_slerp_of_odd_vectors():

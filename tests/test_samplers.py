@@ -228,6 +228,36 @@ def test_unipc(order: int, basis: str, steps: int):
     assert worst(unipc(MIXTURE.denoise, x_T, sigmas, order=order, basis=basis), x) < 1e-12
 
 
+@pytest.mark.parametrize("words", [{"order": 3, "corrector": False}, {"order": 3}, {"order": 2, "corrector": False}])
+def test_unipc_has_its_order_from_a_low_start(words):
+    """Where the denoiser changes from the first step on, an uncorrected first step would leave order 2."""
+    smooth = GaussianMixture(MIXTURE.means, scales=[0.4, 0.5, 0.3], weights=[1, 2, 1])
+
+    def levels(n: int) -> torch.Tensor:
+        return torch.linspace(math.log(3), math.log(0.05), n + 1, dtype=torch.float64).exp()
+
+    x = start(3.0)
+    exact = unipc(smooth.denoise, x, levels(4096), order=3)
+    errors = [(unipc(smooth.denoise, x, levels(n), **words) - exact).square().mean().sqrt() for n in (128, 256)]
+    assert math.log2(errors[0] / errors[1]) > words["order"] - 0.1
+
+
+def test_unipc_without_corrector_but_in_the_first_step():
+    steps = 12
+    theirs = scheduler(
+        "UniPCMultistepScheduler", solver_order=3, prediction_type="sample", use_karras_sigmas=True, sigma_min=0.002,
+        sigma_max=80.0, disable_corrector=list(range(1, steps)),
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+    sigmas = karras_sigmas(steps)
+    theirs.sigmas = sigmas
+    x_T = start(80.0)
+    x = x_T / math.sqrt(1 + sigmas[0] ** 2)
+    for t, s in zip(theirs.timesteps, sigmas, strict=False):
+        x = theirs.step(MIXTURE.denoise(x * (1 + s**2).sqrt(), s), t, x).prev_sample
+    assert worst(unipc(MIXTURE.denoise, x_T, sigmas, order=3, corrector=False), x) < 1e-12
+
+
 # ------------------------------------------------------------------------------------ against k-diffusion
 
 

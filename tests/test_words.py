@@ -1,9 +1,11 @@
 """The words name what the modules have: `xrddiff.words` is light and repeats their names, and this holds the two together."""
 
 import pytest
+import torch
 
 from xrddiff import words
 from xrddiff.diffusion import denoisers, objectives, samplers, sampling, schedules
+from xrddiff.errors import BadInput
 from xrddiff.losses import ANNEALING, RECONSTRUCTION_LOSSES
 from xrddiff.models import autoencoder, autoregressive, codebook, transformer, unet
 
@@ -27,6 +29,45 @@ from xrddiff.models import autoencoder, autoregressive, codebook, transformer, u
 )
 def test_names_are_those_of_the_modules(names, known):
     assert set(names) == set(known)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "samplers_word"),
+    [
+        (["inference.schedule=flow", "inference.shift=3"], {"shift": 3.0}),
+        (["inference.sampler=ddpm", "inference.variance=fixed_large"], {"variance": "fixed_large"}),
+        (["inference.order=3"], {"order": 3}),
+        (["inference.corrector=false"], {"corrector": False}),
+        (["inference.basis=bh1"], {"basis": "bh1"}),
+    ],
+)
+def test_words_of_a_sampler_reach_it(overrides, samplers_word):
+    """Each word is one of the sampler's and changes what comes out; where it has no effect, it is refused."""
+    from xrddiff.config import compose_config
+    from xrddiff.diffusion.analytic import GaussianMixture
+    from xrddiff.generators import make_sampler
+
+    (name, value), *_ = samplers_word.items()
+    base = ["model=ddpm", *overrides[:-1]]
+    plain, told = (make_sampler(compose_config(words)) for words in (base, ["model=ddpm", *overrides]))
+    assert getattr(told, name) == value != getattr(plain, name)
+    world = GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2)
+    a, b = (s.sample(world.denoise, (1,), range(4), seed=0) for s in (plain, told))
+    assert (a != b).any()
+    with pytest.raises(BadInput, match=f"inference.{name}=.* has no effect with"):
+        compose_config(["model=ddpm", "inference.sampler=heun", overrides[-1]])
+
+
+def test_logit_normal_training_times():
+    from xrddiff.config import compose_config
+    from xrddiff.generators import training_noise
+
+    flow = ["model=ddpm", "model.parameterisation=flow"]
+    uniform, normal = (training_noise(compose_config(w)) for w in (flow, [*flow, "model.logit_std=0.5"]))
+    drawn = [noise.sample(0, 1, range(2000)).log() for noise in (uniform, normal)]
+    assert drawn[0].std() > 1.7 and abs(drawn[1].std() - 0.5) < 0.03  # of logit t, whose uniform has pi/sqrt(3)
+    with pytest.raises(BadInput, match="model.logit_std=1 has no effect with model.parameterisation=edm"):
+        compose_config(["model=ddpm", "model.parameterisation=edm", "model.logit_std=1"])
 
 
 @pytest.mark.parametrize("spacing", words.SPACINGS)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'AUTOENCODERS', 'DENOISERS', 'QUANTIZERS', 'PARAMETERISATIONS', 'NOISE_SCHEDULES', 'WEIGHTINGS',
            'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'TRANSFORMS', 'RECONS_LOSSES', 'ANNEALING_SHAPES', 'LR_SCHEDULES',
-           'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'ENGINES', 'GROUPS', 'word', 'DiffusionKwargs',
-           'Model', 'Size', 'Data', 'DDP', 'Training', 'Inference', 'Config', 'Word', 'vocabulary', 'value_problem',
-           'get_word']
+           'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'VARIANCES', 'BASES', 'ENGINES', 'GROUPS', 'word',
+           'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP', 'Training', 'Inference', 'Config', 'Word', 'vocabulary',
+           'value_problem', 'get_word']
 
 # %% ../nbs/words.ipynb #1ef8c0cd
 from collections.abc import Sequence
@@ -89,11 +89,14 @@ class Model:
     diff_lr: float | None = word(None, "learning rate of it; null: training.lr", above=0)
     parameterisation: str = word("edm", "what the network of a denoiser predicts", choices=PARAMETERISATIONS)
     noise_schedule: str = word("squaredcos_cap_v2", "eps, x0, v: how noise grows with time", choices=NOISE_SCHEDULES)
+    logit_std: float | None = word(
+        None, "flow: training times are logit-normal, logit t of this standard deviation; null: uniform", above=0
+    )
     weighting: str | None = word(
         None, "weight of the loss over noise levels; null: that of the parameterisation", choices=WEIGHTINGS
     )
     condition: list[str] | None = word(
-        None, "numbers per frame that generation is conditioned on, for instance [crystals,wavelength]"
+        None, "labels per frame that generation is conditioned on, for instance [digit] or [hit_class,wavelength]"
     )
     diffusion_kwargs: DiffusionKwargs = field(default_factory=DiffusionKwargs)
 
@@ -133,15 +136,18 @@ class Data:
     data_path: str | None = word(None, "a file or folder with your own frames")
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
+    labels: str | None = word(None, "a table of labels, a row per frame: .csv, .tsv or .parquet")
+    outside: bool = word(False, "follow an HDF5 file's links and virtual sources out of its folder")
     wavelength: float | None = word(None, "Å, where the file does not say", above=0)
     distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
     pixel_size: float | None = word(None, "m, where the file does not say", above=0)
     beam_center: list[float] | None = word(None, "[x, y] in pixels, where the file does not say")
-    limit: int | None = word(None, "use at most so many frames", low=1)
+    limit: int | None = word(None, "use at most so many frames, counted before they are cut", low=1)
     avg_pooling: bool = word(False, "average blocks of `pool` x `pool` pixels")
     pool: int = word(4, "side of a pooling block, in pixels", low=1)
     crop: list[int] | None = word(None, "[height, width] cut from the middle, in pixels after pooling", low=1)
     patch: int | None = word(None, "cut frames into square patches of this side, in pixels", low=1)
+    patch_limit: int | None = word(None, "use at most so many patches (or panels), drawn by data.seed", low=1)
     topk: float = word(1.0, "fraction of the found peaks, strongest first, that stay", low=0, high=1)
     transform: str = word("asinh", "from intensity to network value", choices=TRANSFORMS)
     train_ratio: float = word(0.8, "share of the shot groups that is trained on", above=0, high=1)
@@ -151,7 +157,7 @@ class Data:
     prefetch: int = word(2, "batches read ahead", low=0)
 
 # %% ../nbs/words.ipynb #876dc7a5
-RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian")
+RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian", "negative_binomial")
 ANNEALING_SHAPES = ("linear", "cosine", "logistic")
 LR_SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -192,6 +198,11 @@ class Training:
 
     recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES)
     alpha_mse: float = word(2.0, "iwmse: weight 1 + alpha_mse x / x_ref", low=0)
+    relative_spread: float = word(
+        0.03,
+        "negative_binomial: standard deviation of the intensity from shot to shot, relative, beyond counting",
+        above=0,
+    )
     beta_recons: float = word(0.5, "weight of R", low=0)
     kl_weight: float = word(1e-4, "weight of the KL term once annealed", low=0)
     use_annealing: bool = word(True, "raise the KL weight from 0")
@@ -222,6 +233,8 @@ class Training:
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc")
 SIGMA_SCHEDULES = ("karras", "vp", "flow")
 SPACINGS = ("trailing", "leading", "linspace")
+VARIANCES = ("fixed_small", "fixed_large")
+BASES = ("bh1", "bh2")
 
 
 @dataclass
@@ -244,6 +257,11 @@ class Inference:
     sigma_min: float | None = word(None, "lowest noise level; null: the model's", above=0)
     sigma_max: float | None = word(None, "highest noise level; null: the model's", above=0)
     rho: float | None = word(None, "bend of the noise levels; null: the model's", above=0)
+    shift: float = word(1.0, "schedule=flow: every noise level is multiplied with it", above=0)
+    variance: str = word("fixed_small", "ddpm: variance of a step, the posterior's or beta (large)", choices=VARIANCES)
+    order: int = word(2, "unipc: order of the predictor", low=1, high=3)
+    corrector: bool = word(True, "unipc: correct each step by the evaluation at its end")
+    basis: str = word("bh2", "unipc: B(h) of a step with one point", choices=BASES)
     eta: float = word(0.0, "ddim: share of fresh noise, 0 none to 1 as much as ddpm", low=0, high=1)
     clamp: bool | None = word(None, "keep predictions inside the training range; null: as the model was trained")
     guidance_scale: float = word(1.0, "classifier-free guidance; 1 is none", low=0)
@@ -348,6 +366,8 @@ def value_problem(word: Word, value: Any) -> str | None:
             least = f"at least {low:g}" if low is not None else f"more than {above:g}" if above is not None else ""
             most = f"at most {high:g}" if high is not None else ""
             return f"{word.name}: found {v}, expected {' and '.join(filter(None, [least, most]))}"
+        if isinstance(v, int) and abs(v) >= 2**63:
+            return f"{word.name}: found {v}, expected a number below 2^63"
         if isinstance(v, float) and v in (float("inf"), float("-inf")) or v != v:
             return f"{word.name}: found {v}, expected a finite number"
     return None

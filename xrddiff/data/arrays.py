@@ -11,42 +11,63 @@ from typing import Any
 
 import numpy as np
 
-from .sources import ArrayRows, Rows, ZarrRows, readable
+from .gate import check_size, readable, told
+from .own_labels import label_name
+from .sources import ArrayRows, Rows, ZarrRows
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
+__all__ = ['AXES', 'open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
 
 # %% ../../nbs/data/arrays.ipynb #c3076d36
-def open_npy(path: Path) -> dict[str, Any]:
-    """A `.npy` file as the words of `make_frames`."""
-    try:
-        array = np.load(readable(path), mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        why = (
-            "it holds Python objects"
-            if "pickle" in str(error) or "Python objects" in str(error)
-            else "it is truncated or damaged"
+AXES = ("nyx", "yxn")  # n: the number of the frame
+
+
+def _frame_first(array: np.ndarray, axes: str | None, path: Path) -> np.ndarray:
+    """A stack with its frames along the first axis. No detector is a handful of pixels wide, so a last axis shorter than 8 counts frames."""
+    if axes is not None and (axes not in AXES or array.ndim != 3):
+        raise BadInput(f"{path}: axes={axes!r} for shape {array.shape}; expected {' or '.join(AXES)} for three axes")
+    if axes is None and array.ndim == 3 and array.shape[-1] < 8 <= min(array.shape[:2]):
+        raise BadInput(
+            f"{path} has shape {array.shape}, {array.shape[0]} frames of {array.shape[1]} × {array.shape[2]} pixels if the frame comes first; "
+            "give axes=yxn if the frame comes last, axes=nyx if not"
         )
+    return np.moveaxis(array, -1, 0) if axes == "yxn" else array
+
+
+def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
+    """A `.npy` file as the words of `make_frames`; `axes`: nyx as NumPy stacks frames, yxn where the last axis counts them."""
+    with open(readable(path), "rb") as f:
+        head = f.read(6)
+    if head != b"\x93NUMPY":
+        what = (
+            "a zip archive (.npz); unpack it first" if head.startswith(b"PK") else f"no .npy: it begins with {head!r}"
+        )
+        raise BadInput(f"{path} is {what if head else 'empty (0 bytes)'}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy reads the header with Python's parser, which raises what it likes
+        objects = "pickle" in str(error) or "Python objects" in str(error)
+        why = "it holds Python objects" if objects else "it is truncated or damaged"
         raise BadInput(f"{path} cannot be read, {why}; expected an array of numbers") from None
+    check_size(array.shape, array.dtype, str(path))
     if not 2 <= array.ndim <= 4:
         raise BadInput(
             f"{path} has rank {array.ndim} (shape {array.shape}); expected (y, x), (frame, y, x) or (frame, panel, ss, fs)"
         )
-    return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy"}
+    array = _frame_first(array, axes, path)
+    return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
 
 
 def zarr_arrays(path: Path) -> dict[str, Any]:
     """Every array of a store by name; '' where the store is one array."""
     import zarr
 
-    try:
+    with told(f"{path} is not a zarr store that can be read"):
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
         return {name: item for name, item in found.members(max_depth=None) if isinstance(item, zarr.Array)}
-    except Exception as error:
-        raise BadInput(f"{path} is not a zarr store that can be read: {' '.join(str(error).split())[:160]}") from None
 
 
 def is_zarr(path: Path) -> bool:
@@ -55,7 +76,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
-    """A foreign zarr store as the words of `make_frames`; `labels` and other arrays with one row per frame come along."""
+    """A foreign zarr store as the words of `make_frames`; labels and other arrays with one row per frame come along."""
     arrays = zarr_arrays(path)
     stacks = {k: a for k, a in arrays.items() if a.dtype.kind in "iufc" and 2 <= a.ndim <= 4 and min(a.shape[-2:]) >= 8}
     listing = "; ".join(f"{k or '(root)'} {a.shape} {a.dtype}" for k, a in list(arrays.items())[:8]) or "nothing"
@@ -77,20 +98,34 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     rows = ZarrRows(path, name)
     out: dict[str, Any] = {"parts": [rows], "units": "ADU", "layout": "zarr", "variables": {}}
     for other, array in arrays.items():
-        if (
-            other != name
-            and array.ndim
-            and array.shape[0] == rows.shape[0]
-            and array.dtype.kind in "iufb"
-            and "/" not in other
-        ):
-            out["variables"][other] = ZarrRows(path, other) if array.ndim > 1 else np.asarray(array[...])
+        stack = array.ndim > 1 and array.shape[0] == rows.shape[0] and array.dtype.kind in "iufb"
+        if other != name and stack and "/" not in other:
+            with told(f"array '{other}' of {path} cannot be read"):
+                out["variables"][other] = ZarrRows(path, other)
+    out["variables"] |= _labels(path, arrays, name, rows.shape[0])
     group = json.loads(json.dumps(dict(arrays[name].attrs), default=str))
     out |= {k: group[k] for k in ("wavelength", "distance", "pixel_size", "beam_center", "units") if k in group}
+    out["assumed"] = () if "units" in group else ("units",)
     edge = zero_edge(rows)
     if edge:
         out["mask"] = np.zeros(rows.shape[1:], bool)
         out["mask"][..., edge:-edge, edge:-edge] = True
+    return out
+
+
+def _labels(path: Path, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
+    """Numbers and text, one for each frame, at the top of the store and beside the array `name` of the frames."""
+    out, beside = {}, name.rpartition("/")[0]
+    for other, array in arrays.items():
+        group, _, own = other.rpartition("/")
+        if array.shape != (frames,) or array.dtype.kind not in "biufOTU" or group not in ("", beside):
+            continue
+        with told(f"array '{other}' of {path} cannot be read"):
+            values = np.asarray(array[...])
+        if own == "wavelength" and not group:
+            out[own] = values
+        elif own != "wavelength":
+            out[label_name(own)] = values if values.dtype.kind in "biuf" else values.astype(object).astype(str)
     return out
 
 

@@ -12,13 +12,14 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from .store import CannotSave, read_store, save_frames, writing
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['cache_dir', 'only_one', 'wait_for', 'code_digest', 'simulation_key', 'block_size', 'simulated_frames',
-           'simulation_folder', 'CannotFetch', 'sha256', 'download_package']
+__all__ = ['cache_dir', 'only_one', 'wait_for', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk',
+           'simulated_frames', 'simulation_folder', 'CannotFetch', 'sha256', 'download_package']
 
 # %% ../../nbs/data/cache.ipynb #c3cf0a59
 def cache_dir() -> Path:
@@ -172,6 +173,23 @@ def block_size(shape: tuple[int, int]) -> int:
     return int(np.clip(2**24 // np.prod(shape), 16, 256))
 
 
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed of shots."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
+        raise BadInput(f"seed is {seed!r}; expected a whole number from 0 to 2⁶³ − 1")
+
+
+def check_disk(experiment: Any, n: int, folder: str | Path) -> None:
+    """Refuse `n` shots that the disk of `folder` cannot hold; a shot takes about one byte per pixel, packed."""
+    there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    kept = sum(p.stat().st_size for p in Path(folder).glob(f"simulated/{experiment.name}-*/block-*.h5"))
+    if (need := int(n) * int(np.prod(experiment.detector.shape))) > free + kept:
+        raise BadInput(
+            f"{n} shots of {experiment.name} take about {need / 1e9:,.0f} GB; the disk of {there} has {free / 1e9:,.0f} GB free"
+        )
+
+
 def simulated_frames(
     experiment: Any, limit: int, *, seed: int = 0, cache: str | Path | None = None, progress: bool | None = None
 ) -> xr.Dataset:
@@ -184,14 +202,18 @@ def simulated_frames(
     experiment = find_experiment(experiment)
     if int(limit) != limit or limit < 1:
         raise BadInput(f"limit is {limit}; expected how many shots of {experiment.name}, 1 or more")
+    check_seed(seed)
+    check_disk(experiment, limit, cache or cache_dir())
     folder = simulation_folder(experiment, seed, cache)
     size = block_size(experiment.detector.shape)
     count = -(-int(limit) // size)
     _make(experiment, seed, folder, [k for k in range(count)], size, progress)
-    paths = [folder / f"block-{k:06d}.h5" for k in range(count)]
-    ds = concat_frames([read_store(p) for p in paths])
+    makers = [partial(_make_block, experiment, seed, folder, k, size) for k in range(count)]
+    ds = concat_frames([_open_block(folder / f"block-{k:06d}.h5", makers[k]) for k in range(count)])
     if count > 1:  # one source over all files: batches that jump between them read as fast as from one
-        rows = ChainRows([HDF5Rows(p, "intensity", exact=True) for p in paths])
+        rows = ChainRows(
+            [_BlockRows(folder / f"block-{k:06d}.h5", "intensity", True, make=makers[k]) for k in range(count)]
+        )
         ds["intensity"] = xr.Variable(ds["intensity"].dims, lazy_array(rows), ds["intensity"].attrs)
     return select_frames(ds, slice(0, int(limit)))
 
@@ -217,8 +239,6 @@ def _make(experiment: Any, seed: int, folder: Path, blocks: list[int], size: int
         return
     from tqdm import tqdm
 
-    from xrddiff.data.simulate import simulate
-
     bar = tqdm(
         total=len(missing) * size,
         desc=f"simulating {experiment.name}",
@@ -236,13 +256,58 @@ def _make(experiment: Any, seed: int, folder: Path, blocks: list[int], size: int
                 path = folder / f"block-{k:06d}.h5"
                 with only_one(folder / "locks" / path.stem) as ours:
                     if ours and not path.exists():
-                        save_frames(simulate(experiment, range(k * size, (k + 1) * size), seed), path)
+                        _make_block(experiment, seed, folder, k, size)
                 if path.exists():
                     missing.remove(k)
                     bar.update(size)
             wait = 0.05 if len(missing) < before else min(1.0, 2 * wait)
             if missing:
                 time.sleep(wait)
+
+# %% ../../nbs/data/cache.ipynb #106c08ba
+def _make_block(experiment: Any, seed: int, folder: Path, k: int, size: int) -> None:
+    """Simulate block `k` of `size` shots."""
+    from xrddiff.data.simulate import simulate
+
+    save_frames(simulate(experiment, range(k * size, (k + 1) * size), seed), folder / f"block-{k:06d}.h5")
+
+
+class _BlockRows(HDF5Rows):
+    """The shots of a block; one that is damaged is made again by `make()`."""
+
+    def __init__(self, path: str | Path, name: str, exact: bool = False, *, make: Callable[[], None]):
+        self.make = make
+        super().__init__(path, name, exact)
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        try:
+            return super().read(a, b, rest)
+        except BadInput as error:
+            self._data = None
+            _make_again(Path(self.path), self.make, error)
+            return super().read(a, b, rest)
+
+
+def _open_block(path: Path, make: Callable[[], None]) -> xr.Dataset:
+    """The shots of a block; one that is damaged is made again by `make()`."""
+    source = partial(_BlockRows, make=make)
+    try:
+        return read_store(path, source=source)
+    except BadInput as error:
+        _make_again(path, make, error)
+        return read_store(path, source=source)
+
+
+def _make_again(path: Path, make: Callable[[], None], error: BadInput) -> None:
+    """Make a damaged block again, unless another process just did."""
+    with wait_for(path.parent / "locks" / path.stem):
+        try:
+            for variable in read_store(path).variables.values():
+                variable.load()
+        except BadInput:
+            why = str(error).partition(";")[0]
+            print(f"xrddiff: note: a block of the cache is damaged and is simulated again: {why}", file=sys.stderr)
+            make()
 
 # %% ../../nbs/data/cache.ipynb #c82de42a
 class CannotFetch(XrddiffError):

@@ -69,6 +69,17 @@ def _plugin(code: int) -> tuple[Any, Any] | None:
     return _FILTER(info.filter), libc
 
 
+@cache
+def _fletcher32() -> Callable[[bytes, int], int] | None:
+    """HDF5's own checksum of n bytes; None where the library keeps it to itself."""
+    try:
+        function = ctypes.CDLL(h5py.h5z.__file__).H5_checksum_fletcher32
+    except (OSError, AttributeError):
+        return None
+    function.restype, function.argtypes = ctypes.c_uint32, [ctypes.c_char_p, ctypes.c_size_t]
+    return function
+
+
 class _Memory:
     """`nbytes` of malloc'ed memory, freed with the last array that looks at it."""
 
@@ -77,15 +88,23 @@ class _Memory:
         weakref.finalize(self, libc.free, pointer).atexit = False
 
 # %% ../../nbs/data/chunks.ipynb #d96c6f6c
-def chunk_decoder(data: h5py.Dataset) -> Callable[[int], np.ndarray] | None:
-    """A function i -> frame i of `data` (frame, …), callable from many threads at once; None where the data set does not allow it."""
+def chunk_decoder(
+    data: h5py.Dataset, otherwise: Callable[[int], np.ndarray] | None = None
+) -> Callable[[int], np.ndarray] | None:
+    """A function i -> frame i of `data` (frame, …), callable from many threads at once; None where the data set does not allow it.
+
+    `otherwise(i)` reads the frames that are in any way unusual: `data[i]` unless given.
+    """
+    otherwise = otherwise or data.__getitem__
     try:
         if data.chunks != (1, *data.shape[1:]) or data.ndim < 2 or not data.dtype.isnative or data.is_virtual:
             return None
         plist = data.id.get_create_plist()
-        if plist.get_nfilters() != 1:
+        filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+        checksum = _fletcher32() if [f[0] for f in filters[1:]] == [h5py.h5z.FILTER_FLETCHER32] else None
+        if len(filters) != (2 if checksum else 1):
             return None
-        code, _, values, _ = plist.get_filter(0)
+        code, _, values, _ = filters[0]
         plugin = _plugin(code)
     except (AttributeError, TypeError, ValueError, OSError):
         return None
@@ -105,15 +124,19 @@ def chunk_decoder(data: h5py.Dataset) -> Callable[[int], np.ndarray] | None:
             ValueError,
             MemoryError,
         ):  # of a chunk never written h5py takes the length to be 2⁶⁴ − 1
-            return data[i]
+            return otherwise(i)
         if skipped or not raw:
-            return data[i]
+            return otherwise(i)
+        if checksum:
+            raw, stored = raw[:-4], raw[-4:]
+            if checksum(raw, len(raw)) != int.from_bytes(stored, "little"):
+                return otherwise(i)
         buffer, size = ctypes.c_void_p(libc.malloc(len(raw))), ctypes.c_size_t(len(raw))
         libc.memcpy(buffer, raw, len(raw))
         got = decode(_REVERSE, len(values), arguments, len(raw), ctypes.byref(size), ctypes.byref(buffer))
         if got != expected:
             libc.free(buffer)
-            return data[i]
+            return otherwise(i)
         return np.asarray(_Memory(buffer.value, libc, shape, dtype))
 
     return read
@@ -143,16 +166,16 @@ def _direct(variable: xr.Variable) -> Callable[[int], np.ndarray] | None:
     if any(k.indices(n) != (0, n, 1) for k, n in zip(rest, source.shape[1:], strict=True)):
         return None
     # `_ArrayOnDisk` (frames) holds the data set, `HDF5Rows` (sources) says where it is
-    data = getattr(source, "source", None)
+    data, otherwise = getattr(source, "source", None), None
     if not isinstance(data, h5py.Dataset):
         path, name = getattr(source, "path", None), getattr(source, "name", None)
         if path is None or name is None or not h5py.is_hdf5(path):
             return None
-        from xrddiff.data.sources import open_hdf5
+        from xrddiff.data.gate import open_hdf5
 
-        data = open_hdf5(path).get(name)
+        data, otherwise = open_hdf5(path).get(name), source.__getitem__
     if not isinstance(data, h5py.Dataset) or data.shape != tuple(source.shape) or data.dtype != source.dtype:
         return None
-    read = chunk_decoder(data)
+    read = chunk_decoder(data, otherwise)
     rows = range(source.shape[0])[first] if isinstance(first, slice) else np.asarray(first)
     return None if read is None else lambda i: read(int(rows[i]))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .store import CannotSave, lay_out_zarr, writing
+from .store import CannotSave, lay_out_zarr, seal_zarr, whole_chunks, writing
 from ..errors import BadInput, XrddiffError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def write_part(store: PartStore, part: int, frames: Mapping[str, Any], **about: 
                     f"{name} of part {part} has dtype {v.dtype} and shape {v.shape}; expected {group[name].dtype} and {(rows.stop - rows.start, *group[name].shape[1:])}"
                 )
             _clear(group[name], store.frames, rows)
-            group[name][rows] = v
+            whole_chunks(group[name])[rows] = v
         mark = {
             "part": part,
             "rows": [rows.start, rows.stop],
@@ -176,6 +176,7 @@ def finish_parts(store: PartStore, target: str | Path, aside: Mapping[str, str |
             if name in group:
                 with writing(path) as part:
                     part.write_bytes(_npy(group[name][...]))
+        seal_zarr(store.frames, without=aside or ())
         os.replace(store.frames, target)  # one step: the frames are in one of the two places
     for name in aside or {}:  # after it: a store in the making that lacks a variable could not be gone on with
         shutil.rmtree(target / name, ignore_errors=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import xarray as xr
 
 from .arrays import is_zarr, open_npy, open_zarr, zarr_arrays
 from xrddiff.data.frames import (
+    PANEL_GEOMETRY,
     as_numbers,
     concat_frames,
     frame_image,
@@ -24,20 +26,20 @@ from xrddiff.data.frames import (
     panel_distance,
     validate_frames,
 )
+from .gate import allow_outside, filter_names, is_hdf5, open_hdf5, readable, told
 from .geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .hdf5 import open_hdf5_frames, walk
+from .header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from .images import expand, is_pattern, natural, open_images
+from .labels import describe_labels, join_labels, label_frames, label_names, label_words
+from .probe import probe
 from xrddiff.data.sources import (
     ChainRows,
     LimitMask,
     RecentRows,
     Rows,
     SqueezedRows,
-    filter_names,
-    is_hdf5,
-    open_hdf5,
-    readable,
 )
 from .store import is_store, read_store, writing
 from ..errors import BadInput
@@ -47,13 +49,15 @@ __all__ = ['NEEDED', 'open_frames', 'Description', 'frame_statistics', 'inspect_
 
 # %% ../../nbs/data/readers.ipynb #ad63d711
 NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
-_WORDS = {"mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
+_WORDS = {"axes", "mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf")
 
 
-def _open_one(path: Path, dataset: str | None) -> dict[str, Any]:
+def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
     """One file or store in the words of `make_frames`, as stored; `intensity` is a lazy stack."""
     readable(path)
+    if axes is not None and path.suffix != ".npy":
+        raise BadInput(f"{path}: axes={axes!r} is for .npy files, which do not name their axes; expected no axes here")
     if path.is_dir():
         out = open_zarr(path, dataset) if is_zarr(path) else open_images(expand(path))
     else:
@@ -62,7 +66,7 @@ def _open_one(path: Path, dataset: str | None) -> dict[str, Any]:
         if is_hdf5(path) or path.suffix.lower() in _HDF5_SUFFIXES:
             out = open_hdf5_frames(path, dataset)
         elif head.startswith(b"\x93NUMPY") or path.suffix == ".npy":
-            out = open_npy(path)
+            out = open_npy(path, axes)
         elif head.startswith(b"PK\x03\x04"):
             raise BadInput(
                 f"{path} is a zip archive (.npz); expected .npy, which can be read frame by frame: unpack it first"
@@ -83,19 +87,21 @@ def _gather(
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    axes: str | None = None,
     **words: Any,
 ) -> dict[str, Any]:
     """Everything `open_frames` knows of a foreign file before it is checked: the words of `make_frames`, and `layout`."""
     if not isinstance(path, Path):
+        if axes is not None:
+            raise BadInput(f"{path[0]}, …: axes={axes!r} is for .npy files; expected no axes here")
         out, source = open_images(path), path[0]
     else:
         source = path
         described = read_geometry(geometry) if geometry is not None and str(geometry).endswith(".geom") else None
         if dataset is None and described is not None and described.data and source.is_file() and is_hdf5(source):
             dataset = described.data
-        out = _open_one(source, dataset)
-    if geometry is not None:
-        out = apply_geometry(out, read_geometry(geometry, tuple(out["intensity"].shape[-2:])), source)
+        out = _open_one(source, dataset, axes)
+    out = _trust(out, source, geometry, words)
     rows = out["intensity"]
     if len(rows.shape) == 4 and rows.shape[1] == 1 and "panels" not in out:
         out["intensity"] = SqueezedRows(rows)
@@ -131,6 +137,38 @@ def _gather(
     return out
 
 
+def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
+    """`out` with what the geometry file says, without what cannot be, and with the names of what is assumed."""
+    shape = tuple(out["intensity"].shape[-2:])
+    whole = shape if len(out["intensity"].shape) == 3 else None  # a centre in px is one of a single plane
+    drop_impossible(out, whole, str(source), out.pop("names", {}))
+    mixed = out.pop("mixed", {})
+    assumed = set(out.pop("assumed", ())) | ({"polarization"} - out.keys())
+    plane = out.pop("plane", None)
+    if plane is not None and geometry is None:
+        out = apply_geometry(out, plane, source)
+    if geometry is not None:
+        before = {k: out.get(k) for k in NEEDED}
+        out = apply_geometry(out, read_geometry(geometry, shape), source)
+        told = {k: out[k] for k in NEEDED if out.get(k) is not None and out[k] is not before[k]}
+        refuse_impossible(told, None, str(geometry))
+        mixed = {k: v for k, v in mixed.items() if k not in told}
+        assumed -= told.keys()
+    refuse_mixed(mixed, words)
+    refuse_impossible({k: words[k] for k in NEEDED if _is_number(words.get(k), k)}, whole, str(source))
+    assumed -= {k for k, v in words.items() if v is not None}
+    return out | {"assumed": ", ".join(sorted(assumed)) or None}
+
+
+def _is_number(value: Any, word: str) -> bool:
+    """Whether a word of the caller has the type of its quantity; what has not is refused by `make_frames`."""
+    try:
+        as_numbers(value, 2 if word == "beam_center" else 1, word)
+    except BadInput:
+        return False
+    return value is not None and not isinstance(value, str)
+
+
 def _place_panels(out: dict[str, Any], words: dict[str, Any], where: str) -> None:
     """Move the panels along the beam from the distance that the file says to the caller's; what nobody said is the panels' mean z."""
     panels, shape = out["panels"], tuple(out["intensity"].shape[1:])
@@ -161,13 +199,44 @@ def _missing_words(words: dict[str, Any]) -> list[str]:
     return [k for k in needed if k not in given]
 
 # %% ../../nbs/data/readers.ipynb #beddfb81
+def _in_sentences(function: Callable) -> Callable:
+    """Whatever a library raises is a sentence about the file."""
+
+    @wraps(function)
+    def inner(path: Any, /, **words: Any) -> Any:
+        first = (
+            path
+            if isinstance(path, str | Path)
+            else next(iter(path), "no file")
+            if isinstance(path, Sequence)
+            else path
+        )
+        with told(f"{first} cannot be read"):
+            return function(path, **words)
+
+    return inner
+
+
+def _look_first(path: Any, outside: bool) -> None:
+    """The gate and the probe, before anything else looks at the file."""
+    if not isinstance(outside, bool):
+        raise BadInput(f"outside is {outside!r}; expected true or false")
+    if isinstance(path, str | Path):
+        if outside:
+            allow_outside(path)
+        probe(path, outside)
+
+
+@_in_sentences
 def open_frames(
     path: str | Path | Sequence[str | Path],
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     complete: bool = True,
+    labels: str | Path | None = None,
     **words: Any,
 ) -> xr.Dataset:
     """Frames from any file that is supported; values are read when they are indexed.
@@ -176,9 +245,14 @@ def open_frames(
     `geometry`: a PONI or CrystFEL `.geom` file, which wins over the data file. `dataset`: where the frames are, for a file that does not follow a layout.
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
-    `complete=False` lets frames through whose geometry is not known.
+    `labels`: a table of labels, CSV or parquet, see `own_labels`; it wins over labels of the file.
+    `outside=True` follows links, virtual sources and external storage of HDF5 out of the folder of the file.
+    `complete=False` lets frames through whose geometry is not known. `axes="yxn"`: a .npy whose last axis counts the frames.
     Errors: `BadInput`, one sentence that names the file.
     """
+    if labels is not None:
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=complete, **words)
+        return label_frames(ds, labels, lambda: _file_of_each(path))
     for word in words:
         near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
         if word not in _WORDS and near:
@@ -192,7 +266,8 @@ def open_frames(
         path = readable(Path(path))
     many = _many(path)
     if many:
-        return _open_many(many, geometry=geometry, dataset=dataset, complete=complete, **words)
+        return _open_many(many, geometry=geometry, dataset=dataset, outside=outside, complete=complete, **words)
+    _look_first(path, outside)
     if isinstance(path, Path) and _is_ours(path):
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
@@ -208,6 +283,18 @@ def open_frames(
     attrs = {k: v for k, v in found.items() if v is not None}
     attrs["layout"] = attrs.pop("layout_name")
     return validate_frames(make_frames(**attrs), where, geometry=complete)
+
+
+def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The file that each frame of `path` is in."""
+    one = isinstance(path, str | Path) and not is_pattern(path)
+    files = [Path(path)] if one else expand(path)
+    many = _many(files[0] if len(files) == 1 else files)
+    if many:
+        return [f for f in many for _ in range(open_frames(f, complete=False).sizes["frame"])]
+    if not one or (files[0].is_dir() and not is_zarr(files[0])):
+        return [f for f, _ in open_images(expand(path))["intensity"].places]
+    return files * open_frames(files[0], complete=False).sizes["frame"]
 
 # %% ../../nbs/data/readers.ipynb #0d8eadd3
 def _is_ours(path: Path) -> bool:
@@ -226,10 +313,15 @@ def _open_ours(path: Path, geometry: str | Path | None, complete: bool, words: d
             )
         found = {k: getattr(file, k) for k in (*NEEDED, "gain", "detector")}
         words = {k: v for k, v in found.items() if v is not None} | words
-    for word in ("variables", "peaks", "panels"):
+    for word in ("variables", "peaks", "panels", "axes"):
         if word in words:
             raise BadInput(f"{path} holds frames that xrddiff saved; their {word} cannot be replaced while opening")
     words = {k: v for k, v in words.items() if v is not None}
+    shape = tuple(ds["intensity"].shape[-2:]) if ds["intensity"].ndim == 3 else None
+    refuse_impossible({k: words[k] for k in NEEDED if _is_number(words.get(k), k)}, shape, str(path))
+    if "assumed" in ds.attrs:
+        left = [name for name in ds.attrs.pop("assumed").split(", ") if name not in words]
+        ds.attrs |= {"assumed": ", ".join(left)} if left else {}
     for word in NEEDED.keys() & words.keys():
         numbers = as_numbers(words[word], 2 if word == "beam_center" else 1, f"{path}: {word}")
         words[word] = numbers if word == "beam_center" else numbers[0]
@@ -268,15 +360,39 @@ def _open_many(files: Sequence[Path], /, **words: Any) -> xr.Dataset:
     parts, base = [], 0
     for f in files:
         part = open_frames(f, **words)
-        group = (
-            np.asarray(part["shot_group"].values) if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
-        )
-        part["shot_group"] = ("frame", group - group.min() + base)
+        group = part["shot_group"].values if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
+        part["shot_group"] = ("frame", np.unique(group, return_inverse=True)[1] + base)
         base = int(part["shot_group"].max()) + 1
         parts.append(part)
-    return concat_frames(parts)
+    return concat_frames(join_labels(_one_geometry(files, parts)))
+
+
+def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """The parts with one geometry and, where they differ in it, a wavelength for each frame; `BadInput` names two files that differ otherwise."""
+    first = parts[0]
+    for file, part in zip(files, parts, strict=True):
+        for name in (v for v in PANEL_GEOMETRY if v in first.coords and v in part.coords):
+            if first[name].shape == part[name].shape and not np.allclose(first[name], part[name], rtol=0, atol=1e-6):
+                raise BadInput(
+                    f"the files differ in their panels: {name} of {files[0].name} and {file.name}; expected one geometry"
+                )
+    said = [{k: p.attrs[k] for k in NEEDED if k in p.attrs} for p in parts]
+    words, mixed = agree([(f.name, p.sizes["frame"], w) for f, p, w in zip(files, parts, said, strict=True)])
+    refuse_mixed(mixed, {})
+    per_frame = "variables" in words or any("wavelength" in p.variables for p in parts)
+    out = []
+    for part in parts:
+        own = part.attrs.get("wavelength")
+        part = part.assign_attrs({k: words[k] for k in NEEDED if k in words})
+        if per_frame and own is not None and "wavelength" not in part.variables:
+            part["wavelength"] = ("frame", np.full(part.sizes["frame"], own))
+        out.append(part)
+    return out
 
 # %% ../../nbs/data/readers.ipynb #e9f7acf8
+_SHOWN_AS = {"wavelength": "wavelength_Å", "distance": "distance_mm", "pixel_size": "pixel_µm"}
+
+
 class Description(dict):
     """What is in a file, as a dictionary that shows itself as a table."""
 
@@ -286,9 +402,11 @@ class Description(dict):
         from rich.table import Table
 
         about = Table(show_header=False, show_edge=False, box=None, pad_edge=False)
+        assumed = {_SHOWN_AS.get(name, name) for name in self.get("assumed", "").split(", ")}
         for k, v in self.items():
-            if k not in ("arrays", "frame", "values"):
-                about.add_row(f"[bold]{escape(k.replace('_', ' '))}", _shown(v))
+            if k not in ("arrays", "labels", "frame", "values", "assumed"):
+                mark = " (assumed)" if k in assumed else ""
+                about.add_row(f"[bold]{escape(k.replace('_', ' '))}", _shown(v) + mark)
         yield about
         if self["arrays"]:
             columns = ("name", "shape", "dtype", "chunks", "filters")
@@ -308,6 +426,14 @@ class Description(dict):
                 yield from lines
             if len(self["arrays"]) > 40:
                 yield f"… and {len(self['arrays']) - 40} more"
+        if self.get("labels"):
+            yield "\n[bold]labels[/bold] [dim](model.condition=\\[name])"
+            labels = Table(show_edge=False, pad_edge=False, box=None)
+            for column in ("name", "kind", "values (frames)", "unknown"):
+                labels.add_column(column, header_style="dim", overflow="fold")
+            for row in self["labels"]:
+                labels.add_row(*map(escape, label_words(row)))
+            yield labels
         if self.get("values"):
             yield f"\n[bold]trustworthy values of frame {self['frame']}"
             values = Table(show_edge=False, pad_edge=False, box=None)
@@ -398,12 +524,14 @@ def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
     return {k: n if isinstance(n, int) else float(n) for k, n in out.items()}
 
 
+@_in_sentences
 def inspect_file(
     path: str | Path,
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     frame: int = 0,
     png: str | Path | None = None,
     **words: Any,
@@ -417,11 +545,13 @@ def inspect_file(
     pattern = is_pattern(path)
     if not pattern:
         readable(path)
-        size = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        files = [path] if path.is_file() else path.rglob("*") if is_zarr(path) else path.iterdir()
+        size = sum(p.stat().st_size for p in files if p.is_file())
         out["size"] = f"{size:,} bytes"
+    _look_first(path, outside)
     out["arrays"] = [] if pattern else _arrays(path)
     try:
-        ds = open_frames(path, geometry=geometry, dataset=dataset, complete=False, **words)
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=False, **words)
     except BadInput as error:
         if not out["arrays"]:
             raise
@@ -452,9 +582,11 @@ def inspect_file(
         )
     if "peak" in ds.dims:
         out["peaks"] = ds.sizes["peak"]
-    extra = [str(v) for v in ds.data_vars if v not in ("intensity", "mask") and not str(v).startswith("peak_")]
+    skip = {"intensity", "mask", "wavelength", *label_names(ds)}
+    extra = [str(v) for v in ds.data_vars if v not in skip and not str(v).startswith("peak_")]
     if extra:
         out["per_frame"] = ", ".join(extra)
+    out["labels"] = describe_labels(ds)
     given = dict(ds.attrs) | {"variables": dict.fromkeys(map(str, ds.data_vars))}
     if "panel_origin" in ds.coords:
         given |= {"panels": 1, "distance": panel_distance(ds)}

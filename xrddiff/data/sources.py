@@ -6,23 +6,23 @@
 from __future__ import annotations
 
 import os
-import weakref
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hdf5plugin  # noqa: F401  registers the compression filters of detectors (bitshuffle-LZ4, zstd, …) with HDF5
 import h5py
 import numpy as np
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from .gate import check_dataset, check_size, leads_outside, open_hdf5, told
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['HDF5_SIGNATURE', 'FILTERS', 'Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask',
-           'SqueezedRows', 'is_hdf5', 'readable', 'open_hdf5', 'filter_names', 'check_dataset', 'HDF5Rows', 'ZarrRows']
+__all__ = ['Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'HDF5Rows',
+           'ZarrRows']
 
 # %% ../../nbs/data/sources.ipynb #0c7382bc
 class Rows(BackendArray):
@@ -71,7 +71,16 @@ class Rows(BackendArray):
         for axis, k in enumerate((k for k in rest if not isinstance(k, int | np.integer)), 1):
             if not isinstance(k, slice):
                 out = out[(slice(None),) * axis + (np.asarray(k),)]
-        out = out.astype(self.dtype, copy=False)
+        try:
+            with np.errstate(over="raise"):
+                out = out.astype(self.dtype, copy=False)
+        except FloatingPointError:
+            warnings.warn(
+                f"{getattr(self, 'where', 'a source')} holds values beyond ±3.4e38, the range of float32; they are read as inf",
+                stacklevel=2,
+            )
+            with np.errstate(over="ignore"):
+                out = out.astype(self.dtype)
         return out[0] if not isinstance(first, slice) and np.ndim(first) == 0 else out
 
 
@@ -204,125 +213,16 @@ class SqueezedRows(Rows):
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         return self.stored.read(a, b, (0, *rest))
 
-# %% ../../nbs/data/sources.ipynb #b4ec701f
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-def is_hdf5(path: Path) -> bool:
-    """Whether the file carries HDF5's signature at 0, 512, 1024, …"""
-    with open(path, "rb") as f:
-        offset, size = 0, os.fstat(f.fileno()).st_size
-        while offset + 8 <= size and offset <= 1 << 20:
-            f.seek(offset)
-            if f.read(8) == HDF5_SIGNATURE:
-                return True
-            offset = max(512, 2 * offset)
-    return False
-
-
-def readable(path: Path) -> Path:
-    """`path`, or `BadInput` where there is nothing or it may not be read."""
-    try:
-        os.stat(path)
-    except PermissionError:
-        raise BadInput(f"{path} cannot be read: permission denied on the way to it") from None
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise BadInput(f"{path} does not exist" if missing else f"{path} cannot be read: {error}") from None
-    if not os.access(path, os.R_OK):
-        raise BadInput(f"{path} cannot be read: permission denied")
-    return path
-
-
-_open_files: weakref.WeakValueDictionary[tuple, h5py.File] = weakref.WeakValueDictionary()
-
-
-def open_hdf5(path: str | Path) -> h5py.File:
-    """The HDF5 file for reading, opened once per process; errors are one sentence.
-
-    The key holds the file's identity, so that a file that was replaced is opened anew, and the process, since a handle does not survive a fork.
-    """
-    path = readable(Path(path))
-    status = os.stat(path)
-    key = (os.getpid(), os.path.realpath(path), status.st_ino, status.st_mtime_ns, status.st_size)
-    file = _open_files.get(key)
-    if file is not None and file.id.valid:
-        return file
-    if status.st_size == 0:
-        raise BadInput(f"{path} is empty (0 bytes); expected an HDF5 file")
-    if not is_hdf5(path):
-        with open(path, "rb") as f:
-            found = f.read(8)
-        raise BadInput(f"{path} is not HDF5: it begins with {found!r}; expected the signature {HDF5_SIGNATURE!r}")
-    try:
-        file = h5py.File(path, "r")  # HDF5's own way of locking: another one would keep others of this process out
-    except OSError as error:
-        if "truncated" in str(error):
-            raise BadInput(
-                f"{path} is a truncated HDF5 file of {status.st_size} bytes ({_eof(error)}); copy or write it again"
-            ) from None
-        raise BadInput(f"{path} is a damaged HDF5 file: {_reason(error)}") from None
-    _open_files[key] = file
-    return file
-
-
-def _eof(error: Exception) -> str:
-    """What HDF5 says of the length it expected."""
-    stored = str(error).rpartition("stored_eof = ")[2].rstrip(")")
-    return f"its header says {stored}" if stored.isdigit() else "its end is missing"
-
-
-def _reason(error: Exception) -> str:
-    """HDF5's own reason in one line."""
-    return " ".join(str(error).split())[:200]
-
 # %% ../../nbs/data/sources.ipynb #202a58ae
-FILTERS = {
-    1: "gzip", 4: "szip", 307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "zstd",
-    32017: "SZ", 32018: "FCIDECOMP", 32022: "BitGroom", 32023: "GBR", 32024: "SZ3", 32025: "Delta-Rice", 32026: "Blosc2", 32028: "SPERR",
-}  # fmt: skip
-
-
-def filter_names(data: h5py.Dataset) -> list[str]:
-    """The filters a data set was written with, by name where known."""
-    plist = data.id.get_create_plist()
-    codes = [plist.get_filter(i) for i in range(plist.get_nfilters())]
-    known = {2: "shuffle", 3: "fletcher32", 5: "nbit", 6: "scaleoffset"}
-    return [
-        (FILTERS | known).get(code, f"{code} {name.decode(errors='replace')}".strip()) for code, _, _, name in codes
-    ]
-
-
-def check_dataset(data: h5py.Dataset, where: str) -> None:
-    """Refuse a data set whose filter no plugin reads, or whose sources are not there."""
-    plist = data.id.get_create_plist()
-    for i in range(plist.get_nfilters()):
-        code, flags, _, name = plist.get_filter(i)
-        if not h5py.h5z.filter_avail(code):
-            called = FILTERS.get(code) or name.decode(errors="replace").split(";")[0] or "unknown"
-            raise BadInput(
-                f"{where} is compressed with the HDF5 filter {code} ({called}), which no installed plugin reads; "
-                "expected one that hdf5plugin or HDF5_PLUGIN_PATH provides"
-            )
-    folder = Path(data.file.filename).parent
-    if data.is_virtual:
-        for source in data.virtual_sources():
-            if source.file_name != "." and not any((p / source.file_name).exists() for p in (folder, Path("."))):
-                raise BadInput(f"{where} is a virtual data set whose source {source.file_name} is missing beside it")
-    elif plist.get_external_count():
-        for i in range(plist.get_external_count()):
-            name = os.fsdecode(plist.get_external(i)[0])
-            if not any((p / name).exists() for p in (folder, Path("."))):
-                raise BadInput(f"{where} keeps its values in {name}, which is missing")
-
-
 class HDF5Rows(Rows):
     """Frames of one HDF5 data set, `(y, x)` counting as one frame; `exact` keeps the dtype. The file is opened once in each process."""
 
     def __init__(self, path: str | Path, name: str, exact: bool = False):
         self.path, self.name, self.where = str(path), name, f"data set '{name}' of {path}"
-        data = open_hdf5(path)[name]
-        check_dataset(data, self.where)
+        with told(f"{self.where} cannot be read"):
+            data = open_hdf5(path)[name]
+            check_dataset(data, self.where)
+        self.outside = leads_outside(path)
         self.single = data.ndim == 2
         self.shape = (1, *data.shape) if self.single else tuple(data.shape)
         self.dtype = data.dtype if exact or data.dtype == bool else frame_dtype(data.dtype, self.where)
@@ -333,26 +233,26 @@ class HDF5Rows(Rows):
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         if self._data is None or self._data[0] != os.getpid():
-            self._data = (os.getpid(), open_hdf5(self.path)[self.name])
+            self._data = (os.getpid(), open_hdf5(self.path, outside=self.outside)[self.name])
         data = self._data[1]
         # HDF5 walks forward only
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
-        try:
+        with told(f"frames {a} to {b - 1} of {self.where} cannot be read"):
             out = data[key]
-        except OSError as error:
-            raise BadInput(f"frames {a} to {b - 1} of {self.where} cannot be read: {_reason(error)}") from None
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
 
 # %% ../../nbs/data/sources.ipynb #8ee76563
 class ZarrRows(Rows):
-    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame; `exact` keeps the dtype."""
+    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame; `exact` keeps the dtype, `whole` says that every shard was written."""
 
-    def __init__(self, path: str | Path, name: str = "", exact: bool = False):
-        self.path, self.name = str(path), name
+    def __init__(self, path: str | Path, name: str = "", exact: bool = False, whole: bool = False):
+        self.path, self.name, self.whole = str(path), name, whole
         self.where = f"array '{name}' of {path}" if name else str(path)
-        array = self._open()
+        with told(f"{self.where} cannot be read"):
+            array = self._open()
+            check_size(array.shape, array.dtype, self.where, array.chunks)
         self.single = array.ndim == 2
         self.shape = (1, *array.shape) if self.single else tuple(array.shape)
         self.dtype = array.dtype if exact or array.dtype == bool else frame_dtype(array.dtype, self.where)
@@ -364,6 +264,17 @@ class ZarrRows(Rows):
         array = zarr.open(self.path, mode="r")
         return array[self.name] if self.name else array
 
+    def _check_shards(self, a: int, b: int) -> None:
+        """zarr reads zeros where a file is missing or empty."""
+        array = self._array[1]
+        step, rest = array.shards[0], (0,) * (len(array.shape) - 1)
+        for k in range(a // step, -(-b // step)):
+            name = array.metadata.encode_chunk_key((k, *rest))
+            path = os.path.join(self.path, self.name, name)
+            if not os.path.isfile(path) or not os.path.getsize(path):
+                what = "is empty" if os.path.isfile(path) else "is missing"
+                raise BadInput(f"frames {a} to {b - 1} of {self.where} are lost: the file {name} {what}")
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_array": None}
 
@@ -372,9 +283,9 @@ class ZarrRows(Rows):
             self._array = (os.getpid(), self._open())
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
-        try:
+        with told(f"frames {a} to {b - 1} of {self.where} cannot be read"):
+            if self.whole:
+                self._check_shards(a, b)
             out = np.asarray(self._array[1][key])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BadInput(f"frames {a} to {b - 1} of {self.where} cannot be read: {_reason(error)}") from None
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]

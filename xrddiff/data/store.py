@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import hdf5plugin
@@ -23,12 +25,13 @@ import xarray as xr
 
 from .arrays import is_zarr
 from .frames import IMAGE_DIMS, PANEL_DIMS, lazy_array, validate_frames
-from .sources import HDF5Rows, ZarrRows, open_hdf5, readable
+from .gate import check_dataset, check_size, open_hdf5, readable, told
+from .sources import HDF5Rows, Rows, ZarrRows
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'CannotSave', 'writing', 'writing_hdf5', 'lay_out_zarr', 'check_target', 'save_frames',
-           'is_store', 'read_store']
+__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'CannotSave', 'writing', 'writing_hdf5', 'lay_out_zarr', 'whole_chunks',
+           'seal_zarr', 'check_target', 'save_frames', 'is_store', 'read_store']
 
 # %% ../../nbs/data/store.ipynb #52369692
 class CannotSave(XrddiffError, OSError):
@@ -179,7 +182,8 @@ def writing_hdf5(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], Non
     with writing(path) as part:
         drive = _Drive(part)
         try:
-            with h5py.File(drive, "w") as file:
+            # the layout of HDF5 1.10 has checksums in its headers and indices
+            with h5py.File(drive, "w", libver=("v110", "v110")) as file:
                 yield file, drive.check
             drive.check()
         finally:
@@ -187,8 +191,9 @@ def writing_hdf5(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], Non
 
 # %% ../../nbs/data/store.ipynb #dc6b4937
 FORMAT = "xrddiff-frames"
-VERSION = 1
+VERSION = 2  # 1: without checksums
 BLOCK = 16 << 20  # bytes of a lazy stack that are copied at a time
+PACKED = dict(hdf5plugin.Bitshuffle(cname="lz4"))
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -270,16 +275,40 @@ def _blocks(variable: xr.Variable, multiple: int = 1) -> Iterator[tuple[slice, n
         rows = slice(a, min(a + step, variable.shape[0]))
         yield rows, variable[rows].values
 
+# %% ../../nbs/data/store.ipynb #3f3eadc8
+class _Stored(NamedTuple):
+    """A variable as a store has it; `values` is None for a stack."""
+
+    dims: tuple[str, ...]
+    attrs: dict[str, Any]
+    coordinate: bool
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    values: np.ndarray | None
+    about: Any = None  # how a zarr array is stored
+
+
+def _digest(attrs: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
+    """SHA-256 of all that no chunk's checksum covers."""
+    out = hashlib.sha256(json.dumps(dict(attrs), sort_keys=True).encode())
+    for name, v in sorted(stored.items()):
+        about = [name, v.dims, v.attrs, v.coordinate, np.dtype(v.dtype).str, v.shape, v.about]
+        out.update(json.dumps(about, sort_keys=True).encode())
+        if v.values is not None and _is_text(v.values):
+            out.update(json.dumps(v.values.tolist()).encode())
+        elif v.values is not None:
+            out.update(np.ascontiguousarray(v.values, v.values.dtype.newbyteorder("<")).tobytes())
+    return out.hexdigest()
+
 # %% ../../nbs/data/store.ipynb #054b524b
 def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
     with writing_hdf5(path) as (file, check):
-        file.attrs["xrddiff_format"], file.attrs["xrddiff_version"] = FORMAT, VERSION
         _write_attrs(file.attrs, ds.attrs, "the frames")
         for name, v in ds.variables.items():
             _check_kind(v, str(name))
             if _stacked(v.dims, v.shape, v.dtype):
                 data = file.create_dataset(
-                    str(name), v.shape, v.dtype, chunks=(1, *v.shape[1:]), **hdf5plugin.Bitshuffle(cname="lz4")
+                    str(name), v.shape, v.dtype, chunks=(1, *v.shape[1:]), fletcher32=True, **PACKED
                 )
                 for rows, block in _blocks(v):
                     data[rows] = block
@@ -289,12 +318,14 @@ def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
             elif _is_text(v):
                 data = file.create_dataset(str(name), data=v.values.astype(object), dtype=h5py.string_dtype())
             else:
-                pack = {"chunks": True, **hdf5plugin.Bitshuffle(cname="lz4")} if v.nbytes > 1 << 16 else {}
+                pack = {"chunks": True, "fletcher32": True, **PACKED} if v.nbytes > 1 << 16 else {}
                 data = file.create_dataset(str(name), data=v.values, **pack)
             _write_attrs(data.attrs, v.attrs, f"variable {name!r}")
             data.attrs["dims"] = " ".join(map(str, v.dims))
             data.attrs["coordinate"] = name in ds.coords
         file.create_group("entry_1/data_1")["data"] = h5py.SoftLink("/intensity")
+        file.attrs["xrddiff_digest"] = _digest(_read_attrs(file.attrs), _stored_hdf5(file))
+        file.attrs["xrddiff_format"], file.attrs["xrddiff_version"] = FORMAT, VERSION
 
 
 def lay_out_zarr(
@@ -305,7 +336,7 @@ def lay_out_zarr(
     `shard`: frames per file of a stack; some 16 MB unless given.
     """
     import zarr
-    from zarr.codecs import BloscCodec
+    from zarr.codecs import BloscCodec, Crc32cCodec
 
     group, left = zarr.open_group(str(path), mode="w", zarr_format=3), []
     attrs = {k: _plain(v, f"attribute {k!r} of the frames") for k, v in ds.attrs.items()}
@@ -319,7 +350,7 @@ def lay_out_zarr(
             files = shard or max(1, min(v.shape[0], BLOCK // frame))  # many frames per file, one chunk per frame in it
             group.create_array(
                 str(name), shape=v.shape, dtype=v.dtype, chunks=(1, *v.shape[1:]), shards=(files, *v.shape[1:]),
-                compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), **about,
+                compressors=(BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()), **about,
             )  # fmt: skip
             left.append(str(name))
         else:
@@ -337,11 +368,32 @@ def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
         stacks = lay_out_zarr(ds, part)
         group = zarr.open_group(str(part), mode="r+")
         for name in stacks:
-            array, v = group[name], ds.variables[name]
+            array, v = whole_chunks(group[name]), ds.variables[name]
             for rows, block in _blocks(v, array.shards[0]):
                 array[rows] = block
                 if name == "intensity":
                     progress(len(block))
+        seal_zarr(part)
+
+
+def whole_chunks(array: Any) -> Any:
+    """A zarr array that writes chunks of zeros as it writes others: then one that is not there is one that was lost."""
+    return array.with_config({"write_empty_chunks": True})
+
+
+def seal_zarr(path: str | Path, without: Collection[str] = ()) -> None:
+    """Write the digest of a store whose values are all there; `without`: variables that are about to leave it. A store of version 1 stays as it is."""
+    import zarr
+
+    path, group = Path(path), zarr.open_group(str(path), mode="r")
+    attrs = {k: _from_json(v) for k, v in group.attrs.asdict().items()}
+    if attrs.pop("xrddiff_version") > 1:
+        own = {k: v for k, v in attrs.items() if k not in ("xrddiff_format", "xrddiff_digest")}
+        about = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        stored = {k: v for k, v in _stored_zarr(path, group).items() if k not in without}
+        about["attributes"]["xrddiff_digest"] = _digest(own, stored)
+        with writing(path / "zarr.json") as part:
+            part.write_text(json.dumps(about, indent=2), encoding="utf-8")
 
 
 def check_target(path: str | Path) -> Path:
@@ -373,68 +425,97 @@ def is_store(path: str | Path) -> bool:
     if path.is_dir():
         try:
             return json.loads((path / "zarr.json").read_text())["attributes"]["xrddiff_format"] == FORMAT
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
-    return open_hdf5(path).attrs.get("xrddiff_format") == FORMAT
-
-
-def _check_version(found: Any, path: Path) -> None:
-    if found != VERSION:
-        raise BadInput(
-            f"{path} has version {found} of the format {FORMAT}; expected {VERSION}, a newer xrddiff may read it"
-        )
+    file = open_hdf5(path)
+    with told(f"{path} is damaged"):
+        return bool(file.attrs.get("xrddiff_format") == FORMAT)
 
 
 def _text(values: np.ndarray) -> np.ndarray:
     return values.astype(object).astype(str) if values.size else np.empty(values.shape, "U1")
 
 
-def _read_hdf5(path: Path) -> xr.Dataset:
-    file = open_hdf5(path)
-    attrs = _read_attrs(file.attrs)
-    _check_version(attrs.pop("xrddiff_version", None), path)
-    attrs.pop("xrddiff_format")
-    variables, coords = {}, []
+def _stored_hdf5(file: h5py.File) -> dict[str, _Stored]:
+    """Every variable of an HDF5 file of ours; values only of those that are no stacks."""
+    out = {}
     for name, data in file.items():
         if not isinstance(data, h5py.Dataset):
             continue
-        own = _read_attrs(data.attrs)
-        dims = tuple(own.pop("dims", "").split())
-        if own.pop("coordinate", False):
-            coords.append(name)
-        if _stacked(dims, data.shape, data.dtype):
-            values = lazy_array(HDF5Rows(path, name, exact=True))
-        elif data.dtype.kind == "O":
-            values = _text(data.asstr()[()])
-        else:
-            values = data[()]
-        variables[name] = xr.Variable(dims, values, own)
-    return xr.Dataset(variables, attrs=attrs).set_coords(coords)
+        own, values = _read_attrs(data.attrs), None
+        dims, coordinate = tuple(own.pop("dims", "").split()), bool(own.pop("coordinate", False))
+        check_dataset(data, f"variable {name!r} of {file.filename}")
+        if not _stacked(dims, data.shape, data.dtype):
+            values = _text(data.asstr()[()]) if data.dtype.kind == "O" else np.asarray(data[()])
+        out[name] = _Stored(dims, own, coordinate, data.dtype, data.shape, values)
+    return out
+
+
+def _stored_zarr(path: Path, group: Any) -> dict[str, _Stored]:
+    """Every variable of a zarr store of ours; values only of those that are no stacks."""
+    out = {}
+    for name, array in sorted(group.arrays()):
+        own, values = {k: _from_json(v) for k, v in array.attrs.asdict().items()}, None
+        dims, coordinate = tuple(array.metadata.dimension_names or ()), bool(own.pop("coordinate", False))
+        check_size(array.shape, array.dtype, f"variable {name!r} of {path}", array.chunks)
+        if not _stacked(dims, array.shape, array.dtype):
+            values = np.asarray(array[...])
+            values = _text(values) if values.dtype.kind in "OT" else values
+        about = json.loads((path / name / "zarr.json").read_text(encoding="utf-8"))
+        out[name] = _Stored(dims, own, coordinate, array.dtype, array.shape, values, about)
+    return out
+
+
+def _frames_of(attrs: dict[str, Any], stored: Mapping[str, _Stored], rows: Callable[[str], Any]) -> xr.Dataset:
+    variables = {k: xr.Variable(v.dims, rows(k) if v.values is None else v.values, v.attrs) for k, v in stored.items()}
+    return xr.Dataset(variables, attrs=attrs).set_coords([k for k, v in stored.items() if v.coordinate])
+
+
+def _check_version(attrs: dict[str, Any], path: Path, stored: Mapping[str, _Stored]) -> bool:
+    """Take what only the store is about out of `attrs` and hold it against the rest; True where chunks have checksums, which is from version 2 on."""
+    del attrs["xrddiff_format"]
+    version, digest = attrs.pop("xrddiff_version", None), attrs.pop("xrddiff_digest", None)
+    if version not in (1, VERSION):
+        raise BadInput(
+            f"{path} has version {version} of the format {FORMAT}; expected 1 to {VERSION}, a newer xrddiff may read it"
+        )
+    if version > 1 and digest != _digest(attrs, stored):
+        what = "was changed or damaged" if digest else "was never finished"
+        raise BadInput(f"{path} {what}: its attributes and small variables do not have the digest that was saved")
+    return version > 1
+
+
+def _read_hdf5(path: Path, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset:
+    file = open_hdf5(path)
+    attrs, stored = _read_attrs(file.attrs), _stored_hdf5(file)
+    if _check_version(attrs, path, stored):
+        for name, v in stored.items():
+            if v.values is None and file[name].id.get_num_chunks() != v.shape[0]:
+                there = file[name].id.get_num_chunks()
+                raise BadInput(
+                    f"variable {name!r} of {path} has {there} of its {v.shape[0]} frames; the others are lost"
+                )
+    return _frames_of(attrs, stored, lambda name: lazy_array(source(path, name, exact=True)))
 
 
 def _read_zarr(path: Path) -> xr.Dataset:
     import zarr
 
     group = zarr.open_group(str(path), mode="r")
-    attrs = {k: _from_json(v) for k, v in group.attrs.asdict().items()}
-    _check_version(attrs.pop("xrddiff_version", None), path)
-    attrs.pop("xrddiff_format")
-    variables, coords = {}, []
-    for name, array in sorted(group.arrays()):
-        own = {k: _from_json(v) for k, v in array.attrs.asdict().items()}
-        dims = tuple(array.metadata.dimension_names or ())
-        if own.pop("coordinate", False):
-            coords.append(name)
-        if _stacked(dims, array.shape, array.dtype):
-            values = lazy_array(ZarrRows(path, name, exact=True))
-        else:
-            values = np.asarray(array[...])
-            values = _text(values) if values.dtype.kind in "OT" else values
-        variables[name] = xr.Variable(dims, values, own)
-    return xr.Dataset(variables, attrs=attrs).set_coords(coords)
+    with warnings.catch_warnings():  # an array that zarr does not know as one lacks in the digest
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        attrs, stored = {k: _from_json(v) for k, v in group.attrs.asdict().items()}, _stored_zarr(path, group)
+    whole = _check_version(attrs, path, stored)
+    return _frames_of(attrs, stored, lambda name: lazy_array(ZarrRows(path, name, exact=True, whole=whole)))
 
 
-def read_store(path: str | Path) -> xr.Dataset:
-    """Frames from a file or folder that `save_frames` wrote, as they were; stacks stay on disk."""
+def read_store(path: str | Path, *, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset:
+    """Frames from a file or folder that `save_frames` wrote, as they were; stacks stay on disk.
+
+    What is small is checked against its digest here, a stack chunk by chunk as it is read. `source`: what reads the stacks of an HDF5 file, called as `HDF5Rows` is.
+    Errors: `BadInput` for what is damaged, was never finished, or misses a part.
+    """
     path = readable(Path(path))
-    return validate_frames(_read_zarr(path) if path.is_dir() else _read_hdf5(path), str(path), geometry=False)
+    with told(f"{path} is damaged"):
+        ds = _read_zarr(path) if path.is_dir() else _read_hdf5(path, source)
+        return validate_frames(ds, str(path), geometry=False)

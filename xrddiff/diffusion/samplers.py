@@ -288,7 +288,8 @@ def unipc(
 ) -> Tensor:
     """UniPC: a multistep predictor of `order` 1, 2 or 3 and a corrector that raises the order by one; one evaluation a step. Draws no noise.
 
-    Shapes as for `euler`. `basis`: "bh1" or "bh2", the B(h) of steps with one point. `corrector=False` leaves the exact exponential multistep method of `order`.
+    Shapes as for `euler`. `basis`: "bh1" or "bh2", the B(h) of steps with one point. `corrector=False` leaves the exact exponential multistep method of `order`;
+    of order 3 the first step alone is still corrected, since Euler's error there would leave order 2.
     The callback sees the predicted state, where the denoiser was asked. Source: arXiv 2302.04867, algorithms 1 and 2 with data prediction, in the coordinate x₀ + σε.
     """
     if order not in (1, 2, 3) or basis not in ("bh1", "bh2"):
@@ -302,7 +303,7 @@ def unipc(
         d = look(i, x, sigma)
         if not sigma_next:
             return d
-        if past and corrector:
+        if past and (corrector or (i == 1 and order == 3)):
             x = _bridge(start, past[-1][1], [*points, (1.0, d)], h, basis)
         p = min(order, i + 1, len(steps) - i if steps[-1][2] == 0 else order)
         start, h = x, math.log(sigma / sigma_next)

@@ -48,7 +48,7 @@ WORDS = {
     "ddpm": ("variance",),
     "ddim": ("eta",),
     "heun": ("S_churn", "S_tmin", "S_tmax", "S_noise"),
-    "unipc": ("order", "corrector"),
+    "unipc": ("order", "corrector", "basis"),
 }  # what of a `Sampler` each function takes
 
 
@@ -78,6 +78,7 @@ class Sampler:
     S_noise: float = 1.003
     order: int = 2
     corrector: bool = True
+    basis: str = "bh2"
     clamp: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
