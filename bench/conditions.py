@@ -1,7 +1,7 @@
 """Is a class that was asked for the class that comes out? Our U-Net beside diffusers' UNet2DModel, on labelled images.
 
     python -m venv PEERS && PEERS/bin/pip install -r bench/requirements.txt && PEERS/bin/pip install -e .
-    OMP_NUM_THREADS=1 PEERS/bin/python bench/conditions.py [--steps 500] [--batch 32] [--per-class 30] [--seeds 0] [--threads 1]
+    OMP_NUM_THREADS=1 PEERS/bin/python bench/conditions.py [--networks …] [--steps 500] [--batch 32] [--per-class 30] [--seeds 0] [--threads 1]
 
 The images are the handwritten digits of scikit-learn (UCI, 8 x 8), brought to 32 x 32 pixels; the last fifth, which other people wrote, is held out. Both networks are of the size `tiny`, see the
 image as patches of 2 x 2, have the same widths, blocks and attention, and are trained by the same loss on the same images, noise levels and noise, with the same rate and the same average of the weights; steps
@@ -67,11 +67,11 @@ class Peer(nn.Module):
         return F.pixel_shuffle(self.net(F.pixel_unshuffle(x, PATCH), noise_label, class_labels=label).sample, PATCH)
 
 
-def make_networks() -> dict[str, nn.Module]:
-    return {
-        "ours": make_unet("tiny", patch=PATCH, label_scale=100.0, conditions={"digit": CLASSES}),
-        "diffusers": Peer(),
-    }
+NETWORKS = {
+    "ours": lambda: make_unet("tiny", patch=PATCH, conditions={"digit": CLASSES}),
+    "ours, noise label × 100": lambda: make_unet("tiny", patch=PATCH, label_scale=100.0, conditions={"digit": CLASSES}),
+    "diffusers": Peer,
+}
 
 
 class Run:
@@ -135,9 +135,10 @@ def compare(args: argparse.Namespace, seed: int, classifier: Classifier, train: 
     """name of a row -> its figures, with networks, batches and noise of `seed`."""
     (x, labels), asked = train, torch.arange(CLASSES).repeat(args.per_class)
     sigma_data = measure_sigma_data([{"x": x}])
+    first = args.networks[0]
     torch.manual_seed(seed)
-    runs = {name: Run(net, sigma_data, args.steps, args.lr, seed) for name, net in make_networks().items()}
-    untrained = accuracy(classifier, runs["ours"].sample(asked[:100], 1.0, seed), asked[:100])
+    runs = {name: Run(NETWORKS[name](), sigma_data, args.steps, args.lr, seed) for name in args.networks}
+    untrained = accuracy(classifier, runs[first].sample(asked[:100], 1.0, seed), asked[:100])
     rng = np.random.default_rng(seed)
     for step in range(args.steps):
         i = torch.from_numpy(rng.choice(len(x), args.batch, replace=False))
@@ -152,12 +153,12 @@ def compare(args: argparse.Namespace, seed: int, classifier: Classifier, train: 
             for guidance in (1.0, 3.0):
                 made = run.sample(asked, guidance, seed)
                 row[f"guidance {guidance:g}"] = accuracy(classifier, made, asked)
-                if name == "ours" and guidance == 1:
+                if name == first and guidance == 1:
                     mistaken = accuracy(classifier, made, (asked + 1) % CLASSES)
         rows[name] = row
     nothing = math.nan
-    rows["ours, untrained"] = {"loss": nothing, "loss told wrong": nothing, "CPU s": 0.0, "guidance 1": untrained, "guidance 3": nothing}  # fmt: skip
-    rows["ours, held against the next digit"] = {"loss": nothing, "loss told wrong": nothing, "CPU s": nothing, "guidance 1": mistaken, "guidance 3": nothing}  # fmt: skip
+    rows[f"{first}, untrained"] = {"loss": nothing, "loss told wrong": nothing, "CPU s": 0.0, "guidance 1": untrained, "guidance 3": nothing}  # fmt: skip
+    rows[f"{first}, held against the next digit"] = {"loss": nothing, "loss told wrong": nothing, "CPU s": nothing, "guidance 1": mistaken, "guidance 3": nothing}  # fmt: skip
     return rows
 
 
@@ -183,6 +184,7 @@ def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -202,8 +204,10 @@ def main() -> None:
         for name, row in compare(args, seed, classifier, train, held_out).items():
             rows.setdefault(name, []).append(row)
             print(seed, name, {k: round(v, 4) for k, v in row.items()}, flush=True)
-    millions = {name: sum(p.numel() for p in net.parameters()) / 1e6 for name, net in make_networks().items()}
-    sizes = f"ours {millions['ours']:.2f} M parameters, diffusers {diffusers.__version__} {millions['diffusers']:.2f} M"
+    millions = (
+        f"{name}: {sum(p.numel() for p in NETWORKS[name]().parameters()) / 1e6:.2f} M" for name in args.networks
+    )
+    sizes = f"diffusers {diffusers.__version__}; parameters of {', of '.join(millions)}"
     RESULTS.write_text(table(args, real, rows, sizes))
     print(RESULTS.read_text())
 
