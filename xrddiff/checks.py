@@ -16,7 +16,7 @@ from .config import data_name, model_parts
 from .data.catalog import is_cached
 from .data.datasets import Prepared, prepare_words
 from .data.frames import evenly_spaced
-from .data.labels import LABELS, label_value
+from .data.labels import LABELS, check_conditions, label_value
 from .data.transforms import make_transform
 from .errors import BadInput
 
@@ -31,6 +31,9 @@ _SLOW = ("resolution",)  # conditions that are measured in every frame
 def check_run(cfg: "Config") -> None:
     """Raise `BadInput` for what a training with this configuration would refuse, before anything is made for it."""
     _check_starts(cfg)
+    for label, value in cfg.inference.condition.items():
+        if label in LABELS:
+            label_value(label, value, LABELS[label].classes)
     name = data_name(cfg)
     if name is not None and not is_cached(name, cfg.data.limit):
         return
@@ -38,6 +41,7 @@ def check_run(cfg: "Config") -> None:
     prepared = prepare_words(
         replace(cfg, model=replace(cfg.model, condition=wanted)), make_transform("linear", standardise=False)
     )
+    check_conditions(prepared.frames, set(cfg.model.condition or []) - set(wanted))
     if len(prepared.train) < 2:
         raise BadInput(
             f"{len(prepared.train)} frame is left to train on, {len(prepared.held_out)} to hold out; expected at least 2"
@@ -49,7 +53,6 @@ def check_run(cfg: "Config") -> None:
         own = values[prepared.train]
         if not (own >= 0 if own.dtype.kind in "iu" else np.isfinite(own)).any():
             raise BadInput(f"the condition {name} is known of no training frame; expected it for some of them")
-    _check_classes(cfg)
 
 
 def check_runs(configs: Iterable["Config"]) -> None:
@@ -83,11 +86,3 @@ def _check_starts(cfg: "Config") -> None:
             from xrddiff.training.checkpoints import load_checkpoint
 
             load_checkpoint(path, verify=False)
-
-
-def _check_classes(cfg: "Config") -> None:
-    for name, value in cfg.inference.condition.items():
-        if name in LABELS and label_value(name, value) == -1:
-            raise BadInput(
-                f"inference.condition: {name}={value} stands for unknown; expected one of {', '.join(LABELS[name].classes)}"
-            )

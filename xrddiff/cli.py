@@ -212,7 +212,9 @@ def _words(texts: Sequence[str]) -> dict[str, Any]:
         try:
             out[name] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError):
-            raise BadInput(f"'{text}' cannot be read: expected a number, a text or a list such as [64.5,63]") from None
+            raise BadInput(
+                f"'{text[:80]}' cannot be read: expected a number, a text or a list such as [64.5,63]"
+            ) from None
         if isinstance(out[name], str):  # YAML takes 1e-4 for a text
             try:
                 out[name] = float(out[name])

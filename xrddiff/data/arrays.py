@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
         )
         raise BadInput(f"{path} is {what if head else 'empty (0 bytes)'}")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings(action="ignore"):  # NumPy multiplies impossible lengths before it refuses them
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy reads the header with Python's parser, which raises what it likes
         objects = "pickle" in str(error) or "Python objects" in str(error)
         why = "it holds Python objects" if objects else "it is truncated or damaged"

@@ -224,7 +224,8 @@ def _look_first(path: Any, outside: bool) -> None:
     if isinstance(path, str | Path):
         if outside:
             allow_outside(path)
-        probe(path, outside)
+        if os.path.isfile(path) and is_hdf5(readable(Path(path))):
+            probe(path, outside)
 
 
 @_in_sentences
