@@ -176,7 +176,7 @@ def block_size(shape: tuple[int, int]) -> int:
 def check_seed(seed: Any) -> None:
     """Refuse what is no seed of shots."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
-        raise BadInput(f"seed is {seed!r}; expected a whole number from 0 to 2⁶³ − 1")
+        raise BadInput(f"seed is {seed!r}; expected a whole number, 0 or more (below 2⁶³)")
 
 
 def check_disk(experiment: Any, n: int, folder: str | Path) -> None:

@@ -146,7 +146,8 @@ def check_source(name: str, path: str | Path, where: str, outside: bool = False,
     if kind := odd_kind(target):
         raise BadInput(f"{where} leads to {target}, which is {kind}; expected a file")
     if not (outside or _inside(target, path, raw)):
-        raise BadInput(f"{where} leads to {target}, outside the folder of the file; outside=true reads it all the same")
+        place = os.path.abspath(target)
+        raise BadInput(f"{where} leads to {place}, outside the folder of the file; outside=true reads it all the same")
     return target
 
 # %% ../../nbs/data/gate.ipynb #3eee5632
