@@ -265,6 +265,9 @@ class Inference:
         dict, "values to generate for, as {hit_class: single} or {wavelength: 1.3}; else those of training frames"
     )
     poisson: bool = word(False, "also draw photon counts from expected values")
+    judge_conditions: bool = word(
+        True, "say whether samples are what they were asked to be, with a classifier of the run's labels"
+    )
 
 # %% ../nbs/words.ipynb #374650a2
 ENGINES = ("inprocess", "kernel")
