@@ -180,7 +180,7 @@ def check_seed(seed: Any) -> None:
 
 
 def check_disk(experiment: Any, n: int, folder: str | Path) -> None:
-    """Refuse `n` shots that the disk of `folder` cannot hold; a shot takes about one byte per pixel, packed."""
+    """Refuse `n` shots that the disk of `folder` cannot hold, at one byte per pixel, packed."""
     there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     kept = sum(p.stat().st_size for p in Path(folder).glob(f"simulated/{experiment.name}-*/block-*.h5"))
