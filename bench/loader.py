@@ -50,7 +50,12 @@ def write(path: Path, size: int, dtype: type, megabytes: int) -> None:
     n = max(8, megabytes * 2**20 // kinds[0].nbytes)
     with h5py.File(path, "w") as f:
         data = f.create_dataset(
-            "data", (n, size, size), dtype, chunks=(1, size, size), fletcher32=True, **hdf5plugin.Bitshuffle(cname="lz4")
+            "data",
+            (n, size, size),
+            dtype,
+            chunks=(1, size, size),
+            fletcher32=True,
+            **hdf5plugin.Bitshuffle(cname="lz4"),
         )
         for i in range(n):
             data[i] = kinds[i % len(kinds)]
