@@ -1,6 +1,6 @@
 """Kills at random moments: 50 of trainings, 20 of samplings, 10 of conversions, each gone on with until it is done and compared bit by bit with what nobody disturbed.
 
-    OMP_NUM_THREADS=1 python bench/kills.py [--seed 0] [--train 50] [--sample 20] [--convert 10] [--folder DIR]
+    OMP_NUM_THREADS=1 python bench/kills.py [--seed 0] [--train 50] [--sample 20] [--convert 10] [--minutes M] [--folder DIR]
 
 A job is one command, of at most ten kills. Each attempt is a process that executes the command (forked from one that has imported PyTorch, so that the time is spent in the job) and is sent SIGKILL, or in a third
 of the cases SIGTERM, after a time that is uniform over the duration of an undisturbed job. A run goes on by `xrddiff run resume=RUN`, the others by the same command again. Trainings are of a KL autoencoder and
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -89,6 +90,12 @@ class Tally:
     moments: Counter = field(default_factory=Counter)
     codes: Counter = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    until: float = math.inf  # no job is killed after this time
+
+    def goes_on(self, wanted: int) -> bool:
+        """Are there kills left to be made, and time for them? Keeps what there is so far in tally.json."""
+        Path("tally.json").write_text(json.dumps(asdict(self)))
+        return self.kills < wanted and time.time() < self.until
 
     @property
     def kills(self) -> int:
@@ -108,7 +115,7 @@ def disturb(
     left = min(MOST, most)
     for _ in range(40):
         child = start(command())
-        if not left:
+        if not left or time.time() > tally.until:
             code = finish(child)
         else:
             time.sleep(rng.uniform(0, seconds))
@@ -176,12 +183,12 @@ def undisturbed(argv: list[str]) -> float:
     return time.monotonic() - started
 
 
-def train(model: str, kills: int, rng: random.Random) -> Tally:
+def train(model: str, kills: int, rng: random.Random, until: float) -> None:
     """Kills of trainings of a model."""
-    tally, words = Tally(f"training, {model}"), ["run", f"model={model}", *TRAIN]
+    tally, words = Tally(f"training, {model}", until=until), ["run", f"model={model}", *TRAIN]
     seconds = undisturbed([*words, f"run_name=whole-{model}"])
     whole = run_state(run_folder(f"whole-{model}"))
-    while tally.kills < kills:
+    while tally.goes_on(kills):
         name = f"{model}-{tally.jobs}"
 
         def command(name: str = name) -> list[str]:
@@ -198,13 +205,12 @@ def train(model: str, kills: int, rng: random.Random) -> Tally:
 
         disturb(tally, command, moment, seconds, kills - tally.kills, rng)
         judge(tally, name, run_state(run_folder(name)), whole)
-    return tally
 
 
-def sample(kills: int, rng: random.Random) -> Tally:
+def sample(kills: int, rng: random.Random, until: float) -> None:
     """Kills of `xrddiff sample`."""
     undisturbed(["run", "model=ddpm", *TRAIN, "run_name=trained"])
-    tally, run = Tally("sampling"), run_folder("trained").absolute()
+    tally, run = Tally("sampling", until=until), run_folder("trained").absolute()
     words = ["sample", str(run), "-n", "48", "inference.batch_size=4", "inference.steps=24", "--name"]
     seconds = undisturbed([*words, "whole"])
 
@@ -214,7 +220,7 @@ def sample(kills: int, rng: random.Random) -> Tally:
         return found | {"summary": (run / "samples" / name / "metrics" / "summary.json").read_text()}
 
     whole = result("whole")
-    while tally.kills < kills:
+    while tally.goes_on(kills):
         folder = run / "samples" / f"killed-{tally.jobs}"
 
         def moment(folder: Path = folder) -> str:
@@ -226,16 +232,15 @@ def sample(kills: int, rng: random.Random) -> Tally:
         judge(tally, folder.name, result(folder.name), whole)
         if more := list(run.glob(f"samples/{folder.name}-*")):
             tally.faults.append(f"{more[0]}: the set did not go on in its own folder")
-    return tally
 
 
-def convert(kills: int, rng: random.Random) -> Tally:
+def convert(kills: int, rng: random.Random, until: float) -> None:
     """Kills of `xrddiff data convert`."""
-    tally = Tally("conversion")
+    tally = Tally("conversion", until=until)
     seconds = undisturbed(["data", "convert", "many.h5", "whole.zarr"])
     result = lambda name: {str(k): v.values for k, v in read_store(name).variables.items()}  # noqa: E731
     whole = result("whole.zarr")
-    while tally.kills < kills:
+    while tally.goes_on(kills):
         target = f"killed-{tally.jobs}.{('zarr', 'h5')[tally.jobs % 2]}"
         moment = lambda target=target: "after it was there" if Path(target).exists() else "before it was there"  # noqa: E731
         disturb(
@@ -249,7 +254,6 @@ def convert(kills: int, rng: random.Random) -> Tally:
         judge(tally, target, result(target), whole)
         if left := [p.name for p in Path().iterdir() if target in p.name and p.name != target]:
             tally.faults.append(f"{target}: {left[0]} is left beside it")
-    return tally
 
 
 def table(tallies: list[Tally], seed: int, seconds: float) -> str:
@@ -282,22 +286,21 @@ def table(tallies: list[Tally], seed: int, seconds: float) -> str:
 
 
 PARTS = {
-    "vae_kl": lambda kills, rng: train("vae_kl", kills, rng),
-    "ddpm": lambda kills, rng: train("ddpm", kills, rng),
+    "vae_kl": lambda *args: train("vae_kl", *args),
+    "ddpm": lambda *args: train("ddpm", *args),
     "sample": sample,
     "convert": convert,
 }
 
 
-def part(name: str, kills: int, seed: int) -> None:
+def part(name: str, kills: int, seed: int, until: float) -> None:
     """One kind of kills, in a folder of its own; its tally goes to tally.json there."""
     Path(name).mkdir(exist_ok=True)
     os.chdir(name)
     for n, file in ((120, "shots.h5"), (1500, "many.h5")):
         if not Path(file).exists() and (name == "convert") == (file == "many.h5"):
             undisturbed(["data", "simulate", "sim128", "-n", str(n), "-o", file])
-    tally = PARTS[name](kills, random.Random(f"{seed} {name}"))
-    Path("tally.json").write_text(json.dumps(asdict(tally)))
+    PARTS[name](kills, random.Random(f"{seed} {name}"), until)
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -305,6 +308,7 @@ def bench(args: argparse.Namespace) -> int:
     os.environ.setdefault("MPLBACKEND", "agg")
     torch.set_num_threads(1)
     os.chdir(args.folder)
+    until = time.time() + 60 * args.minutes
     began, counts = (
         time.monotonic(),
         dict(vae_kl=-(-args.train // 2), ddpm=args.train // 2, sample=args.sample, convert=args.convert),
@@ -314,7 +318,7 @@ def bench(args: argparse.Namespace) -> int:
         if not (child := os.fork()):
             code = 1
             try:
-                part(name, kills, args.seed)
+                part(name, kills, args.seed, until)
                 code = 0
             finally:
                 os._exit(code)
@@ -322,11 +326,9 @@ def bench(args: argparse.Namespace) -> int:
     codes = {name: finish(child) for name, child in children.items()}
     tallies = []
     for name in counts:
-        words = (
-            json.loads(Path(name, "tally.json").read_text())
-            if codes[name] == 0
-            else {"kind": name, "faults": ["the part failed"]}
-        )
+        words = json.loads(file.read_text()) if (file := Path(name, "tally.json")).exists() else {"kind": name}
+        if codes[name]:
+            words["faults"] = [*words.get("faults", []), f"{name}: the part itself failed, see its log.txt"]
         for field_ in ("signals", "moments", "codes"):
             words[field_] = Counter(words.get(field_, {}))
         tallies.append(Tally(**words))
@@ -341,6 +343,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     for name, n in (("train", 50), ("sample", 20), ("convert", 10)):
         parser.add_argument(f"--{name}", type=int, default=n, help=f"kills ({n})")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no job is killed any more")
     parser.add_argument("--folder", help="where the runs are kept (a temporary folder)")
     chosen = parser.parse_args()
     if chosen.folder:

@@ -94,17 +94,17 @@ def test_too_few_samples_are_shown_and_the_reason_told(plain, tmp_path, count):
     assert (
         judgement.rows == {}
         and judgement.table() == {}
-        and f"{count} frames of the set 'samples'" in judgement.why["distances"]
+        and f"{count} samples; at least 4" in judgement.why["distances"]
     )
     text = page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
-    assert "at least 4 of each set" in text and "![Distributions]" in text and "## Peaks in a frame" in text
+    assert "at least 4 of each can be compared" in text and "![Distributions]" in text and "## Peaks in a frame" in text
 
 
 def test_a_set_that_is_not_there_is_a_reason(plain):
     ruler = Ruler(plain)
     seen = {name: ruler.measure(plain) for name in ("train", "samples")}
     judgement = judge_summaries(seen, ruler)
-    assert "0 frames of the set 'held out'" in judgement.why["distances"] and judgement.memory == {}
+    assert "no held-out frames; at least 4" in judgement.why["distances"] and judgement.memory == {}
 
 
 def test_frames_of_zeros_have_no_profile():
@@ -194,6 +194,16 @@ def test_a_class_that_no_held_out_frame_has_is_a_reason():
     assert class_answer(list("ab"), np.eye(2, dtype=int), np.eye(2, dtype=int)[::-1])["why"].startswith(
         "the classifier is right about no"
     )
+
+
+def test_classes_with_the_wrong_number_of_peaks_are_told():
+    answer = class_answer(["blank", "hit"], np.diag([6, 5]), np.diag([5, 5]))
+    real = {"5%": 0.0, "50%": 0.0, "95%": 1.0, "mean": 0.1, "none": 0.9}
+    answer["peaks"] = {"blank": {"samples": real | {"50%": 12.0}, "held out": real}, "hit": {"samples": real}}
+    words = answer_words("hit_class", answer)
+    assert words.endswith("hit_class=blank: 12 peaks in the median sample, 0 (0–1) in held-out frames.")
+    answer["peaks"]["blank"]["samples"] = real
+    assert "peaks" not in answer_words("hit_class", answer)
 
 
 def test_numbers_asked_for_and_got():
