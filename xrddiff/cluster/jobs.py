@@ -35,7 +35,7 @@ from xrddiff.cluster.runs import (
 )
 from .sharing import unfinished_samples
 from .workers import parse_workers
-from ..config import compose_config, inference_config, model_parts, to_yaml
+from ..config import absolute_words, compose_config, inference_config, model_parts, to_yaml
 from ..errors import BadInput, RankFailed, XrddiffError
 from ..training.stopping import StopRequest
 from ..words import Config
@@ -237,6 +237,7 @@ def execute_sample(
     The same samples that were broken off before go on in their folder.
     """
     run = Path(run).expanduser()
+    overrides = absolute_words(overrides)
     cfg = inference_config(run, overrides)
     if workers is not None:
         parse_workers(workers)  # refused before anything is made
