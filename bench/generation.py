@@ -1,7 +1,7 @@
 """How far are samples from real frames? Trains each generative model on simulated stills, samples it, and compares with the floor that two sets of real frames set.
 
-`python bench/generation.py` runs `xrddiff run` and `xrddiff sample` for every model (1000 training frames of sim128, tiny sizes, seeds 42 and 0), and writes
-bench/results/generation.md and .json. `--only latent pixel autoregressive classes samplers` for some of it; `--folder` keeps the runs, and goes on with those that are there.
+`python bench/generation.py` runs `xrddiff run model=M experiment_type=demo` for every generative model, with the settings of the presets (1000 training frames of sim128, tiny sizes), and writes
+bench/results/generation.md and .json, which the table of README.md is made from. `--only latent pixel autoregressive classes samplers` for some of it; `--folder` keeps the runs, and goes on with those that are there.
 About 30 minutes of two cores for each model, and as much for `samplers`.
 """
 
@@ -19,37 +19,13 @@ RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
 COMMON = [
     "experiment_type=demo",
-    "data.limit=1250",
-    "size=tiny",
-    "model.condition=[hit_class]",
-    "training.ema_decay=0.998",
     "inference.num_samples=250",
     "inference.batch_size=50",
-]
+]  # all else is as the presets have it
 MODELS = {
-    "latent": ["model=latent_diff", *COMMON, "model.diff_epochs=12"],
-    "pixel": [
-        "model=ddpm",
-        *COMMON,
-        "model.diff_epochs=60",
-        "inference.steps=32",
-        "model.parameterisation=edm",
-        "model.diffusion_kwargs.P_mean=0.8",
-        "model.diffusion_kwargs.P_std=1.6",
-        "training.mixed_precision=bf16",
-    ],
-    "autoregressive": [
-        "model=diff",
-        *COMMON,
-        "model.diff_epochs=30",
-        "model.diff_batch_size=8",
-        "model.diffusion_kwargs.P_mean=-0.2",
-        "model.diffusion_kwargs.P_std=1.5",
-        "model.diffusion_kwargs.sigma_max=40",
-        "model.diffusion_kwargs.sigma_min=0.02",
-        "model.diffusion_kwargs.num_sample_steps=16",
-        "training.mixed_precision=bf16",
-    ],
+    "latent": ["model=latent_diff", *COMMON],
+    "pixel": ["model=ddpm", *COMMON],
+    "autoregressive": ["model=diff", *COMMON],
     # a small latent, so that a thousand evaluations for each of 5 x 32 samples end on a laptop
     "samplers": [
         "model=latent_diff",

@@ -39,8 +39,8 @@ SETS = {
     ),
     "pilatus": (
         "Real frames, Pilatus 100k, reflectivity, stretches of the series held out",
-        ["data=pilatus", "training.num_epochs=5", *FEW_STEPS],
-        {"VAE, asinh": []},
+        ["data=pilatus", "training.num_epochs=10", *FEW_STEPS],
+        {"VAE, negative binomial": ["training.recons_loss=negative_binomial"], "VAE, iwmse": []},
     ),
 }
 COLUMNS = [

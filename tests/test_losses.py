@@ -13,6 +13,7 @@ from xrddiff.losses import (
     annealed,
     iwmse,
     kl_divergence,
+    negative_binomial_nll,
     poisson_gaussian_nll,
     poisson_nll,
     positive_rate,
@@ -184,3 +185,20 @@ def test_without_a_mask():
 def test_refusals(words, said):
     with pytest.raises(BadInput, match=said):
         VAEObjective(make_autoencoder("tiny"), **({"transform": fitted()} | words))
+
+
+def test_negative_binomial_equals_scipy_also_for_a_million_counts():
+    from scipy.stats import nbinom
+
+    mu = torch.tensor([[0.05, 0.4, 7.0, 300.0, 2e4, 1.1e6]])
+    k = torch.tensor([[0.0, 2.0, 5.0, 333.0, 18_500.0, 1e6]])
+    for spread in (0.01, 0.03, 0.3):
+        r = spread**-2
+        oracle = -nbinom.logpmf(k.numpy(), r, r / (r + mu.double().numpy())).mean()
+        # positive_rate lifts the least rates a little; float32 holds 1e6 · ln(…) to about 1e-7 of it
+        assert float(negative_binomial_nll(mu, k, relative_spread=spread)) == pytest.approx(oracle, rel=2e-3, abs=0.02)
+
+
+def test_a_relative_spread_of_nothing_is_refused():
+    with pytest.raises(BadInput, match="relative_spread is 0"):
+        VAEObjective(make_autoencoder("tiny"), fitted(), recons_loss="negative_binomial", relative_spread=0)

@@ -234,9 +234,7 @@ def test_image_series_natural_order_and_header(tmp_path):
         == counts(1)[0, 0, 0] + 10
     )
     TifImage(data=np.zeros((5, 5), "i4")).write(str(tmp_path / "b_3.tif"))
-    series = open_frames(str(tmp_path / "b_*.tif"), **KNOWN)
-    with pytest.raises(BadInput, match=r"b_3.tif has shape \(5, 5\); expected \(12, 16\)"):
-        series["intensity"].values  # noqa: B018
+    refused(r"b_3.tif has shape \(5, 5\); expected \(12, 16\)", str(tmp_path / "b_*.tif"), **KNOWN)
 
 
 def test_ambiguous_missing_and_named_data(tmp_path):
@@ -686,7 +684,7 @@ def test_truncated_images(tmp_path):
     for name in ("a.tif", "a.cbf"):
         raw = (tmp_path / name).read_bytes()
         (tmp_path / ("cut_" + name)).write_bytes(raw[: len(raw) // 2])
-        refused(f"cut_{name} (cannot be read|is damaged)", tmp_path / ("cut_" + name), **KNOWN)
+        refused(f"cut_{name} is truncated: its header declares", tmp_path / ("cut_" + name), **KNOWN)
     raw = bytearray((tmp_path / "a.cbf").read_bytes())
     raw[-5000] ^= 1
     (tmp_path / "flipped.cbf").write_bytes(raw)

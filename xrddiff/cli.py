@@ -174,6 +174,9 @@ def data_simulate(args: argparse.Namespace) -> int:
 
 def data_convert(args: argparse.Namespace) -> int:
     """Read frames from any supported file and write them as zarr or HDF5."""
+    from xrddiff.data.probe import start_probe
+
+    start_probe(args.source)
     from xrddiff.data.catalog import convert
 
     _writable(args.target)
@@ -226,6 +229,9 @@ def _writable(path: str) -> None:
 
 def data_inspect(args: argparse.Namespace) -> int:
     """Print what is in a file of frames; draw one of them."""
+    from xrddiff.data.probe import start_probe
+
+    start_probe(args.file)
     from xrddiff.data.readers import inspect_file
 
     png = None
@@ -315,7 +321,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     words = (
         "what the file does not say: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
-        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are)"
+        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are), "
+        "outside=true (follow its links out of its folder)"
     )
     p = commands.add_parser("sample", help="samples of a trained run", description=sample.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm, diff or latent_diff")

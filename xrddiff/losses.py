@@ -18,8 +18,8 @@ from .seeds import keyed_normal, numpy_rng
 
 # %% auto #0
 __all__ = ['ANNEALING', 'RECONSTRUCTION_LOSSES', 'COUNT_LOSSES', 'pixel_count', 'pixel_mean', 'mse', 'l1', 'iwmse',
-           'positive_rate', 'poisson_nll', 'poisson_gaussian_nll', 'kl_divergence', 'annealed', 'Invertible',
-           'ReconstructionObjective', 'VAEObjective', 'VQObjective']
+           'positive_rate', 'poisson_nll', 'poisson_gaussian_nll', 'negative_binomial_nll', 'kl_divergence', 'annealed',
+           'Invertible', 'ReconstructionObjective', 'VAEObjective', 'VQObjective']
 
 # %% ../nbs/losses.ipynb #921af331
 def pixel_count(like: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -100,6 +100,29 @@ def poisson_gaussian_nll(
     v = (gain * m.clamp_min(0) + read_noise**2).clamp_min(0.01 * gain**2)
     return pixel_mean(0.5 * (2 * math.pi * v).log() + (x - m).square() / (2 * v), mask)
 
+# %% ../nbs/losses.ipynb #dd3be69f
+def negative_binomial_nll(
+    expected: Tensor,
+    counts: Tensor,
+    mask: Tensor | None = None,
+    *,
+    relative_spread: float = 0.03,
+    floor: float = 0.01,
+) -> Tensor:
+    """Mean of −ln p(counts | expected) over the pixels of each frame, (B,), in nats.
+
+    Counts have the variance μ + ρ²μ², with ρ = `relative_spread`. Both in photons, (B, …);
+    `expected` may be negative (see `positive_rate`).
+    """
+    k, u = counts.float(), expected.float()
+    if mask is not None:
+        k, u = torch.where(mask, k, 0.0), torch.where(mask, u, 1.0)
+    mu, log_mu = positive_rate(u, floor)
+    r = relative_spread**-2
+    # differences of large numbers that no gradient passes through: float64
+    constant = torch.lgamma(k.double() + r) - math.lgamma(r) - torch.lgamma(k.double() + 1)
+    return pixel_mean((k + r) * torch.log1p(mu / r) - k * (log_mu - math.log(r)) - constant.float(), mask)
+
 # %% ../nbs/losses.ipynb #9c58bffd
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) ‖ N(0, 1)) of each frame, summed over its latent, (B,), in nats. Source: arXiv 1312.6114, appendix B."""
@@ -131,8 +154,11 @@ RECONSTRUCTION_LOSSES: dict[str, Callable[..., Tensor]] = {
     "iwmse": iwmse,
     "poisson": poisson_nll,
     "poisson_gaussian": poisson_gaussian_nll,
+    "negative_binomial": negative_binomial_nll,
 }
-COUNT_LOSSES = frozenset({"poisson", "poisson_gaussian"})  # on intensities; the others on network values
+COUNT_LOSSES = frozenset(
+    {"poisson", "poisson_gaussian", "negative_binomial"}
+)  # on intensities; the others on network values
 
 # %% ../nbs/losses.ipynb #59db6e95
 class Invertible(Protocol):
@@ -151,7 +177,8 @@ class ReconstructionObjective(nn.Module):
     """What the objectives of autoencoders share: the reconstruction term R and its words.
 
     `transform`: has `inverse` (count losses need it) and `reference_intensity` (iwmse, unless `reference_intensity` is given). `recons_loss`: a name in
-    `RECONSTRUCTION_LOSSES`; `beta_recons`: weight of R. `gain` (units per photon), `pedestal` and `read_noise` in the units of the frames, for the count losses. `seed`: of all that is random.
+    `RECONSTRUCTION_LOSSES`; `beta_recons`: weight of R. `gain` (units per photon), `pedestal` and `read_noise` in the units of the frames, for the count losses;
+    `relative_spread` for negative_binomial. `seed`: of all that is random.
     """
 
     def __init__(
@@ -166,6 +193,7 @@ class ReconstructionObjective(nn.Module):
         gain: float = 1.0,
         pedestal: float = 0.0,
         read_noise: float = 0.0,
+        relative_spread: float = 0.03,
         seed: int = 42,
     ):
         super().__init__()
@@ -185,8 +213,10 @@ class ReconstructionObjective(nn.Module):
                 f"iwmse has the reference intensity {reference_intensity}; expected a positive number, from a fitted transform or given"
             )
         _not_negative(alpha_mse=alpha_mse, beta_recons=beta_recons, read_noise=read_noise)
-        if not gain > 0:
-            raise BadInput(f"gain is {gain}; expected a positive number of units per photon")
+        for name, value in {"gain": gain, "relative_spread": relative_spread}.items():
+            if not value > 0:
+                raise BadInput(f"{name} is {value}; expected a positive number")
+        self.relative_spread = relative_spread
         self.model, self.transform = model, transform
         self.recons_loss, self.alpha_mse, self.reference_intensity = recons_loss, alpha_mse, reference_intensity
         self.beta_recons, self.gain, self.pedestal, self.read_noise, self.seed = (
@@ -203,6 +233,9 @@ class ReconstructionObjective(nn.Module):
             expected, measured = (self.transform.inverse(y.float()) - self.pedestal for y in (prediction, target))
             if self.recons_loss == "poisson":
                 return poisson_nll(expected / self.gain, (measured / self.gain).clamp_min(0), mask)
+            if self.recons_loss == "negative_binomial":
+                photons = (measured / self.gain).clamp_min(0)
+                return negative_binomial_nll(expected / self.gain, photons, mask, relative_spread=self.relative_spread)
             return poisson_gaussian_nll(expected, measured, mask, gain=self.gain, read_noise=self.read_noise)
         if self.recons_loss == "iwmse":
             return iwmse(

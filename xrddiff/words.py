@@ -131,6 +131,7 @@ class Data:
     data_path: str | None = word(None, "a file or folder with your own frames")
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
+    outside: bool = word(False, "follow an HDF5 file's links and virtual sources out of its folder")
     wavelength: float | None = word(None, "Å, where the file does not say", above=0)
     distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
     pixel_size: float | None = word(None, "m, where the file does not say", above=0)
@@ -149,7 +150,7 @@ class Data:
     prefetch: int = word(2, "batches read ahead", low=0)
 
 # %% ../nbs/words.ipynb #876dc7a5
-RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian")
+RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian", "negative_binomial")
 ANNEALING_SHAPES = ("linear", "cosine", "logistic")
 LR_SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -190,6 +191,11 @@ class Training:
 
     recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES)
     alpha_mse: float = word(2.0, "iwmse: weight 1 + alpha_mse x / x_ref", low=0)
+    relative_spread: float = word(
+        0.03,
+        "negative_binomial: standard deviation of the intensity from shot to shot, relative, beyond counting",
+        above=0,
+    )
     beta_recons: float = word(0.5, "weight of R", low=0)
     kl_weight: float = word(1e-4, "weight of the KL term once annealed", low=0)
     use_annealing: bool = word(True, "raise the KL weight from 0")

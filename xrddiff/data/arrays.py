@@ -39,7 +39,7 @@ def open_npy(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path} has rank {array.ndim} (shape {array.shape}); expected (y, x), (frame, y, x) or (frame, panel, ss, fs)"
         )
-    return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy"}
+    return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
 
 
 def zarr_arrays(path: Path) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
                 out["variables"][other] = ZarrRows(path, other) if array.ndim > 1 else np.asarray(array[...])
     group = json.loads(json.dumps(dict(arrays[name].attrs), default=str))
     out |= {k: group[k] for k in ("wavelength", "distance", "pixel_size", "beam_center", "units") if k in group}
+    out["assumed"] = () if "units" in group else ("units",)
     edge = zero_edge(rows)
     if edge:
         out["mask"] = np.zeros(rows.shape[1:], bool)

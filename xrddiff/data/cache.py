@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,8 @@ from .store import CannotSave, read_store, save_frames, writing
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['cache_dir', 'only_one', 'wait_for', 'code_digest', 'simulation_key', 'block_size', 'simulated_frames',
-           'simulation_folder', 'CannotFetch', 'sha256', 'download_package']
+__all__ = ['cache_dir', 'only_one', 'wait_for', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk',
+           'simulated_frames', 'simulation_folder', 'CannotFetch', 'sha256', 'download_package']
 
 # %% ../../nbs/data/cache.ipynb #c3cf0a59
 def cache_dir() -> Path:
@@ -172,6 +173,23 @@ def block_size(shape: tuple[int, int]) -> int:
     return int(np.clip(2**24 // np.prod(shape), 16, 256))
 
 
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed of shots."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
+        raise BadInput(f"seed is {seed!r}; expected a whole number from 0 to 2⁶³ − 1")
+
+
+def check_disk(experiment: Any, n: int, folder: str | Path) -> None:
+    """Refuse `n` shots that the disk of `folder` cannot hold; a shot takes about one byte per pixel, packed."""
+    there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    kept = sum(p.stat().st_size for p in Path(folder).glob(f"simulated/{experiment.name}-*/block-*.h5"))
+    if (need := int(n) * int(np.prod(experiment.detector.shape))) > free + kept:
+        raise BadInput(
+            f"{n} shots of {experiment.name} take about {need / 1e9:,.0f} GB; the disk of {there} has {free / 1e9:,.0f} GB free"
+        )
+
+
 def simulated_frames(
     experiment: Any, limit: int, *, seed: int = 0, cache: str | Path | None = None, progress: bool | None = None
 ) -> xr.Dataset:
@@ -184,6 +202,8 @@ def simulated_frames(
     experiment = find_experiment(experiment)
     if int(limit) != limit or limit < 1:
         raise BadInput(f"limit is {limit}; expected how many shots of {experiment.name}, 1 or more")
+    check_seed(seed)
+    check_disk(experiment, limit, cache or cache_dir())
     folder = simulation_folder(experiment, seed, cache)
     size = block_size(experiment.detector.shape)
     count = -(-int(limit) // size)

@@ -26,6 +26,8 @@ from xrddiff.data.cache import (
     CannotFetch,
     block_size,
     cache_dir,
+    check_disk,
+    check_seed,
     download_package,
     sha256,
     simulated_frames,
@@ -294,6 +296,8 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     check_target(path)
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise BadInput(f"n is {n!r}; expected how many shots of {experiment.name}, 1 or more")
+    check_seed(seed)
+    check_disk(experiment, n, Path(path).absolute().parent)
     if n <= block_size(experiment.detector.shape):
         return save_frames(simulate(experiment, range(int(n)), seed), path)
     folder = Path(path).absolute().parent

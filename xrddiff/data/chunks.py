@@ -171,7 +171,7 @@ def _direct(variable: xr.Variable) -> Callable[[int], np.ndarray] | None:
         path, name = getattr(source, "path", None), getattr(source, "name", None)
         if path is None or name is None or not h5py.is_hdf5(path):
             return None
-        from xrddiff.data.sources import open_hdf5
+        from xrddiff.data.gate import open_hdf5
 
         data, otherwise = open_hdf5(path).get(name), source.__getitem__
     if not isinstance(data, h5py.Dataset) or data.shape != tuple(source.shape) or data.dtype != source.dtype:

@@ -139,6 +139,7 @@ def open_words(cfg: Config) -> xr.Dataset:
         k: getattr(d, k)
         for k in ("limit", "dataset", "geometry", "wavelength", "distance", "pixel_size", "beam_center")
     }
+    words["outside"] = d.outside or None
     frames = open_data(data_name(cfg), d.data_path, **words)
     check_frames(cfg, frames["intensity"].shape)
     return frames

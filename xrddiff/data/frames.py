@@ -562,8 +562,10 @@ def panel_distance(ds: xr.Dataset) -> float:
 def _rows(ds: xr.Dataset) -> list[tuple[str, str]]:
     """What the frames are, in words."""
     value, a = ds["intensity"], ds.attrs
+    mark = {name: " (assumed)" for name in a.get("assumed", "").split(", ")}
     rows = [("frames", " × ".join(map(str, value.shape)) + f" ({', '.join(map(str, value.dims))})")]
-    rows.append(("intensity", f"{value.dtype}, {value.attrs.get('units')}" + (", on disk" if is_lazy(value) else "")))
+    units = f"{value.attrs.get('units')}{mark.get('units', '')}"
+    rows.append(("intensity", f"{value.dtype}, {units}" + (", on disk" if is_lazy(value) else "")))
     if "mask" in ds:
         rows.append(
             (
@@ -576,15 +578,15 @@ def _rows(ds: xr.Dataset) -> list[tuple[str, str]]:
         w = ds["wavelength"].values
         rows.append(("wavelength", f"{w.mean():.4f} Å (from {w.min():.4f} to {w.max():.4f})"))
     elif "wavelength" in a:
-        rows.append(("wavelength", f"{a['wavelength']:.5g} Å"))
+        rows.append(("wavelength", f"{a['wavelength']:.5g} Å" + mark.get("wavelength", "")))
     elif "wavelength_range" in a:
         rows.append(("wavelength", "white beam, {:.3g} to {:.3g} Å".format(*a["wavelength_range"])))
     if "panel_origin" in ds.coords:  # what angles are computed from, whatever the attribute says
         rows.append(("distance", f"{1e3 * panel_distance(ds):.4g} mm, mean of {ds.sizes['panel']} panels"))
     elif "distance" in a:
-        rows.append(("distance", f"{1e3 * a['distance']:.4g} mm"))
+        rows.append(("distance", f"{1e3 * a['distance']:.4g} mm" + mark.get("distance", "")))
     if "pixel_size" in a:
-        rows.append(("pixel", f"{1e6 * a['pixel_size']:.4g} µm"))
+        rows.append(("pixel", f"{1e6 * a['pixel_size']:.4g} µm" + mark.get("pixel_size", "")))
     if "beam_center" in a:
         rows.append(("beam centre", "({:.2f}, {:.2f}) px".format(*a["beam_center"])))
     if "peak" in ds.dims:

@@ -8,19 +8,22 @@ from __future__ import annotations
 import math
 import os
 import stat
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hdf5plugin  # noqa: F401  registers the compression filters of detectors (bitshuffle-LZ4, zstd, …) with HDF5
 import h5py
 import numpy as np
 
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['DEEPEST', 'MOST_FILES', 'odd_kind', 'readable', 'reason', 'told', 'memory', 'check_size', 'find_source',
-           'check_source', 'check_hdf5']
+__all__ = ['CBF_BINARY', 'DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'told', 'memory',
+           'check_size', 'check_cbf', 'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'allow_outside',
+           'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset']
 
 # %% ../../nbs/data/gate.ipynb #c63469e0
 _KINDS = (
@@ -98,6 +101,24 @@ def check_size(
             raise BadInput(
                 f"{where} has chunks of {nbytes / 2**30:.3g} GiB that are stored in {stored} bytes; expected what a detector writes"
             )
+
+# %% ../../nbs/data/gate.ipynb #b68d6435
+CBF_BINARY = b"\x0c\x1a\x04\xd5"
+
+
+def check_cbf(path: str | Path) -> None:
+    """Refuse a CBF, known by its name or its first bytes, in which no pixels begin."""
+    with open(path, "rb") as f:
+        block = f.read(1 << 16)
+        if not (block.startswith(b"###CBF") or os.fspath(path).lower().endswith((".cbf", ".cbf.gz", ".cbf.bz2"))):
+            return
+        if block.startswith((b"\x1f\x8b", b"BZh")):  # packed; its own checksum tells
+            return
+        while block and CBF_BINARY not in block:
+            more = f.read(1 << 20)
+            block = block[-3:] + more if more else b""
+    if not block:
+        raise BadInput(f"{path} is a CBF that is damaged or truncated: no pixels begin in it")
 
 # %% ../../nbs/data/gate.ipynb #6e50226a
 def find_source(name: str, path: str | Path) -> Path | None:
@@ -204,3 +225,118 @@ def _check_places(data: h5py.h5d.DatasetID, path: str, where: str, outside: bool
                 continue
             if isinstance(item, h5py.h5d.DatasetID):
                 _check_places(item, str(target), where, outside, chain)
+
+# %% ../../nbs/data/gate.ipynb #f9304bdd
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether the file carries HDF5's signature at 0, 512, 1024, …"""
+    with open(path, "rb") as f:
+        offset, size = 0, os.fstat(f.fileno()).st_size
+        while offset + 8 <= size and offset <= 1 << 20:
+            f.seek(offset)
+            if f.read(8) == HDF5_SIGNATURE:
+                return True
+            offset = max(512, 2 * offset)
+    return False
+
+
+_open_files: weakref.WeakValueDictionary[tuple, h5py.File] = weakref.WeakValueDictionary()
+
+
+_outside: set[str] = set()  # real paths of the files that may lead out of their folder
+
+
+def allow_outside(path: str | Path) -> None:
+    """From here on this process follows the file out of its folder."""
+    _outside.add(os.path.realpath(path))
+
+
+def leads_outside(path: str | Path) -> bool:
+    """Whether `allow_outside` was said of the file."""
+    return os.path.realpath(path) in _outside
+
+
+def open_hdf5(path: str | Path, *, outside: bool = False) -> h5py.File:
+    """The HDF5 file for reading, opened once per process and checked by the gate; errors are one sentence.
+
+    The key holds the file's identity, so that a file that was replaced is opened again, and the process, since a handle does not survive a fork.
+    `outside`: as `allow_outside`.
+    """
+    path = readable(Path(path))
+    status = os.stat(path)
+    real = os.path.realpath(path)
+    if outside:
+        allow_outside(path)
+    key = (os.getpid(), real, status.st_ino, status.st_mtime_ns, status.st_size)
+    file = _open_files.get(key)
+    if file is not None and file.id.valid:
+        return file
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; expected an HDF5 file")
+    if status.st_size == 0:
+        raise BadInput(f"{path} is empty (0 bytes); expected an HDF5 file")
+    if not is_hdf5(path):
+        with open(path, "rb") as f:
+            found = f.read(8)
+        raise BadInput(f"{path} is not HDF5: it begins with {found!r}; expected the signature {HDF5_SIGNATURE!r}")
+    try:
+        file = h5py.File(path, "r")  # HDF5's own way of locking: another one would keep others of this process out
+    except OSError as error:
+        if "truncated" in str(error):
+            raise BadInput(
+                f"{path} is a truncated HDF5 file of {status.st_size} bytes ({_eof(error)}); copy or write it again"
+            ) from None
+        raise BadInput(f"{path} is a damaged HDF5 file: {reason(error, 200)}") from None
+    with told(f"{path} is a damaged HDF5 file"):
+        check_hdf5(file, outside=real in _outside)
+    _open_files[key] = file
+    return file
+
+
+def _eof(error: Exception) -> str:
+    """What HDF5 says of the length it expected."""
+    stored = str(error).rpartition("stored_eof = ")[2].rstrip(")")
+    return f"its header says {stored}" if stored.isdigit() else "its end is missing"
+
+# %% ../../nbs/data/gate.ipynb #37b39f4e
+FILTERS = {
+    1: "gzip", 4: "szip", 307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "zstd",
+    32017: "SZ", 32018: "FCIDECOMP", 32022: "BitGroom", 32023: "GBR", 32024: "SZ3", 32025: "Delta-Rice", 32026: "Blosc2", 32028: "SPERR",
+}  # fmt: skip
+
+
+def filter_names(data: h5py.Dataset) -> list[str]:
+    """The filters a data set was written with, by name where known."""
+    plist = data.id.get_create_plist()
+    codes = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    known = {2: "shuffle", 3: "fletcher32", 5: "nbit", 6: "scaleoffset"}
+    return [
+        (FILTERS | known).get(code, f"{code} {name.decode(errors='replace')}".strip()) for code, _, _, name in codes
+    ]
+
+
+def check_dataset(data: h5py.Dataset, where: str) -> None:
+    """Refuse a data set whose filter no plugin reads, or whose sources are not there."""
+    plist = data.id.get_create_plist()
+    for i in range(plist.get_nfilters()):
+        code, flags, _, name = plist.get_filter(i)
+        if not h5py.h5z.filter_avail(code):
+            called = FILTERS.get(code) or name.decode(errors="replace").split(";")[0] or "unknown"
+            raise BadInput(
+                f"{where} is compressed with the HDF5 filter {code} ({called}), which no installed plugin reads; "
+                "expected one that hdf5plugin or HDF5_PLUGIN_PATH provides"
+            )
+    path = data.file.filename
+    if data.is_virtual:
+        for source in data.virtual_sources():
+            if source.file_name != "." and find_source(source.file_name, path) is None:
+                raise BadInput(f"{where} is a virtual data set whose source {source.file_name} is missing beside it")
+    elif plist.get_external_count():
+        for i in range(plist.get_external_count()):
+            name = os.fsdecode(plist.get_external(i)[0])
+            if find_source(name, path) is None:
+                raise BadInput(f"{where} keeps its values in {name}, which is missing")
+    first = data.id.get_chunk_info(0).size if data.chunks and data.id.get_num_chunks() else None
+    check_size(data.shape, data.dtype, where, data.chunks, first)

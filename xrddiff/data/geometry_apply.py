@@ -5,6 +5,7 @@
 # %% ../../nbs/data/geometry_apply.ipynb #a8e09898
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from .geometry_files import HC, DetectorFile, PanelRows, flat_plane, panel_mask, read_geom, read_poni
+from .gate import is_hdf5, open_hdf5, readable
 from .hdf5 import MaskRows, get_item
-from .gate import readable
-from .sources import HDF5Rows, LimitMask, RecentRows, Rows, is_hdf5, open_hdf5
+from .header_rules import same, shown
+from .sources import HDF5Rows, LimitMask, RecentRows, Rows
 from ..errors import BadInput
 
 # %% auto #0
@@ -23,7 +25,11 @@ __all__ = ['read_geometry', 'apply_geometry', 'both_masks']
 # %% ../../nbs/data/geometry_apply.ipynb #a556ddfa
 def read_geometry(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:
     """A PONI or CrystFEL geometry file, told apart by its name or its first lines."""
+    if not isinstance(path, str | os.PathLike):
+        raise BadInput(f"geometry is {path!r}; expected the name of a PONI or CrystFEL .geom file")
     path = readable(Path(path))
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; expected a PONI or CrystFEL .geom file")
     if path.suffix == ".poni":
         return read_poni(path, shape)
     if path.suffix == ".geom":
@@ -89,6 +95,12 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
         out["wavelength"] = geometry.wavelength
         out.get("variables", {}).pop("wavelength", None)
     distance = float(clen.mean()) if clen is not None else geometry.distance
+    if clen is not None and not same("distance", clen.min(), clen.max()):
+        low, high = (shown("distance", d) for d in (clen.min(), clen.max()))
+        raise BadInput(
+            f"the frames of {source} differ in distance: {geometry.locations['clen'][0]}, the clen of {geometry.path}, runs from {low} to {high}; "
+            "expected one geometry"
+        )
     for word, value in (
         ("distance", distance),
         ("pixel_size", geometry.pixel_size),

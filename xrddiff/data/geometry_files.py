@@ -5,6 +5,7 @@
 # %% ../../nbs/data/geometry_files.ipynb #87d087ea
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -86,10 +87,18 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
         raise BadInput(
             f"{path} gives no pixel size or no distance; expected PixelSize1, PixelSize2 and Distance, or a detector"
         )
+    numbers = {"Distance": ai.dist, "PixelSize1": p1, "PixelSize2": p2, "Poni1": ai.poni1, "Poni2": ai.poni2, "Wavelength": ai.wavelength or 1.0}  # fmt: skip
+    for word, value in numbers.items():
+        if not np.isfinite(value) or (value <= 0 and not word.startswith("Poni")):
+            raise BadInput(
+                f"{word} of {path} is {value:g}; expected a {'' if word.startswith('Poni') else 'positive '}number"
+            )
     if abs(p1 / p2 - 1) > 1e-6:
         raise BadInput(f"{path} has pixels of {p1 * 1e6:g} × {p2 * 1e6:g} µm; expected square pixels")
     own = ai.detector.shape
     out = DetectorFile(str(path), pixel_size=float(p1), shape=tuple(int(n) for n in own) if own else None)
+    if shape is not None and out.shape is not None and tuple(shape) != out.shape:
+        raise BadInput(f"{path} is for a detector of shape {out.shape}; the frames have shape {tuple(shape)}")
     shape = shape or out.shape
     if ai.wavelength:
         out.wavelength = float(ai.wavelength) * 1e10
@@ -111,8 +120,15 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
     fs, ss = corner(0, 1) - origin, corner(1, 0) - origin
     normal = np.cross(fs, ss)
     # where the beam (the z axis) hits: origin + a fs + b ss = (0, 0, z)
-    a, b = np.linalg.solve(np.array([fs[:2], ss[:2]]).T, -origin[:2])
-    beam = origin + a * fs + b * ss
+    plane = np.array([fs[:2], ss[:2]]).T / p1
+    beam = np.full(3, -1.0)
+    if np.isfinite(plane).all() and abs(np.linalg.det(plane)) > 1e-6:
+        a, b = np.linalg.solve(plane, -origin[:2] / p1)
+        beam = origin + a * fs + b * ss
+    if not (np.isfinite(beam).all() and beam[2] > 0):
+        raise BadInput(
+            f"{path} tilts the detector by Rot1 = {ai.rot1:g}, Rot2 = {ai.rot2:g} rad, so that the beam does not hit its front; expected less than π/2"
+        )
     r = np.hypot(max(a, shape[1] - a), max(b, shape[0] - b)) * p1
     tilt = np.hypot(*normal[:2]) / np.linalg.norm(normal)
     if r * r * tilt / beam[2] < 0.5 * p1:
@@ -155,14 +171,20 @@ def _vector(text: str, where: str) -> np.ndarray:
     return out
 
 
-def _number(text: str, where: str, kind: type = float) -> Any:
+def _number(text: str, where: str, kind: type = float, above: float = -math.inf) -> Any:
     try:
-        return int(text, 0) if kind is int else float(text)
+        number = int(text, 0) if kind is int else float(text)
+        if number > above and number < math.inf:
+            return number
     except ValueError:
-        raise BadInput(f"{where} is {text!r}; expected {'an integer' if kind is int else 'a number'}") from None
+        pass
+    said = f" above {above:g}" if above > -math.inf else ""
+    raise BadInput(
+        f"{where} is {text[:60]!r}; expected {'an integer' if kind is int else 'a finite number'}{said}"
+    ) from None
 
 
-def _quantity(text: str, where: str, units: str, at_place: str) -> float | tuple[str, float]:
+def _quantity(text: str, where: str, units: str, at_place: str, above: float = -math.inf) -> float | tuple[str, float]:
     """`0.15`, `150 mm`, or a place in the data file with its factor; `units` are the allowed ones, the first the default."""
     parts = text.split()
     allowed = units.split()
@@ -171,7 +193,7 @@ def _quantity(text: str, where: str, units: str, at_place: str) -> float | tuple
         raise BadInput(f"{where} is {text!r}; expected a number or a place in the data file, in {' or '.join(allowed)}")
     if parts[0].startswith("/"):
         return parts[0], _UNITS[unit]
-    return _number(parts[0], where) * _UNITS[unit]
+    return _number(parts[0], where, above=above) * _UNITS[unit]
 
 # %% ../../nbs/data/geometry_files.ipynb #aa8d6a6b
 def _lines(path: Path) -> list[tuple[int, str | None, str, str]]:
@@ -222,7 +244,7 @@ def read_geom(path: str | Path) -> DetectorFile:
             one[match[2]] = _number(value, where, int) if match[2].endswith("bits") else value
         elif word in _GLOBAL:
             if word == "wavelength":
-                m = _quantity(value, where, "m A", "m")
+                m = _quantity(value, where, "m A", "m", above=0)
                 factor = 1.0 if value.split()[-1] == "A" else 1e10
                 words[word] = (m[0], factor) if isinstance(m, tuple) else m * factor
             else:
@@ -231,6 +253,7 @@ def read_geom(path: str | Path) -> DetectorFile:
                     where,
                     "eV keV" if word == "photon_energy" else "m mm",
                     "eV" if word == "photon_energy" else "m",
+                    above=0 if word == "photon_energy" else -math.inf,
                 )
         elif word in _PER_PANEL or re.fullmatch(r"dim\d", word):
             if panel is None:
@@ -272,12 +295,12 @@ def _place(out: DetectorFile, panels: dict, words: dict, path: Path) -> None:
         ]
         if missing:
             raise BadInput(f"{path} gives panel {name!r} no {', '.join(missing)}")
-        number = {w: _number(*words_of[w]) for w in ("corner_x", "corner_y", "res")}
-        pixel = {w: _number(*words_of[w], int) for w in ("min_fs", "max_fs", "min_ss", "max_ss")}
-        if pixel["max_fs"] < pixel["min_fs"] or pixel["max_ss"] < pixel["min_ss"] or number["res"] <= 0:
-            raise BadInput(
-                f"{path} gives panel {name!r} a range or a resolution that is empty: {pixel}, res = {number['res']}"
-            )
+        number = {
+            w: _number(*words_of[w], above=0 if w == "res" else -math.inf) for w in ("corner_x", "corner_y", "res")
+        }
+        pixel = {w: _number(*words_of[w], int, above=-1) for w in ("min_fs", "max_fs", "min_ss", "max_ss")}
+        if pixel["max_fs"] < pixel["min_fs"] or pixel["max_ss"] < pixel["min_ss"]:
+            raise BadInput(f"{path} gives panel {name!r} a range that is empty: {pixel}")
         one = _quantity(*words_of["clen"], "m mm", "mm") if "clen" in words_of else None
         if clen is not None and one != clen:
             raise BadInput(
@@ -294,6 +317,10 @@ def _place(out: DetectorFile, panels: dict, words: dict, path: Path) -> None:
         vectors = [
             _vector(*words_of[w]) if w in words_of else v for w, v in (("fs", np.eye(3)[0]), ("ss", np.eye(3)[1]))
         ]
+        if not (np.isfinite(vectors).all() and np.linalg.norm(np.cross(*vectors)) > 0.01):
+            raise BadInput(
+                f"{path} gives panel {name!r} fs = {vectors[0].tolist()} and ss = {vectors[1].tolist()}; expected two directions"
+            )
         dims = {int(w[3]): words_of[w][0] for w in words_of if w.startswith("dim")}
         _check_dims(dims, out, path)
         fixed = {d: int(v) for d, v in dims.items() if v not in ("%", "ss", "fs")}
@@ -303,11 +330,11 @@ def _place(out: DetectorFile, panels: dict, words: dict, path: Path) -> None:
         )
         for word, to in (("adu_per_eV", "gain_per_ev"), ("adu_per_photon", "gain")):
             if word in words_of:
-                setattr(out, to, _number(*words_of[word]))
+                setattr(out, to, _number(*words_of[word], above=0))
         for word in ("flag_lessthan", "flag_morethan", "flag_equal"):
             if word in words_of:
                 out.flags[word] = _number(*words_of[word])
-        out.edge = max(out.edge, _number(*words_of.get("mask_edge_pixels", ("0", "")), int))
+        out.edge = max(out.edge, _number(*words_of.get("mask_edge_pixels", ("0", "")), int, above=-1))
         data = words_of.get("data", (None, ""))[0]
         if data and "%" in data or (out.data and data != out.data):
             raise BadInput(

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from .geometry_files import HC
+from .header_rules import same, shown, warn
 from .images import natural
-from .sources import HDF5Rows, Rows, check_dataset, open_hdf5
+from .gate import check_dataset, open_hdf5
+from .sources import HDF5Rows, Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0
@@ -164,6 +166,12 @@ def _values(data: h5py.Dataset) -> np.ndarray | None:
     return values if values.size and np.isfinite(values).all() and (values > 0).all() else None
 
 
+def _finite(data: h5py.Dataset) -> np.ndarray | None:
+    """Numbers of any sign: a beam may be beside the detector."""
+    values = np.ravel(np.asarray(data[()], np.float64)) if data.dtype.kind in "iuf" else np.array([])
+    return values if values.size and np.isfinite(values).all() else None
+
+
 def _length(data: h5py.Dataset) -> np.ndarray | None:
     values = _values(data)
     if values is None:
@@ -230,8 +238,22 @@ def _text(items: Iterator[h5py.Dataset]) -> str | None:
     return None
 
 
-def _first(items: Iterator[h5py.Dataset], read: Any) -> np.ndarray | None:
-    return next((v for v in (read(i) for i in items) if v is not None), None)
+def _first(items: Iterator[h5py.Dataset], read: Any) -> tuple[np.ndarray, h5py.Dataset] | tuple[None, None]:
+    """The first data set that `read` makes values of, with them."""
+    return next(((v, i) for v, i in ((read(i), i) for i in items) if v is not None), (None, None))
+
+
+def _beam_wavelength(path: Path, beams: Sequence[h5py.Group]) -> tuple[np.ndarray, h5py.Dataset] | tuple[None, None]:
+    """The wavelength in Å, where there is none the energy; two that contradict each other are pointed at."""
+    wavelength, item = _first(_find(beams, ("incident_wavelength", "wavelength")), _wavelength)
+    names = ("incident_energy", "photon_energy_eV", "photon_energy", "energy")
+    energy, other = _first(_find(beams, names), _energy)
+    if wavelength is None:
+        return energy, other
+    if energy is not None and abs(energy.mean() / wavelength.mean() - 1) > 1e-3:
+        found, taken = (shown("wavelength", v.mean()) for v in (energy, wavelength))
+        warn(str(path), [f"{other.name} is a wavelength of {found}; taken instead: {taken} of {item.name}"])
+    return wavelength, item
 
 
 def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
@@ -239,41 +261,60 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
     file = open_hdf5(path)
     beams, detectors = _groups(file, name)
     out: dict[str, Any] = {"variables": {}}
-    wavelength = _first(_find(beams, ("incident_wavelength", "wavelength")), _wavelength)
-    if wavelength is None:
-        wavelength = _first(_find(beams, ("incident_energy", "photon_energy_eV", "photon_energy", "energy")), _energy)
+    names: dict[str, str] = {}
+    mixed: dict[str, str] = {}
+    assumed = set()
+    wavelength, item = _beam_wavelength(path, beams)
     if wavelength is not None:
+        names["wavelength"] = item.name
+        assumed |= {"wavelength"} if _unit(item) not in (*_LENGTHS, *_ENERGIES) else set()
         if len(wavelength) == frames and frames > 1 and np.ptp(wavelength) > 0:
             out["variables"]["wavelength"] = ("frame", wavelength)
         out["wavelength"] = float(wavelength.mean())
-    for word, names in (
+    for word, fields in (
         ("distance", ("detector_distance", "distance")),
         ("pixel_size", ("x_pixel_size", "pixel_size")),
     ):
-        value = _first(_find(detectors, names), _length)
+        value, item = _first(_find(detectors, fields), _length)
         if value is not None:
             out[word] = float(value[0]) if np.ptp(value) == 0 else float(value.mean())
-    other = _first(_find(detectors, ("y_pixel_size",)), _length)
+            names[word] = item.name
+            assumed |= {word} if _unit(item) not in _LENGTHS else set()
+            if not same(word, value.min(), value.max()):
+                mixed[word] = _differs(path, item, word, value.min(), value.max())
+    other, _ = _first(_find(detectors, ("y_pixel_size",)), _length)
     if other is not None and "pixel_size" in out and abs(other[0] / out["pixel_size"] - 1) > 1e-3:
         raise BadInput(f"{path} has pixels of {out['pixel_size']:g} × {other[0]:g} m; expected square pixels")
-    centre = [_first(_find(detectors, (f"beam_center_{a}",)), _values) for a in "xy"]
-    if all(c is not None for c in centre):
+    centre, items = zip(*(_first(_find(detectors, (f"beam_center_{a}",)), _finite) for a in "xy"), strict=True)
+    if all(c is not None for c in centre) and any(c.any() for c in centre):  # (0, 0) is what is never set
         out["beam_center"] = tuple(float(c[0]) for c in centre)
-    for word, names in (("saturation_value", ("saturation_value",)), ("underload_value", ("underload_value",))):
-        item = next(_find(detectors, names), None)
+        names["beam_center"] = ", ".join(i.name for i in items)
+        if not same("beam_center", [c.min() for c in centre], [c.max() for c in centre]):
+            low, high = ([float(f(c)) for c in centre] for f in (np.min, np.max))
+            mixed["beam_center"] = _differs(path, items[0], "beam_center", low, high)
+    for word, names_of in (("saturation_value", ("saturation_value",)), ("underload_value", ("underload_value",))):
+        item = next(_find(detectors, names_of), None)
         if item is not None and item.dtype.kind in "iuf" and item.size == 1:
             out[word] = float(np.ravel(item[()])[0])
-    for word, groups, names in (
+    for word, groups, fields in (
         ("detector", detectors, ("description", "model")),
         ("source", beams, ("name",)),
     ):
-        text = _text(_find(groups, names))
+        text = _text(_find(groups, fields))
         if text:
             out[word] = text
     own = _panel_geometry(detectors)
     if own is not None:
         out["panels"] = own
-    return out | _about(file, name)
+    return out | _about(file, name) | {"names": names, "mixed": mixed, "assumed": assumed}
+
+
+def _differs(path: Path, item: h5py.Dataset, word: str, low: Any, high: Any) -> str:
+    """The sentence for a number that is not the same for all frames."""
+    return (
+        f"the frames of {path} differ in {word}: {item.name} runs from {shown(word, low)} to {shown(word, high)}; "
+        f"expected one geometry, or give {word}="
+    )
 
 
 def _panel_geometry(detectors: Sequence[h5py.Group]) -> dict[str, np.ndarray] | None:
@@ -415,6 +456,8 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
         not unit and parts[0].dtype.kind in "iu" and names[0].startswith("/entry/")
     )
     out["units"] = "photon" if counting else "ADU"
+    if not unit:
+        out["assumed"].add("units")
     out["layout"] = "NXmx" if names[0].startswith("/entry/") else "CXI" if names[0].startswith("/entry_1/") else "HDF5"
     bits = next(_find(_groups(file, names[0])[1], ("bit_depth_image",)), None)
     if out["layout"] == "NXmx" and parts[0].dtype.kind == "u" and "saturation_value" not in out:

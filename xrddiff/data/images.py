@@ -9,7 +9,6 @@ import glob
 import logging
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from .gate import readable
+from .gate import check_cbf, readable
+from .header_rules import agree, read_fields, warn
+from .raw_headers import comment_fields, raw_header
 from .sources import EachRow, frame_dtype
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'natural', 'is_pattern', 'expand', 'ImageRows', 'header_metadata', 'open_images']
+__all__ = ['IMAGE_SUFFIXES', 'natural', 'is_pattern', 'expand', 'ImageRows', 'header_words', 'open_images']
 
 # %% ../../nbs/data/images.ipynb #ef3e037d
 IMAGE_SUFFIXES = (".tif", ".tiff", ".cbf", ".edf", ".mccd", ".mar2300", ".mar3450", ".img", ".sfrm", ".esperanto", ".pgm", ".bin", ".spe", ".mrc", ".raxis", ".osc", ".stl", ".gfrm", ".kccd", ".msk", ".xsd")  # fmt: skip
@@ -85,7 +86,8 @@ def _opened(path: Path) -> Iterator[Any]:
     log.propagate = False
     try:
         try:
-            image = fabio.open(str(readable(path)))
+            check_cbf(readable(path))
+            image = fabio.open(str(path))
             if image is None or getattr(image, "data", None) is None:
                 raise ValueError("no image in it")
         except BadInput:
@@ -99,13 +101,25 @@ def _opened(path: Path) -> Iterator[Any]:
             raise BadInput(
                 f"{path} cannot be read, it is damaged or truncated: {' '.join(said.split())[:160]}"
             ) from None
-        wrong = [s for s in listener.said if "hecksum" in s]
+        wrong = [s for s in listener.said if "hecksum" in s or "incomplete" in s]
         if wrong:
             raise BadInput(f"{path} is damaged: {' '.join(wrong[0].split())[:160]}")
         yield image
     finally:
         log.removeHandler(listener)
         log.propagate = before
+
+
+def _tiff_page(path: Path, number: int) -> np.ndarray:
+    """Page `number` of a compressed or large TIFF."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as pages:
+            pages.seek(number)
+            return np.asarray(pages)
+    except (OSError, EOFError, ValueError, SyntaxError) as error:
+        raise BadInput(f"page {number} of {path} cannot be read: {' '.join(str(error).split())[:160]}") from None
 
 
 class ImageRows(EachRow):
@@ -118,7 +132,10 @@ class ImageRows(EachRow):
     def read_one(self, i: int) -> np.ndarray:
         path, number = self.places[i]
         with _opened(path) as image:
-            data = image.data if number == 0 else image.getframe(number).data
+            try:
+                data = image.data if number == 0 else image.getframe(number).data
+            except NotImplementedError:  # fabio left the file to Pillow, and reads its first page alone
+                data = _tiff_page(path, number)
             if data.shape != self.shape[1:]:
                 raise BadInput(
                     f"{path} has shape {data.shape}; expected {self.shape[1:]} as in {self.places[0][0].name}"
@@ -126,103 +143,79 @@ class ImageRows(EachRow):
             return data
 
 # %% ../../nbs/data/images.ipynb #40748710
+def _fabio_fields(header: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """(family, fields) of a header as fabio gives it."""
+    fields = {str(k): str(v) for k, v in header.items()}
+    if "_array_data.header_contents" in fields:
+        return "dectris", comment_fields(fields["_array_data.header_contents"])
+    if "Pixel_size" in fields:
+        return "dectris", fields
+    if "EDF_DataBlockID" in fields or any(k.lower() == "psize_1" for k in fields):
+        return "edf", fields
+    return ("smv" if "PIXEL_SIZE" in fields else "other"), fields
+
+
 def _first_number(text: Any) -> float | None:
     found = re.search(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?", str(text))
     return float(found[0]) if found else None
 
 
-def _dectris(header: dict[str, Any]) -> dict[str, Any]:
-    """The comment header of Pilatus and Eiger images (in CBF, and in the TIFF of Pilatus)."""
-    contents = str(header.get("_array_data.header_contents", ""))
-    said = dict(
-        line.lstrip("# ").replace(":", " ", 1).split(None, 1)
-        for line in contents.splitlines()
-        if len(line.lstrip("# ").split()) > 1
-    )
-    said = said or header
-    out: dict[str, Any] = {}
-    if "Pixel_size" in said:
-        out["pixel_size"] = _first_number(said["Pixel_size"])
-    if "Wavelength" in said:
-        out["wavelength"] = _first_number(said["Wavelength"])
-    if "Detector_distance" in said:
-        out["distance"] = _first_number(said["Detector_distance"])
-    beam = re.findall(r"[-+]?\d+\.?\d*", str(said.get("Beam_xy", "")))
-    if len(beam) == 2 and any(float(b) for b in beam):
-        out["beam_center"] = tuple(float(b) for b in beam)
-    if "Count_cutoff" in said:
-        out["saturation"] = _first_number(said["Count_cutoff"])
-    if "Polarization" in said:
-        out["polarization"] = _first_number(said["Polarization"])
-    if "Detector" in said:
-        out["detector"] = str(said["Detector"]).strip()
-    if out:
-        out["units"] = "photon"
+def _dectris_words(fields: dict[str, str]) -> dict[str, Any]:
+    """What Dectris' comments say beside the geometry: these detectors count photons up to a cutoff."""
+    out: dict[str, Any] = {"units": "photon"}
+    cutoff, polarization = (_first_number(fields.get(k, "")) for k in ("Count_cutoff", "Polarization"))
+    if cutoff is not None and cutoff > 0:
+        out["saturation"] = cutoff
+    if polarization is not None:
+        out["polarization"] = polarization
+    if "Detector" in fields:
+        out["detector"] = fields["Detector"].strip()
     return out
 
 
-def _edf(header: dict[str, Any]) -> dict[str, Any]:
-    """ESRF's words in EDF: lengths in m."""
-    at = {k.lower(): v for k, v in header.items()}
-    out = {
-        "pixel_size": _first_number(at.get("psize_1")),
-        "wavelength": _first_number(at.get("wavelength")),
-        "distance": _first_number(at.get("sampledistance")),
-    }
-    if out["wavelength"]:
-        out["wavelength"] *= 1e10
-    centre = [_first_number(at.get(f"center_{i}")) for i in (1, 2)]
-    if None not in centre:
-        out["beam_center"] = tuple(centre)
-    return out
-
-
-def _adsc(header: dict[str, Any]) -> dict[str, Any]:
-    """ADSC `.img`: lengths in mm, the beam in mm from the corner."""
-    out = {"wavelength": _first_number(header.get("WAVELENGTH"))}
-    size, distance = _first_number(header.get("PIXEL_SIZE")), _first_number(header.get("DISTANCE"))
-    if size:
-        out["pixel_size"] = size * 1e-3
-        beam = [_first_number(header.get(f"BEAM_CENTER_{a}")) for a in "XY"]
-        if None not in beam:
-            out["beam_center"] = tuple(b / size for b in beam)
-    if distance:
-        out["distance"] = distance * 1e-3
-    return out
-
-
-def _marccd(path: Path) -> dict[str, Any]:
-    """The frame header that MarCCD and Rayonix put at byte 1024 of their TIFF: integers in µm, nm, 1e-5 Å and 1e-3 px."""
-    with open(path, "rb") as f:
-        block = f.read(4096)
-    if len(block) < 1024 + 1024 or block[1028:1031] != b"MMX":
-        return {}
-    distance, x, y, size, wavelength = (
-        struct.unpack_from("<i", block, 1024 + at)[0] for at in (640, 644, 648, 772, 908)
-    )
-    out = {"distance": distance / 1e6, "pixel_size": size / 1e9, "wavelength": wavelength / 1e5}
-    if x and y:
-        out["beam_center"] = (x / 1e3, y / 1e3)
-    return out
-
-
-def header_metadata(path: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """Wavelength (Å), distance, pixel size (m), beam centre (px), … as far as the header of an image tells them."""
-    if "_array_data.header_contents" in header or "Pixel_size" in header:
-        out = _dectris(header)
-    elif "EDF_DataBlockID" in header or any(k.lower() == "psize_1" for k in header):
-        out = _edf(header)
-    elif "PIXEL_SIZE" in header:
-        out = _adsc(header)
-    else:
-        out = _marccd(path)
-    positive = ("wavelength", "distance", "pixel_size", "saturation")
-    return {k: v for k, v in out.items() if v is not None and not (k in positive and not v > 0)}
+def header_words(family: str, fields: dict[str, str], shape: tuple[int, int]) -> tuple[dict[str, Any], list[str]]:
+    """(wavelength Å, distance and pixel size m, beam centre px, … as far as a header tells them, notes on what is odd)."""
+    out, notes = read_fields(family, fields, shape)
+    if family == "dectris" and fields:
+        out |= _dectris_words(fields) if out or "Detector" in fields else {}
+    return out, notes
 
 # %% ../../nbs/data/images.ipynb #16dd29b8
+def _headers(path: Path, first: dict[str, Any] | None = None) -> tuple[str, list[dict[str, str]], tuple | None]:
+    """(family, the fields of each image, shape or None) of a file; `first`: its header as fabio gave it, if it was opened."""
+    raw = raw_header(readable(path))
+    if raw is not None:
+        return raw.family, raw.images, raw.shape
+    if first is None:
+        with _opened(path) as image:
+            first = dict(image.header)
+    family, fields = _fabio_fields(first)
+    return family, [fields], None
+
+
+def _series_words(
+    files: Sequence[Path], heads: Sequence[tuple[str, list[dict[str, str]], tuple | None]], shape: tuple[int, int]
+) -> dict[str, Any]:
+    """What the headers of all files say, and in which words they differ (`mixed`)."""
+    found, told = [], False
+    for path, (family, images, _) in zip(files, heads, strict=True):
+        for i, fields in enumerate(images):
+            words, notes = header_words(family, fields, shape)
+            if notes and not told:  # of a thousand files with the same fault, one is enough
+                warn(str(path), notes)
+                told = True
+            found.append((path.name if i == 0 else f"image {i} of {path.name}", 1, words))
+    out, mixed = agree(found)
+    return out | ({"mixed": mixed} if mixed else {})
+
+
 def open_images(files: Sequence[Path]) -> dict[str, Any]:
-    """Image files as the words of `make_frames` (a lazy `intensity`, and what the first header says)."""
+    """Image files as the words of `make_frames`: a lazy `intensity`, and what the headers say.
+
+    `mixed` has a sentence for each word in which the files differ. Errors: `BadInput` for a file that is truncated or has another shape.
+    """
     first = files[0]
+    raw_header(readable(first))  # says of half a file that it is half a file
     with _opened(first) as image:
         data, header, count = np.asarray(image.data), dict(image.header), int(getattr(image, "nframes", 1) or 1)
         kind = type(image).__name__.removesuffix("Image").lower()
@@ -231,18 +224,28 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
             f"{first} has an image of rank {data.ndim} (shape {data.shape}); expected (y, x), one number per pixel"
         )
     dtype = frame_dtype(data.dtype, str(first))
-    places = [(first, i) for i in range(count)] if len(files) == 1 else [(f, 0) for f in files]
-    if len(files) > 1 and count > 1:
-        places = []
-        for f in files:
-            with _opened(f) as image:
-                places += [(f, i) for i in range(int(image.nframes))]
+    heads = [_headers(f, header if f is first else None) for f in files]
+    for f, (_, _, shape) in zip(files, heads, strict=True):
+        if shape is not None and heads[0][2] is not None and shape != heads[0][2]:
+            raise BadInput(f"{f} has shape {shape}; expected {heads[0][2]} as in {first.name}")
+    if len(heads[0][1]) != count and heads[0][0] not in ("tiff", "dectris"):  # fabio knows the format better
+        heads = [(family, images[:1], shape) for family, images, shape in heads]
+        counts = [count, *(_frame_count(f) if count > 1 else 1 for f in files[1:])]
+    else:
+        counts = [len(images) for _, images, _ in heads]
+    places = [(f, i) for f, n in zip(files, counts, strict=True) for i in range(n)]
     where = str(first) if len(files) == 1 else f"{len(files)} files like {first.name}"
     out = {"intensity": ImageRows(places, data.shape, dtype, where), "units": "ADU", "layout": f"{kind} image"}
-    out |= header_metadata(first, header)
+    out |= _series_words(files, heads, data.shape)
+    out["assumed"] = () if out["units"] == "photon" else ("units",)
     saturation = out.pop("saturation", None)
     if saturation:
         out["saturation_value"] = saturation
     if dtype.kind == "i" and (data < 0).any() and out["units"] == "photon":
         out["mask"] = data >= 0
     return out
+
+
+def _frame_count(path: Path) -> int:
+    with _opened(path) as image:
+        return int(image.nframes)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import xarray as xr
 
 from .arrays import is_zarr, open_npy, open_zarr, zarr_arrays
 from xrddiff.data.frames import (
+    PANEL_GEOMETRY,
     as_numbers,
     concat_frames,
     frame_image,
@@ -24,20 +26,19 @@ from xrddiff.data.frames import (
     panel_distance,
     validate_frames,
 )
-from .gate import readable
+from .gate import allow_outside, filter_names, is_hdf5, open_hdf5, readable, told
 from .geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .hdf5 import open_hdf5_frames, walk
+from .header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from .images import expand, is_pattern, natural, open_images
+from .probe import probe
 from xrddiff.data.sources import (
     ChainRows,
     LimitMask,
     RecentRows,
     Rows,
     SqueezedRows,
-    filter_names,
-    is_hdf5,
-    open_hdf5,
 )
 from .store import is_store, read_store, writing
 from ..errors import BadInput
@@ -94,8 +95,7 @@ def _gather(
         if dataset is None and described is not None and described.data and source.is_file() and is_hdf5(source):
             dataset = described.data
         out = _open_one(source, dataset)
-    if geometry is not None:
-        out = apply_geometry(out, read_geometry(geometry, tuple(out["intensity"].shape[-2:])), source)
+    out = _trust(out, source, geometry, words)
     rows = out["intensity"]
     if len(rows.shape) == 4 and rows.shape[1] == 1 and "panels" not in out:
         out["intensity"] = SqueezedRows(rows)
@@ -131,6 +131,35 @@ def _gather(
     return out
 
 
+def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
+    """`out` with what the geometry file says, without what cannot be, and with the names of what is assumed."""
+    shape = tuple(out["intensity"].shape[-2:])
+    whole = shape if len(out["intensity"].shape) == 3 else None  # a centre in px is one of a single plane
+    drop_impossible(out, whole, str(source), out.pop("names", {}))
+    mixed = out.pop("mixed", {})
+    assumed = set(out.pop("assumed", ())) | ({"polarization"} - out.keys())
+    if geometry is not None:
+        before = {k: out.get(k) for k in NEEDED}
+        out = apply_geometry(out, read_geometry(geometry, shape), source)
+        told = {k: out[k] for k in NEEDED if out.get(k) is not None and out[k] is not before[k]}
+        refuse_impossible(told, None, str(geometry))
+        mixed = {k: v for k, v in mixed.items() if k not in told}
+        assumed -= told.keys()
+    refuse_mixed(mixed, words)
+    refuse_impossible({k: words[k] for k in NEEDED if _is_number(words.get(k), k)}, whole, str(source))
+    assumed -= {k for k, v in words.items() if v is not None}
+    return out | {"assumed": ", ".join(sorted(assumed)) or None}
+
+
+def _is_number(value: Any, word: str) -> bool:
+    """Whether a word of the caller has the type of its quantity; what has not is refused by `make_frames`."""
+    try:
+        as_numbers(value, 2 if word == "beam_center" else 1, word)
+    except BadInput:
+        return False
+    return value is not None and not isinstance(value, str)
+
+
 def _place_panels(out: dict[str, Any], words: dict[str, Any], where: str) -> None:
     """Move the panels along the beam from the distance that the file says to the caller's; what nobody said is the panels' mean z."""
     panels, shape = out["panels"], tuple(out["intensity"].shape[1:])
@@ -161,12 +190,42 @@ def _missing_words(words: dict[str, Any]) -> list[str]:
     return [k for k in needed if k not in given]
 
 # %% ../../nbs/data/readers.ipynb #beddfb81
+def _in_sentences(function: Callable) -> Callable:
+    """Whatever a library raises is a sentence about the file."""
+
+    @wraps(function)
+    def inner(path: Any, /, **words: Any) -> Any:
+        first = (
+            path
+            if isinstance(path, str | Path)
+            else next(iter(path), "no file")
+            if isinstance(path, Sequence)
+            else path
+        )
+        with told(f"{first} cannot be read"):
+            return function(path, **words)
+
+    return inner
+
+
+def _look_first(path: Any, outside: bool) -> None:
+    """The gate and the probe, before anything else looks at the file."""
+    if not isinstance(outside, bool):
+        raise BadInput(f"outside is {outside!r}; expected true or false")
+    if isinstance(path, str | Path):
+        if outside:
+            allow_outside(path)
+        probe(path, outside)
+
+
+@_in_sentences
 def open_frames(
     path: str | Path | Sequence[str | Path],
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     complete: bool = True,
     **words: Any,
 ) -> xr.Dataset:
@@ -176,6 +235,7 @@ def open_frames(
     `geometry`: a PONI or CrystFEL `.geom` file, which wins over the data file. `dataset`: where the frames are, for a file that does not follow a layout.
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
+    `outside=True` follows links, virtual sources and external storage of HDF5 out of the folder of the file.
     `complete=False` lets frames through whose geometry is not known.
     Errors: `BadInput`, one sentence that names the file.
     """
@@ -192,7 +252,8 @@ def open_frames(
         path = readable(Path(path))
     many = _many(path)
     if many:
-        return _open_many(many, geometry=geometry, dataset=dataset, complete=complete, **words)
+        return _open_many(many, geometry=geometry, dataset=dataset, outside=outside, complete=complete, **words)
+    _look_first(path, outside)
     if isinstance(path, Path) and _is_ours(path):
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
@@ -230,6 +291,11 @@ def _open_ours(path: Path, geometry: str | Path | None, complete: bool, words: d
         if word in words:
             raise BadInput(f"{path} holds frames that xrddiff saved; their {word} cannot be replaced while opening")
     words = {k: v for k, v in words.items() if v is not None}
+    shape = tuple(ds["intensity"].shape[-2:]) if ds["intensity"].ndim == 3 else None
+    refuse_impossible({k: words[k] for k in NEEDED if _is_number(words.get(k), k)}, shape, str(path))
+    if "assumed" in ds.attrs:
+        left = [name for name in ds.attrs.pop("assumed").split(", ") if name not in words]
+        ds.attrs |= {"assumed": ", ".join(left)} if left else {}
     for word in NEEDED.keys() & words.keys():
         numbers = as_numbers(words[word], 2 if word == "beam_center" else 1, f"{path}: {word}")
         words[word] = numbers if word == "beam_center" else numbers[0]
@@ -274,9 +340,35 @@ def _open_many(files: Sequence[Path], /, **words: Any) -> xr.Dataset:
         part["shot_group"] = ("frame", group - group.min() + base)
         base = int(part["shot_group"].max()) + 1
         parts.append(part)
-    return concat_frames(parts)
+    return concat_frames(_one_geometry(files, parts))
+
+
+def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """The parts with one geometry and, where they differ in it, a wavelength for each frame; `BadInput` names two files that differ otherwise."""
+    first = parts[0]
+    for file, part in zip(files, parts, strict=True):
+        for name in (v for v in PANEL_GEOMETRY if v in first.coords and v in part.coords):
+            if first[name].shape == part[name].shape and not np.allclose(first[name], part[name], rtol=0, atol=1e-6):
+                raise BadInput(
+                    f"the files differ in their panels: {name} of {files[0].name} and {file.name}; expected one geometry"
+                )
+    said = [{k: p.attrs[k] for k in NEEDED if k in p.attrs} for p in parts]
+    words, mixed = agree([(f.name, p.sizes["frame"], w) for f, p, w in zip(files, parts, said, strict=True)])
+    refuse_mixed(mixed, {})
+    per_frame = "variables" in words or any("wavelength" in p.variables for p in parts)
+    out = []
+    for part in parts:
+        own = part.attrs.get("wavelength")
+        part = part.assign_attrs({k: words[k] for k in NEEDED if k in words})
+        if per_frame and own is not None and "wavelength" not in part.variables:
+            part["wavelength"] = ("frame", np.full(part.sizes["frame"], own))
+        out.append(part)
+    return out
 
 # %% ../../nbs/data/readers.ipynb #e9f7acf8
+_SHOWN_AS = {"wavelength": "wavelength_Å", "distance": "distance_mm", "pixel_size": "pixel_µm"}
+
+
 class Description(dict):
     """What is in a file, as a dictionary that shows itself as a table."""
 
@@ -286,9 +378,11 @@ class Description(dict):
         from rich.table import Table
 
         about = Table(show_header=False, show_edge=False, box=None, pad_edge=False)
+        assumed = {_SHOWN_AS.get(name, name) for name in self.get("assumed", "").split(", ")}
         for k, v in self.items():
-            if k not in ("arrays", "frame", "values"):
-                about.add_row(f"[bold]{escape(k.replace('_', ' '))}", _shown(v))
+            if k not in ("arrays", "frame", "values", "assumed"):
+                mark = " (assumed)" if k in assumed else ""
+                about.add_row(f"[bold]{escape(k.replace('_', ' '))}", _shown(v) + mark)
         yield about
         if self["arrays"]:
             columns = ("name", "shape", "dtype", "chunks", "filters")
@@ -398,12 +492,14 @@ def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
     return {k: n if isinstance(n, int) else float(n) for k, n in out.items()}
 
 
+@_in_sentences
 def inspect_file(
     path: str | Path,
     /,
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    outside: bool = False,
     frame: int = 0,
     png: str | Path | None = None,
     **words: Any,
@@ -417,11 +513,13 @@ def inspect_file(
     pattern = is_pattern(path)
     if not pattern:
         readable(path)
-        size = path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        files = [path] if path.is_file() else path.rglob("*") if is_zarr(path) else path.iterdir()
+        size = sum(p.stat().st_size for p in files if p.is_file())
         out["size"] = f"{size:,} bytes"
+    _look_first(path, outside)
     out["arrays"] = [] if pattern else _arrays(path)
     try:
-        ds = open_frames(path, geometry=geometry, dataset=dataset, complete=False, **words)
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=False, **words)
     except BadInput as error:
         if not out["arrays"]:
             raise

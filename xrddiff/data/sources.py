@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import os
 import warnings
-import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hdf5plugin  # noqa: F401  registers the compression filters of detectors (bitshuffle-LZ4, zstd, …) with HDF5
 import h5py
 import numpy as np
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from .gate import check_hdf5, check_size, find_source, readable, reason, told
+from .gate import check_dataset, check_size, leads_outside, open_hdf5, told
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['HDF5_SIGNATURE', 'FILTERS', 'Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask',
-           'SqueezedRows', 'is_hdf5', 'open_hdf5', 'filter_names', 'check_dataset', 'HDF5Rows', 'ZarrRows']
+__all__ = ['Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'HDF5Rows',
+           'ZarrRows']
 
 # %% ../../nbs/data/sources.ipynb #0c7382bc
 class Rows(BackendArray):
@@ -215,112 +213,7 @@ class SqueezedRows(Rows):
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         return self.stored.read(a, b, (0, *rest))
 
-# %% ../../nbs/data/sources.ipynb #b4ec701f
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
-def is_hdf5(path: Path) -> bool:
-    """Whether the file carries HDF5's signature at 0, 512, 1024, …"""
-    with open(path, "rb") as f:
-        offset, size = 0, os.fstat(f.fileno()).st_size
-        while offset + 8 <= size and offset <= 1 << 20:
-            f.seek(offset)
-            if f.read(8) == HDF5_SIGNATURE:
-                return True
-            offset = max(512, 2 * offset)
-    return False
-
-
-_open_files: weakref.WeakValueDictionary[tuple, h5py.File] = weakref.WeakValueDictionary()
-
-
-_outside: set[str] = set()  # real paths of the files that may lead out of their folder
-
-
-def open_hdf5(path: str | Path, *, outside: bool = False) -> h5py.File:
-    """The HDF5 file for reading, opened once per process and checked by the gate; errors are one sentence.
-
-    The key holds the file's identity, so that a file that was replaced is opened again, and the process, since a handle does not survive a fork.
-    `outside`: the file may lead to files outside its folder; it is remembered.
-    """
-    path = readable(Path(path))
-    status = os.stat(path)
-    real = os.path.realpath(path)
-    if outside:
-        _outside.add(real)
-    key = (os.getpid(), real, status.st_ino, status.st_mtime_ns, status.st_size)
-    file = _open_files.get(key)
-    if file is not None and file.id.valid:
-        return file
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder; expected an HDF5 file")
-    if status.st_size == 0:
-        raise BadInput(f"{path} is empty (0 bytes); expected an HDF5 file")
-    if not is_hdf5(path):
-        with open(path, "rb") as f:
-            found = f.read(8)
-        raise BadInput(f"{path} is not HDF5: it begins with {found!r}; expected the signature {HDF5_SIGNATURE!r}")
-    try:
-        file = h5py.File(path, "r")  # HDF5's own way of locking: another one would keep others of this process out
-    except OSError as error:
-        if "truncated" in str(error):
-            raise BadInput(
-                f"{path} is a truncated HDF5 file of {status.st_size} bytes ({_eof(error)}); copy or write it again"
-            ) from None
-        raise BadInput(f"{path} is a damaged HDF5 file: {reason(error, 200)}") from None
-    with told(f"{path} is a damaged HDF5 file"):
-        check_hdf5(file, outside=real in _outside)
-    _open_files[key] = file
-    return file
-
-
-def _eof(error: Exception) -> str:
-    """What HDF5 says of the length it expected."""
-    stored = str(error).rpartition("stored_eof = ")[2].rstrip(")")
-    return f"its header says {stored}" if stored.isdigit() else "its end is missing"
-
 # %% ../../nbs/data/sources.ipynb #202a58ae
-FILTERS = {
-    1: "gzip", 4: "szip", 307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "zstd",
-    32017: "SZ", 32018: "FCIDECOMP", 32022: "BitGroom", 32023: "GBR", 32024: "SZ3", 32025: "Delta-Rice", 32026: "Blosc2", 32028: "SPERR",
-}  # fmt: skip
-
-
-def filter_names(data: h5py.Dataset) -> list[str]:
-    """The filters a data set was written with, by name where known."""
-    plist = data.id.get_create_plist()
-    codes = [plist.get_filter(i) for i in range(plist.get_nfilters())]
-    known = {2: "shuffle", 3: "fletcher32", 5: "nbit", 6: "scaleoffset"}
-    return [
-        (FILTERS | known).get(code, f"{code} {name.decode(errors='replace')}".strip()) for code, _, _, name in codes
-    ]
-
-
-def check_dataset(data: h5py.Dataset, where: str) -> None:
-    """Refuse a data set whose filter no plugin reads, or whose sources are not there."""
-    plist = data.id.get_create_plist()
-    for i in range(plist.get_nfilters()):
-        code, flags, _, name = plist.get_filter(i)
-        if not h5py.h5z.filter_avail(code):
-            called = FILTERS.get(code) or name.decode(errors="replace").split(";")[0] or "unknown"
-            raise BadInput(
-                f"{where} is compressed with the HDF5 filter {code} ({called}), which no installed plugin reads; "
-                "expected one that hdf5plugin or HDF5_PLUGIN_PATH provides"
-            )
-    path = data.file.filename
-    if data.is_virtual:
-        for source in data.virtual_sources():
-            if source.file_name != "." and find_source(source.file_name, path) is None:
-                raise BadInput(f"{where} is a virtual data set whose source {source.file_name} is missing beside it")
-    elif plist.get_external_count():
-        for i in range(plist.get_external_count()):
-            name = os.fsdecode(plist.get_external(i)[0])
-            if find_source(name, path) is None:
-                raise BadInput(f"{where} keeps its values in {name}, which is missing")
-    first = data.id.get_chunk_info(0).size if data.chunks and data.id.get_num_chunks() else None
-    check_size(data.shape, data.dtype, where, data.chunks, first)
-
-
 class HDF5Rows(Rows):
     """Frames of one HDF5 data set, `(y, x)` counting as one frame; `exact` keeps the dtype. The file is opened once in each process."""
 
@@ -329,7 +222,7 @@ class HDF5Rows(Rows):
         with told(f"{self.where} cannot be read"):
             data = open_hdf5(path)[name]
             check_dataset(data, self.where)
-        self.outside = os.path.realpath(path) in _outside
+        self.outside = leads_outside(path)
         self.single = data.ndim == 2
         self.shape = (1, *data.shape) if self.single else tuple(data.shape)
         self.dtype = data.dtype if exact or data.dtype == bool else frame_dtype(data.dtype, self.where)

@@ -25,8 +25,8 @@ import xarray as xr
 
 from .arrays import is_zarr
 from .frames import IMAGE_DIMS, PANEL_DIMS, lazy_array, validate_frames
-from .gate import check_size, readable, told
-from .sources import HDF5Rows, Rows, ZarrRows, check_dataset, open_hdf5
+from .gate import check_dataset, check_size, open_hdf5, readable, told
+from .sources import HDF5Rows, Rows, ZarrRows
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0

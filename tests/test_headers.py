@@ -1,0 +1,415 @@
+"""Headers and geometry: every fault that real files had, made small, and what is said of it."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from xrddiff.cli import main
+from xrddiff.data.frames import is_lazy, make_frames
+from xrddiff.data.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
+from xrddiff.data.raw_headers import raw_header
+from xrddiff.data.readers import inspect_file, open_frames
+from xrddiff.data.store import save_frames
+from xrddiff.errors import BadInput
+
+KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (30.0, 20.0)}
+
+
+def counts(h=40, w=60, seed=0, dtype="u2"):
+    return np.random.default_rng(seed).poisson(9, (h, w)).astype(dtype)
+
+
+def refused(match, *args, **words):
+    with pytest.raises(BadInput, match=match) as caught:
+        open_frames(*args, **words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def opened(path, **words):
+    """Frames and the warnings that opening them gave."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ds = open_frames(path, **words)
+    return ds, [str(w.message) for w in caught if w.category is UserWarning]
+
+
+def mccd(path, data=None, wavelength=1.033, pixel=79e-6, distance=0.2, beam=(31.0, 22.0), order="<"):
+    """A MarCCD file: a TIFF with 3072 bytes of integers before its pixels."""
+    data = counts() if data is None else data
+    head = bytearray(4096)
+    entries = [(256, 4, data.shape[1]), (257, 4, data.shape[0]), (258, 3, 16), (259, 3, 1), (262, 3, 1)]
+    entries += [(273, 4, 4096), (277, 3, 1), (278, 4, data.shape[0]), (279, 4, data.nbytes)]
+    struct.pack_into(order + "2sHIH", head, 0, b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    for i, (tag, kind, value) in enumerate(entries):
+        struct.pack_into(order + "HHI" + ("I" if kind == 4 else "H"), head, 10 + 12 * i, tag, kind, 1, value)
+    head[1028:1032] = b"MMX\0"
+    values = {640: distance * 1e6, 644: beam[0] * 1e3, 648: beam[1] * 1e3, 772: pixel * 1e9, 776: pixel * 1e9}
+    for at, value in (values | {908: wavelength * 1e5}).items():
+        struct.pack_into(order + "i", head, 1024 + at, round(value))
+    path.write_bytes(bytes(head) + data.astype(order + "u2").tobytes())
+    return path
+
+
+def smv(path, data=None, **fields):
+    """An ADSC file as beamlines write it."""
+    data = counts() if data is None else data
+    fields = {"DIM": 2, "BYTE_ORDER": "little_endian", "TYPE": "unsigned_short"} | {
+        "SIZE1": data.shape[1], "SIZE2": data.shape[0], "PIXEL_SIZE": 0.1, "DISTANCE": 200, "WAVELENGTH": 1.0
+    } | fields  # fmt: skip
+    text = "{\nHEADER_BYTES= 1024;\n" + "".join(f"{k}={v};\n" for k, v in fields.items()) + "}\n"
+    path.write_bytes(text.encode().ljust(1024, b" ") + data.astype("<u2").tobytes())
+    return path
+
+
+def cbf(path, data=None, **fields):
+    """A Pilatus CBF with its comments."""
+    from fabio.cbfimage import CbfImage
+
+    fields = {"Detector:": "PILATUS 100K", "Pixel_size": "172e-6 m x 172e-6 m"} | fields
+    contents = "\r\n".join(f"# {k} {v}" for k, v in fields.items())
+    head = {"_array_data.header_convention": "PILATUS_1.2", "_array_data.header_contents": contents}
+    CbfImage(data=counts(dtype="i4") if data is None else data, header=head).write(str(path))
+    return path
+
+
+def edf(path, data=None, **fields):
+    """An EDF with ESRF's words."""
+    from fabio.edfimage import EdfImage
+
+    fields = {"WaveLength": 9.5e-11, "SampleDistance": 0.3, "PSize_1": 1e-4, "PSize_2": 1e-4} | fields
+    head = {k: str(v) for k, v in ({"Center_1": 31, "Center_2": 22} | fields).items()}
+    EdfImage(data=counts(dtype="i4") if data is None else data, header=head).write(str(path))
+    return path
+
+
+# ---------------------------------------------------------------- one geometry for a series
+
+
+def mixed_folder(folder):
+    folder.mkdir()
+    for name, wavelength, pixel in (("a", 1.033, 78.5e-6), ("b", 0.685, 79.18e-6), ("c", 0.689, 79.18e-6)):
+        mccd(folder / f"{name}.mccd", wavelength=wavelength, pixel=pixel)
+    return folder
+
+
+def test_a_folder_of_mixed_geometry_is_refused_with_two_files_and_values(tmp_path, capsys):
+    """I1: three .mccd of three experiments came back as one set."""
+    folder = mixed_folder(tmp_path / "mixed")
+    message = refused("differ in pixel_size", folder)
+    assert "a.mccd has 78.5 µm, b.mccd has 79.18 µm" in message and "give pixel_size=" in message
+    refused("differ in pixel_size", str(folder / "*.mccd"))
+    refused("differ in pixel_size", [folder / "a.mccd", folder / "c.mccd"])
+    assert main(["data", "inspect", str(folder), "--no-png"]) == 2
+    assert main(["data", "convert", str(folder), str(tmp_path / "out.h5")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("a.mccd has 78.5 µm, b.mccd has 79.18 µm") == 2 and not (tmp_path / "out.h5").exists()
+    # the caller's word settles it; two files that agree but for the wavelength are one set
+    assert open_frames(folder, pixel_size=79e-6).attrs["pixel_size"] == 79e-6
+    ds = open_frames([folder / "b.mccd", folder / "c.mccd"])
+    assert ds["wavelength"].values == pytest.approx([0.685, 0.689]) and ds.attrs["wavelength"] == pytest.approx(0.687)
+    assert is_lazy(ds["intensity"])
+
+
+@pytest.mark.parametrize(
+    ("word", "write", "values"),
+    [
+        ("distance", mccd, ({"distance": 0.2}, {"distance": 0.21})),
+        ("beam_center", mccd, ({"beam": (31, 22)}, {"beam": (32, 22)})),
+        ("distance", edf, ({"SampleDistance": 0.3}, {"SampleDistance": 0.31})),
+        ("pixel_size", smv, ({"PIXEL_SIZE": 0.1}, {"PIXEL_SIZE": 0.2})),
+        ("distance", cbf, ({"Detector_distance": "0.2 m"}, {"Detector_distance": "0.3 m"})),
+        ("wavelength", cbf, ({"Wavelength": "1.0 A"}, {})),
+    ],
+)
+def test_each_word_of_the_geometry_must_agree(tmp_path, word, write, values):
+    for i, fields in enumerate(values):
+        write(tmp_path / f"{i}.img", **fields)
+    refused(f"the files differ in {word}: 0.img has .*, 1.img has", str(tmp_path / "*.img"), complete=False)
+
+
+def test_rounding_and_jitter_are_one_geometry(tmp_path):
+    for i, (distance, x) in enumerate([(0.2, 31.0), (0.20005, 31.2)]):
+        mccd(tmp_path / f"{i}.mccd", distance=distance, beam=(x, 22))
+    assert open_frames(tmp_path).attrs["distance"] == 0.2
+    for word, q in QUANTITIES.items():
+        a = 10.0 if word == "beam_center" else q.low * 3
+        step = q.same * (1 if word == "beam_center" else a)
+        assert same(word, a, a + 0.9 * step) and not same(word, a, a + 1.1 * step)
+
+
+def test_images_of_one_file_must_agree_too(tmp_path):
+    from fabio.edfimage import EdfImage
+
+    head = {"SampleDistance": "0.3", "PSize_1": "1e-4", "PSize_2": "1e-4", "Center_1": "31", "Center_2": "22"}
+    image = EdfImage(data=counts(), header=head | {"WaveLength": "1e-10"})
+    image.append_frame(data=counts(seed=1), header=head | {"WaveLength": "1.1e-10"})
+    image.write(str(tmp_path / "two.edf"))
+    ds = open_frames(tmp_path / "two.edf")
+    assert ds["wavelength"].values == pytest.approx([1.0, 1.1]) and ds.sizes["frame"] == 2
+    image.append_frame(data=counts(seed=2), header=head | {"WaveLength": "1e-10", "SampleDistance": "0.5"})
+    image.write(str(tmp_path / "three.edf"))
+    refused("differ in distance: three.edf has 300 mm, image 2 of three.edf has 500 mm", tmp_path / "three.edf")
+
+
+def test_joined_sets_keep_a_wavelength_per_frame_or_are_refused(tmp_path):
+    for name, words in (("a", {}), ("b", {"wavelength": 1.31}), ("c", {"distance": 0.12})):
+        save_frames(make_frames(np.stack([counts()] * 2), **(KNOWN | words)), tmp_path / f"{name}.h5")
+    ds = open_frames([tmp_path / "a.h5", tmp_path / "b.h5"])
+    assert ds["wavelength"].values == pytest.approx([1.3, 1.3, 1.31, 1.31])
+    refused("differ in distance: a.h5 has 100 mm, c.h5 has 120 mm", tmp_path)
+    assert open_frames(tmp_path, distance=0.1).sizes["frame"] == 6
+    back = save_frames(ds, tmp_path / "joined.zarr")
+    assert open_frames(back)["wavelength"].values == pytest.approx(ds["wavelength"].values)
+
+
+def nexus(path, frames=3, **fields):
+    """NXmx with numbers of the beam and the detector, each one or one per frame."""
+    fields = {"detector_distance": (0.1, "m"), "x_pixel_size": (75e-6, "m"), "beam_center_x": (30.0, "pixel")} | fields
+    fields = {"beam_center_y": (20.0, "pixel"), "incident_wavelength": (1.0, "angstrom")} | fields
+    with h5py.File(path, "w") as f:
+        f["entry/data/data"] = np.stack([counts()] * frames)
+        for name, (value, unit) in fields.items():
+            place = "beam" if name.startswith("incident") else "detector"
+            f[f"entry/instrument/{place}/{name}"] = value
+            f[f"entry/instrument/{place}/{name}"].attrs.update({"units": unit} if unit else {})
+    return path
+
+
+def test_frames_of_one_hdf5_file_that_differ(tmp_path):
+    path = nexus(tmp_path / "a.h5", detector_distance=([0.1, 0.11, 0.12], "m"))
+    message = refused("a.h5 differ in distance: /entry/instrument/detector/detector_distance runs from 100 mm", path)
+    assert "to 120 mm" in message and open_frames(path, distance=0.1).attrs["distance"] == 0.1
+    refused("differ in beam_center", nexus(tmp_path / "b.h5", beam_center_x=([30.0, 31, 30], "pixel")))
+    ds = open_frames(nexus(tmp_path / "c.h5", incident_wavelength=([1.0, 1.1, 1.2], "angstrom")))
+    assert ds["wavelength"].values == pytest.approx([1.0, 1.1, 1.2])
+
+
+# ---------------------------------------------------------------- ADSC: one centre, written in many ways
+
+
+def test_adsc_centre_that_a_known_convention_settles(tmp_path):
+    """I3: BEAM_CENTER_Y was counted from the wrong edge; DENZO_X_BEAM beside it says so."""
+    # 40 rows of 0.1 mm: the beam is 2.2 mm below the first row, 1.8 mm above the last edge
+    path = smv(tmp_path / "a.img", BEAM_CENTER_X=3.1, BEAM_CENTER_Y=1.8, DENZO_X_BEAM=2.2, DENZO_Y_BEAM=3.1)
+    ds, said = opened(path)
+    assert ds.attrs["beam_center"] == pytest.approx((31, 22)) and ds.attrs["distance"] == pytest.approx(0.2)
+    assert len(said) == 1 and "a.img: BEAM_CENTER_X, BEAM_CENTER_Y = 3.1, 1.8 mm would be (31, 18) px" in said[0]
+    assert "taken instead: (31, 22) px of DENZO_X_BEAM, DENZO_Y_BEAM = 2.2, 3.1" in said[0] and "ADXV" in said[0]
+    # the same in Mosflm's way of counting, and a centre that fits no way
+    _, said = opened(smv(tmp_path / "b.img", BEAM_CENTER_X=2.2, BEAM_CENTER_Y=3.1, DENZO_XBEAM=2.2, DENZO_YBEAM=3.1))
+    assert "as Mosflm does" in said[0]
+    ds, said = opened(smv(tmp_path / "c.img", BEAM_CENTER_X=1, BEAM_CENTER_Y=1, DENZO_XBEAM=2.2, DENZO_YBEAM=3.1))
+    assert "the two contradict each other" in said[0] and ds.attrs["beam_center"] == pytest.approx((31, 22))
+
+
+def test_adsc_centre_alone(tmp_path):
+    alone = {"BEAM_CENTER_X": 3.1, "BEAM_CENTER_Y": 1.8}
+    ds, said = opened(smv(tmp_path / "ssrl.img", DETECTOR_SN=901, **alone))
+    assert ds.attrs["beam_center"] == pytest.approx((31, 22)) and "as this detector is known to" in said[0]
+    ds, said = opened(smv(tmp_path / "esrf.img", DETECTOR_SN=413, **alone))
+    assert ds.attrs["beam_center"] == pytest.approx((18, 31)) and "it could be (31, 22) px" in said[0]
+    _, said = opened(smv(tmp_path / "middle.img", data=counts(40, 40), BEAM_CENTER_X=2.0, BEAM_CENTER_Y=2.0))
+    assert not said  # in the middle of a square all ways agree
+
+
+def test_every_way_of_counting_a_centre():
+    """nanoBragg writes one beam, at fast 97.185 and slow 90 mm of 1765² pixels of 0.11 mm, in all ways."""
+    head = {"SIZE1": "1765", "SIZE2": "1765", "PIXEL_SIZE": "0.11", "DISTANCE": "50", "WAVELENGTH": "1.3"}
+    ways = {
+        "XDS_ORG": (97.185 / 0.11 + 0.5, 90 / 0.11 + 0.5),
+        "DENZO_BEAM": (90, 97.185),
+        "ADXV_CENTER": (97.185, 194.15 - 90),
+    }
+    names = {"XDS_ORG": "XDS_ORG{}", "DENZO_BEAM": "DENZO_{}_BEAM", "ADXV_CENTER": "ADXV_CENTER_{}"}
+    for way, (x, y) in ways.items():
+        own = {names[way].format("X"): f"{x:.6f}", names[way].format("Y"): f"{y:.6f}"}
+        found, notes = read_fields("smv", head | own, (1765, 1765))
+        assert found["beam_center"] == pytest.approx((97.185 / 0.11, 90 / 0.11), abs=1e-3), way
+        assert not notes
+    assert centre("mosflm", 1, 2, (10, 20)) == (2, 1) and centre("adxv", 3, 2, (10, 20)) == (3, 8)
+    assert all(f.word in QUANTITIES for f in FIELDS)
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+def test_impossible_headers_are_left_out_with_a_warning(tmp_path):
+    """I4: a beam at −5410 px and a detector 60 m away were believed."""
+    ds, said = opened(mccd(tmp_path / "a.mccd", beam=(-5410, 22), distance=0.2), complete=False)
+    assert "beam_center" not in ds.attrs and ds.attrs["distance"] == 0.2
+    assert len(said) == 1 and "a.mccd: beam_x, beam_y = -5410000, 22000 is a beam at (-5410, 22) px" in said[0]
+    assert "left out" in said[0]
+    refused("does not say its beam_center", tmp_path / "a.mccd")
+    assert opened(tmp_path / "a.mccd", beam_center=(30, 20))[0].attrs["beam_center"] == (30, 20)
+    ds, said = opened(edf(tmp_path / "b.edf", SampleDistance=60, WaveLength=0.95), complete=False)
+    assert {"distance", "wavelength"}.isdisjoint(ds.attrs) and len(said) == 2
+    assert any("SampleDistance = 60 is a distance of 60000 mm; expected 0.001 to 50 m: left out" in s for s in said)
+    ds, said = opened(nexus(tmp_path / "c.h5", detector_distance=(300.0, "m")), complete=False)
+    assert "distance" not in ds.attrs and "/entry/instrument/detector/detector_distance is 300000 mm" in said[0]
+
+
+def test_a_beam_beside_the_detector_is_kept_with_a_warning(tmp_path):
+    ds, said = opened(edf(tmp_path / "a.edf", Center_1=-20))
+    assert ds.attrs["beam_center"] == (-20, 22) and "beside the detector: kept" in said[0]
+    _, said = opened(nexus(tmp_path / "b.h5", beam_center_y=(-10.0, "pixel")))
+    assert "beside the detector: kept" in said[0]
+
+
+def test_fields_that_contradict_each_other(tmp_path):
+    ds, said = opened(cbf(tmp_path / "a.cbf", Wavelength="1.0 A", Photon_energy="8000 eV"), complete=False)
+    assert ds.attrs["wavelength"] == 1.0
+    assert "Photon_energy = 8000 eV is a wavelength of 1.5498 Å; taken instead: 1 Å of Wavelength = 1.0 A" in said[0]
+    assert not opened(cbf(tmp_path / "b.cbf", Wavelength="1.0 A", Photon_energy="12398 eV"), complete=False)[1]
+    ds, said = opened(nexus(tmp_path / "c.h5", incident_energy=(8000.0, "eV")))
+    assert ds.attrs["wavelength"] == 1.0 and "incident_energy is a wavelength of 1.5498 Å; taken instead" in said[0]
+    mar = mccd(tmp_path / "d.mccd", data=counts(400, 400), pixel=100e-6, beam=(20.5, 19.5))
+    assert "if mm were meant it would be at (205, 195) px, near it" in opened(mar)[1][0]
+
+
+def test_pixels_that_are_not_square_are_refused(tmp_path):
+    refused("PSize_1, PSize_2 = 0.0001, 0.0002: pixels of 100 µm × 200 µm", edf(tmp_path / "a.edf", PSize_2=2e-4))
+    refused("expected square pixels", cbf(tmp_path / "a.cbf", Pixel_size="50e-6 m x 172e-6 m"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"distance": 200}, "distance is 200 m; expected 0.001 to 50 m; if 200 mm is meant, say distance=0.2"),
+        ({"pixel_size": 75}, "if 75 µm is meant, say pixel_size=7.5e-05"),
+        ({"pixel_size": 0.075}, "if 0.075 mm is meant, say pixel_size=7.5e-05"),
+        ({"wavelength": 9500}, "if 9500 eV is meant, say wavelength=1.305"),
+        ({"wavelength": 1e-10}, "if 1e-10 m is meant, say wavelength=1"),
+        ({"beam_center": (-5410, 20)}, "expected a beam on or near the detector of 60 × 40 px"),
+    ],
+)
+def test_the_callers_impossible_word_is_refused_with_the_unit_that_was_meant(tmp_path, words, sentence):
+    np.save(tmp_path / "a.npy", counts()[None])
+    assert sentence in refused("a.npy: ", tmp_path / "a.npy", **(KNOWN | words))
+    saved = save_frames(make_frames(counts()[None], **KNOWN), tmp_path / "a.h5")
+    assert sentence in refused("a.h5: ", saved, **words)
+    for word in words:
+        assert problem(word, KNOWN[word], (40, 60)) is None
+
+
+# ---------------------------------------------------------------- half a file
+
+
+def six_pages(path, **options):
+    pages = [Image.fromarray(counts(seed=i)) for i in range(6)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], **options)
+    return path
+
+
+def pgm(path):
+    from fabio.pnmimage import PnmImage
+
+    PnmImage(data=counts()).write(str(path))
+    return path
+
+
+def bruker(path):
+    from fabio.bruker100image import Bruker100Image
+
+    Bruker100Image(data=counts(64, 64)).write(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("pages.tif", six_pages),
+        ("packed.tif", lambda p: six_pages(p, compression="tiff_lzw")),
+        ("big.tif", lambda p: six_pages(p, big_tiff=True)),
+        ("a.edf", edf),
+        ("a.img", smv),
+        ("a.cbf", cbf),
+        ("a.mccd", mccd),
+        ("motorola.mccd", lambda p: mccd(p, order=">")),
+        ("a.pgm", pgm),
+        ("a.sfrm", bruker),
+    ],
+)
+def test_half_a_file_is_refused_in_one_sentence(tmp_path, name, write, capsys):
+    """I5: half of a six-page TIFF read as one frame, half an EDF as 88% zeros."""
+    whole = write(tmp_path / name)
+    frames = open_frames(whole, complete=False)
+    assert frames["intensity"].values.any() and frames.sizes["frame"] == (6 if name.endswith("tif") else 1)
+    raw = whole.read_bytes()
+    declared = raw_header(whole).size if raw_header(whole) else len(raw)
+    cut = tmp_path / f"cut_{name}"
+    for size in (len(raw) // 2, len(raw) * 9 // 10, declared - 1):
+        cut.write_bytes(raw[:size])
+        refused(f"cut_{name} (is truncated|cannot be read|is damaged)", cut, **KNOWN)
+    assert main(["data", "convert", str(cut), str(tmp_path / "out.h5")]) == 2
+    assert not (tmp_path / "out.h5").exists() and f"cut_{name}" in capsys.readouterr().err
+
+
+def test_half_a_file_in_a_series_is_found_at_once(tmp_path):
+    for i in range(3):
+        edf(tmp_path / f"{i}.edf")
+    (tmp_path / "1.edf").write_bytes((tmp_path / "1.edf").read_bytes()[:3000])
+    refused("1.edf is truncated", tmp_path)
+
+
+def test_a_compressed_half_and_a_directory_in_circles(tmp_path):
+    import gzip
+
+    raw = edf(tmp_path / "a.edf").read_bytes()
+    (tmp_path / "b.edf.gz").write_bytes(gzip.compress(raw[:3000]))
+    refused("b.edf.gz", tmp_path / "b.edf.gz", **KNOWN)
+    (tmp_path / "c.edf.gz").write_bytes(gzip.compress(raw))
+    assert open_frames(tmp_path / "c.edf.gz").attrs["distance"] == 0.3
+    circle = bytearray(six_pages(tmp_path / "a.tif").read_bytes())
+    first = struct.unpack_from("<I", circle, 4)[0]
+    entries = struct.unpack_from("<H", circle, first)[0]
+    struct.pack_into("<I", circle, first + 2 + 12 * entries, first)
+    (tmp_path / "circle.tif").write_bytes(circle)
+    assert len(raw_header(tmp_path / "circle.tif").images) == 1
+
+
+def test_headers_of_a_series_are_read_without_pixels(tmp_path, monkeypatch):
+    """Opening 200 files reads the pixels of the first alone."""
+    import fabio
+
+    raw = mccd(tmp_path / "0.mccd").read_bytes()
+    for i in range(1, 200):
+        (tmp_path / f"{i}.mccd").write_bytes(raw)
+    real, seen = fabio.open, []
+    monkeypatch.setattr(fabio, "open", lambda name, *a: seen.append(name) or real(name, *a))
+    ds = open_frames(tmp_path)
+    assert ds.sizes["frame"] == 200 and len(seen) == 1
+    assert ds["intensity"][150].values.any() and len(seen) == 2
+
+
+# ---------------------------------------------------------------- what is assumed
+
+
+def test_what_is_assumed_is_marked_and_survives(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", counts()[None])
+    ds = open_frames(tmp_path / "a.npy", **KNOWN)
+    assert ds.attrs["assumed"] == "polarization, units" and "ADU (assumed)" in repr(ds.frames)
+    about = str(inspect_file(tmp_path / "a.npy"))
+    assert "ADU (assumed)" in about and "0.99 (assumed)" in about
+    for name in ("b.h5", "b.zarr"):
+        back = open_frames(save_frames(ds, tmp_path / name))
+        assert back.attrs["assumed"] == "polarization, units"
+        assert open_frames(tmp_path / name, units="photon").attrs["assumed"] == "polarization"
+    assert "assumed" not in open_frames(tmp_path / "a.npy", units="ADU", polarization=0.9, **KNOWN).attrs
+    ds = open_frames(cbf(tmp_path / "a.cbf", Polarization="0.98"), complete=False)
+    assert "assumed" not in ds.attrs and ds.attrs["polarization"] == 0.98
+    path = nexus(tmp_path / "n.h5", detector_distance=(0.1, ""))
+    assert "distance" in open_frames(path).attrs["assumed"]
+    assert main(["data", "inspect", str(path), "--no-png"]) == 0
+    said = capsys.readouterr().out
+    assert "100 (assumed)" in said and "0.99 (assumed)" in said
+
+
+def test_agree_of_nothing_said():
+    assert agree([("a", 1, {}), ("b", 1, {})]) == ({}, {})
