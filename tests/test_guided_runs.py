@@ -85,7 +85,7 @@ def test_a_weaker_model_is_an_earlier_checkpoint_another_average_or_another_run(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["inference.guidance_step=4"], r"keeps the checkpoints \[3, 6, 7\]; expected one of them"),
+        (["inference.guidance_step=99"], r"keeps the checkpoints \[.*7\]; expected one of them"),
         (["inference.guidance_run=/nowhere"], "has no config.yaml"),
         ([], "needs a weaker model; expected inference.guidance_step"),
         (["inference.guidance_step=3", "inference.guidance_scale=1"], "has no effect at guidance_scale=1"),
@@ -135,8 +135,7 @@ def test_a_number_has_no_classes(tmp_path):
 
 
 def test_paths_of_a_sampling_are_absolute(tmp_path, monkeypatch):
-    from xrddiff.cluster.jobs import execute_sample
-from xrddiff.config import absolute_words
+    from xrddiff.config import absolute_words
 
     monkeypatch.chdir(tmp_path)
     assert absolute_words(["inference.guidance_run=a b", "inference.steps=3"]) == [

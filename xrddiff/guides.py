@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .diffusion.denoisers import like
 from .diffusion.guidance import autoguidance, classifier_free, classifier_guidance
 from .diffusion.schedules import LogNormal
 from .errors import BadInput
