@@ -167,7 +167,7 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path, damage):
     elif damage == "no manifest":
         manifest.unlink()
     elif damage == "format":
-        manifest.write_text(json.dumps({**words, "version": 2}))
+        manifest.write_text(json.dumps({**words, "version": 3}))
     else:  # a manifest must not lead out of its folder
         (tmp_path / "x").write_bytes(whole)
         words["files"]["../x"] = words["files"].pop("model.safetensors")
@@ -176,6 +176,38 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path, damage):
         load_checkpoint(path)
     with pytest.warns(UserWarning, match="step-00000002 is skipped: "):
         assert load_checkpoint(tmp_path).step == 1
+
+
+def test_any_damage_to_a_manifest_costs_that_checkpoint_alone(tmp_path):
+    """Each bit of it flipped in turn, and whatever JSON can be instead: resume goes on from the checkpoint before, with a warning."""
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    add_to_checkpoint(path, note={"a": 1})
+    manifest = path / "manifest.json"
+    whole, words = manifest.read_bytes(), json.loads(manifest.read_text())
+    flipped = [whole[:i] + bytes([whole[i] ^ (1 << i % 7)]) + whole[i + 1 :] for i in range(len(whole))]
+    others = [[words], {**words, "files": {}}, {**words, "added": {"note": "gone.json"}}, 7, None]
+    texts = [*map(json.dumps, others), "[" * 100_000]
+    for damaged in [*flipped, *(text.encode() for text in texts)]:
+        manifest.write_bytes(damaged)
+        try:
+            same = json.loads(damaged) == words
+        except (ValueError, RecursionError):
+            same = False
+        if same:  # a space for a line break says the same
+            continue
+        with pytest.warns(UserWarning, match="step-00000002 is skipped: "):
+            assert load_checkpoint(tmp_path).step == 1, damaged
+        with pytest.raises(CheckpointError, match="step-00000002 is broken: "):
+            load_checkpoint(path, verify=False)
+
+
+def test_damaged_words_are_found_without_the_hashes_of_weights(tmp_path):
+    save(tmp_path, 1)
+    state = save(tmp_path, 2) / "state.json"
+    state.write_bytes(state.read_bytes().replace(b'"step"', b'"sreo"'))
+    with pytest.warns(UserWarning, match="step-00000002 is skipped: the sha256 of state.json"):
+        assert latest_checkpoint(tmp_path, hashes=False).name == "step-00000001"
 
 
 def test_state_and_every_type_come_back(tmp_path):

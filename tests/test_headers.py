@@ -8,10 +8,12 @@ import warnings
 import h5py
 import numpy as np
 import pytest
+from conftest import need
 from PIL import Image
 
 from xrddiff.cli import main
 from xrddiff.data.frames import is_lazy, make_frames
+from xrddiff.data.geometry import PanelGeometry, q_map
 from xrddiff.data.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
 from xrddiff.data.raw_headers import raw_header
 from xrddiff.data.readers import inspect_file, open_frames
@@ -19,6 +21,7 @@ from xrddiff.data.store import save_frames
 from xrddiff.errors import BadInput
 
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (30.0, 20.0)}
+TOLD = ["wavelength=1.3", "distance=0.1", "pixel_size=75e-6", "beam_center=[30,20]"]
 
 
 def counts(h=40, w=60, seed=0, dtype="u2"):
@@ -409,6 +412,104 @@ def test_what_is_assumed_is_marked_and_survives(tmp_path, capsys):
     assert main(["data", "inspect", str(path), "--no-png"]) == 0
     said = capsys.readouterr().out
     assert "100 (assumed)" in said and "0.99 (assumed)" in said
+
+
+# ---------------------------------------------------------------- minors
+
+
+def cxi(path, shape=(3, 40, 60), **fields):
+    """CXI with numbers of the detector."""
+    with h5py.File(path, "w") as f:
+        f["entry_1/data_1/data"] = np.random.default_rng(0).poisson(9, shape).astype("u2")
+        f["entry_1/instrument_1/source_1/energy"] = 1.602176634e-15  # 10 keV in J, the unit of CXI
+        for name, value in fields.items():
+            f[f"entry_1/instrument_1/detector_1/{name}"] = value
+    return path
+
+
+def test_cxi_corner_and_basis_vectors_of_a_straight_plane(tmp_path):
+    """A plane whose x and y fall along rows and columns, as CXI's axes look from the sample."""
+    p = 75e-6
+    there = {"corner_position": [30 * p, 20.5 * p, 0.2], "basis_vectors": [[0, -p, 0], [-p, 0, 0]]}
+    ds = open_frames(cxi(tmp_path / "a.cxi", **there))
+    assert ds.attrs["beam_center"] == pytest.approx((30, 20.5)) and ds.attrs["distance"] == pytest.approx(0.2)
+    assert ds.attrs["pixel_size"] == pytest.approx(p) and ds.attrs["wavelength"] == pytest.approx(1.23984, rel=1e-5)
+    ds, said = opened(cxi(tmp_path / "b.cxi", distance=0.25, **there))
+    assert ds.attrs["distance"] == pytest.approx(0.2)
+    assert "detector_1/distance is 250 mm; taken instead: 200 mm of /entry_1/instrument_1/detector_1/corner" in said[0]
+    per_frame = {k: np.stack([v] * 3) for k, v in there.items()}
+    assert open_frames(cxi(tmp_path / "c.cxi", **per_frame)).attrs["beam_center"] == pytest.approx((30, 20.5))
+    per_frame["corner_position"][1, 2] += 0.01
+    refused("d.cxi differ in /entry_1/instrument_1/detector_1/corner_position", cxi(tmp_path / "d.cxi", **per_frame))
+    alone = cxi(tmp_path / "e.cxi", corner_positions=there["corner_position"], x_pixel_size=p, distance=0.2)
+    assert open_frames(alone).attrs["beam_center"] == pytest.approx((30, 20.5))
+
+
+def test_cxi_planes_that_are_tilted_or_many(tmp_path):
+    """q from the corner and the vectors themselves, against the geometry of the frames."""
+    p, tilt, wavelength = 75e-6, np.deg2rad(10), 12398.419843320026 / 10000
+    fs, ss = np.array([-p * np.cos(tilt), 0, p * np.sin(tilt)]), np.array([0, -p, 0])
+    corner = np.array([30 * p, 20 * p, 0.2])
+
+    def q_of(origin, fs, ss):
+        y, x = np.mgrid[:40, :60] + 0.5
+        at = origin + x[..., None] * fs + y[..., None] * ss
+        cosine = at[..., 2] / np.linalg.norm(at, axis=-1)
+        return 4 * np.pi * np.sin(np.arccos(cosine) / 2) / wavelength
+
+    ds = open_frames(cxi(tmp_path / "tilted.cxi", corner_position=corner, basis_vectors=[ss, fs]))
+    assert ds["intensity"].dims == ("frame", "panel", "ss", "fs")
+    assert np.allclose(q_map(PanelGeometry.from_frames(ds))[0], q_of(corner, fs, ss), rtol=1e-9)
+    two = np.stack([corner, corner + [0.01, 0, 0]])
+    path = cxi(tmp_path / "two.cxi", (3, 2, 40, 60), corner_position=two, basis_vectors=[[ss, fs]] * 2)
+    assert np.allclose(q_map(PanelGeometry.from_frames(open_frames(path)))[1], q_of(two[1], fs, ss), rtol=1e-9)
+    lost = cxi(tmp_path / "lost.cxi", (3, 4, 40, 60), corner_position=two, basis_vectors=[[ss, fs]] * 2)
+    refused("corner_position of .* has 2 entries; expected one for each of the 4 modules", lost)
+    refused("expected square pixels", cxi(tmp_path / "f.cxi", corner_position=corner, basis_vectors=[2 * ss, fs]))
+
+
+def test_a_stack_whose_frames_come_last(tmp_path):
+    stack = np.random.default_rng(0).poisson(9, (40, 60, 6)).astype("u2")
+    np.save(tmp_path / "a.npy", stack)
+    message = refused("a.npy has shape", tmp_path / "a.npy", **KNOWN)
+    assert "40 frames of 60 × 6 pixels if the frame comes first; give axes=yxn" in message
+    ds = open_frames(tmp_path / "a.npy", axes="yxn", **KNOWN)
+    assert is_lazy(ds["intensity"]) and np.array_equal(ds["intensity"], np.moveaxis(stack, -1, 0))
+    assert open_frames(tmp_path / "a.npy", axes="nyx", **(KNOWN | {"beam_center": (3, 30)})).sizes["frame"] == 40
+    refused("axes='xyn'", tmp_path / "a.npy", axes="xyn", **KNOWN)
+    refused("is for .npy files", edf(tmp_path / "a.edf"), axes="yxn")
+    assert main(["data", "convert", str(tmp_path / "a.npy"), str(tmp_path / "a.h5"), "axes=yxn", *TOLD]) == 0
+    assert open_frames(tmp_path / "a.h5", complete=False).sizes["frame"] == 6
+    refused("axes cannot be replaced", tmp_path / "a.h5", axes="yxn")
+
+
+def test_a_named_detector_of_another_shape_is_refused_tilted_or_not(tmp_path):
+    need("pyFAI")
+    np.save(tmp_path / "a.npy", counts(60, 100)[None])
+    for rot in (0, 0.3):
+        (tmp_path / "a.poni").write_text(
+            "poni_version: 2.1\nDetector: Pilatus100k\nDetector_config: {}\nDistance: 0.2\nPoni1: 0.003\nPoni2: 0.005\n"
+            f"Rot1: {rot}\nRot2: 0\nRot3: 0\nWavelength: 1.1e-10\n"
+        )
+        refused(r"a.poni is for a detector of shape \(195, 487\)", tmp_path / "a.npy", geometry=tmp_path / "a.poni")
+
+
+def test_convert_replaces_nothing_unless_told(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", counts()[None])
+    target = tmp_path / "a.h5"
+    words = ["data", "convert", str(tmp_path / "a.npy"), str(target), *TOLD]
+    assert main(words) == 0
+    before = target.read_bytes()
+    np.save(tmp_path / "a.npy", counts(seed=1)[None])
+    assert main(words) == 2 and target.read_bytes() == before
+    assert "a.h5 is already there; expected a new name, or --overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0 and target.read_bytes() != before
+
+
+def test_a_negative_seed_is_refused(tmp_path, capsys):
+    assert main(["data", "simulate", "sim128", "-n", "1", "-o", str(tmp_path / "a.h5"), "--seed", "-1"]) == 2
+    assert "seed is -1; expected a whole number, 0 or more" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_agree_of_nothing_said():

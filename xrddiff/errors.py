@@ -26,4 +26,5 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """The end of an error sentence: `"; did you mean 'x'?"`, or the list of choices where none is near."""
     choices = sorted(choices)
     near = get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(choices)}"
+    listed = ", ".join(choices[:30]) + (f", … ({len(choices)} in all)" if len(choices) > 30 else "")
+    return f"; did you mean '{near[0]}'?" if near else f"; expected one of {listed}"

@@ -48,7 +48,7 @@ class SampleEvaluation:
         i = cfg.inference
         self.cfg, self.samples = cfg, read_store(path)
         self.generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-        self.prepared = prepare_words(cfg, self.generator.transform)
+        self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes)
         self.judged = self.prepared.held_out[: i.limit]
         self.numbers = judged_rows(self.prepared.train, self.judged)
         known = "gain" in self.prepared.frames["intensity"].attrs

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .config import inference_config, to_yaml
 from .data.frames import evenly_spaced, frame_mask
-from .data.labels import LABELS
+from .data.labels import LABELS, class_names, label_value
 from .data.loading import FrameLoader
 from .data.store import read_store, save_frames
 from .data.transforms import Transform
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['STEPS', 'KINDS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_fields', 'training_noise',
-           'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator', 'keep_template',
-           'sampling_words', 'ready_sampler', 'SampleJob', 'open_sample_job']
+__all__ = ['STEPS', 'KINDS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_classes', 'condition_fields',
+           'training_noise', 'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator',
+           'keep_template', 'sampling_words', 'ready_sampler', 'SampleJob', 'open_sample_job']
 
 # %% ../nbs/generators.ipynb #b0ee0c00
 def template_frames(frames: xr.Dataset) -> xr.Dataset:
@@ -80,25 +80,10 @@ def _column(values: Sequence[float | None]) -> np.ndarray:
     return np.array([float("nan") if v is None else v for v in values])
 
 
-def _classes(name: str, n: int) -> str:
-    """The n classes of a condition in words."""
-    names = LABELS[name].classes if name in LABELS else None
-    return ", ".join(f"{k} ({c})" for k, c in enumerate(names)) if names else f"a whole number from 0 to {n - 1}"
-
-
-def _wanted(name: str, value: Any, field: Any) -> float:
-    """The number for a condition that is asked for by number or, where its classes have names, by name; `field`: what the network knows of it."""
-    names = (name in LABELS and LABELS[name].classes) or ()
-    if isinstance(value, str) and value in names:
-        return names.index(value)
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not isinstance(field, int):
-        if number and np.isfinite(value):
-            return float(value)
-        raise BadInput(f"{name}={value}: expected a finite number")
-    if number and value in range(field):
-        return int(value)
-    raise BadInput(f"{name}={value}: there is no such class; expected {_classes(name, field)}")
+def condition_classes(loader: FrameLoader) -> dict[str, list[str]]:
+    """The names of the classes of each condition of `loader` that has names; a checkpoint keeps them."""
+    named = {name: class_names(loader.frames, name) for name in loader.conditions}
+    return {name: list(classes) for name, classes in named.items() if classes is not None}
 
 # %% ../nbs/generators.ipynb #7490f1c1
 def condition_fields(loader: FrameLoader) -> dict[str, Any]:
@@ -111,7 +96,7 @@ def condition_fields(loader: FrameLoader) -> dict[str, Any]:
         if not len(known):
             raise BadInput(f"the condition {name} is known of no training frame; expected it for some of them")
         if classes:
-            names = LABELS[name].classes if name in LABELS else None
+            names = class_names(loader.frames, name)
             fields[name] = int(values.max()) + 1 if names is None else len(names)
         else:
             mean, std = float(known.mean()), float(known.std())
@@ -173,7 +158,7 @@ class Generator:
     """A trained model and all that makes Frames of what it draws.
 
     `model`: a `Denoiser` or an `AutoregressiveDiffusion`; `shape`: (C, H, W) of what it draws, padding included; `space`: the latent space that it draws in, or None; `conditions`: the table of
-    the training frames' conditions; `limits`: (low, high) of the training values; `about`: attributes that every set of samples gets.
+    the training frames' conditions; `limits`: (low, high) of the training values; `about`: attributes that every set of samples gets; `classes`: the names of the classes of a condition.
     """
 
     model: nn.Module
@@ -185,6 +170,7 @@ class Generator:
     limits: tuple[float, float] | None = None
     device: torch.device | str = "cpu"
     about: dict[str, Any] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.transform.invertible:
@@ -213,6 +199,12 @@ class Generator:
         """What the network was told of its conditions: a number of classes, or [mean, std]."""
         return (self.model if self.autoregressive else self.model.net).config["conditions"]
 
+    def names(self, name: str) -> Sequence[str] | int | None:
+        """The classes of a condition: their names, or how many there are where they have none; None for a number."""
+        if not isinstance(self.fields[name], int):
+            return None
+        return self.classes.get(name) or (name in LABELS and LABELS[name].classes) or self.fields[name]
+
     def mask(self) -> Tensor | None:
         """The trustworthy pixels of what is drawn, (1, 1, H, W) bool; in a latent all are."""
         if self.space is not None:
@@ -239,7 +231,7 @@ class Generator:
         for name, table in self._table.items():
             kind = torch.int64 if isinstance(self.fields[name], int) else torch.float32
             if name in values:
-                chosen = np.full(len(samples), _wanted(name, values[name], self.fields[name]))
+                chosen = np.full(len(samples), label_value(name, values[name], self.names(name)))
             else:
                 chosen = table[[numpy_rng(seed, "condition", int(i)).integers(len(table)) for i in samples]]
             out[name] = torch.as_tensor(chosen, dtype=kind, device=self.device)
@@ -348,7 +340,11 @@ class Generator:
     ) -> xr.Dataset:
         """Samples with the conditions that they are made under, see `condition`."""
         columns = self.condition(frames["sample"].values, seed, values)
-        out = frames.assign({name: ("frame", column.cpu().numpy()) for name, column in columns.items()})
+        out = frames.copy()
+        for name, column in columns.items():
+            names = self.names(name)
+            about = {"classes": list(names)} if isinstance(names, Sequence) else {}
+            out[name] = ("frame", column.cpu().numpy(), about)
         if "frame_panel" in columns:
             out.attrs.pop("panel", None)
         return out
@@ -365,6 +361,7 @@ def generator_state(
     space: LatentSpace | None = None,
     conditions: Mapping[str, Any] | None = None,
     limits: Sequence[float] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint keeps, so that `open_generator` makes the model again: JSON values."""
     autoregressive = isinstance(model, AutoregressiveDiffusion)
@@ -376,6 +373,7 @@ def generator_state(
             "shape": list(shape),
             "autoencoder": None if space is None else space.statistics.sha256,
             "conditions": dict(conditions or {}),
+            "classes": {name: list(names) for name, names in (classes or {}).items()},
             "limits": None if limits is None else list(limits),
         },
     }
@@ -417,7 +415,7 @@ def open_generator(
     about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step if step is None else step}
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), Transform.from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
-        space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about,
+        space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
     )  # fmt: skip
 
 

@@ -121,7 +121,9 @@ def negative_binomial_nll(
     r = relative_spread**-2
     # differences of large numbers that no gradient passes through: float64
     constant = torch.lgamma(k.double() + r) - math.lgamma(r) - torch.lgamma(k.double() + 1)
-    return pixel_mean((k + r) * torch.log1p(mu / r) - k * (log_mu - math.log(r)) - constant.float(), mask)
+    # ln(1 + r/μ) as a softplus of logarithms: no difference of large numbers at large k
+    values = r * torch.log1p(mu / r) + k * F.softplus(math.log(r) - log_mu) - constant.float()
+    return pixel_mean(values, mask)
 
 # %% ../nbs/losses.ipynb #9c58bffd
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class Model:
         None, "weight of the loss over noise levels; null: that of the parameterisation", choices=WEIGHTINGS
     )
     condition: list[str] | None = word(
-        None, "numbers per frame that generation is conditioned on, for instance [crystals,wavelength]"
+        None, "labels per frame that generation is conditioned on, for instance [digit] or [hit_class,wavelength]"
     )
     diffusion_kwargs: DiffusionKwargs = field(default_factory=DiffusionKwargs)
 
@@ -131,16 +131,18 @@ class Data:
     data_path: str | None = word(None, "a file or folder with your own frames")
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
+    labels: str | None = word(None, "a table of labels, a row per frame: .csv, .tsv or .parquet")
     outside: bool = word(False, "follow an HDF5 file's links and virtual sources out of its folder")
     wavelength: float | None = word(None, "Å, where the file does not say", above=0)
     distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
     pixel_size: float | None = word(None, "m, where the file does not say", above=0)
     beam_center: list[float] | None = word(None, "[x, y] in pixels, where the file does not say")
-    limit: int | None = word(None, "use at most so many frames", low=1)
+    limit: int | None = word(None, "use at most so many frames, counted before they are cut", low=1)
     avg_pooling: bool = word(False, "average blocks of `pool` x `pool` pixels")
     pool: int = word(4, "side of a pooling block, in pixels", low=1)
     crop: list[int] | None = word(None, "[height, width] cut from the middle, in pixels after pooling", low=1)
     patch: int | None = word(None, "cut frames into square patches of this side, in pixels", low=1)
+    patch_limit: int | None = word(None, "use at most so many patches (or panels), drawn by data.seed", low=1)
     topk: float = word(1.0, "fraction of the found peaks, strongest first, that stay", low=0, high=1)
     transform: str = word("asinh", "from intensity to network value", choices=TRANSFORMS)
     train_ratio: float = word(0.8, "share of the shot groups that is trained on", above=0, high=1)
@@ -367,6 +369,8 @@ def value_problem(word: Word, value: Any) -> str | None:
             least = f"at least {low:g}" if low is not None else f"more than {above:g}" if above is not None else ""
             most = f"at most {high:g}" if high is not None else ""
             return f"{word.name}: found {v}, expected {' and '.join(filter(None, [least, most]))}"
+        if isinstance(v, int) and abs(v) >= 2**63:
+            return f"{word.name}: found {v}, expected a number below 2^63"
         if isinstance(v, float) and v in (float("inf"), float("-inf")) or v != v:
             return f"{word.name}: found {v}, expected a finite number"
     return None

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,8 @@ def submit(args: argparse.Namespace) -> int:
         sweep = expand_multirun(words) if args.array else [words]
         job, logs = plan_runs(sweep, profile.ranks, args.name, reserve=not shown)
         array = f"0-{len(sweep) - 1}" if args.array else None
+    if (args.dry_run or args.output) and not logs.is_dir():
+        logs = Path.cwd()  # SLURM makes no folders, and neither does what is only shown
     plan = Plan(profile, job, logs, array)
     if args.local:
         if array:
@@ -130,7 +133,8 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
     elif rows:
-        _print_table(status_table(rows))
+        width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else 160
+        print(status_table(rows, width))
     else:
         print("no jobs")
     return 0

@@ -159,6 +159,7 @@ def quoted(text: str) -> str:
 
 def prepare(job: Job, task: int = 0) -> Path:
     """Make the run folder of a task, or find the one that an earlier attempt made; returns it. Raises `BadInput` for whatever could not run."""
+    from xrddiff.checks import check_run
     from xrddiff.config import compose_config
 
     path = job.folder(task)
@@ -167,7 +168,9 @@ def prepare(job: Job, task: int = 0) -> Path:
             raise BadInput(f"script: there is no file {job.script}")
         complete_run(path)
     elif not (path / "config.yaml").is_file():
-        complete_run(path, replace(compose_config(job.words(task)), resume=None))
+        cfg = replace(compose_config(job.words(task)), resume=None)
+        check_run(cfg)
+        complete_run(path, cfg)
     else:
         compose_config(run_words(job, task))
     with hold_run(path):

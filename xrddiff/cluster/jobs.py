@@ -33,7 +33,7 @@ from xrddiff.cluster.runs import (
     world_size,
     write_failure,
 )
-from .sharing import unfinished_samples
+from .sharing import check_evaluation, check_samples, unfinished_samples
 from .workers import parse_workers
 from ..config import absolute_words, compose_config, inference_config, model_parts, to_yaml
 from ..errors import BadInput, RankFailed, XrddiffError
@@ -156,11 +156,13 @@ def execute_run(
     on_start: Callable[[Path], Any] | None = None,
     terminal: bool = True,
 ) -> Path:
-    """Compose, make or reopen the run folder, execute its notebooks; returns the folder. With several ranks, all call this together.
+    """Compose, check, make or reopen the run folder, execute its notebooks; returns the folder. With several ranks, all call this together.
 
     `cfg` saves composing again what was composed before; `on_start(path)` is called on rank 0 with the folder before anything runs. A run that was stopped in order (USR2, TERM) ends
     there, to be resumed: `runs.stopped_by(path)` tells. A rank that fails leaves a mark (`runs.read_failures`).
     """
+    from xrddiff.checks import check_run
+
     cfg = cfg or compose_config(overrides)
     phases = run_phases(cfg)
     sources = [run_notebook_path(phase.notebook) for phase in phases]
@@ -172,6 +174,8 @@ def execute_run(
         first = ranks.first if ranks else lambda action: action()
 
         def open_folder() -> str:
+            if not cfg.resume:
+                check_run(cfg)
             path = Path(cfg.resume) if cfg.resume else create_run(cfg)
             held.enter_context(hold_run(path))
             if cfg.resume:
@@ -245,8 +249,10 @@ def execute_sample(
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):
+        check_samples(run, overrides, keep=cfg.engine == "inprocess")
         try:
             wanted = run.absolute() / "samples" / (name or cfg.presets["inference"])
+            wanted.parent.mkdir(exist_ok=True)
             folder = unfinished_samples(wanted, to_yaml(cfg)) or make_free_folder(wanted)
         except OSError as error:
             raise BadInput(f"cannot write to the run folder {run}: {error.strerror}") from None
@@ -276,6 +282,7 @@ def execute_evaluate(
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):
+        check_evaluation(run, overrides, samples, keep=cfg.engine == "inprocess")
         folder = run.absolute() / "evaluation"
         try:
             folder.mkdir(exist_ok=True)
@@ -379,6 +386,6 @@ def _parameters(words: Sequence[str]) -> dict[str, Any]:
             raise BadInput(f"'{word}' is no parameter of a notebook; expected name=value")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise BadInput(f"'{word}' cannot be read; expected a value of YAML, such as 3, text or [1, 2]") from None
     return found

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..config import is_path
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
@@ -58,15 +59,27 @@ class Submission:
         """The numbers of the tasks of an array, none for a plain job."""
         if self.array is None:
             return []
-        found = []
-        for part in self.array.partition("%")[0].split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
-        return found
+        spans = [part.partition("-") for part in self.array.partition("%")[0].split(",")]
+        return [task for first, _, last in spans for task in range(int(first), int(last or first) + 1)]
 
     def run_dir(self, task: int | None = None) -> str | None:
         """The folder of the run of a task."""
         return next(iter(self.run_dirs[task or 0 :]), None)
+
+    @property
+    def is_sound(self) -> bool:
+        """Is every field what it should be, each task of the array one with a run?"""
+        kinds = dict(id=int, job=dict, profile=dict, log=str, folder=str, array=str | None, cluster=str, submitted=str)
+        if not all(isinstance(getattr(self, name), kind) for name, kind in kinds.items()):
+            return False
+        runs, words = self.job.get("run_dirs") or [], self.job.get("overrides") or []
+        if not (isinstance(runs, list) and isinstance(words, list) and all(isinstance(r, str) for r in runs)):
+            return False
+        if self.array is None:
+            return True
+        if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*(%[0-9]+)?", self.array):
+            return False
+        return max(map(int, re.findall("[0-9]+", self.array.partition("%")[0]))) < len(runs)
 
     def log_file(self, task: int | None = None) -> Path:
         """The file that the log of a task is written to."""
@@ -120,9 +133,9 @@ def submissions(cluster: str | None = None) -> list[Submission]:
     for line in filter(None, lines):
         try:
             entry = Submission(**{k: v for k, v in json.loads(line).items() if k in known})
-            if not (isinstance(entry.id, int) and isinstance(entry.job, dict) and isinstance(entry.log, str)):
+            if not entry.is_sound:
                 raise TypeError
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             torn += 1
             continue
         if cluster is None or entry.cluster == cluster:
@@ -153,7 +166,7 @@ class Target:
 def find_target(text: str, known: Sequence[Submission]) -> Target:
     """The job `4711`, the task `4711_3`, or the job that last worked in a run folder. Raises `BadInput` if it is none of these."""
     number, _, task = text.partition("_")
-    if number.isdecimal() and (not task or task.isdecimal()):
+    if re.fullmatch("[0-9]{1,18}", number) and re.fullmatch("[0-9]{0,9}", task):
         which = int(task) if task else None
         found = next((s for s in reversed(known) if s.id == int(number)), None)
         if found and which is not None and which not in found.tasks:
@@ -166,9 +179,9 @@ def find_target(text: str, known: Sequence[Submission]) -> Target:
         for i, folder in enumerate(submission.run_dirs):
             if Path(folder) == path and (not submission.array or i in submission.tasks):
                 return Target(submission, i if submission.array else None, path, submission.id)
-    if not path.is_dir():
+    if not is_path(path, "dir"):
         raise BadInput(
-            f"{text} is neither a job nor a run: expected a number such as 4711 or 4711_3, or the folder of a run"
+            f"{text if len(text) < 300 else text[:60] + '…'} is neither a job nor a run: expected a number such as 4711 or 4711_3, or the folder of a run"
         )
     return Target(None, None, path)
 
@@ -201,7 +214,7 @@ def read_progress(run_dir: str | os.PathLike) -> Progress:
     return Progress(phase, None if step is None else int(step), epoch, loss, finished)
 
 
-def _last_row(path: Path, tail: int = 65536) -> dict[str, str]:
+def _last_row(path: Path, tail: int = 8192) -> dict[str, str]:
     """The last row of the split "train" within the last bytes of a CSV file."""
     with open(path, "rb") as file:
         names = next(csv.reader([file.readline().decode("utf-8", "replace")]), [])
@@ -211,8 +224,8 @@ def _last_row(path: Path, tail: int = 65536) -> dict[str, str]:
         lines = file.read().decode("utf-8", "replace").splitlines()
     if end - start > tail:
         lines = lines[1:]  # cut off at its front
-    rows = [dict(zip(names, row, strict=False)) for row in csv.reader(lines)]
-    return next((row for row in reversed(rows) if row.get("split") == "train"), {})
+    rows = (dict(zip(names, next(csv.reader([line]), []), strict=False)) for line in reversed(lines))
+    return next((row for row in rows if row.get("split") == "train"), {})
 
 
 def _number(text: str | None) -> float | None:

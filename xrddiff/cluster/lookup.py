@@ -23,7 +23,7 @@ def job_of_script(script: str) -> dict[str, Any] | None:
     found = re.search(r"^XRDDIFF_JOB=\$\(cat <<'JOB'\n(.*?)\nJOB$", script, re.M | re.S)
     try:
         job = json.loads(found.group(1)) if found else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return job if isinstance(job, dict) and isinstance(job.get("run_dirs"), list) else None
 
@@ -39,7 +39,8 @@ def submission_in_queue(number: int, cluster: str = "") -> Submission | None:
     log = re.search(r"^#SBATCH --output=\"?(.*?)\"?$", script, re.M)
     array = re.search(r"^#SBATCH --array=(\S+)", script, re.M)
     where = log.group(1).replace('\\"', '"') if log else ""
-    return Submission(number, job, {}, where, "", array.group(1) if array else None, cluster)
+    found = Submission(number, job, {}, where, "", array.group(1) if array else None, cluster)
+    return found if found.is_sound else None
 
 
 def known_jobs(queued: Sequence[QueuedJob], cluster: str) -> dict[int, Submission]:

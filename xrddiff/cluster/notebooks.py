@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
 from subprocess import DEVNULL
@@ -39,7 +39,7 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from papermill.exceptions import PapermillExecutionError
 
 from .live import LiveOutput, Screen, Stream
-from .runs import write_text
+from .runs import scratch_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
 from ..training.stopping import StopRequest
 
@@ -163,7 +163,7 @@ class LiveShell(CaptureShell):
 @contextmanager
 def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
     main, hook, shell = sys.modules.get("__main__"), sys.displayhook, InteractiveShell._instance
-    with tempfile.TemporaryDirectory(prefix="xrddiff-") as folder:
+    with scratch_folder() as folder:
         live = LiveShell(output, folder)
         InteractiveShell._instance = live
         try:
@@ -293,7 +293,7 @@ class _KernelClient(PapermillNotebookClient):
 
     def __init__(self, nb_man, job: _Job, **kwargs):
         super().__init__(nb_man, **kwargs)
-        self.job, self.sections, self.folder = job, _sections(nb_man.nb), None
+        self.job, self.sections, self.scratch = job, _sections(nb_man.nb), ExitStack()
 
     def create_kernel_manager(self):
         from ipykernel.kernelspec import make_ipkernel_cmd
@@ -302,8 +302,8 @@ class _KernelClient(PapermillNotebookClient):
 
         # the name of a socket has at most 107 characters
         parent = tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"
-        self.folder = tempfile.TemporaryDirectory(prefix="xrddiff-", dir=parent)
-        self.km = AsyncKernelManager(transport="ipc", connection_file=f"{self.folder.name}/kernel.json")
+        folder = self.scratch.enter_context(scratch_folder(parent))
+        self.km = AsyncKernelManager(transport="ipc", connection_file=f"{folder}/kernel.json")
         # this interpreter, whatever kernels are installed on the machine
         self.km._kernel_spec = KernelSpec(argv=make_ipkernel_cmd(), display_name="xrddiff", language="python")
         return self.km
@@ -379,8 +379,7 @@ class KernelEngine(_LiveEngine):
         try:
             client.execute()
         finally:
-            if client.folder:
-                client.folder.cleanup()
+            client.scratch.close()
 
 
 papermill_engines.register("kernel", KernelEngine)

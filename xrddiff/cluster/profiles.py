@@ -271,6 +271,8 @@ def _load(path: Path) -> Profile:
         raise BadInput(f"{path}: {error.strerror}; expected a YAML file with a profile") from None
     except UnicodeDecodeError:
         raise BadInput(f"{path}: not text; expected a YAML file with a profile") from None
+    except RecursionError:
+        raise BadInput(f"{path}: nested too deeply; expected lines such as 'nodes: 4'") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

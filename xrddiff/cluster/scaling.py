@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from xrddiff.cluster.comm import CommReport
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'trained_parameters', 'simple_allreduce_time', 'ring_allreduce_time',
-           'Network', 'fit_network', 'report_network', 'CostModel', 'threshold', 'verdict', 'scaling_table',
-           'plot_scaling', 'read_speed', 'measure_scaling']
+__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'trained_parameters', 'above_zero', 'simple_allreduce_time',
+           'ring_allreduce_time', 'Network', 'fit_network', 'report_network', 'CostModel', 'threshold', 'verdict',
+           'scaling_table', 'plot_scaling', 'read_speed', 'measure_scaling']
 
 # %% ../../nbs/cluster/scaling.ipynb #4abd21d7
 def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
@@ -34,19 +34,23 @@ def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
 # %% ../../nbs/cluster/scaling.ipynb #1713a8f4
 def trained_parameters(run: str | os.PathLike) -> int:
     """How many parameters the model of a run folder trains, from the header of its newest checkpoint. Raises `BadInput` where there is none."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     from xrddiff.training.checkpoints import latest_checkpoint
 
     newest = latest_checkpoint(Path(run) / "checkpoints", hashes=False)
     if newest is None or not (newest / "optimizer.safetensors").is_file():
         raise BadInput(f"{run} has no checkpoint with an optimiser; expected the folder of a run that has trained")
-    with safe_open(newest / "optimizer.safetensors", "np") as file:
-        means = [name for name in file.keys() if name.startswith("exp_avg/")]
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in means)
+    try:
+        with safe_open(newest / "optimizer.safetensors", "np") as file:
+            means = [name for name in file.keys() if name.startswith("exp_avg/")]
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in means)
+    except SafetensorError as error:
+        raise BadInput(f"{newest}: optimizer.safetensors cannot be read ({error})") from None
 
 # %% ../../nbs/cluster/scaling.ipynb #294b8e94
-def _above_zero(**values: float) -> None:
+def above_zero(**values: float) -> None:
+    """Raise `BadInput` for a value that is not a number above 0."""
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise BadInput(f"{name} is {value:g}; expected a number above 0")
@@ -54,13 +58,13 @@ def _above_zero(**values: float) -> None:
 
 def simple_allreduce_time(n: float, bandwidth: float) -> float:
     """Seconds to add up `n` bytes over many ranks: out and back at `bandwidth` GB/s. Raises `BadInput` for a bandwidth that is none."""
-    _above_zero(bandwidth=bandwidth)
+    above_zero(bandwidth=bandwidth)
     return 2 * n / (bandwidth * 1e9)
 
 # %% ../../nbs/cluster/scaling.ipynb #28ef5d15
 def ring_allreduce_time(n: float, ranks: int, bandwidth: float, latency: float = 0.0) -> float:
     """Seconds of a ring all-reduce of `n` bytes over `ranks` at `bandwidth` GB/s, with `latency` seconds per turn. Raises `BadInput` for no rank and for a bandwidth that is none."""
-    _above_zero(ranks=ranks, bandwidth=bandwidth)
+    above_zero(ranks=ranks, bandwidth=bandwidth)
     return 2 * (ranks - 1) * (latency + n / ranks / (bandwidth * 1e9))
 
 # %% ../../nbs/cluster/scaling.ipynb #ab0567ec
@@ -116,7 +120,7 @@ class CostModel:
 
     def __post_init__(self):
         names = ("parameters", "compute_seconds", "bandwidth", "bytes_per_parameter", "ranks_per_node")
-        _above_zero(**{name: getattr(self, name) for name in names})
+        above_zero(**{name: getattr(self, name) for name in names})
         if not 0 <= self.overlap <= 1 or not 0 <= self.latency < math.inf:
             raise BadInput(f"overlap is {self.overlap} and latency {self.latency}; expected 0 to 1, and 0 s or more")
 

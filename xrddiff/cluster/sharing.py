@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from .workers import Workers, open_workers, run_tasks
-from ..errors import XrddiffError
+from ..errors import BadInput, XrddiffError
 from ..training.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from xrddiff.training.steps import Ranks
 
 # %% auto #0
-__all__ = ['PARTS', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples', 'evaluate_run']
+__all__ = ['PARTS', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples', 'check_samples',
+           'evaluate_run', 'check_evaluation']
 
 # %% ../../nbs/cluster/sharing.ipynb #2a2d43b1
 @lru_cache(maxsize=1)
@@ -123,8 +125,8 @@ def make_samples(
     `words`: those of `inference_config`. Goes on with what is in `folder`, if it was begun with the same words and weights.
     """
     run, words, folder = str(Path(run).absolute()), tuple(words), Path(folder).absolute()
-    _sample_job.cache_clear()  # a run may have been trained on
     job = _sample_job(run, words, None)
+    _sample_job.cache_clear()  # the next time the run may have been trained on
     store = _begin(job, folder, replace=False)
     left = _missing(store)
     tasks = [(run, words, str(store.path), part) for part in left]
@@ -171,17 +173,33 @@ def make_samples_together(
 
 
 def unfinished_samples(wanted: Path, config: str) -> Path | None:
-    """The folder `wanted`, `wanted-2`, … in which samples with the configuration `config` were begun and not finished, or None."""
+    """The folder `wanted`, `wanted-2`, … in which samples with the configuration `config` were begun and not finished, or that was left before there was a plan for any; else None."""
     import json
 
     n, path = 1, wanted
     while path.exists():
+        if _is_bare(path):
+            return path
         with suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads((path / PARTS / "plan.json").read_text(encoding="utf-8"))["about"]["config"] == config:
                 return path
         n += 1
         path = wanted.with_name(f"{wanted.name}-{n}")
     return None
+
+
+def _is_bare(folder: Path) -> bool:
+    """Is this a folder of samples whose making was broken off before its plan was there? Then it holds nothing but a notebook and its log."""
+    left = {p.name for p in folder.iterdir() if not p.name.startswith(".")} if folder.is_dir() else {"a file"}
+    return all(name == "log.txt" or re.fullmatch(r"notebook(\.[0-9]+)?\.ipynb", name) for name in left)
+
+
+def check_samples(run: str | os.PathLike, words: Sequence[str], *, keep: bool = True) -> None:
+    """Raise `BadInput` if the run cannot be sampled with these words, before anything is made; what was opened for it is kept for `make_samples`."""
+    _sample_job.cache_clear()  # a run may have been trained on
+    _sample_job(str(Path(run).absolute()), tuple(words), None)
+    if not keep:
+        _sample_job.cache_clear()
 
 # %% ../../nbs/cluster/sharing.ipynb #335b6094
 @lru_cache(maxsize=1)
@@ -206,9 +224,9 @@ def evaluate_run(
     from xrddiff.metrics.generation import FEWEST
 
     run, words = str(Path(run).absolute()), tuple(words)
-    _evaluation.cache_clear()  # a run may have been trained on, and samples made again
     evaluation = _evaluation(run, words, samples, None)
     if min(evaluation.sets.values()) < FEWEST:
+        _evaluation.cache_clear()
         return evaluation, None
     i, seen, tasks = evaluation.cfg.inference, {name: {} for name in evaluation.sets}, []
     for name, n in evaluation.sets.items():
@@ -223,4 +241,23 @@ def evaluate_run(
 
         sizes = {(name, rows[0]): rows[1] - rows[0] for *_, name, rows in tasks}
         run_tasks(_look, tasks, pool, keep)
+    _evaluation.cache_clear()  # the next time the run may have been trained on, and samples made again
     return evaluation, evaluation.judge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})
+
+
+def check_evaluation(
+    run: str | os.PathLike, words: Sequence[str] = (), samples: str | None = None, *, keep: bool = True
+) -> None:
+    """Raise `BadInput` if there is nothing to judge, or too little, before anything is made; what was opened for it is kept for `evaluate_run`."""
+    from xrddiff.metrics.generation import FEWEST
+
+    _evaluation.cache_clear()  # a run may have been trained on, and samples made again
+    sets = _evaluation(str(Path(run).absolute()), tuple(words), samples, None).sets
+    few = min(sets, key=sets.get)
+    if sets[few] < FEWEST:
+        _evaluation.cache_clear()
+        raise BadInput(
+            f"{run} has {sets[few]} frames of {few}, too few to judge; expected at least {FEWEST} samples and frames"
+        )
+    if not keep:
+        _evaluation.cache_clear()

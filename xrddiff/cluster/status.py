@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .ledger import Progress, Submission, Target, find_target, read_progress
 from .lookup import known_jobs
 from .runs import read_failures, stopped_by
 from .slurm import cluster_name, past_states, queue
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 # %% auto #0
 __all__ = ['job_rows', 'status_table']
@@ -83,33 +80,37 @@ def _state_of_run(run: str | None, finished: bool) -> str:
     return "FAILED" if read_failures(run) else "STOPPED" if stopped_by(run) else "ENDED"
 
 # %% ../../nbs/cluster/status.ipynb #38b9ee3e
-def status_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of `job_rows` as a rich table."""
-    from rich.table import Table
-    from rich.text import Text
+_COLUMNS = (
+    dict(JOB="<", PARTITION="<", NAME="<", STATE="<", TIME=">", NODES=">")
+    | {"NODES OR REASON": "<"}
+    | dict(EPOCH=">", STEP=">", LOSS=">")
+)
+_LONG = ("NAME", "NODES OR REASON")  # what may be cut to fit the terminal
 
-    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title, side in (
-        ("JOB", "left"),
-        ("PARTITION", "left"),
-        ("NAME", "left"),
-        ("STATE", "left"),
-        ("TIME", "right"),
-        ("NODES", "right"),
-        ("NODES OR REASON", "left"),
-        ("EPOCH", "right"),
-        ("STEP", "right"),
-        ("LOSS", "right"),
-    ):
-        table.add_column(title, justify=side, no_wrap=title in ("JOB", "STATE"))
-    for row in rows:
-        get = row.get
-        numbers = [
-            f"{get('epoch'):g}" if get("epoch") is not None else "",
-            str(get("step") or ""),
-            f"{get('loss'):.4g}" if get("loss") is not None else "",
-        ]
-        what = " ".join(filter(None, [" ".join(str(get("name")).split()), get("phase") and f"({get('phase')})"]))
-        cells = [get("id"), get("partition"), what, get("state"), get("elapsed"), get("nodes"), get("where"), *numbers]
-        table.add_row(*(Text(c or "") for c in cells))  # Text: a name in square brackets is no markup
-    return table
+
+def status_table(rows: Sequence[dict[str, Any]], width: int = 160) -> str:
+    """The rows of `job_rows` as a table of text, of at most `width` characters where names can be cut."""
+    cells = [_cells(row) for row in rows]
+    widths = [max(len(title), *(len(c[i]) for c in cells)) for i, title in enumerate(_COLUMNS)]
+    for i, title in enumerate(_COLUMNS):
+        if title in _LONG:
+            widths[i] = max(len(title), widths[i] - max(0, sum(widths) + 2 * (len(widths) - 1) - width))
+    lines = []
+    for row in [list(_COLUMNS), *cells]:
+        cut = [c if len(c) <= w else c[: w - 1] + "…" for c, w in zip(row, widths, strict=True)]
+        lines.append(
+            "  ".join(f"{c:{side}{w}}" for c, side, w in zip(cut, _COLUMNS.values(), widths, strict=True)).rstrip()
+        )
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """What a row of the table says, on one line whatever a job is called."""
+    get = row.get
+    name = " ".join(filter(None, [str(get("name")), get("phase") and f"({get('phase')})"]))
+    numbers = [
+        f"{get(key):{form}}" if get(key) is not None else ""
+        for key, form in (("epoch", "g"), ("step", "d"), ("loss", ".4g"))
+    ]
+    found = [get("id"), get("partition"), name, get("state"), get("elapsed"), get("nodes"), get("where"), *numbers]
+    return [" ".join(str(c or "").split()) for c in found]

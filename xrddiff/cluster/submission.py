@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from .job import Job, pass_signals, quoted
 from .ledger import Submission, Target, read_progress
 from .lookup import known_jobs
 from .profiles import Profile, load_profile
-from .runs import cpu_count, environment, make_free_folder
+from .runs import cpu_count, environment, make_free_folder, scratch_folder
 from .scripts import log_pattern, render_script
 from .slurm import cluster_name, queue, submit_script
 from ..config import check_config, compose_config
@@ -53,8 +52,10 @@ def plan_runs(
 ) -> tuple[Job, Path]:
     """The job that makes these runs, one list of overrides for each, and the folder for its logs.
 
-    With `reserve` the run folders are made, empty, so that nobody else takes them. Raises `BadInput` for words that could not run.
+    With `reserve` the run folders are made, empty, so that nobody else takes them. Raises `BadInput` for words and frames that could not run.
     """
+    from xrddiff.checks import check_runs
+
     configs = [compose_config(overrides) for overrides in sweep]
     for cfg in configs:
         check_config(cfg, ranks=ranks)
@@ -62,6 +63,7 @@ def plan_runs(
             raise BadInput(
                 f"engine=kernel: a kernel is one process, and the profile has {ranks} ranks; expected engine=inprocess"
             )
+    check_runs(configs)
     folders: list[Path] = []
     for cfg in configs:
         folders.append(_run_folder(cfg, folders, reserve))
@@ -145,10 +147,8 @@ class Plan:
         return max(1, min(self.profile.cpus_per_task, cpu_count() // self.profile.ranks))
 
     def cluster_script(self) -> str:
-        """The script for sbatch; makes the folder for its log."""
-        script = render_script(self.profile, self.job, log=self.log, array=self.array)
-        _make(self.logs)
-        return script
+        """The script for sbatch; where it is only shown, its log goes to a folder that is there, for SLURM makes none."""
+        return render_script(self.profile, self.job, log=self.log, array=self.array)
 
     def local_script(self) -> str:
         """The script for bash on this machine, with as many ranks as the profile has."""
@@ -158,6 +158,7 @@ class Plan:
 def send(plan: Plan) -> Submission:
     """Give a plan to sbatch; returns what the ledger should keep of it. Where SLURM refuses, the run folders that were reserved are given back."""
     script = plan.cluster_script()
+    _make(plan.logs)
     try:
         cluster, number = cluster_name(), submit_script(script)
     except XrddiffError:
@@ -173,8 +174,8 @@ def send(plan: Plan) -> Submission:
 
 def run_here(script: str) -> int:
     """Run a local script under bash, and return its exit code. TERM and USR2 are passed on to it."""
-    with tempfile.TemporaryDirectory(prefix="xrddiff-") as folder:
-        file = Path(folder) / "job.sh"
+    with scratch_folder() as folder:
+        file = folder / "job.sh"
         file.write_bytes(os.fsencode(script))
         with subprocess.Popen(["bash", str(file)]) as shell, pass_signals([shell]):
             code = shell.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,17 +31,22 @@ def number(text: str) -> float:
     """A number with a decimal prefix: `50e6`, `50M`, `32k`. For argparse: raises its error."""
     found = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)([kMG]?)", text.strip())
     try:
-        return float(found.group(1)) * _PREFIXES[found.group(2)]
+        value = float(found.group(1)) * _PREFIXES[found.group(2)]
+        if not math.isfinite(value):
+            raise ValueError
+        return value
     except (AttributeError, ValueError):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number such as 50e6, 50M or 32k") from None
 
 
 def number_or_folder(text: str) -> float | Path:
     """As `number`; or a folder that is there."""
+    from xrddiff.config import is_path
+
     try:
         return number(text)
     except argparse.ArgumentTypeError:
-        if Path(text).is_dir():
+        if is_path(text, "dir"):
             return Path(text)
         raise argparse.ArgumentTypeError(
             f"found {text!r}, expected a number such as 50e6 or 50M, or the folder of a run"
@@ -110,6 +116,7 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
 
     from xrddiff.cluster.scaling import (
         CostModel,
+        above_zero,
         gradient_bytes,
         ring_allreduce_time,
         scaling_table,
@@ -121,9 +128,13 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     if args.comm:
         network = _measured_network(args.comm)
         bandwidth, latency = network.bandwidth, network.latency
+    above_zero(bytes=args.bytes, ranks_per_node=args.ranks_per_node)
+    if not 0 <= latency < math.inf:
+        raise BadInput(f"--latency-us: found {args.latency_us:g}; expected 0 or more")
     if args.params is None or bandwidth is None:
         raise BadInput("expected run folders, or --params with --bandwidth (GB/s) or --comm FILE (of comm-test --json)")
     parameters = trained_parameters(args.params) if isinstance(args.params, Path) else args.params
+    above_zero(params=parameters)
     n = gradient_bytes(parameters, args.bytes)
     simple = simple_allreduce_time(n, bandwidth)
     head = f"{parameters / 1e6:.4g} M parameters, {n / 1e6:g} MB of gradients, 2·bytes/bandwidth = {1e3 * simple:g} ms at {bandwidth:.3g} GB/s\n\n"
@@ -147,11 +158,13 @@ def _measured_network(file: str) -> Network:
         report = CommReport(
             found["num_processes"], found["num_nodes"], found["backend"], found["rounds"], found["messages"]
         )
+        return report_network(report)
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         raise BadInput(f"{file}: expected what `xrddiff comm-test --json` prints") from None
-    return report_network(report)
 
 
 def write_accelerate_config(args: argparse.Namespace) -> int:

@@ -6,21 +6,38 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .gate import check_size, readable, told
+from .own_labels import label_name
 from .sources import ArrayRows, Rows, ZarrRows
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
+__all__ = ['AXES', 'open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
 
 # %% ../../nbs/data/arrays.ipynb #c3076d36
-def open_npy(path: Path) -> dict[str, Any]:
-    """A `.npy` file as the words of `make_frames`."""
+AXES = ("nyx", "yxn")  # n: the number of the frame
+
+
+def _frame_first(array: np.ndarray, axes: str | None, path: Path) -> np.ndarray:
+    """A stack with its frames along the first axis. No detector is a handful of pixels wide, so a last axis shorter than 8 counts frames."""
+    if axes is not None and (axes not in AXES or array.ndim != 3):
+        raise BadInput(f"{path}: axes={axes!r} for shape {array.shape}; expected {' or '.join(AXES)} for three axes")
+    if axes is None and array.ndim == 3 and array.shape[-1] < 8 <= min(array.shape[:2]):
+        raise BadInput(
+            f"{path} has shape {array.shape}, {array.shape[0]} frames of {array.shape[1]} × {array.shape[2]} pixels if the frame comes first; "
+            "give axes=yxn if the frame comes last, axes=nyx if not"
+        )
+    return np.moveaxis(array, -1, 0) if axes == "yxn" else array
+
+
+def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
+    """A `.npy` file as the words of `make_frames`; `axes`: nyx as NumPy stacks frames, yxn where the last axis counts them."""
     with open(readable(path), "rb") as f:
         head = f.read(6)
     if head != b"\x93NUMPY":
@@ -29,7 +46,8 @@ def open_npy(path: Path) -> dict[str, Any]:
         )
         raise BadInput(f"{path} is {what if head else 'empty (0 bytes)'}")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings(action="ignore"):  # NumPy multiplies impossible lengths before it refuses them
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy reads the header with Python's parser, which raises what it likes
         objects = "pickle" in str(error) or "Python objects" in str(error)
         why = "it holds Python objects" if objects else "it is truncated or damaged"
@@ -39,6 +57,7 @@ def open_npy(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path} has rank {array.ndim} (shape {array.shape}); expected (y, x), (frame, y, x) or (frame, panel, ss, fs)"
         )
+    array = _frame_first(array, axes, path)
     return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
 
 
@@ -59,7 +78,7 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
-    """A foreign zarr store as the words of `make_frames`; `labels` and other arrays with one row per frame come along."""
+    """A foreign zarr store as the words of `make_frames`; labels and other arrays with one row per frame come along."""
     arrays = zarr_arrays(path)
     stacks = {k: a for k, a in arrays.items() if a.dtype.kind in "iufc" and 2 <= a.ndim <= 4 and min(a.shape[-2:]) >= 8}
     listing = "; ".join(f"{k or '(root)'} {a.shape} {a.dtype}" for k, a in list(arrays.items())[:8]) or "nothing"
@@ -81,15 +100,11 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     rows = ZarrRows(path, name)
     out: dict[str, Any] = {"parts": [rows], "units": "ADU", "layout": "zarr", "variables": {}}
     for other, array in arrays.items():
-        if (
-            other != name
-            and array.ndim
-            and array.shape[0] == rows.shape[0]
-            and array.dtype.kind in "iufb"
-            and "/" not in other
-        ):
+        stack = array.ndim > 1 and array.shape[0] == rows.shape[0] and array.dtype.kind in "iufb"
+        if other != name and stack and "/" not in other:
             with told(f"array '{other}' of {path} cannot be read"):
-                out["variables"][other] = ZarrRows(path, other) if array.ndim > 1 else np.asarray(array[...])
+                out["variables"][other] = ZarrRows(path, other)
+    out["variables"] |= _labels(path, arrays, name, rows.shape[0])
     group = json.loads(json.dumps(dict(arrays[name].attrs), default=str))
     out |= {k: group[k] for k in ("wavelength", "distance", "pixel_size", "beam_center", "units") if k in group}
     out["assumed"] = () if "units" in group else ("units",)
@@ -97,6 +112,22 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     if edge:
         out["mask"] = np.zeros(rows.shape[1:], bool)
         out["mask"][..., edge:-edge, edge:-edge] = True
+    return out
+
+
+def _labels(path: Path, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
+    """Numbers and text, one for each frame, at the top of the store and beside the array `name` of the frames."""
+    out, beside = {}, name.rpartition("/")[0]
+    for other, array in arrays.items():
+        group, _, own = other.rpartition("/")
+        if array.shape != (frames,) or array.dtype.kind not in "biufOTU" or group not in ("", beside):
+            continue
+        with told(f"array '{other}' of {path} cannot be read"):
+            values = np.asarray(array[...])
+        if own == "wavelength" and not group:
+            out[own] = values
+        elif own != "wavelength":
+            out[label_name(own)] = values if values.dtype.kind in "biuf" else values.astype(object).astype(str)
     return out
 
 

@@ -42,7 +42,7 @@ from .store import CannotSave, check_target, read_store, save_frames
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'fetch', 'simulate_to', 'convert']
+__all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
 
 # %% ../../nbs/data/catalog.ipynb #2f067d2a
 @dataclass(frozen=True)
@@ -223,11 +223,14 @@ def _laue(package: Path, folder: Path) -> xr.Dataset:
 _MAKERS: dict[str, Callable[[Path, Path], xr.Dataset]] = {"pilatus-reflectivity": _pilatus, "laue-ge": _laue}
 
 
+def _fetched_file(entry: Entry, cache: str | Path | None) -> Path:
+    """Where a fetched data set is kept."""
+    return Path(cache or cache_dir()) / "fetched" / f"{entry.name}-{entry.sha256[:12]}-1.h5"
+
+
 def _fetched(entry: Entry, cache: str | Path | None) -> Path:
     """The file of ours with a fetched data set; made where it is not there."""
-    base = Path(cache or cache_dir())
-    digest = entry.sha256[:12]
-    wanted = base / "fetched" / f"{entry.name}-{digest}-1.h5"
+    base, wanted = Path(cache or cache_dir()), _fetched_file(entry, cache)
     if wanted.exists():
         return wanted
     with wait_for(base / "fetched" / "locks" / entry.name):
@@ -266,6 +269,17 @@ def load(
     return ds if count >= ds.sizes["frame"] else select_frames(ds, slice(0, count))
 
 
+def is_cached(name: str, limit: int | None = None, cache: str | Path | None = None) -> bool:
+    """Would `load(name, limit)` read only what is on this disk, and make or fetch nothing?"""
+    entry = find_entry(name)
+    if entry.kind == "simulated":
+        folder = Path(cache or cache_dir()) / "simulated"
+        folder = simulation_folder(name, 0, cache) if folder.is_dir() else folder
+        blocks = -(-_check_limit(limit, entry) // block_size(entry.shape))
+        return all((folder / f"block-{k:06d}.h5").exists() for k in range(blocks))
+    return entry.kind == "built in" or _fetched_file(entry, cache).exists()
+
+
 def fetch(name: str, cache: str | Path | None = None) -> Path:
     """Make a named data set available offline, whole; the file or folder it is in."""
     entry = find_entry(name)
@@ -293,6 +307,8 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     from xrddiff.data.simulate import simulate
 
     experiment = find_experiment(experiment)
+    if isinstance(seed, bool) or int(seed) != seed or seed < 0:
+        raise BadInput(f"seed is {seed!r}; expected a whole number, 0 or more")
     check_target(path)
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise BadInput(f"n is {n!r}; expected how many shots of {experiment.name}, 1 or more")
@@ -314,11 +330,18 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
         raise CannotSave(f"cannot save {path}: {why}") from error
 
 
-def convert(source: str | Path, target: str | Path, /, *, progress: bool | None = None, **words: Any) -> Path:
-    """Rewrite frames from anything `open_frames` reads (with its words, such as `geometry=` or `wavelength=`) as `.h5` or `.zarr`, block by block."""
+def convert(
+    source: str | Path, target: str | Path, /, *, overwrite: bool = False, progress: bool | None = None, **words: Any
+) -> Path:
+    """Rewrite frames from anything `open_frames` reads (with its words, such as `geometry=` or `wavelength=`) as `.h5` or `.zarr`, block by block.
+
+    Errors: `BadInput` where `target` exists, unless `overwrite`.
+    """
     check_target(target)
     if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
         raise BadInput(f"{source} is both what is read and what is written; expected another file to write")
+    if not overwrite and os.path.lexists(target):
+        raise BadInput(f"{target} is already there; expected a new name, or --overwrite (overwrite=True) to replace it")
     ds = open_frames(source, **words)
     with _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told:
         return save_frames(ds, target, progress=told)

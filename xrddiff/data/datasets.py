@@ -5,7 +5,7 @@
 # %% ../../nbs/data/datasets.ipynb #243289e6
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import check_frames, data_name
-from .frames import IMAGE_DIMS, frame_count, select_frames, validate_frames
-from .labels import LABELS, with_labels
+from .frames import IMAGE_DIMS, frame_count, select_frames
+from .labels import LABELS, check_conditions, label_frames, label_names, with_labels
 from .loading import FrameLoader, split_by_group
 from .regions import Crop, Panels, Patches, Pool
 from .topk import TopK
 from .transforms import Pipeline, Transform, make_transform
 from ..errors import BadInput
+from ..seeds import numpy_rng
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,11 +38,16 @@ def open_data(
     limit: int | None = None,
     dataset: str | None = None,
     geometry: str | Path | None = None,
+    labels: str | Path | None = None,
+    condition: Sequence[str] = (),
+    classes: Mapping[str, Sequence[str]] | None = None,
     **words: Any,
 ) -> xr.Dataset:
     """Frames by catalog name or from a path, at most `limit` of them, lazily.
 
     `words` say what the file does not: `wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px; None leaves it to the file.
+    Frames that do not say their geometry pass: what needs it asks for it. `labels`: a table of labels, see `own_labels`.
+    `condition`: own labels whose classes are numbered now, over the whole set rather than the `limit`, or as `classes` (label -> names) has them.
     Raises `BadInput` where neither name nor path or both are given, or where the file cannot be used.
     """
     from xrddiff.data.catalog import load
@@ -49,14 +55,23 @@ def open_data(
 
     if (name is None) == (data_path is None):
         raise BadInput(f"data: found name={name} and data_path={data_path}; expected one of the two")
+
+    def numbered(frames: xr.Dataset) -> xr.Dataset:
+        own = [n for n in condition if n in label_names(frames) and n not in LABELS]
+        return with_labels(frames, own, classes) if own else frames
+
     words = {k: v for k, v in words.items() if v is not None}
     if name is not None:
         if words:
             raise BadInput(
                 f"data: {next(iter(words))} is given for the named set {name}, which knows its own; expected it with data_path only"
             )
-        return load(name, limit=limit)
-    frames = validate_frames(open_frames(data_path, dataset=dataset, geometry=geometry, **words), str(data_path))
+        if labels is None:
+            return numbered(load(name, limit=limit))
+        frames = label_frames(load(name), labels)
+    else:
+        frames = open_frames(data_path, dataset=dataset, geometry=geometry, labels=labels, complete=False, **words)
+    frames = numbered(frames)
     return frames if limit is None or limit >= frame_count(frames) else select_frames(frames, slice(0, limit))
 
 # %% ../../nbs/data/datasets.ipynb #0b9d8daa
@@ -118,38 +133,47 @@ def prepare_frames(
     train_ratio: float = 0.8,
     contiguous: bool = False,
     seed: int = 42,
+    patch_limit: int | None = None,
     **regions: Any,
 ) -> Prepared:
     """Apply the region words (see `region_transforms`), split by shot group, and fit the value transform on the training part.
 
+    `patch_limit`: at most so many of the patches or panels that frames are cut into, drawn by `seed`.
     `transform`: its name, or one that is fitted already, as that of an autoencoder whose latent is to be used.
     """
     chain = region_transforms(frames, **regions)
     images = chain.apply(frames)
+    if patch_limit is not None and patch_limit < frame_count(images):
+        drawn = numpy_rng("patches", seed).permutation(frame_count(images))[:patch_limit]
+        images = select_frames(images, np.sort(drawn))
     groups, series = frame_groups(images)
     train, held_out = split_by_group(groups, train_ratio, seed, contiguous=contiguous or series)
     value = make_transform(transform).fit(images, train) if isinstance(transform, str) else transform
     return Prepared(images, chain, value, train, held_out)
 
 # %% ../../nbs/data/datasets.ipynb #0d1a4c19
-def open_words(cfg: Config) -> xr.Dataset:
-    """The frames that the section `data` of `cfg` names, lazily; refuses frames that cannot be pooled or cut as it says."""
+def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) -> xr.Dataset:
+    """The frames that the section `data` of `cfg` names, lazily; refuses frames that cannot be pooled or cut as it says, or have not what `model.condition` names.
+
+    `classes`: by label, names that are known already, as those of a checkpoint.
+    """
     d = cfg.data
-    words = {
-        k: getattr(d, k)
-        for k in ("limit", "dataset", "geometry", "wavelength", "distance", "pixel_size", "beam_center")
-    }
-    words["outside"] = d.outside or None
+    names = "limit dataset geometry labels wavelength distance pixel_size beam_center".split()
+    condition = cfg.model.condition or []
+    words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)
     frames = open_data(data_name(cfg), d.data_path, **words)
     check_frames(cfg, frames["intensity"].shape)
+    check_conditions(frames, condition, cfg.inference.condition)
     return frames
 
 
-def prepare_words(cfg: Config, transform: Transform | None = None) -> Prepared:
-    """The frames of `cfg`, cut, split and scaled as its section `data` says, with the labels that `model.condition` names; `transform`: one that is fitted already."""
+def prepare_words(
+    cfg: Config, transform: Transform | None = None, classes: Mapping[str, Sequence[str]] | None = None
+) -> Prepared:
+    """The frames of `cfg`, cut, split and scaled as its section `data` says, with the labels that `model.condition` names; `transform`: one that is fitted already, `classes`: see `open_words`."""
     d = cfg.data
-    regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch")}
+    regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
     split = {k: getattr(d, k) for k in ("train_ratio", "contiguous", "seed")}
-    prepared = prepare_frames(open_words(cfg), transform=transform or d.transform, **split, **regions)
+    prepared = prepare_frames(open_words(cfg, classes), transform=transform or d.transform, **split, **regions)
     wanted = [name for name in cfg.model.condition or [] if name in LABELS]
     return replace(prepared, frames=with_labels(prepared.frames, wanted)) if wanted else prepared

@@ -21,9 +21,9 @@ from ..errors import BadInput, nearest
 
 # %% auto #0
 __all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'lazy_array', 'is_lazy', 'as_numbers',
-           'make_frames', 'with_peaks', 'validate_frames', 'frame_count', 'evenly_spaced', 'select_frames',
-           'concat_frames', 'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask', 'panel_distance',
-           'FramesAccessor']
+           'make_frames', 'with_peaks', 'missing_geometry', 'validate_frames', 'frame_count', 'evenly_spaced',
+           'select_frames', 'concat_frames', 'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask',
+           'panel_distance', 'FramesAccessor']
 
 # %% ../../nbs/data/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -311,6 +311,16 @@ def _blocks(ds: xr.Dataset) -> Iterator[tuple[slice, np.ndarray, np.ndarray | No
         yield rows, value.isel(frame=rows).values, mask
 
 
+def missing_geometry(ds: xr.Dataset) -> dict[str, str]:
+    """What the frames do not say of their geometry, with its unit: wavelength, distance, pixel size, beam centre; of panels, which know where they are, the wavelength alone."""
+    needed = {"wavelength": "Å"}
+    if "panel_origin" not in ds.coords:
+        needed |= {"distance": "m", "pixel_size": "m", "beam_center": "(x, y) px"}
+    if "wavelength" in ds.variables or "wavelength_range" in ds.attrs:
+        del needed["wavelength"]
+    return {name: unit for name, unit in needed.items() if name not in ds.attrs}
+
+
 def validate_frames(
     ds: xr.Dataset, where: str = "frames", *, values: bool = False, geometry: bool = True
 ) -> xr.Dataset:
@@ -325,15 +335,8 @@ def validate_frames(
         )
     _check_structure(ds, where)
     if geometry:
-        needed = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "(x, y) px"}
-        if "panel_origin" in ds.coords:  # panels know where they are
-            needed = {"wavelength": "Å"}
-        for name, unit in needed.items():
-            given = name in ds.attrs or (
-                name == "wavelength" and (name in ds.variables or "wavelength_range" in ds.attrs)
-            )
-            if not given:
-                raise BadInput(f"{where} has no {name}; expected the attribute {name} in {unit}")
+        for name, unit in missing_geometry(ds).items():
+            raise BadInput(f"{where} has no {name}; expected the attribute {name} in {unit}")
     if values:
         photons = ds["intensity"].attrs["units"] == "photon"
         for rows, block, mask in _blocks(ds):

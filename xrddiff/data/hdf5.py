@@ -14,15 +14,17 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from .cxi_planes import cxi_geometry, join_plane
+from .gate import check_dataset, open_hdf5, told
 from .geometry_files import HC
 from .header_rules import same, shown, warn
 from .images import natural
-from .gate import check_dataset, open_hdf5
+from .own_labels import label_name
 from .sources import HDF5Rows, Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table',
+__all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table', 'find_labels',
            'open_hdf5_frames']
 
 # %% ../../nbs/data/hdf5.ipynb #6da109c1
@@ -271,6 +273,35 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
         if len(wavelength) == frames and frames > 1 and np.ptp(wavelength) > 0:
             out["variables"]["wavelength"] = ("frame", wavelength)
         out["wavelength"] = float(wavelength.mean())
+    numbers = _detector_numbers(path, detectors)
+    for kind, own in zip((names, mixed, assumed), numbers[1:], strict=True):
+        kind.update(own)
+    out |= numbers[0]
+    for word, names_of in (("saturation_value", ("saturation_value",)), ("underload_value", ("underload_value",))):
+        item = next(_find(detectors, names_of), None)
+        if item is not None and item.dtype.kind in "iuf" and item.size == 1:
+            out[word] = float(np.ravel(item[()])[0])
+    for word, groups, fields in (
+        ("detector", detectors, ("description", "model")),
+        ("source", beams, ("name",)),
+    ):
+        text = _text(_find(groups, fields))
+        if text:
+            out[word] = text
+    own = _panel_geometry(detectors)
+    if own is not None:
+        out["panels"] = own
+    return out | _about(file, name) | {"names": names, "mixed": mixed, "assumed": assumed}
+
+
+def _detector_numbers(
+    path: Path, detectors: Sequence[h5py.Group]
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str], set[str]]:
+    """(distance, pixel size and beam centre, the data sets that say them, sentences for what is not one for all frames, what has no unit)."""
+    out: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    mixed: dict[str, str] = {}
+    assumed: set[str] = set()
     for word, fields in (
         ("distance", ("detector_distance", "distance")),
         ("pixel_size", ("x_pixel_size", "pixel_size")),
@@ -292,21 +323,7 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
         if not same("beam_center", [c.min() for c in centre], [c.max() for c in centre]):
             low, high = ([float(f(c)) for c in centre] for f in (np.min, np.max))
             mixed["beam_center"] = _differs(path, items[0], "beam_center", low, high)
-    for word, names_of in (("saturation_value", ("saturation_value",)), ("underload_value", ("underload_value",))):
-        item = next(_find(detectors, names_of), None)
-        if item is not None and item.dtype.kind in "iuf" and item.size == 1:
-            out[word] = float(np.ravel(item[()])[0])
-    for word, groups, fields in (
-        ("detector", detectors, ("description", "model")),
-        ("source", beams, ("name",)),
-    ):
-        text = _text(_find(groups, fields))
-        if text:
-            out[word] = text
-    own = _panel_geometry(detectors)
-    if own is not None:
-        out["panels"] = own
-    return out | _about(file, name) | {"names": names, "mixed": mixed, "assumed": assumed}
+    return out, names, mixed, assumed
 
 
 def _differs(path: Path, item: h5py.Dataset, word: str, low: Any, high: Any) -> str:
@@ -428,6 +445,39 @@ def find_peaks_table(path: Path, name: str, frames: int) -> pd.DataFrame | None:
         return table
     return None
 
+# %% ../../nbs/data/hdf5.ipynb #e9968de0
+def find_labels(path: Path, name: str, frames: int) -> dict[str, Any]:
+    """The data sets (frames,) or (frames, 1) of the file, by the names that `label_name` gives them; `name`: of the data set of the frames."""
+    file, out = open_hdf5(path), {}
+    beside = posixpath.dirname("/" + name.strip("/"))
+    for data in walk(file):
+        group, own = posixpath.split(data.name)
+        if data.shape not in ((frames,), (frames, 1)) or (frames == 1 and group != beside) or own == "wavelength":
+            continue
+        try:
+            with told(f"data set '{data.name}' of {path} cannot be read"):
+                values = _label_values(data, path)
+        except BadInput:
+            continue
+        if values is not None:
+            own = label_name(own)
+            out[own if own not in out else label_name(f"{posixpath.basename(group)}_{own}")] = values
+    return out
+
+
+def _label_values(data: h5py.Dataset, path: Path) -> Any:
+    """Numbers (n,) as a lazy source, text and the names of an enumeration as an array; None for anything else."""
+    check_dataset(data, f"data set '{data.name}' of {path}")
+    names = h5py.check_enum_dtype(data.dtype)
+    if names is not None and data.dtype.kind != "b":
+        names = {value: key for key, value in names.items()}
+        return np.array([names.get(v, "") for v in np.ravel(data[()]).tolist()], str)
+    if h5py.check_string_dtype(data.dtype) is not None:
+        return np.array(np.ravel(data.asstr(errors="replace")[()]), str)
+    if data.dtype.kind not in "biuf":
+        return None
+    return HDF5Rows(path, data.name, exact=True) if data.ndim == 1 else np.ravel(data[()])
+
 # %% ../../nbs/data/hdf5.ipynb #9920fdfd
 def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     """A foreign HDF5 file as the words of `make_frames`: lazy `intensity` (frame, …), mask, peaks, and what it says of the instrument.
@@ -465,6 +515,10 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
         depth = int(np.ravel(bits[()])[0]) if bits is not None and bits.size == 1 else 8 * parts[0].dtype.itemsize
         out["saturation_value"] = float(2 ** min(depth, 8 * parts[0].dtype.itemsize) - 2)
     out["parts"], out["stored_shape"] = parts, (frames, *parts[0].shape[1:])
+    if "panels" not in out:
+        planes = cxi_geometry(_groups(file, names[0])[1], out["stored_shape"], out.get("pixel_size"), path)
+        out = join_plane(out, *planes, path)
     out["mask"] = find_mask(path, names[0], out["stored_shape"])
     out["peaks"] = find_peaks_table(path, names[0], frames)
+    out["variables"] = find_labels(path, names[0], frames) | out["variables"]
     return out

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .gate import check_cbf, readable
+from .probe import probe
 from .header_rules import agree, read_fields, warn
 from .raw_headers import comment_fields, raw_header
 from .sources import EachRow, frame_dtype
@@ -87,6 +88,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         try:
             check_cbf(readable(path))
+            probe(path)
             image = fabio.open(str(path))
             if image is None or getattr(image, "data", None) is None:
                 raise ValueError("no image in it")

@@ -263,6 +263,12 @@ class FrameLoader:
                 )
         return mask
 
+    def check(self, numbers: Sequence[int]) -> None:
+        """Read the frames `numbers` and refuse what a batch with them would be refused for."""
+        buffer = np.empty(self.image_shape, np.float32)
+        for i in numbers:
+            self._frame(int(i), buffer)
+
     def _called(self, i: int) -> str:
         """Frame `i` in words: by its place in the file where that is known."""
         origin = frame_origin(self._value, i)

@@ -32,6 +32,7 @@ from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .hdf5 import open_hdf5_frames, walk
 from .header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from .images import expand, is_pattern, natural, open_images
+from .labels import describe_labels, join_labels, label_frames, label_names, label_words
 from .probe import probe
 from xrddiff.data.sources import (
     ChainRows,
@@ -48,13 +49,15 @@ __all__ = ['NEEDED', 'open_frames', 'Description', 'frame_statistics', 'inspect_
 
 # %% ../../nbs/data/readers.ipynb #ad63d711
 NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
-_WORDS = {"mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
+_WORDS = {"axes", "mask", "units", "polarization", "gain", "background_sigma", "panels", "variables", "peaks", *NEEDED}
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf")
 
 
-def _open_one(path: Path, dataset: str | None) -> dict[str, Any]:
+def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
     """One file or store in the words of `make_frames`, as stored; `intensity` is a lazy stack."""
     readable(path)
+    if axes is not None and path.suffix != ".npy":
+        raise BadInput(f"{path}: axes={axes!r} is for .npy files, which do not name their axes; expected no axes here")
     if path.is_dir():
         out = open_zarr(path, dataset) if is_zarr(path) else open_images(expand(path))
     else:
@@ -63,7 +66,7 @@ def _open_one(path: Path, dataset: str | None) -> dict[str, Any]:
         if is_hdf5(path) or path.suffix.lower() in _HDF5_SUFFIXES:
             out = open_hdf5_frames(path, dataset)
         elif head.startswith(b"\x93NUMPY") or path.suffix == ".npy":
-            out = open_npy(path)
+            out = open_npy(path, axes)
         elif head.startswith(b"PK\x03\x04"):
             raise BadInput(
                 f"{path} is a zip archive (.npz); expected .npy, which can be read frame by frame: unpack it first"
@@ -84,17 +87,20 @@ def _gather(
     *,
     geometry: str | Path | None = None,
     dataset: str | None = None,
+    axes: str | None = None,
     **words: Any,
 ) -> dict[str, Any]:
     """Everything `open_frames` knows of a foreign file before it is checked: the words of `make_frames`, and `layout`."""
     if not isinstance(path, Path):
+        if axes is not None:
+            raise BadInput(f"{path[0]}, …: axes={axes!r} is for .npy files; expected no axes here")
         out, source = open_images(path), path[0]
     else:
         source = path
         described = read_geometry(geometry) if geometry is not None and str(geometry).endswith(".geom") else None
         if dataset is None and described is not None and described.data and source.is_file() and is_hdf5(source):
             dataset = described.data
-        out = _open_one(source, dataset)
+        out = _open_one(source, dataset, axes)
     out = _trust(out, source, geometry, words)
     rows = out["intensity"]
     if len(rows.shape) == 4 and rows.shape[1] == 1 and "panels" not in out:
@@ -138,6 +144,9 @@ def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words
     drop_impossible(out, whole, str(source), out.pop("names", {}))
     mixed = out.pop("mixed", {})
     assumed = set(out.pop("assumed", ())) | ({"polarization"} - out.keys())
+    plane = out.pop("plane", None)
+    if plane is not None and geometry is None:
+        out = apply_geometry(out, plane, source)
     if geometry is not None:
         before = {k: out.get(k) for k in NEEDED}
         out = apply_geometry(out, read_geometry(geometry, shape), source)
@@ -215,7 +224,8 @@ def _look_first(path: Any, outside: bool) -> None:
     if isinstance(path, str | Path):
         if outside:
             allow_outside(path)
-        probe(path, outside)
+        if os.path.isfile(path) and is_hdf5(readable(Path(path))):
+            probe(path, outside)
 
 
 @_in_sentences
@@ -227,6 +237,7 @@ def open_frames(
     dataset: str | None = None,
     outside: bool = False,
     complete: bool = True,
+    labels: str | Path | None = None,
     **words: Any,
 ) -> xr.Dataset:
     """Frames from any file that is supported; values are read when they are indexed.
@@ -235,10 +246,14 @@ def open_frames(
     `geometry`: a PONI or CrystFEL `.geom` file, which wins over the data file. `dataset`: where the frames are, for a file that does not follow a layout.
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
+    `labels`: a table of labels, CSV or parquet, see `own_labels`; it wins over labels of the file.
     `outside=True` follows links, virtual sources and external storage of HDF5 out of the folder of the file.
-    `complete=False` lets frames through whose geometry is not known.
+    `complete=False` lets frames through whose geometry is not known. `axes="yxn"`: a .npy whose last axis counts the frames.
     Errors: `BadInput`, one sentence that names the file.
     """
+    if labels is not None:
+        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=complete, **words)
+        return label_frames(ds, labels, lambda: _file_of_each(path))
     for word in words:
         near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
         if word not in _WORDS and near:
@@ -270,6 +285,18 @@ def open_frames(
     attrs["layout"] = attrs.pop("layout_name")
     return validate_frames(make_frames(**attrs), where, geometry=complete)
 
+
+def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The file that each frame of `path` is in."""
+    one = isinstance(path, str | Path) and not is_pattern(path)
+    files = [Path(path)] if one else expand(path)
+    many = _many(files[0] if len(files) == 1 else files)
+    if many:
+        return [f for f in many for _ in range(open_frames(f, complete=False).sizes["frame"])]
+    if not one or (files[0].is_dir() and not is_zarr(files[0])):
+        return [f for f, _ in open_images(expand(path))["intensity"].places]
+    return files * open_frames(files[0], complete=False).sizes["frame"]
+
 # %% ../../nbs/data/readers.ipynb #0d8eadd3
 def _is_ours(path: Path) -> bool:
     if os.path.isdir(path):
@@ -287,7 +314,7 @@ def _open_ours(path: Path, geometry: str | Path | None, complete: bool, words: d
             )
         found = {k: getattr(file, k) for k in (*NEEDED, "gain", "detector")}
         words = {k: v for k, v in found.items() if v is not None} | words
-    for word in ("variables", "peaks", "panels"):
+    for word in ("variables", "peaks", "panels", "axes"):
         if word in words:
             raise BadInput(f"{path} holds frames that xrddiff saved; their {word} cannot be replaced while opening")
     words = {k: v for k, v in words.items() if v is not None}
@@ -334,13 +361,11 @@ def _open_many(files: Sequence[Path], /, **words: Any) -> xr.Dataset:
     parts, base = [], 0
     for f in files:
         part = open_frames(f, **words)
-        group = (
-            np.asarray(part["shot_group"].values) if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
-        )
-        part["shot_group"] = ("frame", group - group.min() + base)
+        group = part["shot_group"].values if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
+        part["shot_group"] = ("frame", np.unique(group, return_inverse=True)[1] + base)
         base = int(part["shot_group"].max()) + 1
         parts.append(part)
-    return concat_frames(_one_geometry(files, parts))
+    return concat_frames(join_labels(_one_geometry(files, parts)))
 
 
 def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
@@ -380,7 +405,7 @@ class Description(dict):
         about = Table(show_header=False, show_edge=False, box=None, pad_edge=False)
         assumed = {_SHOWN_AS.get(name, name) for name in self.get("assumed", "").split(", ")}
         for k, v in self.items():
-            if k not in ("arrays", "frame", "values", "assumed"):
+            if k not in ("arrays", "labels", "frame", "values", "assumed"):
                 mark = " (assumed)" if k in assumed else ""
                 about.add_row(f"[bold]{escape(k.replace('_', ' '))}", _shown(v) + mark)
         yield about
@@ -402,6 +427,14 @@ class Description(dict):
                 yield from lines
             if len(self["arrays"]) > 40:
                 yield f"… and {len(self['arrays']) - 40} more"
+        if self.get("labels"):
+            yield "\n[bold]labels[/bold] [dim](model.condition=\\[name])"
+            labels = Table(show_edge=False, pad_edge=False, box=None)
+            for column in ("name", "kind", "values (frames)", "unknown"):
+                labels.add_column(column, header_style="dim", overflow="fold")
+            for row in self["labels"]:
+                labels.add_row(*map(escape, label_words(row)))
+            yield labels
         if self.get("values"):
             yield f"\n[bold]trustworthy values of frame {self['frame']}"
             values = Table(show_edge=False, pad_edge=False, box=None)
@@ -550,9 +583,11 @@ def inspect_file(
         )
     if "peak" in ds.dims:
         out["peaks"] = ds.sizes["peak"]
-    extra = [str(v) for v in ds.data_vars if v not in ("intensity", "mask") and not str(v).startswith("peak_")]
+    skip = {"intensity", "mask", "wavelength", *label_names(ds)}
+    extra = [str(v) for v in ds.data_vars if v not in skip and not str(v).startswith("peak_")]
     if extra:
         out["per_frame"] = ", ".join(extra)
+    out["labels"] = describe_labels(ds)
     given = dict(ds.attrs) | {"variables": dict.fromkeys(map(str, ds.data_vars))}
     if "panel_origin" in ds.coords:
         given |= {"panels": 1, "distance": panel_distance(ds)}

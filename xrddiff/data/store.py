@@ -467,6 +467,11 @@ def _stored_zarr(path: Path, group: Any) -> dict[str, _Stored]:
 
 
 def _frames_of(attrs: dict[str, Any], stored: Mapping[str, _Stored], rows: Callable[[str], Any]) -> xr.Dataset:
+    for name, v in stored.items():
+        if len(set(v.dims)) != len(v.shape):
+            raise BadInput(
+                f"variable {name!r} has the dims {' '.join(v.dims) or 'none'} and the shape {v.shape}; expected a name for each"
+            )
     variables = {k: xr.Variable(v.dims, rows(k) if v.values is None else v.values, v.attrs) for k, v in stored.items()}
     return xr.Dataset(variables, attrs=attrs).set_coords([k for k, v in stored.items() if v.coordinate])
 

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..data.frames import frame_count, frame_image, frame_mask, select_frames
+from ..data.frames import frame_count, frame_image, frame_mask, missing_geometry, select_frames
 from ..data.geometry import geometry_of, q_map
 from ..data.loading import FrameLoader
-from ..data.peaks import find_frame_peaks
+from ..data.peaks import find_frame_peaks, radius_map
 from ..errors import BadInput
 from .baselines import PCA, with_intensity
 from .peaks import PeakScore, draw_counts
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Codec', 'ROW_NAMES', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'CodecScore',
-           'judge', 'mean_profile']
+           'judge', 'mean_profile', 'missing_scores']
 
 # %% ../../nbs/metrics/reconstruction.ipynb #75cbb8c8
 Codec = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
@@ -187,3 +187,21 @@ def mean_profile(frames: xr.Dataset, bins: int = 100) -> tuple[np.ndarray, np.nd
     for i in range(frame_count(frames)):
         profile.update(frame_image(frames, i), frame_mask(frames, i))
     return profile.compute()[:2]
+
+# %% ../../nbs/metrics/reconstruction.ipynb #7898f60c
+def missing_scores(reference: xr.Dataset, row: Mapping[str, float]) -> list[str]:
+    """Why entries of a `row` of `judge` are NaN, and why `mean_profile` gives none, for these reference frames: one sentence each."""
+    out, missing = [], missing_geometry(reference)
+    if np.isnan(row["recall"]):
+        out.append("Peak scores are left out: no peaks were found in the measured frames.")
+    if np.isnan(row["poisson_deviance"]) and "gain" not in reference["intensity"].attrs:
+        units = reference["intensity"].attrs["units"]
+        out.append(f"The Poisson deviance needs the gain: the frames do not say how many {units} a photon is.")
+    if radius_map(reference) is None:
+        out.append("The profile distance needs the beam centre: data.beam_center=[x,y] gives it.")
+    if missing:
+        said = ", ".join(f"data.{name}" for name in missing)
+        out.append(f"Radial profiles over q need what the frames do not say: {said}.")
+    elif "wavelength_range" in reference.attrs and "wavelength" not in {*reference.attrs, *reference.variables}:
+        out.append("Radial profiles over q need one wavelength, and the beam is white.")
+    return out

@@ -30,7 +30,7 @@ __all__ = ['CheckpointError', 'checkpoint_name', 'write_atomically', 'clean_chec
            'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng']
 
 # %% ../../nbs/training/checkpoints.ipynb #44194294
-_FORMAT, _VERSION = "xrddiff-checkpoint", 1
+_FORMAT, _VERSION = "xrddiff-checkpoint", 2  # version 1 had no digest of the manifest itself
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -144,10 +144,45 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": _sha256(path)}
 
 
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest without its own field `digest`."""
+    own = {k: v for k, v in manifest.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
 def _manifest(step: int, files: Mapping[str, Any], added: Mapping[str, str]) -> str:
-    """The text of manifest.json: an entry per file, and which files hold fields that were added to the state later."""
+    """The text of manifest.json: an entry per file, which files hold fields that were added to the state later, and the digest of all that."""
     head = {"format": _FORMAT, "version": _VERSION, "step": step}
-    return json.dumps({**head, "files": dict(sorted(files.items())), "added": dict(added)}, indent=1) + "\n"
+    manifest = {**head, "files": dict(sorted(files.items())), "added": dict(added)}
+    return json.dumps(manifest | {"digest": _digest(manifest)}, indent=1) + "\n"
+
+
+def _read_json(path: Path) -> Any:
+    """What a JSON file holds; raises `ValueError` where it cannot be read, however it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError) as e:
+        raise ValueError(f"{path.name} cannot be read") from e
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint folder `path`; raises `ValueError` with what is wrong with it."""
+    if not (path / "manifest.json").is_file():
+        raise ValueError("manifest.json is missing")
+    try:
+        found = _read_json(path / "manifest.json")
+        kind, version = found["format"], found["version"]
+        files = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in found["files"].items()}
+        added = {str(k): str(v) for k, v in found["added"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("manifest.json cannot be read") from None
+    if kind != _FORMAT or version not in (1, _VERSION):
+        raise ValueError(f"its format is {kind!r} version {version!r}; expected {_FORMAT!r} version {_VERSION}")
+    if version == _VERSION and found.get("digest") != _digest(found):
+        raise ValueError("manifest.json is not what was written: its digest is another")
+    if lost := {"state.json", *added.values()} - set(files):
+        raise ValueError(f"manifest.json does not list {sorted(lost)[0]}")
+    return {**found, "files": files, "added": added}
 
 # %% ../../nbs/training/checkpoints.ipynb #80e91285
 def save_checkpoint(
@@ -207,36 +242,31 @@ def save_checkpoint(
 
 # %% ../../nbs/training/checkpoints.ipynb #267b6cd7
 def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
-    """What is wrong with the checkpoint folder `path`, or None if it is intact; `hashes=False` compares sizes only."""
+    """What is wrong with the checkpoint folder `path`, or None if it is intact; `hashes=False` compares only the sizes of the tensors' files."""
     path = Path(path)
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        files = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in manifest["files"].items()}
-        kind, version = manifest["format"], manifest["version"]
-    except FileNotFoundError:
-        return "manifest.json is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "manifest.json cannot be read"
-    if kind != _FORMAT or version != _VERSION:
-        return f"its format is {kind!r} version {version!r}; expected {_FORMAT!r} version {_VERSION}"
+        files = _read_manifest(path)["files"]
+    except ValueError as e:
+        return str(e)
     for name, (size, _) in files.items():
         if Path(name).name != name or not (path / name).is_file():
             return f"{name} is missing"
         if (found := (path / name).stat().st_size) != size:
             return f"{name} has {found} bytes, its manifest says {size}"
-    if hashes:
-        for name, (_, sha256) in files.items():
-            try:
-                found = _sha256(path / name)
-            except OSError as e:
-                return f"{name} cannot be read: {e.strerror or e}"
-            if found != sha256:
-                return f"the sha256 of {name} is not that of its manifest"
+    for name, (_, sha256) in files.items():
+        if not (hashes or name.endswith(".json")):
+            continue
+        try:
+            found = _sha256(path / name)
+        except OSError as e:
+            return f"{name} cannot be read: {e.strerror or e}"
+        if found != sha256:
+            return f"the sha256 of {name} is not that of its manifest"
     return None
 
 
 def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None:
-    """The newest intact checkpoint in `folder`, or None; a broken one is skipped with a warning that says what is wrong with it. Without `hashes`, sizes alone are compared."""
+    """The newest intact checkpoint in `folder`, or None; a broken one is skipped with a warning that says what is wrong with it. Without `hashes` the tensors' files are compared by size alone."""
     for path in _checkpoints(Path(folder)):
         fault = find_fault(path, hashes=hashes)
         if fault is None:
@@ -292,12 +322,13 @@ def load_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint:
         path, verify = found, False
     if fault := find_fault(path, hashes=verify):
         raise CheckpointError(f"checkpoint {path} is broken: {fault}")
-    text = (path / "manifest.json").read_bytes()
-    manifest = json.loads(text)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    for field, file in manifest["added"].items():
-        state[field] = json.loads((path / Path(file).name).read_text(encoding="utf-8"))
-    return Checkpoint(path, state, tuple(manifest["files"]), hashlib.sha256(text).hexdigest())
+    try:
+        manifest, state = _read_manifest(path), dict(_read_json(path / "state.json"))
+        for field, file in manifest["added"].items():
+            state[field] = _read_json(path / file)
+    except (ValueError, TypeError) as e:
+        raise CheckpointError(f"checkpoint {path} is broken: {e}") from None
+    return Checkpoint(path, state, tuple(manifest["files"]), _sha256(path / "manifest.json"))
 
 # %% ../../nbs/training/checkpoints.ipynb #fce5b8c6
 def load_weights(model: nn.Module, source: Checkpoint | str | Path | Mapping[str, Tensor], *, ema: bool = True) -> None:
@@ -324,8 +355,9 @@ def load_weights(model: nn.Module, source: Checkpoint | str | Path | Mapping[str
 def add_to_checkpoint(path: str | Path, **fields: Any) -> Checkpoint:
     """Add `fields` (JSON values) to the state of the checkpoint folder `path`, whole or not at all; returns it opened again."""
     path = load_checkpoint(path).path
-    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    files, added = dict(manifest["files"]), dict(manifest["added"])
+    manifest = _read_manifest(path)
+    files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in manifest["files"].items()}
+    added = dict(manifest["added"])
     try:
         for field, value in fields.items():
             text = json.dumps(_plain(value, field), indent=1) + "\n"

@@ -30,9 +30,12 @@ def show_filled(
     rows = -(-len(tiles) // columns)
     figure = Picture(8.0, rows * (1.9 * seen.shape[0] / seen.shape[1] + 0.25) + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    shown = None
     for ax, (name, image) in zip(axes, tiles, strict=False):
-        shown = _imshow(ax, image, INTENSITY, Normalize(0, 1) if name == "filled" else norm, 256)
-        ax.set_title(name, fontsize=SMALL)
+        own = {"filled": 1.0, "spread of draws": np.nanmax(image, initial=1e-9)}.get(name)  # a scale of its own
+        drawn = _imshow(ax, image, INTENSITY, norm if own is None else Normalize(0, own), 256)
+        shown = drawn if own is None else shown
+        ax.set_title(f"{name}, 0 to {own:.3g}" if name.startswith("spread") else name, fontsize=SMALL)
     for ax in axes[len(tiles) :]:
         ax.set_axis_off()
     _colorbar(shown, axes, unit, pad=0.01, aspect=30)

@@ -1,0 +1,71 @@
+"""Frames without geometry, from file to report: plain labelled images and Laue frames train, sample and are judged; what needs a wavelength or a beam centre says so."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from conftest import need
+from scipy.ndimage import zoom
+
+from xrddiff.cli import main
+from xrddiff.data.frames import make_frames
+from xrddiff.data.store import save_frames
+
+SMALL = ["experiment_type=test", "size=tiny", "training.batch_size=16", "training.max_steps=2", "threads=1"]
+SMALL += ["inference.num_samples=4", "inference.steps=2", "inference.limit=8", "training.ema_decay=0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    digits = need("sklearn.datasets").load_digits()
+    x = np.clip(np.rint(16 * zoom(digits.images[:60], (1, 4, 4), order=1)), 0, None).astype(np.float32)
+    with h5py.File(folder / "digits.h5", "w") as f:
+        f["/entry/data/data"], f["/entry/data/digit"] = x, digits.target[:60]
+    np.save(folder / "plain.npy", x)
+    rng = np.random.default_rng(0)
+    laue = rng.poisson(20.0, (24, 32, 32))
+    for frame in laue:
+        for y, z in rng.integers(3, 29, (5, 2)):
+            frame[y - 1 : y + 2, z - 1 : z + 2] += 400
+    white = make_frames(laue.astype(np.int32), wavelength_range=(0.5, 2.5), beam_center=(16.0, 15.0))
+    save_frames(white, folder / "laue.h5")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """(model, file, words) -> the folder of a run of two steps."""
+    made = {}
+
+    def run(model: str, file: str, *words: str):
+        if (model, file) not in made:
+            place = [f"data.data_path={folder / file}", f"output_dir={folder}", f"run_name={file}"]
+            assert main(["run", f"model={model}", *place, *SMALL, *words]) == 0
+            made[model, file] = folder / f"{model}_test" / file
+        return made[model, file]
+
+    return run
+
+
+def test_an_autoencoder_of_a_plain_array(runs):
+    report = (runs("vae_kl", "plain.npy") / "report.md").read_text()
+    assert "The profile distance needs the beam centre: data.beam_center=[x,y] gives it." in report
+    assert (
+        "need what the frames do not say: data.wavelength, data.distance, data.pixel_size, data.beam_center" in report
+    )
+    assert "masked MSE, counts" in report and "## Radial profiles" not in report and "## Latents" in report
+
+
+def test_an_autoencoder_of_laue_frames(runs):
+    report = (runs("vae_kl", "laue.h5") / "report.md").read_text()
+    assert "Radial profiles over q need what the frames do not say: data.distance, data.pixel_size." in report
+    assert "profile distance |" in report and "Poisson deviance |" in report  # in pixels around the beam
+
+
+def test_a_run_without_what_its_condition_needs_leaves_nothing(folder, capsys):
+    words = [f"data.data_path={folder / 'digits.h5'}", f"output_dir={folder / 'none'}", "model=ddpm"]
+    for condition, sentence in (("wavelength", "data.wavelength= (Å)"), ("digt", "did you mean 'digit'?")):
+        assert main(["run", *words, *SMALL, f"model.condition=[{condition}]"]) == 2
+        assert sentence in capsys.readouterr().err and not (folder / "none").exists()
