@@ -131,7 +131,7 @@ def test_the_way_in_a_latent(runs, files):
         (["inpaint"], "--frames"),
         (["interpolate", "{files}/frames.h5", "sim-422:0"], "expected {files}/frames.h5:INDEX"),
         (["interpolate", "{files}/frames.h5:7", "sim-422:0"], "there is no frame 7"),
-        (["interpolate", "sim-422:0", "sim128:1"], "128 x 128 pixels; expected"),
+        (["interpolate", "sim-422:0", "sim128:1"], "sim128:1 is in photon; expected ADU"),
         (["interpolate", "sim-422:0", "sim-422:1", "-n", "1"], "at least 2"),
         (["interpolate", "sim-422:0", "sim-422:1", "inference.sampler=unipc"], "only ddim can be"),
         (["interpolate", "sim-422:0", "sim-422:1", "inference.stepz=3"], "inference.stepz"),
