@@ -39,6 +39,7 @@ PAGES = {
     "docs/cluster_tour.md": "cluster_tour.md",
     "slurm/README.md": "slurm.md",
     "docs/architecture.md": "architecture.md",
+    "docs/security.md": "security.md",
     "CHANGELOG.md": "changelog.md",
 }
 

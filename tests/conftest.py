@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,24 @@ def clean_environment() -> dict[str, str]:
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
     return env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def listening(*pids: int) -> set[str]:
+    """The IPv4 and IPv6 addresses at which these processes listen for TCP, by the kernel's table of sockets; with ports."""
+    own = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # files come and go
+                own.add(os.readlink(fd))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+                number, _, port = words[1].partition(":")
+                address = socket.inet_ntoa(bytes.fromhex(number)[::-1]) if table == "tcp" else f"IPv6 {number}"
+                found.add(f"{address}:{int(port, 16)}")
+    return found
 
 
 def need(name: str) -> ModuleType:

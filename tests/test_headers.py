@@ -377,6 +377,14 @@ def test_a_compressed_half_and_a_directory_in_circles(tmp_path):
     assert len(raw_header(tmp_path / "circle.tif").images) == 1
 
 
+def test_a_cbf_whose_pixels_begin_nowhere_does_not_hang(tmp_path):
+    """fabio reads on for ever where the name of the section or the mark before the pixels is damaged."""
+    raw = cbf(tmp_path / "a.cbf").read_bytes()
+    for old in (b"CIF-BINARY-FORMAT-SECTION", b"\x0c\x1a\x04\xd5", b"X-Binary-Size:"):
+        (tmp_path / "b.cbf").write_bytes(raw.replace(old, b"?" * len(old)))
+        refused("b.cbf is a damaged CBF", tmp_path / "b.cbf", **KNOWN)
+
+
 def test_headers_of_a_series_are_read_without_pixels(tmp_path, monkeypatch):
     """Opening 200 files reads the pixels of the first alone."""
     import fabio
@@ -492,6 +500,15 @@ def test_a_named_detector_of_another_shape_is_refused_tilted_or_not(tmp_path):
             f"Rot1: {rot}\nRot2: 0\nRot3: 0\nWavelength: 1.1e-10\n"
         )
         refused(r"a.poni is for a detector of shape \(195, 487\)", tmp_path / "a.npy", geometry=tmp_path / "a.poni")
+
+
+def test_an_impossible_geometry_file_is_refused(tmp_path):
+    need("pyFAI")
+    np.save(tmp_path / "a.npy", counts(60, 100)[None])
+    (tmp_path / "a.poni").write_text("poni_version: 2\nDetector: Detector\nDetector_config: {\"pixel1\": 1e-4, \"pixel2\": 1e-4}\n"
+        "Distance: 200\nPoni1: 0.003\nPoni2: 0.005\nRot1: 0\nRot2: 0\nRot3: 0\nWavelength: 1.1e-10\n")  # fmt: skip
+    message = refused("a.poni: distance is 200.0 m", tmp_path / "a.npy", geometry=tmp_path / "a.poni")
+    assert "if 200 mm is meant" in message
 
 
 def test_convert_replaces_nothing_unless_told(tmp_path, capsys):

@@ -10,7 +10,11 @@ from scipy.ndimage import zoom
 
 from xrddiff.cli import main
 from xrddiff.data.frames import make_frames
+from xrddiff.data.labels import class_names
+from xrddiff.data.readers import open_frames
 from xrddiff.data.store import save_frames
+from xrddiff.errors import BadInput
+from xrddiff.generators import open_generator
 
 SMALL = ["experiment_type=test", "size=tiny", "training.batch_size=16", "training.max_steps=2", "threads=1"]
 SMALL += ["inference.num_samples=4", "inference.steps=2", "inference.limit=8", "training.ema_decay=0"]
@@ -62,6 +66,29 @@ def test_an_autoencoder_of_laue_frames(runs):
     report = (runs("vae_kl", "laue.h5") / "report.md").read_text()
     assert "Radial profiles over q need what the frames do not say: data.distance, data.pixel_size." in report
     assert "profile distance |" in report and "Poisson deviance |" in report  # in pixels around the beam
+
+
+def test_diffusion_of_labelled_images_and_its_samples(runs, folder):
+    """Two commands: a run on `digit`, and samples of one digit, by its name."""
+    run = runs("ddpm", "digits.h5", "model.condition=[digit]")
+    assert (run / "report.html").is_file()
+    generator = open_generator(run)
+    assert generator.classes == {"digit": list("0123456789")} and generator.fields == {"digit": 10}
+    words = ["-n", "3", "--name", "threes", "inference.steps=2", "inference.condition={digit: 3}"]
+    assert main(["sample", str(run), *words]) == 0
+    samples = open_frames(run / "samples" / "threes" / "samples.zarr", complete=False)
+    assert samples["digit"].values.tolist() == [3, 3, 3] and class_names(samples, "digit") == tuple("0123456789")
+    assert samples["intensity"].shape == (3, 32, 32) and "wavelength" not in samples.attrs
+    assert (run / "samples" / "threes" / "report.html").is_file()
+    with pytest.raises(BadInput, match="digit=12: there is no such class; expected 0, 1, 2"):
+        generator.condition([0], 0, {"digit": 12})
+
+
+def test_diffusion_in_a_latent_of_plain_images(runs):
+    autoencoder = runs("vae_kl", "plain.npy")
+    run = runs("latent_diff", "plain.npy", f"training.pretrained_vae_path={autoencoder}")
+    assert (run / "report.html").is_file()
+    assert open_frames(run / "samples" / "samples.zarr", complete=False).sizes["frame"] == 4
 
 
 def test_a_run_without_what_its_condition_needs_leaves_nothing(folder, capsys):

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import clean_environment, missing
@@ -346,6 +347,9 @@ seen = dict(info.__dict__, accelerate=[accelerator.process_index, accelerator.nu
 seen["gathered"] = gather_objects({"rank": info.process_id})
 seen["text"] = broadcast_text("résumé $(x)\\n" if info.process_id == 0 else None)
 seen["interface"] = os.environ.get("GLOO_SOCKET_IFNAME")
+sys.path.insert(0, sys.argv[2])
+from conftest import listening
+seen["listens"] = sorted({place.rpartition(":")[0] for place in listening(os.getpid())})
 seen["again"] = initialize_distributed() == info
 barrier()
 print(json.dumps(seen) + "\\n", end="")  # in one piece: two ranks share a pipe
@@ -354,7 +358,7 @@ leave(0)
 
 
 def run_ranks(envs: list[dict[str, str]], timeout: float = 60) -> list[tuple[int, object]]:
-    command = [sys.executable, "-c", RANK, str(timeout)]
+    command = [sys.executable, "-c", RANK, str(timeout), str(Path(__file__).parent)]
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     started = [subprocess.Popen(command, env=clean_environment() | env, **pipe) for env in envs]
     results = []
@@ -375,6 +379,7 @@ def test_two_ranks_open_a_group_though_the_port_is_taken():
         assert seen["accelerate"] == [r, 2] and seen["again"]
         assert (seen["coordinator_address"], seen["coordinator_port"]) == ("127.0.0.1", port + 1)
         assert seen["gathered"] == [{"rank": 0}, {"rank": 1}] and seen["text"] == "résumé $(x)\n"
+        assert seen["listens"] == ["127.0.0.1"]  # the ranks of one machine, and nobody else
 
 
 def test_a_missing_process_ends_the_others_with_a_diagnosis():
@@ -384,23 +389,37 @@ def test_a_missing_process_ends_the_others_with_a_diagnosis():
         assert code == 3 and "rank 1 of 3 did not come" in text and f"MASTER_PORT ({port})" in text
 
 
-def test_a_machine_whose_name_is_its_loopback():
-    """Ranks on several nodes: gloo is told the interface over which they met, and not the one of the host's own name."""
+def test_ranks_on_several_nodes_listen_where_they_meet():
+    """Gloo is told the interface over which they met, and not the one of the host's own name; no other is listened at."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
             way.connect(("192.0.2.1", 9))
             own = way.getsockname()[0]
-        named = socket.gethostbyname(socket.gethostname())
     except OSError:
-        pytest.skip("this machine has no network, or no name")
+        own = "127.0.0.1"
     interface = network_interface(own)
-    if own.startswith("127.") or not named.startswith("127.") or interface is None:
-        pytest.skip(f"this machine's name has the address {named}, its network {own}")
+    if own.startswith("127.") or interface is None:
+        pytest.skip(f"this machine has no network but {own}")
     port = free_ports()
     envs = [{"RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": own, "MASTER_PORT": str(port)} for r in range(2)]
     for code, seen in run_ranks(envs):
         assert code == 0 and seen["num_nodes"] == 2 and seen["gathered"] == [{"rank": 0}, {"rank": 1}]
-        assert seen["interface"] == interface
+        assert seen["interface"] == interface and seen["listens"] == [own]
+
+
+def test_where_rank_0_listens():
+    """At the address of its name; where that is the loopback by mistake of one node only, at all of them."""
+    several = DistInfo(num_processes=2, num_nodes=2)
+    nodes = {"SLURM_JOB_NODELIST": "localhost"}
+    for info, env, address in (
+        (DistInfo(num_processes=2), {}, "127.0.0.1"),
+        (replace(several, coordinator_address="192.0.2.7"), {}, "0.0.0.0"),  # a gateway's: not ours to bind to
+        (replace(several, coordinator_address="localhost"), nodes, "127.0.0.1"),
+        (replace(several, coordinator_address="localhost"), {"MASTER_ADDR": "localhost"}, "127.0.0.1"),
+        (replace(several, coordinator_address="localhost"), {"SLURM_JOB_NODELIST": "no-such-node"}, "0.0.0.0"),
+    ):
+        with listen(replace(info, coordinator_port=free_ports()), env) as listener:
+            assert listener.getsockname()[0] == address
 
 
 MPI = """

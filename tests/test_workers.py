@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Lab
+from conftest import Lab, listening
 from test_run import COMMAND, xrddiff
 
-from xrddiff.cluster.workers import parse_workers
+from xrddiff.cluster.workers import Workers, open_workers, parse_workers, run_tasks
 from xrddiff.data.readers import open_frames
 from xrddiff.data.store import read_store
 from xrddiff.errors import BadInput
@@ -114,6 +114,17 @@ def test_the_store_of_samples_is_frames_like_any_other(run, whole):
         assert np.array_equal(two[name].values, whole[name].values[6:8])
 
 
+def test_workers_listen_on_this_machine_alone():
+    """Each worker at one port, that of its tasks; its scheduler and its nanny on the loopback too."""
+    workers = set()
+    with open_workers(Workers(2), threads=1) as pool:
+        run_tasks(lambda device: os.getpid(), [()] * 6, pool, workers.add)
+        nannies = {int(re.search(r"^PPid:\t(\d+)", Path(f"/proc/{w}/status").read_text(), re.M)[1]) for w in workers}
+        places = [listening(pid) for pid in workers]
+        assert all(len(p) == 1 and p.pop().startswith("127.0.0.1:") for p in places)
+        assert all(place.startswith("127.0.0.1:") for place in listening(*nannies, os.getpid()))
+
+
 def test_a_worker_killed_in_mid_chunk_costs_its_chunk(run, whole):
     folder = run / "samples" / "killed"
     process = start(run, "--name", "killed", "--workers", "local:2")
@@ -188,12 +199,21 @@ def worker_jobs(lab: Lab, state: str = "RUNNING") -> set[str]:
     return set(lab.call("squeue", "-h", "-o%i", f"-t{state}", "-nxrddiff-workers").split())
 
 
-def stop_job(job: str) -> None:
-    """Stop the processes of a job, as they are: what they have begun does not end."""
+def processes_of(job: str) -> list[int]:
+    """The processes of a job, on whichever node of the lab."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"SLURM_JOB_ID={job}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                os.kill(int(process.name), signal.SIGSTOP)
+                found.append(int(process.name))
+    return found
+
+
+def stop_job(job: str) -> None:
+    """Stop the processes of a job, as they are: what they have begun does not end."""
+    for pid in processes_of(job):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGSTOP)
 
 
 def test_slurm_workers_lost_in_mid_chunk_are_replaced(run, lab: Lab, on_lab, tmp_path):
@@ -204,6 +224,8 @@ def test_slurm_workers_lost_in_mid_chunk_are_replaced(run, lab: Lab, on_lab, tmp
     process = start(run, *words, "--name", "slurm", "--workers", workers, env=on_lab)
     wait_for(lambda: marks(folder) >= 1 and len(worker_jobs(lab)) == 2, process)
     cancelled, stopped = worker_jobs(lab)
+    places = listening(process.pid, *processes_of(stopped))
+    assert len(places) > 1 and not [p for p in places if p.startswith(("0.0.0.0:", "IPv6"))]
     stop_job(stopped)
     assert marks(folder) < 60
     lab.call("scancel", cancelled)

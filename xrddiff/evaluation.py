@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from .data.store import read_store
 from .data.transforms import Transform
 from .errors import BadInput, nearest
 from .generators import open_generator
+from .judges import ConditionJudges, asked_of_all
+from .metrics.conditions import Answers, same_condition
 from .metrics.distribution import Ruler, SetSummary
 from .metrics.generation import Judgement, judge_summaries, judged_rows
 from .metrics.reconstruction import BLOCK, CodecScore, autoencoder_codec, reconstruct_frames
@@ -42,22 +44,34 @@ def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
 
 # %% ../nbs/evaluation.ipynb #1d7c0359
 class SampleEvaluation:
-    """The samples in the store `path` of a generative run, beside the frames that it was trained on and held out."""
+    """The samples in the store `path` of a generative run, beside the frames of the same condition that it was trained on and held out."""
 
     def __init__(self, run: Path, cfg: Config, path: Path, device: torch.device | str = "cpu"):
         i = cfg.inference
-        self.cfg, self.samples = cfg, read_store(path)
+        self.run, self.cfg, self.samples = Path(run), cfg, read_store(path)
         self.generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
         self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes)
-        self.judged = self.prepared.held_out[: i.limit]
-        self.numbers = judged_rows(self.prepared.train, self.judged)
+        self.judges = ConditionJudges(self.run, cfg, self.prepared, self.generator.fields, device)
+        self.asked = asked_of_all(self.samples)
+        self.condition = self.judges.words(self.asked)
+        self.judged = self._same(self.prepared.held_out[: i.limit] if not self.asked else self.prepared.held_out)
+        self.judged = self.judged[: i.limit]
+        self.numbers = judged_rows(self._same(self.prepared.train), self.judged)
         known = "gain" in self.prepared.frames["intensity"].attrs
         self.draw = i.seed if self.generator.expected and known else None
+
+    def _same(self, index: np.ndarray) -> np.ndarray:
+        """Those of the frames `index` that are of the condition that all samples were asked to be."""
+        if not self.asked:
+            return index
+        known = {name: self.prepared.frames[name].values[index] for name in self.asked}
+        return index[same_condition(known, self.asked, self.generator.fields)]
 
     @cached_property
     def ruler(self) -> Ruler:
         """How all sets are looked at."""
-        return Ruler(select_frames(self.prepared.frames, self.numbers["held out"]))
+        own = self.numbers["held out"] if len(self.judged) else self.prepared.held_out[: self.cfg.inference.limit]
+        return Ruler(select_frames(self.prepared.frames, own))
 
     @property
     def sets(self) -> dict[str, int]:
@@ -65,13 +79,20 @@ class SampleEvaluation:
         own = {name: len(at) for name, at in self.numbers.items()} | {"samples": frame_count(self.samples)}
         return own | ({} if self.generator.space is None else {"autoencoder": len(self.judged)})
 
-    def look(self, name: str, rows: slice) -> SetSummary:
-        """What the ruler sees of these rows of a set."""
+    def prepare(self) -> dict[str, int]:
+        """Train what the workers will need, once; returns the sets to look at, with "answers" where conditions are judged."""
+        self.judges.fit()
+        return self.sets | ({"answers": frame_count(self.samples)} if self.judges.names else {})
+
+    def look(self, name: str, rows: slice) -> SetSummary | Answers:
+        """What the ruler sees of these rows of a set; of "answers", what was asked of these samples and what they are."""
         if name in self.numbers:
             at = self.numbers[name][rows]
             return self.ruler.measure(select_frames(self.prepared.frames, at), numbers=at)
         if name == "samples":
             return self.ruler.measure(select_frames(self.samples, rows), draw=self.draw)
+        if name == "answers":
+            return self.judges.look(select_frames(self.samples, rows), self.counted(rows))
         loader = self.prepared.loader(
             self.judged[rows], batch_size=self.cfg.inference.batch_size, multiple=self.generator.multiple, shuffle=False
         )
@@ -79,10 +100,32 @@ class SampleEvaluation:
         numbers = np.arange(*rows.indices(len(self.judged)))
         return self.ruler.measure(reconstruct_frames(codec, loader)[0], numbers=numbers, draw=self.draw)
 
-    def judge(self, seen: Mapping[str, Sequence[SetSummary]]) -> Judgement:
+    def counted(self, rows: slice) -> xr.Dataset:
+        """These samples as the detector would have counted them, which is how they are judged and shown."""
+        frames = select_frames(self.samples, rows)
+        seen = self.ruler.read(frames, frames["sample"].values, self.draw, "intensity")
+        names = ("wavelength", "sample", *self.judges.names)
+        seen = seen.assign({n: frames[n] for n in names if n in frames.variables})
+        return seen.assign_attrs({k: frames.attrs[k] for k in ("wavelength",) if k in frames.attrs})
+
+    @property
+    def note(self) -> str:
+        """How the samples are shown, for a caption."""
+        return "" if self.draw is None else ", drawn as the detector would count them"
+
+    def shown(self, n: int = 64) -> tuple[xr.Dataset, xr.Dataset]:
+        """(held-out frames of the same condition, samples as they would be counted), at most `n` of each; other held-out frames where there are none of the condition."""
+        real = self.judged if len(self.judged) else self.prepared.held_out
+        return select_frames(self.prepared.frames, real[:n]), self.counted(slice(0, n))
+
+    def judge(self, seen: Mapping[str, Sequence[Any]]) -> Judgement:
         """The judgement, from what was seen of each set."""
-        sets = {name: parts[0].merge(*parts[1:]) for name, parts in seen.items()}
-        return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed)
+        sets = {name: parts[0].merge(*parts[1:]) for name, parts in seen.items() if parts}
+        answers, why = {}, {} if self.judges.wanted else {"conditions": "inference.judge_conditions is false"}
+        if found := sets.pop("answers", None):
+            answers = self.judges.answers(found, sets)
+        words = dict(condition=self.condition, answers=answers, why=why)
+        return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
 
 # %% ../nbs/evaluation.ipynb #d6eadbda
 class CodecEvaluation:
@@ -100,6 +143,10 @@ class CodecEvaluation:
     def sets(self) -> dict[str, int]:
         """Frames of each set."""
         return {"held out": len(self.judged)}
+
+    def prepare(self) -> dict[str, int]:
+        """The sets to look at; nothing has to be made ready."""
+        return self.sets
 
     def pair(self, rows: slice) -> tuple[xr.Dataset, xr.Dataset]:
         """(these held-out frames, what the autoencoder makes of them)."""
@@ -127,7 +174,7 @@ def samples_of(run: str | Path, name: str | None = None) -> Path:
     if name in (".", "..") or not path.is_dir():
         known = sorted(p.parent.name for p in folder.glob("*/samples.zarr"))
         what = (
-            f"no samples {name!r}{nearest(name, known) if known else ''}"
+            f"no samples {name!r}{nearest(name, known) if known else '; it has those alone that it ended with'}"
             if name
             else "no samples.zarr in its folder samples"
         )

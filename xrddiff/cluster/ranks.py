@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .launchers import JOB_WORDS, DistInfo, is_loopback, on_devices, read_environment, set_environment
+from xrddiff.cluster.launchers import (
+    JOB_WORDS,
+    DistInfo,
+    expand_nodelist,
+    is_loopback,
+    on_devices,
+    read_environment,
+    set_environment,
+)
 from ..errors import BadInput, XrddiffError
 
 if TYPE_CHECKING:
@@ -71,15 +80,38 @@ def _told(line: bytes, token: str) -> dict[str, Any] | None:
     return words if isinstance(words, dict) and words.get("xrddiff") == token else None
 
 # %% ../../nbs/cluster/ranks.ipynb #7892d46c
-def listen(info: DistInfo) -> socket.socket:
-    """A socket of rank 0 that listens on the first free port from `info.coordinator_port` on. Raises `XrddiffError` if eight are taken."""
-    first = info.coordinator_port
+def _own_address(info: DistInfo, env: Mapping[str, str]) -> str:
+    """The address of this host that the other ranks come to; "" where only they know it.
+
+    A host may have its own name for its loopback, while others see an address under it. Only where all nodes are on the loopback is that meant.
+    """
+    if info.num_nodes == 1:
+        return "127.0.0.1"
+    address = resolve(info.coordinator_address)
+    if not is_loopback(address):
+        return address
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
+    if nodes is None:
+        return address if is_loopback(env.get("MASTER_ADDR")) else ""
+    try:
+        alike = all(is_loopback(resolve(host)) for host in expand_nodelist(nodes))
+    except XrddiffError:
+        alike = False
+    return address if alike else ""
+
+
+def listen(info: DistInfo, env: Mapping[str, str] | None = None) -> socket.socket:
+    """A socket of rank 0 that listens at the address at which the ranks meet, on the first free port from `info.coordinator_port` on.
+
+    Raises `XrddiffError` if eight are taken.
+    """
+    first, address = info.coordinator_port, _own_address(info, os.environ if env is None else env)
     why = None
     for port in range(first, min(first + _PORTS, 65536)):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1" if info.num_nodes == 1 else "", port))
+            _bind(listener, address, port)
             listener.listen(4096)
             return listener
         except OSError as error:
@@ -88,6 +120,16 @@ def listen(info: DistInfo) -> socket.socket:
     raise XrddiffError(
         f"rank 0 cannot listen on {info.host} at any of the ports {first} to {port} ({why.strerror}); set MASTER_PORT to a free one"
     )
+
+
+def _bind(listener: socket.socket, address: str, port: int) -> None:
+    """Bind to an address; to all of this host's where MASTER_ADDR is that of a gateway before it."""
+    try:
+        listener.bind((address, port))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        listener.bind(("", port))
 
 
 def receive_ranks(listener: socket.socket, info: DistInfo, token: str, timeout: float) -> str:
@@ -229,14 +271,8 @@ def network_interface(address: str) -> str | None:
 
 
 def _name_interface(info: DistInfo, own: str, env: MutableMapping[str, str]) -> None:
-    """Name the interface of our address `own` to gloo, where it would look at the wrong one."""
-    if info.num_nodes == 1 or env.get("GLOO_SOCKET_IFNAME") or is_loopback(own):
-        return
-    try:
-        named = socket.gethostbyname(socket.gethostname())
-    except OSError:
-        named = ""
-    if is_loopback(named) and (interface := network_interface(own)):
+    """Name the interface of the address `own`, over which the ranks met, to gloo: it would take that of the host's name."""
+    if not env.get("GLOO_SOCKET_IFNAME") and (interface := network_interface(own)):
         env["GLOO_SOCKET_IFNAME"] = interface
 
 # %% ../../nbs/cluster/ranks.ipynb #7916e4b6
@@ -286,7 +322,7 @@ def initialize_distributed(
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun's agent listens already
         token = _token(info, env)
         if info.process_id == 0:
-            listener = listen(info)
+            listener = listen(info, env)
             info = replace(info, coordinator_port=listener.getsockname()[1])
             with listener:
                 own = receive_ranks(listener, info, token, timeout)
@@ -296,7 +332,9 @@ def initialize_distributed(
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
                 way.connect((address, info.coordinator_port))  # sends nothing
                 own = way.getsockname()[0]
-        _name_interface(info, own, env)
+    else:
+        own = ""
+    _name_interface(info, "127.0.0.1" if info.num_nodes == 1 else own, env)
     set_environment(info, env)
     if info.backend == "nccl":
         torch.cuda.set_device(info.device)

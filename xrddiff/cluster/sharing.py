@@ -11,14 +11,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
 from .workers import Workers, open_workers, run_tasks
-from ..errors import BadInput, XrddiffError
+from ..errors import XrddiffError
 from ..training.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -216,22 +216,29 @@ def _look(
     return name, rows[0], _evaluation(run, words, samples, device).look(name, slice(*rows))
 
 
+def _look_on(own: str | None, *task: Any, device: None) -> tuple:
+    """`_look` in this process, on its `own` device."""
+    return _look(*task, device=own)
+
+
 def evaluate_run(
-    run: str | os.PathLike, words: Sequence[str] = (), samples: str | None = None, workers: Workers | None = None
+    run: str | os.PathLike,
+    words: Sequence[str] = (),
+    samples: str | None = None,
+    workers: Workers | None = None,
+    device: Any = None,
 ) -> tuple[Any, Any]:
-    """(the evaluation that `xrddiff.evaluation.open_evaluation` opens, its judgement; None where a set has too few frames to be judged)."""
+    """(the evaluation that `xrddiff.evaluation.open_evaluation` opens, its judgement). `device`: of this process, where there are no workers."""
     from xrddiff.evaluation import blocks_of
-    from xrddiff.metrics.generation import FEWEST
 
     run, words = str(Path(run).absolute()), tuple(words)
-    evaluation = _evaluation(run, words, samples, None)
-    if min(evaluation.sets.values()) < FEWEST:
-        _evaluation.cache_clear()
-        return evaluation, None
-    i, seen, tasks = evaluation.cfg.inference, {name: {} for name in evaluation.sets}, []
-    for name, n in evaluation.sets.items():
+    device = None if device is None else str(device)
+    evaluation = _evaluation(run, words, samples, device)
+    sets = evaluation.prepare()
+    i, seen, tasks = evaluation.cfg.inference, {name: {} for name in sets}, []
+    for name, n in sets.items():
         tasks += [(run, words, samples, name, (rows.start, rows.stop)) for rows in blocks_of(n, i.batch_size)]
-    total = sum(evaluation.sets.values())
+    total = sum(sets.values())
     with tqdm(total=total, unit="frame", mininterval=1) as bar, open_workers(workers, evaluation.cfg.threads) as pool:
 
         def keep(found: tuple) -> None:
@@ -240,7 +247,7 @@ def evaluate_run(
             bar.update(sizes[name, first])
 
         sizes = {(name, rows[0]): rows[1] - rows[0] for *_, name, rows in tasks}
-        run_tasks(_look, tasks, pool, keep)
+        run_tasks(_look if workers else partial(_look_on, device), tasks, pool, keep)
     _evaluation.cache_clear()  # the next time the run may have been trained on, and samples made again
     return evaluation, evaluation.judge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})
 
@@ -248,16 +255,8 @@ def evaluate_run(
 def check_evaluation(
     run: str | os.PathLike, words: Sequence[str] = (), samples: str | None = None, *, keep: bool = True
 ) -> None:
-    """Raise `BadInput` if there is nothing to judge, or too little, before anything is made; what was opened for it is kept for `evaluate_run`."""
-    from xrddiff.metrics.generation import FEWEST
-
+    """Raise `BadInput` if there is nothing to judge, before anything is made; what was opened for it is kept for `evaluate_run`."""
     _evaluation.cache_clear()  # a run may have been trained on, and samples made again
-    sets = _evaluation(str(Path(run).absolute()), tuple(words), samples, None).sets
-    few = min(sets, key=sets.get)
-    if sets[few] < FEWEST:
-        _evaluation.cache_clear()
-        raise BadInput(
-            f"{run} has {sets[few]} frames of {few}, too few to judge; expected at least {FEWEST} samples and frames"
-        )
+    _evaluation(str(Path(run).absolute()), tuple(words), samples, None)
     if not keep:
         _evaluation.cache_clear()

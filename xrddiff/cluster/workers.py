@@ -103,13 +103,35 @@ class Pool:
     watch: Callable[[int], None] = lambda left: None
 
 
-def _dashboard() -> str | None:
-    """Where the dashboard listens: on this machine alone, on any free port; nowhere without bokeh."""
+_DASHBOARD = "127.0.0.1:0"  # this machine alone, any free port
+
+
+def _close_web_port(server: Any) -> None:
+    """End the web server of a scheduler or a worker, which dask starts whether or not it has anything to show."""
+    server.http_server.stop()
+    server.services.pop("dashboard", None)
+
+
+def _only_what_is_needed(cluster: Any, client: Any) -> None:
+    """Let workers listen for their tasks alone, and the scheduler for its dashboard where there is one."""
+    from distributed import WorkerPlugin
+
+    class NoWebPort(WorkerPlugin):
+        name = "no-web-port"
+
+        def setup(self, worker: Any) -> None:
+            _close_web_port(worker)
+
+    client.register_plugin(NoWebPort())
     try:
         import bokeh  # noqa: F401
     except ImportError:
-        return None
-    return "127.0.0.1:0"
+        client.sync(_close_later, cluster.scheduler)
+
+
+async def _close_later(scheduler: Any) -> None:
+    """In the scheduler's own loop."""
+    _close_web_port(scheduler)
 
 
 @contextmanager
@@ -118,9 +140,10 @@ def _local_pool(workers: Workers, threads: int) -> Iterator[Pool]:
 
     cluster = LocalCluster(
         n_workers=workers.count, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://", security=_security(),
-        dashboard_address=_dashboard(), memory_limit=0, silence_logs=logging.ERROR,
+        dashboard_address=_DASHBOARD, worker_dashboard_address=_DASHBOARD, memory_limit=0, silence_logs=logging.ERROR,
     )  # fmt: skip
     with cluster, Client(cluster) as client:
+        _only_what_is_needed(cluster, client)
         yield Pool(client, threads)
 
 # %% ../../nbs/cluster/workers.ipynb #5f1db0fc
@@ -154,7 +177,15 @@ def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
         job_extra_directives=[*directives, *(["--exclusive"] if p.exclusive else []), "--no-requeue"],
         job_script_prologue=[line for line in site_lines(p) if line],
         python=shlex.quote(sys.executable),
-        worker_extra_args=["--no-dashboard"],
+        worker_command="xrddiff.cluster.worker",
+        worker_extra_args=[
+            "--nworkers",
+            str(p.tasks_per_node),
+            "--nanny",
+            "--no-dashboard",
+            "--dashboard-address",
+            _DASHBOARD,
+        ],
         death_timeout=60,
     )
 
@@ -235,14 +266,17 @@ def _keep_keys(security: Any, folder: Path) -> Any:
 def _slurm_pool(workers: Workers, threads: int) -> Iterator[Pool]:
     from dask_jobqueue import SLURMCluster
     from distributed import Client
+    from distributed.utils import get_ip
 
     folder = state_folder() / "workers" / uuid.uuid4().hex[:12]
-    words = worker_job(workers.profile, folder) | {"scheduler_options": {"dashboard_address": _dashboard()}}
+    listens = {"dashboard_address": _DASHBOARD, "host": get_ip()}  # one interface, and not all
+    words = worker_job(workers.profile, folder) | {"scheduler_options": listens}
     folder.mkdir(parents=True, mode=0o700)
     try:
         with SLURMCluster(security=_keep_keys(_security(), folder), protocol="tls://", **words) as cluster:
             _check_job(cluster.job_script())
             with Client(cluster) as client:
+                _only_what_is_needed(cluster, client)
                 yield Pool(client, threads, _Jobs(cluster, client, workers.profile, folder).watch)
         for log in folder.glob("*.[eo][ru][rt]"):  # those of a command that failed stay
             log.unlink()

@@ -72,9 +72,11 @@ def _plane(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[i
 def cxi_geometry(
     detectors: Sequence[h5py.Group], shape: Sequence[int], pixel: float | None, path: Path
 ) -> tuple[dict[str, Any], str]:
-    """(what the planes of a CXI file say in the words of `make_frames`, the name of the data set that says it); empty where there are none.
+    """(the words that the planes of a CXI file say, the name of the data set); empty without planes.
 
-    `shape`: (frame, ss, fs) or (frame, module, ss, fs); `pixel`: m, for a corner without vectors. Also `plane`, a `DetectorFile` of one tilted panel.
+    `shape`: (frame, ss, fs) or (frame, module, ss, fs); `pixel`: m, for a corner without vectors.
+    Words: those of `make_frames`, or `plane`, a `DetectorFile` of one tilted panel.
+    Errors: `BadInput` for planes that move from frame to frame, or are not one for each module.
     """
     corners, name = _entries(detectors, ("corner_position", "corner_positions"), (3,))
     vectors, other = _entries(detectors, ("basis_vectors",), (2, 3))

@@ -23,7 +23,10 @@ __all__ = ['QUANTITIES', 'FIELDS', 'Quantity', 'shown', 'same', 'outside', 'prob
 # %% ../../nbs/data/header_rules.ipynb #04821591
 @dataclass(frozen=True)
 class Quantity:
-    """One number of the geometry: its sane range in the unit of the schema, how it is shown, and how far frames of one set may differ."""
+    """One number of the geometry: its sane range in the unit of the schema and how it is shown.
+
+    `same`: how far frames of one set may differ, relative; for a centre in px.
+    """
 
     low: float
     high: float
@@ -49,14 +52,17 @@ def shown(word: str, value: Any) -> str:
 
 
 def same(word: str, a: Any, b: Any) -> bool:
-    """Whether two frames with these values can be one set: a spot 1000 px from the beam moves by half a pixel at most."""
+    """Whether two frames with these values can be one set.
+
+    A spot 1000 px from the beam moves by half a pixel at most.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
     scale = 1.0 if word == "beam_center" else np.abs(a)
     return bool((np.abs(a - b) <= QUANTITIES[word].same * scale).all())
 
 # %% ../../nbs/data/header_rules.ipynb #8a69a550
 def outside(center: Sequence[float], shape: Sequence[int]) -> float:
-    """How far a beam centre (x, y) px is beside a detector of `shape` (y, x), in widths of the detector; 0 on it."""
+    """How far a beam centre (x, y) px is beside a detector of `shape` (y, x), in its widths; 0 on it."""
     return float(max(max(-c / n, (c - n) / n, 0.0) for c, n in zip(center, shape[::-1], strict=True)))
 
 
@@ -73,7 +79,7 @@ def problem(word: str, value: Any, shape: Sequence[int] | None) -> str | None:
 
 # %% ../../nbs/data/header_rules.ipynb #aa146c9e
 def refuse_impossible(words: Mapping[str, Any], shape: Sequence[int] | None, where: str) -> None:
-    """`BadInput` for a number of the geometry that the caller gave and no instrument has, with the unit that was likely meant."""
+    """`BadInput` for a number of the caller that no instrument has, with the unit likely meant."""
     for word in QUANTITIES.keys() & words.keys():
         value = words[word]
         if value is None or isinstance(value, str) or (reason := problem(word, value, shape)) is None:
@@ -131,7 +137,10 @@ _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)[\s_]*([A-Za-zµÅ]*)"
 
 # %% ../../nbs/data/header_rules.ipynb #eb703cc9
 def quantities(text: str, unit: str) -> list[tuple[float, str]]:
-    """The numbers in a field with their units, `unit` where none is written: '172e-6 m x 172e-6 m' has two."""
+    """The numbers in a field with their units, `unit` where none is written.
+
+    '172e-6 m x 172e-6 m' has two.
+    """
     known = _LENGTHS.keys() | _ENERGIES.keys()
     return [(float(n), u if u in known else unit) for n, u in re.findall(_NUMBER, str(text))]
 
@@ -145,7 +154,10 @@ def _in_word(word: str, number: float, unit: str) -> float:
 
 
 def centre(way: str, x: float, y: float, shape: Sequence[int]) -> tuple[float, float]:
-    """A beam centre that counts in `way`, in px, as the schema has it: (x, y) from the corner of the first pixel, y down the rows."""
+    """A beam centre in px that counts in `way`, as the schema has it.
+
+    That is (x, y) from the corner of the first pixel, y down the rows; `shape` (y, x).
+    """
     ways = {"xy": (x, y), "mosflm": (y, x), "adxv": (x, shape[0] - y), "xds": (x - 0.5, y - 0.5)}
     return ways[way]
 
@@ -295,9 +307,11 @@ def _choose_number(word: str, readings: Sequence[Reading]) -> tuple[float | None
 def read_fields(
     family: str, fields: Mapping[str, str], shape: Sequence[int] | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """(wavelength Å, distance and pixel_size m, beam_center px as far as the header of an image tells them, notes on what is odd).
+    """(what the header of an image says, notes on what is odd).
 
-    `family`: that of `raw_header`; `shape` (y, x) of the image. Errors: `BadInput` for pixels that are not square.
+    Words: wavelength Å, distance and pixel_size m, beam_center (x, y) px.
+    `family`: that of `raw_header`; `shape` (y, x) of the image.
+    Errors: `BadInput` for pixels that are not square.
     """
     out: dict[str, Any] = {}
     notes: list[str] = []
@@ -320,7 +334,10 @@ def warn(where: str, notes: Sequence[str]) -> None:
 
 # %% ../../nbs/data/header_rules.ipynb #c30609c7
 def drop_impossible(words: dict[str, Any], shape: Sequence[int] | None, where: str, names: Mapping[str, str]) -> None:
-    """Take out of `words` the numbers of a file that no instrument has, each with a warning; `names`: the field that says each word."""
+    """Take out of `words` the numbers of a file that no instrument has, each with a warning.
+
+    `names`: the field that says each word; `shape` (y, x) of an image, None for panels.
+    """
     for word in QUANTITIES.keys() & words.keys():
         value = words[word]
         name = names.get(word, word)
@@ -341,9 +358,10 @@ def drop_impossible(words: dict[str, Any], shape: Sequence[int] | None, where: s
 
 # %% ../../nbs/data/header_rules.ipynb #7ac3419d
 def agree(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The geometry of a series of files (name, frames, words): (the words that hold for all, the sentence for each word that does not).
+    """The geometry of a series of files (name, frames, words).
 
-    Wavelengths that differ become `variables["wavelength"]`, one for each frame, beside their mean.
+    Returns the words that hold for all, and a sentence for each word that does not.
+    Wavelengths that differ become `variables["wavelength"]`, one for each frame, and their mean.
     """
     first = dict(found[0][2])
     mixed: dict[str, str] = {}
@@ -369,7 +387,7 @@ def agree(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> tuple[dict[str
 
 
 def refuse_mixed(mixed: Mapping[str, str], given: Mapping[str, Any]) -> None:
-    """`BadInput` for the first word in which files or frames differ and which the caller did not give."""
+    """`BadInput` for the first word in which frames differ and which the caller did not give."""
     for word, sentence in mixed.items():
         if given.get(word) is None:
             raise BadInput(sentence)

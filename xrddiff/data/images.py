@@ -176,7 +176,7 @@ def _dectris_words(fields: dict[str, str]) -> dict[str, Any]:
 
 
 def header_words(family: str, fields: dict[str, str], shape: tuple[int, int]) -> tuple[dict[str, Any], list[str]]:
-    """(wavelength Å, distance and pixel size m, beam centre px, … as far as a header tells them, notes on what is odd)."""
+    """(the geometry and other words as far as a header tells them, notes on what is odd)."""
     out, notes = read_fields(family, fields, shape)
     if family == "dectris" and fields:
         out |= _dectris_words(fields) if out or "Detector" in fields else {}
@@ -214,7 +214,8 @@ def _series_words(
 def open_images(files: Sequence[Path]) -> dict[str, Any]:
     """Image files as the words of `make_frames`: a lazy `intensity`, and what the headers say.
 
-    `mixed` has a sentence for each word in which the files differ. Errors: `BadInput` for a file that is truncated or has another shape.
+    `mixed` has a sentence for each word in which the files differ.
+    Errors: `BadInput` for a file that is truncated or has another shape.
     """
     first = files[0]
     raw_header(readable(first))  # says of half a file that it is half a file

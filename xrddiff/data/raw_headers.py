@@ -20,7 +20,10 @@ __all__ = ['RawHeader', 'comment_fields', 'raw_header']
 # %% ../../nbs/data/raw_headers.ipynb #07c9221c
 @dataclass
 class RawHeader:
-    """The header of one image file. `images`: the fields of each image in it, as text; `shape` (y, x) px; `size`: bytes declared."""
+    """The header of one image file.
+
+    `images`: the fields of each image in it, as text; `shape` (y, x) px; `size`: bytes declared.
+    """
 
     family: str  # edf, smv, dectris, mccd, tiff
     images: list[dict[str, str]]
@@ -118,7 +121,7 @@ _CBF_MARK = b"\x0c\x1a\x04\xd5"
 
 
 def comment_fields(text: str) -> dict[str, str]:
-    """`# Wavelength 1.0332 A` or `# Detector: PILATUS` as fields: how Dectris' detectors comment on CBF and TIFF."""
+    """`# Wavelength 1.0332 A` or `# Detector: PILATUS` as fields: Dectris' comments in CBF and TIFF."""
     lines = (line.strip().lstrip("# ").replace(":", " ", 1).split(None, 1) for line in text.splitlines())
     return {words[0]: words[1].strip() for words in lines if len(words) > 1}
 
@@ -128,15 +131,17 @@ def _cbf(f: BinaryIO, path: Path, size: int) -> RawHeader | None:
     head = f.read(8192)
     while _CBF_MARK not in head and len(head) < _LONGEST and (more := f.read(65536)):
         head += more
-    if _CBF_MARK not in head:
-        return None
-    text, mark, _ = head.partition(_CBF_MARK)
+    section = head.find(b"--CIF-BINARY-FORMAT-SECTION--")
+    if section < 0 or head.find(_CBF_MARK, section) < 0:  # fabio would look for them for ever
+        raise BadInput(f"{path} is a damaged CBF: nothing marks where its pixels begin")
+    at = head.index(_CBF_MARK, section)
+    text, mark = head[:at], _CBF_MARK
     about = text.decode("latin-1")
     sizes = {
         k: _whole(v) for k, v in re.findall(r"X-Binary-(Size(?:-(?:Fastest|Second)-Dimension)?)\s*:\s*(\d+)", about)
     }
     if sizes.get("Size") is None:
-        return None
+        raise BadInput(f"{path} is a damaged CBF: it does not say the X-Binary-Size of its pixels")
     end = len(text) + len(mark) + sizes["Size"]
     if end > size:
         raise _truncated(path, size, f"{end} bytes ({sizes['Size']} of them compressed pixels)")
@@ -155,10 +160,10 @@ _MAR_FIELDS = {
 def _directory(f: BinaryIO, at: int, order: str, big: bool, size: int) -> tuple[dict[int, Any], int] | None:
     """(tags, where the next directory is), or None where the file ends before the directory does."""
     count_format, entry, head = (f"{order}Q", 20, 8) if big else (f"{order}H", 12, 2)
+    if at + head > size:
+        return None
     f.seek(at)
     raw = f.read(head)
-    if len(raw) < head:
-        return None
     count = struct.unpack(count_format, raw)[0]
     room = 8 if big else 4
     table = f.read(min(count, 65535) * entry + room)
@@ -223,9 +228,10 @@ _FAMILIES = {b"II*\0": _tiff, b"MM\0*": _tiff, b"II+\0": _tiff, b"MM\0+": _tiff,
 
 
 def raw_header(path: str | Path) -> RawHeader | None:
-    """The header of an EDF, SMV, CBF, TIFF or MarCCD file; None for another file, or a header that does not follow its format.
+    """The header of an EDF, SMV, CBF, TIFF or MarCCD file; None for other files.
 
-    Errors: `BadInput` for a file that is shorter than its header declares.
+    None also where a header does not follow its format, and fabio may know better.
+    Errors: `BadInput` for a file that is shorter than its header declares, and a CBF without pixels.
     """
     path = Path(path)
     with open(path, "rb") as f:

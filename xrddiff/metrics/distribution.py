@@ -26,7 +26,7 @@ from ..seeds import numpy_rng
 
 # %% auto #0
 __all__ = ['DISTANCES', 'DETAILS', 'LEVELS', 'wasserstein', 'histogram_distance', 'Ruler', 'SetSummary', 'set_distances',
-           'compare_sets', 'floor', 'ratio_table']
+           'compare_sets', 'floor', 'times_floor', 'ratio_table']
 
 # %% ../../nbs/metrics/distribution.ipynb #e56df3d9
 def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -302,14 +302,15 @@ def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
     level = (LEVELS[:-1] + LEVELS[1:]) / 2
     seen = np.isfinite(reference.profile).any(0) & np.isfinite(test.profile).any(0)
     p, q, n = reference.profile[:, seen], test.profile[:, seen], reference.pixels.mean(0)[seen]
-    weight = n / (n @ np.abs(np.nanmean(p, 0)))
+    level_of_all = float(n @ np.abs(np.nanmean(p, 0)))  # 0: no ring that both have, or frames of nothing but zeros
+    weight = n / level_of_all if level_of_all > 0 else n * np.nan
     pairs, nearest = zip(*(_within(s.blocks) for s in (reference, test)), strict=True)
     return {
-        "profile": float(weight @ wasserstein(p, q)),
+        "profile": float(weight @ wasserstein(p, q)) if seen.any() else float("nan"),
         "histogram": histogram_distance(reference.histogram.sum(0), test.histogram.sum(0), level),
         "peak_count": float(wasserstein(reference.peaks, test.peaks)),
         "diversity": float(wasserstein(*pairs)),
-        "profile_mean": float(weight @ np.abs(np.nanmean(p, 0) - np.nanmean(q, 0))),
+        "profile_mean": float(weight @ np.abs(np.nanmean(p, 0) - np.nanmean(q, 0))) if seen.any() else float("nan"),
         "peak_intensity": histogram_distance(reference.peak_intensity.sum(0), test.peak_intensity.sum(0), level),
         "peak_radius": histogram_distance(reference.peak_radius.sum(0), test.peak_radius.sum(0), reference.radii),
         "repeats": float(wasserstein(*nearest)),
@@ -415,6 +416,11 @@ def floor(
     return _row(n, [set_distances(*(s.take(np.sort(side[:n])) for side in pair)) for pair in halves])
 
 # %% ../../nbs/metrics/distribution.ipynb #40d31eec
+def times_floor(value: float, floor: float) -> float:
+    """`value` as a multiple of `floor`; NaN where the floor is 0 or NaN, since nothing can be told as a multiple of it."""
+    return float(value) / float(floor) if floor > 0 else float("nan")
+
+
 def ratio_table(
     rows: Mapping[str, Mapping[str, float]], floor: Mapping[str, float], names: Sequence[str] = DISTANCES
 ) -> pd.DataFrame:
@@ -426,5 +432,8 @@ def ratio_table(
             )
     columns = [*names, *(f"{name}_spread" for name in names)]
     return pd.DataFrame(
-        {label: {c: row[c] / floor[c.removesuffix("_spread")] for c in columns} for label, row in rows.items()}
+        {
+            label: {c: times_floor(row[c], floor[c.removesuffix("_spread")]) for c in columns}
+            for label, row in rows.items()
+        }
     ).T

@@ -6,60 +6,179 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ..data.frames import evenly_spaced, frame_count, select_frames
-from ..errors import BadInput
-from .distribution import DISTANCES, Ruler, SetSummary, compare_sets, ratio_table
-from .diversity import nearest_training
+from .distribution import DISTANCES, LEVELS, Ruler, SetSummary, compare_sets, ratio_table, times_floor
+from .diversity import nearest_training, pair_distances
 
 if TYPE_CHECKING:
-    import pandas as pd
     import xarray as xr
 
 # %% auto #0
-__all__ = ['FEWEST', 'Judgement', 'judge_samples', 'judged_rows', 'judge_summaries']
+__all__ = ['NAMES', 'FEWEST', 'FAR', 'Judgement', 'peak_quantiles', 'findings', 'judge_samples', 'judged_rows', 'judge_summaries']
 
 # %% ../../nbs/metrics/generation.ipynb #bf281e67
+NAMES = {
+    "profile": "radial profile",
+    "histogram": "intensity histogram",
+    "peak_count": "peak count",
+    "diversity": "pairwise diversity",
+}
+FEWEST = 4  # frames of a set, so that its halves can be compared
+
+
 @dataclass(frozen=True)
 class Judgement:
-    """`rows`: distances (`compare_sets`) by label, "samples", "floor" and, in a latent, "autoencoder"; `summaries`: what the ruler saw of each set; `memory`: `nearest_training`; `scale` of the ruler."""
+    """How samples compare with real frames.
+
+    `rows`: distances (`compare_sets`) by label, "samples", "floor" and, in a latent, "autoencoder"; `summaries`: what the ruler saw of each set; `memory`: `nearest_training`; `scale` of the ruler.
+    `why`: what has no number, by name, and the reason; `condition`: what all samples were asked to be, in words; `answers`: by condition, what was asked for and what came (`metrics.conditions`).
+    """
 
     rows: dict[str, dict[str, float]]
     summaries: dict[str, SetSummary]
     memory: dict[str, float]
     scale: float
+    why: dict[str, str] = field(default_factory=dict)
+    condition: str = ""
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def floor(self) -> str:
         """The label of the floor that the samples are measured by."""
         return "autoencoder" if "autoencoder" in self.rows else "floor"
 
+    def ratio(self, distance: str) -> float:
+        """How many times its floor a distance of the samples is; NaN where that has no meaning."""
+        return times_floor(self.rows["samples"][distance], self.rows[self.floor][distance]) if self.rows else np.nan
+
     def ratios(self) -> pd.DataFrame:
-        """All rows as multiples of the floor."""
-        return ratio_table({k: v for k, v in self.rows.items() if k != self.floor}, self.rows[self.floor])
+        """All rows as multiples of the floor, which is 1; in a latent "real frames" are two sets of them."""
+        names = {k: "floor" if k == self.floor else "real frames" if k == "floor" else k for k in self.rows}
+        rows = {names[k]: row for k, row in self.rows.items()}
+        order = [k for k in ("samples", "real frames", "floor") if k in rows]
+        return ratio_table({k: rows[k] for k in order}, rows["floor"])
 
     def table(self) -> dict[str, dict[str, float]]:
         """For a summary: label -> {"radial profile": …} distances, and the samples' multiples of their floor."""
-        names = {
-            "profile": "radial profile",
-            "histogram": "intensity histogram",
-            "peak_count": "peak count",
-            "diversity": "pairwise diversity",
-        }
         titles = {"samples": "samples", "floor": "train | held out", "autoencoder": "train | reconstruction"}
-        out = {names[d]: {titles[k]: row[d] for k, row in self.rows.items()} for d in DISTANCES}
-        for d in DISTANCES:
-            out[names[d]]["samples / floor"] = self.rows["samples"][d] / self.rows[self.floor][d]
-        return out
+        return {
+            NAMES.get(d, d.replace("_", " ")): {titles[k]: row[d] for k, row in self.rows.items()}
+            | {"samples / floor": self.ratio(d)}
+            for d in (DISTANCES if self.rows else ())
+        }
+
+    def sets(self) -> dict[str, SetSummary]:
+        """What was seen of each set, held-out frames first."""
+        order = ("held out", "train", "samples", "autoencoder")
+        return {name: self.summaries[name] for name in order if name in self.summaries}
+
+    def peaks(self) -> pd.DataFrame:
+        """Peaks in a frame of each set: quantiles, mean, and the share of frames without any."""
+        return pd.DataFrame({name: peak_quantiles(s.peaks) for name, s in self.sets().items()}).T
+
+    def record(self) -> dict[str, Any]:
+        """All numbers and words, as JSON can hold them."""
+        return {
+            "rows": self.rows, "memory": self.memory, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
+            "condition": self.condition, "answers": self.answers, "words": findings(self),
+        }  # fmt: skip
 
 
-FEWEST = 4  # frames of a set, so that its halves can be compared
+def peak_quantiles(peaks: np.ndarray) -> dict[str, float]:
+    """Quantiles and mean of the numbers of peaks (n,), and the share of frames that have none; NaN of no frames."""
+    q = np.percentile(peaks, [5, 50, 95], method="nearest") if len(peaks) else [np.nan] * 3
+    ends = dict(zip(("5%", "50%", "95%"), map(float, q), strict=True))
+    many = len(peaks) > 0
+    return ends | {
+        "mean": float(peaks.mean()) if many else np.nan,
+        "none": float((peaks == 0).mean()) if many else np.nan,
+    }
+
+# %% ../../nbs/metrics/generation.ipynb #58f1b085
+FAR = 1.3  # times the floor
 
 
+def findings(judgement: Judgement) -> list[str]:
+    """What is far from the floor, in words; one sentence each."""
+    if not judgement.rows:
+        return [f"The samples were not compared with real frames: {judgement.why['distances']}."]
+    real, made = judgement.summaries["held out"], judgement.summaries["samples"]
+    far = {d: judgement.ratio(d) for d in DISTANCES if _beyond(judgement, d)}
+    if "peak_count" in judgement.why and made.peaks.any():
+        far["peak_count"] = np.nan
+    tell = {
+        "profile": _profile_words,
+        "histogram": _intensity_words,
+        "peak_count": _peak_words,
+        "diversity": _pair_words,
+    }
+    out = []
+    for d, r in far.items():
+        times = f"{r:.1f} × the floor" if np.isfinite(r) else "no floor to compare with"
+        out.append(f"{tell[d](real, made, judgement.scale)} ({times}).")
+    if judgement.memory and judgement.memory["z"] > 3:
+        nearer = judgement.memory["nearer"]
+        out.append(f"Samples are nearer to training frames than held-out frames are (in {nearer:.0%} of comparisons): look for copies.")  # fmt: skip
+    return out or [f"No distance is clearly more than {FAR:g} × its floor."]
+
+
+def _beyond(judgement: Judgement, distance: str) -> bool:
+    """Is a distance of the samples above its floor, by more than either scatters from one half of the frames to another? For peaks: or are their ends elsewhere?"""
+    row, floor = judgement.rows["samples"], judgement.rows[judgement.floor]
+    scatter = max(row[f"{distance}_spread"], floor[f"{distance}_spread"])
+    far = judgement.ratio(distance) > FAR and row[distance] - floor[distance] > scatter
+    return far or distance == "peak_count" and _ends_elsewhere(judgement.peaks())
+
+
+def _ends_elsewhere(peaks: pd.DataFrame) -> bool:
+    """Is the 5% or 95% quantile of the samples' peaks far from that of held-out frames, more than training frames are?"""
+    ends = peaks[["5%", "95%"]]
+    off = (ends - ends.loc["held out"]).abs()
+    return bool((off.loc["samples"] > 2 * off.loc["train"] + np.maximum(3, 0.1 * ends.loc["held out"])).any())
+
+
+def _peak_words(real: SetSummary, made: SetSummary, scale: float) -> str:
+    (a0, a, a1), (b0, b, b1) = ([peak_quantiles(s.peaks)[q] for q in ("5%", "50%", "95%")] for s in (made, real))
+    inside = a0 >= b0 and a1 <= b1
+    if a1 < b1 and (a < b or inside and real.peaks.mean() > made.peaks.mean()):
+        what = "have too few peaks"
+    elif a0 >= b0 and a1 >= b1:
+        what = "have too many peaks"
+    else:
+        what = "are too alike in their peak counts" if inside else "have other peak counts"
+    return f"Samples {what}: {a0:.0f}–{a1:.0f} in nine of ten (median {a:.0f}), real frames {b0:.0f}–{b1:.0f} (median {b:.0f})"
+
+
+def _profile_words(real: SetSummary, made: SetSummary, scale: float) -> str:
+    a, b = (float(np.nansum(s.profile * s.pixels) / s.pixels.sum()) for s in (made, real))
+    share = (a - b) / abs(b) if b else 0.0
+    if abs(share) < 0.05:
+        return "The radial profiles of samples have another shape or vary otherwise, at the same mean intensity"
+    return f"The radial profiles of samples are too {'bright' if share > 0 else 'dim'}: {abs(share):.0%} {'above' if share > 0 else 'below'} real frames in the mean"
+
+
+def _intensity_words(real: SetSummary, made: SetSummary, scale: float, share: float = 1e-3) -> str:
+    def exceeded(s: SetSummary) -> float:
+        above = s.histogram.sum(0)[::-1].cumsum()[::-1]
+        return float(scale * np.sinh(LEVELS[np.flatnonzero(above >= share * above[0])[-1]]))
+
+    a, b = exceeded(made), exceeded(real)
+    if abs(a - b) < 0.1 * max(abs(b), scale):
+        return "The intensities of samples are distributed otherwise, with bright pixels as bright"
+    return f"Bright pixels of samples are too {'bright' if a > b else 'dim'}: one in a thousand exceeds {a:.3g}, in real frames {b:.3g}"
+
+
+def _pair_words(real: SetSummary, made: SetSummary, scale: float) -> str:
+    a, b = (float(np.nanmedian(pair_distances(s.blocks))) for s in (made, real))
+    return f"Samples {'differ too much from' if a > b else 'are too close to'} one another: distance {a:.2g} in the median pair, of real frames {b:.2g}"
+
+# %% ../../nbs/metrics/generation.ipynb #aae79152
 def judge_samples(
     frames: xr.Dataset,
     train: Sequence[int],
@@ -94,18 +213,52 @@ def judged_rows(train: Sequence[int], held_out: Sequence[int], limit: int = 500)
     return {"train": evenly_spaced(train, limit), "held out": evenly_spaced(held_out, limit)}
 
 
-def judge_summaries(seen: Mapping[str, SetSummary], ruler: Ruler, *, splits: int = 16, seed: int = 0) -> Judgement:
-    """The judgement of what `ruler` saw of "train", "held out", "samples" and, in a latent, of "autoencoder", whoever looked."""
-    fewest = min(len(s) for s in seen.values())
-    if fewest < FEWEST:
-        raise BadInput(f"there are {fewest} frames in the smallest set to compare; expected at least {FEWEST}")
-    n = fewest // 2
-    options: dict[str, Any] = dict(n=n, splits=splits, seed=seed, ruler=ruler)
-    rows = {
-        "samples": compare_sets(seen["held out"], seen["samples"], **options),
-        "floor": compare_sets(seen["held out"], seen["train"], **options),
-    }
-    if "autoencoder" in seen:
-        rows["autoencoder"] = compare_sets(seen["train"], seen["autoencoder"], **options)
-    memory = nearest_training(seen["samples"].blocks, seen["train"].blocks, seen["held out"].blocks)
-    return Judgement(rows, dict(seen), memory, ruler.scale)
+def judge_summaries(
+    seen: Mapping[str, SetSummary], ruler: Ruler, *, splits: int = 16, seed: int = 0, **words: Any
+) -> Judgement:
+    """The judgement of what `ruler` saw of "train", "held out", "samples" and, in a latent, of "autoencoder", whoever looked.
+
+    What cannot be computed is left out, and `Judgement.why` says why. `words`: further fields of it.
+    """
+    parts = ("train", "held out", "samples")
+    counts = {name: len(seen[name]) if name in seen else 0 for name in dict.fromkeys((*parts, *seen))}
+    few, n = min(counts, key=counts.__getitem__), min(counts.values()) // 2
+    why = dict(words.pop("why", {}))
+    if counts[few] < FEWEST:
+        why |= {"distances": f"{_counted(counts, few, words)}; at least {FEWEST} of each can be compared"}
+        rows = {}
+    else:
+        options: dict[str, Any] = dict(n=n, splits=splits, seed=seed, ruler=ruler)
+        rows = {
+            "samples": compare_sets(seen["held out"], seen["samples"], **options),
+            "floor": compare_sets(seen["held out"], seen["train"], **options),
+        }
+        if "autoencoder" in seen:
+            rows["autoencoder"] = compare_sets(seen["train"], seen["autoencoder"], **options)
+    if all(counts[name] for name in parts):
+        memory = nearest_training(*(seen[name].blocks for name in ("samples", "train", "held out")))
+    else:
+        memory = {}
+        why["memory"] = _counted(counts, few, words)
+    judgement = Judgement(rows, dict(seen), memory, ruler.scale, why, **words)
+    why |= {d: _no_ratio(judgement, d) for d in DISTANCES if rows and not np.isfinite(judgement.ratio(d))}
+    return judgement
+
+
+def _counted(counts: Mapping[str, int], name: str, words: Mapping[str, Any]) -> str:
+    """How many frames a set has: "2 held-out frames of hit_class=blank"."""
+    told = {"held out": "held-out frames", "train": "training frames", "autoencoder": "reconstructions"}
+    condition = f" of {words['condition']}" if words.get("condition") and name != "samples" else ""
+    return f"{counts[name] or 'no'} {told.get(name, name)}{condition}"
+
+
+def _no_ratio(judgement: Judgement, distance: str) -> str:
+    """Why a distance is no multiple of its floor."""
+    real = [judgement.summaries[name] for name in ("held out", "train")]
+    if distance == "peak_count" and not any(s.peaks.any() for s in real):
+        return "no peaks in the held-out frames"
+    if distance == "profile" and not any(np.nanmax(np.abs(s.profile), initial=0) > 0 for s in real):
+        return "the real frames have no intensity"
+    if not np.isfinite(judgement.rows["samples"][distance]):
+        return "the sets have nothing in common that could be compared"
+    return "two sets of real frames do not differ in it, so that there is no floor"

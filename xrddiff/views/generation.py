@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ..metrics.conditions import answer_table, answer_words
+from ..metrics.generation import NAMES, findings
 from .report import Report
 from .samples import plot_distribution, plot_ratios, show_samples
 
@@ -20,24 +22,21 @@ if TYPE_CHECKING:
     from xrddiff.metrics.generation import Judgement
 
 # %% auto #0
-__all__ = ['generation_pictures', 'add_generation']
+__all__ = ['generation_pictures', 'add_generation', 'add_answers', 'add_distances']
 
 # %% ../../nbs/views/generation.ipynb #55ede65f
 def generation_pictures(
-    judgement: Judgement | None, real: xr.Dataset, samples: xr.Dataset, n: int = 64
+    judgement: Judgement | None, real: xr.Dataset | None, samples: xr.Dataset, n: int = 64
 ) -> dict[str, Figure]:
-    """ "samples" beside real frames; with a judgement also "distributions" of both and "ratios" to the floor."""
-    unit = "photons" if real["intensity"].attrs["units"] == "photon" else "ADU"
-    n = min(n, samples.sizes["frame"], real.sizes["frame"])
+    """ "samples" beside real frames, where there are any; with a judgement also "distributions" of both and "ratios" to the floor."""
     shown = {"samples": show_samples(real, samples, n)}
     if judgement is None:
         return shown
-    order = ("held out", "train", "samples", "autoencoder")
-    sets = {name: judgement.summaries[name] for name in order if name in judgement.summaries}
-    return shown | {
-        "distributions": plot_distribution(sets, scale=judgement.scale, unit=unit),
-        "ratios": plot_ratios(judgement.ratios()).figure,
-    }
+    unit = "photons" if samples["intensity"].attrs["units"] == "photon" else "ADU"
+    shown["distributions"] = plot_distribution(judgement.sets(), scale=judgement.scale, unit=unit)
+    if judgement.rows:
+        shown["ratios"] = plot_ratios(judgement.ratios()).figure
+    return shown
 
 
 def add_generation(
@@ -47,36 +46,52 @@ def add_generation(
     *,
     about: str = "",
     latents: Mapping[str, Any] | None = None,
+    why: str = "",
 ) -> None:
-    """Add to `report` what the pictures and the `judgement` say, without a judgement the samples alone; `about`: how the samples were made; `latents`: `final_latent_stats` and `pairwise_mse`."""
-    report.add(
-        "Samples beside real frames",
-        f"Left: held-out frames. Right: samples{about}. One intensity scale for all.",
-        figure=pictures["samples"],
-    )
+    """Add to `report` what the pictures and the `judgement` say, without a judgement the samples and `why`; `about`: how the samples were made; `latents`: `final_latent_stats` and `pairwise_mse`."""
+    condition = f" of {judgement.condition}" if judgement is not None and judgement.condition else ""
+    if judgement is not None:
+        told = [answer_words(name, answer) for name, answer in judgement.answers.items()]
+        report.add("In short", " ".join([*findings(judgement), *told]))
+    left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
+    text = f"Samples{about}. Not compared with real frames: {why}." if judgement is None else left
+    report.add("Samples beside real frames" if judgement is not None else "Samples", text, figure=pictures["samples"])
     if latents:
         rows = {k: v for k, v in latents.items() if not isinstance(v, list)}
-        report.add(
-            "Latents of the samples",
-            "As the sampler left them, beside what the training set has.",
-            table=pd.DataFrame({"value": rows}),
+        report.add("Latents of the samples", "As the sampler left them, beside what the training set has.", table=pd.DataFrame({"value": rows}))  # fmt: skip
+    if judgement is not None:
+        add_answers(report, judgement)
+        add_distances(report, judgement, pictures, condition)
+
+# %% ../../nbs/views/generation.ipynb #dd370066
+def add_answers(report: Report, judgement: Judgement) -> None:
+    """What was asked for and what came, a section for each condition."""
+    for name, answer in judgement.answers.items():
+        table = answer_table(answer) if "confusion" in answer or "asked" in answer else None
+        kept = (
+            " Peaks: median (5%–95%) of a frame. The classifier is kept in the run's folder judge."
+            if "peaks" in answer
+            else ""
         )
-    if judgement is None:
-        return
-    floor = (
-        "training frames from reconstructions of held-out frames"
-        if judgement.floor == "autoencoder"
-        else "training frames from held-out frames"
-    )
-    report.add(
-        "Distance from real frames",
-        f"Wasserstein distances between distributions over sets of {judgement.rows['samples']['n']:.0f} frames; the floor is that of {floor}.",
-        table=pd.DataFrame.from_dict(judgement.table(), orient="index"),
-        figure=pictures["ratios"],
-    )
-    report.add("Distributions", figure=pictures["distributions"])
-    memory = {
-        "nearer to a training frame than held-out frames are (0.5: no)": judgement.memory["nearer"],
-        "share that is as near as one held-out frame in a hundred": judgement.memory["copied"],
-    }
-    report.add("Memory", "Is a sample a training frame again?", table=pd.DataFrame({"value": memory}))
+        report.add(f"Asked for, and got: {name}", answer_words(name, answer) + kept, table=table)
+
+
+def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, Figure], condition: str = "") -> None:
+    """How far the samples are from real frames, and what could not be told."""
+    floor = "reconstructions of held-out frames" if judgement.floor == "autoencoder" else "held-out frames"
+    why = [f"{NAMES.get(name, name)}: {reason}." for name, reason in judgement.why.items()]
+    text = "Not computed." if not judgement.rows else (
+        f"Wasserstein distances between distributions over sets of {judgement.rows['samples']['n']:.0f} frames{condition}; the floor, 1 in the picture, is that of training frames from {floor}. "
+        "Bars: how much a distance changes from one half of the frames to another."
+    )  # fmt: skip
+    table = pd.DataFrame.from_dict(judgement.table(), orient="index") if judgement.rows else None
+    report.add("Distance from real frames", " ".join([text, *why]), table=table, figure=pictures.get("ratios"))
+    peaks = judgement.peaks().rename(columns={"none": "share without any"})
+    report.add("Peaks in a frame", "Quantiles over the frames of each set.", table=peaks)
+    report.add("Distributions", figure=pictures.get("distributions"))
+    if judgement.memory:
+        memory = {
+            "nearer to a training frame than held-out frames are (0.5: no)": judgement.memory["nearer"],
+            "share that is as near as one held-out frame in a hundred": judgement.memory["copied"],
+        }
+        report.add("Memory", "Is a sample a training frame again?", table=pd.DataFrame({"value": memory}))

@@ -75,7 +75,10 @@ p.lead { color: #4b5766; margin-top: 0; } nav a { margin-right: 1rem; } a { colo
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; display: block; overflow-x: auto; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #e4e9ef; text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; } thead th { border-bottom: 2px solid #aab4c0; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; cursor: zoom-in; vertical-align: top; }
+figure input { position: absolute; opacity: 0; } figure input:focus-visible + label img { outline: 3px solid #0b5cad; outline-offset: 3px; }
+figure input:checked + label { position: fixed; inset: 0; z-index: 1; overflow: auto; background: #fff; padding: 1rem; }
+figure input:checked + label img { width: auto; max-width: none; cursor: zoom-out; } @media print { figure input:checked + label { position: static; } }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p class="lead">{{ lead }}</p>
@@ -88,8 +91,15 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 <tbody>{% for i, row in tables[s.slug] %}<tr><th>{{ i }}</th>{% for v in row %}<td>{{ v }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>
 {% endif %}
-{% if s.slug in pictures %}<figure><img alt="{{ s.title }}" src="data:image/png;base64,{{ pictures[s.slug] }}"></figure>{% endif %}
+{% if s.slug in pictures %}<figure><input type="checkbox" id="zoom-{{ s.slug }}" aria-label="{{ s.title }}: full size"><label for="zoom-{{ s.slug }}" title="full size and back: click, or Space; Esc: back"><img alt="{{ s.title }}" width="{{ widths[s.slug] }}" src="data:image/png;base64,{{ pictures[s.slug] }}"></label></figure>{% endif %}
 {% endfor %}
+<script>
+addEventListener("keydown", e => {
+  const open = document.querySelector("figure input:checked"), at = document.activeElement;
+  if (e.key === "Escape" && open) open.checked = false;
+  if (e.key === "Enter" && at.matches("figure input")) at.click();
+});
+</script>
 </body></html>
 """)
 
@@ -117,13 +127,13 @@ class Report:
             raise ValueError(f"report: a section named '{title}' is there already; titles must differ")
         self.sections.append(section)
 
-    def write(self, folder: str | Path, dpi: int = 110) -> Path:
+    def write(self, folder: str | Path, dpi: int = 170) -> Path:
         """Write `report.md`, `report.html` and `plots/*.png` into `folder`, each whole or not at all; returns the path of the HTML.
 
         Raises `CannotSave`, one sentence, where the disk is full or the folder cannot be written to.
         """
         folder = Path(folder)
-        pictures, tables, lines = {}, {}, [f"# {self.title}", self.lead]
+        pictures, widths, tables, lines = {}, {}, {}, [f"# {self.title}", self.lead]
         for s in self.sections:
             lines += [f"## {s.title}", s.text]
             if s.table is not None:
@@ -135,8 +145,12 @@ class Report:
                 s.figure.savefig(png, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
                 _save(folder / "plots" / f"{s.slug}.png", png.getvalue())
                 pictures[s.slug] = base64.b64encode(png.getvalue()).decode()
+                widths[s.slug] = (
+                    int.from_bytes(png.getvalue()[16:20], "big") * 110 // dpi
+                )  # on the page; enlarged, all pixels
                 lines.append(f"![{s.title}](plots/{s.slug}.png)")
         _save(folder / "report.md", ("\n\n".join(line for line in lines if line) + "\n").encode())
-        html = _PAGE.render(title=self.title, lead=self.lead, sections=self.sections, tables=tables, pictures=pictures)
+        words = dict(sections=self.sections, tables=tables, pictures=pictures, widths=widths)
+        html = _PAGE.render(title=self.title, lead=self.lead, **words)
         _save(folder / "report.html", html.encode())
         return folder / "report.html"

@@ -35,7 +35,7 @@ from xrddiff.views.plots import (
 )
 
 # %% auto #0
-__all__ = ['show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches']
+__all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches']
 
 # %% ../../nbs/views/samples.ipynb #7e5103e0
 def _tiles(frames: xr.Dataset, n: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,27 +63,41 @@ def _block_maxima(image: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.isfinite(highest), highest, np.nan)
 
 
+def origin_of(frames: xr.Dataset) -> str:
+    """What real frames are called: "simulated" where they say which simulated experiment they are of, else "measured"."""
+    return "simulated" if "experiment" in frames.attrs else "measured"
+
+
 def show_samples(
-    real: xr.Dataset,
+    real: xr.Dataset | None,
     samples: xr.Dataset,
     n: int = 64,
     *,
     norm: str = "asinh",
-    names: tuple[str, str] = ("measured", "samples"),
+    names: tuple[str, str] | None = None,
     pixels: int = 64,
 ) -> Picture:
-    """The first `n` frames of both sets as tiles, side by side, on the intensity scale of `real`. Tiles have at most `pixels` a side, the brightest of k × k pixels where frames are larger."""
-    n = min(n, frame_count(real), frame_count(samples))
+    """The first `n` frames of both sets as tiles, side by side, on the intensity scale of `real`, or samples alone. Tiles have at most `pixels` a side, the brightest of k × k pixels where frames are larger.
+
+    `names`: of the two sets; "measured" or "simulated" and "samples" unless given.
+    """
+    if real is None:
+        names, sets = ("samples",), (samples,)
+        real = samples
+    else:
+        names, sets = names or (origin_of(real), "samples"), (real, samples)
+    n = min(n, *(frame_count(frames) for frames in sets))
     if n < 1 or real["intensity"].shape[1:] != samples["intensity"].shape[1:]:
         raise BadInput(
             f"the samples have shape {samples['intensity'].shape} and the measured frames {real['intensity'].shape}; expected some of both, with the same pixels"
         )
-    (image, empty), other = (_tiles(frames, n, pixels) for frames in (real, samples))
+    tiles = [_tiles(frames, n, pixels) for frames in sets]
+    image, empty = tiles[0]
     scale = intensity_norm(image, norm, real["intensity"].attrs.get("background_sigma"))
     height, width = image.shape
-    figure = Picture(8.0, 3.8 * height / width + 0.75)
-    axes = figure.subplots(1, 2)
-    for ax, picture, name in zip(axes, (image, other[0]), names, strict=True):
+    figure = Picture(4.0 * len(sets), 3.8 * height / width + 0.75)
+    axes = figure.subplots(1, len(sets), squeeze=False)[0]
+    for ax, (picture, _), name in zip(axes, tiles, names, strict=True):
         shown = _imshow(ax, picture, INTENSITY, scale, max(height, width))
         ax.imshow(
             np.where(empty[..., None], 1.0, 0.0) * np.ones(4), extent=(0, width, height, 0), interpolation="nearest"
@@ -160,7 +174,9 @@ def plot_ratios(
         ax.axvline(limit, color="k", lw=0.8, ls=":")
     _tidy(ax, "multiples of the floor")
     ax.set_xscale("log")
-    low, high = min(0.5, float(table[[*names]].min().min()) / 1.5), max(4.0, float(table[[*names]].max().max()) * 1.5)
+    known = table[[*names]].to_numpy()[np.isfinite(table[[*names]].to_numpy())]
+    known = known[known > 0]  # a floor of 0 has no multiples
+    low, high = min(0.5, known.min(initial=1) / 1.5), max(4.0, known.max(initial=1) * 1.5)
     ax.set_xlim(low, high)
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if low <= t <= high]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
