@@ -14,6 +14,7 @@ from xrddiff.data.datasets import prepare_frames
 from xrddiff.data.frames import make_frames, select_frames
 from xrddiff.data.simulate import simulate
 from xrddiff.errors import BadInput, XrddiffError
+from xrddiff.evaluation import samples_of
 from xrddiff.judges import ConditionJudges, asked_of_all, label_classes
 from xrddiff.metrics.baselines import scene_again
 from xrddiff.metrics.conditions import (
@@ -70,7 +71,7 @@ def test_no_peaks_anywhere_is_a_reason_and_the_rest_stands(plain, tmp_path):
     table = judgement.table()
     assert np.isnan(table["peak count"]["samples / floor"]) and table["radial profile"]["samples / floor"] < 3
     text = page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
-    assert "peak count: no peaks in the held-out frames." in text
+    assert "Peak count: no peaks in the held-out frames." in text
     row = next(line for line in text.splitlines() if line.startswith("| peak count"))
     assert row.endswith("| – |")
     json.dumps(judgement.record())
@@ -94,17 +95,17 @@ def test_too_few_samples_are_shown_and_the_reason_told(plain, tmp_path, count):
     assert (
         judgement.rows == {}
         and judgement.table() == {}
-        and f"{count} frames of the set 'samples'" in judgement.why["distances"]
+        and f"{count} samples; at least 4" in judgement.why["distances"]
     )
     text = page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
-    assert "at least 4 of each set" in text and "![Distributions]" in text and "## Peaks in a frame" in text
+    assert "at least 4 of each can be compared" in text and "![Distributions]" in text and "## Peaks in a frame" in text
 
 
 def test_a_set_that_is_not_there_is_a_reason(plain):
     ruler = Ruler(plain)
     seen = {name: ruler.measure(plain) for name in ("train", "samples")}
     judgement = judge_summaries(seen, ruler)
-    assert "0 frames of the set 'held out'" in judgement.why["distances"] and judgement.memory == {}
+    assert "no held-out frames; at least 4" in judgement.why["distances"] and judgement.memory == {}
 
 
 def test_frames_of_zeros_have_no_profile():
@@ -194,6 +195,16 @@ def test_a_class_that_no_held_out_frame_has_is_a_reason():
     assert class_answer(list("ab"), np.eye(2, dtype=int), np.eye(2, dtype=int)[::-1])["why"].startswith(
         "the classifier is right about no"
     )
+
+
+def test_classes_with_the_wrong_number_of_peaks_are_told():
+    answer = class_answer(["blank", "hit"], np.diag([6, 5]), np.diag([5, 5]))
+    real = {"5%": 0.0, "50%": 0.0, "95%": 1.0, "mean": 0.1, "none": 0.9}
+    answer["peaks"] = {"blank": {"samples": real | {"50%": 12.0}, "held out": real}, "hit": {"samples": real}}
+    words = answer_words("hit_class", answer)
+    assert words.endswith("hit_class=blank: 12 peaks in the median sample, 0 (0–1) in held-out frames.")
+    answer["peaks"]["blank"]["samples"] = real
+    assert "peaks" not in answer_words("hit_class", answer)
 
 
 def test_numbers_asked_for_and_got():
@@ -298,6 +309,17 @@ def test_a_classifier_does_not_depend_on_what_was_drawn_before(told, tmp_path):
 def test_judged_rows_are_spread_evenly():
     rows = judged_rows(range(1000), range(1000, 1010), 10)
     assert len(rows["train"]) == 10 and rows["train"][-1] > 900 and rows["held out"].tolist() == list(range(1000, 1010))
+
+
+def test_a_set_that_is_not_there_lists_those_that_are(tmp_path):
+    (tmp_path / "samples" / "samples.zarr").mkdir(parents=True)
+    with pytest.raises(BadInput, match="no samples 'foo'; it has those alone that it ended with"):
+        samples_of(tmp_path, "foo")
+    for name in ("blanks", "whole"):
+        (tmp_path / "samples" / name / "samples.zarr").mkdir(parents=True)
+    with pytest.raises(BadInput, match="no samples 'foo'; expected one of blanks, whole"):
+        samples_of(tmp_path, "foo")
+    assert samples_of(tmp_path, "whole").is_dir() and samples_of(tmp_path).is_dir()
 
 
 # ---------------------------------------------------------------- the page

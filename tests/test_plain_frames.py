@@ -17,7 +17,7 @@ from xrddiff.errors import BadInput
 from xrddiff.generators import open_generator
 
 SMALL = ["experiment_type=test", "size=tiny", "training.batch_size=16", "training.max_steps=2", "threads=1"]
-SMALL += ["inference.num_samples=3", "inference.steps=2", "inference.limit=8", "training.ema_decay=0"]
+SMALL += ["inference.num_samples=4", "inference.steps=2", "inference.limit=8", "training.ema_decay=0"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_diffusion_in_a_latent_of_plain_images(runs):
     autoencoder = runs("vae_kl", "plain.npy")
     run = runs("latent_diff", "plain.npy", f"training.pretrained_vae_path={autoencoder}")
     assert (run / "report.html").is_file()
-    assert open_frames(run / "samples" / "samples.zarr", complete=False).sizes["frame"] == 3
+    assert open_frames(run / "samples" / "samples.zarr", complete=False).sizes["frame"] == 4
 
 
 def test_a_run_without_what_its_condition_needs_leaves_nothing(folder, capsys):

@@ -244,6 +244,16 @@ def test_noise_level_waves_equal_diffusers():
         sinusoidal(t, 3)
 
 
+def test_a_noise_label_can_be_scaled_before_it_becomes_waves():
+    net = randomised(UNet(label_scale=100.0, **WORDS)).double()
+    plain = UNet(**(net.config | {"label_scale": 1.0})).double()
+    plain.load_state_dict(net.state_dict())
+    x, t = torch.randn(2, 1, 16, 16).double(), torch.tensor([-1.0, 1.1], dtype=torch.float64)
+    assert torch.equal(net(x, t), plain(x, 100 * t)) and not torch.allclose(net(x, t), plain(x, t))
+    old = {k: v for k, v in plain.config.items() if k != "label_scale"}  # a checkpoint from before the word
+    assert UNet(**old).label_scale == 1.0
+
+
 def test_conditions_of_several_classes_do_not_take_a_table_without_a_name():
     several = Conditions({"crystals": 3, "hit": 2}, 8)
     with pytest.raises(RuntimeError, match="weight"):

@@ -347,6 +347,7 @@ def build_parser() -> argparse.ArgumentParser:
     words = (
         "what the file does not say: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
         "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are), "
+        "labels= (a table, a row per frame: .csv or .parquet), "
         "outside=true (follow its links out of its folder), axes=yxn (a .npy whose last axis counts the frames)"
     )
     p = commands.add_parser("sample", help="samples of a trained run", description=sample.__doc__)

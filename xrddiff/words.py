@@ -100,6 +100,11 @@ class Model:
     )
     diffusion_kwargs: DiffusionKwargs = field(default_factory=DiffusionKwargs)
 
+    unet_patch: int | None = word(
+        None,
+        "ddpm, latent_diff: the U-Net folds so many pixels squared into channels; null: 4 for frames in tiny, else 1",
+        low=1,
+    )
     patch_size: int = word(16, "diff: side of a token, in pixels", low=1)
     latent_patch_size: int = word(2, "diff in a latent: side of a token, in latent pixels", low=1)
     vit_size: str | None = word(None, "diff: size of the transformer; null: that of the size", choices=VIT_SIZES)

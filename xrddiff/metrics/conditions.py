@@ -19,7 +19,7 @@ from .generation import peak_quantiles
 
 # %% auto #0
 __all__ = ['WINDOW', 'same_condition', 'condition_words', 'Answers', 'confusion_matrix', 'class_answer', 'number_answer',
-           'answer_table', 'class_peaks', 'answer_words']
+           'answer_table', 'class_peaks', 'peak_words', 'answer_words']
 
 # %% ../../nbs/metrics/conditions.ipynb #fa7a6ad4
 WINDOW = 0.5  # standard deviations of the training frames' numbers
@@ -130,10 +130,11 @@ def answer_table(answer: Mapping[str, Any], most: int = 8) -> pd.DataFrame:
     rows = {}
     for c in np.flatnonzero(found.sum(1)):
         row: dict[str, Any] = {"samples": int(found[c].sum()), "got it": f"{found[c, c] / found[c].sum():.0%}"}
-        row["held-out frames read right"] = f"{real[c, c] / real[c].sum():.0%}" if real[c].sum() else None
+        row["right on held-out frames"] = f"{real[c, c] / real[c].sum():.0%}" if real[c].sum() else None
+        row |= _peak_cells(answer.get("peaks", {}).get(names[c], {}))
         if len(names) <= most:
             row |= {f"read as {name}": int(v) for name, v in zip(names, found[c], strict=True)}
-        rows[names[c]] = row | _peak_cells(answer.get("peaks", {}).get(names[c], {}))
+        rows[names[c]] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("asked for")
 
 
@@ -150,8 +151,25 @@ def class_peaks(names: Sequence[str], sets: Mapping[str, tuple[np.ndarray, np.nd
     }
 
 
+def peak_words(name: str, answer: Mapping[str, Any]) -> list[str]:
+    """A sentence for each class whose samples have other numbers of peaks than real frames: their median is outside the 5%–95% of those, by more than two peaks."""
+    out = []
+    for label, sets in answer.get("peaks", {}).items():
+        if len(sets) == 2:
+            made, real = sets["samples"]["50%"], sets["held out"]
+            if made > real["95%"] + 2 or made < real["5%"] - 2:
+                out.append(
+                    f"{name}={label}: {made:.0f} peaks in the median sample, {real['50%']:.0f} ({real['5%']:.0f}–{real['95%']:.0f}) in held-out frames."
+                )
+    return out
+
+
 def answer_words(name: str, answer: Mapping[str, Any]) -> str:
-    """One sentence on whether a condition was obeyed."""
+    """Whether a condition was obeyed, in a sentence; and one for each class with the wrong number of peaks."""
+    return " ".join([_answer_words(name, answer), *peak_words(name, answer)])
+
+
+def _answer_words(name: str, answer: Mapping[str, Any]) -> str:
     if "why" in answer:
         return f"{name}: not told, {answer['why']}."
     if answer["kind"] == "number":

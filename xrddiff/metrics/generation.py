@@ -176,7 +176,7 @@ def _intensity_words(real: SetSummary, made: SetSummary, scale: float, share: fl
 
 def _pair_words(real: SetSummary, made: SetSummary, scale: float) -> str:
     a, b = (float(np.nanmedian(pair_distances(s.blocks))) for s in (made, real))
-    return f"Samples {'differ too much from' if a > b else 'are too like'} one another: distance {a:.2g} in the median pair, of real frames {b:.2g}"
+    return f"Samples {'differ too much from' if a > b else 'are too close to'} one another: distance {a:.2g} in the median pair, of real frames {b:.2g}"
 
 # %% ../../nbs/metrics/generation.ipynb #aae79152
 def judge_samples(
@@ -225,7 +225,7 @@ def judge_summaries(
     few, n = min(counts, key=counts.__getitem__), min(counts.values()) // 2
     why = dict(words.pop("why", {}))
     if counts[few] < FEWEST:
-        why |= {"distances": f"{counts[few]} frames of the set {few!r}; at least {FEWEST} of each set can be compared"}
+        why |= {"distances": f"{_counted(counts, few, words)}; at least {FEWEST} of each can be compared"}
         rows = {}
     else:
         options: dict[str, Any] = dict(n=n, splits=splits, seed=seed, ruler=ruler)
@@ -239,10 +239,17 @@ def judge_summaries(
         memory = nearest_training(*(seen[name].blocks for name in ("samples", "train", "held out")))
     else:
         memory = {}
-        why["memory"] = f"no frames of the set {few!r}"
+        why["memory"] = _counted(counts, few, words)
     judgement = Judgement(rows, dict(seen), memory, ruler.scale, why, **words)
     why |= {d: _no_ratio(judgement, d) for d in DISTANCES if rows and not np.isfinite(judgement.ratio(d))}
     return judgement
+
+
+def _counted(counts: Mapping[str, int], name: str, words: Mapping[str, Any]) -> str:
+    """How many frames a set has: "2 held-out frames of hit_class=blank"."""
+    told = {"held out": "held-out frames", "train": "training frames", "autoencoder": "reconstructions"}
+    condition = f" of {words['condition']}" if words.get("condition") and name != "samples" else ""
+    return f"{counts[name] or 'no'} {told.get(name, name)}{condition}"
 
 
 def _no_ratio(judgement: Judgement, distance: str) -> str:

@@ -76,7 +76,7 @@ class UNet(nn.Module):
 
     `widths`: channels at each resolution; `layers_per_block`: residual blocks of each level on the way down (one more on the way up); `attention`: for each level, whether its blocks attend (None: none
     but the middle); `mid_attention`; `head_dim`: channels of an attention head; `norm_groups`; `scale_shift`: noise level and conditions scale and shift the norms instead of being added; `dropout`;
-    `mask_channel`: cond["mask"] (B, 1, H, W) bool goes in beside x (missing: all True); `patch`: side of the block of pixels that is folded into channels; `conditions`: see `Conditions`.
+    `label_scale`: what the noise label is multiplied by before it becomes waves; `mask_channel`: cond["mask"] (B, 1, H, W) bool goes in beside x (missing: all True); `patch`: side of the block of pixels that is folded into channels; `conditions`: see `Conditions`.
     Without mask and patch the parameters are those of diffusers' UNet2DModel by name and shape. Source: arXiv 1505.04597, 2006.11239.
     """
 
@@ -93,6 +93,7 @@ class UNet(nn.Module):
         norm_groups: int = 32,
         scale_shift: bool = False,
         dropout: float = 0.0,
+        label_scale: float = 1.0,
         mask_channel: bool = False,
         patch: int = 1,
         conditions: Mapping[str, int | Sequence[float]] | None = None,
@@ -112,6 +113,7 @@ class UNet(nn.Module):
                 f"the U-Net has {len(widths)} widths and {len(attention)} entries of attention; expected one of each per level"
             )
         self.in_channels, self.mask_channel, self.patch = in_channels, mask_channel, patch
+        self.label_scale = float(label_scale)
         self.downsampling = patch * 2 ** (len(widths) - 1)
         first, time_channels, deepest = widths[0], 4 * widths[0], len(widths) - 1
         block = dict(
@@ -141,7 +143,7 @@ class UNet(nn.Module):
         self.config: dict[str, Any] = dict(
             in_channels=in_channels, out_channels=out_channels, widths=list(widths), layers_per_block=layers_per_block, attention=list(attention),
             mid_attention=mid_attention, head_dim=head_dim, norm_groups=norm_groups, scale_shift=scale_shift, dropout=dropout,
-            mask_channel=mask_channel, patch=patch, conditions=dict(self.class_embedding.fields),
+            label_scale=self.label_scale, mask_channel=mask_channel, patch=patch, conditions=dict(self.class_embedding.fields),
         )  # fmt: skip
         with torch.no_grad():
             for last in [m.conv2 for m in self.modules() if isinstance(m, ResnetBlock)] + [self.conv_out]:
@@ -156,9 +158,8 @@ class UNet(nn.Module):
             raise BadInput(
                 f"the U-Net got noise labels of shape {tuple(noise_label.shape)}; expected ({len(x)},), one per frame"
             )
-        time = self.time_embedding(
-            sinusoidal(noise_label.expand(len(x)), self.time_embedding.linear_1.in_features).to(dtype)
-        )
+        label = self.label_scale * noise_label.expand(len(x))
+        time = self.time_embedding(sinusoidal(label, self.time_embedding.linear_1.in_features).to(dtype))
         if self.class_embedding:
             time = time + self.class_embedding(cond, time)
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))
