@@ -19,6 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
 COMMON = [
     "experiment_type=demo",
+    "inference.guidance_scale=1",
     "inference.num_samples=250",
     "inference.batch_size=50",
 ]  # all else is as the presets have it
@@ -32,6 +33,7 @@ MODELS = {
         *COMMON,
         "model.downsampling=8",
         "model.latent_channels=4",
+        "model.unet_patch=1",
         "model.diff_epochs=24",
     ],
 }

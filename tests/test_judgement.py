@@ -14,6 +14,7 @@ from xrddiff.data.datasets import prepare_frames
 from xrddiff.data.frames import make_frames, select_frames
 from xrddiff.data.simulate import simulate
 from xrddiff.errors import BadInput, XrddiffError
+from xrddiff.evaluation import samples_of
 from xrddiff.judges import ConditionJudges, asked_of_all, label_classes
 from xrddiff.metrics.baselines import scene_again
 from xrddiff.metrics.conditions import (
@@ -70,7 +71,7 @@ def test_no_peaks_anywhere_is_a_reason_and_the_rest_stands(plain, tmp_path):
     table = judgement.table()
     assert np.isnan(table["peak count"]["samples / floor"]) and table["radial profile"]["samples / floor"] < 3
     text = page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
-    assert "peak count: no peaks in the held-out frames." in text
+    assert "Peak count: no peaks in the held-out frames." in text
     row = next(line for line in text.splitlines() if line.startswith("| peak count"))
     assert row.endswith("| – |")
     json.dumps(judgement.record())
@@ -308,6 +309,17 @@ def test_a_classifier_does_not_depend_on_what_was_drawn_before(told, tmp_path):
 def test_judged_rows_are_spread_evenly():
     rows = judged_rows(range(1000), range(1000, 1010), 10)
     assert len(rows["train"]) == 10 and rows["train"][-1] > 900 and rows["held out"].tolist() == list(range(1000, 1010))
+
+
+def test_a_set_that_is_not_there_lists_those_that_are(tmp_path):
+    (tmp_path / "samples" / "samples.zarr").mkdir(parents=True)
+    with pytest.raises(BadInput, match="no samples 'foo'; it has those alone that it ended with"):
+        samples_of(tmp_path, "foo")
+    for name in ("blanks", "whole"):
+        (tmp_path / "samples" / name / "samples.zarr").mkdir(parents=True)
+    with pytest.raises(BadInput, match="no samples 'foo'; expected one of blanks, whole"):
+        samples_of(tmp_path, "foo")
+    assert samples_of(tmp_path, "whole").is_dir() and samples_of(tmp_path).is_dir()
 
 
 # ---------------------------------------------------------------- the page

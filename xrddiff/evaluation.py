@@ -173,12 +173,15 @@ def samples_of(run: str | Path, name: str | None = None) -> Path:
     path = (Path(name) if "/" in (name or "") else folder / (name or "")) / "samples.zarr"
     if name in (".", "..") or not path.is_dir():
         known = sorted(p.parent.name for p in folder.glob("*/samples.zarr"))
-        what = (
-            f"no samples {name!r}{nearest(name, known) if known else '; it has those alone that it ended with'}"
-            if name
-            else "no samples.zarr in its folder samples"
-        )
-        raise BadInput(f"{run} has {what}; expected samples that `xrddiff sample` or the run itself made")
+        if not name:
+            what = (
+                "no samples.zarr in its folder samples; expected samples that `xrddiff sample` or the run itself made"
+            )
+        else:
+            what = f"no samples {name!r}" + (
+                nearest(name, known) if known else "; it has those alone that it ended with"
+            )
+        raise BadInput(f"{run} has {what}")
     return path
 
 

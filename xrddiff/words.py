@@ -102,7 +102,7 @@ class Model:
 
     unet_patch: int | None = word(
         None,
-        "ddpm, latent_diff: the U-Net folds so many pixels squared into channels; null: 4 for frames in tiny, else 1",
+        "latent_diff: side of the square of latent pixels that the U-Net folds into channels; null: 1",
         low=1,
     )
     patch_size: int = word(16, "diff: side of a token, in pixels", low=1)

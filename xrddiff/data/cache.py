@@ -176,11 +176,11 @@ def block_size(shape: tuple[int, int]) -> int:
 def check_seed(seed: Any) -> None:
     """Refuse what is no seed of shots."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
-        raise BadInput(f"seed is {seed!r}; expected a whole number from 0 to 2⁶³ − 1")
+        raise BadInput(f"seed is {seed!r}; expected a whole number, 0 or more (below 2⁶³)")
 
 
 def check_disk(experiment: Any, n: int, folder: str | Path) -> None:
-    """Refuse `n` shots that the disk of `folder` cannot hold; a shot takes about one byte per pixel, packed."""
+    """Refuse `n` shots that the disk of `folder` cannot hold, at one byte per pixel, packed."""
     there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     kept = sum(p.stat().st_size for p in Path(folder).glob(f"simulated/{experiment.name}-*/block-*.h5"))

@@ -307,12 +307,10 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     from xrddiff.data.simulate import simulate
 
     experiment = find_experiment(experiment)
-    if isinstance(seed, bool) or int(seed) != seed or seed < 0:
-        raise BadInput(f"seed is {seed!r}; expected a whole number, 0 or more")
+    check_seed(seed)
     check_target(path)
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise BadInput(f"n is {n!r}; expected how many shots of {experiment.name}, 1 or more")
-    check_seed(seed)
     check_disk(experiment, n, Path(path).absolute().parent)
     if n <= block_size(experiment.detector.shape):
         return save_frames(simulate(experiment, range(int(n)), seed), path)

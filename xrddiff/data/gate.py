@@ -21,9 +21,9 @@ import numpy as np
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['CBF_BINARY', 'DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'told', 'memory',
-           'check_size', 'check_cbf', 'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'allow_outside',
-           'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset']
+__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'told', 'memory', 'check_size',
+           'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'allow_outside', 'leads_outside', 'open_hdf5',
+           'filter_names', 'check_dataset']
 
 # %% ../../nbs/data/gate.ipynb #c63469e0
 _KINDS = (
@@ -35,13 +35,16 @@ _KINDS = (
 
 
 def odd_kind(path: str | os.PathLike) -> str:
-    """What `path` is where it is neither a file nor a folder, in words; else ''. Raises `OSError` where there is nothing."""
+    """What `path` is where it is neither a file nor a folder, in words; else ''.
+
+    Errors: `OSError` where there is nothing.
+    """
     mode = os.stat(path).st_mode
     return next((words for test, words in _KINDS if test(mode)), "")
 
 
 def readable(path: Path) -> Path:
-    """`path`, or `BadInput` where there is nothing, it may not be read, or it is neither a file nor a folder."""
+    """`path`; `BadInput` where it does not exist, may not be read, or is no file or folder."""
     try:
         kind = odd_kind(path)
     except PermissionError:
@@ -86,7 +89,10 @@ def memory() -> int:
 def check_size(
     shape: Sequence[int], dtype: Any, where: str, chunk: Sequence[int] | None = None, stored: int | None = None
 ) -> None:
-    """Refuse an array (frame, …) whose frames, or chunks of shape `chunk`, are no real ones; `stored`: bytes of its first chunk in the file."""
+    """Refuse an array (frame, …) whose frames, or chunks of shape `chunk`, are no real ones.
+
+    `stored`: bytes of its first chunk in the file.
+    """
     shape, size = tuple(map(int, shape)), np.dtype(dtype).itemsize
     if min(shape, default=0) < 0:
         raise BadInput(f"{where} has shape {shape}; expected no negative length")
@@ -102,24 +108,6 @@ def check_size(
                 f"{where} has chunks of {nbytes / 2**30:.3g} GiB that are stored in {stored} bytes; expected what a detector writes"
             )
 
-# %% ../../nbs/data/gate.ipynb #b68d6435
-CBF_BINARY = b"\x0c\x1a\x04\xd5"
-
-
-def check_cbf(path: str | Path) -> None:
-    """Refuse a CBF, known by its name or its first bytes, in which no pixels begin."""
-    with open(path, "rb") as f:
-        block = f.read(1 << 16)
-        if not (block.startswith(b"###CBF") or os.fspath(path).lower().endswith((".cbf", ".cbf.gz", ".cbf.bz2"))):
-            return
-        if block.startswith((b"\x1f\x8b", b"BZh")):  # packed; its own checksum tells
-            return
-        while block and CBF_BINARY not in block:
-            more = f.read(1 << 20)
-            block = block[-3:] + more if more else b""
-    if not block:
-        raise BadInput(f"{path} is a CBF that is damaged or truncated: no pixels begin in it")
-
 # %% ../../nbs/data/gate.ipynb #6e50226a
 def find_source(name: str, path: str | Path) -> Path | None:
     """The file that HDF5 takes where the file `path` names `name`; None where there is none."""
@@ -130,7 +118,10 @@ def find_source(name: str, path: str | Path) -> Path | None:
 
 
 def _inside(target: Path, path: str | Path, raw: bool) -> bool:
-    """Whether `target` is in the folder of `path` or below it. A link in that folder is the owner's doing, but not for `raw` bytes."""
+    """Whether `target` is in the folder of `path` or below it.
+
+    A symbolic link in that folder is the owner's doing, but not for `raw` bytes.
+    """
     real = os.path.realpath(target)
     folder, own = os.path.dirname(os.path.abspath(path)), os.path.dirname(os.path.realpath(path))
     found = [(real, own), (real, os.path.realpath(folder))]
@@ -146,7 +137,8 @@ def check_source(name: str, path: str | Path, where: str, outside: bool = False,
     if kind := odd_kind(target):
         raise BadInput(f"{where} leads to {target}, which is {kind}; expected a file")
     if not (outside or _inside(target, path, raw)):
-        raise BadInput(f"{where} leads to {target}, outside the folder of the file; outside=true reads it all the same")
+        place = os.path.abspath(target)
+        raise BadInput(f"{where} leads to {place}, outside the folder of the file; outside=true reads it all the same")
     return target
 
 # %% ../../nbs/data/gate.ipynb #3eee5632
@@ -154,7 +146,7 @@ DEEPEST, MOST_FILES = 100, 20_000
 
 
 def check_hdf5(file: h5py.File, outside: bool = False) -> None:
-    """Refuse an open HDF5 file that leads out of its folder (unless `outside`), to what is no file, or to itself."""
+    """Refuse HDF5 that leads out of its folder (unless `outside`), to what is no file, or to itself."""
     _check_links(file, outside, {os.path.realpath(file.filename)})
 
 
@@ -202,7 +194,10 @@ def _opened(path: Path) -> Iterator[h5py.File | None]:
 
 # %% ../../nbs/data/gate.ipynb #5fc99ee6
 def _check_places(data: h5py.h5d.DatasetID, path: str, where: str, outside: bool, chain: tuple) -> None:
-    """Refuse a data set whose values are kept where they should not be; `chain`: the virtual data sets that led here."""
+    """Refuse a data set whose values are kept where they should not be.
+
+    `chain`: the virtual data sets that led here, (file, name).
+    """
     plist = data.get_create_plist()
     if plist.get_layout() != h5py.h5d.VIRTUAL:
         for i in range(plist.get_external_count()):
@@ -261,7 +256,8 @@ def leads_outside(path: str | Path) -> bool:
 def open_hdf5(path: str | Path, *, outside: bool = False) -> h5py.File:
     """The HDF5 file for reading, opened once per process and checked by the gate; errors are one sentence.
 
-    The key holds the file's identity, so that a file that was replaced is opened again, and the process, since a handle does not survive a fork.
+    The key holds the file's identity, so that a file that was replaced is opened again, and the
+    process, since a handle does not survive a fork.
     `outside`: as `allow_outside`.
     """
     path = readable(Path(path))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .gate import check_cbf, readable
+from .gate import readable
 from .probe import probe
 from .header_rules import agree, read_fields, warn
 from .raw_headers import comment_fields, raw_header
@@ -87,8 +87,7 @@ def _opened(path: Path) -> Iterator[Any]:
     log.propagate = False
     try:
         try:
-            check_cbf(readable(path))
-            probe(path)
+            probe(readable(path))
             image = fabio.open(str(path))
             if image is None or getattr(image, "data", None) is None:
                 raise ValueError("no image in it")

@@ -41,7 +41,10 @@ def look_at_image(path: str) -> None:
 
 
 def look(path: str, outside: bool) -> None:
-    """Read a little of everything in an HDF5 file; raises `BadInput` for what the gate or the library refuses."""
+    """Read a little of everything in the file.
+
+    Errors: `BadInput` for HDF5 that the gate or the library refuses.
+    """
     if not is_hdf5(Path(path)):
         return look_at_image(path)
     file, start = open_hdf5(path, outside=outside), time.process_time()
@@ -66,7 +69,7 @@ def look(path: str, outside: bool) -> None:
 
 
 def serve() -> None:
-    """Answer paths, one per line, with what was wrong with the file, in JSON; ends with the process that asks."""
+    """Answer paths, one per line, with what is wrong with the file, in JSON, until the asker ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -149,7 +152,10 @@ def start_probe(path: str | Path) -> None:
 
 
 def probe(path: str | Path, outside: bool = False) -> None:
-    """Refuse an HDF5 file or an image that the library which reads it does not survive, and HDF5 that does not open. Each file is tried once."""
+    """Refuse an HDF5 file or an image that the library which reads it does not survive.
+
+    Each file is tried once. Errors: `BadInput`, also for HDF5 that does not open.
+    """
     if not _wanted(path):
         return
     status = os.stat(path)

@@ -245,7 +245,10 @@ class HDF5Rows(Rows):
 
 # %% ../../nbs/data/sources.ipynb #8ee76563
 class ZarrRows(Rows):
-    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame; `exact` keeps the dtype, `whole` says that every shard was written."""
+    """Frames of one zarr array (format 2 or 3), `(y, x)` counting as one frame.
+
+    `exact` keeps the dtype; `whole` says that every shard was written, so none may be missing.
+    """
 
     def __init__(self, path: str | Path, name: str = "", exact: bool = False, whole: bool = False):
         self.path, self.name, self.whole = str(path), name, whole

@@ -377,12 +377,15 @@ def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
 
 
 def whole_chunks(array: Any) -> Any:
-    """A zarr array that writes chunks of zeros as it writes others: then one that is not there is one that was lost."""
+    """A zarr array that writes chunks of zeros too: then one that is not there was lost."""
     return array.with_config({"write_empty_chunks": True})
 
 
 def seal_zarr(path: str | Path, without: Collection[str] = ()) -> None:
-    """Write the digest of a store whose values are all there; `without`: variables that are about to leave it. A store of version 1 stays as it is."""
+    """Write the digest of a store whose values are all there; one of version 1 stays as it is.
+
+    `without`: variables that are about to leave it.
+    """
     import zarr
 
     path, group = Path(path), zarr.open_group(str(path), mode="r")
@@ -477,7 +480,10 @@ def _frames_of(attrs: dict[str, Any], stored: Mapping[str, _Stored], rows: Calla
 
 
 def _check_version(attrs: dict[str, Any], path: Path, stored: Mapping[str, _Stored]) -> bool:
-    """Take what only the store is about out of `attrs` and hold it against the rest; True where chunks have checksums, which is from version 2 on."""
+    """Take the store's own words out of `attrs` and verify the digest.
+
+    Returns whether chunks have checksums, which is so from version 2 on.
+    """
     del attrs["xrddiff_format"]
     version, digest = attrs.pop("xrddiff_version", None), attrs.pop("xrddiff_digest", None)
     if version not in (1, VERSION):
@@ -517,7 +523,8 @@ def _read_zarr(path: Path) -> xr.Dataset:
 def read_store(path: str | Path, *, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset:
     """Frames from a file or folder that `save_frames` wrote, as they were; stacks stay on disk.
 
-    What is small is checked against its digest here, a stack chunk by chunk as it is read. `source`: what reads the stacks of an HDF5 file, called as `HDF5Rows` is.
+    What is small is checked against its digest here, a stack chunk by chunk as it is read.
+    `source`: what reads the stacks of an HDF5 file, called as `HDF5Rows` is.
     Errors: `BadInput` for what is damaged, was never finished, or misses a part.
     """
     path = readable(Path(path))

@@ -130,10 +130,11 @@ def answer_table(answer: Mapping[str, Any], most: int = 8) -> pd.DataFrame:
     rows = {}
     for c in np.flatnonzero(found.sum(1)):
         row: dict[str, Any] = {"samples": int(found[c].sum()), "got it": f"{found[c, c] / found[c].sum():.0%}"}
-        row["held-out frames read right"] = f"{real[c, c] / real[c].sum():.0%}" if real[c].sum() else None
+        row["right on held-out frames"] = f"{real[c, c] / real[c].sum():.0%}" if real[c].sum() else None
+        row |= _peak_cells(answer.get("peaks", {}).get(names[c], {}))
         if len(names) <= most:
             row |= {f"read as {name}": int(v) for name, v in zip(names, found[c], strict=True)}
-        rows[names[c]] = row | _peak_cells(answer.get("peaks", {}).get(names[c], {}))
+        rows[names[c]] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("asked for")
 
 

@@ -79,13 +79,13 @@ def add_answers(report: Report, judgement: Judgement) -> None:
 def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, Figure], condition: str = "") -> None:
     """How far the samples are from real frames, and what could not be told."""
     floor = "reconstructions of held-out frames" if judgement.floor == "autoencoder" else "held-out frames"
-    why = [f"{NAMES.get(name, name)}: {reason}." for name, reason in judgement.why.items()]
-    text = "Not computed." if not judgement.rows else (
+    why = [f"{NAMES.get(name, name)}: {reason}.".capitalize() for name, reason in judgement.why.items()]
+    text = "" if not judgement.rows else (
         f"Wasserstein distances between distributions over sets of {judgement.rows['samples']['n']:.0f} frames{condition}; the floor, 1 in the picture, is that of training frames from {floor}. "
         "Bars: how much a distance changes from one half of the frames to another."
     )  # fmt: skip
     table = pd.DataFrame.from_dict(judgement.table(), orient="index") if judgement.rows else None
-    report.add("Distance from real frames", " ".join([text, *why]), table=table, figure=pictures.get("ratios"))
+    report.add("Distance from real frames", " ".join([text, *why]).strip(), table=table, figure=pictures.get("ratios"))
     peaks = judgement.peaks().rename(columns={"none": "share without any"})
     report.add("Peaks in a frame", "Quantiles over the frames of each set.", table=peaks)
     report.add("Distributions", figure=pictures.get("distributions"))

@@ -74,7 +74,7 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4
 p.lead { color: #4b5766; margin-top: 0; } nav a { margin-right: 1rem; } a { color: #0b5cad; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; display: block; overflow-x: auto; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #e4e9ef; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; } thead th { border-bottom: 2px solid #aab4c0; }
+th:first-child { text-align: left; } thead th { white-space: normal; vertical-align: bottom; border-bottom: 2px solid #aab4c0; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; cursor: zoom-in; vertical-align: top; }
 figure input { position: absolute; opacity: 0; } figure input:focus-visible + label img { outline: 3px solid #0b5cad; outline-offset: 3px; }
 figure input:checked + label { position: fixed; inset: 0; z-index: 1; overflow: auto; background: #fff; padding: 1rem; }
