@@ -19,9 +19,10 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -65,8 +66,6 @@ def start(argv: list[str]) -> int:
     try:
         code = main(argv)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -94,7 +93,7 @@ class Tally:
 
     def goes_on(self, wanted: int) -> bool:
         """Are there kills left to be made, and time for them? Keeps what there is so far in tally.json."""
-        Path("tally.json").write_text(json.dumps(asdict(self)))
+        Path("tally.json").write_text(json.dumps(vars(self)))
         return self.kills < wanted and time.time() < self.until
 
     @property
@@ -320,6 +319,8 @@ def bench(args: argparse.Namespace) -> int:
             try:
                 part(name, kills, args.seed, until)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         children[name] = child

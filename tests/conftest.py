@@ -172,3 +172,26 @@ def lab() -> Iterator[Lab]:
     lab = bring_up()
     yield lab
     lab.down()
+
+
+SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.limit=64", "training.num_epochs=1", "threads=1"]
+SMALL += ["training.batch_size=8", "model.diff_epochs=1"]
+WORDS = {"ddpm": ["model.condition=[hit_class,wavelength]", "training.ema_tracks=[0.05,0.1]"]}
+WORDS["ddpm"] += ["training.checkpoint_every=3", "training.keep_checkpoints=null"]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """model -> the folder of a small run of it, made when it is first asked for."""
+    from test_run import xrddiff
+
+    folder, made = tmp_path_factory.mktemp("models"), {}
+
+    def run(model: str) -> Path:
+        if model not in made:
+            done = xrddiff("run", f"model={model}", *SMALL, *WORDS.get(model, []), "run_name=whole", folder=folder)
+            made[model] = folder / "output" / f"{model}_test" / "whole", done.stdout
+        return made[model][0]
+
+    run.printed = lambda model: (run(model), made[model][1])[1]
+    return run

@@ -8,11 +8,11 @@ import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from test_run import COMMAND, xrddiff
 
 from xrddiff.cluster.notebooks import run_notebook, run_notebook_path
@@ -26,24 +26,6 @@ from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.training.latents import weights_sha256
 
 MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
-SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.limit=64", "training.num_epochs=1", "threads=1"]
-SMALL += ["training.batch_size=8", "model.diff_epochs=1"]
-WORDS = {"ddpm": ["model.condition=[hit_class,wavelength]", "training.ema_tracks=[0.05,0.1]"]}
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """model -> the folder of a small run of it, made when it is first asked for."""
-    folder, made = tmp_path_factory.mktemp("models"), {}
-
-    def run(model: str) -> Path:
-        if model not in made:
-            done = xrddiff("run", f"model={model}", *SMALL, *WORDS.get(model, []), "run_name=whole", folder=folder)
-            made[model] = folder / "output" / f"{model}_test" / "whole", done.stdout
-        return made[model][0]
-
-    run.printed = lambda model: (run(model), made[model][1])[1]
-    return run
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'MOST_RUNS', 'conf_dir', 'presets', 'is_path', 'compose_config', 'check_config', 'ModelParts',
-           'model_parts', 'data_name', 'check_frames', 'to_yaml', 'load_config', 'inference_config', 'expand_multirun']
+           'model_parts', 'data_name', 'check_frames', 'to_yaml', 'load_config', 'inference_config', 'absolute_words',
+           'expand_multirun']
 
 # %% ../nbs/config.ipynb #eb4a0f10
 import math
@@ -24,6 +25,7 @@ from xrddiff.words import (
     SIZE_NAMES,
     Config,
     Data,
+    Inference,
     Training,
     Word,
     get_word,
@@ -240,6 +242,7 @@ _PATHS = (
     ("data", "labels"),
     ("training", "pretrained_vae_path"),
     ("training", "pretrained_diff_path"),
+    ("inference", "guidance_run"),
 )
 
 # %% ../nbs/config.ipynb #95d51b32
@@ -385,18 +388,52 @@ def _conditions(cfg: Config, ranks: int) -> str | None:
         if name not in known:
             hint = nearest(name, known) if known else ": the model has no conditions, set model.condition"
             return f"inference.condition: the model is not conditioned on {name!r}{hint}"
-    if i.guidance_scale != 1 and not known:
+    return None
+
+
+@_check
+def _guidance(cfg: Config, ranks: int) -> str | None:
+    known, i, word = cfg.model.condition or [], cfg.inference, f"inference.guidance={cfg.inference.guidance}"
+    none = i.guidance_scale == 1 and i.guidance != "classifier"
+    weaker = [name for name in ("guidance_step", "guidance_ema", "guidance_run") if getattr(i, name) is not None]
+    if i.guidance != "classifier_free" and model_parts(cfg).denoiser == "autoregressive":
+        return f"{word}: an autoregressive model draws patch by patch and is guided by its own conditions only; expected classifier_free"
+    if weaker and i.guidance != "autoguidance":
+        return f"inference.{weaker[0]} names a weaker model and has no effect with {word}; expected autoguidance"
+    if i.guidance == "autoguidance":
+        if not weaker:
+            return f"{word} needs a weaker model; expected inference.guidance_step (an earlier checkpoint), guidance_ema (another average) or guidance_run (another run)"
+        if none:
+            return (
+                f"{word} has no effect at guidance_scale=1; expected another inference.guidance_scale, for instance 2"
+            )
+    elif i.guidance_scale != 1 and not known:
         return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model has no conditions to be guided by; set model.condition"
-    if i.guidance_scale not in (0, 1) and not cfg.training.condition_dropout:
+    elif (i.guidance == "classifier" or i.guidance_scale not in (0, 1)) and not cfg.training.condition_dropout:
         return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model never sees a frame without its conditions; expected training.condition_dropout above 0"
+    if i.guidance == "classifier" and cfg.training.classifier is None:
+        label = known[0] if known else "LABEL"
+        return f"{word}: the run has no classifier; expected training.classifier={label}, which trains one (for a run that is finished: `xrddiff run resume=RUN training.classifier={label}`)"
     if i.guidance_interval is None:
         return None
     if len(i.guidance_interval) != 2 or i.guidance_interval[0] >= i.guidance_interval[1]:
         return f"inference.guidance_interval: found {i.guidance_interval}, expected [low, high]"
-    if i.guidance_scale == 1:
+    if none:
         return "inference.guidance_interval has no effect without guidance: set inference.guidance_scale"
     if model_parts(cfg).denoiser == "autoregressive":
         return "inference.guidance_interval: an autoregressive model is guided at all noise levels; expected null"
+    return None
+
+
+@_check
+def _classifier(cfg: Config, ranks: int) -> str | None:
+    label, known = cfg.training.classifier, cfg.model.condition or []
+    if label is None:
+        return None
+    if model_parts(cfg).denoiser != "unet":
+        return f"training.classifier={label}: only a denoiser of whole frames or latents is led by a classifier; expected ddpm or latent_diff with a U-Net"
+    if label not in known:
+        return f"training.classifier: {label!r} is no condition of the model; expected one of model.condition, {known}"
     return None
 
 
@@ -591,7 +628,15 @@ def _newest_run(folder: Path) -> str | None:
     return max(found)[1] if found else None
 
 
-RESUMABLE = ("training.num_epochs", "training.max_steps", "model.diff_epochs", "threads", "engine", "resume")
+RESUMABLE = (
+    "training.num_epochs",
+    "training.max_steps",
+    "model.diff_epochs",
+    "training.classifier",
+    "threads",
+    "engine",
+    "resume",
+)
 
 
 def _resume_config(run: Path, parsed: list[_Override]) -> Config:
@@ -651,10 +696,39 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
         if o.key != "inference":
             OmegaConf.update(cfg, o.key, o.value, merge=False, force_add=True)
     cfg = OmegaConf.to_object(cfg)
-    told = {name: getattr(cfg.training, name) for name in ("timesteps", "condition_dropout", "ema_tracks")}
+    told = {
+        name: getattr(cfg.training, name) for name in ("timesteps", "condition_dropout", "ema_tracks", "classifier")
+    }
     trained = replace(cfg, data=Data(), training=Training(**told))  # neither frames nor starting points are needed now
     check_config(trained, ranks=1)
+    _check_weaker(run, cfg.inference)
     return cfg
+
+
+def _check_weaker(run: Path, i: Inference) -> None:
+    """Refuse a weaker model that is not there."""
+    source = run if i.guidance_run is None else Path(i.guidance_run).expanduser()
+    if not (source / "config.yaml").is_file():
+        raise BadInput(f"inference.guidance_run={source} has no config.yaml; expected the folder of a run")
+    folder = source / ("checkpoints" if i.guidance_ema is None else "averages")
+    steps = sorted(int(p.name[5:]) for p in folder.glob("step-*"))
+    if i.guidance_ema is None and i.guidance_step is not None and i.guidance_step not in steps:
+        raise BadInput(
+            f"inference.guidance_step={i.guidance_step}: {source} keeps the checkpoints {steps}; expected one of them (training.keep_checkpoints=null keeps all)"
+        )
+    if i.guidance_ema is not None and not steps:
+        raise BadInput(
+            f"inference.guidance_ema={i.guidance_ema:g}: {source} keeps no averages; expected a run that was trained with training.ema_tracks"
+        )
+
+
+def absolute_words(overrides: Iterable[str]) -> list[str]:
+    """The overrides with paths that mean the same in any folder."""
+    out = []
+    for o in map(_parse, overrides):
+        path = tuple(o.key.split(".")) in _PATHS and isinstance(o.value, str)
+        out.append(f"{o.key}='{Path(o.value).expanduser().absolute()}'" if path else o.text)
+    return out
 
 # %% ../nbs/config.ipynb #d56a67c2
 MOST_RUNS = 10_000  # of one sweep; SLURM's arrays have at most 1001 tasks unless a site allows more

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,16 @@ from .data.loading import FrameLoader
 from .data.store import read_store, save_frames
 from .data.transforms import Transform
 from .diffusion.denoisers import Denoiser, measure_sigma_data
-from .diffusion.guidance import classifier_free
 from .diffusion.sampling import Sampler, sample_chunks
 from .diffusion.schedules import TrainingNoise, make_noise
 from .errors import BadInput, nearest
+from .guides import Guide, open_guide
 from .metrics.peaks import draw_counts
 from .models.autoregressive import AutoregressiveDiffusion, measure_range
 from .models.latent import LatentSpace
 from .models.unet import UNet
 from .seeds import numpy_rng
-from .training.checkpoints import Checkpoint, load_checkpoint, load_weights
+from .training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint, load_weights
 from .training.latents import open_latent_space
 from .training.posthoc import reconstruct
 from .training.setup import run_accelerator
@@ -246,10 +246,11 @@ class Generator:
         values: Mapping[str, float | str] | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] | None = None,
+        guide: Guide | None = None,
         order_steps: int | None = None,
         callback: Any = None,
     ) -> Tensor:
-        """What the model draws for the sample numbers, (B, *shape) float32: network values, or normalised latents."""
+        """What the model draws for the sample numbers, (B, *shape) float32: network values, or normalised latents. `guide` takes the place of `guidance_scale` and `guidance_interval`."""
         mask, cond = self.mask(), self.condition(samples, seed, values)
         if mask is not None:
             cond["mask"] = mask.expand(len(samples), -1, -1, -1)
@@ -264,12 +265,9 @@ class Generator:
                 callback=callback,
                 **words,
             )
-        denoise = self.model
-        if guidance_scale != 1:
-            denoise = classifier_free(
-                self.model, guidance_scale, None if guidance_interval is None else tuple(guidance_interval)
-            )
-            denoise.config = self.model.config  # which time steps were trained
+        if guide is None and guidance_scale != 1:
+            guide = Guide("classifier_free", guidance_scale, guidance_interval and tuple(guidance_interval))
+        denoise = self.model if guide is None else guide(self.model)
         return sampler.sample(denoise, self.shape, samples, seed=seed, cond=cond, callback=callback, device=self.device)
 
     @torch.no_grad()
@@ -382,14 +380,20 @@ def generator_state(
 
 
 def open_generator(
-    run: str | Path, *, ema: bool = True, ema_sigma_rel: float | None = None, device: torch.device | str = "cpu"
+    run: str | Path,
+    *,
+    ema: bool = True,
+    ema_sigma_rel: float | None = None,
+    step: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Generator:
     """The generator that the run folder `run` has trained, from its newest intact checkpoint.
 
-    `ema`: the averaged weights; `ema_sigma_rel`: those of a width that is chosen now. Raises `BadInput` where the run has no generative model, or its autoencoder is another one.
+    `ema`: the averaged weights; `ema_sigma_rel`: those of a width that is chosen now; `step`: the weights of an earlier checkpoint, or the average up to there. Raises `BadInput` where the run has no generative model, or its autoencoder is another one.
     """
     run = Path(run)
-    checkpoint: Checkpoint = load_checkpoint(run)
+    own = step is not None and ema_sigma_rel is None
+    checkpoint: Checkpoint = load_checkpoint(run / "checkpoints" / checkpoint_name(step) if own else run)
     state = checkpoint.state.get("generator")
     if state is None:
         raise BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")
@@ -398,7 +402,7 @@ def open_generator(
             f"{run} has no {TEMPLATE}, which says where the pixels of samples are; expected the whole folder of a run"
         )
     net = KINDS[state["kind"]](**checkpoint.state["model"])
-    load_weights(net, checkpoint if ema_sigma_rel is None else reconstruct(run, ema_sigma_rel), ema=ema)
+    load_weights(net, checkpoint if ema_sigma_rel is None else reconstruct(run, ema_sigma_rel, step=step), ema=ema)
     model = net if state["kind"] == "autoregressive" else Denoiser(net, **state["denoiser"])
     space = None
     if state["autoencoder"] is not None:
@@ -408,7 +412,7 @@ def open_generator(
                 f"{run} is a model in a latent and its folder autoencoder is missing; expected the whole folder of a run"
             )
         space = open_latent_space(folder, expected=state["autoencoder"], channels=state["shape"][0], device=device)
-    about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step}
+    about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step if step is None else step}
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), Transform.from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
@@ -446,6 +450,7 @@ class SampleJob:
     sampler: Sampler
     cfg: Config
     count: int | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         if self.count is None:
@@ -458,11 +463,18 @@ class SampleJob:
 
     def about(self) -> dict[str, Any]:
         """Attributes that say how the samples are made."""
+        guided = {} if self.guide is None else {"guidance": json.dumps(self.guide.state())}
         return {
             "sampler": json.dumps(asdict(self.sampler)),
             "config": to_yaml(self.cfg),
             "batch_size": self.cfg.inference.batch_size,
+            **guided,
         }
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """Those of `Generator.draw`."""
+        return sampling_words(self.cfg) | {"guide": self.guide}
 
     def numbers(self, rows: slice) -> list[int]:
         """The sample numbers of these rows."""
@@ -471,9 +483,7 @@ class SampleJob:
     def make(self, rows: slice) -> tuple[xr.Dataset, Tensor]:
         """(these rows as Frames, what the model drew)."""
         i, numbers = self.cfg.inference, self.numbers(rows)
-        frames, drawn = self.generator.sample(
-            numbers, self.sampler, seed=i.seed, batch_size=i.batch_size, **sampling_words(self.cfg)
-        )
+        frames, drawn = self.generator.sample(numbers, self.sampler, seed=i.seed, batch_size=i.batch_size, **self.words)
         if self.poisson:
             frames["drawn"] = draw_counts(frames, i.seed, first=numbers[0])["intensity"]
         return frames, drawn
@@ -497,4 +507,5 @@ def open_sample_job(run: str | Path, words: Sequence[str] = (), device: torch.de
     device = run_accelerator(cfg.training).device if device is None else device
     i = cfg.inference
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-    return SampleJob(generator, ready_sampler(generator, cfg), cfg)
+    guide = open_guide(run, i, generator, partial(open_generator, device=device))
+    return SampleJob(generator, ready_sampler(generator, cfg), cfg, guide=guide)

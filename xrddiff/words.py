@@ -6,8 +6,8 @@
 __all__ = ['MODEL_NAMES', 'AUTOENCODERS', 'DENOISERS', 'QUANTIZERS', 'PARAMETERISATIONS', 'NOISE_SCHEDULES', 'WEIGHTINGS',
            'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'MASK_TRUE', 'AUTOMASK', 'TRANSFORMS', 'RECONS_LOSSES',
            'ANNEALING_SHAPES', 'LR_SCHEDULES', 'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'VARIANCES',
-           'BASES', 'ENGINES', 'GROUPS', 'word', 'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP', 'Training',
-           'Inference', 'Config', 'Word', 'vocabulary', 'value_problem', 'get_word']
+           'BASES', 'GUIDANCE', 'ENGINES', 'GROUPS', 'word', 'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP',
+           'Training', 'Inference', 'Config', 'Word', 'vocabulary', 'value_problem', 'get_word']
 
 # %% ../nbs/words.ipynb #1ef8c0cd
 from collections.abc import Sequence
@@ -224,6 +224,9 @@ class Training:
 
     timesteps: int = word(1000, "steps T of the noise schedule of eps, x0 and v", low=2)
     condition_dropout: float = word(0.1, "share of the frames whose conditions are hidden, for guidance", low=0, high=1)
+    classifier: str | None = word(
+        None, "a condition with classes: also train a classifier of noisy frames, for inference.guidance=classifier"
+    )
     min_snr_gamma: float = word(5.0, "weighting=min_snr: the signal-to-noise ratio at which the weight is cut", above=0)
 
     train_vae_from_scratch: bool = word(True, "start the autoencoder from random weights")
@@ -248,6 +251,7 @@ SIGMA_SCHEDULES = ("karras", "vp", "flow")
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("fixed_small", "fixed_large")
 BASES = ("bh1", "bh2")
+GUIDANCE = ("classifier_free", "classifier", "autoguidance")
 
 
 @dataclass
@@ -277,8 +281,12 @@ class Inference:
     basis: str = word("bh2", "unipc: B(h) of a step with one point", choices=BASES)
     eta: float = word(0.0, "ddim: share of fresh noise, 0 none to 1 as much as ddpm", low=0, high=1)
     clamp: bool | None = word(None, "keep predictions inside the training range; null: as the model was trained")
-    guidance_scale: float = word(1.0, "classifier-free guidance; 1 is none", low=0)
+    guidance: str = word("classifier_free", "what leads the sampler, where something does", choices=GUIDANCE)
+    guidance_scale: float = word(1.0, "how strongly; 1 is the condition as it was learned", low=0)
     guidance_interval: list[float] | None = word(None, "[low, high]: noise levels at which it acts; null: all", low=0)
+    guidance_step: int | None = word(None, "autoguidance: the weaker model is the checkpoint of this step", low=1)
+    guidance_ema: float | None = word(None, "autoguidance: or an average of this width", above=0, high=0.28)
+    guidance_run: str | None = word(None, "autoguidance: and of this run folder; null: the same")
     condition: dict[str, int | float | str] = word(
         dict, "values to generate for, as {hit_class: single} or {wavelength: 1.3}; else those of training frames"
     )

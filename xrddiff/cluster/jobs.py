@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', 'meet_ranks', 'follows_another', 'execute_run',
-           'execute_sample', 'execute_evaluate', 'execute_script']
+           'execute_sample', 'execute_evaluate', 'execute_on_frames', 'execute_script']
 
 # %% ../../nbs/cluster/jobs.ipynb #0007e683
 import os
@@ -35,7 +35,7 @@ from xrddiff.cluster.runs import (
 )
 from .sharing import check_evaluation, check_samples, unfinished_samples
 from .workers import parse_workers
-from ..config import compose_config, inference_config, model_parts, to_yaml
+from ..config import absolute_words, compose_config, inference_config, model_parts, to_yaml
 from ..errors import BadInput, RankFailed, XrddiffError
 from ..training.stopping import StopRequest
 from ..words import Config
@@ -241,11 +241,11 @@ def execute_sample(
     The same samples that were broken off before go on in their folder.
     """
     run = Path(run).expanduser()
+    overrides = absolute_words(overrides)
     cfg = inference_config(run, overrides)
     if workers is not None:
         parse_workers(workers)  # refused before anything is made
-    if name is not None and (not name.strip(" .") or Path(name).name != name):
-        raise BadInput(f"the name of the samples is {name!r}; expected that of a folder, without '/'")
+    _check_name(name)
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):
@@ -299,6 +299,54 @@ def _execute_in(folder: Path, notebook: str, parameters: dict[str, Any], cfg: Co
     source, log = run_notebook_path(notebook), folder / "log.txt"
     keep_memory()
     run_notebook(source, folder / "notebook.ipynb", parameters, engine=cfg.engine, log=log, terminal=terminal)
+
+# %% ../../nbs/cluster/jobs.ipynb #902c1f10
+def _check_name(name: str | None) -> None:
+    if name is not None and (not name.strip(" .") or Path(name).name != name):
+        raise BadInput(f"the name of the samples is {name!r}; expected that of a folder, without '/'")
+
+
+def _there(name: str) -> str:
+    """A path that means the same in any folder; what names no file, such as a catalog's `NAME:INDEX`, as it is."""
+    path = Path(name).expanduser()
+    file = path if path.exists() else Path(str(path).rpartition(":")[0] or ".")
+    return str(path.absolute()) if file.exists() and str(file) != "." or any(c in name for c in "*?[") else name
+
+
+def execute_on_frames(
+    run: str | os.PathLike,
+    kind: str,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    on_start: Callable[[Path], Any] | None = None,
+    terminal: bool = True,
+    **given: Any,
+) -> Path:
+    """Fill holes (`kind` "inpaint") or go from one frame to another ("interpolate") with a finished run; returns the folder of the set, under `samples/` in the run.
+
+    `given`: the words of `measured.open_inpainting` or `open_interpolation`, which refuse before anything is made. `overrides`: words of `inference`; `name` of the folder, by default `kind`.
+    """
+    from xrddiff.measured import open_inpainting, open_interpolation
+
+    run, overrides = Path(run).expanduser(), absolute_words(overrides)
+    given = {
+        k: _there(v) if k in ("frames", "mask", "first", "last") and v is not None else v for k, v in given.items()
+    }
+    _check_name(name)
+    cfg = {"inpaint": open_inpainting, "interpolate": open_interpolation}[kind](run, overrides, **given).cfg
+    if cfg.threads is not None:
+        set_threads(cfg.threads)
+    with hold_run(run):
+        try:
+            folder = make_free_folder(run.absolute() / "samples" / (name or kind))
+        except OSError as error:
+            raise BadInput(f"cannot write to the run folder {run}: {error.strerror}") from None
+        if on_start:
+            on_start(folder)
+        parameters = dict(run_dir=str(run.absolute()), overrides=list(overrides), folder=str(folder), **given)
+        _execute_in(folder, kind, parameters, cfg, terminal)
+    return folder
 
 # %% ../../nbs/cluster/jobs.ipynb #c5102d2e
 def execute_script(script: str | os.PathLike, argv: Sequence[str], folder: str | os.PathLike) -> int:

@@ -65,7 +65,7 @@ def _begin(job: Any, folder: Path, *, replace: bool) -> Any:
 
     template, i, target = job.template(), job.cfg.inference, folder / "samples.zarr"
     stacks = [name for name in ("intensity", "drawn", "latent") if name in template]
-    about = {"config": template.attrs["config"], "checkpoint": template.attrs["checkpoint"]}
+    about = {k: template.attrs[k] for k in ("config", "checkpoint", "guidance") if k in template.attrs}
     if not (folder / PARTS / "frames.zarr").exists() and not target.exists():
         forget_parts(folder)  # what they came to was removed
     store = PartStore.create(folder / PARTS, template, i.batch_size, first=i.first_sample, about=about, stacks=stacks)

@@ -16,8 +16,10 @@ from .guidance import Cond
 from .samplers import Callback, Denoise, Noise, ddpm, heun
 from ..errors import BadInput, nearest
 
+Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> network values (B, 1, H, W)
+
 # %% auto #0
-__all__ = ['INPAINTING', 'replacement', 'posterior', 'repaint', 'inpaint']
+__all__ = ['Decode', 'INPAINTING', 'replacement', 'posterior', 'repaint', 'inpaint']
 
 # %% ../../nbs/diffusion/inpainting.ipynb #d36564d1
 def _checked(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,14 +64,33 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b, 0)
 
 
-def posterior(denoise: Denoise, known: Tensor, mask: Tensor, *, iterations: int = 5, noise_std: float = 0.0) -> Denoise:
+def _pushed(decode: Decode | None, z: Tensor, seen: Tensor, move: Tensor) -> Tensor:
+    """What the pixels `seen` = decode(z) change by when z makes the step `move`, to first order."""
+    if decode is None:
+        return move
+    short = 0.01 / _dot(move, move).div(move[0].numel()).sqrt().clamp_min(1e-30)  # latents have unit variance
+    with torch.no_grad():
+        return (decode(z + short * move).to(move.dtype) - seen.detach()) / short
+
+
+def posterior(
+    denoise: Denoise,
+    known: Tensor,
+    mask: Tensor,
+    *,
+    iterations: int = 5,
+    noise_std: float | Tensor = 0.0,
+    decode: Decode | None = None,
+) -> Denoise:
     """`denoise` conditioned on the pixels `known` where `mask` is True, by equation (3) with `iterations` of generalised conjugate residuals.
 
-    `noise_std`: of the measurement, in the units of `known`. 0: those pixels of the answer are `known` itself. An evaluation costs one of `denoise` and
+    `noise_std`: of the measurement, in the units of `known`, one number or one per frame (B, 1, 1, 1). 0: those pixels of the answer are `known` itself. `decode`: of a `denoise` of latents, from latents to
+    frames; A is then the decoder, linearised, and `noise_std` what the autoencoder cannot reproduce. An evaluation costs one of `denoise` and
     `iterations` backward passes. `known`, `mask`: as for `replacement`. Source: after arXiv 2310.06721; the solver: Eisenstat, Elman & Schultz 1983.
     """
     known, mask = _checked(known, mask)
-    if iterations < 1 or not noise_std >= 0:
+    noise_std = torch.as_tensor(noise_std, dtype=torch.float64, device=known.device)
+    if iterations < 1 or not (noise_std >= 0).all():
         raise BadInput(
             f"posterior guidance got iterations {iterations} and noise_std {noise_std}; expected at least 1 and at least 0"
         )
@@ -80,20 +101,21 @@ def posterior(denoise: Denoise, known: Tensor, mask: Tensor, *, iterations: int 
         x = x.detach().clone().requires_grad_()
         prior = denoise(x, sigma, cond)
         variance = like(torch.as_tensor(sigma), x).square()
+        seen = prior if decode is None else decode(prior).to(x.dtype)
         answer = prior.detach().clone()
-        r = torch.where(mask, known.to(x.dtype) - answer, 0)
+        r = torch.where(mask, known.to(x.dtype) - seen.detach(), 0)
         enough = 1e-20 * _dot(r, r)
         past: list[tuple[Tensor, Tensor]] = []  # (move Σ p, its image in the measured pixels)
         for i in range(iterations):
-            move = variance * torch.autograd.grad(prior, x, r, retain_graph=i < iterations - 1)[0]
-            image = torch.where(mask, move, 0) + noise_std**2 * r
+            move = variance * torch.autograd.grad(seen, x, r, retain_graph=i < iterations - 1)[0]
+            image = torch.where(mask, _pushed(decode, prior.detach(), seen, move), 0) + noise_std**2 * r
             for other, other_image in past:
                 part = _ratio(_dot(image, other_image), _dot(other_image, other_image))
                 move, image = move - part * other, image - part * other_image
             step = torch.where(_dot(r, r) > enough, _ratio(_dot(r, image), _dot(image, image)), 0)
             answer, r = answer + step * move, r - step * image
             past.append((move, image))
-        return torch.where(mask, known.to(x.dtype), answer) if noise_std == 0 else answer
+        return torch.where(mask, known.to(x.dtype), answer) if decode is None and not noise_std.any() else answer
 
     return conditioned
 

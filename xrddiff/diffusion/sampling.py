@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,7 +111,13 @@ class Sampler:
         name = self.noise_schedule or config.get("schedule", "squaredcos_cap_v2")
         return vp_sigmas(self.steps, alphas_bar(name, self.timesteps or config.get("timesteps", 1000)), self.spacing)
 
-    def _clamped(self, denoise: Denoise) -> Denoise:
+    @property
+    def method(self) -> Callable[..., Tensor]:
+        """The function with its settings: `method(denoise, x, sigmas, cond=, noise=, callback=)`."""
+        return partial(SAMPLERS[self.name], **{k: getattr(self, k) for k in WORDS.get(self.name, ())})
+
+    def clamped(self, denoise: Denoise) -> Denoise:
+        """`denoise` kept inside the range `clamp`, if there is one."""
         if self.clamp is None:
             return denoise
         low, high = self.clamp
@@ -133,11 +140,9 @@ class Sampler:
         """
         noise = SampleNoise(shape, samples, seed, device)
         sigmas = self.sigmas(denoise)
-        words = {k: getattr(self, k) for k in WORDS.get(self.name, ())}
         with torch.no_grad():
             x = sigmas[0].item() * noise()
-            sampler = SAMPLERS[self.name]
-            x = sampler(self._clamped(denoise), x, sigmas, cond=cond, noise=noise, callback=callback, **words)
+            x = self.method(self.clamped(denoise), x, sigmas, cond=cond, noise=noise, callback=callback)
         return x.float()
 
 # %% ../../nbs/diffusion/sampling.ipynb #7dabefe1
