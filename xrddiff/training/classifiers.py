@@ -34,9 +34,9 @@ def make_classifier(
     side: int = 32,
     widths: tuple[int, ...] = (16, 32, 64),
 ) -> Classifier:
-    """A `Classifier` for frames or latents of `shape` (C, H, W) that folds pixels until at most `side` are left, or the sides can no longer be divided."""
+    """A `Classifier` for frames or latents of `shape` (C, H, W) that folds pixels until at most `side` are left."""
     patch = 1
-    while max(shape[-2:]) > side * patch and not any(n % (patch * 2 ** len(widths)) for n in shape[-2:]):
+    while max(shape[-2:]) > side * patch:
         patch *= 2
     return Classifier(classes, shape[0], widths=widths, patch=patch, sigma_data=sigma_data)
 
