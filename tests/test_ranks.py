@@ -465,7 +465,11 @@ def test_torchrun(tmp_path):
     script.write_text(RANK)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_ports()}"]
     done = subprocess.run(
-        [*command, str(script), "60"], env=clean_environment(), capture_output=True, text=True, timeout=120
+        [*command, str(script), "60", str(Path(__file__).parent)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     seen = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
