@@ -167,7 +167,7 @@ def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, 
     digits_of = {"CPU s": 0, "loss": 4, "loss told wrong": 4}
     lines = [
         "# Conditions that are obeyed", "", __doc__.split("\n\n")[0], "",
-        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))}`; {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}; {sizes}.",
+        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --lr {args.lr:g} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))} --networks {' '.join(map(repr, args.networks))}`; {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}; {sizes}.",
         "", "scikit-learn's digits at 32 × 32 pixels, 1437 for training and 360 by other writers held out. Columns: the share of generated images in which a classifier of real images reads the digit that was "
         "asked for, with guidance 1 and 3; the loss on held-out images told their digit, and told another one; CPU time of the training.",
         f"The classifier is right on {real:.3f} of the held-out real images.", "",
