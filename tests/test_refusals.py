@@ -68,6 +68,11 @@ WORDS = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center="[64,64]
         ),
         ("dark.h5", [], "no "),
         ("adu.h5", [f"data.{k}={v}" for k, v in WORDS.items()] + ["training.recons_loss=poisson"], "a photon is"),
+        (
+            "adu.h5",
+            [f"data.{k}={v}" for k, v in WORDS.items()] + ["training.recons_loss=negative_binomial"],
+            "a photon is",
+        ),
         ("../shots", [], "shots"),
     ],
 )

@@ -19,6 +19,7 @@ from .data.frames import evenly_spaced
 from .data.labels import LABELS, check_conditions, label_value
 from .data.transforms import make_transform
 from .errors import BadInput
+from .words import COUNT_LOSSES
 
 if TYPE_CHECKING:
     from xrddiff.words import Config
@@ -70,7 +71,7 @@ def _check_photons(cfg: "Config", prepared: Prepared) -> None:
     if "gain" in about:
         return
     unit = about.get("units", "unit")
-    if model_parts(cfg).autoencoder and t.recons_loss.startswith("poisson") and t.pretrained_vae_path is None:
+    if model_parts(cfg).autoencoder and t.recons_loss in COUNT_LOSSES and t.pretrained_vae_path is None:
         raise BadInput(
             f"training.recons_loss={t.recons_loss} is on photons, and the frames do not say how many {unit} a photon is; expected mse, l1 or iwmse"
         )

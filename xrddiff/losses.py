@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from .errors import BadInput, nearest
 from .seeds import keyed_normal, numpy_rng
+from .words import COUNT_LOSSES
 
 # %% auto #0
-__all__ = ['ANNEALING', 'RECONSTRUCTION_LOSSES', 'COUNT_LOSSES', 'pixel_count', 'pixel_mean', 'mse', 'l1', 'iwmse',
-           'positive_rate', 'poisson_nll', 'poisson_gaussian_nll', 'negative_binomial_nll', 'kl_divergence', 'annealed',
-           'Invertible', 'ReconstructionObjective', 'VAEObjective', 'VQObjective']
+__all__ = ['ANNEALING', 'RECONSTRUCTION_LOSSES', 'pixel_count', 'pixel_mean', 'mse', 'l1', 'iwmse', 'positive_rate',
+           'poisson_nll', 'poisson_gaussian_nll', 'negative_binomial_nll', 'kl_divergence', 'annealed', 'Invertible',
+           'ReconstructionObjective', 'VAEObjective', 'VQObjective']
 
 # %% ../nbs/losses.ipynb #921af331
 def pixel_count(like: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -158,9 +159,6 @@ RECONSTRUCTION_LOSSES: dict[str, Callable[..., Tensor]] = {
     "poisson_gaussian": poisson_gaussian_nll,
     "negative_binomial": negative_binomial_nll,
 }
-COUNT_LOSSES = frozenset(
-    {"poisson", "poisson_gaussian", "negative_binomial"}
-)  # on intensities; the others on network values
 
 # %% ../nbs/losses.ipynb #59db6e95
 class Invertible(Protocol):

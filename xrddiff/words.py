@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'AUTOENCODERS', 'DENOISERS', 'QUANTIZERS', 'PARAMETERISATIONS', 'NOISE_SCHEDULES', 'WEIGHTINGS',
-           'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'MASK_TRUE', 'AUTOMASK', 'TRANSFORMS', 'RECONS_LOSSES',
+           'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'MASK_TRUE', 'AUTOMASK', 'TRANSFORMS', 'RECONS_LOSSES', 'COUNT_LOSSES',
            'ANNEALING_SHAPES', 'LR_SCHEDULES', 'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'VARIANCES',
            'BASES', 'GUIDANCE', 'ENGINES', 'GROUPS', 'word', 'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP',
            'Training', 'Inference', 'Config', 'Word', 'vocabulary', 'value_problem', 'get_word']
@@ -171,6 +171,7 @@ class Data:
 
 # %% ../nbs/words.ipynb #876dc7a5
 RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian", "negative_binomial")
+COUNT_LOSSES = ("poisson", "poisson_gaussian", "negative_binomial")  # on photons; the others on network values
 ANNEALING_SHAPES = ("linear", "cosine", "logistic")
 LR_SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
