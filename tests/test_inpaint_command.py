@@ -12,6 +12,7 @@ import torch
 from xrddiff.cli import main
 from xrddiff.data.catalog import load
 from xrddiff.data.frames import frame_mask, validate_frames
+from xrddiff.data.mask_files import write_mask
 from xrddiff.data.readers import open_frames
 from xrddiff.data.store import save_frames
 from xrddiff.errors import BadInput
@@ -25,13 +26,15 @@ FAST = ["inference.steps=3", "inference.batch_size=3", "threads=1"]
 def files(tmp_path_factory) -> Path:
     """A file of three frames of the experiment that the runs were trained on, whole and with a hole."""
     folder = tmp_path_factory.mktemp("frames")
+    load("sim128", limit=1)  # made here if it is not there yet: a refusal is one line
     frames = load("sim-422", limit=3).load()
     save_frames(frames, folder / "frames.h5")
     mask = np.ones(frames["intensity"].shape[1:], bool)
     mask[100:160, 60:300] = False
     np.save(folder / "mask.npy", mask)
     np.save(folder / "small.npy", mask[:9])
-    np.save(folder / "numbers.npy", mask * 1.0)
+    np.save(folder / "letters.npy", np.full(mask.shape, "a"))
+    write_mask(folder / "mask.edf", mask)
     return folder
 
 
@@ -69,6 +72,16 @@ def test_a_draw_is_its_frame_and_its_number(runs, files):
     assert (few["intensity"].values[:3] == more["intensity"].values[:3]).all() and len(residual) == 4
     other, _ = open_inpainting(runs("ddpm"), [*FAST, "inference.seed=1"], **words, limit=1).make()
     assert (other["intensity"].values[0] != few["intensity"].values[0]).any()
+
+
+def test_masks_come_from_where_users_have_them(runs, files):
+    """An EDF (not 0 is bad), the other way round, and a store's own mask: the holes are those of the array of booleans."""
+    words = dict(frames=files / "frames.h5", draws=1, limit=1)
+    holes = lambda **mask: open_inpainting(runs("ddpm"), FAST, **words, **mask).holes  # noqa: E731
+    expected = holes(mask=files / "mask.npy")
+    assert (holes(mask=files / "mask.edf") == expected).all() and expected.any()
+    np.save(files / "bad.npy", ~np.load(files / "mask.npy"))
+    assert (holes(mask=files / "bad.npy", mask_true="bad") == expected).all()
 
 
 @pytest.mark.parametrize("method", ["repaint", "replacement"])
@@ -123,8 +136,12 @@ def test_the_way_in_a_latent(runs, files):
     [
         (["inpaint", "--frames", "{files}/nothing.h5"], "nothing.h5"),
         (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/small.npy"], "the mask has shape (9, 512)"),
-        (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/numbers.npy"], "expected booleans"),
-        (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/frames.h5"], "cannot be read as a mask"),
+        (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/letters.npy"], "expected booleans or numbers"),
+        (["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/none.edf"], "none.edf"),
+        (
+            ["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/mask.npy", "--mask-true", "yes"],
+            "good or bad",
+        ),
         (["inpaint", "--frames", "{files}/frames.h5", "-n", "0"], "0 draws"),
         (["inpaint", "--frames", "{files}/frames.h5", "--method", "posteriour"], "did you mean 'posterior'"),
         (["inpaint", "--frames", "{files}/frames.h5", "--name", "a/b"], "the name of the samples is"),

@@ -141,7 +141,9 @@ def inpaint(args: argparse.Namespace) -> int:
     """Fill the holes in measured frames with a trained model: `xrddiff inpaint RUN --frames run_17.h5 --mask bad.npy -n 8`."""
     from xrddiff.cluster.jobs import execute_on_frames
 
-    given = dict(frames=args.frames, mask=args.mask, draws=args.n, method=args.method, limit=args.limit)
+    given = dict(
+        frames=args.frames, mask=args.mask, mask_true=args.mask_true, draws=args.n, method=args.method, limit=args.limit
+    )
     return _on_frames(execute_on_frames, args, "inpaint", given)
 
 
@@ -434,7 +436,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="frames of any supported file, as the run's own or as its model draws",
     )
-    p.add_argument("--mask", metavar="FILE", help="a .npy of booleans, True = valid (what the frames mask themselves)")
+    p.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="pixels to fill besides those that the frames mask: .npy, TIFF, EDF, FILE.h5:/path, .geom, .msk",
+    )
+    p.add_argument(
+        "--mask-true", metavar="good|bad", help="what True, or a number other than 0, means in --mask (by its type)"
+    )
     p.add_argument("-n", type=int, default=4, metavar="N", help="draws of each frame (4)")
     p.add_argument("--limit", type=int, metavar="N", help="fill the first N frames only")
     p.add_argument(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .config import inference_config, model_parts, to_yaml
 from .data.frames import frame_count, frame_mask, select_frames
+from .data.mask_files import load_mask
 from .data.transforms import Transform
 from .diffusion.inpainting import INPAINTING, inpaint, posterior
 from .diffusion.interpolation import cond_between, inversion, slerp
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['STEPS_BACK', 'fit_frames', 'read_mask', 'masked', 'Network', 'to_network', 'Inpainting', 'open_inpainting',
-           'open_one', 'Interpolation', 'open_interpolation']
+__all__ = ['STEPS_BACK', 'fit_frames', 'masked', 'Network', 'to_network', 'Inpainting', 'open_inpainting', 'open_one',
+           'Interpolation', 'open_interpolation']
 
 # %% ../nbs/measured.ipynb #97b09796
 def fit_frames(frames: xr.Dataset, generator: Generator, regions: Transform, where: str) -> xr.Dataset:
@@ -57,19 +58,6 @@ def fit_frames(frames: xr.Dataset, generator: Generator, regions: Transform, whe
     if units[0] != units[1]:
         raise BadInput(f"{where} is in {units[0]}; expected {units[1]}, as the frames that the model was trained on")
     return frames
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """The valid pixels that a .npy file of booleans holds, True = valid."""
-    try:
-        mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        raise BadInput(f"{path} cannot be read as a mask; expected a .npy file of booleans, True = valid") from None
-    if not isinstance(mask, np.ndarray) or mask.dtype.kind != "b" or mask.ndim not in (2, 3):
-        raise BadInput(
-            f"{path} holds {getattr(mask, 'dtype', 'no array')} of shape {getattr(mask, 'shape', None)}; expected booleans (y, x), True = valid"
-        )
-    return mask  # fmt: skip
 
 
 def masked(frames: xr.Dataset, mask: np.ndarray | None, where: str) -> xr.Dataset:
@@ -234,11 +222,12 @@ def open_inpainting(
     *,
     frames: str | Path,
     mask: str | Path | None = None,
+    mask_true: str | None = None,
     draws: int = 4,
     method: str = "posterior",
     limit: int | None = None,
 ) -> Inpainting:
-    """The filling of the holes in the first `limit` frames of the file `frames` by the model of `run`, `draws` times each. `mask`: a file of valid pixels besides those of `frames`; `words`: of `inference`. Raises `BadInput` where it cannot be done."""
+    """The filling of the holes in the first `limit` frames of the file `frames` by the model of `run`, `draws` times each. `mask`: any mask that `data.mask` takes, for the pixels of the file or for those of the model, for all frames or one for each; joined with that of `frames`. `mask_true`: good or bad, what True means in it; `words`: of `inference`. Raises `BadInput` where it cannot be done."""
     from xrddiff.data.readers import open_frames
 
     cfg, generator, regions, sampler, guide = _opened(run, words, "fill holes")
@@ -250,9 +239,11 @@ def open_inpainting(
         raise BadInput(
             f"method {method} needs a model of the frames themselves, and {run} is one in a latent; expected posterior"
         )
-    opened = open_frames(frames, complete=False)
+    regions_of_panels = mask is not None and Path(mask).suffix == ".geom"  # they speak of the file's own pixels
+    words_of_mask = {"mask": mask, "mask_true": mask_true} if regions_of_panels else {}
+    opened = open_frames(frames, complete=False, **words_of_mask)
     opened = opened if limit is None or limit >= frame_count(opened) else select_frames(opened, slice(0, limit))
-    own, where = None if mask is None else read_mask(mask), str(frames)
+    own, where = None if mask is None or regions_of_panels else load_mask(mask, mask_true)[0], str(frames)
     whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # of the file's pixels, or the model's
     fitted = fit_frames(masked(opened, own, where) if whole else opened, generator, regions, where)
     fitted = fitted if whole else masked(fitted, own, where)

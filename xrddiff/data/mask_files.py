@@ -22,7 +22,7 @@ from .store import writing, writing_hdf5
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'valid_pixels', 'read_mask', 'check_mask_name', 'write_mask']
+__all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'valid_pixels', 'load_mask', 'read_mask', 'check_mask_name', 'write_mask']
 
 # %% ../../nbs/data/mask_files.ipynb #ddd9e029
 TRUE = ("good", "bad")
@@ -94,6 +94,25 @@ def _bad_regions(path: Path, stored: Rows) -> np.ndarray:
     return out
 
 
+def load_mask(path: str | Path, true: str | None = None) -> tuple[np.ndarray, str]:
+    """(bool, True = valid, of the shape in which it is stored; what was read, in words) of a mask in an array file, an HDF5 file (`FILE:/path/in/file`) or an image. `true`: see `valid_pixels`."""
+    file, name = _named(path)
+    values = _in_hdf5(file, name) if is_hdf5(file) else _in_image(file)
+    return valid_pixels(values, true, str(path))
+
+
+def _named(path: str | Path) -> tuple[Path, str | None]:
+    """The file, found readable, and the path in it, of `FILE` or `FILE:/path/in/file`."""
+    text, name = str(path), None
+    if not Path(text).exists() and ":/" in text:
+        text, _, name = text.rpartition(":/")
+        name = "/" + name
+    file = readable(Path(text))
+    if file.is_dir():
+        raise BadInput(f"mask: {file} is a folder; expected a file with a mask")
+    return file, name
+
+
 def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[np.ndarray, str]:
     """(bool, True = valid, of the pixel shape of the frames `stored`; what was read, in words).
 
@@ -101,22 +120,13 @@ def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[
     A panel stack also takes its panels one below the other, as (panel · ss, fs), or as they were stored before a geometry file cut them.
     """
     cut, stored = (stored, stored.stored) if isinstance(stored, PanelRows) else (None, stored)
-    text, name = str(path), None
-    if not Path(text).exists() and ":/" in text:
-        text, _, name = text.rpartition(":/")
-        name = "/" + name
-    file, shape = readable(Path(text)), tuple((cut or stored).shape[1:])
-    if file.is_dir():
-        raise BadInput(f"mask: {file} is a folder; expected a file with a mask")
-    if file.suffix == ".geom":
-        good, rule = _bad_regions(file, stored), "bad regions and what is on no panel"
+    shape = tuple((cut or stored).shape[1:])
+    if Path(path).suffix == ".geom":
+        good, rule = _bad_regions(_named(path)[0], stored), "bad regions and what is on no panel"
     else:
-        values = _in_hdf5(file, name) if is_hdf5(file) else _in_image(file)
-        if values.ndim == len(shape) + 1 and values.shape[1:] == shape:  # one per frame: valid in every one of them
-            good, rule = valid_pixels(values, true, str(path))
+        good, rule = load_mask(path, true)
+        if good.ndim == len(shape) + 1 and good.shape[1:] == shape:  # one per frame: valid in every one of them
             good = good.all(0)
-        else:
-            good, rule = valid_pixels(values, true, str(path))
         if good.shape not in (shape, (int(np.prod(shape[:-1])), shape[-1]), tuple(stored.shape[1:])):
             raise BadInput(f"the mask {path} has shape {good.shape}; expected {shape}, as the frames have")
     if cut is not None and good.shape == tuple(stored.shape[1:]):
