@@ -21,7 +21,7 @@ FEW_STEPS = [
     "training.lr_schedule=cosine",
     "training.lr_warmup_steps=30",
     "training.ema_decay=0.99",
-    "training.batch_size=8",
+    "training.batch_size=4",
 ]
 SETS = {
     "sim128": (
@@ -39,7 +39,7 @@ SETS = {
     ),
     "pilatus": (
         "Real frames, Pilatus 100k, reflectivity, stretches of the series held out",
-        ["data=pilatus", "training.num_epochs=10", *FEW_STEPS],
+        ["data=pilatus", "training.num_epochs=12", *FEW_STEPS],
         {"VAE, negative binomial": ["training.recons_loss=negative_binomial"], "VAE, iwmse": []},
     ),
 }

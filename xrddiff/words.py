@@ -105,6 +105,10 @@ class Model:
         "latent_diff: side of the square of latent pixels that the U-Net folds into channels; null: 1",
         low=1,
     )
+    unet_scale_shift: bool = word(  # false: what a run from before this word means
+        False,
+        "ddpm, latent_diff: noise level and conditions scale and shift the U-Net's norms, rather than being added",
+    )
     patch_size: int = word(16, "diff: side of a token, in pixels", low=1)
     latent_patch_size: int = word(2, "diff in a latent: side of a token, in latent pixels", low=1)
     vit_size: str | None = word(None, "diff: size of the transformer; null: that of the size", choices=VIT_SIZES)
