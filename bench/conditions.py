@@ -1,11 +1,11 @@
 """Is a class that was asked for the class that comes out? Our U-Net beside diffusers' UNet2DModel, on labelled images.
 
     python -m venv PEERS && PEERS/bin/pip install -r bench/requirements.txt && PEERS/bin/pip install -e .
-    OMP_NUM_THREADS=1 PEERS/bin/python bench/conditions.py [--networks …] [--steps 500] [--batch 32] [--per-class 30] [--seeds 0] [--threads 1]
+    OMP_NUM_THREADS=1 PEERS/bin/python bench/conditions.py [--networks …] [--steps 500] [--batch 32] [--lr 2e-3] [--noise 0.4 1.4] [--per-class 30] [--seeds 0 1 2] [--threads 1]
 
 The images are the handwritten digits of scikit-learn (UCI, 8 x 8), brought to 32 x 32 pixels; the last fifth, which other people wrote, is held out. Both networks are of the size `tiny`, see the
 image as patches of 2 x 2, have the same widths, blocks and attention, and are trained by the same loss on the same images, noise levels and noise, with the same rate and the same average of the weights; steps
-alternate. Both are sampled with the same sampler from the same noise. A classifier that was trained on the real training images says what came out. CPU time is that of this process.
+alternate. Ours scales and shifts its norms by what it is told, as the presets have it; diffusers' adds it, as is its default. Both are sampled with the same sampler from the same noise. A classifier that was trained on the real training images says what came out. CPU time is that of this process.
 Writes bench/results/conditions.md.
 """
 
@@ -68,8 +68,11 @@ class Peer(nn.Module):
 
 
 NETWORKS = {
-    "ours": lambda: make_unet("tiny", patch=PATCH, conditions={"digit": CLASSES}),
-    "ours, noise label × 100": lambda: make_unet("tiny", patch=PATCH, label_scale=100.0, conditions={"digit": CLASSES}),
+    "ours": lambda: make_unet("tiny", patch=PATCH, scale_shift=True, conditions={"digit": CLASSES}),
+    "ours, noise label × 100": lambda: make_unet(
+        "tiny", patch=PATCH, scale_shift=True, label_scale=100.0, conditions={"digit": CLASSES}
+    ),
+    "ours, conditions added": lambda: make_unet("tiny", patch=PATCH, conditions={"digit": CLASSES}),
     "diffusers": Peer,
 }
 
@@ -77,10 +80,10 @@ NETWORKS = {
 class Run:
     """A network in training: its loss, its optimiser, the average of its weights and the CPU seconds that its steps took."""
 
-    def __init__(self, net: nn.Module, sigma_data: float, steps: int, lr: float, seed: int):
+    def __init__(self, net: nn.Module, sigma_data: float, steps: int, lr: float, noise: tuple[float, float], seed: int):
         self.net, self.steps, self.lr, self.seconds = net, steps, lr, 0.0
         self.denoiser = Denoiser(net, "edm", sigma_data=sigma_data)
-        self.objective = DenoisingObjective(self.denoiser, LogNormal(-0.4, 1.4), seed=seed)
+        self.objective = DenoisingObjective(self.denoiser, LogNormal(*noise), seed=seed)
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-3)
         self.ema = EMA(net, 0.99)
 
@@ -137,7 +140,7 @@ def compare(args: argparse.Namespace, seed: int, classifier: Classifier, train: 
     sigma_data = measure_sigma_data([{"x": x}])
     first = args.networks[0]
     torch.manual_seed(seed)
-    runs = {name: Run(NETWORKS[name](), sigma_data, args.steps, args.lr, seed) for name in args.networks}
+    runs = {name: Run(NETWORKS[name](), sigma_data, args.steps, args.lr, args.noise, seed) for name in args.networks}
     untrained = accuracy(classifier, runs[first].sample(asked[:100], 1.0, seed), asked[:100])
     rng = np.random.default_rng(seed)
     for step in range(args.steps):
@@ -167,7 +170,7 @@ def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, 
     digits_of = {"CPU s": 0, "loss": 4, "loss told wrong": 4}
     lines = [
         "# Conditions that are obeyed", "", __doc__.split("\n\n")[0], "",
-        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --lr {args.lr:g} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))} --networks {' '.join(map(repr, args.networks))}`; {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}; {sizes}.",
+        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --lr {args.lr:g} --noise {args.noise[0]:g} {args.noise[1]:g} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))} --networks {' '.join(map(repr, args.networks))}`; {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}; {sizes}.",
         "", "scikit-learn's digits at 32 × 32 pixels, 1437 for training and 360 by other writers held out. Columns: the share of generated images in which a classifier of real images reads the digit that was "
         "asked for, with guidance 1 and 3; the loss on held-out images told their digit, and told another one; CPU time of the training.",
         f"The classifier is right on {real:.3f} of the held-out real images.", "",
@@ -184,12 +187,13 @@ def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ours", "diffusers"])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--noise", type=float, nargs=2, default=[0.4, 1.4], metavar=("P_MEAN", "P_STD"))
     parser.add_argument("--per-class", type=int, default=30)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -387,6 +387,8 @@ def test_a_broken_config_is_refused(tmp_path, content):
 def test_an_older_config_takes_defaults(tmp_path):
     (tmp_path / "config.yaml").write_text("training: {lr: 1.0}\n")
     assert load_config(tmp_path / "config.yaml") == replace(Config(), training=replace(Config().training, lr=1.0))
+    assert compose_config(["model=ddpm"]).model.unet_scale_shift  # a run from before the word keeps the network it has
+    assert not load_config(tmp_path / "config.yaml").model.unet_scale_shift
 
 
 @pytest.fixture
