@@ -2,7 +2,7 @@
 
 `python bench/generation.py` runs `xrddiff run model=M experiment_type=demo` for every generative model, with the settings of the presets (1000 training frames of sim128, tiny sizes), and writes
 bench/results/generation.md and .json, which the table of README.md is made from. `--only latent pixel autoregressive classes samplers` for some of it; `--folder` keeps the runs, and goes on with those that are there.
-About 30 minutes of two cores for each model, and as much for `samplers`.
+Ten to twenty minutes of one core for each model, and as much for `samplers`.
 """
 
 from __future__ import annotations

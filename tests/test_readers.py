@@ -23,7 +23,7 @@ from xrddiff.data.frames import is_lazy, make_frames, peaks_table
 from xrddiff.data.geometry import Geometry, PanelGeometry, q_map
 from xrddiff.data.readers import inspect_file, open_frames
 from xrddiff.data.sources import HDF5Rows, Rows, open_hdf5
-from xrddiff.data.store import CannotSave, read_store, save_frames
+from xrddiff.data.store import CannotSave, read_store, save_frames, writing
 from xrddiff.errors import BadInput
 
 SAMPLE = files("xrddiff.data") / "samples" / "cspad_lysozyme_r0015.h5"
@@ -557,6 +557,21 @@ def test_refused_before_writing(tmp_path):
             save_frames(ds, tmp_path / name)
         assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
     assert sorted(os.listdir(tmp_path)) == ["file", "thesis.h5", "thesis.zarr"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_attempt(tmp_path):
+    """`kill -9` while a store is written; a process that lives keeps its hidden folder, also one that writes to the same place."""
+    kill = "import os, sys\nfrom xrddiff.data.store import writing\nwith writing(sys.argv[1]) as part:\n    part.mkdir()\n    (part / 'c').write_text('half')\n    os.kill(os.getpid(), 9)"
+    target = tmp_path / "a.zarr"
+    assert subprocess.run([sys.executable, "-c", kill, target]).returncode == -9 and len(os.listdir(tmp_path)) == 1
+    with writing(tmp_path / "b.zarr") as other:
+        other.mkdir()
+    assert len(os.listdir(tmp_path)) == 2  # what was left of another place is not its business
+    with writing(target) as alive:
+        alive.mkdir()
+        save_frames(make_frames(counts(), **KNOWN), target)
+        assert sorted(os.listdir(tmp_path)) == sorted([alive.name, "a.zarr", "b.zarr"])
+    assert sorted(os.listdir(tmp_path)) == ["a.zarr", "b.zarr"]
 
 
 WRITE = """

@@ -10,7 +10,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import socket
 import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -71,14 +73,47 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
+def _hidden(path: Path) -> Path:
+    """A new name beside `path` that says which process writes there: `.NAME.TOKEN-PLACE-PID.part`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}-{_place()}-{os.getpid()}.part")
+
+
+def _place() -> str:
+    """Where a process number means something: this machine, and the container in it."""
+    try:
+        inside = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        inside = ""
+    return hashlib.sha256(f"{socket.gethostname()} {inside}".encode()).hexdigest()[:8]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _clear(path: Path) -> None:
+    """Remove what processes of this machine that were killed while they wrote `path` have left beside it."""
+    here = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{12}}-{_place()}-(\d+)\.part")
+    for name in os.listdir(path.parent):
+        if (found := here.fullmatch(name)) and not _lives(int(found[1])):
+            _remove(path.with_name(name))
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
     """A hidden path beside `path`, to write a file or a folder to; it takes the place of `path` when the block ends well, and goes when it does not.
 
+    What a killed process of this machine left of an earlier attempt goes as soon as `path` is there.
     Errors of the operating system become `CannotSave`, one sentence.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    part = _hidden(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -86,7 +121,7 @@ def writing(path: str | Path) -> Iterator[Path]:
             for file in part.rglob("*"):
                 _sync(file)
             if path.exists():  # a folder cannot be renamed over another one
-                old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+                old = _hidden(path)
                 os.replace(path, old)
                 os.replace(part, path)
                 _remove(old)
@@ -94,6 +129,7 @@ def writing(path: str | Path) -> Iterator[Path]:
             _sync(part)
             os.replace(part, path)
         _sync(path.parent)
+        _clear(path)
     except OSError as error:
         _remove(part)
         if isinstance(error, XrddiffError):
