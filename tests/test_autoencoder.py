@@ -47,7 +47,8 @@ def test_outputs_and_gradients_equal_diffusers(words, dtype, bound):
     assert (out.mean - posterior.mean).abs().max() < bound
     assert (out.logvar - posterior.logvar).abs().max() < bound
     expected = peer.decode(posterior.mean).sample
-    assert (ours.decode(posterior.mean) - expected).abs().max() < bound
+    largest = expected.abs().max().clamp_min(1)  # rounding is relative: one processor came to 1.06e-5 of 1.43
+    assert (ours.decode(posterior.mean) - expected).abs().max() < bound * largest
 
     out.frame.square().mean().backward()
     expected.square().mean().backward()
