@@ -674,12 +674,13 @@ def test_one_sentence_and_nothing_left(name, tmp_path, monkeypatch, capsys):
         raise TimeoutError("it hangs")
 
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    signal.signal(signal.SIGALRM, late)
+    handler = signal.signal(signal.SIGALRM, late)
     signal.alarm(30)  # 10 s on an idle machine
     try:
         code = main(argv)
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
     out, err = capsys.readouterr()
     said = [line for line in err.splitlines() if not line.startswith("xrddiff: note: ")]
     assert code in (1, 2), (code, out[-500:], err)

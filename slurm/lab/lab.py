@@ -518,9 +518,6 @@ def main(argv: list[str] | None = None) -> int:
 
     options = vars(parser.parse_args(argv))
     name, lab = options.pop("command"), Lab(options.pop("folder"))
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # a lab that is told to end while it comes up takes itself down
     try:
         if name == "env":
             found = environment(lab.folder)
@@ -539,4 +536,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # a lab that is told to end while it comes up takes itself down; whoever calls `main` keeps his own handlers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())
