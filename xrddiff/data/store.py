@@ -100,9 +100,10 @@ def _lives(pid: int) -> bool:
 def _clear(path: Path) -> None:
     """Remove what processes of this machine that were killed while they wrote `path` have left beside it."""
     here = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{12}}-{_place()}-(\d+)\.part")
-    for name in os.listdir(path.parent):
-        if (found := here.fullmatch(name)) and not _lives(int(found[1])):
-            _remove(path.with_name(name))
+    with suppress(OSError):  # a folder that can be written to and not listed
+        for name in os.listdir(path.parent):
+            if (found := here.fullmatch(name)) and not _lives(int(found[1])):
+                _remove(path.with_name(name))
 
 
 @contextmanager
