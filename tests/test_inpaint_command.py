@@ -142,6 +142,7 @@ def test_the_way_in_a_latent(runs, files):
             ["inpaint", "--frames", "{files}/frames.h5", "--mask", "{files}/mask.npy", "--mask-true", "yes"],
             "good or bad",
         ),
+        (["inpaint", "--frames", "{files}/frames.h5", "--mask-true", "bad"], "there is no mask"),
         (["inpaint", "--frames", "{files}/frames.h5", "-n", "0"], "0 draws"),
         (["inpaint", "--frames", "{files}/frames.h5", "--method", "posteriour"], "did you mean 'posterior'"),
         (["inpaint", "--frames", "{files}/frames.h5", "--name", "a/b"], "the name of the samples is"),

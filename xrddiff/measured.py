@@ -239,11 +239,10 @@ def open_inpainting(
         raise BadInput(
             f"method {method} needs a model of the frames themselves, and {run} is one in a latent; expected posterior"
         )
-    regions_of_panels = mask is not None and Path(mask).suffix == ".geom"  # they speak of the file's own pixels
-    words_of_mask = {"mask": mask, "mask_true": mask_true} if regions_of_panels else {}
-    opened = open_frames(frames, complete=False, **words_of_mask)
+    with_frames = mask is None or Path(mask).suffix == ".geom"  # bad regions speak of the file's own pixels
+    opened = open_frames(frames, complete=False, **({"mask": mask, "mask_true": mask_true} if with_frames else {}))
     opened = opened if limit is None or limit >= frame_count(opened) else select_frames(opened, slice(0, limit))
-    own, where = None if mask is None or regions_of_panels else load_mask(mask, mask_true)[0], str(frames)
+    own, where = None if with_frames else load_mask(mask, mask_true)[0], str(frames)
     whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # of the file's pixels, or the model's
     fitted = fit_frames(masked(opened, own, where) if whole else opened, generator, regions, where)
     fitted = fitted if whole else masked(fitted, own, where)
