@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrddiff.data.catalog import load
-from xrddiff.data.peaks import PeakFinder, radial_bins
-from xrddiff.data.transforms import make_transform
 from xrddiff.diffusion.objectives import AutoregressiveObjective
+from xrddiff.frames.peaks import PeakFinder, radial_bins
+from xrddiff.frames.transforms import make_transform
+from xrddiff.loading.catalog import load
 from xrddiff.metrics.distribution import wasserstein
 from xrddiff.models.autoregressive import AutoregressiveDiffusion, generate, measure_range
 

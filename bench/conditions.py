@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from xrddiff.diffusion.denoisers import Denoiser, measure_sigma_data
 from xrddiff.diffusion.guidance import classifier_free
+from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.diffusion.objectives import DenoisingObjective
-from xrddiff.diffusion.sampling import Sampler
 from xrddiff.diffusion.schedules import LogNormal
 from xrddiff.models.classifier import Classifier, ClassifierObjective
 from xrddiff.models.unet import SIZES, make_unet

@@ -72,10 +72,10 @@ def quality(name: str, folder: Path) -> dict:
 def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
     """docs/pictures/samples.png: held-out frames beside samples of a trained model, drawn as measurements."""
     from xrddiff.config import load_config
-    from xrddiff.data.datasets import prepare_words
-    from xrddiff.data.frames import select_frames
-    from xrddiff.data.readers import open_frames
-    from xrddiff.metrics.peaks import draw_counts
+    from xrddiff.formats.readers import open_frames
+    from xrddiff.frames.frames import select_frames
+    from xrddiff.loading.datasets import prepare_words
+    from xrddiff.metrics.peak_scores import draw_counts
     from xrddiff.views.plots import png
     from xrddiff.views.samples import show_samples
 
@@ -94,10 +94,10 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     import torch
 
     from xrddiff.config import load_config
-    from xrddiff.data.datasets import prepare_words
-    from xrddiff.generators import make_sampler, open_generator
+    from xrddiff.inference.generators import make_sampler, open_generator
+    from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.diversity import class_recovery
-    from xrddiff.metrics.peaks import draw_counts
+    from xrddiff.metrics.peak_scores import draw_counts
     from xrddiff.training.classifiers import fit_classifier
 
     run, _ = train(model, folder)
@@ -130,10 +130,10 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     import numpy as np
 
     from xrddiff.config import load_config
-    from xrddiff.data.datasets import prepare_words
-    from xrddiff.diffusion.sampling import Sampler
-    from xrddiff.generators import make_sampler, open_generator
-    from xrddiff.metrics.generation import judge_samples
+    from xrddiff.diffusion.keyed_sampling import Sampler
+    from xrddiff.inference.generators import make_sampler, open_generator
+    from xrddiff.loading.datasets import prepare_words
+    from xrddiff.metrics.judgement import judge_samples
 
     run, _ = train("samplers", folder)
     cfg, generator = load_config(run / "config.yaml"), open_generator(run)

@@ -31,15 +31,15 @@ import pandas as pd
 import torch
 from safetensors.numpy import load_file
 
-import xrddiff.checks
-import xrddiff.cluster.jobs
-import xrddiff.data.simulate
-import xrddiff.generators
+import xrddiff.execution.checks
+import xrddiff.execution.phases
+import xrddiff.inference.generators
 import xrddiff.metrics.reconstruction
-import xrddiff.views.generation
+import xrddiff.simulation.simulate
+import xrddiff.views.judgement
 import xrddiff.views.plots  # noqa: F401  imported once, before the first fork
-from xrddiff.cli import main
-from xrddiff.data.store import read_store
+from xrddiff.cli.main import main
+from xrddiff.formats.store import read_store
 from xrddiff.training.checkpoints import latest_checkpoint
 
 RESULTS = Path(__file__).resolve().parent / "results" / "kills.md"

@@ -23,14 +23,14 @@ import torch
 from autoencoder import race
 from torch import Tensor, nn
 
-from xrddiff.data.frames import make_frames
-from xrddiff.data.loading import FrameLoader
-from xrddiff.data.transforms import make_transform
 from xrddiff.diffusion.denoisers import Denoiser
+from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.diffusion.objectives import DenoisingObjective
-from xrddiff.diffusion.sampling import Sampler
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.transforms import make_transform
+from xrddiff.loading.loader import FrameLoader
 from xrddiff.models.autoencoder import make_autoencoder
-from xrddiff.models.latent import LatentSpace, measure_latents
+from xrddiff.models.latent_space import LatentSpace, measure_latents
 from xrddiff.models.unet import make_unet
 from xrddiff.training.latents import LatentLoader
 from xrddiff.training.steps import to_device

@@ -20,9 +20,9 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from xrddiff.data.frames import make_frames
-from xrddiff.data.loading import FrameLoader
-from xrddiff.data.transforms import Asinh
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.transforms import Asinh
+from xrddiff.loading.loader import FrameLoader
 from xrddiff.seeds import numpy_rng
 
 CASES = {"512² int32": (512, np.int32, 8), "2048² uint16": (2048, np.uint16, 4)}

@@ -68,8 +68,8 @@ def on_training_frames(run: Path) -> dict[str, float]:
     import numpy as np
 
     from xrddiff.config import load_config
-    from xrddiff.data.datasets import prepare_words
-    from xrddiff.data.frames import select_frames
+    from xrddiff.frames.frames import select_frames
+    from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.reconstruction import autoencoder_codec, judge, reconstruct_frames
     from xrddiff.training.latents import open_autoencoder
 

@@ -35,11 +35,11 @@ def rank_main(folder: str, steps: int) -> None:
     """One rank of a timed training; rank 0 prints frames per second."""
     import torch
 
-    from xrddiff.cluster.ranks import initialize_distributed
     from xrddiff.config import compose_config
-    from xrddiff.data.datasets import prepare_words
+    from xrddiff.loading.datasets import prepare_words
     from xrddiff.losses import VAEObjective
     from xrddiff.models.autoencoder import make_autoencoder
+    from xrddiff.ranks.rendezvous import initialize_distributed
     from xrddiff.training.setup import run_accelerator, run_loaders
 
     torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def throughput(rounds: int, steps: int) -> list[str]:
 def overhead(rounds: int) -> list[str]:
     """What the execution of a notebook adds to its cells."""
     code = (
-        "import sys, time, json; from xrddiff.cluster.jobs import execute_run; start = time.perf_counter(); "
+        "import sys, time, json; from xrddiff.execution.phases import execute_run; start = time.perf_counter(); "
         "path = execute_run(sys.argv[1:], terminal=False); print(json.dumps([str(path), time.perf_counter() - start]))"
     )
     lost = []

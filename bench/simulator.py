@@ -20,12 +20,12 @@ from statistics import median
 
 import numpy as np
 
-from xrddiff.data.crystal import reciprocal_matrix, reflections
-from xrddiff.data.experiments import EXPERIMENTS, Experiment, detector_mask
-from xrddiff.data.geometry import polarization_factor, q_map, solid_angle
-from xrddiff.data.scattering import ELECTRON_RADIUS, air_profile, ice_profile, water_profile
-from xrddiff.data.simulate import Shots, expected_counts, simulate
+from xrddiff.frames.geometry import polarization_factor, q_map, solid_angle
 from xrddiff.seeds import torch_generator
+from xrddiff.simulation.crystal import reciprocal_matrix, reflections
+from xrddiff.simulation.experiments import EXPERIMENTS, Experiment, detector_mask
+from xrddiff.simulation.scattering import ELECTRON_RADIUS, air_profile, ice_profile, water_profile
+from xrddiff.simulation.simulate import Shots, expected_counts, simulate
 
 
 def loop_expected(experiment: Experiment, drawn: Shots) -> np.ndarray:

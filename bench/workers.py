@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from xrddiff.cluster.runs import create_run, keep_memory
-from xrddiff.cluster.sharing import _sample_job, _sample_part
-from xrddiff.cluster.workers import Workers, open_workers, run_tasks
 from xrddiff.config import compose_config
-from xrddiff.data.datasets import prepare_words
-from xrddiff.data.parts import PartStore, parts_done
 from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.generators import generator_state, keep_template
+from xrddiff.execution.run_folder import create_run, keep_memory
+from xrddiff.execution.sharing import _sample_job, _sample_part
+from xrddiff.execution.workers import Workers, open_workers, run_tasks
+from xrddiff.formats.parts import PartStore, parts_done
+from xrddiff.inference.generators import generator_state, keep_template
+from xrddiff.loading.datasets import prepare_words
 from xrddiff.models.unet import make_unet
 from xrddiff.training.checkpoints import save_checkpoint
 

@@ -26,13 +26,21 @@ SITE = BUILD / "html"
 ROOMS = {
     "tutorials": "Tutorials",
     "runs": "Runs",
-    "data": "Data",
+    "frames": "Frames",
+    "simulation": "Simulation",
+    "headers": "Headers",
+    "formats": "Formats",
+    "loading": "Loading",
     "models": "Models",
     "diffusion": "Diffusion",
     "training": "Training",
     "metrics": "Metrics",
-    "cluster": "Cluster",
+    "inference": "Inference",
     "views": "Views",
+    "ranks": "Ranks",
+    "execution": "Execution",
+    "slurm": "SLURM",
+    "cli": "Command line",
 }
 # pages that are no notebooks, in the order of the contents, and their names on the site
 PAGES = {

@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 from conftest import missing
 
-from xrddiff.data import cache as cache_module
-from xrddiff.data.cache import (
+from xrddiff.errors import BadInput
+from xrddiff.formats.readers import open_frames
+from xrddiff.formats.store import CannotSave
+from xrddiff.frames.frames import frame_mask, is_lazy, peaks_table, validate_frames
+from xrddiff.loading import cache as cache_module
+from xrddiff.loading.cache import (
     CannotFetch,
     code_digest,
     download_package,
@@ -24,13 +28,9 @@ from xrddiff.data.cache import (
     simulation_folder,
     simulation_key,
 )
-from xrddiff.data.catalog import CATALOG, convert, fetch, find_entry, list_data, load, simulate_to
-from xrddiff.data.experiments import find_experiment
-from xrddiff.data.frames import frame_mask, is_lazy, peaks_table, validate_frames
-from xrddiff.data.readers import open_frames
-from xrddiff.data.simulate import simulate
-from xrddiff.data.store import CannotSave
-from xrddiff.errors import BadInput
+from xrddiff.loading.catalog import CATALOG, convert, fetch, find_entry, list_data, load, simulate_to
+from xrddiff.simulation.experiments import find_experiment
+from xrddiff.simulation.simulate import simulate
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_unknown_names_and_limits():
 
 
 def test_builtin_shot_is_unchanged():
-    from xrddiff.data.cache import sha256
+    from xrddiff.loading.cache import sha256
 
     path = fetch("cspad-lysozyme")
     assert sha256(path) == find_entry("cspad-lysozyme").sha256
@@ -118,14 +118,14 @@ def test_code_digest_sees_code_and_no_comments(tmp_path, monkeypatch):
     plain = digest('def f(x):\n    "Doc."\n    return x + 1\n')
     assert plain == digest('"""Module."""\n# why\ndef f(x):\n    """Another text."""\n    return x + 1  # here\n')
     assert plain != digest('def f(x):\n    "Doc."\n    return x + 2\n')
-    assert code_digest("xrddiff.data.simulate") != code_digest("xrddiff.seeds")
+    assert code_digest("xrddiff.simulation.simulate") != code_digest("xrddiff.seeds")
 
 
 LOAD = """
 import dataclasses, hashlib, sys
-from xrddiff.data import cache
+from xrddiff.loading import cache
 cache.block_size = lambda shape: 8
-from xrddiff.data.experiments import find_experiment
+from xrddiff.simulation.experiments import find_experiment
 whole = find_experiment("sim128")
 small = dataclasses.replace(whole, name="small", detector=dataclasses.replace(whole.detector, shape=(40, 48), beam_center=(24.0, 20.0)))
 if len(sys.argv) > 2:
@@ -186,7 +186,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, small):
 
 
 def test_simulate_to_and_convert(tmp_path, small, blocks_of_8, monkeypatch):
-    monkeypatch.setattr("xrddiff.data.catalog.block_size", lambda shape: 8)
+    monkeypatch.setattr("xrddiff.loading.catalog.block_size", lambda shape: 8)
     for n in (5, 21):
         for name in ("a.h5", "a.zarr"):
             ds = open_frames(simulate_to(tmp_path / name, small, n, seed=3))
@@ -303,7 +303,7 @@ def test_command_line_convert_and_inspect(tmp_path):
     code = textwrap.dedent(
         """
         import sys
-        from xrddiff.cli import main
+        from xrddiff.cli.main import main
         sys.exit(main(sys.argv[1:]))
         """
     )

@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import clean_environment, missing
 
-from xrddiff.cli import main
-from xrddiff.cluster.comm import SIZES, CommReport, comm_test, slow_ranks
-from xrddiff.cluster.scaling import (
+from xrddiff.cli.main import main
+from xrddiff.errors import BadInput
+from xrddiff.ranks.comm import SIZES, CommReport, comm_test, slow_ranks
+from xrddiff.ranks.scaling import (
     CostModel,
     fit_network,
     gradient_bytes,
@@ -26,15 +27,14 @@ from xrddiff.cluster.scaling import (
     scaling_table,
     simple_allreduce_time,
 )
-from xrddiff.errors import BadInput
 from xrddiff.seeds import numpy_rng
 from xrddiff.training.checkpoints import pack_optimizer, save_checkpoint
 from xrddiff.training.history import keep_speed
 
 COMM = """
 import json, sys
-from xrddiff.cluster.comm import comm_test
-from xrddiff.cluster.ranks import initialize_distributed, leave
+from xrddiff.ranks.comm import comm_test
+from xrddiff.ranks.rendezvous import initialize_distributed, leave
 info = initialize_distributed(timeout=60)
 if "corrupt" in sys.argv and info.process_id == 1:  # a transport that loses the last element on one rank
     import torch.distributed as dist
@@ -46,7 +46,7 @@ if "corrupt" in sys.argv and info.process_id == 1:  # a transport that loses the
     dist.all_reduce = broken
 if "slow" in sys.argv and info.process_id == 2:
     import time
-    import xrddiff.cluster.comm as comm
+    import xrddiff.ranks.comm as comm
     work = comm._work
     comm._work = lambda *words: work(*words) + 0.5
 report = comm_test(sizes=[4, 64_000, 1_000_000], rounds=3)

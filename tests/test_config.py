@@ -24,8 +24,8 @@ from xrddiff.config import (
     to_yaml,
     vocabulary,
 )
-from xrddiff.data.loading import split_by_group
 from xrddiff.errors import BadInput
+from xrddiff.loading.loader import split_by_group
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from xrddiff.data.frames import make_frames, select_frames
-from xrddiff.data.labels import (
+from xrddiff.errors import BadInput
+from xrddiff.frames.frames import make_frames, select_frames
+from xrddiff.frames.labels import (
     SYSTEMS,
     crystal_system,
     frame_resolution,
@@ -17,8 +18,6 @@ from xrddiff.data.labels import (
     read_label,
     with_labels,
 )
-from xrddiff.data.simulate import simulate
-from xrddiff.errors import BadInput
 from xrddiff.metrics.baselines import with_intensity
 from xrddiff.metrics.distribution import (
     DETAILS,
@@ -41,6 +40,7 @@ from xrddiff.metrics.diversity import (
     ratio_interval,
     wilson_interval,
 )
+from xrddiff.simulation.simulate import simulate
 from xrddiff.views.plots import png
 from xrddiff.views.samples import plot_distribution, plot_ratios, show_denoising, show_samples
 

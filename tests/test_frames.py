@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from xrddiff.data import frames as F
-from xrddiff.data.store import read_store, save_frames
 from xrddiff.errors import BadInput
+from xrddiff.formats.store import read_store, save_frames
+from xrddiff.frames import frames as F
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(8, 8))
 

@@ -15,13 +15,13 @@ import torch
 from conftest import SMALL
 from test_run import COMMAND, xrddiff
 
-from xrddiff.cluster.notebooks import run_notebook, run_notebook_path
 from xrddiff.config import compose_config, inference_config, to_yaml
-from xrddiff.data.frames import validate_frames
-from xrddiff.data.readers import open_frames
-from xrddiff.diffusion.sampling import Sampler
+from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.generators import open_generator
+from xrddiff.execution.notebooks import run_notebook, run_notebook_path
+from xrddiff.formats.readers import open_frames
+from xrddiff.frames.frames import validate_frames
+from xrddiff.inference.generators import open_generator
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.training.latents import weights_sha256
 

@@ -10,8 +10,8 @@ from xrddiff.diffusion.denoisers import Denoiser
 from xrddiff.diffusion.guidance import autoguidance, classifier_free, classifier_guidance, log_likelihood_gradient
 from xrddiff.diffusion.inpainting import INPAINTING, inpaint, posterior, replacement
 from xrddiff.diffusion.interpolation import cond_between, interpolate, inversion, invert, slerp
+from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler
 from xrddiff.diffusion.samplers import SAMPLERS, ddim, heun
-from xrddiff.diffusion.sampling import SampleNoise, Sampler
 from xrddiff.diffusion.schedules import karras_sigmas
 from xrddiff.errors import BadInput
 from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights, judge

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_run import xrddiff
 
-from xrddiff.cluster.jobs import execute_sample
 from xrddiff.config import compose_config, inference_config, to_yaml
-from xrddiff.data.readers import open_frames
 from xrddiff.errors import BadInput
-from xrddiff.generators import open_sample_job
+from xrddiff.execution.phases import execute_sample
+from xrddiff.formats.readers import open_frames
+from xrddiff.inference.generators import open_sample_job
 from xrddiff.training.checkpoints import load_checkpoint
 
 FEW = ["inference.num_samples=4", "inference.steps=3", "inference.batch_size=2", "threads=1"]

@@ -11,14 +11,14 @@ import pytest
 from conftest import need
 from PIL import Image
 
-from xrddiff.cli import main
-from xrddiff.data.frames import is_lazy, make_frames
-from xrddiff.data.geometry import PanelGeometry, q_map
-from xrddiff.data.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
-from xrddiff.data.raw_headers import raw_header
-from xrddiff.data.readers import inspect_file, open_frames
-from xrddiff.data.store import save_frames
+from xrddiff.cli.main import main
 from xrddiff.errors import BadInput
+from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.store import save_frames
+from xrddiff.frames.frames import is_lazy, make_frames
+from xrddiff.frames.geometry import PanelGeometry, q_map
+from xrddiff.headers.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
+from xrddiff.headers.raw_headers import raw_header
 
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (30.0, 20.0)}
 TOLD = ["wavelength=1.3", "distance=0.1", "pixel_size=75e-6", "beam_center=[30,20]"]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.cli import main
-from xrddiff.data.catalog import load
-from xrddiff.data.frames import frame_mask, validate_frames
-from xrddiff.data.mask_files import write_mask
-from xrddiff.data.readers import open_frames
-from xrddiff.data.store import save_frames
+from xrddiff.cli.main import main
 from xrddiff.errors import BadInput
-from xrddiff.measured import open_inpainting, open_interpolation
+from xrddiff.formats.mask_files import write_mask
+from xrddiff.formats.readers import open_frames
+from xrddiff.formats.store import save_frames
+from xrddiff.frames.frames import frame_mask, validate_frames
+from xrddiff.inference.measured import open_inpainting, open_interpolation
+from xrddiff.loading.catalog import load
 
 torch.set_num_threads(1)
 FAST = ["inference.steps=3", "inference.batch_size=3", "threads=1"]

@@ -15,12 +15,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xrddiff.cluster.job import Job, prepare, quoted, read_job, run_words
-from xrddiff.cluster.profiles import load_profile
-from xrddiff.cluster.runs import read_failures, stopped_by
-from xrddiff.cluster.scripts import render_script
 from xrddiff.config import compose_config, load_config
 from xrddiff.errors import BadInput
+from xrddiff.execution.run_folder import read_failures, stopped_by
+from xrddiff.slurm.job import Job, prepare, quoted, read_job, run_words
+from xrddiff.slurm.profiles import load_profile
+from xrddiff.slurm.scripts import render_script
 
 # of this test process: ranks of two that ran side by side on one port would take each other for their own
 PORT = 20000 + os.getpid() % 3000 * 3
@@ -30,13 +30,13 @@ AWKWARD = "it's \"x\" $(touch pwned) `touch pwned` \\' \\\n; #é"
 def launch(
     command: str, job: Job, folder: Path, rank: int = 0, ranks: int = 1, port: int = 0, **env: str
 ) -> subprocess.Popen:
-    """`python -P -m xrddiff.cluster.job command` on one rank."""
+    """`python -P -m xrddiff.slurm.job command` on one rank."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMI_"))} | env
     env |= {"XRDDIFF_JOB": job.to_json(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if ranks > 1:
         place = dict(RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=ranks, MASTER_PORT=port)
         env |= {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    words = [sys.executable, "-P", "-m", "xrddiff.cluster.job", *command.split()]
+    words = [sys.executable, "-P", "-m", "xrddiff.slurm.job", *command.split()]
     return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

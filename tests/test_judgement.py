@@ -10,12 +10,11 @@ import pytest
 import torch
 from browser import chromium
 
-from xrddiff.data.datasets import prepare_frames
-from xrddiff.data.frames import make_frames, select_frames
-from xrddiff.data.simulate import simulate
 from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.evaluation import samples_of
-from xrddiff.judges import ConditionJudges, asked_of_all, label_classes
+from xrddiff.frames.frames import make_frames, select_frames
+from xrddiff.inference.evaluation import samples_of
+from xrddiff.inference.judges import ConditionJudges, asked_of_all, label_classes
+from xrddiff.loading.datasets import prepare_frames
 from xrddiff.metrics.baselines import scene_again
 from xrddiff.metrics.conditions import (
     Answers,
@@ -27,10 +26,11 @@ from xrddiff.metrics.conditions import (
     same_condition,
 )
 from xrddiff.metrics.distribution import DISTANCES, Ruler, times_floor
-from xrddiff.metrics.generation import Judgement, findings, judge_samples, judge_summaries, judged_rows
+from xrddiff.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
 from xrddiff.metrics.reconstruction import judge_scene
+from xrddiff.simulation.simulate import simulate
 from xrddiff.training.classifiers import fit_classifier, open_classifier, save_classifier
-from xrddiff.views.generation import add_generation, generation_pictures
+from xrddiff.views.judgement import add_generation, generation_pictures
 from xrddiff.views.report import Report
 from xrddiff.views.samples import origin_of
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from conftest import LAB, Lab, bring_up
 
-from xrddiff.cli import main, parse
-from xrddiff.cluster.profiles import Profile, list_profiles
+from xrddiff.cli.main import main, parse
+from xrddiff.slurm.profiles import Profile, list_profiles
 
 
 def request(p: Profile) -> list[str]:

@@ -10,13 +10,13 @@ import zarr
 from fabio.tifimage import TifImage
 
 from xrddiff.config import compose_config
-from xrddiff.data.datasets import open_words, prepare_words
-from xrddiff.data.frames import make_frames
-from xrddiff.data.labels import check_conditions, class_names, decoded, label_names, label_problem, label_value
-from xrddiff.data.own_labels import are_classes, encode, label_name
-from xrddiff.data.readers import inspect_file, open_frames
-from xrddiff.data.store import save_frames
 from xrddiff.errors import BadInput
+from xrddiff.formats.own_labels import are_classes, encode, label_name
+from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.store import save_frames
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.labels import check_conditions, class_names, decoded, label_names, label_problem, label_value
+from xrddiff.loading.datasets import open_words, prepare_words
 from xrddiff.models.conditioning import Conditions
 
 N = 20

@@ -12,7 +12,7 @@ import torch
 
 from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.models.autoencoder import make_autoencoder
-from xrddiff.models.latent import (
+from xrddiff.models.latent_space import (
     LatentSpace,
     LatentStatistics,
     LatentSums,
@@ -27,9 +27,9 @@ FRAMES, BATCH = 22, 5
 
 def make_loader(rank=0, world_size=1, batch_size=BATCH, bad=None, size=22, **words):
     """Counts of 22 × 22 with a dead corner, padded to 32 × 32 (downsampling 8, then 2 of the network); frame `bad` holds a NaN that the loader refuses."""
-    from xrddiff.data.frames import make_frames
-    from xrddiff.data.loading import FrameLoader
-    from xrddiff.data.transforms import make_transform
+    from xrddiff.frames.frames import make_frames
+    from xrddiff.frames.transforms import make_transform
+    from xrddiff.loading.loader import FrameLoader
 
     rng = np.random.default_rng(1)
     counts = rng.poisson(4.0, (FRAMES + 3, size, size)).astype(np.float32)

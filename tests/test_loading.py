@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.data import chunks
-from xrddiff.data.frames import concat_frames, make_frames, select_frames
-from xrddiff.data.loading import FrameLoader, epoch_order, split_by_group
-from xrddiff.data.readers import open_frames
-from xrddiff.data.regions import Pool, as_images
-from xrddiff.data.transforms import Asinh, Linear, MinMaxPerImage, Pipeline
 from xrddiff.errors import BadInput
+from xrddiff.formats.readers import open_frames
+from xrddiff.frames import chunks
+from xrddiff.frames.frames import concat_frames, make_frames, select_frames
+from xrddiff.frames.spatial import Pool, as_images
+from xrddiff.frames.transforms import Asinh, Linear, MinMaxPerImage, Pipeline
+from xrddiff.loading.loader import FrameLoader, epoch_order, split_by_group
 
 RAW = Linear(standardise=False)
 
@@ -253,9 +253,9 @@ MEMORY = """
 import resource, sys
 import h5py, hdf5plugin
 import numpy as np, torch
-from xrddiff.data.loading import FrameLoader
-from xrddiff.data.readers import open_frames
-from xrddiff.data.transforms import Asinh
+from xrddiff.loading.loader import FrameLoader
+from xrddiff.formats.readers import open_frames
+from xrddiff.frames.transforms import Asinh
 ds = open_frames(sys.argv[1], wavelength=1.0, complete=False)
 t = Asinh().fit(ds, range(8))
 loader = FrameLoader(ds, t, batch_size=4, prefetch=2)
@@ -369,9 +369,9 @@ def test_a_loop_that_is_left_leaves_nothing_behind():
 
 EXIT = """
 import numpy as np
-from xrddiff.data.frames import make_frames
-from xrddiff.data.loading import FrameLoader
-from xrddiff.data.transforms import Linear
+from xrddiff.frames.frames import make_frames
+from xrddiff.loading.loader import FrameLoader
+from xrddiff.frames.transforms import Linear
 loader = FrameLoader(make_frames(np.ones((50, 8, 8), np.uint16)), Linear(standardise=False), batch_size=2, prefetch=5)
 batches = [loader.batches(), loader.batches(1)]
 for b in batches:

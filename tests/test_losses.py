@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from xrddiff.data.transforms import Asinh, make_transform
 from xrddiff.errors import BadInput
+from xrddiff.frames.transforms import Asinh, make_transform
 from xrddiff.losses import (
     RECONSTRUCTION_LOSSES,
     VAEObjective,

@@ -14,23 +14,23 @@ from fabio.edfimage import EdfImage
 from fabio.tifimage import TifImage
 from scipy import ndimage
 
-from xrddiff.cli import main
+from xrddiff.cli.main import main
 from xrddiff.config import compose_config
-from xrddiff.data.automask import Automask, mask_judge, masking_of, with_automask
-from xrddiff.data.catalog import convert
-from xrddiff.data.datasets import open_words
-from xrddiff.data.experiments import find_experiment
-from xrddiff.data.frames import make_frames
-from xrddiff.data.loading import FrameLoader
-from xrddiff.data.masks import RULES, chosen_rules
-from xrddiff.data.peaks import find_frame_peaks
-from xrddiff.data.readers import inspect_file, open_frames
-from xrddiff.data.simulate import simulate
-from xrddiff.data.store import read_store, save_frames
-from xrddiff.data.transforms import Linear
 from xrddiff.errors import BadInput
+from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.store import read_store, save_frames
+from xrddiff.frames.automask import Automask, mask_judge, masking_of, with_automask
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.masks import RULES, chosen_rules
+from xrddiff.frames.peaks import find_frame_peaks
+from xrddiff.frames.transforms import Linear
+from xrddiff.loading.catalog import convert
+from xrddiff.loading.datasets import open_words
+from xrddiff.loading.loader import FrameLoader
+from xrddiff.simulation.experiments import find_experiment
+from xrddiff.simulation.simulate import simulate
 
-SAMPLE = files("xrddiff.data") / "samples" / "cspad_lysozyme_r0015.h5"
+SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"
 KNOWN = {"wavelength": 1.0, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (20.0, 20.0)}
 
 
@@ -58,8 +58,8 @@ def test_sparse_simulated_frames_stay(level):
 
 def test_real_counting_series_keeps_its_zeros():
     """Reflectivity on a Pilatus: 70% of the pixels hold 0."""
-    from xrddiff.data.cache import CannotFetch
-    from xrddiff.data.catalog import load
+    from xrddiff.loading.cache import CannotFetch
+    from xrddiff.loading.catalog import load
 
     try:
         ds = load("pilatus-reflectivity")

@@ -7,11 +7,11 @@ import xarray as xr
 from conftest import need
 from scipy.optimize import linear_sum_assignment
 
-from xrddiff.data.frames import make_frames
-from xrddiff.data.peaks import find_frame_peaks
 from xrddiff.errors import BadInput
-from xrddiff.metrics.peaks import PeakScore, draw_counts, match_peaks, match_tables, score_peaks
-from xrddiff.metrics.profiles import (
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.peaks import find_frame_peaks
+from xrddiff.metrics.peak_scores import PeakScore, draw_counts, match_peaks, match_tables, score_peaks
+from xrddiff.metrics.radial_profiles import (
     PixelScore,
     RadialProfile,
     intensity_correlation,

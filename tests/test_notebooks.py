@@ -13,13 +13,15 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xrddiff.cluster import jobs, notebooks, runs
-from xrddiff.cluster.jobs import execute_run
-from xrddiff.cluster.live import LineLog, LiveOutput, Screen, Stream
-from xrddiff.cluster.notebooks import NotebookFailed, run_notebook
-from xrddiff.cluster.runs import create_run, hold_run, open_run, reopen_run, write_text
 from xrddiff.config import compose_config, load_config
 from xrddiff.errors import BadInput, XrddiffError
+from xrddiff.execution import notebooks
+from xrddiff.execution import phases as jobs
+from xrddiff.execution import run_folder as runs
+from xrddiff.execution.live import LineLog, LiveOutput, Screen, Stream
+from xrddiff.execution.notebooks import NotebookFailed, run_notebook
+from xrddiff.execution.phases import execute_run
+from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run, write_text
 
 ENGINES = ("inprocess", "kernel")
 
@@ -248,7 +250,7 @@ def test_a_log_on_a_full_disk(tmp_path, capsys):
 
 DRIVER = """
 import sys
-from xrddiff.cluster.notebooks import run_notebook
+from xrddiff.execution.notebooks import run_notebook
 try:
     run_notebook(*sys.argv[1:3], engine=sys.argv[3], log=sys.argv[4])
 except KeyboardInterrupt:
@@ -492,7 +494,7 @@ def test_former_attempts_are_kept(cfg):
 
 
 def test_one_attempt_at_a_time(tmp_path):
-    code = "import sys, time\nfrom xrddiff.cluster.runs import hold_run\nwith hold_run(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
+    code = "import sys, time\nfrom xrddiff.execution.run_folder import hold_run\nwith hold_run(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
@@ -510,7 +512,7 @@ def test_one_attempt_at_a_time(tmp_path):
 TOY_RUN = (
     'model = "vae_kl"\nexperiment_type = "train"\ndata = "full"\noverrides = []\nrun_dir = None',
     "# Train",
-    "from xrddiff.cluster.runs import open_run\nfrom xrddiff.config import compose_config\n"
+    "from xrddiff.execution.run_folder import open_run\nfrom xrddiff.config import compose_config\n"
     'cfg = compose_config([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
     "run = open_run(cfg, run_dir)",
     'done = run.checkpoints / "done.txt"\nfirst = int(done.read_text()) if done.exists() else 0\n'

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from scipy.ndimage import maximum_filter
 
-from xrddiff.data.frames import make_frames, peaks_table
-from xrddiff.data.peaks import (
+from xrddiff.errors import BadInput
+from xrddiff.frames.frames import make_frames, peaks_table
+from xrddiff.frames.peaks import (
     PEAKFINDER8,
     PeakFinder,
     find_frame_peaks,
@@ -21,15 +22,14 @@ from xrddiff.data.peaks import (
     robust_background,
     tile_bins,
 )
-from xrddiff.data.simulate import simulate
-from xrddiff.errors import BadInput
-from xrddiff.metrics.peaks import match_tables, score_peaks
+from xrddiff.metrics.peak_scores import match_tables, score_peaks
 from xrddiff.seeds import numpy_rng
+from xrddiff.simulation.simulate import simulate
 
 
 @pytest.fixture(scope="module")
 def still():
-    with h5py.File(files("xrddiff") / "data/samples/cspad_lysozyme_r0015.h5") as file:
+    with h5py.File(files("xrddiff") / "samples/cspad_lysozyme_r0015.h5") as file:
         detector = file["entry_1/instrument_1/detector_1"]
         return make_frames(
             file["entry_1/data_1/data"][:],

@@ -8,13 +8,13 @@ import pytest
 from conftest import need
 from scipy.ndimage import zoom
 
-from xrddiff.cli import main
-from xrddiff.data.frames import make_frames
-from xrddiff.data.labels import class_names
-from xrddiff.data.readers import open_frames
-from xrddiff.data.store import save_frames
+from xrddiff.cli.main import main
 from xrddiff.errors import BadInput
-from xrddiff.generators import open_generator
+from xrddiff.formats.readers import open_frames
+from xrddiff.formats.store import save_frames
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.labels import class_names
+from xrddiff.inference.generators import open_generator
 
 SMALL = ["experiment_type=test", "size=tiny", "training.batch_size=16", "training.max_steps=2", "threads=1"]
 SMALL += ["inference.num_samples=4", "inference.steps=2", "inference.limit=8", "training.ema_decay=0"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Lab
 
-from xrddiff.cluster.profiles import Profile, list_profiles, load_profile, shell_text, slurm_folder
 from xrddiff.errors import BadInput
+from xrddiff.slurm.profiles import Profile, list_profiles, load_profile, shell_text, slurm_folder
 
 HOSTILE = [
     "a b",

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from conftest import clean_environment, missing
 
-from xrddiff.cluster.launchers import DistInfo, expand_nodelist, job_port, read_environment, set_environment
-from xrddiff.cluster.ranks import (
+from xrddiff.errors import BadInput, XrddiffError
+from xrddiff.ranks.environment import DistInfo, expand_nodelist, job_port, read_environment, set_environment
+from xrddiff.ranks.rendezvous import (
     find_coordinator,
     initialize_distributed,
     listen,
@@ -27,7 +28,6 @@ from xrddiff.cluster.ranks import (
     receive_ranks,
     resolve,
 )
-from xrddiff.errors import BadInput, XrddiffError
 
 STEP = {
     "SLURM_JOB_ID": "77",
@@ -331,7 +331,7 @@ def test_strangers_do_not_disturb():
 
 RANK = """
 import json, os, sys
-from xrddiff.cluster.ranks import barrier, broadcast_text, gather_objects, initialize_distributed, leave
+from xrddiff.ranks.rendezvous import barrier, broadcast_text, gather_objects, initialize_distributed, leave
 from xrddiff.errors import XrddiffError
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 try:
@@ -424,8 +424,8 @@ def test_where_rank_0_listens():
 
 MPI = """
 import sys, time
-from xrddiff.cluster.launchers import read_environment
-from xrddiff.cluster.ranks import gather_objects, initialize_distributed, leave
+from xrddiff.ranks.environment import read_environment
+from xrddiff.ranks.rendezvous import gather_objects, initialize_distributed, leave
 # rank 0 of the first job and rank 1 of the second come when their partners are not there yet
 time.sleep(2 * (read_environment().process_id == (sys.argv[1] == "first")))
 info = initialize_distributed(timeout=60)

@@ -18,15 +18,15 @@ import pytest
 import xarray as xr
 from conftest import need
 
-from xrddiff.data.automask import mask_judge
-from xrddiff.data.frames import is_lazy, make_frames, peaks_table
-from xrddiff.data.geometry import Geometry, PanelGeometry, q_map
-from xrddiff.data.readers import inspect_file, open_frames
-from xrddiff.data.sources import HDF5Rows, Rows, open_hdf5
-from xrddiff.data.store import CannotSave, read_store, save_frames, writing
 from xrddiff.errors import BadInput
+from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.store import CannotSave, read_store, save_frames, writing
+from xrddiff.frames.automask import mask_judge
+from xrddiff.frames.frames import is_lazy, make_frames, peaks_table
+from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map
+from xrddiff.headers.sources import HDF5Rows, Rows, open_hdf5
 
-SAMPLE = files("xrddiff.data") / "samples" / "cspad_lysozyme_r0015.h5"
+SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"
 BSLZ4 = hdf5plugin.Bitshuffle(cname="lz4")
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (8.0, 6.0)}
 
@@ -561,7 +561,7 @@ def test_refused_before_writing(tmp_path):
 
 def test_what_a_killed_process_left_goes_with_the_next_attempt(tmp_path):
     """`kill -9` while a store is written; a process that lives keeps its hidden folder, also one that writes to the same place."""
-    kill = "import os, sys\nfrom xrddiff.data.store import writing\nwith writing(sys.argv[1]) as part:\n    part.mkdir()\n    (part / 'c').write_text('half')\n    os.kill(os.getpid(), 9)"
+    kill = "import os, sys\nfrom xrddiff.formats.store import writing\nwith writing(sys.argv[1]) as part:\n    part.mkdir()\n    (part / 'c').write_text('half')\n    os.kill(os.getpid(), 9)"
     target = tmp_path / "a.zarr"
     assert subprocess.run([sys.executable, "-c", kill, target]).returncode == -9 and len(os.listdir(tmp_path)) == 1
     with writing(tmp_path / "b.zarr") as other:
@@ -576,8 +576,8 @@ def test_what_a_killed_process_left_goes_with_the_next_attempt(tmp_path):
 
 WRITE = """
 import os, sys, tempfile, numpy as np
-from xrddiff.data.frames import make_frames
-from xrddiff.data.store import CannotSave, save_frames
+from xrddiff.frames.frames import make_frames
+from xrddiff.formats.store import CannotSave, save_frames
 folder, setup = sys.argv[1], sys.argv[2]
 with tempfile.TemporaryDirectory() as place:  # what is imported late is imported now
     for name in ("a.h5", "a.zarr"):
@@ -638,8 +638,8 @@ def test_killed_while_saving_leaves_the_old_file(tmp_path):
     code = textwrap.dedent(
         """
         import os, signal, sys, numpy as np
-        from xrddiff.data.frames import make_frames
-        from xrddiff.data.store import save_frames
+        from xrddiff.frames.frames import make_frames
+        from xrddiff.formats.store import save_frames
         ds = make_frames(np.zeros((4000, 64, 64), "f4"), units="ADU")
         save_frames(ds, sys.argv[1], progress=lambda n: os.kill(os.getpid(), signal.SIGKILL))
         """

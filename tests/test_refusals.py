@@ -15,13 +15,14 @@ import h5py
 import numpy as np
 import pytest
 
-from xrddiff.cli import main
-from xrddiff.cluster import jobs, ledger, status
-from xrddiff.cluster.runs import FORMER, Run, create_run, keep_former, reopen_run, scratch_folder
-from xrddiff.cluster.sharing import PARTS, unfinished_samples
+from xrddiff.cli.main import main
 from xrddiff.config import compose_config
-from xrddiff.data.simulate import simulate
-from xrddiff.data.store import save_frames
+from xrddiff.execution import phases as jobs
+from xrddiff.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run, scratch_folder
+from xrddiff.execution.sharing import PARTS, unfinished_samples
+from xrddiff.formats.store import save_frames
+from xrddiff.simulation.simulate import simulate
+from xrddiff.slurm import ledger, status
 
 OWN = ["data=full", "data.data_id=null", "threads=1"]
 
@@ -210,7 +211,7 @@ def test_few_former_attempts_are_kept(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_in_tmp_is_removed(tmp_path):
-    code = "import os, signal\nfrom xrddiff.cluster.runs import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal\nfrom xrddiff.execution.run_folder import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
     env = os.environ | {"TMPDIR": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()

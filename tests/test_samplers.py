@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from xrddiff.diffusion.analytic import GaussianMixture
+from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
 from xrddiff.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_3m, euler, heun, unipc
-from xrddiff.diffusion.sampling import SampleNoise, Sampler, sample_chunks
 from xrddiff.diffusion.schedules import alphas_bar, flow_sigmas, karras_sigmas, sigmas_of, vp_sigmas
 from xrddiff.errors import BadInput
 
@@ -395,7 +395,7 @@ def test_refusals(call, message: str):
 SAMPLE = """
 import hashlib
 import torch
-from xrddiff.diffusion.sampling import Sampler, sample_chunks
+from xrddiff.diffusion.keyed_sampling import Sampler, sample_chunks
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

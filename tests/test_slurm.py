@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from xrddiff.cli import main
-from xrddiff.cluster.job import quoted
-from xrddiff.cluster.launchers import job_port
-from xrddiff.cluster.ledger import read_progress, submissions
-from xrddiff.cluster.profiles import list_profiles
+from xrddiff.cli.main import main
 from xrddiff.config import load_config
+from xrddiff.ranks.environment import job_port
+from xrddiff.slurm.job import quoted
+from xrddiff.slurm.ledger import read_progress, submissions
+from xrddiff.slurm.profiles import list_profiles
 
 STEPS = 120
 WORDS = [
@@ -100,7 +100,7 @@ class Cluster:
             for process in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
                     words = (process / "cmdline").read_bytes().split(b"\0")
-                    if words[1:5] == [b"-P", b"-m", b"xrddiff.cluster.job", b"rank"] and marks <= set(
+                    if words[1:5] == [b"-P", b"-m", b"xrddiff.slurm.job", b"rank"] and marks <= set(
                         (process / "environ").read_bytes().split(b"\0")
                     ):
                         return int(process.name)

@@ -7,13 +7,14 @@ import pytest
 import torch
 import xarray as xr
 
-from xrddiff.data.frames import frame_mask, frame_peaks, is_lazy, make_frames, peaks_table, validate_frames
-from xrddiff.data.geometry import Geometry, PanelGeometry, q_map, with_q
-from xrddiff.data.noise import background_sigma
-from xrddiff.data.peaks import find_frame_peaks
-from xrddiff.data.regions import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
-from xrddiff.data.topk import TopK
-from xrddiff.data.transforms import (
+from xrddiff.errors import BadInput
+from xrddiff.frames.frames import frame_mask, frame_peaks, is_lazy, make_frames, peaks_table, validate_frames
+from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map, with_q
+from xrddiff.frames.noise import background_sigma
+from xrddiff.frames.peaks import find_frame_peaks
+from xrddiff.frames.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
+from xrddiff.frames.topk import TopK
+from xrddiff.frames.transforms import (
     REGISTRY,
     Anscombe,
     Asinh,
@@ -25,7 +26,6 @@ from xrddiff.data.transforms import (
     Transform,
     make_transform,
 )
-from xrddiff.errors import BadInput
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4)
 RANGE = np.unique(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from xrddiff import words
-from xrddiff.diffusion import denoisers, objectives, samplers, sampling, schedules
+from xrddiff.diffusion import denoisers, objectives, samplers, schedules
+from xrddiff.diffusion import keyed_sampling as sampling
 from xrddiff.errors import BadInput
 from xrddiff.losses import ANNEALING, RECONSTRUCTION_LOSSES
 from xrddiff.models import autoencoder, autoregressive, codebook, transformer, unet
@@ -45,7 +46,7 @@ def test_words_of_a_sampler_reach_it(overrides, samplers_word):
     """Each word is one of the sampler's and changes what comes out; where it has no effect, it is refused."""
     from xrddiff.config import compose_config
     from xrddiff.diffusion.analytic import GaussianMixture
-    from xrddiff.generators import make_sampler
+    from xrddiff.inference.generators import make_sampler
 
     (name, value), *_ = samplers_word.items()
     base = ["model=ddpm", *overrides[:-1]]
@@ -60,7 +61,7 @@ def test_words_of_a_sampler_reach_it(overrides, samplers_word):
 
 def test_logit_normal_training_times():
     from xrddiff.config import compose_config
-    from xrddiff.generators import training_noise
+    from xrddiff.inference.generators import training_noise
 
     flow = ["model=ddpm", "model.parameterisation=flow"]
     uniform, normal = (training_noise(compose_config(w)) for w in (flow, [*flow, "model.logit_std=0.5"]))

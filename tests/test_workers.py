@@ -18,10 +18,10 @@ import pytest
 from conftest import Lab, listening
 from test_run import COMMAND, xrddiff
 
-from xrddiff.cluster.workers import Workers, open_workers, parse_workers, run_tasks
-from xrddiff.data.readers import open_frames
-from xrddiff.data.store import read_store
 from xrddiff.errors import BadInput
+from xrddiff.execution.workers import Workers, open_workers, parse_workers, run_tasks
+from xrddiff.formats.readers import open_frames
+from xrddiff.formats.store import read_store
 
 # numbers that begin within a chunk, a last chunk that is not whole, and a measurement of each sample besides
 WORDS = [
@@ -289,7 +289,7 @@ def test_a_judgement_is_the_same_for_any_number_of_workers(run, whole):
 
 def test_a_judgement_does_not_depend_on_the_blocks(run, whole):
     """The sets above are of one block each; here of many, as those of a large run are."""
-    from xrddiff.evaluation import open_evaluation
+    from xrddiff.inference.evaluation import open_evaluation
 
     evaluation, rows = open_evaluation(run, ["inference.batch_size=4"], "whole"), []
     for size in (64, 4):

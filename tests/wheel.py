@@ -19,8 +19,8 @@ SHIPPED = (
     "xrddiff/py.typed",
     "xrddiff/conf/config.yaml",
     *(f"xrddiff/_notebooks/{p.name}" for p in sorted((ROOT / "nbs" / "runs").glob("*.ipynb"))),
-    "xrddiff/data/samples/cspad_lysozyme_r0015.h5",
-    "xrddiff/data/samples/NOTICE.md",
+    "xrddiff/samples/cspad_lysozyme_r0015.h5",
+    "xrddiff/samples/NOTICE.md",
 )
 
 

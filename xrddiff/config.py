@@ -478,7 +478,7 @@ def _in_catalog(cfg: Config) -> str | None:
     shipped = d.name is None and d.pool == Data.pool or not d.avg_pooling and d.name in (None, *_SHIPPED)
     if d.data_path is not None or whole and shipped:
         return None
-    from xrddiff.data.catalog import CATALOG
+    from xrddiff.loading.catalog import CATALOG
 
     name = data_name(cfg)
     if name not in CATALOG:

@@ -7,9 +7,9 @@ __all__ = ['command_line']
 
 # %% ../nbs/entry.ipynb #37792158
 def command_line() -> None:
-    """The command `xrddiff`: that of `xrddiff.cli`, also where it is interrupted before it is there."""
+    """The command `xrddiff`: that of `xrddiff.cli.main`, also where it is interrupted before it is there."""
     try:
-        from xrddiff.cli import command_line
+        from xrddiff.cli.main import command_line
 
         command_line()
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import BadInput
-from .peaks import draw_counts
+from .peak_scores import draw_counts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,7 +65,7 @@ def scene_again(frames: xr.Dataset, index: Sequence[int], seed: int = 0) -> xr.D
     """
     if "experiment" not in frames.attrs or "shot" not in frames:
         return None
-    from xrddiff.data.simulate import simulate
+    from xrddiff.simulation.simulate import simulate
 
     shots = frames["shot"].values[np.asarray(index)]
     again = simulate(frames.attrs["experiment"], shots, int(frames.attrs["seed"]), expected=True, truth=False)

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from ..errors import BadInput
 from .diversity import class_recovery
-from .generation import peak_quantiles
+from .judgement import peak_quantiles
 
 # %% auto #0
 __all__ = ['WINDOW', 'same_condition', 'condition_words', 'Answers', 'confusion_matrix', 'class_answer', 'number_answer',

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..data.frames import PANEL_GEOMETRY, frame_count
-from ..data.noise import background_sigma, quantum, sample_frames
-from ..data.peaks import find_frame_peaks, radius_map, tile_bins
+from ..frames.frames import PANEL_GEOMETRY, frame_count
+from ..frames.noise import background_sigma, quantum, sample_frames
+from ..frames.peaks import find_frame_peaks, radius_map, tile_bins
 from ..errors import BadInput
 from .diversity import block_means, frame_distances
-from .peaks import draw_counts
-from .profiles import bin_edges
+from .peak_scores import draw_counts
+from .radial_profiles import bin_edges
 from ..seeds import numpy_rng
 
 # %% auto #0

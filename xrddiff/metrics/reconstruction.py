@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..data.frames import frame_count, frame_image, frame_mask, missing_geometry, select_frames
-from ..data.geometry import geometry_of, q_map
-from ..data.loading import FrameLoader
-from ..data.peaks import find_frame_peaks, radius_map
+from ..frames.frames import frame_count, frame_image, frame_mask, missing_geometry, select_frames
+from ..frames.geometry import geometry_of, q_map
+from ..loading.loader import FrameLoader
+from ..frames.peaks import find_frame_peaks, radius_map
 from ..errors import BadInput
 from .baselines import PCA, with_intensity
-from .peaks import PeakScore, draw_counts
-from .profiles import FrameScore, RadialProfile
+from .peak_scores import PeakScore, draw_counts
+from .radial_profiles import FrameScore, RadialProfile
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -180,7 +180,7 @@ def judge(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, 
 def judge_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict[str, dict[str, float]]:
     """The rows of what nothing can beat, for simulated frames: the "true expected counts", where the frames still have them, and the "same scene measured again".
 
-    `again`: `baselines.scene_again` after the run's region transforms. Without their weaker peaks (`data.topk`) frames have no expected counts: what stands in for a peak is drawn from its surroundings.
+    `again`: `baselines.scene_again` after the run's region transforms. Without their weaker peaks (`frames.topk`) frames have no expected counts: what stands in for a peak is drawn from its surroundings.
     """
     rows = {}
     if "expected" in again:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.samplers import SAMPLERS
-from ..diffusion.sampling import WORDS, SampleNoise, Sampler
+from ..diffusion.keyed_sampling import WORDS, SampleNoise, Sampler
 from ..errors import BadInput, nearest
 from .conditioning import Conditions, Embedding, number_waves
 from .transformer import Transformer, grid_code, vit_words

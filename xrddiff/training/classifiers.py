@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..data.loading import epoch_order
+from ..loading.loader import epoch_order
 from ..errors import BadInput
 from ..models.classifier import Classifier, ClassifierObjective
 from .checkpoints import load_checkpoint, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
-    from xrddiff.data.loading import FrameLoader
+    from xrddiff.loading.loader import FrameLoader
     from xrddiff.training.latents import LatentLoader
 
 # %% auto #0

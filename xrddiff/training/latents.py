@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.loading import FrameLoader
+from ..loading.loader import FrameLoader
 from ..errors import BadInput
 from ..models.autoencoder import Autoencoder, AutoencoderKL, AutoencoderVQ
-from ..models.latent import LatentSpace, LatentStatistics, encode_each, measure_latents
+from ..models.latent_space import LatentSpace, LatentStatistics, encode_each, measure_latents
 from ..seeds import keyed_normal
 from .checkpoints import Checkpoint, CheckpointError, add_to_checkpoint, load_checkpoint, load_weights
 from .steps import Ranks

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from torch import nn
 
-from ..data.loading import FrameLoader
+from ..loading.loader import FrameLoader
 from ..errors import BadInput
 from .checkpoints import latest_checkpoint, load_checkpoint
 from .steps import Ranks, global_batch, make_accelerator
 from .trainer import Trainer
 
 if TYPE_CHECKING:
-    from xrddiff.data.datasets import Prepared
+    from xrddiff.loading.datasets import Prepared
     from xrddiff.words import Config, Training
 
 # %% auto #0

@@ -11,9 +11,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from scipy import ndimage
 
-from ..data.frames import frame_image
-from ..data.geometry import PanelGeometry, geometry_of
-from ..data.masks import FILE_BIT, GIVEN_BIT, RULES
+from ..frames.frames import frame_image
+from ..frames.geometry import PanelGeometry, geometry_of
+from ..frames.masks import FILE_BIT, GIVEN_BIT, RULES
 from ..errors import BadInput
 from .plots import SMALL, TINY, Picture, intensity_norm
 

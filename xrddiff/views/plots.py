@@ -23,8 +23,8 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from ..data.frames import frame_image, frame_mask, frame_peaks
-from ..data.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
+from ..frames.frames import frame_image, frame_mask, frame_peaks
+from ..frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
 from ..errors import BadInput, nearest
 
 # %% auto #0

@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from ..data.frames import frame_count
+from ..frames.frames import frame_count
 from ..errors import BadInput
 from ..metrics.distribution import DISTANCES, LEVELS, SetSummary
 from ..metrics.diversity import pair_distances
