@@ -11,7 +11,6 @@ import yaml
 from xrddiff.config import (
     GROUPS,
     Config,
-    ModelParts,
     check_config,
     check_frames,
     compose_config,
@@ -19,7 +18,6 @@ from xrddiff.config import (
     data_name,
     expand_multirun,
     load_config,
-    model_parts,
     presets,
     to_yaml,
     vocabulary,
@@ -27,6 +25,7 @@ from xrddiff.config import (
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import open_run
 from xrddiff.loading.loader import split_by_group
+from xrddiff.used_words import ModelParts, model_parts
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,
