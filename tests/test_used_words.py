@@ -1,13 +1,12 @@
 """Words that have an effect in a run are read by it; all others may say what they like."""
 
-import dataclasses
 import sys
 import typing
 
 import numpy as np
 import pytest
 
-from xrddiff import used_words, words
+from xrddiff import words
 from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.phases import execute_run
@@ -45,7 +44,9 @@ def another(word):
         return (m["low"] or 1) + 2 if word.default is None else word.default + 1
     if kinds[0] is float:
         return {None: (m["high"] or 4.0) / 4, 0.0: 0.25, 1.0: 0.75}.get(word.default, (word.default or 1) * 0.9)
-    return {"model.fsq_levels": "[5,5]", "size.widths": "[8,16]", "model.diffusion_kwargs.sigma_data": "0.7"}.get(word.name)
+    return {"model.fsq_levels": "[5,5]", "size.widths": "[8,16]", "model.diffusion_kwargs.sigma_data": "0.7"}.get(
+        word.name
+    )
 
 
 def accepted(overrides):
@@ -56,21 +57,38 @@ def accepted(overrides):
     return True
 
 
+FOR_CHECKS = {
+    "training.train_vae_from_scratch",
+    "training.train_diff_from_scratch",
+}  # they say what is meant, and are checked
+
+# functions of the modules below whose reading counts, since a run acts on what they return
+ASKED = {"data_name", "check_frames", "model_parts", "noise_name", "chosen_options"}
+PASSED = {"dataclasses", "copy", "xrddiff.config", "xrddiff.words", "xrddiff.used_words", "omegaconf._utils"}
+
+
+def counts(frame):
+    """Is this frame, or what it works for, the code of a run, rather than one that composes, checks or saves every word?"""
+    while frame is not None:
+        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if function == "asdict" and type(frame.f_locals["obj"]) is words.Config:
+            return False
+        if function in ASKED or module not in PASSED:
+            return function in ASKED or function not in ("_same_run", "_keep_followers")
+        if module in ("xrddiff.config", "xrddiff.used_words") and not function.startswith("<"):
+            return False
+        frame = frame.f_back
+    return False
+
+
 @pytest.fixture
 def read(monkeypatch):
-    """The words that the code of a run reads; composing, checking and saving the whole configuration does not count."""
-    found, passed = set(), {"xrddiff.config", "xrddiff.words", "xrddiff.used_words"}
+    """The words that the code of a run reads."""
+    found = set()
 
     def spy(self, name):
-        if name in type(self).__dataclass_fields__:
-            frame = sys._getframe(1)
-            whole = False
-            while frame.f_globals.get("__name__") in ("dataclasses", "copy"):
-                whole |= frame.f_code.co_name == "asdict" and type(frame.f_locals["obj"]) is words.Config
-                frame = frame.f_back
-            if not whole and not frame.f_globals.get("__name__", "").startswith("omegaconf"):
-                if frame.f_globals.get("__name__") not in passed or frame.f_code.co_name in ("data_name", "model_parts"):
-                    found.add(SECTIONS[type(self)] + name)
+        if name in type(self).__dataclass_fields__ and counts(sys._getframe(1)):
+            found.add(SECTIONS[type(self)] + name)
         return object.__getattribute__(self, name)
 
     for section in SECTIONS:
@@ -80,7 +98,11 @@ def read(monkeypatch):
 
 def result(path):
     """What a run came to: its weights, and its samples or reconstructions."""
-    found = {f"{p.parent}: {k}": v.numpy() for p in path.glob("**/checkpoints") for k, v in load_checkpoint(p.parent).model.items()}
+    found = {
+        f"{p.parent}: {k}": v.numpy()
+        for p in path.glob("**/checkpoints")
+        for k, v in load_checkpoint(p.parent).model.items()
+    }
     for store in path.glob("**/samples/*.zarr"):
         found[store.name] = read_store(store)["intensity"].values
     return {k.replace(str(path), ""): v for k, v in found.items()}
@@ -93,7 +115,8 @@ def test_words_of_a_model(model, tmp_path, monkeypatch, read):
     cfg = compose_config(given)
     unused, known = unused_words(cfg), vocabulary()
     one = execute_run([*given, "run_name=one"], terminal=False)
-    assert sorted({w for w in used_settings(cfg) if "." in w} - read) == []
+    used = {w for w in used_settings(cfg) if "." in w}
+    assert used - read <= FOR_CHECKS
     typed = {w: another(known[w]) for w in unused if w not in {g.partition("=")[0] for g in given}}
     typed = {w: f"{w}={v}" for w, v in typed.items() if v is not None and accepted([*given, f"{w}={v}"])}
     assert len(typed) > 10, typed

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import inference_config, to_yaml
+from ..config import chosen_options, inference_config, to_yaml
 from ..frames.frames import evenly_spaced, frame_mask
 from ..frames.labels import LABELS, class_names, label_value
 from ..loading.loader import FrameLoader
@@ -37,6 +37,7 @@ from ..training.latents import open_latent_space
 from ..training.posthoc import reconstruct
 from ..training.setup import run_accelerator
 from ..training.steps import Ranks
+from ..used_words import noise_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -106,12 +107,12 @@ def condition_fields(loader: FrameLoader) -> dict[str, Any]:
 # %% ../../nbs/inference/generators.ipynb #bffc24d5
 def training_noise(cfg: Config) -> TrainingNoise:
     """The noise levels that a denoiser of this configuration is trained at."""
-    m, k = cfg.model, cfg.model.diffusion_kwargs
-    if m.parameterisation == "edm":
-        return make_noise("lognormal", P_mean=k.P_mean, P_std=k.P_std)
-    if m.parameterisation == "flow":
-        return make_noise("flow", logit_std=m.logit_std)
-    return make_noise("discrete", schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
+    m, k, name = cfg.model, cfg.model.diffusion_kwargs, noise_name(cfg)
+    if name == "lognormal":
+        return make_noise(name, P_mean=k.P_mean, P_std=k.P_std)
+    if name == "flow":
+        return make_noise(name, shift=m.shift, logit_mean=m.logit_mean, logit_std=m.logit_std)
+    return make_noise(name, schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
 
 
 def measure_values(
@@ -135,7 +136,6 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
     """The sampler that the section `inference` asks for; `token`: of a token of an autoregressive model; `clamp`: the range of the training values."""
     i, k = cfg.inference, cfg.model.diffusion_kwargs
     chosen = {name: getattr(i, name) or getattr(k, name) for name in ("sigma_min", "sigma_max", "rho")}
-    churn = {name: getattr(k, name) for name in ("S_churn", "S_tmin", "S_tmax", "S_noise")}
     steps = i.steps or (k.num_sample_steps if token else STEPS)
     clamped = (k.clamp_during_sampling and token) if i.clamp is None else i.clamp
     if clamped and clamp is None:
@@ -146,10 +146,11 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         i.sampler,
         steps,
         i.schedule,
-        **{name: getattr(i, name) for name in ("spacing", "eta", "shift", "variance", "order", "corrector", "basis")},
+        spacing=i.spacing,
+        shift=i.shift,
         clamp=tuple(clamp) if clamped else None,
+        options=chosen_options(cfg, "inference.sampler_options"),
         **chosen,
-        **churn,
     )
 
 # %% ../../nbs/inference/generators.ipynb #fc0d0a70
