@@ -740,7 +740,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     cfg = OmegaConf.structured(saved)
     for o in parsed:
         if o.key == "inference":
-            cfg.inference = compose_config([o.text]).inference
+            cfg.inference = compose_config([*_own_model(saved), o.text]).inference
             cfg.presets["inference"] = o.value
     for o in parsed:
         if o.key != "inference":
@@ -753,6 +753,12 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     check_config(trained, ranks=1)
     _check_weaker(run, cfg.inference)
     return cfg
+
+
+def _own_model(saved: Config) -> list[str]:
+    """The override that chooses the model of a run, for its own way of sampling; none where it was a preset of one's own."""
+    model = saved.presets.get("model")
+    return [f"model={model}"] if model in presets("model") else []
 
 
 def _check_weaker(run: Path, i: Inference) -> None:
