@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..slurm import commands as slurm
-from ..slurm.ledger import state_folder
+from ..plugins import TRUST, state_folder
 from ..slurm.profiles import Profile, load_profile
 from .run_folder import cpu_count, keep_memory, set_threads
 from ..slurm.scripts import site_lines
@@ -150,6 +150,13 @@ def _local_pool(workers: Workers, threads: int) -> Iterator[Pool]:
 _MEMORY = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
+def _plugin_lines() -> list[str]:
+    """What tells a worker which plug-ins it may execute."""
+    return [
+        f"export {name}={shlex.quote(os.environ[name])}" for name in (TRUST, "XRDDIFF_PLUGINS") if name in os.environ
+    ]
+
+
 def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
     """The words for `dask_jobqueue.SLURMCluster` that ask for one node of `profile`; logs and keys go to `folder`."""
     p, folder = profile, os.fspath(folder)
@@ -175,7 +182,7 @@ def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
         job_name="xrddiff-workers",
         log_directory=folder,
         job_extra_directives=[*directives, *(["--exclusive"] if p.exclusive else []), "--no-requeue"],
-        job_script_prologue=[line for line in site_lines(p) if line],
+        job_script_prologue=[line for line in [*site_lines(p), *_plugin_lines()] if line],
         python=shlex.quote(sys.executable),
         worker_command="xrddiff.execution.dask_worker",
         worker_extra_args=[
