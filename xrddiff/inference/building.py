@@ -197,7 +197,8 @@ class Building:
     def __str__(self) -> str:
         size = sum(p.numel() for p in self.network.parameters()) / 1e6
         (low, high), shape = self.generator.limits, " x ".join(map(str, self.generator.shape))
-        return f"{type(self.network).__name__}, {size:.2f} M parameters, draws {shape} values from {low:.2f} to {high:.2f}, σ_data {self.sigma_data:.3f}"
+        about = f"{type(self.network).__name__}, {size:.2f} M parameters, {self.cfg.model.parameterisation}"
+        return f"{about}, draws {shape} values from {low:.2f} to {high:.2f}, σ_data {self.sigma_data:.3f}"
 
 # %% ../../nbs/inference/building.ipynb #af46d78e
 def build_generative(
