@@ -195,11 +195,15 @@ class CodecEvaluation:
         return first.compute()
 
     def row(self, measured: xr.Dataset, reconstruction: xr.Dataset) -> dict[str, float]:
-        """The same row, of reconstructions that are there already; with a codebook, how much of it is in use."""
-        row, quantizer = judge(measured, reconstruction, **self.options), getattr(self.model, "quantizer", None)
-        if quantizer is not None:
-            row |= dict(codebook_use=float(quantizer.usage), perplexity=float(quantizer.perplexity))
-        return row
+        """The row of reconstructions that are there already, by this or another codec."""
+        return judge(measured, reconstruction, **self.options)
+
+    def codebook(self) -> dict[str, float]:
+        """How much of its codebook the autoencoder uses, which belongs to its row; nothing where it has none."""
+        quantizer = getattr(self.model, "quantizer", None)
+        if quantizer is None:
+            return {}
+        return dict(codebook_use=float(quantizer.usage), perplexity=float(quantizer.perplexity))
 
 # %% ../../nbs/inference/evaluation.ipynb #049d7ee2
 def principal_components(evaluation: CodecEvaluation, components: int) -> tuple[str, xr.Dataset]:
