@@ -43,6 +43,7 @@ test: lint test-notebooks test-python  ## everything: lint, the notebooks' own t
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 # The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each. Run notebooks are
 # whole jobs; tests/test_run.py runs those, with parameters.
