@@ -35,13 +35,12 @@ from ..models.unet import UNet, make_unet
 from ..training.checkpoints import load_checkpoint, load_weights
 from ..training.latents import LatentLoader, open_latent_space
 from ..training.setup import run_loaders, run_trainer
-from ..training.steps import Ranks
+from ..ranks.agreement import Ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from xrddiff.diffusion.keyed_sampling import Sampler
-    from xrddiff.execution.run_folder import Run
     from xrddiff.loading.datasets import Prepared
     from xrddiff.training.trainer import Trainer
     from xrddiff.words import Config
@@ -167,21 +166,21 @@ class Building:
         about = dict(space=g.space, conditions=g.conditions, limits=g.limits, classes=g.classes)
         return self.prepared.state() | generator_state(g.model, g.shape, **about)
 
-    def trainer(self, run: Run) -> Trainer:
-        """The trainer of the run, which keeps the geometry of its frames; refuses first what could not be sampled."""
+    def trainer(self, run: str | Path) -> Trainer:
+        """The trainer of the run folder `run`, which keeps the geometry of its frames; refuses first what could not be sampled."""
         self.check_sampling()
-        if run.is_main:
-            keep_template(self.prepared.frames, run.path)
+        if self.accelerator.is_main_process:
+            keep_template(self.prepared.frames, run)
         words = dict(diffusion=True)
-        return run_trainer(self.objective, self.loaders, run.path, self.cfg, self.accelerator, self.state(), **words)
+        return run_trainer(self.objective, self.loaders, run, self.cfg, self.accelerator, self.state(), **words)
 
-    def train_guide(self, run: Run) -> dict[str, float | None] | None:
+    def train_guide(self, run: str | Path) -> dict[str, float | None] | None:
         """Train the classifier that `training.classifier` asks for, to guide the sampler; its accuracy by noise level, else None."""
         t, space, sampler = self.cfg.training, self.generator.space, self.check_sampling()
         if not t.classifier:
             return None
         return train_guide(
-            run.path,
+            run,
             self.loaders,
             t.classifier,
             self.fields,

@@ -19,7 +19,7 @@ from ..losses import VAEObjective, VQObjective
 from ..models.autoencoder import make_autoencoder
 from .checkpoints import Checkpoint, copy_checkpoint, latest_checkpoint, load_checkpoint, load_weights
 from .latents import measure_checkpoint, open_autoencoder
-from .steps import Ranks
+from ..ranks.agreement import Ranks
 from ..words import COUNT_LOSSES
 
 if TYPE_CHECKING:
