@@ -152,6 +152,18 @@ class Model:
         choices=DENOISERS,
         only={"latent": True, "model.model_name": ("vae_kl", "vq", "latent_diff")},
     )
+    network: str = word(
+        "unet",
+        "ddpm, latent_diff: network of a denoiser of whole frames or latents",
+        choices=Names("network"),
+        only={"denoiser": "unet"},
+    )
+    network_options: dict[str, Any] = word(
+        dict,
+        "options of the network (`xrddiff list network`)",
+        options_for=("network", "model.network"),
+        only={"denoiser": "unet"},
+    )
 
     quantizer: str = word(
         "vq", "vq: a learned codebook, or a fixed grid (fsq)", choices=QUANTIZERS, only={"trains": "vq"}
@@ -248,12 +260,12 @@ class Model:
         None,
         "latent_diff: side of the square of latent pixels that the U-Net folds into channels; null: 1",
         low=1,
-        only={"denoiser": "unet", "latent": True},
+        only={"model.network": "unet", "latent": True},
     )
     unet_scale_shift: bool = word(  # false: what a run from before this word means
         False,
         "ddpm, latent_diff: noise level and conditions scale and shift the U-Net's norms, rather than being added",
-        only={"denoiser": "unet"},
+        only={"model.network": "unet"},
     )
     patch_size: int = word(
         16, "diff: side of a token, in pixels", low=1, only={"denoiser": "autoregressive", "latent": False}
@@ -303,13 +315,13 @@ class Size:
         None,
         "channels at each resolution; null: those of the name",
         low=1,
-        only=[{"trains": ANY}, {"denoiser": "unet"}],
+        only=[{"trains": ANY}, {"model.network": "unet"}],
     )
     layers_per_block: int | None = word(
         None,
         "residual blocks per resolution; null: those of the name",
         low=1,
-        only=[{"trains": ANY}, {"denoiser": "unet"}],
+        only=[{"trains": ANY}, {"model.network": "unet"}],
     )
 
 # %% ../nbs/words.ipynb #bcdd60bc
@@ -579,6 +591,7 @@ class Config:
     training: Training = field(default_factory=Training)
     inference: Inference = field(default_factory=Inference)
     output_dir: str = word("output", "runs are kept in <output_dir>/<model><suffix>/<date>/<time>/")
+    plugins: list[str] = word(list, "notebooks, Python files and modules that register things of your own")
     run_name: str | None = word(None, "a name in place of <date>/<time>")
     resume: str | None = word(None, "the folder of a run to go on with")
     engine: str = word("inprocess", "what executes the notebook: this process, or a kernel over IPC", choices=ENGINES)

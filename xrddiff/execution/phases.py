@@ -35,9 +35,10 @@ from xrddiff.execution.run_folder import (
 )
 from .sharing import check_evaluation, check_samples, unfinished_samples
 from .workers import parse_workers
-from ..config import absolute_words, compose_config, inference_config, model_parts, to_yaml
+from ..config import absolute_words, compose_config, inference_config, to_yaml
 from ..errors import BadInput, RankFailed, XrddiffError
 from ..ranks.stopping import StopRequest
+from ..used_words import model_parts, trained_parts
 from ..words import Config
 
 if TYPE_CHECKING:
@@ -59,14 +60,10 @@ def run_phases(cfg: Config) -> list[Phase]:
     parts = model_parts(cfg)
     if parts.denoiser is None:
         return [Phase("train_autoencoder")]
-    last = Phase({"unet": "train_denoiser", "autoregressive": "train_autoregressive"}[parts.denoiser])
+    last = Phase("train_generative")
     if not parts.latent:
         return [last]
-    t = cfg.training
-    ready = (
-        t.pretrained_vae_path is not None and not t.train_vae_from_checkpoint
-    )  # an autoencoder that is taken as it is
-    first = [] if ready else [Phase("train_autoencoder", "autoencoder")]
+    first = [Phase("train_autoencoder", "autoencoder")] if trained_parts(cfg).autoencoder else []
     measure = Phase("latent_statistics", "autoencoder", "latent_statistics.ipynb", "metrics/latent_statistics.json")
     return [*first, measure, last]
 
