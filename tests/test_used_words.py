@@ -9,14 +9,20 @@ import pytest
 from xrddiff import words
 from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
-from xrddiff.execution.phases import execute_run
+from xrddiff.execution.run_folder import open_run
+from xrddiff.execution.sharing import few_samples, make_samples_together
 from xrddiff.formats.store import read_store
+from xrddiff.inference.building import build_generative, open_space
+from xrddiff.inference.evaluation import CodecEvaluation
+from xrddiff.loading.datasets import prepare_words
+from xrddiff.training.autoencoders import autoencoder_objective, build_autoencoder, frames_of_autoencoder, measure_run
 from xrddiff.training.checkpoints import load_checkpoint
-from xrddiff.used_words import unused_words, used_settings
+from xrddiff.training.setup import run_accelerator, run_loaders, run_trainer
+from xrddiff.used_words import trained_parts, unused_words, used_settings
 from xrddiff.words import vocabulary
 
 SMALL = [
-    "experiment_type=test", "data=sim128", "data.limit=10", "data.crop=[32,32]", "training.max_steps=2", "threads=1",
+    "data=sim128", "data.limit=10", "data.crop=[32,32]", "training.max_steps=2", "threads=1",
     "training.batch_size=4", "inference.num_samples=2", "inference.steps=2", "inference.batch_size=2", "inference.limit=2",
 ]  # fmt: skip
 MODELS = {
@@ -57,11 +63,11 @@ def accepted(overrides):
     return True
 
 
-FOR_CHECKS = {
-    "training.train_vae_from_scratch",
-    "training.train_diff_from_scratch",
-}  # they say what is meant, and are checked
-
+# words that say where a training starts are checked and not read; the others are for the folder's name and the report
+OF_PROCESSES = {
+    "training.train_vae_from_scratch", "training.train_diff_from_scratch", "training.test_suffix", "training.test_pipeline",
+    "inference.judge_conditions",
+}  # fmt: skip
 # functions of the modules below whose reading counts, since a run acts on what they return
 ASKED = {"data_name", "check_frames", "model_parts", "noise_name", "chosen_options"}
 PASSED = {"dataclasses", "copy", "xrddiff.config", "xrddiff.words", "xrddiff.used_words", "omegaconf._utils"}
@@ -96,33 +102,48 @@ def read(monkeypatch):
     return found
 
 
-def result(path):
-    """What a run came to: its weights, and its samples or reconstructions."""
-    found = {
-        f"{p.parent}: {k}": v.numpy()
-        for p in path.glob("**/checkpoints")
-        for k, v in load_checkpoint(p.parent).model.items()
-    }
-    for store in path.glob("**/samples/*.zarr"):
-        found[store.name] = read_store(store)["intensity"].values
-    return {k.replace(str(path), ""): v for k, v in found.items()}
+def train(cfg, path):
+    """What the run notebooks do, without pictures and reports: the weights of all networks, what they make, and scores."""
+    accelerator, parts, found = run_accelerator(cfg.training), trained_parts(cfg), {}
+    if parts.autoencoder:
+        run = open_run(cfg, path)
+        run = run.phase("autoencoder") if parts.latent else run
+        prepared, net = prepare_words(cfg), build_autoencoder(cfg)
+        loaders = run_loaders(prepared, cfg, accelerator, net.downsampling)
+        objective = autoencoder_objective(net, prepared, cfg, steps_per_epoch=len(loaders[0]))
+        run_trainer(objective, loaders, run.path, cfg, accelerator, prepared.state() | {"model": net.config}).fit()
+        evaluation = CodecEvaluation(run.path, cfg, accelerator.device, prepared)
+        measured, reconstruction, _ = evaluation.reconstruct()
+        found |= {f"autoencoder {k}": v.numpy() for k, v in load_checkpoint(run.path).model.items()}
+        found |= {"scores": np.array(list(evaluation.row(measured, reconstruction).values()), float)}
+        if parts.latent:
+            measure_run(run.path, frames_of_autoencoder(cfg, load_checkpoint(run.path)), cfg, accelerator)
+    if parts.denoiser:
+        run = open_run(cfg, path)
+        space, transform = open_space(cfg, run.path)
+        building = build_generative(cfg, prepare_words(cfg, transform), accelerator, space)
+        building.trainer(run.path).fit()
+        building.train_guide(run.path)
+        make_samples_together(run.path, few_samples(cfg), run.samples, building.ranks, accelerator.device)
+        found |= {k: v.numpy() for k, v in load_checkpoint(run.path).model.items()}
+        found["samples"] = read_store(run.samples / "samples.zarr")["intensity"].values
+    return found
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_words_of_a_model(model, tmp_path, monkeypatch, read):
-    monkeypatch.chdir(tmp_path)
+def test_words_of_a_model(model, tmp_path, read):
     given = [*SMALL, *MODELS[model]]
     cfg = compose_config(given)
     unused, known = unused_words(cfg), vocabulary()
-    one = execute_run([*given, "run_name=one"], terminal=False)
-    used = {w for w in used_settings(cfg) if "." in w}
-    assert used - read <= FOR_CHECKS
+    one = train(cfg, tmp_path / "one")
+    not_read = {w for w in used_settings(cfg) if "." in w} - read
+    assert not_read <= OF_PROCESSES, not_read - OF_PROCESSES
     typed = {w: another(known[w]) for w in unused if w not in {g.partition("=")[0] for g in given}}
     typed = {w: f"{w}={v}" for w, v in typed.items() if v is not None and accepted([*given, f"{w}={v}"])}
-    assert len(typed) > 10, typed
+    assert len(typed) > 15, typed
     with pytest.warns(UserWarning, match="no effect in this run: "):
-        two = execute_run([*given, "run_name=two", *typed.values()], terminal=False)
-    one, two = result(one), result(two)
+        other = compose_config([*given, *typed.values()])
+    two = train(other, tmp_path / "two")
     assert one.keys() == two.keys() and len(one) > 10
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
