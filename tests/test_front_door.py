@@ -24,6 +24,9 @@ from xrddiff.config import compose_config
 from xrddiff.formats.store import read_store
 from xrddiff.front_door.keywords import as_overrides
 
+# one worker trains the run of this module and those of the fixture `runs`
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]
+
 TRAIN = dict(size="tiny", experiment_type="test", num_epochs=1, threads=1, avg_pooling=True, diff_epochs=1)
 
 
@@ -75,7 +78,6 @@ def test_frames_from_memory_are_kept_with_the_run(mine, tmp_path):
     assert np.array_equal(kept["intensity"], frames["intensity"]) and kept.attrs["experiment"] == "sim-422"
     assert not list(run.path.parent.parent.glob("xrddiff-*"))
     moved = xd.open_run(shutil.copytree(run.path, tmp_path / "elsewhere"))
-    shutil.rmtree(moved.path / "checkpoints" / "nothing", ignore_errors=True)
     os.rename(run.path / "frames.zarr", run.path / "away.zarr")
     try:
         assert moved.config.data.data_path == str(moved.path / "frames.zarr")
@@ -229,6 +231,7 @@ CELLS = (
 )
 
 
+@pytest.mark.xdist_group("notebook")
 def test_in_jupyterlab(tmp_path):
     """A notebook in a real JupyterLab: a live pane while it trains, pictures, and a refusal of one line."""
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
