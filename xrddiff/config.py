@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN_FRAMES', 'RESUMABLE', 'MOST_RUNS', 'conf_dir', 'presets', 'is_path', 'compose_config', 'check_config',
-           'ModelParts', 'model_parts', 'chosen_options', 'data_name', 'check_frames', 'as_override', 'to_yaml',
-           'load_config', 'need_run', 'inference_config', 'absolute_words', 'expand_multirun']
+           'ModelParts', 'model_parts', 'check_latent_model', 'chosen_options', 'data_name', 'check_frames',
+           'as_override', 'to_yaml', 'load_config', 'need_run', 'inference_config', 'absolute_words', 'expand_multirun']
 
 # %% ../nbs/config.ipynb #eb4a0f10
 import math
@@ -317,6 +317,15 @@ def model_parts(cfg: Config) -> ModelParts:
         return ModelParts(m.model_name, m.denoiser if latent else None)
     denoiser = {"ddpm": "unet", "diff": "autoregressive"}.get(m.model_name, m.denoiser)
     return ModelParts(m.autoencoder if latent else None, denoiser)
+
+
+def check_latent_model(cfg: Config) -> None:
+    """Refuse a model that has no latent whose statistics could be measured."""
+    if not model_parts(cfg).latent:
+        model = cfg.presets.get("model", cfg.model.model_name)
+        raise BadInput(
+            f"model={model} has no latent that a denoiser works in; expected latent_diff, or model.latent_diff=true"
+        )
 
 # %% ../nbs/config.ipynb #1c1607fb
 _CHECKS: list[Callable[[Config, int], str | None]] = []

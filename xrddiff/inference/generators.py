@@ -29,7 +29,7 @@ from ..errors import BadInput, nearest
 from .guides import Guide, open_guide
 from ..frames.noise import draw_counts
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
-from ..models.latent_space import LatentSpace
+from ..models.latent_space import LatentSpace, final_latent_stats, pairwise_mse
 from ..models.unet import UNet
 from ..seeds import numpy_rng
 from ..training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint, load_weights
@@ -487,6 +487,27 @@ class SampleJob:
         if self.poisson:
             frames["drawn"] = draw_counts(frames, i.seed, first=numbers[0])["intensity"]
         return frames, drawn
+
+    def latent_stats(self, drawn: np.ndarray | None) -> dict[str, Any] | None:
+        """Statistics of what the model `drawn` in a latent (N, …), beside those of the training set; None for one sample or none in a latent."""
+        if drawn is None or self.count < 2:
+            return None
+        drawn = torch.from_numpy(drawn)
+        return final_latent_stats(drawn, self.generator.space.statistics) | pairwise_mse(drawn[:2048])
+
+    def __str__(self) -> str:
+        each = " for each token" if self.generator.autoregressive else ""
+        return f"{self.count} samples by {self.sampling}{each}"
+
+    @property
+    def sampling(self) -> str:
+        """The sampler, for a caption."""
+        return f"{self.sampler.name}, {self.sampler.evaluations} evaluations"
+
+    @property
+    def how(self) -> str:
+        """The sampler and what guides it, for a caption."""
+        return self.sampling if self.guide is None else f"{self.sampling}, {self.guide}"
 
     def template(self) -> xr.Dataset:
         """All rows without their pixels, which are zeros that take no memory; in a latent with the variable `latent`, what the model draws."""
