@@ -226,12 +226,10 @@ def script_ranks(folder):
 
 def script_gradients(folder):
     """The gradient of the first step on 1, 2 and 3 ranks, read from AdamW's first moment, is that of the mean loss of the whole batch."""
-    import inspect
-
     from xrddiff.training.checkpoints import load_checkpoint
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.training.options import TrainOptions
 
-    beta = inspect.signature(Trainer).parameters["betas"].default[0]
+    beta = TrainOptions().betas[0]
     out = {}
     for n in (1, 2, 3):
         options = {"max_steps": 1, "validation": False, "clip_grad_norm": None, "batch_size": 2}  # pieces of 2 frames
