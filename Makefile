@@ -4,15 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A tiny model on two cores gains nothing from more threads than cores; THREADS=8 make test to change it.
 THREADS ?= 2
+# Processes that test at the same time; each has one thread.
+WORKERS ?= 2
 export OMP_NUM_THREADS = $(THREADS)
 # Waiting OpenMP threads sleep soon, so that two processes on two cores do not hold each other up.
 export GOMP_SPINCOUNT = 1000
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-NOTEBOOKS := $(shell find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' 2>/dev/null)
 
-.PHONY: help demo test test-notebooks test-python lint check docs readme export clean outputs venv dev bench wheel-test lab
+.PHONY: help demo test test-quick test-notebooks test-python lint check docs readme export clean outputs venv dev bench wheel-test lab
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -46,11 +47,19 @@ lint: $(VENV)/.dev
 # The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each. Run notebooks are
 # whole jobs; tests/test_run.py runs those, with parameters.
 test-notebooks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --skip_folder_re '^[_.]|^runs$$'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print --skip_folder_re '^[_.]|^runs$$'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path index.ipynb --n_workers 0
 
+# Two workers with one thread each. Tests that share a cluster or a trained run stay together (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
 test-python: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-quick: lint  ## for the daily loop: lint, the notebooks that changed since main, every test that is not marked slow
+	@notebooks=$$( (git diff --name-only --diff-filter=d $$(git merge-base main HEAD 2>/dev/null || echo HEAD); git ls-files --others --exclude-standard) | grep -E '^nbs/.*\.ipynb$$' | grep -v '^nbs/runs/' | sort -u ); \
+	for notebook in $$notebooks; do echo "$$notebook"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path $$notebook --n_workers 0 || exit 1; done
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 export: $(VENV)/.dev  ## notebooks -> xrddiff/*.py, cleaned and formatted
 	$(BIN)/ruff format -q nbs index.ipynb

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import socket
@@ -19,10 +21,66 @@ from types import ModuleType
 
 import pytest
 
-# A shared machine has two cores: more threads than that only wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Two workers on two cores, a thread each (make test): more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cost", metavar="FILE", help="append a line of JSON per test: its seconds, of clock and of CPU")
+
+
+def group(item: pytest.Item) -> str | None:
+    """The tests that must run on one worker with this one, because a costly fixture is made once for all of them."""
+    if mark := item.get_closest_marker("xdist_group"):
+        return mark.args[0]
+    found = [item.session._fixturemanager.getfixturedefs(name, item) for name in item.fixturenames]
+    shared = [
+        f[-1] for f in found if f and f[-1].scope in ("module", "session") and f[-1].func.__module__.startswith(OURS)
+    ]
+    for fixture in shared:
+        if fixture.func.__module__ == "conftest":
+            return fixture.argname  # the lab, the trained runs
+    return item.path.stem if shared or not item.get_closest_marker("slow") else None
+
+
+OURS = ("conftest", "test_")
+FIRST = ("lab", "runs")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests stay together under `pytest -n 2 --dist loadgroup`, and in which order they are given out.
+
+    Tests of one module share a worker, and so do tests that share a fixture of the session; a test marked slow that shares
+    nothing goes to whichever worker is free. The longest come first, so that all workers end at about the same time.
+    """
+    groups = [group(item) or item.nodeid for item in items]
+    slow = {name for item, name in zip(items, groups, strict=True) if item.get_closest_marker("slow")}
+    order = {item: FIRST.index(g) if g in FIRST else 9 - (g in slow) for item, g in zip(items, groups, strict=True)}
+    for item, name in zip(items, groups, strict=True):
+        if name != item.nodeid:
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=order.__getitem__)
+
+
+def cpu_seconds() -> float:
+    """Seconds of CPU of this process and of every process that it started and waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """What a test costs, with the fixtures that it is the first to ask for (bench/suite.py makes a table of it)."""
+    began, cpu = time.monotonic(), cpu_seconds()
+    try:
+        return (yield)
+    finally:
+        if file := item.config.getoption("--cost"):
+            row = dict(test=item.nodeid, seconds=time.monotonic() - began, cpu=cpu_seconds() - cpu)
+            with open(file, "a") as out:
+                out.write(json.dumps(row | {"worker": os.environ.get("PYTEST_XDIST_WORKER", "")}) + "\n")
 
 
 def missing(reason: str) -> None:

@@ -25,6 +25,7 @@ from xrddiff.config import (
     vocabulary,
 )
 from xrddiff.errors import BadInput
+from xrddiff.execution.run_folder import open_run
 from xrddiff.loading.loader import split_by_group
 
 TRAINING = dict(
@@ -361,9 +362,38 @@ def test_frames_that_do_not_fit():
         check_frames(compose_config(["data=pooling", "data.patch=256"]), (9, 512, 512))
 
 
-def test_ignored_batch_size_is_told():
-    with pytest.warns(UserWarning, match="no effect"):
-        assert compose_config(["data.batch_size=8"]).training.batch_size == 2
+def test_batch_size_of_the_data_holds_unless_training_has_its_own():
+    batches = {
+        "data.batch_size=8": (8, None),
+        "data.batch_size=8 training.batch_size=4": (4, None),
+        "data.batch_size=8 experiment_type=full_train": (8, None),
+        "data.batch_size=8 model=latent_diff experiment_type=demo": (8, None),
+        "model=latent_diff experiment_type=demo": (8, 16),
+    }
+    for words, expected in batches.items():
+        cfg = compose_config(words.split())
+        assert (cfg.training.batch_size, cfg.model.diff_batch_size) == expected, words
+
+
+@pytest.mark.parametrize("model", ["diff", "latent_diff"])
+def test_epochs_that_are_given_hold_for_every_phase(model):
+    epochs = {
+        "": (30, 10),
+        "training.num_epochs=2": (2, None),
+        "training.num_epochs=2 model.diff_epochs=3": (2, 3),
+        "model.diff_epochs=3": (30, 3),
+        "experiment_type=test": (20, None),
+        "experiment_type=test training.num_epochs=2": (2, None),
+        "experiment_type=demo": (5, 18),
+        "experiment_type=demo training.num_epochs=2": (2, None),
+    }
+    for words, expected in epochs.items():
+        cfg = compose_config(["data=sim128", *words.split(), f"model={model}"])
+        assert (cfg.training.num_epochs, cfg.model.diff_epochs) == expected, words
+    cfg = compose_config([f"model={model}", "experiment_type=demo", "training.lr=0.1", "training.num_epochs=7"])
+    assert values(cfg.model, ("diff_lr", "diff_epochs", "diff_batch_size")) == dict(
+        diff_lr=None, diff_epochs=None, diff_batch_size=16
+    )
 
 
 def test_yaml_round_trip(tmp_path):
@@ -403,6 +433,28 @@ def test_resume_is_the_saved_run(saved):
     assert compose_config([f"resume={path}"]) == replace(cfg, resume=str(path))
     again = compose_config([f"resume={path}", "data=sim128", "training.lr=2e-4", "training.num_epochs=50", "threads=1"])
     assert (again.training.num_epochs, again.threads, again.training.lr) == (50, 1, 2e-4)
+
+
+def test_epochs_given_on_a_resume_hold_for_every_phase(tmp_path):
+    def resumed(*words, epochs=10):
+        cfg = compose_config(["model=latent_diff", "data=sim128"])
+        cfg.model.diff_epochs = epochs
+        (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+        again = compose_config([f"resume={tmp_path}", *words])
+        return again.training.num_epochs, again.model.diff_epochs
+
+    assert resumed() == resumed("training.num_epochs=30") == (30, 10)  # as it was begun
+    assert resumed("training.num_epochs=40") == (40, None)
+    assert resumed("training.num_epochs=40", "model.diff_epochs=20") == (40, 20)
+    assert resumed("training.num_epochs=40", epochs=7) == (40, 7)  # not from a preset
+
+
+def test_a_notebook_of_an_older_run_keeps_its_epochs(tmp_path):
+    words = ["model=diff", "data=sim128", "training.num_epochs=2"]
+    old = compose_config([*words, "model.diff_epochs=10"])  # what these words meant before
+    (tmp_path / "config.yaml").write_text(to_yaml(old))
+    assert open_run(compose_config(words), tmp_path).cfg == old
+    assert open_run(compose_config([*words[:2], "training.num_epochs=3"]), tmp_path).cfg.model.diff_epochs is None
 
 
 @pytest.mark.parametrize(

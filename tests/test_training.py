@@ -483,9 +483,11 @@ def test_bf16_trains_float32_weights_and_resumes_exactly(tmp_path, one_thread):
 
 def test_checkpoints_by_the_clock(tmp_path, one_thread):
     options = {"max_steps": 20, "checkpoint_seconds": 0.05, "keep_checkpoints": None, "validation": False}
+    began = time.monotonic()
     train(tmp_path, act=lambda step, batch: time.sleep(0.02), **options)
     steps = sorted(int(p.name[5:]) for p in (tmp_path / "checkpoints").iterdir())
-    assert 3 <= len(steps) <= 10 and steps[-1] == 20
+    most = (time.monotonic() - began) / 0.05 + 2  # how many there may be is a matter of how long the steps took
+    assert 3 <= len(steps) <= most and steps[-1] == 20
 
 
 def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(tmp_path, one_thread):

@@ -190,13 +190,29 @@ def _set(override: _Override) -> list[str]:
 
 
 def _implied(parsed: list[_Override]) -> list[str]:
-    """Starting from a checkpoint is not starting from scratch, unless somebody asks for both."""
+    """What the given words mean for others that are not given."""
     given = {o.key: o.value for o in parsed}
+    return _from_scratch(given) + _batch_of_data(given) + _followers(given)
+
+# %% ../nbs/config.ipynb #e9fe9979
+def _from_scratch(given: dict[str, Any]) -> list[str]:
     return [
         f"training.train_{part}_from_scratch=false"
         for part in ("vae", "diff")
         if given.get(f"training.train_{part}_from_checkpoint") and f"training.train_{part}_from_scratch" not in given
     ]
+
+
+def _batch_of_data(given: dict[str, Any]) -> list[str]:
+    if "data.batch_size" not in given or "training.batch_size" in given:
+        return []
+    given["training.batch_size"] = given["data.batch_size"]
+    return [f"training.batch_size={given['data.batch_size']}"]
+
+
+def _followers(given: dict[str, Any]) -> list[str]:
+    """The words that a preset may set and that follow a given word."""
+    return [f"{w.name}=null" for w in vocabulary().values() if w.metadata["follows"] in given and w.name not in given]
 
 # %% ../nbs/config.ipynb #08577774
 def _compose(overrides: list[str]) -> Config:
@@ -544,11 +560,12 @@ def _run_folder(cfg: Config, ranks: int) -> str | None:
         return f"training.test_suffix: found {cfg.training.test_suffix!r}, expected text without '/'"
     return None
 
-# %% ../nbs/config.ipynb #d59e8729
+# %% ../nbs/config.ipynb #205d91cb
 def _note_ignored(cfg: Config, given: set[str]) -> None:
+    """Warn of a batch size that is given and not used."""
     import warnings
 
-    if "data.batch_size" in given and cfg.data.batch_size != cfg.training.batch_size:
+    if given >= {"data.batch_size", "training.batch_size"} and cfg.data.batch_size != cfg.training.batch_size:
         warnings.warn(
             f"data.batch_size={cfg.data.batch_size} has no effect: training.batch_size={cfg.training.batch_size} overrides it",
             stacklevel=3,
@@ -607,6 +624,19 @@ def load_config(path: str | os.PathLike) -> Config:
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}; expected the config.yaml of a run") from None
 
+# %% ../nbs/config.ipynb #1884ff07
+def _preset_followers(saved: Config, given: dict[str, Any]) -> list[str]:
+    """The words of the saved configuration that follow one that is now given another value, and that only a preset had set."""
+    changed = {name for name in given if name in RESUMABLE and get_word(saved, name) != given[name]}
+    names = [w.name for w in vocabulary().values() if w.metadata["follows"] in changed and w.name not in given]
+    if not names:
+        return []
+    try:
+        preset = _compose([f"{group}={name}" for group, name in saved.presets.items()])
+    except BadInput:  # presets of one's own, which are elsewhere now
+        return []
+    return [name for name in names if get_word(saved, name) == get_word(preset, name)]
+
 # %% ../nbs/config.ipynb #b3056203
 def _need_run(run: Path, said: str) -> None:
     """Raise `BadInput` if `run` is not the folder of a run, with the run that may be meant: the one it is a part of, or the newest inside it."""
@@ -655,6 +685,8 @@ def _resume_config(run: Path, parsed: list[_Override]) -> Config:
                 )
         elif o.key in vocabulary():
             OmegaConf.update(cfg, o.key, o.value)
+    for name in _preset_followers(saved, {o.key: o.value for o in parsed}):
+        OmegaConf.update(cfg, name, None)
     cfg = _absolute(OmegaConf.to_object(cfg))
     for name in vocabulary():
         old, new = get_word(saved, name), get_word(cfg, name)

@@ -26,9 +26,13 @@ def word(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    follows: str | None = None,
 ) -> Any:
-    """A field of a section: its default, one line of help, and the values that it takes."""
-    metadata = dict(help=help, choices=choices, low=low, high=high, above=above)
+    """A field of a section: its default, one line of help, and the values that it takes.
+
+    `choices`, or the least (`low`, or `above` it) and largest (`high`) value; `follows`: the word whose value holds where this one is null.
+    """
+    metadata = dict(help=help, choices=choices, low=low, high=high, above=above, follows=follows)
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -84,9 +88,13 @@ class Model:
     rotation_trick: bool = word(False, "vq: the gradient is turned with the vector, instead of passed straight through")
     fsq_levels: list[int] | None = word(None, "fsq: levels of each channel; null: 1024 codes", low=3)
 
-    diff_epochs: int | None = word(None, "epochs of the diffusion model; null: training.num_epochs", low=1)
-    diff_batch_size: int | None = word(None, "frames per rank and step of it; null: training.batch_size", low=1)
-    diff_lr: float | None = word(None, "learning rate of it; null: training.lr", above=0)
+    diff_epochs: int | None = word(
+        None, "epochs of the diffusion model; null: training.num_epochs", low=1, follows="training.num_epochs"
+    )
+    diff_batch_size: int | None = word(
+        None, "frames per rank and step of it; null: training.batch_size", low=1, follows="training.batch_size"
+    )
+    diff_lr: float | None = word(None, "learning rate of it; null: training.lr", above=0, follows="training.lr")
     parameterisation: str = word("edm", "what the network of a denoiser predicts", choices=PARAMETERISATIONS)
     noise_schedule: str = word("squaredcos_cap_v2", "eps, x0, v: how noise grows with time", choices=NOISE_SCHEDULES)
     logit_std: float | None = word(
@@ -170,7 +178,7 @@ class Data:
     train_ratio: float = word(0.8, "share of the shot groups that is trained on", above=0, high=1)
     contiguous: bool = word(False, "held-out frames are one contiguous block")
     seed: int = word(42, "of the split and of the order of the frames", low=0)
-    batch_size: int = word(2, "frames per batch; training.batch_size overrides it", low=1)
+    batch_size: int = word(2, "frames per rank and step, unless training.batch_size is given", low=1)
     prefetch: int = word(2, "batches read ahead", low=0)
 
 # %% ../nbs/words.ipynb #876dc7a5

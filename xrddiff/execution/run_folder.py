@@ -344,7 +344,9 @@ def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
         set_threads(cfg.threads)
     if run_dir is not None and (Path(run_dir) / "config.yaml").is_file():
         path = Path(run_dir)
-        _same_run(path, load_config(path / "config.yaml"), cfg)
+        saved = load_config(path / "config.yaml")
+        _same_run(path, saved, cfg)
+        _keep_followers(saved, cfg)
     elif world_size() > 1:
         raise BadInput(
             f"{world_size()} ranks need one run folder that exists: `xrddiff run` makes it, or pass it as run_dir"
@@ -364,6 +366,16 @@ def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
     except OSError as error:
         raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
     return Run(path, cfg)
+
+
+def _keep_followers(saved: Config, cfg: Config) -> None:
+    """A run that was started when a preset's own number won over the word that it follows keeps that number."""
+    for w in vocabulary().values():
+        followed, old = w.metadata["follows"], get_word(saved, w.name)
+        unchanged = followed and get_word(cfg, followed) == get_word(saved, followed)
+        if unchanged and get_word(cfg, w.name) is None and old is not None:
+            section, _, name = w.name.rpartition(".")
+            setattr(get_word(cfg, section), name, old)
 
 
 def _same_run(path: Path, saved: Config, cfg: Config) -> None:
