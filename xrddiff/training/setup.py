@@ -52,6 +52,8 @@ def run_loaders(
         rank=accelerator.process_index,
         world_size=ranks,
         prefetch=cfg.data.prefetch,
+        threads=cfg.data.threads,
+        pin_memory=accelerator.device.type == "cuda" if cfg.data.pin_memory is None else cfg.data.pin_memory,
         cond=cfg.model.condition or [],
     )
     train = prepared.loader(prepared.train, seed=cfg.data.seed, **options)
