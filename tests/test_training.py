@@ -461,7 +461,7 @@ def script_hooks(folder):
 
     from xrddiff.training.callbacks import Callback
 
-    options = {"dropout": 0.2, "max_steps": 20, "checkpoint_every": 6, "ema_tracks": (0.05, 0.1)}
+    options = {"dropout": 0.2, "max_steps": 20, "checkpoint_every": 6, "ema_tracks": (0.05, 0.1), "ema_snapshots": 1}
     out = {}
     for n in (1, 2):
         plain, watched, log = (folder / f"{name}-{n}" for name in ("plain", "watched", "log"))
@@ -524,7 +524,9 @@ def script_hooks(folder):
             raise
 
     assert end_codes(2, meddled) == [1, 1]
-    assert "Meddler.on_epoch changed the training at step 7: model.0.weight was changed" in (folder / "said").read_text()
+    assert (
+        "Meddler.on_epoch changed the training at step 7: model.0.weight was changed" in (folder / "said").read_text()
+    )
     return out
 
 
@@ -621,7 +623,7 @@ def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(tmp_path, one
 def test_a_stop_during_validation_is_made_up_for(tmp_path, one_thread):
     import torch
 
-    from xrddiff.training.stopping import StopRequest
+    from xrddiff.ranks.stopping import StopRequest
     from xrddiff.training.trainer import Trainer
 
     def trainer(name):

@@ -19,7 +19,7 @@ from .batches import global_batch
 from .checkpoints import latest_checkpoint, load_checkpoint
 from .compute import make_accelerator
 from .options import train_options
-from .steps import Ranks
+from ..ranks.agreement import Ranks
 from .trainer import Trainer
 
 if TYPE_CHECKING:

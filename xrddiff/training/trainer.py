@@ -29,8 +29,9 @@ from .history import History, keep_speed
 from .options import TrainOptions, with_options
 from .posthoc import Averages
 from .saving import Parts, Saver
-from .steps import Ranks, TrainStep, Validation, fitting_batch_size, training_row
-from .stopping import StopRequest
+from ..ranks.agreement import Ranks
+from .steps import TrainStep, Validation, fitting_batch_size, training_row
+from ..ranks.stopping import StopRequest
 
 # %% auto #0
 __all__ = ['TrainResult', 'plan_training', 'check_objective', 'Trainer']
