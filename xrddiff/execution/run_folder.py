@@ -32,6 +32,7 @@ from typing import Any
 
 from ..ranks.environment import read_environment
 from ..config import OWN_FRAMES, RESUMABLE, load_config, to_yaml
+from ..plugins import keep_plugins, load_plugins
 from ..words import Config, get_word, vocabulary
 from ..errors import BadInput, XrddiffError
 from ..ranks.stopping import StopRequest
@@ -158,6 +159,7 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None, *, frames: st
         if frames is not None:
             own = shutil.move(frames, path.absolute() / OWN_FRAMES)
             cfg = replace(cfg, data=replace(cfg.data, data_path=str(own)))
+        keep_plugins(path, load_plugins(cfg.plugins))
         return complete_run(path, cfg)
     except (OSError, XrddiffError) as error:
         why = getattr(error, "strerror", None) or error
