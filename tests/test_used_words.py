@@ -114,7 +114,7 @@ def train(cfg, path):
         run_trainer(objective, loaders, run.path, cfg, accelerator, prepared.state() | {"model": net.config}).fit()
         evaluation = CodecEvaluation(run.path, cfg, accelerator.device, prepared)
         measured, reconstruction, _ = evaluation.reconstruct()
-        found |= {f"autoencoder {k}": v.numpy() for k, v in load_checkpoint(run.path).model.items()}
+        found |= {f"autoencoder {k}": v.numpy() for k, v in load_checkpoint(run.path).weights().items()}
         found |= {"scores": np.array(list(evaluation.row(measured, reconstruction).values()), float)}
         if parts.latent:
             measure_run(run.path, frames_of_autoencoder(cfg, load_checkpoint(run.path)), cfg, accelerator)
@@ -124,8 +124,10 @@ def train(cfg, path):
         building = build_generative(cfg, prepare_words(cfg, transform), accelerator, space)
         building.trainer(run.path).fit()
         building.train_guide(run.path)
-        make_samples_together(run.path, few_samples(cfg), run.samples, building.ranks, accelerator.device)
-        found |= {k: v.numpy() for k, v in load_checkpoint(run.path).model.items()}
+        make_samples_together(
+            run.path, few_samples(cfg), run.samples, building.ranks, accelerator.device, run.end_early
+        )
+        found |= {k: v.numpy() for k, v in load_checkpoint(run.path).weights().items()}
         found["samples"] = read_store(run.samples / "samples.zarr")["intensity"].values
     return found
 
