@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import warm
 
 # Two workers on two cores, a thread each (make test): more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +30,20 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cost", metavar="FILE", help="append a line of JSON per test: its seconds, of clock and of CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for what all workers of this session share (tests/warm.py)."""
+    if not hasattr(config, "workerinput"):
+        os.environ |= {
+            "XRDDIFF_TESTS": tempfile.mkdtemp(prefix="xrddiff-tests-"),
+            "XRDDIFF_TESTS_OWNER": str(os.getpid()),
+        }
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["XRDDIFF_TESTS"], ignore_errors=True)
 
 
 def group(item: pytest.Item) -> str | None:
@@ -67,7 +82,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def cpu_seconds() -> float:
     """Seconds of CPU of this process and of every process that it started and waited for."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own + sum(warm.spent)
 
 
 @pytest.hookimpl(wrapper=True)

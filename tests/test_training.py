@@ -1,7 +1,7 @@
 """The trainer with real processes: several gloo ranks, signals, and kills at random moments.
 
-PyTorch is imported once, in a process of its own (this file run as a script) that forks the ranks and the victims: each is a
-real process with its own communication, without four seconds of imports for each.
+This file is run as a script, in a process that has imported PyTorch (tests/warm.py), which forks the ranks and the victims: each
+is a real process with its own communication, without four seconds of imports for each.
 """
 
 import json
@@ -9,12 +9,12 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
 FRAMES, BATCH = 50, 8
 
@@ -423,8 +423,7 @@ def script_kill_points(folder, first, stride):
 
 def run_script(name, *args):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, __file__, name, *map(str, args)]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=500)
+    done = warm.run(__file__, name, *args, env=env, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
