@@ -43,6 +43,7 @@ test: lint test-notebooks test-python  ## everything: lint, the notebooks' own t
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 # The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each. Run notebooks are
 # whole jobs; tests/test_run.py runs those, with parameters.
@@ -66,6 +67,7 @@ export: $(VENV)/.dev  ## notebooks -> xrddiff/*.py, cleaned and formatted
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_clean --fname index.ipynb
 	$(BIN)/nbdev_export
+	$(BIN)/python -c 'from xrddiff.registry import write_index; write_index()'
 
 outputs: $(VENV)/.dev  ## run the notebooks in place, so that the outputs they carry are current
 	OMP_NUM_THREADS=1 $(BIN)/python docs/execute.py

@@ -74,8 +74,8 @@ def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
     from xrddiff.config import load_config
     from xrddiff.formats.readers import open_frames
     from xrddiff.frames.frames import select_frames
+    from xrddiff.frames.noise import draw_counts
     from xrddiff.loading.datasets import prepare_words
-    from xrddiff.metrics.peak_scores import draw_counts
     from xrddiff.views.plots import png
     from xrddiff.views.samples import show_samples
 
@@ -94,10 +94,10 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     import torch
 
     from xrddiff.config import load_config
+    from xrddiff.frames.noise import draw_counts
     from xrddiff.inference.generators import make_sampler, open_generator
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.diversity import class_recovery
-    from xrddiff.metrics.peak_scores import draw_counts
     from xrddiff.training.classifiers import fit_classifier
 
     run, _ = train(model, folder)

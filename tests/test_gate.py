@@ -12,10 +12,11 @@ import pytest
 from test_hostile_inputs import counts, virtual
 
 from xrddiff.errors import BadInput
-from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.readers import open_frames
 from xrddiff.headers import gate, probe
 from xrddiff.loading.catalog import simulate_to
 from xrddiff.loading.datasets import open_words
+from xrddiff.views.inspection import inspect_file
 
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16, 12)}
 

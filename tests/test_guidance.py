@@ -11,11 +11,12 @@ from xrddiff.diffusion.guidance import autoguidance, classifier_free, classifier
 from xrddiff.diffusion.inpainting import INPAINTING, inpaint, posterior, replacement
 from xrddiff.diffusion.interpolation import cond_between, interpolate, inversion, invert, slerp
 from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler
-from xrddiff.diffusion.samplers import SAMPLERS, ddim, heun
+from xrddiff.diffusion.samplers import ddim, heun
 from xrddiff.diffusion.schedules import karras_sigmas
 from xrddiff.errors import BadInput
 from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights, judge
 from xrddiff.models.unet import UNet
+from xrddiff.registry import Names
 from xrddiff.seeds import torch_generator
 
 torch.set_num_threads(1)
@@ -110,7 +111,7 @@ def test_guidance_of_float32_and_scalars(unet):
         assert torch.allclose(out, classifier_free(unet, 2.0)(x, 0.5, cond), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", list(Names("sampler")))
 def test_scale_one_is_conditional_in_every_sampler(name):
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
     world = GaussianMixture(means, 0.2)

@@ -13,12 +13,13 @@ from PIL import Image
 
 from xrddiff.cli.main import main
 from xrddiff.errors import BadInput
-from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import save_frames
 from xrddiff.frames.frames import is_lazy, make_frames
 from xrddiff.frames.geometry import PanelGeometry, q_map
 from xrddiff.headers.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
 from xrddiff.headers.raw_headers import raw_header
+from xrddiff.views.inspection import inspect_file
 
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (30.0, 20.0)}
 TOLD = ["wavelength=1.3", "distance=0.1", "pixel_size=75e-6", "beam_center=[30,20]"]

@@ -11,13 +11,14 @@ from fabio.tifimage import TifImage
 
 from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
-from xrddiff.formats.own_labels import are_classes, encode, label_name
-from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import save_frames
 from xrddiff.frames.frames import make_frames
 from xrddiff.frames.labels import check_conditions, class_names, decoded, label_names, label_problem, label_value
+from xrddiff.frames.own_labels import are_classes, encode, label_name
 from xrddiff.loading.datasets import open_words, prepare_words
 from xrddiff.models.conditioning import Conditions
+from xrddiff.views.inspection import inspect_file
 
 N = 20
 DIGIT = np.arange(N) % 7 + 3  # 3 … 9

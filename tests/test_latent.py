@@ -129,7 +129,7 @@ def script_ranks(folder):
     import torch.distributed as dist
     from test_training import on_ranks
 
-    from xrddiff.training.steps import Ranks
+    from xrddiff.ranks.agreement import Ranks
 
     def work(rank, n, bad, name):
         if n > 1:

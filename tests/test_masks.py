@@ -17,7 +17,7 @@ from scipy import ndimage
 from xrddiff.cli.main import main
 from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
-from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import read_store, save_frames
 from xrddiff.frames.automask import Automask, mask_judge, masking_of, with_automask
 from xrddiff.frames.frames import make_frames
@@ -29,6 +29,7 @@ from xrddiff.loading.datasets import open_words
 from xrddiff.loading.loader import FrameLoader
 from xrddiff.simulation.experiments import find_experiment
 from xrddiff.simulation.simulate import simulate
+from xrddiff.views.inspection import inspect_file
 
 SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"
 KNOWN = {"wavelength": 1.0, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (20.0, 20.0)}

@@ -9,8 +9,9 @@ from scipy.optimize import linear_sum_assignment
 
 from xrddiff.errors import BadInput
 from xrddiff.frames.frames import make_frames
+from xrddiff.frames.noise import draw_counts
 from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.metrics.peak_scores import PeakScore, draw_counts, match_peaks, match_tables, score_peaks
+from xrddiff.metrics.peak_scores import PeakScore, match_peaks, match_tables, score_peaks
 from xrddiff.metrics.radial_profiles import (
     PixelScore,
     RadialProfile,

@@ -19,12 +19,13 @@ import xarray as xr
 from conftest import need
 
 from xrddiff.errors import BadInput
-from xrddiff.formats.readers import inspect_file, open_frames
+from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import CannotSave, read_store, save_frames, writing
 from xrddiff.frames.automask import mask_judge
 from xrddiff.frames.frames import is_lazy, make_frames, peaks_table
 from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map
 from xrddiff.headers.sources import HDF5Rows, Rows, open_hdf5
+from xrddiff.views.inspection import inspect_file
 
 SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"
 BSLZ4 = hdf5plugin.Bitshuffle(cname="lz4")

@@ -17,9 +17,10 @@ import torch
 
 from xrddiff.diffusion.analytic import GaussianMixture
 from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
-from xrddiff.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_3m, euler, heun, unipc
+from xrddiff.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_3m, euler, heun, unipc
 from xrddiff.diffusion.schedules import alphas_bar, flow_sigmas, karras_sigmas, sigmas_of, vp_sigmas
 from xrddiff.errors import BadInput
+from xrddiff.registry import Names, get
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -305,7 +306,7 @@ def test_kdiffusion_churn(recorded: dict[str, torch.Tensor]):
 # ------------------------------------------------------------------------------------------ what all keep
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", list(Names("sampler")))
 def test_state_callback_and_types(name: str):
     """The state is float64 whatever the denoiser answers; every step is seen, in order, with what the denoiser was given."""
     seen: list[dict] = []
@@ -319,7 +320,7 @@ def test_state_callback_and_types(name: str):
     noise = SampleNoise((2,), range(8), 0)
     sigmas = karras_sigmas(6)
     words = STOCHASTIC.get(name, {})
-    x = SAMPLERS[name](
+    x = get("sampler", name)(
         denoise, start(80.0, 8).float(), sigmas, cond={"component": 1}, noise=noise, callback=seen.append, **words
     )
     assert x.dtype == torch.float64 and x.shape == (8, 2)
@@ -330,10 +331,10 @@ def test_state_callback_and_types(name: str):
     assert len(asked) == Sampler(name, 6).evaluations
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", list(Names("sampler")))
 def test_one_step_is_the_denoised(name: str):
     x = start(10.0)
-    out = SAMPLERS[name](MIXTURE.denoise, x, [10.0, 0.0], noise=SampleNoise((2,), range(32), 0))
+    out = get("sampler", name)(MIXTURE.denoise, x, [10.0, 0.0], noise=SampleNoise((2,), range(32), 0))
     assert worst(out, MIXTURE.denoise(x, 10.0)) < 1e-12
 
 
@@ -342,7 +343,7 @@ def test_there_and_back(name: str):
     """Rising levels carry a sample to its noise; falling ones bring it back."""
     x, _ = MIXTURE.sample(64, torch.Generator().manual_seed(3))
     sigmas = karras_sigmas(400, 0.01, 80.0)[:-1]
-    sampler = SAMPLERS[name]
+    sampler = get("sampler", name)
     noise = sampler(MIXTURE.denoise, x, sigmas.flip(0))
     assert 0.8 < (noise / 80).std() < 1.2
     assert worst(sampler(MIXTURE.denoise, noise, sigmas), x) < {"euler": 0.2, "ddim": 0.2}.get(name, 5e-3)
@@ -352,7 +353,7 @@ def test_there_and_back(name: str):
 def test_noise_is_asked_for(name: str):
     for sigmas, message in (([2.0, 1.0, 0.0], "noise"), ([0.5, 1.0, 2.0], "fall")):
         with pytest.raises(BadInput, match=message):
-            SAMPLERS[name](MIXTURE.denoise, start(1.0), sigmas, **STOCHASTIC[name])
+            get("sampler", name)(MIXTURE.denoise, start(1.0), sigmas, **STOCHASTIC[name])
 
 
 @pytest.mark.parametrize(
@@ -405,7 +406,7 @@ def denoise(x, sigma, cond=None):
     return (x / (1 + sigma**2) + 0.3 * net((x / (1 + sigma**2) ** 0.5).float())).to(x.dtype)
 
 def make(numbers):
-    return Sampler("heun", 4).sample(denoise, (1, 16, 16), numbers, seed=3)
+    return Sampler("heun", 4, options={"S_churn": 5.0}).sample(denoise, (1, 16, 16), numbers, seed=3)
 
 def digests(samples):
     chunks = sample_chunks(make, samples, 4)
@@ -441,7 +442,7 @@ def test_chunks_are_whole():
     assert numbers == list(range(100))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", list(Names("sampler")))
 def test_sampler(name: str):
     seen = []
     s = Sampler(name, 30, schedule="vp", noise_schedule="linear", clamp=(-0.5, 0.5))

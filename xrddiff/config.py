@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESUMABLE', 'MOST_RUNS', 'conf_dir', 'presets', 'is_path', 'compose_config', 'check_config', 'ModelParts',
-           'model_parts', 'data_name', 'check_frames', 'to_yaml', 'load_config', 'inference_config', 'absolute_words',
-           'expand_multirun']
+           'model_parts', 'chosen_options', 'data_name', 'check_frames', 'to_yaml', 'load_config', 'inference_config',
+           'absolute_words', 'expand_multirun']
 
 # %% ../nbs/config.ipynb #eb4a0f10
 import math
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, nearest
+from .registry import check_options, entries
 from xrddiff.words import (
     AUTOENCODERS,
     GROUPS,
@@ -136,8 +137,9 @@ def _typed(override: _Override, words: dict[str, Word]) -> None:
     try:
         if word.type is bool and isinstance(override.value, int | float) and not isinstance(override.value, bool):
             raise OmegaConfBaseException  # OmegaConf takes 4 for true
-        if isinstance(override.value, dict) and any(type(v) in (bool, list, dict) for v in override.value.values()):
-            raise OmegaConfBaseException  # and a list for a number of a mapping
+        if word.type == dict[str, int | float | str] and isinstance(override.value, dict):
+            if any(type(v) in (bool, list, dict) for v in override.value.values()):
+                raise OmegaConfBaseException  # and a list for a number of a mapping
         OmegaConf.update(OmegaConf.structured(Config), word.name, override.value)
     except OmegaConfBaseException:
         value = "null" if override.value is None else repr(override.value)
@@ -185,7 +187,7 @@ def _set(override: _Override) -> list[str]:
     if override.parsed.is_delete():
         return [f"{override.key}=null"]
     if isinstance(override.value, dict):
-        return [f"++{override.key}.{k}={v}" for k, v in override.value.items()]
+        return [f"++{override.key}.{k}={_hydra(v)}" for k, v in override.value.items()]
     return [override.text.lstrip("+")]
 
 
@@ -193,6 +195,17 @@ def _implied(parsed: list[_Override]) -> list[str]:
     """What the given words mean for others that are not given."""
     given = {o.key: o.value for o in parsed}
     return _from_scratch(given) + _batch_of_data(given) + _followers(given)
+
+
+def _hydra(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_hydra(v)}" for k, v in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 # %% ../nbs/config.ipynb #e9fe9979
 def _from_scratch(given: dict[str, Any]) -> list[str]:
@@ -378,17 +391,18 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
 
 _ONLY_WITH = {  # a word of inference -> what has to be chosen for it to have an effect
     "shift": ("schedule", "flow"),
-    "variance": ("sampler", "ddpm"),
-    "order": ("sampler", "unipc"),
-    "corrector": ("sampler", "unipc"),
-    "basis": ("sampler", "unipc"),
 }
 
 
 @_check
 def _sampler_words(cfg: Config, ranks: int) -> str | None:
     words, i, m = vocabulary(), cfg.inference, cfg.model
-    for name, (other, wanted) in _ONLY_WITH.items():
+    only = {
+        n.removeprefix("inference."): ("sampler", w.metadata["option_of"][1])
+        for n, w in words.items()
+        if n.startswith("inference.") and w.metadata["option_of"]
+    }
+    for name, (other, wanted) in ({k: v for k, v in only.items() if k != "eta"} | _ONLY_WITH).items():
         value, found = getattr(i, name), getattr(i, other)
         if value != words[f"inference.{name}"].default and found != wanted:
             return f"inference.{name}={value} has no effect with inference.{other}={found}; expected {other}={wanted}"
@@ -470,6 +484,35 @@ def _samples(cfg: Config, ranks: int) -> str | None:
         return f"inference.steps: found {i.steps}, expected at most training.timesteps, {cfg.training.timesteps}, with schedule=vp"
     if i.ema_sigma_rel is not None and not cfg.training.ema_tracks:
         return "inference.ema_sigma_rel needs averages that were kept in training: set training.ema_tracks, for instance [0.05,0.1]"
+    return None
+
+# %% ../nbs/config.ipynb #107a5de7
+def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
+    """The options of what is chosen by name, from the word `name`, for instance "inference.sampler_options", and from words that are such options.
+
+    Raises `BadInput` for an option that it does not have, a value that does not fit, and one that two words give differently.
+    """
+    words = vocabulary()
+    kind, chooser = words[name].metadata["options_for"]
+    chosen, given = get_word(cfg, chooser), get_word(cfg, name)
+    own = {w.name.rpartition(".")[2]: w for w in words.values() if w.metadata["option_of"] == (kind, chosen)}
+    for option, w in own.items():
+        value = get_word(cfg, w.name)
+        if option in given and value not in (w.default, given[option]):
+            raise BadInput(f"{w.name}={value} contradicts {name}.{option}={given[option]}; expected one of them")
+    return check_options(kind, chosen, {o: get_word(cfg, w.name) for o, w in own.items()} | given, name)
+
+
+@_check
+def _options(cfg: Config, ranks: int) -> str | None:
+    for w in vocabulary().values():
+        if chooser := w.metadata["options_for"]:
+            if get_word(cfg, chooser[1]) not in entries(chooser[0]):
+                continue  # refused already, or nothing is chosen
+            try:
+                chosen_options(cfg, w.name)
+            except BadInput as error:
+                return str(error)
     return None
 
 # %% ../nbs/config.ipynb #594eb292

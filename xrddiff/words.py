@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL_NAMES', 'AUTOENCODERS', 'DENOISERS', 'QUANTIZERS', 'PARAMETERISATIONS', 'NOISE_SCHEDULES', 'WEIGHTINGS',
            'VIT_SIZES', 'ORDERS', 'SIZE_NAMES', 'MASK_TRUE', 'AUTOMASK', 'TRANSFORMS', 'RECONS_LOSSES', 'COUNT_LOSSES',
-           'ANNEALING_SHAPES', 'LR_SCHEDULES', 'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'VARIANCES',
-           'BASES', 'GUIDANCE', 'ENGINES', 'GROUPS', 'word', 'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP',
-           'Training', 'Inference', 'Config', 'Word', 'vocabulary', 'value_problem', 'get_word']
+           'ANNEALING_SHAPES', 'LR_SCHEDULES', 'PRECISIONS', 'SAMPLERS', 'SIGMA_SCHEDULES', 'SPACINGS', 'GUIDANCE',
+           'ENGINES', 'GROUPS', 'word', 'option_word', 'DiffusionKwargs', 'Model', 'Size', 'Data', 'DDP', 'Training',
+           'Inference', 'Config', 'Word', 'vocabulary', 'value_problem', 'get_word']
 
 # %% ../nbs/words.ipynb #1ef8c0cd
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .errors import nearest
+from .registry import Names, options, range_problem
 
 # %% ../nbs/words.ipynb #66b53150
 def word(
@@ -27,15 +27,28 @@ def word(
     high: float | None = None,
     above: float | None = None,
     follows: str | None = None,
+    option_of: tuple[str, str] | None = None,
+    options_for: tuple[str, str] | None = None,
 ) -> Any:
     """A field of a section: its default, one line of help, and the values that it takes.
 
-    `choices`, or the least (`low`, or `above` it) and largest (`high`) value; `follows`: the word whose value holds where this one is null.
+    `choices`, or the least (`low`, or `above` it) and largest (`high`) value.
+    `follows`: the word whose value holds where this one is null.
+    `option_of`: the kind and name of what is registered and takes the word as an option.
+    `options_for`: the kind whose options this word gives, and the word that chooses the name.
     """
-    metadata = dict(help=help, choices=choices, low=low, high=high, above=above, follows=follows)
+    metadata = dict(help=help, choices=choices, low=low, high=high, above=above)
+    metadata |= dict(follows=follows, option_of=option_of, options_for=options_for)
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+# %% ../nbs/words.ipynb #d167ce16
+def option_word(kind: str, name: str, option: str) -> Any:
+    """A word that is an option of something registered."""
+    o = options(kind, name)[option]
+    help = f"{name}: {o.help}"
+    return word(o.default, help, choices=o.choices, low=o.low, high=o.high, above=o.above, option_of=(kind, name))
 
 # %% ../nbs/words.ipynb #b1f2941a
 @dataclass
@@ -48,10 +61,12 @@ class DiffusionKwargs:
     rho: float = word(7.0, "how the noise levels crowd towards sigma_min", above=0)
     P_mean: float = word(-1.2, "mean of ln sigma in training")
     P_std: float = word(0.8, "standard deviation of ln sigma in training", above=0)
-    S_churn: float = word(5.0, "noise that the stochastic sampler adds, over all steps", low=0)
-    S_tmin: float = word(0.05, "it is added above this noise level", low=0)
-    S_tmax: float = word(50.0, "and below this one", low=0)
-    S_noise: float = word(1.003, "standard deviation of the noise added", above=0)
+    S_churn: float = word(
+        5.0, "noise that the stochastic sampler adds, over all steps", low=0, option_of=("sampler", "heun")
+    )
+    S_tmin: float = word(0.05, "it is added above this noise level", low=0, option_of=("sampler", "heun"))
+    S_tmax: float = word(50.0, "and below this one", low=0, option_of=("sampler", "heun"))
+    S_noise: float = word(1.003, "standard deviation of the noise added", above=0, option_of=("sampler", "heun"))
 
 # %% ../nbs/words.ipynb #9d98cad7
 MODEL_NAMES = ("vae_kl", "vq", "ddpm", "diff", "latent_diff")
@@ -259,11 +274,9 @@ class Training:
     ddp: DDP = field(default_factory=DDP)
 
 # %% ../nbs/words.ipynb #d800168a
-SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "unipc")
+SAMPLERS = Names("sampler")
 SIGMA_SCHEDULES = ("karras", "vp", "flow")
 SPACINGS = ("trailing", "leading", "linspace")
-VARIANCES = ("fixed_small", "fixed_large")
-BASES = ("bh1", "bh2")
 GUIDANCE = ("classifier_free", "classifier", "autoguidance")
 
 
@@ -281,6 +294,11 @@ class Inference:
     first_sample: int = word(0, "number of the first of them: a sample is its seed and its number", low=0)
     seed: int = word(0, "of the samples", low=0)
     sampler: str = word("unipc", "how noise becomes a sample", choices=SAMPLERS)
+    sampler_options: dict[str, Any] = word(
+        dict,
+        "options of the sampler, as {eta: 0.5} (`xrddiff list sampler`)",
+        options_for=("sampler", "inference.sampler"),
+    )
     steps: int | None = word(None, "steps of the sampler; null: 16, or num_sample_steps for a token", low=1)
     schedule: str = word("karras", "noise levels of the steps", choices=SIGMA_SCHEDULES)
     spacing: str = word("trailing", "schedule=vp: which of the trained time steps are taken", choices=SPACINGS)
@@ -288,11 +306,11 @@ class Inference:
     sigma_max: float | None = word(None, "highest noise level; null: the model's", above=0)
     rho: float | None = word(None, "bend of the noise levels; null: the model's", above=0)
     shift: float = word(1.0, "schedule=flow: every noise level is multiplied with it", above=0)
-    variance: str = word("fixed_small", "ddpm: variance of a step, the posterior's or beta (large)", choices=VARIANCES)
-    order: int = word(2, "unipc: order of the predictor", low=1, high=3)
-    corrector: bool = word(True, "unipc: correct each step by the evaluation at its end")
-    basis: str = word("bh2", "unipc: B(h) of a step with one point", choices=BASES)
-    eta: float = word(0.0, "ddim: share of fresh noise, 0 none to 1 as much as ddpm", low=0, high=1)
+    variance: str = option_word("sampler", "ddpm", "variance")
+    order: int = option_word("sampler", "unipc", "order")
+    corrector: bool = option_word("sampler", "unipc", "corrector")
+    basis: str = option_word("sampler", "unipc", "basis")
+    eta: float = option_word("sampler", "ddim", "eta")
     clamp: bool | None = word(None, "keep predictions inside the training range; null: as the model was trained")
     guidance: str = word("classifier_free", "what leads the sampler, where something does", choices=GUIDANCE)
     guidance_scale: float = word(1.0, "how strongly; 1 is the condition as it was learned", low=0)
@@ -383,31 +401,8 @@ def vocabulary(section: type = Config, prefix: str = "") -> dict[str, Word]:
 # %% ../nbs/words.ipynb #cf7bc2b0
 def value_problem(word: Word, value: Any) -> str | None:
     """What is wrong with this value of a word, as a sentence; None if nothing is."""
-    m = word.metadata
-    values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    for v in values:
-        if v is None:
-            continue
-        if m["choices"] and v not in m["choices"]:
-            return f"{word.name}: found {v!r}{nearest(str(v), map(str, m['choices']))}"
-        low, high, above = m["low"], m["high"], m["above"]
-        # written so that nan fails too
-        if (
-            low is not None
-            and not v >= low
-            or high is not None
-            and not v <= high
-            or above is not None
-            and not v > above
-        ):
-            least = f"at least {low:g}" if low is not None else f"more than {above:g}" if above is not None else ""
-            most = f"at most {high:g}" if high is not None else ""
-            return f"{word.name}: found {v}, expected {' and '.join(filter(None, [least, most]))}"
-        if isinstance(v, int) and abs(v) >= 2**63:
-            return f"{word.name}: found {v}, expected a number below 2^63"
-        if isinstance(v, float) and v in (float("inf"), float("-inf")) or v != v:
-            return f"{word.name}: found {v}, expected a finite number"
-    return None
+    limits = {k: word.metadata[k] for k in ("low", "high", "above", "choices")}
+    return range_problem(word.name, value, **limits)
 
 
 def get_word(cfg: Config, name: str) -> Any:

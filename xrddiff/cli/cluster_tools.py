@@ -121,8 +121,8 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
         ring_allreduce_time,
         scaling_table,
         simple_allreduce_time,
-        trained_parameters,
     )
+    from xrddiff.training.checkpoints import trained_parameters
 
     bandwidth, latency = args.bandwidth, args.latency_us * 1e-6
     if args.comm:

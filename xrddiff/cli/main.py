@@ -271,7 +271,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     from xrddiff.headers.probe import start_probe
 
     start_probe(args.file)
-    from xrddiff.formats.readers import inspect_file
+    from xrddiff.views.inspection import inspect_file
 
     png = None
     if not args.no_png:
@@ -303,7 +303,7 @@ def data_mask(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from xrddiff.formats.mask_files import check_mask_name, write_mask
-    from xrddiff.formats.readers import explain_mask
+    from xrddiff.views.inspection import explain_mask
     from xrddiff.formats.store import writing
     from xrddiff.views.masks import reason_bits, show_mask, why_masked
     from xrddiff.views.plots import png

@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .samplers import SAMPLERS, Callback, Denoise
+from .samplers import Callback, Denoise
 from .schedules import alphas_bar, flow_sigmas, karras_sigmas, vp_sigmas
 from ..errors import BadInput, nearest
+from ..registry import check_options, find, get
 from ..seeds import torch_generator
 
 # %% auto #0
-__all__ = ['LEVELS', 'WORDS', 'SampleNoise', 'Sampler', 'sample_chunks']
+__all__ = ['LEVELS', 'SampleNoise', 'Sampler', 'sample_chunks']
 
 # %% ../../nbs/diffusion/keyed_sampling.ipynb #9f87a401
 class SampleNoise:
@@ -45,20 +46,14 @@ class SampleNoise:
 
 # %% ../../nbs/diffusion/keyed_sampling.ipynb #92c82bf2
 LEVELS = ("karras", "vp", "flow")
-WORDS = {
-    "ddpm": ("variance",),
-    "ddim": ("eta",),
-    "heun": ("S_churn", "S_tmin", "S_tmax", "S_noise"),
-    "unipc": ("order", "corrector", "basis"),
-}  # what of a `Sampler` each function takes
 
 
 @dataclass(frozen=True)
 class Sampler:
     """A sampler and all its settings.
 
-    `name`: a key of `SAMPLERS`; `steps` n ≥ 1. Levels: `schedule` "karras" (`sigma_min`, `sigma_max`, `rho`), "vp" (`spacing`, and `noise_schedule`, `timesteps`, by default those of the
-    denoiser) or "flow" (`shift`, from `sigma_max`). The largest level has to be well above the strongest principal component of the data (see `samplers`). The rest are words of single samplers. `clamp`: (low, high) for the denoised, network values.
+    `name`: one of `xrddiff list sampler`, `options`: its own; `steps` n ≥ 1. Levels: `schedule` "karras" (`sigma_min`, `sigma_max`, `rho`), "vp" (`spacing`, and `noise_schedule`, `timesteps`, by default those of the
+    denoiser) or "flow" (`shift`, from `sigma_max`). The largest level has to be well above the strongest principal component of the data (see `samplers`). `clamp`: (low, high) for the denoised, network values.
     """
 
     name: str = "unipc"
@@ -71,20 +66,11 @@ class Sampler:
     noise_schedule: str | None = None
     timesteps: int | None = None
     shift: float = 1.0
-    variance: str = "fixed_small"
-    eta: float = 0.0
-    S_churn: float = 5.0
-    S_tmin: float = 0.05
-    S_tmax: float = 50.0
-    S_noise: float = 1.003
-    order: int = 2
-    corrector: bool = True
-    basis: str = "bh2"
     clamp: tuple[float, float] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise BadInput(f"there is no sampler {self.name!r}{nearest(str(self.name), SAMPLERS)}")
+        object.__setattr__(self, "options", check_options("sampler", self.name, self.options))
         if self.schedule not in LEVELS:
             raise BadInput(f"the sampler has the schedule {self.schedule!r}{nearest(str(self.schedule), LEVELS)}")
         if self.steps != int(self.steps) or self.steps < 1:
@@ -99,7 +85,8 @@ class Sampler:
     @property
     def evaluations(self) -> int:
         """Evaluations of the denoiser for one sample."""
-        return 2 * self.steps - 1 if self.name == "heun" else self.steps
+        each = find("sampler", self.name).traits.get("evaluations", 1)  # the step to 0 needs one
+        return each * self.steps - (each - 1)
 
     def sigmas(self, denoiser: Any = None) -> Tensor:
         """The n + 1 noise levels, float64, ending in 0. `denoiser`: for "vp", may say in `.config` which schedule it was trained on."""
@@ -114,7 +101,7 @@ class Sampler:
     @property
     def method(self) -> Callable[..., Tensor]:
         """The function with its settings: `method(denoise, x, sigmas, cond=, noise=, callback=)`."""
-        return partial(SAMPLERS[self.name], **{k: getattr(self, k) for k in WORDS.get(self.name, ())})
+        return partial(get("sampler", self.name), **self.options)
 
     def clamped(self, denoise: Denoise) -> Denoise:
         """`denoise` kept inside the range `clamp`, if there is one."""

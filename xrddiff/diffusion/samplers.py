@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import BadInput
+from ..registry import Range, register
 
 # %% auto #0
-__all__ = ['Denoise', 'Noise', 'Callback', 'SAMPLERS', 'checked_levels', 'euler', 'ddim', 'ddpm', 'heun', 'dpmpp_2m', 'dpmpp_3m',
-           'unipc']
+__all__ = ['Denoise', 'Noise', 'Callback', 'checked_levels', 'euler', 'ddim', 'ddpm', 'heun', 'dpmpp_2m', 'dpmpp_3m', 'unipc']
 
 # %% ../../nbs/diffusion/samplers.ipynb #ddaaef3c
 Denoise = Callable[..., Tensor]  # denoise(x, sigma, cond) -> the guess of x₀, shape and dtype of x; sigma 0-d, float64
@@ -66,6 +66,7 @@ def _begin(
     return x.double(), [(i, *pair) for i, pair in enumerate(zip(levels, levels[1:], strict=False))], look
 
 # %% ../../nbs/diffusion/samplers.ipynb #17e2289e
+@register("sampler")
 def euler(
     denoise: Denoise,
     x: Tensor,
@@ -87,6 +88,7 @@ def euler(
     return x
 
 # %% ../../nbs/diffusion/samplers.ipynb #8b4da797
+@register("sampler")
 def ddim(
     denoise: Denoise,
     x: Tensor,
@@ -95,7 +97,7 @@ def ddim(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-    eta: float = 0.0,
+    eta: Annotated[float, Range(0, 1), "share of fresh noise, 0 none to 1 as much as ddpm"] = 0.0,
 ) -> Tensor:
     """DDIM: `eta` 0 is deterministic (Euler's step), 1 the ancestral sampler; first order, one evaluation a step.
 
@@ -120,6 +122,7 @@ def _drawn(noise: Noise | None, who: str) -> Noise:
     return noise
 
 # %% ../../nbs/diffusion/samplers.ipynb #bdb58f41
+@register("sampler")
 def ddpm(
     denoise: Denoise,
     x: Tensor,
@@ -128,7 +131,9 @@ def ddpm(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-    variance: str = "fixed_small",
+    variance: Annotated[
+        Literal["fixed_small", "fixed_large"], "variance of a step: the posterior's, or beta (large)"
+    ] = "fixed_small",
 ) -> Tensor:
     """Ancestral sampling: each step draws from the posterior of the forward chain; first order in distribution, one evaluation a step.
 
@@ -150,6 +155,7 @@ def ddpm(
     return x
 
 # %% ../../nbs/diffusion/samplers.ipynb #15eecb44
+@register("sampler", evaluations=2)
 def heun(
     denoise: Denoise,
     x: Tensor,
@@ -158,10 +164,10 @@ def heun(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-    S_churn: float = 0.0,
-    S_tmin: float = 0.0,
-    S_tmax: float = math.inf,
-    S_noise: float = 1.0,
+    S_churn: Annotated[float, Range(low=0), "noise that is added, over all steps"] = 0.0,
+    S_tmin: Annotated[float, Range(low=0), "it is added above this noise level"] = 0.0,
+    S_tmax: Annotated[float, Range(low=0), "and below this one"] = math.inf,
+    S_noise: Annotated[float, Range(above=0), "standard deviation of the noise added"] = 1.0,
 ) -> Tensor:
     """Heun's method of EDM, stochastic where `S_churn` > 0 (it then needs `noise`); second order, two evaluations a step (one in the step to 0).
 
@@ -196,6 +202,7 @@ def _omega(h: float, n: int) -> list[float]:
     return w
 
 # %% ../../nbs/diffusion/samplers.ipynb #fc66fecb
+@register("sampler")
 def dpmpp_2m(
     denoise: Denoise,
     x: Tensor,
@@ -222,6 +229,7 @@ def dpmpp_2m(
     return x
 
 # %% ../../nbs/diffusion/samplers.ipynb #0dcdb628
+@register("sampler")
 def dpmpp_3m(
     denoise: Denoise,
     x: Tensor,
@@ -274,6 +282,7 @@ def _bridge(x: Tensor, d: Tensor, points: Sequence[tuple[float, Tensor]], h: flo
     return x
 
 
+@register("sampler")
 def unipc(
     denoise: Denoise,
     x: Tensor,
@@ -282,9 +291,9 @@ def unipc(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-    order: int = 2,
-    corrector: bool = True,
-    basis: str = "bh2",
+    order: Annotated[int, Range(1, 3), "order of the predictor"] = 2,
+    corrector: Annotated[bool, "correct each step by the evaluation at its end"] = True,
+    basis: Annotated[Literal["bh1", "bh2"], "B(h) of a step with one point"] = "bh2",
 ) -> Tensor:
     """UniPC: a multistep predictor of `order` 1, 2 or 3 and a corrector that raises the order by one; one evaluation a step. Draws no noise.
 
@@ -311,14 +320,3 @@ def unipc(
         points = [((level + math.log(sigma)) / h, value) for level, value in past[-p:-1][::-1]]
         x = _bridge(x, d, points, h, basis)
     return x
-
-
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "euler": euler,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_3m": dpmpp_3m,
-    "unipc": unipc,
-}

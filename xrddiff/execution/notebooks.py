@@ -41,7 +41,7 @@ from papermill.exceptions import PapermillExecutionError
 from .live import LiveOutput, Screen, Stream
 from .run_folder import scratch_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
-from ..training.stopping import StopRequest
+from ..ranks.stopping import StopRequest
 
 # %% ../../nbs/execution/notebooks.ipynb #86636eeb
 def run_notebook_path(name: str) -> Path:

@@ -37,11 +37,11 @@ from .sharing import check_evaluation, check_samples, unfinished_samples
 from .workers import parse_workers
 from ..config import absolute_words, compose_config, inference_config, model_parts, to_yaml
 from ..errors import BadInput, RankFailed, XrddiffError
-from ..training.stopping import StopRequest
+from ..ranks.stopping import StopRequest
 from ..words import Config
 
 if TYPE_CHECKING:
-    from xrddiff.training.steps import Ranks
+    from xrddiff.ranks.agreement import Ranks
 
 # %% ../../nbs/execution/phases.ipynb #7adad043
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def meet_ranks(cfg: Config) -> "Ranks | None":
     if cfg.engine != "inprocess":
         raise BadInput(f"engine: found {cfg.engine}, expected inprocess for a run of {world_size()} ranks")
     from xrddiff.ranks.rendezvous import initialize_distributed
-    from xrddiff.training.steps import Ranks
+    from xrddiff.ranks.agreement import Ranks
 
     info = initialize_distributed()
     who = SimpleNamespace(process_index=info.process_id, num_processes=info.num_processes)

@@ -34,7 +34,7 @@ from ..ranks.environment import read_environment
 from ..config import RESUMABLE, load_config, to_yaml
 from ..words import Config, get_word, vocabulary
 from ..errors import BadInput, XrddiffError
-from ..training.stopping import StopRequest
+from ..ranks.stopping import StopRequest
 
 # %% ../../nbs/execution/run_folder.ipynb #afac8a6e
 def write_text(path: str | os.PathLike, text: str) -> Path:

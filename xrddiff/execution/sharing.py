@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from .workers import Workers, open_workers, run_tasks
 from ..errors import XrddiffError
-from ..training.stopping import StopRequest
+from ..ranks.stopping import StopRequest
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.training.steps import Ranks
+    from xrddiff.ranks.agreement import Ranks
 
 # %% auto #0
 __all__ = ['PARTS', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples', 'check_samples',

@@ -6,64 +6,64 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
-import os
+import pkgutil
 import queue
 import re
-import shlex
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..slurm import commands as slurm
-from ..slurm.ledger import state_folder
-from ..slurm.profiles import Profile, load_profile
 from .run_folder import cpu_count, keep_memory, set_threads
-from ..slurm.scripts import site_lines
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['ASK', 'WATCH', 'FETCH', 'Workers', 'parse_workers', 'Pool', 'worker_job', 'open_workers', 'run_tasks']
+__all__ = ['LAUNCHERS', 'DASHBOARD', 'WATCH', 'FETCH', 'Workers', 'local_workers', 'parse_workers', 'certificates', 'Pool',
+           'close_web_ports', 'open_workers', 'run_tasks']
 
 # %% ../../nbs/execution/workers.ipynb #11b5deab
 @dataclass(frozen=True)
 class Workers:
-    """`count` processes, of the cluster `profile`, or of this machine (None)."""
+    """`count` processes on this machine. A launcher of another kind is a subclass with its own `threads` and `start`."""
 
     count: int
-    profile: Profile | None = None
 
     @property
     def threads(self) -> int:
-        """CPU threads of each, unless somebody says otherwise."""
-        if self.profile:
-            return self.profile.cpus_per_task
+        """CPU threads of each, unless the caller asks for another number."""
         return max(1, cpu_count() // self.count)
+
+    def start(self, threads: int) -> AbstractContextManager[Pool]:
+        """The workers, started for as long as the context lasts, with `threads` CPU threads each."""
+        return _local_pool(self, threads)
+
+# %% ../../nbs/execution/workers.ipynb #45e95553
+LAUNCHERS = {"local": "xrddiff.execution.workers:local_workers", "slurm": "xrddiff.slurm.workers:slurm_workers"}
+
+
+def local_workers(count: str) -> Workers | None:
+    """The workers of `local:COUNT`; None where that is no number from 1 to 9999."""
+    return Workers(int(count)) if re.fullmatch("[1-9][0-9]{0,3}", count) else None
 
 
 def parse_workers(text: str) -> Workers:
     """The workers of `local:2` or `slurm:PROFILE`; raises `BadInput` for anything else."""
-    kind, colon, what = str(text).partition(":")
-    if kind == "local" and re.fullmatch("[1-9][0-9]{0,3}", what):
-        return Workers(int(what))
-    if kind == "slurm" and what:
-        profile = load_profile(what)
-        return Workers(profile.ranks, profile)
-    raise BadInput(
-        f"the workers are {str(text)!r}; expected local:N, N processes on this machine, or slurm:PROFILE (see `xrddiff profiles`)"
-    )
+    kind, _, what = str(text).partition(":")
+    found = pkgutil.resolve_name(LAUNCHERS[kind])(what) if kind in LAUNCHERS and what else None
+    if found is None:
+        raise BadInput(
+            f"the workers are {str(text)!r}; expected local:N, N processes on this machine, or slurm:PROFILE (see `xrddiff profiles`)"
+        )
+    return found
 
 # %% ../../nbs/execution/workers.ipynb #0c138f7c
-def _security() -> Any:
+def certificates() -> Any:
     """Certificates for one command."""
     from distributed.security import Security
 
@@ -103,7 +103,7 @@ class Pool:
     watch: Callable[[int], None] = lambda left: None
 
 
-_DASHBOARD = "127.0.0.1:0"  # this machine alone, any free port
+DASHBOARD = "127.0.0.1:0"  # this machine alone, any free port
 
 
 def _close_web_port(server: Any) -> None:
@@ -112,7 +112,7 @@ def _close_web_port(server: Any) -> None:
     server.services.pop("dashboard", None)
 
 
-def _only_what_is_needed(cluster: Any, client: Any) -> None:
+def close_web_ports(cluster: Any, client: Any) -> None:
     """Let workers listen for their tasks alone, and the scheduler for its dashboard where there is one."""
     from distributed import WorkerPlugin
 
@@ -139,152 +139,12 @@ def _local_pool(workers: Workers, threads: int) -> Iterator[Pool]:
     from distributed import Client, LocalCluster
 
     cluster = LocalCluster(
-        n_workers=workers.count, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://", security=_security(),
-        dashboard_address=_DASHBOARD, worker_dashboard_address=_DASHBOARD, memory_limit=0, silence_logs=logging.ERROR,
+        n_workers=workers.count, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://", security=certificates(),
+        dashboard_address=DASHBOARD, worker_dashboard_address=DASHBOARD, memory_limit=0, silence_logs=logging.ERROR,
     )  # fmt: skip
     with cluster, Client(cluster) as client:
-        _only_what_is_needed(cluster, client)
+        close_web_ports(cluster, client)
         yield Pool(client, threads)
-
-# %% ../../nbs/execution/workers.ipynb #5f1db0fc
-_MEMORY = {"K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
-    """The words for `dask_jobqueue.SLURMCluster` that ask for one node of `profile`; logs and keys go to `folder`."""
-    p, folder = profile, os.fspath(folder)
-    if not re.fullmatch(r"[A-Za-z0-9_./+=@-]+", folder):
-        raise BadInput(
-            f"the state of worker jobs is kept in {folder!r}, and SLURM needs a path of letters, digits and _./+=@- there; expected one in XRDDIFF_STATE"
-        )
-    number, unit = re.fullmatch(r"([0-9]+)([KMGT]?)", p.memory_per_cpu).groups()
-    asked = {
-        "nodes": 1, "mem-per-cpu": p.memory_per_cpu, "gpus-per-node": p.gpus_per_node or None, "qos": p.qos, "constraint": p.constraint,
-        "reservation": p.reservation,
-    }  # fmt: skip
-    directives = [f"--{name}={value}" for name, value in asked.items() if value is not None]
-    return dict(
-        cores=p.tasks_per_node,  # one task at a time in each process
-        processes=p.tasks_per_node,
-        job_cpu=p.cpus_per_node,
-        memory=f"{int(number) * 1024 ** _MEMORY[unit or 'M'] * p.cpus_per_node}B",
-        job_directives_skip=["--mem="],
-        walltime=p.time_limit,
-        queue=p.partition,
-        account=p.account,
-        job_name="xrddiff-workers",
-        log_directory=folder,
-        job_extra_directives=[*directives, *(["--exclusive"] if p.exclusive else []), "--no-requeue"],
-        job_script_prologue=[line for line in site_lines(p) if line],
-        python=shlex.quote(sys.executable),
-        worker_command="xrddiff.execution.dask_worker",
-        worker_extra_args=[
-            "--nworkers",
-            str(p.tasks_per_node),
-            "--nanny",
-            "--no-dashboard",
-            "--dashboard-address",
-            _DASHBOARD,
-        ],
-        death_timeout=60,
-    )
-
-# %% ../../nbs/execution/workers.ipynb #8543f576
-ASK = 5.0  # seconds between two questions to SLURM's controller, which serves the whole site
-
-
-class _Jobs:
-    """Keeps as many worker jobs as there is work for, `most` at most."""
-
-    def __init__(self, cluster: Any, client: Any, profile: Profile, folder: Path):
-        self.cluster, self.client, self.folder = cluster, client, folder
-        self.most, self.each = profile.nodes, profile.tasks_per_node
-        self.arrived: set[str] = set()
-        self.failed, self.asked = 0, -ASK
-
-    def watch(self, left: int) -> None:
-        """Look after the jobs, with `left` tasks to do."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        here = {address: self._job(about["name"]) for address, about in workers.items()}
-        self.arrived |= set(here.values())
-        known = {str(name): (name, job.job_id) for name, job in dict(self.cluster.workers).items()}
-        wanted = min(self.most, -(-left // self.each))
-        complete = set(known) <= set(here.values()) and len(self.cluster.worker_spec) == wanted
-        if time.monotonic() - self.asked < (12 * ASK if complete else ASK):
-            return
-        self.asked = time.monotonic()
-        try:
-            active = {job.id for job in slurm.queue() if not job.is_over and job.state != "COMPLETING"}
-        except XrddiffError:  # it does not answer now: as it was
-            return
-        gone = [name for name, (_, number) in known.items() if number not in active]
-        for name in gone:
-            self._note_end(name, known[name][1])
-        spare = len(self.cluster.worker_spec) - len(gone) - wanted  # jobs that are being submitted count
-        if spare > 0:
-            busy = {here.get(address) for address, tasks in self.client.processing().items() if tasks}
-            gone += [name for name in known if name not in busy and name not in gone][:spare]
-        if gone:
-            self.cluster.sync(self.cluster.scale_down, [known[name][0] for name in gone])
-        if spare < 0:
-            self.cluster.scale(jobs=wanted)
-
-    def _job(self, worker: Any) -> str:
-        """The job of a worker, which adds a number to its name where there are several."""
-        return str(worker).rpartition("-")[0] if self.each > 1 else str(worker)
-
-    def _note_end(self, name: str, number: str | None) -> None:
-        self.failed = 0 if name in self.arrived else self.failed + 1
-        if self.failed < 3:
-            return
-        logs = sorted(self.folder.glob(f"*-{number}.err"))
-        words = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        why = f", the last with: {words[-1].strip()}" if words else "; `sacct` or the administrator may say why"
-        raise XrddiffError(f"3 worker jobs ended before a worker spoke up{why}")
-
-
-def _check_job(script: str) -> None:
-    """Ask SLURM whether it would take a worker job."""
-    try:
-        slurm.ask_slurm("sbatch", "--test-only", text=script)
-    except BadInput as refused:
-        raise XrddiffError(f"SLURM would not take a worker job: {refused}") from None
-
-
-def _keep_keys(security: Any, folder: Path) -> Any:
-    """The same certificates, those of workers as files in `folder`."""
-    security = copy.copy(security)
-    for name in ("tls_ca_file", "tls_worker_cert", "tls_worker_key"):
-        path = folder / f"{name}.pem"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(getattr(security, name))
-        setattr(security, name, str(path))
-    return security
-
-
-@contextmanager
-def _slurm_pool(workers: Workers, threads: int) -> Iterator[Pool]:
-    from dask_jobqueue import SLURMCluster
-    from distributed import Client
-    from distributed.utils import get_ip
-
-    folder = state_folder() / "workers" / uuid.uuid4().hex[:12]
-    listens = {"dashboard_address": _DASHBOARD, "host": get_ip()}  # one interface, and not all
-    words = worker_job(workers.profile, folder) | {"scheduler_options": listens}
-    folder.mkdir(parents=True, mode=0o700)
-    try:
-        with SLURMCluster(security=_keep_keys(_security(), folder), protocol="tls://", **words) as cluster:
-            _check_job(cluster.job_script())
-            with Client(cluster) as client:
-                _only_what_is_needed(cluster, client)
-                yield Pool(client, threads, _Jobs(cluster, client, workers.profile, folder).watch)
-        for log in folder.glob("*.[eo][ru][rt]"):  # those of a command that failed stay
-            log.unlink()
-    finally:
-        for key in folder.glob("*.pem"):
-            key.unlink()
-        with suppress(OSError):
-            folder.rmdir()
 
 # %% ../../nbs/execution/workers.ipynb #da1062b4
 @contextmanager
@@ -319,8 +179,7 @@ def open_workers(workers: Workers | None, threads: int | None = None) -> Iterato
         "distributed.admin.large-graph-warning-threshold": "1GB",
     }
     with dask.config.set(settings):
-        make = _slurm_pool if workers.profile else _local_pool
-        with _ends_in_order(), make(workers, threads or workers.threads) as pool:
+        with _ends_in_order(), workers.start(threads or workers.threads) as pool:
             if port := pool.client.scheduler_info().get("services", {}).get("dashboard"):
                 print(f"dashboard: http://127.0.0.1:{port}/status on {socket.gethostname()}", flush=True)
             yield pool

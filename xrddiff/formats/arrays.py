@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..headers.gate import check_size, readable, told
-from .own_labels import label_name
+from ..frames.own_labels import label_name
 from ..headers.sources import ArrayRows, Rows, ZarrRows
 from ..errors import BadInput
 

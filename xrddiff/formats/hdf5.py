@@ -19,7 +19,7 @@ from ..headers.gate import check_dataset, open_hdf5, told
 from ..headers.geometry_files import HC
 from ..headers.header_rules import same, shown, warn
 from .images import natural
-from .own_labels import label_name
+from ..frames.own_labels import label_name
 from ..headers.sources import HDF5Rows, Rows
 from ..errors import BadInput, nearest
 

@@ -15,28 +15,27 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..frames.automask import Automask, masking_of, with_automask
-from .arrays import is_zarr, open_npy, open_zarr, zarr_arrays
+from ..frames.automask import with_automask
+from .arrays import is_zarr, open_npy, open_zarr
 from ..frames.computed import lazy_frames
 from xrddiff.frames.frames import (
     PANEL_GEOMETRY,
     as_numbers,
     concat_frames,
-    frame_image,
-    frame_mask,
     make_frames,
     panel_distance,
     validate_frames,
 )
-from ..headers.gate import allow_outside, filter_names, is_hdf5, open_hdf5, readable, told
+from ..headers.gate import allow_outside, is_hdf5, readable, told
 from ..frames.geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .mask_files import read_mask
-from ..frames.masks import GIVEN_BIT, RULES, chosen_rules
-from .hdf5 import open_hdf5_frames, walk
+from ..frames.masks import RULES
+from .hdf5 import open_hdf5_frames
 from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from .images import expand, is_pattern, natural, open_images
-from ..frames.labels import describe_labels, join_labels, label_frames, label_names, label_words
+from .label_tables import label_frames
+from ..frames.labels import join_labels
 from ..headers.probe import probe
 from xrddiff.headers.sources import (
     ArrayRows,
@@ -46,11 +45,11 @@ from xrddiff.headers.sources import (
     Rows,
     SqueezedRows,
 )
-from .store import is_store, read_store, writing
+from .store import is_store, read_store
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['NEEDED', 'given_mask', 'open_frames', 'join_mask', 'Description', 'frame_statistics', 'inspect_file', 'explain_mask']
+__all__ = ['NEEDED', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'open_frames', 'join_mask']
 
 # %% ../../nbs/formats/readers.ipynb #ad63d711
 NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
@@ -214,7 +213,7 @@ def _refuse_flat(words: dict[str, Any], where: str) -> None:
             raise BadInput(f"{where} has panels, each with its place and its pixels; expected no {word}")
 
 
-def _missing_words(words: dict[str, Any]) -> list[str]:
+def missing_words(words: dict[str, Any]) -> list[str]:
     """What frames need and nobody said."""
     needed = ("wavelength", "distance") if words.get("panels") is not None else NEEDED
     given = {k for k, v in words.items() if v is not None}
@@ -225,7 +224,7 @@ def _missing_words(words: dict[str, Any]) -> list[str]:
     return [k for k in needed if k not in given]
 
 # %% ../../nbs/formats/readers.ipynb #beddfb81
-def _in_sentences(function: Callable) -> Callable:
+def in_sentences(function: Callable) -> Callable:
     """Whatever a library raises is a sentence about the file."""
 
     @wraps(function)
@@ -243,7 +242,7 @@ def _in_sentences(function: Callable) -> Callable:
     return inner
 
 
-def _look_first(path: Any, outside: bool) -> None:
+def look_first(path: Any, outside: bool) -> None:
     """The gate and the probe, before anything else looks at the file."""
     if not isinstance(outside, bool):
         raise BadInput(f"outside is {outside!r}; expected true or false")
@@ -254,7 +253,7 @@ def _look_first(path: Any, outside: bool) -> None:
             probe(path, outside)
 
 
-@_in_sentences
+@in_sentences
 def open_frames(
     path: str | Path | Sequence[str | Path],
     /,
@@ -273,7 +272,7 @@ def open_frames(
     `geometry`: a PONI or CrystFEL `.geom` file, which wins over the data file. `dataset`: where the frames are, for a file that does not follow a layout.
     Other words (`wavelength` Å, `distance` m, `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, `mask`, …) win over both; words that are unknown become attributes.
     `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for panels, which have their own.
-    `labels`: a table of labels, CSV or parquet, see `own_labels`; it wins over labels of the file.
+    `labels`: a table of labels, CSV or parquet; it wins over labels of the file.
     `mask`: booleans, True = valid, or a file (npy, TIFF, EDF, `FILE.h5:/path`, `.geom`, `.msk`), joined with the file's own mask; `mask_true`: see `valid_pixels`.
     `automask`: the rules of automatic masking, [] for none. None: all of them for foreign files; frames that xrddiff saved keep the mask that they were saved with.
     `outside=True` follows links, virtual sources and external storage of HDF5 out of the folder of the file.
@@ -299,14 +298,14 @@ def open_frames(
     if many:
         words |= {"outside": outside, "complete": complete}
         return _open_many(many, automask, geometry=geometry, dataset=dataset, **words)
-    _look_first(path, outside)
+    look_first(path, outside)
     if isinstance(path, Path) and _is_ours(path):
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
         return with_automask(_open_ours(path, geometry, complete, words), automask or [])
     found = _gather(path, geometry=geometry, dataset=dataset, **words)
     found["layout_name"] = found.pop("layout")
-    missing = _missing_words(found)
+    missing = missing_words(found)
     if missing and complete:
         said = ", ".join(f"{m} ({NEEDED[m]})" for m in missing)
         raise BadInput(
@@ -436,258 +435,3 @@ def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr
             part["wavelength"] = ("frame", np.full(part.sizes["frame"], own))
         out.append(part)
     return out
-
-# %% ../../nbs/formats/readers.ipynb #e9f7acf8
-_SHOWN_AS = {"wavelength": "wavelength_Å", "distance": "distance_mm", "pixel_size": "pixel_µm"}
-
-
-class Description(dict):
-    """What is in a file, as a dictionary that shows itself as a table."""
-
-    def __rich_console__(self, console: Any, options: Any) -> Any:
-        from rich.markup import escape
-        from rich.measure import Measurement
-        from rich.table import Table
-
-        about = Table(show_header=False, show_edge=False, box=None, pad_edge=False)
-        assumed = {_SHOWN_AS.get(name, name) for name in self.get("assumed", "").split(", ")}
-        for k, v in self.items():
-            if k not in ("arrays", "labels", "frame", "values", "assumed"):
-                mark = " (assumed)" if k in assumed else ""
-                about.add_row(f"[bold]{escape(k.replace('_', ' '))}", _shown(v) + mark)
-        yield about
-        if self["arrays"]:
-            columns = ("name", "shape", "dtype", "chunks", "filters")
-            arrays = Table(show_edge=False, pad_edge=False, box=None)
-            for column in columns:
-                arrays.add_column(column, header_style="dim")
-            lines = []
-            for a in self["arrays"][:40]:
-                row = [_shown(a[c]) for c in columns]
-                arrays.add_row(*row)
-                lines += [row[0], "    " + ", ".join(filter(None, row[1:]))]
-            if Measurement.get(console, options.update(width=1000), arrays).maximum <= options.max_width:
-                yield "\n[bold]arrays"
-                yield arrays
-            else:  # a narrow terminal: names stay whole
-                yield "\n[bold]arrays[/bold] [dim](shape, dtype, chunks, filters)"
-                yield from lines
-            if len(self["arrays"]) > 40:
-                yield f"… and {len(self['arrays']) - 40} more"
-        if self.get("labels"):
-            yield "\n[bold]labels[/bold] [dim](model.condition=\\[name])"
-            labels = Table(show_edge=False, pad_edge=False, box=None)
-            for column in ("name", "kind", "values (frames)", "unknown"):
-                labels.add_column(column, header_style="dim", overflow="fold")
-            for row in self["labels"]:
-                labels.add_row(*map(escape, label_words(row)))
-            yield labels
-        if self.get("values"):
-            yield f"\n[bold]trustworthy values of frame {self['frame']}"
-            values = Table(show_edge=False, pad_edge=False, box=None)
-            for k in self["values"]:
-                values.add_column(k.replace("_", " "), justify="right", header_style="dim")
-            values.add_row(
-                *(f"{v:.0f}" if v == int(v) and abs(v) < 1e9 else f"{v:.4g}" for v in self["values"].values())
-            )
-            yield values
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=120, color_system=None)
-        with console.capture() as said:
-            console.print(self)
-        return said.get()
-
-
-def _shown(value: Any) -> str:
-    from rich.markup import escape
-
-    if isinstance(value, float):
-        value = f"{value:.6g}"
-    elif isinstance(value, tuple) and all(isinstance(v, int) for v in value):
-        value = " × ".join(map(str, value))
-    elif isinstance(value, tuple | list):
-        value = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
-    return escape("" if value is None else str(value))
-
-
-def _scalar(data: Any) -> str:
-    """The one value of an HDF5 data set, short and with its unit."""
-    try:
-        value = np.ravel(data.asstr()[()] if data.dtype.kind == "O" else data[()])[0]
-    except (OSError, TypeError, ValueError):
-        return ""
-    value = value.decode(errors="replace") if isinstance(value, bytes) else value
-    text = f"{value:.8g}" if isinstance(value, np.floating) else " ".join(str(value).split())
-    unit = data.attrs.get("units", "")
-    text = f"{text} {unit}" if isinstance(unit, str) and unit else text
-    return "= " + (text if len(text) <= 24 else text[:23] + "…")
-
-
-def _arrays(path: Path) -> list[dict[str, Any]]:
-    """Every array in the file: name, shape (of a single number or text: its value), dtype, chunks, filters."""
-    out = []
-    if path.is_file() and is_hdf5(path):
-        missing: list[str] = []
-        for d in walk(open_hdf5(path), missing):
-            out.append(
-                {
-                    "name": d.name,
-                    "shape": tuple(d.shape) if d.size != 1 else _scalar(d),
-                    "dtype": "text" if d.dtype.kind in "OS" else str(d.dtype),
-                    "chunks": d.chunks,
-                    "filters": filter_names(d),
-                }
-            )
-        out += [{"name": m, "shape": "missing", "dtype": None, "chunks": None, "filters": []} for m in missing]
-    elif path.is_dir() and is_zarr(path):
-        for name, a in sorted(zarr_arrays(path).items()):
-            codecs = [type(c).__name__ if not isinstance(c, dict) else c.get("id") for c in a.compressors]
-            out.append(
-                {"name": "/" + name, "shape": a.shape, "dtype": str(a.dtype), "chunks": a.chunks, "filters": codecs}
-            )
-    return out
-
-
-def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
-    """How the trustworthy values of frame i are spread."""
-    image, mask = frame_image(ds, i), frame_mask(ds, i)
-    finite = np.isfinite(image)
-    v = image[mask & finite].astype(np.float64)
-    out: dict[str, float] = {"masked_%": float(100 * (1 - mask.mean())), "not_finite": int((~finite).sum())}
-    if v.size:
-        low, middle, high = np.percentile(v, [1, 50, 99])
-        out |= {
-            "min": v.min(),
-            "1_%": low,
-            "median": middle,
-            "mean": v.mean(),
-            "99_%": high,
-            "max": v.max(),
-            "std": v.std(),
-            "zeros_%": 100 * (v == 0).mean(),
-        }
-    return {k: n if isinstance(n, int) else float(n) for k, n in out.items()}
-
-
-@_in_sentences
-def inspect_file(
-    path: str | Path,
-    /,
-    *,
-    geometry: str | Path | None = None,
-    dataset: str | None = None,
-    outside: bool = False,
-    frame: int = 0,
-    png: str | Path | None = None,
-    **words: Any,
-) -> Description:
-    """What is in any supported file, as a dictionary that prints as tables; with `png`, frame `frame` is drawn to that file.
-
-    Metadata that is missing is listed under `missing`, a reason why the file gives no frames under `problem`.
-    """
-    path = Path(path)
-    out = Description(file=str(path))
-    pattern = is_pattern(path)
-    if not pattern:
-        readable(path)
-        files = [path] if path.is_file() else path.rglob("*") if is_zarr(path) else path.iterdir()
-        size = sum(p.stat().st_size for p in files if p.is_file())
-        out["size"] = f"{size:,} bytes"
-    _look_first(path, outside)
-    out["arrays"] = [] if pattern else _arrays(path)
-    try:
-        ds = open_frames(path, geometry=geometry, dataset=dataset, outside=outside, complete=False, **words)
-    except BadInput as error:
-        if not out["arrays"]:
-            raise
-        out["problem"] = str(error)
-        return out
-    value = ds["intensity"]
-    if not 0 <= frame < value.sizes["frame"]:
-        raise BadInput(f"{path} has {value.sizes['frame']} frames; there is no frame {frame}")
-    out["layout"] = ds.attrs.get("layout", "xrddiff")
-    out["frames"] = tuple(value.shape)
-    out["dims"], out["dtype"] = ", ".join(map(str, value.dims)), str(value.dtype)
-    out |= {k: value.attrs[k] for k in ("units", "gain", "background_sigma") if k in value.attrs}
-    if "wavelength" in ds.variables:
-        out["wavelength_Å"] = f"{float(ds['wavelength'].min()):.6g} to {float(ds['wavelength'].max()):.6g}"
-    for word, name, factor in (
-        ("wavelength", "wavelength_Å", 1),
-        ("distance", "distance_mm", 1e3),
-        ("pixel_size", "pixel_µm", 1e6),
-    ):
-        if word in ds.attrs:
-            out.setdefault(name, ds.attrs[word] * factor)
-    skip = ("wavelength", "distance", "pixel_size", "layout", "config")
-    out |= {k: v for k, v in ds.attrs.items() if k not in skip}
-    if "panel_origin" in ds.coords:
-        z = ds["panel_origin"].values[:, 2] * 1e3
-        out["panels"] = (
-            f"{ds.sizes['panel']} of {ds.sizes['ss']} × {ds.sizes['fs']} pixels, z from {z.min():.3f} to {z.max():.3f} mm"
-        )
-    if "peak" in ds.dims:
-        out["peaks"] = ds.sizes["peak"]
-    skip = {"intensity", "mask", "wavelength", *label_names(ds)}
-    extra = [str(v) for v in ds.data_vars if v not in skip and not str(v).startswith("peak_")]
-    if extra:
-        out["per_frame"] = ", ".join(extra)
-    out["labels"] = describe_labels(ds)
-    given = dict(ds.attrs) | {"variables": dict.fromkeys(map(str, ds.data_vars))}
-    if "panel_origin" in ds.coords:
-        given |= {"panels": 1, "distance": panel_distance(ds)}
-    missing = _missing_words(given)
-    if missing:
-        out["missing"] = ", ".join(missing)
-    out["frame"], out["values"] = frame, frame_statistics(ds, frame)
-    if (masking := masking_of(ds)) is not None:
-        out["automask"] = masking.said()
-    if png is not None:
-        from xrddiff.views.plots import png as drawn
-        from xrddiff.views.plots import show_frame
-
-        with writing(png) as part:
-            part.write_bytes(drawn(show_frame(ds, frame, title=f"{path.name}, frame {frame}").figure, dpi=110))
-        out["picture"] = str(png)
-    return out
-
-# %% ../../nbs/formats/readers.ipynb #f0cb6978
-def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, **words: Any) -> tuple:
-    """(frames, reasons, mask, notes) of a file or named set: `reasons` are bits (`RULES`, `FILE_BIT`, `GIVEN_BIT`) of what masks a pixel in any frame looked at,
-    the mask is of the pixels that no frame looked at masks, and `notes` are the `rules` applied and lines on what was taken.
-    """
-    from xrddiff.loading.catalog import CATALOG, load
-
-    given = {k: words.pop(k) for k in ("mask", "mask_true") if k in words}
-    if str(path) in CATALOG and not os.path.exists(path):
-        plain = load(str(path))
-    else:
-        plain = open_frames(path, complete=False, automask=[], **words)
-    rows = plain["intensity"].variable._data
-    own, about = given_mask(
-        given,
-        getattr(rows, "array", None)
-        if isinstance(getattr(rows, "array", None), Rows)
-        else ArrayRows(plain["intensity"], str(path)),
-    )
-    rules = chosen_rules(RULES if automask is None else automask)
-    masking = Automask(plain, rules)
-    reasons = masking.reasons.copy()
-    if own is not None:
-        reasons[~own] |= GIVEN_BIT
-    notes = [f"{r.name}: {r.help}" for r in masking.rules]
-    if about:
-        notes.append(f"given: {about['mask_file']}")
-    left = [r.name for r in rules if r not in masking.rules]
-    if left:
-        notes.append(
-            f"not applied: {', '.join(left)} (no wavelength, distance, pixel size or detector is known: these may be plain pictures)"
-        )
-    n, total = len(masking.frames), plain.sizes["frame"]
-    if total > 1:
-        notes.append(
-            f"{n} of {total} frames looked at; pixels out of range, sentinels and saturation are judged frame by frame when frames are read"
-        )
-    return plain, reasons, reasons == 0, {"rules": [r.name for r in masking.rules], "notes": notes}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gemmi
@@ -15,20 +14,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..simulation.crystal import CRYSTAL_SYSTEMS
-from .frames import frame_count, missing_geometry, validate_frames
+from .frames import frame_count, missing_geometry
 from .geometry import Geometry, PanelGeometry, geometry_of
-from ..formats.own_labels import FRAME_NAMES, MOST_CLASSES, align, encode, read_label_table, table_labels
+from .own_labels import FRAME_NAMES, MOST_CLASSES, align, encode
 from .peaks import find_frame_peaks
 from ..errors import BadInput, nearest
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'HITS', 'LABELS', 'crystal_system', 'peak_resolution', 'frame_resolution', 'Label', 'label_names',
-           'class_names', 'decoded', 'read_label', 'with_labels', 'join_labels', 'label_frames', 'label_problem',
-           'check_conditions', 'describe_labels', 'label_words', 'label_value']
+           'class_names', 'decoded', 'read_label', 'with_labels', 'join_labels', 'label_problem', 'check_conditions',
+           'describe_labels', 'label_words', 'label_value']
 
 # %% ../../nbs/frames/labels.ipynb #e96c73c1
-SYSTEMS = tuple(CRYSTAL_SYSTEMS)  # triclinic … cubic
+SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
 HITS = ("blank", "single", "multiple")
 
 
@@ -207,15 +205,6 @@ def join_labels(parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
         for part, values in zip(out, columns, strict=True):
             part[name] = ("frame", values)
     return out
-
-
-def label_frames(
-    frames: xr.Dataset, table: str | Path, files: Callable[[], Sequence[Path]] | None = None
-) -> xr.Dataset:
-    """`frames` with the labels in the file `table` (CSV or parquet, see `own_labels`), which win over their own; `files` gives the file of each frame, for a table that names files."""
-    found = table_labels(read_label_table(table), str(table), frame_count(frames), files)
-    out = frames.assign({name: ("frame", values) for name, values in found.items()})
-    return validate_frames(out, str(table), geometry=False)
 
 # %% ../../nbs/frames/labels.ipynb #3bf44aa4
 _NEEDS = {"crystal_system": "space_group", "hit_class": "crystals"}

@@ -27,7 +27,7 @@ from ..diffusion.keyed_sampling import Sampler, sample_chunks
 from ..diffusion.schedules import TrainingNoise, make_noise
 from ..errors import BadInput, nearest
 from .guides import Guide, open_guide
-from ..metrics.peak_scores import draw_counts
+from ..frames.noise import draw_counts
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
 from ..models.latent_space import LatentSpace
 from ..models.unet import UNet
@@ -36,7 +36,7 @@ from ..training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint,
 from ..training.latents import open_latent_space
 from ..training.posthoc import reconstruct
 from ..training.setup import run_accelerator
-from ..training.steps import Ranks
+from ..ranks.agreement import Ranks
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -24,7 +24,7 @@ from ..training.classifiers import fit_classifier, open_classifier, save_classif
 
 if TYPE_CHECKING:
     from xrddiff.inference.generators import Generator
-    from xrddiff.training.steps import Ranks
+    from xrddiff.ranks.agreement import Ranks
     from xrddiff.words import Inference
 
 # %% auto #0

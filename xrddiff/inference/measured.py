@@ -350,8 +350,8 @@ def open_interpolation(
     if not any(w.startswith("inference.steps=") or w.startswith("inference=") for w in words):
         words.append(f"inference.steps={STEPS_BACK}")
     cfg, generator, regions, sampler, guide = _opened(run, words, "be inverted")
-    if cfg.inference.eta:
-        raise BadInput(f"inference.eta={cfg.inference.eta:g}: fresh noise cannot be inverted; expected 0")
+    if eta := sampler.options["eta"]:
+        raise BadInput(f"inference.eta={eta:g}: fresh noise cannot be inverted; expected 0")
     pair = tuple(fit_frames(open_one(name), generator, regions, name) for name in (first, last))
     about = _about(cfg, sampler, guide, first=first, last=last)
     job = Interpolation(generator, sampler, cfg, pair, steps, guide, about)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import check_frames, data_name
 from ..frames.frames import IMAGE_DIMS, frame_count, select_frames
-from ..frames.labels import LABELS, check_conditions, label_frames, label_names, with_labels
+from ..frames.labels import LABELS, check_conditions, label_names, with_labels
 from .loader import FrameLoader, split_by_group
 from ..frames.spatial import Crop, Panels, Patches, Pool
 from ..frames.topk import TopK
@@ -54,6 +54,7 @@ def open_data(
     """
     from xrddiff.loading.catalog import load
     from xrddiff.frames.automask import with_automask
+    from xrddiff.formats.label_tables import label_frames
     from xrddiff.formats.readers import join_mask, open_frames
 
     if (name is None) == (data_path is None):

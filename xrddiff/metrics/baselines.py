@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import BadInput
-from .peak_scores import draw_counts
+from ..frames.noise import draw_counts
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -20,7 +20,7 @@ from ..frames.noise import background_sigma, quantum, sample_frames
 from ..frames.peaks import find_frame_peaks, radius_map, tile_bins
 from ..errors import BadInput
 from .diversity import block_means, frame_distances
-from .peak_scores import draw_counts
+from ..frames.noise import draw_counts
 from .radial_profiles import bin_edges
 from ..seeds import numpy_rng
 

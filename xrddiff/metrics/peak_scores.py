@@ -17,12 +17,12 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from ..frames.frames import frame_count, select_frames
+from ..frames.noise import draw_counts
 from ..frames.peaks import find_frame_peaks
 from ..errors import BadInput
-from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['match_peaks', 'match_tables', 'PeakScore', 'draw_counts', 'score_peaks']
+__all__ = ['match_peaks', 'match_tables', 'PeakScore', 'score_peaks']
 
 # %% ../../nbs/metrics/peak_scores.ipynb #611ef996
 def match_peaks(a: np.ndarray, b: np.ndarray, radius: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -152,24 +152,6 @@ class PeakScore:
             if (spread := fsum(u * u) * fsum(v * v)) > 0:
                 out["intensity_cc"] = fsum(u * v) / sqrt(spread)
         return out | {"n_reference": self.n_reference, "n_test": self.n_test, "n_matched": m}
-
-# %% ../../nbs/metrics/peak_scores.ipynb #51f005be
-def draw_counts(ds: xr.Dataset, seed: int = 0, *, variable: str = "intensity", first: int = 0) -> xr.Dataset:
-    """Frames whose intensities are one measurement of the expected values in `variable`: gain · Poisson(μ/gain) above the pedestal, and the read noise that the frames carry.
-
-    Frame i depends on (`seed`, `first` + i) alone. Negative expected counts count as none.
-    """
-    gain, pedestal = float(ds["intensity"].attrs.get("gain", 1.0)), float(ds.attrs.get("pedestal", 0.0))
-    read_noise = float(ds.attrs.get("read_noise", 0.0))
-    out = np.empty(ds["intensity"].shape, np.float32)
-    for i in range(frame_count(ds)):
-        mu = (ds[variable].isel(frame=i).values.astype(np.float64) - pedestal) / gain
-        mu = np.where(np.isfinite(mu), np.maximum(mu, 0), 0)
-        rng = numpy_rng("draw counts", seed, first + i)
-        out[i] = gain * rng.poisson(mu) + pedestal
-        if read_noise:
-            out[i] += read_noise * rng.standard_normal(mu.shape)
-    return ds.assign(intensity=(ds["intensity"].dims, out, ds["intensity"].attrs))
 
 # %% ../../nbs/metrics/peak_scores.ipynb #f0806909
 def score_peaks(

@@ -19,7 +19,8 @@ from ..loading.loader import FrameLoader
 from ..frames.peaks import find_frame_peaks, radius_map
 from ..errors import BadInput
 from .baselines import PCA, with_intensity
-from .peak_scores import PeakScore, draw_counts
+from ..frames.noise import draw_counts
+from .peak_scores import PeakScore
 from .radial_profiles import FrameScore, RadialProfile
 
 if TYPE_CHECKING:

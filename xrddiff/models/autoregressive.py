@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusion.denoisers import Denoiser
-from ..diffusion.samplers import SAMPLERS
-from ..diffusion.keyed_sampling import WORDS, SampleNoise, Sampler
+from ..diffusion.keyed_sampling import SampleNoise, Sampler
 from ..errors import BadInput, nearest
 from .conditioning import Conditions, Embedding, number_waves
 from .transformer import Transformer, grid_code, vit_words
+from ..registry import options
 from ..seeds import seed_from, torch_generator
 
 # %% auto #0
@@ -233,7 +233,8 @@ class AutoregressiveDiffusion(nn.Module):
     def sampler(self, name: str = "dpmpp_2m", steps: int | None = None, **words: Any) -> Sampler:
         """The sampler `name` of a token, with the levels, the churn and the clamp of `diffusion`; `steps` None: num_sample_steps; `words` replace others."""
         d = self.diffusion
-        kept = {k: d[k] for k in ("sigma_min", "sigma_max", "rho", "S_churn", "S_tmin", "S_tmax", "S_noise")}
+        kept = {k: d[k] for k in ("sigma_min", "sigma_max", "rho")}
+        kept["options"] = {k: d[k] for k in options("sampler", name) if k in d}
         if d["clamp"] is not None and d["clamp_during_sampling"]:
             kept["clamp"] = tuple(d["clamp"])
         return Sampler(name, steps or d["num_sample_steps"], **kept | words)
@@ -383,8 +384,7 @@ def generate(
         turns = _random(model, read, context, unknown[keys[:, unknown].argsort(1)], steps)
 
     denoise = TokenDenoiser(model, guidance_scale, sampler.clamp)
-    draw, levels = SAMPLERS[sampler.name], sampler.sigmas()
-    words = {k: getattr(sampler, k) for k in WORDS.get(sampler.name, ())}
+    draw, levels = sampler.method, sampler.sigmas()
     start = float(levels[0]) * SampleNoise((model.tokens, model.dim), samples, seed, device)()
     done = fixed.expand(batch, -1).clone()
     for i, (places, c) in enumerate(turns):
@@ -392,7 +392,7 @@ def generate(
         turn = int(places[0, 0]) if model.order == "raster" else i
         noise = _Fresh((places.shape[1], model.dim), samples, seed_from(seed, "token", turn), device)
         where = places.to(device).expand(batch, -1)[..., None]
-        x = draw(denoise, start.take_along_dim(where, 1), levels, noise=noise, **words).to(tokens.dtype)
+        x = draw(denoise, start.take_along_dim(where, 1), levels, noise=noise).to(tokens.dtype)
         if pixels is not None:
             x.masked_fill_(~pixels.take_along_dim(where, 1), 0.0)
         tokens.scatter_(1, where.expand_as(x), x)

@@ -131,7 +131,7 @@ class LatentStatistics:
 
 # %% ../../nbs/models/latent_space.ipynb #54da3022
 class Gathers(Protocol):
-    """What is asked of the ranks of a run (`training.steps.Ranks`)."""
+    """What is asked of the ranks of a run (`ranks.agreement.Ranks`)."""
 
     def gather(self, value: Any) -> list[Any]: ...
 

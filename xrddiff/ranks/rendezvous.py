@@ -33,7 +33,7 @@ from xrddiff.ranks.environment import (
 from ..errors import BadInput, XrddiffError
 
 if TYPE_CHECKING:
-    from xrddiff.training.steps import Ranks
+    from xrddiff.ranks.agreement import Ranks
 
 # %% auto #0
 __all__ = ['listen', 'receive_ranks', 'find_coordinator', 'network_interface', 'resolve', 'initialize_distributed',
@@ -401,7 +401,7 @@ def _group() -> Ranks:
     """The open group; of one rank, if there is none."""
     import torch.distributed as dist
 
-    from xrddiff.training.steps import Ranks
+    from xrddiff.ranks.agreement import Ranks
 
     if not (dist.is_available() and dist.is_initialized()):
         return Ranks(SimpleNamespace(process_index=0, num_processes=1))

@@ -22,31 +22,14 @@ if TYPE_CHECKING:
     from xrddiff.ranks.comm import CommReport
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'trained_parameters', 'above_zero', 'simple_allreduce_time',
-           'ring_allreduce_time', 'Network', 'fit_network', 'report_network', 'CostModel', 'threshold', 'verdict',
-           'scaling_table', 'plot_scaling', 'read_speed', 'measure_scaling']
+__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'above_zero', 'simple_allreduce_time', 'ring_allreduce_time', 'Network',
+           'fit_network', 'report_network', 'CostModel', 'threshold', 'verdict', 'scaling_table', 'plot_scaling',
+           'read_speed', 'measure_scaling']
 
 # %% ../../nbs/ranks/scaling.ipynb #4abd21d7
 def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
     """Bytes of one gradient: 2 per parameter in half precision, 4 in float32."""
     return parameters * bytes_per_parameter
-
-# %% ../../nbs/ranks/scaling.ipynb #1713a8f4
-def trained_parameters(run: str | os.PathLike) -> int:
-    """How many parameters the model of a run folder trains, from the header of its newest checkpoint. Raises `BadInput` where there is none."""
-    from safetensors import SafetensorError, safe_open
-
-    from xrddiff.training.checkpoints import latest_checkpoint
-
-    newest = latest_checkpoint(Path(run) / "checkpoints", hashes=False)
-    if newest is None or not (newest / "optimizer.safetensors").is_file():
-        raise BadInput(f"{run} has no checkpoint with an optimiser; expected the folder of a run that has trained")
-    try:
-        with safe_open(newest / "optimizer.safetensors", "np") as file:
-            means = [name for name in file.keys() if name.startswith("exp_avg/")]
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in means)
-    except SafetensorError as error:
-        raise BadInput(f"{newest}: optimizer.safetensors cannot be read ({error})") from None
 
 # %% ../../nbs/ranks/scaling.ipynb #294b8e94
 def above_zero(**values: float) -> None:

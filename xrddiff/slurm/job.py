@@ -31,7 +31,7 @@ from xrddiff.execution.run_folder import (
     world_size,
 )
 from ..errors import BadInput, XrddiffError, nearest
-from ..training.stopping import StopRequest
+from ..ranks.stopping import StopRequest
 
 # %% ../../nbs/slurm/job.ipynb #8f4d6a0e
 KINDS = ("run", "script")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from ..errors import BadInput, XrddiffError
 # %% auto #0
 __all__ = ['CheckpointError', 'checkpoint_name', 'write_atomically', 'clean_checkpoints', 'save_checkpoint', 'find_fault',
            'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'copy_checkpoint',
-           'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng']
+           'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng', 'trained_parameters']
 
 # %% ../../nbs/training/checkpoints.ipynb #44194294
 _FORMAT, _VERSION = "xrddiff-checkpoint", 2  # version 1 had no digest of the manifest itself
@@ -425,3 +426,16 @@ def unpack_rng(tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.device(device).type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda"], device)
+
+# %% ../../nbs/training/checkpoints.ipynb #1713a8f4
+def trained_parameters(run: str | Path) -> int:
+    """How many parameters the model of a run folder trains, from the header of its newest checkpoint. Raises `BadInput` where there is none."""
+    newest = latest_checkpoint(Path(run) / "checkpoints", hashes=False)
+    if newest is None or not (newest / "optimizer.safetensors").is_file():
+        raise BadInput(f"{run} has no checkpoint with an optimiser; expected the folder of a run that has trained")
+    try:
+        with safe_open(newest / "optimizer.safetensors", "np") as file:
+            means = [name for name in file.keys() if name.startswith("exp_avg/")]
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in means)
+    except SafetensorError as error:
+        raise BadInput(f"{newest}: optimizer.safetensors cannot be read ({error})") from None

@@ -21,7 +21,7 @@ from ..models.autoencoder import Autoencoder, AutoencoderKL, AutoencoderVQ
 from ..models.latent_space import LatentSpace, LatentStatistics, encode_each, measure_latents
 from ..seeds import keyed_normal
 from .checkpoints import Checkpoint, CheckpointError, add_to_checkpoint, load_checkpoint, load_weights
-from .steps import Ranks
+from ..ranks.agreement import Ranks
 
 # %% auto #0
 __all__ = ['weights_sha256', 'open_autoencoder', 'measure_checkpoint', 'has_statistics', 'open_latent_space', 'LatentLoader']

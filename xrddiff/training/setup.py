@@ -16,7 +16,8 @@ from torch import nn
 from ..loading.loader import FrameLoader
 from ..errors import BadInput
 from .checkpoints import latest_checkpoint, load_checkpoint
-from .steps import Ranks, global_batch, make_accelerator
+from ..ranks.agreement import Ranks
+from .steps import global_batch, make_accelerator
 from .trainer import Trainer
 
 if TYPE_CHECKING:

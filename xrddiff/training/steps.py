@@ -5,29 +5,27 @@
 # %% ../../nbs/training/steps.ipynb #3e892c5f
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from ..errors import BadInput, RankFailed, XrddiffError
+from ..errors import BadInput, XrddiffError
+from ..ranks.agreement import Ranks
+from ..ranks.stopping import StopRequest
 from .health import StepRecord
-from .stopping import StopRequest
 
 # %% auto #0
-__all__ = ['LR_DECAYS', 'Loader', 'frames_per_epoch', 'stream', 'global_batch', 'share', 'lr_factor', 'make_accelerator', 'Ranks',
-           'cut', 'to_device', 'Forward', 'Means', 'accumulate_gradient', 'fitting_batch_size', 'validate']
+__all__ = ['LR_DECAYS', 'Loader', 'frames_per_epoch', 'stream', 'global_batch', 'share', 'lr_factor', 'make_accelerator', 'cut',
+           'to_device', 'Forward', 'Means', 'accumulate_gradient', 'fitting_batch_size', 'validate']
 
 # %% ../../nbs/training/steps.ipynb #a5a0177e
 class Loader(Protocol):
@@ -96,71 +94,6 @@ def make_accelerator(mixed_precision: str = "no", **ddp: Any) -> Accelerator:
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would quietly train in float32
         raise BadInput("mixed_precision is fp16, which needs a GPU; on this machine use bf16 or no")
     return accelerator
-
-# %% ../../nbs/training/steps.ipynb #1300b1ff
-class Ranks:
-    """The ranks of a run as seen from one of them; with a single rank nothing is sent.
-
-    `accelerator`: whatever has `process_index` and `num_processes`. `patience`: for how long one waits for another (None: as the process group was opened); a rank that died is noticed at once all the same.
-    """
-
-    def __init__(self, accelerator: Any, *, patience: timedelta | None = None):
-        self.rank, self.size = accelerator.process_index, accelerator.num_processes
-        self.group = None
-        if self.size > 1:
-            own = patience is not None or dist.get_backend() != "gloo"
-            self.group = dist.new_group(backend="gloo", timeout=patience) if own else dist.group.WORLD
-
-    def sum_(self, values: Tensor) -> Tensor:
-        """`values` summed over ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(values, group=self.group if values.device.type == "cpu" else None)
-        return values
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Which flags are set on any rank."""
-        if self.size == 1:
-            return [bool(f) for f in flags]
-        votes = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.group)
-        return [bool(v) for v in votes]
-
-    def asked(self, stop: StopRequest) -> bool:
-        """Whether any rank was asked to stop; then `stop` of every rank knows why."""
-        if not self.any(bool(stop))[0]:
-            return False
-        stop.reason = next(filter(None, self.gather(stop.reason)))
-        return True
-
-    def gather(self, value: Any) -> list[Any]:
-        """The JSON values of all ranks, in order of rank."""
-        if self.size == 1:
-            return [value]
-        text = json.dumps(value).encode()
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(text)]), group=self.group)
-        longest = int(max(sizes))
-        mine = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
-        texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(texts, mine, group=self.group)
-        return [json.loads(bytes(t.tolist())) for t in texts]
-
-    def first(self, action: Callable[[], Any]) -> Any:
-        """Rank 0 does `action`; every rank gets its JSON result, or its failure, the others as a `RankFailed` with the same sentence."""
-        if self.size == 1:
-            return action()
-        result = failure = None
-        if self.rank == 0:
-            try:
-                result = action()
-            except Exception as e:
-                failure = e
-        told, result = self.gather([str(failure) if failure else None, result])[0]
-        if failure:
-            raise failure
-        if told:
-            raise RankFailed(told)
-        return result
 
 # %% ../../nbs/training/steps.ipynb #4f037401
 def cut(batch: Any, start: int, stop: int) -> Any:

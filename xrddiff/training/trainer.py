@@ -65,7 +65,7 @@ from xrddiff.training.steps import (
     to_device,
     validate,
 )
-from .stopping import StopRequest
+from ..ranks.stopping import StopRequest
 
 # %% auto #0
 __all__ = ['TrainResult', 'Trainer']
