@@ -89,14 +89,16 @@ def cpu_seconds() -> float:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """What a test costs, with the fixtures that it is the first to ask for (bench/suite.py makes a table of it)."""
-    began, cpu = time.monotonic(), cpu_seconds()
+    began, cpu, forked = time.monotonic(), cpu_seconds(), sum(warm.spent)
     try:
         return (yield)
     finally:
         if file := item.config.getoption("--cost"):
-            row = dict(test=item.nodeid, seconds=time.monotonic() - began, cpu=cpu_seconds() - cpu)
+            row = dict(seconds=time.monotonic() - began, cpu=cpu_seconds() - cpu, forked=sum(warm.spent) - forked)
+            row = {name: round(value, 3) for name, value in row.items()}
+            row |= dict(test=item.nodeid, worker=os.environ.get("PYTEST_XDIST_WORKER", ""))
             with open(file, "a") as out:
-                out.write(json.dumps(row | {"worker": os.environ.get("PYTEST_XDIST_WORKER", "")}) + "\n")
+                out.write(json.dumps(row) + "\n")
 
 
 def missing(reason: str) -> None:

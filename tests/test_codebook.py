@@ -243,11 +243,13 @@ def differ(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_one_rank_and_many_agree(differ):
     # Codebooks that started from k-means and replaced codes on the way.
     assert differ["vq-3"] <= 1e-5 and differ["fsq-3"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_resumed_equals_whole(differ):
     assert differ["one"] == 0 and differ["two"] <= 1e-5
 

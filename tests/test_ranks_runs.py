@@ -13,6 +13,8 @@ import pytest
 import warm
 from test_training import end_codes, on_ranks
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "experiment_type=test", "data=sim128", "data.limit=48", "threads=1", "training.log_every=5",
     "training.global_batch_size=8", "training.batch_size=8", "training.num_epochs=100",

@@ -19,6 +19,8 @@ import warm
 from browser import chromium
 from safetensors.numpy import load_file
 
+pytestmark = pytest.mark.slow
+
 COMMAND = Path(sys.executable).with_name("xrddiff")
 SMALL = [
     "experiment_type=test",

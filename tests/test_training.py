@@ -431,27 +431,33 @@ def run_script(name, *args):
 # The tests.
 
 
+@pytest.mark.slow
 def test_one_rank_and_many_agree(tmp_path):
     assert max(run_script("ranks", tmp_path).values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_gradient_of_ranks_is_that_of_the_whole_batch(tmp_path):
     assert max(run_script("gradients", tmp_path).values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_resume_on_another_number_of_ranks(tmp_path):
     assert max(run_script("other_ranks", tmp_path).values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_fault_on_one_rank_is_one_sentence_on_all(tmp_path):
     assert "training stopped" in run_script("faults", tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     done = run_script("kills", tmp_path, random.randrange(10**6))
     assert done["kills"] >= 2
 
 
+@pytest.mark.slow
 def test_killed_at_file_operations(tmp_path):
     # A third of the 66, another third at another time.
     assert run_script("kill_points", tmp_path, random.randint(1, 3), 3)["points"] > 15

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from .batch import add_commands
 from .cluster_tools import add_tools
+from .listing import add_list
 from ..errors import BadInput, XrddiffError, nearest
 
 # %% ../../nbs/cli/main.ipynb #b41b8e9a
@@ -513,6 +514,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)
 
+    add_list(commands)
     add_commands(commands)
     add_tools(commands)
     return parser

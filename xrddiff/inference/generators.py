@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import inference_config, to_yaml
+from ..config import chosen_options, inference_config, to_yaml
 from ..frames.frames import evenly_spaced, frame_mask
 from ..frames.labels import LABELS, class_names, label_value
 from ..loading.loader import FrameLoader
@@ -135,7 +135,6 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
     """The sampler that the section `inference` asks for; `token`: of a token of an autoregressive model; `clamp`: the range of the training values."""
     i, k = cfg.inference, cfg.model.diffusion_kwargs
     chosen = {name: getattr(i, name) or getattr(k, name) for name in ("sigma_min", "sigma_max", "rho")}
-    churn = {name: getattr(k, name) for name in ("S_churn", "S_tmin", "S_tmax", "S_noise")}
     steps = i.steps or (k.num_sample_steps if token else STEPS)
     clamped = (k.clamp_during_sampling and token) if i.clamp is None else i.clamp
     if clamped and clamp is None:
@@ -146,10 +145,11 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         i.sampler,
         steps,
         i.schedule,
-        **{name: getattr(i, name) for name in ("spacing", "eta", "shift", "variance", "order", "corrector", "basis")},
+        spacing=i.spacing,
+        shift=i.shift,
         clamp=tuple(clamp) if clamped else None,
+        options=chosen_options(cfg, "inference.sampler_options"),
         **chosen,
-        **churn,
     )
 
 # %% ../../nbs/inference/generators.ipynb #fc0d0a70
