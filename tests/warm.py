@@ -71,7 +71,12 @@ def server() -> Path:
             log = open(place.with_suffix(".log"), "wb")  # noqa: SIM115
             command = [sys.executable, __file__, str(place), os.environ["XRDDIFF_TESTS_OWNER"]]
             started = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
             while not place.exists():
                 assert started.poll() is None, place.with_suffix(".log").read_text()
