@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from .batch import add_commands
 from .cluster_tools import add_tools
+from .listing import add_list
 from ..errors import BadInput, XrddiffError, nearest
 
 # %% ../../nbs/cli/main.ipynb #b41b8e9a
@@ -304,7 +305,7 @@ def data_mask(args: argparse.Namespace) -> int:
 
     from xrddiff.formats.mask_files import check_mask_name, write_mask
     from xrddiff.views.inspection import explain_mask
-    from xrddiff.formats.store import writing
+    from xrddiff.files import writing
     from xrddiff.views.masks import reason_bits, show_mask, why_masked
     from xrddiff.views.plots import png
 
@@ -513,6 +514,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)
 
+    add_list(commands)
     add_commands(commands)
     add_tools(commands)
     return parser
