@@ -280,7 +280,7 @@ def test_the_order_of_the_notebooks_is_enforced(tmp_path):
     here = os.getcwd()
     os.chdir(tmp_path)
     try:
-        for name in ("train_denoiser", "latent_statistics"):
+        for name in ("train_denoiser", "latent_statistics"):  # the first: its former name
             with pytest.raises(Exception, match="autoencoder"):
                 run_notebook(run_notebook_path(name), tmp_path / f"{name}.ipynb", parameters, terminal=False)
     finally:

@@ -44,9 +44,15 @@ from ..errors import BadInput, XrddiffError, nearest
 from ..ranks.stopping import StopRequest
 
 # %% ../../nbs/execution/notebooks.ipynb #86636eeb
+# what notebooks of earlier versions were called, which jobs and scripts may name
+_RENAMED = {"train_denoiser": "train_generative", "train_autoregressive": "train_generative"}
+
+
 def run_notebook_path(name: str) -> Path:
     """The run notebook of this name, in the checkout or in the installed package."""
     import xrddiff
+
+    name = _RENAMED.get(name, name)
 
     checkout = Path(xrddiff.__file__).resolve().parent.parent / "nbs" / "runs"
     folders = [checkout, Path(str(files("xrddiff") / "_notebooks"))]

@@ -59,7 +59,7 @@ def run_phases(cfg: Config) -> list[Phase]:
     parts = model_parts(cfg)
     if parts.denoiser is None:
         return [Phase("train_autoencoder")]
-    last = Phase({"unet": "train_denoiser", "autoregressive": "train_autoregressive"}[parts.denoiser])
+    last = Phase("train_generative")
     if not parts.latent:
         return [last]
     t = cfg.training

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PARTS', 'FORMER', 'environment', 'cpu_count', 'world_rank', 'world_size', 'create_run', 'complete_run',
-           'make_free_folder', 'set_threads', 'keep_memory', 'Run', 'open_run', 'mark_stopped', 'stopped_by',
-           'write_failure', 'read_failures', 'clear_marks', 'keep_former', 'reopen_run', 'hold_run']
+           'make_free_folder', 'given_run', 'result_folder', 'set_threads', 'keep_memory', 'Run', 'open_run',
+           'mark_stopped', 'stopped_by', 'write_failure', 'read_failures', 'clear_marks', 'keep_former', 'reopen_run',
+           'hold_run']
 
 # %% ../../nbs/execution/run_folder.ipynb #db2ce245
 import ctypes
@@ -27,6 +28,7 @@ from typing import Any
 
 from ..ranks.environment import read_environment
 from ..config import RESUMABLE, load_config, to_yaml
+from ..plugins import keep_plugins, load_plugins
 from ..words import Config, get_word, vocabulary
 from ..errors import BadInput, XrddiffError
 from ..files import lock, write_json, write_text
@@ -117,6 +119,7 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None) -> Path:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         path = make_free_folder(wanted)
         write_json(path / "environment.json", environment())
+        keep_plugins(path, load_plugins(cfg.plugins))
         return complete_run(path, cfg)
     except (OSError, XrddiffError) as error:
         why = getattr(error, "strerror", None) or error
@@ -147,6 +150,22 @@ def make_free_folder(wanted: Path) -> Path:
         except FileExistsError:
             n += 1
             path = wanted.with_name(f"{wanted.name}-{n}")
+
+
+def given_run(run_dir: str | os.PathLike | None, what: str = "trained run") -> Path:
+    """The folder of a run that a notebook was given; raises `BadInput` where it was given none."""
+    if run_dir is None:
+        raise BadInput(f"run_dir is None; expected the folder of a {what}")
+    return Path(run_dir)
+
+
+def result_folder(run: Path, name: str, folder: str | os.PathLike | None = None) -> Path:
+    """Where a job on the folder `run` keeps what it makes: `folder`, or a free one called `name` in samples/; with a folder for metrics."""
+    if folder is None:
+        (run / "samples").mkdir(exist_ok=True)
+        folder = make_free_folder(run / "samples" / name)
+    (Path(folder) / "metrics").mkdir(parents=True, exist_ok=True)
+    return Path(folder)
 
 # %% ../../nbs/execution/run_folder.ipynb #92d40965
 def set_threads(n: int) -> None:

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xrddiff.ranks.agreement import Ranks
+    from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['PARTS', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples', 'check_samples',
-           'evaluate_run', 'check_evaluation']
+__all__ = ['PARTS', 'FEW', 'few_samples', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples',
+           'check_samples', 'evaluate_run', 'check_evaluation', 'evaluate_where_possible']
 
 # %% ../../nbs/execution/sharing.ipynb #2a2d43b1
 @lru_cache(maxsize=1)
@@ -52,6 +53,13 @@ def _sample_part(run: str, words: tuple[str, ...], folder: str, part: int, *, de
 
 # %% ../../nbs/execution/sharing.ipynb #17ac3801
 PARTS = "samples.parts"
+FEW = 16  # samples of a trial of the pipeline
+
+
+def few_samples(cfg: Config) -> list[str]:
+    """The words of the samples that a training ends with: as configured, and no more than `FEW` in a trial of the pipeline."""
+    few = min(cfg.inference.num_samples, FEW)
+    return [f"inference.num_samples={few}"] if cfg.training.test_pipeline else []
 
 
 def forget_parts(folder: str | os.PathLike) -> None:
@@ -260,3 +268,12 @@ def check_evaluation(
     _evaluation(str(Path(run).absolute()), tuple(words), samples, None)
     if not keep:
         _evaluation.cache_clear()
+
+# %% ../../nbs/execution/sharing.ipynb #a397ea35
+def evaluate_where_possible(*args: Any, **words: Any) -> tuple[Any, Any, str]:
+    """(evaluation, judgement, "") as of `evaluate_run`; (None, None, why) where there is nothing to judge by."""
+    try:
+        return *evaluate_run(*args, **words), ""
+    except XrddiffError as error:  # the frames may be elsewhere
+        print(f"not judged: {error}")
+        return None, None, str(error)

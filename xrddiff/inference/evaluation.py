@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..config import inference_config, model_parts
-from ..loading.datasets import prepare_words
+from ..loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
 from ..frames.frames import frame_count, select_frames
 from ..formats.store import read_store
 from ..frames.transforms import Transform
@@ -24,7 +24,17 @@ from .judges import ConditionJudges, asked_of_all
 from ..metrics.conditions import Answers, same_condition
 from ..metrics.distribution import Ruler, SetSummary
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
-from ..metrics.reconstruction import BLOCK, CodecScore, autoencoder_codec, reconstruct_frames
+from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
+from xrddiff.metrics.reconstruction import (
+    BLOCK,
+    CodecScore,
+    autoencoder_codec,
+    fit_pca,
+    judge,
+    judge_scene,
+    pca_codec,
+    reconstruct_frames,
+)
 from ..training.checkpoints import load_checkpoint
 from ..training.latents import open_autoencoder
 
@@ -34,7 +44,8 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['blocks_of', 'SampleEvaluation', 'CodecEvaluation', 'samples_of', 'open_evaluation']
+__all__ = ['blocks_of', 'SampleEvaluation', 'CodecEvaluation', 'principal_components', 'reference_rows', 'unseen_still',
+           'samples_of', 'open_evaluation']
 
 # %% ../../nbs/inference/evaluation.ipynb #081ee327
 def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
@@ -131,13 +142,26 @@ class SampleEvaluation:
 class CodecEvaluation:
     """The autoencoder of a run, and the frames that the run held out."""
 
-    def __init__(self, run: Path, cfg: Config, device: torch.device | str = "cpu"):
+    def __init__(self, run: Path, cfg: Config, device: torch.device | str = "cpu", prepared: Prepared | None = None):
         checkpoint = load_checkpoint(run)
         self.cfg, self.about = cfg, {"checkpoint": checkpoint.sha256, "step": checkpoint.step}
+        self.checkpoint = checkpoint.path.name
         self.model = open_autoencoder(checkpoint, ema=cfg.inference.use_ema).to(device)
         self.codec = autoencoder_codec(self.model, device)
-        self.prepared = prepare_words(cfg, Transform.from_state(checkpoint.state["transform"]))
+        self.prepared = prepared or prepare_words(cfg, Transform.from_state(checkpoint.state["transform"]))
         self.judged = self.prepared.held_out[: cfg.inference.limit]
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        model = self.cfg.presets["model"]
+        return f"{model} autoencoder" if model_parts(self.cfg).latent else model
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How rows are judged."""
+        radius, seed = self.cfg.inference.match_radius, self.cfg.training.seed
+        return dict(transform=self.prepared.transform, radius=radius, seed=seed)
 
     @property
     def sets(self) -> dict[str, int]:
@@ -150,14 +174,18 @@ class CodecEvaluation:
 
     def pair(self, rows: slice) -> tuple[xr.Dataset, xr.Dataset]:
         """(these held-out frames, what the autoencoder makes of them)."""
+        return self.reconstruct(rows)[:2]
+
+    def reconstruct(self, rows: slice = slice(None)) -> tuple[xr.Dataset, xr.Dataset, torch.Tensor]:
+        """(these held-out frames, what the autoencoder makes of them, their latents (n, …))."""
         at, size = self.judged[rows], self.cfg.inference.batch_size
         loader = self.prepared.loader(at, batch_size=size, multiple=self.model.downsampling, shuffle=False)
-        return select_frames(self.prepared.frames, at).load(), reconstruct_frames(self.codec, loader)[0]
+        made, latents = reconstruct_frames(self.codec, loader)
+        return select_frames(self.prepared.frames, at).load(), made.assign_attrs(checkpoint=self.checkpoint), latents
 
     def look(self, name: str, rows: slice) -> CodecScore:
         """The score of these rows."""
-        options = dict(radius=self.cfg.inference.match_radius, seed=self.cfg.training.seed)
-        return CodecScore(transform=self.prepared.transform, **options).update(*self.pair(rows), rows.start)
+        return CodecScore(**self.options).update(*self.pair(rows), rows.start)
 
     def judge(self, seen: Mapping[str, Sequence[CodecScore]]) -> dict[str, float]:
         """The row, from what was seen of the held-out frames, in their order."""
@@ -165,6 +193,50 @@ class CodecEvaluation:
         for other in others:
             first = first.merge(other)
         return first.compute()
+
+    def row(self, measured: xr.Dataset, reconstruction: xr.Dataset) -> dict[str, float]:
+        """The row of reconstructions that are there already, by this or another codec."""
+        return judge(measured, reconstruction, **self.options)
+
+    def codebook(self) -> dict[str, float]:
+        """How much of its codebook the autoencoder uses, which belongs to its row; nothing where it has none."""
+        quantizer = getattr(self.model, "quantizer", None)
+        if quantizer is None:
+            return {}
+        return dict(codebook_use=float(quantizer.usage), perplexity=float(quantizer.perplexity))
+
+# %% ../../nbs/inference/evaluation.ipynb #049d7ee2
+def principal_components(evaluation: CodecEvaluation, components: int) -> tuple[str, xr.Dataset]:
+    """(what tables call it, the held-out frames as principal components of the training frames give them back)."""
+    prepared, options = evaluation.prepared, dict(batch_size=32, shuffle=False)
+    pca = fit_pca(prepared.loader(prepared.train, **options), components)
+    made, _ = reconstruct_frames(pca_codec(pca), prepared.loader(evaluation.judged, **options))
+    return f"PCA, {pca.components} components", made
+
+
+def reference_rows(evaluation: CodecEvaluation, measured: xr.Dataset) -> dict[str, dict[str, float]]:
+    """Rows of what a model of the `measured` held-out frames is to be compared with; none where neither scene nor series is known."""
+    prepared, judged, d, options = evaluation.prepared, evaluation.judged, evaluation.cfg.data, evaluation.options
+    again = None if d.patch else scene_again(prepared.frames, judged, seed=evaluation.cfg.training.seed)
+    if again is not None:
+        return judge_scene(measured, prepared.regions.apply(again), **options)
+    beside = neighbouring_exposures(frame_groups(prepared.frames)[0], judged) if d.contiguous else None
+    if beside is None:
+        return {}
+    before = select_frames(prepared.frames, beside).load()
+    return {"neighbouring exposure": judge(measured, before, is_draw=True, **options)}
+
+# %% ../../nbs/inference/evaluation.ipynb #e8a23c45
+def unseen_still(
+    evaluation: CodecEvaluation, name: str = "cspad-lysozyme"
+) -> tuple[xr.Dataset, xr.Dataset, dict[str, float]]:
+    """(the built-in still, what the autoencoder makes of it panel by panel, its row); scaled by the background of its own detector."""
+    i, still = evaluation.cfg.inference, open_data(name)
+    panels = prepare_frames(still, transform=evaluation.cfg.data.transform)
+    words = dict(batch_size=i.batch_size, multiple=evaluation.model.downsampling, shuffle=False)
+    by_panel, _ = reconstruct_frames(evaluation.codec, panels.loader(None, **words))
+    made = with_intensity(still, by_panel["intensity"].values[None])
+    return still, made, judge(still, made, radius=i.match_radius)
 
 # %% ../../nbs/inference/evaluation.ipynb #d5858e71
 def samples_of(run: str | Path, name: str | None = None) -> Path:

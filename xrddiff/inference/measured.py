@@ -9,10 +9,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from ..frames.frames import frame_count, frame_mask, select_frames
 from ..formats.mask_files import load_mask
 from ..frames.transforms import Transform
 from ..diffusion.inpainting import INPAINTING, inpaint, posterior
-from ..diffusion.interpolation import cond_between, inversion, slerp
+from ..diffusion.interpolation import TOLERANCE, cond_between, inversion, slerp
 from ..diffusion.keyed_sampling import Sampler, SampleNoise, sample_chunks
 from ..errors import BadInput, nearest
 from .generators import Generator, open_generator, ready_sampler
@@ -167,6 +169,22 @@ class Inpainting:
         with torch.no_grad():
             z = self.sampler.method(led, sigmas[0].item() * noise(), sigmas, cond=cond, noise=noise)
             return g.decode(z.float())
+
+    def table(self, samples: xr.Dataset, residual: np.ndarray) -> pd.DataFrame:
+        """How well what `make` gave fits: for each frame the residual, the autoencoder's own error, and mean and spread in the holes."""
+        rows, unit = {}, self.generator.unit
+        for i, hole in enumerate(self.holes):
+            own = slice(i * self.draws, (i + 1) * self.draws)
+            inside = samples["intensity"].values[own][:, hole]
+            rows[f"frame {i}"] = {
+                "filled pixels": int(hole.sum()),
+                "residual": float(residual[own].mean()),
+                "autoencoder": nan if self.floor is None else float(self.floor[i]),
+                f"mean in holes ({unit})": float(inside.mean()) if hole.any() else nan,
+                "spread in holes": float(inside.std(0).mean()) if hole.any() else nan,
+                "mean of valid pixels": float(self.network.counts[i][frame_mask(self.frames, i)].mean()),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def make(self, progress: Callable[[int], Any] = lambda n: None) -> tuple[xr.Dataset, np.ndarray]:
         """(the draws as Frames, the residual of each at valid pixels, RMS in network values)."""
@@ -332,6 +350,23 @@ class Interpolation:
         frames["mask"], frames["fraction"] = (("y", "x"), mask), ("frame", t.numpy())
         frames = frames.assign({name: ("frame", v.cpu().numpy()) for name, v in on_way.items() if name != "mask"})
         return frames.assign_attrs({**self.about, "round_trip": [float(m) for m in missed]}), missed.cpu().numpy()  # fmt: skip
+
+    def comes_back(self, missed: np.ndarray) -> bool:
+        """Is what the round trip `missed` of both frames small enough?"""
+        return bool((missed <= TOLERANCE).all())
+
+    def ends(self, missed: np.ndarray) -> tuple[pd.DataFrame, str]:
+        """(what the round trip `missed` of both frames, what that says)."""
+        names = [f"first, {self.about['first']}", f"last, {self.about['last']}"]
+        worse = f"A frame does not come back to within {100 * TOLERANCE:g}%: take more inference.steps."
+        verdict = "Both frames come back." if self.comes_back(missed) else worse
+        return pd.DataFrame({"round trip": [float(m) for m in missed]}, index=names), verdict
+
+    def table(self, samples: xr.Dataset) -> pd.DataFrame:
+        """Mean, highest and standard deviation of the valid pixels on the way."""
+        pixels, unit = samples["intensity"].values[:, frame_mask(samples, 0)], self.generator.unit
+        columns = {"fraction": samples["fraction"].values, f"mean ({unit})": pixels.mean(1), "highest": pixels.max(1)}
+        return pd.DataFrame(columns | {"standard deviation": pixels.std(1)}).set_index("fraction")
 
     def _sample(self, denoise: Any, x: Tensor, sigmas: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return self.sampler.method(denoise, x, sigmas, cond=cond).float()

@@ -127,6 +127,10 @@ class Prepared:
         """A loader of the frames `index`; `options` are those of `FrameLoader`."""
         return FrameLoader(self.frames, self.transform, index, batch_size=batch_size, **options)
 
+    def __str__(self) -> str:
+        sizes = f"{len(self.train)} training frames, {len(self.held_out)} held out"
+        return f"{sizes}, {self.frames['intensity'].shape[1:]} pixels\n{self.transform}"
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that decoding never depends on a constant from elsewhere."""
         return {"regions": self.regions.state(), "transform": self.transform.state()}

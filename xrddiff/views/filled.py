@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import Normalize
 
+from ..frames.frames import frame_mask
 from .plots import INTENSITY, SMALL, TINY, Picture, _colorbar, _imshow, intensity_norm
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 # %% auto #0
-__all__ = ['show_filled', 'show_way']
+__all__ = ['show_filled', 'show_way', 'show_draws']
 
 # %% ../../nbs/views/filled.ipynb #5f6c4fd8
 def show_filled(
@@ -54,3 +59,12 @@ def show_way(images: np.ndarray, mask: np.ndarray, fractions: Sequence[float], u
         ax.set_title(f"{fractions[k]:.2g}", fontsize=TINY)
     _colorbar(last, axes, unit, pad=0.01, aspect=12)
     return figure
+
+# %% ../../nbs/views/filled.ipynb #95047282
+def show_draws(job: Any, samples: xr.Dataset, most: int = 3) -> list[Picture]:
+    """`show_filled` of the first `most` frames of an `Inpainting` job, with its `samples`."""
+    images, own, pictures = samples["intensity"].values, frame_mask(job.generator.template, 0), []
+    for i in range(min(len(job.holes), most)):
+        draws, valid = images[i * job.draws : (i + 1) * job.draws], frame_mask(job.frames, i) & own
+        pictures.append(show_filled(job.network.counts[i], valid, draws, job.holes[i], job.generator.unit))
+    return pictures

@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from ..frames.frames import frame_count
+from ..frames.frames import frame_count, frame_mask
 from ..errors import BadInput
 from ..metrics.distribution import DISTANCES, LEVELS, SetSummary
 from ..metrics.diversity import pair_distances
@@ -35,7 +35,7 @@ from xrddiff.views.plots import (
 )
 
 # %% auto #0
-__all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches']
+__all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches', 'show_making']
 
 # %% ../../nbs/views/samples.ipynb #7e5103e0
 def _tiles(frames: xr.Dataset, n: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -267,3 +267,17 @@ def show_patches(
         ax.set_title(f"step {i + 1}", fontsize=TINY)
     _colorbar(shown, axes, unit or "network value", pad=0.01, aspect=12)
     return figure
+
+# %% ../../nbs/views/samples.ipynb #8256d7d6
+def show_making(job: Any, number: int) -> Picture:
+    """How sample `number` of a `SampleJob` comes into being: noise that becomes a frame, or patch after patch."""
+    generator, sampler, steps = job.generator, job.sampler, []
+    every = -(-sampler.steps // 64)
+
+    def keep(step: dict[str, Any]) -> None:
+        if (sampler.steps - 1 - step["i"]) % every == 0:
+            steps.append(step)
+
+    show, callback = (show_patches, steps.append) if generator.autoregressive else (show_denoising, keep)
+    generator.draw([number], sampler, seed=job.cfg.inference.seed, callback=callback, **job.words)
+    return show(steps, decode=generator.picture, mask=frame_mask(generator.template, 0), unit=generator.unit)
