@@ -331,7 +331,7 @@ def test_strangers_do_not_disturb():
 
 RANK = """
 import json, os, sys
-from xrddiff.ranks.rendezvous import barrier, broadcast_text, gather_objects, initialize_distributed, leave
+from xrddiff.ranks.rendezvous import barrier, broadcast_text, gather_objects, initialize_distributed, exit_rank
 from xrddiff.errors import XrddiffError
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 try:
@@ -353,7 +353,7 @@ seen["listens"] = sorted({place.rpartition(":")[0] for place in listening(os.get
 seen["again"] = initialize_distributed() == info
 barrier()
 print(json.dumps(seen) + "\\n", end="")  # in one piece: two ranks share a pipe
-leave(0)
+exit_rank(0)
 """
 
 
@@ -425,14 +425,14 @@ def test_where_rank_0_listens():
 MPI = """
 import sys, time
 from xrddiff.ranks.environment import read_environment
-from xrddiff.ranks.rendezvous import gather_objects, initialize_distributed, leave
+from xrddiff.ranks.rendezvous import gather_objects, initialize_distributed, exit_rank
 # rank 0 of the first job and rank 1 of the second come when their partners are not there yet
 time.sleep(2 * (read_environment().process_id == (sys.argv[1] == "first")))
 info = initialize_distributed(timeout=60)
 told = gather_objects([sys.argv[1], info.launcher, info.process_id, info.local_process_id])
 if info.process_id == 0:
     print("TOLD", told, flush=True)
-leave(0)
+exit_rank(0)
 """
 
 
