@@ -43,7 +43,7 @@ def another(word):
     kind, m = word.type, word.metadata
     kinds = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
     if m["choices"] and kinds[0] is str:
-        return next(c for c in m["choices"] if c != word.default)
+        return next((c for c in m["choices"] if c != word.default), None)
     if kinds[0] is bool:
         return str(not word.default).lower()
     if kinds[0] is int and not m["choices"]:
