@@ -142,6 +142,7 @@ def start(folder, *more):
     )
 
 
+@pytest.mark.slow
 def test_many_processes_make_one_cache(tmp_path):
     ranks = [start(tmp_path) for _ in range(3)]
     said = [r.communicate(timeout=300) for r in ranks]
@@ -151,6 +152,7 @@ def test_many_processes_make_one_cache(tmp_path):
     assert len(list(folder.glob("block-*.h5"))) == 4 and not list(folder.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_killed_maker_costs_its_block_only(tmp_path, small):
     victim = start(tmp_path)
     for _ in range(600):
@@ -298,6 +300,7 @@ def test_the_two_downloads_are_let_go():
     assert not (cache_module.cache_dir() / "downloads" / "islatu-0.1.0.tar.gz").exists()
 
 
+@pytest.mark.slow
 def test_command_line_convert_and_inspect(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).poisson(3, (3, 24, 24)).astype("i4"))
     code = textwrap.dedent(

@@ -292,6 +292,7 @@ def test_output_is_live_and_a_kill_leaves_a_notebook(tmp_path, engine):
     assert [o.text for o in outputs(target)][:1] == ["done: 1\n"]  # whole, with what had ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ctrl_c(tmp_path, engine):
     process, target, log = start(
@@ -304,6 +305,7 @@ def test_ctrl_c(tmp_path, engine):
     assert [o.get("ename", o.get("text")) for o in outputs(target)] == ["begun\n", "KeyboardInterrupt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_usr2_reaches_the_notebook_and_does_not_kill_it(tmp_path, engine):
     trainer = """
@@ -329,6 +331,7 @@ sys.exit()
     assert "checkpoint" in said and "not reached" not in said
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_away(tmp_path):
     cell = "import time\nfor i in range(40):\n    print('line', i, flush=True); time.sleep(0.05)"
     process, target, log = start(tmp_path, "inprocess", "n = 0", cell)
@@ -339,6 +342,7 @@ def test_a_terminal_that_goes_away(tmp_path):
     assert "line 39" in log.read_text() and "line 39" in outputs(target)[0].text
 
 
+@pytest.mark.slow
 def test_a_bar_moves_on_a_terminal(tmp_path):
     import fcntl
     import pty

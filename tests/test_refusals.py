@@ -170,7 +170,7 @@ def test_the_run_that_is_meant_is_named(tmp_path, monkeypatch, capsys):
 def test_one_line_of_the_ledger_costs_itself_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path))
     good = ledger.Submission(1, {"run_dirs": ["/a", "/b"], "name": "x"}, {}, "/log-%j", "/", "0-1")
-    ledger.keep(good)
+    ledger.record_submission(good)
     wrong = [
         dict(array="0-999999999"), dict(array="x"), dict(array=7), dict(array="0-1:2"), dict(profile=3), dict(id="1"), dict(folder=None),
         dict(submitted=5), dict(cluster=[]), dict(job={"run_dirs": "abc"}), dict(job={"run_dirs": [5]}), dict(job={"overrides": 3}), dict(log=4),
