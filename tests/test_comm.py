@@ -69,6 +69,7 @@ def reports(processes: int, *words: str) -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_three_ranks_add_up():
     found = reports(3, "slow")
     assert [r.pop("seen_by") for r in found] == [0, 1, 2]
@@ -87,6 +88,7 @@ def test_three_ranks_add_up():
     assert any(h.startswith("rank 2 on ") and "its own work" in h for h in report["hints"])
 
 
+@pytest.mark.slow
 def test_a_wrong_sum_is_seen_and_placed():
     report = reports(2, "corrupt")[0]
     assert not report["passed"]

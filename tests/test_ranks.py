@@ -369,6 +369,7 @@ def run_ranks(envs: list[dict[str, str]], timeout: float = 60) -> list[tuple[int
     return results
 
 
+@pytest.mark.slow
 def test_two_ranks_open_a_group_though_the_port_is_taken():
     port = free_ports()
     envs = [{"RANK": str(r), "WORLD_SIZE": "2", "MASTER_PORT": str(port)} for r in range(2)]
@@ -382,6 +383,7 @@ def test_two_ranks_open_a_group_though_the_port_is_taken():
         assert seen["listens"] == ["127.0.0.1"]  # the ranks of one machine, and nobody else
 
 
+@pytest.mark.slow
 def test_a_missing_process_ends_the_others_with_a_diagnosis():
     port = free_ports()
     envs = [{"PMI_RANK": r, "PMI_SIZE": "3", "MASTER_PORT": str(port)} for r in ("0", "2")]
@@ -389,6 +391,7 @@ def test_a_missing_process_ends_the_others_with_a_diagnosis():
         assert code == 3 and "rank 1 of 3 did not come" in text and f"MASTER_PORT ({port})" in text
 
 
+@pytest.mark.slow
 def test_ranks_on_several_nodes_listen_where_they_meet():
     """Gloo is told the interface over which they met, and not the one of the host's own name; no other is listened at."""
     try:
@@ -436,6 +439,7 @@ exit_rank(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "command", "package"),
     [
@@ -460,6 +464,7 @@ def test_two_mpi_jobs_side_by_side(launcher, command, package):
         assert told == [[name, launcher, rank, rank] for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)

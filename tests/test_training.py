@@ -1,7 +1,7 @@
 """The trainer with real processes: several gloo ranks, signals, and kills at random moments.
 
-PyTorch is imported once, in a process of its own (this file run as a script) that forks the ranks and the victims: each is a
-real process with its own communication, without four seconds of imports for each.
+This file is run as a script, in a process that has imported PyTorch (tests/warm.py), which forks the ranks and the victims: each
+is a real process with its own communication, without four seconds of imports for each.
 """
 
 import json
@@ -9,12 +9,12 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
 FRAMES, BATCH = 50, 8
 
@@ -532,8 +532,7 @@ def script_hooks(folder):
 
 def run_script(name, *args):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, __file__, name, *map(str, args)]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=500)
+    done = warm.run(__file__, name, *args, env=env, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -541,31 +540,70 @@ def run_script(name, *args):
 # The tests.
 
 
+@pytest.mark.slow
 def test_one_rank_and_many_agree(tmp_path):
     assert max(run_script("ranks", tmp_path).values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_gradient_of_ranks_is_that_of_the_whole_batch(tmp_path):
     assert max(run_script("gradients", tmp_path).values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_resume_on_another_number_of_ranks(tmp_path):
     assert max(run_script("other_ranks", tmp_path).values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_fault_on_one_rank_is_one_sentence_on_all(tmp_path):
     assert "training stopped" in run_script("faults", tmp_path)
 
 
+@pytest.mark.slow
 def test_hooks_change_nothing(tmp_path):
     assert min(run_script("hooks", tmp_path).values()) > 40
 
 
+def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
+    import torch
+
+    from xrddiff.config import compose_config
+    from xrddiff.errors import BadInput
+    from xrddiff.training.callbacks import make_callbacks
+
+    (tmp_path / "mine.py").write_text(
+        "from xrddiff.registry import register\nfrom xrddiff.training.callbacks import Callback\n\n\n"
+        '@register("callback")\nclass epoch_list(Callback):\n    """A file that lists the epochs."""\n\n'
+        '    def __init__(self, name: str = "epochs"):\n        self.name = name\n\n'
+        "    def on_epoch(self, training, epoch):\n"
+        '        with open(training.folder / self.name, "a") as f:\n            f.write(f"{epoch}\\n")\n'
+    )
+    words = [f"plugins=[{tmp_path / 'mine.py'}]", "training.callbacks=[epoch_list,steps]"]
+    cfg = compose_config([*words, "training.callback_options={epoch_list: {name: list}}"])
+    _, _, plain = train(tmp_path / "plain", max_steps=15)
+    callbacks = make_callbacks(cfg.training.callbacks, cfg.training.callback_options)
+    _, _, watched = train(tmp_path / "run", max_steps=15, callbacks=callbacks)
+    assert torch.equal(plain, watched) and (tmp_path / "run" / "list").read_text() == "1\n2\n"
+    assert len((tmp_path / "run" / "metrics" / "steps.csv").read_text().splitlines()) == 16
+    for wrong, says in (
+        ("training.callbacks=[epoch_lists]", "did you mean 'epoch_list'"),
+        ("training.callback_options={epoch_list: {names: x}}", "has no option 'names'; did you mean 'name'"),
+        ("training.callback_options={steps: {every: 0}}", "steps.every: found 0, expected at least 1"),
+        ("training.callback_options={other: {}}", "other is none of training.callbacks"),
+        ("training.callback_options={steps: 3}", "found 3, expected its options"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            compose_config([*words, wrong])
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     done = run_script("kills", tmp_path, random.randrange(10**6))
     assert done["kills"] >= 2
 
 
+@pytest.mark.slow
 def test_killed_at_file_operations(tmp_path):
     # A third of the 66, another third at another time.
     assert run_script("kill_points", tmp_path, random.randint(1, 3), 3)["points"] > 15
