@@ -22,8 +22,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from .errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'title', 'registering_modules', 'without_index',
-           'collect', 'write_index', 'entries', 'find', 'get', 'options', 'Names', 'range_problem', 'check_options']
+__all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'forget', 'registering_as', 'title',
+           'registering_modules', 'without_index', 'collect', 'write_index', 'entries', 'find', 'get', 'name_of',
+           'options', 'Names', 'range_problem', 'check_options']
 
 # %% ../nbs/registry.ipynb #f65a3280
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ KINDS: dict[str, Kind] = {
     ),
     "annealing": Kind("how the weight of the KL term rises"),
     "transform": Kind("what is done to frames before a network sees them"),
-    "network": Kind("network of a denoiser"),
+    "network": Kind("network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions")),
     "autoencoder": Kind("model that turns frames into a latent and back"),
     "quantizer": Kind("codebook of a vector-quantised autoencoder"),
     "metric": Kind("number that a report says about reconstructed frames"),
@@ -198,6 +199,25 @@ def _enter(entry: Entry, thing: Any) -> None:
     _LIVE[key] = entry, thing
 
 
+def forget(source: str) -> None:
+    """Forget what the plug-in `source` has registered."""
+    for key in [key for key, (entry, _) in _LIVE.items() if entry.source == source]:
+        del _LIVE[key]
+
+
+@contextmanager
+def registering_as(source: str) -> Iterator[None]:
+    """While this lasts, what is registered comes from the plug-in `source`; nothing of it stays if it fails."""
+    _plugin.append(source)
+    try:
+        yield
+    except BaseException:
+        forget(source)
+        raise
+    finally:
+        _plugin.pop()
+
+
 def title(kind: str) -> str:
     """A kind in plain English: "noise schedule"."""
     return kind.replace("_", " ")
@@ -302,6 +322,16 @@ def get(kind: str, name: str) -> Any:
     if (kind, name) not in _LIVE:
         importlib.import_module(find(kind, name).source)
     return _LIVE[kind, name][1]
+
+
+def name_of(kind: str, thing: Any) -> str:
+    """The name that something is registered under."""
+    found = [name for (k, name), (_, other) in _LIVE.items() if k == kind and other is thing]
+    if not found:
+        raise BadInput(
+            f"{thing.__name__} is no registered {title(kind)}; expected @register({kind!r}) where it is defined"
+        )
+    return found[0]
 
 
 def options(kind: str, name: str) -> dict[str, Option]:

@@ -91,6 +91,12 @@ class Model:
 
     autoencoder: str = word("vae_kl", "latent_diff: whose latent it is", choices=AUTOENCODERS)
     denoiser: str = word("unet", "latent_diff: what denoises the latent", choices=DENOISERS)
+    network: str = word(
+        "unet", "ddpm, latent_diff: network of a denoiser of whole frames or latents", choices=Names("network")
+    )
+    network_options: dict[str, Any] = word(
+        dict, "options of the network (`xrddiff list network`)", options_for=("network", "model.network")
+    )
 
     quantizer: str = word("vq", "vq: a learned codebook, or a fixed grid (fsq)", choices=QUANTIZERS)
     codes: int = word(1024, "vq: vectors in the codebook", low=2)
@@ -341,6 +347,7 @@ class Config:
     training: Training = field(default_factory=Training)
     inference: Inference = field(default_factory=Inference)
     output_dir: str = word("output", "runs are kept in <output_dir>/<model><suffix>/<date>/<time>/")
+    plugins: list[str] = word(list, "notebooks, Python files and modules that register things of your own")
     run_name: str | None = word(None, "a name in place of <date>/<time>")
     resume: str | None = word(None, "the folder of a run to go on with")
     engine: str = word("inprocess", "what executes the notebook: this process, or a kernel over IPC", choices=ENGINES)

@@ -9,6 +9,7 @@ __all__ = ['option_line', 'kinds_table', 'names_table', 'list_names', 'add_list'
 import argparse
 from typing import Any
 
+from ..plugins import load_standing
 from ..registry import KINDS, Entry, Option, entries, known_kind, title
 
 # %% ../../nbs/cli/listing.ipynb #2dcfe746
@@ -56,6 +57,7 @@ def list_names(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    load_standing()
     console = Console() if sys.stdout.isatty() else Console(width=150)
     console.print(kinds_table() if args.kind is None else names_table(args.kind), highlight=False)
     return 0

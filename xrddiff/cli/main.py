@@ -394,6 +394,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xrddiff {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    trust = "execute the plug-ins that the run keeps (docs/security.md)"
     p = commands.add_parser(
         "run", help="train a model and report on it", add_help=False, description=run.__doc__, epilog=EXIT_CODES
     )
@@ -408,6 +409,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-m", "--multirun", action="store_true", help="run every combination of word=a,b and word=range(1,4)"
     )
     p.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
+    p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=run, parser=p)
 
     words = (
@@ -427,6 +429,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     workers = "local:N (processes on this machine) or slurm:PROFILE; this process alone unless given"
     p.add_argument("--workers", metavar="WHO", help=workers)
+    p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=sample, parser=p)
 
     p = commands.add_parser("inpaint", help="fill holes in measured frames", description=inpaint.__doc__)
@@ -452,6 +455,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--name", help="of the folder under RUN/samples (inpaint)")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help="inference.steps=32, inference.seed=1, …")
+    p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=inpaint, parser=p)
 
     p = commands.add_parser("interpolate", help="frames between two measured ones", description=interpolate.__doc__)
@@ -463,6 +467,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("-n", type=int, default=7, metavar="N", help="frames, both ends included (7)")
     p.add_argument("--name", help="of the folder under RUN/samples (interpolate)")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help="inference.steps=128, …")
+    p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=interpolate, parser=p)
 
     p = commands.add_parser("evaluate", help="judge a trained run anew", description=evaluate.__doc__)
@@ -472,6 +477,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "words", nargs="*", default=[], metavar="word=value", help="inference.limit=500, inference.match_radius=3, …"
     )
+    p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=evaluate, parser=p)
 
     data = commands.add_parser("data", help="list, fetch, simulate, inspect and convert frames")
@@ -543,6 +549,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             args = parse(sys.argv[1:] if argv is None else list(argv))
+            if getattr(args, "trust_plugins", False):
+                _trust(args)
             return args.command(args)
     except XrddiffError as error:
         _complain(error)
@@ -553,6 +561,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `xrddiff data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _trust(args: argparse.Namespace) -> None:
+    """Execute the plug-ins that the run of this command keeps."""
+    from xrddiff.plugins import trust_plugins
+
+    run = getattr(args, "run", None)
+    resumed = [word.partition("=")[2] for word in getattr(args, "overrides", ()) if word.startswith("resume=")]
+    if run is None and not resumed:
+        raise BadInput("--trust-plugins is about the plug-ins of a run; expected resume=RUN")
+    trust_plugins(Path(run or resumed[-1]).expanduser())
 
 
 def command_line() -> NoReturn:

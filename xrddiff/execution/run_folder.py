@@ -32,6 +32,7 @@ from typing import Any
 
 from ..ranks.environment import read_environment
 from ..config import RESUMABLE, load_config, to_yaml
+from ..plugins import keep_plugins, load_plugins
 from ..words import Config, get_word, vocabulary
 from ..errors import BadInput, XrddiffError
 from ..ranks.stopping import StopRequest
@@ -155,6 +156,7 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None) -> Path:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         path = make_free_folder(wanted)
         write_json(path / "environment.json", environment())
+        keep_plugins(path, load_plugins(cfg.plugins))
         return complete_run(path, cfg)
     except (OSError, XrddiffError) as error:
         why = getattr(error, "strerror", None) or error

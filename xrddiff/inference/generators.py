@@ -30,7 +30,8 @@ from .guides import Guide, open_guide
 from ..frames.noise import draw_counts
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
 from ..models.latent_space import LatentSpace, final_latent_stats, pairwise_mse
-from ..models.unet import UNet
+from ..plugins import need_plugins
+from ..registry import get, name_of
 from ..seeds import numpy_rng
 from ..training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint, load_weights
 from ..training.latents import open_latent_space
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['STEPS', 'KINDS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_classes', 'condition_fields',
-           'training_noise', 'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator',
-           'keep_template', 'sampling_words', 'ready_sampler', 'SampleJob', 'open_sample_job']
+__all__ = ['STEPS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_classes', 'condition_fields', 'training_noise',
+           'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator', 'keep_template',
+           'sampling_words', 'ready_sampler', 'SampleJob', 'open_sample_job']
 
 # %% ../../nbs/inference/generators.ipynb #b0ee0c00
 def template_frames(frames: xr.Dataset) -> xr.Dataset:
@@ -350,7 +351,6 @@ class Generator:
         return out
 
 # %% ../../nbs/inference/generators.ipynb #468c8a0a
-KINDS = {"unet": UNet, "autoregressive": AutoregressiveDiffusion}
 TEMPLATE = "template.zarr"
 
 
@@ -368,7 +368,7 @@ def generator_state(
     return {
         "model": model.config if autoregressive else model.net.config,
         "generator": {
-            "kind": "autoregressive" if autoregressive else "unet",
+            "kind": "autoregressive" if autoregressive else name_of("network", type(model.net)),
             "denoiser": None if autoregressive else model.config,
             "shape": list(shape),
             "autoencoder": None if space is None else space.statistics.sha256,
@@ -392,6 +392,7 @@ def open_generator(
     `ema`: the averaged weights; `ema_sigma_rel`: those of a width that is chosen now; `step`: the weights of an earlier checkpoint, or the average up to there. Raises `BadInput` where the run has no generative model, or its autoencoder is another one.
     """
     run = Path(run)
+    need_plugins(run)
     own = step is not None and ema_sigma_rel is None
     checkpoint: Checkpoint = load_checkpoint(run / "checkpoints" / checkpoint_name(step) if own else run)
     state = checkpoint.state.get("generator")
@@ -401,7 +402,8 @@ def open_generator(
         raise BadInput(
             f"{run} has no {TEMPLATE}, which says where the pixels of samples are; expected the whole folder of a run"
         )
-    net = KINDS[state["kind"]](**checkpoint.state["model"])
+    kind = AutoregressiveDiffusion if state["kind"] == "autoregressive" else get("network", state["kind"])
+    net = kind(**checkpoint.state["model"])
     load_weights(net, checkpoint if ema_sigma_rel is None else reconstruct(run, ema_sigma_rel, step=step), ema=ema)
     model = net if state["kind"] == "autoregressive" else Denoiser(net, **state["denoiser"])
     space = None

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import BadInput, nearest
 from .conditioning import Conditions, Embedding, sinusoidal
 from .layers import Downsample, MidBlock, ResnetBlock, SelfAttention, Upsample, full_head, group_norm
+from ..registry import Range, register
 
 # %% auto #0
 __all__ = ['SIZES', 'DownLevel', 'UpLevel', 'UNet', 'make_unet']
@@ -71,6 +72,7 @@ class UpLevel(_Level):
         return self.resample(x)
 
 # %% ../../nbs/models/unet.ipynb #2b4cfee7
+@register("network", "unet", help="U-Net with residual blocks, attention and skips between its halves")
 class UNet(nn.Module):
     """F (B, out_channels, H, W) from a noisy `x` (B, in_channels, H, W), a noise label (B,) and conditions; H and W multiples of `downsampling` = patch · 2^(len(widths) − 1).
 
@@ -85,17 +87,17 @@ class UNet(nn.Module):
         in_channels: int = 1,
         out_channels: int = 1,
         *,
-        widths: Sequence[int] = (64, 128, 256),
-        layers_per_block: int = 2,
+        widths: Annotated[Sequence[int], Range(low=1), "channels at each resolution"] = (64, 128, 256),
+        layers_per_block: Annotated[int, Range(low=1), "residual blocks per resolution"] = 2,
         attention: Sequence[bool] | None = None,
-        mid_attention: bool = True,
-        head_dim: int = 8,
-        norm_groups: int = 32,
-        scale_shift: bool = False,
-        dropout: float = 0.0,
-        label_scale: float = 1.0,
+        mid_attention: Annotated[bool, "self-attention at the lowest resolution"] = True,
+        head_dim: Annotated[int, Range(low=1), "channels of an attention head"] = 8,
+        norm_groups: Annotated[int, Range(low=1), "groups of channels that are normalised together"] = 32,
+        scale_shift: Annotated[bool, "noise level and conditions scale and shift the norms"] = False,
+        dropout: Annotated[float, Range(0, 1), "share of activations left out in training"] = 0.0,
+        label_scale: Annotated[float, Range(above=0), "factor on the noise label"] = 1.0,
         mask_channel: bool = False,
-        patch: int = 1,
+        patch: Annotated[int, Range(low=1), "side of the block of pixels that is folded into channels"] = 1,
         conditions: Mapping[str, int | Sequence[float]] | None = None,
     ):
         super().__init__()

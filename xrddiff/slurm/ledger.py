@@ -16,18 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import is_path
+from ..plugins import state_folder
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['state_folder', 'Submission', 'keep', 'submissions', 'Target', 'find_target', 'Progress', 'read_progress']
-
-# %% ../../nbs/slurm/ledger.ipynb #73d522d1
-def state_folder() -> Path:
-    """Where xrddiff remembers what it submitted: `XRDDIFF_STATE`, `XDG_STATE_HOME/xrddiff` or `~/.local/state/xrddiff`."""
-    env = os.environ
-    if own := env.get("XRDDIFF_STATE"):
-        return Path(own).expanduser().absolute()
-    return Path(env.get("XDG_STATE_HOME") or Path.home() / ".local" / "state").expanduser().absolute() / "xrddiff"
+__all__ = ['Submission', 'keep', 'submissions', 'Target', 'find_target', 'Progress', 'read_progress']
 
 # %% ../../nbs/slurm/ledger.ipynb #2dc21a39
 @dataclass(frozen=True)

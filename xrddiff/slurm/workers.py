@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..plugins import TRUST, state_folder
 from ..errors import BadInput, XrddiffError
 from ..execution.workers import DASHBOARD, Pool, Workers, certificates, close_web_ports
 from . import commands as slurm
-from .ledger import state_folder
 from .profiles import Profile, load_profile
 from .scripts import site_lines
 
@@ -54,6 +54,13 @@ def slurm_workers(name: str) -> SlurmWorkers:
 _MEMORY = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
+def _plugin_lines() -> list[str]:
+    """What tells a worker which plug-ins it may execute."""
+    return [
+        f"export {name}={shlex.quote(os.environ[name])}" for name in (TRUST, "XRDDIFF_PLUGINS") if name in os.environ
+    ]
+
+
 def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
     """The words for `dask_jobqueue.SLURMCluster` that ask for one node of `profile`; logs and keys go to `folder`."""
     p, folder = profile, os.fspath(folder)
@@ -79,7 +86,7 @@ def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
         job_name="xrddiff-workers",
         log_directory=folder,
         job_extra_directives=[*directives, *(["--exclusive"] if p.exclusive else []), "--no-requeue"],
-        job_script_prologue=[line for line in site_lines(p) if line],
+        job_script_prologue=[line for line in [*site_lines(p), *_plugin_lines()] if line],
         python=shlex.quote(sys.executable),
         worker_command="xrddiff.execution.dask_worker",
         worker_extra_args=[
