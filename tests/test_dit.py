@@ -9,7 +9,12 @@ from conftest import need
 from xrddiff.models.dit import DiT, DiTBlock
 
 # diffusers' names -> ours, inside a block
-NAMES = {"norm1.linear": "modulation", "attn1.to_out.0": "attention.to_out", "ff.net.0.proj": "mlp.0", "ff.net.2": "mlp.2"}
+NAMES = {
+    "norm1.linear": "modulation",
+    "attn1.to_out.0": "attention.to_out",
+    "ff.net.0.proj": "mlp.0",
+    "ff.net.2": "mlp.2",
+}
 
 
 def copy_block(theirs: dict[str, torch.Tensor], ours: DiTBlock) -> None:

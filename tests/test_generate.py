@@ -116,6 +116,48 @@ def test_conditions_are_kept_and_asked_for(runs):
     assert len(set(mixed.tolist())) > 1
 
 
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """A small run of ddpm with network=dit."""
+    folder = tmp_path_factory.mktemp("dit")
+    words = ["model=ddpm", "network=dit", "model.network_options={depth: 2}", "model.condition=[hit_class]"]
+    words += [*SMALL, "data.limit=32", "inference.num_samples=4", "inference.steps=4", "training.checkpoint_every=2"]
+    done = xrddiff("run", *words, "training.keep_checkpoints=null", "run_name=dit", folder=folder)
+    assert "DiT" in done.stdout
+    return folder / "output" / "ddpm_test" / "dit"
+
+
+def test_a_transformer_denoises_frames(transformer):
+    samples = validate_frames(open_frames(transformer / "samples" / "samples.zarr"), values=True)
+    generator = open_generator(transformer)
+    assert samples.sizes["frame"] == 4 and (transformer / "report.html").exists()
+    assert len(generator.model.net.blocks) == 2 and generator.fields["hit_class"] == 3
+    xrddiff("sample", str(transformer), "-n", "2", "--name", "two", "inference.batch_size=2", folder=transformer)
+    two = open_frames(transformer / "samples" / "two" / "samples.zarr")
+    assert two["sample"].values.tolist() == [0, 1] and np.isfinite(two["intensity"].values).all()
+
+
+def test_a_transformer_is_resumed_to_the_bit(transformer, tmp_path):
+    """The same run, set back to the first of its checkpoints, ends at the same weights."""
+    shutil.copytree(transformer, tmp_path / "dit")
+    first, *later = sorted((tmp_path / "dit" / "checkpoints").glob("step-*"))
+    for path in later:
+        shutil.rmtree(path)
+    (tmp_path / "dit" / "report.html").unlink()
+    done = xrddiff("run", f"resume={tmp_path / 'dit'}", folder=tmp_path)
+    assert later and "report.html" in done.stdout
+    a, b = (load_checkpoint(run).weights() for run in (tmp_path / "dit", transformer))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_a_transformer_denoises_latents(runs, tmp_path):
+    words = ["model=latent_diff", "network=dit", *SMALL, f"training.pretrained_vae_path={runs('vae_kl')}"]
+    xrddiff("run", *words, "data.limit=32", "inference.num_samples=2", "inference.steps=2", folder=tmp_path)
+    (run,) = (tmp_path / "output" / "latent_diff_test").glob("*/*")
+    net = open_generator(run).model.net
+    assert type(net).__name__ == "DiT" and net.patch == 2 and not net.mask_channel
+
+
 def test_a_latent_run_goes_on_where_it_was_killed(runs, tmp_path):
     """Killed in the third notebook, the first two are not repeated, and the weights are those of the undisturbed run."""
     words = ["run", "model=latent_diff", *SMALL, "run_name=whole", "training.checkpoint_every=2"]

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BadInput, nearest
+from ..errors import BadInput
 from .conditioning import Conditions, Embedding, sinusoidal
 from .transformer import Attention, grid_code
 from ..registry import Range, register
 
 # %% auto #0
-__all__ = ['DIT_SIZES', 'modulate', 'DiTBlock', 'DiT', 'dit_words']
+__all__ = ['DIT_SIZES', 'modulate', 'DiTBlock', 'DiT']
 
 # %% ../../nbs/models/dit.ipynb #f109b707
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -42,6 +42,15 @@ class DiTBlock(nn.Module):
         x = x + gate1[:, None] * self.attention(modulate(self.norm(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(modulate(self.norm(x), shift2, scale2))
 
+# %% ../../nbs/models/dit.ipynb #fc75cff6
+DIT_SIZES: dict[str, dict[str, int]] = {
+    "tiny": dict(width=128, depth=4, heads=4),
+    "small": dict(width=384, depth=12, heads=6),
+    "medium": dict(width=768, depth=12, heads=12),
+    "large": dict(width=1024, depth=24, heads=16),
+    "xl": dict(width=1152, depth=28, heads=16),
+}
+
 # %% ../../nbs/models/dit.ipynb #825c0bcf
 @register("network", "dit", help="diffusion transformer: patches that look at each other (AdaLN-zero)")
 class DiT(nn.Module):
@@ -56,6 +65,9 @@ class DiT(nn.Module):
 
     Source: arXiv 2212.09748.
     """
+
+    sizes = DIT_SIZES
+    in_latent = dict(patch=2)  # words of a model in a latent
 
     def __init__(
         self,
@@ -77,6 +89,7 @@ class DiT(nn.Module):
                 f"the transformer has a width of {width} and {heads} heads; expected a multiple of the heads and of 4"
             )
         self.in_channels, self.mask_channel, self.patch = in_channels, mask_channel, patch
+        self.downsampling = patch
         self.label_scale = float(label_scale)
         self.embed = nn.Conv2d(in_channels + mask_channel, width, patch, stride=patch)
         self.time_embedding = Embedding(256, width)
@@ -104,11 +117,6 @@ class DiT(nn.Module):
         for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.proj_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-
-    @property
-    def multiple(self) -> int:
-        """Sides of a frame divide by it."""
-        return self.patch
 
     def tokens(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, N, width) of `x` (B, in_channels, H, W), with their places, row by row."""
@@ -160,19 +168,3 @@ class DiT(nn.Module):
             raise BadInput(
                 f"the transformer got a mask of shape {tuple(mask.shape)}; expected {wanted} as the frames have"
             )
-
-# %% ../../nbs/models/dit.ipynb #fc75cff6
-DIT_SIZES: dict[str, dict[str, int]] = {
-    "tiny": dict(width=128, depth=4, heads=4),
-    "small": dict(width=384, depth=12, heads=6),
-    "medium": dict(width=768, depth=12, heads=12),
-    "large": dict(width=1024, depth=24, heads=16),
-    "xl": dict(width=1152, depth=28, heads=16),
-}
-
-
-def dit_words(size: str, *, latent: bool = False) -> dict[str, int]:
-    """Words of the `DiT` of this size, for frames or for a latent."""
-    if size not in DIT_SIZES:
-        raise BadInput(f"there is no size {size!r}{nearest(str(size), DIT_SIZES)}")
-    return DIT_SIZES[size] | dict(patch=2 if latent else 8)
