@@ -41,7 +41,9 @@ ROOMS = {
     "execution": "Execution",
     "slurm": "SLURM",
     "cli": "Command line",
+    "front_door": "Front door in Python",
 }
+FIRST = "tutorials/python"  # the page after home
 # pages that are no notebooks, in the order of the contents, and their names on the site
 PAGES = {
     "docs/cluster_tour.md": "cluster_tour.md",
@@ -185,7 +187,7 @@ def main() -> None:
     shutil.copytree(DOCS / "_static", static)
     shutil.copytree(katex, static / "katex", ignore=shutil.ignore_patterns("*.js", "*.mjs", "contrib", "README*"))
 
-    names = [p.with_suffix("").as_posix() for p in pages]
+    names = [p.with_suffix("").as_posix() for p in pages if p.with_suffix("").as_posix() != FIRST]
     top = [n for n in names if "/" not in n and n != "index"]
     chapters = {room: [n for n in names if n.startswith(room + "/")] for room in ROOMS} | {"ground": top}
     for room, members in chapters.items():
@@ -193,7 +195,7 @@ def main() -> None:
         if members:
             (SOURCE / f"{room}.md").write_text(f"# {caption}\n\n{toctree(members)}", encoding="utf-8")
     own = [Path(name).stem for name in PAGES.values()]
-    contents = toctree([room for room, members in chapters.items() if members] + own)
+    contents = toctree([FIRST] + [room for room, members in chapters.items() if members] + own)
     index = nbformat.read(SOURCE / "index.ipynb", as_version=4)
     index.cells.append(nbformat.v4.new_markdown_cell(contents, id="contents"))
     nbformat.write(index, SOURCE / "index.ipynb")

@@ -169,6 +169,8 @@ class LiveShell(CaptureShell):
 @contextmanager
 def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
     main, hook, shell = sys.modules.get("__main__"), sys.displayhook, InteractiveShell._instance
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    figures = set(pyplot.get_fignums()) if pyplot else set()
     with scratch_folder() as folder:
         live = LiveShell(output, folder)
         InteractiveShell._instance = live
@@ -184,7 +186,8 @@ def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
             sys.modules["__main__"], sys.displayhook, InteractiveShell._instance = main, hook, shell
             atexit.unregister(live.atexit_operations)
             if pyplot := sys.modules.get("matplotlib.pyplot"):
-                pyplot.close("all")
+                for figure in set(pyplot.get_fignums()) - figures:  # those of a notebook around this one stay
+                    pyplot.close(figure)
             live.user_ns.clear()  # the model and its data go before the next run of a sweep
             gc.collect()
 

@@ -35,7 +35,15 @@ from xrddiff.execution.run_folder import (
 )
 from .sharing import check_evaluation, check_samples, unfinished_samples
 from .workers import parse_workers
-from ..config import absolute_words, compose_config, inference_config, model_parts, to_yaml
+from xrddiff.config import (
+    OWN_FRAMES,
+    absolute_words,
+    as_override,
+    compose_config,
+    inference_config,
+    model_parts,
+    to_yaml,
+)
 from ..errors import BadInput, RankFailed, XrddiffError
 from ..ranks.stopping import StopRequest
 from ..words import Config
@@ -153,16 +161,19 @@ def execute_run(
     overrides: Sequence[str],
     cfg: Config | None = None,
     *,
+    frames: str | os.PathLike | None = None,
     on_start: Callable[[Path], Any] | None = None,
     terminal: bool = True,
 ) -> Path:
     """Compose, check, make or reopen the run folder, execute its notebooks; returns the folder. With several ranks, all call this together.
 
-    `cfg` saves composing again what was composed before; `on_start(path)` is called on rank 0 with the folder before anything runs. A run that was stopped in order (USR2, TERM) ends
+    `cfg` saves composing again what was composed before; `frames`: a store that was written for this run alone, and moves into its folder; `on_start(path)` is called on rank 0 with the folder before anything runs. A run that was stopped in order (USR2, TERM) ends
     there, to be resumed: `runs.stopped_by(path)` tells. A rank that fails leaves a mark (`runs.read_failures`).
     """
     from xrddiff.execution.checks import check_run
 
+    if frames is not None:  # they are checked where they are, and then kept with the run
+        cfg = compose_config([*overrides, as_override("data.data_path", frames)])
     cfg = cfg or compose_config(overrides)
     phases = run_phases(cfg)
     sources = [run_notebook_path(phase.notebook) for phase in phases]
@@ -176,7 +187,7 @@ def execute_run(
         def open_folder() -> str:
             if not cfg.resume:
                 check_run(cfg)
-            path = Path(cfg.resume) if cfg.resume else create_run(cfg)
+            path = Path(cfg.resume) if cfg.resume else create_run(cfg, frames=frames)
             held.enter_context(hold_run(path))
             if cfg.resume:
                 reopen_run(cfg)
@@ -185,6 +196,8 @@ def execute_run(
             return str(path)
 
         path = Path(first(open_folder))
+        if frames is not None:
+            overrides = [*overrides, as_override("data.data_path", path.absolute() / OWN_FRAMES)]
         chosen = {group: cfg.presets[group] for group in ("model", "experiment_type", "data")}
         parameters = dict(**chosen, overrides=_words(overrides), run_dir=str(path.absolute()))
         for phase, source in zip(phases, sources, strict=True):

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ranks.environment import read_environment
-from ..config import RESUMABLE, load_config, to_yaml
+from ..config import OWN_FRAMES, RESUMABLE, load_config, to_yaml
 from ..plugins import keep_plugins, load_plugins
 from ..words import Config, get_word, vocabulary
 from ..errors import BadInput, XrddiffError
@@ -142,10 +142,10 @@ def world_size() -> int:
 PARTS = ("checkpoints", "samples", "metrics", "plots")
 
 
-def create_run(cfg: Config, path: str | os.PathLike | None = None) -> Path:
+def create_run(cfg: Config, path: str | os.PathLike | None = None, *, frames: str | os.PathLike | None = None) -> Path:
     """A new folder for this configuration, with `config.yaml`, `environment.json` and the empty parts.
 
-    `path` names it, instead of `output_dir`, `run_name` and the clock. Raises `BadInput` if it cannot be written.
+    `path` names it, instead of `output_dir`, `run_name` and the clock. `frames`: a store that moves into it and is the data of the run. Raises `BadInput` if it cannot be written.
     """
     if path is None:
         name = cfg.run_name or time.strftime("%Y-%m-%d/%H-%M-%S")
@@ -156,6 +156,9 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None) -> Path:
         wanted.parent.mkdir(parents=True, exist_ok=True)
         path = make_free_folder(wanted)
         write_json(path / "environment.json", environment())
+        if frames is not None:
+            own = shutil.move(frames, path.absolute() / OWN_FRAMES)
+            cfg = replace(cfg, data=replace(cfg.data, data_path=str(own)))
         keep_plugins(path, load_plugins(cfg.plugins))
         return complete_run(path, cfg)
     except (OSError, XrddiffError) as error:

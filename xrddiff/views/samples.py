@@ -74,7 +74,7 @@ def show_samples(
     n: int = 64,
     *,
     norm: str = "asinh",
-    names: tuple[str, str] | None = None,
+    names: Sequence[str] | None = None,
     pixels: int = 64,
 ) -> Picture:
     """The first `n` frames of both sets as tiles, side by side, on the intensity scale of `real`, or samples alone. Tiles have at most `pixels` a side, the brightest of k × k pixels where frames are larger.
@@ -82,7 +82,7 @@ def show_samples(
     `names`: of the two sets; "measured" or "simulated" and "samples" unless given.
     """
     if real is None:
-        names, sets = ("samples",), (samples,)
+        names, sets = names or ("samples",), (samples,)
         real = samples
     else:
         names, sets = names or (origin_of(real), "samples"), (real, samples)

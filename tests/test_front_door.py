@@ -1,0 +1,258 @@
+"""`import xrddiff as xd`: what a notebook does is what the command line does, bit for bit, and mistakes get their sentence."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from browser import chromium
+from conftest import SMALL
+from test_jupyterlab import jupyterlab, run_all
+from test_run import weights, xrddiff
+
+import xrddiff as xd
+from xrddiff.config import compose_config
+from xrddiff.formats.store import read_store
+from xrddiff.front_door.keywords import as_overrides
+
+# one worker trains the run of this module and those of the fixture `runs`
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]
+
+TRAIN = dict(size="tiny", experiment_type="test", num_epochs=1, threads=1, avg_pooling=True, diff_epochs=1)
+
+
+def layout(run: Path) -> set[str]:
+    """The files of a run, down to what stores and checkpoints are made of."""
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    return {n for n in names if not n.startswith("frames.zarr/")}
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """The run of the fixture `runs("vae_kl")`, trained in Python on frames that are in memory."""
+    folder = tmp_path_factory.mktemp("mine")
+    frames = xd.load("sim-422", limit=64).load()
+    more = {"training.batch_size": 8, "output_dir": str(folder), "run_name": "whole"}
+    return xd.train("data=pooling_422", more, data=frames, model="vae_kl", **TRAIN, progress=False), frames
+
+
+def test_everything_offered_is_there_and_named_once():
+    source = ast.parse(Path(xd.__file__).read_text(encoding="utf-8"))
+    imported = [a.name for node in ast.walk(source) if isinstance(node, ast.ImportFrom) for a in node.names]
+    assert [name for name in imported if name in xd.__all__] == xd.__all__
+    assert all(getattr(xd, name).__doc__ for name in xd.__all__) and set(xd.__all__) <= set(dir(xd))
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = xd.trian
+
+
+def test_opening_a_run_needs_no_torch(runs):
+    code = "import sys, xrddiff as xd; run = xd.open_run(sys.argv[1]); print(run, run.state, xd.load('sim128', 2))"
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, runs("vae_kl")], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_training_is_that_of_the_command_line(runs, mine):
+    """The same words give the same weights and the same files, also where the frames came from memory."""
+    run, command = mine[0], runs("vae_kl")
+    assert run.state == "finished" and run.path.name == "whole"
+    theirs, own = weights(command), weights(run.path)
+    assert theirs.keys() == own.keys() and all(np.array_equal(theirs[k], own[k]) for k in theirs)
+    assert layout(run.path) == layout(command)
+    words = ["model=vae_kl", *SMALL, "run_name=whole", f"output_dir={run.path.parent.parent}"]
+    asked = compose_config([*words, f"data.data_path='{run.path}/frames.zarr'", "data.limit=256"])
+    assert run.config == asked
+
+
+def test_frames_from_memory_are_kept_with_the_run(mine, tmp_path):
+    run, frames = mine
+    kept = read_store(run.path / "frames.zarr")
+    assert np.array_equal(kept["intensity"], frames["intensity"]) and kept.attrs["experiment"] == "sim-422"
+    assert not list(run.path.parent.parent.glob("xrddiff-*"))
+    moved = xd.open_run(shutil.copytree(run.path, tmp_path / "elsewhere"))
+    os.rename(run.path / "frames.zarr", run.path / "away.zarr")
+    try:
+        assert moved.config.data.data_path == str(moved.path / "frames.zarr")
+        held_out = moved.frames("held_out")
+        longer = moved.resume(num_epochs=2, progress=False)
+    finally:
+        os.rename(run.path / "away.zarr", run.path / "frames.zarr")
+    assert longer.step == 2 * run.step and longer.path == moved.path and longer.state == "finished"
+    assert len(longer.history) > len(run.history) and held_out.sizes["frame"] == len(run.frames("reconstruction").frame)
+
+
+def test_reconstructions_are_those_of_the_run(mine):
+    run, frames = mine
+    judged = run.frames("reconstruction")
+    np.testing.assert_array_equal(run.reconstruct()["intensity"], judged["intensity"])
+    whole = run.reconstruct(frames.isel(frame=slice(0, 8)))  # pooled as the run's own were
+    assert whole.sizes == {**judged.sizes, "frame": 8} or whole["intensity"].shape == (
+        8,
+        *judged["intensity"].shape[1:],
+    )
+    assert run.model().downsampling == 4 and run.autoencoder is run
+
+
+def test_samples_are_those_of_the_command_line(runs):
+    path = runs("ddpm")
+    run = xd.open_run(path)
+    drawn = run.sample(11, hit_class="single", steps=2, sampler="ddim", seed=3, threads=1)
+    words = [
+        "inference.steps=2",
+        "inference.sampler=ddim",
+        "inference.seed=3",
+        "inference.condition={hit_class: single}",
+    ]
+    xrddiff("sample", str(path), "-n", "11", "--name", "from python", "threads=1", *words, folder=path)
+    theirs = run.frames("from python")
+    assert set(theirs.variables) == set(drawn.variables)
+    for name in theirs.variables:
+        np.testing.assert_array_equal(theirs[name], drawn[name])
+    assert {k: v for k, v in theirs.attrs.items() if k != "config"} == {
+        k: v for k, v in drawn.attrs.items() if k != "config"
+    }
+    assert set(drawn["hit_class"].values.tolist()) == {1}
+    np.testing.assert_array_equal(run.sample(5, first_sample=3, hit_class=1, steps=2, sampler="ddim", seed=3, threads=1)["intensity"], drawn["intensity"][3:8])  # fmt: skip
+
+
+def test_a_latent_run_draws_reconstructs_and_is_judged_again(runs, tmp_path):
+    run = xd.open_run(shutil.copytree(runs("latent_diff"), tmp_path / "whole"))
+    drawn = run.sample(4, steps=2, threads=1, name="four")
+    assert run.frames("four").identical(drawn) and (run.samples / "four" / "report.html").exists()
+    inner = run.autoencoder
+    np.testing.assert_array_equal(run.reconstruct()["intensity"], inner.frames("reconstruction")["intensity"])
+    assert len(inner.history) and type(inner.model()) is not type(run.model())
+    table = run.evaluate(samples="four", limit=8, threads=1, progress=False)
+    assert "samples" in table.columns and (run.path / "evaluation" / "report.html").exists()
+
+
+def test_arrays_are_data(tmp_path):
+    frames = np.random.default_rng(0).poisson(3, (20, 32, 32)).astype(np.int32)
+    words = {k: v for k, v in TRAIN.items() if k != "avg_pooling"} | {"output_dir": str(tmp_path), "max_steps": 1}
+    run = xd.train(data=frames, model="vae_kl", **words, progress=False)
+    np.testing.assert_array_equal(run.frames("all")["intensity"], frames)
+    assert run.frames("all")["intensity"].attrs["units"] == "ADU" and run.state == "finished"
+    table = xd.runs(tmp_path)
+    assert table.index.tolist() == [str(run.path)] and table["state"].tolist() == ["finished"]
+
+
+MISTAKES = {
+    "there is no word 'num_epoch'; did you mean 'num_epochs'?": lambda run: xd.train(num_epoch=2),
+    "'seed' may be data.seed or training.seed or inference.seed": lambda run: xd.train(seed=2),
+    "training.num_epochs: found 'two', expected a whole number": lambda run: xd.train(num_epochs="two"),
+    "training.lr: found 0, expected more than 0": lambda run: xd.train({"training": {"lr": 0}}),
+    "model=vae: there is no such preset; did you mean 'vae_kl'?": lambda run: xd.train(model="vae"),
+    "no named set 'sim129'; did you mean 'sim128'?": lambda run: xd.train(data="sim129"),
+    "frames has no variable 'intensity'": lambda run: xd.train(data=xd.load("sim128", 2).drop_vars("intensity")),
+    "intensity has rank 2": lambda run: xd.train(data=np.zeros((8, 8))),
+    "'data.limit=1,2' names several values": lambda run: xd.train("data.limit=1,2"),
+    "found 3 among the words": lambda run: xd.train(3),
+    "1 frame is left to train on": lambda run: xd.train(data=np.zeros((2, 8, 8)), output_dir=str(run.path / "new")),
+    "there is no data set 'sim129'": lambda run: xd.load("sim129"),
+    "no such file": lambda run: xd.open_frames("nowhere.h5"),
+    "it has no config.yaml; expected the folder of a run": lambda run: xd.open_run(run.samples),
+    "there is no word 'stepps' of inference, and no condition; did you mean 'steps'?": lambda run: run.sample(stepps=2),
+    "hit_class=singl: there is no such class": lambda run: run.sample(hit_class="singl"),
+    "sampling changes the words of inference only": lambda run: run.sample(num_epochs=2),
+    "inference.num_samples: found 0, expected at least 1": lambda run: run.sample(0),
+    "has no frames 'heldout'; did you mean 'held_out'?": lambda run: run.frames("heldout"),
+    "has no autoencoder; expected a run of vae_kl": lambda run: run.reconstruct(),
+    "contradicts resume=": lambda run: run.resume(lr=1),
+    "has no samples 'nothing'": lambda run: run.evaluate(samples="nothing"),
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_mistakes_get_a_sentence(runs, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run = xd.open_run(runs("ddpm"))
+    with pytest.raises(xd.BadInput) as refused:
+        MISTAKES[said](run)
+    assert said.lower() in str(refused.value).lower()
+    assert refused.value._render_traceback_()[0] == f"BadInput: {refused.value}"  # what IPython shows
+    assert not list(tmp_path.glob("output/*/*")) and not (run.path / "new" / "vae_kl").exists()
+
+
+def test_a_run_shows_itself_and_all_text_is_escaped(runs, tmp_path):
+    name = "<script>alert(1)</script>&'\""
+    run = xd.open_run(shutil.copytree(runs("ddpm"), tmp_path / name.replace("/", "_")))
+    page, text = run._repr_html_(), repr(run)
+    assert text.splitlines()[1].split() == ["model", "ddpm,", "tiny"] and "finished, step" in text
+    assert "<script" not in page and "&lt;script&gt;" in page and "alert(1)" in page
+    pictures = re.findall("base64,([^']*)'", page)
+    assert len(pictures) == 2 and max(map(len, pictures)) < 70_000 and "radial profile" in page
+    report = run.report
+    assert isinstance(report, Path) and report.name == "report.html"
+    assert (
+        "<iframe sandbox srcdoc='&lt;!doctype" in report._repr_html_()[:60].lower()
+        and "<script" not in report._repr_html_()
+    )
+    shutil.rmtree(run.samples)
+    (run.metrics / "training_metrics.csv").write_text("nonsense\n\x00")
+    report.unlink()
+    assert "broken off" in run._repr_html_() and "<img" not in run._repr_html_()  # what is not there is left out
+    with pytest.raises(xd.BadInput, match="has no report yet: the run is broken off"):
+        _ = run.report
+
+
+def test_threads_of_the_notebook_stay(runs):
+    import torch
+
+    before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(2)
+    try:
+        xd.open_run(runs("ddpm")).sample(1, steps=1, threads=1)
+        assert (torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")) == (2, before[1])
+    finally:
+        torch.set_num_threads(before[0])
+
+
+def test_keywords_say_what_the_command_line_says():
+    told = as_overrides({"data": {"limit": 64}, "model.condition": ["hit_class"]}, model="ddpm", num_epochs=2, lr=1e-5)
+    assert compose_config(told) == compose_config(
+        ["data.limit=64", "model.condition=[hit_class]", "model=ddpm", "training.num_epochs=2", "training.lr=1e-5"]
+    )
+
+
+CELLS = (
+    "import xrddiff as xd\nframes = xd.load('sim128', limit=64)\nframes",
+    "run = xd.train(model='vae_kl', data=frames, size='tiny', experiment_type='test', max_steps=12, threads=1, run_name='lab')",
+    "run",
+    "xd.show(run.frames(limit=4), run.reconstruct(run.frames(limit=4)))",
+    "run.sample(4)",
+)
+
+
+@pytest.mark.xdist_group("notebook")
+def test_in_jupyterlab(tmp_path):
+    """A notebook in a real JupyterLab: a live pane while it trains, pictures, and a refusal of one line."""
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, tmp_path / "mine.ipynb")
+    with jupyterlab(tmp_path) as (url, token), chromium(1300, 2400) as page:
+        page.set_default_timeout(300_000)
+        page.goto(f"{url}lab/tree/mine.ipynb?token={token}")
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        run_all(page)
+        error = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+        live, end = [], time.monotonic() + 300
+        while not error.count() and time.monotonic() < end:
+            live += page.locator(".jp-OutputArea-output pre", has_text="run: output").all_inner_texts()
+            page.wait_for_timeout(300)
+        said = error.first.inner_text()
+        if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/front-door.png")
+        assert said.startswith("BadInput:") and "no generative model" in said and "Traceback" not in said
+        assert error.count() == 1 and len(set(live)) > 2, live  # it was drawn again while the run went on
+        assert page.locator(".jp-OutputArea-output img[alt='frame 0']").count() == 1
+        assert page.locator(".jp-OutputArea-output img[src^='data:image/png']").count() >= 3
+    assert (tmp_path / "output" / "vae_kl_test" / "lab" / "report.html").exists()
