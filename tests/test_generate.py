@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from xrddiff.execution.notebooks import run_notebook, run_notebook_path
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames.frames import validate_frames
 from xrddiff.inference.generators import open_generator
+from xrddiff.models.generative import DrawSettings
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.training.latents import weights_sha256
 
@@ -77,14 +79,14 @@ def test_samples_with_other_settings(runs, preset, words):
 @pytest.mark.parametrize("model", ["ddpm", "diff", "latent_diff"])
 def test_a_sample_is_its_number(runs, model):
     generator = open_generator(runs(model))
-    sampler = Sampler("unipc", 3, clamp=(-5.0, 8.0))
-    many, x = generator.sample(range(32), sampler, seed=5, batch_size=32)
-    _, y = generator.sample([7, 30], sampler, seed=5, batch_size=1)
+    settings = DrawSettings(Sampler("unipc", 3, clamp=(-5.0, 8.0)), seed=5, batch_size=32)
+    many, x = generator.sample(range(32), settings)
+    _, y = generator.sample([7, 30], replace(settings, batch_size=1))
     assert torch.allclose(x[[7, 30]], y, atol=1e-4 * float(x.abs().max()))
     x = many["intensity"].values
-    again, _ = generator.sample([30], sampler, seed=5, batch_size=32)
+    again, _ = generator.sample([30], settings)
     assert (again["intensity"].values[0] == x[30]).all()
-    other, _ = generator.sample([30], sampler, seed=6, batch_size=32)
+    other, _ = generator.sample([30], replace(settings, seed=6))
     assert (other["intensity"].values[0] != x[30]).any()
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from .conditioning import Conditions, Embedding, sinusoidal
+from .layers import config_of
 from .transformer import Attention, grid_code
 from ..registry import Range, register
 
@@ -98,10 +99,8 @@ class DiT(nn.Module):
         self.modulation_out = nn.Linear(width, 2 * width)
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(width, patch**2 * out_channels)
-        self.config: dict[str, Any] = dict(
-            in_channels=in_channels, out_channels=out_channels, patch=patch, width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio,
-            label_scale=self.label_scale, mask_channel=mask_channel, conditions=dict(self.condition.fields),
-        )  # fmt: skip
+        label_scale, conditions = self.label_scale, self.condition.fields
+        self.config = config_of(locals())
         self._initialise()
 
     def _initialise(self) -> None:
