@@ -27,6 +27,8 @@ from xrddiff.models.generative import DrawSettings
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.training.latents import weights_sha256
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
 
 

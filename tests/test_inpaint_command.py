@@ -19,6 +19,8 @@ from xrddiff.inference.measured import open_inpainting, open_interpolation
 from xrddiff.loading.catalog import load
 from xrddiff.models.generative import DrawSettings
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 FAST = ["inference.steps=3", "inference.batch_size=3", "threads=1"]
 

@@ -201,6 +201,8 @@ class Data:
     seed: int = word(42, "of the split and of the order of the frames", low=0)
     batch_size: int = word(2, "frames per rank and step, unless training.batch_size is given", low=1)
     prefetch: int = word(2, "batches read ahead", low=0)
+    threads: int | None = word(None, "threads that read them; null: one for each, as far as there are cores", low=1)
+    pin_memory: bool | None = word(None, "batches in memory that a GPU copies from directly; null: where there is one")
 
 # %% ../nbs/words.ipynb #876dc7a5
 RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian", "negative_binomial")
@@ -241,7 +243,13 @@ class Training:
         above=0,
         high=0.28,
     )
-    mixed_precision: str = word("no", "arithmetic of the network's body", choices=PRECISIONS)
+    mixed_precision: str | None = word(
+        None, "arithmetic of the network's body; null: as `accelerate launch` was told, else no", choices=PRECISIONS
+    )
+    compile: bool = word(False, "compile the network (torch.compile); needs a C++ compiler")
+    gradient_checkpointing: bool = word(
+        False, "compute blocks again in the backward pass instead of remembering them: less memory, more time"
+    )
 
     recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES)
     alpha_mse: float = word(2.0, "iwmse: weight 1 + alpha_mse x / x_ref", low=0)
