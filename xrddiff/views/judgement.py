@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..metrics.conditions import answer_table, answer_words
-from ..metrics.judgement import NAMES, findings
+from ..metrics.judgement import findings, title_of
 from .report import Report
 from .samples import plot_distribution, plot_ratios, show_samples
 
@@ -79,7 +79,7 @@ def add_answers(report: Report, judgement: Judgement) -> None:
 def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, Figure], condition: str = "") -> None:
     """How far the samples are from real frames, and what could not be told."""
     floor = "reconstructions of held-out frames" if judgement.floor == "autoencoder" else "held-out frames"
-    why = [f"{NAMES.get(name, name)}: {reason}.".capitalize() for name, reason in judgement.why.items()]
+    why = [f"{title_of(name)}: {reason}.".capitalize() for name, reason in judgement.why.items()]
     text = "" if not judgement.rows else (
         f"Wasserstein distances between distributions over sets of {judgement.rows['samples']['n']:.0f} frames{condition}; the floor, 1 in the picture, is that of training frames from {floor}. "
         "Bars: how much a distance changes from one half of the frames to another."
