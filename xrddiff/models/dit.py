@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 class DiTBlock(nn.Module):
     """Attention, then an MLP of `mlp_ratio` times the width, on tokens (B, N, width); norms and gates are chosen by c (B, width). Source: arXiv 2212.09748, §3.2."""
+
+    recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
         super().__init__()
