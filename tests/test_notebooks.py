@@ -21,7 +21,8 @@ from xrddiff.execution import run_folder as runs
 from xrddiff.execution.live import LineLog, LiveOutput, Screen, Stream
 from xrddiff.execution.notebooks import NotebookFailed, run_notebook
 from xrddiff.execution.phases import execute_run
-from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run, write_text
+from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run
+from xrddiff.files import write_text
 
 ENGINES = ("inprocess", "kernel")
 
@@ -222,11 +223,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(XrddiffError, match="config.yaml: No space left on device"):
+    with pytest.raises(XrddiffError, match="config.yaml: the disk is full"):
         write_text(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
     source = write_notebook(tmp_path / "toy.ipynb", "n = 0")
-    with pytest.raises(XrddiffError, match="b.ipynb: No space left on device"):
+    with pytest.raises(XrddiffError, match="b.ipynb: the disk is full"):
         run_notebook(source, tmp_path / "b.ipynb", terminal=False)
 
 

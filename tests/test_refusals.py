@@ -18,8 +18,9 @@ import pytest
 from xrddiff.cli.main import main
 from xrddiff.config import compose_config
 from xrddiff.execution import phases as jobs
-from xrddiff.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run, scratch_folder
+from xrddiff.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run
 from xrddiff.execution.sharing import PARTS, unfinished_samples
+from xrddiff.files import scratch_folder
 from xrddiff.formats.store import save_frames
 from xrddiff.simulation.simulate import simulate
 from xrddiff.slurm import ledger, status
@@ -211,7 +212,7 @@ def test_few_former_attempts_are_kept(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_in_tmp_is_removed(tmp_path):
-    code = "import os, signal\nfrom xrddiff.execution.run_folder import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal\nfrom xrddiff.files import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
     env = os.environ | {"TMPDIR": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()

@@ -325,7 +325,7 @@ def data_mask(args: argparse.Namespace) -> int:
 
     from xrddiff.formats.mask_files import check_mask_name, write_mask
     from xrddiff.views.inspection import explain_mask
-    from xrddiff.formats.store import writing
+    from xrddiff.files import writing
     from xrddiff.views.masks import reason_bits, show_mask, why_masked
     from xrddiff.views.plots import png
 

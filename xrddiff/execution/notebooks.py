@@ -48,7 +48,7 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from papermill.exceptions import PapermillExecutionError
 
 from .live import LiveOutput, Screen, Stream
-from .run_folder import scratch_folder, write_text
+from ..files import scratch_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
 from ..ranks.stopping import StopRequest
 

@@ -18,6 +18,7 @@ from typing import Any
 from ..config import is_path
 from ..plugins import state_folder
 from ..errors import BadInput, XrddiffError
+from ..files import lock
 
 # %% auto #0
 __all__ = ['Submission', 'record_submission', 'submissions', 'Target', 'find_target', 'Progress', 'read_progress']
@@ -102,7 +103,7 @@ def record_submission(submission: Submission) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(path, "a+b", buffering=0) as file:
-            _lock(file)
+            lock(file, wait=True)
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 line = "\n" + line
@@ -113,15 +114,6 @@ def record_submission(submission: Submission) -> Path:
     except OSError as error:
         raise XrddiffError(f"job {submission.id} could not be noted in {path}: {error.strerror or error}") from None
     return path
-
-
-def _lock(file) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except (ImportError, OSError):  # a platform or a file system without locks
-        pass
 
 
 def submissions(cluster: str | None = None) -> list[Submission]:

@@ -21,7 +21,8 @@ from .job import Job, pass_signals, quoted
 from .ledger import Submission, Target, read_progress
 from .known_jobs import known_jobs
 from .profiles import Profile, load_profile
-from ..execution.run_folder import cpu_count, environment, make_free_folder, scratch_folder
+from ..execution.run_folder import cpu_count, environment, make_free_folder
+from ..files import scratch_folder
 from .scripts import log_pattern, render_script
 from .commands import cluster_name, queue, submit_script
 from ..config import check_config, compose_config

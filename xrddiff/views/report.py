@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import jinja2
 import pandas as pd
 
-from ..formats.store import writing
+from ..files import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
