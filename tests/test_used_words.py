@@ -1,5 +1,6 @@
 """Words that have an effect in a run are read by it; all others may say what they like."""
 
+import re
 import sys
 import typing
 
@@ -55,12 +56,18 @@ def another(word):
     )
 
 
-def accepted(overrides):
-    try:
-        compose_config(overrides)
-    except BadInput:
-        return False
-    return True
+def accepted(given, typed):
+    """Those of the words `typed` that may be given together: the others are refused in this run, or contradict each other."""
+    typed = dict(typed)
+    while True:
+        try:
+            compose_config([*given, *typed.values()])
+            return typed
+        except BadInput as error:
+            named = [w for w in typed if re.search(rf"\b{re.escape(w)}\b", str(error))]
+            assert named, error
+            for w in named:
+                del typed[w]
 
 
 # words that say where a training starts are checked and not read; the others are for the folder's name and the report
@@ -141,7 +148,7 @@ def test_words_of_a_model(model, tmp_path, read):
     not_read = {w for w in used_settings(cfg) if "." in w} - read
     assert not_read <= OF_PROCESSES, not_read - OF_PROCESSES
     typed = {w: another(known[w]) for w in unused if w not in {g.partition("=")[0] for g in given}}
-    typed = {w: f"{w}={v}" for w, v in typed.items() if v is not None and accepted([*given, f"{w}={v}"])}
+    typed = accepted(given, {w: f"{w}={v}" for w, v in typed.items() if v is not None})
     assert len(typed) > 15, typed
     with pytest.warns(UserWarning, match="no effect in this run: "):
         other = compose_config([*given, *typed.values()])
