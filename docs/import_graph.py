@@ -26,7 +26,9 @@ def layers(root: Path) -> list[str]:
 def imports(root: Path) -> set[tuple[str, str]]:
     """Pairs (module, module it imports) of the package below `root`, wherever in the module the import stands."""
     package = root / "xrddiff"
-    files = {p: ".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for p in package.rglob("*.py")}
+    files = {
+        p: ".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for p in package.rglob("*.py")
+    }
     files = {p: name for p, name in files.items() if not {"_modidx", "_notebooks"} & set(p.with_suffix("").parts)}
     known, pairs = set(files.values()), set()
     for path, name in files.items():
@@ -101,7 +103,9 @@ def main() -> None:
     order += sorted({room for arrow in arrows for room in arrow} - set(order))
     args.output.write_text(draw(order, arrows), encoding="utf-8")
     back = {arrow: n for arrow, n in arrows.items() if order.index(arrow[1]) > order.index(arrow[0])}
-    print(f"{len(order)} rooms, {len(arrows)} arrows, {len(back)} of them back: {', '.join(f'{a} → {b} ({n})' for (a, b), n in sorted(back.items())) or 'none'}")
+    print(
+        f"{len(order)} rooms, {len(arrows)} arrows, {len(back)} of them back: {', '.join(f'{a} → {b} ({n})' for (a, b), n in sorted(back.items())) or 'none'}"
+    )
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     nothing goes to whichever worker is free. The longest come first, so that all workers end at about the same time.
     """
     groups = {item: group(item) for item in items}
+    for item, name in groups.items():
+        if name in FIRST:
+            item.add_marker("slow")
     slow = {name for item, name in groups.items() if item.get_closest_marker("slow")}
     items.sort(key=lambda item: FIRST.index(groups[item]) if groups[item] in FIRST else 9 - (groups[item] in slow))
     place = Path(os.environ["XRDDIFF_TESTS"]) / "groups.json"

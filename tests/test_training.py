@@ -565,6 +565,38 @@ def test_hooks_change_nothing(tmp_path):
     assert min(run_script("hooks", tmp_path).values()) > 40
 
 
+def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
+    import torch
+
+    from xrddiff.config import compose_config
+    from xrddiff.errors import BadInput
+    from xrddiff.training.callbacks import make_callbacks
+
+    (tmp_path / "mine.py").write_text(
+        "from xrddiff.registry import register\nfrom xrddiff.training.callbacks import Callback\n\n\n"
+        '@register("callback")\nclass epoch_list(Callback):\n    """A file that lists the epochs."""\n\n'
+        '    def __init__(self, name: str = "epochs"):\n        self.name = name\n\n'
+        "    def on_epoch(self, training, epoch):\n"
+        '        with open(training.folder / self.name, "a") as f:\n            f.write(f"{epoch}\\n")\n'
+    )
+    words = [f"plugins=[{tmp_path / 'mine.py'}]", "training.callbacks=[epoch_list,steps]"]
+    cfg = compose_config([*words, "training.callback_options={epoch_list: {name: list}}"])
+    _, _, plain = train(tmp_path / "plain", max_steps=15)
+    callbacks = make_callbacks(cfg.training.callbacks, cfg.training.callback_options)
+    _, _, watched = train(tmp_path / "run", max_steps=15, callbacks=callbacks)
+    assert torch.equal(plain, watched) and (tmp_path / "run" / "list").read_text() == "1\n2\n"
+    assert len((tmp_path / "run" / "metrics" / "steps.csv").read_text().splitlines()) == 16
+    for wrong, says in (
+        ("training.callbacks=[epoch_lists]", "did you mean 'epoch_list'"),
+        ("training.callback_options={epoch_list: {names: x}}", "has no option 'names'; did you mean 'name'"),
+        ("training.callback_options={steps: {every: 0}}", "steps.every: found 0, expected at least 1"),
+        ("training.callback_options={other: {}}", "other is none of training.callbacks"),
+        ("training.callback_options={steps: 3}", "found 3, expected its options"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            compose_config([*words, wrong])
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     done = run_script("kills", tmp_path, random.randrange(10**6))

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from ..errors import BadInput
 from .diversity import block_means, frame_distances
 from ..frames.noise import draw_counts
 from .radial_profiles import bin_edges
+from ..registry import Names, get, register
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['DISTANCES', 'DETAILS', 'LEVELS', 'wasserstein', 'histogram_distance', 'Ruler', 'SetSummary', 'set_distances',
+__all__ = ['DISTANCES', 'DETAILS', 'LEVELS', 'wasserstein', 'histogram_distance', 'Ruler', 'SetSummary', 'profile', 'histogram',
+           'peak_count', 'diversity', 'profile_mean', 'peak_intensity', 'peak_radius', 'repeats', 'set_distances',
            'compare_sets', 'floor', 'times_floor', 'ratio_table']
 
 # %% ../../nbs/metrics/distribution.ipynb #e56df3d9
@@ -66,8 +69,8 @@ def histogram_distance(h: np.ndarray, other: np.ndarray, centres: np.ndarray) ->
     return float(np.abs(share[:-1]) @ np.diff(centres))
 
 # %% ../../nbs/metrics/distribution.ipynb #843117dc
-DISTANCES = ("profile", "histogram", "peak_count", "diversity")
-DETAILS = ("profile_mean", "peak_intensity", "peak_radius", "repeats")
+DISTANCES = Names("distance", detail=False)
+DETAILS = Names("distance", detail=True)  # worked out too, and in no table
 LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
 _ATTRIBUTES = ("beam_center", "pedestal", "read_noise", "saturation", "distance", "pixel_size")
 
@@ -296,6 +299,11 @@ class SetSummary:
         """The arrays with one row per frame, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)[2:]}
 
+    @cached_property
+    def within(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distances of all pairs of frames, and of each frame to the nearest other one."""
+        return _within(self.blocks)
+
     def take(self, at: Any) -> SetSummary:
         """The frames at the positions `at`."""
         return SetSummary(self.key, self.radii, **{name: v[at] for name, v in self.rows().items()})
@@ -324,28 +332,71 @@ def _same_ruler(a: SetSummary, b: SetSummary) -> None:
         )
 
 # %% ../../nbs/metrics/distribution.ipynb #57e38f2c
-def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
-    """The distances between two sets, by the names in `DISTANCES` and `DETAILS`.
-
-    A distance is NaN if the sets lack the data for it (peaks, or two frames to form a pair).
-    """
-    _same_ruler(reference, test)
-    level = (LEVELS[:-1] + LEVELS[1:]) / 2
+def _level_weights(reference: SetSummary, test: SetSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Profiles of both sets at the rings that both have, and the weight of each ring; NaN where no ring has any intensity."""
     seen = np.isfinite(reference.profile).any(0) & np.isfinite(test.profile).any(0)
     p, q, n = reference.profile[:, seen], test.profile[:, seen], reference.pixels.mean(0)[seen]
-    level_of_all = float(n @ np.abs(np.nanmean(p, 0)))  # 0: no common ring, or all frames are zero
-    weight = n / level_of_all if level_of_all > 0 else n * np.nan
-    pairs, nearest = zip(*(_within(s.blocks) for s in (reference, test)), strict=True)
-    return {
-        "profile": float(weight @ wasserstein(p, q)) if seen.any() else float("nan"),
-        "histogram": histogram_distance(reference.histogram.sum(0), test.histogram.sum(0), level),
-        "peak_count": float(wasserstein(reference.peaks, test.peaks)),
-        "diversity": float(wasserstein(*pairs)),
-        "profile_mean": float(weight @ np.abs(np.nanmean(p, 0) - np.nanmean(q, 0))) if seen.any() else float("nan"),
-        "peak_intensity": histogram_distance(reference.peak_intensity.sum(0), test.peak_intensity.sum(0), level),
-        "peak_radius": histogram_distance(reference.peak_radius.sum(0), test.peak_radius.sum(0), reference.radii),
-        "repeats": float(wasserstein(*nearest)),
-    }
+    level_of_all = float(n @ np.abs(np.nanmean(p, 0)))  # 0: no ring that both have, or frames of nothing but zeros
+    return p, q, n / level_of_all if level_of_all > 0 else n * np.nan
+
+
+@register("distance", title="radial profile")
+def profile(reference: SetSummary, test: SetSummary) -> float:
+    """Of the radial profiles of single frames, relative to the mean intensity."""
+    p, q, weight = _level_weights(reference, test)
+    return float(weight @ wasserstein(p, q)) if len(weight) else float("nan")
+
+
+@register("distance", title="intensity histogram")
+def histogram(reference: SetSummary, test: SetSummary) -> float:
+    """Of the intensities of all pixels, in asinh of the noise."""
+    return histogram_distance(reference.histogram.sum(0), test.histogram.sum(0), _CENTRES)
+
+
+@register("distance", title="peak count")
+def peak_count(reference: SetSummary, test: SetSummary) -> float:
+    """Of the number of peaks in a frame."""
+    return float(wasserstein(reference.peaks, test.peaks))
+
+
+@register("distance", title="pairwise diversity")
+def diversity(reference: SetSummary, test: SetSummary) -> float:
+    """Of the distances between two frames of a set."""
+    return float(wasserstein(*(s.within[0] for s in (reference, test))))
+
+# %% ../../nbs/metrics/distribution.ipynb #1e2c04f8
+_CENTRES = (LEVELS[:-1] + LEVELS[1:]) / 2
+
+
+@register("distance", detail=True, title="mean radial profile")
+def profile_mean(reference: SetSummary, test: SetSummary) -> float:
+    """Of the mean radial profiles."""
+    p, q, weight = _level_weights(reference, test)
+    return float(weight @ np.abs(np.nanmean(p, 0) - np.nanmean(q, 0))) if len(weight) else float("nan")
+
+
+@register("distance", detail=True, title="peak intensity")
+def peak_intensity(reference: SetSummary, test: SetSummary) -> float:
+    """Of the intensities of all peaks."""
+    return histogram_distance(reference.peak_intensity.sum(0), test.peak_intensity.sum(0), _CENTRES)
+
+
+@register("distance", detail=True, title="peak radius")
+def peak_radius(reference: SetSummary, test: SetSummary) -> float:
+    """Of the radii at which peaks stand."""
+    return histogram_distance(reference.peak_radius.sum(0), test.peak_radius.sum(0), reference.radii)
+
+
+@register("distance", detail=True)
+def repeats(reference: SetSummary, test: SetSummary) -> float:
+    """Of the distances from each frame to the nearest other one."""
+    return float(wasserstein(*(s.within[1] for s in (reference, test))))
+
+# %% ../../nbs/metrics/distribution.ipynb #d14788c5
+def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
+    """The distances of two sets by name: all that are registered as `distance`. NaN where neither set has what it is about (peaks, two frames to make a pair)."""
+    _same_ruler(reference, test)
+    return {name: float(get("distance", name)(reference, test)) for name in DISTANCES + DETAILS}
 
 
 def _within(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,21 +14,23 @@ import pandas as pd
 
 from ..frames.frames import evenly_spaced, frame_count, select_frames
 from .distribution import DISTANCES, LEVELS, Ruler, SetSummary, compare_sets, ratio_table, times_floor
+from ..registry import entries
 from .diversity import nearest_training, pair_distances
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['NAMES', 'FEWEST', 'FAR', 'Judgement', 'peak_quantiles', 'findings', 'judge_samples', 'judged_rows', 'judge_summaries']
+__all__ = ['FEWEST', 'FAR', 'title_of', 'Judgement', 'peak_quantiles', 'findings', 'judge_samples', 'judged_rows',
+           'judge_summaries']
 
 # %% ../../nbs/metrics/judgement.ipynb #bf281e67
-NAMES = {
-    "profile": "radial profile",
-    "histogram": "intensity histogram",
-    "peak_count": "peak count",
-    "diversity": "pairwise diversity",
-}
+def title_of(distance: str) -> str:
+    """What tables call a distance."""
+    known = entries("distance")
+    return known[distance].traits.get("title", distance.replace("_", " ")) if distance in known else distance
+
+
 FEWEST = 4  # frames of a set, so that its halves can be compared
 
 
@@ -76,8 +78,7 @@ class Judgement:
         """The distances of each set, and those of the samples as multiples of the floor, by title."""
         titles = {"samples": "samples", "floor": "train | held out", "autoencoder": "train | reconstruction"}
         return {
-            NAMES.get(d, d.replace("_", " ")): {titles[k]: row[d] for k, row in self.rows.items()}
-            | {"samples / floor": self.ratio(d)}
+            title_of(d): {titles[k]: row[d] for k, row in self.rows.items()} | {"samples / floor": self.ratio(d)}
             for d in (DISTANCES if self.rows else ())
         }
 
@@ -129,7 +130,12 @@ def findings(judgement: Judgement) -> list[str]:
     out = []
     for d, r in far.items():
         times = f"{r:.1f} × the floor" if np.isfinite(r) else "no floor to compare with"
-        out.append(f"{describe[d](real, made, judgement.scale)} ({times}).")
+        what = (
+            describe[d](real, made, judgement.scale)
+            if d in describe
+            else f"Samples differ from real frames in their {title_of(d)}"
+        )
+        out.append(f"{what} ({times}).")
     if judgement.memory and judgement.memory["z"] > 3:
         nearer = judgement.memory["nearer"]
         out.append(f"Samples are nearer to training frames than held-out frames are (in {nearer:.0%} of comparisons): look for copies.")  # fmt: skip

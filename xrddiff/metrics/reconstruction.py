@@ -22,13 +22,14 @@ from .baselines import PCA, with_intensity
 from ..frames.noise import draw_counts
 from .peak_scores import PeakScore
 from .radial_profiles import FrameScore, RadialProfile
+from ..registry import Names, entries, get
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
 __all__ = ['Codec', 'ROW_NAMES', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'CodecScore',
-           'judge', 'judge_scene', 'mean_profile', 'missing_scores']
+           'row_names', 'judge', 'judge_scene', 'mean_profile', 'missing_scores']
 
 # %% ../../nbs/metrics/reconstruction.ipynb #75cbb8c8
 Codec = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
@@ -94,6 +95,7 @@ def autoencoder_codec(model: Any, device: torch.device | str = "cpu") -> Codec:
 class CodecScore:
     """Scores reconstructed frames against measured ones: peaks, pixels and radial profiles.
 
+    A registered metric, `f(reference, test)` with one number per frame, adds its mean over the frames.
     Parts of several workers can be merged.
 
     - `transform`: adds scaled_mse, the mean squared error over valid pixels in network values.
@@ -118,6 +120,7 @@ class CodecScore:
         self.direct, self.drawn = PeakScore(radius), PeakScore(radius)
         self.frames, self.gain_known = FrameScore(), True
         self.squares, self.count = 0.0, 0
+        self.more: dict[str, tuple[float, int]] = {}  # of registered metrics: sum, number of frames
 
     def update(self, reference: xr.Dataset, test: xr.Dataset, first: int = 0) -> CodecScore:
         """Add frames; `first` is the number of the first one."""
@@ -128,6 +131,11 @@ class CodecScore:
         if self.gain_known and not self.is_draw:
             self.drawn.update(peaks, find_frame_peaks(draw_counts(test, self.seed, first=first), **self.finder))
         self.frames.update(reference, test)
+        for name in Names("metric"):
+            values = np.asarray(get("metric", name)(reference, test), np.float64)
+            known = values[np.isfinite(values)]
+            total, count = self.more.get(name, (0.0, 0))
+            self.more[name] = total + float(known.sum()), count + known.size
         if self.transform is not None:
             a, b = (self.transform.forward(ds["intensity"].values) for ds in (reference, test))
             square = np.square(a - b)
@@ -141,6 +149,10 @@ class CodecScore:
         for name in ("direct", "drawn", "frames"):
             setattr(out, name, getattr(self, name).merge(getattr(other, name)))
         out.squares, out.count = self.squares + other.squares, self.count + other.count
+        both = {
+            name: (self.more.get(name, (0.0, 0)), other.more.get(name, (0.0, 0))) for name in self.more | other.more
+        }
+        out.more = {name: (a[0] + b[0], a[1] + b[1]) for name, (a, b) in both.items()}
         out.gain_known = self.gain_known and other.gain_known
         return out
 
@@ -159,7 +171,7 @@ class CodecScore:
             row["poisson_deviance"] = nan
         if self.transform is not None:
             row["scaled_mse"] = self.squares / self.count if self.count else nan
-        return row
+        return row | {name: total / count if count else nan for name, (total, count) in self.more.items()}
 
 # %% ../../nbs/metrics/reconstruction.ipynb #69e51422
 ROW_NAMES = {
@@ -176,6 +188,11 @@ ROW_NAMES = {
     "codebook_use": "share of the codebook in use",
     "perplexity": "perplexity of the codes",
 }  # titles of the scores in tables, in order
+
+
+def row_names() -> dict[str, str]:
+    """What tables call the entries of a row, in their order, with those of registered metrics (`title=` of `register`)."""
+    return ROW_NAMES | {name: e.traits.get("title", name.replace("_", " ")) for name, e in entries("metric").items()}
 
 # %% ../../nbs/metrics/reconstruction.ipynb #a7c228e6
 BLOCK = 64  # frames

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, nearest
 from .conditioning import Conditions, Embedding, sinusoidal
-from .layers import Downsample, MidBlock, ResnetBlock, SelfAttention, Upsample, full_head, group_norm
+from xrddiff.models.layers import (
+    Downsample,
+    MidBlock,
+    ResnetBlock,
+    SelfAttention,
+    Upsample,
+    full_head,
+    group_norm,
+    config_of,
+)
 from ..registry import Range, register
 
 # %% auto #0
@@ -72,6 +81,15 @@ class UpLevel(_Level):
         return self.resample(x)
 
 # %% ../../nbs/models/unet.ipynb #2b4cfee7
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(widths=(64, 64, 96), layers_per_block=1, attention=(False, False, True), head_dim=32, norm_groups=8),
+    "small": dict(widths=(64, 128, 256), attention=(False, False, True), head_dim=32),
+    "medium": dict(widths=(64, 128, 256, 256), attention=(False, False, True, True), head_dim=32),
+    "large": dict(widths=(96, 192, 384, 384), attention=(False, False, True, True), head_dim=32),
+    "xl": dict(widths=(128, 256, 512, 512), attention=(False, False, True, True), head_dim=32),
+}
+
+
 @register("network", "unet", help="U-Net with residual blocks, attention and skips between its halves")
 class UNet(nn.Module):
     """F (B, out_channels, H, W) from a noisy `x` (B, in_channels, H, W), a noise label (B,) and conditions; H and W multiples of `downsampling` = patch · 2^(len(widths) − 1).
@@ -81,6 +99,8 @@ class UNet(nn.Module):
     `label_scale`: what the noise label is multiplied by before it becomes waves; `mask_channel`: cond["mask"] (B, 1, H, W) bool goes in beside x (missing: all True); `patch`: side of the block of pixels that is folded into channels; `conditions`: see `Conditions`.
     Without mask and patch the parameters are those of diffusers' UNet2DModel by name and shape. Source: arXiv 1505.04597, 2006.11239.
     """
+
+    sizes = SIZES
 
     def __init__(
         self,
@@ -142,11 +162,8 @@ class UNet(nn.Module):
             channels = width
         self.conv_norm_out = group_norm(channels, norm_groups, 1e-5)
         self.conv_out = nn.Conv2d(channels, out_channels * patch**2, 3, padding=1)
-        self.config: dict[str, Any] = dict(
-            in_channels=in_channels, out_channels=out_channels, widths=list(widths), layers_per_block=layers_per_block, attention=list(attention),
-            mid_attention=mid_attention, head_dim=head_dim, norm_groups=norm_groups, scale_shift=scale_shift, dropout=dropout,
-            label_scale=self.label_scale, mask_channel=mask_channel, patch=patch, conditions=dict(self.class_embedding.fields),
-        )  # fmt: skip
+        label_scale, conditions = self.label_scale, self.class_embedding.fields
+        self.config = config_of(locals())
         with torch.no_grad():
             for last in [m.conv2 for m in self.modules() if isinstance(m, ResnetBlock)] + [self.conv_out]:
                 last.weight.zero_()
@@ -194,15 +211,6 @@ class UNet(nn.Module):
         return torch.cat([x, mask.to(x)], 1)
 
 # %% ../../nbs/models/unet.ipynb #80402213
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(widths=(64, 64, 96), layers_per_block=1, attention=(False, False, True), head_dim=32, norm_groups=8),
-    "small": dict(widths=(64, 128, 256), attention=(False, False, True), head_dim=32),
-    "medium": dict(widths=(64, 128, 256, 256), attention=(False, False, True, True), head_dim=32),
-    "large": dict(widths=(96, 192, 384, 384), attention=(False, False, True, True), head_dim=32),
-    "xl": dict(widths=(128, 256, 512, 512), attention=(False, False, True, True), head_dim=32),
-}
-
-
 def make_unet(size: str = "tiny", **words: Any) -> UNet:
     """The U-Net called `size`; `words` replace those of the size (None: as it is)."""
     if size not in SIZES:

@@ -5,19 +5,21 @@
 # %% ../../nbs/training/callbacks.ipynb #d4422a9e
 from __future__ import annotations
 
+import csv
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput, XrddiffError
+from ..registry import Range, check_options, get, register
 
 if TYPE_CHECKING:
     from xrddiff.training.health import StepRecord
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from xrddiff.training.trainer import Trainer
 
 # %% auto #0
-__all__ = ['HOOKS', 'Callback', 'Training', 'Guard', 'kept_generators', 'Callbacks']
+__all__ = ['HOOKS', 'Callback', 'Training', 'Guard', 'kept_generators', 'Callbacks', 'StepTable', 'make_callbacks']
 
 # %% ../../nbs/training/callbacks.ipynb #2a56ab43
 class Callback:
@@ -219,3 +221,43 @@ class Callbacks:
             f"the callback {type(callback).__name__} is switched off: {hook} at step {self.view.step} raised {why}; training goes on",
             stacklevel=3,
         )
+
+# %% ../../nbs/training/callbacks.ipynb #f786f34e
+@register("callback", "steps")
+class StepTable(Callback):
+    """A line for every step in metrics/steps.csv: learning rate, loss of rank 0's frames, gradient norm."""
+
+    columns = ("step", "lr", "loss", "grad_norm")
+
+    def __init__(self, every: Annotated[int, Range(low=1), "steps between two lines"] = 1):
+        self.every, self.waiting, self.first = every, [], True
+
+    def on_step(self, training: Training, record: StepRecord) -> None:
+        """Keep the numbers where they are."""
+        if record.step % self.every == 0:
+            losses = [part["loss"] for part in record.losses]
+            loss = torch.cat(losses).mean() if losses else None  # rank 0 may have had no frame
+            self.waiting.append((record.step, record.lr, loss, record.norm))
+
+    def on_row(self, training: Training, row: Mapping[str, Any]) -> None:
+        """Read and write them."""
+        path = training.folder / "metrics" / "steps.csv"
+        lines = [(step, lr, *("" if v is None else float(v) for v in values)) for step, lr, *values in self.waiting]
+        before = []
+        if self.first and lines and path.is_file():
+            with open(path, newline="", encoding="utf-8") as f:
+                before = [line for line in csv.reader(f) if line[0].isdigit() and int(line[0]) < lines[0][0]]
+        if lines:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "w" if self.first else "a", newline="", encoding="utf-8") as f:
+                csv.writer(f).writerows([*([self.columns, *before] if self.first else []), *lines])
+            self.waiting, self.first = [], False
+
+# %% ../../nbs/training/callbacks.ipynb #83fd1332
+def make_callbacks(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Callback]:
+    """The callbacks of these names, with the options that each of them is given; `BadInput` for a name or option that there is not."""
+    made = []
+    for name in names:
+        given = check_options("callback", name, (options or {}).get(name, {}), f"training.callback_options.{name}")
+        made.append(get("callback", name)(**given))
+    return made

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def compiled(model: nn.Module) -> Iterator[None]:
         raise BadInput(
             f"compile: torch.compile needs a C++ compiler and found none of {', '.join(compilers)}; install one or leave the word out"
         )
-    with _forwards(_bodies(model), torch.compile):
+    with _forwards(_bodies(model), partial(torch.compile, options={"fallback_random": True})):
         yield
 
 # %% ../../nbs/training/compute.ipynb #55b61914

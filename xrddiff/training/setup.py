@@ -16,6 +16,7 @@ from torch import nn
 from ..loading.loader import FrameLoader
 from ..errors import BadInput
 from .batches import global_batch
+from .callbacks import make_callbacks
 from .checkpoints import latest_checkpoint, load_checkpoint
 from .compute import make_accelerator
 from .options import train_options
@@ -95,5 +96,6 @@ def run_trainer(
         train_options(cfg, diffusion=diffusion),
         validation_loader=loaders[1],
         checkpoint_state={**state, "config": said},
+        callbacks=make_callbacks(cfg.training.callbacks, cfg.training.callback_options),
         accelerator=accelerator,
     )
