@@ -86,7 +86,10 @@ def test_frames_from_memory_are_kept_with_the_run(mine, tmp_path):
     finally:
         os.rename(run.path / "away.zarr", run.path / "frames.zarr")
     assert longer.step == 2 * run.step and longer.path == moved.path and longer.state == "finished"
-    assert len(longer.history) > len(run.history) and held_out.sizes["frame"] == len(run.frames("reconstruction").frame)
+    assert (
+        len(longer.history) > len(run.history)
+        and held_out.sizes["frame"] == run.frames("reconstruction").sizes["frame"]
+    )
 
 
 def test_reconstructions_are_those_of_the_run(mine):
