@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-quick test-notebooks test-python lint check docs readme export clean outputs venv dev bench wheel-test lab
+.PHONY: help demo test test-quick test-notebooks test-python lint check docs readme export clean outputs venv dev bench bench-suite wheel-test lab
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -52,7 +52,7 @@ test-notebooks: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path index.ipynb --n_workers 0
 
 # Two workers with one thread each. Tests that share a cluster or a trained run stay together (tests/conftest.py).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test-python: $(VENV)/.dev
 	$(PYTEST) $(PYTEST_ARGS)
@@ -86,7 +86,10 @@ wheel-test: $(VENV)/.dev  ## build wheel and sdist, install the wheel in an empt
 	$(BIN)/python tests/wheel.py
 
 bench: $(VENV)/.dev  ## the benchmarks against peers, each in its own table
-	@for b in bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out bench/suite.py, $(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+bench-suite: $(VENV)/.dev  ## how long the checks take, step by step (bench/results/suite.md)
+	$(BIN)/python bench/suite.py
 
 lab: $(VENV)/.dev  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs

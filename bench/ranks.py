@@ -48,21 +48,19 @@ def rank_main(folder: str, steps: int) -> None:
     prepared, accelerator = prepare_words(cfg), run_accelerator(cfg.training)
     loaders = run_loaders(prepared, cfg, accelerator, 8)
     torch.manual_seed(0)
+    from xrddiff.training.callbacks import Callback
     from xrddiff.training.trainer import Trainer
 
-    trainer = Trainer(
-        VAEObjective(make_autoencoder("tiny"), prepared.transform), loaders[0], folder, batch_size=8, max_steps=steps, accelerator=accelerator, progress=False, checkpoint_every=10**6
-    )  # fmt: skip
-    start, first, after = [], 4, trainer._after_step
+    start, first = [], 4
 
-    def clocked(*args):
-        if trainer.step == first:
-            start.append((time.perf_counter(), trainer.samples_seen))
-        if trainer.step == steps:  # before the checkpoint of the end
-            start.append((time.perf_counter(), trainer.samples_seen))
-        return after(*args)
+    class Clock(Callback):
+        def on_step(self, training, record):
+            if training.step in (first, steps):  # the last: before the checkpoint of the end
+                start.append((time.perf_counter(), training.samples_seen))
 
-    trainer._after_step = clocked
+    objective = VAEObjective(make_autoencoder("tiny"), prepared.transform)
+    options = dict(batch_size=8, max_steps=steps, progress=False, checkpoint_every=10**6)
+    trainer = Trainer(objective, loaders[0], folder, callbacks=[Clock()], accelerator=accelerator, **options)
     trainer.fit()
     if accelerator.is_main_process:
         (a, n), (b, m) = start

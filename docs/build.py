@@ -50,6 +50,8 @@ PAGES = {
     "slurm/README.md": "slurm.md",
     "docs/architecture.md": "architecture.md",
     "docs/security.md": "security.md",
+    "docs/contributing.md": "contributing.md",
+    "bench/results/suite.md": "suite.md",
     "CHANGELOG.md": "changelog.md",
 }
 
@@ -121,6 +123,7 @@ def tidy(markdown: str) -> str:
 def site_links(markdown: str) -> str:
     """Links that hold in the repository, as links that hold on the site; what the site does not carry becomes plain text."""
     markdown = re.sub(r"\]\((?:\.\./)?slurm/README\.md\)", "](slurm.md)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)?bench/results/suite\.md\)", "](suite.md)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?(?:docs|nbs)/", "](", markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(bench/[^)]*\)", r"\1", markdown)
 

@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import warm
 
 # Two workers on two cores, a thread each (make test): more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,10 +33,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cost", metavar="FILE", help="append a line of JSON per test: its seconds, of clock and of CPU")
 
 
-def group(item: pytest.Item) -> str | None:
-    """The tests that must run on one worker with this one, because a costly fixture is made once for all of them."""
-    if mark := item.get_closest_marker("xdist_group"):
-        return mark.args[0]
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for what all workers of this session share (tests/warm.py)."""
+    if not hasattr(config, "workerinput"):
+        os.environ |= {
+            "XRDDIFF_TESTS": tempfile.mkdtemp(prefix="xrddiff-tests-"),
+            "XRDDIFF_TESTS_OWNER": str(os.getpid()),
+        }
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["XRDDIFF_TESTS"], ignore_errors=True)
+
+
+OURS = ("conftest", "test_")
+FIRST = ("lab", "runs")
+
+
+def group(item: pytest.Item) -> str:
+    """A name for the tests that must run on one worker with this one, because a costly fixture is made once for all of them."""
     found = [item.session._fixturemanager.getfixturedefs(name, item) for name in item.fixturenames]
     shared = [
         f[-1] for f in found if f and f[-1].scope in ("module", "session") and f[-1].func.__module__.startswith(OURS)
@@ -42,45 +60,64 @@ def group(item: pytest.Item) -> str | None:
     for fixture in shared:
         if fixture.func.__module__ == "conftest":
             return fixture.argname  # the lab, the trained runs
-    return item.path.stem if shared or not item.get_closest_marker("slow") else None
-
-
-OURS = ("conftest", "test_")
-FIRST = ("lab", "runs")
+    return item.path.stem if shared or not item.get_closest_marker("slow") else item.nodeid
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together under `pytest -n 2 --dist loadgroup`, and in which order they are given out.
+    """Which tests stay together under `pytest -n 2`, and in which order they are given out.
 
     Tests of one module share a worker, and so do tests that share a fixture of the session; a test marked slow that shares
     nothing goes to whichever worker is free. The longest come first, so that all workers end at about the same time.
     """
-    groups = [group(item) or item.nodeid for item in items]
-    slow = {name for item, name in zip(items, groups, strict=True) if item.get_closest_marker("slow")}
-    order = {item: FIRST.index(g) if g in FIRST else 9 - (g in slow) for item, g in zip(items, groups, strict=True)}
-    for item, name in zip(items, groups, strict=True):
-        if name != item.nodeid:
-            item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=order.__getitem__)
+    groups = {item: group(item) for item in items}
+    for item, name in groups.items():
+        if name in FIRST:
+            item.add_marker("slow")
+    slow = {name for item, name in groups.items() if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: FIRST.index(groups[item]) if groups[item] in FIRST else 9 - (groups[item] in slow))
+    place = Path(os.environ["XRDDIFF_TESTS"]) / "groups.json"
+    new = place.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps({item.nodeid: name for item, name in groups.items()}))
+    new.rename(place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Gives groups of tests to workers. (`--dist loadgroup` of pytest-xdist 3.8 cannot name groups under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        @cached_property
+        def groups(self) -> dict[str, str]:
+            return json.loads((Path(os.environ["XRDDIFF_TESTS"]) / "groups.json").read_text())
+
+        def _split_scope(self, nodeid: str) -> str:
+            return self.groups[nodeid]
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 def cpu_seconds() -> float:
     """Seconds of CPU of this process and of every process that it started and waited for."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own + sum(warm.spent)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """What a test costs, with the fixtures that it is the first to ask for (bench/suite.py makes a table of it)."""
-    began, cpu = time.monotonic(), cpu_seconds()
+    began, cpu, forked = time.monotonic(), cpu_seconds(), sum(warm.spent)
     try:
         return (yield)
     finally:
         if file := item.config.getoption("--cost"):
-            row = dict(test=item.nodeid, seconds=time.monotonic() - began, cpu=cpu_seconds() - cpu)
+            row = dict(seconds=time.monotonic() - began, cpu=cpu_seconds() - cpu, forked=sum(warm.spent) - forked)
+            row = {name: round(value, 3) for name, value in row.items()}
+            row |= dict(test=item.nodeid, worker=os.environ.get("PYTEST_XDIST_WORKER", ""))
             with open(file, "a") as out:
-                out.write(json.dumps(row | {"worker": os.environ.get("PYTEST_XDIST_WORKER", "")}) + "\n")
+                out.write(json.dumps(row) + "\n")
 
 
 def missing(reason: str) -> None:

@@ -123,6 +123,7 @@ def test_run_resume_and_summary(toy_run, capsys):
     assert out.splitlines()[-1] == f"report: {path}/report.html" and not err
 
 
+@pytest.mark.slow
 def test_multirun_runs_them_all(toy_run, tmp_path, capsys):
     assert main(["run", "-m", "data=sim128", "training.num_epochs=1,3,2", "run_name=sweep"]) == 1
     out, err = said(capsys)
@@ -141,6 +142,7 @@ def test_an_unwritable_output_folder(toy_run, capsys):
     assert "output_dir=toy.ipynb must be a folder" in said(capsys)[1][0]
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_130(tmp_path):
     source = write_notebook(
         tmp_path / "toy.ipynb", TOY_RUN[0], "import time\nprint('begun', flush=True)\ntime.sleep(60)"
@@ -162,6 +164,7 @@ def test_ctrl_c_is_130(tmp_path):
     assert "go on with it by: xrddiff run resume=output/vae_kl/" in err and err.endswith("xrddiff: interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(tmp_path):
     command = f'{sys.executable} -c \'import sys; from xrddiff.cli.main import main; sys.exit(main(["run", "-m", "training.seed=range(0,40)", "--dry-run"]))\' | head -1'
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)

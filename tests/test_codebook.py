@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import need
 from test_training import final, on_ranks
 
@@ -238,17 +238,18 @@ def script(folder):
 @pytest.fixture(scope="module")
 def differ(tmp_path_factory):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, __file__, str(tmp_path_factory.mktemp("ranks"))]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=400)
+    done = warm.run(__file__, tmp_path_factory.mktemp("ranks"), env=env, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_one_rank_and_many_agree(differ):
     # Codebooks that started from k-means and replaced codes on the way.
     assert differ["vq-3"] <= 1e-5 and differ["fsq-3"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_resumed_equals_whole(differ):
     assert differ["one"] == 0 and differ["two"] <= 1e-5
 

@@ -34,7 +34,7 @@ from xrddiff.training.history import keep_speed
 COMM = """
 import json, sys
 from xrddiff.ranks.comm import comm_test
-from xrddiff.ranks.rendezvous import initialize_distributed, leave
+from xrddiff.ranks.rendezvous import initialize_distributed, exit_rank
 info = initialize_distributed(timeout=60)
 if "corrupt" in sys.argv and info.process_id == 1:  # a transport that loses the last element on one rank
     import torch.distributed as dist
@@ -51,7 +51,7 @@ if "slow" in sys.argv and info.process_id == 2:
     comm._work = lambda *words: work(*words) + 0.5
 report = comm_test(sizes=[4, 64_000, 1_000_000], rounds=3)
 print("REPORT " + json.dumps(json.loads(report.to_json()) | {"seen_by": info.process_id}))
-leave(0)
+exit_rank(0)
 """
 
 
@@ -69,6 +69,7 @@ def reports(processes: int, *words: str) -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_three_ranks_add_up():
     found = reports(3, "slow")
     assert [r.pop("seen_by") for r in found] == [0, 1, 2]
@@ -87,6 +88,7 @@ def test_three_ranks_add_up():
     assert any(h.startswith("rank 2 on ") and "its own work" in h for h in report["hints"])
 
 
+@pytest.mark.slow
 def test_a_wrong_sum_is_seen_and_placed():
     report = reports(2, "corrupt")[0]
     assert not report["passed"]

@@ -205,7 +205,7 @@ def test_floor_keeps_groups_together(whole):
         (lambda f, r, w: r.measure(f, numbers=[1, 2]), "expected 48 whole numbers"),
         (lambda f, r, w: r.measure(f.isel(y=slice(0, 64))), "expected"),
         (lambda f, r, w: r.measure(f.assign_attrs(beam_center=(60.0, 63.2))), "beam_center"),
-        (lambda f, r, w: Ruler(f, mask=np.zeros((128, 128), bool)), "0 trustworthy pixels"),
+        (lambda f, r, w: Ruler(f, mask=np.zeros((128, 128), bool)), "0 valid pixels"),
         (lambda f, r, w: ratio_table({"x": floor(w, n=10, splits=1)}, floor(w, n=12, splits=1)), "the same number"),
     ],
 )

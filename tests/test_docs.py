@@ -14,6 +14,8 @@ import pytest
 from browser import chromium
 from conftest import missing
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "docs" / "_build" / "html"
 

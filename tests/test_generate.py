@@ -25,6 +25,8 @@ from xrddiff.inference.generators import open_generator
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.training.latents import weights_sha256
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
 
 

@@ -16,6 +16,8 @@ from xrddiff.formats.readers import open_frames
 from xrddiff.inference.generators import open_sample_job
 from xrddiff.training.checkpoints import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FEW = ["inference.num_samples=4", "inference.steps=3", "inference.batch_size=2", "threads=1"]
 LED = ["inference.guidance=classifier", "inference.guidance_scale=3"]
 

@@ -18,6 +18,8 @@ from xrddiff.frames.frames import frame_mask, validate_frames
 from xrddiff.inference.measured import open_inpainting, open_interpolation
 from xrddiff.loading.catalog import load
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 FAST = ["inference.steps=3", "inference.batch_size=3", "threads=1"]
 

@@ -20,6 +20,8 @@ from conftest import LAB, Lab, bring_up
 from xrddiff.cli.main import main, parse
 from xrddiff.slurm.profiles import Profile, list_profiles
 
+pytestmark = pytest.mark.slow
+
 
 def request(p: Profile) -> list[str]:
     """The profile as options of sbatch."""

@@ -1,14 +1,13 @@
 """Latent statistics, the space and the loader: real ranks, the trainer in the latent, quantised autoencoders, and what is refused."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 
 from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.models.autoencoder import make_autoencoder
@@ -153,8 +152,7 @@ def script_ranks(folder):
 
 
 def test_ranks_agree_and_a_bad_frame_stops_all(tmp_path):
-    words = [sys.executable, __file__, "ranks", str(tmp_path)]
-    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = warm.run(__file__, "ranks", tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     alone = LatentStatistics.from_state(found["all-1-0"])

@@ -266,6 +266,7 @@ print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_no_full_copy_in_memory(tmp_path):
     values = np.random.default_rng(0).poisson(0.1, (1, 1024, 1024)).astype(np.uint16)
     with h5py.File(tmp_path / "big.h5", "w") as f:
@@ -380,6 +381,7 @@ print('over')
 """
 
 
+@pytest.mark.slow
 def test_a_process_can_end_in_the_middle_of_an_epoch():
     out = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
     assert out.returncode == 0 and out.stdout.strip() == "over" and not out.stderr, out.stderr

@@ -8,7 +8,6 @@ import torch
 from xrddiff.errors import BadInput
 from xrddiff.frames.transforms import Asinh, make_transform
 from xrddiff.losses import (
-    RECONSTRUCTION_LOSSES,
     VAEObjective,
     annealed,
     iwmse,
@@ -19,6 +18,7 @@ from xrddiff.losses import (
     positive_rate,
 )
 from xrddiff.models.autoencoder import make_autoencoder
+from xrddiff.registry import Names, get
 
 torch.set_num_threads(1)
 
@@ -36,9 +36,9 @@ def make_batch(n=4, size=16, seed=0):
     return {"x": fitted().forward(counts, mask), "mask": mask, "index": torch.arange(n) + 100}, counts
 
 
-@pytest.mark.parametrize("name", RECONSTRUCTION_LOSSES)
+@pytest.mark.parametrize("name", list(Names("loss")))
 def test_masked_pixels_count_for_nothing(name):
-    loss = RECONSTRUCTION_LOSSES[name]
+    loss = get("loss", name)
     torch.manual_seed(0)
     target = torch.poisson(5 * torch.ones(3, 1, 8, 8))
     mask = torch.rand(3, 1, 8, 8) > 0.3
@@ -54,10 +54,10 @@ def test_masked_pixels_count_for_nothing(name):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("name", RECONSTRUCTION_LOSSES)
+@pytest.mark.parametrize("name", list(Names("loss")))
 def test_low_precision_predictions_are_judged_in_float32(name):
     target = torch.poisson(5 * torch.ones(2, 1, 8, 8))
-    assert RECONSTRUCTION_LOSSES[name](target.bfloat16(), target.bfloat16()).dtype == torch.float32
+    assert get("loss", name)(target.bfloat16(), target.bfloat16()).dtype == torch.float32
 
 
 def test_poisson_gradient_never_vanishes_where_photons_were_counted():
@@ -102,7 +102,7 @@ def test_annealing_is_bounded_and_checked():
         annealed(0, 5, "cosin")
 
 
-@pytest.mark.parametrize("name", RECONSTRUCTION_LOSSES)
+@pytest.mark.parametrize("name", list(Names("loss")))
 def test_frame_losses_do_not_depend_on_the_batch(name):
     batch, _ = make_batch()
     objective = VAEObjective(make_autoencoder("tiny"), fitted(), recons_loss=name, read_noise=1.0)
@@ -145,7 +145,7 @@ def test_integrating_detectors_are_counted_in_photons():
 
 def test_a_few_steps_of_training_lower_every_loss():
     batch, _ = make_batch(n=2)
-    for name in RECONSTRUCTION_LOSSES:
+    for name in Names("loss"):
         torch.manual_seed(0)
         objective = VAEObjective(make_autoencoder("tiny"), fitted(), recons_loss=name, read_noise=1.0)
         optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
@@ -174,7 +174,7 @@ def test_without_a_mask():
     "words, said",
     [
         ({"recons_loss": "iwmsee"}, "did you mean 'iwmse'"),
-        ({"annealing_shape": "cubic"}, "annealing shape"),
+        ({"annealing_shape": "cubic"}, "annealing"),
         ({"kl_weight": -1.0}, "kl_weight"),
         ({"gain": 0.0}, "gain"),
         ({"transform": make_transform("minmax"), "recons_loss": "poisson"}, "no inverse"),
@@ -199,5 +199,5 @@ def test_negative_binomial_equals_scipy_also_for_a_million_counts():
 
 
 def test_a_relative_spread_of_nothing_is_refused():
-    with pytest.raises(BadInput, match="relative_spread is 0"):
+    with pytest.raises(BadInput, match="relative_spread: found 0.0, expected more than 0"):
         VAEObjective(make_autoencoder("tiny"), fitted(), recons_loss="negative_binomial", relative_spread=0)

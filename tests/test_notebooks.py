@@ -21,7 +21,8 @@ from xrddiff.execution import run_folder as runs
 from xrddiff.execution.live import LineLog, LiveOutput, Screen, Stream
 from xrddiff.execution.notebooks import NotebookFailed, run_notebook
 from xrddiff.execution.phases import execute_run
-from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run, write_text
+from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run
+from xrddiff.files import write_text
 
 ENGINES = ("inprocess", "kernel")
 
@@ -222,11 +223,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(XrddiffError, match="config.yaml: No space left on device"):
+    with pytest.raises(XrddiffError, match="config.yaml: the disk is full"):
         write_text(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
     source = write_notebook(tmp_path / "toy.ipynb", "n = 0")
-    with pytest.raises(XrddiffError, match="b.ipynb: No space left on device"):
+    with pytest.raises(XrddiffError, match="b.ipynb: the disk is full"):
         run_notebook(source, tmp_path / "b.ipynb", terminal=False)
 
 
@@ -292,6 +293,7 @@ def test_output_is_live_and_a_kill_leaves_a_notebook(tmp_path, engine):
     assert [o.text for o in outputs(target)][:1] == ["done: 1\n"]  # whole, with what had ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ctrl_c(tmp_path, engine):
     process, target, log = start(
@@ -304,6 +306,7 @@ def test_ctrl_c(tmp_path, engine):
     assert [o.get("ename", o.get("text")) for o in outputs(target)] == ["begun\n", "KeyboardInterrupt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_usr2_reaches_the_notebook_and_does_not_kill_it(tmp_path, engine):
     trainer = """
@@ -329,6 +332,7 @@ sys.exit()
     assert "checkpoint" in said and "not reached" not in said
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_away(tmp_path):
     cell = "import time\nfor i in range(40):\n    print('line', i, flush=True); time.sleep(0.05)"
     process, target, log = start(tmp_path, "inprocess", "n = 0", cell)
@@ -339,6 +343,7 @@ def test_a_terminal_that_goes_away(tmp_path):
     assert "line 39" in log.read_text() and "line 39" in outputs(target)[0].text
 
 
+@pytest.mark.slow
 def test_a_bar_moves_on_a_terminal(tmp_path):
     import fcntl
     import pty

@@ -16,6 +16,8 @@ from xrddiff.frames.frames import make_frames
 from xrddiff.frames.labels import class_names
 from xrddiff.inference.generators import open_generator
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["experiment_type=test", "size=tiny", "training.batch_size=16", "training.max_steps=2", "threads=1"]
 SMALL += ["inference.num_samples=4", "inference.steps=2", "inference.limit=8", "training.ema_decay=0"]
 

@@ -331,7 +331,7 @@ def test_strangers_do_not_disturb():
 
 RANK = """
 import json, os, sys
-from xrddiff.ranks.rendezvous import barrier, broadcast_text, gather_objects, initialize_distributed, leave
+from xrddiff.ranks.rendezvous import barrier, broadcast_text, gather_objects, initialize_distributed, exit_rank
 from xrddiff.errors import XrddiffError
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 try:
@@ -353,7 +353,7 @@ seen["listens"] = sorted({place.rpartition(":")[0] for place in listening(os.get
 seen["again"] = initialize_distributed() == info
 barrier()
 print(json.dumps(seen) + "\\n", end="")  # in one piece: two ranks share a pipe
-leave(0)
+exit_rank(0)
 """
 
 
@@ -369,6 +369,7 @@ def run_ranks(envs: list[dict[str, str]], timeout: float = 60) -> list[tuple[int
     return results
 
 
+@pytest.mark.slow
 def test_two_ranks_open_a_group_though_the_port_is_taken():
     port = free_ports()
     envs = [{"RANK": str(r), "WORLD_SIZE": "2", "MASTER_PORT": str(port)} for r in range(2)]
@@ -382,6 +383,7 @@ def test_two_ranks_open_a_group_though_the_port_is_taken():
         assert seen["listens"] == ["127.0.0.1"]  # the ranks of one machine, and nobody else
 
 
+@pytest.mark.slow
 def test_a_missing_process_ends_the_others_with_a_diagnosis():
     port = free_ports()
     envs = [{"PMI_RANK": r, "PMI_SIZE": "3", "MASTER_PORT": str(port)} for r in ("0", "2")]
@@ -389,6 +391,7 @@ def test_a_missing_process_ends_the_others_with_a_diagnosis():
         assert code == 3 and "rank 1 of 3 did not come" in text and f"MASTER_PORT ({port})" in text
 
 
+@pytest.mark.slow
 def test_ranks_on_several_nodes_listen_where_they_meet():
     """Gloo is told the interface over which they met, and not the one of the host's own name; no other is listened at."""
     try:
@@ -425,17 +428,18 @@ def test_where_rank_0_listens():
 MPI = """
 import sys, time
 from xrddiff.ranks.environment import read_environment
-from xrddiff.ranks.rendezvous import gather_objects, initialize_distributed, leave
+from xrddiff.ranks.rendezvous import gather_objects, initialize_distributed, exit_rank
 # rank 0 of the first job and rank 1 of the second come when their partners are not there yet
 time.sleep(2 * (read_environment().process_id == (sys.argv[1] == "first")))
 info = initialize_distributed(timeout=60)
 told = gather_objects([sys.argv[1], info.launcher, info.process_id, info.local_process_id])
 if info.process_id == 0:
     print("TOLD", told, flush=True)
-leave(0)
+exit_rank(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "command", "package"),
     [
@@ -460,6 +464,7 @@ def test_two_mpi_jobs_side_by_side(launcher, command, package):
         assert told == [[name, launcher, rank, rank] for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)

@@ -5,13 +5,15 @@ As in `test_training`, PyTorch is imported once, by this file run as a script, w
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 from test_training import end_codes, on_ranks
+
+pytestmark = pytest.mark.slow
 
 SMALL = [
     "experiment_type=test", "data=sim128", "data.limit=48", "threads=1", "training.log_every=5",
@@ -361,9 +363,7 @@ def script_failures(folder):
 
 def run_script(name, *args):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, __file__, name, *map(str, args)], env=env, capture_output=True, text=True, timeout=590
-    )
+    done = warm.run(__file__, name, *args, env=env, timeout=590)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return json.loads(done.stdout.splitlines()[-1])
 

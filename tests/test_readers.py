@@ -19,8 +19,9 @@ import xarray as xr
 from conftest import need
 
 from xrddiff.errors import BadInput
+from xrddiff.files import CannotSave, writing
 from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import CannotSave, read_store, save_frames, writing
+from xrddiff.formats.store import read_store, save_frames
 from xrddiff.frames.automask import mask_judge
 from xrddiff.frames.frames import is_lazy, make_frames, peaks_table
 from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map
@@ -562,7 +563,7 @@ def test_refused_before_writing(tmp_path):
 
 def test_what_a_killed_process_left_goes_with_the_next_attempt(tmp_path):
     """`kill -9` while a store is written; a process that lives keeps its hidden folder, also one that writes to the same place."""
-    kill = "import os, sys\nfrom xrddiff.formats.store import writing\nwith writing(sys.argv[1]) as part:\n    part.mkdir()\n    (part / 'c').write_text('half')\n    os.kill(os.getpid(), 9)"
+    kill = "import os, sys\nfrom xrddiff.files import writing\nwith writing(sys.argv[1]) as part:\n    part.mkdir()\n    (part / 'c').write_text('half')\n    os.kill(os.getpid(), 9)"
     target = tmp_path / "a.zarr"
     assert subprocess.run([sys.executable, "-c", kill, target]).returncode == -9 and len(os.listdir(tmp_path)) == 1
     with writing(tmp_path / "b.zarr") as other:
@@ -578,7 +579,8 @@ def test_what_a_killed_process_left_goes_with_the_next_attempt(tmp_path):
 WRITE = """
 import os, sys, tempfile, numpy as np
 from xrddiff.frames.frames import make_frames
-from xrddiff.formats.store import CannotSave, save_frames
+from xrddiff.files import CannotSave
+from xrddiff.formats.store import save_frames
 folder, setup = sys.argv[1], sys.argv[2]
 with tempfile.TemporaryDirectory() as place:  # what is imported late is imported now
     for name in ("a.h5", "a.zarr"):

@@ -18,8 +18,9 @@ import pytest
 from xrddiff.cli.main import main
 from xrddiff.config import compose_config
 from xrddiff.execution import phases as jobs
-from xrddiff.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run, scratch_folder
+from xrddiff.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run
 from xrddiff.execution.sharing import PARTS, unfinished_samples
+from xrddiff.files import scratch_folder
 from xrddiff.formats.store import save_frames
 from xrddiff.simulation.simulate import simulate
 from xrddiff.slurm import ledger, status
@@ -170,7 +171,7 @@ def test_the_run_that_is_meant_is_named(tmp_path, monkeypatch, capsys):
 def test_one_line_of_the_ledger_costs_itself_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path))
     good = ledger.Submission(1, {"run_dirs": ["/a", "/b"], "name": "x"}, {}, "/log-%j", "/", "0-1")
-    ledger.keep(good)
+    ledger.record_submission(good)
     wrong = [
         dict(array="0-999999999"), dict(array="x"), dict(array=7), dict(array="0-1:2"), dict(profile=3), dict(id="1"), dict(folder=None),
         dict(submitted=5), dict(cluster=[]), dict(job={"run_dirs": "abc"}), dict(job={"run_dirs": [5]}), dict(job={"overrides": 3}), dict(log=4),
@@ -211,7 +212,7 @@ def test_few_former_attempts_are_kept(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_in_tmp_is_removed(tmp_path):
-    code = "import os, signal\nfrom xrddiff.execution.run_folder import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal\nfrom xrddiff.files import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
     env = os.environ | {"TMPDIR": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()

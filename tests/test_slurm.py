@@ -28,6 +28,8 @@ from xrddiff.slurm.job import quoted
 from xrddiff.slurm.ledger import read_progress, submissions
 from xrddiff.slurm.profiles import list_profiles
 
+pytestmark = pytest.mark.slow
+
 STEPS = 120
 WORDS = [
     "model=vae_kl", "size=tiny", "data=sim128", "data.limit=32", "data.crop=[64,64]", "threads=1",

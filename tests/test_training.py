@@ -1,7 +1,7 @@
 """The trainer with real processes: several gloo ranks, signals, and kills at random moments.
 
-PyTorch is imported once, in a process of its own (this file run as a script) that forks the ranks and the victims: each is a
-real process with its own communication, without four seconds of imports for each.
+This file is run as a script, in a process that has imported PyTorch (tests/warm.py), which forks the ranks and the victims: each
+is a real process with its own communication, without four seconds of imports for each.
 """
 
 import json
@@ -9,12 +9,12 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
 FRAMES, BATCH = 50, 8
 
@@ -226,12 +226,10 @@ def script_ranks(folder):
 
 def script_gradients(folder):
     """The gradient of the first step on 1, 2 and 3 ranks, read from AdamW's first moment, is that of the mean loss of the whole batch."""
-    import inspect
-
     from xrddiff.training.checkpoints import load_checkpoint
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.training.options import TrainOptions
 
-    beta = inspect.signature(Trainer).parameters["betas"].default[0]
+    beta = TrainOptions().betas[0]
     out = {}
     for n in (1, 2, 3):
         options = {"max_steps": 1, "validation": False, "clip_grad_norm": None, "batch_size": 2}  # pieces of 2 frames
@@ -421,10 +419,120 @@ def script_kill_points(folder, first, stride):
     return {"points": points}
 
 
+def make_watcher(log, die_at=None):
+    """A callback that does all that is allowed, on every rank, and writes down when it was called."""
+    import numpy as np
+    import torch
+
+    from xrddiff.training.callbacks import Callback
+
+    class Watcher(Callback):
+        ranks = "all"
+
+        def note(self, training, *what):
+            assert training.ranks.gather(list(what)) == [list(what)] * training.ranks.size  # all ranks are here
+            random.random(), np.random.rand(), torch.rand(3)
+            with training.evaluating(average=training.step % 2 == 0) as model:
+                assert not model.training and model(torch.randn(1, 1, 8, 8)).isfinite().all()
+            with open(f"{log}-{training.ranks.rank}", "a") as f:
+                f.write(" ".join(map(str, what)) + "\n")
+
+        def on_step(self, training, record):
+            self.note(training, "step", record.step)
+            if training.step == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def on_row(self, training, row):
+            self.note(training, "row", row["split"], row["step"], row["loss"])
+
+        def on_epoch(self, training, epoch):
+            self.note(training, "epoch", epoch)
+
+        def on_checkpoint(self, training, path):
+            assert (path / "manifest.json").is_file()
+            self.note(training, "checkpoint", path.name)
+
+    return Watcher()
+
+
+def script_hooks(folder):
+    """Every hook on one rank and on two, killed and resumed: weights, averages, moments and table equal those of a training without callbacks."""
+    import torch
+
+    from xrddiff.training.callbacks import Callback
+
+    options = {"dropout": 0.2, "max_steps": 20, "checkpoint_every": 6, "ema_tracks": (0.05, 0.1), "ema_snapshots": 1}
+    out = {}
+    for n in (1, 2):
+        plain, watched, log = (folder / f"{name}-{n}" for name in ("plain", "watched", "log"))
+        on_ranks(n, lambda r, plain=plain: train(plain, **options))
+
+        def attempt(r, die_at, watched=watched, log=log):
+            train(watched, resume=True, callbacks=[make_watcher(log, die_at)], **options)
+
+        assert end_codes(n, lambda r: attempt(r, 15)) == [-signal.SIGKILL] * n  # noqa: B023
+        on_ranks(n, lambda r: attempt(r, None))  # noqa: B023
+        (one, a), (two, b) = final(plain), final(watched)
+        assert torch.equal(a, b) and one.state == two.state
+        assert one.tensors("rng").keys() == two.tensors("rng").keys()
+        assert all(torch.equal(t, two.tensors("rng")[k]) for k, t in one.tensors("rng").items())
+        tables = [(f / "metrics" / "training_metrics.json").read_text() for f in (plain, watched)]
+        assert tables[0] == tables[1]
+        called = Path(f"{log}-0").read_text().splitlines()
+        assert all(Path(f"{log}-{r}").read_text().splitlines() == called for r in range(n))
+        rows = [f"row {row['split']} {row['step']} {row['loss']}" for row in json.loads(tables[0])]
+        steps = [f"step {k}" for k in range(1, 21)]
+        expected = {*steps, *rows, "epoch 1", "epoch 2", *(f"checkpoint step-{k:08d}" for k in (6, 12, 18, 20))}
+        assert set(called) == expected
+        again = [line for line in steps if called.count(line) > 1]
+        assert again == ["step 13", "step 14", "step 15"]  # since the last checkpoint before the kill
+        out[n] = len(called)
+
+    class Defect(Callback):  # on one rank of two
+        ranks = "all"
+
+        def on_row(self, training, row):
+            if training.ranks.rank == 1:
+                raise ZeroDivisionError("a defect")
+
+        def on_epoch(self, training, epoch):
+            raise AssertionError("it was switched off")
+
+    class Meddler(Callback):  # on rank 0 alone, as callbacks are
+        def on_epoch(self, training, epoch):
+            training.objective.model[0].weight.mul_(0.5)
+
+    import warnings
+
+    def with_defect(r):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            train(folder / "defect", callbacks=[Defect()], **options)
+        said = [str(w.message) for w in said if "switched off" in str(w.message)]
+        assert len(said) == 1 and ("ZeroDivisionError: a defect" in said[0]) == (r == 1), said
+
+    on_ranks(2, with_defect)
+    assert torch.equal(final(folder / "defect")[1], final(folder / "plain-2")[1])
+
+    def meddled(r):
+        from xrddiff.errors import BadInput
+
+        try:
+            train(folder / "meddled", callbacks=[Meddler()], **options)
+        except BadInput as e:
+            (folder / "said").write_text(str(e))
+            raise
+
+    assert end_codes(2, meddled) == [1, 1]
+    assert (
+        "Meddler.on_epoch changed the training at step 7: model.0.weight was changed" in (folder / "said").read_text()
+    )
+    return out
+
+
 def run_script(name, *args):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, __file__, name, *map(str, args)]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=500)
+    done = warm.run(__file__, name, *args, env=env, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -432,27 +540,70 @@ def run_script(name, *args):
 # The tests.
 
 
+@pytest.mark.slow
 def test_one_rank_and_many_agree(tmp_path):
     assert max(run_script("ranks", tmp_path).values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_gradient_of_ranks_is_that_of_the_whole_batch(tmp_path):
     assert max(run_script("gradients", tmp_path).values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_resume_on_another_number_of_ranks(tmp_path):
     assert max(run_script("other_ranks", tmp_path).values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_fault_on_one_rank_is_one_sentence_on_all(tmp_path):
     assert "training stopped" in run_script("faults", tmp_path)
 
 
+@pytest.mark.slow
+def test_hooks_change_nothing(tmp_path):
+    assert min(run_script("hooks", tmp_path).values()) > 40
+
+
+def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
+    import torch
+
+    from xrddiff.config import compose_config
+    from xrddiff.errors import BadInput
+    from xrddiff.training.callbacks import make_callbacks
+
+    (tmp_path / "mine.py").write_text(
+        "from xrddiff.registry import register\nfrom xrddiff.training.callbacks import Callback\n\n\n"
+        '@register("callback")\nclass epoch_list(Callback):\n    """A file that lists the epochs."""\n\n'
+        '    def __init__(self, name: str = "epochs"):\n        self.name = name\n\n'
+        "    def on_epoch(self, training, epoch):\n"
+        '        with open(training.folder / self.name, "a") as f:\n            f.write(f"{epoch}\\n")\n'
+    )
+    words = [f"plugins=[{tmp_path / 'mine.py'}]", "training.callbacks=[epoch_list,steps]"]
+    cfg = compose_config([*words, "training.callback_options={epoch_list: {name: list}}"])
+    _, _, plain = train(tmp_path / "plain", max_steps=15)
+    callbacks = make_callbacks(cfg.training.callbacks, cfg.training.callback_options)
+    _, _, watched = train(tmp_path / "run", max_steps=15, callbacks=callbacks)
+    assert torch.equal(plain, watched) and (tmp_path / "run" / "list").read_text() == "1\n2\n"
+    assert len((tmp_path / "run" / "metrics" / "steps.csv").read_text().splitlines()) == 16
+    for wrong, says in (
+        ("training.callbacks=[epoch_lists]", "did you mean 'epoch_list'"),
+        ("training.callback_options={epoch_list: {names: x}}", "has no option 'names'; did you mean 'name'"),
+        ("training.callback_options={steps: {every: 0}}", "steps.every: found 0, expected at least 1"),
+        ("training.callback_options={other: {}}", "other is none of training.callbacks"),
+        ("training.callback_options={steps: 3}", "found 3, expected its options"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            compose_config([*words, wrong])
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     done = run_script("kills", tmp_path, random.randrange(10**6))
     assert done["kills"] >= 2
 
 
+@pytest.mark.slow
 def test_killed_at_file_operations(tmp_path):
     # A third of the 66, another third at another time.
     assert run_script("kill_points", tmp_path, random.randint(1, 3), 3)["points"] > 15

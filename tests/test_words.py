@@ -7,7 +7,6 @@ from xrddiff import words
 from xrddiff.diffusion import denoisers, objectives, schedules
 from xrddiff.diffusion import keyed_sampling as sampling
 from xrddiff.errors import BadInput
-from xrddiff.losses import ANNEALING, RECONSTRUCTION_LOSSES
 from xrddiff.models import autoencoder, autoregressive, codebook, transformer, unet
 
 
@@ -21,8 +20,6 @@ from xrddiff.models import autoencoder, autoregressive, codebook, transformer, u
         (words.QUANTIZERS, codebook.QUANTIZERS),
         (words.VIT_SIZES, transformer.VIT_SIZES),
         (words.ORDERS, autoregressive.ORDERS),
-        (words.RECONS_LOSSES, RECONSTRUCTION_LOSSES),
-        (words.ANNEALING_SHAPES, ANNEALING),
         (words.SIZE_NAMES, autoencoder.SIZES),
         (words.SIZE_NAMES, unet.SIZES),
     ],

@@ -23,6 +23,8 @@ from xrddiff.execution.workers import Workers, open_workers, parse_workers, run_
 from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import read_store
 
+pytestmark = pytest.mark.slow
+
 # numbers that begin within a chunk, a last chunk that is not whole, and a measurement of each sample besides
 WORDS = [
     "-n",

@@ -17,6 +17,8 @@ from test_run import xrddiff
 
 from xrddiff.formats.readers import open_frames
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):

@@ -5,22 +5,23 @@
 # %% ../nbs/losses.ipynb #fb7a6a97
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import BadInput, nearest
+from .errors import BadInput
 from .seeds import keyed_normal, numpy_rng
-from .words import COUNT_LOSSES
+from .registry import Range, check_options, find, get, register
 
 # %% auto #0
-__all__ = ['ANNEALING', 'RECONSTRUCTION_LOSSES', 'pixel_count', 'pixel_mean', 'mse', 'l1', 'iwmse', 'positive_rate',
-           'poisson_nll', 'poisson_gaussian_nll', 'negative_binomial_nll', 'kl_divergence', 'annealed', 'Invertible',
-           'ReconstructionObjective', 'VAEObjective', 'VQObjective']
+__all__ = ['pixel_count', 'pixel_mean', 'mse', 'l1', 'iwmse', 'positive_rate', 'poisson_nll', 'poisson_gaussian_nll',
+           'negative_binomial_nll', 'kl_divergence', 'annealed', 'Invertible', 'ReconstructionObjective',
+           'VAEObjective', 'VQObjective']
 
 # %% ../nbs/losses.ipynb #921af331
 def pixel_count(like: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -41,16 +42,19 @@ def _difference(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tens
     return d if mask is None else torch.where(mask, d, 0.0)
 
 
+@register("loss")
 def mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error of each frame, (B,). `prediction`, `target`: (B, …) network values; `mask`: bool, True = trustworthy."""
     return pixel_mean(_difference(prediction, target, mask).square(), mask)
 
 
+@register("loss")
 def l1(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean absolute error of each frame, (B,). Shapes as for `mse`."""
     return pixel_mean(_difference(prediction, target, mask).abs(), mask)
 
 # %% ../nbs/losses.ipynb #ad997255
+@register("loss")
 def iwmse(
     prediction: Tensor,
     target: Tensor,
@@ -58,7 +62,7 @@ def iwmse(
     *,
     intensity: Tensor | None = None,
     reference_intensity: float = 1.0,
-    alpha_mse: float = 2.0,
+    alpha_mse: Annotated[float, Range(low=0), "weight 1 + alpha_mse x / x_ref of a pixel"] = 2.0,
 ) -> Tensor:
     """Importance-weighted mean squared error of each frame, (B,), with the weight 1 + alpha_mse · max(intensity, 0)/reference_intensity.
 
@@ -77,7 +81,14 @@ def positive_rate(u: Tensor, floor: float = 0.01) -> tuple[Tensor, Tensor]:
     return floor * mu, log_mu + math.log(floor)
 
 
-def poisson_nll(expected: Tensor, counts: Tensor, mask: Tensor | None = None, *, floor: float = 0.01) -> Tensor:
+@register("loss", "poisson", photons=True)
+def poisson_nll(
+    expected: Tensor,
+    counts: Tensor,
+    mask: Tensor | None = None,
+    *,
+    floor: Annotated[float, Range(above=0), "photons below which the expected number is bent to stay positive"] = 0.01,
+) -> Tensor:
     """Mean of −ln p(counts | expected) over the pixels of each frame, (B,), in nats. Both in photons; `expected` may be negative (see `positive_rate`)."""
     k = counts.float()
     u = expected.float()
@@ -87,6 +98,7 @@ def poisson_nll(expected: Tensor, counts: Tensor, mask: Tensor | None = None, *,
     return pixel_mean(mu - k * log_mu + torch.lgamma(k + 1), mask)
 
 # %% ../nbs/losses.ipynb #dbec2500
+@register("loss", "poisson_gaussian", photons=True, units="detector")
 def poisson_gaussian_nll(
     expected: Tensor, measured: Tensor, mask: Tensor | None = None, *, gain: float = 1.0, read_noise: float = 0.0
 ) -> Tensor:
@@ -102,13 +114,18 @@ def poisson_gaussian_nll(
     return pixel_mean(0.5 * (2 * math.pi * v).log() + (x - m).square() / (2 * v), mask)
 
 # %% ../nbs/losses.ipynb #dd3be69f
+@register("loss", "negative_binomial", photons=True)
 def negative_binomial_nll(
     expected: Tensor,
     counts: Tensor,
     mask: Tensor | None = None,
     *,
-    relative_spread: float = 0.03,
-    floor: float = 0.01,
+    relative_spread: Annotated[
+        float,
+        Range(above=0),
+        "standard deviation of the intensity from shot to shot, relative, beyond counting",
+    ] = 0.03,
+    floor: Annotated[float, Range(above=0), "photons below which the expected number is bent to stay positive"] = 0.01,
 ) -> Tensor:
     """Mean of −ln p(counts | expected) over the pixels of each frame, (B,), in nats.
 
@@ -137,28 +154,28 @@ def _logistic(tau: float) -> float:
     return 1 / (1 + math.exp(-10 * (tau - 0.5)))
 
 
-ANNEALING: dict[str, Callable[[float], float]] = {
-    "linear": lambda tau: tau,
-    "cosine": lambda tau: 0.5 * (1 - math.cos(math.pi * tau)),
-    "logistic": lambda tau: (_logistic(tau) - _logistic(0)) / (_logistic(1) - _logistic(0)),
-}
+@register("annealing", "linear")
+def _linear(tau: float) -> float:
+    """At a constant rate."""
+    return tau
+
+
+@register("annealing", "cosine")
+def _cosine(tau: float) -> float:
+    """Slowly at both ends, as half a wave of a cosine."""
+    return 0.5 * (1 - math.cos(math.pi * tau))
+
+
+@register("annealing", "logistic")
+def _s_shape(tau: float) -> float:
+    """Mostly in the middle, as a logistic function of slope 10."""
+    return (_logistic(tau) - _logistic(0)) / (_logistic(1) - _logistic(0))
 
 
 def annealed(step: int, steps: int, shape: str | None = "cosine") -> float:
     """The factor s(step/steps) on the KL weight, from 0 at step 0 to 1 at `steps` and after; 1 where `shape` is None or `steps` is 0."""
-    if shape is not None and shape not in ANNEALING:
-        raise BadInput(f"there is no annealing shape {shape!r}{nearest(str(shape), ANNEALING)}")
-    return 1.0 if shape is None or step >= steps else ANNEALING[shape](step / steps)
-
-# %% ../nbs/losses.ipynb #6f49a0d8
-RECONSTRUCTION_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "mse": mse,
-    "l1": l1,
-    "iwmse": iwmse,
-    "poisson": poisson_nll,
-    "poisson_gaussian": poisson_gaussian_nll,
-    "negative_binomial": negative_binomial_nll,
-}
+    rises = None if shape is None else get("annealing", shape)  # refuses an unknown one
+    return 1.0 if rises is None or step >= steps else rises(step / steps)
 
 # %% ../nbs/losses.ipynb #59db6e95
 class Invertible(Protocol):
@@ -176,9 +193,9 @@ def _not_negative(**words: float) -> None:
 class ReconstructionObjective(nn.Module):
     """What the objectives of autoencoders share: the reconstruction term R and its words.
 
-    `transform`: has `inverse` (count losses need it) and `reference_intensity` (iwmse, unless `reference_intensity` is given). `recons_loss`: a name in
-    `RECONSTRUCTION_LOSSES`; `beta_recons`: weight of R. `gain` (units per photon), `pedestal` and `read_noise` in the units of the frames, for the count losses;
-    `relative_spread` for negative_binomial. `seed`: of all that is random.
+    `transform`: has `inverse` (losses on photons need it) and `reference_intensity` (iwmse, unless `reference_intensity` is given).
+    `recons_loss`: a loss of the registry; `options`: its own; `beta_recons`: weight of R. `gain` (units per photon), `pedestal` and
+    `read_noise` in the units of the frames. `seed`: of all that is random.
     """
 
     def __init__(
@@ -187,61 +204,44 @@ class ReconstructionObjective(nn.Module):
         transform: Invertible | None = None,
         *,
         recons_loss: str = "iwmse",
-        alpha_mse: float = 2.0,
         reference_intensity: float | None = None,
         beta_recons: float = 0.5,
         gain: float = 1.0,
         pedestal: float = 0.0,
         read_noise: float = 0.0,
-        relative_spread: float = 0.03,
         seed: int = 42,
+        **options: Any,
     ):
         super().__init__()
-        if recons_loss not in RECONSTRUCTION_LOSSES:
-            raise BadInput(
-                f"there is no reconstruction loss {recons_loss!r}{nearest(str(recons_loss), RECONSTRUCTION_LOSSES)}"
-            )
-        if recons_loss in COUNT_LOSSES and not getattr(transform, "invertible", transform is not None):
+        self.loss, self.about = get("loss", recons_loss), find("loss", recons_loss).traits
+        self.options = check_options("loss", recons_loss, options)
+        if self.about.get("photons") and not getattr(transform, "invertible", transform is not None):
             raise BadInput(
                 f"the loss {recons_loss} is on counts and the transform {getattr(transform, 'name', None)} has no inverse; "
                 "expected an invertible transform, for example asinh"
             )
         if reference_intensity is None:
             reference_intensity = getattr(transform, "reference_intensity", None)
-        if recons_loss == "iwmse" and not (reference_intensity and reference_intensity > 0):
+        _not_negative(beta_recons=beta_recons, read_noise=read_noise)
+        if not gain > 0:
+            raise BadInput(f"gain is {gain}; expected a positive number")
+        self.model, self.transform, self.beta_recons, self.seed = model, transform, beta_recons, seed
+        self.gain, self.pedestal = gain, pedestal
+        known = dict(gain=gain, pedestal=pedestal, read_noise=read_noise, reference_intensity=reference_intensity)
+        self.given = {k: v for k, v in known.items() if k in inspect.signature(self.loss).parameters}
+        reference = self.given.get("reference_intensity", 1)
+        if not (reference and reference > 0):
             raise BadInput(
-                f"iwmse has the reference intensity {reference_intensity}; expected a positive number, from a fitted transform or given"
+                f"{recons_loss} has the reference intensity {reference}; expected a positive number, from a fitted transform or given"
             )
-        _not_negative(alpha_mse=alpha_mse, beta_recons=beta_recons, read_noise=read_noise)
-        for name, value in {"gain": gain, "relative_spread": relative_spread}.items():
-            if not value > 0:
-                raise BadInput(f"{name} is {value}; expected a positive number")
-        self.relative_spread = relative_spread
-        self.model, self.transform = model, transform
-        self.recons_loss, self.alpha_mse, self.reference_intensity = recons_loss, alpha_mse, reference_intensity
-        self.beta_recons, self.gain, self.pedestal, self.read_noise, self.seed = (
-            beta_recons,
-            gain,
-            pedestal,
-            read_noise,
-            seed,
-        )
 
     def reconstruction(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """R of each frame, (B,), from network values (B, C, H, W)."""
-        if self.recons_loss in COUNT_LOSSES:
-            expected, measured = (self.transform.inverse(y.float()) - self.pedestal for y in (prediction, target))
-            if self.recons_loss == "poisson":
-                return poisson_nll(expected / self.gain, (measured / self.gain).clamp_min(0), mask)
-            if self.recons_loss == "negative_binomial":
-                photons = (measured / self.gain).clamp_min(0)
-                return negative_binomial_nll(expected / self.gain, photons, mask, relative_spread=self.relative_spread)
-            return poisson_gaussian_nll(expected, measured, mask, gain=self.gain, read_noise=self.read_noise)
-        if self.recons_loss == "iwmse":
-            return iwmse(
-                prediction, target, mask, reference_intensity=self.reference_intensity, alpha_mse=self.alpha_mse
-            )
-        return RECONSTRUCTION_LOSSES[self.recons_loss](prediction, target, mask)
+        if self.about.get("photons"):
+            prediction, target = (self.transform.inverse(y.float()) - self.pedestal for y in (prediction, target))
+            if self.about.get("units") != "detector":
+                prediction, target = prediction / self.gain, (target / self.gain).clamp_min(0)
+        return self.loss(prediction, target, mask, **self.given, **self.options)
 
 # %% ../nbs/losses.ipynb #510379cb
 class VAEObjective(ReconstructionObjective):

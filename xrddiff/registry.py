@@ -53,6 +53,7 @@ KINDS: dict[str, Kind] = {
     "mask_rule": Kind("rule of automatic masking"),
     "chart": Kind("picture of a report"),
     "health_rule": Kind("what is watched during training"),
+    "callback": Kind("what looks on while a model trains"),
     "reader": Kind("reader of a file format"),
     "writer": Kind("writer of a file format"),
     "tracker": Kind("service that follows a training"),
@@ -340,13 +341,23 @@ def options(kind: str, name: str) -> dict[str, Option]:
 
 # %% ../nbs/registry.ipynb #f27e2a39
 class Names(Sequence):
-    """The names of a kind, as they are when somebody asks: plug-ins add theirs. `extra`: names that go before them."""
+    """The names of a kind, read when they are needed, as plug-ins add theirs.
 
-    def __init__(self, kind: str, *extra: str):
-        self.kind, self.extra = known_kind(kind), extra
+    extra: names that go before them.
+    traits: only those that have these traits; False also fits one that is not given.
+    """
+
+    def __init__(self, kind: str, *extra: str, **traits: Any):
+        self.kind, self.extra, self.traits = known_kind(kind), extra, traits
 
     def _all(self) -> list[str]:
-        return [*self.extra, *entries(self.kind)]
+        fits = [
+            n for n, e in entries(self.kind).items() if all(e.traits.get(k, False) == v for k, v in self.traits.items())
+        ]
+        return [*self.extra, *fits]
+
+    def __add__(self, other: Sequence[str]) -> tuple[str, ...]:
+        return (*self, *other)
 
     def __getitem__(self, i: Any) -> Any:
         return self._all()[i]

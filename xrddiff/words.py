@@ -201,11 +201,13 @@ class Data:
     seed: int = word(42, "of the split and of the order of the frames", low=0)
     batch_size: int = word(2, "frames per rank and step, unless training.batch_size is given", low=1)
     prefetch: int = word(2, "batches read ahead", low=0)
+    threads: int | None = word(None, "threads that read them; null: one for each, as far as there are cores", low=1)
+    pin_memory: bool | None = word(None, "batches in memory that a GPU copies from directly; null: where there is one")
 
 # %% ../nbs/words.ipynb #876dc7a5
-RECONS_LOSSES = ("mse", "l1", "iwmse", "poisson", "poisson_gaussian", "negative_binomial")
-COUNT_LOSSES = ("poisson", "poisson_gaussian", "negative_binomial")  # on photons; the others on network values
-ANNEALING_SHAPES = ("linear", "cosine", "logistic")
+RECONS_LOSSES = Names("loss")
+COUNT_LOSSES = Names("loss", photons=True)  # on photons; the others on network values
+ANNEALING_SHAPES = Names("annealing")
 LR_SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -241,15 +243,20 @@ class Training:
         above=0,
         high=0.28,
     )
-    mixed_precision: str = word("no", "arithmetic of the network's body", choices=PRECISIONS)
+    mixed_precision: str | None = word(
+        None, "arithmetic of the network's body; null: as `accelerate launch` was told, else no", choices=PRECISIONS
+    )
+    compile: bool = word(False, "compile the network (torch.compile); needs a C++ compiler")
+    gradient_checkpointing: bool = word(
+        False, "compute blocks again in the backward pass instead of remembering them: less memory, more time"
+    )
 
     recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES)
-    alpha_mse: float = word(2.0, "iwmse: weight 1 + alpha_mse x / x_ref", low=0)
-    relative_spread: float = word(
-        0.03,
-        "negative_binomial: standard deviation of the intensity from shot to shot, relative, beyond counting",
-        above=0,
+    loss_options: dict[str, Any] = word(
+        dict, "options of the loss (`xrddiff list loss`)", options_for=("loss", "training.recons_loss")
     )
+    alpha_mse: float = option_word("loss", "iwmse", "alpha_mse")
+    relative_spread: float = option_word("loss", "negative_binomial", "relative_spread")
     beta_recons: float = word(0.5, "weight of R", low=0)
     kl_weight: float = word(1e-4, "weight of the KL term once annealed", low=0)
     use_annealing: bool = word(True, "raise the KL weight from 0")
@@ -275,6 +282,10 @@ class Training:
     keep_checkpoints: int | None = word(2, "newest checkpoints that stay on disk; null: all", low=1)
     log_every: int = word(10, "steps per row of the training table", low=1)
     validate_every: int | None = word(None, "steps between validations; null: one per epoch", low=1)
+    callbacks: list[str] = word(
+        list, "what looks on while a model trains (`xrddiff list callback`)", choices=Names("callback")
+    )
+    callback_options: dict[str, Any] = word(dict, "options of the callbacks, as {steps: {every: 10}}")
     test_pipeline: bool = word(False, "a trial of the whole pipeline rather than a result")
     test_suffix: str = word("", "appended to the model's name in the output folder")
     ddp: DDP = field(default_factory=DDP)

@@ -6,6 +6,17 @@
 __all__ = ['run_notebook_path', 'notebook_parameters', 'check_parameters', 'LiveShell', 'InProcessEngine', 'KernelEngine',
            'NotebookFailed', 'run_notebook']
 
+# %% ../../nbs/execution/notebooks.ipynb #5c1d70a3
+import sys
+
+_slow = "rfc3987_syntax"
+if _absent := _slow not in sys.modules:
+    sys.modules[_slow] = None  # an import of it is an ImportError
+import nbformat
+
+if _absent:
+    del sys.modules[_slow]
+
 # %% ../../nbs/execution/notebooks.ipynb #f4cb8680
 import ast
 import atexit
@@ -13,7 +24,6 @@ import gc
 import os
 import re
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +35,6 @@ from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
 
-import nbformat
 import papermill
 from execnb.shell import CaptureShell
 from IPython.core.displayhook import DisplayHook
@@ -39,7 +48,7 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from papermill.exceptions import PapermillExecutionError
 
 from .live import LiveOutput, Screen, Stream
-from .run_folder import scratch_folder, write_text
+from ..files import scratch_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
 from ..ranks.stopping import StopRequest
 

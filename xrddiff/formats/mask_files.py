@@ -18,7 +18,8 @@ from .hdf5 import get_item, walk
 from .images import open_images
 from ..headers.gate import is_hdf5, open_hdf5, readable
 from ..headers.sources import Rows
-from .store import writing, writing_hdf5
+from ..files import writing
+from .store import writing_hdf5
 from ..errors import BadInput
 
 # %% auto #0

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .store import CannotSave, lay_out_zarr, seal_zarr, whole_chunks, writing
+from ..files import CannotSave, writing
+from .store import lay_out_zarr, seal_zarr, whole_chunks
 from ..errors import BadInput, XrddiffError
 
 if TYPE_CHECKING:
@@ -132,10 +133,8 @@ def write_part(store: PartStore, part: int, frames: Mapping[str, Any], **about: 
             raise CannotSave(
                 f"part {part} of {store.frames} reads back as something else than was written; expected a disk that keeps what it is given"
             )
-        target = store.path / "marks" / f"{part:06d}.json"
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        beside.write_text(json.dumps(mark), encoding="utf-8")
-        os.replace(beside, target)
+        with writing(store.path / "marks" / f"{part:06d}.json", durable=False) as beside:
+            beside.write_text(json.dumps(mark), encoding="utf-8")
     except OSError as error:
         if isinstance(error, XrddiffError):
             raise

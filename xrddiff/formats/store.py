@@ -5,18 +5,13 @@
 # %% ../../nbs/formats/store.ipynb #941ac11b
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import os
-import re
-import shutil
-import socket
-import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,116 +24,12 @@ from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, lazy_array, validate_frames
 from ..headers.gate import check_dataset, check_size, open_hdf5, readable, told
 from ..headers.sources import HDF5Rows, Rows, ZarrRows
-from ..errors import BadInput, XrddiffError
+from ..errors import BadInput
+from ..files import CannotSave, plain, writing
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'CannotSave', 'writing', 'writing_hdf5', 'lay_out_zarr', 'whole_chunks',
-           'seal_zarr', 'check_target', 'save_frames', 'is_store', 'read_store']
-
-# %% ../../nbs/formats/store.ipynb #52369692
-class CannotSave(XrddiffError, OSError):
-    """Something that could not be written; what was there before is untouched."""
-
-
-def _why(error: OSError) -> str:
-    """An operating system's error in words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full"
-    if error.errno == errno.EFBIG:
-        return "the file is larger than the limit of this system or user"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "the folder is not writable"
-    return (error.strerror or " ".join(str(error).split())[:200]).lower()
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the entries of a folder, to the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if not (
-            path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)
-        ):  # some network file systems sync no folders
-            raise
-    finally:
-        os.close(fd)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-
-
-def _hidden(path: Path) -> Path:
-    """A new name beside `path` that says which process writes there: `.NAME.TOKEN-PLACE-PID.part`."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}-{_place()}-{os.getpid()}.part")
-
-
-def _place() -> str:
-    """Where a process number means something: this machine, and the container in it."""
-    try:
-        inside = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        inside = ""
-    return hashlib.sha256(f"{socket.gethostname()} {inside}".encode()).hexdigest()[:8]
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
-
-
-def _clear(path: Path) -> None:
-    """Remove what processes of this machine that were killed while they wrote `path` have left beside it."""
-    here = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{12}}-{_place()}-(\d+)\.part")
-    with suppress(OSError):  # a folder that can be written to and not listed
-        for name in os.listdir(path.parent):
-            if (found := here.fullmatch(name)) and not _lives(int(found[1])):
-                _remove(path.with_name(name))
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
-    """A hidden path beside `path`, to write a file or a folder to; it takes the place of `path` when the block ends well, and goes when it does not.
-
-    What a killed process of this machine left of an earlier attempt goes as soon as `path` is there.
-    Errors of the operating system become `CannotSave`, one sentence.
-    """
-    path = Path(path)
-    part = _hidden(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if part.is_dir():
-            for file in part.rglob("*"):
-                _sync(file)
-            if path.exists():  # a folder cannot be renamed over another one
-                old = _hidden(path)
-                os.replace(path, old)
-                os.replace(part, path)
-                _remove(old)
-        if part.exists():
-            _sync(part)
-            os.replace(part, path)
-        _sync(path.parent)
-        _clear(path)
-    except OSError as error:
-        _remove(part)
-        if isinstance(error, XrddiffError):
-            raise
-        raise CannotSave(f"cannot save {path}: {_why(error)}; nothing was left behind") from error
-    except BaseException:
-        _remove(part)
-        raise
+__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'writing_hdf5', 'lay_out_zarr', 'whole_chunks', 'seal_zarr', 'check_target',
+           'save_frames', 'is_store', 'read_store']
 
 # %% ../../nbs/formats/store.ipynb #7ae7b945
 class _Drive(io.RawIOBase):
@@ -233,25 +124,6 @@ BLOCK = 16 << 20  # bytes of a lazy stack that are copied at a time
 PACKED = dict(hdf5plugin.Bitshuffle(cname="lz4"))
 
 
-def _plain(value: Any, where: str) -> Any:
-    """An attribute as JSON knows it: None, bool, int, float, text, lists and dictionaries of these."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    elif isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(v, where) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, where) for k, v in value.items()}
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise BadInput(
-        f"{where} is a {type(value).__name__}, which cannot be saved; expected numbers, text, lists or dictionaries"
-    )
-
-
 def _numbers(value: Any) -> bool:
     return isinstance(value, list) and 0 < len(value) <= 1000 and all(type(v) is float for v in value)
 
@@ -263,7 +135,7 @@ def _from_json(value: Any) -> Any:
 
 def _write_attrs(to: h5py.AttributeManager, attrs: Mapping, where: str) -> None:
     for name, value in attrs.items():
-        value = _plain(value, f"attribute {name!r} of {where}")
+        value = plain(value, f"attribute {name!r} of {where}")
         simple = isinstance(value, bool | int | float) or _numbers(value)
         simple = simple and not (type(value) is int and abs(value) >= 1 << 63)
         if isinstance(value, str):
@@ -376,11 +248,11 @@ def lay_out_zarr(
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     group, left = zarr.open_group(str(path), mode="w", zarr_format=3), []
-    attrs = {k: _plain(v, f"attribute {k!r} of the frames") for k, v in ds.attrs.items()}
+    attrs = {k: plain(v, f"attribute {k!r} of the frames") for k, v in ds.attrs.items()}
     group.attrs.update(attrs | {"xrddiff_format": FORMAT, "xrddiff_version": VERSION})
     for name, v in ds.variables.items():
         _check_kind(v, str(name))
-        own = {k: _plain(a, f"attribute {k!r} of variable {name!r}") for k, a in v.attrs.items()}
+        own = {k: plain(a, f"attribute {k!r} of variable {name!r}") for k, a in v.attrs.items()}
         about = {"dimension_names": list(map(str, v.dims)), "attributes": own | {"coordinate": name in ds.coords}}
         if _stacked(v.dims, v.shape, v.dtype) if stacks is None else name in stacks:
             frame = max(1, int(np.prod(v.shape[1:])) * v.dtype.itemsize)

@@ -18,7 +18,7 @@ import xarray as xr
 
 from ..config import OWN_FRAMES, compose_config, is_path, presets
 from ..errors import BadInput, XrddiffError, nearest
-from ..execution.run_folder import scratch_folder
+from ..files import scratch_folder
 from ..formats import readers
 from ..formats.store import save_frames
 from ..frames.frames import make_frames, validate_frames

@@ -28,7 +28,8 @@ __all__ = ['Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRo
 class Rows(BackendArray):
     """Frames on disk: `shape` = (frame, …), `dtype`, and `read(a, b, rest)` for the frames a … b−1.
 
-    `rest` are slices or integers on the other axes, which a source may use to read less. Subclasses set `shape` and `dtype`.
+    `rest` are slices or integers on the other axes, which a source may use to read less. Subclasses
+    set `shape` and `dtype`.
     """
 
     shape: tuple[int, ...]
@@ -107,7 +108,9 @@ def frame_dtype(dtype: Any, where: str) -> np.dtype:
 
 # %% ../../nbs/headers/sources.ipynb #5c99a89d
 class ArrayRows(Rows):
-    """Frames of an array-like with h5py's indexing (a memory map, a zarr array), `(y, x)` counting as one frame."""
+    """Frames of an array-like with h5py's indexing (a memory map, a zarr array), `(y, x)` counting
+    as one frame.
+    """
 
     def __init__(self, array: Any, where: str, rank: int | None = None):
         self.array, self.where = array, where
@@ -122,7 +125,9 @@ class ArrayRows(Rows):
 
 
 class EachRow(Rows):
-    """Frames that are read one at a time by `read_one(i) -> array`; the last one is kept, since neighbours are often asked for in parts."""
+    """Frames that are read one at a time by `read_one(i) -> array`; the last one is kept, since
+    neighbours are often asked for in parts.
+    """
 
     def __init__(self, count: int, shape: Sequence[int], dtype: Any, where: str):
         self.shape, self.dtype, self.where = (count, *shape), frame_dtype(dtype, where), where
@@ -184,7 +189,9 @@ class RecentRows(Rows):
 
 
 class LimitMask(Rows):
-    """The mask per frame: pixels that `static` trusts, with a value from `low` to `high` that is not `equal`."""
+    """The mask per frame: pixels that `static` trusts, with a value from `low` to `high` that is
+    not `equal`.
+    """
 
     def __init__(
         self, values: RecentRows, static: Any, low: float = -np.inf, high: float = np.inf, equal: float | None = None
@@ -215,7 +222,10 @@ class SqueezedRows(Rows):
 
 # %% ../../nbs/headers/sources.ipynb #202a58ae
 class HDF5Rows(Rows):
-    """Frames of one HDF5 data set, `(y, x)` counting as one frame; `exact` keeps the dtype. The file is opened once in each process."""
+    """Frames of one HDF5 data set, `(y, x)` counting as one frame; `exact` keeps the dtype.
+
+    The file is opened once in each process.
+    """
 
     def __init__(self, path: str | Path, name: str, exact: bool = False):
         self.path, self.name, self.where = str(path), name, f"data set '{name}' of {path}"

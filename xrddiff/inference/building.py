@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config import model_parts
+from ..config import chosen_options, model_parts
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.objectives import AutoregressiveObjective, DenoisingObjective
 from ..frames.transforms import Transform
@@ -31,7 +31,7 @@ from xrddiff.inference.generators import (
 from .guides import check_label, train_guide
 from ..models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ..models.latent_space import LatentSpace
-from ..models.unet import UNet, make_unet
+from ..registry import get
 from ..training.checkpoints import load_checkpoint, load_weights
 from ..training.latents import LatentLoader, open_latent_space
 from ..training.setup import run_loaders, run_trainer
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['VIT_OF_SIZE', 'open_space', 'unet_words', 'frame_multiple', 'build_unet', 'build_autoregressive', 'build_objective',
-           'Building', 'build_generative']
+__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'build_network', 'build_autoregressive',
+           'build_objective', 'Building', 'build_generative']
 
 # %% ../../nbs/inference/building.ipynb #dc8572cd
 def open_space(
@@ -64,11 +64,16 @@ def open_space(
 VIT_OF_SIZE = {"tiny": "tiny", "small": "base", "medium": "base", "large": "large", "xl": "huge"}
 
 
-def unet_words(cfg: Config, space: LatentSpace | None) -> dict[str, Any]:
-    """Words of the U-Net that do not depend on the frames."""
-    pixels = 4 if cfg.size.name == "tiny" else None  # a tiny one folds 4 x 4 pixels into channels
-    patch = pixels if space is None else cfg.model.unet_patch
-    return dict(patch=patch, widths=cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
+def network_words(cfg: Config, space: LatentSpace | None) -> dict[str, Any]:
+    """Words of the network of a denoiser that do not depend on the frames: those of its size (`sizes` of its class), and those of the run."""
+    own: dict[str, Any] = {}
+    if cfg.model.network == "unet":
+        pixels = 4 if cfg.size.name == "tiny" else None  # a tiny one folds 4 x 4 pixels into channels
+        own = dict(patch=pixels if space is None else cfg.model.unet_patch, scale_shift=cfg.model.unet_scale_shift)
+        own |= dict(widths=cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
+    sized = getattr(get("network", cfg.model.network), "sizes", {}).get(cfg.size.name, {})
+    given = {k: v for k, v in own.items() if v is not None}
+    return dict(sized) | given | chosen_options(cfg, "model.network_options")
 
 
 def frame_multiple(cfg: Config, space: LatentSpace | None = None) -> int:
@@ -77,21 +82,21 @@ def frame_multiple(cfg: Config, space: LatentSpace | None = None) -> int:
         own = cfg.model.patch_size if space is None else cfg.model.latent_patch_size
     else:
         with torch.device("meta"):
-            own = make_unet(cfg.size.name, **unet_words(cfg, space)).downsampling
+            own = get("network", cfg.model.network)(
+                in_channels=1, out_channels=1, mask_channel=False, conditions={}, **network_words(cfg, space)
+            ).downsampling
     return own * (1 if space is None else space.downsampling)
 
 # %% ../../nbs/inference/building.ipynb #39501351
-def build_unet(cfg: Config, channels: int, space: LatentSpace | None, fields: dict[str, Any]) -> UNet:
-    """The U-Net of a run. `channels`: of what it denoises; `fields`: of its conditions, see `condition_fields`."""
+def build_network(cfg: Config, channels: int, space: LatentSpace | None, fields: dict[str, Any]) -> nn.Module:
+    """The network of a run's denoiser, by its name in the registry. `channels`: of what it denoises; `fields`: of its conditions, see `condition_fields`."""
     torch.manual_seed(cfg.training.seed)
-    return make_unet(
-        cfg.size.name,
+    return get("network", cfg.model.network)(
         in_channels=channels,
         out_channels=channels,
         mask_channel=cfg.model.mask_channel and space is None,
         conditions=fields,
-        scale_shift=cfg.model.unet_scale_shift,
-        **unet_words(cfg, space),
+        **network_words(cfg, space),
     )
 
 # %% ../../nbs/inference/building.ipynb #c3e31e90
@@ -226,7 +231,7 @@ def _build_model(
     if model_parts(cfg).denoiser == "autoregressive":
         net = model = build_autoregressive(cfg, shape, space, fields, values)
     else:
-        net = build_unet(cfg, shape[0], space, fields)
+        net = build_network(cfg, shape[0], space, fields)
         words = dict(sigma_data=values[0], timesteps=t.timesteps, schedule=m.noise_schedule)
         model = Denoiser(net, m.parameterisation, **words)
     if t.train_diff_from_checkpoint:

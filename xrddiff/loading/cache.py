@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
@@ -17,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ import xarray as xr
 
 from ..frames.frames import concat_frames, lazy_array, select_frames
 from ..headers.sources import ChainRows, HDF5Rows
-from ..formats.store import CannotSave, read_store, save_frames, writing
+from ..formats.store import read_store, save_frames
 from ..errors import BadInput, XrddiffError
+from ..files import CannotSave, json_digest, lock, plain, sha256, writing
 
 # %% auto #0
-__all__ = ['cache_dir', 'only_one', 'wait_for', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk',
-           'simulated_frames', 'simulation_folder', 'CannotFetch', 'sha256', 'download_package']
+__all__ = ['SIMULATOR', 'cache_dir', 'only_one', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk',
+           'simulated_frames', 'simulation_folder', 'CannotFetch', 'download_package']
 
 # %% ../../nbs/loading/cache.ipynb #c3cf0a59
 def cache_dir() -> Path:
@@ -45,127 +46,57 @@ def cache_dir() -> Path:
 
 # %% ../../nbs/loading/cache.ipynb #8e48132c
 @contextmanager
-def only_one(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`: True where it is ours, False where another process has it."""
-    import fcntl
+def only_one(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock file `path`: True where it is ours, False where another process has it.
 
+    `wait`: for as long as another process has it.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = open(path, "a")
     except OSError as error:
         raise CannotSave(
             f"cannot write to the cache folder {path.parent.parent}: {error.strerror}; set XRDDIFF_CACHE to another one"
         ) from None
-    try:
-        ours = True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            ours = False
-        except OSError:  # no locks here
-            pass
-        yield ours
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def wait_for(lock: Path) -> Iterator[None]:
-    """Hold the lock file, waiting for it as long as another process has it."""
-    while True:
-        with only_one(lock) as ours:
-            if ours:
-                yield
-                return
-        time.sleep(0.5)
+    with file:
+        yield lock(file, wait=wait)
 
 # %% ../../nbs/loading/cache.ipynb #bd2b753d
-_APART = ("xrddiff.errors", "xrddiff.frames.frames")  # what they do is in no pixel
+SIMULATOR = (
+    "seeds frames.geometry simulation.crystal simulation.scattering simulation.experiments simulation.simulate"
+).split()
 
 
-def _module_tree(name: str) -> ast.Module:
-    spec = importlib.util.find_spec(name)
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            first = body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = body[1:] or [ast.Pass()]
-    return tree
-
-
-def _imported(tree: ast.Module, name: str) -> set[str]:
-    """The modules of this package that a module imports."""
-    package = name.rpartition(".")[0]
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parent = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*parent, *([node.module] if node.module else [])])
-            found |= {base, *(f"{base}.{a.name}" for a in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-    own = {f for f in found if f.startswith("xrddiff.") and f not in _APART}
-    return {f for f in own if _is_module(f)}
-
-
-def _is_module(name: str) -> bool:
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, AttributeError):
-        return False
-    return (
-        spec is not None
-        and spec.origin is not None
-        and spec.origin.endswith(".py")
-        and not spec.origin.endswith("__init__.py")
-    )
-
-
-def code_digest(name: str) -> str:
-    """A digest of what a module of this package and those it imports do: it changes with the code, not with comments or docstrings."""
-    trees: dict[str, ast.Module] = {}
-    waiting = [name]
-    while waiting:
-        module = waiting.pop()
-        if module not in trees:
-            trees[module] = _module_tree(module)
-            waiting += sorted(_imported(trees[module], module))
-    text = "\n".join(f"{k}: {ast.dump(trees[k])}" for k in sorted(trees))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _parameters(value: Any) -> Any:
-    """Anything an experiment is made of, as JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {type(value).__name__: {f.name: _parameters(getattr(value, f.name)) for f in dataclasses.fields(value)}}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list | tuple):
-        return [_parameters(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _parameters(v) for k, v in value.items()}
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+def code_digest(files: Iterable[Path]) -> str:
+    """A digest of what these Python files do: it changes with the code, not with comments, docstrings or layout."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256("\n".join(map(ast.dump, trees)).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def _simulator_digest() -> str:
-    return code_digest("xrddiff.simulation.simulate")
+    return code_digest(files("xrddiff").joinpath(f"{name.replace('.', '/')}.py") for name in SIMULATOR)
+
+# %% ../../nbs/loading/cache.ipynb #c72cff5a
+def _parameters(value: Any) -> Any:
+    """A part of an experiment that is no JSON: its kind and its fields, or how Python writes it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {type(value).__name__: {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
+    return repr(value)
 
 
 def simulation_key(experiment: Any, seed: int) -> dict[str, Any]:
     """What the cached shots of an experiment depend on."""
     versions = {p: importlib.metadata.version(p).split("+")[0] for p in ("numpy", "torch", "gemmi")}
-    return {"experiment": _parameters(experiment), "seed": int(seed), "code": _simulator_digest(), "versions": versions}
+    return {
+        "experiment": plain(experiment, other=_parameters),
+        "seed": int(seed),
+        "code": _simulator_digest(),
+        "versions": versions,
+    }
 
 # %% ../../nbs/loading/cache.ipynb #dd0805c1
 def block_size(shape: tuple[int, int]) -> int:
@@ -224,7 +155,7 @@ def simulation_folder(experiment: Any, seed: int = 0, cache: str | Path | None =
 
     experiment = find_experiment(experiment)
     key = simulation_key(experiment, seed)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    digest = json_digest(key)[:16]
     folder = Path(cache or cache_dir()) / "simulated" / f"{experiment.name}-{digest}"
     if not (folder / "key.json").exists():
         with writing(folder / "key.json") as part:
@@ -300,7 +231,7 @@ def _open_block(path: Path, make: Callable[[], None]) -> xr.Dataset:
 
 def _make_again(path: Path, make: Callable[[], None], error: BadInput) -> None:
     """Make a damaged block again, unless another process just did."""
-    with wait_for(path.parent / "locks" / path.stem):
+    with only_one(path.parent / "locks" / path.stem, wait=True):
         try:
             for variable in read_store(path).variables.values():
                 variable.load()
@@ -314,15 +245,6 @@ class CannotFetch(XrddiffError):
     """Data that could not be downloaded."""
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def download_package(
     name: str, version: str, digest: str, megabytes: float, *, wheel: bool, cache: str | Path | None = None
 ) -> Path:
@@ -334,7 +256,7 @@ def download_package(
     wanted = folder / f"{name}-{version}{'.whl' if wheel else '.tar.gz'}"
     if wanted.exists() and sha256(wanted) == digest:
         return wanted
-    with wait_for(folder / "locks" / wanted.name):
+    with only_one(folder / "locks" / wanted.name, wait=True):
         if wanted.exists() and sha256(wanted) == digest:
             return wanted
         print(f"fetching {name} {version} ({megabytes:.1f} MB) through pip", file=sys.stderr)

@@ -30,17 +30,17 @@ from xrddiff.loading.cache import (
     check_disk,
     check_seed,
     download_package,
-    sha256,
+    only_one,
     simulated_frames,
     simulation_folder,
-    wait_for,
 )
 from ..frames.frames import make_frames, select_frames
 from ..headers.geometry_files import HC
 from ..formats.images import natural, open_images
 from ..formats.readers import open_frames
-from ..formats.store import CannotSave, check_target, read_store, save_frames
+from ..formats.store import check_target, read_store, save_frames
 from ..errors import BadInput, nearest
+from ..files import CannotSave, sha256
 
 # %% auto #0
 __all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
@@ -234,7 +234,7 @@ def _fetched(entry: Entry, cache: str | Path | None) -> Path:
     base, wanted = Path(cache or cache_dir()), _fetched_file(entry, cache)
     if wanted.exists():
         return wanted
-    with wait_for(base / "fetched" / "locks" / entry.name):
+    with only_one(base / "fetched" / "locks" / entry.name, wait=True):
         if not wanted.exists():
             wheel = "wheel" in entry.source
             package = download_package(*entry.package, entry.sha256, entry.megabytes, wheel=wheel, cache=cache)

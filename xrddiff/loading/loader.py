@@ -29,6 +29,7 @@ from ..seeds import numpy_rng
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 # %% auto #0
 __all__ = ['split_by_group', 'epoch_order', 'FrameLoader']
@@ -103,13 +104,22 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     words = numpy_rng("order", seed, epoch).bit_generator.random_raw(n)
     return np.argsort(words, kind="stable")
 
+# %% ../../nbs/loading/loader.ipynb #584b3ac1
+def _can_pin() -> bool:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BadInput("data.pin_memory is true, and there is no GPU here; expected it only where batches go to one")
+    return True
+
 # %% ../../nbs/loading/loader.ipynb #8bd5aec4
 class FrameLoader:
     """Batches of the frames `index` (None: all) of a data set (frame, y, x).
 
     `transform`: a fitted value transform, or a pipeline of such; what changes frames (pooling, crops, …) is applied to `frames` before. `batch_size`: frames of a batch over all ranks.
     `shuffle`: a new order every epoch, from `seed`; else the order of `index`. `multiple`: H and W are padded to a multiple of it. `rank`, `world_size`: whose share of each batch.
-    `prefetch`: how many batches are read ahead (0: none, no threads). `drop_last`: leave out a last batch that is not full. `cond`: which per-frame variables go along (None: all numbers); they are kept as `conditions`, name -> values of all frames.
+    `prefetch`: how many batches are read ahead (0: none, no threads), by `threads` (None: one for each batch, as far as there are cores). `pin_memory`: batches lie in
+    page-locked memory, from which a GPU copies while it computes (needs a GPU). `drop_last`: leave out a last batch that is not full. `cond`: which per-frame variables go along (None: all numbers); they are kept as `conditions`, name -> values of all frames.
     Frames with NaN or Inf at trustworthy pixels, without any trustworthy pixel, or that cannot be read are refused with `BadInput` when their turn comes.
     """
 
@@ -126,6 +136,8 @@ class FrameLoader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 3,
+        threads: int | None = None,
+        pin_memory: bool = False,
         drop_last: bool = False,
         cond: Sequence[str] | None = None,
     ):
@@ -141,7 +153,12 @@ class FrameLoader:
             raise BadInput(
                 f"{transform!r} is not for the loader; expected value transforms: apply the others to the frames before"
             )
-        for word, n, least in (("batch_size", batch_size, 1), ("multiple", multiple, 1), ("prefetch", prefetch, 0)):
+        for word, n, least in (
+            ("batch_size", batch_size, 1),
+            ("multiple", multiple, 1),
+            ("prefetch", prefetch, 0),
+            ("threads", threads or 1, 1),
+        ):
             if isinstance(n, bool) or int(n) != n or n < least:
                 raise BadInput(f"{word} of the loader is {n}; expected a whole number of at least {least}")
         if not 0 <= rank < world_size:
@@ -159,6 +176,8 @@ class FrameLoader:
             bool(shuffle),
             int(prefetch),
         )
+        self.threads = min(self.prefetch, threads or os.cpu_count() or 1)
+        self.pin_memory = pin_memory and _can_pin()
         self.rank, self.world_size, self.drop_last = int(rank), int(world_size), bool(drop_last)
         self._value, self.image_shape = value, tuple(value.shape[1:])
         self.shape = tuple(-(-n // multiple) * multiple for n in self.image_shape)
@@ -197,7 +216,7 @@ class FrameLoader:
         if not self.prefetch:
             yield from map(self.batch, plan)
             return
-        pool = ThreadPoolExecutor(min(self.prefetch, os.cpu_count() or 1), thread_name_prefix="frames")
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="frames")
         rest, waiting = iter(plan), deque()
         try:
             waiting.extend(pool.submit(self.batch, rows) for rows in islice(rest, self.prefetch))
@@ -223,15 +242,18 @@ class FrameLoader:
             own = self._frame(int(i), x[j, 0, :height, :width])
             if self._own_masks:
                 mask[j, 0, :height, :width] = own
-        mask = torch.from_numpy(mask)
+        mask = self._placed(torch.from_numpy(mask))
         with self._lock:
             self._buffers = [*self._buffers[-self.prefetch - 2 :], x]
         return {
-            "x": torch.from_numpy(x),
+            "x": self._placed(torch.from_numpy(x)),
             "mask": mask if self._own_masks else mask.expand(len(rows), 1, *self.shape),
             "index": torch.from_numpy(rows.copy()),
             "cond": {name: torch.from_numpy(v[rows]) for name, v in self.conditions.items()},
         }
+
+    def _placed(self, values: Tensor) -> Tensor:
+        return values.pin_memory() if self.pin_memory else values
 
     def _buffer(self, n: int) -> np.ndarray:
         """Memory for a batch of `n`: that of an earlier batch which nobody holds any more, or new.

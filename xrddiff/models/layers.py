@@ -5,7 +5,7 @@
 # %% ../../nbs/models/layers.ipynb #532c30f9
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ class ResnetBlock(nn.Module):
     `time_channels`: length of a vector t (B, time_channels) that is added after the first convolution, or, with `scale_shift`, scales and shifts the
     second norm. Source: He et al. 2016 (arXiv 1603.05027), in the form of Ho et al. 2020 (arXiv 2006.11239).
     """
+
+    recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
 
     def __init__(
         self,
@@ -77,6 +79,8 @@ class ResnetBlock(nn.Module):
 # %% ../../nbs/models/layers.ipynb #139b951b
 class SelfAttention(nn.Module):
     """y = x + W_o softmax(q kᵀ/√d) v over the pixels of a map (B, C, H, W); `head_dim` d, default: one head of all channels. Source: arXiv 1706.03762, eq. 1."""
+
+    recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
 
     def __init__(self, channels: int, *, head_dim: int | None = None, groups: int = 32, eps: float = 1e-6):
         super().__init__()

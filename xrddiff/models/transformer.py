@@ -5,7 +5,7 @@
 # %% ../../nbs/models/transformer.ipynb #1201d59c
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,8 @@ class Attention(nn.Module):
 # %% ../../nbs/models/transformer.ipynb #4fe2f1b5
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), on (B, n, width)."""
+
+    recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
 
     def __init__(self, width: int, heads: int, dim_head: int, mlp_ratio: float):
         super().__init__()

@@ -72,6 +72,15 @@ class UpLevel(_Level):
         return self.resample(x)
 
 # %% ../../nbs/models/unet.ipynb #2b4cfee7
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(widths=(64, 64, 96), layers_per_block=1, attention=(False, False, True), head_dim=32, norm_groups=8),
+    "small": dict(widths=(64, 128, 256), attention=(False, False, True), head_dim=32),
+    "medium": dict(widths=(64, 128, 256, 256), attention=(False, False, True, True), head_dim=32),
+    "large": dict(widths=(96, 192, 384, 384), attention=(False, False, True, True), head_dim=32),
+    "xl": dict(widths=(128, 256, 512, 512), attention=(False, False, True, True), head_dim=32),
+}
+
+
 @register("network", "unet", help="U-Net with residual blocks, attention and skips between its halves")
 class UNet(nn.Module):
     """F (B, out_channels, H, W) from a noisy `x` (B, in_channels, H, W), a noise label (B,) and conditions; H and W multiples of `downsampling` = patch · 2^(len(widths) − 1).
@@ -81,6 +90,8 @@ class UNet(nn.Module):
     `label_scale`: what the noise label is multiplied by before it becomes waves; `mask_channel`: cond["mask"] (B, 1, H, W) bool goes in beside x (missing: all True); `patch`: side of the block of pixels that is folded into channels; `conditions`: see `Conditions`.
     Without mask and patch the parameters are those of diffusers' UNet2DModel by name and shape. Source: arXiv 1505.04597, 2006.11239.
     """
+
+    sizes = SIZES
 
     def __init__(
         self,
@@ -194,15 +205,6 @@ class UNet(nn.Module):
         return torch.cat([x, mask.to(x)], 1)
 
 # %% ../../nbs/models/unet.ipynb #80402213
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": dict(widths=(64, 64, 96), layers_per_block=1, attention=(False, False, True), head_dim=32, norm_groups=8),
-    "small": dict(widths=(64, 128, 256), attention=(False, False, True), head_dim=32),
-    "medium": dict(widths=(64, 128, 256, 256), attention=(False, False, True, True), head_dim=32),
-    "large": dict(widths=(96, 192, 384, 384), attention=(False, False, True, True), head_dim=32),
-    "xl": dict(widths=(128, 256, 512, 512), attention=(False, False, True, True), head_dim=32),
-}
-
-
 def make_unet(size: str = "tiny", **words: Any) -> UNet:
     """The U-Net called `size`; `words` replace those of the size (None: as it is)."""
     if size not in SIZES:

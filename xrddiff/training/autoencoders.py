@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config import model_parts
+from ..config import chosen_options, model_parts
 from ..errors import BadInput
 from ..frames.transforms import Transform
 from ..loading.datasets import Prepared, prepare_words
@@ -71,8 +71,8 @@ def detector_words(prepared: Prepared, loss: str) -> dict[str, float]:
 def autoencoder_objective(net: nn.Module, prepared: Prepared, cfg: Config, steps_per_epoch: int) -> nn.Module:
     """The loss of the autoencoder `net` on these frames. `steps_per_epoch`: batches of the training loader."""
     t = cfg.training
-    names = ("recons_loss", "beta_recons", "alpha_mse", "relative_spread", "seed")
-    words = detector_words(prepared, t.recons_loss) | {name: getattr(t, name) for name in names}
+    words = detector_words(prepared, t.recons_loss) | {k: getattr(t, k) for k in ("recons_loss", "beta_recons", "seed")}
+    words |= chosen_options(cfg, "training.loss_options")
     if model_parts(cfg).autoencoder == "vq":
         return VQObjective(net, prepared.transform, commitment=cfg.model.commitment, **words)
     annealed = (t.annealing_epochs or t.num_epochs / 2) * steps_per_epoch

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import warnings
@@ -17,18 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import BadInput, XrddiffError
+from ..files import json_digest, plain, sha256, sync, write_text, writing
 
 # %% auto #0
-__all__ = ['CheckpointError', 'checkpoint_name', 'write_atomically', 'clean_checkpoints', 'save_checkpoint', 'find_fault',
-           'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'copy_checkpoint',
-           'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng', 'trained_parameters']
+__all__ = ['CheckpointError', 'checkpoint_name', 'clean_checkpoints', 'save_checkpoint', 'find_fault', 'latest_checkpoint',
+           'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'copy_checkpoint', 'pack_optimizer',
+           'unpack_optimizer', 'pack_rng', 'unpack_rng', 'trained_parameters']
 
 # %% ../../nbs/training/checkpoints.ipynb #44194294
 _FORMAT, _VERSION = "xrddiff-checkpoint", 2  # version 1 had no digest of the manifest itself
@@ -49,56 +48,10 @@ def _checkpoints(folder: Path) -> list[Path]:
     found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := _STEP.fullmatch(p.name)) and p.is_dir()]
     return [p for _, p in sorted(found, reverse=True)]
 
-# %% ../../nbs/training/checkpoints.ipynb #bc585d8b
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file `path` by `text`: readers see the old file or the new one, never a part."""
-    temp = path.with_name(f".{path.name}.writing")
-    try:
-        with open(temp, "w", encoding="utf-8", newline="") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-        _fsync(path.parent)
-    except OSError:
-        temp.unlink(missing_ok=True)
-        raise
-
 # %% ../../nbs/training/checkpoints.ipynb #1d62d11c
-def _plain(value: Any, where: str) -> Any:
-    """`value` in JSON's own types; `where` names it in the error."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, (np.generic, np.ndarray)):
-        return _plain(value.tolist(), where)
-    if isinstance(value, Tensor):
-        return _plain(value.detach().cpu().tolist(), where)
-    if isinstance(value, float):
-        if not np.isfinite(value):
-            raise BadInput(f"checkpoint state '{where}' is {value}; expected a finite number")
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
-    if isinstance(value, Sequence):
-        return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
-    raise BadInput(
-        f"checkpoint state '{where}' is of type {type(value).__name__}; expected numbers, text, lists and mappings"
-    )
+def _state(value: Any, field: str = "") -> Any:
+    """`value` in JSON's own types; `field` names it in the error."""
+    return plain(value, f"the checkpoint's state {field!r}" if field else "the checkpoint's state", nan="refuse")
 
 # %% ../../nbs/training/checkpoints.ipynb #8656196f
 def _size(n: float) -> str:
@@ -120,7 +73,7 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out[name] = t
     return out
 
-
+# %% ../../nbs/training/checkpoints.ipynb #4a616e6c
 def clean_checkpoints(folder: str | Path) -> None:
     """Remove what a killed save left behind: hidden folders that no reader looks at.
 
@@ -128,7 +81,7 @@ def clean_checkpoints(folder: str | Path) -> None:
     """
     for p in Path(folder).glob(".step-*"):
         name, kind = p.name[1:].split(".", 1)
-        if kind == "old" and not p.with_name(name).exists() and find_fault(p) is None:
+        if kind.endswith("old") and not p.with_name(name).exists() and find_fault(p) is None:
             p.rename(p.with_name(name))
         shutil.rmtree(p, ignore_errors=True)
 
@@ -140,15 +93,14 @@ def _remove(path: Path) -> None:
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
-
+# %% ../../nbs/training/checkpoints.ipynb #9ca36f32
 def _entry(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     """The sha256 of a manifest without its own field `digest`."""
-    own = {k: v for k, v in manifest.items() if k != "digest"}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    return json_digest({k: v for k, v in manifest.items() if k != "digest"})
 
 
 def _manifest(step: int, files: Mapping[str, Any], added: Mapping[str, str]) -> str:
@@ -157,7 +109,7 @@ def _manifest(step: int, files: Mapping[str, Any], added: Mapping[str, str]) -> 
     manifest = {**head, "files": dict(sorted(files.items())), "added": dict(added)}
     return json.dumps(manifest | {"digest": _digest(manifest)}, indent=1) + "\n"
 
-
+# %% ../../nbs/training/checkpoints.ipynb #3aa8ce6c
 def _read_json(path: Path) -> Any:
     """What a JSON file holds; raises `ValueError` where it cannot be read, however it is broken."""
     try:
@@ -185,6 +137,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"manifest.json does not list {sorted(lost)[0]}")
     return {**found, "files": files, "added": added}
 
+# %% ../../nbs/training/checkpoints.ipynb #c50be027
+def _abandon_later(folder: Path, step: int) -> None:
+    """Put checkpoints of later steps than `step` aside."""
+    for path in _checkpoints(folder):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(folder / f"abandoned-{path.name}", ignore_errors=True)
+            path.rename(folder / f"abandoned-{path.name}")
+
 # %% ../../nbs/training/checkpoints.ipynb #80e91285
 def save_checkpoint(
     folder: str | Path,
@@ -201,33 +161,24 @@ def save_checkpoint(
     earlier checkpoints are untouched and nothing half-written remains.
     """
     folder, name = Path(folder), checkpoint_name(step)
-    text = json.dumps(_plain(state, ""), indent=1) + "\n"
-    temp, final = folder / f".{name}.writing", folder / name
+    text = json.dumps(_state(state), indent=1) + "\n"
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()) + len(text)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clean_checkpoints(folder)
-        temp.mkdir()
-        for group, values in tensors.items():
-            save_file(_storable(values), temp / f"{group}.safetensors")
-        (temp / "state.json").write_text(text, encoding="utf-8")
-        manifest = _manifest(step, {p.name: _entry(p) for p in temp.iterdir()}, {})
-        (temp / "manifest.json").write_text(manifest, encoding="utf-8")
-        for path in [*temp.iterdir(), temp]:
-            _fsync(path)
-        for path in _checkpoints(folder):
-            if int(path.name[5:]) > step:
-                shutil.rmtree(folder / f"abandoned-{path.name}", ignore_errors=True)
-                path.rename(folder / f"abandoned-{path.name}")
-        if final.exists():
-            final.rename(folder / f".{name}.old")
-        temp.rename(final)
-        _fsync(folder)
-        shutil.rmtree(folder / f".{name}.old", ignore_errors=True)
+        with writing(folder / name) as part:
+            part.mkdir()
+            for group, values in tensors.items():
+                save_file(_storable(values), part / f"{group}.safetensors")
+            (part / "state.json").write_text(text, encoding="utf-8")
+            manifest = _manifest(step, {p.name: _entry(p) for p in part.iterdir()}, {})
+            (part / "manifest.json").write_text(manifest, encoding="utf-8")
+            for path in [*part.iterdir(), part]:
+                sync(path)
+            _abandon_later(folder, step)
     except (OSError, SafetensorError) as e:
         known = re.search(r"I/O error: (.*?) \(os error", str(e))  # how safetensors passes on what the system said
         reason = known[1] if known else getattr(e, "strerror", None) or str(e)
-        shutil.rmtree(temp, ignore_errors=True)
         there = next((p for p in [folder, *folder.parents] if p.is_dir()), Path("/"))
         intact = next((f"{p.name} is intact" for p in _checkpoints(folder)), "no earlier checkpoint exists")
         raise CheckpointError(
@@ -239,7 +190,7 @@ def save_checkpoint(
             _remove(path)
         except OSError as e:  # the new checkpoint is safe; an old one that stays costs room only
             warnings.warn(f"old checkpoint {path} could not be removed: {e.strerror or e}", stacklevel=2)
-    return final
+    return folder / name
 
 # %% ../../nbs/training/checkpoints.ipynb #267b6cd7
 def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
@@ -254,14 +205,14 @@ def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
             return f"{name} is missing"
         if (found := (path / name).stat().st_size) != size:
             return f"{name} has {found} bytes, its manifest says {size}"
-    for name, (_, sha256) in files.items():
+    for name, (_, expected) in files.items():
         if not (hashes or name.endswith(".json")):
             continue
         try:
-            found = _sha256(path / name)
+            found = sha256(path / name)
         except OSError as e:
             return f"{name} cannot be read: {e.strerror or e}"
-        if found != sha256:
+        if found != expected:
             return f"the sha256 of {name} is not that of its manifest"
     return None
 
@@ -329,7 +280,7 @@ def load_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint:
             state[field] = _read_json(path / file)
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"checkpoint {path} is broken: {e}") from None
-    return Checkpoint(path, state, tuple(manifest["files"]), _sha256(path / "manifest.json"))
+    return Checkpoint(path, state, tuple(manifest["files"]), sha256(path / "manifest.json"))
 
 # %% ../../nbs/training/checkpoints.ipynb #fce5b8c6
 def load_weights(model: nn.Module, source: Checkpoint | str | Path | Mapping[str, Tensor], *, ema: bool = True) -> None:
@@ -357,17 +308,17 @@ def add_to_checkpoint(path: str | Path, **fields: Any) -> Checkpoint:
     """Add `fields` (JSON values) to the state of the checkpoint folder `path`, whole or not at all; returns it opened again."""
     path = load_checkpoint(path).path
     manifest = _read_manifest(path)
-    files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in manifest["files"].items()}
+    files = {name: {"size": size, "sha256": digest} for name, (size, digest) in manifest["files"].items()}
     added = dict(manifest["added"])
     try:
         for field, value in fields.items():
-            text = json.dumps(_plain(value, field), indent=1) + "\n"
+            text = json.dumps(_state(value, field), indent=1) + "\n"
             name = f"{field}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-            write_atomically(path / name, text)
+            write_text(path / name, text)
             files[name], added[field] = _entry(path / name), name
         old = set(manifest["added"].values()) - set(added.values())
         files = {name: entry for name, entry in files.items() if name not in old}
-        write_atomically(path / "manifest.json", _manifest(manifest["step"], files, added))
+        write_text(path / "manifest.json", _manifest(manifest["step"], files, added))
     except OSError as e:
         raise CheckpointError(f"checkpoint {path} could not be added to: {e.strerror or e}; it is unchanged") from e
     for name in old:

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import XrddiffError
 
 # %% auto #0
-__all__ = ['gradient_norm', 'clip_gradients', 'Diverged', 'StepRecord', 'find_fault', 'merge_faults', 'describe_fault',
+__all__ = ['gradient_norm', 'clip_gradients', 'Diverged', 'StepRecord', 'find_fault', 'merge_faults', 'describe_fault', 'Watch',
            'loss_spike']
 
 # %% ../../nbs/training/health.ipynb #9c65724a
@@ -114,6 +114,47 @@ def describe_fault(fault: Mapping[str, Any], kept: str | None = None) -> str:
     norm = "" if fault["last_norm"] is None else f", gradient norm {fault['last_norm']:.3g} one step before"
     keep = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been written yet"
     return f"{at}: {what} (lr {fault['lr']:.3g}{norm}); {keep}; look at these frames, lower lr or clip harder"
+
+# %% ../../nbs/training/health.ipynb #5611c478
+class Watch:
+    """Keeps the records of the steps since the last row, and raises `Diverged` on all ranks if a number in them is not finite.
+
+    `ranks`: has `gather`. `norms`: whether gradient norms are judged (see `find_fault`). `kept`: the newest checkpoint's name, for the sentence.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Any, *, norms: bool = True):
+        self.model, self.ranks, self.norms = model, ranks, norms
+        self.records: list[StepRecord] = []
+        self.kept: str | None = None
+
+    def diagnose(self, step: int) -> NoReturn:
+        """Raise `Diverged` with the first fault among the records, as all ranks see them."""
+        fault = find_fault(self.records, self.model, norms=self.norms)
+        fault = merge_faults(self.ranks.gather(fault))
+        if fault is None:
+            raise Diverged(
+                f"training stopped at step {step}: the mean loss is not finite; the last good checkpoint is {self.kept}"
+            )
+        raise Diverged(describe_fault(fault, self.kept))
+
+    def check_sums(self, sums: Mapping[str, Any], step: int) -> None:
+        """Diagnose if one of the sums over all ranks (`Means.read`) is not finite."""
+        if not all(map(math.isfinite, [*sums["sums"].values(), sums["norm"]])):
+            self.diagnose(step)
+
+    @torch.no_grad()
+    def check_weights(self, step: int) -> None:
+        """Raise `Diverged` if a weight is not finite: such weights are not kept."""
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if not all(torch.stack(torch._foreach_norm(list(trained.values()))).isfinite().tolist()):
+            bad = [n for n, p in trained.items() if not p.isfinite().all()]
+            raise Diverged(
+                f"training stopped at step {step}: the weights {', '.join(bad[:3])} are not finite; lower lr"
+            )
+
+    def forget(self) -> None:
+        """A row was written. The last good step stays: a diagnosis gives its gradient norm."""
+        del self.records[:-1]
 
 # %% ../../nbs/training/health.ipynb #4e01209c
 def loss_spike(losses: Sequence[float], *, window: int = 20, least: int = 8) -> str | None:

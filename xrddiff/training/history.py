@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, XrddiffError
-from .checkpoints import write_atomically
+from ..files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,8 +70,8 @@ class History:
         start = time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "training_metrics.json", self.to_json())
-            write_atomically(self.folder / "training_metrics.csv", self.to_csv())
+            write_text(self.folder / "training_metrics.json", self.to_json())
+            write_text(self.folder / "training_metrics.csv", self.to_csv())
         except OSError as e:
             raise XrddiffError(
                 f"training_metrics could not be written to {self.folder}: {e.strerror or e}; the files there are those of the last write"
@@ -140,6 +140,6 @@ def keep_speed(folder: str | Path, *, ranks: int, nodes: int, frames: int, secon
     attempts.append(dict(ranks=ranks, nodes=nodes, frames=frames, seconds=seconds))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(attempts, indent=2) + "\n")
+        write_text(path, json.dumps(attempts, indent=2) + "\n")
     except OSError as e:
         warnings.warn(f"{path} could not be written: {e.strerror or e}", stacklevel=2)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..loading.loader import FrameLoader
 from ..errors import BadInput
+from ..files import sha256
 from ..models.autoencoder import Autoencoder, AutoencoderKL, AutoencoderVQ
 from ..models.latent_space import LatentSpace, LatentStatistics, encode_each, measure_latents
 from ..seeds import keyed_normal
@@ -30,8 +30,7 @@ __all__ = ['weights_sha256', 'open_autoencoder', 'measure_checkpoint', 'has_stat
 def weights_sha256(checkpoint: Checkpoint, *, ema: bool = True) -> str:
     """sha256 of the file that holds the weights: the averaged ones where there are any and `ema` is true, else the trained ones."""
     name = "ema" if ema and "ema" in checkpoint.groups else "model"
-    with open(checkpoint.path / f"{name}.safetensors", "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return sha256(checkpoint.path / f"{name}.safetensors")
 
 
 def open_autoencoder(source: Checkpoint | str | Path, *, ema: bool = True) -> Autoencoder:

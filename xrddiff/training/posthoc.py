@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from ..errors import BadInput
 from .checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from .ema import EMA
+from .options import TrainOptions
 
 # %% auto #0
 __all__ = ['sigma_rel_of', 'gamma_of', 'PowerEMA', 'power_weights', 'profile_product', 'reconstruction_weights', 'save_snapshot',
-           'reconstruct']
+           'reconstruct', 'Averages']
 
 # %% ../../nbs/training/posthoc.ipynb #4bad8514
 def sigma_rel_of(gamma: float) -> float:
@@ -142,3 +144,54 @@ def reconstruct(
 
 def _widths(state: Mapping[str, Any]) -> list[float]:
     return [t["sigma_rel"] for t in state["tracks"]]
+
+# %% ../../nbs/training/posthoc.ipynb #814dfec0
+class Averages:
+    """The averages of `model` that a training follows: `ema` (None without `ema_decay`) and `tracks`, one per width of `ema_tracks`."""
+
+    def __init__(self, model: nn.Module, options: TrainOptions):
+        self.model, self.snapshots = model, options.ema_snapshots
+        self.ema = EMA(model, options.ema_decay) if options.ema_decay else None
+        self.tracks = [PowerEMA(model, s) for s in sorted(set(options.ema_tracks))]
+
+    def update(self) -> None:
+        """Take the present weights into every average."""
+        for average in [*self.tracks, *([] if self.ema is None else [self.ema])]:
+            average.update()
+
+    def averaged(self) -> AbstractContextManager[Any]:
+        """Within `with`, the model holds the exponential average, if there is one."""
+        return nullcontext(self.model) if self.ema is None else self.ema.average_parameters()
+
+    def snapshot_due(self, step: int, total: int) -> bool:
+        """Whether a snapshot of the tracks follows `step` of `total`: `ema_snapshots` of them, evenly spread."""
+        return bool(self.tracks) and step * self.snapshots // total > (step - 1) * self.snapshots // total
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Groups of tensors for a checkpoint."""
+        ema = {} if self.ema is None else {"ema": self.ema.state_dict()}
+        return ema | {track.group: track.averages for track in self.tracks}
+
+    def state(self) -> dict[str, Any]:
+        """How often each was updated, as JSON values."""
+        ema = self.ema and {"decay": self.ema.decay, "updates": self.ema.updates}
+        return {"ema": ema, "tracks": {track.group: track.updates for track in self.tracks}}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`; the tracks must be those it keeps, as they are averages of a whole run."""
+        state, groups = checkpoint.state, [track.group for track in self.tracks]
+        if self.ema is not None and state["ema"]:
+            self.ema.load_state(checkpoint.tensors("ema"), state["ema"]["updates"])
+        elif self.ema is not None:  # the run did not average so far: begin from its weights
+            self.ema = EMA(self.model, self.ema.decay)
+        tracked = state.get("tracks", {})
+        if set(groups) != set(tracked):
+            raise BadInput(
+                f"checkpoint {checkpoint.path} keeps the averages {sorted(tracked)}; ema_tracks asks for {groups}, and they are averages of a whole run"
+            )
+        for track in self.tracks:
+            track.load_state(checkpoint.tensors(track.group), tracked[track.group])
+
+    def save_snapshot(self, folder: str | Path, step: int) -> None:
+        """Keep the present averages of the tracks in `folder`."""
+        save_snapshot(folder, step, self.tracks)

@@ -15,9 +15,12 @@ from torch import nn
 
 from ..loading.loader import FrameLoader
 from ..errors import BadInput
+from .batches import global_batch
+from .callbacks import make_callbacks
 from .checkpoints import latest_checkpoint, load_checkpoint
+from .compute import make_accelerator
+from .options import train_options
 from ..ranks.agreement import Ranks
-from .steps import global_batch, make_accelerator
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -35,9 +38,8 @@ def run_accelerator(t: Training) -> Accelerator:
 # %% ../../nbs/training/setup.ipynb #535b041c
 def batch_sizes(cfg: Config, ranks: int, *, diffusion: bool = False) -> tuple[int, int]:
     """(frames per rank at once, frames per step over all ranks) of the autoencoder, or of the denoiser with `diffusion`."""
-    t = cfg.training
-    own = (cfg.model.diff_batch_size if diffusion else None) or t.batch_size
-    return own, global_batch(own, t.gradient_accumulation_steps, ranks, t.global_batch_size)
+    o = train_options(cfg, diffusion=diffusion)
+    return o.batch_size, global_batch(o.batch_size, o.gradient_accumulation_steps, ranks, o.global_batch_size)
 
 
 def run_loaders(
@@ -51,6 +53,8 @@ def run_loaders(
         rank=accelerator.process_index,
         world_size=ranks,
         prefetch=cfg.data.prefetch,
+        threads=cfg.data.threads,
+        pin_memory=accelerator.device.type == "cuda" if cfg.data.pin_memory is None else cfg.data.pin_memory,
         cond=cfg.model.condition or [],
     )
     train = prepared.loader(prepared.train, seed=cfg.data.seed, **options)
@@ -83,20 +87,15 @@ def run_trainer(
 ) -> Trainer:
     """The trainer of a run. `loaders`: (training, held out); `folder`: of the run; `state` goes into every checkpoint, with the configuration."""
     Ranks(accelerator).first(lambda: check_latent(folder, state))
-    t, m = cfg.training, cfg.model
-    words = "global_batch_size gradient_accumulation_steps find_batch_size weight_decay lr_warmup_steps lr_schedule clip_grad_norm".split()
-    words += "mixed_precision seed log_every validate_every checkpoint_seconds checkpoint_every keep_checkpoints max_steps".split()
+    said = asdict(cfg)
+    said["training"]["mixed_precision"] = accelerator.mixed_precision  # what was decided, if the word left it open
     return Trainer(
         objective,
         loaders[0],
         folder,
+        train_options(cfg, diffusion=diffusion),
         validation_loader=loaders[1],
-        batch_size=batch_sizes(cfg, accelerator.num_processes, diffusion=diffusion)[0],
-        num_epochs=(m.diff_epochs if diffusion else None) or t.num_epochs,
-        lr=(m.diff_lr if diffusion else None) or t.lr,
-        ema_decay=t.ema_decay or None,
-        ema_tracks=t.ema_tracks or (),
-        checkpoint_state={**state, "config": asdict(cfg)},
+        checkpoint_state={**state, "config": said},
+        callbacks=make_callbacks(cfg.training.callbacks, cfg.training.callback_options),
         accelerator=accelerator,
-        **{name: getattr(t, name) for name in words},
     )

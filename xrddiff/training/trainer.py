@@ -5,72 +5,38 @@
 # %% ../../nbs/training/trainer.ipynb #d3974018
 from __future__ import annotations
 
-import math
 import socket
 import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-import xrddiff
-from ..errors import BadInput, nearest
-from ..seeds import seed_from
-from xrddiff.training.checkpoints import (
-    clean_checkpoints,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-    pack_optimizer,
-    pack_rng,
-    save_checkpoint,
-    unpack_optimizer,
-    unpack_rng,
-)
+from ..errors import BadInput
+from .batches import Loader, Place, Plan, frames_per_epoch, global_batch, share, stream
+from .callbacks import Callback, Callbacks
+from .checkpoints import load_checkpoint
+from .compute import computed, make_accelerator
 from .ema import EMA
-from xrddiff.training.health import (
-    Diverged,
-    StepRecord,
-    clip_gradients,
-    describe_fault,
-    find_fault,
-    gradient_norm,
-    loss_spike,
-    merge_faults,
-)
+from .health import StepRecord, Watch
 from .history import History, keep_speed
-from .posthoc import PowerEMA, save_snapshot
-from xrddiff.training.steps import (
-    LR_DECAYS,
-    Forward,
-    Loader,
-    Means,
-    Ranks,
-    accumulate_gradient,
-    fitting_batch_size,
-    frames_per_epoch,
-    global_batch,
-    lr_factor,
-    make_accelerator,
-    share,
-    stream,
-    to_device,
-    validate,
-)
+from .options import TrainOptions, with_options
+from .posthoc import Averages
+from .saving import Parts, Saver
+from ..ranks.agreement import Ranks
+from .steps import TrainStep, Validation, fitting_batch_size, training_row
 from ..ranks.stopping import StopRequest
 
 # %% auto #0
-__all__ = ['TrainResult', 'Trainer']
+__all__ = ['TrainResult', 'plan_training', 'check_objective', 'Trainer']
 
-# %% ../../nbs/training/trainer.ipynb #1cd1bfad
+# %% ../../nbs/training/trainer.ipynb #0cf94466
 @dataclass(frozen=True)
 class TrainResult:
     """How `fit` ended: `state` is 'finished' or 'interrupted' (then `reason` names the signal)."""
@@ -83,519 +49,323 @@ class TrainResult:
     reason: str | None = None
     frames_per_second: float | None = None
 
-# %% ../../nbs/training/trainer.ipynb #f3b3d089
-# What the trainer keeps in a checkpoint's state; other fields come from `checkpoint_state`.
-_STATE = set(
-    "step epoch frames samples_seen finished seed num_frames batch_size global_batch_size ranks optimizer ema tracks scaler history versions".split()
-)
+# %% ../../nbs/training/trainer.ipynb #d01d9bbc
+def plan_training(loader: Loader, options: TrainOptions, ranks: Ranks) -> tuple[Plan, int]:
+    """(what is to be trained on in which steps, frames that a rank takes at once); `BadInput` if `loader` serves other batches."""
+    if options.num_epochs is None and options.max_steps is None:
+        raise BadInput("neither num_epochs nor max_steps is set; expected at least one of them")
+    frames, asked, a = frames_per_epoch(loader), options.global_batch_size, options.gradient_accumulation_steps
+    micro = options.batch_size or share(asked or loader.batch_size, 0, ranks.size)
+    total = global_batch(micro, a, ranks.size, asked)
+    rank, size = getattr(loader, "rank", ranks.rank), getattr(loader, "world_size", ranks.size)
+    if loader.batch_size != total or (rank, size) != (ranks.rank, ranks.size):
+        raise BadInput(
+            f"the loader serves batches of {loader.batch_size} frames to rank {rank} of {size}; expected {total} frames "
+            f"(batch_size {micro}, accumulation {a}, global_batch_size {asked}) for rank {ranks.rank} of {ranks.size}"
+        )
+    return Plan(frames, total, options.num_epochs, options.max_steps), micro
 
+# %% ../../nbs/training/trainer.ipynb #b3b7edcc
+def check_objective(objective: nn.Module) -> None:
+    """Raise `BadInput` if a parameter of `objective` would train that is not in `objective.model`."""
+    trained = {id(p) for p in objective.model.parameters()}
+    for name, p in objective.named_parameters():
+        if p.requires_grad and id(p) not in trained:
+            raise BadInput(
+                f"the objective's parameter {name} would train but is not in objective.model; put it there or freeze it"
+            )
 
-class Trainer:
-    """Trains `objective.model` on the batches of `loader` and keeps the run in `folder` (`checkpoints/`, `metrics/`).
-
-    `objective(batch, step)` gives a dict of per-frame losses, tensors of shape (B,), with the key `loss`. Set `num_epochs`, `max_steps`
-    or both (the first to be reached ends the run). `batch_size` is frames per rank taken at once; `loader.batch_size` must be
-    `global_batch(…)` of the same numbers. `checkpoint_every` counts steps, `checkpoint_seconds` seconds; with neither there
-    is one per epoch; one is always written at the end and on a stop. `log_every` steps make a row of the table; `validate_every` counts
-    steps, by default there is a validation after every epoch. `checkpoint_state` (JSON values: transform, config, latent_statistics) goes
-    into every checkpoint. `find_batch_size` halves `batch_size` until a batch fits into memory; the step stays the same.
-    `on_row` is called on rank 0 with every row. `ema_tracks` are widths of power-function averages to follow (0.05 and 0.1 serve); `ema_snapshots`
-    of them, evenly spread over the run, are kept in `averages/`, from which `training.posthoc.reconstruct` makes any other width.
-    """
+# %% ../../nbs/training/trainer.ipynb #c33beb9b
+class _Parts:
+    """The parts of a training and how they are put together."""
 
     def __init__(
         self,
         objective: nn.Module,
         loader: Loader,
         folder: str | Path,
+        options: TrainOptions | None = None,
         *,
         validation_loader: Loader | None = None,
-        num_epochs: int | None = None,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        global_batch_size: int | None = None,
-        gradient_accumulation_steps: int = 1,
-        find_batch_size: bool = False,
-        lr: float = 1e-4,
-        weight_decay: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        lr_warmup_steps: int = 0,
-        lr_schedule: str = "constant",
-        clip_grad_norm: float | None = 1.0,
-        mixed_precision: str = "no",
-        ema_decay: float | None = 0.9999,
-        ema_tracks: Sequence[float] = (),
-        ema_snapshots: int = 8,
-        seed: int = 42,
-        checkpoint_every: int | None = None,
-        checkpoint_seconds: float | None = None,
-        keep_checkpoints: int | None = 2,
         checkpoint_state: Mapping[str, Any] | None = None,
-        log_every: int = 10,
-        validate_every: int | None = None,
-        bucket_cap_mb: int = 25,
-        gradient_as_bucket_view: bool = True,
-        find_unused_parameters: bool = False,
-        progress: bool = True,
-        on_row: Callable[[dict[str, Any]], None] | None = None,
+        callbacks: Sequence[Callback] = (),
         accelerator: Accelerator | None = None,
+        **words: Any,
     ):
-        if lr_schedule not in LR_DECAYS:
-            raise BadInput(f"lr_schedule is {lr_schedule!r}{nearest(str(lr_schedule), LR_DECAYS)}")
-        if mixed_precision not in ("no", "bf16", "fp16"):
-            raise BadInput(
-                f"mixed_precision is {mixed_precision!r}{nearest(str(mixed_precision), ('no', 'bf16', 'fp16'))}"
-            )
-        positive = {
-            "num_epochs": num_epochs,
-            "max_steps": max_steps,
-            "batch_size": batch_size,
-            "global_batch_size": global_batch_size,
-            "gradient_accumulation_steps": gradient_accumulation_steps,
-            "lr": lr,
-            "clip_grad_norm": clip_grad_norm,
-            "checkpoint_every": checkpoint_every,
-            "checkpoint_seconds": checkpoint_seconds,
-            "keep_checkpoints": keep_checkpoints,
-            "log_every": log_every,
-            "validate_every": validate_every,
-            "ema_snapshots": ema_snapshots,
-        }
-        for name, value in positive.items():
-            if value is not None and not value > 0:
-                raise BadInput(f"{name} is {value}; expected a number above 0")
-        if taken := sorted(set(checkpoint_state or {}) & _STATE):
-            raise BadInput(
-                f"checkpoint_state has {', '.join(taken)}, which the trainer itself keeps; choose another name"
-            )
-        if num_epochs is None and max_steps is None:
-            raise BadInput("neither num_epochs nor max_steps is set; expected at least one of them")
-        self.accelerator = accelerator or make_accelerator(
-            mixed_precision,
-            bucket_cap_mb=bucket_cap_mb,
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            find_unused_parameters=find_unused_parameters,
+        self.options = o = with_options(options, **words)
+        self.accelerator = accelerator or make_accelerator(o.mixed_precision, **o.ddp)
+        self.ranks = ranks = Ranks(self.accelerator)
+        self.plan, micro = plan_training(loader, o, ranks)
+        check_objective(objective)
+        self.objective, self.loader, self.folder = objective.to(self.accelerator.device), loader, Path(folder)
+        self.watch = Watch(objective.model, ranks, norms=self.accelerator.scaler is None)
+        self.averages = Averages(objective.model, o)
+        self.stepper = TrainStep(
+            objective,
+            o,
+            micro=micro,
+            accelerator=self.accelerator,
+            ranks=ranks,
+            averages=self.averages,
+            watch=self.watch,
         )
-        self.ranks = Ranks(self.accelerator)
-        self.num_frames = frames_per_epoch(loader)
-        if batch_size is None:
-            batch_size = share(global_batch_size or loader.batch_size, 0, self.ranks.size)
-        self.global_batch = global_batch(batch_size, gradient_accumulation_steps, self.ranks.size, global_batch_size)
-        placed = (getattr(loader, "rank", self.ranks.rank), getattr(loader, "world_size", self.ranks.size))
-        if loader.batch_size != self.global_batch or placed != (self.ranks.rank, self.ranks.size):
-            raise BadInput(
-                f"the loader serves batches of {loader.batch_size} frames to rank {placed[0]} of {placed[1]}; expected {self.global_batch} "
-                f"frames (batch_size {batch_size}, accumulation {gradient_accumulation_steps}, global_batch_size {global_batch_size}) "
-                f"for rank {self.ranks.rank} of {self.ranks.size}"
-            )
-        trained = {id(p) for p in objective.model.parameters()}
-        for name, p in objective.named_parameters():
-            if p.requires_grad and id(p) not in trained:
-                raise BadInput(
-                    f"the objective's parameter {name} would train but is not in objective.model; put it there or freeze it"
-                )
+        parts = Parts(objective, self.stepper.optimizer.optimizer, self.averages, self.accelerator)
+        self.saver = Saver(self.folder, parts, o, checkpoint_state)
+        self.validation = Validation(validation_loader, o.validate_every)
+        self.history = History(self.folder / "metrics" if ranks.rank == 0 else None)
+        self.place, self.stop = Place(), StopRequest()
+        self.callbacks = Callbacks(callbacks, self)
 
-        self.objective, self.loader, self.validation_loader = objective, loader, validation_loader
-        self.folder, self.seed, self.batch_size, self.find_batch_size = Path(folder), seed, batch_size, find_batch_size
-        self.num_epochs, self.max_steps = num_epochs, max_steps
-        self.lr, self.lr_warmup_steps, self.lr_schedule, self.clip_grad_norm = (
-            lr,
-            lr_warmup_steps,
-            lr_schedule,
-            clip_grad_norm,
-        )
-        self.checkpoint_every, self.checkpoint_seconds = checkpoint_every, checkpoint_seconds
-        self.keep_checkpoints, self.checkpoint_state = keep_checkpoints, dict(checkpoint_state or {})
-        self.log_every, self.validate_every, self.progress, self.on_row = log_every, validate_every, progress, on_row
-
-        device = self.accelerator.device
-        objective.to(device)
-        self.parameters = [p for p in objective.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        fused = device.type in ("cpu", "cuda")
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
-        with (
-            warnings.catch_warnings()
-        ):  # the new name of broadcast_buffers is not in all versions of PyTorch we support
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            self.forward, self.optimizer = self.accelerator.prepare(Forward(objective), optimizer)
-        self.ema = EMA(objective.model, ema_decay) if ema_decay else None
-        self.tracks = [PowerEMA(objective.model, s) for s in sorted(set(ema_tracks))]
-        self.ema_snapshots = ema_snapshots
-        self.history = History(self.folder / "metrics" if self.ranks.rank == 0 else None)
-        self.means = Means(device)
-        self.records: list[StepRecord] = []
-        self.eager = device.type == "cpu"  # reading a number there makes nobody wait
-        self.step = self.epoch = self.frames = self.samples_seen = 0
-        self.pending_validation, self.saved = False, None
-
-    # Where training stands and what is left of it.
+# %% ../../nbs/training/trainer.ipynb #ff5765ed
+class _Asked(_Parts):
+    """Short names for where a training stands."""
 
     @property
     def finished(self) -> bool:
         """Whether all epochs or all steps are done."""
-        return self._left()[0] == 0
+        return self.plan.left(self.place)[0] == 0
 
-    def _left(self) -> tuple[int, int]:
-        """Steps and frames that are still to come."""
-        n, g = self.num_frames, self.global_batch
-        epochs_left = math.inf if self.num_epochs is None else self.num_epochs - self.epoch
-        steps = math.inf if epochs_left == math.inf else 0
-        if 0 < epochs_left < math.inf:
-            steps = math.ceil((n - self.frames) / g) + (epochs_left - 1) * math.ceil(n / g)
-        steps = int(min(steps, math.inf if self.max_steps is None else max(self.max_steps - self.step, 0)))
-        rest = math.ceil((n - self.frames) / g)
-        if steps < rest:
-            return steps, steps * g
-        whole, more = divmod(steps - rest, math.ceil(n / g))
-        return steps, n - self.frames + whole * n + more * g
+    @property
+    def step(self) -> int:
+        """Steps made so far."""
+        return self.place.step
 
-    def _set_mode(self, training: bool) -> None:
-        # Not objective.train(): that would wake frozen parts, such as the autoencoder of a latent model.
+    @property
+    def epoch(self) -> int:
+        """Whole epochs so far."""
+        return self.place.epoch
+
+    @property
+    def samples_seen(self) -> int:
+        """Frames seen so far, over all ranks."""
+        return self.place.samples_seen
+
+    @property
+    def batch_size(self) -> int:
+        """Frames that a rank takes at once."""
+        return self.stepper.micro
+
+    @property
+    def global_batch(self) -> int:
+        """Frames per step over all ranks."""
+        return self.plan.global_batch
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights that train."""
+        return self.stepper.parameters
+
+    @property
+    def ema(self) -> EMA | None:
+        """The exponential average of the weights."""
+        return self.averages.ema
+
+    def set_mode(self, training: bool) -> None:
+        """Training or evaluation mode. Not `objective.train()`: that would wake frozen parts, such as the autoencoder of a latent model."""
         self.objective.training = training
         self.objective.model.train(training)
 
-    # One step.
+# %% ../../nbs/training/trainer.ipynb #60631e0f
+class _Kept(_Asked):
+    """Writing checkpoints and going on from them."""
 
-    def _train_step(self, batch: Any, count: int) -> None:
-        lr = self.lr * lr_factor(
-            self.step, self.samples_seen / self.total_samples, warmup=self.lr_warmup_steps, schedule=self.lr_schedule
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        torch.manual_seed(seed_from(self.seed, "trainer", self.step, self.ranks.rank))
-        own, expected = 0 if batch is None else len(batch["index"]), share(count, self.ranks.rank, self.ranks.size)
-        if own != expected:
-            raise BadInput(
-                f"the loader served {own} frames to rank {self.ranks.rank} at step {self.step}; expected {expected} of {count}"
-            )
-        record = StepRecord(self.step + 1, self.epoch + 1, lr)
-        self.records.append(record)
-        accumulate_gradient(
-            self.forward,
-            to_device(batch, self.accelerator.device),
-            self.step,
-            count=count,
-            micro=self.batch_size,
-            ranks=self.ranks,
-            accelerator=self.accelerator,
-            means=self.means,
-            record=record,
-        )
-        self.accelerator.unscale_gradients()
-        record.norm = gradient_norm(self.parameters)
-        if self.eager and not math.isfinite(record.norm):
-            self._diagnose()
-        if self.clip_grad_norm is not None:
-            clip_gradients(self.parameters, self.clip_grad_norm, record.norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if hasattr(self.objective, "after_step"):
-            self.objective.after_step(self.step, self.ranks.sum_)
-        if not self.optimizer.step_was_skipped:
-            for average in [*self.tracks, *([] if self.ema is None else [self.ema])]:
-                average.update()
-        # A gradient too large for fp16 is part of finding the scale: that step is skipped, and not counted in the mean.
-        self.means.add_step(count, record.norm if self.accelerator.scaler is None else record.norm.nan_to_num(0, 0, 0))
-        self.step += 1
-        self.frames += count
-        self.samples_seen += count
-
-    # Rows, faults, validation.
-
-    def _diagnose(self) -> None:
-        """Raise `Diverged` with the first fault among the steps since the last look, as all ranks see them."""
-        fault = find_fault(self.records, self.objective.model, norms=self.accelerator.scaler is None)
-        fault = merge_faults(self.ranks.gather(fault))
-        kept = self.saved and f"{self.saved.parent.name}/{self.saved.name}"
-        if fault is None:
-            raise Diverged(
-                f"training stopped at step {self.step}: the mean loss is not finite; the last good checkpoint is {kept}"
-            )
-        raise Diverged(describe_fault(fault, kept))
-
-    def _check(self) -> dict[str, Any]:
-        """The sums since the last row; raises `Diverged` if something in them is not finite."""
-        sums = self.means.read(self.ranks)
-        if not all(map(math.isfinite, [*sums["sums"].values(), sums["norm"]])):
-            self._diagnose()
+    def _sums(self) -> dict[str, Any]:
+        sums = self.stepper.means.read(self.ranks)
+        self.watch.check_sums(sums, self.place.step)
         return sums
 
-    def _add_row(self, epoch: int) -> None:
-        sums = self._check()
-        means = {k: v / sums["frames"] for k, v in sums["sums"].items()}
-        past = [row["loss"] for row in self.history.rows[-40:] if row["split"] == "train"]
-        note = loss_spike([*past, means["loss"]]) if self.ranks.rank == 0 else None
-        row = {
-            "step": self.step,
-            "epoch": epoch,
-            "frames": self.samples_seen,
-            "split": "train",
-            "lr": self.records[-1].lr,
+    def _standing(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        place, pending = self.place, self.validation.pending
+        return {
+            "step": place.step,
+            "epoch": place.epoch,
+            "frames": place.frames,
+            "samples_seen": place.samples_seen,
+            "finished": self.finished and not pending,
+            "seed": self.options.seed,
+            "num_frames": self.plan.num_frames,
+            "batch_size": self.batch_size,
+            "global_batch_size": self.global_batch,
+            "ranks": self.ranks.size,
+            "history": {"rows": len(self.history.rows), "sums": sums, "pending_validation": pending},
         }
-        self._publish({**row, **means, "grad_norm": sums["norm"] / max(sums["steps"], 1), "note": note})
-        if note:
-            self._say(f"step {self.step}: {note}")
-        self.means.clear()
-        del self.records[:-1]  # the last good step stays: a diagnosis tells its gradient norm
-
-    def _publish(self, row: dict[str, Any]) -> None:
-        def write() -> None:
-            kept = self.history.append(**row)
-            if self.on_row is not None:
-                self.on_row(kept)
-
-        if self.ranks.rank == 0:
-            write()
-
-    def _validate(self, stop: StopRequest) -> bool:
-        """Add a row of validation losses (of the averaged weights); False if a stop came first."""
-        self._set_mode(False)
-        with self.ema.average_parameters() if self.ema is not None else nullcontext():
-            losses = validate(
-                self.objective,
-                self.validation_loader,
-                self.step,
-                micro=self.batch_size,
-                ranks=self.ranks,
-                accelerator=self.accelerator,
-                stop=stop,
-            )
-        self._set_mode(True)
-        self.pending_validation = losses is None
-        if losses is not None:
-            epoch = self.epoch + (self.frames > 0)
-            self._publish(
-                {"step": self.step, "epoch": epoch, "frames": self.samples_seen, "split": "validation", **losses}
-            )
-        return losses is not None
-
-    def _say(self, text: str) -> None:
-        if self.ranks.rank == 0 and self.progress:
-            tqdm.write(text, file=sys.stderr)
-
-    # Checkpoints.
-
-    def _own_buffers(self) -> dict[str, Tensor]:
-        """What the objective itself keeps beside its model: buffers, such as running statistics. (Frozen parts come from elsewhere.)"""
-        inside = {id(t) for t in [*self.objective.parameters(), *self.objective.model.buffers()]}
-        return {k: t for k, t in self.objective.state_dict(keep_vars=True).items() if id(t) not in inside}
 
     def _save(self, snapshot: bool = False) -> None:
-        model = self.objective.model
-        if not all(torch.stack(torch._foreach_norm(list(self.parameters))).isfinite().tolist()):
-            bad = [n for n, p in model.named_parameters() if not p.isfinite().all()]
-            raise Diverged(
-                f"training stopped at step {self.step}: the weights {', '.join(bad[:3])} are not finite; lower lr"
-            )
-        sums = self._check()
+        self.watch.check_weights(self.place.step)
+        sums = self._sums()
 
         def write() -> str:
             self.history.save()
-            moments, optimizer = pack_optimizer(self.optimizer.optimizer, model)
-            tensors = {"model": model.state_dict(), "optimizer": moments, "rng": pack_rng(self.accelerator.device)}
-            if self.ema is not None:
-                tensors["ema"] = self.ema.state_dict()
-            tensors |= {track.group: track.averages for track in self.tracks}
-            if buffers := self._own_buffers():
-                tensors["objective"] = buffers
-            state = {
-                **self.checkpoint_state,
-                "step": self.step,
-                "epoch": self.epoch,
-                "frames": self.frames,
-                "samples_seen": self.samples_seen,
-                "finished": self.finished and not self.pending_validation,
-                "seed": self.seed,
-                "num_frames": self.num_frames,
-                "batch_size": self.batch_size,
-                "global_batch_size": self.global_batch,
-                "ranks": self.ranks.size,
-                "optimizer": optimizer,
-                "ema": self.ema and {"decay": self.ema.decay, "updates": self.ema.updates},
-                "tracks": {track.group: track.updates for track in self.tracks},
-                "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
-                "history": {
-                    "rows": len(self.history.rows),
-                    "sums": sums,
-                    "pending_validation": self.pending_validation,
-                },
-                "versions": {"xrddiff": xrddiff.__version__, "torch": torch.__version__},
-            }
             if snapshot:  # first: a run that dies before the checkpoint is whole makes this snapshot again
-                save_snapshot(self.folder / "averages", self.step, self.tracks)
-            path = save_checkpoint(self.folder / "checkpoints", self.step, tensors, state, keep=self.keep_checkpoints)
-            return str(path)
+                self.averages.save_snapshot(self.folder / "averages", self.place.step)
+            return self.saver.write(self.place.step, self._standing(sums))
 
-        self.saved = Path(self.ranks.first(write))
-        self.saved_at = time.monotonic()
+        self._newest(Path(self.ranks.first(write)))
+        self.saver.start_clock()
+        self.callbacks("on_checkpoint", self.saver.newest)
+
+    def _newest(self, path: Path) -> None:
+        self.saver.newest, self.watch.kept = path, f"{path.parent.name}/{path.name}"
 
     def _open(self, resume: bool | str | Path) -> None:
-        """Start, or go on from the checkpoint that `resume` means."""
-
-        def find() -> str | None:
-            folder = self.folder / "checkpoints"
-            clean_checkpoints(folder)
-            if resume is False:
-                if any(folder.glob("step-*")):
-                    raise BadInput(f"{folder} holds checkpoints of another run; resume it, or choose an empty folder")
-                return None
-            path = latest_checkpoint(folder) if resume is True else load_checkpoint(resume).path
-            return path and str(path)
-
-        path = self.ranks.first(find)
+        path = self.ranks.first(lambda: self.saver.find(resume))
         if path is None:
             self.history.resume(0)
             return
         checkpoint = load_checkpoint(path, verify=False)
-        state = checkpoint.state
-        for name, ours in (("seed", self.seed), ("num_frames", self.num_frames)):
+        state, history = checkpoint.state, checkpoint.state["history"]
+        for name, ours in (("seed", self.options.seed), ("num_frames", self.plan.num_frames)):
             if state[name] != ours:
                 raise BadInput(f"checkpoint {path} is of a run with {name} {state[name]}; expected {ours} to go on")
-        load_weights(self.objective.model, checkpoint, ema=False)
-        own = self._own_buffers()
-        kept = checkpoint.tensors("objective") if "objective" in checkpoint.groups else {}
-        if set(own) != set(kept):
-            raise BadInput(
-                f"checkpoint {path} keeps {sorted(kept)} of the objective beside its model; expected {sorted(own)}"
-            )
-        for name, tensor in own.items():
-            tensor.copy_(kept[name])
-        unpack_optimizer(
-            self.optimizer.optimizer, self.objective.model, checkpoint.tensors("optimizer"), state["optimizer"]
-        )
-        unpack_rng(checkpoint.tensors("rng"), self.accelerator.device)
-        if self.ema is not None:
-            if state["ema"]:
-                self.ema.load_state(checkpoint.tensors("ema"), state["ema"]["updates"])
-            else:  # the run did not average so far: begin from its weights
-                self.ema = EMA(self.objective.model, self.ema.decay)
-        groups, tracked = [track.group for track in self.tracks], state.get("tracks", {})
-        if set(groups) != set(tracked):
-            raise BadInput(
-                f"checkpoint {path} keeps the averages {sorted(tracked)}; ema_tracks asks for {groups}, and they are averages of a whole run"
-            )
-        for track in self.tracks:
-            track.load_state(checkpoint.tensors(track.group), tracked[track.group])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.epoch, self.frames = state["step"], state["epoch"], state["frames"]
-        self.samples_seen = state["samples_seen"]
-        self.means.load(state["history"]["sums"], self.ranks.rank)
-        self.pending_validation = state["history"]["pending_validation"] and self.validation_loader is not None
-        if self.find_batch_size:
-            self.batch_size = min(self.batch_size, state["batch_size"])
+        self.saver.parts.unpack(checkpoint)
+        self.place = Place(state["step"], state["epoch"], state["frames"], state["samples_seen"])
+        self.stepper.means.load(history["sums"], self.ranks.rank)
+        self.validation.pending = history["pending_validation"] and self.validation.loader is not None
+        if self.options.find_batch_size:
+            self.stepper.micro = min(self.batch_size, state["batch_size"])
         if self.ranks.rank == 0:
-            self.history.resume(state["history"]["rows"])
-        self.saved = checkpoint.path
+            self.history.resume(history["rows"])
+        self._newest(checkpoint.path)
 
-    def _fit_batch(self) -> None:
-        """Halve `batch_size` until that many frames fit into memory on every rank."""
-        asked = self.batch_size
-        with closing(stream(self.loader, self.epoch, self.frames)) as batches:
-            batch = next(batches, None)
-        self.batch_size = fitting_batch_size(
-            self.objective,
-            batch,
-            self.step,
-            asked,
-            optimizer=self.optimizer,
-            ranks=self.ranks,
-            accelerator=self.accelerator,
-        )
-        if self.batch_size != asked:
-            self._say(
-                f"batch_size {asked} does not fit into memory; {self.batch_size} does, and a step stays {self.global_batch} frames"
-            )
+# %% ../../nbs/training/trainer.ipynb #89d0a2fe
+class _Told(_Kept):
+    """Rows, validation and the bar."""
 
-    # The run.
+    def _publish(self, split: str, epoch: int, values: Mapping[str, Any]) -> None:
+        place = {"step": self.place.step, "epoch": epoch, "frames": self.place.samples_seen, "split": split}
+        self.callbacks("on_row", self.history.append(**{**place, **values}))
+
+    def _add_row(self, record: StepRecord) -> None:
+        values = training_row(self._sums(), self.history.rows)
+        if self.ranks.rank > 0:
+            values["note"] = None
+        self._publish("train", record.epoch, {"lr": record.lr, **values})
+        if values["note"]:
+            self._say(f"step {self.place.step}: {values['note']}")
+        self.stepper.means.clear()
+        self.watch.forget()
+        self.bar.set_postfix(epoch=record.epoch, loss=f"{values['loss']:.4g}", refresh=False)
+
+    def _validate(self) -> bool:
+        """Add a row of validation losses; False if a stop came first."""
+        self.set_mode(False)
+        losses = self.validation.losses(self.stepper, self.place.step, self.stop)
+        self.set_mode(True)
+        if losses is not None:
+            self._publish("validation", self.place.epoch + (self.place.frames > 0), losses)
+        return losses is not None
+
+    def _say(self, text: str) -> None:
+        if self.ranks.rank == 0 and self.options.progress:
+            tqdm.write(text, file=sys.stderr)
+
+    def _new_bar(self) -> tqdm:
+        shown, terminal = self.ranks.rank == 0 and self.options.progress, sys.stderr.isatty()
+        pace = dict(mininterval=0.2 if terminal else 10, maxinterval=10 if terminal else 60, dynamic_ncols=terminal)
+        counts = dict(total=self.total_steps, initial=self.place.step, unit="step")
+        return tqdm(file=sys.stderr, disable=not shown, **pace, **counts)
+
+# %% ../../nbs/training/trainer.ipynb #7523af05
+class Trainer(_Told):
+    """Trains `objective.model` on the batches of `loader` and keeps the run in `folder` (`checkpoints/`, `metrics/`, `averages/`).
+
+    `objective(batch, step)` gives a dict of per-frame losses, tensors of shape (B,), with the key `loss`. `loader.batch_size` is the
+    number of frames per step over all ranks. `options`: a `TrainOptions`, of which `words` replace some. `checkpoint_state`: JSON values
+    (transform, config, latent_statistics) that go into every checkpoint. `callbacks`: see `xrddiff.training.callbacks`.
+    """
 
     def fit(self, resume: bool | str | Path = False, *, stop: StopRequest | None = None) -> TrainResult:
-        """Train to the end, or until a signal; returns how it ended. Raises `Diverged`, `CheckpointError` or `BadInput` with one sentence.
+        """Train to the end, or until a signal or `stop`; returns how it ended. Raises `Diverged`, `CheckpointError` or `BadInput`.
 
         `resume` is True (go on from the newest intact checkpoint, start if there is none) or the path of a checkpoint or run.
         """
+        o = self.options
         self._open(resume)
-        self._set_mode(True)
-        with nullcontext(stop) if stop is not None else StopRequest() as stop:
-            if self.find_batch_size and not self.finished:
+        self.set_mode(True)
+        with ExitStack() as stack:
+            self.stop = stack.enter_context(StopRequest()) if stop is None else stop
+            stack.enter_context(
+                computed(self.objective.model, compile=o.compile, gradient_checkpointing=o.gradient_checkpointing)
+            )
+            if o.find_batch_size and not self.finished:
                 self._fit_batch()
-            return self._run(stop)
+            return self._run()
 
-    def _run(self, stop: StopRequest) -> TrainResult:
-        steps, frames = self._left()
-        self.total_samples, self.total_steps = self.samples_seen + frames, self.step + steps
-        start, self.saved_at, first_sample = time.monotonic(), time.monotonic(), self.samples_seen
-        terminal = sys.stderr.isatty()
-        bar = tqdm(
-            total=self.step + steps,
-            initial=self.step,
-            unit="step",
-            file=sys.stderr,
-            mininterval=0.2 if terminal else 10,
-            maxinterval=10 if terminal else 60,
-            dynamic_ncols=terminal,
-            disable=self.ranks.rank != 0 or not self.progress,
-        )
-        stopped = self.ranks.asked(stop)
-        with bar:
-            if self.pending_validation and not stopped:
-                stopped = not self._validate(stop)
-                if self.finished and not stopped:
-                    self._save()
-            while not self.finished and not stopped:
-                epoch = self.epoch
-                with closing(stream(self.loader, epoch, self.frames)) as batches:
-                    while self.epoch == epoch and not self.finished and not stopped:
-                        count = min(self.global_batch, self.num_frames - self.frames)
-                        self._train_step(next(batches, None), count)
-                        stopped = self._after_step(stop, bar)
-        frames, seconds = self.samples_seen - first_sample, max(time.monotonic() - start, 1e-9)
-        hosts = set(self.ranks.gather(socket.gethostname()))
-        if self.ranks.rank == 0:
-            keep_speed(self.folder / "metrics", ranks=self.ranks.size, nodes=len(hosts), frames=frames, seconds=seconds)
-        return TrainResult(
-            "interrupted" if stopped else "finished",
-            self.step,
-            self.epoch,
-            self.samples_seen,
-            self.saved,
-            stop.reason if stopped else None,
-            frames / seconds,
-        )
+    def _run(self) -> TrainResult:
+        steps, frames = self.plan.left(self.place)
+        self.total_steps, self.total_samples = self.place.step + steps, self.place.samples_seen + frames
+        start, seen = time.monotonic(), self.place.samples_seen
+        self.saver.start_clock()
+        with self._new_bar() as self.bar:
+            stopped = self._make_up()
+            while not (self.finished or stopped):
+                with closing(stream(self.loader, self.place.epoch, self.place.frames)) as batches:
+                    stopped = self._epoch(batches)
+        return self._result(stopped, self.place.samples_seen - seen, max(time.monotonic() - start, 1e-9))
 
-    def _after_step(self, stop: StopRequest, bar: tqdm) -> bool:
-        """What is due after a step: a row, a validation, a checkpoint. Whether to stop, the same on all ranks."""
-        epoch, ended = self.epoch + 1, self.frames >= self.num_frames
-        if ended:
-            self.epoch, self.frames = self.epoch + 1, 0
-        last = self.finished
-        if self.step % self.log_every == 0 or ended or last:
-            self._add_row(epoch)
-            if self.ranks.rank == 0:
-                bar.set_postfix(epoch=epoch, loss=f"{self.history.rows[-1]['loss']:.4g}", refresh=False)
-        bar.update()
-        timed = self.checkpoint_seconds is not None and time.monotonic() - self.saved_at >= self.checkpoint_seconds
-        stopped, timed = self.ranks.any(bool(stop), timed and self.ranks.rank == 0)
-        if stopped and self.ranks.asked(stop):
-            self._say(f"stopping after step {self.step} on {stop.reason}: writing a checkpoint")
-        validation = self.step % self.validate_every == 0 if self.validate_every else ended
-        if self.validation_loader is not None and (validation or last):
+    def _make_up(self) -> bool:
+        """The validation that a stop prevented."""
+        stopped = self.ranks.asked(self.stop)
+        if self.validation.pending and not stopped:
+            stopped = not self._validate()
+            if self.finished and not stopped:
+                self._save()
+        return stopped
+
+    def _epoch(self, batches: Iterator[Any]) -> bool:
+        """Steps to the end of the epoch; whether to stop."""
+        epoch, stopped = self.place.epoch, False
+        while self.place.epoch == epoch and not (self.finished or stopped):
+            stopped = self._step(next(batches, None))
+        return stopped
+
+    def _step(self, batch: Any) -> bool:
+        """A step, and what is due after it; whether to stop."""
+        count = self.plan.count(self.place)
+        record = self.stepper(batch, self.place, count, self.place.samples_seen / self.total_samples)
+        ended = self.place.advance(count, self.plan.num_frames)
+        step, last = self.place.step, self.finished
+        self.callbacks("on_step", record)
+        if step % self.options.log_every == 0 or ended or last:
+            self._add_row(record)
+        self.bar.update()
+        stopped, timed = self._asked()
+        if self.validation.due(step, ended, last):
             if stopped:
-                self.pending_validation = True
+                self.validation.pending = True
             else:
-                stopped = not self._validate(stop)
-        periodic = ended and self.checkpoint_seconds is None
-        if self.checkpoint_every is not None:
-            periodic = self.step % self.checkpoint_every == 0
-        due = (
-            self.step * self.ema_snapshots // self.total_steps
-            > (self.step - 1) * self.ema_snapshots // self.total_steps
-        )
-        snapshot = bool(self.tracks) and due
-        if periodic or timed or last or stopped or snapshot:
+                stopped = not self._validate()
+        if ended:
+            self.callbacks("on_epoch", self.place.epoch)
+        snapshot = self.averages.snapshot_due(step, self.total_steps)
+        if self.saver.due(step, ended) or timed or last or stopped or snapshot:
             self._save(snapshot)
         return stopped
+
+    def _asked(self) -> tuple[bool, bool]:
+        """Whether any rank is to stop, and whether rank 0's clock asks for a checkpoint."""
+        stopped, timed = self.ranks.any(bool(self.stop), self.saver.timed_out and self.ranks.rank == 0)
+        if stopped and self.ranks.asked(self.stop):
+            self._say(f"stopping after step {self.place.step} on {self.stop.reason}: writing a checkpoint")
+        return stopped, timed
+
+    def _result(self, stopped: bool, frames: int, seconds: float) -> TrainResult:
+        hosts, place = set(self.ranks.gather(socket.gethostname())), self.place
+        if self.ranks.rank == 0:
+            keep_speed(self.folder / "metrics", ranks=self.ranks.size, nodes=len(hosts), frames=frames, seconds=seconds)
+        state, reason = ("interrupted", self.stop.reason) if stopped else ("finished", None)
+        return TrainResult(
+            state, place.step, place.epoch, place.samples_seen, self.saver.newest, reason, frames / seconds
+        )
+
+    def _fit_batch(self) -> None:
+        """Halve `batch_size` until that many frames fit into memory on every rank."""
+        asked, ours = self.batch_size, dict(ranks=self.ranks, accelerator=self.accelerator)
+        with closing(stream(self.loader, self.place.epoch, self.place.frames)) as batches:
+            batch, step = next(batches, None), self.place.step
+            fits = fitting_batch_size(self.objective, batch, step, asked, optimizer=self.stepper.optimizer, **ours)
+        self.stepper.micro = fits
+        if fits != asked:
+            self._say(
+                f"batch_size {asked} does not fit into memory; {fits} does, and a step stays {self.global_batch} frames"
+            )

@@ -18,7 +18,7 @@ from ..formats.arrays import is_zarr, zarr_arrays
 from ..formats.hdf5 import walk
 from ..formats.images import is_pattern
 from ..formats.readers import given_mask, in_sentences, look_first, missing_words, open_frames
-from ..formats.store import writing
+from ..files import writing
 from ..frames.automask import Automask, masking_of
 from ..frames.frames import frame_image, frame_mask, panel_distance
 from ..frames.labels import describe_labels, label_names, label_words

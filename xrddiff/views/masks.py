@@ -33,12 +33,16 @@ RULE_COLOURS = {
 
 
 def reason_bits() -> dict[str, int]:
-    """Bit of each reason, by name, in the order in which they count."""
+    """The bit of each reason, by name, in order of precedence."""
     return {"file": FILE_BIT, "given": GIVEN_BIT} | {r.name: r.bit for r in RULES.values()}
 
 
 def why_masked(reasons: np.ndarray) -> dict[str, np.ndarray]:
-    """bool by name of the reason, each pixel of `reasons` (bits) under the first that holds; reasons that mask nothing are left out."""
+    """Split masked pixels by reason: name -> bool mask.
+
+    Each pixel of `reasons` (bits) is counted under its first reason. Reasons without pixels are
+    left out.
+    """
     out, left = {}, reasons.copy()
     for name, bit in reason_bits().items():
         here = left & bit > 0
@@ -49,7 +53,7 @@ def why_masked(reasons: np.ndarray) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/views/masks.ipynb #955d4932
 def _flat(ds: xr.Dataset, image: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A panel stack as one image, and where it has pixels."""
+    """A panel stack as one image, and the mask of its pixels."""
     if image.ndim == 2:
         return image, inside
     try:
@@ -61,8 +65,8 @@ def _flat(ds: xr.Dataset, image: np.ndarray, inside: np.ndarray) -> tuple[np.nda
     return image.reshape(-1, image.shape[-1]), inside.reshape(-1, image.shape[-1])
 
 
-def _seen(bad: np.ndarray, pixels: int) -> np.ndarray:
-    """`bad` with pixels that stand alone grown to what can be seen in a picture of `pixels` a side."""
+def _enlarge_isolated(bad: np.ndarray, pixels: int) -> np.ndarray:
+    """`bad` with isolated pixels enlarged enough to be visible in a picture of `pixels` a side."""
     reach = int(np.ceil(max(bad.shape) / pixels))
     label, n = ndimage.label(bad, np.ones((3, 3)))
     few = np.bincount(label.ravel(), minlength=n + 1) <= 9
@@ -71,7 +75,13 @@ def _seen(bad: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def show_mask(ds: xr.Dataset, reasons: np.ndarray, i: int = 0, *, title: str = "", pixels: int = 900) -> Picture:
-    """Frame `i` in grey with the masked pixels in the colours of their reasons, and how many there are. `reasons`: bits, of the shape of a frame."""
+    """Show frame `i` in grey with masked pixels coloured by reason, and a legend with their
+    numbers.
+
+    - `reasons`: bits, with the shape of a frame.
+    - `title`: of the picture.
+    - `pixels`: size of the picture, for enlarging isolated pixels.
+    """
     everywhere = np.ones(reasons.shape, bool)
     image, inside = _flat(ds, frame_image(ds, i).astype(np.float64), everywhere)
     image = np.where(np.isfinite(image) & inside, image, np.nan)
@@ -83,7 +93,7 @@ def show_mask(ds: xr.Dataset, reasons: np.ndarray, i: int = 0, *, title: str = "
     colours = np.where(inside[..., None], np.asarray(grey, np.float64), 1.0)
     for name, where in reversed(why.items()):
         flat, _ = _flat(ds, where.astype(np.float64), everywhere)
-        colours[_seen(np.nan_to_num(flat) > 0.5, pixels) & inside] = to_rgb(RULE_COLOURS[name])
+        colours[_enlarge_isolated(np.nan_to_num(flat) > 0.5, pixels) & inside] = to_rgb(RULE_COLOURS[name])
     aspect = image.shape[0] / image.shape[1]
     figure = Picture(8.2, float(np.clip(6.4 * aspect + 0.3, 2.2, 9)))
     ax = figure.add_subplot()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..config import data_name
-from ..metrics.reconstruction import ROW_NAMES, missing_scores
+from ..metrics.reconstruction import missing_scores, row_names
 from .judgement import add_generation, generation_pictures
 from .plots import compare_frames
 from .report import Report
@@ -54,7 +54,8 @@ def add_settings(report: Report, cfg: Config, *sections: str, **given: Any) -> N
 # %% ../../nbs/views/run_reports.ipynb #327a0c3d
 def codec_table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """`rows` (name -> row) as a table with a column for each, without scores that none of them has."""
-    return pd.DataFrame(rows).reindex(ROW_NAMES).rename(index=ROW_NAMES).dropna(how="all")
+    names = row_names()
+    return pd.DataFrame(rows).reindex(names).rename(index=names).dropna(how="all")
 
 
 def codec_report_text(evaluation: CodecEvaluation, steps: int) -> tuple[str, str]:

@@ -1,0 +1,99 @@
+"""How long the checks take, step by step, and which tests cost most.
+
+    python bench/suite.py [--before CHECKOUT] [--steps lint test-notebooks test-python test-quick]
+
+Each step is a target of make; its seconds are those of the clock and those of the CPU, of all processes that it started and
+waited for. On a machine that does other work the clock says little. `--before` measures the same steps in another checkout,
+with its own .venv, and keeps them for comparison. Nothing may have to be installed: run `make dev` first.
+Writes bench/results/suite.json and bench/results/suite.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+STEPS = {
+    "lint": "style, format, layers",
+    "test-notebooks": "every cell of every notebook",
+    "test-python": "pytest",
+    "test-quick": "`make test-quick`",
+}
+
+
+def children() -> float:
+    """Seconds of CPU of the processes that have ended."""
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
+def measure(folder: Path, step: str, *words: str) -> dict[str, float]:
+    """Seconds of `make STEP` in a checkout."""
+    began, cpu = time.monotonic(), children()
+    done = subprocess.run(["make", "-C", str(folder), step, *words], stdin=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(f"bench/suite.py: make {step} failed in {folder}")
+    return dict(seconds=round(time.monotonic() - began, 1), cpu=round(children() - cpu, 1))
+
+
+def table(found: dict) -> str:
+    """The results as a page."""
+    now, before, where = found["now"], found.get("before", {}), found["where"]
+    clock = lambda row: f"{row['seconds'] / 60:.1f}" if row.get("seconds") else "–"  # noqa: E731
+    busy = lambda row: f"{row['cpu'] / 60:.1f}" if row.get("cpu") else "–"  # noqa: E731
+    lines = ["# The suite", "", f"`python bench/suite.py` on {where}", "", "Minutes of the clock, and of CPU:", ""]
+    lines += ["| `make` | what | clock | CPU | clock before | CPU before |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, what in [*STEPS.items(), ("test", "the first three")]:
+        row, old = now.get(name, {}), before.get(name, {})
+        lines.append(f"| {name} | {what} | {clock(row)} | {busy(row)} | {clock(old)} | {busy(old)} |")
+    if "about" in before:
+        lines += ["", f"Before: {before['about']}."]
+    if tests := found.get("tests"):
+        lines += ["", "## The tests that cost most", "", "A fixture counts for the test that asks for it first."]
+        lines += ["", "| seconds of CPU | of the clock | test |", "| --- | --- | --- |"]
+        lines += [f"| {t['cpu']:.1f} | {t['seconds']:.1f} | `{t['test'].removeprefix('tests/')}` |" for t in tests]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    args = parser.parse_args()
+    path = RESULTS / "suite.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found["where"] = f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}"
+    found.setdefault("now", {})
+    with tempfile.TemporaryDirectory() as folder:
+        cost = Path(folder) / "cost"
+        for step in args.steps:
+            words = [f"PYTEST_ARGS=--cost={cost}"] if step == "test-python" else []
+            found["now"][step] = measure(ROOT, step, *words)
+        if cost.exists():
+            rows = [json.loads(line) for line in cost.read_text().splitlines()]
+            found["tests"] = sorted(rows, key=lambda row: -row["cpu"])[:20]
+            # the kernel counts these for the server that forked them (tests/warm.py), which nobody waits for
+            found["now"]["test-python"]["cpu"] += round(sum(row["forked"] for row in rows), 1)
+    if args.before:
+        found["before"] = {step: measure(args.before, step) for step in args.steps if step != "test-quick"}
+    for rows in (found["now"], found.get("before", {})):
+        whole = [rows[step] for step in STEPS if step in rows and step != "test-quick"]
+        if len(whole) == 3:
+            rows["test"] = {name: sum(row[name] for row in whole) for name in ("seconds", "cpu")}
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "suite.md").write_text(table(found))
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

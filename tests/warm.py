@@ -1,0 +1,195 @@
+"""`xrddiff` and scripts of tests in processes of their own, without the seven seconds that each would import for.
+
+A server imports once what a run imports, and forks a process for each command: with its own arguments, environment, folder,
+output and exit code, as if it had been started. It is single-threaded, so that forking it is safe, and ends with the session
+of tests. Where it matters how a process starts, or that it can be stopped, tests start a real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# What commands and scripts import, most expensive first.
+PRELOAD = (
+    "torch._dynamo torch.distributed accelerate pandas scipy.optimize matplotlib.pyplot xrddiff.cli.main "
+    "xrddiff.execution.phases xrddiff.training.setup xrddiff.training.trainer xrddiff.inference.evaluation "
+    "xrddiff.views.judgement xrddiff.views.report xrddiff.metrics.reconstruction"
+).split()
+
+# Seconds of CPU of the processes that this one has waited for: the kernel counts them for the server.
+spent: list[float] = []
+
+
+def run(
+    *argv: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 600, check: bool = False
+) -> subprocess.CompletedProcess:
+    """`xrddiff words…`, or a Python file with its arguments, in a forked process; what it printed, and its exit code."""
+    words = [str(a) for a in argv]
+    place = server()
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        null = stack.enter_context(open(os.devnull, "rb"))
+        line = stack.enter_context(socket.socket(socket.AF_UNIX))
+        line.connect(str(place))
+        request = dict(argv=words, cwd=str(cwd or Path.cwd()), env=dict(os.environ) if env is None else env)
+        files = [null.fileno(), out.fileno(), err.fileno()]
+        socket.send_fds(line, [b"-"], files)
+        line.sendall(json.dumps(request).encode() + b"\n")
+        line.settimeout(timeout)
+        answer = line.makefile("rb").readline()  # TimeoutError: the process ends with this connection
+        assert answer, "the server of forked processes is gone"
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode(errors="replace").replace("\r\n", "\n"))
+    code, cpu = json.loads(answer)
+    spent.append(cpu)
+    done = subprocess.CompletedProcess(words, code, *said)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def server() -> Path:
+    """The socket of this session's server, which is started when it is first needed; workers of one session share it."""
+    place = Path(os.environ["XRDDIFF_TESTS"]) / "warm"
+    with open(place.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            log = open(place.with_suffix(".log"), "wb")  # noqa: SIM115
+            command = [sys.executable, __file__, str(place), os.environ["XRDDIFF_TESTS_OWNER"]]
+            started = subprocess.Popen(
+                command,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            while not place.exists():
+                assert started.poll() is None, place.with_suffix(".log").read_text()
+                time.sleep(0.02)
+    return place
+
+
+# What follows runs in the server.
+
+
+class Line:
+    """A connection: a request, then the process that answers it."""
+
+    def __init__(self, connection: socket.socket):
+        self.connection, self.files, self.text, self.pid = connection, [], b"", 0
+
+    def read(self) -> dict | None:
+        """More of the request; the whole of it once it is there. EOFError where the other side has gone."""
+        if not self.files:
+            text, self.files, _, _ = socket.recv_fds(self.connection, 1, 3)
+        else:
+            text = self.connection.recv(1 << 16)
+            self.text += text
+        if not text:
+            raise EOFError
+        return json.loads(self.text) if self.text.endswith(b"\n") else None
+
+    def close(self) -> None:
+        for file in self.files:
+            os.close(file)
+        self.files = []
+        self.connection.close()
+
+
+def serve(place: Path, owner: int) -> dict | None:
+    """Answer requests. Returns in a forked process, with its request; in the server when `owner` has ended."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(place) + ".new")
+    listener.listen(16)
+    os.rename(str(place) + ".new", place)
+    wake, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    lines: dict[int, Line] = {}
+    while Path(f"/proc/{owner}").exists() and place.exists():
+        ready, _, _ = select.select([listener, wake, *lines], [], [], 1)
+        for what in ready:
+            if what is listener:
+                line = Line(listener.accept()[0])
+                lines[line.connection.fileno()] = line
+            elif what is wake:
+                wake.recv(4096)
+            else:
+                line = lines[what]
+                try:
+                    request = line.read()
+                except (EOFError, OSError):  # nobody waits for it any more
+                    del lines[what]
+                    if line.pid:
+                        os.kill(line.pid, signal.SIGKILL)
+                    line.close()
+                    continue
+                if request is not None and not line.pid:
+                    line.pid = os.fork()
+                    if line.pid == 0:
+                        signal.set_wakeup_fd(-1)
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                        for number, file in enumerate(line.files):
+                            os.dup2(file, number)
+                        for other in [listener, wake, told, *lines.values()]:
+                            other.close()
+                        return request
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if not pid:
+                    break
+                for fd, line in list(lines.items()):
+                    if line.pid == pid:
+                        answer = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
+                        with contextlib.suppress(OSError):
+                            line.connection.sendall(json.dumps(answer).encode() + b"\n")
+                        line.close()
+                        del lines[fd]
+    return None
+
+
+def become(request: dict) -> int:
+    """In the forked process: the command, or the script, with what was asked for; its exit code."""
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.stdin, sys.stdout = (open(fd, mode, closefd=False) for fd, mode in ((0, "r"), (1, "w")))  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.argv = request["argv"]
+    if sys.argv[0] == "xrddiff":
+        from xrddiff.entry import command_line
+
+        return command_line()
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    import gc
+    import importlib
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in PRELOAD:
+        importlib.import_module(name)
+    assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread: forking would be unsafe"
+    gc.freeze()  # the collector of a child need not look at what was imported
+    if request := serve(Path(sys.argv[1]), int(sys.argv[2])):
+        sys.exit(become(request))
