@@ -547,6 +547,22 @@ def _options(cfg: Config, ranks: int) -> str | None:
                 return str(error)
     return None
 
+# %% ../nbs/config.ipynb #71316a63
+@_check
+def _callbacks(cfg: Config, ranks: int) -> str | None:
+    word = "training.callback_options"
+    for name, given in cfg.training.callback_options.items():
+        if name not in cfg.training.callbacks:
+            return f"{word}: {name} is none of training.callbacks, {list(cfg.training.callbacks)}; add it there, or leave its options out"
+        if not isinstance(given, dict):
+            return f"{word}.{name}: found {given!r}, expected its options, as {{every: 10}}"
+    try:
+        for name in cfg.training.callbacks:
+            check_options("callback", name, cfg.training.callback_options.get(name, {}), f"{word}.{name}")
+    except BadInput as error:
+        return str(error)
+    return None
+
 # %% ../nbs/config.ipynb #594eb292
 @_check
 def _which_data(cfg: Config, ranks: int) -> str | None:
@@ -771,6 +787,10 @@ RESUMABLE = (
     "training.max_steps",
     "model.diff_epochs",
     "training.classifier",
+    "training.callbacks",
+    "training.callback_options",
+    "data.threads",
+    "data.pin_memory",
     "threads",
     "engine",
     "resume",
