@@ -98,6 +98,7 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     from xrddiff.inference.generators import make_sampler, open_generator
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.diversity import class_recovery
+    from xrddiff.models.generative import DrawSettings
     from xrddiff.training.classifiers import fit_classifier
 
     run, _ = train(model, folder)
@@ -115,7 +116,9 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     real = probabilities(batch["x"], batch["mask"])
     sampler, made, asked = make_sampler(cfg, clamp=generator.limits), [], []
     for k in range(3):
-        frames, _ = generator.sample(range(1000 * k, 1000 * k + 100), sampler, batch_size=50, values={"hit_class": k})
+        frames, _ = generator.sample(
+            range(1000 * k, 1000 * k + 100), DrawSettings(sampler, batch_size=50, values={"hit_class": k})
+        )
         if generator.expected:
             frames = draw_counts(frames, seed=0, first=1000 * k)
         x = torch.from_numpy(generator.transform.forward(frames["intensity"].values))[:, None]
@@ -134,6 +137,7 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     from xrddiff.inference.generators import make_sampler, open_generator
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.judgement import judge_samples
+    from xrddiff.models.generative import DrawSettings
 
     run, _ = train("samplers", folder)
     cfg, generator = load_config(run / "config.yaml"), open_generator(run)
@@ -148,7 +152,7 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     for seed in range(seeds):  # interleaved
         for name, sampler in wanted.items():
             start = time.process_time()
-            frames, _ = generator.sample(range(n), sampler, seed=seed, batch_size=n)
+            frames, _ = generator.sample(range(n), DrawSettings(sampler, seed=seed, batch_size=n))
             seconds[name].append((time.process_time() - start) / n)
             judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, frames, expected=True, seed=seed)
             rows[name].append([judged.rows["samples"][d] for d in DISTANCES])

@@ -47,7 +47,7 @@ FIRST = "tutorials/python"  # the page after home
 # pages that are no notebooks, in the order of the contents, and their names on the site
 PAGES = {
     "docs/cluster_tour.md": "cluster_tour.md",
-    "slurm/README.md": "slurm.md",
+    "slurm/README.md": "on_slurm.md",
     "docs/architecture.md": "architecture.md",
     "docs/security.md": "security.md",
     "docs/contributing.md": "contributing.md",
@@ -122,7 +122,7 @@ def tidy(markdown: str) -> str:
 
 def site_links(markdown: str) -> str:
     """Links that hold in the repository, as links that hold on the site; what the site does not carry becomes plain text."""
-    markdown = re.sub(r"\]\((?:\.\./)?slurm/README\.md\)", "](slurm.md)", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)?slurm/README\.md\)", "](on_slurm.md)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?bench/results/suite\.md\)", "](suite.md)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?(?:docs|nbs)/", "](", markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(bench/[^)]*\)", r"\1", markdown)
@@ -207,7 +207,7 @@ def main() -> None:
     conf = (SOURCE / "conf.py").read_text().replace("Path(__file__).parent\n", f"Path({str(DOCS)!r})\n", 1)
     (SOURCE / "conf.py").write_text(conf + f"\nhtml_static_path = {options}\n")
     subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(SOURCE), str(SITE)],
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", str(SOURCE), str(SITE)],
         check=True,
         timeout=900,
     )

@@ -23,7 +23,7 @@ html_static_path = [str(HERE / "_static")]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 # These have no pages beside them to list; what they print needs the width.
-html_sidebars = {page: [] for page in ("cluster_tour", "slurm", "architecture", "changelog")}
+html_sidebars = {page: [] for page in ("cluster_tour", "on_slurm", "suite", "architecture", "changelog")}
 html_theme_options = {
     "show_prev_next": True,
     "navigation_depth": 3,

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from xrddiff.execution.notebooks import run_notebook, run_notebook_path
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames.frames import validate_frames
 from xrddiff.inference.generators import open_generator
+from xrddiff.models.generative import DrawSettings
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.training.latents import weights_sha256
 
@@ -79,14 +81,14 @@ def test_samples_with_other_settings(runs, preset, words):
 @pytest.mark.parametrize("model", ["ddpm", "diff", "latent_diff"])
 def test_a_sample_is_its_number(runs, model):
     generator = open_generator(runs(model))
-    sampler = Sampler("unipc", 3, clamp=(-5.0, 8.0))
-    many, x = generator.sample(range(32), sampler, seed=5, batch_size=32)
-    _, y = generator.sample([7, 30], sampler, seed=5, batch_size=1)
+    settings = DrawSettings(Sampler("unipc", 3, clamp=(-5.0, 8.0)), seed=5, batch_size=32)
+    many, x = generator.sample(range(32), settings)
+    _, y = generator.sample([7, 30], replace(settings, batch_size=1))
     assert torch.allclose(x[[7, 30]], y, atol=1e-4 * float(x.abs().max()))
     x = many["intensity"].values
-    again, _ = generator.sample([30], sampler, seed=5, batch_size=32)
+    again, _ = generator.sample([30], settings)
     assert (again["intensity"].values[0] == x[30]).all()
-    other, _ = generator.sample([30], sampler, seed=6, batch_size=32)
+    other, _ = generator.sample([30], replace(settings, seed=6))
     assert (other["intensity"].values[0] != x[30]).any()
 
 
@@ -116,6 +118,48 @@ def test_conditions_are_kept_and_asked_for(runs):
     assert samples["hit_class"].values.tolist() == [1, 1, 1] and (samples["wavelength"].values > 0).all()
     mixed = open_frames(run / "samples" / "samples.zarr")["hit_class"].values
     assert len(set(mixed.tolist())) > 1
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """A small run of ddpm with network=dit."""
+    folder = tmp_path_factory.mktemp("dit")
+    words = ["model=ddpm", "network=dit", "model.network_options={depth: 2}", "model.condition=[hit_class]"]
+    words += [*SMALL, "data.limit=32", "inference.num_samples=4", "inference.steps=4", "training.checkpoint_every=2"]
+    done = xrddiff("run", *words, "training.keep_checkpoints=null", "run_name=dit", folder=folder)
+    assert "DiT" in done.stdout
+    return folder / "output" / "ddpm_test" / "dit"
+
+
+def test_a_transformer_denoises_frames(transformer):
+    samples = validate_frames(open_frames(transformer / "samples" / "samples.zarr"), values=True)
+    generator = open_generator(transformer)
+    assert samples.sizes["frame"] == 4 and (transformer / "report.html").exists()
+    assert len(generator.model.net.blocks) == 2 and generator.fields["hit_class"] == 3
+    xrddiff("sample", str(transformer), "-n", "2", "--name", "two", "inference.batch_size=2", folder=transformer)
+    two = open_frames(transformer / "samples" / "two" / "samples.zarr")
+    assert two["sample"].values.tolist() == [0, 1] and np.isfinite(two["intensity"].values).all()
+
+
+def test_a_transformer_is_resumed_to_the_bit(transformer, tmp_path):
+    """The same run, set back to the first of its checkpoints, ends at the same weights."""
+    shutil.copytree(transformer, tmp_path / "dit")
+    first, *later = sorted((tmp_path / "dit" / "checkpoints").glob("step-*"))
+    for path in later:
+        shutil.rmtree(path)
+    (tmp_path / "dit" / "report.html").unlink()
+    done = xrddiff("run", f"resume={tmp_path / 'dit'}", folder=tmp_path)
+    assert later and "report.html" in done.stdout
+    a, b = (load_checkpoint(run).weights() for run in (tmp_path / "dit", transformer))
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_a_transformer_denoises_latents(runs, tmp_path):
+    words = ["model=latent_diff", "network=dit", *SMALL, f"training.pretrained_vae_path={runs('vae_kl')}"]
+    xrddiff("run", *words, "data.limit=32", "inference.num_samples=2", "inference.steps=2", folder=tmp_path)
+    (run,) = (tmp_path / "output" / "latent_diff_test").glob("*/*")
+    net = open_generator(run).model.net
+    assert type(net).__name__ == "DiT" and net.patch == 2 and not net.mask_channel
 
 
 def test_a_latent_run_goes_on_where_it_was_killed(runs, tmp_path):

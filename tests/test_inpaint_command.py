@@ -17,6 +17,7 @@ from xrddiff.formats.store import save_frames
 from xrddiff.frames.frames import frame_mask, validate_frames
 from xrddiff.inference.measured import open_inpainting, open_interpolation
 from xrddiff.loading.catalog import load
+from xrddiff.models.generative import DrawSettings
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +104,7 @@ def test_holes_are_filled_in_a_latent(runs, files):
     made, residual = job.make()
     valid = job.network.valid[0, 0].numpy()[: job.holes.shape[1], : job.holes.shape[2]]
     assert (made["intensity"].values[:, valid] == job.network.counts[0][valid]).all()
-    free = job.generator.draw([0, 1], job.sampler, seed=0)
+    free = job.generator.draw([0, 1], DrawSettings(job.sampler))
     missed = (job.generator.decode(free) - job.network.x)[:, 0, : valid.shape[0], : valid.shape[1]][
         :, torch.from_numpy(valid)
     ]

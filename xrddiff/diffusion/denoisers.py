@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +81,32 @@ class Denoiser(nn.Module):
     def config(self) -> dict[str, Any]:
         """The JSON words that make it again from its network: `Denoiser(net, **config)`."""
         return {k: getattr(self, k) for k in ("parameterisation", "sigma_data", "timesteps", "schedule")}
+
+    by_token = False  # one run of a sampler draws a frame
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        """What the network knows of its conditions: name -> number of classes, or [mean, std]."""
+        return getattr(self.net, "config", {}).get("conditions", {})
+
+    @property
+    def multiple(self) -> int:
+        """The sides of a frame divide by this."""
+        return getattr(self.net, "downsampling", 1)
+
+    def draw(
+        self,
+        shape: Sequence[int],
+        samples: Sequence[int],
+        settings: Any,
+        *,
+        cond: Mapping[str, Tensor] | None = None,
+        callback: Any = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The samples with these numbers, (B, *shape) float32 in network values; `settings`: see `models.generative.DrawSettings`."""
+        words = dict(seed=settings.seed, cond=cond, callback=callback, device=device)
+        return settings.sampler.sample(settings.guided(self), shape, samples, **words)
 
     def noise_label(self, sigma: Tensor) -> Tensor:
         """c_noise: what the network is told about σ, float64, shape of `sigma`."""

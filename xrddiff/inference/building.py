@@ -71,7 +71,10 @@ def network_words(cfg: Config, space: LatentSpace | None) -> dict[str, Any]:
         pixels = 4 if cfg.size.name == "tiny" else None  # a tiny one folds 4 x 4 pixels into channels
         own = dict(patch=pixels if space is None else cfg.model.unet_patch, scale_shift=cfg.model.unet_scale_shift)
         own |= dict(widths=cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
-    sized = getattr(get("network", cfg.model.network), "sizes", {}).get(cfg.size.name, {})
+    network = get("network", cfg.model.network)
+    sized = getattr(network, "sizes", {}).get(cfg.size.name, {})
+    if space is not None:
+        sized = dict(sized) | getattr(network, "in_latent", {})
     given = {k: v for k, v in own.items() if v is not None}
     return dict(sized) | given | chosen_options(cfg, "model.network_options")
 

@@ -29,6 +29,7 @@ from ..errors import BadInput, nearest
 from .guides import Guide, open_guide
 from ..frames.noise import draw_counts
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
+from ..models.generative import DrawSettings
 from ..models.latent_space import LatentSpace, final_latent_stats, pairwise_mse
 from ..plugins import need_plugins
 from ..registry import get, name_of
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['STEPS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_classes', 'condition_fields', 'training_noise',
            'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator', 'keep_template',
-           'sampling_words', 'ready_sampler', 'SampleJob', 'open_sample_job']
+           'draw_settings', 'ready_sampler', 'SampleJob', 'open_sample_job']
 
 # %% ../../nbs/inference/generators.ipynb #b0ee0c00
 def template_frames(frames: xr.Dataset) -> xr.Dataset:
@@ -158,7 +159,7 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
 class Generator:
     """A trained model and all that makes Frames of what it draws.
 
-    `model`: a `Denoiser` or an `AutoregressiveDiffusion`; `shape`: (C, H, W) of what it draws, padding included; `space`: the latent space that it draws in, or None; `conditions`: the table of
+    `model`: what keeps the protocol `Generative`; `shape`: (C, H, W) of what it draws, padding included; `space`: the latent space that it draws in, or None; `conditions`: the table of
     the training frames' conditions; `limits`: (low, high) of the training values; `about`: attributes that every set of samples gets; `classes`: the names of the classes of a condition.
     """
 
@@ -187,18 +188,17 @@ class Generator:
     @property
     def multiple(self) -> int:
         """Frames are padded to a multiple of so many pixels."""
-        own = self.model.patch_size if self.autoregressive else self.model.net.downsampling
-        return own * (1 if self.space is None else self.space.downsampling)
+        return self.model.multiple * (1 if self.space is None else self.space.downsampling)
 
     @property
     def autoregressive(self) -> bool:
         """Does it draw patch by patch?"""
-        return isinstance(self.model, AutoregressiveDiffusion)
+        return self.model.by_token
 
     @property
     def fields(self) -> dict[str, Any]:
         """What the network was told of its conditions: a number of classes, or [mean, std]."""
-        return (self.model if self.autoregressive else self.model.net).config["conditions"]
+        return dict(self.model.conditions)
 
     def names(self, name: str) -> Sequence[str] | int | None:
         """The classes of a condition: their names, or how many there are where they have none; None for a number."""
@@ -238,38 +238,12 @@ class Generator:
             out[name] = torch.as_tensor(chosen, dtype=kind, device=self.device)
         return out
 
-    def draw(
-        self,
-        samples: Sequence[int],
-        sampler: Sampler,
-        *,
-        seed: int = 0,
-        values: Mapping[str, float | str] | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: Sequence[float] | None = None,
-        guide: Guide | None = None,
-        order_steps: int | None = None,
-        callback: Any = None,
-    ) -> Tensor:
-        """What the model draws for the sample numbers, (B, *shape) float32: network values, or normalised latents. `guide` takes the place of `guidance_scale` and `guidance_interval`."""
-        mask, cond = self.mask(), self.condition(samples, seed, values)
+    def draw(self, samples: Sequence[int], settings: DrawSettings, *, callback: Any = None) -> Tensor:
+        """What the model draws for the sample numbers, (B, *shape) float32: network values, or normalised latents."""
+        mask, cond = self.mask(), self.condition(samples, settings.seed, settings.values)
         if mask is not None:
             cond["mask"] = mask.expand(len(samples), -1, -1, -1)
-        if self.autoregressive:
-            words = {} if order_steps is None else {"steps": order_steps}
-            return self.model.sample(
-                samples,
-                seed=seed,
-                cond=cond,
-                guidance_scale=guidance_scale,
-                sampler=sampler,
-                callback=callback,
-                **words,
-            )
-        if guide is None and guidance_scale != 1:
-            guide = Guide("classifier_free", guidance_scale, guidance_interval and tuple(guidance_interval))
-        denoise = self.model if guide is None else guide(self.model)
-        return sampler.sample(denoise, self.shape, samples, seed=seed, cond=cond, callback=callback, device=self.device)
+        return self.model.draw(self.shape, samples, settings, cond=cond, callback=callback, device=self.device)
 
     @torch.no_grad()
     def decode(self, drawn: Tensor) -> Tensor:
@@ -306,21 +280,13 @@ class Generator:
         """The intensities (y, x) of one drawn sample (1, *shape)."""
         return self.intensities(self.decode(drawn.float()))[0]
 
-    def sample(
-        self,
-        samples: Sequence[int],
-        sampler: Sampler,
-        *,
-        seed: int = 0,
-        batch_size: int = 8,
-        **words: Any,
-    ) -> tuple[xr.Dataset, Tensor]:
-        """(Frames of the sample numbers, what the model drew (N, *shape)); `words` as of `draw`. Frame i is the same in any call with the same batch size, to rounding with another."""
+    def sample(self, samples: Sequence[int], settings: DrawSettings) -> tuple[xr.Dataset, Tensor]:
+        """(Frames of the sample numbers, what the model drew (N, *shape)). Frame i is the same in any call with the same batch size, to rounding with another."""
         chunks, drawn, whole = [], [], {}
 
         def make(wanted: list[int]) -> Tensor:
             """A whole chunk, as intensities: what stands beside a frame changes its last bits."""
-            x = self.draw(wanted, sampler, seed=seed, **words)
+            x = self.draw(wanted, settings)
             if not x.isfinite().all():
                 raise BadInput(
                     f"the samples {wanted[0]} to {wanted[-1]} are not finite; expected a trained model and noise levels that it was trained at"
@@ -328,13 +294,13 @@ class Generator:
             whole.update(zip(wanted, x.cpu(), strict=True))
             return torch.from_numpy(self.intensities(self.decode(x)))
 
-        for numbers, values in sample_chunks(make, samples, batch_size):
+        for numbers, values in sample_chunks(make, samples, settings.batch_size):
             chunks.append((numbers, values))
             drawn.append(torch.stack([whole[i] for i in numbers]))
             whole.clear()
         numbers = [i for n, _ in chunks for i in n]
-        frames = self.frames(torch.cat([v for _, v in chunks]).numpy(), numbers, seed=seed)
-        return self.with_conditions(frames, seed, words.get("values")), torch.cat(drawn)
+        frames = self.frames(torch.cat([v for _, v in chunks]).numpy(), numbers, seed=settings.seed)
+        return self.with_conditions(frames, settings.seed, settings.values), torch.cat(drawn)
 
     def with_conditions(
         self, frames: xr.Dataset, seed: int, values: Mapping[str, float | str] | None = None
@@ -426,10 +392,12 @@ def keep_template(frames: xr.Dataset, run: str | Path) -> Path:
     return save_frames(template_frames(frames), Path(run) / TEMPLATE)
 
 # %% ../../nbs/inference/generators.ipynb #dcd8d993
-def sampling_words(cfg: Config) -> dict[str, Any]:
-    """The words of `Generator.draw` that a configuration sets."""
-    i = cfg.inference
-    return dict(values=i.condition, guidance_scale=i.guidance_scale, guidance_interval=i.guidance_interval, order_steps=cfg.model.order_steps)  # fmt: skip
+def draw_settings(cfg: Config, sampler: Sampler, guide: Guide | None = None) -> DrawSettings:
+    """How the section `inference` of a configuration has samples drawn, by this `sampler` and `guide`."""
+    i, interval = cfg.inference, cfg.inference.guidance_interval
+    words = dict(seed=i.seed, values=dict(i.condition), batch_size=i.batch_size, guidance_scale=i.guidance_scale)
+    words |= dict(guidance_interval=interval and tuple(interval), order_steps=cfg.model.order_steps)
+    return DrawSettings(sampler, guide=guide, **words)
 
 
 def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
@@ -474,9 +442,9 @@ class SampleJob:
         }
 
     @property
-    def words(self) -> dict[str, Any]:
-        """Those of `Generator.draw`."""
-        return sampling_words(self.cfg) | {"guide": self.guide}
+    def settings(self) -> DrawSettings:
+        """How samples are drawn."""
+        return draw_settings(self.cfg, self.sampler, self.guide)
 
     def numbers(self, rows: slice) -> list[int]:
         """The sample numbers of these rows."""
@@ -485,7 +453,7 @@ class SampleJob:
     def make(self, rows: slice) -> tuple[xr.Dataset, Tensor]:
         """(these rows as Frames, what the model drew)."""
         i, numbers = self.cfg.inference, self.numbers(rows)
-        frames, drawn = self.generator.sample(numbers, self.sampler, seed=i.seed, batch_size=i.batch_size, **self.words)
+        frames, drawn = self.generator.sample(numbers, self.settings)
         if self.poisson:
             frames["drawn"] = draw_counts(frames, i.seed, first=numbers[0])["intensity"]
         return frames, drawn

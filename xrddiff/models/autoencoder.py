@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import BadInput, nearest
 from .codebook import QUANTIZERS, Quantized, make_quantizer
 from xrddiff.models.layers import (
+    config_of,
     Downsample,
     MidBlock,
     ResnetBlock,
@@ -139,11 +140,7 @@ class Autoencoder(nn.Module):
         for name, value in numbers.items():
             if value < 1:
                 raise BadInput(f"the autoencoder's {name} is {value}; expected 1 or more")
-        self.config: dict[str, Any] = dict(
-            in_channels=in_channels, out_channels=out_channels, latent_channels=latent_channels, widths=list(widths),
-            layers_per_block=layers_per_block, norm_groups=norm_groups, mid_attention=mid_attention,
-            mask_channel=mask_channel, patch=patch,
-        )  # fmt: skip
+        self.config = config_of(locals())
         self.in_channels, self.latent_channels, self.mask_channel, self.patch = (
             in_channels,
             latent_channels,

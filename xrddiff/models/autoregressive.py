@@ -17,6 +17,7 @@ from ..diffusion.denoisers import Denoiser
 from ..diffusion.keyed_sampling import SampleNoise, Sampler
 from ..errors import BadInput, nearest
 from .conditioning import Conditions, Embedding, number_waves
+from .layers import config_of
 from .transformer import Transformer, grid_code, vit_words
 from ..registry import options
 from ..seeds import seed_from, torch_generator
@@ -165,11 +166,35 @@ class AutoregressiveDiffusion(nn.Module):
         self.denoiser = Denoiser(
             DiffusionHead(self.dim, width, head_width, mlp_depth), "edm", sigma_data=self.diffusion["sigma_data"]
         )
-        self.config: dict[str, Any] = dict(
-            channels=channels, size=list(size), patch_size=patch_size, width=width, depth=depth, heads=heads, dim_head=dim_head,
-            head_width=head_width, mlp_depth=mlp_depth, order=order, mask_channel=mask_channel,
-            conditions=dict(self.condition.fields), diffusion=dict(self.diffusion),
-        )  # fmt: skip
+        conditions, diffusion = self.condition.fields, self.diffusion
+        self.config = config_of(locals())
+
+    by_token = True  # a sampler draws each token
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        """What it knows of its conditions: name -> number of classes, or [mean, std]."""
+        return self.condition.fields
+
+    @property
+    def multiple(self) -> int:
+        """The sides of a frame divide by this."""
+        return self.patch_size
+
+    def draw(
+        self,
+        shape: Sequence[int],
+        samples: Sequence[int],
+        settings: Any,
+        *,
+        cond: Mapping[str, Tensor] | None = None,
+        callback: Any = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The samples with these numbers, (B, *shape) float32 in network values; `settings`: see `models.generative.DrawSettings`."""
+        words = {} if settings.order_steps is None else {"steps": settings.order_steps}
+        words |= dict(seed=settings.seed, guidance_scale=settings.guidance_scale, sampler=settings.sampler)
+        return self.sample(samples, cond=cond, callback=callback, **words)
 
     def patchify(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C·patch²) of frames (B, C, H, W); refuses another size."""

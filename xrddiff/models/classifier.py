@@ -17,7 +17,7 @@ from ..diffusion.denoisers import like
 from ..diffusion.schedules import TrainingNoise, keyed_uniform, make_noise
 from ..errors import BadInput
 from .conditioning import Embedding, sinusoidal
-from .layers import Downsample, ResnetBlock, full_norm, full_precision, group_norm
+from .layers import Downsample, ResnetBlock, full_norm, full_precision, group_norm, config_of
 from ..seeds import keyed_normal
 
 # %% auto #0
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
         for name, value in numbers.items() | {f"widths[{i}]": w for i, w in enumerate(widths)}.items():
             if not value > 0:
                 raise BadInput(f"the classifier's {name} is {value}; expected a number above 0")
-        self.config: dict[str, Any] = dict(classes=classes, widths=list(widths), **numbers)
+        self.config = config_of(locals())
         self.classes, self.in_channels, self.patch = classes, in_channels, patch
         self.sigma_data, self.sigma_min = float(sigma_data), float(sigma_min)
         self.downsampling = patch * 2 ** (len(widths) - 1)

@@ -5,6 +5,8 @@
 # %% ../../nbs/models/layers.ipynb #532c30f9
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +16,21 @@ from torch import Tensor, nn
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'MidBlock', 'full_precision',
-           'full_conv', 'full_norm', 'full_head', 'start_as_resampling']
+__all__ = ['config_of', 'group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'MidBlock',
+           'full_precision', 'full_conv', 'full_norm', 'full_head', 'start_as_resampling']
+
+# %% ../../nbs/models/layers.ipynb #8cc0a833
+def config_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of a constructor as JSON values, so that `type(module)(**config)` makes the module again; `given`: its `locals()`."""
+    names = list(inspect.signature(given["__class__"].__init__).parameters)[1:]
+    return {name: _plain(given[name]) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Sequences as lists and mappings as dicts, all the way down."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 # %% ../../nbs/models/layers.ipynb #c0f50716
 def group_norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, nearest
 from .conditioning import Conditions, Embedding, sinusoidal
-from .layers import Downsample, MidBlock, ResnetBlock, SelfAttention, Upsample, full_head, group_norm
+from xrddiff.models.layers import (
+    Downsample,
+    MidBlock,
+    ResnetBlock,
+    SelfAttention,
+    Upsample,
+    full_head,
+    group_norm,
+    config_of,
+)
 from ..registry import Range, register
 
 # %% auto #0
@@ -153,11 +162,8 @@ class UNet(nn.Module):
             channels = width
         self.conv_norm_out = group_norm(channels, norm_groups, 1e-5)
         self.conv_out = nn.Conv2d(channels, out_channels * patch**2, 3, padding=1)
-        self.config: dict[str, Any] = dict(
-            in_channels=in_channels, out_channels=out_channels, widths=list(widths), layers_per_block=layers_per_block, attention=list(attention),
-            mid_attention=mid_attention, head_dim=head_dim, norm_groups=norm_groups, scale_shift=scale_shift, dropout=dropout,
-            label_scale=self.label_scale, mask_channel=mask_channel, patch=patch, conditions=dict(self.class_embedding.fields),
-        )  # fmt: skip
+        label_scale, conditions = self.label_scale, self.class_embedding.fields
+        self.config = config_of(locals())
         with torch.no_grad():
             for last in [m.conv2 for m in self.modules() if isinstance(m, ResnetBlock)] + [self.conv_out]:
                 last.weight.zero_()

@@ -302,5 +302,5 @@ def show_making(job: Any, number: int) -> Picture:
             steps.append(step)
 
     show, callback = (show_patches, steps.append) if generator.autoregressive else (show_denoising, keep)
-    generator.draw([number], sampler, seed=job.cfg.inference.seed, callback=callback, **job.words)
+    generator.draw([number], job.settings, callback=callback)
     return show(steps, decode=generator.picture, mask=frame_mask(generator.template, 0), unit=generator.unit)
