@@ -53,6 +53,7 @@ KINDS: dict[str, Kind] = {
     "mask_rule": Kind("rule of automatic masking"),
     "chart": Kind("picture of a report"),
     "health_rule": Kind("what is watched during training"),
+    "callback": Kind("what looks on while a model trains"),
     "reader": Kind("reader of a file format"),
     "writer": Kind("writer of a file format"),
     "tracker": Kind("service that follows a training"),

@@ -282,6 +282,10 @@ class Training:
     keep_checkpoints: int | None = word(2, "newest checkpoints that stay on disk; null: all", low=1)
     log_every: int = word(10, "steps per row of the training table", low=1)
     validate_every: int | None = word(None, "steps between validations; null: one per epoch", low=1)
+    callbacks: list[str] = word(
+        list, "what looks on while a model trains (`xrddiff list callback`)", choices=Names("callback")
+    )
+    callback_options: dict[str, Any] = word(dict, "options of the callbacks, as {steps: {every: 10}}")
     test_pipeline: bool = word(False, "a trial of the whole pipeline rather than a result")
     test_suffix: str = word("", "appended to the model's name in the output folder")
     ddp: DDP = field(default_factory=DDP)
