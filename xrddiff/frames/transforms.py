@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from .computed import frame_origin, lazy_frames
+from .rows import frame_origin, lazy_frames
 from .frames import frame_mask
 from .curves import IntegerTable, QuickMask, look_up, zero_masked
 from .noise import background_sigma, quantum, sample_frames, trustworthy
