@@ -238,13 +238,13 @@ def test_in_jupyterlab(tmp_path):
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nb, tmp_path / "mine.ipynb")
     with jupyterlab(tmp_path) as (url, token), chromium(1300, 2400) as page:
-        page.set_default_timeout(300_000)
+        page.set_default_timeout(60_000)
         page.goto(f"{url}lab/tree/mine.ipynb?token={token}")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
         run_all(page)
-        error = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
-        live, end = [], time.monotonic() + 300
+        error = page.locator(".jp-OutputArea-output", has_text=re.compile("^BadInput:"))
+        live, end = [], time.monotonic() + 600
         while not error.count() and time.monotonic() < end:
             live += page.locator(".jp-OutputArea-output pre", has_text="run: output").all_inner_texts()
             page.wait_for_timeout(300)
