@@ -58,6 +58,15 @@ def test_a_run_is_opened_without_executing_its_plug_in(run):
     assert changed.returncode == 2 and "its SHA-256 is another one" in changed.stderr
 
 
+def test_a_loss_and_a_row_in_the_report(run):
+    folder = run.parents[2]
+    words = ["model=vae_kl", "training.recons_loss=charbonnier", "training.loss_options={width: 0.2}", *FEW]
+    done = xrddiff(folder, "run", *words, "plugins=[mine.ipynb]", "run_name=two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (report,) = folder.glob("output/*/two/report.md")
+    assert "error of the brightest pixel" in report.read_text()
+
+
 def test_what_is_listed_and_refused(run):
     folder = run.parents[2]
     (folder / "bad.py").write_text(
