@@ -18,7 +18,8 @@ from conftest import missing
 from xrddiff.errors import BadInput
 from xrddiff.files import CannotSave
 from xrddiff.formats.readers import open_frames
-from xrddiff.frames.frames import frame_mask, is_lazy, peaks_table, validate_frames
+from xrddiff.frames.frames import frame_mask, peaks_table, validate_frames
+from xrddiff.frames.rows import is_lazy
 from xrddiff.loading import cache as cache_module
 from xrddiff.loading.cache import (
     CannotFetch,

@@ -14,8 +14,8 @@ import xarray as xr
 from xrddiff.errors import BadInput
 from xrddiff.formats.parts import PartStore, finish_parts, write_part
 from xrddiff.formats.store import read_store, save_frames
-from xrddiff.frames.chunks import frame_reader
 from xrddiff.frames.frames import make_frames
+from xrddiff.frames.rows import frame_reader
 from xrddiff.loading import cache
 
 

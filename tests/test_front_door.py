@@ -86,18 +86,18 @@ def test_frames_from_memory_are_kept_with_the_run(mine, tmp_path):
     finally:
         os.rename(run.path / "away.zarr", run.path / "frames.zarr")
     assert longer.step == 2 * run.step and longer.path == moved.path and longer.state == "finished"
-    assert len(longer.history) > len(run.history) and held_out.sizes["frame"] == len(run.frames("reconstruction").frame)
+    assert (
+        len(longer.history) > len(run.history)
+        and held_out.sizes["frame"] == run.frames("reconstruction").sizes["frame"]
+    )
 
 
 def test_reconstructions_are_those_of_the_run(mine):
     run, frames = mine
     judged = run.frames("reconstruction")
     np.testing.assert_array_equal(run.reconstruct()["intensity"], judged["intensity"])
-    whole = run.reconstruct(frames.isel(frame=slice(0, 8)))  # pooled as the run's own were
-    assert whole.sizes == {**judged.sizes, "frame": 8} or whole["intensity"].shape == (
-        8,
-        *judged["intensity"].shape[1:],
-    )
+    whole = run.reconstruct(xd.select_frames(frames, slice(0, 8)))  # pooled as the run's own were
+    assert whole["intensity"].shape == (8, *judged["intensity"].shape[1:])
     assert run.model().downsampling == 4 and run.autoencoder is run
 
 
@@ -238,13 +238,13 @@ def test_in_jupyterlab(tmp_path):
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nb, tmp_path / "mine.ipynb")
     with jupyterlab(tmp_path) as (url, token), chromium(1300, 2400) as page:
-        page.set_default_timeout(300_000)
+        page.set_default_timeout(60_000)
         page.goto(f"{url}lab/tree/mine.ipynb?token={token}")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
         run_all(page)
-        error = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
-        live, end = [], time.monotonic() + 300
+        error = page.locator(".jp-OutputArea-output", has_text=re.compile("^BadInput:"))
+        live, end = [], time.monotonic() + 600
         while not error.count() and time.monotonic() < end:
             live += page.locator(".jp-OutputArea-output pre", has_text="run: output").all_inner_texts()
             page.wait_for_timeout(300)

@@ -15,8 +15,9 @@ from xrddiff.cli.main import main
 from xrddiff.errors import BadInput
 from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import is_lazy, make_frames
+from xrddiff.frames.frames import make_frames
 from xrddiff.frames.geometry import PanelGeometry, q_map
+from xrddiff.frames.rows import is_lazy
 from xrddiff.headers.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
 from xrddiff.headers.raw_headers import raw_header
 from xrddiff.views.inspection import inspect_file

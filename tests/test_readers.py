@@ -23,9 +23,10 @@ from xrddiff.files import CannotSave, writing
 from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import read_store, save_frames
 from xrddiff.frames.automask import mask_judge
-from xrddiff.frames.frames import is_lazy, make_frames, peaks_table
+from xrddiff.frames.frames import make_frames, peaks_table
 from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map
-from xrddiff.headers.sources import HDF5Rows, Rows, open_hdf5
+from xrddiff.frames.rows import Rows, is_lazy
+from xrddiff.headers.sources import HDF5Rows, open_hdf5
 from xrddiff.views.inspection import inspect_file
 
 SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"

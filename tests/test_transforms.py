@@ -8,10 +8,11 @@ import torch
 import xarray as xr
 
 from xrddiff.errors import BadInput
-from xrddiff.frames.frames import frame_mask, frame_peaks, is_lazy, make_frames, peaks_table, validate_frames
+from xrddiff.frames.frames import frame_mask, frame_peaks, make_frames, peaks_table, validate_frames
 from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map, with_q
 from xrddiff.frames.noise import background_sigma
 from xrddiff.frames.peaks import find_frame_peaks
+from xrddiff.frames.rows import is_lazy
 from xrddiff.frames.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
 from xrddiff.frames.topk import TopK
 from xrddiff.frames.transforms import (

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         open_frames,
         open_run,
         runs,
+        select_frames,
         show,
         train,
     )
@@ -30,6 +31,7 @@ __all__ = [
     "open_frames",
     "open_run",
     "runs",
+    "select_frames",
     "show",
     "train",
 ]

@@ -698,7 +698,7 @@ OWN_FRAMES = "frames.zarr"  # in the folder of a run whose frames were given fro
 
 
 def load_config(path: str | os.PathLike) -> Config:
-    """Read a `config.yaml` that `to_yaml` wrote; words that it lacks take their defaults. Frames that a run keeps in its own folder are found there, wherever it was moved."""
+    """Read a `config.yaml` that `to_yaml` wrote; words that it lacks take their defaults. Frames that a run keeps in its own folder are found there, wherever it was moved or copied."""
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
     from yaml import YAMLError
@@ -719,7 +719,7 @@ def load_config(path: str | os.PathLike) -> Config:
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}; expected the config.yaml of a run") from None
     at, own = cfg.data.data_path, path.absolute().parent / OWN_FRAMES
-    if at is not None and Path(at).name == OWN_FRAMES and not is_path(at) and own.exists():
+    if at is not None and Path(at).name == OWN_FRAMES and own.exists():
         cfg.data.data_path = str(own)
     return cfg
 

@@ -177,7 +177,8 @@ def register(kind: str, name: str | None = None, *, help: str | None = None, **t
 
     def enter(thing: Any) -> Any:
         text = help or (inspect.getdoc(thing) or "").partition("\n")[0]
-        source = _plugin[-1] if _plugin else thing.__module__
+        ours = thing.__module__.startswith("xrddiff.")  # also where a plug-in is what imports it
+        source = _plugin[-1] if _plugin and not ours else thing.__module__
         _enter(Entry(kind, name or thing.__name__, text, source, _options_of(thing, KINDS[kind].given), traits), thing)
         return thing
 

@@ -327,7 +327,7 @@ class Size:
 # %% ../nbs/words.ipynb #bcdd60bc
 MASK_TRUE = ("good", "bad")
 AUTOMASK = ("range", "sentinel", "saturation", "edges", "dead")
-TRANSFORMS = ("asinh", "log1p", "anscombe", "sqrt", "linear", "minmax")
+TRANSFORMS = Names("transform")
 
 
 @dataclass

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..headers.gate import check_size, readable, told
 from ..frames.own_labels import label_name
-from ..headers.sources import ArrayRows, Rows, ZarrRows
+from ..frames.rows import ArrayRows, Rows
+from ..headers.sources import ZarrRows
 from ..errors import BadInput
 
 # %% auto #0

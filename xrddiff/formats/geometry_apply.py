@@ -16,7 +16,8 @@ from ..headers.geometry_files import HC, DetectorFile, PanelRows, flat_plane, pa
 from ..headers.gate import is_hdf5, open_hdf5, readable
 from .hdf5 import MaskRows, get_item
 from ..headers.header_rules import same, shown
-from ..headers.sources import HDF5Rows, LimitMask, RecentRows, Rows
+from ..headers.sources import HDF5Rows
+from ..frames.rows import LimitMask, RecentRows, Rows
 from ..errors import BadInput
 
 # %% auto #0

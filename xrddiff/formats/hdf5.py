@@ -20,7 +20,8 @@ from ..headers.geometry_files import HC
 from ..headers.header_rules import same, shown, warn
 from .images import natural
 from ..frames.own_labels import label_name
-from ..headers.sources import HDF5Rows, Rows
+from ..headers.sources import HDF5Rows
+from ..frames.rows import Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0

@@ -20,7 +20,7 @@ from ..headers.gate import readable
 from ..headers.probe import probe
 from ..headers.header_rules import agree, read_fields, warn
 from ..headers.raw_headers import comment_fields, raw_header
-from ..headers.sources import EachRow, frame_dtype
+from ..frames.rows import EachRow, frame_dtype
 from ..errors import BadInput
 
 # %% auto #0

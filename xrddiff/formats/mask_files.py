@@ -17,7 +17,7 @@ from ..headers.geometry_files import PanelRows, panel_mask
 from .hdf5 import get_item, walk
 from .images import open_images
 from ..headers.gate import is_hdf5, open_hdf5, readable
-from ..headers.sources import Rows
+from ..frames.rows import Rows
 from ..files import writing
 from .store import writing_hdf5
 from ..errors import BadInput

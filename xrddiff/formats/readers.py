@@ -17,7 +17,7 @@ import xarray as xr
 
 from ..frames.automask import with_automask
 from .arrays import is_zarr, open_npy, open_zarr
-from ..frames.computed import lazy_frames
+from ..frames.rows import lazy_frames
 from xrddiff.frames.frames import (
     PANEL_GEOMETRY,
     as_numbers,
@@ -37,14 +37,7 @@ from .images import expand, is_pattern, natural, open_images
 from .label_tables import label_frames
 from ..frames.labels import join_labels
 from ..headers.probe import probe
-from xrddiff.headers.sources import (
-    ArrayRows,
-    ChainRows,
-    LimitMask,
-    RecentRows,
-    Rows,
-    SqueezedRows,
-)
+from ..frames.rows import ArrayRows, ChainRows, LimitMask, RecentRows, Rows, SqueezedRows
 from .store import is_store, read_store
 from ..errors import BadInput
 

@@ -21,9 +21,11 @@ import numpy as np
 import xarray as xr
 
 from .arrays import is_zarr
-from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, lazy_array, validate_frames
+from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
+from ..frames.rows import lazy_array
 from ..headers.gate import check_dataset, check_size, open_hdf5, readable, told
-from ..headers.sources import HDF5Rows, Rows, ZarrRows
+from ..headers.sources import HDF5Rows, ZarrRows
+from ..frames.rows import Rows
 from ..errors import BadInput
 from ..files import CannotSave, plain, writing
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from .computed import lazy_frames
-from .frames import evenly_spaced, frame_count, lazy_array
+from .frames import evenly_spaced, frame_count
+from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, rows_behind
 from .curves import quick_mask
 from xrddiff.frames.masks import (
     FILE_BIT,
@@ -164,16 +162,13 @@ class Automask:
         return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
 
 # %% ../../nbs/frames/automask.ipynb #d3406644
-class _Once(BackendArray):
-    """An array (y, x) or (panel, ss, fs) that is worked out once, when it is first indexed."""
+class _Once(LazyRows):
+    """An array (y, x) or (panel, ss, fs), not of frames, that is worked out once, when it is first indexed."""
 
     def __init__(self, masking: Automask):
         self.masking, self.shape, self.dtype = masking, masking.intensity.shape[1:], np.dtype(bool)
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._get)
-
-    def _get(self, key: tuple) -> np.ndarray:
+    def _outer(self, key: tuple) -> np.ndarray:
         out = np.asarray(self.masking.static)
         for axis in reversed(range(len(key))):  # an integer takes its dimension away, so the last one goes first
             out = out[(slice(None),) * axis + (key[axis],)]
@@ -197,8 +192,8 @@ def with_automask(ds: xr.Dataset, rules: Sequence[str]) -> xr.Dataset:
 def masking_of(ds: xr.Dataset) -> Automask | None:
     """The `Automask` that the mask of `ds` comes from, as long as nothing was selected or changed since; else None."""
     lazy = ds["mask"].variable._data if "mask" in ds else None
-    source = getattr(lazy, "array", None)
-    found = source.masking if isinstance(source, _Once) else getattr(source, "read", None)
+    source = rows_behind(ds["mask"]) if "mask" in ds else None
+    found = source.masking if isinstance(source, _Once) else source.make if isinstance(source, ComputedRows) else None
     if not isinstance(found, Automask):
         return None
     return found if tuple(lazy.shape) == tuple(source.shape) else None
@@ -221,8 +216,8 @@ def mask_judge(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | None
     mask, value = (ds[name].variable._data if name in ds else None for name in ("mask", "intensity"))
     if not isinstance(mask, indexing.LazilyIndexedArray) or not isinstance(value, indexing.LazilyIndexedArray):
         return None
-    masking = getattr(mask.array, "read", None)
-    if not isinstance(masking, Automask) or value.array is not getattr(masking.intensity._data, "array", None):
+    masking = mask.array.make if isinstance(mask.array, ComputedRows) else None
+    if not isinstance(masking, Automask) or value.array is not rows_behind(masking.intensity):
         return None
     (first, *rest), (also, *others) = mask.key.tuple, value.key.tuple
     whole = all(

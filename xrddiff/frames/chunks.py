@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -16,11 +15,9 @@ from typing import Any
 import h5py
 import hdf5plugin
 import numpy as np
-import xarray as xr
-from xarray.core.indexing import LazilyIndexedArray
 
 # %% auto #0
-__all__ = ['REENTRANT', 'chunk_decoder', 'frame_reader']
+__all__ = ['REENTRANT', 'chunk_decoder']
 
 # %% ../../nbs/frames/chunks.ipynb #f82d3558
 class _FilterClass(ctypes.Structure):
@@ -140,42 +137,3 @@ def chunk_decoder(
         return np.asarray(_Memory(buffer.value, libc, shape, dtype))
 
     return read
-
-# %% ../../nbs/frames/chunks.ipynb #cc2dd403
-def frame_reader(variable: xr.Variable) -> Callable[[int], np.ndarray]:
-    """A function i -> values of frame i of `variable` (frame, …), which are not to be written to; callable from many threads."""
-    made: tuple[int, Callable[[int], np.ndarray]] | None = None
-
-    def read(i: int) -> np.ndarray:
-        nonlocal made
-        if made is None or made[0] != os.getpid():  # a file handle does not survive a fork
-            made = (os.getpid(), _direct(variable) or (lambda i: variable[i].values))
-        return made[1](i)
-
-    return read
-
-
-def _direct(variable: xr.Variable) -> Callable[[int], np.ndarray] | None:
-    lazy = variable._data
-    if not isinstance(lazy, LazilyIndexedArray):
-        return None
-    first, *rest = lazy.key.tuple
-    source = lazy.array
-    if isinstance(first, int | np.integer) or any(not isinstance(k, slice) for k in rest):
-        return None
-    if any(k.indices(n) != (0, n, 1) for k, n in zip(rest, source.shape[1:], strict=True)):
-        return None
-    # `_ArrayOnDisk` (frames) holds the data set, `HDF5Rows` (sources) says where it is
-    data, otherwise = getattr(source, "source", None), None
-    if not isinstance(data, h5py.Dataset):
-        path, name = getattr(source, "path", None), getattr(source, "name", None)
-        if path is None or name is None or not h5py.is_hdf5(path):
-            return None
-        from xrddiff.headers.gate import open_hdf5
-
-        data, otherwise = open_hdf5(path).get(name), source.__getitem__
-    if not isinstance(data, h5py.Dataset) or data.shape != tuple(source.shape) or data.dtype != source.dtype:
-        return None
-    read = chunk_decoder(data, otherwise)
-    rows = range(source.shape[0])[first] if isinstance(first, slice) else np.asarray(first)
-    return None if read is None else lambda i: read(int(rows[i]))

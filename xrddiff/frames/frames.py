@@ -18,12 +18,12 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from ..errors import BadInput, nearest
+from .rows import JoinedRows, Stored, is_lazy, lazy_array
 
 # %% auto #0
-__all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'lazy_array', 'is_lazy', 'as_numbers',
-           'make_frames', 'with_peaks', 'missing_geometry', 'validate_frames', 'frame_count', 'evenly_spaced',
-           'select_frames', 'concat_frames', 'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask',
-           'panel_distance', 'FramesAccessor']
+__all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'as_numbers', 'make_frames', 'with_peaks',
+           'missing_geometry', 'validate_frames', 'frame_count', 'evenly_spaced', 'select_frames', 'concat_frames',
+           'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask', 'panel_distance', 'FramesAccessor']
 
 # %% ../../nbs/frames/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -32,61 +32,6 @@ PANEL_GEOMETRY = ("panel_origin", "panel_fs", "panel_ss")
 UNITS = ("photon", "ADU")
 BLOCK_BYTES = 64 << 20  # how much of a lazy array is looked at in one go
 
-# %% ../../nbs/frames/frames.ipynb #42348bea
-class _ArrayOnDisk(BackendArray):
-    """Anything with `shape`, `dtype` and h5py-like `[]` (slices, and one sorted list of integers), read when indexed."""
-
-    def __init__(self, source: Any):
-        self.source, self.shape, self.dtype = source, tuple(source.shape), np.dtype(source.dtype)
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        support = indexing.IndexingSupport.OUTER_1VECTOR
-        return indexing.explicit_indexing_adapter(key, self.shape, support, lambda k: np.asarray(self.source[k]))
-
-
-def lazy_array(source: Any) -> indexing.LazilyIndexedArray:
-    """`source` (h5py data set, zarr array, memory map, `BackendArray`) as an array that is read only where and when it is indexed."""
-    if isinstance(source, indexing.LazilyIndexedArray):
-        return source
-    return indexing.LazilyIndexedArray(source if isinstance(source, BackendArray) else _ArrayOnDisk(source))
-
-
-def is_lazy(array: xr.DataArray | xr.Variable) -> bool:
-    """True where the values are not in memory yet."""
-    return not getattr(array, "variable", array)._in_memory
-
-# %% ../../nbs/frames/frames.ipynb #3238d0e1
-class _Joined(BackendArray):
-    """Variables joined along their first dimension, each read only where it is asked for."""
-
-    def __init__(self, parts: Sequence[xr.Variable]):
-        self.parts = list(parts)
-        self.stops = np.cumsum([len(p) for p in parts])
-        self.shape, self.dtype = (int(self.stops[-1]), *parts[0].shape[1:]), np.result_type(*(p.dtype for p in parts))
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
-
-    def _read(self, key: tuple) -> np.ndarray:
-        first, rest = key[0], tuple(key[1:])
-        rows = np.atleast_1d(np.arange(self.shape[0])[first])
-        part = np.searchsorted(self.stops, rows, side="right")
-        pieces, order = [], []
-        for p in np.unique(part):
-            at = np.flatnonzero(part == p)
-            local = rows[at] - (self.stops[p] - len(self.parts[p]))
-            step = np.diff(local)
-            if len(local) == 1 or (step == 1).all():  # a slice reads faster than a list
-                local = slice(int(local[0]), int(local[-1]) + 1)
-            pieces.append(np.asarray(self.parts[p][(local, *rest)].values))
-            order.append(at)
-        if pieces:
-            out = np.concatenate(pieces).astype(self.dtype, copy=False)
-            out = out[np.argsort(np.concatenate(order))]
-        else:
-            out = np.empty((0, *np.empty(self.shape[1:], bool)[rest].shape), self.dtype)
-        return out[0] if np.ndim(first) == 0 and not isinstance(first, slice) else out
-
 # %% ../../nbs/frames/frames.ipynb #b269c0b1
 def _as_variable(dims: tuple[str, ...], data: Any, where: str) -> xr.Variable:
     """`data` on `dims`, lazy where it was lazy; floats that are in memory become float32."""
@@ -94,9 +39,8 @@ def _as_variable(dims: tuple[str, ...], data: Any, where: str) -> xr.Variable:
         data = getattr(data, "variable", data)
         data = data.values if not is_lazy(data) else data._data
     if isinstance(data, BackendArray | np.memmap) or (
-        not isinstance(data, np.ndarray | indexing.ExplicitlyIndexed)
-        and hasattr(data, "dtype")
-        and hasattr(data, "chunks")
+        isinstance(data, Stored)
+        and not isinstance(data, np.ndarray | indexing.ExplicitlyIndexed)
         and not hasattr(data, "dask")
     ):
         data = lazy_array(data)
@@ -484,7 +428,7 @@ def concat_frames(parts: Sequence[xr.Dataset]) -> xr.Dataset:
 def _join(parts: Sequence[xr.Variable]) -> xr.Variable:
     """Variables joined along their first dimension, lazily where one of them is lazy."""
     if any(is_lazy(p) for p in parts):
-        return xr.Variable(parts[0].dims, lazy_array(_Joined(parts)), parts[0].attrs)
+        return xr.Variable(parts[0].dims, lazy_array(JoinedRows(parts)), parts[0].attrs)
     return xr.Variable(parts[0].dims, np.concatenate([p.values for p in parts]), parts[0].attrs)
 
 # %% ../../nbs/frames/frames.ipynb #8f5b5a1c

@@ -261,10 +261,6 @@ class PanelGeometry:
             geom.polarization,
         )
 
-    def to_panels(self) -> dict[str, np.ndarray]:
-        """The `panels` word of `make_frames`."""
-        return {"origin": self.origin, "fs": self.fs, "ss": self.ss}
-
     def select(self, panels: Any) -> PanelGeometry:
         """The panels with these numbers."""
         at = np.atleast_1d(np.arange(self.shape[0])[panels])

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .chunks import frame_reader
-from .computed import frame_origin, lazy_frames
-from .frames import PANEL_GEOMETRY, frame_count, is_lazy, peaks_table, with_peaks
+from .rows import frame_reader
+from .rows import frame_origin, lazy_frames
+from .frames import PANEL_GEOMETRY, frame_count, peaks_table, with_peaks
+from .rows import is_lazy
 from .geometry import Geometry, PanelGeometry, q_map, with_q
 from .transforms import Transform
 from ..errors import BadInput

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .chunks import frame_reader
-from .computed import frame_origin, lazy_frames
+from .rows import frame_reader
+from .rows import frame_origin, lazy_frames
 from .frames import frame_mask
 from .transforms import Transform
 from ..errors import BadInput

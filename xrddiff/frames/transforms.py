@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from .computed import frame_origin, lazy_frames
+from .rows import frame_origin, lazy_frames
 from .frames import frame_mask
 from .curves import IntegerTable, QuickMask, look_up, zero_masked
 from .noise import background_sigma, quantum, sample_frames, trustworthy
 from ..errors import BadInput, nearest
+from ..registry import register
 
 if TYPE_CHECKING:
     import torch
@@ -258,6 +259,7 @@ class ValueTransform(Transform):
 _LIMIT = 70.0
 
 
+@register("transform", "asinh")
 class Asinh(ValueTransform):
     """f(u) = asinh(u); `scale` None: the background σ of the training split. Negative values welcome."""
 
@@ -284,6 +286,7 @@ class Asinh(ValueTransform):
         return scale
 
 # %% ../../nbs/frames/transforms.ipynb #675feecd
+@register("transform", "log1p")
 class Log1p(ValueTransform):
     """f(u) = sign(u)·log(1 + |u|), odd around the pedestal, so that negative values come back."""
 
@@ -300,6 +303,7 @@ class Log1p(ValueTransform):
         return v.sign() * v.abs().clamp(max=_LIMIT).expm1()
 
 
+@register("transform", "sqrt")
 class Sqrt(ValueTransform):
     """f(u) = sign(u)·√|u|, odd around the pedestal."""
 
@@ -312,12 +316,14 @@ class Sqrt(ValueTransform):
         return v * abs(v)
 
 
+@register("transform", "linear")
 class Linear(ValueTransform):
     """f(u) = u: nothing but a standardisation."""
 
     name = "linear"
 
 # %% ../../nbs/frames/transforms.ipynb #3b83cafb
+@register("transform", "anscombe")
 class Anscombe(ValueTransform):
     """f = 2√(N + 3/8 + (read_noise/scale)²) of the photon number N = (x − pedestal)/scale, continued as an odd function below the root's zero.
 
@@ -358,6 +364,7 @@ class Anscombe(ValueTransform):
         return float(gain)
 
 # %% ../../nbs/frames/transforms.ipynb #9acad21c
+@register("transform", "minmax")
 class MinMaxPerImage(ValueTransform):
     """Each image to [0, 1] by the extremes of its trustworthy pixels: a baseline, without an inverse."""
 

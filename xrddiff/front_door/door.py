@@ -20,6 +20,7 @@ from ..config import OWN_FRAMES, compose_config, is_path, presets
 from ..errors import BadInput, XrddiffError, nearest
 from ..files import scratch_folder
 from ..formats import readers
+from ..frames import frames as schema
 from ..formats.store import save_frames
 from ..frames.frames import make_frames, validate_frames
 from .keywords import as_overrides
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
 _all_ = ["TrainedRun", "open_run", "make_frames", "BadInput"]
 
 # %% auto #0
-__all__ = ['open_frames', 'load', 'list_data', 'show', 'show_frames_in_notebooks', 'data_overrides', 'train', 'runs',
-           'TrainedRun', 'open_run', 'make_frames', 'BadInput']
+__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'show', 'show_frames_in_notebooks', 'data_overrides', 'train',
+           'runs', 'TrainedRun', 'open_run', 'make_frames', 'BadInput']
 
 # %% ../../nbs/front_door/door.ipynb #2fab6e2d
 open_frames = plain_errors(readers.open_frames)
 load = plain_errors(catalog.load)
 list_data = catalog.list_data
+select_frames = plain_errors(schema.select_frames)
 
 # %% ../../nbs/front_door/door.ipynb #0b5cf635
 @plain_errors

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import plugins
 from ..config import OWN_FRAMES, data_name, inference_config, load_config, model_parts, need_run
 from ..errors import BadInput, XrddiffError, nearest
 from ..execution.run_folder import Run, read_failures, stopped_by
@@ -378,10 +379,15 @@ class TrainedRun(RunNumbers):
 
 # %% ../../nbs/front_door/trained_run.ipynb #f7b44ff2
 @plain_errors
-def open_run(path: str | os.PathLike) -> TrainedRun:
-    """The run in the folder `path`. Nothing is executed; raises `BadInput`, with the run that may be meant, where there is none."""
+def open_run(path: str | os.PathLike, *, trust_plugins: bool = False) -> TrainedRun:
+    """The run in the folder `path`. Raises `BadInput`, with the run that may be meant, where there is none.
+
+    `trust_plugins`: execute the plug-ins that the run keeps, as `--trust-plugins` does; otherwise nothing of the run is executed.
+    """
     path = Path(path).expanduser()
     need_run(path, str(path))
+    if trust_plugins:
+        plugins.trust_plugins(path)
     return TrainedRun(path, load_config(path / "config.yaml"))
 
 # %% ../../nbs/front_door/trained_run.ipynb #fac47c30

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .gate import readable
-from .sources import Rows
+from ..frames.rows import Rows
 from ..errors import BadInput, nearest
 
 # %% auto #0

@@ -6,219 +6,20 @@
 from __future__ import annotations
 
 import os
-import warnings
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from xarray.backends import BackendArray
-from xarray.core import indexing
 
+from ..frames.chunks import chunk_decoder
+from ..frames.rows import Rows, frame_dtype
 from .gate import check_dataset, check_size, leads_outside, open_hdf5, told
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['Rows', 'frame_dtype', 'ArrayRows', 'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'HDF5Rows',
-           'ZarrRows']
-
-# %% ../../nbs/headers/sources.ipynb #0c7382bc
-class Rows(BackendArray):
-    """Frames on disk: `shape` = (frame, …), `dtype`, and `read(a, b, rest)` for the frames a … b−1.
-
-    `rest` are slices or integers on the other axes, which a source may use to read less. Subclasses
-    set `shape` and `dtype`.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        """The frames a … b−1, cut by `rest`."""
-        raise NotImplementedError
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, indexing.ExplicitIndexer):
-            return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._outer)
-        key = key if isinstance(key, tuple) else (key,)
-        return self._outer(key + (slice(None),) * (len(self.shape) - len(key)))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
-
-    def _outer(self, key: tuple) -> np.ndarray:
-        first, rest = key[0], tuple(key[1:])
-        n = self.shape[0]
-        # lists on the other axes are applied to what was read; slices and integers go down to the file
-        plain = tuple(k if isinstance(k, int | np.integer | slice) else slice(None) for k in rest)
-        if isinstance(first, slice):
-            a, b, step = first.indices(n)
-            runs = [(a, b)] if step == 1 else _runs(np.arange(a, b, step))
-        elif np.ndim(first) == 0:
-            i = range(n)[first]
-            runs = [(i, i + 1)]
-        else:
-            wanted = np.asarray(first)
-            runs = _runs(np.flatnonzero(wanted) if wanted.dtype == bool else np.where(wanted < 0, wanted + n, wanted))
-        pieces = [self.read(a, b, plain) for a, b in runs if a < b]
-        if len(pieces) == 1:
-            out = pieces[0]
-        elif pieces:
-            out = np.concatenate(pieces)
-        else:
-            out = np.empty((0, *np.broadcast_to(np.False_, self.shape[1:])[plain].shape), self.dtype)
-        for axis, k in enumerate((k for k in rest if not isinstance(k, int | np.integer)), 1):
-            if not isinstance(k, slice):
-                out = out[(slice(None),) * axis + (np.asarray(k),)]
-        try:
-            with np.errstate(over="raise"):
-                out = out.astype(self.dtype, copy=False)
-        except FloatingPointError:
-            warnings.warn(
-                f"{getattr(self, 'where', 'a source')} holds values beyond ±3.4e38, the range of float32; they are read as inf",
-                stacklevel=2,
-            )
-            with np.errstate(over="ignore"):
-                out = out.astype(self.dtype)
-        return out[0] if not isinstance(first, slice) and np.ndim(first) == 0 else out
-
-
-def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
-    """`rows` as runs (a, b) of neighbours a … b−1."""
-    out: list[tuple[int, int]] = []
-    for i in rows.tolist():
-        if out and i == out[-1][1]:
-            out[-1] = (out[-1][0], i + 1)
-        else:
-            out.append((i, i + 1))
-    return out
-
-# %% ../../nbs/headers/sources.ipynb #6af85cf9
-def frame_dtype(dtype: Any, where: str) -> np.dtype:
-    """The dtype that frames of `dtype` are read as, or `BadInput` where it is not a number."""
-    dtype = np.dtype(dtype)
-    if dtype.kind == "f":
-        return np.dtype(np.float32)
-    if dtype.kind in "iu":
-        return dtype.newbyteorder("=")
-    kind = {"c": "complex numbers", "b": "booleans", "O": "text or objects", "S": "text", "U": "text", "V": "records"}
-    raise BadInput(f"{where} holds {kind.get(dtype.kind, 'values')} ({dtype}); expected integers or floats")
-
-# %% ../../nbs/headers/sources.ipynb #5c99a89d
-class ArrayRows(Rows):
-    """Frames of an array-like with h5py's indexing (a memory map, a zarr array), `(y, x)` counting
-    as one frame.
-    """
-
-    def __init__(self, array: Any, where: str, rank: int | None = None):
-        self.array, self.where = array, where
-        self.single = len(array.shape) == 2
-        self.shape = (1, *array.shape) if self.single else tuple(array.shape)
-        self.dtype = frame_dtype(array.dtype, where)
-
-    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        if self.single:
-            return np.asarray(self.array[rest])[None]
-        return np.asarray(self.array[(slice(a, b), *rest)])
-
-
-class EachRow(Rows):
-    """Frames that are read one at a time by `read_one(i) -> array`; the last one is kept, since
-    neighbours are often asked for in parts.
-    """
-
-    def __init__(self, count: int, shape: Sequence[int], dtype: Any, where: str):
-        self.shape, self.dtype, self.where = (count, *shape), frame_dtype(dtype, where), where
-        self._last: tuple[int, np.ndarray] | None = None
-
-    def read_one(self, i: int) -> np.ndarray:
-        """Frame i."""
-        raise NotImplementedError
-
-    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        out = []
-        for i in range(a, b):
-            if self._last is None or self._last[0] != i:
-                frame = np.asarray(self.read_one(i))
-                if frame.shape != self.shape[1:]:
-                    raise BadInput(f"{self.where}: frame {i} has shape {frame.shape}; expected {self.shape[1:]}")
-                self._last = (i, frame)
-            out.append(self._last[1][rest])
-        return np.stack(out)
-
-# %% ../../nbs/headers/sources.ipynb #24756b01
-class ChainRows(Rows):
-    """Sources one after another."""
-
-    def __init__(self, parts: Sequence[Rows]):
-        self.parts, self.stops = list(parts), np.cumsum([p.shape[0] for p in parts]).tolist()
-        self.shape, self.dtype = (self.stops[-1], *parts[0].shape[1:]), np.result_type(*(p.dtype for p in parts))
-
-    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        out = []
-        while a < b:
-            k = bisect_right(self.stops, a)
-            start, stop = self.stops[k] - self.parts[k].shape[0], min(b, self.stops[k])
-            out.append(self.parts[k].read(a - start, stop - start, rest))
-            a = stop
-        return out[0] if len(out) == 1 else np.concatenate(out)
-
-
-class RecentRows(Rows):
-    """Remembers what was read last."""
-
-    def __init__(self, stored: Rows):
-        self.stored, self.shape, self.dtype = stored, stored.shape, stored.dtype
-        self._last: tuple[Any, np.ndarray] | None = None
-
-    def peek(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        """What `read` returns, not to be changed."""
-        key, last = (a, b, str(rest)), self._last
-        if last is None or last[0] != key:
-            last = (key, self.stored.read(a, b, rest))
-            self._last = last
-        return last[1]
-
-    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        return self.peek(a, b, rest).copy()
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_last": None}
-
-
-class LimitMask(Rows):
-    """The mask per frame: pixels that `static` trusts, with a value from `low` to `high` that is
-    not `equal`.
-    """
-
-    def __init__(
-        self, values: RecentRows, static: Any, low: float = -np.inf, high: float = np.inf, equal: float | None = None
-    ):
-        self.values, self.static, self.low, self.high, self.equal = values, static, low, high, equal
-        self.shape, self.dtype = values.shape, np.dtype(bool)
-
-    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        values = self.values.peek(a, b, rest)
-        good = (values >= self.low) & (values <= self.high)
-        if self.equal is not None:
-            good &= values != self.equal
-        if isinstance(self.static, Rows):
-            good &= self.static.read(a, b, rest)
-        elif self.static is not None:
-            good &= self.static[rest]
-        return good
-
-
-class SqueezedRows(Rows):
-    """A stack (frame, 1, y, x) as (frame, y, x)."""
-
-    def __init__(self, stored: Rows):
-        self.stored, self.shape, self.dtype = stored, (stored.shape[0], *stored.shape[2:]), stored.dtype
-
-    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        return self.stored.read(a, b, (0, *rest))
+__all__ = ['HDF5Rows', 'ZarrRows']
 
 # %% ../../nbs/headers/sources.ipynb #202a58ae
 class HDF5Rows(Rows):
@@ -252,6 +53,12 @@ class HDF5Rows(Rows):
             out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
+
+    def reader(self) -> Callable[[int], np.ndarray] | None:
+        data = open_hdf5(self.path, outside=self.outside).get(self.name)
+        if not isinstance(data, h5py.Dataset) or data.shape != self.shape or data.dtype != self.dtype:
+            return None
+        return chunk_decoder(data, self.__getitem__)
 
 # %% ../../nbs/headers/sources.ipynb #8ee76563
 class ZarrRows(Rows):

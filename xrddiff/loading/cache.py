@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..frames.frames import concat_frames, lazy_array, select_frames
-from ..headers.sources import ChainRows, HDF5Rows
+from ..frames.frames import concat_frames, select_frames
+from ..frames.rows import lazy_array
+from ..frames.rows import ChainRows
+from ..headers.sources import HDF5Rows
 from ..formats.store import read_store, save_frames
 from ..errors import BadInput, XrddiffError
 from ..files import CannotSave, json_digest, lock, plain, sha256, writing

@@ -19,8 +19,8 @@ import numpy as np
 import xarray as xr
 
 from ..frames.automask import mask_judge
-from ..frames.chunks import frame_reader
-from ..frames.computed import frame_origin
+from ..frames.rows import frame_reader
+from ..frames.rows import frame_origin
 from ..frames.frames import IMAGE_DIMS, frame_count, frame_mask, validate_frames
 from ..frames.curves import quick_mask
 from ..frames.transforms import Pipeline, Transform, ValueTransform

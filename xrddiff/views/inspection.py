@@ -24,7 +24,7 @@ from ..frames.frames import frame_image, frame_mask, panel_distance
 from ..frames.labels import describe_labels, label_names, label_words
 from ..frames.masks import GIVEN_BIT, RULES, chosen_rules
 from ..headers.gate import filter_names, is_hdf5, open_hdf5, readable
-from ..headers.sources import ArrayRows, Rows
+from ..frames.rows import ArrayRows, Rows, rows_behind
 from ..loading.catalog import CATALOG, load
 
 # %% auto #0
@@ -256,13 +256,8 @@ def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, 
         plain = load(str(path))
     else:
         plain = open_frames(path, complete=False, automask=[], **words)
-    rows = plain["intensity"].variable._data
-    own, about = given_mask(
-        given,
-        getattr(rows, "array", None)
-        if isinstance(getattr(rows, "array", None), Rows)
-        else ArrayRows(plain["intensity"], str(path)),
-    )
+    rows = rows_behind(plain["intensity"])
+    own, about = given_mask(given, rows if isinstance(rows, Rows) else ArrayRows(plain["intensity"], str(path)))
     rules = chosen_rules(RULES if automask is None else automask)
     masking = Automask(plain, rules)
     reasons = masking.reasons.copy()
