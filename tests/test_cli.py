@@ -100,7 +100,7 @@ def test_dry_run_prints_the_configuration(capsys, tmp_path, monkeypatch):
 
 def test_a_note_is_one_line(capsys):
     assert main(["run", "data.batch_size=9", "training.batch_size=2", "--dry-run"]) == 0
-    assert said(capsys)[1] == ["xrddiff: note: data.batch_size=9 has no effect: training.batch_size=2 overrides it"]
+    assert said(capsys)[1] == ["xrddiff: note: no effect in this run: data.batch_size (training.batch_size=2)"]
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import yaml
 from xrddiff.config import (
     GROUPS,
     Config,
-    ModelParts,
     check_config,
     check_frames,
     compose_config,
@@ -19,7 +18,6 @@ from xrddiff.config import (
     data_name,
     expand_multirun,
     load_config,
-    model_parts,
     presets,
     to_yaml,
     vocabulary,
@@ -27,6 +25,7 @@ from xrddiff.config import (
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import open_run
 from xrddiff.loading.loader import split_by_group
+from xrddiff.used_words import ModelParts, model_parts
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,
@@ -157,6 +156,17 @@ def test_inference_presets():
     )
 
 
+def test_a_model_has_its_own_way_of_sampling():
+    def sampler(*words):
+        i = compose_config(words).inference
+        return i.sampler, i.steps
+
+    assert sampler("model=diff") == sampler("model=diff_published") == sampler("model=diff", "inference=default")
+    assert sampler("model=diff") == ("heun", None)  # with churn: S_churn has an effect
+    assert sampler("model=diff", "inference=dpmpp16") == ("dpmpp_2m", 16)
+    assert sampler("model=diff", "inference.sampler=unipc") == sampler("model=latent_diff") == ("unipc", None)
+
+
 def test_a_mapping_is_a_value():
     words = [
         "model=ddpm",
@@ -206,6 +216,8 @@ def test_every_key_in_the_presets_is_a_word():
             if "@package _global_" in text
             else "training."
             if "@package training" in text
+            else "inference."
+            if "@package inference" in text
             else path.parent.name + "."
         )
         for key, value in content.items():

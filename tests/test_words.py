@@ -1,5 +1,7 @@
 """The words name what the modules have: `xrddiff.words` is light and repeats their names, and this holds the two together."""
 
+import math
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from xrddiff.models import autoencoder, autoregressive, codebook, transformer, u
         (words.WEIGHTINGS, ("simple", *objectives.WEIGHTINGS)),
         (words.PARAMETERISATIONS, denoisers.PARAMETERISATIONS),
         (words.NOISE_SCHEDULES, schedules.SCHEDULES),
+        (words.TRAINING_NOISES, schedules.TRAINING_NOISE),
         (words.SIGMA_SCHEDULES, sampling.LEVELS),
         (words.QUANTIZERS, codebook.QUANTIZERS),
         (words.VIT_SIZES, transformer.VIT_SIZES),
@@ -65,6 +68,26 @@ def test_logit_normal_training_times():
     assert drawn[0].std() > 1.7 and abs(drawn[1].std() - 0.5) < 0.03  # of logit t, whose uniform has pi/sqrt(3)
     with pytest.raises(BadInput, match="model.logit_std=1 has no effect with model.parameterisation=edm"):
         compose_config(["model=ddpm", "model.parameterisation=edm", "model.logit_std=1"])
+
+
+def test_words_of_training_noise():
+    """Its distribution may be chosen apart from what the network predicts, and the flow's has a shift and a mean."""
+    from xrddiff.config import compose_config
+    from xrddiff.inference.generators import training_noise
+
+    def levels(*given):
+        return training_noise(compose_config(["model=ddpm", *given])).sample(0, 1, range(2000)).log()
+
+    flow = levels("model.parameterisation=flow")
+    assert torch.equal(levels("model.training_noise=flow"), flow)
+    assert torch.allclose(levels("model.training_noise=flow", "model.shift=3"), flow + math.log(3))
+    normal = ("model.training_noise=flow", "model.logit_std=0.5")
+    assert torch.allclose(levels(*normal, "model.logit_mean=1"), levels(*normal) + 1)
+    edm = levels("model.parameterisation=v", "model.training_noise=lognormal", "model.diffusion_kwargs.P_std=0.5")
+    assert abs(edm.std() - 0.5) < 0.03
+    discrete = levels("model.training_noise=discrete", "training.timesteps=5")
+    assert torch.equal(levels("model.parameterisation=eps", "training.timesteps=5"), discrete)
+    assert len(discrete.unique()) == 5
 
 
 @pytest.mark.parametrize("spacing", words.SPACINGS)

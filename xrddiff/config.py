@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'OWN_FRAMES', 'RESUMABLE', 'MOST_RUNS', 'conf_dir', 'presets', 'is_path', 'compose_config', 'check_config',
-           'ModelParts', 'model_parts', 'check_latent_model', 'chosen_options', 'data_name', 'check_frames',
-           'as_override', 'to_yaml', 'load_config', 'need_run', 'inference_config', 'absolute_words', 'expand_multirun']
+           'check_latent_model', 'chosen_options', 'data_name', 'check_frames', 'as_override', 'to_yaml', 'load_config',
+           'need_run', 'inference_config', 'absolute_words', 'expand_multirun']
 
 # %% ../nbs/config.ipynb #eb4a0f10
 import math
@@ -21,8 +21,8 @@ from typing import Any
 from .errors import BadInput, nearest
 from .plugins import is_file, load_plugins, need_plugins
 from .registry import check_options, entries
+from .used_words import model_parts, noise_name, unused_words
 from xrddiff.words import (
-    AUTOENCODERS,
     GROUPS,
     SIZE_NAMES,
     Config,
@@ -187,7 +187,7 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
         return _resume_config(Path(resume), parsed)
     cfg = _compose([text for o in parsed for text in _set(o)] + _implied(parsed))
     check_config(cfg)
-    _note_ignored(cfg, {o.key for o in parsed})
+    _note_unused(cfg, {o.key for o in parsed})
     return cfg
 
 # %% ../nbs/config.ipynb #f905ec58
@@ -319,29 +319,6 @@ def check_config(cfg: Config, *, ranks: int | None = None) -> None:
         raise BadInput("\n".join(problems))
 
 # %% ../nbs/config.ipynb #f8001d95
-@dataclass(frozen=True)
-class ModelParts:
-    """The networks of a model: `autoencoder` ("vae_kl", "vq") and `denoiser` ("unet", "autoregressive"), each None where there is none."""
-
-    autoencoder: str | None
-    denoiser: str | None
-
-    @property
-    def latent(self) -> bool:
-        """Is it diffusion in the latent of an autoencoder?"""
-        return self.autoencoder is not None and self.denoiser is not None
-
-
-def model_parts(cfg: Config) -> ModelParts:
-    """The networks that the section `model` asks for."""
-    m = cfg.model
-    latent = m.latent_diff or m.model_name == "latent_diff"
-    if m.model_name in AUTOENCODERS:
-        return ModelParts(m.model_name, m.denoiser if latent else None)
-    denoiser = {"ddpm": "unet", "diff": "autoregressive"}.get(m.model_name, m.denoiser)
-    return ModelParts(m.autoencoder if latent else None, denoiser)
-
-
 def check_latent_model(cfg: Config) -> None:
     """Refuse a model that has no latent whose statistics could be measured."""
     if not model_parts(cfg).latent:
@@ -438,8 +415,8 @@ def _sampler_words(cfg: Config, ranks: int) -> str | None:
         value, found = getattr(i, name), getattr(i, other)
         if value != words[f"inference.{name}"].default and found != wanted:
             return f"inference.{name}={value} has no effect with inference.{other}={found}; expected {other}={wanted}"
-    if m.logit_std is not None and (m.parameterisation != "flow" or model_parts(cfg).denoiser != "unet"):
-        return f"model.logit_std={m.logit_std:g} has no effect with model.parameterisation={m.parameterisation}; expected model.parameterisation=flow of ddpm or latent_diff"
+    if m.logit_std is not None and noise_name(cfg) != "flow":
+        return f"model.logit_std={m.logit_std:g} has no effect with model.parameterisation={m.parameterisation}; expected model.parameterisation=flow or model.training_noise=flow, of ddpm or latent_diff"
     return None
 
 
@@ -652,15 +629,13 @@ def _run_folder(cfg: Config, ranks: int) -> str | None:
     return None
 
 # %% ../nbs/config.ipynb #205d91cb
-def _note_ignored(cfg: Config, given: set[str]) -> None:
-    """Warn of a batch size that is given and not used."""
+def _note_unused(cfg: Config, given: set[str]) -> None:
+    """Warn, in one sentence, of words that are given and have no effect."""
     import warnings
 
-    if given >= {"data.batch_size", "training.batch_size"} and cfg.data.batch_size != cfg.training.batch_size:
-        warnings.warn(
-            f"data.batch_size={cfg.data.batch_size} has no effect: training.batch_size={cfg.training.batch_size} overrides it",
-            stacklevel=3,
-        )
+    found = [f"{name} ({why})" for name, why in unused_words(cfg).items() if name in given]
+    if found:
+        warnings.warn(f"no effect in this run: {', '.join(found)}", stacklevel=3)
 
 # %% ../nbs/config.ipynb #e50745aa
 def data_name(cfg: Config) -> str | None:
@@ -855,7 +830,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     cfg = OmegaConf.structured(saved)
     for o in parsed:
         if o.key == "inference":
-            cfg.inference = compose_config([o.text]).inference
+            cfg.inference = compose_config([*_own_model(saved), o.text]).inference
             cfg.presets["inference"] = o.value
     for o in parsed:
         if o.key != "inference":
@@ -868,6 +843,12 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     check_config(trained, ranks=1)
     _check_weaker(run, cfg.inference)
     return cfg
+
+
+def _own_model(saved: Config) -> list[str]:
+    """The override that chooses the model of a run, for its own way of sampling; none where it was a preset of one's own."""
+    model = saved.presets.get("model")
+    return [f"model={model}"] if model in presets("model") else []
 
 
 def _check_weaker(run: Path, i: Inference) -> None:

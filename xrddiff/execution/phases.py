@@ -41,11 +41,11 @@ from xrddiff.config import (
     as_override,
     compose_config,
     inference_config,
-    model_parts,
     to_yaml,
 )
 from ..errors import BadInput, RankFailed, XrddiffError
 from ..ranks.stopping import StopRequest
+from ..used_words import model_parts, trained_parts
 from ..words import Config
 
 if TYPE_CHECKING:
@@ -70,11 +70,7 @@ def run_phases(cfg: Config) -> list[Phase]:
     last = Phase("train_generative")
     if not parts.latent:
         return [last]
-    t = cfg.training
-    ready = (
-        t.pretrained_vae_path is not None and not t.train_vae_from_checkpoint
-    )  # an autoencoder that is taken as it is
-    first = [] if ready else [Phase("train_autoencoder", "autoencoder")]
+    first = [Phase("train_autoencoder", "autoencoder")] if trained_parts(cfg).autoencoder else []
     measure = Phase("latent_statistics", "autoencoder", "latent_statistics.ipynb", "metrics/latent_statistics.json")
     return [*first, measure, last]
 

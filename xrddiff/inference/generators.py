@@ -39,6 +39,7 @@ from ..training.latents import open_latent_space
 from ..training.posthoc import reconstruct
 from ..training.setup import run_accelerator
 from ..ranks.agreement import Ranks
+from ..used_words import noise_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -108,12 +109,12 @@ def condition_fields(loader: FrameLoader) -> dict[str, Any]:
 # %% ../../nbs/inference/generators.ipynb #bffc24d5
 def training_noise(cfg: Config) -> TrainingNoise:
     """The noise levels that a denoiser of this configuration is trained at."""
-    m, k = cfg.model, cfg.model.diffusion_kwargs
-    if m.parameterisation == "edm":
-        return make_noise("lognormal", P_mean=k.P_mean, P_std=k.P_std)
-    if m.parameterisation == "flow":
-        return make_noise("flow", logit_std=m.logit_std)
-    return make_noise("discrete", schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
+    m, k, name = cfg.model, cfg.model.diffusion_kwargs, noise_name(cfg)
+    if name == "lognormal":
+        return make_noise(name, P_mean=k.P_mean, P_std=k.P_std)
+    if name == "flow":
+        return make_noise(name, shift=m.shift, logit_mean=m.logit_mean, logit_std=m.logit_std)
+    return make_noise(name, schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
 
 
 def measure_values(

@@ -16,7 +16,7 @@ from ..metrics.reconstruction import missing_scores, row_names
 from .judgement import add_generation, generation_pictures
 from .plots import compare_frames
 from .report import Report
-from ..words import get_word, vocabulary
+from ..used_words import used_settings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,8 +46,8 @@ def trial_note(cfg: Config) -> str:
 
 
 def add_settings(report: Report, cfg: Config, *sections: str, **given: Any) -> None:
-    """Add a table of the words of these `sections` of the configuration, after what else was `given`."""
-    words = {w: get_word(cfg, w) for w in vocabulary() if w.startswith(tuple(f"{s}." for s in sections))}
+    """Add a table of those words of these `sections` that have an effect in the run, after what else was `given`."""
+    words = used_settings(cfg, *sections)
     text = "The whole configuration is in config.yaml." if "data" in sections else ""
     report.add("Settings", text, table=pd.DataFrame({"value": given | words}))
 
@@ -62,7 +62,7 @@ def codec_report_text(evaluation: CodecEvaluation, steps: int) -> tuple[str, str
     """Title and lead of the report of an autoencoder that was trained for so many `steps`."""
     cfg, prepared = evaluation.cfg, evaluation.prepared
     sizes = f"{len(prepared.train)} training frames, {len(evaluation.judged)} held-out frames of other shot groups"
-    lead = f"{sizes}, {steps} steps. Peaks match within {cfg.inference.match_radius:g} px."
+    lead = f"{sizes}, {steps} steps. Peaks match within {cfg.inference.match_radius:g} px.{trial_note(cfg)}"
     return f"{evaluation.name} on {data_name(cfg) or cfg.data.data_path}", lead
 
 

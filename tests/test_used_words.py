@@ -1,0 +1,158 @@
+"""Words that have an effect in a run are read by it; all others may say what they like."""
+
+import re
+import sys
+import typing
+
+import numpy as np
+import pytest
+
+from xrddiff import words
+from xrddiff.config import compose_config
+from xrddiff.errors import BadInput
+from xrddiff.execution.run_folder import open_run
+from xrddiff.execution.sharing import few_samples, make_samples_together
+from xrddiff.formats.store import read_store
+from xrddiff.inference.building import build_generative, open_space
+from xrddiff.inference.evaluation import CodecEvaluation
+from xrddiff.loading.datasets import prepare_words
+from xrddiff.training.autoencoders import autoencoder_objective, build_autoencoder, frames_of_autoencoder, measure_run
+from xrddiff.training.checkpoints import load_checkpoint
+from xrddiff.training.setup import run_accelerator, run_loaders, run_trainer
+from xrddiff.used_words import trained_parts, unused_words, used_settings
+from xrddiff.words import vocabulary
+
+SMALL = [
+    "data=sim128", "data.limit=10", "data.crop=[32,32]", "training.max_steps=2", "threads=1",
+    "training.batch_size=4", "inference.num_samples=2", "inference.steps=2", "inference.batch_size=2", "inference.limit=2",
+]  # fmt: skip
+MODELS = {
+    "vae_kl": ["model=vae_kl"],
+    "fsq": ["model=vq", "model.quantizer=fsq", "training.recons_loss=mse"],
+    "ddpm": ["model=ddpm", "model.condition=[hit_class]"],
+    "diff": ["model=diff", "inference.steps=null", "model.diffusion_kwargs.num_sample_steps=2"],
+    "latent_diff": ["model=latent_diff", "model.autoencoder=vq", "model.parameterisation=v", "inference.schedule=vp"],
+}
+SECTIONS = {
+    words.Model: "model.", words.DiffusionKwargs: "model.diffusion_kwargs.", words.Size: "size.", words.Data: "data.",
+    words.Training: "training.", words.DDP: "training.ddp.", words.Inference: "inference.",
+}  # fmt: skip
+
+
+def another(word):
+    """A value of this word other than its default, as it is typed; None where that takes knowledge."""
+    kind, m = word.type, word.metadata
+    kinds = [k for k in typing.get_args(kind) if k is not type(None)] or [kind]
+    if m["choices"] and kinds[0] is str:
+        return next((c for c in m["choices"] if c != word.default), None)
+    if kinds[0] is bool:
+        return str(not word.default).lower()
+    if kinds[0] is int and not m["choices"]:
+        return (m["low"] or 1) + 2 if word.default is None else word.default + 1
+    if kinds[0] is float:
+        return {None: (m["high"] or 4.0) / 4, 0.0: 0.25, 1.0: 0.75}.get(word.default, (word.default or 1) * 0.9)
+    return {"model.fsq_levels": "[5,5]", "size.widths": "[8,16]", "model.diffusion_kwargs.sigma_data": "0.7"}.get(
+        word.name
+    )
+
+
+def accepted(given, typed):
+    """Those of the words `typed` that may be given together: the others are refused in this run, or contradict each other."""
+    typed = dict(typed)
+    while True:
+        try:
+            compose_config([*given, *typed.values()])
+            return typed
+        except BadInput as error:
+            named = [w for w in typed if re.search(rf"\b{re.escape(w)}\b", str(error))]
+            assert named, error
+            for w in named:
+                del typed[w]
+
+
+# words that say where a training starts are checked and not read; the others are for the folder's name and the report
+OF_PROCESSES = {
+    "training.train_vae_from_scratch", "training.train_diff_from_scratch", "training.test_suffix", "training.test_pipeline",
+    "inference.judge_conditions",
+}  # fmt: skip
+# functions of the modules below whose reading counts, since a run acts on what they return
+ASKED = {"data_name", "check_frames", "model_parts", "noise_name", "chosen_options"}
+PASSED = {"dataclasses", "copy", "xrddiff.config", "xrddiff.words", "xrddiff.used_words", "omegaconf._utils"}
+
+
+def counts(frame):
+    """Is this frame, or what it works for, the code of a run, rather than one that composes, checks or saves every word?"""
+    while frame is not None:
+        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if function == "asdict" and type(frame.f_locals["obj"]) is words.Config:
+            return False
+        if function in ASKED or module not in PASSED:
+            return function in ASKED or function not in ("_same_run", "_keep_followers")
+        if module in ("xrddiff.config", "xrddiff.used_words") and not function.startswith("<"):
+            return False
+        frame = frame.f_back
+    return False
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The words that the code of a run reads."""
+    found = set()
+
+    def spy(self, name):
+        if name in type(self).__dataclass_fields__ and counts(sys._getframe(1)):
+            found.add(SECTIONS[type(self)] + name)
+        return object.__getattribute__(self, name)
+
+    for section in SECTIONS:
+        monkeypatch.setattr(section, "__getattribute__", spy)
+    return found
+
+
+def train(cfg, path):
+    """What the run notebooks do, without pictures and reports: the weights of all networks, what they make, and scores."""
+    accelerator, parts, found = run_accelerator(cfg.training), trained_parts(cfg), {}
+    if parts.autoencoder:
+        run = open_run(cfg, path)
+        run = run.phase("autoencoder") if parts.latent else run
+        prepared, net = prepare_words(cfg), build_autoencoder(cfg)
+        loaders = run_loaders(prepared, cfg, accelerator, net.downsampling)
+        objective = autoencoder_objective(net, prepared, cfg, steps_per_epoch=len(loaders[0]))
+        run_trainer(objective, loaders, run.path, cfg, accelerator, prepared.state() | {"model": net.config}).fit()
+        evaluation = CodecEvaluation(run.path, cfg, accelerator.device, prepared)
+        measured, reconstruction, _ = evaluation.reconstruct()
+        found |= {f"autoencoder {k}": v.numpy() for k, v in load_checkpoint(run.path).weights().items()}
+        found |= {"scores": np.array(list(evaluation.row(measured, reconstruction).values()), float)}
+        if parts.latent:
+            measure_run(run.path, frames_of_autoencoder(cfg, load_checkpoint(run.path)), cfg, accelerator)
+    if parts.denoiser:
+        run = open_run(cfg, path)
+        space, transform = open_space(cfg, run.path)
+        building = build_generative(cfg, prepare_words(cfg, transform), accelerator, space)
+        building.trainer(run.path).fit()
+        building.train_guide(run.path)
+        make_samples_together(
+            run.path, few_samples(cfg), run.samples, building.ranks, accelerator.device, run.end_early
+        )
+        found |= {k: v.numpy() for k, v in load_checkpoint(run.path).weights().items()}
+        found["samples"] = read_store(run.samples / "samples.zarr")["intensity"].values
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_words_of_a_model(model, tmp_path, read):
+    given = [*SMALL, *MODELS[model]]
+    cfg = compose_config(given)
+    unused, known = unused_words(cfg), vocabulary()
+    one = train(cfg, tmp_path / "one")
+    not_read = {w for w in used_settings(cfg) if "." in w} - read
+    assert not_read <= OF_PROCESSES, not_read - OF_PROCESSES
+    typed = {w: another(known[w]) for w in unused if w not in {g.partition("=")[0] for g in given}}
+    typed = accepted(given, {w: f"{w}={v}" for w, v in typed.items() if v is not None})
+    assert len(typed) > 15, typed
+    with pytest.warns(UserWarning, match="no effect in this run: "):
+        other = compose_config([*given, *typed.values()])
+    two = train(other, tmp_path / "two")
+    assert one.keys() == two.keys() and len(one) > 10
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
