@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, XrddiffError
+from .files import writing
 from .registry import registering_as
 
 # %% auto #0
@@ -166,13 +167,13 @@ def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
     """Write the plug-ins of a new run to its folder; nothing where there are none."""
     if not plugins:
         return
-    folder = Path(run) / FOLDER
-    folder.mkdir()
-    for p in plugins:
-        if p.content is not None:
-            (folder / p.name).write_bytes(p.content)
-    rows = [{"name": p.name, "source": p.source, "sha256": p.sha256} for p in plugins]
-    (folder / "manifest.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    with writing(Path(run) / FOLDER) as folder:
+        folder.mkdir()
+        for p in plugins:
+            if p.content is not None:
+                (folder / p.name).write_bytes(p.content)
+        rows = [{"name": p.name, "source": p.source, "sha256": p.sha256} for p in plugins]
+        (folder / "manifest.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     _remember([p.sha256 for p in plugins if p.sha256])
 
 
@@ -231,8 +232,12 @@ def trust_plugins(run: str | os.PathLike) -> None:
 # %% ../nbs/plugins.ipynb #2dae7811
 def _load_kept(run: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
-        if row["sha256"] is None:
-            load_plugin(row["name"])
+        if row["sha256"] is None:  # a folder may name any module that is installed here
+            if row["name"] not in _LOADED:
+                raise BadInput(
+                    f"{run} needs the plug-in {row['name']}, a module of which it keeps no copy to trust: expected yours "
+                    f"(plugins=[{row['name']}])"
+                )
             continue
         path = Path(run) / FOLDER / row["name"]
         plugin = Plugin(row["name"], str(path.absolute()), _read(path))
