@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from xrddiff.config import load_config
 from xrddiff.frames.transforms import Transform
 from xrddiff.loading.datasets import prepare_words
 from xrddiff.models.codebook import perplexity
+from xrddiff.saved_config import load_config
 from xrddiff.training.checkpoints import load_checkpoint
 from xrddiff.training.latents import open_autoencoder
 

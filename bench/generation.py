@@ -71,11 +71,11 @@ def quality(name: str, folder: Path) -> dict:
 
 def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
     """docs/pictures/samples.png: held-out frames beside samples of a trained model, drawn as measurements."""
-    from xrddiff.config import load_config
     from xrddiff.formats.readers import open_frames
     from xrddiff.frames.frames import select_frames
     from xrddiff.frames.noise import draw_counts
     from xrddiff.loading.datasets import prepare_words
+    from xrddiff.saved_config import load_config
     from xrddiff.views.plots import png
     from xrddiff.views.samples import show_samples
 
@@ -93,12 +93,12 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     import numpy as np
     import torch
 
-    from xrddiff.config import load_config
     from xrddiff.frames.noise import draw_counts
     from xrddiff.inference.generators import make_sampler, open_generator
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.diversity import class_recovery
     from xrddiff.models.generative import DrawSettings
+    from xrddiff.saved_config import load_config
     from xrddiff.training.classifiers import fit_classifier
 
     run, _ = train(model, folder)
@@ -132,12 +132,12 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     """The default sampler beside DDIM-50 and DDPM-1000 on the same trained latent model: distances over seeds, and seconds of CPU for a sample."""
     import numpy as np
 
-    from xrddiff.config import load_config
     from xrddiff.diffusion.keyed_sampling import Sampler
     from xrddiff.inference.generators import make_sampler, open_generator
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.judgement import judge_samples
     from xrddiff.models.generative import DrawSettings
+    from xrddiff.saved_config import load_config
 
     run, _ = train("samplers", folder)
     cfg, generator = load_config(run / "config.yaml"), open_generator(run)

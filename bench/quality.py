@@ -67,10 +67,10 @@ def on_training_frames(run: Path) -> dict[str, float]:
     """The scores of the autoencoder of a run on as many of its training frames as it was judged on: what it fits, whatever it makes of scans that it never saw."""
     import numpy as np
 
-    from xrddiff.config import load_config
     from xrddiff.frames.frames import select_frames
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.reconstruction import autoencoder_codec, judge, reconstruct_frames
+    from xrddiff.saved_config import load_config
     from xrddiff.training.latents import open_autoencoder
 
     prepared, net = prepare_words(load_config(run / "config.yaml")), open_autoencoder(run)

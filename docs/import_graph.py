@@ -20,7 +20,7 @@ def layers(root: Path) -> list[str]:
     found = configparser.ConfigParser()
     found.read(root / ".importlinter", encoding="utf-8")
     lines = found["importlinter:contract:rooms"]["layers"].split()
-    return [line.strip("()") for line in lines][::-1]
+    return [line.strip("()") for line in lines if line != "|"][::-1]
 
 
 def imports(root: Path) -> set[tuple[str, str]]:

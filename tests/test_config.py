@@ -8,24 +8,15 @@ import numpy as np
 import pytest
 import yaml
 
-from xrddiff.config import (
-    GROUPS,
-    Config,
-    check_config,
-    check_frames,
-    compose_config,
-    conf_dir,
-    data_name,
-    expand_multirun,
-    load_config,
-    presets,
-    to_yaml,
-    vocabulary,
-)
+from xrddiff.config import compose_config
+from xrddiff.contradictions import check_config, check_frames, data_name
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import open_run
 from xrddiff.loading.loader import split_by_group
+from xrddiff.overrides import conf_dir, expand_multirun, presets
+from xrddiff.saved_config import load_config, to_yaml
 from xrddiff.used_words import ModelParts, model_parts
+from xrddiff.words import GROUPS, Config, vocabulary
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,

@@ -16,7 +16,7 @@ import torch
 from conftest import SMALL
 from test_run import COMMAND, xrddiff
 
-from xrddiff.config import compose_config, inference_config, to_yaml
+from xrddiff.config import compose_config, inference_config
 from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.execution.notebooks import run_notebook, run_notebook_path
@@ -24,6 +24,7 @@ from xrddiff.formats.readers import open_frames
 from xrddiff.frames.frames import validate_frames
 from xrddiff.inference.generators import open_generator
 from xrddiff.models.generative import DrawSettings
+from xrddiff.saved_config import to_yaml
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 from xrddiff.training.latents import weights_sha256
 

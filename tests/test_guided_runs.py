@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from test_run import xrddiff
 
-from xrddiff.config import compose_config, inference_config, to_yaml
+from xrddiff.config import compose_config, inference_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.phases import execute_sample
 from xrddiff.formats.readers import open_frames
 from xrddiff.inference.generators import open_sample_job
+from xrddiff.saved_config import to_yaml
 from xrddiff.training.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -137,7 +138,7 @@ def test_a_number_has_no_classes(tmp_path):
 
 
 def test_paths_of_a_sampling_are_absolute(tmp_path, monkeypatch):
-    from xrddiff.config import absolute_words
+    from xrddiff.overrides import absolute_words
 
     monkeypatch.chdir(tmp_path)
     assert absolute_words(["inference.guidance_run=a b", "inference.steps=3"]) == [

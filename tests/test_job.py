@@ -15,9 +15,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xrddiff.config import compose_config, load_config
+from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import read_failures, stopped_by
+from xrddiff.saved_config import load_config
 from xrddiff.slurm.job import Job, prepare, quoted, read_job, run_words
 from xrddiff.slurm.profiles import load_profile
 from xrddiff.slurm.scripts import render_script

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xrddiff.config import compose_config, load_config
+from xrddiff.config import compose_config
 from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.execution import notebooks
 from xrddiff.execution import phases as jobs
@@ -23,6 +23,7 @@ from xrddiff.execution.notebooks import NotebookFailed, run_notebook
 from xrddiff.execution.phases import execute_run
 from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run
 from xrddiff.files import write_text
+from xrddiff.saved_config import load_config
 
 ENGINES = ("inprocess", "kernel")
 

@@ -22,8 +22,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from xrddiff.cli.main import main
-from xrddiff.config import load_config
 from xrddiff.ranks.environment import job_port
+from xrddiff.saved_config import load_config
 from xrddiff.slurm.job import quoted
 from xrddiff.slurm.ledger import read_progress, submissions
 from xrddiff.slurm.profiles import list_profiles

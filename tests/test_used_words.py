@@ -77,7 +77,8 @@ OF_PROCESSES = {
 }  # fmt: skip
 # functions of the modules below whose reading counts, since a run acts on what they return
 ASKED = {"data_name", "check_frames", "model_parts", "noise_name", "chosen_options"}
-PASSED = {"dataclasses", "copy", "xrddiff.config", "xrddiff.words", "xrddiff.used_words", "omegaconf._utils"}
+CHECKS = {f"xrddiff.{name}" for name in ("config", "contradictions", "overrides", "saved_config", "used_words")}
+PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.words", "omegaconf._utils"}
 
 
 def counts(frame):
@@ -88,7 +89,7 @@ def counts(frame):
             return False
         if function in ASKED or module not in PASSED:
             return function in ASKED or function not in ("_same_run", "_keep_followers")
-        if module in ("xrddiff.config", "xrddiff.used_words") and not function.startswith("<"):
+        if module in CHECKS and not function.startswith("<"):
             return False
         frame = frame.f_back
     return False

@@ -26,7 +26,7 @@ from .errors import BadInput, XrddiffError
 
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'writing', 'write_text', 'plain',
-           'write_json', 'sha256', 'json_digest', 'lock', 'scratch_folder']
+           'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'scratch_folder']
 
 # %% ../nbs/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -235,6 +235,15 @@ def lock(file: IO | int, *, wait: bool = False) -> bool:
     except (ImportError, OSError):
         pass
     return True
+
+# %% ../nbs/files.ipynb #3a0ded74
+def is_path(path: str | os.PathLike, kind: str = "exists") -> bool:
+    """Whether `path` exists, is a "file" or a "dir"; a name that no file system can hold is none of them."""
+    path = Path(path)
+    try:
+        return {"exists": path.exists, "file": path.is_file, "dir": path.is_dir}[kind]()
+    except (OSError, ValueError):  # too long a name, a null byte
+        return False
 
 # %% ../nbs/files.ipynb #e4b5ce72
 _HELD = ".held"  # the file in a scratch folder that its process has locked

@@ -33,8 +33,8 @@ def submit(args: argparse.Namespace) -> int:
     """Submit a run to the cluster, with the words of `xrddiff run`: `xrddiff submit --profile
     medium model=latent_diff`.
     """
+    from xrddiff.overrides import expand_multirun
     from xrddiff.slurm.submission import Plan, plan_runs, plan_script
-    from xrddiff.config import expand_multirun
 
     profile, words = _profile(args), list(args.overrides)
     shown, array = args.dry_run or args.output or args.local, None

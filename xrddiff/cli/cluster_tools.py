@@ -44,7 +44,7 @@ def number(text: str) -> float:
 
 def number_or_folder(text: str) -> float | Path:
     """A number as in `number`, or an existing folder."""
-    from xrddiff.config import is_path
+    from xrddiff.files import is_path
 
     try:
         return number(text)

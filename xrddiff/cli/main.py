@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
 
     With `--multirun`, one run after another.
     """
-    from xrddiff.config import compose_config, expand_multirun, to_yaml
+    from xrddiff.config import compose_config
+    from xrddiff.overrides import expand_multirun
+    from xrddiff.saved_config import to_yaml
 
     sweep = expand_multirun(args.overrides) if args.multirun else [list(args.overrides)]
     composed = [
@@ -68,9 +70,9 @@ def _advice(path: Path, error: BaseException) -> str:
 
 def _run_one(overrides: Sequence[str], cfg: Any) -> int:
     """Execute one run; returns the exit code: 0, or 75 if it was stopped in an orderly way."""
-    from xrddiff.slurm.job import REQUEUE
     from xrddiff.execution.phases import execute_run
     from xrddiff.execution.run_folder import stopped_by, world_rank
+    from xrddiff.slurm.job import REQUEUE
 
     started: list[Path] = []
 
@@ -364,7 +366,7 @@ def words_help() -> str:
     """The presets of each group and every word with its default and its one line of explanation."""
     import yaml
 
-    from xrddiff.config import presets
+    from xrddiff.overrides import presets
     from xrddiff.words import GROUPS, vocabulary
 
     lines = ["groups (choose a preset):"]

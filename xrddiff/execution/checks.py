@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..config import data_name, model_parts
-from ..loading.catalog import is_cached
-from ..loading.datasets import Prepared, prepare_words
+from ..contradictions import data_name
+from ..errors import BadInput
 from ..frames.frames import evenly_spaced
 from ..frames.labels import LABELS, check_conditions, label_value
 from ..frames.transforms import make_transform
-from ..errors import BadInput
+from ..loading.catalog import is_cached
+from ..loading.datasets import Prepared, prepare_words
+from ..used_words import model_parts
 from ..words import COUNT_LOSSES
 
 if TYPE_CHECKING:

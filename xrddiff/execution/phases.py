@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..config import compose_config, inference_config
+from ..errors import BadInput, RankFailed, XrddiffError
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.execution.run_folder import (
     create_run,
@@ -35,16 +37,9 @@ from xrddiff.execution.run_folder import (
 )
 from .sharing import check_evaluation, check_samples, unfinished_samples
 from .workers import parse_workers
-from xrddiff.config import (
-    OWN_FRAMES,
-    absolute_words,
-    as_override,
-    compose_config,
-    inference_config,
-    to_yaml,
-)
-from ..errors import BadInput, RankFailed, XrddiffError
+from ..overrides import absolute_words, as_override
 from ..ranks.stopping import StopRequest
+from ..saved_config import OWN_FRAMES, to_yaml
 from ..used_words import model_parts, trained_parts
 from ..words import Config
 

@@ -27,13 +27,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..ranks.environment import read_environment
-from ..config import OWN_FRAMES, RESUMABLE, load_config, to_yaml
-from ..plugins import keep_plugins, load_plugins
-from ..words import Config, get_word, vocabulary
+from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
 from ..files import lock, write_json, write_text
+from ..plugins import keep_plugins, load_plugins
+from ..ranks.environment import read_environment
 from ..ranks.stopping import StopRequest
+from ..saved_config import OWN_FRAMES, load_config, to_yaml
+from ..words import Config, get_word, vocabulary
 
 # %% ../../nbs/execution/run_folder.ipynb #8cd2f36e
 PACKAGES = (

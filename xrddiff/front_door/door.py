@@ -16,16 +16,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..config import OWN_FRAMES, compose_config, is_path, presets
+from ..config import compose_config
 from ..errors import BadInput, XrddiffError, nearest
-from ..files import scratch_folder
+from ..files import is_path, scratch_folder
 from ..formats import readers
-from ..frames import frames as schema
 from ..formats.store import save_frames
+from ..frames import frames as schema
 from ..frames.frames import make_frames, validate_frames
 from .keywords import as_overrides
 from .trained_run import TrainedRun, about_run, execute_shown, open_run, plain_errors
 from ..loading import catalog
+from ..overrides import presets
+from ..saved_config import OWN_FRAMES
 
 if TYPE_CHECKING:
     from xrddiff.views.plots import Picture

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..config import as_override
 from ..errors import BadInput, nearest
+from ..overrides import as_override
 from ..words import GROUPS, vocabulary
 
 # %% auto #0

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import plugins
-from ..config import OWN_FRAMES, data_name, inference_config, load_config, model_parts, need_run
+from ..config import inference_config
+from ..contradictions import data_name
 from ..errors import BadInput, XrddiffError, nearest
 from ..execution.run_folder import Run, read_failures, stopped_by
 from .keywords import as_overrides
 from .pane import live_pane
+from ..saved_config import OWN_FRAMES, load_config, need_run
+from ..used_words import model_parts
 from ..words import GROUPS, vocabulary
 
 if TYPE_CHECKING:

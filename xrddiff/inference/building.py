@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config import chosen_options, model_parts
+from ..contradictions import chosen_options
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.objectives import AutoregressiveObjective, DenoisingObjective
 from ..frames.transforms import Transform
@@ -31,11 +31,12 @@ from xrddiff.inference.generators import (
 from .guides import check_label, train_guide
 from ..models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ..models.latent_space import LatentSpace
+from ..ranks.agreement import Ranks
 from ..registry import get
 from ..training.checkpoints import load_checkpoint, load_weights
 from ..training.latents import LatentLoader, open_latent_space
 from ..training.setup import run_loaders, run_trainer
-from ..ranks.agreement import Ranks
+from ..used_words import model_parts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..config import inference_config, model_parts
-from ..loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
-from ..frames.frames import frame_count, select_frames
-from ..formats.store import read_store
-from ..frames.transforms import Transform
+from ..config import inference_config
 from ..errors import BadInput, nearest
+from ..formats.store import read_store
+from ..frames.frames import frame_count, select_frames
+from ..frames.transforms import Transform
 from .generators import open_generator
 from .judges import ConditionJudges, asked_of_all
+from ..loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
+from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from ..metrics.conditions import Answers, same_condition
 from ..metrics.distribution import Ruler, SetSummary
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
-from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from xrddiff.metrics.reconstruction import (
     BLOCK,
     CodecScore,
@@ -37,6 +37,7 @@ from xrddiff.metrics.reconstruction import (
 )
 from ..training.checkpoints import load_checkpoint
 from ..training.latents import open_autoencoder
+from ..used_words import model_parts
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -16,29 +16,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import chosen_options, inference_config, to_yaml
-from ..frames.frames import evenly_spaced, frame_mask
-from ..frames.labels import LABELS, class_names, label_value
-from ..loading.loader import FrameLoader
-from ..formats.store import read_store, save_frames
-from ..frames.transforms import Transform
+from ..config import inference_config
+from ..contradictions import chosen_options
 from ..diffusion.denoisers import Denoiser, measure_sigma_data
 from ..diffusion.keyed_sampling import Sampler, sample_chunks
 from ..diffusion.schedules import TrainingNoise, make_noise
 from ..errors import BadInput, nearest
-from .guides import Guide, open_guide
+from ..formats.store import read_store, save_frames
+from ..frames.frames import evenly_spaced, frame_mask
+from ..frames.labels import LABELS, class_names, label_value
 from ..frames.noise import draw_counts
+from ..frames.transforms import Transform
+from .guides import Guide, open_guide
+from ..loading.loader import FrameLoader
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
 from ..models.generative import DrawSettings
 from ..models.latent_space import LatentSpace, final_latent_stats, pairwise_mse
 from ..plugins import need_plugins
+from ..ranks.agreement import Ranks
 from ..registry import get, name_of
+from ..saved_config import to_yaml
 from ..seeds import numpy_rng
 from ..training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint, load_weights
 from ..training.latents import open_latent_space
 from ..training.posthoc import reconstruct
 from ..training.setup import run_accelerator
-from ..ranks.agreement import Ranks
 from ..used_words import noise_name
 
 if TYPE_CHECKING:

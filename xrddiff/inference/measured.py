@@ -18,18 +18,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..config import inference_config, model_parts, to_yaml
-from ..frames.frames import frame_count, frame_mask, select_frames
-from ..formats.mask_files import load_mask
-from ..frames.transforms import Transform
+from ..config import inference_config
 from ..diffusion.inpainting import INPAINTING, inpaint, posterior
 from ..diffusion.interpolation import TOLERANCE, cond_between, inversion, slerp
-from ..diffusion.keyed_sampling import Sampler, SampleNoise, sample_chunks
+from ..diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
 from ..errors import BadInput, nearest
+from ..formats.mask_files import load_mask
+from ..frames.frames import frame_count, frame_mask, select_frames
+from ..frames.transforms import Transform
 from .generators import Generator, open_generator, ready_sampler
 from .guides import Guide, open_guide
+from ..saved_config import to_yaml
 from ..training.checkpoints import load_checkpoint
 from ..training.setup import run_accelerator
+from ..used_words import model_parts
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import check_frames, data_name
+from ..contradictions import check_frames, data_name
+from ..errors import BadInput
 from ..frames.frames import IMAGE_DIMS, frame_count, select_frames
 from ..frames.labels import LABELS, check_conditions, label_names, with_labels
-from .loader import FrameLoader, split_by_group
 from ..frames.spatial import Crop, Panels, Patches, Pool
 from ..frames.topk import TopK
 from ..frames.transforms import Pipeline, Transform, make_transform
-from ..errors import BadInput
-from ..words import AUTOMASK
+from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
+from ..words import AUTOMASK
 
 if TYPE_CHECKING:
     import xarray as xr

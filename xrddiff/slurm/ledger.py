@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import is_path
-from ..plugins import state_folder
 from ..errors import BadInput, XrddiffError
-from ..files import lock
+from ..files import is_path, lock
+from ..plugins import state_folder
 
 # %% auto #0
 __all__ = ['Submission', 'record_submission', 'submissions', 'Target', 'find_target', 'Progress', 'read_progress']

@@ -17,16 +17,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .job import Job, pass_signals, quoted
-from .ledger import Submission, Target, read_progress
-from .known_jobs import known_jobs
-from .profiles import Profile, load_profile
+from ..config import compose_config
+from ..contradictions import check_config
+from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, environment, make_free_folder
 from ..files import scratch_folder
-from .scripts import log_pattern, render_script
 from .commands import cluster_name, queue, submit_script
-from ..config import check_config, compose_config
-from ..errors import BadInput, XrddiffError
+from .job import Job, pass_signals, quoted
+from .known_jobs import known_jobs
+from .ledger import Submission, Target, read_progress
+from .profiles import Profile, load_profile
+from .scripts import log_pattern, render_script
 
 # %% auto #0
 __all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'Plan', 'submit_plan', 'run_here', 'plan_resume']

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config import chosen_options, model_parts
+from ..contradictions import chosen_options
 from ..errors import BadInput
 from ..frames.transforms import Transform
 from ..loading.datasets import Prepared, prepare_words
 from ..losses import VAEObjective, VQObjective
 from ..models.autoencoder import make_autoencoder
+from ..ranks.agreement import Ranks
 from .checkpoints import Checkpoint, copy_checkpoint, latest_checkpoint, load_checkpoint, load_weights
 from .latents import measure_checkpoint, open_autoencoder
-from ..ranks.agreement import Ranks
+from ..used_words import model_parts
 from ..words import COUNT_LOSSES
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..config import data_name
+from ..contradictions import data_name
 from ..metrics.reconstruction import missing_scores, row_names
+from ..used_words import used_settings
 from .judgement import add_generation, generation_pictures
 from .plots import compare_frames
 from .report import Report
-from ..used_words import used_settings
 
 if TYPE_CHECKING:
     import xarray as xr
