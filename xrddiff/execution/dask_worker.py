@@ -22,9 +22,7 @@ def address_towards(scheduler: str) -> str:
 
 
 def worker_words(argv: Sequence[str]) -> list[str]:
-    """Arguments for `dask worker`, the scheduler's address first, with `--host` unless it is
-    given.
-    """
+    """Arguments for `dask worker`: the scheduler's address, then `--host` unless it is given."""
     own = [] if "--host" in argv or "--interface" in argv else ["--host", address_towards(argv[0])]
     return [*argv, *own]
 

@@ -307,9 +307,7 @@ class Stream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:
-        """The encoding of the terminal, which decides whether bars are drawn with blocks or with
-        #.
-        """
+        """The encoding of the terminal; it decides whether bars are drawn with blocks or #."""
         return getattr(self.terminal.file, "encoding", None) or "utf-8"
 
     def writable(self) -> bool:

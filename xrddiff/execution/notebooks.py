@@ -73,9 +73,7 @@ def run_notebook_path(name: str) -> Path:
 
 # %% ../../nbs/execution/notebooks.ipynb #bd80837e
 def notebook_parameters(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Names and defaults in the cell tagged `parameters`; `...` for a default that is not a
-    literal.
-    """
+    """Names and defaults in the cell tagged `parameters`; `...` if a default is no literal."""
     cells = [c for c in notebook.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
     found: dict[str, Any] = {}
     for node in (n for cell in cells for n in ast.parse(cell.source).body):
@@ -98,8 +96,7 @@ def check_parameters(notebook: nbformat.NotebookNode, parameters: dict[str, Any]
     parameters: name -> value.
     where: what the notebook is called in error messages.
     Raises `BadInput` for a parameter that the notebook does not have, or a value of another type
-    than
-    the default.
+    than the default.
     """
     known = notebook_parameters(notebook)
     for name, value in parameters.items():

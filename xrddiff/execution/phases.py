@@ -138,8 +138,7 @@ def follows_another(error: BaseException | None) -> str | None:
     """How this rank knows that another one failed, or None if this rank itself failed.
 
     Either rank 0 reported it (`RankFailed`), or it is gone, which is recognised from the messages
-    of
-    gloo and NCCL in `error` and its causes.
+    of gloo and NCCL in `error` and its causes.
     """
     while error is not None:
         if isinstance(error, RankFailed):
@@ -183,12 +182,10 @@ def execute_run(
     on_start: Callable[[Path], Any] | None = None,
     terminal: bool = True,
 ) -> Path:
-    """Compose and check a configuration, create or reopen its run folder, and execute its
-    notebooks.
+    """Compose and check a configuration, create or reopen its run folder, execute its notebooks.
 
     With several ranks, all call this together. A run stopped by a signal (USR2, TERM) returns and
-    can be
-    resumed, see `stopped_by`. A rank that fails leaves a mark, see `read_failures`.
+    can be resumed, see `stopped_by`. A rank that fails leaves a mark, see `read_failures`.
 
     overrides: the overrides of the configuration.
     cfg: the composed configuration, if it exists already.
@@ -357,9 +354,7 @@ def _check_name(name: str | None) -> None:
 
 
 def _there(name: str) -> str:
-    """A path that means the same in any folder; anything else, such as `NAME:INDEX`, is
-    unchanged.
-    """
+    """A path that means the same in any folder; others, such as `NAME:INDEX`, are unchanged."""
     path = Path(name).expanduser()
     file = path if path.exists() else Path(str(path).rpartition(":")[0] or ".")
     return str(path.absolute()) if file.exists() and str(file) != "." or any(c in name for c in "*?[") else name
@@ -384,8 +379,7 @@ def execute_on_frames(
     on_start: called with the folder before anything runs.
     terminal: True = show the output live.
     given: arguments of `open_inpainting` or `open_interpolation`, which check them before anything
-        is
-        created.
+        is created.
     Returns the folder of the set.
     """
     from xrddiff.inference.measured import open_inpainting, open_interpolation

@@ -43,9 +43,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the main packages, git commit, host, ranks, Python and threads, as plain
-    values.
-    """
+    """Versions of the main packages, git commit, host, ranks, Python, threads, as plain values."""
     env = os.environ
     return dict(
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -77,8 +75,7 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the checkout that xrddiff is imported from, and whether tracked files differ from
-    it.
+    """Commit of the checkout of xrddiff, and whether tracked files differ from it.
 
     None outside a checkout.
     """
@@ -158,9 +155,7 @@ def complete_run(path: Path, cfg: Config | None = None) -> Path:
 
 
 def make_free_folder(wanted: Path) -> Path:
-    """Create the folder `wanted`, or the first free one of `wanted-2`, `wanted-3`, …; returns
-    it.
-    """
+    """Create the folder `wanted`, or the first free one of `wanted-2`, `wanted-3`, …; return it."""
     path, n = wanted, 1
     while True:
         try:
@@ -206,8 +201,9 @@ def set_threads(n: int) -> None:
 
 # %% ../../nbs/execution/run_folder.ipynb #4b7c4e08
 def keep_memory() -> None:
-    """Make this process and its children keep freed memory, in blocks up to 1 GiB, for the next
-    tensor.
+    """Keep freed memory, in blocks up to 1 GiB, for the next tensor.
+
+    Applies to this process and its children.
 
     Does nothing if the C library is not glibc.
     """
@@ -284,9 +280,7 @@ class Run:
         return write_text(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write a JSON file of the run atomically: `run.write_json("metrics/summary.json",
-        rows)`.
-        """
+        """Write a JSON file of the run atomically: `run.write_json("metrics/a.json", rows)`."""
         return write_json(self.path / name, value)
 
     def end_early(self, reason: str | None) -> None:
@@ -362,9 +356,7 @@ def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
 
 
 def _keep_followers(saved: Config, cfg: Config) -> None:
-    """Let a run keep a preset's number that, when it started, overrode the setting it follows
-    today.
-    """
+    """Keep a preset's number that overrode, when the run started, the setting it follows today."""
     for w in vocabulary().values():
         followed, old = w.metadata["follows"], get_word(saved, w.name)
         unchanged = followed and get_word(cfg, followed) == get_word(saved, followed)
@@ -392,9 +384,7 @@ def mark_stopped(path: str | os.PathLike, reason: str | None) -> None:
 
 
 def stopped_by(path: str | os.PathLike) -> str | None:
-    """What stopped the last attempt at the run `path`, if it was stopped cleanly and can be
-    resumed.
-    """
+    """What stopped the last attempt at the run `path`; None unless it can be resumed."""
     try:
         return str(json.loads((Path(path) / "stopped.json").read_text(encoding="utf-8"))["reason"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -483,8 +473,7 @@ def reopen_run(cfg: Config) -> Path:
     """Prepare the folder `cfg.resume` for another attempt.
 
     The previous notebook and environment are kept under a number. The saved configuration is
-    updated
-    with the settings that may change on a resume (`RESUMABLE`).
+    updated with the settings that may change on a resume (`RESUMABLE`).
     """
     path, names = Path(cfg.resume), ("notebook.ipynb", "environment.json", "config.yaml")
     n = max((k for name in names for k in _former(path / name)), default=0) + 1

@@ -63,9 +63,7 @@ def few_samples(cfg: Config) -> list[str]:
 
 
 def forget_parts(folder: str | os.PathLike) -> None:
-    """Remove what was only needed to continue interrupted sampling; samples and report are
-    finished.
-    """
+    """Remove what only interrupted sampling would need, once samples and report are finished."""
     shutil.rmtree(Path(folder) / PARTS, ignore_errors=True)
 
 
@@ -171,8 +169,7 @@ def make_samples_together(
     ranks: the ranks.
     device: the device of this rank.
     on_stop: called as `on_stop(reason)` on every rank if one of them received a stop signal; it
-        must
-        not return.
+        must not return.
     """
     from xrddiff.formats.parts import PartStore
 
@@ -199,8 +196,7 @@ def make_samples_together(
 
 
 def unfinished_samples(wanted: Path, config: str) -> Path | None:
-    """The folder among `wanted`, `wanted-2`, … with unfinished samples of the configuration
-    `config`.
+    """The folder among `wanted`, `wanted-2`, … with unfinished samples of `config`.
 
     A folder that was left before its plan was written counts too. None if there is none.
     """
@@ -315,9 +311,7 @@ def check_evaluation(
 
 # %% ../../nbs/execution/sharing.ipynb #a397ea35
 def evaluate_where_possible(*args: Any, **words: Any) -> tuple[Any, Any, str]:
-    """(evaluation, judgement, "") as from `evaluate_run`; (None, None, reason) if it is not
-    possible.
-    """
+    """(evaluation, judgement, "") as from `evaluate_run`; (None, None, reason) if it fails."""
     try:
         return *evaluate_run(*args, **words), ""
     except XrddiffError as error:  # the frames may be on another machine

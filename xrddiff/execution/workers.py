@@ -123,17 +123,13 @@ DASHBOARD = "127.0.0.1:0"  # this machine only, any free port
 
 
 def _close_web_port(server: Any) -> None:
-    """Close the web server of a scheduler or worker, which dask starts even if it serves
-    nothing.
-    """
+    """Close the web server of a scheduler or worker, which dask always starts."""
     server.http_server.stop()
     server.services.pop("dashboard", None)
 
 
 def close_web_ports(cluster: Any, client: Any) -> None:
-    """Let workers listen for their tasks only, and the scheduler for its dashboard if it has
-    one.
-    """
+    """Let workers listen for their tasks only, and the scheduler for its dashboard if any."""
     from distributed import WorkerPlugin
 
     class NoWebPort(WorkerPlugin):

@@ -46,8 +46,7 @@ class PartStore:
     """An unfinished store of frames, in a folder.
 
     The folder contains `frames.zarr`, `plan.json` (what is to be made), and `marks` (one per
-    finished
-    part).
+    finished part).
 
     path: the folder.
     Raises `BadInput` if it contains no plan.

@@ -130,9 +130,7 @@ class SampleEvaluation:
         return self.ruler.measure(reconstruct_frames(codec, loader)[0], numbers=numbers, draw=self.draw)
 
     def counted(self, rows: slice) -> xr.Dataset:
-        """These samples as the detector would have counted them, which is how they are evaluated
-        and shown.
-        """
+        """These samples as the detector would count them; so they are evaluated and shown."""
         frames = select_frames(self.samples, rows)
         seen = self.ruler.read(frames, frames["sample"].values, self.draw, "intensity")
         names = ("wavelength", "sample", *self.judges.names)
@@ -145,8 +143,7 @@ class SampleEvaluation:
         return "" if self.draw is None else ", drawn as the detector would count them"
 
     def shown(self, n: int = 64) -> tuple[xr.Dataset, xr.Dataset]:
-        """(held-out frames of the same condition, samples as they would be counted), at most `n` of
-        each.
+        """(held-out frames of the same condition, samples as counted), at most `n` of each.
 
         If no held-out frame has this condition, others are returned.
         """
@@ -226,9 +223,7 @@ class CodecEvaluation:
         return judge(measured, reconstruction, **self.options)
 
     def codebook(self) -> dict[str, float]:
-        """How much of its codebook the autoencoder uses, for its table row; empty without a
-        codebook.
-        """
+        """How much of its codebook the autoencoder uses; empty without a codebook."""
         quantizer = getattr(self.model, "quantizer", None)
         if quantizer is None:
             return {}

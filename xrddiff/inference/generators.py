@@ -230,15 +230,11 @@ class Generator:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The conditions of the network: name -> number of classes, or [mean, standard
-        deviation].
-        """
+        """The conditions of the network: name -> number of classes, or [mean, std]."""
         return dict(self.model.conditions)
 
     def names(self, name: str) -> Sequence[str] | int | None:
-        """The classes of a condition: their names, or their number if they have none; None for a
-        number.
-        """
+        """The classes of a condition: names, or their number without names; None for a number."""
         if not isinstance(self.fields[name], int):
             return None
         return self.classes.get(name) or (name in LABELS and LABELS[name].classes) or self.fields[name]
@@ -306,8 +302,7 @@ class Generator:
         return np.where(frame_mask(self.template, 0), x, 0).astype(np.float32)
 
     def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
-        """Intensities (B, y, x) as Frames, with the units, geometry and mask of the training
-        frames.
+        """Intensities (B, y, x) as Frames, with units, geometry and mask of the training frames.
 
         intensities: in the units of the training frames.
         samples: their sample numbers.
@@ -346,9 +341,7 @@ class Generator:
         chunks, drawn, whole = [], [], {}
 
         def make(wanted: list[int]) -> Tensor:
-            """A whole chunk, as intensities: the other frames of a batch affect the last bits of a
-            frame.
-            """
+            """A whole chunk, as intensities: other frames of a batch affect a frame's last bits."""
             x = self.draw(wanted, settings)
             if not x.isfinite().all():
                 raise BadInput(

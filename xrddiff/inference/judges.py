@@ -87,8 +87,7 @@ class ConditionJudges:
     """Check whether samples match their conditions.
 
     There is a classifier for each condition with classes, and a measurement for each number that
-    can be
-    measured.
+    can be measured.
 
     run: the run folder.
     cfg: the configuration.
@@ -116,17 +115,13 @@ class ConditionJudges:
         )
 
     def _key(self, name: str) -> str:
-        """What a classifier was made from. It is trained again for other frames, another scale or
-        classes.
-        """
+        """What a classifier was made from: frames, scale and classes. Others need a new one."""
         p = self.prepared
         about = [p.transform.state(), self.classes[name], len(p.train), len(p.held_out), self.trial]
         return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
     def open(self, name: str) -> tuple[Classifier, dict[str, Any]] | None:
-        """(the classifier of a condition, what is known about it), or None if the run has none that
-        fits.
-        """
+        """(the classifier of a condition, what is known about it); None if none fits."""
         if name not in self._opened and (folder := _folder(self.run, name)).is_dir():
             with suppress(XrddiffError):
                 net, state = open_classifier(folder, self.device)

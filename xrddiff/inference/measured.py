@@ -173,8 +173,7 @@ class Inpainting:
 
     @cached_property
     def floor(self) -> Tensor | None:
-        """The autoencoder's error at valid pixels of each frame, RMS in network values (n, 1, 1,
-        1).
+        """The autoencoder's RMS error at valid pixels, in network values (n, 1, 1, 1).
 
         None for a model without an autoencoder.
         """
@@ -290,8 +289,7 @@ def open_inpainting(
     words: options of `inference`.
     frames: the file.
     mask: any mask that `data.mask` accepts, for the pixels of the file or those of the model, one
-        for all
-        frames or one per frame; combined with the mask of `frames`.
+        for all frames or one per frame; combined with the mask of `frames`.
     mask_true: `good` or `bad`, the meaning of True in it.
     draws: versions of each frame.
     method: one of `INPAINTING`.
