@@ -87,8 +87,8 @@ def posterior(
     """`denoise` conditioned on the pixels `known` where `mask` is True, by equation (3) with
     `iterations` of generalised conjugate residuals.
 
-    noise_std: of the measurement, in the units of `known`, one number or one per frame (B, 1, 1,
-        1). 0: those pixels of the answer are `known` itself.
+    noise_std: of the measurement, in the units of `known`, one number or one per frame
+        (B, 1, 1, 1). 0: those pixels of the answer are `known` itself.
     decode: of a `denoise` of latents, from latents to frames; A is then the decoder, linearised,
         and `noise_std` what the autoencoder cannot reproduce.
     known, mask: as for `replacement`.
@@ -184,8 +184,7 @@ def inpaint(
     method: "posterior" (`iterations` backward passes per evaluation), "repaint" (`resample`
         rounds), "replacement".
     sampler: for "posterior" and "replacement".
-    cond: what is known of the frames; its "mask", if any, is that of the frames wanted, so leave it
-        out.
+    cond: conditions of the frames, without "mask" (that would be the mask of the filled frames).
     """
     if method not in INPAINTING:
         raise BadInput(f"there is no inpainting method {method!r}{nearest(str(method), INPAINTING)}")

@@ -55,7 +55,7 @@ def _plugin(code: int) -> tuple[Any, Any] | None:
         library = ctypes.CDLL(hdf5plugin.get_config().registered_filters[REENTRANT[code]])
         library.H5PLget_plugin_info.restype = ctypes.POINTER(_FilterClass)
         info = library.H5PLget_plugin_info().contents
-        libc = ctypes.PyDLL(None)  # these calls are too short to release Python's lock
+        libc = ctypes.PyDLL(None)  # these calls are too short to be worth releasing Python's lock
         libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
         libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
         libc.memcpy.restype, libc.memcpy.argtypes = None, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]

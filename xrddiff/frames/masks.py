@@ -33,7 +33,7 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {}
-FILE_BIT, GIVEN_BIT = 1, 2  # reasons that are no rules: the file's own mask, and the one that the user gave
+FILE_BIT, GIVEN_BIT = 1, 2  # reasons that are not rules: the mask of the file, and the mask given by the user
 
 
 def rule(name: str, help: str, *, series: bool = False) -> Callable:

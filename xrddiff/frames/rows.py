@@ -216,7 +216,7 @@ class ArrayRows(Rows):
 # %% ../../nbs/frames/rows.ipynb #c61976e8
 class EachRow(Rows):
     """Frames that are read one at a time by `read_one(i) -> array`; the last one is kept, since
-    neighbours are often asked for in parts.
+    parts of the same frame are often read in turn.
     """
 
     def __init__(self, count: int, shape: Sequence[int], dtype: Any, where: str):
@@ -322,7 +322,7 @@ class SqueezedRows(Rows):
 
 # %% ../../nbs/frames/rows.ipynb #3238d0e1
 class JoinedRows(LazyRows):
-    """Variables joined along their first dimension, each read only where it is asked for."""
+    """Variables joined along their first dimension, each read only where it is needed."""
 
     def __init__(self, parts: Sequence[xr.Variable]):
         self.parts = list(parts)

@@ -119,7 +119,7 @@ class Autoencoder(nn.Module):
     layers_per_block: residual blocks of each level (one more in the decoder).
     norm_groups: groups of the norms.
     mid_attention: self-attention at the lowest resolution.
-    mask_channel: the mask goes in beside the frame.
+    mask_channel: the mask is an additional input channel.
     patch: side of the block of pixels that is folded into channels.
     moments: values that the encoder outputs per latent value.
     Source: arXiv 2112.10752.

@@ -77,7 +77,7 @@ class DiffusionHead(nn.Module):
         return a.transpose(0, 1).reshape(self.vectors, *label.shape, self.width)
 
     def modulation_of_token(self, token: Tensor) -> Tensor:
-        """B, (vectors, …, width) from what is known of the tokens (…, cond_width)."""
+        """B, (vectors, …, width) from the context of the tokens (…, cond_width)."""
         return self.from_token(token).unflatten(-1, (self.vectors, self.width)).movedim(-2, 0)
 
     def matrices(self) -> list[tuple[Tensor, Tensor]]:
@@ -122,7 +122,7 @@ class AutoregressiveDiffusion(nn.Module):
     width, depth, heads, dim_head: of the transformer.
     head_width, mlp_depth: of the diffusion head.
     order: "raster" or "random".
-    mask_channel: the mask goes in with every known patch.
+    mask_channel: the mask is an additional input for every known patch.
     conditions: see `Conditions`.
     diffusion: settings that replace those of `DIFFUSION`, with `sigma_data` measured on the
         training set and `clamp` (low, high) the range of its values, which denoised patches are
@@ -247,7 +247,7 @@ class AutoregressiveDiffusion(nn.Module):
         mask: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """c (B, N, width): what is known of each token from the tokens before it, or, in random
+        """c (B, N, width): the context of each token from the tokens before it, or, in random
         order, from those that are not `hidden` (B, N) bool.
 
         `tokens` (B, N, dim); `mask` (B or 1, N, patch²) bool: the valid pixels.

@@ -70,15 +70,15 @@ class DiT(nn.Module):
     width, depth, heads: of the transformer; the width is a multiple of the heads, and of 4.
     mlp_ratio: hidden width of an MLP, over the width.
     label_scale: what the noise label is multiplied by before it becomes waves.
-    mask_channel: cond["mask"] (B, 1, H, W) bool goes in beside x; where it is missing, all pixels
-        count.
+    mask_channel: cond["mask"] (B, 1, H, W) bool is an additional channel; without it all pixels
+        count as valid.
     conditions: see `Conditions`.
 
     Source: arXiv 2212.09748.
     """
 
     sizes = DIT_SIZES
-    in_latent = dict(patch=2)  # words of a model in a latent
+    in_latent = dict(patch=2)  # defaults of a model in a latent
 
     def __init__(
         self,

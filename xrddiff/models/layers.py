@@ -175,7 +175,7 @@ class Upsample(nn.Module):
 class MidBlock(nn.Module):
     """Residual block, self-attention (`attention`), residual block; (B, C, H, W) -> the same.
 
-    block: further words of both residual blocks.
+    block: further arguments of both residual blocks.
     """
 
     def __init__(

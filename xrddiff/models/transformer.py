@@ -148,7 +148,7 @@ VIT_SIZES: dict[str, dict[str, int]] = {
 
 
 def vit_words(name: str, **words: int | None) -> dict[str, Any]:
-    """Words of the `Transformer` called `name`; `words` that are not None replace them.
+    """Arguments of the `Transformer` called `name`; `words` that are not None replace them.
 
     With another width, heads keep their dimension only if dim_head says so.
     """

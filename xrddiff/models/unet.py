@@ -110,7 +110,8 @@ class UNet(nn.Module):
     scale_shift: noise level and conditions scale and shift the norms instead of being added.
     dropout: share of values dropped in training.
     label_scale: what the noise label is multiplied by before it becomes waves.
-    mask_channel: cond["mask"] (B, 1, H, W) bool goes in beside x (missing: all True).
+    mask_channel: cond["mask"] (B, 1, H, W) bool is an additional channel; without it all pixels
+        count as valid.
     patch: side of the block of pixels that is folded into channels.
     conditions: see `Conditions`.
     Without mask and patch the parameters are those of diffusers' UNet2DModel by name and shape.
