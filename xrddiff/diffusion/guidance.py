@@ -38,9 +38,11 @@ def _guided(sigma: Tensor, interval: tuple[float, float]) -> Tensor:
 
 # %% ../../nbs/diffusion/guidance.ipynb #de1c480e
 def classifier_free(denoise: Denoise, scale: float, interval: tuple[float, float] | None = None) -> Denoise:
-    """`denoise` with classifier-free guidance: D(unknown) + scale · [D(cond) − D(unknown)] where sigma is in the `interval` (low, high], D(cond) elsewhere.
+    """`denoise` with classifier-free guidance: D(unknown) + scale · [D(cond) − D(unknown)] where
+    sigma is in the `interval` (low, high], D(cond) elsewhere.
 
-    Scale 1 is D(cond) exactly, and costs one evaluation; others cost a batch twice as large. Source: arXiv 2207.12598; the interval: arXiv 2404.07724.
+    Scale 1 is D(cond) exactly, and costs one evaluation; others cost a batch twice as large.
+    Source: arXiv 2207.12598; the interval: arXiv 2404.07724.
     """
     limits = _check(scale, interval)
 
@@ -61,9 +63,11 @@ def classifier_free(denoise: Denoise, scale: float, interval: tuple[float, float
 def autoguidance(
     denoise: Denoise, weaker: Denoise, scale: float, interval: tuple[float, float] | None = None
 ) -> Denoise:
-    """`denoise` pushed away from `weaker`: D_weak + scale · [D − D_weak] where sigma is in the `interval` (low, high], D elsewhere.
+    """`denoise` pushed away from `weaker`: D_weak + scale · [D − D_weak] where sigma is in the
+    `interval` (low, high], D elsewhere.
 
-    Both see the same conditions. Scale 1 is `denoise` exactly. Source: arXiv 2406.02507, eq. 1.
+    Both see the same conditions. Scale 1 is `denoise` exactly.
+    Source: arXiv 2406.02507, eq. 1.
     """
     limits = _check(scale, interval)
 
@@ -79,7 +83,9 @@ def autoguidance(
 
 # %% ../../nbs/diffusion/guidance.ipynb #1d93bbc9
 def log_likelihood_gradient(log_likelihood: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """∇ₓ of the per-frame `log_likelihood(x)` (B,), in the shape of `x`; gradients are on inside whatever the caller's mode."""
+    """∇ₓ of the per-frame `log_likelihood(x)` (B,), in the shape of `x`; gradients are enabled
+    inside, whatever the caller's mode.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         return torch.autograd.grad(log_likelihood(x).sum(), x)[0]
@@ -93,9 +99,11 @@ def classifier_guidance(
     field: str,
     interval: tuple[float, float] | None = None,
 ) -> Denoise:
-    """`denoise` led by `classifier(x, sigma, mask) -> logits (B, classes)`: D + scale · σ² ∇ log p(c | x; σ), with c = cond[`field`].
+    """`denoise` guided by `classifier(x, sigma, mask) -> logits (B, classes)`: D + scale · σ² ∇ log
+    p(c | x; σ), with c = cond[`field`].
 
-    The denoiser itself is told that the class is unknown, so that scale 1 is Bayes' rule. Frames whose class is −1 are not led.
+    The denoiser itself gets the class as unknown, so that scale 1 is Bayes' rule. Frames with class
+    −1 are not guided.
     Source: arXiv 2105.05233, eq. 10, in the coordinates of (1).
     """
     limits = _check(scale, interval)

@@ -42,9 +42,11 @@ def _checked(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def replacement(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
-    """`denoise` with its answer replaced by `known` (B, C, H, W) where `mask` (bool, the same shape or one that expands to it) is True.
+    """`denoise` with its answer replaced by `known` (B, C, H, W) where `mask` (bool, the same shape
+    or one that expands to it) is True.
 
-    Values of `known` elsewhere are not looked at. The cheapest way to inpaint; see `posterior` and `repaint` for holes larger than a few pixels.
+    Values of `known` elsewhere are ignored. The cheapest way to inpaint; see `posterior` and
+    `repaint` for holes larger than a few pixels.
     """
     known, mask = _checked(known, mask)
 
@@ -82,11 +84,16 @@ def posterior(
     noise_std: float | Tensor = 0.0,
     decode: Decode | None = None,
 ) -> Denoise:
-    """`denoise` conditioned on the pixels `known` where `mask` is True, by equation (3) with `iterations` of generalised conjugate residuals.
+    """`denoise` conditioned on the pixels `known` where `mask` is True, by equation (3) with
+    `iterations` of generalised conjugate residuals.
 
-    `noise_std`: of the measurement, in the units of `known`, one number or one per frame (B, 1, 1, 1). 0: those pixels of the answer are `known` itself. `decode`: of a `denoise` of latents, from latents to
-    frames; A is then the decoder, linearised, and `noise_std` what the autoencoder cannot reproduce. An evaluation costs one of `denoise` and
-    `iterations` backward passes. `known`, `mask`: as for `replacement`. Source: after arXiv 2310.06721; the solver: Eisenstat, Elman & Schultz 1983.
+    noise_std: of the measurement, in the units of `known`, one number or one per frame
+        (B, 1, 1, 1). 0: those pixels of the answer are `known` itself.
+    decode: of a `denoise` of latents, from latents to frames; A is then the decoder, linearised,
+        and `noise_std` what the autoencoder cannot reproduce.
+    known, mask: as for `replacement`.
+    An evaluation costs one of `denoise` and `iterations` backward passes.
+    Source: after arXiv 2310.06721; the solver: Eisenstat, Elman & Schultz 1983.
     """
     known, mask = _checked(known, mask)
     noise_std = torch.as_tensor(noise_std, dtype=torch.float64, device=known.device)
@@ -130,9 +137,12 @@ def repaint(
     callback: Callback | None = None,
     resample: int = 10,
 ) -> Tensor:
-    """A sampler for a `replacement` denoiser: each step of `ddpm` is taken `resample` times, with a way back up in between.
+    """A sampler for a `replacement` denoiser: each step of `ddpm` is taken `resample` times, with a
+    way back up in between.
 
-    Words as for the samplers of diffusion.samplers; `callback` sees the last round of every step. Evaluations: resample · (len(sigmas) − 1).
+    Arguments as for the samplers in diffusion.samplers; `callback` sees the last round of every
+    step.
+    Evaluations: resample · (len(sigmas) − 1).
     Source: arXiv 2201.09865, algorithm 1, with jumps of length 1.
     """
     if resample < 1:
@@ -166,11 +176,15 @@ def inpaint(
     cond: Cond | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Frames like `known` (B, C, H, W) with the pixels where `mask` is False drawn anew; the others are bit for bit those of `known`.
+    """Frames like `known` (B, C, H, W) with the pixels where `mask` is False drawn from the model;
+    the others are bit for bit those of `known`.
 
-    `sigmas`: descending noise levels that end in 0, the first well above the spread of the data. `noise()`: fresh standard normal noise in the shape of `known`, as
-    `sampling.SampleNoise` gives. `method`: "posterior" (`iterations` backward passes per evaluation), "repaint" (`resample` rounds), "replacement".
-    `sampler`: for the first and the last. `cond`: what is known of the frames; its "mask", if any, is that of the frames wanted, so leave it out.
+    sigmas: descending noise levels that end in 0, the first well above the spread of the data.
+    noise: `noise()` gives fresh standard normal noise in the shape of `known`, see `SampleNoise`.
+    method: "posterior" (`iterations` backward passes per evaluation), "repaint" (`resample`
+        rounds), "replacement".
+    sampler: for "posterior" and "replacement".
+    cond: conditions of the frames, without "mask" (that would be the mask of the filled frames).
     """
     if method not in INPAINTING:
         raise BadInput(f"there is no inpainting method {method!r}{nearest(str(method), INPAINTING)}")

@@ -25,7 +25,9 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _step_back(denoise: Denoise, target: Tensor, high: float, low: float, cond: Cond | None, rounds: int) -> Tensor:
-    """Of each frame the x, of `rounds` rounds of (2) at most, from which (1) comes nearest to `target`."""
+    """Of each frame the x, of `rounds` rounds of (2) at most, from which (1) comes nearest to
+    `target`.
+    """
     x = best = target
     least = torch.full_like(_rms(target), torch.inf)
     worse = torch.zeros_like(least)  # rounds since a frame came nearer; after two it goes no further
@@ -46,9 +48,12 @@ def _step_back(denoise: Denoise, target: Tensor, high: float, low: float, cond: 
 def inversion(
     denoise: Denoise, frames: Tensor, sigmas: Sequence[float] | Tensor, *, cond: Cond | None = None, rounds: int = 5
 ) -> tuple[Tensor, Tensor]:
-    """(x, missed): the state at `sigmas[0]` from which `ddim` with the same `sigmas` arrives at `frames` (B, …), float64; and the RMS error of that round trip, (B,), over the RMS of the frame.
+    """(x, missed): the state at `sigmas[0]` from which `ddim` with the same `sigmas` arrives at
+    `frames` (B, …), float64; and the RMS error of that round trip, (B,), over the RMS of the frame.
 
-    `sigmas`: descending, the last may be 0. `rounds` of (2) per step at most; the best of them is kept, of each frame by itself. Evaluations: up to `rounds` + 2 per step.
+    sigmas: descending, the last may be 0.
+    rounds: of (2) per step at most; the best of them is kept, for each frame by itself.
+    Evaluations: up to `rounds` + 2 per step.
     """
     if rounds < 1:
         raise BadInput(f"the inversion got {rounds} rounds; expected at least 1")
@@ -66,7 +71,10 @@ TOLERANCE = 0.02  # relative: below the noise of a frame
 def invert(
     denoise: Denoise, frames: Tensor, sigmas: Sequence[float] | Tensor, *, cond: Cond | None = None, rounds: int = 5
 ) -> Tensor:
-    """The state of `inversion`; warns where it misses a frame by more than `TOLERANCE`. Levels that differ by less than a factor of 1.5 rarely do."""
+    """The state of `inversion`; warns where it misses a frame by more than `TOLERANCE`.
+
+    Levels that differ by less than a factor of 1.5 rarely do.
+    """
     x, missed = inversion(denoise, frames, sigmas, cond=cond, rounds=rounds)
     if not missed.max() <= TOLERANCE:
         warnings.warn(
@@ -78,7 +86,10 @@ def invert(
 
 # %% ../../nbs/diffusion/interpolation.ipynb #a610dc79
 def slerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
-    """Points on the arc from `a` (t = 0) to `b` (t = 1), both of one shape: (T, *shape) for `t` (T,), or (*shape) for a number. Parallel vectors: the straight line.
+    """Points on the arc from `a` (t = 0) to `b` (t = 1), both of one shape: (T, *shape) for `t`
+    (T,), or (*shape) for a number.
+
+    Parallel vectors: the straight line.
 
     Source: Shoemake 1985, Animating rotation with quaternion curves.
     """
@@ -94,7 +105,9 @@ def slerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
 
 # %% ../../nbs/diffusion/interpolation.ipynb #142d051c
 def cond_between(cond: Cond | None, t: Tensor) -> dict[str, Tensor] | None:
-    """Conditions of the frames at `t` (T,) between two frames, from `cond` of the two, each value (2, …): (T, …)."""
+    """Conditions of the frames at `t` (T,) between two frames, from `cond` of the two, each value
+    (2, …): (T, …).
+    """
     if cond is None:
         return None
     out = {}
@@ -128,9 +141,13 @@ def interpolate(
     encode: Callable[[Tensor], Tensor] | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Frames (T, C, H, W) at the fractions `t` of the way from frames[0] to frames[1], (2, C, H, W): inverted, `slerp`, and sampled back with `ddim`.
+    """Frames (T, C, H, W) at the fractions `t` of the way from frames[0] to frames[1], (2, C, H,
+    W): inverted, `slerp`, and sampled back with `ddim`.
 
-    `sigmas`, `rounds`: as for `invert`. `cond`: of the two frames, each value (2, …). `encode`: (2, C, H, W) -> latents in the scale in which `denoise` was trained, `decode`: back.
+    sigmas, rounds: as for `invert`.
+    cond: of the two frames, each value (2, …).
+    encode: (2, C, H, W) -> latents in the scale in which `denoise` was trained.
+    decode: latents -> frames.
     At t = 0 and 1 the frames come back, to the error of the round trip (and of the autoencoder).
     """
     if len(frames) != 2:

@@ -22,7 +22,9 @@ __all__ = ['WEIGHTINGS', 'training_pair', 'loss_weight', 'drop_conditions', 'Den
 
 # %% ../../nbs/diffusion/objectives.ipynb #ee743bbf
 def training_pair(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(c_in x, F⋆), what goes into the network and what should come out, for x = x0 + sigma · noise; shape and type of `x0`, `sigma` (B,) > 0."""
+    """(c_in x, F⋆), the input and the target of the network, for x = x0 + sigma · noise; shape and
+    type of `x0`, `sigma` (B,) > 0.
+    """
     s = sigma.double()
     c = denoiser.scalings(s)
     scaled = like(c.c_in, x0) * x0 + like(c.c_in * s, x0) * noise
@@ -41,7 +43,10 @@ WEIGHTINGS: dict[str, Callable[[Tensor, float, float], Tensor]] = {  # λ of σ,
 
 
 def loss_weight(denoiser: Denoiser, sigma: Tensor, weighting: str = "simple", min_snr_gamma: float = 5.0) -> Tensor:
-    """w(σ), the weight of the network's squared error, float64, shape of `sigma`; `weighting`: "simple" (1) or a key of `WEIGHTINGS`."""
+    """w(σ), the weight of the network's squared error, float64, shape of `sigma`.
+
+    weighting: "simple" (1) or a key of `WEIGHTINGS`.
+    """
     if weighting == "simple":
         return torch.ones_like(sigma, dtype=torch.float64)
     if weighting not in WEIGHTINGS:
@@ -51,7 +56,9 @@ def loss_weight(denoiser: Denoiser, sigma: Tensor, weighting: str = "simple", mi
 
 # %% ../../nbs/diffusion/objectives.ipynb #3746b0e2
 def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str, Tensor]:
-    """`cond` with every label of the frames where `keep` (B,) bool is False unknown: −1 for integers, NaN for floats; "mask" stays as it is."""
+    """`cond` with every label of the frames where `keep` (B,) bool is False unknown: −1 for
+    integers, NaN for floats; "mask" stays as it is.
+    """
     out = {}
     for name, values in (cond or {}).items():
         kept = keep.to(values.device).reshape((-1,) + (1,) * (values.ndim - 1))
@@ -61,10 +68,15 @@ def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str
 
 # %% ../../nbs/diffusion/objectives.ipynb #5903baa6
 class DenoisingObjective(nn.Module):
-    """(batch, step) -> {"loss", "error"}, each (B,) float32: w(σ)·mean‖F − F⋆‖² over trustworthy pixels, and the same without w.
+    """(batch, step) -> {"loss", "error"}, each (B,) float32: w(σ)·mean‖F − F⋆‖² over valid pixels,
+    and the same without w.
 
-    `batch`: x (B, C, H, W), mask (B, 1, H, W) bool or None, index (B,), and optionally cond, a dict of (B,) labels. `noise`: a `TrainingNoise`, or a name for `make_noise`.
-    `weighting`: "simple" or a key of `WEIGHTINGS`. `condition_dropout`: the share of training frames whose labels are withheld. `seed`: of all draws.
+    batch: x (B, C, H, W), mask (B, 1, H, W) bool or None, index (B,), and optionally cond, a dict
+        of (B,) labels.
+    noise: a `TrainingNoise`, or a name for `make_noise`.
+    weighting: "simple" or a key of `WEIGHTINGS`.
+    condition_dropout: the share of training frames whose labels are withheld.
+    seed: of all draws.
     """
 
     def __init__(
@@ -85,9 +97,7 @@ class DenoisingObjective(nn.Module):
         self.denoiser, self.noise = denoiser, make_noise(noise) if isinstance(noise, str) else noise
         self.weighting, self.min_snr_gamma = weighting, min_snr_gamma
         self.condition_dropout, self.seed = condition_dropout, seed
-        loss_weight(
-            denoiser, torch.ones(1), weighting
-        )  # refuses an unknown weighting now rather than in the first step
+        loss_weight(denoiser, torch.ones(1), weighting)  # refuse an unknown weighting now rather than in the first step
 
     @property
     def model(self) -> nn.Module:
@@ -95,7 +105,9 @@ class DenoisingObjective(nn.Module):
         return self.denoiser.net
 
     def conditions(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
-        """What the network is told at `step`: the labels of the batch, in training withheld from some frames, and the mask."""
+        """The conditions of the network at `step`: the mask, and the labels of the batch, which in
+        training are withheld from some frames.
+        """
         cond = dict(batch.get("cond") or {})
         if self.training and self.condition_dropout and cond:
             u = keyed_uniform((), self.seed, "condition", step, index=batch["index"])
@@ -105,7 +117,7 @@ class DenoisingObjective(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], step: int = 0) -> dict[str, Tensor]:
         x0, mask, index = batch["x"].float(), batch.get("mask"), batch["index"]
-        x0 = x0 if mask is None else torch.where(mask, x0, 0.0)  # as the denoiser has it when it samples
+        x0 = x0 if mask is None else torch.where(mask, x0, 0.0)  # as in the denoiser during sampling
         key = step if self.training else 0
         sigma = self.noise.sample(self.seed, key, index)
         eps = keyed_normal(x0.shape[1:], self.seed, "diffusion", key, index=index).to(x0.device, non_blocking=True)
@@ -119,9 +131,11 @@ class DenoisingObjective(nn.Module):
 
 # %% ../../nbs/diffusion/objectives.ipynb #8cbd1d2d
 class AutoregressiveObjective(DenoisingObjective):
-    """(batch, step) -> {"loss", "error"} as `DenoisingObjective` gives them, for a `model` like `AutoregressiveDiffusion`, with `draws` noisy versions of every token.
+    """(batch, step) -> {"loss", "error"} as `DenoisingObjective` gives them, for a `model` like
+    `AutoregressiveDiffusion`, with `draws` noisy versions of every token.
 
-    `noise`: default, the log-normal levels of `model.diffusion`; `words` as for `DenoisingObjective`.
+    noise: default: the log-normal levels of `model.diffusion`.
+    words: as for `DenoisingObjective`.
     """
 
     def __init__(self, model: nn.Module, noise: TrainingNoise | str | None = None, *, draws: int = 4, **words: Any):

@@ -29,8 +29,7 @@ def _frame_first(array: np.ndarray, axes: str | None, path: Path) -> np.ndarray:
     """A stack with frames along the first axis.
 
     No detector is only a few pixels wide, so without `axes` a last axis shorter than 8 is refused
-    as
-    ambiguous.
+    as ambiguous.
     """
     if axes is not None and (axes not in AXES or array.ndim != 3):
         raise BadInput(f"{path}: axes={axes!r} for shape {array.shape}; expected {' or '.join(AXES)} for three axes")

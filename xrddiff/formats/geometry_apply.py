@@ -170,7 +170,7 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
 
 
 def both_masks(a: Any, b: Any) -> Any:
-    """Pixels that are valid in both masks. If one is a lazy stack, the other is applied as it is
+    """Pixels that are valid in both masks; a lazy stack is combined with the other as it is
     read.
     """
     if a is None or b is None:
@@ -182,9 +182,7 @@ def both_masks(a: Any, b: Any) -> Any:
 
 
 def _peaks_on_panels(peaks: pd.DataFrame, geometry: DetectorFile) -> pd.DataFrame:
-    """Peaks of the stored array in the pixel coordinates of their panel; peaks on no panel are left
-    out.
-    """
+    """Peaks of the stored array in pixels of their panel; peaks on no panel are left out."""
     out = []
     for k, p in enumerate(geometry.panels):
         on = (

@@ -215,8 +215,9 @@ def _energy(data: h5py.Dataset) -> np.ndarray | None:
 
 # %% ../../nbs/formats/hdf5.ipynb #51004e43
 def _groups(file: h5py.File, first: str) -> tuple[list[h5py.Group], list[h5py.Group]]:
-    """(groups that may describe beam or source, groups that may describe the detector), nearest
-    first.
+    """(groups that may describe beam or source, groups that may describe the detector).
+
+    The nearest groups come first.
     """
     top = [g for g in file.values() if isinstance(g, h5py.Group)]
     top.sort(key=lambda g: g.name != "/" + first.strip("/").split("/")[0])
@@ -262,9 +263,7 @@ def _first(items: Iterator[h5py.Dataset], read: Any) -> tuple[np.ndarray, h5py.D
 
 
 def _beam_wavelength(path: Path, beams: Sequence[h5py.Group]) -> tuple[np.ndarray, h5py.Dataset] | tuple[None, None]:
-    """The wavelength in Å, or if there is none, the one of the photon energy; a contradiction is
-    reported.
-    """
+    """The wavelength in Å, otherwise that of the photon energy; a contradiction is reported."""
     wavelength, item = _first(_find(beams, ("incident_wavelength", "wavelength")), _wavelength)
     names = ("incident_energy", "photon_energy_eV", "photon_energy", "energy")
     energy, other = _first(_find(beams, names), _energy)
@@ -323,8 +322,7 @@ def _detector_numbers(
     """Distance, pixel size and beam centre, and where they come from.
 
     Returns (the values, the data sets that hold them, a sentence for each value that is not the
-    same for
-    all frames, names of values without a unit).
+    same for all frames, names of values without a unit).
     """
     out: dict[str, Any] = {}
     names: dict[str, str] = {}
@@ -449,8 +447,7 @@ def find_peaks_table(path: Path, name: str, frames: int) -> pd.DataFrame | None:
     name: the data set of the frames.
     frames: number of frames.
     Returns columns frame, fs, ss (px, from the corner of the stored array), intensity, …; None if
-    there
-    are none.
+    there are none.
     """
     file = open_hdf5(path)
     top = "/" + name.strip("/").split("/")[0]
@@ -513,9 +510,7 @@ def find_labels(path: Path, name: str, frames: int) -> dict[str, Any]:
 
 
 def _label_values(data: h5py.Dataset, path: Path) -> Any:
-    """Numbers (n,) as a lazy source; text and enumerations as an array of text; None for anything
-    else.
-    """
+    """Numbers (n,) as a lazy source; text and enumerations as text; None for anything else."""
     check_dataset(data, f"data set '{data.name}' of {path}")
     names = h5py.check_enum_dtype(data.dtype)
     if names is not None and data.dtype.kind != "b":
@@ -535,8 +530,7 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     dataset: name of the data set with the frames; None = search.
     Returns a lazy `intensity` (frame, …), mask, peaks, labels and what the file says about the
     instrument; also `saturation_value`, `underload_value`, `layout` and `parts` (one source per
-    data
-    set), which the caller removes.
+    data set), which the caller removes.
     Raises `BadInput` if the frames are not found or cannot be read.
     """
     names = find_frames(path, dataset)

@@ -236,8 +236,7 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
 
     files: the files, in order; a single file may hold many frames.
     Returns a lazy `intensity` and what the headers contain; `mixed` has a sentence for each value
-    that
-    differs between the files.
+    that differs between the files.
     Raises `BadInput` for a file that is truncated or has another shape.
     """
     first = files[0]

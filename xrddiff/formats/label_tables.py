@@ -116,9 +116,7 @@ def _by_number(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.n
 
 
 def _by_file(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(frames, the table row of each), by a column of file names; rows of other files are left
-    out.
-    """
+    """(frames, the table row of each), by a column of file names; other files are ignored."""
     of: dict[str, list[int]] = {}
     known = [Path(f) for f in (files() if files else ())]
     for i, f in enumerate(known):

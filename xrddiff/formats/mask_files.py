@@ -90,9 +90,7 @@ def _in_image(path: Path) -> np.ndarray:
 
 
 def _bad_regions(path: Path, stored: Rows) -> np.ndarray:
-    """Valid pixels of the stored frames, bool: on a panel of a CrystFEL geometry and in no bad
-    region.
-    """
+    """Valid pixels, bool: on a panel of a CrystFEL geometry and in no bad region."""
     file = read_geometry(path)
     if not file.panels:
         raise BadInput(f"{path} describes no panels; expected a CrystFEL .geom file with panels and bad regions")
@@ -133,8 +131,7 @@ def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[
 
     path: npy, HDF5 (`FILE:/path/in/file`), a CrystFEL `.geom`, or any image that fabio reads.
     stored: the frames as stored. For a panel stack the mask may also have its panels one below the
-        other,
-        (panel · ss, fs), or the layout before a geometry file cut the frames.
+        other, (panel · ss, fs), or the layout before a geometry file cut the frames.
     true: see `valid_pixels`.
     Returns (bool, True = valid pixel, with the pixel shape of the frames; what was read, in words).
     Raises `BadInput` if the file cannot be read as a mask or has another shape.

@@ -46,8 +46,7 @@ class PartStore:
     """An unfinished store of frames, in a folder.
 
     The folder contains `frames.zarr`, `plan.json` (what is to be made), and `marks` (one per
-    finished
-    part).
+    finished part).
 
     path: the folder.
     Raises `BadInput` if it contains no plan.
@@ -80,14 +79,14 @@ class PartStore:
     ) -> PartStore:
         """Create a store with all of `template` except the values of its stacks.
 
-        A store in `path` that was begun with the same plan is opened instead.
+        A store in `path` that was begun with the same plan is opened instead; any other is
+        replaced.
 
         path: the folder.
         template: Frames of the final length; only shape and dtype of the stacks are used.
         size, first: see `part_rows`.
         about: what is being made, JSON values.
         stacks: names of the variables that the parts will write.
-        Raises `BadInput` if `path` holds a store with another plan.
         """
         path, n = Path(path), template.sizes["frame"]
         plan = {"n": n, "size": size, "first": first, "about": dict(about or {}), "stacks": list(stacks)}

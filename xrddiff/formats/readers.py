@@ -63,9 +63,7 @@ _HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf")
 
 
 def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
-    """One file or store as keyword arguments of `make_frames`; `intensity` is a lazy stack as
-    stored.
-    """
+    """One file or store as keyword arguments of `make_frames`; `intensity` is lazy, as stored."""
     readable(path)
     if axes is not None and path.suffix != ".npy":
         raise BadInput(f"{path}: axes={axes!r} is for .npy files, which do not name their axes; expected no axes here")
@@ -143,9 +141,7 @@ def _gather(
 
 
 def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
-    """Apply the geometry file to `out`, drop or refuse impossible values, and name the assumed
-    ones.
-    """
+    """Apply the geometry file, drop or refuse impossible values, and name the assumed ones."""
     shape = tuple(out["intensity"].shape[-2:])
     whole = shape if len(out["intensity"].shape) == 3 else None  # a beam centre in px belongs to a single plane
     drop_impossible(out, whole, str(source), out.pop("names", {}))
@@ -290,9 +286,8 @@ def open_frames(
     words: further options, which take precedence over both files: `wavelength` Å, `distance` m,
         `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, … Unknown ones become attributes.
         `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for
-        panels,
-        which have their own. `mask`: booleans, True = valid pixel, or a file (npy, TIFF, EDF,
-        `FILE.h5:/path`, `.geom`, `.msk`), combined with the mask in the file; `mask_true`: see
+        panels, which have their own. `mask`: booleans, True = valid pixel, or a file (npy, TIFF,
+        EDF, `FILE.h5:/path`, `.geom`, `.msk`), combined with the mask in the file; `mask_true`: see
         `valid_pixels`. `axes="yxn"`: a .npy whose last axis counts the frames.
     Returns frames (frame, …).
     Raises `BadInput`, one sentence that names the file.
@@ -411,8 +406,9 @@ def join_mask(ds: xr.Dataset, words: dict[str, Any]) -> xr.Dataset:
 
 
 def _many(path: Path | Sequence[Path]) -> list[Path]:
-    """The files or stores to be joined as separate data sets; empty for one file or a series of
-    images.
+    """The files or stores to be joined as separate data sets.
+
+    Empty for one file or a series of images.
     """
     if isinstance(path, Path):
         if not path.is_dir() or is_zarr(path):

@@ -189,9 +189,7 @@ def _stacked(dims: tuple, shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def _blocks(variable: xr.Variable, multiple: int = 1) -> Iterator[tuple[slice, np.ndarray]]:
-    """A stack in blocks of whole frames of about `BLOCK` bytes, a `multiple` of frames at a
-    time.
-    """
+    """A stack in blocks of about `BLOCK` bytes, always a `multiple` of whole frames."""
     frame = max(1, int(np.prod(variable.shape[1:])) * variable.dtype.itemsize)
     step = max(1, BLOCK // frame // multiple) * multiple
     for a in range(0, variable.shape[0], step):
@@ -304,9 +302,7 @@ def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
 
 
 def whole_chunks(array: Any) -> Any:
-    """A zarr array that also writes chunks of zeros, so that a missing chunk can only be a lost
-    one.
-    """
+    """A zarr array that also writes chunks of zeros, so that a missing chunk is a lost one."""
     return array.with_config({"write_empty_chunks": True})
 
 
@@ -347,16 +343,14 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
     """Save frames to a file.
 
     The file is written under a temporary name and renamed, so `path` is either unchanged or
-    complete.
-    Lazy frames are copied block by block.
+    complete. Lazy frames are copied block by block.
 
     ds: the frames.
     path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`, `.cxi`, `.nxs`) or zarr format 3 (`.zarr`).
     progress: called as `progress(n)` after each n frames.
     Returns the path.
     Raises `BadInput` for frames that break the schema or contain what the file cannot hold,
-    `CannotSave`
-    if the disk refuses the data.
+    `CannotSave` if the disk refuses the data.
     """
     path = check_target(path)
     validate_frames(ds, "the frames to save", geometry=False)

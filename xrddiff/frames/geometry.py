@@ -24,8 +24,12 @@ __all__ = ['Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_ma
 class Geometry:
     """A flat detector across the beam.
 
-    `wavelength` Å (None for a white beam), `distance` m, `pixel_size` m, `beam_center` (x, y) px with pixel centres at half-integers,
-    `shape` (y, x) px, `polarization` K from -1 (vertical) to 1 (horizontal).
+    wavelength: Å; None for a white beam.
+    distance: m.
+    pixel_size: m.
+    beam_center: (x, y) px, pixel centres at half-integers.
+    shape: (y, x) px.
+    polarization: K from -1 (vertical) to 1 (horizontal).
     """
 
     wavelength: float | None
@@ -37,7 +41,10 @@ class Geometry:
 
     @classmethod
     def from_frames(cls, ds: xr.Dataset, frame: int | None = None) -> Geometry:
-        """The geometry of frames (y, x); where the wavelength varies, that of `frame`, or the mean. Frames without one are refused with `BadInput`."""
+        """The geometry of frames (y, x); where the wavelength varies, that of `frame`, or the mean.
+
+        Frames without one are refused with `BadInput`.
+        """
         if ds["intensity"].dims[1:] != ("y", "x"):
             raise BadInput(
                 f"the frames have the dims {ds['intensity'].dims}; expected (frame, y, x): PanelGeometry describes panel stacks"
@@ -68,13 +75,17 @@ class Geometry:
         return out if self.wavelength is None else {"wavelength": self.wavelength} | out
 
     def pool(self, k: int) -> Geometry:
-        """The geometry after k × k pixels became one; a rest that does not fill a pixel becomes a pixel of its own."""
+        """The geometry after k × k pixels became one; incomplete blocks at the edge become pixels
+        too.
+        """
         x, y = self.beam_center
         shape = tuple(-(-n // k) for n in self.shape)
         return replace(self, pixel_size=self.pixel_size * k, beam_center=(x / k, y / k), shape=shape)
 
     def crop(self, y0: int, x0: int, height: int, width: int) -> Geometry:
-        """The geometry of rows y0 … y0+height and columns x0 … x0+width: the beam centre moves, also out of the image."""
+        """The geometry of rows y0 … y0+height and columns x0 … x0+width: the beam centre moves,
+        also out of the image.
+        """
         x, y = self.beam_center
         return replace(self, beam_center=(x - x0, y - y0), shape=(height, width))
 
@@ -88,7 +99,9 @@ class Geometry:
 
     @property
     def _normal(self) -> tuple[np.ndarray, np.ndarray]:
-        """Vector of a pixel's face in m² (its length is the area), broadcastable, and the distance that solid angles refer to."""
+        """Vector of a pixel's face in m² (its length is the area), broadcastable, and the distance
+        that solid angles refer to.
+        """
         return np.array([0.0, 0.0, self.pixel_size**2]), self.distance
 
 
@@ -139,7 +152,9 @@ def _one_wavelength(geom: Geometry | PanelGeometry) -> float:
 
 # %% ../../nbs/frames/geometry.ipynb #8f604c9d
 def solid_angle(geom: Geometry | PanelGeometry, *, relative: bool = True) -> np.ndarray:
-    """Solid angle p²D/r³ of every pixel: relative to p²/D² (1 where a pixel faces the sample), or in steradian."""
+    """Solid angle p²D/r³ of every pixel: relative to p²/D² (1 where a pixel faces the sample), or
+    in steradian.
+    """
     x, y, z = geom._xyz
     face, distance = geom._normal
     out = np.abs(x * face[..., 0] + y * face[..., 1] + z * face[..., 2]) / (x * x + y * y + z * z) ** 1.5
@@ -149,7 +164,9 @@ def solid_angle(geom: Geometry | PanelGeometry, *, relative: bool = True) -> np.
 
 
 def polarization_factor(geom: Geometry | PanelGeometry, polarization: float | None = None) -> np.ndarray:
-    """Polarisation factor P = ½[1 + cos²2θ − K cos2φ sin²2θ]; K is that of the geometry unless given."""
+    """Polarisation factor P = ½[1 + cos²2θ − K cos2φ sin²2θ]; K is that of the geometry unless
+    given.
+    """
     k = geom.polarization if polarization is None else polarization
     x, y, z = geom._xyz
     rho2 = x * x + y * y
@@ -160,7 +177,9 @@ def polarization_factor(geom: Geometry | PanelGeometry, polarization: float | No
 
 # %% ../../nbs/frames/geometry.ipynb #8c98aff4
 def ring_radius(d: Any, geom: Geometry | PanelGeometry) -> np.ndarray:
-    """Radius in pixels of the ring of resolution `d` (Å) on a flat detector; NaN where nothing scatters forward to it."""
+    """Radius in pixels of the ring of resolution `d` (Å) on a flat detector; NaN where nothing
+    scatters forward to it.
+    """
     sine = _one_wavelength(geom) / (2 * np.asarray(d, np.float64))
     with np.errstate(invalid="ignore"):
         angle = 2 * np.arcsin(np.where(np.abs(sine) < np.sqrt(0.5), sine, np.nan))
@@ -175,7 +194,9 @@ def ring_resolution(radius: Any, geom: Geometry | PanelGeometry) -> np.ndarray:
 
 
 def resolution_rings(geom: Geometry | PanelGeometry, n: int = 4) -> list[tuple[float, float]]:
-    """About `n` rings that are worth drawing, as (d in Å, radius in px), from the inside out: evenly spaced, at two-digit values of d."""
+    """About `n` rings to draw, as (d in Å, radius in px), from the inside out: evenly spaced, at
+    two-digit values of d.
+    """
     if not isinstance(geom, Geometry):
         geom = geom.image_geometry
     (x0, y0), (h, w) = geom.beam_center, geom.shape
@@ -204,8 +225,11 @@ class Placement(NamedTuple):
 class PanelGeometry:
     """Panels anywhere in space.
 
-    `origin`, `fs`, `ss`: (panel, 3) m in the laboratory frame: outer corner of pixel (0, 0), step of one pixel along fs and along ss.
-    `shape`: (panel, ss, fs). `wavelength` Å (None for a white beam), `polarization` as in `Geometry`.
+    origin, fs, ss: (panel, 3) m in the laboratory frame: outer corner of pixel (0, 0), step of one
+        pixel along fs and along ss.
+    shape: (panel, ss, fs).
+    wavelength: Å; None for a white beam.
+    polarization: as in `Geometry`.
     """
 
     origin: np.ndarray
@@ -234,7 +258,9 @@ class PanelGeometry:
 
     @classmethod
     def from_frames(cls, ds: xr.Dataset, frame: int | None = None) -> PanelGeometry:
-        """The geometry of a panel stack; frames without `panel_origin`, `panel_fs`, `panel_ss` are refused with `BadInput`."""
+        """The geometry of a panel stack; frames without `panel_origin`, `panel_fs`, `panel_ss` are
+        refused with `BadInput`.
+        """
         for name in ("panel_origin", "panel_fs", "panel_ss"):
             if name not in ds.variables:
                 raise BadInput(
@@ -262,7 +288,7 @@ class PanelGeometry:
         )
 
     def select(self, panels: Any) -> PanelGeometry:
-        """The panels with these numbers."""
+        """A geometry with only these panels."""
         at = np.atleast_1d(np.arange(self.shape[0])[panels])
         return replace(self, origin=self.origin[at], fs=self.fs[at], ss=self.ss[at], shape=(len(at), *self.shape[1:]))
 
@@ -291,12 +317,16 @@ class PanelGeometry:
         return np.cross(self.fs, self.ss)[:, None, None], self.distance
 
     def to_lab(self, panel: Any, fs: Any, ss: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x, y, z in m of the points (fs, ss) of `panel`, in continuous pixel coordinates; the arguments broadcast."""
+        """x, y, z in m of the points (fs, ss) of `panel`, in continuous pixel coordinates; the
+        arguments broadcast.
+        """
         panel, fs, ss = np.asarray(panel), np.asarray(fs, np.float64), np.asarray(ss, np.float64)
         return tuple(self.origin[panel, k] + fs * self.fs[panel, k] + ss * self.ss[panel, k] for k in range(3))
 
     def to_image(self, panel: Any, fs: Any, ss: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Where the points (fs, ss) of `panel` lie in the assembled image: x, y in continuous pixel coordinates."""
+        """Where the points (fs, ss) of `panel` lie in the assembled image: x, y in continuous pixel
+        coordinates.
+        """
         x, y, _ = self.to_lab(panel, fs, ss)
         x0, y0 = self.placement.origin
         return x / self.pixel_size - x0, y / self.pixel_size - y0
@@ -307,12 +337,14 @@ class PanelGeometry:
 
     @property
     def placement(self) -> Placement:
-        """Where the pixels go in the assembled image; worked out once per geometry."""
+        """Where the pixels go in the assembled image; computed once per geometry."""
         return _place(self.origin.tobytes(), self.fs.tobytes(), self.ss.tobytes(), self.shape, self.pixel_size)
 
     @property
     def placed(self) -> np.ndarray:
-        """bool (panel, ss, fs): pixels that have a place of their own in the assembled image; all True unless panels overlap."""
+        """bool (panel, ss, fs): pixels that have a place of their own in the assembled image; all
+        True unless panels overlap.
+        """
         return self.placement.index >= 0
 
     @property
@@ -361,7 +393,9 @@ def _place(origin: bytes, fs: bytes, ss: bytes, shape: tuple[int, int, int], pix
 
 
 def _turn(matrix: np.ndarray, centre: np.ndarray, grid: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Integer (x, y) of a panel's pixels: `matrix` (xy, fs/ss) and `centre` in px, without two pixels in one place."""
+    """Integer (x, y) of a panel's pixels: `matrix` (xy, fs/ss) and `centre` in px, without two
+    pixels in one place.
+    """
     # quarter turns and mirrors: the signed permutation next to `matrix`
     straight = abs(matrix[0, 0] * matrix[1, 1]) >= abs(matrix[0, 1] * matrix[1, 0])
     pairs = ((0, 0), (1, 1)) if straight else ((0, 1), (1, 0))
@@ -389,7 +423,9 @@ def _turn(matrix: np.ndarray, centre: np.ndarray, grid: list[np.ndarray], size: 
 
 
 def _floor(values: np.ndarray) -> np.ndarray:
-    """floor as integers; values that are whole but for rounding count as whole, so that equal shifts stay equal."""
+    """floor as integers; values that are whole but for rounding count as whole, so that equal
+    shifts stay equal.
+    """
     return np.floor(values + 1e-9).astype(np.int64)
 
 
@@ -398,8 +434,11 @@ def assemble(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One image of a panel stack, and its mask.
 
-    `stack`: (…, panel, ss, fs); `mask`: bool of the same trailing dims, True = trustworthy. Image and mask: (…, y, x); gaps hold `fill` and are masked.
-    Every pixel of `stack` is in the image unless panels overlap (`geom.placed`).
+    stack: (…, panel, ss, fs).
+    mask: bool of the same trailing dims, True = valid.
+    fill: the value in gaps, which are masked.
+    Returns image and mask, (…, y, x). Every pixel of `stack` is in the image unless panels overlap
+    (`geom.placed`).
     """
     place = geom.placement
     stack = np.asarray(stack)
@@ -416,7 +455,9 @@ def assemble(
 
 
 def disassemble(image: np.ndarray, geom: PanelGeometry, *, fill: Any = 0) -> np.ndarray:
-    """The panel stack (…, panel, ss, fs) of an assembled image (…, y, x): the inverse of `assemble`, for images, masks and maps alike."""
+    """The panel stack (…, panel, ss, fs) of an assembled image (…, y, x): the inverse of
+    `assemble`, for images, masks and maps alike.
+    """
     place = geom.placement
     image = np.asarray(image)
     if image.shape[-2:] != place.shape:
@@ -427,9 +468,11 @@ def disassemble(image: np.ndarray, geom: PanelGeometry, *, fill: Any = 0) -> np.
 
 # %% ../../nbs/frames/geometry.ipynb #ccdfd0a6
 def lab_to_panel(rays: np.ndarray, geom: PanelGeometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where rays from the sample hit: `panel` (N,) int, -1 for none, and `fs`, `ss` (N,) in continuous pixel coordinates, NaN for none.
+    """Where rays from the sample hit: `panel` (N,) int, -1 for none, and `fs`, `ss` (N,) in
+    continuous pixel coordinates, NaN for none.
 
-    `rays`: (N, 3) directions of any length in the laboratory frame. Of panels one behind the other the nearest is hit.
+    rays: (N, 3) directions of any length in the laboratory frame. Of panels one behind the other
+        the nearest is hit.
     """
     rays = np.asarray(rays, np.float64)
     if rays.ndim != 2 or rays.shape[1] != 3:

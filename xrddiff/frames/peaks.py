@@ -24,7 +24,9 @@ __all__ = ['STRAY', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'p
 
 # %% ../../nbs/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
-    """Bins by radius: `radius` in pixels, any shape; rings one pixel wide, joined outwards until each holds `min_pixels` pixels of `mask`."""
+    """Bins by radius: `radius` in pixels, any shape; rings one pixel wide, joined outwards until
+    each holds `min_pixels` pixels of `mask`.
+    """
     ring = np.rint(radius).astype(np.intp)
     count = np.bincount(ring.ravel() if mask is None else ring[mask], minlength=int(ring.max()) + 1)
     bin_of = np.zeros(len(count), np.intp)
@@ -40,7 +42,10 @@ def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixel
 
 # %% ../../nbs/frames/peaks.ipynb #17c5bc1f
 def tile_bins(shape: tuple[int, ...], size: int = 32) -> np.ndarray:
-    """Bins by place: tiles of about `size` × `size` pixels, for each panel of its own. `shape` is (y, x) or (panel, ss, fs)."""
+    """Bins by place: tiles of about `size` × `size` pixels, separately for each panel.
+
+    `shape` is (y, x) or (panel, ss, fs).
+    """
     *panels, height, width = shape
     down, across = max(1, round(height / size)), max(1, round(width / size))
     tile = (np.arange(height) * down // height)[:, None] * across + np.arange(width) * across // width
@@ -49,12 +54,16 @@ def tile_bins(shape: tuple[int, ...], size: int = 32) -> np.ndarray:
 
 # %% ../../nbs/frames/peaks.ipynb #a7b43e66
 def noise_floor(b: Any, gain: float = 1.0, noise: float = 0.0) -> Any:
-    """The least σ that a pixel of background `b` can have: sqrt(gain·b + noise²); `b` and `noise` in the units of the image, `gain` in units per photon."""
+    """The smallest possible σ of a pixel with background `b`: sqrt(gain·b + noise²); `b` and
+    `noise` in the units of the image, `gain` in units per photon.
+    """
     return np.sqrt(gain * np.maximum(b, 0) + noise * noise)
 
 # %% ../../nbs/frames/peaks.ipynb #c3b07626
 def pixel_threshold(b: Any, sigma: Any, k: float, gain: float = 1.0) -> Any:
-    """The value that a pixel of background `b` and noise `sigma` exceeds as rarely as a Gaussian exceeds `k` σ; `gain` = 0 leaves the skewness out."""
+    """The value that a pixel of background `b` and noise `sigma` exceeds as rarely as a Gaussian
+    exceeds `k` σ; `gain` = 0 leaves the skewness out.
+    """
     return b + k * sigma + gain * max(k * k - 1, 0) / 6
 
 # %% ../../nbs/frames/peaks.ipynb #a5510778
@@ -75,11 +84,14 @@ def robust_background(
     poisson_floor: bool = True,
     iterations: int = 10,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean b, σ and detection threshold of bins 0 … n−1, without the pixels beyond that threshold, and which pixels exceed it.
+    """Mean b, σ and detection threshold of bins 0 … n−1, without the pixels beyond that threshold,
+    and which pixels exceed it.
 
-    `values`, `bins`: (pixel,), bins intp from 0 to n; pixels of bin n are left out (masked). A pixel is out above max(T(b), b + `threshold`) and
-    below b − `k` σ. `gain`, `noise`, `poisson_floor`: see `noise_floor`. Returns three arrays (n,), a bin without pixels with an infinite threshold, and
-    the ascending indices of the pixels above the threshold.
+    values, bins: (pixel,), bins intp from 0 to n; pixels of bin n are left out (masked).
+    k, threshold: a pixel is out above max(T(b), b + `threshold`) and below b − `k` σ.
+    gain, noise, poisson_floor: see `noise_floor`.
+    Returns three arrays (n,), a bin without pixels with an infinite threshold, and the ascending
+    indices of the pixels above the threshold.
     """
     total = kept = _sums(values, bins, n)
     before, suspects, limits = None, np.zeros(0, np.intp), None
@@ -95,7 +107,7 @@ def robust_background(
         low = b - now * sigma
         high[kept[0] == 0], low[kept[0] == 0] = np.inf, -np.inf
         if limits is None or (low > limits[0]).any() or (high < limits[1]).any():
-            # whoever is half-way out is worth another look later, as long as the limits stay wider than that
+            # pixels half-way out are checked again later, as long as the limits stay wider than that
             limits = (low + b) / 2, (high + b) / 2
             suspects = _outside(values, bins, *limits)
             at, x = bins[suspects], values[suspects]
@@ -108,7 +120,7 @@ def robust_background(
     return b, sigma, high, suspects[above]
 
 
-_BLOCK = 1 << 16  # pixels looked at together: what fits in a core's cache
+_BLOCK = 1 << 16  # pixels processed together: what fits in a core's cache
 
 
 def _sums(values: np.ndarray, bins: np.ndarray, n: int) -> np.ndarray:
@@ -122,7 +134,9 @@ def _sums(values: np.ndarray, bins: np.ndarray, n: int) -> np.ndarray:
 
 
 def _outside(values: np.ndarray, bins: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Ascending indices of the pixels below `low` or above `high` of their bin (to float32's rounding); never those of the bin after the last."""
+    """Ascending indices of the pixels below `low` or above `high` of their bin (to float32's
+    rounding); never those of the bin after the last.
+    """
     low, high = np.append(low, -np.inf).astype(np.float32), np.append(high, np.inf).astype(np.float32)
     found = []
     for s in range(0, len(values), _BLOCK):
@@ -142,8 +156,10 @@ def _offsets(radius: float) -> tuple[np.ndarray, np.ndarray]:
 def _around(
     x: np.ndarray, y: np.ndarray, first: np.ndarray, shape: tuple[int, int], radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """For points (x, y) on panels that begin at the flat index `first`: flat index (n, m) of the pixels around, their centres,
-    squared distance, and whether they are within `radius` and on the panel."""
+    """For points (x, y) on panels that begin at the flat index `first`: flat index (n, m) of the
+    pixels around, their centres, squared distance, and whether they are within `radius` and on the
+    panel.
+    """
     dx, dy = _offsets(radius)
     i, j = np.floor(x).astype(np.intp)[:, None] + dx, np.floor(y).astype(np.intp)[:, None] + dy
     cx, cy = i + 0.5, j + 0.5
@@ -163,9 +179,12 @@ def split_groups(
     gain: float = 1.0,
     noise: float = 0.0,
 ) -> np.ndarray:
-    """Which peak, 1 … n in the order of their brightest pixels, each of the pixels `index` belongs to: connected ones to the same, unless a saddle divides them.
+    """Which peak, 1 … n in the order of their brightest pixels, each of the pixels `index` belongs
+    to: connected ones to the same, unless a saddle divides them.
 
-    `pixels`, `mask`: flat, of panels of `shape` (ss, fs) one after another; `index`: flat, ascending. `split`: the k, `gain` and `noise` the g and n of the equations, in units of the image.
+    pixels, mask: flat, of panels of `shape` (ss, fs) one after another.
+    index: flat, ascending.
+    split, gain, noise: the k, g and n of the equations, in units of the image.
     """
     (height, width), every = shape, np.arange(len(index))
     number = np.full(len(pixels), -1, np.int32)
@@ -218,13 +237,22 @@ STRAY = 1.25  # px from the centroid of the connected pixels
 class PeakFinder:
     """Finds Bragg peaks in images of one shape.
 
-    `bins`: whole numbers, (y, x) or (panel, ss, fs), from `radial_bins` or `tile_bins`. `mask`: bool, same shape, True = trustworthy.
-    `snr`: a peak needs Σ(x − b)/σ ≥ `snr`, with σ per pixel. `pixel_snr`: a pixel belongs to a peak above b + `pixel_snr`·σ (and `threshold` units
-    above b); None means 3 where the noise is that of photons (`poisson_floor`), and `snr` where it is not known, as in peakfinder8.
-    `split`: a connected group is divided at saddles that are deeper than `split` σ (see `split_groups`), where `poisson_floor` holds; None leaves groups as they are.
-    `min_pixels`, `max_pixels`: how many connected pixels; a bright spot reaches 3σ far out, so the limit is wider than peakfinder8's 30. `ring`: the local background comes from `ring` … 2·`ring` px around.
-    `aperture`: px around the centroid that count to the intensity. `gain`: units per photon. `noise`: readout noise σ in units.
-    `poisson_floor`: σ is at least that of counts, and the threshold allows for their skewness; False takes the image's own scatter alone.
+    bins: whole numbers, (y, x) or (panel, ss, fs), from `radial_bins` or `tile_bins`.
+    mask: bool, same shape, True = valid.
+    snr: a peak needs Σ(x − b)/σ ≥ `snr`, with σ per pixel.
+    pixel_snr: a pixel belongs to a peak above b + `pixel_snr`·σ (and `threshold` units above b);
+        None means 3 where the noise is that of photons (`poisson_floor`), and `snr` where it is not
+        known, as in peakfinder8.
+    split: a connected group is divided at saddles that are deeper than `split` σ (see
+        `split_groups`), where `poisson_floor` holds; None leaves groups as they are.
+    min_pixels, max_pixels: how many connected pixels; a bright spot reaches 3σ far out, so the
+        limit is wider than peakfinder8's 30.
+    ring: the local background comes from `ring` … 2·`ring` px around.
+    aperture: px around the centroid that count towards the intensity.
+    gain: units per photon.
+    noise: readout noise σ, in units of the image.
+    poisson_floor: σ is at least that of counts, and the threshold allows for their skewness; False
+        takes the image's own scatter alone.
     """
 
     def __init__(
@@ -270,14 +298,19 @@ class PeakFinder:
         self._bins = np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp)
 
     def background(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """`robust_background` of `image`: mean, σ and threshold of each bin, and the indices of the pixels above it."""
+        """`robust_background` of `image`: mean, σ and threshold of each bin, and the indices of the
+        pixels above it.
+        """
         names = ("threshold", "gain", "noise", "poisson_floor")
         words = {name: self.settings[name] for name in names}
         return robust_background(image.ravel(), self._bins, self.n_bins, self.settings["pixel_snr"], **words)
 
     def __call__(self, image: np.ndarray) -> pd.DataFrame:
-        """The peaks of `image`, one row each, in the order of its pixels: `panel` (stacks only), `fs`, `ss` (centroid, px, pixel centres at +0.5),
-        `intensity` and `background` (per pixel) and `sigma` (of a background pixel) in the units of the image, `snr`, `pixels` (connected ones)."""
+        """The peaks of `image`, one row each, in the order of its pixels: `panel` (stacks only),
+        `fs`, `ss` (centroid, px, pixel centres at +0.5), `intensity` and `background` (per pixel)
+        and `sigma` (of a background pixel) in the units of the image, `snr`, `pixels` (connected
+        ones).
+        """
         image, s = np.asarray(image), self.settings
         if image.shape != self.bins.shape:
             raise BadInput(f"the image has shape {image.shape}; expected {self.bins.shape} as the bins have")
@@ -383,10 +416,14 @@ def find_peaks(
     center: tuple[float, float] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """The Bragg peaks of one image (y, x) or panel stack (panel, ss, fs); columns as in `PeakFinder.__call__`.
+    """The Bragg peaks of one image (y, x) or panel stack (panel, ss, fs); columns as in
+    `PeakFinder.__call__`.
 
-    `mask`: bool, True = trustworthy. The background is taken in rings where `radius_map` (px, shape of the image) or `center` (the beam's (x, y), px)
-    is given, and in tiles of 32 px otherwise. `settings`: those of `PeakFinder`. For many images of one detector make one `PeakFinder`.
+    mask: bool, True = valid.
+    radius_map: px, shape of the image; the background is then taken in rings.
+    center: the beam's (x, y), px; rings too. With neither, tiles of 32 px.
+    settings: those of `PeakFinder`.
+    For many images of one detector make one `PeakFinder`.
     """
     image = np.asarray(image)
     if image.ndim not in (2, 3):
@@ -413,11 +450,14 @@ def find_frame_peaks(
     variable: str = "intensity",
     **settings: Any,
 ) -> pd.DataFrame:
-    """The Bragg peaks of `frames` (numbers; None = all) of a data set: the columns of `PeakFinder.__call__` after `frame`.
+    """The Bragg peaks of `frames` (numbers; None = all) of a data set: the columns of
+    `PeakFinder.__call__` after `frame`.
 
-    Radii come from `beam_center` or from the panels; frames without either are searched over tiles. `variable`: what to search, with the dims of
-    `intensity` (for example `expected`). `gain`, and where the frames carry them `read_noise` and `pedestal` (attributes, in units of the image), come
-    from the data set; the pedestal is subtracted first. In ADU of unknown gain `poisson_floor` is off unless it is asked for.
+    Radii come from `beam_center` or from the panels; frames without either are searched over tiles.
+    variable: what to search, with the dims of `intensity` (for example `expected`).
+    The attributes `gain`, `read_noise` and `pedestal` (in units of the image) are taken from the
+    data set if present; the pedestal is subtracted first. In ADU of unknown gain `poisson_floor` is
+    off unless requested.
     """
     if variable not in ds or ds[variable].dims != ds["intensity"].dims:
         raise BadInput(
@@ -450,7 +490,9 @@ def find_frame_peaks(
 
 
 def radius_map(ds: xr.Dataset) -> np.ndarray | None:
-    """Distance from the beam of every pixel centre, px: (y, x) or (panel, ss, fs); None where the frames do not say where the beam is."""
+    """Distance from the beam of every pixel centre, px: (y, x) or (panel, ss, fs); None where the
+    frames do not say where the beam is.
+    """
     shape = ds["intensity"].shape[1:]
     if len(shape) == 2:
         return _radii(shape, ds.attrs["beam_center"]) if "beam_center" in ds.attrs else None

@@ -18,7 +18,9 @@ ALPHA = 1e-6  # chance of any false alarm in a whole image
 
 
 def log_none(n: float, m: float, j: float) -> float:
-    """ln P₀: none of `j` events fell on the first `n` of n + `m` samples, of which each takes one at most."""
+    """ln P₀: none of `j` events fell on the first `n` of n + `m` samples, of which each takes one
+    at most.
+    """
     return gammaln(m + 1.0) - gammaln(m - j + 1.0) - gammaln(n + m + 1.0) + gammaln(n + m - j + 1.0)
 
 
@@ -32,7 +34,9 @@ def fewest_events(n: int, m: int, log_p: float) -> int:
 
 # %% ../../nbs/frames/quiet_areas.ipynb #0e0e191e
 def cumulative(x: np.ndarray) -> np.ndarray:
-    """The table of sums of `x` (panel, y, x) over all rectangles that begin in the corner, one row and column larger."""
+    """The table of sums of `x` (panel, y, x) over all rectangles that begin in the corner, one row
+    and column larger.
+    """
     out = np.zeros((x.shape[0], x.shape[1] + 1, x.shape[2] + 1))
     out[:, 1:, 1:] = x.cumsum(1, dtype=np.float64).cumsum(2)
     return out
@@ -47,7 +51,9 @@ def window_sums(table: np.ndarray, h: int, w: int, dy: int = 1, dx: int = 1) -> 
 
 
 def _sums_at(table: np.ndarray, corners: tuple[np.ndarray, ...], h: int, w: int) -> np.ndarray:
-    """Sums over `h` × `w` pixels from these corners (panel, y, x) on; 0 where a window leaves the panel."""
+    """Sums over `h` × `w` pixels from these corners (panel, y, x) on; 0 where a window leaves the
+    panel.
+    """
     p, y, x = corners
     inside = (y >= 0) & (x >= 0) & (y + h < table.shape[1]) & (x + w < table.shape[2])
     p, y, x = p[inside], y[inside], x[inside]
@@ -79,7 +85,9 @@ ROW = 5  # events that a row of pixels beside a window has at least
 
 
 def unlikely_windows(table: np.ndarray, h: int, w: int, n_frames: int, log_p: float) -> tuple[np.ndarray, ...]:
-    """The corners (panel, y, x) of the windows without events that what is beside them cannot explain."""
+    """The corners (panel, y, x) of the windows without events that the pixels beside them cannot
+    explain.
+    """
     dy, dx = (max(1, side // 16) for side in (h, w))
     p, y, x = np.nonzero(window_sums(table, h, w, dy, dx) == 0)
     y, x = y * dy, x * dx
@@ -98,7 +106,7 @@ def unlikely_windows(table: np.ndarray, h: int, w: int, n_frames: int, log_p: fl
 
 # %% ../../nbs/frames/quiet_areas.ipynb #2d05b4a6
 def spread(found: np.ndarray, events: np.ndarray, n_frames: int, alpha: float = ALPHA) -> np.ndarray:
-    """`found` with the quiet windows that join on to it."""
+    """`found` with the quiet windows connected to it."""
     height, width = events.shape[1:]
     table, b = cumulative(events), min(32, height, width)
     rate = window_sums(table, b, b, b, b) / (b * b * n_frames)
@@ -131,7 +139,7 @@ SHARP = 0.4
 def sharp(found: np.ndarray, image: np.ndarray) -> np.ndarray:
     """`found` without the areas into which `image` (panel, y, x) fades."""
     label, n = ndimage.label(found, _ON_PANEL)
-    apart = 10 * max(found.shape)  # panels are no neighbours
+    apart = 10 * max(found.shape)  # panels are not neighbours
     far, index = ndimage.distance_transform_edt(~found, sampling=(apart, 1, 1), return_indices=True)
     nearest = label[tuple(index)]
     means = []
@@ -145,10 +153,13 @@ def sharp(found: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def quiet_areas(events: np.ndarray, image: np.ndarray, n_frames: int = 1, alpha: float = ALPHA) -> np.ndarray:
-    """bool (panel, y, x): connected areas without events which counting statistics beside them cannot explain.
+    """bool (panel, y, x): connected areas without events which counting statistics beside them
+    cannot explain.
 
-    `events`: how many of `n_frames` frames have an event in a pixel, (panel, y, x). `image`: the mean of the frames.
-    `alpha`: chance that anything is masked where nothing is wrong. A panel that is quiet as a whole is not judged here.
+    events: how many of `n_frames` frames have an event in a pixel, (panel, y, x).
+    image: the mean of the frames.
+    alpha: chance that anything is masked where nothing is wrong.
+    A panel that is quiet as a whole is not judged here.
     """
     shapes = window_shapes(*events.shape[1:])
     log_p, table = np.log(alpha / (4 * len(shapes) * events.size)), cumulative(events)

@@ -33,9 +33,11 @@ __all__ = ['without_peaks', 'keep_strongest', 'TopK']
 def without_peaks(
     image: np.ndarray, gone: pd.DataFrame, kept: pd.DataFrame, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """`image` (y, x) with background in place of the peaks `gone`; tables with fs, ss, background, pixels.
+    """`image` (y, x) with background in place of the peaks `gone`; tables with fs, ss, background,
+    pixels.
 
-    The same image and peaks always give the same result. Masked pixels, and pixels of spots in `kept`, stay as they are.
+    The same image and peaks always give the same result. Masked pixels, and pixels of spots in
+    `kept`, stay as they are.
     """
     peaks = pd.concat([gone, kept])
     fs, ss, area, level = (peaks[c].to_numpy() for c in ("fs", "ss", "pixels", "background"))
@@ -63,7 +65,9 @@ def without_peaks(
 
 
 def _window(shape: tuple[int, int], fs: float, ss: float, reach: float) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The part of an image within `reach` of (fs, ss), and the squared distances of its pixel centres."""
+    """The part of an image within `reach` of (fs, ss), and the squared distances of its pixel
+    centres.
+    """
     y0, x0 = max(0, math.floor(ss - reach)), max(0, math.floor(fs - reach))
     y1, x1 = min(shape[0], math.ceil(ss + reach) + 1), min(shape[1], math.ceil(fs + reach) + 1)
     d2 = (np.arange(y0, y1) + 0.5 - ss)[:, None] ** 2 + (np.arange(x0, x1) + 0.5 - fs) ** 2
@@ -77,7 +81,9 @@ def keep_strongest(
     mask: np.ndarray | None = None,
     passes: int = 4,
 ) -> np.ndarray:
-    """`image` (y, x) or (panel, ss, fs) with the ⌈fraction·n⌉ most intense of the n peaks that `find(image)` finds, and background for the others."""
+    """`image` (y, x) or (panel, ss, fs) with the ⌈fraction·n⌉ most intense of the n peaks that
+    `find(image)` finds, and background for the others.
+    """
     peaks = find(image)
     n = math.ceil(fraction * len(peaks) - 1e-9)
     order = np.argsort(-peaks["intensity"].to_numpy(), kind="stable")
@@ -102,10 +108,12 @@ def keep_strongest(
 
 # %% ../../nbs/frames/topk.ipynb #6a4b3df9
 class TopK(Transform):
-    """The `fraction` of the found peaks with the highest intensity, background for the others; 1 changes nothing.
+    """The `fraction` of the found peaks with the highest intensity, background for the others; 1
+    changes nothing.
 
-    Peaks are found by `frames.peaks`, frame by frame, when a frame is read. Peak tables and expected counts describe the frames as they were, so below 1 they are left out.
-    `settings`: words for the peak finder.
+    Peaks are found by `frames.peaks`, frame by frame, when a frame is read. Below 1, peak tables
+    and expected counts are dropped, since they describe the original frames.
+    settings: those of `PeakFinder`.
     """
 
     name = "topk"
@@ -154,7 +162,7 @@ class TopK(Transform):
 
 
 def _finders(frames: xr.Dataset, settings: dict[str, Any]) -> Callable[[int], Any]:
-    """A function i -> finder for frame i; one finder for all where they share their mask."""
+    """A function i -> finder for frame i; one finder for all frames if they share their mask."""
     from xrddiff.frames.peaks import PeakFinder, radial_bins, radius_map, tile_bins
 
     about = frames["intensity"].attrs

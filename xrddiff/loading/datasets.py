@@ -175,8 +175,9 @@ def prepare_frames(
     patch_limit: int | None = None,
     **regions: Any,
 ) -> Prepared:
-    """Apply the region transforms, split by shot group, fit the value transform on the training
-    part.
+    """Apply the region transforms, split by shot group, fit the value transform.
+
+    The value transform is fitted on the training part only.
 
     frames: the frames.
     transform: name of a value transform, or a fitted one, such as that of the autoencoder whose

@@ -281,8 +281,7 @@ class FrameLoader:
         """Memory for a batch of `n`: that of an earlier batch no longer in use, or new memory.
 
         The first write to new memory costs as much as the values themselves. A tensor, and every
-        view
-        of it, holds a reference to its array.
+        view of it, holds a reference to its array.
         """
         with self._lock:
             for i in range(len(self._buffers)):

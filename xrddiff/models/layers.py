@@ -21,7 +21,11 @@ __all__ = ['config_of', 'group_norm', 'ResnetBlock', 'SelfAttention', 'Downsampl
 
 # %% ../../nbs/models/layers.ipynb #8cc0a833
 def config_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The words of a constructor as JSON values, so that `type(module)(**config)` makes the module again; `given`: its `locals()`."""
+    """The arguments of a constructor as JSON values, so that `type(module)(**config)` rebuilds the
+    module.
+
+    given: its `locals()`.
+    """
     names = list(inspect.signature(given["__class__"].__init__).parameters)[1:]
     return {name: _plain(given[name]) for name in names}
 
@@ -43,10 +47,12 @@ def group_norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """y = S x + conv(silu(norm(conv(silu(norm(x)))))), from `channels` to `out_channels` (default: the same), (B, C, H, W).
+    """y = S x + conv(silu(norm(conv(silu(norm(x)))))), from `channels` to `out_channels` (default:
+    the same), (B, C, H, W).
 
-    `time_channels`: length of a vector t (B, time_channels) that is added after the first convolution, or, with `scale_shift`, scales and shifts the
-    second norm. Source: He et al. 2016 (arXiv 1603.05027), in the form of Ho et al. 2020 (arXiv 2006.11239).
+    time_channels: length of a vector t (B, time_channels) that is added after the first
+        convolution, or, with `scale_shift`, scales and shifts the second norm.
+    Source: He et al. 2016 (arXiv 1603.05027), in the form of Ho et al. 2020 (arXiv 2006.11239).
     """
 
     recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
@@ -93,7 +99,11 @@ class ResnetBlock(nn.Module):
 
 # %% ../../nbs/models/layers.ipynb #139b951b
 class SelfAttention(nn.Module):
-    """y = x + W_o softmax(q kᵀ/√d) v over the pixels of a map (B, C, H, W); `head_dim` d, default: one head of all channels. Source: arXiv 1706.03762, eq. 1."""
+    """y = x + W_o softmax(q kᵀ/√d) v over the pixels of a map (B, C, H, W); `head_dim` d, default:
+    one head of all channels.
+
+    Source: arXiv 1706.03762, eq. 1.
+    """
 
     recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
 
@@ -122,7 +132,10 @@ class SelfAttention(nn.Module):
 
 # %% ../../nbs/models/layers.ipynb #586c6e33
 class Downsample(nn.Module):
-    """(B, C, H, W) -> (B, C, H/2, W/2) by a strided 3x3 convolution; `asymmetric`: zeros below and on the right only, else one row on every side."""
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a strided 3x3 convolution.
+
+    asymmetric: zeros below and on the right only, else one row on every side.
+    """
 
     def __init__(self, channels: int, *, asymmetric: bool = True):
         super().__init__()
@@ -134,7 +147,9 @@ class Downsample(nn.Module):
 
 # %% ../../nbs/models/layers.ipynb #835052a2
 def folded_kernel(w: Tensor) -> Tensor:
-    """The 4x4 kernel (in, out, 4, 4) of the stride-2 transposed convolution that equals doubling the pixels and convolving with `w` (out, in, 3, 3)."""
+    """The 4x4 kernel (in, out, 4, 4) of the stride-2 transposed convolution that equals doubling
+    the pixels and convolving with `w` (out, in, 3, 3).
+    """
     for axis in (2, 3):
         first, middle, last = w.unbind(axis)
         w = torch.stack((last, middle + last, first + middle, first), axis)
@@ -142,7 +157,9 @@ def folded_kernel(w: Tensor) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """(B, C, H, W) -> (B, C, 2H, 2W): each pixel doubled along both axes, then a 3x3 convolution, in one operation."""
+    """(B, C, H, W) -> (B, C, 2H, 2W): each pixel doubled along both axes, then a 3x3 convolution,
+    in one operation.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -156,7 +173,10 @@ class Upsample(nn.Module):
 
 # %% ../../nbs/models/layers.ipynb #28feca91
 class MidBlock(nn.Module):
-    """Residual block, self-attention (`attention`), residual block; (B, C, H, W) -> the same. `block`: further words of both residual blocks."""
+    """Residual block, self-attention (`attention`), residual block; (B, C, H, W) -> the same.
+
+    block: further arguments of both residual blocks.
+    """
 
     def __init__(
         self,
@@ -206,7 +226,9 @@ def full_head(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
 # %% ../../nbs/models/layers.ipynb #8b686dc7
 @torch.no_grad()
 def start_as_resampling(module: nn.Module) -> None:
-    """Zero the last layer of each residual branch in `module`, and add plain resampling to the weights of each `Downsample` and `Upsample`."""
+    """Zero the last layer of each residual branch in `module`, and add plain resampling to the
+    weights of each `Downsample` and `Upsample`.
+    """
     for m in module.modules():
         if isinstance(m, ResnetBlock):
             m.conv2.weight.zero_()
