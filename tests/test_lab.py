@@ -187,6 +187,14 @@ def leaves_nothing(folder: str) -> bool:
     return folder not in all_command_lines() + Path("/etc/hosts").read_text() and not Path(folder).exists()
 
 
+def wait_for_nothing(folder: str, seconds: float = 20) -> None:
+    """What was killed takes a moment to go."""
+    end = time.monotonic() + seconds
+    while not leaves_nothing(folder) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert leaves_nothing(folder)
+
+
 @pytest.fixture
 def folder() -> Iterator[str]:
     """A short path for a lab that a test brings up by itself."""
@@ -202,7 +210,7 @@ def test_a_lab_that_is_stopped_while_it_comes_up_leaves_no_process(lab: Lab, fol
     coming.terminate()
     assert coming.wait(30) == 143
     shutil.rmtree(folder)  # the logs, which say why a lab did not come up
-    assert leaves_nothing(folder)
+    wait_for_nothing(folder)
 
 
 def test_a_lab_goes_down_with_its_owner(lab: Lab, folder: str):
@@ -212,10 +220,7 @@ def test_a_lab_goes_down_with_its_owner(lab: Lab, folder: str):
     assert not leaves_nothing(folder)
     owner.kill()
     owner.wait()
-    end = time.monotonic() + 20
-    while not leaves_nothing(folder) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert leaves_nothing(folder)
+    wait_for_nothing(folder)
 
 
 def test_mistakes_are_refused_with_a_sentence(lab: Lab, tmp_path: Path, monkeypatch):

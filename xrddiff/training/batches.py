@@ -89,7 +89,7 @@ class Place:
 # %% ../../nbs/training/batches.ipynb #e5bb95cb
 @dataclass(frozen=True)
 class Plan:
-    """Epochs of `num_frames` in steps of `global_batch` frames, until `num_epochs` or `max_steps` is reached."""
+    """Epochs of `num_frames` in steps of `global_batch`, up to `num_epochs` or `max_steps`."""
 
     num_frames: int
     global_batch: int

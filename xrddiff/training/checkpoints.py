@@ -35,7 +35,10 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(XrddiffError):
-    """A checkpoint that cannot be written or used: the message names the checkpoint, what is wrong, and what is still intact."""
+    """A checkpoint that cannot be written or used.
+
+    The message says which checkpoint, what is wrong, and which one is intact.
+    """
 
 
 def checkpoint_name(step: int) -> str:

@@ -39,7 +39,7 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor) -> 
 
 # %% ../../nbs/training/health.ipynb #1c077930
 class Diverged(XrddiffError):
-    """Training that met a loss, gradient or weight that is not finite: the message says which, when, and on which frames."""
+    """A loss, gradient or weight is not finite; the message says which, when, and for which frames."""
 
 
 @dataclass
