@@ -16,7 +16,7 @@ import torch
 
 from xrddiff.errors import BadInput
 from xrddiff.formats.readers import open_frames
-from xrddiff.frames import chunks
+from xrddiff.frames import rows
 from xrddiff.frames.frames import concat_frames, make_frames, select_frames
 from xrddiff.frames.spatial import Pool, as_images
 from xrddiff.frames.transforms import Asinh, Linear, MinMaxPerImage, Pipeline
@@ -310,7 +310,7 @@ def test_the_short_cut_to_chunks_is_taken_and_agrees(tmp_path):
         (select_frames(ds, [7, 3, 29]), values[[7, 3, 29]]),
         (select_frames(ds, slice(5, 9)), values[5:9]),
     ):
-        assert chunks._direct(some["intensity"].variable) is not None
+        assert rows._direct(some["intensity"].variable) is not None
         got = FrameLoader(some, RAW, batch_size=4, shuffle=False).batches()
         assert np.array_equal(torch.cat([b["x"] for b in got])[:, 0].numpy(), want)
     for words in (
@@ -319,7 +319,7 @@ def test_the_short_cut_to_chunks_is_taken_and_agrees(tmp_path):
         {"chunks": (1, 64, 80), "shuffle": True, **hdf5plugin.LZ4()},
     ):
         other = open_frames(write(tmp_path / "b.cxi", values, **words), wavelength=1.0, complete=False)
-        assert chunks._direct(other["intensity"].variable) is None
+        assert rows._direct(other["intensity"].variable) is None
         assert np.array_equal(
             FrameLoader(other, RAW, batch_size=30, shuffle=False).batch(range(30))["x"][:, 0].numpy(), values
         )
