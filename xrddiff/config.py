@@ -138,10 +138,11 @@ def _absolute(cfg: Config) -> Config:
 
 # %% ../nbs/config.ipynb #205d91cb
 def _note_unused(cfg: Config, given: set[str]) -> None:
-    """Warn, in one sentence, of words that are given and have no effect."""
+    """Warn, in one sentence, of words that are given and have no effect; null asks for none."""
     import warnings
 
-    found = [f"{name} ({why})" for name, why in unused_words(cfg).items() if name in given]
+    asked = {name for name in given if get_word(cfg, name) is not None}
+    found = [f"{name} ({why})" for name, why in unused_words(cfg).items() if name in asked]
     if found:
         warnings.warn(f"no effect in this run: {', '.join(found)}", stacklevel=3)
 
