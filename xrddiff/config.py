@@ -633,8 +633,8 @@ def _note_unused(cfg: Config, given: set[str]) -> None:
     """Warn, in one sentence, of words that are given and have no effect; null asks for none."""
     import warnings
 
-    asked = {name for name in given if get_word(cfg, name) is not None}
-    found = [f"{name} ({why})" for name, why in unused_words(cfg).items() if name in asked]
+    unused = {name: why for name, why in unused_words(cfg).items() if name in given}
+    found = [f"{name} ({why})" for name, why in unused.items() if get_word(cfg, name) is not None]
     if found:
         warnings.warn(f"no effect in this run: {', '.join(found)}", stacklevel=3)
 
