@@ -84,7 +84,9 @@ def test_stopped_and_resumed_with_tracks_is_the_same(tmp_path):
         torch.testing.assert_close(a.averages, b.averages, rtol=0, atol=0)
     model = Net()
     model.load_state_dict(reconstruct(tmp_path / "part", 0.1))
-    torch.testing.assert_close(model.into.weight, whole.averages.tracks[1].averages["into.weight"], rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(
+        model.into.weight, whole.averages.tracks[1].averages["into.weight"], rtol=2e-3, atol=1e-4
+    )
     with pytest.raises(ValueError, match=r"keeps the averages \['power-0.05', 'power-0.1'\]; ema_tracks asks for \[\]"):
         train(tmp_path / "part", resume=True)
 
