@@ -290,3 +290,14 @@ def runs(tmp_path_factory):
 
     run.printed = lambda model: (run(model), made[model][1])[1]
     return run
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A test whose numbers depend on how many threads sum them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

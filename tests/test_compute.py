@@ -63,16 +63,6 @@ def train(folder, dropout=0.1, **words):
     return trainer.history.frame()["loss"].tolist(), torch.cat([p.detach().flatten() for p in trainer.parameters])
 
 
-@pytest.fixture
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_gradient_checkpointing_trains_the_same(tmp_path, one_thread):
     import torch
 

@@ -609,16 +609,6 @@ def test_killed_at_file_operations(tmp_path):
     assert run_script("kill_points", tmp_path, random.randint(1, 3), 3)["points"] > 15
 
 
-@pytest.fixture
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_bf16_trains_float32_weights_and_resumes_exactly(tmp_path, one_thread):
     import torch
 

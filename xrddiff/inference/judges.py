@@ -5,8 +5,6 @@
 # %% ../../nbs/inference/judges.ipynb #7698d606
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,6 +21,7 @@ from ..frames.frames import evenly_spaced, frame_count
 from ..frames.labels import LABELS, frame_resolution
 from ..loading.loader import FrameLoader
 from ..errors import BadInput, XrddiffError
+from ..files import json_digest
 from xrddiff.metrics.conditions import (
     Answers,
     class_answer,
@@ -118,7 +117,7 @@ class ConditionJudges:
         """What a classifier was made from: frames, scale and classes. Others need a new one."""
         p = self.prepared
         about = [p.transform.state(), self.classes[name], len(p.train), len(p.held_out), self.trial]
-        return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+        return json_digest(about, str)
 
     def open(self, name: str) -> tuple[Classifier, dict[str, Any]] | None:
         """(the classifier of a condition, what is known about it); None if none fits."""
