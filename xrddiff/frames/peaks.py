@@ -20,7 +20,7 @@ from ..errors import BadInput
 
 # %% auto #0
 __all__ = ['STRAY', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background',
-           'split_groups', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'radius_map']
+           'pixels_around', 'split_groups', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'radius_map']
 
 # %% ../../nbs/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -153,7 +153,7 @@ def _offsets(radius: float) -> tuple[np.ndarray, np.ndarray]:
     return dx[near], dy[near]
 
 
-def _around(
+def pixels_around(
     x: np.ndarray, y: np.ndarray, first: np.ndarray, shape: tuple[int, int], radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For points (x, y) on panels that begin at the flat index `first`: flat index (n, m) of the
@@ -347,7 +347,7 @@ class PeakFinder:
         first[label] = index - index % (height * width)
 
         # local background
-        at, _, _, d2, ok = _around(cx, cy, first, (height, width), 2 * s["ring"])
+        at, _, _, d2, ok = pixels_around(cx, cy, first, (height, width), 2 * s["ring"])
         free = ok & (d2 > s["ring"] ** 2) & self.mask.ravel()[at] & ~candidate[at]
         count = free.sum(1)
         ring = np.where(free, pixels[at], 0).astype(np.float64)
@@ -366,7 +366,7 @@ class PeakFinder:
         good = (signal > 0) & (snr >= s["snr"])
 
         # the flanks: pixels of no group, each with the nearest of the peaks that remain
-        at, px, py, d2, ok = _around(cx, cy, first, (height, width), s["aperture"])
+        at, px, py, d2, ok = pixels_around(cx, cy, first, (height, width), s["aperture"])
         row, col = np.nonzero(ok & good[:, None] & self.mask.ravel()[at] & ~candidate[at])
         order = np.lexsort((d2[row, col], at[row, col]))
         row, col = row[order], col[order]

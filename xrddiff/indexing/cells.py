@@ -126,7 +126,7 @@ def _cell_of_file(path: Path) -> Cell:
     centring = group.centring_type() if group else "P"
     return Cell(tuple(cell.parameters), centring if centring in CENTRINGS else "P")
 
-# %% ../../nbs/indexing/cells.ipynb #587be090
+# %% ../../nbs/indexing/cells.ipynb #3920caaa
 def basis_parameters(A: np.ndarray) -> tuple[float, ...]:
     """a, b, c (Å) and α, β, γ (degrees) of a direct basis A (3, 3) with rows a, b, c."""
     edge = np.linalg.norm(A, axis=1)
@@ -168,11 +168,11 @@ def lattice_rotations(A: np.ndarray, tolerance: float = 0.5, centring: str = "P"
     return u @ v
 
 
-def lattice_system(A: np.ndarray, tolerance: float = 0.5) -> str:
+def lattice_system(A: np.ndarray, tolerance: float = 0.5, centring: str = "P") -> str:
     """The lattice's crystal system, from the number of rotations that keep it to within `tolerance`
     degrees.
     """
-    return _SYSTEMS[len(lattice_rotations(A, tolerance))]
+    return _SYSTEMS[len(lattice_rotations(A, tolerance, centring))]
 
 # %% ../../nbs/indexing/cells.ipynb #3fa359f7
 def rotation_angle(R: np.ndarray) -> np.ndarray:
