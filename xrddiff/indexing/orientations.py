@@ -15,7 +15,7 @@ from .cells import Cell
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'hemisphere', 'axis_scores', 'best_directions', 'rotations_from_axes', 'miller_indices', 'indexed_peaks',
-           'best_orientation', 'OrientationSearch']
+           'count_reflections', 'best_orientation', 'OrientationSearch']
 
 # %% ../../nbs/indexing/orientations.ipynb #14eae05f
 @lru_cache(maxsize=8)
@@ -86,7 +86,7 @@ def rotations_from_axes(cell: Cell, directions: Sequence[np.ndarray], tolerance:
             found += [_triads(u, v) @ true.T, _triads(-u, -v) @ true.T]
     return np.concatenate(found)
 
-# %% ../../nbs/indexing/orientations.ipynb #d003d2da
+# %% ../../nbs/indexing/orientations.ipynb #08f2a59f
 TOLERANCE = 0.2  # of an index: what counts as indexed
 
 
@@ -108,6 +108,14 @@ def indexed_peaks(
     hkl, off = miller_indices(A, s)
     ok = (off < tolerance) & (hkl != 0).any(-1)
     return hkl, ok if cell.centring == "P" else ok & cell.present(hkl)
+
+
+def count_reflections(cell: Cell, A: np.ndarray, s: np.ndarray) -> int:
+    """Number of reflections of a basis A (3, 3) that have a peak. A spot that was found as two peaks
+    counts once, so that clusters of peaks do not look like a lattice.
+    """
+    hkl, ok = indexed_peaks(cell, A, s)
+    return len(np.unique(hkl[ok], axis=0))
 
 
 def _kabsch(weight: np.ndarray, s: np.ndarray, g: np.ndarray) -> np.ndarray:

@@ -1,0 +1,182 @@
+"""Indexing against the truth of simulated stills, a real still, and hostile tables of peaks."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xrddiff.errors import BadInput
+from xrddiff.frames.geometry import Geometry, geometry_of
+from xrddiff.frames.peaks import find_frame_peaks
+from xrddiff.indexing.cells import Cell, orientation_error
+from xrddiff.indexing.indexer import INDEXED, Indexer, index_frames
+from xrddiff.indexing.rays import miller_sphere, predict_spots, scattering_vectors
+from xrddiff.indexing.stream import write_stream
+from xrddiff.loading.catalog import load
+from xrddiff.simulation.crystal import CRYSTAL_SYSTEMS, random_rotation
+from xrddiff.simulation.simulate import simulate
+
+LYSOZYME = (79.1, 79.1, 37.9, 90, 90, 90)
+
+
+@pytest.fixture(scope="module")
+def cspad():
+    return load("cspad-lysozyme")
+
+
+@pytest.fixture(scope="module")
+def peakfinder8(cspad):
+    """The 243 peaks that peakfinder8 finds in the CSPAD still."""
+    table = pd.read_csv(Path(__file__).parent / "peakfinder8_cspad.csv", comment="#")
+    return table.assign(frame=0)
+
+
+@pytest.fixture(scope="module")
+def indexed_cspad(cspad, peakfinder8):
+    return index_frames(cspad, LYSOZYME, peaks=peakfinder8, distance_range=0.03, controls=30)
+
+
+def test_a_real_still_is_lysozyme_at_153_mm(indexed_cspad, peakfinder8):
+    assert len(peakfinder8) == 243
+    row, (lattice,) = indexed_cspad.table.loc[0], indexed_cspad.of(0)
+    assert row["indexed"] >= 205 and lattice.p < 1e-12
+    assert abs(row["distance_mm"] - 153) < 0.5
+    assert abs(np.array(lattice.cell.parameters) / LYSOZYME - 1).max() < 0.01
+    assert float(indexed_cspad.chance.expected(243)) < 60
+
+
+def test_the_cell_of_a_real_still_is_found(cspad, peakfinder8):
+    """At the header's distance, which is 2 % short, so is the cell."""
+    found = index_frames(cspad, None, peaks=peakfinder8, controls=10)
+    assert found.table.loc[0, "indexed"] >= 205
+    scale = cspad.attrs["distance"] / 0.153
+    assert abs(np.array(found.cell.parameters[:3]) / (scale * np.array([37.9, 79.1, 79.1])) - 1).max() < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shots", "within"), [("sim-522", 16, 0.1), ("sim128", 40, 0.5)])
+def test_orientations_are_those_that_were_simulated(name, shots, within):
+    frames = simulate(name, range(shots), seed=1)
+    crystals = frames["crystals"].values
+    found = index_frames(frames, frames.attrs["unit_cell"], controls=40)
+    errors, doubles = [], []
+    for i in np.flatnonzero(crystals):
+        true = frames["orientation"].values[i, : crystals[i]]
+        for lattice in found.of(i):
+            if lattice.p < INDEXED:
+                errors.append(float(orientation_error(lattice.U, true, lattice.cell).min()))
+        if crystals[i] == 2:
+            doubles.append(found.table.loc[i, "lattices"])
+    assert np.median(errors) < within and np.quantile(errors, 0.95) < 2 * within
+    assert not (found.table.loc[crystals == 0, "lattices"] > 0).any()
+    rich = (crystals > 0) & (found.table["peaks"] >= 15)
+    assert (found.table.loc[rich, "lattices"] > 0).mean() > 0.95
+    assert not doubles or np.mean(np.array(doubles) == 2) >= 0.5
+
+
+@pytest.mark.slow
+def test_chance_is_what_it_says():
+    """Frames whose spots were shuffled around the beam are not indexed, and their p is uniform or
+    larger.
+    """
+    frames = simulate("sim128", range(60), seed=2)
+    peaks = find_frame_peaks(frames)
+    rng = np.random.default_rng(0)
+    x0, y0 = frames.attrs["beam_center"]
+    radius = np.hypot(peaks["fs"] - x0, peaks["ss"] - y0)
+    phi = rng.uniform(0, 2 * np.pi, len(peaks))
+    turned = peaks.assign(fs=x0 + radius * np.cos(phi), ss=y0 + radius * np.sin(phi))
+    found = index_frames(frames, frames.attrs["unit_cell"], peaks=turned, controls=120, lattices=1)
+    p = found.table.loc[found.table["peaks"] >= 10, "p"]
+    assert found.rate == 0 and (p < 0.05).mean() < 0.15 and p.median() > 0.2
+    real = index_frames(frames, frames.attrs["unit_cell"], peaks=peaks, controls=40, lattices=1).table
+    assert (real.loc[real["peaks"] >= 10, "lattices"] == 1).mean() > 0.95
+
+
+@pytest.mark.parametrize("system", CRYSTAL_SYSTEMS)
+def test_every_crystal_system(system):
+    """Centred and unequal cells; a lattice's rotations do not count as errors."""
+    parameters, group = CRYSTAL_SYSTEMS[system]
+    cell = Cell(parameters, group[0])
+    rng = np.random.default_rng(4)
+    detector = Geometry(1.24, 0.1, 172e-6, (256, 256), (512, 512))
+    U = random_rotation(rng, 1)[0]
+    spots = predict_spots(miller_sphere(cell, 3.2), cell.A @ U.T, detector, 5e-4)
+    spots = spots.sample(min(60, len(spots)), random_state=1)
+    peaks = spots.assign(fs=spots["fs"] + rng.normal(0, 0.3, len(spots)), intensity=1.0).reset_index(drop=True)
+    (lattice,) = Indexer(cell, 0.32, lattices=1)(peaks, detector)
+    assert lattice.indexed.mean() > 0.95 and orientation_error(lattice.U, U, cell) < 0.2
+    again = predict_spots(lattice.hkl[lattice.indexed], lattice.A, detector, 1.0)
+    assert np.hypot(again["fs"] - peaks["fs"][lattice.indexed].to_numpy(), again["ss"] - peaks["ss"][lattice.indexed].to_numpy()).median() < 0.5
+
+
+def _table(xy: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"frame": 0, "fs": xy[:, 0], "ss": xy[:, 1], "intensity": 10.0})
+
+
+@pytest.mark.parametrize(
+    ("xy", "reason"),
+    [
+        (np.zeros((0, 2)), "0 peaks"),
+        (np.array([[10.5, 20.5], [30.5, 90.5], [100.5, 40.5]]), "3 peaks"),
+        (np.stack([np.linspace(70, 120, 12), np.full(12, 63.2)], 1), ""),  # in a line through the beam
+        (np.full((8, 2), 80.5), ""),  # all in one place
+        (np.tile([64.6, 63.2], (8, 1)), ""),  # in the beam itself
+    ],
+)
+def test_tables_that_cannot_be_indexed(xy, reason):
+    frames = simulate("sim128", [0], seed=1)
+    found = index_frames(frames, frames.attrs["unit_cell"], peaks=_table(xy), controls=10)
+    row = found.table.loc[0]
+    assert row["lattices"] == 0 and row["p"] > 0.001
+    assert not reason or row["reason"].startswith(reason)
+
+
+def test_bad_input_is_refused_with_a_sentence():
+    frames = simulate("sim128", [0], seed=1)
+    for cell, sentence in (((10, 10, 10, 90, 90, 180), "parallelepiped"), ("none.cif", "none.cif cannot be read"), ("P4", "expected a,b,c")):
+        with pytest.raises(BadInput, match=re.escape(sentence)):
+            index_frames(frames, cell)
+    with pytest.raises(BadInput, match="wavelength"):
+        bare = frames.drop_vars("wavelength")
+        bare.attrs.pop("wavelength")
+        index_frames(bare, frames.attrs["unit_cell"])
+    white = replace(geometry_of(frames), wavelength=None)
+    with pytest.raises(BadInput, match="white"):
+        scattering_vectors(_table(np.ones((3, 2))), white)
+    with pytest.raises(BadInput, match="larger d_min"):
+        miller_sphere(Cell((800, 800, 800, 90, 90, 90)), 0.8)
+
+
+def test_masked_and_non_finite_pixels(tmp_path):
+    """A mask that hides everything and pixels that are not numbers leave the other frames alone."""
+    frames = simulate("sim128", [0, 1, 2], seed=5)
+    frames = frames.assign(intensity=frames["intensity"].astype(np.float32))
+    frames["intensity"][1, 40:60] = np.nan
+    found = index_frames(frames, frames.attrs["unit_cell"], controls=20)
+    assert np.isfinite(found.table["share"]).all()
+    hidden = frames.assign(mask=(("y", "x"), np.zeros((128, 128), bool)))
+    nothing = index_frames(hidden, frames.attrs["unit_cell"], controls=5)
+    assert (nothing.table["peaks"] == 0).all() and nothing.rate == 0
+
+
+def test_a_stream_has_what_was_indexed(indexed_cspad, cspad, tmp_path):
+    text = write_stream(tmp_path / "still.stream", cspad, indexed_cspad, "r0015.cxi").read_text()
+    chunk = re.search(r"----- Begin chunk -----\n(.*?)----- End chunk -----", text, re.S)[1]
+    peaks = re.search(r"Peaks from peak search\n.*?\n(.*?)\nEnd of peak list", chunk, re.S)[1].split("\n")
+    rows = re.search(r"Reflections measured after indexing\n.*?\n(.*?)\nEnd of reflections", chunk, re.S)[1].split("\n")
+    (lattice,) = indexed_cspad.of(0)
+    assert len(peaks) == 243 and len(rows) == int(re.search(r"num_reflections = (\d+)", chunk)[1])
+    hkl = np.array([row.split()[:3] for row in rows], int)
+    assert {tuple(h) for h in hkl} <= {tuple(h) for h in lattice.spots[list("hkl")].to_numpy()}
+    stars = np.array([re.search(rf"{n}star = (.*) nm", chunk)[1].split() for n in "abc"], float).T / 10
+    energy = float(re.search(r"photon_energy_eV = (.*)", chunk)[1])
+    u = hkl @ stars.T + [0, 0, energy / 12398.4198]
+    assert abs(np.linalg.norm(u, axis=1) - energy / 12398.4198).max() < 0.01  # near the Ewald sphere
+    strong = {tuple(h) for h in lattice.hkl[lattice.indexed]}
+    intensity = np.array([row.split()[3] for row in rows], float)
+    found = np.array([tuple(h) in strong for h in hkl])
+    assert np.median(intensity[found]) > 5 * max(np.median(intensity[~found]), 1)
