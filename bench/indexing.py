@@ -1,0 +1,104 @@
+"""How well and how fast stills are indexed: rate by number of peaks, orientation error, second crystals, chance, frames per second.
+
+    OMP_NUM_THREADS=1 python bench/indexing.py [--shots 300] [--out bench/results/indexing.md]
+
+Simulated stills, peaks from the peak finder, the cell known; the truth comes from the simulation. Shuffled: the same peaks, each turned around the beam by a random angle.
+A frame counts as indexed if chance does as well in fewer than one of a thousand. Times are CPU time on one thread, refinement and prediction of spots included, peak finding not.
+The real still is the built-in CSPAD one, with the peaks of our finder at the settings of peakfinder8, the distance searched within 3 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xrddiff.frames.peaks import PEAKFINDER8, find_frame_peaks
+from xrddiff.indexing.cells import orientation_error
+from xrddiff.indexing.indexer import INDEXED, Indexing, index_frames
+from xrddiff.loading.catalog import load
+from xrddiff.simulation.simulate import simulate
+
+BINS = [0, 6, 10, 15, 25, 50, 100, 1000]
+
+
+def turned(peaks: pd.DataFrame, center: tuple[float, float], seed: int = 0) -> pd.DataFrame:
+    """Each peak at its radius, at a random azimuth."""
+    x, y = center
+    radius = np.hypot(peaks["fs"] - x, peaks["ss"] - y)
+    phi = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(peaks))
+    return peaks.assign(fs=x + radius * np.cos(phi), ss=y + radius * np.sin(phi))
+
+
+def errors(found: Indexing, frames) -> np.ndarray:
+    """Orientation error of each lattice that is not chance, degrees."""
+    out = []
+    for i, lattices in found.lattices.items():
+        true = frames["orientation"].values[i, : int(frames["crystals"][i])]
+        out += [float(orientation_error(x.U, true, x.cell).min()) for x in lattices if x.p < INDEXED and len(true)]
+    return np.array(out)
+
+
+def one(name: str, shots: int) -> list[str]:
+    """The lines of a simulated experiment."""
+    frames = simulate(name, range(shots), seed=7)
+    peaks, cell = find_frame_peaks(frames), frames.attrs["unit_cell"]
+    crystals = frames["crystals"].values
+    index_frames(frames, cell, frames=range(2), peaks=peaks, controls=2)  # what is computed once
+    start = time.process_time()
+    found = index_frames(frames, cell, peaks=peaks, controls=100)
+    rate = (shots + 100) / (time.process_time() - start)
+    shuffled = index_frames(frames, cell, peaks=turned(peaks, frames.attrs["beam_center"]), controls=100)
+    error = errors(found, frames)
+    table = found.table.assign(hit=found.table["lattices"] > 0, chance=shuffled.table["lattices"] > 0, crystals=crystals)
+    lines = [f"## {name}, {shots} shots", "", f"- {rate:.0f} frames/s on one thread, controls counted as frames"]
+    lines.append(f"- orientation error: median {np.median(error):.3f}°, 95 % below {np.quantile(error, 0.95):.3f}°")
+    two = table[table["crystals"] == 2]
+    lines.append(f"- of {len(two)} frames with two crystals, both are found in {(two['lattices'] == 2).mean():.0%}")
+    blank = table[table["crystals"] == 0]
+    lines += [f"- of {len(blank)} blank frames, {int(blank['hit'].sum())} are indexed", ""]
+    lines += ["| peaks | frames | indexed | shuffled, indexed | peaks on the lattice |", "| --- | --- | --- | --- | --- |"]
+    hits = table[table["crystals"] > 0]
+    for low, high in zip(BINS, BINS[1:], strict=False):
+        rows = hits[(hits["peaks"] >= low) & (hits["peaks"] < high)]
+        if len(rows):
+            label = f"{low} to {high - 1}" if high < BINS[-1] else f"{low} and more"
+            share = f"{rows.loc[rows['hit'], 'share'].median():.2f}" if rows["hit"].any() else "–"
+            lines.append(f"| {label} | {len(rows)} | {rows['hit'].mean():.2f} | {rows['chance'].mean():.3f} | {share} |")
+    return [*lines, ""]
+
+
+def real_still() -> list[str]:
+    """The lines of the CSPAD still."""
+    ds = load("cspad-lysozyme")
+    peaks = find_frame_peaks(ds, [0], threshold=80, **PEAKFINDER8)
+    lines = ["## The CSPAD still of lysozyme", "", "| cell | peaks indexed | refined cell | distance, mm | rmsd, px |", "| --- | --- | --- | --- | --- |"]
+    for label, cell, reach in (("known", ds.attrs["unit_cell"], 0.03), ("unknown, at the header's distance", None, 0.0)):
+        found = index_frames(ds, cell, peaks=peaks, distance_range=reach, controls=50)
+        row, lattice = found.table.loc[0], found.of(0)[0]
+        lines.append(f"| {label} | {row['indexed']} of {row['peaks']} | {lattice.cell} | {row['distance_mm']:.2f} | {row['rmsd_px']:.2f} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shots", type=int, default=300)
+    parser.add_argument("--out", default=Path(__file__).parent / "results" / "indexing.md", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    head = [
+        "# Indexing", "",
+        f"`OMP_NUM_THREADS=1 python bench/indexing.py --shots {args.shots}`; {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", "",
+    ]  # fmt: skip
+    lines = head + one("sim128", args.shots) + one("sim-522", args.shots // 4) + real_still()
+    args.out.write_text("\n".join(lines).rstrip() + "\n")
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
