@@ -79,7 +79,14 @@ def test_ranks_on_two_nodes_and_a_job_that_goes_on(place: Place):
 
 def test_workers_that_sample(place: Place):
     """Bit for bit what one process draws with the sampler's option; without the plug-in nothing is drawn."""
-    draw = ["sample", str(place.alone), "-n", "6", "inference.batch_size=2", "inference.sampler_options={strength: 0.7}"]
+    draw = [
+        "sample",
+        str(place.alone),
+        "-n",
+        "6",
+        "inference.batch_size=2",
+        "inference.sampler_options={strength: 0.7}",
+    ]
     place(*draw, "plugins=[mine.ipynb]", "--name", "one")
     place(*draw, "plugins=[mine.ipynb]", "--name", "local", "--workers", "local:2")
     place(*draw, "--trust-plugins", "--name", "slurm", "--workers", "slurm:worker.yaml")

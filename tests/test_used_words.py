@@ -182,11 +182,15 @@ def test_commands_name_words_without_effect_once(runs, tmp_path):
     """In the terminal, and not again in a cell of the notebook that is executed."""
     from test_run import xrddiff
 
-    run = shutil.copytree(runs("ddpm"), tmp_path / "run")
-    word, steps = "inference.eta=0.5", "inference.steps=2"
-    for command in (["sample", str(run), "-n", "2", steps], ["evaluate", str(run)], ["run", f"resume={run}"]):
-        word = "model.patch_size=16" if command[0] == "run" else word  # the default: a resumed run takes no other
-        done = xrddiff(*command, word, folder=tmp_path)
+    run, eta = shutil.copytree(runs("ddpm"), tmp_path / "run"), "inference.eta=0.5"
+    commands = [
+        ["sample", str(run), "-n", "2", "inference.steps=2", "inference.limit=2", eta],
+        ["evaluate", str(run), "inference.limit=2", eta],
+        ["run", f"resume={run}", "--dry-run", "model.patch_size=16"],  # a resumed run may repeat its words
+    ]
+    for command in commands:
+        done = xrddiff(*command, folder=tmp_path)
         why = "the denoiser is unet" if command[0] == "run" else "inference.sampler=unipc"
         noted = [line for line in (done.stdout + done.stderr).splitlines() if "no effect" in line]
-        assert noted == [f"xrddiff: note: no effect in this run: {word.partition('=')[0]} ({why})"], command
+        word = command[-1].partition("=")[0]
+        assert noted == [f"xrddiff: note: no effect in this run: {word} ({why})"], command
