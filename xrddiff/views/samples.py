@@ -16,7 +16,8 @@ from matplotlib.colors import Normalize
 
 from ..frames.frames import frame_count, frame_mask
 from ..errors import BadInput
-from ..metrics.distribution import DISTANCES, LEVELS, SetSummary
+from ..metrics.distribution import DISTANCES
+from ..metrics.set_summaries import LEVELS, SetSummary
 from ..metrics.diversity import pair_distances
 from xrddiff.views.plots import (
     INTENSITY,
@@ -64,7 +65,9 @@ def _block_maxima(image: np.ndarray, k: int) -> np.ndarray:
 
 
 def origin_of(frames: xr.Dataset) -> str:
-    """The label of real frames: "simulated" if they name a simulated experiment, else "measured"."""
+    """The label of real frames: "simulated" if they name a simulated experiment, else
+    "measured".
+    """
     return "simulated" if "experiment" in frames.attrs else "measured"
 
 # %% ../../nbs/views/samples.ipynb #8c05d066
