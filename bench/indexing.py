@@ -55,21 +55,28 @@ def one(name: str, shots: int) -> list[str]:
     rate = (shots + 100) / (time.process_time() - start)
     shuffled = index_frames(frames, cell, peaks=turned(peaks, frames.attrs["beam_center"]), controls=100)
     error = errors(found, frames)
-    table = found.table.assign(hit=found.table["lattices"] > 0, chance=shuffled.table["lattices"] > 0, crystals=crystals)
+    table = found.table.assign(
+        hit=found.table["lattices"] > 0, chance=shuffled.table["lattices"] > 0, crystals=crystals
+    )
     lines = [f"## {name}, {shots} shots", "", f"- {rate:.0f} frames/s on one thread, controls counted as frames"]
     lines.append(f"- orientation error: median {np.median(error):.3f}°, 95 % below {np.quantile(error, 0.95):.3f}°")
     two = table[table["crystals"] == 2]
     lines.append(f"- of {len(two)} frames with two crystals, both are found in {(two['lattices'] == 2).mean():.0%}")
     blank = table[table["crystals"] == 0]
     lines += [f"- of {len(blank)} blank frames, {int(blank['hit'].sum())} are indexed", ""]
-    lines += ["| peaks | frames | indexed | shuffled, indexed | peaks on the lattice |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| peaks | frames | indexed | shuffled, indexed | peaks on the lattice |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     hits = table[table["crystals"] > 0]
     for low, high in zip(BINS, BINS[1:], strict=False):
         rows = hits[(hits["peaks"] >= low) & (hits["peaks"] < high)]
         if len(rows):
             label = f"{low} to {high - 1}" if high < BINS[-1] else f"{low} and more"
             share = f"{rows.loc[rows['hit'], 'share'].median():.2f}" if rows["hit"].any() else "–"
-            lines.append(f"| {label} | {len(rows)} | {rows['hit'].mean():.2f} | {rows['chance'].mean():.3f} | {share} |")
+            lines.append(
+                f"| {label} | {len(rows)} | {rows['hit'].mean():.2f} | {rows['chance'].mean():.3f} | {share} |"
+            )
     return [*lines, ""]
 
 
@@ -77,11 +84,21 @@ def real_still() -> list[str]:
     """The lines of the CSPAD still."""
     ds = load("cspad-lysozyme")
     peaks = find_frame_peaks(ds, [0], threshold=80, **PEAKFINDER8)
-    lines = ["## The CSPAD still of lysozyme", "", "| cell | peaks indexed | refined cell | distance, mm | rmsd, px |", "| --- | --- | --- | --- | --- |"]
-    for label, cell, reach in (("known", ds.attrs["unit_cell"], 0.03), ("unknown, at the header's distance", None, 0.0)):
+    lines = [
+        "## The CSPAD still of lysozyme",
+        "",
+        "| cell | peaks indexed | refined cell | distance, mm | rmsd, px |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for label, cell, reach in (
+        ("known", ds.attrs["unit_cell"], 0.03),
+        ("unknown, at the header's distance", None, 0.0),
+    ):
         found = index_frames(ds, cell, peaks=peaks, distance_range=reach, controls=50)
         row, lattice = found.table.loc[0], found.of(0)[0]
-        lines.append(f"| {label} | {row['indexed']} of {row['peaks']} | {lattice.cell} | {row['distance_mm']:.2f} | {row['rmsd_px']:.2f} |")
+        lines.append(
+            f"| {label} | {row['indexed']} of {row['peaks']} | {lattice.cell} | {row['distance_mm']:.2f} | {row['rmsd_px']:.2f} |"
+        )
     return [*lines, ""]
 
 

@@ -110,7 +110,12 @@ def test_every_crystal_system(system):
     (lattice,) = Indexer(cell, 0.32, lattices=1)(peaks, detector)
     assert lattice.indexed.mean() > 0.95 and orientation_error(lattice.U, U, cell) < 0.2
     again = predict_spots(lattice.hkl[lattice.indexed], lattice.A, detector, 1.0)
-    assert np.hypot(again["fs"] - peaks["fs"][lattice.indexed].to_numpy(), again["ss"] - peaks["ss"][lattice.indexed].to_numpy()).median() < 0.5
+    assert (
+        np.hypot(
+            again["fs"] - peaks["fs"][lattice.indexed].to_numpy(), again["ss"] - peaks["ss"][lattice.indexed].to_numpy()
+        ).median()
+        < 0.5
+    )
 
 
 def _table(xy: np.ndarray) -> pd.DataFrame:
@@ -137,7 +142,11 @@ def test_tables_that_cannot_be_indexed(xy, reason):
 
 def test_bad_input_is_refused_with_a_sentence():
     frames = simulate("sim128", [0], seed=1)
-    for cell, sentence in (((10, 10, 10, 90, 90, 180), "parallelepiped"), ("none.cif", "none.cif cannot be read"), ("P4", "expected a,b,c")):
+    for cell, sentence in (
+        ((10, 10, 10, 90, 90, 180), "parallelepiped"),
+        ("none.cif", "none.cif cannot be read"),
+        ("P4", "expected a,b,c"),
+    ):
         with pytest.raises(BadInput, match=re.escape(sentence)):
             index_frames(frames, cell)
     with pytest.raises(BadInput, match="wavelength"):
