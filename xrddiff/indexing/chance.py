@@ -20,7 +20,7 @@ def shuffled(s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rho, phi = np.hypot(s[:, 0], s[:, 1]), rng.uniform(0, 2 * np.pi, len(s))
     return np.stack([rho * np.cos(phi), rho * np.sin(phi), s[:, 2]], axis=1)
 
-# %% ../../nbs/indexing/chance.ipynb #e829c868
+# %% ../../nbs/indexing/chance.ipynb #2adb5231
 @dataclass(frozen=True)
 class Chance:
     """The distribution of the number of indexed peaks of frames without a lattice.
@@ -39,7 +39,7 @@ class Chance:
     def at_least(self, m: np.ndarray | int, n: np.ndarray | int) -> np.ndarray:
         """Probability that chance indexes `m` or more of `n` peaks."""
         m, n = np.asarray(m) - self.free, np.maximum(np.asarray(n) - self.free, 0)
-        return -np.expm1(self.tries * binom.logcdf(np.maximum(m, 0) - 1, n, self.p))
+        return np.abs(np.expm1(self.tries * binom.logcdf(np.maximum(m, 0) - 1, n, self.p)))
 
     def expected(self, n: np.ndarray | int) -> np.ndarray:
         """Median number of indexed peaks of `n` without a lattice."""

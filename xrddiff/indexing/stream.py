@@ -50,7 +50,7 @@ def geometry_text(geometry: PanelGeometry) -> str:
         lines.append("")
     return "\n".join(lines)
 
-# %% ../../nbs/indexing/stream.ipynb #cdf5ae57
+# %% ../../nbs/indexing/stream.ipynb #6553623b
 def _crystal_lines(lattice: Lattice, reflections: pd.DataFrame, names: list[str]) -> Iterator[str]:
     """A crystal block."""
     a, b, c, *angles = lattice.cell.parameters
@@ -104,13 +104,15 @@ def _chunk_lines(
     yield f"peak_resolution = {10 * outermost:.4f} nm^-1 or {1 / outermost:.4f} A"
     yield "Peaks from peak search"
     yield "  fs/px   ss/px (1/d)/nm^-1   Intensity  Panel"
+    rows = geometry.shape[1]  # panels lie one above the other in the file, as the header says
     for fs, ss, s, intensity, p in zip(peaks["fs"], peaks["ss"], resolution, peaks["intensity"], panel, strict=True):
-        yield f"{fs:7.2f} {ss:7.2f} {10 * s:10.4f} {intensity:11.2f}   {names[p]}"
+        yield f"{fs:7.2f} {ss + p * rows:7.2f} {10 * s:10.4f} {intensity:11.2f}   {names[p]}"
     yield "End of peak list"
     for lattice in lattices:
         spots = lattice.spots
         measured = integrate_frame(ds, frame, spots)
         table = spots.join(measured)[measured["intensity"].notna()]
+        table = table.assign(ss=table["ss"] + table["panel"] * rows)
         yield from _crystal_lines(lattice, table, names)
     yield "----- End chunk -----"
 
@@ -118,8 +120,8 @@ def _chunk_lines(
 def write_stream(path: str | os.PathLike, ds: xr.Dataset, indexing: Indexing, name: str) -> Path:
     """Write indexed frames of `ds` as a CrystFEL stream; `name` is the image file's.
 
-    Lattices that chance explains are left out. fs and ss count within each panel, as in the
-    geometry of the header.
+    Lattices that chance explains are left out. Panels lie one above the other along ss, as the
+    geometry in the header says.
     """
     path = Path(path)
     with writing(path) as part, open(part, "w", encoding="utf-8") as out:
