@@ -15,6 +15,7 @@ from torch import nn
 from ..contradictions import chosen_options
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.objectives import AutoregressiveObjective, DenoisingObjective
+from ..frames.pipelines import transform_from_state
 from ..frames.transforms import Transform
 from xrddiff.inference.generators import (
     Generator,
@@ -66,7 +67,7 @@ def open_space(
         return None, None
     folder = Path(run) / "autoencoder"
     space = open_latent_space(folder, device=device)
-    return space, Transform.from_state(load_checkpoint(folder).state["transform"])
+    return space, transform_from_state(load_checkpoint(folder).state["transform"])
 
 # %% ../../nbs/inference/building.ipynb #03152515
 VIT_OF_SIZE = {"tiny": "tiny", "small": "base", "medium": "base", "large": "large", "xl": "huge"}
@@ -135,7 +136,7 @@ def build_autoregressive(
     fields: its conditions, see `condition_fields`.
     values: scale and range of the values, see `measure_values`.
     """
-    m, (sigma_data, limits) = cfg.model, values
+    m, (sigma_data, data_range) = cfg.model, values
     words = {name: getattr(m, name) for name in ("depth", "heads", "dim_head", "mlp_depth", "order")}
     torch.manual_seed(cfg.training.seed)
     return make_autoregressive(
@@ -145,7 +146,7 @@ def build_autoregressive(
         patch_size=m.patch_size if space is None else m.latent_patch_size,
         mask_channel=m.mask_channel and space is None,
         conditions=fields,
-        diffusion=asdict(m.diffusion_kwargs) | dict(sigma_data=sigma_data, clamp=limits),
+        diffusion=asdict(m.diffusion_kwargs) | dict(sigma_data=sigma_data, clamp=data_range),
         **words,
     )
 
@@ -204,7 +205,7 @@ class Building:
     def state(self) -> dict[str, Any]:
         """What every checkpoint contains besides the weights."""
         g = self.generator
-        about = dict(space=g.space, conditions=g.conditions, limits=g.limits, classes=g.classes)
+        about = dict(space=g.space, conditions=g.conditions, data_range=g.data_range, classes=g.classes)
         return self.prepared.state() | generator_state(g.model, g.shape, **about)
 
     def trainer(self, run: str | Path) -> Trainer:
@@ -242,7 +243,7 @@ class Building:
 
     def __str__(self) -> str:
         size = sum(p.numel() for p in self.network.parameters()) / 1e6
-        (low, high), shape = self.generator.limits, " x ".join(map(str, self.generator.shape))
+        (low, high), shape = self.generator.data_range, " x ".join(map(str, self.generator.shape))
         about = f"{type(self.network).__name__}, {size:.2f} M parameters, {self.cfg.model.parameterisation}"
         return f"{about}, draws {shape} values from {low:.2f} to {high:.2f}, σ_data {self.sigma_data:.3f}"
 

@@ -5,8 +5,6 @@
 # %% ../../nbs/inference/judges.ipynb #7698d606
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +19,7 @@ from ..frames.frames import evenly_spaced, frame_count
 from ..frames.labels import LABELS, frame_resolution
 from ..loading.loader import FrameLoader
 from ..errors import BadInput, XrddiffError
-from ..files import json_digest
+from ..files import CannotSave, json_digest, writing
 from xrddiff.metrics.conditions import (
     Answers,
     class_answer,
@@ -30,7 +28,7 @@ from xrddiff.metrics.conditions import (
     confusion_matrix,
     number_answer,
 )
-from ..models.classifier import Classifier, judge
+from ..models.classifier import Classifier, evaluate_classifier
 from ..training.classifiers import fit_classifier, open_classifier, save_classifier, to_device
 
 if TYPE_CHECKING:
@@ -146,19 +144,19 @@ class ConditionJudges:
         steps = 20 if self.trial else int(np.clip(30 * len(p.train) // 16, 60, _STEPS))
         net = fit_classifier(train, name, classes, steps=steps, device=self.device)
         held_out = p.loader(evenly_spaced(p.held_out, _FRAMES), batch_size=50, shuffle=False, prefetch=0)
-        confusion = judge(net, (to_device(b, self.device) for b in held_out.batches()), name, classes)["confusion"]
+        confusion = evaluate_classifier(net, (to_device(b, self.device) for b in held_out.batches()), name, classes)[
+            "confusion"
+        ]
         about = {"key": self._key(name), "classes": self.classes[name], "confusion": confusion.tolist()}
-        (self.run / JUDGE).mkdir(exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.run / JUDGE))
-        save_classifier(net, new, name, steps, **about)
-        shutil.rmtree(_folder(self.run, name), ignore_errors=True)
         try:
-            new.rename(_folder(self.run, name))
-        except OSError:  # another process was as fast, and wrote the same
-            shutil.rmtree(new, ignore_errors=True)
+            with writing(_folder(self.run, name)) as new:
+                save_classifier(net, new, name, steps, **about)
+        except CannotSave:
+            if self.open(name) is None:  # else another process was as fast, and wrote the same
+                raise
         self._opened[name] = net, about
 
-    def look(self, samples: xr.Dataset, counted: xr.Dataset) -> Answers:
+    def measure(self, samples: xr.Dataset, counted: xr.Dataset) -> Answers:
         """The requested and the actual conditions of samples.
 
         samples: the samples, with the requested conditions.
@@ -184,7 +182,7 @@ class ConditionJudges:
     def answers(self, found: Answers, sets: Mapping[str, SetSummary]) -> dict[str, dict[str, Any]]:
         """By condition, what was requested and what was found.
 
-        found: the result of `look`.
+        found: the result of `measure`.
         sets: what the ruler measured on samples and held-out frames.
         """
         out = {}

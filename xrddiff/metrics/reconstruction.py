@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Codec', 'ROW_NAMES', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'CodecScore',
-           'row_names', 'judge', 'judge_scene', 'mean_profile', 'missing_scores']
+           'row_names', 'score_frames', 'score_scene', 'mean_profile', 'missing_scores']
 
 # %% ../../nbs/metrics/reconstruction.ipynb #75cbb8c8
 Codec = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
@@ -95,8 +95,8 @@ def autoencoder_codec(model: Any, device: torch.device | str = "cpu") -> Codec:
 class CodecScore:
     """Scores reconstructed frames against measured ones: peaks, pixels and radial profiles.
 
-    A registered metric, `f(reference, test)` with one number per frame, adds its mean over the frames.
-    Parts of several workers can be merged.
+    A registered metric, `f(reference, test)` with one number per frame, adds its mean over the
+    frames. Parts of several workers can be merged.
 
     - `transform`: adds scaled_mse, the mean squared error over valid pixels in network values.
     - `is_draw`: the test is a measurement. Otherwise it contains expected values, and drawn_f1 is
@@ -191,14 +191,16 @@ ROW_NAMES = {
 
 
 def row_names() -> dict[str, str]:
-    """What tables call the entries of a row, in their order, with those of registered metrics (`title=` of `register`)."""
+    """What tables call the entries of a row, in their order, with those of registered metrics
+    (`title=` of `register`).
+    """
     return ROW_NAMES | {name: e.traits.get("title", name.replace("_", " ")) for name, e in entries("metric").items()}
 
 # %% ../../nbs/metrics/reconstruction.ipynb #a7c228e6
 BLOCK = 64  # frames
 
 
-def judge(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, float]:
+def score_frames(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, float]:
     """How well `test` frames give back the measured `reference` frames: the row of a `CodecScore`,
     which has these `options`.
     """
@@ -215,7 +217,7 @@ def judge(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, 
     return score.compute()
 
 
-def judge_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict[str, dict[str, float]]:
+def score_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict[str, dict[str, float]]:
     """The rows of what nothing can beat, for simulated frames: the "true expected counts", where
     the frames still have them, and the "same scene measured again".
 
@@ -225,8 +227,10 @@ def judge_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict
     """
     rows = {}
     if "expected" in again:
-        rows["true expected counts"] = judge(measured, with_intensity(measured, again["expected"].values), **options)
-    return rows | {"same scene measured again": judge(measured, again, is_draw=True, **options)}
+        rows["true expected counts"] = score_frames(
+            measured, with_intensity(measured, again["expected"].values), **options
+        )
+    return rows | {"same scene measured again": score_frames(measured, again, is_draw=True, **options)}
 
 # %% ../../nbs/metrics/reconstruction.ipynb #45e71ee9
 def mean_profile(frames: xr.Dataset, bins: int = 100) -> tuple[np.ndarray, np.ndarray] | None:

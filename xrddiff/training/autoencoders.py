@@ -13,7 +13,7 @@ from torch import nn
 
 from ..contradictions import chosen_options
 from ..errors import BadInput
-from ..frames.transforms import Transform
+from ..frames.pipelines import transform_from_state
 from ..loading.datasets import Prepared, prepare_words
 from ..losses import VAEObjective, VQObjective
 from ..models.autoencoder import make_autoencoder
@@ -65,8 +65,8 @@ def build_autoencoder(cfg: Config) -> nn.Module:
 def detector_words(prepared: Prepared, loss: str) -> dict[str, float]:
     """`gain`, `pedestal` and `read_noise` of the frames.
 
-    `loss`: the reconstruction loss of the run. Raises `BadInput` if it works on photon counts and the
-    frames have no gain.
+    `loss`: the reconstruction loss of the run. Raises `BadInput` if it works on photon counts
+    and the frames have no gain.
     """
     about, more = prepared.frames["intensity"].attrs, prepared.frames.attrs
     if loss in COUNT_LOSSES and "gain" not in about:
@@ -80,7 +80,8 @@ def detector_words(prepared: Prepared, loss: str) -> dict[str, float]:
 def autoencoder_objective(net: nn.Module, prepared: Prepared, cfg: Config, steps_per_epoch: int) -> nn.Module:
     """The loss of the autoencoder `net` on the frames in `prepared`.
 
-    `cfg`: the configuration of the run. `steps_per_epoch`: batches of the training loader per epoch.
+    `cfg`: the configuration of the run. `steps_per_epoch`: batches of the training loader per
+    epoch.
     """
     t = cfg.training
     words = detector_words(prepared, t.recons_loss) | {k: getattr(t, k) for k in ("recons_loss", "beta_recons", "seed")}
@@ -117,7 +118,7 @@ def frames_of_autoencoder(cfg: Config, checkpoint: Checkpoint) -> Prepared:
 
     Raises `BadInput` if the frames are cropped differently from those that it was trained on.
     """
-    prepared = prepare_words(cfg, Transform.from_state(checkpoint.state["transform"]))
+    prepared = prepare_words(cfg, transform_from_state(checkpoint.state["transform"]))
     if prepared.regions.state() != checkpoint.state["regions"]:
         raise BadInput(
             f"the autoencoder was trained on frames cut as {checkpoint.state['regions']}, and the words of data say {prepared.regions.state()}; expected the same"
