@@ -22,8 +22,6 @@ from xrddiff.metrics.baselines import with_intensity
 from xrddiff.metrics.distribution import (
     DETAILS,
     DISTANCES,
-    Ruler,
-    SetSummary,
     compare_sets,
     floor,
     ratio_table,
@@ -40,6 +38,7 @@ from xrddiff.metrics.diversity import (
     ratio_interval,
     wilson_interval,
 )
+from xrddiff.metrics.set_summaries import Ruler, SetSummary
 from xrddiff.simulation.simulate import simulate
 from xrddiff.views.plots import png
 from xrddiff.views.samples import plot_distribution, plot_ratios, show_denoising, show_samples
