@@ -28,6 +28,7 @@ ROOMS = {
     "runs": "Runs",
     "frames": "Frames",
     "simulation": "Simulation",
+    "indexing": "Indexing",
     "headers": "Headers",
     "formats": "Formats",
     "loading": "Loading",

@@ -189,3 +189,41 @@ def test_a_stream_has_what_was_indexed(indexed_cspad, cspad, tmp_path):
     intensity = np.array([row.split()[3] for row in rows], float)
     found = np.array([tuple(h) in strong for h in hkl])
     assert np.median(intensity[found]) > 5 * max(np.median(intensity[~found]), 1)
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch, capsys):
+    from xrddiff.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "simulate", "sim128", "-n", "6", "-o", "shots.h5", "--seed", "5"]) == 0
+    assert main(["data", "index", "shots.h5", "--frames", "0:4", "--controls", "20", "--distance-range", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "cell: P 36.00 44.00 52.00" in out and "stream: shots-indexed.stream" in out
+    table = pd.read_csv("shots-indexed.csv", index_col="frame")
+    assert len(table) == 4 and (tmp_path / "shots-indexed.png").stat().st_size > 10_000
+    text = (tmp_path / "shots-indexed.stream").read_text()
+    assert text.count("--- Begin crystal") == table["lattices"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["shots.h5", "--cell", "10,10,10,90,90,180"], "no parallelepiped has these edges"),
+        (["shots.h5", "--cell", "lysozyme.pdb"], "lysozyme.pdb cannot be read"),
+        (["shots.h5", "--frames", "7:9"], "has 2 frames, numbers 0 to 1"),
+        (["shots.h5", "--frames", "all"], "expected a frame number or START:STOP"),
+        (["gone.h5"], "gone.h5"),
+        (["shots.h5", "--png", "shots.h5/x.png"], "is not a folder"),
+    ],
+)
+def test_mistakes_on_the_command_line(words, sentence, tmp_path, monkeypatch, capsys):
+    from xrddiff.cli.main import main
+    from xrddiff.formats.store import save_frames
+
+    monkeypatch.chdir(tmp_path)
+    save_frames(simulate("sim128", [0, 1], seed=5), "shots.h5")
+    assert main(["data", "index", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    assert not list(tmp_path.glob("*indexed*"))
