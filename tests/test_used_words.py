@@ -141,6 +141,7 @@ def train(cfg, path):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_words_of_a_model(model, tmp_path, read):
     given = [*SMALL, *MODELS[model]]
