@@ -30,6 +30,7 @@ def run(tmp_path_factory):
     shutil.copy(TUTORIAL, folder / "mine.ipynb")
     words = ["model=ddpm", "network=Plain", "model.network_options={width: 8}", "data.transform=cuberoot", *FEW]
     words += ["inference.sampler=damped", "inference.sampler_options={strength: 0.5}", "inference.num_samples=4"]
+    words += ["data.train_ratio=0.6"]  # enough held-out frames to compare the samples with
     done = xrddiff(folder, "run", *words, "inference.steps=3", "plugins=[mine.ipynb]", "run_name=one")
     assert done.returncode == 0, done.stderr[-2000:]
     return next(folder.glob("output/*/one"))
@@ -64,7 +65,11 @@ def test_a_loss_and_a_row_in_the_report(run):
     done = xrddiff(folder, "run", *words, "plugins=[mine.ipynb]", "run_name=two")
     assert done.returncode == 0, done.stderr[-2000:]
     (report,) = folder.glob("output/*/two/report.md")
-    assert "error of the brightest pixel" in report.read_text()
+    assert "error of the brightest pixel" in report.read_text() and "| brightest pixel" in report.read_text()
+
+
+def test_a_metric_of_single_frames_is_a_row_of_samples(run):
+    assert "| brightest pixel" in (run / "report.md").read_text()
 
 
 def test_what_is_listed_and_refused(run):

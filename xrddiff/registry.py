@@ -51,7 +51,7 @@ KINDS: dict[str, Kind] = {
     "network": Kind("network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions")),
     "autoencoder": Kind("model that turns frames into a latent and back"),
     "quantizer": Kind("codebook of a vector-quantised autoencoder"),
-    "metric": Kind("number that a report says about reconstructed frames"),
+    "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),
     "mask_rule": Kind("rule of automatic masking"),
     "chart": Kind("picture of a report"),
@@ -365,16 +365,24 @@ class Names(Sequence):
 
     `extra`: further names, which come first.
     `traits`: only entries with these traits; False also matches a trait that is not set.
+
+    `|` joins the names of two kinds.
     """
 
     def __init__(self, kind: str, *extra: str, **traits: Any):
         self.kind, self.extra, self.traits = known_kind(kind), extra, traits
+        self.others: tuple[Names, ...] = ()
+
+    def __or__(self, other: Names) -> Names:
+        out = Names(self.kind, *self.extra, **self.traits)
+        out.others = (*self.others, other)
+        return out
 
     def _all(self) -> list[str]:
         fits = [
             n for n, e in entries(self.kind).items() if all(e.traits.get(k, False) == v for k, v in self.traits.items())
         ]
-        return [*self.extra, *fits]
+        return [*self.extra, *fits, *(name for other in self.others for name in other)]
 
     def __add__(self, other: Sequence[str]) -> tuple[str, ...]:
         return (*self, *other)

@@ -35,6 +35,7 @@ from xrddiff.metrics.reconstruction import (
     pca_codec,
     reconstruct_frames,
 )
+from ..registry import Names, get
 from ..training.checkpoints import load_checkpoint
 from ..training.latents import open_autoencoder
 from ..used_words import model_parts
@@ -228,7 +229,7 @@ class CodecEvaluation:
         quantizer = getattr(self.model, "quantizer", None)
         if quantizer is None:
             return {}
-        return dict(codebook_use=float(quantizer.usage), perplexity=float(quantizer.perplexity))
+        return {name: get("metric", name)(quantizer) for name in Names("metric", of="codebook")}
 
 # %% ../../nbs/inference/evaluation.ipynb #049d7ee2
 def principal_components(evaluation: CodecEvaluation, components: int) -> tuple[str, xr.Dataset]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,9 +27,9 @@ from ..registry import Names, get, register
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['DISTANCES', 'DETAILS', 'LEVELS', 'wasserstein', 'histogram_distance', 'Ruler', 'SetSummary', 'profile', 'histogram',
-           'peak_count', 'diversity', 'profile_mean', 'peak_intensity', 'peak_radius', 'repeats', 'set_distances',
-           'compare_sets', 'floor', 'times_floor', 'ratio_table']
+__all__ = ['DISTANCES', 'DETAILS', 'LEVELS', 'wasserstein', 'histogram_distance', 'frame_metric', 'Ruler', 'SetSummary',
+           'profile', 'histogram', 'peak_count', 'diversity', 'profile_mean', 'peak_intensity', 'peak_radius',
+           'repeats', 'set_distances', 'compare_sets', 'floor', 'times_floor', 'ratio_table']
 
 # %% ../../nbs/metrics/distribution.ipynb #e56df3d9
 def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -68,8 +68,21 @@ def histogram_distance(h: np.ndarray, other: np.ndarray, centres: np.ndarray) ->
         share = np.cumsum(h) / np.sum(h) - np.cumsum(other) / np.sum(other)
     return float(np.abs(share[:-1]) @ np.diff(centres))
 
+# %% ../../nbs/metrics/distribution.ipynb #c42b358f
+def frame_metric(name: str, frames: xr.Dataset) -> np.ndarray:
+    """The registered metric `name` of each of the `frames`, (n,) float64.
+
+    Raises `BadInput` if it does not return one number for each frame.
+    """
+    found = np.asarray(get("metric", name)(frames), np.float64)
+    if found.shape != (n := frame_count(frames),):
+        raise BadInput(
+            f"the metric {name} returned an array of shape {found.shape}; expected ({n},), a number for each frame"
+        )
+    return found
+
 # %% ../../nbs/metrics/distribution.ipynb #843117dc
-DISTANCES = Names("distance", detail=False)
+DISTANCES = Names("distance", detail=False) | Names("metric", of="frames")
 DETAILS = Names("distance", detail=True)  # worked out too, and in no table
 LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
 _ATTRIBUTES = ("beam_center", "pedestal", "read_noise", "saturation", "distance", "pixel_size")
@@ -126,7 +139,11 @@ class Ruler:
             edges = bin_edges(radius, rings)
             self.cell = np.clip(np.searchsorted(edges, radius, "right") - 1, 0, len(edges) - 2)
             self.radii = (edges[:-1] + edges[1:]) / 2
+        self.metrics = tuple(Names("metric", of="frames"))
+        if twice := set(self.metrics) & {*Names("distance")}:
+            raise BadInput(f"the metric {min(twice)!r} has the name of a distance; expected another name")
         about = [self.about, self.attrs, self.scale, self.step, self.side, self.finder, self.dims, len(self.radii)]
+        about += [self.metrics] if self.metrics else []
         arrays = [self.mask, self.cell, *(v.values for v in self.places.values())]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
         for array in arrays:
@@ -244,6 +261,7 @@ class Ruler:
         return SetSummary(
             self.key,
             self.radii,
+            self.metrics,
             number=numbers.astype(np.int64),
             pixels=pixels.astype(np.int32),
             profile=profile,
@@ -254,6 +272,7 @@ class Ruler:
             ).astype(np.int32),
             peak_radius=table(owner, place, cells).astype(np.int32),
             blocks=block_means(u, valid, self.side),
+            values=np.array([frame_metric(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 
 # %% ../../nbs/metrics/distribution.ipynb #9bec2f66
@@ -265,6 +284,7 @@ class SetSummary:
 
     - `key`: identifies the ruler.
     - `radii`: of its rings (ring,), in px.
+    - `metrics`: names of the metrics of single frames.
     - `number`: frame numbers (n,).
     - `pixels`: number of valid pixels (n, ring).
     - `profile`: mean intensity (n, ring); NaN without valid pixels.
@@ -272,10 +292,12 @@ class SetSummary:
     - `peaks`: number of peaks (n,).
     - `peak_intensity`, `peak_radius`: histograms (n, bin) and (n, ring) of the peaks.
     - `blocks`: block means (n, block), see `block_means`.
+    - `values`: the metrics of single frames (n, metric).
     """
 
     key: str
     radii: np.ndarray
+    metrics: tuple[str, ...]
     number: np.ndarray
     pixels: np.ndarray
     profile: np.ndarray
@@ -284,6 +306,7 @@ class SetSummary:
     peak_intensity: np.ndarray
     peak_radius: np.ndarray
     blocks: np.ndarray
+    values: np.ndarray
 
     def __post_init__(self) -> None:
         order = np.argsort(self.number, kind="stable")
@@ -297,7 +320,7 @@ class SetSummary:
 
     def rows(self) -> dict[str, np.ndarray]:
         """The arrays with one row per frame, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        return {f.name: getattr(self, f.name) for f in fields(self)[3:]}
 
     @cached_property
     def within(self) -> tuple[np.ndarray, np.ndarray]:
@@ -306,23 +329,25 @@ class SetSummary:
 
     def take(self, at: Any) -> SetSummary:
         """The frames at the positions `at`."""
-        return SetSummary(self.key, self.radii, **{name: v[at] for name, v in self.rows().items()})
+        return replace(self, **{name: v[at] for name, v in self.rows().items()})
 
     def merge(self, *others: SetSummary) -> SetSummary:
         """The summary of all parts; the parts are not changed."""
         for other in others:
             _same_ruler(self, other)
         parts = [s.rows() for s in (self, *others)]
-        return SetSummary(self.key, self.radii, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+        return replace(self, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
     def state(self) -> dict[str, np.ndarray]:
         """The state as arrays, for `np.savez`; see `from_state`."""
-        return {"key": np.array(self.key), "radii": self.radii, **self.rows()}
+        about = {"key": np.array(self.key), "radii": self.radii, "metrics": np.array(self.metrics, str)}
+        return about | self.rows()
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> SetSummary:
         """The summary from its `state`."""
-        return cls(**{f.name: str(state[f.name]) if f.name == "key" else state[f.name] for f in fields(cls)})
+        about = {"key": str(state["key"]), "metrics": tuple(map(str, state["metrics"]))}
+        return cls(**{f.name: about.get(f.name, state[f.name]) for f in fields(cls)})
 
 # %% ../../nbs/metrics/distribution.ipynb #1e2d6f45
 def _same_ruler(a: SetSummary, b: SetSummary) -> None:
@@ -394,9 +419,13 @@ def repeats(reference: SetSummary, test: SetSummary) -> float:
 
 # %% ../../nbs/metrics/distribution.ipynb #d14788c5
 def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
-    """The distances of two sets by name: all that are registered as `distance`. NaN where neither set has what it is about (peaks, two frames to make a pair)."""
+    """The distances of two sets by name: all that are registered, and those of metrics of single frames.
+
+    NaN where neither set has what it is about (peaks, two frames to make a pair).
+    """
     _same_ruler(reference, test)
-    return {name: float(get("distance", name)(reference, test)) for name in DISTANCES + DETAILS}
+    found = {name: float(get("distance", name)(reference, test)) for name in Names("distance")}
+    return found | dict(zip(reference.metrics, wasserstein(reference.values, test.values).tolist(), strict=True))
 
 
 def _within(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
