@@ -24,7 +24,7 @@ from .errors import BadInput, nearest
 # %% auto #0
 __all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'forget', 'registering_as', 'title',
            'registering_modules', 'without_index', 'collect', 'write_index', 'entries', 'find', 'get', 'name_of',
-           'options', 'Names', 'range_problem', 'check_options']
+           'options', 'by_suffix', 'Names', 'range_problem', 'check_options']
 
 # %% ../nbs/registry.ipynb #f65a3280
 @dataclass(frozen=True)
@@ -41,27 +41,34 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "sampler": Kind("how noise becomes a sample"),
     "noise_schedule": Kind("how noise grows with time in the training of eps, x0 and v", given=("T",)),
-    "parameterisation": Kind("what the network of a denoiser predicts"),
-    "weighting": Kind("weight of a denoiser's loss over noise levels"),
+    "sigma_schedule": Kind(
+        "noise levels of a sampler's steps", given=("n", "sigma_min", "sigma_max", "rho", "alphas_bar")
+    ),
+    "parameterisation": Kind("what the network of a denoiser predicts", given=("sigma", "sigma_data")),
+    "training_noise": Kind("noise levels at which a denoiser is trained"),
+    "weighting": Kind("weight of a denoiser's loss over noise levels", given=("sigma", "sigma_data", "gamma")),
     "loss": Kind(
         "reconstruction term of an autoencoder", given=("gain", "pedestal", "read_noise", "reference_intensity")
     ),
     "annealing": Kind("how the weight of the KL term rises"),
     "transform": Kind("what is done to frames before a network sees them"),
     "network": Kind("network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions")),
-    "autoencoder": Kind("model that turns frames into a latent and back"),
-    "quantizer": Kind("codebook of a vector-quantised autoencoder"),
+    "autoencoder": Kind(
+        "model that turns frames into a latent and back",
+        given=("in_channels", "out_channels", "latent_channels", "quantizer"),
+    ),
+    "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
     "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),
-    "mask_rule": Kind("rule of automatic masking"),
+    "mask_rule": Kind("rule of automatic masking", given=("x", "values", "look", "alpha")),
     "chart": Kind("picture of a report"),
     "health_rule": Kind("what is watched during training"),
     "callback": Kind("what looks on while a model trains"),
-    "reader": Kind("reader of a file format"),
-    "writer": Kind("writer of a file format"),
+    "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
+    "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
     "tracker": Kind("service that follows a training"),
     "exporter": Kind("file format for trained models"),
-    "launcher": Kind("what starts the processes of a run"),
+    "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
 }
 
 # %% ../nbs/registry.ipynb #825f7fe5
@@ -359,6 +366,22 @@ def options(kind: str, name: str) -> dict[str, Option]:
     """The options of the entry called `name`."""
     return find(kind, name).options
 
+
+def by_suffix(kind: str) -> dict[str, str]:
+    """The names of a kind by the file suffixes that they are registered with (`suffixes=`).
+
+    Raises `BadInput` if two of them have the same suffix.
+    """
+    found: dict[str, str] = {}
+    for name, entry in entries(kind).items():
+        for suffix in entry.traits.get("suffixes", ()):
+            if found.setdefault(suffix, name) != name:
+                raise BadInput(
+                    f"{entry.source}: the {title(kind)} {name} is for files that end in {suffix}, and so is "
+                    f"{found[suffix]}; expected another suffix"
+                )
+    return found
+
 # %% ../nbs/registry.ipynb #f27e2a39
 class Names(Sequence):
     """The names of a kind, read when needed, because plug-ins may add names.
@@ -366,21 +389,26 @@ class Names(Sequence):
     `extra`: further names, which come first.
     `traits`: only entries with these traits; False also matches a trait that is not set.
 
+    `own`: only entries of the package, without those of plug-ins.
+
     `|` joins the names of two kinds.
     """
 
-    def __init__(self, kind: str, *extra: str, **traits: Any):
-        self.kind, self.extra, self.traits = known_kind(kind), extra, traits
+    def __init__(self, kind: str, *extra: str, own: bool = False, **traits: Any):
+        self.kind, self.extra, self.own, self.traits = known_kind(kind), extra, own, traits
         self.others: tuple[Names, ...] = ()
 
     def __or__(self, other: Names) -> Names:
-        out = Names(self.kind, *self.extra, **self.traits)
+        out = Names(self.kind, *self.extra, own=self.own, **self.traits)
         out.others = (*self.others, other)
         return out
 
     def _all(self) -> list[str]:
         fits = [
-            n for n, e in entries(self.kind).items() if all(e.traits.get(k, False) == v for k, v in self.traits.items())
+            name
+            for name, e in entries(self.kind).items()
+            if all(e.traits.get(k, False) == v for k, v in self.traits.items())
+            and (e.source.startswith("xrddiff.") or not self.own)
         ]
         return [*self.extra, *fits, *(name for other in self.others for name in other)]
 

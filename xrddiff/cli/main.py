@@ -21,6 +21,7 @@ from .batch import add_commands
 from .cluster_tools import add_tools
 from .listing import add_list
 from ..errors import BadInput, XrddiffError, nearest
+from ..plugins import load_standing
 
 # %% ../../nbs/cli/main.ipynb #b41b8e9a
 def run(args: argparse.Namespace) -> int:
@@ -235,6 +236,7 @@ def data_convert(args: argparse.Namespace) -> int:
     start_probe(args.source)
     from xrddiff.loading.catalog import convert
 
+    load_standing()
     _writable(args.target)
     _refuse_catalog_name(args.source)
     print(convert(args.source, args.target, overwrite=args.overwrite, **_words(args.words)))
@@ -294,6 +296,7 @@ def data_inspect(args: argparse.Namespace) -> int:
     start_probe(args.file)
     from xrddiff.views.inspection import inspect_file
 
+    load_standing()
     png = None
     if not args.no_png:
         png = args.png or _picture_name(args.file, args.frame)
@@ -331,6 +334,7 @@ def data_mask(args: argparse.Namespace) -> int:
     from xrddiff.views.masks import reason_bits, show_mask, why_masked
     from xrddiff.views.plots import png
 
+    load_standing()
     picture = args.png or _picture_name(args.file, "mask")
     for path in filter(None, (args.output, picture)):
         _writable(path)

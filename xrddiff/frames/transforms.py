@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -19,7 +19,7 @@ from .frames import frame_mask
 from .curves import IntegerTable, QuickMask, look_up, zero_masked
 from .noise import background_sigma, quantum, sample_frames, trustworthy
 from ..errors import BadInput, nearest
-from ..registry import register
+from ..registry import Range, register
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Array = np.ndarray | torch.Tensor
 
 # %% auto #0
-__all__ = ['REGISTRY', 'Transform', 'make_transform', 'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear', 'Anscombe',
-           'MinMaxPerImage', 'Pipeline']
+__all__ = ['REGISTRY', 'Scale', 'Pedestal', 'Standardise', 'Transform', 'make_transform', 'ValueTransform', 'Asinh', 'Log1p',
+           'Sqrt', 'Linear', 'Anscombe', 'MinMaxPerImage', 'Pipeline']
 
 # %% ../../nbs/frames/transforms.ipynb #def4f77c
 REGISTRY: dict[str, type[Transform]] = {}
@@ -128,6 +128,11 @@ def _module(x: Any) -> Any:
 _CACHE = 1 << 18  # pixels
 
 
+Scale = Annotated[float | None, Range(above=0), "intensities are divided by it; null: found in the training frames"]
+Pedestal = Annotated[float, "subtracted first, in the units of the frames"]
+Standardise = Annotated[bool, "mean 0 and variance 1 over the training frames"]
+
+
 class ValueTransform(Transform):
     """y = (f((x − pedestal)/scale) − mean)/std, pixel by pixel, in float32.
 
@@ -140,7 +145,7 @@ class ValueTransform(Transform):
 
     invertible = True
 
-    def __init__(self, scale: float | None = 1.0, pedestal: float = 0.0, standardise: bool = True):
+    def __init__(self, scale: Scale = 1.0, pedestal: Pedestal = 0.0, standardise: Standardise = True):
         if scale is not None and not (np.isfinite(scale) and scale > 0):
             raise BadInput(f"scale of the transform {self.name} is {scale}; expected a positive number")
         if not np.isfinite(pedestal):
@@ -281,7 +286,7 @@ class Asinh(ValueTransform):
 
     name = "asinh"
 
-    def __init__(self, scale: float | None = None, pedestal: float = 0.0, standardise: bool = True):
+    def __init__(self, scale: Scale = None, pedestal: Pedestal = 0.0, standardise: Standardise = True):
         super().__init__(scale, pedestal, standardise)
 
     def curve(self, u: Array) -> Array:
@@ -354,7 +359,11 @@ class Anscombe(ValueTransform):
     name = "anscombe"
 
     def __init__(
-        self, scale: float | None = None, pedestal: float = 0.0, standardise: bool = True, read_noise: float = 0.0
+        self,
+        scale: Scale = None,
+        pedestal: Pedestal = 0.0,
+        standardise: Standardise = True,
+        read_noise: Annotated[float, Range(low=0), "of the detector, in the units of the frames"] = 0.0,
     ):
         super().__init__(scale, pedestal, standardise)
         if not read_noise >= 0:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..config import inference_config
+from ..contradictions import chosen_options
 from ..errors import BadInput, nearest
 from ..formats.store import read_store
 from ..frames.frames import frame_count, select_frames
@@ -275,7 +276,8 @@ def unseen_still(
     Returns (the still, its reconstruction, its table row).
     """
     i, still = evaluation.cfg.inference, open_data(name)
-    panels = prepare_frames(still, transform=evaluation.cfg.data.transform)
+    how = chosen_options(evaluation.cfg, "data.transform_options")
+    panels = prepare_frames(still, transform=evaluation.cfg.data.transform, transform_options=how)
     words = dict(batch_size=i.batch_size, multiple=evaluation.model.downsampling, shuffle=False)
     by_panel, _ = reconstruct_frames(evaluation.codec, panels.loader(None, **words))
     made = with_intensity(still, by_panel["intensity"].values[None])
