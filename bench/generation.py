@@ -114,7 +114,7 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     held_out = prepared.loader(prepared.held_out, batch_size=250, shuffle=False)
     batch = next(held_out.batches(0))
     real = probabilities(batch["x"], batch["mask"])
-    sampler, made, asked = make_sampler(cfg, clamp=generator.limits), [], []
+    sampler, made, asked = make_sampler(cfg, clamp=generator.data_range), [], []
     for k in range(3):
         frames, _ = generator.sample(
             range(1000 * k, 1000 * k + 100), DrawSettings(sampler, batch_size=50, values={"hit_class": k})

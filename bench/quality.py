@@ -69,7 +69,7 @@ def on_training_frames(run: Path) -> dict[str, float]:
 
     from xrddiff.frames.frames import select_frames
     from xrddiff.loading.datasets import prepare_words
-    from xrddiff.metrics.reconstruction import autoencoder_codec, judge, reconstruct_frames
+    from xrddiff.metrics.reconstruction import autoencoder_codec, reconstruct_frames, score_frames
     from xrddiff.saved_config import load_config
     from xrddiff.training.latents import open_autoencoder
 
@@ -77,7 +77,7 @@ def on_training_frames(run: Path) -> dict[str, float]:
     few = np.linspace(0, len(prepared.train) - 1, len(prepared.held_out)).round().astype(int)
     loader = prepared.loader(prepared.train[few], batch_size=8, multiple=net.downsampling, shuffle=False)
     made, _ = reconstruct_frames(autoencoder_codec(net.eval()), loader)
-    return judge(select_frames(prepared.frames, prepared.train[few]).load(), made, transform=prepared.transform)
+    return score_frames(select_frames(prepared.frames, prepared.train[few]).load(), made, transform=prepared.transform)
 
 
 def measure(name: str, folder: Path) -> dict[str, dict]:

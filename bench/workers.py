@@ -55,7 +55,7 @@ def make_run(folder: Path, args: argparse.Namespace) -> Path:
         if p.ndim > 1 and not p.any():
             nn.init.kaiming_uniform_(p)
     model = Denoiser(net, sigma_data=1.0)
-    state = generator_state(model, (1, args.pixels, args.pixels), limits=(-5.0, 8.0))
+    state = generator_state(model, (1, args.pixels, args.pixels), data_range=(-5.0, 8.0))
     save_checkpoint(run / "checkpoints", 1, {"model": net.state_dict()}, {"step": 1, **prepared.state(), **state})
     keep_template(prepared.frames, run)
     return run

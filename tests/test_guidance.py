@@ -14,7 +14,7 @@ from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler
 from xrddiff.diffusion.samplers import ddim, heun
 from xrddiff.diffusion.schedules import karras_sigmas
 from xrddiff.errors import BadInput
-from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights, judge
+from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights, evaluate_classifier
 from xrddiff.models.unet import UNet
 from xrddiff.registry import Names
 from xrddiff.seeds import torch_generator
@@ -365,10 +365,10 @@ def test_judge_adds_up():
         return torch.nn.functional.one_hot((x[:, 0, 0, 0] > 0).long(), 3).float()
 
     x = torch.tensor([1.0, -1.0, 1.0, 1.0]).reshape(4, 1, 1, 1)
-    said = judge(oracle, [{"x": x, "cond": {"kind": torch.tensor([1, 0, 0, -1])}}] * 2, "kind", 3)
+    said = evaluate_classifier(oracle, [{"x": x, "cond": {"kind": torch.tensor([1, 0, 0, -1])}}] * 2, "kind", 3)
     assert said["confusion"].tolist() == [[2, 2, 0], [0, 2, 0], [0, 0, 0]] and said["frames"] == 6
     assert said["accuracy"] == 4 / 6 and said["balanced_accuracy"] == 0.75
-    empty = judge(oracle, [], "kind", 3)
+    empty = evaluate_classifier(oracle, [], "kind", 3)
     assert empty["frames"] == 0 and math.isnan(empty["accuracy"])
 
 

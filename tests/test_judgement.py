@@ -27,7 +27,7 @@ from xrddiff.metrics.conditions import (
 )
 from xrddiff.metrics.distribution import DISTANCES, Ruler, times_floor
 from xrddiff.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
-from xrddiff.metrics.reconstruction import judge_scene
+from xrddiff.metrics.reconstruction import score_scene
 from xrddiff.simulation.simulate import simulate
 from xrddiff.training.classifiers import fit_classifier, open_classifier, save_classifier
 from xrddiff.views.judgement import add_generation, generation_pictures
@@ -123,10 +123,10 @@ def test_thinned_frames_have_no_expected_counts_but_a_second_measurement(stills)
     thinned = prepare_frames(stills, topk=0.5)
     measured = select_frames(thinned.frames, [0, 1])
     again = thinned.regions.apply(scene_again(stills, [0, 1]))
-    assert list(judge_scene(measured, again)) == ["same scene measured again"]
+    assert list(score_scene(measured, again)) == ["same scene measured again"]
     whole = prepare_frames(stills)
     again = whole.regions.apply(scene_again(stills, [0, 1]))
-    rows = judge_scene(select_frames(whole.frames, [0, 1]), again)
+    rows = score_scene(select_frames(whole.frames, [0, 1]), again)
     assert list(rows) == ["true expected counts", "same scene measured again"]
 
 
@@ -242,14 +242,14 @@ def test_a_judge_is_trained_once_and_kept_with_the_run(told):
     samples = select_frames(prepared.frames, prepared.held_out).assign(
         sample=("frame", np.arange(len(prepared.held_out)))
     )
-    a, b = (j.look(samples, samples) for j in (judges, other))
+    a, b = (j.measure(samples, samples) for j in (judges, other))
     assert (a.got["kind"] == b.got["kind"]).all() and np.isnan(a.got["size"]).all()
     ruler = Ruler(samples)
     answers = judges.answers(a, {"samples": ruler.measure(samples)})
     assert answers["kind"]["recovery"]["recovery"] == 1 and answers["kind"]["peaks"]["blank"]["samples"]["50%"] == 0
     assert answers["size"]["why"] == "it cannot be measured on a sample"
     swapped = samples.assign(kind=("frame", 1 - samples["kind"].values))
-    found = judges.answers(judges.look(swapped, samples), {"samples": ruler.measure(samples)})["kind"]
+    found = judges.answers(judges.measure(swapped, samples), {"samples": ruler.measure(samples)})["kind"]
     assert found["recovery"]["recovery"] < 0.2
     # other classes than the kept judge was trained on: it does not count
     assert ConditionJudges(run, cfg, prepared, {"kind": 3}).open("kind") is None
@@ -267,7 +267,7 @@ def test_no_judge_is_trained_where_none_is_wanted_or_possible(told, tmp_path):
     judges.fit()
     assert "one class of kind" in judges.why["kind"]
     samples = select_frames(prepared.frames, range(4)).assign(sample=("frame", np.arange(4)))
-    answers = judges.answers(judges.look(samples, samples), {"samples": Ruler(samples).measure(samples)})
+    answers = judges.answers(judges.measure(samples, samples), {"samples": Ruler(samples).measure(samples)})
     assert answers["kind"]["why"] == judges.why["kind"]
 
 

@@ -424,11 +424,11 @@ def test_broken_frames_are_named_by_their_place_in_the_file(tmp_path):
         FrameLoader(open_frames(path, wavelength=1.0, complete=False), RAW, batch_size=1).batch([3])
 
 
-def test_frames_without_a_trustworthy_pixel():
+def test_frames_without_a_valid_pixel():
     mask = np.ones((6, 12, 20), bool)
     mask[4] = False
     loader = FrameLoader(make_frames(counts(6), mask=mask, source="run3.h5"), RAW, batch_size=6)
-    with pytest.raises(BadInput, match="frame 4 of run3.h5 has no trustworthy pixel"):
+    with pytest.raises(BadInput, match="frame 4 of run3.h5 has no valid pixel"):
         next(loader.batches())
     ds = make_frames(counts(6), source="run3.h5")
     ds["mask"] = (("y", "x"), np.zeros((12, 20), bool))

@@ -19,7 +19,7 @@ from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
 from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import read_store, save_frames
-from xrddiff.frames.automask import Automask, mask_judge, masking_of, with_automask
+from xrddiff.frames.automask import Automask, mask_function, masking_of, with_automask
 from xrddiff.frames.frames import make_frames
 from xrddiff.frames.masks import RULES, chosen_rules
 from xrddiff.frames.peaks import find_frame_peaks
@@ -192,7 +192,7 @@ def test_not_a_number_is_masked_by_itself(tmp_path):
         ).batches()
     )
     assert all(np.isfinite(b["x"].numpy()).all() for b in batches) and not batches[1]["mask"][0, 0, 7, 9]
-    with pytest.raises(BadInput, match="nan at the trustworthy pixel|holds nan"):
+    with pytest.raises(BadInput, match="nan at the valid pixel|holds nan"):
         list(
             FrameLoader(
                 open_frames(tmp_path / "a.npy", automask=[], **KNOWN),
@@ -221,8 +221,8 @@ def test_masks_are_lazy_shared_and_settled(tmp_path):
     np.save(tmp_path / "a.npy", values)
     ds = open_frames(tmp_path / "a.npy", units="photon", **KNOWN)
     assert masking_of(ds)._static is None and len(masking_of(ds).frames) == 32
-    judge, static = mask_judge(ds.isel(frame=[7, 3])), masking_of(ds).static
-    assert judge(0, values[7]) is static and not static[20:27].any() and static.mean() == 1 - 7 / 64
+    mask_of, static = mask_function(ds.isel(frame=[7, 3])), masking_of(ds).static
+    assert mask_of(0, values[7]) is static and not static[20:27].any() and static.mean() == 1 - 7 / 64
     settled = read_store(convert(tmp_path / "a.npy", tmp_path / "a.h5", units="photon", **KNOWN, progress=False))
     assert settled["mask"].dims == ("y", "x") and settled.attrs["mask_rules"]["edges"] == 7 * 64
     # what was saved keeps its mask, unless rules are asked for

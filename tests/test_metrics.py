@@ -214,7 +214,7 @@ def test_profile_of_frames_masks_and_stacks():
     for image, mask, m, c in zip(images, masks, mean, count, strict=True):
         one = radial_profile(image, mask, radius, 10)
         assert np.array_equal(one[1], m) and np.array_equal(one[2], c)
-    assert count.sum() == masks.sum()  # every trustworthy pixel is in a bin, the farthest one too
+    assert count.sum() == masks.sum()  # every valid pixel is in a bin, the farthest one too
     spoilt = np.where(masks, images, np.nan)
     assert np.array_equal(radial_profile(spoilt, masks, radius, 10)[1], mean)
     inner = radial_profile(images, masks, radius, np.array([10.0, 20, 30]))

@@ -22,7 +22,7 @@ from xrddiff.errors import BadInput
 from xrddiff.files import CannotSave, writing
 from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import read_store, save_frames
-from xrddiff.frames.automask import mask_judge
+from xrddiff.frames.automask import mask_function
 from xrddiff.frames.frames import make_frames, peaks_table
 from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map
 from xrddiff.frames.rows import Rows, is_lazy
@@ -429,7 +429,7 @@ def test_flagged_frames_are_read_once_for_values_and_mask(tmp_path, monkeypatch)
     monkeypatch.setattr(HDF5Rows, "read", lambda self, a, b, rest: read.append((a, b)) or plain(self, a, b, rest))
     part = ds.isel(frame=slice(0, 2))
     values = part["intensity"].values
-    masks = [mask_judge(part)(i, values[i]) for i in range(2)]  # as the loader does
+    masks = [mask_function(part)(i, values[i]) for i in range(2)]  # as the loader does
     assert read == [(0, 2)] and np.sum(masks) == 2 * (20 * 24 - 24 - 1)
 
 

@@ -459,7 +459,7 @@ def test_tiles_cover_every_pixel_and_know_where_they_are():
     ds = frames(3, 50, values=disk, mask=mask, peaks=table, variables={"shot_group": [4, 4, 9]})
     disk.reads.clear()
     tiles = validate_frames(Patches(20).apply(ds))
-    assert disk.reads == [] and len(tiles["frame_source"]) == 3 * 8  # 9 tiles, one of them without a trustworthy pixel
+    assert disk.reads == [] and len(tiles["frame_source"]) == 3 * 8  # 9 tiles, one of them without a valid pixel
     seen = np.zeros((50, 50), bool)
     for y0, x0 in Patches(20).corners((50, 50)):
         seen[y0 : y0 + 20, x0 : x0 + 20] = True

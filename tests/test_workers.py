@@ -296,8 +296,8 @@ def test_a_judgement_does_not_depend_on_the_blocks(run, whole):
     evaluation, rows = open_evaluation(run, ["inference.batch_size=4"], "whole"), []
     for size in (64, 4):
         blocks = {name: [slice(a, min(a + size, n)) for a in range(0, n, size)] for name, n in evaluation.sets.items()}
-        seen = {name: [evaluation.look(name, block) for block in own] for name, own in blocks.items()}
-        rows.append(evaluation.judge(seen).rows)
+        seen = {name: [evaluation.measure(name, block) for block in own] for name, own in blocks.items()}
+        rows.append(evaluation.merge(seen).rows)
     assert len(blocks["samples"]) == 10 and rows[0].keys() == rows[1].keys()
     for name, row in rows[0].items():
         for measure, value in row.items():

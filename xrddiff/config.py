@@ -35,9 +35,11 @@ from .words import GROUPS, Config, Data, Inference, Training, Word, get_word, vo
 def compose_config(overrides: Iterable[str] = ()) -> Config:
     """The configuration that these overrides describe, complete and checked.
 
-    `overrides` are Hydra overrides: `["model=vae_kl", "data=pooling_422", "training.num_epochs=2"]`. With `resume=RUN` the
-    configuration is that of the run folder RUN, and other words may only repeat it (see `RESUMABLE`).
-    Raises `BadInput`, in one sentence, for unknown words and presets, wrong types, values out of range and contradictions.
+    `overrides` are Hydra overrides: `["model=vae_kl", "data=pooling_422",
+    "training.num_epochs=2"]`. With `resume=RUN` the configuration is that of the run folder
+    RUN, and other words may only repeat it (see `RESUMABLE`).
+    Raises `BadInput`, in one sentence, for unknown words and presets, wrong types, values out
+    of range and contradictions.
     """
     parsed, words = [parse_override(o) for o in overrides], vocabulary()
     resume = next((o.value for o in reversed(parsed) if o.key == "resume"), None)
@@ -148,7 +150,9 @@ def _note_unused(cfg: Config, given: set[str]) -> None:
 
 # %% ../nbs/config.ipynb #1884ff07
 def _preset_followers(saved: Config, given: dict[str, Any]) -> list[str]:
-    """The words of the saved configuration that follow one that is now given another value, and that only a preset had set."""
+    """The words of the saved configuration that follow one that is now given another value, and
+    that only a preset had set.
+    """
     changed = {name for name in given if name in RESUMABLE and get_word(saved, name) != given[name]}
     names = [w.name for w in vocabulary().values() if w.metadata["follows"] in changed and w.name not in given]
     if not names:
@@ -207,9 +211,11 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
 
 # %% ../nbs/config.ipynb #dd00bb45
 def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, generative: bool = True) -> Config:
-    """The configuration of the run folder `run`, with its section `inference` as these overrides say: `["inference=ddim50", "inference.seed=1"]`.
+    """The configuration of the run folder `run`, with its section `inference` as these
+    overrides say: `["inference=ddim50", "inference.seed=1"]`.
 
-    Raises `BadInput` for words of other sections, which describe what was trained, and, unless `generative` is false, for a run without a generative model.
+    Raises `BadInput` for words of other sections, which describe what was trained, and, unless
+    `generative` is false, for a run without a generative model.
     """
     from omegaconf import OmegaConf
 
@@ -249,7 +255,9 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
 
 # %% ../nbs/config.ipynb #505ee621
 def _own_model(saved: Config) -> list[str]:
-    """The override that chooses the model of a run, for its own way of sampling; none where it was a preset of one's own."""
+    """The override that chooses the model of a run, for its own way of sampling; none where it
+    was a preset of one's own.
+    """
     model = saved.presets.get("model")
     return [f"model={model}"] if model in presets("model") else []
 

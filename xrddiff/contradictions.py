@@ -29,9 +29,11 @@ def _told_ranks() -> int:
 
 
 def check_config(cfg: Config, *, ranks: int | None = None) -> None:
-    """Raise `BadInput` if a value is out of range, two words contradict each other, or a named file is missing.
+    """Raise `BadInput` if a value is out of range, two words contradict each other, or a named
+    file is missing.
 
-    `ranks` is the number of processes of the run; null: what the environment says (WORLD_SIZE, SLURM_NTASKS), or 1.
+    `ranks` is the number of processes of the run; null: what the environment says (WORLD_SIZE,
+    SLURM_NTASKS), or 1.
     """
     ranks = ranks or _told_ranks()
     problems = [p for w in vocabulary().values() if (p := value_problem(w, get_word(cfg, w.name)))]
@@ -216,9 +218,11 @@ def _samples(cfg: Config, ranks: int) -> str | None:
 
 # %% ../nbs/contradictions.ipynb #107a5de7
 def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
-    """The options of what is chosen by name, from the word `name`, for instance "inference.sampler_options", and from words that are such options.
+    """The options of what is chosen by name, from the word `name`, for instance
+    "inference.sampler_options", and from words that are such options.
 
-    Raises `BadInput` for an option that it does not have, a value that does not fit, and one that two words give differently.
+    Raises `BadInput` for an option that it does not have, a value that does not fit, and one
+    that two words give differently.
     """
     words = vocabulary()
     kind, chooser = words[name].metadata["options_for"]
@@ -279,7 +283,9 @@ _STAND_INS = {422: "sim-422", 522: "sim-522"}
 
 # %% ../nbs/contradictions.ipynb #7bdee4e0
 def _in_catalog(cfg: Config) -> str | None:
-    """Is the name known, and do its frames fit the words? The catalog takes a second to import: the shipped presets are known to fit."""
+    """Is the name known, and do its frames fit the words? The catalog takes a second to import:
+    the shipped presets are known to fit.
+    """
     d = cfg.data
     whole = d.crop is None and d.patch is None
     shipped = d.name is None and d.pool == Data.pool or not d.avg_pooling and d.name in (None, *_SHIPPED)
@@ -359,7 +365,9 @@ def data_name(cfg: Config) -> str | None:
 
 
 def check_frames(cfg: Config, shape: tuple[int, ...]) -> None:
-    """Raise `BadInput` if frames of this shape `(frame, …, height, width)` cannot be pooled or cropped as the words say."""
+    """Raise `BadInput` if frames of this shape `(frame, …, height, width)` cannot be pooled or
+    cropped as the words say.
+    """
     height, width = shape[-2:]
     if cfg.data.avg_pooling:
         if height % cfg.data.pool or width % cfg.data.pool:

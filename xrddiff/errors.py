@@ -15,7 +15,9 @@ class XrddiffError(Exception):
 
 
 class BadInput(XrddiffError, ValueError):
-    """Input that cannot be used: the message says what, where, what was found and what was expected."""
+    """Input that cannot be used: the message says what, where, what was found and what was
+    expected.
+    """
 
 
 class RankFailed(XrddiffError):

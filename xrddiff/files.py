@@ -70,7 +70,9 @@ def remove(path: Path) -> None:
 
 # %% ../nbs/files.ipynb #5f3eb556
 def temporary_name(path: Path, ending: str = "part") -> Path:
-    """A new hidden name next to `path` that identifies this process: `.NAME.TOKEN-PLACE-PID.part`."""
+    """A new hidden name next to `path` that identifies this process:
+    `.NAME.TOKEN-PLACE-PID.part`.
+    """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}-{_place()}-{os.getpid()}.{ending}")
 
 
@@ -220,7 +222,9 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def json_digest(value: Any, other: Callable[[Any], Any] | None = None) -> str:
-    """The SHA-256 of `value` as JSON with sorted keys; `other`: converts types that JSON does not have."""
+    """The SHA-256 of `value` as JSON with sorted keys; `other`: converts types that JSON does
+    not have.
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=other).encode()).hexdigest()
 
 # %% ../nbs/files.ipynb #637637b7
@@ -241,7 +245,9 @@ def lock(file: IO | int, *, wait: bool = False) -> bool:
 
 # %% ../nbs/files.ipynb #3a0ded74
 def is_path(path: str | os.PathLike, kind: str = "exists") -> bool:
-    """Whether `path` exists, is a "file" or a "dir"; a name that no file system can hold is none of them."""
+    """Whether `path` exists, is a "file" or a "dir"; a name that no file system can hold is
+    none of them.
+    """
     path = Path(path)
     try:
         return {"exists": path.exists, "file": path.is_file, "dir": path.is_dir}[kind]()
@@ -268,7 +274,9 @@ def scratch_folder(parent: str | os.PathLike | None = None) -> Iterator[Path]:
 
 
 def _remove_left(folder: Path, age: float = 60.0) -> None:
-    """Remove a scratch folder of this user that is older than `age` seconds and whose lock is free."""
+    """Remove a scratch folder of this user that is older than `age` seconds and whose lock is
+    free.
+    """
     try:
         about = folder.lstat()
         ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and (folder / _HELD).is_file()

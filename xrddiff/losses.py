@@ -48,13 +48,16 @@ def _difference(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tens
 
 @register("loss")
 def mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of each frame, (B,). `prediction`, `target`: (B, …) network values; `mask`: bool, True = trustworthy."""
+    """Mean squared error over the valid pixels of each frame, (B,).
+
+    `prediction`, `target`: (B, …) network values. `mask`: bool, True = valid.
+    """
     return pixel_mean(_difference(prediction, target, mask).square(), mask)
 
 
 @register("loss")
 def l1(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean absolute error of each frame, (B,). Shapes as for `mse`."""
+    """Mean absolute error over the valid pixels of each frame, (B,). Shapes as for `mse`."""
     return pixel_mean(_difference(prediction, target, mask).abs(), mask)
 
 # %% ../nbs/losses.ipynb #ad997255
@@ -68,9 +71,9 @@ def iwmse(
     reference_intensity: float = 1.0,
     alpha_mse: Annotated[float, Range(low=0), "weight 1 + alpha_mse x / x_ref of a pixel"] = 2.0,
 ) -> Tensor:
-    """Importance-weighted mean squared error of each frame, (B,), with the weight 1 + alpha_mse · max(intensity, 0)/reference_intensity.
+    """Importance-weighted mean squared error over the valid pixels of each frame, (B,).
 
-    The weights are not normalised.
+    The weight is 1 + alpha_mse · max(intensity, 0)/reference_intensity, not normalised.
     intensity: what the weight is taken from, default `target`.
     reference_intensity: x_ref in the same units.
     """
@@ -97,7 +100,10 @@ def poisson_nll(
     *,
     floor: Annotated[float, Range(above=0), "photons below which the expected number is bent to stay positive"] = 0.01,
 ) -> Tensor:
-    """Mean of −ln p(counts | expected) over the pixels of each frame, (B,), in nats. Both in photons; `expected` may be negative (see `positive_rate`)."""
+    """Mean of −ln p(counts | expected) over the valid pixels of each frame, (B,), in nats.
+
+    Both in photons; `expected` may be negative (see `positive_rate`).
+    """
     k = counts.float()
     u = expected.float()
     if mask is not None:
@@ -110,11 +116,11 @@ def poisson_nll(
 def poisson_gaussian_nll(
     expected: Tensor, measured: Tensor, mask: Tensor | None = None, *, gain: float = 1.0, read_noise: float = 0.0
 ) -> Tensor:
-    """Mean of −ln N(measured; m, gain·m + read_noise²) over the pixels of each frame, (B,), in nats, with m = `expected`.
+    """Mean of −ln N(measured; m, gain·m + read_noise²) over the valid pixels of each frame, (B,).
 
-    All in the units of the detector above its pedestal; `gain` is units per photon. The
-    moment-matched Gaussian replaces the exact mixture. Where m is below zero its variance is that
-    of the read noise, or of 0.01 photons if that is more.
+    In nats, with m = `expected`. All in the units of the detector above its pedestal; `gain` is
+    units per photon. The moment-matched Gaussian replaces the exact mixture. Where m is below zero
+    its variance is that of the read noise, or of 0.01 photons if that is more.
     """
     x, m = measured.float(), expected.float()
     if mask is not None:
@@ -136,7 +142,7 @@ def negative_binomial_nll(
     ] = 0.03,
     floor: Annotated[float, Range(above=0), "photons below which the expected number is bent to stay positive"] = 0.01,
 ) -> Tensor:
-    """Mean of −ln p(counts | expected) over the pixels of each frame, (B,), in nats.
+    """Mean of −ln p(counts | expected) over the valid pixels of each frame, (B,), in nats.
 
     Counts have the variance μ + ρ²μ², with ρ = `relative_spread`. Both in photons, (B, …);
     `expected` may be negative (see `positive_rate`).

@@ -141,7 +141,9 @@ def check_preset(override: Override) -> None:
 
 # %% ../nbs/overrides.ipynb #aa105ee8
 def as_override(name: str, value: Any) -> str:
-    """`name=value` in Hydra's grammar, for a value of Python: text, a number, a truth value, None, a list or a mapping of those."""
+    """`name=value` in Hydra's grammar, for a value of Python: text, a number, a truth value,
+    None, a list or a mapping of those.
+    """
     from hydra.core.override_parser.types import Quote, QuotedString
 
     def text(value: Any) -> str:
@@ -167,7 +169,9 @@ _SPECIAL = ("null", "true", "false", "nan", "inf")
 
 # %% ../nbs/overrides.ipynb #0b720807
 def hydra_overrides(override: Override) -> list[str]:
-    """The override in the form that Hydra wants for a word that exists; a mapping has no keys of its own before."""
+    """The override in the form that Hydra wants for a word that exists; a mapping has no keys
+    of its own before.
+    """
     if override.parsed.is_delete():
         return [f"{override.key}=null"]
     if isinstance(override.value, dict):
@@ -214,7 +218,9 @@ MOST_RUNS = 10_000  # of one sweep; SLURM's arrays have at most 1001 tasks unles
 
 
 def expand_multirun(overrides: Iterable[str]) -> list[list[str]]:
-    """The overrides of each run of a sweep, in order; a list of one where nothing is swept. Raises `BadInput` for more than `MOST_RUNS`."""
+    """The overrides of each run of a sweep, in order; a list of one where nothing is swept.
+    Raises `BadInput` for more than `MOST_RUNS`.
+    """
     axes: dict[str, list[str]] = {}
     for o in (parse_override(text) for text in overrides):
         axes.pop(o.key, None)

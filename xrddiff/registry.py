@@ -31,11 +31,13 @@ __all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind'
 class Kind:
     """A kind of thing that is chosen by name.
 
-    `help`: one line. `given`: the parameters that the program fills in.
+    `help`: one line. `given`: the parameters that the program fills in. `closed`: plug-ins can add
+    none.
     """
 
     help: str
     given: tuple[str, ...] = ()
+    closed: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -56,18 +58,15 @@ KINDS: dict[str, Kind] = {
     "autoencoder": Kind(
         "model that turns frames into a latent and back",
         given=("in_channels", "out_channels", "latent_channels", "quantizer"),
+        closed=True,
     ),
     "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
     "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),
     "mask_rule": Kind("rule of automatic masking", given=("x", "values", "look", "alpha")),
-    "chart": Kind("picture of a report"),
-    "health_rule": Kind("what is watched during training"),
     "callback": Kind("what looks on while a model trains"),
     "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
     "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
-    "tracker": Kind("service that follows a training"),
-    "exporter": Kind("file format for trained models"),
     "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
 }
 
@@ -213,6 +212,8 @@ def known_kind(kind: str) -> str:
 
 # %% ../nbs/registry.ipynb #d06f17b5
 def _enter(entry: Entry, thing: Any) -> None:
+    if KINDS[entry.kind].closed and not entry.source.startswith("xrddiff."):
+        raise BadInput(f"{entry.source}: a plug-in cannot add an {title(entry.kind)}")
     key = entry.kind, entry.name
     other = _LIVE[key][0] if key in _LIVE else _index().get(key)
     if other and other.source != entry.source and "__main__" not in (other.source, entry.source):

@@ -26,7 +26,9 @@ OWN_FRAMES = "frames.zarr"  # in the folder of a run whose frames were given fro
 
 
 def load_config(path: str | os.PathLike) -> Config:
-    """Read a `config.yaml` that `to_yaml` wrote; words that it lacks take their defaults. Frames that a run keeps in its own folder are found there, wherever it was moved or copied."""
+    """Read a `config.yaml` that `to_yaml` wrote; words that it lacks take their defaults.
+    Frames that a run keeps in its own folder are found there, wherever it was moved or copied.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
     from yaml import YAMLError
@@ -53,7 +55,9 @@ def load_config(path: str | os.PathLike) -> Config:
 
 # %% ../nbs/saved_config.ipynb #caf72dd4
 def need_run(run: Path, said: str) -> None:
-    """Raise `BadInput` if `run` is not the folder of a run, with the run that may be meant: the one it is a part of, or the newest inside it."""
+    """Raise `BadInput` if `run` is not the folder of a run, with the run that may be meant: the
+    one it is a part of, or the newest inside it.
+    """
     if is_path(run / "config.yaml", "file"):
         return
     what = "it has no config.yaml" if is_path(run, "dir") else "there is no such folder"

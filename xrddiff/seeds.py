@@ -19,7 +19,9 @@ __all__ = ['seed_from', 'numpy_rng', 'torch_generator', 'keyed_normal']
 
 # %% ../nbs/seeds.ipynb #608c6898
 def seed_from(*words: int | str) -> int:
-    """A 63-bit seed that depends on `words` alone, the same on every machine and in every process."""
+    """A 63-bit seed that depends on `words` alone, the same on every machine and in every
+    process.
+    """
     text = "\x1f".join(f"{type(w).__name__[0]}{w}" for w in (w if isinstance(w, str) else int(w) for w in words))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

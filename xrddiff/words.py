@@ -116,7 +116,7 @@ class DiffusionKwargs:
     )
 
 # %% ../nbs/words.ipynb #9d98cad7
-AUTOENCODERS = tuple(Names("autoencoder"))  # a run depends on which it is: plug-ins add none
+AUTOENCODERS = tuple(Names("autoencoder"))
 MODEL_NAMES = (*AUTOENCODERS, "ddpm", "diff", "latent_diff")
 DENOISERS = ("unet", "autoregressive")
 VIT_SIZES = ("tiny", "base", "large", "huge")

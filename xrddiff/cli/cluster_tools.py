@@ -62,7 +62,9 @@ def numbers(text: str) -> list[int]:
 
 # %% ../../nbs/cli/cluster_tools.ipynb #529e765b
 def comm_test(args: argparse.Namespace) -> int:
-    """Check the communication between ranks, and measure its speed: `srun -N2 xrddiff comm-test`."""
+    """Check the communication between ranks, and measure its speed: `srun -N2 xrddiff
+    comm-test`.
+    """
     from xrddiff.ranks.comm import SIZES
     from xrddiff.ranks.comm import comm_test as measure
     from xrddiff.ranks.rendezvous import close_distributed, initialize_distributed

@@ -14,7 +14,9 @@ from ..registry import KINDS, Entry, Option, entries, known_kind, title
 
 # %% ../../nbs/cli/listing.ipynb #2dcfe746
 def option_line(option: Option) -> str:
-    """An option with its type, default, range and help: `eta: a number = 0.0 (0 to 1), share of fresh noise`."""
+    """An option with its type, default, range and help: `eta: a number = 0.0 (0 to 1), share of
+    fresh noise`.
+    """
     least = (
         f"{option.low:g}" if option.low is not None else f"above {option.above:g}" if option.above is not None else ""
     )
@@ -43,7 +45,9 @@ def kinds_table():
 
 
 def names_table(kind: str):
-    """All of a kind: name, help, options and source, as a rich table. Raises `BadInput` for an unknown kind."""
+    """All of a kind: name, help, options and source, as a rich table. Raises `BadInput` for an
+    unknown kind.
+    """
     from rich.table import Table
 
     known_kind(kind)

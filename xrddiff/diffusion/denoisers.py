@@ -203,6 +203,6 @@ def measure_sigma_data(batches: Iterable[Mapping[str, Any]], sum_: Callable[[Ten
     square, count = (sums if sum_ is None else sum_(sums)).tolist()
     if not (count and 0 < square < math.inf):
         raise BadInput(
-            f"sigma_data cannot be measured: {count:.0f} trustworthy values with the sum of squares {square:g}; expected finite data"
+            f"sigma_data cannot be measured: {count:.0f} valid values with the sum of squares {square:g}; expected finite data"
         )
     return math.sqrt(square / count)

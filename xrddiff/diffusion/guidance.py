@@ -44,11 +44,11 @@ def classifier_free(denoise: Denoise, scale: float, interval: tuple[float, float
     Scale 1 is D(cond) exactly, and costs one evaluation; others cost a batch twice as large.
     Source: arXiv 2207.12598; the interval: arXiv 2404.07724.
     """
-    limits = _check(scale, interval)
+    bounds = _check(scale, interval)
 
     def guided(x: Tensor, sigma: float | Tensor, cond: Cond | None = None) -> Tensor:
         level = like(torch.as_tensor(sigma), x)
-        where = _guided(level, limits)
+        where = _guided(level, bounds)
         if scale == 1 or not cond or not where.any():
             return denoise(x, sigma, cond)
         twice = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) and sigma.ndim else sigma
@@ -69,10 +69,10 @@ def autoguidance(
     Both see the same conditions. Scale 1 is `denoise` exactly.
     Source: arXiv 2406.02507, eq. 1.
     """
-    limits = _check(scale, interval)
+    bounds = _check(scale, interval)
 
     def guided(x: Tensor, sigma: float | Tensor, cond: Cond | None = None) -> Tensor:
-        where = _guided(like(torch.as_tensor(sigma), x), limits)
+        where = _guided(like(torch.as_tensor(sigma), x), bounds)
         good = denoise(x, sigma, cond)
         if scale == 1 or not where.any():
             return good
@@ -106,7 +106,7 @@ def classifier_guidance(
     −1 are not guided.
     Source: arXiv 2105.05233, eq. 10, in the coordinates of (1).
     """
-    limits = _check(scale, interval)
+    bounds = _check(scale, interval)
 
     def guided(x: Tensor, sigma: float | Tensor, cond: Cond | None = None) -> Tensor:
         if not cond or field not in cond:
@@ -116,7 +116,7 @@ def classifier_guidance(
         label, rest = cond[field], {**cond, field: torch.full_like(cond[field], -1)}
         free = denoise(x, sigma, rest)
         level = like(torch.as_tensor(sigma), x)
-        where = _guided(level, limits) & like(label >= 0, x).bool()
+        where = _guided(level, bounds) & like(label >= 0, x).bool()
         if not where.any():
             return free
 

@@ -112,7 +112,9 @@ class Sampler:
 
     @property
     def method(self) -> Callable[..., Tensor]:
-        """The function with its settings: `method(denoise, x, sigmas, cond=, noise=, callback=)`."""
+        """The function with its settings: `method(denoise, x, sigmas, cond=, noise=,
+        callback=)`.
+        """
         return partial(get("sampler", self.name), **self.options)
 
     def clamped(self, denoise: Denoise) -> Denoise:

@@ -57,18 +57,18 @@ def _begin(
     callback: Callback | None,
     falling: bool = False,
 ) -> tuple[Tensor, list[tuple[int, float, float]], Callable[[int, Tensor, float], Tensor]]:
-    """State in float64, the steps (i, σ, σ'), and `look(i, x, σ)`: the denoised state, shown to the
-    callback.
+    """State in float64, the steps (i, σ, σ'), and `predict(i, x, σ)`: the denoised state, shown
+    to the callback.
     """
     levels = checked_levels(sigmas, falling=falling)
 
-    def look(i: int, x: Tensor, sigma: float) -> Tensor:
+    def predict(i: int, x: Tensor, sigma: float) -> Tensor:
         denoised = _ask(denoise, x, sigma, cond)
         if callback is not None:
             callback({"i": i, "sigma": sigma, "x": x, "denoised": denoised})
         return denoised
 
-    return x.double(), [(i, *pair) for i, pair in enumerate(zip(levels, levels[1:], strict=False))], look
+    return x.double(), [(i, *pair) for i, pair in enumerate(zip(levels, levels[1:], strict=False))], predict
 
 # %% ../../nbs/diffusion/samplers.ipynb #17e2289e
 @register("sampler")
@@ -81,16 +81,16 @@ def euler(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Euler's method for the probability-flow ODE; first order, one evaluation a step. Draws no noise.
+    """Euler's method for the probability-flow ODE; first order, one evaluation a step, no noise.
 
     x: (B, …), the state at `sigmas[0]`.
     sigmas: n + 1 levels, falling (or rising: from frame to noise), the last may be 0.
     Returns the state at `sigmas[-1]`, float64. The same step is DDIM with η = 0 (arXiv 2010.02502),
     DPM-Solver++(1) and flow-matching Euler.
     """
-    x, steps, look = _begin(denoise, x, sigmas, cond, callback)
+    x, steps, predict = _begin(denoise, x, sigmas, cond, callback)
     for i, sigma, sigma_next in steps:
-        d = look(i, x, sigma)
+        d = predict(i, x, sigma)
         x = d + (sigma_next / sigma) * (x - d)
     return x
 
@@ -106,17 +106,17 @@ def ddim(
     callback: Callback | None = None,
     eta: Annotated[float, Range(0, 1), "share of fresh noise, 0 none to 1 as much as ddpm"] = 0.0,
 ) -> Tensor:
-    """DDIM: `eta` 0 is deterministic (Euler's step), 1 the ancestral sampler; first order, one evaluation a step.
+    """DDIM: `eta` 0 is Euler's step, 1 the ancestral sampler; first order, one evaluation a step.
 
     Shapes as for `euler`; `noise` is needed if eta > 0.
     Source: arXiv 2010.02502, eq. 12 and 16, in the coordinate x₀ + σε.
     """
     if not 0 <= eta <= 1:
         raise BadInput(f"ddim got eta = {eta}; expected a number from 0 (deterministic) to 1 (ancestral)")
-    x, steps, look = _begin(denoise, x, sigmas, cond, callback, falling=eta > 0)
+    x, steps, predict = _begin(denoise, x, sigmas, cond, callback, falling=eta > 0)
     draw = _drawn(noise, "ddim with eta > 0") if eta else None
     for i, sigma, sigma_next in steps:
-        d = look(i, x, sigma)
+        d = predict(i, x, sigma)
         s = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))
         x = d + (math.sqrt(sigma_next**2 - s**2) / sigma) * (x - d)
         if s:
@@ -143,18 +143,18 @@ def ddpm(
         Literal["fixed_small", "fixed_large"], "variance of a step: the posterior's, or beta (large)"
     ] = "fixed_small",
 ) -> Tensor:
-    """Ancestral sampling: each step draws from the posterior of the forward chain; first order in distribution, one evaluation a step.
+    """Ancestral sampling by the posterior of the forward chain; first order, one evaluation a step.
 
-    Shapes as for `euler`; `noise` is needed.
+    Shapes as for `euler`; `noise` is needed. The order is that of the distribution of the samples.
     variance: "fixed_small" (the posterior's) or "fixed_large" (the forward step's β).
     Source: arXiv 2006.11239, eq. 7 and section 3.2.
     """
     if variance not in ("fixed_small", "fixed_large"):
         raise BadInput(f"ddpm got the variance {variance!r}; expected 'fixed_small' or 'fixed_large'")
-    x, steps, look = _begin(denoise, x, sigmas, cond, callback, falling=True)
+    x, steps, predict = _begin(denoise, x, sigmas, cond, callback, falling=True)
     draw = _drawn(noise, "ddpm")
     for i, sigma, sigma_next in steps:
-        d = look(i, x, sigma)
+        d = predict(i, x, sigma)
         kept = (sigma_next / sigma) ** 2
         x = d + kept * (x - d)
         if sigma_next:
@@ -179,15 +179,15 @@ def heun(
     S_tmax: Annotated[float, Range(low=0), "and below this one"] = math.inf,
     S_noise: Annotated[float, Range(above=0), "standard deviation of the noise added"] = 1.0,
 ) -> Tensor:
-    """Heun's method of EDM, stochastic where `S_churn` > 0 (it then needs `noise`); second order, two evaluations a step (one in the step to 0).
+    """Heun's method of EDM, stochastic where `S_churn` > 0; second order, two evaluations a step.
 
-    Shapes as for `euler`.
+    Shapes as for `euler`; `noise` is needed if S_churn > 0. The step to 0 takes one evaluation.
     The callback sees the raised level and state, once a step.
     Source: arXiv 2206.00364, algorithms 1 and 2.
     """
     if min(S_churn, S_tmin, S_noise) < 0:
         raise BadInput(f"heun got S_churn = {S_churn}, S_tmin = {S_tmin}, S_noise = {S_noise}; expected 0 or more")
-    x, steps, look = _begin(denoise, x, sigmas, cond, callback, falling=S_churn > 0)
+    x, steps, predict = _begin(denoise, x, sigmas, cond, callback, falling=S_churn > 0)
     draw = _drawn(noise, "heun with S_churn > 0") if S_churn else None
     gamma = min(S_churn / len(steps), math.sqrt(2) - 1)
     for i, sigma, sigma_next in steps:
@@ -195,7 +195,7 @@ def heun(
             raised = (1 + gamma) * sigma
             x = x + (S_noise * math.sqrt(raised**2 - sigma**2)) * draw().to(x)
             sigma = raised
-        d = look(i, x, sigma)
+        d = predict(i, x, sigma)
         slope = (x - d) / sigma
         if sigma_next:
             ahead = x + (sigma_next - sigma) * slope
@@ -224,14 +224,14 @@ def dpmpp_2m(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), midpoint; second order, one evaluation a step. Draws no noise.
+    """DPM-Solver++(2M), midpoint; second order, one evaluation a step, no noise.
 
     Shapes as for `euler`. Source: arXiv 2211.01095, algorithm 2, in the coordinate x₀ + σε.
     """
-    x, steps, look = _begin(denoise, x, sigmas, cond, callback)
+    x, steps, predict = _begin(denoise, x, sigmas, cond, callback)
     past = None
     for i, sigma, sigma_next in steps:
-        d = look(i, x, sigma)
+        d = predict(i, x, sigma)
         if not sigma_next:
             return d
         h = math.log(sigma / sigma_next)
@@ -251,16 +251,16 @@ def dpmpp_3m(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(3M) as it is in use; one evaluation a step. Draws no noise. Its order is two: see the text.
+    """DPM-Solver++(3M) as it is in use, of order two; one evaluation a step, no noise.
 
-    Shapes as for `euler`.
+    Shapes as for `euler`. Why the order is two: see the page.
     Source: the third-order multistep rule that diffusers and k-diffusion share, after arXiv
     2211.01095; the second step, with one point of history, is `dpmpp_2m`'s with ω₁ for ω₀/2.
     """
-    x, steps, look = _begin(denoise, x, sigmas, cond, callback)
+    x, steps, predict = _begin(denoise, x, sigmas, cond, callback)
     past: list[tuple[Tensor, float]] = []
     for i, sigma, sigma_next in steps:
-        d = look(i, x, sigma)
+        d = predict(i, x, sigma)
         if not sigma_next:
             return d
         h = math.log(sigma / sigma_next)
@@ -309,12 +309,13 @@ def unipc(
     corrector: Annotated[bool, "correct each step by the evaluation at its end"] = True,
     basis: Annotated[Literal["bh1", "bh2"], "B(h) of a step with one point"] = "bh2",
 ) -> Tensor:
-    """UniPC: a multistep predictor of `order` 1, 2 or 3 and a corrector that raises the order by one; one evaluation a step. Draws no noise.
+    """UniPC: multistep predictor of `order` 1 to 3, corrector; one evaluation a step, no noise.
 
     Shapes as for `euler`.
     basis: "bh1" or "bh2", the B(h) of steps with one point.
-    corrector: False leaves the exact exponential multistep method of `order`; of order 3 only the
-        first step is still corrected, since Euler's error there would leave order 2.
+    corrector: raises the order by one. False leaves the exact exponential multistep method of
+        `order`; of order 3 only the first step is still corrected, since Euler's error there would
+        leave order 2.
     The callback sees the predicted state, where the denoiser was evaluated.
     Source: arXiv 2302.04867, algorithms 1 and 2 with data prediction, in the coordinate x₀ + σε.
     """
@@ -322,11 +323,11 @@ def unipc(
         raise BadInput(
             f"unipc got order = {order}, basis = {basis!r}; expected order 1, 2 or 3 and basis 'bh1' or 'bh2'"
         )
-    x, steps, look = _begin(denoise, x, sigmas, cond, callback)
+    x, steps, predict = _begin(denoise, x, sigmas, cond, callback)
     past: list[tuple[float, Tensor]] = []  # (λ, D), the newest last
     start, points, h = x, [], 0.0
     for i, sigma, sigma_next in steps:
-        d = look(i, x, sigma)
+        d = predict(i, x, sigma)
         if not sigma_next:
             return d
         if past and (corrector or (i == 1 and order == 3)):

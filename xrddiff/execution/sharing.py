@@ -248,7 +248,7 @@ def _look(
     run: str, words: tuple[str, ...], samples: str | None, name: str, rows: tuple[int, int], *, device: str | None
 ) -> tuple:
     """The statistics of one block, with its place."""
-    return name, rows[0], _evaluation(run, words, samples, device).look(name, slice(*rows))
+    return name, rows[0], _evaluation(run, words, samples, device).measure(name, slice(*rows))
 
 
 def _look_on(own: str | None, *task: Any, device: None) -> tuple:
@@ -292,7 +292,7 @@ def evaluate_run(
         sizes = {(name, rows[0]): rows[1] - rows[0] for *_, name, rows in tasks}
         run_tasks(_look if workers else partial(_look_on, device), tasks, pool, keep)
     _evaluation.cache_clear()  # before the next call the run may be trained further, and samples made again
-    return evaluation, evaluation.judge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})
+    return evaluation, evaluation.merge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})
 
 
 def check_evaluation(

@@ -256,13 +256,13 @@ def run_tasks(
         except queue.Empty:
             continue
         if error is not None:
-            raise _told(error)
+            raise _task_error(error)
         futures.discard(future)
         done(result)
         future.release()
 
 
-def _told(error: Exception) -> Exception:
+def _task_error(error: Exception) -> Exception:
     """The error to raise for a task that has no result."""
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError

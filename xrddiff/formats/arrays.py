@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..headers.gate import check_size, readable, told
+from ..headers.gate import check_size, readable, as_bad_input
 from ..frames.own_labels import label_name
 from ..frames.rows import ArrayRows, Rows
 from ..headers.sources import ZarrRows
@@ -81,7 +81,7 @@ def zarr_arrays(path: Path) -> dict[str, Any]:
     """Every array of a store, name -> array; the name is '' if the store is a single array."""
     import zarr
 
-    with told(f"{path} is not a zarr store that can be read"):
+    with as_bad_input(f"{path} is not a zarr store that can be read"):
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
@@ -126,7 +126,7 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     for other, array in arrays.items():
         stack = array.ndim > 1 and array.shape[0] == rows.shape[0] and array.dtype.kind in "iufb"
         if other != name and stack and "/" not in other:
-            with told(f"array '{other}' of {path} cannot be read"):
+            with as_bad_input(f"array '{other}' of {path} cannot be read"):
                 out["variables"][other] = ZarrRows(path, other)
     out["variables"] |= _labels(path, arrays, name, rows.shape[0])
     group = json.loads(json.dumps(dict(arrays[name].attrs), default=str))
@@ -146,7 +146,7 @@ def _labels(path: Path, arrays: dict[str, Any], name: str, frames: int) -> dict[
         group, _, own = other.rpartition("/")
         if array.shape != (frames,) or array.dtype.kind not in "biufOTU" or group not in ("", beside):
             continue
-        with told(f"array '{other}' of {path} cannot be read"):
+        with as_bad_input(f"array '{other}' of {path} cannot be read"):
             values = np.asarray(array[...])
         if own == "wavelength" and not group:
             out[own] = values

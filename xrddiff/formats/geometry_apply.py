@@ -123,13 +123,13 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
             out[word] = value
     if geometry.gain_per_ev is not None and "wavelength" in out:
         out["gain"] = geometry.gain_per_ev * HC / out["wavelength"]
-    limits = geometry.flags
-    out["limits"] = {
+    flags = geometry.flags
+    out["flags"] = {
         k: v
         for k, v in (
-            ("low", limits.get("flag_lessthan")),
-            ("high", limits.get("flag_morethan")),
-            ("equal", limits.get("flag_equal")),
+            ("low", flags.get("flag_lessthan")),
+            ("high", flags.get("flag_morethan")),
+            ("equal", flags.get("flag_equal")),
         )
         if v is not None
     }

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..headers.cxi_planes import cxi_geometry, join_plane
-from ..headers.gate import check_dataset, open_hdf5, told
+from ..headers.gate import check_dataset, open_hdf5, as_bad_input
 from ..headers.geometry_files import HC
 from ..headers.header_rules import same, shown, warn
 from .images import natural
@@ -500,7 +500,7 @@ def find_labels(path: Path, name: str, frames: int) -> dict[str, Any]:
         if data.shape not in ((frames,), (frames, 1)) or (frames == 1 and group != beside) or own == "wavelength":
             continue
         try:
-            with told(f"data set '{data.name}' of {path} cannot be read"):
+            with as_bad_input(f"data set '{data.name}' of {path} cannot be read"):
                 values = _label_values(data, path)
         except BadInput:
             continue

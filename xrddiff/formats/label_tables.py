@@ -16,7 +16,7 @@ import xarray as xr
 
 from ..frames.frames import frame_count, validate_frames
 from ..frames.own_labels import are_classes, as_text, label_name
-from ..headers.gate import memory, readable, told
+from ..headers.gate import memory, readable, as_bad_input
 from ..errors import BadInput
 
 # %% auto #0
@@ -41,7 +41,7 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
         raise BadInput(
             f"the labels {path} are parquet, which needs pyarrow (pip install pyarrow); or save them as .csv"
         )
-    with told(f"the labels {path} cannot be read as a table"):
+    with as_bad_input(f"the labels {path} cannot be read as a table"):
         if kind == ".parquet":
             table = pd.read_parquet(path, **options)
         else:

@@ -26,7 +26,7 @@ from xrddiff.frames.frames import (
     panel_distance,
     validate_frames,
 )
-from ..headers.gate import allow_outside, is_hdf5, readable, told
+from ..headers.gate import allow_outside, is_hdf5, readable, as_bad_input
 from ..frames.geometry import PanelGeometry
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .mask_files import read_mask
@@ -143,9 +143,9 @@ def _gather(
     own, about = given_mask(words, out["intensity"])
     out["mask"] = both_masks(out.get("mask"), own)
     out |= about
-    if limits := out.pop("limits", {}):
+    if flags := out.pop("flags", {}):
         recent = RecentRows(out["intensity"])
-        out["intensity"], out["mask"] = recent, LimitMask(recent, out.get("mask"), **limits)
+        out["intensity"], out["mask"] = recent, LimitMask(recent, out.get("mask"), **flags)
     if isinstance(words.get("variables"), dict):
         words["variables"] = out.get("variables", {}) | words["variables"]
     if "wavelength" in words:  # one number for all takes precedence over values per frame
@@ -258,7 +258,7 @@ def in_sentences(function: Callable) -> Callable:
             if isinstance(path, Sequence)
             else path
         )
-        with told(f"{first} cannot be read"):
+        with as_bad_input(f"{first} cannot be read"):
             return function(path, **words)
 
     return inner

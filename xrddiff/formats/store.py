@@ -23,7 +23,7 @@ import xarray as xr
 from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
-from ..headers.gate import check_dataset, check_size, open_hdf5, readable, told
+from ..headers.gate import check_dataset, check_size, open_hdf5, readable, as_bad_input
 from ..headers.sources import HDF5Rows, ZarrRows
 from ..frames.rows import Rows
 from ..errors import BadInput
@@ -380,7 +380,7 @@ def is_store(path: str | Path) -> bool:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
     file = open_hdf5(path)
-    with told(f"{path} is damaged"):
+    with as_bad_input(f"{path} is damaged"):
         return bool(file.attrs.get("xrddiff_format") == FORMAT)
 
 
@@ -479,6 +479,6 @@ def read_store(path: str | Path, *, source: Callable[..., Rows] = HDF5Rows) -> x
     Raises `BadInput` if the store is damaged, was never finished, or lacks a part.
     """
     path = readable(Path(path))
-    with told(f"{path} is damaged"):
+    with as_bad_input(f"{path} is damaged"):
         ds = _read_zarr(path) if path.is_dir() else _read_hdf5(path, source)
         return validate_frames(ds, str(path), geometry=False)

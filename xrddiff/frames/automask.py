@@ -19,7 +19,7 @@ from xrddiff.frames.masks import (
     FILE_BIT,
     LOOKED_AT,
     RULES,
-    Look,
+    SeriesStatistics,
     Rule,
     Values,
     bad_values,
@@ -30,7 +30,7 @@ from xrddiff.frames.masks import (
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['values_of', 'is_detector', 'Automask', 'with_automask', 'masking_of', 'settled', 'mask_judge']
+__all__ = ['values_of', 'is_detector', 'Automask', 'with_automask', 'masking_of', 'settled', 'mask_function']
 
 # %% ../../nbs/frames/automask.ipynb #ab419408
 def values_of(ds: xr.Dataset, few: np.ndarray) -> Values:
@@ -96,7 +96,7 @@ class Automask:
         frames, shape = self.frames, self.intensity.shape[1:]
         few = np.stack([self.intensity[int(i)].values for i in frames[:4]])
         self.values = values_of(self._about, few)
-        look = Look(self.values, np.ones(shape if len(shape) == 3 else (1, *shape), bool))
+        stats = SeriesStatistics(self.values, np.ones(shape if len(shape) == 3 else (1, *shape), bool))
         reasons, always = np.zeros(shape, np.uint16), np.zeros(shape, bool)
         needed = {r.name for r in self.rules if r.series}
         for k, i in enumerate(frames):
@@ -108,13 +108,13 @@ class Automask:
                 bad |= found
             always = bad if k == 0 else always & bad
             if needed:
-                look.add(
-                    x.reshape(look.known.shape), bad.reshape(look.known.shape), "dead" in needed and len(frames) > 3
+                stats.add(
+                    x.reshape(stats.known.shape), bad.reshape(stats.known.shape), "dead" in needed and len(frames) > 3
                 )
         good = ~always if len(frames) == self.intensity.shape[0] == 1 else self._shared(shape)
         for r in self.rules:
             if r.series:
-                found = r.find(look).reshape(shape)
+                found = r.find(stats).reshape(shape)
                 reasons[found] |= r.bit
                 good = good & ~found
         if not good.any():
@@ -146,7 +146,7 @@ class Automask:
         _ = self.static
         return self._static[1]
 
-    def judge(self, i: int, x: np.ndarray) -> np.ndarray:
+    def mask_of(self, i: int, x: np.ndarray) -> np.ndarray:
         """The mask of frame `i` with values `x`. Do not write to it."""
         good = self.static
         bad = [found for _, found in bad_values(x, self.values, self.rules)]
@@ -155,7 +155,7 @@ class Automask:
         return good & ~np.logical_or.reduce(bad) if bad else good
 
     def __call__(self, i: int) -> np.ndarray:
-        return self.judge(i, self.intensity[i].values)
+        return self.mask_of(i, self.intensity[i].values)
 
     def counts(self) -> dict[str, int]:
         """Number of pixels masked by each rule in any of the frames examined, and in total.
@@ -166,7 +166,7 @@ class Automask:
         out = {"file": int((reasons & FILE_BIT > 0).sum())} if self.own is not None else {}
         return out | {r.name: int((reasons & r.bit > 0).sum()) for r in self.rules}
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """`counts` in words."""
         found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
         n, total = len(self.frames), self.intensity.shape[0]
@@ -230,7 +230,7 @@ def settled(ds: xr.Dataset) -> xr.Dataset:
     return ds
 
 
-def mask_judge(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | None:
+def mask_function(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | None:
     """A function (i, values of frame i) -> its mask; None if the mask of `ds` does not depend on
     these values alone.
     """
@@ -249,4 +249,4 @@ def mask_judge(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | None
     base = np.arange(value.array.shape[0])[masking.intensity._data.key.tuple[0]]
     if not whole or np.ndim(numbers) != 1 or not np.array_equal(base[numbers], same):
         return None
-    return lambda i, x: masking.judge(int(numbers[i]), x)
+    return lambda i, x: masking.mask_of(int(numbers[i]), x)

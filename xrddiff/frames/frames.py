@@ -84,11 +84,11 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
     if "mask" in ds:
         mask = ds["mask"]
         if mask.dtype != bool:
-            raise BadInput(f"{where}: mask has dtype {mask.dtype}; expected bool, True = trustworthy")
+            raise BadInput(f"{where}: mask has dtype {mask.dtype}; expected bool, True = valid")
         if mask.dims not in (value.dims, value.dims[1:]) or mask.shape != value.shape[-mask.ndim :]:
             raise BadInput(f"{where}: mask has dims {mask.dims}; expected {value.dims[1:]} or {value.dims}")
         if mask.ndim == value.ndim - 1 and not is_lazy(mask) and not mask.values.any():
-            raise BadInput(f"{where}: every pixel is masked; expected at least one trustworthy pixel")
+            raise BadInput(f"{where}: every pixel is masked; expected at least one valid pixel")
     for name in ("wavelength", "distance", "pixel_size"):
         if name in ds.attrs and not as_numbers(ds.attrs[name], 1, f"{where}: {name}")[0] > 0:
             raise BadInput(f"{where}: {name} is {ds.attrs[name]!r}; expected a positive number")
@@ -307,7 +307,7 @@ def validate_frames(
                 empty = np.flatnonzero(~mask.reshape(len(mask), -1).any(1))
                 if len(empty):
                     raise BadInput(
-                        f"{where}: every pixel of frame {rows.start + empty[0]} is masked; expected at least one trustworthy pixel"
+                        f"{where}: every pixel of frame {rows.start + empty[0]} is masked; expected at least one valid pixel"
                     )
             if block.dtype.kind == "f":
                 wrong = ~np.isfinite(block)
@@ -547,7 +547,7 @@ def _rows(ds: xr.Dataset) -> list[tuple[str, str]]:
     if "mask" in ds:
         rows.append(
             (
-                "trustworthy",
+                "valid",
                 f"{100 * frame_mask(ds, 0).mean():.1f} % of the pixels"
                 + (" of frame 0" if "frame" in ds["mask"].dims else ""),
             )

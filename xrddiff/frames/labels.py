@@ -31,7 +31,9 @@ HITS = ("blank", "single", "multiple")
 
 
 def crystal_system(space_group: str | int) -> int:
-    """The class in `SYSTEMS` of a space group: a Hermann–Mauguin symbol, or a number from 1 to 230."""
+    """The class in `SYSTEMS` of a space group: a Hermann–Mauguin symbol, or a number from 1 to
+    230.
+    """
     text = str(space_group).strip()
     if text.isdigit():
         group = gemmi.find_spacegroup_by_number(int(text)) if 1 <= int(text) <= 230 else None

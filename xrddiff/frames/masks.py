@@ -19,7 +19,8 @@ from ..registry import Names, entries, get, register
 # %% auto #0
 __all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'all_rules', 'chosen_rules', 'Values', 'outside',
            'out_of_range', 'sentinel', 'largest', 'negative_sentinels', 'saturation', 'bad_values', 'second_largest',
-           'plateau_values', 'Look', 'rims', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels']
+           'plateau_values', 'SeriesStatistics', 'rims', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead',
+           'blind_panels']
 
 # %% ../../nbs/frames/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def plateau_values(x: np.ndarray, most: int = 3) -> list:
 
 # %% ../../nbs/frames/masks.ipynb #e1f1edd6
 @dataclass
-class Look:
+class SeriesStatistics:
     """What a few frames of a series have in common, pixel by pixel (panel, y, x)."""
 
     values: Values
@@ -289,35 +290,35 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
     help="connected areas of one value that those beside them cannot explain: gaps, corners, beamstop rods, borders",
     series=True,
 )
-def edges(look: Look) -> np.ndarray:
+def edges(stats: SeriesStatistics) -> np.ndarray:
     """Gaps and similar areas: bool (panel, y, x).
 
     A false alarm anywhere has a chance of 1e-6 for each value that could be a gap's.
     """
     out, image = (
-        np.zeros(look.known.shape, bool),
-        np.where(look.known, np.clip(look.mean, None, np.percentile(look.mean, 99.9)), 0),
+        np.zeros(stats.known.shape, bool),
+        np.where(stats.known, np.clip(stats.mean, None, np.percentile(stats.mean, 99.9)), 0),
     )
-    for v, events in look.events.items():
-        events = np.where(look.known, events, 0)
+    for v, events in stats.events.items():
+        events = np.where(stats.known, events, 0)
         if events.any():
-            out |= quiet_areas(events, np.abs(image - float(v)), look.n)
-    return (out | rims(look.known & ~out, image)) & look.known
+            out |= quiet_areas(events, np.abs(image - float(v)), stats.n)
+    return (out | rims(stats.known & ~out, image)) & stats.known
 
 # %% ../../nbs/frames/masks.ipynb #fd35c93c
-def stuck(look: Look, alpha: float = ALPHA) -> np.ndarray:
+def stuck(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     """Pixels with one value in all frames, where their neighbours vary: bool (panel, y, x)."""
-    constant = (look.low == look.high) & look.known
-    out, n = np.zeros(constant.shape, bool), look.n
+    constant = (stats.low == stats.high) & stats.known
+    out, n = np.zeros(constant.shape, bool), stats.n
     enough = next((c for c in range(n + 1) if log_none(n, 18 * n, 18 * c) <= np.log(alpha / constant.size)), None)
     if enough is None:
         return out
     rare = np.where(constant, 0, n)
-    for v in np.unique(look.low[constant]).tolist() if constant.any() else []:
-        here = constant & (look.low == v)
-        events = look.events[v] if v in look.events else np.where(here, 0, np.maximum(rare, n * ~here))
+    for v in np.unique(stats.low[constant]).tolist() if constant.any() else []:
+        here = constant & (stats.low == v)
+        events = stats.events[v] if v in stats.events else np.where(here, 0, np.maximum(rare, n * ~here))
         if here.sum() > 0 and (events > 0).any():
-            wide = np.pad(np.where(look.known, events, 0), [(0, 0), (2, 2), (2, 2)], mode="reflect")
+            wide = np.pad(np.where(stats.known, events, 0), [(0, 0), (2, 2), (2, 2)], mode="reflect")
             p, y, x = np.nonzero(here)
             around = np.stack([wide[p, y + dy, x + dx] for dy in range(5) for dx in range(5) if dy != 2 or dx != 2])
             out[p, y, x] = np.partition(around, 6, axis=0)[6] >= enough
@@ -331,27 +332,27 @@ def background_of(x: np.ndarray) -> np.ndarray:
     return ndimage.convolve(x, far / 16, mode="mirror")
 
 
-def hot(look: Look, alpha: float = ALPHA) -> np.ndarray:
+def hot(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     """Pixels that stand out from their neighbours in too many frames: bool (panel, y, x)."""
-    m, n = look.known.sum() or 1, look.n
+    m, n = stats.known.sum() or 1, stats.n
     k = np.arange(n + 2)
     always = k[binom.sf(k - 1, n, 2 / 9) <= alpha / m][0]
-    rate = max(look.alone[look.known].mean() / n if look.known.any() else 0, 1e-4)
+    rate = max(stats.alone[stats.known].mean() / n if stats.known.any() else 0, 1e-4)
     often = k[binom.sf(k - 1, n, min(rate, 1)) <= alpha / m][0]
-    soft, beside = look.soft / n, second_largest(look.mean)[0]
+    soft, beside = stats.soft / n, second_largest(stats.mean)[0]
     lonely = second_largest(soft)[0] - background_of(soft) < 0.25 * (
         soft - background_of(soft)
     )  # one neighbour may be hot
-    large = look.mean - beside > np.maximum(np.abs(beside), look.contrast / n)
-    return look.known & lonely & large & ((look.above >= always) | (look.alone >= often))
+    large = stats.mean - beside > np.maximum(np.abs(beside), stats.contrast / n)
+    return stats.known & lonely & large & ((stats.above >= always) | (stats.alone >= often))
 
 
-def cold(look: Look, k: float = 8.0) -> np.ndarray:
+def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
     """Pixels that are `k` σ and more below all but one of their neighbours: bool (panel, y, x).
 
     σ: of the differences between neighbours, in tiles of 32 px.
     """
-    mean, size = look.mean, 32
+    mean, size = stats.mean, 32
     step = np.abs(np.diff(mean, axis=2))
     panels, height, width = step.shape
     tiles = np.pad(
@@ -363,8 +364,8 @@ def cold(look: Look, k: float = 8.0) -> np.ndarray:
     sigma = 1.4826 / np.sqrt(2) * np.median(tiles, axis=(2, 4))
     sigma = sigma.repeat(size, 1).repeat(size, 2)[:, :height, :width]
     sigma = np.concatenate([sigma, sigma[..., -1:]], axis=2)
-    floor = 1.0 if look.values.dtype.kind in "iu" else np.where(sigma > 0, 0, np.inf)
-    return look.known & (-mean > second_largest(-mean)[0] + k * np.maximum(sigma, floor))
+    floor = 1.0 if stats.values.dtype.kind in "iu" else np.where(sigma > 0, 0, np.inf)
+    return stats.known & (-mean > second_largest(-mean)[0] + k * np.maximum(sigma, floor))
 
 
 @register(
@@ -373,28 +374,28 @@ def cold(look: Look, k: float = 8.0) -> np.ndarray:
     help="pixels far below their neighbours; in a series also those that are stuck at one value, hot, or flicker",
     series=True,
 )
-def dead(look: Look) -> np.ndarray:
+def dead(stats: SeriesStatistics) -> np.ndarray:
     """Bad pixels of a series: bool (panel, y, x).
 
     A false alarm anywhere has a chance of about 1e-6 for each of the tests; all but `cold` need 4
     frames or more.
     """
-    if look.n < 4:
-        return cold(look)
-    return stuck(look) | hot(look) | cold(look) | blind_panels(look)
+    if stats.n < 4:
+        return cold(stats)
+    return stuck(stats) | hot(stats) | cold(stats) | blind_panels(stats)
 
 
-def blind_panels(look: Look, alpha: float = ALPHA) -> np.ndarray:
+def blind_panels(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     """Whole panels that hold one value in every frame, where the weakest of the others would have
     events.
     """
-    out = np.zeros(look.known.shape, bool)
+    out = np.zeros(stats.known.shape, bool)
     if len(out) < 4:
         return out
-    size = out[0].size * look.n
-    for events in look.events.values():
-        per_panel = np.where(look.known, events, 0).sum((1, 2))
+    size = out[0].size * stats.n
+    for events in stats.events.values():
+        per_panel = np.where(stats.known, events, 0).sum((1, 2))
         if (per_panel > 0).sum() >= 3:
             weakest = per_panel[per_panel > 0].min()
             out[per_panel == 0] |= log_none(size, size, min(weakest, size)) <= np.log(alpha / len(out))
-    return out & look.known
+    return out & stats.known

@@ -16,7 +16,7 @@ from ..errors import BadInput
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['MAX_FIT_FRAMES', 'background_sigma', 'sample_frames', 'trustworthy', 'quantum', 'draw_counts']
+__all__ = ['MAX_FIT_FRAMES', 'background_sigma', 'sample_frames', 'valid_pixels', 'quantum', 'draw_counts']
 
 # %% ../../nbs/frames/noise.ipynb #95c55088
 def background_sigma(image: np.ndarray, mask: np.ndarray | None = None, max_pairs: int = 500_000) -> float:
@@ -61,13 +61,11 @@ def sample_frames(
         yield i, frame_image(frames, i), frame_mask(frames, i) if "mask" in frames else None
 
 
-def trustworthy(image: np.ndarray, mask: np.ndarray | None, i: int) -> np.ndarray:
+def valid_pixels(image: np.ndarray, mask: np.ndarray | None, i: int) -> np.ndarray:
     """The valid pixels of one frame, which must be finite."""
     x = image.ravel() if mask is None else image[mask]
     if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise BadInput(
-            f"frame {i} holds {x[~np.isfinite(x)][0]} at a trustworthy pixel; expected finite numbers, or a mask"
-        )
+        raise BadInput(f"frame {i} holds {x[~np.isfinite(x)][0]} at a valid pixel; expected finite numbers, or a mask")
     return x
 
 

@@ -146,7 +146,9 @@ def _outside(values: np.ndarray, bins: np.ndarray, low: np.ndarray, high: np.nda
 
 # %% ../../nbs/frames/peaks.ipynb #2d2fb6e5
 def _offsets(radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel offsets (dx, dy) whose pixels can lie within `radius` of a point of the central pixel."""
+    """Pixel offsets (dx, dy) whose pixels can lie within `radius` of a point of the central
+    pixel.
+    """
     reach = int(np.ceil(radius)) + 1
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     near = np.hypot(np.maximum(np.abs(dx) - 0.5, 0), np.maximum(np.abs(dy) - 0.5, 0)) <= radius

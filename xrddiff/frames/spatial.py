@@ -225,7 +225,9 @@ class Crop(Transform):
         return self.forward(mask)
 
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
-        """Cropped frames: the beam centre moves (also out of the image), peaks outside are dropped."""
+        """Cropped frames: the beam centre moves (also out of the image), peaks outside are
+        dropped.
+        """
         ys, xs = self._slices(frames["intensity"].shape)
         dims = _pixel_dims(frames)
         out = frames.isel(dict(zip(dims, (ys, xs), strict=True)))

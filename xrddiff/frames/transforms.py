@@ -17,7 +17,7 @@ import xarray as xr
 from .rows import frame_origin, lazy_frames
 from .frames import frame_mask
 from .curves import IntegerTable, QuickMask, look_up, zero_masked
-from .noise import background_sigma, quantum, sample_frames, trustworthy
+from .noise import background_sigma, quantum, sample_frames, valid_pixels
 from ..errors import BadInput, nearest
 from ..registry import Range, register
 
@@ -63,7 +63,9 @@ class Transform:
         return mask
 
     def forward_index(self, index: Sequence[int]) -> np.ndarray:
-        """The frames that the frames `index` become (several each where frames are cut into tiles)."""
+        """The frames that the frames `index` become (several each where frames are cut into
+        tiles).
+        """
         return np.asarray(index, np.int64)
 
     def inverse(self, y: Array) -> Array:
@@ -170,25 +172,25 @@ class ValueTransform(Transform):
         return 1.0
 
     def fit(self, frames: xr.Dataset, index: Sequence[int] | None = None) -> ValueTransform:
-        """Find scale, mean, std and reference intensity on the frames `index` (the training split)."""
+        """Find scale, mean, std and reference intensity on the frames `index` (the training
+        split).
+        """
         self.fitted_scale = self.fit_scale(frames, index) if self.scale is None else float(self.scale)
         self.mean, self.std = 0.0, 1.0
         count, total, square, some = 0, 0.0, 0.0, []
         for i, image, mask in sample_frames(frames, index):
-            x = trustworthy(image, mask, i)
+            x = valid_pixels(image, mask, i)
             v = self.forward(x).astype(np.float64)
             if v.size:
                 count, total, square = count + v.size, total + v.sum(), square + np.square(v).sum()
                 some.append(v[:: max(1, v.size // 16384)].astype(np.float32))
         if not count:
-            raise BadInput("every pixel of the training split is masked; expected at least one trustworthy pixel")
+            raise BadInput("every pixel of the training split is masked; expected at least one valid pixel")
         if self.standardise:
             mean = total / count
             variance = square / count - mean**2
             if not variance > 1e-12 * (1 + mean**2):
-                raise BadInput(
-                    "all trustworthy pixels of the training split hold the same value; expected frames that vary"
-                )
+                raise BadInput("all valid pixels of the training split hold the same value; expected frames that vary")
             self.mean, self.std = float(mean), math.sqrt(variance)
         y = (np.concatenate(some) - self.mean) / self.std
         reference = float(np.quantile(y, 0.999))
@@ -253,7 +255,9 @@ class ValueTransform(Transform):
         return self.inverse(y)
 
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
-        """Frames of network values, for display; they are no longer intensities and have no units."""
+        """Frames of network values, for display; they are no longer intensities and have no
+        units.
+        """
         self._ready()
         value = frames["intensity"].variable
 
@@ -282,7 +286,7 @@ _LIMIT = 70.0
 
 @register("transform", "asinh")
 class Asinh(ValueTransform):
-    """f(u) = asinh(u); `scale` None: the background σ of the training split. Negative values welcome."""
+    """f(u) = asinh(u), also of negative u; `scale` None: the background σ of the training split."""
 
     name = "asinh"
 
@@ -348,8 +352,9 @@ class Linear(ValueTransform):
 # %% ../../nbs/frames/transforms.ipynb #3b83cafb
 @register("transform", "anscombe")
 class Anscombe(ValueTransform):
-    """f = 2√(N + 3/8 + (read_noise/scale)²) of the photon number N = (x − pedestal)/scale, continued as an odd function below the root's zero.
+    """f = 2√(N + 3/8 + (read_noise/scale)²) of the photon number N = (x − pedestal)/scale.
 
+    Below the root's zero it is continued as an odd function.
 
     scale: detector gain in units per photon; None: the attribute `gain` of the frames (1 for
         photons).
@@ -396,7 +401,7 @@ class Anscombe(ValueTransform):
 # %% ../../nbs/frames/transforms.ipynb #9acad21c
 @register("transform", "minmax")
 class MinMaxPerImage(ValueTransform):
-    """Each image to [0, 1] by the extremes of its trustworthy pixels: a baseline, without an inverse."""
+    """Each image to [0, 1] by the extremes of its valid pixels: a baseline, without an inverse."""
 
     name = "minmax"
     invertible = False
@@ -405,7 +410,7 @@ class MinMaxPerImage(ValueTransform):
         super().__init__(1.0, 0.0, standardise=False)
 
     @staticmethod
-    def limits(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    def extremes(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
         """Smallest and largest valid value of each image, shape (…, 1, 1), float32."""
         xp = _module(x)
         x = x.astype(np.float32) if xp is np else x.float()
@@ -420,7 +425,7 @@ class MinMaxPerImage(ValueTransform):
     def fit(self, frames: xr.Dataset, index: Sequence[int] | None = None) -> MinMaxPerImage:
         some = []
         for i, image, mask in sample_frames(frames, index):
-            trustworthy(image, mask, i)
+            valid_pixels(image, mask, i)
             y = self.forward(image, mask)
             y = y.ravel() if mask is None else y[mask]
             some.append(y[:: max(1, y.size // 16384)])
@@ -428,7 +433,7 @@ class MinMaxPerImage(ValueTransform):
         return self
 
     def forward(self, x: Array, mask: Array | None = None, out: np.ndarray | None = None) -> Array:
-        low, high = self.limits(x, mask)
+        low, high = self.extremes(x, mask)
         xp = _module(x)
         width = xp.where(high > low, high - low, xp.ones_like(high))
         y = ((x.astype(np.float32) if xp is np else x.float()) - low) / width
@@ -447,7 +452,7 @@ class MinMaxPerImage(ValueTransform):
         """Intensities of a reconstruction `y` of frame `x`, with the extremes of `x` as side
         information.
         """
-        low, high = self.limits(x, mask)
+        low, high = self.extremes(x, mask)
         y = y.astype(np.float32) if _module(y) is np else y.float()
         return y * (high - low) + low
 

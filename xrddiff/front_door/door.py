@@ -76,8 +76,8 @@ def show_frames_in_notebooks() -> None:
 def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
     """(overrides, frames to store with the run or None) for the argument `data` of `train`.
 
-    `data`: a preset, a named set, a file or file pattern, a mapping of words of `data`, Frames, or an
-    array (frame, y, x) in ADU. Raises `BadInput` if it is none of these.
+    `data`: a preset, a named set, a file or file pattern, a mapping of words of `data`, Frames,
+    or an array (frame, y, x) in ADU. Raises `BadInput` if it is none of these.
     """
     if data is None:
         return [], None
@@ -135,7 +135,8 @@ def _scratch_in(folder: Path):
 def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
     """A table of the runs below `folder`, indexed by path, the newest last.
 
-    `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such folder.
+    `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such
+    folder.
     """
     folder = Path(folder).expanduser()
     if not is_path(folder, "dir"):

@@ -19,8 +19,8 @@ __all__ = ['full_name', 'as_overrides']
 def full_name(name: str, section: str | None = None) -> str:
     """The full name of the word or group called `name`.
 
-    `name`: a full name, or the last part of one; a name with a dot is returned unchanged. `section`:
-    searched first. Raises `BadInput` if no word, or more than one, ends with `name`.
+    `name`: a full name, or the last part of one; a name with a dot is returned unchanged.
+    `section`: searched first. Raises `BadInput` if no word, or more than one, ends with `name`.
     """
     words = vocabulary()
     own = f"{section}.{name}"

@@ -78,10 +78,12 @@ def _threads_kept() -> Iterator[None]:
 
 # %% ../../nbs/front_door/trained_run.ipynb #e0cc924f
 def execute_shown(overrides: list[str], *, frames: Path | None = None, progress: bool = True) -> Path:
-    """Execute a run (`execution.phases.execute_run`) and show it live in a notebook; returns its folder.
+    """Execute a run (`execution.phases.execute_run`) and show it live in a notebook; returns
+    its folder.
 
-    `overrides`: words of the run. `frames`: a store with the frames of this run. `progress`: show its
-    output. If the run is interrupted, a note of the error names it and says how to resume it.
+    `overrides`: words of the run. `frames`: a store with the frames of this run. `progress`:
+    show its output. If the run is interrupted, a note of the error names it and says how to
+    resume it.
     """
     from xrddiff.execution.phases import execute_run  # papermill takes its time
 
@@ -142,7 +144,9 @@ class RunNumbers(Run):
     @property
     @plain_errors
     def history(self) -> pd.DataFrame:
-        """The training table: a row for every `training.log_every` steps and for every validation."""
+        """The training table: a row for every `training.log_every` steps and for every
+        validation.
+        """
         from xrddiff.training.history import read_history
 
         return read_history(self.metrics)
@@ -217,7 +221,8 @@ def open_set(run: Run, name: str) -> xr.Dataset:
 def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Dataset:
     """`frames`, pooled and cropped like the frames of the run where this gives the same size.
 
-    `run`, `checkpoint`: the run and its checkpoint. Raises `BadInput` for another unit of intensity.
+    `run`, `checkpoint`: the run and its checkpoint. Raises `BadInput` for another unit of
+    intensity.
     """
     from xrddiff.frames.transforms import Transform
 
@@ -238,8 +243,8 @@ def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Datas
 def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
     """`frames` reconstructed by the autoencoder of the run.
 
-    Returns expected values as Frames, with the units and mask of the originals. Raises `BadInput` for
-    another unit of intensity.
+    Returns expected values as Frames, with the units and mask of the originals. Raises
+    `BadInput` for another unit of intensity.
     """
     from xrddiff.frames.transforms import Transform
     from xrddiff.loading.loader import FrameLoader
@@ -279,7 +284,9 @@ def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any
 
 
 def draw_samples(run: Run, overrides: list[str]) -> xr.Dataset:
-    """Draw samples in memory, with `overrides` of `inference`; bit for bit those of `xrddiff sample`."""
+    """Draw samples in memory, with `overrides` of `inference`; bit for bit those of `xrddiff
+    sample`.
+    """
     from tqdm.auto import tqdm
 
     from xrddiff.execution.run_folder import set_threads
@@ -322,7 +329,8 @@ class TrainedRun(RunNumbers):
     def model(self, *, ema: bool | None = None, device: str = "cpu") -> nn.Module:
         """The trained network: a `Denoiser`, an autoregressive model, or an autoencoder.
 
-        `ema`: use the averaged weights (None: as set by `inference.use_ema`). `device`: where to load it.
+        `ema`: use the averaged weights (None: as set by `inference.use_ema`). `device`:
+        where to load it.
         """
         from xrddiff.inference.generators import open_generator
         from xrddiff.training.latents import open_autoencoder
@@ -336,8 +344,9 @@ class TrainedRun(RunNumbers):
     def frames(self, which: str = "held_out", limit: int | None = None) -> xr.Dataset:
         """Frames of the run, read when they are indexed.
 
-        `which`: "held_out", "train" or "all" of its input frames, pooled and cropped as in training; or
-        a set that it produced: "samples", "reconstruction", or the name of a set drawn later.
+        `which`: "held_out", "train" or "all" of its input frames, pooled and cropped as in
+        training; or a set that it produced: "samples", "reconstruction", or the name of a
+        set drawn later.
         `limit`: only the first so many. Raises `BadInput` for an unknown set.
         """
         from xrddiff.frames.frames import frame_count, select_frames
@@ -351,7 +360,8 @@ class TrainedRun(RunNumbers):
 
     @plain_errors
     def reconstruct(self, frames: xr.Dataset | None = None) -> xr.Dataset:
-        """`frames` (None: the held-out frames) reconstructed by the autoencoder, as expected values.
+        """`frames` (None: the held-out frames) reconstructed by the autoencoder, as
+        expected values.
 
         Frames from a file are pooled and cropped like those of the run. Raises `BadInput` for a run
         without an autoencoder.
@@ -362,13 +372,14 @@ class TrainedRun(RunNumbers):
     def sample(
         self, n: int = 16, *given: Any, name: str | None = None, workers: str | None = None, **words: Any
     ) -> xr.Dataset:
-        """`n` samples as Frames: `run.sample(16, hit_class="single", seed=0, sampler="ddim", steps=50, guidance_scale=2)`.
+        """`n` samples as Frames: `run.sample(16, hit_class="single", seed=0,
+        sampler="ddim", steps=50, guidance_scale=2)`.
 
-        `given`, `words`: words of `inference`, and conditions of the run by name. `name`: also store the
-        samples in the run folder, evaluated and with a report, as `xrddiff sample` does. `workers`: for
-        a named set, where to draw it, for example "local:2". Sample i is the same frame in any set, bit
-        for bit as drawn by `xrddiff sample`. Raises `BadInput` for unknown words, or if the run has no
-        generative model.
+        `given`, `words`: words of `inference`, and conditions of the run by name. `name`:
+        also store the samples in the run folder, evaluated and with a report, as `xrddiff
+        sample` does. `workers`: for a named set, where to draw it, for example "local:2".
+        Sample i is the same frame in any set, bit for bit as drawn by `xrddiff sample`.
+        Raises `BadInput` for unknown words, or if the run has no generative model.
         """
         overrides = sampling_overrides(self, given, {**words, "num_samples": n})
         if name is None and workers is None:
@@ -385,8 +396,9 @@ class TrainedRun(RunNumbers):
     ) -> pd.DataFrame:
         """Evaluate the run again, as `xrddiff evaluate` does; returns the table of results.
 
-        `given`, `words`: words of `inference`. `samples`: the name of a set (None: the one drawn at the
-        end of the run). `workers`: where to compute, for example "local:2". `progress`: show the output.
+        `given`, `words`: words of `inference`. `samples`: the name of a set (None: the one
+        drawn at the end of the run). `workers`: where to compute, for example "local:2".
+        `progress`: show the output.
         """
         overrides = as_overrides(*given, words, section="inference")
         from xrddiff.execution.phases import execute_evaluate
@@ -399,7 +411,8 @@ class TrainedRun(RunNumbers):
     def resume(self, *given: Any, progress: bool = True, **words: Any) -> TrainedRun:
         """Resume the run where it stopped, or train for longer, as in `run.resume(num_epochs=40)`.
 
-        `given`, `words`: words of the run. `progress`: show the output. Returns the run, opened again.
+        `given`, `words`: words of the run. `progress`: show the output. Returns the run,
+        opened again.
         """
         overrides = as_overrides({"resume": str(self.whole)}, *given, words)
         return open_run(execute_shown(overrides, progress=progress))

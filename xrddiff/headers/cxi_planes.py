@@ -60,7 +60,9 @@ def _straight(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray) -> tuple[float
 
 
 def _plane(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[int], where: str) -> dict[str, Any]:
-    """The arguments of `make_frames` for one plane; `plane` is a geometry to apply to the frames."""
+    """The arguments of `make_frames` for one plane; `plane` is a geometry to apply to the
+    frames.
+    """
     size, other = np.linalg.norm(fs), np.linalg.norm(ss)
     if abs(other / size - 1) > 1e-3:
         raise BadInput(f"{where}: pixels of {size * 1e6:g} × {other * 1e6:g} µm; expected square pixels")

@@ -21,9 +21,9 @@ import numpy as np
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'told', 'memory', 'check_size',
-           'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'allow_outside', 'leads_outside', 'open_hdf5',
-           'filter_names', 'check_dataset']
+__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'as_bad_input', 'memory',
+           'check_size', 'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'allow_outside', 'leads_outside',
+           'open_hdf5', 'filter_names', 'check_dataset']
 
 # %% ../../nbs/headers/gate.ipynb #c63469e0
 _KINDS = (
@@ -74,7 +74,7 @@ def reason(error: BaseException, most: int = 160) -> str:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def as_bad_input(what: str) -> Iterator[None]:
     """Any error within, of whatever library, as a `BadInput` that begins with `what`."""
     try:
         yield
@@ -299,7 +299,7 @@ def open_hdf5(path: str | Path, *, outside: bool = False) -> h5py.File:
                 f"{path} is a truncated HDF5 file of {status.st_size} bytes ({_eof(error)}); copy or write it again"
             ) from None
         raise BadInput(f"{path} is a damaged HDF5 file: {reason(error, 200)}") from None
-    with told(f"{path} is a damaged HDF5 file"):
+    with as_bad_input(f"{path} is a damaged HDF5 file"):
         check_hdf5(file, outside=real in _outside)
     _open_files[key] = file
     return file
@@ -328,7 +328,9 @@ def filter_names(data: h5py.Dataset) -> list[str]:
 
 
 def check_dataset(data: h5py.Dataset, where: str) -> None:
-    """Raise `BadInput` if no plugin reads the filter of a data set, or if its sources are missing."""
+    """Raise `BadInput` if no plugin reads the filter of a data set, or if its sources are
+    missing.
+    """
     plist = data.id.get_create_plist()
     for i in range(plist.get_nfilters()):
         code, flags, _, name = plist.get_filter(i)

@@ -54,7 +54,9 @@ class Panel:
 
 @dataclass
 class DetectorFile:
-    """The contents of a geometry file. Lengths in m, `wavelength` in Å, `beam_center` (x, y) in px."""
+    """The contents of a geometry file. Lengths in m, `wavelength` in Å, `beam_center` (x, y) in
+    px.
+    """
 
     path: str
     wavelength: float | None = None

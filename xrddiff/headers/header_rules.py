@@ -163,7 +163,9 @@ def quantities(text: str, unit: str) -> list[tuple[float, str]]:
 
 
 def _in_word(word: str, number: float, unit: str) -> float:
-    """A number with its unit in the unit of the schema (Å for a wavelength, m for other lengths)."""
+    """A number with its unit in the unit of the schema (Å for a wavelength, m for other
+    lengths).
+    """
     if unit in _ENERGIES:
         return HC / (number * _ENERGIES[unit]) if number else 0.0
     value = number * _LENGTHS.get(unit, 1.0) * (1e10 if word == "wavelength" else 1)

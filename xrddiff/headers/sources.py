@@ -15,7 +15,7 @@ import numpy as np
 
 from ..frames.chunks import chunk_decoder
 from ..frames.rows import Rows, frame_dtype
-from .gate import check_dataset, check_size, leads_outside, open_hdf5, told
+from .gate import check_dataset, check_size, leads_outside, open_hdf5, as_bad_input
 from ..errors import BadInput
 
 # %% auto #0
@@ -30,7 +30,7 @@ class HDF5Rows(Rows):
 
     def __init__(self, path: str | Path, name: str, exact: bool = False):
         self.path, self.name, self.where = str(path), name, f"data set '{name}' of {path}"
-        with told(f"{self.where} cannot be read"):
+        with as_bad_input(f"{self.where} cannot be read"):
             data = open_hdf5(path)[name]
             check_dataset(data, self.where)
         self.outside = leads_outside(path)
@@ -49,7 +49,7 @@ class HDF5Rows(Rows):
         # HDF5 walks forward only
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
-        with told(f"frames {a} to {b - 1} of {self.where} cannot be read"):
+        with as_bad_input(f"frames {a} to {b - 1} of {self.where} cannot be read"):
             out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
@@ -70,7 +70,7 @@ class ZarrRows(Rows):
     def __init__(self, path: str | Path, name: str = "", exact: bool = False, whole: bool = False):
         self.path, self.name, self.whole = str(path), name, whole
         self.where = f"array '{name}' of {path}" if name else str(path)
-        with told(f"{self.where} cannot be read"):
+        with as_bad_input(f"{self.where} cannot be read"):
             array = self._open()
             check_size(array.shape, array.dtype, self.where, array.chunks)
         self.single = array.ndim == 2
@@ -103,7 +103,7 @@ class ZarrRows(Rows):
             self._array = (os.getpid(), self._open())
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
-        with told(f"frames {a} to {b - 1} of {self.where} cannot be read"):
+        with as_bad_input(f"frames {a} to {b - 1} of {self.where} cannot be read"):
             if self.whole:
                 self._check_shards(a, b)
             out = np.asarray(self._array[1][key])

@@ -135,7 +135,7 @@ def build_autoregressive(
     fields: its conditions, see `condition_fields`.
     values: scale and range of the values, see `measure_values`.
     """
-    m, (sigma_data, limits) = cfg.model, values
+    m, (sigma_data, data_range) = cfg.model, values
     words = {name: getattr(m, name) for name in ("depth", "heads", "dim_head", "mlp_depth", "order")}
     torch.manual_seed(cfg.training.seed)
     return make_autoregressive(
@@ -145,7 +145,7 @@ def build_autoregressive(
         patch_size=m.patch_size if space is None else m.latent_patch_size,
         mask_channel=m.mask_channel and space is None,
         conditions=fields,
-        diffusion=asdict(m.diffusion_kwargs) | dict(sigma_data=sigma_data, clamp=limits),
+        diffusion=asdict(m.diffusion_kwargs) | dict(sigma_data=sigma_data, clamp=data_range),
         **words,
     )
 
@@ -204,7 +204,7 @@ class Building:
     def state(self) -> dict[str, Any]:
         """What every checkpoint contains besides the weights."""
         g = self.generator
-        about = dict(space=g.space, conditions=g.conditions, limits=g.limits, classes=g.classes)
+        about = dict(space=g.space, conditions=g.conditions, data_range=g.data_range, classes=g.classes)
         return self.prepared.state() | generator_state(g.model, g.shape, **about)
 
     def trainer(self, run: str | Path) -> Trainer:
@@ -242,7 +242,7 @@ class Building:
 
     def __str__(self) -> str:
         size = sum(p.numel() for p in self.network.parameters()) / 1e6
-        (low, high), shape = self.generator.limits, " x ".join(map(str, self.generator.shape))
+        (low, high), shape = self.generator.data_range, " x ".join(map(str, self.generator.shape))
         about = f"{type(self.network).__name__}, {size:.2f} M parameters, {self.cfg.model.parameterisation}"
         return f"{about}, draws {shape} values from {low:.2f} to {high:.2f}, σ_data {self.sigma_data:.3f}"
 

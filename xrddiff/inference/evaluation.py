@@ -31,8 +31,8 @@ from xrddiff.metrics.reconstruction import (
     CodecScore,
     autoencoder_codec,
     fit_pca,
-    judge,
-    judge_scene,
+    score_frames,
+    score_scene,
     pca_codec,
     reconstruct_frames,
 )
@@ -113,7 +113,7 @@ class SampleEvaluation:
         self.judges.fit()
         return self.sets | ({"answers": frame_count(self.samples)} if self.judges.names else {})
 
-    def look(self, name: str, rows: slice) -> SetSummary | Answers:
+    def measure(self, name: str, rows: slice) -> SetSummary | Answers:
         """What the ruler measures in these rows of a set.
 
         For "answers": the conditions requested for these samples, and those found.
@@ -124,7 +124,7 @@ class SampleEvaluation:
         if name == "samples":
             return self.ruler.measure(select_frames(self.samples, rows), draw=self.draw)
         if name == "answers":
-            return self.judges.look(select_frames(self.samples, rows), self.counted(rows))
+            return self.judges.measure(select_frames(self.samples, rows), self.counted(rows))
         loader = self.prepared.loader(
             self.judged[rows], batch_size=self.cfg.inference.batch_size, multiple=self.generator.multiple, shuffle=False
         )
@@ -153,10 +153,10 @@ class SampleEvaluation:
         real = self.judged if len(self.judged) else self.prepared.held_out
         return select_frames(self.prepared.frames, real[:n]), self.counted(slice(0, n))
 
-    def judge(self, seen: Mapping[str, Sequence[Any]]) -> Judgement:
+    def merge(self, seen: Mapping[str, Sequence[Any]]) -> Judgement:
         """The judgement.
 
-        seen: for each set, the results of `look` in order.
+        seen: for each set, the results of `measure` in order.
         """
         sets = {name: parts[0].merge(*parts[1:]) for name, parts in seen.items() if parts}
         answers, why = {}, {} if self.judges.wanted else {"conditions": "inference.judge_conditions is false"}
@@ -210,11 +210,11 @@ class CodecEvaluation:
         made, latents = reconstruct_frames(self.codec, loader)
         return select_frames(self.prepared.frames, at).load(), made.assign_attrs(checkpoint=self.checkpoint), latents
 
-    def look(self, name: str, rows: slice) -> CodecScore:
+    def measure(self, name: str, rows: slice) -> CodecScore:
         """The score of these rows."""
         return CodecScore(**self.options).update(*self.pair(rows), rows.start)
 
-    def judge(self, seen: Mapping[str, Sequence[CodecScore]]) -> dict[str, float]:
+    def merge(self, seen: Mapping[str, Sequence[CodecScore]]) -> dict[str, float]:
         """The table row, from the scores of the held-out frames in order."""
         first, *others = seen["held out"]
         for other in others:
@@ -223,7 +223,7 @@ class CodecEvaluation:
 
     def row(self, measured: xr.Dataset, reconstruction: xr.Dataset) -> dict[str, float]:
         """The table row for existing reconstructions, by this or another codec."""
-        return judge(measured, reconstruction, **self.options)
+        return score_frames(measured, reconstruction, **self.options)
 
     def codebook(self) -> dict[str, float]:
         """How much of its codebook the autoencoder uses; empty without a codebook."""
@@ -256,12 +256,12 @@ def reference_rows(evaluation: CodecEvaluation, measured: xr.Dataset) -> dict[st
     prepared, judged, d, options = evaluation.prepared, evaluation.judged, evaluation.cfg.data, evaluation.options
     again = None if d.patch else scene_again(prepared.frames, judged, seed=evaluation.cfg.training.seed)
     if again is not None:
-        return judge_scene(measured, prepared.regions.apply(again), **options)
+        return score_scene(measured, prepared.regions.apply(again), **options)
     beside = neighbouring_exposures(frame_groups(prepared.frames)[0], judged) if d.contiguous else None
     if beside is None:
         return {}
     before = select_frames(prepared.frames, beside).load()
-    return {"neighbouring exposure": judge(measured, before, is_draw=True, **options)}
+    return {"neighbouring exposure": score_frames(measured, before, is_draw=True, **options)}
 
 # %% ../../nbs/inference/evaluation.ipynb #e8a23c45
 def unseen_still(
@@ -281,7 +281,7 @@ def unseen_still(
     words = dict(batch_size=i.batch_size, multiple=evaluation.model.downsampling, shuffle=False)
     by_panel, _ = reconstruct_frames(evaluation.codec, panels.loader(None, **words))
     made = with_intensity(still, by_panel["intensity"].values[None])
-    return still, made, judge(still, made, radius=i.match_radius)
+    return still, made, score_frames(still, made, radius=i.match_radius)
 
 # %% ../../nbs/inference/evaluation.ipynb #d5858e71
 def samples_of(run: str | Path, name: str | None = None) -> Path:

@@ -188,7 +188,7 @@ class Generator:
     template: an empty frame, see `template_frames`.
     space: the latent space that it draws in, or None.
     conditions: the table of the training frames' conditions.
-    limits: (lowest, highest) training value.
+    data_range: (lowest, highest) training value.
     device: where the model is.
     about: attributes added to every set of samples.
     classes: condition -> class names.
@@ -200,7 +200,7 @@ class Generator:
     template: xr.Dataset
     space: LatentSpace | None = None
     conditions: dict[str, list[float]] = field(default_factory=dict)
-    limits: tuple[float, float] | None = None
+    data_range: tuple[float, float] | None = None
     device: torch.device | str = "cpu"
     about: dict[str, Any] = field(default_factory=dict)
     classes: dict[str, list[str]] = field(default_factory=dict)
@@ -383,7 +383,7 @@ def generator_state(
     *,
     space: LatentSpace | None = None,
     conditions: Mapping[str, Any] | None = None,
-    limits: Sequence[float] | None = None,
+    data_range: Sequence[float] | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint contains so that `open_generator` can restore the model: JSON values.
@@ -392,7 +392,7 @@ def generator_state(
     shape: (C, H, W) of what it draws.
     space: the latent space, or None.
     conditions: see `condition_table`.
-    limits: (lowest, highest) training value.
+    data_range: (lowest, highest) training value.
     classes: see `condition_classes`.
     """
     autoregressive = isinstance(model, AutoregressiveDiffusion)
@@ -405,7 +405,7 @@ def generator_state(
             "autoencoder": None if space is None else space.statistics.sha256,
             "conditions": dict(conditions or {}),
             "classes": {name: list(names) for name, names in (classes or {}).items()},
-            "limits": None if limits is None else list(limits),
+            "limits": None if data_range is None else list(data_range),
         },
     }
 
@@ -481,7 +481,7 @@ def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
 
     Raises `BadInput` if it cannot draw samples from it.
     """
-    sampler = make_sampler(cfg, token=generator.autoregressive, clamp=generator.limits)
+    sampler = make_sampler(cfg, token=generator.autoregressive, clamp=generator.data_range)
     sampler.sigmas(None if generator.autoregressive else generator.model)
     generator.condition([0], cfg.inference.seed, cfg.inference.condition)
     if cfg.inference.poisson and "gain" not in generator.template["intensity"].attrs:

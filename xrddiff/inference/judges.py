@@ -30,7 +30,7 @@ from xrddiff.metrics.conditions import (
     confusion_matrix,
     number_answer,
 )
-from ..models.classifier import Classifier, judge
+from ..models.classifier import Classifier, evaluate_classifier
 from ..training.classifiers import fit_classifier, open_classifier, save_classifier, to_device
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ class ConditionJudges:
         steps = 20 if self.trial else int(np.clip(30 * len(p.train) // 16, 60, _STEPS))
         net = fit_classifier(train, name, classes, steps=steps, device=self.device)
         held_out = p.loader(evenly_spaced(p.held_out, _FRAMES), batch_size=50, shuffle=False, prefetch=0)
-        confusion = judge(net, (to_device(b, self.device) for b in held_out.batches()), name, classes)["confusion"]
+        confusion = evaluate_classifier(net, (to_device(b, self.device) for b in held_out.batches()), name, classes)[
+            "confusion"
+        ]
         about = {"key": self._key(name), "classes": self.classes[name], "confusion": confusion.tolist()}
         (self.run / JUDGE).mkdir(exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.run / JUDGE))
@@ -158,7 +160,7 @@ class ConditionJudges:
             shutil.rmtree(new, ignore_errors=True)
         self._opened[name] = net, about
 
-    def look(self, samples: xr.Dataset, counted: xr.Dataset) -> Answers:
+    def measure(self, samples: xr.Dataset, counted: xr.Dataset) -> Answers:
         """The requested and the actual conditions of samples.
 
         samples: the samples, with the requested conditions.
@@ -184,7 +186,7 @@ class ConditionJudges:
     def answers(self, found: Answers, sets: Mapping[str, SetSummary]) -> dict[str, dict[str, Any]]:
         """By condition, what was requested and what was found.
 
-        found: the result of `look`.
+        found: the result of `measure`.
         sets: what the ruler measured on samples and held-out frames.
         """
         out = {}

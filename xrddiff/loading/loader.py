@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..frames.automask import mask_judge
+from ..frames.automask import mask_function
 from ..frames.rows import frame_reader
 from ..frames.rows import frame_origin
 from ..frames.frames import IMAGE_DIMS, frame_count, frame_mask, validate_frames
@@ -203,7 +203,7 @@ class FrameLoader:
         self.shape = tuple(-(-n // multiple) * multiple for n in self.image_shape)
         self._own_masks = "mask" in frames and "frame" in frames["mask"].dims
         self._mask = None if self._own_masks else quick_mask(frame_mask(frames))
-        self._judge = mask_judge(frames) if self._own_masks else None
+        self._mask_of = mask_function(frames) if self._own_masks else None
         self.conditions = _conditions(frames, cond)
         self._read = frame_reader(value)
         self._buffers: list[np.ndarray] = []
@@ -296,20 +296,20 @@ class FrameLoader:
             if not self._own_masks:
                 mask = self._mask
             else:  # a mask that follows from the values is not read again
-                mask = self._judge(i, raw) if self._judge else frame_mask(self.frames, i)
+                mask = self._mask_of(i, raw) if self._mask_of else frame_mask(self.frames, i)
         except BadInput:
             raise
         except Exception as e:  # whatever a file format's library raises: OSError, KeyError, zlib.error, ...
             raise BadInput(f"{self._called(i)} cannot be read: {e}") from e
         if self._own_masks and not mask.any():
-            raise BadInput(f"{self._called(i)} has no trustworthy pixel; expected at least one, or the frame left out")
+            raise BadInput(f"{self._called(i)} has no valid pixel; expected at least one, or the frame left out")
         self.transform.forward(raw, mask, out=out)
         if raw.dtype.kind == "f" and not np.isfinite(out.sum(dtype=np.float64)):
             wrong = ~np.isfinite(raw) & mask
             if wrong.any():
                 y, x = (int(v[0]) for v in np.nonzero(wrong))
                 raise BadInput(
-                    f"{self._called(i)} holds {raw[y, x]} at the trustworthy pixel (y, x) = ({y}, {x}); expected finite numbers, or a mask"
+                    f"{self._called(i)} holds {raw[y, x]} at the valid pixel (y, x) = ({y}, {x}); expected finite numbers, or a mask"
                 )
         return mask
 

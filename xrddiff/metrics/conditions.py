@@ -203,7 +203,9 @@ def peak_words(name: str, answer: Mapping[str, Any]) -> list[str]:
 
 
 def answer_words(name: str, answer: Mapping[str, Any]) -> str:
-    """One sentence on whether a condition was met, and one per class with a wrong number of peaks."""
+    """One sentence on whether a condition was met, and one per class with a wrong number of
+    peaks.
+    """
     return " ".join([_answer_words(name, answer), *peak_words(name, answer)])
 
 

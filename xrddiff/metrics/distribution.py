@@ -358,7 +358,9 @@ def _same_ruler(a: SetSummary, b: SetSummary) -> None:
 
 # %% ../../nbs/metrics/distribution.ipynb #57e38f2c
 def _level_weights(reference: SetSummary, test: SetSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Profiles of both sets at the rings that both have, and the weight of each ring; NaN where no ring has any intensity."""
+    """Profiles of both sets at the rings that both have, and the weight of each ring; NaN where
+    no ring has any intensity.
+    """
     seen = np.isfinite(reference.profile).any(0) & np.isfinite(test.profile).any(0)
     p, q, n = reference.profile[:, seen], test.profile[:, seen], reference.pixels.mean(0)[seen]
     level_of_all = float(n @ np.abs(np.nanmean(p, 0)))  # 0: no ring that both have, or frames of nothing but zeros

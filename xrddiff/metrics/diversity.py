@@ -135,7 +135,9 @@ def nearest_training(samples: np.ndarray, training: np.ndarray, held_out: np.nda
 
 # %% ../../nbs/metrics/diversity.ipynb #6170e430
 def wilson_interval(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval, at confidence `level`, of a probability observed as `share` in `n` trials."""
+    """Wilson's interval, at confidence `level`, of a probability observed as `share` in `n`
+    trials.
+    """
     z2 = float(ndtri((1 + level) / 2)) ** 2
     centre, half = share + z2 / (2 * n), sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n)))
     low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)

@@ -75,7 +75,9 @@ class Judgement:
         return ratio_table({k: rows[k] for k in order}, rows["floor"])
 
     def table(self) -> dict[str, dict[str, float]]:
-        """The distances of each set, and those of the samples as multiples of the floor, by title."""
+        """The distances of each set, and those of the samples as multiples of the floor, by
+        title.
+        """
         titles = {"samples": "samples", "floor": "train | held out", "autoencoder": "train | reconstruction"}
         return {
             title_of(d): {titles[k]: row[d] for k, row in self.rows.items()} | {"samples / floor": self.ratio(d)}
@@ -88,7 +90,9 @@ class Judgement:
         return {name: self.summaries[name] for name in order if name in self.summaries}
 
     def peaks(self) -> pd.DataFrame:
-        """Peaks per frame of each set: quantiles, mean, and the fraction of frames without peaks."""
+        """Peaks per frame of each set: quantiles, mean, and the fraction of frames without
+        peaks.
+        """
         return pd.DataFrame({name: peak_quantiles(s.peaks) for name, s in self.sets().items()}).T
 
     def record(self) -> dict[str, Any]:
@@ -100,7 +104,9 @@ class Judgement:
 
 # %% ../../nbs/metrics/judgement.ipynb #d9df00be
 def peak_quantiles(peaks: np.ndarray) -> dict[str, float]:
-    """Quantiles and mean of the peaks per frame (n,), and the fraction without peaks; NaN if n = 0."""
+    """Quantiles and mean of the peaks per frame (n,), and the fraction without peaks; NaN if n
+    = 0.
+    """
     q = np.percentile(peaks, [5, 50, 95], method="nearest") if len(peaks) else [np.nan] * 3
     ends = dict(zip(("5%", "50%", "95%"), map(float, q), strict=True))
     many = len(peaks) > 0

@@ -93,7 +93,9 @@ class PeakScore:
         self._pairs: list[np.ndarray] = []  # (pair, [distance, intensity, intensity'])
 
     def update(self, reference: pd.DataFrame, test: pd.DataFrame) -> PeakScore:
-        """Add the peaks of one or more frames (column `frame`); all peaks of a frame in one call."""
+        """Add the peaks of one or more frames (column `frame`); all peaks of a frame in one
+        call.
+        """
         i, j = match_tables(reference, test, self.radius)
         a, b = reference.iloc[i], test.iloc[j]
         distance = np.hypot(*(a[c].to_numpy(np.float64) - b[c].to_numpy(np.float64) for c in ("fs", "ss")))

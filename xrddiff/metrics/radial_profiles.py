@@ -86,7 +86,9 @@ def radial_profile(
 
 
 def _ring_sums(image: np.ndarray, valid: np.ndarray, at: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the valid pixels of each bin, (image, bin); `at` is the bin of every pixel."""
+    """Sum and number of the valid pixels of each bin, (image, bin); `at` is the bin of every
+    pixel.
+    """
     valid = valid.reshape(-1, at.size) & (at >= 0)
     flat = (np.arange(len(valid))[:, None] * n + at)[valid]
     values = image.reshape(valid.shape)[valid].astype(np.float64)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Codec', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'Found', 'precision', 'recall',
            'f1', 'drawn_f1', 'intensity_cc', 'centroid_px', 'poisson_deviance', 'profile_distance', 'scaled_mse', 'mse',
-           'codebook_use', 'perplexity', 'CodecScore', 'row_names', 'judge', 'judge_scene', 'mean_profile',
+           'codebook_use', 'perplexity', 'CodecScore', 'row_names', 'score_frames', 'score_scene', 'mean_profile',
            'missing_scores']
 
 # %% ../../nbs/metrics/reconstruction.ipynb #75cbb8c8
@@ -281,7 +281,7 @@ def row_names() -> dict[str, str]:
 BLOCK = 64  # frames
 
 
-def judge(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, float]:
+def score_frames(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, float]:
     """How well `test` frames give back the measured `reference` frames: the row of a `CodecScore`,
     which has these `options`.
     """
@@ -298,7 +298,7 @@ def judge(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, 
     return score.compute()
 
 
-def judge_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict[str, dict[str, float]]:
+def score_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict[str, dict[str, float]]:
     """The rows of what nothing can beat, for simulated frames: the "true expected counts", where
     the frames still have them, and the "same scene measured again".
 
@@ -308,8 +308,10 @@ def judge_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict
     """
     rows = {}
     if "expected" in again:
-        rows["true expected counts"] = judge(measured, with_intensity(measured, again["expected"].values), **options)
-    return rows | {"same scene measured again": judge(measured, again, is_draw=True, **options)}
+        rows["true expected counts"] = score_frames(
+            measured, with_intensity(measured, again["expected"].values), **options
+        )
+    return rows | {"same scene measured again": score_frames(measured, again, is_draw=True, **options)}
 
 # %% ../../nbs/metrics/reconstruction.ipynb #45e71ee9
 def mean_profile(frames: xr.Dataset, bins: int = 100) -> tuple[np.ndarray, np.ndarray] | None:

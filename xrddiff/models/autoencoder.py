@@ -201,7 +201,9 @@ class Autoencoder(nn.Module):
             )
 
     def decode(self, z: Tensor) -> Tensor:
-        """Frames (B, out_channels, H, W) float32 of network values from latents `z` (B, C, h, w)."""
+        """Frames (B, out_channels, H, W) float32 of network values from latents `z` (B, C,
+        h, w).
+        """
         self._check_latent(z)
         z = z.contiguous()  # the same latent, whatever its memory layout, gives the same frame to the bit
         z = full_conv(self.post_quant_conv, z).to(self.decoder.conv_in.weight.dtype)

@@ -299,9 +299,14 @@ class TokenDenoiser:
     """
 
     def __init__(
-        self, model: AutoregressiveDiffusion, guidance_scale: float = 1.0, limits: tuple[float, float] | None = None
+        self, model: AutoregressiveDiffusion, guidance_scale: float = 1.0, data_range: tuple[float, float] | None = None
     ):
-        self.model, self.head, self.scale, self.limits = model, model.denoiser.net, float(guidance_scale), limits
+        self.model, self.head, self.scale, self.data_range = (
+            model,
+            model.denoiser.net,
+            float(guidance_scale),
+            data_range,
+        )
         self.levels: dict[float, tuple[float, float, float, Tensor]] = {}
         self.matrices = [(w.contiguous(), b) for w, b in self.head.matrices()]  # small products are faster this way
         self.b: Tensor | None = None
@@ -323,7 +328,7 @@ class TokenDenoiser:
             known, unknown = f.chunk(2)
             f = torch.lerp(unknown, known, self.scale)
         denoised = torch.add(c_skip * x, f.view(x.shape), alpha=c_out)
-        return denoised if self.limits is None else denoised.clamp_(*self.limits)
+        return denoised if self.data_range is None else denoised.clamp_(*self.data_range)
 
 # %% ../../nbs/models/autoregressive.ipynb #89f6c3a8
 def cosine_groups(unknown: int, steps: int) -> list[int]:
@@ -509,5 +514,5 @@ def measure_range(batches: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
         if x.numel():
             low, high = min(low, float(x.min())), max(high, float(x.max()))
     if not low < high:
-        raise BadInput(f"the range of the training values is {low} to {high}; expected trustworthy values that differ")
+        raise BadInput(f"the range of the training values is {low} to {high}; expected values that differ")
     return low, high

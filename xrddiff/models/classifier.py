@@ -21,7 +21,7 @@ from .layers import Downsample, ResnetBlock, full_norm, full_precision, group_no
 from ..seeds import keyed_normal
 
 # %% auto #0
-__all__ = ['Classifier', 'class_weights', 'ClassifierObjective', 'judge', 'accuracies']
+__all__ = ['Classifier', 'class_weights', 'ClassifierObjective', 'evaluate_classifier', 'accuracies']
 
 # %% ../../nbs/models/classifier.ipynb #786e68e9
 class Classifier(nn.Module):
@@ -193,7 +193,7 @@ def _labels(batch: Mapping[str, Any], field: str, classes: int) -> Tensor:
 
 # %% ../../nbs/models/classifier.ipynb #d791997e
 @torch.no_grad()
-def judge(
+def evaluate_classifier(
     classifier: Callable[..., Tensor], batches: Iterable[Mapping[str, Any]], field: str, classes: int
 ) -> dict[str, Any]:
     """{"accuracy", "balanced_accuracy", "confusion", "frames"} of clean frames: batches of {x,

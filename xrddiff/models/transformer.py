@@ -42,7 +42,9 @@ class KeyValues:
 
 # %% ../../nbs/models/transformer.ipynb #90631ca3
 class Attention(nn.Module):
-    """y = W_o softmax(q kᵀ/√d) v over n tokens (B, n, width), in `heads` heads of d = `dim_head`."""
+    """y = W_o softmax(q kᵀ/√d) v over n tokens (B, n, width), in `heads` heads of d =
+    `dim_head`.
+    """
 
     def __init__(self, width: int, heads: int, dim_head: int):
         super().__init__()

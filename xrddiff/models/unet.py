@@ -211,7 +211,9 @@ class UNet(nn.Module):
         return F.pixel_shuffle(full_head(self.conv_norm_out, self.conv_out, x), self.patch)
 
     def _input(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`x` with the mask beside it if there is a channel for it, in the type of the parameters."""
+        """`x` with the mask beside it if there is a channel for it, in the type of the
+        parameters.
+        """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise BadInput(
                 f"the U-Net got an input of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width)"

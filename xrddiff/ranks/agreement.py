@@ -24,7 +24,9 @@ __all__ = ['Ranks']
 class Ranks:
     """The ranks of a run as seen from one of them; with a single rank nothing is sent.
 
-    `accelerator`: whatever has `process_index` and `num_processes`. `patience`: for how long one waits for another (None: as the process group was opened); a rank that died is noticed at once all the same.
+    `accelerator`: whatever has `process_index` and `num_processes`. `patience`: for how long
+    one waits for another (None: as the process group was opened); a rank that died is noticed
+    at once all the same.
     """
 
     def __init__(self, accelerator: Any, *, patience: timedelta | None = None):
@@ -69,7 +71,9 @@ class Ranks:
         return [json.loads(bytes(t.tolist())) for t in texts]
 
     def first(self, action: Callable[[], Any]) -> Any:
-        """Rank 0 does `action`; every rank gets its JSON result, or its failure, the others as a `RankFailed` with the same sentence."""
+        """Rank 0 does `action`; every rank gets its JSON result, or its failure, the others
+        as a `RankFailed` with the same sentence.
+        """
         if self.size == 1:
             return action()
         result = failure = None

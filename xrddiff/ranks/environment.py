@@ -100,7 +100,9 @@ def _expand(nodelist: str) -> list[str]:
 
 # %% ../../nbs/ranks/environment.ipynb #79d0122b
 def expand_tasks(text: str) -> list[int]:
-    """Ranks per node from SLURM's notation, such as `2(x3),1`. Raises `BadInput` for anything else."""
+    """Ranks per node from SLURM's notation, such as `2(x3),1`. Raises `BadInput` for anything
+    else.
+    """
     counts = []
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)

@@ -17,10 +17,12 @@ __all__ = ['StopRequest']
 
 # %% ../../nbs/ranks/stopping.ipynb #177c0556
 class StopRequest:
-    """Within `with`, the `signals` set `reason` instead of ending the process; `request` does the same from code.
+    """Within `with`, the `signals` set `reason` instead of ending the process; `request` does
+    the same from code.
 
-    A request within another starts with its reason and hands its own on; a Ctrl-C ends there. `alone`: no other rank waits for this one, so that a signal may break off what runs
-    within `breakable`, by `SystemExit`.
+    A request within another starts with its reason and hands its own on; a Ctrl-C ends there.
+    `alone`: no other rank waits for this one, so that a signal may break off what runs within
+    `breakable`, by `SystemExit`.
     """
 
     _open: ClassVar[list[StopRequest]] = []  # those of the main thread, the innermost last

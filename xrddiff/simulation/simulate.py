@@ -304,7 +304,9 @@ def detect(detector: Detector, mu: np.ndarray, *key: int | str, out: np.ndarray 
 
 # %% ../../nbs/simulation/simulate.ipynb #574dfeec
 def _truth(experiment: Experiment, drawn: Shots, spots: Spots) -> dict[str, np.ndarray]:
-    """The columns of the peak table, one row for each listed spot whose centre is on a valid pixel."""
+    """The columns of the peak table, one row for each listed spot whose centre is on a valid
+    pixel.
+    """
     setting, det = _setting(experiment), experiment.detector
     h, w = det.shape
     on = (spots.photons >= experiment.listed) & (spots.fs >= 0) & (spots.fs < w) & (spots.ss >= 0) & (spots.ss < h)

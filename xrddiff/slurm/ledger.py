@@ -96,7 +96,9 @@ def _ledger() -> Path:
 
 
 def record_submission(submission: Submission) -> Path:
-    """Append a submission to the ledger; returns the file. Raises `XrddiffError` if writing fails."""
+    """Append a submission to the ledger; returns the file. Raises `XrddiffError` if writing
+    fails.
+    """
     path = _ledger()
     line = json.dumps(asdict(submission)) + "\n"
     try:

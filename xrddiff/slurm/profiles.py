@@ -251,7 +251,9 @@ def _check_together(p: Profile) -> None:
 
 # %% ../../nbs/slurm/profiles.ipynb #9169b60f
 def slurm_folder() -> Path:
-    """The folder with the profiles: `slurm/` of the checkout, or its copy in the installed package."""
+    """The folder with the profiles: `slurm/` of the checkout, or its copy in the installed
+    package.
+    """
     import xrddiff
 
     checkout = Path(xrddiff.__file__).resolve().parent.parent / "slurm"
@@ -301,7 +303,9 @@ def _load(path: Path) -> Profile:
 
 
 def _values(tree: yaml.MappingNode) -> dict[str, Any]:
-    """Field names and their texts. Raises `BadInput` for an unknown or repeated name, at any depth."""
+    """Field names and their texts. Raises `BadInput` for an unknown or repeated name, at any
+    depth.
+    """
     known = {f.name: f for f in fields(Profile)}
     for key, _ in tree.value:
         name = key.value if isinstance(key, yaml.ScalarNode) else "[…]"

@@ -64,7 +64,9 @@ def _plugin_lines() -> list[str]:
 
 
 def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
-    """The words for `dask_jobqueue.SLURMCluster` that ask for one node of `profile`; logs and keys go to `folder`."""
+    """The words for `dask_jobqueue.SLURMCluster` that ask for one node of `profile`; logs and
+    keys go to `folder`.
+    """
     p, folder = profile, os.fspath(folder)
     if not re.fullmatch(r"[A-Za-z0-9_./+=@-]+", folder):
         raise BadInput(

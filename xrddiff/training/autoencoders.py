@@ -63,8 +63,8 @@ def build_autoencoder(cfg: Config) -> nn.Module:
 def detector_words(prepared: Prepared, loss: str) -> dict[str, float]:
     """`gain`, `pedestal` and `read_noise` of the frames.
 
-    `loss`: the reconstruction loss of the run. Raises `BadInput` if it works on photon counts and the
-    frames have no gain.
+    `loss`: the reconstruction loss of the run. Raises `BadInput` if it works on photon counts
+    and the frames have no gain.
     """
     about, more = prepared.frames["intensity"].attrs, prepared.frames.attrs
     if loss in COUNT_LOSSES and "gain" not in about:
@@ -78,7 +78,8 @@ def detector_words(prepared: Prepared, loss: str) -> dict[str, float]:
 def autoencoder_objective(net: nn.Module, prepared: Prepared, cfg: Config, steps_per_epoch: int) -> nn.Module:
     """The loss of the autoencoder `net` on the frames in `prepared`.
 
-    `cfg`: the configuration of the run. `steps_per_epoch`: batches of the training loader per epoch.
+    `cfg`: the configuration of the run. `steps_per_epoch`: batches of the training loader per
+    epoch.
     """
     t = cfg.training
     words = detector_words(prepared, t.recons_loss) | {k: getattr(t, k) for k in ("recons_loss", "beta_recons", "seed")}

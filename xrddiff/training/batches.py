@@ -22,15 +22,17 @@ __all__ = ['Loader', 'frames_per_epoch', 'stream', 'global_batch', 'share', 'Pla
 class Loader(Protocol):
     """What the trainer needs from a loader.
 
-    Batch k of an epoch has the frames kG…(k+1)G of its order; each rank gets a contiguous share. The
-    number of frames per epoch is read from `num_frames` or the length of `index`. `rank` and
-    `world_size` are checked if the loader has them.
+    Batch k of an epoch has the frames kG…(k+1)G of its order; each rank gets a contiguous
+    share. The number of frames per epoch is read from `num_frames` or the length of `index`.
+    `rank` and `world_size` are checked if the loader has them.
     """
 
     batch_size: int  # G: frames per step over all ranks
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-        """This rank's shares {x, mask, index, cond} of the batches of `epoch` after its first `start` frames."""
+        """This rank's shares {x, mask, index, cond} of the batches of `epoch` after its
+        first `start` frames.
+        """
         ...
 
 # %% ../../nbs/training/batches.ipynb #1c3ba7b0
@@ -45,14 +47,17 @@ def frames_per_epoch(loader: Any) -> int:
 
 
 def stream(loader: Loader, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
-    """The batches of `loader` as a generator, so that they can be closed, whatever iterator it returns."""
+    """The batches of `loader` as a generator, so that they can be closed, whatever iterator it
+    returns.
+    """
     yield from loader.batches(epoch, start=start)
 
 # %% ../../nbs/training/batches.ipynb #a8c783de
 def global_batch(
     batch_size: int, gradient_accumulation_steps: int = 1, ranks: int = 1, global_batch_size: int | None = None
 ) -> int:
-    """Frames per optimiser step over all ranks: `global_batch_size` if given, else the product of the rest.
+    """Frames per optimiser step over all ranks: `global_batch_size` if given, else the product
+    of the rest.
 
     `batch_size`: frames per rank at once. `gradient_accumulation_steps`: such batches per step.
     `ranks`: number of ranks.
@@ -70,7 +75,9 @@ def share(count: int, rank: int, ranks: int) -> int:
 # %% ../../nbs/training/batches.ipynb #76b6309c
 @dataclass
 class Place:
-    """Position of a training run: steps and full epochs done, frames of this epoch, frames in total."""
+    """Position of a training run: steps and full epochs done, frames of this epoch, frames in
+    total.
+    """
 
     step: int = 0
     epoch: int = 0

@@ -108,7 +108,9 @@ class Training:
         return bool(self._trainer.stop)
 
     def request_stop(self, reason: str) -> None:
-        """Stop cleanly after this step, with a checkpoint from which to resume; `reason` is reported."""
+        """Stop cleanly after this step, with a checkpoint from which to resume; `reason` is
+        reported.
+        """
         self._trainer.stop.request(reason)
 
     @contextmanager
@@ -125,11 +127,11 @@ class Training:
                 yield t.objective.model
         finally:
             t.set_mode(True)
-            self._guard.look()
+            self._guard.remember()
 
 # %% ../../nbs/training/callbacks.ipynb #2dc04ea8
 class Guard:
-    """Detects changes to `objective` between `look()` and `check()`.
+    """Detects changes to `objective` between `remember()` and `check()`.
 
     Weights, buffers, gradients and the mode of the network are compared.
     """
@@ -138,13 +140,13 @@ class Guard:
         self.objective = objective
         self.tensors: list[tuple[str, Tensor]] = []
 
-    def look(self) -> None:
+    def remember(self) -> None:
         """Record the current state."""
         self.tensors = [*self.objective.named_parameters(), *self.objective.named_buffers()]
         self.versions = [t._version for _, t in self.tensors]
 
     def check(self) -> None:
-        """Raise `BadInput` if anything has changed since `look()`."""
+        """Raise `BadInput` if anything has changed since `remember()`."""
         for (name, tensor), version in zip(self.tensors, self.versions, strict=True):
             if tensor._version != version:
                 raise BadInput(f"{name} was changed")
@@ -156,7 +158,9 @@ class Guard:
 # %% ../../nbs/training/callbacks.ipynb #76ca0085
 @contextmanager
 def kept_generators(device: torch.device | str = "cpu") -> Iterator[None]:
-    """Restore the random generators of Python, NumPy and PyTorch (CPU and `device`) after `with`."""
+    """Restore the random generators of Python, NumPy and PyTorch (CPU and `device`) after
+    `with`.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     devices = [device] if torch.device(device).type == "cuda" else []
     try:
@@ -201,7 +205,7 @@ class Callbacks:
                 self._switch_off(callback, hook, failure)
 
     def _call(self, callback: Callback, hook: str, given: Any) -> Exception | None:
-        self.guard.look()
+        self.guard.remember()
         failure = None
         with kept_generators(self.device), torch.no_grad():
             try:
@@ -231,7 +235,7 @@ class Callbacks:
 # %% ../../nbs/training/callbacks.ipynb #f786f34e
 @register("callback", "steps")
 class StepTable(Callback):
-    """A line for every step in metrics/steps.csv: learning rate, loss of rank 0's frames, gradient norm."""
+    """Each step in metrics/steps.csv: learning rate, loss of rank 0's frames, gradient norm."""
 
     columns = ("step", "lr", "loss", "grad_norm")
 

@@ -66,7 +66,9 @@ def _size(n: float) -> str:
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, contiguous, and none sharing memory with another (safetensors keeps no aliases)."""
+    """Tensors on the CPU, contiguous, and none sharing memory with another (safetensors keeps
+    no aliases).
+    """
     out, seen = {}, set()
     for name, t in tensors.items():
         t = t.detach().cpu().contiguous()
@@ -231,8 +233,8 @@ def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
 def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None:
     """The newest intact checkpoint in `folder`, or None.
 
-    A damaged one is skipped with a warning that says what is wrong. `hashes`: if false, tensor files
-    are compared by size only.
+    A damaged one is skipped with a warning that says what is wrong. `hashes`: if false, tensor
+    files are compared by size only.
     """
     for path in _checkpoints(Path(folder)):
         fault = find_fault(path, hashes=hashes)
@@ -246,8 +248,8 @@ def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None
 class Checkpoint:
     """An opened checkpoint.
 
-    `path`: its folder. `state`: step, epoch, samples_seen, transform, config and more. `files`: names
-    of its files. `sha256`: hash of its manifest.
+    `path`: its folder. `state`: step, epoch, samples_seen, transform, config and more. `files`:
+    names of its files. `sha256`: hash of its manifest.
     """
 
     path: Path
@@ -272,16 +274,18 @@ class Checkpoint:
         return load_file(self.path / f"{group}.safetensors")
 
     def weights(self, *, ema: bool = True) -> dict[str, Tensor]:
-        """The model's state_dict: averaged weights if there are any and `ema` is true, else trained ones."""
+        """The model's state_dict: averaged weights if there are any and `ema` is true, else
+        trained ones.
+        """
         return self.tensors("ema" if ema and "ema" in self.groups else "model")
 
 
 def load_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint:
     """Open a checkpoint.
 
-    `path`: a checkpoint folder, or a folder of checkpoints or a run folder (the newest intact one is
-    opened). `verify`: compare every byte with the manifest. Raises `CheckpointError` if there is no
-    usable checkpoint.
+    `path`: a checkpoint folder, or a folder of checkpoints or a run folder (the newest intact
+    one is opened). `verify`: compare every byte with the manifest. Raises `CheckpointError` if
+    there is no usable checkpoint.
     """
     path = Path(path)
     if not path.exists():
@@ -330,7 +334,8 @@ def load_weights(model: nn.Module, source: Checkpoint | str | Path | Mapping[str
 
 # %% ../../nbs/training/checkpoints.ipynb #4742f393
 def add_to_checkpoint(path: str | Path, **fields: Any) -> Checkpoint:
-    """Add `fields` (JSON values) to the state of the checkpoint at `path`; returns it, opened again.
+    """Add `fields` (JSON values) to the state of the checkpoint at `path`; returns it, opened
+    again.
 
     Raises `CheckpointError` if they cannot be written; the checkpoint is then unchanged.
     """
@@ -355,7 +360,8 @@ def add_to_checkpoint(path: str | Path, **fields: Any) -> Checkpoint:
 
 # %% ../../nbs/training/checkpoints.ipynb #c404188a
 def copy_checkpoint(source: str | Path, folder: str | Path, *, without: Sequence[str] = ()) -> Checkpoint:
-    """Copy the weights (trained and averaged) and the state of a checkpoint; returns the copy, opened.
+    """Copy the weights (trained and averaged) and the state of a checkpoint; returns the copy,
+    opened.
 
     `source`: its path. `folder`: where the copy goes. `without`: fields of the state to omit.
     """
@@ -402,7 +408,9 @@ def unpack_optimizer(
 
 
 def pack_rng(device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The states of PyTorch's global random generators (CPU, and `device` if it is a GPU) as tensors."""
+    """The states of PyTorch's global random generators (CPU, and `device` if it is a GPU) as
+    tensors.
+    """
     state = {"cpu": torch.get_rng_state()}
     if torch.device(device).type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

@@ -67,7 +67,9 @@ def balanced_batches(labels: np.ndarray, batch: int, seed: int = 0) -> Iterator[
 
 # %% ../../nbs/training/classifiers.ipynb #eb726106
 def _labels_of(loader: FrameLoader | LatentLoader, field: str, classes: int) -> np.ndarray:
-    """The class of each frame of `loader.index`; raises `BadInput` for labels that cannot be used."""
+    """The class of each frame of `loader.index`; raises `BadInput` for labels that cannot be
+    used.
+    """
     if field not in loader.conditions:
         raise BadInput(f"the frames have the labels {sorted(loader.conditions)}; expected {field!r} among them")
     labels = loader.conditions[field][loader.index]
@@ -101,11 +103,12 @@ def fit_classifier(
 ) -> Classifier:
     """A classifier of the label `field`, trained on the frames of `loader`, in evaluation mode.
 
-    `classes`: number of classes. `noise`: noise added in training, as for `ClassifierObjective`: None
-    for clean frames, "lognormal" or a `TrainingNoise` for classifier guidance. `steps`: optimiser
-    steps. `batch`: frames per step. `lr`: highest learning rate. `sigma_data`: standard deviation of
-    the values, measured unless given. The same loader, arguments and `seed` give the same weights on
-    the same machine. Raises `BadInput` if `field` is missing or its labels cannot be used.
+    `classes`: number of classes. `noise`: noise added in training, as for
+    `ClassifierObjective`: None for clean frames, "lognormal" or a `TrainingNoise` for
+    classifier guidance. `steps`: optimiser steps. `batch`: frames per step. `lr`: highest
+    learning rate. `sigma_data`: standard deviation of the values, measured unless given. The
+    same loader, arguments and `seed` give the same weights on the same machine. Raises
+    `BadInput` if `field` is missing or its labels cannot be used.
     Source: Smith & Topin 2019, arXiv 1708.07120 (learning rate schedule).
     """
     labels = _labels_of(loader, field, classes)

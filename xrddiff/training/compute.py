@@ -27,7 +27,8 @@ __all__ = ['precision', 'make_accelerator', 'recomputable_blocks', 'recomputed',
 
 # %% ../../nbs/training/compute.ipynb #c45c9f35
 def precision(mixed_precision: str | None = None) -> str:
-    """The precision to use: `mixed_precision` if given, else that of `accelerate launch`, else "no".
+    """The precision to use: `mixed_precision` if given, else that of `accelerate launch`, else
+    "no".
 
     Raises `BadInput` for an unknown precision.
     """

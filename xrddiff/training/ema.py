@@ -25,8 +25,8 @@ def ema_decay(n: int, decay: float = 0.9999) -> float:
 class EMA:
     """The exponential moving average of the parameters of `model`, in float32; buffers are copied.
 
-    `decay`: in [0, 1). The names are those of `model.state_dict()`, so a saved average loads into the
-    model with `strict=True`. Raises `BadInput` if `decay` is out of range.
+    `decay`: in [0, 1). The names are those of `model.state_dict()`, so a saved average loads
+    into the model with `strict=True`. Raises `BadInput` if `decay` is out of range.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999):
@@ -72,7 +72,9 @@ class EMA:
 
     @contextmanager
     def average_parameters(self) -> Iterator[nn.Module]:
-        """Within `with`, the model holds the averaged weights; afterwards, the trained ones bit for bit."""
+        """Within `with`, the model holds the averaged weights; afterwards, the trained ones
+        bit for bit.
+        """
         weights = [p.detach() for p in self.model.parameters()]
         kept = [w.clone() for w in weights]
         try:

@@ -22,7 +22,9 @@ __all__ = ['gradient_norm', 'clip_gradients', 'Diverged', 'StepRecord', 'find_fa
 
 # %% ../../nbs/training/health.ipynb #9c65724a
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar tensor on their device (no synchronisation)."""
+    """The 2-norm of all gradients together, a scalar tensor on their device (no
+    synchronisation).
+    """
     grads = [p.grad for p in parameters if p.grad is not None]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) if grads else torch.zeros(())
 
@@ -39,15 +41,17 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float, norm: Tensor) -> 
 
 # %% ../../nbs/training/health.ipynb #1c077930
 class Diverged(XrddiffError):
-    """A loss, gradient or weight is not finite; the message says which, when, and for which frames."""
+    """A loss, gradient or weight is not finite; the message says which, when, and for which
+    frames.
+    """
 
 
 @dataclass
 class StepRecord:
     """The numbers of one step.
 
-    `step`, `epoch`: counted from 1. `lr`: learning rate. `norm`: of the gradient. `index`, `losses`:
-    for each micro-batch, the frame numbers and their losses.
+    `step`, `epoch`: counted from 1. `lr`: learning rate. `norm`: of the gradient. `index`,
+    `losses`: for each micro-batch, the frame numbers and their losses.
     """
 
     step: int
@@ -166,7 +170,9 @@ class Watch:
             )
 
     def forget(self) -> None:
-        """Drop the records after a row was written, except the last: a diagnosis reports its norm."""
+        """Drop the records after a row was written, except the last: a diagnosis reports
+        its norm.
+        """
         del self.records[:-1]
 
 # %% ../../nbs/training/health.ipynb #4e01209c

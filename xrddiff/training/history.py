@@ -40,7 +40,8 @@ class History:
         self._next_write = 0.0
 
     def append(self, **row: Any) -> dict[str, Any]:
-        """Add a row and return it; written to disk once enough time has passed since the last write.
+        """Add a row and return it; written to disk once enough time has passed since the
+        last write.
 
         Numbers that are not finite are omitted, as JSON cannot hold them.
         """
@@ -52,7 +53,9 @@ class History:
 
     @property
     def columns(self) -> list[str]:
-        """Column names: the common ones, then the parts of the loss in order of appearance, then notes."""
+        """Column names: the common ones, then the parts of the loss in order of appearance,
+        then notes.
+        """
         seen = dict.fromkeys(k for row in self.rows for k in row)
         parts = [k for k in seen if k not in _FIRST + _LAST]
         return [*_FIRST, *parts, *(k for k in _LAST if k in seen)]
@@ -86,7 +89,9 @@ class History:
         self._next_write = end + max(1.0, 20 * (end - start))
 
     def resume(self, rows: int) -> None:
-        """Read the first `rows` rows from the folder, those of the checkpoint, and drop later ones."""
+        """Read the first `rows` rows from the folder, those of the checkpoint, and drop
+        later ones.
+        """
         self.rows = []
         if self.folder is not None and (self.folder / "training_metrics.json").is_file():
             try:
@@ -120,8 +125,8 @@ def _value(text: str) -> Any:
 def read_history(path: str | Path) -> pd.DataFrame:
     """The training table as a DataFrame.
 
-    `path`: a run folder, its metrics folder, or a `training_metrics.csv`. Raises `BadInput` if there
-    is no table.
+    `path`: a run folder, its metrics folder, or a `training_metrics.csv`. Raises `BadInput` if
+    there is no table.
     """
     import pandas as pd
 
@@ -139,8 +144,8 @@ def read_history(path: str | Path) -> pd.DataFrame:
 def keep_speed(folder: str | Path, *, ranks: int, nodes: int, frames: int, seconds: float) -> None:
     """Add an attempt to `speed.json` in the metrics `folder`; nothing if it has no frames.
 
-    `ranks`, `nodes`: how many. `frames`: trained on. `seconds`: duration. Warns if the file cannot be
-    written.
+    `ranks`, `nodes`: how many. `frames`: trained on. `seconds`: duration. Warns if the file
+    cannot be written.
     """
     if frames == 0:
         return

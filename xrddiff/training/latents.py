@@ -28,7 +28,9 @@ __all__ = ['weights_sha256', 'open_autoencoder', 'measure_checkpoint', 'has_stat
 
 # %% ../../nbs/training/latents.ipynb #6c8a814a
 def weights_sha256(checkpoint: Checkpoint, *, ema: bool = True) -> str:
-    """SHA-256 of the weights file: averaged weights if there are any and `ema` is true, else trained ones."""
+    """SHA-256 of the weights file: averaged weights if there are any and `ema` is true, else
+    trained ones.
+    """
     name = "ema" if ema and "ema" in checkpoint.groups else "model"
     return sha256(checkpoint.path / f"{name}.safetensors")
 
@@ -61,7 +63,8 @@ def measure_checkpoint(
     If the checkpoint already has those of these weights, they are returned.
 
     `source`: path of the checkpoint. `loader`: the frames to measure on. `ema`: prefer the averaged
-    weights. `ranks`: all ranks of a run call this together, each with its own loader; rank 0 writes.
+    weights. `ranks`: all ranks of a run call this together, each with its own loader; rank 0
+    writes.
     `device`: where to encode. Raises `BadInput` or `CheckpointError`, on every rank.
     """
     first = ranks.first if ranks is not None else lambda action: action()
@@ -100,10 +103,10 @@ def open_latent_space(
 ) -> LatentSpace:
     """The latent space of the autoencoder checkpoint `source`, on `device`.
 
-    `ema`: prefer the averaged weights. `expected`: SHA-256 of the weights that a denoiser was trained
-    with (`space.statistics.sha256` at that time). `channels`: number of channels that the latent must
-    have. Raises `BadInput` if the statistics are missing or belong to other weights, or if the weights
-    or channels are not the expected ones.
+    `ema`: prefer the averaged weights. `expected`: SHA-256 of the weights that a denoiser was
+    trained with (`space.statistics.sha256` at that time). `channels`: number of channels that
+    the latent must have. Raises `BadInput` if the statistics are missing or belong to other
+    weights, or if the weights or channels are not the expected ones.
     """
     checkpoint = source if isinstance(source, Checkpoint) else load_checkpoint(source)
     autoencoder = open_autoencoder(checkpoint, ema=ema)
@@ -192,7 +195,9 @@ class LatentLoader:
         }
 
     def _codes(self, rows: list[int]) -> dict[str, Tensor]:
-        """The codes of frames `rows`: a tensor with a row per frame for each of mean, std, and "cond …"."""
+        """The codes of frames `rows`: a tensor with a row per frame for each of mean, std,
+        and "cond …".
+        """
         new = [i for i in rows if i not in self._row]
         if rows and not new:
             where = torch.tensor([self._row[i] for i in rows])

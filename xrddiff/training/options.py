@@ -20,7 +20,9 @@ __all__ = ['Length', 'Batches', 'Optimiser', 'Computing', 'Averaging', 'Records'
 # %% ../../nbs/training/options.ipynb #22a88251
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """`num_epochs`: passes over the training frames. `max_steps`: optimiser steps. `seed`: of dropout and the like."""
+    """`num_epochs`: passes over the training frames. `max_steps`: optimiser steps. `seed`: of
+    dropout and the like.
+    """
 
     num_epochs: int | None = None
     max_steps: int | None = None
@@ -31,9 +33,9 @@ class Length:
 class Batches:
     """`batch_size`: frames per rank at once (None: its share of the loader's batch).
 
-    `global_batch_size`: frames per step over all ranks. `gradient_accumulation_steps`: batches that a
-    rank sums before a step. `find_batch_size`: halve `batch_size` until a batch fits into memory; the
-    number of frames per step stays the same.
+    `global_batch_size`: frames per step over all ranks. `gradient_accumulation_steps`: batches
+    that a rank sums before a step. `find_batch_size`: halve `batch_size` until a batch fits
+    into memory; the number of frames per step stays the same.
     """
 
     batch_size: int | None = None
@@ -62,8 +64,9 @@ class Optimiser:
 class Computing:
     """`mixed_precision`: "no", "bf16" or "fp16" (None: that of `accelerate launch`, else "no").
 
-    `compile`: use `torch.compile`. `gradient_checkpointing`: compute the blocks again in the backward
-    pass instead of storing their activations. The others are options of DistributedDataParallel.
+    `compile`: use `torch.compile`. `gradient_checkpointing`: compute the blocks again in the
+    backward pass instead of storing their activations. The others are options of
+    DistributedDataParallel.
     """
 
     mixed_precision: str | None = None
@@ -99,9 +102,9 @@ class Averaging:
 class Records:
     """`checkpoint_every`: steps between checkpoints. `checkpoint_seconds`: seconds between them.
 
-    `keep_checkpoints`: how many of the newest to keep (None: all). `log_every`: steps per row of the
-    table. `validate_every`: steps between validations (None: one per epoch). `progress`: show a
-    progress bar.
+    `keep_checkpoints`: how many of the newest to keep (None: all). `log_every`: steps per row
+    of the table. `validate_every`: steps between validations (None: one per epoch). `progress`:
+    show a progress bar.
     """
 
     checkpoint_every: int | None = None
@@ -120,7 +123,8 @@ _POSITIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Length, Batches, Optimiser, Computing, Averaging, Records):
-    """All training options: `Length`, `Batches`, `Optimiser`, `Computing`, `Averaging` and `Records`.
+    """All training options: `Length`, `Batches`, `Optimiser`, `Computing`, `Averaging` and
+    `Records`.
 
     Raises `BadInput` for an unknown choice or a number that is out of range.
     """
@@ -136,7 +140,9 @@ class TrainOptions(Length, Batches, Optimiser, Computing, Averaging, Records):
 
 # %% ../../nbs/training/options.ipynb #1469987e
 def with_options(options: TrainOptions | None = None, **words: Any) -> TrainOptions:
-    """`options` (None: the defaults) with some replaced by `words`; raises `BadInput` for unknown names."""
+    """`options` (None: the defaults) with some replaced by `words`; raises `BadInput` for
+    unknown names.
+    """
     names = [f.name for f in fields(TrainOptions)]
     for name in words:
         if name not in names:
@@ -146,7 +152,9 @@ def with_options(options: TrainOptions | None = None, **words: Any) -> TrainOpti
 
 # %% ../../nbs/training/options.ipynb #bc3f5d14
 def train_options(cfg: Config, *, diffusion: bool = False) -> TrainOptions:
-    """The training options in `cfg`: of the autoencoder, or of the denoiser if `diffusion` is true."""
+    """The training options in `cfg`: of the autoencoder, or of the denoiser if `diffusion` is
+    true.
+    """
     t, m = cfg.training, cfg.model
     words = {f.name: getattr(t, f.name) for f in fields(TrainOptions) if hasattr(t, f.name)} | asdict(t.ddp)
     words |= dict(ema_decay=t.ema_decay or None, ema_tracks=tuple(t.ema_tracks or ()))

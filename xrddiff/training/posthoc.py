@@ -26,7 +26,9 @@ __all__ = ['sigma_rel_of', 'gamma_of', 'PowerEMA', 'power_weights', 'profile_pro
 
 # %% ../../nbs/training/posthoc.ipynb #4bad8514
 def sigma_rel_of(gamma: float) -> float:
-    """The relative width σ_rel of the power profile with exponent `gamma`. Source: arXiv 2312.02696, appendix C."""
+    """The relative width σ_rel of the power profile with exponent `gamma`. Source: arXiv
+    2312.02696, appendix C.
+    """
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
@@ -63,7 +65,9 @@ class PowerEMA(EMA):
 
 
 def power_weights(n: int, sigma_rel: float) -> np.ndarray:
-    """The share of each of `n` steps in their average, (n,), summing to 1; `sigma_rel`: its width."""
+    """The share of each of `n` steps in their average, (n,), summing to 1; `sigma_rel`: its
+    width.
+    """
     return np.diff((np.arange(n + 1) / n) ** (gamma_of(sigma_rel) + 1))
 
 # %% ../../nbs/training/posthoc.ipynb #eacf8c19
@@ -77,7 +81,8 @@ def profile_product(a: tuple[float, float], b: tuple[float, float]) -> float:
 def reconstruction_weights(
     snapshots: Sequence[tuple[float, float]], t: float, sigma_rel: float
 ) -> tuple[np.ndarray, float]:
-    """(x, error): the best factors on the snapshots for the profile of width `sigma_rel` at time `t`.
+    """(x, error): the best factors on the snapshots for the profile of width `sigma_rel` at
+    time `t`.
 
     `snapshots`: (t_i, sigma_rel_i) of each. `x`: one factor per snapshot. `error`: the remaining
     distance ‖p − Σ x_i p_i‖/‖p‖. Source: arXiv 2312.02696, section 3.2.
@@ -109,7 +114,9 @@ def save_snapshot(folder: str | Path, step: int, tracks: Sequence[PowerEMA]) -> 
 
 
 def _snapshots(run: str | Path, step: int | None) -> list[Checkpoint]:
-    """The intact snapshots of `run` up to `step`, oldest first; a damaged one is skipped with a warning."""
+    """The intact snapshots of `run` up to `step`, oldest first; a damaged one is skipped with a
+    warning.
+    """
     folder = Path(run)
     folder = folder / "averages" if (folder / "averages").is_dir() else folder
     found = []
@@ -162,8 +169,8 @@ def _widths(state: Mapping[str, Any]) -> list[float]:
 class Averages:
     """The weight averages of a training.
 
-    `ema`: the exponential average (None without `ema_decay`). `tracks`: the power-function averages,
-    one per width in `ema_tracks`.
+    `ema`: the exponential average (None without `ema_decay`). `tracks`: the power-function
+    averages, one per width in `ema_tracks`.
     """
 
     def __init__(self, model: nn.Module, options: TrainOptions):
@@ -181,7 +188,9 @@ class Averages:
         return nullcontext(self.model) if self.ema is None else self.ema.average_parameters()
 
     def snapshot_due(self, step: int, total: int) -> bool:
-        """Whether a snapshot is due after `step` of `total`: `ema_snapshots` of them, evenly spaced."""
+        """Whether a snapshot is due after `step` of `total`: `ema_snapshots` of them,
+        evenly spaced.
+        """
         return bool(self.tracks) and step * self.snapshots // total > (step - 1) * self.snapshots // total
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:

@@ -49,8 +49,8 @@ def own_buffers(objective: nn.Module) -> dict[str, Tensor]:
 class Parts:
     """The parts of a training whose tensors are saved.
 
-    `objective`: with the network. `optimizer`: AdamW. `averages`: of the weights. `accelerator`: with
-    its gradient scaler.
+    `objective`: with the network. `optimizer`: AdamW. `averages`: of the weights.
+    `accelerator`: with its gradient scaler.
     """
 
     objective: nn.Module
@@ -125,13 +125,17 @@ class Saver:
         return seconds is not None and time.monotonic() - self.saved_at >= seconds
 
     def due(self, step: int, ended: bool) -> bool:
-        """Whether a checkpoint is due after `step`, not counting the clock; `ended`: it ended an epoch."""
+        """Whether a checkpoint is due after `step`, not counting the clock; `ended`: it
+        ended an epoch.
+        """
         if self.options.checkpoint_every is not None:
             return step % self.options.checkpoint_every == 0
         return ended and self.options.checkpoint_seconds is None
 
     def write(self, step: int, standing: Mapping[str, Any]) -> str:
-        """Write a checkpoint and return its path. `standing`: position of the training, as JSON values."""
+        """Write a checkpoint and return its path. `standing`: position of the training, as
+        JSON values.
+        """
         tensors, kept = self.parts.pack()
         versions = {"xrddiff": xrddiff.__version__, "torch": torch.__version__}
         state = {**self.extra, **standing, **kept, "versions": versions}
@@ -140,8 +144,8 @@ class Saver:
     def find(self, resume: bool | str | Path) -> str | None:
         """The path of the checkpoint to resume from, or None to start from the beginning.
 
-        `resume`: True for the newest intact one, False for a new run, or a path. Raises `BadInput` if
-        it is False and the folder has checkpoints.
+        `resume`: True for the newest intact one, False for a new run, or a path. Raises
+        `BadInput` if it is False and the folder has checkpoints.
         """
         clean_checkpoints(self.folder)
         if resume is False:

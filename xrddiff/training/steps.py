@@ -42,8 +42,8 @@ LR_DECAYS: dict[str, Callable[[float], float]] = {
 def lr_factor(step: int, progress: float, *, warmup: int = 0, schedule: str = "constant") -> float:
     """The factor on the learning rate.
 
-    `step`: counted from 0. `progress`: fraction of all frames seen, in [0, 1]. `warmup`: length of the
-    warm-up, in steps. `schedule`: a key of `LR_DECAYS`.
+    `step`: counted from 0. `progress`: fraction of all frames seen, in [0, 1]. `warmup`: length
+    of the warm-up, in steps. `schedule`: a key of `LR_DECAYS`.
     """
     return min(1.0, (step + 1) / max(warmup, 1)) * LR_DECAYS[schedule](min(progress, 1.0))
 
@@ -56,8 +56,8 @@ class _Held:
 class Forward(nn.Module):
     """The objective as DDP and autocast see it.
 
-    Without a batch it returns a zero that depends on every parameter, so that the rank takes part in
-    the exchange of gradients.
+    Without a batch it returns a zero that depends on every parameter, so that the rank takes
+    part in the exchange of gradients.
     """
 
     def __init__(self, objective: nn.Module):
@@ -113,7 +113,9 @@ class Means:
         }
 
     def load(self, state: Mapping[str, Any], rank: int) -> None:
-        """Continue from what `read` returned; rank 0 takes the sums, which are those of all ranks."""
+        """Continue from what `read` returned; rank 0 takes the sums, which are those of all
+        ranks.
+        """
         self.names = list(state["sums"])
         if self.names:
             self.sums = torch.tensor(list(state["sums"].values()), dtype=self.dtype, device=self.device) * (rank == 0)
@@ -124,8 +126,8 @@ class Means:
 def training_row(sums: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], **place: Any) -> dict[str, Any]:
     """The table row of the training losses.
 
-    `sums`: from `Means.read`. `rows`: the rows before it, for detecting a jump of the loss. `place`:
-    further columns, such as step and epoch.
+    `sums`: from `Means.read`. `rows`: the rows before it, for detecting a jump of the loss.
+    `place`: further columns, such as step and epoch.
     """
     means = {name: value / sums["frames"] for name, value in sums["sums"].items()}
     past = [row["loss"] for row in rows[-40:] if row["split"] == "train"]
@@ -193,9 +195,9 @@ def make_optimizer(model: nn.Module, options: TrainOptions, device: torch.device
 class TrainStep:
     """Makes steps of the optimiser: `step(batch, place, count, progress)`.
 
-    `objective`: on the accelerator's device. `micro`: frames at a time. `averages`: updated after each
-    step. `watch`: checks that numbers are finite. The attribute `means` holds the sums of losses and
-    gradient norms since they were last cleared.
+    `objective`: on the accelerator's device. `micro`: frames at a time. `averages`: updated
+    after each step. `watch`: checks that numbers are finite. The attribute `means` holds the
+    sums of losses and gradient norms since they were last cleared.
     """
 
     def __init__(
@@ -224,9 +226,9 @@ class TrainStep:
     def __call__(self, batch: Any, place: Place, count: int, progress: float) -> StepRecord:
         """Make one step.
 
-        `batch`: this rank's share (None: empty). `place`: position in the data. `count`: frames of the
-        step over all ranks. `progress`: fraction of all frames seen, in [0, 1]. Raises `BadInput` if
-        the share has another size.
+        `batch`: this rank's share (None: empty). `place`: position in the data. `count`:
+        frames of the step over all ranks. `progress`: fraction of all frames seen, 0 to 1.
+        Raises `BadInput` if the share has another size.
         """
         record = self._begin(batch, place, count, progress)
         accumulate_gradient(
@@ -283,9 +285,9 @@ def fitting_batch_size(
 ) -> int:
     """The first of `size`, `size` / 2, … frames that fit into memory on every rank.
 
-    Forward and backward passes are tried on `batch` (None: empty). `optimizer`: AdamW over the trained
-    parameters. Buffers of the objective are restored; gradients are cleared. Raises `XrddiffError` if
-    not even one frame fits.
+    Forward and backward passes are tried on `batch` (None: empty). `optimizer`: AdamW over the
+    trained parameters. Buffers of the objective are restored; gradients are cleared. Raises
+    `XrddiffError` if not even one frame fits.
     """
     kept = {k: b.clone() for k, b in objective.named_buffers()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -358,17 +360,20 @@ def validate(
 
 # %% ../../nbs/training/steps.ipynb #499b2274
 class Validation:
-    """When to validate: every `every` steps (None: at the end of each epoch), and after the last step.
+    """When to validate: every `every` steps (None: at the end of each epoch), and after the
+    last step.
 
-    `loader`: held-out frames (None: no validation). The attribute `pending` is true if a stop prevented
-    a validation; it is then done when the run is resumed.
+    `loader`: held-out frames (None: no validation). The attribute `pending` is true if a stop
+    prevented a validation; it is then done when the run is resumed.
     """
 
     def __init__(self, loader: Loader | None, every: int | None = None):
         self.loader, self.every, self.pending = loader, every, False
 
     def due(self, step: int, ended: bool, last: bool) -> bool:
-        """Whether validation is due after `step`; `ended`: it ended an epoch, `last`: it is the last."""
+        """Whether validation is due after `step`; `ended`: it ended an epoch, `last`: it is
+        the last.
+        """
         return self.loader is not None and (last or (step % self.every == 0 if self.every else ended))
 
     def losses(self, step: TrainStep, number: int, stop: StopRequest) -> dict[str, float] | None:

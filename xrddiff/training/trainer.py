@@ -172,8 +172,8 @@ class _Asked(_Parts):
     def set_mode(self, training: bool) -> None:
         """Set training or evaluation mode.
 
-        Not with `objective.train()`, which would also put frozen parts, such as the autoencoder of a
-        latent model, into training mode.
+        Not with `objective.train()`, which would also put frozen parts, such as the
+        autoencoder of a latent model, into training mode.
         """
         self.objective.training = training
         self.objective.model.train(training)
@@ -285,17 +285,17 @@ class Trainer(_Told):
     `objective`: `objective(batch, step)` returns a dict of per-frame losses, tensors of shape (B,),
     with the key `loss`. `loader`: its `batch_size` is the number of frames per step over all ranks.
     `folder`: of the run (`checkpoints/`, `metrics/`, `averages/`). `options`: a `TrainOptions`;
-    `words` replace some of them. `validation_loader`: held-out frames. `checkpoint_state`: JSON values
-    (transform, config, latent_statistics) that go into every checkpoint. `callbacks`: see
-    `xrddiff.training.callbacks`. Raises `BadInput` for settings that cannot work.
+    `words` replace some of them. `validation_loader`: held-out frames. `checkpoint_state`: JSON
+    values (transform, config, latent_statistics) that go into every checkpoint. `callbacks`:
+    see `xrddiff.training.callbacks`. Raises `BadInput` for settings that cannot work.
     """
 
     def fit(self, resume: bool | str | Path = False, *, stop: StopRequest | None = None) -> TrainResult:
         """Train to the end, or until a signal or `stop`; returns how it ended.
 
-        `resume`: True (from the newest intact checkpoint, or from the start if there is none), False
-        (a new run), or the path of a checkpoint or run. Raises `Diverged`, `CheckpointError` or
-        `BadInput`.
+        `resume`: True (from the newest intact checkpoint, or from the start if there is
+        none), False (a new run), or the path of a checkpoint or run. Raises `Diverged`,
+        `CheckpointError` or `BadInput`.
         """
         o = self.options
         self._open(resume)

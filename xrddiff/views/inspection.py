@@ -76,7 +76,7 @@ class Description(dict):
                 labels.add_row(*map(escape, label_words(row)))
             yield labels
         if self.get("values"):
-            yield f"\n[bold]trustworthy values of frame {self['frame']}"
+            yield f"\n[bold]valid values of frame {self['frame']}"
             values = Table(show_edge=False, pad_edge=False, box=None)
             for k in self["values"]:
                 values.add_column(k.replace("_", " "), justify="right", header_style="dim")
@@ -120,7 +120,9 @@ def _scalar(data: Any) -> str:
 
 
 def _arrays(path: Path) -> list[dict[str, Any]]:
-    """Every array in the file: name, shape (of a single number or text: its value), dtype, chunks, filters."""
+    """Every array in the file: name, shape (of a single number or text: its value), dtype,
+    chunks, filters.
+    """
     out = []
     if path.is_file() and is_hdf5(path):
         missing: list[str] = []
@@ -145,7 +147,7 @@ def _arrays(path: Path) -> list[dict[str, Any]]:
 
 # %% ../../nbs/views/inspection.ipynb #3317306b
 def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
-    """How the trustworthy values of frame i are spread."""
+    """How the valid values of frame i are spread."""
     image, mask = frame_image(ds, i), frame_mask(ds, i)
     finite = np.isfinite(image)
     v = image[mask & finite].astype(np.float64)
@@ -177,9 +179,11 @@ def inspect_file(
     png: str | Path | None = None,
     **words: Any,
 ) -> Description:
-    """What is in any supported file, as a dictionary that prints as tables; with `png`, frame `frame` is drawn to that file.
+    """What is in any supported file, as a dictionary that prints as tables; with `png`, frame
+    `frame` is drawn to that file.
 
-    Metadata that is missing is listed under `missing`, a reason why the file gives no frames under `problem`.
+    Metadata that is missing is listed under `missing`, a reason why the file gives no frames
+    under `problem`.
     """
     path = Path(path)
     out = Description(file=str(path))
@@ -236,7 +240,7 @@ def inspect_file(
         out["missing"] = ", ".join(missing)
     out["frame"], out["values"] = frame, frame_statistics(ds, frame)
     if (masking := masking_of(ds)) is not None:
-        out["automask"] = masking.said()
+        out["automask"] = masking.summary()
     if png is not None:
         from xrddiff.views.plots import png as drawn  # matplotlib takes a while
         from xrddiff.views.plots import show_frame
@@ -248,8 +252,10 @@ def inspect_file(
 
 # %% ../../nbs/views/inspection.ipynb #f0cb6978
 def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, **words: Any) -> tuple:
-    """(frames, reasons, mask, notes) of a file or named set: `reasons` are bits (`RULES`, `FILE_BIT`, `GIVEN_BIT`) of what masks a pixel in any frame looked at,
-    the mask is of the pixels that no frame looked at masks, and `notes` are the `rules` applied and lines on what was taken.
+    """(frames, reasons, mask, notes) of a file or named set: `reasons` are bits (`RULES`,
+    `FILE_BIT`, `GIVEN_BIT`) of what masks a pixel in any frame looked at, the mask is of the
+    pixels that no frame looked at masks, and `notes` are the `rules` applied and lines on what
+    was taken.
     """
     given = {k: words.pop(k) for k in ("mask", "mask_true") if k in words}
     if str(path) in CATALOG and not os.path.exists(path):

@@ -35,7 +35,9 @@ __all__ = ['run_title', 'trial_note', 'add_settings', 'codec_table', 'codec_repo
 
 # %% ../../nbs/views/run_reports.ipynb #ebd4f4ae
 def run_title(cfg: Config, judgement: Any = None) -> str:
-    """The model and the data of a run; with a judgement of samples, the condition of all of them."""
+    """The model and the data of a run; with a judgement of samples, the condition of all of
+    them.
+    """
     condition = getattr(judgement, "condition", "")
     return f"{cfg.presets['model']} on {data_name(cfg) or cfg.data.data_path}{f', {condition}' if condition else ''}"
 
@@ -46,14 +48,18 @@ def trial_note(cfg: Config) -> str:
 
 
 def add_settings(report: Report, cfg: Config, *sections: str, **given: Any) -> None:
-    """Add a table of those words of these `sections` that have an effect in the run, after what else was `given`."""
+    """Add a table of those words of these `sections` that have an effect in the run, after what
+    else was `given`.
+    """
     words = used_settings(cfg, *sections)
     text = "The whole configuration is in config.yaml." if "data" in sections else ""
     report.add("Settings", text, table=pd.DataFrame({"value": given | words}))
 
 # %% ../../nbs/views/run_reports.ipynb #327a0c3d
 def codec_table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """`rows` (name -> row) as a table with a column for each, without scores that none of them has."""
+    """`rows` (name -> row) as a table with a column for each, without scores that none of them
+    has.
+    """
     names = row_names()
     return pd.DataFrame(rows).reindex(names).rename(index=names).dropna(how="all")
 
@@ -67,7 +73,9 @@ def codec_report_text(evaluation: CodecEvaluation, steps: int) -> tuple[str, str
 
 
 def add_codec(report: Report, measured: xr.Dataset, rows: Mapping[str, Mapping[str, float]], picture: Figure) -> None:
-    """Add the scores on `measured` held-out frames, the first of `rows` being that of the model, and a `picture` of some of them."""
+    """Add the scores on `measured` held-out frames, the first of `rows` being that of the
+    model, and a `picture` of some of them.
+    """
     reasons = missing_scores(measured, next(iter(rows.values())))
     report.add("Held-out shots", " ".join(reasons), table=codec_table(rows))
     text = "One intensity scale for both; the residual is in units of the counting noise."
@@ -92,7 +100,9 @@ def add_making(report: Report, job: SampleJob, picture: Figure) -> None:
 
 
 def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] | None) -> None:
-    """Add how well the classifier of `label` that guides the sampler reads noisy frames, where there is one."""
+    """Add how well the classifier of `label` that guides the sampler reads noisy frames, where
+    there is one.
+    """
     if accuracy:
         text = f"Share of held-out frames whose {label} it reads right at each noise level, classes counting alike."
         report.add("Guiding classifier", text, table=pd.DataFrame({"accuracy": accuracy}))
@@ -147,7 +157,9 @@ def evaluation_pictures(
     judgement: Judgement | None,
     samples: xr.Dataset | None = None,
 ) -> dict[str, Figure]:
-    """ "samples" beside real frames with their distributions, or a "comparison" of frames and reconstructions; `samples` alone where there is no evaluation."""
+    """ "samples" beside real frames with their distributions, or a "comparison" of frames and
+    reconstructions; `samples` alone where there is no evaluation.
+    """
     if evaluation is None:
         return generation_pictures(None, None, samples)
     if hasattr(evaluation, "samples"):

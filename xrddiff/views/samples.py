@@ -64,7 +64,9 @@ def _block_maxima(image: np.ndarray, k: int) -> np.ndarray:
 
 
 def origin_of(frames: xr.Dataset) -> str:
-    """The label of real frames: "simulated" if they name a simulated experiment, else "measured"."""
+    """The label of real frames: "simulated" if they name a simulated experiment, else
+    "measured".
+    """
     return "simulated" if "experiment" in frames.attrs else "measured"
 
 # %% ../../nbs/views/samples.ipynb #8c05d066
