@@ -40,7 +40,7 @@ from xrddiff.metrics.diversity import (
     ratio_interval,
     wilson_interval,
 )
-from xrddiff.metrics.reconstruction import judge, row_names
+from xrddiff.metrics.reconstruction import row_names, score_frames
 from xrddiff.registry import forget, register, registering_as
 from xrddiff.simulation.simulate import simulate
 from xrddiff.views.plots import png
@@ -215,9 +215,9 @@ def test_a_registered_metric_is_a_distance_of_sets(real, whole, mean_metric):
 
 def test_a_metric_of_single_frames_is_a_row_of_reconstructions_too(real, mean_metric):
     darker = with_intensity(real, np.where(np.arange(48)[:, None, None] < 40, real["intensity"].values, 0))
-    row = judge(real, with_intensity(real, real["intensity"].values + 2.0))
+    row = score_frames(real, with_intensity(real, real["intensity"].values + 2.0))
     assert row["brightness"] == pytest.approx(2) and row_names()["brightness"] == "mean of a frame"
-    assert judge(real, darker)["brightness"] == 0  # NaN for frames of zeros, which are left out
+    assert score_frames(real, darker)["brightness"] == 0  # NaN for frames of zeros, which are left out
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
     "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
     "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),
-    "mask_rule": Kind("rule of automatic masking", given=("x", "values", "look", "alpha")),
+    "mask_rule": Kind("rule of automatic masking", given=("x", "values", "stats")),
     "callback": Kind("what looks on while a model trains"),
     "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
     "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
@@ -390,17 +390,19 @@ class Names(Sequence):
     `extra`: further names, which come first.
     `traits`: only entries with these traits; False also matches a trait that is not set.
 
-    `own`: only entries of the package, without those of plug-ins.
+    `own`: only entries of the package, without those of plug-ins. `takes`: only entries with this
+    option.
 
     `|` joins the names of two kinds.
     """
 
-    def __init__(self, kind: str, *extra: str, own: bool = False, **traits: Any):
-        self.kind, self.extra, self.own, self.traits = known_kind(kind), extra, own, traits
+    def __init__(self, kind: str, *extra: str, own: bool = False, takes: str | None = None, **traits: Any):
+        self.kind, self.extra, self.traits = known_kind(kind), extra, traits
+        self.own, self.takes = own, takes
         self.others: tuple[Names, ...] = ()
 
     def __or__(self, other: Names) -> Names:
-        out = Names(self.kind, *self.extra, own=self.own, **self.traits)
+        out = Names(self.kind, *self.extra, own=self.own, takes=self.takes, **self.traits)
         out.others = (*self.others, other)
         return out
 
@@ -410,6 +412,7 @@ class Names(Sequence):
             for name, e in entries(self.kind).items()
             if all(e.traits.get(k, False) == v for k, v in self.traits.items())
             and (e.source.startswith("xrddiff.") or not self.own)
+            and (self.takes is None or self.takes in e.options)
         ]
         return [*self.extra, *fits, *(name for other in self.others for name in other)]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .registry import entries
+from .registry import Names, entries
 from .words import ANY, AUTOENCODERS, Config, Word, get_word, vocabulary
 
 # %% ../nbs/used_words.ipynb #747bb4d6
@@ -77,7 +77,10 @@ _MISSING = {  # a fact -> how its absence is said
 def _meets(value: Any, wanted: Any) -> bool:
     if wanted is ANY:
         return value not in (None, [], {})
-    return value in wanted if isinstance(wanted, tuple) else value == wanted
+    return value in wanted if isinstance(wanted, tuple | Names) else value == wanted
+
+
+_FACTS = {"denoiser": "denoiser", "noise": "training noise"}
 
 
 def _said(key: str, value: Any) -> str:
@@ -86,11 +89,7 @@ def _said(key: str, value: Any) -> str:
         return f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
     if not value:
         return _MISSING[key]
-    return (
-        "the model works in a latent"
-        if key == "latent"
-        else f"the {'denoiser' if key == 'denoiser' else 'autoencoder'} is {value}"
-    )
+    return "the model works in a latent" if key == "latent" else f"the {_FACTS.get(key, 'autoencoder')} is {value}"
 
 # %% ../nbs/used_words.ipynb #f2ff9438
 def _conditions(word: Word, words: Mapping[str, Word]) -> list[dict[str, Any]]:

@@ -99,12 +99,12 @@ class DiffusionKwargs:
         above=0,
         only={"denoiser": ANY, "inference.schedule": "karras", "inference.rho": None},
     )
-    P_mean: float = word(-1.2, "mean of ln sigma in training", only={"noise": "lognormal"})
+    P_mean: float = word(-1.2, "mean of ln sigma in training", only={"noise": Names("training_noise", takes="P_mean")})
     P_std: float = word(
         0.8,
         "standard deviation of ln sigma in training",
         above=0,
-        only={"noise": "lognormal"},
+        only={"noise": Names("training_noise", takes="P_std")},
     )
     S_churn: float = word(
         5.0, "noise that the stochastic sampler adds, over all steps", low=0, option_of=("sampler", "heun", "S_churn")
@@ -176,7 +176,10 @@ class Model:
         1024,
         "vq: vectors in the codebook",
         low=2,
-        only=[{"model.quantizer": "vq"}, {"model.quantizer": "fsq", "model.fsq_levels": None}],
+        only=[
+            {"model.quantizer": Names("quantizer", grid=False)},
+            {"model.quantizer": "fsq", "model.fsq_levels": None},
+        ],
     )
     codebook_decay: float = option_word("quantizer", "vq", "decay")
     commitment: float = word(0.25, "vq: weight of the commitment loss", low=0, only={"model.quantizer": "vq"})
@@ -212,8 +215,8 @@ class Model:
         "eps, x0, v: how noise grows with time",
         choices=Names("noise_schedule"),
         only=[
-            {"noise": "discrete"},
-            {"model.parameterisation": ("eps", "x0", "v")},
+            {"noise": Names("training_noise", takes="schedule")},
+            {"model.parameterisation": Names("parameterisation", label=False)},
             {"denoiser": "unet", "inference.schedule": "vp"},
         ],
     )
@@ -224,15 +227,20 @@ class Model:
         only={"denoiser": "unet"},
     )
     shift: float = word(
-        1.0, "flow noise: every noise level of training is multiplied with it", above=0, only={"noise": "flow"}
+        1.0,
+        "flow noise: every noise level of training is multiplied with it",
+        above=0,
+        only={"noise": Names("training_noise", takes="shift")},
     )
     logit_std: float | None = word(
         None,
         "flow noise: training times are logit-normal, logit t of this standard deviation; null: uniform",
         above=0,
-        only={"noise": "flow"},
+        only={"noise": Names("training_noise", takes="logit_std")},
     )
-    logit_mean: float = word(0.0, "and of this mean", only={"noise": "flow", "model.logit_std": ANY})
+    logit_mean: float = word(
+        0.0, "and of this mean", only={"noise": Names("training_noise", takes="logit_mean"), "model.logit_std": ANY}
+    )
     weighting: str | None = word(
         None,
         "weight of the loss over noise levels; null: that of the parameterisation",
@@ -439,8 +447,8 @@ class Training:
         "steps T of the noise schedule of eps, x0 and v",
         low=2,
         only=[
-            {"noise": "discrete"},
-            {"model.parameterisation": ("eps", "x0", "v")},
+            {"noise": Names("training_noise", takes="timesteps")},
+            {"model.parameterisation": Names("parameterisation", label=False)},
             {"denoiser": "unet", "inference.schedule": "vp"},
         ],
     )

@@ -308,7 +308,7 @@ def whitening(covariance: Tensor) -> Tensor:
     return torch.linalg.cholesky(covariance + (1e-4 * covariance.trace() / len(covariance) + 1e-12) * eye)
 
 # %% ../../nbs/models/codebook.ipynb #6a36f4b2
-@register("quantizer", "fsq", help="a fixed grid, finite scalar quantisation; Mentzer et al.")
+@register("quantizer", "fsq", grid=True, help="a fixed grid, finite scalar quantisation; Mentzer et al.")
 class FSQ(Quantizer):
     """Finite scalar quantisation of latents (B, len(levels), h, w): each channel is rounded to one
     of its `levels` (3 or more).
