@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from xrddiff.diffusion.objectives import AutoregressiveObjective
 from xrddiff.frames.peaks import PeakFinder, radial_bins
-from xrddiff.frames.transforms import make_transform
+from xrddiff.frames.pipelines import make_transform
 from xrddiff.loading.catalog import load
 from xrddiff.metrics.distribution import wasserstein
 from xrddiff.models.autoregressive import AutoregressiveDiffusion, generate, measure_range

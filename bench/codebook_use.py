@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from xrddiff.frames.transforms import Transform
+from xrddiff.frames.pipelines import transform_from_state
 from xrddiff.loading.datasets import prepare_words
 from xrddiff.models.codebook import perplexity
 from xrddiff.saved_config import load_config
@@ -45,7 +45,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     run = train(name, folder)
     checkpoint = load_checkpoint(run)
     net = open_autoencoder(checkpoint)
-    prepared = prepare_words(load_config(run / "config.yaml"), Transform.from_state(checkpoint.state["transform"]))
+    prepared = prepare_words(load_config(run / "config.yaml"), transform_from_state(checkpoint.state["transform"]))
     loader = prepared.loader(prepared.held_out, batch_size=25, multiple=net.downsampling, shuffle=False)
     counts = torch.zeros(net.quantizer.K)
     for batch in loader.batches():

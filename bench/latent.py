@@ -27,7 +27,7 @@ from xrddiff.diffusion.denoisers import Denoiser
 from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.diffusion.objectives import DenoisingObjective
 from xrddiff.frames.frames import make_frames
-from xrddiff.frames.transforms import make_transform
+from xrddiff.frames.pipelines import make_transform
 from xrddiff.loading.loader import FrameLoader
 from xrddiff.models.autoencoder import make_autoencoder
 from xrddiff.models.latent_space import LatentSpace, measure_latents

@@ -113,11 +113,21 @@ def definitions(notebook: Path) -> dict[str, str]:
 
 
 def tidy(markdown: str) -> str:
-    """What `show_doc` prints, without its rule, its link to a source host and the blank lines round the signature."""
+    """What `show_doc` prints, as a page shows it best.
+
+    Its rule, its link to a source host, the blank lines round the signature and types that say
+    nothing are left out. Only the first line of a summary is in italics, so none is. What
+    begins with the name of a parameter gets a line of its own.
+    """
     markdown = re.sub(r"^---\n+", "", markdown, flags=re.M)
     markdown = re.sub(r"^\[source\]\(.*?\)\{.*?\}\n*", "", markdown, flags=re.M)
-    markdown = re.sub(r"```python\n+", "```python\n", markdown)
-    return re.sub(r"\n+```\n", "\n```\n", markdown)
+    head, fence, text = markdown.partition("\n```\n")
+    head = re.sub(r"```python\n+", "```python\n", head).rstrip("\n")
+    head = re.sub(r":NoneType(?==)|:Annotated(?==)", "", head)
+    head = head.replace("args:VAR_POSITIONAL", "*args").replace("kwargs:VAR_KEYWORD", "**kwargs")
+    text = re.sub(r"^\*(?!\*)(.+)\*$", r"\1", text, count=1, flags=re.M)
+    text = re.sub(r"(?<=\S)\n(?=`?\w+`?(?:, `?\w+`?)*: |(?:Returns|Raises|Yields|Source)\b)", "  \n", text)
+    return head + fence + text
 
 
 def site_links(markdown: str) -> str:

@@ -23,7 +23,17 @@ html_static_path = [str(HERE / "_static")]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 # These have no pages beside them to list; what they print needs the width.
-html_sidebars = {page: [] for page in ("cluster_tour", "on_slurm", "suite", "architecture", "changelog")}
+ALONE = (
+    "cluster_tour",
+    "on_slurm",
+    "suite",
+    "architecture",
+    "contributing",
+    "security",
+    "changelog",
+    "tutorials/python",
+)
+html_sidebars = {page: [] for page in ALONE}
 html_theme_options = {
     "show_prev_next": True,
     "navigation_depth": 3,
@@ -31,7 +41,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "footer_end": [],
     "show_toc_level": 2,
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 5,
 }
 
 # The notebooks carry their outputs; nothing runs while the site is built.

@@ -27,7 +27,7 @@ FRAMES, BATCH = 22, 5
 def make_loader(rank=0, world_size=1, batch_size=BATCH, bad=None, size=22, **words):
     """Counts of 22 × 22 with a dead corner, padded to 32 × 32 (downsampling 8, then 2 of the network); frame `bad` holds a NaN that the loader refuses."""
     from xrddiff.frames.frames import make_frames
-    from xrddiff.frames.transforms import make_transform
+    from xrddiff.frames.pipelines import make_transform
     from xrddiff.loading.loader import FrameLoader
 
     rng = np.random.default_rng(1)

@@ -18,8 +18,9 @@ from xrddiff.errors import BadInput
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames import rows
 from xrddiff.frames.frames import concat_frames, make_frames, select_frames
+from xrddiff.frames.pipelines import Pipeline
 from xrddiff.frames.spatial import Pool, as_images
-from xrddiff.frames.transforms import Asinh, Linear, MinMaxPerImage, Pipeline
+from xrddiff.frames.transforms import Asinh, Linear, MinMaxPerImage
 from xrddiff.loading.loader import FrameLoader, epoch_order, split_by_group
 
 RAW = Linear(standardise=False)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from xrddiff.errors import BadInput
-from xrddiff.frames.transforms import Asinh, make_transform
+from xrddiff.frames.pipelines import make_transform
+from xrddiff.frames.transforms import Asinh
 from xrddiff.losses import (
     VAEObjective,
     annealed,

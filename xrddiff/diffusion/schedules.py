@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -170,12 +171,12 @@ def keyed_uniform(shape: Sequence[int], *words: int | str, index: Sequence[int] 
     return normal_cdf(keyed_normal(shape, *words, index=index))
 
 
-class TrainingNoise:
+class TrainingNoise(ABC):
     """A distribution of noise levels: `sigma(z)` turns a standard normal number into a level."""
 
+    @abstractmethod
     def sigma(self, z: Tensor) -> Tensor:
         """σ of standard normal numbers, float64, same shape, rising with z."""
-        raise NotImplementedError
 
     def sample(self, seed: int, step: int, index: Sequence[int] | Tensor, shape: Sequence[int] = ()) -> Tensor:
         """The σ of the frames `index` at `step`: (B, *shape) float64 on the CPU; row i depends on

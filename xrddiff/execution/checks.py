@@ -16,7 +16,7 @@ from ..contradictions import data_name
 from ..errors import BadInput
 from ..frames.frames import evenly_spaced
 from ..frames.labels import LABELS, check_conditions, label_value
-from ..frames.transforms import make_transform
+from ..frames.pipelines import make_transform
 from ..loading.catalog import is_cached
 from ..loading.datasets import Prepared, prepare_words
 from ..used_words import model_parts

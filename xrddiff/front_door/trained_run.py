@@ -193,7 +193,7 @@ def _summary(path: Path) -> pd.DataFrame:
 # %% ../../nbs/front_door/trained_run.ipynb #28c99d03
 def open_prepared(run: Run) -> Prepared:
     """The frames of a run, pooled, cropped and split as in training, with the fitted transform."""
-    from xrddiff.frames.transforms import Transform
+    from xrddiff.frames.pipelines import transform_from_state
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.training.checkpoints import load_checkpoint
 
@@ -201,7 +201,7 @@ def open_prepared(run: Run) -> Prepared:
         return prepare_words(run.cfg)
     state = load_checkpoint(run.path, verify=False).state
     classes = state.get("generator", {}).get("classes", {})
-    return prepare_words(run.cfg, Transform.from_state(state["transform"]), classes)
+    return prepare_words(run.cfg, transform_from_state(state["transform"]), classes)
 
 
 def open_set(run: Run, name: str) -> xr.Dataset:
@@ -224,7 +224,7 @@ def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Datas
     `run`, `checkpoint`: the run and its checkpoint. Raises `BadInput` for another unit of
     intensity.
     """
-    from xrddiff.frames.transforms import Transform
+    from xrddiff.frames.pipelines import transform_from_state
 
     own = open_prepared(run).frames["intensity"]
     units = frames["intensity"].attrs.get("units")
@@ -233,7 +233,7 @@ def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Datas
     if frames["intensity"].shape[1:] == own.shape[1:]:
         return frames
     try:
-        fitted = Transform.from_state(checkpoint.state["regions"]).apply(frames)
+        fitted = transform_from_state(checkpoint.state["regions"]).apply(frames)
     except BadInput:  # they do not divide into its blocks
         return frames
     same = fitted["intensity"].shape[1:] == own.shape[1:]
@@ -246,7 +246,7 @@ def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
     Returns expected values as Frames, with the units and mask of the originals. Raises
     `BadInput` for another unit of intensity.
     """
-    from xrddiff.frames.transforms import Transform
+    from xrddiff.frames.pipelines import transform_from_state
     from xrddiff.loading.loader import FrameLoader
     from xrddiff.metrics.reconstruction import autoencoder_codec, reconstruct_frames
     from xrddiff.training.checkpoints import load_checkpoint
@@ -257,7 +257,7 @@ def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
     frames = fit_to_run(frames, run, checkpoint)
     model = open_autoencoder(checkpoint, ema=run.cfg.inference.use_ema)
     device = run_accelerator(run.cfg.training).device
-    size, transform = run.cfg.inference.batch_size, Transform.from_state(checkpoint.state["transform"])
+    size, transform = run.cfg.inference.batch_size, transform_from_state(checkpoint.state["transform"])
     loader = FrameLoader(frames, transform, None, batch_size=size, multiple=model.downsampling, shuffle=False)
     made = reconstruct_frames(autoencoder_codec(model.to(device), device), loader)[0]
     return made.assign_attrs(checkpoint=checkpoint.path.name)

@@ -15,6 +15,7 @@ from torch import nn
 from ..contradictions import chosen_options
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.objectives import AutoregressiveObjective, DenoisingObjective
+from ..frames.pipelines import transform_from_state
 from ..frames.transforms import Transform
 from xrddiff.inference.generators import (
     Generator,
@@ -66,7 +67,7 @@ def open_space(
         return None, None
     folder = Path(run) / "autoencoder"
     space = open_latent_space(folder, device=device)
-    return space, Transform.from_state(load_checkpoint(folder).state["transform"])
+    return space, transform_from_state(load_checkpoint(folder).state["transform"])
 
 # %% ../../nbs/inference/building.ipynb #03152515
 VIT_OF_SIZE = {"tiny": "tiny", "small": "base", "medium": "base", "large": "large", "xl": "huge"}

@@ -18,7 +18,7 @@ from ..contradictions import chosen_options
 from ..errors import BadInput, nearest
 from ..formats.store import read_store
 from ..frames.frames import frame_count, select_frames
-from ..frames.transforms import Transform
+from ..frames.pipelines import transform_from_state
 from .generators import open_generator
 from .judges import ConditionJudges, asked_of_all
 from ..loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
@@ -175,7 +175,7 @@ class CodecEvaluation:
         self.checkpoint = checkpoint.path.name
         self.model = open_autoencoder(checkpoint, ema=cfg.inference.use_ema).to(device)
         self.codec = autoencoder_codec(self.model, device)
-        self.prepared = prepared or prepare_words(cfg, Transform.from_state(checkpoint.state["transform"]))
+        self.prepared = prepared or prepare_words(cfg, transform_from_state(checkpoint.state["transform"]))
         self.judged = self.prepared.held_out[: cfg.inference.limit]
 
     @property

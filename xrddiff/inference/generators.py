@@ -26,6 +26,7 @@ from ..formats.store import read_store, save_frames
 from ..frames.frames import evenly_spaced, frame_mask
 from ..frames.labels import LABELS, class_names, label_value
 from ..frames.noise import draw_counts
+from ..frames.pipelines import transform_from_state
 from ..frames.transforms import Transform
 from .guides import Guide, open_guide
 from ..loading.loader import FrameLoader
@@ -453,7 +454,7 @@ def open_generator(
         space = open_latent_space(folder, expected=state["autoencoder"], channels=state["shape"][0], device=device)
     about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step if step is None else step}
     return Generator(
-        model.to(device).eval(), tuple(state["shape"]), Transform.from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
+        model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
     )  # fmt: skip
 

@@ -5,8 +5,6 @@
 # %% ../../nbs/inference/judges.ipynb #7698d606
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +19,7 @@ from ..frames.frames import evenly_spaced, frame_count
 from ..frames.labels import LABELS, frame_resolution
 from ..loading.loader import FrameLoader
 from ..errors import BadInput, XrddiffError
-from ..files import json_digest
+from ..files import CannotSave, json_digest, writing
 from xrddiff.metrics.conditions import (
     Answers,
     class_answer,
@@ -150,14 +148,12 @@ class ConditionJudges:
             "confusion"
         ]
         about = {"key": self._key(name), "classes": self.classes[name], "confusion": confusion.tolist()}
-        (self.run / JUDGE).mkdir(exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.run / JUDGE))
-        save_classifier(net, new, name, steps, **about)
-        shutil.rmtree(_folder(self.run, name), ignore_errors=True)
         try:
-            new.rename(_folder(self.run, name))
-        except OSError:  # another process was as fast, and wrote the same
-            shutil.rmtree(new, ignore_errors=True)
+            with writing(_folder(self.run, name)) as new:
+                save_classifier(net, new, name, steps, **about)
+        except CannotSave:
+            if self.open(name) is None:  # else another process was as fast, and wrote the same
+                raise
         self._opened[name] = net, about
 
     def measure(self, samples: xr.Dataset, counted: xr.Dataset) -> Answers:

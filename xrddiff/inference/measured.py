@@ -25,6 +25,7 @@ from ..diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
 from ..errors import BadInput, nearest
 from ..formats.mask_files import load_mask
 from ..frames.frames import frame_count, frame_mask, select_frames
+from ..frames.pipelines import transform_from_state
 from ..frames.transforms import Transform
 from .generators import Generator, open_generator, ready_sampler
 from .guides import Guide, open_guide
@@ -264,7 +265,7 @@ def _opened(
         )
     i, device = cfg.inference, run_accelerator(cfg.training).device
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-    regions = Transform.from_state(load_checkpoint(run).state["regions"])
+    regions = transform_from_state(load_checkpoint(run).state["regions"])
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
     return cfg, generator, regions, ready_sampler(generator, cfg), guide  # fmt: skip
 

@@ -18,7 +18,8 @@ from ..frames.frames import IMAGE_DIMS, frame_count, select_frames
 from ..frames.labels import LABELS, check_conditions, label_names, with_labels
 from ..frames.spatial import Crop, Panels, Patches, Pool
 from ..frames.topk import TopK
-from ..frames.transforms import Pipeline, Transform, make_transform
+from ..frames.pipelines import Pipeline, make_transform
+from ..frames.transforms import Transform
 from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
 from ..words import AUTOMASK

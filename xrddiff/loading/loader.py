@@ -23,7 +23,8 @@ from ..frames.rows import frame_reader
 from ..frames.rows import frame_origin
 from ..frames.frames import IMAGE_DIMS, frame_count, frame_mask, validate_frames
 from ..frames.curves import quick_mask
-from ..frames.transforms import Pipeline, Transform, ValueTransform
+from ..frames.pipelines import Pipeline
+from ..frames.transforms import Transform, ValueTransform
 from ..errors import BadInput, nearest
 from ..seeds import numpy_rng
 

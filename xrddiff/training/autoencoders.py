@@ -13,7 +13,7 @@ from torch import nn
 
 from ..contradictions import chosen_options
 from ..errors import BadInput
-from ..frames.transforms import Transform
+from ..frames.pipelines import transform_from_state
 from ..loading.datasets import Prepared, prepare_words
 from ..losses import VAEObjective, VQObjective
 from ..models.autoencoder import make_autoencoder
@@ -116,7 +116,7 @@ def frames_of_autoencoder(cfg: Config, checkpoint: Checkpoint) -> Prepared:
 
     Raises `BadInput` if the frames are cropped differently from those that it was trained on.
     """
-    prepared = prepare_words(cfg, Transform.from_state(checkpoint.state["transform"]))
+    prepared = prepare_words(cfg, transform_from_state(checkpoint.state["transform"]))
     if prepared.regions.state() != checkpoint.state["regions"]:
         raise BadInput(
             f"the autoencoder was trained on frames cut as {checkpoint.state['regions']}, and the words of data say {prepared.regions.state()}; expected the same"
