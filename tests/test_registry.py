@@ -26,10 +26,16 @@ from xrddiff.training.autoencoders import build_autoencoder
 
 def test_the_index_is_what_the_modules_register():
     """In a process of its own: importing every module registers what `registry.json` says, no more and no less."""
-    code = "import json; from xrddiff.registry import collect; print(json.dumps(collect()))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    index = json.loads(Path(xrddiff.__file__).with_name("registry.json").read_text(encoding="utf-8"))
-    assert json.loads(out.splitlines()[-1]) == index
+    code = "import importlib, json, sys; from xrddiff import registry; rows = registry.collect(); "
+    code += "[importlib.import_module(name) for name in sys.argv[1:]]; "
+    code += "print(json.dumps([rows, sorted(registry._LIVE)]))"
+    root = Path(xrddiff.__file__).parent
+    files = [p for p in root.rglob("*.py") if "@register(" in p.read_text(encoding="utf-8") and p.name != "registry.py"]
+    names = [".".join(("xrddiff", *p.relative_to(root).with_suffix("").parts)) for p in files]
+    out = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True).stdout
+    index = json.loads((root / "registry.json").read_text(encoding="utf-8"))
+    rows, live = json.loads(out.splitlines()[-1])
+    assert rows == index and live == sorted([row["kind"], row["name"]] for row in index)
 
 
 @pytest.mark.parametrize("kind", KINDS)

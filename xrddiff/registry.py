@@ -288,7 +288,7 @@ def registering_modules(kind: str = "") -> list[str]:
     import xrddiff
 
     root = Path(xrddiff.__file__).parent
-    pattern = re.compile(rf'^ *@?register\("{kind}', re.MULTILINE)
+    pattern = re.compile(rf'^ *@?register\(\s*"{kind}', re.MULTILINE)
     found = [p for p in root.rglob("*.py") if pattern.search(p.read_text(encoding="utf-8"))]
     names = [".".join(("xrddiff", *p.relative_to(root).with_suffix("").parts)) for p in found]
     return sorted(n for n in names if n != __name__)
