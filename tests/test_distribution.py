@@ -22,8 +22,6 @@ from xrddiff.metrics.baselines import with_intensity
 from xrddiff.metrics.distribution import (
     DETAILS,
     DISTANCES,
-    Ruler,
-    SetSummary,
     compare_sets,
     floor,
     ratio_table,
@@ -41,6 +39,7 @@ from xrddiff.metrics.diversity import (
     wilson_interval,
 )
 from xrddiff.metrics.reconstruction import row_names, score_frames
+from xrddiff.metrics.set_summaries import Ruler, SetSummary
 from xrddiff.registry import forget, register, registering_as
 from xrddiff.simulation.simulate import simulate
 from xrddiff.views.plots import png

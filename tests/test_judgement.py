@@ -25,9 +25,10 @@ from xrddiff.metrics.conditions import (
     number_answer,
     same_condition,
 )
-from xrddiff.metrics.distribution import DISTANCES, Ruler, times_floor
+from xrddiff.metrics.distribution import DISTANCES, times_floor
 from xrddiff.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
 from xrddiff.metrics.reconstruction import score_scene
+from xrddiff.metrics.set_summaries import Ruler
 from xrddiff.simulation.simulate import simulate
 from xrddiff.training.classifiers import fit_classifier, open_classifier, save_classifier
 from xrddiff.views.judgement import add_generation, generation_pictures

@@ -13,6 +13,7 @@ from conftest import need
 from xrddiff.errors import BadInput
 from xrddiff.frames.frames import make_frames
 from xrddiff.frames.geometry import geometry_of
+from xrddiff.views import charts
 from xrddiff.views import plots as V
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(20.0, 16.0))
@@ -162,39 +163,39 @@ def test_history():
             "word": "x",
         }
     )
-    figure = V.plot_history(table)
+    figure = charts.plot_history(table)
     assert [a.get_title() for a in figure.axes] == ["loss", "reconstruction", "KL divergence"]
     assert len(figure.axes[0].lines) == 2
     V.png(figure)
-    V.png(V.plot_history(table[table.split == "train"].drop(columns="split"), ["loss"]))
-    V.png(V.plot_history(table.assign(loss=-1.0)))
+    V.png(charts.plot_history(table[table.split == "train"].drop(columns="split"), ["loss"]))
+    V.png(charts.plot_history(table.assign(loss=-1.0)))
     with pytest.raises(BadInput, match="no column 'los'"):
-        V.plot_history(table, ["los"])
+        charts.plot_history(table, ["los"])
     with pytest.raises(BadInput, match="of numbers"):
-        V.plot_history(pd.DataFrame({"step": []}))
+        charts.plot_history(pd.DataFrame({"step": []}))
 
 
 def test_latents_of_arrays_and_tensors():
     torch = need("torch")
     z = torch.randn(2, 10, 4, 6, requires_grad=True, dtype=torch.bfloat16)
-    assert len(V.show_latents(z).axes) == 2 * 8 + 1
-    V.png(V.show_latents(np.zeros((1, 1, 4, 4))))
+    assert len(charts.show_latents(z).axes) == 2 * 8 + 1
+    V.png(charts.show_latents(np.zeros((1, 1, 4, 4))))
     with pytest.raises(BadInput, match="latents have shape"):
-        V.show_latents(np.zeros((4, 4)))
+        charts.show_latents(np.zeros((4, 4)))
 
 
 def test_profiles_and_scores():
     q = np.linspace(0.1, 3, 50)
     mean = np.where(q > 2.8, np.nan, np.exp(-q))
-    ax = V.plot_profiles({"a": (q, mean), "b": (q, mean)}, log=True)
+    ax = charts.plot_profiles({"a": (q, mean), "b": (q, mean)}, log=True)
     assert len(ax.lines) == 2
     V.png(ax.figure)
-    V.png(V.plot_profiles({"a": (q, mean)}).figure)
+    V.png(charts.plot_profiles({"a": (q, mean)}).figure)
     scores = {
         "VAE": dict(f1=0.5, precision=np.nan, recall=0.3),
         "floor": dict(f1=0.9, intensity_cc=-0.2, centroid_px=0.1),
     }
-    ax = V.plot_peak_scores(scores, reference="floor")
+    ax = charts.plot_peak_scores(scores, reference="floor")
     assert ax.get_xlim()[0] < -0.2 and "0.10 px" in texts(ax)
     V.png(ax.figure)
 
@@ -205,6 +206,6 @@ def test_given_axes_are_used():
     axes = Figure().subplots(1, 3)
     ds = toy()
     assert V.show_frame(ds, ax=axes[0], colorbar=False) is axes[0]
-    assert V.plot_profiles({"a": ([1, 2], [1, 2])}, axes[1]) is axes[1]
-    assert V.plot_peak_scores({"a": dict(f1=0.5)}, axes[2]) is axes[2]
+    assert charts.plot_profiles({"a": ([1, 2], [1, 2])}, axes[1]) is axes[1]
+    assert charts.plot_peak_scores({"a": dict(f1=0.5)}, axes[2]) is axes[2]
     V.png(axes[0].figure)

@@ -59,7 +59,8 @@ class Pane(io.TextIOBase):
 def _curve(path: Path) -> str:
     """The training curves of the newest phase of the run, as HTML; empty if there are none yet."""
     from xrddiff.training.history import read_history
-    from xrddiff.views.plots import plot_history, png
+    from xrddiff.views.plots import png
+    from xrddiff.views.charts import plot_history
 
     tables = sorted(path.glob("**/metrics/training_metrics.csv"), key=lambda p: p.stat().st_mtime)
     history = read_history(tables[-1]) if tables else []

@@ -461,7 +461,8 @@ def _data_of(run: RunNumbers) -> str:
 def run_pictures(run: RunNumbers) -> list[bytes]:
     """Small PNGs of a run: its training curve, samples and reconstructions."""
     from xrddiff.frames.frames import select_frames
-    from xrddiff.views.plots import plot_history, png
+    from xrddiff.views.plots import png
+    from xrddiff.views.charts import plot_history
     from xrddiff.views.samples import show_samples
 
     found = []

@@ -24,7 +24,7 @@ from .judges import ConditionJudges, asked_of_all
 from ..loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
 from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from ..metrics.conditions import Answers, same_condition
-from ..metrics.distribution import Ruler, SetSummary
+from ..metrics.set_summaries import Ruler, SetSummary
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
 from xrddiff.metrics.reconstruction import (
     BLOCK,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xrddiff.loading.datasets import Prepared
-    from xrddiff.metrics.distribution import SetSummary
+    from xrddiff.metrics.set_summaries import SetSummary
     from xrddiff.words import Config
 
 # %% auto #0

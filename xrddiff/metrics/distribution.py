@@ -5,31 +5,21 @@
 # %% ../../nbs/metrics/distribution.ipynb #7736d9d8
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..frames.frames import PANEL_GEOMETRY, frame_count
-from ..frames.noise import background_sigma, quantum, sample_frames
-from ..frames.peaks import find_frame_peaks, radius_map, tile_bins
 from ..errors import BadInput
-from .diversity import block_means, frame_distances
-from ..frames.noise import draw_counts
-from .radial_profiles import bin_edges
 from ..registry import Names, get, register
 from ..seeds import numpy_rng
+from .set_summaries import LEVELS, Ruler, SetSummary, _same_ruler
 
 # %% auto #0
-__all__ = ['DISTANCES', 'DETAILS', 'LEVELS', 'wasserstein', 'histogram_distance', 'frame_metric', 'Ruler', 'SetSummary',
-           'profile', 'histogram', 'peak_count', 'diversity', 'profile_mean', 'peak_intensity', 'peak_radius',
-           'repeats', 'set_distances', 'compare_sets', 'floor', 'times_floor', 'ratio_table']
+__all__ = ['DISTANCES', 'DETAILS', 'wasserstein', 'histogram_distance', 'profile', 'histogram', 'peak_count', 'diversity',
+           'profile_mean', 'peak_intensity', 'peak_radius', 'repeats', 'set_distances', 'compare_sets', 'floor',
+           'times_floor', 'ratio_table']
 
 # %% ../../nbs/metrics/distribution.ipynb #e56df3d9
 def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -68,295 +58,11 @@ def histogram_distance(h: np.ndarray, other: np.ndarray, centres: np.ndarray) ->
         share = np.cumsum(h) / np.sum(h) - np.cumsum(other) / np.sum(other)
     return float(np.abs(share[:-1]) @ np.diff(centres))
 
-# %% ../../nbs/metrics/distribution.ipynb #c42b358f
-def frame_metric(name: str, frames: xr.Dataset) -> np.ndarray:
-    """The registered metric `name` of each of the `frames`, (n,) float64.
-
-    Raises `BadInput` if it does not return one number for each frame.
-    """
-    found = np.asarray(get("metric", name)(frames), np.float64)
-    if found.shape != (n := frame_count(frames),):
-        raise BadInput(
-            f"the metric {name} returned an array of shape {found.shape}; expected ({n},), a number for each frame"
-        )
-    return found
-
-# %% ../../nbs/metrics/distribution.ipynb #843117dc
+# %% ../../nbs/metrics/distribution.ipynb #57e38f2c
 DISTANCES = Names("distance", detail=False) | Names("metric", of="frames")
 DETAILS = Names("distance", detail=True)  # worked out too, and in no table
-LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
-_ATTRIBUTES = ("beam_center", "pedestal", "read_noise", "saturation", "distance", "pixel_size")
 
 
-class Ruler:
-    """Measures the frames of all sets in the same way, as defined by the `reference` frames.
-
-    Noise, pedestal, detector, mask and beam centre are those of the reference.
-
-    - `mask`: bool (y, x) or (panel, ss, fs), instead of the mask of the reference.
-    - `rings`: number of rings of equal width around the beam centre; frames without geometry are
-      divided into tiles.
-    - `side`: see `block_means`.
-    - `finder`: settings of the peak finder.
-
-    Raises `BadInput` for a mask of another shape or without valid pixels.
-    """
-
-    def __init__(
-        self,
-        reference: xr.Dataset,
-        *,
-        mask: np.ndarray | None = None,
-        rings: int = 32,
-        side: int = 64,
-        finder: Mapping[str, Any] | None = None,
-    ):
-        value = reference["intensity"]
-        self.shape, self.dims = value.shape[1:], value.dims
-        if mask is None and "mask" in reference and "frame" not in reference["mask"].dims:
-            mask = reference["mask"].values
-        self.mask = np.ones(self.shape, bool) if mask is None else np.asarray(mask)
-        if self.mask.shape != self.shape or self.mask.dtype != bool or not self.mask.any():
-            raise BadInput(
-                f"the mask has dtype {self.mask.dtype}, shape {self.mask.shape} and {int(self.mask.sum())} valid pixels; expected bool {self.shape}, some of them True"
-            )
-        sigma = value.attrs.get("background_sigma")
-        if sigma is None:
-            few = list(sample_frames(reference, None))[:32]
-            sigma = float(np.nanmedian([background_sigma(x, m) for _, x, m in few]))
-        self.step = quantum(reference)
-        self.scale = float(sigma) if np.isfinite(sigma) and sigma > 0 else self.step or 1.0
-        self.pedestal = float(reference.attrs.get("pedestal", 0.0))
-        self.about = dict(value.attrs)
-        self.attrs = {name: reference.attrs[name] for name in _ATTRIBUTES if name in reference.attrs}
-        self.places = {name: reference[name] for name in PANEL_GEOMETRY if name in reference.coords}
-        self.side, self.finder = int(side), dict(finder or {})
-        radius = radius_map(reference)
-        if radius is None:
-            self.cell = tile_bins(self.shape)
-            self.radii = np.arange(int(self.cell.max()) + 1) + np.nan
-        else:
-            edges = bin_edges(radius, rings)
-            self.cell = np.clip(np.searchsorted(edges, radius, "right") - 1, 0, len(edges) - 2)
-            self.radii = (edges[:-1] + edges[1:]) / 2
-        self.metrics = tuple(Names("metric", of="frames"))
-        if twice := set(self.metrics) & {*Names("distance")}:
-            raise BadInput(f"the metric {min(twice)!r} has the name of a distance; expected another name")
-        about = [self.about, self.attrs, self.scale, self.step, self.side, self.finder, self.dims, len(self.radii)]
-        about += [self.metrics] if self.metrics else []
-        arrays = [self.mask, self.cell, *(v.values for v in self.places.values())]
-        digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        self.key = digest.hexdigest()
-
-    def read(self, frames: xr.Dataset, numbers: Sequence[int], draw: int | None, variable: str) -> xr.Dataset:
-        """A few `frames` as the detector of the reference would have recorded them."""
-        self._check(frames, variable)
-        x = frames[variable].values
-        mask = np.broadcast_to(self.mask, x.shape)
-        if "mask" in frames:
-            mask = mask & frames["mask"].values
-        if x.dtype.kind == "f":
-            mask = mask & np.isfinite(x)
-        out = xr.Dataset(
-            {"intensity": (self.dims, np.where(mask, x, self.pedestal), self.about), "mask": (self.dims, mask)},
-            self.places,
-            self.attrs,
-        )
-        if draw is not None:
-            if "gain" not in self.about:
-                raise BadInput(
-                    "counts are to be drawn, and the frames have no gain; expected units per photon as the attribute gain of intensity"
-                )
-            drawn = (draw_counts(out.isel(frame=[i]), draw, first=int(k)) for i, k in enumerate(numbers))
-            out["intensity"] = (self.dims, np.concatenate([d["intensity"].values for d in drawn]), self.about)
-        x = out["intensity"].values
-        if self.step:
-            x = self.step * np.rint(x / self.step)
-        if self.about.get("units") == "photon":
-            x = np.maximum(x, 0)
-        x = np.minimum(x, self.attrs.get("saturation", np.inf))
-        out["intensity"] = (self.dims, np.asarray(x, np.float32), self.about)
-        if "mask" not in frames or "frame" not in frames["mask"].dims:
-            same = (mask == mask[:1]).all()
-            out["mask"] = (self.dims[1:], mask[0]) if same else out["mask"]
-        return out
-
-    def measure(
-        self,
-        frames: xr.Dataset,
-        *,
-        numbers: Sequence[int] | None = None,
-        draw: int | None = None,
-        variable: str = "intensity",
-        block: int = 64,
-    ) -> SetSummary:
-        """Measure each of `frames`, reading `block` frames at a time.
-
-        - `numbers`: of the frames, unique within a set; by default the variable `sample`, or 0, 1,
-          …
-        - `draw`: the frames contain expected values; seed of the Poisson draw, which also depends
-          on the frame number.
-        - `variable`: the variable with the intensities.
-        """
-        n = frame_count(frames)
-        if numbers is None:
-            numbers = frames["sample"].values if "sample" in frames else np.arange(n)
-        numbers = np.asarray(numbers)
-        if numbers.shape != (n,) or numbers.dtype.kind not in "iu":
-            raise BadInput(
-                f"the frame numbers have dtype {numbers.dtype} and shape {numbers.shape}; expected {n} whole numbers"
-            )
-        parts = []
-        for start in range(0, n, block):
-            rows = slice(start, min(start + block, n))
-            parts.append(
-                self._measure_block(self.read(frames.isel(frame=rows), numbers[rows], draw, variable), numbers[rows])
-            )
-        if not parts:
-            raise BadInput("the set has no frames; expected at least one")
-        return parts[0].merge(*parts[1:])
-
-    def _check(self, frames: xr.Dataset, variable: str) -> None:
-        """Raise `BadInput` for frames that cannot be compared with the reference."""
-        if variable not in frames or frames[variable].dims != self.dims or frames[variable].shape[1:] != self.shape:
-            found = f"{frames[variable].dims} {frames[variable].shape}" if variable in frames else "not there"
-            raise BadInput(
-                f"the variable {variable!r} to compare is {found}; expected {self.dims} with pixels {self.shape} as the reference has"
-            )
-        for name, found, expected in (
-            *((name, frames["intensity"].attrs.get(name), self.about.get(name)) for name in ("units", "gain")),
-            *((name, frames.attrs.get(name), self.attrs.get(name)) for name in ("beam_center", "pedestal")),
-        ):
-            if (
-                found is not None
-                and expected is not None
-                and not np.all(found == expected if isinstance(found, str) else np.isclose(found, expected))
-            ):
-                raise BadInput(f"the frames to compare have {name} {found}; expected {expected} as the reference has")
-
-    def _measure_block(self, frames: xr.Dataset, numbers: np.ndarray) -> SetSummary:
-        x, n = frames["intensity"].values, len(numbers)
-        valid = np.broadcast_to(frames["mask"].values, x.shape)
-        row = np.broadcast_to(np.arange(n).reshape(-1, *(1,) * len(self.shape)), x.shape)
-
-        def table(of: np.ndarray, column: np.ndarray, columns: int, weight: np.ndarray | None = None) -> np.ndarray:
-            return np.bincount(of * columns + column, weight, minlength=n * columns).reshape(n, columns)
-
-        def level(v: np.ndarray) -> np.ndarray:
-            return np.clip(np.searchsorted(LEVELS, v, "right") - 1, 0, len(LEVELS) - 2)
-
-        u = np.arcsinh((x - np.float32(self.pedestal)) / np.float32(self.scale))
-        of, cell, cells = row[valid], np.broadcast_to(self.cell, x.shape)[valid], len(self.radii)
-        pixels = table(of, cell, cells)
-        with np.errstate(invalid="ignore"):
-            profile = table(of, cell, cells, x[valid] - self.pedestal) / pixels
-        peaks = find_frame_peaks(frames, **self.finder)
-        owner, size = peaks["frame"].to_numpy(), self.shape[-2:]
-        y, z = (
-            np.clip(np.floor(peaks[c].to_numpy()).astype(int), 0, s - 1) for c, s in (("ss", size[0]), ("fs", size[1]))
-        )
-        place = self.cell[(peaks["panel"].to_numpy(), y, z) if "panel" in peaks else (y, z)]
-        return SetSummary(
-            self.key,
-            self.radii,
-            self.metrics,
-            number=numbers.astype(np.int64),
-            pixels=pixels.astype(np.int32),
-            profile=profile,
-            histogram=table(of, level(u[valid]), len(LEVELS) - 1).astype(np.int32),
-            peaks=np.bincount(owner, minlength=n).astype(np.int32),
-            peak_intensity=table(
-                owner, level(np.arcsinh(peaks["intensity"].to_numpy() / self.scale)), len(LEVELS) - 1
-            ).astype(np.int32),
-            peak_radius=table(owner, place, cells).astype(np.int32),
-            blocks=block_means(u, valid, self.side),
-            values=np.array([frame_metric(name, frames) for name in self.metrics]).reshape(-1, n).T,
-        )
-
-# %% ../../nbs/metrics/distribution.ipynb #9bec2f66
-@dataclass(frozen=True, eq=False)
-class SetSummary:
-    """The measurements of a set of frames by a `Ruler`, one row per frame, ordered by frame number.
-
-    Parts of a set can be merged.
-
-    - `key`: identifies the ruler.
-    - `radii`: of its rings (ring,), in px.
-    - `metrics`: names of the metrics of single frames.
-    - `number`: frame numbers (n,).
-    - `pixels`: number of valid pixels (n, ring).
-    - `profile`: mean intensity (n, ring); NaN without valid pixels.
-    - `histogram`: of u (n, bin), over `LEVELS`.
-    - `peaks`: number of peaks (n,).
-    - `peak_intensity`, `peak_radius`: histograms (n, bin) and (n, ring) of the peaks.
-    - `blocks`: block means (n, block), see `block_means`.
-    - `values`: the metrics of single frames (n, metric).
-    """
-
-    key: str
-    radii: np.ndarray
-    metrics: tuple[str, ...]
-    number: np.ndarray
-    pixels: np.ndarray
-    profile: np.ndarray
-    histogram: np.ndarray
-    peaks: np.ndarray
-    peak_intensity: np.ndarray
-    peak_radius: np.ndarray
-    blocks: np.ndarray
-    values: np.ndarray
-
-    def __post_init__(self) -> None:
-        order = np.argsort(self.number, kind="stable")
-        for name, v in self.rows().items():
-            object.__setattr__(self, name, v[order])
-        if (twice := np.flatnonzero(np.diff(self.number) == 0)).size:
-            raise BadInput(f"frame {self.number[twice[0]]} is in the set twice; expected each frame once")
-
-    def __len__(self) -> int:
-        return len(self.number)
-
-    def rows(self) -> dict[str, np.ndarray]:
-        """The arrays with one row per frame, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[3:]}
-
-    @cached_property
-    def within(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distances of all pairs of frames, and of each frame to the nearest other one."""
-        return _within(self.blocks)
-
-    def take(self, at: Any) -> SetSummary:
-        """The frames at the positions `at`."""
-        return replace(self, **{name: v[at] for name, v in self.rows().items()})
-
-    def merge(self, *others: SetSummary) -> SetSummary:
-        """The summary of all parts; the parts are not changed."""
-        for other in others:
-            _same_ruler(self, other)
-        parts = [s.rows() for s in (self, *others)]
-        return replace(self, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The state as arrays, for `np.savez`; see `from_state`."""
-        about = {"key": np.array(self.key), "radii": self.radii, "metrics": np.array(self.metrics, str)}
-        return about | self.rows()
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray]) -> SetSummary:
-        """The summary from its `state`."""
-        about = {"key": str(state["key"]), "metrics": tuple(map(str, state["metrics"]))}
-        return cls(**{f.name: about.get(f.name, state[f.name]) for f in fields(cls)})
-
-# %% ../../nbs/metrics/distribution.ipynb #1e2d6f45
-def _same_ruler(a: SetSummary, b: SetSummary) -> None:
-    if a.key != b.key:
-        raise BadInput(
-            f"the summaries were made with the rulers {a.key} and {b.key}; expected the same Ruler for all sets"
-        )
-
-# %% ../../nbs/metrics/distribution.ipynb #57e38f2c
 def _level_weights(reference: SetSummary, test: SetSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Profiles of both sets at the rings that both have, and the weight of each ring; NaN where
     no ring has any intensity.
@@ -428,14 +134,6 @@ def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
     _same_ruler(reference, test)
     found = {name: float(get("distance", name)(reference, test)) for name in Names("distance")}
     return found | dict(zip(reference.metrics, wasserstein(reference.values, test.values).tolist(), strict=True))
-
-
-def _within(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of all pairs of rows, and of each row to the nearest other one."""
-    d = frame_distances(blocks, blocks)
-    pairs = d[np.triu_indices(len(d), 1)]
-    np.fill_diagonal(d, np.inf)
-    return pairs, np.where(np.isnan(d), np.inf, d).min(1, initial=np.inf)
 
 # %% ../../nbs/metrics/distribution.ipynb #deb2888d
 def _summary(frames: xr.Dataset | SetSummary, ruler: Ruler | None, draw: int | None) -> SetSummary:

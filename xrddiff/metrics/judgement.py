@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..frames.frames import evenly_spaced, frame_count, select_frames
-from .distribution import DISTANCES, LEVELS, Ruler, SetSummary, compare_sets, ratio_table, times_floor
+from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
+from .set_summaries import LEVELS, Ruler, SetSummary
 from ..registry import entries
 from .diversity import nearest_training, pair_distances
 

@@ -20,7 +20,7 @@ from ..frames.peaks import find_frame_peaks, radius_map
 from ..errors import BadInput
 from .baselines import PCA, with_intensity
 from ..frames.noise import draw_counts
-from .distribution import frame_metric
+from .set_summaries import frame_metric
 from .peak_scores import PeakScore
 from .radial_profiles import FrameScore, RadialProfile
 from ..registry import Names, entries, get, register

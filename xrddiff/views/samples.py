@@ -16,7 +16,8 @@ from matplotlib.colors import Normalize
 
 from ..frames.frames import frame_count, frame_mask
 from ..errors import BadInput
-from ..metrics.distribution import DISTANCES, LEVELS, SetSummary
+from ..metrics.distribution import DISTANCES
+from ..metrics.set_summaries import LEVELS, SetSummary
 from ..metrics.diversity import pair_distances
 from xrddiff.views.plots import (
     INTENSITY,
