@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -108,12 +109,12 @@ def cpu_seconds() -> float:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """What a test costs, with the fixtures that it is the first to ask for (bench/suite.py makes a table of it)."""
-    began, cpu, forked = time.monotonic(), cpu_seconds(), sum(warm.spent)
+    began, cpu = time.monotonic(), cpu_seconds()
     try:
         return (yield)
     finally:
         if file := item.config.getoption("--cost"):
-            row = dict(seconds=time.monotonic() - began, cpu=cpu_seconds() - cpu, forked=sum(warm.spent) - forked)
+            row = dict(seconds=time.monotonic() - began, cpu=cpu_seconds() - cpu)
             row = {name: round(value, 3) for name, value in row.items()}
             row |= dict(test=item.nodeid, worker=os.environ.get("PYTEST_XDIST_WORKER", ""))
             with open(file, "a") as out:
@@ -273,6 +274,19 @@ SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.limit=64
 SMALL += ["training.batch_size=8", "model.diff_epochs=1"]
 WORDS = {"ddpm": ["model.condition=[hit_class,wavelength]", "training.ema_tracks=[0.05,0.1]"]}
 WORDS["ddpm"] += ["training.checkpoint_every=3", "training.keep_checkpoints=null"]
+
+
+def made_once(name: str, make: Callable[[Path], object], own: Path) -> Path:
+    """`own` as a copy of the folder that `make` fills for the first worker that asks; the others wait for it."""
+    place = Path(os.environ["XRDDIFF_TESTS"]) / name
+    with open(place.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            part = place.with_suffix(".part")
+            part.mkdir()
+            make(part)
+            part.rename(place)
+    return Path(shutil.copytree(place, own, dirs_exist_ok=True))
 
 
 @pytest.fixture(scope="session")

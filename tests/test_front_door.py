@@ -24,8 +24,7 @@ from xrddiff.config import compose_config
 from xrddiff.formats.store import read_store
 from xrddiff.front_door.keywords import as_overrides
 
-# one worker trains the run of this module and those of the fixture `runs`
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runs")]
+pytestmark = pytest.mark.slow
 
 TRAIN = dict(size="tiny", experiment_type="test", num_epochs=1, threads=1, avg_pooling=True, diff_epochs=1)
 
@@ -37,8 +36,8 @@ def layout(run: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory):
-    """The run of the fixture `runs("vae_kl")`, trained in Python on frames that are in memory."""
+def mine(runs, tmp_path_factory):
+    """The run of the fixture `runs("vae_kl")`, trained in Python on frames that are in memory; on the worker that has that one too."""
     folder = tmp_path_factory.mktemp("mine")
     frames = xd.load("sim-422", limit=64).load()
     more = {"training.batch_size": 8, "output_dir": str(folder), "run_name": "whole"}
@@ -231,7 +230,6 @@ CELLS = (
 )
 
 
-@pytest.mark.xdist_group("notebook")
 def test_in_jupyterlab(tmp_path):
     """A notebook in a real JupyterLab: a live pane while it trains, pictures, and a refusal of one line."""
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])

@@ -166,6 +166,7 @@ def test_a_transformer_denoises_latents(runs, tmp_path):
 def test_a_latent_run_goes_on_where_it_was_killed(runs, tmp_path):
     """Killed in the third notebook, the first two are not repeated, and the weights are those of the undisturbed run."""
     words = ["run", "model=latent_diff", *SMALL, "run_name=whole", "training.checkpoint_every=2"]
+    words += ["inference.num_samples=4", "inference.steps=2"]  # after the weights
     run = tmp_path / "output" / "latent_diff_test" / "whole"
     child = subprocess.Popen([COMMAND, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(4000):
@@ -208,8 +209,8 @@ def test_latent_statistics_are_measured_again_when_their_checkpoint_breaks(runs,
 
 def test_a_trained_autoencoder_is_taken_as_it_is(runs, tmp_path):
     vae = runs("vae_kl")
-    words = ["model=latent_diff", *SMALL, f"training.pretrained_vae_path={vae}", "run_name=taken", "inference.steps=2"]
-    xrddiff("run", *words, folder=tmp_path)
+    words = ["model=latent_diff", *SMALL, f"training.pretrained_vae_path={vae}", "run_name=taken"]
+    xrddiff("run", *words, "inference.steps=2", "inference.num_samples=4", folder=tmp_path)
     run = tmp_path / "output" / "latent_diff_test" / "taken"
     a, b = load_checkpoint(vae), load_checkpoint(run / "autoencoder")
     assert all(torch.equal(v, b.weights()[k]) for k, v in a.weights().items())
@@ -219,7 +220,8 @@ def test_a_trained_autoencoder_is_taken_as_it_is(runs, tmp_path):
 
 def test_autoregression_in_the_latent_of_a_quantised_autoencoder(tmp_path):
     words = ["model=diff", "model.latent_diff=true", "model.autoencoder=vq", "model.order=random", *SMALL]
-    xrddiff("run", *words, "model.diffusion_kwargs.num_sample_steps=4", "run_name=both", folder=tmp_path)
+    words += ["model.diffusion_kwargs.num_sample_steps=4", "inference.num_samples=4"]
+    xrddiff("run", *words, "run_name=both", folder=tmp_path)
     state = load_checkpoint(tmp_path / "output" / "diff_test" / "both").state
     assert state["generator"]["kind"] == "autoregressive" and state["model"]["patch_size"] == 2
     assert state["model"]["order"] == "random"

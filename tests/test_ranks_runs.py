@@ -180,7 +180,10 @@ def script_resume(folder, model):
 
 
 def script_samples(folder):
-    """What one rank samples at the end of a training, three sample too, bit for bit; also when one of them is told to stop between two parts and two others go on."""
+    """What one rank samples at the end of a training, three sample too, bit for bit; also when one of them is told to stop between two parts and two others go on.
+
+    The sampler and the network are those of a plug-in, of which the run keeps a copy.
+    """
     import shutil
     import signal
 
@@ -188,12 +191,16 @@ def script_samples(folder):
     from xrddiff.execution.run_folder import stopped_by
     from xrddiff.formats.store import read_store
 
-    few = ["training.max_steps=2", "inference.num_samples=9", "inference.batch_size=2"]
+    few = ["training.max_steps=2", "inference.num_samples=9", "inference.batch_size=2", "network=Plain"]
+    few += ["inference.sampler=damped", "inference.sampler_options={strength: 0.5}", f"plugins=[{folder}/mine.ipynb]"]
+    shutil.copy(Path(__file__).parent.parent / "nbs" / "tutorials" / "extending.ipynb", folder / "mine.ipynb")
+    os.environ["XRDDIFF_STATE"] = str(folder / "state")
     on_ranks(1, lambda r: run(*new(folder, "model=ddpm", *MODELS["ddpm"], *few)))
     alone = of(folder, "ddpm")
     pixels = read_store(alone / "samples" / "samples.zarr")["intensity"].values
     assert len(pixels) == 9 and len({p.tobytes() for p in pixels}) == 9
     shutil.rmtree(alone / "samples" / "samples.zarr")  # for them to be made again, by others
+    (folder / "mine.ipynb").unlink()
 
     make, made = sharing._sample_part, folder / "made"
 

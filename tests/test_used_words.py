@@ -1,6 +1,7 @@
 """Words that have an effect in a run are read by it; all others may say what they like."""
 
 import re
+import shutil
 import sys
 import typing
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from xrddiff import words
-from xrddiff.config import compose_config
+from xrddiff.config import compose_config, note_unused
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import open_run
 from xrddiff.execution.sharing import few_samples, make_samples_together
@@ -140,6 +141,7 @@ def train(cfg, path):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_words_of_a_model(model, tmp_path, read):
     given = [*SMALL, *MODELS[model]]
@@ -151,9 +153,45 @@ def test_words_of_a_model(model, tmp_path, read):
     typed = {w: another(known[w]) for w in unused if w not in {g.partition("=")[0] for g in given}}
     typed = accepted(given, {w: f"{w}={v}" for w, v in typed.items() if v is not None})
     assert len(typed) > 15, typed
-    with pytest.warns(UserWarning, match="no effect in this run: "):
-        other = compose_config([*given, *typed.values()])
+    other = compose_config([*given, *typed.values()])
+    with pytest.warns(UserWarning, match="no effect in this run: ") as noted:
+        note_unused(other, typed.values())
+    assert set(re.findall(r"([\w.]+) \(", str(noted[0].message))) == typed.keys()  # and none that was not given
     two = train(other, tmp_path / "two")
     assert one.keys() == two.keys() and len(one) > 10
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        (["model=ddpm", "inference.eta=0.5"], "inference.eta (inference.sampler=unipc)"),
+        (["model=ddpm", "inference=ddim50", "inference.eta=0.5"], None),
+        (["model=ddpm", "inference=ddim50"], None),  # which sets inference.eta itself
+        (["model=diff", "network=dit"], "model.network (the denoiser is autoregressive)"),
+        (["model=ddpm", "network=dit"], None),
+    ],
+)
+def test_only_given_words_are_named(given, note, recwarn):
+    note_unused(compose_config(given), given)
+    assert [str(w.message) for w in recwarn] == ([] if note is None else [f"no effect in this run: {note}"])
+
+
+@pytest.mark.slow
+def test_commands_name_words_without_effect_once(runs, tmp_path):
+    """In the terminal, and not again in a cell of the notebook that is executed."""
+    from test_run import xrddiff
+
+    run, eta = shutil.copytree(runs("ddpm"), tmp_path / "run"), "inference.eta=0.5"
+    commands = [
+        ["sample", str(run), "-n", "2", "inference.steps=2", "inference.limit=2", eta],
+        ["evaluate", str(run), "inference.limit=2", eta],
+        ["run", f"resume={run}", "--dry-run", "model.patch_size=16"],  # a resumed run may repeat its words
+    ]
+    for command in commands:
+        done = xrddiff(*command, folder=tmp_path)
+        why = "the denoiser is unet" if command[0] == "run" else "inference.sampler=unipc"
+        noted = [line for line in (done.stdout + done.stderr).splitlines() if "no effect" in line]
+        word = command[-1].partition("=")[0]
+        assert noted == [f"xrddiff: note: no effect in this run: {word} ({why})"], command

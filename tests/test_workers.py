@@ -11,11 +11,12 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Lab, listening
+from conftest import Lab, listening, made_once
 from test_run import COMMAND, xrddiff
 
 from xrddiff.errors import BadInput
@@ -39,12 +40,12 @@ WORDS += ["threads=1"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A trained latent model. Its folder has a name that no shell must see."""
-    folder = tmp_path_factory.mktemp("workers") / 'it\'s $(touch here) "quoted"'
-    folder.mkdir()
+    """A trained latent model, also where another worker has the tests on the cluster. Its folder has a name that no shell must see."""
     words = ["model=latent_diff", "size=tiny", "experiment_type=test", "data=sim128", "data.limit=40", "threads=1"]
     words += ["training.batch_size=4", "training.max_steps=2", "inference.num_samples=8", "inference.steps=2"]
-    xrddiff("run", *words, "run_name=whole", folder=folder)
+    train = partial(xrddiff, "run", *words, "run_name=whole")
+    own = tmp_path_factory.mktemp("workers") / 'it\'s $(touch here) "quoted"'
+    folder = made_once("test_workers", lambda folder: train(folder=folder), own)
     return folder / "output" / "latent_diff_test" / "whole"
 
 

@@ -23,7 +23,10 @@ from pathlib import Path
 
 # What commands and scripts import, most expensive first.
 PRELOAD = (
-    "torch._dynamo torch.distributed accelerate pandas scipy.optimize matplotlib.pyplot xrddiff.cli.main "
+    "torch._dynamo torch.distributed accelerate pandas scipy.optimize scipy.fftpack matplotlib.pyplot "
+    "hydra.compose hydra.core.override_parser.overrides_parser hydra._internal.core_plugins.basic_launcher "
+    "hydra._internal.core_plugins.bash_completion zarr dask.array fsspec.core importlib_metadata psutil "
+    "rich.table rich.console rich.jupyter xrddiff.entry xrddiff.cli.main "
     "xrddiff.execution.phases xrddiff.training.setup xrddiff.training.trainer xrddiff.inference.evaluation "
     "xrddiff.views.judgement xrddiff.views.report xrddiff.metrics.reconstruction"
 ).split()
@@ -186,9 +189,12 @@ if __name__ == "__main__":
     import gc
     import importlib
 
+    from PIL import Image
+
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in PRELOAD:
         importlib.import_module(name)
+    Image.init()  # the formats of images
     assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread: forking would be unsafe"
     gc.freeze()  # the collector of a child need not look at what was imported
     if request := serve(Path(sys.argv[1]), int(sys.argv[2])):

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -125,10 +126,20 @@ def check_type(override: Override, words: dict[str, Word]) -> None:
         if word.type == dict[str, int | float | str] and isinstance(override.value, dict):
             if any(type(v) in (bool, list, dict) for v in override.value.values()):
                 raise OmegaConfBaseException  # and a list for a number of a mapping
-        OmegaConf.update(OmegaConf.structured(Config), word.name, override.value)
+        OmegaConf.update(_schema(), word.name, override.value)
     except OmegaConfBaseException:
         value = "null" if override.value is None else repr(override.value)
         raise BadInput(f"{word.name}: found {value}, expected {word.kind}") from None
+
+
+@cache
+def _schema() -> Any:
+    """All words with their types. Values tried on it stay, which changes no type; making one takes
+    as long as checking thirty words.
+    """
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
 
 # %% ../nbs/overrides.ipynb #0cfa0f06
 def check_preset(override: Override) -> None:

@@ -286,5 +286,6 @@ def need_plugins(run: str | os.PathLike, named: Iterable[str] = (), *, own: bool
         else:
             raise BadInput(
                 f"{run} needs the plug-in {row['name']}, and opening a run executes no code of it: expected yours "
-                f"(plugins=[{row['source']}]), or --trust-plugins, which executes the copy that the run keeps"
+                f"(plugins=[{row['source']}]), or --trust-plugins (in Python xd.open_run(…, trust_plugins=True)), which "
+                "executes the copy that the run keeps"
             )

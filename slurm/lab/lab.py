@@ -36,6 +36,7 @@ TOOLS = "munged munge slurmctld slurmd sinfo scontrol srun".split()
 NEW_UTS = 0x04000000  # linux/sched.h: CLONE_NEWUTS
 SET_NAME, SUBREAPER = 15, 36  # linux/prctl.h
 LIBC = ctypes.CDLL(None, use_errno=True)
+ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 CONF = """\
 # numbers of jobs begin at 1 again in the next lab: its name tells whose they are
@@ -127,6 +128,16 @@ def send(pids: list[int], number: int) -> None:
             os.kill(pid, number)
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """SIGTERM, Ctrl-C and a hang-up wait until the block has ended: what is begun in it is also written down."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def wait_until(true, seconds: float, otherwise: str) -> None:
     """Ask twenty times a second until it is true."""
     end = time.monotonic() + seconds
@@ -138,8 +149,10 @@ def wait_until(true, seconds: float, otherwise: str) -> None:
 
 def detach(name: str, log: Path) -> None:
     """Become a process of no terminal and no parent's files, under a name that `ps` shows."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setsid()
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)  # a daemon would inherit the mask
     LIBC.prctl(SET_NAME, f"lab {name}".encode()[:15], 0, 0, 0)
     null, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for target, source in ((0, null), (1, out), (2, out)):
@@ -199,7 +212,8 @@ def set_hosts(folder: Path, addresses: dict[str, str]) -> None:
     lines = [line for line in old.splitlines() if not line.endswith(mark)]
     lines += [f"{address} {name} {mark}" for name, address in addresses.items()]
     if (text := "\n".join(lines) + "\n") != old:
-        hosts.write_text(text)  # in place: in a container it is a mount, which cannot be renamed over
+        with undisturbed():
+            hosts.write_text(text)  # in place: in a container it is a mount, which cannot be renamed over
 
 
 def address_of(host: str) -> str:
@@ -274,10 +288,9 @@ class Lab:
         if self.keeper(name):
             raise LabError(f"{name} runs already")
         host = name if name in self.nodes else None
-        pid = keep(
-            name, [shutil.which(command[0], path=self.env["PATH"]), *command[1:]], self.log(name), self.env, host
-        )
-        self.note(name, pid)
+        program = shutil.which(command[0], path=self.env["PATH"])
+        with undisturbed():
+            self.note(name, keep(name, [program, *command[1:]], self.log(name), self.env, host))
 
     def note(self, name: str, pid: int) -> None:
         """Remember a process of ours."""
@@ -289,19 +302,21 @@ class Lab:
 
     def cut(self, name: str) -> None:
         """The power goes: a daemon and everything under it is gone at once, with no last word to anybody."""
-        keeper, held = self.keeper(name), []
-        if keeper is None:
+        if (keeper := self.keeper(name)) is None:
             return
-        # all are stopped before any is killed: a step that sees its task die would report a failed job, and no node is lost
-        while fresh := [pid for pid in descendants(keeper) if pid not in held]:
-            send(fresh, signal.SIGSTOP)
-            held += fresh
-        # children first: an orphaned group of stopped processes would be woken by the kernel
-        send(held[::-1], signal.SIGKILL)
-        try:
-            wait_until(lambda: self.keeper(name) is None, 5, f"{name} does not end")
-        except LabError:
-            send([keeper], signal.SIGKILL)
+
+        def gone() -> bool:
+            # all are stopped before any is killed: a step that sees its task die would report a failed job, and no node is lost
+            held: list[int] = []
+            while fresh := [pid for pid in descendants(keeper) if pid not in held]:
+                send(fresh, signal.SIGSTOP)
+                held += fresh
+            # children first: an orphaned group of stopped processes would be woken by the kernel
+            send(held[::-1], signal.SIGKILL)
+            return self.keeper(name) is None
+
+        # again and again: a keeper may be only about to start its daemon, and it ends when nothing is left below it
+        wait_until(gone, 60, f"{name} does not end")
         with contextlib.suppress(ChildProcessError):  # if it was us who started it
             os.waitpid(keeper, 0)
         (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
@@ -328,9 +343,14 @@ class Lab:
     def watch(self, owner: int) -> None:
         """A process that takes the lab down when `owner` has ended, however it ended."""
         birth = born(owner)
-        if pid := os.fork():
-            self.note("watch", pid)
-            return
+        with undisturbed():
+            if pid := os.fork():
+                self.note("watch", pid)
+                return
+            self.wait_for(owner, birth)
+
+    def wait_for(self, owner: int, birth: str | None) -> None:
+        """The watcher's life."""
         try:
             detach("watch", self.log("watch"))
             while birth and born(owner) == birth:
@@ -355,15 +375,16 @@ class Lab:
             shutil.rmtree(self.folder)
         if self.folder.exists() and any(self.folder.iterdir()):
             raise LabError(f"{self.folder} is not empty and no lab; choose another folder")
-        for part in ("run", "log", "state", "spool", "dev", "munge"):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        with undisturbed():  # from here on `down` knows what to end
+            for part in ("run", "log", "state", "spool", "dev", "munge"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(dict(nodes=nodes)))
         for part in (self.folder, self.folder / "run"):
             part.chmod(0o755)  # munge clients of every user get to the socket
         (self.folder / "munge").chmod(0o700)
         try:
             with alone():
                 port = port or free_ports(nodes + 1)
-                self.file.write_text(json.dumps(dict(port=port, nodes=nodes)))
                 self.write_conf(port, **claims)
                 self.start_munge()
                 self.start_controller()
@@ -443,14 +464,15 @@ class Lab:
 
     def down(self, keep: bool = False) -> None:
         """End everything that the lab has started, jobs too, and remove its folder unless it is to be kept."""
-        if (watcher := self.keeper("watch")) and watcher != os.getpid():
-            send([watcher], signal.SIGKILL)
-        for name in [*self.nodes, "slurmctld", "munged"]:
-            self.cut(name)
-        with alone():
-            set_hosts(self.folder, {})
-        if not keep:
-            shutil.rmtree(self.folder)
+        with undisturbed():
+            if (watcher := self.keeper("watch")) and watcher != os.getpid():
+                send([watcher], signal.SIGKILL)
+            for name in [*self.nodes, "slurmctld", "munged"]:
+                self.cut(name)
+            with alone():
+                set_hosts(self.folder, {})
+            if not keep:
+                shutil.rmtree(self.folder)
 
     def crash(self, node: str) -> None:
         """Cut the power of a node: SLURM learns of it by silence, and requeues its jobs."""
@@ -537,5 +559,8 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # a lab that is told to end while it comes up takes itself down; whoever calls `main` keeps his own handlers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    code = main()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # too late: the lab is up, and the exit code says so
+    sys.exit(code)

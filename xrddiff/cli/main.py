@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     With `--multirun`, one run after another.
     """
-    from xrddiff.config import compose_config
+    from xrddiff.config import compose_config, note_unused
     from xrddiff.overrides import expand_multirun
     from xrddiff.saved_config import to_yaml
 
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     composed = [
         (overrides, compose_config(overrides)) for overrides in sweep
     ]  # all of them, before the first one starts
+    for overrides, cfg in composed:
+        note_unused(cfg, overrides)
     if args.dry_run:
         print("---\n".join(to_yaml(cfg) for _, cfg in composed), end="")
         return 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..config import compose_config, inference_config
+from ..config import compose_config, inference_config, note_unused
 from ..errors import BadInput, RankFailed, XrddiffError
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.execution.run_folder import (
@@ -280,6 +280,7 @@ def execute_sample(
     run = Path(run).expanduser()
     overrides = absolute_words(overrides)
     cfg = inference_config(run, overrides)
+    note_unused(cfg, overrides)
     if workers is not None:
         parse_workers(workers)  # raises before anything is created
     _check_name(name)
@@ -319,6 +320,7 @@ def execute_evaluate(
     """
     run = Path(run).expanduser()
     cfg = inference_config(run, overrides, generative=False)
+    note_unused(cfg, overrides)
     if workers is not None:
         parse_workers(workers)
     if cfg.threads is not None:
@@ -385,6 +387,7 @@ def execute_on_frames(
     }
     _check_name(name)
     cfg = {"inpaint": open_inpainting, "interpolate": open_interpolation}[kind](run, overrides, **given).cfg
+    note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):

@@ -131,7 +131,6 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None, *, frames: st
         if frames is not None:
             own = shutil.move(frames, path.absolute() / OWN_FRAMES)
             cfg = replace(cfg, data=replace(cfg.data, data_path=str(own)))
-        keep_plugins(path, load_plugins(cfg.plugins))
         return complete_run(path, cfg)
     except (OSError, XrddiffError) as error:
         why = getattr(error, "strerror", None) or error
@@ -141,7 +140,7 @@ def create_run(cfg: Config, path: str | os.PathLike | None = None, *, frames: st
 
 
 def complete_run(path: Path, cfg: Config | None = None) -> Path:
-    """Create the folder `path` and everything a run has from the start.
+    """Create the folder `path` and everything a run has from the start, its plug-ins too.
 
     The configuration is written last: a folder that has it is complete.
     """
@@ -149,6 +148,7 @@ def complete_run(path: Path, cfg: Config | None = None) -> Path:
         for part in PARTS:
             (path / part).mkdir(parents=True, exist_ok=True)
         if cfg is not None:
+            keep_plugins(path, load_plugins(cfg.plugins))
             write_text(path / "config.yaml", to_yaml(cfg))
     except OSError as error:
         raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
-from scipy.stats import binom
 
 from .quiet_areas import ALPHA, log_none, quiet_areas
 from ..errors import BadInput, nearest
@@ -334,6 +333,8 @@ def background_of(x: np.ndarray) -> np.ndarray:
 
 def hot(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     """Pixels that stand out from their neighbours in too many frames: bool (panel, y, x)."""
+    from scipy.stats import binom
+
     m, n = stats.known.sum() or 1, stats.n
     k = np.arange(n + 2)
     always = k[binom.sf(k - 1, n, 2 / 9) <= alpha / m][0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import plugins
-from ..config import inference_config
+from ..config import compose_config, inference_config, note_unused
 from ..contradictions import data_name
 from ..errors import BadInput, XrddiffError, nearest
 from ..execution.run_folder import Run, read_failures, stopped_by
@@ -87,6 +87,8 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
     """
     from xrddiff.execution.phases import execute_run  # papermill takes its time
 
+    cfg = compose_config(overrides)
+    note_unused(cfg, overrides)
     started: list[Path] = []
     with _threads_kept(), live_pane(progress) as pane:
 
@@ -98,7 +100,7 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
                 pane.path = path
 
         try:
-            return execute_run(overrides, frames=frames, on_start=on_start, terminal=progress)
+            return execute_run(overrides, cfg, frames=frames, on_start=on_start, terminal=progress)
         except (KeyboardInterrupt, XrddiffError) as error:
             if started:
                 error.add_note(f"the run is kept; go on with it by: xd.open_run({str(started[0])!r}).resume()")
@@ -295,6 +297,7 @@ def draw_samples(run: Run, overrides: list[str]) -> xr.Dataset:
     from xrddiff.inference.generators import open_sample_job
 
     cfg = inference_config(run.path, overrides)
+    note_unused(cfg, overrides)
     with _threads_kept():
         if cfg.threads is not None:
             set_threads(cfg.threads)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from ..errors import BadInput
 from .diversity import class_recovery
@@ -136,6 +135,8 @@ def number_answer(asked: np.ndarray, got: np.ndarray, unit: str = "") -> dict[st
     It has quantiles of both where both are known, the median of |got − asked| and the rank
     correlation, or the reason `why` they are missing. `unit` is that of the values.
     """
+    from scipy.stats import spearmanr
+
     known = np.isfinite(asked) & np.isfinite(got)
     out: dict[str, Any] = {"kind": "number", "unit": unit, "samples": len(asked), "measured": int(known.sum())}
     if known.sum() < 2:

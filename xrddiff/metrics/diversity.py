@@ -10,7 +10,6 @@ from math import inf, nan, sqrt
 
 import numpy as np
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from ..errors import BadInput
 
@@ -120,6 +119,8 @@ def nearest_training(samples: np.ndarray, training: np.ndarray, held_out: np.nda
 
     Raises `BadInput` without samples or held-out frames.
     """
+    from scipy.stats import rankdata
+
     if not len(samples) or not len(held_out):
         raise BadInput(f"there are {len(samples)} samples and {len(held_out)} held-out frames; expected some of both")
     near, real = (nearest_pattern(rows, training)[0] for rows in (samples, held_out))

@@ -13,7 +13,7 @@ from typing import Any
 from .job import Job, run_words
 from .profiles import Profile
 from ..execution.run_folder import create_run, read_failures, set_threads
-from ..config import compose_config
+from ..config import compose_config, note_unused
 from ..errors import BadInput, XrddiffError
 
 # %% ../../nbs/slurm/launch.ipynb #5535d65b
@@ -37,6 +37,7 @@ def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> 
             "this notebook has made an Accelerator, and ranks cannot be forked after that; restart the kernel"
         )
     cfg = compose_config(overrides)
+    note_unused(cfg, overrides)
     path = Path(cfg.resume) if cfg.resume else create_run(cfg)
     words = run_words(Job(overrides=[list(overrides)], run_dirs=[str(path.absolute())]), 0)
     launchers.print = lambda *_: None  # it prints one line, about "CUDAs", even on a machine without a GPU

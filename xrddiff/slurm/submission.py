@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import compose_config
+from ..config import compose_config, note_unused
 from ..contradictions import check_config
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, environment, make_free_folder
@@ -71,7 +71,8 @@ def plan_runs(
     from xrddiff.execution.checks import check_runs
 
     configs = [compose_config(overrides) for overrides in sweep]
-    for cfg in configs:
+    for cfg, overrides in zip(configs, sweep, strict=True):
+        note_unused(cfg, overrides)
         check_config(cfg, ranks=ranks)
         if cfg.engine == "kernel" and ranks > 1:
             raise BadInput(
@@ -237,6 +238,9 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
     if words:
         if job.kind == "script":
             raise BadInput(f"{words[0]!r}: a script goes on with its own arguments; expected no words")
+        run = job.folder((tasks or [0])[0])
+        if (run / "config.yaml").is_file():  # of an array the first, as all are given the same words
+            note_unused(compose_config([*words, f"resume={quoted(str(run))}"]), words)
         job = replace(job, overrides=[[*own, *words] for own in job.overrides])
     else:
         left = [t for t in tasks or [None] if not _is_finished(job, t)]

@@ -58,9 +58,9 @@ def png(figure: Figure, *, dpi: float | None = None, palette: bool = True) -> by
     A palette of 256 colours makes pictures of noise three times smaller; `palette=False` keeps
     every shade.
     """
-    if figure.get_layout_engine() is not None:
+    if layout := figure.get_layout_engine():
         for _ in range(2):  # the constrained layout needs two passes for images with a fixed aspect
-            figure.draw_without_rendering()
+            layout.execute(figure)
         figure.set_layout_engine("none")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi or figure.dpi, metadata={"Software": None})

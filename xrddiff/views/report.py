@@ -112,6 +112,17 @@ def _save(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def _picture(figure: Figure, dpi: float) -> bytes:
+    """The figure as PNG bytes, the same for the same run; whatever sticks out of it is kept."""
+    from xrddiff.views.plots import Picture, png
+
+    if isinstance(figure, Picture):  # nothing sticks out of its layout, and looking for it takes another drawing
+        return png(figure, dpi=dpi, palette=False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    return out.getvalue()
+
+
 @dataclass
 class Report:
     """A run's report: `add` sections, then `write` them."""
@@ -146,14 +157,11 @@ class Report:
                 tables[s.slug] = list(zip(s.table.index, _text_table(s.table).to_numpy().tolist(), strict=True))
                 lines.append(_markdown_table(s.table))
             if s.figure is not None:
-                png = io.BytesIO()
-                # No software or date in the file: the same run gives the same bytes.
-                s.figure.savefig(png, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-                _save(folder / "plots" / f"{s.slug}.png", png.getvalue())
-                pictures[s.slug] = base64.b64encode(png.getvalue()).decode()
-                widths[s.slug] = (
-                    int.from_bytes(png.getvalue()[16:20], "big") * 110 // dpi
-                )  # on the page; enlarged, all pixels
+                picture = _picture(s.figure, dpi)
+                _save(folder / "plots" / f"{s.slug}.png", picture)
+                pictures[s.slug] = base64.b64encode(picture).decode()
+                # on the page; enlarged, all pixels
+                widths[s.slug] = int.from_bytes(picture[16:20], "big") * 110 // dpi
                 lines.append(f"![{s.title}](plots/{s.slug}.png)")
         _save(folder / "report.md", ("\n\n".join(line for line in lines if line) + "\n").encode())
         words = dict(sections=self.sections, tables=tables, pictures=pictures, widths=widths)
