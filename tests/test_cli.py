@@ -281,7 +281,7 @@ def test_the_page_fits_the_terminal(columns, capsys, monkeypatch, tmp_path):
     from rich.console import Console
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xrddiff.cli.main._console", lambda: Console(width=columns))
+    monkeypatch.setattr("xrddiff.cli.data.console", lambda: Console(width=columns))
     assert main(["data", "inspect", str(fetch("cspad-lysozyme")), "--no-png", "automask=[]"]) == 0
     lines = said(capsys)[0].splitlines()
     assert max(len(line.rstrip()) for line in lines) <= columns

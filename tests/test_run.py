@@ -49,7 +49,7 @@ def xrddiff(
 def finished(tmp_path_factory):
     """A finished run, never interrupted, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    done = xrddiff("run", *SMALL, "run_name=whole", folder=folder, start=True)
+    done = xrddiff("run", *SMALL, "run_name=whole", "model.diff_lr=0.1", folder=folder, start=True)
     return folder / "output" / "vae_kl_test" / "whole", done
 
 
@@ -69,6 +69,8 @@ def test_the_run_folder_is_complete(finished):
         assert (run / name).exists(), name
     assert list((run / "plots").glob("*.png")) and list((run / "checkpoints").glob("step-*"))
     assert "report.html" in done.stdout and "peak F1" in done.stdout
+    note = "xrddiff: note: no effect in this run: model.diff_lr (the model has no denoiser)"
+    assert done.stderr.splitlines().count(note) == 1 and "no effect" not in done.stdout
     history = pd.read_csv(run / "metrics" / "training_metrics.csv")
     assert set(history["split"]) == {"train", "validation"} and np.isfinite(history["loss"]).all()
     environment = json.loads((run / "environment.json").read_text())

@@ -9,7 +9,6 @@ __all__ = ['option_line', 'kinds_table', 'names_table', 'list_names', 'add_list'
 import argparse
 from typing import Any
 
-from ..plugins import load_standing
 from ..registry import KINDS, Entry, Option, entries, known_kind, title
 
 # %% ../../nbs/cli/listing.ipynb #2dcfe746
@@ -62,6 +61,8 @@ def list_names(args: argparse.Namespace) -> int:
     import sys
 
     from rich.console import Console
+
+    from xrddiff.plugins import load_standing
 
     load_standing()
     console = Console() if sys.stdout.isatty() else Console(width=150)
