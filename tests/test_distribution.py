@@ -38,7 +38,9 @@ from xrddiff.metrics.diversity import (
     ratio_interval,
     wilson_interval,
 )
+from xrddiff.metrics.reconstruction import row_names, score_frames
 from xrddiff.metrics.set_summaries import Ruler, SetSummary
+from xrddiff.registry import forget, register, registering_as
 from xrddiff.simulation.simulate import simulate
 from xrddiff.views.plots import png
 from xrddiff.views.samples import plot_distribution, plot_ratios, show_denoising, show_samples
@@ -178,6 +180,60 @@ def test_splits_are_keyed_and_the_reference_is_the_same_for_all_tests(whole):
     assert row["n"] == 10 and row["splits"] == 4 and row["profile_spread"] > 0
     assert np.isnan(compare_sets(a, b, n=10, splits=1)["profile_spread"])
     assert compare_sets(a, b)["n"] == 12
+
+
+@pytest.fixture
+def mean_metric():
+    """A metric of single frames, as a plug-in registers one: NaN for a frame of zeros."""
+    with registering_as("test_distribution"):
+
+        @register("metric", of="frames", title="mean of a frame")
+        def brightness(frames):
+            """Mean of a frame."""
+            values = frames["intensity"].values.reshape(frames.sizes["frame"], -1).mean(1)
+            return np.where(values > 0, values, np.nan)
+
+    yield brightness
+    forget("test_distribution")
+
+
+def test_a_registered_metric_is_a_distance_of_sets(real, whole, mean_metric):
+    """W1 of its numbers, as SciPy has it, of any parts and through a file; sets measured without it are refused."""
+    values = np.where(real["mask"].values, real["intensity"].values, 0).mean((1, 2))
+    ruler = Ruler(real)
+    parts = [ruler.measure(select_frames(real, r), numbers=r) for r in (np.arange(30, 48), np.arange(30))]
+    both = parts[0].merge(parts[1])
+    assert np.allclose(both.values[:, 0], values) and equal(both, SetSummary.from_state(both.state()))
+    found = set_distances(both.take(slice(0, 24)), both.take(slice(24, 48)))
+    assert found["brightness"] == pytest.approx(wasserstein_distance(values[:24], values[24:]))
+    row = floor(both, splits=3)
+    assert row["brightness"] > 0 and list(ratio_table({"floor": row}, row)["brightness"]) == [1]
+    with pytest.raises(BadInput, match="same Ruler"):
+        set_distances(whole, both)
+
+
+def test_a_metric_of_single_frames_is_a_row_of_reconstructions_too(real, mean_metric):
+    darker = with_intensity(real, np.where(np.arange(48)[:, None, None] < 40, real["intensity"].values, 0))
+    row = score_frames(real, with_intensity(real, real["intensity"].values + 2.0))
+    assert row["brightness"] == pytest.approx(2) and row_names()["brightness"] == "mean of a frame"
+    assert score_frames(real, darker)["brightness"] == 0  # NaN for frames of zeros, which are left out
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "message"),
+    [
+        ("profile", lambda frames: np.zeros(frames.sizes["frame"]), "has the name of a distance"),
+        ("one", lambda frames: 1.0, r"shape \(\); expected \(48,\), a number for each frame"),
+    ],
+)
+def test_metrics_that_do_not_fit_are_refused(real, name, metric, message):
+    try:
+        with registering_as("test_distribution"):
+            register("metric", name, of="frames", help="A test.")(metric)
+        with pytest.raises(BadInput, match=message):
+            Ruler(real).measure(real)
+    finally:
+        forget("test_distribution")
 
 
 def test_floor_keeps_groups_together(whole):

@@ -6,21 +6,36 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import torch
 
 import xrddiff
 from xrddiff.config import compose_config
+from xrddiff.diffusion.denoisers import Denoiser
+from xrddiff.diffusion.objectives import loss_weight
+from xrddiff.diffusion.schedules import LogNormal, alphas_bar
 from xrddiff.errors import BadInput
-from xrddiff.registry import KINDS, entries, get
+from xrddiff.inference.building import build_objective
+from xrddiff.inference.generators import make_sampler, training_noise
+from xrddiff.models.codebook import VectorQuantizer
+from xrddiff.registry import KINDS, Range, entries, forget, get, register, registering_as
+from xrddiff.training.autoencoders import build_autoencoder
 
 
 def test_the_index_is_what_the_modules_register():
     """In a process of its own: importing every module registers what `registry.json` says, no more and no less."""
-    code = "import json; from xrddiff.registry import collect; print(json.dumps(collect()))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    index = json.loads(Path(xrddiff.__file__).with_name("registry.json").read_text(encoding="utf-8"))
-    assert json.loads(out.splitlines()[-1]) == index
+    code = "import importlib, json, sys; from xrddiff import registry; rows = registry.collect(); "
+    code += "[importlib.import_module(name) for name in sys.argv[1:]]; "
+    code += "print(json.dumps([rows, sorted(registry._LIVE)]))"
+    root = Path(xrddiff.__file__).parent
+    files = [p for p in root.rglob("*.py") if "@register(" in p.read_text(encoding="utf-8") and p.name != "registry.py"]
+    names = [".".join(("xrddiff", *p.relative_to(root).with_suffix("").parts)) for p in files]
+    out = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True).stdout
+    index = json.loads((root / "registry.json").read_text(encoding="utf-8"))
+    rows, live = json.loads(out.splitlines()[-1])
+    assert rows == index and live == sorted([row["kind"], row["name"]] for row in index)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,3 +69,75 @@ def test_options_are_refused_in_the_sentences_of_words(words, says):
     with pytest.raises(BadInput) as error:
         compose_config(["model=ddpm", *words])
     assert says in str(error.value)
+
+
+@pytest.fixture
+def mine():
+    """Parts of a denoiser and a quantizer as a plug-in registers them, like some of the package's."""
+    with registering_as("mine.py"):
+
+        @register("noise_schedule", "mine", help="As linear.")
+        def schedule(T):
+            return alphas_bar("linear", T)
+
+        @register("parameterisation", "mine", help="As eps.")
+        def parameterisation(sigma, sigma_data):
+            return get("parameterisation", "eps")(sigma, sigma_data)
+
+        @register("weighting", "mine", help="As min_snr.")
+        def weighting(sigma, sigma_data, gamma):
+            return get("weighting", "min_snr")(sigma, sigma_data, gamma)
+
+        @register("training_noise", "mine")
+        class Wide(LogNormal):
+            """As lognormal."""
+
+        @register("sigma_schedule", "mine", help="Evenly spaced.")
+        def levels(n, sigma_max, bend: Annotated[float, Range(above=0)] = 1.0):
+            return sigma_max * torch.linspace(1, 0, n + 1, dtype=torch.float64) ** bend
+
+        @register("quantizer", "mine")
+        class Mine(VectorQuantizer):
+            """As vq."""
+
+    yield
+    forget("mine.py")
+
+
+@pytest.mark.filterwarnings("error")  # as no word of these runs is without effect
+def test_parts_of_a_denoiser_come_from_a_plug_in(mine):
+    """Each is chosen by its name, gets the words that concern it, and does what its model in the package does."""
+    words = ["model=ddpm", "model.parameterisation=mine", "model.noise_schedule=mine", "training.timesteps=5"]
+    cfg = compose_config(
+        [*words, "inference.schedule=mine", "inference.schedule_options={bend: 2}", "inference.steps=16"]
+    )
+    assert torch.equal(training_noise(cfg).alphas_bar, alphas_bar("linear", 5))  # unless told otherwise: discrete
+    told = compose_config([*words, "model.training_noise=mine", "model.diffusion_kwargs.P_std=0.3"])
+    assert training_noise(told).P_std == 0.3
+    mine, eps = (Denoiser(torch.nn.Identity(), name, timesteps=5, schedule="linear") for name in ("mine", "eps"))
+    sigma = torch.tensor([0.1, 3.0])
+    assert all(torch.equal(a, b) for a, b in zip(mine.scalings(sigma), eps.scalings(sigma), strict=True))
+    assert torch.equal(loss_weight(mine, sigma, "mine", 2.0), loss_weight(eps, sigma, "min_snr", 2.0))
+    assert build_objective(mine, cfg).weighting == "simple"
+    sampler = make_sampler(cfg)
+    assert sampler.sigmas()[8] == cfg.model.diffusion_kwargs.sigma_max / 4 and len(sampler.sigmas()) == 17
+    with pytest.raises(BadInput, match="inference.schedule_options.bend: found 0.0, expected more than 0"):
+        compose_config([*words, "inference.schedule=mine", "inference.schedule_options={bend: 0}"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_quantizer_comes_from_a_plug_in(mine):
+    words = ["model=vq", "model.quantizer=mine", "model.codes=64", "model.quantizer_options={decay: 0.5}"]
+    found = build_autoencoder(compose_config(words)).quantizer
+    assert type(found).__name__ == "Mine" and found.K == 64 and found.decay == 0.5
+    grid = build_autoencoder(
+        compose_config(["model=vq", "model.quantizer=fsq", "model.quantizer_options={whiten: false}"])
+    )
+    assert grid.quantizer.K == 1024 and not grid.quantizer.whiten
+    with pytest.raises(BadInput, match="model.codebook_decay=0.9 contradicts model.quantizer_options.decay=0.5"):
+        compose_config(["model=vq", "model.codebook_decay=0.9", "model.quantizer_options={decay: 0.5}"])
+
+
+def test_kinds_that_are_closed_to_plug_ins():
+    with pytest.raises(BadInput, match="mine.py: a plug-in cannot add an autoencoder"), registering_as("mine.py"):
+        register("autoencoder", "mine", help="A test.")(lambda: None)

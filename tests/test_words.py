@@ -6,21 +6,15 @@ import pytest
 import torch
 
 from xrddiff import words
-from xrddiff.diffusion import denoisers, objectives, schedules
-from xrddiff.diffusion import keyed_sampling as sampling
+from xrddiff.diffusion import schedules
 from xrddiff.errors import BadInput
-from xrddiff.models import autoencoder, autoregressive, codebook, transformer, unet
+from xrddiff.models import autoencoder, autoregressive, transformer, unet
+from xrddiff.registry import options
 
 
 @pytest.mark.parametrize(
     ("names", "known"),
     [
-        (words.WEIGHTINGS, ("simple", *objectives.WEIGHTINGS)),
-        (words.PARAMETERISATIONS, denoisers.PARAMETERISATIONS),
-        (words.NOISE_SCHEDULES, schedules.SCHEDULES),
-        (words.TRAINING_NOISES, schedules.TRAINING_NOISE),
-        (words.SIGMA_SCHEDULES, sampling.LEVELS),
-        (words.QUANTIZERS, codebook.QUANTIZERS),
         (words.VIT_SIZES, transformer.VIT_SIZES),
         (words.ORDERS, autoregressive.ORDERS),
         (words.SIZE_NAMES, autoencoder.SIZES),
@@ -90,6 +84,6 @@ def test_words_of_training_noise():
     assert len(discrete.unique()) == 5
 
 
-@pytest.mark.parametrize("spacing", words.SPACINGS)
+@pytest.mark.parametrize("spacing", options("sigma_schedule", "vp")["spacing"].choices)
 def test_every_spacing_is_known(spacing):
     assert len(schedules.vp_timesteps(5, spacing=spacing)) == 5

@@ -121,26 +121,24 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
     )
 
 # %% ../nbs/contradictions.ipynb #974c60c8
-_ONLY_WITH = {  # a word of inference -> what has to be chosen for it to have an effect
-    "shift": ("schedule", "flow"),
-}
-
-
 @_check
 def _sampler_words(cfg: Config, ranks: int) -> str | None:
-    words, i, m = vocabulary(), cfg.inference, cfg.model
-    only = {
-        n.removeprefix("inference."): ("sampler", w.metadata["option_of"][1])
-        for n, w in words.items()
-        if n.startswith("inference.") and w.metadata["option_of"]
-    }
-    for name, (other, wanted) in ({k: v for k, v in only.items() if k != "eta"} | _ONLY_WITH).items():
-        value, found = getattr(i, name), getattr(i, other)
-        if value != words[f"inference.{name}"].default and found != wanted:
-            return f"inference.{name}={value} has no effect with inference.{other}={found}; expected {other}={wanted}"
+    words, m = vocabulary(), cfg.model
+    choosers = dict(w.metadata["options_for"] for w in words.values() if w.metadata["options_for"])
+    for name, w in words.items():
+        if not name.startswith("inference.") or not w.metadata["option_of"] or name in _HARMLESS:
+            continue
+        kind, wanted, _ = w.metadata["option_of"]
+        chooser, value = choosers[kind], get_word(cfg, name)
+        if value != w.default and (found := get_word(cfg, chooser)) != wanted:
+            other = chooser.rpartition(".")[2]
+            return f"{name}={value} has no effect with {chooser}={found}; expected {other}={wanted}"
     if m.logit_std is not None and noise_name(cfg) != "flow":
         return f"model.logit_std={m.logit_std:g} has no effect with model.parameterisation={m.parameterisation}; expected model.parameterisation=flow or model.training_noise=flow, of ddpm or latent_diff"
     return None
+
+
+_HARMLESS = ("inference.eta", "inference.spacing")  # may stay when another sampler or schedule is chosen
 
 # %% ../nbs/contradictions.ipynb #985ebe17
 @_check
@@ -229,7 +227,8 @@ def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
     words = vocabulary()
     kind, chooser = words[name].metadata["options_for"]
     chosen, given = get_word(cfg, chooser), get_word(cfg, name)
-    own = {w.name.rpartition(".")[2]: w for w in words.values() if w.metadata["option_of"] == (kind, chosen)}
+    of = [(w, w.metadata["option_of"]) for w in words.values() if w.metadata["option_of"]]
+    own = {option: w for w, (*entry, option) in of if entry == [kind, chosen]}
     for option, w in own.items():
         value = get_word(cfg, w.name)
         if option in given and value not in (w.default, given[option]):

@@ -24,44 +24,50 @@ from .errors import BadInput, nearest
 # %% auto #0
 __all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'forget', 'registering_as', 'title',
            'registering_modules', 'without_index', 'collect', 'write_index', 'entries', 'find', 'get', 'name_of',
-           'options', 'Names', 'range_problem', 'check_options']
+           'options', 'by_suffix', 'Names', 'range_problem', 'check_options']
 
 # %% ../nbs/registry.ipynb #f65a3280
 @dataclass(frozen=True)
 class Kind:
     """A kind of thing that is chosen by name.
 
-    `help`: one line. `given`: the parameters that the program fills in.
+    `help`: one line. `given`: the parameters that the program fills in. `closed`: plug-ins can add
+    none.
     """
 
     help: str
     given: tuple[str, ...] = ()
+    closed: bool = False
 
 
 KINDS: dict[str, Kind] = {
     "sampler": Kind("how noise becomes a sample"),
     "noise_schedule": Kind("how noise grows with time in the training of eps, x0 and v", given=("T",)),
-    "parameterisation": Kind("what the network of a denoiser predicts"),
-    "weighting": Kind("weight of a denoiser's loss over noise levels"),
+    "sigma_schedule": Kind(
+        "noise levels of a sampler's steps", given=("n", "sigma_min", "sigma_max", "rho", "alphas_bar")
+    ),
+    "parameterisation": Kind("what the network of a denoiser predicts", given=("sigma", "sigma_data")),
+    "training_noise": Kind("noise levels at which a denoiser is trained"),
+    "weighting": Kind("weight of a denoiser's loss over noise levels", given=("sigma", "sigma_data", "gamma")),
     "loss": Kind(
         "reconstruction term of an autoencoder", given=("gain", "pedestal", "read_noise", "reference_intensity")
     ),
     "annealing": Kind("how the weight of the KL term rises"),
     "transform": Kind("what is done to frames before a network sees them"),
     "network": Kind("network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions")),
-    "autoencoder": Kind("model that turns frames into a latent and back"),
-    "quantizer": Kind("codebook of a vector-quantised autoencoder"),
-    "metric": Kind("number that a report says about reconstructed frames"),
+    "autoencoder": Kind(
+        "model that turns frames into a latent and back",
+        given=("in_channels", "out_channels", "latent_channels", "quantizer"),
+        closed=True,
+    ),
+    "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
+    "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),
-    "mask_rule": Kind("rule of automatic masking"),
-    "chart": Kind("picture of a report"),
-    "health_rule": Kind("what is watched during training"),
+    "mask_rule": Kind("rule of automatic masking", given=("x", "values", "stats")),
     "callback": Kind("what looks on while a model trains"),
-    "reader": Kind("reader of a file format"),
-    "writer": Kind("writer of a file format"),
-    "tracker": Kind("service that follows a training"),
-    "exporter": Kind("file format for trained models"),
-    "launcher": Kind("what starts the processes of a run"),
+    "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
+    "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
+    "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
 }
 
 # %% ../nbs/registry.ipynb #825f7fe5
@@ -206,6 +212,8 @@ def known_kind(kind: str) -> str:
 
 # %% ../nbs/registry.ipynb #d06f17b5
 def _enter(entry: Entry, thing: Any) -> None:
+    if KINDS[entry.kind].closed and not entry.source.startswith("xrddiff."):
+        raise BadInput(f"{entry.source}: a plug-in cannot add an {title(entry.kind)}")
     key = entry.kind, entry.name
     other = _LIVE[key][0] if key in _LIVE else _index().get(key)
     if other and other.source != entry.source and "__main__" not in (other.source, entry.source):
@@ -280,7 +288,7 @@ def registering_modules(kind: str = "") -> list[str]:
     import xrddiff
 
     root = Path(xrddiff.__file__).parent
-    pattern = re.compile(rf'^ *@?register\("{kind}', re.MULTILINE)
+    pattern = re.compile(rf'^ *@?register\(\s*"{kind}', re.MULTILINE)
     found = [p for p in root.rglob("*.py") if pattern.search(p.read_text(encoding="utf-8"))]
     names = [".".join(("xrddiff", *p.relative_to(root).with_suffix("").parts)) for p in found]
     return sorted(n for n in names if n != __name__)
@@ -359,22 +367,54 @@ def options(kind: str, name: str) -> dict[str, Option]:
     """The options of the entry called `name`."""
     return find(kind, name).options
 
+
+def by_suffix(kind: str) -> dict[str, str]:
+    """The names of a kind by the file suffixes that they are registered with (`suffixes=`).
+
+    Raises `BadInput` if two of them have the same suffix.
+    """
+    found: dict[str, str] = {}
+    for name, entry in entries(kind).items():
+        for suffix in entry.traits.get("suffixes", ()):
+            if found.setdefault(suffix, name) != name:
+                raise BadInput(
+                    f"{entry.source}: the {title(kind)} {name} is for files that end in {suffix}, and so is "
+                    f"{found[suffix]}; expected another suffix"
+                )
+    return found
+
 # %% ../nbs/registry.ipynb #f27e2a39
 class Names(Sequence):
     """The names of a kind, read when needed, because plug-ins may add names.
 
     `extra`: further names, which come first.
     `traits`: only entries with these traits; False also matches a trait that is not set.
+
+    `own`: only entries of the package, without those of plug-ins. `takes`: only entries with this
+    option.
+
+    `|` joins the names of two kinds.
     """
 
-    def __init__(self, kind: str, *extra: str, **traits: Any):
+    def __init__(self, kind: str, *extra: str, own: bool = False, takes: str | None = None, **traits: Any):
         self.kind, self.extra, self.traits = known_kind(kind), extra, traits
+        self.own, self.takes = own, takes
+        self.others: tuple[Names, ...] = ()
+
+    def __or__(self, other: Names) -> Names:
+        out = Names(self.kind, *self.extra, own=self.own, takes=self.takes, **self.traits)
+        out.others = (*self.others, other)
+        return out
 
     def _all(self) -> list[str]:
         fits = [
-            n for n, e in entries(self.kind).items() if all(e.traits.get(k, False) == v for k, v in self.traits.items())
+            name
+            for name, e in entries(self.kind).items()
+            if all(e.traits.get(k, False) == v for k, v in self.traits.items())
+            and (e.source.startswith("xrddiff.") or not self.own)
+            and (self.takes is None or self.takes in e.options)
         ]
-        return [*self.extra, *fits]
+        return [*self.extra, *fits, *(name for other in self.others for name in other)]
 
     def __add__(self, other: Sequence[str]) -> tuple[str, ...]:
         return (*self, *other)

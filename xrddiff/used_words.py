@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .registry import Names, entries
 from .words import ANY, AUTOENCODERS, Config, Word, get_word, vocabulary
 
 # %% ../nbs/used_words.ipynb #747bb4d6
@@ -45,10 +46,10 @@ def trained_parts(cfg: Config) -> ModelParts:
 # %% ../nbs/used_words.ipynb #b9823630
 def noise_name(cfg: Config) -> str | None:
     """The distribution of noise levels that a denoiser is trained at, by name; None where there is no denoiser."""
-    denoiser, own = model_parts(cfg).denoiser, {"edm": "lognormal", "flow": "flow"}
+    denoiser, own = model_parts(cfg).denoiser, entries("parameterisation").get(cfg.model.parameterisation)
     if denoiser != "unet":
         return denoiser and "lognormal"
-    return cfg.model.training_noise or own.get(cfg.model.parameterisation, "discrete")
+    return cfg.model.training_noise or (own.traits.get("noise", "discrete") if own else "discrete")
 
 
 def run_facts(cfg: Config) -> dict[str, Any]:
@@ -76,7 +77,10 @@ _MISSING = {  # a fact -> how its absence is said
 def _meets(value: Any, wanted: Any) -> bool:
     if wanted is ANY:
         return value not in (None, [], {})
-    return value in wanted if isinstance(wanted, tuple) else value == wanted
+    return value in wanted if isinstance(wanted, tuple | Names) else value == wanted
+
+
+_FACTS = {"denoiser": "denoiser", "noise": "training noise"}
 
 
 def _said(key: str, value: Any) -> str:
@@ -85,17 +89,13 @@ def _said(key: str, value: Any) -> str:
         return f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
     if not value:
         return _MISSING[key]
-    return (
-        "the model works in a latent"
-        if key == "latent"
-        else f"the {'denoiser' if key == 'denoiser' else 'autoencoder'} is {value}"
-    )
+    return "the model works in a latent" if key == "latent" else f"the {_FACTS.get(key, 'autoencoder')} is {value}"
 
 # %% ../nbs/used_words.ipynb #f2ff9438
 def _conditions(word: Word, words: Mapping[str, Word]) -> list[dict[str, Any]]:
     """Sets of conditions, of which one has to be met. An option of what is chosen by name depends on the word that chooses."""
     if option_of := word.metadata.get("option_of"):
-        kind, name = option_of
+        kind, name, _ = option_of
         chooser = next(
             w.metadata["options_for"][1] for w in words.values() if (w.metadata.get("options_for") or [None])[0] == kind
         )

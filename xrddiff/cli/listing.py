@@ -27,6 +27,8 @@ def option_line(option: Option) -> str:
 
 def _row(entry: Entry) -> tuple[str, str, str]:
     lines = [entry.help, *(f"  {option_line(o)}" for o in entry.options.values())]
+    if suffixes := entry.traits.get("suffixes"):
+        lines.append(f"  files that end in {', '.join(suffixes)}")
     return entry.name, "\n".join(lines), entry.source
 
 # %% ../../nbs/cli/listing.ipynb #c9b1b2af

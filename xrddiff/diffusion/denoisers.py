@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .schedules import alphas_bar, sigmas_of
-from ..errors import BadInput, nearest
+from ..errors import BadInput
+from ..registry import find, get, register
 
 # %% auto #0
-__all__ = ['PARAMETERISATIONS', 'Scalings', 'timestep_of', 'Denoiser', 'like', 'measure_sigma_data']
+__all__ = ['Scalings', 'predict_edm', 'predict_eps', 'predict_x0', 'predict_v', 'predict_flow', 'timestep_of', 'Denoiser', 'like',
+           'measure_sigma_data']
 
 # %% ../../nbs/diffusion/denoisers.ipynb #290825ac
 class Scalings(NamedTuple):
@@ -30,14 +32,35 @@ class Scalings(NamedTuple):
     c_noise: Tensor
 
 
-# (c_skip, c_out, c_in) of σ and σ_data
-PARAMETERISATIONS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor, Tensor]]] = {
-    "edm": lambda s, d: (d**2 / (s**2 + d**2), s * d / (s**2 + d**2).sqrt(), (s**2 + d**2).rsqrt()),
-    "eps": lambda s, d: (torch.ones_like(s), -s, (1 + s**2).rsqrt()),
-    "x0": lambda s, d: (torch.zeros_like(s), torch.ones_like(s), (1 + s**2).rsqrt()),
-    "v": lambda s, d: (1 / (1 + s**2), -s * (1 + s**2).rsqrt(), (1 + s**2).rsqrt()),
-    "flow": lambda s, d: (1 / (1 + s), -s / (1 + s), 1 / (1 + s)),
-}
+@register("parameterisation", "edm", noise="lognormal", label="log", weighting="edm")
+def predict_edm(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A mixture of data and noise of unit variance; EDM."""
+    s, d = sigma, sigma_data
+    return d**2 / (s**2 + d**2), s * d / (s**2 + d**2).sqrt(), (s**2 + d**2).rsqrt()
+
+
+@register("parameterisation", "eps")
+def predict_eps(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The noise; DDPM."""
+    return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt()
+
+
+@register("parameterisation", "x0")
+def predict_x0(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The clean frame."""
+    return torch.zeros_like(sigma), torch.ones_like(sigma), (1 + sigma**2).rsqrt()
+
+
+@register("parameterisation", "v")
+def predict_v(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The velocity on the circle of data and noise; Salimans & Ho."""
+    return 1 / (1 + sigma**2), -sigma * (1 + sigma**2).rsqrt(), (1 + sigma**2).rsqrt()
+
+
+@register("parameterisation", "flow", noise="flow", label="time")
+def predict_flow(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise minus data, the velocity of a straight path; rectified flow."""
+    return 1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma)
 
 # %% ../../nbs/diffusion/denoisers.ipynb #74f7cc1a
 def timestep_of(sigma: Tensor, table: Tensor) -> Tensor:
@@ -53,7 +76,7 @@ class Denoiser(nn.Module):
     """`denoise(x, sigma, cond=None)` -> x̂₀ of the shape and type of x, from a network `net(x,
     noise_label, cond=None)` and what it was trained to predict.
 
-    parameterisation: a key of `PARAMETERISATIONS`.
+    parameterisation: one of `xrddiff list parameterisation`.
     sigma_data: standard deviation of the data (edm).
     schedule, timesteps: what the labels of eps, x0 and v mean.
     """
@@ -68,10 +91,7 @@ class Denoiser(nn.Module):
         schedule: str = "squaredcos_cap_v2",
     ):
         super().__init__()
-        if parameterisation not in PARAMETERISATIONS:
-            raise BadInput(
-                f"there is no parameterisation {parameterisation!r}{nearest(str(parameterisation), PARAMETERISATIONS)}"
-            )
+        self._label = find("parameterisation", parameterisation).traits.get("label", "timestep")
         if not 0 < sigma_data < math.inf:
             raise BadInput(
                 f"sigma_data is {sigma_data}; expected the standard deviation of the training data, a number above 0"
@@ -123,14 +143,15 @@ class Denoiser(nn.Module):
     def noise_label(self, sigma: Tensor) -> Tensor:
         """c_noise: the noise label of σ that the network gets, float64, shape of `sigma`."""
         s = sigma.double()
-        if self.parameterisation == "edm":
+        if self._label == "log":
             return s.clamp_min(1e-6).log() / 4
-        return 1000 * s / (1 + s) if self.parameterisation == "flow" else timestep_of(s, self._table.to(s.device))
+        return 1000 * s / (1 + s) if self._label == "time" else timestep_of(s, self._table.to(s.device))
 
     def scalings(self, sigma: float | Tensor) -> Scalings:
         """(c_skip, c_out, c_in, c_noise) of `sigma`, float64, on its device."""
         s = torch.as_tensor(sigma).double()
-        return Scalings(*PARAMETERISATIONS[self.parameterisation](s, self.sigma_data), self.noise_label(s))
+        scalings = get("parameterisation", self.parameterisation)(s, self.sigma_data)
+        return Scalings(*scalings, self.noise_label(s))
 
     def network(self, scaled: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """F(c_in x, c_noise) of scaled input, in the type of the weights; a 0-d label is given to

@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .samplers import Callback, Denoise
-from .schedules import alphas_bar, flow_sigmas, karras_sigmas, vp_sigmas
-from ..errors import BadInput, nearest
+from .schedules import alphas_bar
+from ..errors import BadInput
 from ..registry import check_options, find, get
 from ..seeds import torch_generator
 
 # %% auto #0
-__all__ = ['LEVELS', 'SampleNoise', 'Sampler', 'sample_chunks']
+__all__ = ['SampleNoise', 'Sampler', 'sample_chunks']
 
 # %% ../../nbs/diffusion/keyed_sampling.ipynb #9f87a401
 class SampleNoise:
@@ -46,9 +47,6 @@ class SampleNoise:
         return out.to(self.device).double()
 
 # %% ../../nbs/diffusion/keyed_sampling.ipynb #92c82bf2
-LEVELS = ("karras", "vp", "flow")
-
-
 @dataclass(frozen=True)
 class Sampler:
     """A sampler and all its settings.
@@ -56,10 +54,11 @@ class Sampler:
     name: one of `xrddiff list sampler`.
     options: those of the sampler.
     steps: n ≥ 1.
-    schedule: the levels: "karras" (`sigma_min`, `sigma_max`, `rho`), "vp" (`spacing`, and
-        `noise_schedule`, `timesteps`, by default those of the denoiser) or "flow" (`shift`, from
-        `sigma_max`). The largest level has to be well above the strongest principal component of
-        the data (see `samplers`).
+    schedule: the levels, one of `xrddiff list sigma_schedule`: "karras" (`sigma_min`, `sigma_max`,
+        `rho`), "vp" (`spacing`, and `noise_schedule`, `timesteps`, by default those of the
+        denoiser), "flow" (`shift`, from `sigma_max`) or that of a plug-in. The largest level has to
+        be well above the strongest principal component of the data (see `samplers`).
+    schedule_options: further options of the schedule.
     clamp: (low, high) for the denoised frame, in network values.
     """
 
@@ -75,11 +74,12 @@ class Sampler:
     shift: float = 1.0
     clamp: tuple[float, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", check_options("sampler", self.name, self.options))
-        if self.schedule not in LEVELS:
-            raise BadInput(f"the sampler has the schedule {self.schedule!r}{nearest(str(self.schedule), LEVELS)}")
+        more = check_options("sigma_schedule", self.schedule, self.schedule_options)
+        object.__setattr__(self, "schedule_options", more)
         if self.steps != int(self.steps) or self.steps < 1:
             raise BadInput(f"the sampler {self.name} has {self.steps} steps; expected a whole number, at least 1")
         if not 0 < self.sigma_min < self.sigma_max:
@@ -100,13 +100,15 @@ class Sampler:
 
         denoiser: for "vp", may say in `.config` which schedule it was trained on.
         """
-        if self.schedule == "karras":
-            return karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
-        if self.schedule == "flow":
-            return flow_sigmas(self.steps, self.shift, t_max=self.sigma_max / (self.shift + self.sigma_max))
-        config = getattr(denoiser, "config", None) or {}
-        name = self.noise_schedule or config.get("schedule", "squaredcos_cap_v2")
-        return vp_sigmas(self.steps, alphas_bar(name, self.timesteps or config.get("timesteps", 1000)), self.spacing)
+        levels = get("sigma_schedule", self.schedule)
+        wanted = signature(levels).parameters
+        given = {name: getattr(self, name) for name in ("sigma_min", "sigma_max", "rho", "spacing", "shift")}
+        if "alphas_bar" in wanted:
+            config = getattr(denoiser, "config", None) or {}
+            name = self.noise_schedule or config.get("schedule", "squaredcos_cap_v2")
+            given["alphas_bar"] = alphas_bar(name, self.timesteps or config.get("timesteps", 1000))
+        given |= self.schedule_options
+        return levels(self.steps, **{name: value for name, value in given.items() if name in wanted})
 
     @property
     def method(self) -> Callable[..., Tensor]:

@@ -5,7 +5,7 @@
 # %% ../../nbs/diffusion/objectives.ipynb #2cf2144b
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from .denoisers import Denoiser, like
 from .schedules import TrainingNoise, keyed_uniform, make_noise
-from ..errors import BadInput, nearest
+from ..errors import BadInput
 from ..losses import mse, pixel_mean
+from ..registry import find, get, register
 from ..seeds import keyed_normal
 
 # %% auto #0
-__all__ = ['WEIGHTINGS', 'training_pair', 'loss_weight', 'drop_conditions', 'DenoisingObjective', 'AutoregressiveObjective']
+__all__ = ['training_pair', 'simple_weight', 'edm_weight', 'eps_weight', 'x0_weight', 'v_weight', 'flow_weight', 'min_snr_weight',
+           'loss_weight', 'drop_conditions', 'DenoisingObjective', 'AutoregressiveObjective']
 
 # %% ../../nbs/diffusion/objectives.ipynb #ee743bbf
 def training_pair(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,27 +34,58 @@ def training_pair(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor) 
     return scaled, target
 
 # %% ../../nbs/diffusion/objectives.ipynb #cf1fa142
-WEIGHTINGS: dict[str, Callable[[Tensor, float, float], Tensor]] = {  # λ of σ, σ_data and γ
-    "edm": lambda s, d, gamma: (s**2 + d**2) / (s * d) ** 2,
-    "eps": lambda s, d, gamma: s**-2,
-    "x0": lambda s, d, gamma: torch.ones_like(s),
-    "v": lambda s, d, gamma: 1 + s**-2,
-    "flow": lambda s, d, gamma: (1 + 1 / s) ** 2,
-    "min_snr": lambda s, d, gamma: (s**-2).clamp_max(gamma),
-}
+@register("weighting", "simple", of="network")
+def simple_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """Every noise level alike, in what the network predicts."""
+    return torch.ones_like(sigma)
+
+
+@register("weighting", "edm", help="unit loss at every noise level before training; EDM")
+def edm_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """λ = (σ² + σ_d²)/(σ σ_d)²."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+@register("weighting", "eps", help="the error of the noise; DDPM")
+def eps_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """λ = 1/σ²."""
+    return sigma**-2
+
+
+@register("weighting", "x0", help="the error of the clean frame")
+def x0_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """λ = 1."""
+    return torch.ones_like(sigma)
+
+
+@register("weighting", "v", help="the error of v: signal-to-noise ratio + 1")
+def v_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """λ = 1 + 1/σ²."""
+    return 1 + sigma**-2
+
+
+@register("weighting", "flow", help="the error of a flow's velocity")
+def flow_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """λ = (1 + 1/σ)²."""
+    return (1 + 1 / sigma) ** 2
+
+
+@register("weighting", "min_snr", help="the signal-to-noise ratio, cut at training.min_snr_gamma")
+def min_snr_weight(sigma: Tensor, sigma_data: float, gamma: float) -> Tensor:
+    """λ = min(1/σ², γ)."""
+    return (sigma**-2).clamp_max(gamma)
 
 
 def loss_weight(denoiser: Denoiser, sigma: Tensor, weighting: str = "simple", min_snr_gamma: float = 5.0) -> Tensor:
     """w(σ), the weight of the network's squared error, float64, shape of `sigma`.
 
-    weighting: "simple" (1) or a key of `WEIGHTINGS`.
+    weighting: one of `xrddiff list weighting`; λ(σ) of the denoised frame's error, or w(σ) itself
+        if it is registered with `of="network"`.
     """
-    if weighting == "simple":
-        return torch.ones_like(sigma, dtype=torch.float64)
-    if weighting not in WEIGHTINGS:
-        raise BadInput(f"there is no weighting {weighting!r}{nearest(str(weighting), ['simple', *WEIGHTINGS])}")
+    of_network = find("weighting", weighting).traits.get("of") == "network"
     s = sigma.double()
-    return WEIGHTINGS[weighting](s, denoiser.sigma_data, min_snr_gamma) * denoiser.scalings(s).c_out ** 2
+    weight = get("weighting", weighting)(s, denoiser.sigma_data, min_snr_gamma)
+    return weight if of_network else weight * denoiser.scalings(s).c_out ** 2
 
 # %% ../../nbs/diffusion/objectives.ipynb #3746b0e2
 def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str, Tensor]:
@@ -74,7 +107,7 @@ class DenoisingObjective(nn.Module):
     batch: x (B, C, H, W), mask (B, 1, H, W) bool or None, index (B,), and optionally cond, a dict
         of (B,) labels.
     noise: a `TrainingNoise`, or a name for `make_noise`.
-    weighting: "simple" or a key of `WEIGHTINGS`.
+    weighting: one of `xrddiff list weighting`.
     condition_dropout: the share of training frames whose labels are withheld.
     seed: of all draws.
     """

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..errors import BadInput, nearest
+from ..registry import Range, check_options, get, register
 from ..seeds import keyed_normal
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'TRAINING_NOISE', 'sigmas_of', 'linear_betas', 'cosine_alphas_bar', 'squaredcos_betas', 'alphas_bar',
-           'karras_sigmas', 'vp_timesteps', 'vp_sigmas', 'flow_sigmas', 'normal_cdf', 'keyed_uniform', 'TrainingNoise',
-           'LogNormal', 'DiscreteUniform', 'FlowTime', 'make_noise']
+__all__ = ['Spacing', 'sigmas_of', 'linear_betas', 'cosine_alphas_bar', 'squaredcos_betas', 'linear_schedule',
+           'squaredcos_schedule', 'cosine_schedule', 'alphas_bar', 'karras_sigmas', 'vp_timesteps', 'vp_sigmas',
+           'flow_sigmas', 'flow_levels', 'normal_cdf', 'keyed_uniform', 'TrainingNoise', 'LogNormal', 'DiscreteUniform',
+           'FlowTime', 'discrete_noise', 'make_noise']
 
 # %% ../../nbs/diffusion/schedules.ipynb #a5e57ab2
 def sigmas_of(alphas_bar: Tensor) -> Tensor:
@@ -50,20 +52,29 @@ def squaredcos_betas(T: int = 1000, max_beta: float = 0.999) -> Tensor:
     return (1 - abar[1:] / abar[:-1]).clamp_max(max_beta)
 
 # %% ../../nbs/diffusion/schedules.ipynb #fe740473
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {
-    "linear": lambda T: torch.cumprod(1 - linear_betas(T), 0),
-    "squaredcos_cap_v2": lambda T: torch.cumprod(1 - squaredcos_betas(T), 0),
-    "cosine": cosine_alphas_bar,
-}
+@register("noise_schedule", "linear")
+def linear_schedule(T: int) -> Tensor:
+    """β rises linearly; DDPM."""
+    return torch.cumprod(1 - linear_betas(T), 0)
+
+
+@register("noise_schedule", "squaredcos_cap_v2")
+def squaredcos_schedule(T: int) -> Tensor:
+    """The cosine schedule with β of at most 0.999, as diffusers has it."""
+    return torch.cumprod(1 - squaredcos_betas(T), 0)
+
+
+@register("noise_schedule", "cosine")
+def cosine_schedule(T: int) -> Tensor:
+    """The cosine schedule of improved DDPM; its last level is nearly pure noise."""
+    return cosine_alphas_bar(T)
 
 
 def alphas_bar(name: str = "squaredcos_cap_v2", T: int = 1000) -> Tensor:
-    """ᾱ₁ … ᾱ_T of the schedule `name`, a key of `SCHEDULES`, (T,) float64, falling."""
-    if name not in SCHEDULES:
-        raise BadInput(f"there is no noise schedule {name!r}{nearest(str(name), SCHEDULES)}")
+    """ᾱ₁ … ᾱ_T of the noise schedule `name` (`xrddiff list noise_schedule`), (T,) float64, falling."""
     if T < 1:
         raise BadInput(f"the schedule {name} has {T} timesteps; expected at least 1")
-    return SCHEDULES[name](T)
+    return get("noise_schedule", name)(T)
 
 # %% ../../nbs/diffusion/schedules.ipynb #581184c2
 def _with_end(sigmas: Tensor) -> Tensor:
@@ -75,6 +86,7 @@ def _check_steps(n: int) -> None:
         raise BadInput(f"a sampler was asked for {n} steps; expected at least 1")
 
 
+@register("sigma_schedule", "karras", help="evenly spaced in σ^(1/ρ), from sigma_max to sigma_min; EDM")
 def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """n + 1 noise levels from `sigma_max` down to `sigma_min`, evenly spaced in σ^(1/ρ), and then
     0; float64.
@@ -94,7 +106,10 @@ def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
     return _with_end((high + ramp * (low - high)) ** rho)
 
 # %% ../../nbs/diffusion/schedules.ipynb #b2cf2100
-def vp_timesteps(n: int, T: int = 1000, spacing: str = "trailing") -> Tensor:
+Spacing = Annotated[Literal["trailing", "leading", "linspace"], "which of the trained time steps are taken"]
+
+
+def vp_timesteps(n: int, T: int = 1000, spacing: Spacing = "trailing") -> Tensor:
     """n of the timesteps 0 … T − 1, falling, (n,) int64; `spacing`: trailing, leading or linspace.
 
     Source: arXiv 2305.08891, table 2.
@@ -108,10 +123,11 @@ def vp_timesteps(n: int, T: int = 1000, spacing: str = "trailing") -> Tensor:
         return torch.arange(n).flip(0) * (T // n)
     if spacing == "linspace":
         return torch.linspace(0, T - 1, n, dtype=torch.float64).round().long().flip(0)
-    raise BadInput(f"there is no spacing {spacing!r}{nearest(str(spacing), ('trailing', 'leading', 'linspace'))}")
+    raise BadInput(f"there is no spacing {spacing!r}{nearest(str(spacing), get_args(get_args(Spacing)[0]))}")
 
 
-def vp_sigmas(n: int, alphas_bar: Tensor, spacing: str = "trailing") -> Tensor:
+@register("sigma_schedule", "vp", help="time steps of the noise schedule of eps, x0 and v")
+def vp_sigmas(n: int, alphas_bar: Tensor, spacing: Spacing = "trailing") -> Tensor:
     """n + 1 noise levels: σ at n timesteps of the schedule `alphas_bar` (T,), picked by
     `vp_timesteps`, and then 0; float64.
     """
@@ -131,6 +147,16 @@ def flow_sigmas(n: int, shift: float = 1.0, t_max: float = 0.999) -> Tensor:
         raise BadInput(f"shift is {shift}; expected a number above 0")
     t = t_max * (1 - torch.arange(n + 1, dtype=torch.float64) / n)
     return shift * t / (1 - t)
+
+
+@register("sigma_schedule", "flow", help="evenly spaced times of a flow, from sigma_max on")
+def flow_levels(
+    n: int,
+    sigma_max: float,
+    shift: Annotated[float, Range(above=0), "every noise level is multiplied with it"] = 1.0,
+) -> Tensor:
+    """The n + 1 levels of `flow_sigmas` that begin at `sigma_max`."""
+    return flow_sigmas(n, shift, t_max=sigma_max / (shift + sigma_max))
 
 # %% ../../nbs/diffusion/schedules.ipynb #9d427f52
 def normal_cdf(z: Tensor) -> Tensor:
@@ -159,12 +185,13 @@ class TrainingNoise(ABC):
         return self.sigma(keyed_normal(shape, seed, "sigma", step, index=index).double())
 
 # %% ../../nbs/diffusion/schedules.ipynb #c96b4f5e
+@register("training_noise", "lognormal", help="ln σ is normally distributed; EDM")
 @dataclass(frozen=True)
 class LogNormal(TrainingNoise):
     """ln σ ~ N(P_mean, P_std²). Source: arXiv 2206.00364, table 1."""
 
-    P_mean: float = -1.2
-    P_std: float = 0.8
+    P_mean: Annotated[float, "mean of ln sigma in training"] = -1.2
+    P_std: Annotated[float, Range(above=0), "standard deviation of ln sigma in training"] = 0.8
 
     def __post_init__(self) -> None:
         if not self.P_std > 0:
@@ -188,6 +215,7 @@ class DiscreteUniform(TrainingNoise):
         return sigmas_of(self.alphas_bar)[(normal_cdf(z) * T).long().clamp_max(T - 1)]
 
 
+@register("training_noise", "flow", help="σ = t/(1 - t) of uniform or logit-normal times t; rectified flow")
 @dataclass(frozen=True)
 class FlowTime(TrainingNoise):
     """σ = shift · t/(1 − t) with t uniform in (0, 1), or, with `logit_std`, logit t ~ N(logit_mean,
@@ -196,9 +224,9 @@ class FlowTime(TrainingNoise):
     Source: arXiv 2403.03206, eq. 19 and 23.
     """
 
-    shift: float = 1.0
-    logit_mean: float = 0.0
-    logit_std: float | None = None
+    shift: Annotated[float, Range(above=0), "every noise level is multiplied with it"] = 1.0
+    logit_mean: Annotated[float, "mean of logit t"] = 0.0
+    logit_std: Annotated[float | None, Range(above=0), "its standard deviation; null: t is uniform"] = None
 
     def __post_init__(self) -> None:
         for name, value in dict(shift=self.shift, logit_std=self.logit_std).items():
@@ -211,22 +239,15 @@ class FlowTime(TrainingNoise):
         return self.shift * normal_cdf(z) / normal_cdf(-z)
 
 # %% ../../nbs/diffusion/schedules.ipynb #7fe8eea7
-TRAINING_NOISE: dict[str, Callable[..., TrainingNoise]] = {
-    "lognormal": LogNormal,
-    "discrete": lambda schedule="squaredcos_cap_v2", timesteps=1000: DiscreteUniform(alphas_bar(schedule, timesteps)),
-    "flow": FlowTime,
-}
+@register("training_noise", "discrete", help="each level of a noise schedule equally often; DDPM")
+def discrete_noise(
+    schedule: Annotated[str, "noise schedule"] = "squaredcos_cap_v2",
+    timesteps: Annotated[int, Range(low=1), "its steps"] = 1000,
+) -> DiscreteUniform:
+    """The levels of a noise schedule by name."""
+    return DiscreteUniform(alphas_bar(schedule, timesteps))
 
 
 def make_noise(name: str = "lognormal", **words: Any) -> TrainingNoise:
-    """The training noise `name`: lognormal (P_mean, P_std), discrete (schedule, timesteps) or flow
-    (shift, logit_mean, logit_std).
-    """
-    if name not in TRAINING_NOISE:
-        raise BadInput(f"there is no training noise {name!r}{nearest(str(name), TRAINING_NOISE)}")
-    try:
-        return TRAINING_NOISE[name](**words)
-    except TypeError as e:
-        raise BadInput(
-            f"training noise {name} cannot be made of {', '.join(words)}: {str(e).partition(') ')[2] or e}"
-        ) from e
+    """The training noise `name` with its options (`xrddiff list training_noise`)."""
+    return get("training_noise", name)(**check_options("training_noise", name, words))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pkgutil
 import queue
 import re
 import signal
@@ -22,10 +21,11 @@ from typing import Any
 
 from .run_folder import cpu_count, keep_memory, set_threads
 from ..errors import BadInput, XrddiffError
+from ..registry import entries, get, register
 
 # %% auto #0
-__all__ = ['LAUNCHERS', 'DASHBOARD', 'WATCH', 'FETCH', 'Workers', 'local_workers', 'parse_workers', 'certificates', 'Pool',
-           'close_web_ports', 'open_workers', 'run_tasks']
+__all__ = ['DASHBOARD', 'WATCH', 'FETCH', 'Workers', 'local_workers', 'parse_workers', 'certificates', 'Pool', 'close_web_ports',
+           'open_workers', 'run_tasks']
 
 # %% ../../nbs/execution/workers.ipynb #11b5deab
 @dataclass(frozen=True)
@@ -52,21 +52,19 @@ class Workers:
         return _local_pool(self, threads)
 
 # %% ../../nbs/execution/workers.ipynb #45e95553
-LAUNCHERS = {"local": "xrddiff.execution.workers:local_workers", "slurm": "xrddiff.slurm.workers:slurm_workers"}
-
-
-def local_workers(count: str) -> Workers | None:
-    """The workers of `local:COUNT`; None unless COUNT is a number from 1 to 9999."""
-    return Workers(int(count)) if re.fullmatch("[1-9][0-9]{0,3}", count) else None
+@register("launcher", "local", help="local:N, N processes on this machine")
+def local_workers(what: str) -> Workers | None:
+    """The workers of `local:N`; None unless N is a number from 1 to 9999."""
+    return Workers(int(what)) if re.fullmatch("[1-9][0-9]{0,3}", what) else None
 
 
 def parse_workers(text: str) -> Workers:
-    """The workers of `local:2` or `slurm:PROFILE`.
+    """The workers of `local:2` or `slurm:PROFILE`, or of the launcher of a plug-in.
 
     Raises `BadInput` for anything else.
     """
     kind, _, what = str(text).partition(":")
-    found = pkgutil.resolve_name(LAUNCHERS[kind])(what) if kind in LAUNCHERS and what else None
+    found = get("launcher", kind)(what) if what and kind in entries("launcher") else None
     if found is None:
         raise BadInput(
             f"the workers are {str(text)!r}; expected local:N, N processes on this machine, or slurm:PROFILE (see `xrddiff profiles`)"

@@ -17,6 +17,7 @@ from ..frames.own_labels import label_name
 from ..frames.rows import ArrayRows, Rows
 from ..headers.sources import ZarrRows
 from ..errors import BadInput
+from ..registry import register
 
 # %% auto #0
 __all__ = ['AXES', 'open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
@@ -41,6 +42,7 @@ def _frame_first(array: np.ndarray, axes: str | None, path: Path) -> np.ndarray:
     return np.moveaxis(array, -1, 0) if axes == "yxn" else array
 
 
+@register("reader", "npy", help="a NumPy array of frames", suffixes=[".npy"])
 def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
     """A `.npy` file as keyword arguments of `make_frames`.
 
@@ -91,6 +93,7 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
+@register("reader", "zarr", help="a zarr store, our own or of another program", suffixes=[".zarr"])
 def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     """A zarr store from another program as keyword arguments of `make_frames`.
 

@@ -23,6 +23,7 @@ from ..frames.own_labels import label_name
 from ..headers.sources import HDF5Rows
 from ..frames.rows import Rows
 from ..errors import BadInput, nearest
+from ..registry import register
 
 # %% auto #0
 __all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows', 'find_mask', 'find_peaks_table', 'find_labels',
@@ -523,6 +524,12 @@ def _label_values(data: h5py.Dataset, path: Path) -> Any:
     return HDF5Rows(path, data.name, exact=True) if data.ndim == 1 else np.ravel(data[()])
 
 # %% ../../nbs/formats/hdf5.ipynb #9920fdfd
+@register(
+    "reader",
+    "hdf5",
+    help="HDF5: CXI, NXmx, Eiger master files, and others by the name of a data set",
+    suffixes=[".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf"],
+)
 def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     """An HDF5 file from another program as keyword arguments of `make_frames`.
 

@@ -22,6 +22,7 @@ from ..headers.header_rules import agree, read_fields, warn
 from ..headers.raw_headers import comment_fields, raw_header
 from ..frames.rows import EachRow, frame_dtype
 from ..errors import BadInput
+from ..registry import register
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'natural', 'is_pattern', 'expand', 'ImageRows', 'header_words', 'open_images']
@@ -231,6 +232,9 @@ def _series_words(
     return out | ({"mixed": mixed} if mixed else {})
 
 
+@register(
+    "reader", "images", help="one file per frame, alone or as a series: what fabio reads", suffixes=list(IMAGE_SUFFIXES)
+)
 def open_images(files: Sequence[Path]) -> dict[str, Any]:
     """Image files as keyword arguments of `make_frames`.
 

@@ -40,6 +40,7 @@ from ..headers.probe import probe
 from ..frames.rows import ArrayRows, ChainRows, LimitMask, RecentRows, Rows, SqueezedRows
 from .store import is_store, read_store
 from ..errors import BadInput
+from ..registry import Names, by_suffix, get
 
 # %% auto #0
 __all__ = ['NEEDED', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'open_frames', 'join_mask']
@@ -59,7 +60,20 @@ _WORDS = {
     "peaks",
     *NEEDED,
 }
-_HDF5_SUFFIXES = (".h5", ".hdf5", ".cxi", ".nxs", ".nx", ".hdf")
+
+
+def _is_plugin(reader: str | None) -> bool:
+    return reader is not None and reader not in Names("reader", own=True)
+
+
+def _open_plugin(name: str, path: Path) -> dict[str, Any]:
+    """What the reader of a plug-in makes of a file, with rows for an array."""
+    out = get("reader", name)(path)
+    if not isinstance(out, dict) or out.get("intensity") is None:
+        raise BadInput(f"{path}: the reader {name} returned no intensity; expected a dict of words of make_frames")
+    rows = out["intensity"]
+    out["intensity"] = rows if isinstance(rows, Rows) else ArrayRows(np.asarray(rows), str(path))
+    return {"layout": name} | out
 
 
 def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
@@ -72,7 +86,10 @@ def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[
     else:
         with open(path, "rb") as f:
             head = f.read(8)
-        if is_hdf5(path) or path.suffix.lower() in _HDF5_SUFFIXES:
+        name = by_suffix("reader").get(path.suffix.lower())
+        if _is_plugin(name):
+            out = _open_plugin(name, path)
+        elif is_hdf5(path) or name == "hdf5":
             out = open_hdf5_frames(path, dataset)
         elif head.startswith(b"\x93NUMPY") or path.suffix == ".npy":
             out = open_npy(path, axes)
@@ -274,7 +291,8 @@ def open_frames(
     """Open frames in any supported file. Values are read when they are indexed.
 
     path: HDF5 (CXI, NXmx, Eiger master, xrddiff), zarr (xrddiff, PeakNet), npy, an image that fabio
-        reads, a folder or pattern (`run_*.cbf`) as a series, or a list of files.
+        reads, a file for the reader of a plug-in (`xrddiff list reader`), a folder or pattern
+        (`run_*.cbf`) as a series, or a list of files.
     geometry: a PONI or CrystFEL `.geom` file; it takes precedence over the data file.
     dataset: name of the data set with the frames, for a file that follows no known layout.
     outside: True = follow HDF5 links, virtual sources and external storage out of the folder of the
@@ -413,12 +431,16 @@ def _many(path: Path | Sequence[Path]) -> list[Path]:
     if isinstance(path, Path):
         if not path.is_dir() or is_zarr(path):
             return []
-        return sorted((p for p in path.iterdir() if _is_set(p, _HDF5_SUFFIXES)), key=natural)
-    return list(path) if all(_is_set(p, (*_HDF5_SUFFIXES, ".npy")) for p in path) else []
+        return sorted((p for p in path.iterdir() if _is_set(p)), key=natural)
+    return list(path) if all(_is_set(p, "npy") for p in path) else []
 
 
-def _is_set(path: Path, suffixes: Sequence[str]) -> bool:
-    return is_zarr(path) if path.is_dir() else path.suffix.lower() in suffixes
+def _is_set(path: Path, *more: str) -> bool:
+    """Whether a file holds several frames: HDF5, zarr, a plug-in's, or that of `more` readers."""
+    if path.is_dir():
+        return is_zarr(path)
+    name = by_suffix("reader").get(path.suffix.lower())
+    return name in ("hdf5", *more) or _is_plugin(name)
 
 
 def _open_many(files: Sequence[Path], automask: Sequence[str] | None, /, **words: Any) -> xr.Dataset:

@@ -28,6 +28,7 @@ from ..headers.sources import HDF5Rows, ZarrRows
 from ..frames.rows import Rows
 from ..errors import BadInput
 from ..files import CannotSave, plain, writing
+from ..registry import by_suffix, find, get, register
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'writing_hdf5', 'lay_out_zarr', 'whole_chunks', 'seal_zarr', 'check_target',
@@ -222,6 +223,7 @@ def _digest(attrs: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
     return out.hexdigest()
 
 # %% ../../nbs/formats/store.ipynb #054b524b
+@register("writer", "hdf5", help="HDF5 with bitshuffle-LZ4", suffixes=[".h5", ".hdf5", ".cxi", ".nxs"], whole=True)
 def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
     with writing_hdf5(path) as (file, check):
         _write_attrs(file.attrs, ds.attrs, "the frames")
@@ -286,6 +288,7 @@ def lay_out_zarr(
     return left
 
 
+@register("writer", "zarr", help="zarr format 3, which many processes can fill", suffixes=[".zarr"], whole=True)
 def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
     import zarr
 
@@ -332,8 +335,11 @@ def check_target(path: str | Path) -> Path:
     place.
     """
     path = Path(path)
-    if path.suffix not in (".h5", ".hdf5", ".cxi", ".nxs", ".zarr"):
-        raise BadInput(f"cannot save frames as {path.name!r}: expected a name that ends in .h5 or .zarr")
+    if path.suffix not in (known := by_suffix("writer")):
+        first = {name: suffix for suffix, name in reversed(known.items())}
+        raise BadInput(
+            f"cannot save frames as {path.name!r}: expected a name that ends in {' or '.join(reversed(first.values()))}"
+        )
     if path.is_dir() and not (path.suffix == ".zarr" and (is_zarr(path) or not any(path.iterdir()))):
         raise CannotSave(f"cannot save {path}: a folder of that name is there, and it is no zarr store")
     return path
@@ -346,7 +352,8 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
     complete. Lazy frames are copied block by block.
 
     ds: the frames.
-    path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`, `.cxi`, `.nxs`) or zarr format 3 (`.zarr`).
+    path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`, `.cxi`, `.nxs`), zarr format 3 (`.zarr`), or a
+        format of a plug-in (`xrddiff list writer`).
     progress: called as `progress(n)` after each n frames.
     Returns the path.
     Raises `BadInput` for frames that break the schema or contain what the file cannot hold,
@@ -354,8 +361,13 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
     """
     path = check_target(path)
     validate_frames(ds, "the frames to save", geometry=False)
-    save = _save_zarr if path.suffix == ".zarr" else _save_hdf5
-    save(ds, path, progress or (lambda n: None))
+    name = by_suffix("writer")[path.suffix]
+    save, progress = get("writer", name), progress or (lambda n: None)
+    if find("writer", name).traits.get("whole"):
+        save(ds, path, progress)
+    else:
+        with writing(path) as part:
+            save(ds, part, progress)
     return path
 
 # %% ../../nbs/formats/store.ipynb #ad828cdc

@@ -13,11 +13,13 @@ from scipy import ndimage
 
 from .quiet_areas import ALPHA, log_none, quiet_areas
 from ..errors import BadInput, nearest
+from ..registry import Names, entries, get, register
 
 # %% auto #0
-__all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'rule', 'chosen_rules', 'Values', 'outside', 'out_of_range',
-           'sentinel', 'largest', 'negative_sentinels', 'saturation', 'bad_values', 'second_largest', 'plateau_values',
-           'SeriesStatistics', 'rims', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels']
+__all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'all_rules', 'chosen_rules', 'Values', 'outside',
+           'out_of_range', 'sentinel', 'largest', 'negative_sentinels', 'saturation', 'bad_values', 'second_largest',
+           'plateau_values', 'SeriesStatistics', 'rims', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead',
+           'blind_panels']
 
 # %% ../../nbs/frames/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -31,31 +33,30 @@ class Rule:
     bit: int
 
 
-RULES: dict[str, Rule] = {}
+RULES = Names("mask_rule", own=True)  # those that are applied unless others are chosen
 FILE_BIT, GIVEN_BIT = 1, 2  # reasons that are not rules: the mask of the file, and the mask given by the user
 
 
-def rule(name: str, help: str, *, series: bool = False) -> Callable:
-    """Register a function as a masking rule."""
-
-    def register(find: Callable) -> Callable:
-        RULES[name] = Rule(name, help, series, find, 4 << len(RULES))
-        return find
-
-    return register
+def all_rules() -> dict[str, Rule]:
+    """Every registered rule by name, in the order in which they are applied."""
+    return {
+        name: Rule(name, e.help, e.traits.get("series", False), get("mask_rule", name), 4 << i)
+        for i, (name, e) in enumerate(entries("mask_rule").items())
+    }
 
 
 def chosen_rules(names: object) -> list[Rule]:
     """The rules of these names, in the order in which they are applied; `BadInput` for an unknown
     name.
     """
+    known = all_rules()
     if isinstance(names, str) or not hasattr(names, "__iter__"):
-        raise BadInput(f"automask is {names!r}; expected a list of rules out of {', '.join(RULES)}, [] for none")
+        raise BadInput(f"automask is {names!r}; expected a list of rules out of {', '.join(known)}, [] for none")
     names = list(names)
     for name in names:
-        if name not in RULES:
-            raise BadInput(f"automask: there is no rule {name!r}{nearest(str(name), RULES)}")
-    return [r for r in RULES.values() if r.name in names]
+        if name not in known:
+            raise BadInput(f"automask: there is no rule {name!r}{nearest(str(name), known)}")
+    return [r for r in known.values() if r.name in names]
 
 # %% ../../nbs/frames/masks.ipynb #35ce073a
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def outside(x: np.ndarray, low: float | None, high: float | None) -> np.ndarray 
     return bad
 
 
-@rule("range", "outside the range that the file states, or below 0 where photons are counted")
+@register("mask_rule", "range", help="outside the range that the file states, or below 0 where photons are counted")
 def out_of_range(x: np.ndarray, values: Values) -> np.ndarray | None:
     """Where `x` is outside the valid range; None if nowhere."""
     counting = values.photons and values.dtype.kind == "i"
@@ -92,7 +93,7 @@ def out_of_range(x: np.ndarray, values: Values) -> np.ndarray | None:
     return outside(x, low, values.high)
 
 # %% ../../nbs/frames/masks.ipynb #014c501c
-@rule("sentinel", "values that stand for no measurement: NaN and infinity, -1 and -2, 2^n - 1")
+@register("mask_rule", "sentinel", help="values that stand for no measurement: NaN and infinity, -1 and -2, 2^n - 1")
 def sentinel(x: np.ndarray, values: Values) -> np.ndarray | None:
     """Where `x` is NaN, infinite or a sentinel value; None if nowhere."""
     if x.dtype.kind == "f":
@@ -133,7 +134,7 @@ def negative_sentinels(x: np.ndarray) -> tuple[int, ...]:
     return () if scattered else (-1, -2)
 
 # %% ../../nbs/frames/masks.ipynb #7cf6b850
-@rule("saturation", "saturated pixels with their eight neighbours")
+@register("mask_rule", "saturation", help="saturated pixels with their eight neighbours")
 def saturation(x: np.ndarray, values: Values) -> np.ndarray | None:
     """Where a pixel or one of its neighbours is saturated; None if nowhere."""
     full = outside(x, None, values.high)
@@ -282,9 +283,10 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
     )
 
 # %% ../../nbs/frames/masks.ipynb #84d2530c
-@rule(
+@register(
+    "mask_rule",
     "edges",
-    "connected areas of one value that those beside them cannot explain: gaps, corners, beamstop rods, borders",
+    help="connected areas of one value that those beside them cannot explain: gaps, corners, beamstop rods, borders",
     series=True,
 )
 def edges(stats: SeriesStatistics) -> np.ndarray:
@@ -367,9 +369,10 @@ def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
     return stats.known & (-mean > second_largest(-mean)[0] + k * np.maximum(sigma, floor))
 
 
-@rule(
+@register(
+    "mask_rule",
     "dead",
-    "pixels far below their neighbours; in a series also those that are stuck at one value, hot, or flicker",
+    help="pixels far below their neighbours; in a series also those that are stuck at one value, hot, or flicker",
     series=True,
 )
 def dead(stats: SeriesStatistics) -> np.ndarray:

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -20,7 +20,7 @@ from .frames import frame_mask
 from .curves import IntegerTable, QuickMask, look_up, zero_masked
 from .noise import background_sigma, quantum, sample_frames, valid_pixels
 from ..errors import BadInput
-from ..registry import register
+from ..registry import Range, register
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     Array = np.ndarray | torch.Tensor
 
 # %% auto #0
-__all__ = ['TRANSFORMS', 'Transform', 'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear', 'Anscombe', 'MinMaxPerImage']
+__all__ = ['TRANSFORMS', 'Scale', 'Pedestal', 'Standardise', 'Transform', 'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear',
+           'Anscombe', 'MinMaxPerImage']
 
 # %% ../../nbs/frames/transforms.ipynb #def4f77c
 TRANSFORMS: dict[str, type[Transform]] = {}  # by name, as in a state
@@ -106,6 +107,11 @@ def _module(x: Any) -> Any:
 _CACHE = 1 << 18  # pixels
 
 
+Scale = Annotated[float | None, Range(above=0), "intensities are divided by it; null: found in the training frames"]
+Pedestal = Annotated[float, "subtracted first, in the units of the frames"]
+Standardise = Annotated[bool, "mean 0 and variance 1 over the training frames"]
+
+
 class ValueTransform(Transform):
     """y = (f((x − pedestal)/scale) − mean)/std, pixel by pixel, in float32.
 
@@ -118,7 +124,7 @@ class ValueTransform(Transform):
 
     invertible = True
 
-    def __init__(self, scale: float | None = 1.0, pedestal: float = 0.0, standardise: bool = True):
+    def __init__(self, scale: Scale = 1.0, pedestal: Pedestal = 0.0, standardise: Standardise = True):
         if scale is not None and not (np.isfinite(scale) and scale > 0):
             raise BadInput(f"scale of the transform {self.name} is {scale}; expected a positive number")
         if not np.isfinite(pedestal):
@@ -261,7 +267,7 @@ class Asinh(ValueTransform):
 
     name = "asinh"
 
-    def __init__(self, scale: float | None = None, pedestal: float = 0.0, standardise: bool = True):
+    def __init__(self, scale: Scale = None, pedestal: Pedestal = 0.0, standardise: Standardise = True):
         super().__init__(scale, pedestal, standardise)
 
     def curve(self, u: Array) -> Array:
@@ -335,7 +341,11 @@ class Anscombe(ValueTransform):
     name = "anscombe"
 
     def __init__(
-        self, scale: float | None = None, pedestal: float = 0.0, standardise: bool = True, read_noise: float = 0.0
+        self,
+        scale: Scale = None,
+        pedestal: Pedestal = 0.0,
+        standardise: Standardise = True,
+        read_noise: Annotated[float, Range(low=0), "of the detector, in the units of the frames"] = 0.0,
     ):
         super().__init__(scale, pedestal, standardise)
         if not read_noise >= 0:

@@ -33,7 +33,7 @@ from .guides import check_label, train_guide
 from ..models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ..models.latent_space import LatentSpace
 from ..ranks.agreement import Ranks
-from ..registry import get
+from ..registry import find, get
 from ..training.checkpoints import load_checkpoint, load_weights
 from ..training.latents import LatentLoader, open_latent_space
 from ..training.setup import run_loaders, run_trainer
@@ -157,7 +157,7 @@ def build_objective(model: nn.Module, cfg: Config) -> nn.Module:
     words = dict(min_snr_gamma=t.min_snr_gamma, condition_dropout=t.condition_dropout, seed=t.seed)
     if isinstance(model, AutoregressiveDiffusion):
         return AutoregressiveObjective(model, weighting=weighting or "edm", **words)
-    weighting = weighting or ("edm" if cfg.model.parameterisation == "edm" else "simple")
+    weighting = weighting or find("parameterisation", cfg.model.parameterisation).traits.get("weighting", "simple")
     return DenoisingObjective(model, training_noise(cfg), weighting=weighting, **words)
 
 # %% ../../nbs/inference/building.ipynb #310e9fa6

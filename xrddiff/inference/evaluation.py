@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..config import inference_config
+from ..contradictions import chosen_options
 from ..errors import BadInput, nearest
 from ..formats.store import read_store
 from ..frames.frames import frame_count, select_frames
@@ -35,6 +36,7 @@ from xrddiff.metrics.reconstruction import (
     pca_codec,
     reconstruct_frames,
 )
+from ..registry import Names, get
 from ..training.checkpoints import load_checkpoint
 from ..training.latents import open_autoencoder
 from ..used_words import model_parts
@@ -228,7 +230,7 @@ class CodecEvaluation:
         quantizer = getattr(self.model, "quantizer", None)
         if quantizer is None:
             return {}
-        return dict(codebook_use=float(quantizer.usage), perplexity=float(quantizer.perplexity))
+        return {name: get("metric", name)(quantizer) for name in Names("metric", of="codebook")}
 
 # %% ../../nbs/inference/evaluation.ipynb #049d7ee2
 def principal_components(evaluation: CodecEvaluation, components: int) -> tuple[str, xr.Dataset]:
@@ -274,7 +276,8 @@ def unseen_still(
     Returns (the still, its reconstruction, its table row).
     """
     i, still = evaluation.cfg.inference, open_data(name)
-    panels = prepare_frames(still, transform=evaluation.cfg.data.transform)
+    how = chosen_options(evaluation.cfg, "data.transform_options")
+    panels = prepare_frames(still, transform=evaluation.cfg.data.transform, transform_options=how)
     words = dict(batch_size=i.batch_size, multiple=evaluation.model.downsampling, shuffle=False)
     by_panel, _ = reconstruct_frames(evaluation.codec, panels.loader(None, **words))
     made = with_intensity(still, by_panel["intensity"].values[None])

@@ -35,7 +35,7 @@ from ..models.generative import DrawSettings
 from ..models.latent_space import LatentSpace, final_latent_stats, pairwise_mse
 from ..plugins import need_plugins
 from ..ranks.agreement import Ranks
-from ..registry import get, name_of
+from ..registry import get, name_of, options
 from ..saved_config import to_yaml
 from ..seeds import numpy_rng
 from ..training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint, load_weights
@@ -120,12 +120,10 @@ def condition_fields(loader: FrameLoader) -> dict[str, Any]:
 # %% ../../nbs/inference/generators.ipynb #bffc24d5
 def training_noise(cfg: Config) -> TrainingNoise:
     """The noise levels at which a denoiser of this configuration is trained."""
-    m, k, name = cfg.model, cfg.model.diffusion_kwargs, noise_name(cfg)
-    if name == "lognormal":
-        return make_noise(name, P_mean=k.P_mean, P_std=k.P_std)
-    if name == "flow":
-        return make_noise(name, shift=m.shift, logit_mean=m.logit_mean, logit_std=m.logit_std)
-    return make_noise(name, schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
+    m, name = cfg.model, noise_name(cfg)
+    words = {k: getattr(m, k) for k in ("shift", "logit_mean", "logit_std")} | asdict(m.diffusion_kwargs)
+    words |= dict(schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
+    return make_noise(name, **{k: words[k] for k in options("training_noise", name) if k in words})
 
 
 def measure_values(
@@ -168,14 +166,15 @@ def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float]
         raise BadInput(
             "inference.clamp is true, and the checkpoint does not say in which range the training values are"
         )
+    levels = chosen_options(cfg, "inference.schedule_options")
+    chosen |= {name: levels.pop(name) for name in ("spacing", "shift") if name in levels}
     return Sampler(
         i.sampler,
         steps,
         i.schedule,
-        spacing=i.spacing,
-        shift=i.shift,
         clamp=tuple(clamp) if clamped else None,
         options=chosen_options(cfg, "inference.sampler_options"),
+        schedule_options=levels,
         **chosen,
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..contradictions import check_frames, data_name
+from ..contradictions import chosen_options, check_frames, data_name
 from ..errors import BadInput
 from ..frames.frames import IMAGE_DIMS, frame_count, select_frames
 from ..frames.labels import LABELS, check_conditions, label_names, with_labels
@@ -170,6 +170,7 @@ def prepare_frames(
     frames: xr.Dataset,
     *,
     transform: str | Transform = "asinh",
+    transform_options: Mapping[str, Any] | None = None,
     train_ratio: float = 0.8,
     contiguous: bool = False,
     seed: int = 42,
@@ -183,6 +184,7 @@ def prepare_frames(
     frames: the frames.
     transform: name of a value transform, or a fitted one, such as that of the autoencoder whose
         latent space is to be used.
+    transform_options: options of a transform given by name (`xrddiff list transform`).
     train_ratio: share of frames for training, 0 … 1.
     contiguous: True = split into contiguous stretches, see `split_by_group`.
     seed: seed of the split and of the choice of patches.
@@ -196,8 +198,9 @@ def prepare_frames(
         images = select_frames(images, np.sort(drawn))
     groups, series = frame_groups(images)
     train, held_out = split_by_group(groups, train_ratio, seed, contiguous=contiguous or series)
-    value = make_transform(transform).fit(images, train) if isinstance(transform, str) else transform
-    return Prepared(images, chain, value, train, held_out)
+    if isinstance(transform, str):
+        transform = make_transform(transform, **(transform_options or {})).fit(images, train)
+    return Prepared(images, chain, transform, train, held_out)
 
 # %% ../../nbs/loading/datasets.ipynb #0d1a4c19
 def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) -> xr.Dataset:
@@ -231,6 +234,7 @@ def prepare_words(
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
     split = {k: getattr(d, k) for k in ("train_ratio", "contiguous", "seed")}
-    prepared = prepare_frames(open_words(cfg, classes), transform=transform or d.transform, **split, **regions)
+    split |= dict(transform=transform or d.transform, transform_options=chosen_options(cfg, "data.transform_options"))
+    prepared = prepare_frames(open_words(cfg, classes), **split, **regions)
     wanted = [name for name in cfg.model.condition or [] if name in LABELS]
     return replace(prepared, frames=with_labels(prepared.frames, wanted)) if wanted else prepared

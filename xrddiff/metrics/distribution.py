@@ -59,7 +59,7 @@ def histogram_distance(h: np.ndarray, other: np.ndarray, centres: np.ndarray) ->
     return float(np.abs(share[:-1]) @ np.diff(centres))
 
 # %% ../../nbs/metrics/distribution.ipynb #57e38f2c
-DISTANCES = Names("distance", detail=False)
+DISTANCES = Names("distance", detail=False) | Names("metric", of="frames")
 DETAILS = Names("distance", detail=True)  # worked out too, and in no table
 
 
@@ -127,11 +127,13 @@ def repeats(reference: SetSummary, test: SetSummary) -> float:
 
 # %% ../../nbs/metrics/distribution.ipynb #d14788c5
 def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
-    """The distances of two sets by name: all that are registered as `distance`. NaN where
-    neither set has what it is about (peaks, two frames to make a pair).
+    """The distances of two sets by name: all that are registered, and those of metrics of single frames.
+
+    NaN where neither set has what it is about (peaks, two frames to make a pair).
     """
     _same_ruler(reference, test)
-    return {name: float(get("distance", name)(reference, test)) for name in DISTANCES + DETAILS}
+    found = {name: float(get("distance", name)(reference, test)) for name in Names("distance")}
+    return found | dict(zip(reference.metrics, wasserstein(reference.values, test.values).tolist(), strict=True))
 
 # %% ../../nbs/metrics/distribution.ipynb #deb2888d
 def _summary(frames: xr.Dataset | SetSummary, ruler: Ruler | None, draw: int | None) -> SetSummary:

@@ -28,7 +28,7 @@ __all__ = ['FEWEST', 'FAR', 'title_of', 'Judgement', 'peak_quantiles', 'findings
 # %% ../../nbs/metrics/judgement.ipynb #bf281e67
 def title_of(distance: str) -> str:
     """What tables call a distance."""
-    known = entries("distance")
+    known = entries("metric") | entries("distance")
     return known[distance].traits.get("title", distance.replace("_", " ")) if distance in known else distance
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +20,19 @@ from ..frames.peaks import find_frame_peaks, radius_map
 from ..errors import BadInput
 from .baselines import PCA, with_intensity
 from ..frames.noise import draw_counts
+from .set_summaries import frame_metric
 from .peak_scores import PeakScore
 from .radial_profiles import FrameScore, RadialProfile
-from ..registry import Names, entries, get
+from ..registry import Names, entries, get, register
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['Codec', 'ROW_NAMES', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'CodecScore',
-           'row_names', 'score_frames', 'score_scene', 'mean_profile', 'missing_scores']
+__all__ = ['Codec', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'Found', 'precision', 'recall',
+           'f1', 'drawn_f1', 'intensity_cc', 'centroid_px', 'poisson_deviance', 'profile_distance', 'scaled_mse', 'mse',
+           'codebook_use', 'perplexity', 'CodecScore', 'row_names', 'score_frames', 'score_scene', 'mean_profile',
+           'missing_scores']
 
 # %% ../../nbs/metrics/reconstruction.ipynb #75cbb8c8
 Codec = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
@@ -91,12 +94,100 @@ def autoencoder_codec(model: Any, device: torch.device | str = "cpu") -> Codec:
 
     return codec
 
+# %% ../../nbs/metrics/reconstruction.ipynb #814befe4
+class Found(NamedTuple):
+    """What was found in all frames of a reconstruction, from which its metrics are read.
+
+    - `peaks`: the scores of `PeakScore` for the test frames.
+    - `drawn`: those of a draw from them; empty if the gain is unknown.
+    - `pixels`: the scores of `FrameScore`.
+    - `gain_known`: whether the frames say how many units a photon is.
+    - `scaled`: mean squared error in network values; None without a transform.
+    """
+
+    peaks: Mapping[str, float]
+    drawn: Mapping[str, float]
+    pixels: Mapping[str, float]
+    gain_known: bool
+    scaled: float | None
+
+
+@register("metric", of="scores", title="peak precision")
+def precision(found: Found) -> float:
+    """Share of the peaks in the reconstruction that are peaks of the measured frame."""
+    return found.peaks["precision"]
+
+
+@register("metric", of="scores", title="peak recall")
+def recall(found: Found) -> float:
+    """Share of the measured peaks that the reconstruction has."""
+    return found.peaks["recall"]
+
+
+@register("metric", of="scores", title="peak F1")
+def f1(found: Found) -> float:
+    """Harmonic mean of precision and recall of the peaks."""
+    return found.peaks["f1"]
+
+
+@register("metric", of="scores", title="peak F1 of a Poisson draw")
+def drawn_f1(found: Found) -> float:
+    """The same for peaks in a Poisson draw from the reconstruction; needs the gain."""
+    return found.drawn.get("f1", nan)
+
+
+@register("metric", of="scores", title="peak intensity CC")
+def intensity_cc(found: Found) -> float:
+    """Correlation of the integrated intensities of matching peaks."""
+    return found.peaks["intensity_cc"]
+
+
+@register("metric", of="scores", title="centroid error, px")
+def centroid_px(found: Found) -> float:
+    """Mean distance of matching peaks."""
+    return found.peaks["centroid_px"]
+
+# %% ../../nbs/metrics/reconstruction.ipynb #49dc0776
+@register("metric", of="scores", title="Poisson deviance")
+def poisson_deviance(found: Found) -> float:
+    """Mean Poisson deviance of a valid pixel; needs the gain."""
+    return found.pixels["poisson_deviance"] if found.gain_known else nan
+
+
+@register("metric", of="scores", title="profile distance")
+def profile_distance(found: Found) -> float:
+    """Relative distance of the radial profiles of a frame; needs the beam centre."""
+    return found.pixels["profile_distance"]
+
+
+@register("metric", of="scores", title="masked MSE, network scale")
+def scaled_mse(found: Found) -> float | None:
+    """Mean squared error of a valid pixel in network values."""
+    return found.scaled
+
+
+@register("metric", of="scores", title="masked MSE, counts")
+def mse(found: Found) -> float:
+    """Mean squared error of a valid pixel in the units of the frames."""
+    return found.pixels["mse"]
+
+
+@register("metric", of="codebook", title="share of the codebook in use")
+def codebook_use(quantizer: Any) -> float:
+    """Share of the codes that were used lately in training."""
+    return float(quantizer.usage)
+
+
+@register("metric", of="codebook", title="perplexity of the codes")
+def perplexity(quantizer: Any) -> float:
+    """As if so many codes were used equally often."""
+    return float(quantizer.perplexity)
+
 # %% ../../nbs/metrics/reconstruction.ipynb #9937f384
 class CodecScore:
     """Scores reconstructed frames against measured ones: peaks, pixels and radial profiles.
 
-    A registered metric, `f(reference, test)` with one number per frame, adds its mean over the
-    frames. Parts of several workers can be merged.
+    Metrics of plug-ins add their means over the frames. Parts of several workers can be merged.
 
     - `transform`: adds scaled_mse, the mean squared error over valid pixels in network values.
     - `is_draw`: the test is a measurement. Otherwise it contains expected values, and drawn_f1 is
@@ -120,7 +211,7 @@ class CodecScore:
         self.direct, self.drawn = PeakScore(radius), PeakScore(radius)
         self.frames, self.gain_known = FrameScore(), True
         self.squares, self.count = 0.0, 0
-        self.more: dict[str, tuple[float, int]] = {}  # of registered metrics: sum, number of frames
+        self.more: dict[str, tuple[float, int]] = {}  # of metrics of single frames: sum, number of frames
 
     def update(self, reference: xr.Dataset, test: xr.Dataset, first: int = 0) -> CodecScore:
         """Add frames; `first` is the number of the first one."""
@@ -131,8 +222,7 @@ class CodecScore:
         if self.gain_known and not self.is_draw:
             self.drawn.update(peaks, find_frame_peaks(draw_counts(test, self.seed, first=first), **self.finder))
         self.frames.update(reference, test)
-        for name in Names("metric"):
-            values = np.asarray(get("metric", name)(reference, test), np.float64)
+        for name, values in _of_each_frame(reference, test).items():
             known = values[np.isfinite(values)]
             total, count = self.more.get(name, (0.0, 0))
             self.more[name] = total + float(known.sum()), count + known.size
@@ -157,44 +247,35 @@ class CodecScore:
         return out
 
     def compute(self) -> dict[str, float]:
-        """The scores by name.
+        """The scores by name: all metrics (`xrddiff list metric`) that are known without a codebook.
 
-        precision, recall, f1, intensity_cc, centroid_px, drawn_f1, mse, poisson_deviance and
-        profile_distance; with a transform also scaled_mse.
+        scaled_mse needs a transform.
         """
-        direct, pixels = self.direct.compute(), self.frames.compute()
-        row = {name: direct[name] for name in ("precision", "recall", "f1", "intensity_cc", "centroid_px")}
-        drawn = direct if self.is_draw else self.drawn.compute() if self.gain_known else {}
-        row["drawn_f1"] = drawn.get("f1", nan)
-        row |= {name: pixels[name] for name in ("mse", "poisson_deviance", "profile_distance")}
-        if not self.gain_known:  # the number of ADU per photon is unknown
-            row["poisson_deviance"] = nan
-        if self.transform is not None:
-            row["scaled_mse"] = self.squares / self.count if self.count else nan
+        found = Found(
+            peaks=self.direct.compute(),
+            drawn=self.direct.compute() if self.is_draw else self.drawn.compute() if self.gain_known else {},
+            pixels=self.frames.compute(),
+            gain_known=self.gain_known,
+            scaled=None if self.transform is None else self.squares / self.count if self.count else nan,
+        )
+        row = {name: get("metric", name)(found) for name in Names("metric", of="scores")}
+        row = {name: value for name, value in row.items() if value is not None}
         return row | {name: total / count if count else nan for name, (total, count) in self.more.items()}
 
-# %% ../../nbs/metrics/reconstruction.ipynb #69e51422
-ROW_NAMES = {
-    "precision": "peak precision",
-    "recall": "peak recall",
-    "f1": "peak F1",
-    "drawn_f1": "peak F1 of a Poisson draw",
-    "intensity_cc": "peak intensity CC",
-    "centroid_px": "centroid error, px",
-    "poisson_deviance": "Poisson deviance",
-    "profile_distance": "profile distance",
-    "scaled_mse": "masked MSE, network scale",
-    "mse": "masked MSE, counts",
-    "codebook_use": "share of the codebook in use",
-    "perplexity": "perplexity of the codes",
-}  # titles of the scores in tables, in order
 
-
-def row_names() -> dict[str, str]:
-    """What tables call the entries of a row, in their order, with those of registered metrics
-    (`title=` of `register`).
+def _of_each_frame(reference: xr.Dataset, test: xr.Dataset) -> dict[str, np.ndarray]:
+    """The numbers of each pair of frames by name: those of metrics that compare pairs, and by how much
+    those of single frames differ.
     """
-    return ROW_NAMES | {name: e.traits.get("title", name.replace("_", " ")) for name, e in entries("metric").items()}
+    out = {name: np.asarray(get("metric", name)(reference, test), np.float64) for name in Names("metric", of=False)}
+    for name in Names("metric", of="frames"):
+        out[name] = np.abs(frame_metric(name, test) - frame_metric(name, reference))
+    return out
+
+# %% ../../nbs/metrics/reconstruction.ipynb #69e51422
+def row_names() -> dict[str, str]:
+    """The titles of the metrics in tables, in their order."""
+    return {name: e.traits.get("title", name.replace("_", " ")) for name, e in entries("metric").items()}
 
 # %% ../../nbs/metrics/reconstruction.ipynb #a7c228e6
 BLOCK = 64  # frames

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,9 +22,23 @@ from ..errors import BadInput
 from .diversity import block_means, frame_distances
 from ..frames.noise import draw_counts
 from .radial_profiles import bin_edges
+from ..registry import Names, get
 
 # %% auto #0
-__all__ = ['LEVELS', 'Ruler', 'SetSummary']
+__all__ = ['LEVELS', 'frame_metric', 'Ruler', 'SetSummary']
+
+# %% ../../nbs/metrics/set_summaries.ipynb #636819fc
+def frame_metric(name: str, frames: xr.Dataset) -> np.ndarray:
+    """The registered metric `name` of each of the `frames`, (n,) float64.
+
+    Raises `BadInput` if it does not return one number for each frame.
+    """
+    found = np.asarray(get("metric", name)(frames), np.float64)
+    if found.shape != (n := frame_count(frames),):
+        raise BadInput(
+            f"the metric {name} returned an array of shape {found.shape}; expected ({n},), a number for each frame"
+        )
+    return found
 
 # %% ../../nbs/metrics/set_summaries.ipynb #843117dc
 LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
@@ -82,7 +96,11 @@ class Ruler:
             edges = bin_edges(radius, rings)
             self.cell = np.clip(np.searchsorted(edges, radius, "right") - 1, 0, len(edges) - 2)
             self.radii = (edges[:-1] + edges[1:]) / 2
+        self.metrics = tuple(Names("metric", of="frames"))
+        if twice := set(self.metrics) & {*Names("distance")}:
+            raise BadInput(f"the metric {min(twice)!r} has the name of a distance; expected another name")
         about = [self.about, self.attrs, self.scale, self.step, self.side, self.finder, self.dims, len(self.radii)]
+        about += [self.metrics] if self.metrics else []
         arrays = [self.mask, self.cell, *(v.values for v in self.places.values())]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
         for array in arrays:
@@ -200,6 +218,7 @@ class Ruler:
         return SetSummary(
             self.key,
             self.radii,
+            self.metrics,
             number=numbers.astype(np.int64),
             pixels=pixels.astype(np.int32),
             profile=profile,
@@ -210,6 +229,7 @@ class Ruler:
             ).astype(np.int32),
             peak_radius=table(owner, place, cells).astype(np.int32),
             blocks=block_means(u, valid, self.side),
+            values=np.array([frame_metric(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 
 # %% ../../nbs/metrics/set_summaries.ipynb #75a1670f
@@ -229,6 +249,7 @@ class SetSummary:
 
     - `key`: identifies the ruler.
     - `radii`: of its rings (ring,), in px.
+    - `metrics`: names of the metrics of single frames.
     - `number`: frame numbers (n,).
     - `pixels`: number of valid pixels (n, ring).
     - `profile`: mean intensity (n, ring); NaN without valid pixels.
@@ -236,10 +257,12 @@ class SetSummary:
     - `peaks`: number of peaks (n,).
     - `peak_intensity`, `peak_radius`: histograms (n, bin) and (n, ring) of the peaks.
     - `blocks`: block means (n, block), see `block_means`.
+    - `values`: the metrics of single frames (n, metric).
     """
 
     key: str
     radii: np.ndarray
+    metrics: tuple[str, ...]
     number: np.ndarray
     pixels: np.ndarray
     profile: np.ndarray
@@ -248,6 +271,7 @@ class SetSummary:
     peak_intensity: np.ndarray
     peak_radius: np.ndarray
     blocks: np.ndarray
+    values: np.ndarray
 
     def __post_init__(self) -> None:
         order = np.argsort(self.number, kind="stable")
@@ -261,7 +285,7 @@ class SetSummary:
 
     def rows(self) -> dict[str, np.ndarray]:
         """The arrays with one row per frame, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[2:]}
+        return {f.name: getattr(self, f.name) for f in fields(self)[3:]}
 
     @cached_property
     def within(self) -> tuple[np.ndarray, np.ndarray]:
@@ -270,23 +294,25 @@ class SetSummary:
 
     def take(self, at: Any) -> SetSummary:
         """The frames at the positions `at`."""
-        return SetSummary(self.key, self.radii, **{name: v[at] for name, v in self.rows().items()})
+        return replace(self, **{name: v[at] for name, v in self.rows().items()})
 
     def merge(self, *others: SetSummary) -> SetSummary:
         """The summary of all parts; the parts are not changed."""
         for other in others:
             _same_ruler(self, other)
         parts = [s.rows() for s in (self, *others)]
-        return SetSummary(self.key, self.radii, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+        return replace(self, **{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
     def state(self) -> dict[str, np.ndarray]:
         """The state as arrays, for `np.savez`; see `from_state`."""
-        return {"key": np.array(self.key), "radii": self.radii, **self.rows()}
+        about = {"key": np.array(self.key), "radii": self.radii, "metrics": np.array(self.metrics, str)}
+        return about | self.rows()
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> SetSummary:
         """The summary from its `state`."""
-        return cls(**{f.name: str(state[f.name]) if f.name == "key" else state[f.name] for f in fields(cls)})
+        about = {"key": str(state["key"]), "metrics": tuple(map(str, state["metrics"]))}
+        return cls(**{f.name: about.get(f.name, state[f.name]) for f in fields(cls)})
 
 # %% ../../nbs/metrics/set_summaries.ipynb #1e2d6f45
 def _same_ruler(a: SetSummary, b: SetSummary) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BadInput, nearest
-from .codebook import QUANTIZERS, Quantized, make_quantizer
+from .codebook import Quantized, make_quantizer
 from xrddiff.models.layers import (
     config_of,
     Downsample,
@@ -25,6 +25,7 @@ from xrddiff.models.layers import (
     group_norm,
     start_as_resampling,
 )
+from ..registry import Names, register
 
 # %% auto #0
 __all__ = ['SIZES', 'Encoder', 'Decoder', 'Latent', 'Autoencoder', 'Reconstruction', 'AutoencoderKL', 'ReconstructionVQ',
@@ -219,6 +220,7 @@ class Reconstruction(NamedTuple):
     logvar: Tensor
 
 
+@register("autoencoder", "vae_kl", help="variational autoencoder with a Gaussian latent; Kingma & Welling")
 class AutoencoderKL(Autoencoder):
     """An `Autoencoder` whose encoder gives mean and log-variance.
 
@@ -267,11 +269,12 @@ class ReconstructionVQ(NamedTuple):
     codes: Tensor
 
 
+@register("autoencoder", "vq", help="autoencoder with a quantised latent, see `xrddiff list quantizer`")
 class AutoencoderVQ(Autoencoder):
     """An `Autoencoder` with a quantised latent.
 
-    quantizer: "vq" or "fsq".
-    quantizer_words: those of `VectorQuantizer` or `FSQ`; the other words are those of
+    quantizer: one of `xrddiff list quantizer`.
+    quantizer_words: those of the quantiser; the other words are those of
         `Autoencoder`.
     """
 
@@ -339,12 +342,12 @@ def make_autoencoder(size: str = "tiny", *, kind: str = "kl", downsampling: int 
     """The autoencoder called `size`, for latents `downsampling` (4 or 8) times smaller along each
     side; `words` replace those of the size.
 
-    kind: "kl", "vq" or "fsq"; with the last two, words that are not of `Autoencoder` go to the
-        quantiser (codes, decay, dead_threshold, levels …).
+    kind: "kl", or the name of a quantiser ("vq", "fsq" …), to which words go that are not of
+        `Autoencoder` (codes, decay, dead_threshold, levels …).
     """
     if size not in SIZES:
         raise BadInput(f"there is no size {size!r}{nearest(str(size), SIZES)}")
-    if kind not in (kinds := ("kl", *QUANTIZERS)):
+    if kind not in (kinds := ("kl", *Names("quantizer"))):
         raise BadInput(f"there is no kind of autoencoder {kind!r}{nearest(str(kind), kinds)}")
     chosen = SIZES[size] | {k: v for k, v in words.items() if v is not None}
     levels = (downsampling // chosen.get("patch", 1)).bit_length()

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BadInput, nearest
+from ..errors import BadInput
+from ..registry import Range, get, register
 
 # %% auto #0
-__all__ = ['QUANTIZERS', 'nearest_code', 'straight_through', 'rotate', 'code_sums', 'perplexity', 'shared_sample', 'kmeans',
-           'Quantized', 'Quantizer', 'VectorQuantizer', 'fsq_levels', 'whitening', 'FSQ', 'make_quantizer']
+__all__ = ['nearest_code', 'straight_through', 'rotate', 'code_sums', 'perplexity', 'shared_sample', 'kmeans', 'Quantized',
+           'Quantizer', 'VectorQuantizer', 'fsq_levels', 'whitening', 'FSQ', 'make_quantizer']
 
 # %% ../../nbs/models/codebook.ipynb #197c4a5f
 def nearest_code(z: Tensor, embed: Tensor) -> Tensor:
@@ -146,6 +147,11 @@ class Quantizer(nn.Module):
         """exp of the entropy of the running use, 0-d: as if so many codes were used alike."""
         return perplexity(self.cluster_size)
 
+    @classmethod
+    def of(cls, channels: int, **words: Any) -> Quantizer:
+        """The quantiser for latents of `channels` channels; the other `words` are its arguments."""
+        return cls(channels=channels, **words)
+
     def bound(self, z: Tensor) -> Tensor:
         """The latent as other models see it, from the output of the encoder; same shape."""
         return z
@@ -173,6 +179,7 @@ class Quantizer(nn.Module):
         self.cluster_size.lerp_(counts, 1 - self.decay)
 
 # %% ../../nbs/models/codebook.ipynb #17aa4844
+@register("quantizer", "vq", help="a learned codebook; van den Oord et al.")
 class VectorQuantizer(Quantizer):
     """Vector quantisation of latents (B, channels, h, w) with a codebook `embed` (K, channels) that
     is a running mean of what chose it.
@@ -195,11 +202,15 @@ class VectorQuantizer(Quantizer):
         codes: int = 1024,
         channels: int = 4,
         *,
-        decay: float = 0.99,
-        eps: float = 1e-5,
-        kmeans_init: bool = True,
-        dead_threshold: float = 0.25,
-        rotation_trick: bool = False,
+        decay: Annotated[float, Range(0, 1), "decay of the codebook's moving averages"] = 0.99,
+        eps: Annotated[float, Range(above=0), "Laplace smoothing of the codes' use"] = 1e-5,
+        kmeans_init: Annotated[bool, "the codebook begins as the k-means of the first latents"] = True,
+        dead_threshold: Annotated[
+            float, Range(0, 0.99), "a code used less than this share of the average is replaced; 0: never"
+        ] = 0.25,
+        rotation_trick: Annotated[
+            bool, "the gradient is turned with the vector, instead of passed straight through"
+        ] = False,
     ):
         if codes < 2 or channels < 1:
             raise BadInput(
@@ -297,6 +308,7 @@ def whitening(covariance: Tensor) -> Tensor:
     return torch.linalg.cholesky(covariance + (1e-4 * covariance.trace() / len(covariance) + 1e-12) * eye)
 
 # %% ../../nbs/models/codebook.ipynb #6a36f4b2
+@register("quantizer", "fsq", grid=True, help="a fixed grid, finite scalar quantisation; Mentzer et al.")
 class FSQ(Quantizer):
     """Finite scalar quantisation of latents (B, len(levels), h, w): each channel is rounded to one
     of its `levels` (3 or more).
@@ -319,9 +331,9 @@ class FSQ(Quantizer):
         self,
         levels: Sequence[int] = (8, 8, 4, 4),
         *,
-        decay: float = 0.99,
-        moment_decay: float = 0.9,
-        whiten: bool = True,
+        decay: Annotated[float, Range(0, 1), "decay of the running count of use"] = 0.99,
+        moment_decay: Annotated[float, Range(0, 1), "decay of the moments of the latent"] = 0.9,
+        whiten: Annotated[bool, "whiten the latent first, to use the grid evenly"] = True,
     ):
         for i, level in enumerate(levels):
             if level < 3:
@@ -343,6 +355,16 @@ class FSQ(Quantizer):
         self.register_buffer("covariance", torch.eye(len(L)))
         self.register_buffer("factor", torch.eye(len(L)))
         self.register_buffer("initialised", torch.tensor(False))
+
+    @classmethod
+    def of(cls, channels: int, *, codes: int = 1024, levels: Sequence[int] | None = None, **words: Any) -> FSQ:
+        """The grid of these `levels`, or one of about `codes` codes."""
+        levels = levels or fsq_levels(channels, codes)
+        if len(levels) != channels:
+            raise BadInput(
+                f"fsq has {len(levels)} levels for {channels} latent channels; expected one for each channel"
+            )
+        return cls(levels, **words)
 
     def bound(self, z: Tensor) -> Tensor:
         """b(w) of what the encoder gave, (B, C, h, w) float32."""
@@ -395,19 +417,8 @@ class FSQ(Quantizer):
         self.initialised.fill_(True)
 
 # %% ../../nbs/models/codebook.ipynb #607eeb0e
-QUANTIZERS: dict[str, type[Quantizer]] = {"vq": VectorQuantizer, "fsq": FSQ}
-
-
 def make_quantizer(name: str, channels: int, **words: Any) -> Quantizer:
-    """The quantiser `name` ("vq" or "fsq") for latents of `channels` channels; fsq without `levels`
-    gets `fsq_levels(channels, codes)`.
+    """The quantiser `name` (`xrddiff list quantizer`) for latents of `channels` channels; fsq without
+    `levels` gets `fsq_levels(channels, codes)`.
     """
-    if name not in QUANTIZERS:
-        raise BadInput(f"there is no quantizer {name!r}{nearest(str(name), QUANTIZERS)}")
-    if name == "vq":
-        return VectorQuantizer(channels=channels, **words)
-    codes = words.pop("codes", 1024)
-    levels = words.pop("levels", None) or fsq_levels(channels, codes)
-    if len(levels) != channels:
-        raise BadInput(f"fsq has {len(levels)} levels for {channels} latent channels; expected one for each channel")
-    return FSQ(levels, **words)
+    return get("quantizer", name).of(channels, **words)

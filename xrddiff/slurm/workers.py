@@ -20,6 +20,7 @@ from typing import Any
 
 from ..plugins import TRUST, state_folder
 from ..errors import BadInput, XrddiffError
+from ..registry import register
 from ..execution.workers import DASHBOARD, Pool, Workers, certificates, close_web_ports
 from . import commands as slurm
 from .profiles import Profile, load_profile
@@ -45,9 +46,10 @@ class SlurmWorkers(Workers):
         return _slurm_pool(self, threads)
 
 
-def slurm_workers(name: str) -> SlurmWorkers:
-    """The workers of `slurm:NAME`; raises `BadInput` where there is no such profile."""
-    profile = load_profile(name)
+@register("launcher", "slurm", help="slurm:PROFILE, jobs of a cluster, see `xrddiff profiles`")
+def slurm_workers(what: str) -> SlurmWorkers:
+    """The workers of `slurm:PROFILE`; raises `BadInput` where there is no such profile."""
+    profile = load_profile(what)
     return SlurmWorkers(profile.ranks, profile)
 
 # %% ../../nbs/slurm/workers.ipynb #5f1db0fc

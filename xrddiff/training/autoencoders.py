@@ -39,10 +39,8 @@ def quantizer_words(cfg: Config) -> dict[str, Any]:
     m = cfg.model
     if model_parts(cfg).autoencoder != "vq":
         return {}
-    if m.quantizer != "vq":
-        return dict(codes=m.codes, levels=m.fsq_levels)
-    words = dict(codes=m.codes, decay=m.codebook_decay, kmeans_init=m.kmeans_init)
-    return words | dict(dead_threshold=m.dead_code_threshold, rotation_trick=m.rotation_trick)
+    words = dict(codes=m.codes) | (dict(levels=m.fsq_levels) if m.quantizer == "fsq" else {})
+    return words | chosen_options(cfg, "model.quantizer_options")
 
 
 def build_autoencoder(cfg: Config) -> nn.Module:

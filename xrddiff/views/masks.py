@@ -13,12 +13,12 @@ from scipy import ndimage
 
 from ..frames.frames import frame_image
 from ..frames.geometry import PanelGeometry, geometry_of
-from ..frames.masks import FILE_BIT, GIVEN_BIT, RULES
+from ..frames.masks import FILE_BIT, GIVEN_BIT, all_rules
 from ..errors import BadInput
 from .plots import SMALL, TINY, Picture, intensity_norm
 
 # %% auto #0
-__all__ = ['RULE_COLOURS', 'reason_bits', 'why_masked', 'show_mask']
+__all__ = ['RULE_COLOURS', 'PLUGIN_COLOUR', 'reason_bits', 'why_masked', 'show_mask']
 
 # %% ../../nbs/views/masks.ipynb #58ea5c19
 RULE_COLOURS = {
@@ -30,11 +30,12 @@ RULE_COLOURS = {
     "edges": "#0072B2",
     "dead": "#D55E00",
 }
+PLUGIN_COLOUR = "#009E73"
 
 
 def reason_bits() -> dict[str, int]:
     """The bit of each reason, by name, in order of precedence."""
-    return {"file": FILE_BIT, "given": GIVEN_BIT} | {r.name: r.bit for r in RULES.values()}
+    return {"file": FILE_BIT, "given": GIVEN_BIT} | {r.name: r.bit for r in all_rules().values()}
 
 
 def why_masked(reasons: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,7 +94,9 @@ def show_mask(ds: xr.Dataset, reasons: np.ndarray, i: int = 0, *, title: str = "
     colours = np.where(inside[..., None], np.asarray(grey, np.float64), 1.0)
     for name, where in reversed(why.items()):
         flat, _ = _flat(ds, where.astype(np.float64), everywhere)
-        colours[_enlarge_isolated(np.nan_to_num(flat) > 0.5, pixels) & inside] = to_rgb(RULE_COLOURS[name])
+        colours[_enlarge_isolated(np.nan_to_num(flat) > 0.5, pixels) & inside] = to_rgb(
+            RULE_COLOURS.get(name, PLUGIN_COLOUR)
+        )
     aspect = image.shape[0] / image.shape[1]
     figure = Picture(8.2, float(np.clip(6.4 * aspect + 0.3, 2.2, 9)))
     ax = figure.add_subplot()
@@ -106,7 +109,10 @@ def show_mask(ds: xr.Dataset, reasons: np.ndarray, i: int = 0, *, title: str = "
     ax.set_title(title, fontsize=SMALL)
     n = reasons.size
     lines = [Patch(fc="#555555", label=f"valid  {(reasons == 0).sum():,}  ({(reasons == 0).mean():.2%})")]
-    lines += [Patch(fc=RULE_COLOURS[k], label=f"{k}  {v.sum():,}  ({v.sum() / n:.2%})") for k, v in why.items()]
+    lines += [
+        Patch(fc=RULE_COLOURS.get(k, PLUGIN_COLOUR), label=f"{k}  {v.sum():,}  ({v.sum() / n:.2%})")
+        for k, v in why.items()
+    ]
     figure.legend(
         handles=lines, loc="outside right upper", fontsize=TINY + 1, frameon=False, title="pixels", title_fontsize=SMALL
     )
