@@ -67,11 +67,13 @@ def data_simulate(args: argparse.Namespace) -> int:
 # %% ../../nbs/cli/data.ipynb #c0a50e15
 def data_convert(args: argparse.Namespace) -> int:
     """Read frames from any supported file and write them as zarr or HDF5."""
+    from xrddiff.plugins import load_standing
     from xrddiff.headers.probe import start_probe
 
     start_probe(args.source)
     from xrddiff.loading.catalog import convert
 
+    load_standing()
     writable(args.target)
     refuse_catalog_name(args.source)
     print(convert(args.source, args.target, overwrite=args.overwrite, **frame_words(args.words)))
@@ -80,11 +82,13 @@ def data_convert(args: argparse.Namespace) -> int:
 # %% ../../nbs/cli/data.ipynb #c0a50e16
 def data_inspect(args: argparse.Namespace) -> int:
     """Print what is in a file of frames; draw one of them."""
+    from xrddiff.plugins import load_standing
     from xrddiff.headers.probe import start_probe
 
     start_probe(args.file)
     from xrddiff.views.inspection import inspect_file
 
+    load_standing()
     png = None
     if not args.no_png:
         png = args.png or picture_name(args.file, args.frame)
@@ -110,12 +114,14 @@ def data_mask(args: argparse.Namespace) -> int:
     """
     from rich.table import Table
 
+    from xrddiff.plugins import load_standing
     from xrddiff.formats.mask_files import check_mask_name, write_mask
     from xrddiff.views.inspection import explain_mask
     from xrddiff.files import writing
     from xrddiff.views.masks import reason_bits, show_mask, why_masked
     from xrddiff.views.plots import png
 
+    load_standing()
     picture = args.png or picture_name(args.file, "mask")
     for path in filter(None, (args.output, picture)):
         writable(path)

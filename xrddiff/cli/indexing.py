@@ -61,7 +61,7 @@ def _summary(indexing: Indexing, given: bool) -> list[str]:
         )
     return lines
 
-# %% ../../nbs/cli/indexing.ipynb #03982225
+# %% ../../nbs/cli/indexing.ipynb #f733e58f
 _COLUMNS = {
     "peaks": "peaks", "indexed": "indexed", "lattices": "lattices", "p": "chance", "rmsd_px": "rmsd px",
     "rmsd_inverse_angstrom": "rmsd 1/Å", "found": "found", "predicted": "predicted",
@@ -96,9 +96,11 @@ def data_index(args: argparse.Namespace) -> int:
     from xrddiff.files import writing
     from xrddiff.indexing.indexer import index_frames
     from xrddiff.indexing.stream import write_stream
+    from xrddiff.plugins import load_standing
     from xrddiff.views.indexing import show_indexing
     from xrddiff.views.plots import png
 
+    load_standing()
     stem = picture_name(args.file, "indexed")[: -len(".png")]
     picture = args.png or f"{stem}.png"
     stream, csv = args.stream or f"{stem}.stream", str(Path(picture).with_suffix(".csv"))
