@@ -173,7 +173,7 @@ def _on_frames(execute: Any, args: argparse.Namespace, kind: str, given: dict[st
 
 # %% ../../nbs/cli/main.ipynb #c9ee00da
 def evaluate(args: argparse.Namespace) -> int:
-    """Judge a trained run anew, its samples or what its autoencoder makes of held-out frames:
+    """Judge a trained run again, its samples or what its autoencoder makes of held-out frames:
     `xrddiff evaluate RUN --workers local:2`.
     """
     from xrddiff.execution.phases import execute_evaluate
@@ -305,7 +305,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=interpolate, parser=p)
 
-    p = commands.add_parser("evaluate", help="judge a trained run anew", description=evaluate.__doc__)
+    p = commands.add_parser("evaluate", help="judge a trained run again", description=evaluate.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run")
     p.add_argument("--samples", metavar="NAME", help="a set under RUN/samples (the one that the run ended with)")
     p.add_argument("--workers", metavar="WHO", help=workers)
