@@ -1,0 +1,72 @@
+"""What each metric sees of frames that are wrong in one known way, in four grades.
+
+    OMP_NUM_THREADS=1 python bench/corruptions.py [--shots 100] [--out bench/results/corruptions.md]
+
+Half of the simulated stills are the reference, the other half are corrupted (xrddiff.metrics.corruptions). Distances of sets are multiples of the floor, the distance of the same half,
+untouched. The others are numbers of the corrupted frames alone; beside them what the untouched frames have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from xrddiff.frames.frames import select_frames
+from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
+from xrddiff.metrics.distribution import DISTANCES, set_distances
+from xrddiff.metrics.judgement import title_of
+from xrddiff.metrics.physics import physics_numbers
+from xrddiff.metrics.set_summaries import Ruler
+from xrddiff.simulation.simulate import simulate
+
+COLUMNS = {
+    "fano": "variance / expected", "zero_excess": "excess of empty pixels", "width": "spot width, px",
+    "completeness": "predicted spots found", "on_lattice": "peaks on the lattice", "rate": "frames indexed",
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shots", type=int, default=100)
+    parser.add_argument("--out", default=Path(__file__).parent / "results" / "corruptions.md", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    frames = simulate("sim128", range(2 * args.shots), seed=7)
+    reference, other = (select_frames(frames, part) for part in np.array_split(np.arange(2 * args.shots), 2))
+    ruler = Ruler(reference)
+    real = ruler.measure(reference, numbers=np.arange(args.shots))
+    own = np.arange(args.shots)
+    floor = set_distances(real, ruler.measure(other, numbers=own))
+
+    def numbers(ds: xr.Dataset) -> dict[str, float]:
+        found = physics_numbers(ds, controls=60, lattices=1)
+        return {label: found[name] for name, label in COLUMNS.items()}
+
+    rows = {("none", ""): {title_of(d): 1.0 for d in DISTANCES} | numbers(other)}
+    for name, (corrupt, grades) in CORRUPTIONS.items():
+        for grade in grades:
+            wrong = corrupt(other, grade)
+            distances = set_distances(real, ruler.measure(wrong, numbers=own))
+            rows[name, f"{grade:g}"] = {title_of(d): distances[d] / floor[d] for d in DISTANCES} | numbers(wrong)
+            print(name, grade, {k: round(v, 3) for k, v in rows[name, f"{grade:g}"].items()}, flush=True)
+    table = pd.DataFrame(rows).T
+    lines = [
+        "# What the metrics see", "",
+        f"`OMP_NUM_THREADS=1 python bench/corruptions.py --shots {args.shots}`; {platform.machine()}, Python {platform.python_version()}.",
+        f"Corrupted stills of sim128 against {args.shots} others. The first {len(DISTANCES)} numbers are distances of sets as multiples of that of untouched frames; the metric named for a corruption is bold.", "",
+        "| corruption | grade | " + " | ".join(table.columns) + " |", "| --- " * (2 + len(table.columns)) + "|",
+    ]  # fmt: skip
+    for (name, grade), row in table.iterrows():
+        cells = [f"**{v:.2f}**" if COLUMNS.get(NAMED.get(name)) == column else f"{v:.2f}" for column, v in row.items()]
+        lines.append(f"| {name} | {grade} | " + " | ".join(cells) + " |")
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

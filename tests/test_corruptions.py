@@ -1,0 +1,55 @@
+"""Each graded corruption is ranked by the metric that is named for it; shuffled spots are seen by indexing alone."""
+
+import numpy as np
+import pytest
+
+from xrddiff.frames.frames import select_frames
+from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
+from xrddiff.metrics.distribution import DISTANCES, set_distances
+from xrddiff.metrics.physics import physics_numbers
+from xrddiff.metrics.set_summaries import Ruler
+from xrddiff.simulation.simulate import simulate
+
+SHOTS = 20
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """(reference, other frames of the same experiment)."""
+    frames = simulate("sim128", range(2 * SHOTS), seed=7)
+    return select_frames(frames, np.arange(SHOTS)), select_frames(frames, np.arange(SHOTS, 2 * SHOTS))
+
+
+@pytest.fixture(scope="module")
+def untouched(sets):
+    return physics_numbers(sets[1], controls=40, lattices=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_grades_are_ranked(name, sets, untouched):
+    corrupt, grades = CORRUPTIONS[name]
+    numbers = [untouched] + [physics_numbers(corrupt(sets[1], g), controls=40, lattices=1) for g in grades]
+    worse = np.array([n[NAMED[name]] for n in numbers])
+    if NAMED[name] in ("on_lattice", "completeness"):
+        worse = -worse
+    steps = np.diff(worse)
+    assert (steps > -0.01).all(), worse  # a first grade may be too small to be seen
+    assert worse[4] - worse[0] > 3 * max(worse[1] - worse[0], 0.01), worse
+
+
+@pytest.mark.slow
+def test_only_indexing_sees_that_the_lattice_is_gone(sets, untouched):
+    corrupt, grades = CORRUPTIONS["shuffled spots"]
+    reference, other = sets
+    shuffled = corrupt(other, grades[-1])
+    ruler = Ruler(reference)
+    real, own, gone = (ruler.measure(ds, numbers=np.arange(SHOTS)) for ds in (reference, other, shuffled))
+    before, after = set_distances(real, own), set_distances(real, gone)
+    for distance in DISTANCES:
+        assert after[distance] < 1.15 * before[distance], distance
+    numbers = physics_numbers(shuffled, controls=40, lattices=1)
+    for name in ("fano", "zero_excess", "width", "elongation"):
+        assert numbers[name] == pytest.approx(untouched[name], rel=0.06, abs=0.01), name
+    assert untouched["rate"] > 0.9 and numbers["rate"] < 0.1
+    assert untouched["on_lattice"] > 0.95 and numbers["on_lattice"] < 0.45
