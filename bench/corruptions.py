@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 
 from xrddiff.frames.frames import select_frames
+from xrddiff.indexing.indexer import make_indexer
 from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
 from xrddiff.metrics.distribution import DISTANCES, set_distances
 from xrddiff.metrics.judgement import title_of
@@ -26,7 +27,7 @@ from xrddiff.metrics.set_summaries import Ruler
 from xrddiff.simulation.simulate import simulate
 
 COLUMNS = {
-    "fano": "variance / expected", "zero_excess": "excess of empty pixels", "width": "spot width, px",
+    "fano": "variance / expected", "zeros": "empty pixels / expected", "width": "spot width, px",
     "completeness": "predicted spots found", "on_lattice": "peaks on the lattice", "rate": "frames indexed",
 }  # fmt: skip
 
@@ -42,10 +43,11 @@ def main() -> None:
     ruler = Ruler(reference)
     real = ruler.measure(reference, numbers=np.arange(args.shots))
     own = np.arange(args.shots)
+    indexer = make_indexer(reference, frames.attrs["unit_cell"], controls=100, lattices=1)
     floor = set_distances(real, ruler.measure(other, numbers=own))
 
     def numbers(ds: xr.Dataset) -> dict[str, float]:
-        found = physics_numbers(ds, controls=60, lattices=1)
+        found = physics_numbers(ds, indexer)
         return {label: found[name] for name, label in COLUMNS.items()}
 
     rows = {("none", ""): {title_of(d): 1.0 for d in DISTANCES} | numbers(other)}

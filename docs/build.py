@@ -52,6 +52,8 @@ PAGES = {
     "docs/architecture.md": "architecture.md",
     "docs/security.md": "security.md",
     "docs/contributing.md": "contributing.md",
+    "bench/results/indexing.md": "indexing_results.md",
+    "bench/results/corruptions.md": "corruptions.md",
     "bench/results/suite.md": "suite.md",
     "CHANGELOG.md": "changelog.md",
 }
@@ -134,7 +136,9 @@ def tidy(markdown: str) -> str:
 def site_links(markdown: str) -> str:
     """Links that hold in the repository, as links that hold on the site; what the site does not carry becomes plain text."""
     markdown = re.sub(r"\]\((?:\.\./)?slurm/README\.md\)", "](on_slurm.md)", markdown)
-    markdown = re.sub(r"\]\((?:\.\./)?bench/results/suite\.md\)", "](suite.md)", markdown)
+    for page, name in PAGES.items():
+        if page.startswith("bench/"):
+            markdown = re.sub(rf"\]\((?:\.\./)?((?:\.\./)*){re.escape(page)}\)", rf"](\1{name})", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?(?:docs|nbs)/", "](", markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(bench/[^)]*\)", r"\1", markdown)
 

@@ -26,7 +26,7 @@ from .refinement import Restraints, refine_lattice
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'Indexer', 'Indexing', 'index_frames']
+__all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'Indexer', 'Indexing', 'make_indexer', 'index_frames']
 
 # %% ../../nbs/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Lattice:
         """
         return float(np.sqrt((self.error**2).mean())), float(np.sqrt((self.excitation**2).mean()))
 
-# %% ../../nbs/indexing/indexer.ipynb #59818963
+# %% ../../nbs/indexing/indexer.ipynb #e264a8c2
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
 SAME = 2.0  # degrees: two lattices closer than this are one crystal
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
@@ -76,6 +76,7 @@ class Indexer:
     restraints: of the refinement.
     slack: relative uncertainty of cell and distance for the search.
     lattices: how many crystals to look for in a frame.
+    shift: (x, y, z) m, of the detector from where the frames say it is; `index_frames` applies it.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class Indexer:
         restraints: Restraints = Restraints(),  # noqa: B008 (frozen)
         slack: float = 0.004,
         lattices: int = 2,
+        shift: Any = (0, 0, 0),
     ):
         self.cell, self.restraints, self.lattices = read_cell(cell), restraints, lattices
+        self.shift = np.asarray(shift, float)
         self.search = OrientationSearch(self.cell, s_max, slack=slack)
         # a little beyond the outermost peak, so that it can be predicted too
         self.sphere = miller_sphere(self.cell, 0.99 / s_max)
@@ -181,7 +184,7 @@ class Indexer:
             lattice.error[rank], lattice.excitation[rank], lattice.p, spots,
         )  # fmt: skip
 
-# %% ../../nbs/indexing/indexer.ipynb #67976e27
+# %% ../../nbs/indexing/indexer.ipynb #60c46a9e
 @dataclass(frozen=True, eq=False)
 class Indexing:
     """What indexing a set of frames found.
@@ -232,7 +235,7 @@ def _row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry: Pan
     }  # fmt: skip
 
 
-def index_frames(
+def make_indexer(
     ds: xr.Dataset,
     cell: Any = None,
     *,
@@ -243,38 +246,67 @@ def index_frames(
     distance_range: float = 0.0,
     restraints: Restraints | None = None,
     seed: int = 0,
-) -> Indexing:
-    """Index `frames` (numbers; None = all) of a data set.
+) -> Indexer:
+    """What all frames of an experiment share: cell, chance level, and where the detector is.
 
     cell: as `read_cell` takes it; None looks for it.
-    peaks: a table with the column `frame`; None finds them.
+    frames: numbers; None = all. peaks: a table with the column `frame`; None finds them.
     lattices: how many crystals to look for in a frame.
     controls: shuffled frames from which the chance level is learnt.
     distance_range: relative; the distance is searched within ± this, on the frames with most peaks.
     Raises `BadInput` if the frames have no geometry or no wavelength.
     """
     as_panels(geometry_of(ds))
-    wanted = list(range(frame_count(ds)) if frames is None else frames)
-    if not wanted:
-        raise BadInput("there are no frames to index; expected at least one")
+    wanted = _wanted(ds, frames)
     peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
     tables = dict(_frame_tables(peaks, wanted))
     geometries = {i: as_panels(geometry_of(ds, i)) for i in wanted}
     richest = sorted(wanted, key=lambda i: -len(tables[i]))
     if cell is None:
         cell = common_cell(find_lattice(scattering_vectors(tables[i], geometries[i])) for i in richest[:20])
-    cell = read_cell(cell)
+    cell, shift = read_cell(cell), np.zeros(3)
     if distance_range:
         shift = _find_shift(cell, tables, geometries, richest[:5], distance_range)
-        geometries = {i: g.moved(shift) for i, g in geometries.items()}
-    vectors = {i: scattering_vectors(tables[i], geometries[i]) for i in wanted}
-    reach = np.concatenate([np.linalg.norm(s, axis=1) for s in vectors.values()])
-    s_max = _outermost(reach)
-    indexer = Indexer(cell, s_max, lattices=lattices, restraints=restraints or Restraints())
-    indexer.learn_chance([vectors[i] for i in wanted], controls, seed)
-    found = {i: indexer(tables[i], geometries[i]) for i in wanted}
-    rows = [_row(i, tables[i], found[i], geometries[i]) for i in wanted]
-    return Indexing(cell, indexer.chance, peaks, pd.DataFrame(rows).set_index("frame"), found)
+    vectors = [scattering_vectors(tables[i], geometries[i].moved(shift)) for i in wanted]
+    s_max = _outermost(np.concatenate([np.linalg.norm(s, axis=1) for s in vectors]))
+    indexer = Indexer(cell, s_max, lattices=lattices, restraints=restraints or Restraints(), shift=shift)
+    indexer.learn_chance(vectors, controls, seed)
+    return indexer
+
+
+def _wanted(ds: xr.Dataset, frames: Iterable[int] | None) -> list[int]:
+    wanted = list(range(frame_count(ds)) if frames is None else frames)
+    if not wanted:
+        raise BadInput("there are no frames to index; expected at least one")
+    return wanted
+
+
+def index_frames(
+    ds: xr.Dataset,
+    cell: Any = None,
+    *,
+    frames: Iterable[int] | None = None,
+    peaks: pd.DataFrame | None = None,
+    indexer: Indexer | None = None,
+    **options: Any,
+) -> Indexing:
+    """Index `frames` (numbers; None = all) of a data set.
+
+    cell, peaks, options: as `make_indexer` takes them.
+    indexer: from `make_indexer`, perhaps for other frames of the experiment; it has a cell.
+    Raises `BadInput` if the frames have no geometry or no wavelength.
+    """
+    as_panels(geometry_of(ds))
+    wanted = _wanted(ds, frames)
+    peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
+    if indexer is None:
+        indexer = make_indexer(ds, cell, frames=wanted, peaks=peaks, **options)
+    rows, found = [], {}
+    for i, table in _frame_tables(peaks, wanted):
+        geometry = as_panels(geometry_of(ds, i)).moved(indexer.shift)
+        found[i] = indexer(table, geometry)
+        rows.append(_row(i, table, found[i], geometry))
+    return Indexing(indexer.cell, indexer.chance, peaks, pd.DataFrame(rows).set_index("frame"), found)
 
 
 def _outermost(reach: np.ndarray) -> float:

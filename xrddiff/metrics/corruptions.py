@@ -109,7 +109,7 @@ def shuffle_spots(ds: xr.Dataset, share: float, seed: int = 0) -> xr.Dataset:
     """A `share` of each frame's spots stands at another azimuth."""
     return _change_spots(ds, share, seed, "shuffled spots", swap=True)
 
-# %% ../../nbs/metrics/corruptions.ipynb #7d83c15e
+# %% ../../nbs/metrics/corruptions.ipynb #b1e733cf
 CORRUPTIONS: dict[str, tuple[Callable[..., xr.Dataset], tuple[float, ...]]] = {
     "blur": (blur, (0.3, 0.45, 0.6, 0.9)),
     "wrong distance": (wrong_distance, (0.01, 0.02, 0.04, 0.08)),
@@ -122,6 +122,6 @@ NAMED = {
     "blur": "width",
     "wrong distance": "on_lattice",
     "dropped peaks": "completeness",
-    "Gaussian noise": "zero_excess",
+    "Gaussian noise": "zeros",
     "shuffled spots": "on_lattice",
 }
