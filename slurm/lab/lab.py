@@ -36,6 +36,8 @@ TOOLS = "munged munge slurmctld slurmd sinfo scontrol srun".split()
 NEW_UTS = 0x04000000  # linux/sched.h: CLONE_NEWUTS
 SET_NAME, SUBREAPER = 15, 36  # linux/prctl.h
 LIBC = ctypes.CDLL(None, use_errno=True)
+# found here, once: a signal in the middle of looking would leave tempfile's own lock held, and `down` would wait for it for ever
+LOCK = Path(tempfile.gettempdir()) / "xrddiff-lab.lock"
 ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 CONF = """\
@@ -200,7 +202,7 @@ def can_name_hosts() -> bool:
 @contextlib.contextmanager
 def alone():
     """One lab at a time looks for ports or edits the machine's host names."""
-    with open(Path(tempfile.gettempdir()) / "xrddiff-lab.lock", "a") as lock:
+    with open(LOCK, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

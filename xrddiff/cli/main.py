@@ -174,12 +174,37 @@ def _on_frames(execute: Any, args: argparse.Namespace, kind: str, given: dict[st
 # %% ../../nbs/cli/main.ipynb #c9ee00da
 def evaluate(args: argparse.Namespace) -> int:
     """Judge a trained run again, its samples or what its autoencoder makes of held-out frames:
-    `xrddiff evaluate RUN --workers local:2`.
+    `xrddiff evaluate RUN --workers local:2`. Or any frames, by physics and beside a reference:
+    `xrddiff evaluate made.cxi --reference real.cxi --cell lysozyme.pdb`.
     """
-    from xrddiff.execution.phases import execute_evaluate
+    if args.reference is None and (Path(args.run).expanduser() / "config.yaml").exists():
+        from xrddiff.execution.phases import execute_evaluate
 
-    show_summary(execute_evaluate(args.run, list(args.words), samples=args.samples, workers=args.workers))
+        if given := [o for o in ("cell", "limit", "output") if getattr(args, o) is not None]:
+            raise BadInput(f"--{given[0]} belongs to the evaluation of frames; give --reference too, or a file")
+        show_summary(execute_evaluate(args.run, list(args.words), samples=args.samples, workers=args.workers))
+        return 0
+    return _evaluate_frames(args)
+
+
+def _evaluate_frames(args: argparse.Namespace) -> int:
+    """`evaluate` of frames that need not be xrddiff's."""
+    from xrddiff.execution.comparing import evaluation_folder, execute_compare
+    from xrddiff.inference.comparison import ComparisonPlan
+
+    if args.words or args.samples:
+        word = args.words[0] if args.words else "--samples"
+        raise BadInput(f"'{word}' belongs to the evaluation of a run; {args.run} is evaluated as frames")
+    limits = {} if args.limit is None else {"limit": args.limit}
+    plan = ComparisonPlan(_absolute(args.run), _absolute(args.reference), _absolute(args.cell), **limits)
+    show_summary(execute_compare(plan, evaluation_folder(args.run, args.output), workers=args.workers))
     return 0
+
+
+def _absolute(name: str | None) -> str | None:
+    """A path that holds in any folder; the name of a data set as it is."""
+    path = None if name is None else Path(name).expanduser()
+    return str(path.absolute()) if path is not None and path.exists() else name
 
 # %% ../../nbs/cli/main.ipynb #ad577e35
 def words_help() -> str:
@@ -305,8 +330,12 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=interpolate, parser=p)
 
-    p = commands.add_parser("evaluate", help="judge a trained run again", description=evaluate.__doc__)
-    p.add_argument("run", metavar="RUN", help="the folder of a run")
+    p = commands.add_parser("evaluate", help="judge a trained run again, or any frames", description=evaluate.__doc__)
+    p.add_argument("run", metavar="RUN_OR_FILE", help="the folder of a run, a file of frames, or a named data set")
+    p.add_argument("--reference", metavar="FILE", help="compare with these frames: a file, a named data set, a run")
+    p.add_argument("--cell", metavar="CELL", help="of frames: a,b,c,α,β,γ and a centring, or a CIF or PDB file")
+    p.add_argument("--limit", type=int, metavar="N", help="of frames: at most so many of each set (10,000)")
+    p.add_argument("-o", "--output", metavar="FOLDER", help="of frames: where the results go (NAME-evaluation)")
     p.add_argument("--samples", metavar="NAME", help="a set under RUN/samples (the one that the run ended with)")
     p.add_argument("--workers", metavar="WHO", help=workers)
     p.add_argument(

@@ -62,7 +62,7 @@ class Lattice:
         """
         return float(np.sqrt((self.error**2).mean())), float(np.sqrt((self.excitation**2).mean()))
 
-# %% ../../nbs/indexing/indexer.ipynb #e264a8c2
+# %% ../../nbs/indexing/indexer.ipynb #9e4a725b
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
 SAME = 2.0  # degrees: two lattices closer than this are one crystal
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
@@ -90,7 +90,7 @@ class Indexer:
         shift: Any = (0, 0, 0),
     ):
         self.cell, self.restraints, self.lattices = read_cell(cell), restraints, lattices
-        self.shift = np.asarray(shift, float)
+        self.s_max, self.shift = s_max, np.asarray(shift, float)
         self.search = OrientationSearch(self.cell, s_max, slack=slack)
         # a little beyond the outermost peak, so that it can be predicted too
         self.sphere = miller_sphere(self.cell, 0.99 / s_max)
@@ -184,7 +184,7 @@ class Indexer:
             lattice.error[rank], lattice.excitation[rank], lattice.p, spots,
         )  # fmt: skip
 
-# %% ../../nbs/indexing/indexer.ipynb #60c46a9e
+# %% ../../nbs/indexing/indexer.ipynb #f82c3fed
 @dataclass(frozen=True, eq=False)
 class Indexing:
     """What indexing a set of frames found.
@@ -194,6 +194,7 @@ class Indexing:
     p < 10⁻³), `p` (of the first), `rmsd_px`, `rmsd_inverse_angstrom`, `predicted`, `found`,
     `distance_mm`, and `reason` where a frame could not be tried.
     lattices: of each frame, the best first.
+    shift: (x, y, z) m, of the detector from where the frames say it is, for all frames.
     """
 
     cell: Cell
@@ -201,6 +202,7 @@ class Indexing:
     peaks: pd.DataFrame
     table: pd.DataFrame
     lattices: dict[int, list[Lattice]]
+    shift: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     @property
     def rate(self) -> float:
@@ -306,7 +308,8 @@ def index_frames(
         geometry = as_panels(geometry_of(ds, i)).moved(indexer.shift)
         found[i] = indexer(table, geometry)
         rows.append(_row(i, table, found[i], geometry))
-    return Indexing(indexer.cell, indexer.chance, peaks, pd.DataFrame(rows).set_index("frame"), found)
+    table = pd.DataFrame(rows).set_index("frame")
+    return Indexing(indexer.cell, indexer.chance, peaks, table, found, indexer.shift)
 
 
 def _outermost(reach: np.ndarray) -> float:
