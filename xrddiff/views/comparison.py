@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['show_sets', 'plot_lattice_shares', 'comparison_pictures', 'comparison_report']
 
-# %% ../../nbs/views/comparison.ipynb #b4d4a8eb
+# %% ../../nbs/views/comparison.ipynb #02eb7600
 def show_sets(sets: Mapping[str, xr.Dataset], n: int = 6) -> Figure:
     """`n` frames of each set, a row each, on a common scale for each row."""
     from matplotlib.figure import Figure
@@ -35,9 +35,10 @@ def show_sets(sets: Mapping[str, xr.Dataset], n: int = 6) -> Figure:
         few = select_frames(ds, evenly_spaced(range(frame_count(ds)), n))
         pictures = [frame_picture(few, i)[0] for i in range(frame_count(few))]
         norm = intensity_norm(np.stack(pictures), "asinh", ds["intensity"].attrs.get("background_sigma"))
-        for ax in row:
+        for ax in row[len(pictures) :]:
             ax.set_axis_off()
         for ax, picture in zip(row, pictures, strict=False):
+            ax.set(xticks=[], yticks=[], facecolor="#8c8c8c")  # grey: masked
             ax.imshow(picture, cmap=INTENSITY, norm=norm, interpolation="nearest")
         row[0].set_title(name, fontsize=SMALL, loc="left")
     return figure
@@ -57,7 +58,7 @@ def plot_lattice_shares(rows: Mapping[str, pd.DataFrame]) -> Figure:
                 values, edges, weights=weights, histtype="step", lw=1.6, color=colour, label=f"{name} ({len(values)})"
             )
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=SMALL, loc="upper left")
+        ax.legend(fontsize=SMALL, loc="upper center")
     ax.set_xlabel("share of a frame's peaks on its best lattice", fontsize=SMALL)
     ax.set_ylabel("share of the frames", fontsize=SMALL)
     ax.tick_params(labelsize=SMALL)
