@@ -177,7 +177,7 @@ def evaluate(args: argparse.Namespace) -> int:
     `xrddiff evaluate RUN --workers local:2`. Or any frames, by physics and beside a reference:
     `xrddiff evaluate made.cxi --reference real.cxi --cell lysozyme.pdb`.
     """
-    if args.reference is None and (Path(args.run).expanduser() / "config.yaml").exists():
+    if args.reference is None and os.path.isfile(os.path.join(os.path.expanduser(args.run), "config.yaml")):
         from xrddiff.execution.phases import execute_evaluate
 
         if given := [o for o in ("cell", "limit", "output") if getattr(args, o) is not None]:
@@ -203,8 +203,8 @@ def _evaluate_frames(args: argparse.Namespace) -> int:
 
 def _absolute(name: str | None) -> str | None:
     """A path that holds in any folder; the name of a data set as it is."""
-    path = None if name is None else Path(name).expanduser()
-    return str(path.absolute()) if path is not None and path.exists() else name
+    path = None if name is None else os.path.expanduser(name)
+    return os.path.abspath(path) if path is not None and os.path.exists(path) else name
 
 # %% ../../nbs/cli/main.ipynb #ad577e35
 def words_help() -> str:

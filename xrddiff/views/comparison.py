@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['show_sets', 'plot_lattice_shares', 'comparison_pictures', 'comparison_report']
 
-# %% ../../nbs/views/comparison.ipynb #02eb7600
+# %% ../../nbs/views/comparison.ipynb #fdae050d
 def show_sets(sets: Mapping[str, xr.Dataset], n: int = 6) -> Figure:
     """`n` frames of each set, a row each, on a common scale for each row."""
     from matplotlib.figure import Figure
@@ -80,8 +80,8 @@ def comparison_report(comparison: Comparison, plan: ComparisonPlan, pictures: Ma
         f"{n} {'frames' if name == 'frames' else 'of the reference'}" for name, n in comparison.sizes.items()
     )
     report = Report(f"{Path(plan.frames).name}{beside}", f"{sizes}.")
-    said = comparison.words() or (["Nothing is off."] if plan.reference else [])
-    report.add("Frames", "\n".join(f"- {sentence}" for sentence in said), figure=pictures["frames"])
+    said = "\n".join(f"- {sentence}" for sentence in comparison.words())
+    report.add("Frames", said, figure=pictures["frames"])
     missing = "\n".join(f"- {name}: {reason}" for name, reason in comparison.why.items())
     text = "An interval (from, to) of 95 % comes from resampling the frames; the reference of a distance is that between two halves of the reference."
     table = pd.DataFrame.from_dict(comparison.table(), orient="index")
