@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -212,8 +212,9 @@ def known_kind(kind: str) -> str:
 
 # %% ../nbs/registry.ipynb #d06f17b5
 def _enter(entry: Entry, thing: Any) -> None:
-    own = entry.source == "__main__" and (entry.kind, entry.name) in _index()  # the notebook of its module
-    if KINDS[entry.kind].closed and not (own or entry.source.startswith("xrddiff.")):
+    if entry.source == "__main__" and (known := _index().get((entry.kind, entry.name))):
+        entry = replace(entry, source=known.source)  # the notebook of its module is being executed
+    if KINDS[entry.kind].closed and not entry.source.startswith("xrddiff."):
         raise BadInput(f"{entry.source}: a plug-in cannot add an {title(entry.kind)}")
     key = entry.kind, entry.name
     other = _LIVE[key][0] if key in _LIVE else _index().get(key)
