@@ -19,8 +19,6 @@ import xarray as xr
 from ..errors import BadInput
 from ..formats.readers import open_frames
 from ..frames.frames import evenly_spaced, frame_count, select_frames
-from ..frames.geometry import geometry_of
-from ..frames.peaks import find_frame_peaks
 from ..indexing.cells import read_cell
 from ..indexing.chance import Chance
 from ..indexing.indexer import Indexer, make_indexer
@@ -136,10 +134,7 @@ class SetComparison:
         few = select_frames(ds, evenly_spaced(self.rows[name], 200))
         cell = self.plan.cell or first.attrs.get("unit_cell") or ds.attrs.get("unit_cell")
         try:
-            geometry_of(ds)
-            made = make_indexer(
-                few, cell, peaks=find_frame_peaks(few), lattices=1, controls=self.plan.controls, seed=self.plan.seed
-            )
+            made = make_indexer(few, cell, lattices=1, controls=self.plan.controls, seed=self.plan.seed)
         except BadInput as error:
             self.why[f"indexing of the {name}"] = str(error)
             return None

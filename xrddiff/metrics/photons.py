@@ -35,9 +35,8 @@ def noise_table(ds: xr.Dataset, frames: Any = None, bins: int = 12) -> pd.DataFr
     about, pedestal = ds["intensity"].attrs, float(ds.attrs.get("pedestal", 0))
     gain, noise = float(about.get("gain", 1.0)), float(ds.attrs.get("read_noise", 0.0))
     wanted = range(frame_count(ds)) if frames is None else frames
-    rows = [
-        _ring_rows(ds["intensity"].isel(frame=f).values - pedestal, frame_mask(ds, f), radius_map(ds)) for f in wanted
-    ]
+    radius = radius_map(ds)
+    rows = [_ring_rows(ds["intensity"].isel(frame=f).values - pedestal, frame_mask(ds, f), radius) for f in wanted]
     rings = np.concatenate([r for r in rows if len(r)] or [np.zeros((0, 4))])
     if not len(rings):
         raise BadInput("no frame has background pixels; expected frames that the mask does not hide")
