@@ -54,7 +54,10 @@ KINDS: dict[str, Kind] = {
     ),
     "annealing": Kind("how the weight of the KL term rises"),
     "transform": Kind("what is done to frames before a network sees them"),
-    "network": Kind("network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions")),
+    "network": Kind(
+        "network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions", "maps")
+    ),
+    "condition_map": Kind("what is known about each place of a frame", given=("frames",)),
     "autoencoder": Kind(
         "model that turns frames into a latent and back",
         given=("in_channels", "out_channels", "latent_channels", "quantizer"),

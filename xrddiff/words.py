@@ -252,6 +252,12 @@ class Model:
         "labels per frame that generation is conditioned on, for instance [digit] or [hit_class,wavelength]",
         only={"denoiser": ANY},
     )
+    condition_maps: list[str] = word(
+        list,
+        "pictures that generation is conditioned on (`xrddiff list condition_map`), for instance [lattice]",
+        choices=Names("condition_map"),
+        only={"denoiser": "unet"},
+    )
     diffusion_kwargs: DiffusionKwargs = field(default_factory=DiffusionKwargs)
 
     unet_patch: int | None = word(
@@ -582,6 +588,11 @@ class Inference:
         dict,
         "values to generate for, as {hit_class: single} or {wavelength: 1.3}; else those of training frames",
         only={"model.condition": ANY},
+    )
+    lattice: dict[str, Any] = word(
+        dict,
+        "crystal to generate for, as {cell: my.pdb, orientations: random}; else those of training frames, newly turned",
+        only={"model.condition_maps": ANY},
     )
     poisson: bool = word(False, "also draw photon counts from expected values", only={"latent": True})
     judge_conditions: bool = word(

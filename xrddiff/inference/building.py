@@ -5,6 +5,7 @@
 # %% ../../nbs/inference/building.ipynb #a824615b
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from xrddiff.inference.generators import (
     training_noise,
 )
 from .guides import check_label, train_guide
+from .lattices import lattice_table
 from ..models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ..models.latent_space import LatentSpace
 from ..ranks.agreement import Ranks
@@ -48,8 +50,8 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'build_network', 'build_autoregressive',
-           'build_objective', 'Building', 'build_generative']
+__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'map_channels', 'build_network',
+           'build_autoregressive', 'build_objective', 'Building', 'build_generative']
 
 # %% ../../nbs/inference/building.ipynb #dc8572cd
 def open_space(
@@ -103,6 +105,11 @@ def frame_multiple(cfg: Config, space: LatentSpace | None = None) -> int:
     return own * (1 if space is None else space.downsampling)
 
 # %% ../../nbs/inference/building.ipynb #39501351
+def map_channels(names: Sequence[str], space: LatentSpace | None) -> dict[str, int]:
+    """Channels of each condition map beside what is denoised: in a latent, blocks are folded."""
+    return {name: 1 if space is None else space.downsampling**2 for name in names}
+
+
 def build_network(cfg: Config, channels: int, space: LatentSpace | None, fields: dict[str, Any]) -> nn.Module:
     """The network of a run's denoiser, by its name in the registry.
 
@@ -117,6 +124,7 @@ def build_network(cfg: Config, channels: int, space: LatentSpace | None, fields:
         out_channels=channels,
         mask_channel=cfg.model.mask_channel and space is None,
         conditions=fields,
+        maps=map_channels(cfg.model.condition_maps, space),
         **network_words(cfg, space),
     )
 
@@ -206,6 +214,7 @@ class Building:
         """What every checkpoint contains besides the weights."""
         g = self.generator
         about = dict(space=g.space, conditions=g.conditions, data_range=g.data_range, classes=g.classes)
+        about |= dict(maps=g.maps, lattices=g.lattices)
         return self.prepared.state() | generator_state(g.model, g.shape, **about)
 
     def trainer(self, run: str | Path) -> Trainer:
@@ -267,9 +276,12 @@ def build_generative(
     values = measure_values(loaders[0], cfg.model.diffusion_kwargs.sigma_data, space=space, ranks=Ranks(accelerator))
     model = _build_model(cfg, shape, space, fields, values)
     template = template_frames(prepared.frames)
+    maps = tuple(cfg.model.condition_maps)
+    lattices = lattice_table(prepared.frames, prepared.train) if "lattice" in maps else []
     generator = Generator(
-        model, shape, prepared.transform, template, space, conditions, values[1], accelerator.device, classes=classes
-    )
+        model, shape, prepared.transform, template, space, conditions, values[1], accelerator.device,
+        classes=classes, maps=maps, lattices=lattices,
+    )  # fmt: skip
     return Building(cfg, prepared, accelerator, generator, build_objective(model, cfg), loaders, fields, values[0])
 
 

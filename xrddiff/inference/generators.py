@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -28,7 +29,10 @@ from ..frames.labels import LABELS, class_names, label_value
 from ..frames.noise import draw_counts
 from ..frames.pipelines import transform_from_state
 from ..frames.transforms import Transform
+from ..frames.geometry import Geometry
 from .guides import Guide, open_guide
+from .lattices import Lattices, resolution_note
+from ..loading.condition_maps import ConditionMaps, fold
 from ..loading.loader import FrameLoader
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
 from ..models.generative import DrawSettings
@@ -52,7 +56,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['STEPS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_classes', 'condition_fields', 'training_noise',
            'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator', 'keep_template',
-           'draw_settings', 'ready_sampler', 'SampleJob', 'open_sample_job']
+           'draw_settings', 'check_lattice', 'ready_sampler', 'SampleJob', 'open_sample_job']
 
 # %% ../../nbs/inference/generators.ipynb #b0ee0c00
 def template_frames(frames: xr.Dataset) -> xr.Dataset:
@@ -193,6 +197,8 @@ class Generator:
     device: where the model is.
     about: attributes added to every set of samples.
     classes: condition -> class names.
+    maps: names of the condition maps that the model takes.
+    lattices: the crystals of the training frames, see `lattice_table`.
     """
 
     model: nn.Module
@@ -205,6 +211,8 @@ class Generator:
     device: torch.device | str = "cpu"
     about: dict[str, Any] = field(default_factory=dict)
     classes: dict[str, list[str]] = field(default_factory=dict)
+    maps: tuple[str, ...] = ()
+    lattices: list[list[list[float]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.transform.invertible:
@@ -288,7 +296,32 @@ class Generator:
         mask, cond = self.mask(), self.condition(samples, settings.seed, settings.values)
         if mask is not None:
             cond["mask"] = mask.expand(len(samples), -1, -1, -1)
+        cond |= self.condition_maps(samples, settings)
         return self.model.draw(self.shape, samples, settings, cond=cond, callback=callback, device=self.device)
+
+    def condition_maps(self, samples: Sequence[int], settings: DrawSettings) -> dict[str, Tensor]:
+        """The condition maps of samples, name -> (B, channels, H, W), at the resolution of what is
+        drawn.
+        """
+        if not self.maps:
+            return {}
+        blank = np.broadcast_to(np.float32(0), (len(samples), *self.template["intensity"].shape[1:]))
+        asked = self.with_conditions(self.frames(blank, samples), settings)
+        factor = 1 if self.space is None else self.space.downsampling
+        padded = tuple(factor * n for n in self.shape[1:])
+        made = ConditionMaps(asked, self.maps, padded)(range(len(samples)))
+        return {name: fold(m, factor).to(self.device) for name, m in made.items()}
+
+    def _lattice_rows(self, columns: Mapping[str, np.ndarray], samples: Sequence[int], seed: int) -> list[int]:
+        """For each sample, a row of the training frames whose classes are those of the sample."""
+        fits = np.ones((len(samples), len(self.lattices)), bool)
+        for name, values in columns.items():
+            if isinstance(self.fields.get(name), int) and len(self._table[name]) == len(self.lattices):
+                fits &= self._table[name][None] == np.asarray(values)[:, None]
+        return [
+            int(numpy_rng(seed, "lattice row", int(i)).choice(np.flatnonzero(row) if row.any() else len(row)))
+            for i, row in zip(samples, fits, strict=True)
+        ]
 
     @torch.no_grad()
     def decode(self, drawn: Tensor) -> Tensor:
@@ -358,13 +391,14 @@ class Generator:
             whole.clear()
         numbers = [i for n, _ in chunks for i in n]
         frames = self.frames(torch.cat([v for _, v in chunks]).numpy(), numbers, seed=settings.seed)
-        return self.with_conditions(frames, settings.seed, settings.values), torch.cat(drawn)
+        return self.with_conditions(frames, settings), torch.cat(drawn)
 
-    def with_conditions(
-        self, frames: xr.Dataset, seed: int, values: Mapping[str, float | str] | None = None
-    ) -> xr.Dataset:
-        """Samples with the conditions that they are made for, see `condition`."""
-        columns = self.condition(frames["sample"].values, seed, values)
+    def with_conditions(self, frames: xr.Dataset, settings: DrawSettings) -> xr.Dataset:
+        """Samples with the conditions that they are made for, see `condition`, and the crystals, see
+        `Lattices`.
+        """
+        samples, seed = frames["sample"].values, settings.seed
+        columns = self.condition(samples, seed, settings.values)
         out = frames.copy()
         for name, column in columns.items():
             names = self.names(name)
@@ -372,6 +406,12 @@ class Generator:
             out[name] = ("frame", column.cpu().numpy(), about)
         if "frame_panel" in columns:
             out.attrs.pop("panel", None)
+        if "lattice" in self.maps:
+            known = {name: column.cpu().numpy() for name, column in columns.items()}
+            rows = self._lattice_rows(known, samples, seed)
+            cells, orientations = Lattices(self.lattices, settings.lattice).draw(samples, seed, rows)
+            out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
+            out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
         return out
 
 # %% ../../nbs/inference/generators.ipynb #468c8a0a
@@ -386,6 +426,8 @@ def generator_state(
     conditions: Mapping[str, Any] | None = None,
     data_range: Sequence[float] | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
+    maps: Sequence[str] = (),
+    lattices: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """What a checkpoint contains so that `open_generator` can restore the model: JSON values.
 
@@ -395,6 +437,8 @@ def generator_state(
     conditions: see `condition_table`.
     data_range: (lowest, highest) training value.
     classes: see `condition_classes`.
+    maps: names of the condition maps.
+    lattices: see `lattice_table`.
     """
     autoregressive = isinstance(model, AutoregressiveDiffusion)
     return {
@@ -407,6 +451,8 @@ def generator_state(
             "conditions": dict(conditions or {}),
             "classes": {name: list(names) for name, names in (classes or {}).items()},
             "limits": None if data_range is None else list(data_range),
+            "maps": list(maps),
+            "lattices": list(lattices),
         },
     }
 
@@ -456,6 +502,7 @@ def open_generator(
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
+        tuple(state.get("maps", ())), state.get("lattices", []),
     )  # fmt: skip
 
 
@@ -472,9 +519,34 @@ def draw_settings(cfg: Config, sampler: Sampler, guide: Guide | None = None) -> 
     guide: the guide, or None.
     """
     i, interval = cfg.inference, cfg.inference.guidance_interval
-    words = dict(seed=i.seed, values=dict(i.condition), batch_size=i.batch_size, guidance_scale=i.guidance_scale)
+    words = dict(
+        seed=i.seed,
+        values=dict(i.condition),
+        lattice=dict(i.lattice),
+        batch_size=i.batch_size,
+        guidance_scale=i.guidance_scale,
+    )
     words |= dict(guidance_interval=interval and tuple(interval), order_steps=cfg.model.order_steps)
     return DrawSettings(sampler, guide=guide, **words)
+
+
+def check_lattice(generator: Generator, cfg: Config) -> None:
+    """Raise `BadInput` if the crystals in `inference.lattice` cannot be drawn; warn if the detector is
+    too coarse for them.
+    """
+    wanted = dict(cfg.inference.lattice)
+    if not wanted:
+        return
+    if "lattice" not in generator.maps:
+        raise BadInput(
+            "inference.lattice: the model was not trained with maps of lattices; expected model.condition_maps=[lattice]"
+        )
+    lattices = Lattices(generator.lattices, wanted)
+    i = cfg.inference
+    lattices.draw([i.first_sample, i.first_sample + i.num_samples - 1], i.seed)
+    note = None if lattices.cell is None else resolution_note(lattices.cell, Geometry.from_frames(generator.template))
+    if note is not None:
+        warnings.warn(note, stacklevel=2)
 
 
 def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
@@ -485,6 +557,7 @@ def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
     sampler = make_sampler(cfg, token=generator.autoregressive, clamp=generator.data_range)
     sampler.sigmas(None if generator.autoregressive else generator.model)
     generator.condition([0], cfg.inference.seed, cfg.inference.condition)
+    check_lattice(generator, cfg)
     if cfg.inference.poisson and "gain" not in generator.template["intensity"].attrs:
         raise BadInput(
             f"inference.poisson is true, and the frames do not say how many {generator.unit} a photon is; expected the attribute gain of intensity"
@@ -577,7 +650,7 @@ class SampleJob:
         g, i = self.generator, self.cfg.inference
         shape = (self.count, *g.template["intensity"].shape[1:])
         frames = g.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
-        frames = g.with_conditions(frames, i.seed, i.condition)
+        frames = g.with_conditions(frames, self.settings)
         if self.poisson:
             frames["drawn"] = frames["intensity"]
         if g.space is not None:

@@ -20,6 +20,7 @@ from ..frames.spatial import Crop, Panels, Patches, Pool
 from ..frames.topk import TopK
 from ..frames.pipelines import Pipeline, make_transform
 from ..frames.transforms import Transform
+from ..indexing.lattice_maps import with_lattices
 from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
 from ..words import AUTOMASK
@@ -237,4 +238,7 @@ def prepare_words(
     split |= dict(transform=transform or d.transform, transform_options=chosen_options(cfg, "data.transform_options"))
     prepared = prepare_frames(open_words(cfg, classes), **split, **regions)
     wanted = [name for name in cfg.model.condition or [] if name in LABELS]
-    return replace(prepared, frames=with_labels(prepared.frames, wanted)) if wanted else prepared
+    frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
+    if "lattice" in cfg.model.condition_maps and not {"cell", "orientation"} <= {*frames.variables}:
+        frames = with_lattices(frames)
+    return prepared if frames is prepared.frames else replace(prepared, frames=frames)

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,7 @@ class FrameLoader:
     drop_last: True = leave out a last batch that is not full.
     cond: names of the per-frame variables to include; None = all numbers. They are kept in
         `conditions`, name -> values for all frames.
+    maps: names of the condition maps to include, as pictures (B, 1, H, W).
     A frame with NaN or Inf at valid pixels, without any valid pixel, or that cannot be read raises
     `BadInput` when its turn comes.
     """
@@ -161,6 +162,7 @@ class FrameLoader:
         pin_memory: bool = False,
         drop_last: bool = False,
         cond: Sequence[str] | None = None,
+        maps: Sequence[str] = (),
     ):
         self.name = str(frames.encoding.get("source") or frames.attrs.get("source") or "the data set")
         validate_frames(frames, self.name, geometry=False)
@@ -206,6 +208,7 @@ class FrameLoader:
         self._mask = None if self._own_masks else quick_mask(frame_mask(frames))
         self._mask_of = mask_function(frames) if self._own_masks else None
         self.conditions = _conditions(frames, cond)
+        self.maps = _condition_maps(frames, maps, self.shape)
         self._read = frame_reader(value)
         self._buffers: list[np.ndarray] = []
         self._lock = threading.Lock()
@@ -272,7 +275,7 @@ class FrameLoader:
             "x": self._placed(torch.from_numpy(x)),
             "mask": mask if self._own_masks else mask.expand(len(rows), 1, *self.shape),
             "index": torch.from_numpy(rows.copy()),
-            "cond": {name: torch.from_numpy(v[rows]) for name, v in self.conditions.items()},
+            "cond": {name: torch.from_numpy(v[rows]) for name, v in self.conditions.items()} | self.maps(rows),
         }
 
     def _placed(self, values: Tensor) -> Tensor:
@@ -346,3 +349,13 @@ def _conditions(frames: xr.Dataset, names: Sequence[str] | None) -> dict[str, np
                 f"there is no number {name!r} per frame to condition on{nearest(str(name), found or ['none'])}"
             )
     return {name: found[name] for name in names}
+
+
+def _condition_maps(
+    frames: xr.Dataset, names: Sequence[str], shape: tuple[int, int]
+) -> Callable[[Any], dict[str, Any]]:
+    if not names:
+        return lambda rows: {}
+    from xrddiff.loading.condition_maps import ConditionMaps  # costs an import of PyTorch
+
+    return ConditionMaps(frames, names, shape)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from .conditioning import Conditions, Embedding, sinusoidal
+from .conditioning import Conditions, Embedding, Pictures, sinusoidal
 from .layers import config_of
 from .transformer import Attention, grid_code
 from ..registry import Range, register
@@ -70,8 +70,7 @@ class DiT(nn.Module):
     width, depth, heads: of the transformer; the width is a multiple of the heads, and of 4.
     mlp_ratio: hidden width of an MLP, over the width.
     label_scale: what the noise label is multiplied by before it becomes waves.
-    mask_channel: cond["mask"] (B, 1, H, W) bool is an additional channel; without it all pixels
-        count as valid.
+    mask_channel, maps: what is appended to `x` as channels, see `Pictures`.
     conditions: see `Conditions`.
 
     Source: arXiv 2212.09748.
@@ -93,23 +92,24 @@ class DiT(nn.Module):
         label_scale: Annotated[float, Range(above=0), "factor on the noise label"] = 1.0,
         mask_channel: bool = False,
         conditions: Mapping[str, int | Sequence[float]] | None = None,
+        maps: Mapping[str, int] | None = None,
     ):
         super().__init__()
         if width % heads or width % 4:
             raise BadInput(
                 f"the transformer has a width of {width} and {heads} heads; expected a multiple of the heads and of 4"
             )
-        self.in_channels, self.mask_channel, self.patch = in_channels, mask_channel, patch
+        self.in_channels, self.patch, self.pictures = in_channels, patch, Pictures(mask_channel, maps)
         self.downsampling = patch
         self.label_scale = float(label_scale)
-        self.embed = nn.Conv2d(in_channels + mask_channel, width, patch, stride=patch)
+        self.embed = nn.Conv2d(in_channels + self.pictures.channels, width, patch, stride=patch)
         self.time_embedding = Embedding(256, width)
         self.condition = Conditions(conditions or {}, width)
         self.blocks = nn.ModuleList([DiTBlock(width, heads, mlp_ratio) for _ in range(depth)])
         self.modulation_out = nn.Linear(width, 2 * width)
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(width, patch**2 * out_channels)
-        label_scale, conditions = self.label_scale, self.condition.fields
+        label_scale, conditions, maps = self.label_scale, self.condition.fields, self.pictures.maps
         self.config = config_of(locals())
         self._initialise()
 
@@ -127,25 +127,24 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def tokens(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, width) of `x` (B, in_channels, H, W), with their places, row by row."""
-        self._check(x, mask)
-        x = x.to(self.embed.weight.dtype)
-        if self.mask_channel:
-            x = torch.cat([x, torch.ones_like(x[:, :1]) if mask is None else mask.to(x)], 1)
-        maps = self.embed(x)
-        place = grid_code(*maps.shape[2:], maps.shape[1]).to(maps)
-        return maps.flatten(2).transpose(1, 2) + place
+    def tokens(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Tokens (B, N, width) of `x` (B, in_channels, H, W) and the pictures of `cond`, with their
+        places, row by row.
+        """
+        self._check(x)
+        features = self.embed(self.pictures(x.to(self.embed.weight.dtype), cond))
+        place = grid_code(*features.shape[2:], features.shape[1]).to(features)
+        return features.flatten(2).transpose(1, 2) + place
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """F (B, out_channels, H, W), at least float32, from `x` (B, in_channels, H, W),
-        `noise_label` (B,) and `cond` (classes, numbers, "mask").
+        `noise_label` (B,) and `cond` (classes, numbers, "mask", maps).
         """
         if noise_label.ndim != 1 or len(noise_label) not in (1, len(x)):
             raise BadInput(
                 f"the transformer got noise labels of shape {tuple(noise_label.shape)}; expected ({len(x)},), one per frame"
             )
-        h = self.tokens(x, None if cond is None else cond.get("mask"))
+        h = self.tokens(x, cond)
         waves = sinusoidal(self.label_scale * noise_label.expand(len(x)), self.time_embedding.linear_1.in_features)
         c = self.time_embedding(waves.to(self.embed.weight.dtype))
         if self.condition:
@@ -164,8 +163,8 @@ class DiT(nn.Module):
             out = F.linear(modulate(self.norm_out(h.float()), shift, scale), weight, bias)
         return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (rows, -1)), self.patch)
 
-    def _check(self, x: Tensor, mask: Tensor | None) -> None:
-        """Refuse maps of other channels or sizes, and a mask that is not theirs."""
+    def _check(self, x: Tensor) -> None:
+        """Refuse frames of other channels or sizes."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise BadInput(
                 f"the transformer got an input of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width)"
@@ -173,9 +172,4 @@ class DiT(nn.Module):
         if x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise BadInput(
                 f"the transformer got maps of {x.shape[2]} x {x.shape[3]} pixels; expected multiples of its patch, {self.patch}"
-            )
-        wanted = (len(x), 1, *x.shape[2:])
-        if self.mask_channel and mask is not None and tuple(mask.shape) != wanted:
-            raise BadInput(
-                f"the transformer got a mask of shape {tuple(mask.shape)}; expected {wanted} as the frames have"
             )

@@ -27,6 +27,7 @@ class DrawSettings:
     seed: of the noise, the conditions and the order of tokens.
     values: requested conditions, name -> number or class name; the others are those of training
         frames.
+    lattice: requested crystal, see `inference.lattices.Lattices`; {} = those of training frames.
     guidance_scale, guidance_interval: classifier-free guidance, and the noise levels at which it
         acts (None: all).
     guide: replaces both: `guide(denoise)` is a guided `denoise`.
@@ -37,6 +38,7 @@ class DrawSettings:
     sampler: Sampler = Sampler()
     seed: int = 0
     values: Mapping[str, float | str] = field(default_factory=dict)
+    lattice: Mapping[str, Any] = field(default_factory=dict)
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None
     guide: Callable[[Any], Any] | None = None

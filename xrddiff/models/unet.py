@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import BadInput, nearest
-from .conditioning import Conditions, Embedding, sinusoidal
+from .conditioning import Conditions, Embedding, Pictures, sinusoidal
 from xrddiff.models.layers import (
     Downsample,
     MidBlock,
@@ -110,8 +110,7 @@ class UNet(nn.Module):
     scale_shift: noise level and conditions scale and shift the norms instead of being added.
     dropout: share of values dropped in training.
     label_scale: what the noise label is multiplied by before it becomes waves.
-    mask_channel: cond["mask"] (B, 1, H, W) bool is an additional channel; without it all pixels
-        count as valid.
+    mask_channel, maps: what is appended to `x` as channels, see `Pictures`.
     patch: side of the block of pixels that is folded into channels.
     conditions: see `Conditions`.
     Without mask and patch the parameters are those of diffusers' UNet2DModel by name and shape.
@@ -137,6 +136,7 @@ class UNet(nn.Module):
         mask_channel: bool = False,
         patch: Annotated[int, Range(low=1), "side of the block of pixels that is folded into channels"] = 1,
         conditions: Mapping[str, int | Sequence[float]] | None = None,
+        maps: Mapping[str, int] | None = None,
     ):
         super().__init__()
         widths = tuple(widths)
@@ -152,7 +152,7 @@ class UNet(nn.Module):
             raise BadInput(
                 f"the U-Net has {len(widths)} widths and {len(attention)} entries of attention; expected one of each per level"
             )
-        self.in_channels, self.mask_channel, self.patch = in_channels, mask_channel, patch
+        self.in_channels, self.patch, self.pictures = in_channels, patch, Pictures(mask_channel, maps)
         self.label_scale = float(label_scale)
         self.downsampling = patch * 2 ** (len(widths) - 1)
         first, time_channels, deepest = widths[0], 4 * widths[0], len(widths) - 1
@@ -160,7 +160,7 @@ class UNet(nn.Module):
             groups=norm_groups, eps=1e-5, time_channels=time_channels, scale_shift=scale_shift, dropout=dropout
         )
 
-        self.conv_in = nn.Conv2d((in_channels + mask_channel) * patch**2, first, 3, padding=1)
+        self.conv_in = nn.Conv2d((in_channels + self.pictures.channels) * patch**2, first, 3, padding=1)
         self.time_embedding = Embedding(first, time_channels)
         self.class_embedding = Conditions(conditions or {}, time_channels)
         kept, channels = [first], first
@@ -180,7 +180,7 @@ class UNet(nn.Module):
             channels = width
         self.conv_norm_out = group_norm(channels, norm_groups, 1e-5)
         self.conv_out = nn.Conv2d(channels, out_channels * patch**2, 3, padding=1)
-        label_scale, conditions = self.label_scale, self.class_embedding.fields
+        label_scale, conditions, maps = self.label_scale, self.class_embedding.fields, self.pictures.maps
         self.config = config_of(locals())
         with torch.no_grad():
             for last in [m.conv2 for m in self.modules() if isinstance(m, ResnetBlock)] + [self.conv_out]:
@@ -189,9 +189,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """F (B, out_channels, H, W), at least float32, from `x` (B, in_channels, H, W),
-        `noise_label` (B,) and `cond` (classes, numbers, "mask").
+        `noise_label` (B,) and `cond` (classes, numbers, "mask", maps).
         """
-        x = self._input(x, None if cond is None else cond.get("mask"))
+        x = self._input(x, cond)
         dtype = x.dtype
         if noise_label.ndim != 1 or len(noise_label) not in (1, len(x)):
             raise BadInput(
@@ -210,10 +210,8 @@ class UNet(nn.Module):
             x = level(x, time, kept)
         return F.pixel_shuffle(full_head(self.conv_norm_out, self.conv_out, x), self.patch)
 
-    def _input(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`x` with the mask beside it if there is a channel for it, in the type of the
-        parameters.
-        """
+    def _input(self, x: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
+        """`x` with mask and maps beside it, in the type of the parameters."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise BadInput(
                 f"the U-Net got an input of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width)"
@@ -222,15 +220,7 @@ class UNet(nn.Module):
             raise BadInput(
                 f"the U-Net got maps of {x.shape[2]} x {x.shape[3]} pixels; expected multiples of its downsampling, {self.downsampling}"
             )
-        x = x.to(self.conv_in.weight.dtype)
-        if not self.mask_channel:
-            return x
-        if mask is None:
-            return torch.cat([x, torch.ones_like(x[:, :1])], 1)
-        wanted = (len(x), 1, *x.shape[2:])
-        if tuple(mask.shape) != wanted:
-            raise BadInput(f"the U-Net got a mask of shape {tuple(mask.shape)}; expected {wanted} as the frames have")
-        return torch.cat([x, mask.to(x)], 1)
+        return self.pictures(x.to(self.conv_in.weight.dtype), cond)
 
 # %% ../../nbs/models/unet.ipynb #80402213
 def make_unet(size: str = "tiny", **words: Any) -> UNet:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..loading.condition_maps import fold
 from ..loading.loader import FrameLoader
 from ..errors import BadInput
 from ..files import sha256
@@ -219,7 +220,8 @@ class LatentLoader:
             for name, value in zip(("mean", "std"), self.space.normalise(*found), strict=True):
                 if value is not None:
                     codes.setdefault(name, torch.empty_like(codes["mean"]))[j] = value[0].cpu()
-        return codes | {f"cond {k}": v for k, v in batch["cond"].items()}
+        factor = self.space.downsampling
+        return codes | {f"cond {k}": v if v.ndim == 1 else fold(v, factor) for k, v in batch["cond"].items()}
 
     def _keep(self, rows: list[int], codes: dict[str, Tensor]) -> None:
         if rows and not self._kept:

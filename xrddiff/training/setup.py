@@ -64,6 +64,7 @@ def run_loaders(
         threads=cfg.data.threads,
         pin_memory=accelerator.device.type == "cuda" if cfg.data.pin_memory is None else cfg.data.pin_memory,
         cond=cfg.model.condition or [],
+        maps=cfg.model.condition_maps if diffusion else [],
     )
     train = prepared.loader(prepared.train, seed=cfg.data.seed, **options)
     return train, prepared.loader(prepared.held_out, shuffle=False, **options)
