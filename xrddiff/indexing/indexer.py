@@ -26,7 +26,8 @@ from .refinement import Restraints, refine_lattice
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'Indexer', 'Indexing', 'make_indexer', 'index_frames']
+__all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'Indexer', 'Indexing', 'frame_tables', 'frame_row', 'make_indexer',
+           'index_frames']
 
 # %% ../../nbs/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -214,13 +215,14 @@ class Indexing:
         return self.lattices[frame]
 
 
-def _frame_tables(peaks: pd.DataFrame, wanted: Iterable[int]) -> Iterator[tuple[int, pd.DataFrame]]:
+def frame_tables(peaks: pd.DataFrame, wanted: Iterable[int]) -> Iterator[tuple[int, pd.DataFrame]]:
+    """(frame, its peaks) for each frame of `wanted`, from a table with the column `frame`."""
     groups = dict(tuple(peaks.groupby("frame")))
     for i in wanted:
         yield i, groups.get(i, peaks.iloc[:0])
 
 
-def _row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry: PanelGeometry) -> dict[str, Any]:
+def frame_row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry: PanelGeometry) -> dict[str, Any]:
     """A row of `Indexing.table`."""
     row: dict[str, Any] = {"frame": frame, "peaks": len(peaks), "indexed": 0, "share": 0.0, "lattices": 0, "p": 1.0}
     if not lattices:
@@ -231,7 +233,7 @@ def _row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry: Pan
     indexed = int(np.logical_or.reduce([x.indexed for x in sure or [first]]).sum())
     px, inverse = first.rmsd
     return row | {
-        "indexed": indexed, "share": indexed / len(peaks), "lattices": len(sure), "p": first.p, "rmsd_px": px,
+        "indexed": indexed, "share": indexed / max(len(peaks), 1), "lattices": len(sure), "p": first.p, "rmsd_px": px,
         "rmsd_inverse_angstrom": inverse, "predicted": len(first.spots), "found": int(first.spots["found"].sum()),
         "distance_mm": 1e3 * (geometry.distance + first.shift[2]), "reason": "",
     }  # fmt: skip
@@ -261,7 +263,7 @@ def make_indexer(
     as_panels(geometry_of(ds))
     wanted = _wanted(ds, frames)
     peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
-    tables = dict(_frame_tables(peaks, wanted))
+    tables = dict(frame_tables(peaks, wanted))
     geometries = {i: as_panels(geometry_of(ds, i)) for i in wanted}
     richest = sorted(wanted, key=lambda i: -len(tables[i]))
     if cell is None:
@@ -304,10 +306,10 @@ def index_frames(
     if indexer is None:
         indexer = make_indexer(ds, cell, frames=wanted, peaks=peaks, **options)
     rows, found = [], {}
-    for i, table in _frame_tables(peaks, wanted):
+    for i, table in frame_tables(peaks, wanted):
         geometry = as_panels(geometry_of(ds, i)).moved(indexer.shift)
         found[i] = indexer(table, geometry)
-        rows.append(_row(i, table, found[i], geometry))
+        rows.append(frame_row(i, table, found[i], geometry))
     table = pd.DataFrame(rows).set_index("frame")
     return Indexing(indexer.cell, indexer.chance, peaks, table, found, indexer.shift)
 

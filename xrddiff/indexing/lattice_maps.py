@@ -10,18 +10,17 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-import xarray as xr
 from torch import Tensor
 
 from ..errors import BadInput
-from ..frames.geometry import Geometry, d_map, geometry_of
+from ..frames.geometry import Geometry, d_map
 from .cells import Cell, basis_parameters
-from .rays import miller_sphere, predict_spots
+from .known_lattices import crystals_of
+from .rays import miller_sphere
 
 # %% auto #0
-__all__ = ['CUT', 'reflection_weight', 'draw_spots', 'LatticeMap', 'crystals_of', 'asked_spots', 'need_lattices', 'with_lattices']
+__all__ = ['CUT', 'reflection_weight', 'draw_spots', 'LatticeMap']
 
 # %% ../../nbs/indexing/lattice_maps.ipynb #30fdd5dd
 CUT = 2.5  # of the widths R: reflections further from the Ewald sphere are left out
@@ -134,60 +133,3 @@ class LatticeMap:
         reach, (h, w) = 4 * self.sigma, g.shape
         seen = (fs > -reach) & (fs < w + reach) & (ss > -reach) & (ss < h + reach)
         return fs[seen].float(), ss[seen].float(), weight[seen].float()
-
-
-def crystals_of(cells: Any, orientations: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The (cell (6,), orientation (3, 3)) pairs among C rows that are crystals, and not NaN."""
-    cells, orientations = np.asarray(cells, float).reshape(-1, 6), np.asarray(orientations, float).reshape(-1, 3, 3)
-    known = np.isfinite(cells).all(1) & np.isfinite(orientations).all((1, 2))
-    return list(zip(cells[known], orientations[known], strict=True))
-
-# %% ../../nbs/indexing/lattice_maps.ipynb #6754468c
-def asked_spots(ds: xr.Dataset, frame: int, width: float = 2.5e-3, d_min: float | None = None) -> pd.DataFrame:
-    """The reflections of the crystals that frame `frame` was made of: `h`, `k`, `l`, `crystal`,
-    `excitation` (1/Å), `d` (Å), `panel`, `fs`, `ss` (px).
-
-    ds: frames with `cell` (frame, crystal, 6) and `orientation` (frame, crystal, 3, 3).
-    width: largest excitation error, 1/Å. d_min: Å; None: that of the detector's farthest corner.
-    Raises `BadInput` if the frames have no crystals or no geometry.
-    """
-    need_lattices(ds)
-    geometry = geometry_of(ds, frame)
-    d_min = float(np.nanmin(d_map(geometry))) if d_min is None else d_min
-    tables = []
-    for number, (c, U) in enumerate(crystals_of(ds["cell"].values[frame], ds["orientation"].values[frame])):
-        cell = Cell(tuple(c))
-        tables.append(predict_spots(miller_sphere(cell, d_min), cell.A @ U.T, geometry, width).assign(crystal=number))
-    columns = ["h", "k", "l", "excitation", "d", "panel", "fs", "ss", "crystal"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns, dtype=float)
-
-
-def need_lattices(ds: xr.Dataset) -> None:
-    """Raise `BadInput` unless `ds` says which crystals its frames have."""
-    missing = [n for n in ("cell", "orientation") if n not in ds.variables]
-    if missing:
-        raise BadInput(
-            f"the frames have no {' and no '.join(missing)}; expected crystals, from a simulation or from indexing the frames"
-        )
-
-# %% ../../nbs/indexing/lattice_maps.ipynb #b6d08d48
-def with_lattices(ds: xr.Dataset, cell: Any = None, **options: Any) -> xr.Dataset:
-    """`ds` with `cell` (frame, crystal, cell_parameter) and `orientation` (frame, crystal, lab,
-    reciprocal) from indexing its frames; NaN where no lattice was found.
-
-    cell, options: as `index_frames` takes them; a cell of None is that of the frames, or looked for.
-    """
-    from xrddiff.indexing.indexer import INDEXED, index_frames
-
-    cell = ds.attrs.get("unit_cell") if cell is None else cell
-    found = index_frames(ds, cell, **options)
-    sure = [[x for x in found.of(i) if x.p < INDEXED] for i in range(len(found.table))]
-    most = max([1, *map(len, sure)])
-    cells, orientations = np.full((len(sure), most, 6), np.nan), np.full((len(sure), most, 3, 3), np.nan)
-    for i, lattices in enumerate(sure):
-        for j, lattice in enumerate(lattices):
-            cells[i, j], orientations[i, j] = lattice.cell.parameters, lattice.U
-    out = ds.copy()
-    out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
-    out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
-    return out

@@ -17,7 +17,7 @@ from ..errors import BadInput, nearest
 from ..frames.frames import evenly_spaced
 from ..frames.geometry import Geometry
 from ..indexing.cells import Cell, read_cell
-from ..indexing.lattice_maps import crystals_of, need_lattices
+from ..indexing.known_lattices import crystals_of, need_lattices
 from ..seeds import numpy_rng
 from ..simulation.crystal import random_rotation
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..errors import BadInput
 from ..frames.frames import frame_mask
 from ..frames.geometry import Geometry, q_map, solid_angle
-from ..indexing.lattice_maps import LatticeMap, need_lattices
+from ..indexing.known_lattices import need_lattices
+from ..indexing.lattice_maps import LatticeMap
 from ..registry import Range, get, register
 
 # %% auto #0

@@ -20,7 +20,7 @@ from ..frames.spatial import Crop, Panels, Patches, Pool
 from ..frames.topk import TopK
 from ..frames.pipelines import Pipeline, make_transform
 from ..frames.transforms import Transform
-from ..indexing.lattice_maps import with_lattices
+from ..indexing.known_lattices import with_lattices
 from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
 from ..words import AUTOMASK
