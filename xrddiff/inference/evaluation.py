@@ -136,7 +136,7 @@ class SampleEvaluation:
         """These samples as the detector would count them; so they are evaluated and shown."""
         frames = select_frames(self.samples, rows)
         seen = self.ruler.read(frames, frames["sample"].values, self.draw, "intensity")
-        names = ("wavelength", "sample", *self.judges.names)
+        names = ("wavelength", "sample", "cell", "orientation", *self.judges.names)
         seen = seen.assign({n: frames[n] for n in names if n in frames.variables})
         return seen.assign_attrs({k: frames.attrs[k] for k in ("wavelength",) if k in frames.attrs})
 

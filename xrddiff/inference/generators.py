@@ -543,7 +543,8 @@ def check_lattice(generator: Generator, cfg: Config) -> None:
         )
     lattices = Lattices(generator.lattices, wanted)
     i = cfg.inference
-    lattices.draw([i.first_sample, i.first_sample + i.num_samples - 1], i.seed)
+    lattices.need(i.first_sample + i.num_samples - 1)
+    lattices.draw([0], i.seed)
     note = None if lattices.cell is None else resolution_note(lattices.cell, Geometry.from_frames(generator.template))
     if note is not None:
         warnings.warn(note, stacklevel=2)

@@ -108,7 +108,8 @@ class Lattices:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`cell` (n, C, 6) and `orientation` (n, C, 3, 3) of samples; NaN where there is no crystal.
 
-        rows: of the table, one for each sample; None = drawn at random.
+        rows: of the table, one for each sample; None = drawn at random. Orientations of a file start
+        again beyond the last one, because whole batches are drawn; see `need`.
         """
         n, most = len(samples), self.crystals
         cells, orientations = np.full((n, most, 6), np.nan), np.full((n, most, 3, 3), np.nan)
@@ -118,15 +119,18 @@ class Lattices:
             own = self._cells(row)
             turns = random_rotation(rng, most)
             if self.orientations is not None:
-                if int(i) >= len(self.orientations):
-                    raise BadInput(
-                        f"inference.lattice: {self.source} has {len(self.orientations)} orientations, and sample {int(i)} "
-                        f"needs one; expected one for each sample, from sample 0 on"
-                    )
-                turns = self.orientations[int(i)][None]
+                turns = self.orientations[int(i) % len(self.orientations)][None]
             for c, parameters in enumerate(own):
                 cells[j, c], orientations[j, c] = parameters, turns[c]
         return cells, orientations
+
+    def need(self, sample: int) -> None:
+        """Raise `BadInput` if the file has no orientation for this sample."""
+        if self.orientations is not None and sample >= len(self.orientations):
+            raise BadInput(
+                f"inference.lattice: {self.source} has {len(self.orientations)} orientations, and sample {sample} needs one; "
+                "expected one for each sample, from sample 0 on"
+            )
 
     def _cells(self, row: int) -> list[Any]:
         """The cells of one sample."""

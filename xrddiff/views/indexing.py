@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..frames.geometry import PanelGeometry, geometry_of
 from ..indexing.indexer import Indexing
 from .plots import TINY, show_frame
 
 # %% auto #0
-__all__ = ['show_indexing']
+__all__ = ['show_indexing', 'show_asked']
 
 # %% ../../nbs/views/indexing.ipynb #97687c20
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73")  # first crystal, second crystal, …
@@ -58,3 +60,23 @@ def show_indexing(ds: xr.Dataset, indexing: Indexing, frame: int, ax: Axes | Non
     ax.scatter(x, y, s=32, marker="x", color="#D55E00", lw=1.1, label=f"not indexed ({left.sum()})")
     ax.legend(fontsize=TINY, loc="upper left", framealpha=0.85, handletextpad=0.2, borderpad=0.3)
     return ax
+
+# %% ../../nbs/views/indexing.ipynb #3040012c
+def show_asked(ds: xr.Dataset, found: Indexing, n: int = 6) -> Figure:
+    """The first `n` frames with a crystal, over the lattices they were asked for.
+
+    ds: the frames. found: from `known_lattices`.
+    """
+    numbers = [i for i, own in found.lattices.items() if own][:n]
+    columns = min(3, max(1, len(numbers)))
+    rows = -(-max(1, len(numbers)) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 4.2 * rows), squeeze=False, layout="constrained")
+    for ax in axes.flat[len(numbers) :]:
+        ax.set_axis_off()
+    for ax, i in zip(axes.flat, numbers, strict=False):
+        row = found.table.loc[i]
+        title = f"{row['indexed']:.0f} of {row['peaks']:.0f} peaks on the asked lattice"
+        show_indexing(ds, found, i, ax, title=title, rings=0, colorbar=False)
+        ax.set(xlabel="", ylabel="", xticks=[], yticks=[])
+    plt.close(fig)
+    return fig

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['run_title', 'trial_note', 'add_settings', 'codec_table', 'codec_report_text', 'add_codec', 'add_unseen',
-           'samples_lead', 'add_making', 'add_guide', 'draws_text', 'add_draws', 'way_text', 'evaluation_summary',
-           'evaluation_record', 'evaluation_pictures', 'add_evaluation']
+__all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_table', 'codec_report_text', 'add_codec', 'add_unseen',
+           'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws', 'way_text',
+           'evaluation_summary', 'evaluation_record', 'evaluation_pictures', 'add_evaluation']
 
 # %% ../../nbs/views/run_reports.ipynb #ebd4f4ae
 def run_title(cfg: Config, judgement: Any = None) -> str:
@@ -106,6 +106,29 @@ def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] |
     if accuracy:
         text = f"Share of held-out frames whose {label} it reads right at each noise level, classes counting alike."
         report.add("Guiding classifier", text, table=pd.DataFrame({"accuracy": accuracy}))
+
+# %% ../../nbs/views/run_reports.ipynb #0cfc31d7
+ASKED = {
+    "frames": "frames with six peaks",
+    "peaks": "peaks, median",
+    "on_lattice": "share on the asked lattice",
+    "on_lattice_low": "from",
+    "on_lattice_high": "to",
+    "likely_found": "share of likely spots found",
+    "distance_px": "distance, px",
+}
+
+
+def add_asked(report: Report, table: pd.DataFrame, picture: Figure) -> None:
+    """Add whether samples have their spots on the lattices that were asked for.
+
+    table: from `asked_and_found`. picture: from `show_asked`.
+    """
+    text = (
+        "Circles: peaks on the asked lattice; squares: likely reflections without a peak, of which real frames have many too; crosses: other peaks. "
+        "Medians over frames; held-out frames are compared with their own crystals."
+    )
+    report.add("Asked lattice over generated frame", text, table=table.rename(columns=ASKED).round(3), figure=picture)
 
 # %% ../../nbs/views/run_reports.ipynb #baef3b46
 def draws_text(job: Inpainting, run: str) -> tuple[str, str]:

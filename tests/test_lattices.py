@@ -1,0 +1,129 @@
+"""Maps of lattices as conditions: what a model is asked for, from training to the table of spots."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from xrddiff.errors import BadInput
+from xrddiff.formats.readers import open_frames
+from xrddiff.frames.geometry import Geometry, q_map
+from xrddiff.indexing.known_lattices import known_lattices
+from xrddiff.indexing.lattice_maps import LatticeMap
+from xrddiff.inference.generators import open_generator
+from xrddiff.models.generative import DrawSettings
+from xrddiff.simulation.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return simulate("sim128", range(30), seed=9)
+
+
+def test_maps_are_those_of_a_plain_loop(frames):
+    """Every reflection of the full sphere, one at a time, in float64."""
+    geometry = Geometry.from_frames(frames)
+    draw = LatticeMap(geometry, sigma=1.2, radius=2e-3, growth=1e-3)
+    i = int(np.flatnonzero(frames["crystals"].values == 2)[0])
+    cells, turns = frames["cell"].values[i], frames["orientation"].values[i]
+    k, scale = 1 / geometry.wavelength, geometry.distance / geometry.pixel_size
+    y, x = np.mgrid[:128, :128] + 0.5
+    expected = np.zeros((128, 128))
+    for cell, U in zip(cells, turns, strict=True):
+        B = np.diag(1 / cell[:3])  # orthorhombic
+        most = np.ceil(cell[:3] / draw.d_min).astype(int)
+        for hkl in np.ndindex(*(2 * most + 1)):
+            g = U @ B @ (np.array(hkl) - most)
+            length = np.linalg.norm(g)
+            if not 0 < length <= 1 / draw.d_min:
+                continue
+            out = g + [0, 0, k]
+            u = (np.linalg.norm(out) - k) / (2e-3 + 1e-3 * length)
+            if abs(u) > 2.5 or out[2] <= 0:
+                continue
+            fs, ss = (geometry.beam_center[n] + scale * out[n] / out[2] for n in (0, 1))
+            near = (abs(np.floor(x) - np.floor(fs)) <= 5) & (abs(np.floor(y) - np.floor(ss)) <= 5)
+            spot = np.exp(-0.5 * u**2) * np.exp(-((x - fs) ** 2 + (y - ss) ** 2) / (2 * 1.2**2))
+            expected = np.maximum(expected, np.where(near, spot, 0))
+    np.testing.assert_allclose(draw(cells, turns), expected, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
+    """The run keeps the crystals of its training frames; a sample is a function of its number, also in what it is asked for."""
+    from test_run import xrddiff
+
+    run = runs("latent_diff")
+    generator = open_generator(run)
+    assert generator.maps == ("lattice", "q") and generator.model.net.config["maps"] == {"lattice": 16, "q": 16}
+    assert "Asked lattice over generated frame" in (run / "report.md").read_text()
+    settings = DrawSettings(seed=1)
+    maps = generator.condition_maps(range(4), settings)
+    assert torch.equal(generator.condition_maps([2], settings)["lattice"][0], maps["lattice"][2])
+    flat = torch.nn.functional.pixel_shuffle(maps["q"], generator.space.downsampling)[0, 0]
+    height, width = generator.template["intensity"].shape[1:]
+    np.testing.assert_allclose(flat[:height, :width], q_map(Geometry.from_frames(generator.template)) / 2, rtol=1e-5)
+    unknown = {name: torch.full_like(m, torch.nan) for name, m in maps.items()}
+    z = torch.randn(4, *generator.shape, generator=torch.Generator().manual_seed(0))
+    told, free = (generator.model(z, 1.0, cond) for cond in (maps, unknown))
+    assert not torch.allclose(told, free) and torch.equal(free, generator.model(z, 1.0, None))
+
+    np.save(tmp_path / "turns.npy", known_orientations(6))
+    wanted = f"inference.lattice={{cell: '60,60,40,90,90,90', orientations: {tmp_path / 'turns.npy'}}}"
+    words = [wanted, "inference.num_samples=5", "inference.first_sample=1", "inference.steps=2"]
+    xrddiff("sample", str(run), *words, "--name=asked", folder=tmp_path)
+    asked = run / "samples" / "asked"
+    made = open_frames(asked / "samples.zarr")
+    np.testing.assert_allclose(made["orientation"].values[:, 0], known_orientations(6)[1:], atol=1e-12)
+    assert (made["cell"].values[:, 0] == [60, 60, 40, 90, 90, 90]).all()
+    spots = pd.read_csv(asked / "asked_spots.csv")
+    assert {"frame", "h", "k", "l", "fs", "ss", "found"} <= {*spots} and set(spots["frame"]) == set(range(5))
+    theirs = known_lattices(made).of(0)[0].spots
+    assert len(theirs) == (spots["frame"] == 0).sum()
+
+
+def known_orientations(n: int) -> np.ndarray:
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.random(n, random_state=4).as_matrix()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_asked_for(runs, tmp_path):
+    from test_run import xrddiff
+
+    run = runs("latent_diff")
+    np.save(tmp_path / "few.npy", known_orientations(2))
+    np.save(tmp_path / "mirror.npy", known_orientations(8) * [1, 1, -1])
+    for words, sentence in {
+        "{cell: '60,60,40,90,90,190'}": "no parallelepiped has these edges and angles",
+        "{cell: nowhere.pdb}": "nowhere.pdb cannot be read",
+        f"{{orientations: {tmp_path / 'few.npy'}}}": "has 2 orientations, and sample 7 needs one",
+        f"{{orientations: {tmp_path / 'mirror.npy'}}}": "is a reflection",
+        "{cel: '60,60,40,90,90,90'}": "did you mean 'cell'",
+    }.items():
+        done = xrddiff("sample", str(run), "-n", "8", f"inference.lattice={words}", folder=tmp_path, check=False)
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    done = xrddiff(
+        "sample", str(runs("ddpm")), "inference.lattice={cell: '60,60,40,90,90,90'}", folder=tmp_path, code=2
+    )
+    assert done.returncode == 2 and "lattice" in done.stderr
+
+
+def test_maps_need_crystals_and_a_geometry(frames):
+    from xrddiff.loading.condition_maps import ConditionMaps
+
+    plain = frames.drop_vars(["cell", "orientation"])
+    for ds, name, sentence in (
+        (plain, "lattice", "no cell and no orientation"),
+        (
+            frames.assign_attrs({k: v for k, v in frames.attrs.items() if k != "distance"}).drop_attrs(deep=False),
+            "q",
+            "no",
+        ),
+        (frames, "lattise", "did you mean 'lattice'"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            ConditionMaps(ds, [name])
