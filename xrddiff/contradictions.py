@@ -154,6 +154,7 @@ def _conditions(cfg: Config, ranks: int) -> str | None:
 @_check
 def _guidance(cfg: Config, ranks: int) -> str | None:
     known, i, word = cfg.model.condition or [], cfg.inference, f"inference.guidance={cfg.inference.guidance}"
+    guides = [*known, *cfg.model.condition_maps]
     none = i.guidance_scale == 1 and i.guidance != "classifier"
     weaker = [name for name in ("guidance_step", "guidance_ema", "guidance_run") if getattr(i, name) is not None]
     if i.guidance != "classifier_free" and model_parts(cfg).denoiser == "autoregressive":
@@ -167,8 +168,8 @@ def _guidance(cfg: Config, ranks: int) -> str | None:
             return (
                 f"{word} has no effect at guidance_scale=1; expected another inference.guidance_scale, for instance 2"
             )
-    elif i.guidance_scale != 1 and not known:
-        return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model has no conditions to be guided by; set model.condition"
+    elif i.guidance_scale != 1 and not guides:
+        return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model has no conditions to be guided by; set model.condition or model.condition_maps"
     elif (i.guidance == "classifier" or i.guidance_scale not in (0, 1)) and not cfg.training.condition_dropout:
         return f"inference.guidance_scale: found {i.guidance_scale:g}, and the model never sees a frame without its conditions; expected training.condition_dropout above 0"
     if i.guidance == "classifier" and cfg.training.classifier is None:

@@ -463,7 +463,7 @@ class Training:
         "share of the frames whose conditions are hidden, for guidance",
         low=0,
         high=1,
-        only={"model.condition": ANY},
+        only=[{"model.condition": ANY}, {"model.condition_maps": ANY}],
     )
     classifier: str | None = word(
         None,
