@@ -30,7 +30,7 @@ from ..metrics.physics import physics_rows, physics_words, summarise_physics
 from ..metrics.set_summaries import Ruler, SetSummary
 
 # %% auto #0
-__all__ = ['TITLES', 'open_set', 'ComparisonPlan', 'Part', 'SharedIndexer', 'SetComparison', 'Comparison']
+__all__ = ['open_set', 'ComparisonPlan', 'Part', 'SharedIndexer', 'SetComparison', 'Comparison']
 
 # %% ../../nbs/inference/comparison.ipynb #4ce344fd
 def open_set(name: str | Path) -> xr.Dataset:
@@ -179,13 +179,6 @@ class SetComparison:
         return Comparison(self.sizes, physics, rows, judgement, why)
 
 # %% ../../nbs/inference/comparison.ipynb #9fd4cbca
-TITLES = {
-    "fano": "background variance / expected", "zeros": "empty pixels / expected", "width": "spot width, px",
-    "elongation": "spot elongation", "peaks": "peaks in a frame", "on_lattice": "peaks on one lattice",
-    "rate": "frames that index", "completeness": "predicted spots found", "rmsd_px": "spots off the lattice, px",
-}  # fmt: skip
-
-
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """What was found.
@@ -206,11 +199,11 @@ class Comparison:
         beside the distance of two halves of the reference.
         """
         out = {}
-        for name, title in TITLES.items():
-            row = {which: float(table.loc[name, "value"]) for which, table in self.physics.items()}
+        for name in self.physics["frames"].index:
+            row = {which: float(table["value"].get(name, np.nan)) for which, table in self.physics.items()}
             if any(np.isfinite(v) for v in row.values()):
                 low, high = self.physics["frames"].loc[name, ["low", "high"]]
-                out[title] = row | {"from": float(low), "to": float(high)}
+                out[title_of(name)] = row | {"from": float(low), "to": float(high)}
         if self.judgement and self.judgement.rows:
             rows = self.judgement.rows
             for d in DISTANCES:
