@@ -26,7 +26,7 @@ CODEC = [*QUICK, "training.num_epochs=100", "training.max_steps=150"]
 DRAWS = [*QUICK, "training.lr=1e-3", "model.diff_epochs=100", "training.max_steps=150"]
 LATENT = ["model.diff_batch_size=16", "model.diff_lr=1e-3", "model.latent_channels=1"]
 MODELS = {
-    "vae_kl": ["model=vae_kl", *CODEC, "training.max_steps=400"],
+    "vae_kl": ["model=vae_kl", *CODEC[:-1], "training.max_steps=400"],
     "vq": ["model=vq", *CODEC],
     "fsq": ["model=vq", "model.quantizer=fsq", *CODEC],
     "latent_diff": ["model=latent_diff", *CODEC, *LATENT, "model.unet_patch=2", "model.diff_epochs=3"],
@@ -138,6 +138,8 @@ def page(found: dict) -> str:
         cells = [name, row["what"], row.get("steps", ""), minutes, row["frames"], f"{row['peaks']:.0f}"]
         cells += [_two(enough.get("value")), share, _two(lattice.get("value")), _two(complete.get("value"))]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    if missing := [name for name in MODELS if name not in found["rows"]]:
+        lines += ["", f"Not measured yet: {'; '.join(missing)}. `--only` adds them."]
     lines += ["", "Settings, beside `" + " ".join(DATA) + "`:", ""]
     lines += [f"- {name}: `{' '.join(words)}`" for name, words in MODELS.items() if name in found["rows"]]
     return "\n".join(lines) + "\n"
