@@ -176,7 +176,7 @@ class SampleEvaluation:
                 own = make_indexer(frames, self.cell, peaks=peaks, lattices=1, controls=CONTROLS, seed=seed)
                 self._detected[name] = frames, peaks, own
         except BadInput as error:
-            return LatticePart(pd.DataFrame({"indexed": np.full(len(at), np.nan)}), {"rate": str(error)})
+            return LatticePart(pd.DataFrame(index=range(len(at))), {"rate": str(error)})
         frames, peaks, indexer = self._detected[name]
         peaks = peaks[peaks["frame"].isin(at)]
         own = lattice_rows(select_frames(frames, at), indexer, peaks.assign(frame=peaks["frame"] - rows.start), why)
@@ -238,11 +238,13 @@ class SampleEvaluation:
         out = {}
         for name in [name for name in self.indexed if seen.get(LATTICES + name)]:
             rows, reasons = zip(*seen[LATTICES + name], strict=True)
-            rows = pd.concat(rows, ignore_index=True)
-            out[name] = summarise_physics(rows, seed=self.cfg.inference.seed)
             if found := next(filter(None, reasons), None):
                 why |= found
-            elif not rows["indexed"].notna().any():
+                continue
+            rows = pd.concat(rows, ignore_index=True)
+            out[name] = summarise_physics(rows, seed=self.cfg.inference.seed).dropna(how="all")
+            if "rate" not in out[name].index:
+                del out[name]
                 why["rate"] = f"no frame of the {name} has the {FEWEST_PEAKS} peaks that indexing needs"
         return out
 

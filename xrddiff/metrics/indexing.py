@@ -27,7 +27,7 @@ def lattice_rows(
     few peaks; and, where it is 1, `completeness` (predicted spots that have a peak) and `rmsd_px`.
 
     indexer: from `make_indexer`. peaks: as `find_frame_peaks` returns them; None finds them. why: gets
-    the reason, as "rate", if the frames cannot be indexed.
+    the reason, as "rate", if the frames cannot be indexed; the table then has no columns.
     """
     names = ["on_lattice", "indexed", "completeness", "rmsd_px"]
     try:
@@ -35,7 +35,7 @@ def lattice_rows(
     except BadInput as error:
         if why is not None:
             why["rate"] = str(error)
-        return pd.DataFrame(np.nan, range(frame_count(ds)), names)
+        return pd.DataFrame(index=range(frame_count(ds)))
     table, hit = found.table, found.table["lattices"] > 0
     best = {i: x[0].indexed.mean() if x else np.nan for i, x in found.lattices.items()}
     out = pd.DataFrame({"on_lattice": pd.Series(best, dtype=float)}, index=table.index)

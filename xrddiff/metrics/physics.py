@@ -127,9 +127,10 @@ for _name, _title, _help in (
 
 # %% ../../nbs/metrics/physics.ipynb #86e3f601
 def _statistics(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The numbers of sets of rows (…, n): (…), those whose columns are there."""
-    names = [name for name in Names("metric", of="physics") if set(find("metric", name).traits["needs"]) <= set(rows)]
-    return {name: get("metric", name)(rows) for name in names}
+    """The numbers of sets of rows (…, n): (…); NaN where columns are missing."""
+    none = np.full(next(iter(rows.values())).shape[:-1], np.nan)
+    needs = {name: find("metric", name).traits["needs"] for name in Names("metric", of="physics")}
+    return {name: get("metric", name)(rows) if set(own) <= set(rows) else none for name, own in needs.items()}
 
 
 def summarise_physics(rows: pd.DataFrame, *, draws: int = 300, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -146,7 +147,7 @@ def summarise_physics(rows: pd.DataFrame, *, draws: int = 300, level: float = 0.
     spread = pd.DataFrame(_statistics({name: v[again] for name, v in columns.items()}))
     low, high = (spread.quantile(q) for q in ((1 - level) / 2, (1 + level) / 2))
     out = pd.DataFrame({"value": value, "low": low, "high": high}).loc[[*value]]
-    if "rate" in value:
+    if "indexed" in rows:
         usable = int(rows["indexed"].notna().sum())
         for name, n in (("enough", len(rows)), ("rate", usable)):
             out.loc[name, ["low", "high"]] = wilson_interval(value[name], n, level) if n else np.nan
