@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A tiny model on two cores gains nothing from more threads than cores; THREADS=8 make test to change it.
 THREADS ?= 2
-# Processes that test at the same time; each has one thread.
-WORKERS ?= 2
+# Processes of pytest at the same time; each has one thread. Three for two cores: the tests on the cluster mostly wait for it.
+WORKERS ?= 3
 export OMP_NUM_THREADS = $(THREADS)
 # Waiting OpenMP threads sleep soon, so that two processes on two cores do not hold each other up.
 export GOMP_SPINCOUNT = 1000
@@ -48,10 +48,10 @@ lint: $(VENV)/.dev
 # The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each. Run notebooks are
 # whole jobs; tests/test_run.py runs those, with parameters.
 test-notebooks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --do_print --skip_folder_re '^[_.]|^runs$$'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --skip_folder_re '^[_.]|^runs$$'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path index.ipynb --n_workers 0
 
-# Two workers with one thread each. Tests that share a cluster or a trained run stay together (tests/conftest.py).
+# Tests that share a cluster or a trained run stay together (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test-python: $(VENV)/.dev

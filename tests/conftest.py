@@ -24,7 +24,7 @@ from types import ModuleType
 import pytest
 import warm
 
-# Two workers on two cores, a thread each (make test): more threads only wait for each other.
+# A thread for each worker (make test): more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -49,7 +49,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 OURS = ("conftest", "test_")
-FIRST = ("lab", "runs")
 
 
 def group(item: pytest.Item) -> str:
@@ -58,25 +57,26 @@ def group(item: pytest.Item) -> str:
     shared = [
         f[-1] for f in found if f and f[-1].scope in ("module", "session") and f[-1].func.__module__.startswith(OURS)
     ]
-    for fixture in shared:
-        if fixture.func.__module__ == "conftest":
-            return fixture.argname  # the lab, the trained runs
+    if any(fixture.argname == "lab" for fixture in shared):
+        return "lab"
     return item.path.stem if shared or not item.get_closest_marker("slow") else item.nodeid
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together under `pytest -n 2`, and in which order they are given out.
+    """Which tests stay together under `pytest -n 3`, and in which order they are given out.
 
-    Tests of one module share a worker, and so do tests that share a fixture of the session; a test marked slow that shares
-    nothing goes to whichever worker is free. The longest come first, so that all workers end at about the same time.
+    Tests of one module share a worker, and so do all that use the lab; a test marked slow that shares nothing goes to
+    whichever worker is free. The longest come first, so that all workers end at about the same time.
     """
     groups = {item: group(item) for item in items}
-    for item, name in groups.items():
-        if name in FIRST:
+    trained = {item for item in items if "runs" in item.fixturenames}
+    for item in items:
+        if item in trained or groups[item] == "lab":
             item.add_marker("slow")
     slow = {name for item, name in groups.items() if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: FIRST.index(groups[item]) if groups[item] in FIRST else 9 - (groups[item] in slow))
+    long = {groups[item] for item in trained}
+    items.sort(key=lambda item: [groups[item] != "lab", groups[item] not in long, groups[item] not in slow])
     place = Path(os.environ["XRDDIFF_TESTS"]) / "groups.json"
     new = place.with_suffix(f".{os.getpid()}")
     new.write_text(json.dumps({item.nodeid: name for item, name in groups.items()}))
@@ -270,8 +270,8 @@ def lab() -> Iterator[Lab]:
     lab.down()
 
 
-SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.limit=64", "training.num_epochs=1", "threads=1"]
-SMALL += ["training.batch_size=8", "model.diff_epochs=1"]
+SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.pool=8", "data.limit=64", "threads=1"]
+SMALL += ["training.num_epochs=1", "training.batch_size=8", "model.diff_epochs=1"]
 WORDS = {"ddpm": ["model.condition=[hit_class,wavelength]", "training.ema_tracks=[0.05,0.1]"]}
 WORDS["ddpm"] += ["training.checkpoint_every=3", "training.keep_checkpoints=null"]
 
@@ -283,6 +283,7 @@ def made_once(name: str, make: Callable[[Path], object], own: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.exists():
             part = place.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # of somebody who failed
             part.mkdir()
             make(part)
             part.rename(place)
@@ -291,18 +292,21 @@ def made_once(name: str, make: Callable[[Path], object], own: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """model -> the folder of a small run of it, made when it is first asked for."""
+    """model -> the folder of a small run of it, made when the first worker asks for it; each worker has its own copy."""
     from test_run import xrddiff
 
     folder, made = tmp_path_factory.mktemp("models"), {}
 
     def run(model: str) -> Path:
-        if model not in made:
-            done = xrddiff("run", f"model={model}", *SMALL, *WORDS.get(model, []), "run_name=whole", folder=folder)
-            made[model] = folder / "output" / f"{model}_test" / "whole", done.stdout
-        return made[model][0]
+        def make(place: Path) -> None:
+            words = [f"model={model}", *SMALL, *WORDS.get(model, []), "run_name=whole"]
+            (place / "printed.txt").write_text(xrddiff("run", *words, folder=place).stdout)
 
-    run.printed = lambda model: (run(model), made[model][1])[1]
+        if model not in made:
+            made[model] = made_once(model, make, folder / model)
+        return made[model] / "output" / f"{model}_test" / "whole"
+
+    run.printed = lambda model: (run(model), (made[model] / "printed.txt").read_text())[1]
     return run
 
 

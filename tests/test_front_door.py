@@ -26,7 +26,7 @@ from xrddiff.front_door.keywords import as_overrides
 
 pytestmark = pytest.mark.slow
 
-TRAIN = dict(size="tiny", experiment_type="test", num_epochs=1, threads=1, avg_pooling=True, diff_epochs=1)
+TRAIN = dict(size="tiny", experiment_type="test", num_epochs=1, threads=1, avg_pooling=True, pool=8, diff_epochs=1)
 
 
 def layout(run: Path) -> set[str]:
@@ -37,7 +37,7 @@ def layout(run: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def mine(runs, tmp_path_factory):
-    """The run of the fixture `runs("vae_kl")`, trained in Python on frames that are in memory; on the worker that has that one too."""
+    """The run of the fixture `runs("vae_kl")`, trained in Python on frames that are in memory."""
     folder = tmp_path_factory.mktemp("mine")
     frames = xd.load("sim-422", limit=64).load()
     more = {"training.batch_size": 8, "output_dir": str(folder), "run_name": "whole"}
@@ -136,7 +136,10 @@ def test_a_latent_run_draws_reconstructs_and_is_judged_again(runs, tmp_path):
 
 def test_arrays_are_data(tmp_path):
     frames = np.random.default_rng(0).poisson(3, (20, 32, 32)).astype(np.int32)
-    words = {k: v for k, v in TRAIN.items() if k != "avg_pooling"} | {"output_dir": str(tmp_path), "max_steps": 1}
+    words = {k: v for k, v in TRAIN.items() if k not in ("avg_pooling", "pool")} | {
+        "output_dir": str(tmp_path),
+        "max_steps": 1,
+    }
     run = xd.train(data=frames, model="vae_kl", **words, progress=False)
     np.testing.assert_array_equal(run.frames("all")["intensity"], frames)
     assert run.frames("all")["intensity"].attrs["units"] == "ADU" and run.state == "finished"

@@ -22,7 +22,7 @@ from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.execution.notebooks import run_notebook, run_notebook_path
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames.frames import validate_frames
-from xrddiff.inference.generators import open_generator
+from xrddiff.inference.generators import open_generator, open_sample_job
 from xrddiff.models.generative import DrawSettings
 from xrddiff.saved_config import to_yaml
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
@@ -54,29 +54,29 @@ def test_every_model_leaves_a_complete_run(runs, model):
         assert not samples["intensity"].values[:, ~samples["mask"].values].any()
 
 
-@pytest.mark.parametrize(
-    ("preset", "words"),
-    [("ddim50", []), ("dpmpp16", ["-n", "32"]), ("ddpm1000", ["-n", "1", "inference.batch_size=1"])],
-)
-def test_samples_with_other_settings(runs, preset, words):
-    run = runs("latent_diff")
-    count = int(words[1]) if words else 4
-    xrddiff(
-        "sample",
-        str(run),
-        *(words or ["-n", "4"]),
-        f"inference={preset}",
-        "--name",
-        f"by {preset}",
-        "threads=1",
-        folder=run,
-    )
+def check_preset(sampler, preset):
+    assert preset.startswith(sampler["name"].replace("_2m", "")) and preset.endswith(str(sampler["steps"]))
+
+
+def test_samples_with_other_settings(runs):
+    run, preset = runs("latent_diff"), "dpmpp16"
+    words = ["-n", "32", f"inference={preset}", "--name", f"by {preset}", "threads=1"]
+    xrddiff("sample", str(run), *words, folder=run)
     folder = run / "samples" / f"by {preset}"
     samples = validate_frames(open_frames(folder / "samples.zarr"), values=True)
-    assert samples.sizes["frame"] == count
-    sampler = json.loads(samples.attrs["sampler"])
-    assert preset.startswith(sampler["name"].replace("_2m", "")) and preset.endswith(str(sampler["steps"]))
+    assert samples.sizes["frame"] == 32
+    check_preset(json.loads(samples.attrs["sampler"]), preset)
     assert (folder / "report.html").exists() and (folder / "notebook.ipynb").exists()
+
+
+@pytest.mark.parametrize(("preset", "count"), [("ddim50", 4), ("ddpm1000", 1)])
+def test_samples_with_other_samplers(runs, preset, count):
+    """Without the notebook, which does not depend on the sampler, and in 50 steps (a thousand are those of diffusers, see test_samplers)."""
+    words = [f"inference={preset}", f"inference.num_samples={count}", f"inference.batch_size={count}"]
+    check_preset(json.loads(open_sample_job(runs("latent_diff"), words).about()["sampler"]), preset)
+    job = open_sample_job(runs("latent_diff"), [*words, "inference.steps=50"])
+    samples = validate_frames(job.make(slice(0, count))[0], values=True)
+    assert samples.sizes["frame"] == count and json.loads(job.about()["sampler"])["steps"] == 50
 
 
 @pytest.mark.parametrize("model", ["ddpm", "diff", "latent_diff"])
@@ -103,8 +103,9 @@ def test_a_sample_is_the_same_in_another_process(runs, tmp_path):
 
 
 def test_poisson_draws_on_request(runs):
+    """Of a single sample, whose report has no statistics over samples."""
     run = runs("latent_diff")
-    xrddiff("sample", str(run), "-n", "4", "--name", "drawn", "inference.steps=2", "inference.poisson=true", folder=run)
+    xrddiff("sample", str(run), "-n", "1", "--name", "drawn", "inference.steps=2", "inference.poisson=true", folder=run)
     samples = open_frames(run / "samples" / "drawn" / "samples.zarr")
     gain = samples["intensity"].attrs["gain"]
     counts = samples["drawn"].values[:, samples["mask"].values] / gain
@@ -218,9 +219,10 @@ def test_a_trained_autoencoder_is_taken_as_it_is(runs, tmp_path):
     assert "latent_statistics" not in a.state and "latent_statistics" in b.state
 
 
-def test_autoregression_in_the_latent_of_a_quantised_autoencoder(tmp_path):
+def test_autoregression_in_the_latent_of_a_quantised_autoencoder(runs, tmp_path):
     words = ["model=diff", "model.latent_diff=true", "model.autoencoder=vq", "model.order=random", *SMALL]
     words += ["model.diffusion_kwargs.num_sample_steps=4", "inference.num_samples=4"]
+    words += [f"training.pretrained_vae_path={runs('vq')}"]
     xrddiff("run", *words, "run_name=both", folder=tmp_path)
     state = load_checkpoint(tmp_path / "output" / "diff_test" / "both").state
     assert state["generator"]["kind"] == "autoregressive" and state["model"]["patch_size"] == 2
@@ -337,7 +339,7 @@ def test_the_order_of_the_notebooks_is_enforced(tmp_path):
 
 
 def test_frames_of_another_size_do_not_fit_the_autoencoder(runs, tmp_path):
-    words = ["model=latent_diff", *SMALL, "data.crop=[64,64]", f"training.pretrained_vae_path={runs('vae_kl')}"]
+    words = ["model=latent_diff", *SMALL, "data.crop=[32,32]", f"training.pretrained_vae_path={runs('vae_kl')}"]
     done = xrddiff("run", *words, folder=tmp_path, check=False)
     assert done.returncode == 2 and "the autoencoder was trained on frames cut as" in done.stderr
 

@@ -84,21 +84,35 @@ def dismiss_dialogs(page, seen: list[str]) -> None:
 
 
 def run_all(page) -> None:
-    """Run All Cells, until a cell runs: an order that comes before the kernel is connected is lost, and the status says idle before that."""
+    """Run All Cells, until a cell has run.
+
+    An order that comes before the kernel is connected is lost. The status says idle before that, and the cells may wait, [*],
+    for ever. So a kernel that has been idle for ten seconds without a number at any cell is given the order again.
+    """
     from playwright.sync_api import TimeoutError
 
-    started = page.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[(\*|\d+)\]"))
+    ran = page.locator(".jp-InputArea-prompt").filter(has_text=re.compile(r"\[\d+\]"))
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
     dialogs: list[str] = []
-    for _ in range(30):
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
         with suppress(TimeoutError):  # a dialog came in between, or went by itself
             dismiss_dialogs(page, dialogs)
             menu(page, "Run", "Run All Cells")
-            for _ in range(20):
-                if started.count():
+            quiet = 0
+            while quiet < 20 and time.monotonic() < end:
+                if ran.count():
                     return
                 page.wait_for_timeout(500)
                 dismiss_dialogs(page, dialogs)
-    raise AssertionError(f"no cell began to run; JupyterLab said: {dialogs}")
+                quiet = quiet + 1 if idle.count() else 0
+    raise AssertionError(f"no cell has run; {state(page)}; JupyterLab said: {dialogs}")
+
+
+def state(page) -> str:
+    """What the kernel and the cells of the page show."""
+    kernel = page.locator(".jp-Notebook-ExecutionIndicator").first.get_attribute("data-status", timeout=10_000)
+    return f"the kernel is {kernel}, the cells {page.locator('.jp-InputArea-prompt').all_inner_texts()}"
 
 
 def test_run_all_in_jupyterlab_is_the_same_run(tmp_path):
@@ -125,6 +139,6 @@ def test_run_all_in_jupyterlab_is_the_same_run(tmp_path):
         errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
         if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/jupyterlab.png")
-        assert report.exists(), "\n".join(errors) or "no report after ten minutes"
+        assert report.exists(), "\n".join(errors) or f"no report after ten minutes; {state(page)}"
         assert errors == []
         assert [u for u in page.requested if not u.startswith((url, "data:", "blob:", "ws:"))] == []

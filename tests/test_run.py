@@ -26,6 +26,7 @@ SMALL = [
     "experiment_type=test",
     "data=sim128",
     "data.limit=100",
+    "data.crop=[64,64]",
     "training.num_epochs=2",
     "training.batch_size=8",
     "threads=1",

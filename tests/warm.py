@@ -7,6 +7,7 @@ of tests. Where it matters how a process starts, or that it can be stopped, test
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -18,8 +19,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 # What commands and scripts import, most expensive first.
 PRELOAD = (
@@ -168,6 +171,20 @@ def serve(place: Path, owner: int) -> dict | None:
     return None
 
 
+def warm_up() -> None:
+    """What each command would otherwise find out for itself: the grammar of words, the code of the simulator, fonts."""
+    from xrddiff.config import compose_config
+    from xrddiff.loading.cache import _simulator_digest
+    from xrddiff.views.plots import Picture, png
+
+    os.environ.pop("XRDDIFF_PLUGINS", None)  # those of whoever asked first
+    compose_config(["model=vae_kl", "training.max_steps=1"])
+    _simulator_digest()
+    picture = Picture(2, 2)
+    picture.add_subplot().set_title("fonts")
+    png(picture)
+
+
 def become(request: dict) -> int:
     """In the forked process: the command, or the script, with what was asked for; its exit code."""
     os.environ.clear()
@@ -185,6 +202,21 @@ def become(request: dict) -> int:
     return 0
 
 
+def leave(request: dict) -> NoReturn:
+    """Execute the request and end, without the half second in which Python takes all that was imported to pieces."""
+    try:
+        code = become(request)
+    except SystemExit as told:
+        if not isinstance(told.code, int | None):
+            raise
+        code = told.code or 0
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
     import gc
     import importlib
@@ -195,7 +227,8 @@ if __name__ == "__main__":
     for name in PRELOAD:
         importlib.import_module(name)
     Image.init()  # the formats of images
+    warm_up()
     assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread: forking would be unsafe"
     gc.freeze()  # the collector of a child need not look at what was imported
     if request := serve(Path(sys.argv[1]), int(sys.argv[2])):
-        sys.exit(become(request))
+        leave(request)

@@ -59,18 +59,25 @@ def png(figure: Figure, *, dpi: float | None = None, palette: bool = True) -> by
     every shade.
     """
     if layout := figure.get_layout_engine():
-        for _ in range(2):  # the constrained layout needs two passes for images with a fixed aspect
+        images = any(ax.get_aspect() != "auto" for ax in figure.axes)
+        for _ in range(2 if images else 1):  # the constrained layout needs two passes for a fixed aspect
             layout.execute(figure)
         figure.set_layout_engine("none")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi or figure.dpi, metadata={"Software": None})
-    if not palette:
-        return out.getvalue()
-    small = io.BytesIO()
-    Image.open(out).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE).save(
-        small, "png", optimize=True
-    )
-    return small.getvalue()
+    own, shown, out = figure.dpi, figure.canvas, io.BytesIO()
+    figure.dpi = dpi or own
+    try:  # `savefig` would draw twice, the first time to look for what sticks out
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        image = Image.fromarray(np.array(canvas.buffer_rgba()))
+        if palette:
+            image = image.convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
+            image.save(out, "png", optimize=True)
+        else:
+            image.save(out, "png", dpi=(figure.dpi, figure.dpi))
+    finally:
+        figure.dpi = own
+        figure.set_canvas(shown)
+    return out.getvalue()
 
 
 @cache
