@@ -11,8 +11,7 @@ import xarray as xr
 
 from ..errors import BadInput
 from ..frames.frames import frame_count
-from ..frames.peaks import find_frame_peaks
-from ..indexing.indexer import FEWEST_PEAKS, Indexer, index_frames
+from ..indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
 from ..seeds import numpy_rng
 
 # %% auto #0
@@ -20,18 +19,18 @@ __all__ = ['lattice_rows', 'turned_peaks']
 
 # %% ../../nbs/metrics/indexing.ipynb #f9556613
 def lattice_rows(
-    ds: xr.Dataset, indexer: Indexer, peaks: pd.DataFrame | None = None, why: dict[str, str] | None = None
+    ds: xr.Dataset, indexer: Indexer | Indexing, peaks: pd.DataFrame | None = None, why: dict[str, str] | None = None
 ) -> pd.DataFrame:
     """What the best lattice of each frame says: `on_lattice`, the share of the peaks that it indexes;
     `indexed`, 1 if chance does as well in fewer than one of a thousand frames, else 0, NaN with too
     few peaks; and, where it is 1, `completeness` (predicted spots that have a peak) and `rmsd_px`.
 
-    indexer: from `make_indexer`. peaks: as `find_frame_peaks` returns them; None finds them. why: gets
+    indexer: from `make_indexer`, or what `index_frames` found in these frames. peaks: as `find_frame_peaks` returns them; None finds them. why: gets
     the reason, as "rate", if the frames cannot be indexed; the table then has no columns.
     """
     names = ["on_lattice", "indexed", "completeness", "rmsd_px"]
     try:
-        found = index_frames(ds, peaks=find_frame_peaks(ds) if peaks is None else peaks, indexer=indexer)
+        found = indexer if isinstance(indexer, Indexing) else index_frames(ds, peaks=peaks, indexer=indexer)
     except BadInput as error:
         if why is not None:
             why["rate"] = str(error)

@@ -15,7 +15,7 @@ import xarray as xr
 from ..errors import BadInput
 from ..frames.frames import frame_count, frame_mask
 from ..frames.peaks import find_frame_peaks
-from ..indexing.indexer import Indexer
+from ..indexing.indexer import Indexer, Indexing
 from .diversity import wilson_interval
 from .indexing import lattice_rows
 from .photons import noise_table
@@ -29,7 +29,7 @@ __all__ = ['physics_rows', 'fano', 'zeros', 'enough', 'rate', 'summarise_physics
 # %% ../../nbs/metrics/physics.ipynb #58a15e15
 def physics_rows(
     ds: xr.Dataset,
-    indexer: Indexer | None = None,
+    indexer: Indexer | Indexing | None = None,
     *,
     peaks: pd.DataFrame | None = None,
     why: dict[str, str] | None = None,
@@ -39,7 +39,7 @@ def physics_rows(
     spots; `peaks`; and of the best lattice `on_lattice`, `indexed` (1 or 0; NaN with too few peaks),
     `completeness` and `rmsd_px`.
 
-    indexer: from `make_indexer`; None leaves the lattice out. peaks: as `find_frame_peaks` returns
+    indexer: from `make_indexer`, or what it found in these frames; None leaves the lattice out. peaks: as `find_frame_peaks` returns
     them; None finds them. why: gets the reason for what is missing, by name.
     """
     why, n = {} if why is None else why, frame_count(ds)
