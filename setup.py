@@ -49,7 +49,7 @@ setup(
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["xrddiff", "xrddiff.*"]),
     package_data={
-        "xrddiff": ["py.typed", "registry.json", "conf/**/*.yaml", "conf/*.yaml", "samples/*"],
+        "xrddiff": ["py.typed", "registry.json", "conf/**/*.yaml", "conf/*.yaml", "samples/*", "weights/*"],
     },
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=words("requirements"),

@@ -20,7 +20,8 @@ import xarray as xr
 from xrddiff.frames.frames import select_frames
 from xrddiff.indexing.indexer import make_indexer
 from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
-from xrddiff.metrics.distribution import DISTANCES, set_distances
+from xrddiff.metrics.distribution import DISTANCES, compare_sets, set_distances
+from xrddiff.metrics.encoder import ENCODER
 from xrddiff.metrics.physics import physics_numbers
 from xrddiff.metrics.set_summaries import Ruler
 from xrddiff.simulation.simulate import simulate
@@ -34,6 +35,7 @@ COLUMNS = {
     "rate": "indexed",
 }
 LEGEND = """- profile, histogram, peaks, diversity: distances of the set from the reference, as multiples of the distance of the untouched frames;
+- Fréchet: the same, of the features of the encoder ({encoder}); kernel: kernel distance of these features, 0 on average for equal sets, with a spread of {spread:.3f} between halves of the untouched frames;
 - variance, zeros: scatter and empty pixels of the background, relative to what photons give;
 - width: of strong spots, px;
 - found: share of the spots predicted by the lattice that have a peak; on lattice: share of a frame's peaks that the best lattice indexes; indexed: share of the frames that have a lattice.
@@ -43,7 +45,7 @@ The metric named for a corruption is bold. Spots that were shuffled to other azi
 
 def short(distance: str) -> str:
     """A distance's name as a heading of a wide table."""
-    return {"peak_count": "peaks"}.get(distance, distance)
+    return {"peak_count": "peaks", "frechet": "Fréchet"}.get(distance, distance)
 
 
 def main() -> None:
@@ -58,24 +60,28 @@ def main() -> None:
     real = ruler.measure(reference, numbers=np.arange(args.shots))
     own = np.arange(args.shots)
     indexer = make_indexer(reference, frames.attrs["unit_cell"], controls=100, lattices=1)
-    floor = set_distances(real, ruler.measure(other, numbers=own))
+    untouched = ruler.measure(other, numbers=own)
+    floor, spread = set_distances(real, untouched), compare_sets(real, untouched)["kernel_spread"]
+
+    def multiples(distances: dict[str, float]) -> dict[str, float]:
+        return {short(d): distances[d] / floor[d] for d in DISTANCES} | {"kernel": distances["kernel"]}
 
     def numbers(ds: xr.Dataset) -> dict[str, float]:
         found = physics_numbers(ds, indexer)
         return {label: found[name] for name, label in COLUMNS.items()}
 
-    rows = {("none", ""): {short(d): 1.0 for d in DISTANCES} | numbers(other)}
+    rows = {("none", ""): multiples(floor) | numbers(other)}
     for name, (corrupt, grades) in CORRUPTIONS.items():
         for grade in grades:
             wrong = corrupt(other, grade)
             distances = set_distances(real, ruler.measure(wrong, numbers=own))
-            rows[name, f"{grade:g}"] = {short(d): distances[d] / floor[d] for d in DISTANCES} | numbers(wrong)
+            rows[name, f"{grade:g}"] = multiples(distances) | numbers(wrong)
             print(name, grade, {k: round(v, 3) for k, v in rows[name, f"{grade:g}"].items()}, flush=True)
     table = pd.DataFrame(rows).T
     lines = [
         "# What the metrics see", "",
         f"`OMP_NUM_THREADS=1 python bench/corruptions.py --shots {args.shots}`; {platform.machine()}, Python {platform.python_version()}.",
-        f"Corrupted stills of sim128 against {args.shots} others:", "", LEGEND, "",
+        f"Corrupted stills of sim128 against {args.shots} others:", "", LEGEND.format(encoder=ENCODER, spread=spread), "",
         "| corruption | grade | " + " | ".join(table.columns) + " |", "| --- " * (2 + len(table.columns)) + "|",
     ]  # fmt: skip
     for (name, grade), row in table.iterrows():

@@ -7,6 +7,7 @@ from xrddiff.frames.frames import select_frames
 from xrddiff.indexing.indexer import make_indexer
 from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
 from xrddiff.metrics.distribution import DISTANCES, set_distances
+from xrddiff.metrics.judgement import FAR
 from xrddiff.metrics.physics import physics_numbers
 from xrddiff.metrics.set_summaries import Ruler
 from xrddiff.simulation.simulate import simulate
@@ -56,7 +57,7 @@ def test_only_indexing_sees_that_the_lattice_is_gone(sets, indexer, untouched):
     real, own, gone = (ruler.measure(ds, numbers=np.arange(SHOTS)) for ds in (reference, other, shuffled))
     before, after = set_distances(real, own), set_distances(real, gone)
     for distance in DISTANCES:
-        assert after[distance] < 1.15 * before[distance], distance
+        assert after[distance] < FAR * before[distance], distance
     numbers = physics_numbers(shuffled, indexer)
     for name in ("fano", "zeros", "width", "elongation"):
         assert numbers[name] == pytest.approx(untouched[name], rel=0.06, abs=0.01), name

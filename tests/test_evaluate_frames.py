@@ -87,6 +87,8 @@ def test_what_cannot_be_measured_leaves_the_rest(files):
     other = compare_together(ComparisonPlan(files["small"], files["real"], CELL, controls=20))
     assert "detectors differ" in other.why["distances"] and other.judgement is None
     assert other.physics["frames"].loc["rate", "value"] > 0.8
+    shape = other.profiles["q_shape"]  # cut at the edge, the detector sees the same profile
+    assert shape["low"] < 1.3 * shape["floor"] and np.isfinite(other.table()["CC with the reference"]["frames"])
 
 
 @pytest.mark.parametrize(

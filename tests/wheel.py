@@ -21,6 +21,7 @@ SHIPPED = (
     *(f"xrddiff/_notebooks/{p.name}" for p in sorted((ROOT / "nbs" / "runs").glob("*.ipynb"))),
     "xrddiff/samples/cspad_lysozyme_r0015.h5",
     "xrddiff/samples/NOTICE.md",
+    *(f"xrddiff/weights/{p.name}" for p in sorted((ROOT / "xrddiff" / "weights").iterdir())),
 )
 
 

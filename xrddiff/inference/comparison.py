@@ -19,18 +19,24 @@ import xarray as xr
 from ..errors import BadInput
 from ..formats.readers import open_frames
 from ..frames.frames import evenly_spaced, frame_count, select_frames
+from ..frames.geometry import geometry_of
+from ..frames.peaks import find_frame_peaks
 from ..indexing.cells import read_cell
 from ..indexing.chance import Chance
-from ..indexing.indexer import Indexer, make_indexer
+from ..indexing.indexer import Indexer, index_frames, make_indexer
 from .evaluation import samples_of
 from ..loading.catalog import CATALOG, load
 from ..metrics.distribution import DISTANCES
-from ..metrics.judgement import Judgement, findings, judge_summaries, title_of
+from ..metrics.judgement import FAR, Judgement, findings, judge_summaries, title_of
+from ..metrics.merging import ambiguous, merging_numbers
+from ..metrics.photons import reflection_table
 from ..metrics.physics import physics_rows, physics_words, summarise_physics
+from ..metrics.q_profiles import QProfiles, common_q, compare_q_profiles, q_profiles
 from ..metrics.set_summaries import Ruler, SetSummary
+from ..registry import Names
 
 # %% auto #0
-__all__ = ['TITLES', 'open_set', 'ComparisonPlan', 'Part', 'SharedIndexer', 'SetComparison', 'Comparison']
+__all__ = ['TITLES', 'MERGED', 'PROFILES', 'open_set', 'ComparisonPlan', 'Part', 'SharedIndexer', 'SetComparison', 'Comparison']
 
 # %% ../../nbs/inference/comparison.ipynb #4ce344fd
 def open_set(name: str | Path) -> xr.Dataset:
@@ -74,11 +80,13 @@ class ComparisonPlan:
 # %% ../../nbs/inference/comparison.ipynb #ee8ff769
 class Part(NamedTuple):
     """What was measured of a block of frames: rows of `physics_rows`, a `SetSummary` if the detectors
-    are the same, and the reasons for what is missing.
+    are the same and `QProfiles` if not, integrated reflections, and the reasons for what is missing.
     """
 
     rows: pd.DataFrame
     summary: SetSummary | None
+    profiles: QProfiles | None
+    reflections: pd.DataFrame | None
     why: dict[str, str]
 
 
@@ -126,15 +134,40 @@ class SetComparison:
         if units[0] != units[1]:
             self.why["distances"] = f"the units differ ({units[0]} and {units[1]})"
             return None
+        if other := _other_geometry(a, b):
+            self.why["distances"] = f"the geometries differ ({other})"
+            return None
         return Ruler(select_frames(a, self.rows["reference"][:500]))
+
+    @cached_property
+    def q_edges(self) -> np.ndarray | None:
+        """Bins of q for the profiles of different detectors; None if they are the same, or there is
+        one set.
+        """
+        if len(self.sets) < 2 or self.ruler:
+            return None
+        try:
+            return common_q(list(self.sets.values()))
+        except BadInput as error:
+            self.why["profiles in q"] = str(error)
+            return None
+
+    @property
+    def group(self) -> str:
+        """Space group of the crystals: that of the reference, or of the frames; P 1 if none says."""
+        named = (ds.attrs.get("space_group") for ds in self.sets.values())
+        return next((str(name) for name in named if name), "P 1")
+
+    def _cell(self, name: str) -> Any:
+        """The cell of the plan, of the reference or of the set; None if none is known."""
+        first = self.sets.get("reference", self.sets["frames"])
+        return self.plan.cell or first.attrs.get("unit_cell") or self.sets[name].attrs.get("unit_cell")
 
     def _share(self, name: str) -> SharedIndexer | None:
         """The indexer of a set, learnt from 200 of its frames."""
-        ds, first = self.sets[name], self.sets.get("reference", self.sets["frames"])
-        few = select_frames(ds, evenly_spaced(self.rows[name], 200))
-        cell = self.plan.cell or first.attrs.get("unit_cell") or ds.attrs.get("unit_cell")
+        few = select_frames(self.sets[name], evenly_spaced(self.rows[name], 200))
         try:
-            made = make_indexer(few, cell, lattices=1, controls=self.plan.controls, seed=self.plan.seed)
+            made = make_indexer(few, self._cell(name), lattices=1, controls=self.plan.controls, seed=self.plan.seed)
         except BadInput as error:
             self.why[f"indexing of the {name}"] = str(error)
             return None
@@ -149,11 +182,32 @@ class SetComparison:
         if name not in self._indexers:
             self._indexers[name] = shared.make() if shared else None
         frames, why = select_frames(self.sets[name], self.rows[name][rows]).load(), {}
-        physics = physics_rows(frames, self._indexers[name], why=why)
-        summary = (
-            self.ruler.measure(frames, numbers=np.arange(*rows.indices(len(self.rows[name])))) if self.ruler else None
-        )
-        return Part(physics, summary, why)
+        numbers, peaks = np.arange(*rows.indices(len(self.rows[name]))), find_frame_peaks(frames)
+        indexing, reflections = None, None
+        if self._indexers[name]:
+            try:
+                indexing = index_frames(frames, peaks=peaks, indexer=self._indexers[name])
+                reflections = reflection_table(frames, indexing, self.group)
+                reflections["frame"] = numbers[reflections["frame"]]
+            except BadInput as error:
+                if indexing is None:
+                    why["indexing"] = str(error)
+        physics = physics_rows(frames, indexing, peaks=peaks, why=why)
+        summary = self.ruler.measure(frames, numbers=numbers) if self.ruler else None
+        profiles = None if self.q_edges is None else q_profiles(frames, self.q_edges)
+        return Part(physics, summary, profiles, reflections, why)
+
+    def _merging(self, parts: Mapping[str, Sequence[Part]], why: dict[str, str]) -> dict[str, dict[str, float]]:
+        """Merged intensities, if a cell was known."""
+        tables = {}
+        for name, found in parts.items():
+            if self._cell(name) is not None and not any(k in why for k in ("indexing", f"indexing of the {name}")):
+                have = [p.reflections for p in found if p.reflections is not None]
+                tables[name] = pd.concat(have, ignore_index=True) if have else pd.DataFrame(columns=["frame"])
+        out = merging_numbers(tables, seed=self.plan.seed, why=why)
+        if out and ambiguous(read_cell(self._cell(next(iter(out)))), self.group):
+            why["merging"] = f"a lattice of {self.group} indexes in several ways, so halves agree less than they could"
+        return out
 
     def merge(self, parts: Mapping[str, Sequence[Part]]) -> Comparison:
         """The comparison.
@@ -176,7 +230,38 @@ class SetComparison:
             judgement = judge_summaries(halves | {"samples": made}, self.ruler, seed=self.plan.seed)
             why |= {k: v for k, v in judgement.why.items() if k != "memory"}
         physics = {name: summarise_physics(table, seed=self.plan.seed) for name, table in rows.items()}
-        return Comparison(self.sizes, physics, rows, judgement, why)
+        profiles = {}
+        if self.q_edges is not None:
+            real, made = (
+                found[0].profiles.merge(*(p.profiles for p in found[1:]))
+                for found in (parts["reference"], parts["frames"])
+            )
+            try:
+                profiles = compare_q_profiles(real, made, seed=self.plan.seed)
+            except BadInput as error:
+                why["profiles in q"] = str(error)
+        return Comparison(self.sizes, physics, rows, judgement, why, self._merging(parts, why), profiles)
+
+
+def _other_geometry(a: xr.Dataset, b: xr.Dataset) -> str:
+    """In what the detectors of two sets differ by more than 1 in 1000, or a beam centre by more than
+    0.1 px; nothing if it is unknown of one.
+    """
+    try:
+        geometries = [geometry_of(ds) for ds in (a, b)]
+    except BadInput:
+        return ""
+    for name, unit, factor in (
+        ("distance", "mm", 1e3), ("pixel_size", "µm", 1e6), ("wavelength", "Å", 1), ("beam_center", "px", 1)
+    ):  # fmt: skip
+        u, v = (getattr(g, name, None) for g in geometries)
+        if u is None or v is None:
+            continue
+        u, v = (factor * np.asarray(w, float) for w in (u, v))
+        if not (np.abs(u - v) <= (0.1 if name == "beam_center" else 1e-3 * np.abs(u))).all():
+            said = (", ".join(f"{x:.4g}" for x in np.atleast_1d(w)) for w in (u, v))
+            return "{}: {} and {} {}".format(name.replace("_", " "), *said, unit)
+    return ""
 
 # %% ../../nbs/inference/comparison.ipynb #9fd4cbca
 TITLES = {
@@ -184,6 +269,11 @@ TITLES = {
     "elongation": "spot elongation", "peaks": "peaks in a frame", "on_lattice": "peaks on one lattice",
     "rate": "frames that index", "completeness": "predicted spots found", "rmsd_px": "spots off the lattice, px",
 }  # fmt: skip
+MERGED = {
+    "frames": "frames merged", "reflections": "reflections in both halves", "r_split": "R_split", "cc_half": "CC1/2",
+    "cc_reference": "CC with the reference", "wilson_b": "Wilson B, Å²", "wilson_scale": "Wilson scale",
+}  # fmt: skip
+PROFILES = {"q_profile": "radial profile in q", "q_shape": "shape of the radial profile in q"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +282,8 @@ class Comparison:
 
     sizes: frames of each set. physics: by set, from `summarise_physics`. rows: by set, a row for each
     frame. judgement: distances of the sets with their floor, or None. why: the reason for each
-    missing number.
+    missing number. merging: by set, from `merging_numbers`. profiles: of different detectors, from
+    `compare_q_profiles`.
     """
 
     sizes: dict[str, int]
@@ -200,6 +291,8 @@ class Comparison:
     rows: dict[str, pd.DataFrame]
     judgement: Judgement | None
     why: dict[str, str] = field(default_factory=dict)
+    merging: dict[str, dict[str, float]] = field(default_factory=dict)
+    profiles: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def table(self) -> dict[str, dict[str, float]]:
         """The numbers of each set by title, with the interval of the frames; distances of the sets,
@@ -211,10 +304,19 @@ class Comparison:
             if any(np.isfinite(v) for v in row.values()):
                 low, high = self.physics["frames"].loc[name, ["low", "high"]]
                 out[title] = row | {"from": float(low), "to": float(high)}
+        for name, title in MERGED.items():
+            row = {which: numbers.get(name, np.nan) for which, numbers in self.merging.items()}
+            if any(np.isfinite(v) for v in row.values()):
+                out[title] = row
         if self.judgement and self.judgement.rows:
-            rows = self.judgement.rows
-            for d in DISTANCES:
-                out[f"distance: {title_of(d)}"] = {"reference": rows["floor"][d], "frames": rows["samples"][d]}
+            floor, made = self.judgement.rows["floor"], self.judgement.rows["samples"]
+            for d in [*DISTANCES, *Names("distance", unbiased=True)]:
+                half = 1.96 * made[f"{d}_spread"]
+                ends = {"from": made[d] - half, "to": made[d] + half}
+                out[f"distance: {title_of(d)}"] = {"reference": floor[d], "frames": made[d]} | ends
+        for name, found in self.profiles.items():
+            row = {"reference": found["floor"], "frames": found["value"], "from": found["low"], "to": found["high"]}
+            out[f"distance: {PROFILES[name]}"] = row
         return out
 
     def words(self) -> list[str]:
@@ -222,6 +324,9 @@ class Comparison:
         if "reference" not in self.physics:
             return []
         said = physics_words(self.physics["reference"], self.physics["frames"])
+        for name, found in self.profiles.items():
+            if found["low"] > FAR * found["floor"]:
+                said.append(f"The {PROFILES[name]} is off ({found['value'] / found['floor']:.1f} × the floor).")
         if self.judgement and self.judgement.rows:
             said += findings(self.judgement)
         return said or ["Nothing is off."]
@@ -230,4 +335,5 @@ class Comparison:
         """All numbers and sentences, as JSON values."""
         judged = {} if self.judgement is None else {"distances": self.judgement.rows}
         physics = {name: table.to_dict(orient="index") for name, table in self.physics.items()}
-        return {"sizes": self.sizes, "physics": physics, "words": self.words(), "why": self.why} | judged
+        found = {"sizes": self.sizes, "physics": physics, "words": self.words(), "why": self.why}
+        return found | {"merging": self.merging, "profiles": self.profiles} | judged

@@ -15,7 +15,7 @@ import pandas as pd
 from ..frames.frames import evenly_spaced, frame_count, select_frames
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .set_summaries import LEVELS, Ruler, SetSummary
-from ..registry import entries
+from ..registry import Names, entries
 from .diversity import nearest_training, pair_distances
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Judgement:
 
     def ratio(self, distance: str) -> float:
         """A distance of the samples as a multiple of its floor; NaN where that is undefined."""
+        if distance in Names("distance", unbiased=True):
+            return np.nan
         return times_floor(self.rows["samples"][distance], self.rows[self.floor][distance]) if self.rows else np.nan
 
     def ratios(self) -> pd.DataFrame:
@@ -76,13 +78,13 @@ class Judgement:
         return ratio_table({k: rows[k] for k in order}, rows["floor"])
 
     def table(self) -> dict[str, dict[str, float]]:
-        """The distances of each set, and those of the samples as multiples of the floor, by
-        title.
+        """The distances of each set, and those of the samples as multiples of the floor, by title; a
+        distance without bias is 0 for equal sets, and has no floor.
         """
         titles = {"samples": "samples", "floor": "train | held out", "autoencoder": "train | reconstruction"}
         return {
             title_of(d): {titles[k]: row[d] for k, row in self.rows.items()} | {"samples / floor": self.ratio(d)}
-            for d in (DISTANCES if self.rows else ())
+            for d in ([*DISTANCES, *Names("distance", unbiased=True)] if self.rows else ())
         }
 
     def sets(self) -> dict[str, SetSummary]:

@@ -15,7 +15,7 @@ import xarray as xr
 from ..errors import BadInput
 from ..frames.frames import frame_count
 from ..frames.peaks import find_frame_peaks
-from ..indexing.indexer import FEWEST_PEAKS, Indexer, index_frames
+from ..indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
 from .photons import noise_table
 from .spots import shape_table
 from ..seeds import numpy_rng
@@ -26,7 +26,7 @@ __all__ = ['NUMBERS', 'physics_rows', 'summarise_physics', 'physics_numbers', 'p
 # %% ../../nbs/metrics/physics.ipynb #58a15e15
 def physics_rows(
     ds: xr.Dataset,
-    indexer: Indexer | None = None,
+    indexer: Indexer | Indexing | None = None,
     *,
     peaks: pd.DataFrame | None = None,
     why: dict[str, str] | None = None,
@@ -36,7 +36,7 @@ def physics_rows(
     spots; `peaks`; and of the best lattice `on_lattice`, `indexed` (1 or 0; NaN with too few peaks),
     `completeness` and `rmsd_px`.
 
-    indexer: from `make_indexer`; None leaves the lattice out. peaks: as `find_frame_peaks` returns
+    indexer: from `make_indexer`, or what it found in these frames; None leaves the lattice out. peaks: as `find_frame_peaks` returns
     them; None finds them. why: gets the reason for what is missing, by name.
     """
     why, n = {} if why is None else why, frame_count(ds)
@@ -61,10 +61,12 @@ def physics_rows(
     return out.join(found.reindex(columns=["on_lattice", "indexed", "completeness", "rmsd_px"]))
 
 
-def _lattice_rows(ds: xr.Dataset, indexer: Indexer, peaks: pd.DataFrame, why: dict[str, str]) -> pd.DataFrame:
+def _lattice_rows(
+    ds: xr.Dataset, indexer: Indexer | Indexing, peaks: pd.DataFrame, why: dict[str, str]
+) -> pd.DataFrame:
     """What the best lattice of each frame says."""
     try:
-        found = index_frames(ds, peaks=peaks, indexer=indexer)
+        found = indexer if isinstance(indexer, Indexing) else index_frames(ds, peaks=peaks, indexer=indexer)
     except BadInput as error:
         why["indexing"] = str(error)
         return pd.DataFrame(index=range(frame_count(ds)))

@@ -20,6 +20,7 @@ from ..frames.noise import background_sigma, quantum, sample_frames
 from ..frames.peaks import find_frame_peaks, radius_map, tile_bins
 from ..errors import BadInput
 from .diversity import block_means, frame_distances
+from .encoder import ENCODER, encoder_record, frame_features
 from ..frames.noise import draw_counts
 from .radial_profiles import bin_edges
 from ..registry import Names, get
@@ -101,6 +102,7 @@ class Ruler:
             raise BadInput(f"the metric {min(twice)!r} has the name of a distance; expected another name")
         about = [self.about, self.attrs, self.scale, self.step, self.side, self.finder, self.dims, len(self.radii)]
         about += [self.metrics] if self.metrics else []
+        about += [ENCODER, encoder_record()["sha256"]]
         arrays = [self.mask, self.cell, *(v.values for v in self.places.values())]
         digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
         for array in arrays:
@@ -229,6 +231,7 @@ class Ruler:
             ).astype(np.int32),
             peak_radius=table(owner, place, cells).astype(np.int32),
             blocks=block_means(u, valid, self.side),
+            features=frame_features(frames, self.step),
             values=np.array([frame_metric(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 
@@ -257,6 +260,7 @@ class SetSummary:
     - `peaks`: number of peaks (n,).
     - `peak_intensity`, `peak_radius`: histograms (n, bin) and (n, ring) of the peaks.
     - `blocks`: block means (n, block), see `block_means`.
+    - `features`: of the encoder (n, feature), see `metrics.encoder`.
     - `values`: the metrics of single frames (n, metric).
     """
 
@@ -271,6 +275,7 @@ class SetSummary:
     peak_intensity: np.ndarray
     peak_radius: np.ndarray
     blocks: np.ndarray
+    features: np.ndarray
     values: np.ndarray
 
     def __post_init__(self) -> None:
