@@ -15,24 +15,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from xrddiff.frames.peaks import PEAKFINDER8, find_frame_peaks
 from xrddiff.indexing.cells import orientation_error
 from xrddiff.indexing.indexer import INDEXED, Indexing, index_frames
 from xrddiff.loading.catalog import load
+from xrddiff.metrics.indexing import turned_peaks
 from xrddiff.simulation.simulate import simulate
 
 BINS = [0, 6, 10, 15, 25, 50, 100, 1000]
-
-
-def turned(peaks: pd.DataFrame, center: tuple[float, float], seed: int = 0) -> pd.DataFrame:
-    """Each peak at its radius, at a random azimuth."""
-    x, y = center
-    radius = np.hypot(peaks["fs"] - x, peaks["ss"] - y)
-    phi = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(peaks))
-    return peaks.assign(fs=x + radius * np.cos(phi), ss=y + radius * np.sin(phi))
 
 
 def errors(found: Indexing, frames) -> np.ndarray:
@@ -53,7 +45,7 @@ def one(name: str, shots: int) -> list[str]:
     start = time.process_time()
     found = index_frames(frames, cell, peaks=peaks, controls=100)
     rate = (shots + 100) / (time.process_time() - start)
-    shuffled = index_frames(frames, cell, peaks=turned(peaks, frames.attrs["beam_center"]), controls=100)
+    shuffled = index_frames(frames, cell, peaks=turned_peaks(frames, peaks), controls=100)
     error = errors(found, frames)
     table = found.table.assign(
         hit=found.table["lattices"] > 0, chance=shuffled.table["lattices"] > 0, crystals=crystals

@@ -54,6 +54,7 @@ PAGES = {
     "docs/contributing.md": "contributing.md",
     "bench/results/indexing.md": "indexing_results.md",
     "bench/results/corruptions.md": "corruptions.md",
+    "bench/results/index_rates.md": "index_rates.md",
     "bench/results/suite.md": "suite.md",
     "CHANGELOG.md": "changelog.md",
 }

@@ -42,11 +42,13 @@ def run(tmp_path_factory):
     return next(folder.glob("output/*/one"))
 
 
+@pytest.mark.slow
 def test_the_run_keeps_its_plug_in(run):
     kept = run / "plugins"
     assert (kept / "mine.ipynb").read_bytes() == TUTORIAL.read_bytes() and (kept / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_is_opened_without_executing_its_plug_in(run):
     """Nothing is executed unless the user names the plug-in or trusts the copy; one that was changed is refused."""
     refused = xrddiff(run, "sample", str(run), "-n", "2")
@@ -65,6 +67,7 @@ def test_a_run_is_opened_without_executing_its_plug_in(run):
     assert changed.returncode == 2 and "its SHA-256 is another one" in changed.stderr
 
 
+@pytest.mark.slow
 def test_a_loss_and_a_row_in_the_report(run):
     folder = run.parents[2]
     words = ["model=vae_kl", "training.recons_loss=charbonnier", "training.loss_options={width: 0.2}", *FEW]
@@ -74,10 +77,12 @@ def test_a_loss_and_a_row_in_the_report(run):
     assert "error of the brightest pixel" in report.read_text() and "| brightest pixel" in report.read_text()
 
 
+@pytest.mark.slow
 def test_a_metric_of_single_frames_is_a_row_of_samples(run):
     assert "| brightest pixel" in (run / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_listed_and_refused(run):
     folder = run.parents[2]
     (folder / "bad.py").write_text(

@@ -131,6 +131,7 @@ def test_a_latent_run_draws_reconstructs_and_is_judged_again(runs, tmp_path):
     assert len(inner.history) and type(inner.model()) is not type(run.model())
     table = run.evaluate(samples="four", limit=8, threads=1, progress=False)
     assert "samples" in table.columns and (run.path / "evaluation" / "report.html").exists()
+    assert len(run.index("four", controls=5).table) == 4 and run.index("held_out", limit=6, controls=10).rate > 0.5
 
 
 def test_arrays_are_data(tmp_path):

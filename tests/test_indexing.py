@@ -16,6 +16,7 @@ from xrddiff.indexing.indexer import INDEXED, Indexer, index_frames
 from xrddiff.indexing.rays import miller_sphere, predict_spots, scattering_vectors
 from xrddiff.indexing.stream import write_stream
 from xrddiff.loading.catalog import load
+from xrddiff.metrics.indexing import turned_peaks
 from xrddiff.simulation.crystal import CRYSTAL_SYSTEMS, random_rotation
 from xrddiff.simulation.simulate import simulate
 
@@ -84,11 +85,7 @@ def test_chance_is_what_it_says():
     """
     frames = simulate("sim128", range(60), seed=2)
     peaks = find_frame_peaks(frames)
-    rng = np.random.default_rng(0)
-    x0, y0 = frames.attrs["beam_center"]
-    radius = np.hypot(peaks["fs"] - x0, peaks["ss"] - y0)
-    phi = rng.uniform(0, 2 * np.pi, len(peaks))
-    turned = peaks.assign(fs=x0 + radius * np.cos(phi), ss=y0 + radius * np.sin(phi))
+    turned = turned_peaks(frames, peaks)
     found = index_frames(frames, frames.attrs["unit_cell"], peaks=turned, controls=120, lattices=1)
     p = found.table.loc[found.table["peaks"] >= 10, "p"]
     assert found.rate == 0 and (p < 0.05).mean() < 0.15 and p.median() > 0.2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from browser import chromium
@@ -26,7 +28,9 @@ from xrddiff.metrics.conditions import (
     same_condition,
 )
 from xrddiff.metrics.distribution import DISTANCES, times_floor
+from xrddiff.metrics.diversity import wilson_interval
 from xrddiff.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
+from xrddiff.metrics.physics import summarise_physics
 from xrddiff.metrics.reconstruction import score_scene
 from xrddiff.metrics.set_summaries import Ruler
 from xrddiff.simulation.simulate import simulate
@@ -144,6 +148,27 @@ def test_too_few_peaks_are_told_with_their_range(stills, tmp_path):
     assert words.startswith("Samples have too few peaks: ") and f"real frames 0–{high:.0f}" in words
     text = page_of(judgement, stills, samples, tmp_path)
     assert words in text and "| held out |" in text and "share without any" in text
+
+
+def test_frames_that_index_stand_beside_real_ones(stills, tmp_path):
+    """Their share, with its interval, is a row of the summary, a section of the report and, if it is off, a sentence."""
+    real, samples = select_frames(stills, range(24)), select_frames(stills, range(24, 36))
+    words = judge_samples(stills, range(36, 60), range(24), samples, expected=False, splits=2)
+    shares = {"held out": [1.0] * 30, "samples": [0.0] * 20 + [1.0] + [np.nan] * 9}
+    lattices = {name: summarise_physics(pd.DataFrame({"indexed": share})) for name, share in shares.items()}
+    judgement = replace(words, lattices=lattices)
+    assert judgement.table()["frames that index"] == {"samples": pytest.approx(1 / 21), "held out": 1.0}
+    assert "Fewer frames index: 5%, in the reference 100%." in findings(judgement)
+    text = page_of(judgement, real, samples, tmp_path)
+    rows = [line for line in text.partition("## Frames that index")[2].splitlines() if line.startswith("| ")]
+    header, made = (next(r for r in rows if r.startswith(f"| {name}")).split("|") for name in ("", "samples"))
+    found = dict(zip((h.strip() for h in header), made, strict=True))
+    low, high = wilson_interval(1 / 21, 21)
+    assert float(found["from"]) == pytest.approx(low, rel=0.01) and float(found["to"]) == pytest.approx(high, rel=0.01)
+    assert float(found["frames with enough peaks"]) == 0.7
+    json.dumps(judgement.record())
+    missing = page_of(replace(words, why={"rate": "there is no cell"}), real, samples, tmp_path)
+    assert "Frames that index: there is no cell." in missing and "Rate:" not in missing
 
 
 def test_the_floor_is_drawn_at_one(stills):

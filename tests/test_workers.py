@@ -280,11 +280,15 @@ def test_a_profile_that_is_not_there_is_refused_before_anything_is_made(run):
 def test_a_judgement_is_the_same_for_any_number_of_workers(run, whole):
     judged = []
     for words in ([], ["--workers", "local:2"]):
+        words += ["inference.index_frames=6"]
         done = xrddiff("evaluate", str(run), "--samples", "whole", "threads=1", *words, folder=run)
         judged.append(json.loads((run / "metrics" / "evaluation.json").read_text()))
         assert "radial profile" in done.stdout
     assert judged[0] == judged[1] and judged[0]["sets"]["samples"] == 38
     assert {"samples", "floor", "autoencoder"} == set(judged[0]["rows"])
+    assert {"samples", "held out", "autoencoder"} == set(judged[0]["lattices"])
+    assert judged[0]["lattices"]["held out"]["rate"]["value"] > 0.5
+    assert "Frames that index" in (run / "evaluation" / "report.md").read_text()
     assert (run / "evaluation" / "report.html").exists() and (run / "evaluation" / "notebook.1.ipynb").exists()
     # made with the sampling command, judged by the same measures
     assert json.loads((run / "samples" / "whole" / "generation.json").read_text())["rows"] == judged[0]["rows"]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .front_door.door import (
         BadInput,
         TrainedRun,
+        index,
         list_data,
         load,
         make_frames,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BadInput",
     "TrainedRun",
+    "index",
     "list_data",
     "load",
     "make_frames",

@@ -595,6 +595,18 @@ class Inference:
         only={"model.condition_maps": ANY},
     )
     poisson: bool = word(False, "also draw photon counts from expected values", only={"latent": True})
+    index_frames: int = word(
+        48,
+        "look for the crystal lattice in so many samples and held-out frames; 0: in none",
+        low=0,
+        only={"denoiser": ANY},
+    )
+    cell: list[float] | None = word(
+        None,
+        "[a, b, c, alpha, beta, gamma] of the crystals, Å and degrees; null: as the frames say",
+        above=0,
+        only={"denoiser": ANY},
+    )
     judge_conditions: bool = word(
         True,
         "say whether samples are what they were asked to be, with a classifier of the run's labels",

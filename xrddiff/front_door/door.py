@@ -24,7 +24,7 @@ from ..formats.store import save_frames
 from ..frames import frames as schema
 from ..frames.frames import make_frames, validate_frames
 from .keywords import as_overrides
-from .trained_run import TrainedRun, about_run, execute_shown, open_run, plain_errors
+from .trained_run import TrainedRun, about_run, execute_shown, index_set, open_run, plain_errors
 from ..loading import catalog
 from ..overrides import presets
 from ..saved_config import OWN_FRAMES
@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 _all_ = ["TrainedRun", "open_run", "make_frames", "BadInput"]
 
 # %% auto #0
-__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'show', 'show_frames_in_notebooks', 'data_overrides', 'train',
-           'runs', 'TrainedRun', 'open_run', 'make_frames', 'BadInput']
+__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'show', 'show_frames_in_notebooks', 'data_overrides',
+           'train', 'runs', 'TrainedRun', 'open_run', 'make_frames', 'BadInput']
 
 # %% ../../nbs/front_door/door.ipynb #2fab6e2d
 open_frames = plain_errors(readers.open_frames)
 load = plain_errors(catalog.load)
 list_data = catalog.list_data
 select_frames = plain_errors(schema.select_frames)
+index = plain_errors(index_set)
 
 # %% ../../nbs/front_door/door.ipynb #0b5cf635
 @plain_errors

@@ -33,13 +33,14 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
+    from xrddiff.indexing.indexer import Indexing
     from xrddiff.loading.datasets import Prepared
     from xrddiff.training.checkpoints import Checkpoint
     from xrddiff.words import Config
 
 # %% auto #0
 __all__ = ['F', 'plain_errors', 'execute_shown', 'Page', 'RunNumbers', 'open_prepared', 'open_set', 'fit_to_run',
-           'reconstruct_with', 'sampling_overrides', 'draw_samples', 'TrainedRun', 'open_run', 'about_run',
+           'reconstruct_with', 'sampling_overrides', 'draw_samples', 'index_set', 'TrainedRun', 'open_run', 'about_run',
            'run_pictures', 'run_html']
 
 # %% ../../nbs/front_door/trained_run.ipynb #b1c75f04
@@ -307,6 +308,26 @@ def draw_samples(run: Run, overrides: list[str]) -> xr.Dataset:
         made = [job.make(rows)[0] for rows in bar]
     return (concat_frames(made) if len(made) > 1 else made[0]).assign_attrs(job.about())
 
+# %% ../../nbs/front_door/trained_run.ipynb #527ad607
+def index_set(frames: xr.Dataset, cell: Any = None, *, limit: int | None = None, **options: Any) -> Indexing:
+    """Look for crystal lattices in `frames`; `.table` has a row for each of them.
+
+    `cell`: "36,44,52,90,90,90", six numbers, or a CIF or PDB file; None: that of the frames, looked for
+    if they say none; "unknown": looked for in any case. `limit`: only so many frames, evenly spaced. `options`: see
+    `indexing.indexer.make_indexer`.
+    Raises `BadInput` if the frames have no geometry or no wavelength.
+    """
+    from xrddiff.frames.frames import evenly_spaced, frame_count, select_frames
+    from xrddiff.frames.noise import draw_counts
+    from xrddiff.indexing.indexer import index_frames
+
+    if limit is not None:
+        frames = select_frames(frames, evenly_spaced(range(frame_count(frames)), limit))
+    if frames.attrs.get("samples_are") == "expected values":
+        frames = draw_counts(frames, seed=0)
+    known = frames.attrs.get("unit_cell") if cell is None else cell
+    return index_frames(frames, None if isinstance(known, str) and known == "unknown" else known, **options)
+
 # %% ../../nbs/front_door/trained_run.ipynb #2aabefa0
 @dataclass(frozen=True, repr=False)
 class TrainedRun(RunNumbers):
@@ -392,6 +413,14 @@ class TrainedRun(RunNumbers):
         with _threads_kept(), live_pane():
             folder = execute_sample(self.path, overrides, name=name, workers=workers)
         return open_set(self, folder.name)
+
+    @plain_errors
+    def index(self, which: str = "samples", cell: Any = None, *, limit: int | None = 48, **options: Any) -> Indexing:
+        """Look for crystal lattices in frames of the run, as in `run.index("held_out").rate`.
+
+        `which`: see `frames`. `cell`, `limit`, `options`: see `index_set`.
+        """
+        return index_set(self.frames(which), cell, limit=limit, **options)
 
     @plain_errors
     def evaluate(

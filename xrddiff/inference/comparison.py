@@ -36,7 +36,7 @@ from ..metrics.set_summaries import Ruler, SetSummary
 from ..registry import Names
 
 # %% auto #0
-__all__ = ['TITLES', 'MERGED', 'PROFILES', 'open_set', 'ComparisonPlan', 'Part', 'SharedIndexer', 'SetComparison', 'Comparison']
+__all__ = ['PAIRED', 'MERGED', 'PROFILES', 'open_set', 'ComparisonPlan', 'Part', 'SharedIndexer', 'SetComparison', 'Comparison']
 
 # %% ../../nbs/inference/comparison.ipynb #4ce344fd
 def open_set(name: str | Path) -> xr.Dataset:
@@ -78,6 +78,9 @@ class ComparisonPlan:
             read_cell(self.cell)
 
 # %% ../../nbs/inference/comparison.ipynb #ee8ff769
+PAIRED = 4000  # frames of each set for its distances, some of which look at all pairs of frames
+
+
 class Part(NamedTuple):
     """What was measured of a block of frames: rows of `physics_rows`, a `SetSummary` if the detectors
     are the same and `QProfiles` if not, integrated reflections, and the reasons for what is missing.
@@ -225,6 +228,7 @@ class SetComparison:
                 found[0].summary.merge(*(p.summary for p in found[1:]))
                 for found in (parts["reference"], parts["frames"])
             )
+            real, made = (s.take(evenly_spaced(range(len(s)), PAIRED)) for s in (real, made))
             # the floor: one half of the reference against the other
             halves = {"train": real.take(np.arange(0, len(real), 2)), "held out": real.take(np.arange(1, len(real), 2))}
             judgement = judge_summaries(halves | {"samples": made}, self.ruler, seed=self.plan.seed)
@@ -264,11 +268,6 @@ def _other_geometry(a: xr.Dataset, b: xr.Dataset) -> str:
     return ""
 
 # %% ../../nbs/inference/comparison.ipynb #9fd4cbca
-TITLES = {
-    "fano": "background variance / expected", "zeros": "empty pixels / expected", "width": "spot width, px",
-    "elongation": "spot elongation", "peaks": "peaks in a frame", "on_lattice": "peaks on one lattice",
-    "rate": "frames that index", "completeness": "predicted spots found", "rmsd_px": "spots off the lattice, px",
-}  # fmt: skip
 MERGED = {
     "frames": "frames merged", "reflections": "reflections in both halves", "r_split": "R_split", "cc_half": "CC1/2",
     "cc_reference": "CC with the reference", "wilson_b": "Wilson B, Å²", "wilson_scale": "Wilson scale",
@@ -299,11 +298,11 @@ class Comparison:
         beside the distance of two halves of the reference.
         """
         out = {}
-        for name, title in TITLES.items():
-            row = {which: float(table.loc[name, "value"]) for which, table in self.physics.items()}
+        for name in self.physics["frames"].index:
+            row = {which: float(table["value"].get(name, np.nan)) for which, table in self.physics.items()}
             if any(np.isfinite(v) for v in row.values()):
                 low, high = self.physics["frames"].loc[name, ["low", "high"]]
-                out[title] = row | {"from": float(low), "to": float(high)}
+                out[title_of(name)] = row | {"from": float(low), "to": float(high)}
         for name, title in MERGED.items():
             row = {which: numbers.get(name, np.nan) for which, numbers in self.merging.items()}
             if any(np.isfinite(v) for v in row.values()):

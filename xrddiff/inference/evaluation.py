@@ -8,22 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ..config import inference_config
 from ..contradictions import chosen_options
 from ..errors import BadInput, nearest
 from ..formats.store import read_store
-from ..frames.frames import frame_count, select_frames
+from ..frames.frames import evenly_spaced, frame_count, select_frames
+from ..frames.peaks import find_frame_peaks
 from ..frames.pipelines import transform_from_state
+from ..indexing.indexer import FEWEST_PEAKS, make_indexer
 from .generators import open_generator
 from .judges import ConditionJudges, asked_of_all
 from ..loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
 from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from ..metrics.conditions import Answers, same_condition
+from ..metrics.indexing import lattice_rows
+from ..metrics.physics import summarise_physics
 from ..metrics.set_summaries import Ruler, SetSummary
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
 from xrddiff.metrics.reconstruction import (
@@ -47,8 +52,8 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['blocks_of', 'SampleEvaluation', 'CodecEvaluation', 'principal_components', 'reference_rows', 'unseen_still',
-           'samples_of', 'open_evaluation']
+__all__ = ['LATTICES', 'CONTROLS', 'blocks_of', 'LatticePart', 'SampleEvaluation', 'CodecEvaluation', 'principal_components',
+           'reference_rows', 'unseen_still', 'samples_of', 'open_evaluation']
 
 # %% ../../nbs/inference/evaluation.ipynb #081ee327
 def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
@@ -61,6 +66,17 @@ def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
     return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 # %% ../../nbs/inference/evaluation.ipynb #1d7c0359
+LATTICES = "lattices of "  # before the name of a set whose frames are indexed
+CONTROLS = 60  # turned frames from which the chance level of a set is learnt
+
+
+class LatticePart(NamedTuple):
+    """Rows of `lattice_rows` for frames of a set, and why there are none."""
+
+    rows: pd.DataFrame
+    why: dict[str, str]
+
+
 class SampleEvaluation:
     """The samples of a generative run, compared with its training and held-out frames.
 
@@ -85,6 +101,8 @@ class SampleEvaluation:
         self.numbers = judged_rows(self._same(self.prepared.train), self.judged)
         known = "gain" in self.prepared.frames["intensity"].attrs
         self.draw = i.seed if self.generator.expected and known else None
+        self.cell = i.cell or self.prepared.frames.attrs.get("unit_cell")
+        self._detected: dict[str, tuple[xr.Dataset, pd.DataFrame, Any]] = {}
 
     def _same(self, index: np.ndarray) -> np.ndarray:
         """Those of the frames `index` that match the condition of all samples."""
@@ -105,19 +123,31 @@ class SampleEvaluation:
         own = {name: len(at) for name, at in self.numbers.items()} | {"samples": frame_count(self.samples)}
         return own | ({} if self.generator.space is None else {"autoencoder": len(self.judged)})
 
+    @property
+    def indexed(self) -> dict[str, np.ndarray]:
+        """The positions, within each set, of the frames that are indexed; empty if none are."""
+        most = self.cfg.inference.index_frames if self.cell is not None else 0
+        sets = {name: n for name, n in self.sets.items() if name != "train" and n}
+        return {name: evenly_spaced(range(n), most) for name, n in sets.items() if most}
+
     def prepare(self) -> dict[str, int]:
         """Train what the workers will need, once.
 
-        Returns the sets to evaluate, with "answers" if conditions are judged.
+        Returns the sets to evaluate, with "answers" if conditions are judged, and "lattices of …" of
+        what is indexed.
         """
         self.judges.fit()
-        return self.sets | ({"answers": frame_count(self.samples)} if self.judges.names else {})
+        answers = {"answers": frame_count(self.samples)} if self.judges.names else {}
+        return self.sets | answers | {LATTICES + name: len(at) for name, at in self.indexed.items()}
 
-    def measure(self, name: str, rows: slice) -> SetSummary | Answers:
+    def measure(self, name: str, rows: slice) -> SetSummary | Answers | LatticePart:
         """What the ruler measures in these rows of a set.
 
-        For "answers": the conditions requested for these samples, and those found.
+        For "answers": the conditions requested for these samples, and those found. For "lattices of
+        …": what the best lattices of these frames say.
         """
+        if name.startswith(LATTICES):
+            return self._lattices(name.removeprefix(LATTICES), rows)
         if name in self.numbers:
             at = self.numbers[name][rows]
             return self.ruler.measure(select_frames(self.prepared.frames, at), numbers=at)
@@ -125,20 +155,52 @@ class SampleEvaluation:
             return self.ruler.measure(select_frames(self.samples, rows), draw=self.draw)
         if name == "answers":
             return self.judges.measure(select_frames(self.samples, rows), self.counted(rows))
-        loader = self.prepared.loader(
-            self.judged[rows], batch_size=self.cfg.inference.batch_size, multiple=self.generator.multiple, shuffle=False
-        )
-        codec = autoencoder_codec(self.generator.space.autoencoder, self.generator.device)
-        numbers = np.arange(*rows.indices(len(self.judged)))
-        return self.ruler.measure(reconstruct_frames(codec, loader)[0], numbers=numbers, draw=self.draw)
+        at = np.arange(*rows.indices(len(self.judged)))
+        return self.ruler.measure(self._reconstruct(at), numbers=at, draw=self.draw)
 
-    def counted(self, rows: slice) -> xr.Dataset:
+    def _reconstruct(self, at: np.ndarray) -> xr.Dataset:
+        """The held-out frames at these positions, reconstructed by the autoencoder of the latent."""
+        size, multiple = self.cfg.inference.batch_size, self.generator.multiple
+        loader = self.prepared.loader(self.judged[at], batch_size=size, multiple=multiple, shuffle=False)
+        codec = autoencoder_codec(self.generator.space.autoencoder, self.generator.device)
+        return reconstruct_frames(codec, loader)[0]
+
+    def _lattices(self, name: str, rows: slice) -> LatticePart:
+        """What the best lattices of these of the `indexed` frames of a set say."""
+        why: dict[str, str] = {}
+        at = np.arange(len(self.indexed[name]))[rows]
+        try:
+            if name not in self._detected:
+                frames = self._as_detected(name, self.indexed[name])
+                peaks, seed = find_frame_peaks(frames), self.cfg.inference.seed
+                own = make_indexer(frames, self.cell, peaks=peaks, lattices=1, controls=CONTROLS, seed=seed)
+                self._detected[name] = frames, peaks, own
+        except BadInput as error:
+            return LatticePart(pd.DataFrame(index=range(len(at))), {"rate": str(error)})
+        frames, peaks, indexer = self._detected[name]
+        peaks = peaks[peaks["frame"].isin(at)]
+        own = lattice_rows(select_frames(frames, at), indexer, peaks.assign(frame=peaks["frame"] - rows.start), why)
+        return LatticePart(own, why)
+
+    def _as_detected(self, name: str, at: np.ndarray) -> xr.Dataset:
+        """The frames at these positions of a set, as the detector would count them."""
+        if name == "samples":
+            return self.counted(at)
+        real = self.numbers[name][at] if name in self.numbers else self.judged[at]
+        real = select_frames(self.prepared.frames, real).load()
+        return real if name in self.numbers else self._counted(self._reconstruct(at), at, like=real)
+
+    def counted(self, rows: slice | np.ndarray) -> xr.Dataset:
         """These samples as the detector would count them; so they are evaluated and shown."""
         frames = select_frames(self.samples, rows)
-        seen = self.ruler.read(frames, frames["sample"].values, self.draw, "intensity")
+        return self._counted(frames, frames["sample"].values, like=frames)
+
+    def _counted(self, frames: xr.Dataset, numbers: np.ndarray, like: xr.Dataset) -> xr.Dataset:
+        """Frames as the detector would count them, with wavelength and conditions of the frames `like`."""
+        seen = self.ruler.read(frames, numbers, self.draw, "intensity")
         names = ("wavelength", "sample", "cell", "orientation", *self.judges.names)
-        seen = seen.assign({n: frames[n] for n in names if n in frames.variables})
-        return seen.assign_attrs({k: frames.attrs[k] for k in ("wavelength",) if k in frames.attrs})
+        seen = seen.assign({n: like[n] for n in names if n in like.variables})
+        return seen.assign_attrs({k: like.attrs[k] for k in ("wavelength",) if k in like.attrs})
 
     @property
     def note(self) -> str:
@@ -158,12 +220,33 @@ class SampleEvaluation:
 
         seen: for each set, the results of `measure` in order.
         """
-        sets = {name: parts[0].merge(*parts[1:]) for name, parts in seen.items() if parts}
+        parts = {name: found for name, found in seen.items() if found and not name.startswith(LATTICES)}
+        sets = {name: found[0].merge(*found[1:]) for name, found in parts.items()}
         answers, why = {}, {} if self.judges.wanted else {"conditions": "inference.judge_conditions is false"}
         if found := sets.pop("answers", None):
             answers = self.judges.answers(found, sets)
-        words = dict(condition=self.condition, answers=answers, why=why)
+        lattices = self._lattice_tables(seen, why)
+        words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
         return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
+
+    def _lattice_tables(self, seen: Mapping[str, Sequence[Any]], why: dict[str, str]) -> dict[str, pd.DataFrame]:
+        """The numbers of the indexed frames of each set, from `summarise_physics`; `why` gets the reason
+        if there are none.
+        """
+        if self.cell is None and self.cfg.inference.index_frames:
+            why["rate"] = "the frames do not say their unit cell (inference.cell)"
+        out = {}
+        for name in [name for name in self.indexed if seen.get(LATTICES + name)]:
+            rows, reasons = zip(*seen[LATTICES + name], strict=True)
+            if found := next(filter(None, reasons), None):
+                why |= found
+                continue
+            rows = pd.concat(rows, ignore_index=True)
+            out[name] = summarise_physics(rows, seed=self.cfg.inference.seed).dropna(how="all")
+            if "rate" not in out[name].index:
+                del out[name]
+                why["rate"] = f"no frame of the {name} has the {FEWEST_PEAKS} peaks that indexing needs"
+        return out
 
 # %% ../../nbs/inference/evaluation.ipynb #d6eadbda
 class CodecEvaluation:

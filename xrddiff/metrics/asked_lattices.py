@@ -8,21 +8,30 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import bootstrap
 
 from ..frames.frames import evenly_spaced, frame_count, select_frames
 from ..indexing.indexer import FEWEST_PEAKS, Indexing
 from ..indexing.known_lattices import known_lattices, need_lattices
-from .indexing import bootstrap_interval
+from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['exchanged', 'asked_and_found']
+__all__ = ['median_interval', 'exchanged', 'asked_and_found']
 
 # %% ../../nbs/metrics/asked_lattices.ipynb #8973481c
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """95% interval of the median of independent values (n,), by resampling; NaN if n < 2."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    words = dict(n_resamples=500, method="percentile", rng=numpy_rng("median interval"))
+    return tuple(map(float, bootstrap((values,), np.median, **words).confidence_interval))
+
+
 def _row(found: Indexing) -> dict[str, float]:
     table = found.table[(found.table["peaks"] >= FEWEST_PEAKS) & (found.table["predicted"].fillna(0) > 0)]
     if not len(table):
         return {"frames": 0.0}
-    low, high = bootstrap_interval(table["share"].to_numpy())
+    low, high = median_interval(table["share"].to_numpy())
     return {
         "frames": float(len(table)),
         "peaks": float(table["peaks"].median()),

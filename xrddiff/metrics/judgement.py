@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..frames.frames import evenly_spaced, frame_count, select_frames
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
+from .physics import physics_words
 from .set_summaries import LEVELS, Ruler, SetSummary
 from ..registry import Names, entries
 from .diversity import nearest_training, pair_distances
@@ -46,6 +47,7 @@ class Judgement:
     - `why`: the reason for each missing number, by name.
     - `condition`: the condition requested of all samples, as text.
     - `answers`: requested and found values by condition (`metrics.conditions`).
+    - `lattices`: by set, the numbers of the frames that were indexed (`summarise_physics`).
     """
 
     rows: dict[str, dict[str, float]]
@@ -55,6 +57,7 @@ class Judgement:
     why: dict[str, str] = field(default_factory=dict)
     condition: str = ""
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lattices: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def floor(self) -> str:
@@ -77,7 +80,7 @@ class Judgement:
         order = [k for k in ("samples", "real frames", "floor") if k in rows]
         return ratio_table({k: rows[k] for k in order}, rows["floor"])
 
-    def table(self) -> dict[str, dict[str, float]]:
+    def distances(self) -> dict[str, dict[str, float]]:
         """The distances of each set, and those of the samples as multiples of the floor, by title; a
         distance without bias is 0 for equal sets, and has no floor.
         """
@@ -86,6 +89,13 @@ class Judgement:
             title_of(d): {titles[k]: row[d] for k, row in self.rows.items()} | {"samples / floor": self.ratio(d)}
             for d in ([*DISTANCES, *Names("distance", unbiased=True)] if self.rows else ())
         }
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """`distances`, and the share of frames that index."""
+        rates = {name: float(found.loc["rate", "value"]) for name, found in self.lattices.items()}
+        rates = {("reconstruction" if name == "autoencoder" else name): v for name, v in rates.items() if v == v}
+        order = [name for name in ("samples", "held out", "reconstruction") if name in rates]
+        return self.distances() | ({title_of("rate"): {name: rates[name] for name in order}} if order else {})
 
     def sets(self) -> dict[str, SetSummary]:
         """The measurements of each set, held-out frames first."""
@@ -103,6 +113,7 @@ class Judgement:
         return {
             "rows": self.rows, "memory": self.memory, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
             "condition": self.condition, "answers": self.answers, "words": findings(self),
+            "lattices": {name: found.to_dict(orient="index") for name, found in self.lattices.items()},
         }  # fmt: skip
 
 # %% ../../nbs/metrics/judgement.ipynb #d9df00be
@@ -123,9 +134,13 @@ FAR = 1.3  # times the floor
 
 
 def findings(judgement: Judgement) -> list[str]:
-    """One sentence for each distance that is clearly above its floor."""
+    """One sentence for each distance that is clearly above its floor, and for what the lattices of the
+    samples have otherwise than those of held-out frames.
+    """
+    lattices = {"held out", "samples"} <= set(judgement.lattices)
+    crystals = physics_words(judgement.lattices["held out"], judgement.lattices["samples"]) if lattices else []
     if not judgement.rows:
-        return [f"The samples were not compared with real frames: {judgement.why['distances']}."]
+        return [f"The samples were not compared with real frames: {judgement.why['distances']}.", *crystals]
     real, made = judgement.summaries["held out"], judgement.summaries["samples"]
     far = {d: judgement.ratio(d) for d in DISTANCES if _beyond(judgement, d)}
     if "peak_count" in judgement.why and made.peaks.any():
@@ -148,7 +163,7 @@ def findings(judgement: Judgement) -> list[str]:
     if judgement.memory and judgement.memory["z"] > 3:
         nearer = judgement.memory["nearer"]
         out.append(f"Samples are nearer to training frames than held-out frames are (in {nearer:.0%} of comparisons): look for copies.")  # fmt: skip
-    return out or [f"No distance is clearly more than {FAR:g} × its floor."]
+    return (out or [f"No distance is clearly more than {FAR:g} × its floor."]) + crystals
 
 
 def _beyond(judgement: Judgement, distance: str) -> bool:

@@ -5,7 +5,7 @@
 # %% ../../nbs/metrics/physics.ipynb #0768d048
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,18 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import BadInput
-from ..frames.frames import frame_count
+from ..frames.frames import frame_count, frame_mask
 from ..frames.peaks import find_frame_peaks
-from ..indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
+from ..indexing.indexer import Indexer, Indexing
+from .diversity import wilson_interval
+from .indexing import lattice_rows
 from .photons import noise_table
-from .spots import shape_table
+from .spots import spot_shapes, strong_peaks
+from ..registry import Names, find, get, register
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['NUMBERS', 'physics_rows', 'summarise_physics', 'physics_numbers', 'physics_words']
+__all__ = ['physics_rows', 'fano', 'zeros', 'enough', 'rate', 'summarise_physics', 'physics_numbers', 'physics_words']
 
 # %% ../../nbs/metrics/physics.ipynb #58a15e15
 def physics_rows(
@@ -42,7 +45,7 @@ def physics_rows(
     why, n = {} if why is None else why, frame_count(ds)
     peaks = find_frame_peaks(ds) if peaks is None else peaks
     tables = dict(tuple(peaks.groupby("frame")))
-    rows = []
+    rows, pedestal = [], float(ds.attrs.get("pedestal", 0))
     for i in range(n):
         row = {"peaks": len(tables.get(i, ()))}
         try:
@@ -51,66 +54,104 @@ def physics_rows(
             row |= weighted.sum(skipna=False).to_dict()
         except BadInput as error:
             why["noise"] = str(error)
-        shape = shape_table(ds, tables[i], shells=1) if i in tables else []
-        if len(shape):
-            row |= shape[["width", "elongation"]].iloc[0].to_dict()
+        if i in tables and len(strong := strong_peaks(tables[i])):
+            shape = spot_shapes(ds["intensity"].values[i] - pedestal, strong, frame_mask(ds, i)).to_numpy()
+            row |= zip(("width", "elongation"), _medians(shape), strict=True)
         rows.append(row)
     names = ["variance", "expected_variance", "zeros", "expected_zeros", "width", "elongation", "peaks"]
     out = pd.DataFrame(rows, columns=names, dtype=float)
-    found = _lattice_rows(ds, indexer, peaks, why) if indexer else pd.DataFrame(index=range(n))
-    return out.join(found.reindex(columns=["on_lattice", "indexed", "completeness", "rmsd_px"]))
+    return out if indexer is None else out.join(lattice_rows(ds, indexer, peaks, why))
 
 
-def _lattice_rows(
-    ds: xr.Dataset, indexer: Indexer | Indexing, peaks: pd.DataFrame, why: dict[str, str]
-) -> pd.DataFrame:
-    """What the best lattice of each frame says."""
-    try:
-        found = indexer if isinstance(indexer, Indexing) else index_frames(ds, peaks=peaks, indexer=indexer)
-    except BadInput as error:
-        why["indexing"] = str(error)
-        return pd.DataFrame(index=range(frame_count(ds)))
-    table, hit = found.table, found.table["lattices"] > 0
-    best = {i: x[0].indexed.mean() if x else np.nan for i, x in found.lattices.items()}
-    out = pd.DataFrame({"on_lattice": pd.Series(best, dtype=float)}, index=table.index)
-    out["indexed"] = hit.astype(float).where(table["peaks"] >= FEWEST_PEAKS)
-    if {"found", "predicted"} <= set(table):
-        out["completeness"] = (table["found"] / table["predicted"]).where(hit)
-        out["rmsd_px"] = table["rmsd_px"].where(hit)
-    return out
+def _medians(shape: np.ndarray) -> np.ndarray:
+    """Of the columns of (peaks, 2), of the peaks that have both; NaN if none has."""
+    known = shape[np.isfinite(shape).all(1)]
+    return np.median(known, axis=0) if len(known) else np.full(2, np.nan)
 
 # %% ../../nbs/metrics/physics.ipynb #a4120fc5
-NUMBERS = ("fano", "zeros", "width", "elongation", "peaks", "on_lattice", "rate", "completeness", "rmsd_px")
+@register("metric", of="physics", needs=["variance", "expected_variance"], title="background variance / expected")
+def fano(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Variance of the background over that of photons."""
+    return _ratio(np.nansum(rows["variance"], -1), np.nansum(rows["expected_variance"], -1))
 
 
-def _statistics(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The numbers of sets of rows (…, n): (…)."""
+@register("metric", of="physics", needs=["zeros", "expected_zeros"], title="empty pixels / expected")
+def zeros(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Empty pixels of the background over those that its mean lets expect."""
+    return _ratio(np.nansum(rows["zeros"], -1), np.nansum(rows["expected_zeros"], -1))
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
-        out = {
-            "fano": np.nansum(rows["variance"], -1) / np.nansum(rows["expected_variance"], -1),
-            "zeros": np.nansum(rows["zeros"], -1) / np.nansum(rows["expected_zeros"], -1),
-            "rate": np.nansum(rows["indexed"], -1) / np.isfinite(rows["indexed"]).sum(-1),
-        }
-    for name in ("width", "elongation", "peaks", "on_lattice", "completeness", "rmsd_px"):
-        # sorted with NaN last: the median of those that are numbers
+        return a / b
+
+# %% ../../nbs/metrics/physics.ipynb #f7793844
+def _median(name: str) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """The median of a column, of the frames that have it."""
+
+    def median(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        # sorted with NaN last: np.nanmedian of many resamplings takes minutes
         values, count = np.sort(rows[name], -1), np.isfinite(rows[name]).sum(-1)
         low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, values.shape[-1] - 1)
-        out[name] = sum(np.take_along_axis(values, k[..., None], -1)[..., 0] for k in (low, high)) / 2
-    return {name: out[name] for name in NUMBERS}
+        return sum(np.take_along_axis(values, k[..., None], -1)[..., 0] for k in (low, high)) / 2
+
+    return median
+
+
+for _name, _title, _help in (
+    ("width", "spot width, px", "Width of the strong spots, sigma of a Gaussian."),
+    ("elongation", "spot elongation", "How far the strong spots are from round."),
+    ("peaks", "peaks in a frame", "Peaks in the median frame."),
+    ("on_lattice", "peaks on one lattice", "Share of a frame's peaks that its best lattice indexes."),
+):
+    register("metric", _name, of="physics", needs=[_name], title=_title, help=_help)(_median(_name))
+
+# %% ../../nbs/metrics/physics.ipynb #d7dbd841
+@register("metric", of="physics", needs=["indexed"], title="frames with enough peaks")
+def enough(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Share of the frames that have enough peaks to look for a lattice."""
+    return np.isfinite(rows["indexed"]).mean(-1)
+
+
+@register("metric", of="physics", needs=["indexed"], title="frames that index")
+def rate(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Share of the frames with enough peaks that have a lattice beyond chance."""
+    return _ratio(np.nansum(rows["indexed"], -1), np.isfinite(rows["indexed"]).sum(-1))
+
+
+for _name, _title, _help in (
+    ("completeness", "predicted spots found", "Share of the spots that the lattice predicts that have a peak."),
+    ("rmsd_px", "spots off the lattice, px", "Distance of the peaks from their predictions."),
+):
+    register("metric", _name, of="physics", needs=[_name], title=_title, help=_help)(_median(_name))
+
+# %% ../../nbs/metrics/physics.ipynb #86e3f601
+def _statistics(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The numbers of sets of rows (…, n): (…); NaN where columns are missing."""
+    none = np.full(next(iter(rows.values())).shape[:-1], np.nan)
+    needs = {name: find("metric", name).traits["needs"] for name in Names("metric", of="physics")}
+    return {name: get("metric", name)(rows) if set(own) <= set(rows) else none for name, own in needs.items()}
 
 
 def summarise_physics(rows: pd.DataFrame, *, draws: int = 300, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
     """The numbers of a set: a row each, `value`, `low` and `high` (an interval of probability `level`,
-    from `draws` resamplings of the frames).
+    from `draws` resamplings of the frames, of shares by Wilson).
+
+    rows: from `physics_rows` or `lattice_rows`.
     """
     if not len(rows):
         raise BadInput("there are no frames to measure; expected at least one")
     columns = {name: rows[name].to_numpy(float) for name in rows}
     again = numpy_rng("bootstrap", seed).integers(0, len(rows), (draws, len(rows)))
-    value = _statistics({name: v[None] for name, v in columns.items()})
+    value = {k: float(v[0]) for k, v in _statistics({name: v[None] for name, v in columns.items()}).items()}
     spread = pd.DataFrame(_statistics({name: v[again] for name, v in columns.items()}))
     low, high = (spread.quantile(q) for q in ((1 - level) / 2, (1 + level) / 2))
-    return pd.DataFrame({"value": {k: float(v[0]) for k, v in value.items()}, "low": low, "high": high})
+    out = pd.DataFrame({"value": value, "low": low, "high": high}).loc[[*value]]
+    if "indexed" in rows:
+        usable = int(rows["indexed"].notna().sum())
+        for name, n in (("enough", len(rows)), ("rate", usable)):
+            out.loc[name, ["low", "high"]] = wilson_interval(value[name], n, level) if n else np.nan
+    return out
 
 
 def physics_numbers(ds: xr.Dataset, indexer: Indexer | None = None, **options: Any) -> dict[str, float]:
@@ -137,7 +178,8 @@ def physics_words(reference: pd.DataFrame, test: pd.DataFrame) -> list[str]:
     `summarise_physics`).
     """
     out = []
-    for name, (sentence, above, below) in _SENTENCES.items():
+    for name in [name for name in _SENTENCES if name in test.index and name in reference.index]:
+        sentence, above, below = _SENTENCES[name]
         a, b = test.loc[name], reference.loc[name]
         if a["low"] > b["high"] or a["high"] < b["low"]:
             out.append(sentence.format(above if a["value"] > b["value"] else below, a["value"], b["value"]) + ".")

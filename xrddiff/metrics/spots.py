@@ -18,7 +18,7 @@ from ..frames.peaks import pixels_around
 from ..indexing.rays import scattering_vectors
 
 # %% auto #0
-__all__ = ['neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'shape_table']
+__all__ = ['neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'strong_peaks', 'shape_table']
 
 # %% ../../nbs/metrics/spots.ipynb #4416ba81
 def neighbour_vectors(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
@@ -74,14 +74,18 @@ def spot_shapes(
     return pd.DataFrame({name: np.where(good, v, np.nan) for name, v in shape.items()}, index=peaks.index)
 
 
+def strong_peaks(peaks: pd.DataFrame) -> pd.DataFrame:
+    """The peaks whose shape can be measured: those of SNR 15 and more."""
+    return peaks[peaks["snr"] >= 15] if "snr" in peaks else peaks
+
+
 def shape_table(ds: xr.Dataset, peaks: pd.DataFrame, shells: int = 4, **options: Any) -> pd.DataFrame:
     """Median width (px) and elongation of the strong peaks of a data set, in `shells` of radius with
     equal numbers of peaks: `radius` (px from the beam), `width`, `elongation`, `count`.
 
-    peaks: with the columns of `find_frame_peaks`; those of SNR below 15 are left out.
+    peaks: with the columns of `find_frame_peaks`; see `strong_peaks`.
     """
-    strong = peaks[peaks["snr"] >= 15] if "snr" in peaks else peaks
-    parts = []
+    strong, parts = strong_peaks(peaks), []
     for frame, table in strong.groupby("frame"):
         image = ds["intensity"].isel(frame=int(frame)).values - float(ds.attrs.get("pedestal", 0))
         shape = spot_shapes(image, table, frame_mask(ds, int(frame)), **options)

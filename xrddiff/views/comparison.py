@@ -83,7 +83,7 @@ def comparison_report(comparison: Comparison, plan: ComparisonPlan, pictures: Ma
     said = "\n".join(f"- {sentence}" for sentence in comparison.words())
     report.add("Frames", said, figure=pictures["frames"])
     missing = "\n".join(f"- {name}: {reason}" for name, reason in comparison.why.items())
-    text = "An interval (from, to) of 95 % comes from resampling the frames; the reference of a distance is that between two halves of the reference."
+    text = "An interval (from, to) of 95 % comes from resampling the frames; the reference of a distance is that between two halves of the reference. Distances look at no more than 4000 frames of each set."
     table = pd.DataFrame.from_dict(comparison.table(), orient="index")
     report.add("Numbers", f"{text}\n\nNot measured:\n\n{missing}" if missing else text, table=table)
     report.add("Lattice", "", figure=pictures["lattice"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xrddiff.metrics.judgement import Judgement
 
 # %% auto #0
-__all__ = ['generation_pictures', 'add_generation', 'add_answers', 'add_distances']
+__all__ = ['generation_pictures', 'add_generation', 'add_answers', 'add_distances', 'add_lattices']
 
 # %% ../../nbs/views/judgement.ipynb #55ede65f
 def generation_pictures(
@@ -72,6 +72,7 @@ def add_generation(
         report.add("Latents of the samples", "As the sampler left them, beside what the training set has.", table=pd.DataFrame({"value": rows}))  # fmt: skip
     if judgement is not None:
         add_answers(report, judgement)
+        add_lattices(report, judgement)
         add_distances(report, judgement, pictures, condition)
 
 # %% ../../nbs/views/judgement.ipynb #dd370066
@@ -90,12 +91,12 @@ def add_answers(report: Report, judgement: Judgement) -> None:
 def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, Figure], condition: str = "") -> None:
     """Add the distances of the samples from real frames, and the reasons for missing ones."""
     floor = "reconstructions of held-out frames" if judgement.floor == "autoencoder" else "held-out frames"
-    why = [f"{title_of(name)}: {reason}.".capitalize() for name, reason in judgement.why.items()]
+    why = [_reason(judgement, name) for name in judgement.why if name != "rate"]
     text = "" if not judgement.rows else (
         f"Wasserstein distances between distributions over sets of {judgement.rows['samples']['n']:.0f} frames{condition}; the floor, 1 in the picture, is that of training frames from {floor}. "
         "Bars: how much a distance changes from one half of the frames to another."
     )  # fmt: skip
-    table = pd.DataFrame.from_dict(judgement.table(), orient="index") if judgement.rows else None
+    table = pd.DataFrame.from_dict(judgement.distances(), orient="index") if judgement.rows else None
     report.add("Distance from real frames", " ".join([text, *why]).strip(), table=table, figure=pictures.get("ratios"))
     peaks = judgement.peaks().rename(columns={"none": "share without any"})
     report.add("Peaks in a frame", "Quantiles over the frames of each set.", table=peaks)
@@ -108,3 +109,34 @@ def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, F
         report.add(
             "Nearest-training copies", "Are samples copies of training frames?", table=pd.DataFrame({"value": copies})
         )
+
+
+def _reason(judgement: Judgement, name: str) -> str:
+    """Why a number is missing, as a sentence."""
+    title, reason = title_of(name), judgement.why[name]
+    return f"{title[:1].upper()}{title[1:]}: {reason}."
+
+
+def add_lattices(report: Report, judgement: Judgement) -> None:
+    """Add the share of frames that index, beside that of real frames, or why there is none."""
+    names = {"held out": "held-out frames", "autoencoder": "their reconstructions", "samples": "samples"}
+    rows = {}
+    for name in [name for name in names if name in judgement.lattices]:
+        found = judgement.lattices[name]
+        row = {
+            title_of("rate"): found.loc["rate", "value"],
+            "from": found.loc["rate", "low"],
+            "to": found.loc["rate", "high"],
+        }
+        others = found["value"].drop("rate")
+        rows[names[name]] = row | {title_of(k): v for k, v in others.items()}
+    if not rows and "rate" not in judgement.why:
+        return
+    text = (
+        "Share of the frames with enough peaks whose peaks belong to one lattice, where chance does as well in fewer than one of a thousand, with its interval (Wilson, 95 %). Other columns: medians of the frames. "
+        if rows
+        else ""
+    )
+    why = _reason(judgement, "rate") if "rate" in judgement.why else ""
+    table = pd.DataFrame(rows).T.dropna(axis=1, how="all") if rows else None
+    report.add("Frames that index", (text + why).strip(), table=table)
