@@ -387,7 +387,7 @@ def test_epochs_that_are_given_hold_for_every_phase(model):
         "model.diff_epochs=3": (30, 3),
         "experiment_type=test": (20, None),
         "experiment_type=test training.num_epochs=2": (2, None),
-        "experiment_type=demo": (5, 18),
+        "experiment_type=demo": (4, 8),
         "experiment_type=demo training.num_epochs=2": (2, None),
     }
     for words, expected in epochs.items():

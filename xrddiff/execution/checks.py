@@ -15,11 +15,13 @@ import numpy as np
 from ..contradictions import data_name
 from ..errors import BadInput
 from ..frames.frames import evenly_spaced
+from ..frames.geometry import geometry_of
 from ..frames.labels import LABELS, check_conditions, label_value
 from ..frames.pipelines import make_transform
+from ..indexing.rays import as_panels
 from ..loading.catalog import is_cached
 from ..loading.datasets import Prepared, prepare_words
-from ..used_words import model_parts
+from ..used_words import model_parts, used_maps
 from ..words import COUNT_LOSSES
 
 if TYPE_CHECKING:
@@ -44,15 +46,18 @@ def check_run(cfg: "Config") -> None:
     if name is not None and not is_cached(name, cfg.data.limit):
         return
     wanted = [n for n in cfg.model.condition or [] if n not in _SLOW]
-    prepared = prepare_words(
-        replace(cfg, model=replace(cfg.model, condition=wanted)), make_transform("linear", standardise=False)
-    )
+    plain = replace(cfg, model=replace(cfg.model, condition=wanted, condition_maps=[]))
+    prepared = prepare_words(plain, make_transform("linear", standardise=False))
     check_conditions(prepared.frames, set(cfg.model.condition or []) - set(wanted))
     if len(prepared.train) < 2:
         raise BadInput(
             f"{len(prepared.train)} frame is left to train on, {len(prepared.held_out)} to hold out; expected at least 2"
         )
-    loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, prefetch=0)
+    maps = used_maps(cfg)
+    if "lattice" in maps and not {"cell", "orientation"} <= {*prepared.frames.variables}:
+        as_panels(geometry_of(prepared.frames))  # indexing, which takes a while, needs it
+        maps.remove("lattice")
+    loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, maps=maps, prefetch=0)
     loader.check(evenly_spaced(prepared.train, FEW))
     _check_photons(cfg, prepared)
     for name, values in loader.conditions.items():

@@ -61,6 +61,8 @@ class Lattice:
         """Root mean square distance of the indexed peaks from their predictions: px, and of the
         excitation error, 1/Å.
         """
+        if not len(self.error):
+            return np.nan, np.nan
         return float(np.sqrt((self.error**2).mean())), float(np.sqrt((self.excitation**2).mean()))
 
 # %% ../../nbs/indexing/indexer.ipynb #9e4a725b

@@ -39,7 +39,7 @@ from ..registry import find, get
 from ..training.checkpoints import load_checkpoint, load_weights
 from ..training.latents import LatentLoader, open_latent_space
 from ..training.setup import run_loaders, run_trainer
-from ..used_words import model_parts
+from ..used_words import model_parts, used_maps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -124,7 +124,7 @@ def build_network(cfg: Config, channels: int, space: LatentSpace | None, fields:
         out_channels=channels,
         mask_channel=cfg.model.mask_channel and space is None,
         conditions=fields,
-        maps=map_channels(cfg.model.condition_maps, space),
+        maps=map_channels(used_maps(cfg), space),
         **network_words(cfg, space),
     )
 
@@ -276,7 +276,7 @@ def build_generative(
     values = measure_values(loaders[0], cfg.model.diffusion_kwargs.sigma_data, space=space, ranks=Ranks(accelerator))
     model = _build_model(cfg, shape, space, fields, values)
     template = template_frames(prepared.frames)
-    maps = tuple(cfg.model.condition_maps)
+    maps = tuple(used_maps(cfg))
     lattices = lattice_table(prepared.frames, prepared.train) if "lattice" in maps else []
     generator = Generator(
         model, shape, prepared.transform, template, space, conditions, values[1], accelerator.device,

@@ -204,6 +204,6 @@ class Pictures:
         wanted = (len(x), channels, *x.shape[2:])
         if tuple(given.shape) != wanted:
             raise BadInput(
-                f"the picture {name!r} has shape {tuple(given.shape)}; expected {wanted}, that of the frames"
+                f"the network got a {name} of shape {tuple(given.shape)}; expected {wanted} as the frames have"
             )
         return given

@@ -22,6 +22,7 @@ from .compute import make_accelerator
 from .options import train_options
 from ..ranks.agreement import Ranks
 from .trainer import Trainer
+from ..used_words import used_maps
 
 if TYPE_CHECKING:
     from xrddiff.loading.datasets import Prepared
@@ -64,7 +65,7 @@ def run_loaders(
         threads=cfg.data.threads,
         pin_memory=accelerator.device.type == "cuda" if cfg.data.pin_memory is None else cfg.data.pin_memory,
         cond=cfg.model.condition or [],
-        maps=cfg.model.condition_maps if diffusion else [],
+        maps=used_maps(cfg) if diffusion else [],
     )
     train = prepared.loader(prepared.train, seed=cfg.data.seed, **options)
     return train, prepared.loader(prepared.held_out, shuffle=False, **options)
