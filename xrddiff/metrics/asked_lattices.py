@@ -12,7 +12,7 @@ from scipy.stats import bootstrap
 
 from ..frames.frames import evenly_spaced, frame_count, select_frames
 from ..indexing.indexer import FEWEST_PEAKS, Indexing
-from ..indexing.known_lattices import known_lattices, need_lattices
+from ..indexing.known_lattices import has_crystals, known_lattices, need_lattices
 from ..seeds import numpy_rng
 
 # %% auto #0
@@ -66,7 +66,7 @@ def asked_and_found(
     few = select_frames(samples, np.arange(min(limit, frame_count(samples))))
     found = known_lattices(few)
     rows = {"samples": _row(found)}
-    if real is not None and {"cell", "orientation"} <= {*real.variables}:
+    if real is not None and has_crystals(real):
         rows["held-out frames"] = _row(
             known_lattices(select_frames(real, evenly_spaced(range(frame_count(real)), limit)))
         )
