@@ -73,7 +73,8 @@ def index(frames, limit: int, *, turned: bool = False) -> dict:
     peaks = find_frame_peaks(frames)
     indexer = make_indexer(frames, frames.attrs["unit_cell"], peaks=peaks, lattices=1, controls=60)
     rows = lattice_rows(frames, indexer, turned_peaks(frames, peaks) if turned else peaks)
-    return {"frames": len(rows), "peaks": len(peaks) / len(rows), **summarise_physics(rows).to_dict(orient="index")}
+    numbers = summarise_physics(rows).to_dict(orient="index")
+    return {"frames": len(rows), **numbers, "peaks": len(peaks) / len(rows)}
 
 
 def measure(name: str, run: Path, limit: int) -> dict:
@@ -117,7 +118,7 @@ def page(found: dict) -> str:
     lines = [
         "# Index rates", "",
         f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
-        "Simulated stills (sim128) and what models make of them. Each model was trained for the steps of its row and no longer, a minute or two of one core: a trial of each, not the best that it can do.", "",
+        "Simulated stills (sim128) and what models make of them. Each model was trained for the steps of its row and no longer, minutes of one core: a trial of each, not the best that it can do. The one that is told the lattice is `make demo`.", "",
         "- with 6 peaks: share of the frames that have the peaks that indexing needs;",
         "- index: share of these that have a lattice, where chance does as well in fewer than one of a thousand; interval by Wilson, 95 %;",
         "- on one lattice: share of a frame's peaks that its best lattice indexes, median;",
