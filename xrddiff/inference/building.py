@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,13 +119,19 @@ def build_network(cfg: Config, channels: int, space: LatentSpace | None, fields:
     space: the latent space, or None.
     fields: its conditions, see `condition_fields`.
     """
+    network, maps = get("network", cfg.model.network), map_channels(used_maps(cfg), space)
+    if maps and "maps" not in signature(network).parameters:
+        raise BadInput(
+            f"model.condition_maps: the network {cfg.model.network} has no parameter maps; expected a network that takes "
+            "maps, such as unet or dit, or no condition maps"
+        )
     torch.manual_seed(cfg.training.seed)
-    return get("network", cfg.model.network)(
+    return network(
         in_channels=channels,
         out_channels=channels,
         mask_channel=cfg.model.mask_channel and space is None,
         conditions=fields,
-        maps=map_channels(used_maps(cfg), space),
+        **({"maps": maps} if maps else {}),
         **network_words(cfg, space),
     )
 
