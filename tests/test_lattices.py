@@ -127,3 +127,25 @@ def test_maps_need_crystals_and_a_geometry(frames):
     ):
         with pytest.raises(BadInput, match=sentence):
             ConditionMaps(ds, [name])
+
+
+def test_a_network_that_takes_no_maps_is_named():
+    from xrddiff.config import compose_config
+    from xrddiff.inference.building import build_network
+    from xrddiff.models.unet import UNet
+    from xrddiff.registry import forget, register
+
+    @register("network", "plain_test", help="takes no maps")
+    class Plain(torch.nn.Module):
+        def __init__(self, in_channels, out_channels, *, mask_channel, conditions):
+            super().__init__()
+
+    try:
+        words = ["model=ddpm", "network=plain_test"]
+        assert isinstance(build_network(compose_config(words), 1, None, {}), Plain)
+        with pytest.raises(BadInput, match="the network plain_test has no parameter maps"):
+            build_network(compose_config([*words, "model.condition_maps=[q]"]), 1, None, {})
+    finally:
+        forget(__name__)
+    told = build_network(compose_config(["model=ddpm", "model.condition_maps=[q]"]), 1, None, {})
+    assert isinstance(told, UNet) and told.config["maps"] == {"q": 1}

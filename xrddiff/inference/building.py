@@ -17,6 +17,7 @@ from torch import nn
 from ..contradictions import chosen_options
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.objectives import AutoregressiveObjective, DenoisingObjective
+from ..errors import BadInput
 from ..frames.pipelines import transform_from_state
 from ..frames.transforms import Transform
 from xrddiff.inference.generators import (
