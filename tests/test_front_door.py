@@ -22,7 +22,9 @@ from test_run import weights, xrddiff
 import xrddiff as xd
 from xrddiff.config import compose_config
 from xrddiff.formats.store import read_store
+from xrddiff.frames.frames import evenly_spaced, frame_count, select_frames
 from xrddiff.front_door.keywords import as_overrides
+from xrddiff.simulation.simulate import simulate
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +133,11 @@ def test_a_latent_run_draws_reconstructs_and_is_judged_again(runs, tmp_path):
     assert len(inner.history) and type(inner.model()) is not type(run.model())
     table = run.evaluate(samples="four", limit=8, threads=1, progress=False)
     assert "samples" in table.columns and (run.path / "evaluation" / "report.html").exists()
-    assert len(run.index("four", controls=5).table) == 4 and run.index("held_out", limit=6, controls=10).rate > 0.5
+    assert len(run.index("four", controls=5).table) == 4
+    found, real = run.index("held_out", limit=6, controls=10), run.frames("held_out")
+    same = xd.index(select_frames(real, evenly_spaced(range(frame_count(real)), 6)), controls=10)
+    assert len(found.table) == 6 and found.table.equals(same.table) and found.cell.parameters == tuple(real.unit_cell)
+    assert xd.index(simulate("sim128", range(8)), controls=10).rate > 0.5
 
 
 def test_arrays_are_data(tmp_path):
