@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, WORDS
 from test_run import COMMAND, xrddiff
 
 from xrddiff.config import compose_config, inference_config
@@ -161,12 +161,12 @@ def test_a_transformer_denoises_latents(runs, tmp_path):
     xrddiff("run", *words, "data.limit=32", "inference.num_samples=2", "inference.steps=2", folder=tmp_path)
     (run,) = (tmp_path / "output" / "latent_diff_test").glob("*/*")
     net = open_generator(run).model.net
-    assert type(net).__name__ == "DiT" and net.patch == 2 and not net.mask_channel
+    assert type(net).__name__ == "DiT" and net.patch == 2 and not net.pictures.mask
 
 
 def test_a_latent_run_goes_on_where_it_was_killed(runs, tmp_path):
     """Killed in the third notebook, the first two are not repeated, and the weights are those of the undisturbed run."""
-    words = ["run", "model=latent_diff", *SMALL, "run_name=whole", "training.checkpoint_every=2"]
+    words = ["run", "model=latent_diff", *SMALL, *WORDS["latent_diff"], "run_name=whole", "training.checkpoint_every=2"]
     words += ["inference.num_samples=4", "inference.steps=2"]  # after the weights
     run = tmp_path / "output" / "latent_diff_test" / "whole"
     child = subprocess.Popen([COMMAND, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
