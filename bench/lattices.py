@@ -1,6 +1,6 @@
 """Does a model that is told the lattice also draw crystals that it never saw? Samples of a finished run beside simulated frames of the same crystal.
 
-    OMP_NUM_THREADS=1 python bench/lattices.py RUN [--frames 48]
+    OMP_NUM_THREADS=1 python bench/lattices.py RUN [inference.WORD=VALUE …] [--frames 48]
 
 RUN is the folder of a run on sim128 with model.condition_maps=[lattice], such as that of `make demo`. Writes bench/results/lattices.json and lattices.md.
 """
@@ -36,11 +36,11 @@ def simulated(crystal: tuple | None, count: int):
     return simulate(replace(experiment, sample=sample), range(10**6, 10**6 + count))
 
 
-def sampled(run: Path, cell: tuple, count: int):
-    """Samples that were asked for this crystal, with the settings of the run, and a note of them."""
+def sampled(run: Path, cell: tuple, count: int, words: list[str]):
+    """Samples that were asked for this crystal, with the settings of the run and these words."""
     import xrddiff as xd
 
-    return xd.open_run(run).sample(count, lattice={"cell": list(cell)})
+    return xd.open_run(run).sample(count, *words, lattice={"cell": list(cell)})
 
 
 def row(frames, cell: tuple) -> dict:
@@ -81,6 +81,7 @@ def page(found: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
+    parser.add_argument("words", nargs="*", default=[], metavar="inference.WORD=VALUE")
     parser.add_argument("--frames", type=int, default=48)
     args = parser.parse_args()
     import torch
@@ -92,7 +93,7 @@ def main() -> None:
     parts = {"autoencoder": args.run / "autoencoder", "denoiser": args.run}
     steps = ", ".join(f"{name} {load_checkpoint(path, verify=False).step} steps" for name, path in parts.items())
     found = {
-        "command": f"OMP_NUM_THREADS=1 python bench/lattices.py RUN --frames {args.frames}",
+        "command": " ".join(["OMP_NUM_THREADS=1 python bench/lattices.py RUN", *args.words, f"--frames {args.frames}"]),
         "run": steps,
         "rows": {},
     }
@@ -100,7 +101,7 @@ def main() -> None:
         cell = EXPERIMENTS["sim128"].sample.crystal.cell if crystal is None else crystal[0]
         found["rows"][name] = {
             "simulated": row(simulated(crystal, args.frames), cell),
-            "samples": row(sampled(args.run, cell, args.frames), cell),
+            "samples": row(sampled(args.run, cell, args.frames, args.words), cell),
         }
         print(name, flush=True)
         (RESULTS / "lattices.json").write_text(json.dumps(found, indent=1) + "\n")

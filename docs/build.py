@@ -55,6 +55,7 @@ PAGES = {
     "bench/results/indexing.md": "indexing_results.md",
     "bench/results/corruptions.md": "corruptions.md",
     "bench/results/index_rates.md": "index_rates.md",
+    "bench/results/lattices.md": "lattices.md",
     "bench/results/suite.md": "suite.md",
     "CHANGELOG.md": "changelog.md",
 }
