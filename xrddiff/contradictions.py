@@ -15,7 +15,7 @@ from typing import Any
 from .errors import BadInput, nearest
 from .files import is_path
 from .registry import check_options, entries
-from .used_words import model_parts, noise_name
+from .used_words import model_parts, noise_name, used_maps
 from .words import Config, Data, get_word, value_problem, vocabulary
 
 # %% ../nbs/contradictions.ipynb #95d51b32
@@ -154,7 +154,7 @@ def _conditions(cfg: Config, ranks: int) -> str | None:
 @_check
 def _guidance(cfg: Config, ranks: int) -> str | None:
     known, i, word = cfg.model.condition or [], cfg.inference, f"inference.guidance={cfg.inference.guidance}"
-    guides = [*known, *cfg.model.condition_maps]
+    guides = [*known, *used_maps(cfg)]
     none = i.guidance_scale == 1 and i.guidance != "classifier"
     weaker = [name for name in ("guidance_step", "guidance_ema", "guidance_run") if getattr(i, name) is not None]
     if i.guidance != "classifier_free" and model_parts(cfg).denoiser == "autoregressive":

@@ -266,6 +266,12 @@ class Model:
         low=1,
         only={"model.network": "unet", "latent": True},
     )
+    unet_widths: list[int] | None = word(
+        None,
+        "ddpm, latent_diff: channels of the U-Net at each resolution; null: those of the size",
+        low=1,
+        only={"model.network": "unet"},
+    )
     unet_scale_shift: bool = word(  # false: what a run from before this word means
         False,
         "ddpm, latent_diff: noise level and conditions scale and shift the U-Net's norms, rather than being added",

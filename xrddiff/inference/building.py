@@ -86,7 +86,7 @@ def network_words(cfg: Config, space: LatentSpace | None) -> dict[str, Any]:
     if cfg.model.network == "unet":
         pixels = 4 if cfg.size.name == "tiny" else None  # a tiny network folds 4 x 4 pixels into channels
         own = dict(patch=pixels if space is None else cfg.model.unet_patch, scale_shift=cfg.model.unet_scale_shift)
-        own |= dict(widths=cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
+        own |= dict(widths=cfg.model.unet_widths or cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
     network = get("network", cfg.model.network)
     sized = getattr(network, "sizes", {}).get(cfg.size.name, {})
     if space is not None:
