@@ -18,6 +18,7 @@ from ..frames.frames import evenly_spaced
 from ..frames.geometry import geometry_of
 from ..frames.labels import LABELS, check_conditions, label_value
 from ..frames.pipelines import make_transform
+from ..indexing.known_lattices import says_crystals
 from ..indexing.rays import as_panels
 from ..loading.catalog import is_cached
 from ..loading.datasets import Prepared, prepare_words
@@ -54,7 +55,7 @@ def check_run(cfg: "Config") -> None:
             f"{len(prepared.train)} frame is left to train on, {len(prepared.held_out)} to hold out; expected at least 2"
         )
     maps = used_maps(cfg)
-    if "lattice" in maps and not {"cell", "orientation"} <= {*prepared.frames.variables}:
+    if "lattice" in maps and not says_crystals(prepared.frames):
         as_panels(geometry_of(prepared.frames))  # indexing, which takes a while, needs it
         maps.remove("lattice")
     loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, maps=maps, prefetch=0)

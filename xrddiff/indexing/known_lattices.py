@@ -23,7 +23,7 @@ from .orientations import indexed_peaks
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
 
 # %% auto #0
-__all__ = ['need_lattices', 'has_crystals', 'crystals_of', 'known_lattices', 'with_lattices', 'spot_table']
+__all__ = ['need_lattices', 'says_crystals', 'has_crystals', 'crystals_of', 'known_lattices', 'with_lattices', 'spot_table']
 
 # %% ../../nbs/indexing/known_lattices.ipynb #ed12821a
 def need_lattices(ds: xr.Dataset) -> None:
@@ -35,9 +35,14 @@ def need_lattices(ds: xr.Dataset) -> None:
         )
 
 
+def says_crystals(ds: xr.Dataset) -> bool:
+    """Do the frames say which crystals they have, if any?"""
+    return {"cell", "orientation"} <= {*ds.variables}
+
+
 def has_crystals(ds: xr.Dataset) -> bool:
     """Does `ds` say of any frame that it has a crystal?"""
-    return {"cell", "orientation"} <= {*ds.variables} and bool(np.isfinite(ds["cell"].values).all(-1).any())
+    return says_crystals(ds) and bool(np.isfinite(ds["cell"].values).all(-1).any())
 
 
 def crystals_of(cells: Any, orientations: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -20,7 +20,7 @@ from ..frames.spatial import Crop, Panels, Patches, Pool
 from ..frames.topk import TopK
 from ..frames.pipelines import Pipeline, make_transform
 from ..frames.transforms import Transform
-from ..indexing.known_lattices import with_lattices
+from ..indexing.known_lattices import says_crystals, with_lattices
 from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
 from ..used_words import used_maps
@@ -240,6 +240,6 @@ def prepare_words(
     prepared = prepare_frames(open_words(cfg, classes), **split, **regions)
     wanted = [name for name in cfg.model.condition or [] if name in LABELS]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
-    if "lattice" in used_maps(cfg) and not {"cell", "orientation"} <= {*frames.variables}:
+    if "lattice" in used_maps(cfg) and not says_crystals(frames):
         frames = with_lattices(frames)
     return prepared if frames is prepared.frames else replace(prepared, frames=frames)
