@@ -26,8 +26,8 @@ from .refinement import Restraints, refine_lattice
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'Indexer', 'Indexing', 'frame_tables', 'frame_row', 'make_indexer',
-           'index_frames']
+__all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'mark_found', 'Indexer', 'Indexing', 'frame_tables', 'frame_row',
+           'make_indexer', 'index_frames']
 
 # %% ../../nbs/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,12 @@ class Lattice:
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
 SAME = 2.0  # degrees: two lattices closer than this are one crystal
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
+
+
+def mark_found(spots: pd.DataFrame, hkl: np.ndarray) -> pd.DataFrame:
+    """Predicted `spots` with the column `found`: is theirs among the Miller indices of peaks (N, 3)?"""
+    have = {tuple(h) for h in np.asarray(hkl, int)}
+    return spots.assign(found=[tuple(h) in have for h in spots[list("hkl")].to_numpy()])
 
 
 class Indexer:
@@ -178,8 +184,7 @@ class Indexer:
         spots = predict_spots(self.sphere, lattice.A, moved, width)
         outermost = np.linalg.norm(scattering_vectors(peaks[indexed], moved), axis=1).max()
         spots = spots[spots["d"] >= 0.999 / outermost].reset_index(drop=True)
-        have = {tuple(h) for h in hkl[indexed]}
-        spots["found"] = [tuple(h) in have for h in spots[list("hkl")].to_numpy()]
+        spots = mark_found(spots, hkl[indexed])
         within = np.cumsum(indexed) - 1
         rank = within[place][indexed[place]]
         return Lattice(

@@ -18,7 +18,7 @@ from ..frames.geometry import PanelGeometry, d_map, geometry_of
 from ..frames.peaks import find_frame_peaks
 from .cells import Cell, read_cell
 from .chance import Chance
-from .indexer import INDEXED, Indexing, Lattice, frame_row, frame_tables, index_frames
+from .indexer import INDEXED, Indexing, Lattice, frame_row, frame_tables, index_frames, mark_found
 from .orientations import indexed_peaks
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
 
@@ -83,10 +83,8 @@ def _known(cell: Cell, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeomet
     near = predict_spots(hkl[indexed], A, geometry, np.inf).drop_duplicates(subset=list("hkl"))
     at = pd.DataFrame(hkl[indexed], columns=list("hkl")).merge(near, how="left")
     error = np.hypot(at["fs"] - peaks["fs"].to_numpy()[indexed], at["ss"] - peaks["ss"].to_numpy()[indexed])
-    reach = 1 / float(np.nanmin(d_map(geometry)))
-    spots = predict_spots(miller_sphere(cell, 1 / reach), A, geometry, width)
-    have = {tuple(h) for h in hkl[indexed].astype(int)}
-    spots["found"] = [tuple(h) in have for h in spots[list("hkl")].to_numpy()]
+    d_min = float(np.nanmin(d_map(geometry)))
+    spots = mark_found(predict_spots(miller_sphere(cell, d_min), A, geometry, width), hkl[indexed])
     return Lattice(
         cell, U, np.zeros(3), hkl.astype(int), indexed, error.to_numpy(), at["excitation"].to_numpy(), 0.0, spots
     )
