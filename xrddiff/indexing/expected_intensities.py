@@ -144,7 +144,7 @@ def merge_partial(measured: pd.DataFrame, width: tuple[float, float], rounds: in
     return PartialMerge(table, width, float(explained))
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #8eb5a1c1
-def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limit: int = 1000) -> CrystalIntensities:
+def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limit: int = 600) -> CrystalIntensities:
     """The intensities that frames which say their crystals merge to.
 
     frames: numbers; None = all. limit: at most so many frames with crystals, evenly spaced.
