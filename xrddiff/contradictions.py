@@ -272,15 +272,21 @@ def _options(cfg: Config, ranks: int) -> str | None:
 # %% ../nbs/contradictions.ipynb #71316a63
 @_check
 def _callbacks(cfg: Config, ranks: int) -> str | None:
-    word = "training.callback_options"
-    for name, given in cfg.training.callback_options.items():
-        if name not in cfg.training.callbacks:
-            return f"{word}: {name} is none of training.callbacks, {list(cfg.training.callbacks)}; add it there, or leave its options out"
+    return _named_options(cfg, "callback") or _named_options(cfg, "augmentation")
+
+
+def _named_options(cfg: Config, kind: str) -> str | None:
+    """What is wrong with the options of the things that a word of training lists."""
+    names, word = getattr(cfg.training, f"{kind}s"), f"training.{kind}_options"
+    options = getattr(cfg.training, f"{kind}_options")
+    for name, given in options.items():
+        if name not in names:
+            return f"{word}: {name} is none of training.{kind}s, {list(names)}; add it there, or leave its options out"
         if not isinstance(given, dict):
             return f"{word}.{name}: found {given!r}, expected its options, as {{every: 10}}"
     try:
-        for name in cfg.training.callbacks:
-            check_options("callback", name, cfg.training.callback_options.get(name, {}), f"{word}.{name}")
+        for name in names:
+            check_options(kind, name, options.get(name, {}), f"{word}.{name}")
     except BadInput as error:
         return str(error)
     return None

@@ -504,6 +504,12 @@ class Training:
     keep_checkpoints: int | None = word(2, "newest checkpoints that stay on disk; null: all", low=1)
     log_every: int = word(10, "steps per row of the training table", low=1)
     validate_every: int | None = word(None, "steps between validations; null: one per epoch", low=1)
+    augmentations: list[str] = word(
+        list,
+        "changes of the training frames, which the network is told (`xrddiff list augmentation`)",
+        choices=Names("augmentation"),
+    )
+    augmentation_options: dict[str, Any] = word(dict, "options of the augmentations, as {gain: {spread: 0.2}}")
     callbacks: list[str] = word(
         list, "what looks on while a model trains (`xrddiff list callback`)", choices=Names("callback")
     )

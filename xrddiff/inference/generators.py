@@ -32,6 +32,7 @@ from ..frames.transforms import Transform
 from ..frames.geometry import Geometry
 from .guides import Guide, open_guide
 from .lattices import Lattices, resolution_note
+from ..loading.augmentations import TOLD
 from ..loading.condition_maps import ConditionMaps, fold
 from ..loading.loader import FrameLoader
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
@@ -401,6 +402,8 @@ class Generator:
         columns = self.condition(samples, seed, settings.values)
         out = frames.copy()
         for name, column in columns.items():
+            if name.startswith(TOLD):  # of augmentations: no sample has any
+                continue
             names = self.names(name)
             about = {"classes": list(names)} if isinstance(names, Sequence) else {}
             out[name] = ("frame", column.cpu().numpy(), about)
