@@ -275,6 +275,9 @@ def _callbacks(cfg: Config, ranks: int) -> str | None:
     return _named_options(cfg, "callback") or _named_options(cfg, "augmentation")
 
 
+_EXAMPLES = {"callback": "every: 10", "augmentation": "share: 0.5"}
+
+
 def _named_options(cfg: Config, kind: str) -> str | None:
     """What is wrong with the options of the things that a word of training lists."""
     names, word = getattr(cfg.training, f"{kind}s"), f"training.{kind}_options"
@@ -283,7 +286,7 @@ def _named_options(cfg: Config, kind: str) -> str | None:
         if name not in names:
             return f"{word}: {name} is none of training.{kind}s, {list(names)}; add it there, or leave its options out"
         if not isinstance(given, dict):
-            return f"{word}.{name}: found {given!r}, expected its options, as {{every: 10}}"
+            return f"{word}.{name}: found {given!r}, expected its options, as in {{{_EXAMPLES[kind]}}}"
     try:
         for name in names:
             check_options(kind, name, options.get(name, {}), f"{word}.{name}")
