@@ -15,7 +15,8 @@ from typing import Any
 from .errors import BadInput, nearest
 from .files import is_path
 from .registry import check_options, entries
-from .used_words import model_parts, noise_name, used_maps
+from .saved_config import load_config, need_run
+from .used_words import ModelParts, given_parts, model_parts, noise_name, used_maps
 from .words import Config, Data, get_word, value_problem, vocabulary
 
 # %% ../nbs/contradictions.ipynb #95d51b32
@@ -92,6 +93,25 @@ def _unused_start(cfg: Config, ranks: int) -> str | None:
         if path is not None and not checkpoint:
             return f"{words[2]} is set but would not be used: add {words[1]}=true"
     return None
+
+# %% ../nbs/contradictions.ipynb #c3905edd
+@_check
+def _init(cfg: Config, ranks: int) -> str | None:
+    path, t = cfg.training.init, cfg.training
+    if path is None or cfg.resume is not None:
+        return None
+    for part, what in (("vae", "autoencoder"), ("diff", "denoiser")):
+        if getattr(t, f"train_{part}_from_checkpoint"):
+            return f"training.init and training.train_{part}_from_checkpoint both say where the {what} starts; expected one of them"
+    try:
+        need_run(Path(path), f"training.init={path}")
+        theirs = load_config(Path(path) / "config.yaml")
+    except BadInput as error:
+        return str(error)
+    if given_parts(theirs, cfg) != ModelParts(None, None):
+        return None
+    found, wanted = (c.presets.get("model", c.model.model_name) for c in (theirs, cfg))
+    return f"training.init={path}: a run of model={found} has no weights for model={wanted}; expected a run of the same kind of model"
 
 # %% ../nbs/contradictions.ipynb #f8001d95
 def check_latent_model(cfg: Config) -> None:

@@ -46,7 +46,7 @@ class Override:
         return None if self.parsed.is_delete() else self.parsed.value()
 
 # %% ../nbs/overrides.ipynb #bd66ec9e
-SHORT = {"network": "model.network"}  # words that can be given without their section
+SHORT = {"network": "model.network", "init": "training.init"}  # words that can be given without their section
 
 
 def parse_override(text: str) -> Override:
@@ -206,6 +206,7 @@ PATH_WORDS = (
     ("data", "geometry"),
     ("data", "mask"),
     ("data", "labels"),
+    ("training", "init"),
     ("training", "pretrained_vae_path"),
     ("training", "pretrained_diff_path"),
     ("inference", "guidance_run"),

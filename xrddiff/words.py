@@ -486,6 +486,9 @@ class Training:
         only={"model.weighting": "min_snr"},
     )
 
+    init: str | None = word(
+        None, "a finished run: this one begins with its averaged weights, as far as they fit by name"
+    )
     train_vae_from_scratch: bool = word(True, "start the autoencoder from random weights", only={"autoencoder": ANY})
     train_vae_from_checkpoint: bool = word(
         False, "start the autoencoder from pretrained_vae_path", only={"autoencoder": ANY}

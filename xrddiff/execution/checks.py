@@ -74,7 +74,8 @@ def check_runs(configs: Iterable["Config"]) -> None:
     """
     seen = []
     for cfg in configs:
-        about = (asdict(cfg.data), asdict(cfg.model), cfg.inference.condition, cfg.training.recons_loss)
+        about = (asdict(cfg.data), asdict(cfg.model), asdict(cfg.size), cfg.inference.condition)
+        about += (cfg.training.recons_loss, cfg.training.init)
         if cfg.resume is None and about not in seen:
             seen.append(about)
             check_run(cfg)
@@ -101,3 +102,7 @@ def _check_starts(cfg: "Config") -> None:
             from xrddiff.training.checkpoints import load_checkpoint
 
             load_checkpoint(path, verify=False)
+    if cfg.training.init is not None:
+        from xrddiff.inference.building import check_init
+
+        check_init(cfg)

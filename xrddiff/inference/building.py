@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,8 +41,10 @@ from ..ranks.agreement import Ranks
 from ..registry import find, get
 from ..training.checkpoints import load_checkpoint, load_weights
 from ..training.latents import LatentLoader, open_latent_space
+from ..training.autoencoders import build_autoencoder
 from ..training.setup import run_loaders, run_trainer, windowed
-from ..used_words import model_parts, used_maps
+from ..training.starting import check_alike, open_init
+from ..used_words import model_parts, trained_parts, used_maps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'map_channels', 'build_network',
-           'build_autoregressive', 'build_objective', 'Building', 'build_generative']
+           'build_autoregressive', 'check_init', 'build_objective', 'Building', 'build_generative']
 
 # %% ../../nbs/inference/building.ipynb #dc8572cd
 def open_space(
@@ -165,6 +168,31 @@ def build_autoregressive(
         diffusion=asdict(m.diffusion_kwargs) | dict(sigma_data=sigma_data, clamp=data_range),
         **words,
     )
+
+# %% ../../nbs/inference/building.ipynb #3d95d5a5
+def check_init(cfg: Config) -> None:
+    """Raise `BadInput` if a network that the run trains cannot take the weights of `training.init`.
+
+    cfg: the configuration of the run.
+    """
+    if cfg.training.init is None:
+        return
+    latent = model_parts(cfg).latent
+    space = SimpleNamespace(downsampling=cfg.model.downsampling) if latent else None
+    for part in ("autoencoder", "denoiser"):
+        checkpoint = open_init(cfg, part)
+        if checkpoint is None or part == "denoiser" and latent and trained_parts(cfg).autoencoder is None:
+            continue  # the latent of an autoencoder that is taken ready-made is not known yet
+        theirs = checkpoint.state["model"]
+        with torch.device("meta"):
+            if part == "autoencoder":
+                ours = build_autoencoder(cfg)
+            elif model_parts(cfg).denoiser == "autoregressive":
+                shape = (cfg.model.latent_channels if latent else 1, *theirs["size"])
+                ours = build_autoregressive(cfg, shape, space, {}, (0.5, (-1.0, 1.0)))
+            else:
+                ours = build_network(cfg, cfg.model.latent_channels if latent else 1, space, {})
+        check_alike(ours.config, theirs, f"training.init={cfg.training.init}")
 
 # %% ../../nbs/inference/building.ipynb #fcf26f33
 def build_objective(model: nn.Module, cfg: Config) -> nn.Module:

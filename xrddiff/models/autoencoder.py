@@ -165,6 +165,12 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         start_as_resampling(self)
 
+    @property
+    def inputs(self) -> tuple[str, dict[str, int]]:
+        """The weight that reads the input, and how many of its columns read each part of it."""
+        parts = {"frame": self.in_channels} | ({"mask": 1} if self.mask_channel else {})
+        return "encoder.conv_in.weight", {name: n * self.patch**2 for name, n in parts.items()}
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a frame of `height` x `width` pixels; refuses sizes that do
         not divide.
@@ -277,6 +283,8 @@ class AutoencoderVQ(Autoencoder):
     quantizer_words: those of the quantiser; the other words are those of
         `Autoencoder`.
     """
+
+    own_start = ("quantizer",)  # what another codebook replaces
 
     def __init__(
         self,

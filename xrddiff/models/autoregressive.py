@@ -180,6 +180,12 @@ class AutoregressiveDiffusion(nn.Module):
         self.config = config_of(locals())
 
     by_token = True  # each token is drawn by a sampler
+    own_start = ("place",)  # what has another size in frames of another size
+
+    @property
+    def inputs(self) -> tuple[str, dict[str, int]]:
+        """The weight that reads a token, and how many of its columns read each part of it."""
+        return "embed.weight", {"frame": self.dim} | ({"mask": self.patch_size**2} if self.mask_channel else {})
 
     @property
     def conditions(self) -> Mapping[str, Any]:

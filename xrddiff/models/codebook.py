@@ -5,6 +5,7 @@
 # %% ../../nbs/models/codebook.ipynb #78bb5523
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -339,7 +340,7 @@ class FSQ(Quantizer):
             if level < 3:
                 raise BadInput(f"levels[{i}] of fsq is {level}; expected 3 or more")
         L = torch.tensor(list(levels))
-        super().__init__(int(L.prod()), len(L), decay, 0.0)
+        super().__init__(math.prod(levels), len(L), decay, 0.0)
         if not 0 <= moment_decay < 1:
             raise BadInput(f"the moments' decay is {moment_decay}; expected a number from 0 to below 1")
         self.whiten, self.moment_decay = whiten, moment_decay

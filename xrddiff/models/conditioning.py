@@ -130,6 +130,13 @@ class Conditions(nn.ModuleDict):
             state_dict[f"{prefix}{classes[0]}.weight"] = state_dict.pop(prefix + "weight")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @torch.no_grad()
+    def silence(self, name: str) -> None:
+        """Let the condition `name` add nothing, until training makes it."""
+        embed = self[name]
+        for last in embed.embed.linear_2.parameters() if isinstance(embed, NumberEmbedding) else embed.parameters():
+            last.zero_()
+
     def forward(self, cond: Mapping[str, Tensor] | None, like: Tensor) -> Tensor:
         """(B, width) for the `cond` of B frames; `like` (B, width): what it will be added to."""
         total = torch.zeros_like(like)
@@ -180,7 +187,14 @@ class Pictures:
     @property
     def channels(self) -> int:
         """Number of channels that are appended."""
-        return int(self.mask) + sum(n + 1 for n in self.maps.values())
+        return sum(self.parts(0).values())
+
+    def parts(self, channels: int, each: int = 1) -> dict[str, int]:
+        """How many inputs of a network belong to `x` of so many `channels`, to the mask and to each
+        map, in this order; `each`: inputs per channel.
+        """
+        mask, maps = {"mask": 1} if self.mask else {}, {f"map {name}": n + 1 for name, n in self.maps.items()}
+        return {name: each * n for name, n in ({"frame": channels} | mask | maps).items()}
 
     def __call__(self, x: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
         """`x` (B, C, H, W) with the channels beside it, in its type."""

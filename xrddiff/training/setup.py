@@ -21,6 +21,7 @@ from .callbacks import make_callbacks
 from .checkpoints import latest_checkpoint, load_checkpoint
 from .compute import make_accelerator
 from .options import train_options
+from .starting import begin, init_text
 from ..ranks.agreement import Ranks
 from .trainer import Trainer
 from ..used_words import used_maps
@@ -118,9 +119,15 @@ def run_trainer(
 
     `objective`: the loss around the network. `loaders`: (training, held out). `folder`: of the run.
     `state`: goes into every checkpoint, together with the configuration. `diffusion`: whether the
-    options are those of the denoiser. Raises `BadInput` as `check_latent` and `Trainer` do.
+    options are those of the denoiser. Raises `BadInput` as `check_latent`, `begin` and `Trainer` do.
     """
-    Ranks(accelerator).first(lambda: check_latent(folder, state))
+    ranks = Ranks(accelerator)
+    ranks.first(lambda: check_latent(folder, state))
+    part, classes = "denoiser" if diffusion else "autoencoder", state.get("generator", {}).get("classes")
+    if (began := begin(objective.model, cfg, folder, part, ranks, classes)) is not None:
+        state = {**state, "init": began}
+        if ranks.rank == 0:
+            print(init_text(began))
     said = asdict(cfg)
     said["training"]["mixed_precision"] = (
         accelerator.mixed_precision
