@@ -370,6 +370,9 @@ class Data:
     crop: list[int] | None = word(None, "[height, width] cut from the middle, in pixels after pooling", low=1)
     patch: int | None = word(None, "cut frames into square patches of this side, in pixels", low=1)
     patch_limit: int | None = word(None, "use at most so many patches (or panels), drawn by data.seed", low=1)
+    window: int | None = word(
+        None, "train on a random window of this side of each frame, in pixels; null: on whole frames", low=1
+    )
     topk: float = word(1.0, "fraction of the found peaks, strongest first, that stay", low=0, high=1)
     transform: str = word(
         "asinh", "from intensity to network value", choices=TRANSFORMS, only=[{"trains": ANY}, {"latent": False}]
@@ -608,6 +611,20 @@ class Inference:
         dict,
         "crystal to generate for, as {cell: my.pdb, orientations: random}; else those of training frames, newly turned",
         only={"model.condition_maps": ANY},
+    )
+    detector: str | None = word(
+        None,
+        "draw on the detector of a named set, a file of frames or a geometry file; null: that of the training frames",
+        only={"denoiser": "unet"},
+    )
+    tile: int | None = word(
+        None,
+        "side of the tiles of a large frame, in pixels; null: as large as it was trained with, 0: the whole frame at once",
+        low=0,
+        only={"denoiser": "unet"},
+    )
+    overlap: int | None = word(
+        None, "pixels that neighbouring tiles share; null: a quarter of a tile", low=0, only={"denoiser": "unet"}
     )
     poisson: bool = word(False, "also draw photon counts from expected values", only={"latent": True})
     index_frames: int = word(

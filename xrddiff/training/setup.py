@@ -15,6 +15,7 @@ from torch import nn
 
 from ..loading.augmentations import TOLD, Augmentations
 from ..loading.loader import FrameLoader
+from ..loading.windows import WindowLoader
 from ..errors import BadInput
 from .batches import global_batch
 from .callbacks import make_callbacks
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from xrddiff.words import Config, Training
 
 # %% auto #0
-__all__ = ['run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'check_latent', 'run_trainer']
+__all__ = ['run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'windowed', 'check_latent', 'run_trainer']
 
 # %% ../../nbs/training/setup.ipynb #b7023b20
 def run_accelerator(t: Training) -> Accelerator:
@@ -85,6 +86,21 @@ def run_loaders(
         options["cond"] += [TOLD + name for name in augmentations.each]
     train = prepared.loader(prepared.train, seed=cfg.data.seed, augmentations=augmentations, **options)
     return train, prepared.loader(prepared.held_out, shuffle=False, **options)
+
+
+def windowed(loaders: tuple[Any, Any], cfg: Config, multiple: int, downsampling: int = 1) -> tuple[Any, Any]:
+    """Loaders of windows, with `data.window`, else the `loaders` themselves.
+
+    `loaders`: of frames or latents. `multiple`: what the side of a window must be a multiple of, px.
+    `downsampling`: pixels of a frame per pixel of what the loaders serve.
+    """
+    side = cfg.data.window
+    if side is None:
+        return loaders
+    if side % multiple:
+        raise BadInput(f"data.window: found {side}, expected a multiple of {multiple}, which the network needs")
+    align = multiple // downsampling
+    return tuple(WindowLoader(loader, side // downsampling, align=align) for loader in loaders)
 
 # %% ../../nbs/training/setup.ipynb #47f10eb9
 def check_latent(folder: str | Path, state: Mapping[str, Any]) -> None:
