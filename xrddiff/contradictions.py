@@ -237,6 +237,23 @@ def _samples(cfg: Config, ranks: int) -> str | None:
         return "inference.ema_sigma_rel needs averages that were kept in training: set training.ema_tracks, for instance [0.05,0.1]"
     return None
 
+# %% ../nbs/contradictions.ipynb #1746be13
+@_check
+def _whole_detectors(cfg: Config, ranks: int) -> str | None:
+    i, autoregressive = cfg.inference, model_parts(cfg).denoiser == "autoregressive"
+    for word, value in (
+        ("inference.detector", i.detector),
+        ("inference.tile", i.tile),
+        ("data.window", cfg.data.window),
+    ):
+        if autoregressive and value:
+            return f"{word}: an autoregressive model draws frames of the trained size, patch by patch; expected null"
+    if cfg.data.window and cfg.data.patch:
+        return "data.window and data.patch both cut frames: set one of them to null"
+    if i.overlap is not None and i.tile is not None and i.overlap > i.tile // 2:
+        return f"inference.overlap: found {i.overlap}, expected at most half of inference.tile, {i.tile // 2}"
+    return None
+
 # %% ../nbs/contradictions.ipynb #107a5de7
 def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
     """The options of what is chosen by name, from the word `name`, for instance
@@ -272,15 +289,24 @@ def _options(cfg: Config, ranks: int) -> str | None:
 # %% ../nbs/contradictions.ipynb #71316a63
 @_check
 def _callbacks(cfg: Config, ranks: int) -> str | None:
-    word = "training.callback_options"
-    for name, given in cfg.training.callback_options.items():
-        if name not in cfg.training.callbacks:
-            return f"{word}: {name} is none of training.callbacks, {list(cfg.training.callbacks)}; add it there, or leave its options out"
+    return _named_options(cfg, "callback") or _named_options(cfg, "augmentation")
+
+
+_EXAMPLES = {"callback": "every: 10", "augmentation": "share: 0.5"}
+
+
+def _named_options(cfg: Config, kind: str) -> str | None:
+    """What is wrong with the options of the things that a word of training lists."""
+    names, word = getattr(cfg.training, f"{kind}s"), f"training.{kind}_options"
+    options = getattr(cfg.training, f"{kind}_options")
+    for name, given in options.items():
+        if name not in names:
+            return f"{word}: {name} is none of training.{kind}s, {list(names)}; add it there, or leave its options out"
         if not isinstance(given, dict):
-            return f"{word}.{name}: found {given!r}, expected its options, as {{every: 10}}"
+            return f"{word}.{name}: found {given!r}, expected its options, as in {{{_EXAMPLES[kind]}}}"
     try:
-        for name in cfg.training.callbacks:
-            check_options("callback", name, cfg.training.callback_options.get(name, {}), f"{word}.{name}")
+        for name in names:
+            check_options(kind, name, options.get(name, {}), f"{word}.{name}")
     except BadInput as error:
         return str(error)
     return None
@@ -308,7 +334,7 @@ def _in_catalog(cfg: Config) -> str | None:
     the shipped presets are known to fit.
     """
     d = cfg.data
-    whole = d.crop is None and d.patch is None
+    whole = d.crop is None and d.patch is None and d.window is None
     shipped = d.name is None and d.pool == Data.pool or not d.avg_pooling and d.name in (None, *_SHIPPED)
     if d.data_path is not None or whole and shipped:
         return None
@@ -397,7 +423,9 @@ def check_frames(cfg: Config, shape: tuple[int, ...]) -> None:
                 f"{cfg.data.pool} x {cfg.data.pool}; expected data.pool to divide both sides, or avg_pooling=false"
             )
         height, width = height // cfg.data.pool, width // cfg.data.pool
-    crop = cfg.data.crop or ([cfg.data.patch] * 2 if cfg.data.patch else None)
-    if crop and (crop[0] > height or crop[1] > width):
-        word = "data.crop" if cfg.data.crop else "data.patch"
-        raise BadInput(f"{word}: found {crop[0]} x {crop[1]} pixels, expected at most the frame's {height} x {width}")
+    for word, cut in (("data.crop", cfg.data.crop), ("data.patch", cfg.data.patch), ("data.window", cfg.data.window)):
+        cut = [cut, cut] if isinstance(cut, int) else cut
+        if cut and (cut[0] > height or cut[1] > width):
+            raise BadInput(f"{word}: found {cut[0]} x {cut[1]} pixels, expected at most the frame's {height} x {width}")
+        if cut and word == "data.crop":
+            height, width = cut

@@ -57,6 +57,7 @@ KINDS: dict[str, Kind] = {
     "network": Kind(
         "network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions", "maps")
     ),
+    "augmentation": Kind("change of training frames that the network is told", given=("frames",)),
     "condition_map": Kind("what is known about each place of a frame", given=("frames",)),
     "autoencoder": Kind(
         "model that turns frames into a latent and back",

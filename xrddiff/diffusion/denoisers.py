@@ -138,7 +138,7 @@ class Denoiser(nn.Module):
         settings: see `models.generative.DrawSettings`.
         """
         words = dict(seed=settings.seed, cond=cond, callback=callback, device=device)
-        return settings.sampler.sample(settings.guided(self), shape, samples, **words)
+        return settings.sampler.sample(settings.whole(self, self.multiple), shape, samples, **words)
 
     def noise_label(self, sigma: Tensor) -> Tensor:
         """c_noise: the noise label of σ that the network gets, float64, shape of `sigma`."""

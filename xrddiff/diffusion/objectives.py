@@ -90,13 +90,18 @@ def loss_weight(denoiser: Denoiser, sigma: Tensor, weighting: str = "simple", mi
 # %% ../../nbs/diffusion/objectives.ipynb #3746b0e2
 def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str, Tensor]:
     """`cond` with every label of the frames where `keep` (B,) bool is False unknown: −1 for
-    integers, NaN for floats; "mask" stays as it is.
+    integers, NaN for floats; "mask" stays as it is, and so does what was done to a frame
+    (augmentations): a network that does not know it would draw changed frames.
     """
     out = {}
     for name, values in (cond or {}).items():
         kept = keep.to(values.device).reshape((-1,) + (1,) * (values.ndim - 1))
         unknown = float("nan") if values.is_floating_point() else -1
-        out[name] = values if name == "mask" else torch.where(kept, values, torch.full_like(values, unknown))
+        out[name] = (
+            values
+            if name == "mask" or name.startswith("augment_")
+            else torch.where(kept, values, torch.full_like(values, unknown))
+        )
     return out
 
 # %% ../../nbs/diffusion/objectives.ipynb #5903baa6

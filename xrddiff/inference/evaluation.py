@@ -77,6 +77,17 @@ class LatticePart(NamedTuple):
     why: dict[str, str]
 
 
+def _same_detector(samples: xr.Dataset, frames: xr.Dataset, path: Path) -> None:
+    """Raise `BadInput` if samples were drawn on another detector than that of the run's frames."""
+    for name in ("beam_center", "distance", "pixel_size"):
+        found, expected = samples.attrs.get(name), frames.attrs.get(name)
+        if found is not None and expected is not None and not np.allclose(found, expected):
+            raise BadInput(
+                f"the samples are on another detector, with {name} {found} instead of {expected}; expected frames of that "
+                f"detector beside them: `xrddiff evaluate {path} --reference FRAMES`"
+            )
+
+
 class SampleEvaluation:
     """The samples of a generative run, compared with its training and held-out frames.
 
@@ -93,6 +104,7 @@ class SampleEvaluation:
         self.run, self.cfg, self.samples = Path(run), cfg, read_store(path)
         self.generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
         self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes)
+        _same_detector(self.samples, self.prepared.frames, path)
         self.judges = ConditionJudges(self.run, cfg, self.prepared, self.generator.fields, device)
         self.asked = asked_of_all(self.samples)
         self.condition = self.judges.words(self.asked)

@@ -17,6 +17,7 @@ import yaml
 
 from ..frames.frames import evenly_spaced, frame_count
 from ..frames.labels import LABELS, frame_resolution
+from ..loading.augmentations import TOLD
 from ..loading.loader import FrameLoader
 from ..errors import BadInput, XrddiffError
 from ..files import CannotSave, json_digest, writing
@@ -98,7 +99,8 @@ class ConditionJudges:
     ):
         self.run, self.prepared, self.fields, self.device = run, prepared, dict(fields), device
         self.trial, self.wanted = cfg.training.test_pipeline, cfg.inference.judge_conditions
-        self.names = list(self.fields) if self.wanted else []
+        told = [name for name in self.fields if not name.startswith(TOLD)]  # of augmentations, no sample has any
+        self.names = told if self.wanted else []
         self.why: dict[str, str] = {}
         counts = {name: n for name, n in self.fields.items() if isinstance(n, int)}
         self.classes = {name: label_classes(prepared.frames, name, n) for name, n in counts.items()}

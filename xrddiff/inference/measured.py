@@ -22,6 +22,7 @@ from ..config import inference_config
 from ..diffusion.inpainting import INPAINTING, inpaint, posterior
 from ..diffusion.interpolation import TOLERANCE, cond_between, inversion, slerp
 from ..diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
+from ..loading.augmentations import TOLD
 from ..errors import BadInput, nearest
 from ..formats.mask_files import load_mask
 from ..frames.frames import frame_count, frame_mask, select_frames
@@ -132,6 +133,7 @@ def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, An
             cond[name] = generator.condition([0], 0, {name: values[name]})[name].expand(n).clone()
             continue
         own = frames[name].values if name in frames and frames[name].dims == ("frame",) else frames.attrs.get(name)
+        own = generator.conditions[name][0] if name.startswith(TOLD) else own  # measured, so not augmented
         kind, unknown = (torch.int64, -1) if isinstance(known, int) else (torch.float32, float("nan"))
         own = np.broadcast_to(unknown if own is None else own, n)
         cond[name] = torch.as_tensor(np.array(own), dtype=kind, device=generator.device)

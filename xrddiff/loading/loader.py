@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from ..frames.curves import quick_mask
 from ..frames.pipelines import Pipeline
 from ..frames.transforms import Transform, ValueTransform
 from ..errors import BadInput, nearest
+from .augmentations import TOLD, Augmentations
 from ..seeds import numpy_rng
 
 if TYPE_CHECKING:
@@ -141,6 +143,8 @@ class FrameLoader:
     cond: names of the per-frame variables to include; None = all numbers. They are kept in
         `conditions`, name -> values for all frames.
     maps: names of the condition maps to include, as pictures (B, 1, H, W).
+    augmentations: what `batches` does to the frames, with their masks and maps; labels in `cond` say
+        what was done, where `Augmentations.told` has added them.
     A frame with NaN or Inf at valid pixels, without any valid pixel, or that cannot be read raises
     `BadInput` when its turn comes.
     """
@@ -163,6 +167,7 @@ class FrameLoader:
         drop_last: bool = False,
         cond: Sequence[str] | None = None,
         maps: Sequence[str] = (),
+        augmentations: Augmentations | None = None,
     ):
         self.name = str(frames.encoding.get("source") or frames.attrs.get("source") or "the data set")
         validate_frames(frames, self.name, geometry=False)
@@ -209,6 +214,7 @@ class FrameLoader:
         self._mask_of = mask_function(frames) if self._own_masks else None
         self.conditions = _conditions(frames, cond)
         self.maps = _condition_maps(frames, maps, self.shape)
+        self.augmentations = augmentations
         self._read = frame_reader(value)
         self._buffers: list[np.ndarray] = []
         self._lock = threading.Lock()
@@ -236,47 +242,67 @@ class FrameLoader:
         full = [order[k : k + self.batch_size] for k in range(start, n, self.batch_size)]
         if self.drop_last:
             full = [rows for rows in full if len(rows) == self.batch_size]
-        return self._ahead([np.array_split(rows, self.world_size)[self.rank] for rows in full])
+        make = self.batch if self.augmentations is None else partial(self.batch, epoch=epoch)
+        return self._ahead([np.array_split(rows, self.world_size)[self.rank] for rows in full], make)
 
-    def _ahead(self, plan: list[np.ndarray]) -> Iterator[dict[str, Any]]:
+    def _ahead(self, plan: list[np.ndarray], make: Callable[[np.ndarray], Any]) -> Iterator[dict[str, Any]]:
         if not self.prefetch:
-            yield from map(self.batch, plan)
+            yield from map(make, plan)
             return
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="frames")
         rest, waiting = iter(plan), deque()
         try:
-            waiting.extend(pool.submit(self.batch, rows) for rows in islice(rest, self.prefetch))
+            waiting.extend(pool.submit(make, rows) for rows in islice(rest, self.prefetch))
             while waiting:
                 batch = waiting.popleft().result()
-                waiting.extend(pool.submit(self.batch, rows) for rows in islice(rest, 1))
+                waiting.extend(pool.submit(make, rows) for rows in islice(rest, 1))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Any]:
-        """The batch of the frames `rows`, independent of the order of the epoch."""
+    def batch(self, rows: Sequence[int] | np.ndarray, epoch: int | None = None) -> dict[str, Any]:
+        """The batch of the frames `rows`, independent of the order of the epoch; with the augmentations
+        of `epoch`, or as they are (None).
+        """
         import torch
 
         rows = np.asarray(rows, np.int64)
         height, width = self.image_shape
-        x = self._buffer(len(rows))
+        x, augment = self._buffer(len(rows)), epoch is not None and self.augmentations is not None
         x[..., height:, :], x[..., width:] = 0, 0
-        mask = np.zeros((len(rows) if self._own_masks else min(len(rows), 1), 1, *self.shape), bool)
-        if not self._own_masks:
+        each = self._own_masks or augment
+        mask = np.zeros((len(rows) if each else min(len(rows), 1), 1, *self.shape), bool)
+        if not each:
             mask[..., :height, :width] = self._mask
         for j, i in enumerate(rows):
-            own = self._frame(int(i), x[j, 0, :height, :width])
-            if self._own_masks:
+            own = self._frame(int(i), x[j, 0, :height, :width], epoch if augment else None)
+            if each:
                 mask[j, 0, :height, :width] = own
+        cond = {name: torch.from_numpy(v[rows]) for name, v in self.conditions.items()} | self.maps(rows)
+        if augment:
+            self._augment(rows, epoch, x, mask, cond)
         mask = self._placed(torch.from_numpy(mask))
         with self._lock:
             self._buffers = [*self._buffers[-self.prefetch - 2 :], x]
         return {
             "x": self._placed(torch.from_numpy(x)),
-            "mask": mask if self._own_masks else mask.expand(len(rows), 1, *self.shape),
+            "mask": mask if each else mask.expand(len(rows), 1, *self.shape),
             "index": torch.from_numpy(rows.copy()),
-            "cond": {name: torch.from_numpy(v[rows]) for name, v in self.conditions.items()} | self.maps(rows),
+            "cond": cond,
         }
+
+    def _augment(self, rows: np.ndarray, epoch: int, x: np.ndarray, mask: np.ndarray, cond: dict[str, Tensor]) -> None:
+        """Change frames, masks and maps as pictures, and say so in the labels."""
+        height, width = self.image_shape
+        maps = [m.numpy() for m in cond.values() if m.ndim == 4]
+        for j, i in enumerate(rows):
+            done = self.augmentations.draw(int(i), epoch)
+            for pictures in (x, mask, *maps):
+                own = pictures[j, :, :height, :width]
+                own[...] = self.augmentations.picture(own, done)
+            for name, value in done.items():
+                if TOLD + name in cond:
+                    cond[TOLD + name][j] = value
 
     def _placed(self, values: Tensor) -> Tensor:
         return values.pin_memory() if self.pin_memory else values
@@ -293,8 +319,10 @@ class FrameLoader:
                     return self._buffers.pop(i)
             return np.empty((n, 1, *self.shape), np.float32)
 
-    def _frame(self, i: int, out: np.ndarray) -> np.ndarray:
-        """Write the network values of frame `i` to `out` and return its mask."""
+    def _frame(self, i: int, out: np.ndarray, epoch: int | None = None) -> np.ndarray:
+        """Write the network values of frame `i` to `out` and return its mask; in an epoch with
+        augmentations, with its other dose or gain.
+        """
         try:
             raw = self._read(i)
             if not self._own_masks:
@@ -307,6 +335,8 @@ class FrameLoader:
             raise BadInput(f"{self._called(i)} cannot be read: {e}") from e
         if self._own_masks and not mask.any():
             raise BadInput(f"{self._called(i)} has no valid pixel; expected at least one, or the frame left out")
+        if epoch is not None:
+            raw = self.augmentations.values(raw, mask, self.augmentations.draw(i, epoch), i, epoch)
         self.transform.forward(raw, mask, out=out)
         if raw.dtype.kind == "f" and not np.isfinite(out.sum(dtype=np.float64)):
             wrong = ~np.isfinite(raw) & mask

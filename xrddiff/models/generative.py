@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..diffusion.guidance import classifier_free
 from ..diffusion.keyed_sampling import Sampler
+from ..diffusion.tiling import tiled
 
 # %% auto #0
 __all__ = ['DrawSettings', 'Generative']
@@ -33,6 +34,8 @@ class DrawSettings:
     guide: replaces both: `guide(denoise)` is a guided `denoise`.
     order_steps: groups of tokens of a model in random order; None: as the model has it.
     batch_size: samples that are drawn at once.
+    tile, overlap: by tiles of this side that overlap by so much, in pixels of what is drawn, see
+        `diffusion.tiling`; None: each frame at once.
     """
 
     sampler: Sampler = Sampler()
@@ -44,6 +47,8 @@ class DrawSettings:
     guide: Callable[[Any], Any] | None = None
     order_steps: int | None = None
     batch_size: int = 8
+    tile: int | None = None
+    overlap: int = 0
 
     def guided(self, denoise: Any) -> Any:
         """`denoise` with guidance; `denoise` itself if there is none."""
@@ -54,6 +59,11 @@ class DrawSettings:
         guided = classifier_free(denoise, self.guidance_scale, self.guidance_interval)
         guided.config = denoise.config  # which time steps were trained
         return guided
+
+    def whole(self, denoise: Any, align: int = 1) -> Any:
+        """`denoise` with guidance, by tiles if there are any; those lie on a grid of `align` pixels."""
+        guided = self.guided(denoise)
+        return guided if self.tile is None else tiled(guided, self.tile, self.overlap, align=align)
 
 # %% ../../nbs/models/generative.ipynb #410db2f7
 @runtime_checkable

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['config_of', 'group_norm', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample', 'MidBlock',
-           'full_precision', 'full_conv', 'full_norm', 'full_head', 'start_as_resampling']
+__all__ = ['config_of', 'group_norm', 'conv_in_strips', 'ResnetBlock', 'SelfAttention', 'Downsample', 'folded_kernel', 'Upsample',
+           'MidBlock', 'full_precision', 'full_conv', 'full_norm', 'full_head', 'start_as_resampling']
 
 # %% ../../nbs/models/layers.ipynb #8cc0a833
 def config_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +46,32 @@ def group_norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
+def conv_in_strips(
+    norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, film: tuple[Tensor, Tensor] | None = None, rows: int = 64
+) -> Tensor:
+    """conv(silu(norm(x))) of a large map (B, C, H, W), `rows` rows at a time.
+
+    norm: its mean and variance are those of the whole map.
+    conv: 3 x 3, padded by 1.
+    film: (a, b), each (B, C, 1, 1): (1 + a) norm(x) + b instead of norm(x).
+    """
+    variance, mean = torch.var_mean(x.unflatten(1, (norm.num_groups, -1)), (2, 3, 4), correction=0)
+    scale = (variance + norm.eps).rsqrt().repeat_interleave(x.shape[1] // norm.num_groups, 1) * norm.weight
+    shift = norm.bias - mean.repeat_interleave(x.shape[1] // norm.num_groups, 1) * scale
+    scale, shift = scale[:, :, None, None], shift[:, :, None, None]
+    if film is not None:
+        scale, shift = scale * (1 + film[0]), shift * (1 + film[0]) + film[1]
+    parts, height = None, x.shape[2]
+    for y in range(0, height, rows):
+        top, bottom = y - 1, min(y + rows, height) + 1
+        h = F.silu(torch.addcmul(shift, x[:, :, max(top, 0) : bottom], scale))
+        part = F.conv2d(F.pad(h, (1, 1, int(top < 0), int(bottom > height))), conv.weight, conv.bias)
+        if parts is None:
+            parts = part.new_empty(len(x), part.shape[1], *x.shape[2:])
+        parts[:, :, y : y + rows] = part
+    return parts
+
+
 class ResnetBlock(nn.Module):
     """y = S x + conv(silu(norm(conv(silu(norm(x)))))), from `channels` to `out_channels` (default:
     the same), (B, C, H, W).
@@ -56,6 +82,7 @@ class ResnetBlock(nn.Module):
     """
 
     recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
+    strips_from: ClassVar[int] = 2**24  # values of a map that is worked on in strips, where no gradient is wanted
 
     def __init__(
         self,
@@ -80,7 +107,8 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if out != channels else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        strips = x.numel() >= self.strips_from and not (self.training or torch.is_grad_enabled())
+        h = conv_in_strips(self.norm1, self.conv1, x) if strips else self.conv1(F.silu(self.norm1(x)))
         t = None
         if self.time_emb_proj is not None:
             if time is None:
@@ -90,6 +118,9 @@ class ResnetBlock(nn.Module):
             t = self.time_emb_proj(F.silu(time))[:, :, None, None]
         if t is not None and not self.scale_shift:
             h = h + t
+        if strips:
+            h = conv_in_strips(self.norm2, self.conv2, h, t.chunk(2, 1) if t is not None and self.scale_shift else None)
+            return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
         h = self.norm2(h)
         if t is not None and self.scale_shift:
             a, b = t.chunk(2, 1)
@@ -221,6 +252,8 @@ def full_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def full_head(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(silu(norm(x))) in float32, whatever the autocast or the type of the parameters."""
     with torch.autocast(x.device.type, enabled=False):
+        if x.numel() >= ResnetBlock.strips_from and not torch.is_grad_enabled() and x.dtype == conv.weight.dtype:
+            return conv_in_strips(norm, conv, x)
         return full_conv(conv, F.silu(full_norm(norm, x)))
 
 # %% ../../nbs/models/layers.ipynb #8b686dc7

@@ -215,6 +215,20 @@ class UNet(nn.Module):
             x = level(x, time, kept)
         return F.pixel_shuffle(full_head(self.conv_norm_out, self.conv_out, x), self.patch)
 
+    @property
+    def reach(self) -> int:
+        """How many pixels to either side its convolutions see; norms and attention see all of a frame."""
+        blocks, sides = len(self.down_blocks[0].resnets), [self.patch * 2**i for i in range(len(self.down_blocks))]
+        resamplings = sum(2 * side for side in sides[:-1])
+        return (
+            2 * sides[0]
+            + sum(2 * (2 * blocks + 1) * side for side in sides)
+            + 4 * sides[-1]
+            + resamplings
+            + sides[-1]
+            - 1
+        )
+
     def _input(self, x: Tensor, cond: Mapping[str, Tensor] | None) -> Tensor:
         """`x` with mask and maps beside it, in the type of the parameters."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:

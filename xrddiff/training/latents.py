@@ -143,8 +143,11 @@ class LatentLoader:
     `frames`: the frame loader; order and shares are the same. The sides of its frames must be
     multiples of the autoencoder's downsampling (`multiple` of the loader). `space`: encodes, on its
     device. `cache`: keep codes in memory, up to `max_bytes`; further frames are encoded each time.
-    `seed`: of the draws (None: that of the loader).
+    `seed`: of the draws (None: that of the loader). A loader with augmentations gives each frame in
+    `variants` ways, one epoch after another, so that codes can be kept.
     """
+
+    variants = 8
 
     def __init__(
         self,
@@ -163,7 +166,7 @@ class LatentLoader:
         self.conditions = frames.conditions
         self.max_bytes = max_bytes if cache else 0
         self._kept: dict[str, Tensor] = {}  # a row per code, in the order in which they were encoded
-        self._row: dict[int, int] = {}  # frame number -> its row
+        self._row: dict[tuple[int, int | None], int] = {}  # frame number and variant -> its row
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -176,14 +179,14 @@ class LatentLoader:
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[dict[str, Any]]:
         """This rank's share of each batch of an epoch, from frame `start` of the epoch on."""
         plan = copy.copy(self.frames)  # the loader's own division into batches and shares, without reading a frame
-        plan.prefetch, plan.batch = 0, lambda rows: rows
+        plan.prefetch, plan.batch, plan.augmentations = 0, lambda rows: rows, None
         for rows in plan.batches(epoch, start):
-            yield self.batch(rows, epoch)
+            yield self.batch(rows, epoch, None if self.frames.augmentations is None else epoch % self.variants)
 
-    def batch(self, rows: Sequence[int] | np.ndarray, epoch: int = 0) -> dict[str, Any]:
-        """The batch of the frames `rows` with the draws of `epoch`."""
+    def batch(self, rows: Sequence[int] | np.ndarray, epoch: int = 0, variant: int | None = None) -> dict[str, Any]:
+        """The batch of the frames `rows` with the draws of `epoch`; `variant`: of augmented frames."""
         rows = np.asarray(rows, np.int64)
-        codes = self._codes(rows.tolist())
+        codes = self._codes(rows.tolist(), variant)
         z = codes.pop("mean")
         if (std := codes.pop("std", None)) is not None:
             z = z + std * keyed_normal(z.shape[1:], self.seed, "latent", epoch, index=rows)
@@ -195,26 +198,26 @@ class LatentLoader:
             "cond": {k.removeprefix("cond "): v for k, v in codes.items()},
         }
 
-    def _codes(self, rows: list[int]) -> dict[str, Tensor]:
+    def _codes(self, rows: list[int], variant: int | None) -> dict[str, Tensor]:
         """The codes of frames `rows`: a tensor with a row per frame for each of mean, std,
         and "cond …".
         """
-        new = [i for i in rows if i not in self._row]
+        new = [i for i in rows if (i, variant) not in self._row]
         if rows and not new:
-            where = torch.tensor([self._row[i] for i in rows])
+            where = torch.tensor([self._row[i, variant] for i in rows])
             return {name: values[where] for name, values in self._kept.items()}
-        fresh, at = self._encode(new), {i: j for j, i in enumerate(new)}
-        self._keep(new, fresh)
+        fresh, at = self._encode(new, variant), {i: j for j, i in enumerate(new)}
+        self._keep(new, fresh, variant)
         if not rows:
             return fresh
         return {
-            name: torch.stack([values[at[i]] if i in at else self._kept[name][self._row[i]] for i in rows])
+            name: torch.stack([values[at[i]] if i in at else self._kept[name][self._row[i, variant]] for i in rows])
             for name, values in fresh.items()
         }
 
     @torch.no_grad()
-    def _encode(self, rows: list[int]) -> dict[str, Tensor]:
-        batch = self.frames.batch(rows)
+    def _encode(self, rows: list[int], variant: int | None) -> dict[str, Tensor]:
+        batch = self.frames.batch(rows) if variant is None else self.frames.batch(rows, variant)
         codes = {"mean": torch.empty(len(rows), self.channels, *self.shape)}
         for j, found in enumerate(encode_each(self.space.autoencoder.encode, batch, self.space.mean.device)):
             for name, value in zip(("mean", "std"), self.space.normalise(*found), strict=True):
@@ -223,13 +226,14 @@ class LatentLoader:
         factor = self.space.downsampling
         return codes | {f"cond {k}": v if v.ndim == 1 else fold(v, factor) for k, v in batch["cond"].items()}
 
-    def _keep(self, rows: list[int], codes: dict[str, Tensor]) -> None:
+    def _keep(self, rows: list[int], codes: dict[str, Tensor], variant: int | None) -> None:
         if rows and not self._kept:
-            room = min(len(self.index), int(self.max_bytes // sum(v[0].nbytes for v in codes.values())))
+            wanted = len(self.index) * (1 if variant is None else self.variants)
+            room = min(wanted, int(self.max_bytes // sum(v[0].nbytes for v in codes.values())))
             self._kept = {k: v.new_empty(room, *v.shape[1:]) for k, v in codes.items()}
         for j, i in enumerate(rows):
             if (n := len(self._row)) == len(next(iter(self._kept.values()))):
                 return
-            self._row[i] = n
+            self._row[i, variant] = n
             for name, value in codes.items():
                 self._kept[name][n] = value[j]

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch import nn
 
+from ..loading.augmentations import TOLD, Augmentations
 from ..loading.loader import FrameLoader
+from ..loading.windows import WindowLoader
 from ..errors import BadInput
 from .batches import global_batch
 from .callbacks import make_callbacks
@@ -26,16 +28,27 @@ from .trainer import Trainer
 from ..used_words import used_maps
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from xrddiff.loading.datasets import Prepared
     from xrddiff.words import Config, Training
 
 # %% auto #0
-__all__ = ['run_accelerator', 'batch_sizes', 'run_loaders', 'check_latent', 'run_trainer']
+__all__ = ['run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'windowed', 'check_latent', 'run_trainer']
 
 # %% ../../nbs/training/setup.ipynb #b7023b20
 def run_accelerator(t: Training) -> Accelerator:
     """The accelerator of a run, from its section `training`."""
     return make_accelerator(t.mixed_precision, **asdict(t.ddp))
+
+# %% ../../nbs/training/setup.ipynb #1048076d
+def run_augmentations(cfg: Config, frames: xr.Dataset) -> Augmentations | None:
+    """The augmentations of a run, see `training.augmentations`; None without any.
+
+    `frames`: the training frames. Raises `BadInput` if they cannot be changed so.
+    """
+    t = cfg.training
+    return Augmentations(frames, t.augmentations, t.augmentation_options, t.seed) if t.augmentations else None
 
 # %% ../../nbs/training/setup.ipynb #535b041c
 def batch_sizes(cfg: Config, ranks: int, *, diffusion: bool = False) -> tuple[int, int]:
@@ -54,9 +67,9 @@ def run_loaders(
     """(training, held-out) loaders of this rank.
 
     `multiple`: frames are padded until their sides are multiples of it. `diffusion`: whether the
-    batch size is that of the denoiser.
+    batch size is that of the denoiser, which is told of augmentations. Held-out frames stay as they are.
     """
-    ranks = accelerator.num_processes
+    ranks, augmentations = accelerator.num_processes, run_augmentations(cfg, prepared.frames)
     options = dict(
         batch_size=batch_sizes(cfg, ranks, diffusion=diffusion)[1],
         multiple=multiple,
@@ -65,11 +78,29 @@ def run_loaders(
         prefetch=cfg.data.prefetch,
         threads=cfg.data.threads,
         pin_memory=accelerator.device.type == "cuda" if cfg.data.pin_memory is None else cfg.data.pin_memory,
-        cond=cfg.model.condition or [],
+        cond=list(cfg.model.condition or []),
         maps=used_maps(cfg) if diffusion else [],
     )
-    train = prepared.loader(prepared.train, seed=cfg.data.seed, **options)
+    if augmentations is not None and diffusion:
+        prepared = replace(prepared, frames=augmentations.told(prepared.frames))
+        options["cond"] += [TOLD + name for name in augmentations.each]
+    train = prepared.loader(prepared.train, seed=cfg.data.seed, augmentations=augmentations, **options)
     return train, prepared.loader(prepared.held_out, shuffle=False, **options)
+
+
+def windowed(loaders: tuple[Any, Any], cfg: Config, multiple: int, downsampling: int = 1) -> tuple[Any, Any]:
+    """Loaders of windows, with `data.window`, else the `loaders` themselves.
+
+    `loaders`: of frames or latents. `multiple`: what the side of a window must be a multiple of, px.
+    `downsampling`: pixels of a frame per pixel of what the loaders serve.
+    """
+    side = cfg.data.window
+    if side is None:
+        return loaders
+    if side % multiple:
+        raise BadInput(f"data.window: found {side}, expected a multiple of {multiple}, which the network needs")
+    align = multiple // downsampling
+    return tuple(WindowLoader(loader, side // downsampling, align=align) for loader in loaders)
 
 # %% ../../nbs/training/setup.ipynb #47f10eb9
 def check_latent(folder: str | Path, state: Mapping[str, Any]) -> None:
