@@ -375,6 +375,9 @@ class Data:
     crop: list[int] | None = word(None, "[height, width] cut from the middle, in pixels after pooling", low=1)
     patch: int | None = word(None, "cut frames into square patches of this side, in pixels", low=1)
     patch_limit: int | None = word(None, "use at most so many patches (or panels), drawn by data.seed", low=1)
+    window: int | None = word(
+        None, "train on a random window of this side of each frame, in pixels; null: on whole frames", low=1
+    )
     topk: float = word(1.0, "fraction of the found peaks, strongest first, that stay", low=0, high=1)
     transform: str = word(
         "asinh", "from intensity to network value", choices=TRANSFORMS, only=[{"trains": ANY}, {"latent": False}]
@@ -509,6 +512,12 @@ class Training:
     keep_checkpoints: int | None = word(2, "newest checkpoints that stay on disk; null: all", low=1)
     log_every: int = word(10, "steps per row of the training table", low=1)
     validate_every: int | None = word(None, "steps between validations; null: one per epoch", low=1)
+    augmentations: list[str] = word(
+        list,
+        "changes of the training frames, which the network is told (`xrddiff list augmentation`)",
+        choices=Names("augmentation"),
+    )
+    augmentation_options: dict[str, Any] = word(dict, "options of the augmentations, as {gain: {spread: 0.2}}")
     callbacks: list[str] = word(
         list, "what looks on while a model trains (`xrddiff list callback`)", choices=Names("callback")
     )
@@ -607,6 +616,20 @@ class Inference:
         dict,
         "crystal to generate for: {cell: my.pdb, orientations: random, reflections: my.mtz}; else those of training frames, newly turned",
         only={"model.condition_maps": ANY},
+    )
+    detector: str | None = word(
+        None,
+        "draw on the detector of a named set, a file of frames or a geometry file; null: that of the training frames",
+        only={"denoiser": "unet"},
+    )
+    tile: int | None = word(
+        None,
+        "side of the tiles of a large frame, in pixels; null: as large as it was trained with, 0: the whole frame at once",
+        low=0,
+        only={"denoiser": "unet"},
+    )
+    overlap: int | None = word(
+        None, "pixels that neighbouring tiles share; null: a quarter of a tile", low=0, only={"denoiser": "unet"}
     )
     poisson: bool = word(False, "also draw photon counts from expected values", only={"latent": True})
     index_frames: int = word(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..contradictions import data_name
 from ..errors import BadInput
-from ..frames.frames import evenly_spaced
+from ..frames.frames import evenly_spaced, frame_mask
 from ..frames.geometry import geometry_of
 from ..frames.labels import LABELS, check_conditions, label_value
 from ..frames.pipelines import make_transform
@@ -22,6 +22,7 @@ from ..indexing.known_lattices import says_crystals
 from ..indexing.rays import as_panels
 from ..loading.catalog import is_cached
 from ..loading.datasets import Prepared, prepare_words
+from ..seeds import numpy_rng
 from ..used_words import model_parts, show_crystals, used_maps
 from ..words import COUNT_LOSSES
 
@@ -67,6 +68,14 @@ def check_run(cfg: "Config") -> None:
     loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, maps=maps, prefetch=0)
     loader.check(evenly_spaced(prepared.train, FEW))
     _check_photons(cfg, prepared)
+    if cfg.training.augmentations:
+        from xrddiff.training.setup import run_augmentations
+
+        augmentations = run_augmentations(cfg, prepared.frames)
+        for i in evenly_spaced(prepared.train, FEW):
+            x, mask = prepared.frames["intensity"][i].values, frame_mask(prepared.frames, int(i))
+            for a in augmentations.each.values():
+                a.values(x, mask, a.plain, numpy_rng("check", int(i)))
     for name, values in loader.conditions.items():
         own = values[prepared.train]
         if not (own >= 0 if own.dtype.kind in "iu" else np.isfinite(own)).any():
@@ -81,7 +90,7 @@ def check_runs(configs: Iterable["Config"]) -> None:
     seen = []
     for cfg in configs:
         about = (asdict(cfg.data), asdict(cfg.model), asdict(cfg.size), cfg.inference.condition)
-        about += (cfg.training.recons_loss, cfg.training.init)
+        about += (cfg.training.recons_loss, cfg.training.init, cfg.training.augmentations)
         if cfg.resume is None and about not in seen:
             seen.append(about)
             check_run(cfg)

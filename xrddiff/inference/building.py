@@ -42,7 +42,7 @@ from ..registry import find, get
 from ..training.checkpoints import load_checkpoint, load_weights
 from ..training.latents import LatentLoader, open_latent_space
 from ..training.autoencoders import build_autoencoder
-from ..training.setup import run_loaders, run_trainer
+from ..training.setup import run_loaders, run_trainer, windowed
 from ..training.starting import check_alike, open_init
 from ..used_words import model_parts, show_crystals, trained_parts, used_maps
 
@@ -251,7 +251,7 @@ class Building:
         """What every checkpoint contains besides the weights."""
         g = self.generator
         about = dict(space=g.space, conditions=g.conditions, data_range=g.data_range, classes=g.classes)
-        about |= dict(maps=g.maps, lattices=g.lattices)
+        about |= dict(maps=g.maps, lattices=g.lattices, window=g.trained)
         return self.prepared.state() | generator_state(g.model, g.shape, **about)
 
     def trainer(self, run: str | Path) -> Trainer:
@@ -304,12 +304,14 @@ def build_generative(
     accelerator: the Accelerator of the run.
     space: the latent space; None = a model of the frames themselves.
     """
-    frames = run_loaders(prepared, cfg, accelerator, frame_multiple(cfg, space), diffusion=True)
+    multiple, side = frame_multiple(cfg, space), 1 if space is None else space.downsampling
+    frames = run_loaders(prepared, cfg, accelerator, multiple, diffusion=True)
     fields, conditions, classes = (f(frames[0]) for f in (condition_fields, condition_table, condition_classes))
     if cfg.training.classifier:
         check_label(cfg.training.classifier, fields)
     loaders = frames if space is None else tuple(LatentLoader(loader, space) for loader in frames)
     shape = (1 if space is None else space.channels, *loaders[0].shape)
+    loaders = windowed(loaders, cfg, multiple, side)
     values = measure_values(loaders[0], cfg.model.diffusion_kwargs.sigma_data, space=space, ranks=Ranks(accelerator))
     model = _build_model(cfg, shape, space, fields, values)
     template = template_frames(prepared.frames)
@@ -317,7 +319,7 @@ def build_generative(
     lattices = lattice_table(prepared.frames, prepared.train) if show_crystals(maps) else []
     generator = Generator(
         model, shape, prepared.transform, template, space, conditions, values[1], accelerator.device,
-        classes=classes, maps=maps, lattices=lattices,
+        classes=classes, maps=maps, lattices=lattices, window=loaders[0].shape,
     )  # fmt: skip
     return Building(cfg, prepared, accelerator, generator, build_objective(model, cfg), loaders, fields, values[0])
 

@@ -30,10 +30,13 @@ from ..frames.noise import draw_counts
 from ..frames.pipelines import transform_from_state
 from ..frames.transforms import Transform
 from ..frames.geometry import Geometry
+from ..indexing.cells import Cell
+from .detectors import detector_note, moved, tiles_of
 from .guides import Guide, open_guide
 from ..indexing.expected_intensities import intensities_of, with_intensities
 from ..indexing.lattice_maps import corner_resolution
 from .lattices import Lattices, resolution_note
+from ..loading.augmentations import TOLD
 from ..loading.condition_maps import ConditionMaps, fold
 from ..loading.loader import FrameLoader
 from ..models.autoregressive import AutoregressiveDiffusion, measure_range
@@ -201,6 +204,7 @@ class Generator:
     classes: condition -> class names.
     maps: names of the condition maps that the model takes.
     lattices: the crystals of the training frames, see `lattice_table`.
+    window: (H, W) of what the network was trained on, None = that of `shape`.
     """
 
     model: nn.Module
@@ -215,6 +219,7 @@ class Generator:
     classes: dict[str, list[str]] = field(default_factory=dict)
     maps: tuple[str, ...] = ()
     lattices: list[list[list[float]]] = field(default_factory=list)
+    window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.transform.invertible:
@@ -234,6 +239,11 @@ class Generator:
     def multiple(self) -> int:
         """Frames are padded to a multiple of this number of pixels."""
         return self.model.multiple * (1 if self.space is None else self.space.downsampling)
+
+    @property
+    def trained(self) -> tuple[int, int]:
+        """(H, W) of what the network was trained on."""
+        return tuple(self.window or self.shape[1:])
 
     @property
     def autoregressive(self) -> bool:
@@ -332,8 +342,11 @@ class Generator:
 
     @torch.no_grad()
     def decode(self, drawn: Tensor) -> Tensor:
-        """What was drawn as network values (B, 1, H, W)."""
-        return drawn if self.space is None else self.space.decode(drawn)
+        """What was drawn as network values (B, 1, H, W); large frames one by one, to save memory."""
+        if self.space is None:
+            return drawn
+        at_once = max(1, 2**20 // (self.space.downsampling**2 * drawn[0, 0].numel()))
+        return torch.cat([self.space.decode(part) for part in drawn.split(at_once)])
 
     def intensities(self, values: Tensor) -> np.ndarray:
         """Network values (B, 1, H, W) as intensities (B, y, x) float32, 0 where the mask is."""
@@ -408,6 +421,8 @@ class Generator:
         columns = self.condition(samples, seed, settings.values)
         out = frames.copy()
         for name, column in columns.items():
+            if name.startswith(TOLD):  # of augmentations: no sample has any
+                continue
             names = self.names(name)
             about = {"classes": list(names)} if isinstance(names, Sequence) else {}
             out[name] = ("frame", column.cpu().numpy(), about)
@@ -439,6 +454,7 @@ def generator_state(
     classes: Mapping[str, Sequence[str]] | None = None,
     maps: Sequence[str] = (),
     lattices: Sequence[Any] = (),
+    window: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint contains so that `open_generator` can restore the model: JSON values.
 
@@ -450,6 +466,7 @@ def generator_state(
     classes: see `condition_classes`.
     maps: names of the condition maps.
     lattices: see `lattice_table`.
+    window: (H, W) of what the network was trained on, None = that of `shape`.
     """
     autoregressive = isinstance(model, AutoregressiveDiffusion)
     return {
@@ -464,6 +481,7 @@ def generator_state(
             "limits": None if data_range is None else list(data_range),
             "maps": list(maps),
             "lattices": list(lattices),
+            "window": None if window is None or tuple(window) == tuple(shape[1:]) else list(window),
         },
     }
 
@@ -513,7 +531,7 @@ def open_generator(
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
-        tuple(state.get("maps", ())), state.get("lattices", []),
+        tuple(state.get("maps", ())), state.get("lattices", []), state.get("window") and tuple(state["window"]),
     )  # fmt: skip
 
 
@@ -522,10 +540,13 @@ def keep_template(frames: xr.Dataset, run: str | Path) -> Path:
     return save_frames(template_frames(frames), Path(run) / TEMPLATE)
 
 # %% ../../nbs/inference/generators.ipynb #dcd8d993
-def draw_settings(cfg: Config, sampler: Sampler, guide: Guide | None = None) -> DrawSettings:
+def draw_settings(
+    cfg: Config, sampler: Sampler, guide: Guide | None = None, generator: Generator | None = None
+) -> DrawSettings:
     """How samples are drawn, from the section `inference` of a configuration.
 
     cfg: the configuration.
+    generator: what draws them, for the tiles of large frames; None = whole frames.
     sampler: the sampler.
     guide: the guide, or None.
     """
@@ -538,7 +559,8 @@ def draw_settings(cfg: Config, sampler: Sampler, guide: Guide | None = None) -> 
         guidance_scale=i.guidance_scale,
     )
     words |= dict(guidance_interval=interval and tuple(interval), order_steps=cfg.model.order_steps)
-    return DrawSettings(sampler, guide=guide, **words)
+    tiles = {} if generator is None else tiles_of(generator, i)
+    return DrawSettings(sampler, guide=guide, **words, **tiles)
 
 
 def check_lattice(generator: Generator, cfg: Config) -> None:
@@ -546,9 +568,11 @@ def check_lattice(generator: Generator, cfg: Config) -> None:
     too coarse for them.
     """
     wanted = dict(cfg.inference.lattice)
-    if not wanted:
+    if not wanted and cfg.inference.detector is None:
         return
     if not show_crystals(generator.maps):
+        if not wanted:
+            return
         raise BadInput(
             "inference.lattice: the model was not trained with maps of lattices; expected model.condition_maps=[lattice]"
         )
@@ -561,8 +585,10 @@ def check_lattice(generator: Generator, cfg: Config) -> None:
     i = cfg.inference
     lattices.need(i.first_sample + i.num_samples - 1)
     lattices.draw([0], i.seed)
-    note = None if lattices.cell is None else resolution_note(lattices.cell, Geometry.from_frames(generator.template))
-    if note is not None:
+    known = [Cell(tuple(cells[0])) for cells in lattices.table if cells][:1]
+    cells = known if lattices.cell is None else [lattices.cell]
+    geometry = Geometry.from_frames(generator.template)
+    for note in filter(None, (resolution_note(cell, geometry) for cell in cells)):
         warnings.warn(note, stacklevel=2)
 
 
@@ -575,6 +601,7 @@ def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
     sampler.sigmas(None if generator.autoregressive else generator.model)
     generator.condition([0], cfg.inference.seed, cfg.inference.condition)
     check_lattice(generator, cfg)
+    tiles_of(generator, cfg.inference)
     if cfg.inference.poisson and "gain" not in generator.template["intensity"].attrs:
         raise BadInput(
             f"inference.poisson is true, and the frames do not say how many {generator.unit} a photon is; expected the attribute gain of intensity"
@@ -621,7 +648,7 @@ class SampleJob:
     @property
     def settings(self) -> DrawSettings:
         """How samples are drawn."""
-        return draw_settings(self.cfg, self.sampler, self.guide)
+        return draw_settings(self.cfg, self.sampler, self.guide, self.generator)
 
     def numbers(self, rows: slice) -> list[int]:
         """The sample numbers of these rows."""
@@ -688,4 +715,8 @@ def open_sample_job(run: str | Path, words: Sequence[str] = (), device: torch.de
     i = cfg.inference
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
+    if i.detector is not None:
+        generator = moved(generator, i.detector)
+        if (note := detector_note(generator)) is not None:
+            warnings.warn(note, stacklevel=2)
     return SampleJob(generator, ready_sampler(generator, cfg), cfg, guide=guide)
