@@ -34,8 +34,10 @@ MODELS = {
     "ddpm": ["model=ddpm", *DRAWS],
     "ddpm, flow": ["model=ddpm", "model.parameterisation=flow", *DRAWS],
     "ddpm, dit": ["model=ddpm", "network=dit", *DRAWS],
+    "ddpm, told the lattice": ["model=ddpm", "model.condition_maps=[lattice]", *DRAWS],
     "diff, raster": ["model=diff", *DRAWS],
     "diff, random order": ["model=diff", "model.order=random", *DRAWS],
+    "diff, told the lattice": ["model=diff", "model.order=random", "model.condition_maps=[lattice]", *DRAWS],
 }
 NUMBERS = ("enough", "rate", "on_lattice", "completeness")
 

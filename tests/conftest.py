@@ -274,7 +274,7 @@ SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.pool=8",
 SMALL += ["training.num_epochs=1", "training.batch_size=8", "model.diff_epochs=1"]
 WORDS = {"ddpm": ["model.condition=[hit_class,wavelength]", "training.ema_tracks=[0.05,0.1]"]}
 WORDS["ddpm"] += ["training.checkpoint_every=3", "training.keep_checkpoints=null"]
-WORDS["latent_diff"] = ["model.condition_maps=[lattice,q]"]
+WORDS["latent_diff"] = ["model.condition_maps=[lattice,intensity,q]"]
 
 
 def made_once(name: str, make: Callable[[Path], object], own: Path) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from browser import chromium
 from conftest import SMALL
-from test_jupyterlab import jupyterlab, run_all
+from test_jupyterlab import jupyterlab, run_all, state
 from test_run import weights, xrddiff
 
 import xrddiff as xd
@@ -256,6 +256,7 @@ def test_in_jupyterlab(tmp_path):
         while not error.count() and time.monotonic() < end:
             live += page.locator(".jp-OutputArea-output pre", has_text="run: output").all_inner_texts()
             page.wait_for_timeout(300)
+        assert error.count(), f"{state(page)}; {page.locator('.jp-OutputArea-output').all_inner_texts()}"
         said = error.first.inner_text()
         if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/front-door.png")

@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.errors import BadInput
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames.geometry import Geometry, q_map
+from xrddiff.indexing.cells import Cell
+from xrddiff.indexing.expected_intensities import CrystalIntensities, intensities_of
 from xrddiff.indexing.known_lattices import known_lattices
 from xrddiff.indexing.lattice_maps import LatticeMap
 from xrddiff.inference.generators import open_generator
@@ -57,7 +60,8 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
 
     run = runs("latent_diff")
     generator = open_generator(run)
-    assert generator.maps == ("lattice", "q") and generator.model.net.config["maps"] == {"lattice": 16, "q": 16}
+    assert generator.maps == ("lattice", "intensity", "q")
+    assert generator.model.net.config["maps"] == {"lattice": 16, "intensity": 16, "q": 16}
     assert "Asked lattice over generated frame" in (run / "report.md").read_text()
     settings = DrawSettings(seed=1)
     maps = generator.condition_maps(range(4), settings)
@@ -69,6 +73,9 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     z = torch.randn(4, *generator.shape, generator=torch.Generator().manual_seed(0))
     told, free = (generator.model(z, 1.0, cond) for cond in (maps, unknown))
     assert not torch.allclose(told, free) and torch.equal(free, generator.model(z, 1.0, None))
+
+    bright = maps["intensity"].amax((1, 2, 3)) > 0
+    assert torch.equal(bright, maps["lattice"].amax((1, 2, 3)) > 0) and intensities_of(generator.template).width[0] > 0
 
     np.save(tmp_path / "turns.npy", known_orientations(6))
     wanted = f"inference.lattice={{cell: '60,60,40,90,90,90', orientations: {tmp_path / 'turns.npy'}}}"
@@ -82,6 +89,27 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     assert {"frame", "h", "k", "l", "fs", "ss", "found"} <= {*spots} and set(spots["frame"]) == set(range(5))
     theirs = known_lattices(made).of(0)[0].spots
     assert len(theirs) == (spots["frame"] == 0).sum()
+
+    other = CrystalIntensities(Cell((60, 60, 40, 90, 90, 90)), "P 1", np.array([[3, 1, 2], [5, 0, 1]]), np.ones(2))
+    wanted = {"reflections": str(write_mtz(tmp_path / "other.mtz", other))}
+    made, _ = generator.sample([0], DrawSettings(Sampler("ddim", 1), lattice=wanted))
+    assert made["cell"].values[0, 0].tolist() == [60, 60, 40, 90, 90, 90]
+    assert intensities_of(made).hkl.tolist() == other.hkl.tolist()
+    assert generator.condition_maps([0], DrawSettings(lattice=wanted))["intensity"].isfinite().all()
+    with pytest.raises(BadInput, match="expected the same"):
+        generator.asked({"cell": [30, 30, 30, 90, 90, 90], **wanted})
+
+
+def write_mtz(path, known: CrystalIntensities):
+    import gemmi
+
+    mtz = gemmi.Mtz(with_base=True)
+    mtz.spacegroup, mtz.cell = gemmi.SpaceGroup(known.group), gemmi.UnitCell(*known.cell.parameters)
+    mtz.add_dataset("merged")
+    mtz.add_column("IMEAN", "J")
+    mtz.set_data(np.column_stack([known.hkl, known.intensity]).astype(np.float32))
+    mtz.write_to_file(str(path))
+    return path
 
 
 def known_orientations(n: int) -> np.ndarray:
@@ -103,6 +131,7 @@ def test_what_cannot_be_asked_for(runs, tmp_path):
         f"{{orientations: {tmp_path / 'few.npy'}}}": "has 2 orientations, and sample 7 needs one",
         f"{{orientations: {tmp_path / 'mirror.npy'}}}": "is a reflection",
         "{cel: '60,60,40,90,90,90'}": "did you mean 'cell'",
+        "{reflections: notes.txt}": "notes.txt is no such file as intensities are read from",
     }.items():
         done = xrddiff("sample", str(run), "-n", "8", f"inference.lattice={words}", folder=tmp_path, check=False)
         assert done.returncode == 2 and sentence in done.stderr, done.stderr

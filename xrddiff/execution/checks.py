@@ -23,7 +23,7 @@ from ..indexing.rays import as_panels
 from ..loading.catalog import is_cached
 from ..loading.datasets import Prepared, prepare_words
 from ..seeds import numpy_rng
-from ..used_words import model_parts, used_maps
+from ..used_words import model_parts, show_crystals, used_maps
 from ..words import COUNT_LOSSES
 
 if TYPE_CHECKING:
@@ -56,9 +56,15 @@ def check_run(cfg: "Config") -> None:
             f"{len(prepared.train)} frame is left to train on, {len(prepared.held_out)} to hold out; expected at least 2"
         )
     maps = used_maps(cfg)
-    if "lattice" in maps and not says_crystals(prepared.frames):
-        as_panels(geometry_of(prepared.frames))  # indexing, which takes a while, needs it
-        maps.remove("lattice")
+    if cfg.data.reflections is not None:
+        from xrddiff.indexing.expected_intensities import read_intensities  # costs an import of PyTorch
+
+        read_intensities(cfg.data.reflections)
+    if "intensity" in maps:
+        maps.remove("intensity")  # merging takes a while
+    if show_crystals(used_maps(cfg)) and not says_crystals(prepared.frames):
+        as_panels(geometry_of(prepared.frames))  # so does indexing, which needs it
+        maps = [name for name in maps if not show_crystals([name])]
     loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, maps=maps, prefetch=0)
     loader.check(evenly_spaced(prepared.train, FEW))
     _check_photons(cfg, prepared)

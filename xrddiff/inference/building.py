@@ -44,7 +44,7 @@ from ..training.latents import LatentLoader, open_latent_space
 from ..training.autoencoders import build_autoencoder
 from ..training.setup import run_loaders, run_trainer, windowed
 from ..training.starting import check_alike, open_init
-from ..used_words import model_parts, trained_parts, used_maps
+from ..used_words import model_parts, show_crystals, trained_parts, used_maps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -165,6 +165,7 @@ def build_autoregressive(
         patch_size=m.patch_size if space is None else m.latent_patch_size,
         mask_channel=m.mask_channel and space is None,
         conditions=fields,
+        maps=map_channels(used_maps(cfg), space),
         diffusion=asdict(m.diffusion_kwargs) | dict(sigma_data=sigma_data, clamp=data_range),
         **words,
     )
@@ -315,7 +316,7 @@ def build_generative(
     model = _build_model(cfg, shape, space, fields, values)
     template = template_frames(prepared.frames)
     maps = tuple(used_maps(cfg))
-    lattices = lattice_table(prepared.frames, prepared.train) if "lattice" in maps else []
+    lattices = lattice_table(prepared.frames, prepared.train) if show_crystals(maps) else []
     generator = Generator(
         model, shape, prepared.transform, template, space, conditions, values[1], accelerator.device,
         classes=classes, maps=maps, lattices=lattices, window=loaders[0].shape,

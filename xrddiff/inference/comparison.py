@@ -29,7 +29,7 @@ from ..loading.catalog import CATALOG, load
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import FAR, Judgement, findings, judge_summaries, title_of
 from ..metrics.merging import ambiguous, merging_numbers
-from ..metrics.photons import reflection_table
+from ..indexing.reflections import reflection_table
 from ..metrics.physics import physics_rows, physics_words, summarise_physics
 from ..metrics.q_profiles import QProfiles, common_q, compare_q_profiles, q_profiles
 from ..metrics.set_summaries import Ruler, SetSummary

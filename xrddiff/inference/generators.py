@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ from ..frames.geometry import Geometry
 from ..indexing.cells import Cell
 from .detectors import detector_note, moved, tiles_of
 from .guides import Guide, open_guide
+from ..indexing.expected_intensities import intensities_of, with_intensities
+from ..indexing.lattice_maps import corner_resolution
 from .lattices import Lattices, resolution_note
 from ..loading.augmentations import TOLD
 from ..loading.condition_maps import ConditionMaps, fold
@@ -49,7 +51,7 @@ from ..training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint,
 from ..training.latents import open_latent_space
 from ..training.posthoc import reconstruct
 from ..training.setup import run_accelerator
-from ..used_words import noise_name
+from ..used_words import noise_name, show_crystals
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -322,6 +324,11 @@ class Generator:
         made = ConditionMaps(asked, self.maps, padded)(range(len(samples)))
         return {name: fold(m, factor).to(self.device) for name, m in made.items()}
 
+    def asked(self, wanted: Mapping[str, Any]) -> Lattices:
+        """The crystals that samples are asked for, see `DrawSettings.lattice`."""
+        d_min = corner_resolution(Geometry.from_frames(self.template)) if "reflections" in wanted else 2.0
+        return Lattices(self.lattices, wanted, d_min)
+
     def _lattice_rows(self, columns: Mapping[str, np.ndarray], samples: Sequence[int], seed: int) -> list[int]:
         """For each sample, a row of the training frames whose classes are those of the sample."""
         fits = np.ones((len(samples), len(self.lattices)), bool)
@@ -421,10 +428,14 @@ class Generator:
             out[name] = ("frame", column.cpu().numpy(), about)
         if "frame_panel" in columns:
             out.attrs.pop("panel", None)
-        if "lattice" in self.maps:
+        if show_crystals(self.maps):
             known = {name: column.cpu().numpy() for name, column in columns.items()}
             rows = self._lattice_rows(known, samples, seed)
-            cells, orientations = Lattices(self.lattices, settings.lattice).draw(samples, seed, rows)
+            lattices = self.asked(settings.lattice)
+            cells, orientations = lattices.draw(samples, seed, rows)
+            if lattices.intensities is not None:
+                width = intensities_of(out).width  # of the crystals, not of their structure
+                out = with_intensities(out, replace(lattices.intensities, width=width))
             out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
             out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
         return out
@@ -559,13 +570,18 @@ def check_lattice(generator: Generator, cfg: Config) -> None:
     wanted = dict(cfg.inference.lattice)
     if not wanted and cfg.inference.detector is None:
         return
-    if "lattice" not in generator.maps:
+    if not show_crystals(generator.maps):
         if not wanted:
             return
         raise BadInput(
             "inference.lattice: the model was not trained with maps of lattices; expected model.condition_maps=[lattice]"
         )
-    lattices = Lattices(generator.lattices, wanted)
+    lattices = generator.asked(wanted)
+    if lattices.intensities is not None and "intensity" not in generator.maps:
+        raise BadInput(
+            "inference.lattice: the model was not told how bright reflections are; expected model.condition_maps=[lattice,intensity] "
+            "in training, or no reflections"
+        )
     i = cfg.inference
     lattices.need(i.first_sample + i.num_samples - 1)
     lattices.draw([0], i.seed)

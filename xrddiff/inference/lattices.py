@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import BadInput, nearest
 from ..frames.frames import evenly_spaced
 from ..frames.geometry import Geometry
 from ..indexing.cells import Cell, read_cell
+from ..indexing.expected_intensities import CrystalIntensities, read_intensities
 from ..indexing.known_lattices import crystals_of, need_lattices
 from ..seeds import numpy_rng
 from ..simulation.crystal import random_rotation
@@ -71,25 +73,44 @@ def read_orientations(path: str | Path) -> np.ndarray:
     return values
 
 # %% ../../nbs/inference/lattices.ipynb #6914800c
-_KEYS = ("cell", "orientations")
+_KEYS = ("cell", "orientations", "reflections")
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, d_min: float, changed: float) -> CrystalIntensities:
+    """Every batch asks for them, and to calculate them takes a while."""
+    return read_intensities(path, d_min)
 
 
 class Lattices:
     """Draws the crystals that samples are asked for.
 
     table: see `lattice_table`; the crystals of a sample are those of one of its rows.
-    wanted: `cell`, as `read_cell` takes it, and `orientations`, "random" or the path of a file, see
-        `read_orientations`: one crystal in every sample.
-    Raises `BadInput` for a cell or orientations that cannot be.
+    wanted: `cell`, as `read_cell` takes it; `orientations`, "random" or the path of a file, see
+        `read_orientations`; `reflections`, the path of a file with their intensities, see
+        `read_intensities`, whose cell is taken if there is no other. One crystal in every sample.
+    d_min: resolution in Å to which intensities are calculated from a structure.
+    Raises `BadInput` for a cell, orientations or intensities that cannot be.
     """
 
-    def __init__(self, table: Sequence[Sequence[Sequence[float]]], wanted: Mapping[str, Any] | None = None):
+    def __init__(
+        self, table: Sequence[Sequence[Sequence[float]]], wanted: Mapping[str, Any] | None = None, d_min: float = 2.0
+    ):
         self.table, wanted = table, dict(wanted or {})
         for key in wanted:
             if key not in _KEYS:
                 raise BadInput(f"inference.lattice: there is no {key!r}{nearest(str(key), _KEYS)}")
         given, turns = wanted.get("cell"), wanted.get("orientations", "random")
         self.cell: Cell | None = None if given is None else read_cell(given)
+        self.intensities: CrystalIntensities | None = None
+        if wanted.get("reflections") is not None:
+            path = Path(str(wanted["reflections"]))
+            self.intensities = _read_once(path, d_min, path.stat().st_mtime if path.exists() else 0.0)
+            self.cell = self.cell or self.intensities.cell
+            if not self.intensities.fits(self.cell.parameters):
+                raise BadInput(
+                    f"inference.lattice: {path} is about {self.intensities.cell}, and the cell is {self.cell}; expected the same"
+                )
         self.orientations = None if turns == "random" else read_orientations(turns)
         self.source = turns
 

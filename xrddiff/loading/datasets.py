@@ -20,10 +20,11 @@ from ..frames.spatial import Crop, Panels, Patches, Pool
 from ..frames.topk import TopK
 from ..frames.pipelines import Pipeline, make_transform
 from ..frames.transforms import Transform
+from ..frames.geometry import Geometry
 from ..indexing.known_lattices import says_crystals, with_lattices
 from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
-from ..used_words import used_maps
+from ..used_words import show_crystals, used_maps
 from ..words import AUTOMASK
 
 if TYPE_CHECKING:
@@ -240,6 +241,25 @@ def prepare_words(
     prepared = prepare_frames(open_words(cfg, classes), **split, **regions)
     wanted = [name for name in cfg.model.condition or [] if name in LABELS]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
-    if "lattice" in used_maps(cfg) and not says_crystals(frames):
-        frames = with_lattices(frames)
+    frames = _with_crystals(cfg, frames, prepared.train)
     return prepared if frames is prepared.frames else replace(prepared, frames=frames)
+
+
+def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray) -> xr.Dataset:
+    """`frames` with what the condition maps of `cfg` need to know of crystals: which they are, and how
+    bright their reflections. Frames that are held out have no part in that.
+    """
+    from xrddiff.indexing import expected_intensities as expected  # costs an import of PyTorch
+    from xrddiff.indexing.lattice_maps import corner_resolution
+
+    maps = used_maps(cfg)
+    if show_crystals(maps) and not says_crystals(frames):
+        frames = with_lattices(frames)
+    if "intensity" not in maps:
+        return frames
+    if cfg.data.reflections is not None:
+        resolution = corner_resolution(Geometry.from_frames(frames))
+        return expected.with_intensities(frames, expected.read_intensities(cfg.data.reflections, resolution))
+    if expected.says_intensities(frames):
+        return frames
+    return expected.with_intensities(frames, expected.merged_intensities(frames, train))

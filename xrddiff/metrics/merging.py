@@ -11,14 +11,45 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 import pandas as pd
+from scipy.special import erf
 
 from ..indexing.cells import Cell
-from .photons import half_set_agreement, merge_reflections, wilson_table
+from ..indexing.reflections import merge_reflections, wilson_table
 from ..seeds import numpy_rng
 from ..simulation.crystal import Wilson, wilson_mean
 
 # %% auto #0
-__all__ = ['FEWEST_INDEXED', 'WilsonFit', 'wilson_fit', 'set_correlation', 'ambiguous', 'merging_numbers']
+__all__ = ['FEWEST_INDEXED', 'half_set_agreement', 'normalised_intensities', 'acentric_distribution', 'centric_distribution',
+           'WilsonFit', 'wilson_fit', 'set_correlation', 'ambiguous', 'merging_numbers']
+
+# %% ../../nbs/metrics/merging.ipynb #d65e6ec4
+def half_set_agreement(merged: pd.DataFrame) -> dict[str, float]:
+    """`r_split`, `cc_half` and the number of `reflections` of a table of merged reflections; NaN if
+    fewer than 3 are in both halves.
+    """
+    both = merged.dropna(subset=["half_1", "half_2"])
+    a, b = both["half_1"].to_numpy(), both["half_2"].to_numpy()
+    if len(both) < 3:
+        return {"r_split": np.nan, "cc_half": np.nan, "reflections": float(len(both))}
+    r = np.abs(a - b).sum() / (0.5 * (a + b).sum()) / np.sqrt(2)
+    return {"r_split": float(r), "cc_half": float(np.corrcoef(a, b)[0, 1]), "reflections": float(len(both))}
+
+# %% ../../nbs/metrics/merging.ipynb #e0b20200
+def normalised_intensities(d: np.ndarray, intensity: np.ndarray, shells: int = 10) -> np.ndarray:
+    """z = I/⟨I⟩ (n,), with ⟨I⟩ interpolated between shells of resolution."""
+    table = wilson_table(d, intensity, shells)
+    mean = np.interp(1 / np.asarray(d, float) ** 2, table["inverse_d2"], table["mean"].clip(lower=1e-12))
+    return np.asarray(intensity, float) / mean
+
+
+def acentric_distribution(z: np.ndarray) -> np.ndarray:
+    """N(z) of acentric reflections."""
+    return -np.expm1(-np.maximum(z, 0))
+
+
+def centric_distribution(z: np.ndarray) -> np.ndarray:
+    """N(z) of centric reflections."""
+    return erf(np.sqrt(np.maximum(z, 0) / 2))
 
 # %% ../../nbs/metrics/merging.ipynb #0f3be2fb
 class WilsonFit(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.keyed_sampling import SampleNoise, Sampler
 from ..errors import BadInput, nearest
-from .conditioning import Conditions, Embedding, number_waves
+from .conditioning import Conditions, Embedding, Pictures, number_waves
 from .layers import config_of
 from .transformer import Transformer, grid_code, vit_words
 from ..registry import options
@@ -124,6 +124,7 @@ class AutoregressiveDiffusion(nn.Module):
     order: "raster" or "random".
     mask_channel: the mask is an additional input for every known patch.
     conditions: see `Conditions`.
+    maps: see `Pictures`; a token is told the part of the maps that it covers.
     diffusion: settings that replace those of `DIFFUSION`, with `sigma_data` measured on the
         training set and `clamp` (low, high) the range of its values, which denoised patches are
         held to in sampling (never in training) if `clamp_during_sampling`.
@@ -145,6 +146,7 @@ class AutoregressiveDiffusion(nn.Module):
         order: str = "raster",
         mask_channel: bool = False,
         conditions: Mapping[str, int | Sequence[float]] | None = None,
+        maps: Mapping[str, int] | None = None,
         diffusion: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -176,7 +178,10 @@ class AutoregressiveDiffusion(nn.Module):
         self.denoiser = Denoiser(
             DiffusionHead(self.dim, width, head_width, mlp_depth), "edm", sigma_data=self.diffusion["sigma_data"]
         )
-        conditions, diffusion = self.condition.fields, self.diffusion
+        self.pictures, self.read_maps = Pictures(False, maps), None
+        if self.pictures.channels:
+            self.read_maps = nn.Linear(self.pictures.channels * patch_size**2, width, bias=False)
+        conditions, maps, diffusion = self.condition.fields, self.pictures.maps, self.diffusion
         self.config = config_of(locals())
 
     by_token = True  # each token is drawn by a sampler
@@ -243,8 +248,12 @@ class AutoregressiveDiffusion(nn.Module):
         return self.embed(tokens)
 
     def context(self, cond: Mapping[str, Tensor] | None, batch: int) -> Tensor:
-        """What is added to every token, position and conditions: (B, N, width)."""
-        return self.place + self.condition(cond, self.place.new_zeros(batch, self.place.shape[1]))[:, None]
+        """What is added to every token, position, conditions and its part of the maps: (B, N, width)."""
+        known = self.place + self.condition(cond, self.place.new_zeros(batch, self.place.shape[1]))[:, None]
+        if self.read_maps is None:
+            return known
+        maps = self.pictures(self.place.new_zeros(batch, 0, *self.size), cond)
+        return known + self.read_maps(patchify(maps, self.patch_size))
 
     def forward(
         self,
