@@ -256,7 +256,7 @@ class Model:
         list,
         "pictures that generation is conditioned on (`xrddiff list condition_map`), for instance [lattice]",
         choices=Names("condition_map"),
-        only={"denoiser": "unet"},
+        only={"denoiser": ANY},
     )
     diffusion_kwargs: DiffusionKwargs = field(default_factory=DiffusionKwargs)
 
@@ -364,6 +364,11 @@ class Data:
     distance: float | None = word(None, "sample to detector, m, where the file does not say", above=0)
     pixel_size: float | None = word(None, "m, where the file does not say", above=0)
     beam_center: list[float] | None = word(None, "[x, y] in pixels, where the file does not say")
+    reflections: str | None = word(
+        None,
+        "file with the intensities of reflections (MTZ) or a structure to calculate them from (CIF, PDB), for the map `intensity`; null: merged from the training frames",
+        only={"model.condition_maps": ANY},
+    )
     limit: int | None = word(None, "use at most so many frames, counted before they are cut", low=1)
     avg_pooling: bool = word(False, "average blocks of `pool` x `pool` pixels")
     pool: int = word(4, "side of a pooling block, in pixels", low=1, only={"data.avg_pooling": True})
@@ -609,7 +614,7 @@ class Inference:
     )
     lattice: dict[str, Any] = word(
         dict,
-        "crystal to generate for, as {cell: my.pdb, orientations: random}; else those of training frames, newly turned",
+        "crystal to generate for: {cell: my.pdb, orientations: random, reflections: my.mtz}; else those of training frames, newly turned",
         only={"model.condition_maps": ANY},
     )
     detector: str | None = word(
