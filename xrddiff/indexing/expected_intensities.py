@@ -185,7 +185,7 @@ def read_intensities(path: str | Path, d_min: float = 2.0) -> CrystalIntensities
     kind = path.suffix.lower()
     expected = "expected reflections (.mtz) or a structure (.cif, .mmcif, .pdb, .ent)"
     if kind not in (".mtz", ".cif", ".mmcif", ".pdb", ".ent"):
-        raise BadInput(f"{path} is no such file as intensities are read from; {expected}")
+        raise BadInput(f"{path}: intensities are not read from such a file; {expected}")
     try:
         return _of_mtz(path) if kind == ".mtz" else _of_structure(path, d_min)
     except (OSError, RuntimeError, ValueError) as error:
