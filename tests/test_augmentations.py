@@ -155,6 +155,8 @@ def test_samples_show_no_augmentation_if_the_network_is_told(told):
     ("words", "sentence"),
     [
         (["training.augmentations=[flip]"], "did you mean 'flips'"),
+        (["training.augmentations=flips"], "found 'flips', expected a list of some of flips, turns"),
+        (["training.augmentations=[flips,flips]"], "flips is named twice"),
         (["training.augmentation_options={gain: {spread: 0.2}}"], "gain is none of training.augmentations"),
         (["training.augmentations=[flips]", "training.augmentation_options={flips: {share: 2}}"], "share"),
         (["training.augmentations=[flips]", "training.augmentation_options={flips: 1}"], "expected its options"),

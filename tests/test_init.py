@@ -13,7 +13,7 @@ from test_run import xrddiff
 from xrddiff.config import compose_config
 from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.execution.checks import check_run
-from xrddiff.inference.building import build_generative, open_space
+from xrddiff.inference.building import build_autoregressive, build_generative, open_space
 from xrddiff.loading.datasets import prepare_words
 from xrddiff.saved_config import to_yaml
 from xrddiff.training.autoencoders import build_autoencoder
@@ -129,6 +129,22 @@ def test_the_autoencoder_of_a_run_is_the_autoencoder_of_a_latent_model(tmp_path)
     run = ended(tmp_path / "run", ["model=vae_kl", *SMALL, "model.latent_channels=3"])
     words = ["model=latent_diff", *SMALL, "model.latent_channels=3", f"init={run}"]
     check_run(compose_config(words))
+
+
+def test_an_autoregressive_model_of_frames_of_another_size(tmp_path):
+    words = ["model=diff", *SMALL]
+    cfg = compose_config(words)
+    net = build_autoregressive(cfg, (1, 32, 48), None, {}, (0.5, (-1.0, 1.0)))
+    run = ended(
+        tmp_path / "run",
+        ["model=vae_kl", *SMALL],
+        model=net.config,
+        generator=dict(kind="autoregressive", denoiser=None),
+    )
+    (run / "config.yaml").write_text(to_yaml(cfg))
+    check_run(compose_config([*words, f"init={run}"]))
+    with pytest.raises(BadInput, match="its model has order raster, and this one random"):
+        check_run(compose_config([*words, "model.order=random", f"init={run}"]))
 
 
 def test_the_average_begins_with_the_loaded_weights_and_statistics_are_measured_again(runs, tmp_path, capsys):

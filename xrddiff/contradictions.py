@@ -289,6 +289,9 @@ def _options(cfg: Config, ranks: int) -> str | None:
 # %% ../nbs/contradictions.ipynb #71316a63
 @_check
 def _callbacks(cfg: Config, ranks: int) -> str | None:
+    names = cfg.training.augmentations
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        return f"training.augmentations: {twice} is named twice; expected it once"
     return _named_options(cfg, "callback") or _named_options(cfg, "augmentation")
 
 

@@ -691,7 +691,8 @@ class Word:
     def kind(self) -> str:
         """The type in plain English, for error sentences and help."""
         if self.metadata["choices"]:
-            kind = "one of " + ", ".join(map(str, self.metadata["choices"]))
+            listed = any(get_origin(t) is list for t in (self.type, *get_args(self.type)))
+            kind = ("a list of some of " if listed else "one of ") + ", ".join(map(str, self.metadata["choices"]))
         else:
             kind = _kind(self.type)
         return kind + " or null" if self.optional else kind
