@@ -48,9 +48,11 @@ def detector(times: int) -> str:
     return "\n".join([*lines, *(f"p0/{name} = {value}" for name, value in panel.items())]) + "\n"
 
 
-def train(name: str, folder: Path) -> Path:
-    """The run of a model, trained unless it is there."""
+def train(name: str, folder: Path, as_is: bool) -> Path:
+    """The run of a model, trained unless it is there, or is to be taken `as_is`."""
     run = next(folder.glob(f"output/*/{name}"), None)
+    if as_is and run is not None:
+        return run
     if run is None or not (run / "report.html").exists():
         words = [f"resume={run}"] if run else [*MODELS[name], f"run_name={name}"]
         before = cpu()
@@ -216,6 +218,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--only", nargs="*", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--as-is", action="store_true", help="take runs that have not ended as they are")
     parser.add_argument("--draw", type=int, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.draw is not None:
@@ -238,10 +241,11 @@ def main() -> None:
         (RESULTS / "tiles.md").write_text(page(found))
 
     for name in args.only:
-        run = train(name, folder)
+        run = train(name, folder, args.as_is)
         found["commands"][name] = f"OMP_NUM_THREADS=1 python bench/tiles.py --only {name} --frames {args.frames}"
         found["rows"] = [r for r in found["rows"] if r["model"] != name]
-        known = json.loads((run / "metrics" / "summary.json").read_text())
+        summary = run / "metrics" / "summary.json"
+        known = json.loads(summary.read_text()) if summary.exists() else {}
         ratios = {title: row.get("samples / floor") for title, row in known.items()}
         found["distances"][name] = {title: v for title, v in ratios.items() if v is not None and np.isfinite(v)}
         seconds = run / "cpu_seconds.txt"
@@ -254,7 +258,7 @@ def main() -> None:
         found["real"][name] = {"index": index(real, 48), "seams": seams}
         for times, steps, overlap, tile in SETS[name]:
             words = [f"inference.steps={steps}", f"inference.overlap={overlap}", f"inference.tile={tile}"]
-            count, at_once = (2, 1) if times == 16 else (args.frames, 4)
+            count, at_once = (2, 1) if times == 16 else (args.frames, min(4, args.frames))
             words += [f"inference.num_samples={count}", f"inference.batch_size={at_once}"]
             if times is not None:
                 geometry = run / f"times-{times}.geom"
