@@ -1,8 +1,9 @@
-"""Whole detectors by parts: a model that was trained on windows of 128 x 128 pixels draws 512 x 512 and 2048 x 2048.
+"""Whole detectors by parts: models of 128 x 128 pixels draw 512 x 512 and 2048 x 2048.
 
-    OMP_NUM_THREADS=1 python bench/tiles.py [RUN] [--frames 24] [--folder FOLDER]
+    OMP_NUM_THREADS=1 python bench/tiles.py [--folder FOLDER] [--frames 8] [--only windows frames]
 
-Without RUN, the model is trained first (`TRAIN`), in FOLDER. Samples, with their CPU seconds, stay in the run; rows that are there are not made again. Writes bench/results/tiles.json and tiles.md.
+`windows` is trained on windows of frames of 512 x 512 pixels (sim-522), and draws such frames. `frames` is trained on whole frames of sim128, and draws on detectors that it never saw: as that of sim128, with four and sixteen times as many pixels along a side,
+and as many times as far away, so that angles stay. Runs and sets of samples that are in the folder are not made again. Writes bench/results/tiles.json and tiles.md.
 """
 
 from __future__ import annotations
@@ -21,29 +22,42 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
-TRAIN = ["experiment_type=demo", "data.name=sim-522", "data.limit=400", "data.window=128", "threads=1"]
-TRAIN += ["model.condition_maps=[lattice,q]", "training.num_epochs=12", "model.diff_epochs=40"]
-TRAIN += ["inference.num_samples=8", "inference.batch_size=4", "inference.steps=4", "inference.limit=48"]
-STEPS, OVERLAPS, TILE = (2, 4, 8, 16), (0, 16, 32, 64), 128
-# As sim-522, with four times as many pixels along a side and four times as far away: the same angles.
-LARGE = "\n".join(
-    ["wavelength = 0.984 A", "clen = 0.48", f"res = {1 / 172e-6}", "adu_per_photon = 1"]
-    + [
-        f"p0/{word} = {value}"
-        for word, value in dict(min_fs=0, max_fs=2047, min_ss=0, max_ss=2047, fs="x", ss="y").items()
-    ]
-    + [f"p0/corner_x = {-4 * 249.6}", f"p0/corner_y = {-4 * 261.8}"]
-)
+FEW = ["experiment_type=demo", "threads=1", "model.condition_maps=[lattice,q]", "inference.limit=48"]
+MODELS = {
+    "windows": [*FEW, "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
+    "frames": [*FEW, "inference.num_samples=16", "inference.batch_size=8", "inference.steps=8", "inference.index_frames=16"],
+}  # fmt: skip
+TILE = 128
+SETS = {  # (times as many pixels as sim128 and as far away, evaluations, overlap, tile)
+    "windows": [(None, 4, 32, 128), (None, 2, 32, 128), (None, 8, 32, 128), (None, 4, 0, 128)],
+    "frames": [(4, 4, 32, 128), (16, 4, 32, 128), (4, 8, 32, 128), (4, 2, 32, 128), (4, 4, 32, 0), (4, 16, 32, 128)],
+}
 
 
-def train(folder: Path) -> Path:
-    """The run, trained unless it is there."""
-    run = next(folder.glob("output/*/windows"), None)
+def detector(times: int) -> str:
+    """The detector of sim128 with so many times as many pixels along a side, and as many times as far away: a `.geom` file."""
+    from xrddiff.simulation.experiments import EXPERIMENTS
+
+    beam, d = EXPERIMENTS["sim128"].beam, EXPERIMENTS["sim128"].detector
+    size, (x, y) = times * d.shape[0], d.beam_center
+    panel = dict(
+        min_fs=0, max_fs=size - 1, min_ss=0, max_ss=size - 1, corner_x=-times * x, corner_y=-times * y, fs="x", ss="y"
+    )
+    words = dict(wavelength=f"{beam.wavelength} A", clen=times * d.distance, res=1 / d.pixel_size, adu_per_photon=1)
+    lines = [f"{name} = {value}" for name, value in words.items()]
+    return "\n".join([*lines, *(f"p0/{name} = {value}" for name, value in panel.items())]) + "\n"
+
+
+def train(name: str, folder: Path, as_is: bool) -> Path:
+    """The run of a model, trained unless it is there, or is to be taken `as_is`."""
+    run = next(folder.glob(f"output/*/{name}"), None)
+    if as_is and run is not None:
+        return run
     if run is None or not (run / "report.html").exists():
-        words = [f"resume={run}"] if run else [*TRAIN, "run_name=windows"]
+        words = [f"resume={run}"] if run else [*MODELS[name], f"run_name={name}"]
         before = cpu()
         subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
-        run = next(folder.glob("output/*/windows"))
+        run = next(folder.glob(f"output/*/{name}"))
         (run / "cpu_seconds.txt").write_text(str(round(cpu() - before)))
     return run
 
@@ -54,18 +68,25 @@ def cpu() -> float:
 
 
 def sample(run: Path, name: str, *words: str) -> tuple[Path, float]:
-    """The folder of a set of samples, made and judged unless it is there, and its CPU seconds."""
-    folder = run / "samples" / name
-    if not (folder / "cpu_seconds.txt").exists():
-        before = cpu()
-        subprocess.run([XRDDIFF, "sample", run, *words, f"--name={name}"], check=True, stdout=sys.stderr)
-        (folder / "cpu_seconds.txt").write_text(str(cpu() - before))
-    return folder, float((folder / "cpu_seconds.txt").read_text())
+    """The store of a set of samples, drawn unless it is there, and the CPU seconds of a frame."""
+    from xrddiff.formats.store import save_frames
+    from xrddiff.inference.generators import open_sample_job
+
+    path = run / "tiles" / f"{name}.zarr"
+    seconds = path.with_suffix(".txt")
+    if not seconds.exists():
+        job, before = open_sample_job(run, words), time.process_time()
+        frames, _ = job.make(slice(None))
+        spent = (time.process_time() - before) / job.count
+        path.parent.mkdir(exist_ok=True)
+        save_frames(frames.assign_attrs(job.about()), path)
+        seconds.write_text(str(spent))
+    return path, float(seconds.read_text())
 
 
 def draw(run: Path, words: list[str], threads: int) -> dict:
     """Time and memory of one frame, in a process of its own."""
-    command = [sys.executable, __file__, str(run), "--draw", str(threads), *words]
+    command = [sys.executable, __file__, "--draw", str(threads), str(run), *words]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -137,115 +158,128 @@ def seam_auc(images: np.ndarray, mask: np.ndarray, tile: int = TILE, overlap: in
     return max(roc_auc_score(y, p) for p in found)
 
 
-def row(folder: Path, seconds: float, overlap: int = 32) -> dict:
-    """What is known of a set of samples on the detector of the training: its report's numbers and its seams."""
-    from xrddiff.formats.store import read_store
-    from xrddiff.frames.frames import frame_mask
-
-    samples = read_store(folder / "samples.zarr")
-    summary = json.loads((folder / "metrics" / "summary.json").read_text())
-    ratios = [v["samples / floor"] for v in summary.values() if np.isfinite(v.get("samples / floor") or np.nan)]
-    auc = seam_auc(samples["intensity"].values, frame_mask(samples, 0), overlap=overlap)
-    return {"cpu": seconds / len(samples["sample"]), "summary": summary, "ratio": float(np.median(ratios)), "auc": auc}
-
-
-def asked(folder: Path) -> dict:
-    """Peaks of samples on the lattice that they were asked for, as counts."""
+def measured(path: Path, overlap: int = 32) -> dict:
+    """Seams of a set of samples; its peaks, as counts, on the lattice that was asked for; how many index."""
     from index_rates import index
 
     from xrddiff.formats.store import read_store
-    from xrddiff.frames.frames import frame_count
+    from xrddiff.frames.frames import frame_count, frame_mask
     from xrddiff.frames.noise import draw_counts
     from xrddiff.metrics.asked_lattices import asked_and_found
 
-    samples = read_store(folder / "samples.zarr").load()
+    samples = read_store(path).load()
     table, _ = asked_and_found(draw_counts(samples, seed=0))
-    return {"asked": table.to_dict(orient="index"), "index": index(samples, frame_count(samples))}
+    found = {"asked": table.to_dict(orient="index"), "index": index(samples, frame_count(samples))}
+    return found | {"auc": seam_auc(samples["intensity"].values, frame_mask(samples, 0), overlap=overlap)}
 
 
 def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# Whole detectors by parts", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}. The model: `xrddiff run {' '.join(TRAIN)}`, {found['training']} CPU seconds.", "",
-        f"Frames of 512 × 512 pixels (sim-522), drawn in tiles of {TILE} × {TILE} by a model that was trained on windows of that size. *Index*: share of the frames that have a lattice beyond chance, samples and held-out frames. *On the asked lattice*: share of a frame's "
-        "peaks, median; in brackets with the lattices exchanged among the frames. *Distance*: median of the report's distances, over that of two sets of real frames. *Seams*: how well a classifier of strips of 16 pixels tells seams from other places (AUC, .5 is chance); "
-        f"of held-out frames at the same places {found['real']['auc']:.2f}.", "",
-        "| evaluations | overlap | CPU seconds a frame, with its judgement | index | on the asked lattice | peaks | distance | seams |", "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"{' and '.join(f'`{c}`' for c in found['commands'].values())}; {platform.machine()}, Python {platform.python_version()}, one thread unless said.", "",
+        "Two models that know 128 × 128 pixels: `windows` was trained on random windows of frames of 512 × 512 pixels (sim-522) and draws such frames; `frames` was trained on whole frames of sim128 and draws on detectors that it never saw, with more pixels, "
+        "farther away, so that angles stay. Both were told the lattice and q. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
+        "*Index*: share of the frames that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. *Seams*: how well the better of two classifiers of strips "
+        "of 16 pixels tells seams from other places (AUC on frames that it was not fitted on; .5 is chance).", "",
+        "| model | pixels | frames | evaluations | tiles | overlap | CPU seconds a frame | index | on the asked lattice | peaks | seams |", "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for r in found["rows"]:
         a, other = r["asked"]["samples"], r["asked"]["lattices exchanged"]
+        size, tiles = " × ".join(map(str, r["pixels"])), r["tile"] or "none"
         lines.append(
-            f"| {r['steps']} | {r['overlap']} | {r['cpu']:.1f} | {r['index']['rate']['value']:.2f} | {a['on_lattice']:.2f} ({other['on_lattice']:.2f}) "
-            f"| {a['peaks']:.0f} | {r['ratio']:.2f} | {r['auc']:.2f} |"
+            f"| {r['model']} | {size} | {r['frames']} | {r['steps']} | {tiles} | {r['overlap']} | {r['cpu']:.1f} | {rate(r)} "
+            f"| {a['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {a['peaks']:.0f} | {r['auc']:.2f} |"
         )
-    real = found["real"]["index"]
-    lines += ["", f"Held-out frames: index {real['rate']['value']:.2f}, {real['peaks']:.0f} peaks a frame.", ""]
-    lines += ["## Time and memory of one frame", "", "| pixels | tiles | evaluations | threads | seconds | CPU seconds | MB |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    lines.append("")
+    for name, real in found["real"].items():
+        lines += [f"Measured frames beside `{name}`, of its training detector: index {rate(real)}, {real['index']['peaks']:.0f} peaks a frame{real['seams']}.", ""]  # fmt: skip
+    for name, ratios in found["distances"].items():
+        said = ", ".join(f"{distance} {value:.2f}" for distance, value in ratios.items())
+        lines += [f"Distances of the samples that the run `{name}` ended with, over their floor: {said}.", ""]
     for r in found["single"]:
         size = " × ".join(map(str, r["pixels"]))
-        lines.append(
-            f"| {size} | {r['tile'] or 'none'} | {r['steps']} | {r['threads']} | {r['seconds']:.1f} | {r['cpu']:.1f} | {r['megabytes']:.0f} |"
-        )
-    if "large" in found:
-        a, other = found["large"]["asked"]["samples"], found["large"]["asked"]["lattices exchanged"]
-        lines += ["", f"{found['large']['frames']} frames of 2048 × 2048 pixels, four times as far away, a detector that the model never saw: {a['peaks']:.0f} peaks a frame, {a['on_lattice']:.2f} of them on the asked lattice "
-                  f"({other['on_lattice']:.2f} with the lattices exchanged), index {found['large']['index']['rate']['value']:.2f}, seams {found['large']['auc']:.2f}."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+        lines += [f"One frame of {size} pixels, {r['steps']} evaluations, {r['threads']} threads of two cores that had other work too: {r['cpu']:.0f} CPU seconds, {r['seconds']:.0f} seconds by the clock, at most {r['megabytes']:.0f} MB of memory.", ""]  # fmt: skip
+    lines += [f"`{name}`: `xrddiff run {' '.join(MODELS[name])}`, {seconds} CPU seconds.  " for name, seconds in found["training"].items()]  # fmt: skip
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def rate(found: dict) -> str:
+    """The index rate with its interval."""
+    if "rate" not in found["index"]:
+        return "–"
+    r = found["index"]["rate"]
+    return f"{r['value']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--only", nargs="*", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--as-is", action="store_true", help="take runs that have not ended as they are")
     parser.add_argument("--draw", type=int, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.draw is not None:
-        print(json.dumps(draw_here(args.run, args.words, args.draw)))
+        print(json.dumps(draw_here(Path(args.words[0]), args.words[1:], args.draw)))
         return
     from index_rates import index
 
+    from xrddiff.formats.store import read_store
     from xrddiff.frames.frames import frame_mask, select_frames
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.saved_config import load_config
 
-    run = (args.run or train(args.folder or Path(tempfile.mkdtemp()))).absolute()
-    training = run / "cpu_seconds.txt"
-    prepared = prepare_words(load_config(run / "config.yaml"))
-    real = select_frames(prepared.frames, prepared.held_out[:48]).load()
-    found = {
-        "command": f"OMP_NUM_THREADS=1 python bench/tiles.py --frames {args.frames}",
-        "training": training.read_text() if training.exists() else "unknown",
-        "real": {"auc": seam_auc(real["intensity"].values, frame_mask(real, 0)), "index": index(real, 48)},
-        "rows": [],
-        "single": [],
-    }
+    folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
+    found = {"commands": {}, "training": {}, "real": {}, "distances": {}, "rows": [], "single": []}
+    if (RESULTS / "tiles.json").exists():
+        found |= json.loads((RESULTS / "tiles.json").read_text())
 
     def keep() -> None:
         (RESULTS / "tiles.json").write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "tiles.md").write_text(page(found))
 
-    few = [f"inference.num_samples={args.frames}", "inference.batch_size=4"]
-    for steps, overlap in [*((s, 32) for s in STEPS), *((4, o) for o in OVERLAPS if o != 32)]:
-        words = [*few, f"inference.steps={steps}", f"inference.overlap={overlap}"]
-        folder, seconds = sample(run, f"steps-{steps}-overlap-{overlap}", *words)
-        found["rows"].append({"steps": steps, "overlap": overlap} | row(folder, seconds, overlap) | asked(folder))
-        print(folder.name, flush=True)
-        keep()
-    geometry = run / "large.geom"
-    geometry.write_text(LARGE + "\n")
-    large = [f"inference.detector={geometry}"]
-    for words, threads in ((["inference.steps=4"], 1), (["inference.steps=4", "inference.tile=0"], 1), ([*large, "inference.steps=4"], 1), ([*large, "inference.steps=4"], 2), ([*large, "inference.steps=16"], 2)):  # fmt: skip
-        found["single"].append(draw(run, words, threads))
-        keep()
-    folder, _ = sample(run, "large", *large, "inference.steps=4", "inference.num_samples=4", "inference.batch_size=1")
-    from xrddiff.formats.store import read_store
-
-    made = read_store(folder / "samples.zarr")
-    found["large"] = {"frames": 4, "auc": seam_auc(made["intensity"].values, frame_mask(made, 0))} | asked(folder)
-    keep()
+    for name in args.only:
+        run = train(name, folder, args.as_is)
+        found["commands"][name] = f"OMP_NUM_THREADS=1 python bench/tiles.py --only {name} --frames {args.frames}"
+        found["rows"] = [r for r in found["rows"] if r["model"] != name]
+        summary = run / "metrics" / "summary.json"
+        known = json.loads(summary.read_text()) if summary.exists() else {}
+        ratios = {title: row.get("samples / floor") for title, row in known.items()}
+        found["distances"][name] = {title: v for title, v in ratios.items() if v is not None and np.isfinite(v)}
+        seconds = run / "cpu_seconds.txt"
+        found["training"][name] = seconds.read_text().strip() if seconds.exists() else "unknown"
+        prepared = prepare_words(load_config(run / "config.yaml"))
+        real = select_frames(prepared.frames, prepared.held_out[:48]).load()
+        seams = ""
+        if real["intensity"].shape[1] > TILE:
+            seams = f"; at the same places, seams {seam_auc(real['intensity'].values, frame_mask(real, 0)):.2f}"
+        found["real"][name] = {"index": index(real, 48), "seams": seams}
+        for times, steps, overlap, tile in SETS[name]:
+            words = [f"inference.steps={steps}", f"inference.overlap={overlap}", f"inference.tile={tile}"]
+            count, at_once = (2, 1) if times == 16 else (args.frames, min(4, args.frames))
+            words += [f"inference.num_samples={count}", f"inference.batch_size={at_once}"]
+            if times is not None:
+                geometry = run / f"times-{times}.geom"
+                geometry.write_text(detector(times))
+                words.append(f"inference.detector={geometry}")
+            path, seconds = sample(run, f"times-{times or 1}-steps-{steps}-overlap-{overlap}-tile-{tile}", *words)
+            made = read_store(path)["intensity"]
+            about = {
+                "model": name,
+                "pixels": made.shape[1:],
+                "frames": len(made),
+                "steps": steps,
+                "overlap": overlap,
+                "tile": tile,
+            }
+            found["rows"].append(about | {"cpu": seconds} | measured(path, overlap))
+            print(name, path.name, flush=True)
+            keep()
+            if times == 16:
+                found["single"] = [draw(run, words, 2)]
+                keep()
 
 
 if __name__ == "__main__":

@@ -135,6 +135,21 @@ def test_words_of_windows():
             compose_config(words)
 
 
+def test_what_is_said_before_a_training():
+    from conftest import SMALL
+
+    from xrddiff.config import compose_config
+    from xrddiff.execution.checks import check_run
+
+    for words, sentence in (
+        (["model=latent_diff", "data.window=40"], "data.window: found 40, expected a multiple of 16"),
+        (["model=vae_kl", "data.window=42"], "data.window: found 42, expected a multiple of 4"),
+        (["model=ddpm", "inference.detector=sim128"], "expected the word with `xrddiff sample`"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            check_run(compose_config([*SMALL, *words]))
+
+
 @pytest.mark.parametrize(("attention", "size"), [(False, 160), (True, 96)])
 def test_autoencoder_in_strips(attention, size, monkeypatch):
     """Encoded and decoded in strips, a frame is the same as at once: norms have the statistics of the whole frame."""

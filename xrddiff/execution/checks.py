@@ -41,6 +41,7 @@ def check_run(cfg: "Config") -> None:
     Raises `BadInput` for the first problem found.
     """
     _check_starts(cfg)
+    _check_parts(cfg)
     for label, value in cfg.inference.condition.items():
         if label in LABELS:
             label_value(label, value, LABELS[label].classes)
@@ -109,6 +110,17 @@ def _check_photons(cfg: "Config", prepared: Prepared) -> None:
         raise BadInput(
             f"inference.poisson is true, and the frames do not say how many {unit} a photon is; expected the attribute gain of intensity"
         )
+
+
+def _check_parts(cfg: "Config") -> None:
+    if cfg.inference.detector is not None:
+        raise BadInput(
+            "inference.detector: a training ends with samples on the detector of its frames; expected the word with `xrddiff sample`"
+        )
+    if cfg.data.window is not None:
+        from xrddiff.inference.building import check_window
+
+        check_window(cfg)
 
 
 def _check_starts(cfg: "Config") -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
-from pathlib import Path
 from types import SimpleNamespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from xrddiff.words import Config
 
 # %% auto #0
-__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'map_channels', 'build_network',
+__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'check_window', 'map_channels', 'build_network',
            'build_autoregressive', 'check_init', 'build_objective', 'Building', 'build_generative']
 
 # %% ../../nbs/inference/building.ipynb #dc8572cd
@@ -108,6 +108,17 @@ def frame_multiple(cfg: Config, space: LatentSpace | None = None) -> int:
                 in_channels=1, out_channels=1, mask_channel=False, conditions={}, **network_words(cfg, space)
             ).downsampling
     return own * (1 if space is None else space.downsampling)
+
+
+def check_window(cfg: Config) -> None:
+    """Raise `BadInput` if a network of the run cannot take windows of `data.window`, before any is trained."""
+    parts, own = model_parts(cfg), SimpleNamespace(downsampling=cfg.model.downsampling)
+    if cfg.training.pretrained_vae_path is not None:
+        return  # its own downsampling is known once it is open
+    multiple = cfg.model.downsampling
+    if parts.denoiser is not None:
+        multiple = frame_multiple(cfg, own if parts.latent else None)
+    windowed((), cfg, multiple)
 
 # %% ../../nbs/inference/building.ipynb #39501351
 def map_channels(names: Sequence[str], space: LatentSpace | None) -> dict[str, int]:

@@ -120,7 +120,10 @@ class ResnetBlock(nn.Module):
             h = h + t
         if strips:
             h = conv_in_strips(self.norm2, self.conv2, h, t.chunk(2, 1) if t is not None and self.scale_shift else None)
-            return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
+            for y in range(0, h.shape[2], 64):
+                rows = (slice(None), slice(None), slice(y, y + 64))
+                h[rows] += x[rows] if self.conv_shortcut is None else self.conv_shortcut(x[rows])
+            return h
         h = self.norm2(h)
         if t is not None and self.scale_shift:
             a, b = t.chunk(2, 1)
@@ -200,7 +203,17 @@ class Upsample(nn.Module):
         # Folding costs as much as the kernel has numbers: it does not pay on a map of few pixels.
         if x.shape[2] * x.shape[3] < x.shape[1]:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return F.conv_transpose2d(x, folded_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
+        kernel = folded_kernel(self.conv.weight)
+        if 4 * x.numel() < ResnetBlock.strips_from or self.training or torch.is_grad_enabled():
+            return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+        out, height = None, x.shape[2]
+        for y in range(0, height, 64):  # in strips, with a row of the neighbours on either side
+            top, bottom = max(y - 1, 0), min(y + 64, height)
+            part = F.conv_transpose2d(x[:, :, top : bottom + 1], kernel, self.conv.bias, stride=2, padding=1)
+            if out is None:
+                out = part.new_empty(*part.shape[:2], 2 * height, part.shape[3])
+            out[:, :, 2 * y : 2 * bottom] = part[:, :, 2 * (y - top) : 2 * (bottom - top)]
+        return out
 
 # %% ../../nbs/models/layers.ipynb #28feca91
 class MidBlock(nn.Module):
