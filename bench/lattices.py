@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python bench/lattices.py RUN [inference.WORD=VALUE …] [--frames 48]
 
-RUN is the folder of a run on sim128 with model.condition_maps=[lattice], such as that of `make demo`. Writes bench/results/lattices.json and lattices.md.
+RUN is the folder of a run on sim128 with model.condition_maps=[lattice, …], such as that of `make demo`. If it was told how bright reflections are, samples of a crystal are drawn with its |F|² and without.
+Writes bench/results/lattices.json and lattices.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,38 +25,74 @@ CRYSTALS = {
 }
 
 
-def simulated(crystal: tuple | None, count: int):
-    """Frames of sim128 with one crystal in each, of another kind if given; shots beyond those that anything was trained on."""
+def crystal_of(kind: tuple | None):
+    """The `Crystal` of a row of `CRYSTALS`; None is that of sim128."""
     from xrddiff.simulation.crystal import Crystal
+    from xrddiff.simulation.experiments import EXPERIMENTS
+
+    own = EXPERIMENTS["sim128"].sample.crystal
+    return own if kind is None else Crystal(*kind, own.factors)
+
+
+def simulated(crystal, count: int):
+    """Frames of sim128 with one such crystal in each; shots beyond those that anything was trained on."""
     from xrddiff.simulation.experiments import EXPERIMENTS
     from xrddiff.simulation.simulate import simulate
 
     experiment = EXPERIMENTS["sim128"]
-    sample = replace(experiment.sample, hits=(0.0, 1.0))
-    if crystal is not None:
-        sample = replace(sample, crystal=Crystal(*crystal, sample.crystal.factors))
+    sample = replace(experiment.sample, hits=(0.0, 1.0), crystal=crystal)
     return simulate(replace(experiment, sample=sample), range(10**6, 10**6 + count))
 
 
-def sampled(run: Path, cell: tuple, count: int, words: list[str]):
-    """Samples that were asked for this crystal, with the settings of the run and these words."""
-    import xrddiff as xd
+def write_reflections(crystal, path: Path) -> Path:
+    """|F|² of a crystal as an MTZ file."""
+    import gemmi
+    import numpy as np
 
-    return xd.open_run(run).sample(count, *words, lattice={"cell": list(cell)})
+    from xrddiff.simulation.crystal import reflections
+
+    known = reflections(crystal, 2.0)
+    mtz = gemmi.Mtz(with_base=True)
+    mtz.spacegroup, mtz.cell = gemmi.SpaceGroup(crystal.space_group), gemmi.UnitCell(*crystal.cell)
+    mtz.add_dataset("simulation")
+    mtz.add_column("IMEAN", "J")
+    mtz.set_data(np.column_stack([known.hkl, known.f2]).astype(np.float32))
+    mtz.write_to_file(str(path))
+    return path
 
 
-def row(frames, cell: tuple) -> dict:
-    """Index rate, and peaks on the lattice that was asked for (or simulated)."""
+def row(frames, crystal) -> dict:
+    """Index rate, peaks on the lattice that was asked for (or simulated), its orientation found again, and how the merged
+    intensities follow |F|².
+    """
+    import gemmi
+    import numpy as np
+    import pandas as pd
+    from intensities import table
+
     from xrddiff.frames.frames import frame_count
     from xrddiff.frames.noise import draw_counts
+    from xrddiff.indexing.cells import Cell, orientation_error
+    from xrddiff.indexing.indexer import INDEXED, index_frames
+    from xrddiff.indexing.reflections import merge_reflections, to_asymmetric_unit
     from xrddiff.metrics.asked_lattices import asked_and_found
+    from xrddiff.simulation.crystal import reflections
 
-    frames = frames.assign_attrs(unit_cell=cell)
+    frames = frames.assign_attrs(unit_cell=crystal.cell, space_group=crystal.space_group)
     counted = draw_counts(frames, seed=0) if frames.attrs.get("samples_are") == "expected values" else frames
-    table, _ = asked_and_found(counted)
+    asked, _ = asked_and_found(counted)
+    found, U = index_frames(counted, crystal.cell, lattices=1, controls=60), counted["orientation"].values[:, 0]
+    best = {i: own[0].U for i, own in found.lattices.items() if own and own[0].p < INDEXED}
+    errors = [float(orientation_error(V, U[i], Cell(crystal.cell))) for i, V in best.items()]
+    group, every = gemmi.SpaceGroup(crystal.space_group), reflections(crystal, 2.0)
+    truth = pd.DataFrame(to_asymmetric_unit(every.hkl, group), columns=["h", "k", "l"]).assign(f2=every.f2)
+    merged = merge_reflections(table(counted)).table
+    both = merged[merged["count"] >= 2].merge(truth.drop_duplicates(["h", "k", "l"]), on=["h", "k", "l"])
     return index(frames, frame_count(frames)) | {
-        "asked": table.loc["samples"].to_dict(),
-        "exchanged": table.loc["lattices exchanged"].to_dict(),
+        "asked": asked.loc["samples"].to_dict(),
+        "exchanged": asked.loc["lattices exchanged"].to_dict(),
+        "orientation": float(np.median(errors)) if errors else float("nan"),
+        "cc": float(np.corrcoef(both["intensity"], both["f2"])[0, 1]),
     }
 
 
@@ -64,8 +102,9 @@ def page(found: dict) -> str:
         "# Crystals that were asked for", "",
         f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread. The run: {found['run']}.", "",
         "Each frame has one crystal. Samples were asked for the crystal of their row in random orientations; simulated frames are of the same crystal and were never seen. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. "
-        "*Index*: share of the frames with six peaks that have a lattice, where chance does as well in fewer than one of a thousand.", "",
-        "| crystal | frames | peaks | index | on the asked lattice | distance, px |", "| --- | --- | ---: | ---: | ---: | ---: |",
+        "*Index*: share of the frames with six peaks that have a lattice, where chance does as well in fewer than one of a thousand. *Orientation*: how far the orientation that indexing finds is from the one that was asked for (or simulated), median. "
+        "*CC with F²*: correlation of the merged intensities with those of the crystal, of reflections that were recorded at least twice.", "",
+        "| crystal | frames | peaks | index | on the asked lattice | distance, px | orientation, ° | CC with F² |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for name, both in found["rows"].items():
         for what, r in both.items():
@@ -73,7 +112,7 @@ def page(found: dict) -> str:
             rate = r["rate"]
             lines.append(
                 f"| {name} | {what} | {asked['peaks']:.0f} | {rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}) "
-                f"| {asked['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {asked['distance_px']:.2f} |"
+                f"| {asked['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {asked['distance_px']:.2f} | {r['orientation']:.2f} | {r['cc']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -86,7 +125,7 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from xrddiff.simulation.experiments import EXPERIMENTS
+    import xrddiff as xd
     from xrddiff.training.checkpoints import load_checkpoint
 
     torch.set_num_threads(1)
@@ -97,12 +136,19 @@ def main() -> None:
         "run": steps,
         "rows": {},
     }
-    for name, crystal in CRYSTALS.items():
-        cell = EXPERIMENTS["sim128"].sample.crystal.cell if crystal is None else crystal[0]
-        found["rows"][name] = {
-            "simulated": row(simulated(crystal, args.frames), cell),
-            "samples": row(sampled(args.run, cell, args.frames, args.words), cell),
-        }
+    run = xd.open_run(args.run)
+    bright = "intensity" in run.config.model.condition_maps
+    for name, kind in CRYSTALS.items():
+        crystal = crystal_of(kind)
+        rows = {"simulated": simulated(crystal, args.frames)}
+        asked: dict = {"cell": list(crystal.cell)}
+        if kind is not None or not bright:
+            rows["samples"] = run.sample(args.frames, *args.words, lattice=asked)
+        if bright:
+            with tempfile.TemporaryDirectory() as folder:
+                asked["reflections"] = str(write_reflections(crystal, Path(folder) / "f2.mtz"))
+                rows["samples, told F²"] = run.sample(args.frames, *args.words, lattice=asked)
+        found["rows"][name] = {what: row(frames, crystal) for what, frames in rows.items()}
         print(name, flush=True)
         (RESULTS / "lattices.json").write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "lattices.md").write_text(page(found))

@@ -56,6 +56,8 @@ PAGES = {
     "bench/results/corruptions.md": "corruptions.md",
     "bench/results/index_rates.md": "index_rates.md",
     "bench/results/lattices.md": "lattices.md",
+    "bench/results/intensities.md": "intensities.md",
+    "bench/results/finetune.md": "finetuning.md",
     "bench/results/tiles.md": "tiles.md",
     "bench/results/suite.md": "suite.md",
     "CHANGELOG.md": "changelog.md",

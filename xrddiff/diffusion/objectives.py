@@ -5,7 +5,7 @@
 # %% ../../nbs/diffusion/objectives.ipynb #2cf2144b
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..seeds import keyed_normal
 
 # %% auto #0
 __all__ = ['training_pair', 'simple_weight', 'edm_weight', 'eps_weight', 'x0_weight', 'v_weight', 'flow_weight', 'min_snr_weight',
-           'loss_weight', 'drop_conditions', 'DenoisingObjective', 'AutoregressiveObjective']
+           'loss_weight', 'drop_conditions', 'drop_maps', 'DenoisingObjective', 'AutoregressiveObjective']
 
 # %% ../../nbs/diffusion/objectives.ipynb #ee743bbf
 def training_pair(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +104,18 @@ def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str
         )
     return out
 
+# %% ../../nbs/diffusion/objectives.ipynb #041da452
+def drop_maps(
+    cond: Mapping[str, Tensor], share: float, seed: int, step: int, index: Sequence[int]
+) -> dict[str, Tensor]:
+    """`cond` with each of several maps (B, C, H, W) unknown for a `share` of the frames `index`."""
+    maps = [name for name, values in cond.items() if values.ndim == 4 and name != "mask"]
+    out = dict(cond)
+    for name in maps if len(maps) > 1 else []:
+        keep = keyed_uniform((), seed, f"map {name}", step, index=index) >= share
+        out |= drop_conditions({name: cond[name]}, keep)
+    return out
+
 # %% ../../nbs/diffusion/objectives.ipynb #5903baa6
 class DenoisingObjective(nn.Module):
     """(batch, step) -> {"loss", "error"}, each (B,) float32: w(σ)·mean‖F − F⋆‖² over valid pixels,
@@ -113,7 +125,8 @@ class DenoisingObjective(nn.Module):
         of (B,) labels.
     noise: a `TrainingNoise`, or a name for `make_noise`.
     weighting: one of `xrddiff list weighting`.
-    condition_dropout: the share of training frames whose labels are withheld.
+    condition_dropout: the share of training frames whose conditions are withheld, and of those that
+        lack one of several maps.
     seed: of all draws.
     """
 
@@ -150,6 +163,7 @@ class DenoisingObjective(nn.Module):
         if self.training and self.condition_dropout and cond:
             u = keyed_uniform((), self.seed, "condition", step, index=batch["index"])
             cond = drop_conditions(cond, u >= self.condition_dropout)
+            cond = drop_maps(cond, self.condition_dropout, self.seed, step, batch["index"])
         mask = batch.get("mask")
         return cond if mask is None else {**cond, "mask": mask}
 

@@ -26,8 +26,9 @@ from .reflections import reflection_table, wilson_table
 from ..simulation.crystal import Crystal, reflections
 
 # %% auto #0
-__all__ = ['REACH', 'WIDTHS', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial', 'merged_intensities',
-           'read_intensities', 'with_intensities', 'says_intensities', 'intensities_of']
+__all__ = ['REACH', 'WIDTHS', 'WIDTH', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial',
+           'merged_intensities', 'read_intensities', 'with_intensities', 'says_intensities', 'reflection_width',
+           'intensities_of']
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #2d2c4224
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class CrystalIntensities:
 
     cell: of the crystal. group: Hermann–Mauguin symbol of the space group.
     hkl: unique Miller indices (N, 3), int32. intensity: (N,), float32, ≥ 0, with mean 1.
-    width: R₀ in 1/Å and R₁ of the reflections of a still, see `partiality_of`.
+    width: R₀ in 1/Å and R₁ of the reflections of a still, see `partiality_of`; None = not known.
     Raises `BadInput` for an unknown group or intensities that are not finite, or all 0.
     """
 
@@ -44,7 +45,7 @@ class CrystalIntensities:
     group: str
     hkl: np.ndarray
     intensity: np.ndarray
-    width: tuple[float, float] = (1.0e-3, 1.2e-3)
+    width: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if gemmi.find_spacegroup_by_name(self.group) is None:
@@ -185,7 +186,7 @@ def read_intensities(path: str | Path, d_min: float = 2.0) -> CrystalIntensities
     kind = path.suffix.lower()
     expected = "expected reflections (.mtz) or a structure (.cif, .mmcif, .pdb, .ent)"
     if kind not in (".mtz", ".cif", ".mmcif", ".pdb", ".ent"):
-        raise BadInput(f"{path} is no such file as intensities are read from; {expected}")
+        raise BadInput(f"{path}: intensities are not read from such a file; {expected}")
     try:
         return _of_mtz(path) if kind == ".mtz" else _of_structure(path, d_min)
     except (OSError, RuntimeError, ValueError) as error:
@@ -233,22 +234,32 @@ def _centring(group: str) -> str:
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #870cbe95
 def with_intensities(ds: xr.Dataset, known: CrystalIntensities) -> xr.Dataset:
-    """`ds` with `reflection_hkl` (reflection, miller) and `reflection_intensity` (reflection)."""
+    """`ds` with `reflection_hkl` (reflection, miller) and `reflection_intensity` (reflection), and with
+    the attribute `reflection_width` if `known` has one.
+    """
     out = ds.drop_vars(["reflection_hkl", "reflection_intensity"], errors="ignore")
     about = {
         "cell": [float(v) for v in known.cell.parameters],
         "centring": known.cell.centring,
         "space_group": known.group,
-        "width": list(known.width),
     }
     out["reflection_hkl"] = (("reflection", "miller"), known.hkl)
     out["reflection_intensity"] = (("reflection",), known.intensity, about)
-    return out
+    return out if known.width is None else out.assign_attrs(reflection_width=[float(v) for v in known.width])
 
 
 def says_intensities(ds: xr.Dataset) -> bool:
     """Does `ds` say how bright the reflections of its crystals are?"""
     return {"reflection_hkl", "reflection_intensity"} <= {*ds.variables}
+
+
+WIDTH = (9e-4, 6e-4)  # R₀ in 1/Å and R₁ where nobody has measured them: a protein crystal of some µm
+
+
+def reflection_width(ds: xr.Dataset) -> tuple[float, float]:
+    """R₀ in 1/Å and R₁ of the reflections of the frames, see `partiality_of`; `WIDTH` if unknown."""
+    first, second = ds.attrs.get("reflection_width", WIDTH)
+    return float(first), float(second)
 
 
 def intensities_of(ds: xr.Dataset) -> CrystalIntensities:
@@ -259,6 +270,6 @@ def intensities_of(ds: xr.Dataset) -> CrystalIntensities:
         )
     about = ds["reflection_intensity"].attrs
     cell = Cell(tuple(float(v) for v in about["cell"]), str(about["centring"]))
-    width = tuple(float(v) for v in about["width"])
+    width = reflection_width(ds)
     hkl, intensity = ds["reflection_hkl"].values, ds["reflection_intensity"].values
     return CrystalIntensities(cell, str(about["space_group"]), hkl, intensity, width)

@@ -196,7 +196,7 @@ class SetComparison:
                 if indexing is None:
                     why["indexing"] = str(error)
         physics = physics_rows(frames, indexing, peaks=peaks, why=why)
-        summary = self.ruler.measure(frames, numbers=numbers) if self.ruler else None
+        summary = self.ruler.measure(frames, numbers=numbers, peaks=peaks) if self.ruler else None
         profiles = None if self.q_edges is None else q_profiles(frames, self.q_edges)
         return Part(physics, summary, profiles, reflections, why)
 

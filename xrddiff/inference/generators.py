@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from ..frames.geometry import Geometry
 from ..indexing.cells import Cell
 from .detectors import detector_note, moved, tiles_of
 from .guides import Guide, open_guide
-from ..indexing.expected_intensities import intensities_of, with_intensities
+from ..indexing.expected_intensities import with_intensities
 from ..indexing.lattice_maps import corner_resolution
 from .lattices import Lattices, resolution_note
 from ..loading.augmentations import TOLD
@@ -434,8 +434,7 @@ class Generator:
             lattices = self.asked(settings.lattice)
             cells, orientations = lattices.draw(samples, seed, rows)
             if lattices.intensities is not None:
-                width = intensities_of(out).width  # of the crystals, not of their structure
-                out = with_intensities(out, replace(lattices.intensities, width=width))
+                out = with_intensities(out, lattices.intensities)
             out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
             out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
         return out

@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..frames.frames import frame_mask
 from ..frames.geometry import Geometry, q_map, solid_angle
 from ..indexing.known_lattices import need_lattices
-from ..indexing.expected_intensities import intensities_of
+from ..indexing.expected_intensities import intensities_of, reflection_width
 from ..indexing.lattice_maps import LatticeMap, corner_resolution
 from ..registry import Range, get, register
 
@@ -34,11 +34,14 @@ MapOf = Callable[[int], np.ndarray]
 def lattice_maps(
     frames: xr.Dataset,
     sigma: Annotated[float, Range(above=0), "width of a drawn spot, px"] = 1.0,
-    radius: Annotated[float, Range(above=0), "half width of a reflection, 1/Å"] = 2.2e-3,
-    growth: Annotated[float, Range(low=0), "how it grows with 1/d"] = 1.2e-3,
+    wider: Annotated[float, Range(above=0), "width of a reflection in the map, over that in the frames"] = 2.4,
 ) -> MapOf:
-    """Maps of the crystals in `cell` and `orientation` of the frames, see `LatticeMap`."""
+    """Maps of the crystals in `cell` and `orientation` of the frames, see `LatticeMap`.
+
+    They are wider than the reflections of the frames (`reflection_width`), so that none is left out.
+    """
     need_lattices(frames)
+    radius, growth = (wider * v for v in reflection_width(frames))
     return _drawn(frames, LatticeMap(Geometry.from_frames(frames), sigma=sigma, radius=radius, growth=growth))
 
 

@@ -21,7 +21,7 @@ from ..frames.topk import TopK
 from ..frames.pipelines import Pipeline, make_transform
 from ..frames.transforms import Transform
 from ..frames.geometry import Geometry
-from ..indexing.known_lattices import says_crystals, with_lattices
+from ..indexing.known_lattices import has_crystals, says_crystals, with_lattices
 from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
 from ..used_words import show_crystals, used_maps
@@ -246,20 +246,24 @@ def prepare_words(
 
 
 def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray) -> xr.Dataset:
-    """`frames` with what the condition maps of `cfg` need to know of crystals: which they are, and how
-    bright their reflections. Frames that are held out have no part in that.
+    """`frames` with what the condition maps of `cfg` need to know of crystals: which they are, how wide
+    and how bright their reflections. Frames that are held out have no part in that.
     """
     from xrddiff.indexing import expected_intensities as expected  # costs an import of PyTorch
     from xrddiff.indexing.lattice_maps import corner_resolution
 
     maps = used_maps(cfg)
-    if show_crystals(maps) and not says_crystals(frames):
-        frames = with_lattices(frames)
-    if "intensity" not in maps:
+    if not show_crystals(maps):
         return frames
-    if cfg.data.reflections is not None:
-        resolution = corner_resolution(Geometry.from_frames(frames))
-        return expected.with_intensities(frames, expected.read_intensities(cfg.data.reflections, resolution))
-    if expected.says_intensities(frames):
+    frames = frames if says_crystals(frames) else with_lattices(frames)
+    told, path = expected.says_intensities(frames), cfg.data.reflections
+    if told and path is None or not has_crystals(select_frames(frames, train)):
         return frames
-    return expected.with_intensities(frames, expected.merged_intensities(frames, train))
+    bright = "intensity" in maps
+    merged = expected.merged_intensities(frames, train, limit=600 if bright and path is None else 150)
+    if not bright:
+        return frames.assign_attrs(reflection_width=list(merged.width))
+    if path is None:
+        return expected.with_intensities(frames, merged)
+    known = expected.read_intensities(path, corner_resolution(Geometry.from_frames(frames)))
+    return expected.with_intensities(frames, replace(known, width=merged.width))

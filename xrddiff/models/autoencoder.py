@@ -166,10 +166,10 @@ class Autoencoder(nn.Module):
         start_as_resampling(self)
 
     @property
-    def inputs(self) -> tuple[str, dict[str, int]]:
-        """The weight that reads the input, and how many of its columns read each part of it."""
+    def inputs(self) -> dict[str, dict[str, int]]:
+        """The weight that reads the input: how many of its columns read each part of it, in order."""
         parts = {"frame": self.in_channels} | ({"mask": 1} if self.mask_channel else {})
-        return "encoder.conv_in.weight", {name: n * self.patch**2 for name, n in parts.items()}
+        return {"encoder.conv_in.weight": {name: n * self.patch**2 for name, n in parts.items()}}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a frame of `height` x `width` pixels; refuses sizes that do

@@ -188,9 +188,11 @@ class AutoregressiveDiffusion(nn.Module):
     own_start = ("place",)  # what has another size in frames of another size
 
     @property
-    def inputs(self) -> tuple[str, dict[str, int]]:
-        """The weight that reads a token, and how many of its columns read each part of it."""
-        return "embed.weight", {"frame": self.dim} | ({"mask": self.patch_size**2} if self.mask_channel else {})
+    def inputs(self) -> dict[str, dict[str, int]]:
+        """The weights that read tokens and maps: how many columns read each part of them, in order."""
+        pixels, maps = self.patch_size**2, self.pictures.parts(0, self.patch_size**2)
+        tokens = {"frame": self.dim} | ({"mask": pixels} if self.mask_channel else {})
+        return {"embed.weight": tokens, "read_maps.weight": {k: n for k, n in maps.items() if n}}
 
     @property
     def conditions(self) -> Mapping[str, Any]:

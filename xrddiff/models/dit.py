@@ -128,9 +128,9 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     @property
-    def inputs(self) -> tuple[str, dict[str, int]]:
-        """The weight that reads the input, and how many of its columns read each part of it."""
-        return "embed.weight", self.pictures.parts(self.in_channels)
+    def inputs(self) -> dict[str, dict[str, int]]:
+        """The weight that reads the input: how many of its columns read each part of it, in order."""
+        return {"embed.weight": self.pictures.parts(self.in_channels)}
 
     def tokens(self, x: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """Tokens (B, N, width) of `x` (B, in_channels, H, W) and the pictures of `cond`, with their

@@ -188,9 +188,9 @@ class UNet(nn.Module):
                 last.bias.zero_()
 
     @property
-    def inputs(self) -> tuple[str, dict[str, int]]:
-        """The weight that reads the input, and how many of its columns read each part of it."""
-        return "conv_in.weight", self.pictures.parts(self.in_channels, self.patch**2)
+    def inputs(self) -> dict[str, dict[str, int]]:
+        """The weight that reads the input: how many of its columns read each part of it, in order."""
+        return {"conv_in.weight": self.pictures.parts(self.in_channels, self.patch**2)}
 
     def forward(self, x: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """F (B, out_channels, H, W), at least float32, from `x` (B, in_channels, H, W),

@@ -103,9 +103,10 @@ def fit_weights(
     check_alike(model.config, other.config, where)
     own, new, left = model.state_dict(), [], []
     weights = {name: t for name, t in given.items() if name in own and t.shape == own[name].shape}
-    if hasattr(model, "inputs"):
-        (name, ours), (_, theirs) = model.inputs, other.inputs
-        weights[name] = take_columns(given[name], theirs, ours)
+    for name, ours in getattr(model, "inputs", {}).items():
+        theirs = other.inputs[name]
+        if ours:
+            weights[name] = take_columns(given.get(name, own[name][:, :0]), theirs, ours)
         new += [part for part, n in ours.items() if theirs.get(part) != n]
         left += [part for part, n in theirs.items() if ours.get(part) != n]
     silent = []
