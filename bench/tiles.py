@@ -200,7 +200,7 @@ def page(found: dict) -> str:
     for r in found["single"]:
         size = " × ".join(map(str, r["pixels"]))
         lines += [f"One frame of {size} pixels, {r['steps']} evaluations, {r['threads']} threads of two cores that had other work too: {r['cpu']:.0f} CPU seconds, {r['seconds']:.0f} seconds by the clock, at most {r['megabytes']:.0f} MB of memory.", ""]  # fmt: skip
-    lines += [f"`{name}`: `xrddiff run {' '.join(MODELS[name])}`, {seconds} CPU seconds.  " for name, seconds in found["training"].items()]  # fmt: skip
+    lines += [f"`{name}`: `xrddiff run {' '.join(MODELS[name])}`, {seconds} CPU seconds, {found.get('commits', {}).get(name, 'commit unknown')}.  " for name, seconds in found["training"].items()]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -240,6 +240,11 @@ def main() -> None:
         (RESULTS / "tiles.json").write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "tiles.md").write_text(page(found))
 
+    for path in folder.glob("output/*/*/environment.json"):
+        if path.parent.name in MODELS:
+            git = json.loads(path.read_text()).get("git") or {}
+            said = f"commit {str(git.get('commit'))[:7]}{' with changes' if git.get('dirty') else ''}"
+            found.setdefault("commits", {})[path.parent.name] = said
     for name in args.only:
         run = train(name, folder, args.as_is)
         found["commands"][name] = f"OMP_NUM_THREADS=1 python bench/tiles.py --only {name} --frames {args.frames}"
@@ -279,7 +284,7 @@ def main() -> None:
             keep()
             if times == 16:
                 found["single"] = [draw(run, words, 2)]
-                keep()
+    keep()
 
 
 if __name__ == "__main__":
