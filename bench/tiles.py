@@ -181,7 +181,7 @@ def page(found: dict) -> str:
         "Two models that know 128 × 128 pixels: `windows` was trained on random windows of frames of 512 × 512 pixels (sim-522) and draws such frames; `frames` was trained on whole frames of sim128 and draws on detectors that it never saw, with more pixels, "
         "farther away, so that angles stay. Both were told the lattice and q. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
         "*Index*: share of the frames that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. *Seams*: how well the better of two classifiers of strips "
-        "of 16 pixels tells seams from other places (AUC on frames that it was not fitted on; .5 is chance).", "",
+        "of 16 pixels tells seams from other places (AUC on frames that it was not fitted on; .5 is chance). A model of whole frames takes each tile for a whole frame.", "",
         "| model | pixels | frames | evaluations | tiles | overlap | CPU seconds a frame | index | on the asked lattice | peaks | seams |", "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for r in found["rows"]:
@@ -200,7 +200,7 @@ def page(found: dict) -> str:
     for r in found["single"]:
         size = " × ".join(map(str, r["pixels"]))
         lines += [f"One frame of {size} pixels, {r['steps']} evaluations, {r['threads']} threads of two cores that had other work too: {r['cpu']:.0f} CPU seconds, {r['seconds']:.0f} seconds by the clock, at most {r['megabytes']:.0f} MB of memory.", ""]  # fmt: skip
-    lines += [f"`{name}`: `xrddiff run {' '.join(MODELS[name])}`, {seconds} CPU seconds.  " for name, seconds in found["training"].items()]  # fmt: skip
+    lines += [f"`{name}`: `xrddiff run {' '.join(MODELS[name])}`, {seconds} CPU seconds, {found.get('commits', {}).get(name, 'commit unknown')}.  " for name, seconds in found["training"].items()]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -237,6 +237,19 @@ def main() -> None:
         found |= json.loads((RESULTS / "tiles.json").read_text())
 
     def keep() -> None:
+        """Write what there is."""
+        for path in folder.glob("output/*/*/environment.json"):
+            if path.parent.name in MODELS:
+                git = json.loads(path.read_text()).get("git") or {}
+                said = f"commit {str(git.get('commit'))[:7]}{' with changes' if git.get('dirty') else ''}"
+                found.setdefault("commits", {})[path.parent.name] = said
+                run, name = path.parent, path.parent.name
+                summary = run / "metrics" / "summary.json"
+                known = json.loads(summary.read_text()) if summary.exists() else {}
+                ratios = {title: row.get("samples / floor") for title, row in known.items()}
+                found["distances"][name] = {title: v for title, v in ratios.items() if v is not None and np.isfinite(v)}
+                seconds = run / "cpu_seconds.txt"
+                found["training"][name] = seconds.read_text().strip() if seconds.exists() else "unknown"
         (RESULTS / "tiles.json").write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "tiles.md").write_text(page(found))
 
@@ -244,12 +257,6 @@ def main() -> None:
         run = train(name, folder, args.as_is)
         found["commands"][name] = f"OMP_NUM_THREADS=1 python bench/tiles.py --only {name} --frames {args.frames}"
         found["rows"] = [r for r in found["rows"] if r["model"] != name]
-        summary = run / "metrics" / "summary.json"
-        known = json.loads(summary.read_text()) if summary.exists() else {}
-        ratios = {title: row.get("samples / floor") for title, row in known.items()}
-        found["distances"][name] = {title: v for title, v in ratios.items() if v is not None and np.isfinite(v)}
-        seconds = run / "cpu_seconds.txt"
-        found["training"][name] = seconds.read_text().strip() if seconds.exists() else "unknown"
         prepared = prepare_words(load_config(run / "config.yaml"))
         real = select_frames(prepared.frames, prepared.held_out[:48]).load()
         seams = ""
@@ -279,7 +286,7 @@ def main() -> None:
             keep()
             if times == 16:
                 found["single"] = [draw(run, words, 2)]
-                keep()
+    keep()
 
 
 if __name__ == "__main__":

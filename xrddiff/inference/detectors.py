@@ -69,7 +69,7 @@ def detector_frames(source: str) -> xr.Dataset:
         frames = _of_geometry_file(path) if geometry else open_frames(path, complete=False)
     if frames["intensity"].dims[1:] != ("y", "x"):
         raise BadInput(
-            f"inference.detector: {source} has several panels; expected images (frame, y, x) of one flat detector"
+            f"inference.detector: {source} has several panels, or a tilted one; expected one flat detector across the beam"
         )
     if missing := [name for name in _NEEDED if name not in frames.attrs]:
         raise BadInput(
