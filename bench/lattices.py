@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/lattices.py RUN [inference.WORD=VALUE …] [--frames 48]
 
-RUN is the folder of a run on sim128 with model.condition_maps=[lattice, …], such as that of `make demo`. If it was told how bright reflections are, samples of a crystal are drawn with its |F|² and without.
+RUN is the folder of a run on sim128 with model.condition_maps=[lattice, …], such as that of `make demo`. If it was told how bright reflections are, samples of a crystal are made with its |F|², and with others, drawn by Wilson's statistics.
 Writes bench/results/lattices.json and lattices.md.
 """
 
@@ -143,7 +143,8 @@ def main() -> None:
         rows = {"simulated": simulated(crystal, args.frames)}
         asked: dict = {"cell": list(crystal.cell)}
         if kind is not None or not bright:
-            rows["samples"] = run.sample(args.frames, *args.words, lattice=asked)
+            what = "samples, F² drawn" if bright else "samples"
+            rows[what] = run.sample(args.frames, *args.words, lattice=asked)
         if bright:
             with tempfile.TemporaryDirectory() as folder:
                 asked["reflections"] = str(write_reflections(crystal, Path(folder) / "f2.mtz"))

@@ -85,6 +85,7 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     made = open_frames(asked / "samples.zarr")
     np.testing.assert_allclose(made["orientation"].values[:, 0], known_orientations(6)[1:], atol=1e-12)
     assert (made["cell"].values[:, 0] == [60, 60, 40, 90, 90, 90]).all()
+    assert intensities_of(made).fits([60, 60, 40, 90, 90, 90])  # nobody knows its structure: one is drawn
     spots = pd.read_csv(asked / "asked_spots.csv")
     assert {"frame", "h", "k", "l", "fs", "ss", "found"} <= {*spots} and set(spots["frame"]) == set(range(5))
     theirs = known_lattices(made).of(0)[0].spots

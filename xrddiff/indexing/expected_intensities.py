@@ -23,12 +23,13 @@ from .cells import Cell
 from .known_lattices import crystals_of, known_lattices, need_lattices
 from .rays import miller_sphere
 from .reflections import reflection_table, wilson_table
+from ..seeds import numpy_rng
 from ..simulation.crystal import Crystal, reflections
 
 # %% auto #0
 __all__ = ['REACH', 'WIDTHS', 'WIDTH', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial',
-           'merged_intensities', 'read_intensities', 'with_intensities', 'says_intensities', 'reflection_width',
-           'intensities_of']
+           'merged_intensities', 'read_intensities', 'wilson_intensities', 'with_intensities', 'says_intensities',
+           'reflection_width', 'intensities_of']
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #2d2c4224
 @dataclass(frozen=True)
@@ -231,6 +232,25 @@ def _of_structure(path: Path, d_min: float) -> CrystalIntensities:
 
 def _centring(group: str) -> str:
     return gemmi.find_spacegroup_by_name(group).centring_type()
+
+# %% ../../nbs/indexing/expected_intensities.ipynb #71e90afa
+def wilson_intensities(cell: Cell, like: CrystalIntensities, d_min: float, seed: int = 0) -> CrystalIntensities:
+    """Intensities drawn for a crystal whose structure is unknown, with Friedel's symmetry only.
+
+    like: the crystal whose falloff with resolution is taken. d_min: of the reflections, Å.
+    seed: of the draw, which also depends on the cell.
+    """
+    every = miller_sphere(cell, d_min)
+    half = every[(every @ np.array([1e8, 1e4, 1])) > 0]  # one of each pair of Friedel mates
+    shells = wilson_table(like.d, like.intensity)
+    mean = np.interp(((half @ cell.B.T) ** 2).sum(1), shells["inverse_d2"], shells["mean"])
+    drawn = numpy_rng("wilson intensities", seed, *(round(v, 2) for v in cell.parameters)).exponential(size=len(half))
+    return CrystalIntensities(cell, _primitive(cell), half, mean * drawn, like.width)
+
+
+def _primitive(cell: Cell) -> str:
+    """The space group that has the lattice of a cell and no other symmetry."""
+    return {"A": "A 1", "B": "B 1", "C": "C 1", "I": "I 1", "F": "F 1"}.get(cell.centring, "P 1")
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #870cbe95
 def with_intensities(ds: xr.Dataset, known: CrystalIntensities) -> xr.Dataset:

@@ -33,7 +33,12 @@ from ..frames.geometry import Geometry
 from ..indexing.cells import Cell
 from .detectors import detector_note, moved, tiles_of
 from .guides import Guide, open_guide
-from ..indexing.expected_intensities import with_intensities
+from xrddiff.indexing.expected_intensities import (
+    CrystalIntensities,
+    intensities_of,
+    wilson_intensities,
+    with_intensities,
+)
 from ..indexing.lattice_maps import corner_resolution
 from .lattices import Lattices, resolution_note
 from ..loading.augmentations import TOLD
@@ -329,6 +334,14 @@ class Generator:
         d_min = corner_resolution(Geometry.from_frames(self.template)) if "reflections" in wanted else 2.0
         return Lattices(self.lattices, wanted, d_min)
 
+    def _brightness(self, asked: Lattices, known: CrystalIntensities, seed: int) -> CrystalIntensities:
+        """The intensities of the crystal that is asked for: those given, those of the training frames if
+        it is theirs, or drawn.
+        """
+        if asked.intensities is not None or known.fits(asked.cell.parameters):
+            return asked.intensities or known
+        return wilson_intensities(asked.cell, known, corner_resolution(Geometry.from_frames(self.template)), seed)
+
     def _lattice_rows(self, columns: Mapping[str, np.ndarray], samples: Sequence[int], seed: int) -> list[int]:
         """For each sample, a row of the training frames whose classes are those of the sample."""
         fits = np.ones((len(samples), len(self.lattices)), bool)
@@ -433,8 +446,8 @@ class Generator:
             rows = self._lattice_rows(known, samples, seed)
             lattices = self.asked(settings.lattice)
             cells, orientations = lattices.draw(samples, seed, rows)
-            if lattices.intensities is not None:
-                out = with_intensities(out, lattices.intensities)
+            if lattices.cell is not None and "intensity" in self.maps:
+                out = with_intensities(out, self._brightness(lattices, intensities_of(out), seed))
             out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
             out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
         return out

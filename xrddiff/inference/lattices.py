@@ -88,7 +88,8 @@ class Lattices:
     table: see `lattice_table`; the crystals of a sample are those of one of its rows.
     wanted: `cell`, as `read_cell` takes it; `orientations`, "random" or the path of a file, see
         `read_orientations`; `reflections`, the path of a file with their intensities, see
-        `read_intensities`, whose cell is taken if there is no other. One crystal in every sample.
+        `read_intensities`, whose cell is taken if there is no other; without it, intensities of a
+        new crystal are drawn. One crystal in every sample.
     d_min: resolution in Å to which intensities are calculated from a structure.
     Raises `BadInput` for a cell, orientations or intensities that cannot be.
     """
