@@ -22,10 +22,10 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
-FEW = ["experiment_type=demo", "threads=1", "model.condition_maps=[lattice,q]", "inference.limit=48"]
+FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
-    "windows": [*FEW, "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
-    "frames": [*FEW, "inference.num_samples=16", "inference.batch_size=8", "inference.steps=8", "inference.index_frames=16"],
+    "windows": [*FEW, "model.condition_maps=[lattice,intensity,q]", "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
+    "frames": [*FEW, "model.condition_maps=[lattice,q]", "inference.num_samples=16", "inference.batch_size=8", "inference.steps=8", "inference.index_frames=16"],
 }  # fmt: skip
 TILE = 128
 SETS = {  # (times as many pixels as sim128 and as far away, evaluations, overlap, tile)
@@ -179,7 +179,7 @@ def page(found: dict) -> str:
         "# Whole detectors by parts", "",
         f"{' and '.join(f'`{c}`' for c in found['commands'].values())}; {platform.machine()}, Python {platform.python_version()}, one thread unless said.", "",
         "Two models that know 128 × 128 pixels: `windows` was trained on random windows of frames of 512 × 512 pixels (sim-522) and draws such frames; `frames` was trained on whole frames of sim128 and draws on detectors that it never saw, with more pixels, "
-        "farther away, so that angles stay. Both were told the lattice and q. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
+        "farther away, so that angles stay. Both were told the lattice and q, `windows` the intensities too. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
         "*Index*: share of the frames that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. *Seams*: how well the better of two classifiers of strips "
         "of 16 pixels tells seams from other places (AUC on frames that it was not fitted on; .5 is chance). A model of whole frames takes each tile for a whole frame.", "",
         "| model | pixels | frames | evaluations | tiles | overlap | CPU seconds a frame | index | on the asked lattice | peaks | seams |", "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
