@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -453,10 +454,12 @@ def test_two_mpi_jobs_side_by_side(launcher, command, package):
     if not shutil.which(command[0]):
         missing(f"{command[0]} not found (apt-get install {package})")
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    jobs = {
-        name: subprocess.Popen([*command, sys.executable, "-c", MPI, name], env=clean_environment(), **pipe)
-        for name in ("first", "second")
-    }
+    jobs = {}
+    for name in ("first", "second"):
+        # Open MPI's jobs make one folder together, and one of two that start at the same moment may fail to
+        own = {"OMPI_MCA_orte_tmpdir_base": tempfile.mkdtemp(prefix="ompi-")}
+        command_of = [*command, sys.executable, "-c", MPI, name]
+        jobs[name] = subprocess.Popen(command_of, env=clean_environment() | own, **pipe)
     for name, job in jobs.items():
         out, err = job.communicate(timeout=120)
         assert job.returncode == 0, err

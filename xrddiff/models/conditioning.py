@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['sinusoidal', 'Embedding', 'number_waves', 'NumberEmbedding', 'ClassEmbedding', 'Conditions', 'Pictures']
+__all__ = ['sinusoidal', 'Embedding', 'number_waves', 'NumberEmbedding', 'ClassEmbedding', 'Conditions', 'silence', 'Pictures']
 
 # %% ../../nbs/models/conditioning.ipynb #7fa1728c
 def sinusoidal(t: Tensor, channels: int, period: float = 10_000.0) -> Tensor:
@@ -130,13 +130,6 @@ class Conditions(nn.ModuleDict):
             state_dict[f"{prefix}{classes[0]}.weight"] = state_dict.pop(prefix + "weight")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    @torch.no_grad()
-    def silence(self, name: str) -> None:
-        """Let the condition `name` add nothing, until training makes it."""
-        embed = self[name]
-        for last in embed.embed.linear_2.parameters() if isinstance(embed, NumberEmbedding) else embed.parameters():
-            last.zero_()
-
     def forward(self, cond: Mapping[str, Tensor] | None, like: Tensor) -> Tensor:
         """(B, width) for the `cond` of B frames; `like` (B, width): what it will be added to."""
         total = torch.zeros_like(like)
@@ -168,6 +161,13 @@ class Conditions(nn.ModuleDict):
         elif not value.dtype.is_floating_point:
             raise BadInput(f"the condition {name!r} is {str(value.dtype)[6:]}; expected floats, NaN for unknown")
         return value
+
+
+@torch.no_grad()
+def silence(embed: NumberEmbedding | ClassEmbedding) -> None:
+    """Let one of `Conditions` add nothing, until training makes it."""
+    for last in embed.embed.linear_2.parameters() if isinstance(embed, NumberEmbedding) else embed.parameters():
+        last.zero_()
 
 # %% ../../nbs/models/conditioning.ipynb #5cb36dc1
 class Pictures:

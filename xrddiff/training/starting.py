@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
-from ..models.conditioning import Conditions
+from ..models.conditioning import Conditions, silence
 from ..registry import find
 from ..saved_config import load_config
 from .checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
@@ -80,7 +80,7 @@ class Fitted:
         """Put the weights into `model`."""
         model.load_state_dict({**model.state_dict(), **self.weights})
         for path, name in self.silent:
-            model.get_submodule(path).silence(name)
+            silence(model.get_submodule(path)[name])
 
 # %% ../../nbs/training/starting.ipynb #29b4947c
 def fit_weights(
