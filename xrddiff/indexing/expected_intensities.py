@@ -59,8 +59,7 @@ class CrystalIntensities:
 
     def fits(self, cell: Iterable[float]) -> bool:
         """Is this cell (a, b, c in Å, α, β, γ in degrees) that of the crystal, within 5% and 3°?"""
-        own, other = np.array(self.cell.parameters), np.array(list(cell), float)
-        return bool((abs(other[:3] / own[:3] - 1) < 0.05).all() and (abs(other[3:] - own[3:]) < 3).all())
+        return _alike(self.cell, cell)
 
     @property
     def d(self) -> np.ndarray:
@@ -98,6 +97,12 @@ def _equivalents(hkl: np.ndarray, group: gemmi.SpaceGroup) -> Iterable[np.ndarra
         turned = hkl @ (np.array(op.rot) // gemmi.Op.DEN)
         yield turned
         yield -turned
+
+
+def _alike(cell: Cell, other: Iterable[float]) -> bool:
+    """Are the edges of two cells equal within 5%, and their angles within 3°?"""
+    a, b = np.array(cell.parameters), np.array(list(other), float)
+    return bool((abs(b[:3] / a[:3] - 1) < 0.05).all() and (abs(b[3:] - a[3:]) < 3).all())
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #87ccc074
 REACH = 2.5e-3  # 1/Å: reflections this near to the Ewald sphere are integrated
@@ -171,10 +176,6 @@ def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limi
     mean = np.interp(merged["d"] ** -2.0, shells["inverse_d2"], shells["mean"])
     shrunk = (merged["recorded"] * merged["intensity"] + mean) / (merged["recorded"] + 1)
     return CrystalIntensities(cell, group, merged[["h", "k", "l"]].to_numpy(), shrunk.to_numpy(), best.width)
-
-
-def _alike(cell: Cell, other: Iterable[float]) -> bool:
-    return CrystalIntensities(cell, "P 1", np.array([[1, 0, 0]]), np.ones(1)).fits(other)
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #b768b909
 def read_intensities(path: str | Path, d_min: float = 2.0) -> CrystalIntensities:

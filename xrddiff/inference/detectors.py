@@ -17,6 +17,7 @@ from ..formats.geometry_apply import apply_geometry, read_geometry
 from ..frames.frames import frame_mask, make_frames, select_frames
 from ..frames.geometry import Geometry
 from ..frames.rows import ArrayRows
+from ..used_words import show_crystals
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -107,7 +108,7 @@ def moved(generator: Any, source: str) -> Any:
     padded = tuple(-(-n // multiple) * multiple // side for n in shape)
     if generator.maps:
         geometry = Geometry.from_frames(template)
-        if geometry.wavelength is None and {"lattice", "q"} & set(generator.maps):
+        if geometry.wavelength is None and ("q" in generator.maps or show_crystals(generator.maps)):
             raise BadInput(
                 f"inference.detector: the beam of {source} is white; the maps of the model need one wavelength"
             )
