@@ -91,8 +91,8 @@ bench: $(VENV)/.dev  ## the benchmarks against peers, each in its own table
 bench-suite: $(VENV)/.dev  ## how long the checks take, step by step (bench/results/suite.md)
 	$(BIN)/python bench/suite.py
 
-lab: $(VENV)/.dev  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+lab: $(VENV)/.dev  ## the tutorials, in JupyterLab
+	$(BIN)/xrddiff lab
 
 check: export readme  ## what CI asks of a commit beyond the tests: export, clean and README leave no difference
 	git diff --exit-code

@@ -13,15 +13,16 @@ cfg = cfg["DEFAULT"]
 
 
 class BuildWithNotebooks(build_py):
-    """Put the run notebooks and the SLURM folder inside the package that is built.
+    """Put the run notebooks, the tutorials and the SLURM folder inside the package that is built.
 
-    A checkout keeps them at the top (`nbs/runs`, `slurm`), where people look; an installed wheel
-    reads the same files through `importlib.resources` from `xrddiff/_notebooks` and `xrddiff/_slurm`.
+    A checkout keeps them at the top (`nbs/runs`, `nbs/tutorials`, `slurm`), where people look; an
+    installed wheel reads the same files through `importlib.resources` from `xrddiff/_notebooks`,
+    `xrddiff/_tutorials` and `xrddiff/_slurm`.
     """
 
     def run(self):
         super().run()
-        for source, target in (("nbs/runs", "_notebooks"), ("slurm", "_slurm")):
+        for source, target in (("nbs/runs", "_notebooks"), ("nbs/tutorials", "_tutorials"), ("slurm", "_slurm")):
             for path in sorted((HERE / source).rglob("*")):
                 if path.is_file() and ".ipynb_checkpoints" not in path.parts:
                     out = Path(self.build_lib) / "xrddiff" / target / path.relative_to(HERE / source)
@@ -49,13 +50,24 @@ setup(
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["xrddiff", "xrddiff.*"]),
     package_data={
-        "xrddiff": ["py.typed", "registry.json", "conf/**/*.yaml", "conf/*.yaml", "samples/*", "weights/*"],
+        "xrddiff": [
+            "py.typed",
+            "registry.json",
+            "conf/**/*.yaml",
+            "conf/*.yaml",
+            "samples/*",
+            "weights/*",
+            "labextension/**/*",
+        ],
+        "xrddiff.widgets": ["*.js", "*.css"],
     },
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=words("requirements"),
     extras_require={
         "io": words("io_requirements"),
         "lab": words("lab_requirements"),
+        "track": words("track_requirements"),
+        "gpu": words("gpu_requirements"),
         "dev": words("dev_requirements"),
     },
     entry_points={"console_scripts": words("console_scripts")},

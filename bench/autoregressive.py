@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from xrddiff.diffusion.objectives import AutoregressiveObjective
 from xrddiff.frames.peaks import PeakFinder, radial_bins
-from xrddiff.frames.pipelines import make_transform
 from xrddiff.loading.catalog import load
 from xrddiff.metrics.distribution import wasserstein
 from xrddiff.models.autoregressive import AutoregressiveDiffusion, generate, measure_range
+from xrddiff.transforms.pipelines import make_transform
 
 SIDE, PATCH, WIDTH, DEPTH, HEADS, DIM_HEAD, HELD_OUT, CHOOSING = 64, 8, 128, 4, 2, 64, 400, 200
 BINNING = 128 // SIDE

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from xrddiff.frames.pipelines import transform_from_state
 from xrddiff.loading.datasets import prepare_words
 from xrddiff.models.codebook import perplexity
+from xrddiff.recipes.latents import open_autoencoder
 from xrddiff.saved_config import load_config
 from xrddiff.training.checkpoints import load_checkpoint
-from xrddiff.training.latents import open_autoencoder
+from xrddiff.transforms.pipelines import transform_from_state
 
 RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")

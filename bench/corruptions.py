@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from xrddiff.frames.frames import select_frames
+from xrddiff.frames.selection import select_frames
 from xrddiff.indexing.indexer import make_indexer
 from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
 from xrddiff.metrics.distribution import DISTANCES, compare_sets, set_distances

@@ -43,8 +43,8 @@ def train(folder: Path, *words: str) -> dict:
     from xrddiff.config import compose_config
     from xrddiff.inference.building import build_generative
     from xrddiff.loading.datasets import prepare_words
+    from xrddiff.recipes.setup import run_accelerator
     from xrddiff.saved_config import to_yaml
-    from xrddiff.training.setup import run_accelerator
 
     cfg = compose_config([*WORDS, *words])
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from xrddiff.metrics.distribution import DISTANCES
+from xrddiff.metrics.judgement import title_of
+
 RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
 COMMON = [
@@ -37,7 +40,6 @@ MODELS = {
         "model.diff_epochs=24",
     ],
 }
-DISTANCES = ("profile", "histogram", "peak_count", "diversity")
 
 
 def train(name: str, folder: Path) -> tuple[Path, float]:
@@ -72,8 +74,8 @@ def quality(name: str, folder: Path) -> dict:
 def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
     """docs/pictures/samples.png: held-out frames beside samples of a trained model, drawn as measurements."""
     from xrddiff.formats.readers import open_frames
-    from xrddiff.frames.frames import select_frames
     from xrddiff.frames.noise import draw_counts
+    from xrddiff.frames.selection import select_frames
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.saved_config import load_config
     from xrddiff.views.plots import png
@@ -94,12 +96,13 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     import torch
 
     from xrddiff.frames.noise import draw_counts
-    from xrddiff.inference.generators import make_sampler, open_generator
+    from xrddiff.inference.generators import open_generator
+    from xrddiff.inference.samplers import make_sampler
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.diversity import class_recovery
     from xrddiff.models.generative import DrawSettings
+    from xrddiff.recipes.classifiers import fit_classifier
     from xrddiff.saved_config import load_config
-    from xrddiff.training.classifiers import fit_classifier
 
     run, _ = train(model, folder)
     cfg, generator = load_config(run / "config.yaml"), open_generator(run)
@@ -133,7 +136,8 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     import numpy as np
 
     from xrddiff.diffusion.keyed_sampling import Sampler
-    from xrddiff.inference.generators import make_sampler, open_generator
+    from xrddiff.inference.generators import open_generator
+    from xrddiff.inference.samplers import make_sampler
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.metrics.judgement import judge_samples
     from xrddiff.models.generative import DrawSettings
@@ -169,29 +173,38 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     }
 
 
+def cell(values: dict, name: str, form: str) -> str:
+    """A number of the table; a dash where it was not measured."""
+    return format(values[name], form) if name in values else "–"
+
+
 def table(results: dict) -> str:
     """The results as Markdown."""
-    names = {"profile": "radial profile", "histogram": "intensities", "peak_count": "peak count", "diversity": "diversity"}  # fmt: skip
+    measured = {d for r in results.values() if "ratio" in r for d in r["ratio"]}
+    names = {d: title_of(d) for d in DISTANCES if d in measured}  # results may be older than a distance
     lines = ["# Samples beside real frames", "", __doc__.split("\n\n")[0], ""]
     models = {k: v for k, v in results.items() if k in MODELS and "ratio" in v}
     if models:
         n = next(iter(models.values()))["n"]
         lines += [f"Distances as multiples of the floor, sets of {n:.0f} frames (a latent model's floor is its autoencoder's):", ""]  # fmt: skip
-        lines += ["| model | " + " | ".join(names.values()) + " | minutes, all told |", "| --- |" + " ---: |" * 5]
+        lines += [
+            "| model | " + " | ".join(names.values()) + " | minutes, all told |",
+            "| --- |" + " ---: |" * (len(names) + 1),
+        ]
         for label, r in models.items():
-            lines.append(f"| {label} | " + " | ".join(f"{r['ratio'][d]:.2f}" for d in names) + f" | {r['minutes']:.0f} |")  # fmt: skip
-        lines += ["", "The distances themselves:", "", "| model | set | " + " | ".join(names.values()) + " |", "| --- | --- |" + " ---: |" * 4]  # fmt: skip
+            lines.append(f"| {label} | " + " | ".join(cell(r["ratio"], d, ".2f") for d in names) + f" | {r['minutes']:.0f} |")  # fmt: skip
+        lines += ["", "The distances themselves:", "", "| model | set | " + " | ".join(names.values()) + " |", "| --- | --- |" + " ---: |" * len(names)]  # fmt: skip
         for label, r in models.items():
             for row, values in r["rows"].items():
-                lines.append(f"| {label} | {row} | " + " | ".join(f"{values[d]:.4g}" for d in names) + " |")
+                lines.append(f"| {label} | {row} | " + " | ".join(cell(values, d, ".4g") for d in names) + " |")
         lines += ["", "Settings:", ""] + [f"- {label}: `{' '.join(r['words'])}`" for label, r in models.items()]
     if c := results.get("classes"):
         lines += ["", "## Classes", "", f"A classifier trained on real frames finds the hit class of held-out frames in {c['accuracy_real']:.3f} of them (at the mixture asked for), and the class that was asked for in {c['accuracy_samples']:.3f} of the samples of the latent model: a recovery of {c['recovery']:.3f} ({c['recovery_low']:.3f} to {c['recovery_high']:.3f})."]  # fmt: skip
     if s := results.get("samplers"):
         lines += ["", "## Samplers", "", "One latent model, 32 samples for each of 5 seeds; mean ± spread over seeds of the distance from held-out frames, and CPU time of a sample.", ""]  # fmt: skip
-        lines += ["| sampler | evaluations | " + " | ".join(names.values()) + " | s, min (median) | times as fast as ddpm1000 |", "| --- | ---: |" + " ---: |" * 6]  # fmt: skip
+        lines += ["| sampler | evaluations | " + " | ".join(names.values()) + " | s, min (median) | times as fast as ddpm1000 |", "| --- | ---: |" + " ---: |" * (len(names) + 2)]  # fmt: skip
         for label, r in s.items():
-            cells = [f"{r['mean'][d]:.3f} ± {r['spread'][d]:.3f}" for d in names]
+            cells = [f"{cell(r['mean'], d, '.3f')} ± {cell(r['spread'], d, '.3f')}" for d in names]
             ratio = s["ddpm1000"]["cpu_seconds_median"] / r["cpu_seconds_median"]
             lines.append(f"| {label} | {r['evaluations']} | " + " | ".join(cells) + f" | {r['cpu_seconds_min']:.3f} ({r['cpu_seconds_median']:.3f}) | {ratio:.1f} |")  # fmt: skip
     return "\n".join(lines) + "\n"

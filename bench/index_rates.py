@@ -62,9 +62,10 @@ def cpu() -> float:
 
 def index(frames, limit: int, *, turned: bool = False) -> dict:
     """The numbers of the first `limit` frames, with intervals; with `turned`, of their spots turned around the beam."""
-    from xrddiff.frames.frames import frame_count, select_frames
+    from xrddiff.frames.frames import frame_count
     from xrddiff.frames.noise import draw_counts
     from xrddiff.frames.peaks import find_frame_peaks
+    from xrddiff.frames.selection import select_frames
     from xrddiff.indexing.indexer import make_indexer
     from xrddiff.metrics.indexing import lattice_rows, turned_peaks
     from xrddiff.metrics.physics import summarise_physics
@@ -104,7 +105,7 @@ def measure(name: str, run: Path, limit: int) -> dict:
 def real_frames(limit: int) -> dict:
     """The rows of held-out frames of sim128, and of the same with turned spots."""
     from xrddiff.config import compose_config
-    from xrddiff.frames.frames import select_frames
+    from xrddiff.frames.selection import select_frames
     from xrddiff.loading.datasets import prepare_words
 
     prepared = prepare_words(compose_config([*DATA, "model=vae_kl"]))

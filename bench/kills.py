@@ -33,7 +33,7 @@ from safetensors.numpy import load_file
 
 import xrddiff.execution.checks
 import xrddiff.execution.phases
-import xrddiff.inference.generators
+import xrddiff.inference.sample_jobs
 import xrddiff.metrics.reconstruction
 import xrddiff.simulation.simulate
 import xrddiff.views.judgement

@@ -27,13 +27,13 @@ from xrddiff.diffusion.denoisers import Denoiser
 from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.diffusion.objectives import DenoisingObjective
 from xrddiff.frames.frames import make_frames
-from xrddiff.frames.pipelines import make_transform
 from xrddiff.loading.loader import FrameLoader
 from xrddiff.models.autoencoder import make_autoencoder
 from xrddiff.models.latent_space import LatentSpace, measure_latents
 from xrddiff.models.unet import make_unet
-from xrddiff.training.latents import LatentLoader
+from xrddiff.recipes.latents import LatentLoader
 from xrddiff.training.steps import to_device
+from xrddiff.transforms.pipelines import make_transform
 
 CASES = {  # downsampling and channels of the latent, pixels that the network on frames folds
     "f4": (4, 1, 1),

@@ -1,4 +1,4 @@
-"""Does a model that is told the lattice also draw crystals that it never saw? Samples of a finished run beside simulated frames of the same crystal.
+"""Does a model that is told the lattice also draw crystals that it never saw, at distances where it never was? Samples of a finished run beside simulated frames of the same crystal.
 
     OMP_NUM_THREADS=1 python bench/lattices.py RUN [inference.WORD=VALUE …] [--frames 48]
 
@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import tiles
 from index_rates import RESULTS, index
 
 CRYSTALS = {
@@ -23,6 +24,8 @@ CRYSTALS = {
     "orthorhombic, one long axis": ((25.0, 60.0, 41.0, 90.0, 90.0, 90.0), "P 21 21 21"),
     "monoclinic": ((40.0, 35.0, 55.0, 90.0, 105.0, 90.0), "P 1 21 1"),
 }
+
+FARTHER = (0.85, 1.15, 1.3)  # the detector, times its distance in training
 
 
 def crystal_of(kind: tuple | None):
@@ -34,31 +37,25 @@ def crystal_of(kind: tuple | None):
     return own if kind is None else Crystal(*kind, own.factors)
 
 
-def simulated(crystal, count: int):
-    """Frames of sim128 with one such crystal in each; shots beyond those that anything was trained on."""
+def simulated(crystal, count: int, farther: float = 1.0):
+    """Frames of sim128 with one such crystal in each, and the detector so many times as far away; shots beyond those that anything was trained on."""
     from xrddiff.simulation.experiments import EXPERIMENTS
     from xrddiff.simulation.simulate import simulate
 
     experiment = EXPERIMENTS["sim128"]
     sample = replace(experiment.sample, hits=(0.0, 1.0), crystal=crystal)
-    return simulate(replace(experiment, sample=sample), range(10**6, 10**6 + count))
+    detector = replace(experiment.detector, distance=farther * experiment.detector.distance)
+    return simulate(replace(experiment, sample=sample, detector=detector), range(10**6, 10**6 + count))
 
 
 def write_reflections(crystal, path: Path) -> Path:
     """|F|² of a crystal as an MTZ file."""
-    import gemmi
-    import numpy as np
-
+    from xrddiff.indexing.cells import Cell
+    from xrddiff.indexing.expected_intensities import CrystalIntensities, save_intensities
     from xrddiff.simulation.crystal import reflections
 
     known = reflections(crystal, 2.0)
-    mtz = gemmi.Mtz(with_base=True)
-    mtz.spacegroup, mtz.cell = gemmi.SpaceGroup(crystal.space_group), gemmi.UnitCell(*crystal.cell)
-    mtz.add_dataset("simulation")
-    mtz.add_column("IMEAN", "J")
-    mtz.set_data(np.column_stack([known.hkl, known.f2]).astype(np.float32))
-    mtz.write_to_file(str(path))
-    return path
+    return save_intensities(CrystalIntensities(Cell(crystal.cell), crystal.space_group, known.hkl, known.f2), path)
 
 
 def row(frames, crystal) -> dict:
@@ -108,13 +105,42 @@ def page(found: dict) -> str:
     ]  # fmt: skip
     for name, both in found["rows"].items():
         for what, r in both.items():
-            asked, other = r["asked"], r["exchanged"]
-            rate = r["rate"]
-            lines.append(
-                f"| {name} | {what} | {asked['peaks']:.0f} | {rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}) "
-                f"| {asked['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {asked['distance_px']:.2f} | {r['orientation']:.2f} | {r['cc']:.2f} |"
-            )
+            lines.append(line(name, what, r))
+    lines += ["", f"The run: `xrddiff run {' '.join(found['words'])}`."] if "words" in found else []
+    lines += ["", "![The asked lattice over generated frames](../../docs/pictures/asked.png)"]
     return "\n".join(lines) + "\n"
+
+
+def line(name: str, what: str, r: dict) -> str:
+    """A row of the table."""
+    asked, other, rate = r["asked"], r["exchanged"], r["rate"]
+    return (
+        f"| {name} | {what} | {asked['peaks']:.0f} | {rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}) "
+        f"| {asked['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {asked['distance_px']:.2f} | {r['orientation']:.2f} | {r['cc']:.2f} |"
+    )
+
+
+SHOWN = ("the training crystal", "monoclinic", "the training crystal, detector at 1.15 times its distance")
+
+
+def picture(sets: dict) -> None:
+    """The asked lattice over a generated frame of each set, docs/pictures/asked.png: the frame with most peaks of the first ten."""
+    import matplotlib.pyplot as plt
+
+    from xrddiff.frames.noise import draw_counts
+    from xrddiff.indexing.known_lattices import known_lattices
+    from xrddiff.views.indexing import show_indexing
+
+    fig, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 5.0), dpi=75, layout="constrained")
+    for ax, (name, frames) in zip(axes, sets.items(), strict=True):
+        counted = draw_counts(frames, seed=0)
+        found = known_lattices(counted, range(min(10, counted.sizes["frame"])))
+        best = int(found.table["peaks"].idxmax())
+        row = found.table.loc[best]
+        show_indexing(counted, found, best, ax, title=f"{row['indexed']:.0f} of {row['peaks']:.0f} peaks on the asked lattice", rings=0, colorbar=False)  # fmt: skip
+        ax.set(xlabel=name.replace(", ", ",\n"), ylabel="", xticks=[], yticks=[])
+    fig.savefig(RESULTS.parent.parent / "docs" / "pictures" / "asked.png")
+    plt.close(fig)
 
 
 def main() -> None:
@@ -122,10 +148,13 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("words", nargs="*", default=[], metavar="inference.WORD=VALUE")
     parser.add_argument("--frames", type=int, default=48)
+    parser.add_argument("--picture", action="store_true", help="draw the picture and measure nothing")
     args = parser.parse_args()
     import torch
 
     import xrddiff as xd
+    from xrddiff.config import reproducing_words
+    from xrddiff.saved_config import load_config
     from xrddiff.training.checkpoints import load_checkpoint
 
     torch.set_num_threads(1)
@@ -134,25 +163,46 @@ def main() -> None:
     found = {
         "command": " ".join(["OMP_NUM_THREADS=1 python bench/lattices.py RUN", *args.words, f"--frames {args.frames}"]),
         "run": steps,
+        "words": reproducing_words(load_config(args.run / "config.yaml")),
         "rows": {},
     }
-    run = xd.open_run(args.run)
+    run, scratch = xd.open_run(args.run), Path(tempfile.mkdtemp())
     bright = "intensity" in run.config.model.condition_maps
-    for name, kind in CRYSTALS.items():
-        crystal = crystal_of(kind)
-        rows = {"simulated": simulated(crystal, args.frames)}
-        asked: dict = {"cell": list(crystal.cell)}
-        if kind is not None or not bright:
-            what = "samples, F² drawn" if bright else "samples"
-            rows[what] = run.sample(args.frames, *args.words, lattice=asked)
-        if bright:
-            with tempfile.TemporaryDirectory() as folder:
-                asked["reflections"] = str(write_reflections(crystal, Path(folder) / "f2.mtz"))
-                rows["samples, told F²"] = run.sample(args.frames, *args.words, lattice=asked)
-        found["rows"][name] = {what: row(frames, crystal) for what, frames in rows.items()}
+
+    shown = {}
+
+    def keep(name: str, crystal, frames: dict) -> None:
+        """Measure a crystal's frames, and write what there is."""
+        if name in SHOWN:
+            shown[name] = frames[what]
+        if args.picture:
+            return
+        found["rows"][name] = {what: row(ds, crystal) for what, ds in frames.items()}
         print(name, flush=True)
         (RESULTS / "lattices.json").write_text(json.dumps(found, indent=1) + "\n")
         (RESULTS / "lattices.md").write_text(page(found))
+
+    def told(crystal) -> dict:
+        """`inference.lattice` for a crystal, with its |F|² if the model takes them."""
+        path = scratch / "f2.mtz"
+        return {"cell": list(crystal.cell)} | ({"reflections": str(write_reflections(crystal, path))} if bright else {})
+
+    what = "samples, told F²" if bright else "samples"
+    for name, kind in CRYSTALS.items():
+        crystal = crystal_of(kind)
+        frames = {"simulated": simulated(crystal, args.frames)}
+        if bright and kind is not None:
+            frames["samples, F² drawn"] = run.sample(args.frames, *args.words, lattice={"cell": list(crystal.cell)})
+        frames[what] = run.sample(args.frames, *args.words, lattice=told(crystal))
+        keep(name, crystal, frames)
+    own = crystal_of(None)
+    for farther in FARTHER:
+        geometry = scratch / f"farther-{farther}.geom"
+        geometry.write_text(tiles.detector("sim128", farther=farther))
+        frames = {"simulated": simulated(own, args.frames, farther)}
+        frames[what] = run.sample(args.frames, *args.words, lattice=told(own), detector=str(geometry))
+        keep(f"the training crystal, detector at {farther} times its distance", own, frames)
+    picture({name: shown[name] for name in SHOWN})
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import hdf5plugin
 import numpy as np
 
 from xrddiff.frames.frames import make_frames
-from xrddiff.frames.transforms import Asinh
 from xrddiff.loading.loader import FrameLoader
 from xrddiff.seeds import numpy_rng
+from xrddiff.transforms.values import Asinh
 
 CASES = {"512² int32": (512, np.int32, 8), "2048² uint16": (2048, np.uint16, 4)}
 

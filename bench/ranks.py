@@ -40,7 +40,7 @@ def rank_main(folder: str, steps: int) -> None:
     from xrddiff.losses import VAEObjective
     from xrddiff.models.autoencoder import make_autoencoder
     from xrddiff.ranks.rendezvous import initialize_distributed
-    from xrddiff.training.setup import run_accelerator, run_loaders
+    from xrddiff.recipes.setup import run_accelerator, run_loaders
 
     torch.set_num_threads(1)
     initialize_distributed()

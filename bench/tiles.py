@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python bench/tiles.py [--folder FOLDER] [--frames 8] [--only windows frames]
 
-`windows` is trained on windows of frames of 512 x 512 pixels (sim-522), and draws such frames. `frames` is trained on whole frames of sim128, and draws on detectors that it never saw: as that of sim128, with four and sixteen times as many pixels along a side,
-and as many times as far away, so that angles stay. Runs and sets of samples that are in the folder are not made again. Writes bench/results/tiles.json and tiles.md.
+`windows` is trained on windows of frames of 512 x 512 pixels (sim-522), and draws such frames. `frames` is trained on whole frames of sim128. Both also draw on detectors that they never saw: as those of their frames, with four or sixteen times as many pixels
+along a side, and as many times as far away, so that angles stay. Runs and sets of samples that are in the folder are not made again. Writes bench/results/tiles.json and tiles.md.
 """
 
 from __future__ import annotations
@@ -24,26 +24,37 @@ RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
-    "windows": [*FEW, "model.condition_maps=[lattice,intensity,q]", "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
+    "windows": [*FEW, "model.condition_maps=[lattice,intensity,q]", "model.condition=[background_level]", "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
     "frames": [*FEW, "model.condition_maps=[lattice,q]", "inference.num_samples=16", "inference.batch_size=8", "inference.steps=8", "inference.index_frames=16"],
 }  # fmt: skip
 TILE = 128
-SETS = {  # (times as many pixels as sim128 and as far away, evaluations, overlap, tile)
-    "windows": [(None, 4, 32, 128), (None, 2, 32, 128), (None, 8, 32, 128), (None, 4, 0, 128)],
+DETECTOR = {"windows": "sim-522", "frames": "sim128"}  # of the training frames
+WHOLE = 4_000_000  # pixels of a frame that is also drawn by itself, for time and memory
+SETS = {  # (times as many pixels as the training frames and as far away, or a named set with another detector; evaluations, overlap, tile)
+    "windows": [
+        (None, 4, 32, 128),
+        (None, 2, 32, 128),
+        (None, 8, 32, 128),
+        (None, 4, 0, 128),
+        (4, 4, 32, 128),
+        ("cspad-lysozyme", 4, 32, 128),
+    ],
     "frames": [(4, 4, 32, 128), (16, 4, 32, 128), (4, 8, 32, 128), (4, 2, 32, 128), (4, 4, 32, 0), (4, 16, 32, 128)],
 }
 
 
-def detector(times: int) -> str:
-    """The detector of sim128 with so many times as many pixels along a side, and as many times as far away: a `.geom` file."""
+def detector(name: str, times: int = 1, farther: float | None = None) -> str:
+    """The detector of a named set with so many times as many pixels along a side, and as many times as far away, or `farther` times: a `.geom` file."""
     from xrddiff.simulation.experiments import EXPERIMENTS
 
-    beam, d = EXPERIMENTS["sim128"].beam, EXPERIMENTS["sim128"].detector
+    beam, d = EXPERIMENTS[name].beam, EXPERIMENTS[name].detector
     size, (x, y) = times * d.shape[0], d.beam_center
     panel = dict(
         min_fs=0, max_fs=size - 1, min_ss=0, max_ss=size - 1, corner_x=-times * x, corner_y=-times * y, fs="x", ss="y"
     )
-    words = dict(wavelength=f"{beam.wavelength} A", clen=times * d.distance, res=1 / d.pixel_size, adu_per_photon=1)
+    words = dict(
+        wavelength=f"{beam.wavelength} A", clen=(farther or times) * d.distance, res=1 / d.pixel_size, adu_per_photon=1
+    )
     lines = [f"{name} = {value}" for name, value in words.items()]
     return "\n".join([*lines, *(f"p0/{name} = {value}" for name, value in panel.items())]) + "\n"
 
@@ -70,7 +81,7 @@ def cpu() -> float:
 def sample(run: Path, name: str, *words: str) -> tuple[Path, float]:
     """The store of a set of samples, drawn unless it is there, and the CPU seconds of a frame."""
     from xrddiff.formats.store import save_frames
-    from xrddiff.inference.generators import open_sample_job
+    from xrddiff.inference.sample_jobs import open_sample_job
 
     path = run / "tiles" / f"{name}.zarr"
     seconds = path.with_suffix(".txt")
@@ -95,7 +106,7 @@ def draw_here(run: Path, words: list[str], threads: int) -> dict:
     """What `draw` starts."""
     import torch
 
-    from xrddiff.inference.generators import open_sample_job
+    from xrddiff.inference.sample_jobs import open_sample_job
 
     torch.set_num_threads(threads)
     job = open_sample_job(run, [*words, "inference.num_samples=1", "inference.batch_size=1"])
@@ -170,7 +181,9 @@ def measured(path: Path, overlap: int = 32) -> dict:
     samples = read_store(path).load()
     table, _ = asked_and_found(draw_counts(samples, seed=0))
     found = {"asked": table.to_dict(orient="index"), "index": index(samples, frame_count(samples))}
-    return found | {"auc": seam_auc(samples["intensity"].values, frame_mask(samples, 0), overlap=overlap)}
+    one = samples["intensity"].ndim == 3  # panels are smaller than what is needed to look for seams
+    seams = seam_auc(samples["intensity"].values, frame_mask(samples, 0), overlap=overlap) if one else None
+    return found | {"auc": seams}
 
 
 def page(found: dict) -> str:
@@ -178,8 +191,8 @@ def page(found: dict) -> str:
     lines = [
         "# Whole detectors by parts", "",
         f"{' and '.join(f'`{c}`' for c in found['commands'].values())}; {platform.machine()}, Python {platform.python_version()}, one thread unless said.", "",
-        "Two models that know 128 × 128 pixels: `windows` was trained on random windows of frames of 512 × 512 pixels (sim-522) and draws such frames; `frames` was trained on whole frames of sim128 and draws on detectors that it never saw, with more pixels, "
-        "farther away, so that angles stay. Both were told the lattice and q, `windows` the intensities too. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
+        "Two models that know 128 × 128 pixels: `windows` was trained on random windows of frames of 512 × 512 pixels (sim-522) and draws such frames; `frames` was trained on whole frames of sim128. Both also draw on detectors that they never saw, with more pixels, "
+        "farther away, so that angles stay, and `windows` on the 64 panels of the CSPAD of `cspad-lysozyme`, each in its place. Both were told the lattice and q, `windows` the intensities and the level of the background too. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
         "*Index*: share of the frames that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. *Seams*: how well the better of two classifiers of strips "
         "of 16 pixels tells seams from other places (AUC on frames that it was not fitted on; .5 is chance). A model of whole frames takes each tile for a whole frame.", "",
         "| model | pixels | frames | evaluations | tiles | overlap | CPU seconds a frame | index | on the asked lattice | peaks | seams |", "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -189,7 +202,7 @@ def page(found: dict) -> str:
         size, tiles = " × ".join(map(str, r["pixels"])), r["tile"] or "none"
         lines.append(
             f"| {r['model']} | {size} | {r['frames']} | {r['steps']} | {tiles} | {r['overlap']} | {r['cpu']:.1f} | {rate(r)} "
-            f"| {a['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {a['peaks']:.0f} | {r['auc']:.2f} |"
+            f"| {a['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {a['peaks']:.0f} | {'–' if r['auc'] is None else format(r['auc'], '.2f')} |"
         )
     lines.append("")
     for name, real in found["real"].items():
@@ -199,7 +212,7 @@ def page(found: dict) -> str:
         lines += [f"Distances of the samples that the run `{name}` ended with, over their floor: {said}.", ""]
     for r in found["single"]:
         size = " × ".join(map(str, r["pixels"]))
-        lines += [f"One frame of {size} pixels, {r['steps']} evaluations, {r['threads']} threads of two cores that had other work too: {r['cpu']:.0f} CPU seconds, {r['seconds']:.0f} seconds by the clock, at most {r['megabytes']:.0f} MB of memory.", ""]  # fmt: skip
+        lines += [f"One frame of {size} pixels from `{r['model']}`, {r['steps']} evaluations, {r['threads']} threads of two cores that had other work too: {r['cpu']:.0f} CPU seconds, {r['seconds']:.0f} seconds by the clock, at most {r['megabytes']:.0f} MB of memory.", ""]  # fmt: skip
     lines += [f"`{name}`: `xrddiff run {' '.join(MODELS[name])}`, {seconds} CPU seconds, {found.get('commits', {}).get(name, 'commit unknown')}.  " for name, seconds in found["training"].items()]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 
@@ -227,7 +240,8 @@ def main() -> None:
     from index_rates import index
 
     from xrddiff.formats.store import read_store
-    from xrddiff.frames.frames import frame_mask, select_frames
+    from xrddiff.frames.frames import frame_mask
+    from xrddiff.frames.selection import select_frames
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.saved_config import load_config
 
@@ -235,6 +249,7 @@ def main() -> None:
     found = {"commands": {}, "training": {}, "real": {}, "distances": {}, "rows": [], "single": []}
     if (RESULTS / "tiles.json").exists():
         found |= json.loads((RESULTS / "tiles.json").read_text())
+        found["single"] = [r for r in found["single"] if "model" in r]
 
     def keep() -> None:
         """Write what there is."""
@@ -259,17 +274,21 @@ def main() -> None:
         found["rows"] = [r for r in found["rows"] if r["model"] != name]
         prepared = prepare_words(load_config(run / "config.yaml"))
         real = select_frames(prepared.frames, prepared.held_out[:48]).load()
-        seams = ""
+        seams, side = "", real["intensity"].shape[1]
         if real["intensity"].shape[1] > TILE:
             seams = f"; at the same places, seams {seam_auc(real['intensity'].values, frame_mask(real, 0)):.2f}"
         found["real"][name] = {"index": index(real, 48), "seams": seams}
         for times, steps, overlap, tile in SETS[name]:
             words = [f"inference.steps={steps}", f"inference.overlap={overlap}", f"inference.tile={tile}"]
-            count, at_once = (2, 1) if times == 16 else (args.frames, min(4, args.frames))
+            named = isinstance(times, str)
+            large = not named and times is not None and (times * side) ** 2 > WHOLE
+            count, at_once = (2, 1) if large or named else (args.frames, min(4, args.frames))
             words += [f"inference.num_samples={count}", f"inference.batch_size={at_once}"]
-            if times is not None:
+            if named:
+                words.append(f"inference.detector={times}")
+            elif times is not None:
                 geometry = run / f"times-{times}.geom"
-                geometry.write_text(detector(times))
+                geometry.write_text(detector(DETECTOR[name], times))
                 words.append(f"inference.detector={geometry}")
             path, seconds = sample(run, f"times-{times or 1}-steps-{steps}-overlap-{overlap}-tile-{tile}", *words)
             made = read_store(path)["intensity"]
@@ -284,8 +303,9 @@ def main() -> None:
             found["rows"].append(about | {"cpu": seconds} | measured(path, overlap))
             print(name, path.name, flush=True)
             keep()
-            if times == 16:
-                found["single"] = [draw(run, words, 2)]
+            if large:
+                found["single"] = [r for r in found["single"] if r["model"] != name]
+                found["single"].append({"model": name} | draw(run, words, 2))
     keep()
 
 

@@ -1,6 +1,7 @@
 """Sphinx settings of the documentation site. `build.py` prepares the sources and calls Sphinx on them."""
 
 from configparser import ConfigParser
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from sphinxcontrib import katex
@@ -21,27 +22,23 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"xrddiff {release}"
 html_static_path = [str(HERE / "_static")]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+html_copy_source = False
 html_show_sourcelink = False
-# These have no pages beside them to list; what they print needs the width.
-ALONE = (
-    "cluster_tour",
-    "on_slurm",
-    "suite",
-    "architecture",
-    "contributing",
-    "security",
-    "changelog",
-    "tutorials/python",
-)
-html_sidebars = {page: [] for page in ALONE}
+# Single pages have nothing beside them to list, and what they print needs the width.
+html_sidebars = {page: [] for page in ("index", "about/changelog", "guides/cluster_tour", "benchmarks/*")}
 html_theme_options = {
     "show_prev_next": True,
-    "navigation_depth": 3,
+    "navigation_depth": 2,
+    "collapse_navigation": True,
     "secondary_sidebar_items": ["page-toc"],
     "navbar_end": ["theme-switcher"],
+    "navbar_persistent": ["search-button"],
+    "footer_start": ["copyright"],
     "footer_end": [],
     "show_toc_level": 2,
-    "header_links_before_dropdown": 5,
+    "header_links_before_dropdown": 6,
+    "logo": {"text": "xrddiff"},
 }
 
 # The notebooks carry their outputs; nothing runs while the site is built.
@@ -59,4 +56,15 @@ katex_css_path = "katex/katex.min.css"
 # socket is tried again until it answers. On a busy machine both starting and rendering may take longer than 5 s.
 katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
 katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
+# A page is rendered by a forked process, which ends without `atexit`: its renderer would be left running.
+started = katex.KaTeXServer.start
+
+
+def start_and_end(start=started):
+    server = start()
+    Finalize(server, server.terminate, exitpriority=1)
+    return server
+
+
+katex.KaTeXServer.start = start_and_end
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]

@@ -5,12 +5,14 @@ Run notebooks (`nbs/runs`) are left out: papermill executes those, with paramete
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> None:
@@ -22,6 +24,18 @@ def execute(path: Path) -> None:
     CaptureShell(path=str(path.parent)).execute(str(path), str(path), exc_stop=True)
     os.chdir(ROOT)
     nbdev_clean(str(path))
+    keep_pictures(path)
+
+
+def keep_pictures(path: Path) -> None:
+    """Of a widget keep its picture and its sentence: the view belongs to a kernel that is gone, and has a new number each time."""
+    text = path.read_text(encoding="utf-8")
+    if WIDGET not in text:
+        return
+    nb = json.loads(text)
+    for output in (o for cell in nb["cells"] for o in cell.get("outputs", [])):
+        output.get("data", {}).pop(WIDGET, None)
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:

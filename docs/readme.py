@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 
 
-def picture(data: str, number: int) -> str:
-    """Store a PNG output and return the Markdown that shows it."""
+def picture(data: str, number: int, described: str) -> str:
+    """Store a PNG output and return the Markdown that shows it, with `described` for who cannot see it."""
     name = f"index-{number}.png"
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / name).write_bytes(base64.b64decode(data))
-    return f"![figure {number}](docs/pictures/{name})"
+    return f"![{described}](docs/pictures/{name})"
 
 
 def main() -> None:
@@ -34,11 +34,12 @@ def main() -> None:
         source = re.sub(r"^# ?\|.*\n?", "", cell.source, flags=re.M).strip()
         if echo and source:
             parts.append(f"```python\n{source}\n```")
+        described = re.search(r"^# ?\| ?fig-alt: *(.+)$", cell.source, re.M)
         for output in cell.outputs:
             data = output.get("data", {})
             if "image/png" in data:
                 pictures += 1
-                parts.append(picture(data["image/png"], pictures))
+                parts.append(picture(data["image/png"], pictures, described[1] if described else f"figure {pictures}"))
             elif "text/markdown" in data:
                 parts.append("".join(data["text/markdown"]).strip())
             elif text := "".join(output.get("text", data.get("text/plain", ""))).strip():

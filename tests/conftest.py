@@ -57,8 +57,9 @@ def group(item: pytest.Item) -> str:
     shared = [
         f[-1] for f in found if f and f[-1].scope in ("module", "session") and f[-1].func.__module__.startswith(OURS)
     ]
-    if any(fixture.argname == "lab" for fixture in shared):
-        return "lab"
+    for name in ("lab", "jupyter"):  # a cluster, a JupyterLab: one of each
+        if any(fixture.argname == name for fixture in shared):
+            return name
     return item.path.stem if shared or not item.get_closest_marker("slow") else item.nodeid
 
 
@@ -72,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {item: group(item) for item in items}
     trained = {item for item in items if "runs" in item.fixturenames}
     for item in items:
-        if item in trained or groups[item] == "lab":
+        if item in trained or groups[item] in ("lab", "jupyter"):
             item.add_marker("slow")
     slow = {name for item, name in groups.items() if item.get_closest_marker("slow")}
     long = {groups[item] for item in trained}
@@ -270,11 +271,33 @@ def lab() -> Iterator[Lab]:
     lab.down()
 
 
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory):
+    """One JupyterLab for all tests that look at notebooks: (folder, address, token)."""
+    from lab import jupyterlab
+
+    folder = tmp_path_factory.mktemp("notebooks")
+    with jupyterlab(folder) as (url, token):
+        yield folder, url, token
+
+
+@pytest.fixture
+def notebooks(jupyter):
+    """Notebooks in that JupyterLab, in a browser (tests/lab.py)."""
+    from lab import notebooks_of
+
+    with notebooks_of(jupyter) as found:
+        yield found
+
+
 SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.pool=8", "data.limit=64", "threads=1"]
 SMALL += ["training.num_epochs=1", "training.batch_size=8", "model.diff_epochs=1"]
 WORDS = {"ddpm": ["model.condition=[hit_class,wavelength]", "training.ema_tracks=[0.05,0.1]"]}
 WORDS["ddpm"] += ["training.checkpoint_every=3", "training.keep_checkpoints=null"]
-WORDS["latent_diff"] = ["model.condition_maps=[lattice,intensity,q]"]
+WORDS["latent_diff"] = [
+    "model.condition_maps=[lattice,intensity,q]",
+    "model.condition_map_options={lattice: {wider: 2}}",
+]
 
 
 def made_once(name: str, make: Callable[[Path], object], own: Path) -> Path:

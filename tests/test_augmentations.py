@@ -15,15 +15,15 @@ from xrddiff.diffusion.objectives import DenoisingObjective, drop_conditions
 from xrddiff.errors import BadInput
 from xrddiff.execution.checks import check_run
 from xrddiff.frames.frames import make_frames
-from xrddiff.frames.transforms import Linear
 from xrddiff.loading.augmentations import Augmentations
 from xrddiff.loading.datasets import prepare_words
 from xrddiff.loading.loader import FrameLoader
 from xrddiff.models.autoencoder import make_autoencoder
 from xrddiff.models.latent_space import LatentSpace, LatentStatistics
 from xrddiff.models.unet import UNet
-from xrddiff.training.latents import LatentLoader
-from xrddiff.training.setup import run_accelerator, run_loaders
+from xrddiff.recipes.latents import LatentLoader
+from xrddiff.recipes.setup import run_accelerator, run_loaders
+from xrddiff.transforms.values import Linear
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import venv
 
 import numpy as np
 import pytest
@@ -237,9 +238,8 @@ def test_offline_wrong_checksum_and_no_pip(tmp_path, monkeypatch):
     with pytest.raises(CannotFetch, match="another checksum"):
         load("laue-ge", cache=tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.parent.name != "locks"]
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    (tmp_path / "python").write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")
-    (tmp_path / "python").chmod(0o755)
+    venv.create(tmp_path / "without pip", symlinks=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "without pip" / "bin" / "python"))
     with pytest.raises(CannotFetch, match="fetched with pip, which this Python"):
         download_package("islatu", "0.1.0", "0" * 64, 23.5, wheel=False, cache=tmp_path / "cache")
 
@@ -247,7 +247,7 @@ def test_offline_wrong_checksum_and_no_pip(tmp_path, monkeypatch):
 def test_a_finished_download_is_used_again(tmp_path, monkeypatch):
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "thing-1.0.whl").write_bytes(b"content")
-    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # nothing can be fetched
     digest = hashlib.sha256(b"content").hexdigest()
     assert download_package("thing", "1.0", digest, 0.1, wheel=True, cache=tmp_path).read_bytes() == b"content"
 

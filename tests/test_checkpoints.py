@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from xrddiff.errors import BadInput, XrddiffError
+from xrddiff.telemetry.history import History, read_history
 from xrddiff.training.checkpoints import (
     CheckpointError,
     add_to_checkpoint,
@@ -24,7 +25,6 @@ from xrddiff.training.checkpoints import (
     save_checkpoint,
     unpack_optimizer,
 )
-from xrddiff.training.history import History, read_history
 
 
 def tensors(n=1000, seed=0):

@@ -1,11 +1,13 @@
 """The command line: its commands, its one-line errors, its exit codes."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import h5py
@@ -65,6 +67,10 @@ def test_help_exits_zero(argv, capsys):
         (["data", "simulate", "sim128", "-n", "many", "-o", "x.zarr"], "invalid int value"),
         (["data", "simulate", "sim128"], "-o"),
         (["data", "list", "extra"], "'extra' is one argument too many"),
+        # before the run or the files, which do not exist, are opened
+        (["sample", "/no/such", "--workers", "lokal:2"], "as in `--workers local:2`"),
+        (["evaluate", "/no/such", "--workers", "local"], "as in `--workers local:2`"),
+        (["evaluate", "/no/a.cxi", "--reference", "/no/b.cxi", "--workers", "two"], "as in `--workers local:2`"),
         (["data", "inspect"], "required: file (see"),
         (["data", "inspect", "--no-pgn", "a.h5"], "did you mean '--no-png'"),
         (["data", "convert", "a.h5", "/dev/null/b.zarr"], "cannot write /dev/null/b.zarr: /dev/null is not a folder"),
@@ -276,14 +282,31 @@ def test_pictures_have_names(tmp_path, monkeypatch, capsys):
     assert main(["data", "inspect", "run_1.npy", "--png", "b.png"]) == 2 and "not writable" in said(capsys)[1][0]
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
-def test_the_page_fits_the_terminal(columns, capsys, monkeypatch, tmp_path):
-    from rich.console import Console
+def on_terminal(argv):
+    """The exit code of a command whose output goes to a terminal, and what the terminal got, without colours."""
+    parts, (screen, keyboard) = [], os.openpty()
 
+    def read():
+        with contextlib.suppress(OSError):  # the other end was closed
+            while part := os.read(screen, 4096):
+                parts.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(keyboard, "w") as terminal, contextlib.redirect_stdout(terminal):
+        code = main(argv)
+    reader.join()
+    os.close(screen)
+    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode())
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_page_fits_the_terminal(columns, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xrddiff.cli.data.console", lambda: Console(width=columns))
-    assert main(["data", "inspect", str(fetch("cspad-lysozyme")), "--no-png", "automask=[]"]) == 0
-    lines = said(capsys)[0].splitlines()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, page = on_terminal(["data", "inspect", str(fetch("cspad-lysozyme")), "--no-png", "automask=[]"])
+    assert code == 0
+    lines = page.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= columns
     if columns >= 80:  # nothing is cut: names whole, values with their digits
         assert "/entry_1/instrument_1/detector_1/panel_origin" in "\n".join(lines)

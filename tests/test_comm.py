@@ -28,8 +28,8 @@ from xrddiff.ranks.scaling import (
     simple_allreduce_time,
 )
 from xrddiff.seeds import numpy_rng
+from xrddiff.telemetry.history import keep_speed
 from xrddiff.training.checkpoints import pack_optimizer, save_checkpoint
-from xrddiff.training.history import keep_speed
 
 COMM = """
 import json, sys

@@ -91,7 +91,7 @@ def test_accelerate_launch_decides_precision_where_the_run_does_not(tmp_path):
     profile = replace(load_profile("small"), nodes=1, tasks_per_node=1, gpus_per_node=0, platform="cpu")
     (tmp_path / "file.yaml").write_text(accelerate_config(profile, mixed_precision="bf16"))
     (tmp_path / "said.py").write_text(
-        "from xrddiff.config import compose_config\nfrom xrddiff.training.setup import run_accelerator\n"
+        "from xrddiff.config import compose_config\nfrom xrddiff.recipes.setup import run_accelerator\n"
         "for words in ([], ['training.mixed_precision=no']):\n"
         "    print(run_accelerator(compose_config(words).training).mixed_precision)\n"
     )

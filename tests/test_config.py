@@ -1,22 +1,30 @@
 """The words of a run: presets and their numbers, refusals, sweeps, YAML and resume."""
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from xrddiff.cli.main import main
 from xrddiff.config import compose_config
 from xrddiff.contradictions import check_config, check_frames, data_name
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import open_run
+from xrddiff.inference.building import build_autoregressive, build_network, network_words
 from xrddiff.loading.loader import split_by_group
-from xrddiff.overrides import conf_dir, expand_multirun, presets
+from xrddiff.origins import origins
+from xrddiff.overrides import conf_dir, expand_multirun, made_preset, presets
+from xrddiff.recipes.autoencoders import build_autoencoder
 from xrddiff.saved_config import load_config, to_yaml
+from xrddiff.settings import preset_about
 from xrddiff.used_words import ModelParts, model_parts
-from xrddiff.words import GROUPS, Config, vocabulary
+from xrddiff.words.vocabulary import GROUPS, Config, vocabulary
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,
@@ -51,14 +59,19 @@ def test_experiment_type(preset, changes):
     [
         ("full_train", None, 16, 1000, 100),
         ("overfit_one", 1, 1, 1000, 10),
+        ("safe_stable", None, 16, 1000, 100),
+        ("overfit_5", 5, 5, 1500, 25),
+        ("overfit_8", 8, 8, 1500, 25),
         ("overfit_16", 16, 16, 1500, 25),
         ("overfit_32", 32, 16, 1500, 25),
+        ("overfit_100", 100, 16, 1500, 25),
     ],
 )
 def test_safe_and_stable_training(preset, trained, batch, epochs, log):
     cfg = compose_config(["model=latent_diff", f"experiment_type={preset}", "data=sim128"])
     names = ("lr", "weight_decay", "batch_size", "num_epochs", "log_every")
     assert list(values(cfg.training, names).values()) == [3e-5, 0.01, batch, epochs, log]
+    assert cfg.training.sample_every == (5 if preset == "overfit_one" else 10)
     assert [cfg.model.diff_lr, cfg.model.diff_batch_size, cfg.model.diff_epochs] == [
         None
     ] * 3  # nor has the denoiser others
@@ -144,7 +157,10 @@ def test_inference_presets():
         ddim50=("ddim", 50),
         ddpm1000=("ddpm", 1000),
         edm=("heun", 32),
+        quick=("ddpm", 250),
+        final=("ddpm", 500),
     )
+    assert all(found[name].schedule == "vp" for name in ("ddpm1000", "ddim50", "quick", "final"))
 
 
 def test_a_model_has_its_own_way_of_sampling():
@@ -168,6 +184,104 @@ def test_a_mapping_is_a_value():
     assert compose_config(words).inference.condition == {"crystals": 1.0}
 
 
+def test_any_number_of_frames_can_be_overfitted():
+    for k in range(1, 70):
+        d = made_preset("experiment_type", f"overfit_{k}")["data"]
+        train, held_out = split_by_group(np.arange(d["limit"]), d["train_ratio"], 42, contiguous=True)
+        assert len(train) == k and len(held_out) >= 1
+    given = compose_config(["training.batch_size=3", "experiment_type=overfit_8"])
+    assert (given.training.batch_size, given.training.lr) == (3, 3e-5)
+    for wrong in ("overfit_0", "overfit_", "overfit_x", "overfit_-1"):
+        with pytest.raises(BadInput, match="there is no such preset"):
+            compose_config([f"experiment_type={wrong}"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "side", "batch", "widths"),
+    [
+        ("small_28", "small", 28, 2048, (64, 128, 256)),
+        ("medium_64", "medium", 64, 384, (64, 128, 256, 256)),
+        ("large_96", "large", 96, 96, (96, 192, 384, 384)),
+        ("xl_128", "xl", 128, 32, (128, 256, 512, 512)),
+    ],
+)
+def test_sizes_with_their_resolution_and_batch(preset, size, side, batch, widths):
+    cfg = compose_config([f"experiment_type={preset}"])
+    assert (cfg.size.name, cfg.data.crop, cfg.training.batch_size) == (size, [side, side], batch)
+    assert values(cfg.training, ("num_epochs", "lr", "timesteps", "ema_decay", "condition_dropout")) == dict(
+        num_epochs=50, lr=1e-4, timesteps=600, ema_decay=0.999, condition_dropout=0.1
+    )
+    assert network_words(cfg, None)["widths"] == widths
+
+
+def parameters(*words):
+    """Of the network that these words train, in millions."""
+    cfg = compose_config(words)
+    parts, space = model_parts(cfg), SimpleNamespace(downsampling=4)
+    with torch.device("meta"):
+        if parts.denoiser is None:
+            net = build_autoencoder(cfg)
+        elif parts.denoiser == "autoregressive":
+            net = build_autoregressive(cfg, (1, 128, 128), None, {}, (0.5, (-1.0, 1.0)))
+        else:
+            net = build_network(cfg, cfg.model.latent_channels, space, {})
+    return net, sum(p.numel() for p in net.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"), [("vae_kl", 50), ("vae_kl_8", 80), ("vq", 45), ("vq_8", 45), ("latent_diff", 150)]
+)
+def test_networks_of_the_size_seed(model, millions):
+    assert parameters(f"model={model}", "size=seed")[1] == pytest.approx(millions, rel=0.1)
+
+
+@pytest.mark.parametrize("model", ["diff", "diff_published"])
+def test_the_transformer_of_the_size_seed(model):
+    """Eight heads of 1024 values: the attention is the 200 M parameters that such a model is said to have."""
+    words = compose_config([f"model={model}", "size=seed"]).model
+    assert values(words, ("vit_size", "depth", "heads", "dim_head", "mlp_depth")) == dict(
+        vit_size="base", depth=8, heads=8, dim_head=1024, mlp_depth=3
+    )
+    assert words.diffusion_kwargs.sigma_data == "0.5"
+    net, _ = parameters(f"model={model}", "size=seed")
+    attention = sum(p.numel() for block in net.transformer.blocks for p in block.attention.parameters())
+    assert attention / 1e6 == pytest.approx(200, rel=0.1)
+
+
+def test_safe_and_stable_networks_have_96_base_channels():
+    cfg = compose_config(["model=latent_diff", "experiment_type=safe_stable"])
+    assert network_words(cfg, SimpleNamespace(downsampling=4))["widths"][0] == 96
+    assert compose_config(["experiment_type=safe_stable", "size=tiny"]).size.name == "tiny"
+
+
+def test_every_value_tells_where_it_comes_from(tmp_path, capsys):
+    words = ["model=latent_diff", "experiment_type=overfit_8", "training.num_epochs=7", "size=seed"]
+    came = origins(compose_config(words))
+    assert came["training.lr"] == "experiment_type=full_train" and came["data.limit"] == "experiment_type=overfit_8"
+    assert came["training.num_epochs"] == "given" and came["model.diff_epochs"] == "experiment_type=full_train"
+    follows = origins(compose_config(["model=latent_diff", "training.num_epochs=7"]))["model.diff_epochs"]
+    assert follows == "follows training.num_epochs"
+    assert origins(compose_config(["model=diff_published", "size=seed"]))["model.depth"] == "model_size=seed_diff"
+    assert origins(compose_config(["model=ddpm"]))["training.ema_decay"] == "model_training=ddpm"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(compose_config(words)))
+    assert origins(load_config(run / "config.yaml")) == came
+    assert main(["config", "show", str(run), "--json"]) == 0
+    shown = {row["word"]: row for row in json.loads(capsys.readouterr().out)}
+    assert shown["data.limit"] | dict(meaning="") == dict(
+        word="data.limit", value=10, unit="frames", origin="experiment_type=overfit_8", meaning="", unused=None
+    )
+    assert main(["config", "diff", str(run), " ".join(words[:3]), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["word"], row["values"]) for row in rows] == [("size.name", ["seed", "tiny"])]
+    assert main(["config", "show", *words, "--changed"]) == main(["config", "list"]) == 0
+    assert "experiment_type=overfit_8" in capsys.readouterr().out
+    assert main(["config", "show", str(tmp_path)]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert main(["config", "list", "sizes"]) == 2
+
+
 def test_model_and_size():
     assert compose_config(["model=vae_kl"]).model.latent_channels == 4
     eight = compose_config(["model=vae_kl_8"]).model
@@ -178,6 +292,7 @@ def test_model_and_size():
         "medium",
         "large",
         "xl",
+        "seed",
     ]
     assert compose_config().size.name == "tiny"
 
@@ -189,11 +304,14 @@ def test_demo_trains_on_sim128_unless_told_otherwise():
     assert data_name(compose_config(["experiment_type=demo", "data=pooling"])) == "sim-522"
 
 
-def test_every_preset_of_every_group_composes():
+def test_every_preset_of_every_group_composes(tmp_path):
     for group in GROUPS:
         for name in presets(group):
-            cfg = compose_config([f"{group}={name}"])
+            cfg = compose_config([f"{group}={name}", *([f"folder={tmp_path}"] if name == "folder" else [])])
             assert cfg.presets[group] == name
+            assert preset_about(group, name)
+            given = {word for word, source in origins(cfg).items() if source == "given"}
+            assert given == ({"data.data_path"} if name == "folder" else set())
 
 
 def test_every_key_in_the_presets_is_a_word():
@@ -202,15 +320,8 @@ def test_every_key_in_the_presets_is_a_word():
         text = path.read_text()
         content = yaml.safe_load(text) or {}
         content.pop("defaults", None)
-        section = (
-            ""
-            if "@package _global_" in text
-            else "training."
-            if "@package training" in text
-            else "inference."
-            if "@package inference" in text
-            else path.parent.name + "."
-        )
+        package = text.partition("# @package ")[2].split("\n")[0] or path.parent.name
+        section = "" if package == "_global_" else f"{package}."
         for key, value in content.items():
             keys = [section + key]
             if isinstance(value, dict):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xrddiff.frames.frames import select_frames
+from xrddiff.frames.selection import select_frames
 from xrddiff.indexing.indexer import make_indexer
 from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
 from xrddiff.metrics.distribution import DISTANCES, set_distances

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from xrddiff.errors import BadInput
-from xrddiff.frames.frames import make_frames, select_frames
+from xrddiff.frames.frames import make_frames
 from xrddiff.frames.labels import (
     SYSTEMS,
     crystal_system,
@@ -18,6 +18,7 @@ from xrddiff.frames.labels import (
     read_label,
     with_labels,
 )
+from xrddiff.frames.selection import select_frames
 from xrddiff.metrics.baselines import with_intensity
 from xrddiff.metrics.distribution import (
     DETAILS,

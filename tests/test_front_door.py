@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -16,13 +15,14 @@ import numpy as np
 import pytest
 from browser import chromium
 from conftest import SMALL
-from test_jupyterlab import jupyterlab, run_all, state
+from lab import jupyterlab, run_all
 from test_run import weights, xrddiff
 
 import xrddiff as xd
 from xrddiff.config import compose_config
 from xrddiff.formats.store import read_store
-from xrddiff.frames.frames import evenly_spaced, frame_count, select_frames
+from xrddiff.frames.frames import frame_count
+from xrddiff.frames.selection import evenly_spaced, select_frames
 from xrddiff.front_door.keywords import as_overrides
 from xrddiff.simulation.simulate import simulate
 
@@ -32,9 +32,9 @@ TRAIN = dict(size="tiny", experiment_type="test", num_epochs=1, threads=1, avg_p
 
 
 def layout(run: Path) -> set[str]:
-    """The files of a run, down to what stores and checkpoints are made of."""
+    """The files of a run, down to what stores, checkpoints and TensorBoard are made of."""
     names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
-    return {n for n in names if not n.startswith("frames.zarr/")}
+    return {n for n in names if not n.startswith(("frames.zarr/", "tracking/tensorboard/"))}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,9 @@ MISTAKES = {
     "intensity has rank 2": lambda run: xd.train(data=np.zeros((8, 8))),
     "'data.limit=1,2' names several values": lambda run: xd.train("data.limit=1,2"),
     "found 3 among the words": lambda run: xd.train(3),
-    "1 frame is left to train on": lambda run: xd.train(data=np.zeros((2, 8, 8)), output_dir=str(run.path / "new")),
+    "all 1 frames form one contiguous stretch": lambda run: xd.train(
+        data=np.zeros((1, 8, 8)), output_dir=str(run.path / "new")
+    ),
     "there is no data set 'sim129'": lambda run: xd.load("sim129"),
     "nowhere.h5 does not exist": lambda run: xd.open_frames("nowhere.h5"),
     "it has no config.yaml; expected the folder of a run": lambda run: xd.open_run(run.samples),
@@ -212,6 +214,25 @@ def test_a_run_shows_itself_and_all_text_is_escaped(runs, tmp_path):
         _ = run.report
 
 
+def test_what_the_network_sees_and_what_comes_of_it(runs):
+    import torch
+
+    run = xd.open_run(runs("vae_kl"))
+    batch, encoded = run.batch("held_out", 3), run.encoded("held_out", limit=None)
+    assert batch["x"].shape[0] == 3 and batch["index"].tolist() == encoded.rows[:3].tolist()
+    with torch.no_grad():
+        mean = run.model().encode(batch["x"], batch["mask"]).mean
+    space = encoded.space
+    assert torch.allclose(encoded.latents[:3] * space.std + space.mean, mean, atol=1e-4)
+    assert list(run.health.columns)[:2] == ["rule", "severity"]
+    for ask, said in (
+        (lambda: run.batch("samples"), "expected held_out or train"),
+        (lambda: xd.compare_runs(run), "two or more"),
+    ):
+        with pytest.raises(xd.BadInput, match=said):
+            ask()
+
+
 def test_threads_of_the_notebook_stay(runs):
     import torch
 
@@ -250,13 +271,10 @@ def test_in_jupyterlab(tmp_path):
         page.goto(f"{url}lab/tree/mine.ipynb?token={token}")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-        run_all(page)
         error = page.locator(".jp-OutputArea-output", has_text=re.compile("^BadInput:"))
-        live, end = [], time.monotonic() + 600
-        while not error.count() and time.monotonic() < end:
-            live += page.locator(".jp-OutputArea-output pre", has_text="run: output").all_inner_texts()
-            page.wait_for_timeout(300)
-        assert error.count(), f"{state(page)}; {page.locator('.jp-OutputArea-output').all_inner_texts()}"
+        pane = page.locator(".jp-OutputArea-output pre", has_text="run: output")
+        live: list[str] = []
+        run_all(page, lambda: live.extend(pane.all_inner_texts()) or error.count() > 0)
         said = error.first.inner_text()
         if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/front-door.png")

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import SMALL, WORDS
@@ -22,11 +23,15 @@ from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.execution.notebooks import run_notebook, run_notebook_path
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames.frames import validate_frames
-from xrddiff.inference.generators import open_generator, open_sample_job
+from xrddiff.inference.during import read_samples
+from xrddiff.inference.generators import open_generator
+from xrddiff.inference.sample_jobs import open_sample_job
 from xrddiff.models.generative import DrawSettings
+from xrddiff.recipes.latents import weights_sha256
 from xrddiff.saved_config import to_yaml
+from xrddiff.telemetry.history import read_epochs, read_rows
+from xrddiff.telemetry.rules import read_findings
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
-from xrddiff.training.latents import weights_sha256
 
 pytestmark = pytest.mark.slow
 
@@ -122,13 +127,21 @@ def test_conditions_are_kept_and_asked_for(runs):
     assert len(set(mixed.tolist())) > 1
 
 
+DURING = ["training.sample_every=1", "training.sample_count=3"]
+
+
+def test_an_autoencoder_of_a_few_steps_reconstructs_no_peaks(runs):
+    findings = {f.rule: f for f in read_findings(runs("vae_kl"))}
+    assert findings["no_peaks"].severity == "error" and "peaks of held-out frames" in findings["no_peaks"].seen
+
+
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory):
     """A small run of ddpm with network=dit."""
     folder = tmp_path_factory.mktemp("dit")
     words = ["model=ddpm", "network=dit", "model.network_options={depth: 2}", "model.condition=[hit_class]"]
     words += [*SMALL, "data.limit=32", "inference.num_samples=4", "inference.steps=4", "training.checkpoint_every=2"]
-    done = xrddiff("run", *words, "training.keep_checkpoints=null", "run_name=dit", folder=folder)
+    done = xrddiff("run", *words, "training.keep_checkpoints=null", "run_name=dit", *DURING, folder=folder)
     assert "DiT" in done.stdout
     return folder / "output" / "ddpm_test" / "dit"
 
@@ -141,6 +154,19 @@ def test_a_transformer_denoises_frames(transformer):
     xrddiff("sample", str(transformer), "-n", "2", "--name", "two", "inference.batch_size=2", folder=transformer)
     two = open_frames(transformer / "samples" / "two" / "samples.zarr")
     assert two["sample"].values.tolist() == [0, 1] and np.isfinite(two["intensity"].values).all()
+
+
+def test_samples_and_findings_of_a_training(transformer):
+    """The last samples are those of the final weights; a network of a few steps draws noise and uses no label."""
+    during, epochs = read_samples(transformer), read_epochs(transformer)
+    table = pd.DataFrame(read_rows(transformer / "samples_during"))
+    assert list(during) == table.epoch.tolist() == epochs.epoch.tolist()
+    with open_frames(transformer / "samples" / "samples.zarr") as final:
+        np.testing.assert_allclose(during[max(during)]["intensity"][:3], final["intensity"][:3], atol=1)
+    assert (table.pairwise_mse_mean > 0.1).all() and {"profile", "histogram"} <= set(table)
+    assert (transformer / "plots" / "samples_over_epochs.png").is_file()
+    findings = {f.rule: f for f in read_findings(transformer)}
+    assert "condition_ignored" in findings and "held-out frames" in findings["condition_ignored"].seen
 
 
 def test_a_transformer_is_resumed_to_the_bit(transformer, tmp_path):

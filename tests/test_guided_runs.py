@@ -13,7 +13,7 @@ from xrddiff.config import compose_config, inference_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.phases import execute_sample
 from xrddiff.formats.readers import open_frames
-from xrddiff.inference.generators import open_sample_job
+from xrddiff.inference.sample_jobs import open_sample_job
 from xrddiff.saved_config import to_yaml
 from xrddiff.training.checkpoints import load_checkpoint
 

@@ -15,11 +15,11 @@ from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.execution.checks import check_run
 from xrddiff.inference.building import build_autoregressive, build_generative, open_space
 from xrddiff.loading.datasets import prepare_words
+from xrddiff.recipes.autoencoders import build_autoencoder
+from xrddiff.recipes.latents import weights_sha256
+from xrddiff.recipes.setup import run_accelerator
 from xrddiff.saved_config import to_yaml
-from xrddiff.training.autoencoders import build_autoencoder
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
-from xrddiff.training.latents import weights_sha256
-from xrddiff.training.setup import run_accelerator
 
 STILL = ["training.lr=1e-12", "training.max_steps=1"]  # weights stay as they were loaded
 

@@ -105,6 +105,7 @@ def test_holes_are_filled_in_a_latent(runs, files):
     made, residual = job.make()
     valid = job.network.valid[0, 0].numpy()[: job.holes.shape[1], : job.holes.shape[2]]
     assert (made["intensity"].values[:, valid] == job.network.counts[0][valid]).all()
+    assert {"lattice", "intensity", "q"} == {*job.told[1]} and "orientation" in made  # it is told what the frame shows
     free = job.generator.draw([0, 1], DrawSettings(job.sampler))
     missed = (job.generator.decode(free) - job.network.x)[:, 0, : valid.shape[0], : valid.shape[1]][
         :, torch.from_numpy(valid)

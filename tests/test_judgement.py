@@ -13,7 +13,8 @@ import torch
 from browser import chromium
 
 from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.frames.frames import make_frames, select_frames
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.selection import select_frames
 from xrddiff.inference.evaluation import samples_of
 from xrddiff.inference.judges import ConditionJudges, asked_of_all, label_classes
 from xrddiff.loading.datasets import prepare_frames
@@ -33,8 +34,8 @@ from xrddiff.metrics.judgement import Judgement, findings, judge_samples, judge_
 from xrddiff.metrics.physics import summarise_physics
 from xrddiff.metrics.reconstruction import score_scene
 from xrddiff.metrics.set_summaries import Ruler
+from xrddiff.recipes.classifiers import fit_classifier, open_classifier, save_classifier
 from xrddiff.simulation.simulate import simulate
-from xrddiff.training.classifiers import fit_classifier, open_classifier, save_classifier
 from xrddiff.views.judgement import add_generation, generation_pictures
 from xrddiff.views.report import Report
 from xrddiff.views.samples import origin_of

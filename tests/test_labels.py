@@ -261,3 +261,52 @@ def test_patches_can_be_limited(hdf5):
     assert set(few.frames["frame_source"].values) == {0, 1}
     again = prepare_words(cfg(hdf5, *words, "data.patch_limit=10")).frames["intensity"].values
     assert (again == few.frames["intensity"].values).all()
+
+
+def test_classes_that_are_one(hdf5):
+    merged = cfg(hdf5, "data.merge_labels={digit: {4: 3, 5: 3}}", "model.condition=[digit]")
+    data = prepare_words(merged)
+    assert class_names(data.frames, "digit") == ("3", "6", "7", "8", "9")
+    assert (data.frames["digit"].values == 0).tolist() == np.isin(DIGIT, [3, 4, 5]).tolist()
+    table = data.class_table("digit")
+    assert (table["training"] + table["held out"]).tolist() == table["frames"].tolist()
+    assert table["frames"].sum() == N and f"3 {table.training.iloc[0]} + {table['held out'].iloc[0]}" in str(data)
+
+
+def test_as_many_of_each_class(hdf5):
+    few = ("data.labels=null", "data.merge_labels={digit: {4: 3, 5: 3, 6: 3, 8: 7, 9: 7}}", "data.train_ratio=0.5")
+    plain, even = (prepare_words(cfg(hdf5, *few, *more)) for more in ((), ("data.balance=digit",)))
+    table = even.class_table("digit")
+    for part, those in (("training", "train"), ("held out", "held_out")):
+        assert table[part].nunique() == 1 and table[part].iloc[0] == plain.class_table("digit")[part].min() > 0
+        assert set(getattr(even, those)) < set(getattr(plain, those))  # of the same split
+    again = prepare_words(cfg(hdf5, *few, "data.balance=digit"))
+    assert again.train.tolist() == even.train.tolist()
+    assert "digit, training + held out" in str(even)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("data.balance=temperature", "temperature is a number; expected a label with classes"),
+        ("data.balance=digits", "there is no label 'digits'; did you mean 'digit'"),
+        ("data.balance=digit", "one part of the split has no frame with the class"),
+        ("data.merge_labels={temperature: {1: 2}}", "temperature is a number"),
+        ("data.merge_labels={digit: {44: 3}}", "digit has no class '44'"),
+        ("data.merge_labels={digit: 3}", "data.merge_labels.digit: found 3, expected classes"),
+    ],
+)
+def test_what_cannot_be_balanced_or_merged(hdf5, words, sentence):
+    with pytest.raises(BadInput) as refused:
+        prepare_words(cfg(hdf5, words, "data.train_ratio=0.9"))
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_folder_of_files_is_one_set(images, tmp_path):
+    for k in range(3):
+        np.save(tmp_path / f"run_{k}.npy", images[4 * k : 4 * k + 4])
+    words = ["model=ddpm", "data=folder", f"folder={tmp_path}", "data.automask=[]"]
+    frames = open_words(compose_config(words))
+    assert np.array_equal(np.asarray(frames["intensity"][:]), images[:12])
+    with pytest.raises(BadInput, match="no data: set data.data_path"):
+        compose_config(["data=folder"])

@@ -19,7 +19,7 @@ from xrddiff.models.latent_space import (
     measure_latents,
     pairwise_mse,
 )
-from xrddiff.training.latents import LatentLoader, measure_checkpoint, open_latent_space, weights_sha256
+from xrddiff.recipes.latents import LatentLoader, measure_checkpoint, open_latent_space, weights_sha256
 
 FRAMES, BATCH = 22, 5
 
@@ -27,8 +27,8 @@ FRAMES, BATCH = 22, 5
 def make_loader(rank=0, world_size=1, batch_size=BATCH, bad=None, size=22, **words):
     """Counts of 22 × 22 with a dead corner, padded to 32 × 32 (downsampling 8, then 2 of the network); frame `bad` holds a NaN that the loader refuses."""
     from xrddiff.frames.frames import make_frames
-    from xrddiff.frames.pipelines import make_transform
     from xrddiff.loading.loader import FrameLoader
+    from xrddiff.transforms.pipelines import make_transform
 
     rng = np.random.default_rng(1)
     counts = rng.poisson(4.0, (FRAMES + 3, size, size)).astype(np.float32)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from xrddiff.config import compose_config
 from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.errors import BadInput
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames.geometry import Geometry, q_map
+from xrddiff.frames.selection import select_frames
 from xrddiff.indexing.cells import Cell
-from xrddiff.indexing.expected_intensities import CrystalIntensities, intensities_of
+from xrddiff.indexing.expected_intensities import CrystalIntensities, intensities_of, save_intensities
 from xrddiff.indexing.known_lattices import known_lattices
 from xrddiff.indexing.lattice_maps import LatticeMap
+from xrddiff.inference.crystals import asked_lattices, measured_maps
 from xrddiff.inference.generators import open_generator
+from xrddiff.inference.lattices import lattice_table
+from xrddiff.loading.condition_maps import ConditionMaps
 from xrddiff.models.generative import DrawSettings
 from xrddiff.simulation.simulate import simulate
 
@@ -60,7 +67,7 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
 
     run = runs("latent_diff")
     generator = open_generator(run)
-    assert generator.maps == ("lattice", "intensity", "q")
+    assert generator.maps == {"lattice": {"wider": 2}, "intensity": {}, "q": {}}
     assert generator.model.net.config["maps"] == {"lattice": 16, "intensity": 16, "q": 16}
     assert "Asked lattice over generated frame" in (run / "report.md").read_text()
     settings = DrawSettings(seed=1)
@@ -92,25 +99,13 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     assert len(theirs) == (spots["frame"] == 0).sum()
 
     other = CrystalIntensities(Cell((60, 60, 40, 90, 90, 90)), "P 1", np.array([[3, 1, 2], [5, 0, 1]]), np.ones(2))
-    wanted = {"reflections": str(write_mtz(tmp_path / "other.mtz", other))}
+    wanted = {"reflections": str(save_intensities(other, tmp_path / "other.mtz"))}
     made, _ = generator.sample([0], DrawSettings(Sampler("ddim", 1), lattice=wanted))
     assert made["cell"].values[0, 0].tolist() == [60, 60, 40, 90, 90, 90]
     assert intensities_of(made).hkl.tolist() == other.hkl.tolist()
     assert generator.condition_maps([0], DrawSettings(lattice=wanted))["intensity"].isfinite().all()
     with pytest.raises(BadInput, match="expected the same"):
-        generator.asked({"cell": [30, 30, 30, 90, 90, 90], **wanted})
-
-
-def write_mtz(path, known: CrystalIntensities):
-    import gemmi
-
-    mtz = gemmi.Mtz(with_base=True)
-    mtz.spacegroup, mtz.cell = gemmi.SpaceGroup(known.group), gemmi.UnitCell(*known.cell.parameters)
-    mtz.add_dataset("merged")
-    mtz.add_column("IMEAN", "J")
-    mtz.set_data(np.column_stack([known.hkl, known.intensity]).astype(np.float32))
-    mtz.write_to_file(str(path))
-    return path
+        asked_lattices(generator.lattices, {"cell": [30, 30, 30, 90, 90, 90], **wanted}, generator.template)
 
 
 def known_orientations(n: int) -> np.ndarray:
@@ -159,8 +154,46 @@ def test_maps_need_crystals_and_a_geometry(frames):
             ConditionMaps(ds, [name])
 
 
+def test_a_measured_frame_tells_its_lattice(frames):
+    """Its crystals are those that it says it has, or those that indexing finds; without either they are unknown."""
+    cells = lattice_table(frames, np.arange(30))
+    model = SimpleNamespace(
+        maps={"lattice": {}, "q": {}}, lattices=cells, template=frames, shape=(1, 128, 128), space=None, device="cpu"
+    )
+    count = frames["crystals"].values
+    some = select_frames(frames, [*np.flatnonzero(count == 0)[:2], *np.flatnonzero(count == 1)[:10]])
+    told, maps = measured_maps(some, model)
+    assert told is some and not maps["lattice"].isnan().any()
+    blank = some["crystals"].values == 0
+    assert blank.any() and not maps["lattice"][blank].any()
+    found, own = measured_maps(some.drop_vars(["cell", "orientation"]), model)
+    known = np.isfinite(found["cell"].values).all(-1).any(-1)
+    assert known.sum() >= 0.7 * (~blank).sum() and not known[blank].any()
+    assert own["lattice"][~known].isnan().all() and torch.equal(own["q"], maps["q"])
+    for i in np.flatnonzero(known):
+        a, b = (m["lattice"][i].numpy().ravel() for m in (maps, own))
+        assert np.corrcoef(a, b)[0, 1] > 0.8
+    bare = some.drop_vars(["cell", "orientation"])
+    del bare.attrs["distance"]
+    assert measured_maps(bare, model)[1] == {}
+
+
+def test_options_of_maps(frames):
+    """They reach the map, and what is wrong with them is said."""
+    narrow, wide = (ConditionMaps(frames, {"lattice": {"wider": w}})(range(8))["lattice"] for w in (1.0, 4.0))
+    assert (wide >= narrow - 1e-6).all() and wide.sum() > 2 * narrow.sum()
+    maps = ["model=ddpm", "model.condition_maps=[lattice]"]
+    for words, sentence in (
+        (["model.condition_map_options={q: {}}"], "q is none of model.condition_maps"),
+        (["model.condition_map_options={lattice: 2}"], "expected its options, as in"),
+        (["model.condition_map_options={lattice: {wider: 0}}"], "wider: found 0.*more than 0"),
+        (["model.condition_map_options={lattice: {width: 1}}"], "no option 'width'"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            compose_config([*maps, *words])
+
+
 def test_a_network_that_takes_no_maps_is_named():
-    from xrddiff.config import compose_config
     from xrddiff.inference.building import build_network
     from xrddiff.models.unet import UNet
     from xrddiff.registry import forget, register

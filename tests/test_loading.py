@@ -17,11 +17,12 @@ import torch
 from xrddiff.errors import BadInput
 from xrddiff.formats.readers import open_frames
 from xrddiff.frames import rows
-from xrddiff.frames.frames import concat_frames, make_frames, select_frames
-from xrddiff.frames.pipelines import Pipeline
-from xrddiff.frames.spatial import Pool, as_images
-from xrddiff.frames.transforms import Asinh, Linear, MinMaxPerImage
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.selection import concat_frames, select_frames
 from xrddiff.loading.loader import FrameLoader, epoch_order, split_by_group
+from xrddiff.transforms.pipelines import Pipeline
+from xrddiff.transforms.spatial import Pool, as_images
+from xrddiff.transforms.values import Asinh, Linear, MinMaxPerImage
 
 RAW = Linear(standardise=False)
 
@@ -256,7 +257,7 @@ import h5py, hdf5plugin
 import numpy as np, torch
 from xrddiff.loading.loader import FrameLoader
 from xrddiff.formats.readers import open_frames
-from xrddiff.frames.transforms import Asinh
+from xrddiff.transforms.values import Asinh
 ds = open_frames(sys.argv[1], wavelength=1.0, complete=False)
 t = Asinh().fit(ds, range(8))
 loader = FrameLoader(ds, t, batch_size=4, prefetch=2)
@@ -373,7 +374,7 @@ EXIT = """
 import numpy as np
 from xrddiff.frames.frames import make_frames
 from xrddiff.loading.loader import FrameLoader
-from xrddiff.frames.transforms import Linear
+from xrddiff.transforms.values import Linear
 loader = FrameLoader(make_frames(np.ones((50, 8, 8), np.uint16)), Linear(standardise=False), batch_size=2, prefetch=5)
 batches = [loader.batches(), loader.batches(1)]
 for b in batches:

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from xrddiff.errors import BadInput
-from xrddiff.frames.pipelines import make_transform
-from xrddiff.frames.transforms import Asinh
 from xrddiff.losses import (
     VAEObjective,
     annealed,
@@ -20,6 +18,8 @@ from xrddiff.losses import (
 )
 from xrddiff.models.autoencoder import make_autoencoder
 from xrddiff.registry import Names, get
+from xrddiff.transforms.pipelines import make_transform
+from xrddiff.transforms.values import Asinh
 
 torch.set_num_threads(1)
 

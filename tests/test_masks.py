@@ -23,12 +23,12 @@ from xrddiff.frames.automask import Automask, mask_function, masking_of, with_au
 from xrddiff.frames.frames import make_frames
 from xrddiff.frames.masks import RULES, chosen_rules
 from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.frames.transforms import Linear
 from xrddiff.loading.catalog import convert
 from xrddiff.loading.datasets import open_words
 from xrddiff.loading.loader import FrameLoader
 from xrddiff.simulation.experiments import find_experiment
 from xrddiff.simulation.simulate import simulate
+from xrddiff.transforms.values import Linear
 from xrddiff.views.inspection import inspect_file
 
 SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"

@@ -10,6 +10,7 @@ import time
 from io import StringIO
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
@@ -48,6 +49,8 @@ def outputs(path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_outputs(tmp_path, engine):
+    outer = plt.figure()  # of whoever executes the notebook: no output of it, and open afterwards
+    before = plt.get_fignums()
     source = write_notebook(
         tmp_path / "toy.ipynb",
         "n = 1\nname = 'a'\nwords = []",
@@ -79,6 +82,8 @@ def test_outputs(tmp_path, engine):
         "'__main__'",
     ]
     assert found == wanted
+    assert plt.get_fignums() == before
+    plt.close(outer)
     cells = nbformat.read(target, 4).cells
     assert [c.execution_count for c in cells if c.cell_type == "code"] == list(range(1, 11))
     assert [c.metadata.tags for c in cells if c.metadata.get("tags")] == [["parameters"], ["injected-parameters"]]
@@ -155,6 +160,8 @@ def test_the_kernel_is_not_on_the_network(tmp_path):
 
 
 def test_in_process_leaves_no_trace(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "home" / ".ipython"))
     source = write_notebook(
@@ -168,15 +175,14 @@ def test_in_process_leaves_no_trace(tmp_path, monkeypatch):
         list(sys.path),
         signal.getsignal(signal.SIGUSR2),
     )
+    figures = plt.get_fignums()  # those that other tests left open
     for _ in range(2):
         run_notebook(source, tmp_path / "b.ipynb", terminal=False)
     assert before == (
         sys.stdout, sys.stderr, sys.displayhook, sys.modules["__main__"], list(sys.path), signal.getsignal(signal.SIGUSR2)
     )  # fmt: skip
     assert not (tmp_path / "home").exists()
-    import matplotlib.pyplot as plt
-
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == figures
 
 
 # ---------------------------------------------------------------- parameters and files

@@ -10,8 +10,8 @@ from xrddiff.diffusion.denoisers import Denoiser, like
 from xrddiff.diffusion.objectives import DenoisingObjective, loss_weight, training_pair
 from xrddiff.diffusion.schedules import DiscreteUniform, FlowTime, alphas_bar, make_noise, sigmas_of
 from xrddiff.seeds import keyed_normal, numpy_rng
+from xrddiff.telemetry.health import Diverged
 from xrddiff.training.checkpoints import latest_checkpoint
-from xrddiff.training.health import Diverged
 from xrddiff.training.posthoc import PowerEMA, reconstruct, save_snapshot
 from xrddiff.training.trainer import Trainer
 

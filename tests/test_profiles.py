@@ -12,6 +12,7 @@ from conftest import Lab
 
 from xrddiff.errors import BadInput
 from xrddiff.slurm.profiles import Profile, list_profiles, load_profile, shell_text, slurm_folder
+from xrddiff.slurm.scripts import site_lines
 
 HOSTILE = [
     "a b",
@@ -42,7 +43,9 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
 def test_every_file_is_a_profile_of_its_name():
     files = {path.stem for path in (slurm_folder() / "profiles").iterdir()}
     assert files == {p.name for p in list_profiles()}
-    assert files == set("debug small medium large production frontier perlmutter s3df midway3 bigbatch".split())
+    assert files == set(
+        "debug small medium large production frontier perlmutter s3df midway3 bigbatch infiniband ethernet".split()
+    )
     assert all(p == load_profile(p.name) and p.description for p in list_profiles())
 
 
@@ -62,6 +65,39 @@ def test_midway3_asks_for_what_its_site_gives():
     p = load_profile("midway3")
     assert (p.ranks, p.gpus_per_node, p.cpus_per_node, p.time_seconds) == (4, 4, 32, 8 * 3600)
     assert p.cpus_per_node * int(p.memory_per_cpu.removesuffix("M")) == 200 * 1024
+
+
+def test_gpu_profiles_compute_in_bf16_and_track_offline():
+    for p in list_profiles():
+        wanted = dict(ACCELERATE_MIXED_PRECISION="bf16", WANDB_MODE="offline", WANDB_DIR="{home}/wandb_offline_logs")
+        assert (wanted.items() <= p.variables.items()) == (p.platform != "cpu")
+
+
+def test_networks_have_their_settings():
+    fast, slow = load_profile("infiniband"), load_profile("ethernet")
+    assert dict(NCCL_IB_DISABLE="0", NCCL_NET_GDR_LEVEL="5", NCCL_SOCKET_IFNAME="ib0").items() <= fast.variables.items()
+    assert dict(NCCL_SOCKET_IFNAME="eth0", NCCL_SOCKET_NTHREADS="8").items() <= slow.variables.items()
+    lines = site_lines(replace(fast, env_vars={"NCCL_SOCKET_IFNAME": "ib1"}))
+    assert "export NCCL_IB_DISABLE=0" in lines and "export NCCL_SOCKET_IFNAME=ib1" in lines
+    with pytest.raises(BadInput, match="network: found 'wifi'; expected one of infiniband, ethernet"):
+        replace(fast, network="wifi")
+
+
+def test_a_conda_environment_runs_the_job(tmp_path):
+    """With a conda that says what it is asked, the job's Python is that of the environment."""
+    (tmp_path / "conda").write_text(
+        '#!/bin/bash\n[ "$1" = shell.bash ] && echo \'conda() { echo "conda $*"; export CONDA_PREFIX=/envs/$2; }\'\n'
+    )
+    (tmp_path / "conda").chmod(0o755)
+    lines = site_lines(Profile("x", conda="my-env", modules_to_load=["anaconda3"]))
+    assert lines.index("module load anaconda3") < lines.index("conda activate my-env || exit")
+    script = "\n".join(["module() { :; }", "PYTHON=/usr/bin/python", *lines, 'echo "$PYTHON"'])
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = subprocess.run(["bash"], input=script, env=env, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["conda activate my-env", "/envs/my-env/bin/python"]
+    for wrong in ("a b", "a;b", "$(id)", "-p"):
+        with pytest.raises(BadInput, match="conda: found"):
+            Profile("x", conda=wrong)
 
 
 def test_ones_own_file_may_be_anywhere(tmp_path, monkeypatch):

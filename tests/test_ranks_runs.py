@@ -35,10 +35,10 @@ def preload():
     import pandas  # noqa: F401
 
     import xrddiff.execution.phases  # noqa: F401
-    import xrddiff.inference.generators
+    import xrddiff.inference.sample_jobs
     import xrddiff.metrics.judgement
     import xrddiff.metrics.reconstruction
-    import xrddiff.training.setup
+    import xrddiff.recipes.setup
     import xrddiff.training.trainer
     import xrddiff.views.judgement  # noqa: F401
     import xrddiff.views.report  # noqa: F401

@@ -60,7 +60,7 @@ WORDS = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center="[64,64]
         ("shots.h5", ["data.crop=[200,200]"], "at most the frame's 128 x 128"),
         ("shots.h5", ["data.avg_pooling=true", "data.pool=7"], "do not divide"),
         ("shots.h5", ["data.train_ratio=1"], "train_ratio"),
-        ("shots.h5", ["data.limit=2"], "frame is left to train on"),
+        ("shots.h5", ["data.limit=1"], "expected at least 2 frames, one to train on and one to hold out"),
         ("shots.h5", ["data.dataset=/nowhere"], "/nowhere"),
         ("shots.h5", ["model=ddpm", "model.condition=[colour]"], "colour"),
         (

@@ -18,10 +18,10 @@ from xrddiff.diffusion.objectives import loss_weight
 from xrddiff.diffusion.schedules import LogNormal, alphas_bar
 from xrddiff.errors import BadInput
 from xrddiff.inference.building import build_objective
-from xrddiff.inference.generators import make_sampler, training_noise
+from xrddiff.inference.samplers import make_sampler, training_noise
 from xrddiff.models.codebook import VectorQuantizer
+from xrddiff.recipes.autoencoders import build_autoencoder
 from xrddiff.registry import KINDS, Range, entries, forget, get, register, registering_as
-from xrddiff.training.autoencoders import build_autoencoder
 
 
 def test_the_index_is_what_the_modules_register():

@@ -65,7 +65,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 
 def test_the_run_folder_is_complete(finished):
     run, done = finished
-    for name in ("notebook.ipynb", "config.yaml", "environment.json", "report.md", "report.html", "log.txt", "metrics/training_metrics.csv",
+    for name in ("notebook.ipynb", "config.yaml", "environment.json", "README.md", "report.md", "report.html", "log.txt", "metrics/training_metrics.csv",
                  "metrics/training_metrics.json", "metrics/held_out.json", "samples/reconstruction.zarr"):  # fmt: skip
         assert (run / name).exists(), name
     assert list((run / "plots").glob("*.png")) and list((run / "checkpoints").glob("step-*"))
@@ -93,7 +93,12 @@ def test_the_report_needs_no_network_and_shows_its_pictures(finished, tmp_path):
         page.goto((finished[0] / "report.html").as_uri())
         assert page.locator("h2").count() >= 6
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        for width, scheme in ((1100, "light"), (390, "dark")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 27, 34)"
+        assert page.evaluate("document.querySelectorAll('[src^=http], [srcset^=http], link').length") == 0
         assert [u for u in page.requested if not u.startswith(("file:", "data:"))] == []
         if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/report.png", full_page=True)

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from axe import faults
 from safetensors.numpy import load_file
 
 from xrddiff.cli.main import main
@@ -430,6 +431,9 @@ def test_an_array_is_a_sweep(cluster, alone):
     cluster.ends(alone.pair)
     assert_same(job.runs[0], alone.pair.run, 1e-5)
     assert read_progress(job.runs[0]).finished and read_progress(job.runs[0]).step == STEPS
+    cluster.ends(SimpleNamespace(id=f"{job.id}_1", log=job.log))
+    pages = [p.relative_to(cluster.folder) for p in cluster.folder.rglob("compare.html")]
+    assert pages == [Path("output/comparisons") / str(job.id) / "compare.html"]  # by the task that ended last
 
 
 def test_a_task_of_an_array_is_cancelled_and_resumed(cluster, alone):
@@ -453,6 +457,52 @@ def test_a_task_of_an_array_is_cancelled_and_resumed(cluster, alone):
     cluster.ends(SimpleNamespace(id=f"{alone.array.id}_0"))
     assert_same(job.runs[0], alone.array.runs[0])
     assert_as_text(cluster, job.runs[0])
+
+
+def test_jobs_in_a_notebook(cluster, notebooks):
+    """In JupyterLab: a job is seen with its log, cancelled after a question, sent again, and its training is shown."""
+    job = cluster.submit("--nodes", "1", "run_name=seen")
+    cluster.checkpoint(job)
+    cluster.signal(job, signal.SIGSTOP, [0])  # it must not be over before it is cancelled
+    env = {name: os.environ[name] for name in (*cluster.lab.env, "XRDDIFF_STATE")}
+    page = notebooks.open([f"import os\nos.environ.update({env!r})\nimport xrddiff as xd\nw = xd.jobs()\nw"])
+    w = page.locator(".xrddiff[aria-label='job monitor']")
+    row, said = w.locator("tr", has=page.get_by_label(f"job {job.id}", exact=True)), w.get_by_role("status")
+    assert "running" in row.inner_text().lower() and w.get_by_text("Cancel…").is_disabled()
+    page.get_by_label(f"job {job.id}", exact=True).focus()
+    page.keyboard.press("Space")
+    w.get_by_role("log").get_by_text("== Training").wait_for()
+    with open(job.log, "a") as log:
+        log.write("a line that came later\n")
+    w.get_by_role("log").get_by_text("a line that came later").wait_for()
+
+    w.get_by_text("Cancel…").click()
+    w.get_by_role("alertdialog").get_by_text("its last checkpoint is lost").wait_for()
+    assert page.evaluate("document.activeElement.textContent") == "Keep it"
+    assert faults(page, ".xrddiff") == []
+    page.keyboard.press("Escape")
+    w.get_by_role("alertdialog").wait_for(state="hidden")
+    assert cluster.lab.job(job.id)["JobState"] == "RUNNING"
+    w.get_by_text("Cancel…").click()
+    w.get_by_role("alertdialog").wait_for()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    said.get_by_text(f"cancelled job {job.id}").wait_for()
+    cluster.ends(job, "CANCELLED")
+    row.get_by_text("CANCELLED").wait_for()
+
+    w.get_by_role("button", name="Resume").click()
+    said.get_by_text("submitted job").wait_for()
+    again = submissions()[-1]
+    assert again.resumes == job.id and again.run_dir() == str(job.run)
+    w.get_by_label(f"job {again.id}", exact=True).check()
+    w.get_by_role("button", name="Show its training").click()
+    training = page.locator(".xrddiff[aria-label='training monitor']")
+    training.locator("img[alt^='Loss, log']").first.wait_for(timeout=200_000)
+    assert training.locator(".xrddiff-badge").inner_text() in ("running", "finished")
+    notebooks.hide_folders(cluster.folder)
+    notebooks.picture("jobs", page.locator(".xrddiff").first)
+    assert notebooks.strangers() == []
 
 
 def test_the_script_runs_here(cluster, alone):

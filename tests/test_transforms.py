@@ -12,11 +12,11 @@ from xrddiff.frames.frames import frame_mask, frame_peaks, make_frames, peaks_ta
 from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map, with_q
 from xrddiff.frames.noise import background_sigma
 from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.frames.pipelines import Pipeline, make_transform, transform_from_state
 from xrddiff.frames.rows import is_lazy
-from xrddiff.frames.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
-from xrddiff.frames.topk import TopK
-from xrddiff.frames.transforms import TRANSFORMS, Anscombe, Asinh, Linear, Log1p, MinMaxPerImage, Sqrt
+from xrddiff.transforms.pipelines import Pipeline, make_transform, transform_from_state
+from xrddiff.transforms.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
+from xrddiff.transforms.topk import TopK
+from xrddiff.transforms.values import TRANSFORMS, Anscombe, Asinh, Linear, Log1p, MinMaxPerImage, Sqrt
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4)
 RANGE = np.unique(

@@ -8,7 +8,6 @@ import typing
 import numpy as np
 import pytest
 
-from xrddiff import words
 from xrddiff.config import compose_config, note_unused
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import open_run
@@ -17,11 +16,12 @@ from xrddiff.formats.store import read_store
 from xrddiff.inference.building import build_generative, open_space
 from xrddiff.inference.evaluation import CodecEvaluation
 from xrddiff.loading.datasets import prepare_words
-from xrddiff.training.autoencoders import autoencoder_objective, build_autoencoder, frames_of_autoencoder, measure_run
+from xrddiff.recipes.autoencoders import autoencoder_objective, build_autoencoder, frames_of_autoencoder, measure_run
+from xrddiff.recipes.setup import run_accelerator, run_loaders, run_trainer
 from xrddiff.training.checkpoints import load_checkpoint
-from xrddiff.training.setup import run_accelerator, run_loaders, run_trainer
 from xrddiff.used_words import trained_parts, unused_words, used_settings
-from xrddiff.words import vocabulary
+from xrddiff.words import data, inference, model, training
+from xrddiff.words.vocabulary import Config, vocabulary
 
 SMALL = [
     "data=sim128", "data.limit=10", "data.crop=[32,32]", "training.max_steps=2", "threads=1",
@@ -35,8 +35,8 @@ MODELS = {
     "latent_diff": ["model=latent_diff", "model.autoencoder=vq", "model.parameterisation=v", "inference.schedule=vp"],
 }
 SECTIONS = {
-    words.Model: "model.", words.DiffusionKwargs: "model.diffusion_kwargs.", words.Size: "size.", words.Data: "data.",
-    words.Training: "training.", words.DDP: "training.ddp.", words.Inference: "inference.",
+    model.Model: "model.", model.DiffusionKwargs: "model.diffusion_kwargs.", model.Size: "size.", data.Data: "data.",
+    training.Training: "training.", training.DDP: "training.ddp.", inference.Inference: "inference.",
 }  # fmt: skip
 
 
@@ -79,14 +79,14 @@ OF_PROCESSES = {
 # functions of the modules below whose reading counts, since a run acts on what they return
 ASKED = {"data_name", "check_frames", "model_parts", "noise_name", "chosen_options"}
 CHECKS = {f"xrddiff.{name}" for name in ("config", "contradictions", "overrides", "saved_config", "used_words")}
-PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.words", "omegaconf._utils"}
+PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.words.vocabulary", "omegaconf._utils"}
 
 
 def counts(frame):
     """Is this frame, or what it works for, the code of a run, rather than one that composes, checks or saves every word?"""
     while frame is not None:
         module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-        if function == "asdict" and type(frame.f_locals["obj"]) is words.Config:
+        if function == "asdict" and type(frame.f_locals["obj"]) is Config:
             return False
         if function in ASKED or module not in PASSED:
             return function in ASKED or function not in ("_same_run", "_keep_followers")

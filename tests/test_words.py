@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from xrddiff import words
 from xrddiff.diffusion import schedules
 from xrddiff.errors import BadInput
 from xrddiff.models import autoencoder, autoregressive, transformer, unet
 from xrddiff.registry import options
+from xrddiff.words import model as words
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_words_of_a_sampler_reach_it(overrides, samplers_word):
     """Each word is one of the sampler's and changes what comes out; where it has no effect, it is refused."""
     from xrddiff.config import compose_config
     from xrddiff.diffusion.analytic import GaussianMixture
-    from xrddiff.inference.generators import make_sampler
+    from xrddiff.inference.samplers import make_sampler
 
     (name, value), *_ = samplers_word.items()
     base = ["model=ddpm", *overrides[:-1]]
@@ -54,7 +54,7 @@ def test_words_of_a_sampler_reach_it(overrides, samplers_word):
 
 def test_logit_normal_training_times():
     from xrddiff.config import compose_config
-    from xrddiff.inference.generators import training_noise
+    from xrddiff.inference.samplers import training_noise
 
     flow = ["model=ddpm", "model.parameterisation=flow"]
     uniform, normal = (training_noise(compose_config(w)) for w in (flow, [*flow, "model.logit_std=0.5"]))
@@ -67,7 +67,7 @@ def test_logit_normal_training_times():
 def test_words_of_training_noise():
     """Its distribution may be chosen apart from what the network predicts, and the flow's has a shift and a mean."""
     from xrddiff.config import compose_config
-    from xrddiff.inference.generators import training_noise
+    from xrddiff.inference.samplers import training_noise
 
     def levels(*given):
         return training_noise(compose_config(["model=ddpm", *given])).sample(0, 1, range(2000)).log()

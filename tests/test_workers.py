@@ -265,10 +265,18 @@ def test_worker_jobs_that_cannot_work_end_the_command(run, lab: Lab, on_lab, tmp
     assert not worker_jobs(lab, "PENDING,RUNNING")
 
 
-@pytest.mark.parametrize("text", ["local", "local:", "local:0", "local:-1", "local:2x", "lokal:2", "slurm:", "2", ""])
+@pytest.mark.parametrize(
+    "text", ["local", "local:", "local:0", "local:-1", "local:2x", "lokal:2", "slurm:", "0", "-2", "2.0", "two", ""]
+)
 def test_malformed_workers_are_refused(text):
-    with pytest.raises(BadInput, match="expected local:N, N processes on this machine, or slurm:PROFILE"):
+    with pytest.raises(
+        BadInput, match="expected local:N, N processes on this machine, as in `--workers local:2`, or slurm:PROFILE"
+    ):
         parse_workers(text)
+
+
+def test_a_bare_number_is_so_many_processes_here():
+    assert parse_workers("2") == parse_workers(2) == parse_workers("local:2") == Workers(2)
 
 
 def test_a_profile_that_is_not_there_is_refused_before_anything_is_made(run):

@@ -14,10 +14,11 @@ from typing import Any
 
 from .errors import BadInput, nearest
 from .files import is_path
-from .registry import check_options, entries
+from .registry import check_options, entries, find
 from .saved_config import load_config, need_run
 from .used_words import ModelParts, given_parts, model_parts, noise_name, used_maps
-from .words import Config, Data, get_word, value_problem, vocabulary
+from .words.data import Data
+from .words.vocabulary import Config, get_word, value_problem, vocabulary
 
 # %% ../nbs/contradictions.ipynb #95d51b32
 def _told_ranks() -> int:
@@ -292,26 +293,51 @@ def _callbacks(cfg: Config, ranks: int) -> str | None:
     names = cfg.training.augmentations
     if twice := next((name for name in names if names.count(name) > 1), None):
         return f"training.augmentations: {twice} is named twice; expected it once"
-    return _named_options(cfg, "callback") or _named_options(cfg, "augmentation")
+    lists = (
+        ("training", "callback"),
+        ("training", "tracker"),
+        ("training", "augmentation"),
+        ("model", "condition_map"),
+    )
+    return next(filter(None, (_named_options(cfg, *one) for one in lists)), None)
 
 
-_EXAMPLES = {"callback": "every: 10", "augmentation": "share: 0.5"}
+_EXAMPLES = {
+    "callback": "every: 10",
+    "tracker": "mode: online",
+    "augmentation": "share: 0.5",
+    "condition_map": "wider: 1.5",
+}
 
 
-def _named_options(cfg: Config, kind: str) -> str | None:
-    """What is wrong with the options of the things that a word of training lists."""
-    names, word = getattr(cfg.training, f"{kind}s"), f"training.{kind}_options"
-    options = getattr(cfg.training, f"{kind}_options")
+def _named_options(cfg: Config, section: str, kind: str) -> str | None:
+    """What is wrong with the options of the things that a word of this section lists."""
+    names, word = getattr(getattr(cfg, section), f"{kind}s"), f"{section}.{kind}_options"
+    options = getattr(getattr(cfg, section), f"{kind}_options")
     for name, given in options.items():
         if name not in names:
-            return f"{word}: {name} is none of training.{kind}s, {list(names)}; add it there, or leave its options out"
+            return f"{word}: {name} is none of {section}.{kind}s, {list(names)}; add it there, or leave its options out"
         if not isinstance(given, dict):
             return f"{word}.{name}: found {given!r}, expected its options, as in {{{_EXAMPLES[kind]}}}"
     try:
-        for name in names:
+        for name in (n for n in names if n in entries(kind)):  # others are refused already
             check_options(kind, name, options.get(name, {}), f"{word}.{name}")
     except BadInput as error:
         return str(error)
+    return None
+
+# %% ../nbs/contradictions.ipynb #60c411f0
+@_check
+def _health(cfg: Config, ranks: int) -> str | None:
+    for name, given in cfg.training.health_options.items():
+        word = f"training.health_options.{name}"
+        if not isinstance(given, dict):
+            return f"{word}: found {given!r}, expected its thresholds, as in {{share: 0.5}}"
+        try:
+            find("health_rule", name)
+            check_options("health_rule", name, given, word)
+        except BadInput as error:
+            return str(error)
     return None
 
 # %% ../nbs/contradictions.ipynb #594eb292

@@ -21,7 +21,7 @@ from .registry import Range, check_options, find, get, register
 # %% auto #0
 __all__ = ['pixel_count', 'pixel_mean', 'mse', 'l1', 'iwmse', 'positive_rate', 'poisson_nll', 'poisson_gaussian_nll',
            'negative_binomial_nll', 'kl_divergence', 'annealed', 'Invertible', 'ReconstructionObjective',
-           'VAEObjective', 'VQObjective']
+           'latent_parts', 'VAEObjective', 'VQObjective']
 
 # %% ../nbs/losses.ipynb #921af331
 def pixel_count(like: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -268,10 +268,17 @@ class ReconstructionObjective(nn.Module):
                 prediction, target = prediction / self.gain, (target / self.gain).clamp_min(0)
         return self.loss(prediction, target, mask, **self.given, **self.options)
 
+# %% ../nbs/losses.ipynb #d942efb4
+@torch.no_grad()
+def latent_parts(z: Tensor) -> dict[str, Tensor]:
+    """{"latent_mean", "latent_std"} of latents `z` (B, C, h, w), each (B,) float32: for the table, not for the loss."""
+    std, mean = torch.std_mean(z.detach().float().flatten(1), 1, correction=0)
+    return {"latent_mean": mean, "latent_std": std}
+
 # %% ../nbs/losses.ipynb #510379cb
 class VAEObjective(ReconstructionObjective):
-    """(batch, step) -> {"loss", "reconstruction", "kl", "kl_weight"}, each (B,) float32, for a
-    model like `AutoencoderKL`.
+    """(batch, step) -> {"loss", "reconstruction", "kl", "kl_weight", "latent_mean", "latent_std"},
+    each (B,) float32, for a model like `AutoencoderKL`.
 
     loss = beta_recons · R + β(step) · KL/n.
     batch: x (B, C, H, W) network values, mask (B, 1, H, W) bool, index (B,) frame numbers.
@@ -318,12 +325,13 @@ class VAEObjective(ReconstructionObjective):
             "reconstruction": r,
             "kl": kl,
             "kl_weight": torch.full_like(kl, beta),
+            **latent_parts(mean),
         }
 
 # %% ../nbs/losses.ipynb #bce22e90
 class VQObjective(ReconstructionObjective):
-    """(batch, step) -> {"loss", "reconstruction", "commitment", "usage", "perplexity"}, each (B,)
-    float32, for a model like `AutoencoderVQ`.
+    """(batch, step) -> {"loss", "reconstruction", "commitment", "usage", "perplexity", "latent_mean",
+    "latent_std"}, each (B,) float32, for a model like `AutoencoderVQ`.
 
     loss = beta_recons · R + commitment · ⟨(z − q)²⟩. `batch` as for `VAEObjective`. "usage" (share
     of the codes in use) and "perplexity" are those of the running averages, the same for all
@@ -355,6 +363,7 @@ class VQObjective(ReconstructionObjective):
             "commitment": commitment,
             "usage": quantizer.usage.expand(len(r)),
             "perplexity": quantizer.perplexity.expand(len(r)),
+            **latent_parts(z),
         }
 
     def _keep(self, index: Tensor, step: int, z: Tensor, codes: Tensor, seen: Tensor | None) -> None:

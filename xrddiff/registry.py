@@ -69,9 +69,14 @@ KINDS: dict[str, Kind] = {
     "distance": Kind("how far samples are from real frames"),
     "mask_rule": Kind("rule of automatic masking", given=("x", "values", "stats")),
     "callback": Kind("what looks on while a model trains"),
+    "tracker": Kind("where the numbers of a training are shown", given=("run",)),
+    "health_rule": Kind("what can be wrong with a training, and what to try", given=("e",)),
     "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
     "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
+    "chart": Kind("what is drawn of a training, epoch by epoch", given=("history", "ax")),
     "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
+    "search": Kind("how a sweep chooses settings", given=("plan", "seed")),
+    "pruner": Kind("which trials of a sweep end early for their loss"),
 }
 
 # %% ../nbs/registry.ipynb #825f7fe5

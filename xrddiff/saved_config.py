@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .errors import BadInput, nearest
 from .files import is_path
-from .words import Config, vocabulary
+from .words.vocabulary import Config, vocabulary
 
 # %% ../nbs/saved_config.ipynb #66924c94
 def to_yaml(cfg: Config) -> str:

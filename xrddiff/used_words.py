@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .registry import Names, entries
-from .words import ANY, AUTOENCODERS, Config, Word, get_word, vocabulary
+from .words.fields import ANY
+from .words.model import AUTOENCODERS
+from .words.vocabulary import Config, Word, get_word, vocabulary
 
 # %% ../nbs/used_words.ipynb #747bb4d6
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ def model_parts(cfg: Config) -> ModelParts:
     return ModelParts(m.autoencoder if latent else None, denoiser)
 
 
-def used_maps(cfg: Config) -> list[str]:
-    """The condition maps that the run's denoiser takes; none for other models."""
-    return list(cfg.model.condition_maps) if model_parts(cfg).denoiser else []
+def used_maps(cfg: Config) -> dict[str, dict[str, Any]]:
+    """The condition maps that the run's denoiser takes, with their options; none for other models."""
+    options, names = cfg.model.condition_map_options, cfg.model.condition_maps
+    return {name: options.get(name, {}) for name in names} if model_parts(cfg).denoiser else {}
 
 
 def show_crystals(maps: Iterable[str]) -> bool:

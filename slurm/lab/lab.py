@@ -199,12 +199,27 @@ def can_name_hosts() -> bool:
 # --- the machine's names ---------------------------------------------------------------------------------------------
 
 
+_alone = False  # does this process hold the lock?
+
+
 @contextlib.contextmanager
 def alone():
-    """One lab at a time looks for ports or edits the machine's host names."""
+    """One lab at a time looks for ports or edits the machine's host names.
+
+    A signal may end `up` just when it has the lock, before its block has begun: then nothing gives the lock back, and
+    `down`, which cleans up, must not wait for it.
+    """
+    global _alone
+    if _alone:
+        yield
+        return
     with open(LOCK, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        _alone = True
+        try:
+            yield
+        finally:
+            _alone = False
 
 
 def set_hosts(folder: Path, addresses: dict[str, str]) -> None:

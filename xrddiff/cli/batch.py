@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, XrddiffError
+from ..errors import BadInput
 
 if TYPE_CHECKING:
     from xrddiff.slurm.profiles import Profile
@@ -39,11 +39,15 @@ def submit(args: argparse.Namespace) -> int:
     profile, words = _profile(args), list(args.overrides)
     shown, array = args.dry_run or args.output or args.local, None
     if args.script:
-        if args.array:
-            raise BadInput("--array makes a task of each run of a sweep; expected words of a run, not --script")
+        if args.array or args.multirun:
+            raise BadInput(
+                f"{'--array' if args.array else '--multirun'} makes a task of each run of a sweep; expected words of a run, not --script"
+            )
         job, logs = plan_script(args.script, words, args.name, reserve=not shown)
     else:
-        sweep = expand_multirun(words) if args.array else [words]
+        if args.array and args.multirun:
+            raise BadInput("--array gives each run a job, --multirun all of them one; expected one of the two")
+        sweep = expand_multirun(words) if args.array or args.multirun else [words]
         job, logs = plan_runs(sweep, profile.ranks, args.name, reserve=not shown)
         array = f"0-{len(sweep) - 1}" if args.array else None
     if (args.dry_run or args.output) and not logs.is_dir():
@@ -58,12 +62,9 @@ def submit(args: argparse.Namespace) -> int:
 # %% ../../nbs/cli/batch.ipynb #78a9c8d5
 def resume(args: argparse.Namespace) -> int:
     """Submit an unfinished job or run again; it continues from its last checkpoint."""
-    from xrddiff.slurm.known_jobs import find_job
-    from xrddiff.slurm.submission import plan_resume
+    from xrddiff.slurm.submission import plan_resume, resumable
 
-    target = find_job(args.target)
-    if target.submission is None and target.run_dir is None:
-        raise BadInput(f"job {target.id} is in no ledger here; expected the folder of its run, and --profile")
+    target = resumable(args.target)
     profile = _profile(args, target.submission.profile if target.submission else None)
     return _print_or_submit(plan_resume(target, profile, args.overrides, args.name), args)
 
@@ -76,26 +77,12 @@ def _profile(args: argparse.Namespace, former: dict[str, Any] | None = None) -> 
 
 def _print_or_submit(plan: Plan, args: argparse.Namespace) -> int:
     """Print, save or submit the script of a plan; a submission is recorded in the ledger."""
-    from xrddiff.slurm.ledger import record_submission
-    from xrddiff.slurm.submission import submit_plan
+    from xrddiff.slurm.submission import send_plan, sent_lines
 
     if args.dry_run or args.output:
         write_or_print(plan.cluster_script(), args.output)
         return 0
-    submission = submit_plan(plan)
-    number, profile, array = submission.id, plan.profile, plan.array
-    tasks = "" if array is None else f"{len(submission.tasks)} tasks of "
-    print(
-        f"submitted job {number}: {plan.job.name!r} on profile {profile.name}, {tasks}{profile.nodes} × {profile.tasks_per_node} ranks"
-    )
-    for i, folder in enumerate(plan.job.run_dirs):
-        if array is None or i in submission.tasks:
-            print(f"run: {folder}" if array is None else f"run {number}_{i}: {folder}")
-    print(f"log: {submission.log_file()}" if array is None else f"logs: {plan.logs}")
-    try:
-        record_submission(submission)
-    except XrddiffError as error:  # the job runs anyway
-        print(f"xrddiff: note: {error}", file=sys.stderr)
+    print("\n".join(sent_lines(plan, send_plan(plan))))
     return 0
 
 
@@ -109,7 +96,12 @@ def _run_here(plan: Plan, args: argparse.Namespace) -> int:
         return 0
     print(f"{ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)} on this machine", flush=True)
     code, folder = run_here(script), str(plan.job.folder())
-    if code in (REQUEUE, INTERRUPTED) and plan.job.kind == "run" and Path(folder, "config.yaml").is_file():
+    if (
+        code in (REQUEUE, INTERRUPTED)
+        and plan.job.kind == "run"
+        and plan.job.tasks == 1
+        and Path(folder, "config.yaml").is_file()
+    ):
         word = "resume=" + (folder if re.fullmatch(r"[\w./-]+", folder, re.ASCII) else quoted(folder))
         print(f"xrddiff: stopped before its end; to go on: the same command with {shlex.quote(word)}", file=sys.stderr)
     return code
@@ -161,15 +153,9 @@ def logs(args: argparse.Namespace) -> int:
 # %% ../../nbs/cli/batch.ipynb #308654a1
 def cancel(args: argparse.Namespace) -> int:
     """Cancel jobs, given by number or by run folder."""
-    from xrddiff.slurm.ledger import find_target, submissions
-    from xrddiff.slurm.commands import cancel_jobs, cluster_name
+    from xrddiff.slurm.known_jobs import cancel_targets
 
-    known = submissions(cluster_name())
-    targets = [find_target(text, known) for text in args.targets]
-    if stray := next((t for t in targets if t.slurm_id is None), None):
-        raise BadInput(f"{stray} belongs to no job that was submitted here; expected the number of a job")
-    cancel_jobs(*(t.slurm_id for t in targets))
-    print("cancelled " + ", ".join(map(str, targets)))
+    print("cancelled " + ", ".join(map(str, cancel_targets(args.targets))))
     return 0
 
 # %% ../../nbs/cli/batch.ipynb #1c507b80
@@ -242,6 +228,7 @@ def add_commands(commands: Any) -> None:
     _script_arguments(p)
     p.add_argument("--local", action="store_true", help="run the script on this machine, its ranks as processes")
     p.add_argument("--array", action="store_true", help="a task for every combination of word=a,b and word=range(1,4)")
+    p.add_argument("-m", "--multirun", action="store_true", help="every combination in one job, one after another")
     p.add_argument(
         "--script",
         metavar="FILE",

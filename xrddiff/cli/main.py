@@ -18,14 +18,19 @@ from .. import __version__
 from .batch import add_commands
 from .cluster_tools import add_tools
 from .data import add_data, console, short_number
+from .lab import add_lab
 from .listing import add_list
+from .report import add_report
+from .settings import add_settings
+from .watching import add_watch, beside, is_terminal
+from .studies import add_studies
 from ..errors import BadInput, XrddiffError, nearest
 
 # %% ../../nbs/cli/main.ipynb #b41b8e9a
 def run(args: argparse.Namespace) -> int:
     """Compose the configuration, execute the run notebook and show the results.
 
-    With `--multirun`, one run after another.
+    With `--multirun`, one run after another, and a page that compares them.
     """
     from xrddiff.config import compose_config, note_unused
     from xrddiff.overrides import expand_multirun
@@ -40,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("---\n".join(to_yaml(cfg) for _, cfg in composed), end="")
         return 0
-    failed = []
+    failed, done = [], []
     for i, (overrides, cfg) in enumerate(composed):
         if len(composed) > 1:
             print(f"\n=== run {i + 1} of {len(composed)}: {' '.join(overrides)}", flush=True)
         try:
-            if code := _run_one(overrides, cfg):
+            if code := _run_one(overrides, cfg, done, plain=args.plain or not is_terminal()):
                 return code  # stopped by a signal: the runs that follow are not started
         except XrddiffError as error:
             if len(composed) == 1:
@@ -54,8 +59,22 @@ def run(args: argparse.Namespace) -> int:
             _complain(error)
     if failed:
         print(f"xrddiff: {len(failed)} of {len(composed)} runs failed", file=sys.stderr)
-        return max(_exit_code(error) for error in failed)
-    return 0
+    if len(done) > 1:
+        _compare(done, Path(composed[0][1].output_dir))
+    return max((_exit_code(error) for error in failed), default=0)
+
+
+def _compare(runs: Sequence[Path], output: Path) -> None:
+    """The page that a multirun ends with; a comparison that fails takes nothing from the runs."""
+    import time
+
+    from xrddiff.studies.comparison import execute_comparison
+
+    folder = output.expanduser() / "comparisons" / time.strftime("%Y-%m-%d/%H-%M-%S")
+    try:
+        print(f"\ncomparison: {execute_comparison(runs, folder)}")
+    except (XrddiffError, OSError) as error:
+        print(f"xrddiff: note: the runs could not be compared: {error}", file=sys.stderr)
 
 
 def _advice(path: Path, error: BaseException) -> str:
@@ -69,8 +88,10 @@ def _advice(path: Path, error: BaseException) -> str:
     return f"the run is kept; go on with it by: xrddiff run resume={path}"
 
 
-def _run_one(overrides: Sequence[str], cfg: Any) -> int:
-    """Execute one run; returns the exit code: 0, or 75 if it was stopped in an orderly way."""
+def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: bool = True) -> int:
+    """Execute one run and add its folder to `done`; returns the exit code: 0, or 75 if it was
+    stopped in an orderly way. plain: False = show the dashboard instead of what cells print.
+    """
     from xrddiff.execution.phases import execute_run
     from xrddiff.execution.run_folder import stopped_by, world_rank
     from xrddiff.slurm.job import REQUEUE
@@ -80,9 +101,11 @@ def _run_one(overrides: Sequence[str], cfg: Any) -> int:
     def on_start(path: Path) -> None:
         started.append(path)
         print(f"run: {path}", flush=True)
+        show(path)
 
     try:
-        path = execute_run(overrides, cfg, on_start=on_start)
+        with beside(not plain and world_rank() == 0) as show:
+            path = execute_run(overrides, cfg, on_start=on_start, terminal=plain)
     except (KeyboardInterrupt, XrddiffError) as error:
         if started:
             print(f"xrddiff: {_advice(started[0], error)}", file=sys.stderr)
@@ -90,6 +113,7 @@ def _run_one(overrides: Sequence[str], cfg: Any) -> int:
     if world_rank() > 0:
         return 0
     show_summary(path)
+    done.append(path)
     return REQUEUE if stopped_by(path) else 0
 
 # %% ../../nbs/cli/main.ipynb #0c1c868a
@@ -129,6 +153,7 @@ def sample(args: argparse.Namespace) -> int:
     """Sample a trained run: `xrddiff sample RUN -n 32 inference=ddim50`; with `--workers local:2`
     or `--workers slurm:small` in several processes.
     """
+    _check_workers(args.workers)
     from xrddiff.execution.phases import execute_sample
 
     words = list(args.words)
@@ -143,6 +168,14 @@ def sample(args: argparse.Namespace) -> int:
     )
     show_summary(folder)
     return 0
+
+
+def _check_workers(who: str | None) -> None:
+    """Refuse wrong workers before anything is opened, or PyTorch loaded."""
+    if who is not None:
+        from xrddiff.execution.workers import parse_workers
+
+        parse_workers(who)
 
 # %% ../../nbs/cli/main.ipynb #c5527bf5
 def inpaint(args: argparse.Namespace) -> int:
@@ -177,6 +210,7 @@ def evaluate(args: argparse.Namespace) -> int:
     `xrddiff evaluate RUN --workers local:2`. Or any frames, by physics and beside a reference:
     `xrddiff evaluate made.cxi --reference real.cxi --cell lysozyme.pdb`.
     """
+    _check_workers(args.workers)
     if args.reference is None and os.path.isfile(os.path.join(os.path.expanduser(args.run), "config.yaml")):
         from xrddiff.execution.phases import execute_evaluate
 
@@ -212,7 +246,7 @@ def words_help() -> str:
     import yaml
 
     from xrddiff.overrides import presets
-    from xrddiff.words import GROUPS, vocabulary
+    from xrddiff.words.vocabulary import GROUPS, vocabulary
 
     lines = ["groups (choose a preset):"]
     lines += [f"  {group + '=':<17}{' | '.join(presets(group))}" for group in GROUPS]
@@ -276,6 +310,9 @@ def build_parser() -> argparse.ArgumentParser:
         "-m", "--multirun", action="store_true", help="run every combination of word=a,b and word=range(1,4)"
     )
     p.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
+    p.add_argument(
+        "--plain", action="store_true", help="on a terminal, show what cells print rather than the dashboard"
+    )
     p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=run, parser=p)
 
@@ -287,7 +324,7 @@ def build_parser() -> argparse.ArgumentParser:
         "words", nargs="*", default=[], metavar="word=value",
         help="inference=ddim50, inference.seed=1, inference.guidance_scale=2, 'inference.condition={hit_class: 1}', …",
     )  # fmt: skip
-    workers = "local:N (processes on this machine) or slurm:PROFILE; this process alone unless given"
+    workers = "N or local:N (processes on this machine), or slurm:PROFILE; this process alone unless given"
     p.add_argument("--workers", metavar="WHO", help=workers)
     p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=sample, parser=p)
@@ -344,10 +381,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=evaluate, parser=p)
 
+    add_report(commands)
     add_data(commands)
     add_list(commands)
+    add_settings(commands)
+    add_watch(commands)
     add_commands(commands)
     add_tools(commands)
+    add_studies(commands)
+    add_lab(commands)
     return parser
 
 # %% ../../nbs/cli/main.ipynb #97cc4c32

@@ -14,20 +14,21 @@ import numpy as np
 
 from ..contradictions import data_name
 from ..errors import BadInput
-from ..frames.frames import evenly_spaced, frame_mask
+from ..frames.frames import frame_mask
+from ..frames.selection import evenly_spaced
 from ..frames.geometry import geometry_of
 from ..frames.labels import LABELS, check_conditions, label_value
-from ..frames.pipelines import make_transform
+from ..transforms.pipelines import make_transform
 from ..indexing.known_lattices import says_crystals
 from ..indexing.rays import as_panels
 from ..loading.catalog import is_cached
 from ..loading.datasets import Prepared, prepare_words
 from ..seeds import numpy_rng
 from ..used_words import model_parts, show_crystals, used_maps
-from ..words import COUNT_LOSSES
+from ..words.training import COUNT_LOSSES
 
 if TYPE_CHECKING:
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% ../../nbs/execution/checks.ipynb #0aef555a
 FEW = 4  # number of frames to read
@@ -49,12 +50,12 @@ def check_run(cfg: "Config") -> None:
     if name is not None and not is_cached(name, cfg.data.limit):
         return
     wanted = [n for n in cfg.model.condition or [] if n not in _SLOW]
-    plain = replace(cfg, model=replace(cfg.model, condition=wanted, condition_maps=[]))
+    plain = replace(cfg, model=replace(cfg.model, condition=wanted, condition_maps=[], condition_map_options={}))
     prepared = prepare_words(plain, make_transform("linear", standardise=False))
     check_conditions(prepared.frames, set(cfg.model.condition or []) - set(wanted))
-    if len(prepared.train) < 2:
+    if len(prepared.train) < 1:
         raise BadInput(
-            f"{len(prepared.train)} frame is left to train on, {len(prepared.held_out)} to hold out; expected at least 2"
+            f"{len(prepared.train)} frames are left to train on, {len(prepared.held_out)} to hold out; expected at least 1"
         )
     maps = used_maps(cfg)
     if cfg.data.reflections is not None:
@@ -62,15 +63,15 @@ def check_run(cfg: "Config") -> None:
 
         read_intensities(cfg.data.reflections)
     if "intensity" in maps:
-        maps.remove("intensity")  # merging takes a while
+        maps.pop("intensity")  # merging takes a while
     if show_crystals(used_maps(cfg)) and not says_crystals(prepared.frames):
         as_panels(geometry_of(prepared.frames))  # so does indexing, which needs it
-        maps = [name for name in maps if not show_crystals([name])]
+        maps = {name: given for name, given in maps.items() if not show_crystals([name])}
     loader = prepared.loader(prepared.train, batch_size=1, cond=wanted, maps=maps, prefetch=0)
     loader.check(evenly_spaced(prepared.train, FEW))
     _check_photons(cfg, prepared)
     if cfg.training.augmentations:
-        from xrddiff.training.setup import run_augmentations
+        from xrddiff.recipes.setup import run_augmentations
 
         augmentations = run_augmentations(cfg, prepared.frames)
         for i in evenly_spaced(prepared.train, FEW):

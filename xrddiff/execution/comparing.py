@@ -70,7 +70,7 @@ def evaluation_folder(frames: str | os.PathLike, folder: str | os.PathLike | Non
 def execute_compare(
     plan: ComparisonPlan, folder: str | os.PathLike, *, workers: str | None = None, terminal: bool = True
 ) -> Path:
-    """Execute the notebook `compare` in `folder`; returns the folder, with `report.html`,
+    """Execute the notebook `evaluate_frames` in `folder`; returns the folder, with `report.html`,
     `metrics/evaluation.json` and `metrics/frames.csv`.
 
     workers: see `parse_workers`. terminal: True = show the output live.
@@ -89,6 +89,6 @@ def execute_compare(
     keep_former(folder / "notebook.ipynb")
     keep_memory()
     parameters = dict(folder=str(folder), plan=asdict(plan), workers=workers)
-    source, log = run_notebook_path("compare"), folder / "log.txt"
+    source, log = run_notebook_path("evaluate_frames"), folder / "log.txt"
     run_notebook(source, folder / "notebook.ipynb", parameters, engine="inprocess", log=log, terminal=terminal)
     return folder

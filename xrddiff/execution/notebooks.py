@@ -183,11 +183,25 @@ class LiveShell(CaptureShell):
 
 # %% ../../nbs/execution/notebooks.ipynb #a9fa1602
 @contextmanager
+def _own_figures() -> Iterator[None]:
+    """Begin without open figures, close those that were opened, and give back those from before."""
+    # a cell ends with a drawing of every open figure, those of an outer notebook among them
+    before = dict(pylab.Gcf.figs) if (pylab := sys.modules.get("matplotlib._pylab_helpers")) else {}
+    if pylab:
+        pylab.Gcf.figs.clear()
+    try:
+        yield
+    finally:
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close("all")
+        if before:
+            pylab.Gcf.figs.update(before)
+
+
+@contextmanager
 def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
     main, hook, shell = sys.modules.get("__main__"), sys.displayhook, InteractiveShell._instance
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    figures = set(pyplot.get_fignums()) if pyplot else set()
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, _own_figures():
         live = LiveShell(output, folder)
         InteractiveShell._instance = live
         try:
@@ -201,9 +215,6 @@ def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
         finally:
             sys.modules["__main__"], sys.displayhook, InteractiveShell._instance = main, hook, shell
             atexit.unregister(live.atexit_operations)
-            if pyplot := sys.modules.get("matplotlib.pyplot"):
-                for figure in set(pyplot.get_fignums()) - figures:  # figures of an outer notebook stay
-                    pyplot.close(figure)
             live.user_ns.clear()  # free the model and its data before the next run of a sweep
             gc.collect()
 

@@ -41,7 +41,7 @@ from ..overrides import absolute_words, as_override
 from ..ranks.stopping import StopRequest
 from ..saved_config import OWN_FRAMES, to_yaml
 from ..used_words import model_parts, trained_parts
-from ..words import Config
+from ..words.vocabulary import Config
 
 if TYPE_CHECKING:
     from xrddiff.ranks.agreement import Ranks
@@ -85,7 +85,7 @@ def phase_done(phase: Phase, folder: Path) -> bool:
         return False
     if phase.notebook != "latent_statistics":
         return True
-    from xrddiff.training.latents import has_statistics
+    from xrddiff.recipes.latents import has_statistics
 
     return has_statistics(folder)
 
@@ -240,7 +240,7 @@ def execute_run(
                 break
     return path
 
-
+# %% ../../nbs/execution/phases.ipynb #2f05de88
 def _execute_notebook(
     source: Path,
     target: Path,
@@ -277,12 +277,12 @@ def execute_sample(
     terminal: True = show the output live.
     Returns the folder of the samples.
     """
+    if workers is not None:
+        parse_workers(workers)  # raises before anything is opened
     run = Path(run).expanduser()
     overrides = absolute_words(overrides)
     cfg = inference_config(run, overrides)
     note_unused(cfg, overrides)
-    if workers is not None:
-        parse_workers(workers)  # raises before anything is created
     _check_name(name)
     if cfg.threads is not None:
         set_threads(cfg.threads)
@@ -300,7 +300,7 @@ def execute_sample(
         _execute_in(folder, "sample", parameters, cfg, terminal)
     return folder
 
-
+# %% ../../nbs/execution/phases.ipynb #6a090a86
 def execute_evaluate(
     run: str | os.PathLike,
     overrides: Sequence[str] = (),
@@ -318,11 +318,11 @@ def execute_evaluate(
     terminal: True = show the output live.
     Returns the folder `evaluation` in the run.
     """
+    if workers is not None:
+        parse_workers(workers)
     run = Path(run).expanduser()
     cfg = inference_config(run, overrides, generative=False)
     note_unused(cfg, overrides)
-    if workers is not None:
-        parse_workers(workers)
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):

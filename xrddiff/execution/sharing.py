@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xrddiff.ranks.agreement import Ranks
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['PARTS', 'FEW', 'few_samples', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples',
@@ -34,7 +34,7 @@ __all__ = ['PARTS', 'FEW', 'few_samples', 'forget_parts', 'make_samples', 'make_
 # %% ../../nbs/execution/sharing.ipynb #2a2d43b1
 @lru_cache(maxsize=1)
 def _sample_job(run: str, words: tuple[str, ...], device: str | None) -> Any:
-    from xrddiff.inference.generators import open_sample_job
+    from xrddiff.inference.sample_jobs import open_sample_job
 
     return open_sample_job(run, words, device=device)
 
@@ -66,7 +66,7 @@ def forget_parts(folder: str | os.PathLike) -> None:
     """Remove what only interrupted sampling would need, once samples and report are finished."""
     shutil.rmtree(Path(folder) / PARTS, ignore_errors=True)
 
-
+# %% ../../nbs/execution/sharing.ipynb #39908e09
 def _begin(job: Any, folder: Path, *, replace: bool) -> Any:
     """The unfinished store for the samples of `job`, either new or begun earlier.
 
@@ -127,7 +127,7 @@ def _read(store: Any, folder: Path) -> tuple[xr.Dataset, Any]:
     latents = store.path / "latents.npy"
     return read_store(folder / "samples.zarr"), np.load(latents, allow_pickle=False) if latents.exists() else None
 
-
+# %% ../../nbs/execution/sharing.ipynb #845d74ac
 def make_samples(
     run: str | os.PathLike, words: Sequence[str], folder: str | os.PathLike, workers: Workers | None = None
 ) -> tuple[Any, xr.Dataset, Any]:
@@ -152,7 +152,7 @@ def make_samples(
     _finish(store, folder)
     return job, *_read(store, folder)
 
-
+# %% ../../nbs/execution/sharing.ipynb #85decec2
 def make_samples_together(
     run: str | os.PathLike,
     words: Sequence[str],
@@ -194,7 +194,7 @@ def make_samples_together(
     ranks.first(lambda: _finish(store, folder))
     return job, *_read(store, folder)
 
-
+# %% ../../nbs/execution/sharing.ipynb #e77457ec
 def unfinished_samples(wanted: Path, config: str) -> Path | None:
     """The folder among `wanted`, `wanted-2`, … with unfinished samples of `config`.
 
@@ -222,7 +222,7 @@ def _is_bare(folder: Path) -> bool:
     left = {p.name for p in folder.iterdir() if not p.name.startswith(".")} if folder.is_dir() else {"a file"}
     return all(name == "log.txt" or re.fullmatch(r"notebook(\.[0-9]+)?\.ipynb", name) for name in left)
 
-
+# %% ../../nbs/execution/sharing.ipynb #71688e53
 def check_samples(run: str | os.PathLike, words: Sequence[str], *, keep: bool = True) -> None:
     """Check that a run can be sampled, before anything is created.
 

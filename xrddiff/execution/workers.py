@@ -58,16 +58,18 @@ def local_workers(what: str) -> Workers | None:
     return Workers(int(what)) if re.fullmatch("[1-9][0-9]{0,3}", what) else None
 
 
-def parse_workers(text: str) -> Workers:
-    """The workers of `local:2` or `slurm:PROFILE`, or of the launcher of a plug-in.
+def parse_workers(text: str | int) -> Workers:
+    """The workers of `local:2` or `slurm:PROFILE`, or of the launcher of a plug-in; a bare number is
+    `local:N`.
 
     Raises `BadInput` for anything else.
     """
-    kind, _, what = str(text).partition(":")
+    text = str(text)
+    kind, _, what = (f"local:{text}" if text.isdecimal() else text).partition(":")
     found = get("launcher", kind)(what) if what and kind in entries("launcher") else None
     if found is None:
         raise BadInput(
-            f"the workers are {str(text)!r}; expected local:N, N processes on this machine, or slurm:PROFILE (see `xrddiff profiles`)"
+            f"the workers are {text!r}; expected local:N, N processes on this machine, as in `--workers local:2`, or slurm:PROFILE (see `xrddiff profiles`)"
         )
     return found
 

@@ -76,7 +76,7 @@ def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
     array = _frame_first(array, axes, path)
     return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
 
-
+# %% ../../nbs/formats/arrays.ipynb #527306be
 def zarr_arrays(path: Path) -> dict[str, Any]:
     """Every array of a store, name -> array; the name is '' if the store is a single array."""
     import zarr
@@ -154,7 +154,7 @@ def _labels(path: Path, arrays: dict[str, Any], name: str, frames: int) -> dict[
             out[label_name(own)] = values if values.dtype.kind in "biuf" else values.astype(object).astype(str)
     return out
 
-
+# %% ../../nbs/formats/arrays.ipynb #633cc8e0
 def zero_edge(rows: Rows) -> int:
     """Width in px of the border that is exactly zero in the first and the middle frame.
 

@@ -21,7 +21,7 @@ from ..frames.rows import LimitMask, RecentRows, Rows
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['read_geometry', 'apply_geometry', 'both_masks']
+__all__ = ['read_geometry', 'both_masks', 'apply_geometry']
 
 # %% ../../nbs/formats/geometry_apply.ipynb #a556ddfa
 def read_geometry(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:
@@ -42,7 +42,7 @@ def read_geometry(path: str | Path, shape: tuple[int, int] | None = None) -> Det
     head = path.read_bytes()[:4096].decode(errors="replace")
     return read_poni(path, shape) if "Poni1" in head or "poni_version" in head else read_geom(path)
 
-
+# %% ../../nbs/formats/geometry_apply.ipynb #dcbc6a4d
 def _located(geometry: DetectorFile, word: str, source: Path | None) -> np.ndarray | None:
     """The values in the data file that a geometry file points to."""
     if word not in geometry.locations:
@@ -85,7 +85,19 @@ def _geometry_mask(geometry: DetectorFile, source: Path | None, shape: tuple[int
         out = trusted if out is None or isinstance(out, Rows) else out & trusted
     return out
 
+# %% ../../nbs/formats/geometry_apply.ipynb #f19f37fa
+def both_masks(a: Any, b: Any) -> Any:
+    """Pixels that are valid in both masks; a lazy stack is combined with the other as it is
+    read.
+    """
+    if a is None or b is None:
+        return b if a is None else a
+    if not isinstance(a, Rows) and not isinstance(b, Rows):
+        return a & b
+    lazy, other = (a, b) if isinstance(a, Rows) else (b, a)
+    return LimitMask(RecentRows(lazy), other, low=1)  # True is 1
 
+# %% ../../nbs/formats/geometry_apply.ipynb #204a3240
 def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path | None) -> dict[str, Any]:
     """Apply a geometry file to the keyword arguments of `make_frames`.
 
@@ -167,18 +179,6 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
     if out.get("peaks") is not None:
         out["peaks"] = _peaks_on_panels(out["peaks"], geometry)
     return out
-
-
-def both_masks(a: Any, b: Any) -> Any:
-    """Pixels that are valid in both masks; a lazy stack is combined with the other as it is
-    read.
-    """
-    if a is None or b is None:
-        return b if a is None else a
-    if not isinstance(a, Rows) and not isinstance(b, Rows):
-        return a & b
-    lazy, other = (a, b) if isinstance(a, Rows) else (b, a)
-    return LimitMask(RecentRows(lazy), other, low=1)  # True is 1
 
 
 def _peaks_on_panels(peaks: pd.DataFrame, geometry: DetectorFile) -> pd.DataFrame:

@@ -30,12 +30,6 @@ __all__ = ['USUAL', 'walk', 'get_item', 'find_frames', 'instrument', 'MaskRows',
            'open_hdf5_frames']
 
 # %% ../../nbs/formats/hdf5.ipynb #6da109c1
-USUAL = (
-    "/entry_1/data_1/data", "/entry_1/instrument_1/detector_1/data", "/entry_1/image_1/data", "/entry/data/data",
-    "/entry/instrument/detector/data", "/data/data", "/data/rawdata0", "/data", "/images",
-)  # fmt: skip
-
-
 def walk(group: h5py.Group, missing: list[str] | None = None, seen: set | None = None) -> Iterator[h5py.Dataset]:
     """Every data set in a group, once each, through soft and external links.
 
@@ -67,30 +61,7 @@ def walk(group: h5py.Group, missing: list[str] | None = None, seen: set | None =
         elif isinstance(item, h5py.Group):
             yield from walk(item, missing, seen)
 
-
-def _image_like(data: h5py.Dataset) -> bool:
-    return data.dtype.kind in "iufc" and 2 <= data.ndim <= 5 and min(data.shape[-2:]) >= 8
-
-
-def _listing(items: Sequence[h5py.Dataset]) -> str:
-    shown = [f"{d.name} {tuple(d.shape)} {d.dtype}" for d in items[:8]]
-    return "; ".join(shown) + (f"; and {len(items) - 8} more" if len(items) > 8 else "")
-
-
-def _signal(file: h5py.File) -> h5py.Dataset | None:
-    """The data set that the NeXus attributes `default` and `signal` point to."""
-    group: Any = file
-    for _ in range(3):
-        step = group.attrs.get("signal", group.attrs.get("default"))
-        step = step.decode() if isinstance(step, bytes) else step
-        if not isinstance(step, str):
-            return None
-        group = group.get(step)
-        if group is None or isinstance(group, h5py.Dataset):
-            return group
-    return None
-
-
+# %% ../../nbs/formats/hdf5.ipynb #2d65269c
 def get_item(file: h5py.File, name: str, path: Path) -> Any:
     """The object at `name`, or None if there is none.
 
@@ -118,6 +89,35 @@ def get_item(file: h5py.File, name: str, path: Path) -> Any:
                 raise BadInput(f"{where} of {path} is a link to {why}") from None
             return None
     return file[where]
+
+# %% ../../nbs/formats/hdf5.ipynb #e1dc44d4
+USUAL = (
+    "/entry_1/data_1/data", "/entry_1/instrument_1/detector_1/data", "/entry_1/image_1/data", "/entry/data/data",
+    "/entry/instrument/detector/data", "/data/data", "/data/rawdata0", "/data", "/images",
+)  # fmt: skip
+
+
+def _image_like(data: h5py.Dataset) -> bool:
+    return data.dtype.kind in "iufc" and 2 <= data.ndim <= 5 and min(data.shape[-2:]) >= 8
+
+
+def _listing(items: Sequence[h5py.Dataset]) -> str:
+    shown = [f"{d.name} {tuple(d.shape)} {d.dtype}" for d in items[:8]]
+    return "; ".join(shown) + (f"; and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+def _signal(file: h5py.File) -> h5py.Dataset | None:
+    """The data set that the NeXus attributes `default` and `signal` point to."""
+    group: Any = file
+    for _ in range(3):
+        step = group.attrs.get("signal", group.attrs.get("default"))
+        step = step.decode() if isinstance(step, bytes) else step
+        if not isinstance(step, str):
+            return None
+        group = group.get(step)
+        if group is None or isinstance(group, h5py.Dataset):
+            return group
+    return None
 
 
 def find_frames(path: Path, dataset: str | None = None) -> list[str]:
@@ -262,7 +262,7 @@ def _first(items: Iterator[h5py.Dataset], read: Any) -> tuple[np.ndarray, h5py.D
     """(values, data set) of the first data set that `read` returns values for."""
     return next(((v, i) for v, i in ((read(i), i) for i in items) if v is not None), (None, None))
 
-
+# %% ../../nbs/formats/hdf5.ipynb #fab2fadc
 def _beam_wavelength(path: Path, beams: Sequence[h5py.Group]) -> tuple[np.ndarray, h5py.Dataset] | tuple[None, None]:
     """The wavelength in Å, otherwise that of the photon energy; a contradiction is reported."""
     wavelength, item = _first(_find(beams, ("incident_wavelength", "wavelength")), _wavelength)
@@ -274,47 +274,6 @@ def _beam_wavelength(path: Path, beams: Sequence[h5py.Group]) -> tuple[np.ndarra
         found, taken = (shown("wavelength", v.mean()) for v in (energy, wavelength))
         warn(str(path), [f"{other.name} is a wavelength of {found}; taken instead: {taken} of {item.name}"])
     return wavelength, item
-
-
-def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
-    """What the file says about beam and detector, as keyword arguments of `make_frames`.
-
-    path: the HDF5 file.
-    name: the data set of the frames.
-    frames: number of frames. Values that differ from frame to frame go to `variables`.
-    """
-    file = open_hdf5(path)
-    beams, detectors = _groups(file, name)
-    out: dict[str, Any] = {"variables": {}}
-    names: dict[str, str] = {}
-    mixed: dict[str, str] = {}
-    assumed = set()
-    wavelength, item = _beam_wavelength(path, beams)
-    if wavelength is not None:
-        names["wavelength"] = item.name
-        assumed |= {"wavelength"} if _unit(item) not in (*_LENGTHS, *_ENERGIES) else set()
-        if len(wavelength) == frames and frames > 1 and np.ptp(wavelength) > 0:
-            out["variables"]["wavelength"] = ("frame", wavelength)
-        out["wavelength"] = float(wavelength.mean())
-    numbers = _detector_numbers(path, detectors)
-    for kind, own in zip((names, mixed, assumed), numbers[1:], strict=True):
-        kind.update(own)
-    out |= numbers[0]
-    for word, names_of in (("saturation_value", ("saturation_value",)), ("underload_value", ("underload_value",))):
-        item = next(_find(detectors, names_of), None)
-        if item is not None and item.dtype.kind in "iuf" and item.size == 1:
-            out[word] = float(np.ravel(item[()])[0])
-    for word, groups, fields in (
-        ("detector", detectors, ("description", "model")),
-        ("source", beams, ("name",)),
-    ):
-        text = _text(_find(groups, fields))
-        if text:
-            out[word] = text
-    own = _panel_geometry(detectors)
-    if own is not None:
-        out["panels"] = own
-    return out | _about(file, name) | {"names": names, "mixed": mixed, "assumed": assumed}
 
 
 def _detector_numbers(
@@ -368,7 +327,7 @@ def _panel_geometry(detectors: Sequence[h5py.Group]) -> dict[str, np.ndarray] | 
             return {k: np.asarray(d[f"panel_{k}"][()], np.float64) for k in ("origin", "fs", "ss")}
     return None
 
-
+# %% ../../nbs/formats/hdf5.ipynb #ba69fb70
 def _about(file: h5py.File, name: str) -> dict[str, str]:
     """Where the data come from: attributes and texts of the entry."""
     entry = file.get("/" + name.strip("/").split("/")[0])
@@ -396,6 +355,47 @@ def _about(file: h5py.File, name: str) -> dict[str, str]:
                     if k.startswith("source") and isinstance(g, h5py.Group) and isinstance(g.attrs.get("name"), str):
                         out.setdefault("source", g.attrs["name"])
     return out
+
+# %% ../../nbs/formats/hdf5.ipynb #531f7897
+def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
+    """What the file says about beam and detector, as keyword arguments of `make_frames`.
+
+    path: the HDF5 file.
+    name: the data set of the frames.
+    frames: number of frames. Values that differ from frame to frame go to `variables`.
+    """
+    file = open_hdf5(path)
+    beams, detectors = _groups(file, name)
+    out: dict[str, Any] = {"variables": {}}
+    names: dict[str, str] = {}
+    mixed: dict[str, str] = {}
+    assumed = set()
+    wavelength, item = _beam_wavelength(path, beams)
+    if wavelength is not None:
+        names["wavelength"] = item.name
+        assumed |= {"wavelength"} if _unit(item) not in (*_LENGTHS, *_ENERGIES) else set()
+        if len(wavelength) == frames and frames > 1 and np.ptp(wavelength) > 0:
+            out["variables"]["wavelength"] = ("frame", wavelength)
+        out["wavelength"] = float(wavelength.mean())
+    numbers = _detector_numbers(path, detectors)
+    for kind, own in zip((names, mixed, assumed), numbers[1:], strict=True):
+        kind.update(own)
+    out |= numbers[0]
+    for word, names_of in (("saturation_value", ("saturation_value",)), ("underload_value", ("underload_value",))):
+        item = next(_find(detectors, names_of), None)
+        if item is not None and item.dtype.kind in "iuf" and item.size == 1:
+            out[word] = float(np.ravel(item[()])[0])
+    for word, groups, fields in (
+        ("detector", detectors, ("description", "model")),
+        ("source", beams, ("name",)),
+    ):
+        text = _text(_find(groups, fields))
+        if text:
+            out[word] = text
+    own = _panel_geometry(detectors)
+    if own is not None:
+        out["panels"] = own
+    return out | _about(file, name) | {"names": names, "mixed": mixed, "assumed": assumed}
 
 # %% ../../nbs/formats/hdf5.ipynb #588bc2eb
 class MaskRows(Rows):

@@ -137,6 +137,11 @@ class ImageRows(EachRow):
         super().__init__(len(places), shape, dtype, where)
         self.places = list(places)
 
+    def origin(self, i: int) -> str | None:
+        """The file that frame `i` is in, and its number there."""
+        path, number = self.places[i]
+        return f"frame {number} of {path}"
+
     def read_one(self, i: int) -> np.ndarray:
         path, number = self.places[i]
         with _opened(path) as image:

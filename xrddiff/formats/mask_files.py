@@ -100,7 +100,7 @@ def _bad_regions(path: Path, stored: Rows) -> np.ndarray:
         out[cut.index[k]] = inside[k, : p.shape[0], : p.shape[1]]
     return out
 
-
+# %% ../../nbs/formats/mask_files.ipynb #4af7fe73
 def load_mask(path: str | Path, true: str | None = None) -> tuple[np.ndarray, str]:
     """A mask from a file, in the shape in which it is stored.
 
@@ -125,7 +125,7 @@ def _named(path: str | Path) -> tuple[Path, str | None]:
         raise BadInput(f"mask: {file} is a folder; expected a file with a mask")
     return file, name
 
-
+# %% ../../nbs/formats/mask_files.ipynb #1bfe0a90
 def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[np.ndarray, str]:
     """A mask from a file, for given frames.
 

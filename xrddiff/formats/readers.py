@@ -18,22 +18,16 @@ import xarray as xr
 from ..frames.automask import with_automask
 from .arrays import is_zarr, open_npy, open_zarr
 from ..frames.rows import lazy_frames
-from xrddiff.frames.frames import (
-    PANEL_GEOMETRY,
-    as_numbers,
-    concat_frames,
-    make_frames,
-    panel_distance,
-    validate_frames,
-)
+from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, panel_distance, validate_frames
 from ..headers.gate import allow_outside, is_hdf5, readable, as_bad_input
 from ..frames.geometry import PanelGeometry
+from ..frames.selection import concat_frames
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .mask_files import read_mask
 from ..frames.masks import RULES
 from .hdf5 import open_hdf5_frames
 from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
-from .images import expand, is_pattern, natural, open_images
+from .images import IMAGE_SUFFIXES, expand, is_pattern, natural, open_images
 from .label_tables import label_frames
 from ..frames.labels import join_labels
 from ..headers.probe import probe
@@ -46,22 +40,6 @@ from ..registry import Names, by_suffix, get
 __all__ = ['NEEDED', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'open_frames', 'join_mask']
 
 # %% ../../nbs/formats/readers.ipynb #ad63d711
-NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
-_WORDS = {
-    "axes",
-    "mask",
-    "mask_true",
-    "units",
-    "polarization",
-    "gain",
-    "background_sigma",
-    "panels",
-    "variables",
-    "peaks",
-    *NEEDED,
-}
-
-
 def _is_plugin(reader: str | None) -> bool:
     return reader is not None and reader not in Names("reader", own=True)
 
@@ -105,6 +83,46 @@ def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[
         parts = out.pop("parts")
         out["intensity"] = parts[0] if len(parts) == 1 else ChainRows(parts)
     return out
+
+# %% ../../nbs/formats/readers.ipynb #4f3df8d9
+def given_mask(words: dict[str, Any], rows: Rows) -> tuple[np.ndarray | None, dict[str, str]]:
+    """The caller's mask for the frames `rows`.
+
+    words: the caller's options; `mask` (an array or a file) and `mask_true` are removed from them.
+    rows: the frames.
+    Returns (bool, True = valid pixel, or None; an attribute that records what was read).
+    Raises `BadInput` if the mask does not fit the frames.
+    """
+    own, true = words.pop("mask", None), words.pop("mask_true", None)
+    if own is None and true is not None:
+        raise BadInput(f"mask_true is {true!r} and there is no mask; expected mask=FILE with it")
+    if own is None:
+        return None, {}
+    if isinstance(own, str | Path):
+        good, said = read_mask(own, rows, true)
+        return good, {"mask_file": f"{own} ({said})"}
+    own = np.asarray(own)
+    if own.dtype != bool or own.shape != tuple(rows.shape[1:]):
+        raise BadInput(
+            f"mask has shape {own.shape} and dtype {own.dtype}; expected booleans, True = valid, of shape {tuple(rows.shape[1:])}"
+        )
+    return own, {}
+
+# %% ../../nbs/formats/readers.ipynb #223567e9
+NEEDED = {"wavelength": "Å", "distance": "m", "pixel_size": "m", "beam_center": "x, y in px"}
+_WORDS = {
+    "axes",
+    "mask",
+    "mask_true",
+    "units",
+    "polarization",
+    "gain",
+    "background_sigma",
+    "panels",
+    "variables",
+    "peaks",
+    *NEEDED,
+}
 
 
 def _gather(
@@ -179,31 +197,7 @@ def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words
     assumed -= {k for k, v in words.items() if v is not None}
     return out | {"assumed": ", ".join(sorted(assumed)) or None}
 
-
-def given_mask(words: dict[str, Any], rows: Rows) -> tuple[np.ndarray | None, dict[str, str]]:
-    """The caller's mask for the frames `rows`.
-
-    words: the caller's options; `mask` (an array or a file) and `mask_true` are removed from them.
-    rows: the frames.
-    Returns (bool, True = valid pixel, or None; an attribute that records what was read).
-    Raises `BadInput` if the mask does not fit the frames.
-    """
-    own, true = words.pop("mask", None), words.pop("mask_true", None)
-    if own is None and true is not None:
-        raise BadInput(f"mask_true is {true!r} and there is no mask; expected mask=FILE with it")
-    if own is None:
-        return None, {}
-    if isinstance(own, str | Path):
-        good, said = read_mask(own, rows, true)
-        return good, {"mask_file": f"{own} ({said})"}
-    own = np.asarray(own)
-    if own.dtype != bool or own.shape != tuple(rows.shape[1:]):
-        raise BadInput(
-            f"mask has shape {own.shape} and dtype {own.dtype}; expected booleans, True = valid, of shape {tuple(rows.shape[1:])}"
-        )
-    return own, {}
-
-
+# %% ../../nbs/formats/readers.ipynb #852066ce
 def _is_number(value: Any, word: str) -> bool:
     """Whether a value given by the caller has the right type; `make_frames` refuses the others."""
     try:
@@ -234,7 +228,7 @@ def _refuse_flat(words: dict[str, Any], where: str) -> None:
         if words.get(word) is not None:
             raise BadInput(f"{where} has panels, each with its place and its pixels; expected no {word}")
 
-
+# %% ../../nbs/formats/readers.ipynb #2d0e465e
 def missing_words(words: dict[str, Any]) -> list[str]:
     """Names of the values that frames need and that are not given."""
     needed = ("wavelength", "distance") if words.get("panels") is not None else NEEDED
@@ -274,7 +268,7 @@ def look_first(path: Any, outside: bool) -> None:
         if os.path.isfile(path) and is_hdf5(readable(Path(path))):
             probe(path, outside)
 
-
+# %% ../../nbs/formats/readers.ipynb #e6342a2e
 @in_sentences
 def open_frames(
     path: str | Path | Sequence[str | Path],
@@ -422,7 +416,7 @@ def join_mask(ds: xr.Dataset, words: dict[str, Any]) -> xr.Dataset:
     good = own & ds["mask"].values if "mask" in ds else own
     return ds.assign(mask=(value.dims[1:], good, {"long_name": "True = valid"})).assign_attrs(about)
 
-
+# %% ../../nbs/formats/readers.ipynb #bbd0da6b
 def _many(path: Path | Sequence[Path]) -> list[Path]:
     """The files or stores to be joined as separate data sets.
 
@@ -431,7 +425,10 @@ def _many(path: Path | Sequence[Path]) -> list[Path]:
     if isinstance(path, Path):
         if not path.is_dir() or is_zarr(path):
             return []
-        return sorted((p for p in path.iterdir() if _is_set(p)), key=natural)
+        files = sorted(path.iterdir(), key=natural)
+        sets = [p for p in files if _is_set(p)]
+        images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in files)  # beside them an array is a mask
+        return sets or [p for p in files if not images and _is_set(p, "npy")]
     return list(path) if all(_is_set(p, "npy") for p in path) else []
 
 

@@ -109,7 +109,7 @@ class _Drive(io.RawIOBase):
             os.close(self.fd)
         super().close()
 
-
+# %% ../../nbs/formats/store.ipynb #396dd40b
 @contextmanager
 def writing_hdf5(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     """An HDF5 file that replaces `path` when the block ends without an error.
@@ -250,7 +250,7 @@ def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
         file.attrs["xrddiff_digest"] = _digest(_read_attrs(file.attrs), _stored_hdf5(file))
         file.attrs["xrddiff_format"], file.attrs["xrddiff_version"] = FORMAT, VERSION
 
-
+# %% ../../nbs/formats/store.ipynb #e0e0c2e2
 def lay_out_zarr(
     ds: xr.Dataset, path: str | Path, shard: int | None = None, stacks: Collection[str] | None = None
 ) -> list[str]:
@@ -308,7 +308,7 @@ def whole_chunks(array: Any) -> Any:
     """A zarr array that also writes chunks of zeros, so that a missing chunk is a lost one."""
     return array.with_config({"write_empty_chunks": True})
 
-
+# %% ../../nbs/formats/store.ipynb #aacd8496
 def seal_zarr(path: str | Path, without: Collection[str] = ()) -> None:
     """Write the digest of a complete store. A store of version 1 stays as it is.
 
@@ -327,7 +327,7 @@ def seal_zarr(path: str | Path, without: Collection[str] = ()) -> None:
         with writing(path / "zarr.json") as part:
             part.write_text(json.dumps(about, indent=2), encoding="utf-8")
 
-
+# %% ../../nbs/formats/store.ipynb #f48f5db6
 def check_target(path: str | Path) -> Path:
     """`path`, if frames can be saved under that name.
 
@@ -383,7 +383,7 @@ def is_store(path: str | Path) -> bool:
     with as_bad_input(f"{path} is damaged"):
         return bool(file.attrs.get("xrddiff_format") == FORMAT)
 
-
+# %% ../../nbs/formats/store.ipynb #19004c4f
 def _text(values: np.ndarray) -> np.ndarray:
     return values.astype(object).astype(str) if values.size else np.empty(values.shape, "U1")
 
@@ -427,7 +427,7 @@ def _frames_of(attrs: dict[str, Any], stored: Mapping[str, _Stored], rows: Calla
     variables = {k: xr.Variable(v.dims, rows(k) if v.values is None else v.values, v.attrs) for k, v in stored.items()}
     return xr.Dataset(variables, attrs=attrs).set_coords([k for k, v in stored.items() if v.coordinate])
 
-
+# %% ../../nbs/formats/store.ipynb #d96daae2
 def _check_version(attrs: dict[str, Any], path: Path, stored: Mapping[str, _Stored]) -> bool:
     """Remove the store's own entries from `attrs` and verify the digest.
 

@@ -12,7 +12,8 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
-from .frames import evenly_spaced, frame_count
+from .frames import frame_count
+from .selection import evenly_spaced
 from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, rows_behind
 from .curves import quick_mask
 from xrddiff.frames.masks import (

@@ -5,9 +5,6 @@
 # %% ../../nbs/frames/frames.ipynb #ff907219
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +15,12 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from ..errors import BadInput, nearest
-from .rows import JoinedRows, Stored, is_lazy, lazy_array
+from .rows import Stored, is_lazy, lazy_array
 
 # %% auto #0
 __all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'as_numbers', 'make_frames', 'with_peaks',
-           'missing_geometry', 'validate_frames', 'frame_count', 'evenly_spaced', 'select_frames', 'concat_frames',
-           'peaks_table', 'frame_peaks', 'frame_image', 'frame_mask', 'panel_distance', 'FramesAccessor']
+           'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'frame_mask', 'panel_distance',
+           'peaks_table', 'frame_peaks', 'FramesAccessor']
 
 # %% ../../nbs/frames/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -92,12 +89,18 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
     for name in ("wavelength", "distance", "pixel_size"):
         if name in ds.attrs and not as_numbers(ds.attrs[name], 1, f"{where}: {name}")[0] > 0:
             raise BadInput(f"{where}: {name} is {ds.attrs[name]!r}; expected a positive number")
-    if "wavelength" in ds.variables:
-        w = ds["wavelength"]
-        if w.dims != ("frame",) or not (np.isfinite(w.values).all() and (w.values > 0).all()):
+    for name in ("wavelength", "distance"):
+        if name not in ds.variables:
+            continue
+        v = ds[name]
+        if v.dims != ("frame",) or not (np.isfinite(v.values).all() and (v.values > 0).all()):
             raise BadInput(
-                f"{where}: the variable wavelength has dims {w.dims} and values from {w.values.min()} to {w.values.max()}; expected one positive number per frame"
+                f"{where}: the variable {name} has dims {v.dims} and values from {v.values.min()} to {v.values.max()}; expected one positive number per frame"
             )
+    if "distance" in ds.variables and value.dims != IMAGE_DIMS:
+        raise BadInput(
+            f"{where}: the panels of frames do not move; expected one place for each, and no variable distance"
+        )
     if "beam_center" in ds.attrs:
         as_numbers(ds.attrs["beam_center"], 2, f"{where}: beam_center")
     if "wavelength_range" in ds.attrs:
@@ -331,133 +334,34 @@ def _refuse_pixel(wrong: np.ndarray, rows: slice, block: np.ndarray, where: str,
             f"{where}: intensity of frame {rows.start + i} at ({axes}) = {tuple(pixel)} is {block[(i, *pixel)]}; expected {expected}"
         )
 
-# %% ../../nbs/frames/frames.ipynb #1655fa15
+# %% ../../nbs/frames/frames.ipynb #8f5b5a1c
 def frame_count(ds: xr.Dataset) -> int:
     """How many frames there are."""
     return ds.sizes["frame"]
 
 
-def evenly_spaced(numbers: Sequence[int] | np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` of `numbers`, sorted and evenly spaced from the first to the last: enough to
-    look at a large set.
+def frame_image(ds: xr.Dataset, i: int) -> np.ndarray:
+    """The intensities of frame `i` as an array (y, x) or (panel, ss, fs)."""
+    return ds["intensity"].isel(frame=i).values
+
+
+def frame_mask(ds: xr.Dataset, i: int = 0) -> np.ndarray:
+    """The mask of frame `i`, bool (y, x) or (panel, ss, fs), True = valid; all True where the
+    frames have none.
     """
-    numbers = np.sort(np.asarray(numbers))
-    return numbers[np.linspace(0, len(numbers) - 1, min(limit, len(numbers))).round().astype(int)]
+    if "mask" not in ds:
+        return np.ones(ds["intensity"].shape[1:], bool)
+    mask = ds["mask"]
+    return (mask.isel(frame=i) if "frame" in mask.dims else mask).values
 
 
-def select_frames(ds: xr.Dataset, index: Any) -> xr.Dataset:
-    """The frames `index` (int, slice, bool mask, or integers in any order, repeats allowed) with
-    their peaks; lazy values stay lazy.
-    """
-    n = frame_count(ds)
-    if isinstance(index, slice):
-        rows = np.arange(n)[index]
-        out = ds.isel(frame=index)
-    else:
-        rows = np.atleast_1d(np.asarray(index))
-        if rows.dtype == bool:
-            if rows.shape != (n,):
-                raise BadInput(f"the frame selection has shape {rows.shape}; expected {n} booleans")
-            rows = np.flatnonzero(rows)
-        if rows.size == 0:
-            rows = rows.astype(np.int64)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu" or (rows.size and (rows.min() < -n or rows.max() >= n)):
-            raise BadInput(f"the frame selection is {index!r}; expected integers from 0 to {n - 1}")
-        rows = np.where(rows < 0, rows + n, rows)
-        contiguous = rows.size > 0 and (np.diff(rows) == 1).all()
-        out = ds.isel(frame=slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows)
-    if "peak" in ds.dims:
-        peak_frame = ds["peak_frame"].values
-        first, last = np.searchsorted(peak_frame, rows, "left"), np.searchsorted(peak_frame, rows, "right")
-        count = last - first
-        new = np.repeat(np.arange(len(rows)), count)
-        # position of each kept peak: start of its frame's run, plus its place within the run
-        at = np.repeat(first - np.concatenate([[0], np.cumsum(count)[:-1]]) if len(rows) else first, count) + np.arange(
-            count.sum()
-        )
-        out = out.isel(peak=at)
-        out["peak_frame"] = ("peak", new.astype(np.int64), ds["peak_frame"].attrs)
-    return out
+def panel_distance(ds: xr.Dataset) -> float:
+    """Mean z of the panels' centres, m."""
+    from xrddiff.frames.geometry import PanelGeometry
 
-# %% ../../nbs/frames/frames.ipynb #426afcf4
-def concat_frames(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Frames one after another, peaks renumbered; lazy values stay lazy.
+    return PanelGeometry(*(ds[v].values for v in PANEL_GEOMETRY), ds["intensity"].shape[1:], None).distance
 
-    Attributes and panels are those of the first part and must agree.
-
-    A mask shared by the frames of a part becomes one mask per frame where the parts differ in it.
-    Variables that not every part has are refused.
-    """
-    parts = list(parts)
-    if not parts:
-        raise BadInput("there is nothing to join; expected at least one set of frames")
-    head = parts[0]
-    if len(parts) == 1:
-        return head
-    for i, part in enumerate(parts[1:], 1):
-        if part["intensity"].shape[1:] != head["intensity"].shape[1:] or part["intensity"].attrs.get("units") != head[
-            "intensity"
-        ].attrs.get("units"):
-            raise BadInput(
-                f"part {i} has pixels {part['intensity'].shape[1:]} in {part['intensity'].attrs.get('units')}; "
-                f"expected {head['intensity'].shape[1:]} in {head['intensity'].attrs.get('units')} as in part 0"
-            )
-        odd = set(head.variables) ^ set(part.variables) - {"mask"}
-        odd = {v for v in odd if v != "mask" and "peak" not in (head if v in head.variables else part)[v].dims}
-        if odd:
-            raise BadInput(
-                f"part {i} and part 0 differ in the variables {', '.join(sorted(map(str, odd)))}; expected the same in every part"
-            )
-        for name in ("wavelength", "distance", "pixel_size", "beam_center"):
-            a, b = head.attrs.get(name), part.attrs.get(name)
-            if (a is None) != (b is None) or (a is not None and not np.allclose(a, b, rtol=1e-9)):
-                raise BadInput(f"part {i} has {name} {b}; expected {a} as in part 0")
-        if part["intensity"].attrs.get("gain") != head["intensity"].attrs.get("gain"):
-            raise BadInput(
-                f"part {i} has the gain {part['intensity'].attrs.get('gain')}; expected {head['intensity'].attrs.get('gain')} as in part 0"
-            )
-        for name in (v for v in PANEL_GEOMETRY if v in head.coords):
-            if not np.allclose(head[name].values, part[name].values, rtol=0, atol=1e-9):
-                raise BadInput(f"part {i} has another {name} than part 0; expected the same panels in every part")
-    out = head.drop_vars([v for v in head.variables if {"frame", "peak"} & set(head[v].dims) or v == "mask"])
-    for name in (v for v in head.variables if "frame" in head[v].dims and v != "mask"):
-        out[name] = _join([p[name].variable for p in parts])
-    if any("mask" in p for p in parts):
-        masks = [p["mask"].variable if "mask" in p else None for p in parts]
-        shared = all(m is not None and "frame" not in m.dims for m in masks) and all(
-            np.array_equal(masks[0].values, m.values) for m in masks[1:]
-        )
-        if shared:
-            out["mask"] = masks[0]
-        else:
-            whole = []
-            for p, m in zip(parts, masks, strict=True):
-                if m is None or "frame" not in m.dims:
-                    pixels = np.ones(p["intensity"].shape[1:], bool) if m is None else m.values
-                    m = xr.Variable(p["intensity"].dims, np.broadcast_to(pixels, p["intensity"].shape))
-                whole.append(m)
-            out["mask"] = _join(whole)
-    if any("peak" in p.dims for p in parts):
-        offsets = np.cumsum([0, *(frame_count(p) for p in parts[:-1])])
-        tables = [
-            peaks_table(p).assign(frame=lambda t, k=k: t["frame"] + k)
-            for p, k in zip(parts, offsets, strict=True)
-            if "peak" in p.dims
-        ]
-        tables = [t for t in tables if len(t)] or tables[:1]
-        out = with_peaks(out, pd.concat(tables, ignore_index=True))
-    return out.transpose(*head["intensity"].dims, ...)[
-        list(map(str, (*head.data_vars, *(v for v in out.data_vars if v not in head.data_vars))))
-    ]
-
-
-def _join(parts: Sequence[xr.Variable]) -> xr.Variable:
-    """Variables joined along their first dimension, lazily where one of them is lazy."""
-    if any(is_lazy(p) for p in parts):
-        return xr.Variable(parts[0].dims, lazy_array(JoinedRows(parts)), parts[0].attrs)
-    return xr.Variable(parts[0].dims, np.concatenate([p.values for p in parts]), parts[0].attrs)
-
-# %% ../../nbs/frames/frames.ipynb #8f5b5a1c
+# %% ../../nbs/frames/frames.ipynb #0d4c0b39
 _FIRST = ("frame", "panel", "fs", "ss", "intensity", "background", "sigma", "snr", "pixels", "h", "k", "l", "d")
 
 
@@ -481,103 +385,7 @@ def frame_peaks(ds: xr.Dataset, i: int) -> pd.DataFrame:
     first, last = np.searchsorted(ds["peak_frame"].values, [i, i + 1])
     return peaks_table(ds.isel(peak=slice(int(first), int(last))))
 
-
-def frame_image(ds: xr.Dataset, i: int) -> np.ndarray:
-    """The intensities of frame `i` as an array (y, x) or (panel, ss, fs)."""
-    return ds["intensity"].isel(frame=i).values
-
-
-def frame_mask(ds: xr.Dataset, i: int = 0) -> np.ndarray:
-    """The mask of frame `i`, bool (y, x) or (panel, ss, fs), True = valid; all True where the
-    frames have none.
-    """
-    if "mask" not in ds:
-        return np.ones(ds["intensity"].shape[1:], bool)
-    mask = ds["mask"]
-    return (mask.isel(frame=i) if "frame" in mask.dims else mask).values
-
 # %% ../../nbs/frames/frames.ipynb #21582286
-def _thumbnail(ds: xr.Dataset, i: int = 0, size: int = 160) -> bytes:
-    """Frame `i` as a small PNG: asinh scale, masked pixels grey; panel stacks with a geometry are
-    assembled.
-    """
-    import matplotlib
-    from matplotlib.image import imsave
-
-    image, mask = frame_image(ds, i).astype(np.float32), frame_mask(ds, i)
-    if image.ndim == 3:
-        if "panel_origin" in ds.coords:
-            from xrddiff.frames.geometry import PanelGeometry
-
-            image, mask = PanelGeometry.from_frames(ds).assemble(image, mask)
-        else:
-            image, mask = image.reshape(-1, image.shape[-1]), mask.reshape(-1, mask.shape[-1])
-    mask = mask & np.isfinite(image)
-    k = max(1, -(-max(image.shape) // size))
-    pad = [(0, -n % k) for n in image.shape]
-    blocks = np.pad(np.where(mask, image, -np.inf), pad, constant_values=-np.inf)
-    blocks = blocks.reshape(blocks.shape[0] // k, k, blocks.shape[1] // k, k).max((1, 3))
-    seen = np.isfinite(blocks)
-    colours = np.full((*blocks.shape, 3), 0.6)
-    if seen.any():
-        low, mid, high = np.percentile(blocks[seen], [1, 50, 99.5])
-        scale = max(mid - low, 1e-6)
-        v = np.arcsinh((np.where(seen, blocks, low) - low) / scale)
-        v /= max(np.arcsinh((high - low) / scale), 1e-6)
-        colours[seen] = matplotlib.colormaps["inferno"](v.clip(0, 1))[seen][:, :3]
-    out = io.BytesIO()
-    imsave(out, np.ascontiguousarray(colours), format="png", metadata={"Software": None})
-    return out.getvalue()
-
-
-def panel_distance(ds: xr.Dataset) -> float:
-    """Mean z of the panels' centres, m."""
-    from xrddiff.frames.geometry import PanelGeometry
-
-    return PanelGeometry(*(ds[v].values for v in PANEL_GEOMETRY), ds["intensity"].shape[1:], None).distance
-
-
-def _rows(ds: xr.Dataset) -> list[tuple[str, str]]:
-    """What the frames are, in words."""
-    value, a = ds["intensity"], ds.attrs
-    mark = {name: " (assumed)" for name in a.get("assumed", "").split(", ")}
-    rows = [("frames", " × ".join(map(str, value.shape)) + f" ({', '.join(map(str, value.dims))})")]
-    units = f"{value.attrs.get('units')}{mark.get('units', '')}"
-    rows.append(("intensity", f"{value.dtype}, {units}" + (", on disk" if is_lazy(value) else "")))
-    if "mask" in ds:
-        rows.append(
-            (
-                "valid",
-                f"{100 * frame_mask(ds, 0).mean():.1f} % of the pixels"
-                + (" of frame 0" if "frame" in ds["mask"].dims else ""),
-            )
-        )
-    if "wavelength" in ds.variables:
-        w = ds["wavelength"].values
-        rows.append(("wavelength", f"{w.mean():.4f} Å (from {w.min():.4f} to {w.max():.4f})"))
-    elif "wavelength" in a:
-        rows.append(("wavelength", f"{a['wavelength']:.5g} Å" + mark.get("wavelength", "")))
-    elif "wavelength_range" in a:
-        rows.append(("wavelength", "white beam, {:.3g} to {:.3g} Å".format(*a["wavelength_range"])))
-    if "panel_origin" in ds.coords:  # angles are computed from these, not from the attribute
-        rows.append(("distance", f"{1e3 * panel_distance(ds):.4g} mm, mean of {ds.sizes['panel']} panels"))
-    elif "distance" in a:
-        rows.append(("distance", f"{1e3 * a['distance']:.4g} mm" + mark.get("distance", "")))
-    if "pixel_size" in a:
-        rows.append(("pixel", f"{1e6 * a['pixel_size']:.4g} µm" + mark.get("pixel_size", "")))
-    if "beam_center" in a:
-        rows.append(("beam centre", "({:.2f}, {:.2f}) px".format(*a["beam_center"])))
-    if "peak" in ds.dims:
-        rows.append(("peaks", f"{ds.sizes['peak']}"))
-    extra = [
-        str(v) for v in ds.data_vars if v not in ("intensity", "mask", "wavelength") and not str(v).startswith("peak_")
-    ]
-    if extra:
-        rows.append(("per frame", ", ".join(extra)))
-    rows += [(w, str(a[w])) for w in ("detector", "source", "sample", "licence", "license") if w in a]
-    return rows
-
-
 @xr.register_dataset_accessor("frames")
 class FramesAccessor:
     """`ds.frames`: how frames are displayed in a notebook."""
@@ -588,19 +396,13 @@ class FramesAccessor:
     def __len__(self) -> int:
         return frame_count(self._ds)
 
+    # What is displayed needs the geometry, which most users of this module do not: it is imported when it is asked for.
     def __repr__(self) -> str:
-        rows = _rows(self._ds)
-        width = max(len(k) for k, _ in rows)
-        return "\n".join(f"{k:<{width}}  {v}" for k, v in rows)
+        from xrddiff.frames.display import as_text
+
+        return as_text(self._ds)
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>{html.escape(v)}</td></tr>"
-            for k, v in _rows(self._ds)
-        )
-        picture = base64.b64encode(_thumbnail(self._ds)).decode()
-        return (
-            "<div style='display:flex;gap:1em;align-items:flex-start'>"
-            f"<img alt='frame 0' style='image-rendering:pixelated;min-width:128px' src='data:image/png;base64,{picture}'>"
-            f"<table>{cells}</table></div>"
-        )
+        from xrddiff.frames.display import as_html
+
+        return as_html(self._ds)

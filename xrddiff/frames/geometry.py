@@ -13,11 +13,13 @@ import numpy as np
 import xarray as xr
 
 from ..errors import BadInput
+from .frames import PANEL_GEOMETRY
 
 # %% auto #0
 __all__ = ['Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_map', 'solid_angle', 'polarization_factor',
            'ring_radius', 'ring_resolution', 'resolution_rings', 'Placement', 'PanelGeometry', 'assemble',
-           'disassemble', 'lab_to_panel', 'geometry_of', 'with_q']
+           'disassemble', 'lab_to_panel', 'geometry_of', 'is_cut', 'tile_geometry', 'frame_geometry',
+           'closest_geometry', 'with_q']
 
 # %% ../../nbs/frames/geometry.ipynb #1a6d8655
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Geometry:
 
     @classmethod
     def from_frames(cls, ds: xr.Dataset, frame: int | None = None) -> Geometry:
-        """The geometry of frames (y, x); where the wavelength varies, that of `frame`, or the mean.
+        """The geometry of frames (y, x); where wavelength or distance vary, those of `frame`, or the mean.
 
         Frames without one are refused with `BadInput`.
         """
@@ -57,7 +59,7 @@ class Geometry:
         shape = tuple(int(n) for n in ds["intensity"].shape[1:])
         return cls(
             _wavelength(ds, frame),
-            float(a["distance"]),
+            _of_frame(ds, "distance", frame),
             float(a["pixel_size"]),
             center,
             shape,
@@ -105,13 +107,18 @@ class Geometry:
         return np.array([0.0, 0.0, self.pixel_size**2]), self.distance
 
 
+def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
+    """A number of `frame`, or its mean over the frames: from the variable `name`, or the attribute."""
+    if name in ds.variables:
+        values = ds[name].values
+        return float(values.mean() if frame is None else values[frame])
+    return float(ds.attrs[name])
+
+
 def _wavelength(ds: xr.Dataset, frame: int | None) -> float | None:
     """Wavelength of `frame`, or the mean over the frames; None for a white beam."""
-    if "wavelength" in ds.variables:
-        w = ds["wavelength"].values
-        return float(w.mean() if frame is None else w[frame])
-    if "wavelength" in ds.attrs:
-        return float(ds.attrs["wavelength"])
+    if "wavelength" in ds.variables or "wavelength" in ds.attrs:
+        return _of_frame(ds, "wavelength", frame)
     if "wavelength_range" in ds.attrs:
         return None
     raise BadInput("the frames have no wavelength; expected an attribute or a per-frame variable wavelength in Å")
@@ -220,7 +227,7 @@ class Placement(NamedTuple):
     shape: tuple[int, int]  # of the image
     origin: tuple[int, int]  # (x, y) px: the image's corner in the laboratory frame, in units of the pixel size
 
-
+# %% ../../nbs/frames/geometry.ipynb #08ff7646
 @dataclass(frozen=True, eq=False)
 class PanelGeometry:
     """Panels anywhere in space.
@@ -428,7 +435,7 @@ def _floor(values: np.ndarray) -> np.ndarray:
     """
     return np.floor(values + 1e-9).astype(np.int64)
 
-
+# %% ../../nbs/frames/geometry.ipynb #77aef08b
 def assemble(
     stack: np.ndarray, geom: PanelGeometry, mask: np.ndarray | None = None, *, fill: Any = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -505,6 +512,47 @@ def lab_to_panel(rays: np.ndarray, geom: PanelGeometry) -> tuple[np.ndarray, np.
 def geometry_of(ds: xr.Dataset, frame: int | None = None) -> Geometry | PanelGeometry:
     """`Geometry` of images, `PanelGeometry` of panel stacks; without one, `BadInput`."""
     return (PanelGeometry if "panel" in ds["intensity"].dims else Geometry).from_frames(ds, frame)
+
+
+def is_cut(ds: xr.Dataset) -> bool:
+    """Are the images panels, or tiles, that were cut from larger frames and have places of their own?"""
+    return "panel" not in ds["intensity"].dims and {*PANEL_GEOMETRY} <= {*ds.variables}
+
+
+def tile_geometry(ds: xr.Dataset, i: int, *, wavelength_of_frame: bool = True) -> PanelGeometry:
+    """The place of image `i` of `as_images` or `Patches`: a `PanelGeometry` of one panel, shape (1, y, x).
+
+    wavelength_of_frame: False takes the mean.
+    """
+    for name in ("frame_panel", *PANEL_GEOMETRY):
+        if name not in ds.variables:
+            raise BadInput(f"the frames have no {name}; expected frames made by as_images or Patches, with a geometry")
+    p = int(ds["frame_panel"].values[i])
+    return _panels_of(ds, slice(p, p + 1), i if wavelength_of_frame else None)
+
+
+def _panels_of(ds: xr.Dataset, panels: slice, frame: int | None) -> PanelGeometry:
+    """Panels, each as large as an image of `ds`."""
+    vectors = [ds[v].values[panels] for v in PANEL_GEOMETRY]
+    shape = (len(vectors[0]), *ds["intensity"].shape[1:])
+    known = {"wavelength", "wavelength_range"} & {*ds.variables, *ds.attrs}
+    wavelength = _wavelength(ds, frame) if known else None
+    return PanelGeometry(*vectors, shape, wavelength, float(ds.attrs.get("polarization", 0.99)))
+
+
+def frame_geometry(ds: xr.Dataset, frame: int) -> Geometry | PanelGeometry:
+    """The place of one frame's pixels, whatever it is: an image, a panel stack, or an image cut from one."""
+    return tile_geometry(ds, frame) if is_cut(ds) else geometry_of(ds, frame)
+
+
+def closest_geometry(ds: xr.Dataset) -> Geometry | PanelGeometry:
+    """The geometry of images where the detector was closest, which sees the finest resolution; of images
+    that were cut, all their panels.
+    """
+    if is_cut(ds):
+        return _panels_of(ds, slice(None), None)
+    frame = int(np.argmin(ds["distance"].values)) if "distance" in ds.variables else None
+    return geometry_of(ds, frame)
 
 
 def with_q(ds: xr.Dataset) -> xr.Dataset:

@@ -17,9 +17,9 @@ from ..registry import Names, entries, get, register
 
 # %% auto #0
 __all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'all_rules', 'chosen_rules', 'Values', 'outside',
-           'out_of_range', 'sentinel', 'largest', 'negative_sentinels', 'saturation', 'bad_values', 'second_largest',
-           'plateau_values', 'SeriesStatistics', 'rims', 'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead',
-           'blind_panels']
+           'out_of_range', 'sentinel', 'largest', 'negative_sentinels', 'with_neighbours', 'saturation', 'bad_values',
+           'second_largest', 'plateau_values', 'SeriesStatistics', 'rims', 'edges', 'stuck', 'background_of', 'hot',
+           'cold', 'dead', 'blind_panels']
 
 # %% ../../nbs/frames/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -133,6 +133,17 @@ def negative_sentinels(x: np.ndarray) -> tuple[int, ...]:
     scattered = p > 1e-3 and joined[at].mean() < 1 - (1 - p) ** 4 / 2  # half-way from noise to areas
     return () if scattered else (-1, -2)
 
+# %% ../../nbs/frames/masks.ipynb #b9ad7c43
+def with_neighbours(at: np.ndarray) -> np.ndarray:
+    """`at` and the eight neighbours of each of its pixels, bool (…, y, x)."""
+    wide = at.copy()
+    wide[..., 1:] |= at[..., :-1]
+    wide[..., :-1] |= at[..., 1:]
+    out = wide.copy()
+    out[..., 1:, :] |= wide[..., :-1, :]
+    out[..., :-1, :] |= wide[..., 1:, :]
+    return out
+
 # %% ../../nbs/frames/masks.ipynb #7cf6b850
 @register("mask_rule", "saturation", help="saturated pixels with their eight neighbours")
 def saturation(x: np.ndarray, values: Values) -> np.ndarray | None:
@@ -145,7 +156,7 @@ def saturation(x: np.ndarray, values: Values) -> np.ndarray | None:
     if values.photons:  # there, it is a sentinel and not light
         for s in values.sentinels:
             full &= x != s
-    return ndimage.binary_dilation(full, np.ones((1,) * (x.ndim - 2) + (3, 3))) if full.any() else None
+    return with_neighbours(full) if full.any() else None
 
 # %% ../../nbs/frames/masks.ipynb #1d2d6274
 def bad_values(x: np.ndarray, values: Values, rules: list[Rule]) -> Iterator[tuple[Rule, np.ndarray]]:
@@ -323,7 +334,7 @@ def stuck(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
             out[p, y, x] = np.partition(around, 6, axis=0)[6] >= enough
     return out
 
-
+# %% ../../nbs/frames/masks.ipynb #529e5cab
 def background_of(x: np.ndarray) -> np.ndarray:
     """The mean of the 16 pixels two steps away, of each pixel of `x` (panel, y, x)."""
     far = np.ones((1, 5, 5))
@@ -347,7 +358,7 @@ def hot(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     large = stats.mean - beside > np.maximum(np.abs(beside), stats.contrast / n)
     return stats.known & lonely & large & ((stats.above >= always) | (stats.alone >= often))
 
-
+# %% ../../nbs/frames/masks.ipynb #85d67742
 def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
     """Pixels that are `k` σ and more below all but one of their neighbours: bool (panel, y, x).
 
@@ -368,7 +379,7 @@ def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
     floor = 1.0 if stats.values.dtype.kind in "iu" else np.where(sigma > 0, 0, np.inf)
     return stats.known & (-mean > second_largest(-mean)[0] + k * np.maximum(sigma, floor))
 
-
+# %% ../../nbs/frames/masks.ipynb #fe138291
 @register(
     "mask_rule",
     "dead",

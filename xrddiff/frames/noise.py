@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import xarray as xr
 
-from .frames import evenly_spaced, frame_count, frame_image, frame_mask
+from .frames import frame_count, frame_image, frame_mask
+from .selection import evenly_spaced
 from ..errors import BadInput
 from ..seeds import numpy_rng
 

@@ -21,8 +21,8 @@ from ..errors import BadInput, XrddiffError, nearest
 from ..files import is_path, scratch_folder
 from ..formats import readers
 from ..formats.store import save_frames
-from ..frames import frames as schema
-from ..frames.frames import make_frames, validate_frames
+from ..frames import selection
+from ..frames.frames import FramesAccessor, make_frames, validate_frames
 from .keywords import as_overrides
 from .trained_run import TrainedRun, about_run, execute_shown, index_set, open_run, plain_errors
 from ..loading import catalog
@@ -31,18 +31,24 @@ from ..saved_config import OWN_FRAMES
 
 if TYPE_CHECKING:
     from xrddiff.views.plots import Picture
+    from xrddiff.widgets.compare import Compare
+    from xrddiff.widgets.config_builder import ConfigBuilder
+    from xrddiff.widgets.explorer import FrameExplorer
+    from xrddiff.widgets.job_monitor import JobMonitor
+    from xrddiff.widgets.training_monitor import TrainingMonitor
 
-_all_ = ["TrainedRun", "open_run", "make_frames", "BadInput"]
+_all_ = ["TrainedRun", "open_run", "make_frames", "BadInput", "XrddiffError"]
 
 # %% auto #0
 __all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'show', 'show_frames_in_notebooks', 'data_overrides',
-           'train', 'runs', 'TrainedRun', 'open_run', 'make_frames', 'BadInput']
+           'train', 'runs', 'compare_runs', 'monitor', 'jobs', 'configure', 'explore', 'compare', 'TrainedRun',
+           'open_run', 'make_frames', 'BadInput', 'XrddiffError']
 
 # %% ../../nbs/front_door/door.ipynb #2fab6e2d
 open_frames = plain_errors(readers.open_frames)
 load = plain_errors(catalog.load)
 list_data = catalog.list_data
-select_frames = plain_errors(schema.select_frames)
+select_frames = plain_errors(selection.select_frames)
 index = plain_errors(index_set)
 
 # %% ../../nbs/front_door/door.ipynb #0b5cf635
@@ -157,3 +163,78 @@ def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
     )
     table["begun"] = pd.to_datetime(table["begun"].astype(float), unit="s").dt.floor("s")
     return table.rename_axis("run").sort_values("begun")
+
+# %% ../../nbs/front_door/door.ipynb #3a20bd4d
+@plain_errors
+def compare_runs(*runs: str | os.PathLike | TrainedRun) -> pd.DataFrame:
+    """A table of several runs, the best first: in what they differ, and their numbers.
+
+    `runs`: runs, folders of runs, or folders with runs below them. `xrddiff compare` makes a page of them.
+    Raises `BadInput` for fewer than two.
+    """
+    from xrddiff.studies.comparison import open_comparison
+
+    return open_comparison([run.path if isinstance(run, TrainedRun) else run for run in runs]).table()
+
+# %% ../../nbs/front_door/door.ipynb #dc21bedb
+@plain_errors
+def monitor(path: str | os.PathLike) -> TrainingMonitor:
+    """Follow a training while it goes on: its curves, health, samples and log, in a widget.
+
+    `path`: the folder of a run, that another process may train, or the number of its job on a cluster.
+    Raises `BadInput` if there is no such run.
+    """
+    from xrddiff.widgets.training_monitor import monitor
+
+    return monitor(path)
+
+# %% ../../nbs/front_door/door.ipynb #dde71709
+@plain_errors
+def jobs(last: int = 10) -> JobMonitor:
+    """The jobs of this cluster, in a widget: how far their runs are, their logs; they can be cancelled and resumed there.
+
+    `last`: how many jobs that have left the queue are shown as well.
+    """
+    from xrddiff.widgets.job_monitor import JobMonitor
+
+    return JobMonitor(last)
+
+# %% ../../nbs/front_door/door.ipynb #3b8f8a48
+@plain_errors
+def configure(*given: str | Mapping[str, Any], **words: Any) -> ConfigBuilder:
+    """Put a run together in a form: the words with their meanings, what differs from the presets, the command, the run itself.
+
+    `given`, `words`: to begin with, as for `train`.
+    """
+    from xrddiff.widgets.config_builder import ConfigBuilder
+
+    return ConfigBuilder(as_overrides(*given, words))
+
+# %% ../../nbs/front_door/door.ipynb #f6cbdf0e
+def explore(what: str | os.PathLike | xr.Dataset, **words: Any) -> FrameExplorer:
+    """Look through frames, one at a time, in a widget: peaks, rings, panels, and a mask to edit and save.
+
+    `what`: a file, a pattern, the name of a set, or Frames. `words`: traits of the widget, as in `frame=3`, and
+    options of `open_frames`, as in `wavelength=1.3`.
+    """
+    from xrddiff.widgets.explorer import FrameExplorer
+
+    return FrameExplorer(what, **words)
+
+
+def compare(first: xr.Dataset, second: xr.Dataset, **words: Any) -> Compare:
+    """Compare two sets of the same frames one by one, in a widget: both, their residual, and matched and missed peaks.
+
+    `words`: `names` of the sets, `difference=False` for no residual, and traits of the widget.
+    """
+    from xrddiff.widgets.compare import Compare
+
+    return Compare(first, second, **words)
+
+
+def _explore_frames(self: FramesAccessor, **words: Any) -> FrameExplorer:
+    """Look through the frames: `xd.explore`."""
+    return explore(self._ds, **words)
+
+
+FramesAccessor.explore = _explore_frames

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import BadInput, nearest
 from ..overrides import as_override
-from ..words import GROUPS, vocabulary
+from ..words.vocabulary import GROUPS, vocabulary
 
 # %% auto #0
 __all__ = ['full_name', 'as_overrides']

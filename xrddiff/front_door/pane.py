@@ -58,7 +58,7 @@ class Pane(io.TextIOBase):
 # %% ../../nbs/front_door/pane.ipynb #d89e5c0c
 def _curve(path: Path) -> str:
     """The training curves of the newest phase of the run, as HTML; empty if there are none yet."""
-    from xrddiff.training.history import read_history
+    from xrddiff.telemetry.history import read_history
     from xrddiff.views.plots import png
     from xrddiff.views.charts import plot_history
 

@@ -10,23 +10,23 @@ import functools
 import html
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import plugins
-from ..config import compose_config, inference_config, note_unused
+from ..config import compose_config, note_unused
 from ..contradictions import data_name
 from ..errors import BadInput, XrddiffError, nearest
-from ..execution.run_folder import Run, read_failures, stopped_by
+from ..execution.drawing import draw_samples, threads_kept
+from ..execution.run_folder import Run, holder, read_failures, stopped_by
 from .keywords import as_overrides
 from .pane import live_pane
 from ..saved_config import OWN_FRAMES, load_config, need_run
 from ..used_words import model_parts
-from ..words import GROUPS, vocabulary
+from ..words.vocabulary import GROUPS, vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,14 +34,21 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xrddiff.indexing.indexer import Indexing
+    from xrddiff.inference.encoded import EncodedFrames
     from xrddiff.loading.datasets import Prepared
     from xrddiff.training.checkpoints import Checkpoint
-    from xrddiff.words import Config
+    from xrddiff.views.plots import Picture
+    from xrddiff.widgets.codebook_browser import CodebookBrowser
+    from xrddiff.widgets.compare import Compare
+    from xrddiff.widgets.latent_explorer import LatentExplorer
+    from xrddiff.widgets.sampler import SamplerPanel
+    from xrddiff.widgets.training_monitor import TrainingMonitor
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['F', 'plain_errors', 'execute_shown', 'Page', 'RunNumbers', 'open_prepared', 'open_set', 'fit_to_run',
-           'reconstruct_with', 'sampling_overrides', 'draw_samples', 'index_set', 'TrainedRun', 'open_run', 'about_run',
-           'run_pictures', 'run_html']
+           'reconstruct_with', 'sampling_overrides', 'index_set', 'TrainedRun', 'open_run', 'about_run', 'run_pictures',
+           'run_html']
 
 # %% ../../nbs/front_door/trained_run.ipynb #b1c75f04
 F = TypeVar("F", bound=Callable[..., Any])
@@ -61,22 +68,6 @@ def plain_errors(function: F) -> F:
 
     return call
 
-# %% ../../nbs/front_door/trained_run.ipynb #b5156cf4
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Restore the number of CPU threads of this process at the end."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    torch = sys.modules.get("torch")
-    threads = torch and torch.get_num_threads()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-        if threads:
-            torch.set_num_threads(threads)
-
 # %% ../../nbs/front_door/trained_run.ipynb #e0cc924f
 def execute_shown(overrides: list[str], *, frames: Path | None = None, progress: bool = True) -> Path:
     """Execute a run (`execution.phases.execute_run`) and show it live in a notebook; returns
@@ -91,7 +82,7 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
     cfg = compose_config(overrides)
     note_unused(cfg, overrides)
     started: list[Path] = []
-    with _threads_kept(), live_pane(progress) as pane:
+    with threads_kept(), live_pane(progress) as pane:
 
         def on_start(path: Path) -> None:
             started.append(path)
@@ -131,7 +122,7 @@ class RunNumbers(Run):
     @property
     def state(self) -> str:
         """The state of the run: finished, running, stopped (cleanly), failed, or broken off."""
-        if _is_held(self.whole):
+        if holder(self.whole):
             return "running"
         if super().report.is_file():
             return "finished"
@@ -150,9 +141,20 @@ class RunNumbers(Run):
         """The training table: a row for every `training.log_every` steps and for every
         validation.
         """
-        from xrddiff.training.history import read_history
+        from xrddiff.telemetry.history import read_history
 
         return read_history(self.metrics)
+
+    @property
+    @plain_errors
+    def health(self) -> pd.DataFrame:
+        """What the rules of `training.health` found, a row for each finding; empty where all is well."""
+        import pandas as pd
+
+        from xrddiff.telemetry.rules import read_findings
+
+        found = [vars(finding) for finding in read_findings(self.path)]
+        return pd.DataFrame(found, columns=["rule", "severity", "epoch", "step", "seen", "cause", "remedy"])
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -169,20 +171,6 @@ class RunNumbers(Run):
         return Page(path)
 
 # %% ../../nbs/front_door/trained_run.ipynb #96a88cef
-def _is_held(path: Path) -> bool:
-    """Whether a process is executing the run at `path`; False if this cannot be determined."""
-    try:
-        import fcntl
-
-        with open(path / ".lock", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        pass
-    return False
-
-
 def _summary(path: Path) -> pd.DataFrame:
     import pandas as pd
 
@@ -196,7 +184,7 @@ def _summary(path: Path) -> pd.DataFrame:
 # %% ../../nbs/front_door/trained_run.ipynb #28c99d03
 def open_prepared(run: Run) -> Prepared:
     """The frames of a run, pooled, cropped and split as in training, with the fitted transform."""
-    from xrddiff.frames.pipelines import transform_from_state
+    from xrddiff.transforms.pipelines import transform_from_state
     from xrddiff.loading.datasets import prepare_words
     from xrddiff.training.checkpoints import load_checkpoint
 
@@ -227,7 +215,7 @@ def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Datas
     `run`, `checkpoint`: the run and its checkpoint. Raises `BadInput` for another unit of
     intensity.
     """
-    from xrddiff.frames.pipelines import transform_from_state
+    from xrddiff.transforms.pipelines import transform_from_state
 
     own = open_prepared(run).frames["intensity"]
     units = frames["intensity"].attrs.get("units")
@@ -249,12 +237,12 @@ def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
     Returns expected values as Frames, with the units and mask of the originals. Raises
     `BadInput` for another unit of intensity.
     """
-    from xrddiff.frames.pipelines import transform_from_state
+    from xrddiff.transforms.pipelines import transform_from_state
     from xrddiff.loading.loader import FrameLoader
     from xrddiff.metrics.reconstruction import autoencoder_codec, reconstruct_frames
     from xrddiff.training.checkpoints import load_checkpoint
-    from xrddiff.training.latents import open_autoencoder
-    from xrddiff.training.setup import run_accelerator
+    from xrddiff.recipes.latents import open_autoencoder
+    from xrddiff.recipes.setup import run_accelerator
 
     checkpoint = load_checkpoint(run.path)
     frames = fit_to_run(frames, run, checkpoint)
@@ -285,29 +273,6 @@ def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any
         own["condition"] = {**own.get("condition", {}), **asked}
     return as_overrides(*given, own, section="inference")
 
-
-def draw_samples(run: Run, overrides: list[str]) -> xr.Dataset:
-    """Draw samples in memory, with `overrides` of `inference`; bit for bit those of `xrddiff
-    sample`.
-    """
-    from tqdm.auto import tqdm
-
-    from xrddiff.execution.run_folder import set_threads
-    from xrddiff.formats.parts import part_rows
-    from xrddiff.frames.frames import concat_frames
-    from xrddiff.inference.generators import open_sample_job
-
-    cfg = inference_config(run.path, overrides)
-    note_unused(cfg, overrides)
-    with _threads_kept():
-        if cfg.threads is not None:
-            set_threads(cfg.threads)
-        job, i = open_sample_job(run.path, overrides), cfg.inference
-        parts = part_rows(job.count, i.batch_size, i.first_sample)
-        bar = tqdm(parts, unit="batch", disable=len(parts) < 2 or None, leave=False)
-        made = [job.make(rows)[0] for rows in bar]
-    return (concat_frames(made) if len(made) > 1 else made[0]).assign_attrs(job.about())
-
 # %% ../../nbs/front_door/trained_run.ipynb #527ad607
 def index_set(frames: xr.Dataset, cell: Any = None, *, limit: int | None = None, **options: Any) -> Indexing:
     """Look for crystal lattices in `frames`; `.table` has a row for each of them.
@@ -317,7 +282,8 @@ def index_set(frames: xr.Dataset, cell: Any = None, *, limit: int | None = None,
     `indexing.indexer.make_indexer`.
     Raises `BadInput` if the frames have no geometry or no wavelength.
     """
-    from xrddiff.frames.frames import evenly_spaced, frame_count, select_frames
+    from xrddiff.frames.frames import frame_count
+    from xrddiff.frames.selection import evenly_spaced, select_frames
     from xrddiff.frames.noise import draw_counts
     from xrddiff.indexing.indexer import index_frames
 
@@ -357,7 +323,7 @@ class TrainedRun(RunNumbers):
         where to load it.
         """
         from xrddiff.inference.generators import open_generator
-        from xrddiff.training.latents import open_autoencoder
+        from xrddiff.recipes.latents import open_autoencoder
 
         ema = self.cfg.inference.use_ema if ema is None else ema
         if model_parts(self.cfg).denoiser is None or self.part != ".":
@@ -373,7 +339,8 @@ class TrainedRun(RunNumbers):
         set drawn later.
         `limit`: only the first so many. Raises `BadInput` for an unknown set.
         """
-        from xrddiff.frames.frames import frame_count, select_frames
+        from xrddiff.frames.frames import frame_count
+        from xrddiff.frames.selection import select_frames
 
         if which in ("held_out", "train", "all"):
             p = open_prepared(self)
@@ -381,6 +348,33 @@ class TrainedRun(RunNumbers):
         else:
             found = open_set(self, which)
         return found if limit is None or limit >= frame_count(found) else select_frames(found, slice(0, limit))
+
+    @plain_errors
+    def batch(self, which: str = "held_out", n: int = 16) -> dict[str, Any]:
+        """`n` frames as the network gets them: `x` (n, 1, H, W) in network values, `mask`, `index`,
+        and `cond` where the run has conditions.
+
+        `which`: "held_out" or "train". Raises `BadInput` for another set.
+        """
+        if which not in ("held_out", "train"):
+            raise BadInput(f"which frames: found {which!r}; expected held_out or train")
+        p, parts = open_prepared(self), model_parts(self.cfg)
+        multiple = self.autoencoder.model().downsampling if parts.autoencoder else self.model().multiple
+        rows = getattr(p, which)[:n]
+        return p.loader(rows, batch_size=max(1, len(rows)), multiple=multiple, shuffle=False).batch(rows)
+
+    @plain_errors
+    def encoded(self, which: str = "held_out", limit: int | None = 500) -> EncodedFrames:
+        """Frames of the run with their `latents` (frame, C, h, w), for a codebook their `codes`, and
+        `decode` for the way back.
+
+        `which`: "held_out" or "train". `limit`: so many of them, evenly spaced; None: all.
+        Raises `BadInput` for a run without an autoencoder.
+        """
+        from xrddiff.inference.encoded import open_encoded
+
+        run = self.autoencoder
+        return open_encoded(open_prepared(self), run.path, which=which, limit=limit, ema=self.cfg.inference.use_ema)
 
     @plain_errors
     def reconstruct(self, frames: xr.Dataset | None = None) -> xr.Dataset:
@@ -394,25 +388,45 @@ class TrainedRun(RunNumbers):
 
     @plain_errors
     def sample(
-        self, n: int = 16, *given: Any, name: str | None = None, workers: str | None = None, **words: Any
+        self,
+        n: int = 16,
+        *given: Any,
+        name: str | None = None,
+        workers: str | None = None,
+        progress: bool = True,
+        **words: Any,
     ) -> xr.Dataset:
         """`n` samples as Frames: `run.sample(16, hit_class="single", seed=0,
         sampler="ddim", steps=50, guidance_scale=2)`.
 
         `given`, `words`: words of `inference`, and conditions of the run by name. `name`:
         also store the samples in the run folder, evaluated and with a report, as `xrddiff
-        sample` does. `workers`: for a named set, where to draw it, for example "local:2".
+        sample` does. `workers`: for a named set, where to draw it, for example "local:2". `progress`:
+        show the output.
         Sample i is the same frame in any set, bit for bit as drawn by `xrddiff sample`.
         Raises `BadInput` for unknown words, or if the run has no generative model.
         """
         overrides = sampling_overrides(self, given, {**words, "num_samples": n})
         if name is None and workers is None:
-            return draw_samples(self, overrides)
+            return draw_samples(self.path, overrides, progress=progress)
         from xrddiff.execution.phases import execute_sample
 
-        with _threads_kept(), live_pane():
-            folder = execute_sample(self.path, overrides, name=name, workers=workers)
+        with threads_kept(), live_pane(progress):
+            folder = execute_sample(self.path, overrides, name=name, workers=workers, terminal=progress)
         return open_set(self, folder.name)
+
+    @plain_errors
+    def show_sampling(self, number: int = 0, *given: Any, **words: Any) -> Picture:
+        """A picture of how sample `number` comes into being: noise that becomes a frame, or patch
+        after patch.
+
+        `given`, `words`: as for `sample`. Raises `BadInput` if the run has no generative model.
+        """
+        from xrddiff.inference.sample_jobs import open_sample_job
+        from xrddiff.views.samples import show_making
+
+        words = {"num_samples": 1, "first_sample": number, **words}
+        return show_making(open_sample_job(self.path, sampling_overrides(self, given, words)), number)
 
     @plain_errors
     def index(self, which: str = "samples", cell: Any = None, *, limit: int | None = 48, **options: Any) -> Indexing:
@@ -435,7 +449,7 @@ class TrainedRun(RunNumbers):
         overrides = as_overrides(*given, words, section="inference")
         from xrddiff.execution.phases import execute_evaluate
 
-        with _threads_kept(), live_pane(progress):
+        with threads_kept(), live_pane(progress):
             folder = execute_evaluate(self.path, overrides, samples=samples, workers=workers, terminal=progress)
         return _summary(folder / "metrics" / "summary.json")
 
@@ -449,6 +463,31 @@ class TrainedRun(RunNumbers):
         overrides = as_overrides({"resume": str(self.whole)}, *given, words)
         return open_run(execute_shown(overrides, progress=progress))
 
+    @plain_errors
+    def monitor(self) -> TrainingMonitor:
+        """Follow the training of the run while it goes on, also where another process trains it, in a widget."""
+        from xrddiff.widgets.training_monitor import monitor
+
+        return monitor(self.whole)
+
+    def compare(self, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any) -> Compare:
+        """Compare frames with what the run made, one by one, in a widget.
+
+        An autoencoder shows frames, their reconstructions and the residuals; a generative model frames and
+        samples. `which`: the frames, see `frames`. `samples`: the name of a set. `limit`: how many
+        frames. `words`: traits of the widget.
+        """
+        from xrddiff.widgets.compare import Compare
+
+        def measured() -> xr.Dataset:
+            return self.frames(which, limit)
+
+        if model_parts(self.cfg).denoiser is None or self.part != ".":
+            names = ("measured", "reconstruction")
+            return Compare(measured, lambda: self.reconstruct(measured()), names=names, **words)
+        words = {"names": ("measured", "sample"), "difference": False, "show_peaks": False} | words
+        return Compare(measured, lambda: self.frames(samples, limit), **words)
+
     def __repr__(self) -> str:
         rows = about_run(self)
         width = max(map(len, rows))
@@ -456,6 +495,69 @@ class TrainedRun(RunNumbers):
 
     def _repr_html_(self) -> str:
         return run_html(self)
+
+# %% ../../nbs/front_door/trained_run.ipynb #0f4e4429
+def _sampler(self: TrainedRun, count: int = 4) -> SamplerPanel:
+    """A widget that draws samples: sampler, steps, guidance, seed, conditions.
+
+    `count`: samples to draw at first. What it draws is what `sample` draws, and it shows that line.
+    Raises `BadInput` if the run has no generative model.
+    """
+    from xrddiff.widgets.sampler import SamplerPanel
+
+    if model_parts(self.cfg).denoiser is None or self.part != ".":
+        raise BadInput(f"{self.path} holds no generative model; expected a run of ddpm, diff or latent_diff")
+    return SamplerPanel(self.path, count)
+
+
+def _encoded(self: TrainedRun, which: str, limit: int | None) -> EncodedFrames:
+    """Frames of the run with their latents."""
+    from tqdm.auto import tqdm
+
+    from xrddiff.inference.encoded import open_encoded
+    from xrddiff.recipes.setup import run_accelerator
+
+    own = self.autoencoder
+    with tqdm(unit="frame", leave=False, desc="encoding", disable=None) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        device = run_accelerator(self.cfg.training).device
+        words = dict(which=which, limit=limit, ema=self.cfg.inference.use_ema, device=device)
+        return open_encoded(open_prepared(own), own.path, tell=tell, **words)
+
+
+def _latents(
+    self: TrainedRun, label: str | None = None, *, which: str = "train", limit: int | None = 500
+) -> LatentExplorer:
+    """A widget for the latent space of the autoencoder: a map of frames, the way between two, a
+    walk along principal components.
+
+    `label`: what colours the map (None: the first condition of the run, if it has one). `which`:
+    "train" or "held_out". `limit`: so many frames, evenly spaced.
+    Raises `BadInput` if the run has no autoencoder.
+    """
+    from xrddiff.widgets.latent_explorer import LatentExplorer
+
+    label = next(iter(self.cfg.model.condition or []), "") if label is None else label
+    return LatentExplorer(_encoded(self, which, limit), label)
+
+
+def _codebook(self: TrainedRun, *, which: str = "train", limit: int | None = 500) -> CodebookBrowser:
+    """A widget for the codes of a quantised autoencoder: how they look, how often and where they are
+    used.
+
+    `which`, `limit`: see `latents`. Raises `BadInput` if the run has no codebook.
+    """
+    from xrddiff.widgets.codebook_browser import CodebookBrowser
+
+    return CodebookBrowser(_encoded(self, which, limit))
+
+
+TrainedRun.sampler = plain_errors(_sampler)
+TrainedRun.latents, TrainedRun.codebook = plain_errors(_latents), plain_errors(_codebook)
 
 # %% ../../nbs/front_door/trained_run.ipynb #f7b44ff2
 @plain_errors
@@ -492,7 +594,7 @@ def _data_of(run: RunNumbers) -> str:
 
 def run_pictures(run: RunNumbers) -> list[bytes]:
     """Small PNGs of a run: its training curve, samples and reconstructions."""
-    from xrddiff.frames.frames import select_frames
+    from xrddiff.frames.selection import select_frames
     from xrddiff.views.plots import png
     from xrddiff.views.charts import plot_history
     from xrddiff.views.samples import show_samples
@@ -515,7 +617,9 @@ def run_html(run: RunNumbers) -> str:
         for name, value in about_run(run).items()
     )
     pictures = [base64.b64encode(picture).decode() for picture in run_pictures(run)]
-    shown = "".join(f"<img style='max-height:22em' src='data:image/png;base64,{picture}'>" for picture in pictures)
+    about = "losses, samples or reconstructions of the run"
+    image = "<img alt='{}' style='max-height:22em' src='data:image/png;base64,{}'>"
+    shown = "".join(image.format(about, picture) for picture in pictures)
     table = run.summary.to_html(float_format="{:.4g}".format, na_rep="", border=0) if len(run.summary) else ""
     style = "style='display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start'"
     return f"<table>{rows}</table><div {style}>{shown}{table}</div>"

@@ -11,6 +11,8 @@ import stat
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,19 @@ def odd_kind(path: str | os.PathLike) -> str:
     return next((words for test, words in _KINDS if test(mode)), "")
 
 
+def _missing(path: Path) -> str:
+    """That `path` does not exist, and what in its folder may have been meant."""
+    if not os.path.isdir(path.parent):
+        return f"{path} does not exist: there is no folder {path.parent}"
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, 10_000)]
+    except OSError:
+        names = []
+    near = get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f"{path} does not exist" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else "")
+
+
 def readable(path: Path) -> Path:
     """`path` itself.
 
@@ -54,7 +69,7 @@ def readable(path: Path) -> Path:
         raise BadInput(f"{path} cannot be read: permission denied on the way to it") from None
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise BadInput(f"{path} does not exist" if missing else f"{path} cannot be read: {reason(error)}") from None
+        raise BadInput(_missing(path) if missing else f"{path} cannot be read: {reason(error)}") from None
     if kind:
         raise BadInput(f"{path} is {kind}; expected a file or a folder")
     if not os.access(path, os.R_OK):

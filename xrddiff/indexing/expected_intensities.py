@@ -18,18 +18,19 @@ import xarray as xr
 from torch import Tensor
 
 from ..errors import BadInput
-from ..frames.frames import evenly_spaced
+from ..files import writing
+from ..frames.selection import evenly_spaced
 from .cells import Cell
 from .known_lattices import crystals_of, known_lattices, need_lattices
 from .rays import miller_sphere
-from .reflections import reflection_table, wilson_table
+from .reflections import Observations, fit_scales, group_reflections, reflection_table, wilson_table
 from ..seeds import numpy_rng
 from ..simulation.crystal import Crystal, reflections
 
 # %% auto #0
 __all__ = ['REACH', 'WIDTHS', 'WIDTH', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial',
-           'merged_intensities', 'read_intensities', 'wilson_intensities', 'with_intensities', 'says_intensities',
-           'reflection_width', 'intensities_of']
+           'merged_intensities', 'read_intensities', 'save_intensities', 'wilson_intensities', 'with_intensities',
+           'says_intensities', 'reflection_width', 'intensities_of']
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #2d2c4224
 @dataclass(frozen=True)
@@ -126,28 +127,21 @@ class PartialMerge(NamedTuple):
     explained: float
 
 
-def merge_partial(measured: pd.DataFrame, width: tuple[float, float], rounds: int = 4) -> PartialMerge:
-    """The reflections of `reflection_table`, merged with partialities of this `width`."""
-    frame = np.unique(measured["frame"], return_inverse=True)[1]
-    unique, which = np.unique(measured[["h", "k", "l"]].to_numpy(), axis=0, return_inverse=True)
-    n, d = len(unique), measured["d"].to_numpy(float)
-    value, p = measured["intensity"].to_numpy(float), partiality_of(measured["excitation"].to_numpy(float), d, width)
-    scale = np.ones(frame.max() + 1)
-    for _ in range(rounds):
-        part = scale[frame] * p
-        intensity = np.bincount(which, part * value, n) / np.maximum(np.bincount(which, part**2, n), 1e-12)
-        told = p * intensity[which]
-        fitted = np.bincount(frame, told * value) / np.maximum(np.bincount(frame, told**2), 1e-12)
-        scale = np.clip(fitted, 0.05 * np.median(fitted), None)
-        scale /= np.exp(np.log(scale).mean())
-    often = np.bincount(which, minlength=n)[which] >= 3
-    error = (value - scale[frame] * p * intensity[which])[often]
-    explained = 1 - (error**2).sum() / max((value[often] ** 2).sum(), 1e-12)
-    table = pd.DataFrame(unique, columns=["h", "k", "l"]).assign(
-        d=np.bincount(which, d, n) / np.bincount(which, minlength=n),
-        intensity=intensity.clip(0),
-        recorded=np.bincount(which, p**2, n),
-    )
+def merge_partial(measured: pd.DataFrame, seen: Observations, width: tuple[float, float]) -> PartialMerge:
+    """The reflections of `reflection_table`, and the same grouped, merged with partialities of this
+    `width`.
+    """
+    d, excitation = (measured[name].to_numpy(float) for name in ("d", "excitation"))
+    p = partiality_of(excitation, d, width)
+
+    def average(g: np.ndarray) -> np.ndarray:
+        return seen.sums(g * p * seen.value) / np.maximum(seen.sums((g * p) ** 2), 1e-12)
+
+    scale, intensity = fit_scales(seen, average, p)
+    often = seen.sums()[seen.which] >= 3
+    error = (seen.value - scale[seen.frame] * p * intensity[seen.which])[often]
+    explained = 1 - (error**2).sum() / max((seen.value[often] ** 2).sum(), 1e-12)
+    table = seen.table(intensity=intensity.clip(0), recorded=seen.sums(p**2))
     return PartialMerge(table, width, float(explained))
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #8eb5a1c1
@@ -170,7 +164,8 @@ def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limi
     rows = [int(i) for i in evenly_spaced(np.array(alike), limit)]
     no_peaks = pd.DataFrame({name: np.zeros(0) for name in ("frame", "fs", "ss")})
     measured = reflection_table(ds, known_lattices(ds, rows, peaks=no_peaks, width=REACH), group)
-    best = max((merge_partial(measured, width) for width in WIDTHS), key=lambda merged: merged.explained)
+    seen = group_reflections(measured)
+    best = max((merge_partial(measured, seen, width) for width in WIDTHS), key=lambda merged: merged.explained)
     merged = best.table
     shells = wilson_table(merged["d"], merged["intensity"])
     mean = np.interp(merged["d"] ** -2.0, shells["inverse_d2"], shells["mean"])
@@ -233,6 +228,18 @@ def _of_structure(path: Path, d_min: float) -> CrystalIntensities:
 
 def _centring(group: str) -> str:
     return gemmi.find_spacegroup_by_name(group).centring_type()
+
+# %% ../../nbs/indexing/expected_intensities.ipynb #70b4c589
+def save_intensities(known: CrystalIntensities, path: str | Path) -> Path:
+    """Write an MTZ file with the column IMEAN, which `read_intensities` and other programs read."""
+    mtz = gemmi.Mtz(with_base=True)
+    mtz.spacegroup, mtz.cell = gemmi.SpaceGroup(known.group), gemmi.UnitCell(*known.cell.parameters)
+    mtz.add_dataset("merged")
+    mtz.add_column("IMEAN", "J")
+    mtz.set_data(np.column_stack([known.hkl, known.intensity]).astype(np.float32))
+    with writing(path) as part:
+        mtz.write_to_file(str(part))
+    return Path(path)
 
 # %% ../../nbs/indexing/expected_intensities.ipynb #71e90afa
 def wilson_intensities(cell: Cell, like: CrystalIntensities, d_min: float, seed: int = 0) -> CrystalIntensities:

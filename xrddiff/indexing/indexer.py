@@ -66,15 +66,15 @@ class Lattice:
         return float(np.sqrt((self.error**2).mean())), float(np.sqrt((self.excitation**2).mean()))
 
 # %% ../../nbs/indexing/indexer.ipynb #9e4a725b
-INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
-SAME = 2.0  # degrees: two lattices closer than this are one crystal
-FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
-
-
 def mark_found(spots: pd.DataFrame, hkl: np.ndarray) -> pd.DataFrame:
     """Predicted `spots` with the column `found`: is theirs among the Miller indices of peaks (N, 3)?"""
     have = {tuple(h) for h in np.asarray(hkl, int)}
     return spots.assign(found=[tuple(h) in have for h in spots[list("hkl")].to_numpy()])
+
+# %% ../../nbs/indexing/indexer.ipynb #022d1f61
+INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
+SAME = 2.0  # degrees: two lattices closer than this are one crystal
+FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
 
 
 class Indexer:
@@ -245,6 +245,47 @@ def frame_row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry
         "distance_mm": 1e3 * (geometry.distance + first.shift[2]), "reason": "",
     }  # fmt: skip
 
+# %% ../../nbs/indexing/indexer.ipynb #d9263793
+_DETECTOR = Restraints(edges=0, angles=0, center=3.0, distance=0.02)  # the cell is known, the detector is not
+
+
+def _find_shift(
+    cell: Cell, tables: dict[int, pd.DataFrame], geometries: dict[int, PanelGeometry], frames: list[int], reach: float
+) -> np.ndarray:
+    """The shift of the detector (3,), m, with the distance within 1 ± `reach` of what the file says:
+    the median over `frames`, refined with the cell held fixed.
+    """
+    factors = 1 + np.linspace(-reach, reach, 2 * int(np.ceil(reach / 0.005)) + 1)
+    factors = factors[np.argsort(np.abs(factors - 1), kind="stable")]  # of equal ones the nearest to the file's wins
+    shifts = []
+    for i in frames:
+        g = geometries[i]
+        best, most = None, -1
+        for factor in factors:
+            moved = g.moved([0, 0, (factor - 1) * g.distance])
+            s = scattering_vectors(tables[i], moved)
+            if len(s) < FEWEST_PEAKS:
+                break
+            indexer = Indexer(cell, _outermost(np.linalg.norm(s, axis=1)), lattices=1, restraints=_DETECTOR)
+            if (count := indexer.count(s)) > most:
+                best, most = (indexer, moved, factor), count
+        found = best[0](tables[i], best[1]) if best else []
+        if found:
+            shifts.append(found[0].shift + [0, 0, (best[2] - 1) * g.distance])
+    return np.median(shifts, axis=0) if shifts else np.zeros(3)
+
+
+def _outermost(reach: np.ndarray) -> float:
+    """The largest |s| to search, 1/Å: that of all but the outermost hundredth of the peaks."""
+    return max(float(np.quantile(reach, 0.99)), 0.05) if len(reach) else 0.5
+
+
+def _wanted(ds: xr.Dataset, frames: Iterable[int] | None) -> list[int]:
+    wanted = list(range(frame_count(ds)) if frames is None else frames)
+    if not wanted:
+        raise BadInput("there are no frames to index; expected at least one")
+    return wanted
+
 
 def make_indexer(
     ds: xr.Dataset,
@@ -284,14 +325,7 @@ def make_indexer(
     indexer.learn_chance(vectors, controls, seed)
     return indexer
 
-
-def _wanted(ds: xr.Dataset, frames: Iterable[int] | None) -> list[int]:
-    wanted = list(range(frame_count(ds)) if frames is None else frames)
-    if not wanted:
-        raise BadInput("there are no frames to index; expected at least one")
-    return wanted
-
-
+# %% ../../nbs/indexing/indexer.ipynb #907346da
 def index_frames(
     ds: xr.Dataset,
     cell: Any = None,
@@ -319,37 +353,3 @@ def index_frames(
         rows.append(frame_row(i, table, found[i], geometry))
     table = pd.DataFrame(rows).set_index("frame")
     return Indexing(indexer.cell, indexer.chance, peaks, table, found, indexer.shift)
-
-
-def _outermost(reach: np.ndarray) -> float:
-    """The largest |s| to search, 1/Å: that of all but the outermost hundredth of the peaks."""
-    return max(float(np.quantile(reach, 0.99)), 0.05) if len(reach) else 0.5
-
-
-def _find_shift(
-    cell: Cell, tables: dict[int, pd.DataFrame], geometries: dict[int, PanelGeometry], frames: list[int], reach: float
-) -> np.ndarray:
-    """The shift of the detector (3,), m, with the distance within 1 ± `reach` of what the file says:
-    the median over `frames`, refined with the cell held fixed.
-    """
-    factors = 1 + np.linspace(-reach, reach, 2 * int(np.ceil(reach / 0.005)) + 1)
-    factors = factors[np.argsort(np.abs(factors - 1), kind="stable")]  # of equal ones the nearest to the file's wins
-    shifts = []
-    for i in frames:
-        g = geometries[i]
-        best, most = None, -1
-        for factor in factors:
-            moved = g.moved([0, 0, (factor - 1) * g.distance])
-            s = scattering_vectors(tables[i], moved)
-            if len(s) < FEWEST_PEAKS:
-                break
-            indexer = Indexer(cell, _outermost(np.linalg.norm(s, axis=1)), lattices=1, restraints=_DETECTOR)
-            if (count := indexer.count(s)) > most:
-                best, most = (indexer, moved, factor), count
-        found = best[0](tables[i], best[1]) if best else []
-        if found:
-            shifts.append(found[0].shift + [0, 0, (best[2] - 1) * g.distance])
-    return np.median(shifts, axis=0) if shifts else np.zeros(3)
-
-
-_DETECTOR = Restraints(edges=0, angles=0, center=3.0, distance=0.02)  # the cell is known, the detector is not

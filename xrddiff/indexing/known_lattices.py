@@ -14,7 +14,7 @@ import xarray as xr
 
 from ..errors import BadInput
 from ..frames.frames import frame_count
-from ..frames.geometry import PanelGeometry, d_map, geometry_of
+from ..frames.geometry import PanelGeometry, d_map, frame_geometry
 from ..frames.peaks import find_frame_peaks
 from .cells import Cell, read_cell
 from .chance import Chance
@@ -66,7 +66,7 @@ def known_lattices(
     peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
     rows, found, cell = [], {}, None
     for i, table in frame_tables(peaks, wanted):
-        geometry = as_panels(geometry_of(ds, i))
+        geometry = as_panels(frame_geometry(ds, i))
         own = crystals_of(ds["cell"].values[i], ds["orientation"].values[i])
         found[i] = [_known(Cell(tuple(c)), U, table, geometry, width) for c, U in own]
         cell = cell or (Cell(tuple(own[0][0])) if own else None)

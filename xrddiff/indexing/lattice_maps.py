@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from ..frames.geometry import Geometry, d_map
+from ..frames.geometry import Geometry, PanelGeometry, d_map
 from .cells import Cell, basis_parameters
 from .known_lattices import crystals_of
-from .rays import miller_sphere
+from .rays import as_panels, miller_sphere
 
 # %% auto #0
 __all__ = ['CUT', 'reflection_weight', 'draw_spots', 'corner_resolution', 'LatticeMap']
@@ -65,15 +65,15 @@ def _miller_indices(cell: Sequence[float], d_min: float) -> Tensor:
     return _indices(edges, tuple(round(float(v)) + 0.0 for v in cell[3:]), d_min)
 
 # %% ../../nbs/indexing/lattice_maps.ipynb #3d4b617f
-def corner_resolution(geometry: Geometry) -> float:
+def corner_resolution(geometry: Geometry | PanelGeometry) -> float:
     """The smallest d that a detector sees, Å, and one per cent less."""
     return 0.99 * float(d_map(geometry).min())
 
 
 class LatticeMap:
-    """Maps (y, x) of lattices on a flat detector; 1 where a reflection is in its Bragg position.
+    """Maps (y, x) of lattices on a detector, or one panel; 1 where a reflection is in its Bragg position.
 
-    geometry: of the detector; its wavelength is used unless another is given.
+    geometry: of a flat detector, or of one panel; its wavelength is used unless another is given.
     sigma: width of a drawn spot, px.
     radius, growth: R₀ in 1/Å and R₁ of `reflection_weight`.
     d_min: smallest d of a reflection, Å; None: that of the detector's farthest corner.
@@ -83,7 +83,7 @@ class LatticeMap:
 
     def __init__(
         self,
-        geometry: Geometry,
+        geometry: Geometry | PanelGeometry,
         *,
         sigma: float = 1.0,
         radius: float = 2.2e-3,
@@ -96,7 +96,19 @@ class LatticeMap:
         for name, value in dict(sigma=sigma, radius=radius).items():
             if not value > 0:
                 raise BadInput(f"a map of a lattice has {name} {value}; expected a number above 0")
-        self.geometry, self.sigma, self.radius, self.growth = geometry, sigma, radius, growth
+        panel = as_panels(geometry)
+        if panel.shape[0] != 1:
+            raise BadInput(f"a map of a lattice is made for one panel; found {panel.shape[0]}")
+        self.geometry, self.sigma, self.radius, self.growth = panel, sigma, radius, growth
+        o, f, s = (torch.tensor(v[0]) for v in (panel.origin, panel.fs, panel.ss))
+        normal = torch.linalg.cross(f, s)
+        dual = (torch.linalg.cross(s, normal), torch.linalg.cross(normal, f))
+        self.shape, self._corner, self._normal, self._dual = (
+            panel.shape[1:],
+            o,
+            normal,
+            torch.stack(dual) / normal.square().sum(),
+        )
         self.d_min, self.intensity = corner_resolution(geometry) if d_min is None else d_min, intensity
 
     def __call__(self, cells: Any, orientations: Any, wavelength: float | None = None) -> Tensor:
@@ -119,13 +131,13 @@ class LatticeMap:
             for A in bases
         ]
         if not spots:
-            return torch.zeros(g.shape)
+            return torch.zeros(self.shape)
         fs, ss, weight = (torch.cat(column) for column in zip(*spots, strict=True))
-        return draw_spots(fs, ss, weight, g.shape, self.sigma)
+        return draw_spots(fs, ss, weight, self.shape, self.sigma)
 
     def _spots(self, A: Tensor, hkl: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
         """(fs, ss, weight) of the reflections near the Ewald sphere of radius `k`."""
-        g, inverse = self.geometry, torch.linalg.inv(A)
+        inverse = torch.linalg.inv(A)
         # float32 finds the candidates, with some room; what they need in float64 is worked out for them alone
         ray = hkl.to(A.device) @ inverse.detach().float().T
         square = ray.square().sum(1)
@@ -135,12 +147,13 @@ class LatticeMap:
         length = ray.norm(dim=1)
         out = ray + torch.tensor([0.0, 0.0, k]).to(ray)
         weight = reflection_weight(out.norm(dim=1) - k, length, self.radius, self.growth)
-        forward = (out[:, 2] > 0) & (weight > 0)
-        out, weight = out[forward], weight[forward]
+        corner, normal, dual = (v.to(ray) for v in (self._corner, self._normal, self._dual))
+        along = (corner @ normal) / (out @ normal)
+        forward = (along > 0) & (weight > 0)
+        out, along, weight = out[forward], along[forward], weight[forward]
         if self.intensity is not None:
             weight = torch.asinh(weight * self.intensity(hkl[forward]).to(weight)) / 2
-        scale = g.distance / g.pixel_size
-        fs, ss = (g.beam_center[i] + scale * out[:, i] / out[:, 2] for i in (0, 1))
-        reach, (h, w) = 4 * self.sigma, g.shape
+        fs, ss = ((along[:, None] * out - corner) @ dual.T).T
+        reach, (h, w) = 4 * self.sigma, self.shape
         seen = (fs > -reach) & (fs < w + reach) & (ss > -reach) & (ss < h + reach)
         return fs[seen].float(), ss[seen].float(), weight[seen].float()

@@ -5,6 +5,7 @@
 # %% ../../nbs/indexing/reflections.ipynb #122bc974
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gemmi
@@ -18,7 +19,8 @@ from .integration import integrate_frame
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['reflection_table', 'to_asymmetric_unit', 'Merged', 'merge_reflections', 'wilson_table']
+__all__ = ['reflection_table', 'to_asymmetric_unit', 'Observations', 'group_reflections', 'fit_scales', 'Merged',
+           'merge_reflections', 'half_means', 'wilson_table']
 
 # %% ../../nbs/indexing/reflections.ipynb #b49f513a
 def reflection_table(ds: xr.Dataset, indexing: Indexing, group: str | None = None) -> pd.DataFrame:
@@ -57,18 +59,74 @@ def to_asymmetric_unit(hkl: np.ndarray, group: gemmi.SpaceGroup) -> np.ndarray:
     rank = (mates[..., 0] * base + mates[..., 1]) * base + mates[..., 2]
     return mates[np.arange(len(mates)), rank.argmax(1)]
 
-# %% ../../nbs/indexing/reflections.ipynb #cbefdafd
+# %% ../../nbs/indexing/reflections.ipynb #a744ba10
+class Observations(NamedTuple):
+    """Integrated reflections of many frames, grouped.
+
+    frames: numbers of the frames (F,). frame: place in `frames` of each observation (n,).
+    hkl: unique reflections (m, 3). which: place in `hkl` of each observation (n,).
+    value: intensities (n,). d: Å (m,).
+    """
+
+    frames: np.ndarray
+    frame: np.ndarray
+    hkl: np.ndarray
+    which: np.ndarray
+    value: np.ndarray
+    d: np.ndarray
+
+    def sums(self, values: np.ndarray | None = None) -> np.ndarray:
+        """Sum of `values` (n,) for each unique reflection (m,); None counts observations."""
+        return np.bincount(self.which, values, len(self.hkl))
+
+    def table(self, **columns: np.ndarray) -> pd.DataFrame:
+        """`h`, `k`, `l`, `d` of each unique reflection, and `columns` (m,)."""
+        return pd.DataFrame(self.hkl, columns=["h", "k", "l"]).assign(d=self.d, **columns)
+
+
+def group_reflections(reflections: pd.DataFrame) -> Observations:
+    """Group the rows of `reflection_table` by frame and by reflection."""
+    frames, frame = np.unique(reflections["frame"], return_inverse=True)
+    hkl, which = np.unique(reflections[["h", "k", "l"]].to_numpy(), axis=0, return_inverse=True)
+    d = np.bincount(which, reflections["d"].to_numpy(float), len(hkl)) / np.bincount(which, minlength=len(hkl))
+    return Observations(frames, frame, hkl, which, reflections["intensity"].to_numpy(float), d)
+
+# %% ../../nbs/indexing/reflections.ipynb #cc7de932
+def fit_scales(
+    seen: Observations,
+    average: Callable[[np.ndarray], np.ndarray],
+    part: np.ndarray | float = 1.0,
+    rounds: int = 4,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales g (F,) of frames, their geometric mean 1, and the intensities I (m,) to which they were
+    fitted.
+
+    average: of observations whose frames have the scales g (n,), to intensities (m,).
+    part: of a reflection that an observation recorded, (n,).
+    """
+    scale = np.ones(len(seen.frames))
+    for _ in range(rounds):
+        intensity = average(scale[seen.frame])
+        told = part * intensity[seen.which]
+        square = np.bincount(seen.frame, told**2)
+        fitted = np.bincount(seen.frame, told * seen.value) / np.maximum(square, 1e-12)
+        scale = np.clip(fitted, 0.05 * np.median(fitted), None)
+        scale /= np.exp(np.log(scale).mean())
+    return scale, intensity
+
+# %% ../../nbs/indexing/reflections.ipynb #439ba7de
 class Merged(NamedTuple):
     """Merged reflections.
 
     table: a row for each unique reflection: `h`, `k`, `l`, `d`, `intensity`, `sigma` (of the mean),
     `count`, and `half_1`, `half_2`, the means of two random halves of the frames (NaN if a half has
     none).
-    scales: of each frame.
+    scales: of each frame. half: 0 or 1, of each frame.
     """
 
     table: pd.DataFrame
     scales: pd.Series
+    half: pd.Series
 
 
 def merge_reflections(reflections: pd.DataFrame, *, rounds: int = 4, seed: int = 0) -> Merged:
@@ -76,30 +134,32 @@ def merge_reflections(reflections: pd.DataFrame, *, rounds: int = 4, seed: int =
 
     reflections: as `reflection_table` returns them. seed: of the halves.
     """
-    frames, frame = np.unique(reflections["frame"], return_inverse=True)
-    unique, which = np.unique(reflections[["h", "k", "l"]].to_numpy(), axis=0, return_inverse=True)
-    intensity, n = reflections["intensity"].to_numpy(float), len(unique)
-    count, scale = np.bincount(which, minlength=n), np.ones(len(frames))
-    for _ in range(rounds):
-        mean = np.bincount(which, intensity / scale[frame], n) / count
-        fitted = np.bincount(frame, intensity * mean[which]) / np.bincount(frame, mean[which] ** 2)
-        scale = np.clip(fitted, 0.05 * np.median(fitted), None)
-        scale /= np.exp(np.log(scale).mean())
-    scaled = intensity / scale[frame]
-    half = numpy_rng("half-sets", seed).permutation(len(frames)) % 2
-    halves = []
+    seen = group_reflections(reflections)
+    count = seen.sums()
+    scale, _ = fit_scales(seen, lambda g: seen.sums(seen.value / g) / count, rounds=rounds)
+    half = numpy_rng("half-sets", seed).permutation(len(seen.frames)) % 2
+    scaled = seen.value / scale[seen.frame]
+    mean, (half_1, half_2) = seen.sums(scaled) / count, half_means(seen, scaled, half)
+    spread = np.sqrt(seen.sums((scaled - mean[seen.which]) ** 2) / np.maximum(count - 1, 1) / count)
+    sigma = np.where(count > 1, spread, np.nan)
+    table = seen.table(intensity=mean, sigma=sigma, count=count, half_1=half_1, half_2=half_2)
+    scales, halves = (pd.Series(x, index=seen.frames) for x in (scale, half))
+    return Merged(table, scales, halves)
+
+
+def half_means(
+    seen: Observations, scaled: np.ndarray, half: np.ndarray, weight: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Mean of `scaled` (n,) for each reflection (m,) in each half of the frames; NaN where there is none.
+
+    half: 0 or 1 (F,). weight: of each frame (F,); None weighs all alike.
+    """
+    weight, out = np.ones(len(half)) if weight is None else weight, []
     for side in (0, 1):
-        own = half[frame] == side
-        have = np.bincount(which[own], minlength=n)
-        with np.errstate(invalid="ignore"):
-            halves.append(np.bincount(which[own], scaled[own], n) / np.where(have, have, np.nan))
-    mean = np.bincount(which, scaled, n) / count
-    spread = np.sqrt(np.bincount(which, (scaled - mean[which]) ** 2, n) / np.maximum(count - 1, 1) / count)
-    table = pd.DataFrame(unique, columns=["h", "k", "l"]).assign(
-        d=np.bincount(which, reflections["d"].to_numpy(float), n) / count,
-        intensity=mean, sigma=np.where(count > 1, spread, np.nan), count=count, half_1=halves[0], half_2=halves[1],
-    )  # fmt: skip
-    return Merged(table, pd.Series(scale, index=frames, name="scale"))
+        w = (weight * (half == side))[seen.frame]
+        have = seen.sums(w)
+        out.append(seen.sums(w * scaled) / np.where(have > 0, have, np.nan))
+    return out
 
 # %% ../../nbs/indexing/reflections.ipynb #c829211f
 def wilson_table(d: np.ndarray, intensity: np.ndarray, shells: int = 10) -> pd.DataFrame:

@@ -116,7 +116,7 @@ def _chunk_lines(
         yield from _crystal_lines(lattice, table, names)
     yield "----- End chunk -----"
 
-
+# %% ../../nbs/indexing/stream.ipynb #cdc06796
 def write_stream(path: str | os.PathLike, ds: xr.Dataset, indexing: Indexing, name: str) -> Path:
     """Write indexed frames of `ds` as a CrystFEL stream; `name` is the image file's.
 

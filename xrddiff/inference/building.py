@@ -5,7 +5,7 @@
 # %% ../../nbs/inference/building.ipynb #a824615b
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from types import SimpleNamespace
@@ -19,31 +19,25 @@ from ..contradictions import chosen_options
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.objectives import AutoregressiveObjective, DenoisingObjective
 from ..errors import BadInput
-from ..frames.pipelines import transform_from_state
-from ..frames.transforms import Transform
-from xrddiff.inference.generators import (
-    Generator,
-    condition_classes,
-    condition_fields,
-    condition_table,
-    generator_state,
-    keep_template,
-    measure_values,
-    ready_sampler,
-    template_frames,
-    training_noise,
-)
+from ..transforms.pipelines import transform_from_state
+from ..transforms.values import Transform
+from .conditions import condition_classes, condition_fields, condition_table, distance_table
+from .detectors import template_frames
+from .during import samples_during
+from .generators import Generator, generator_state, keep_template
 from .guides import check_label, train_guide
 from .lattices import lattice_table
+from .samplers import measure_values, ready_sampler, training_noise
 from ..models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ..models.latent_space import LatentSpace
 from ..ranks.agreement import Ranks
 from ..registry import find, get
 from ..training.checkpoints import load_checkpoint, load_weights
-from ..training.latents import LatentLoader, open_latent_space
-from ..training.autoencoders import build_autoencoder
-from ..training.setup import run_loaders, run_trainer, windowed
-from ..training.starting import check_alike, open_init
+from ..recipes.latents import LatentLoader, open_latent_space
+from ..recipes.autoencoders import build_autoencoder
+from ..recipes.condition_use import condition_use
+from ..recipes.setup import run_loaders, run_trainer, windowed
+from ..recipes.starting import check_alike, open_init
 from ..used_words import model_parts, show_crystals, trained_parts, used_maps
 
 if TYPE_CHECKING:
@@ -52,7 +46,7 @@ if TYPE_CHECKING:
     from xrddiff.diffusion.keyed_sampling import Sampler
     from xrddiff.loading.datasets import Prepared
     from xrddiff.training.trainer import Trainer
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'check_window', 'map_channels', 'build_network',
@@ -77,7 +71,7 @@ def open_space(
     return space, transform_from_state(load_checkpoint(folder).state["transform"])
 
 # %% ../../nbs/inference/building.ipynb #03152515
-VIT_OF_SIZE = {"tiny": "tiny", "small": "base", "medium": "base", "large": "large", "xl": "huge"}
+VIT_OF_SIZE = {"tiny": "tiny", "small": "base", "medium": "base", "large": "large", "xl": "huge", "seed": "base"}
 
 
 def network_words(cfg: Config, space: LatentSpace | None) -> dict[str, Any]:
@@ -262,19 +256,28 @@ class Building:
         """What every checkpoint contains besides the weights."""
         g = self.generator
         about = dict(space=g.space, conditions=g.conditions, data_range=g.data_range, classes=g.classes)
-        about |= dict(maps=g.maps, lattices=g.lattices, window=g.trained)
+        about |= dict(maps=g.maps, lattices=g.lattices, window=g.trained, distances=g.distances)
         return self.prepared.state() | generator_state(g.model, g.shape, **about)
 
-    def trainer(self, run: str | Path) -> Trainer:
+    def trainer(self, run: str | Path, show: Callable[[Path], Any] | None = None) -> Trainer:
         """The trainer for the run folder `run`, in which the geometry of the frames is saved.
 
+        show: draws samples of the training, see `SamplesDuring`.
         Raises `BadInput` first if samples could not be drawn later.
         """
         self.check_sampling()
         if self.accelerator.is_main_process:
             keep_template(self.prepared.frames, run)
-        words = dict(diffusion=True)
+        during = samples_during(self.cfg, self.generator, self.prepared, self.sigma_data, show)
+        words = dict(diffusion=True, callbacks=during)
         return run_trainer(self.objective, self.loaders, run, self.cfg, self.accelerator, self.state(), **words)
+
+    def condition_use(self) -> dict[str, Any] | None:
+        """By how much wrong conditions raise the loss of held-out frames, see `condition_use`."""
+        if not (self.fields or self.generator.maps):
+            return None
+        words = dict(ranks=self.ranks, accelerator=self.accelerator)
+        return condition_use(self.objective, self.loaders[1], **words)
 
     def train_guide(self, run: str | Path) -> dict[str, float | None] | None:
         """Train the classifier in `training.classifier`, which guides the sampler.
@@ -326,11 +329,12 @@ def build_generative(
     values = measure_values(loaders[0], cfg.model.diffusion_kwargs.sigma_data, space=space, ranks=Ranks(accelerator))
     model = _build_model(cfg, shape, space, fields, values)
     template = template_frames(prepared.frames)
-    maps = tuple(used_maps(cfg))
+    maps = used_maps(cfg)
     lattices = lattice_table(prepared.frames, prepared.train) if show_crystals(maps) else []
     generator = Generator(
         model, shape, prepared.transform, template, space, conditions, values[1], accelerator.device,
         classes=classes, maps=maps, lattices=lattices, window=loaders[0].shape,
+        distances=distance_table(prepared.frames, prepared.train),
     )  # fmt: skip
     return Building(cfg, prepared, accelerator, generator, build_objective(model, cfg), loaders, fields, values[0])
 

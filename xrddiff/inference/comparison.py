@@ -18,7 +18,8 @@ import xarray as xr
 
 from ..errors import BadInput
 from ..formats.readers import open_frames
-from ..frames.frames import evenly_spaced, frame_count, select_frames
+from ..frames.frames import frame_count
+from ..frames.selection import evenly_spaced, select_frames
 from ..frames.geometry import geometry_of
 from ..frames.peaks import find_frame_peaks
 from ..indexing.cells import read_cell
@@ -40,7 +41,10 @@ __all__ = ['PAIRED', 'MERGED', 'PROFILES', 'open_set', 'ComparisonPlan', 'Part',
 
 # %% ../../nbs/inference/comparison.ipynb #4ce344fd
 def open_set(name: str | Path) -> xr.Dataset:
-    """The frames of a file, of a named data set, or the samples of a run."""
+    """The frames of a file, of a named data set, or the samples of a run.
+
+    Samples that are expected values are compared as the detector would count them.
+    """
     path = Path(name).expanduser()
     if not os.path.exists(path) and str(name) in CATALOG:
         return load(str(name))
@@ -48,7 +52,10 @@ def open_set(name: str | Path) -> xr.Dataset:
         raise BadInput(f"{name}: no such folder, file or named data set")
     if os.path.isfile(path / "config.yaml"):
         path = samples_of(path)
-    return open_frames(path, complete=False)  # what needs a geometry that is not there, says so
+    frames = open_frames(path, complete=False)  # what needs a geometry that is not there, says so
+    if "drawn" not in frames:
+        return frames
+    return frames.assign(intensity=frames["drawn"].assign_attrs(frames["intensity"].attrs)).drop_vars("drawn")
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,6 @@ class ComparisonPlan:
             read_cell(self.cell)
 
 # %% ../../nbs/inference/comparison.ipynb #ee8ff769
-PAIRED = 4000  # frames of each set for its distances, some of which look at all pairs of frames
-
-
 class Part(NamedTuple):
     """What was measured of a block of frames: rows of `physics_rows`, a `SetSummary` if the detectors
     are the same and `QProfiles` if not, integrated reflections, and the reasons for what is missing.
@@ -106,6 +110,30 @@ class SharedIndexer(NamedTuple):
         indexer = Indexer(self.cell, self.s_max, lattices=1, shift=self.shift)
         indexer.chance = self.chance
         return indexer
+
+# %% ../../nbs/inference/comparison.ipynb #1228648f
+def _other_geometry(a: xr.Dataset, b: xr.Dataset) -> str:
+    """In what the detectors of two sets differ by more than 1 in 1000, or a beam centre by more than
+    0.1 px; nothing if it is unknown of one.
+    """
+    try:
+        geometries = [geometry_of(ds) for ds in (a, b)]
+    except BadInput:
+        return ""
+    for name, unit, factor in (
+        ("distance", "mm", 1e3), ("pixel_size", "µm", 1e6), ("wavelength", "Å", 1), ("beam_center", "px", 1)
+    ):  # fmt: skip
+        u, v = (getattr(g, name, None) for g in geometries)
+        if u is None or v is None:
+            continue
+        u, v = (factor * np.asarray(w, float) for w in (u, v))
+        if not (np.abs(u - v) <= (0.1 if name == "beam_center" else 1e-3 * np.abs(u))).all():
+            said = (", ".join(f"{x:.4g}" for x in np.atleast_1d(w)) for w in (u, v))
+            return "{}: {} and {} {}".format(name.replace("_", " "), *said, unit)
+    return ""
+
+# %% ../../nbs/inference/comparison.ipynb #13f10c98
+PAIRED = 4000  # frames of each set for its distances, some of which look at all pairs of frames
 
 
 class SetComparison:
@@ -246,27 +274,6 @@ class SetComparison:
                 why["profiles in q"] = str(error)
         return Comparison(self.sizes, physics, rows, judgement, why, self._merging(parts, why), profiles)
 
-
-def _other_geometry(a: xr.Dataset, b: xr.Dataset) -> str:
-    """In what the detectors of two sets differ by more than 1 in 1000, or a beam centre by more than
-    0.1 px; nothing if it is unknown of one.
-    """
-    try:
-        geometries = [geometry_of(ds) for ds in (a, b)]
-    except BadInput:
-        return ""
-    for name, unit, factor in (
-        ("distance", "mm", 1e3), ("pixel_size", "µm", 1e6), ("wavelength", "Å", 1), ("beam_center", "px", 1)
-    ):  # fmt: skip
-        u, v = (getattr(g, name, None) for g in geometries)
-        if u is None or v is None:
-            continue
-        u, v = (factor * np.asarray(w, float) for w in (u, v))
-        if not (np.abs(u - v) <= (0.1 if name == "beam_center" else 1e-3 * np.abs(u))).all():
-            said = (", ".join(f"{x:.4g}" for x in np.atleast_1d(w)) for w in (u, v))
-            return "{}: {} and {} {}".format(name.replace("_", " "), *said, unit)
-    return ""
-
 # %% ../../nbs/inference/comparison.ipynb #9fd4cbca
 MERGED = {
     "frames": "frames merged", "reflections": "reflections in both halves", "r_split": "R_split", "cc_half": "CC1/2",
@@ -307,6 +314,8 @@ class Comparison:
             row = {which: numbers.get(name, np.nan) for which, numbers in self.merging.items()}
             if any(np.isfinite(v) for v in row.values()):
                 out[title] = row
+                if (spread := self.merging.get("frames", {}).get(f"{name}_spread")) is not None:
+                    out[title] |= {"from": row["frames"] - 1.96 * spread, "to": row["frames"] + 1.96 * spread}
         if self.judgement and self.judgement.rows:
             floor, made = self.judgement.rows["floor"], self.judgement.rows["samples"]
             for d in [*DISTANCES, *Names("distance", unbiased=True)]:

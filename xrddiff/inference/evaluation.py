@@ -18,9 +18,10 @@ from ..config import inference_config
 from ..contradictions import chosen_options
 from ..errors import BadInput, nearest
 from ..formats.store import read_store
-from ..frames.frames import evenly_spaced, frame_count, select_frames
+from ..frames.frames import frame_count
+from ..frames.selection import evenly_spaced, select_frames
 from ..frames.peaks import find_frame_peaks
-from ..frames.pipelines import transform_from_state
+from ..transforms.pipelines import transform_from_state
 from ..indexing.indexer import FEWEST_PEAKS, make_indexer
 from .generators import open_generator
 from .judges import ConditionJudges, asked_of_all
@@ -43,13 +44,13 @@ from xrddiff.metrics.reconstruction import (
 )
 from ..registry import Names, get
 from ..training.checkpoints import load_checkpoint
-from ..training.latents import open_autoencoder
+from ..recipes.latents import open_autoencoder
 from ..used_words import model_parts
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['LATTICES', 'CONTROLS', 'blocks_of', 'LatticePart', 'SampleEvaluation', 'CodecEvaluation', 'principal_components',
@@ -66,10 +67,6 @@ def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
     return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 # %% ../../nbs/inference/evaluation.ipynb #1d7c0359
-LATTICES = "lattices of "  # before the name of a set whose frames are indexed
-CONTROLS = 60  # turned frames from which the chance level of a set is learnt
-
-
 class LatticePart(NamedTuple):
     """Rows of `lattice_rows` for frames of a set, and why there are none."""
 
@@ -86,6 +83,10 @@ def _same_detector(samples: xr.Dataset, frames: xr.Dataset, path: Path) -> None:
                 f"the samples are on another detector, with {name} {found} instead of {expected}; expected frames of that "
                 f"detector beside them: `xrddiff evaluate {path} --reference FRAMES`"
             )
+
+# %% ../../nbs/inference/evaluation.ipynb #b02cec46
+LATTICES = "lattices of "  # before the name of a set whose frames are indexed
+CONTROLS = 60  # turned frames from which the chance level of a set is learnt
 
 
 class SampleEvaluation:
@@ -210,7 +211,7 @@ class SampleEvaluation:
     def _counted(self, frames: xr.Dataset, numbers: np.ndarray, like: xr.Dataset) -> xr.Dataset:
         """Frames as the detector would count them, with wavelength and conditions of the frames `like`."""
         seen = self.ruler.read(frames, numbers, self.draw, "intensity")
-        names = ("wavelength", "sample", "cell", "orientation", *self.judges.names)
+        names = ("wavelength", "distance", "frame_panel", "sample", "cell", "orientation", *self.judges.names)
         seen = seen.assign({n: like[n] for n in names if n in like.variables})
         return seen.assign_attrs({k: like.attrs[k] for k in ("wavelength",) if k in like.attrs})
 
@@ -262,7 +263,7 @@ class SampleEvaluation:
 
 # %% ../../nbs/inference/evaluation.ipynb #d6eadbda
 class CodecEvaluation:
-    """The autoencoder of a run, evaluated on its held-out frames."""
+    """The autoencoder of a run, evaluated on its held-out frames, or on others (`inference.judged`)."""
 
     def __init__(self, run: Path, cfg: Config, device: torch.device | str = "cpu", prepared: Prepared | None = None):
         checkpoint = load_checkpoint(run)
@@ -271,7 +272,7 @@ class CodecEvaluation:
         self.model = open_autoencoder(checkpoint, ema=cfg.inference.use_ema).to(device)
         self.codec = autoencoder_codec(self.model, device)
         self.prepared = prepared or prepare_words(cfg, transform_from_state(checkpoint.state["transform"]))
-        self.judged = self.prepared.held_out[: cfg.inference.limit]
+        self.judged = getattr(self.prepared, cfg.inference.judged)[: cfg.inference.limit]
 
     @property
     def name(self) -> str:
@@ -328,17 +329,19 @@ class CodecEvaluation:
         return {name: get("metric", name)(quantizer) for name in Names("metric", of="codebook")}
 
 # %% ../../nbs/inference/evaluation.ipynb #049d7ee2
-def principal_components(evaluation: CodecEvaluation, components: int) -> tuple[str, xr.Dataset]:
+def principal_components(evaluation: CodecEvaluation, components: int) -> dict[str, xr.Dataset]:
     """Reconstruction from principal components of the training frames.
 
     evaluation: the autoencoder and its frames.
     components: number of components.
-    Returns (name in tables, the reconstructed held-out frames).
+    Returns name in tables -> the reconstructed frames; nothing for a single training frame.
     """
     prepared, options = evaluation.prepared, dict(batch_size=32, shuffle=False)
+    if len(prepared.train) < 2:
+        return {}
     pca = fit_pca(prepared.loader(prepared.train, **options), components)
     made, _ = reconstruct_frames(pca_codec(pca), prepared.loader(evaluation.judged, **options))
-    return f"PCA, {pca.components} components", made
+    return {f"PCA, {pca.components} components": made}
 
 
 def reference_rows(evaluation: CodecEvaluation, measured: xr.Dataset) -> dict[str, dict[str, float]]:

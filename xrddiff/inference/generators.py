@@ -5,11 +5,9 @@
 # %% ../../nbs/inference/generators.ipynb #89ea9f42
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,180 +15,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import inference_config
-from ..contradictions import chosen_options
-from ..diffusion.denoisers import Denoiser, measure_sigma_data
-from ..diffusion.keyed_sampling import Sampler, sample_chunks
-from ..diffusion.schedules import TrainingNoise, make_noise
-from ..errors import BadInput, nearest
+from ..diffusion.denoisers import Denoiser
+from ..diffusion.keyed_sampling import sample_chunks
+from ..errors import BadInput
 from ..formats.store import read_store, save_frames
-from ..frames.frames import evenly_spaced, frame_mask
-from ..frames.labels import LABELS, class_names, label_value
-from ..frames.noise import draw_counts
-from ..frames.pipelines import transform_from_state
-from ..frames.transforms import Transform
-from ..frames.geometry import Geometry
-from ..indexing.cells import Cell
-from .detectors import detector_note, moved, tiles_of
-from .guides import Guide, open_guide
-from xrddiff.indexing.expected_intensities import (
-    CrystalIntensities,
-    intensities_of,
-    wilson_intensities,
-    with_intensities,
-)
-from ..indexing.lattice_maps import corner_resolution
-from .lattices import Lattices, resolution_note
-from ..loading.augmentations import TOLD
-from ..loading.condition_maps import ConditionMaps, fold
-from ..loading.loader import FrameLoader
-from ..models.autoregressive import AutoregressiveDiffusion, measure_range
+from ..frames.frames import frame_mask
+from ..frames.geometry import is_cut
+from .conditions import SampleConditions
+from .crystals import asked_lattices, lattice_rows, maps_of, with_crystals
+from .detectors import template_frames
+from ..models.autoregressive import AutoregressiveDiffusion
 from ..models.generative import DrawSettings
-from ..models.latent_space import LatentSpace, final_latent_stats, pairwise_mse
+from ..models.latent_space import LatentSpace
 from ..plugins import need_plugins
-from ..ranks.agreement import Ranks
-from ..registry import get, name_of, options
-from ..saved_config import to_yaml
-from ..seeds import numpy_rng
+from ..recipes.latents import open_latent_space
+from ..registry import get, name_of
 from ..training.checkpoints import Checkpoint, checkpoint_name, load_checkpoint, load_weights
-from ..training.latents import open_latent_space
 from ..training.posthoc import reconstruct
-from ..training.setup import run_accelerator
-from ..used_words import noise_name, show_crystals
+from ..transforms.pipelines import transform_from_state
+from ..seeds import numpy_rng
+from ..transforms.spatial import as_images
+from ..transforms.values import Transform
+from ..used_words import show_crystals
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.words import Config
-
 # %% auto #0
-__all__ = ['STEPS', 'TEMPLATE', 'template_frames', 'condition_table', 'condition_classes', 'condition_fields', 'training_noise',
-           'measure_values', 'make_sampler', 'Generator', 'generator_state', 'open_generator', 'keep_template',
-           'draw_settings', 'check_lattice', 'ready_sampler', 'SampleJob', 'open_sample_job']
-
-# %% ../../nbs/inference/generators.ipynb #b0ee0c00
-def template_frames(frames: xr.Dataset) -> xr.Dataset:
-    """One empty frame with the geometry, units and mask of `frames` (frame, y, x)."""
-    value = frames["intensity"]
-    keep = [v for v in frames.variables if "frame" not in frames[v].dims and "peak" not in frames[v].dims]
-    out = frames[keep].drop_vars("mask", errors="ignore")
-    out["intensity"] = (value.dims, np.zeros((1, *value.shape[1:]), np.float32), dict(value.attrs))
-    if "mask" in frames:
-        mask = frames["mask"]
-        out["mask"] = mask if "frame" not in mask.dims else mask.mean("frame") >= 0.5
-    if "wavelength" in frames and "wavelength" not in frames.attrs:
-        out.attrs["wavelength"] = float(frames["wavelength"].mean())
-    if "frame_panel" in frames:
-        panels = np.unique(frames["frame_panel"].values)
-        if len(panels) == 1:
-            out["frame_panel"] = ("frame", panels)
-        else:
-            out.attrs["panel"] = f"any of {len(panels)}"
-    return out
-
-# %% ../../nbs/inference/generators.ipynb #60a96008
-def condition_table(loader: FrameLoader, limit: int = 10_000) -> dict[str, list[float | None]]:
-    """The conditions of the frames of `loader`, name -> values, None for an unknown value.
-
-    loader: the frames.
-    limit: maximum number of rows; if there are more frames, evenly spaced ones are used.
-    """
-    index = evenly_spaced(loader.index, limit)
-    known = {name: values[index].tolist() for name, values in loader.conditions.items()}
-    return {name: [v if v == v else None for v in values] for name, values in known.items()}
-
-
-def _column(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([float("nan") if v is None else v for v in values])
-
-
-def condition_classes(loader: FrameLoader) -> dict[str, list[str]]:
-    """The class names of each condition of `loader` that has names; kept in the checkpoint."""
-    named = {name: class_names(loader.frames, name) for name in loader.conditions}
-    return {name: list(classes) for name, classes in named.items() if classes is not None}
-
-# %% ../../nbs/inference/generators.ipynb #7490f1c1
-def condition_fields(loader: FrameLoader) -> dict[str, Any]:
-    """What a network needs to know about the conditions of `loader`.
-
-    Returns name -> number of classes, or [mean, standard deviation] for a number.
-    Raises `BadInput` for a condition that no training frame has.
-    """
-    fields: dict[str, Any] = {}
-    for name, values in loader.conditions.items():
-        own = values[loader.index]
-        classes = own.dtype.kind in "iu"
-        known = own[own >= 0] if classes else own[np.isfinite(own)].astype(np.float64)
-        if not len(known):
-            raise BadInput(f"the condition {name} is known of no training frame; expected it for some of them")
-        if classes:
-            names = class_names(loader.frames, name)
-            fields[name] = int(values.max()) + 1 if names is None else len(names)
-        else:
-            mean, std = float(known.mean()), float(known.std())
-            fields[name] = [mean, std if std > 1e-6 * abs(mean) else 1.0]
-    return fields
-
-# %% ../../nbs/inference/generators.ipynb #bffc24d5
-def training_noise(cfg: Config) -> TrainingNoise:
-    """The noise levels at which a denoiser of this configuration is trained."""
-    m, name = cfg.model, noise_name(cfg)
-    words = {k: getattr(m, k) for k in ("shift", "logit_mean", "logit_std")} | asdict(m.diffusion_kwargs)
-    words |= dict(schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
-    return make_noise(name, **{k: words[k] for k in options("training_noise", name) if k in words})
-
-
-def measure_values(
-    loader: Any, sigma_data: str | float = "auto", *, space: LatentSpace | None = None, ranks: Ranks | None = None
-) -> tuple[float, tuple[float, float]]:
-    """Scale and range of the values in a loader; the same on every rank.
-
-    loader: the frames; each rank reads its share.
-    sigma_data: σ_data; "auto" = measured.
-    space: the latent space, to measure latents instead of frames.
-    ranks: the ranks that measure together.
-    Returns (σ_data, (lowest value, highest value)).
-    """
-    if sigma_data == "auto":
-        sigma_data = measure_sigma_data(loader.batches(0), None if ranks is None else ranks.sum_)
-    if space is not None:
-        low, high = space.range()
-        return float(sigma_data), (float(low.min()), float(high.max()))
-    own = measure_range(loader.batches(0))
-    parts = [own] if ranks is None else ranks.gather(own)
-    return float(sigma_data), (min(low for low, _ in parts), max(high for _, high in parts))
-
-# %% ../../nbs/inference/generators.ipynb #f611dd9f
-STEPS = 16  # network evaluations of the default sampler
-
-
-def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float] | None = None) -> Sampler:
-    """The sampler in the section `inference` of a configuration.
-
-    cfg: the configuration.
-    token: True = for one token of an autoregressive model.
-    clamp: (lowest, highest) training value; samples are clipped to it if the configuration says so.
-    Raises `BadInput` if samples are to be clipped and `clamp` is None.
-    """
-    i, k = cfg.inference, cfg.model.diffusion_kwargs
-    chosen = {name: getattr(i, name) or getattr(k, name) for name in ("sigma_min", "sigma_max", "rho")}
-    steps = i.steps or (k.num_sample_steps if token else STEPS)
-    clamped = (k.clamp_during_sampling and token) if i.clamp is None else i.clamp
-    if clamped and clamp is None:
-        raise BadInput(
-            "inference.clamp is true, and the checkpoint does not say in which range the training values are"
-        )
-    levels = chosen_options(cfg, "inference.schedule_options")
-    chosen |= {name: levels.pop(name) for name in ("spacing", "shift") if name in levels}
-    return Sampler(
-        i.sampler,
-        steps,
-        i.schedule,
-        clamp=tuple(clamp) if clamped else None,
-        options=chosen_options(cfg, "inference.sampler_options"),
-        schedule_options=levels,
-        **chosen,
-    )
+__all__ = ['TEMPLATE', 'Generator', 'generator_state', 'keep_template', 'open_generator']
 
 # %% ../../nbs/inference/generators.ipynb #fc0d0a70
 @dataclass
@@ -207,9 +59,10 @@ class Generator:
     device: where the model is.
     about: attributes added to every set of samples.
     classes: condition -> class names.
-    maps: names of the condition maps that the model takes.
+    maps: the condition maps that the model takes, name -> options.
     lattices: the crystals of the training frames, see `lattice_table`.
     window: (H, W) of what the network was trained on, None = that of `shape`.
+    distances: m, of the detector in the training frames, where it moved.
     """
 
     model: nn.Module
@@ -222,9 +75,10 @@ class Generator:
     device: torch.device | str = "cpu"
     about: dict[str, Any] = field(default_factory=dict)
     classes: dict[str, list[str]] = field(default_factory=dict)
-    maps: tuple[str, ...] = ()
+    maps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lattices: list[list[list[float]]] = field(default_factory=list)
     window: tuple[int, int] | None = None
+    distances: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if not self.transform.invertible:
@@ -260,98 +114,72 @@ class Generator:
         """The conditions of the network: name -> number of classes, or [mean, std]."""
         return dict(self.model.conditions)
 
-    def names(self, name: str) -> Sequence[str] | int | None:
-        """The classes of a condition: names, or their number without names; None for a number."""
-        if not isinstance(self.fields[name], int):
-            return None
-        return self.classes.get(name) or (name in LABELS and LABELS[name].classes) or self.fields[name]
+    @property
+    def panels(self) -> int:
+        """Panels of the detector: so many images are drawn for one frame."""
+        return self.template.sizes.get("panel", 1) if "panel" in self.template["intensity"].dims else 1
 
     def mask(self) -> Tensor | None:
-        """The valid pixels of what is drawn, (1, 1, H, W) bool; in a latent space all are valid."""
+        """The valid pixels of the images of a frame, (panels, 1, H, W) bool; in a latent space all are valid."""
         if self.space is not None:
             return None
-        out = torch.zeros(1, 1, *self.shape[1:], dtype=torch.bool)
+        out = torch.zeros(self.panels, 1, *self.shape[1:], dtype=torch.bool)
         own = torch.from_numpy(frame_mask(self.template, 0))
-        out[0, 0, : own.shape[0], : own.shape[1]] = own
+        out[:, 0, : own.shape[-2], : own.shape[-1]] = own
         return out.to(self.device)
 
     @cached_property
-    def _table(self) -> dict[str, np.ndarray]:
-        return {name: _column(known) for name, known in self.conditions.items()}
+    def given(self) -> SampleConditions:
+        """The conditions that samples are given."""
+        return SampleConditions(self.conditions, self.fields, self.classes)
 
     def condition(
         self, samples: Sequence[int], seed: int, values: Mapping[str, float | str] | None = None
     ) -> dict[str, Tensor]:
-        """The conditions of samples: for each a row of the table, drawn by (seed, number).
+        """The conditions of samples as the network takes them, see `SampleConditions.draw`."""
+        return self._as_tensors(self.given.draw(samples, seed, values))
 
-        samples: sample numbers.
-        seed: the seed.
-        values: condition -> number or class name, which replaces that of the rows.
-        """
-        out, values = {}, dict(values or {})
-        for name in values:
-            if name not in self.conditions:
-                raise BadInput(
-                    f"the model is not conditioned on {name!r}{nearest(name, self.conditions or ['nothing'])}"
-                )
-        for name, table in self._table.items():
-            kind = torch.int64 if isinstance(self.fields[name], int) else torch.float32
-            if name in values:
-                chosen = np.full(len(samples), label_value(name, values[name], self.names(name)))
-            else:
-                chosen = table[[numpy_rng(seed, "condition", int(i)).integers(len(table)) for i in samples]]
-            out[name] = torch.as_tensor(chosen, dtype=kind, device=self.device)
-        return out
+    def _as_tensors(self, drawn: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        each = {name: np.repeat(column, self.panels, axis=0) for name, column in drawn.items()}
+        return {name: torch.as_tensor(column, device=self.device) for name, column in each.items()}
 
-    def draw(self, samples: Sequence[int], settings: DrawSettings, *, callback: Any = None) -> Tensor:
-        """What the model draws, (B, *shape) float32: network values, or normalised latents.
+    def draw(
+        self,
+        samples: Sequence[int],
+        settings: DrawSettings,
+        *,
+        conditions: Mapping[str, np.ndarray] | None = None,
+        callback: Any = None,
+    ) -> Tensor:
+        """What the model draws, (B panels, *shape) float32: network values, or normalised latents.
 
-        samples: sample numbers.
+        samples: sample numbers. Each panel of a frame has noise of its own, and the conditions of the frame.
         settings: the sampler, the seed and the conditions.
+        conditions: of these samples, if they have been drawn.
         callback: passed to the sampler.
         """
-        mask, cond = self.mask(), self.condition(samples, settings.seed, settings.values)
+        if conditions is None:
+            conditions = self.given.draw(samples, settings.seed, settings.values)
+        mask, cond = self.mask(), self._as_tensors(conditions)
         if mask is not None:
-            cond["mask"] = mask.expand(len(samples), -1, -1, -1)
-        cond |= self.condition_maps(samples, settings)
-        return self.model.draw(self.shape, samples, settings, cond=cond, callback=callback, device=self.device)
+            cond["mask"] = mask.repeat(len(samples), 1, 1, 1)
+        cond |= self.condition_maps(samples, settings, conditions)
+        images = [self.panels * int(i) + p for i in samples for p in range(self.panels)]
+        return self.model.draw(self.shape, images, settings, cond=cond, callback=callback, device=self.device)
 
-    def condition_maps(self, samples: Sequence[int], settings: DrawSettings) -> dict[str, Tensor]:
-        """The condition maps of samples, name -> (B, channels, H, W), at the resolution of what is
-        drawn.
+    def condition_maps(
+        self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Tensor]:
+        """The condition maps of samples, name -> (B panels, channels, H, W), at the resolution of what
+        is drawn.
         """
         if not self.maps:
             return {}
         blank = np.broadcast_to(np.float32(0), (len(samples), *self.template["intensity"].shape[1:]))
-        asked = self.with_conditions(self.frames(blank, samples), settings)
+        asked = self.with_conditions(self.frames(blank, samples), settings, conditions)
         factor = 1 if self.space is None else self.space.downsampling
-        padded = tuple(factor * n for n in self.shape[1:])
-        made = ConditionMaps(asked, self.maps, padded)(range(len(samples)))
-        return {name: fold(m, factor).to(self.device) for name, m in made.items()}
-
-    def asked(self, wanted: Mapping[str, Any]) -> Lattices:
-        """The crystals that samples are asked for, see `DrawSettings.lattice`."""
-        d_min = corner_resolution(Geometry.from_frames(self.template)) if "reflections" in wanted else 2.0
-        return Lattices(self.lattices, wanted, d_min)
-
-    def _brightness(self, asked: Lattices, known: CrystalIntensities, seed: int) -> CrystalIntensities:
-        """The intensities of the crystal that is asked for: those given, those of the training frames if
-        it is theirs, or drawn.
-        """
-        if asked.intensities is not None or known.fits(asked.cell.parameters):
-            return asked.intensities or known
-        return wilson_intensities(asked.cell, known, corner_resolution(Geometry.from_frames(self.template)), seed)
-
-    def _lattice_rows(self, columns: Mapping[str, np.ndarray], samples: Sequence[int], seed: int) -> list[int]:
-        """For each sample, a row of the training frames whose classes are those of the sample."""
-        fits = np.ones((len(samples), len(self.lattices)), bool)
-        for name, values in columns.items():
-            if isinstance(self.fields.get(name), int) and len(self._table[name]) == len(self.lattices):
-                fits &= self._table[name][None] == np.asarray(values)[:, None]
-        return [
-            int(numpy_rng(seed, "lattice row", int(i)).choice(np.flatnonzero(row) if row.any() else len(row)))
-            for i, row in zip(samples, fits, strict=True)
-        ]
+        made = maps_of(as_images(asked), self.maps, self.shape[1:], factor)
+        return {name: m.to(self.device) for name, m in made.items()}
 
     @torch.no_grad()
     def decode(self, drawn: Tensor) -> Tensor:
@@ -362,15 +190,15 @@ class Generator:
         return torch.cat([self.space.decode(part) for part in drawn.split(at_once)])
 
     def intensities(self, values: Tensor) -> np.ndarray:
-        """Network values (B, 1, H, W) as intensities (B, y, x) float32, 0 where the mask is."""
-        height, width = self.template["intensity"].shape[1:]
-        x = self.transform.inverse(values[:, 0, :height, :width].float().cpu().numpy())
+        """Network values (B panels, 1, H, W) as intensities (B, [panel,] y, x) float32, 0 where the mask is."""
+        shape = self.template["intensity"].shape[1:]
+        x = self.transform.inverse(values[:, 0, : shape[-2], : shape[-1]].float().cpu().numpy()).reshape(-1, *shape)
         if self.template["intensity"].attrs["units"] == "photon":
             x = np.maximum(x, 0) if self.expected else np.maximum(np.rint(x), 0)
         return np.where(frame_mask(self.template, 0), x, 0).astype(np.float32)
 
     def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
-        """Intensities (B, y, x) as Frames, with units, geometry and mask of the training frames.
+        """Intensities (B, [panel,] y, x) as Frames, with units, geometry and mask of the training frames.
 
         intensities: in the units of the training frames.
         samples: their sample numbers.
@@ -378,7 +206,7 @@ class Generator:
         """
         out = self.template.drop_vars(["intensity", "frame_panel"], errors="ignore")
         panel = self.template["frame_panel"].values if "frame_panel" in self.template else None
-        out["intensity"] = (("frame", "y", "x"), intensities, dict(self.template["intensity"].attrs))
+        out["intensity"] = (self.template["intensity"].dims, intensities, dict(self.template["intensity"].attrs))
         out["sample"] = ("frame", np.asarray(samples, np.int64))
         if panel is not None:
             out["frame_panel"] = ("frame", np.repeat(panel, len(samples)))
@@ -393,10 +221,12 @@ class Generator:
         return "photons" if units == "photon" else units
 
     def picture(self, drawn: Tensor) -> np.ndarray:
-        """The intensities (y, x) of one drawn sample (1, *shape)."""
+        """The intensities ([panel,] y, x) of one drawn sample (panels, *shape)."""
         return self.intensities(self.decode(drawn.float()))[0]
 
-    def sample(self, samples: Sequence[int], settings: DrawSettings) -> tuple[xr.Dataset, Tensor]:
+    def sample(
+        self, samples: Sequence[int], settings: DrawSettings, *, callback: Any = None
+    ) -> tuple[xr.Dataset, Tensor]:
         """Draw samples.
 
         Frame i is the same in any call with the same batch size, and equal to rounding with
@@ -404,55 +234,56 @@ class Generator:
 
         samples: sample numbers.
         settings: the sampler, the seed and the conditions.
-        Returns (Frames, what the model drew (N, *shape)).
+        callback: passed to the sampler; what it raises ends the sampling.
+        Returns (Frames, what the model drew (N, panels C, H, W)).
         """
-        chunks, drawn, whole = [], [], {}
+        values, drawn, whole = [], [], {}
 
         def make(wanted: list[int]) -> Tensor:
             """A whole chunk, as intensities: other frames of a batch affect a frame's last bits."""
-            x = self.draw(wanted, settings)
+            conditions = self.given.draw(wanted, settings.seed, settings.values)
+            x = self.draw(wanted, settings, conditions=conditions, callback=callback)
             if not x.isfinite().all():
                 raise BadInput(
                     f"the samples {wanted[0]} to {wanted[-1]} are not finite; expected a trained model and noise levels that it was trained at"
                 )
-            whole.update(zip(wanted, x.cpu(), strict=True))
+            drew = x.cpu().reshape(len(wanted), -1, *x.shape[2:])
+            for j, (i, own) in enumerate(zip(wanted, drew, strict=True)):
+                whole[i] = i, own, {name: column[j] for name, column in conditions.items()}
             return torch.from_numpy(self.intensities(self.decode(x)))
 
-        for numbers, values in sample_chunks(make, samples, settings.batch_size):
-            chunks.append((numbers, values))
-            drawn.append(torch.stack([whole[i] for i in numbers]))
+        for numbers, chunk in sample_chunks(make, samples, settings.batch_size):
+            values.append(chunk)
+            drawn += [whole[i] for i in numbers]
             whole.clear()
-        numbers = [i for n, _ in chunks for i in n]
-        frames = self.frames(torch.cat([v for _, v in chunks]).numpy(), numbers, seed=settings.seed)
-        return self.with_conditions(frames, settings), torch.cat(drawn)
+        numbers, latents, told = zip(*drawn, strict=True)
+        frames = self.frames(torch.cat(values).numpy(), numbers, seed=settings.seed)
+        conditions = {name: np.array([own[name] for own in told]) for name in told[0]}
+        return self.with_conditions(frames, settings, conditions), torch.stack(latents)
 
-    def with_conditions(self, frames: xr.Dataset, settings: DrawSettings) -> xr.Dataset:
-        """Samples with the conditions that they are made for, see `condition`, and the crystals, see
-        `Lattices`.
+    def with_conditions(
+        self, frames: xr.Dataset, settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
+    ) -> xr.Dataset:
+        """Samples with the conditions that they are made for, and their crystals.
+
+        conditions: of these samples, if they have been drawn.
         """
         samples, seed = frames["sample"].values, settings.seed
-        columns = self.condition(samples, seed, settings.values)
-        out = frames.copy()
-        for name, column in columns.items():
-            if name.startswith(TOLD):  # of augmentations: no sample has any
-                continue
-            names = self.names(name)
-            about = {"classes": list(names)} if isinstance(names, Sequence) else {}
-            out[name] = ("frame", column.cpu().numpy(), about)
-        if "frame_panel" in columns:
-            out.attrs.pop("panel", None)
-        if show_crystals(self.maps):
-            known = {name: column.cpu().numpy() for name, column in columns.items()}
-            rows = self._lattice_rows(known, samples, seed)
-            lattices = self.asked(settings.lattice)
-            cells, orientations = lattices.draw(samples, seed, rows)
-            if lattices.cell is not None and "intensity" in self.maps:
-                out = with_intensities(out, self._brightness(lattices, intensities_of(out), seed))
-            out["cell"] = (("frame", "crystal", "cell_parameter"), cells)
-            out["orientation"] = (("frame", "crystal", "lab", "reciprocal"), orientations)
-        return out
+        drawn = self.given.draw(samples, seed, settings.values) if conditions is None else conditions
+        out = self.given.label(frames, drawn)
+        if self.distances:
+            places = [numpy_rng(seed, "distance", int(i)).choice(self.distances) for i in samples]
+            out["distance"] = ("frame", np.array(places), {"units": "m"})
+        if self.maps and is_cut(out) and "frame_panel" not in out:
+            places = [numpy_rng(seed, "panel", int(i)).integers(out.sizes["panel"]) for i in samples]
+            out["frame_panel"] = ("frame", np.array(places))
+        if not show_crystals(self.maps):
+            return out
+        asked = asked_lattices(self.lattices, settings.lattice, self.template)
+        rows = lattice_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
+        return with_crystals(out, asked, rows, seed, bright=self.template if "intensity" in self.maps else None)
 
-# %% ../../nbs/inference/generators.ipynb #468c8a0a
+# %% ../../nbs/inference/generators.ipynb #d3d4ab32
 TEMPLATE = "template.zarr"
 
 
@@ -464,9 +295,10 @@ def generator_state(
     conditions: Mapping[str, Any] | None = None,
     data_range: Sequence[float] | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
-    maps: Sequence[str] = (),
+    maps: Mapping[str, Mapping[str, Any]] | None = None,
     lattices: Sequence[Any] = (),
     window: Sequence[int] | None = None,
+    distances: Sequence[float] = (),
 ) -> dict[str, Any]:
     """What a checkpoint contains so that `open_generator` can restore the model: JSON values.
 
@@ -476,9 +308,10 @@ def generator_state(
     conditions: see `condition_table`.
     data_range: (lowest, highest) training value.
     classes: see `condition_classes`.
-    maps: names of the condition maps.
+    maps: the condition maps, name -> options.
     lattices: see `lattice_table`.
     window: (H, W) of what the network was trained on, None = that of `shape`.
+    distances: see `distance_table`.
     """
     autoregressive = isinstance(model, AutoregressiveDiffusion)
     return {
@@ -491,11 +324,22 @@ def generator_state(
             "conditions": dict(conditions or {}),
             "classes": {name: list(names) for name, names in (classes or {}).items()},
             "limits": None if data_range is None else list(data_range),
-            "maps": list(maps),
+            "maps": {name: dict(options) for name, options in (maps or {}).items()},
             "lattices": list(lattices),
             "window": None if window is None or tuple(window) == tuple(shape[1:]) else list(window),
+            "distances": list(distances),
         },
     }
+
+
+def keep_template(frames: xr.Dataset, run: str | Path) -> Path:
+    """Save the template of `frames` in the run folder, for `open_generator`; returns its path."""
+    return save_frames(template_frames(frames), Path(run) / TEMPLATE)
+
+# %% ../../nbs/inference/generators.ipynb #9fb7954f
+def _map_options(kept: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Maps and their options; the earliest checkpoints keep their names only."""
+    return dict(kept) if isinstance(kept, Mapping) else {name: {} for name in kept}
 
 
 def open_generator(
@@ -543,192 +387,6 @@ def open_generator(
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
-        tuple(state.get("maps", ())), state.get("lattices", []), state.get("window") and tuple(state["window"]),
+        _map_options(state.get("maps", {})), state.get("lattices", []), state.get("window") and tuple(state["window"]),
+        state.get("distances", ()),
     )  # fmt: skip
-
-
-def keep_template(frames: xr.Dataset, run: str | Path) -> Path:
-    """Save the template of `frames` in the run folder, for `open_generator`; returns its path."""
-    return save_frames(template_frames(frames), Path(run) / TEMPLATE)
-
-# %% ../../nbs/inference/generators.ipynb #dcd8d993
-def draw_settings(
-    cfg: Config, sampler: Sampler, guide: Guide | None = None, generator: Generator | None = None
-) -> DrawSettings:
-    """How samples are drawn, from the section `inference` of a configuration.
-
-    cfg: the configuration.
-    generator: what draws them, for the tiles of large frames; None = whole frames.
-    sampler: the sampler.
-    guide: the guide, or None.
-    """
-    i, interval = cfg.inference, cfg.inference.guidance_interval
-    words = dict(
-        seed=i.seed,
-        values=dict(i.condition),
-        lattice=dict(i.lattice),
-        batch_size=i.batch_size,
-        guidance_scale=i.guidance_scale,
-    )
-    words |= dict(guidance_interval=interval and tuple(interval), order_steps=cfg.model.order_steps)
-    tiles = {} if generator is None else tiles_of(generator, i)
-    return DrawSettings(sampler, guide=guide, **words, **tiles)
-
-
-def check_lattice(generator: Generator, cfg: Config) -> None:
-    """Raise `BadInput` if the crystals in `inference.lattice` cannot be drawn; warn if the detector is
-    too coarse for them.
-    """
-    wanted = dict(cfg.inference.lattice)
-    if not wanted and cfg.inference.detector is None:
-        return
-    if not show_crystals(generator.maps):
-        if not wanted:
-            return
-        raise BadInput(
-            "inference.lattice: the model was not trained with maps of lattices; expected model.condition_maps=[lattice]"
-        )
-    lattices = generator.asked(wanted)
-    if lattices.intensities is not None and "intensity" not in generator.maps:
-        raise BadInput(
-            "inference.lattice: the model was not told how bright reflections are; expected model.condition_maps=[lattice,intensity] "
-            "in training, or no reflections"
-        )
-    i = cfg.inference
-    lattices.need(i.first_sample + i.num_samples - 1)
-    lattices.draw([0], i.seed)
-    known = [Cell(tuple(cells[0])) for cells in lattices.table if cells][:1]
-    cells = known if lattices.cell is None else [lattices.cell]
-    geometry = Geometry.from_frames(generator.template)
-    for note in filter(None, (resolution_note(cell, geometry) for cell in cells)):
-        warnings.warn(note, stacklevel=2)
-
-
-def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
-    """The configured sampler for this generator, trained or not.
-
-    Raises `BadInput` if it cannot draw samples from it.
-    """
-    sampler = make_sampler(cfg, token=generator.autoregressive, clamp=generator.data_range)
-    sampler.sigmas(None if generator.autoregressive else generator.model)
-    generator.condition([0], cfg.inference.seed, cfg.inference.condition)
-    check_lattice(generator, cfg)
-    tiles_of(generator, cfg.inference)
-    if cfg.inference.poisson and "gain" not in generator.template["intensity"].attrs:
-        raise BadInput(
-            f"inference.poisson is true, and the frames do not say how many {generator.unit} a photon is; expected the attribute gain of intensity"
-        )
-    return sampler
-
-# %% ../../nbs/inference/generators.ipynb #1357b0ab
-@dataclass
-class SampleJob:
-    """The samples that `cfg.inference` asks for. Row r is sample `inference.first_sample` + r.
-
-    generator: the trained model.
-    sampler: the sampler.
-    cfg: the configuration.
-    count: number of samples; None = `inference.num_samples`.
-    guide: the guide, or None.
-    """
-
-    generator: Generator
-    sampler: Sampler
-    cfg: Config
-    count: int | None = None
-    guide: Guide | None = None
-
-    def __post_init__(self) -> None:
-        if self.count is None:
-            self.count = self.cfg.inference.num_samples
-
-    @property
-    def poisson(self) -> bool:
-        """Whether a measurement (Poisson counts) of the expected values is drawn as well."""
-        return self.cfg.inference.poisson and self.generator.expected
-
-    def about(self) -> dict[str, Any]:
-        """Attributes that record how the samples are made."""
-        guided = {} if self.guide is None else {"guidance": json.dumps(self.guide.state())}
-        return {
-            "sampler": json.dumps(asdict(self.sampler)),
-            "config": to_yaml(self.cfg),
-            "batch_size": self.cfg.inference.batch_size,
-            **guided,
-        }
-
-    @property
-    def settings(self) -> DrawSettings:
-        """How samples are drawn."""
-        return draw_settings(self.cfg, self.sampler, self.guide, self.generator)
-
-    def numbers(self, rows: slice) -> list[int]:
-        """The sample numbers of these rows."""
-        return [self.cfg.inference.first_sample + r for r in range(*rows.indices(self.count))]
-
-    def make(self, rows: slice) -> tuple[xr.Dataset, Tensor]:
-        """(these rows as Frames, what the model drew)."""
-        i, numbers = self.cfg.inference, self.numbers(rows)
-        frames, drawn = self.generator.sample(numbers, self.settings)
-        if self.poisson:
-            frames["drawn"] = draw_counts(frames, i.seed, first=numbers[0])["intensity"]
-        return frames, drawn
-
-    def latent_stats(self, drawn: np.ndarray | None) -> dict[str, Any] | None:
-        """Statistics of the latents `drawn` (N, …), next to those of the training set.
-
-        None for a single sample, or without a latent space.
-        """
-        if drawn is None or self.count < 2:
-            return None
-        drawn = torch.from_numpy(drawn)
-        return final_latent_stats(drawn, self.generator.space.statistics) | pairwise_mse(drawn[:2048])
-
-    def __str__(self) -> str:
-        each = " for each token" if self.generator.autoregressive else ""
-        return f"{self.count} samples by {self.sampling}{each}"
-
-    @property
-    def sampling(self) -> str:
-        """The sampler, for a caption."""
-        return f"{self.sampler.name}, {self.sampler.evaluations} evaluations"
-
-    @property
-    def how(self) -> str:
-        """The sampler and the guide, for a caption."""
-        return self.sampling if self.guide is None else f"{self.sampling}, {self.guide}"
-
-    def template(self) -> xr.Dataset:
-        """All rows without their pixels, which are zeros that take no memory.
-
-        In a latent space it has the variable `latent` for what the model draws.
-        """
-        g, i = self.generator, self.cfg.inference
-        shape = (self.count, *g.template["intensity"].shape[1:])
-        frames = g.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
-        frames = g.with_conditions(frames, self.settings)
-        if self.poisson:
-            frames["drawn"] = frames["intensity"]
-        if g.space is not None:
-            frames["latent"] = (("frame", "channel", "v", "u"), np.broadcast_to(np.float32(0), (self.count, *g.shape)))
-        return frames.assign_attrs(self.about())
-
-
-def open_sample_job(run: str | Path, words: Sequence[str] = (), device: torch.device | str | None = None) -> SampleJob:
-    """The job of sampling a run.
-
-    run: the run folder.
-    words: options of `inference`.
-    device: where the model runs; None = as in the run.
-    Raises `BadInput` if the run cannot be sampled with these options.
-    """
-    cfg = inference_config(run, words)
-    device = run_accelerator(cfg.training).device if device is None else device
-    i = cfg.inference
-    generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-    guide = open_guide(run, i, generator, partial(open_generator, device=device))
-    if i.detector is not None:
-        generator = moved(generator, i.detector)
-        if (note := detector_note(generator)) is not None:
-            warnings.warn(note, stacklevel=2)
-    return SampleJob(generator, ready_sampler(generator, cfg), cfg, guide=guide)

@@ -20,12 +20,12 @@ from ..errors import BadInput
 from ..models.classifier import accuracies
 from ..seeds import keyed_normal
 from ..training.checkpoints import CheckpointError, load_checkpoint
-from ..training.classifiers import fit_classifier, open_classifier, save_classifier
+from ..recipes.classifiers import fit_classifier, open_classifier, save_classifier
 
 if TYPE_CHECKING:
     from xrddiff.inference.generators import Generator
     from xrddiff.ranks.agreement import Ranks
-    from xrddiff.words import Inference
+    from xrddiff.words.inference import Inference
 
 # %% auto #0
 __all__ = ['GUIDE', 'Guide', 'guide_noise', 'noisy_accuracy', 'train_guide', 'check_label', 'how_to_train', 'open_guide']

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import yaml
 
-from ..frames.frames import evenly_spaced, frame_count
-from ..frames.labels import LABELS, frame_resolution
+from ..frames.frames import frame_count
+from ..frames.labels import LABELS, background_level, frame_resolution
+from ..frames.selection import evenly_spaced
 from ..loading.augmentations import TOLD
 from ..loading.loader import FrameLoader
 from ..errors import BadInput, XrddiffError
@@ -30,14 +31,14 @@ from xrddiff.metrics.conditions import (
     number_answer,
 )
 from ..models.classifier import Classifier, evaluate_classifier
-from ..training.classifiers import fit_classifier, open_classifier, save_classifier, to_device
+from ..recipes.classifiers import fit_classifier, open_classifier, save_classifier, to_device
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from xrddiff.loading.datasets import Prepared
     from xrddiff.metrics.set_summaries import SetSummary
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['JUDGE', 'MEASURED', 'asked_of_all', 'label_classes', 'ConditionJudges']
@@ -78,7 +79,10 @@ def label_classes(frames: xr.Dataset, name: str, count: int) -> list[str]:
     return [str(c) for c in known] if len(known) == count else [str(c) for c in range(count)]
 
 
-MEASURED: dict[str, Callable[[xr.Dataset], np.ndarray]] = {"resolution": frame_resolution}  # from pixels only
+MEASURED: dict[str, Callable[[xr.Dataset], np.ndarray]] = {  # from pixels only
+    "resolution": frame_resolution,
+    "background_level": background_level,
+}
 
 # %% ../../nbs/inference/judges.ipynb #b746f43d
 class ConditionJudges:

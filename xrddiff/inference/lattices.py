@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from ..errors import BadInput, nearest
-from ..frames.frames import evenly_spaced
+from ..frames.selection import evenly_spaced
 from ..frames.geometry import Geometry
 from ..indexing.cells import Cell, read_cell
 from ..indexing.expected_intensities import CrystalIntensities, read_intensities

@@ -25,20 +25,24 @@ from ..diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
 from ..loading.augmentations import TOLD
 from ..errors import BadInput, nearest
 from ..formats.mask_files import load_mask
-from ..frames.frames import frame_count, frame_mask, select_frames
-from ..frames.pipelines import transform_from_state
-from ..frames.transforms import Transform
-from .generators import Generator, open_generator, ready_sampler
+from ..frames.frames import frame_count, frame_mask
+from ..frames.selection import select_frames
+from ..transforms.pipelines import transform_from_state
+from ..transforms.values import Transform
+from ..indexing.known_lattices import says_crystals
+from .crystals import measured_maps
+from .generators import Generator, open_generator
 from .guides import Guide, open_guide
+from .samplers import ready_sampler
 from ..saved_config import to_yaml
 from ..training.checkpoints import load_checkpoint
-from ..training.setup import run_accelerator
+from ..recipes.setup import run_accelerator
 from ..used_words import model_parts
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['STEPS_BACK', 'fit_frames', 'masked', 'Network', 'to_network', 'Inpainting', 'open_inpainting', 'open_one',
@@ -166,6 +170,11 @@ class Inpainting:
         return self.draws * frame_count(self.frames)
 
     @cached_property
+    def told(self) -> tuple[xr.Dataset, dict[str, Tensor]]:
+        """The frames with their crystals, and their condition maps, see `measured_maps`."""
+        return measured_maps(self.frames, self.generator)
+
+    @cached_property
     def network(self) -> Network:
         """The measured frames."""
         return to_network(self.frames, self.generator, self.cfg.inference.condition, self.about["frames"])
@@ -195,7 +204,7 @@ class Inpainting:
         """Network values (B, 1, H, W) of these draws, before measured pixels are put back."""
         g, at = self.generator, [min(k // self.draws, frame_count(self.frames) - 1) for k in numbers]
         net = self.network
-        x, valid, cond = net.x[at], net.valid[at], {name: v[at] for name, v in net.cond.items()}
+        x, valid, cond = net.x[at], net.valid[at], {name: v[at] for name, v in (net.cond | self.told[1]).items()}
         if (own := g.mask()) is not None:
             cond["mask"] = own.expand(len(at), -1, -1, -1)
         denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
@@ -247,6 +256,8 @@ class Inpainting:
         at = np.arange(self.count) // self.draws
         frames["source_frame"], frames["filled"] = ("frame", at), (("frame", "y", "x"), self.holes[at])
         frames = frames.assign({name: ("frame", v.cpu().numpy()[at]) for name, v in net.cond.items()})
+        if says_crystals(own := self.told[0]):
+            frames = frames.assign({name: own[name].isel(frame=at) for name in ("cell", "orientation")})
         return frames.assign_attrs(
             {**self.about, "samples_are": "measured pixels, and drawn ones where filled"}
         ), torch.cat(residual).numpy()
@@ -328,9 +339,6 @@ def open_inpainting(
     return job  # fmt: skip
 
 # %% ../../nbs/inference/measured.ipynb #e348a7cd
-STEPS_BACK = 64  # noise levels close enough together for an accurate inversion
-
-
 def open_one(name: str) -> xr.Dataset:
     """The frame named by `FILE`, `FILE:INDEX` or `NAME:INDEX`, as Frames of length 1.
 
@@ -350,6 +358,9 @@ def open_one(name: str) -> xr.Dataset:
     if int(index or 0) >= n:
         raise BadInput(f"{name}: there is no frame {index}; expected an index from 0 to {n - 1}")
     return select_frames(frames, slice(int(index or 0), int(index or 0) + 1))
+
+# %% ../../nbs/inference/measured.ipynb #59e3cf54
+STEPS_BACK = 64  # noise levels close enough together for an accurate inversion
 
 
 @dataclass
@@ -391,6 +402,9 @@ class Interpolation:
         """
         g, net = self.generator, self.network
         cond = dict(net.cond) | ({"mask": net.valid} if g.space is None else {})
+        # where the pixels are is the same all the way; no lattice lies between two others
+        maps = measured_maps(self.pair[0], g, crystals=False)[1]
+        cond |= {name: m.expand(2, -1, -1, -1) for name, m in maps.items()}
         z = (
             net.x
             if g.space is None
@@ -416,7 +430,7 @@ class Interpolation:
         mask = mask[: images.shape[1], : images.shape[2]]
         frames = g.frames(np.where(mask, images, 0), range(self.steps), seed=self.cfg.inference.seed)
         frames["mask"], frames["fraction"] = (("y", "x"), mask), ("frame", t.numpy())
-        frames = frames.assign({name: ("frame", v.cpu().numpy()) for name, v in on_way.items() if name != "mask"})
+        frames = frames.assign({name: ("frame", v.cpu().numpy()) for name, v in on_way.items() if v.ndim == 1})
         return frames.assign_attrs({**self.about, "round_trip": [float(m) for m in missed]}), missed.cpu().numpy()  # fmt: skip
 
     def comes_back(self, missed: np.ndarray) -> bool:
@@ -439,7 +453,7 @@ class Interpolation:
     def _sample(self, denoise: Any, x: Tensor, sigmas: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return self.sampler.method(denoise, x, sigmas, cond=cond).float()
 
-
+# %% ../../nbs/inference/measured.ipynb #8834600e
 def open_interpolation(
     run: str | Path, words: Sequence[str] = (), *, first: str, last: str, steps: int = 7
 ) -> Interpolation:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..frames.frames import concat_frames, select_frames
+from ..frames.selection import concat_frames, select_frames
 from ..frames.rows import lazy_array
 from ..frames.rows import ChainRows
 from ..headers.sources import HDF5Rows
@@ -114,7 +114,7 @@ def block_size(shape: tuple[int, int]) -> int:
     """
     return int(np.clip(2**24 // np.prod(shape), 16, 256))
 
-
+# %% ../../nbs/loading/cache.ipynb #d60b7f17
 def check_seed(seed: Any) -> None:
     """Raise `BadInput` unless `seed` is a whole number with 0 ≤ seed < 2⁶³."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
@@ -138,7 +138,7 @@ def check_disk(experiment: Any, n: int, folder: str | Path) -> None:
             f"{n} shots of {experiment.name} take about {need / 1e9:,.0f} GB; the disk of {there} has {free / 1e9:,.0f} GB free"
         )
 
-
+# %% ../../nbs/loading/cache.ipynb #642228cd
 def simulated_frames(
     experiment: Any, limit: int, *, seed: int = 0, cache: str | Path | None = None, progress: bool | None = None
 ) -> xr.Dataset:

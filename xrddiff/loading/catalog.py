@@ -34,7 +34,8 @@ from xrddiff.loading.cache import (
     simulated_frames,
     simulation_folder,
 )
-from ..frames.frames import make_frames, select_frames
+from ..frames.frames import make_frames
+from ..frames.selection import select_frames
 from ..headers.geometry_files import HC
 from ..formats.images import natural, open_images
 from ..formats.readers import open_frames

@@ -5,7 +5,9 @@
 # %% ../../nbs/loading/condition_maps.ipynb #e496c365
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,7 +17,15 @@ from torch import Tensor
 
 from ..errors import BadInput
 from ..frames.frames import frame_mask
-from ..frames.geometry import Geometry, q_map, solid_angle
+from xrddiff.frames.geometry import (
+    Geometry,
+    PanelGeometry,
+    closest_geometry,
+    is_cut,
+    q_map,
+    solid_angle,
+    tile_geometry,
+)
 from ..indexing.known_lattices import need_lattices
 from ..indexing.expected_intensities import intensities_of, reflection_width
 from ..indexing.lattice_maps import LatticeMap, corner_resolution
@@ -42,14 +52,31 @@ def lattice_maps(
     """
     need_lattices(frames)
     radius, growth = (wider * v for v in reflection_width(frames))
-    return _drawn(frames, LatticeMap(Geometry.from_frames(frames), sigma=sigma, radius=radius, growth=growth))
+    return _drawn(frames, lambda g: LatticeMap(g, sigma=sigma, radius=radius, growth=growth))
 
 
-def _drawn(frames: xr.Dataset, draw: LatticeMap) -> MapOf:
-    """The map that `draw` makes of the crystals of a frame."""
+def _at_each_place(frames: xr.Dataset, make: Callable[[Geometry | PanelGeometry], Any]) -> Callable[[int], Any]:
+    """What `make` makes of the geometry of a frame, made once for each distance of the detector, or each panel."""
+    if is_cut(frames):
+        where = frames["frame_panel"].values
+        first = dict(zip(*map(np.ndarray.tolist, np.unique(where, return_index=True)), strict=True))
+        place = lambda panel: tile_geometry(frames, first[panel], wavelength_of_frame=False)  # noqa: E731
+        kept = lru_cache(maxsize=1024)(lambda panel: make(place(panel)))
+        return lambda i: kept(int(where[i]))
+    if "distance" not in frames.variables:
+        made = make(Geometry.from_frames(frames))
+        return lambda i: made
+    where, geometry = frames["distance"].values, Geometry.from_frames(frames)
+    kept = lru_cache(maxsize=64)(lambda distance: make(replace(geometry, distance=distance)))
+    return lambda i: kept(float(where[i]))
+
+
+def _drawn(frames: xr.Dataset, make: Callable[[Geometry | PanelGeometry], LatticeMap]) -> MapOf:
+    """The map of the crystals of a frame."""
     cells, orientations = frames["cell"].values, frames["orientation"].values
     wavelength = frames["wavelength"].values if "wavelength" in frames.variables else None
-    return lambda i: draw(cells[i], orientations[i], None if wavelength is None else float(wavelength[i])).numpy()
+    draw = _at_each_place(frames, make)
+    return lambda i: draw(i)(cells[i], orientations[i], None if wavelength is None else float(wavelength[i])).numpy()
 
 
 @register("condition_map", "intensity", help="how bright each of these reflections is expected to be", crystals=True)
@@ -61,31 +88,34 @@ def intensity_maps(
     unknown, for a frame with a crystal of another cell.
     """
     need_lattices(frames)
-    known, geometry = intensities_of(frames), Geometry.from_frames(frames)
-    lookup = known.lookup(corner_resolution(geometry))
+    known = intensities_of(frames)
+    lookup = known.lookup(corner_resolution(closest_geometry(frames)))
     radius, growth = known.width
-    draw = _drawn(frames, LatticeMap(geometry, sigma=sigma, radius=radius, growth=growth, intensity=lookup))
+    draw = _drawn(frames, lambda g: LatticeMap(g, sigma=sigma, radius=radius, growth=growth, intensity=lookup))
     cells = frames["cell"].values
 
     def picture(i: int) -> np.ndarray:
         others = [c for c in cells[i] if np.isfinite(c).all() and not known.fits(c)]
-        return np.full(geometry.shape, np.nan, np.float32) if others else draw(i)
+        return np.full(frames["intensity"].shape[1:], np.nan, np.float32) if others else draw(i)
 
     return picture
 
 # %% ../../nbs/loading/condition_maps.ipynb #cd46fffb
+def _picture(values: np.ndarray) -> np.ndarray:
+    """Of a detector (y, x), or one panel (1, y, x), as (y, x) float32."""
+    return np.ascontiguousarray(values.reshape(values.shape[-2:]), np.float32)
+
+
 @register("condition_map", "q", help="scattering vector of each pixel")
 def q_maps(frames: xr.Dataset) -> MapOf:
     """q/2 of each pixel, 1/Å: numbers of the order of 1 on a usual detector."""
-    picture = (q_map(Geometry.from_frames(frames)) / 2).astype(np.float32)
-    return lambda i: picture
+    return _at_each_place(frames, lambda g: _picture(q_map(g) / 2))
 
 
 @register("condition_map", "solid_angle", help="solid angle of each pixel, 1 on the axis")
 def solid_angle_maps(frames: xr.Dataset) -> MapOf:
     """Relative solid angle of each pixel."""
-    picture = np.asarray(solid_angle(Geometry.from_frames(frames)), np.float32)
-    return lambda i: picture
+    return _at_each_place(frames, lambda g: _picture(solid_angle(g)))
 
 
 @register("condition_map", "mask", help="1 where a pixel is measured")
@@ -95,18 +125,25 @@ def mask_maps(frames: xr.Dataset) -> MapOf:
 
 # %% ../../nbs/loading/condition_maps.ipynb #20e6f757
 class ConditionMaps:
-    """The maps `names` of frames: `maps(rows)` is name -> (n, 1, H, W) float32, zero in the padding.
+    """The `wanted` maps of frames: `maps(rows)` is name -> (n, 1, H, W) float32, zero in the padding.
 
     frames: with the geometry, and the crystals, that the maps need.
+    wanted: names, or name -> options.
     shape: (H, W), as padded for the network; None = that of the frames.
     Raises `BadInput` if the frames lack what a map needs.
     """
 
-    def __init__(self, frames: xr.Dataset, names: Sequence[str], shape: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        frames: xr.Dataset,
+        wanted: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        shape: tuple[int, int] | None = None,
+    ):
         if frames["intensity"].dims[1:] != ("y", "x"):
             raise BadInput(f"condition maps are made for images (frame, y, x); found {frames['intensity'].dims}")
-        self.names, self.shape = list(names), shape or tuple(frames["intensity"].shape[1:])
-        self._of: dict[str, Any] = {name: get("condition_map", name)(frames) for name in self.names}
+        self.names, self.shape = list(wanted), shape or tuple(frames["intensity"].shape[1:])
+        options = wanted if isinstance(wanted, Mapping) else {}
+        self._of: dict[str, Any] = {n: get("condition_map", n)(frames, **options.get(n, {})) for n in self.names}
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         out = {}

@@ -11,29 +11,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ..contradictions import chosen_options, check_frames, data_name
 from ..errors import BadInput
-from ..frames.frames import IMAGE_DIMS, frame_count, select_frames
-from ..frames.labels import LABELS, check_conditions, label_names, with_labels
-from ..frames.spatial import Crop, Panels, Patches, Pool
-from ..frames.topk import TopK
-from ..frames.pipelines import Pipeline, make_transform
-from ..frames.transforms import Transform
-from ..frames.geometry import Geometry
+from ..frames.frames import IMAGE_DIMS, frame_count
+from ..frames.selection import select_frames
+from xrddiff.frames.labels import (
+    LABELS,
+    check_conditions,
+    class_names,
+    label_names,
+    merge_classes,
+    read_label,
+    with_labels,
+)
+from ..transforms.spatial import Crop, Panels, Patches, Pool
+from ..transforms.topk import TopK
+from ..transforms.pipelines import Pipeline, make_transform
+from ..transforms.values import Transform
+from ..frames.geometry import closest_geometry
 from ..indexing.known_lattices import has_crystals, says_crystals, with_lattices
 from .loader import FrameLoader, split_by_group
 from ..seeds import numpy_rng
 from ..used_words import show_crystals, used_maps
-from ..words import AUTOMASK
+from ..words.data import AUTOMASK
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['open_data', 'region_transforms', 'frame_groups', 'Prepared', 'prepare_frames', 'open_words', 'prepare_words']
+__all__ = ['open_data', 'region_transforms', 'frame_groups', 'balanced', 'Prepared', 'prepare_frames', 'open_words',
+           'prepare_words']
 
 # %% ../../nbs/loading/datasets.ipynb #f528466d
 def open_data(
@@ -46,6 +57,7 @@ def open_data(
     labels: str | Path | None = None,
     condition: Sequence[str] = (),
     classes: Mapping[str, Sequence[str]] | None = None,
+    merge: Mapping[str, Mapping[str, str]] | None = None,
     **words: Any,
 ) -> xr.Dataset:
     """Open frames by catalog name or from a path, lazily.
@@ -58,6 +70,7 @@ def open_data(
     labels: a table of labels, see `own_labels`.
     condition: labels whose classes are numbered now, over the whole set and not just `limit`.
     classes: label -> names of its classes, in order; without it they are taken from the data.
+    merge: classes that are one, see `merge_classes`.
     words: what the file does not contain: `wavelength` Å, `distance` m, `pixel_size` m,
         `beam_center` (x, y) px (None = as in the file), and `mask`, `mask_true`, `automask` as in
         `open_frames`. A named set keeps its own mask; automask rules apply to it only if `automask`
@@ -74,6 +87,7 @@ def open_data(
         raise BadInput(f"data: found name={name} and data_path={data_path}; expected one of the two")
 
     def numbered(frames: xr.Dataset) -> xr.Dataset:
+        frames = merge_classes(frames, merge) if merge else frames
         own = [n for n in condition if n in label_names(frames) and n not in LABELS]
         return with_labels(frames, own, classes) if own else frames
 
@@ -133,6 +147,25 @@ def frame_groups(frames: xr.Dataset) -> tuple[np.ndarray, bool]:
             return frames[name].values, series
     return np.arange(frame_count(frames)), True
 
+# %% ../../nbs/loading/datasets.ipynb #8bacb702
+def balanced(frames: xr.Dataset, name: str, index: np.ndarray, seed: int = 42) -> np.ndarray:
+    """Those of the frames `index`, sorted, that hold equally many of each class of the label `name`.
+
+    Raises `BadInput` for a label without classes, and where a class of the set has no frame in `index`.
+    """
+    values, classes = read_label(frames, name)
+    if classes is None:
+        raise BadInput(f"data.balance: {name} is a number; expected a label with classes")
+    present, own = np.unique(values[values >= 0]), values[index]
+    members = [index[own == k] for k in present]
+    least = min(map(len, members), default=0)
+    if not least:
+        none = [classes[k] for k, m in zip(present, members, strict=True) if not len(m)]
+        what = f"the class {none[0]} of {name}" if none else f"a known {name}"
+        raise BadInput(f"data.balance: one part of the split has no frame with {what}; expected some in each part")
+    drawn = [numpy_rng("balance", seed, int(k)).permutation(m)[:least] for k, m in zip(present, members, strict=True)]
+    return np.sort(np.concatenate(drawn))
+
 # %% ../../nbs/loading/datasets.ipynb #0f31e443
 @dataclass(frozen=True)
 class Prepared:
@@ -151,6 +184,15 @@ class Prepared:
     train: np.ndarray
     held_out: np.ndarray
 
+    def class_table(self, name: str) -> pd.DataFrame:
+        """How many frames of each class of the label `name` there are, are trained on, and held out."""
+        values, classes = read_label(self.frames, name)
+        if classes is None:
+            raise BadInput(f"{name} is a number; expected a label with classes")
+        parts = {"frames": values, "training": values[self.train], "held out": values[self.held_out]}
+        table = {what: np.bincount(v[v >= 0], minlength=len(classes)) for what, v in parts.items()}
+        return pd.DataFrame(table, index=pd.Index(classes, name=name))
+
     def loader(self, index: np.ndarray, *, batch_size: int, **options: Any) -> FrameLoader:
         """A loader of the frames `index`.
 
@@ -162,7 +204,19 @@ class Prepared:
 
     def __str__(self) -> str:
         sizes = f"{len(self.train)} training frames, {len(self.held_out)} held out"
-        return f"{sizes}, {self.frames['intensity'].shape[1:]} pixels\n{self.transform}"
+        labels = [n for n in label_names(self.frames) if class_names(self.frames, n) is not None]
+        return "\n".join(
+            [
+                f"{sizes}, {self.frames['intensity'].shape[1:]} pixels",
+                *map(self._classes_line, labels),
+                str(self.transform),
+            ]
+        )
+
+    def _classes_line(self, name: str) -> str:
+        rows = [f"{c} {r.training} + {r['held out']}" for c, r in self.class_table(name).iterrows()]
+        more = f", … and {len(rows) - 12} more" if len(rows) > 12 else ""
+        return f"{name}, training + held out: {', '.join(rows[:12])}{more}"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores, so that decoding needs no constants from elsewhere."""
@@ -178,6 +232,7 @@ def prepare_frames(
     contiguous: bool = False,
     seed: int = 42,
     patch_limit: int | None = None,
+    balance: str | None = None,
     **regions: Any,
 ) -> Prepared:
     """Apply the region transforms, split by shot group, fit the value transform.
@@ -192,6 +247,7 @@ def prepare_frames(
     contiguous: True = split into contiguous stretches, see `split_by_group`.
     seed: seed of the split and of the choice of patches.
     patch_limit: at most so many of the patches or panels, drawn at random.
+    balance: a label, of whose classes both parts then hold equally many frames, see `balanced`.
     regions: options of `region_transforms`.
     """
     chain = region_transforms(frames, **regions)
@@ -201,6 +257,8 @@ def prepare_frames(
         images = select_frames(images, np.sort(drawn))
     groups, series = frame_groups(images)
     train, held_out = split_by_group(groups, train_ratio, seed, contiguous=contiguous or series)
+    if balance is not None:
+        train, held_out = (balanced(images, balance, part, seed) for part in (train, held_out))
     if isinstance(transform, str):
         transform = make_transform(transform, **(transform_options or {})).fit(images, train)
     return Prepared(images, chain, transform, train, held_out)
@@ -218,6 +276,7 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
     names = "limit dataset geometry labels mask mask_true wavelength distance pixel_size beam_center".split()
     condition = cfg.model.condition or []
     words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)
+    words["merge"] = d.merge_labels
     automask = None if list(d.automask) == list(AUTOMASK) else list(d.automask)  # all of them: where they apply
     frames = open_data(data_name(cfg), d.data_path, automask=automask, **words)
     check_frames(cfg, frames["intensity"].shape)
@@ -236,10 +295,15 @@ def prepare_words(
     """
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
-    split = {k: getattr(d, k) for k in ("train_ratio", "contiguous", "seed")}
+    split = {k: getattr(d, k) for k in ("train_ratio", "contiguous", "seed", "balance")}
     split |= dict(transform=transform or d.transform, transform_options=chosen_options(cfg, "data.transform_options"))
-    prepared = prepare_frames(open_words(cfg, classes), **split, **regions)
-    wanted = [name for name in cfg.model.condition or [] if name in LABELS]
+    frames = open_words(cfg, classes)
+    cut = d.patch is not None or frames["intensity"].dims != IMAGE_DIMS
+    if cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
+        frames = with_lattices(frames)  # a part of a frame has too few peaks to tell its lattice
+    prepared = prepare_frames(frames, **split, **regions)
+    named = dict.fromkeys([*(cfg.model.condition or []), *filter(None, [d.balance]), *d.merge_labels])
+    wanted = [n for n in named if n in LABELS or n not in (cfg.model.condition or [])]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
     frames = _with_crystals(cfg, frames, prepared.train)
     return prepared if frames is prepared.frames else replace(prepared, frames=frames)
@@ -265,5 +329,5 @@ def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray) -> xr.Dat
         return frames.assign_attrs(reflection_width=list(merged.width))
     if path is None:
         return expected.with_intensities(frames, merged)
-    known = expected.read_intensities(path, corner_resolution(Geometry.from_frames(frames)))
+    known = expected.read_intensities(path, corner_resolution(closest_geometry(frames)))
     return expected.with_intensities(frames, replace(known, width=merged.width))

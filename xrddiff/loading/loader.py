@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -24,8 +24,8 @@ from ..frames.rows import frame_reader
 from ..frames.rows import frame_origin
 from ..frames.frames import IMAGE_DIMS, frame_count, frame_mask, validate_frames
 from ..frames.curves import quick_mask
-from ..frames.pipelines import Pipeline
-from ..frames.transforms import Transform, ValueTransform
+from ..transforms.pipelines import Pipeline
+from ..transforms.values import Transform, ValueTransform
 from ..errors import BadInput, nearest
 from .augmentations import TOLD, Augmentations
 from ..seeds import numpy_rng
@@ -124,6 +124,34 @@ def _can_pin() -> bool:
     return True
 
 # %% ../../nbs/loading/loader.ipynb #8bd5aec4
+def _conditions(frames: xr.Dataset, names: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Per-frame numbers, float32 or int64 (whole numbers); always the wavelength, if any."""
+    found = {}
+    for name, v in frames.variables.items():
+        if v.dims == ("frame",) and v.dtype.kind in "fiub" and name != "frame":
+            found[str(name)] = v.values.astype(np.float32 if v.dtype.kind == "f" else np.int64)
+    if "wavelength" in frames.attrs and "wavelength" not in found:
+        found["wavelength"] = np.full(frame_count(frames), frames.attrs["wavelength"], np.float32)
+    if names is None:
+        return found
+    for name in names:
+        if name not in found:
+            raise BadInput(
+                f"there is no number {name!r} per frame to condition on{nearest(str(name), found or ['none'])}"
+            )
+    return {name: found[name] for name in names}
+
+
+def _condition_maps(
+    frames: xr.Dataset, wanted: Sequence[str] | Mapping[str, Mapping[str, Any]], shape: tuple[int, int]
+) -> Callable[[Any], dict[str, Any]]:
+    if not wanted:
+        return lambda rows: {}
+    from xrddiff.loading.condition_maps import ConditionMaps  # costs an import of PyTorch
+
+    return ConditionMaps(frames, wanted, shape)
+
+# %% ../../nbs/loading/loader.ipynb #3303518d
 class FrameLoader:
     """Batches of frames from a data set (frame, y, x).
 
@@ -142,7 +170,7 @@ class FrameLoader:
     drop_last: True = leave out a last batch that is not full.
     cond: names of the per-frame variables to include; None = all numbers. They are kept in
         `conditions`, name -> values for all frames.
-    maps: names of the condition maps to include, as pictures (B, 1, H, W).
+    maps: the condition maps to include, as pictures (B, 1, H, W): names, or name -> options.
     augmentations: what `batches` does to the frames, with their masks and maps; labels in `cond` say
         what was done, where `Augmentations.told` has added them.
     A frame with NaN or Inf at valid pixels, without any valid pixel, or that cannot be read raises
@@ -166,7 +194,7 @@ class FrameLoader:
         pin_memory: bool = False,
         drop_last: bool = False,
         cond: Sequence[str] | None = None,
-        maps: Sequence[str] = (),
+        maps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
         augmentations: Augmentations | None = None,
     ):
         self.name = str(frames.encoding.get("source") or frames.attrs.get("source") or "the data set")
@@ -361,31 +389,3 @@ class FrameLoader:
     def unpad(self, images: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
         """Images without their padding: (…, H, W) -> (…, y, x)."""
         return images[..., : self.image_shape[0], : self.image_shape[1]]
-
-
-def _conditions(frames: xr.Dataset, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Per-frame numbers, float32 or int64 (whole numbers); always the wavelength, if any."""
-    found = {}
-    for name, v in frames.variables.items():
-        if v.dims == ("frame",) and v.dtype.kind in "fiub" and name != "frame":
-            found[str(name)] = v.values.astype(np.float32 if v.dtype.kind == "f" else np.int64)
-    if "wavelength" in frames.attrs and "wavelength" not in found:
-        found["wavelength"] = np.full(frame_count(frames), frames.attrs["wavelength"], np.float32)
-    if names is None:
-        return found
-    for name in names:
-        if name not in found:
-            raise BadInput(
-                f"there is no number {name!r} per frame to condition on{nearest(str(name), found or ['none'])}"
-            )
-    return {name: found[name] for name in names}
-
-
-def _condition_maps(
-    frames: xr.Dataset, names: Sequence[str], shape: tuple[int, int]
-) -> Callable[[Any], dict[str, Any]]:
-    if not names:
-        return lambda rows: {}
-    from xrddiff.loading.condition_maps import ConditionMaps  # costs an import of PyTorch
-
-    return ConditionMaps(frames, names, shape)

@@ -10,7 +10,8 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import bootstrap
 
-from ..frames.frames import evenly_spaced, frame_count, select_frames
+from ..frames.frames import frame_count
+from ..frames.selection import evenly_spaced, select_frames
 from ..indexing.indexer import FEWEST_PEAKS, Indexing
 from ..indexing.known_lattices import has_crystals, known_lattices, need_lattices
 from ..seeds import numpy_rng

@@ -24,6 +24,9 @@ __all__ = ['PCA', 'scene_again', 'with_intensity', 'neighbouring_exposures']
 class PCA:
     """Principal component analysis: the best linear code of `components` numbers.
 
+    After `fit`: `mean` (D,), `basis` V (D, k) and `spread` (k,), the standard deviation of the
+    training frames along each component.
+
     Source: Pearson 1901, in the Gram-matrix form of Turk & Pentland 1991. At most N − 1 components
     are kept, for N training frames. Raises `BadInput` for fewer than one component.
     """
@@ -49,6 +52,7 @@ class PCA:
         scaled = (vectors[:, keep] / values[keep].sqrt()).float()
         self.basis = centred.T @ scaled  # V, (D, k)
         self.components = self.basis.shape[1]
+        self.spread = (values[keep] / (len(x) - 1)).sqrt().float()
         return self
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:

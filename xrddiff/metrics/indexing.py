@@ -5,17 +5,23 @@
 # %% ../../nbs/metrics/indexing.ipynb #1bda1337
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.spatial import cKDTree
 
 from ..errors import BadInput
 from ..frames.frames import frame_count
+from ..frames.geometry import geometry_of
 from ..indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
+from ..indexing.orientations import indexed_peaks
+from ..indexing.rays import as_panels, scattering_vectors
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['lattice_rows', 'turned_peaks']
+__all__ = ['lattice_rows', 'turned_peaks', 'on_lattice', 'pooled_peaks']
 
 # %% ../../nbs/metrics/indexing.ipynb #f9556613
 def lattice_rows(
@@ -62,3 +68,30 @@ def turned_peaks(ds: xr.Dataset, peaks: pd.DataFrame, seed: int = 0) -> pd.DataF
         fs[left[inside]], ss[left[inside]] = x[inside], y[inside]
         left = left[~inside]
     return peaks.assign(fs=fs, ss=ss)
+
+# %% ../../nbs/metrics/indexing.ipynb #57261f3e
+def on_lattice(peaks: pd.DataFrame, indexing: Indexing, ds: xr.Dataset, frame: int = 0) -> np.ndarray:
+    """Which peaks of a frame are on its best lattice, bool (N,).
+
+    indexing: of `ds`, from any peaks.
+    """
+    best = indexing.of(frame)[0]
+    geometry = as_panels(geometry_of(ds, frame)).moved(indexing.shift + best.shift)
+    return indexed_peaks(best.cell, best.A, scattering_vectors(peaks, geometry))[1]
+
+
+def pooled_peaks(
+    found: Mapping[str, pd.DataFrame], indexing: Indexing, ds: xr.Dataset, *, best: int = 300, radius: float = 2.0
+) -> pd.DataFrame:
+    """The peaks on the lattice of a frame among the `best` first rows of each table of peaks; those
+    nearer than `radius` px to one of a table before are the same.
+    """
+    columns = ["fs", "ss", *(["panel"] if ds["intensity"].ndim == 4 else [])]
+    scale = np.array([1, 1, 4 * radius + 1][: len(columns)])
+    pool = np.zeros((0, len(columns)))
+    for table in found.values():
+        own = table[:best]
+        own = own[on_lattice(own, indexing, ds)][columns].to_numpy(float)
+        far = cKDTree(pool * scale).query(own * scale)[0] > radius if len(pool) else np.ones(len(own), bool)
+        pool = np.concatenate([pool, own[far]])
+    return pd.DataFrame(pool, columns=columns).assign(frame=0)

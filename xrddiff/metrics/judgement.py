@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..frames.frames import evenly_spaced, frame_count, select_frames
+from ..frames.frames import frame_count
+from ..frames.selection import evenly_spaced, select_frames
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .physics import physics_words
 from .set_summaries import LEVELS, Ruler, SetSummary

@@ -5,7 +5,7 @@
 # %% ../../nbs/metrics/merging.ipynb #14abd03e
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import gemmi
@@ -14,13 +14,13 @@ import pandas as pd
 from scipy.special import erf
 
 from ..indexing.cells import Cell
-from ..indexing.reflections import merge_reflections, wilson_table
+from ..indexing.reflections import Merged, group_reflections, half_means, merge_reflections, wilson_table
 from ..seeds import numpy_rng
 from ..simulation.crystal import Wilson, wilson_mean
 
 # %% auto #0
 __all__ = ['FEWEST_INDEXED', 'half_set_agreement', 'normalised_intensities', 'acentric_distribution', 'centric_distribution',
-           'WilsonFit', 'wilson_fit', 'set_correlation', 'ambiguous', 'merging_numbers']
+           'WilsonFit', 'wilson_fit', 'set_correlation', 'ambiguous', 'resampled', 'merging_numbers']
 
 # %% ../../nbs/metrics/merging.ipynb #d65e6ec4
 def half_set_agreement(merged: pd.DataFrame) -> dict[str, float]:
@@ -93,35 +93,72 @@ def ambiguous(cell: Cell, group: str) -> bool:
     found = gemmi.find_spacegroup_by_name(group)
     return bool(found and gemmi.find_twin_laws(gemmi.UnitCell(*cell.parameters), found, 0.5, False))
 
+# %% ../../nbs/metrics/merging.ipynb #80b88240
+def resampled(reflections: pd.DataFrame, merged: Merged, draws: int, seed: int = 0) -> Iterator[pd.DataFrame]:
+    """Tables of the reflections that `merged` has measured twice, each from frames drawn with
+    replacement: `h`, `k`, `l`, `d`, `intensity`, `half_1`, `half_2`, `count`.
 
-def merging_numbers(
-    reflections: Mapping[str, pd.DataFrame], *, seed: int = 0, why: dict[str, str] | None = None
-) -> dict[str, dict[str, float]]:
-    """Of each set: `r_split`, `cc_half`, `wilson_b`, `wilson_scale`, `frames` and `reflections`, and
-    `cc_reference`, the correlation with the set called "reference".
-
-    reflections: as `reflection_table` returns them, with numbers of frames that are unique in a set.
-    seed: of the choice of frames and of the halves. why: gets the reason for what is missing.
+    reflections: from which `merged` was made.
     """
-    why, indexed = {} if why is None else why, {}
+    seen, rng = group_reflections(reflections), numpy_rng("merged again", seed)
+    scaled, often = seen.value / merged.scales.to_numpy()[seen.frame], seen.sums() >= 2
+    n = len(seen.frames)
+    for _ in range(draws):
+        weight = np.bincount(rng.integers(n, size=n), minlength=n).astype(float)
+        w = weight[seen.frame]
+        count = seen.sums(w)
+        half_1, half_2 = half_means(seen, scaled, merged.half.to_numpy(), weight)
+        mean = seen.sums(w * scaled) / np.where(count > 0, count, np.nan)
+        table = seen.table(intensity=mean, half_1=half_1, half_2=half_2, count=count)
+        yield table[often & (count > 0)]
+
+# %% ../../nbs/metrics/merging.ipynb #76bf533e
+def _numbers_of(often: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, float]:
+    """What a table of merged reflections, each measured at least twice, says."""
+    line = wilson_fit(often["d"], often["intensity"])
+    found = half_set_agreement(often) | {"wilson_b": line.b, "wilson_scale": line.scale}
+    return found if reference is None else found | {"cc_reference": set_correlation(reference, often, least=0)[0]}
+
+
+def _same_number(reflections: Mapping[str, pd.DataFrame], seed: int, why: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """The reflections of equally many frames of each set, chosen at random; none of sets with too few."""
+    indexed = {}
     for name, table in reflections.items():
         numbers = np.unique(table["frame"]) if len(table) else np.array([], int)
         if len(numbers) < FEWEST_INDEXED:
-            why[f"merging of the {name}"] = (
-                f"{len(numbers)} frames index; {FEWEST_INDEXED} are needed to merge intensities"
-            )
+            said = f"{len(numbers)} frames index; {FEWEST_INDEXED} are needed to merge intensities"
+            why[f"merging of the {name}"] = said
         else:
             indexed[name] = numbers
-    if not indexed:
-        return {}
-    n, merged, out = min(len(numbers) for numbers in indexed.values()), {}, {}
+    n, out = min((len(numbers) for numbers in indexed.values()), default=0), {}
     for name, numbers in indexed.items():
         chosen = numbers[np.sort(numpy_rng("merged frames", seed, name).permutation(len(numbers))[:n])]
-        table = reflections[name][reflections[name]["frame"].isin(chosen)]
-        merged[name] = merge_reflections(table, seed=seed).table
-        often = merged[name][merged[name]["count"] >= 2]
-        agreement, line = half_set_agreement(often), wilson_fit(often["d"], often["intensity"])
-        out[name] = {"frames": float(n)} | agreement | {"wilson_b": line.b, "wilson_scale": line.scale}
-    for name in [name for name in merged if name != "reference" and "reference" in merged]:
-        out[name]["cc_reference"] = set_correlation(merged["reference"], merged[name])[0]
+        out[name] = reflections[name][reflections[name]["frame"].isin(chosen)]
+    return out
+
+
+def merging_numbers(
+    reflections: Mapping[str, pd.DataFrame], *, draws: int = 100, seed: int = 0, why: dict[str, str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Of each set: `frames`, `reflections`, `r_split`, `cc_half`, `wilson_b`, `wilson_scale`, and
+    `cc_reference`, the correlation with the set called "reference"; and of these numbers the
+    standard deviation over draws of frames, as `…_spread`.
+
+    reflections: as `reflection_table` returns them, with numbers of frames that are unique in a set.
+    draws: how often frames are drawn again. seed: of the choice of frames and of the halves.
+    why: gets the reason for what is missing.
+    """
+    tables, out = _same_number(reflections, seed, {} if why is None else why), {}
+    merged = {name: merge_reflections(table, seed=seed) for name, table in tables.items()}
+    often = {name: found.table[found.table["count"] >= 2] for name, found in merged.items()}
+    again = {name: list(resampled(tables[name], merged[name], draws, seed)) for name in merged}
+    for name in merged:
+        other = name != "reference" and "reference" in merged
+        value = _numbers_of(often[name], often["reference"] if other else None)
+        drawn = pd.DataFrame(
+            _numbers_of(a, b if other else None)
+            for a, b in zip(again[name], again.get("reference", again[name]), strict=True)
+        )
+        spread = {f"{k}_spread": float(v) for k, v in drawn.drop(columns="reflections", errors="ignore").std().items()}
+        out[name] = {"frames": float(tables[name]["frame"].nunique())} | value | spread
     return out

@@ -16,13 +16,14 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from ..frames.frames import frame_count, select_frames
+from ..frames.frames import frame_count
+from ..frames.selection import select_frames
 from ..frames.noise import draw_counts
 from ..frames.peaks import find_frame_peaks
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['match_peaks', 'match_tables', 'PeakScore', 'score_peaks']
+__all__ = ['match_peaks', 'match_tables', 'PeakScore', 'score_peaks', 'precision_recall', 'average_precision']
 
 # %% ../../nbs/metrics/peak_scores.ipynb #611ef996
 def match_peaks(a: np.ndarray, b: np.ndarray, radius: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -223,3 +224,40 @@ def score_peaks(
             found.append(peaks.assign(frame=peaks["frame"] + start))
         score.update(*found)
     return score.compute()
+
+# %% ../../nbs/metrics/peak_scores.ipynb #f5dcd756
+def precision_recall(
+    reference: pd.DataFrame, found: pd.DataFrame, score: str, *, radius: float = 2.0, ignore: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Precision and recall of the peaks `found` above each threshold on their column `score`.
+
+    - `reference`: the true peaks.
+    - `radius`: largest distance of a match, px.
+    - `ignore`: spots that count neither way.
+
+    All tables have `fs`, `ss`, and optionally `frame` and `panel`. Returns `score`, `precision`,
+    `recall`, from the highest score on; equal scores are one row.
+    """
+    columns = ["fs", "ss", *(c for c in ("frame", "panel") if c in reference and c in found)]
+    scale = np.array([1, 1, 4 * radius + 1, 4 * radius + 1][: len(columns)])
+    found = found.sort_values(score, ascending=False, kind="stable")
+    true, points = (t[columns].to_numpy(np.float64) * scale for t in (reference, found))
+    right, free = np.zeros(len(points), bool), np.ones(len(true), bool)
+    near = cKDTree(points).query_ball_tree(cKDTree(true), radius) if len(points) and len(true) else [[]] * len(points)
+    for k, own in enumerate(near):
+        if own := [i for i in own if free[i]]:
+            free[min(own, key=lambda i: np.sum((true[i] - points[k]) ** 2))] = False
+            right[k] = True
+    counts = np.ones(len(points), bool)
+    if ignore is not None and len(ignore) and len(points):
+        distance, _ = cKDTree(ignore[columns].to_numpy(np.float64) * scale).query(points)
+        counts = right | (distance > radius)
+    right, value = np.cumsum(right[counts]), found[score].to_numpy()[counts]
+    last = np.append(np.flatnonzero(np.diff(value)), len(value) - 1) if len(value) else np.zeros(0, int)
+    rows = {"score": value[last], "precision": right[last] / (last + 1), "recall": right[last] / max(len(true), 1)}
+    return pd.DataFrame(rows)
+
+
+def average_precision(curve: pd.DataFrame) -> float:
+    """Area under a curve of `precision_recall`; 0 if nothing was found."""
+    return float((np.diff(curve["recall"], prepend=0.0) * curve["precision"]).sum())

@@ -22,6 +22,25 @@ from ..seeds import numpy_rng
 __all__ = ['common_q', 'QProfiles', 'q_profiles', 'compare_q_profiles']
 
 # %% ../../nbs/metrics/q_profiles.ipynb #707e3556
+def _at_each_distance(ds: xr.Dataset) -> dict[float | None, int | None]:
+    """One frame for each distance of the detector; None, of None, where it does not move."""
+    if "distance" not in ds.variables:
+        return {None: None}
+    values, first = np.unique(ds["distance"].values, return_index=True)
+    return dict(zip(values.tolist(), first.tolist(), strict=True))
+
+
+def _seen_q(ds: xr.Dataset, frame: int | None) -> np.ndarray:
+    """q of the valid pixels of frames whose detector stands where it does in `frame`."""
+    q = q_map(geometry_of(ds, frame))
+    if "mask" in ds:
+        mask = ds["mask"].values
+        q = q[mask.any(0) if mask.ndim > q.ndim else mask]
+    if not q.size:
+        raise BadInput("a set has no valid pixels; expected frames that the mask does not hide")
+    return q
+
+
 def common_q(sets: Sequence[xr.Dataset], bins: int = 32) -> np.ndarray:
     """Edges (bins + 1,) of bins of q, 1/Å, over the range that the detectors of all sets cover.
 
@@ -29,13 +48,8 @@ def common_q(sets: Sequence[xr.Dataset], bins: int = 32) -> np.ndarray:
     """
     ends = []
     for ds in sets:
-        q = q_map(geometry_of(ds))
-        if "mask" in ds:
-            mask = ds["mask"].values
-            q = q[mask.any(0) if mask.ndim > q.ndim else mask]
-        if not q.size:
-            raise BadInput("a set has no valid pixels; expected frames that the mask does not hide")
-        ends.append((q.min(), q.max()))
+        seen = [_seen_q(ds, frame) for frame in _at_each_distance(ds).values()]
+        ends.append((max(q.min() for q in seen), min(q.max() for q in seen)))
     low, high = max(a for a, _ in ends), min(b for _, b in ends)
     if not low < high:
         covered = " and ".join(f"{a:.2f} to {b:.2f}" for a, b in ends)
@@ -60,6 +74,13 @@ class QProfiles(NamedTuple):
 
 def q_profiles(ds: xr.Dataset, edges: np.ndarray, block: int = 16) -> QProfiles:
     """The profile of each frame over bins of q with these `edges` (1/Å); `block` frames at a time."""
+    places = _at_each_distance(ds)
+    if len(places) > 1:
+        profile, pixels = np.empty((frame_count(ds), len(edges) - 1)), np.empty((frame_count(ds), len(edges) - 1))
+        for distance in places:
+            at = np.flatnonzero(ds["distance"].values == distance)
+            profile[at], pixels[at] = q_profiles(ds.isel(frame=at), edges, block)
+        return QProfiles(profile, pixels)
     geometry, gain = geometry_of(ds), float(ds["intensity"].attrs.get("gain", 1.0))
     q, seen = q_map(geometry), solid_angle(geometry, relative=False) * polarization_factor(geometry)
     pedestal, parts = float(ds.attrs.get("pedestal", 0.0)), []

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ..frames.frames import frame_count, frame_image, frame_mask, missing_geometry, select_frames
+from ..frames.frames import frame_count, frame_image, frame_mask, missing_geometry
+from ..frames.selection import select_frames
 from ..frames.geometry import geometry_of, q_map
 from ..loading.loader import FrameLoader
 from ..frames.peaks import find_frame_peaks, radius_map
@@ -303,7 +304,7 @@ def score_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict
     the frames still have them, and the "same scene measured again".
 
     `again`: `baselines.scene_again` after the run's region transforms. Without their weaker peaks
-    (`frames.topk`) frames have no expected counts: what stands in for a peak is drawn from its
+    (`transforms.topk`) frames have no expected counts: what stands in for a peak is drawn from its
     surroundings.
     """
     rows = {}

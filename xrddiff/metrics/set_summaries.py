@@ -43,6 +43,13 @@ def frame_metric(name: str, frames: xr.Dataset) -> np.ndarray:
     return found
 
 # %% ../../nbs/metrics/set_summaries.ipynb #843117dc
+def _same_pixels(a: xr.Dataset, b: xr.Dataset, variable: str) -> bool:
+    """Do frames that were read with a ruler have the pixels and the mask that they had before?"""
+    mask = b["mask"].values if "mask" in b else np.ones((), bool)
+    alike = np.array_equal(a["intensity"].values, np.where(mask, b[variable].values, a["intensity"].values))
+    return alike and bool((a["mask"].values == mask).all())
+
+# %% ../../nbs/metrics/set_summaries.ipynb #b2c040e9
 LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
 _ATTRIBUTES = ("beam_center", "pedestal", "read_noise", "saturation", "distance", "pixel_size")
 
@@ -241,13 +248,6 @@ class Ruler:
             features=frame_features(frames, self.step),
             values=np.array([frame_metric(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
-
-
-def _same_pixels(a: xr.Dataset, b: xr.Dataset, variable: str) -> bool:
-    """Do frames that were read with a ruler have the pixels and the mask that they had before?"""
-    mask = b["mask"].values if "mask" in b else np.ones((), bool)
-    alike = np.array_equal(a["intensity"].values, np.where(mask, b[variable].values, a["intensity"].values))
-    return alike and bool((a["mask"].values == mask).all())
 
 # %% ../../nbs/metrics/set_summaries.ipynb #75a1670f
 def _within(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

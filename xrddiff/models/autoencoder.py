@@ -338,6 +338,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "medium": dict(widths=(64, 128, 256, 256), layers_per_block=2, norm_groups=32, mid_attention=True),
     "large": dict(widths=(128, 256, 512, 512), layers_per_block=2, norm_groups=32, mid_attention=True),
     "xl": dict(widths=(192, 384, 768, 768), layers_per_block=2, norm_groups=32, mid_attention=True),
+    "seed": dict(widths=(128, 256, 480, 480), layers_per_block=2, norm_groups=32, mid_attention=True),
 }
 
 

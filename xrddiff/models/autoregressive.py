@@ -411,6 +411,24 @@ class _Fresh:
         return self.noise()
 
 # %% ../../nbs/models/autoregressive.ipynb #810768f3
+def _canvas(
+    model: AutoregressiveDiffusion, batch: int, known: Tensor | None, patches: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, dim) with the known ones in their places, and which those are, (N,) bool."""
+    if (known is None) != (patches is None):
+        raise BadInput("generation got one of known and known_patches; expected both or none")
+    tokens = torch.zeros(batch, model.tokens, model.dim, device=model.place.device, dtype=model.place.dtype)
+    if known is None:
+        return tokens, torch.zeros(model.tokens, dtype=torch.bool)
+    if tuple(patches.shape) != model.grid:
+        raise BadInput(
+            f"known_patches has shape {tuple(patches.shape)}; expected {model.grid}, one for each patch of {model.patch_size} x {model.patch_size} pixels"
+        )
+    fixed = patches.flatten().cpu().bool()
+    here = fixed.to(tokens.device)[:, None]
+    return torch.where(here, model.patchify(known.to(tokens)), tokens), fixed
+
+# %% ../../nbs/models/autoregressive.ipynb #b54742a5
 @torch.no_grad()
 def generate(
     model: AutoregressiveDiffusion,
@@ -489,24 +507,6 @@ def generate(
             done.scatter_(1, places.expand(batch, -1), True)
             callback({"i": i, "x": model.unpatchify(tokens).float(), "done": done.unflatten(1, model.grid).clone()})
     return model.unpatchify(tokens).float()
-
-
-def _canvas(
-    model: AutoregressiveDiffusion, batch: int, known: Tensor | None, patches: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, dim) with the known ones in their places, and which those are, (N,) bool."""
-    if (known is None) != (patches is None):
-        raise BadInput("generation got one of known and known_patches; expected both or none")
-    tokens = torch.zeros(batch, model.tokens, model.dim, device=model.place.device, dtype=model.place.dtype)
-    if known is None:
-        return tokens, torch.zeros(model.tokens, dtype=torch.bool)
-    if tuple(patches.shape) != model.grid:
-        raise BadInput(
-            f"known_patches has shape {tuple(patches.shape)}; expected {model.grid}, one for each patch of {model.patch_size} x {model.patch_size} pixels"
-        )
-    fixed = patches.flatten().cpu().bool()
-    here = fixed.to(tokens.device)[:, None]
-    return torch.where(here, model.patchify(known.to(tokens)), tokens), fixed
 
 # %% ../../nbs/models/autoregressive.ipynb #81dab2e8
 HEAD_WIDTHS = {"tiny": 256, "base": 1024, "large": 1280, "huge": 1536}

@@ -58,6 +58,7 @@ DIT_SIZES: dict[str, dict[str, int]] = {
     "medium": dict(width=768, depth=12, heads=12),
     "large": dict(width=1024, depth=24, heads=16),
     "xl": dict(width=1152, depth=28, heads=16),
+    "seed": dict(width=768, depth=12, heads=12),
 }
 
 # %% ../../nbs/models/dit.ipynb #825c0bcf

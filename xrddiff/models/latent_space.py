@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadInput
+from ..diffusion.interpolation import slerp
+from ..errors import BadInput, nearest
 from .autoencoder import Autoencoder, Latent
 
 # %% auto #0
-__all__ = ['code', 'LatentSums', 'LatentStatistics', 'Gathers', 'encode_each', 'measure_latents', 'LatentSpace',
-           'final_latent_stats', 'pairwise_mse']
+__all__ = ['WAYS', 'code', 'LatentSums', 'LatentStatistics', 'Gathers', 'encode_each', 'measure_latents', 'LatentSpace',
+           'final_latent_stats', 'pairwise_mse', 'between']
 
 # %% ../../nbs/models/latent_space.ipynb #5b57924c
 def code(encoded: Latent) -> tuple[Tensor, Tensor]:
@@ -305,3 +306,19 @@ def pairwise_mse(z: Tensor) -> dict[str, float]:
     d = d[i, j]
     looks = {"mean": d.mean(), "std": d.std(correction=0), "min": d.min(), "max": d.max()}
     return {f"pairwise_mse_{name}": float(v) for name, v in looks.items()}
+
+# %% ../../nbs/models/latent_space.ipynb #1fe12dfc
+WAYS = ("line", "arc")
+
+
+def between(first: Tensor, last: Tensor, t: float | Sequence[float] | Tensor, way: str = "line") -> Tensor:
+    """Latents at the fractions `t` of the way from `first` (C, h, w), t = 0, to `last`, t = 1: (T,
+    C, h, w) for `t` (T,), or (C, h, w) for a number.
+
+    way: "line" or "arc", see `diffusion.interpolation.slerp`.
+    """
+    if way not in WAYS:
+        raise BadInput(f"the way between two latents is {way!r}{nearest(str(way), WAYS)}")
+    if way == "arc":
+        return slerp(first, last, t)
+    return torch.lerp(first, last, torch.as_tensor(t, dtype=first.dtype)[(..., *[None] * first.ndim)])

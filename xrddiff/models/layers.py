@@ -71,7 +71,7 @@ def conv_in_strips(
         parts[:, :, y : y + rows] = part
     return parts
 
-
+# %% ../../nbs/models/layers.ipynb #e45a25c6
 class ResnetBlock(nn.Module):
     """y = S x + conv(silu(norm(conv(silu(norm(x)))))), from `channels` to `out_channels` (default:
     the same), (B, C, H, W).

@@ -93,6 +93,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "medium": dict(widths=(64, 128, 256, 256), attention=(False, False, True, True), head_dim=32),
     "large": dict(widths=(96, 192, 384, 384), attention=(False, False, True, True), head_dim=32),
     "xl": dict(widths=(128, 256, 512, 512), attention=(False, False, True, True), head_dim=32),
+    "seed": dict(widths=(192, 384, 768), attention=(False, True, True), head_dim=32),
 }
 
 

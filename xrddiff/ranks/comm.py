@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from .environment import DistInfo
 from .rendezvous import barrier, gather_objects, initialize_distributed
-from ..errors import BadInput
+from ..errors import BadInput, XrddiffError
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+    from xrddiff.ranks.agreement import Ranks
+
 # %% auto #0
-__all__ = ['SIZES', 'pattern', 'expected_sum', 'bus_factor', 'slow_ranks', 'CommReport', 'comm_test']
+__all__ = ['SIZES', 'pattern', 'expected_sum', 'bus_factor', 'slow_ranks', 'CommReport', 'comm_test', 'greet']
 
 # %% ../../nbs/ranks/comm.ipynb #9a8f8e43
 _PERIOD = 251
@@ -280,3 +282,28 @@ def comm_test(sizes: Sequence[int] = SIZES, rounds: int = 10, *, info: DistInfo 
             for row, (t, _) in zip(report.ranks, of_ranks, strict=True):
                 row[f"{operation} {_size(size)}, ms"] = 1e3 * t
     return report
+
+# %% ../../nbs/ranks/comm.ipynb #3e2f122e
+def greet(ranks: Ranks, info: DistInfo, shares: str) -> str | None:
+    """Check a sum over all ranks; the table of who takes part, None for a single rank.
+
+    `ranks`, `info`: of this process. `shares`: what this rank gets of the data, in words. Raises
+    `XrddiffError` on every rank if the sum is wrong on one of them.
+    """
+    if ranks.size == 1:
+        return None
+    message = ranks.sum_(pattern(ranks.rank, 4 * _PERIOD).to(info.device))
+    exact = bool(message.cpu().equal(expected_sum(ranks.size, 4 * _PERIOD)))
+    place = dict(process=f"{ranks.rank + 1}/{ranks.size}", node=info.host, device=info.device, frames=shares)
+    rows = ranks.gather(place | dict(sum="exact" if exact else "WRONG"))
+    if wrong := [r for r in rows if r["sum"] == "WRONG"]:
+        who = ", ".join(f"process {r['process']} on {r['node']}" for r in wrong[:4])
+        raise XrddiffError(
+            f"an all-reduce over {ranks.size} ranks gave a wrong sum on {who}; nothing was trained: `xrddiff comm-test` on the same nodes says more"
+        )
+    import pandas as pd
+
+    master = f"{info.coordinator_address}:{info.coordinator_port}"
+    nodes = len({r["node"] for r in rows})
+    head = f"{ranks.size} processes on {nodes} node{'s' * (nodes > 1)}, {info.backend}, master {master}; their all-reduce is exact"
+    return head + "\n" + pd.DataFrame(rows).to_string(index=False)

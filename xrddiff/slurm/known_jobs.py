@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .ledger import Submission, Target, find_target, submissions
-from .commands import QueuedJob, batch_script, cluster_name
-from ..errors import XrddiffError
+from .commands import QueuedJob, batch_script, cancel_jobs, cluster_name
+from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['job_of_script', 'submission_in_queue', 'known_jobs', 'find_job']
+__all__ = ['job_of_script', 'submission_in_queue', 'known_jobs', 'find_job', 'cancel_targets']
 
 # %% ../../nbs/slurm/known_jobs.ipynb #2250ff7d
 def job_of_script(script: str) -> dict[str, Any] | None:
@@ -74,3 +74,15 @@ def find_job(text: str) -> Target:
     if target.submission is None and target.id is not None and (s := submission_in_queue(target.id)):
         return find_target(text, [s])
     return target
+
+
+def cancel_targets(texts: Sequence[str]) -> list[Target]:
+    """Cancel the jobs that are named by number or by run folder; returns them. Raises `BadInput`, and cancels none, if one
+    is no job of this cluster that waits or runs.
+    """
+    known = submissions(cluster_name())
+    targets = [find_target(text, known) for text in texts]
+    if stray := next((t for t in targets if t.slurm_id is None), None):
+        raise BadInput(f"{stray} belongs to no job that was submitted here; expected the number of a job")
+    cancel_jobs(*(t.slurm_id for t in targets))
+    return targets

@@ -120,20 +120,36 @@ def _header(p: Profile, name: str, log: str, array: str | None) -> list[str]:
 def site_lines(p: Profile) -> list[str]:
     """The lines of bash that a site needs before Python starts.
 
-    They come from `modules_to_load`, `env_vars`, `coordinator_port`, `setup` and `cleanup`.
+    They come from `modules_to_load`, `conda`, `network`, `env_vars`, `coordinator_port`, `setup` and
+    `cleanup`.
     """
     lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
-    lines += [f"export {name}={shell_text(value)}" for name, value in p.env_vars.items()]
+    lines += _conda_lines(p.conda) if p.conda else []
+    lines += [f"export {name}={shell_text(value)}" for name, value in p.variables.items()]
     if p.coordinator_port is not None:
         lines.append(f"export MASTER_PORT={p.coordinator_port}")
     if lines:
-        lines = ["", "# Software and settings of the site: modules_to_load and env_vars of the profile.", *lines]
+        lines = [
+            "",
+            "# Software and settings of the site: modules_to_load, conda, network and env_vars of the profile.",
+            *lines,
+        ]
     if p.setup:
         lines += ["", "# What the site needs before the ranks start (setup).", *map(_command, p.setup)]
     if p.cleanup:
         lines += ["", "# What it needs when all is over, however that comes about (cleanup).", "clean_up() {"]
         lines += [*(f"  {_command(words)}" for words in p.cleanup), "}", "trap clean_up EXIT"]
     return lines
+
+
+def _conda_lines(name: str) -> list[str]:
+    """Activate an environment, whose Python takes the place of the one that wrote the script."""
+    quoted = shlex.quote(name) if not name.startswith("~/") else "~/" + shlex.quote(name[2:])
+    return [
+        'eval "$(conda shell.bash hook)" || exit',
+        f"conda activate {quoted} || exit",
+        'PYTHON="$CONDA_PREFIX/bin/python"',
+    ]
 
 
 def _command(words: list[str]) -> str:
@@ -171,10 +187,75 @@ fi
 exit "$status"
 """
 
+_EACH = """\
+# The runs of this job, one after another in the same allocation. One that fails does not keep the next from running.
+# -P: a user's random.py in this folder is not Python's. 3: it was done before the job came back from the queue.
+worst=0
+for XRDDIFF_JOB_TASK in {tasks}; do
+export XRDDIFF_JOB_TASK
+"$PYTHON" -P -m xrddiff.slurm.job prepare
+status=$?
+[ "$status" -eq 3 ] && continue
+[ "$status" -eq 0 ] || {{ worst=$status; continue; }}
+
+{ranks}
+
+case "$status" in
+  0) ;;
+  75 | 130 | 140) exit 75 ;;
+  *) worst=$status ;;
+esac
+done
+
+{compare}
+exit "$worst"
+"""
+
+_COMPARE = """\
+# A page that compares the runs: whoever ends last makes it.
+"$PYTHON" -P -m xrddiff.studies.ending
+"""
+
 _HERE = """\
 # On this machine: the ranks are started here, and the others are ended where one fails. 75: stopped in order, to go on.
 exec "$PYTHON" -P -m xrddiff.slurm.job ranks {ranks}
 """
+
+_HERE_EACH = """\
+# On this machine: the ranks are started here. A signal is passed on to them, which stop in order.
+"$PYTHON" -P -m xrddiff.slurm.job ranks {ranks} &
+ranks=$!
+trap 'kill -TERM $ranks' TERM USR2
+status=129
+while [ "$status" -gt 128 ] && kill -0 "$ranks" 2> /dev/null; do
+  wait "$ranks"
+  status=$?
+done
+"""
+
+# %% ../../nbs/slurm/scripts.ipynb #0dac9c2e
+_ONCE = """\
+# Once, before the ranks: make the run folder, or open it again after a restart.
+# -P: a user's random.py in this folder is not Python's.
+"$PYTHON" -P -m xrddiff.slurm.job prepare || exit
+
+"""
+_END = 'exit "$status"\n'
+
+
+def _is_loop(job: Mapping[str, Any], array: str | None) -> bool:
+    """Whether the job executes several runs one after another."""
+    return array is None and len(job.get("run_dirs") or []) > 1 and job.get("kind", "run") == "run"
+
+
+def _execution(job: Mapping[str, Any], ranks: str, array: str | None) -> str:
+    """The lines of bash that execute a job, given those that execute the `ranks` of one run."""
+    count = len(job.get("run_dirs") or [])
+    if not _is_loop(job, array):
+        runs = array is not None and count > 1 and job.get("kind", "run") == "run"
+        return _ONCE + (ranks.removesuffix(_END) + _COMPARE + _END if runs else ranks)
+    numbers = " ".join(map(str, range(count)))
+    return _EACH.format(tasks=numbers, ranks=ranks.removesuffix(_END).rstrip("\n"), compare=_COMPARE)
 
 # %% ../../nbs/slurm/scripts.ipynb #946421cf
 def render_script(
@@ -204,7 +285,10 @@ def render_script(
         f"{p.nodes} node{'s' * (p.nodes > 1)} of {p.tasks_per_node} rank{'s' * (p.tasks_per_node > 1)}, at most {most}"
     )
     threads = p.cpus_per_task if threads is None else threads
-    ranks = _HERE.format(ranks=p.ranks) if local else _SRUN.format(cpus=p.cpus_per_task, restarts=p.max_requeues)
+    several = _is_loop(json.loads(text), array)
+    here = (_HERE_EACH if several else _HERE).format(ranks=p.ranks)
+    ranks = here if local else _SRUN.format(cpus=p.cpus_per_task, restarts=p.max_requeues)
+    execute = _execution(json.loads(text), ranks, array)
     lines = [
         "#!/bin/bash",
         f"# {name}: profile {p.name}, {shape}.",
@@ -228,10 +312,6 @@ def render_script(
         "# Threads of a rank: as many as it has CPUs. Left to itself each would start one per CPU of the node.",
         f"export OMP_NUM_THREADS={int(threads)} MKL_NUM_THREADS={int(threads)} OPENBLAS_NUM_THREADS={int(threads)}",
         "",
-        "# Once, before the ranks: make the run folder, or open it again after a restart.",
-        "# -P: a user's random.py in this folder is not Python's.",
-        '"$PYTHON" -P -m xrddiff.slurm.job prepare || exit',
-        "",
-        ranks.rstrip("\n"),
+        execute.rstrip("\n"),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

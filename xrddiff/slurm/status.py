@@ -15,7 +15,7 @@ from ..execution.run_folder import read_failures, stopped_by
 from .commands import cluster_name, past_states, queue
 
 # %% auto #0
-__all__ = ['job_rows', 'status_table']
+__all__ = ['STATUS_COLUMNS', 'job_rows', 'status_table', 'status_cells']
 
 # %% ../../nbs/slurm/status.ipynb #185bb699
 def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]:
@@ -63,11 +63,17 @@ def _is_meant(row: dict[str, Any], target: Target) -> bool:
     )
 
 
+def _present_run(s: Submission, task: int | None) -> str | None:
+    """The run that a job is at: of several in one allocation the first that is not finished."""
+    runs = s.run_dirs if task is None else []
+    return next((run for run in runs if not read_progress(run).finished), s.run_dir(len(runs) - 1 if runs else task))
+
+
 def _row(
     submission: Submission | None, task: int | None, *, name: str, state: str | None, **more: Any
 ) -> dict[str, Any]:
     s = submission
-    run = s.run_dir(task) if s else None
+    run = _present_run(s, task) if s else None
     progress = read_progress(run) if run else Progress()
     about = dict(
         run=run, log=str(s.log_file(task)), profile=s.profile.get("name"), commit=s.job.get("commit"), submitted=s.submitted or s.job.get("submitted"),
@@ -84,7 +90,7 @@ def _state_of_run(run: str | None, finished: bool) -> str:
     return "FAILED" if read_failures(run) else "STOPPED" if stopped_by(run) else "ENDED"
 
 # %% ../../nbs/slurm/status.ipynb #38b9ee3e
-_COLUMNS = (
+STATUS_COLUMNS = (
     dict(JOB="<", PARTITION="<", NAME="<", STATE="<", TIME=">", NODES=">")
     | {"NODES OR REASON": "<"}
     | dict(EPOCH=">", STEP=">", LOSS=">")
@@ -94,21 +100,23 @@ _LONG = ("NAME", "NODES OR REASON")  # what may be cut to fit the terminal
 
 def status_table(rows: Sequence[dict[str, Any]], width: int = 160) -> str:
     """The rows of `job_rows` as a text table; names are shortened to fit `width` characters."""
-    cells = [_cells(row) for row in rows]
-    widths = [max(len(title), *(len(c[i]) for c in cells)) for i, title in enumerate(_COLUMNS)]
-    for i, title in enumerate(_COLUMNS):
+    cells = [status_cells(row) for row in rows]
+    widths = [max(len(title), *(len(c[i]) for c in cells)) for i, title in enumerate(STATUS_COLUMNS)]
+    for i, title in enumerate(STATUS_COLUMNS):
         if title in _LONG:
             widths[i] = max(len(title), widths[i] - max(0, sum(widths) + 2 * (len(widths) - 1) - width))
     lines = []
-    for row in [list(_COLUMNS), *cells]:
+    for row in [list(STATUS_COLUMNS), *cells]:
         cut = [c if len(c) <= w else c[: w - 1] + "…" for c, w in zip(row, widths, strict=True)]
         lines.append(
-            "  ".join(f"{c:{side}{w}}" for c, side, w in zip(cut, _COLUMNS.values(), widths, strict=True)).rstrip()
+            "  ".join(
+                f"{c:{side}{w}}" for c, side, w in zip(cut, STATUS_COLUMNS.values(), widths, strict=True)
+            ).rstrip()
         )
     return "\n".join(lines)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def status_cells(row: dict[str, Any]) -> list[str]:
     """The cells of a row, each on one line even if a job name has line breaks."""
     get = row.get
     name = " ".join(filter(None, [str(get("name")), get("phase") and f"({get('phase')})"]))

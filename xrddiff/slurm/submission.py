@@ -11,6 +11,7 @@ import re
 import secrets
 import subprocess
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,13 +25,14 @@ from ..execution.run_folder import cpu_count, environment, make_free_folder
 from ..files import scratch_folder
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals, quoted
-from .known_jobs import known_jobs
-from .ledger import Submission, Target, read_progress
+from .known_jobs import find_job, known_jobs
+from .ledger import Submission, Target, read_progress, record_submission
 from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
 
 # %% auto #0
-__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'Plan', 'submit_plan', 'run_here', 'plan_resume']
+__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'Plan', 'submit_plan', 'send_plan', 'sent_lines', 'run_here',
+           'resumable', 'plan_resume']
 
 # %% ../../nbs/slurm/submission.ipynb #a3fb92f7
 def chosen_profile(
@@ -209,6 +211,28 @@ def submit_plan(plan: Plan) -> Submission:
     )
 
 
+def send_plan(plan: Plan) -> Submission:
+    """Submit a plan and note it in the ledger; returns its entry. Warns if it cannot be noted: the job runs anyway."""
+    submission = submit_plan(plan)
+    try:
+        record_submission(submission)
+    except XrddiffError as error:
+        warnings.warn(str(error), stacklevel=2)
+    return submission
+
+
+def sent_lines(plan: Plan, submission: Submission) -> list[str]:
+    """What became of a plan that was sent: its number, the folders of its runs, and where its log is; a line each."""
+    number, profile, array = submission.id, plan.profile, plan.array
+    tasks = "" if array is None else f"{len(submission.tasks)} tasks of "
+    ranks = f"{tasks}{profile.nodes} × {profile.tasks_per_node} ranks"
+    lines = [f"submitted job {number}: {plan.job.name!r} on profile {profile.name}, {ranks}"]
+    for i, folder in enumerate(plan.job.run_dirs):
+        if array is None or i in submission.tasks:
+            lines.append(f"run: {folder}" if array is None else f"run {number}_{i}: {folder}")
+    return [*lines, f"log: {submission.log_file()}" if array is None else f"logs: {plan.logs}"]
+
+
 def run_here(script: str) -> int:
     """Run a local script under bash; returns its exit code. TERM and USR2 are forwarded to it."""
     with scratch_folder() as folder:
@@ -219,6 +243,14 @@ def run_here(script: str) -> int:
     return code if code >= 0 else 128 - code
 
 # %% ../../nbs/slurm/submission.ipynb #a2ebf0ab
+def resumable(text: str) -> Target:
+    """The job or run that `text` names, to be continued. Raises `BadInput` for a job of which nothing is known here."""
+    target = find_job(text)
+    if target.submission is None and target.run_dir is None:
+        raise BadInput(f"job {target.id} is in no ledger here; expected the folder of its run, and --profile")
+    return target
+
+
 def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), name: str | None = None) -> Plan:
     """Plan the continuation of a job or run.
 
@@ -249,14 +281,15 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
                 f"{target} is finished; expected words that give it more to do, for instance training.max_steps=20000"
             )
         tasks = left if s.tasks else []
-    for t in tasks or [None]:
+    for t in tasks or range(len(s.run_dirs)):
         _refuse_busy(s.run_dir(t))
     array = ",".join(map(str, tasks)) if s.tasks else None
     return Plan(profile, job, Path(s.log_file(0)).parent, array, s.id)
 
 
 def _is_finished(job: Job, task: int | None) -> bool:
-    return job.kind == "run" and read_progress(job.run_dirs[task or 0]).finished
+    runs = job.run_dirs if task is None else [job.run_dirs[task]]
+    return job.kind == "run" and all(read_progress(run).finished for run in runs)
 
 
 def _resume_run(run: Path, profile: Profile, words: Sequence[str], name: str | None) -> Plan:
@@ -274,7 +307,9 @@ def _refuse_busy(run: str | os.PathLike | None) -> None:
     known = known_jobs(queued, cluster_name())
     for q in queued:
         s = known.get(q.base)
-        mine = s is not None and (str(run) in map(str, s.run_dirs) if "[" in q.id else s.run_dir(q.task) == str(run))
+        mine = s is not None and (
+            str(run) in map(str, s.run_dirs) if "[" in q.id or q.task is None else s.run_dir(q.task) == str(run)
+        )
         if mine:
             if q.state == "COMPLETING":
                 raise BadInput(f"{run}: job {q.id} is ending; expected it to be over: try again in some seconds")

@@ -22,7 +22,7 @@ from ..errors import BadInput, XrddiffError
 from ..registry import Range, check_options, get, register
 
 if TYPE_CHECKING:
-    from xrddiff.training.health import StepRecord
+    from xrddiff.telemetry.health import StepRecord
     from xrddiff.training.options import TrainOptions
     from xrddiff.training.trainer import Trainer
 
@@ -86,6 +86,11 @@ class Training:
     def rows(self) -> Sequence[Mapping[str, Any]]:
         """The rows of the table so far (since the start or resumption, on ranks other than 0)."""
         return tuple(self._trainer.history.rows)
+
+    @property
+    def epochs(self) -> Sequence[Mapping[str, Any]]:
+        """The rows of the table of epochs so far."""
+        return tuple(self._trainer.epochs.rows)
 
     @property
     def ranks(self) -> Any:
@@ -180,9 +185,10 @@ class Callbacks:
         self.view = Training(trainer, self.guard)
         self.of: dict[str, list[Callback]] = {hook: [] for hook in HOOKS}
         for callback in callbacks:
-            self._add(callback)
+            self.add(callback)
 
-    def _add(self, callback: Callback) -> None:
+    def add(self, callback: Callback) -> None:
+        """Call this one too, after the others."""
         if not isinstance(callback, Callback) or callback.ranks not in ("first", "all"):
             raise BadInput(
                 f"{callback!r} is no callback; expected an instance of a class derived from Callback, with ranks 'first' or 'all'"

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import BadInput, nearest
-from ..words import PRECISIONS
+from ..words.training import PRECISIONS
 
 # %% auto #0
 __all__ = ['precision', 'make_accelerator', 'recomputable_blocks', 'recomputed', 'compiled', 'computed']

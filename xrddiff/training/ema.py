@@ -39,6 +39,15 @@ class EMA:
         """The decay of update `n`, counted from 0."""
         return ema_decay(n, self.decay)
 
+    def start_share(self, updates: int) -> float:
+        """The share of the initial weights in the average after so many updates, Π β_n."""
+        share = 1.0
+        for n in range(updates):
+            if (beta := self.decay_at(n)) == self.decay:  # from here on it is the same
+                return share * beta ** (updates - n)
+            share *= beta
+        return share
+
     @torch.no_grad()
     def update(self) -> None:
         """Add the model's current weights to the average."""

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, nearest
-from ..words import LR_SCHEDULES, PRECISIONS
+from ..words.training import LR_SCHEDULES, PRECISIONS
 
 if TYPE_CHECKING:
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['Length', 'Batches', 'Optimiser', 'Computing', 'Averaging', 'Records', 'TrainOptions', 'with_options', 'train_options']

@@ -22,7 +22,7 @@ from ..errors import BadInput, XrddiffError
 from ..ranks.agreement import Ranks
 from ..seeds import seed_from
 from .batches import Loader, Place, cut, frames_per_epoch, share, stream, to_device
-from .health import StepRecord, Watch, clip_gradients, gradient_norm, loss_spike
+from ..telemetry.health import StepRecord, Watch, clip_gradients, gradient_norm, loss_spike
 from .options import TrainOptions
 from .posthoc import Averages
 from ..ranks.stopping import StopRequest

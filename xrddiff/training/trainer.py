@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from .callbacks import Callback, Callbacks
 from .checkpoints import load_checkpoint
 from .compute import computed, make_accelerator
 from .ema import EMA
-from .health import StepRecord, Watch
-from .history import History, keep_speed
+from ..telemetry.health import Diverged, StepRecord, Watch
+from ..telemetry.epochs import FIRST, EpochMeter, epoch_row
+from ..telemetry.history import EPOCHS, SAMPLES, History, keep_speed, read_rows
+from ..telemetry.rules import Evidence, Monitor, Unhealthy, fault_found
 from .options import TrainOptions, with_options
 from .posthoc import Averages
 from .saving import Parts, Saver
@@ -98,6 +101,7 @@ class _Parts:
         validation_loader: Loader | None = None,
         checkpoint_state: Mapping[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
+        health: Monitor | None = None,
         accelerator: Accelerator | None = None,
         **words: Any,
     ):
@@ -121,8 +125,11 @@ class _Parts:
         parts = Parts(objective, self.stepper.optimizer.optimizer, self.averages, self.accelerator)
         self.saver = Saver(self.folder, parts, o, checkpoint_state)
         self.validation = Validation(validation_loader, o.validate_every)
-        self.history = History(self.folder / "metrics" if ranks.rank == 0 else None)
-        self.place, self.stop = Place(), StopRequest()
+        metrics = self.folder / "metrics" if ranks.rank == 0 else None
+        self.history, self.meter = History(metrics), EpochMeter()
+        about = {"config": (checkpoint_state or {}).get("config"), "ranks": ranks.size}
+        self.epochs = History(metrics, EPOCHS, first=FIRST, about=about)
+        self.place, self.stop, self.health, self.facts = Place(), StopRequest(), health, {}
         self.callbacks = Callbacks(callbacks, self)
 
 # %% ../../nbs/training/trainer.ipynb #ff5765ed
@@ -200,15 +207,23 @@ class _Kept(_Asked):
             "batch_size": self.batch_size,
             "global_batch_size": self.global_batch,
             "ranks": self.ranks.size,
-            "history": {"rows": len(self.history.rows), "sums": sums, "pending_validation": pending},
+            "history": {
+                "rows": len(self.history.rows),
+                "sums": sums,
+                "pending_validation": pending,
+                "epochs": len(self.epochs.rows),
+                "epoch": self.meter.state(),
+            },
         }
 
     def _save(self, snapshot: bool = False) -> None:
         self.watch.check_weights(self.place.step)
         sums = self._sums()
+        self.meter.read(self.ranks)
 
         def write() -> str:
             self.history.save()
+            self.epochs.save()
             if snapshot:  # first: a run that dies before the checkpoint is complete makes this snapshot again
                 self.averages.save_snapshot(self.folder / "averages", self.place.step)
             return self.saver.write(self.place.step, self._standing(sums))
@@ -224,6 +239,9 @@ class _Kept(_Asked):
         path = self.ranks.first(lambda: self.saver.find(resume))
         if path is None:
             self.history.resume(0)
+            self.epochs.resume(0)
+            if self.health is not None:
+                self.health.resume(-1)
             return
         checkpoint = load_checkpoint(path, verify=False)
         state, history = checkpoint.state, checkpoint.state["history"]
@@ -236,8 +254,18 @@ class _Kept(_Asked):
         self.validation.pending = history["pending_validation"] and self.validation.loader is not None
         if self.options.find_batch_size:
             self.stepper.micro = min(self.batch_size, state["batch_size"])
+        if self.ranks.rank == 0 and state["global_batch_size"] != self.global_batch:
+            warnings.warn(
+                f"a step was {state['global_batch_size']} frames on {state['ranks']} ranks and is {self.global_batch} on {self.ranks.size} from here on; "
+                f"training.global_batch_size={state['global_batch_size']} would keep it",
+                stacklevel=2,
+            )
+        self.meter.load(history.get("epoch"))  # a run from before there was a table of epochs has none
         if self.ranks.rank == 0:
             self.history.resume(history["rows"])
+            self.epochs.resume(history.get("epochs", 0))
+            if self.health is not None:
+                self.health.resume(state["step"])
         self._newest(checkpoint.path)
 
 # %% ../../nbs/training/trainer.ipynb #89d0a2fe
@@ -249,7 +277,11 @@ class _Told(_Kept):
         self.callbacks("on_row", self.history.append(**{**place, **values}))
 
     def _add_row(self, record: StepRecord) -> None:
-        values = training_row(self._sums(), self.history.rows)
+        sums = self._sums()
+        self.meter.add_sums(sums["sums"], sums["frames"])
+        if self.meter.first is None:
+            self.meter.read(self.ranks)
+        values = training_row(sums, self.history.rows)
         if self.ranks.rank > 0:
             values["note"] = None
         self._publish("train", record.epoch, {"lr": record.lr, **values})
@@ -257,6 +289,7 @@ class _Told(_Kept):
             self._say(f"step {self.place.step}: {values['note']}")
         self.stepper.means.clear()
         self.watch.forget()
+        self._look("row")
         self.bar.set_postfix(epoch=record.epoch, loss=f"{values['loss']:.4g}", refresh=False)
 
     def _validate(self) -> bool:
@@ -266,7 +299,56 @@ class _Told(_Kept):
         self.set_mode(True)
         if losses is not None:
             self._publish("validation", self.place.epoch + (self.place.frames > 0), losses)
+            self.meter.validation = losses["loss"]
         return losses is not None
+
+    def _end_epoch(self, lr: float) -> None:
+        """Add the row of the epoch that has just ended."""
+        p, averaged = self.place, {} if self.ema is None else self.ema.averages
+        place = {"epoch": p.epoch + (p.frames > 0), "step": p.step, "frames": p.samples_seen, "lr": lr}
+        weights = dict(self.objective.model.named_parameters())
+        row = epoch_row(
+            self.meter,
+            self.ranks,
+            place,
+            forward=self.stepper.forward,
+            device=self.accelerator.device,
+            averages=[(weights[name], average) for name, average in averaged.items() if name in weights],
+        )
+        self.epochs.append(**row)
+        self.meter.total_seconds = row["total_seconds"]
+        self.meter.clear()
+
+    def _look(self, when: str) -> None:
+        """Look for what is wrong; raises `Unhealthy` on every rank if a finding ends the training."""
+        if self.health is None:
+            return
+        told = None
+        if self.ranks.rank == 0:
+            rows = self.history.rows if when == "epoch" else [*self.history.rows[:1], *self.history.rows[1:][-20:]]
+            samples = read_rows(self.folder / SAMPLES) if when == "epoch" else []
+            new = self.health.look(
+                Evidence(rows, self.epochs.rows, samples, self.facts | {"first_loss": self.meter.first}), when
+            )
+            for finding in new:
+                self._say(f"step {self.place.step}: {finding}")
+            told = self.health.stopping(new)
+        if self.ranks.any(told is not None)[0]:
+            told = next(filter(None, self.ranks.gather(told)))
+            raise Unhealthy(f"{told} The last good checkpoint is {self.watch.kept}.")
+
+    def _learn_facts(self) -> None:
+        """What the rules of health have to know about the run."""
+        hosts = dict(enumerate(self.ranks.gather(socket.gethostname())))
+        self.facts = dict(
+            batch_size=self.batch_size,
+            ranks=self.ranks.size,
+            nodes=len(set(hosts.values())),
+            hosts={str(rank): host for rank, host in hosts.items()},
+            total_steps=self.total_steps,
+            start_share=None if self.ema is None else self.ema.start_share(self.total_steps),
+            weight_rms=self.watch.weight_rms,
+        )
 
     def _say(self, text: str) -> None:
         if self.ranks.rank == 0 and self.options.progress:
@@ -287,7 +369,8 @@ class Trainer(_Told):
     `folder`: of the run (`checkpoints/`, `metrics/`, `averages/`). `options`: a `TrainOptions`;
     `words` replace some of them. `validation_loader`: held-out frames. `checkpoint_state`: JSON
     values (transform, config, latent_statistics) that go into every checkpoint. `callbacks`:
-    see `xrddiff.training.callbacks`. Raises `BadInput` for settings that cannot work.
+    see `xrddiff.training.callbacks`. `health`: looks for what is wrong, see `xrddiff.telemetry.rules`
+    (None: nobody does). Raises `BadInput` for settings that cannot work.
     """
 
     def fit(self, resume: bool | str | Path = False, *, stop: StopRequest | None = None) -> TrainResult:
@@ -307,12 +390,18 @@ class Trainer(_Told):
             )
             if o.find_batch_size and not self.finished:
                 self._fit_batch()
-            return self._run()
+            try:
+                return self._run()
+            except Diverged as fault:
+                if self.health is not None and self.ranks.rank == 0:
+                    self.health.record(fault_found(str(fault), self.place.epoch + 1, self.place.step + 1))
+                raise
 
     def _run(self) -> TrainResult:
         steps, frames = self.plan.left(self.place)
         self.total_steps, self.total_samples = self.place.step + steps, self.place.samples_seen + frames
         start, seen = time.monotonic(), self.place.samples_seen
+        self._learn_facts()
         self.saver.start_clock()
         with self._new_bar() as self.bar:
             stopped = self._make_up()
@@ -326,6 +415,8 @@ class Trainer(_Told):
         stopped = self.ranks.asked(self.stop)
         if self.validation.pending and not stopped:
             stopped = not self._validate()
+            if not stopped and self.meter.losses and (self.place.frames == 0 or self.finished):
+                self._end_epoch(self.history.rows[-2]["lr"] if self.ranks.rank == 0 else 0.0)
             if self.finished and not stopped:
                 self._save()
         return stopped
@@ -334,13 +425,19 @@ class Trainer(_Told):
         """Make steps to the end of the epoch; returns whether to stop."""
         epoch, stopped = self.place.epoch, False
         while self.place.epoch == epoch and not (self.finished or stopped):
-            stopped = self._step(next(batches, None))
+            start = time.monotonic()
+            batch = next(batches, None)
+            stopped = self._step(batch, start, time.monotonic() - start)
         return stopped
 
-    def _step(self, batch: Any) -> bool:
-        """Make a step and do what is due after it; returns whether to stop."""
+    def _step(self, batch: Any, start: float, waited: float) -> bool:
+        """Make a step and do what is due after it; returns whether to stop.
+
+        `start`: when the step began. `waited`: how long for its batch, s.
+        """
         count = self.plan.count(self.place)
         record = self.stepper(batch, self.place, count, self.place.samples_seen / self.total_samples)
+        self.meter.add_step(record, count, waited, time.monotonic() - start)
         ended = self.place.advance(count, self.plan.num_frames)
         step, last = self.place.step, self.finished
         self.callbacks("on_step", record)
@@ -353,8 +450,12 @@ class Trainer(_Told):
                 self.validation.pending = True
             else:
                 stopped = not self._validate()
+        if (ended or last) and not self.validation.pending:
+            self._end_epoch(record.lr)
         if ended:
             self.callbacks("on_epoch", self.place.epoch)
+        if (ended or last) and not self.validation.pending:
+            self._look("epoch")
         snapshot = self.averages.snapshot_due(step, self.total_steps)
         if self.saver.due(step, ended) or timed or last or stopped or snapshot:
             self._save(snapshot)
@@ -368,9 +469,10 @@ class Trainer(_Told):
         return stopped, timed
 
     def _result(self, stopped: bool, frames: int, seconds: float) -> TrainResult:
-        hosts, place = set(self.ranks.gather(socket.gethostname())), self.place
+        place = self.place
         if self.ranks.rank == 0:
-            keep_speed(self.folder / "metrics", ranks=self.ranks.size, nodes=len(hosts), frames=frames, seconds=seconds)
+            counts = dict(ranks=self.ranks.size, nodes=self.facts["nodes"])
+            keep_speed(self.folder / "metrics", **counts, frames=frames, seconds=seconds)
         state, reason = ("interrupted", self.stop.reason) if stopped else ("finished", None)
         return TrainResult(
             state, place.step, place.epoch, place.samples_seen, self.saver.newest, reason, frames / seconds

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..frames.frames import evenly_spaced, frame_count, select_frames
+from ..frames.frames import frame_count
+from ..frames.selection import evenly_spaced, select_frames
 from ..inference.comparison import Comparison, ComparisonPlan, open_set
 from .plots import INTENSITY, SMALL, frame_picture, intensity_norm
 from .report import Report
@@ -51,7 +52,7 @@ def plot_lattice_shares(rows: Mapping[str, pd.DataFrame]) -> Figure:
     figure = Figure(figsize=(5.2, 2.4), layout="constrained")
     ax, edges = figure.subplots(), np.linspace(0, 1, 26)
     for (name, table), colour in zip(rows.items(), ("#0072B2", "#D55E00"), strict=False):
-        values = table["on_lattice"].dropna()
+        values = table["on_lattice"].dropna() if "on_lattice" in table else ()  # frames without a geometry
         if len(values):
             weights = np.full(len(values), 1 / len(values))
             ax.hist(

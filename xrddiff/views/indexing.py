@@ -14,7 +14,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..frames.geometry import PanelGeometry, geometry_of
+from ..frames.geometry import PanelGeometry
 from ..indexing.indexer import Indexing
 from .plots import TINY, show_frame
 
@@ -28,9 +28,8 @@ _COLOURS = ("#56B4E9", "#E69F00", "#009E73")  # first crystal, second crystal, â
 def _image_positions(ds: xr.Dataset, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """x and y in the (assembled) image of a table with `fs`, `ss` and, for stacks, `panel`."""
     x, y = table["fs"].to_numpy(), table["ss"].to_numpy()
-    geometry = geometry_of(ds)
-    if isinstance(geometry, PanelGeometry) and len(table):
-        x, y = geometry.to_image(table["panel"].to_numpy(), x, y)
+    if "panel" in ds["intensity"].dims and len(table):
+        x, y = PanelGeometry.from_frames(ds).to_image(table["panel"].to_numpy(), x, y)
     return x, y
 
 

@@ -63,10 +63,15 @@ def add_generation(
     condition = f" of {judgement.condition}" if judgement is not None and judgement.condition else ""
     if judgement is not None:
         answers = [answer_words(name, answer) for name, answer in judgement.answers.items()]
-        report.add("In short", " ".join([*findings(judgement), *answers]))
+        report.add("In short", lines=[("", line) for line in (*findings(judgement), *answers)], part="verdict")
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     text = f"Samples{about}. Not compared with real frames: {why}." if judgement is None else left
-    report.add("Samples beside real frames" if judgement is not None else "Samples", text, figure=pictures["samples"])
+    report.add(
+        "Samples beside real frames" if judgement is not None else "Samples",
+        text,
+        figure=pictures["samples"],
+        part="pictures",
+    )
     if latents:
         rows = {k: v for k, v in latents.items() if not isinstance(v, list)}
         report.add("Latents of the samples", "As the sampler left them, beside what the training set has.", table=pd.DataFrame({"value": rows}))  # fmt: skip

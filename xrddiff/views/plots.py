@@ -52,11 +52,11 @@ class Picture(Figure):
         return png(self)
 
 # %% ../../nbs/views/plots.ipynb #6a30f6d8
-def png(figure: Figure, *, dpi: float | None = None, palette: bool = True) -> bytes:
+def png(figure: Figure, *, dpi: float | None = None, palette: bool | int = True) -> bytes:
     """The figure as PNG bytes, reproducible: without date or version, and with a fixed layout.
 
     A palette of 256 colours makes pictures of noise three times smaller; `palette=False` keeps
-    every shade.
+    every shade, and a number makes a palette of so many colours of the figure itself.
     """
     if layout := figure.get_layout_engine():
         images = any(ax.get_aspect() != "auto" for ax in figure.axes)
@@ -69,9 +69,12 @@ def png(figure: Figure, *, dpi: float | None = None, palette: bool = True) -> by
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         image = Image.fromarray(np.array(canvas.buffer_rgba()))
-        if palette:
+        if palette is True:
             image = image.convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
             image.save(out, "png", optimize=True)
+        elif palette:
+            image = image.convert("RGB").quantize(palette, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            image.save(out, "png", optimize=True, dpi=(figure.dpi, figure.dpi))
         else:
             image.save(out, "png", dpi=(figure.dpi, figure.dpi))
     finally:
@@ -309,7 +312,7 @@ def show_peaks(
     elif not isinstance(peaks, Mapping):
         peaks = {"": peaks}
     ax = show_frame(ds, i, ax, **kw)
-    panels = geometry_of(ds) if "panel_origin" in ds.coords else None
+    panels = geometry_of(ds) if "panel" in ds["intensity"].dims else None
     for (label, table), (marker, color, size) in zip(peaks.items(), PEAK_STYLES, strict=False):
         if "frame" in table:
             table = table[

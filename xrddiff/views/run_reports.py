@@ -5,6 +5,7 @@
 # %% ../../nbs/views/run_reports.ipynb #42ff62ab
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,24 +14,24 @@ import pandas as pd
 
 from ..contradictions import data_name
 from ..metrics.reconstruction import missing_scores, row_names
-from ..used_words import used_settings
 from .judgement import add_generation, generation_pictures
 from .plots import compare_frames
 from .report import Report
+from .run_page import settings_section
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
     from xrddiff.inference.evaluation import CodecEvaluation, SampleEvaluation
-    from xrddiff.inference.generators import SampleJob
+    from xrddiff.inference.sample_jobs import SampleJob
     from xrddiff.inference.measured import Inpainting, Interpolation
     from xrddiff.metrics.judgement import Judgement
-    from xrddiff.words import Config
+    from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_table', 'codec_report_text', 'add_codec', 'add_unseen',
-           'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws', 'way_text',
+__all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'codec_report_text', 'add_codec',
+           'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws', 'way_text',
            'evaluation_summary', 'evaluation_record', 'evaluation_pictures', 'add_evaluation']
 
 # %% ../../nbs/views/run_reports.ipynb #ebd4f4ae
@@ -48,12 +49,40 @@ def trial_note(cfg: Config) -> str:
 
 
 def add_settings(report: Report, cfg: Config, *sections: str, **given: Any) -> None:
-    """Add a table of those words of these `sections` that have an effect in the run, after what
-    else was `given`.
+    """Add those words of these `sections` that have an effect in the run: what else was `given`,
+    what differs from the presets, and all of them, folded.
     """
-    words = used_settings(cfg, *sections)
-    text = "The whole configuration is in config.yaml." if "data" in sections else ""
-    report.add("Settings", text, table=pd.DataFrame({"value": given | words}))
+    report.sections.append(settings_section(cfg, *sections, given=given))
+
+# %% ../../nbs/views/run_reports.ipynb #c2bc42d5
+def codec_verdict(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What the scores say in words: the model, the first of `rows`, beside principal components
+    and a second measurement of the same scene. What was not measured is left out.
+    """
+    model, others = next(iter(rows.values())), list(rows.items())[1:]
+    score = lambda row, name: v if (v := row.get(name)) is not None and math.isfinite(v) else None  # noqa: E731
+    pca = next((row for name, row in others if name.startswith("PCA")), {})
+    noise = [(name, row) for name, row in others if name in ("same scene measured again", "neighbouring exposure")]
+    out, f1 = [], score(model, "f1")
+    if f1 is not None:
+        said = f"Held-out frames keep their peaks with an F1 of {f1:.2f}"
+        said += (
+            f"; {noise[0][0]}: {score(noise[0][1], 'f1'):.2f}" if noise and score(noise[0][1], "f1") is not None else ""
+        )
+        base = score(pca, "f1")
+        said += "" if base is None else f"; principal components with as many values: {base:.2f}"
+        out.append(f"{said}.")
+        if base is not None and f1 <= base:
+            out.append(
+                "That is no better than principal components: the autoencoder has learned nothing that a linear one has not."
+            )
+    deviance, expected = (
+        score(model, "poisson_deviance"),
+        score(dict(others).get("true expected counts", {}), "poisson_deviance"),
+    )
+    if deviance is not None and expected is not None:
+        out.append(f"Poisson deviance of a pixel: {deviance:.2f}; that of the true expected counts: {expected:.2f}.")
+    return out
 
 # %% ../../nbs/views/run_reports.ipynb #327a0c3d
 def codec_table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
@@ -67,8 +96,10 @@ def codec_table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 def codec_report_text(evaluation: CodecEvaluation, steps: int) -> tuple[str, str]:
     """Title and lead of the report of an autoencoder that was trained for so many `steps`."""
     cfg, prepared = evaluation.cfg, evaluation.prepared
-    sizes = f"{len(prepared.train)} training frames, {len(evaluation.judged)} held-out frames of other shot groups"
-    lead = f"{sizes}, {steps} steps. Peaks match within {cfg.inference.match_radius:g} px.{trial_note(cfg)}"
+    held_out = f"{len(evaluation.judged)} held-out frames of other shot groups"
+    if cfg.inference.judged == "train":
+        held_out = "judged on these: has it learnt them by heart?"
+    lead = f"{len(prepared.train)} training frame{'s' * (len(prepared.train) > 1)}, {held_out}, {steps} steps. Peaks match within {cfg.inference.match_radius:g} px.{trial_note(cfg)}"
     return f"{evaluation.name} on {data_name(cfg) or cfg.data.data_path}", lead
 
 
@@ -76,10 +107,12 @@ def add_codec(report: Report, measured: xr.Dataset, rows: Mapping[str, Mapping[s
     """Add the scores on `measured` held-out frames, the first of `rows` being that of the
     model, and a `picture` of some of them.
     """
+    if verdict := codec_verdict(rows):
+        report.add("In short", lines=[("", line) for line in verdict], part="verdict")
     reasons = missing_scores(measured, next(iter(rows.values())))
     report.add("Held-out shots", " ".join(reasons), table=codec_table(rows))
     text = "One intensity scale for both; the residual is in units of the counting noise."
-    report.add("Original, reconstruction, residual", text, figure=picture)
+    report.add("Original, reconstruction, residual", text, figure=picture, part="pictures")
 
 
 def add_unseen(report: Report, rows: Mapping[str, Mapping[str, float]], picture: Figure) -> None:
@@ -96,7 +129,8 @@ def samples_lead(job: SampleJob, run: str) -> str:
 
 def add_making(report: Report, job: SampleJob, picture: Figure) -> None:
     """Add the `picture` of `show_making`."""
-    report.add("Patch after patch" if job.generator.autoregressive else "From noise to a frame", figure=picture)
+    title = "Patch after patch" if job.generator.autoregressive else "From noise to a frame"
+    report.add(title, figure=picture, part="pictures")
 
 
 def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] | None) -> None:

@@ -1,0 +1,131 @@
+"""What makes generated stills index? The demo's model with one thing changed at a time: in its training, and in how it is sampled.
+
+    OMP_NUM_THREADS=1 python bench/ablations.py [--folder FOLDER] [--frames 64] [--only base "narrow map"]
+
+Each variant is `experiment_type=demo` with the words of its row, trained on one core; those that keep the latent take the autoencoder of the first. Then the first is sampled with other numbers of evaluations and other guidance. `--folder` keeps the runs and goes on
+with those that are there. Writes bench/results/ablations.json and ablations.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import index_rates
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+TRAINED = {
+    "base": [],
+    "lattice only": ["model.condition_maps=[lattice]"],
+    "no maps": ["model.condition_maps=[]"],
+    "narrow map": ["model.condition_map_options={lattice: {wider: 1.0}}"],
+    "wide map": ["model.condition_map_options={lattice: {wider: 4.0}}"],
+    "2 latent channels": ["model.latent_channels=2"],
+    "4 latent channels": ["model.latent_channels=4"],
+}
+SAMPLED = {
+    **{f"{n} evaluations": [f"inference.steps={n}"] for n in (1, 2, 4, 8, 32)},
+    **{f"guidance {g}": [f"inference.guidance_scale={g}"] for g in (1, 1.5, 2, 3)},
+}
+DISTANCES = ("radial profile", "intensity histogram", "peak count", "pairwise diversity", "encoder features (Fréchet)")
+
+
+def words_of(name: str, folder: Path) -> list[str]:
+    """The words of a variant; the autoencoder of the first one where the latent is the same."""
+    words = ["experiment_type=demo", "inference.num_samples=96", "inference.batch_size=32", *TRAINED[name]]
+    if name != "base" and not any(w.startswith("model.latent_channels") for w in words):
+        base = next(folder.glob("output/*/base"))
+        words += [f"training.pretrained_vae_path={base / 'autoencoder'}", "training.train_vae_from_scratch=false"]
+    return words
+
+
+def measure(run: Path, words: list[str], frames: int) -> dict:
+    """Samples of a run, drawn with these words: how many index, on the lattice that they were asked for, and distances over the floor."""
+    from xrddiff.frames.noise import draw_counts
+    from xrddiff.inference.sample_jobs import open_sample_job
+    from xrddiff.loading.datasets import prepare_words
+    from xrddiff.metrics.asked_lattices import asked_and_found
+    from xrddiff.metrics.distribution import DISTANCES as names
+    from xrddiff.metrics.judgement import judge_samples, title_of
+
+    job = open_sample_job(run, [*words, "inference.num_samples=96", "inference.batch_size=32"])
+    samples, _ = job.make(slice(None))
+    samples = samples.assign_attrs(job.about())
+    prepared = prepare_words(job.cfg, job.generator.transform)
+    judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, samples, expected=True)
+    table = asked_and_found(draw_counts(samples, seed=0))[0].to_dict(orient="index") if "lattice" in used(job) else {}
+    return {
+        "evaluations": job.sampler.evaluations,
+        "index": index_rates.index(samples, frames),
+        "asked": table.get("samples", {}),
+        "ratio": {title_of(d): float(judged.ratio(d)) for d in names},
+    }
+
+
+def used(job) -> list[str]:
+    """The condition maps of the model that a job samples."""
+    return list(job.cfg.model.condition_maps or [])
+
+
+def page(found: dict) -> str:
+    """The results as a page."""
+    lines = [
+        "# What makes samples index", "",
+        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        "`make demo` with one thing changed at a time: first in training, then in sampling of the first run. *Index*: share of the samples with enough peaks that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median. "
+        "The other columns are distances of 96 samples from held-out frames, over the floor.", "",
+        "| variant | CPU minutes | evaluations | peaks | index | on the asked lattice | " + " | ".join(DISTANCES) + " |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * len(DISTANCES),
+    ]  # fmt: skip
+    for name in [*TRAINED, *SAMPLED]:
+        if name not in found["rows"]:
+            continue
+        r = found["rows"][name]
+        rate, asked = r["index"].get("rate", {}), r["asked"].get("on_lattice")
+        share = f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})" if rate and np.isfinite(rate["value"]) else "–"  # fmt: skip
+        cells = [name, f"{r['cpu'] / 60:.1f}" if r.get("cpu") else "", r["evaluations"], f"{r['index']['peaks']:.0f}", share, "–" if asked is None else f"{asked:.2f}"]  # fmt: skip
+        cells += [f"{r['ratio'][d]:.2f}" if d in r["ratio"] else "–" for d in DISTANCES]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", "Words of the variants, beside `experiment_type=demo`:", ""]
+    lines += [f"- {name}: `{' '.join(words)}`" for name, words in (TRAINED | SAMPLED).items() if words and name in found["rows"]]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--only", nargs="*", choices=[*TRAINED, *SAMPLED], default=[*TRAINED, *SAMPLED])
+    args = parser.parse_args()
+    path = RESULTS / "ablations.json"
+    found = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    found["command"] = f"OMP_NUM_THREADS=1 python bench/ablations.py --frames {args.frames}"
+
+    def keep(name: str, row: dict) -> None:
+        found["rows"][name] = row
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.with_suffix(".md").write_text(page(found))
+        print(name, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (args.folder or Path(scratch)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        index_rates.DATA, base = ["threads=1", "inference.index_frames=0"], None
+        for name in [n for n in TRAINED if n in args.only or n == "base"]:
+            index_rates.MODELS[name] = words_of(name, folder)
+            run = index_rates.train(name, folder)
+            base = base or run
+            if name in args.only:
+                seconds = float((run / "cpu_seconds.txt").read_text())
+                keep(name, {"cpu": seconds} | measure(run, [], args.frames))
+        for name in [n for n in SAMPLED if n in args.only]:
+            keep(name, measure(base, SAMPLED[name], args.frames))
+
+
+if __name__ == "__main__":
+    main()

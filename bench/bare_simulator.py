@@ -1,0 +1,134 @@
+"""What does a model add to a simulator? Generated stills beside those of a simulator that knows crystal, beam and geometry, and nothing else.
+
+    OMP_NUM_THREADS=1 python bench/bare_simulator.py [--folder FOLDER] [--frames 24]
+
+The frames are those of sim-422, which stands for a measured set: water, air, ice, an integrating detector with a point spread and read noise. A model is trained on random windows of them and told lattice, intensities, q and background level. It draws whole frames of other
+crystals; the bare simulator draws as many with background, ice, point spread and read noise switched off. Both are compared with held-out frames as `xrddiff evaluate` does. Writes bench/results/bare_simulator.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import tiles
+
+RESULTS = Path(__file__).parent / "results"
+TRAINING = [*tiles.FEW, "model.condition_maps=[lattice,intensity,q]", "model.condition=[background_level]", "data.name=sim-422", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"]  # fmt: skip
+SAMPLING = ["inference.steps=8", "inference.overlap=32", "inference.batch_size=4"]
+ROWS = [  # of a comparison, as its table calls them
+    "frames with enough peaks", "peaks in a frame", "frames that index", "peaks on one lattice", "spot width, px", "background variance / expected",
+    "CC with the reference", "distance: radial profile", "distance: intensity histogram", "distance: peak count", "distance: encoder features (Fréchet)",
+]  # fmt: skip
+
+
+def bare_frames(count: int, path: Path) -> Path:
+    """Stills of sim-422 as crystal, beam and geometry alone would have them."""
+    from xrddiff.formats.store import save_frames
+    from xrddiff.simulation.experiments import EXPERIMENTS, Background
+    from xrddiff.simulation.simulate import simulate
+
+    if not path.exists():
+        experiment = EXPERIMENTS["sim-422"]
+        detector = replace(experiment.detector, psf=0.3, read_noise=0.0)
+        bare = replace(experiment, background=Background(water=0.0, air=0.0), detector=detector)
+        save_frames(simulate(bare, range(10**6, 10**6 + count)), path)
+    return path
+
+
+def held_out(run: Path, count: int, path: Path) -> Path:
+    """Frames that the run has not seen."""
+    from xrddiff.formats.store import save_frames
+    from xrddiff.frames.selection import select_frames
+    from xrddiff.loading.datasets import prepare_words
+    from xrddiff.saved_config import load_config
+
+    if not path.exists():
+        prepared = prepare_words(load_config(run / "config.yaml"))
+        save_frames(select_frames(prepared.frames, prepared.held_out[:count]).load(), path)
+    return path
+
+
+def counted(samples: Path, path: Path) -> Path:
+    """Samples, which are expected values, as the detector would count them."""
+    from xrddiff.formats.readers import open_frames
+    from xrddiff.formats.store import save_frames
+    from xrddiff.frames.noise import draw_counts
+
+    if not path.exists():
+        save_frames(draw_counts(open_frames(samples).load(), 0), path)
+    return path
+
+
+def compare(frames: Path, reference: Path) -> dict:
+    """The table of a comparison, and what it says in words."""
+    from xrddiff.execution.comparing import compare_together
+    from xrddiff.inference.comparison import ComparisonPlan
+
+    found = compare_together(ComparisonPlan(str(frames), str(reference)))
+    return {"table": found.table(), "words": found.words(), "why": found.why}
+
+
+def page(found: dict) -> str:
+    """The results as a page."""
+    lines = [
+        "# What a model adds to a simulator", "",
+        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"Frames of sim-422 ({found['reference']} held out) beside {found['frames']} generated ones and as many of a *bare simulator*, which knows the crystal, the beam and the geometry, but no background, ice, point spread or read noise. "
+        "In brackets: 95 % intervals, from resampling the frames. The held-out column of a distance is that between two halves of the held-out frames.", "",
+        "| | held out | generated | bare simulator |", "| --- | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    tables = {name: found[name]["table"] for name in ("generated", "bare simulator")}
+    for row in [r for r in found["rows"] if r in tables["generated"] or r in tables["bare simulator"]]:
+        real = next((t[row]["reference"] for t in tables.values() if row in t and "reference" in t[row]), np.nan)
+        lines.append(f"| {row} | {number(real)} | " + " | ".join(cell(t.get(row)) for t in tables.values()) + " |")
+    for name in tables:
+        lines += ["", f"{name.capitalize()} beside held-out frames, in words:", "", *(f"- {w}" for w in found[name]["words"])]  # fmt: skip
+    lines += ["", f"The model: `xrddiff run {' '.join(TRAINING)}`, {found['cpu']} CPU seconds; samples with `{' '.join(SAMPLING)}`."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None or not np.isfinite(value) else f"{value:.3g}"
+
+
+def cell(row: dict | None) -> str:
+    """A number with its interval."""
+    if row is None:
+        return "–"
+    said = number(row.get("frames"))
+    return (
+        said if not np.isfinite(row.get("from", np.nan)) else f"{said} ({number(row['from'])} to {number(row['to'])})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    tiles.MODELS["sim-422"] = TRAINING
+    run = tiles.train("sim-422", folder, as_is=False)
+    samples, _ = tiles.sample(run, "generated", *SAMPLING, f"inference.num_samples={args.frames}")
+    samples = counted(samples, folder / f"counted-{args.frames}.zarr")
+    bare = bare_frames(args.frames, folder / f"bare-{args.frames}.zarr")
+    reference = held_out(run, 2 * args.frames, folder / f"held-out-{args.frames}.zarr")
+    found = {"command": f"OMP_NUM_THREADS=1 python bench/bare_simulator.py --frames {args.frames}", "frames": args.frames, "reference": 2 * args.frames, "rows": ROWS}  # fmt: skip
+    found |= {"cpu": (run / "cpu_seconds.txt").read_text().strip()}
+    found |= {name: compare(path, reference) for name, path in (("generated", samples), ("bare simulator", bare))}
+    (RESULTS / "bare_simulator.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "bare_simulator.md").write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What trackers cost a training: `python bench/trackers.py`.
+
+A small training is told to each tracker, and the CPU seconds of this process and of those that it started are counted: to start and to finish, and for each row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROWS, STEPS_PER_ROW = 400, 10
+RESULTS = Path(__file__).parent / "results"
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def tracker_cost(name: str) -> dict[str, float]:
+    """Seconds of CPU to start and finish one tracker, and of one row."""
+    from xrddiff.training.trackers import Tracked, chosen_trackers, numbers
+
+    row = {
+        "step": 0,
+        "epoch": 1,
+        "frames": 80,
+        "split": "train",
+        "lr": 1e-4,
+        "loss": 0.5,
+        "recon": 0.4,
+        "kl": 1.0,
+        "grad_norm": 2.0,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        begin = cpu_seconds()
+        tracker = chosen_trackers([name])[name](Tracked(Path(folder), "bench", name, id="bench", step=1))
+        tracker.start()
+        tracker.store_init_configuration({"training.lr": 1e-4})
+        started, clock = cpu_seconds(), time.perf_counter()
+        for i in range(ROWS):
+            tracker.log(numbers(row | {"loss": 1 / (i + 1)}, "train", ("step",)), step=i + 1)
+        told, clock = cpu_seconds(), time.perf_counter() - clock
+        tracker.finish()
+        return dict(
+            start_s=started - begin + cpu_seconds() - told,
+            row_ms=1e3 * (told - started) / ROWS,
+            wait_ms=1e3 * clock / ROWS,
+        )
+
+
+def step_seconds() -> float:
+    """CPU seconds of a step of the smallest model (vae_kl, tiny, two frames of 128 x 128)."""
+    import torch
+
+    from xrddiff.models.autoencoder import make_autoencoder
+
+    torch.set_num_threads(1)
+    net, x = make_autoencoder("tiny"), torch.rand(2, 1, 128, 128)
+    optimizer = torch.optim.AdamW(net.parameters())
+    times = []
+    for _ in range(20):
+        start = time.process_time()
+        (net(x).frame - x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.process_time() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def main() -> None:
+    os.environ["WANDB_MODE"] = "offline"
+    import xrddiff.training.trackers  # noqa: F401  what every run imports
+
+    step = step_seconds()
+    costs = {name: tracker_cost(name) for name in sys.argv[1:] or ("jsonl", "tensorboard", "wandb")}
+    lines = [
+        "# What trackers cost",
+        "",
+        f"CPU time of `python bench/trackers.py`, over {ROWS} rows. A row is told every {STEPS_PER_ROW} steps (`training.log_every`); a step of the smallest model (vae_kl, size tiny, two frames of 128 × 128) takes "
+        f"{1e3 * step:.0f} ms on one core. W&B's own process is counted with its start and finish.",
+        "",
+        "| tracker | start and finish, s | a row, ms | the training waits for a row, ms | share of the steps between two rows |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, c in costs.items():
+        share = c["row_ms"] / 1e3 / (STEPS_PER_ROW * step)
+        lines.append(f"| {name} | {c['start_s']:.2f} | {c['row_ms']:.3f} | {c['wait_ms']:.3f} | {100 * share:.2f} % |")
+    (RESULTS / "trackers.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "trackers.json").write_text(json.dumps(dict(step_ms=1e3 * step, trackers=costs), indent=1) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""How long a move of the frame explorer's slider takes until the frame is on the screen, measured in the browser.
+
+    OMP_NUM_THREADS=1 python bench/widgets.py [--moves 10]
+
+A real JupyterLab and the system's Chromium without a graphics processor (tests/lab.py). The clock, performance.now(), starts when the
+slider moves and stops in the task after the browser has painted the new frame: so the way to the kernel, reading, masking, the
+way back and drawing are all in it. Zooming and contrast ask no kernel. Frames are Poisson counts with spots, in files such as a
+beamline writes. Writes bench/results/widgets.json and widgets.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+RESULTS = Path(__file__).parent / "results"
+
+MOVE = """async ({frames, selector}) => {
+  const root = document.querySelectorAll(".xrddiff")[selector], slider = root.querySelector("input[type=range]");
+  const painted = () => new Promise((done) => { const c = new MessageChannel(); c.port1.onmessage = () => done(performance.now()); c.port2.postMessage(0); });
+  const times = [];
+  for (const frame of frames) {
+    const began = performance.now();
+    const drawn = new Promise((done) => {
+      const f = (e) => { if (e.detail.frame === frame) { root.removeEventListener("xrddiff-drawn", f); done(); } };
+      root.addEventListener("xrddiff-drawn", f);
+    });
+    slider.value = frame;
+    slider.dispatchEvent(new Event("input"));
+    await drawn;
+    times.push(await painted() - began);
+    await new Promise((done) => setTimeout(done, 60));
+  }
+  return times;
+}"""
+ZOOM = """async ({selector, n}) => {
+  const root = document.querySelectorAll(".xrddiff")[selector], canvas = root.querySelector(".xrddiff-over"), times = [];
+  const painted = () => new Promise((done) => { const c = new MessageChannel(); c.port1.onmessage = () => done(performance.now()); c.port2.postMessage(0); });
+  canvas.focus();
+  for (let k = 0; k < n; k++) {
+    const began = performance.now(), drawn = new Promise((done) => root.addEventListener("xrddiff-drawn", done, {once: true}));
+    canvas.dispatchEvent(new KeyboardEvent("keydown", {key: k % 2 ? "-" : "+", bubbles: true}));
+    await drawn;
+    times.push(await painted() - began);
+  }
+  return times;
+}"""
+KERNEL = """\
+import time
+from xrddiff.widgets.explorer import FrameExplorer
+spent = []
+go = FrameExplorer.show_frame
+def timed(self, i):
+    began = time.perf_counter()
+    go(self, i)
+    spent.append(time.perf_counter() - began)
+FrameExplorer.show_frame = timed
+import xrddiff as xd
+geometry = dict(distance=0.1, pixel_size=75e-6, wavelength=1.0)
+"""
+
+
+def write_frames(path: Path, size: int, count: int) -> None:
+    """Counts of `count` frames as 16-bit integers, compressed as an Eiger does it, a frame per chunk."""
+    rng = np.random.default_rng(size)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    mean = 2 + 30 * np.exp(-np.hypot(y - size / 2, x - size / 2) / (0.15 * size))
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset(
+            "data", (count, size, size), np.uint16, chunks=(1, size, size), **hdf5plugin.Bitshuffle(cname="lz4")
+        )
+        for k in range(count):
+            frame = rng.poisson(mean)
+            for cy, cx in rng.integers(8, size - 8, (size // 8, 2)):
+                frame[cy - 1 : cy + 2, cx - 1 : cx + 2] += rng.poisson(400, (3, 3))
+            frame[size // 3 : size // 3 + size // 64] = 65535  # a gap
+            data[k] = frame
+
+
+def row(times: list[float]) -> dict[str, float]:
+    """Median, nine of ten, and the longest, ms."""
+    times = sorted(times)
+    return {"median": statistics.median(times), "nine_of_ten": times[int(0.9 * (len(times) - 1))], "longest": times[-1]}
+
+
+def measure(moves: int) -> dict[str, dict[str, float]]:
+    """Times in ms by what was done."""
+    os.environ.setdefault("XRDDIFF_TESTS", tempfile.mkdtemp())
+    from lab import notebooks_in
+
+    out = {}
+    with tempfile.TemporaryDirectory() as folder, notebooks_in(Path(folder)) as notebooks:
+        for size in (512, 2048):
+            write_frames(Path(folder) / f"{size}.h5", size, moves + 2)
+            shown = f"w = xd.explore('{size}.h5', beam_center=({size / 2}, {size / 2}), height=600, **geometry)\nw"
+            page = notebooks.open([KERNEL, shown])
+            page.locator(".xrddiff[data-zoom]").wait_for()
+            page.evaluate(MOVE, {"frames": [moves + 1], "selector": 0})  # the first one compiles
+            times = page.evaluate(MOVE, {"frames": list(range(1, moves + 1)), "selector": 0})
+            out[f"slider, {size} × {size}"] = row(times)
+            out[f"zoom, {size} × {size}"] = row(page.evaluate(ZOOM, {"selector": 0, "n": moves}))
+            print(size, out[f"slider, {size} × {size}"], out[f"zoom, {size} × {size}"], flush=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moves", type=int, default=10)
+    moves = parser.parse_args().moves
+    load = os.getloadavg()[0]
+    found = measure(moves)
+    RESULTS.joinpath("widgets.json").write_text(
+        json.dumps({"moves": moves, "load": load, "ms": found}, indent=1) + "\n"
+    )
+    lines = [
+        "# How fast the frame explorer is",
+        "",
+        f"`OMP_NUM_THREADS=1 python bench/widgets.py --moves {moves}`; {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the start, Chromium without a graphics processor.",
+        "",
+        "From a move of the slider to the frame on the screen, in the browser: to the kernel and back, reading (16-bit counts, bitshuffle and LZ4), masking, drawing. Zoom asks no kernel.",
+        "",
+        "| | median, ms | nine of ten, ms | longest, ms |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {t['median']:.0f} | {t['nine_of_ten']:.0f} | {t['longest']:.0f} |" for name, t in found.items()
+    ]
+    RESULTS.joinpath("widgets.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

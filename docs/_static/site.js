@@ -1,0 +1,2 @@
+// The excerpts of search results are fetched from the pages, which a browser refuses for files on disk; the results stay.
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;

@@ -1,0 +1,34 @@
+"""Anomaly scores of runs, in a latent and in pixels: the same for any batch, finite, refused where there are no noise levels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xrddiff as xd
+from xrddiff.errors import BadInput
+from xrddiff.inference.anomalies import anomaly_scores
+from xrddiff.metrics.anomalies import good_frames, reconstruction_scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["latent_diff", "ddpm"])
+def test_scores_do_not_depend_on_the_batch(runs, one_thread, model):
+    run = runs(model)
+    frames = xd.open_run(run).frames("all", limit=5)
+    whole, parts = (anomaly_scores(run, frames, batch=batch) for batch in (5, 2))
+    assert len(whole) == 5 and np.isfinite(whole.to_numpy()).all()
+    assert np.allclose(whole, parts, rtol=1e-4)
+    assert ("deviance" in whole) == (model == "latent_diff")
+
+
+@pytest.mark.slow
+def test_an_autoregressive_run_has_no_noise_levels(runs):
+    with pytest.raises(BadInput, match="autoregressive"):
+        anomaly_scores(runs("diff"), good_frames("sim128", range(1)))
+
+
+def test_another_shape_is_refused():
+    frames = good_frames("sim128", range(2))
+    with pytest.raises(BadInput, match="shape"):
+        reconstruction_scores(frames, frames.isel(x=slice(0, 64)))

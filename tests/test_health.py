@@ -1,0 +1,261 @@
+"""Each rule of health speaks in a real training that has what it is about, and the table of epochs says what happened.
+
+The trainings are those of toys, a few milliseconds a step. The rules on results are provoked where such runs are at hand, in
+tests/test_generate.py.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import warm
+
+from xrddiff.errors import BadInput
+from xrddiff.telemetry.history import read_epochs, read_history
+from xrddiff.telemetry.rules import RULES, Monitor, Unhealthy, read_findings
+
+N = 32
+
+
+def make_loader(wait=0.0, frames=N, rank=0, world_size=1, targets="mean"):
+    import torch
+
+    from xrddiff.seeds import keyed_normal
+
+    class Loader:
+        def __init__(self):
+            self.num_frames, self.batch_size, self.rank, self.world_size = frames, 8, rank, world_size
+            self.x = keyed_normal((64,), "health", frames, index=range(frames))
+            self.y = self.x.mean(1) if targets == "mean" else keyed_normal((), targets, index=range(frames))
+
+        def batches(self, epoch, start=0):
+            for k in range(start, frames, 8):
+                time.sleep(wait)
+                i = np.array_split(np.arange(k, min(k + 8, frames)), world_size)[rank]
+                yield {"x": self.x[i], "y": self.y[i], "index": torch.from_numpy(i), "cond": {}}
+
+    return Loader()
+
+
+def make_objective(scale=1.0, wide=16, act=None, offset=0.0):
+    import torch
+    from torch import nn
+
+    class Objective(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.model = nn.Sequential(nn.Linear(64, wide), nn.SiLU(), nn.Linear(wide, 1))
+
+        def forward(self, batch, step):
+            if act is not None and self.training:
+                act(step)
+            return {"loss": scale * ((self.model(batch["x"])[:, 0] - batch["y"]).square() + offset)}
+
+    return Objective()
+
+
+def train(folder, names, objective, loader, *, held_out=None, stops=(), options=None, **words):
+    from xrddiff.training.trainer import Trainer
+
+    words = {"num_epochs": 6, "lr": 1e-3, "ema_decay": None, "log_every": 2, "progress": False, **words}
+    words = {"batch_size": 8 // loader.world_size, **words}
+    monitor = Monitor(names, options, stops, Path(folder) / "metrics" / "health.json")
+    return Trainer(objective, loader, folder, validation_loader=held_out, health=monitor, **words).fit()
+
+
+def autoencoder(kind, **words):
+    """A real autoencoder on simulated frames: its objective and loader."""
+    import torch
+
+    from xrddiff.losses import VAEObjective, VQObjective
+    from xrddiff.models.autoencoder import make_autoencoder
+
+    x = torch.from_numpy(np.random.default_rng(0).poisson(1.0, (16, 1, 16, 16)).astype(np.float32))
+
+    class Frames:
+        num_frames, batch_size, rank, world_size = 16, 8, 0, 1
+
+        def batches(self, epoch, start=0):
+            for k in range(start, 16, 8):
+                yield {"x": x[k : k + 8], "index": torch.arange(k, k + 8), "cond": {}}
+
+    own = dict(codes=512, dead_threshold=0, decay=0.5) if kind == "vq" else {}
+    net = make_autoencoder(
+        "tiny", kind=kind, latent_channels=2, widths=[8, 16], layers_per_block=1, mid_attention=False, **own
+    )
+    return (VQObjective if kind == "vq" else VAEObjective)(net, recons_loss="mse", **words), Frames()
+
+
+CASES = {
+    "exploding_gradients": lambda: dict(objective=make_objective(scale=1e5)),
+    "vanishing_gradients": lambda: dict(objective=make_objective(scale=1e-9)),
+    "learning_rate_too_low": lambda: dict(lr=1e-9),
+    "loss_stays_high": lambda: dict(objective=make_objective(offset=50.0)),
+    "plateau": lambda: dict(num_epochs=24, lr=1e-2, objective=make_objective(offset=1.0)),
+    "fluctuation": lambda: dict(num_epochs=12, lr=0.7),
+    "overfit_gap": lambda: dict(
+        num_epochs=60, lr=1e-2, loader=make_loader(frames=8, targets="noise"), objective=make_objective(wide=128),
+        held_out=make_loader(frames=16, targets="other"),
+    ),
+    "loader_bound": lambda: dict(loader=make_loader(wait=0.02), num_epochs=2),
+    "slow_average": lambda: dict(ema_decay=0.9999, num_epochs=1, options={"slow_average": {"share": 1e-9}}),
+    "posterior_collapse": lambda: dict(
+        zip(("objective", "loader"), autoencoder("kl", kl_weight=1e3, annealing_shape=None), strict=True), num_epochs=40, lr=1e-2
+    ),
+    "dead_codebook": lambda: dict(zip(("objective", "loader"), autoencoder("vq"), strict=True), num_epochs=12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_rule_speaks_in_a_training_that_provokes_it(tmp_path, rule):
+    case = dict(objective=make_objective(), loader=make_loader()) | CASES[rule]()
+    train(tmp_path / "ill", [rule], **case)
+    (found,) = read_findings(tmp_path / "ill")
+    assert found.rule == rule and found.seen and found.cause and found.remedy and found.source
+    assert json.loads((tmp_path / "ill" / "metrics" / "health.json").read_text())[0]["try"] == found.remedy
+
+
+def test_a_healthy_training_has_no_findings(tmp_path):
+    rules = [rule for rule in RULES if rule != "loader_bound"]  # a step of a toy takes no longer than reading
+    train(tmp_path, rules, make_objective(), make_loader(), ema_decay=0.9, lr=3e-3)
+    assert read_findings(tmp_path) == [] and len(RULES) >= 18
+    assert len(read_epochs(tmp_path)) == 6
+
+
+def test_a_finding_that_ends_a_training(tmp_path):
+    with pytest.raises(Unhealthy) as ended:
+        train(tmp_path, ["diverging"], make_objective(), make_loader(), stops=["diverging"], lr=30.0, num_epochs=40)
+    text = str(ended.value)
+    assert (
+        "by the rule diverging" in text
+        and "The learning rate is too high." in text
+        and "at a learning rate of 30" in text
+    )
+    assert read_findings(tmp_path)[0].rule == "diverging" and len(read_history(tmp_path)) < 80
+
+
+def test_numbers_that_are_not_finite_are_a_finding_too(tmp_path):
+    from xrddiff.telemetry.health import Diverged
+
+    def overflow(step):
+        objective.model[0].weight.data *= 1e38 if step == 5 else 1
+
+    objective = make_objective(act=overflow)
+    with pytest.raises(Diverged, match="a step of it moves weights of"):
+        train(tmp_path, None, objective, make_loader(), lr=1000.0)
+    (found,) = (f for f in read_findings(tmp_path) if f.rule == "not_finite")
+    assert found.severity == "error" and found.cause.startswith("The learning rate is too high")
+
+
+def test_unknown_rules_and_options(tmp_path):
+    with pytest.raises(BadInput, match="did you mean 'slow_node'"):
+        Monitor(options={"slow_nodes": {}})
+    with pytest.raises(BadInput, match=r"slow_node: the health rule slow_node has no option 'tims'"):
+        Monitor(options={"slow_node": {"tims": 2}})
+
+
+def test_the_table_of_epochs(tmp_path):
+    """Its losses are those of the table of steps, and its times add up."""
+    start = time.monotonic()
+    train(
+        tmp_path,
+        [],
+        make_objective(),
+        make_loader(wait=0.01),
+        held_out=make_loader(frames=8),
+        ema_decay=0.9,
+        log_every=1,
+    )
+    taken = time.monotonic() - start
+    epochs, steps = read_epochs(tmp_path), read_history(tmp_path)
+    own = steps[steps.split == "train"].groupby("epoch").loss
+    for column in ("mean", "min", "max", "median"):
+        np.testing.assert_allclose(epochs[f"loss_{column}"], getattr(own, column)(), rtol=1e-6)
+    np.testing.assert_allclose(epochs.loss_std, own.std(ddof=0), rtol=1e-5)
+    norms = steps[steps.split == "train"].groupby("epoch").grad_norm
+    np.testing.assert_allclose(epochs.grad_norm_max, norms.max(), rtol=1e-6)
+    np.testing.assert_allclose(epochs.validation_loss, steps[steps.split == "validation"].loss, rtol=1e-12)
+    np.testing.assert_allclose(epochs.seconds.cumsum(), epochs.total_seconds, rtol=1e-9)
+    assert 6 * 4 * 0.01 < epochs.total_seconds.iloc[-1] < taken and (epochs.ema_divergence > 0).all()
+    np.testing.assert_allclose(epochs.samples_per_second * epochs.seconds, N, rtol=1e-9)
+    assert json.loads((tmp_path / "metrics" / "epochs.json").read_text())["epochs"][2]["epoch"] == 3
+
+
+def draw_while_training(folder, target, lr, epochs=8):
+    """Train the toy towards one number, whatever it is given, and draw from it after each epoch."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from xrddiff.inference.during import SamplesDuring
+    from xrddiff.simulation.simulate import simulate
+    from xrddiff.training.trainer import Trainer
+
+    frames, objective, loader = simulate("sim128", range(4)).load(), make_objective(wide=64), make_loader()
+    loader.y = torch.full((N,), float(target))
+
+    def sample(numbers, settings):
+        drawn = objective.model(loader.x[list(numbers)])[:, :, None, None]
+        return frames.assign(sample=("frame", list(numbers))), 3 * drawn
+
+    generator = SimpleNamespace(sample=sample, space="a latent", expected=False)
+    during = SamplesDuring(generator, SimpleNamespace(seed=0), 1, 4, scale=1.0)
+    rules = ["mode_collapse", "low_diversity", "samples_out_of_range"]
+    words = dict(num_epochs=epochs, batch_size=8, lr=lr, ema_decay=None, log_every=2, progress=False)
+    options = {"low_diversity": {"mse": 0.3}}  # what this toy passes on its way
+    health = Monitor(rules, options, path=folder / "metrics" / "health.json")
+    Trainer(objective, loader, folder, callbacks=[during], health=health, **words).fit()
+    return {f.rule: f for f in read_findings(folder)}
+
+
+def test_samples_that_collapse(tmp_path):
+    """A network that learns one number draws it: first its samples are alike, then the same."""
+    found = draw_while_training(tmp_path / "alike", 0.0, 2e-3, epochs=24)
+    assert found["low_diversity"].epoch < found["mode_collapse"].epoch
+    assert found["mode_collapse"].severity == "error" and "samples_out_of_range" in found
+
+
+def test_samples_far_out(tmp_path):
+    found = draw_while_training(tmp_path, 30.0, 0.1, epochs=20)
+    assert "drawn values reach" in found["samples_out_of_range"].seen
+
+
+def script_two_ranks(folder):
+    """One rank that is slow, and gradients that are large beside the work."""
+    from test_training import on_ranks
+
+    def slow(rank):
+        def act(step):
+            time.sleep(0.03 * rank)
+
+        loader = make_loader(rank=rank, world_size=2)
+        train(folder / "slow", ["slow_node", "small_batch"], make_objective(act=act), loader, num_epochs=4)
+
+    def wide(rank):
+        loader = make_loader(rank=rank, world_size=2)
+        train(folder / "wide", ["communication_bound"], make_objective(wide=20000), loader, num_epochs=2)
+
+    on_ranks(2, slow)
+    on_ranks(2, wide)
+
+
+def test_rules_over_ranks(tmp_path):
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    said = warm.run(__file__, "two_ranks", tmp_path, env=env)
+    assert said.returncode == 0, said.stderr
+    by_rule = {f.rule: f for f in read_findings(tmp_path / "slow")}
+    assert set(by_rule) == {"slow_node", "small_batch"} and "rank 1 on" in by_rule["slow_node"].seen
+    assert [f.rule for f in read_findings(tmp_path / "wide")] == ["communication_bound"]
+    epochs = read_epochs(tmp_path / "slow")
+    assert (epochs.slowest_rank == 1).all() and (epochs.step_seconds_max > 0.03).all()
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.path.insert(0, str(Path(__file__).parent))
+    globals()[f"script_{sys.argv[1]}"](*map(Path, sys.argv[2:]))

@@ -1,0 +1,267 @@
+"""The frame explorer and its relatives in a real JupyterLab: moved by mouse and by keyboard, and what the page then shows."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from axe import faults
+from lab import notebooks_of
+
+import xrddiff as xd
+from xrddiff.formats.mask_files import load_mask
+from xrddiff.widgets.mask_edits import code_of
+
+CELLS = (
+    """\
+import xrddiff as xd
+from xrddiff.widgets.canvas import FrameView, Picture, picture_of
+
+frames = xd.load("sim128", limit=6).load()
+a, b = (picture_of(frames, k, f"frame {k}") for k in range(2))
+difference = Picture("difference", a.intensity - b.intensity.astype(float), signed=5.0, geometry=a.geometry)
+FrameView([a, b, difference], height=300)""",
+    "w = xd.explore('own.h5', distance=0.1, pixel_size=75e-6, beam_center=(60, 70), wavelength=1.3)\nw",
+    """\
+from xrddiff.frames.noise import draw_counts
+
+made = draw_counts(frames, seed=1)
+made["intensity"][:, 20:30, 60:90] = 3
+c = xd.compare(frames, made, names=("measured", "made"), height=330)
+c""",
+)
+
+
+def own_file(path) -> np.ndarray:
+    """A file such as a user has: counts of 30 frames in HDF5, with no metadata, one row of pixels dead, and a hot pixel."""
+    y, x = np.mgrid[:140, :120]
+    spots = np.random.default_rng(1)
+    counts = spots.poisson(4 + 20 * np.exp(-np.hypot(y - 70, x - 60) / 20), (30, 140, 120)).astype(np.uint16)
+    for frame in counts:
+        for _ in range(25):
+            cy, cx = spots.uniform(5, 115, 2)
+            frame += spots.poisson(200 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 2)).astype(np.uint16)
+    counts[:, 100] = 0
+    counts[:, 12, 30] = 60000
+    with h5py.File(path, "w") as file:
+        file["data"] = counts
+    return counts
+
+
+@pytest.fixture(scope="module")
+def notebooks(jupyter):
+    """One browser for all tests here."""
+    with notebooks_of(jupyter) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(notebooks):
+    own_file(notebooks.folder / "own.h5")
+    page = notebooks.open(CELLS)
+    until(page, lambda: page.locator(".xrddiff[data-zoom]").count() == 3)
+    return page
+
+
+def number(root, name: str) -> float:
+    return float(root.get_attribute(f"data-{name}"))
+
+
+def limits(root) -> list[float]:
+    return [float(v) for v in root.get_attribute("data-limits").split()]
+
+
+def until(page, condition, seconds: float = 30) -> None:
+    """Wait for `condition()`."""
+    for _ in range(int(20 * seconds)):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("it never came to that")
+
+
+def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=4)
+    page.mouse.up()
+
+
+@pytest.mark.slow
+def test_pictures_are_moved_by_mouse_and_by_keyboard(page, notebooks):
+    root = page.locator(".xrddiff").nth(0)
+    panes = root.locator("canvas.xrddiff-over")
+    whole = number(root, "zoom")
+    # the wheel zooms once a picture has been clicked, and dragging moves all of them
+    panes.first.click(position={"x": 100, "y": 100})
+    page.mouse.wheel(0, -400)
+    until(page, lambda: number(root, "zoom") > 1.2 * whole)
+    centre, box = root.get_attribute("data-centre"), panes.nth(1).bounding_box()
+    drag(page, (box["x"] + 150, box["y"] + 150), (box["x"] + 90, box["y"] + 110))
+    until(page, lambda: root.get_attribute("data-centre") != centre)
+    assert "x " in root.locator(".xrddiff-readout").inner_text()
+    # keys: the whole picture, a cross, zoom
+    panes.first.focus()
+    page.keyboard.press("0")
+    until(page, lambda: number(root, "zoom") == whole)
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    said = root.locator(".xrddiff-readout").inner_text()
+    assert all(name in said for name in ("x ", "y ", "q ", "d ", "2θ ", "frame 0", "frame 1", "difference"))
+    page.keyboard.press("+")
+    until(page, lambda: number(root, "zoom") > 1.4 * whole)
+    assert page.locator(".jp-Notebook .jp-Cell").count() == len(CELLS)  # no key was a command to JupyterLab
+    # contrast by its handles
+    high = limits(root)[1]
+    handle = root.get_by_role("slider", name="contrast, high")
+    handle.focus()
+    page.keyboard.press("ArrowLeft")
+    until(page, lambda: limits(root)[1] < high)
+    box, at = root.locator(".xrddiff-histogram").bounding_box(), handle.bounding_box()
+    drag(page, (at["x"] + at["width"] / 2, at["y"] + 10), (box["x"] + 0.4 * box["width"], box["y"] + 10))
+    until(page, lambda: limits(root)[1] < 0.7 * high)
+    root.get_by_label("scale").select_option("linear")
+    root.get_by_role("button", name="contrast: automatic").click()
+    until(page, lambda: limits(root)[1] > 0.7 * high)
+    assert notebooks.strangers() == [] and faults(page, ".xrddiff") == []
+
+
+@pytest.mark.slow
+def test_the_explorer_goes_through_a_file_and_saves_a_mask(page, notebooks):
+    root = page.locator(".xrddiff").nth(1)
+    picture, readout = root.locator("canvas.xrddiff-over"), root.locator(".xrddiff-readout")
+    counts = own_file(notebooks.folder / "again.h5")
+    # frames: by arrows and by mouse on the slider, by keys on the picture, by number
+    slider = root.get_by_role("slider", name="frame")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    until(page, lambda: number(root, "frame") == 1)
+    slider.click()
+    until(page, lambda: 12 < number(root, "frame") < 18)
+    picture.focus()
+    at = number(root, "frame")
+    page.keyboard.press("PageDown")
+    until(page, lambda: number(root, "frame") == at + 1)
+    root.get_by_role("spinbutton", name="frame number").fill("7")
+    page.keyboard.press("Enter")
+    until(page, lambda: number(root, "frame") == 7)
+    # what is under the pointer: the value that is in the file, the angle by its definition
+    box, zoom = picture.bounding_box(), number(root, "zoom")
+    left, top = box["x"] + box["width"] / 2 - 60 * zoom, box["y"] + box["height"] / 2 - 70 * zoom
+    page.mouse.move(left + 40.5 * zoom, top + 33.5 * zoom)
+    angle = np.degrees(np.arctan2(np.hypot(40.5 - 60, 33.5 - 70) * 75e-6, 0.1))
+    q = 4 * np.pi / 1.3 * np.sin(np.radians(angle / 2))
+    said = readout.inner_text()
+    for part in ("x 40", "y 33", f"2θ {angle:.2f}°", f"q {q:.3f}", f"value {counts[7, 33, 40]}"):
+        assert part in said, said
+    page.mouse.move(left + 50.5 * zoom, top + 100.5 * zoom)
+    until(page, lambda: "masked" in readout.inner_text())
+    # peaks
+    root.get_by_label("find peaks").check()
+    root.locator(".xrddiff-legend", has_text="found").wait_for()
+    # a rectangle by mouse, a polygon by keyboard, a threshold, and one of them undone
+    root.locator("summary", has_text="Edit the mask").click()
+    tool = root.get_by_label("mouse")
+    tool.select_option("rectangle")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    left, top = box["x"] + box["width"] / 2 - 60 * zoom, box["y"] + box["height"] / 2 - 70 * zoom
+    drag(page, (left + 20 * zoom, top + 40 * zoom), (left + 40 * zoom, top + 60 * zoom))
+    undo = root.get_by_role("button", name="undo the last edit of the mask")
+    until(page, lambda: undo.inner_text() == "Undo (1)")
+    root.locator(".xrddiff-legend", has_text="by hand").wait_for()
+    tool.select_option("polygon")
+    picture.focus()
+    page.keyboard.press("ArrowRight")
+    for keys in (
+        ["Space"],
+        ["Shift+ArrowRight", "Shift+ArrowRight", "Space"],
+        ["Shift+ArrowDown", "Shift+ArrowDown", "Space"],
+        ["Enter"],
+    ):
+        for key in keys:
+            page.keyboard.press(key)
+    until(page, lambda: undo.inner_text() == "Undo (2)")
+    root.get_by_label("above").fill("5000")
+    root.get_by_role("button", name="mask by value in this frame").click()
+    until(page, lambda: undo.inner_text() == "Undo (3)")
+    root.get_by_label("values below").fill("1000000")
+    root.get_by_role("button", name="mask by value in this frame").click()
+    until(page, lambda: undo.inner_text() == "Undo (4)")
+    picture.focus()
+    page.keyboard.press("u")
+    until(page, lambda: undo.inner_text() == "Undo (3)")
+    root.get_by_label("save as").fill("by_hand.npy")
+    root.get_by_role("button", name="save the mask").click()
+    root.get_by_role("status").filter(has_text="saved by_hand.npy").wait_for()
+    notebooks.picture("explorer", root)
+    good, _ = load_mask(notebooks.folder / "by_hand.npy")
+    corner = slice(41, 59), slice(21, 39)  # the mouse is exact to a pixel
+    assert not good[corner].any() and not good[12, 30] and 18**2 < (~good[:, :60][35:65]).sum() < 24**2
+    assert 190 < (~good).sum() - (~good[corner]).sum() - 120 < 500
+    ds = xd.open_frames(notebooks.folder / "own.h5", mask=notebooks.folder / "by_hand.npy", complete=False)
+    assert not ds["mask"].isel(frame=3).values[corner].any()
+    assert faults(page, ".xrddiff") == []
+    # a wrong name is told in the widget, where it can be put right
+    field = root.get_by_label("file or name")
+    for name, sentence in (("owm.h5", "owm.h5"), ("own.h5", "")):
+        field.fill(name)
+        page.keyboard.press("Enter")
+        alert = root.locator("[role=alert]")
+        until(
+            page,
+            lambda alert=alert, sentence=sentence: (
+                sentence in alert.inner_text() and alert.is_visible() == bool(sentence)
+            ),
+        )
+    until(page, lambda: root.locator("canvas.xrddiff-over").count() == 1 and number(root, "frame") == 0)
+
+
+@pytest.mark.slow
+def test_two_sets_are_compared(page, notebooks):
+    root = page.locator(".xrddiff").nth(2)
+    note = root.locator(".xrddiff-note").first
+    until(page, lambda: "peaks matched within 2 px" in note.inner_text())
+    said = note.inner_text()
+    root.get_by_role("button", name="next frame").click()
+    until(
+        page, lambda: number(root, "frame") == 1 and "peaks matched" in note.inner_text() and note.inner_text() != said
+    )
+    notebooks.picture("compare", root)
+    root.locator("canvas.xrddiff-over").nth(2).focus()
+    page.keyboard.press("PageDown")
+    page.keyboard.press("ArrowUp")
+    until(page, lambda: number(root, "frame") == 2)
+    assert "residual" in root.locator(".xrddiff-readout").inner_text()
+    box = root.get_by_role("checkbox", name="missed")
+    box.focus()
+    page.keyboard.press("Space")
+    assert not box.is_checked() and faults(page, ".xrddiff") == []
+
+
+def test_a_file_that_goes_away_is_a_sentence(tmp_path):
+    from fabio.tifimage import TifImage
+
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        TifImage(data=rng.poisson(9, (32, 32)).astype(np.uint16)).write(str(tmp_path / f"run_{k}.tif"))
+    w = xd.explore(tmp_path, frame=1)
+    assert (w.n_frames, w.sentence) == (4, "") and "wavelength (Å)" in w.note and "run_1.tif" in w.pictures[0].title
+    (tmp_path / "run_2.tif").unlink()
+    w.frame = 2
+    assert "run_2.tif" in w.sentence and w._shown == 1
+    w.frame = 3
+    assert w.sentence == "" and w._shown == 3
+
+
+def test_words_fill_in_what_a_file_does_not_say(tmp_path):
+    own_file(tmp_path / "own.h5")
+    w = xd.explore(tmp_path / "own.h5", automask=[])
+    assert w._pictures[0]["beam"] is None and "there are no angles and rings" in w.note
+    w = xd.explore(tmp_path / "own.h5", distance=0.1, pixel_size=75e-6, beam_center=(60, 70), automask=[])
+    assert w._pictures[0]["rings"] == [] and "no q, d and rings" in w.note and w._pictures[0]["beam"]["distance"] == 0.1
+    w = xd.explore(tmp_path / "own.h5", distance=0.1, pixel_size=75e-6, beam_center=(60, 70), wavelength=1.3)
+    assert len(w._pictures[0]["rings"]) >= 2 and w.note == ""
+    codes = w.pictures[0].codes  # of 32 frames the rules see that a row is dead and a pixel hot
+    assert (codes[100, 5:-5] > 0).all() and codes[12, 30] > 0 and (codes == code_of("by hand")).sum() == 0
+    assert xd.explore(tmp_path / "own.h5", wavelenght=1.3).sentence.endswith("did you mean 'wavelength'?")

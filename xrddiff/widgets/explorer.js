@@ -1,0 +1,164 @@
+// A series of pictures: a frame slider, and for the explorer its file, its peaks and its mask. Comes after canvas.js.
+
+class Series extends View {
+  build() {
+    super.build();
+    const parts = this.model.get("_parts") || [];
+    this.buildFrames();
+    if (parts.includes("source")) this.buildSource();
+    if (parts.includes("mask")) this.buildMask();
+    if (parts.includes("mask")) this.overlays.append(this.check("find peaks", "find_peaks"));
+    if (parts.includes("peaks")) this.overlays.append(this.check("peaks", "show_peaks"));
+    this.on(["frame", "n_frames"], () => this.showNumber());
+    this.on(["_shown", "sentence"], () => this.arrived());
+    this.showNumber();
+  }
+
+  on(names, f) {
+    for (const name of names) {
+      this.model.on(`change:${name}`, f);
+      this.off.push(() => this.model.off(`change:${name}`, f));
+    }
+  }
+
+  // ------------------------------------------------------------------ which frame
+
+  buildFrames() {
+    this.slider = make("input", { type: "range", min: 0, step: 1, class: "xrddiff-slider", input: () => this.ask(Number(this.slider.value)) });
+    const typed = () => this.ask(Number(this.number.value));
+    this.number = make("input", { type: "number", min: 0, step: 1, "aria-label": "frame number", change: typed, keydown: onEnter(typed) });
+    this.count = make("span");
+    this.frames = make("div", { class: "xrddiff-tools" },
+      make("label", { class: "xrddiff-wide" }, "frame ", this.slider), this.number, this.count,
+      this.button("◀", "previous frame", () => this.step(-1)), this.button("▶", "next frame", () => this.step(1)));
+    this.above.append(this.frames);
+    this.waiting = null;
+  }
+
+  showNumber() {
+    const n = this.model.get("n_frames"), i = this.waiting === null ? this.model.get("frame") : this.wanted;
+    this.frames.hidden = n < 2;
+    this.slider.max = this.number.max = Math.max(0, n - 1);
+    this.slider.value = i;
+    if (document.activeElement !== this.number) this.number.value = i;
+    this.count.textContent = `of ${n}`;
+    this.root.dataset.frame = this.model.get("_shown");
+  }
+
+  /** Ask for a frame; while one is on its way, only the last wish is remembered. */
+  ask(i) {
+    if (!Number.isFinite(i)) return;
+    this.wanted = Math.max(0, Math.min(this.model.get("n_frames") - 1, Math.round(i)));
+    this.slider.value = this.number.value = this.wanted;
+    if (this.waiting === null) this.sendFrame();
+  }
+
+  sendFrame() {
+    if (this.model.get("frame") === this.wanted) return;
+    this.waiting = this.wanted;
+    this.model.set("frame", this.wanted);
+    this.model.save_changes();
+    clearTimeout(this.patience);
+    this.patience = setTimeout(() => { this.waiting = null; }, 20000);
+  }
+
+  arrived() {
+    if (this.waiting !== null && (this.model.get("_shown") === this.waiting || this.model.get("sentence"))) {
+      this.waiting = null;
+      clearTimeout(this.patience);
+      if (this.wanted !== this.model.get("frame")) this.sendFrame();
+    }
+    this.showNumber();
+  }
+
+  step(by) { this.ask((this.waiting === null ? this.model.get("frame") : this.wanted) + by); }
+
+  hint() { return `${super.hint()}${this.model.get("n_frames") > 1 ? " Page Up, Page Down: other frames." : ""}`; }
+
+  // ------------------------------------------------------------------ which file
+
+  buildSource() {
+    const typed = () => this.set("source", field.value.trim());
+    const field = make("input", { type: "text", class: "xrddiff-path", spellcheck: "false", change: typed, keydown: onEnter(typed) });
+    const show = () => { field.value = this.model.get("source"); };
+    this.on(["source"], show);
+    show();
+    this.above.prepend(make("div", { class: "xrddiff-tools" }, make("label", { class: "xrddiff-wide" }, "file or name ", field)));
+  }
+
+  // ------------------------------------------------------------------ the mask
+
+  buildMask() {
+    const select = make("select", { change: () => { this.draft = []; this.set("tool", select.value); this.redraw(true); } });
+    for (const [value, text] of [["look", "pan"], ["rectangle", "draw a rectangle"], ["polygon", "draw a polygon"]]) select.append(make("option", { value, text }));
+    const showTool = () => { select.value = this.model.get("tool"); };
+    this.on(["tool"], showTool);
+    showTool();
+    this.unmask = make("input", { type: "checkbox" });
+    const below = make("input", { type: "number", step: "any", class: "xrddiff-value" }), above = make("input", { type: "number", step: "any", class: "xrddiff-value" });
+    const value = (field) => (field.value === "" ? null : Number(field.value));
+    const threshold = () => {
+      if (value(below) === null && value(above) === null) return;
+      this.edit({ shape: "threshold", below: value(below), above: value(above), frame: this.model.get("frame") });
+    };
+    const undo = this.button("Undo", "undo the last edit of the mask", () => this.undo());
+    const file = make("input", { type: "text", class: "xrddiff-file", spellcheck: "false", change: () => this.set("mask_file", file.value.trim()) });
+    const save = this.button("Save", "save the mask", () => {
+      this.set("mask_file", file.value.trim());
+      this.model.send({ do: "save" });
+    });
+    const saved = make("span", { role: "status", class: "xrddiff-note" });
+    const show = () => {
+      undo.disabled = !this.model.get("edits").length;
+      undo.textContent = this.model.get("edits").length ? `Undo (${this.model.get("edits").length})` : "Undo";
+      if (document.activeElement !== file) file.value = this.model.get("mask_file");
+      saved.textContent = this.model.get("saved");
+    };
+    this.on(["edits", "mask_file", "saved"], show);
+    show();
+    this.maskTools = make("details", { class: "xrddiff-details" }, make("summary", { text: "Edit the mask" }),
+      make("div", { class: "xrddiff-tools" },
+        make("label", {}, "mouse ", select), make("label", { class: "xrddiff-check" }, this.unmask, "make valid instead"),
+        make("label", {}, "values below ", below), make("label", {}, "above ", above), this.button("Apply", "mask by value in this frame", threshold), undo),
+      make("div", { class: "xrddiff-tools" }, make("label", {}, "save as ", file), save, saved),
+      make("div", { class: "xrddiff-hint", text: "On the picture: Space sets a corner at the cross, Enter closes a polygon, Escape gives up, U undoes. With the mouse: drag a rectangle; click the corners of a polygon, double-click to close it." }));
+    this.below.append(this.maskTools);
+  }
+
+  tool() { return (this.model.get("_parts") || []).includes("mask") ? this.model.get("tool") : "look"; }
+
+  edit(edit) {
+    this.model.set("edits", [...this.model.get("edits"), { ...edit, valid: this.unmask.checked }]);
+    this.model.set("show_mask", true);
+    this.model.save_changes();
+  }
+
+  point(x, y) {
+    const round = (v) => Math.round(v * 100) / 100;
+    this.draft = [...this.draft, [round(x), round(y)]];
+    if (this.tool() === "rectangle" && this.draft.length > 1) {
+      const [a, b] = [this.draft[0], this.draft[this.draft.length - 1]];
+      this.draft = [];
+      if (Math.abs(a[0] - b[0]) > 0.3 || Math.abs(a[1] - b[1]) > 0.3) this.edit({ shape: "rectangle", x: [a[0], b[0]].map(round), y: [a[1], b[1]].map(round) });
+    }
+    this.redraw(true);
+  }
+
+  finish() {
+    if (this.tool() === "polygon" && this.draft.length > 2) this.edit({ shape: "polygon", points: this.draft });
+    this.draft = [];
+    this.redraw(true);
+  }
+
+  undo() {
+    const edits = this.model.get("edits");
+    if (edits && edits.length) this.set("edits", edits.slice(0, -1));
+  }
+}
+
+export default {
+  render({ model, el }) {
+    const view = new Series(model, el);
+    return () => view.end();
+  },
+};
