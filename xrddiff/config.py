@@ -31,7 +31,7 @@ from xrddiff.overrides import (
 )
 from .plugins import is_file, load_plugins, need_plugins
 from .saved_config import load_config, need_run
-from .used_words import model_parts, unused_words
+from .used_words import model_parts, told_lattices, unused_words
 from .words.data import Data
 from .words.inference import Inference
 from .words.training import Training
@@ -154,13 +154,9 @@ _TOLD_STEPS = 4  # evaluations of UniPC by a model that is told a lattice
 
 def _with_steps(cfg: Config) -> Config:
     """The number of evaluations for a model that is told lattices, if none is given; a token has its own."""
-    i, drawn = cfg.inference, model_parts(cfg).denoiser
-    if (
-        i.steps is None
-        and i.sampler == "unipc"
-        and drawn not in (None, "autoregressive")
-        and "lattice" in (cfg.model.condition_maps or [])
-    ):
+    i = cfg.inference
+    by_noise = model_parts(cfg).denoiser != "autoregressive"
+    if i.steps is None and i.sampler == "unipc" and by_noise and told_lattices(cfg):
         i.steps = _TOLD_STEPS
     return cfg
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .overrides import conf_dir, made_preset
+from .used_words import told_lattices
 from .words.vocabulary import Config, get_word, vocabulary
 
 # %% ../nbs/origins.ipynb #7f58fb2c
@@ -65,12 +66,7 @@ def origins(cfg: Config) -> dict[str, str]:
     for name, word in vocabulary().items():
         value, (preset, source) = get_word(cfg, name), told.get(name, (word.default, "default"))
         follows = word.metadata["follows"]
-        if (
-            name == "inference.steps"
-            and preset is None
-            and value is not None
-            and "lattice" in (cfg.model.condition_maps or [])
-        ):
+        if name == "inference.steps" and preset is None and value is not None and told_lattices(cfg):
             source, preset = "follows model.condition_maps", value  # settled by `config`
         found[name] = source if value == preset else f"follows {follows}" if follows and value is None else "given"
     return found
