@@ -25,6 +25,8 @@ def execute(path: Path) -> None:
     os.chdir(ROOT)
     nbdev_clean(str(path))
     keep_pictures(path)
+    if found := not_for_pages(path):
+        raise SystemExit(f"{path.relative_to(ROOT)}: {found}")
 
 
 def keep_pictures(path: Path) -> None:
@@ -36,6 +38,18 @@ def keep_pictures(path: Path) -> None:
     for output in (o for cell in nb["cells"] for o in cell.get("outputs", [])):
         output.get("data", {}).pop(WIDGET, None)
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def not_for_pages(path: Path) -> str | None:
+    """What its outputs hold that nobody should read on a page: a warning, or a folder of this machine."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for output in (o for cell in cells for o in cell.get("outputs", [])):
+        shown = "".join(output.get("text", [])) + "".join(output.get("data", {}).get("text/plain", []))
+        if output.get("name") == "stderr" and "Warning" in shown:
+            return f"an output is a warning: {shown[:200]}"
+        if str(ROOT) in shown or str(Path.home()) + os.sep in shown:
+            return f"an output names a folder of this machine: {shown[:200]}"
+    return None
 
 
 def main() -> None:

@@ -342,3 +342,18 @@ def test_every_benchmark_says_its_command():
     for path in results:
         for script in re.findall(r"bench/\w+\.py", generated.benchmark_command(path)):
             assert (ROOT / script).exists(), (path, script)
+
+
+def test_outputs_hold_no_warnings_and_no_folders_of_a_machine(tmp_path):
+    """What readers see on the pages was looked at before it was kept (docs/execute.py)."""
+    import execute
+
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        assert execute.not_for_pages(path) is None, path
+    cell = dict(outputs=[dict(output_type="stream", name="stderr", text=["<cell>:1: UserWarning: slow\n"])])
+    bad = tmp_path / "bad.ipynb"
+    bad.write_text(json.dumps(dict(cells=[cell])))
+    assert "UserWarning: slow" in execute.not_for_pages(bad)
+    cell["outputs"] = [dict(output_type="execute_result", data={"text/plain": [str(ROOT / "output")]})]
+    bad.write_text(json.dumps(dict(cells=[cell])))
+    assert "folder of this machine" in execute.not_for_pages(bad)
