@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'PARTS', 'FORMER', 'SILENCE', 'environment', 'cpu_count', 'world_rank', 'world_size', 'make_free_folder',
            'create_run', 'complete_run', 'given_run', 'result_folder', 'set_threads', 'keep_memory', 'Run', 'open_run',
            'mark_stopped', 'stopped_by', 'write_failure', 'read_failures', 'clear_marks', 'keep_former', 'reopen_run',
-           'hold_run', 'holder']
+           'hold_run', 'holder', 'run_state']
 
 # %% ../../nbs/execution/run_folder.ipynb #db2ce245
 import ctypes
@@ -558,3 +558,19 @@ def _written(file: Path) -> float:
         return file.stat().st_mtime
     except OSError:
         return 0.0
+
+# %% ../../nbs/execution/run_folder.ipynb #75966b77
+def run_state(path: str | os.PathLike) -> tuple[str, str]:
+    """(state, why) of the run `path`: running, finished, failed, stopped (it can be resumed), or
+    unfinished (it ended without a word).
+    """
+    path = Path(path)
+    if who := holder(path):
+        return "running", who
+    if (path / "report.html").is_file():
+        return "finished", ""
+    if failures := read_failures(path):
+        return "failed", str(failures[0]["error"])
+    if why := stopped_by(path):
+        return "stopped", why
+    return "unfinished", "ended without a word"

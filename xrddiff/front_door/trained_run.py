@@ -21,7 +21,7 @@ from ..config import compose_config, note_unused
 from ..contradictions import data_name
 from ..errors import BadInput, XrddiffError, nearest
 from ..execution.drawing import draw_samples, threads_kept
-from ..execution.run_folder import Run, holder, read_failures, stopped_by
+from ..execution.run_folder import Run, holder, run_state
 from .keywords import as_overrides
 from .pane import live_pane
 from ..saved_config import OWN_FRAMES, load_config, need_run
@@ -121,14 +121,12 @@ class RunNumbers(Run):
 
     @property
     def state(self) -> str:
-        """The state of the run: finished, running, stopped (cleanly), failed, or broken off."""
-        if holder(self.whole):
-            return "running"
-        if super().report.is_file():
+        """The state of the run: finished, running, failed, stopped (it can be resumed), or
+        unfinished (it ended without a word).
+        """
+        if super().report.is_file() and not holder(self.whole):  # a phase may be finished before the run is
             return "finished"
-        if stopped_by(self.whole):
-            return "stopped"
-        return "failed" if read_failures(self.whole) else "broken off"
+        return run_state(self.whole)[0]
 
     @property
     def step(self) -> int:

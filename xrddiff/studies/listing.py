@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contradictions import data_name
 from ..errors import BadInput
-from ..execution.run_folder import PARTS, holder, read_failures, stopped_by
+from ..execution.run_folder import PARTS, run_state
 from ..saved_config import load_config
 from ..slurm.ledger import read_progress
 
@@ -97,15 +97,10 @@ def _line(text: object, most: int = 200) -> str:
 # %% ../../nbs/studies/listing.ipynb #967d73b7
 def _state(run: Path) -> tuple[str, str]:
     """State of a run whose configuration can be read, and a note."""
-    if who := holder(run):
-        return "running", who
-    if (run / "report.html").is_file():
-        return "finished", ""
-    if failures := read_failures(run):
-        return "failed", _line(failures[0]["error"])
-    if why := stopped_by(run):
-        return "stopped", f"by {_line(why, 60)}; resume={run}"
-    return "unfinished", f"ended without a word; resume={run}"
+    state, why = run_state(run)
+    if state == "stopped":
+        return state, f"by {_line(why, 60)}; resume={run}"
+    return state, f"{why}; resume={run}" if state == "unfinished" else _line(why)
 
 # %% ../../nbs/studies/listing.ipynb #563b707e
 KEY_METRICS = {"peak F1": "maximize", "Poisson deviance": "minimize"}  # of an autoencoder
