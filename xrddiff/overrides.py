@@ -119,6 +119,10 @@ def check_known(override: Override, words: dict[str, Word]) -> None:
         key = f"training.{last}"
     if homes and not any(w.startswith(section + ".") for w in words):
         raise BadInput(f"there is no word '{override.key}'; did you mean {' or '.join(repr(w) for w in homes)}?")
+    said = last.replace("_", " ")  # what the help of a word calls it, as in training.learning_rate
+    meant = [w for w in words if w.startswith(f"{section}.") and words[w].metadata["help"].startswith(said)]
+    if len(meant) == 1:
+        raise BadInput(f"there is no word '{override.key}'; did you mean '{meant[0]}'?")
     hint = nearest(key, [*words, *GROUPS])
     if "expected one of" in hint:  # nothing near: the words of its section, or the sections, rather than all of them
         inside = [w for w in words if section and w.startswith(section + ".")]
