@@ -98,10 +98,14 @@ def row(times: list[float]) -> dict[str, float]:
 def measure(moves: int) -> dict[str, dict[str, float]]:
     """Times in ms by what was done."""
     os.environ.setdefault("XRDDIFF_TESTS", tempfile.mkdtemp())
-    from lab import notebooks_in
+    from lab import jupyterlab, notebooks_of
 
     out = {}
-    with tempfile.TemporaryDirectory() as folder, notebooks_in(Path(folder)) as notebooks:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        jupyterlab(Path(folder)) as server,
+        notebooks_of((Path(folder), *server)) as notebooks,
+    ):
         for size in (512, 2048):
             write_frames(Path(folder) / f"{size}.h5", size, moves + 2)
             shown = f"w = xd.explore('{size}.h5', beam_center=({size / 2}, {size / 2}), height=600, **geometry)\nw"

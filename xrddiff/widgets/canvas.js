@@ -18,6 +18,13 @@ function numbers(view, type) {
   return new T(buffer, byteOffset, byteLength / size);
 }
 
+/** Counts that came as bytes, with the few that a byte does not hold beside them. */
+function widened({ data, dtype, rare }) {
+  const values = new TYPES[dtype](numbers(data, "uint8")), at = numbers(rare.at, "uint32"), large = numbers(rare.values, dtype);
+  at.forEach((k, i) => { values[k] = large[i]; });
+  return values;
+}
+
 function shortNumber(v) {
   if (!Number.isFinite(v)) return "–";
   if (Number.isInteger(v) && Math.abs(v) < 1e7) return String(v).replace("-", "−");
@@ -38,7 +45,7 @@ class Image2D {
   constructor(picture, codes) {
     Object.assign(this, { title: picture.title, width: picture.width, height: picture.height, type: picture.dtype });
     Object.assign(this, { signed: picture.signed, unit: picture.unit, beam: picture.beam, rings: picture.rings || [] });
-    this.values = numbers(picture.data, picture.dtype);
+    this.values = picture.rare ? widened(picture) : numbers(picture.data, picture.dtype);
     this.setCodes(codes);
   }
 
@@ -50,57 +57,42 @@ class Image2D {
 
   /** Version `n`, shrunk 2ⁿ times: the strongest valid pixel and the mean of a block; masked where all are (`codes`) or any is (`any`). */
   level(n) {
-    while (this.levels.length <= n) {
-      const a = this.levels[this.levels.length - 1];
-      if (a.width < 2 || a.height < 2) break;
-      const width = (a.width + 1) >> 1, height = (a.height + 1) >> 1;
-      const values = new Float32Array(width * height), mean = new Float32Array(width * height);
-      const codes = a.codes ? new Uint8Array(width * height) : null, any = a.codes ? new Uint8Array(width * height) : null;
-      const signed = this.signed != null;
-      for (let y = 0; y < height; y++) {
-        const top = 2 * y * a.width, below = 2 * y + 1 < a.height ? top + a.width : top;
-        for (let x = 0; x < width; x++) {
-          const left = 2 * x, right = left + 1 < a.width ? left + 1 : left, at = y * width + x;
-          const k0 = top + left, k1 = top + right, k2 = below + left, k3 = below + right;
-          if (!signed) {
-            let p = a.values[k0], q = a.values[k1], r = a.values[k2], t = a.values[k3];
-            let sum = a.mean[k0] + a.mean[k1] + a.mean[k2] + a.mean[k3], n = 4;
-            if (codes !== null) {
-              const c0 = a.codes[k0], c1 = a.codes[k1], c2 = a.codes[k2], c3 = a.codes[k3];
-              const m0 = a.any[k0], m1 = a.any[k1], m2 = a.any[k2], m3 = a.any[k3];
-              if (m0 | m1 | m2 | m3) {
-                any[at] = Math.max(m0, m1, m2, m3);
-                if (c0 | c1 | c2 | c3) {
-                  sum = n = 0;
-                  if (c0) p = -Infinity; else { sum += a.mean[k0]; n++; }
-                  if (c1) q = -Infinity; else { sum += a.mean[k1]; n++; }
-                  if (c2) r = -Infinity; else { sum += a.mean[k2]; n++; }
-                  if (c3) t = -Infinity; else { sum += a.mean[k3]; n++; }
-                }
-                if (c0 && c1 && c2 && c3) codes[at] = Math.max(c0, c1, c2, c3);
-              }
+    while (n > 0 && (this.width - 1) >> n === 0 && (this.height - 1) >> n === 0) n--;
+    return (this.levels[n] ??= this.shrunk(n));
+  }
+
+  /** One pass over the pixels: most levels are never asked for. */
+  shrunk(n) {
+    const { width: w, height: h, values: raw, codes: masks } = this, k = 1 << n, signed = this.signed != null;
+    const width = (w + k - 1) >> n, height = (h + k - 1) >> n;
+    const values = new Float32Array(width * height), mean = new Float32Array(width * height);
+    const codes = masks && new Uint8Array(width * height), any = masks && new Uint8Array(width * height);
+    for (let by = 0, at = 0; by < height; by++) {
+      const y0 = by << n, y1 = Math.min(y0 + k, h);
+      for (let bx = 0; bx < width; bx++, at++) {
+        const x0 = bx << n, x1 = Math.min(x0 + k, w);
+        let best = signed ? 0 : -Infinity, sum = 0, count = 0, reason = 0;
+        for (let y = y0; y < y1; y++) {
+          for (let i = y * w + x0, end = y * w + x1; i < end; i++) {
+            if (masks !== null && masks[i] !== 0) {
+              if (masks[i] > reason) reason = masks[i];
+              continue;
             }
-            const u = p > q ? p : q, v = r > t ? r : t;
-            values[at] = u > v ? u : v;
-            mean[at] = sum / n;
-            continue;
+            const v = raw[i];
+            if (signed ? Math.abs(v) > Math.abs(best) : v > best) best = v;
+            sum += v;
+            count++;
           }
-          let best = NaN, code = 0, some = 0, valid = false;
-          for (const k of [k0, k1, k2, k3]) {
-            const c = codes ? a.codes[k] : 0, m = codes ? a.any[k] : 0;
-            if (m > some) some = m;
-            if (c) { if (!valid && c > code) code = c; continue; }
-            const v = a.values[k];
-            if (!valid || (signed ? Math.abs(v) > Math.abs(best) : v > best)) best = v;
-            valid = true;
-          }
-          values[at] = mean[at] = best;
-          if (codes) { codes[at] = valid ? 0 : code; any[at] = some; }
+        }
+        values[at] = best;
+        mean[at] = signed ? best : sum / count;
+        if (reason) {
+          any[at] = reason;
+          if (count === 0) codes[at] = reason;
         }
       }
-      this.levels.push({ width, height, values, mean, codes, any });
     }
-    return this.levels[Math.min(n, this.levels.length - 1)];
+    return { width, height, values, mean, codes, any };
   }
 
   /** Some of the valid values, for the histogram. */
@@ -336,7 +328,7 @@ class View {
     on(["_codes"], () => this.takeCodes());
     on(["_marks"], () => this.takeMarks());
     on(["_panels"], () => this.takePanels());
-    on(["scale", "limits", "_auto"], () => { this.contrast(); this.redraw(); });
+    on(["scale", "limits", "_auto"], () => { this.plotted = false; this.redraw(); });
     on(["show_rings", "show_panels", "show_mask", "hidden_marks", "_reasons"], () => { this.legend(); this.redraw(); });
     on(["window"], () => this.takeWindow());
     on(["height"], () => this.layout());
@@ -439,8 +431,8 @@ class View {
       this.whole = true;
       this.cursor = null;
     }
+    this.plotted = false;
     this.layout();
-    this.contrast();
     this.read();
   }
 
@@ -452,7 +444,7 @@ class View {
       if (p.image) p.image.setCodes(fits ? codes[k] : null);
     });
     this.maskBox.hidden = !codes.some(Boolean);
-    this.contrast();
+    this.plotted = false;
     this.read();
     this.redraw();
   }
@@ -577,10 +569,12 @@ class View {
       for (let v = least; v <= top; v++) known[v - least] = table[Math.max(0, Math.min(255, Math.floor((to(v) - a) * k)))];
       return (v) => (v === v ? known[Math.min(v, top) - least] : bad);
     }
+    const ends = Float64Array.from({ length: 255 }, (_, c) => scale.from(a + (c + 1) / k)); // where each colour ends
     return (v) => {
       if (v !== v) return bad;
-      const c = Math.floor((to(v) - a) * k);
-      return table[c < 0 ? 0 : c > 255 ? 255 : c];
+      let c = 0;
+      for (let half = 128; half; half >>= 1) if (v >= ends[c + half - 1]) c += half;
+      return table[c];
     };
   }
 
@@ -612,7 +606,9 @@ class View {
     return { scale, a: scale.to(least), b: scale.to(most) };
   }
 
+  /** The histogram and its handles; once for all that came together. */
   contrast() {
+    this.plotted = true;
     this.scale.value = this.model.get("scale");
     if (!this.plain().length) { this.histogram.parentElement.hidden = true; return; }
     this.histogram.parentElement.hidden = false;
@@ -836,6 +832,7 @@ class View {
       this.asked = null;
       if (this.stale) for (const pane of this.panes) pane.draw();
       for (const pane of this.panes) pane.drawOver();
+      if (!this.plotted) this.contrast();
       if (this.stale) this.drawn();
       this.stale = false;
     });

@@ -164,13 +164,26 @@ def automatic(pictures: Sequence[Picture]) -> dict[str, list[float]]:
     return out
 
 # %% ../../nbs/widgets/canvas.ipynb #a6368f0d
+def _thinned(values: np.ndarray) -> dict[str, Any]:
+    """`values` as bytes; counts of which nearly all fit a byte in one each, with the others (`rare`) beside them."""
+    if values.dtype.kind == "u" and values.itemsize > 1:
+        large = values > 255
+        if np.count_nonzero(large) < values.size // 64:
+            at = np.flatnonzero(large).astype(np.uint32)
+            return {
+                "data": values.astype(np.uint8).tobytes(),
+                "rare": {"at": at.tobytes(), "values": values.ravel()[at].tobytes()},
+            }
+    return {"data": values.tobytes()}
+
+
 def _packed(p: Picture) -> dict[str, Any]:
     """A picture as the browser takes it."""
     values, flat = smallest(p.intensity, p.masked), p.geometry
     if isinstance(flat, PanelGeometry):
         flat = flat.image_geometry
     out = {"title": p.title, "height": values.shape[0], "width": values.shape[1], "dtype": str(values.dtype)}
-    out |= {"data": values.tobytes(), "signed": p.signed, "unit": p.unit, "beam": None, "rings": []}
+    out |= _thinned(values) | {"signed": p.signed, "unit": p.unit, "beam": None, "rings": []}
     if flat is not None:
         (x, y), wave = flat.beam_center, flat.wavelength
         out["beam"] = {"x": x, "y": y, "pixel": flat.pixel_size, "distance": flat.distance, "wavelength": wave}
