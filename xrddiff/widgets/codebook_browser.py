@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 from ipywidgets import Layout
-from traitlets import Enum, Int, TraitError, link, validate
+from traitlets import Enum, Int, link, validate
 
 from ..frames.frames import frame_mask
 from ..inference.encoded import EncodedFrames
@@ -19,7 +19,7 @@ from ..metrics.code_use import code_means, code_pictures, count_codes
 from ..views.latent_map import show_codes
 from ..views.plots import png
 from .canvas import FrameView, Marks, Picture, picture_of
-from .points import Tiles
+from .points import Tiles, need_number
 from .shown import Panel
 
 # %% auto #0
@@ -75,15 +75,11 @@ class CodebookBrowser(Panel):
 
     @validate("code")
     def _check_code(self, proposal: dict) -> int:
-        if not 0 <= proposal["value"] < len(self.pictures):
-            raise TraitError(f"there is no code {proposal['value']}; expected one from 0 to {len(self.pictures) - 1}")
-        return proposal["value"]
+        return need_number(proposal["value"], len(self.pictures), "code")
 
     @validate("frame")
     def _check_frame(self, proposal: dict) -> int:
-        if not 0 <= proposal["value"] < len(self.encoded):
-            raise TraitError(f"there is no frame {proposal['value']}; expected one from 0 to {len(self.encoded) - 1}")
-        return proposal["value"]
+        return need_number(proposal["value"], len(self.encoded))
 
 # %% ../../nbs/widgets/codebook_browser.ipynb #ddc8d2ca
 def _build(self: CodebookBrowser) -> None:

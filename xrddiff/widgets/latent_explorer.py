@@ -23,7 +23,7 @@ from ..models.latent_space import WAYS, between
 from ..views.latent_map import class_colours, plot_latent_map, point_colours
 from ..views.plots import frame_picture, png
 from .canvas import FrameView, Picture, draw_pictures, picture_of
-from .points import PointMap, Slide
+from .points import PointMap, Slide, need_number
 from .shown import Panel
 
 # %% auto #0
@@ -83,9 +83,7 @@ class LatentExplorer(Panel):
 
     @validate("frame", "first", "last")
     def _check(self, proposal: dict) -> int:
-        if not 0 <= proposal["value"] < len(self.encoded):
-            raise TraitError(f"there is no frame {proposal['value']}; expected one from 0 to {len(self.encoded) - 1}")
-        return proposal["value"]
+        return need_number(proposal["value"], len(self.encoded))
 
     @validate("label")
     def _check_label(self, proposal: dict) -> str:
@@ -96,9 +94,7 @@ class LatentExplorer(Panel):
 
     @validate("component")
     def _check_component(self, proposal: dict) -> int:
-        if not 1 <= proposal["value"] <= self.components.components:
-            raise TraitError(f"there is no component {proposal['value']}; expected one from 1 to {self.components.components}")  # fmt: skip
-        return proposal["value"]
+        return need_number(proposal["value"], self.components.components, "component", 1)
 
     @property
     def latent(self) -> torch.Tensor:

@@ -18,7 +18,7 @@ from ..views.plots import INTENSITY, png
 from .shown import Shown, source
 
 # %% auto #0
-__all__ = ['colour_table', 'thumbnails', 'PointMap', 'Tiles', 'Slide']
+__all__ = ['colour_table', 'thumbnails', 'need_number', 'PointMap', 'Tiles', 'Slide']
 
 # %% ../../nbs/widgets/points.ipynb #1d48ca39
 def colour_table() -> bytes:
@@ -36,6 +36,13 @@ def thumbnails(images: np.ndarray, pixels: int = 48) -> np.ndarray:
     pad[:, :height, :width] = np.where(np.isfinite(images), images, -np.inf)
     blocks = pad.reshape(n, pad.shape[1] // k, k, pad.shape[2] // k, k).max((2, 4))
     return np.where(np.isfinite(blocks), blocks, np.nan)
+
+# %% ../../nbs/widgets/points.ipynb #10b7a4d8
+def need_number(value: int, count: int, what: str = "frame", first: int = 0) -> int:
+    """`value`, a number of one of `count` things, counted from `first`. Raises `TraitError` if there is none."""
+    if not first <= value < first + count:
+        raise TraitError(f"there is no {what} {value}; expected one from {first} to {first + count - 1}")
+    return value
 
 # %% ../../nbs/widgets/points.ipynb #f8be6aff
 class PointMap(Shown, anywidget.AnyWidget):
@@ -73,10 +80,8 @@ class PointMap(Shown, anywidget.AnyWidget):
 
     @validate("frame", "first", "last")
     def _check(self, proposal: dict) -> int:
-        low = 0 if proposal["trait"].name == "frame" else -1
-        if not low <= proposal["value"] < len(self):
-            raise TraitError(f"there is no frame {proposal['value']}; expected one from {low} to {len(self) - 1}")
-        return proposal["value"]
+        none = proposal["trait"].name != "frame"  # −1 stands for none
+        return need_number(proposal["value"], len(self) + none, first=-none)
 
     def still(self) -> bytes:
         """The map as a PNG."""
@@ -121,9 +126,7 @@ class Tiles(Shown, anywidget.AnyWidget):
 
     @validate("picked")
     def _check(self, proposal: dict) -> int:
-        if not 0 <= proposal["value"] < len(self.names):
-            raise TraitError(f"there is no tile {proposal['value']}; expected one from 0 to {len(self.names) - 1}")
-        return proposal["value"]
+        return need_number(proposal["value"], len(self.names), "tile")
 
     def still(self) -> bytes:
         """The tiles as a PNG, those with the largest share first."""

@@ -6,228 +6,44 @@
 from __future__ import annotations
 
 import html
-import shlex
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-import numpy as np
 from ipywidgets import Layout
-from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, link, validate
+from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, link
 
 from .. import registry
 from ..errors import BadInput
-from ..execution.drawing import draw_samples
-from ..frames.frames import frame_count, frame_mask
-from ..inference.conditions import SampleConditions
+from ..frames.frames import frame_count
 from ..inference.samplers import STEPS
-from ..loading.augmentations import TOLD
 from ..overrides import as_override
 from ..saved_config import load_config, need_run
-from ..training.checkpoints import load_checkpoint
-from ..used_words import model_parts, show_crystals
+from ..used_words import show_crystals
 from ..views.plots import Picture as Figure
 from ..views.plots import SMALL, png
 from ..views.samples import show_samples
-from .canvas import FrameView, Picture, draw_pictures, picture_of
+from .background_drawing import Cancelled, Drawing, draw_each
+from .canvas import FrameView, draw_pictures
 from .points import Slide
+from xrddiff.widgets.sample_controls import (
+    ConditionControls,
+    option_control,
+    run_conditions,
+    sample_command,
+    sample_line,
+    sample_overrides,
+)
 from .shown import Panel
 from ..words.inference import GUIDANCE
-from ..words.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xrddiff.inference.sample_jobs import SampleJob
-
 # %% auto #0
-__all__ = ['KEPT_SAMPLES', 'KEPT_STEPS', 'sample_line', 'sample_overrides', 'sample_command', 'run_conditions',
-           'ConditionControls', 'option_control', 'Cancelled', 'Drawing', 'SamplerPanel']
-
-# %% ../../nbs/widgets/sampler.ipynb #b9c2cca5
-def sample_line(count: int, words: Mapping[str, Any], names: Sequence[str] = ()) -> str:
-    """The call of `run.sample` with words of `inference`, as Python; conditions called `names` by name."""
-    taken = {w.rpartition(".")[2] for w in vocabulary() if w.startswith("inference.")} | {"n", "name", "workers"}
-    asked = dict(words.get("condition", {}))
-    own = {n: asked.pop(n) for n in list(asked) if n in names and n.isidentifier() and n not in taken}
-    shown = {n: v for n, v in words.items() if n != "condition"} | ({"condition": asked} if asked else {}) | own
-    return f"run.sample({', '.join([str(count), *(f'{n}={v!r}' for n, v in shown.items())])})"
-
-
-def sample_overrides(words: Mapping[str, Any]) -> list[str]:
-    """Words of `inference` as overrides of the command line."""
-    return [as_override(f"inference.{name}", value) for name, value in words.items()]
-
-
-def sample_command(run: str | Path, count: int, words: Mapping[str, Any]) -> str:
-    """The command that draws the same samples."""
-    return shlex.join(["xrddiff", "sample", str(run), "-n", str(count), *sample_overrides(words)])
-
-# %% ../../nbs/widgets/sampler.ipynb #9719c7bb
-def run_conditions(run: str | Path) -> SampleConditions:
-    """The conditions that samples of a run are given, from its newest checkpoint; without the network."""
-    state = load_checkpoint(run, verify=False).state
-    if "generator" not in state:
-        raise BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")
-    g = state["generator"]
-    return SampleConditions(g["conditions"], state["model"].get("conditions") or {}, g.get("classes", {}))
-
-
-class ConditionControls(ipywidgets.VBox):
-    """A control for each condition of a run; `value`: those that were chosen, name → class or number."""
-
-    value = Dict()
-
-    def __init__(self, given: SampleConditions, prefix: str = "", **words: Any):
-        """`given`: the conditions of the run. `prefix`: of the labels, to tell several controls apart."""
-        self._controls: dict[str, tuple[ipywidgets.Widget, ipywidgets.Widget | None]] = {}
-        rows = []
-        for name in given.table:
-            if name.startswith(TOLD):
-                continue
-            classes = given.names(name)
-            if classes is not None:
-                choices = list(range(classes)) if isinstance(classes, int) else list(classes)
-                options = [("as in training", None), *((str(c), c) for c in choices)]
-                control = ipywidgets.Dropdown(options=options, value=None, description=f"{prefix}{name}")
-                self._controls[name] = control, None
-                rows.append(control)
-            else:
-                known = given.columns[name][np.isfinite(given.columns[name])]
-                low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-                chosen = ipywidgets.Checkbox(False, description=f"choose {prefix}{name}", indent=False)
-                middle = float(f"{np.median(known) if len(known) else 0.5:.4g}")
-                control = ipywidgets.FloatText(middle, step=float(f"{(high - low) / 20 or 0.1:.1g}"), disabled=True, description=f"{prefix}{name}")  # fmt: skip
-                self._controls[name] = control, chosen
-                rows += [chosen, control, ipywidgets.Label(f"{low:.4g} to {high:.4g} in training")]
-        for parts in self._controls.values():
-            for control in filter(None, parts):
-                control.style, control.layout = {"description_width": "130px"}, Layout(width="97%")
-                control.observe(self._take, "value")
-        super().__init__(rows, **words)
-
-    def _take(self, _: Any = None) -> None:
-        """Controls → value."""
-        found = {}
-        for name, (control, chosen) in self._controls.items():
-            if chosen is not None:
-                control.disabled = not chosen.value
-            if control.value is not None and (chosen is None or chosen.value):
-                found[name] = control.value
-        self.value = found
-
-    @validate("value")
-    def _check(self, proposal: dict) -> dict:
-        for name, value in proposal["value"].items():
-            if name not in self._controls:
-                raise TraitError(f"the run has no condition {name!r}; expected one of {', '.join(self._controls) or 'none'}")  # fmt: skip
-            control, chosen = self._controls[name]
-            if chosen is None and value not in [v for _, v in control.options]:
-                raise TraitError(f"{name} has no class {value!r}; expected one of {', '.join(o for o, _ in control.options[1:])}")  # fmt: skip
-        return proposal["value"]
-
-    def show(self, value: Mapping[str, Any]) -> None:
-        """Set the controls to `value`. Raises `TraitError` for what the run does not have."""
-        self._check({"value": value})
-        for name, (control, chosen) in self._controls.items():
-            if chosen is not None:
-                chosen.value = name in value
-            if name in value or chosen is None:
-                control.value = value.get(name)
-        self._take()
-
-# %% ../../nbs/widgets/sampler.ipynb #d9e4938b
-def option_control(option: registry.Option, value: Any) -> ipywidgets.Widget | None:
-    """A control for an option of plain type; None for a list or no limit (infinity), which are set from Python."""
-    words = dict(description=option.name, tooltip=option.help, style={"description_width": "130px"}, layout=Layout(width="97%"))  # fmt: skip
-    if option.choices:
-        return ipywidgets.Dropdown(options=list(option.choices), value=value, **words)
-    if option.type == "bool":
-        return ipywidgets.Checkbox(bool(value), **words)
-    if option.type in ("int", "float") and value is not None and np.isfinite(value):
-        low = option.low if option.low is not None else option.above
-        low = -1e9 if low is None else low
-        high = 1e9 if option.high is None else option.high
-        if option.type == "int":
-            return ipywidgets.BoundedIntText(int(value), min=int(low), max=int(high), **words)
-        return ipywidgets.BoundedFloatText(float(value), min=low, max=high, step=0.1, **words)
-    return ipywidgets.Text(str(value), **words) if option.type == "str" else None
-
-# %% ../../nbs/widgets/sampler.ipynb #70d60849
-KEPT_SAMPLES, KEPT_STEPS = 8, 32
-
-
-class Cancelled(Exception):
-    """The user no longer wants the samples."""
-
-
-@dataclass
-class Drawing:
-    """Samples that were drawn, and how they came about.
-
-    overrides: the words that they were drawn with. condition: the chosen ones. samples: Frames.
-    job: see `SampleJob`. steps: what the sampler's callback saw, of the first samples. kept: the rows
-    of `steps` in the order of samples.
-    """
-
-    overrides: list[str]
-    condition: dict[str, Any] = field(default_factory=dict)
-    samples: xr.Dataset | None = None
-    job: SampleJob | None = None
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    kept: int = 0
-    total: int = 0
-    seen: int = 0
-    each: int = 1
-
-    def open(self, job: SampleJob) -> None:
-        """Take the job, before anything is drawn."""
-        i, model = job.cfg.inference, job.generator.model
-        first = i.first_sample
-        self.job, size = job, i.batch_size
-        self.each = job.sampler.steps
-        if job.generator.autoregressive:
-            self.each = model.tokens if model.order == "raster" else job.settings.order_steps or 16
-        batches = -(-(first + job.count) // size) - first // size
-        self.total = batches * self.each
-        self.kept = min(KEPT_SAMPLES, job.count, size - first % size)
-
-    def see(self, step: Mapping[str, Any]) -> None:
-        """Take a step of the sampler."""
-        self.seen += 1
-        every, i = -(-self.each // KEPT_STEPS), step["i"]
-        if self.seen > self.each or (self.each - 1 - i) % every:
-            return
-        start = self.job.cfg.inference.first_sample % self.job.cfg.inference.batch_size
-        rows = slice(start, start + self.kept)
-        if "done" in step:
-            own = {"x": step["x"][rows].clone(), "done": step["done"][rows].clone()}
-        else:
-            own = {"x": step["denoised"][rows].float().clone(), "sigma": float(np.ravel(step["sigma"])[0])}
-        self.steps.append({"i": i, **own})
-
-    def picture(self, sample: int, step: int, title: str) -> Picture:
-        """Sample `sample` as it was estimated at the kept step number `step`; −1: as it was drawn."""
-        if step < 0 or step >= len(self.steps) or sample >= self.kept:
-            return picture_of(self.samples, sample, title)
-        g, s = self.job.generator, self.steps[step]
-        image, valid = g.picture(s["x"][sample : sample + 1]), frame_mask(g.template, 0)
-        if "done" in s:
-            done = s["done"][sample].numpy()
-            side = [-(-n // d) for n, d in zip(image.shape, done.shape, strict=True)]
-            valid = valid & np.kron(done, np.ones(side, bool))[: image.shape[0], : image.shape[1]].astype(bool)
-        return replace(picture_of(self.samples, sample, title), intensity=image.astype(np.float32), valid=valid)
-
-    def when(self, step: int) -> str:
-        """The kept step number `step` in words."""
-        if not 0 <= step < len(self.steps):
-            return "drawn"
-        s = self.steps[step]
-        level = "" if "sigma" not in s else f", σ = {s['sigma']:.2g}"
-        return f"after step {s['i'] + 1} of {self.each}{level}"
+__all__ = ['SamplerPanel']
 
 # %% ../../nbs/widgets/sampler.ipynb #d707ca86
 def _condition_text(condition: Mapping[str, Any], n: int = 0) -> str:
@@ -327,11 +143,8 @@ def _choose(self: SamplerPanel, folder: str) -> None:
     """Show the run in `folder`. Raises `BadInput` if there is none, or it draws nothing."""
     path = Path(folder)
     need_run(path, folder)
-    cfg = load_config(path / "config.yaml")
-    parts = model_parts(cfg)
-    if parts.denoiser is None:
-        raise BadInput(f"{path} holds no generative model; expected a run of ddpm, diff or latent_diff")
-    given, i = run_conditions(path), cfg.inference
+    given, cfg = run_conditions(path), load_config(path / "config.yaml")
+    i = cfg.inference
     self.cancel()
     self._cfg, self._given = cfg, given
     self._default_steps = i.steps or (cfg.model.diffusion_kwargs.num_sample_steps if cfg.model.denoiser == "autoregressive" else STEPS)  # fmt: skip
@@ -492,26 +305,8 @@ def _draw(self: SamplerPanel, background: bool = True) -> None:
 
 def _work(self: SamplerPanel, folder: str, asked: list[Drawing], stop: threading.Event, threads: int) -> None:
     """Draw what is asked, and hand it over."""
-    import torch
-
-    torch.set_num_threads(threads)
-    done = [0]
-
-    def see(drawing: Drawing) -> Callable[[dict[str, Any]], None]:
-        def step(step: dict[str, Any]) -> None:
-            if stop.is_set():
-                raise Cancelled
-            drawing.see(step)
-            done[0] += 1
-            self.soon(self._progress, stop, done[0], drawing.total * len(asked))
-
-        return step
-
     try:
-        for drawing in asked:
-            if stop.is_set():
-                raise Cancelled
-            drawing.samples = draw_samples(folder, drawing.overrides, opened=drawing.open, callback=see(drawing), progress=False)  # fmt: skip
+        draw_each(folder, asked, stop, lambda done, total: self.soon(self._progress, stop, done, total), threads)
     except Cancelled:
         self.soon(self._end, stop, None, None)
     except Exception as error:
