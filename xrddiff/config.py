@@ -116,7 +116,8 @@ def _compose(overrides: list[str]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     store = ConfigStore.instance()
-    store.store(name="xrddiff_schema", node=Config)
+    if "xrddiff_schema.yaml" not in store.repo:  # it takes a fifth of the whole
+        store.store(name="xrddiff_schema", node=Config)
     asked = [text.partition("=")[2] for text in overrides if text.startswith("experiment_type=")]
     for name in {*asked, *(f"overfit_{k}" for k in USUAL_OVERFITS)}:
         if node := made_preset("experiment_type", name):

@@ -51,7 +51,7 @@ class Poisson:
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #c97fbf26
 _REACH = 6.0  # standard deviations of the noise that the sum covers
-_MOST = 48  # terms of the sum; beyond, the photons are as good as normally distributed
+_MOST = 256  # terms of the sum; beyond, the photons are as good as normally distributed
 
 
 @dataclass(frozen=True)
