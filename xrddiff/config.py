@@ -9,6 +9,7 @@ __all__ = ['RESUMABLE', 'compose_config', 'note_unused', 'preset_differences', '
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -251,9 +252,17 @@ def _known_presets(cfg: Config) -> list[str]:
     return [f"{group}={name}" for group, name in cfg.presets.items() if known(group, name)]
 
 
+@lru_cache(maxsize=8)
+def _composed_again(overrides: tuple[str, ...]) -> Config:
+    """The configuration of shipped presets and of values, to be read only: a report asks for the
+    same one several times.
+    """
+    return _compose(list(overrides))
+
+
 def preset_differences(cfg: Config) -> dict[str, tuple[Any, Any]]:
     """Each word whose value is not that of the presets, with its value and theirs."""
-    base = _absolute(_compose(_known_presets(cfg)))
+    base = _composed_again(tuple(_known_presets(cfg)))
     pairs = {name: (get_word(cfg, name), get_word(base, name)) for name in vocabulary() if name not in _OF_ONE_RUN}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -262,7 +271,7 @@ def reproducing_words(cfg: Config) -> list[str]:
     """The overrides that compose `cfg` again, but for where it is kept."""
     changed = list(preset_differences(cfg))
     parsed = [parse_override(o) for o in _as_words(cfg, changed)]
-    again = _absolute(_compose([text for o in parsed for text in hydra_overrides(o)] + _implied(parsed)))
+    again = _composed_again((*(text for o in parsed for text in hydra_overrides(o)), *_implied(parsed)))
     names = [name for name in vocabulary() if name not in _OF_ONE_RUN and name not in changed]
     implied = [name for name in names if get_word(again, name) != get_word(cfg, name)]
     return _as_words(cfg, changed + implied)
