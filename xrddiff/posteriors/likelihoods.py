@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['Poisson', 'PoissonGaussian', 'likelihood_of']
+__all__ = ['Poisson', 'PoissonGaussian', 'NegativeBinomial', 'fit_dispersion', 'likelihood_of']
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #c1aca3fe
 @dataclass(frozen=True)
@@ -88,6 +88,44 @@ class PoissonGaussian(Poisson):
         """As `Poisson.draw`, with the noise."""
         counts = super().draw(expected, generator)
         return counts + self.read_noise * torch.randn(counts.shape, generator=generator)
+
+# %% ../../nbs/posteriors/likelihoods.ipynb #db6099ee
+@dataclass(frozen=True)
+class NegativeBinomial(Poisson):
+    """As `Poisson`, of expected counts that are known up to a factor of relative variance `dispersion`."""
+
+    dispersion: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.dispersion < math.inf:
+            raise BadInput(f"the dispersion is {self.dispersion}; expected a number above 0, or `Poisson` without it")
+
+    def log_prob(self, measured: Tensor, expected: Tensor) -> Tensor:
+        """As `Poisson.log_prob`, by equation (3)."""
+        n = ((measured - self.pedestal) / self.gain).clamp_min(0)
+        am, shape = self.dispersion * expected.clamp_min(self.floor), 1 / self.dispersion
+        ways = torch.lgamma(n + shape) - math.lgamma(shape) - torch.lgamma(n + 1)
+        return ways - shape * am.log1p() + torch.xlogy(n, am) - n * am.log1p()
+
+    def draw(self, expected: Tensor, generator: torch.Generator) -> Tensor:
+        """As `Poisson.draw`, of a truth that scatters."""
+        shape = torch.full_like(expected, 1 / self.dispersion)
+        return super().draw(expected * torch._standard_gamma(shape, generator) * self.dispersion, generator)
+
+# %% ../../nbs/posteriors/likelihoods.ipynb #64994802
+def fit_dispersion(measured: Tensor, expected: Tensor, likelihood: Poisson) -> float:
+    """The `dispersion` that makes `measured` values most probable; 1e-4 or more.
+
+    measured, expected: of valid pixels, in units and in photons, the same shape. likelihood: gain,
+    pedestal and floor of the detector.
+    """
+    from scipy.optimize import minimize_scalar
+
+    words = dict(gain=likelihood.gain, pedestal=likelihood.pedestal, floor=likelihood.floor)
+    y, mu = measured.double(), expected.double()
+    loss = lambda log: -float(NegativeBinomial(**words, dispersion=math.exp(log)).log_prob(y, mu).mean())  # noqa: E731
+    return math.exp(minimize_scalar(loss, bounds=(math.log(1e-4), math.log(10)), method="bounded").x)
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #bf3ef268
 def likelihood_of(frames: xr.Dataset, *, gain: float | None = None, read_noise: float | None = None) -> Poisson:
