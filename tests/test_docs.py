@@ -41,6 +41,8 @@ KINDS = [
 ]
 # In the dark only colours differ; axe takes seconds for a long page.
 DARK = ["index", "tutorials", "diffusion/schedules", "questions"]
+# The theme looks a moment after the page has come which blocks scroll.
+REACHABLE = "[...document.querySelectorAll('pre')].every(e => e.scrollWidth <= e.clientWidth || e.tabIndex === 0)"
 slow = pytest.mark.slow
 in_browser = pytest.mark.xdist_group("site")
 
@@ -237,6 +239,10 @@ def test_pages_are_accessible_in_both_themes(site, page, theme):
     found = {}
     for kind in KINDS if theme == "light" else DARK:
         page.goto(f"{site}/{kind}.html", wait_until="networkidle")
+        for _ in range(50):  # if it never is, axe says which of them cannot be reached
+            if page.evaluate(REACHABLE):
+                break
+            page.wait_for_timeout(100)
         if wrong := faults(page):
             found[kind] = wrong
     light = page.evaluate(

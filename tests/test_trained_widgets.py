@@ -177,7 +177,7 @@ def test_they_are_moved_by_mouse_and_by_keyboard(runs, notebooks):
     assert sweep()
     under = points.get_attribute("data-under")
     card = explorer.locator(".xrddiff-card")
-    assert card.is_visible() and "hit_class" in card.inner_text()
+    until(page, lambda: card.is_visible() and "hit_class" in card.inner_text())
     page.mouse.down()
     page.mouse.up()
     until(page, lambda: points.get_attribute("aria-valuenow") == under)

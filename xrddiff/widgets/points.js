@@ -162,7 +162,7 @@ function render({ model, el }) {
   }
   model.on("change:xy", () => { arrange(); draw(); });
   model.on("change:colours change:first change:last change:axes", draw);
-  model.on("change:frame change:names", () => { draw(); tell(); });
+  model.on("change:frame change:names", () => { draw(); tell(); if (under >= 0) show(under); });
   model.on("change:legend", explain);
   arrange(); draw(); tell(); explain();
 }
