@@ -41,7 +41,8 @@ MATHEMATICS = {
     ),
     "Diffusion": (
         "diffusion/schedules diffusion/denoisers diffusion/objectives diffusion/samplers diffusion/analytic "
-        "diffusion/keyed_sampling diffusion/guidance diffusion/inpainting diffusion/interpolation diffusion/tiling",
+        "diffusion/keyed_sampling diffusion/guidance diffusion/inpainting diffusion/interpolation diffusion/tiling "
+        "diffusion/particle_kernels diffusion/particles",
         "diffusion",
     ),
     "Networks": (

@@ -64,6 +64,8 @@ KINDS: dict[str, Kind] = {
         given=("in_channels", "out_channels", "latent_channels", "quantizer"),
         closed=True,
     ),
+    "kernel": Kind("how far the particles of a posterior feel each other", given=("shape",)),
+    "tempering": Kind("how the weight of the score rises while particles move", given=("progress",)),
     "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
     "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),

@@ -59,24 +59,24 @@ class Ring:
 
     ranks: the ranks that take part; None for this process alone. Every method is called by all of them.
     rows: how many this rank owns; rank 0 owns the first ones.
-    block: rows that are passed on at once.
+    block: rows that are passed on at once. name: of the rows, in errors.
     `first`, `last`: own rows among all `n`. `waited`: seconds spent on waiting for others.
     Raises `BadInput` on every rank if one of them has no row.
     """
 
-    def __init__(self, ranks: Ranks | None, rows: int, *, block: int = 512):
+    def __init__(self, ranks: Ranks | None, rows: int, *, block: int = 512, name: str = "rows"):
         self.ranks = ranks or Ranks(_ALONE)
         if block != int(block) or block < 1:
-            raise BadInput(f"blocks of {block} rows go around the ring; expected a whole number, at least 1")
+            raise BadInput(f"blocks of {block} {name} go around the ring; expected a whole number, at least 1")
         self.rank, self.size, self.block = self.ranks.rank, self.ranks.size, int(block)
         self.waited = 0.0
         self.counts = self.gather(int(rows))
         self.n = sum(self.counts)
         if 0 in self.counts:
             who = (
-                f"of {self.n} rows rank {self.counts.index(0)} of {self.size} has none"
+                f"of {self.n} {name} rank {self.counts.index(0)} of {self.size} has none"
                 if self.n
-                else "there are no rows"
+                else f"there are no {name}"
             )
             raise BadInput(f"{who}; expected at least one for each rank")
         self.first = sum(self.counts[: self.rank])
@@ -171,7 +171,7 @@ class _Watch:
         self.ring.waited += time.perf_counter() - self.start
         if isinstance(error, RuntimeError) and self.ring.size > 1:
             r, size = self.ring.rank, self.ring.size
-            why = " ".join(str(error).split())[:200]
+            why = " ".join(str(error).split()).split("] ", 1)[-1][:100]  # without the place in gloo's source
             raise RankFailed(
                 f"rank {r} of {size} lost the connection to the ranks beside it, {(r - 1) % size} and {(r + 1) % size}: "
                 f"one of the ranks has ended or hangs; look at what it said last ({why})"
