@@ -20,7 +20,8 @@ from typing import Any
 from .run_folder import holder, read_failures, stopped_by
 
 # %% auto #0
-__all__ = ['QUIET', 'last_rows', 'severity', 'Bar', 'read_log', 'Standing', 'read_standing', 'Device', 'gpus', 'cores', 'devices']
+__all__ = ['QUIET', 'last_rows', 'last_states', 'severity', 'Bar', 'read_log', 'Standing', 'read_standing', 'Device', 'gpus',
+           'cores', 'devices']
 
 # %% ../../nbs/execution/standing.ipynb #0414284c
 def last_rows(path: Path, rows: int = 400, tail: int = 1 << 18) -> list[dict[str, Any]]:
@@ -47,6 +48,37 @@ def _cell(column: str, text: str) -> float | str | None:
         return value if math.isfinite(value := float(text)) else None
     except ValueError:
         return None
+
+# %% ../../nbs/execution/standing.ipynb #6095ceb4
+_STATE = re.compile(r"^(.*?)\d+%\|.*?\| *(\d[\d.,]*)([kKMGT]?)/(\d\S*)")
+_MOVES = re.compile(r"\x1b\[\d*[AK]")
+
+
+def last_states(text: str) -> list[str]:
+    """The lines of a log as a terminal leaves them, of each progress bar only its last state."""
+    lines: list[str | None] = []
+    bars: dict[tuple[str, str], tuple[float, int]] = {}  # (name, total) -> what is done, its line
+    rows = _MOVES.sub("", text).split("\n")
+    for line in rows if rows[-1] else rows[:-1]:
+        pieces = [piece.rstrip() for piece in line.split("\r") if piece.strip()] if "\r" in line else [line]
+        for i, piece in enumerate(pieces):
+            if state := _STATE.search(piece):
+                bar, done = (state[1].strip(), state[4]), _amount(state[2], state[3])
+                before, at = bars.get(bar, (math.inf, 0))
+                if done >= before:
+                    lines[at] = None
+                bars[bar] = done, len(lines)
+                lines.append(piece)
+            elif i == len(pieces) - 1:  # what stood there before was written over
+                lines.append(piece)
+            if piece.startswith("--- "):
+                bars.clear()  # another notebook begins
+    return [line for line in lines if line is not None]
+
+
+def _amount(number: str, unit: str) -> float:
+    """12.5k -> 12500."""
+    return float(number.replace(",", "").rstrip(".")) * 1000.0 ** " kMGT".index(unit.replace("K", "k") or " ")
 
 # %% ../../nbs/execution/standing.ipynb #1bfeb941
 _BAR = re.compile(r"(\d+)/(\d+) \[([\d:]+)<[^,\]]*, *([\d.]+)(step/s|s/step)")
@@ -81,7 +113,7 @@ def read_log(path: Path, lines: int = 40, tail: int = 1 << 16) -> tuple[list[str
     except OSError:
         return [], None
     kept, bar = [], None
-    for line in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).splitlines():
+    for line in last_states(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)):
         if found := _BAR.search(line):
             speed = float(found[4])
             bar = Bar(int(found[1]), int(found[2]), speed if found[5] == "step/s" else 1 / speed if speed else 0.0)

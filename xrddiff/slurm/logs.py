@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .ledger import Submission, Target
 from ..execution.run_folder import read_failures
+from ..execution.standing import last_states
 from .commands import SlurmAway, queue
 from ..errors import BadInput
 
@@ -25,23 +26,23 @@ __all__ = ['tail', 'first_to_end', 'failure_text', 'without_colour', 'follow_log
 def tail(path: Path, lines: int) -> tuple[str, int]:
     """The last `lines` lines of a file (0: all), and the file's length in bytes.
 
-    Returns ("", 0) if the file does not exist or cannot be read.
+    Of each progress bar only its last state is there. Of a file with more than 32 MiB of bars at its
+    end there may be fewer lines. Returns ("", 0) if the file does not exist or cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            start, newlines = end, 0
-            while lines and start > 0 and newlines <= lines:
-                step = min(65536, start)
-                start -= step
+            end, step = file.seek(0, os.SEEK_END), 1 << 16
+            while True:
+                start = max(0, end - step) if lines else 0
                 file.seek(start)
-                newlines += file.read(step).count(b"\n")
-            file.seek(0 if not lines else start)
-            data = file.read(end)
+                text = file.read(end - start).decode("utf-8", "replace")
+                shown = last_states(text)
+                if start == 0 or len(shown) > lines or step > 1 << 25:
+                    break
+                step *= 4
     except OSError:
         return "", 0
-    text = data.decode("utf-8", "replace")
-    return "".join(text.splitlines(keepends=True)[-lines:]), end
+    return "\n".join(shown[-lines:]) + ("\n" if text.endswith("\n") else ""), end
 
 # %% ../../nbs/slurm/logs.ipynb #e9e3086f
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Exited with exit code 75$)(.+)$", re.M)
