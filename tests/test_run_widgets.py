@@ -14,6 +14,9 @@ import pytest
 from axe import faults
 
 from xrddiff.execution.run_folder import stopped_by
+from xrddiff.formats.store import save_frames
+from xrddiff.simulation.simulate import simulate
+from xrddiff.telemetry.history import SAMPLES
 from xrddiff.telemetry.rules import Finding, write_findings
 
 pytestmark = pytest.mark.slow
@@ -57,6 +60,18 @@ def test_the_monitor_follows_what_another_process_writes(notebooks):
     assert page.evaluate("document.activeElement.textContent") == "Look now"
     choice.select_option("steps")
     w.locator("img[alt^='Loss of the steps']").first.wait_for()
+
+    # samples of one epoch beside the strip of all of them, by keyboard
+    for epoch in (2, 4):
+        save_frames(simulate("sim128", range(2)).load(), run / SAMPLES / f"epoch-{epoch:05d}.zarr")
+    w.locator("option[value=samples]").wait_for(state="attached")
+    choice.select_option("samples")
+    w.locator("img[alt='samples after epoch 4']").wait_for()
+    slider = w.get_by_role("slider", name="epoch", exact=True)
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    w.locator("img[alt='samples after epoch 2']").wait_for()
+    assert slider.get_attribute("aria-valuetext") == "epoch 2"
     assert faults(page, ".xrddiff") == []
 
     # a process that was killed, and a folder that was removed

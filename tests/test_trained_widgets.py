@@ -17,6 +17,7 @@ from traitlets import TraitError
 
 import xrddiff as xd
 from xrddiff.config import inference_config
+from xrddiff.indexing.known_lattices import known_lattices
 from xrddiff.saved_config import to_yaml
 from xrddiff.widgets.sampler import SamplerPanel
 
@@ -97,9 +98,38 @@ def test_a_run_that_is_told_a_crystal_can_be_asked_for_one(runs):
     w.draw(background=False)
     assert w.sentence == ""
     assert np.allclose(w.samples["cell"].values[0, 0], [38, 38, 38, 90, 90, 90])
+    # the reflections that it was asked for are those that the report looks for, in every picture of the sample
+    spots = known_lattices(w.samples).of(0)[0].spots
+    for step in (-1, 0):
+        w.step = step
+        (mark,) = w.view.pictures[0].marks
+        assert mark.kind == "asked" and len(mark.x) > 0 and w.sentence == ""
+        assert np.array_equal(mark.x, spots["fs"]) and np.array_equal(mark.y, spots["ss"])
     turns.value = "nowhere.npy"
     w.draw(background=False)
     assert "nowhere.npy" in w.sentence
+
+
+def test_a_weaker_model_leads_the_sampler(runs):
+    run = xd.open_run(runs("ddpm"))
+    w = run.sampler(count=1)
+    assert w._weaker.layout.display == "none"
+    w.steps, w.guidance, w.guidance_scale = 2, "autoguidance", 2.0
+    first = w._weaker.steps[0]
+    assert w._weaker.layout.display is None and len(w._weaker.steps) > 1
+    w.draw(background=False)
+    assert "needs a weaker model" in w.sentence and w.samples is None
+    w._weaker._step.value = first
+    w._weaker._run.value = str(run.path)
+    assert (w.guidance_run, w.guidance_step) == (str(run.path), first) and f"guidance_step={first}" in w.line
+    w.draw(background=False)
+    assert w.sentence == "" and f"step {first} of" in w.drawn[0].job.how
+    xr.testing.assert_identical(w.samples, eval(w.line, {"run": run}))
+    w.guidance_step = 4711
+    assert "keeps no checkpoint of step 4711; expected one of" in w.sentence and w.guidance_step == first
+    w.guidance = "classifier_free"
+    assert "guidance_step" not in w.line and "guidance_run" not in w.command
+    assert not run.compare(limit=2).sentence  # frames beside the samples that the run ended with
 
 
 def test_the_latent_explorer_shows_what_the_run_reconstructs(runs):

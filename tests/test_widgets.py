@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import h5py
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ from lab import notebooks_of
 
 import xrddiff as xd
 from xrddiff.formats.mask_files import load_mask
+from xrddiff.formats.store import save_frames
+from xrddiff.frames.frames import make_frames
+from xrddiff.frames.geometry import PanelGeometry, d_map, q_map, two_theta
 from xrddiff.widgets.mask_edits import code_of
 
 CELLS = (
@@ -29,7 +34,20 @@ made = draw_counts(frames, seed=1)
 made["intensity"][:, 20:30, 60:90] = 3
 c = xd.compare(frames, made, names=("measured", "made"), height=330)
 c""",
+    """FrameView([picture_of(xd.open_frames("panels.h5"), 0, "two panels")], height=300)""",
 )
+
+
+def stack():
+    """A frame of two panels, which stand apart and are turned and tilted against one another; every pixel has its own value."""
+    pixel, (c, s) = 1e-4, (np.cos(0.3), np.sin(0.3))
+    panels = {
+        "origin": [[-6e-3, -3e-3, 0.09], [1e-3, -2e-3, 0.1]],
+        "fs": [[pixel, 0, 0], [pixel * c, pixel * s, 0]],
+        "ss": [[0, pixel, 0], [-pixel * s, pixel * c, 1e-5]],
+    }
+    values = np.arange(2 * 40 * 50, dtype=np.uint16).reshape(1, 2, 40, 50)
+    return make_frames(values, panels=panels, wavelength=1.3)
 
 
 def own_file(path) -> np.ndarray:
@@ -58,8 +76,9 @@ def notebooks(jupyter):
 @pytest.fixture(scope="module")
 def page(notebooks):
     own_file(notebooks.folder / "own.h5")
+    save_frames(stack(), notebooks.folder / "panels.h5")
     page = notebooks.open(CELLS)
-    until(page, lambda: page.locator(".xrddiff[data-zoom]").count() == 3)
+    until(page, lambda: page.locator(".xrddiff[data-zoom]").count() == len(CELLS))
     return page
 
 
@@ -237,6 +256,39 @@ def test_two_sets_are_compared(page, notebooks):
     box.focus()
     page.keyboard.press("Space")
     assert not box.is_checked() and faults(page, ".xrddiff") == []
+
+
+@pytest.mark.slow
+def test_what_is_under_the_pointer_belongs_to_a_panel(page):
+    root, frames = page.locator(".xrddiff").nth(3), stack()
+    geometry = PanelGeometry.from_frames(frames)
+    image = geometry.assemble(frames["intensity"].values[0])[0]
+    picture, readout = root.locator("canvas.xrddiff-over"), root.locator(".xrddiff-readout")
+    picture.scroll_into_view_if_needed()
+    box, zoom = picture.bounding_box(), number(root, "zoom")
+    left = box["x"] + box["width"] / 2 - image.shape[1] / 2 * zoom
+    top = box["y"] + box["height"] / 2 - image.shape[0] / 2 * zoom
+    q, d, angle = q_map(geometry), d_map(geometry), np.degrees(two_theta(geometry))
+    for panel, ss, fs in ((0, 7, 31), (1, 22, 40)):
+        at = int(geometry.placement.index[panel, ss, fs])
+        y, x = divmod(at, image.shape[1])
+        page.mouse.move(left + (x + 0.5) * zoom, top + (y + 0.5) * zoom)
+        until(page, lambda x=x, y=y: f"x {x}" in readout.inner_text() and f"y {y}" in readout.inner_text())
+        said = readout.inner_text()
+        own = panel, ss, fs
+        for part in (
+            f"panel {panel} (fs {fs}, ss {ss})",
+            f"q {q[own]:.3f}",
+            f"2θ {angle[own]:.2f}°",
+            f"value {image[y, x]}",
+        ):
+            assert part in said, said
+        assert float(re.search(r"d ([\d.]+) Å", said)[1]) == pytest.approx(d[own], rel=1e-3)
+    gaps = np.setdiff1d(np.arange(image.size), geometry.placement.index)
+    y, x = divmod(int(gaps[len(gaps) // 2]), image.shape[1])
+    page.mouse.move(left + (x + 0.5) * zoom, top + (y + 0.5) * zoom)
+    until(page, lambda: "between the panels" in readout.inner_text())
+    assert "panel " not in readout.inner_text().replace("the panels", "")
 
 
 def test_a_file_that_goes_away_is_a_sentence(tmp_path):

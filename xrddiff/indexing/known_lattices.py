@@ -14,7 +14,7 @@ import xarray as xr
 
 from ..errors import BadInput
 from ..frames.frames import frame_count
-from ..frames.geometry import PanelGeometry, d_map, frame_geometry
+from ..frames.geometry import Geometry, PanelGeometry, d_map, frame_geometry
 from ..frames.peaks import find_frame_peaks
 from .cells import Cell, read_cell
 from .chance import Chance
@@ -23,7 +23,8 @@ from .orientations import indexed_peaks
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
 
 # %% auto #0
-__all__ = ['need_lattices', 'says_crystals', 'has_crystals', 'crystals_of', 'known_lattices', 'with_lattices', 'spot_table']
+__all__ = ['need_lattices', 'says_crystals', 'has_crystals', 'crystals_of', 'known_lattices', 'expected_spots', 'with_lattices',
+           'spot_table']
 
 # %% ../../nbs/indexing/known_lattices.ipynb #ed12821a
 def need_lattices(ds: xr.Dataset) -> None:
@@ -76,6 +77,17 @@ def known_lattices(
     return Indexing(cell, Chance(1.0, 1.0), peaks, pd.DataFrame(rows).set_index("frame"), found)
 
 
+def expected_spots(
+    cell: Cell, U: np.ndarray, geometry: Geometry | PanelGeometry, width: float = 1.5e-3
+) -> pd.DataFrame:
+    """The reflections of a crystal that a detector is expected to see: `h`, `k`, `l`, `panel`, `fs`, `ss` (px), `excitation` (1/Å).
+
+    U: orientation (3, 3). width: their largest excitation error, 1/Å.
+    """
+    geometry = as_panels(geometry)
+    return predict_spots(miller_sphere(cell, float(np.nanmin(d_map(geometry)))), cell.A @ U.T, geometry, width)
+
+
 def _known(cell: Cell, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, width: float) -> Lattice:
     """The lattice of a crystal in one frame, with the reflections that are expected to be seen."""
     A, s = cell.A @ U.T, scattering_vectors(peaks, geometry)
@@ -83,8 +95,7 @@ def _known(cell: Cell, U: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeomet
     near = predict_spots(hkl[indexed], A, geometry, np.inf).drop_duplicates(subset=list("hkl"))
     at = pd.DataFrame(hkl[indexed], columns=list("hkl")).merge(near, how="left")
     error = np.hypot(at["fs"] - peaks["fs"].to_numpy()[indexed], at["ss"] - peaks["ss"].to_numpy()[indexed])
-    d_min = float(np.nanmin(d_map(geometry)))
-    spots = mark_found(predict_spots(miller_sphere(cell, d_min), A, geometry, width), hkl[indexed])
+    spots = mark_found(expected_spots(cell, U, geometry, width), hkl[indexed])
     return Lattice(
         cell, U, np.zeros(3), hkl.astype(int), indexed, error.to_numpy(), at["excitation"].to_numpy(), 0.0, spots
     )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['show_over_epochs', 'write_video', 'draw_over_epochs']
+__all__ = ['show_over_epochs', 'show_epoch', 'write_video', 'draw_over_epochs']
 
 # %% ../../nbs/views/over_epochs.ipynb #66a65e53
 def _tile(frames: xr.Dataset, i: int, pixels: int) -> np.ndarray:
@@ -64,20 +64,29 @@ def show_over_epochs(
     return figure
 
 # %% ../../nbs/views/over_epochs.ipynb #52a387d2
-def _frames_of_video(samples: Mapping[int, xr.Dataset], count: int, pixels: int, name: str) -> list[np.ndarray]:
+def show_epoch(
+    samples: Mapping[int, xr.Dataset], epoch: int, *, count: int = 4, pixels: int = 192, name: str = "epoch"
+) -> Picture:
+    """The first `count` samples of one epoch, on the colour scale of the last one.
+
+    `samples`: Frames by epoch. `pixels`: of a tile. `name`: of what they are kept by.
+    """
     last = samples[max(samples)]
+    count = min(count, last.sizes["frame"])
     norm = _scale(last, [_tile(last, i, pixels) for i in range(count)])
-    pictures = []
-    for epoch in sorted(samples):
-        tiles = [_tile(samples[epoch], i, pixels) for i in range(count)]
-        height, width = tiles[0].shape
-        figure = Picture(2.2 * count, 2.2 * height / width + 0.35)
-        for ax, tile in zip(figure.subplots(1, count, squeeze=False)[0], tiles, strict=True):
-            _imshow(ax, tile, INTENSITY, norm, pixels)
-            ax.set(xticks=[], yticks=[])
-        figure.suptitle(f"{name} {epoch}", fontsize=SMALL)
-        pictures.append(np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")))
-    return pictures
+    tiles = [_tile(samples[epoch], i, pixels) for i in range(count)]
+    height, width = tiles[0].shape
+    figure = Picture(2.2 * count, 2.2 * height / width + 0.35)
+    for ax, tile in zip(figure.subplots(1, count, squeeze=False)[0], tiles, strict=True):
+        _imshow(ax, tile, INTENSITY, norm, pixels)
+        ax.set(xticks=[], yticks=[])
+    figure.suptitle(f"{name} {epoch}", fontsize=SMALL)
+    return figure
+
+
+def _frames_of_video(samples: Mapping[int, xr.Dataset], count: int, pixels: int, name: str) -> list[np.ndarray]:
+    figures = (show_epoch(samples, epoch, count=count, pixels=pixels, name=name) for epoch in sorted(samples))
+    return [np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")) for figure in figures]
 
 
 def write_video(

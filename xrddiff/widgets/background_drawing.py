@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ..execution.drawing import draw_samples
 from ..frames.frames import frame_mask
-from .canvas import Picture, picture_of
+from ..frames.geometry import frame_geometry
+from ..indexing.cells import Cell
+from ..indexing.known_lattices import crystals_of, expected_spots, says_crystals
+from .canvas import Marks, Picture, picture_of
+from .explorer import marks_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,7 +28,17 @@ if TYPE_CHECKING:
     from xrddiff.inference.sample_jobs import SampleJob
 
 # %% auto #0
-__all__ = ['KEPT_SAMPLES', 'KEPT_STEPS', 'Drawing', 'Cancelled', 'draw_each']
+__all__ = ['KEPT_SAMPLES', 'KEPT_STEPS', 'asked_marks', 'Drawing', 'Cancelled', 'draw_each']
+
+# %% ../../nbs/widgets/background_drawing.ipynb #7ae706a4
+def asked_marks(samples: xr.Dataset, i: int) -> list[Marks]:
+    """Where sample `i` was asked for reflections; [] if it was asked for no crystal."""
+    if not says_crystals(samples):
+        return []
+    crystals = crystals_of(samples["cell"].values[i], samples["orientation"].values[i])
+    geometry = frame_geometry(samples, i)
+    tables = [expected_spots(Cell(tuple(map(float, cell))), U, geometry) for cell, U in crystals]
+    return [marks_of(pd.concat(tables), geometry, "asked", "asked")] if tables else []
 
 # %% ../../nbs/widgets/background_drawing.ipynb #70d60849
 KEPT_SAMPLES, KEPT_STEPS = 8, 32
@@ -35,7 +50,7 @@ class Drawing:
 
     overrides: the words that they were drawn with. condition: the chosen ones. samples: Frames.
     job: see `SampleJob`. steps: what the sampler's callback saw, of the first samples. kept: the rows
-    of `steps` in the order of samples.
+    of `steps` in the order of samples. marks: of the samples that were looked at, see `asked_marks`.
     """
 
     overrides: list[str]
@@ -47,6 +62,7 @@ class Drawing:
     total: int = 0
     seen: int = 0
     each: int = 1
+    marks: dict[int, list[Marks]] = field(default_factory=dict)
 
     def open(self, job: SampleJob) -> None:
         """Take the job, before anything is drawn."""
@@ -76,15 +92,18 @@ class Drawing:
 
     def picture(self, sample: int, step: int, title: str) -> Picture:
         """Sample `sample` as it was estimated at the kept step number `step`; −1: as it was drawn."""
+        if sample not in self.marks:
+            self.marks[sample] = asked_marks(self.samples, sample)
+        drawn = picture_of(self.samples, sample, title, marks=self.marks[sample])
         if step < 0 or step >= len(self.steps) or sample >= self.kept:
-            return picture_of(self.samples, sample, title)
+            return drawn
         g, s = self.job.generator, self.steps[step]
         image, valid = g.picture(s["x"][sample : sample + 1]), frame_mask(g.template, 0)
         if "done" in s:
             done = s["done"][sample].numpy()
             side = [-(-n // d) for n, d in zip(image.shape, done.shape, strict=True)]
             valid = valid & np.kron(done, np.ones(side, bool))[: image.shape[0], : image.shape[1]].astype(bool)
-        return replace(picture_of(self.samples, sample, title), intensity=image.astype(np.float32), valid=valid)
+        return replace(drawn, intensity=image.astype(np.float32), valid=valid)
 
     def when(self, step: int) -> str:
         """The kept step number `step` in words."""

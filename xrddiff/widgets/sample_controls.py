@@ -13,7 +13,7 @@ from typing import Any
 import ipywidgets
 import numpy as np
 from ipywidgets import Layout
-from traitlets import Dict, TraitError, validate
+from traitlets import Dict, Int, TraitError, Unicode, link, validate
 
 from .. import registry
 from ..errors import BadInput
@@ -24,7 +24,8 @@ from ..training.checkpoints import load_checkpoint
 from ..words.vocabulary import vocabulary
 
 # %% auto #0
-__all__ = ['sample_line', 'sample_overrides', 'sample_command', 'run_conditions', 'ConditionControls', 'option_control']
+__all__ = ['sample_line', 'sample_overrides', 'sample_command', 'run_conditions', 'ConditionControls', 'option_control',
+           'kept_steps', 'WeakerControls']
 
 # %% ../../nbs/widgets/sample_controls.ipynb #b9c2cca5
 def sample_line(count: int, words: Mapping[str, Any], names: Sequence[str] = ()) -> str:
@@ -134,3 +135,55 @@ def option_control(option: registry.Option, value: Any) -> ipywidgets.Widget | N
             return ipywidgets.BoundedIntText(int(value), min=int(low), max=int(high), **words)
         return ipywidgets.BoundedFloatText(float(value), min=low, max=high, step=0.1, **words)
     return ipywidgets.Text(str(value), **words) if option.type == "str" else None
+
+# %% ../../nbs/widgets/sample_controls.ipynb #81fe713e
+def kept_steps(run: str | Path) -> list[int]:
+    """The steps of the checkpoints that a run keeps; [] where there is no run."""
+    names = [path.name[5:] for path in Path(run).expanduser().glob("checkpoints/step-*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+class WeakerControls(ipywidgets.VBox):
+    """The weaker model of autoguidance: `run`, its folder, "" for the run that is guided; `step`, None for its newest checkpoint."""
+
+    run, step = Unicode(), Int(None, allow_none=True)
+
+    def __init__(self, own: str | Path = "", near: Sequence[str] = (), **words: Any):
+        """`own`: the run that is guided. `near`: folders of runs to choose from."""
+        look = dict(style={"description_width": "130px"}, layout=Layout(width="97%"))
+        self._run = ipywidgets.Combobox(description="weaker run", placeholder="the same run", continuous_update=False, **look)  # fmt: skip
+        self._step = ipywidgets.Dropdown(description="weaker step", options=[("the newest", None)], **look)
+        super().__init__([self._run, self._step], **words)
+        self.offer(own, near)
+        link((self, "run"), (self._run, "value"))
+        self._step.observe(lambda change: self.set_trait("step", change.new), "value")
+        self.observe(self._show, ["run", "step"])
+
+    def offer(self, own: str | Path, near: Sequence[str] = (), run: str | None = None, step: int | None = None) -> None:
+        """Offer the checkpoints of `own` and the runs `near`, and show these."""
+        self.own, self._run.options = str(own), list(near)
+        self.run, self.step = run or "", None
+        self._show()
+        self.step = step if step in self.steps else None
+
+    @property
+    def steps(self) -> list[int]:
+        """Those of the checkpoints to choose from."""
+        return kept_steps(self.run or self.own)
+
+    @validate("step")
+    def _check(self, proposal: dict) -> int | None:
+        step = proposal["value"]
+        if step is not None and step not in self.steps:
+            kept = ", ".join(map(str, self.steps)) or "none"
+            raise TraitError(f"{self.run or self.own} keeps no checkpoint of step {step}; expected one of {kept}")
+        return step
+
+    def _show(self, _: Any = None) -> None:
+        """Traits → controls."""
+        steps = self.steps
+        step = self.step if self.step in steps else None
+        options = [("the newest", None), *((str(s), s) for s in steps)]
+        if list(self._step.options) != options:
+            self._step.options = options
+        self._step.value = self.step = step

@@ -30,6 +30,7 @@ from .canvas import FrameView, draw_pictures
 from .points import Slide
 from xrddiff.widgets.sample_controls import (
     ConditionControls,
+    WeakerControls,
     option_control,
     run_conditions,
     sample_command,
@@ -55,14 +56,16 @@ class SamplerPanel(Panel):
     """Draws samples of a run: `run.sampler()`.
 
     Set and read: `folder` (the run), `sampler`, `sampler_options`, `steps`, `guidance`,
-    `guidance_scale`, `seed`, `count`, `condition`, `lattice`; `beside` (also draw another condition
-    from the same noise) and `other` (which); `sample` and `step` that are shown, −1 the finished one.
+    `guidance_scale`, `guidance_run` ("": the same run) and `guidance_step` (None: its newest), the
+    weaker model of autoguidance; `seed`, `count`, `condition`, `lattice`; `beside` (also draw another
+    condition from the same noise) and `other` (which); `sample` and `step` that are shown, −1 the
+    finished one.
     `samples`, `samples_beside`: what was drawn, Frames. `line`, `command`: how to draw the same.
     """
 
     folder, sampler, guidance = Unicode(), Unicode(), Unicode()
     steps, seed, count = Int(16), Int(0), Int(4)
-    guidance_scale = Float(1.0)
+    guidance_scale, guidance_run, guidance_step = Float(1.0), Unicode(), Int(None, allow_none=True)
     sampler_options, condition, other, lattice = Dict(), Dict(), Dict(), Dict()
     beside, working = Bool(False), Bool(False)
     sample, step = Int(0), Int(-1)
@@ -77,7 +80,7 @@ class SamplerPanel(Panel):
         self._build()
         self.count = count
         self.guarded(self.choose)(str(run))
-        words = "folder sampler sampler_options steps guidance guidance_scale seed count condition other lattice beside"
+        words = "folder sampler sampler_options steps guidance guidance_scale guidance_run guidance_step seed count condition other lattice beside"
         self.observe(self.guarded(self._changed), words.split())
         self._describe()
         for name in ("sample", "step", "drawn"):
@@ -104,6 +107,7 @@ def _build(self: SamplerPanel) -> None:
     self._steps = ipywidgets.BoundedIntText(16, min=1, max=100_000, description="steps", **words)
     self._guidance = ipywidgets.Dropdown(description="guidance", options=list(GUIDANCE), **words)
     self._scale = ipywidgets.BoundedFloatText(1.0, min=0, max=1000, step=0.25, description="guidance scale", **words)
+    self._weaker = WeakerControls()
     self._seed = ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **words)
     self._count = ipywidgets.BoundedIntText(4, min=1, max=100_000, description="samples", **words)
     self._conditions, self._others = ipywidgets.VBox([]), ipywidgets.VBox([])
@@ -121,13 +125,15 @@ def _build(self: SamplerPanel) -> None:
     for name, control in (("guidance_scale", self._scale), ("seed", self._seed), ("count", self._count)):
         link((self, name), (control, "value"))
     link((self, "beside"), (self._beside, "value"))
+    for own, theirs in (("guidance_run", "run"), ("guidance_step", "step")):
+        self._weaker.observe(lambda change, name=own: self.set_trait(name, change.new), theirs)
     self._runs.observe(self.guarded(self._take_run), "value")
     self._go.on_click(lambda _: self.draw())
     self._halt.on_click(lambda _: self.cancel())
     self._sample.observe(lambda change: self.set_trait("sample", int(change.new)), "value")
     self._step.observe(self._take_step, "value")
-    left = [self._runs, self._sampler, self._options, self._steps, self._guidance, self._scale, self._seed, self._count]
-    left += [self._conditions, self._lattice, self._beside, self._others]
+    left = [self._runs, self._sampler, self._options, self._steps, self._guidance, self._scale]
+    left += [self._weaker, self._seed, self._count, self._conditions, self._lattice, self._beside, self._others]
     buttons = ipywidgets.HBox([self._go, self._halt])
     self._left = ipywidgets.VBox([*left, buttons, self._bar, self._said], layout=Layout(width="340px", flex="0 0 auto"))
     scrub = ipywidgets.HBox([self._sample, self._step], layout=Layout(flex_flow="row wrap"))
@@ -159,6 +165,8 @@ def _choose(self: SamplerPanel, folder: str) -> None:
         self.condition, self.other, self.beside = dict(i.condition), {}, False
     near = [p.parent for p in sorted(path.absolute().parent.glob("*/config.yaml")) if (p.parent / "template.zarr").is_dir()]  # fmt: skip
     options = [(p.name, str(p)) for p in near if p != path.absolute()]
+    self._weaker.offer(path, [folder for _, folder in options], i.guidance_run, i.guidance_step)
+    self._show_weaker()
     self._opening = True
     self._runs.options = [(path.name, str(path)), *options]
     self._runs.value, self._opening = str(path), False
@@ -184,6 +192,20 @@ def _set_conditions(self: SamplerPanel, name: str, value: Mapping[str, Any]) -> 
         box[0].show(value)
     except TraitError as error:
         self.set_trait(name, dict(box[0].value))
+        raise BadInput(str(error)) from None
+
+
+def _show_weaker(self: SamplerPanel) -> None:
+    """The controls of the weaker model, where one is wanted."""
+    self._weaker.layout.display = None if self.guidance == "autoguidance" else "none"
+
+
+def _set_weaker(self: SamplerPanel, name: str, value: str | int | None) -> None:
+    """Trait → controls."""
+    try:
+        self._weaker.set_trait(name, value)
+    except TraitError as error:
+        self.set_trait(f"guidance_{name}", getattr(self._weaker, name))
         raise BadInput(str(error)) from None
 
 
@@ -230,7 +252,15 @@ def _show_options(self: SamplerPanel) -> None:
     self._options.children = list(controls.values())
 
 
-for function in (_condition_controls, _set_conditions, _show_beside, _show_lattice, _show_options):
+for function in (
+    _condition_controls,
+    _set_conditions,
+    _show_weaker,
+    _set_weaker,
+    _show_beside,
+    _show_lattice,
+    _show_options,
+):
     setattr(SamplerPanel, function.__name__, function)
 SamplerPanel.choose = _choose
 
@@ -241,6 +271,10 @@ def _words(self: SamplerPanel, other: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": self.seed}
     own = dict(sampler=i.sampler, steps=self._default_steps, guidance=i.guidance, guidance_scale=i.guidance_scale)
     found |= {name: getattr(self, name) for name, value in own.items() if getattr(self, name) != value}
+    weaker = dict(run=self.guidance_run or None, step=self.guidance_step, ema=i.guidance_ema)
+    for name, value in weaker.items():  # words that would contradict another kind of guidance
+        value = value if self.guidance == "autoguidance" else None
+        found |= {f"guidance_{name}": value} if value != getattr(i, f"guidance_{name}") else {}
     if self.count < i.batch_size:  # no sample is drawn that nobody asked for
         found["batch_size"] = self.count
     chosen = {"condition": self.other if other else self.condition}
@@ -255,6 +289,10 @@ def _changed(self: SamplerPanel, change: Any) -> None:
             self._show_options()
         elif change.name == "beside":
             self._show_beside()
+        elif change.name == "guidance":
+            self._show_weaker()
+        elif change.name in ("guidance_run", "guidance_step"):
+            self._set_weaker(change.name.removeprefix("guidance_"), change.new)
         elif change.name in ("condition", "other"):
             self._set_conditions(change.name, change.new)
     finally:

@@ -24,6 +24,22 @@ function findingList(model) {
   });
 }
 
+/** The samples of one epoch, and a slider that goes through the epochs. */
+function oneEpoch(model) {
+  const range = make("input", { type: "range", min: 0, step: 1, class: "xrddiff-slider", "aria-label": "epoch",
+    input: () => (model.set("epoch", model.get("epochs")[range.value]), model.save_changes()) });
+  const said = make("output", {});
+  const box = make("div", {}, make("label", { class: "xrddiff-row" }, "epoch ", range, said), picturePair(model, "drawn", "", "drawn_told"));
+  return following(model, ["epochs", "epoch", "chart"], box, () => {
+    const epochs = model.get("epochs"), epoch = model.get("epoch");
+    box.hidden = model.get("chart") !== "samples" || !epochs.length;
+    range.max = epochs.length - 1;
+    range.value = epochs.indexOf(epoch);
+    range.setAttribute("aria-valuetext", `epoch ${epoch}`);
+    said.textContent = `${epoch} of ${epochs.at(-1) ?? 0}`;
+  });
+}
+
 function render({ model, el }) {
   rootOf(el, "training monitor");
   const text = (name, tag, words = {}) => following(model, [name], make(tag, words), (e) => (e.textContent = model.get(name)));
@@ -37,7 +53,7 @@ function render({ model, el }) {
   const left = make("div", {},
     make("div", { class: "xrddiff-row" }, make("label", {}, "curve ", chart),
       make("button", { text: "Look now", click: () => model.send("look") })),
-    picturePair(model, "light", "dark", "told"),
+    picturePair(model, "light", "dark", "told"), oneEpoch(model),
     following(model, ["charts"], make("p", { class: "xrddiff-quietly", text: "no curve yet: the first steps are not done" }), (p) => (p.hidden = model.get("charts").length > 0)),
   );
   const machine = following(model, ["devices"], make("p", { class: "xrddiff-quietly" }), (p) => {

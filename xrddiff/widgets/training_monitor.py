@@ -14,7 +14,7 @@ from typing import Any
 
 import anywidget
 import pandas as pd
-from traitlets import Bytes, List, Unicode
+from traitlets import Bytes, Int, List, Unicode
 
 from ..errors import BadInput, nearest
 from ..execution.dashboard import clock_text
@@ -32,9 +32,9 @@ from .refreshing import Refreshed, signature
 from .shown import Panel, source
 
 # %% auto #0
-__all__ = ['STEPS', 'EVERY', 'DRAWN', 'training_charts', 'usual_chart', 'draw_training', 'TrainingSeen', 'TrainingFiles',
-           'chart_pictures', 'finding_rows', 'device_lines', 'standing_sentence', 'progress_rows', 'number_line',
-           'TrainingView', 'TrainingMonitor', 'monitor']
+__all__ = ['STEPS', 'EVERY', 'DRAWN', 'training_charts', 'usual_chart', 'drawn_epochs', 'draw_training', 'TrainingSeen',
+           'TrainingFiles', 'chart_pictures', 'finding_rows', 'device_lines', 'standing_sentence', 'progress_rows',
+           'number_line', 'TrainingView', 'TrainingMonitor', 'monitor']
 
 # %% ../../nbs/widgets/training_monitor.ipynb #28000737
 STEPS, EVERY, DRAWN = "steps", "all", "samples"  # pictures that are no registered chart
@@ -46,7 +46,7 @@ def training_charts(folder: str | os.PathLike) -> dict[str, str]:
     names = drawable(_table(read_epochs, folder))[0]
     found |= {name: chart_title(name) for name in names}
     found |= {EVERY: "Nine charts"} if names else {}
-    return found | ({DRAWN: "Samples over epochs"} if any(Path(folder, SAMPLES).glob("epoch-*.zarr")) else {})
+    return found | ({DRAWN: "Samples over epochs"} if drawn_epochs(folder) else {})
 
 
 def _table(read: Any, folder: str | os.PathLike) -> pd.DataFrame:
@@ -61,15 +61,25 @@ def usual_chart(charts: Mapping[str, str]) -> str:
     return next((name for name in ("loss_log", "loss_linear", STEPS, *charts) if name in charts), "")
 
 
-def draw_training(folder: str | os.PathLike, chart: str) -> Picture:
-    """A picture of the training in `folder`, by its name in `training_charts`. Raises `BadInput` if it cannot be drawn."""
+def drawn_epochs(folder: str | os.PathLike) -> list[int]:
+    """The epochs after which the training in `folder` drew samples."""
+    names = [path.stem.removeprefix("epoch-") for path in Path(folder, SAMPLES).glob("epoch-*.zarr")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def draw_training(folder: str | os.PathLike, chart: str, epoch: int | None = None) -> Picture:
+    """A picture of the training in `folder`, by its name in `training_charts`.
+
+    `epoch`: for samples, one of `drawn_epochs` alone. Raises `BadInput` if it cannot be drawn.
+    """
     if chart == STEPS:
         return plot_history(read_history(folder))
     if chart == DRAWN:
         from xrddiff.inference.during import read_samples  # imports PyTorch, which takes seconds
-        from xrddiff.views.over_epochs import show_over_epochs
+        from xrddiff.views.over_epochs import show_epoch, show_over_epochs
 
-        return show_over_epochs(read_samples(folder))
+        samples = read_samples(folder)
+        return show_over_epochs(samples) if epoch is None else show_epoch(samples, epoch)
     if chart == EVERY:
         return dashboard(read_epochs(folder))
     return get("chart", chart)(read_epochs(folder)).figure
@@ -84,12 +94,13 @@ _OF_PART = ("metrics/epochs.csv", "metrics/training_metrics.csv", "metrics/healt
 class TrainingSeen:
     """What a look at a run showed. Parts that have not changed since the last look are None.
 
-    standing: how it stands. charts: see `training_charts`. chart, light, dark: the picture that was drawn. findings:
+    standing: how it stands. charts: see `training_charts`. epochs: see `drawn_epochs`. chart, light, dark: the picture that was drawn. findings:
     of the health rules. devices: what its machine is doing.
     """
 
     standing: Standing
     charts: dict[str, str] | None = None
+    epochs: list[int] | None = None
     chart: str = ""
     light: bytes | None = None
     dark: bytes | None = None
@@ -122,6 +133,8 @@ class TrainingFiles:
         seen = TrainingSeen(s, devices=device_lines(s))
         if "metrics/epochs.csv" in part or SAMPLES in part or len(self.charts) < 2 and part:
             self.charts = seen.charts = training_charts(run / s.part)
+        if SAMPLES in part:
+            seen.epochs = drawn_epochs(run / s.part)
         if "metrics/health.json" in part:
             seen.findings = finding_rows(run / s.part)
         shown = chart if chart in self.charts else usual_chart(self.charts)
@@ -233,22 +246,27 @@ class TrainingView(anywidget.AnyWidget):
     chart = Unicode().tag(sync=True)
     light, dark = (Bytes().tag(sync=True) for _ in range(2))
     told = Unicode().tag(sync=True)  # of the picture, for those who do not see it
+    epochs, epoch = List().tag(sync=True), Int(0).tag(sync=True)  # of the samples, and the one that is shown
+    drawn, drawn_told = Bytes().tag(sync=True), Unicode().tag(sync=True)
 
 
 class TrainingMonitor(Refreshed, Panel):
     """A training as it goes on: `chart` is the picture that is shown, `standing` how the run stands.
 
-    `watched`: the run. It is looked at every two seconds while the widget is on a screen.
+    With the chart `samples`, those of one epoch are shown beside the strip: `epoch`, the last one until
+    another is chosen. `watched`: the run. It is looked at every two seconds while the widget is on a screen.
     """
 
-    chart = Unicode()
+    chart, epoch = Unicode(), Int(0)
 
     def __init__(self, watched: Watched):
         self.files, self.view = TrainingFiles(watched), TrainingView()
         super().__init__([self.view])
         self.view.on_msg(self.guarded(self._heard))
         self.view.observe(self.guarded(lambda change: self.set_trait("chart", change.new)), "chart")
+        self.view.observe(self.guarded(lambda change: self.set_trait("epoch", change.new)), "epoch")
         self.observe(self.guarded(self._redraw), "chart")
+        self.observe(self.guarded(self._pick), "epoch")
         self.refresh()
 
     @property
@@ -276,6 +294,10 @@ class TrainingMonitor(Refreshed, Panel):
                 view.findings = seen.findings
             if seen.charts is not None:
                 view.charts = [list(pair) for pair in seen.charts.items()]
+        if seen.epochs is not None:
+            follows = self.epoch in (0, *view.epochs[-1:]) or self.epoch not in seen.epochs
+            view.epochs = seen.epochs
+            self.epoch = seen.epochs[-1] if seen.epochs and follows else self.epoch
         if seen.light is not None:
             if not (self._chosen and self.chart in self.files.charts):
                 self._chosen = None  # no chart was chosen, or one that the next phase does not have
@@ -297,6 +319,22 @@ class TrainingMonitor(Refreshed, Panel):
     def _show(self, light: bytes, dark: bytes) -> None:
         self.view.light, self.view.dark = light, dark
         self.view.told = f"{self.files.charts[self.chart]}; {standing_sentence(self.standing)}"
+
+        if self.chart == DRAWN:
+            self._show_epoch()
+
+    def _pick(self, change: Any) -> None:
+        if change.new and change.new not in self.view.epochs:
+            self.epoch = self.view.epoch
+            known = ", ".join(map(str, self.view.epochs)) or "none so far"
+            raise BadInput(f"no samples were drawn after epoch {change.new}; expected one of {known}")
+        self.view.epoch = change.new
+        if self.chart == DRAWN:
+            self._show_epoch()
+
+    def _show_epoch(self) -> None:
+        figure = draw_training(self.run / self.standing.part, DRAWN, self.epoch or self.view.epochs[-1])
+        self.view.drawn, self.view.drawn_told = png(figure, palette=False), f"samples after epoch {self.epoch}"
 
     def _heard(self, _: Any, message: Any, __: Any) -> None:
         if message == "here":
