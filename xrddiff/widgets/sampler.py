@@ -107,7 +107,7 @@ def _build(self: SamplerPanel) -> None:
     self._steps = ipywidgets.BoundedIntText(16, min=1, max=100_000, description="steps", **words)
     self._guidance = ipywidgets.Dropdown(description="guidance", options=list(GUIDANCE), **words)
     self._scale = ipywidgets.BoundedFloatText(1.0, min=0, max=1000, step=0.25, description="guidance scale", **words)
-    self._weaker = WeakerControls()
+    self._weaker = WeakerControls(layout=Layout(display="none"))
     self._seed = ipywidgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **words)
     self._count = ipywidgets.BoundedIntText(4, min=1, max=100_000, description="samples", **words)
     self._conditions, self._others = ipywidgets.VBox([]), ipywidgets.VBox([])
