@@ -292,6 +292,7 @@ def metropolis(log_p, chains=400, steps=6000, width=0.9):
     return mean, squares / n - np.outer(mean, mean)
 
 
+@pytest.mark.slow
 def test_a_banana_against_a_long_markov_chain():
     """x₁ ~ N(0, 1), x₂ ~ N(x₁²/2, 1): the moments of 200 particles against those of 1.6 million draws."""
     mean, covariance = metropolis(lambda x: -0.5 * x[:, 0] ** 2 - (x[:, 1] - x[:, 0] ** 2 / 2) ** 2 / 2)
