@@ -68,6 +68,7 @@ setup(
         "lab": words("lab_requirements"),
         "track": words("track_requirements"),
         "gpu": words("gpu_requirements"),
+        "onnx": words("onnx_requirements"),
         "dev": words("dev_requirements"),
     },
     entry_points={"console_scripts": words("console_scripts")},

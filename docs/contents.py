@@ -13,6 +13,7 @@ ROOMS = {
     "training": "Training",
     "telemetry": "Telemetry",
     "inference": "Inference",
+    "exports": "Exported models",
     "views": "Views",
     "ranks": "Ranks",
     "execution": "Execution",
@@ -70,6 +71,7 @@ GUIDES = [
     "docs/many_runs.md",
     "slurm/README.md",
     "docs/cluster_tour.md",
+    "examples/cpp/README.md",
 ]
 # Pages of the repository that say what xrddiff is and how it is made.
 ABOUT = [

@@ -42,6 +42,10 @@ TASKS = {
         "TrainedRun.sample TrainedRun.sampler TrainedRun.show_sampling",
         "inference.generators.open_generator diffusion.keyed_sampling.Sampler execution.phases.execute_sample",
     ),
+    "Take a model elsewhere": (
+        "TrainedRun.export load_exported",
+        "exports.exporters.export_run exports.package.check_package exports.runtime.ExportedModel",
+    ),
     "Look into an autoencoder": (
         "TrainedRun.reconstruct TrainedRun.latents TrainedRun.codebook TrainedRun.encoded TrainedRun.batch TrainedRun.autoencoder TrainedRun.model",
         "",

@@ -76,6 +76,7 @@ KINDS: dict[str, Kind] = {
     "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
     "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
     "chart": Kind("what is drawn of a training, epoch by epoch", given=("history", "ax")),
+    "exporter": Kind("format of an exported model"),
     "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
     "search": Kind("how a sweep chooses settings", given=("plan", "seed")),
     "pruner": Kind("which trials of a sweep end early for their loss"),

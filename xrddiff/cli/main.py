@@ -18,6 +18,7 @@ from .. import __version__
 from .batch import add_commands
 from .cluster_tools import add_tools
 from .data import add_data, console, short_number
+from .export import add_export
 from .lab import add_lab
 from .listing import add_list
 from .report import add_report
@@ -382,6 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.set_defaults(command=evaluate, parser=p)
 
     add_report(commands)
+    add_export(commands)
     add_data(commands)
     add_list(commands)
     add_settings(commands)

@@ -68,8 +68,10 @@ def timestep_of(sigma: Tensor, table: Tensor) -> Tensor:
     (T,): the rising ln σ of the schedule.
     """
     log_sigma = sigma.double().log().clamp(table[0], table[-1])
-    low = (torch.searchsorted(table, log_sigma, right=True) - 1).clamp(0, len(table) - 2)
-    return low + (log_sigma - table[low]) / (table[low + 1] - table[low])
+    # counted, and looked up in a list of numbers, so that an exported graph can do it for one noise level too
+    low = ((table <= log_sigma[..., None]).sum(-1) - 1).clamp(0, len(table) - 2)
+    below, above = (table[i.reshape(-1)].view_as(log_sigma) for i in (low, low + 1))
+    return low + (log_sigma - below) / (above - below)
 
 # %% ../../nbs/diffusion/denoisers.ipynb #95c62279
 class Denoiser(nn.Module):
@@ -160,7 +162,7 @@ class Denoiser(nn.Module):
         first = next(self.net.parameters(), None) if isinstance(self.net, nn.Module) else None
         dtype = torch.float32 if first is None else first.dtype
         label = noise_label.to(scaled.device, torch.float32)
-        return self.net(scaled.to(dtype), label.expand(len(scaled)) if label.ndim == 0 else label, cond)
+        return self.net(scaled.to(dtype), label.expand(scaled.shape[0]) if label.ndim == 0 else label, cond)
 
     def forward(self, x: Tensor, sigma: float | Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """x̂₀ of x (B, …).

@@ -30,6 +30,7 @@ from ..overrides import presets
 from ..saved_config import OWN_FRAMES
 
 if TYPE_CHECKING:
+    from xrddiff.front_door.exported import Exported
     from xrddiff.views.plots import Picture
     from xrddiff.widgets.compare import Compare
     from xrddiff.widgets.config_builder import ConfigBuilder
@@ -41,8 +42,8 @@ _all_ = ["TrainedRun", "open_run", "make_frames", "BadInput", "XrddiffError"]
 
 # %% auto #0
 __all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'show', 'show_frames_in_notebooks', 'data_overrides',
-           'train', 'runs', 'compare_runs', 'monitor', 'jobs', 'configure', 'explore', 'compare', 'TrainedRun',
-           'open_run', 'make_frames', 'BadInput', 'XrddiffError']
+           'train', 'load_exported', 'runs', 'compare_runs', 'monitor', 'jobs', 'configure', 'explore', 'compare',
+           'TrainedRun', 'open_run', 'make_frames', 'BadInput', 'XrddiffError']
 
 # %% ../../nbs/front_door/door.ipynb #2fab6e2d
 open_frames = plain_errors(readers.open_frames)
@@ -136,6 +137,18 @@ def _scratch_in(folder: Path):
         raise BadInput(
             f"cannot keep a run in {folder}: {error.strerror}; expected a folder that can be written to"
         ) from None
+
+# %% ../../nbs/front_door/door.ipynb #6807c834
+@plain_errors
+def load_exported(path: str | os.PathLike) -> Exported:
+    """Open an exported model, the folder that `xrddiff export` wrote, with the calls of a run.
+
+    One of the format pt2 holds compiled code, which is loaded: open only what you trust. Raises
+    `BadInput` for a package that is damaged, of another version, or for another processor.
+    """
+    from xrddiff.front_door import exported  # costs an import of PyTorch
+
+    return exported.load_exported(path)
 
 # %% ../../nbs/front_door/door.ipynb #a5bff19c
 @plain_errors

@@ -213,20 +213,9 @@ def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Datas
     `run`, `checkpoint`: the run and its checkpoint. Raises `BadInput` for another unit of
     intensity.
     """
-    from xrddiff.transforms.pipelines import transform_from_state
+    from xrddiff.exports.runtime import fit_frames
 
-    own = open_prepared(run).frames["intensity"]
-    units = frames["intensity"].attrs.get("units")
-    if units != own.attrs["units"]:
-        raise BadInput(f"the frames are in {units}; expected {own.attrs['units']}, as the frames of {run.path}")
-    if frames["intensity"].shape[1:] == own.shape[1:]:
-        return frames
-    try:
-        fitted = transform_from_state(checkpoint.state["regions"]).apply(frames)
-    except BadInput:  # they do not divide into its blocks
-        return frames
-    same = fitted["intensity"].shape[1:] == own.shape[1:]
-    return fitted if same or frames["intensity"].ndim != 3 else frames
+    return fit_frames(frames, open_prepared(run).frames["intensity"], checkpoint.state["regions"], str(run.path))
 
 # %% ../../nbs/front_door/trained_run.ipynb #27ba0777
 def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
@@ -412,6 +401,18 @@ class TrainedRun(RunNumbers):
         with threads_kept(), live_pane(progress):
             folder = execute_sample(self.path, overrides, name=name, workers=workers, terminal=progress)
         return open_set(self, folder.name)
+
+    @plain_errors
+    def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:
+        """Write the trained model as a folder that runs elsewhere, see `xd.load_exported`; returns it.
+
+        `format`: one of `xrddiff list exporter`. `output`: the folder (None: `exported/FORMAT` in that of the run).
+        `given`, `words`: words of `inference`, which become the defaults of the exported model. Raises
+        `BadInput` for a run that is not finished, or that the format cannot hold.
+        """
+        from xrddiff.exports.exporters import export_run
+
+        return export_run(self.path, format, output, as_overrides(*given, words, section="inference"))
 
     @plain_errors
     def show_sampling(self, number: int = 0, *given: Any, **words: Any) -> Picture:

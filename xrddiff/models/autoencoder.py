@@ -189,7 +189,7 @@ class Autoencoder(nn.Module):
                 f"the autoencoder got an input of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width)"
             )
         self.latent_shape(*x.shape[2:])
-        wanted = (len(x), 1, *x.shape[2:])
+        wanted = (x.shape[0], 1, *x.shape[2:])
         if mask is not None and tuple(mask.shape) != wanted:
             raise BadInput(
                 f"the autoencoder got a mask of shape {tuple(mask.shape)}; expected {wanted} as the frames have"

@@ -26,6 +26,8 @@ def nearest_code(z: Tensor, embed: Tensor) -> Tensor:
     of several that are equally near.
     """
     norms, transposed = embed.square().sum(1), embed.T.contiguous()
+    if torch.compiler.is_compiling():  # a graph of any number of vectors cannot say how many pieces there are
+        return torch.addmm(norms, z, transposed, alpha=-2).argmin(1)
     pieces = z.split(max(1, 2**22 // len(embed)))
     return torch.cat([torch.addmm(norms, piece, transposed, alpha=-2).argmin(1) for piece in pieces])
 
@@ -235,7 +237,7 @@ class VectorQuantizer(Quantizer):
             codes = nearest_code(vectors.detach(), self.embed)
             q = (rotate if self.rotation_trick else straight_through)(vectors, F.embedding(codes, self.embed))
             q = torch.where(self.initialised, q, vectors)
-            shape = (len(z), *z.shape[2:])
+            shape = (z.shape[0], *z.shape[2:])
             return Quantized(q.view(*shape, self.channels).movedim(-1, 1), codes.view(shape))
 
     def lookup(self, codes: Tensor) -> Tensor:

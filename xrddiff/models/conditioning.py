@@ -136,10 +136,10 @@ class Conditions(nn.ModuleDict):
         for name, embed in self.items():
             value = None if cond is None else cond.get(name)
             if value is not None:
-                value = self._checked(name, value, len(like)).to(like.device)
+                value = self._checked(name, value, like.shape[0]).to(like.device)
             else:  # handled like an unknown value: every parameter has a gradient, as data-parallel training wants it
                 value = torch.full(
-                    (len(like),), -1 if isinstance(self.fields[name], int) else math.nan, device=like.device
+                    (like.shape[0],), -1 if isinstance(self.fields[name], int) else math.nan, device=like.device
                 )
             total = total + embed(value).to(like.dtype)
         return total
@@ -205,7 +205,7 @@ class Pictures:
         for name, n in self.maps.items():
             given = cond.get(name)
             if given is None:
-                parts.append(x.new_zeros(len(x), n + 1, *x.shape[2:]))
+                parts.append(x.new_zeros(x.shape[0], n + 1, *x.shape[2:]))
                 continue
             given = self._sized(name, given, n, x).to(x)
             known = ~given[:, :1].isnan()
@@ -215,7 +215,7 @@ class Pictures:
     @staticmethod
     def _sized(name: str, given: Tensor, channels: int, x: Tensor) -> Tensor:
         """A picture of the size of `x`, or `BadInput`."""
-        wanted = (len(x), channels, *x.shape[2:])
+        wanted = (x.shape[0], channels, *x.shape[2:])
         if tuple(given.shape) != wanted:
             raise BadInput(
                 f"the network got a {name} of shape {tuple(given.shape)}; expected {wanted} as the frames have"

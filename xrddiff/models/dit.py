@@ -146,12 +146,12 @@ class DiT(nn.Module):
         """F (B, out_channels, H, W), at least float32, from `x` (B, in_channels, H, W),
         `noise_label` (B,) and `cond` (classes, numbers, "mask", maps).
         """
-        if noise_label.ndim != 1 or len(noise_label) not in (1, len(x)):
+        if noise_label.ndim != 1 or noise_label.shape[0] not in (1, x.shape[0]):
             raise BadInput(
-                f"the transformer got noise labels of shape {tuple(noise_label.shape)}; expected ({len(x)},), one per frame"
+                f"the transformer got noise labels of shape {tuple(noise_label.shape)}; expected ({x.shape[0]},), one per frame"
             )
         h = self.tokens(x, cond)
-        waves = sinusoidal(self.label_scale * noise_label.expand(len(x)), self.time_embedding.linear_1.in_features)
+        waves = sinusoidal(self.label_scale * noise_label.expand(x.shape[0]), self.time_embedding.linear_1.in_features)
         c = self.time_embedding(waves.to(self.embed.weight.dtype))
         if self.condition:
             c = c + self.condition(cond, c)

@@ -107,7 +107,7 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(channels, out, 1) if out != channels else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        strips = x.numel() >= self.strips_from and not (self.training or torch.is_grad_enabled())
+        strips = not (self.training or torch.is_grad_enabled()) and x.numel() >= self.strips_from
         h = conv_in_strips(self.norm1, self.conv1, x) if strips else self.conv1(F.silu(self.norm1(x)))
         t = None
         if self.time_emb_proj is not None:
@@ -204,7 +204,7 @@ class Upsample(nn.Module):
         if x.shape[2] * x.shape[3] < x.shape[1]:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         kernel = folded_kernel(self.conv.weight)
-        if 4 * x.numel() < ResnetBlock.strips_from or self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or 4 * x.numel() < ResnetBlock.strips_from:
             return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
         out, height = None, x.shape[2]
         for y in range(0, height, 64):  # in strips, with a row of the neighbours on either side
@@ -265,7 +265,7 @@ def full_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def full_head(norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(silu(norm(x))) in float32, whatever the autocast or the type of the parameters."""
     with torch.autocast(x.device.type, enabled=False):
-        if x.numel() >= ResnetBlock.strips_from and not torch.is_grad_enabled() and x.dtype == conv.weight.dtype:
+        if not torch.is_grad_enabled() and x.numel() >= ResnetBlock.strips_from and x.dtype == conv.weight.dtype:
             return conv_in_strips(norm, conv, x)
         return full_conv(conv, F.silu(full_norm(norm, x)))
 

@@ -199,11 +199,11 @@ class UNet(nn.Module):
         """
         x = self._input(x, cond)
         dtype = x.dtype
-        if noise_label.ndim != 1 or len(noise_label) not in (1, len(x)):
+        if noise_label.ndim != 1 or noise_label.shape[0] not in (1, x.shape[0]):
             raise BadInput(
-                f"the U-Net got noise labels of shape {tuple(noise_label.shape)}; expected ({len(x)},), one per frame"
+                f"the U-Net got noise labels of shape {tuple(noise_label.shape)}; expected ({x.shape[0]},), one per frame"
             )
-        label = self.label_scale * noise_label.expand(len(x))
+        label = self.label_scale * noise_label.expand(x.shape[0])
         time = self.time_embedding(sinusoidal(label, self.time_embedding.linear_1.in_features).to(dtype))
         if self.class_embedding:
             time = time + self.class_embedding(cond, time)

@@ -1,0 +1,304 @@
+"""Exported models: packages beside the runs they are from, in Python and in C++, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import clean_environment, missing, need
+from test_run import xrddiff
+
+import xrddiff as xd
+from xrddiff.errors import BadInput
+from xrddiff.exports.exporters import export_run
+from xrddiff.exports.package import MANIFEST, SUMS, read_package
+from xrddiff.files import sha256
+
+pytestmark = pytest.mark.slow
+CPP = Path(__file__).parent.parent / "examples" / "cpp"
+
+
+@pytest.fixture(scope="module")
+def package(runs, tmp_path_factory):
+    """The latent model as compiled libraries: three graphs, with maps."""
+    if shutil.which("g++") is None:
+        missing("no C++ compiler: g++ is not installed (Debian: g++)")
+    printed = xrddiff("export", str(runs("latent_diff")), "--format", "pt2", folder=tmp_path_factory.mktemp("export"))
+    assert "denoiser.pt2" in printed.stdout and "exported: " in printed.stdout
+    return runs("latent_diff") / "exported" / "pt2"
+
+
+@pytest.fixture(scope="module")
+def onnx_package(runs):
+    """The model of frames as an ONNX graph, with classes and numbers."""
+    need("onnxruntime")
+    return export_run(runs("ddpm"), "onnx", words=["inference.steps=4"])
+
+
+def same(found, wanted, bound=1e-4):
+    """Frames with the same numbers, to `bound` of the largest."""
+    a, b = found["intensity"].values, wanted["intensity"].values
+    assert a.shape == b.shape and np.abs(a - b).max() <= bound * max(1, np.abs(b).max())
+
+
+def test_a_compiled_model_draws_and_reconstructs_as_its_run(package, runs):
+    run, model = xd.open_run(runs("latent_diff")), xd.load_exported(package)
+    words = dict(seed=3, batch_size=2, steps=4)
+    ours, theirs = model.sample(3, **words), run.sample(3, progress=False, **words)
+    same(ours, theirs)
+    assert ours.attrs == theirs.attrs and set(ours.variables) == set(theirs.variables)
+    held_out = run.frames("held_out", 3)
+    same(model.reconstruct(held_out), run.reconstruct(held_out))
+    z = model.encode(held_out)
+    assert np.abs(model.decode(z) - model.reconstruct(held_out)["intensity"].values).max() < 1e-3
+    assert "encoder, decoder, denoiser as pt2" in repr(model)
+
+
+def test_frames_before_pooling_are_pooled(package, runs):
+    run, model = xd.open_run(runs("latent_diff")), xd.load_exported(package)
+    whole = xd.load("sim-422", limit=2)
+    assert whole["intensity"].shape[1:] != tuple(model.about["frame"]["shape"])
+    same(model.reconstruct(whole), run.reconstruct(whole))
+
+
+def test_the_manifest_says_what_a_program_needs(package):
+    about = read_package(package)
+    assert about["sampling"]["sigmas"][-1] == 0 and len(about["sampling"]["sigmas"]) == 17
+    assert about["graphs"]["denoiser"]["inputs"]["x"] == {
+        "dtype": "float64",
+        "shape": ["batch", *about["latent"]["shape"]],
+    }
+    assert about["graphs"]["denoiser"]["order"][:2] == ["x", "sigma"]
+    assert len(about["latent"]["statistics"]["mean"]) == about["latent"]["shape"][0]
+    done = subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=package, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_model_of_frames_as_onnx_draws_as_its_run(onnx_package, runs):
+    run, model = xd.open_run(runs("ddpm")), xd.load_exported(onnx_package)
+    same(model.sample(3), run.sample(3, progress=False, steps=4))  # the words of the export are its defaults
+    words = dict(steps=2, hit_class="single", guidance_scale=2.0, first_sample=5)
+    same(model.sample(2, **words), run.sample(2, progress=False, **words))
+    with pytest.raises(BadInput, match="has no autoencoder"):
+        model.reconstruct(run.frames("held_out", 1))
+    with pytest.raises(BadInput, match="hit_klass"):
+        model.sample(1, hit_klass="single")
+
+
+@pytest.mark.parametrize("kind", ["vae_kl", "vq"])
+def test_autoencoders_as_onnx_reconstruct_as_their_runs(kind, runs):
+    need("onnxruntime")
+    model = xd.load_exported(xd.open_run(runs(kind)).export("onnx"))
+    run = xd.open_run(runs(kind))
+    held_out = run.frames("held_out", 3)
+    same(model.reconstruct(held_out), run.reconstruct(held_out))
+    if kind == "vq":
+        assert (model.encode(held_out, codes=True).numpy() == run.encoded("held_out", 3).codes).mean() > 0.99
+    with pytest.raises(BadInput, match="holds no denoiser"):
+        model.sample(1)
+
+
+def test_what_cannot_be_exported_is_said(runs, tmp_path):
+    done = xrddiff("export", str(runs("diff")), "--format", "onnx", folder=tmp_path, check=False)
+    assert done.returncode == 2 and "draws frames patch by patch" in done.stderr and "Traceback" not in done.stderr
+    done = xrddiff("export", str(runs("ddpm")), "--format", "onyx", folder=tmp_path, check=False)
+    assert done.returncode == 2 and "did you mean 'onnx'?" in done.stderr
+    half = shutil.copytree(runs("vq"), tmp_path / "half", ignore=shutil.ignore_patterns("report.html", "samples"))
+    with pytest.raises(BadInput, match="is not finished"):
+        export_run(half, "onnx")
+    with pytest.raises(BadInput, match="folder with other files"):
+        export_run(runs("vq"), "onnx", runs("vq"))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def resum(package: Path) -> None:
+    """The table of hashes of what is there now, as somebody would write it who changes a package on purpose."""
+    names = sorted(p.name for p in package.iterdir() if p.name != SUMS)
+    (package / SUMS).write_text("".join(f"{sha256(package / name)}  {name}\n" for name in names))
+
+
+def other_version(package: Path) -> None:
+    about = json.loads((package / MANIFEST).read_text())
+    (package / MANIFEST).write_text(json.dumps(about | {"version": 2}))
+    resum(package)
+
+
+DAMAGE = {
+    "denoiser.pt2 is not what was exported": lambda p: flip(p / "denoiser.pt2"),
+    "template.h5 is not what was exported": lambda p: flip(p / "template.h5"),
+    "decoder.pt2 is missing": lambda p: (p / "decoder.pt2").unlink(),
+    "encoder.pt2 is not what was exported": lambda p: os.truncate(p / "encoder.pt2", 1000),
+    "has no hash": lambda p: (p / "extra.pt2").write_bytes(b"0"),
+    "version 2; expected": other_version,
+}
+
+
+@pytest.fixture(params=DAMAGE)
+def damaged(package, tmp_path, request):
+    """A package that is damaged, and what is said of it."""
+    copy = shutil.copytree(package, tmp_path / "package")
+    DAMAGE[request.param](copy)
+    return copy, request.param
+
+
+def test_a_damaged_package_is_refused(damaged):
+    with pytest.raises(BadInput, match=damaged[1]):
+        xd.load_exported(damaged[0])
+
+
+def test_another_processor_is_refused(package, tmp_path):
+    copy = shutil.copytree(package, tmp_path / "package")
+    about = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps(about | {"processor": "AVX1024"}))
+    resum(copy)
+    with pytest.raises(BadInput, match="compiled for processors with AVX1024"):
+        xd.load_exported(copy)
+
+
+# ------------------------------------------------------------------------------------- C++
+
+
+@pytest.fixture(scope="module")
+def infer(tmp_path_factory):
+    """The program of examples/cpp, built: `infer(*words)` -> the finished process."""
+    for tool in ("cmake", "g++"):
+        if shutil.which(tool) is None:
+            missing(f"{tool} is not installed (Debian: {tool})")
+    if not Path("/usr/include/nlohmann/json.hpp").exists() or not list(Path("/usr/include").glob("hdf5/*/hdf5.h")):
+        missing("the headers of HDF5 and JSON are not installed (Debian: libhdf5-dev nlohmann-json3-dev)")
+    build = tmp_path_factory.mktemp("cpp")
+    configure = [
+        "cmake",
+        "-S",
+        CPP,
+        "-B",
+        build,
+        f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
+        "-DCMAKE_BUILD_TYPE=Debug",
+    ]
+    for command in (configure, ["cmake", "--build", build]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    def call(*words: object, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [build / "xrddiff-infer", *map(str, words)], capture_output=True, text=True, env=environment()
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    call.program = build / "xrddiff-infer"
+    return call
+
+
+def environment() -> dict[str, str]:
+    import hdf5plugin  # its filters are found by any program
+
+    return clean_environment() | {"HDF5_PLUGIN_PATH": hdf5plugin.PLUGIN_PATH}
+
+
+def test_keys_are_those_of_python(infer):
+    from xrddiff.seeds import numpy_rng, seed_from, torch_generator
+
+    for i, line in enumerate(infer("keys", 11).stdout.splitlines()):
+        said, rng = json.loads(line), numpy_rng(11, "condition", i)
+        assert said["seed"] == seed_from(11, "sample", i)
+        assert said["integers"] == [int(rng.integers(n)) for n in (10, 50, 1, 3_000_000_000, 7)]
+        noise = torch.empty(20).normal_(generator=torch_generator(11, "sample", i))
+        assert np.array_equal(np.array(said["normal"], np.float32), noise.numpy())
+
+
+def test_cpp_reconstructs_as_python(infer, package, runs, tmp_path):
+    from xrddiff.formats.store import save_frames
+
+    held_out = xd.open_run(runs("latent_diff")).frames("held_out", 5)
+    save_frames(held_out, tmp_path / "in.h5")
+    infer("reconstruct", package, tmp_path / "in.h5", tmp_path / "out.h5", "--batch", 2)
+    found, model = xd.open_frames(tmp_path / "out.h5"), xd.load_exported(package)
+    same(found, model.reconstruct(held_out))
+    assert found.attrs["distance"] == held_out.attrs["distance"] and np.array_equal(found["mask"], held_out["mask"])
+    infer("encode", package, tmp_path / "in.h5", tmp_path / "z.h5")
+    with h5py.File(tmp_path / "z.h5") as file:
+        assert np.abs(file["latent"][()] - model.encode(held_out).numpy()).max() < 1e-4
+
+
+def test_cpp_draws_as_python(infer, package, runs, tmp_path):
+    from xrddiff.inference.sample_jobs import open_sample_job
+
+    words = ["inference.seed=5", "inference.batch_size=2"]
+    job = open_sample_job(runs("latent_diff"), words)
+    maps = job.generator.condition_maps([0, 1, 2, 3], job.settings)
+    with h5py.File(tmp_path / "maps.h5", "w") as file:
+        for name, values in maps.items():
+            file[name] = values.numpy()
+    infer("sample", package, tmp_path / "out.h5", "-n", 3, "--seed", 5, "--batch", 2, "--maps", tmp_path / "maps.h5")
+    found = xd.open_frames(tmp_path / "out.h5")
+    same(found, xd.load_exported(package).sample(3, *words))
+    assert found["sample"].values.tolist() == [0, 1, 2] and found["intensity"].attrs["units"] == "ADU"
+
+
+def test_cpp_refuses_what_is_damaged(infer, damaged):
+    done = infer("check", damaged[0], check=False)
+    assert (
+        done.returncode == 2 and damaged[1].split(";")[0] in done.stderr and done.stderr.startswith("xrddiff-infer: ")
+    )
+
+
+def test_cpp_refuses_other_input(infer, package, onnx_package, tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["intensity"] = np.zeros((2, 8, 8), np.float32)
+    (tmp_path / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
+    out = tmp_path / "out.h5"
+    for words, says in {
+        ("reconstruct", package, tmp_path / "other.h5", out): "have 8 x 8 pixels; expected 64 x 64",
+        ("reconstruct", package, tmp_path / "broken.h5", out): "is no HDF5 file, or not a whole one",
+        ("reconstruct", package, tmp_path / "none.h5", out): "there is no file",
+        ("sample", package, out, "-n", 1): "expected --maps",
+        ("sample", package, out, "-n", "x"): "expected a whole number",
+        ("sample", package, out, "--condition", "hit_class=single", "--maps", tmp_path / "other.h5"): "holds no map",
+        ("check", onnx_package): "expected pt2",
+        ("reconstrict", package): "there is no command reconstrict",
+    }.items():
+        done = infer(*words, check=False)
+        assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not out.exists() and not list(tmp_path.glob(".*.part"))
+
+
+def test_cpp_takes_files_as_they_arrive(infer, package, runs, tmp_path):
+    from xrddiff.formats.store import save_frames
+
+    arriving, made = tmp_path / "in", tmp_path / "out"
+    arriving.mkdir()
+    frames = xd.open_run(runs("latent_diff")).frames("held_out", 2)
+    words = ["reconstruct", package, "--watch", arriving, "--out", made]
+    child = subprocess.Popen(
+        [infer.program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        assert child.stdout.readline().startswith("watching ")
+        save_frames(frames, arriving / "a.h5")
+        (arriving / "bad.h5").write_bytes(b"nothing")
+        assert child.stdout.readline().startswith(str(made / "a.h5"))
+        save_frames(frames, arriving / "b.h5")
+        assert child.stdout.readline().startswith(str(made / "b.h5"))
+        while not any(made.glob("b.h5")):
+            time.sleep(0.05)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate()
+    assert child.returncode == 0 and "bad.h5 is no HDF5 file" in said
+    same(xd.open_frames(made / "a.h5"), xd.load_exported(package).reconstruct(frames))
