@@ -28,9 +28,11 @@ __all__ = ['Exporter', 'export_run']
 
 # %% ../../nbs/exports/exporters.ipynb #1e9e8d3f
 class Exporter(ABC):
-    """A format of graphs, one file for each."""
+    """A format of graphs, one file for each with this `suffix`; None: other files, which only other
+    programs open.
+    """
 
-    suffix: ClassVar[str]
+    suffix: ClassVar[str | None]
 
     @abstractmethod
     def check(self) -> None:

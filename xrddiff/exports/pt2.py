@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 from ..errors import BadInput
@@ -63,11 +64,13 @@ class Pt2(Exporter):
         return {"processor": torch.backends.cpu.get_cpu_capability()}
 
     def save(self, graph: Graph, path: Path) -> None:
-        with warnings.catch_warnings():
+        # one file is compiled: a pool of processes that import PyTorch would only cost time
+        with (
+            warnings.catch_warnings(),
+            torch._inductor.config.patch({"cpp.dynamic_threads": True, "compile_threads": 1}),
+        ):
             warnings.simplefilter("ignore")  # about its own deprecations
-            torch._inductor.aoti_compile_and_package(
-                graph.program(), package_path=str(path), inductor_configs={"cpp.dynamic_threads": True}
-            )
+            torch._inductor.aoti_compile_and_package(graph.program(), package_path=str(path))
 
     def load(self, path: Path, about: dict[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
         try:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..config import inference_config
 from ..diffusion.denoisers import Denoiser
 from ..errors import BadInput
-from .exporters import Exporter
 from .package import read_package
 from .pt2 import check_processor
 from ..formats.parts import part_rows
@@ -283,7 +282,7 @@ def load_exported(path: str | Path) -> ExportedModel:
     about = read_package(path)
     exporter = find("exporter", about["exporter"]).name
     kind = get("exporter", exporter)
-    if not issubclass(kind, Exporter):
+    if kind.suffix is None:
         raise BadInput(f"{path} has the format {exporter}, which other programs open; expected pt2 or onnx")
     if "processor" in about:
         check_processor(about["processor"], torch.backends.cpu.get_cpu_capability())
