@@ -344,7 +344,7 @@ static void keys(int64_t seed) {
     for (int64_t i = 0; i < 4; ++i) {
         Philox rng({seed, std::string("condition"), i});
         std::vector<int64_t> drawn;
-        for (int64_t n : {10, 50, 1, 3000000000, 7}) drawn.push_back(rng.integer(n));
+        for (int64_t n : std::initializer_list<int64_t>{10, 50, 1, 3000000000, 7}) drawn.push_back(rng.integer(n));
         at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed_from({seed, std::string("sample"), i}));
         at::Tensor noise = at::empty({20}).normal_(0, 1, generator);
         std::vector<float> first(noise.data_ptr<float>(), noise.data_ptr<float>() + 20);
