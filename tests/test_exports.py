@@ -70,9 +70,9 @@ def test_frames_before_pooling_are_pooled(package, runs):
     same(model.reconstruct(whole), run.reconstruct(whole))
 
 
-def test_the_manifest_says_what_a_program_needs(package):
-    about = read_package(package)
-    assert about["sampling"]["sigmas"][-1] == 0 and len(about["sampling"]["sigmas"]) == 17
+def test_the_manifest_says_what_a_program_needs(package, runs):
+    about, steps = read_package(package), xd.open_run(runs("latent_diff")).config.inference.steps
+    assert about["sampling"]["sigmas"][-1] == 0 and len(about["sampling"]["sigmas"]) == steps + 1
     assert about["graphs"]["denoiser"]["inputs"]["x"] == {
         "dtype": "float64",
         "shape": ["batch", *about["latent"]["shape"]],
@@ -274,6 +274,8 @@ def test_cpp_refuses_what_is_damaged(infer, damaged):
 def test_cpp_refuses_other_input(infer, package, onnx_package, tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["intensity"] = np.zeros((2, 8, 8), np.float32)
+    with h5py.File(tmp_path / "no_maps.h5", "w") as file:
+        file["pixels"] = np.zeros((2, 8, 8), np.float32)
     (tmp_path / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
     out = tmp_path / "out.h5"
     for words, says in {
@@ -282,7 +284,7 @@ def test_cpp_refuses_other_input(infer, package, onnx_package, tmp_path):
         ("reconstruct", package, tmp_path / "none.h5", out): "there is no file",
         ("sample", package, out, "-n", 1): "expected --maps",
         ("sample", package, out, "-n", "x"): "expected a whole number",
-        ("sample", package, out, "--condition", "hit_class=single", "--maps", tmp_path / "other.h5"): "holds no map",
+        ("sample", package, out, "--condition", "hit_class=single", "--maps", tmp_path / "no_maps.h5"): "holds no map",
         ("check", onnx_package): "expected pt2",
         ("reconstrict", package): "there is no command reconstrict",
     }.items():
