@@ -41,8 +41,9 @@ KINDS = [
 ]
 # In the dark only colours differ; axe takes seconds for a long page.
 DARK = ["index", "tutorials", "diffusion/schedules", "questions"]
-# The theme looks a moment after the page has come which blocks scroll.
-REACHABLE = "[...document.querySelectorAll('pre')].every(e => e.scrollWidth <= e.clientWidth || e.tabIndex === 0)"
+# The theme looks a moment after the page has come which of these scroll, and lets the keyboard reach them.
+REACHABLE = """[...document.querySelectorAll('pre, .cell_output > .output, .pst-scrollable-table-container')].every(
+    e => (e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight) || e.tabIndex === 0)"""
 slow = pytest.mark.slow
 in_browser = pytest.mark.xdist_group("site")
 
