@@ -37,7 +37,13 @@ DISTANCES = ("radial profile", "intensity histogram", "peak count", "pairwise di
 
 def words_of(name: str, folder: Path) -> list[str]:
     """The words of a variant; the autoencoder of the first one where the latent is the same."""
-    words = ["experiment_type=demo", "inference.num_samples=96", "inference.batch_size=32", "inference.steps=16", *TRAINED[name]]
+    words = [
+        "experiment_type=demo",
+        "inference.num_samples=96",
+        "inference.batch_size=32",
+        "inference.steps=16",
+        *TRAINED[name],
+    ]
     if name != "base" and not any(w.startswith("model.latent_channels") for w in words):
         base = next(folder.glob("output/*/base"))
         words += [f"training.pretrained_vae_path={base / 'autoencoder'}", "training.train_vae_from_scratch=false"]
