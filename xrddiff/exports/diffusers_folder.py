@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from .exporters import Exporter
-from .graphs import Exportable, Graph
+from .graphs import Exportable
 from ..models.autoencoder import Autoencoder, AutoencoderKL
 from ..models.latent_space import LatentStatistics
 from ..models.unet import UNet
@@ -105,8 +104,6 @@ BOUND = 1e-4  # largest difference, over the largest value
 class Diffusers(Exporter):
     """The folders `unet` and `vae`, as diffusers has them."""
 
-    suffix = None
-
     def check(self) -> None:
         if find_spec("diffusers") is None:
             raise BadInput("format diffusers needs diffusers, which is not installed; expected pip install diffusers")
@@ -136,12 +133,6 @@ class Diffusers(Exporter):
                 "channels": {"frame": 1} | ({"mask": 1} if model.mask_channel else {}),
             }
         return {"diffusers": about | {"version": diffusers.__version__}}
-
-    def save(self, graph: Graph, path: Path) -> None:
-        raise NotImplementedError
-
-    def load(self, path: Path, about: dict[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
-        raise NotImplementedError
 
 
 def _same(name: str, found: Tensor, wanted: Tensor) -> None:

@@ -24,22 +24,30 @@ if TYPE_CHECKING:
     Call = Callable[..., tuple[Tensor, ...]]
 
 # %% auto #0
-__all__ = ['Exporter', 'export_run']
+__all__ = ['Exporter', 'GraphExporter', 'export_run']
 
 # %% ../../nbs/exports/exporters.ipynb #1e9e8d3f
 class Exporter(ABC):
-    """A format of graphs, one file for each with this `suffix`; None: other files, which only other
-    programs open.
-    """
+    """A format; with no `suffix` of its graphs it holds other files, which only other programs open."""
 
-    suffix: ClassVar[str | None]
+    suffix: ClassVar[str | None] = None
 
     @abstractmethod
     def check(self) -> None:
         """Raise `BadInput` if something is missing on this machine, before any work."""
 
+    @abstractmethod
     def write(self, made: Exportable, folder: Path) -> dict[str, Any]:
         """Write what was opened into `folder`; returns what the manifest should say besides."""
+
+
+class GraphExporter(Exporter):
+    """A format of graphs, one file for each with this `suffix`, which Python opens again."""
+
+    suffix: ClassVar[str]
+
+    def write(self, made: Exportable, folder: Path) -> dict[str, Any]:
+        """As `Exporter.write`."""
         for graph in made.graphs:
             self.save(graph, folder / f"{graph.name}{self.suffix}")
         return {}

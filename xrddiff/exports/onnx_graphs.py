@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from .exporters import Exporter
+from .exporters import GraphExporter
 from .graphs import Graph
 from ..registry import register
 
@@ -45,7 +45,7 @@ def _quiet() -> Iterator[None]:
 
 
 @register("exporter", "onnx", help="ONNX graphs for onnxruntime and others, checked in onnxruntime")
-class Onnx(Exporter):
+class Onnx(GraphExporter):
     """An `.onnx` file for each graph."""
 
     suffix = ".onnx"

@@ -17,7 +17,7 @@ import torch._inductor.config
 from torch import Tensor
 
 from ..errors import BadInput
-from .exporters import Exporter
+from .exporters import GraphExporter
 from .graphs import Exportable, Graph
 from ..registry import register
 
@@ -44,7 +44,7 @@ def check_processor(compiled_for: str, own: str) -> None:
 @register(
     "exporter", "pt2", help="libraries compiled by AOTInductor, for Python and C++; a program: open only what you trust"
 )
-class Pt2(Exporter):
+class Pt2(GraphExporter):
     """A `.pt2` file of AOTInductor for each graph.
 
     The number of threads is that of the process that runs it, as `torch.set_num_threads` says.
