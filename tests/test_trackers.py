@@ -65,7 +65,11 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "tracking" / "rows.jsonl").read_text().splitlines()]
 
 
-def test_a_training_that_goes_on_goes_on_in_the_same_run(tmp_path):
+def test_a_training_that_goes_on_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    from tensorboard.summary.writer import event_file_writer
+
+    # names of files end with this number: those of the second training would sort before those of the first
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     (tmp_path / "plots").mkdir()
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "plots" / "samples.png")
     (tmp_path / SAMPLES).mkdir()

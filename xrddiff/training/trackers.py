@@ -108,6 +108,10 @@ def jsonl(run: Tracked) -> GeneralTracker:
 def tensorboard(run: Tracked) -> GeneralTracker:
     place = run.place / "tensorboard"
     place.mkdir(parents=True, exist_ok=True)
+    # TensorBoard reads files in the order of their names, which begin with the second they were made in and end with
+    # a number that has no leading zeros: two files of one second can be read in the wrong order, and rows are lost
+    newest = max((int(f.name.split(".")[3]) for f in place.glob("events.out.tfevents.*")), default=0)
+    time.sleep(min(max(newest + 1 - time.time(), 0), 1))
     return TensorBoardTracker(".", str(place), purge_step=run.step or None)
 
 # %% ../../nbs/training/trackers.ipynb #0ea88ee2

@@ -133,7 +133,9 @@ class Training:
         "changes of the training frames, which the network is told (`xrddiff list augmentation`)",
         choices=Names("augmentation"),
     )
-    augmentation_options: dict[str, Any] = word(dict, "options of the augmentations, as {gain: {spread: 0.2}}")
+    augmentation_options: dict[str, Any] = word(
+        dict, "options of the augmentations, as {gain: {spread: 0.2}}", only={"training.augmentations": ANY}
+    )
     callbacks: list[str] = word(
         list, "what looks on while a model trains (`xrddiff list callback`)", choices=Names("callback")
     )
