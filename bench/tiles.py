@@ -246,6 +246,7 @@ def main() -> None:
     from xrddiff.saved_config import load_config
 
     folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     found = {"commands": {}, "training": {}, "real": {}, "distances": {}, "rows": [], "single": []}
     if (RESULTS / "tiles.json").exists():
         found |= json.loads((RESULTS / "tiles.json").read_text())

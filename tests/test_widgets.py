@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from axe import faults
+from conftest import need
 from lab import notebooks_of
 
 import xrddiff as xd
@@ -35,6 +36,7 @@ made["intensity"][:, 20:30, 60:90] = 3
 c = xd.compare(frames, made, names=("measured", "made"), height=330)
 c""",
     """FrameView([picture_of(xd.open_frames("panels.h5"), 0, "two panels")], height=300)""",
+    "xd.explore('large.h5', height=300)",
 )
 
 
@@ -66,6 +68,16 @@ def own_file(path) -> np.ndarray:
     return counts
 
 
+def large_file(path) -> np.ndarray:
+    """Three frames that are too large for the screen, with a bright pixel in each, and a dead row."""
+    counts = np.random.default_rng(2).poisson(3, (3, 800, 900)).astype(np.uint16)
+    counts[:, 201, 301] = 700, 800, 900
+    counts[:, 100] = 65535
+    with h5py.File(path, "w") as file:
+        file["data"] = counts
+    return counts
+
+
 @pytest.fixture(scope="module")
 def notebooks(jupyter):
     """One browser for all tests here."""
@@ -77,6 +89,7 @@ def notebooks(jupyter):
 def page(notebooks):
     own_file(notebooks.folder / "own.h5")
     save_frames(stack(), notebooks.folder / "panels.h5")
+    large_file(notebooks.folder / "large.h5")
     page = notebooks.open(CELLS)
     until(page, lambda: page.locator(".xrddiff[data-zoom]").count() == len(CELLS))
     return page
@@ -289,6 +302,77 @@ def test_what_is_under_the_pointer_belongs_to_a_panel(page):
     page.mouse.move(left + (x + 0.5) * zoom, top + (y + 0.5) * zoom)
     until(page, lambda: "between the panels" in readout.inner_text())
     assert "panel " not in readout.inner_text().replace("the panels", "")
+
+
+INK = """(root) => {
+  const plot = root.querySelector(".xrddiff-histogram canvas"), { data } = plot.getContext("2d").getImageData(0, 0, plot.width, plot.height);
+  let sum = 0, n = 0;
+  for (let k = 0; k < data.length; k += 4) if (data[k + 3] > 100) { sum += data[k]; n += 1; }
+  return sum / n;
+}"""
+
+
+@pytest.mark.slow
+def test_what_is_drawn_follows_the_theme(page):
+    root = page.locator(".xrddiff").first
+    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    light = root.evaluate(INK)
+    try:
+        page.evaluate(change, "JupyterLab Dark")
+        until(page, lambda: root.evaluate(INK) > light + 80)
+    finally:
+        page.evaluate(change, "JupyterLab Light")
+    until(page, lambda: abs(root.evaluate(INK) - light) < 5)
+
+
+DRAWN = (
+    """(root) => { window.drawn = []; root.addEventListener("xrddiff-drawn", (e) => window.drawn.push(e.detail)); }"""
+)
+
+
+@pytest.mark.slow
+def test_a_large_frame_is_a_preview_until_the_slider_rests(page):
+    root = page.locator(".xrddiff").nth(4)
+    root.scroll_into_view_if_needed()
+    until(page, lambda: root.get_attribute("data-whole") == "true")
+    root.evaluate(DRAWN)
+    picture, readout = root.locator("canvas.xrddiff-over"), root.locator(".xrddiff-readout")
+    root.get_by_role("slider", name="frame").focus()
+    page.keyboard.press("ArrowRight")
+
+    def drawn(frame):
+        return [d["whole"] for d in page.evaluate("() => window.drawn") if d["frame"] == frame]
+
+    until(page, lambda: True in drawn(1))
+    assert drawn(1)[0] is False
+    picture.scroll_into_view_if_needed()
+    box, zoom = picture.bounding_box(), number(root, "zoom")
+    left, top = (box[k] + box[size] / 2 - n / 2 * zoom for k, size, n in (("x", "width", 900), ("y", "height", 800)))
+    page.mouse.move(left + 301.5 * zoom, top + 201.5 * zoom)
+    until(page, lambda: "x 30" in readout.inner_text())
+    picture.focus()
+    page.keyboard.press("0")
+    # the row that holds no counts is masked, and the bright pixel is seen in the preview as in the whole
+    page.mouse.move(left + 450 * zoom, top + 100.5 * zoom)
+    until(page, lambda: "masked" in readout.inner_text())
+    # whoever looks closely does not wait
+    page.keyboard.press("PageDown")
+    for _ in range(3):
+        page.keyboard.press("+")
+    until(page, lambda: True in drawn(2))
+
+
+@pytest.mark.slow
+def test_in_notebook_7(notebooks):
+    """Served by the same server. It comes last: the notebook of the tests above is closed."""
+    need("notebook")
+    page = notebooks.open_in_notebook(["import xrddiff as xd", "xd.explore('sim128', height=300)"])
+    root = page.locator(".xrddiff[data-zoom]")
+    root.wait_for()
+    root.get_by_role("slider", name="frame").focus()
+    page.keyboard.press("ArrowRight")
+    until(page, lambda: number(root, "frame") == 1)
+    assert notebooks.strangers() == []
 
 
 def test_a_file_that_goes_away_is_a_sentence(tmp_path):

@@ -42,12 +42,35 @@ function scaleOf(name, width) {
 
 /** One picture: its numbers, and smaller versions of them in which spots are kept. */
 class Image2D {
-  constructor(picture, codes) {
+  constructor(picture, codes, reasons) {
     Object.assign(this, { title: picture.title, width: picture.width, height: picture.height, type: picture.dtype });
     Object.assign(this, { signed: picture.signed, unit: picture.unit, beam: picture.beam, rings: picture.rings || [] });
-    this.values = picture.rare ? widened(picture) : numbers(picture.data, picture.dtype);
+    if (picture.small) this.setPreview(picture.small, reasons);
+    else this.fill(picture, codes);
+  }
+
+  /** A smaller version that is shown until all pixels are here. */
+  setPreview(small, reasons) {
+    const { level: n, width, height } = small, of = (part) => (part.rare ? widened(part) : numbers(part.data, part.dtype));
+    const values = of({ ...small, dtype: this.type }), { part } = small.mean;
+    const mean = part === 1 ? of(small.mean) : Float32Array.from(of(small.mean), (v) => v / part);
+    const all = reasons && new Uint8Array(reasons.byteLength), any = reasons && new Uint8Array(reasons.byteLength);
+    if (reasons) numbers(reasons, "uint8").forEach((b, k) => { any[k] = b & 127; if (b & 128) all[k] = any[k]; });
+    this.values = this.codes = null;
+    this.preview = n;
+    this.levels = [];
+    this.levels[n] = { width, height, values, mean, codes: all, any };
+    this.sample = Float64Array.from(numbers(small.some, this.type)).filter(Number.isFinite);
+  }
+
+  /** All pixels. */
+  fill({ data, rare }, codes) {
+    this.values = rare ? widened({ data, rare, dtype: this.type }) : numbers(data, this.type);
     this.setCodes(codes);
   }
+
+  /** Why pixels are masked, of all of them or of the preview. */
+  reasons() { return this.values ? this.codes : this.levels[this.preview].any; }
 
   setCodes(codes) {
     this.codes = codes ? numbers(codes, "uint8") : null;
@@ -57,6 +80,7 @@ class Image2D {
 
   /** Version `n`, shrunk 2ⁿ times: the strongest valid pixel and the mean of a block; masked where all are (`codes`) or any is (`any`). */
   level(n) {
+    if (!this.values) return this.levels[this.preview];
     while (n > 0 && (this.width - 1) >> n === 0 && (this.height - 1) >> n === 0) n--;
     return (this.levels[n] ??= this.shrunk(n));
   }
@@ -326,6 +350,7 @@ class View {
     };
     on(["_pictures"], () => this.take());
     on(["_codes"], () => this.takeCodes());
+    on(["_whole"], () => this.takeWhole());
     on(["_marks"], () => this.takeMarks());
     on(["_panels"], () => this.takePanels());
     on(["scale", "limits", "_auto"], () => { this.plotted = false; this.redraw(); });
@@ -333,6 +358,7 @@ class View {
     on(["window"], () => this.takeWindow());
     on(["height"], () => this.layout());
     on(["note"], () => this.showNote());
+    this.off.push(onTheme(() => { this.plotted = false; this.redraw(true); }));
     this.watch = new ResizeObserver(() => this.layout());
     this.watch.observe(this.root);
     this.takePanels();
@@ -344,6 +370,7 @@ class View {
 
   end() {
     this.off.forEach((f) => f());
+    clearTimeout(this.rest);
     this.watch.disconnect();
   }
 
@@ -405,7 +432,7 @@ class View {
   // ------------------------------------------------------------------ what comes from the kernel
 
   take() {
-    const pictures = this.model.get("_pictures") || [], codes = this.model.get("_codes") || [];
+    const [pictures, codes, small] = ["_pictures", "_codes", "_small_codes"].map((name) => this.model.get(name) || []);
     while (this.panes.length < pictures.length) {
       const pane = new Pane(this, this.panes.length);
       this.panes.push(pane);
@@ -415,7 +442,7 @@ class View {
     const before = this.panes.length && this.panes[0].image;
     pictures.forEach((picture, k) => {
       const pane = this.panes[k];
-      pane.image = new Image2D(picture, codes[k]);
+      pane.image = new Image2D(picture, codes[k], small[k]);
       pane.caption.textContent = picture.title;
       pane.caption.hidden = !picture.title;
       const how = "arrows move a cross, plus and minus zoom, 0 shows all";
@@ -426,24 +453,50 @@ class View {
     for (const el of [this.tools, this.row, this.readout]) el.hidden = !first;
     if (!first) return;
     this.rings.hidden = !this.panes.some((p) => p.image.rings.length);
-    this.maskBox.hidden = !codes.some(Boolean);
+    this.maskBox.hidden = !this.panes.some((p) => p.image.reasons());
     if (!before || before.width !== first.width || before.height !== first.height) {
       this.whole = true;
       this.cursor = null;
     }
     this.plotted = false;
+    this.sliding = Boolean(before);
     this.layout();
     this.read();
+    this.askForWhole();
+  }
+
+  previews() { return this.panes.some((p) => p.image && !p.image.values); }
+
+  /** Nothing else is on its way to the screen. */
+  resting() { return true; }
+
+  /** Ask for all pixels of what is shown as a preview, once nothing else is wanted. */
+  askForWhole(after = 250) {
+    clearTimeout(this.rest);
+    if (!this.previews()) return;
+    this.rest = setTimeout(() => {
+      if (this.resting() && this.previews()) this.model.send({ do: "whole", number: this.model.get("_number") });
+    }, after);
+  }
+
+  takeWhole() {
+    const whole = this.model.get("_whole"), codes = this.model.get("_codes") || [];
+    if (!whole || whole.number !== this.model.get("_number")) return;
+    this.panes.forEach((p, k) => { if (p.image && !p.image.values) p.image.fill(whole.data[k], codes[k]); });
+    this.plotted = false;
+    this.read();
+    this.redraw();
   }
 
   takeCodes() {
     const codes = this.model.get("_codes") || [];
     this.panes.forEach((p, k) => {
+      if (p.image && !p.image.values) return; // they come with all pixels
       // new pictures that came in the same message have them already
       const fits = codes[k] && codes[k].byteLength === p.image.values.length;
       if (p.image) p.image.setCodes(fits ? codes[k] : null);
     });
-    this.maskBox.hidden = !codes.some(Boolean);
+    this.maskBox.hidden = !this.panes.some((p) => p.image && p.image.reasons());
     this.plotted = false;
     this.read();
     this.redraw();
@@ -524,6 +577,7 @@ class View {
     const seen = this.whole ? null : [a.x - half[0], a.y - half[1], a.x + half[0], a.y + half[1]].map(round);
     this.told = JSON.stringify(seen);
     this.set("window", seen, false);
+    if (!this.whole) this.askForWhole(0);
     this.redraw();
   }
 
@@ -692,7 +746,7 @@ class View {
   reasonKey() {
     if (!this.reasonBox) { this.reasonBox = make("span", { class: "xrddiff-legend" }); this.legendBox.after(this.reasonBox); }
     const shown = this.model.get("show_mask") && !this.maskBox.hidden, there = new Set();
-    if (shown) for (const p of this.panes) if (p.image && p.image.codes) for (const c of p.image.codes) if (c) there.add(c);
+    if (shown) for (const p of this.panes) for (const c of (p.image && p.image.reasons()) || []) if (c) there.add(c);
     this.reasonBox.replaceChildren(...(shown ? this.model.get("_reasons") : []).map(([name, colour], k) => there.has(k + 1)
       ? make("span", { class: "xrddiff-check" }, make("span", { class: "xrddiff-swatch", style: `background:${colour}` }), name) : null).filter(Boolean));
   }
@@ -713,9 +767,10 @@ class View {
       }
       if (a.tt !== undefined) put("2θ", `${((a.tt * 180) / Math.PI).toFixed(2)}°`);
       for (const p of this.panes) {
-        const k = y * p.image.width + x, v = p.image.values[k], code = p.image.codes ? p.image.codes[k] : 0;
+        const k = y * p.image.width + x, v = p.image.values && p.image.values[k], code = p.image.codes ? p.image.codes[k] : 0;
         const name = this.panes.length > 1 ? p.image.title : "value";
         if (a.gap) put(name, "between the panels");
+        else if (v === null) put(name, "…");
         else {
           put(name, `${shortNumber(v)}${p.image.unit ? ` ${p.image.unit}` : ""}`);
           if (code) put("masked", (this.model.get("_reasons")[code - 1] || ["masked"])[0]);
@@ -832,16 +887,19 @@ class View {
       this.asked = null;
       if (this.stale) for (const pane of this.panes) pane.draw();
       for (const pane of this.panes) pane.drawOver();
-      if (!this.plotted) this.contrast();
+      if (!this.plotted && !this.sliding) this.contrast();
       if (this.stale) this.drawn();
       this.stale = false;
+      // the picture first: the histogram of the next frame follows when that is on the screen
+      if (!this.plotted) setTimeout(() => { this.sliding = false; if (!this.plotted) this.contrast(); }, 0);
     });
   }
 
   /** For whoever measures and tests: what is on the screen now. */
   drawn() {
     this.root.dataset.zoom = this.at.zoom.toFixed(4);
+    this.root.dataset.whole = !this.previews();
     this.root.dataset.centre = `${this.at.x.toFixed(2)} ${this.at.y.toFixed(2)}`;
-    this.root.dispatchEvent(new CustomEvent("xrddiff-drawn", { detail: { frame: this.model.get("_shown") } }));
+    this.root.dispatchEvent(new CustomEvent("xrddiff-drawn", { detail: { frame: this.model.get("_shown"), whole: !this.previews() } }));
   }
 }

@@ -5,7 +5,7 @@
 # %% ../../nbs/widgets/canvas.ipynb #dbdb2c18
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..frames.frames import frame_image, frame_mask, missing_geometry
 from ..frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
 from ..views import plots
 from ..views.plots import INTENSITY, MASKED, NORMS, SIGNED, SMALL, intensity_norm, png
+from .previews import preview_level, shrink, shrink_codes
 from .shown import Shown, source
 
 # %% auto #0
@@ -177,13 +178,42 @@ def _thinned(values: np.ndarray) -> dict[str, Any]:
     return {"data": values.tobytes()}
 
 
+def _packed_preview(values: np.ndarray, p: Picture, n: int) -> dict[str, Any]:
+    """A preview of a picture, halved `n` times, as the browser takes it, with some of the values for its histogram.
+
+    The means of counts are sent as whole numbers of a fraction of a photon (`part`), of which nearly all fit a byte.
+    """
+    masked = p.masked
+    small = shrink(values, masked, 1 << n, p.signed is not None)
+    some = slice(None, None, max(1, values.size // 32_749))
+    few = values.ravel()[some] if masked is None else values.ravel()[some][masked.ravel()[some] == 0]
+    mean, part = small["mean"], 1
+    if values.dtype.kind == "u":
+        part = next((k for k in (16, 8, 4, 2) if np.count_nonzero(mean > 255 / k) < mean.size // 64), 1)
+        mean = np.rint(part * mean).astype(np.uint32)
+    out = {"level": n, "height": mean.shape[0], "width": mean.shape[1], "some": few.tobytes()}
+    out["mean"] = _thinned(mean) | {"part": part, "dtype": str(mean.dtype)}
+    return out | _thinned(small["strongest"])
+
+
+def _packed_reasons(p: Picture) -> bytes | None:
+    """Why pixels of the preview of a picture are masked; bit 7: all of a block are. None: no preview, or none is masked."""
+    n, masked = preview_level(p.intensity.shape), p.masked
+    if not n or masked is None:
+        return None
+    codes, some = shrink_codes(masked, 1 << n)
+    return (some | np.where(codes > 0, np.uint8(128), np.uint8(0))).tobytes()
+
+
 def _packed(p: Picture) -> dict[str, Any]:
     """A picture as the browser takes it."""
     values, flat = smallest(p.intensity, p.masked), p.geometry
     if isinstance(flat, PanelGeometry):
         flat = flat.image_geometry
     out = {"title": p.title, "height": values.shape[0], "width": values.shape[1], "dtype": str(values.dtype)}
-    out |= _thinned(values) | {"signed": p.signed, "unit": p.unit, "beam": None, "rings": []}
+    n = preview_level(values.shape)
+    out |= {"small": _packed_preview(values, p, n)} if n else _thinned(values)
+    out |= {"signed": p.signed, "unit": p.unit, "beam": None, "rings": []}
     if flat is not None:
         (x, y), wave = flat.beam_center, flat.wavelength
         out["beam"] = {"x": x, "y": y, "pixel": flat.pixel_size, "distance": flat.distance, "wavelength": wave}
@@ -290,10 +320,10 @@ class FrameView(Shown, anywidget.AnyWidget):
 
     _scales = List(default_value=list(NORMS)).tag(sync=True)
     _palettes = Bytes(_palettes()).tag(sync=True)
-    _pictures, _codes, _marks, _reasons = (List().tag(sync=True) for _ in range(4))
+    _pictures, _codes, _small_codes, _marks, _reasons = (List().tag(sync=True) for _ in range(5))
     _panels = Dict(None, allow_none=True).tag(sync=True)
-    _auto = Dict().tag(sync=True)
-    _shown = Int(-1).tag(sync=True)
+    _auto, _whole = (Dict().tag(sync=True) for _ in range(2))
+    _shown, _number = (Int(-1).tag(sync=True) for _ in range(2))
 
     def __init__(
         self,
@@ -308,14 +338,19 @@ class FrameView(Shown, anywidget.AnyWidget):
         limits = None if limits is None else [float(v) for v in limits]
         super().__init__(scale=scale, limits=limits, **{"_reasons": [["masked", MASKED]]} | words)
         self.observe(self.guarded(lambda change: self._send_pictures(change.new)), "pictures")
+        self.on_msg(self._asked_for_whole)
         self.pictures = list(pictures)
 
 # %% ../../nbs/widgets/canvas.ipynb #10326761
 def _send_pictures(self: FrameView, pictures: Sequence[Picture]) -> None:
     """Show `pictures`."""
     panels = next((p.geometry for p in pictures if isinstance(p.geometry, PanelGeometry)), None)
+    large = [preview_level(p.intensity.shape) > 0 for p in pictures]
     with self.hold_sync():
-        self._codes = [None if (masked := p.masked) is None else masked.tobytes() for p in pictures]
+        self._number += 1
+        self._small_codes = [_packed_reasons(p) for p in pictures]
+        if not any(large):
+            self._codes, self._whole = _packed_codes(pictures), {}
         place = None if panels is None else panels.placement
         if place is not self._placed:
             self._placed, self._panels = place, None if panels is None else _packed_panels(panels)
@@ -324,7 +359,25 @@ def _send_pictures(self: FrameView, pictures: Sequence[Picture]) -> None:
         self._marks = [_packed_marks(p.marks) for p in pictures]
 
 
-FrameView._send_pictures = _send_pictures
+def _packed_codes(pictures: Sequence[Picture]) -> list[bytes | None]:
+    return [None if (masked := p.masked) is None else masked.tobytes() for p in pictures]
+
+
+def _asked_for_whole(self: FrameView, _: Any, content: Mapping[str, Any], __: Any) -> None:
+    """A message of the browser: it has shown previews, and wants all pixels of pictures that are still shown."""
+    if content.get("do") == "whole" and content.get("number") == self._number:
+        self.guarded(self._send_whole)()
+
+
+def _send_whole(self: FrameView) -> None:
+    with self.hold_sync():
+        self._codes = _packed_codes(self.pictures)
+        data = [_thinned(smallest(p.intensity, p.masked)) for p in self.pictures]
+        self._whole = {"number": self._number, "data": data}
+
+
+FrameView._send_pictures, FrameView._send_whole = _send_pictures, _send_whole
+FrameView._asked_for_whole = _asked_for_whole
 
 # %% ../../nbs/widgets/canvas.ipynb #096f7e63
 def _still(self: FrameView) -> bytes:

@@ -71,6 +71,8 @@ class Series extends View {
     this.showNumber();
   }
 
+  resting() { return this.waiting === null; }
+
   step(by) { this.ask((this.waiting === null ? this.model.get("frame") : this.wanted) + by); }
 
   hint() { return `${super.hint()}${this.model.get("n_frames") > 1 ? " Page Up, Page Down: other frames." : ""}`; }

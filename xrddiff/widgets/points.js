@@ -165,5 +165,6 @@ function render({ model, el }) {
   model.on("change:frame change:names", () => { draw(); tell(); if (under >= 0) show(under); });
   model.on("change:legend", explain);
   arrange(); draw(); tell(); explain();
+  return onTheme(draw);
 }
 export default { render };

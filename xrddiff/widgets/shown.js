@@ -31,6 +31,17 @@ function sentenceLine(model) {
   return line;
 }
 
+/** Call `f` when the page turns light or dark; what a canvas holds does not follow by itself. Returns a function that ends it. */
+function onTheme(f) {
+  const later = () => requestAnimationFrame(f);
+  const watch = new MutationObserver(later), media = window.matchMedia("(prefers-color-scheme: dark)");
+  for (const el of [document.documentElement, document.body]) {
+    watch.observe(el, { attributes: true, attributeFilter: ["data-jp-theme-name", "data-jp-theme-light", "data-theme", "data-vscode-theme-kind"] });
+  }
+  media.addEventListener("change", later);
+  return () => { watch.disconnect(); media.removeEventListener("change", later); };
+}
+
 /** The root of a widget: keys that are pressed inside it belong to it and not to JupyterLab. */
 function rootOf(el, label) {
   el.classList.add("xrddiff");

@@ -89,5 +89,6 @@ function render({ model, el }) {
   model.on("change:order change:tiles change:shares", () => { arrange(); draw(); tell(); see(-1); });
   model.on("change:picked change:names", () => { draw(); tell(); see(-1); });
   arrange(); draw(); tell(); see(-1);
+  return onTheme(draw);
 }
 export default { render };
