@@ -56,7 +56,11 @@ MATHEMATICS = {
         "indexing/indexer indexing/lattice_maps indexing/integration indexing/reflections indexing/expected_intensities",
         "indexing",
     ),
-    "Posteriors": ("posteriors/likelihoods metrics/coverage", "posteriors"),
+    "Posteriors": (
+        "posteriors/likelihoods metrics/coverage posteriors/crystals posteriors/crystal_densities "
+        "posteriors/crystal_sampling posteriors/crystal_stills",
+        "posteriors",
+    ),
     "Judgement": (
         "metrics/peak_scores metrics/radial_profiles metrics/photons metrics/spots metrics/indexing metrics/merging "
         "metrics/diversity metrics/distribution metrics/encoder metrics/feature_distances metrics/judgement",

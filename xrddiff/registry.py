@@ -66,6 +66,9 @@ KINDS: dict[str, Kind] = {
     ),
     "kernel": Kind("how far the particles of a posterior feel each other", given=("shape",)),
     "tempering": Kind("how the weight of the score rises while particles move", given=("progress",)),
+    "particle_sampler": Kind(
+        "how a crystal's posterior is sampled, from draws at its maximum", given=("target", "z", "ring", "words")
+    ),
     "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
     "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),

@@ -158,6 +158,8 @@ class Refined(NamedTuple):
 
     U: orientation (3, 3). cell: the refined cell. shift: of the detector (3,), m.
     error: distance of each peak from its prediction (N,), px. excitation: ε (N,), 1/Å.
+    covariance: of ω in rad, the cell in Å and degrees, and the shift in m (12, 12); what the peaks and
+        the restraints leave open, if misses are normal.
     """
 
     U: np.ndarray
@@ -165,6 +167,7 @@ class Refined(NamedTuple):
     shift: np.ndarray
     error: np.ndarray
     excitation: np.ndarray
+    covariance: np.ndarray
 
 
 def _spread(values: np.ndarray, least: float) -> float:
@@ -195,4 +198,9 @@ def refine_lattice(
         problem.sigma_px = _spread(np.concatenate([fs, ss]), 0.05)
         problem.sigma_excitation = _spread(excitation, 1e-5)
     U, parameters, shift = problem.unpack(theta)
-    return Refined(U, replace(cell, parameters=parameters), shift, np.hypot(fs, ss), excitation)
+    J = problem.jacobian(theta)
+    units = np.zeros((12, problem.size))  # what a parameter of the fit is in radian, Å, degrees and m
+    units[:3, :3], units[3:9, 3 : 3 + len(problem.free)] = np.eye(3), problem.free.T
+    units[9:, 3 + len(problem.free) :] = problem.moves.T
+    covariance = units @ np.linalg.pinv(J.T @ J) @ units.T
+    return Refined(U, replace(cell, parameters=parameters), shift, np.hypot(fs, ss), excitation, covariance)
