@@ -210,7 +210,7 @@ def draw_particles(
     - `chunk`: particles that are worked on at once. `callback`: sees each row of the history.
 
     Raises `BadInput` for a number of particles below 1 or below that of the ranks, or settings that do not fit.
-    Source: of hmc, Duane et al., Phys. Lett. B 195 (1987) 216; Neal 2012, arXiv 1206.1901.
+    Source: of hmc, Duane et al. 1987; Neal 2012, arXiv 1206.1901.
     """
     if particles != int(particles) or particles < 1:
         raise BadInput(f"particles is {particles}; expected a whole number, at least 1")
