@@ -17,13 +17,13 @@ from conftest import clean_environment, missing
 from xrddiff.cli.main import main
 from xrddiff.errors import BadInput
 from xrddiff.ranks.comm import SIZES, CommReport, comm_test, slow_ranks
+from xrddiff.ranks.networks import Cluster, Network, fit_network, ring_allreduce_time
+from xrddiff.ranks.particle_scaling import ParticleModel, least_particles, particle_table, paying_particles
 from xrddiff.ranks.scaling import (
     CostModel,
-    fit_network,
     gradient_bytes,
     measure_scaling,
     plot_scaling,
-    ring_allreduce_time,
     scaling_table,
     simple_allreduce_time,
 )
@@ -210,6 +210,44 @@ def test_a_model_that_cannot_be(bad):
         CostModel(**(dict(parameters=50e6, compute_seconds=0.1, bandwidth=25) | bad))
 
 
+def test_links_inside_of_nodes():
+    """Fast links inside do not help a ring that leaves the node; two levels send least between nodes; a tree has the fewest rounds."""
+    words = dict(parameters=200e6, compute_seconds=0.12, bandwidth=25, latency=5e-6, ranks_per_node=8)
+    inside = Network(600, 2e-6)
+    flat = CostModel(**words).step(64)["all_reduce"]
+    ring, levels, tree = (
+        CostModel(**words, inside=inside, algorithm=how).step(64)["all_reduce"] for how in ("ring", "two-level", "tree")
+    )
+    assert ring == pytest.approx(flat) and levels < ring < tree
+    assert CostModel(**words, inside=inside).step(8)["all_reduce"] < CostModel(**words).step(8)["all_reduce"] / 10
+    short = Cluster(Network(25, 5e-6), inside, 8)
+    assert short.all_reduce(8, 64, "tree") == pytest.approx(2 * 3 * 2e-6 + 2 * 3 * 5e-6, rel=1e-3)
+    with pytest.raises(BadInput, match="12 ranks do not fill nodes of 8 ranks"):
+        short.all_reduce(8, 12)
+    with pytest.raises(BadInput, match="did you mean 'tree'"):
+        short.all_gather(8, 16, "three")
+    with pytest.raises(BadInput, match="latency is -1"):
+        Cluster(Network(25, -1))
+
+
+def test_the_model_of_particles():
+    model = ParticleModel(4096, 64, 1e-4, 1e-8, Cluster(Network(25, 5e-6), Network(600, 2e-6), 16))
+    table = particle_table(model, [1, 4, 64])
+    assert table["ranks"].tolist() == [16, 64, 1024] and table["per_rank"].tolist() == [256, 64, 4]
+    assert (table["share"].diff().dropna() > 0).all() and (table["efficiency"].diff().dropna() < 0).all()
+    parts = table[["score_ms", "pairs_ms", "ring_ms", "agree_ms"]].sum(axis=1)
+    assert table["step_ms"].to_numpy() == pytest.approx(parts.to_numpy())
+    for each, share in ((1.5, 0.1), (0.5, 0.1)):
+        least = least_particles(model, 64)
+        more = ParticleModel(round(each * least) * 64, 64, 1e-4, 1e-8, model.cluster).step(64)["share"]
+        assert (more <= share) == (each > 1)
+    assert paying_particles(model, 1024) >= 1 and len(particle_table(model, [1, 2, 1000])) == 2
+    with pytest.raises(BadInput, match="4096 rows cannot be shared by 16000 ranks"):
+        particle_table(model, [1000])
+    with pytest.raises(BadInput, match="pair_seconds is 0"):
+        ParticleModel(10, 2, 1e-3, 0, model.cluster)
+
+
 def test_the_command_predicts(tmp_path, capsys):
     """From a number, or from a run, which says how many it trains; and what cannot be drawn is refused before anything is shown."""
     net = torch.nn.Linear(300, 1000)
@@ -235,6 +273,38 @@ def test_the_command_predicts(tmp_path, capsys):
         assert main([*words, *more]) == 2
         out, err = capsys.readouterr()
         assert out == "" and sentence in err and err.count("\n") == 1
+
+
+def test_the_command_predicts_particles(tmp_path, capsys):
+    words = [
+        "scaling",
+        "--particles",
+        "4k",
+        "--dimensions",
+        "64",
+        "--score-ms",
+        "5",
+        "--pair-ns",
+        "15",
+        "--ranks-per-node",
+        "16",
+    ]
+    link = ["--bandwidth", "25", "--latency-us", "5", "--inside", "600", "--inside-latency-us", "2"]
+    assert main([*words, *link, "--json", "--figure", str(tmp_path / "figure.svg")]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    model = ParticleModel(4000, 64, 5e-3, 15e-9, Cluster(Network(25, 5e-6), Network(600, 2e-6), 16))
+    assert [r["nodes"] for r in rows] == [1, 2, 4, 8, 16, 32, 64] and (tmp_path / "figure.svg").stat().st_size > 1000
+    assert rows[-1]["step_ms"] == pytest.approx(1e3 * model.step(1024)["step"])
+    for wrong, sentence in (
+        (words, "--particles: expected --dimensions, --score-ms, --pair-ns and --bandwidth"),
+        ([*words, *link, "--params", "5M"], "found both"),
+        ([*words, *link, "--algorithm", "rings"], "did you mean 'ring'"),
+        ([*words, *link, "--inside", "0"], "bandwidth is 0; expected a number above 0"),
+        ([*words, *link, "--nodes", "1000"], "4000 rows cannot be shared by 16000 ranks"),
+    ):
+        assert main(wrong) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and sentence in err and err.count("\n") == 1, err
 
 
 # %% Measured runs

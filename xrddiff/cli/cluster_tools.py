@@ -18,7 +18,7 @@ from ..errors import BadInput
 if TYPE_CHECKING:
     import pandas as pd
 
-    from xrddiff.ranks.scaling import Network
+    from xrddiff.ranks.networks import Cluster, Network
 
 # %% auto #0
 __all__ = ['number', 'number_or_folder', 'numbers', 'comm_test', 'scaling', 'write_accelerate_config', 'add_tools']
@@ -80,12 +80,14 @@ def comm_test(args: argparse.Namespace) -> int:
 
 # %% ../../nbs/cli/cluster_tools.ipynb #39b629d8
 def scaling(args: argparse.Namespace) -> int:
-    """The speed-up on N nodes: predicted by a cost model (--params, --bandwidth), or measured in
-    run folders.
+    """The speed-up on N nodes: of a training, predicted by a cost model (--params, --bandwidth) or
+    measured in run folders; of a posterior of particles, predicted (--particles, --bandwidth).
     """
     from xrddiff.ranks.scaling import measure_scaling
 
-    if args.runs:
+    if args.particles is not None:
+        table, head = _predict_particles(args)
+    elif args.runs:
         if args.params is not None:
             raise BadInput(
                 "expected run folders, which were measured, or --params, from which is predicted; found both"
@@ -121,25 +123,17 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """The table of a cost model, and the line above it."""
     import pandas as pd
 
-    from xrddiff.ranks.scaling import (
-        CostModel,
-        above_zero,
-        gradient_bytes,
-        ring_allreduce_time,
-        scaling_table,
-        simple_allreduce_time,
-    )
+    from xrddiff.ranks.networks import above_zero
+    from xrddiff.ranks.scaling import CostModel, gradient_bytes, scaling_table, simple_allreduce_time
     from xrddiff.training.checkpoints import trained_parameters
 
-    bandwidth, latency = args.bandwidth, args.latency_us * 1e-6
-    if args.comm:
-        network = _measured_network(args.comm)
-        bandwidth, latency = network.bandwidth, network.latency
-    above_zero(bytes=args.bytes, ranks_per_node=args.ranks_per_node)
-    if not 0 <= latency < math.inf:
-        raise BadInput(f"--latency-us: found {args.latency_us:g}; expected 0 or more")
-    if args.params is None or bandwidth is None:
-        raise BadInput("expected run folders, or --params with --bandwidth (GB/s) or --comm FILE (of comm-test --json)")
+    cluster = _cluster(args)
+    above_zero(bytes=args.bytes)
+    if args.params is None or cluster is None:
+        raise BadInput(
+            "expected run folders, or --params or --particles with --bandwidth (GB/s) or --comm FILE (of comm-test --json)"
+        )
+    bandwidth, latency = cluster.between.bandwidth, cluster.between.latency
     parameters = trained_parameters(args.params) if isinstance(args.params, Path) else args.params
     above_zero(params=parameters)
     n = gradient_bytes(parameters, args.bytes)
@@ -148,17 +142,56 @@ def _predict(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     nodes = args.nodes or [1, 2, 4, 8, 16, 32]
     if args.step_ms is None:
         ranks = [k * args.ranks_per_node for k in nodes]
-        times = [1e3 * ring_allreduce_time(n, r, bandwidth, latency) for r in ranks]
+        times = [1e3 * cluster.all_reduce(n, r, args.algorithm) for r in ranks]
         return pd.DataFrame(dict(nodes=nodes, ranks=ranks, all_reduce_ms=times)), head
     model = CostModel(
-        parameters, args.step_ms / 1e3, bandwidth, latency, args.bytes, args.overlap, args.ranks_per_node, args.strong
-    )
+        parameters, args.step_ms / 1e3, bandwidth, latency, args.bytes, args.overlap, args.ranks_per_node, args.strong,
+        cluster.inside, args.algorithm,
+    )  # fmt: skip
     return scaling_table(model, nodes), head
+
+
+def _cluster(args: argparse.Namespace) -> Cluster | None:
+    """The links that the arguments describe; None without any."""
+    from xrddiff.ranks.networks import Cluster, Network
+
+    between = Network(args.bandwidth or 0, args.latency_us * 1e-6)
+    if args.comm:
+        between = _measured_network(args.comm)
+    elif args.bandwidth is None:
+        return None
+    inside = None if args.inside is None else Network(args.inside, args.inside_latency_us * 1e-6)
+    for name in ("latency_us", "inside_latency_us"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise BadInput(f"--{name.replace('_', '-')}: found {getattr(args, name):g}; expected 0 or more")
+    return Cluster(between, inside, args.ranks_per_node)
+
+
+def _predict_particles(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """The table of particles on many nodes, and the line above it."""
+    from xrddiff.ranks.particle_scaling import NODES, ParticleModel, particle_table
+
+    if args.runs or args.params is not None:
+        raise BadInput("expected --particles of a posterior, or --params or run folders of a training; found both")
+    cluster = _cluster(args)
+    if cluster is None or args.dimensions is None or args.score_ms is None or args.pair_ns is None:
+        raise BadInput(
+            "--particles: expected --dimensions, --score-ms, --pair-ns and --bandwidth (GB/s) or --comm FILE too"
+        )
+    model = ParticleModel(
+        round(args.particles), args.dimensions, args.score_ms / 1e3, args.pair_ns / 1e9, cluster, args.algorithm
+    )
+    table = particle_table(model, args.nodes or NODES)
+    alone = model.step(1)["step"]
+    head = (
+        f"{model.particles} particles of {model.dimensions} coordinates, {1e3 * alone:.4g} ms per step on one rank\n\n"
+    )
+    return table, head
 
 
 def _measured_network(file: str) -> Network:
     from xrddiff.ranks.comm import CommReport
-    from xrddiff.ranks.scaling import report_network
+    from xrddiff.ranks.networks import report_network
 
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -203,11 +236,16 @@ def add_tools(commands: Any) -> None:
     )
     p.add_argument("--bandwidth", type=number, metavar="GB/s", help="between the nodes")
     p.add_argument("--latency-us", type=float, default=0.0, metavar="µs", help="of a message (0)")
+    p.add_argument("--inside", type=number, metavar="GB/s", help="between the ranks of a node (as between the nodes)")
+    p.add_argument("--inside-latency-us", type=float, default=0.0, metavar="µs", help="of a message there (0)")
+    p.add_argument(
+        "--algorithm", default="ring", metavar="HOW", help="ring, two-level (rings inside and between) or tree"
+    )
     p.add_argument("--comm", metavar="FILE", help="bandwidth and latency as `xrddiff comm-test --json` measured them")
     p.add_argument(
         "--step-ms", type=number, metavar="ms", help="time of a step on one rank; without it there is no efficiency"
     )
-    p.add_argument("--nodes", type=numbers, metavar="N,…", help="how many nodes (1,2,4,8,16,32)")
+    p.add_argument("--nodes", type=numbers, metavar="N,…", help="how many nodes (1,2,4,8,16,32; of particles 64 too)")
     p.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="(1)")
     p.add_argument(
         "--bytes",
@@ -222,6 +260,12 @@ def add_tools(commands: Any) -> None:
         default=0.0,
         metavar="0…1",
         help="share of the computation that hides communication (0)",
+    )
+    p.add_argument("--particles", type=number, metavar="N", help="of a posterior, instead of a training")
+    p.add_argument("--dimensions", type=int, metavar="D", help="coordinates of a particle")
+    p.add_argument("--score-ms", type=number, metavar="ms", help="time of the score of one particle on one rank")
+    p.add_argument(
+        "--pair-ns", type=number, metavar="ns", help="time of the kernel of one pair of particles on one rank"
     )
     p.add_argument("--strong", action="store_true", help="the batch is shared among the ranks, and not one for each")
     p.add_argument("--figure", metavar="FILE", help="draw the efficiency")

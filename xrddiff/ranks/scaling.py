@@ -8,23 +8,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
+from .networks import Cluster, Network, above_zero
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from xrddiff.ranks.comm import CommReport
-
 # %% auto #0
-__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'above_zero', 'simple_allreduce_time', 'ring_allreduce_time', 'Network',
-           'fit_network', 'report_network', 'CostModel', 'threshold', 'verdict', 'scaling_table', 'plot_scaling',
-           'read_speed', 'measure_scaling']
+__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'simple_allreduce_time', 'CostModel', 'threshold', 'verdict', 'scaling_table',
+           'plot_scaling', 'read_speed', 'measure_scaling']
 
 # %% ../../nbs/ranks/scaling.ipynb #4abd21d7
 def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
@@ -32,13 +30,6 @@ def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
     return parameters * bytes_per_parameter
 
 # %% ../../nbs/ranks/scaling.ipynb #294b8e94
-def above_zero(**values: float) -> None:
-    """Raise `BadInput` for a value that is not a number above 0."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise BadInput(f"{name} is {value:g}; expected a number above 0")
-
-
 def simple_allreduce_time(n: float, bandwidth: float) -> float:
     """Seconds to sum `n` bytes over many ranks, sent and received at `bandwidth` GB/s.
 
@@ -47,55 +38,6 @@ def simple_allreduce_time(n: float, bandwidth: float) -> float:
     above_zero(bandwidth=bandwidth)
     return 2 * n / (bandwidth * 1e9)
 
-# %% ../../nbs/ranks/scaling.ipynb #28ef5d15
-def ring_allreduce_time(n: float, ranks: int, bandwidth: float, latency: float = 0.0) -> float:
-    """Seconds of a ring all-reduce of `n` bytes (Patarasuk and Yuan 2009).
-
-    - `ranks`: number of ranks.
-    - `bandwidth`: of a link, in GB/s.
-    - `latency`: seconds per turn.
-
-    Raises `BadInput` for `ranks` or a `bandwidth` not above 0.
-    """
-    above_zero(ranks=ranks, bandwidth=bandwidth)
-    return 2 * (ranks - 1) * (latency + n / ranks / (bandwidth * 1e9))
-
-# %% ../../nbs/ranks/scaling.ipynb #ab0567ec
-@dataclass(frozen=True)
-class Network:
-    """The network between the ranks: `bandwidth` in GB/s, `latency` in seconds per message."""
-
-    bandwidth: float
-    latency: float = 0.0
-
-
-def fit_network(n: Sequence[float], seconds: Sequence[float], ranks: int) -> Network:
-    """Fit bandwidth and latency to all-reduces of `n` bytes that took `seconds`.
-
-    Raises `BadInput` for fewer than two sizes or ranks, and if the times do not grow with size.
-    """
-    import numpy as np
-    from scipy.optimize import nnls
-
-    if ranks < 2 or len(set(n)) < 2:
-        raise BadInput(
-            f"{len(set(n))} message sizes over {ranks} ranks; expected two sizes or more over two ranks or more"
-        )
-    sizes, times = np.asarray(n, float), np.asarray(seconds, float)
-    scale = sizes.max()
-    (a, b), _ = nnls(np.stack([1 / times, sizes / scale / times], axis=1), np.ones(len(times)))
-    if b == 0:
-        raise BadInput(
-            "larger messages took no longer than small ones; expected times that grow, with messages of 1 MB or more"
-        )
-    return Network(2 * (ranks - 1) / ranks / (b / scale) / 1e9, a / (2 * (ranks - 1)))
-
-
-def report_network(report: CommReport) -> Network:
-    """Fit bandwidth and latency to the all-reduces of a communication test."""
-    rows = [row for row in report.messages if row["operation"] == "all-reduce"]
-    return fit_network([row["bytes"] for row in rows], [row["ms"] / 1e3 for row in rows], report.num_processes)
-
 # %% ../../nbs/ranks/scaling.ipynb #90955a51
 @dataclass(frozen=True)
 class CostModel:
@@ -103,11 +45,13 @@ class CostModel:
 
     - `parameters`: number of trained parameters.
     - `compute_seconds`: time of a step on one rank, in s.
-    - `bandwidth`: in GB/s; `latency`: in s.
+    - `bandwidth`: between nodes, in GB/s; `latency`: in s.
     - `bytes_per_parameter`: 2 in half precision, 4 in float32.
     - `overlap`: share of the computation that can hide communication, 0 to 1.
     - `ranks_per_node`: they share the link of their node, which a ring passes through once.
     - `strong`: one batch is divided among the ranks; otherwise every rank has its own.
+    - `inside`: the link between two ranks of a node; None: as between nodes.
+    - `algorithm`: of the all-reduce: ring, two-level or tree.
 
     Raises `BadInput` for values out of range.
     """
@@ -120,12 +64,19 @@ class CostModel:
     overlap: float = 0.0
     ranks_per_node: int = 1
     strong: bool = False
+    inside: Network | None = None
+    algorithm: str = "ring"
 
     def __post_init__(self):
         names = ("parameters", "compute_seconds", "bandwidth", "bytes_per_parameter", "ranks_per_node")
         above_zero(**{name: getattr(self, name) for name in names})
         if not 0 <= self.overlap <= 1 or not 0 <= self.latency < math.inf:
             raise BadInput(f"overlap is {self.overlap} and latency {self.latency}; expected 0 to 1, and 0 s or more")
+
+    @property
+    def cluster(self) -> Cluster:
+        """The links between the ranks."""
+        return Cluster(Network(self.bandwidth, self.latency), self.inside, self.ranks_per_node)
 
     def step(self, ranks: int) -> dict[str, float]:
         """Times of a step over `ranks`, in s, and the speed-up.
@@ -135,7 +86,7 @@ class CostModel:
         """
         compute = self.compute_seconds / (ranks if self.strong else 1)
         n = gradient_bytes(self.parameters, self.bytes_per_parameter)
-        all_reduce = ring_allreduce_time(n, ranks, self.bandwidth, self.latency)
+        all_reduce = self.cluster.all_reduce(n, ranks, self.algorithm)
         exposed = max(0.0, all_reduce - self.overlap * compute)
         speed_up = self.compute_seconds / (compute + exposed) * (1 if self.strong else ranks)
         return dict(
