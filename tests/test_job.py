@@ -18,10 +18,12 @@ import pytest
 from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import read_failures, stopped_by
+from xrddiff.registry import forget, register
 from xrddiff.saved_config import load_config
-from xrddiff.slurm.job import Job, prepare, quoted, read_job, run_words
+from xrddiff.slurm.job import REQUEUE, Job, RankCommand, prepare, quoted, read_job, run_task, run_words
 from xrddiff.slurm.profiles import load_profile
 from xrddiff.slurm.scripts import render_script
+from xrddiff.slurm.submission import plan_command
 
 # of this test process: ranks of two that ran side by side on one port would take each other for their own
 PORT = 20000 + os.getpid() % 3000 * 3
@@ -229,3 +231,61 @@ def test_a_training_is_stopped_and_goes_on(tmp_path):
     rows = json.loads((path / "metrics" / "training_metrics.json").read_text())
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, step + 3))
     assert (path / "report.html").exists() and (path / "notebook.1.ipynb").exists()
+
+
+# --- commands that all ranks execute together -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy():
+    """A command `toy`, which ends with the exit code in its words."""
+
+    def toy_on_ranks(words, ranks):
+        if not words:
+            raise BadInput("toy: expected an exit code")
+        given = Path(words[2]) if "--into" in words else None
+        return RankCommand(lambda: int(words[0]), Path("output/toys"), given, "--into", "toy")
+
+    register("command", "toy", help="a toy")(toy_on_ranks)
+    yield
+    forget(__name__)
+
+
+def test_a_command_is_planned_with_a_folder(toy, tmp_path, monkeypatch, capsys):
+    """It gets a folder of its own unless it names one, and is refused before anything is made."""
+    monkeypatch.chdir(tmp_path)
+    job, logs = plan_command(["toy", "75"], 4)
+    assert (
+        job.kind == "command" and job.argv == ["toy", "75", "--into", job.run_dirs[0]] and not any(tmp_path.iterdir())
+    )
+    assert Path(job.run_dirs[0]).is_relative_to(tmp_path / "output" / "toys") and logs == tmp_path / "output" / "slurm"
+    assert plan_command(["toy", "75", "--into", "here"], 4)[0].run_dirs == [str(tmp_path / "here")] != job.run_dirs
+    assert prepare(job).is_dir() and prepare(job).is_dir()  # once more, as after a requeue
+    with pytest.raises(BadInput, match="expected an exit code"):
+        plan_command(["toy"], 4)
+    assert Job.from_json(job.to_json()) == job
+    with pytest.raises(BadInput, match="expected a command first, one of"):
+        Job.from_json(replace(job, argv=["toyy"]).to_json())
+
+
+def test_a_command_stopped_in_order_goes_back_into_the_queue(toy, tmp_path, monkeypatch):
+    """By the exit code of rank 0 alone, as `srun` ends all ranks at the first that is not 0."""
+    monkeypatch.setattr("xrddiff.ranks.environment.set_environment", lambda info: None)  # of this process, for good
+    job = Job("command", run_dirs=[str(tmp_path)], argv=["toy", "75", "--into", str(tmp_path)])
+    assert run_task(job) == REQUEUE
+    for name, value in dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="9").items():
+        monkeypatch.setenv(name, value)
+    assert run_task(job) == 0 and run_task(replace(job, argv=["toy", "3", *job.argv[2:]])) == 3
+    with pytest.raises(BadInput):
+        run_task(replace(job, argv=["toy"]))
+    assert [f["rank"] for f in read_failures(tmp_path)] == [1]
+
+
+@pytest.mark.slow
+def test_two_ranks_execute_a_command(tmp_path):
+    job = Job("command", run_dirs=[str(tmp_path)], argv=["comm-test", "--sizes", "4,1k", "--rounds", "1", "--json"])
+    ranks = [launch("rank", job, tmp_path, rank, 2, PORT + 2) for rank in (0, 1)]
+    (code, out, err), other = map(ended, ranks)
+    assert (code, other[:2]) == (0, (0, "")), err + other[2]
+    report = json.loads(out)
+    assert report["num_processes"] == 2 and report["passed"]

@@ -12,18 +12,20 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 
 if TYPE_CHECKING:
+    from xrddiff.slurm.job import RankCommand
     from xrddiff.slurm.profiles import Profile
     from xrddiff.slurm.submission import Plan
 
 # %% auto #0
-__all__ = ['submit', 'resume', 'write_or_print', 'status', 'logs', 'cancel', 'profiles', 'add_command', 'add_commands']
+__all__ = ['submit', 'resume', 'write_or_print', 'status', 'logs', 'cancel', 'profiles', 'add_command', 'add_commands',
+           'cut_command', 'rank_command']
 
 # %% ../../nbs/cli/batch.ipynb #65b9d975
 _FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos", "constraint", "reservation")
@@ -31,19 +33,23 @@ _FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos
 
 def submit(args: argparse.Namespace) -> int:
     """Submit a run to the cluster, with the words of `xrddiff run`: `xrddiff submit --profile
-    medium model=latent_diff`.
+    medium model=latent_diff`. Or a command that the ranks of a job execute together, after the options of
+    the job: `xrddiff submit --profile medium posterior crystal FILE`.
     """
     from xrddiff.overrides import expand_multirun
-    from xrddiff.slurm.submission import Plan, plan_runs, plan_script
+    from xrddiff.slurm.submission import Plan, plan_command, plan_runs, plan_script
 
-    profile, words = _profile(args), list(args.overrides)
+    profile, words, command = _profile(args), list(args.overrides), list(getattr(args, "ranks_do", []))
     shown, array = args.dry_run or args.output or args.local, None
+    if (args.script or command) and (args.array or args.multirun):
+        raise BadInput(
+            f"{'--array' if args.array else '--multirun'} makes a task of each run of a sweep; expected words of a run, not "
+            f"{'--script' if args.script else command[0]}"
+        )
     if args.script:
-        if args.array or args.multirun:
-            raise BadInput(
-                f"{'--array' if args.array else '--multirun'} makes a task of each run of a sweep; expected words of a run, not --script"
-            )
         job, logs = plan_script(args.script, words, args.name, reserve=not shown)
+    elif command:
+        job, logs = plan_command(command, profile.ranks, args.name, reserve=not shown)
     else:
         if args.array and args.multirun:
             raise BadInput("--array gives each run a job, --multirun all of them one; expected one of the two")
@@ -104,6 +110,9 @@ def _run_here(plan: Plan, args: argparse.Namespace) -> int:
     ):
         word = "resume=" + (folder if re.fullmatch(r"[\w./-]+", folder, re.ASCII) else quoted(folder))
         print(f"xrddiff: stopped before its end; to go on: the same command with {shlex.quote(word)}", file=sys.stderr)
+    elif code in (REQUEUE, INTERRUPTED) and plan.job.kind == "command":
+        words = shlex.join(plan.job.argv)
+        print(f"xrddiff: stopped before its end; to go on: the same job with the words {words}", file=sys.stderr)
     return code
 
 # %% ../../nbs/cli/batch.ipynb #4316c03c
@@ -234,7 +243,8 @@ def add_commands(commands: Any) -> None:
         metavar="FILE",
         help="execute a .py or .ipynb of your own on every rank; the words are its arguments",
     )
-    p.add_argument("overrides", nargs="*", metavar="word=value", help="as for `xrddiff run`")
+    together = "or, after all options, a command for all ranks: posterior …, comm-test"
+    p.add_argument("overrides", nargs="*", metavar="word=value", help=f"as for `xrddiff run`; {together}")
 
     p = add_command(commands, "status", status, "the queue, with epoch and loss of each run")
     p.add_argument("jobs", nargs="*", metavar="JOB_OR_RUN", help="only these")
@@ -260,3 +270,45 @@ def add_commands(commands: Any) -> None:
     )
 
     add_command(commands, "profiles", profiles, "the cluster profiles")
+
+# %% ../../nbs/cli/batch.ipynb #f8645eab
+def cut_command(
+    argv: Sequence[str], parser: argparse.ArgumentParser, names: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """The arguments of `submit` up to the name of another command, and that command with its arguments.
+
+    - `argv`: what follows `submit`. `parser`: that of `submit`. `names`: the commands.
+
+    The second part is empty if there is none, or with `--script`, whose arguments may have any name.
+    """
+    words = iter(enumerate(argv))
+    for i, word in words:
+        if word == "--" or word.partition("=")[0] == "--script":
+            break
+        if not word.startswith("-"):
+            if word in names:
+                return list(argv[:i]), list(argv[i:])
+            continue
+        option, equals, _ = word.partition("=")
+        known = parser._option_string_actions
+        meant = [known[option]] if option in known else [a for name, a in known.items() if name.startswith(option)]
+        if not equals and len(meant) == 1 and meant[0].nargs != 0:
+            next(words, None)
+    return list(argv), []
+
+# %% ../../nbs/cli/batch.ipynb #477cbd03
+def rank_command(words: Sequence[str], place: str, option: str | None = None) -> RankCommand:
+    """A command of `xrddiff` as the ranks of a job execute it: what is registered as `command` returns this.
+
+    - `words`: the command with its arguments. `place`: the folder for its results, by default.
+    - `option`: the option that names another folder, such as "--output".
+
+    Raises `BadInput` for arguments that it does not have.
+    """
+    from xrddiff.cli.main import parse
+    from xrddiff.slurm.job import RankCommand
+
+    args = parse(list(words))
+    given = getattr(args, option.lstrip("-").replace("-", "_")) if option else None
+    name = " ".join(word for word in words[:2] if re.fullmatch("[a-z-]+", word) and not word.startswith("-"))
+    return RankCommand(lambda: args.command(args), Path(place), given and Path(given), option, name)

@@ -9,19 +9,23 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch import add_command, write_or_print
+from .batch import add_command, rank_command, write_or_print
 from ..errors import BadInput
+from ..registry import register
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from xrddiff.ranks.networks import Cluster, Network
+    from xrddiff.slurm.job import RankCommand
 
 # %% auto #0
-__all__ = ['number', 'number_or_folder', 'numbers', 'comm_test', 'scaling', 'write_accelerate_config', 'add_tools']
+__all__ = ['number', 'number_or_folder', 'numbers', 'comm_test', 'comm_test_on_ranks', 'scaling', 'write_accelerate_config',
+           'add_tools']
 
 # %% ../../nbs/cli/cluster_tools.ipynb #f8e89f47
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
@@ -77,6 +81,12 @@ def comm_test(args: argparse.Namespace) -> int:
     if info.process_id == 0:
         print(report.to_json() if args.json else report, flush=True)
     return 0 if report.passed else 1
+
+
+@register("command", "comm-test")
+def comm_test_on_ranks(words: Sequence[str], ranks: int) -> RankCommand:
+    """Check the communication between the ranks of a job: `xrddiff submit --profile small comm-test`."""
+    return rank_command(["comm-test", *words], "output/comm-test")
 
 # %% ../../nbs/cli/cluster_tools.ipynb #39b629d8
 def scaling(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from .batch import add_commands
+from .batch import add_commands, cut_command
 from .cluster_tools import add_tools
 from .data import add_data, console, short_number
 from .export import add_export
@@ -397,7 +397,13 @@ def build_parser() -> argparse.ArgumentParser:
 # %% ../../nbs/cli/main.ipynb #97cc4c32
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments. Raises `BadInput` for unknown options or surplus arguments."""
-    args, rest = build_parser().parse_known_args(argv)
+    parser, inner = build_parser(), []
+    if argv[:1] == ["submit"]:
+        known = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+        outer, inner = cut_command(argv[1:], known["submit"], known)
+        argv = ["submit", *outer]
+    args, rest = parser.parse_known_args(argv)
+    args.ranks_do = inner
     free = next((name for name in ("overrides", "words") if hasattr(args, name)), None)
     if unknown := [word for word in rest if word.startswith("-") or free is None]:
         word, see = unknown[0], f"(see `{args.parser.prog} --help`)"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', 'meet_ranks', 'follows_another', 'execute_run',
-           'execute_sample', 'execute_evaluate', 'execute_on_frames', 'execute_script']
+           'execute_sample', 'execute_evaluate', 'execute_on_frames', 'execute_script', 'execute_noted']
 
 # %% ../../nbs/execution/phases.ipynb #0007e683
 import os
@@ -145,15 +145,17 @@ def follows_another(error: BaseException | None) -> str | None:
 
 
 @contextmanager
-def _marked(path: Path, notebook: Path) -> Iterator[None]:
-    """Record a failure in the run folder `path` before it ends this rank."""
+def _marked(path: Path, notebook: Path | None, *, keep: bool = False) -> Iterator[None]:
+    """Record a failure in the run folder `path` before it ends this rank. keep: unless it has recorded one."""
     rank = world_rank()
     try:
         yield
     except Exception as error:
+        if keep and any(mark["rank"] == rank for mark in read_failures(path)):
+            raise
         follows = follows_another(error)
         said = follows or str(error) or type(error).__name__
-        write_failure(path, rank, said, notebook=notebook.absolute(), follows=bool(follows))
+        write_failure(path, rank, said, notebook=notebook and notebook.absolute(), follows=bool(follows))
         if not follows:
             raise
         culprit = next((mark for mark in read_failures(path) if not mark["follows"]), None)
@@ -448,3 +450,15 @@ def _parameters(words: Sequence[str]) -> dict[str, Any]:
         except (yaml.YAMLError, RecursionError):
             raise BadInput(f"'{word}' cannot be read; expected a value of YAML, such as 3, text or [1, 2]") from None
     return found
+
+# %% ../../nbs/execution/phases.ipynb #27187183
+def execute_noted(action: Callable[[], int], folder: str | os.PathLike) -> int:
+    """Execute `action` on this rank, with the variables that torchrun would set.
+
+    A failure is noted in `folder`. Returns the exit code, which is what `action` returns.
+    """
+    from xrddiff.ranks.environment import read_environment, set_environment
+
+    set_environment(read_environment())
+    with _marked(Path(folder), None, keep=True):
+        return action()

@@ -23,6 +23,7 @@ from ..contradictions import check_config
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, environment, make_free_folder
 from ..files import scratch_folder
+from ..registry import entries, get
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals, quoted
 from .known_jobs import find_job, known_jobs
@@ -31,8 +32,8 @@ from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
 
 # %% auto #0
-__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'Plan', 'submit_plan', 'send_plan', 'sent_lines', 'run_here',
-           'resumable', 'plan_resume']
+__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'plan_command', 'Plan', 'submit_plan', 'send_plan', 'sent_lines',
+           'run_here', 'resumable', 'plan_resume']
 
 # %% ../../nbs/slurm/submission.ipynb #a3fb92f7
 def chosen_profile(
@@ -144,6 +145,33 @@ def plan_script(file: str, argv: Sequence[str], name: str | None = None, *, rese
     return Job(
         "script", [], [str(folder)], script=str(path), argv=list(argv), name=name or path.stem, **_origin()
     ), output / "slurm"
+
+
+def plan_command(
+    words: Sequence[str], ranks: int, name: str | None = None, *, reserve: bool = False
+) -> tuple[Job, Path]:
+    """Plan a job whose ranks execute a command of `xrddiff` together; returns the job and its log folder.
+
+    - `words`: the command, one of `xrddiff list command`, and its arguments.
+    - `ranks`: number of processes.
+    - `name`: job name; by default that of the command.
+    - `reserve`: as in `plan_runs`.
+
+    Raises `BadInput` for a command that cannot be submitted, and for wrong arguments.
+    """
+    if words[0] not in entries("command"):
+        raise BadInput(
+            f"xrddiff {words[0]} is nothing that the ranks of a job do together; expected words of a run, or one of "
+            f"{', '.join(entries('command'))}"
+        )
+    command = get("command", words[0])(words[1:], ranks)
+    output, argv = Path("output").absolute(), list(words)
+    if command.folder is not None:
+        folder = command.folder.expanduser().absolute()
+    else:
+        folder = _free_folder(command.place.expanduser().absolute(), None, (), reserve)
+        argv += [command.option, str(folder)] if command.option else []
+    return Job("command", [], [str(folder)], argv=argv, name=name or command.name, **_origin()), output / "slurm"
 
 
 def _origin() -> dict[str, Any]:
@@ -268,8 +296,8 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
     job = Job.from_json(json.dumps(s.job | _origin()), f"job {s.id}")
     tasks = s.tasks if target.task is None else [target.task]
     if words:
-        if job.kind == "script":
-            raise BadInput(f"{words[0]!r}: a script goes on with its own arguments; expected no words")
+        if job.kind != "run":
+            raise BadInput(f"{words[0]!r}: a {job.kind} goes on with its own arguments; expected no words")
         run = job.folder((tasks or [0])[0])
         if (run / "config.yaml").is_file():  # of an array the first, as all are given the same words
             note_unused(compose_config([*words, f"resume={quoted(str(run))}"]), words)
@@ -277,9 +305,8 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
     else:
         left = [t for t in tasks or [None] if not _is_finished(job, t)]
         if not left:
-            raise BadInput(
-                f"{target} is finished; expected words that give it more to do, for instance training.max_steps=20000"
-            )
+            more = "words that give it more to do, for instance training.max_steps=20000"
+            raise BadInput(f"{target} is finished; expected {more if job.kind == 'run' else 'one that is not'}")
         tasks = left if s.tasks else []
     for t in tasks or range(len(s.run_dirs)):
         _refuse_busy(s.run_dir(t))
@@ -289,7 +316,7 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
 
 def _is_finished(job: Job, task: int | None) -> bool:
     runs = job.run_dirs if task is None else [job.run_dirs[task]]
-    return job.kind == "run" and all(read_progress(run).finished for run in runs)
+    return job.kind != "script" and all(read_progress(run).finished for run in runs)
 
 
 def _resume_run(run: Path, profile: Profile, words: Sequence[str], name: str | None) -> Plan:
