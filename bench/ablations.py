@@ -13,6 +13,7 @@ import json
 import platform
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import index_rates
@@ -60,13 +61,16 @@ def measure(run: Path, words: list[str], frames: int) -> dict:
     from xrddiff.metrics.judgement import judge_samples, title_of
 
     job = open_sample_job(run, [*words, "inference.num_samples=96", "inference.batch_size=32"])
+    before = time.process_time()
     samples, _ = job.make(slice(None))
+    seconds = (time.process_time() - before) / job.cfg.inference.num_samples
     samples = samples.assign_attrs(job.about())
     prepared = prepare_words(job.cfg, job.generator.transform)
     judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, samples, expected=True)
     table = asked_and_found(draw_counts(samples, seed=0))[0].to_dict(orient="index") if "lattice" in used(job) else {}
     return {
         "evaluations": job.sampler.evaluations,
+        "draw": seconds,
         "index": index_rates.index(samples, frames),
         "asked": table.get("samples", {}),
         "ratio": {title_of(d): float(judged.ratio(d)) for d in names},

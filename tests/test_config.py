@@ -159,6 +159,7 @@ def test_inference_presets():
         edm=("heun", 32),
         quick=("ddpm", 250),
         final=("ddpm", 500),
+        fast=("consistency", 2),
     )
     assert all(found[name].schedule == "vp" for name in ("ddpm1000", "ddim50", "quick", "final"))
 

@@ -114,6 +114,26 @@ def _init(cfg: Config, ranks: int) -> str | None:
     found, wanted = (c.presets.get("model", c.model.model_name) for c in (theirs, cfg))
     return f"training.init={path}: a run of model={found} has no weights for model={wanted}; expected a run of the same kind of model"
 
+# %% ../nbs/contradictions.ipynb #97d15452
+@_check
+def _objective(cfg: Config, ranks: int) -> str | None:
+    t, m, name = cfg.training, cfg.model, cfg.training.objective
+    own = entries("objective").get(name)
+    if model_parts(cfg).denoiser != "unet" or own is None or not own.traits.get("needs_init") or cfg.resume is not None:
+        return None
+    if t.init is None and t.pretrained_diff_path is None:
+        return f"training.objective={name} tunes a denoiser that is trained: expected training.init=RUN"
+    named = entries("parameterisation").get(m.parameterisation)
+    if named is not None and not named.traits.get("keeps_frames", True):
+        return (
+            f"training.objective={name} needs a denoiser that leaves a frame without noise as it is, and one of "
+            f"model.parameterisation={m.parameterisation} need not; expected edm, v, eps or flow"
+        )
+    theirs = None if t.init is None else load_config(Path(t.init) / "config.yaml").model.parameterisation
+    if theirs not in (None, m.parameterisation):
+        return f"training.objective={name}: the denoiser of training.init predicts {theirs}, and model.parameterisation is {m.parameterisation}; expected the same"
+    return None
+
 # %% ../nbs/contradictions.ipynb #f8001d95
 def check_latent_model(cfg: Config) -> None:
     """Refuse a model that has no latent whose statistics could be measured."""

@@ -48,6 +48,10 @@ KINDS: dict[str, Kind] = {
     ),
     "parameterisation": Kind("what the network of a denoiser predicts", given=("sigma", "sigma_data")),
     "training_noise": Kind("noise levels at which a denoiser is trained"),
+    "objective": Kind(
+        "what a denoiser is trained for",
+        given=("denoiser", "noise", "steps", "levels", "weighting", "min_snr_gamma", "condition_dropout", "seed"),
+    ),
     "weighting": Kind("weight of a denoiser's loss over noise levels", given=("sigma", "sigma_data", "gamma")),
     "loss": Kind(
         "reconstruction term of an autoencoder", given=("gain", "pedestal", "read_noise", "reference_intensity")

@@ -45,7 +45,7 @@ def predict_eps(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tenso
     return torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt()
 
 
-@register("parameterisation", "x0")
+@register("parameterisation", "x0", keeps_frames=False)
 def predict_x0(sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
     """The clean frame."""
     return torch.zeros_like(sigma), torch.ones_like(sigma), (1 + sigma**2).rsqrt()

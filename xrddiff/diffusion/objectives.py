@@ -117,6 +117,7 @@ def drop_maps(
     return out
 
 # %% ../../nbs/diffusion/objectives.ipynb #5903baa6
+@register("objective", "denoising", help="the mean of all frames that a noisy one can come from")
 class DenoisingObjective(nn.Module):
     """(batch, step) -> {"loss", "error"}, each (B,) float32: w(σ)·mean‖F − F⋆‖² over valid pixels,
     and the same without w.

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..contradictions import chosen_options
 from ..diffusion.denoisers import Denoiser
-from ..diffusion.objectives import AutoregressiveObjective, DenoisingObjective
+from ..diffusion.objectives import AutoregressiveObjective
 from ..errors import BadInput
 from ..transforms.pipelines import transform_from_state
 from ..transforms.values import Transform
@@ -32,7 +32,10 @@ from ..models.autoregressive import AutoregressiveDiffusion, make_autoregressive
 from ..models.latent_space import LatentSpace
 from ..ranks.agreement import Ranks
 from ..registry import find, get
+from ..training.batches import Place
 from ..training.checkpoints import load_checkpoint, load_weights
+from ..training.options import train_options
+from ..training.trainer import plan_training
 from ..recipes.latents import LatentLoader, open_latent_space
 from ..recipes.autoencoders import build_autoencoder
 from ..recipes.condition_use import condition_use
@@ -201,14 +204,18 @@ def check_init(cfg: Config) -> None:
         check_alike(ours.config, theirs, f"training.init={cfg.training.init}")
 
 # %% ../../nbs/inference/building.ipynb #fcf26f33
-def build_objective(model: nn.Module, cfg: Config) -> nn.Module:
-    """The loss of a generative model, as configured in `cfg`."""
+def build_objective(model: nn.Module, cfg: Config, steps: int | None = None) -> nn.Module:
+    """The loss of a generative model, as configured in `cfg`; `steps`: of the whole training, which some need."""
     t, weighting = cfg.training, cfg.model.weighting
     words = dict(min_snr_gamma=t.min_snr_gamma, condition_dropout=t.condition_dropout, seed=t.seed)
     if isinstance(model, AutoregressiveDiffusion):
         return AutoregressiveObjective(model, weighting=weighting or "edm", **words)
     weighting = weighting or find("parameterisation", cfg.model.parameterisation).traits.get("weighting", "simple")
-    return DenoisingObjective(model, training_noise(cfg), weighting=weighting, **words)
+    words |= dict(weighting=weighting) | chosen_options(cfg, "training.objective_options")
+    if find("objective", t.objective).traits.get("steps"):
+        k = cfg.model.diffusion_kwargs
+        words |= dict(steps=steps, levels=(k.sigma_min, k.sigma_max))
+    return get("objective", t.objective)(model, training_noise(cfg), **words)
 
 # %% ../../nbs/inference/building.ipynb #310e9fa6
 @dataclass
@@ -336,7 +343,10 @@ def build_generative(
         classes=classes, maps=maps, lattices=lattices, window=loaders[0].shape,
         distances=distance_table(prepared.frames, prepared.train),
     )  # fmt: skip
-    return Building(cfg, prepared, accelerator, generator, build_objective(model, cfg), loaders, fields, values[0])
+    steps = plan_training(loaders[0], train_options(cfg, diffusion=True), Ranks(accelerator))[0].left(Place())[0]
+    return Building(
+        cfg, prepared, accelerator, generator, build_objective(model, cfg, steps), loaders, fields, values[0]
+    )
 
 
 def _build_model(

@@ -95,6 +95,15 @@ class Training:
         high=1,
         only=[{"model.condition": ANY}, {"model.condition_maps": ANY}],
     )
+    objective: str = word(
+        "denoising", "what the denoiser is trained for", choices=Names("objective"), only={"denoiser": "unet"}
+    )
+    objective_options: dict[str, Any] = word(
+        dict,
+        "options of the objective (`xrddiff list objective`)",
+        options_for=("objective", "training.objective"),
+        only={"denoiser": "unet"},
+    )
     classifier: str | None = word(
         None,
         "a condition with classes: also train a classifier of noisy frames, for inference.guidance=classifier",

@@ -1,0 +1,153 @@
+"""How many evaluations does a sample need? The demo's model by each sampler, and after it was tuned to need one.
+
+    OMP_NUM_THREADS=1 python bench/evaluations.py [--folder FOLDER] [--seeds 5] [--frames 64] [--only "consistency 2"]
+
+The model of the demo (`base` of bench/ablations.py), that model tuned with `training.objective=consistency`, and an untrained one. Each row draws 96 samples with each seed. Runs in `--folder` are not trained again. Writes bench/results/evaluations.json, .md
+and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import ablations
+import index_rates
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+TUNED = ["experiment_type=demo", "training.objective=consistency", "model.diff_epochs=14", "model.diff_lr=3e-4", "inference=fast", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
+UNTRAINED = ["experiment_type=demo", "model.diff_epochs=1", "training.max_steps=1", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
+FEW = ["inference.sampler=consistency", "inference.schedule=few"]
+KARRAS = "inference.schedule=karras"
+ROWS = {
+    "untrained, unipc 16": ("untrained", ["inference.sampler=unipc", KARRAS, "inference.steps=16"]),
+    **{f"unipc {n}": ("base", ["inference.sampler=unipc", KARRAS, f"inference.steps={n}"]) for n in (1, 2, 4, 8, 16, 50)},
+    **{f"dpmpp_2m {n}": ("base", ["inference.sampler=dpmpp_2m", KARRAS, f"inference.steps={n}"]) for n in (4, 8, 16)},
+    **{f"ddim {n}": ("base", ["inference.sampler=ddim", KARRAS, f"inference.steps={n}"]) for n in (4, 16, 50)},
+    "heun 31": ("base", ["inference.sampler=heun", KARRAS, "inference.steps=16"]),
+    "ddpm 50": ("base", ["inference.sampler=ddpm", KARRAS, "inference.steps=50"]),
+    "ddpm 1000": ("base", ["inference.sampler=ddpm", KARRAS, "inference.steps=1000"]),
+    **{f"consistency {n}": ("tuned", [*FEW, "inference.guidance_scale=1", f"inference.steps={n}"]) for n in (1, 2, 4)},
+    **{f"consistency {n}, guided": ("tuned", [*FEW, "inference.guidance_scale=1.25", f"inference.steps={n}"]) for n in (1, 2)},
+}  # fmt: skip
+ONCE = ("ddpm 1000", "untrained, unipc 16")  # one seed tells enough
+SHOWN = ("unipc 1", "unipc 16", "consistency 1", "consistency 2")
+
+
+def words_of(name: str, folder: Path) -> list[str]:
+    """The words of a run; the autoencoder is that of `base`."""
+    if name == "base":
+        return ablations.words_of("base", folder)
+    base = next(folder.glob("output/*/base"))
+    words = [f"training.pretrained_vae_path={base / 'autoencoder'}", "training.train_vae_from_scratch=false"]
+    return [*TUNED, f"training.init={base}", *words] if name == "tuned" else [*UNTRAINED, *words]
+
+
+def spread(values: list[float]) -> dict:
+    """Mean and standard deviation over seeds, of those that are numbers."""
+    good = [v for v in values if v is not None and np.isfinite(v)]
+    sd = statistics.stdev(good) if len(good) > 1 else None
+    return {"mean": statistics.fmean(good) if good else None, "sd": sd, "seeds": len(good)}
+
+
+def row(run: Path, words: list[str], seeds: int, frames: int) -> dict:
+    """The numbers of a row over seeds."""
+    each = [ablations.measure(run, [*words, f"inference.seed={seed}"], frames) for seed in range(seeds)]
+    picks = {
+        "peaks": lambda r: r["index"]["peaks"],
+        "index": lambda r: (r["index"].get("rate") or {}).get("value"),
+        "on_lattice": lambda r: r["asked"].get("on_lattice"),
+        "seconds": lambda r: r["draw"],
+        **{d: lambda r, d=d: r["ratio"].get(d) for d in ablations.DISTANCES},
+    }
+    return {"evaluations": each[0]["evaluations"]} | {name: spread([f(r) for r in each]) for name, f in picks.items()}
+
+
+def cell(value: dict, digits: int = 2) -> str:
+    if value["mean"] is None:
+        return "–"
+    return f"{value['mean']:.{digits}f}" + (f" ± {value['sd']:.{digits}f}" if value["sd"] is not None else "")
+
+
+def page(found: dict) -> str:
+    """The results as a page."""
+    names = ("peaks", "index", "on_lattice", *ablations.DISTANCES)
+    lines = [
+        "# How many evaluations a sample needs", "",
+        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        "The model of `make demo`, sampled in several ways; *consistency* is that model after it was tuned with `training.objective=consistency` "
+        f"({found['cpu'].get('tuned', 0) / 60:.0f} CPU minutes after the {found['cpu'].get('base', 0) / 60:.0f} of its training). Mean and standard deviation over seeds of 96 samples each. *Index*: share of the samples with enough peaks that have a lattice beyond chance. "
+        "*On the asked lattice*: share of a frame's peaks, median. The other columns are distances from held-out frames, over the floor. A guided evaluation is two of the network.", "",
+        "| sampler and evaluations | CPU ms a frame | peaks | index | on the asked lattice | " + " | ".join(ablations.DISTANCES) + " |",
+        "| --- |" + " ---: |" * (len(names) + 1),
+    ]  # fmt: skip
+    for name in ROWS:
+        if r := found["rows"].get(name):
+            ms = {k: None if v is None else v * (1 if k == "seeds" else 1e3) for k, v in r["seconds"].items()}
+            lines.append(f"| {name} | {cell(ms, 0)} | " + " | ".join(cell(r[n], 0 if n == "peaks" else 2) for n in names) + " |")  # fmt: skip
+    lines += ["", "![Samples of the same seed](evaluations.png)", ""] if found.get("picture") else [""]
+    lines += ["The runs, beside the autoencoder of the first:", ""]
+    lines += [f"- tuned: `xrddiff run {' '.join(TUNED)} training.init=BASE`", f"- untrained: `xrddiff run {' '.join(UNTRAINED)}`"]  # fmt: skip
+    lines += [f"- {name}: `{' '.join(words)}`" for name, (_, words) in ROWS.items() if name in found["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def picture(runs: dict[str, Path], path: Path) -> None:
+    """The first samples of the rows `SHOWN`, with the same numbers and seed."""
+    from xrddiff.inference.sample_jobs import open_sample_job
+    from xrddiff.views.plots import INTENSITY, SMALL, Picture, intensity_norm, png
+
+    figure, norm = Picture(7.6, 1.75 * len(SHOWN)), None
+    for axes, name in zip(figure.subplots(len(SHOWN), 4), SHOWN, strict=True):
+        run, words = ROWS[name]
+        samples, _ = open_sample_job(runs[run], [*words, "inference.num_samples=4", "inference.seed=0"]).make(slice(None))  # fmt: skip
+        images = samples["intensity"].values
+        norm = norm or intensity_norm(images, "asinh", None)
+        for ax, image in zip(axes, images, strict=True):
+            ax.imshow(image, cmap=INTENSITY, norm=norm)
+            ax.set(xticks=[], yticks=[])
+        axes[0].set_ylabel(name, fontsize=SMALL)
+    path.write_bytes(png(figure, dpi=90))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    path = RESULTS / "evaluations.json"
+    found = json.loads(path.read_text()) if path.exists() else {"rows": {}, "cpu": {}}
+    found["command"] = f"OMP_NUM_THREADS=1 python bench/evaluations.py --seeds {args.seeds} --frames {args.frames}"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, runs = (args.folder or Path(scratch)).absolute(), {}
+        folder.mkdir(parents=True, exist_ok=True)
+        index_rates.DATA = ["threads=1", "inference.index_frames=0"]
+        for name in ("base", "tuned", "untrained"):
+            index_rates.MODELS[name] = words_of(name, folder)
+            runs[name] = index_rates.train(name, folder)
+            found["cpu"][name] = float((runs[name] / "cpu_seconds.txt").read_text())
+        for name in args.only:
+            run, words = ROWS[name]
+            found["rows"][name] = row(runs[run], words, 1 if name in ONCE else args.seeds, args.frames)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            path.with_suffix(".md").write_text(page(found))
+            print(name, found["rows"][name]["index"], file=sys.stderr, flush=True)
+        picture(runs, path.with_suffix(".png"))
+        found["picture"] = True
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.with_suffix(".md").write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()
