@@ -73,6 +73,7 @@ KINDS: dict[str, Kind] = {
     "particle_sampler": Kind(
         "how a crystal's posterior is sampled, from draws at its maximum", given=("target", "z", "ring", "words")
     ),
+    "posterior": Kind("how it is drawn what the pixels of a frame may have been", given=("job", "frame")),
     "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
     "metric": Kind("number that a report says about frames"),
     "distance": Kind("how far samples are from real frames"),

@@ -21,6 +21,7 @@ from .data import add_data, console, short_number
 from .export import add_export
 from .lab import add_lab
 from .listing import add_list
+from .posterior import add_posterior
 from .report import add_report
 from .settings import add_settings
 from .watching import add_watch, beside, is_terminal
@@ -382,6 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=evaluate, parser=p)
 
+    add_posterior(commands)
     add_report(commands)
     add_export(commands)
     add_data(commands)

@@ -369,26 +369,28 @@ def execute_on_frames(
     terminal: bool = True,
     **given: Any,
 ) -> Path:
-    """Fill holes in frames, or interpolate between two frames, with a finished run.
+    """Fill holes in frames, interpolate between two, or draw what their pixels may have been, with a finished run.
 
     run: the run folder.
-    kind: "inpaint" or "interpolate".
+    kind: "inpaint", "interpolate" or "posterior".
     overrides: options of `inference`.
     name: the folder under `samples/`; None = `kind`.
     on_start: called with the folder before anything runs.
     terminal: True = show the output live.
-    given: arguments of `open_inpainting` or `open_interpolation`, which check them before anything
-        is created.
+    given: arguments of `open_inpainting`, `open_interpolation` or `open_posterior`, which check them
+        before anything is created.
     Returns the folder of the set.
     """
     from xrddiff.inference.measured import open_inpainting, open_interpolation
+    from xrddiff.inference.posterior import open_posterior
 
     run, overrides = Path(run).expanduser(), absolute_words(overrides)
     given = {
         k: _there(v) if k in ("frames", "mask", "first", "last") and v is not None else v for k, v in given.items()
     }
     _check_name(name)
-    cfg = {"inpaint": open_inpainting, "interpolate": open_interpolation}[kind](run, overrides, **given).cfg
+    openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}
+    cfg = openers[kind](run, overrides, **given).cfg
     note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)

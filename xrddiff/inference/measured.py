@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['STEPS_BACK', 'fit_frames', 'masked', 'Network', 'to_network', 'Inpainting', 'open_inpainting', 'open_one',
-           'Interpolation', 'open_interpolation']
+__all__ = ['STEPS_BACK', 'fit_frames', 'masked', 'Network', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting',
+           'open_one', 'Interpolation', 'open_interpolation']
 
 # %% ../../nbs/inference/measured.ipynb #97b09796
 def fit_frames(frames: xr.Dataset, generator: Generator, regions: Transform, where: str) -> xr.Dataset:
@@ -142,6 +142,31 @@ def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, An
         own = np.broadcast_to(unknown if own is None else own, n)
         cond[name] = torch.as_tensor(np.array(own), dtype=kind, device=generator.device)
     return Network(torch.from_numpy(x).to(generator.device), torch.from_numpy(valid).to(generator.device), np.where(valid[:, 0, :height, :width], counts, 0), cond)  # fmt: skip
+
+# %% ../../nbs/inference/measured.ipynb #7635952c
+def open_fitted(
+    generator: Generator,
+    regions: Transform,
+    frames: str | Path,
+    mask: str | Path | None = None,
+    mask_true: str | None = None,
+    limit: int | None = None,
+) -> xr.Dataset:
+    """Frames of a file, masked, in the shape that a model draws.
+
+    generator, regions: the model, and the region transforms of its run.
+    frames, mask, mask_true, limit: see `open_inpainting`.
+    Raises `BadInput` if they do not fit.
+    """
+    from xrddiff.formats.readers import open_frames
+
+    with_frames = mask is None or Path(mask).suffix == ".geom"  # bad regions refer to the pixels of the file
+    opened = open_frames(frames, complete=False, **({"mask": mask, "mask_true": mask_true} if with_frames else {}))
+    opened = opened if limit is None or limit >= frame_count(opened) else select_frames(opened, slice(0, limit))
+    own, where = None if with_frames else load_mask(mask, mask_true)[0], str(frames)
+    whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # the file's pixels, or the model's
+    fitted = fit_frames(masked(opened, own, where) if whole else opened, generator, regions, where)
+    return fitted if whole else masked(fitted, own, where)
 
 # %% ../../nbs/inference/measured.ipynb #6e6fe659
 @dataclass
@@ -312,8 +337,6 @@ def open_inpainting(
     limit: only the first `limit` frames.
     Raises `BadInput` if it cannot be done.
     """
-    from xrddiff.formats.readers import open_frames
-
     cfg, generator, regions, sampler, guide = _opened(run, words, "fill holes")
     if draws < 1 or (limit is not None and limit < 1):
         raise BadInput(f"inpainting was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
@@ -323,13 +346,7 @@ def open_inpainting(
         raise BadInput(
             f"method {method} needs a model of the frames themselves, and {run} is one in a latent; expected posterior"
         )
-    with_frames = mask is None or Path(mask).suffix == ".geom"  # bad regions refer to the pixels of the file
-    opened = open_frames(frames, complete=False, **({"mask": mask, "mask_true": mask_true} if with_frames else {}))
-    opened = opened if limit is None or limit >= frame_count(opened) else select_frames(opened, slice(0, limit))
-    own, where = None if with_frames else load_mask(mask, mask_true)[0], str(frames)
-    whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # the file's pixels, or the model's
-    fitted = fit_frames(masked(opened, own, where) if whole else opened, generator, regions, where)
-    fitted = fitted if whole else masked(fitted, own, where)
+    fitted, where = open_fitted(generator, regions, frames, mask, mask_true, limit), str(frames)
     about = _about(cfg, sampler, guide, frames=where, mask_file=str(mask) if mask else "", method=method, draws=draws)
     job = Inpainting(generator, sampler, cfg, fitted, draws, method, guide, about)
     if not job.holes.any():

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import xarray as xr
@@ -15,9 +15,14 @@ from torch import Tensor
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['Poisson', 'PoissonGaussian', 'NegativeBinomial', 'fit_dispersion', 'likelihood_of']
+__all__ = ['Poisson', 'PoissonGaussian', 'NegativeBinomial', 'scattering', 'fit_dispersion', 'likelihood_of']
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #c1aca3fe
+def _poisson(n: Tensor, mu: Tensor) -> Tensor:
+    """log Poisson(n | mu)."""
+    return torch.xlogy(n, mu) - mu - torch.lgamma(n + 1)
+
+
 @dataclass(frozen=True)
 class Poisson:
     """Photons are counted: y = gain · n + pedestal, n from a Poisson distribution.
@@ -28,6 +33,9 @@ class Poisson:
     gain: float = 1.0
     pedestal: float = 0.0
     floor: float = 1e-3
+
+    read_noise = 0.0
+    dispersion = 0.0
 
     def __post_init__(self) -> None:
         if not (self.gain > 0 and self.floor > 0 and math.isfinite(self.pedestal)):
@@ -42,28 +50,58 @@ class Poisson:
         measured, expected: any shapes that fit each other; differentiable in `expected`.
         """
         n = ((measured - self.pedestal) / self.gain).clamp_min(0)
-        mu = expected.clamp_min(self.floor)
-        return torch.xlogy(n, mu) - mu - torch.lgamma(n + 1)
+        return _poisson(n, expected.clamp_min(self.floor))
+
+    @property
+    def noise(self) -> float:
+        """The read noise, in photons."""
+        return self.read_noise / self.gain
 
     def draw(self, expected: Tensor, generator: torch.Generator) -> Tensor:
         """One measurement of `expected` photons."""
         return self.gain * torch.poisson(expected.clamp_min(self.floor), generator) + self.pedestal
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #c97fbf26
+def _negative_binomial(n: Tensor, mu: Tensor, dispersion: float) -> Tensor:
+    """Equation (3)."""
+    am, shape = dispersion * mu, 1 / dispersion
+    ways = torch.lgamma(n + shape) - math.lgamma(shape) - torch.lgamma(n + 1)
+    return ways - shape * am.log1p() + torch.xlogy(n, am) - n * am.log1p()
+
+
+def _scattered(expected: Tensor, dispersion: float, generator: torch.Generator) -> Tensor:
+    """Expected photons times a factor of mean 1 and variance `dispersion`."""
+    if not dispersion:
+        return expected
+    shape = torch.full_like(expected, 1 / dispersion)
+    return expected * torch._standard_gamma(shape, generator) * dispersion
+
+
 _REACH = 6.0  # standard deviations of the noise that the sum covers
 _MOST = 256  # terms of the sum; beyond, the photons are as good as normally distributed
 
 
 @dataclass(frozen=True)
 class PoissonGaussian(Poisson):
-    """As `Poisson`, with normal noise of standard deviation `read_noise` on top, in units of y."""
+    """As `Poisson`, with normal noise of standard deviation `read_noise` on top, in units of y.
+
+    dispersion: relative variance of the expected counts, as in `NegativeBinomial`; 0: they are known.
+    """
 
     read_noise: float = 1.0
+    dispersion: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.read_noise > 0 and math.isfinite(self.read_noise)):
             raise BadInput(f"the read noise is {self.read_noise}; expected a number above 0, or `Poisson` without it")
+        if not 0 <= self.dispersion < math.inf:
+            raise BadInput(f"the dispersion is {self.dispersion}; expected 0 or more")
+
+    def _photons(self, n: Tensor, mu: Tensor) -> Tensor:
+        """Log probability of n photons, of 0 where n is below 0."""
+        n = n.clamp_min(0)
+        return _negative_binomial(n, mu, self.dispersion) if self.dispersion else _poisson(n, mu)
 
     def log_prob(self, measured: Tensor, expected: Tensor) -> Tensor:
         """As `Poisson.log_prob`, by equation (2)."""
@@ -71,22 +109,21 @@ class PoissonGaussian(Poisson):
         mu = expected.clamp_min(self.floor)
         reach = math.ceil(_REACH * s)
         if 2 * reach + 1 > _MOST:
-            variance = mu + s**2
+            variance = mu + self.dispersion * mu**2 + s**2
             return -0.5 * ((y - mu) ** 2 / variance + (2 * math.pi * variance).log()) - math.log(self.gain)
         n = torch.arange(-reach, reach + 1, device=y.device) + y[..., None].round()
-        terms = torch.xlogy(n.clamp_min(0), mu[..., None]) - mu[..., None] - torch.lgamma(n.clamp_min(0) + 1)
+        terms = self._photons(n, mu[..., None])
         noise = -0.5 * ((y[..., None] - n) / s) ** 2 - math.log(s * math.sqrt(2 * math.pi))
         summed = torch.where(n < 0, -torch.inf, terms + noise).logsumexp(-1)
         return torch.where(y < -reach - 0.5, self._far_below(y, mu, s), summed) - math.log(self.gain)
 
-    @staticmethod
-    def _far_below(y: Tensor, mu: Tensor, s: float) -> Tensor:
+    def _far_below(self, y: Tensor, mu: Tensor, s: float) -> Tensor:
         """Below the reach of the sum there was no photon."""
-        return -mu - 0.5 * (y / s) ** 2 - math.log(s * math.sqrt(2 * math.pi))
+        return self._photons(torch.zeros_like(y), mu) - 0.5 * (y / s) ** 2 - math.log(s * math.sqrt(2 * math.pi))
 
     def draw(self, expected: Tensor, generator: torch.Generator) -> Tensor:
         """As `Poisson.draw`, with the noise."""
-        counts = super().draw(expected, generator)
+        counts = super().draw(_scattered(expected, self.dispersion, generator), generator)
         return counts + self.read_noise * torch.randn(counts.shape, generator=generator)
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #db6099ee
@@ -104,27 +141,31 @@ class NegativeBinomial(Poisson):
     def log_prob(self, measured: Tensor, expected: Tensor) -> Tensor:
         """As `Poisson.log_prob`, by equation (3)."""
         n = ((measured - self.pedestal) / self.gain).clamp_min(0)
-        am, shape = self.dispersion * expected.clamp_min(self.floor), 1 / self.dispersion
-        ways = torch.lgamma(n + shape) - math.lgamma(shape) - torch.lgamma(n + 1)
-        return ways - shape * am.log1p() + torch.xlogy(n, am) - n * am.log1p()
+        return _negative_binomial(n, expected.clamp_min(self.floor), self.dispersion)
 
     def draw(self, expected: Tensor, generator: torch.Generator) -> Tensor:
         """As `Poisson.draw`, of a truth that scatters."""
-        shape = torch.full_like(expected, 1 / self.dispersion)
-        return super().draw(expected * torch._standard_gamma(shape, generator) * self.dispersion, generator)
+        return super().draw(_scattered(expected, self.dispersion, generator), generator)
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #64994802
+def scattering(likelihood: Poisson, dispersion: float) -> Poisson:
+    """`likelihood` of expected counts that are known up to a factor of relative variance `dispersion` > 0."""
+    if isinstance(likelihood, PoissonGaussian):
+        return replace(likelihood, dispersion=dispersion)
+    words = dict(gain=likelihood.gain, pedestal=likelihood.pedestal, floor=likelihood.floor)
+    return NegativeBinomial(**words, dispersion=dispersion)
+
+
 def fit_dispersion(measured: Tensor, expected: Tensor, likelihood: Poisson) -> float:
     """The `dispersion` that makes `measured` values most probable; 1e-4 or more.
 
-    measured, expected: of valid pixels, in units and in photons, the same shape. likelihood: gain,
-    pedestal and floor of the detector.
+    measured, expected: of valid pixels, in units and in photons, the same shape. likelihood: of the
+    detector.
     """
     from scipy.optimize import minimize_scalar
 
-    words = dict(gain=likelihood.gain, pedestal=likelihood.pedestal, floor=likelihood.floor)
     y, mu = measured.double(), expected.double()
-    loss = lambda log: -float(NegativeBinomial(**words, dispersion=math.exp(log)).log_prob(y, mu).mean())  # noqa: E731
+    loss = lambda log: -float(scattering(likelihood, math.exp(log)).log_prob(y, mu).mean())  # noqa: E731
     return math.exp(minimize_scalar(loss, bounds=(math.log(1e-4), math.log(10)), method="bounded").x)
 
 # %% ../../nbs/posteriors/likelihoods.ipynb #bf3ef268

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['show_filled', 'show_interpolation', 'show_draws']
+__all__ = ['show_filled', 'show_interpolation', 'show_draws', 'show_posterior', 'show_posteriors']
 
 # %% ../../nbs/views/filled.ipynb #5f6c4fd8
 def show_filled(
@@ -82,4 +82,57 @@ def show_draws(job: Any, samples: xr.Dataset, most: int = 3) -> list[Picture]:
     for i in range(min(len(job.holes), most)):
         draws, valid = images[i * job.draws : (i + 1) * job.draws], frame_mask(job.frames, i) & own
         pictures.append(show_filled(job.network.counts[i], valid, draws, job.holes[i], job.generator.unit))
+    return pictures
+
+# %% ../../nbs/views/filled.ipynb #96d81097
+def show_posterior(
+    measured: np.ndarray,
+    valid: np.ndarray,
+    hidden: np.ndarray,
+    summary: dict[str, np.ndarray],
+    unit: str = "",
+) -> Picture:
+    """Show what the pixels of one frame may have been: the measurement, what the method saw, mean,
+    uncertainty, and which hidden pixels are in their intervals.
+
+    - `measured`: the frame (y, x).
+    - `valid`: bool (y, x), the measured pixels.
+    - `hidden`: bool (y, x), those of them that were hidden.
+    - `summary`: `mean`, `uncertainty`, `low` and `high`, each (y, x).
+    - `unit`: of the intensities, for the colour bar.
+    """
+    whole = np.where(valid, measured, np.nan).astype(np.float64)
+    tiles = {"measured": whole, "seen": np.where(hidden, np.nan, whole), "mean": summary["mean"]}
+    tiles["uncertainty"] = summary["uncertainty"]
+    if hidden.any():
+        side = np.sign(np.maximum(measured - summary["high"], 0) - np.maximum(summary["low"] - measured, 0))
+        tiles["interval"] = np.where(hidden, side, np.nan)
+    norm = intensity_norm(whole)
+    figure = Picture(8.0, 8.0 / len(tiles) * whole.shape[0] / whole.shape[1] + 0.45)
+    axes = figure.subplots(1, len(tiles), squeeze=False)[0]
+    shown = None
+    for ax, (name, image) in zip(axes, tiles.items(), strict=True):
+        own = {
+            "uncertainty": Normalize(0, np.nanpercentile(summary["uncertainty"], 99.5) or 1),
+            "interval": Normalize(-1, 1),
+        }
+        drawn = _imshow(ax, image.astype(np.float64), INTENSITY, own.get(name, norm), 256)
+        shown = drawn if name not in own else shown
+        title = {
+            "uncertainty": f"uncertainty, to {own['uncertainty'].vmax:.2g}",
+            "interval": "hidden, below to above",
+        }
+        ax.set_title(title.get(name, name), fontsize=SMALL)
+    _colorbar(shown, axes, unit, pad=0.01, aspect=15)
+    return figure
+
+
+def show_posteriors(found: Any, most: int = 3) -> list[Picture]:
+    """`show_posterior` of the first `most` frames of a `Posterior`."""
+    job, s, pictures = found.job, found.summary, []
+    for i in range(min(len(found.found), most)):
+        summary = {"mean": s["intensity"].values[i]} | {n: s[n].values[i] for n in ("uncertainty", "low", "high")}
+        pictures.append(
+            show_posterior(job.whole.counts[i], job.measured[i], job.held_out[i], summary, job.generator.unit)
+        )
     return pictures

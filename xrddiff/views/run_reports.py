@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from xrddiff.inference.evaluation import CodecEvaluation, SampleEvaluation
     from xrddiff.inference.sample_jobs import SampleJob
     from xrddiff.inference.measured import Inpainting, Interpolation
+    from xrddiff.inference.posterior import Posterior
     from xrddiff.metrics.judgement import Judgement
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
 __all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'codec_report_text', 'add_codec',
-           'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws', 'way_text',
-           'evaluation_summary', 'evaluation_record', 'evaluation_pictures', 'add_evaluation']
+           'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws',
+           'posterior_text', 'add_posterior', 'way_text', 'evaluation_summary', 'evaluation_record',
+           'evaluation_pictures', 'add_evaluation']
 
 # %% ../../nbs/views/run_reports.ipynb #ebd4f4ae
 def run_title(cfg: Config, judgement: Any = None) -> str:
@@ -183,6 +185,41 @@ def add_draws(report: Report, table: pd.DataFrame, pictures: Sequence[Figure]) -
     report.add("How well the draws fit", text, table=table.dropna(axis=1, how="all"))
     for i, picture in enumerate(pictures):
         report.add(f"Frame {i}", "As measured, what is filled, draws, their mean and their spread.", figure=picture)
+
+# %% ../../nbs/views/run_reports.ipynb #39b42243
+def posterior_text(found: Posterior, run: str) -> tuple[str, str]:
+    """Title and lead of the report of a posterior."""
+    job = found.job
+    title = f"What was in {Path(job.about['frames']).name}, by {job.method}"
+    how = (
+        f", {job.sampler.name}, {job.sampler.evaluations} evaluations"
+        if job.sampler and job.method != "latents"
+        else ""
+    )
+    options = "".join(f", {name} {value}" for name, value in job.options.items())
+    lead = (
+        f"Run {run}, step {job.generator.about['step']}. {job.draws} draws of each frame by {job.method}{options}{how}, seed {job.seed}. "
+        "What is drawn is plausible, not measured: leave it out of integration, merging and refinement."
+    )
+    return title, lead
+
+
+def add_posterior(report: Report, found: Posterior, pictures: Sequence[Figure]) -> None:
+    """Add the tables of a `Posterior` and the `pictures` of `show_posteriors`."""
+    own = found.coverage()
+    if own is not None:
+        spread = "" if math.isnan(own.error) else f"; the standard error over frames is {own.error:.1%}"
+        text = f"{own.found:.1%} of the hidden pixels are in their interval, where {own.promised:.0%} is right{spread}."
+        report.add("Held-out pixels", text)
+    about = (
+        "Error: root mean square of measurement minus mean at hidden pixels, over the noise of counting. Width: mean width of their intervals. "
+        "Uncertainty: mean standard deviation of the expected photons, of pixels that the method saw and of others. "
+        "Dispersion: relative variance of the expected photons that the autoencoder misses."
+    )
+    report.add("Frames", about, table=found.table.dropna(axis=1, how="all"))
+    for i, picture in enumerate(pictures):
+        text = "As measured; what the method saw; mean and standard deviation of the expected intensities; hidden pixels in, above (1) and below (−1) their interval."
+        report.add(f"Frame {i}", text, figure=picture)
 
 # %% ../../nbs/views/run_reports.ipynb #cd3d9941
 def way_text(job: Interpolation, run: str) -> tuple[str, str]:

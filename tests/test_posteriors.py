@@ -1,0 +1,145 @@
+"""`xrddiff posterior pixels` on small trained runs: what each method leaves, that a draw is its number, and refusals that leave nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from xrddiff.cli.main import main
+from xrddiff.formats.readers import open_frames
+from xrddiff.formats.store import save_frames
+from xrddiff.frames.frames import validate_frames
+from xrddiff.inference.posterior import open_posterior
+from xrddiff.loading.catalog import load
+
+pytestmark = pytest.mark.slow
+
+torch.set_num_threads(1)
+FAST = ["inference.steps=3", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Two frames of the experiment that the runs were trained on, with a mask of a dead panel; and some that are wrong."""
+    folder = tmp_path_factory.mktemp("frames")
+    frames = load("sim-422", limit=2).load()
+    save_frames(frames, folder / "frames.h5")
+    panel = np.ones(frames["intensity"].shape[1:], bool)
+    panel[100:220, 60:300] = False
+    np.save(folder / "panel.npy", panel)
+    np.save(folder / "nothing.npy", np.zeros_like(panel))
+    intensity = frames["intensity"].copy()
+    del intensity.attrs["gain"]
+    save_frames(frames.assign(intensity=intensity), folder / "no-gain.h5")
+    save_frames(load("sim128", limit=1).load(), folder / "small.h5")
+    return folder
+
+
+def test_latents_from_the_command_line(runs, files):
+    """Frames of mean, uncertainty and interval; the hidden pixels are judged, and the panel is drawn; a draw knows its number alone."""
+    run = runs("latent_diff")
+    words = [
+        "--frames",
+        str(files / "frames.h5"),
+        "--mask",
+        str(files / "panel.npy"),
+        "--limit",
+        "1",
+        "--hold-out",
+        "0.2",
+    ]
+    assert main(["posterior", "pixels", str(run), *words, "--draws", "9", "--name", "panel", *FAST]) == 0
+    folder = run / "samples" / "panel"
+    drawn, found = (validate_frames(open_frames(folder / f"{n}.zarr"), values=True) for n in ("samples", "posterior"))
+    image, mean = drawn["intensity"].values, found["intensity"].values[0]
+    assert drawn.sizes["frame"] == 9 and found.sizes["frame"] == 1 and drawn.attrs["samples_are"] == "expected values"
+    assert np.allclose(image.mean(0), mean, rtol=1e-4) and found["intensity"].attrs["units"] == "ADU"
+    measured, hidden, spread = (found[n].values[0] for n in ("measured", "held_out", "uncertainty"))
+    assert hidden.any() and (measured[hidden]).all() and not measured[14:26, 9:36].any()
+    assert (spread[found["mask"].values] > 0).all() and (found["low"].values <= found["high"].values).all()
+    assert np.allclose(image.std(0), spread, rtol=1e-2, atol=1e-2)
+    table = pd.read_csv(folder / "metrics" / "frames.csv", index_col=0)
+    assert table.loc["frame 0", "held out"] == hidden.sum() and 0 < table.loc["frame 0", "in their 80% interval"] <= 1
+    assert "held-out pixels in their 80% interval" in json.loads((folder / "metrics" / "summary.json").read_text())
+    text = (folder / "report.md").read_text()
+    assert "of the hidden pixels are in their interval" in text and (folder / "plots" / "frame-0.png").exists()
+
+    job = open_posterior(
+        run, FAST, frames=files / "frames.h5", mask=files / "panel.npy", limit=1, hold_out=0.2, draws=3
+    )
+    assert job.method == "latents" and (job.held_out[0] == hidden).all() and not job.network.valid[0, 0][hidden].any()
+    assert (job.make().samples["intensity"].values == image[:3]).all()
+
+
+def test_hidden_pixels_have_no_part_in_their_draws(runs, files, tmp_path):
+    """Whatever is in them, the draws are the same to the last bit."""
+    frames = open_frames(files / "frames.h5").load()
+    words = dict(hold_out=0.2, draws=2, limit=1, method="latents")
+    job = open_posterior(runs("latent_diff"), FAST, frames=files / "frames.h5", **words)
+    hidden = np.kron(job.held_out[0], np.ones((8, 8), bool))[: frames.sizes["y"], : frames.sizes["x"]]
+    values = frames["intensity"].values.copy()
+    values[0][hidden] = 30000
+    save_frames(
+        frames.assign(intensity=(("frame", "y", "x"), values, frames["intensity"].attrs)), tmp_path / "other.h5"
+    )
+    other = open_posterior(runs("latent_diff"), FAST, frames=tmp_path / "other.h5", **words)
+    assert (other.whole.counts != job.whole.counts).any()
+    assert (other.make().samples["intensity"].values == job.make().samples["intensity"].values).all()
+
+
+def test_an_autoencoder_alone(runs, files):
+    job = open_posterior(runs("vae_kl"), FAST, frames=files / "frames.h5", mask=files / "panel.npy", draws=9, limit=1)
+    found = job.make()
+    assert job.method == "latents" and found.coverage() is None and np.isfinite(found.summary["intensity"].values).all()
+    unseen = ~job.measured[0] & found.summary["mask"].values
+    assert unseen.sum() > 300 and found.summary["uncertainty"].values[0][unseen].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "method"), [("ddpm", "replacement"), ("latent_diff", "replacement"), ("ddpm", "interpolation")]
+)
+def test_other_methods(runs, files, model, method):
+    words = dict(frames=files / "frames.h5", limit=1, hold_out=0.1, method=method)
+    few, more = (open_posterior(runs(model), FAST, draws=n, **words).make() for n in (3, 9))
+    assert (few.samples["intensity"].values == more.samples["intensity"].values[:3]).all()
+    assert 0 < more.coverage().found <= 1 and np.isfinite(more.table["error"]).all()
+
+
+def test_particles_on_request(runs, files):
+    words = dict(frames=files / "frames.h5", draws=3, limit=1, options={"sampler": "svgd"})
+    job = open_posterior(runs("latent_diff"), FAST, **words)
+    assert job.options == {"sampler": "svgd"}
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "sentence"),
+    [
+        ("ddpm", ["--frames", "{files}/small.h5"], "expected 64 x 64, as the model draws"),
+        ("ddpm", ["--frames", "{files}/frames.h5", "--draws", "0"], "was asked for 0 draws"),
+        ("ddpm", ["--frames", "{files}/frames.h5", "--hold-out", "1.5"], "the share of pixels to hide is 1.5"),
+        ("ddpm", ["--frames", "{files}/frames.h5", "--mask", "{files}/nothing.npy"], "has no valid pixel"),
+        ("ddpm", ["--frames", "{files}/no-gain.h5"], "expected gain"),
+        (
+            "ddpm",
+            ["--frames", "{files}/frames.h5", "--method", "latents"],
+            "has no autoencoder; expected a run of vae_kl",
+        ),
+        ("ddpm", ["--frames", "{files}/frames.h5", "--method", "latent"], "did you mean 'latents'"),
+        ("ddpm", ["--frames", "{files}/frames.h5", "--option", "sampler=hmc"], "has no option 'sampler'"),
+        ("vq", ["--frames", "{files}/frames.h5", "--method", "latents"], "has a codebook"),
+        ("vq", ["--frames", "{files}/frames.h5"], "has no diffusion model; expected a run of ddpm or latent_diff"),
+        ("diff", ["--frames", "{files}/frames.h5"], "draws patch by patch"),
+        ("latent_diff", ["--frames", "{files}/frames.h5", "--option", "sampler=hcm"], "sampler"),
+    ],
+)
+def test_refusals_leave_nothing(runs, files, capsys, model, words, sentence):
+    run = runs(model)
+    before = sorted((run / "samples").iterdir())
+    assert main(["posterior", "pixels", str(run), *(w.format(files=files) for w in words), "threads=1"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and sentence in said[0] and sorted((run / "samples").iterdir()) == before
