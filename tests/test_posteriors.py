@@ -119,17 +119,17 @@ def test_particles_on_request(runs, files):
 @pytest.mark.parametrize(
     ("model", "words", "sentence"),
     [
-        ("ddpm", ["--frames", "{files}/small.h5"], "expected 64 x 64, as the model draws"),
-        ("ddpm", ["--frames", "{files}/frames.h5", "--draws", "0"], "was asked for 0 draws"),
-        ("ddpm", ["--frames", "{files}/frames.h5", "--hold-out", "1.5"], "the share of pixels to hide is 1.5"),
-        ("ddpm", ["--frames", "{files}/frames.h5", "--mask", "{files}/nothing.npy"], "has no valid pixel"),
-        ("ddpm", ["--frames", "{files}/no-gain.h5"], "expected gain"),
+        ("latent_diff", ["--frames", "{files}/small.h5"], "expected 64 x 64, as the model draws"),
+        ("latent_diff", ["--frames", "{files}/frames.h5", "--draws", "0"], "was asked for 0 draws"),
+        ("latent_diff", ["--frames", "{files}/frames.h5", "--hold-out", "1.5"], "the share of pixels to hide is 1.5"),
+        ("latent_diff", ["--frames", "{files}/frames.h5", "--mask", "{files}/nothing.npy"], "has no valid pixel"),
+        ("latent_diff", ["--frames", "{files}/no-gain.h5"], "expected gain"),
         (
             "ddpm",
             ["--frames", "{files}/frames.h5", "--method", "latents"],
             "has no autoencoder; expected a run of vae_kl",
         ),
-        ("ddpm", ["--frames", "{files}/frames.h5", "--method", "latent"], "did you mean 'latents'"),
+        ("latent_diff", ["--frames", "{files}/frames.h5", "--method", "latent"], "did you mean 'latents'"),
         ("ddpm", ["--frames", "{files}/frames.h5", "--option", "sampler=hmc"], "has no option 'sampler'"),
         ("vq", ["--frames", "{files}/frames.h5", "--method", "latents"], "has a codebook"),
         ("vq", ["--frames", "{files}/frames.h5"], "has no diffusion model; expected a run of ddpm or latent_diff"),

@@ -19,7 +19,7 @@ from ..errors import BadInput, nearest
 Decode = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> network values (B, 1, H, W)
 
 # %% auto #0
-__all__ = ['Decode', 'INPAINTING', 'replacement', 'posterior', 'repaint', 'inpaint']
+__all__ = ['Decode', 'Measured', 'INPAINTING', 'replacement', 'guided', 'posterior', 'repaint', 'inpaint']
 
 # %% ../../nbs/diffusion/inpainting.ipynb #d36564d1
 def _checked(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,6 +75,78 @@ def _pushed(decode: Decode | None, z: Tensor, seen: Tensor, move: Tensor) -> Ten
         return (decode(z + short * move).to(move.dtype) - seen.detach()) / short
 
 
+Measured = Callable[[Tensor], tuple[Tensor, Tensor]]  # network values -> (values, variance), what was measured
+
+
+def guided(
+    denoise: Denoise,
+    measured: Measured,
+    mask: Tensor,
+    *,
+    iterations: int = 5,
+    rounds: int = 1,
+    decode: Decode | None = None,
+) -> Denoise:
+    """`denoise` conditioned on what was measured where `mask` (B, 1, H, W) is True, by equation (3).
+
+    measured: of the network values (B, 1, H, W) that are expected, the values that were measured and the
+        variance of their noise, each in that shape; both may depend on what is expected.
+    rounds: how often it is asked, the second time with what the first answer expects.
+    iterations, decode: see `posterior`.
+    """
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def conditioned(x: Tensor, sigma: float | Tensor, cond: Cond | None = None) -> Tensor:
+        x = x.detach().clone().requires_grad_()
+        prior = denoise(x, sigma, cond)
+        variance = like(torch.as_tensor(sigma), x).square()
+        seen = prior if decode is None else decode(prior).to(x.dtype)
+        answer, now = prior.detach(), seen.detach()
+        for n in range(rounds):
+            known, noise = measured(now)
+            if n:  # the misfit of the first estimate, had the decoder been linear
+                known = known + (seen.detach() + _pushed(decode, prior.detach(), seen, answer - prior.detach()) - now)
+            last = n == rounds - 1
+            answer = _regressed(x, prior, seen, variance, (known, noise), mask, iterations, decode, keep=not last)
+            if not last:
+                with torch.no_grad():
+                    now = answer if decode is None else decode(answer).to(x.dtype)
+        return answer
+
+    return conditioned
+
+
+def _regressed(
+    x: Tensor,
+    prior: Tensor,
+    seen: Tensor,
+    variance: Tensor,
+    measured: tuple[Tensor, Tensor],
+    mask: Tensor,
+    iterations: int,
+    decode: Decode | None,
+    keep: bool,
+) -> Tensor:
+    """Equation (3) with the denoiser's answer `prior` to `x` and what it looks like, `seen`."""
+    known, noise = measured
+    scale = torch.where(noise > 0, noise.clamp_min(1e-30).rsqrt(), 1)  # noisy pixels weigh less, and all converge alike
+    answer = prior.detach().clone()
+    r = torch.where(mask, scale * (known.to(x.dtype) - seen.detach()), 0)
+    enough = 1e-20 * _dot(r, r)
+    past: list[tuple[Tensor, Tensor]] = []  # (move Σ p, its image in the measured pixels)
+    for i in range(iterations):
+        move = variance * torch.autograd.grad(seen, x, scale * r, retain_graph=keep or i < iterations - 1)[0]
+        image = torch.where(mask, scale * _pushed(decode, prior.detach(), seen, move) + noise * scale**2 * r, 0)
+        for other, other_image in past:
+            part = _ratio(_dot(image, other_image), _dot(other_image, other_image))
+            move, image = move - part * other, image - part * other_image
+        step = torch.where(_dot(r, r) > enough, _ratio(_dot(r, image), _dot(image, image)), 0)
+        answer, r = answer + step * move, r - step * image
+        past.append((move, image))
+    return answer
+
+
 def posterior(
     denoise: Denoise,
     known: Tensor,
@@ -102,29 +174,15 @@ def posterior(
             f"posterior guidance got iterations {iterations} and noise_std {noise_std}; expected at least 1 and at least 0"
         )
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
-    def conditioned(x: Tensor, sigma: float | Tensor, cond: Cond | None = None) -> Tensor:
-        x = x.detach().clone().requires_grad_()
-        prior = denoise(x, sigma, cond)
-        variance = like(torch.as_tensor(sigma), x).square()
-        seen = prior if decode is None else decode(prior).to(x.dtype)
-        answer = prior.detach().clone()
-        r = torch.where(mask, known.to(x.dtype) - seen.detach(), 0)
-        enough = 1e-20 * _dot(r, r)
-        past: list[tuple[Tensor, Tensor]] = []  # (move Σ p, its image in the measured pixels)
-        for i in range(iterations):
-            move = variance * torch.autograd.grad(seen, x, r, retain_graph=i < iterations - 1)[0]
-            image = torch.where(mask, _pushed(decode, prior.detach(), seen, move), 0) + noise_std**2 * r
-            for other, other_image in past:
-                part = _ratio(_dot(image, other_image), _dot(other_image, other_image))
-                move, image = move - part * other, image - part * other_image
-            step = torch.where(_dot(r, r) > enough, _ratio(_dot(r, image), _dot(image, image)), 0)
-            answer, r = answer + step * move, r - step * image
-            past.append((move, image))
-        return torch.where(mask, known.to(x.dtype), answer) if decode is None and not noise_std.any() else answer
+    led = guided(denoise, lambda seen: (known, noise_std**2), mask, iterations=iterations, decode=decode)
+    if decode is not None or noise_std.any():
+        return led
 
-    return conditioned
+    def exact(x: Tensor, sigma: float | Tensor, cond: Cond | None = None) -> Tensor:
+        """The noiseless pixels are what was measured, to the last bit."""
+        return torch.where(mask, known.to(x.dtype), led(x, sigma, cond))
+
+    return exact
 
 # %% ../../nbs/diffusion/inpainting.ipynb #8feb98c0
 def repaint(

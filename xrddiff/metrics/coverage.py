@@ -14,7 +14,7 @@ from ..errors import BadInput
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['ranks', 'uniformity', 'Coverage', 'interval', 'coverage']
+__all__ = ['ranks', 'uniformity', 'Coverage', 'interval', 'coverage', 'window_sums']
 
 # %% ../../nbs/metrics/coverage.ipynb #b5c68168
 def _pairs(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,3 +87,17 @@ def coverage(samples: np.ndarray, truth: np.ndarray, level: float = 0.9, seed: i
         raise BadInput("there is no truth to compare with; expected a number in at least one pixel")
     error = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")
     return Coverage(float(each.mean()), error, promised, float(np.nanmean(high - low)))
+
+# %% ../../nbs/metrics/coverage.ipynb #f2b958f5
+def window_sums(images: np.ndarray, x: np.ndarray, y: np.ndarray, half: int = 2) -> np.ndarray:
+    """Sums of the pixels in square windows: (…, n) of `images` (…, y, x), in their units.
+
+    x, y: places, (n,), px; the window is the pixel that holds it and `half` more on each side. NaN
+    where it reaches over the edge.
+    """
+    column, row = np.floor(x).astype(int), np.floor(y).astype(int)
+    reach, (height, width) = np.arange(-half, half + 1), images.shape[-2:]
+    inside = (column >= half) & (row >= half) & (column < width - half) & (row < height - half)
+    at_row, at_column = (np.clip(v, half, n - half - 1) for v, n in ((row, height), (column, width)))
+    values = images[..., at_row[:, None, None] + reach[:, None], at_column[:, None, None] + reach]
+    return np.where(inside, values.astype(np.float64).sum((-2, -1)), np.nan)
