@@ -357,9 +357,7 @@ def _check_model(job: PosteriorJob, needs: str | None) -> None:
 def latents(
     job: PosteriorJob,
     frame: int,
-    sampler: Annotated[
-        Literal["hmc", "svgd"], "hmc (chains), or svgd (particles, whose intervals are too narrow)"
-    ] = "hmc",
+    sampler: Annotated[Literal["hmc", "svgd"], "chains, or particles, whose intervals are too narrow"] = "hmc",
 ) -> Draws:
     """Latents of a KL autoencoder, given the counts."""
     y, valid = job.seen(frame)
