@@ -9,6 +9,7 @@ __all__ = ['pixels', 'add_posterior']
 import argparse
 from typing import Any
 
+from .crystal_posteriors import add_crystal
 from ..overrides import parse_override
 from ..registry import entries
 
@@ -73,3 +74,5 @@ def add_posterior(commands: Any) -> None:
         "--trust-plugins", action="store_true", help="execute the plug-ins that the run keeps (docs/security.md)"
     )
     p.set_defaults(command=pixels, parser=p)
+
+    add_crystal(kinds)

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..errors import BadInput
+from ..errors import BadInput, nearest
+from ..formats.readers import open_frames
 from ..frames.frames import frame_count, frame_image, frame_mask
 from ..frames.geometry import PanelGeometry, geometry_of
 from ..frames.peaks import find_frame_peaks
@@ -32,15 +34,17 @@ from ..indexing.indexer import INDEXED, Indexer, Lattice, make_indexer
 from ..indexing.integration import integrate_frame
 from ..indexing.rays import as_panels, miller_sphere
 from ..indexing.refinement import Refined, Restraints, refine_lattice
+from ..loading.catalog import CATALOG, load
 from ..metrics.coverage import interval
 from .crystal_densities import Density, PixelDensity, SpotDensity, radial_background
 from .crystal_sampling import Drawn, Fit, find_maximum
 from .crystals import CrystalPrior, ExpectedCounts, Still, choose_reflections
 from .likelihoods import likelihood_of
+from ..registry import find
 from ..simulation.crystal import Wilson, wilson_mean
 
 # %% auto #0
-__all__ = ['StillSettings', 'CrystalStill', 'rotation_from', 'open_still']
+__all__ = ['StillSettings', 'CrystalStill', 'rotation_from', 'open_still', 'CrystalPlan', 'open_plan']
 
 # %% ../../nbs/posteriors/crystal_stills.ipynb #ecbbcf1d
 @dataclass(frozen=True)
@@ -99,6 +103,24 @@ class CrystalStill:
     def least_squares(self) -> pd.DataFrame:
         """The least-squares answer: a row for each parameter that it has, `value` and `sd`."""
         return _least_squares(self.still, self.refined)
+
+    def least_squares_covariance(self) -> np.ndarray:
+        """Its covariance, in the order and the units of `least_squares`."""
+        size = self.still.geometry.pixel_size
+        unit = np.concatenate([np.full(3, 180 / np.pi), np.ones(6), [-1 / size, -1 / size, 1e3]])
+        every = [f"rotation_{x}" for x in "xyz"] + [
+            "a",
+            "b",
+            "c",
+            "alpha",
+            "beta",
+            "gamma",
+            "center_x",
+            "center_y",
+            "distance",
+        ]
+        at = [every.index(n) for n in self.least_squares().index]
+        return (unit[:, None] * self.refined.covariance * unit)[np.ix_(at, at)]
 
     def table(self, drawn: Drawn) -> pd.DataFrame:
         """A row for each parameter: prior, least squares, and of the posterior mean, standard
@@ -417,3 +439,53 @@ def _panel_offsets(off: np.ndarray, panel: np.ndarray, panels: int) -> np.ndarra
             mine = off[panel == i]
             out[i] = np.median(mine, axis=0) * len(mine) / (len(mine) + 1)
     return out
+
+# %% ../../nbs/posteriors/crystal_stills.ipynb #99b43b34
+@dataclass(frozen=True)
+class CrystalPlan:
+    """A posterior of a still, as plain values.
+
+    - `frames`: a file, or the name of a data set; `words`: of `open_frames`. `frame`: a number.
+    - `cell`, `intensities`: as `open_still` takes them.
+    - `particles`, `sampler`, `seed`, `steps`: of `draw_particles`; `steps` None: the sampler's own.
+    - `prior`: fields of `CrystalPrior`. `settings`: other fields of `StillSettings`.
+    """
+
+    frames: str
+    frame: int = 0
+    cell: str | None = None
+    intensities: str | None = None
+    particles: int = 64
+    sampler: str = "hmc"
+    steps: int | None = None
+    seed: int = 0
+    words: dict[str, Any] = field(default_factory=dict)
+    prior: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.particles < 1:
+            raise BadInput(f"particles is {self.particles}; expected a whole number, at least 1")
+        find("particle_sampler", self.sampler)
+        for kind, given in ((CrystalPrior, self.prior), (StillSettings, self.settings)):
+            known = [f.name for f in fields(kind) if f.name not in ("prior", "indexer")]
+            for name in given:
+                if name not in known:
+                    raise BadInput(f"{name!r} is no setting of the posterior{nearest(name, known)}")
+        CrystalPrior(**self.prior)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The words of `draw_particles`."""
+        steps = {} if self.steps is None or self.sampler == "laplace" else {"steps": self.steps}
+        return dict(particles=self.particles, sampler=self.sampler, seed=self.seed, **steps)
+
+
+def open_plan(plan: CrystalPlan) -> CrystalStill:
+    """The still of a plan. Raises `BadInput` as `open_still` does, or if there is no such file."""
+    if plan.frames in CATALOG and not Path(plan.frames).exists():
+        frames = load(plan.frames, **plan.words)
+    else:
+        frames = open_frames(plan.frames, **plan.words)
+    settings = StillSettings(prior=CrystalPrior(**plan.prior), **plan.settings)
+    return open_still(frames, plan.frame, plan.cell, intensities=plan.intensities, settings=settings)
