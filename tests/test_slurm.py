@@ -390,6 +390,81 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
     assert_same(job.run, alone.pair.run)
 
 
+# A command of a plug-in: particles of a banana, shared by the ranks, with a pause that leaves time to cut the power.
+BANANA = """\
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from xrddiff.diffusion.particles import svgd
+from xrddiff.ranks.agreement import Ranks
+from xrddiff.ranks.rendezvous import initialize_distributed
+from xrddiff.ranks.ring import shares
+from xrddiff.ranks.stopping import StopRequest
+from xrddiff.registry import register
+from xrddiff.slurm.job import RankCommand
+
+
+def score(x):
+    bent = x[:, 1] - x[:, 0] ** 2 / 2
+    return torch.stack([x[:, 0] * bent - x[:, 0], -bent], 1)
+
+
+def move(folder, pause, stop=None):
+    info = initialize_distributed(backend="gloo")
+    ranks = Ranks(SimpleNamespace(process_index=info.process_id, num_processes=info.num_processes))
+    x = torch.randn(51, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first, last = shares(51, ranks.size)[ranks.rank]
+    look = lambda row: time.sleep(pause) or bool(stop)
+    words = dict(steps=40, lr=0.1, check_every=0, block=8, ranks=ranks, folder=folder / "state", save_every=1)
+    result = svgd(score, x[first:last], callback=look, **words)
+    if result.stopped == "callback":
+        return 75
+    np.save(folder / f"particles-{ranks.rank}.npy", result.particles.numpy())
+    if ranks.rank == 0:
+        (folder / "report.html").write_text("done")
+    return 0
+
+
+@register("command", "banana", help="a banana")
+def banana_on_ranks(words, ranks):
+    work = lambda: move(Path(words[words.index("--into") + 1]), 0.2, StopRequest.current())
+    return RankCommand(work, Path("output/banana"), None, "--into", "banana")
+"""
+
+
+def test_particles_on_two_nodes_of_which_one_fails(cluster, monkeypatch, tmp_path):
+    """A command that all ranks execute together: its job goes back into the queue when a node loses its power, goes on from the newest state, and ends with the particles of one process."""
+    (plugin := tmp_path / "banana.py").write_text(BANANA)
+    monkeypatch.setenv("XRDDIFF_PLUGINS", str(plugin))
+    done = cluster("submit", "--config", "pair.yaml", "banana")
+    assert done.code == 0, done.err
+    sent = submissions()[-1]
+    job = SimpleNamespace(id=sent.id, run=Path(sent.run_dir()))
+    steps = lambda: max((int(p.name[5:]) for p in job.run.glob("state/step-*")), default=0)  # noqa: E731
+    wait_for(lambda: steps() > 2, 120, "a state")
+    assert "banana" in cluster("status", str(job.id)).out
+    node = wait_for(lambda: cluster.lab.job(job.id).get("BatchHost"), 60, "the job's first node")
+    cluster.lab.crash(node)
+    cluster.lab.wait(job.id, {"PENDING"}, 60)
+    before = steps()
+    assert 2 < before < 40
+    cluster.lab.start(node)
+    cluster.ends(job)
+    assert cluster.lab.job(job.id)["Restarts"] == "1" and "run: " in cluster("logs", str(job.id)).out
+    assert [row["state"] for row in json.loads(cluster("status", "--json", str(job.id)).out)] == ["COMPLETED"]
+    assert "is finished" in cluster("resume", str(job.id)).err
+    alone = {}
+    exec(BANANA.replace('@register("command", "banana", help="a banana")', ""), alone)
+    assert alone["move"](tmp_path, 0) == 0
+    particles = [np.load(job.run / f"particles-{rank}.npy") for rank in (0, 1)]
+    assert [len(p) for p in particles] == [25, 26]
+    np.testing.assert_allclose(np.concatenate(particles), np.load(tmp_path / "particles-0.npy"), rtol=0, atol=1e-6)
+
+
 def test_a_time_limit_is_met_with_a_checkpoint(cluster, alone, limited):
     """SLURM warns before the limit; the job goes back into the queue by itself and ends as if there had been none. `logs -f` sees it through."""
     words = [Path(sys.executable).parent / "xrddiff", "logs", "-f", "-n", "0", str(limited.id)]

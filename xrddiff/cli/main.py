@@ -27,6 +27,7 @@ from .settings import add_settings
 from .watching import add_watch, beside, is_terminal
 from .studies import add_studies
 from ..errors import BadInput, XrddiffError, nearest
+from ..registry import entries
 
 # %% ../../nbs/cli/main.ipynb #b41b8e9a
 def run(args: argparse.Namespace) -> int:
@@ -402,7 +403,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, inner = build_parser(), []
     if argv[:1] == ["submit"]:
         known = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
-        outer, inner = cut_command(argv[1:], known["submit"], known)
+        outer, inner = cut_command(argv[1:], known["submit"], {*known, *_plugin_commands()})
         argv = ["submit", *outer]
     args, rest = parser.parse_known_args(argv)
     args.ranks_do = inner
@@ -416,6 +417,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if rest:
         setattr(args, free, [*getattr(args, free), *rest])
     return args
+
+
+def _plugin_commands() -> set[str]:
+    """The commands that plug-ins add for the ranks of a job."""
+    from xrddiff.plugins import load_standing
+
+    load_standing()
+    return set(entries("command"))
 
 # %% ../../nbs/cli/main.ipynb #7754d79b
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from xrddiff.execution.run_folder import (
     world_size,
 )
 from ..errors import BadInput, XrddiffError, nearest
+from ..plugins import load_standing
 from ..ranks.stopping import StopRequest
 from ..registry import entries, get
 
@@ -129,9 +130,15 @@ def _problem(job: Job) -> str | None:
         return "run_dirs names one folder twice; expected a folder for each task"
     if job.kind == "script" and (not job.script or Path(job.script).suffix not in (".py", ".ipynb")):
         return f"script is {job.script!r}; expected the path of a .py or .ipynb file"
-    if job.kind == "command" and (not job.argv or job.argv[0] not in entries("command")):
-        return f"argv is {job.argv!r}; expected a command first, one of {', '.join(entries('command'))}"
+    if job.kind == "command" and (not job.argv or job.argv[0] not in _commands()):
+        return f"argv is {job.argv!r}; expected a command first, one of {', '.join(_commands())}"
     return None
+
+
+def _commands() -> Collection[str]:
+    """The names of commands, with those of plug-ins."""
+    load_standing()
+    return entries("command")
 
 # %% ../../nbs/slurm/job.ipynb #0441536a
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ..contradictions import check_config
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, environment, make_free_folder
 from ..files import scratch_folder
+from ..plugins import load_standing
 from ..registry import entries, get
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals, quoted
@@ -159,6 +160,7 @@ def plan_command(
 
     Raises `BadInput` for a command that cannot be submitted, and for wrong arguments.
     """
+    load_standing()
     if words[0] not in entries("command"):
         raise BadInput(
             f"xrddiff {words[0]} is nothing that the ranks of a job do together; expected words of a run, or one of "
