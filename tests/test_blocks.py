@@ -147,7 +147,7 @@ def command(line: str, train: bool = True) -> list[str]:
     if what in ("run", "submit"):
         several = "-m" in words or "--multirun" in words or "--array" in words
         if what == "submit" and "--local" not in words:
-            return [*words[1:], *([] if "--dry-run" in words else ["--dry-run"])]
+            return ["submit", *([] if "--dry-run" in words else ["--dry-run"]), *words[2:]]  # a command has its own
         if several or not train or "--help" in words or "--dry-run" in words:
             return [*words[1:], *([] if "--help" in words or "--dry-run" in words else ["--dry-run"])]
         if not any(w.startswith(("resume=", "init=")) for w in words):

@@ -29,9 +29,10 @@ def posterior_crystal(args: argparse.Namespace) -> int:
     """
     from xrddiff.cli.main import show_summary
     from xrddiff.execution.crystal_posteriors import execute_crystal_posterior
-    from xrddiff.execution.run_folder import world_rank
+    from xrddiff.execution.run_folder import stopped_by, world_rank
     from xrddiff.plugins import load_standing
     from xrddiff.posteriors.crystal_stills import CrystalPlan
+    from xrddiff.slurm.job import REQUEUE
 
     load_standing()
     settings = {"gain": args.gain, "distance_range": args.distance_range, "bandwidth": args.bandwidth}
@@ -42,8 +43,11 @@ def posterior_crystal(args: argparse.Namespace) -> int:
     )  # fmt: skip
     tell = lambda path: print(f"posterior: {path}", flush=True)  # noqa: E731
     path = execute_crystal_posterior(plan, args.output, on_start=tell)
-    if world_rank() == 0:
-        show_summary(path)
+    if world_rank() > 0:
+        return 0
+    if stopped_by(path):
+        return REQUEUE
+    show_summary(path)
     return 0
 
 

@@ -20,22 +20,38 @@ from ..errors import BadInput
 from .notebooks import run_notebook, run_notebook_path
 from .phases import PATIENCE, notebook_target
 from xrddiff.execution.run_folder import (
+    clear_marks,
     environment,
     hold_run,
     keep_former,
     keep_memory,
     make_free_folder,
+    mark_stopped,
     world_rank,
     world_size,
 )
 from ..files import write_json
+from ..ranks.stopping import StopRequest
 
 if TYPE_CHECKING:
     from xrddiff.posteriors.crystal_stills import CrystalPlan
     from xrddiff.ranks.agreement import Ranks
 
 # %% auto #0
-__all__ = ['meet', 'posterior_folder', 'execute_crystal_posterior']
+__all__ = ['end_if_asked', 'meet', 'posterior_folder', 'execute_crystal_posterior']
+
+# %% ../../nbs/execution/crystal_posteriors.ipynb #b4e1d950
+def end_if_asked(folder: str | os.PathLike, ranks: Ranks | None) -> None:
+    """End the notebook on all ranks if one of them was asked to stop, by a signal; it goes on from its saved state.
+
+    Called by all ranks between two steps. What is kept in `folder` says that it was stopped.
+    """
+    stop = StopRequest.current()
+    asked = bool(stop)
+    if ranks.any(asked)[0] if ranks else asked:
+        if world_rank() == 0:
+            mark_stopped(folder, stop.reason if stop else None)
+        raise SystemExit(0)
 
 # %% ../../nbs/execution/crystal_posteriors.ipynb #fc768bed
 def meet(patience: timedelta = PATIENCE) -> Ranks | None:
@@ -102,6 +118,7 @@ def execute_crystal_posterior(
         def begin() -> str:
             path = posterior_folder(plan, folder).absolute()
             held.enter_context(hold_run(path))
+            clear_marks(path)
             if on_start:
                 on_start(path)
             return str(path)
@@ -114,5 +131,6 @@ def execute_crystal_posterior(
         log = path / "log.txt" if main else target.with_suffix(".txt")
         parameters = dict(folder=str(path), plan=json.loads(json.dumps(asdict(plan))))
         source = run_notebook_path("crystal_posterior")
+        held.enter_context(StopRequest(("SIGUSR2", "SIGTERM")))
         run_notebook(source, target, parameters, engine="inprocess", log=log, terminal=terminal and main)
     return path

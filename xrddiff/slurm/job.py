@@ -269,6 +269,9 @@ def run_task(job: Job, task: int = 0) -> int:
         sys.path.append(os.getcwd())  # the user's modules in the working folder, after all others
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     if job.kind == "command":
+        if (path / "report.html").is_file():
+            print(f"run: {path}: done before", flush=True)
+            return 0
         name, *words = job.argv
         code = execute_noted(lambda: get("command", name)(words, world_size()).execute(), path)
         return 0 if code == REQUEUE and world_rank() > 0 else code

@@ -201,7 +201,8 @@ class Progress:
     """How far a run has got.
 
     - `phase`: "autoencoder" while a latent model trains its autoencoder, else "".
-    - `step`, `epoch`, `loss`: of the last training row; None if there is none yet.
+    - `step`, `epoch`, `loss`: of the last training row; None if there is none yet. Of a posterior the
+      step is that of its newest state.
     - `finished`: whether the run has written its report.
     """
 
@@ -219,7 +220,7 @@ def read_progress(run_dir: str | os.PathLike) -> Progress:
     tables = {p: run / p / "metrics" / "training_metrics.csv" for p in ("", "autoencoder")}
     ages = {p: os.stat(t).st_mtime for p, t in tables.items() if t.is_file()}
     if not ages:
-        return Progress(finished=finished)
+        return Progress(step=_saved_step(run), finished=finished)
     phase = max(ages, key=lambda p: ages[p])
     try:
         row = _last_row(tables[phase])
@@ -241,6 +242,12 @@ def _last_row(path: Path, tail: int = 8192) -> dict[str, str]:
         lines = lines[1:]  # the first line is incomplete
     rows = (dict(zip(names, next(csv.reader([line]), []), strict=False)) for line in reversed(lines))
     return next((row for row in rows if row.get("split") == "train"), {})
+
+
+def _saved_step(run: Path) -> int | None:
+    """The newest state of particles."""
+    found = (re.fullmatch("step-([0-9]+)", path.name) for path in run.glob("state/step-*"))
+    return max((int(m[1]) for m in found if m), default=None)
 
 
 def _number(text: str | None) -> float | None:
