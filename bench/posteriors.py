@@ -120,8 +120,9 @@ def write_table(rows: list[dict], args: argparse.Namespace) -> None:
                 f"{r[n]['found']:.3f} ± {1.96 * r[n]['error']:.3f}"
                 for n in ("pixels", "windows", "reflections", "strong reflections")
             ]
+            options = "".join(f", {name} {value}" for name, value in r["options"].items())
             lines.append(
-                f"| {about} | {r['method']} | {np.mean(r['error']):.2f} | {' | '.join(share)} | {r['seconds']:.1f} |"
+                f"| {about} | {r['method']}{options} | {np.mean(r['error']):.2f} | {' | '.join(share)} | {r['seconds']:.1f} |"
             )
     (RESULTS / "posteriors.md").write_text("\n".join(lines) + "\n")
 

@@ -57,7 +57,7 @@ MATHEMATICS = {
         "indexing",
     ),
     "Posteriors": (
-        "posteriors/likelihoods metrics/coverage posteriors/latents posteriors/crystals posteriors/crystal_densities "
+        "posteriors/likelihoods metrics/coverage posteriors/latents posteriors/counts posteriors/crystals posteriors/crystal_densities "
         "posteriors/crystal_sampling posteriors/crystal_stills",
         "posteriors",
     ),

@@ -101,19 +101,14 @@ def test_an_autoencoder_alone(runs, files):
 
 
 @pytest.mark.parametrize(
-    ("model", "method"), [("ddpm", "replacement"), ("latent_diff", "replacement"), ("ddpm", "interpolation")]
-)
+    ("model", "method"),
+    [("ddpm", "replacement"), ("latent_diff", "replacement"), ("ddpm", "counts"), ("latent_diff", "counts"), ("ddpm", "interpolation")],
+)  # fmt: skip
 def test_other_methods(runs, files, model, method):
     words = dict(frames=files / "frames.h5", limit=1, hold_out=0.1, method=method)
     few, more = (open_posterior(runs(model), FAST, draws=n, **words).make() for n in (3, 9))
     assert (few.samples["intensity"].values == more.samples["intensity"].values[:3]).all()
     assert 0 < more.coverage().found <= 1 and np.isfinite(more.table["error"]).all()
-
-
-def test_particles_on_request(runs, files):
-    words = dict(frames=files / "frames.h5", draws=3, limit=1, options={"sampler": "svgd"})
-    job = open_posterior(runs("latent_diff"), FAST, **words)
-    assert job.options == {"sampler": "svgd"}
 
 
 @pytest.mark.parametrize(

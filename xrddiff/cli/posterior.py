@@ -60,9 +60,7 @@ def add_posterior(commands: Any) -> None:
         "--draws", type=int, default=39, metavar="N", help="of each frame (39, for intervals of exactly 90%%)"
     )
     methods = ", ".join(entries("posterior"))
-    p.add_argument(
-        "--method", metavar="HOW", help=f"{methods} (latents for a run with a KL autoencoder, else replacement)"
-    )
+    p.add_argument("--method", metavar="HOW", help=f"{methods} (latents for a run with a KL autoencoder, else counts)")
     p.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="of the method, see `xrddiff list posterior`"
     )

@@ -57,6 +57,11 @@ class Poisson:
         """The read noise, in photons."""
         return self.read_noise / self.gain
 
+    def variance(self, expected: Tensor) -> Tensor:
+        """Variance of a measurement of `expected` photons, in photons²."""
+        mu = expected.clamp_min(self.floor)
+        return mu + self.dispersion * mu**2 + self.noise**2
+
     def draw(self, expected: Tensor, generator: torch.Generator) -> Tensor:
         """One measurement of `expected` photons."""
         return self.gain * torch.poisson(expected.clamp_min(self.floor), generator) + self.pedestal
