@@ -235,7 +235,7 @@ def test_the_model_of_particles():
     table = particle_table(model, [1, 4, 64])
     assert table["ranks"].tolist() == [16, 64, 1024] and table["per_rank"].tolist() == [256, 64, 4]
     assert (table["share"].diff().dropna() > 0).all() and (table["efficiency"].diff().dropna() < 0).all()
-    parts = table[["score_ms", "pairs_ms", "ring_ms", "agree_ms"]].sum(axis=1)
+    parts = table[["score_ms", "pairs_ms", "fixed_ms", "ring_ms", "agree_ms"]].sum(axis=1)
     assert table["step_ms"].to_numpy() == pytest.approx(parts.to_numpy())
     for each, share in ((1.5, 0.1), (0.5, 0.1)):
         least = least_particles(model, 64)
@@ -244,6 +244,8 @@ def test_the_model_of_particles():
     assert paying_particles(model, 1024) >= 1 and len(particle_table(model, [1, 2, 1000])) == 2
     with pytest.raises(BadInput, match="4096 rows cannot be shared by 16000 ranks"):
         particle_table(model, [1000])
+    slowed = ParticleModel(4096, 64, 1e-4, 1e-8, model.cluster, fixed_seconds=0.1).step(64)  # what is not shared
+    assert slowed["step"] == pytest.approx(model.step(64)["step"] + 0.1) and slowed["speed_up"] < 7
     with pytest.raises(BadInput, match="pair_seconds is 0"):
         ParticleModel(10, 2, 1e-3, 0, model.cluster)
 

@@ -189,8 +189,9 @@ def _predict_particles(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
             "--particles: expected --dimensions, --score-ms, --pair-ns and --bandwidth (GB/s) or --comm FILE too"
         )
     model = ParticleModel(
-        round(args.particles), args.dimensions, args.score_ms / 1e3, args.pair_ns / 1e9, cluster, args.algorithm
-    )
+        round(args.particles), args.dimensions, args.score_ms / 1e3, args.pair_ns / 1e9, cluster, args.algorithm,
+        fixed_seconds=args.fixed_ms / 1e3,
+    )  # fmt: skip
     table = particle_table(model, args.nodes or NODES)
     alone = model.step(1)["step"]
     head = (
@@ -276,6 +277,9 @@ def add_tools(commands: Any) -> None:
     p.add_argument("--score-ms", type=number, metavar="ms", help="time of the score of one particle on one rank")
     p.add_argument(
         "--pair-ns", type=number, metavar="ns", help="time of the kernel of one pair of particles on one rank"
+    )
+    p.add_argument(
+        "--fixed-ms", type=number, default=0.0, metavar="ms", help="time of what each rank does in a step (0)"
     )
     p.add_argument("--strong", action="store_true", help="the batch is shared among the ranks, and not one for each")
     p.add_argument("--figure", metavar="FILE", help="draw the efficiency")

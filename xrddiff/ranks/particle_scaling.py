@@ -54,6 +54,7 @@ class ParticleModel:
     - `algorithm`: ring (blocks that come while others are worked on, as `svgd` does it), two-level
       or tree (all particles are collected first).
     - `block`: particles that are passed on at once.
+    - `fixed_seconds`: of what every rank does in a step, however many there are.
 
     Raises `BadInput` for values out of range.
     """
@@ -65,17 +66,19 @@ class ParticleModel:
     cluster: Cluster
     algorithm: str = "ring"
     block: int = 512
+    fixed_seconds: float = 0.0
 
     def __post_init__(self):
         names = ("particles", "dimensions", "pair_seconds", "block")
         above_zero(**{name: getattr(self, name) for name in names})
-        if not 0 <= self.score_seconds < math.inf:
-            raise BadInput(f"score_seconds is {self.score_seconds:g}; expected 0 s or more")
+        for name in ("score_seconds", "fixed_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadInput(f"{name} is {getattr(self, name):g}; expected 0 s or more")
 
     def step(self, ranks: int) -> dict[str, float]:
         """Times of a step over `ranks`, in s, and the speed-up.
 
-        Keys: score, pairs, ring (waiting for particles), agree, step, share (of communication, in
+        Keys: score, pairs, fixed, ring (waiting for particles), agree, step, share (of communication, in
         computation), speed_up and efficiency. Raises `BadInput` for fewer particles than ranks.
         """
         most = -(-self.particles // ranks)
@@ -87,12 +90,11 @@ class ParticleModel:
         else:
             ring = self.cluster.all_gather(self.particles * width, ranks, how)
         agree = self._agree(ranks)
-        step = score + pairs + ring + agree
-        alone = self.particles * (self.score_seconds + self.particles * self.pair_seconds)
-        times = dict(
-            score=score, pairs=pairs, ring=ring, agree=agree, step=step, share=(ring + agree) / (score + pairs)
-        )
-        return times | dict(speed_up=alone / step, efficiency=alone / step / ranks)
+        compute = score + pairs + self.fixed_seconds
+        step = compute + ring + agree
+        alone = self.particles * (self.score_seconds + self.particles * self.pair_seconds) + self.fixed_seconds
+        times = dict(score=score, pairs=pairs, fixed=self.fixed_seconds, ring=ring, agree=agree, step=step)
+        return times | dict(share=(ring + agree) / compute, speed_up=alone / step, efficiency=alone / step / ranks)
 
     def _agree(self, ranks: int) -> float:
         """Seconds of the short messages of a step."""
@@ -159,7 +161,7 @@ def particle_table(model: ParticleModel, nodes: Iterable[int] = NODES) -> pd.Dat
         if ranks > model.particles and rows:
             break
         step = model.step(ranks)
-        times = {f"{name}_ms": 1e3 * step[name] for name in ("score", "pairs", "ring", "agree", "step")}
+        times = {f"{name}_ms": 1e3 * step[name] for name in ("score", "pairs", "fixed", "ring", "agree", "step")}
         rates = {name: step[name] for name in ("share", "speed_up", "efficiency")}
         per = dict(nodes=n, ranks=ranks, per_rank=model.particles / ranks)
         more = dict(verdict=verdict(n, step["efficiency"]), least_per_rank=least_particles(model, ranks))

@@ -1,0 +1,233 @@
+"""What more ranks bring to a posterior of particles: measured on 1, 2 and 4 ranks here, and modelled for 2 to 64 nodes.
+
+    OMP_NUM_THREADS=1 python bench/particle_scaling.py [--particles 2000] [--dimensions 64] [--steps 6] [--rounds 3] [--ranks 1 2 4]
+
+Each measurement is `svgd` (kernel `rbf`, no discrepancy, no files) on processes of one thread that share this machine, over gloo; numbers of ranks alternate in rounds. The score costs a product of matrices of so many coordinates, `--score` times. A rank counts its CPU seconds, and
+its seconds of waiting, beside the clock. On a machine with fewer cores than ranks, or with other work, the clock says little: the model is compared with CPU seconds.
+
+The model (`xrddiff.ranks.particle_scaling`) is fitted to the measurements on one rank, by least squares over three numbers of particles, and to the communication test of the same machine (`xrddiff comm-test`, two ranks).
+Writes bench/results/particle_scaling.md, .json and .svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve()
+RESULTS = HERE.parent / "results"
+
+
+def cpu() -> float:
+    """CPU seconds of this process, with all its threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def worker(job: dict) -> list[dict]:
+    """What a process does: steps of svgd; rank 0 returns a row for each rank."""
+    import torch
+
+    from xrddiff.diffusion.particles import svgd
+    from xrddiff.ranks.agreement import Ranks
+    from xrddiff.ranks.rendezvous import initialize_distributed
+    from xrddiff.ranks.ring import Ring, shares
+
+    torch.set_num_threads(1)
+    n, d, info = job["n"], job["d"], initialize_distributed(backend="gloo")
+    place = type("Place", (), {"process_index": info.process_id, "num_processes": info.num_processes})
+    ranks = Ranks(place)
+    x = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = torch.eye(d, dtype=torch.float64)
+    first, last = shares(n, ranks.size)[ranks.rank]
+
+    def score(y):
+        for _ in range(job["score"]):
+            y = y @ matrix
+        return -y
+
+    words = dict(lr=1e-3, check_every=0, optimizer="sgd", ranks=ranks)
+    svgd(score, x[first:last], steps=1, **words)  # what is made once
+    ring = Ring(ranks, last - first)
+    ring.gather(0)
+    clock, used = time.perf_counter(), cpu()
+    result = svgd(score, x[first:last], steps=job["steps"], **words)
+    mine = dict(clock=time.perf_counter() - clock, cpu=cpu() - used)
+    mine |= {k: result.ranks[ranks.rank][k] for k in ("score", "waiting")}
+    return ring.gather({k: v / job["steps"] for k, v in mine.items()})
+
+
+def comm(job: dict) -> dict:
+    """The communication test."""
+    from xrddiff.ranks.comm import comm_test
+    from xrddiff.ranks.rendezvous import initialize_distributed
+
+    return json.loads(comm_test(job["sizes"], 10, info=initialize_distributed(backend="gloo")).to_json())
+
+
+def on_ranks(job: dict, ranks: int):
+    """Rank 0's answer."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    started = []
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        words = [sys.executable, HERE, "--job", json.dumps(job)]
+        started.append(subprocess.Popen(words, env=env | {k: str(v) for k, v in place.items()}, stdout=subprocess.PIPE, text=True))  # fmt: skip
+    out = [p.communicate()[0] for p in started]
+    if any(p.returncode for p in started):
+        raise SystemExit("a process failed")
+    return json.loads(out[0].splitlines()[-1])
+
+
+def fit(rows: list[dict]) -> tuple[float, float, float, float]:
+    """(seconds of a score, of a pair, fixed, largest relative error) of rows on one rank: n, score and cpu seconds of a step."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    n = np.array([r["n"] for r in rows], float)
+    score = float(np.median([r["score"] / r["n"] for r in rows]))
+    used = np.array([r["cpu"] for r in rows])
+    left = used - score * n
+    (fixed, pair), _ = nnls(np.stack([1 / left, n * n / left], 1), np.ones(len(n)))
+    return score, float(pair), float(fixed), float(np.abs((score * n + pair * n * n + fixed) / used - 1).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--particles", type=int, default=2000)
+    parser.add_argument("--dimensions", type=int, default=64)
+    parser.add_argument("--score", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        print(json.dumps(comm(args.job) if "sizes" in args.job else worker(args.job)))
+        return
+    import torch
+
+    from xrddiff.ranks.comm import CommReport
+    from xrddiff.ranks.networks import Cluster, Network, report_network
+    from xrddiff.ranks.particle_scaling import ParticleModel, particle_table, paying_particles
+
+    n, job = args.particles, dict(d=args.dimensions, steps=args.steps, score=args.score)
+    found: dict[int, list[list[dict]]] = {ranks: [] for ranks in args.ranks}
+    small: list[dict] = []
+    for k in range(args.rounds):
+        for ranks in args.ranks if k % 2 == 0 else args.ranks[::-1]:
+            found[ranks].append(on_ranks(job | dict(n=n), ranks))
+        small += [dict(n=m, **on_ranks(job | dict(n=m), 1)[0]) for m in (n // 4, n // 2)]
+    alone = [dict(n=n, **rows[0]) for rows in found[1]] + small
+    least = [min((r for r in alone if r["n"] == m), key=lambda r: r["cpu"]) for m in (n // 4, n // 2, n)]
+    score, pair, fixed, error = fit(least)
+    report = on_ranks(dict(sizes=[4, 1000, 30_000, 1_000_000, 10_000_000]), 2)
+    network = report_network(CommReport(*(report[k] for k in ("num_processes", "num_nodes", "backend", "rounds", "messages"))))  # fmt: skip
+    here = ParticleModel(n, args.dimensions, score, pair, Cluster(network), fixed_seconds=fixed)
+
+    measured = []
+    for ranks, rounds in found.items():
+        model = here.step(ranks)
+        busy = [max(r["cpu"] for r in rows) for rows in rounds]
+        total = [sum(r["cpu"] for r in rows) for rows in rounds]
+        measured.append(
+            dict(
+                ranks=ranks, clock=[max(r["clock"] for r in rows) for rows in rounds], busiest=busy, total=total,
+                waiting=[median(r["waiting"] for r in rows) for rows in rounds],
+                model_compute=model["score"] + model["pairs"] + model["fixed"], model_step=model["step"], model_efficiency=model["efficiency"],
+            )
+        )  # fmt: skip
+    # the nodes of a cluster: 16 ranks on CPUs, 25 GB/s between nodes and 600 GB/s inside, or a tenth of the former
+    clusters = {
+        "25 GB/s, 5 µs": Cluster(Network(25, 5e-6), Network(600, 2e-6), 16),
+        "1 GB/s, 50 µs": Cluster(Network(1, 50e-6), Network(600, 2e-6), 16),
+    }
+    scores = {"this score": score, "a score of 5 ms": 5e-3}
+    cases = {}
+    for what, seconds in scores.items():
+        for link, cluster in clusters.items():
+            for how in ("ring", "tree"):
+                model = ParticleModel(8192, args.dimensions, seconds, pair, cluster, how, fixed_seconds=fixed)
+                table = particle_table(model)
+                table["paying_per_rank"] = [None, *(paying_particles(model, r) for r in table["ranks"][1:])]
+                cases[f"{what}, {link}, {how}"] = table
+    about = dict(
+        command=f"python bench/particle_scaling.py --particles {n} --dimensions {args.dimensions} --steps {args.steps} --rounds {args.rounds}",
+        machine=f"{platform.machine()}, {os.cpu_count()} cores", torch=torch.__version__, date=f"{datetime.now():%Y-%m-%d}",
+        load=os.getloadavg()[1], score_seconds=score, pair_seconds=pair, fixed_seconds=fixed, fit_error=error, network=vars(network),
+        measured=measured, modelled={name: json.loads(table.to_json(orient="records")) for name, table in cases.items()},
+    )  # fmt: skip
+    (RESULTS / "particle_scaling.json").write_text(json.dumps(about, indent=1) + "\n")
+    write(about, n, args.dimensions, cases)
+
+
+def write(about: dict, n: int, d: int, cases: dict) -> None:
+    """The table and the figure."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from xrddiff.ranks.scaling import plot_scaling
+
+    ms = lambda times: f"{1e3 * min(times):.3g} ({1e3 * median(times):.3g})"  # noqa: E731
+    one = about["measured"][0]
+    text = [
+        "# Scaling of particles", "",
+        f"`{about['command']}` on {about['machine']}, torch {about['torch']}, {about['date']}, load average {about['load']:.0f} with other work", "",
+        "## Measured here", "",
+        f"A step of {n:,} particles of {d} coordinates (`svgd`, kernel `rbf`, float64) on ranks of one thread that share this machine, over gloo: ms, minimum (median) of the rounds. CPU seconds are those of a process with its threads for messages. "
+        "With fewer cores than ranks, and other work on the machine, the clock is no measure of the ranks; the CPU time of the busiest rank is what a step would take at least with a core for each. The model's compute is fitted to one rank and must meet that column.", "",
+        "| ranks | clock | CPU, busiest rank | CPU, all ranks | more CPU than one rank | waiting | model: compute | model: step | model: efficiency |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in about["measured"]:
+        more = min(row["total"]) / min(one["total"]) - 1
+        text.append(
+            f"| {row['ranks']} | {ms(row['clock'])} | {ms(row['busiest'])} | {ms(row['total'])} | {100 * more:+.1f}% | {ms(row['waiting'])} | "
+            f"{1e3 * row['model_compute']:.3g} | {1e3 * row['model_step']:.3g} | {100 * row['model_efficiency']:.1f}% |"
+        )
+    network = about["network"]
+    text += [
+        "",
+        f"Fitted: {1e6 * about['score_seconds']:.3g} µs for the score of a particle, {1e9 * about['pair_seconds']:.3g} ns for a pair, {1e3 * about['fixed_seconds']:.3g} ms for what each rank does in a step however many there are (the bandwidth, from 256 particles); steps of {n // 4:,}, {n // 2:,} and {n:,} particles on one rank are met to {100 * about['fit_error']:.0f}%. "
+        f"The communication test of two ranks of this machine gives {network['bandwidth']:.3g} GB/s and {1e6 * network['latency']:.0f} µs.", "",
+        "## Modelled for many nodes", "",
+        "No cluster was measured here: what follows is the model of [Scaling of particles](../../nbs/ranks/particle_scaling.ipynb), with the compute fitted above. 8,192 particles on nodes of 16 ranks; 600 GB/s and 2 µs inside a node. All particles are shared by all ranks. "
+        "Good is an efficiency above 80% up to 8 nodes, 60% up to 16, 40% up to 32. Least: particles per rank from which communication costs at most a tenth of the computation. Pays: particles per rank from which these nodes are faster than half of them.", "",
+        "![Efficiency against nodes](particle_scaling.svg)", "",
+    ]  # fmt: skip
+    for name, table in cases.items():
+        text += [f"### {name[0].upper()}{name[1:]}", "", "| nodes | ranks | particles per rank | compute, ms | ring, ms | agree, ms | step, ms | communication / compute | efficiency | | least | pays |",
+                 "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        whole = lambda value: "" if value is None or value != value else f"{value:.0f}"  # noqa: E731
+        for row in table.to_dict("records"):
+            text.append(
+                f"| {row['nodes']} | {row['ranks']} | {row['per_rank']:.0f} | {row['score_ms'] + row['pairs_ms'] + row['fixed_ms']:.3g} | {row['ring_ms']:.3g} | {row['agree_ms']:.3g} | {row['step_ms']:.3g} | "
+                f"{row['share']:.2g} | {100 * row['efficiency']:.0f}% | {row['verdict']} | {whole(row['least_per_rank'])} | {whole(row['paying_per_rank'])} |"
+            )
+        text.append("")
+    (RESULTS / "particle_scaling.md").write_text("\n".join(text))
+    print("\n".join(text))
+    plt.rcParams["svg.hashsalt"] = "xrddiff"
+    _, ax = plt.subplots(figsize=(6.5, 3.2))
+    plot_scaling(cases, ax)
+    ax.set_title("modelled: 8,192 particles, 16 ranks per node", fontsize=10)
+    ax.figure.savefig(RESULTS / "particle_scaling.svg", bbox_inches="tight", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
