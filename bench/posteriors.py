@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], help="METHOD.NAME=VALUE")
     args = parser.parse_args()
     import torch
+    import yaml
 
     from xrddiff.formats.store import save_frames
     from xrddiff.frames.selection import select_frames
@@ -74,7 +75,7 @@ def main() -> None:
     rows = [r for r in kept["rows"] if r["method"] not in asked]
     for method in asked:
         options = {
-            o.partition(".")[2].partition("=")[0]: o.partition("=")[2]
+            o.partition(".")[2].partition("=")[0]: yaml.safe_load(o.partition("=")[2])
             for o in args.option
             if o.startswith(f"{method}.")
         }
@@ -111,7 +112,7 @@ def write_table(rows: list[dict], args: argparse.Namespace) -> None:
         "# Posteriors of measured frames", "",
         f"`OMP_NUM_THREADS=1 python bench/posteriors.py --frames {args.frames} --draws {args.draws}`; {platform.machine()}, Python {platform.python_version()}, one thread, {time.strftime('%Y-%m-%d')}. The run is that of `make demo`.", "",
         "Held-out stills of sim128 with one crystal, parts of which were hidden. *Error*: root mean square of (hidden pixel − mean of the draws) over the noise of counting; 1 is a perfect mean. *Pixels*, *windows*, *reflections*: share inside the 90% interval, with 95% limits from the scatter between frames; windows are 5 × 5 px anywhere, reflections those windows around the true spots, *strong* those "
-        "above the median intensity. Spots are chosen by the truth, so a right posterior that cannot know where they are holds fewer than 90% of them. CPU seconds for a frame.", "",
+        "above the median intensity. Spots are chosen by the truth, so a right posterior that cannot know where they are holds fewer than 90% of them. Counts and replacement use the diffusion model, which is told the lattice that was indexed from the pixels that are left; latents have a Gaussian prior, which knows no lattice and no isolated spots. CPU seconds for a frame.", "",
         "| hidden | method | error | pixels | windows | reflections | strong | CPU s |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for where, about in SETS.items():

@@ -163,6 +163,8 @@ def command(line: str, train: bool = True) -> list[str]:
             words[words.index("-n") + 1] = "2"
         kept = [w for w in words if not w.startswith("inference.steps")]
         return [*kept[1:], *QUICK, *(["--limit", "1"] if what == "inpaint" else [])]
+    if words[1:3] == ["posterior", "pixels"]:
+        return [*words[1:], "inference.steps=2", "threads=1", "--limit", "1", "--draws", "3"]
     if what == "evaluate":
         return [*words[1:], "inference.index_frames=0", "threads=1"]
     if what == "watch":

@@ -44,7 +44,16 @@ ORDER = [
     *("quickstart", "own_detector", "first_look", "which_model"),
     *("vae", "vq", "diffusion", "latent", "autoregressive", "conditions"),
     *("health", "sweeps", "slurm", "workers"),
-    *("inpainting", "interpolation", "indexing", "anomalies", "peak_finder", "detector_transfer", "extending"),
+    *(
+        "inpainting",
+        "posterior",
+        "interpolation",
+        "indexing",
+        "anomalies",
+        "peak_finder",
+        "detector_transfer",
+        "extending",
+    ),
 ]
 
 
