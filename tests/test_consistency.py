@@ -75,3 +75,13 @@ def test_refusals(words, sentence, tmp_path):
     words = [w.replace("{base}", str(base)) for w in words]
     with pytest.raises(BadInput, match=sentence):
         compose_config(["model=latent_diff", "training.objective=consistency", *words])
+
+
+def test_the_latent_is_that_of_the_run_it_begins_with(tmp_path):
+    from xrddiff.execution.run_folder import create_run
+
+    base = create_run(compose_config(["model=latent_diff"]), tmp_path / "a run")
+    (base / "autoencoder").mkdir()
+    words = ["model=latent_diff", "training.objective=consistency", f"init={base}"]
+    assert compose_config(words).training.pretrained_vae_path == str(base / "autoencoder")
+    assert compose_config(words[:1] + words[2:]).training.pretrained_vae_path is None  # fine-tuning trains both

@@ -31,6 +31,7 @@ from xrddiff.overrides import (
     presets,
 )
 from .plugins import is_file, load_plugins, need_plugins
+from .registry import entries
 from .saved_config import load_config, need_run
 from .used_words import model_parts, told_lattices, unused_words
 from .words.data import Data
@@ -85,7 +86,7 @@ def _load_plugins(parsed: list[Override], words: dict[str, Word], resume: Any = 
 def _implied(parsed: list[Override]) -> list[str]:
     """What the given words mean for others that are not given."""
     given = {o.key: o.value for o in parsed}
-    return _from_scratch(given) + _batch_of_data(given) + _followers(given)
+    return _from_scratch(given) + _autoencoder_of_init(given) + _batch_of_data(given) + _followers(given)
 
 
 def _from_scratch(given: dict[str, Any]) -> list[str]:
@@ -94,6 +95,16 @@ def _from_scratch(given: dict[str, Any]) -> list[str]:
         for part in ("vae", "diff")
         if given.get(f"training.train_{part}_from_checkpoint") and f"training.train_{part}_from_scratch" not in given
     ]
+
+
+def _autoencoder_of_init(given: dict[str, Any]) -> list[str]:
+    """A denoiser that is tuned keeps its latent: the autoencoder is that of the run it begins with."""
+    own = entries("objective").get(given.get("training.objective"))
+    told = any(f"training.{word}" in given for word in ("pretrained_vae_path", "train_vae_from_checkpoint"))
+    place = Path(str(given.get("training.init"))).expanduser() / "autoencoder"
+    if own is None or not own.traits.get("needs_init") or told or not place.is_dir():
+        return []
+    return [as_override("training.pretrained_vae_path", str(place.absolute()))]
 
 
 def _batch_of_data(given: dict[str, Any]) -> list[str]:
