@@ -324,7 +324,9 @@ def _by_pixels(parts: _Parts, known: CrystalIntensities) -> CrystalStill:
     flat = np.ones(still.geometry.shape)
     windows = ExpectedCounts(still, mask, sigma, flat, **words)
     free = np.array(mask, bool).reshape(-1)
-    free[windows.pixels] = False
+    spots = windows(torch.cat([start, start.new_zeros(windows.size - len(start))])[None])[0].numpy() - 1
+    few = free.sum() - len(windows.pixels) < _FEW  # then what spots hardly reach is free as well
+    free[windows.pixels[spots > _FAINT] if few else windows.pixels] = False
     background, curves = radial_background(image, free, corner, likelihood)
     model = ExpectedCounts(still, mask, sigma, background, curves, **words)
     density = PixelDensity(model, image, likelihood)
@@ -354,6 +356,7 @@ def _right_way_round(parts: _Parts, lookup: Any, d_min: float) -> _Parts:
 
 
 _FAINT = 0.02  # photons at the start; what is fainter is left out
+_FEW = 500  # pixels free of spots that are enough for the background
 
 
 def _smallest_d(panels: PanelGeometry) -> float:
