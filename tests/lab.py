@@ -132,7 +132,7 @@ class Notebooks:
 
     def __init__(self, folder: Path, url: str, token: str, page) -> None:
         self.folder, self.url, self.token, self.page, self.opened = folder, url, token, page, 0
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)  # a busy machine takes a minute to show JupyterLab
 
     def open(self, cells: Sequence[str], seconds: float = 300):
         """Write a notebook of these code cells, open it and run all; returns the page once every cell has run without an error.
