@@ -119,6 +119,8 @@ def table(rows: list[dict]) -> str:
     lines = [
         "# Posteriors of crystals: are they as wide as they should be?",
         "",
+        f"`python bench/crystal_posteriors.py --stills {1 + max(r['shot'] for r in rows)}`; one thread.",
+        "",
         __doc__.split("\n\n")[2].replace("\n", " "),
         "",
     ]
@@ -175,6 +177,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = json.loads(args.results.read_text())["stills"] if args.results.exists() else []
     done, indexer = {(r["shot"], r["kind"]) for r in rows}, common_indexer()
+    if rows:
+        args.results.with_suffix(".md").write_text(table(rows))
     for shot in range(args.stills):
         for kind in [args.only] if args.only else list(SAMPLING):
             if (shot, kind) in done:
