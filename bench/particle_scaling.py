@@ -16,13 +16,12 @@ import json
 import os
 import platform
 import resource
-import socket
-import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
 from statistics import median
+
+from particles import on_ranks
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results"
@@ -75,23 +74,6 @@ def comm(job: dict) -> dict:
     return json.loads(comm_test(job["sizes"], 10, info=initialize_distributed(backend="gloo")).to_json())
 
 
-def on_ranks(job: dict, ranks: int):
-    """Rank 0's answer."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    started = []
-    for rank in range(ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-        words = [sys.executable, HERE, "--job", json.dumps(job)]
-        started.append(subprocess.Popen(words, env=env | {k: str(v) for k, v in place.items()}, stdout=subprocess.PIPE, text=True))  # fmt: skip
-    out = [p.communicate()[0] for p in started]
-    if any(p.returncode for p in started):
-        raise SystemExit("a process failed")
-    return json.loads(out[0].splitlines()[-1])
-
-
 def fit(rows: list[dict]) -> tuple[float, float, float, float]:
     """(seconds of a score, of a pair, fixed, largest relative error) of rows on one rank: n, score and cpu seconds of a step."""
     import numpy as np
@@ -129,12 +111,12 @@ def main() -> None:
     small: list[dict] = []
     for k in range(args.rounds):
         for ranks in args.ranks if k % 2 == 0 else args.ranks[::-1]:
-            found[ranks].append(on_ranks(job | dict(n=n), ranks))
-        small += [dict(n=m, **on_ranks(job | dict(n=m), 1)[0]) for m in (n // 4, n // 2)]
+            found[ranks].append(on_ranks(HERE, job | dict(n=n), ranks))
+        small += [dict(n=m, **on_ranks(HERE, job | dict(n=m), 1)[0]) for m in (n // 4, n // 2)]
     alone = [dict(n=n, **rows[0]) for rows in found[1]] + small
     least = [min((r for r in alone if r["n"] == m), key=lambda r: r["cpu"]) for m in (n // 4, n // 2, n)]
     score, pair, fixed, error = fit(least)
-    report = on_ranks(dict(sizes=[4, 1000, 30_000, 1_000_000, 10_000_000]), 2)
+    report = on_ranks(HERE, dict(sizes=[4, 1000, 30_000, 1_000_000, 10_000_000]), 2)
     network = report_network(CommReport(*(report[k] for k in ("num_processes", "num_nodes", "backend", "rounds", "messages"))))  # fmt: skip
     here = ParticleModel(n, args.dimensions, score, pair, Cluster(network), fixed_seconds=fixed)
 

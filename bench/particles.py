@@ -80,8 +80,8 @@ def worker(job: dict) -> dict:
     return dict(times=times, megabytes=peak, waited=ring.waited)
 
 
-def measured(n: int, steps: list[str], rounds: int, ranks: int = 1) -> dict:
-    """Rank 0's answer."""
+def on_ranks(script: Path, job: dict, ranks: int = 1):
+    """What rank 0 of `script --job JOB` answers."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -89,12 +89,17 @@ def measured(n: int, steps: list[str], rounds: int, ranks: int = 1) -> dict:
     started = []
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-        words = [sys.executable, HERE, "--job", json.dumps(dict(n=n, steps=steps, rounds=rounds))]
+        words = [sys.executable, script, "--job", json.dumps(job)]
         started.append(subprocess.Popen(words, env=env | {k: str(v) for k, v in place.items()}, stdout=subprocess.PIPE, text=True))  # fmt: skip
     out = [p.communicate()[0] for p in started]
     if any(p.returncode for p in started):
         raise SystemExit("a process failed")
     return json.loads(out[0].splitlines()[-1])
+
+
+def measured(n: int, steps: list[str], rounds: int, ranks: int = 1) -> dict:
+    """Times and memory of rank 0."""
+    return on_ranks(HERE, dict(n=n, steps=steps, rounds=rounds), ranks)
 
 
 def ms(times: list[float]) -> str:

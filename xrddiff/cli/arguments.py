@@ -5,6 +5,7 @@
 # %% ../../nbs/cli/arguments.ipynb #a7c00003
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['frame_words', 'refuse_catalog_name', 'writable', 'picture_name']
+__all__ = ['frame_words', 'add_frames_and_mask', 'refuse_catalog_name', 'writable', 'picture_name']
 
 # %% ../../nbs/cli/arguments.ipynb #c0a50e12
 def frame_words(texts: Sequence[str]) -> dict[str, Any]:
@@ -42,6 +43,24 @@ def frame_words(texts: Sequence[str]) -> dict[str, Any]:
             except ValueError:
                 pass
     return out
+
+# %% ../../nbs/cli/arguments.ipynb #889ecd80
+def add_frames_and_mask(p: argparse.ArgumentParser, what: str) -> None:
+    """Add --frames, --mask and --mask-true; `what`: the pixels of the mask, for its help."""
+    p.add_argument(
+        "--frames",
+        required=True,
+        metavar="FILE",
+        help="frames of any supported file, as the run's own or as its model draws",
+    )
+    p.add_argument(
+        "--mask",
+        metavar="FILE",
+        help=f"pixels {what} besides those that the frames mask: .npy, TIFF, EDF, FILE.h5:/path, .geom, .msk",
+    )
+    p.add_argument(
+        "--mask-true", metavar="good|bad", help="what True, or a number other than 0, means in --mask (by its type)"
+    )
 
 # %% ../../nbs/cli/arguments.ipynb #c0a50e14
 def refuse_catalog_name(path: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
+from .arguments import add_frames_and_mask
 from .batch import add_commands, cut_command
 from .cluster_tools import add_tools
 from .data import add_data, console, short_number
@@ -334,20 +335,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("inpaint", help="fill holes in measured frames", description=inpaint.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm or latent_diff")
-    p.add_argument(
-        "--frames",
-        required=True,
-        metavar="FILE",
-        help="frames of any supported file, as the run's own or as its model draws",
-    )
-    p.add_argument(
-        "--mask",
-        metavar="FILE",
-        help="pixels to fill besides those that the frames mask: .npy, TIFF, EDF, FILE.h5:/path, .geom, .msk",
-    )
-    p.add_argument(
-        "--mask-true", metavar="good|bad", help="what True, or a number other than 0, means in --mask (by its type)"
-    )
+    add_frames_and_mask(p, "to fill")
     p.add_argument("-n", type=int, default=4, metavar="N", help="draws of each frame (4)")
     p.add_argument("--limit", type=int, metavar="N", help="fill the first N frames only")
     p.add_argument(

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .arguments import add_frames_and_mask
 from .batch import rank_command
 from .crystal_posteriors import add_crystal
 from ..errors import BadInput
@@ -42,20 +43,7 @@ def add_posterior(commands: Any) -> None:
 
     p = kinds.add_parser("pixels", help="what the pixels of frames may have been", description=pixels.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of vae_kl, ddpm or latent_diff")
-    p.add_argument(
-        "--frames",
-        required=True,
-        metavar="FILE",
-        help="frames of any supported file, as the run's own or as its model draws",
-    )
-    p.add_argument(
-        "--mask",
-        metavar="FILE",
-        help="pixels not measured besides those that the frames mask: .npy, TIFF, EDF, FILE.h5:/path, .geom, .msk",
-    )
-    p.add_argument(
-        "--mask-true", metavar="good|bad", help="what True, or a number other than 0, means in --mask (by its type)"
-    )
+    add_frames_and_mask(p, "not measured")
     p.add_argument(
         "--draws", type=int, default=39, metavar="N", help="of each frame (39, for intervals of exactly 90%%)"
     )
