@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from xrddiff.cli.main import main
 from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import save_frames
 from xrddiff.frames.frames import validate_frames
-from xrddiff.inference.posterior import open_posterior
+from xrddiff.inference.posterior import Draws, open_posterior
 from xrddiff.loading.catalog import load
+from xrddiff.slurm.job import REQUEUE
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +114,60 @@ def test_other_methods(runs, files, model, method):
     assert 0 < more.coverage().found <= 1 and np.isfinite(more.table["error"]).all()
 
 
+def test_the_same_command_goes_on_where_it_was_stopped(runs, files, monkeypatch):
+    """Frames that are done are not drawn again, those that are not are the same as without the stop, and the state goes with the end."""
+    run = runs("ddpm")
+    words = ["posterior", "pixels", str(run), "--frames", str(files / "frames.h5"), "--draws", "3", *FAST]
+    words += ["--method", "replacement", "--name"]
+    assert main([*words, "whole"]) == 0
+
+    write, written = Draws.write, []
+
+    def stop_after(draws, path):
+        write(draws, path)
+        written.append(path.name)
+        if len(written) == 1:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(Draws, "write", stop_after)
+    folder = run / "samples" / "cut"
+    assert main([*words, "cut"]) == REQUEUE and written == ["frame-000000.npz"]
+    assert (folder / "stopped.json").exists() and not (folder / "report.html").exists()
+    assert main([*words, "cut"]) == 0 and written[1:] == ["frame-000001.npz"]
+    assert not (folder / "state").exists() and not (folder / "stopped.json").exists()
+    assert not (run / "samples" / "cut-2").exists()
+    for name in ("samples", "posterior"):
+        whole, cut = (open_frames(run / "samples" / part / f"{name}.zarr").load() for part in ("whole", "cut"))
+        assert whole.equals(cut)
+
+    assert main([*words, "cut"]) == 0 and (run / "samples" / "cut-2").exists()  # what is finished stays
+
+
+def test_a_damaged_state_is_drawn_again(tmp_path):
+    kept = tmp_path / "frame-000000.npz"
+    Draws(np.ones((3, 4, 4)), np.zeros((3, 4, 4)), {"R̂": 1.25}).write(kept)
+    found = Draws.read(kept)
+    assert (found.expected == 1).all() and found.measured.shape == (3, 4, 4) and found.about == {"R̂": 1.25}
+    whole = kept.read_bytes()
+    for part in (whole[:-50], whole[: len(whole) // 2], b"", whole[:200] + b"\xff" * 8 + whole[208:]):
+        kept.write_bytes(part)
+        assert Draws.read(kept) is None
+    assert Draws.read(tmp_path / "none.npz") is None
+
+
+def test_the_gain_may_be_given(runs, files):
+    """Frames that do not say it are then as those that do: in units of the file, whose pixels the model sees binned."""
+    gain = open_frames(files / "frames.h5")["intensity"].attrs["gain"]
+    words = dict(limit=1, hold_out=0.1, method="interpolation", draws=3)
+    told = open_posterior(runs("ddpm"), FAST, frames=files / "no-gain.h5", gain=gain, read_noise=3.0, **words)
+    known = open_posterior(runs("ddpm"), FAST, frames=files / "frames.h5", read_noise=3.0, **words)
+    assert told.likelihood == known.likelihood and told.make().found[0].measured.std() > 0
+    assert (told.make().found[0].measured == known.make().found[0].measured).all()
+    other = open_posterior(runs("ddpm"), FAST, frames=files / "frames.h5", gain=2 * gain, **words)
+    assert other.likelihood.gain == 2 * known.likelihood.gain and known.likelihood.read_noise == 3 / 8
+    assert other.plan != known.plan
+
+
 @pytest.mark.parametrize(
     ("model", "words", "sentence"),
     [
@@ -118,7 +175,13 @@ def test_other_methods(runs, files, model, method):
         ("latent_diff", ["--frames", "{files}/frames.h5", "--draws", "0"], "was asked for 0 draws"),
         ("latent_diff", ["--frames", "{files}/frames.h5", "--hold-out", "1.5"], "the share of pixels to hide is 1.5"),
         ("latent_diff", ["--frames", "{files}/frames.h5", "--mask", "{files}/nothing.npy"], "has no valid pixel"),
-        ("latent_diff", ["--frames", "{files}/no-gain.h5"], "expected gain"),
+        ("latent_diff", ["--frames", "{files}/no-gain.h5"], "expected gain=… or --gain, in ADU"),
+        ("latent_diff", ["--frames", "{files}/frames.h5", "--gain", "-1"], "gain is -1.0"),
+        (
+            "latent_diff",
+            ["--frames", "{files}/frames.h5", "--read-noise", "-1"],
+            "the read noise is -1.0; expected 0 or more",
+        ),
         (
             "ddpm",
             ["--frames", "{files}/frames.h5", "--method", "latents"],

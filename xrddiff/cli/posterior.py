@@ -27,12 +27,17 @@ def pixels(args: argparse.Namespace) -> int:
     """
     from xrddiff.cli.main import show_summary
     from xrddiff.execution.phases import execute_on_frames
+    from xrddiff.execution.run_folder import stopped_by
+    from xrddiff.slurm.job import REQUEUE
 
     options = {o.key: o.value for o in map(parse_override, args.option or ())}
     given = dict(frames=args.frames, mask=args.mask, mask_true=args.mask_true, draws=args.draws, method=args.method)
-    given |= dict(limit=args.limit, hold_out=args.hold_out, options=options)
+    given |= dict(limit=args.limit, hold_out=args.hold_out, gain=args.gain, read_noise=args.read_noise, options=options)
     tell = lambda path: print(f"posterior: {path}", flush=True)  # noqa: E731
-    show_summary(execute_on_frames(args.run, "posterior", list(args.words), name=args.name, on_start=tell, **given))
+    path = execute_on_frames(args.run, "posterior", list(args.words), name=args.name, on_start=tell, **given)
+    if stopped_by(path):
+        return REQUEUE
+    show_summary(path)
     return 0
 
 
@@ -59,8 +64,12 @@ def add_posterior(commands: Any) -> None:
         metavar="SHARE",
         help="hide this share of the valid pixels, in blocks, and check their intervals",
     )
+    p.add_argument("--gain", type=float, metavar="UNITS", help="for one photon (those of the file)")
+    p.add_argument("--read-noise", type=float, metavar="UNITS", help="σ of a pixel without photons (that of the file)")
     p.add_argument("--limit", type=int, metavar="N", help="the first N frames only")
-    p.add_argument("--name", help="of the folder under RUN/samples (posterior)")
+    p.add_argument(
+        "--name", help="of the folder under RUN/samples (posterior); if it was interrupted, the same command goes on"
+    )
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help="inference.steps=32, inference.seed=1, …")
     p.add_argument(
         "--trust-plugins", action="store_true", help="execute the plug-ins that the run keeps (docs/security.md)"

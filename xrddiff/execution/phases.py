@@ -7,12 +7,14 @@ __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', '
            'execute_sample', 'execute_evaluate', 'execute_on_frames', 'execute_script', 'execute_noted']
 
 # %% ../../nbs/execution/phases.ipynb #0007e683
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from ..config import compose_config, inference_config, note_unused
 from ..errors import BadInput, RankFailed, XrddiffError
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.execution.run_folder import (
+    clear_marks,
     create_run,
     hold_run,
     keep_former,
@@ -35,8 +38,9 @@ from xrddiff.execution.run_folder import (
     world_size,
     write_failure,
 )
-from .sharing import check_evaluation, check_samples, unfinished_samples
+from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
 from .workers import parse_workers
+from ..files import write_json
 from ..overrides import absolute_words, as_override
 from ..ranks.stopping import StopRequest
 from ..saved_config import OWN_FRAMES, to_yaml
@@ -359,6 +363,15 @@ def _there(name: str) -> str:
     return str(path.absolute()) if file.exists() and str(file) != "." or any(c in name for c in "*?[") else name
 
 
+def _plan_of(folder: Path) -> Path:
+    return folder / "state" / "plan.json"
+
+
+def _is_of(plan: dict[str, Any], folder: Path) -> bool:
+    """Whether an unfinished job with this plan is in `folder`; the end of a job removes its state."""
+    return json.loads(_plan_of(folder).read_text(encoding="utf-8")) == plan
+
+
 def execute_on_frames(
     run: str | os.PathLike,
     kind: str,
@@ -379,7 +392,7 @@ def execute_on_frames(
     terminal: True = show the output live.
     given: arguments of `open_inpainting`, `open_interpolation` or `open_posterior`, which check them
         before anything is created.
-    Returns the folder of the set.
+    Returns the folder of the set. A posterior that was interrupted goes on there, see `stopped_by`.
     """
     from xrddiff.inference.measured import open_inpainting, open_interpolation
     from xrddiff.inference.posterior import open_posterior
@@ -390,19 +403,26 @@ def execute_on_frames(
     }
     _check_name(name)
     openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}
-    cfg = openers[kind](run, overrides, **given).cfg
+    job = openers[kind](run, overrides, **given)
+    cfg, plan = job.cfg, getattr(job, "plan", None)
     note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):
         try:
-            folder = make_free_folder(run.absolute() / "samples" / (name or kind))
+            wanted = run.absolute() / "samples" / (name or kind)
+            folder = (plan and unfinished_folder(wanted, partial(_is_of, plan))) or make_free_folder(wanted)
+            clear_marks(folder)
+            if plan:
+                _plan_of(folder).parent.mkdir(exist_ok=True)
+                write_json(_plan_of(folder), plan)
         except OSError as error:
             raise BadInput(f"cannot write to the run folder {run}: {error.strerror}") from None
         if on_start:
             on_start(folder)
         parameters = dict(run_dir=str(run.absolute()), overrides=list(overrides), folder=str(folder), **given)
-        _execute_in(folder, kind, parameters, cfg, terminal)
+        with StopRequest(("SIGUSR2", "SIGTERM")) if plan and cfg.engine == "inprocess" else nullcontext():
+            _execute_in(folder, kind, parameters, cfg, terminal)
     return folder
 
 # %% ../../nbs/execution/phases.ipynb #c5102d2e

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['PARTS', 'FEW', 'few_samples', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_samples',
-           'check_samples', 'evaluate_run', 'check_evaluation', 'evaluate_where_possible']
+__all__ = ['PARTS', 'FEW', 'few_samples', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_folder',
+           'unfinished_samples', 'check_samples', 'evaluate_run', 'check_evaluation', 'evaluate_where_possible']
 
 # %% ../../nbs/execution/sharing.ipynb #2a2d43b1
 @lru_cache(maxsize=1)
@@ -195,6 +195,18 @@ def make_samples_together(
     return job, *_read(store, folder)
 
 # %% ../../nbs/execution/sharing.ipynb #e77457ec
+def unfinished_folder(wanted: Path, mine: Callable[[Path], bool]) -> Path | None:
+    """The first of `wanted`, `wanted-2`, … that is `mine`, which may fail for others. None if there is none."""
+    n, path = 1, wanted
+    while path.exists():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if mine(path):
+                return path
+        n += 1
+        path = wanted.with_name(f"{wanted.name}-{n}")
+    return None
+
+
 def unfinished_samples(wanted: Path, config: str) -> Path | None:
     """The folder among `wanted`, `wanted-2`, … with unfinished samples of `config`.
 
@@ -202,16 +214,12 @@ def unfinished_samples(wanted: Path, config: str) -> Path | None:
     """
     import json
 
-    n, path = 1, wanted
-    while path.exists():
+    def mine(path: Path) -> bool:
         if _is_bare(path):
-            return path
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads((path / PARTS / "plan.json").read_text(encoding="utf-8"))["about"]["config"] == config:
-                return path
-        n += 1
-        path = wanted.with_name(f"{wanted.name}-{n}")
-    return None
+            return True
+        return json.loads((path / PARTS / "plan.json").read_text(encoding="utf-8"))["about"]["config"] == config
+
+    return unfinished_folder(wanted, mine)
 
 
 def _is_bare(folder: Path) -> bool:

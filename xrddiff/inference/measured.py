@@ -151,17 +151,19 @@ def open_fitted(
     mask: str | Path | None = None,
     mask_true: str | None = None,
     limit: int | None = None,
+    **words: Any,
 ) -> xr.Dataset:
     """Frames of a file, masked, in the shape that a model draws.
 
     generator, regions: the model, and the region transforms of its run.
-    frames, mask, mask_true, limit: see `open_inpainting`.
+    frames, mask, mask_true, limit: see `open_inpainting`. words: of `open_frames`.
     Raises `BadInput` if they do not fit.
     """
     from xrddiff.formats.readers import open_frames
 
     with_frames = mask is None or Path(mask).suffix == ".geom"  # bad regions refer to the pixels of the file
-    opened = open_frames(frames, complete=False, **({"mask": mask, "mask_true": mask_true} if with_frames else {}))
+    words |= {"mask": mask, "mask_true": mask_true} if with_frames else {}
+    opened = open_frames(frames, complete=False, **words)
     opened = opened if limit is None or limit >= frame_count(opened) else select_frames(opened, slice(0, limit))
     own, where = None if with_frames else load_mask(mask, mask_true)[0], str(frames)
     whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # the file's pixels, or the model's

@@ -5,11 +5,13 @@
 # %% ../../nbs/inference/posterior.ipynb #ecce71c8
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -23,6 +25,7 @@ from ..config import inference_config
 from ..diffusion.inpainting import inpaint, posterior
 from ..diffusion.keyed_sampling import Sampler, SampleNoise
 from ..errors import BadInput, nearest
+from ..files import writing
 from ..frames.frames import frame_count, frame_mask
 from .crystals import measured_maps
 from .detectors import template_frames
@@ -91,6 +94,20 @@ class Draws(NamedTuple):
     measured: np.ndarray
     about: dict[str, float] = {}
 
+    def write(self, path: Path) -> None:
+        """Keep them in a file, .npz."""
+        with writing(path) as part, part.open("wb") as file:
+            np.savez(file, expected=self.expected, measured=self.measured, about=json.dumps(self.about))
+
+    @classmethod
+    def read(cls, path: Path) -> Draws | None:
+        """Those that `write` kept; None if there is no such file, or it is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return cls(kept["expected"], kept["measured"], json.loads(str(kept["about"])))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
 
 @dataclass
 class PosteriorJob:
@@ -116,6 +133,13 @@ class PosteriorJob:
     source: Callable[[], Prepared] | None = None
     path: Path | None = None
     about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the draws depend on, in JSON's types: of the same plan, they are the same."""
+        seen = hashlib.sha256(self.whole.counts.tobytes() + self.measured.tobytes()).hexdigest()
+        own = dict(seen=seen, options=self.options, hold_out=self.hold_out, detector=asdict(self.likelihood))
+        return json.loads(json.dumps(self.about | own | {"checkpoint": self.generator.about["checkpoint"]}))
 
     @property
     def count(self) -> int:
@@ -221,13 +245,22 @@ class PosteriorJob:
         keys = [torch_generator(self.seed, "measurement", i, j) for j in range(len(expected))]
         return np.stack([likelihood.draw(e, k).numpy() for e, k in zip(expected.float().cpu(), keys, strict=True)])
 
-    def make(self, progress: Callable[[int], Any] = lambda n: None) -> Posterior:
-        """Draw; `progress` is told how many draws were made."""
-        method, found = get("posterior", self.method), []
+    def make(self, progress: Callable[[int], Any] = lambda n: None, folder: str | Path | None = None) -> Posterior:
+        """Draw; `progress` is told how many draws were made.
+
+        folder: where the draws of each frame are kept; those that are there are not made again.
+        """
+        found = []
         for i in range(frame_count(self.frames)):
-            found.append(method(self, i, **self.options))
-            if not np.isfinite(found[-1].expected).all():
-                raise BadInput(f"the draws of frame {i} are not finite; expected a trained model")
+            kept = None if folder is None else Path(folder) / f"frame-{i:06d}.npz"
+            draws = None if kept is None else Draws.read(kept)
+            if draws is None:
+                draws = get("posterior", self.method)(self, i, **self.options)
+                if not np.isfinite(draws.expected).all():
+                    raise BadInput(f"the draws of frame {i} are not finite; expected a trained model")
+                if kept is not None:
+                    draws.write(kept)
+            found.append(draws)
             progress(self.draws)
         return Posterior(self, found)
 
@@ -532,6 +565,8 @@ def open_posterior(
     method: str | None = None,
     limit: int | None = None,
     hold_out: float = 0.0,
+    gain: float | None = None,
+    read_noise: float | None = None,
     options: dict[str, Any] | None = None,
 ) -> PosteriorJob:
     """Prepare to draw what the pixels of frames from a file may have been.
@@ -542,6 +577,7 @@ def open_posterior(
     draws: of each frame; 39 make an interval of 90% exactly.
     method: one of `xrddiff list posterior`; None: latents for a run with a KL autoencoder, else counts.
     hold_out: share of the valid pixels to hide, for the check.
+    gain, read_noise: of the detector, in the units of the file; None: those of the file.
     options: those of the method, see `xrddiff list posterior`.
     Raises `BadInput` if it cannot be done.
     """
@@ -554,6 +590,8 @@ def open_posterior(
         )
     if draws < 1 or (limit is not None and limit < 1):
         raise BadInput(f"a posterior was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
+    if read_noise is not None and not 0 <= read_noise < inf:
+        raise BadInput(f"the read noise is {read_noise}; expected 0 or more, in the units of the file")
     method = method or ("latents" if parts.autoencoder == "vae_kl" else "counts")
     if method not in entries("posterior"):
         raise BadInput(f"there is no method {method!r} for a posterior{nearest(method, entries('posterior'))}")
@@ -568,7 +606,9 @@ def open_posterior(
         generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
         guide = open_guide(run, i, generator, partial(open_generator, device=device))
         sampler = ready_sampler(generator, cfg)
-    fitted = open_fitted(generator, transform_from_state(checkpoint.state["regions"]), frames, mask, mask_true, limit)
+    detector = {k: v for k, v in dict(gain=gain, read_noise=read_noise).items() if v is not None}
+    regions = transform_from_state(checkpoint.state["regions"])
+    fitted = open_fitted(generator, regions, frames, mask, mask_true, limit, **detector)
     about = dict(
         config=to_yaml(cfg), frames=str(frames), mask_file=str(mask) if mask else "", method=method, draws=draws
     )

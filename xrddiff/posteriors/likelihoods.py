@@ -183,7 +183,7 @@ def likelihood_of(frames: xr.Dataset, *, gain: float | None = None, read_noise: 
     value = frames["intensity"].attrs
     told = gain if gain is not None else value.get("gain", 1.0 if value.get("units") == "photon" else None)
     if told is None:
-        raise BadInput("the frames are in ADU and do not say how many make a photon; expected gain=…, in ADU")
+        raise BadInput("the frames are in ADU and do not say how many make a photon; expected gain=… or --gain, in ADU")
     noise = float(frames.attrs.get("read_noise", 0.0) if read_noise is None else read_noise)
     words = dict(gain=float(told), pedestal=float(frames.attrs.get("pedestal", 0.0)))
     return PoissonGaussian(**words, read_noise=noise) if noise else Poisson(**words)
