@@ -251,6 +251,7 @@ def test_what_is_refused_in_a_sentence(stills, tmp_path, words, said):
     done = xrddiff("posterior", "crystal", str(stills), *words, "-o", "p", folder=tmp_path, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "p").exists()
 
 
 def test_frames_without_a_geometry_or_a_cell_are_refused():

@@ -30,7 +30,7 @@ from xrddiff.execution.run_folder import (
     world_rank,
     world_size,
 )
-from ..files import write_json
+from ..files import remove, write_json
 from ..ranks.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ def execute_crystal_posterior(
     """Execute the notebook `crystal_posterior`; returns the folder. Called by all ranks.
 
     folder: see `posterior_folder`. on_start: called with it on rank 0. terminal: True = show the
-    output live.
+    output live. A process alone that is refused leaves no new folder.
     """
     ranks = meet()
-    main = world_rank() == 0
+    main, new = world_rank() == 0, folder is None or not os.path.exists(folder)
     first = ranks.first if ranks else lambda action: action()
     with ExitStack() as held:
 
@@ -132,5 +132,10 @@ def execute_crystal_posterior(
         parameters = dict(folder=str(path), plan=json.loads(json.dumps(asdict(plan))))
         source = run_notebook_path("crystal_posterior")
         held.enter_context(StopRequest(("SIGUSR2", "SIGTERM")))
-        run_notebook(source, target, parameters, engine="inprocess", log=log, terminal=terminal and main)
+        try:
+            run_notebook(source, target, parameters, engine="inprocess", log=log, terminal=terminal and main)
+        except BadInput:
+            if new and ranks is None and not (path / "state").exists():
+                remove(path)  # refused before anything was drawn
+            raise
     return path

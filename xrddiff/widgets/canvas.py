@@ -349,7 +349,7 @@ def _send_pictures(self: FrameView, pictures: Sequence[Picture]) -> None:
     with self.hold_sync():
         self._number += 1
         self._small_codes = [_packed_reasons(p) for p in pictures]
-        if not any(large):
+        if not large or not all(large):
             self._codes, self._whole = _packed_codes(pictures), {}
         place = None if panels is None else panels.placement
         if place is not self._placed:
