@@ -145,6 +145,9 @@ def test_what_is_said_before_a_training():
         (["model=latent_diff", "data.window=40"], "data.window: found 40, expected a multiple of 16"),
         (["model=vae_kl", "data.window=42"], "data.window: found 42, expected a multiple of 4"),
         (["model=ddpm", "inference.detector=sim128"], "expected the word with `xrddiff sample`"),
+        (["model=ddpm", "model.unet_widths=[64, 64]"], "model.unet_widths: the U-Net has 2 widths and 3 entries of"),
+        (["model=latent_diff", "model.unet_widths=[64, 50, 96]"], "model.unet_widths: 50 channels do not divide into"),
+        (["model=ddpm", "model.network=dit", "model.network_options={head_dim: 7}"], "model.network_options: "),
     ):
         with pytest.raises(BadInput, match=sentence):
             check_run(compose_config([*SMALL, *words]))

@@ -118,10 +118,10 @@ def _check_parts(cfg: "Config") -> None:
         raise BadInput(
             "inference.detector: a training ends with samples on the detector of its frames; expected the word with `xrddiff sample`"
         )
-    if cfg.data.window is not None:
-        from xrddiff.inference.building import check_window
+    if cfg.data.window is not None or cfg.model.unet_widths or cfg.model.network_options:
+        from xrddiff.inference.building import check_network
 
-        check_window(cfg)
+        check_network(cfg)
 
 
 def _check_starts(cfg: "Config") -> None:

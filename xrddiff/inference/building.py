@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'check_window', 'map_channels', 'build_network',
+__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'check_network', 'map_channels', 'build_network',
            'build_autoregressive', 'check_init', 'build_objective', 'Building', 'build_generative']
 
 # %% ../../nbs/inference/building.ipynb #dc8572cd
@@ -107,15 +107,20 @@ def frame_multiple(cfg: Config, space: LatentSpace | None = None) -> int:
     return own * (1 if space is None else space.downsampling)
 
 
-def check_window(cfg: Config) -> None:
-    """Raise `BadInput` if a network of the run cannot take windows of `data.window`, before any is trained."""
+def check_network(cfg: Config) -> None:
+    """Raise `BadInput` if the sizes of a denoiser's network do not fit together, or it cannot take windows of
+    `data.window`, before anything is trained.
+    """
     parts, own = model_parts(cfg), SimpleNamespace(downsampling=cfg.model.downsampling)
-    if cfg.training.pretrained_vae_path is not None:
-        return  # its own downsampling is known once it is open
     multiple = cfg.model.downsampling
     if parts.denoiser is not None:
-        multiple = frame_multiple(cfg, own if parts.latent else None)
-    windowed((), cfg, multiple)
+        try:
+            multiple = frame_multiple(cfg, own if parts.latent else None)
+        except BadInput as error:
+            words = [name for name in ("unet_widths", "network_options") if getattr(cfg.model, name)]
+            raise BadInput(f"{', '.join(f'model.{name}' for name in words or ['network'])}: {error}") from None
+    if cfg.training.pretrained_vae_path is None:  # else its own downsampling is known once it is open
+        windowed((), cfg, multiple)
 
 # %% ../../nbs/inference/building.ipynb #39501351
 def map_channels(names: Sequence[str], space: LatentSpace | None) -> dict[str, int]:
