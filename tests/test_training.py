@@ -630,6 +630,24 @@ def test_bf16_trains_float32_weights_and_resumes_exactly(tmp_path, one_thread):
     assert 0 < (whole - full).abs().max() < 0.05
 
 
+def test_only_steps_do_without_subnormal_numbers(tmp_path, one_thread):
+    """Where the objective asks for it. What runs between them has them: SciPy's k-d trees crash without."""
+    import torch
+    from scipy.spatial import cKDTree
+
+    from xrddiff.training.trainer import Trainer
+
+    tiny, seen = torch.tensor(1e-310, dtype=torch.float64), []
+    for subnormals in (False, True):
+        objective = make_objective(act=lambda step, batch: seen.append((2 * tiny).item() > 0))
+        objective.subnormals = subnormals
+        words = dict(global_batch_size=BATCH, batch_size=BATCH, lr=1e-3, max_steps=2, progress=False)
+        Trainer(objective, make_loader(), tmp_path / str(subnormals), **words).fit()
+        assert (2 * tiny).item() > 0
+        cKDTree([[0.0]] * 30 + [[1.0]] * 10)
+    assert seen == [False, False, True, True]
+
+
 def test_checkpoints_by_the_clock(tmp_path, one_thread):
     options = {"max_steps": 20, "checkpoint_seconds": 0.05, "keep_checkpoints": None, "validation": False}
     began = time.monotonic()

@@ -40,6 +40,8 @@ class ConsistencyObjective(DenoisingObjective):
     `DenoisingObjective`.
     """
 
+    subnormals = False  # as the gradients of the late stages are, which costs a CPU ten times the time
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -68,9 +70,6 @@ class ConsistencyObjective(DenoisingObjective):
             raise BadInput(f"the training has {steps} steps; expected at least {stages}, one for each stage")
         self.steps, self.stages, self.huber, self.least = steps, stages, huber, least
         self.range = levels
-        torch.set_flush_denormal(
-            True
-        )  # gradients of the late stages are subnormal, which costs a CPU ten times the time
 
     def stage(self, step: int) -> int:
         """Which stage `step` belongs to, 0 to stages − 1."""

@@ -22,6 +22,7 @@ from ..errors import BadInput, XrddiffError
 from ..ranks.agreement import Ranks
 from ..seeds import seed_from
 from .batches import Loader, Place, cut, frames_per_epoch, share, stream, to_device
+from .compute import without_subnormals
 from ..telemetry.health import StepRecord, Watch, clip_gradients, gradient_norm, loss_spike
 from .options import TrainOptions
 from .posthoc import Averages
@@ -231,19 +232,20 @@ class TrainStep:
         Raises `BadInput` if the share has another size.
         """
         record = self._begin(batch, place, count, progress)
-        accumulate_gradient(
-            self.forward,
-            to_device(batch, self.accelerator.device),
-            place.step,
-            count=count,
-            micro=self.micro,
-            ranks=self.ranks,
-            accelerator=self.accelerator,
-            means=self.means,
-            record=record,
-        )
-        self._clip(record, place.step)
-        self._update(place.step)
+        with without_subnormals(not getattr(self.objective, "subnormals", True)):
+            accumulate_gradient(
+                self.forward,
+                to_device(batch, self.accelerator.device),
+                place.step,
+                count=count,
+                micro=self.micro,
+                ranks=self.ranks,
+                accelerator=self.accelerator,
+                means=self.means,
+                record=record,
+            )
+            self._clip(record, place.step)
+            self._update(place.step)
         # A gradient too large for fp16 is part of finding the scale: that step is skipped, and not counted in the mean.
         self.means.add_step(count, record.norm if self.accelerator.scaler is None else record.norm.nan_to_num(0, 0, 0))
         return record
