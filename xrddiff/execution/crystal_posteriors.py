@@ -26,7 +26,6 @@ from xrddiff.execution.run_folder import (
     keep_former,
     keep_memory,
     make_free_folder,
-    mark_stopped,
     world_rank,
     world_size,
 )
@@ -38,20 +37,7 @@ if TYPE_CHECKING:
     from xrddiff.ranks.agreement import Ranks
 
 # %% auto #0
-__all__ = ['end_if_asked', 'meet', 'posterior_folder', 'execute_crystal_posterior']
-
-# %% ../../nbs/execution/crystal_posteriors.ipynb #b4e1d950
-def end_if_asked(folder: str | os.PathLike, ranks: Ranks | None) -> None:
-    """End the notebook on all ranks if one of them was asked to stop, by a signal; it goes on from its saved state.
-
-    Called by all ranks between two steps. What is kept in `folder` says that it was stopped.
-    """
-    stop = StopRequest.current()
-    asked = bool(stop)
-    if ranks.any(asked)[0] if ranks else asked:
-        if world_rank() == 0:
-            mark_stopped(folder, stop.reason if stop else None)
-        raise SystemExit(0)
+__all__ = ['meet', 'posterior_folder', 'execute_crystal_posterior']
 
 # %% ../../nbs/execution/crystal_posteriors.ipynb #fc768bed
 def meet(patience: timedelta = PATIENCE) -> Ranks | None:
