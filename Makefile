@@ -38,24 +38,22 @@ dev: $(VENV)/.dev  ## virtual environment with the development tools too
 demo: $(VENV)/.runtime  ## simulate frames, train a latent diffusion model on them, judge its samples, write report.html
 	$(BIN)/xrddiff run experiment_type=demo
 
-test: lint test-notebooks test-python  ## everything: lint, the notebooks' own tests, pytest
+test: lint test-python  ## everything: lint, every cell of every notebook, all other tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
-# The notebooks are the unit tests: every cell runs, two notebooks at a time with one thread each. Run notebooks are
-# whole jobs; tests/test_run.py runs those, with parameters.
-test-notebooks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --skip_folder_re '^[_.]|^runs$$'
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path index.ipynb --n_workers 0
-
 # Tests that share a cluster or a trained run stay together (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test-python: $(VENV)/.dev
 	$(PYTEST) $(PYTEST_ARGS)
+
+# The notebooks are the unit tests: every cell runs, each notebook in a process of its own.
+test-notebooks: $(VENV)/.dev  ## the cells of the notebooks alone
+	$(PYTEST) tests/test_cells.py $(PYTEST_ARGS)
 
 test-quick: lint  ## for the daily loop: lint, the notebooks that changed since main, every test that is not marked slow
 	@notebooks=$$( (git diff --name-only --diff-filter=d $$(git merge-base main HEAD 2>/dev/null || echo HEAD); git ls-files --others --exclude-standard) | grep -E '^nbs/.*\.ipynb$$' | grep -v '^nbs/runs/' | sort -u ); \

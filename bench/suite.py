@@ -1,6 +1,6 @@
 """How long the checks take, step by step, and which tests cost most.
 
-    python bench/suite.py [--before CHECKOUT] [--steps lint test-notebooks test-python test-quick]
+    python bench/suite.py [--before CHECKOUT] [--steps test test-quick]
 
 Each step is a target of make; its seconds are those of the clock and those of the CPU, of all processes that it started, also
 of those that left their parents (Linux), as the jobs of a cluster do. On a machine that does other work the clock says little. `--before` measures the same steps in another checkout,
@@ -27,10 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 STEPS = {
-    "lint": "style, format, layers",
-    "test-notebooks": "every cell of every notebook",
-    "test-python": "pytest",
-    "test-quick": "`make test-quick`",
+    "test": "lint, every cell of every notebook, every test",
+    "test-quick": "lint, the notebooks that changed, every test that is not slow",
 }
 
 
@@ -63,7 +61,7 @@ def table(found: dict) -> str:
     busy = lambda row: f"{row['cpu'] / 60:.1f}" if row.get("cpu") else "–"  # noqa: E731
     lines = ["# The suite", "", f"`python bench/suite.py` on {where}", "", "Minutes of the clock, and of CPU:", ""]
     lines += ["| `make` | what | clock | CPU | clock before | CPU before |", "| --- | --- | --- | --- | --- | --- |"]
-    for name, what in [*STEPS.items(), ("test", "the first three")]:
+    for name, what in STEPS.items():
         row, old = now.get(name, {}), before.get(name, {})
         what += " (some failed)" if row.get("failed") else ""
         lines.append(f"| {name} | {what} | {clock(row)} | {busy(row)} | {clock(old)} | {busy(old)} |")
@@ -91,17 +89,13 @@ def main() -> None:
         cost = Path(folder) / "cost"
         for step in args.steps:
             options = f"{os.environ.get('PYTEST_ARGS', '')} --cost={cost}"
-            words = [f"PYTEST_ARGS={options}"] if step == "test-python" else []
+            words = [f"PYTEST_ARGS={options}"] if step == "test" else []
             found["now"][step] = measure(ROOT, step, *words)
         if cost.exists():
             rows = [json.loads(line) for line in cost.read_text().splitlines()]
             found["tests"] = sorted(rows, key=lambda row: -row["cpu"])[:20]
     if args.before:
-        found["before"] = {step: measure(args.before, step) for step in args.steps if step != "test-quick"}
-    for rows in (found["now"], found.get("before", {})):
-        whole = [rows[step] for step in STEPS if step in rows and step != "test-quick"]
-        if len(whole) == 3:
-            rows["test"] = {name: sum(row.get(name, 0) for row in whole) for name in ("seconds", "cpu")}
+        found["before"] = {step: measure(args.before, step) for step in args.steps}
     path.write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "suite.md").write_text(table(found))
     print(table(found))

@@ -325,3 +325,17 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(run, whole):
     ):
         done = xrddiff("evaluate", str(run), *words, folder=run, check=False)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_metrics_of_this_process_are_not_for_workers(run, whole):
+    """What a notebook registers is in no other process: said at once, not by a worker in the midst of it."""
+    from xrddiff.errors import BadInput
+    from xrddiff.execution.phases import execute_evaluate
+    from xrddiff.registry import forget, register
+
+    try:
+        register("metric", "total", of="frames")(lambda frames: frames["intensity"].sum(("y", "x")).values)
+        with pytest.raises(BadInput, match="do not know the metric 'total'.*test_workers"):
+            execute_evaluate(run, samples="whole", workers="local:2")
+    finally:
+        forget(__name__)

@@ -345,7 +345,7 @@ def execute_evaluate(
     if cfg.threads is not None:
         set_threads(cfg.threads)
     with hold_run(run):
-        check_evaluation(run, overrides, samples, keep=cfg.engine == "inprocess")
+        check_evaluation(run, overrides, samples, keep=cfg.engine == "inprocess", shared=workers is not None)
         folder = run.absolute() / "evaluation"
         try:
             folder.mkdir(exist_ok=True)
@@ -418,6 +418,7 @@ def execute_on_frames(
     openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}
     job = openers[kind](run, overrides, **given)
     cfg, plan = job.cfg, getattr(job, "plan", None)
+    del job  # the notebook opens its own: not two models at a time
     note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)

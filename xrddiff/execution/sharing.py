@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from .workers import Workers, open_workers, run_tasks
-from ..errors import XrddiffError
+from ..errors import BadInput, XrddiffError
+from ..plugins import kept_plugins, load_standing
 from ..ranks.stopping import StopRequest
+from ..registry import entries
+from ..overrides import parse_override
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -303,15 +306,36 @@ def evaluate_run(
     return evaluation, evaluation.merge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})
 
 
+def _check_metrics(run: Path, words: Sequence[str]) -> None:
+    """Raise `BadInput` for a metric that this process has and a worker would not."""
+    theirs = {row["name"] for row in kept_plugins(run)} | {plugin.name for plugin in load_standing()}
+    theirs |= {Path(name).name for o in map(parse_override, words) if o.key == "plugins" for name in o.value or ()}
+    for kind in ("metric", "distance"):
+        for name, entry in entries(kind).items():
+            if not entry.source.startswith("xrddiff.") and Path(entry.source).name not in theirs:
+                raise BadInput(
+                    f"workers do not know the {kind} {name!r}, which was registered in this process by {entry.source}: "
+                    "expected a plug-in (plugins=[FILE]), or no workers"
+                )
+
+
 def check_evaluation(
-    run: str | os.PathLike, words: Sequence[str] = (), samples: str | None = None, *, keep: bool = True
+    run: str | os.PathLike,
+    words: Sequence[str] = (),
+    samples: str | None = None,
+    *,
+    keep: bool = True,
+    shared: bool = False,
 ) -> None:
     """Check that there is something to evaluate, before anything is created.
 
     run, words, samples: see `evaluate_run`.
     keep: True = keep what was opened for `evaluate_run`.
-    Raises `BadInput` if there is nothing.
+    shared: True = workers measure it; they have the metrics of the package and of plug-ins.
+    Raises `BadInput` if there is nothing, or a metric that workers do not have.
     """
+    if shared:
+        _check_metrics(Path(run), words)
     _evaluation.cache_clear()  # the run may have been trained further, and samples made again
     _evaluation(str(Path(run).absolute()), tuple(words), samples, None)
     if not keep:
