@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['open_data', 'region_transforms', 'frame_groups', 'balanced', 'Prepared', 'prepare_frames', 'open_words',
-           'prepare_words']
+__all__ = ['IN_MEMORY', 'open_data', 'region_transforms', 'frame_groups', 'balanced', 'in_memory', 'Prepared', 'prepare_frames',
+           'open_words', 'prepare_words']
 
 # %% ../../nbs/loading/datasets.ipynb #f528466d
 def open_data(
@@ -166,6 +166,23 @@ def balanced(frames: xr.Dataset, name: str, index: np.ndarray, seed: int = 42) -
     drawn = [numpy_rng("balance", seed, int(k)).permutation(m)[:least] for k, m in zip(present, members, strict=True)]
     return np.sort(np.concatenate(drawn))
 
+# %% ../../nbs/loading/datasets.ipynb #6c7e1292
+IN_MEMORY = 64 << 20  # bytes of values and masks
+
+
+def in_memory(frames: xr.Dataset, most: int = IN_MEMORY) -> xr.Dataset:
+    """`frames` with their values and masks in memory, where these have at most so many bytes."""
+    large = [name for name in ("intensity", "mask") if name in frames]
+    if sum(frames[name].nbytes for name in large) > most:
+        return frames
+    read = frames.copy()
+    try:
+        for name in large:
+            read[name].variable.load()
+    except Exception:  # a frame that cannot be read, in the words of any format's library: the loader names it
+        return frames
+    return read
+
 # %% ../../nbs/loading/datasets.ipynb #0f31e443
 @dataclass(frozen=True)
 class Prepared:
@@ -255,6 +272,7 @@ def prepare_frames(
     if patch_limit is not None and patch_limit < frame_count(images):
         drawn = numpy_rng("patches", seed).permutation(frame_count(images))[:patch_limit]
         images = select_frames(images, np.sort(drawn))
+    images = in_memory(images)
     groups, series = frame_groups(images)
     train, held_out = split_by_group(groups, train_ratio, seed, contiguous=contiguous or series)
     if balance is not None:

@@ -5,23 +5,18 @@
 # %% ../../nbs/views/themes.ipynb #a4251ec4
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from matplotlib.collections import Collection
-from matplotlib.colors import to_hex, to_rgba
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.text import Text
+from PIL import Image
 
 from .plots import LINES, png
 
 # %% auto #0
-__all__ = ['LIGHT', 'DARK', 'Theme', 'in_theme', 'themed', 'png_pair']
+__all__ = ['LIGHT', 'DARK', 'Theme', 'in_theme', 'recoloured', 'png_pair']
 
 # %% ../../nbs/views/themes.ipynb #1f16ee0b
 @dataclass(frozen=True)
@@ -42,59 +37,31 @@ DARK = Theme(
 )
 
 # %% ../../nbs/views/themes.ipynb #6dee916c
-def in_theme(color: Any, theme: Theme) -> tuple[float, ...]:
-    """A colour of the light theme in another theme, as RGBA; a hue that is none of `LINES` stays."""
-    *rgb, alpha = to_rgba(color)
-    if (line := to_hex(rgb)) in _LINES:
-        return (*to_rgba(theme.lines[_LINES[line]])[:3], alpha)
-    if max(rgb) - min(rgb) > 0.02:
-        return (*rgb, alpha)
-    ink, paper = to_rgba(theme.ink), to_rgba(theme.paper)
-    return (*(i + (p - i) * rgb[0] for i, p in zip(ink[:3], paper[:3], strict=True)), alpha)
-
-
-_LINES = {color.lower(): i for i, color in enumerate(LINES)}
-
-# %% ../../nbs/views/themes.ipynb #0b665eee
-_COLOURS = (
-    (Text, ("color",)),
-    (Line2D, ("color", "markerfacecolor", "markeredgecolor")),
-    (Patch, ("facecolor", "edgecolor")),
-    (Collection, ("facecolor", "edgecolor")),
-)
-
-
-def _coloured(figure: Figure) -> Iterator[tuple[Any, str]]:
-    """Each artist of the figure that has a colour, with the name of that colour."""
-    for artist in figure.findobj():
-        boxes = [artist.get_bbox_patch()] if isinstance(artist, Text) and artist.get_bbox_patch() else []
-        for one in (artist, *boxes):
-            if isinstance(one, Collection) and one.get_array() is not None:
-                continue
-            for kind, names in _COLOURS:
-                yield from ((one, name) for name in names if isinstance(one, kind))
-
-
-@contextmanager
-def themed(figure: Figure, theme: Theme) -> Iterator[Figure]:
-    """Within `with`, the figure has the colours of `theme`."""
-    former = [(artist, name, getattr(artist, f"get_{name}")()) for artist, name in _coloured(figure)]
-    try:
-        for artist, name, color in former:
-            if np.ndim(color) == 2:
-                getattr(artist, f"set_{name}")([in_theme(c, theme) for c in color])
-            elif not (isinstance(color, str) and color == "none"):
-                getattr(artist, f"set_{name}")(in_theme(color, theme))
-        yield figure
-    finally:
-        for artist, name, color in former:
-            getattr(artist, f"set_{name}")(color)
+def in_theme(rgb: np.ndarray, theme: Theme) -> np.ndarray:
+    """Colours (n, 3) of a light picture, 0…1, in another theme; one that is no blend of its colours stays."""
+    old, new = (np.array([to_rgb(c) for c in (t.paper, t.ink, *t.lines[1:])]) for t in (LIGHT, theme))
+    out, least = rgb.copy(), np.full(len(rgb), 0.1)
+    for k in range(2, len(old)):
+        axes, others = (colors[[1, k]] - colors[0] for colors in (old, new))
+        shares = np.clip((rgb - old[0]) @ np.linalg.pinv(axes), 0, 1)
+        off = np.linalg.norm(rgb - old[0] - shares @ axes, axis=1) + 0.2 * shares.min(axis=1)
+        out[off < least] = np.clip(new[0] + shares @ others, 0, 1)[off < least]
+        least = np.minimum(off, least)
+    return out
 
 # %% ../../nbs/views/themes.ipynb #9faaf0eb
+def recoloured(picture: bytes, theme: Theme) -> bytes:
+    """A light PNG with a palette, in another theme."""
+    image, out = Image.open(io.BytesIO(picture)), io.BytesIO()
+    rgb = np.array(image.getpalette("RGB")).reshape(-1, 3) / 255
+    image.putpalette(np.round(255 * in_theme(rgb, theme)).astype(np.uint8).ravel().tolist())
+    image.save(out, "png", optimize=True, **({"dpi": image.info["dpi"]} if "dpi" in image.info else {}))
+    return out.getvalue()
+
+
 def png_pair(figure: Figure, dpi: float) -> tuple[bytes, bytes | None]:
     """The figure as PNG bytes in light and in dark; a figure with images is not drawn in dark."""
     if any(ax.images for ax in figure.axes):
         return png(figure, dpi=dpi, palette=False), None
     light = png(figure, dpi=dpi, palette=96)
-    with themed(figure, DARK):
-        return light, png(figure, dpi=dpi, palette=96)
+    return light, recoloured(light, DARK)

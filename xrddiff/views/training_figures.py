@@ -5,7 +5,7 @@
 # %% ../../nbs/views/training_figures.ipynb #e89f5422
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -55,12 +55,13 @@ NINE = (
 ).split()
 
 
-def dashboard(history: pd.DataFrame) -> Picture:
+def dashboard(history: pd.DataFrame, names: Sequence[str] | None = None) -> Picture:
     """Up to nine charts of a training on one figure.
 
+    names: those that can be drawn, if that is known.
     Raises `BadInput` if there is none.
     """
-    names, why = drawable(history)
+    names, why = drawable(history) if names is None else (names, {})
     shown = [name for name in (*NINE, *(n for n in names if n not in NINE)) if name in names][:9]
     if not shown:
         raise BadInput(next(iter(why.values())))
@@ -80,7 +81,7 @@ def training_pictures(history: pd.DataFrame) -> Iterator[tuple[str, bytes, bytes
     """Name, light PNG and dark PNG of the dashboard and of each chart that can be drawn."""
     names, _ = drawable(history)
     if names:
-        yield "dashboard", *png_pair(dashboard(history), DPI)
+        yield "dashboard", *png_pair(dashboard(history, names), DPI)
     for name in names:
         yield name, *png_pair(get("chart", name)(history).figure, DPI)
 
