@@ -75,6 +75,7 @@ GUIDES = [
     "docs/many_runs.md",
     "slurm/README.md",
     "docs/cluster_tour.md",
+    "docs/exports.md",
     "examples/cpp/README.md",
 ]
 # Pages of the repository that say what xrddiff is and how it is made.

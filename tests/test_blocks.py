@@ -23,7 +23,7 @@ from xrddiff.loading.catalog import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", ROOT / "docs" / "home.md"]
-PAGES += [ROOT / "docs" / f"{name}.md" for name in ("health", "many_runs", "tracking", "widgets")]
+PAGES += [ROOT / "docs" / f"{name}.md" for name in ("health", "many_runs", "tracking", "widgets", "exports")]
 PAGES += sorted((ROOT / "docs" / "guides").glob("*.md"))
 TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
 
