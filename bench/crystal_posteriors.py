@@ -39,7 +39,7 @@ PRIOR = CrystalPrior(
     edges=0.003, angles=0.0, distance=2e-4, center=0.5, mosaicity=0.3, radius=0.0, scale=1.0, b_factor=4.0
 )
 # particles and steps of hmc; 19 and 39 particles have central intervals of exactly 90 %
-SAMPLING = {"pixels": dict(particles=19, steps=4), "spots": dict(particles=39, steps=8)}
+SAMPLING = {"pixels": dict(particles=19, steps=8), "spots": dict(particles=39, steps=8)}
 BASE = find_experiment("sim128")
 
 
@@ -99,9 +99,10 @@ def measure(shot: int, kind: str, indexer) -> dict:
     truth |= rotation_from(one.still, frames["orientation"].values[0, 0])
     if kind == "spots":
         truth.pop("b_factor")  # of the mean intensity, which has a B factor of its own
-    drawn = draw_particles(one.density, one.fit, **SAMPLING[kind], chunk=20)
+    # numbers of its own for each still: ranks among the same numbers have the gaps of those numbers
+    drawn = draw_particles(one.density, one.fit, **SAMPLING[kind], seed=shot, chunk=20)
     seconds = time.process_time() - began
-    laplace = draw_particles(one.density, one.fit, sampler="laplace", particles=999)
+    laplace = draw_particles(one.density, one.fit, sampler="laplace", particles=999, seed=shot)
     values, normal, fit = one.density.values(drawn.theta), one.density.values(laplace.theta), one.least_squares()
     out = {}
     for name, true in truth.items():

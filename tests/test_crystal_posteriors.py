@@ -254,6 +254,47 @@ def test_what_is_refused_in_a_sentence(stills, tmp_path, words, said):
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.slow
+def test_pixels_are_compared_with_what_the_simulator_expects(monkeypatch):
+    """Of shots whose spots leave no pixel to the background, have reflections that are faint where the search begins,
+    and are where screw axes forbid them: all three made the likelihood another one than the simulator's.
+    """
+    from scipy.spatial.transform import Rotation
+
+    from xrddiff.indexing.expected_intensities import CrystalIntensities
+    from xrddiff.indexing.refinement import refine_lattice
+    from xrddiff.posteriors import crystal_stills
+    from xrddiff.posteriors.crystal_stills import StillSettings, open_still
+
+    base = find_experiment("sim128")
+    crystal, detector = base.sample.crystal, replace(base.detector, distance=0.0505, beam_center=(65.0, 62.8))
+    one_crystal, no_ice = replace(base.sample, hits=(0.0, 1.0)), replace(base.background, ice_probability=0.0)
+    frames = simulate(replace(base, sample=one_crystal, detector=detector, background=no_ice), [3, 8], expected=True)
+    frames.attrs |= {"distance": 0.05, "beam_center": base.detector.beam_center}
+    every = reflections(crystal, 1.9)
+    known = CrystalIntensities(Cell(crystal.cell), crystal.space_group, every.hkl, every.f2)
+    assert (known.lookup(3.0)(torch.tensor([[1, 0, 0], [0, -3, 0], [0, 0, 9], [2, 0, 0]])) > 0).tolist() == [
+        False
+    ] * 3 + [True]
+    prior = CrystalPrior(edges=0.003, distance=1e-3, center=1.0, radius=0.0)
+    settings = StillSettings(prior, radius=9e-4, mosaicity=1.2e-3, bandwidth=1.5e-3)
+    for frame in (0, 1):
+        one = open_still(frames, frame, intensities=known, settings=settings)
+        expected = frames["expected"].values[frame].reshape(-1)[one.density.model.pixels].astype(float)
+        model = one.density.model(one.fit.theta[None])[0].numpy()
+        apart = (expected * np.log(expected / model) - expected + model).sum()
+        assert apart < 30, (frame, apart)  # half of chi² of 23 parameters: 11.5 ± 3.4
+    turn = Rotation.from_rotvec([0.2, -0.1, 0.3]).as_matrix()
+
+    def by_chance(*words):
+        refined = refine_lattice(*words)
+        return refined._replace(U=turn @ refined.U)
+
+    monkeypatch.setattr(crystal_stills, "refine_lattice", by_chance)
+    with pytest.raises(BadInput, match="perhaps by chance"):
+        open_still(frames, 1, intensities=known, settings=settings)
+
+
 def test_frames_without_a_geometry_or_a_cell_are_refused():
     from xrddiff.posteriors.crystal_stills import open_still
 

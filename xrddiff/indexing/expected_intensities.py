@@ -70,15 +70,17 @@ class CrystalIntensities:
     def lookup(self, d_min: float) -> Callable[[Tensor], Tensor]:
         """The function of Miller indices (n, 3) that gives intensities (n,), to `d_min` Å.
 
-        Reflections that are in no list get the mean of their shell of resolution.
+        Reflections that are in no list get the mean of their shell of resolution, or 0 where screw axes
+        and glide planes forbid them.
         """
         most = np.ceil(np.linalg.norm(self.cell.A, axis=1) / d_min).astype(int) + 2
         grid = np.zeros(2 * most + 1, np.float32)
         every = miller_sphere(self.cell, d_min)
         shells = wilson_table(self.d, self.intensity)
         mean = np.interp(((every @ self.cell.B.T) ** 2).sum(1), shells["inverse_d2"], shells["mean"])
-        grid[tuple((every + most).T)] = mean
-        for mates in _equivalents(self.hkl, gemmi.find_spacegroup_by_name(self.group)):
+        group = gemmi.find_spacegroup_by_name(self.group)
+        grid[tuple((every + most).T)] = np.where(group.operations().systematic_absences(every), 0.0, mean)
+        for mates in _equivalents(self.hkl, group):
             inside = (abs(mates) <= most).all(1)
             grid[tuple((mates[inside] + most).T)] = self.intensity[inside]
         values, middle = torch.from_numpy(grid), torch.from_numpy(most)

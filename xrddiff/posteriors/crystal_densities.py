@@ -98,14 +98,15 @@ def radial_background(
     geometry: PanelGeometry,
     likelihood: Poisson,
     curves: int = 10,
-    keep: int | None = 4,
+    spots: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Background of a frame, photons per pixel, and its `curves` (…, m): what a unit of each parameter
     adds to its logarithm, if the parameters have standard normal priors. Both for `ExpectedCounts`.
 
     - `frame`: in units of the detector. `mask`: True = valid, and reached by no spot.
-    - `likelihood`: gain and pedestal. `curves`: splines that are fitted. `keep`: of the directions in
-      which the fit may be wrong, the widest so many; None = all.
+    - `likelihood`: gain and pedestal. `curves`: splines that are fitted.
+    - `spots`: photons of spots in the pixels of the mask, which then may reach them. Such pixels are
+      looked at again by the posterior, so the curves are those of the prior.
 
     Raises `BadInput` if fewer than 20 pixels a curve are left.
     """
@@ -121,19 +122,20 @@ def radial_background(
     design = BSpline.design_matrix(q, knots, 3).toarray()
     used = design[valid]
     n = np.clip((np.asarray(frame, float).reshape(-1)[valid] - likelihood.pedestal) / likelihood.gain, 0, None)
-    start = math.log(max(n.sum() / seen[valid].sum(), 1e-6))
+    above = 0.0 if spots is None else np.asarray(spots, float).reshape(-1)[valid]
+    start = math.log(max((n.sum() - np.sum(above)) / seen[valid].sum(), 0.1 * n.sum() / seen[valid].sum(), 1e-6))
     m = design.shape[1]
     beta = np.full(m, start)
     for _ in range(30):
-        mu = seen[valid] * np.exp(used @ beta)
-        information = used.T @ (mu[:, None] * used) + np.eye(m)
-        step = np.linalg.solve(information, used.T @ (n - mu) - (beta - start))
+        level = seen[valid] * np.exp(used @ beta)
+        share = level / (level + above)
+        information = used.T @ ((level * share)[:, None] * used) + np.eye(m)
+        step = np.linalg.solve(information, used.T @ (share * n - level) - (beta - start))
         beta = beta + np.clip(step, -1, 1)
         if np.abs(step).max() < 1e-6:
             break
-    root = np.linalg.cholesky(np.linalg.inv(information))
-    _, _, directions = np.linalg.svd(used @ root, full_matrices=False)
-    left = (design @ root @ directions[:keep].T).reshape(*geometry.shape, -1)
+    root = np.eye(m) if spots is not None else np.linalg.cholesky(np.linalg.inv(information))
+    left = (design @ root).reshape(*geometry.shape, -1)
     return (seen * np.exp(design @ beta)).reshape(geometry.shape), left
 
 # %% ../../nbs/posteriors/crystal_densities.ipynb #8edbe6ec

@@ -39,8 +39,9 @@ from ..metrics.coverage import interval
 from .crystal_densities import Density, PixelDensity, SpotDensity, radial_background
 from .crystal_sampling import Drawn, Fit, find_maximum
 from .crystals import CrystalPrior, ExpectedCounts, Still, choose_reflections
-from .likelihoods import likelihood_of
+from .likelihoods import Poisson, likelihood_of
 from ..registry import find
+from ..seeds import keyed_normal
 from ..simulation.crystal import Wilson, wilson_mean
 
 # %% auto #0
@@ -258,10 +259,12 @@ class _Parts:
         radius, mosaicity = s.radius or known[0], s.mosaicity or known[1]
         return dict(radius=radius, mosaicity=mosaicity, bandwidth=s.bandwidth)
 
-    def still(self, intensity: Any, d_min: float, margin: float = 0.0, slack: float = 2e-3) -> Still:
+    def still(
+        self, intensity: Any, d_min: float, margin: float = 0.0, slack: float = 2e-3, wider: float = 1.3
+    ) -> Still:
         """The crystal with the reflections that may be seen. intensity: Miller indices -> I (n,)."""
         hkl = miller_sphere(self.cell, d_min)
-        moved, wide = self.panels.moved(self.refined.shift), {k: 1.3 * v for k, v in self.widths.items()}
+        moved, wide = self.panels.moved(self.refined.shift), {k: wider * v for k, v in self.widths.items()}
         rows, panel = choose_reflections(
             hkl, self.refined.U, self.refined.cell, moved, **wide, slack=slack, margin=margin
         )
@@ -272,6 +275,11 @@ class _Parts:
     def start(self, still: Still) -> dict[str, float]:
         """The least-squares answer, by parameter."""
         return _least_squares(still, self.refined)["value"].to_dict()
+
+    def spread(self, still: Still) -> Tensor:
+        """Standard deviations (d,) about the least-squares answer, in those of the priors."""
+        known = _least_squares(still, self.refined)["sd"]
+        return torch.tensor([min(known.get(n, sd) / sd, 1.0) for n, (_, sd) in still.parameters.items()]).double()
 
     def recorded(self, still: Still, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
         """What is at these places of the reflections (N,) px."""
@@ -309,36 +317,67 @@ def _by_pixels(parts: _Parts, known: CrystalIntensities) -> CrystalStill:
     lookup = known.lookup(d_min)
     parts = _right_way_round(parts, lookup, d_min)
     sigma = settings.spot or _spot_width(image, mask, parts.peaks)
-    still = parts.still(lambda hkl: lookup(torch.as_tensor(hkl)).numpy(), d_min, margin=math.ceil(5 * sigma))
-    values = parts.start(still)
-    start = still.theta(**values)
-    p = still.predict(start[None])
-    table = parts.recorded(still, p.fs[0].numpy(), p.ss[0].numpy())
-    photons, seen = p.photons[0].numpy(), np.isfinite(table["intensity"]) & (p.partiality[0].numpy() > 0.3)
+    p, margin = settings.prior, math.ceil(5 * sigma)
+    wider = max(1.3, math.exp(2 * max(p.mosaicity, p.radius)))
+    every = parts.still(lambda hkl: lookup(torch.as_tensor(hkl)).numpy(), d_min, margin=margin, wider=wider)
+    values = parts.start(every)
+    start = every.theta(**values)
+    spots = every.predict(start[None])
+    table = parts.recorded(every, spots.fs[0].numpy(), spots.ss[0].numpy())
+    photons, seen = spots.photons[0].numpy(), np.isfinite(table["intensity"]) & (spots.partiality[0].numpy() > 0.3)
     scale = max((table["intensity"][seen].sum() / likelihood.gain) / max(photons[seen].sum(), 1e-12), 1e-9)
-    still = replace(still, scale=float(scale))
-    bright = still.predict(start[None]).photons[0].numpy() > _FAINT
-    still = replace(still, hkl=still.hkl[bright], panel=still.panel[bright], intensity=still.intensity[bright])
+    every = replace(every, scale=float(scale))
+    around = start + parts.spread(every) * _normal(every)
+    for _ in range(_ROUNDS):
+        bright = every.predict(around).photons.amax(0).numpy() > _FAINT
+        still = replace(every, hkl=every.hkl[bright], panel=every.panel[bright], intensity=every.intensity[bright])
+        words = dict(start=start[: len(still.names)], width=settings.spot_spread)
+        background, curves = _background(still, image, mask, sigma, corner, likelihood, start, words)
+        model = ExpectedCounts(still, mask, sigma, background, curves, **words)
+        density = PixelDensity(model, image, likelihood)
+        own = start[: density.size - curves.shape[-1]]
+        fit = find_maximum(density, torch.cat([own, own.new_zeros(density.size - len(own))]))
+        start = fit.theta[: density.size - curves.shape[-1]]
+        n = len(still.names)
+        around = start[:n] + _normal(every) @ torch.linalg.cholesky(fit.covariance[:n, :n]).T
     table = table[bright].reset_index(drop=True)
-    words = dict(start=start, width=settings.spot_spread)
-    flat = np.ones(still.geometry.shape)
-    windows = ExpectedCounts(still, mask, sigma, flat, **words)
-    free = np.array(mask, bool).reshape(-1)
-    spots = windows(torch.cat([start, start.new_zeros(windows.size - len(start))])[None])[0].numpy() - 1
-    few = free.sum() - len(windows.pixels) < _FEW  # then what spots hardly reach is free as well
-    free[windows.pixels[spots > _FAINT] if few else windows.pixels] = False
-    background, curves = radial_background(image, free, corner, likelihood)
-    model = ExpectedCounts(still, mask, sigma, background, curves, **words)
-    density = PixelDensity(model, image, likelihood)
-    start = torch.cat([start, start.new_zeros(density.size - len(start))])
     peaks = parts.peaks_of(still)
     table.loc[peaks.index, ["fs", "ss"]] = parts.peaks.loc[peaks, ["fs", "ss"]].to_numpy()
-    return parts.opened(still, density, start, True, table)
+    return parts.opened(still, density, fit.theta, True, table)
+
+
+def _normal(still: Still, count: int = 64) -> Tensor:
+    """Standard normal numbers (count, d), the same for every still."""
+    return keyed_normal((len(still.names),), "reflections of a still", index=range(count)).double()
+
+
+def _background(
+    still: Still,
+    image: np.ndarray,
+    mask: np.ndarray,
+    sigma: float,
+    geometry: PanelGeometry,
+    likelihood: Poisson,
+    start: Tensor,
+    words: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Background and its curves, from pixels that no spot reaches, or where these are few, from all."""
+    windows = ExpectedCounts(still, mask, sigma, np.ones(still.geometry.shape), **words)
+    free = np.array(mask, bool).reshape(-1)
+    if free.sum() - len(windows.pixels) >= _FEW:
+        free[windows.pixels] = False
+        return radial_background(image, free, geometry, likelihood)
+    spots = np.zeros(free.size)
+    theta = torch.cat([start, start.new_zeros(windows.size - len(start))])
+    spots[windows.pixels] = windows(theta[None])[0].numpy() - 1
+    return radial_background(image, free, geometry, likelihood, spots=spots)
 
 
 def _right_way_round(parts: _Parts, lookup: Any, d_min: float) -> _Parts:
     """Turned by a rotation of the lattice, if recorded intensities fit better then: what a lattice alone
     leaves open where it has more symmetry than its crystal.
+
+    Raises `BadInput` if recorded intensities do not follow the expected ones: the lattice is a wrong one.
     """
     still = parts.still(lambda hkl: np.ones(len(hkl)), d_min)
     p = still.predict(still.theta(**parts.start(still))[None])
@@ -349,13 +388,21 @@ def _right_way_round(parts: _Parts, lookup: Any, d_min: float) -> _Parts:
         hkl = np.rint(still.hkl @ (np.linalg.inv(parts.cell.B) @ turn.T @ parts.cell.B).T)
         predicted = weight * lookup(torch.as_tensor(hkl)).numpy()
         found.append(np.corrcoef(np.cbrt(predicted[good]), np.cbrt(recorded[good]))[0, 1])
-    best = turns[int(np.argmax(np.nan_to_num(np.array(found).round(9), nan=-1)))]
+    found = np.nan_to_num(np.array(found).round(9), nan=-1)
+    best = turns[int(np.argmax(found))]
+    if np.arctanh(min(found.max(), 0.999)) * math.sqrt(max(good.sum() - 3, 1)) < _CHANCE:
+        raise BadInput(
+            f"frame {parts.frame} indexes on {parts.cell}, perhaps by chance: what it has at {good.sum()} reflections "
+            f"does not follow what they should have (correlation {found.max():.2f}); expected a still of this crystal"
+        )
     hkl = np.rint(parts.lattice.hkl @ (np.linalg.inv(parts.cell.B) @ best.T @ parts.cell.B).T).astype(int)
     lattice = replace(parts.lattice, U=parts.lattice.U @ best, hkl=hkl)
     return replace(parts, lattice=lattice, refined=parts.refined._replace(U=parts.refined.U @ best))
 
 
-_FAINT = 0.02  # photons at the start; what is fainter is left out
+_CHANCE = 3.5  # standard deviations; a correlation below this may be chance in one of several orientations
+_FAINT = 0.02  # photons; a reflection is left out if it is fainter wherever the posterior may be
+_ROUNDS = 2  # the first finds where that is
 _FEW = 500  # pixels free of spots that are enough for the background
 
 
