@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import ndimage
 from scipy.special import ndtr
 
 from .frames import PANEL_GEOMETRY, frame_count, frame_mask
@@ -20,7 +20,8 @@ from ..errors import BadInput
 
 # %% auto #0
 __all__ = ['STRAY', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background',
-           'pixels_around', 'split_groups', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'radius_map']
+           'pixels_around', 'touching', 'connected_groups', 'split_groups', 'PeakFinder', 'find_peaks',
+           'find_frame_peaks', 'radius_map']
 
 # %% ../../nbs/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -83,6 +84,7 @@ def robust_background(
     noise: float = 0.0,
     poisson_floor: bool = True,
     iterations: int = 10,
+    count: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean b, σ and detection threshold of bins 0 … n−1, without the pixels beyond that threshold,
     and which pixels exceed it.
@@ -90,29 +92,46 @@ def robust_background(
     values, bins: (pixel,), bins intp from 0 to n; pixels of bin n are left out (masked).
     k, threshold: a pixel is out above max(T(b), b + `threshold`) and below b − `k` σ.
     gain, noise, poisson_floor: see `noise_floor`.
+    count: the number of pixels of each bin (n,), where it is known already.
     Returns three arrays (n,), a bin without pixels with an infinite threshold, and the ascending
     indices of the pixels above the threshold.
     """
-    total = kept = _sums(values, bins, n)
-    before, suspects, limits = None, np.zeros(0, np.intp), None
     cut_at = [min(k, 2.0) if poisson_floor else k] * 3 + [k] * max(iterations - 3, 0)
+    narrow = {cut: narrowed(cut) for cut in set(cut_at)}
+
+    def limits_at(cut: float) -> tuple[np.ndarray, np.ndarray]:
+        high = np.maximum(pixel_threshold(b, sigma, cut, gain if poisson_floor else 0), b + threshold)
+        return b - cut * sigma, high
+
+    limits = suspects = before = None
+    if len(values) >= _LARGE:
+        words: dict[str, Any] = dict(threshold=threshold, gain=gain, noise=noise, poisson_floor=poisson_floor)
+        sample = bins[::_STRIDE]
+        held = np.bincount(sample, minlength=n + 1)[:n]
+        b, sigma, *_ = robust_background(values[::_STRIDE], sample, n, min(k, 2.0), **words, iterations=3, count=held)
+        share = 0.8 - 2 / np.sqrt(np.maximum(held, 1))  # of the way from b; less where fewer pixels speak
+        limits = tuple(b + share * (limit - b) for limit in limits_at(min(cut_at)))
+        limits[0][held < _FEW], limits[1][held < _FEW] = np.inf, -np.inf  # all are suspect
+    total = kept = _sums(values, bins, n, count)
     for turn in range(len(cut_at) + 1):
-        count = np.maximum(kept[0], 1)
-        b = kept[1] / count
-        sigma = np.sqrt(np.maximum(kept[2] / count - b * b, 0)) / (narrowed(cut_at[turn - 1]) if turn else 1.0)
+        pixels = np.maximum(kept[0], 1)
+        b = kept[1] / pixels
+        sigma = np.sqrt(np.maximum(kept[2] / pixels - b * b, 0)) / (narrow[cut_at[turn - 1]] if turn else 1.0)
         if poisson_floor:
             sigma = np.maximum(sigma, noise_floor(b, gain, noise))
-        now = cut_at[turn] if turn < len(cut_at) else k
-        high = np.maximum(pixel_threshold(b, sigma, now, gain if poisson_floor else 0), b + threshold)
-        low = b - now * sigma
-        high[kept[0] == 0], low[kept[0] == 0] = np.inf, -np.inf
-        if limits is None or (low > limits[0]).any() or (high < limits[1]).any():
-            # pixels half-way out are checked again later, as long as the limits stay wider than that
+        low, high = limits_at(cut_at[turn] if turn < len(cut_at) else k)
+        if (empty := kept[0] == 0).any():
+            low[empty], high[empty] = -np.inf, np.inf
+        # pixels half-way out are checked again later, as long as the limits stay wider than that
+        if limits is None:
             limits = (low + b) / 2, (high + b) / 2
+        elif (low > limits[0]).any() or (high < limits[1]).any():
+            limits, suspects = (np.maximum(limits[0], (low + b) / 2), np.minimum(limits[1], (high + b) / 2)), None
+        if suspects is None:
             suspects = _outside(values, bins, *limits)
-            at, x = bins[suspects], values[suspects]
+            at, x = bins[suspects], values[suspects].astype(np.float64)
         above = x > high[at]
-        cut = above | (x < low[at])
+        cut = np.flatnonzero(above | (x < low[at]))
         if turn == len(cut_at) or (turn > 3 and np.array_equal(before, suspects[cut])):
             break
         before = suspects[cut]
@@ -120,16 +139,21 @@ def robust_background(
     return b, sigma, high, suspects[above]
 
 
+_LARGE, _STRIDE, _FEW = 1 << 18, 9, 40  # pixels of an image that is sampled first, every how many, and too few of a bin
 _BLOCK = 1 << 16  # pixels processed together: what fits in a core's cache
 
 
-def _sums(values: np.ndarray, bins: np.ndarray, n: int) -> np.ndarray:
-    """Number of pixels, Σx and Σx² of bins 0 … n−1: (3, n)."""
+def _sums(values: np.ndarray, bins: np.ndarray, n: int, count: np.ndarray | None = None) -> np.ndarray:
+    """Number of pixels (`count`, where it is known), Σx and Σx² of bins 0 … n−1: (3, n)."""
     out = np.zeros((3, n + 1))
     for s in range(0, len(values), _BLOCK):
         at, x = bins[s : s + _BLOCK], values[s : s + _BLOCK].astype(np.float64)
-        for row, weight in zip(out, (None, x, x * x), strict=True):
-            row += np.bincount(at, weight, minlength=n + 1)
+        if count is None:
+            out[0] += np.bincount(at, minlength=n + 1)
+        out[1] += np.bincount(at, x, minlength=n + 1)
+        out[2] += np.bincount(at, x * x, minlength=n + 1)
+    if count is not None:
+        out[0, :n] = count
     return out[:, :n]
 
 
@@ -141,10 +165,12 @@ def _outside(values: np.ndarray, bins: np.ndarray, low: np.ndarray, high: np.nda
     found = []
     for s in range(0, len(values), _BLOCK):
         at, x = bins[s : s + _BLOCK], values[s : s + _BLOCK].astype(np.float32)
-        found.append(np.flatnonzero((x > high[at]) | (x < low[at])) + s)
+        # bins are within bounds: "clip" spares the check
+        found.append(np.flatnonzero((x > high.take(at, mode="clip")) | (x < low.take(at, mode="clip"))) + s)
     return np.concatenate(found)
 
 # %% ../../nbs/frames/peaks.ipynb #2d2fb6e5
+@lru_cache(maxsize=32)
 def _offsets(radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixel offsets (dx, dy) whose pixels can lie within `radius` of a point of the central
     pixel.
@@ -170,6 +196,50 @@ def pixels_around(
     flat = np.where(ok, first[:, None] + j * shape[1] + i, 0)
     return flat, cx, cy, d2, ok
 
+# %% ../../nbs/frames/peaks.ipynb #47a0bc16
+_DY, _DX = (v.ravel() for v in np.mgrid[-1:2, -1:2])  # a pixel and its neighbours, row by row
+_TENT = (2 - abs(_DY)) * (2 - abs(_DX))
+_AROUND = np.flatnonzero(_DY | _DX)
+
+
+def _steps(index: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices (9, n) of the pixels `index` and of their neighbours, and which of them are on the
+    panel; 0 for the others.
+    """
+    height, width = shape
+    y, x = np.divmod(index % (height * width), width)
+    y, x = y + _DY[:, None], x + _DX[:, None]
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return np.where(inside, index + (_DY * width + _DX)[:, None], 0), inside
+
+
+def touching(index: np.ndarray, size: int, shape: tuple[int, int]) -> np.ndarray:
+    """Which of the pixels `index` (n,), flat and ascending, of an image of `size` pixels each of them
+    touches by a side or a corner: numbers (8, n) from 0, −1 for none.
+
+    shape: (ss, fs) of a panel; pixels of two panels never touch.
+    """
+    number = np.zeros(size, np.int32)  # unlike another fill, zeros cost no time where none is read
+    number[index] = np.arange(1, len(index) + 1)
+    at, inside = _steps(index, shape)
+    return (number[at] * inside)[_AROUND] - 1
+
+
+def _pairs(near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs i < j of `touching` pixels."""
+    i, k = np.nonzero((near > np.arange(near.shape[1])).T)
+    return i, near[k, i]
+
+
+def connected_groups(near: np.ndarray) -> np.ndarray:
+    """Which group, 1 … m in the order of their first pixels, each pixel of `touching` belongs to."""
+    first = np.arange(near.shape[1])
+    near = np.where(near < 0, first, near)
+    # the lowest number around, and what that one has found meanwhile
+    while not np.array_equal(first, lower := (around := np.minimum(first, first[near].min(0)))[around]):
+        first = lower
+    return np.unique(first, return_inverse=True)[1] + 1
+
 # %% ../../nbs/frames/peaks.ipynb #e22fdf55
 def split_groups(
     pixels: np.ndarray,
@@ -188,31 +258,22 @@ def split_groups(
     index: flat, ascending.
     split, gain, noise: the k, g and n of the equations, in units of the image.
     """
-    (height, width), every = shape, np.arange(len(index))
-    number = np.full(len(pixels), -1, np.int32)
-    number[index] = every
-    y, x = np.divmod(index % (height * width), width)
-    v, weight, square, near = np.zeros(len(index)), 0, 0, []
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-            at = np.where(inside, index + dy * width + dx, 0)
-            w = (2 - abs(dy)) * (2 - abs(dx)) * (inside & mask[at])
-            v, weight, square = v + w * np.where(w, pixels[at], 0), weight + w, square + w * w
-            if dy or dx:
-                near.append(np.where(inside, number[at], -1))
-    v, near = v / weight, np.stack(near, axis=1)
+    every, near = np.arange(len(index)), touching(index, len(pixels), shape)
+    at, inside = _steps(index, shape)
+    w = _TENT[:, None] * (inside & mask[at])
+    weight = w.sum(0)
+    v = (w * np.where(w, pixels[at], 0)).sum(0) / weight
+    square = (w * w).sum(0)
     dip = split * np.sqrt(square / weight**2 * (gain * np.maximum(v, gain) + noise * noise))
     height_of = np.empty(len(index), np.intp)  # a rank, so that no two are equal
     height_of[np.argsort(v, kind="stable")] = every
     rank = np.where(near >= 0, height_of[near], -1)
-    best = rank.argmax(1)
-    top = np.where(rank[every, best] > height_of, near[every, best], every)
+    best = rank.argmax(0)
+    top = np.where(rank[best, every] > height_of, near[best, every], every)
     while not np.array_equal(top, above := top[top]):  # each step doubles the way up
         top = above
 
-    i, k = np.nonzero(near > every[:, None])
-    j = near[i, k]
+    i, j = _pairs(near)
     meet = top[i] != top[j]
     i, j = i[meet], j[meet]
     saddle, joined = np.minimum(v[i], v[j]), {}
@@ -298,13 +359,14 @@ class PeakFinder:
         )  # fmt: skip
         self.n_bins = int(self.bins.max()) + 1
         self._bins = np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp)
+        self._count = np.bincount(self._bins, minlength=self.n_bins + 1)[: self.n_bins]
 
     def background(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """`robust_background` of `image`: mean, σ and threshold of each bin, and the indices of the
         pixels above it.
         """
         names = ("threshold", "gain", "noise", "poisson_floor")
-        words = {name: self.settings[name] for name in names}
+        words = {name: self.settings[name] for name in names} | {"count": self._count}
         return robust_background(image.ravel(), self._bins, self.n_bins, self.settings["pixel_snr"], **words)
 
     def __call__(self, image: np.ndarray) -> pd.DataFrame:
@@ -313,20 +375,22 @@ class PeakFinder:
         and `sigma` (of a background pixel) in the units of the image, `snr`, `pixels` (connected
         ones).
         """
+        return pd.DataFrame(self.columns(image), copy=False)
+
+    def columns(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of the table of peaks of `image`."""
         image, s = np.asarray(image), self.settings
         if image.shape != self.bins.shape:
             raise BadInput(f"the image has shape {image.shape}; expected {self.bins.shape} as the bins have")
         if image.dtype.kind == "f" and not (fine := np.isfinite(image)).all():
-            return PeakFinder(self.bins, self.mask & fine, **s)(np.where(fine, image, 0))
+            return PeakFinder(self.bins, self.mask & fine, **s).columns(np.where(fine, image, 0))
         (*_, height, width), pixels = self.bins.shape, image.ravel()
         b, sigma, _, index = self.background(image)
 
         candidate = np.zeros(image.size, bool)
         candidate[index] = True
         if s["split"] is None or not s["poisson_floor"]:
-            structure = np.zeros((3,) * image.ndim, bool)
-            structure[(1,) * (image.ndim - 2)] = True  # neighbours by side or corner, never on another panel
-            label = ndimage.label(candidate.reshape(image.shape), structure)[0].ravel()[index]
+            label = connected_groups(touching(index, image.size, (height, width)))
         else:
             words = {name: s[name] for name in ("split", "gain", "noise")}
             label = split_groups(pixels, index, self.mask.ravel(), (height, width), **words)
@@ -368,20 +432,21 @@ class PeakFinder:
         good = (signal > 0) & (snr >= s["snr"])
 
         # the flanks: pixels of no group, each with the nearest of the peaks that remain
-        at, px, py, d2, ok = pixels_around(cx, cy, first, (height, width), s["aperture"])
-        row, col = np.nonzero(ok & good[:, None] & self.mask.ravel()[at] & ~candidate[at])
-        order = np.lexsort((d2[row, col], at[row, col]))
-        row, col = row[order], col[order]
-        nearest = np.ones(len(row), bool)
-        nearest[1:] = np.diff(at[row, col]) != 0
-        row, col = row[nearest], col[nearest]
-        of = np.concatenate([label, row])
-        excess = np.concatenate([excess, pixels[at[row, col]] - mean[row]])
-        intensity = total(excess, of)
+        if s["aperture"]:
+            at, px, py, d2, ok = pixels_around(cx, cy, first, (height, width), s["aperture"])
+            row, col = np.nonzero(ok & good[:, None] & self.mask.ravel()[at] & ~candidate[at])
+            order = np.lexsort((d2[row, col], at[row, col]))
+            row, col = row[order], col[order]
+            nearest = np.ones(len(row), bool)
+            nearest[1:] = np.diff(at[row, col]) != 0
+            row, col = row[nearest], col[nearest]
+            label = np.concatenate([label, row])
+            excess = np.concatenate([excess, pixels[at[row, col]] - mean[row]])
+            x, y = np.concatenate([x, px[row, col]]), np.concatenate([y, py[row, col]])
+        intensity = total(excess, label)
         good &= intensity > 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            fs = total(excess * np.concatenate([x, px[row, col]]), of) / intensity
-            ss = total(excess * np.concatenate([y, py[row, col]]), of) / intensity
+            fs, ss = (total(excess * v, label) / intensity for v in (x, y))
         stray = np.hypot(fs - cx, ss - cy) > STRAY
         fs, ss = np.where(stray, cx, fs), np.where(stray, cy, ss)
 
@@ -395,7 +460,7 @@ class PeakFinder:
             "snr": snr,
             "pixels": size,
         }
-        return pd.DataFrame({name: v[good] for name, v in table.items()})
+        return {name: v[good] for name, v in table.items()}
 
 # %% ../../nbs/frames/peaks.ipynb #ba9f4528
 PEAKFINDER8: dict[str, Any] = {
@@ -483,12 +548,11 @@ def find_frame_peaks(
                 tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings
             )
         image = ds[variable].isel(frame=f).values
-        table = finder(image - np.float32(pedestal) if pedestal else image)
-        table.insert(0, "frame", f)
-        tables.append(table)
+        columns = finder.columns(image - np.float32(pedestal) if pedestal else image)
+        tables.append({"frame": np.full(len(columns["fs"]), f)} | columns)
     if not tables:
         raise BadInput(f"frames is {frames!r}; expected at least one frame number below {n}")
-    return pd.concat(tables, ignore_index=True)
+    return pd.DataFrame({name: np.concatenate([t[name] for t in tables]) for name in tables[0]}, copy=False)
 
 
 def radius_map(ds: xr.Dataset) -> np.ndarray | None:
