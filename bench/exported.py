@@ -48,6 +48,7 @@ def build(folder: Path) -> Path:
 def train(folder: Path) -> Path:
     """A run of the size of `make demo`, hardly trained: its speed is what is asked for."""
     words = ["model=latent_diff", "size=tiny", "experiment_type=test", "data=sim128", "data.limit=64", "run_name=run"]
+    words += ["training.num_epochs=1", "model.diff_epochs=1"]
     command = [Path(sys.executable).with_name("xrddiff"), "run", *words]
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
     return next(folder.glob("output/*/run"))
@@ -99,9 +100,7 @@ def measure(run: Path, batches: list[int], seconds: float) -> list[dict[str, obj
                 text=True,
             )
             said = [json.loads(line) for line in done.stdout.splitlines()]
-            rows += [
-                {**row, "way": "pt2, C++"} for row in said if row["batch"] == batch and (batch != 1 or row not in rows)
-            ]
+            rows += [{**row, "way": "pt2, C++"} for row in said if row["batch"] == batch]
     return rows
 
 

@@ -22,6 +22,8 @@ from xrddiff.errors import BadInput
 from xrddiff.exports.exporters import export_run
 from xrddiff.exports.package import MANIFEST, SUMS, read_package
 from xrddiff.files import sha256
+from xrddiff.models.autoregressive import AutoregressiveDiffusion
+from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.slow
 CPP = Path(__file__).parent.parent / "examples" / "cpp"
@@ -42,6 +44,45 @@ def onnx_package(runs):
     """The model of frames as an ONNX graph, with classes and numbers."""
     need("onnxruntime")
     return export_run(runs("ddpm"), "onnx", words=["inference.steps=4"])
+
+
+def by_token(run: Path, folder: Path, order: str) -> Path:
+    """A copy of a run that draws its frames, or its latents, with a small autoregressive model, not trained."""
+    copy = shutil.copytree(run, folder / "tokens", ignore=shutil.ignore_patterns("exported"))
+    known = load_checkpoint(copy)
+    drawn, told = known.state["generator"], known.state["model"]
+    torch.manual_seed(0)
+    model = AutoregressiveDiffusion(
+        drawn["shape"][0],
+        drawn["shape"][1:],
+        drawn["shape"][1] // 4,
+        width=16,
+        depth=1,
+        heads=2,
+        order=order,
+        mask_channel=drawn["autoencoder"] is None,
+        conditions=told["conditions"],
+        maps=told["maps"],
+    )
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    state = known.state | {"model": model.config, "generator": drawn | {"kind": "autoregressive", "denoiser": None}}
+    weights = dict(model.named_parameters())
+    save_checkpoint(copy / "checkpoints", known.step + 1, {"model": weights, "ema": weights}, state)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def tokens_run(runs, tmp_path_factory):
+    """A model of tokens of the latent, group by group, told maps."""
+    return by_token(runs("latent_diff"), tmp_path_factory.mktemp("latent"), "random")
+
+
+@pytest.fixture(scope="module")
+def tokens_package(tokens_run):
+    """It as ONNX graphs."""
+    need("onnxruntime")
+    return export_run(tokens_run, "onnx", words=["inference.steps=3"])
 
 
 def same(found, wanted, bound=1e-4):
@@ -105,9 +146,68 @@ def test_an_autoencoder_with_codes_as_onnx_reconstructs_as_its_run(runs):
         model.sample(1)
 
 
+def test_tokens_of_a_latent_as_onnx_are_drawn_as_by_the_run(tokens_package, tokens_run):
+    run, model = xd.open_run(tokens_run), xd.load_exported(tokens_package)
+    assert "encoder, decoder, transformer, head as onnx" in repr(model)
+    same(model.sample(3, seed=3, batch_size=2), run.sample(3, progress=False, steps=3, seed=3, batch_size=2))
+    words = dict(steps=2, guidance_scale=2.0, first_sample=5, sampler="heun", sampler_options={"S_churn": 5.0})
+    ours, theirs = model.sample(2, **words), run.sample(2, progress=False, **words)
+    same(ours, theirs)
+    assert ours.attrs == theirs.attrs and set(ours.variables) == set(theirs.variables)
+    held_out = run.frames("held_out", 2)
+    same(model.reconstruct(held_out), run.reconstruct(held_out))
+    about = read_package(tokens_package)
+    tokens, drawn = about["generator"]["tokens"], about["graphs"]["transformer"]["inputs"]["tokens"]["shape"]
+    assert drawn == ["batch", 16, tokens["dim"]] and tokens["grid"] == [4, 4] and tokens["order"] == "random"
+    assert sum(about["sampling"]["groups"]) == 16 and about["sampling"]["sigmas"][-1] == 0
+
+
+def test_tokens_of_frames_as_libraries_are_drawn_as_by_the_run(tokens_library, runs):
+    path, source = tokens_library
+    run, model = xd.open_run(source), xd.load_exported(path)
+    words = dict(seed=3, batch_size=2, steps=3)
+    same(model.sample(3, **words), run.sample(3, progress=False, **words))
+    with pytest.raises(BadInput, match="has no autoencoder"):
+        model.reconstruct(run.frames("held_out", 1))
+
+
+@pytest.fixture(scope="module")
+def tokens_library(runs, tmp_path_factory):
+    """A model of tokens of frames, one after another, as compiled libraries: the package, and its run."""
+    if shutil.which("g++") is None:
+        missing("no C++ compiler: g++ is not installed (Debian: g++)")
+    run = by_token(runs("diff"), tmp_path_factory.mktemp("frames"), "raster")
+    return export_run(run, "pt2"), run
+
+
+def test_damaged_graphs_of_tokens_are_refused(tokens_package, tmp_path):
+    for name in ("transformer", "head"):
+        copy = shutil.copytree(tokens_package, tmp_path / name)
+        flip(copy / f"{name}.onnx")
+        with pytest.raises(BadInput, match=f"{name}.onnx is not what was exported"):
+            xd.load_exported(copy)
+    copy = shutil.copytree(tokens_package, tmp_path / "version")
+    other_version(copy)
+    with pytest.raises(BadInput, match="version 2; expected"):
+        xd.load_exported(copy)
+    graphs = xd.load_exported(tokens_package).generator.model.graphs
+    dim = graphs["head"].about["inputs"]["x"]["shape"][1]
+    with pytest.raises(BadInput, match="head got x of shape"):
+        graphs["head"](
+            torch.zeros(2, dim + 1, dtype=torch.float64), torch.ones((), dtype=torch.float64), torch.zeros(2, 16)
+        )
+    with pytest.raises(BadInput, match="transformer got tokens of shape"):
+        given = [
+            torch.zeros(2, *k["shape"][1:]).to(getattr(torch, k["dtype"]))
+            for k in graphs["transformer"].about["inputs"].values()
+        ]
+        graphs["transformer"](given[0][:, 1:], *given[1:])
+
+
 def test_what_cannot_be_exported_is_said(runs, tmp_path):
-    done = xrddiff("export", str(runs("diff")), "--format", "onnx", folder=tmp_path, check=False)
-    assert done.returncode == 2 and "draws frames patch by patch" in done.stderr and "Traceback" not in done.stderr
+    done = xrddiff("export", str(runs("diff")), "--format", "diffusers", folder=tmp_path, check=False)
+    assert done.returncode == 2 and "draws frames token by token" in done.stderr and "Traceback" not in done.stderr
+    assert not (runs("diff") / "exported" / "diffusers").exists()
     done = xrddiff("export", str(runs("ddpm")), "--format", "onyx", folder=tmp_path, check=False)
     assert done.returncode == 2 and "did you mean 'onnx'?" in done.stderr
     half = shutil.copytree(runs("vq"), tmp_path / "half", ignore=shutil.ignore_patterns("report.html", "samples"))
@@ -271,7 +371,7 @@ def test_cpp_refuses_what_is_damaged(infer, damaged):
     )
 
 
-def test_cpp_refuses_other_input(infer, package, onnx_package, tmp_path):
+def test_cpp_refuses_other_input(infer, package, onnx_package, tokens_library, tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["intensity"] = np.zeros((2, 8, 8), np.float32)
     with h5py.File(tmp_path / "no_maps.h5", "w") as file:
@@ -286,6 +386,7 @@ def test_cpp_refuses_other_input(infer, package, onnx_package, tmp_path):
         ("sample", package, out, "-n", "x"): "expected a whole number",
         ("sample", package, out, "--condition", "hit_class=single", "--maps", tmp_path / "no_maps.h5"): "holds no map",
         ("check", onnx_package): "expected pt2",
+        ("sample", tokens_library[0], out): "draws frames token by token",
         ("reconstrict", package): "there is no command reconstrict",
     }.items():
         done = infer(*words, check=False)

@@ -113,6 +113,10 @@ class Diffusers(Exporter):
 
         diffusers.utils.logging.set_verbosity(logging.ERROR)
         graphs, about = {graph.name: graph for graph in made.graphs}, {}
+        if "transformer" in graphs:
+            raise BadInput(
+                "the model draws frames token by token, for which diffusers has no class; expected another format, such as pt2 or onnx"
+            )
         if "denoiser" in graphs:
             net = graphs["denoiser"].module.denoiser.net
             unet_for_diffusers(net).save_pretrained(folder / "unet", safe_serialization=True)

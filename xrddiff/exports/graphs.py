@@ -19,8 +19,9 @@ from ..errors import BadInput
 from ..formats.store import read_store
 from ..inference.detectors import template_frames, tiles_of
 from ..inference.generators import Generator, open_generator
-from ..inference.samplers import ready_sampler
+from ..inference.samplers import draw_settings, ready_sampler
 from ..models.autoencoder import Autoencoder, AutoencoderVQ
+from ..models.autoregressive import ORDER_STEPS, AutoregressiveDiffusion, cosine_groups
 from ..recipes.latents import open_autoencoder
 from ..saved_config import need_run, to_yaml
 from ..training.checkpoints import load_checkpoint
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['Encode', 'Decode', 'Denoise', 'Graph', 'autoencoder_graphs', 'denoiser_graph', 'map_channels', 'Exportable',
-           'open_exportable']
+__all__ = ['Encode', 'Decode', 'Denoise', 'ReadTokens', 'DenoiseToken', 'Graph', 'autoencoder_graphs', 'denoiser_graph',
+           'autoregressive_graphs', 'map_channels', 'Exportable', 'open_exportable']
 
 # %% ../../nbs/exports/graphs.ipynb #b019be81
 class Encode(nn.Module):
@@ -76,6 +77,36 @@ class Denoise(nn.Module):
 
 def _has_codes(autoencoder: nn.Module) -> bool:
     return isinstance(autoencoder, AutoencoderVQ)
+
+# %% ../../nbs/exports/graphs.ipynb #d0a9974b
+class ReadTokens(nn.Module):
+    """Tokens (B, N, dim) float32, and what else the transformer reads, in the order of `names` -> z
+    (B, N, width), what is known of each token.
+
+    names: `hidden` (B, N) bool, the tokens that are not there yet, in random order; `mask` (B, N, patch²)
+        bool, the valid pixels; conditions and maps.
+    """
+
+    def __init__(self, model: AutoregressiveDiffusion, names: Sequence[str]):
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *given: Tensor) -> Tensor:
+        tokens, *told = given
+        cond = dict(zip(self.names, told, strict=True))
+        return self.model(tokens, cond, cond.get("mask"), cond.get("hidden"))
+
+
+class DenoiseToken(nn.Module):
+    """x (R, dim) float64, R tokens, σ () float64 and z (R, width) float32 -> the denoised x, float64."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, *given: Tensor) -> Tensor:
+        x, sigma, z = given
+        return self.denoiser(x, sigma, {"token": z})
 
 # %% ../../nbs/exports/graphs.ipynb #c2152ef6
 @dataclass(frozen=True)
@@ -130,19 +161,38 @@ def denoiser_graph(denoiser: Denoiser, shape: Sequence[int], *, mask: bool) -> G
     mask: whether a mask is given, as it is for frames; a latent has none.
     An unknown condition is -1 or NaN, an unknown map NaN.
     """
-    _, height, width = shape
-    told = {"mask": torch.ones(2, 1, height, width, dtype=torch.bool)} if mask else {}
-    for name, field in denoiser.conditions.items():
-        told[name] = torch.zeros(2, dtype=torch.int64) if isinstance(field, int) else torch.full((2,), float(field[0]))
-    for name, channels in map_channels(denoiser).items():
-        told[name] = torch.zeros(2, channels, height, width)
+    told = {"mask": torch.ones(2, 1, *shape[1:], dtype=torch.bool)} if mask else {}
+    told |= _conditions(denoiser, shape[1:])
     given = {"x": torch.zeros(2, *shape, dtype=torch.float64), "sigma": torch.tensor(1.0, dtype=torch.float64)}
     return Graph("denoiser", Denoise(denoiser, tuple(told)), given | told, ("denoised",))
 
 
-def map_channels(denoiser: Denoiser) -> dict[str, int]:
-    """The condition maps that a network takes, name -> channels."""
-    return dict(getattr(denoiser.net, "config", {}).get("maps") or {})
+def autoregressive_graphs(model: AutoregressiveDiffusion) -> list[Graph]:
+    """`transformer` and `head` of an autoregressive model; the batch of the head are tokens."""
+    n, pixels = model.tokens, model.patch_size**2
+    told = {"hidden": torch.ones(2, n, dtype=torch.bool)} if model.order == "random" else {}
+    if model.mask_channel:
+        told["mask"] = torch.ones(2, n, pixels, dtype=torch.bool)
+    told |= _conditions(model, model.size)
+    noisy = {"x": torch.zeros(2, model.dim, dtype=torch.float64), "sigma": torch.tensor(1.0, dtype=torch.float64)}
+    return [
+        Graph("transformer", ReadTokens(model, tuple(told)), {"tokens": torch.zeros(2, n, model.dim)} | told, ("z",)),
+        Graph("head", DenoiseToken(model.denoiser), noisy | {"z": torch.zeros(2, model.place.shape[1])}, ("denoised",)),
+    ]
+
+
+def _conditions(model: nn.Module, size: Sequence[int]) -> dict[str, Tensor]:
+    """Examples of what a model is told: classes, numbers, and maps of `size` (H, W)."""
+    told = {
+        name: torch.zeros(2, dtype=torch.int64) if isinstance(field, int) else torch.full((2,), float(field[0]))
+        for name, field in model.conditions.items()
+    }
+    return told | {name: torch.zeros(2, channels, *size) for name, channels in map_channels(model).items()}
+
+
+def map_channels(model: nn.Module) -> dict[str, int]:
+    """The condition maps that a model takes, name -> channels."""
+    return dict(getattr(getattr(model, "net", model), "config", {}).get("maps") or {})
 
 # %% ../../nbs/exports/graphs.ipynb #f94ae469
 @dataclass
@@ -231,17 +281,15 @@ def _of_generator(run: Path, cfg: Config) -> Exportable:
             "codes": _has_codes(space.autoencoder),
             "statistics": space.statistics.state(),
         }
-    if generator.autoregressive and not graphs:
-        raise BadInput(
-            f"{run} draws frames patch by patch, each from those before it, so that no one step can be exported; "
-            "expected a run of vae_kl, vq, ddpm or latent_diff"
-        )
-    if not generator.autoregressive:
-        tile = tiles_of(generator, i).get("tile")
-        shape = generator.shape if tile is None else (generator.shape[0], *(min(tile, n) for n in generator.shape[1:]))
+    tile, shape = tiles_of(generator, i).get("tile"), generator.shape
+    if tile is not None:
+        shape = (shape[0], *(min(tile, n) for n in shape[1:]))
+    if generator.autoregressive:
+        graphs += autoregressive_graphs(generator.model)
+    else:
         graphs.append(denoiser_graph(generator.model, shape, mask=generator.space is None))
-        about["generator"] = checkpoint.state["generator"] | _network(generator) | {"drawn": list(shape)}
-        about["sampling"] = _sampling(generator, cfg)
+    about["generator"] = checkpoint.state["generator"] | _network(generator) | {"drawn": list(shape)}
+    about["sampling"] = _sampling(generator, cfg)
     return _exportable(graphs, about, generator.template, cfg)
 
 
@@ -254,15 +302,27 @@ def _network(generator: Generator) -> dict[str, Any]:
         "names": {n: names if not isinstance(names := fields.names(n), int) else None for n in generator.fields},
         "map_channels": map_channels(generator.model),
         "panels": generator.panels,
+        "tokens": _tokens(generator.model) if generator.autoregressive else None,
     }
+
+
+def _tokens(model: AutoregressiveDiffusion) -> dict[str, Any]:
+    """How a frame is cut into tokens, and in which order they are drawn."""
+    return {"order": model.order, "patch": model.patch_size, "grid": list(model.grid), "dim": model.dim}
 
 
 def _sampling(generator: Generator, cfg: Config) -> dict[str, Any]:
     """The sampler with its noise levels, and the settings of a draw."""
     i, sampler = cfg.inference, ready_sampler(generator, cfg)
     told = {k: getattr(i, k) for k in ("seed", "batch_size", "guidance", "guidance_scale", "guidance_interval")}
-    levels = sampler.sigmas(generator.model).tolist()
-    return {"sampler": asdict(sampler), "sigmas": levels, "condition": dict(i.condition), **told}
+    if not generator.autoregressive:
+        told["sigmas"] = sampler.sigmas(generator.model).tolist()
+    else:
+        model, groups = generator.model, None
+        if model.order == "random":
+            groups = cosine_groups(model.tokens, draw_settings(cfg, sampler).order_steps or ORDER_STEPS)
+        told |= {"sigmas": sampler.sigmas().tolist(), "groups": groups}
+    return {"sampler": asdict(sampler), "condition": dict(i.condition), **told}
 
 
 def _exportable(graphs: list[Graph], about: dict[str, Any], template: xr.Dataset, cfg: Config) -> Exportable:

@@ -31,6 +31,7 @@ from ..inference.samplers import ready_sampler
 from ..loading.loader import FrameLoader
 from ..metrics.reconstruction import autoencoder_codec, reconstruct_frames
 from ..models.autoencoder import Latent
+from ..models.autoregressive import ByToken
 from ..models.latent_space import LatentSpace, LatentStatistics
 from ..registry import find, get
 from ..saved_config import load_config
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     Call = Callable[..., tuple[Tensor, ...]]
 
 # %% auto #0
-__all__ = ['Checked', 'ExportedAutoencoder', 'ExportedDenoiser', 'ExportedModel', 'fit_frames', 'load_exported']
+__all__ = ['Checked', 'ExportedAutoencoder', 'ExportedDenoiser', 'ExportedAutoregressive', 'ExportedContexts', 'ExportedHead',
+           'ExportedModel', 'fit_frames', 'load_exported']
 
 # %% ../../nbs/exports/runtime.ipynb #66f57406
 @dataclass(frozen=True)
@@ -137,22 +139,108 @@ class ExportedDenoiser(Denoiser):
             raise BadInput(
                 f"the exported denoiser got sigma of shape {tuple(s.shape)}; expected one noise level for all"
             )
-        told = [self._told(name, kind, cond or {}, x) for name, kind in list(self.graph.about["inputs"].items())[2:]]
+        told = [
+            _told(name, kind, cond or {}, len(x), self.conditions)
+            for name, kind in list(self.graph.about["inputs"].items())[2:]
+        ]
         return self.graph(x.double(), s, *told)[0].to(x.dtype)
 
-    def _told(self, name: str, kind: Mapping[str, Any], cond: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """An argument of the graph beside x and σ."""
-        given = cond.get(name)
-        if given is None:
-            value = True if name == "mask" else -1 if kind["dtype"] == "int64" else math.nan
-            return torch.full((len(x), *kind["shape"][1:]), value, dtype=getattr(torch, kind["dtype"]))
-        if name == "mask":
-            given = given.expand(len(x), *given.shape[1:])
-        elif kind["dtype"] == "int64" and not bool(((given >= -1) & (given < self.conditions[name])).all()):
-            raise BadInput(
-                f"the condition {name!r} has class {int(given.max())}; expected 0 to {self.conditions[name] - 1}, or −1 for unknown"
+
+def _told(
+    name: str, kind: Mapping[str, Any], cond: Mapping[str, Tensor], batch: int, fields: Mapping[str, Any]
+) -> Tensor:
+    """What a graph is told for `batch` frames besides what it works on; what `cond` does not say is unknown."""
+    given = cond.get(name)
+    if given is None:
+        value = True if name == "mask" else -1 if kind["dtype"] == "int64" else math.nan
+        return torch.full((batch, *kind["shape"][1:]), value, dtype=getattr(torch, kind["dtype"]))
+    if name == "mask":
+        given = given.expand(batch, *given.shape[1:])
+    elif kind["dtype"] == "int64" and not bool(((given >= -1) & (given < fields[name])).all()):
+        raise BadInput(
+            f"the condition {name!r} has class {int(given.max())}; expected 0 to {fields[name] - 1}, or −1 for unknown"
+        )
+    return given.to(getattr(torch, kind["dtype"]))
+
+# %% ../../nbs/exports/runtime.ipynb #33bd20a1
+class ExportedAutoregressive(ByToken, nn.Module):
+    """An exported autoregressive model: `draw` and `sample`, with graphs in place of transformer and head.
+
+    graphs: `transformer` and `head`. about: what the manifest says of the generator.
+    """
+
+    def __init__(self, graphs: Mapping[str, Checked], about: Mapping[str, Any]):
+        super().__init__()
+        self.graphs, self.conditions, tokens = dict(graphs), dict(about["fields"]), about["tokens"]
+        self.config = {"conditions": self.conditions, "maps": dict(about["map_channels"])}
+        self.divide(about["shape"][0], about["shape"][1:], tokens["patch"], tokens["order"])
+
+    def blank(self, batch: int) -> Tensor:
+        """Tokens (B, N, dim) of zeros."""
+        return torch.zeros(batch, self.tokens, self.dim)
+
+    def contexts(self, *given: Any, **words: Any) -> ExportedContexts:
+        """See `models.autoregressive.Contexts`."""
+        return ExportedContexts(self, *given, **words)
+
+    def token_denoiser(self, *given: Any) -> ExportedHead:
+        """See `models.autoregressive.TokenDenoiser`."""
+        return ExportedHead(self.graphs["head"], *given)
+
+
+class ExportedContexts:
+    """The calls of `models.autoregressive.Contexts`; nothing is kept from one token to the next (`cache`)."""
+
+    def __init__(
+        self,
+        model: ExportedAutoregressive,
+        batch: int,
+        cond: Mapping[str, Tensor] | None = None,
+        valid: Tensor | None = None,
+        *,
+        guided: bool = False,
+        cache: bool = True,
+    ):
+        self.graph, mask = model.graphs["transformer"], {} if valid is None else {"mask": valid}
+        self.told = {
+            name: torch.cat(
+                [
+                    _told(name, kind, told, batch, model.conditions)
+                    for told in ({**(cond or {}), **mask}, mask)[: 1 + guided]
+                ]
             )
-        return given.to(getattr(torch, kind["dtype"]))
+            for name, kind in list(self.graph.about["inputs"].items())[1:]
+            if name != "hidden"
+        }
+        self.copies = 1 + guided
+
+    def newest(self, tokens: Tensor, i: int) -> Tensor:
+        """z of token i, (rows, 1, width), from the `tokens` (B, N, dim) before it."""
+        return self.graph(tokens.repeat(self.copies, 1, 1), *self.told.values())[0][:, i : i + 1]
+
+    def unseen(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """z of all tokens, (rows, N, width), from the `tokens` (B, N, dim) that are not `hidden` (B, N) bool."""
+        return self.graph(tokens.repeat(self.copies, 1, 1), hidden.repeat(self.copies, 1), *self.told.values())[0]
+
+
+class ExportedHead:
+    """The calls of `models.autoregressive.TokenDenoiser`."""
+
+    def __init__(self, graph: Checked, guidance_scale: float = 1.0, data_range: tuple[float, float] | None = None):
+        self.graph, self.scale, self.data_range = graph, float(guidance_scale), data_range
+
+    def know(self, z: Tensor) -> None:
+        """Set what is known of the tokens to denoise next."""
+        self.z = z.flatten(0, -2)
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, cond: Any = None) -> Tensor:
+        rows, s = x.double().reshape(-1, x.shape[-1]), torch.as_tensor(sigma, dtype=torch.float64)
+        denoised = self.graph(rows if self.scale == 1 else torch.cat([rows, rows]), s, self.z)[0]
+        if self.scale != 1:
+            known, unknown = denoised.chunk(2)
+            denoised = torch.lerp(unknown, known, self.scale)
+        denoised = denoised.view(x.shape).to(x.dtype)
+        return denoised if self.data_range is None else denoised.clamp(*self.data_range)
 
 # %% ../../nbs/exports/runtime.ipynb #1b6c0c6b
 @dataclass
@@ -231,7 +319,7 @@ class ExportedModel:
         Raises `BadInput` for a package without a denoiser.
         """
         if self.generator is None:
-            raise BadInput(f"{self.path} holds no denoiser; expected an export of ddpm or latent_diff")
+            raise BadInput(f"{self.path} holds no denoiser; expected an export of ddpm, diff or latent_diff")
         cfg = inference_config(self.path, [*words, f"inference.num_samples={n}"])
         if cfg.inference.detector is not None:
             raise BadInput("inference.detector: an exported model draws frames of one size; expected null")
@@ -311,8 +399,10 @@ def _generator(
         "run": about["source"]["run"],
         "step": about["source"]["step"],
     }
+    tokens = state.get("tokens") is not None
+    model = ExportedAutoregressive(graphs, state) if tokens else ExportedDenoiser(graphs["denoiser"], state)
     return Generator(
-        ExportedDenoiser(graphs["denoiser"], state).eval(), tuple(state["shape"]), transform_from_state(about["transform"]), template,
+        model.eval(), tuple(state["shape"]), transform_from_state(about["transform"]), template,
         space, state["conditions"], state["limits"] and tuple(state["limits"]), "cpu", source, state["classes"], state["maps"],
         state["lattices"], state["window"] and tuple(state["window"]), state["distances"],
     )  # fmt: skip

@@ -23,8 +23,9 @@ from ..registry import options
 from ..seeds import seed_from, torch_generator
 
 # %% auto #0
-__all__ = ['ORDERS', 'DIFFUSION', 'HEAD_WIDTHS', 'patchify', 'unpatchify', 'DiffusionHead', 'AutoregressiveDiffusion',
-           'TokenDenoiser', 'cosine_groups', 'generate', 'make_autoregressive', 'measure_range']
+__all__ = ['ORDERS', 'ORDER_STEPS', 'DIFFUSION', 'HEAD_WIDTHS', 'patchify', 'unpatchify', 'DiffusionHead', 'ByToken',
+           'AutoregressiveDiffusion', 'TokenDenoiser', 'cosine_groups', 'Contexts', 'generate', 'make_autoregressive',
+           'measure_range']
 
 # %% ../../nbs/models/autoregressive.ipynb #94bb735a
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -110,13 +111,79 @@ class DiffusionHead(nn.Module):
 
 # %% ../../nbs/models/autoregressive.ipynb #a62fc7eb
 ORDERS = ("raster", "random")
+ORDER_STEPS = 16  # groups of tokens in random order
 DIFFUSION: dict[str, Any] = dict(
     num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data=0.5, rho=7.0, P_mean=-1.2, P_std=0.8,
     S_churn=5.0, S_tmin=0.05, S_tmax=50.0, S_noise=1.003, clamp=None,
 )  # fmt: skip
 
 
-class AutoregressiveDiffusion(nn.Module):
+class ByToken:
+    """What draws frames (B, channels, H, W) of `size` (H, W) by tokens, patches of `patch_size`² pixels,
+    in an `order`; `divide` is called first.
+
+    A subclass has `conditions`, and what `generate` asks for: `blank`, `contexts` and `token_denoiser`.
+    """
+
+    by_token = True  # each token is drawn by a sampler
+
+    def divide(self, channels: int, size: Sequence[int], patch_size: int, order: str) -> None:
+        """Set `grid`, the rows and columns of patches, `tokens`, how many these are, and `dim`, the
+        values of one.
+        """
+        if order not in ORDERS:
+            raise BadInput(f"there is no order {order!r}{nearest(str(order), ORDERS)}")
+        if patch_size < 1 or size[0] % patch_size or size[1] % patch_size:
+            raise BadInput(
+                f"frames of {size[0]} x {size[1]} pixels do not divide into patches of {patch_size}; expected multiples of it"
+            )
+        self.channels, self.size, self.patch_size, self.order = channels, tuple(size), patch_size, order
+        self.grid = size[0] // patch_size, size[1] // patch_size
+        self.tokens, self.dim = self.grid[0] * self.grid[1], channels * patch_size**2
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of a frame must be multiples of this."""
+        return self.patch_size
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C·patch²) of frames (B, C, H, W); refuses another size."""
+        if x.ndim != 4 or tuple(x.shape[2:]) != self.size:
+            raise BadInput(
+                f"the autoregressive model got frames of shape {tuple(x.shape)}; expected (batch, channels, {self.size[0]}, {self.size[1]})"
+            )
+        if x.shape[1] not in (1, self.channels):  # 1: a mask
+            raise BadInput(f"the autoregressive model got frames of {x.shape[1]} channels; expected {self.channels}")
+        return patchify(x, self.patch_size)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Frames (B, C, H, W) of tokens (B, N, C·patch²)."""
+        return unpatchify(tokens, self.patch_size, self.size[0])
+
+    def draw(
+        self,
+        shape: Sequence[int],
+        samples: Sequence[int],
+        settings: Any,
+        *,
+        cond: Mapping[str, Tensor] | None = None,
+        callback: Any = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The samples with these numbers, (B, *shape) float32 in network values.
+
+        settings: see `models.generative.DrawSettings`.
+        """
+        words = {} if settings.order_steps is None else {"steps": settings.order_steps}
+        words |= dict(seed=settings.seed, guidance_scale=settings.guidance_scale, sampler=settings.sampler)
+        return self.sample(samples, cond=cond, callback=callback, **words)
+
+    def sample(self, samples: Sequence[int], **words: Any) -> Tensor:
+        """Frames (B, C, H, W) float32 of the given sample numbers: see `generate`."""
+        return generate(self, samples, **words)
+
+
+class AutoregressiveDiffusion(ByToken, nn.Module):
     """Frames (B, channels, H, W) of `size` (H, W), patch by patch of `patch_size`² pixels.
 
     width, depth, heads, dim_head: of the transformer.
@@ -159,15 +226,7 @@ class AutoregressiveDiffusion(nn.Module):
             raise BadInput(
                 f"sigma_data is {self.diffusion['sigma_data']!r}; expected a number, measured on the training set"
             )
-        if order not in ORDERS:
-            raise BadInput(f"there is no order {order!r}{nearest(str(order), ORDERS)}")
-        if patch_size < 1 or size[0] % patch_size or size[1] % patch_size:
-            raise BadInput(
-                f"frames of {size[0]} x {size[1]} pixels do not divide into patches of {patch_size}; expected multiples of it"
-            )
-        self.channels, self.size, self.patch_size, self.order = channels, tuple(size), patch_size, order
-        self.grid = size[0] // patch_size, size[1] // patch_size
-        self.tokens, self.dim = self.grid[0] * self.grid[1], channels * patch_size**2
+        self.divide(channels, size, patch_size, order)
         self.mask_channel = mask_channel
         head_width = head_width or width
         self.transformer = Transformer(width, depth, heads, dim_head=dim_head, causal=order == "raster")
@@ -184,7 +243,6 @@ class AutoregressiveDiffusion(nn.Module):
         conditions, maps, diffusion = self.condition.fields, self.pictures.maps, self.diffusion
         self.config = config_of(locals())
 
-    by_token = True  # each token is drawn by a sampler
     own_start = ("place",)  # what has another size in frames of another size
 
     @property
@@ -198,43 +256,6 @@ class AutoregressiveDiffusion(nn.Module):
     def conditions(self) -> Mapping[str, Any]:
         """The conditions of the model: name -> number of classes, or [mean, std]."""
         return self.condition.fields
-
-    @property
-    def multiple(self) -> int:
-        """Height and width of a frame must be multiples of this."""
-        return self.patch_size
-
-    def draw(
-        self,
-        shape: Sequence[int],
-        samples: Sequence[int],
-        settings: Any,
-        *,
-        cond: Mapping[str, Tensor] | None = None,
-        callback: Any = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """The samples with these numbers, (B, *shape) float32 in network values.
-
-        settings: see `models.generative.DrawSettings`.
-        """
-        words = {} if settings.order_steps is None else {"steps": settings.order_steps}
-        words |= dict(seed=settings.seed, guidance_scale=settings.guidance_scale, sampler=settings.sampler)
-        return self.sample(samples, cond=cond, callback=callback, **words)
-
-    def patchify(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C·patch²) of frames (B, C, H, W); refuses another size."""
-        if x.ndim != 4 or tuple(x.shape[2:]) != self.size:
-            raise BadInput(
-                f"the autoregressive model got frames of shape {tuple(x.shape)}; expected (batch, channels, {self.size[0]}, {self.size[1]})"
-            )
-        if x.shape[1] not in (1, self.channels):  # 1: a mask
-            raise BadInput(f"the autoregressive model got frames of {x.shape[1]} channels; expected {self.channels}")
-        return patchify(x, self.patch_size)
-
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Frames (B, C, H, W) of tokens (B, N, C·patch²)."""
-        return unpatchify(tokens, self.patch_size, self.size[0])
 
     def read(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the transformer sees of known tokens (B, n, dim) with the pixel mask (B or 1, n,
@@ -303,9 +324,17 @@ class AutoregressiveDiffusion(nn.Module):
             kept["clamp"] = tuple(d["clamp"])
         return Sampler(name, steps or d["num_sample_steps"], **kept | words)
 
-    def sample(self, samples: Sequence[int], **words: Any) -> Tensor:
-        """Frames (B, C, H, W) float32 of the given sample numbers: see `generate`."""
-        return generate(self, samples, **words)
+    def blank(self, batch: int) -> Tensor:
+        """Tokens (B, N, dim) of zeros."""
+        return self.place.new_zeros(batch, self.tokens, self.dim)
+
+    def contexts(self, *given: Any, **words: Any) -> Contexts:
+        """See `Contexts`."""
+        return Contexts(self, *given, **words)
+
+    def token_denoiser(self, *given: Any) -> TokenDenoiser:
+        """See `TokenDenoiser`."""
+        return TokenDenoiser(self, *given)
 
 # %% ../../nbs/models/autoregressive.ipynb #4b5187e0
 class TokenDenoiser:
@@ -363,40 +392,64 @@ def cosine_groups(unknown: int, steps: int) -> list[int]:
     return sizes
 
 # %% ../../nbs/models/autoregressive.ipynb #2414f0c3
-def _raster(
-    model: AutoregressiveDiffusion,
-    read: Callable[[int, int], Tensor],
-    context: Tensor,
-    unknown: Sequence[int],
-    cache: bool,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Patch by patch its place (1,) and c (rows, 1, width); `read(first, last)` are the tokens of
-    the past as the transformer sees them.
+class Contexts:
+    """c of the tokens to draw next, from those that are there, for one generation of `batch` frames; with
+    `guided`, the conditional contexts followed by the unconditional ones.
+
+    cond: the conditions. valid: (B or 1, N, patch²) bool, the valid pixels.
+    cache: keep keys and values, in raster order.
     """
-    store = model.transformer.make_cache(len(context), model.tokens) if cache else None
-    first = 0  # what comes before has been read
-    for i in unknown:
-        start = first if cache else 0
-        new = read(max(start - 1, 0), i)
+
+    def __init__(
+        self,
+        model: AutoregressiveDiffusion,
+        batch: int,
+        cond: Mapping[str, Tensor] | None = None,
+        valid: Tensor | None = None,
+        *,
+        guided: bool = False,
+        cache: bool = True,
+    ):
+        self.model, self.valid, self.copies = model, valid, 1 + guided
+        self.added = torch.cat([model.context(told, batch) for told in (cond, None)[: self.copies]])
+        kept = cache and model.order == "raster"
+        self.store = model.transformer.make_cache(len(self.added), model.tokens) if kept else None
+        self.first = 0  # what comes before has been read
+
+    def _read(self, tokens: Tensor, first: int, last: int) -> Tensor:
+        valid = None if self.valid is None else self.valid[:, first:last]
+        return self.model.read(tokens[:, first:last], valid).repeat(self.copies, 1, 1)
+
+    def newest(self, tokens: Tensor, i: int) -> Tensor:
+        """c of token i, (rows, 1, width), from the `tokens` (B, N, dim) before it; i rises."""
+        start = 0 if self.store is None else self.first
+        new = self._read(tokens, max(start - 1, 0), i)
         if start == 0:
-            new = torch.cat([model.special.expand(len(context), 1, -1), new], 1)
-        c = model.transformer(new + context[:, start : i + 1], store)[:, -1:]
-        first = i + 1
-        yield torch.tensor([[i]]), c
+            new = torch.cat([self.model.special.expand(len(self.added), 1, -1), new], 1)
+        self.first = i + 1
+        return self.model.transformer(new + self.added[:, start : i + 1], self.store)[:, -1:]
+
+    def unseen(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """c of all tokens, (rows, N, width), from the `tokens` (B, N, dim) that are not `hidden` (B, N) bool."""
+        unseen = hidden.to(tokens.device).repeat(self.copies, 1)[..., None]
+        seen = torch.where(unseen, self.model.special, self._read(tokens, 0, self.model.tokens))
+        return self.model.transformer(seen + self.added)
 
 
-def _random(
-    model: AutoregressiveDiffusion, read: Callable[[int, int], Tensor], context: Tensor, order: Tensor, steps: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _raster(contexts: Contexts, tokens: Tensor, unknown: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Patch by patch its place (1, 1) and c (rows, 1, width), from what `tokens` are by then."""
+    for i in unknown:
+        yield torch.tensor([[i]]), contexts.newest(tokens, i)
+
+
+def _random(contexts: Contexts, tokens: Tensor, order: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Group by group its places (B, k) and c (rows, k, width); `order` (B, unknown): the places of
     each frame in the order in which they are drawn.
     """
-    copies, device = len(context) // len(order), context.device
-    hidden = torch.zeros(len(order), model.tokens, dtype=torch.bool).scatter_(1, order, True)
+    hidden = torch.zeros(tokens.shape[:2], dtype=torch.bool).scatter_(1, order, True)
     for group in order.split(cosine_groups(order.shape[1], steps), 1):
-        unseen = hidden.to(device).repeat(copies, 1)[..., None]
-        c = model.transformer(torch.where(unseen, model.special, read(0, model.tokens)) + context)
-        yield group, c.take_along_dim(group.to(device).repeat(copies, 1)[..., None], 1)
+        c = contexts.unseen(tokens, hidden)
+        yield group, c.take_along_dim(group.to(c.device).repeat(len(c) // len(group), 1)[..., None], 1)
         hidden.scatter_(1, group, False)
 
 
@@ -411,13 +464,11 @@ class _Fresh:
         return self.noise()
 
 # %% ../../nbs/models/autoregressive.ipynb #810768f3
-def _canvas(
-    model: AutoregressiveDiffusion, batch: int, known: Tensor | None, patches: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _canvas(model: ByToken, batch: int, known: Tensor | None, patches: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tokens (B, N, dim) with the known ones in their places, and which those are, (N,) bool."""
     if (known is None) != (patches is None):
         raise BadInput("generation got one of known and known_patches; expected both or none")
-    tokens = torch.zeros(batch, model.tokens, model.dim, device=model.place.device, dtype=model.place.dtype)
+    tokens = model.blank(batch)
     if known is None:
         return tokens, torch.zeros(model.tokens, dtype=torch.bool)
     if tuple(patches.shape) != model.grid:
@@ -431,7 +482,7 @@ def _canvas(
 # %% ../../nbs/models/autoregressive.ipynb #b54742a5
 @torch.no_grad()
 def generate(
-    model: AutoregressiveDiffusion,
+    model: ByToken,
     samples: Sequence[int],
     *,
     seed: int = 42,
@@ -441,7 +492,7 @@ def generate(
     known_patches: Tensor | None = None,
     guidance_scale: float = 1.0,
     sampler: Sampler | None = None,
-    steps: int = 16,
+    steps: int = ORDER_STEPS,
     cache: bool = True,
     callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> Tensor:
@@ -455,42 +506,35 @@ def generate(
     known: (B or 1, C, H, W), frames whose patches `known_patches` are kept as they are.
     known_patches: (h, w) bool; in raster order a patch depends only on those before it.
     guidance_scale: 1: the conditional model.
-    sampler: of a token, default: `model.sampler("dpmpp_2m", 8)`.
+    sampler: of a token, default: `model.sampler("dpmpp_2m", 8)` of an `AutoregressiveDiffusion`.
     steps: groups of patches in random order.
     cache: False reads the past again for every patch (for comparison).
     callback: sees {"i", "x" (B, C, H, W), "done" (B, h, w) bool} after every
         step.
     """
-    batch, device = len(samples), model.place.device
+    batch = len(samples)
     sampler = model.sampler("dpmpp_2m", 8) if sampler is None else sampler
     if mask is None and cond is not None:
         mask = cond.get("mask")
     tokens, fixed = _canvas(model, batch, known, known_patches)
+    device = tokens.device
     valid = pixels = None
     if mask is not None:
         valid = model.patchify(mask.to(device))  # (B or 1, N, patch²)
         pixels = valid.repeat(1, 1, model.channels).expand(batch, -1, -1)
         tokens.masked_fill_(~pixels, 0.0)
 
-    guided = guidance_scale != 1
-    context = model.context(cond, batch)
-    if guided:
-        context = torch.cat([context, model.context(None, batch)])
-
-    def read(first: int, last: int) -> Tensor:
-        seen = model.read(tokens[:, first:last], None if valid is None else valid[:, first:last])
-        return seen.repeat(1 + guided, 1, 1)
-
+    contexts = model.contexts(batch, cond, valid, guided=guidance_scale != 1, cache=cache)
     unknown = (~fixed).nonzero()[:, 0]
     if model.order == "raster":
-        turns = _raster(model, read, context, unknown.tolist(), cache)
+        turns = _raster(contexts, tokens, unknown.tolist())
     else:
         keys = torch.stack(
             [torch.rand(model.tokens, generator=torch_generator(seed, "order", int(i))) for i in samples]
         )
-        turns = _random(model, read, context, unknown[keys[:, unknown].argsort(1)], steps)
+        turns = _random(contexts, tokens, unknown[keys[:, unknown].argsort(1)], steps)
 
-    denoise = TokenDenoiser(model, guidance_scale, sampler.clamp)
+    denoise = model.token_denoiser(guidance_scale, sampler.clamp)
     draw, levels = sampler.method, sampler.sigmas()
     start = float(levels[0]) * SampleNoise((model.tokens, model.dim), samples, seed, device)()
     done = fixed.expand(batch, -1).clone()

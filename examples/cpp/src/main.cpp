@@ -206,6 +206,8 @@ static void watch(const Model& m, bool encode, const Options& o, int64_t batch) 
 // ---- new frames
 
 static void sample(const Model& m, const Options& o, const std::string& out) {
+    if (m.package.has("transformer"))
+        refuse(m.package.folder.string(), " draws frames token by token, which this program cannot; expected a model of whole frames, or xd.load_exported in Python");
     if (!m.package.has("denoiser")) refuse(m.package.folder.string(), " holds no denoiser; expected an export of ddpm or latent_diff");
     Sampling sampling(m.package);
     const Json& how = sampling.how();
@@ -317,7 +319,7 @@ static void sample(const Model& m, const Options& o, const std::string& out) {
 static void bench(const Package& package, int64_t n) {
     for (const auto& [name, about] : package["graphs"].items()) {
         Graph graph(package, name);
-        for (int64_t batch : {int64_t(1), n}) {
+        for (int64_t batch : std::set<int64_t>{1, n}) {
             Tensors given;
             for (const auto& word : graph.order()) {
                 const Json& kind = graph.inputs().at(word.get<std::string>());
