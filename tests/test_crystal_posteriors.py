@@ -78,6 +78,44 @@ def test_any_number_of_ranks_draws_the_same_particles(tmp_path):
         assert shape == [7, 3] and apart < 1e-6 and alike
 
 
+def script_indexed(folder):
+    """A still on two ranks, of which only the first can index."""
+    from xrddiff.indexing.indexer import make_indexer
+    from xrddiff.posteriors.crystal_stills import StillSettings, open_still
+    from xrddiff.ranks.agreement import Ranks
+    from xrddiff.ranks.rendezvous import initialize_distributed
+
+    base = find_experiment("sim128")
+    frames = simulate(replace(base, sample=replace(base.sample, hits=(0.0, 1.0))), [4])
+    found = make_indexer(frames, ORTHORHOMBIC, lattices=1, controls=40)
+
+    def refuses(*words):
+        raise AssertionError("this rank indexed the still")
+
+    def work(rank):
+        info = initialize_distributed(backend="gloo", timeout=60)
+        ranks = Ranks(SimpleNamespace(process_index=info.process_id, num_processes=info.num_processes))
+        settings = StillSettings(CrystalPrior(edges=0.003), indexer=found if ranks.rank == 0 else refuses)
+        one = open_still(frames, settings=settings, ranks=ranks)
+        kinds = [str(v.dtype) for v in (one.lattice.hkl, one.lattice.indexed, *(one.peaks[n] for n in one.peaks))]
+        values = [one.refined.U, one.refined.covariance, one.lattice.spots["fs"], one.peaks["fs"], one.fit.theta]
+        (folder / f"{ranks.rank}.json").write_text(
+            json.dumps([kinds, str(one.refined.cell), *(np.asarray(v).tolist() for v in values)])
+        )
+
+    on_ranks(2, work)
+    alone = open_still(frames, settings=StillSettings(CrystalPrior(edges=0.003), indexer=found))
+    first, second = (json.loads((folder / f"{r}.json").read_text()) for r in (0, 1))
+    return [first == second, first[2] == alone.refined.U.tolist(), first[-1] == alone.fit.theta.tolist()]
+
+
+@pytest.mark.slow
+def test_rank_0_indexes_for_all(tmp_path):
+    done = warm.run(__file__, "indexed", tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [True, True, True]
+
+
 def tilted(wavelength=1.3):
     """Four panels, turned and tilted, around the beam."""
     rng = np.random.default_rng(3)

@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from .notebooks import run_notebook, run_notebook_path
-from .phases import PATIENCE, notebook_target
+from .phases import meet_ranks, notebook_target
 from xrddiff.execution.run_folder import (
     clear_marks,
     environment,
@@ -27,30 +25,17 @@ from xrddiff.execution.run_folder import (
     keep_memory,
     make_free_folder,
     world_rank,
-    world_size,
 )
 from ..files import remove, write_json
 from ..ranks.stopping import StopRequest
 
 if TYPE_CHECKING:
     from xrddiff.posteriors.crystal_stills import CrystalPlan
-    from xrddiff.ranks.agreement import Ranks
 
 # %% auto #0
-__all__ = ['meet', 'posterior_folder', 'execute_crystal_posterior']
+__all__ = ['posterior_folder', 'execute_crystal_posterior']
 
 # %% ../../nbs/execution/crystal_posteriors.ipynb #fc768bed
-def meet(patience: timedelta = PATIENCE) -> Ranks | None:
-    """All ranks that a launcher started; None if this process is alone."""
-    if world_size() == 1:
-        return None
-    from xrddiff.ranks.agreement import Ranks
-    from xrddiff.ranks.rendezvous import initialize_distributed
-
-    info = initialize_distributed()
-    return Ranks(SimpleNamespace(process_index=info.process_id, num_processes=info.num_processes), patience=patience)
-
-
 def posterior_folder(plan: CrystalPlan, folder: str | os.PathLike | None = None) -> Path:
     """Make the folder of a posterior, or open that of the same plan that was stopped.
 
@@ -96,7 +81,7 @@ def execute_crystal_posterior(
     folder: see `posterior_folder`. on_start: called with it on rank 0. terminal: True = show the
     output live. A process alone that is refused leaves no new folder.
     """
-    ranks = meet()
+    ranks = meet_ranks()
     main, new = world_rank() == 0, folder is None or not os.path.exists(folder)
     first = ranks.first if ranks else lambda action: action()
     with ExitStack() as held:

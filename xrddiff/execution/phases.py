@@ -113,14 +113,16 @@ def _words(overrides: Sequence[str]) -> list[str]:
 PATIENCE = timedelta(days=30)  # longer than any job can run
 
 
-def meet_ranks(cfg: Config) -> "Ranks | None":
+def meet_ranks(cfg: Config | None = None) -> "Ranks | None":
     """The ranks of this run; None for a run with one process, which needs no PyTorch for this.
+
+    cfg: of a run; None = of whatever else a launcher started.
 
     Raises `BadInput` if the ranks cannot execute the run together.
     """
     if world_size() == 1:
         return None
-    if cfg.engine != "inprocess":
+    if cfg is not None and cfg.engine != "inprocess":
         raise BadInput(f"engine: found {cfg.engine}, expected inprocess for a run of {world_size()} ranks")
     from xrddiff.ranks.rendezvous import initialize_distributed
     from xrddiff.ranks.agreement import Ranks

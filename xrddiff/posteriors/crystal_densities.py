@@ -17,9 +17,10 @@ from ..errors import BadInput
 from ..frames.geometry import PanelGeometry, polarization_factor, q_map, solid_angle
 from .crystals import ExpectedCounts, Still
 from .likelihoods import Poisson
+from ..simulation.scattering import pixel_fractions
 
 # %% auto #0
-__all__ = ['Density', 'PixelDensity', 'radial_background', 'wilson_log_prob', 'places_log_prob', 'SpotDensity']
+__all__ = ['Density', 'PixelDensity', 'radial_background', 'wilson_log_prob', 'places_log_prob', 'SpotDensity', 'fit_intensities']
 
 # %% ../../nbs/posteriors/crystal_densities.ipynb #a7971468
 class Density:
@@ -110,16 +111,10 @@ def radial_background(
 
     Raises `BadInput` if fewer than 20 pixels a curve are left.
     """
-    from scipy.interpolate import BSpline
-
-    seen = (solid_angle(geometry) * polarization_factor(geometry)).reshape(-1)
-    q = q_map(geometry).reshape(-1)
+    seen, design = _radial_curves(geometry, curves)
     valid = np.asarray(mask, bool).reshape(-1)
     if valid.sum() < 20 * curves:
         raise BadInput(f"{valid.sum()} pixels are valid and free of spots; expected {20 * curves} for the background")
-    inner = np.linspace(q.min(), q.max() + 1e-9, curves - 2)
-    knots = np.concatenate([[inner[0]] * 3, inner, [inner[-1]] * 3])
-    design = BSpline.design_matrix(q, knots, 3).toarray()
     used = design[valid]
     n = np.clip((np.asarray(frame, float).reshape(-1)[valid] - likelihood.pedestal) / likelihood.gain, 0, None)
     above = 0.0 if spots is None else np.asarray(spots, float).reshape(-1)[valid]
@@ -137,6 +132,17 @@ def radial_background(
     root = np.eye(m) if spots is not None else np.linalg.cholesky(np.linalg.inv(information))
     left = (design @ root).reshape(*geometry.shape, -1)
     return (seen * np.exp(design @ beta)).reshape(geometry.shape), left
+
+
+def _radial_curves(geometry: PanelGeometry, curves: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ω P (M,) of all pixels, and splines (M, `curves`) of their q."""
+    from scipy.interpolate import BSpline
+
+    seen = (solid_angle(geometry) * polarization_factor(geometry)).reshape(-1)
+    q = q_map(geometry).reshape(-1)
+    inner = np.linspace(q.min(), q.max() + 1e-9, curves - 2)
+    knots = np.concatenate([[inner[0]] * 3, inner, [inner[-1]] * 3])
+    return seen, BSpline.design_matrix(q, knots, 3).toarray()
 
 # %% ../../nbs/posteriors/crystal_densities.ipynb #8edbe6ec
 _FAR = 30.0  # from here on erfcx is its asymptotic series
@@ -248,3 +254,60 @@ class SpotDensity(Density):
         )
         misses = fs * self.steps[0] + ss * self.steps[1]
         return bright + places_log_prob(misses.unbind(-1), covariance)
+
+# %% ../../nbs/posteriors/crystal_densities.ipynb #bf0772ad
+def fit_intensities(
+    frame: np.ndarray,
+    mask: np.ndarray,
+    geometry: PanelGeometry,
+    likelihood: Poisson,
+    panel: np.ndarray,
+    fs: np.ndarray,
+    ss: np.ndarray,
+    sigma: float,
+    *,
+    curves: int = 10,
+    rounds: int = 4,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intensities (N,) of spots and their standard errors, photons; equation (4).
+
+    - `frame`: in units of the detector. `mask`: True = valid. `likelihood`: gain, pedestal and noise.
+    - `panel`, `fs`, `ss` (N,): where the spots are, px. `sigma`: their width, px.
+    - `curves`: splines of the background. `rounds`: of weighting.
+
+    NaN where less than half of a spot is on valid pixels.
+    """
+    from scipy import sparse
+
+    valid = np.asarray(mask, bool).reshape(-1)
+    x = (np.asarray(frame, float).reshape(-1) - likelihood.pedestal) / likelihood.gain
+    (_, height, width), n = geometry.shape, len(panel)
+    along, across = (pixel_fractions(np.asarray(v, float), sigma) for v in (fs, ss))
+    (columns, in_x), (rows, in_y) = (
+        (first[:, None] + np.arange(part.shape[1]), np.where(_inside(first, part, end), part, 0))
+        for (first, part), end in ((along, width), (across, height))
+    )
+    at = (np.asarray(panel)[:, None] * height + rows.clip(0, height - 1))[:, :, None] * width
+    at = at + columns.clip(0, width - 1)[:, None, :]
+    share = in_y[:, :, None] * in_x[:, None, :] * valid[at]
+    profiles = sparse.csr_array((share.ravel(), (at.ravel(), np.repeat(np.arange(n), share[0].size))), (x.size, n))
+    seen, design = _radial_curves(geometry, curves)
+    picture = sparse.hstack([profiles, sparse.csr_array(seen[:, None] * design)]).tocsr()[valid]
+    noise = (getattr(likelihood, "read_noise", 0.0) / likelihood.gain) ** 2
+    variance = np.ones(valid.sum())
+    for _ in range(rounds):
+        weighted = picture.multiply(1 / variance[:, None]).T
+        normal = (weighted @ picture).toarray()
+        scale = np.sqrt(np.maximum(normal.diagonal(), 1e-30))
+        inverse = np.linalg.inv(normal / scale[:, None] / scale + 1e-6 * np.eye(len(scale))) / scale[:, None] / scale
+        found = inverse @ (weighted @ x[valid])
+        level = np.maximum(picture @ np.concatenate([np.maximum(found[:n], 0), found[n:]]), likelihood.floor)
+        variance = np.maximum(level, 0.1 * np.median(level)) + noise
+    lost = share.sum((1, 2)) < 0.5
+    return np.where(lost, np.nan, found[:n]), np.where(lost, np.nan, np.sqrt(inverse.diagonal()[:n]))
+
+
+def _inside(first: np.ndarray, part: np.ndarray, end: int) -> np.ndarray:
+    """Are the pixels of windows that begin at `first` (N,) on a panel of `end` pixels? bool, like `part`."""
+    pixel = first[:, None] + np.arange(part.shape[1])
+    return (pixel >= 0) & (pixel < end)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +37,11 @@ from ..indexing.rays import as_panels, miller_sphere
 from ..indexing.refinement import Refined, Restraints, refine_lattice
 from ..loading.catalog import CATALOG, load
 from ..metrics.coverage import interval
-from .crystal_densities import Density, PixelDensity, SpotDensity, radial_background
+from .crystal_densities import Density, PixelDensity, SpotDensity, fit_intensities, radial_background
 from .crystal_sampling import Drawn, Fit, find_maximum
 from .crystals import CrystalPrior, ExpectedCounts, Still, choose_reflections
 from .likelihoods import Poisson, likelihood_of
+from ..ranks.agreement import Ranks
 from ..registry import find
 from ..seeds import keyed_normal
 from ..simulation.crystal import Wilson, wilson_mean
@@ -189,12 +191,14 @@ def open_still(
     *,
     intensities: CrystalIntensities | str | None = None,
     settings: StillSettings = StillSettings(),  # noqa: B008 (frozen)
+    ranks: Ranks | None = None,
 ) -> CrystalStill:
     """Index a frame and open the posterior of its crystal.
 
     - `frame`: its number. `cell`: as `read_cell` takes it; None: that of the frames.
     - `intensities`: of the reflections, or a file of them; None: those of the frames, if they have
       any; "unknown": as if they had none.
+    - `ranks`: that look at the still together; rank 0 indexes and refines it, and tells the others.
 
     Raises `BadInput` if there is no such frame, no geometry, no wavelength, no cell, or no lattice in it.
     """
@@ -208,17 +212,51 @@ def open_still(
             "the frames do not say which cell their crystals have; expected one: a,b,c,α,β,γ, or a CIF or PDB file"
         )
     cell = read_cell(source)
-    lattice, peaks = _lattice(frames, int(frame), cell, settings)
-    p = settings.prior
-    restraints = Restraints(p.edges, p.angles, p.center, p.distance / panels.distance)
-    on = lattice.indexed
-    refined = refine_lattice(lattice.U, cell, lattice.hkl[on], peaks[on], panels, restraints)
+
+    def index() -> tuple[Lattice, pd.DataFrame, Refined]:
+        lattice, peaks = _lattice(frames, int(frame), cell, settings)
+        p, on = settings.prior, lattice.indexed
+        restraints = Restraints(p.edges, p.angles, p.center, p.distance / panels.distance)
+        return lattice, peaks, refine_lattice(lattice.U, cell, lattice.hkl[on], peaks[on], panels, restraints)
+
+    lattice, peaks, refined = _told(ranks, index) if ranks and ranks.size > 1 else index()
     if isinstance(intensities, str):
         intensities = None if intensities == "unknown" else read_intensities(intensities)
     elif intensities is None and says_intensities(frames):
         intensities = intensities_of(frames)
     parts = _Parts(frames, int(frame), cell, panels, lattice, peaks, refined, settings)
     return _by_pixels(parts, intensities) if intensities is not None else _by_spots(parts)
+
+
+def _told(ranks: Ranks, index: Callable[[], tuple[Lattice, pd.DataFrame, Refined]]) -> tuple[Any, ...]:
+    """What rank 0 indexed, with the same bits on every rank."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Cell):
+            return {"cell": [list(value.parameters), value.centring]}
+        if isinstance(value, pd.DataFrame):
+            return {"table": {name: plain(column.to_numpy()) for name, column in value.items()}}
+        if isinstance(value, np.ndarray):
+            return {"array": value.ravel().tolist(), "dtype": str(value.dtype), "shape": list(value.shape)}
+        return value
+
+    def opened(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "cell" in value:
+            return Cell(tuple(value["cell"][0]), value["cell"][1])
+        if "table" in value:
+            return pd.DataFrame({name: opened(column) for name, column in value["table"].items()})
+        return np.array(value["array"], value["dtype"]).reshape(value["shape"])
+
+    def action() -> list[Any]:
+        lattice, peaks, refined = index()
+        rows = {f.name: plain(getattr(lattice, f.name)) for f in fields(lattice)}
+        return [rows, plain(peaks), {n: plain(v) for n, v in refined._asdict().items()}]
+
+    lattice, peaks, refined = ranks.first(action)
+    lattice, refined = ({n: opened(v) for n, v in rows.items()} for rows in (lattice, refined))
+    return Lattice(**lattice), opened(peaks), Refined(**refined)
 
 
 def _lattice(frames: xr.Dataset, frame: int, cell: Cell, settings: StillSettings) -> tuple[Lattice, pd.DataFrame]:
@@ -289,6 +327,16 @@ class _Parts:
         place = table[["panel"]].assign(fs=x, ss=y)
         gain = {} if self.settings.gain is None else {"gain": self.settings.gain}
         return table.join(integrate_frame(self.frames, self.frame, place, **gain)[["intensity", "sigma"]])
+
+    def fitted(self, still: Still, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Intensities of all reflections and their errors, fitted together, in units of the frame."""
+        image, mask = frame_image(self.frames, self.frame), frame_mask(self.frames, self.frame)
+        sigma = self.settings.spot or _spot_width(image, mask, self.peaks)
+        likelihood = likelihood_of(self.frames, gain=self.settings.gain)
+        found = fit_intensities(
+            image, mask, self.panels.moved(self.refined.shift), likelihood, still.panel, x, y, sigma
+        )
+        return tuple(likelihood.gain * v for v in found)
 
     def peaks_of(self, still: Still) -> pd.Series:
         """Row number of the indexed peak of each reflection that has one, the strongest of several."""
@@ -465,6 +513,8 @@ def _by_spots(parts: _Parts) -> CrystalStill:
         x, y = x + moved[still.panel, 0], y + moved[still.panel, 1]
         x[rows[good]], y[rows[good]] = peaks["fs"][good], peaks["ss"][good]
         table = parts.recorded(still, x, y)
+        if _crowded(still.panel, x, y):
+            table["intensity"], table["sigma"] = parts.fitted(still, x, y)
         sigma = table["sigma"].to_numpy()
         seen = np.isfinite(sigma) & (p.partiality[0].numpy() > 0.3)
         scale = np.clip(table["intensity"][seen], 0, None).sum() / max(float(p.photons[0].numpy()[seen].sum()), 1e-12)
@@ -479,6 +529,15 @@ def _by_spots(parts: _Parts) -> CrystalStill:
         values = still.values(fit.theta[None]).iloc[0].to_dict()
     table.loc[rows[good], ["fs", "ss"]] = peaks[good][["fs", "ss"]].to_numpy()
     return parts.opened(still, density, fit.theta, False, table)
+
+
+def _crowded(panel: np.ndarray, x: np.ndarray, y: np.ndarray, apart: float = 6.0, share: float = 0.25) -> bool:
+    """Has more than a `share` of the spots another one less than `apart` px away, so that their discs touch?"""
+    from scipy.spatial import cKDTree
+
+    place = np.stack([x, y, 1e6 * panel], 1)
+    nearest = cKDTree(place).query(place, 2)[0][:, 1] if len(place) > 1 else np.array([np.inf])
+    return bool((nearest < apart).mean() > share)
 
 
 def _panel_offsets(off: np.ndarray, panel: np.ndarray, panels: int) -> np.ndarray:
@@ -531,11 +590,11 @@ class CrystalPlan:
         return dict(particles=self.particles, sampler=self.sampler, seed=self.seed, **steps)
 
 
-def open_plan(plan: CrystalPlan) -> CrystalStill:
-    """The still of a plan. Raises `BadInput` as `open_still` does, or if there is no such file."""
+def open_plan(plan: CrystalPlan, ranks: Ranks | None = None) -> CrystalStill:
+    """The still of a plan; called by all `ranks`. Raises `BadInput` as `open_still` does, or if there is no such file."""
     if plan.frames in CATALOG and not Path(plan.frames).exists():
         frames = load(plan.frames, **plan.words)
     else:
         frames = open_frames(plan.frames, **plan.words)
     settings = StillSettings(prior=CrystalPrior(**plan.prior), **plan.settings)
-    return open_still(frames, plan.frame, plan.cell, intensities=plan.intensities, settings=settings)
+    return open_still(frames, plan.frame, plan.cell, intensities=plan.intensities, settings=settings, ranks=ranks)
