@@ -127,7 +127,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(args.run or train(Path(scratch)), args.batches, args.seconds)
     where = f"{platform.machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
-    command = "OMP_NUM_THREADS=1 python bench/exported.py"
+    command = " ".join(["OMP_NUM_THREADS=1 python bench/exported.py", *sys.argv[1:]])
     text = f"# Exported models\n\n`{command}`; {where}.\n\nMedian time of a call, and frames a second; the last column is the time in C++ over that of torch.compile.\n\n{table(rows)}\n"
     (RESULTS / "exported.json").write_text(json.dumps(dict(where=where, rows=rows), indent=1) + "\n")
     (RESULTS / "exported.md").write_text(text)
