@@ -68,8 +68,9 @@ class Lattice:
 # %% ../../nbs/indexing/indexer.ipynb #9e4a725b
 def mark_found(spots: pd.DataFrame, hkl: np.ndarray) -> pd.DataFrame:
     """Predicted `spots` with the column `found`: is theirs among the Miller indices of peaks (N, 3)?"""
-    have = {tuple(h) for h in np.asarray(hkl, int)}
-    return spots.assign(found=[tuple(h) in have for h in spots[list("hkl")].to_numpy()])
+    weights = np.array([1 << 40, 1 << 20, 1])  # one number for the three of a reflection
+    have, want = np.asarray(hkl, np.int64) @ weights, spots[list("hkl")].to_numpy(np.int64) @ weights
+    return spots.assign(found=np.isin(want, have))
 
 # %% ../../nbs/indexing/indexer.ipynb #022d1f61
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames

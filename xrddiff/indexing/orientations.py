@@ -38,8 +38,9 @@ def axis_scores(s: np.ndarray, length: float, n: int) -> torch.Tensor:
     """S (n,) of an axis of `length` Å along `n` directions of the hemisphere, for peaks s (N, 3) in
     1/Å.
     """
-    phase = _hemisphere_tensor(n) @ torch.as_tensor((2 * np.pi * length * s).T, dtype=torch.float32)
-    return phase.cos_().sum(1)
+    waves = torch.as_tensor((2 * np.pi * length * s).T, dtype=torch.float32)
+    # so many directions at a time that the phases stay in a core's cache
+    return torch.cat([(some @ waves).cos_().sum(1) for some in _hemisphere_tensor(n).split(2048)])
 
 # %% ../../nbs/indexing/orientations.ipynb #dd92126d
 def best_directions(scores: torch.Tensor, keep: int = 40, apart: float = 2.0) -> np.ndarray:
@@ -48,24 +49,27 @@ def best_directions(scores: torch.Tensor, keep: int = 40, apart: float = 2.0) ->
     """
     grid = hemisphere(len(scores))
     order = torch.topk(scores, min(15 * keep, len(scores))).indices.numpy()
-    d = grid[order]
-    close = np.abs(d @ d.T) > np.cos(np.radians(apart))
+    d, close = grid[order], np.cos(np.radians(apart))
     free, chosen = np.ones(len(d), bool), []
-    for i in range(len(d)):
-        if free[i]:
-            chosen.append(i)
-            free &= ~close[i]
-            if len(chosen) == keep:
-                break
+    while len(chosen) < keep and free[i := int(free.argmax())]:
+        chosen.append(i)
+        free &= np.abs(d @ d[i]) <= close
+        free[i] = False
     return d[chosen]
 
 # %% ../../nbs/indexing/orientations.ipynb #a447c96b
+def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """u × v (n, 3); np.cross takes longer than the product of so few vectors."""
+    (a, b, c), (x, y, z) = u.T, v.T
+    return np.stack([b * z - c * y, c * x - a * z, a * y - b * x], axis=1)
+
+
 def _triads(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Right-handed orthonormal bases (n, 3, 3), columns: u, and v made orthogonal to u."""
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
-    w = np.cross(u, v)
+    w = _cross(u, v)
     w /= np.linalg.norm(w, axis=1, keepdims=True)
-    return np.stack([u, np.cross(w, u), w], axis=2)
+    return np.stack([u, _cross(w, u), w], axis=2)
 
 
 def rotations_from_axes(cell: Cell, directions: Sequence[np.ndarray], tolerance: float = 3.0) -> np.ndarray:
@@ -82,8 +86,9 @@ def rotations_from_axes(cell: Cell, directions: Sequence[np.ndarray], tolerance:
             off = np.abs(np.arccos(np.clip(sign * cosine, -1, 1)) - angle)
             p, q = np.nonzero(off < np.radians(tolerance))
             p, q = p[(parallel := np.abs(cosine[p, q]) < 0.999)], q[parallel]
-            u, v = directions[i][p], sign * directions[j][q]
-            found += [_triads(u, v) @ true.T, _triads(-u, -v) @ true.T]
+            triads = _triads(directions[i][p], sign * directions[j][q])
+            # of −u and −v the third column is the same, (−u) × (−v) = u × v
+            found += [triads @ true.T, (triads * [-1, -1, 1]) @ true.T]
     return np.concatenate(found)
 
 # %% ../../nbs/indexing/orientations.ipynb #08f2a59f
@@ -96,7 +101,8 @@ def miller_indices(A: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """
     h = s @ np.swapaxes(A, -1, -2)
     whole = np.rint(h)
-    return whole, np.abs(h - whole).max(-1)
+    off = np.abs(h - whole)
+    return whole, np.maximum(np.maximum(off[..., 0], off[..., 1]), off[..., 2])  # sooner than max(-1) of so few
 
 
 def indexed_peaks(
@@ -106,7 +112,7 @@ def indexed_peaks(
     absent by the centring of `cell`, not (0, 0, 0).
     """
     hkl, off = miller_indices(A, s)
-    ok = (off < tolerance) & (hkl != 0).any(-1)
+    ok = (off < tolerance) & ((hkl[..., 0] != 0) | (hkl[..., 1] != 0) | (hkl[..., 2] != 0))
     return hkl, ok if cell.centring == "P" else ok & cell.present(hkl)
 
 

@@ -60,6 +60,6 @@ def predict_spots(hkl: np.ndarray, A: np.ndarray, geometry: Geometry | PanelGeom
     near = np.abs(error) <= width
     hkl, g, error = hkl[near], g[near], error[near]
     panel, fs, ss = geometry.lab_to_panel(g + [0, 0, 1 / geometry.wavelength])
-    table = pd.DataFrame(dict(zip("hkl", hkl.T, strict=True)))
-    table = table.assign(excitation=error, d=1 / np.maximum(np.linalg.norm(g, axis=1), 1e-9), panel=panel, fs=fs, ss=ss)
-    return table[panel >= 0].reset_index(drop=True)
+    columns = dict(zip("hkl", hkl.T, strict=True))
+    columns |= dict(excitation=error, d=1 / np.maximum(np.linalg.norm(g, axis=1), 1e-9), panel=panel, fs=fs, ss=ss)
+    return pd.DataFrame({name: v[panel >= 0] for name, v in columns.items()})

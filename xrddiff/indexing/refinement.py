@@ -87,6 +87,7 @@ class _Problem:
         unit = np.array([geometry.pixel_size, geometry.pixel_size, geometry.distance])
         self.moves = (np.eye(3) * unit * restraints.shift)[restraints.shift > 0]
         self.sigma_px, self.sigma_excitation = 0.5, 1e-3
+        self._at: np.ndarray | None = None  # where the rays were last taken: residuals and Jacobian share them
 
     @property
     def size(self) -> int:
@@ -101,8 +102,11 @@ class _Problem:
 
     def rays(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """u (N, 3) in 1/Å, and the panels' origins (N, 3) in m."""
-        U, cell, shift = self.unpack(theta)
-        return self.hkl @ (U @ reciprocal_matrix(cell)).T + [0, 0, self.k], self.origin + shift
+        if self._at is None or not np.array_equal(self._at, theta):
+            U, cell, shift = self.unpack(theta)
+            u = self.hkl @ (U @ reciprocal_matrix(cell)).T + [0, 0, self.k]
+            self._at, self._rays = theta.copy(), (u, self.origin + shift)
+        return self._rays
 
     def misses(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicted less found fs and ss (N,) in px, and excitation error (N,) in 1/Å."""
@@ -122,7 +126,8 @@ class _Problem:
         g = self.hkl @ (U @ (B := reciprocal_matrix(cell))).T
         turn = theta[:3]
         angle = np.linalg.norm(turn)
-        cross = np.cross(turn, np.eye(3)).T  # the matrix of ω ×
+        x, y, z = turn
+        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])  # the matrix of ω ×
         near = angle < 1e-6
         first = 0.5 if near else (1 - np.cos(angle)) / angle**2
         second = 1 / 6 if near else (angle - np.sin(angle)) / angle**3
