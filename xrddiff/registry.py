@@ -86,6 +86,7 @@ KINDS: dict[str, Kind] = {
     "chart": Kind("what is drawn of a training, epoch by epoch", given=("history", "ax")),
     "exporter": Kind("format of an exported model"),
     "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
+    "stream_source": Kind("where frames arrive from", given=("source", "told")),
     "command": Kind("command that `xrddiff submit` executes on every rank of a job", given=("words", "ranks")),
     "search": Kind("how a sweep chooses settings", given=("plan", "seed")),
     "pruner": Kind("which trials of a sweep end early for their loss"),

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from xrddiff.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['data_index', 'add_index']
+__all__ = ['frames_of', 'data_index', 'add_index']
 
 # %% ../../nbs/cli/indexing.ipynb #6b183fa3
-def _frames_of(args: argparse.Namespace) -> Any:
-    """The frames of the file, or of a named data set, to index."""
+def frames_of(args: argparse.Namespace) -> Any:
+    """The frames of the file, or of the named data set, of a command."""
     from xrddiff.formats.readers import open_frames
     from xrddiff.loading.catalog import CATALOG, load
 
@@ -106,7 +106,7 @@ def data_index(args: argparse.Namespace) -> int:
     stream, csv = args.stream or f"{stem}.stream", str(Path(picture).with_suffix(".csv"))
     for path in (picture, stream, csv):
         writable(path)
-    ds = _frames_of(args)
+    ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])
     cell = None if args.cell == "unknown" else args.cell or ds.attrs.get("unit_cell")
     indexing = index_frames(

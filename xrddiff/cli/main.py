@@ -26,6 +26,7 @@ from .posterior import add_posterior
 from .report import add_report
 from .settings import add_settings
 from .watching import add_watch, beside, is_terminal
+from .streaming import add_streams
 from .studies import add_studies
 from ..errors import BadInput, XrddiffError, nearest
 from ..registry import entries
@@ -373,6 +374,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.set_defaults(command=evaluate, parser=p)
 
     add_posterior(commands)
+    add_streams(commands)
     add_report(commands)
     add_export(commands)
     add_data(commands)

@@ -14,7 +14,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from ..registry import entries, get, register
 
 # %% auto #0
 __all__ = ['DASHBOARD', 'WATCH', 'FETCH', 'Workers', 'local_workers', 'parse_workers', 'certificates', 'Pool', 'close_web_ports',
-           'open_workers', 'run_tasks']
+           'open_workers', 'run_tasks', 'run_in_order']
 
 # %% ../../nbs/execution/workers.ipynb #11b5deab
 @dataclass(frozen=True)
@@ -276,3 +277,34 @@ def _task_error(error: Exception) -> Exception:
             f"a part was given up: {error.allowed_failures + 1} workers died with it (out of memory?); what is done is kept, and the same command goes on"
         )
     return error
+
+# %% ../../nbs/execution/workers.ipynb #f23a0890
+def run_in_order(
+    function: Callable[..., Any], tasks: Iterable[tuple[Any, tuple] | None], pool: Pool | None, most: int = 2
+) -> Iterator[tuple[Any, Any]]:
+    """(mark, result) of each task, in the order of the tasks.
+
+    function: called as `function(*arguments, device=…)`.
+    tasks: (mark, arguments) of each call; None = there is none at the moment, look for results.
+    pool: the workers; None = this process.
+    most: tasks on their way at once.
+    Raises what a task raises.
+    """
+    going: deque[tuple[Any, Any]] = deque()
+
+    def first() -> tuple[Any, Any]:
+        mark, future = going.popleft()
+        try:
+            return mark, future.result()
+        except Exception as error:
+            raise _task_error(error) from None
+
+    for task in tasks:
+        if task is not None and pool is None:
+            yield task[0], function(*task[1], device=None)
+        elif task is not None:
+            going.append((task[0], pool.client.submit(_on_worker, function, pool.threads, task[1], pure=False)))
+        while going and (len(going) >= most or going[0][1].done()):
+            yield first()
+    while going:
+        yield first()

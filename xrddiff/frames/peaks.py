@@ -21,7 +21,7 @@ from ..errors import BadInput
 # %% auto #0
 __all__ = ['STRAY', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background',
            'pixels_around', 'touching', 'connected_groups', 'split_groups', 'PeakFinder', 'find_peaks',
-           'find_frame_peaks', 'radius_map']
+           'find_frame_peaks', 'make_finder', 'radius_map']
 
 # %% ../../nbs/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -515,6 +515,7 @@ def find_frame_peaks(
     frames: int | Iterable[int] | None = None,
     *,
     variable: str = "intensity",
+    finder: PeakFinder | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """The Bragg peaks of `frames` (numbers; None = all) of a data set: the columns of
@@ -522,6 +523,7 @@ def find_frame_peaks(
 
     Radii come from `beam_center` or from the panels; frames without either are searched over tiles.
     variable: what to search, with the dims of `intensity` (for example `expected`).
+    finder: from `make_finder`, perhaps for other frames of the detector; None makes one.
     The attributes `gain`, `read_noise` and `pedestal` (in units of the image) are taken from the
     data set if present; the pedestal is subtracted first. In ADU of unknown gain `poisson_floor` is
     off unless requested.
@@ -530,29 +532,30 @@ def find_frame_peaks(
         raise BadInput(
             f"the frames have no variable {variable!r} with the dims {ds['intensity'].dims}; expected one of {', '.join(map(str, ds.data_vars))}"
         )
-    about = ds["intensity"].attrs | ds[variable].attrs
-    if "gain" in about or about.get("units") == "photon":
-        settings = {"gain": float(about.get("gain", 1.0)), "noise": float(ds.attrs.get("read_noise", 0.0))} | settings
-    else:
-        settings = {"poisson_floor": False} | settings
     n = frame_count(ds)
     wanted = range(n) if frames is None else [range(n)[int(f)] for f in np.atleast_1d(np.asarray(frames))]
-    radius = radius_map(ds)
-    own_mask = "mask" in ds and "frame" in ds["mask"].dims
-    pedestal = ds.attrs.get("pedestal", 0)
-    finder, tables = None, []
+    own_mask = "mask" in ds and "frame" in ds["mask"].dims and finder is None
+    pedestal, tables = ds.attrs.get("pedestal", 0), []
     for f in wanted:
         if finder is None or own_mask:
-            mask = frame_mask(ds, f)
-            finder = PeakFinder(
-                tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings
-            )
+            finder = make_finder(ds, f, variable=variable, **settings)
         image = ds[variable].isel(frame=f).values
         columns = finder.columns(image - np.float32(pedestal) if pedestal else image)
         tables.append({"frame": np.full(len(columns["fs"]), f)} | columns)
     if not tables:
         raise BadInput(f"frames is {frames!r}; expected at least one frame number below {n}")
     return pd.DataFrame({name: np.concatenate([t[name] for t in tables]) for name in tables[0]}, copy=False)
+
+
+def make_finder(ds: xr.Dataset, frame: int = 0, *, variable: str = "intensity", **settings: Any) -> PeakFinder:
+    """The finder for a frame of a data set, with its mask, geometry and noise; see `find_frame_peaks`."""
+    about = ds["intensity"].attrs | ds[variable].attrs
+    if "gain" in about or about.get("units") == "photon":
+        settings = {"gain": float(about.get("gain", 1.0)), "noise": float(ds.attrs.get("read_noise", 0.0))} | settings
+    else:
+        settings = {"poisson_floor": False} | settings
+    mask, radius = frame_mask(ds, frame), radius_map(ds)
+    return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
 
 
 def radius_map(ds: xr.Dataset) -> np.ndarray | None:

@@ -16,21 +16,88 @@ import xarray as xr
 from ..errors import BadInput
 from ..frames.frames import frame_count
 from ..frames.selection import select_frames
-from .generators import Generator, open_generator
-from .measured import fit_frames, to_network
+from .generators import open_generator
+from .measured import Network, fit_frames, to_network
 from ..metrics.anomalies import denoising_scores, reconstruction_scores, simple_scores
 from ..metrics.baselines import with_intensity
 from ..training.checkpoints import load_checkpoint
 from ..transforms.pipelines import transform_from_state
 
 # %% auto #0
-__all__ = ['LEVELS', 'anomaly_scores']
+__all__ = ['LEVELS', 'Scorer', 'anomaly_scores']
 
 # %% ../../nbs/inference/anomalies.ipynb #29a19824
 LEVELS = (0.1, 0.3, 1.0)  # noise levels, in units of σ_data
 
 
-@torch.no_grad()
+class Scorer:
+    """The scores of a run, opened once for many batches of frames.
+
+    run: the folder of a run of `latent_diff`, `ddpm` or an autoregressive model in a latent.
+    levels: noise levels in units of σ_data. draws: noise of each.
+    device: where networks run.
+    Raises `BadInput` for a run without a latent and without noise levels.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        levels: Sequence[float] = LEVELS,
+        draws: int = 1,
+        device: torch.device | str = "cpu",
+    ):
+        self.run, self.levels, self.draws = Path(run), tuple(levels), draws
+        self.generator = open_generator(run, device=device)
+        if self.generator.autoregressive and self.generator.space is None:
+            raise BadInput(
+                f"{run} is an autoregressive model of frames, which has neither a latent nor noise levels; expected ddpm or latent_diff"
+            )
+        self.regions = transform_from_state(load_checkpoint(run).state["regions"])
+
+    def fit(self, frames: xr.Dataset, where: str = "the frames") -> xr.Dataset:
+        """Frames pooled and cut as those of the training. Raises `BadInput` if they do not fit."""
+        return fit_frames(frames, self.generator, self.regions, where)
+
+    @torch.no_grad()
+    def __call__(
+        self, frames: xr.Dataset, numbers: Sequence[int] | None = None
+    ) -> tuple[pd.DataFrame, torch.Tensor | None]:
+        """The scores of fitted frames, a column each, and their latents (B, C, h, w) on the CPU, None
+        without a latent.
+
+        numbers: of the frames, (B,); the noise of a frame depends on its number alone.
+        """
+        generator, n = self.generator, frame_count(frames)
+        net = to_network(frames, generator, {}, "the frames")
+        x, mask, side, tables, latents = net.x, net.valid, 8, [], None
+        if generator.space is not None:
+            height, width = frames["intensity"].shape[1:]
+            x = generator.space.encode(net.x, net.valid)
+            latents = x.cpu()
+            made = generator.space.decode(x)[:, 0, :height, :width].cpu().numpy()
+            raw, valid = frames["intensity"].values, net.valid[:, 0, :height, :width].cpu().numpy()
+            mu = np.where(valid, np.maximum(generator.transform.restore(made, raw, valid), 0), 0)
+            tables.append(reconstruction_scores(frames, with_intensity(frames, mu)))
+            mask = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
+            side = max(side // generator.space.downsampling, 2)
+        if not generator.autoregressive:
+            tables.append(self._denoising(net, x, mask.cpu(), side, range(n) if numbers is None else numbers))
+        return pd.concat(tables, axis=1), latents
+
+    def _denoising(
+        self, net: Network, x: torch.Tensor, mask: torch.Tensor, side: int, numbers: Sequence[int]
+    ) -> pd.DataFrame:
+        """What the denoiser makes of frames of which nothing is known."""
+        model = self.generator.model
+        unknown = {n: torch.full_like(v, float("nan") if v.is_floating_point() else -1) for n, v in net.cond.items()}
+        if self.generator.space is None:
+            unknown["mask"] = net.valid
+        sigmas = [level * model.sigma_data for level in self.levels]
+        words = dict(sigma_data=model.sigma_data, cond=unknown, draws=self.draws, index=numbers, side=side)
+        return denoising_scores(model, x, mask, sigmas, **words)
+
+
 def anomaly_scores(
     run: str | Path, frames: xr.Dataset, *, levels: Sequence[float] = LEVELS, draws: int = 1, batch: int = 16
 ) -> pd.DataFrame:
@@ -40,38 +107,13 @@ def anomaly_scores(
     levels: noise levels in units of σ_data. draws: noise of each. batch: frames at a time.
     Raises `BadInput` for an autoregressive run, or frames that do not fit.
     """
-    generator = open_generator(run)
-    if generator.autoregressive:
+    scorer = Scorer(run, levels=levels, draws=draws)
+    if scorer.generator.autoregressive:
         raise BadInput(f"{run} is an autoregressive model, which has no noise levels; expected ddpm or latent_diff")
-    regions = transform_from_state(load_checkpoint(run).state["regions"])
-    frames = fit_frames(frames, generator, regions, "the frames")
+    frames = scorer.fit(frames)
     parts = []
     for start in range(0, frame_count(frames), batch):
         rows = np.arange(start, min(start + batch, frame_count(frames)))
-        parts.append(_scores(generator, select_frames(frames, rows), rows, levels, draws))
+        some = select_frames(frames, rows)
+        parts.append(pd.concat([simple_scores(some), scorer(some, rows)[0]], axis=1))
     return pd.concat(parts, ignore_index=True)
-
-
-def _scores(
-    generator: Generator, frames: xr.Dataset, rows: np.ndarray, levels: Sequence[float], draws: int
-) -> pd.DataFrame:
-    """The scores of a batch."""
-    net = to_network(frames, generator, {}, "the frames")
-    unknown = {n: torch.full_like(v, float("nan") if v.is_floating_point() else -1) for n, v in net.cond.items()}
-    x, mask, side, tables = net.x, net.valid, 8, [simple_scores(frames)]
-    if generator.space is not None:
-        height, width = frames["intensity"].shape[1:]
-        x = generator.space.encode(net.x, net.valid)
-        made = generator.space.decode(x)[:, 0, :height, :width].cpu().numpy()
-        raw, valid = frames["intensity"].values, net.valid[:, 0, :height, :width].cpu().numpy()
-        mu = np.where(valid, np.maximum(generator.transform.restore(made, raw, valid), 0), 0)
-        tables.append(reconstruction_scores(frames, with_intensity(frames, mu)))
-        mask = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
-        side = max(side // generator.space.downsampling, 2)
-    else:
-        unknown["mask"] = net.valid
-    sigma_data = generator.model.sigma_data
-    sigmas = [level * sigma_data for level in levels]
-    words = dict(sigma_data=sigma_data, cond=unknown, draws=draws, index=rows, side=side)
-    tables.append(denoising_scores(generator.model, x, mask.cpu(), sigmas, **words))
-    return pd.concat(tables, axis=1)

@@ -57,6 +57,8 @@ _PARTS = """{% macro picture(p, id, wide) %}
 # %% ../../nbs/views/page.ipynb #93647564
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+{% if again %}<meta http-equiv="refresh" content="{{ again }}">
+{% endif %}
 <title>{{ title }}</title>
 <style>{{ style | safe }}</style></head><body>
 <h1>{{ title }}</h1>
@@ -97,7 +99,9 @@ def _data(picture: bytes) -> str:
 
 
 def render(**words: Any) -> str:
-    """The page: `title`, `lead` and `sections`, with everything escaped."""
+    """The page: `title`, `lead` and `sections`, with everything escaped; `again`: s after which a browser
+    loads it anew.
+    """
     engine = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     engine.filters["data"] = _data
     return engine.from_string(_PARTS + _PAGE).render(style=STYLE, **words)

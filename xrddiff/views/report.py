@@ -202,6 +202,14 @@ def _save(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def _on_page(s: Section, picture: Drawn | None) -> dict[str, Any]:
+    """A section as the page wants it."""
+    folded = {heading: _shown_table(table) for heading, table in s.folded.items()}
+    wide = _shown(picture, 160 if s.part == "pictures" else 110)
+    seen = dict(picture=wide, gallery=list(map(_shown, s.gallery)), folded=folded)
+    return vars(s) | seen | dict(slug=s.slug, table=None if s.table is None else _shown_table(s.table))
+
+
 @dataclass
 class Report:
     """A run's report: `add` sections, then `write` them."""
@@ -223,6 +231,11 @@ class Report:
         """The sections in the order of the page."""
         return sorted(self.sections, key=lambda s: PARTS.index(s.part))
 
+    def html(self, dpi: float = 110, *, again: int | None = None) -> str:
+        """The page alone, with its pictures in it; `again`: s after which a browser loads it anew."""
+        sections = [_on_page(s, _picture(s, dpi)) for s in self.ordered()]
+        return render(title=self.title, lead=self.lead, sections=sections, again=again)
+
     def write(self, folder: str | Path, dpi: int = 170, *, name: str = "report") -> Path:
         """Write `report.html`, `report.md` and the pictures into `folder`, each whole or not at all;
         returns the path of the HTML, which is written last. Where the folder has `metrics`, as
@@ -240,11 +253,7 @@ class Report:
                     _save(folder / path, data)
             blocks += plain_text(s, picture)
             kept += [] if s.remade else [_record(s, picture)]
-            folded = {heading: _shown_table(table) for heading, table in s.folded.items()}
-            wide = _shown(picture, 160 if s.part == "pictures" else 110)
-            seen = dict(picture=wide, gallery=list(map(_shown, s.gallery)), folded=folded)
-            seen |= dict(slug=s.slug, table=None if s.table is None else _shown_table(s.table))
-            pages.append(vars(s) | seen)
+            pages.append(_on_page(s, picture))
         _save(folder / f"{name}.md", ("\n\n".join(block for block in blocks if block) + "\n").encode())
         if name == "report" and (folder / "metrics").is_dir():
             record = dict(title=self.title, lead=self.lead, sections=kept)
