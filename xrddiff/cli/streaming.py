@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stream', 'replay', 'add_streams']
 
-# %% ../../nbs/cli/streaming.ipynb #689a208d
+# %% ../../nbs/cli/streaming.ipynb #05086bda
 import argparse
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from .arguments import frame_words
 from ..errors import BadInput
 
-# %% ../../nbs/cli/streaming.ipynb #366f74fd
+# %% ../../nbs/cli/streaming.ipynb #5c7649ff
 def stream(args: argparse.Namespace) -> int:
     """Answer frames as they arrive: hit or blank, peaks, lattice and, with a run, how untypical it finds them and their
     latents: `xrddiff stream tcp://detector:9999 --run RUN`. Every frame once; a full buffer makes the sender wait.
@@ -76,7 +76,7 @@ def replay(args: argparse.Namespace) -> int:
         )  # fmt: skip
     return 0
 
-# %% ../../nbs/cli/streaming.ipynb #6baba694
+# %% ../../nbs/cli/streaming.ipynb #b8e97125
 def add_streams(commands: Any) -> None:
     """Add `stream` and `replay` to the subparsers of `xrddiff`."""
     p = commands.add_parser("stream", help="answer frames as they arrive", description=stream.__doc__)
@@ -109,7 +109,7 @@ def add_streams(commands: Any) -> None:
     p.add_argument("file", help="any supported file of images, or a named data set")
     p.add_argument("address", metavar="ADDRESS", help="to bind, for instance tcp://127.0.0.1:9999")
     p.add_argument("--rate", type=float, metavar="HZ", help="frames per second (as fast as they are taken)")
-    p.add_argument("--encoding", default="bs16-lz4<", metavar="HOW", help="<, lz4< or bs16-lz4< (as the pixels' type)")
+    p.add_argument("--encoding", default="bslz4", metavar="HOW", help="none, lz4 or bslz4 (bslz4)")
     p.add_argument(
         "--wait", type=float, default=60.0, metavar="S", help="until somebody listens, or takes a frame (60)"
     )

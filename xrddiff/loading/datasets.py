@@ -303,13 +303,18 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
 
 
 def prepare_words(
-    cfg: Config, transform: Transform | None = None, classes: Mapping[str, Sequence[str]] | None = None
+    cfg: Config,
+    transform: Transform | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    *,
+    crystals: bool = True,
 ) -> Prepared:
     """The frames of `cfg`, cut, split and scaled, with the labels in `model.condition`.
 
     cfg: the configuration of a run.
     transform: a transform that is fitted already; None = fit one.
     classes: see `open_words`.
+    crystals: False = without the crystals that condition maps would need, which takes a while to find.
     """
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
@@ -317,13 +322,13 @@ def prepare_words(
     split |= dict(transform=transform or d.transform, transform_options=chosen_options(cfg, "data.transform_options"))
     frames = open_words(cfg, classes)
     cut = d.patch is not None or frames["intensity"].dims != IMAGE_DIMS
-    if cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
+    if crystals and cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
         frames = with_lattices(frames)  # a part of a frame has too few peaks to tell its lattice
     prepared = prepare_frames(frames, **split, **regions)
     named = dict.fromkeys([*(cfg.model.condition or []), *filter(None, [d.balance]), *d.merge_labels])
     wanted = [n for n in named if n in LABELS or n not in (cfg.model.condition or [])]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
-    frames = _with_crystals(cfg, frames, prepared.train)
+    frames = _with_crystals(cfg, frames, prepared.train) if crystals else frames
     return prepared if frames is prepared.frames else replace(prepared, frames=frames)
 
 

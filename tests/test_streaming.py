@@ -1,0 +1,179 @@
+"""Streams of frames: none lost, none twice, whoever stalls or dies, and what a run says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import xarray as xr
+import zarr
+from conftest import free_port
+from test_run import COMMAND, xrddiff
+
+import xrddiff as xd
+from xrddiff.errors import BadInput
+from xrddiff.formats.store import save_frames
+from xrddiff.inference.anomalies import Scorer
+from xrddiff.streaming.answers import STORE, read_answers
+from xrddiff.streaming.detector_messages import send_frames
+from xrddiff.streaming.stream import Stream, StreamPlan
+
+
+def small(n: int, size: int = 64) -> xr.Dataset:
+    """Frames of Poisson background, every third one with twelve spots."""
+    rng = np.random.default_rng(0)
+    values = rng.poisson(2.0, (n, size, size)).astype(np.uint16)
+    for i in range(0, n, 3):
+        y, x = np.divmod(rng.choice((size // 8) ** 2, 12, replace=False), size // 8)
+        for dy, dx in ((0, 0), (0, 1), (1, 0)):
+            values[i, 8 * y + 4 + dy, 8 * x + 4 + dx] += 60
+    about = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(size / 2, size / 2))
+    return xd.make_frames(values, **about)
+
+
+def begin(*words: object, folder: Path, **options) -> subprocess.Popen:
+    """`xrddiff stream …` in the background."""
+    command = [COMMAND, "stream", *map(str, words)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def answered(folder: Path) -> int:
+    """How many frames a stream has answered."""
+    try:
+        return zarr.open_group(folder / STORE, mode="r").attrs["rows"]["frames"]
+    except (KeyError, FileNotFoundError):
+        return 0
+
+
+def wait_for(true, process: subprocess.Popen, seconds: float = 120) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < ends, "nothing came"
+        time.sleep(0.05)
+
+
+def in_old_files(frames: xr.Dataset, folder: Path, each: int) -> Path:
+    """The frames in files of so many, as if they had been there for long."""
+    folder.mkdir()
+    for i in range(0, frames.sizes["frame"], each):
+        file = save_frames(frames.isel(frame=slice(i, i + each)), folder / f"run_{i // each}.h5")
+        os.utime(file or folder / f"run_{i // each}.h5", (0, 0))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_listener_that_stalls_loses_nothing(tmp_path):
+    """2000 frames as fast as they are taken; the listener is stopped for ten seconds in the midst of them."""
+    frames, address = small(2000), f"tcp://127.0.0.1:{free_port()}"
+    sent = []
+    sender = threading.Thread(target=send_frames, args=(frames, address), kwargs=dict(sent=sent.append, wait=120))
+    sender.start()
+    # a buffer of a few frames, so that the sender has to wait for the listener
+    stream = begin(address, "-n", 2000, "--batch", 32, "--memory", 1, "-o", "out", folder=tmp_path)
+    wait_for(lambda: answered(tmp_path / "out") > 200, stream)
+    stream.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    held = len(sent)
+    time.sleep(7)
+    assert held == len(sent) < 2000  # it waits
+    stream.send_signal(signal.SIGCONT)
+    said = stream.communicate(timeout=300)[0]
+    sender.join(30)
+    assert stream.returncode == 0, said
+    table = read_answers(tmp_path / "out")
+    assert table["name"].tolist() == [f"1:{i}" for i in range(2000)]
+    assert np.array_equal(np.flatnonzero(table["hit"]), np.arange(0, 2000, 3))
+    assert table["seconds"].max() > 7 and not table["why"].any()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["frames"] == 2000 and summary["hits"] == 667
+    page = (tmp_path / "out" / "live.html").read_text()
+    assert "2000 frames answered" in page and "refresh" not in page
+
+
+@pytest.mark.slow
+def test_a_stream_that_was_killed_goes_on(tmp_path):
+    """Killed between two frames of a folder, with one file damaged, and given another file: each frame once."""
+    folder = in_old_files(small(240), tmp_path / "frames", 24)
+    (folder / "run_4.h5").write_bytes(b"damaged")
+    os.utime(folder / "run_4.h5", (0, 0))
+    stream = begin("frames", "--batch", 4, "-o", "out", folder=tmp_path)
+    wait_for(lambda: answered(tmp_path / "out") >= 20, stream)
+    stream.kill()
+    stream.wait()
+    before = answered(tmp_path / "out")
+    assert 20 <= before < 217
+    done = xrddiff("stream", "frames", "--idle", "1", "-o", "out", folder=tmp_path)
+    assert f"{before} frames were answered before" in done.stdout and "run_4.h5 is not HDF5" in done.stdout
+    table = read_answers(tmp_path / "out")
+    names = [f"run_{k}.h5:{i}" for k in range(10) if k != 4 for i in range(24)]
+    assert sorted(table["name"]) == sorted([*names, "run_4.h5"])
+    assert table["hit"].sum() == 72 and (table["why"] != "").sum() == 1
+    assert pd.read_csv(tmp_path / "out" / "answers.csv")["name"].tolist() == table["name"].tolist()
+    assert read_answers(tmp_path / "out", "peaks")["row"].nunique() == 72
+
+
+@pytest.mark.slow
+def test_workers_answer_as_one_process_and_may_die(tmp_path):
+    folder = in_old_files(small(120), tmp_path / "frames", 40)
+    xrddiff("stream", folder, "--idle", "1", "-o", "alone", folder=tmp_path)
+    stream = begin(folder, "--batch", 2, "--workers", 2, "--idle", 3, "-o", "out", folder=tmp_path)
+    wait_for(lambda: answered(tmp_path / "out") >= 6, stream)
+    workers = [p for p in psutil.Process(stream.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    assert workers
+    workers[0].kill()
+    said = stream.communicate(timeout=200)[0]
+    assert stream.returncode == 0, said
+    alone, shared = (read_answers(tmp_path / name).drop(columns=["arrived", "seconds"]) for name in ("alone", "out"))
+    pd.testing.assert_frame_equal(alone, shared)
+
+
+@pytest.mark.slow
+def test_what_a_run_says_of_frames(runs, one_thread, tmp_path):
+    """Scores and latents are those of the run; a frame of another size is answered without them."""
+    run = runs("latent_diff")
+    frames = xd.open_run(run).frames("all", limit=6)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    save_frames(frames, folder / "run_1.h5")
+    save_frames(small(1, 96), folder / "run_2.h5")
+    for file in folder.iterdir():
+        os.utime(file, (0, 0))
+    out = Stream(StreamPlan(str(folder), run=str(run), idle=0.5, page=0), tmp_path / "out")()
+    table = read_answers(out)
+    assert len(table) == 7 and "96 x 96" in table["why"].iloc[-1] and not table["why"].iloc[:6].any()
+    latents = zarr.open_group(out / STORE, mode="r")["frames"]["latent"][:]
+    scorer = Scorer(run)
+    own = scorer(scorer.fit(frames))[1].numpy()
+    assert np.allclose(latents[:6], own, atol=1e-5) and np.isnan(latents[6]).all()
+    assert (table["anomaly"].iloc[:6] >= 0).all() and np.isnan(table["anomaly"].iloc[6])
+    page = (out / "live.html").read_text()
+    assert "7 frames answered" in page
+    with pytest.raises(BadInput, match="another folder"):
+        Stream(StreamPlan(str(folder)), out)
+    with pytest.raises(BadInput, match="holds no intact checkpoint|is not there|no run"):
+        Stream(StreamPlan(str(folder), run=str(folder)), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_mistakes_are_sentences(tmp_path):
+    for words, sentence in (
+        (["nowhere"], "there is no nowhere"),
+        (["ftp://detector"], "expected a folder, a file, or an address"),
+        ([".", "--min-peaks", "0"], "min-peaks is 0; expected 1 or more"),
+        ([".", "--workers", "many"], "the workers are 'many'"),
+        (["tcp://nonsense"], "cannot listen to tcp://nonsense"),
+    ):
+        done = xrddiff("stream", *words, "-o", "out", folder=tmp_path, check=False)
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    done = xrddiff("replay", "nowhere.h5", "tcp://127.0.0.1:1", folder=tmp_path, check=False)
+    assert done.returncode == 2 and "nowhere.h5" in done.stderr
