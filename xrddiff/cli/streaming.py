@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stream', 'replay', 'add_streams']
 
-# %% ../../nbs/cli/streaming.ipynb #05086bda
+# %% ../../nbs/cli/streaming.ipynb #4bc4a7f6
 import argparse
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from .arguments import frame_words
 from ..errors import BadInput
 
-# %% ../../nbs/cli/streaming.ipynb #5c7649ff
+# %% ../../nbs/cli/streaming.ipynb #4066aa49
 def stream(args: argparse.Namespace) -> int:
     """Answer frames as they arrive: hit or blank, peaks, lattice and, with a run, how untypical it finds them and their
     latents: `xrddiff stream tcp://detector:9999 --run RUN`. Every frame once; a full buffer makes the sender wait.
@@ -25,7 +25,8 @@ def stream(args: argparse.Namespace) -> int:
 
     folder = Path(args.output or time.strftime("output/streams/%Y-%m-%d/%H-%M-%S"))
     names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page")
-    plan = StreamPlan(**{name: getattr(args, name) for name in names}, words=frame_words(args.words))
+    memory = round(args.memory * 2**20)
+    plan = StreamPlan(**{name: getattr(args, name) for name in names}, memory=memory, words=frame_words(args.words))
     opened = Stream(plan, folder)
     print(f"stream: {folder}", f"page: {folder / 'live.html'}", sep="\n", flush=True)
     before = opened.answers.rows["frames"]
@@ -76,7 +77,7 @@ def replay(args: argparse.Namespace) -> int:
         )  # fmt: skip
     return 0
 
-# %% ../../nbs/cli/streaming.ipynb #b8e97125
+# %% ../../nbs/cli/streaming.ipynb #b43be8d1
 def add_streams(commands: Any) -> None:
     """Add `stream` and `replay` to the subparsers of `xrddiff`."""
     p = commands.add_parser("stream", help="answer frames as they arrive", description=stream.__doc__)
@@ -90,6 +91,9 @@ def add_streams(commands: Any) -> None:
     p.add_argument("-n", dest="count", type=int, metavar="N", help="end after N frames")
     p.add_argument("--batch", type=int, default=16, metavar="N", help="frames answered together at most (16)")
     p.add_argument("--page", type=float, default=10.0, metavar="S", help="between two pages; 0 = only at the end (10)")
+    p.add_argument(
+        "--memory", type=float, default=256.0, metavar="MB", help="of frames that wait; then the sender waits (256)"
+    )
     p.add_argument("--workers", metavar="WHO", help="N or local:N (processes on this machine), or slurm:PROFILE")
     p.add_argument(
         "-o",
