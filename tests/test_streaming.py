@@ -23,7 +23,7 @@ import xrddiff as xd
 from xrddiff.errors import BadInput
 from xrddiff.formats.store import save_frames
 from xrddiff.inference.anomalies import Scorer
-from xrddiff.streaming.answers import STORE, read_answers
+from xrddiff.streaming.answers import STORE, read_answers, read_stack
 from xrddiff.streaming.detector_messages import send_frames
 from xrddiff.streaming.stream import Stream, StreamPlan
 
@@ -80,9 +80,11 @@ def in_old_files(frames: xr.Dataset, folder: Path, each: int) -> Path:
 @pytest.mark.slow
 def test_a_listener_that_stalls_loses_nothing(tmp_path):
     """2000 frames as fast as they are taken; the listener is stopped for ten seconds in the midst of them."""
-    frames, address = small(2000), f"tcp://127.0.0.1:{free_port()}"
+    frames, address = small(2000, 128), f"tcp://127.0.0.1:{free_port()}"
     sent = []
-    sender = threading.Thread(target=send_frames, args=(frames, address), kwargs=dict(sent=sent.append, wait=120))
+    sender = threading.Thread(
+        target=send_frames, args=(frames, address), kwargs=dict(encoding="none", sent=sent.append, wait=120)
+    )
     sender.start()
     # a buffer of a few frames, so that the sender has to wait for the listener
     stream = begin(address, "-n", 2000, "--batch", 32, "--memory", 1, "-o", "out", folder=tmp_path)
@@ -119,13 +121,15 @@ def test_a_stream_that_was_killed_goes_on(tmp_path):
     before = answered(tmp_path / "out")
     assert 20 <= before < 217
     done = xrddiff("stream", "frames", "--idle", "1", "-o", "out", folder=tmp_path)
-    assert f"{before} frames were answered before" in done.stdout and "run_4.h5 is not HDF5" in done.stdout
+    assert f"{before} frames were answered before" in done.stdout
     table = read_answers(tmp_path / "out")
     names = [f"run_{k}.h5:{i}" for k in range(10) if k != 4 for i in range(24)]
     assert sorted(table["name"]) == sorted([*names, "run_4.h5"])
     assert table["hit"].sum() == 72 and (table["why"] != "").sum() == 1
+    assert "run_4.h5 is not HDF5" in table.set_index("name")["why"]["run_4.h5"]
     assert pd.read_csv(tmp_path / "out" / "answers.csv")["name"].tolist() == table["name"].tolist()
-    assert read_answers(tmp_path / "out", "peaks")["row"].nunique() == 72
+    count = read_answers(tmp_path / "out", "peaks")["row"].value_counts().reindex(range(len(table)), fill_value=0)
+    assert np.array_equal(count, table["peaks"]) and count.sum() > 72 * 10
 
 
 @pytest.mark.slow
@@ -157,7 +161,7 @@ def test_what_a_run_says_of_frames(runs, one_thread, tmp_path):
     out = Stream(StreamPlan(str(folder), run=str(run), idle=0.5, page=0), tmp_path / "out")()
     table = read_answers(out)
     assert len(table) == 7 and "96 x 96" in table["why"].iloc[-1] and not table["why"].iloc[:6].any()
-    latents = zarr.open_group(out / STORE, mode="r")["frames"]["latent"][:]
+    latents = read_stack(out)
     scorer = Scorer(run)
     own = scorer(scorer.fit(frames))[1].numpy()
     assert np.allclose(latents[:6], own, atol=1e-5) and np.isnan(latents[6]).all()
