@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,7 @@ from xrddiff.exports.exporters import export_run
 from xrddiff.exports.package import MANIFEST, SUMS, read_package
 from xrddiff.files import sha256
 from xrddiff.models.autoregressive import AutoregressiveDiffusion
+from xrddiff.models.unet import UNet
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -30,13 +32,19 @@ CPP = Path(__file__).parent.parent / "examples" / "cpp"
 
 
 @pytest.fixture(scope="module")
-def package(runs, tmp_path_factory):
+def latent_run(runs, tmp_path_factory):
+    """A diffusion model of the latent, told maps, with a small U-Net."""
+    return with_model(runs("latent_diff"), tmp_path_factory.mktemp("unet"), small_unet)
+
+
+@pytest.fixture(scope="module")
+def package(latent_run, tmp_path_factory):
     """The latent model as compiled libraries: three graphs, with maps."""
     if shutil.which("g++") is None:
         missing("no C++ compiler: g++ is not installed (Debian: g++)")
-    printed = xrddiff("export", str(runs("latent_diff")), "--format", "pt2", folder=tmp_path_factory.mktemp("export"))
+    printed = xrddiff("export", str(latent_run), "--format", "pt2", folder=tmp_path_factory.mktemp("export"))
     assert "denoiser.pt2" in printed.stdout and "exported: " in printed.stdout
-    return runs("latent_diff") / "exported" / "pt2"
+    return latent_run / "exported" / "pt2"
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +54,46 @@ def onnx_package(runs):
     return export_run(runs("ddpm"), "onnx", words=["inference.steps=4"])
 
 
-def by_token(run: Path, folder: Path, order: str) -> Path:
-    """A copy of a run that draws its frames, or its latents, with a small autoregressive model, not trained."""
-    copy = shutil.copytree(run, folder / "tokens", ignore=shutil.ignore_patterns("exported"))
+def with_model(run: Path, folder: Path, make: Callable[[dict, dict], torch.nn.Module], **about: object) -> Path:
+    """A copy of a run with another network, not trained: `make(generator, model)` from what its checkpoint says.
+
+    Small networks compile faster, and what is tested is not how well they draw.
+    """
+    copy = shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("exported"))
     known = load_checkpoint(copy)
-    drawn, told = known.state["generator"], known.state["model"]
     torch.manual_seed(0)
-    model = AutoregressiveDiffusion(
-        drawn["shape"][0],
-        drawn["shape"][1:],
-        drawn["shape"][1] // 4,
-        width=16,
-        depth=1,
-        heads=2,
-        order=order,
-        mask_channel=drawn["autoencoder"] is None,
-        conditions=told["conditions"],
-        maps=told["maps"],
-    )
+    model = make(known.state["generator"], known.state["model"])
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    state = known.state | {"model": model.config, "generator": drawn | {"kind": "autoregressive", "denoiser": None}}
     weights = dict(model.named_parameters())
+    state = known.state | {"model": model.config, "generator": known.state["generator"] | about}
     save_checkpoint(copy / "checkpoints", known.step + 1, {"model": weights, "ema": weights}, state)
     return copy
+
+
+def small_unet(drawn: dict, told: dict) -> UNet:
+    """The U-Net of a run with fewer channels and blocks."""
+    return UNet(**told | dict(widths=[8, 16], attention=None, layers_per_block=1, norm_groups=4, mid_attention=False))
+
+
+def by_token(run: Path, folder: Path, order: str) -> Path:
+    """A copy of a run that draws its frames, or its latents, with a small autoregressive model."""
+
+    def make(drawn: dict, told: dict) -> AutoregressiveDiffusion:
+        return AutoregressiveDiffusion(
+            drawn["shape"][0],
+            drawn["shape"][1:],
+            drawn["shape"][1] // 4,
+            width=16,
+            depth=1,
+            heads=2,
+            order=order,
+            mask_channel=drawn["autoencoder"] is None,
+            conditions=told["conditions"],
+            maps=told["maps"],
+        )
+
+    return with_model(run, folder, make, kind="autoregressive", denoiser=None)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +115,8 @@ def same(found, wanted, bound=1e-4):
     assert a.shape == b.shape and np.abs(a - b).max() <= bound * max(1, np.abs(b).max())
 
 
-def test_a_compiled_model_draws_and_reconstructs_as_its_run(package, runs):
-    run, model = xd.open_run(runs("latent_diff")), xd.load_exported(package)
+def test_a_compiled_model_draws_and_reconstructs_as_its_run(package, latent_run):
+    run, model = xd.open_run(latent_run), xd.load_exported(package)
     words = dict(seed=3, batch_size=2, steps=4)
     ours, theirs = model.sample(3, **words), run.sample(3, progress=False, **words)
     same(ours, theirs)
@@ -104,15 +128,15 @@ def test_a_compiled_model_draws_and_reconstructs_as_its_run(package, runs):
     assert "encoder, decoder, denoiser as pt2" in repr(model)
 
 
-def test_frames_before_pooling_are_pooled(package, runs):
-    run, model = xd.open_run(runs("latent_diff")), xd.load_exported(package)
+def test_frames_before_pooling_are_pooled(package, latent_run):
+    run, model = xd.open_run(latent_run), xd.load_exported(package)
     whole = xd.load("sim-422", limit=2)
     assert whole["intensity"].shape[1:] != tuple(model.about["frame"]["shape"])
     same(model.reconstruct(whole), run.reconstruct(whole))
 
 
-def test_the_manifest_says_what_a_program_needs(package, runs):
-    about, steps = read_package(package), xd.open_run(runs("latent_diff")).config.inference.steps
+def test_the_manifest_says_what_a_program_needs(package, latent_run):
+    about, steps = read_package(package), xd.open_run(latent_run).config.inference.steps
     assert about["sampling"]["sigmas"][-1] == 0 and len(about["sampling"]["sigmas"]) == steps + 1
     assert about["graphs"]["denoiser"]["inputs"]["x"] == {
         "dtype": "float64",
@@ -335,10 +359,10 @@ def test_keys_are_those_of_python(infer):
         assert np.array_equal(np.array(said["normal"], np.float32), noise.numpy())
 
 
-def test_cpp_reconstructs_as_python(infer, package, runs, tmp_path):
+def test_cpp_reconstructs_as_python(infer, package, latent_run, tmp_path):
     from xrddiff.formats.store import save_frames
 
-    held_out = xd.open_run(runs("latent_diff")).frames("held_out", 5)
+    held_out = xd.open_run(latent_run).frames("held_out", 5)
     save_frames(held_out, tmp_path / "in.h5")
     infer("reconstruct", package, tmp_path / "in.h5", tmp_path / "out.h5", "--batch", 2)
     found, model = xd.open_frames(tmp_path / "out.h5"), xd.load_exported(package)
@@ -349,11 +373,11 @@ def test_cpp_reconstructs_as_python(infer, package, runs, tmp_path):
         assert np.abs(file["latent"][()] - model.encode(held_out).numpy()).max() < 1e-4
 
 
-def test_cpp_draws_as_python(infer, package, runs, tmp_path):
+def test_cpp_draws_as_python(infer, package, latent_run, tmp_path):
     from xrddiff.inference.sample_jobs import open_sample_job
 
     words = ["inference.seed=5", "inference.batch_size=2"]
-    job = open_sample_job(runs("latent_diff"), words)
+    job = open_sample_job(latent_run, words)
     maps = job.generator.condition_maps([0, 1, 2, 3], job.settings)
     with h5py.File(tmp_path / "maps.h5", "w") as file:
         for name, values in maps.items():
@@ -394,12 +418,12 @@ def test_cpp_refuses_other_input(infer, package, onnx_package, tokens_library, t
     assert not out.exists() and not list(tmp_path.glob(".*.part"))
 
 
-def test_cpp_takes_files_as_they_arrive(infer, package, runs, tmp_path):
+def test_cpp_takes_files_as_they_arrive(infer, package, latent_run, tmp_path):
     from xrddiff.formats.store import save_frames
 
     arriving, made = tmp_path / "in", tmp_path / "out"
     arriving.mkdir()
-    frames = xd.open_run(runs("latent_diff")).frames("held_out", 2)
+    frames = xd.open_run(latent_run).frames("held_out", 2)
     words = ["reconstruct", package, "--watch", arriving, "--out", made]
     child = subprocess.Popen(
         [infer.program, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
