@@ -17,6 +17,7 @@ ROOMS = {
     "views": "Views",
     "ranks": "Ranks",
     "execution": "Execution",
+    "streaming": "Streams of frames",
     "slurm": "SLURM",
     "studies": "Studies of many runs",
     "words": "Words of a run",
@@ -76,6 +77,7 @@ GUIDES = [
     "slurm/README.md",
     "docs/cluster_tour.md",
     "docs/exports.md",
+    "docs/streams.md",
     "examples/cpp/README.md",
 ]
 # Pages of the repository that say what xrddiff is and how it is made.

@@ -23,7 +23,7 @@ from xrddiff.loading.catalog import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", ROOT / "docs" / "home.md"]
-PAGES += [ROOT / "docs" / f"{name}.md" for name in ("health", "many_runs", "tracking", "widgets", "exports")]
+PAGES += [ROOT / "docs" / f"{name}.md" for name in ("health", "many_runs", "tracking", "widgets", "exports", "streams")]
 PAGES += sorted((ROOT / "docs" / "guides").glob("*.md"))
 TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
 
@@ -39,6 +39,7 @@ NOT_HERE = {
     r"xrddiff (sample|evaluate) .*slurm:": "needs a cluster; tests/test_workers.py",
     r"xrddiff sample .*inference.detector=": "minutes of a large frame; tests/test_tiles.py",
     r"xrddiff sample .*inference.lattice=": "needs a model with few conditions; tests/test_generate.py",
+    r"xrddiff (stream|replay) .*tcp://": "needs a detector, and somebody who listens; tests/test_streaming.py",
     r"xrddiff sweep .*(--profile|losses.yaml)": "a swarm of jobs, or six trainings; tests/test_studies.py",
     r"(tensorboard|wandb|cd ~)": "a program of others, with a server",
 }
@@ -121,6 +122,8 @@ def place(tmp_path_factory, runs):
     shutil.copy(ROOT / "nbs" / "tutorials" / "extending.ipynb", folder)
     large = load("sim-422", limit=13).load()
     save_frames(large, folder / "run_17.h5")
+    (folder / "incoming").mkdir()
+    save_frames(large, folder / "incoming" / "run_1.h5")
     valid = np.ones(large["intensity"].shape[1:], bool)
     valid[100:160, 60:300] = False
     np.save(folder / "valid.npy", valid)
