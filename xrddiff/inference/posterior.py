@@ -475,7 +475,7 @@ def counts(
         height, width = job.size
         y = torch.zeros(valid.shape[-2:], device=valid.device)
         y[:height, :width] = job.seen(frame)[0]
-        words = dict(iterations=iterations, rounds=rounds, decode=g.space.decode)
+        words = dict(iterations=iterations, rounds=rounds, decode=g.space.decode, values=net.x[frame][None])
         likelihood = job.scattered(frame)
         denoise = counted(job.sampler.clamped(plain), y.expand_as(valid), valid, job.curve, likelihood, **words)
     sigmas = job.sampler.sigmas(g.model)

@@ -22,13 +22,19 @@ __all__ = ['Photons', 'working_response', 'counted']
 
 # %% ../../nbs/posteriors/counts.ipynb #31fc6ffd
 def working_response(
-    measured: Tensor, seen: Tensor, photons: Photons, likelihood: Poisson, least: float = 0.1
+    measured: Tensor,
+    seen: Tensor,
+    photons: Photons,
+    likelihood: Poisson,
+    least: float = 0.1,
+    values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Equation (1): (ṽ, its variance), both in the shape of the network values `seen`.
+    """Equations (1) and (2): (ṽ, its variance), both in the shape of the network values `seen`.
 
     measured: in the units of the likelihood, a shape that fits that of `seen`. photons: expected
     photons of network values. least: expected photons below which no pixel is taken to be, as a
-    dark estimate would otherwise be certain.
+    dark estimate would otherwise be certain. values: the network values of `measured`, beyond which
+    no step goes; None: equation (1) alone.
     """
     with torch.inference_mode(False), torch.enable_grad():
         v = seen.detach().double().clone().requires_grad_()
@@ -36,7 +42,13 @@ def working_response(
         (slope,) = torch.autograd.grad(mu.sum(), v)
     mu, slope = mu.detach().clamp_min(least), slope.clamp_min(1e-6)
     n = (measured.double() - likelihood.pedestal) / likelihood.gain
-    return (v.detach() + (n - mu) / slope).to(seen.dtype), (likelihood.variance(mu) / slope**2).to(seen.dtype)
+    v, step = v.detach(), (n - mu) / slope
+    part = torch.ones_like(step)
+    if values is not None:
+        reach = values.double() - v
+        part = torch.where((reach * step > 0) & (reach.abs() < step.abs()), reach / step, part)
+    # a step of the same score: the shorter it is, the smaller the variance
+    return (v + part * step).to(seen.dtype), (part * likelihood.variance(mu) / slope**2).to(seen.dtype)
 
 # %% ../../nbs/posteriors/counts.ipynb #afd0979f
 def counted(
@@ -50,12 +62,13 @@ def counted(
     rounds: int = 1,
     decode: Decode | None = None,
     least: float = 0.1,
+    values: Tensor | None = None,
 ) -> Denoise:
     """`denoise` conditioned on the counts `measured` (B, 1, H, W) where `mask` (bool) is True.
 
     photons: expected photons of network values. likelihood: of the detector. decode: of a `denoise`
     of latents, from latents to network values. iterations, rounds: see
-    `diffusion.inpainting.guided`. least: see `working_response`.
+    `diffusion.inpainting.guided`. least, values: see `working_response`.
     An evaluation costs one of `denoise` and `rounds` · `iterations` backward passes.
     """
     if iterations < 1 or rounds < 1 or not least > 0:
@@ -65,6 +78,6 @@ def counted(
     measured = torch.where(mask, measured, likelihood.pedestal)
 
     def response(seen: Tensor) -> tuple[Tensor, Tensor]:
-        return working_response(measured, seen, photons, likelihood, least)
+        return working_response(measured, seen, photons, likelihood, least, values)
 
     return guided(denoise, response, mask, iterations=iterations, rounds=rounds, decode=decode)
