@@ -160,7 +160,7 @@ def answer(
 def _totals(frames: xr.Dataset) -> np.ndarray:
     """The sum over valid pixels of each frame."""
     mask, values = frame_mask(frames), frames["intensity"].values
-    return np.array([v[mask].sum(dtype=np.float64) for v in values])
+    return np.array([np.sum(v, dtype=np.float64, where=mask) for v in values])
 
 
 def _add_lattices(

@@ -25,6 +25,11 @@ __all__ = ['RECENT', 'Standing', 'rates', 'draw_standing', 'write_page']
 RECENT = 20_000  # frames of which times are kept
 
 
+def _seconds(value: float) -> str:
+    """Seconds for people: 150 s, 2.3 s, 40 ms."""
+    return f"{1e3 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
 @dataclass
 class Standing:
     """How a stream stands.
@@ -72,8 +77,8 @@ class Standing:
         over = min(over, max(last[-1] - self.began, 0.1))
         return float((last > last[-1] - over).sum() / over)
 
-    def lines(self, scored: bool) -> list[str]:
-        """What is known so far, in sentences."""
+    def lines(self, scored: bool, going: bool = True) -> list[str]:
+        """What is known so far, in sentences; `going`: more may come."""
         out = [f"{self.frames} frames answered, {self.hits} of them hits ({self.hits / max(self.frames, 1):.0%})."]
         if self.indexed:
             out.append(f"{self.indexed} frames have a lattice that chance does not explain.")
@@ -82,22 +87,25 @@ class Standing:
         if len(self.answered):
             median, worst = np.quantile(self.latency, [0.5, 0.99])
             out.append(
-                f"{self.rate():.1f} frames per second; from arrival to answer {median:.2g} s (median), {worst:.2g} s (99%)."
+                f"{self.rate():.1f} frames per second; from arrival to answer {_seconds(median)} (median), {_seconds(worst)} (99%)."
             )
             quiet = time.time() - self.arrived[-1]
-            out += [f"The last frame came {quiet:.0f} s ago."] if quiet > 5 else []
+            out += [f"The last frame came {quiet:.0f} s ago."] if going and quiet > 5 else []
         if self.waiting:
-            out.append(f"{self.waiting} frames wait for an answer.")
+            out.append(
+                f"{self.waiting} more frames {'wait for an answer' if going else 'had come, and were not asked for'}."
+            )
         if self.refused:
             out.append(f"{self.refused} could not be read, the last one because {self.why}")
         return out
 
 # %% ../../nbs/streaming/live_page.ipynb #284500fa
-def rates(standing: Standing, bins: int = 60) -> pd.DataFrame:
+def rates(standing: Standing) -> pd.DataFrame:
     """Frames per second and share of hits in equal parts of the time that is kept: columns `time` (s
     before the last answer), `rate`, `hits`.
     """
     t = np.array(standing.answered)
+    bins = int(np.clip((t[-1] - t[0]) / 2, 2, 60))  # answers are written a few times a second
     edges = np.linspace(t[0], max(t[-1], t[0] + 1) + 1e-6, bins + 1)
     n = np.histogram(t, edges)[0]
     hits = np.histogram(t[np.array(standing.was_hit)], edges)[0]
@@ -130,14 +138,14 @@ def write_page(standing: Standing, folder: str | Path, source: str, *, scored: b
     """The page `live.html` in a folder; while the stream is `going` a browser loads it again by itself."""
     state = "goes on" if going else "has ended"
     report = Report(f"Frames from {source}", f"The stream {state}; {time.strftime('%Y-%m-%d %H:%M:%S')}.")
-    report.add("So far", part="verdict", lines=[("", line) for line in standing.lines(scored)])
+    report.add("So far", part="verdict", lines=[("", line) for line in standing.lines(scored, going)])
     if standing.last_hit is not None:
         name, frame, peaks = standing.last_hit
         figure = Picture(4.6, 4.2)
-        ax = show_frame(frame, 0, figure.add_subplot(), title=f"{name}: {len(peaks)} peaks", rings=0)
+        ax = show_frame(frame, 0, figure.add_subplot(), title=f"frame {name}, {len(peaks)} peaks", rings=0)
         if "panel" not in frame["intensity"].dims:
-            ax.scatter(peaks["fs"], peaks["ss"], s=26, facecolors="none", edgecolors=LINES[6], lw=0.8)
+            ax.scatter(peaks["fs"], peaks["ss"], s=48, facecolors="none", edgecolors=LINES[6], lw=0.8)
         report.add("The last hit", part="pictures", figure=figure)
     if len(standing.answered) > 1:
-        report.add("Speed", part="physics", figure=draw_standing(standing))
+        report.add("Speed", part="pictures", figure=draw_standing(standing))
     return write_text(Path(folder) / "live.html", report.html(again=5 if going else None))
