@@ -54,6 +54,10 @@ TASKS = {
         "TrainedRun.evaluate TrainedRun.compare compare TrainedRun.frames",
         "inference.comparison.ComparisonPlan inference.anomalies.anomaly_scores",
     ),
+    "Answer frames as they arrive": (
+        "",
+        "streaming.stream.StreamPlan streaming.stream.Stream streaming.answers.read_answers streaming.answers.read_stack",
+    ),
     "Write a run notebook": (
         "TrainedRun.is_main TrainedRun.phase TrainedRun.whole TrainedRun.write_json TrainedRun.write_text "
         "TrainedRun.end_early TrainedRun.main_goes_on",
