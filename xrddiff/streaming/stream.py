@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,8 @@ class Stream:
             cell = template.attrs.get("unit_cell")
         self.question = Question(plan.run, cell, plan.min_peaks, reference)
         self._agree()
+        self._hold = ExitStack()  # until the end of the call: another process must not open the table
+        self._hold.enter_context(held(self.folder))
         self.answers = Answers(self.folder)
         blank = unanswered([], [], self.question)
         self.answers.append(
@@ -271,7 +274,7 @@ class Stream:
                 written = time.monotonic()
             tell(self.standing)
 
-        with held(self.folder), open_workers(self.workers, 1) as pool, StopRequest() as stop:
+        with self._hold, open_workers(self.workers, 1) as pool, StopRequest() as stop:
             listener.start()
             try:
                 tasks = self._tasks(self._batches(stop, looked), pool)
