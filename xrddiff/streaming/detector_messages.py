@@ -17,6 +17,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import xarray as xr
+from numcodecs import lz4
 
 from ..errors import BadInput
 from ..frames.frames import frame_mask, make_frames
@@ -24,41 +25,39 @@ from ..registry import register
 from .arrivals import TICK, Arrived, Layout, Listening, growing_layout, layout_of, refused
 
 # %% auto #0
-__all__ = ['TYPES', 'MOST_PIXELS', 'ENCODINGS', 'HELD', 'compress', 'decompress', 'Series', 'read_header', 'read_message',
-           'header_message', 'encoding_of', 'image_message', 'end_message', 'open_pull', 'socket_source', 'send_frames']
+__all__ = ['TYPES', 'MOST_PIXELS', 'DAMAGED', 'ENCODINGS', 'HELD', 'compress', 'decompress', 'Series', 'read_header',
+           'read_message', 'header_message', 'encoding_of', 'image_message', 'end_message', 'open_pull',
+           'socket_source', 'send_frames']
 
 # %% ../../nbs/streaming/detector_messages.ipynb #b1d7ebdb
 TYPES = ("uint8", "uint16", "uint32", "int32", "float32")
 MOST_PIXELS = 1 << 28
 
 
-def _one_chunk(shape: tuple[int, int], dtype: np.dtype, filters: Mapping[str, Any]) -> h5py.Dataset:
-    """A data set of one chunk, in a file in memory."""
+def _one_chunk(shape: tuple[int, int], dtype: np.dtype) -> h5py.Dataset:
+    """A data set of one chunk that is sorted by bits and compressed, in a file in memory."""
     file = h5py.File(io.BytesIO(), "w")
-    return file.create_dataset("x", shape, dtype, chunks=shape, **filters)
+    return file.create_dataset("x", shape, dtype, chunks=shape, **hdf5plugin.Bitshuffle(cname="lz4"))
 
 
-def _filters(encoding: str, dtype: np.dtype) -> dict[str, Any] | None:
-    """The filters of HDF5 for an encoding; None where nothing is compressed. Raises `BadInput` for others."""
-    if encoding == "<":
-        return None
-    if encoding == "lz4<":
-        return dict(hdf5plugin.LZ4())
-    if encoding == f"bs{8 * dtype.itemsize}-lz4<":
-        return dict(hdf5plugin.Bitshuffle(cname="lz4"))
-    raise BadInput(f"the pixels are encoded as {encoding!r}; expected <, lz4< or bs{8 * dtype.itemsize}-lz4<")
+def _check_encoding(encoding: str, dtype: np.dtype) -> None:
+    """Raise `BadInput` for an encoding that pixels of a type cannot have."""
+    known = ("<", "lz4<", f"bs{8 * dtype.itemsize}-lz4<")
+    if encoding not in known:
+        raise BadInput(f"the pixels are encoded as {encoding!r}; expected one of {', '.join(known)}")
 
 
 def compress(image: np.ndarray, encoding: str = "<") -> bytes:
     """The pixels of an image (y, x) as a detector sends them."""
     image = np.ascontiguousarray(image).astype(image.dtype.newbyteorder("<"), copy=False)
-    filters = _filters(encoding, image.dtype)
-    if filters is None:
+    _check_encoding(encoding, image.dtype)
+    if encoding == "<":
         return image.tobytes()
-    data = _one_chunk(image.shape, image.dtype, filters)
+    if encoding == "lz4<":
+        return bytes(lz4.compress(image.tobytes()))[4:]  # numcodecs puts the length before it
+    data = _one_chunk(image.shape, image.dtype)
     data[...] = image
-    chunk = data.id.read_direct_chunk((0, 0))[1]
-    return chunk[16:] if encoding == "lz4<" else chunk
+    return data.id.read_direct_chunk((0, 0))[1]
 
 
 def decompress(blob: bytes, shape: tuple[int, int], dtype: str, encoding: str) -> np.ndarray:
@@ -72,21 +71,51 @@ def decompress(blob: bytes, shape: tuple[int, int], dtype: str, encoding: str) -
             f"the message announces {dtype} of shape {tuple(shape)}; expected an image of one of {', '.join(TYPES)}"
         )
     kind = np.dtype(dtype).newbyteorder("<")
-    filters, size = _filters(encoding, kind), kind.itemsize * int(np.prod(shape))
-    if filters is None:
+    _check_encoding(encoding, kind)
+    size = kind.itemsize * int(np.prod(shape))
+    if encoding == "<":
         if len(blob) != size:
             raise BadInput(f"the message has {len(blob)} bytes of pixels; expected {size}")
         return np.frombuffer(blob, kind).reshape(shape)
     if encoding == "lz4<":
-        blob = struct.pack(">QII", size, size, len(blob)) + blob
-    elif len(blob) < 12 or struct.unpack(">Q", blob[:8])[0] != size:
-        raise BadInput(f"the compressed pixels do not unpack to {size} bytes, which the message announces")
-    data = _one_chunk(shape, kind, filters)
+        return np.frombuffer(_unpack(blob, size), kind).reshape(shape)
+    _check_blocks(blob, size, kind.itemsize)
+    data = _one_chunk(shape, kind)
     data.id.write_direct_chunk((0, 0), blob)
     try:
         return data[...]
     except OSError:
-        raise BadInput("the compressed pixels are damaged; expected what the detector sent") from None
+        raise BadInput(DAMAGED) from None
+
+
+DAMAGED = "the compressed pixels are damaged; expected what the detector sent"
+
+
+def _unpack(blob: bytes, size: int) -> bytes:
+    """One block of LZ4 that gives `size` bytes."""
+    try:
+        out = bytes(lz4.decompress(struct.pack("<I", size) + blob))
+    except (RuntimeError, ValueError):
+        raise BadInput(DAMAGED) from None
+    if len(out) != size:
+        raise BadInput(DAMAGED)
+    return out
+
+
+def _check_blocks(blob: bytes, size: int, itemsize: int) -> None:
+    """Refuse a chunk of bitshuffle whose blocks do not add up: the filter believes the lengths in it."""
+    if len(blob) < 12 or struct.unpack(">Q", blob[:8])[0] != size:
+        raise BadInput(f"the compressed pixels do not unpack to {size} bytes, which the message announces")
+    count, block = size // itemsize, struct.unpack(">I", blob[8:12])[0] // itemsize
+    at = 12
+    if block <= 0 or block % 8:
+        raise BadInput(DAMAGED)
+    for _ in range(count // block + bool(count % block // 8)):
+        if at + 4 > len(blob):
+            raise BadInput(DAMAGED)
+        at += 4 + struct.unpack(">I", blob[at : at + 4])[0]
+    if at + count % 8 * itemsize != len(blob):  # the last few numbers are not compressed
+        raise BadInput(DAMAGED)
 
 # %% ../../nbs/streaming/detector_messages.ipynb #b9d803c8
 @dataclass
