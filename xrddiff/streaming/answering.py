@@ -93,7 +93,9 @@ def unanswered(names: Sequence[str], whys: Sequence[str], question: Question) ->
     table = pd.DataFrame({"name": pd.Series(list(names), dtype=object)})
     table = table.assign(**{name: np.full(len(table), value) for name, value in blank.items()})
     table["why"] = pd.Series(list(whys), dtype=object)
-    peaks = pd.DataFrame({"row": np.zeros(0, np.int64)} | {name: np.zeros(0) for name in PEAK_COLUMNS})
+    whole = ("row", "panel", "pixels")
+    columns = ("row", *PEAK_COLUMNS)
+    peaks = pd.DataFrame({name: np.zeros(0, np.int64 if name in whole else np.float64) for name in columns})
     return Answered(table, peaks)
 
 
