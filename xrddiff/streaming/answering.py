@@ -28,7 +28,7 @@ from ..saved_config import load_config
 
 # %% auto #0
 __all__ = ['BASIS', 'SCORED', 'LEVELS', 'REFERENCE', 'PEAK_COLUMNS', 'open_scorer', 'reference_scores', 'Question', 'Answered',
-           'unanswered', 'find_peaks_of', 'can_index', 'learn_indexer', 'answer']
+           'unanswered', 'find_peaks_of', 'cell_of', 'can_index', 'learn_indexer', 'answer']
 
 # %% ../../nbs/streaming/answering.ipynb #8b162a22
 BASIS = tuple(f"{edge}{axis}" for edge in "abc" for axis in "xyz")
@@ -111,9 +111,14 @@ def find_peaks_of(frames: xr.Dataset, key: str) -> pd.DataFrame:
     return find_frame_peaks(frames, finder=_FINDERS[key])
 
 
+def cell_of(frames: xr.Dataset, question: Question) -> Any:
+    """The cell that was asked for, or that of the frames; None if neither is known."""
+    return frames.attrs.get("unit_cell") if question.cell is None else question.cell
+
+
 def can_index(frames: xr.Dataset, question: Question) -> bool:
     """Whether lattices can be looked for: a cell and a geometry are known."""
-    return (question.cell or frames.attrs.get("unit_cell")) is not None and not missing_geometry(frames)
+    return cell_of(frames, question) is not None and not missing_geometry(frames)
 
 
 def learn_indexer(frames: xr.Dataset, peaks: pd.DataFrame, question: Question) -> Indexer | None:
@@ -122,7 +127,7 @@ def learn_indexer(frames: xr.Dataset, peaks: pd.DataFrame, question: Question) -
     rich = [int(i) for i in count.index[count >= question.min_peaks]]
     if not rich or not can_index(frames, question):
         return None
-    cell = frames.attrs.get("unit_cell") if question.cell is None else question.cell
+    cell = cell_of(frames, question)
     return make_indexer(frames, cell, frames=sorted(rich), peaks=peaks[peaks["frame"].isin(rich)], controls=60)
 
 # %% ../../nbs/streaming/answering.ipynb #a47939b3
