@@ -69,6 +69,7 @@ setup(
         "track": words("track_requirements"),
         "gpu": words("gpu_requirements"),
         "onnx": words("onnx_requirements"),
+        "s3": words("s3_requirements"),
         "dev": words("dev_requirements"),
     },
     entry_points={"console_scripts": words("console_scripts")},

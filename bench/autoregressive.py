@@ -3,8 +3,8 @@
     pip install --no-deps --target PEER -r bench/requirements-autoregressive.txt
     OMP_NUM_THREADS=1 PYTHONPATH=PEER python bench/autoregressive.py [--steps 400] [--frames 64] [--rounds 3] [--threads 1]
 
-Both have transformers of the same width, depth and heads, and heads of the same depth and width. Both are trained for the same CPU time on the same simulated frames; the peer with each learning
-rate of `--peer-lr`, of which the best on frames of its own choosing set stays. `--levels ours` gives the peer our noise levels, in training and in sampling, with sigma_data measured; otherwise it
+Both have transformers of the same width, depth and heads, and heads of the same depth and width. Ours is also tuned until one or two evaluations of the head make a token (`--tune` steps, rows `--tuned`). Both are trained for the same CPU time on the same simulated frames, tuning included; the peer with each learning
+rate of `--peer-lr`, of which the best on frames of its own choosing set stays. A model of random order, which draws several tokens at a time (`--groups` of them), is trained as long as ours with its tuning. `--levels ours` gives the peer our noise levels, in training and in sampling, with sigma_data measured; otherwise it
 has its defaults (churn 80, levels 80 to 0.002). Quality is measured against held-out frames, as multiples of what training frames differ from them by, which is 1 for a perfect model: the sliced
 Wasserstein distance of 8 x 8 crops, and the Wasserstein distance between the numbers of Bragg peaks in a frame. Untrained models have rows too: a blank frame is near the average frame.
 Each round times every setting once, in turn; minimum and (median) over the rounds are printed. The peer is timed without its progress bars, which it cannot switch off; it gets
@@ -14,6 +14,7 @@ frames in [0, 1], as it asks for. `--steps 0` leaves training away: the times do
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import sys
 import time
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xrddiff.diffusion.consistency import AutoregressiveConsistency
 from xrddiff.diffusion.objectives import AutoregressiveObjective
 from xrddiff.frames.peaks import PeakFinder, radial_bins
 from xrddiff.loading.catalog import load
@@ -126,6 +128,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--ours", nargs="+", default=["heun:32", "dpmpp_2m:16", "dpmpp_2m:8", "dpmpp_2m:6", "dpmpp_2m:5"]
     )
+    parser.add_argument("--tune", type=int, default=300)
+    parser.add_argument("--tuned", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--groups", nargs="*", type=int, default=[32, 16, 8])
     parser.add_argument("--peers", nargs="+", type=int, default=[32, 16, 8])
     return parser.parse_args()
 
@@ -138,10 +143,10 @@ def main() -> None:
     real, chosen_by, x = scale.frames.split([HELD_OUT, CHOOSING, 1400 - HELD_OUT - CHOOSING])
     low, high = measure_range([{"x": x}])
 
-    def make_ours() -> AutoregressiveDiffusion:
+    def make_ours(order: str = "raster") -> AutoregressiveDiffusion:
         torch.manual_seed(0)
         return AutoregressiveDiffusion(
-            size=(SIDE, SIDE), patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, head_width=WIDTH,
+            size=(SIDE, SIDE), patch_size=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, dim_head=DIM_HEAD, head_width=WIDTH, order=order,
             diffusion=dict(sigma_data=1.0, S_churn=80.0 if args.levels == "default" else 5.0, clamp=[low, high]),
         )  # fmt: skip
 
@@ -158,8 +163,9 @@ def main() -> None:
         torch.manual_seed(0)
         return peer.ImageAutoregressiveDiffusion(image_size=SIDE, patch_size=PATCH, channels=1, model=words)
 
-    def draw_ours(model: AutoregressiveDiffusion, name: str, steps: str, n: int) -> Tensor:
-        return generate(model, range(n), sampler=model.sampler(name, int(steps)))
+    def draw_ours(model: AutoregressiveDiffusion, name: str, steps: str, n: int, groups: int | None = None) -> Tensor:
+        words = {} if groups is None else {"steps": groups}
+        return generate(model, range(n), sampler=model.sampler(name, int(steps)), **words)
 
     def draw_peer(model: nn.Module, steps: int, n: int) -> Tensor:
         torch.manual_seed(1)
@@ -175,14 +181,27 @@ def main() -> None:
         f"parameters: ours {counts[0]:.2f} M, peer {counts[1]:.2f} M; batch of {args.frames} frames; levels of the peer: {args.levels}\n"
     )
 
-    objective = AutoregressiveObjective(ours)
-    seconds = train(
-        "ours",
-        list(ours.parameters()),
-        lambda x, index, step: objective({"x": x, "index": index}, step)["loss"].mean(),
-        x,
-        args.steps,
-    )
+    def train_ours(name: str, model: AutoregressiveDiffusion, steps: int) -> float:
+        objective = AutoregressiveObjective(model)
+        loss = lambda x, index, step: objective({"x": x, "index": index}, step)["loss"].mean()  # noqa: E731
+        return train(name, list(model.parameters()), loss, x, steps)
+
+    seconds = train_ours("ours", ours, args.steps)
+    tuned = copy.deepcopy(ours)
+    if args.tune:
+        tuning = AutoregressiveConsistency(tuned, steps=args.tune)
+        seconds += train(
+            "ours, tuned",
+            list(tuned.parameters()),
+            lambda x, index, step: tuning({"x": x, "index": index}, step)["loss"].mean(),
+            x,
+            args.tune,
+            lr=5e-4,
+        )
+    several = make_ours("random")
+    if args.groups and args.steps:  # the same CPU time as ours with its tuning
+        trial = train_ours("ours in random order, trial", make_ours("random"), 20)
+        train_ours("ours in random order", several, int(20 * seconds / trial))
     theirs, best = untrained[1], np.inf
     if args.steps:
         step_of = lambda model: lambda x, index, step: model((x - low) / (high - low))  # noqa: E731
@@ -214,6 +233,20 @@ def main() -> None:
         settings[f"ours, {name}, {n} steps"] = (
             ours.sampler(name, int(n)).evaluations,
             lambda name=name, n=n: draw_ours(ours, name, n, args.frames),
+        )
+
+    for n in args.groups:
+        name, steps = args.ours[-1].split(":")
+        settings[f"ours in random order, {n} groups of tokens, {name}, {steps} steps"] = (
+            several.sampler(name, int(steps)).evaluations,
+            lambda n=n, name=name, steps=steps: draw_ours(several, name, steps, args.frames, n),
+        )
+
+    for n in args.tuned if args.tune else ():
+        chosen = tuned.sampler("consistency", n, schedule="few")
+        settings[f"ours, tuned, {n} steps"] = (
+            n,
+            lambda chosen=chosen: generate(tuned, range(args.frames), sampler=chosen),
         )
 
     drawn = {name: make().float() for name, (_, make) in settings.items()}  # the first call of each also warms up

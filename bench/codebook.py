@@ -16,7 +16,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from autoencoder import race
+from latent import race
 from torch import Tensor, nn
 
 from xrddiff.models.codebook import VectorQuantizer

@@ -1,8 +1,8 @@
 """Exported models beside the run that they are from: seconds of each graph, in Python and in C++.
 
-    OMP_NUM_THREADS=1 python bench/exported.py [RUN] [--batches 1 32] [--seconds 3]
+    OMP_NUM_THREADS=1 python bench/exported.py [RUN] [--batches 1 32] [--rounds 5]
 
-RUN is a finished run of latent_diff; without it a small one is trained. Its functions are timed eager, with torch.compile, as AOTInductor libraries in Python and in C++ (examples/cpp, built here), and in onnxruntime, all with the same batches and threads, one after another in turns.
+RUN is a finished run of latent_diff; without it a small one is trained. Its functions are timed eager, with torch.compile, as AOTInductor libraries in Python and in C++ (examples/cpp, built here), and in onnxruntime, all with the same batches and threads. The ways take turns: each round times every way once, in an order that turns round.
 Writes bench/results/exported.json and exported.md.
 """
 
@@ -15,26 +15,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
 CPP = Path(__file__).parent.parent / "examples" / "cpp"
-WAYS = ("eager", "torch.compile", "pt2, Python", "pt2, C++", "onnxruntime")
+WAYS = ("eager", "torch.compile", "pt2", "onnxruntime", "pt2, C++")
 
 
-def median_seconds(call: Callable[[], object], least: float) -> float:
-    """The median of repeated calls, over at least so many seconds."""
+def median_seconds(call: Callable[[], object], least: float = 1.0) -> float:
+    """The median of repeated calls, five at least, over so many seconds; the first call does not count."""
     call()
     taken: list[float] = []
     while len(taken) < 5 or sum(taken) < least and len(taken) < 200:
         began = time.perf_counter()
         call()
         taken.append(time.perf_counter() - began)
-    return sorted(taken)[len(taken) // 2]
+    return median(taken)
 
 
 def build(folder: Path) -> Path:
@@ -54,54 +55,55 @@ def train(folder: Path) -> Path:
     return next(folder.glob("output/*/run"))
 
 
-def measure(run: Path, batches: list[int], seconds: float) -> list[dict[str, object]]:
+def measure(run: Path, batches: list[int], rounds: int) -> list[dict[str, object]]:
+    """One row for each graph, batch and way: the median seconds of each round."""
     from xrddiff.exports.exporters import export_run
     from xrddiff.exports.graphs import open_exportable
     from xrddiff.exports.runtime import load_exported
 
-    with tempfile.TemporaryDirectory() as scratch:
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         packages = {kind: export_run(run, kind, Path(scratch) / kind) for kind in ("pt2", "onnx")}
-        opened = {kind: load_exported(path) for kind, path in packages.items()}
-        program, rows = build(Path(scratch) / "build"), []
+        program = build(Path(scratch) / "build")
         own = {g.name: g for g in open_exportable(run).graphs}
-        exported = {
-            kind: {
-                "encoder": m.autoencoder.graphs["encoder"],
-                "decoder": m.autoencoder.graphs["decoder"],
-                "denoiser": m.generator.model.graph,
-            }
-            for kind, m in opened.items()
-        }
+        ways: dict[str, dict[str, Callable[..., object]]] = {name: {} for name in WAYS[:-1]}
         for name, graph in own.items():
-            graph.module.eval().requires_grad_(False)
-            compiled = torch.compile(graph.module, dynamic=True)
-            for batch in batches:
-                given = [
-                    t.expand(batch, *t.shape[1:]).contiguous() if t.ndim else t
-                    for t in (t[:1] if t.ndim else t for t in graph.inputs.values())
-                ]
-                ways = {
-                    "eager": graph.module,
-                    "torch.compile": compiled,
-                    "pt2, Python": exported["pt2"][name],
-                    "onnxruntime": exported["onnx"][name],
-                }
-                with torch.no_grad():
-                    rows += [
-                        dict(graph=name, batch=batch, way=way, seconds=median_seconds(partial(call, *given), seconds))
-                        for way, call in ways.items()
-                    ]
-        threads = ["--threads", str(torch.get_num_threads())]
-        for batch in batches:
-            done = subprocess.run(
-                [program, "bench", packages["pt2"], "-n", str(batch), *threads],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            said = [json.loads(line) for line in done.stdout.splitlines()]
-            rows += [{**row, "way": "pt2, C++"} for row in said if row["batch"] == batch]
+            ways["eager"][name] = graph.module.eval().requires_grad_(False)
+            ways["torch.compile"][name] = torch.compile(graph.module, dynamic=True)
+        for way, kind in {"pt2": "pt2", "onnxruntime": "onnx"}.items():
+            model = load_exported(packages[kind])
+            ways[way] = {**model.autoencoder.graphs, "denoiser": model.generator.model.graph}
+        given = {(name, n): batch_of(graph.inputs.values(), n) for name, graph in own.items() for n in batches}
+        found: dict[tuple[str, int, str], list[float]] = {}
+        for k in range(rounds):
+            for way in WAYS if k % 2 == 0 else WAYS[::-1]:
+                if way == "pt2, C++":
+                    times = cpp_seconds(program, packages["pt2"], batches)
+                else:
+                    times = {key: median_seconds(partial(ways[way][key[0]], *g)) for key, g in given.items()}
+                for key, taken in times.items():
+                    found.setdefault((*key, way), []).append(taken)
+            print(f"round {k + 1} of {rounds}", file=sys.stderr, flush=True)
+    for (graph, batch, way), seconds in found.items():
+        rows.append(dict(graph=graph, batch=batch, way=way, seconds=seconds))
     return rows
+
+
+def batch_of(inputs: Iterable[torch.Tensor], n: int) -> list[torch.Tensor]:
+    """The first of each input, n times."""
+    return [t[:1].expand(n, *t.shape[1:]).contiguous() if t.ndim else t for t in inputs]
+
+
+def cpp_seconds(program: Path, package: Path, batches: list[int]) -> dict[tuple[str, int], float]:
+    """What the program of examples/cpp says of each graph and batch."""
+    said: dict[tuple[str, int], float] = {}
+    for n in batches:
+        if all(batch != n for _, batch in said):
+            words = [program, "bench", package, "-n", str(n), "--threads", str(torch.get_num_threads())]
+            lines = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+            rows = [json.loads(line) for line in lines]
+            said |= {(row["graph"], row["batch"]): row["seconds"] for row in rows if row["batch"] in batches}
+    return said
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -111,10 +113,9 @@ def table(rows: list[dict[str, object]]) -> str:
     ]
     for graph, batch in dict.fromkeys((r["graph"], r["batch"]) for r in rows):
         own = {r["way"]: r["seconds"] for r in rows if (r["graph"], r["batch"]) == (graph, batch)}
-        cells = [f"{1e3 * own[w]:.3g} ms ({batch / own[w]:.3g}/s)" for w in WAYS]
-        lines.append(
-            f"| {graph} | {batch} | " + " | ".join(cells) + f" | {own['pt2, C++'] / own['torch.compile']:.2f} |"
-        )
+        cells = [f"{1e3 * min(own[w]):.3g} ({1e3 * median(own[w]):.3g})" for w in WAYS]
+        ratios = [a / b for a, b in zip(own["pt2, C++"], own["torch.compile"], strict=True)]
+        lines.append(f"| {graph} | {batch} | " + " | ".join(cells) + f" | {min(ratios):.2f} ({median(ratios):.2f}) |")
     return "\n".join(lines)
 
 
@@ -122,13 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        rows = measure(args.run or train(Path(scratch)), args.batches, args.seconds)
-    where = f"{platform.machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
+        rows = measure(args.run or train(Path(scratch)), args.batches, args.rounds)
+    where = f"{platform.machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)"
     command = " ".join(["OMP_NUM_THREADS=1 python bench/exported.py", *sys.argv[1:]])
-    text = f"# Exported models\n\n`{command}`; {where}.\n\nMedian time of a call, and frames a second; the last column is the time in C++ over that of torch.compile.\n\n{table(rows)}\n"
+    text = f"# Exported models\n\n`{command}`; {where}.\n\nms of a call: minimum (median) of the rounds, each the median of its calls. The last column is the time in C++ over that of torch.compile in the same round: minimum (median).\n\n{table(rows)}\n"
     (RESULTS / "exported.json").write_text(json.dumps(dict(where=where, rows=rows), indent=1) + "\n")
     (RESULTS / "exported.md").write_text(text)
     print(text)

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from autoencoder import race
 from torch import Tensor, nn
 
 from xrddiff.diffusion.denoisers import Denoiser
@@ -92,6 +91,20 @@ def sampler(
         finish(args.device)
 
     return sample
+
+
+def race(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[list[float], list[float], float]:
+    """Wall times of both and the ratio of their CPU times (second/first)."""
+    wall, cpu = ([], []), [0.0, 0.0]
+    for step in (first, second):
+        step()
+    for r in range(rounds):
+        for i in (0, 1) if r % 2 == 0 else (1, 0):
+            t, c = time.perf_counter(), time.process_time()
+            (first, second)[i]()
+            wall[i].append(time.perf_counter() - t)
+            cpu[i] += time.process_time() - c
+    return *wall, cpu[1] / cpu[0]
 
 
 def row(name: str, what: str, latent: Callable[[], None], pixel: Callable[[], None], args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ ROOMS = {
     "front_door": "Front door in Python",
     "widgets": "Widgets",
     "headers": "Headers",
+    "remote": "Frames on servers",
     "formats": "Formats",
     "loading": "Loading",
     "recipes": "Recipes",
@@ -77,6 +78,7 @@ GUIDES = [
     "slurm/README.md",
     "docs/cluster_tour.md",
     "docs/exports.md",
+    "docs/servers.md",
     "docs/streams.md",
     "examples/cpp/README.md",
 ]

@@ -17,13 +17,17 @@ import h5py
 import numpy as np
 import pytest
 import warm
+from range_server import RangeServer
 
 from xrddiff.formats.store import save_frames
 from xrddiff.loading.catalog import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", ROOT / "docs" / "home.md"]
-PAGES += [ROOT / "docs" / f"{name}.md" for name in ("health", "many_runs", "tracking", "widgets", "exports", "streams")]
+PAGES += [
+    ROOT / "docs" / f"{name}.md"
+    for name in ("health", "many_runs", "tracking", "widgets", "exports", "streams", "servers")
+]
 PAGES += sorted((ROOT / "docs" / "guides").glob("*.md"))
 TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
 
@@ -136,7 +140,15 @@ def place(tmp_path_factory, runs):
     for name in ("vae_kl/2026-11-20/10-30-00", "vae_kl/2026-01-31/12-00-00"):
         shutil.copytree(runs("vae_kl"), folder / "output" / name)
     shutil.copytree(runs("ddpm"), folder / "RUN")
-    return folder
+    save_frames(frames, folder / "shots.zarr")
+    with RangeServer(folder) as web:
+        (folder / "host").write_text(web.address)
+        yield folder
+
+
+def served(text: str, place: Path) -> str:
+    """The text with the address of the server of this folder."""
+    return text.replace("https://host", (place / "host").read_text())
 
 
 def command(line: str, train: bool = True) -> list[str]:
@@ -179,7 +191,7 @@ def command(line: str, train: bool = True) -> list[str]:
 @pytest.mark.parametrize("said", HERE)
 def test_a_command_of_the_docs_runs(said, place):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    words = command(HERE[said], train="data_path=" in said or "resume=" in said)
+    words = command(served(HERE[said], place), train="data_path=" in said or "resume=" in said)
     done = warm.run("xrddiff", *words, cwd=place, env=env)
     assert done.returncode == 0, f"{words}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"
 
@@ -209,6 +221,6 @@ def test_a_block_of_python_runs(block, place):
     for long, short in SHORT.items():
         block = block.replace(long, short)
     script = place / "block.py"
-    script.write_text(block)
+    script.write_text(served(block, place))
     done = warm.run(script, cwd=place)
     assert done.returncode == 0, f"{block}\n{done.stdout[-1500:]}{done.stderr[-1500:]}"

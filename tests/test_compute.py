@@ -1,4 +1,4 @@
-"""How the network is computed changes nothing beyond rounding: compilation, gradient checkpointing, the precision of `accelerate launch`, reader threads."""
+"""How the network is computed changes nothing beyond rounding: compilation, gradient checkpointing, memory layout, the precision of `accelerate launch`, reader threads."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class Frames:
             yield {"x": x, "index": i, "cond": {}}
 
 
-def train(folder, dropout=0.1, **words):
+def train(folder, dropout=0.1, resume=False, **words):
     """(losses of all rows, final weights) of nine steps."""
     import torch
 
@@ -58,7 +58,7 @@ def train(folder, dropout=0.1, **words):
     cfg = compose_config(["model=ddpm", *(f"training.{k}={str(v).lower()}" for k, v in words.items())])
     options = replace(train_options(cfg), num_epochs=3, batch_size=4, log_every=1, lr=1e-3, progress=False)
     trainer = Trainer(make_objective(dropout), Frames(), folder, options)
-    trainer.fit()
+    trainer.fit(resume)
     assert not any("forward" in m.__dict__ for m in trainer.objective.modules())  # as it was before
     return trainer.history.frame()["loss"].tolist(), torch.cat([p.detach().flatten() for p in trainer.parameters])
 
@@ -70,6 +70,17 @@ def test_gradient_checkpointing_trains_the_same(tmp_path, one_thread):
     again, found = train(tmp_path / "again", gradient_checkpointing=True)
     assert losses == again and torch.equal(weights, found)
     assert len(losses) == 9 and len(set(losses)) == 9
+
+
+def test_channels_last_trains_the_same_to_rounding(tmp_path, one_thread):
+    """And a run that was stopped goes on to the same weights, bit for bit."""
+    losses, weights = train(tmp_path / "plain", dropout=0.0)
+    again, found = train(tmp_path / "moved", dropout=0.0, channels_last=True)
+    assert losses == pytest.approx(again, rel=1e-5) and (weights - found).abs().max() < 1e-5
+    assert losses != again  # other kernels
+    train(tmp_path / "stopped", dropout=0.0, channels_last=True, max_steps=5)
+    whole, same = train(tmp_path / "stopped", dropout=0.0, channels_last=True, resume=True)
+    assert again == whole and (found == same).all()
 
 
 @pytest.mark.slow
@@ -104,8 +115,9 @@ def test_words_reach_the_training():
     from xrddiff.training.options import train_options
 
     words = ["training.compile=true", "training.gradient_checkpointing=true", "training.mixed_precision=bf16"]
-    options = train_options(compose_config(words))
+    options = train_options(compose_config([*words, "training.channels_last=true"]))
     assert (options.compile, options.gradient_checkpointing, options.mixed_precision) == (True, True, "bf16")
+    assert options.channels_last
     assert train_options(compose_config([])).mixed_precision is None
 
 
@@ -124,7 +136,10 @@ if __name__ == "__main__":
     compile = torch.compile
     graph_only = patch("torch.compile", lambda forward, options: compile(forward, backend="aot_eager"))
     for n, (words, how) in enumerate(
-        (({"dropout": 0.1}, nullcontext()), ({"dropout": 0.0, "gradient_checkpointing": True}, graph_only))
+        (
+            ({"dropout": 0.1}, nullcontext()),
+            ({"dropout": 0.0, "gradient_checkpointing": True, "channels_last": True}, graph_only),
+        )
     ):
         losses, weights = train(folder / f"{n}", **words)
         with how:

@@ -160,6 +160,7 @@ def test_inference_presets():
         quick=("ddpm", 250),
         final=("ddpm", 500),
         fast=("consistency", 2),
+        mean_flow=("mean_flow", 2),
     )
     assert all(found[name].schedule == "vp" for name in ("ddpm1000", "ddim50", "quick", "final"))
 

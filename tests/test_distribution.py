@@ -30,12 +30,13 @@ from xrddiff.metrics.distribution import (
     wasserstein,
 )
 from xrddiff.metrics.diversity import (
+    PAIRED,
     block_means,
     class_recovery,
+    distances_within,
     frame_distances,
     nearest_pattern,
     nearest_training,
-    pair_distances,
     ratio_interval,
     wilson_interval,
 )
@@ -293,7 +294,11 @@ def test_distances_between_nearly_equal_frames_are_not_lost():
     a = 1e4 + np.random.default_rng(4).normal(size=(5, 900))
     b = a + 1e-4
     assert np.allclose(np.diag(frame_distances(a, b)), 1e-4, rtol=1e-2)
-    assert pair_distances(np.full((3, 4), np.nan, np.float32)).shape == (3,)
+    assert distances_within(np.full((3, 4), np.nan, np.float32))[0].shape == (3,)
+    rows = np.arange(PAIRED + 500.0)[:, None]  # of so many only some are measured, from the first to the last
+    pairs, nearest = distances_within(rows)
+    assert len(nearest) == PAIRED and len(pairs) == PAIRED * (PAIRED - 1) // 2
+    assert pairs.max() == PAIRED + 499 and 1 <= nearest.min() <= nearest.max() <= 2
     with pytest.raises(BadInput, match="expected"):
         frame_distances(a, b[:, :5])
 

@@ -38,11 +38,14 @@ def write_cxi(path: Path, frames, wavelength: bool = True) -> str:
     return str(path)
 
 
+EACH = 40  # frames of a set: enough that sets of P 1 share ten reflections measured twice
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cxi")
-    frames = simulate("sim128", range(64), seed=5)
-    real, other = frames.isel(frame=slice(0, 32)), frames.isel(frame=slice(32, 64))
+    frames = simulate("sim128", range(2 * EACH), seed=5)
+    real, other = frames.isel(frame=slice(0, EACH)), frames.isel(frame=slice(EACH, 2 * EACH))
     return {
         "real": write_cxi(folder / "real.cxi", real),
         "made": write_cxi(folder / "made.cxi", shuffle_spots(other, 1.0)),
@@ -63,9 +66,9 @@ def test_two_files_that_xrddiff_did_not_make(files, tmp_path, monkeypatch, capsy
     folder = tmp_path / "made-evaluation"
     found = json.loads((folder / "metrics" / "evaluation.json").read_text())
     assert found["physics"]["reference"]["rate"]["value"] > 0.85 and found["physics"]["frames"]["rate"]["value"] < 0.2
-    assert found["sizes"] == {"reference": 32, "frames": 32} and "profile" in found["distances"]["samples"]
+    assert found["sizes"] == {"reference": EACH, "frames": EACH} and "profile" in found["distances"]["samples"]
     rows = pd.read_csv(folder / "metrics" / "frames.csv")
-    assert len(rows) == 64 and set(rows["set"]) == {"reference", "frames"}
+    assert len(rows) == 2 * EACH and set(rows["set"]) == {"reference", "frames"}
     assert "Fewer frames index" in (folder / "report.html").read_text()
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from xrddiff.diffusion.analytic import GaussianMixture
+from xrddiff.diffusion.denoisers import SPAN
 from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
 from xrddiff.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_3m, euler, heun, unipc
 from xrddiff.diffusion.schedules import alphas_bar, flow_sigmas, karras_sigmas, sigmas_of, vp_sigmas
@@ -311,8 +312,10 @@ def test_state_callback_and_types(name: str):
     """The state is float64 whatever the denoiser answers; every step is seen, in order, with what the denoiser was given."""
     seen: list[dict] = []
     asked: list[tuple[torch.dtype, float]] = []
+    spans: list[torch.Tensor] = []
 
     def denoise(x, sigma, cond=None):
+        spans.append((cond := dict(cond)).pop(SPAN, torch.tensor(0.0)))
         assert cond == {"component": 1} and sigma.ndim == 0 and sigma.dtype == torch.float64
         asked.append((x.dtype, float(sigma)))
         return MIXTURE.denoise(x, sigma).float()
@@ -329,6 +332,10 @@ def test_state_callback_and_types(name: str):
     if "S_churn" not in words:
         assert [s["sigma"] for s in seen] == sigmas[:-1].tolist()
     assert len(asked) == Sampler(name, 6).evaluations
+    if name == "mean_flow":  # it alone says how far each step goes; the steps lead from t of the first level to 0
+        assert float(sum(spans)[0]) == pytest.approx(sigmas[0].item() / (1 + sigmas[0].item()), abs=1e-6)
+    else:
+        assert not any(spans)
 
 
 @pytest.mark.parametrize("name", list(Names("sampler")))

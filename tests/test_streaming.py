@@ -24,7 +24,7 @@ from xrddiff.errors import BadInput
 from xrddiff.formats.store import save_frames
 from xrddiff.inference.anomalies import Scorer
 from xrddiff.streaming.answers import STORE, read_answers, read_stack
-from xrddiff.streaming.detector_messages import send_frames
+from xrddiff.streaming.detector_messages import open_pull, send_frames
 from xrddiff.streaming.stream import Stream, StreamPlan
 
 
@@ -106,6 +106,23 @@ def test_a_listener_that_stalls_loses_nothing(tmp_path):
     assert summary["frames"] == 2000 and summary["hits"] == 667
     page = (tmp_path / "out" / "live.html").read_text()
     assert "2000 frames answered" in page and "refresh" not in page
+
+
+@pytest.mark.slow
+def test_a_sender_ends_when_its_last_frame_has_left(tmp_path):
+    """The last frames are still in the socket when a slow listener comes to them."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    save_frames(small(8, 3072), tmp_path / "frames.h5")
+    words = [COMMAND, "replay", "frames.h5", address, "--encoding", "none"]
+    sender = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pull, got = open_pull(address), []
+    while not got or got[-1] != "dseries_end-1.0":
+        assert pull.poll(20_000), f"only {len(got)} messages came"
+        time.sleep(0.2)
+        got.append(json.loads(pull.recv_multipart()[0])["htype"])
+    pull.close()
+    assert sender.wait(60) == 0
+    assert got == ["dheader-1.0", *8 * ["dimage-1.0"], "dseries_end-1.0"]
 
 
 @pytest.mark.slow

@@ -135,11 +135,12 @@ def test_words_of_windows():
             compose_config(words)
 
 
-def test_what_is_said_before_a_training():
+def test_what_is_said_before_a_training(tmp_path, monkeypatch):
     from conftest import SMALL
 
     from xrddiff.config import compose_config
     from xrddiff.execution.checks import check_run
+    from xrddiff.execution.phases import execute_run
 
     for words, sentence in (
         (["model=latent_diff", "data.window=40"], "data.window: found 40, expected a multiple of 16"),
@@ -148,9 +149,24 @@ def test_what_is_said_before_a_training():
         (["model=ddpm", "model.unet_widths=[64, 64]"], "model.unet_widths: the U-Net has 2 widths and 3 entries of"),
         (["model=latent_diff", "model.unet_widths=[64, 50, 96]"], "model.unet_widths: 50 channels do not divide into"),
         (["model=ddpm", "model.network=dit", "model.network_options={head_dim: 7}"], "model.network_options: "),
+        (
+            ["model=ddpm", "size=small", "size.widths=[64, 48, 96]"],
+            "size.widths: 48 channels do not divide into 32 groups",
+        ),
+        (["model=vae_kl", "size.widths=[16, 30]"], "size.widths: 30 channels do not divide into 8 groups"),
+        (["model=vae_kl", "size.widths=[16, 32, 64]"], "expected 2 widths for the downsampling 4"),
+        (
+            ["model=latent_diff", "size.widths=[64, 64]"],
+            "size.widths: the U-Net has 2 widths and 3 entries of attention",
+        ),
+        (["model=vq", "model.quantizer=fsq", "model.fsq_levels=[8, 8]"], "model.fsq_levels: fsq has 2 levels for 4"),
     ):
         with pytest.raises(BadInput, match=sentence):
             check_run(compose_config([*SMALL, *words]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="model.unet_widths: "):
+        execute_run([*SMALL, "model=ddpm", "model.unet_widths=[64, 50, 96]"], terminal=False)
+    assert not [*tmp_path.iterdir()]  # no run folder was made
 
 
 @pytest.mark.parametrize(("attention", "size"), [(False, 160), (True, 96)])

@@ -15,7 +15,7 @@ from typing import Any
 
 from .contradictions import check_config
 from .errors import BadInput
-from .files import is_path
+from .files import anywhere, is_path
 from xrddiff.overrides import (
     PATH_WORDS,
     Override,
@@ -32,7 +32,7 @@ from xrddiff.overrides import (
 )
 from .plugins import is_file, load_plugins, need_plugins
 from .registry import entries
-from .saved_config import load_config, need_run
+from .saved_config import load_config, need_run, no_generator
 from .used_words import model_parts, told_lattices, unused_words
 from .words.data import Data
 from .words.inference import Inference
@@ -86,7 +86,13 @@ def _load_plugins(parsed: list[Override], words: dict[str, Word], resume: Any = 
 def _implied(parsed: list[Override]) -> list[str]:
     """What the given words mean for others that are not given."""
     given = {o.key: o.value for o in parsed}
-    return _from_scratch(given) + _autoencoder_of_init(given) + _batch_of_data(given) + _followers(given)
+    return [
+        *_from_scratch(given),
+        *_autoencoder_of_init(given),
+        *_objective_and_parameterisation(given),
+        *_batch_of_data(given),
+        *_followers(given),
+    ]
 
 
 def _from_scratch(given: dict[str, Any]) -> list[str]:
@@ -105,6 +111,16 @@ def _autoencoder_of_init(given: dict[str, Any]) -> list[str]:
     if own is None or not own.traits.get("needs_init") or told or not place.is_dir():
         return []
     return [as_override("training.pretrained_vae_path", str(place.absolute()))]
+
+
+def _objective_and_parameterisation(given: dict[str, Any]) -> list[str]:
+    """Either of the two, where the other leaves no choice."""
+    out, words = [], {"objective": "training.objective", "parameterisation": "model.parameterisation"}
+    for kind, other in (("objective", "parameterisation"), ("parameterisation", "objective")):
+        own = entries(kind).get(given.get(words[kind]))
+        name = None if own is None else own.traits.get(other)
+        out += [] if name is None or words[other] in given else [as_override(words[other], name)]
+    return out
 
 
 def _batch_of_data(given: dict[str, Any]) -> list[str]:
@@ -158,7 +174,7 @@ def _absolute(cfg: Config) -> Config:
     for section, name in PATH_WORDS:
         value = getattr(getattr(cfg, section), name)
         if value is not None:
-            setattr(getattr(cfg, section), name, str(Path(value).expanduser().absolute()))
+            setattr(getattr(cfg, section), name, anywhere(value))
     return cfg
 
 # %% ../nbs/config.ipynb #9947abb9
@@ -311,7 +327,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     need_plugins(run, () if plugins is None else plugins.value or ())
     parsed = [o for o in parsed if o.key != "plugins"]
     if generative and model_parts(saved).denoiser is None:
-        raise BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")
+        raise no_generator(run)
     for o in parsed:
         check_known(o, vocabulary())
         if o.key != "inference" and not o.key.startswith("inference.") and o.key not in ("threads", "engine"):
@@ -331,6 +347,9 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     told = {
         name: getattr(cfg.training, name) for name in ("timesteps", "condition_dropout", "ema_tracks", "classifier")
     }
+    objective = entries("objective").get(cfg.training.objective)
+    if objective is not None and not objective.traits.get("needs_init"):
+        told["objective"] = objective.name
     trained = replace(cfg, data=Data(), training=Training(**told))  # neither frames nor starting points are needed now
     check_config(trained, ranks=1)
     _check_weaker(run, cfg.inference)
@@ -338,11 +357,14 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
 
 # %% ../nbs/config.ipynb #505ee621
 def _own_model(saved: Config) -> list[str]:
-    """The override that chooses the model of a run, for its own way of sampling; none where it
+    """The overrides that choose the model of a run, for its own way of sampling; none where it
     was a preset of one's own.
     """
     model = saved.presets.get("model")
-    return [f"model={model}"] if model in presets("model") else []
+    if model not in presets("model"):
+        return []
+    predicts = as_override("model.parameterisation", saved.model.parameterisation)
+    return [f"model={model}", *([predicts] if model_parts(saved).denoiser == "unet" else [])]
 
 # %% ../nbs/config.ipynb #66a30039
 def _check_weaker(run: Path, i: Inference) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, nearest
-from .files import is_path
+from .files import is_address, is_path
 from .registry import check_options, entries, find
 from .saved_config import load_config, need_run
 from .used_words import ModelParts, given_parts, model_parts, noise_name, used_maps
@@ -118,11 +118,21 @@ def _init(cfg: Config, ranks: int) -> str | None:
 @_check
 def _objective(cfg: Config, ranks: int) -> str | None:
     t, m, name = cfg.training, cfg.model, cfg.training.objective
-    own = entries("objective").get(name)
-    if model_parts(cfg).denoiser != "unet" or own is None or not own.traits.get("needs_init") or cfg.resume is not None:
+    own, denoiser = entries("objective").get(name), model_parts(cfg).denoiser
+    if denoiser == "autoregressive" and own is not None and not own.traits.get("tokens"):
+        found = ", ".join(k for k, v in entries("objective").items() if v.traits.get("tokens"))
+        return (
+            f"training.objective={name} knows no tokens, which an autoregressive model draws; expected one of {found}"
+        )
+    if denoiser is None or own is None or not own.traits.get("needs_init") or cfg.resume is not None:
         return None
+    guided = t.objective_options.get("guidance", 1) != 1
+    if guided and not (m.condition or used_maps(cfg)):
+        return "training.objective_options={guidance: …}: the model has no conditions to be guided by; set model.condition or model.condition_maps"
     if t.init is None and t.pretrained_diff_path is None:
         return f"training.objective={name} tunes a denoiser that is trained: expected training.init=RUN"
+    if denoiser == "autoregressive":
+        return None
     named = entries("parameterisation").get(m.parameterisation)
     if named is not None and not named.traits.get("keeps_frames", True):
         return (
@@ -132,6 +142,30 @@ def _objective(cfg: Config, ranks: int) -> str | None:
     theirs = None if t.init is None else load_config(Path(t.init) / "config.yaml").model.parameterisation
     if theirs not in (None, m.parameterisation):
         return f"training.objective={name}: the denoiser of training.init predicts {theirs}, and model.parameterisation is {m.parameterisation}; expected the same"
+    return None
+
+# %% ../nbs/contradictions.ipynb #f6c3e0ad
+@_check
+def _spans(cfg: Config, ranks: int) -> str | None:
+    m, name, sampler = cfg.model, cfg.training.objective, entries("sampler").get(cfg.inference.sampler)
+    own, objective = entries("parameterisation").get(m.parameterisation), entries("objective").get(name)
+    denoiser = model_parts(cfg).denoiser
+    if denoiser is None or own is None or objective is None:
+        return None
+    if denoiser == "autoregressive":
+        jumps = sampler is not None and sampler.traits.get("jumps")
+        return (
+            f"inference.sampler={sampler.name} says how far each step goes, which the head of an autoregressive model does not know; expected another sampler"
+            if jumps
+            else None
+        )
+    wanted, needed = objective.traits.get("parameterisation"), own.traits.get("objective")
+    if wanted not in (None, m.parameterisation):
+        return f"training.objective={name} trains a network for {wanted}: found model.parameterisation={m.parameterisation}, expected {wanted} or nothing"
+    if needed not in (None, name):
+        return f"model.parameterisation={m.parameterisation} is trained by an objective of its own: found training.objective={name}, expected {needed}"
+    if sampler is not None and sampler.traits.get("jumps") and not own.traits.get("spans"):
+        return f"inference.sampler={sampler.name} says how far each step goes, which model.parameterisation={m.parameterisation} does not know; expected a model with mean_flow, or another sampler"
     return None
 
 # %% ../nbs/contradictions.ipynb #f8001d95
@@ -417,6 +451,8 @@ def _mask_file(cfg: Config, ranks: int) -> str | None:
 
 def _missing(word: str, path: str | None) -> str | None:
     if path is None or is_path(path):
+        return None
+    if word == "data.data_path" and is_address(path):  # the server is asked by the run, not by who submits it
         return None
     if any(c in path for c in "*?["):  # a series of files
         found = Path(path)

@@ -26,7 +26,8 @@ from .errors import BadInput, XrddiffError
 
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'writing', 'write_text', 'plain',
-           'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'scratch_folder']
+           'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'is_address', 'anywhere', 'cache_dir',
+           'scratch_folder']
 
 # %% ../nbs/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -253,6 +254,24 @@ def is_path(path: str | os.PathLike, kind: str = "exists") -> bool:
         return {"exists": path.exists, "file": path.is_file, "dir": path.is_dir}[kind]()
     except (OSError, ValueError):  # too long a name, a null byte
         return False
+
+# %% ../nbs/files.ipynb #a60a485f
+def is_address(place: Any) -> bool:
+    """Whether `place` is the address of something on a server, such as `https://host/run.zarr`."""
+    return isinstance(place, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place) is not None
+
+
+def anywhere(place: str | os.PathLike) -> str:
+    """A path that means the same in any folder; an address as it is."""
+    return place if is_address(place) else str(Path(place).expanduser().absolute())
+
+# %% ../nbs/files.ipynb #5fdae5b4
+def cache_dir() -> Path:
+    """The folder of cached data. It may not exist yet."""
+    own = os.environ.get("XRDDIFF_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xrddiff"
 
 # %% ../nbs/files.ipynb #e4b5ce72
 _HELD = ".held"  # the file in a scratch folder that its process has locked

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, nearest
-from .files import is_path
+from .files import anywhere, is_path
 from .plugins import is_file
 from .words.model import SIZE_NAMES
 from .words.vocabulary import GROUPS, Config, Word
@@ -251,7 +251,7 @@ def absolute_words(overrides: Iterable[str]) -> list[str]:
             out.append(f"plugins={_hydra(files)}")
             continue
         path = tuple(o.key.split(".")) in PATH_WORDS and isinstance(o.value, str)
-        out.append(as_override(o.key, Path(o.value).expanduser().absolute()) if path else o.text)
+        out.append(as_override(o.key, anywhere(o.value)) if path else o.text)
     return out
 
 # %% ../nbs/overrides.ipynb #d56a67c2

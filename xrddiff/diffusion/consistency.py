@@ -5,15 +5,16 @@
 # %% ../../nbs/diffusion/consistency.ipynb #f243ba55
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .denoisers import Denoiser, like
-from .objectives import DenoisingObjective
+from .objectives import AutoregressiveObjective, DenoisingObjective, drop_conditions
 from .samplers import Callback, Denoise, Noise, _begin, _drawn
 from .schedules import LogNormal, _check_steps, _with_end
 from ..errors import BadInput
@@ -22,7 +23,7 @@ from ..registry import Range, register
 from ..seeds import keyed_normal
 
 # %% auto #0
-__all__ = ['lower_level', 'ConsistencyObjective', 'consistency', 'few_levels']
+__all__ = ['lower_level', 'Teacher', 'ConsistencyObjective', 'AutoregressiveConsistency', 'consistency', 'few_levels']
 
 # %% ../../nbs/diffusion/consistency.ipynb #09dc07bf
 def lower_level(sigma: Tensor, stage: int) -> Tensor:
@@ -30,8 +31,45 @@ def lower_level(sigma: Tensor, stage: int) -> Tensor:
     s = sigma.double()
     return s * (1 - 2.0 ** -(1 + stage) * (1 + 8 * torch.sigmoid(-s))).clamp_min(0)
 
+# %% ../../nbs/diffusion/consistency.ipynb #d77651f6
+class Teacher(nn.Module):
+    """A denoiser as it was, which no training changes: its weights are buffers, and it stays in evaluation mode."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        net = copy.deepcopy(denoiser.net)
+        for module in net.modules():
+            for name, value in list(module._parameters.items()):
+                del module._parameters[name]
+                module.register_buffer(name, None if value is None else value.detach())
+        self.denoiser = Denoiser(net, **denoiser.config)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(False)
+
+    @torch.no_grad()
+    def learn(self, denoiser: Denoiser) -> None:
+        """Take the weights that `denoiser` has now."""
+        self.denoiser.net.load_state_dict(denoiser.net.state_dict())
+
+    @torch.no_grad()
+    def guidance(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Tensor], scale: float) -> Tensor:
+        """g (B, …) of frames `x` at `sigma` (B,): what guidance of this `scale` adds to the denoised frames."""
+        unknown = drop_conditions(cond, torch.zeros(len(x), dtype=torch.bool))
+        both = {name: torch.cat([value, unknown[name]]) for name, value in cond.items()}
+        known, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).float().chunk(2)
+        return (scale - 1) * (known - free)
+
 # %% ../../nbs/diffusion/consistency.ipynb #23013b0a
-@register("objective", "consistency", steps=True, needs_init=True, help="one evaluation leads from noise to a frame")
+@register(
+    "objective",
+    "consistency",
+    steps=True,
+    needs_init=True,
+    tokens=True,
+    help="one evaluation leads from noise to a frame",
+)
 class ConsistencyObjective(DenoisingObjective):
     """(batch, step) -> {"loss", "error"}, each (B,) float32: equation (2), and the mean square of its difference.
 
@@ -52,6 +90,7 @@ class ConsistencyObjective(DenoisingObjective):
         stages: Annotated[int, Range(low=1), "each halves the gap between the two levels"] = 5,
         huber: Annotated[float, Range(above=0), "c of the loss, in network values"] = 0.03,
         least: Annotated[float, Range(above=0), "below this level the frame itself is the target"] = 0.01,
+        guidance: Annotated[float, Range(above=0), "scale of the guidance that is tuned in; 1: none"] = 1.0,
         P_mean: Annotated[float | None, "mean of ln sigma; null: that of the training noise"] = None,
         P_std: Annotated[
             float | None, "standard deviation of ln sigma; null: 1.2 times that of the training noise"
@@ -69,7 +108,13 @@ class ConsistencyObjective(DenoisingObjective):
         if steps < stages:
             raise BadInput(f"the training has {steps} steps; expected at least {stages}, one for each stage")
         self.steps, self.stages, self.huber, self.least = steps, stages, huber, least
-        self.range = levels
+        self.range, self.guidance = levels, guidance
+        self.teacher = None if guidance == 1 else Teacher(denoiser)
+
+    def begun(self) -> None:
+        """The denoiser has the weights that the training begins with."""
+        if self.teacher is not None:
+            self.teacher.learn(self.denoiser)
 
     def stage(self, step: int) -> int:
         """Which stage `step` belongs to, 0 to stages − 1."""
@@ -83,14 +128,70 @@ class ConsistencyObjective(DenoisingObjective):
         r = lower_level(sigma, self.stage(step))
         eps = keyed_normal(x0.shape[1:], self.seed, "diffusion", key, index=index).to(x0.device, non_blocking=True)
         cond = self.conditions(batch, key)
-        ours = self.denoiser(x0 + like(sigma, x0) * eps, sigma, cond)
+        ours, target = self.pair(x0, eps, sigma, r, cond)
+        counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask.expand_as(x0)
+        error = pixel_mean((ours - target).square(), counts)
+        return {"loss": self.robust(error) / (sigma - r).to(error), "error": error}
+
+    def pair(self, x0: Tensor, eps: Tensor, sigma: Tensor, r: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        """The two terms of equation (2), float32 in the shape of `x0`; only the first has a gradient."""
+        x = x0 + like(sigma, x0) * eps
+        ours = self.denoiser(x, sigma, cond)
+        if self.teacher is not None and set(cond) - {"mask"}:
+            moved = self.teacher.guidance(x, sigma, cond, self.guidance)
+            x0, eps = x0 + moved, eps - moved / like(sigma, x0)
         with torch.no_grad():
             target = self.denoiser(x0 + like(r, x0) * eps, r.clamp_min(self.least), cond)
-            target = torch.where(like(r, x0) < self.least, x0, target)
-        counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask.expand_as(x0)
-        error = pixel_mean((ours.float() - target.float()).square(), counts)
-        loss = ((error + self.huber**2).sqrt() - self.huber) / (sigma - r).to(error)
-        return {"loss": loss, "error": error}
+        return ours.float(), torch.where(like(r, x0) < self.least, x0, target).float()
+
+    def robust(self, error: Tensor) -> Tensor:
+        """h of equation (2) from the mean square of the difference."""
+        return (error + self.huber**2).sqrt() - self.huber
+
+# %% ../../nbs/diffusion/consistency.ipynb #25a83525
+class AutoregressiveConsistency(AutoregressiveObjective):
+    """(batch, step) -> {"loss", "error"} as `ConsistencyObjective` gives them, for a trained `model` like
+    `AutoregressiveDiffusion`, with `draws` noisy versions of every token.
+
+    steps: of the whole training. condition_dropout, seed: as for `DenoisingObjective`. words: as for
+    `ConsistencyObjective`; without `noise`, the levels reach the highest one of sampling.
+    """
+
+    subnormals = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        noise: Any = None,
+        *,
+        steps: int,
+        draws: int = 4,
+        condition_dropout: float = 0.1,
+        seed: int = 42,
+        **words: Any,
+    ):
+        if words.get("guidance", 1) != 1:
+            raise BadInput("guidance is tuned into denoisers of whole frames; expected guidance 1 for tokens")
+        own = {"levels": tuple(model.diffusion[k] for k in ("sigma_min", "sigma_max"))} | words
+        rule = ConsistencyObjective(model.denoiser, noise, steps=steps, **own)
+        super().__init__(model, rule.noise, draws=draws, condition_dropout=condition_dropout, seed=seed)
+        self.rule = rule
+
+    def forward(self, batch: Mapping[str, Any], step: int = 0) -> dict[str, Tensor]:
+        rule, key = self.rule, step if self.training else 0
+        tokens, counts, c = self.contexts(batch, key)
+        sigma, eps = self.noisy(tokens, batch["index"], key)
+        sigma = sigma.clamp(*rule.range)
+        r = lower_level(sigma, rule.stage(step))
+        ours, target = rule.pair(tokens[:, None].expand_as(eps), eps, sigma, r, {"token": c[:, None]})
+        counts = counts[:, None].expand_as(eps)
+        square, pixels = torch.where(counts, (ours - target).square(), 0.0), counts.sum(-1)
+        error = square.sum(-1) / pixels.clamp_min(1)
+        loss, told = rule.robust(error) / (sigma - r).to(error), pixels > 0
+        return {name: pixel_mean(value[:, None], told[:, None]) for name, value in (("loss", loss), ("error", error))}
+
+
+ConsistencyObjective.of_tokens = AutoregressiveConsistency
 
 # %% ../../nbs/diffusion/consistency.ipynb #6fdba675
 @register("sampler", "consistency", help="for a denoiser that was tuned with training.objective=consistency")

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .denoisers import Denoiser, like
+from .denoisers import SPAN, Denoiser, like
 from .schedules import TrainingNoise, keyed_uniform, make_noise
 from ..errors import BadInput
 from ..losses import mse, pixel_mean
@@ -99,7 +99,7 @@ def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str
         unknown = float("nan") if values.is_floating_point() else -1
         out[name] = (
             values
-            if name == "mask" or name.startswith("augment_")
+            if name in ("mask", SPAN) or name.startswith("augment_")
             else torch.where(kept, values, torch.full_like(values, unknown))
         )
     return out
@@ -117,7 +117,7 @@ def drop_maps(
     return out
 
 # %% ../../nbs/diffusion/objectives.ipynb #5903baa6
-@register("objective", "denoising", help="the mean of all frames that a noisy one can come from")
+@register("objective", "denoising", tokens=True, help="the mean of all frames that a noisy one can come from")
 class DenoisingObjective(nn.Module):
     """(batch, step) -> {"loss", "error"}, each (B,) float32: w(σ)·mean‖F − F⋆‖² over valid pixels,
     and the same without w.
@@ -129,7 +129,10 @@ class DenoisingObjective(nn.Module):
     condition_dropout: the share of training frames whose conditions are withheld, and of those that
         lack one of several maps.
     seed: of all draws.
+    `of_tokens` is the objective of the same name for autoregressive models, where it is registered with `tokens=True`.
     """
+
+    of_tokens: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -203,9 +206,10 @@ class AutoregressiveObjective(DenoisingObjective):
         """What is trained: transformer and head."""
         return self.whole
 
-    def forward(self, batch: Mapping[str, Any], step: int = 0) -> dict[str, Tensor]:
-        model, index, key = self.whole, batch["index"], step if self.training else 0
-        tokens, mask = model.patchify(batch["x"].float()), batch.get("mask")
+    def contexts(self, batch: Mapping[str, Any], key: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens (B, N, dim) of a batch, which of their pixels count (the same, bool), and c (B, N, width)."""
+        model, mask = self.whole, batch.get("mask")
+        tokens = model.patchify(batch["x"].float())
         counts = torch.ones_like(tokens, dtype=torch.bool)
         if mask is not None:
             mask = model.patchify(mask)
@@ -213,18 +217,27 @@ class AutoregressiveObjective(DenoisingObjective):
             tokens = torch.where(counts, tokens, 0.0)
         hidden = None
         if model.order == "random":
-            hidden = model.hide(keyed_uniform((1 + model.tokens,), self.seed, "order", key, index=index)).to(
-                tokens.device
-            )
+            u = keyed_uniform((1 + model.tokens,), self.seed, "order", key, index=batch["index"])
+            hidden = model.hide(u).to(tokens.device)
             counts = counts & hidden[..., None]
-        c = model(tokens, self.conditions(batch, key), mask, hidden)
+        return tokens, counts, model(tokens, self.conditions(batch, key), mask, hidden)
 
-        each = (self.draws, model.tokens)
-        sigma = self.noise.sample(self.seed, key, index, each)
-        eps = keyed_normal((*each, model.dim), self.seed, "diffusion", key, index=index).to(tokens, non_blocking=True)
+    def noisy(self, tokens: Tensor, index: Sequence[int], key: int) -> tuple[Tensor, Tensor]:
+        """The levels (B, draws, N) float64, and the noise (B, draws, N, dim), of the `draws` noisy versions of tokens."""
+        each = (self.draws, self.whole.tokens)
+        eps = keyed_normal((*each, self.whole.dim), self.seed, "diffusion", key, index=index)
+        return self.noise.sample(self.seed, key, index, each), eps.to(tokens, non_blocking=True)
+
+    def forward(self, batch: Mapping[str, Any], step: int = 0) -> dict[str, Tensor]:
+        key = step if self.training else 0
+        tokens, counts, c = self.contexts(batch, key)
+        sigma, eps = self.noisy(tokens, batch["index"], key)
         scaled, target = training_pair(self.denoiser, tokens[:, None].expand_as(eps), eps, sigma)
         said = self.denoiser.network(scaled, self.denoiser.noise_label(sigma), {"token": c[:, None]})
         counts = counts[:, None].expand_as(eps)
         square = torch.where(counts, (said.float() - target).square(), 0.0)
         weight = loss_weight(self.denoiser, sigma, self.weighting, self.min_snr_gamma).to(square)
         return {"loss": pixel_mean(weight[..., None] * square, counts), "error": pixel_mean(square, counts)}
+
+
+DenoisingObjective.of_tokens = AutoregressiveObjective

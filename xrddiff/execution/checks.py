@@ -118,7 +118,8 @@ def _check_parts(cfg: "Config") -> None:
         raise BadInput(
             "inference.detector: a training ends with samples on the detector of its frames; expected the word with `xrddiff sample`"
         )
-    if cfg.data.window is not None or cfg.model.unet_widths or cfg.model.network_options:
+    m, size = cfg.model, cfg.size
+    if any((cfg.data.window, m.unet_widths, m.network_options, m.fsq_levels, size.widths, size.layers_per_block)):
         from xrddiff.inference.building import check_network
 
         check_network(cfg)

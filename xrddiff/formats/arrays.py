@@ -15,8 +15,9 @@ import numpy as np
 from ..headers.gate import check_size, readable, as_bad_input
 from ..frames.own_labels import label_name
 from ..frames.rows import ArrayRows, Rows
-from ..headers.sources import ZarrRows
+from ..headers.sources import ZarrRows, zarr_place
 from ..errors import BadInput
+from ..remote.remote_folder import RemoteFolder
 from ..registry import register
 
 # %% auto #0
@@ -77,24 +78,31 @@ def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
     return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
 
 # %% ../../nbs/formats/arrays.ipynb #527306be
-def zarr_arrays(path: Path) -> dict[str, Any]:
+def zarr_arrays(path: Path | RemoteFolder) -> dict[str, Any]:
     """Every array of a store, name -> array; the name is '' if the store is a single array."""
     import zarr
 
     with as_bad_input(f"{path} is not a zarr store that can be read"):
-        found = zarr.open(str(path), mode="r")
+        found = zarr.open(zarr_place(path), mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
-        return {name: item for name, item in found.members(max_depth=None) if isinstance(item, zarr.Array)}
+        arrays = {name: item for name, item in found.members(max_depth=None) if isinstance(item, zarr.Array)}
+    if not arrays and isinstance(path, RemoteFolder):
+        raise BadInput(
+            f"{path} does not say which arrays it has, and its server lists no folders; expected a store with consolidated metadata (zarr.consolidate_metadata)"
+        )
+    return arrays
 
 
-def is_zarr(path: Path) -> bool:
+def is_zarr(path: Path | RemoteFolder) -> bool:
     """Whether the folder `path` is a zarr store, format 2 or 3."""
+    if isinstance(path, RemoteFolder):
+        return any(path.whole(name) is not None for name in ("zarr.json", ".zgroup", ".zarray"))
     return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 @register("reader", "zarr", help="a zarr store, our own or of another program", suffixes=[".zarr"])
-def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
+def open_zarr(path: Path | RemoteFolder, dataset: str | None = None) -> dict[str, Any]:
     """A zarr store from another program as keyword arguments of `make_frames`.
 
     Labels and other arrays with one row per frame are included.
@@ -139,7 +147,7 @@ def open_zarr(path: Path, dataset: str | None = None) -> dict[str, Any]:
     return out
 
 
-def _labels(path: Path, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
+def _labels(path: Path | RemoteFolder, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
     """Numbers and text per frame, from the top of the store and from beside the frames `name`."""
     out, beside = {}, name.rpartition("/")[0]
     for other, array in arrays.items():

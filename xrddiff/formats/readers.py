@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -19,11 +20,12 @@ from ..frames.automask import with_automask
 from .arrays import is_zarr, open_npy, open_zarr
 from ..frames.rows import lazy_frames
 from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, panel_distance, validate_frames
-from ..headers.gate import allow_outside, is_hdf5, readable, as_bad_input
+from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..frames.geometry import PanelGeometry
 from ..frames.selection import concat_frames
 from .geometry_apply import apply_geometry, both_masks, read_geometry
 from .mask_files import read_mask
+from .remembered import folder_key, recall, remember
 from ..frames.masks import RULES
 from .hdf5 import open_hdf5_frames
 from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
@@ -34,6 +36,8 @@ from ..headers.probe import probe
 from ..frames.rows import ArrayRows, ChainRows, LimitMask, RecentRows, Rows, SqueezedRows
 from .store import is_store, read_store
 from ..errors import BadInput
+from ..files import is_address
+from ..remote.remote_folder import RemoteFolder
 from ..registry import Names, by_suffix, get
 
 # %% auto #0
@@ -54,12 +58,29 @@ def _open_plugin(name: str, path: Path) -> dict[str, Any]:
     return {"layout": name} | out
 
 
-def _open_one(path: Path, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
+def _placed(path: str | Path | RemoteFolder) -> Path | RemoteFolder:
+    """The file or folder of a path, or the store of an address.
+
+    Raises `BadInput` if it does not exist, or is not zarr on a server.
+    """
+    if isinstance(path, RemoteFolder) or is_address(path):
+        far = path if isinstance(path, RemoteFolder) else RemoteFolder(path)
+        if not is_zarr(far):
+            raise BadInput(
+                f"{far} is no zarr store: the server has no zarr.json, .zgroup or .zarray there (404 Not Found)"
+            )
+        return far
+    return readable(Path(path))
+
+
+def _open_one(path: Path | RemoteFolder, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
     """One file or store as keyword arguments of `make_frames`; `intensity` is lazy, as stored."""
-    readable(path)
-    if axes is not None and path.suffix != ".npy":
+    far = isinstance(path, RemoteFolder)
+    if not far:
+        readable(path)
+    if axes is not None and (far or path.suffix != ".npy"):
         raise BadInput(f"{path}: axes={axes!r} is for .npy files, which do not name their axes; expected no axes here")
-    if path.is_dir():
+    if far or path.is_dir():
         out = open_zarr(path, dataset) if is_zarr(path) else open_images(expand(path))
     else:
         with open(path, "rb") as f:
@@ -126,7 +147,7 @@ _WORDS = {
 
 
 def _gather(
-    path: Path | Sequence[Path],
+    path: Path | RemoteFolder | Sequence[Path],
     /,
     *,
     geometry: str | Path | None = None,
@@ -138,14 +159,15 @@ def _gather(
 
     Returns keyword arguments of `make_frames`, and `layout`.
     """
-    if not isinstance(path, Path):
+    if not isinstance(path, Path | RemoteFolder):
         if axes is not None:
             raise BadInput(f"{path[0]}, …: axes={axes!r} is for .npy files; expected no axes here")
         out, source = open_images(path), path[0]
     else:
         source = path
         described = read_geometry(geometry) if geometry is not None and str(geometry).endswith(".geom") else None
-        if dataset is None and described is not None and described.data and source.is_file() and is_hdf5(source):
+        hdf5 = described is not None and isinstance(source, Path) and source.is_file() and is_hdf5(source)
+        if dataset is None and hdf5 and described.data:
             dataset = described.data
         out = _open_one(source, dataset, axes)
     out = _trust(out, source, geometry, words)
@@ -247,7 +269,7 @@ def in_sentences(function: Callable) -> Callable:
     def inner(path: Any, /, **words: Any) -> Any:
         first = (
             path
-            if isinstance(path, str | Path)
+            if isinstance(path, str | Path | RemoteFolder)
             else next(iter(path), "no file")
             if isinstance(path, Sequence)
             else path
@@ -258,8 +280,11 @@ def in_sentences(function: Callable) -> Callable:
     return inner
 
 
-def look_first(path: Any, outside: bool) -> None:
-    """The gate and the probe, which run before anything else reads the file."""
+def look_first(path: Any, outside: bool) -> h5py.File | None:
+    """The gate and the probe, which run before anything else reads the file.
+
+    Returns an HDF5 file, open: while someone holds it, it need not be opened again.
+    """
     if not isinstance(outside, bool):
         raise BadInput(f"outside is {outside!r}; expected true or false")
     if isinstance(path, str | Path):
@@ -267,11 +292,13 @@ def look_first(path: Any, outside: bool) -> None:
             allow_outside(path)
         if os.path.isfile(path) and is_hdf5(readable(Path(path))):
             probe(path, outside)
+            return open_hdf5(path, outside=outside)
+    return None
 
 # %% ../../nbs/formats/readers.ipynb #e6342a2e
 @in_sentences
 def open_frames(
-    path: str | Path | Sequence[str | Path],
+    path: str | Path | RemoteFolder | Sequence[str | Path],
     /,
     *,
     geometry: str | Path | None = None,
@@ -286,7 +313,8 @@ def open_frames(
 
     path: HDF5 (CXI, NXmx, Eiger master, xrddiff), zarr (xrddiff, PeakNet), npy, an image that fabio
         reads, a file for the reader of a plug-in (`xrddiff list reader`), a folder or pattern
-        (`run_*.cbf`) as a series, or a list of files.
+        (`run_*.cbf`) as a series, or a list of files. A zarr store may be on a server:
+        `https://host/run.zarr`, `s3://bucket/run.zarr`.
     geometry: a PONI or CrystFEL `.geom` file; it takes precedence over the data file.
     dataset: name of the data set with the frames, for a file that follows no known layout.
     outside: True = follow HDF5 links, virtual sources and external storage out of the folder of the
@@ -313,9 +341,13 @@ def open_frames(
         if word not in _WORDS and near:
             raise BadInput(f"open_frames has no word {word!r}; did you mean {near[0]!r}?")
     where = str(path)
-    if is_pattern(path) or not isinstance(path, str | Path):
-        files = expand(path)
-        where = where if isinstance(path, str | Path) else f"{files[0]}, …"
+    if is_address(path) or isinstance(path, RemoteFolder):
+        path = _placed(path)
+    elif is_pattern(path) or not isinstance(path, str | Path):
+        one = isinstance(path, str | Path)
+        far = not one and any(map(is_address, path))
+        files = [_placed(p) for p in path] if far else expand(path)
+        where = where if one else f"{files[0]}, …"
         path = files[0] if len(files) == 1 else files
     else:
         path = readable(Path(path))
@@ -323,8 +355,8 @@ def open_frames(
     if many:
         words |= {"outside": outside, "complete": complete}
         return _open_many(many, automask, geometry=geometry, dataset=dataset, **words)
-    look_first(path, outside)
-    if isinstance(path, Path) and _is_ours(path):
+    held = look_first(path, outside)  # noqa: F841  open until this function returns
+    if isinstance(path, Path | RemoteFolder) and _is_ours(path):
         if dataset is not None and dataset.strip("/") != "intensity":
             raise BadInput(f"{path} holds frames that xrddiff saved, in 'intensity'; expected no dataset ({dataset!r})")
         return with_automask(_open_ours(path, geometry, complete, words), automask or [])
@@ -344,6 +376,8 @@ def open_frames(
 
 def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """The file of each frame of `path`."""
+    if is_address(path):
+        return [RemoteFolder(path)] * open_frames(path, complete=False).sizes["frame"]
     one = isinstance(path, str | Path) and not is_pattern(path)
     files = [Path(path)] if one else expand(path)
     many = _many(files[0] if len(files) == 1 else files)
@@ -354,13 +388,15 @@ def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:
     return files * open_frames(files[0], complete=False).sizes["frame"]
 
 # %% ../../nbs/formats/readers.ipynb #0d8eadd3
-def _is_ours(path: Path) -> bool:
-    if os.path.isdir(path):
+def _is_ours(path: Path | RemoteFolder) -> bool:
+    if isinstance(path, RemoteFolder) or os.path.isdir(path):
         return is_zarr(path) and is_store(path)
     return os.path.isfile(path) and is_hdf5(readable(path)) and is_store(path)
 
 
-def _open_ours(path: Path, geometry: str | Path | None, complete: bool, words: dict[str, Any]) -> xr.Dataset:
+def _open_ours(
+    path: Path | RemoteFolder, geometry: str | Path | None, complete: bool, words: dict[str, Any]
+) -> xr.Dataset:
     ds = read_store(path)
     if geometry is not None:
         file = read_geometry(geometry, tuple(ds["intensity"].shape[-2:]))
@@ -417,11 +453,13 @@ def join_mask(ds: xr.Dataset, words: dict[str, Any]) -> xr.Dataset:
     return ds.assign(mask=(value.dims[1:], good, {"long_name": "True = valid"})).assign_attrs(about)
 
 # %% ../../nbs/formats/readers.ipynb #bbd0da6b
-def _many(path: Path | Sequence[Path]) -> list[Path]:
+def _many(path: Path | RemoteFolder | Sequence[Path | RemoteFolder]) -> list[Path | RemoteFolder]:
     """The files or stores to be joined as separate data sets.
 
     Empty for one file or a series of images.
     """
+    if isinstance(path, RemoteFolder):
+        return []
     if isinstance(path, Path):
         if not path.is_dir() or is_zarr(path):
             return []
@@ -432,9 +470,9 @@ def _many(path: Path | Sequence[Path]) -> list[Path]:
     return list(path) if all(_is_set(p, "npy") for p in path) else []
 
 
-def _is_set(path: Path, *more: str) -> bool:
+def _is_set(path: Path | RemoteFolder, *more: str) -> bool:
     """Whether a file holds several frames: HDF5, zarr, a plug-in's, or that of `more` readers."""
-    if path.is_dir():
+    if isinstance(path, RemoteFolder) or path.is_dir():
         return is_zarr(path)
     name = by_suffix("reader").get(path.suffix.lower())
     return name in ("hdf5", *more) or _is_plugin(name)
@@ -445,16 +483,25 @@ def _open_many(files: Sequence[Path], automask: Sequence[str] | None, /, **words
 
     The automask rules look at them as one series.
     """
+    from tqdm import tqdm
+
+    key = folder_key(files, words)
+    if key is not None and (known := recall(key)) is not None:
+        joined, about = known
+        return with_automask(joined, about["rules"] if automask is None else automask)
     parts, base = [], 0
-    for f in files:
+    for f in tqdm(files, "opening", unit="file", leave=False, disable=None if key else True):
         part = open_frames(f, automask=[], **words)
         group = part["shot_group"].values if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
         part["shot_group"] = ("frame", np.unique(group, return_inverse=True)[1] + base)
         base = int(part["shot_group"].max()) + 1
         parts.append(part)
-    if automask is None:
-        automask = [] if all(_is_ours(f) for f in files) else list(RULES)
-    return with_automask(concat_frames(join_labels(_one_geometry(files, parts))), automask)
+    joined = concat_frames(join_labels(_one_geometry(files, parts)))
+    if automask is None or key is not None:
+        rules = [] if all(_is_ours(f) for f in files) else list(RULES)
+    if key is not None:
+        remember(key, parts, joined, rules=rules)
+    return with_automask(joined, rules if automask is None else automask)
 
 
 def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:

@@ -24,9 +24,11 @@ from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
 from ..headers.gate import check_dataset, check_size, open_hdf5, readable, as_bad_input
-from ..headers.sources import HDF5Rows, ZarrRows
+from ..headers.sources import HDF5Rows, ZarrRows, zarr_place
 from ..frames.rows import Rows
 from ..errors import BadInput
+from ..remote.remote_folder import RemoteFolder
+from ..remote.servers import RemoteError
 from ..files import CannotSave, plain, writing
 from ..registry import by_suffix, find, get, register
 
@@ -310,20 +312,24 @@ def whole_chunks(array: Any) -> Any:
 
 # %% ../../nbs/formats/store.ipynb #aacd8496
 def seal_zarr(path: str | Path, without: Collection[str] = ()) -> None:
-    """Write the digest of a complete store. A store of version 1 stays as it is.
+    """Write the digest of a complete store, and the list of its variables (consolidated metadata).
+    A store of version 1 stays as it is.
 
     path: the store.
     without: variables that are about to be moved out of it.
     """
     import zarr
 
-    path, group = Path(path), zarr.open_group(str(path), mode="r")
+    path, group = Path(path), zarr.open_group(str(path), mode="r", use_consolidated=False)
     attrs = {k: _from_json(v) for k, v in group.attrs.asdict().items()}
     if attrs.pop("xrddiff_version") > 1:
         own = {k: v for k, v in attrs.items() if k not in ("xrddiff_format", "xrddiff_digest")}
-        about = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        about = _json(path, "zarr.json")
+        about.pop("consolidated_metadata", None)
         stored = {k: v for k, v in _stored_zarr(path, group).items() if k not in without}
         about["attributes"]["xrddiff_digest"] = _digest(own, stored)
+        listed = {k: v.about for k, v in stored.items()}
+        about["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": listed}
         with writing(path / "zarr.json") as part:
             part.write_text(json.dumps(about, indent=2), encoding="utf-8")
 
@@ -371,12 +377,21 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
     return path
 
 # %% ../../nbs/formats/store.ipynb #ad828cdc
-def is_store(path: str | Path) -> bool:
+def _json(path: Path | RemoteFolder, name: str) -> Any:
+    """The JSON file `name` of a store."""
+    if isinstance(path, RemoteFolder):
+        return json.loads(path.whole(name) or b"")
+    return json.loads((path / name).read_text(encoding="utf-8"))
+
+
+def is_store(path: str | Path | RemoteFolder) -> bool:
     """Whether `path` is a file or folder that `save_frames` wrote."""
-    path = Path(path)
-    if path.is_dir():
+    path = path if isinstance(path, RemoteFolder) else Path(path)
+    if isinstance(path, RemoteFolder) or path.is_dir():
         try:
-            return json.loads((path / "zarr.json").read_text())["attributes"]["xrddiff_format"] == FORMAT
+            return _json(path, "zarr.json")["attributes"]["xrddiff_format"] == FORMAT
+        except RemoteError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
     file = open_hdf5(path)
@@ -403,8 +418,11 @@ def _stored_hdf5(file: h5py.File) -> dict[str, _Stored]:
     return out
 
 
-def _stored_zarr(path: Path, group: Any) -> dict[str, _Stored]:
-    """Every variable of an xrddiff zarr store; values only of those that are not stacks."""
+def _stored_zarr(path: Path | RemoteFolder, group: Any, listed: Mapping[str, Any] | None = None) -> dict[str, _Stored]:
+    """Every variable of an xrddiff zarr store; values only of those that are not stacks.
+
+    `listed`: what the list of variables says of each; None = as it says itself.
+    """
     out = {}
     for name, array in sorted(group.arrays()):
         own, values = {k: _from_json(v) for k, v in array.attrs.asdict().items()}, None
@@ -413,7 +431,7 @@ def _stored_zarr(path: Path, group: Any) -> dict[str, _Stored]:
         if not _stacked(dims, array.shape, array.dtype):
             values = np.asarray(array[...])
             values = _text(values) if values.dtype.kind in "OT" else values
-        about = json.loads((path / name / "zarr.json").read_text(encoding="utf-8"))
+        about = _json(path, f"{name}/zarr.json") if listed is None else listed[name]
         out[name] = _Stored(dims, own, coordinate, array.dtype, array.shape, values, about)
     return out
 
@@ -428,7 +446,7 @@ def _frames_of(attrs: dict[str, Any], stored: Mapping[str, _Stored], rows: Calla
     return xr.Dataset(variables, attrs=attrs).set_coords([k for k, v in stored.items() if v.coordinate])
 
 # %% ../../nbs/formats/store.ipynb #d96daae2
-def _check_version(attrs: dict[str, Any], path: Path, stored: Mapping[str, _Stored]) -> bool:
+def _check_version(attrs: dict[str, Any], path: Path | RemoteFolder, stored: Mapping[str, _Stored]) -> bool:
     """Remove the store's own entries from `attrs` and verify the digest.
 
     Returns whether chunks have checksums, which is the case from version 2 on.
@@ -458,27 +476,33 @@ def _read_hdf5(path: Path, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset
     return _frames_of(attrs, stored, lambda name: lazy_array(source(path, name, exact=True)))
 
 
-def _read_zarr(path: Path) -> xr.Dataset:
+def _read_zarr(path: Path | RemoteFolder) -> xr.Dataset:
     import zarr
 
-    group = zarr.open_group(str(path), mode="r")
+    far = isinstance(path, RemoteFolder)  # there the list of variables is believed: a folder cannot be looked into
+    group = zarr.open_group(zarr_place(path), mode="r", use_consolidated=None if far else False)
     with warnings.catch_warnings():  # an array that zarr does not recognise is missing from the digest
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-        attrs, stored = {k: _from_json(v) for k, v in group.attrs.asdict().items()}, _stored_zarr(path, group)
+        attrs = {k: _from_json(v) for k, v in group.attrs.asdict().items()}
+        listed = (_json(path, "zarr.json").get("consolidated_metadata") or {}).get("metadata")
+        stored = _stored_zarr(path, group, listed if far else None)
+    if not far and listed is not None and listed != {k: v.about for k, v in stored.items()}:
+        raise BadInput(f"{path} was changed or damaged: the list in its zarr.json is not what its variables are")
     whole = _check_version(attrs, path, stored)
     return _frames_of(attrs, stored, lambda name: lazy_array(ZarrRows(path, name, exact=True, whole=whole)))
 
 
-def read_store(path: str | Path, *, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset:
+def read_store(path: str | Path | RemoteFolder, *, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset:
     """Frames from a file or folder that `save_frames` wrote. Stacks stay on disk.
 
     Small variables are checked against the digest now, a stack chunk by chunk as it is read.
 
-    path: the file or folder.
+    path: the file or folder, here or on a server.
     source: what reads the stacks of an HDF5 file; called like `HDF5Rows`.
     Raises `BadInput` if the store is damaged, was never finished, or lacks a part.
     """
-    path = readable(Path(path))
+    path = path if isinstance(path, RemoteFolder) else readable(Path(path))
     with as_bad_input(f"{path} is damaged"):
-        ds = _read_zarr(path) if path.is_dir() else _read_hdf5(path, source)
+        folder = isinstance(path, RemoteFolder) or path.is_dir()
+        ds = _read_zarr(path) if folder else _read_hdf5(path, source)
         return validate_frames(ds, str(path), geometry=False)

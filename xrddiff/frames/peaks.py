@@ -73,6 +73,9 @@ def narrowed(k: float) -> float:
     return float(np.sqrt(1 - k * np.sqrt(2 / np.pi) * np.exp(-k * k / 2) / (1 - 2 * ndtr(-k))))
 
 # %% ../../nbs/frames/peaks.ipynb #76552b9f
+_BLOCK = 1 << 16  # pixels processed together: what fits in a core's cache
+
+
 def robust_background(
     values: np.ndarray,
     bins: np.ndarray,
@@ -85,6 +88,7 @@ def robust_background(
     poisson_floor: bool = True,
     iterations: int = 10,
     count: np.ndarray | None = None,
+    block: int = _BLOCK,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean b, σ and detection threshold of bins 0 … n−1, without the pixels beyond that threshold,
     and which pixels exceed it.
@@ -93,6 +97,7 @@ def robust_background(
     k, threshold: a pixel is out above max(T(b), b + `threshold`) and below b − `k` σ.
     gain, noise, poisson_floor: see `noise_floor`.
     count: the number of pixels of each bin (n,), where it is known already.
+    block: pixels that are summed together.
     Returns three arrays (n,), a bin without pixels with an infinite threshold, and the ascending
     indices of the pixels above the threshold.
     """
@@ -112,7 +117,7 @@ def robust_background(
         share = 0.8 - 2 / np.sqrt(np.maximum(held, 1))  # of the way from b; less where fewer pixels speak
         limits = tuple(b + share * (limit - b) for limit in limits_at(min(cut_at)))
         limits[0][held < _FEW], limits[1][held < _FEW] = np.inf, -np.inf  # all are suspect
-    total = kept = _sums(values, bins, n, count)
+    total = kept = _sums(values, bins, n, count, block)
     for turn in range(len(cut_at) + 1):
         pixels = np.maximum(kept[0], 1)
         b = kept[1] / pixels
@@ -135,19 +140,24 @@ def robust_background(
         if turn == len(cut_at) or (turn > 3 and np.array_equal(before, suspects[cut])):
             break
         before = suspects[cut]
-        kept = total - _sums(x[cut], at[cut], n)
+        kept = total - _sums(x[cut], at[cut], n, block=block)
     return b, sigma, high, suspects[above]
 
 
-_LARGE, _STRIDE, _FEW = 1 << 18, 9, 40  # pixels of an image that is sampled first, every how many, and too few of a bin
-_BLOCK = 1 << 16  # pixels processed together: what fits in a core's cache
+_LARGE, _STRIDE, _FEW = (
+    1 << 18,
+    13,
+    24,
+)  # pixels of an image that is sampled first, every how many, and too few of a bin
 
 
-def _sums(values: np.ndarray, bins: np.ndarray, n: int, count: np.ndarray | None = None) -> np.ndarray:
+def _sums(
+    values: np.ndarray, bins: np.ndarray, n: int, count: np.ndarray | None = None, block: int = _BLOCK
+) -> np.ndarray:
     """Number of pixels (`count`, where it is known), Σx and Σx² of bins 0 … n−1: (3, n)."""
     out = np.zeros((3, n + 1))
-    for s in range(0, len(values), _BLOCK):
-        at, x = bins[s : s + _BLOCK], values[s : s + _BLOCK].astype(np.float64)
+    for s in range(0, len(values), block):
+        at, x = bins[s : s + block], values[s : s + block].astype(np.float64)
         if count is None:
             out[0] += np.bincount(at, minlength=n + 1)
         out[1] += np.bincount(at, x, minlength=n + 1)
@@ -295,6 +305,7 @@ def split_groups(
 
 # %% ../../nbs/frames/peaks.ipynb #c7428519
 STRAY = 1.25  # px from the centroid of the connected pixels
+_TOGETHER = 1 << 17  # pixels of small images that are searched at once
 
 
 class PeakFinder:
@@ -360,13 +371,14 @@ class PeakFinder:
         self.n_bins = int(self.bins.max()) + 1
         self._bins = np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp)
         self._count = np.bincount(self._bins, minlength=self.n_bins + 1)[: self.n_bins]
+        self._block, self._many = _BLOCK, {}
 
     def background(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """`robust_background` of `image`: mean, σ and threshold of each bin, and the indices of the
         pixels above it.
         """
         names = ("threshold", "gain", "noise", "poisson_floor")
-        words = {name: self.settings[name] for name in names} | {"count": self._count}
+        words = {name: self.settings[name] for name in names} | {"count": self._count, "block": self._block}
         return robust_background(image.ravel(), self._bins, self.n_bins, self.settings["pixel_snr"], **words)
 
     def __call__(self, image: np.ndarray) -> pd.DataFrame:
@@ -377,13 +389,52 @@ class PeakFinder:
         """
         return pd.DataFrame(self.columns(image), copy=False)
 
+    @property
+    def together(self) -> int:
+        """How many images are best searched at once."""
+        return max(1, _TOGETHER // self.bins.size)
+
+    def columns_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of the table of peaks of several images (n, …), after `frame`, from 0: those of `columns`, bit for
+        bit. Small images are searched `together`.
+        """
+        images, most = np.asarray(images), self.together
+        tables = []
+        for first in range(0, len(images), most):
+            some = images[first : first + most]
+            if len(some) == 1:
+                columns = self.columns(some[0])
+                frame = np.zeros(len(columns["fs"]), np.intp)
+            else:
+                columns = self._of(len(some)).columns(some.reshape(-1, *self.bins.shape[-2:]))
+                panels = self.bins.shape[0] if self.bins.ndim == 3 else 1
+                frame, panel = np.divmod(columns.pop("panel"), panels)
+                columns = ({"panel": panel} if self.bins.ndim == 3 else {}) | columns
+            tables.append({"frame": frame + first} | columns)
+        if not tables:
+            raise BadInput("there are no images; expected at least one")
+        return {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+
+    def _of(self, n: int) -> PeakFinder:
+        """The finder for `n` images one after another, each with bins of its own."""
+        if n not in self._many:
+            step = np.arange(n).reshape(-1, *(1,) * self.bins.ndim) * self.n_bins
+            shape = (-1, *self.bins.shape[-2:])
+            mask = np.broadcast_to(self.mask, (n, *self.mask.shape))
+            many = PeakFinder((self.bins + step).reshape(shape), mask.reshape(shape), **self.settings)
+            many._block = _BLOCK // self.bins.size * self.bins.size  # an image is summed as if it were alone
+            self._many[n] = many
+        return self._many[n]
+
     def columns(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the table of peaks of `image`."""
         image, s = np.asarray(image), self.settings
         if image.shape != self.bins.shape:
             raise BadInput(f"the image has shape {image.shape}; expected {self.bins.shape} as the bins have")
         if image.dtype.kind == "f" and not (fine := np.isfinite(image)).all():
-            return PeakFinder(self.bins, self.mask & fine, **s).columns(np.where(fine, image, 0))
+            other = PeakFinder(self.bins, self.mask & fine, **s)
+            other._block = self._block
+            return other.columns(np.where(fine, image, 0))
         (*_, height, width), pixels = self.bins.shape, image.ravel()
         b, sigma, _, index = self.background(image)
 
@@ -536,14 +587,17 @@ def find_frame_peaks(
     wanted = range(n) if frames is None else [range(n)[int(f)] for f in np.atleast_1d(np.asarray(frames))]
     own_mask = "mask" in ds and "frame" in ds["mask"].dims and finder is None
     pedestal, tables = ds.attrs.get("pedestal", 0), []
-    for f in wanted:
-        if finder is None or own_mask:
-            finder = make_finder(ds, f, variable=variable, **settings)
-        image = ds[variable].isel(frame=f).values
-        columns = finder.columns(image - np.float32(pedestal) if pedestal else image)
-        tables.append({"frame": np.full(len(columns["fs"]), f)} | columns)
-    if not tables:
+    if not len(wanted):
         raise BadInput(f"frames is {frames!r}; expected at least one frame number below {n}")
+    finder = finder or make_finder(ds, wanted[0], variable=variable, **settings)
+    most = 1 if own_mask else finder.together
+    for first in range(0, len(wanted), most):
+        some = np.array(wanted[first : first + most])
+        if own_mask and first:
+            finder = make_finder(ds, some[0], variable=variable, **settings)
+        images = ds[variable].isel(frame=some).values
+        columns = finder.columns_of(images - np.float32(pedestal) if pedestal else images)
+        tables.append(columns | {"frame": some[columns["frame"]]})
     return pd.DataFrame({name: np.concatenate([t[name] for t in tables]) for name in tables[0]}, copy=False)
 
 

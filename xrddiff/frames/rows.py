@@ -21,7 +21,7 @@ from ..errors import BadInput
 
 # %% auto #0
 __all__ = ['LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype', 'ArrayRows',
-           'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'JoinedRows', 'ComputedRows',
+           'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows',
            'lazy_frames', 'frame_origin', 'frame_reader']
 
 # %% ../../nbs/frames/rows.ipynb #d9617ebb
@@ -319,6 +319,17 @@ class SqueezedRows(Rows):
 
     def origin(self, i: int) -> str | None:
         return self.stored.origin(i)
+
+# %% ../../nbs/frames/rows.ipynb #121d0c93
+class SameRows(Rows):
+    """The array `each` as every one of `count` frames, such as a mask."""
+
+    def __init__(self, each: np.ndarray, count: int):
+        self.each, self.count, self.shape, self.dtype = each, count, (count, *each.shape), each.dtype
+
+    def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        cut = self.each[rest]
+        return np.broadcast_to(cut, (b - a, *cut.shape)).copy()
 
 # %% ../../nbs/frames/rows.ipynb #3238d0e1
 class JoinedRows(LazyRows):

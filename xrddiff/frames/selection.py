@@ -14,7 +14,7 @@ import xarray as xr
 
 from ..errors import BadInput
 from .frames import PANEL_GEOMETRY, frame_count, peaks_table, with_peaks
-from .rows import JoinedRows, is_lazy, lazy_array
+from .rows import JoinedRows, SameRows, is_lazy, lazy_array
 
 # %% auto #0
 __all__ = ['evenly_spaced', 'select_frames', 'concat_frames']
@@ -122,7 +122,7 @@ def concat_frames(parts: Sequence[xr.Dataset], *, moved: bool = False) -> xr.Dat
             for p, m in zip(parts, masks, strict=True):
                 if m is None or "frame" not in m.dims:
                     pixels = np.ones(p["intensity"].shape[1:], bool) if m is None else m.values
-                    m = xr.Variable(p["intensity"].dims, np.broadcast_to(pixels, p["intensity"].shape))
+                    m = xr.Variable(p["intensity"].dims, lazy_array(SameRows(pixels, frame_count(p))))
                 whole.append(m)
             out["mask"] = _join(whole)
     if any("peak" in p.dims for p in parts):

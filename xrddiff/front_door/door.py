@@ -18,7 +18,7 @@ import xarray as xr
 
 from ..config import compose_config
 from ..errors import BadInput, XrddiffError, nearest
-from ..files import is_path, scratch_folder
+from ..files import is_address, is_path, scratch_folder
 from ..formats import readers
 from ..formats.store import save_frames
 from ..frames import selection
@@ -84,7 +84,7 @@ def show_frames_in_notebooks() -> None:
 def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
     """(overrides, frames to store with the run or None) for the argument `data` of `train`.
 
-    `data`: a preset, a named set, a file or file pattern, a mapping of words of `data`, Frames,
+    `data`: a preset, a named set, a file, file pattern or address (`https://…`), a mapping of words of `data`, Frames,
     or an array (frame, y, x) in ADU. Raises `BadInput` if it is none of these.
     """
     if data is None:
@@ -100,7 +100,7 @@ def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
         return as_overrides({"data": name}), None
     if name in catalog.CATALOG:
         return as_overrides({"data.name": name}), None
-    if is_path(Path(name).expanduser()) or any(c in name for c in "*?["):
+    if is_address(name) or is_path(Path(name).expanduser()) or any(c in name for c in "*?["):
         return as_overrides({"data.data_path": name}), None
     hint = nearest(name, {*presets("data"), *catalog.CATALOG})
     raise BadInput(f"data: there is no file, no preset and no named set {name!r}{hint}")

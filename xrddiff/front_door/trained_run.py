@@ -24,7 +24,7 @@ from ..execution.drawing import draw_samples, threads_kept
 from ..execution.run_folder import Run, holder, run_state
 from .keywords import as_overrides
 from .pane import live_pane
-from ..saved_config import OWN_FRAMES, load_config, need_run
+from ..saved_config import OWN_FRAMES, load_config, need_run, no_generator
 from ..used_words import model_parts
 from ..words.vocabulary import GROUPS, vocabulary
 
@@ -505,7 +505,7 @@ def _sampler(self: TrainedRun, count: int = 4) -> SamplerPanel:
     from xrddiff.widgets.sampler import SamplerPanel
 
     if model_parts(self.cfg).denoiser is None or self.part != ".":
-        raise BadInput(f"{self.path} holds no generative model; expected a run of ddpm, diff or latent_diff")
+        raise no_generator(self.path)
     return SamplerPanel(self.path, count)
 
 

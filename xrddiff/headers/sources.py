@@ -6,7 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import resource
+import weakref
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +22,111 @@ import numpy as np
 
 from ..frames.chunks import chunk_decoder
 from ..frames.rows import Rows, frame_dtype
-from .gate import check_dataset, check_size, leads_outside, open_hdf5, as_bad_input
+from ..frames.shards import Piece, file_pieces, shard_decoder
+from xrddiff.headers.gate import (
+    allow_outside,
+    check_dataset,
+    check_size,
+    find_source,
+    leads_outside,
+    open_hdf5,
+    as_bad_input,
+)
 from ..errors import BadInput
+from ..remote.remote_folder import RemoteFolder
+from ..remote.servers import RemoteError
 
 # %% auto #0
-__all__ = ['HDF5Rows', 'ZarrRows']
+__all__ = ['MAY_OPEN', 'OPEN_SOURCES', 'AT_ONCE', 'HDF5Rows', 'zarr_place', 'ZarrRows']
+
+# %% ../../nbs/headers/sources.ipynb #caeed687
+# files that are kept open: opening one again costs more than reading a frame
+MAY_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+OPEN_SOURCES = 250 if MAY_OPEN == resource.RLIM_INFINITY else min(250, MAY_OPEN // 4)
+
+
+def _whole_frames(space: h5py.h5s.SpaceID) -> tuple[int, int] | None:
+    """(first frame, frames) that a data space selects, if they are neighbours and whole."""
+    shape = space.get_simple_extent_dims()
+    if space.get_select_type() == h5py.h5s.SEL_ALL:
+        return 0, shape[0] if shape else 0  # of a source that is mapped whole, the file does not say the shape
+    if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
+        return None
+    start, stride, count, block = space.get_regular_hyperslab()
+    if h5py.h5s.UNLIMITED in (*count, *block):
+        return None
+    lengths = [b if c == 1 else c * b for c, b in zip(count, block, strict=True)]
+    dense = all(c == 1 or s == b for c, s, b in zip(count, stride, block, strict=True))
+    if not dense or any(start[1:]) or tuple(lengths[1:]) != tuple(shape[1:]):
+        return None
+    return int(start[0]), int(lengths[0])
+
+
+def _virtual_table(data: h5py.Dataset, path: str) -> list[tuple[int, int, int, str, str]] | None:
+    """Rows (first frame, frames, first frame there, file there, data set there), sorted, that cover
+    all frames of a virtual data set; None if there are others.
+    """
+    plist, table = data.id.get_create_plist(), []
+    for i in range(plist.get_virtual_count()):
+        file, name = plist.get_virtual_filename(i), plist.get_virtual_dsetname(i)
+        here, there = (_whole_frames(s) for s in (plist.get_virtual_vspace(i), plist.get_virtual_srcspace(i)))
+        if here is None or there is None or there[1] not in (0, here[1]) or "%" in file + name:
+            return None
+        target = path if file == "." else find_source(file, path)
+        if target is None:
+            return None
+        table.append((here[0], here[1], there[0], str(target), name))
+    table.sort()
+    stops = [0, *(a + n for a, n, *_ in table)]
+    return table if stops[-1] == len(data) and stops[:-1] == [a for a, *_ in table] else None
+
+
+def _virtual_reader(data: h5py.Dataset, path: str, outside: bool) -> Callable[[int], np.ndarray] | None:
+    """A function i -> frame i of a virtual data set; None if its table is not one of whole frames."""
+    table = _virtual_table(data, path)
+    if table is None:
+        return None
+    starts, shape, dtype = [row[0] for row in table], data.shape[1:], data.dtype
+
+    @lru_cache(OPEN_SOURCES)
+    def source(k: int) -> Callable[[int], np.ndarray]:
+        if outside:
+            allow_outside(table[k][3])
+        rows = HDF5Rows(table[k][3], table[k][4], exact=True)
+        whole = rows.shape[0] >= table[k][2] + table[k][1]
+        if rows.virtual or rows.shape[1:] != shape or rows.dtype != dtype or not whole:
+            return lambda j: data[starts[k] + j - table[k][2]]
+        return rows.reader() or rows.__getitem__
+
+    def read(i: int) -> np.ndarray:
+        k = bisect_right(starts, i) - 1
+        return source(k)(i - starts[k] + table[k][2])
+
+    return read
+
+
+def _all_of(rest: tuple, shape: tuple[int, ...]) -> bool:
+    """Whether `rest`, the key of what is read of each frame, takes the whole of a frame of this `shape`."""
+    return all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in zip(rest, shape, strict=False))
 
 # %% ../../nbs/headers/sources.ipynb #202a58ae
+_open_rows: OrderedDict[int, weakref.ref] = OrderedDict()  # those with an open file, the one read last at the end
+
+
+def _count_open(rows: HDF5Rows) -> None:
+    """Close the file that was read longest ago where `rows` makes one too many."""
+    _open_rows[id(rows)] = weakref.ref(rows)
+    _open_rows.move_to_end(id(rows))
+    while len(_open_rows) > OPEN_SOURCES:
+        if (oldest := _open_rows.popitem(last=False)[1]()) is not None:
+            oldest._data = oldest._direct = None
+
+
 class HDF5Rows(Rows):
     """Frames of one HDF5 data set, `(y, x)` counting as one frame; `exact` keeps the dtype.
 
-    The file is opened once in each process.
+    The file is opened when it is needed; of many files, those that were read last stay open.
+    `own`: whether all values lie in the file itself.
     """
 
     def __init__(self, path: str | Path, name: str, exact: bool = False):
@@ -37,15 +138,45 @@ class HDF5Rows(Rows):
         self.single = data.ndim == 2
         self.shape = (1, *data.shape) if self.single else tuple(data.shape)
         self.dtype = data.dtype if exact or data.dtype == bool else frame_dtype(data.dtype, self.where)
+        self.virtual = data.is_virtual
+        self.own = not self.virtual and not data.external and data.file.filename == os.fspath(path)
         self._data: tuple[int, h5py.Dataset] | None = (os.getpid(), data)
+        self._direct: tuple[int, Callable[[int], np.ndarray] | None] | None = None
+        _count_open(self)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_data": None}
+        return self.__dict__ | {"_data": None, "_direct": None}
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` makes the same rows from, as JSON values."""
+        names = ("path", "name", "outside", "single", "virtual", "own")
+        return {k: getattr(self, k) for k in names} | {"shape": list(self.shape), "dtype": self.dtype.str}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> HDF5Rows:
+        """Rows of a file that was opened before and is not opened now."""
+        rows = cls.__new__(cls)
+        rows.__dict__ |= {**state, "shape": tuple(state["shape"]), "dtype": np.dtype(state["dtype"])}
+        rows.where = f"data set '{rows.name}' of {rows.path}"
+        rows._data = rows._direct = None
+        return rows
+
+    def _opened(self) -> h5py.Dataset:
+        held = self._data
+        if held is None or held[0] != os.getpid():
+            held = self._data = (os.getpid(), open_hdf5(self.path, outside=self.outside)[self.name])
+        _count_open(self)
+        return held[1]
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        if self._data is None or self._data[0] != os.getpid():
-            self._data = (os.getpid(), open_hdf5(self.path, outside=self.outside)[self.name])
-        data = self._data[1]
+        data = self._opened()
+        whole = _all_of(rest, self.shape[1:])
+        if self.virtual and whole and not self.single:
+            direct = self._direct
+            if direct is None or direct[0] != os.getpid():
+                direct = self._direct = (os.getpid(), self.reader())
+            if direct[1] is not None:
+                return np.stack([direct[1](i) for i in range(a, b)])
         # HDF5 walks forward only
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
@@ -58,7 +189,21 @@ class HDF5Rows(Rows):
         data = open_hdf5(self.path, outside=self.outside).get(self.name)
         if not isinstance(data, h5py.Dataset) or data.shape != self.shape or data.dtype != self.dtype:
             return None
+        if data.is_virtual:
+            return _virtual_reader(data, self.path, self.outside)
         return chunk_decoder(data, self.__getitem__)
+
+# %% ../../nbs/headers/sources.ipynb #207962c2
+AT_ONCE = 8  # frames asked of a server at the same time
+
+
+def zarr_place(path: str | Path | RemoteFolder) -> Any:
+    """What zarr opens for a store in a folder or on a server."""
+    if not isinstance(path, RemoteFolder):
+        return str(path)
+    from xrddiff.remote.remote_zarr import RemoteZarr
+
+    return RemoteZarr(path)
 
 # %% ../../nbs/headers/sources.ipynb #8ee76563
 class ZarrRows(Rows):
@@ -67,8 +212,9 @@ class ZarrRows(Rows):
     `exact` keeps the dtype; `whole` says that every shard was written, so none may be missing.
     """
 
-    def __init__(self, path: str | Path, name: str = "", exact: bool = False, whole: bool = False):
-        self.path, self.name, self.whole = str(path), name, whole
+    def __init__(self, path: str | Path | RemoteFolder, name: str = "", exact: bool = False, whole: bool = False):
+        self.path = path if isinstance(path, RemoteFolder) else str(path)
+        self.name, self.whole = name, whole
         self.where = f"array '{name}' of {path}" if name else str(path)
         with as_bad_input(f"{self.where} cannot be read"):
             array = self._open()
@@ -77,28 +223,91 @@ class ZarrRows(Rows):
         self.shape = (1, *array.shape) if self.single else tuple(array.shape)
         self.dtype = array.dtype if exact or array.dtype == bool else frame_dtype(array.dtype, self.where)
         self._array: tuple[int, Any] | None = (os.getpid(), array)
+        self._direct: tuple[int, Callable[[int], np.ndarray] | None] | None = None
 
     def _open(self) -> Any:
         import zarr
 
-        array = zarr.open(self.path, mode="r")
+        array = zarr.open(zarr_place(self.path), mode="r")
         return array[self.name] if self.name else array
+
+    def _piece(self) -> Piece:
+        """What reads pieces of the files of the array."""
+        if not isinstance(self.path, RemoteFolder):
+            return file_pieces(os.path.join(self.path, self.name))
+        return lambda name, start, length: self.path.piece(self._file(name), start, length)
+
+    def _file(self, name: str) -> str:
+        """The name below the store of the file `name` of the array."""
+        return f"{self.name}/{name}" if self.name else name
+
+    def _files(self, a: int, b: int) -> list[str]:
+        """The files that the frames a … b−1 are in."""
+        array = self._array[1]
+        steps, lengths = array.shards or array.chunks, array.shape
+        grid = [range(-(-n // step)) for n, step in zip(lengths, steps, strict=True)]
+        if not self.single:
+            grid[0] = range(a // steps[0], -(-b // steps[0]))
+        return [self._file(array.metadata.encode_chunk_key(place)) for place in product(*grid)]
 
     def _check_shards(self, a: int, b: int) -> None:
         """zarr reads zeros where a file is missing or empty."""
-        array = self._array[1]
-        step, rest = array.shards[0], (0,) * (len(array.shape) - 1)
-        for k in range(a // step, -(-b // step)):
-            name = array.metadata.encode_chunk_key((k, *rest))
-            path = os.path.join(self.path, self.name, name)
-            if not os.path.isfile(path) or not os.path.getsize(path):
-                what = "is empty" if os.path.isfile(path) else "is missing"
-                raise BadInput(f"frames {a} to {b - 1} of {self.where} are lost: the file {name} {what}")
+        for name in self._files(a, b):
+            if isinstance(self.path, RemoteFolder):
+                there, size = (found := self.path.part(name, -1, 1)) is not None, found and len(found[0])
+            else:
+                path = os.path.join(self.path, name)
+                there, size = os.path.isfile(path), os.path.isfile(path) and os.path.getsize(path)
+            if not size:
+                said = name.removeprefix(f"{self.name}/")
+                what = "is empty" if there else "is missing"
+                raise BadInput(f"frames {a} to {b - 1} of {self.where} are lost: the file {said} {what}")
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_array": None}
+        return self.__dict__ | {"_array": None, "_direct": None}
+
+    def reader(self) -> Callable[[int], np.ndarray] | None:
+        if self._direct is None or self._direct[0] != os.getpid():
+            array = self._open()
+            fits = tuple(array.shape) == self.shape and array.dtype == self.dtype
+            found = shard_decoder(array, self._piece(), lambda i: self._by_zarr(i, i + 1, ())[0]) if fits else None
+            self._direct = (os.getpid(), found)
+        return self._direct[1]
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
+        whole = _all_of(rest, self.shape[1:])
+        direct = self.reader() if whole else None
+        if direct is None:
+            return self._by_zarr(a, b, rest)
+        out = np.empty((b - a, *self.shape[1:]), self.dtype)
+        try:
+            for i, frame in zip(range(b - a), self._each(direct, a, b), strict=True):
+                out[i] = frame
+        except RemoteError:
+            raise
+        except BadInput:
+            return self._by_zarr(a, b, rest)  # its sentence names all frames that were asked for
+        return out
+
+    def _each(self, direct: Callable[[int], np.ndarray], a: int, b: int) -> Iterator[np.ndarray]:
+        """The frames a … b−1, those on a server several at once."""
+        if not isinstance(self.path, RemoteFolder) or b - a < 2:
+            yield from map(direct, range(a, b))
+            return
+        with ThreadPoolExecutor(min(AT_ONCE, b - a)) as pool:
+            yield from pool.map(direct, range(a, b))
+
+    def _values(self, key: tuple, a: int, b: int) -> np.ndarray:
+        """What zarr reads; bytes of a server that cannot be decoded are asked for once more."""
+        try:
+            return np.asarray(self._array[1][key])
+        except Exception as error:
+            if isinstance(error, RemoteError) or not isinstance(self.path, RemoteFolder):
+                raise
+        self.path.forget(self._files(a, b))
+        return np.asarray(self._array[1][key])
+
+    def _by_zarr(self, a: int, b: int, rest: tuple) -> np.ndarray:
         if self._array is None or self._array[0] != os.getpid():
             self._array = (os.getpid(), self._open())
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
@@ -106,6 +315,6 @@ class ZarrRows(Rows):
         with as_bad_input(f"frames {a} to {b - 1} of {self.where} cannot be read"):
             if self.whole:
                 self._check_shards(a, b)
-            out = np.asarray(self._array[1][key])
+            out = self._values(key, a, b)
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]

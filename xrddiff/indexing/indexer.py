@@ -158,7 +158,8 @@ class Indexer:
         geometry = as_panels(geometry)
         strength = peaks["snr"] if "snr" in peaks else peaks["intensity"]
         order = np.argsort(-strength.to_numpy(), kind="stable")  # the search looks at the strongest
-        ranked, place = peaks.iloc[order], np.argsort(order)
+        places = peaks[[name for name in ("panel", "fs", "ss") if name in peaks]]  # all that is asked of them
+        ranked, place = places.iloc[order], np.argsort(order)
         free, found = np.ones(len(peaks), bool), []
         for _ in range(self.lattices):
             lattice = self._lattice(ranked, geometry, free)
@@ -182,10 +183,8 @@ class Indexer:
         indexed, hkl = lattice.indexed, lattice.hkl
         width = 1.2 * np.quantile(np.abs(lattice.excitation), 0.95)
         moved = geometry.moved(lattice.shift)
-        spots = predict_spots(self.sphere, lattice.A, moved, width)
-        outermost = np.linalg.norm(scattering_vectors(peaks[indexed], moved), axis=1).max()
-        spots = spots[spots["d"] >= 0.999 / outermost].reset_index(drop=True)
-        spots = mark_found(spots, hkl[indexed])
+        outermost = np.linalg.norm(scattering_vectors(peaks, moved)[indexed], axis=1).max()
+        spots = mark_found(predict_spots(self.sphere, lattice.A, moved, width, 0.999 / outermost), hkl[indexed])
         within = np.cumsum(indexed) - 1
         rank = within[place][indexed[place]]
         return Lattice(

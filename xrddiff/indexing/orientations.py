@@ -14,8 +14,8 @@ import torch
 from .cells import Cell
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'hemisphere', 'axis_scores', 'best_directions', 'rotations_from_axes', 'miller_indices', 'indexed_peaks',
-           'count_reflections', 'best_orientation', 'OrientationSearch']
+__all__ = ['CANDIDATES', 'TOLERANCE', 'hemisphere', 'axis_scores', 'sharpened', 'best_directions', 'rotations_from_axes',
+           'miller_indices', 'indexed_peaks', 'count_reflections', 'best_orientation', 'OrientationSearch']
 
 # %% ../../nbs/indexing/orientations.ipynb #14eae05f
 @lru_cache(maxsize=8)
@@ -34,26 +34,45 @@ def _hemisphere_tensor(n: int) -> torch.Tensor:
     return torch.tensor(hemisphere(n), dtype=torch.float32)
 
 
-def axis_scores(s: np.ndarray, length: float, n: int) -> torch.Tensor:
-    """S (n,) of an axis of `length` Å along `n` directions of the hemisphere, for peaks s (N, 3) in
-    1/Å.
-    """
+def axis_scores(s: np.ndarray, length: float, d: torch.Tensor) -> torch.Tensor:
+    """S (n,) of an axis of `length` Å along the directions d (n, 3), for peaks s (N, 3) in 1/Å."""
     waves = torch.as_tensor((2 * np.pi * length * s).T, dtype=torch.float32)
     # so many directions at a time that the phases stay in a core's cache
-    return torch.cat([(some @ waves).cos_().sum(1) for some in _hemisphere_tensor(n).split(2048)])
+    return torch.cat([(some @ waves).cos_().sum(1) for some in d.split(2048)])
 
 # %% ../../nbs/indexing/orientations.ipynb #dd92126d
-def best_directions(scores: torch.Tensor, keep: int = 40, apart: float = 2.0) -> np.ndarray:
-    """The `keep` directions (≤ keep, 3) of the highest `scores` (n,), each at least `apart` degrees
-    from better ones.
+CANDIDATES = 100  # directions of the grid that are looked at more closely
+_SIX = torch.tensor([[np.cos(k * np.pi / 3), np.sin(k * np.pi / 3)] for k in range(6)], dtype=torch.float32)
+
+
+def sharpened(
+    s: np.ndarray, length: float, d: torch.Tensor, scores: torch.Tensor, apart: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Directions d (n, 3) moved to the best of itself and six around it, and their S (n,).
+
+    apart: distance of neighbours in the grid, rad.
     """
-    grid = hemisphere(len(scores))
-    order = torch.topk(scores, min(15 * keep, len(scores))).indices.numpy()
-    d, close = grid[order], np.cos(np.radians(apart))
+    e = torch.linalg.cross(d, torch.eye(3)[d.abs().argmin(1)])  # across d, whichever way that is
+    e = e / e.norm(dim=1, keepdim=True)
+    f = torch.linalg.cross(d, e)
+    around = d[:, None] + 0.4 * apart * (_SIX[:, :1] * e[:, None] + _SIX[:, 1:] * f[:, None])
+    around = around / around.norm(dim=2, keepdim=True)
+    found = torch.cat([scores[:, None], axis_scores(s, length, around.view(-1, 3)).view(-1, 6)], 1)
+    scores, best = found.max(1)
+    return torch.cat([d[:, None], around], 1)[torch.arange(len(d)), best], scores
+
+
+def best_directions(d: torch.Tensor, scores: torch.Tensor, keep: int = 40, apart: float = 2.0) -> np.ndarray:
+    """The `keep` directions (≤ keep, 3) of d (n, 3) with the highest `scores` (n,), each at least `apart` degrees from
+    better ones.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    d = d[order].double().numpy()
+    others = np.abs(d @ d.T) <= np.cos(np.radians(apart))
     free, chosen = np.ones(len(d), bool), []
     while len(chosen) < keep and free[i := int(free.argmax())]:
         chosen.append(i)
-        free &= np.abs(d @ d[i]) <= close
+        free &= others[i]
         free[i] = False
     return d[chosen]
 
@@ -137,7 +156,7 @@ def best_orientation(
     s: np.ndarray,
     *,
     keep: int = 20,
-    rounds: Sequence[float] = (0.4, 0.35, 0.3, 0.25, 0.2, 0.2),
+    rounds: Sequence[float] = (0.4, 0.3, 0.25, 0.2),
 ) -> np.ndarray:
     """The orientation U (3, 3), of `rotations` (r, 3, 3), refined, that indexes most peaks s (N, 3;
     1/Å); of equal ones the most precise.
@@ -165,22 +184,28 @@ class OrientationSearch:
     most: so many peaks at most take part in the search over directions, those that come first.
     """
 
-    def __init__(self, cell: Cell, s_max: float, *, slack: float = 0.004, step: float = 0.3, most: int = 60):
-        self.cell, self.most = cell, most
+    def __init__(self, cell: Cell, s_max: float, *, slack: float = 0.004, step: float = 0.5, most: int = 60):
+        self.cell, self.step, self.most = cell, step, most
         self.lengths = np.linalg.norm(cell.A, axis=1)
         self.reach = min(s_max, 0.25 / slack / self.lengths.max())
-        self.n = int(2 * np.pi * (self.lengths.max() * self.reach / step) ** 2)
+
+    def grid(self, length: float) -> int:
+        """How many directions are tried for an axis of `length` Å."""
+        return max(int(2 * np.pi * (length * self.reach / self.step) ** 2), 1000)
 
     def directions(self, s: np.ndarray) -> list[np.ndarray]:
         """Candidate directions of a, b and c."""
         near = s[np.linalg.norm(s, axis=1) <= self.reach]
         if len(near) < 6:  # the innermost ones are better than none
             near = s[np.argsort(np.linalg.norm(s, axis=1))[:12]]
-        scores: dict[float, np.ndarray] = {}
+        near, found = near[: self.most], {}
         for length in (keys := [round(float(v), 2) for v in self.lengths]):
-            if length not in scores:
-                scores[length] = best_directions(axis_scores(near[: self.most], length, self.n))
-        return [scores[k] for k in keys]
+            if length not in found:
+                grid = _hemisphere_tensor(n := self.grid(length))
+                top = torch.topk(axis_scores(near, length, grid), min(CANDIDATES, n))
+                d, scores = sharpened(near, length, grid[top.indices], top.values, (2 * np.pi / n) ** 0.5)
+                found[length] = best_directions(d, scores)
+        return [found[k] for k in keys]
 
     def __call__(self, s: np.ndarray) -> np.ndarray | None:
         """The orientation U (3, 3) for peaks s (N, 3; 1/Å), strongest first; None if no two axes fit."""

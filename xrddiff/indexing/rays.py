@@ -48,18 +48,21 @@ def miller_sphere(cell: Cell, d_min: float) -> np.ndarray:
     return hkl[(g2 <= d_min**-2) & (g2 > 0) & cell.present(hkl)]
 
 
-def predict_spots(hkl: np.ndarray, A: np.ndarray, geometry: Geometry | PanelGeometry, width: float) -> pd.DataFrame:
-    """Those of the reflections `hkl` (N, 3) that a still of a crystal with direct basis A (3, 3; rows
-    a, b, c, Å) shows, to an excitation error of `width` 1/Å.
+def predict_spots(
+    hkl: np.ndarray, A: np.ndarray, geometry: Geometry | PanelGeometry, width: float, d_min: float = 0.0
+) -> pd.DataFrame:
+    """Those of the reflections `hkl` (N, 3) with d ≥ `d_min` Å that a still of a crystal with direct basis A (3, 3;
+    rows a, b, c, Å) shows, to an excitation error of `width` 1/Å.
 
     Columns: `h`, `k`, `l`, `excitation` (1/Å), `d` (Å), `panel`, `fs`, `ss` (px).
     """
     geometry = as_panels(geometry)
     g = hkl @ np.linalg.inv(A).T
     error = excitation_error(g, 1 / geometry.wavelength)
-    near = np.abs(error) <= width
-    hkl, g, error = hkl[near], g[near], error[near]
-    panel, fs, ss = geometry.lab_to_panel(g + [0, 0, 1 / geometry.wavelength])
-    columns = dict(zip("hkl", hkl.T, strict=True))
-    columns |= dict(excitation=error, d=1 / np.maximum(np.linalg.norm(g, axis=1), 1e-9), panel=panel, fs=fs, ss=ss)
+    near = np.flatnonzero(np.abs(error) <= width)
+    d = 1 / np.maximum(np.linalg.norm(g[near], axis=1), 1e-9)
+    near, d = near[d >= d_min], d[d >= d_min]
+    panel, fs, ss = geometry.lab_to_panel(g[near] + [0, 0, 1 / geometry.wavelength])
+    columns = dict(zip("hkl", hkl[near].T, strict=True))
+    columns |= dict(excitation=error[near], d=d, panel=panel, fs=fs, ss=ss)
     return pd.DataFrame({name: v[panel >= 0] for name, v in columns.items()})

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from ..frames.geometry import Geometry, PanelGeometry
@@ -60,23 +59,19 @@ def free_directions(parameters: tuple[float, ...], restraints: Restraints) -> tu
     return np.array(rows).reshape(-1, 6)
 
 # %% ../../nbs/indexing/refinement.ipynb #b949a5cd
-# Levi-Civita: (a × v)_i = _CROSS[i, j, k] a_j v_k
-_CROSS = np.cross(np.eye(3)[:, None], np.eye(3)[None]).transpose(2, 0, 1)
+# Levi-Civita: (a × v)_i = _CROSS[i, j, k] a_j v_k; _TURNS[j] is the matrix of e_j ×
+_TURNS = np.cross(np.eye(3)[:, None], np.eye(3)[None]).transpose(0, 2, 1)
 
 
 class _Problem:
-    """The residuals of one lattice's indexed peaks as a function of θ = (ω, cell, shift)."""
+    """The residuals of one lattice's indexed peaks as a function of the orientation U (3, 3) and p (m,): the free
+    directions of the cell, then those of the detector, in standard deviations.
+    """
 
     def __init__(
-        self,
-        U: np.ndarray,
-        cell: Cell,
-        hkl: np.ndarray,
-        peaks: pd.DataFrame,
-        geometry: PanelGeometry,
-        restraints: Restraints,
+        self, cell: Cell, hkl: np.ndarray, peaks: pd.DataFrame, geometry: PanelGeometry, restraints: Restraints
     ):
-        self.U, self.cell, self.hkl, self.k = U, cell, hkl, 1 / geometry.wavelength
+        self.cell, self.hkl, self.k = np.array(cell.parameters), hkl, 1 / geometry.wavelength
         panel = panel_numbers(peaks)
         self.origin, fs, ss = geometry.origin[panel], geometry.fs[panel], geometry.ss[panel]
         self.normal = np.cross(fs, ss)
@@ -86,75 +81,55 @@ class _Problem:
         self.free = free_directions(cell.parameters, restraints)
         unit = np.array([geometry.pixel_size, geometry.pixel_size, geometry.distance])
         self.moves = (np.eye(3) * unit * restraints.shift)[restraints.shift > 0]
+        B = reciprocal_matrix(cell.parameters)
+        steps = [(reciprocal_matrix(tuple(self.cell + 1e-4 * change)) - B) / 1e-4 for change in self.free]
+        self.dB = np.array(steps).reshape(-1, 3, 3)
         self.sigma_px, self.sigma_excitation = 0.5, 1e-3
-        self._at: np.ndarray | None = None  # where the rays were last taken: residuals and Jacobian share them
 
     @property
     def size(self) -> int:
-        """Number of parameters."""
-        return 3 + len(self.free) + len(self.moves)
+        """Length of p."""
+        return len(self.free) + len(self.moves)
 
-    def unpack(self, theta: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
-        """Orientation (3, 3), cell parameters (6,) and shift (3,) in m."""
-        m = 3 + len(self.free)
-        cell = np.array(self.cell.parameters) + theta[3:m] @ self.free
-        return Rotation.from_rotvec(theta[:3]).as_matrix() @ self.U, tuple(cell), theta[m:] @ self.moves
+    def unpack(self, p: np.ndarray) -> tuple[tuple[float, ...], np.ndarray]:
+        """Cell parameters (6,) and shift (3,) in m."""
+        m = len(self.free)
+        return tuple(self.cell + p[:m] @ self.free), p[m:] @ self.moves
 
-    def rays(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rays(self, U: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """u (N, 3) in 1/Å, and the panels' origins (N, 3) in m."""
-        if self._at is None or not np.array_equal(self._at, theta):
-            U, cell, shift = self.unpack(theta)
-            u = self.hkl @ (U @ reciprocal_matrix(cell)).T + [0, 0, self.k]
-            self._at, self._rays = theta.copy(), (u, self.origin + shift)
-        return self._rays
+        cell, shift = self.unpack(p)
+        return self.hkl @ (U @ reciprocal_matrix(cell)).T + [0, 0, self.k], self.origin + shift
 
-    def misses(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def misses(self, U: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicted less found fs and ss (N,) in px, and excitation error (N,) in 1/Å."""
-        u, o = self.rays(theta)
+        u, o = self.rays(U, p)
         t = (o * self.normal).sum(1) / (u * self.normal).sum(1)
-        fs, ss = (((t[:, None] * u - o) * dual).sum(1) - at for dual, at in zip(self.duals, self.found, strict=True))
-        return fs, ss, np.linalg.norm(u, axis=1) - self.k
+        on = t[:, None] * u - o
+        fs, ss = ((on * dual).sum(1) - at for dual, at in zip(self.duals, self.found, strict=True))
+        return fs, ss, np.sqrt((u * u).sum(1)) - self.k
 
-    def residuals(self, theta: np.ndarray) -> np.ndarray:
-        """All residuals, in standard deviations."""
-        fs, ss, excitation = self.misses(theta)
-        return np.concatenate([fs / self.sigma_px, ss / self.sigma_px, excitation / self.sigma_excitation, theta[3:]])
+    def residuals(self, U: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """All residuals (3 N + m,), in standard deviations."""
+        fs, ss, excitation = self.misses(U, p)
+        return np.concatenate([fs / self.sigma_px, ss / self.sigma_px, excitation / self.sigma_excitation, p])
 
-    def _ray_changes(self, theta: np.ndarray) -> np.ndarray:
-        """∂u/∂(ω, cell): (N, 3, parameters)."""
-        U, cell, _ = self.unpack(theta)
-        g = self.hkl @ (U @ (B := reciprocal_matrix(cell))).T
-        turn = theta[:3]
-        angle = np.linalg.norm(turn)
-        x, y, z = turn
-        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])  # the matrix of ω ×
-        near = angle < 1e-6
-        first = 0.5 if near else (1 - np.cos(angle)) / angle**2
-        second = 1 / 6 if near else (angle - np.sin(angle)) / angle**3
-        axes = (np.eye(3) + first * cross + second * cross @ cross).T  # how exp[ω]× turns when ω changes
-        columns = list(
-            g @ np.swapaxes(np.tensordot(axes, _CROSS, (1, 1)), 1, 2)
-        )  # each axis × g, without the overhead of np.cross
-        for change in self.free:
-            dB = (reciprocal_matrix(tuple(np.array(cell) + 1e-4 * change)) - B) / 1e-4
-            columns.append(self.hkl @ (U @ dB).T)
-        return np.stack(columns, axis=2)
-
-    def jacobian(self, theta: np.ndarray) -> np.ndarray:
-        """Derivatives of `residuals`."""
-        u, o = self.rays(theta)
-        du, m, n = self._ray_changes(theta), 3 + len(self.free), len(u)
+    def jacobian(self, U: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """Derivatives (3 N + m, 3 + m) of `residuals` after ω = 0 and p."""
+        u, o = self.rays(U, p)
+        g, m, n = u - [0, 0, self.k], 3 + len(self.free), len(u)
+        du = np.concatenate([g @ np.swapaxes(_TURNS, 1, 2), self.hkl @ np.swapaxes(U @ self.dB, 1, 2)])  # (m, N, 3)
         un = (u * self.normal).sum(1)
         t = (o * self.normal).sum(1) / un
-        out = np.zeros((3 * n + self.size - 3, self.size))
+        out = np.zeros((3 * n + self.size, 3 + self.size))
         for k, dual in enumerate(self.duals):
             slope = ((u * dual).sum(1) / un)[:, None] * self.normal - dual
             rows = slice(k * n, (k + 1) * n)
-            out[rows, :m] = np.einsum("ni,nij->nj", -t[:, None] * slope, du) / self.sigma_px
+            out[rows, :m] = (du * (-t[:, None] * slope)).sum(2).T / self.sigma_px
             out[rows, m:] = slope @ self.moves.T / self.sigma_px
-        direction = u / np.linalg.norm(u, axis=1, keepdims=True)
-        out[2 * n : 3 * n, :m] = np.einsum("ni,nij->nj", direction, du) / self.sigma_excitation
-        out[3 * n :, 3:] = np.eye(self.size - 3)
+        direction = u / np.sqrt((u * u).sum(1, keepdims=True))
+        out[2 * n : 3 * n, :m] = (du * direction).sum(2).T / self.sigma_excitation
+        out[3 * n :, 3:] = np.eye(self.size)
         return out
 
 # %% ../../nbs/indexing/refinement.ipynb #a7f24b02
@@ -180,6 +155,33 @@ def _spread(values: np.ndarray, least: float) -> float:
     return max(1.4826 * float(np.median(np.abs(values))), least)
 
 
+def _minimise(
+    problem: _Problem, U: np.ndarray, p: np.ndarray, tolerance: float = 1e-6, most: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orientation and p at the minimum of Σ 2 (√(1 + r²) − 1), from here; it ends where a step lowers the loss by less
+    than `tolerance` of it.
+    """
+    r = problem.residuals(U, p)
+    loss, damping = 2 * (np.sqrt(1 + r * r) - 1).sum(), 1e-4
+    for _ in range(most):
+        J, z = problem.jacobian(U, p), 1 + r * r
+        curvature, slope = J.T @ (J * (z**-1.5)[:, None]), J.T @ (r * z**-0.5)
+        while damping < 1e6:
+            step = np.linalg.solve(curvature + damping * np.diag(curvature.diagonal()), -slope)
+            ahead = Rotation.from_rotvec(step[:3]).as_matrix() @ U, p + step[3:]
+            residuals = problem.residuals(*ahead)
+            less = loss - 2 * (np.sqrt(1 + residuals**2) - 1).sum()
+            if less >= 0:
+                break
+            damping *= 10
+        else:
+            return U, p
+        (U, p), r, loss, damping = ahead, residuals, loss - less, max(damping / 10, 1e-7)
+        if less <= tolerance * loss:
+            break
+    return U, p
+
+
 def refine_lattice(
     U: np.ndarray,
     cell: Cell,
@@ -193,18 +195,16 @@ def refine_lattice(
 
     U: (3, 3), a degree off at most.
     """
-    problem = _Problem(U, cell, np.asarray(hkl, float), peaks, as_panels(geometry), restraints)
-    theta = np.zeros(problem.size)
-    for _ in range(2):
-        theta = least_squares(
-            problem.residuals, theta, problem.jacobian, loss="soft_l1", x_scale="jac", max_nfev=20, xtol=1e-6, ftol=1e-6
-        ).x
-        fs, ss, excitation = problem.misses(theta)
+    problem, U = _Problem(cell, np.asarray(hkl, float), peaks, as_panels(geometry), restraints), np.asarray(U)
+    p = np.zeros(problem.size)
+    for tolerance in (1e-3, 1e-6):  # the first is for the medians alone
+        U, p = _minimise(problem, U, p, tolerance)
+        fs, ss, excitation = problem.misses(U, p)
         problem.sigma_px = _spread(np.concatenate([fs, ss]), 0.05)
         problem.sigma_excitation = _spread(excitation, 1e-5)
-    U, parameters, shift = problem.unpack(theta)
-    J = problem.jacobian(theta)
-    units = np.zeros((12, problem.size))  # what a parameter of the fit is in radian, Å, degrees and m
+    parameters, shift = problem.unpack(p)
+    J = problem.jacobian(U, p)
+    units = np.zeros((12, 3 + problem.size))  # what a parameter of the fit is in radian, Å, degrees and m
     units[:3, :3], units[3:9, 3 : 3 + len(problem.free)] = np.eye(3), problem.free.T
     units[9:, 3 + len(problem.free) :] = problem.moves.T
     covariance = units @ np.linalg.pinv(J.T @ J) @ units.T

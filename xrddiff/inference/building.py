@@ -5,7 +5,8 @@
 # %% ../../nbs/inference/building.ipynb #a824615b
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from inspect import signature
 from types import SimpleNamespace
@@ -16,8 +17,7 @@ import torch
 from torch import nn
 
 from ..contradictions import chosen_options
-from ..diffusion.denoisers import Denoiser
-from ..diffusion.objectives import AutoregressiveObjective
+from ..diffusion.denoisers import SPAN, Denoiser
 from ..errors import BadInput
 from ..transforms.pipelines import transform_from_state
 from ..transforms.values import Transform
@@ -42,6 +42,8 @@ from ..recipes.condition_use import condition_use
 from ..recipes.setup import run_loaders, run_trainer, windowed
 from ..recipes.starting import check_alike, open_init
 from ..used_words import model_parts, show_crystals, trained_parts, used_maps
+
+from ..words.vocabulary import get_word
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -107,18 +109,29 @@ def frame_multiple(cfg: Config, space: LatentSpace | None = None) -> int:
     return own * (1 if space is None else space.downsampling)
 
 
+@contextmanager
+def _named(cfg: Config, *words: str) -> Iterator[None]:
+    """Within `with`, an error names those of `words` that are given, which say the sizes of a network."""
+    try:
+        yield
+    except BadInput as error:
+        given = [name for name in words if get_word(cfg, name)]
+        raise BadInput(f"{', '.join(given or ['model.network'])}: {error}") from None
+
+
 def check_network(cfg: Config) -> None:
-    """Raise `BadInput` if the sizes of a denoiser's network do not fit together, or it cannot take windows of
+    """Raise `BadInput` if the sizes of a network do not fit together, or the denoiser cannot take windows of
     `data.window`, before anything is trained.
     """
     parts, own = model_parts(cfg), SimpleNamespace(downsampling=cfg.model.downsampling)
-    multiple = cfg.model.downsampling
+    multiple, depth = cfg.model.downsampling, "size.layers_per_block"
+    if trained_parts(cfg).autoencoder is not None and not cfg.training.train_vae_from_checkpoint:
+        with _named(cfg, "size.widths", depth, "model.fsq_levels"), torch.device("meta"):
+            build_autoencoder(cfg)
     if parts.denoiser is not None:
-        try:
+        widths = "model.unet_widths" if cfg.model.unet_widths else "size.widths"
+        with _named(cfg, widths, depth, "model.network_options"):
             multiple = frame_multiple(cfg, own if parts.latent else None)
-        except BadInput as error:
-            words = [name for name in ("unet_widths", "network_options") if getattr(cfg.model, name)]
-            raise BadInput(f"{', '.join(f'model.{name}' for name in words or ['network'])}: {error}") from None
     if cfg.training.pretrained_vae_path is None:  # else its own downsampling is known once it is open
         windowed((), cfg, multiple)
 
@@ -213,14 +226,15 @@ def build_objective(model: nn.Module, cfg: Config, steps: int | None = None) -> 
     """The loss of a generative model, as configured in `cfg`; `steps`: of the whole training, which some need."""
     t, weighting = cfg.training, cfg.model.weighting
     words = dict(min_snr_gamma=t.min_snr_gamma, condition_dropout=t.condition_dropout, seed=t.seed)
-    if isinstance(model, AutoregressiveDiffusion):
-        return AutoregressiveObjective(model, weighting=weighting or "edm", **words)
+    objective, tokens = find("objective", t.objective), isinstance(model, AutoregressiveDiffusion)
+    weighting = weighting or ("edm" if tokens else None)
     weighting = weighting or find("parameterisation", cfg.model.parameterisation).traits.get("weighting", "simple")
     words |= dict(weighting=weighting) | chosen_options(cfg, "training.objective_options")
-    if find("objective", t.objective).traits.get("steps"):
+    if objective.traits.get("steps"):
         k = cfg.model.diffusion_kwargs
         words |= dict(steps=steps, levels=(k.sigma_min, k.sigma_max))
-    return get("objective", t.objective)(model, training_noise(cfg), **words)
+    made = get("objective", t.objective)
+    return made.of_tokens(model, **words) if tokens else made(model, training_noise(cfg), **words)
 
 # %% ../../nbs/inference/building.ipynb #310e9fa6
 @dataclass
@@ -361,7 +375,8 @@ def _build_model(
     if model_parts(cfg).denoiser == "autoregressive":
         net = model = build_autoregressive(cfg, shape, space, fields, values)
     else:
-        net = build_network(cfg, shape[0], space, fields)
+        spans = find("parameterisation", m.parameterisation).traits.get("spans")
+        net = build_network(cfg, shape[0], space, {**fields, SPAN: [0.5, 0.3]} if spans else fields)
         words = dict(sigma_data=values[0], timesteps=t.timesteps, schedule=m.noise_schedule)
         model = Denoiser(net, m.parameterisation, **words)
     if t.train_diff_from_checkpoint:

@@ -17,6 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import BadInput
+from ..files import is_address
 from ..formats.readers import open_frames
 from ..frames.frames import frame_count
 from ..frames.selection import evenly_spaced, select_frames
@@ -41,10 +42,12 @@ __all__ = ['PAIRED', 'MERGED', 'PROFILES', 'open_set', 'ComparisonPlan', 'Part',
 
 # %% ../../nbs/inference/comparison.ipynb #4ce344fd
 def open_set(name: str | Path) -> xr.Dataset:
-    """The frames of a file, of a named data set, or the samples of a run.
+    """The frames of a file or an address, of a named data set, or the samples of a run.
 
     Samples that are expected values are compared as the detector would count them.
     """
+    if is_address(name):
+        return open_frames(name, complete=False)
     path = Path(name).expanduser()
     if not os.path.exists(path) and str(name) in CATALOG:
         return load(str(name))

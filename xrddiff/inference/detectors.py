@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BadInput
-from ..files import is_path
+from ..files import is_address, is_path
 from ..formats.geometry_apply import apply_geometry, read_geometry
 from ..frames.frames import PANEL_GEOMETRY, frame_mask, make_frames
 from ..frames.selection import select_frames
@@ -81,6 +81,8 @@ def detector_frames(source: str) -> xr.Dataset:
 
     if source in CATALOG:
         frames = load(source, limit=1)
+    elif is_address(source):
+        frames = open_frames(source, complete=False)
     elif not is_path(source):
         raise BadInput(
             f"inference.detector: there is no file {source}, and no such named set; expected a file, or one of {', '.join(CATALOG)}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..diffusion.denoisers import Denoiser
 from ..diffusion.keyed_sampling import sample_chunks
 from ..errors import BadInput
+from ..saved_config import no_generator
 from ..formats.store import read_store, save_frames
 from ..frames.frames import frame_mask
 from ..frames.geometry import is_cut
@@ -366,7 +367,7 @@ def open_generator(
     checkpoint: Checkpoint = load_checkpoint(run / "checkpoints" / checkpoint_name(step) if own else run)
     state = checkpoint.state.get("generator")
     if state is None:
-        raise BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")
+        raise no_generator(run)
     if not (run / TEMPLATE).is_dir():
         raise BadInput(
             f"{run} has no {TEMPLATE}, which says where the pixels of samples are; expected the whole folder of a run"

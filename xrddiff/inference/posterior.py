@@ -461,7 +461,7 @@ def counts(
     job: PosteriorJob,
     frame: int,
     iterations: Annotated[int, Range(1), "backward passes in a round"] = 3,
-    rounds: Annotated[int, Range(1), "steps of Fisher scoring at each noise level"] = 2,
+    rounds: Annotated[int, Range(1), "steps of Fisher scoring at each noise level"] = 1,
 ) -> Draws:
     """A diffusion model, led by the counts at every step."""
     g, net = job.generator, job.network

@@ -32,19 +32,11 @@ from ..frames.rows import ChainRows
 from ..headers.sources import HDF5Rows
 from ..formats.store import read_store, save_frames
 from ..errors import BadInput, XrddiffError
-from ..files import CannotSave, json_digest, lock, plain, sha256, writing
+from ..files import CannotSave, cache_dir, json_digest, lock, plain, sha256, writing
 
 # %% auto #0
-__all__ = ['SIMULATOR', 'cache_dir', 'only_one', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk',
-           'simulated_frames', 'simulation_folder', 'CannotFetch', 'download_package']
-
-# %% ../../nbs/loading/cache.ipynb #c3cf0a59
-def cache_dir() -> Path:
-    """The folder of cached data. It may not exist yet."""
-    own = os.environ.get("XRDDIFF_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "xrddiff"
+__all__ = ['SIMULATOR', 'only_one', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk', 'simulated_frames',
+           'simulation_folder', 'CannotFetch', 'download_package']
 
 # %% ../../nbs/loading/cache.ipynb #8e48132c
 @contextmanager

@@ -26,7 +26,6 @@ from ..frames.automask import settled
 from xrddiff.loading.cache import (
     CannotFetch,
     block_size,
-    cache_dir,
     check_disk,
     check_seed,
     download_package,
@@ -41,7 +40,7 @@ from ..formats.images import natural, open_images
 from ..formats.readers import open_frames
 from ..formats.store import check_target, read_store, save_frames
 from ..errors import BadInput, nearest
-from ..files import CannotSave, sha256
+from ..files import CannotSave, cache_dir, sha256
 
 # %% auto #0
 __all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']

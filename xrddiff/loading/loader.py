@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -81,8 +81,18 @@ def _stretches(group: np.ndarray, blocks: int) -> np.ndarray:
     reach = np.maximum.accumulate(last[group])
     ends = np.flatnonzero(reach == np.arange(n)) + 1  # no group continues beyond these
     wanted = np.linspace(0, n, min(blocks, n) + 1)[1:]
-    cuts = np.unique(ends[np.abs(ends[:, None] - wanted).argmin(0)])
+    after = np.searchsorted(ends, wanted).clip(0, len(ends) - 1)
+    before = (after - 1).clip(0)
+    cuts = np.unique(np.where(wanted - ends[before] <= np.abs(ends[after] - wanted), ends[before], ends[after]))
     return np.searchsorted(cuts, np.arange(n), side="right")
+
+
+def _bits(number: int, most: int) -> np.ndarray:
+    """The places of the ones of a binary number with the places 0 to `most`, the lowest first."""
+    words = np.frombuffer(number.to_bytes(8 * (most // 64 + 1), "little"), np.uint8).reshape(-1, 8)
+    filled = np.flatnonzero(words.view("<u8")[:, 0])
+    place, bit = np.nonzero(np.unpackbits(words[filled], axis=1, bitorder="little"))
+    return 64 * filled[place] + bit
 
 
 def _subset(sizes: np.ndarray, target: int) -> list[int]:
@@ -90,15 +100,17 @@ def _subset(sizes: np.ndarray, target: int) -> list[int]:
 
     If several choices are equally near, the first one found is returned.
     """
+    unit = math.gcd(*map(int, sizes))
+    sizes, whole, target = sizes // unit, target % unit == 0, target / unit
     total = int(sizes.sum())
     first = np.full(total + 1, -1, np.int64)  # the first group that reached each sum; -1: not reachable
     first[0] = len(sizes)
-    for i, size in enumerate(sizes):
-        reached = np.flatnonzero(first >= 0)
-        new = reached + size
-        new = new[first[new] < 0]
-        first[new] = i
-        if 0 < target < total and first[target] >= 0:
+    reached = 1  # bit s: the sum s was reached
+    for i, size in enumerate(sizes.tolist()):
+        new = (reached << size) & ~reached
+        first[_bits(new, total)] = i
+        reached |= new
+        if whole and 0 < target < total and first[int(target)] >= 0:
             break
     sums = np.flatnonzero(first >= 0)
     sums = sums[(sums > 0) & (sums < total)]
@@ -267,13 +279,12 @@ class FrameLoader:
         if not 0 <= start <= n:
             raise BadInput(f"the epoch is to go on from frame {start}; expected 0 to {n}, the frames of an epoch")
         order = self.order(epoch)
-        full = [order[k : k + self.batch_size] for k in range(start, n, self.batch_size)]
-        if self.drop_last:
-            full = [rows for rows in full if len(rows) == self.batch_size]
+        stop = n - (n - start) % self.batch_size if self.drop_last else n
+        full = (order[k : k + self.batch_size] for k in range(start, stop, self.batch_size))
         make = self.batch if self.augmentations is None else partial(self.batch, epoch=epoch)
-        return self._ahead([np.array_split(rows, self.world_size)[self.rank] for rows in full], make)
+        return self._ahead((np.array_split(rows, self.world_size)[self.rank] for rows in full), make)
 
-    def _ahead(self, plan: list[np.ndarray], make: Callable[[np.ndarray], Any]) -> Iterator[dict[str, Any]]:
+    def _ahead(self, plan: Iterable[np.ndarray], make: Callable[[np.ndarray], Any]) -> Iterator[dict[str, Any]]:
         if not self.prefetch:
             yield from map(make, plan)
             return

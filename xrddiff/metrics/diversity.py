@@ -12,10 +12,11 @@ import numpy as np
 from scipy.special import ndtri
 
 from ..errors import BadInput
+from ..frames.selection import evenly_spaced
 
 # %% auto #0
-__all__ = ['block_means', 'frame_distances', 'pair_distances', 'patterns', 'nearest_rows', 'nearest_pattern', 'nearest_training',
-           'wilson_interval', 'ratio_interval', 'class_recovery']
+__all__ = ['PAIRED', 'block_means', 'frame_distances', 'distances_within', 'patterns', 'nearest_rows', 'nearest_pattern',
+           'nearest_training', 'wilson_interval', 'ratio_interval', 'class_recovery']
 
 # %% ../../nbs/metrics/diversity.ipynb #e734a620
 def block_means(values: np.ndarray, mask: np.ndarray | None = None, side: int = 64) -> np.ndarray:
@@ -59,11 +60,21 @@ def frame_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.sqrt(np.maximum(square, 0) / count)
 
 
-def pair_distances(a: np.ndarray) -> np.ndarray:
-    """d of all pairs of different rows of `a` (n, p): (n(n − 1)/2,), in the order of SciPy's
-    `pdist`.
+PAIRED = 2000  # frames of a set at most whose pairs are measured: two million pairs
+
+
+def distances_within(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances within a set, given as `rows` (n, p): of all pairs, in the order of SciPy's `pdist`, and of each row to
+    the nearest other one.
+
+    Of more than `PAIRED` rows so many are measured, evenly spaced: what there is to see of a set, pairs show
+    long before that, and their number grows with n².
     """
-    return frame_distances(a, a)[np.triu_indices(len(a), 1)]
+    rows = rows[evenly_spaced(range(len(rows)), PAIRED)]
+    d = frame_distances(rows, rows)
+    pairs = d[np.triu_indices(len(d), 1)]
+    np.fill_diagonal(d, np.inf)
+    return pairs, np.where(np.isnan(d), np.inf, d).min(1, initial=np.inf)
 
 # %% ../../nbs/metrics/diversity.ipynb #770e3d7a
 def patterns(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:

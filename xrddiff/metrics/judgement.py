@@ -18,7 +18,7 @@ from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .physics import physics_words
 from .set_summaries import LEVELS, Ruler, SetSummary
 from ..registry import Names, entries
-from .diversity import nearest_training, pair_distances
+from .diversity import nearest_training
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -219,7 +219,7 @@ def _intensity_words(real: SetSummary, made: SetSummary, scale: float, share: fl
 
 
 def _pair_words(real: SetSummary, made: SetSummary, scale: float) -> str:
-    a, b = (float(np.nanmedian(pair_distances(s.blocks))) for s in (made, real))
+    a, b = (float(np.nanmedian(s.within[0])) for s in (made, real))
     return f"Samples {'differ too much from' if a > b else 'are too close to'} one another: distance {a:.2g} in the median pair, of real frames {b:.2g}"
 
 # %% ../../nbs/metrics/judgement.ipynb #aae79152

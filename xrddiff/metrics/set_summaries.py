@@ -20,7 +20,7 @@ from ..frames.frames import PANEL_GEOMETRY, frame_count
 from ..frames.noise import background_sigma, quantum, sample_frames
 from ..frames.peaks import find_frame_peaks, radius_map, tile_bins
 from ..errors import BadInput
-from .diversity import block_means, frame_distances
+from .diversity import block_means, distances_within
 from .encoder import ENCODER, encoder_record, frame_features
 from ..frames.noise import draw_counts
 from .radial_profiles import bin_edges
@@ -249,14 +249,6 @@ class Ruler:
             values=np.array([frame_metric(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 
-# %% ../../nbs/metrics/set_summaries.ipynb #75a1670f
-def _within(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of all pairs of rows, and of each row to the nearest other one."""
-    d = frame_distances(blocks, blocks)
-    pairs = d[np.triu_indices(len(d), 1)]
-    np.fill_diagonal(d, np.inf)
-    return pairs, np.where(np.isnan(d), np.inf, d).min(1, initial=np.inf)
-
 # %% ../../nbs/metrics/set_summaries.ipynb #9bec2f66
 @dataclass(frozen=True, eq=False)
 class SetSummary:
@@ -308,8 +300,8 @@ class SetSummary:
 
     @cached_property
     def within(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distances of all pairs of frames, and of each frame to the nearest other one."""
-        return _within(self.blocks)
+        """Distances of pairs of frames, and of frames to the nearest other one (`distances_within`)."""
+        return distances_within(self.blocks)
 
     def take(self, at: Any) -> SetSummary:
         """The frames at the positions `at`."""

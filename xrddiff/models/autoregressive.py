@@ -18,7 +18,7 @@ from ..diffusion.keyed_sampling import SampleNoise, Sampler
 from ..errors import BadInput, nearest
 from .conditioning import Conditions, Embedding, Pictures, number_waves
 from .layers import config_of
-from .transformer import Transformer, grid_code, vit_words
+from .transformer import NextToken, Transformer, grid_code, vit_words
 from ..registry import options
 from ..seeds import seed_from, torch_generator
 
@@ -414,20 +414,26 @@ class Contexts:
         self.added = torch.cat([model.context(told, batch) for told in (cond, None)[: self.copies]])
         kept = cache and model.order == "raster"
         self.store = model.transformer.make_cache(len(self.added), model.tokens) if kept else None
+        self.next = NextToken(model.transformer, self.store) if kept else None
         self.first = 0  # what comes before has been read
 
     def _read(self, tokens: Tensor, first: int, last: int) -> Tensor:
         valid = None if self.valid is None else self.valid[:, first:last]
-        return self.model.read(tokens[:, first:last], valid).repeat(self.copies, 1, 1)
+        seen = self.model.read(tokens[:, first:last], valid)
+        return seen.repeat(self.copies, 1, 1) if self.copies > 1 else seen
 
     def newest(self, tokens: Tensor, i: int) -> Tensor:
         """c of token i, (rows, 1, width), from the `tokens` (B, N, dim) before it; i rises."""
         start = 0 if self.store is None else self.first
         new = self._read(tokens, max(start - 1, 0), i)
         if start == 0:
-            new = torch.cat([self.model.special.expand(len(self.added), 1, -1), new], 1)
+            special = self.model.special.expand(len(self.added), 1, -1)
+            new = torch.cat([special, new], 1) if i else special
         self.first = i + 1
-        return self.model.transformer(new + self.added[:, start : i + 1], self.store)[:, -1:]
+        new = new + self.added[:, start : i + 1]
+        if self.next is not None and new.shape[1] == 1:
+            return self.next(new[:, 0])[:, None]
+        return self.model.transformer(new, self.store)[:, -1:]
 
     def unseen(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """c of all tokens, (rows, N, width), from the `tokens` (B, N, dim) that are not `hidden` (B, N) bool."""

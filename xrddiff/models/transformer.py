@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'grid_code', 'vit_words']
+__all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'NextToken', 'grid_code', 'vit_words']
 
 # %% ../../nbs/models/transformer.ipynb #3757fb6c
 class KeyValues:
@@ -127,6 +127,44 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, causal=self.causal, cache=cache, layer=layer)
         return self.norm(x)
+
+# %% ../../nbs/models/transformer.ipynb #0290abe1
+class NextToken:
+    """What a causal `transformer` with a `cache` makes of one token more: (B, width) -> the same, equal to rounding to a
+    call of the transformer with (B, 1, width).
+
+    The weights are those at the time when it is made; gradients are not followed.
+    """
+
+    def __init__(self, transformer: Transformer, cache: KeyValues):
+        self.cache, first = cache, transformer.blocks[0].attention
+        self.parts = (-1, 3, first.heads, first.dim_head)
+        self.blocks = [
+            (*_affine(b.norm1), *_affine(b.attention.to_qkv), *_affine(b.attention.to_out))
+            + (*_affine(b.norm2), *_affine(b.mlp[0]), *_affine(b.mlp[2]))
+            for b in transformer.blocks
+        ]
+        self.norm = _affine(transformer.norm)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        shape = x.shape[1:]
+        for layer, (g1, c1, w_qkv, b_qkv, w_out, b_out, g2, c2, w_up, b_up, w_down, b_down) in enumerate(self.blocks):
+            qkv = (
+                torch.addmm(b_qkv, F.layer_norm(x, shape, g1, c1), w_qkv).view(self.parts).transpose(0, 1)[..., None, :]
+            )
+            k, v = self.cache.append(layer, qkv[1:]).unbind(0)
+            y = F.scaled_dot_product_attention(qkv[0], k, v)
+            x = torch.add(x, b_out).addmm_(y.flatten(1), w_out)
+            inner = F.gelu(torch.addmm(b_up, F.layer_norm(x, shape, g2, c2), w_up), approximate="tanh")
+            x = torch.add(x, b_down).addmm_(inner, w_down)
+        return F.layer_norm(x, shape, *self.norm)
+
+
+def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a norm, or of a linear layer as x @ weight + bias takes them."""
+    w = layer.weight.detach()
+    return (w.t().contiguous() if w.ndim == 2 else w), layer.bias.detach()
 
 # %% ../../nbs/models/transformer.ipynb #17ac2a8e
 def grid_code(height: int, width: int, features: int) -> Tensor:

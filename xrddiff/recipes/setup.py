@@ -185,6 +185,8 @@ def run_trainer(
         state = {**state, "init": began}
         if ranks.rank == 0:
             print(init_text(began))
+    if hasattr(objective, "begun"):
+        objective.begun()
     said = asdict(cfg)
     said["training"]["mixed_precision"] = (
         accelerator.mixed_precision

@@ -339,7 +339,8 @@ def send_frames(
     if value.ndim != 3:
         raise BadInput(f"the frames have the shape {value.shape[1:]}; expected images, not panels")
     encoding_of(encoding, value.dtype)
-    socket = zmq.Context.instance().socket(zmq.PUSH)
+    context = zmq.Context()  # of its own: the end of a process does not wait for the shared one
+    socket = context.socket(zmq.PUSH)
     socket.setsockopt(zmq.SNDHWM, HELD)
     socket.setsockopt(zmq.SNDTIMEO, int(1000 * wait))
     try:
@@ -360,3 +361,4 @@ def send_frames(
         raise BadInput(f"cannot send to {address}: {str(error).lower()}") from None
     finally:
         socket.close(linger=int(1000 * wait))
+        context.term()  # returns when the last message has left, or `wait` is over

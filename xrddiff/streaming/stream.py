@@ -41,7 +41,7 @@ from .arrivals import Arrived, Listening, find_source, open_source
 from .live_page import Standing, write_page
 
 # %% auto #0
-__all__ = ['WRITE', 'Buffer', 'StreamPlan', 'Stream', 'summary']
+__all__ = ['WRITE', 'Buffer', 'StreamPlan', 'Reception', 'Unwritten', 'Stream', 'summary']
 
 # %% ../../nbs/streaming/stream.ipynb #348ea777
 class Buffer:
@@ -131,10 +131,116 @@ class StreamPlan:
             source=self.source, run=run, cell=None if self.cell is None else str(self.cell), min_peaks=self.min_peaks
         )
 
+# %% ../../nbs/streaming/stream.ipynb #b50738a3
+class Reception:
+    """A thread that takes the frames of a source, each name once.
 
+    buffer: where they wait. answered: whether a frame of this name has its answer.
+    """
+
+    def __init__(self, buffer: Buffer, answered: Callable[[str], bool]):
+        self.buffer, self.answered, self.taken, self.stopped = buffer, answered, set(), False
+        self.nothing_since: float | None = None  # when the source first said so, after a frame
+
+    def is_known(self, name: str) -> bool:
+        """Whether a frame was answered, or is about to be."""
+        return self.answered(name) or name in self.taken
+
+    def start(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
+        """Begin to take what `listen()` gives."""
+        self.thread = threading.Thread(target=self._take, args=(listen,), name="listener", daemon=True)
+        self.thread.start()
+
+    def _take(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
+        error = None
+        try:
+            source = listen()
+            for arrived in source:
+                if arrived is None:
+                    self.nothing_since = self.nothing_since or time.monotonic()
+                else:
+                    self.nothing_since = None
+                if arrived is not None and not self.is_known(arrived.name):
+                    self.taken.add(arrived.name)
+                    self.buffer.put(arrived, lambda: self.stopped)
+                if self.stopped:
+                    break
+            source.close()
+        except BaseException as found:
+            error = found
+        self.buffer.close(error)
+
+    def end(self) -> None:
+        """Take no more."""
+        self.stopped = True
+        self.thread.join(10)
+
+    def batches(
+        self, plan: StreamPlan, stop: StopRequest, looked: Callable[[], None]
+    ) -> Iterator[list[Arrived] | None]:
+        """The frames to answer, a few at a time; None where none is there. Ends when no more come."""
+        left = plan.count
+        while left is None or left > 0:
+            some = self.buffer.take(plan.batch if left is None else min(left, plan.batch), 0.2)
+            if some:
+                left = None if left is None else left - len(some)
+                yield some
+            elif self.buffer.closed:
+                break
+            else:
+                yield None
+            since = self.nothing_since if not some else None
+            idle = None not in (plan.idle, since) and time.monotonic() - since > plan.idle
+            if stop or idle:
+                self.stopped = True  # what has come is still answered, and no more is taken
+            looked()
+        self.stopped = True
+
+# %% ../../nbs/streaming/stream.ipynb #bdf73ae7
 WRITE = 0.5  # s between two writings of answers while frames wait
 
 
+class Unwritten:
+    """Answers that wait to be written together, into `answers`; `standing` counts what was written."""
+
+    def __init__(self, answers: Answers, standing: Standing):
+        self.answers, self.standing = answers, standing
+        self.said: list[tuple[list[Arrived], pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]] = []
+        self.written = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        return time.monotonic() - self.written > WRITE
+
+    def keep(self, batch: list[Arrived], said: Answered, stacks: dict[str, np.ndarray]) -> None:
+        """Keep the answers to a batch, with arrays of a row for each frame."""
+        panels = said.peaks if "panel" in said.peaks else said.peaks.assign(panel=0)
+        self.said.append((batch, said.table, panels[["row", *PEAK_COLUMNS]], stacks))
+        self.standing.why = next((why for why in said.table["why"] if why), self.standing.why)
+        self.standing.refused += len(batch) if batch[0].layout is None else 0
+        hits = np.flatnonzero(said.table["hit"])
+        if len(hits):
+            i = int(hits[-1])
+            own = said.peaks[said.peaks["row"] == i]
+            self.standing.last_hit = (batch[i].name, batch[i].layout.stack([batch[i].image], [batch[i].own]), own)
+
+    def write(self) -> set[str]:
+        """Write the answers that are kept; only then are they given. Returns the names of their frames."""
+        if not self.said:
+            return set()
+        batches, tables, peaks, stacks = zip(*self.said, strict=True)
+        firsts = np.cumsum([0, *map(len, batches[:-1])])
+        now, arrived = time.time(), [a.at for batch in batches for a in batch]
+        table = pd.concat(tables, ignore_index=True)
+        table = table.assign(arrived=arrived, seconds=np.float32(now - np.array(arrived)))
+        rows = pd.concat([p.assign(row=p["row"] + first) for p, first in zip(peaks, firsts, strict=True)])
+        self.answers.append(table, rows, {name: np.concatenate([s[name] for s in stacks]) for name in stacks[0]})
+        self.standing.count(table, arrived, now)
+        self.said, self.written = [], time.monotonic()
+        return set(table["name"])
+
+# %% ../../nbs/streaming/stream.ipynb #0a262c49
 class Stream:
     """A stream of frames and the folder of its answers.
 
@@ -157,21 +263,17 @@ class Stream:
         self._agree()
         self._hold = ExitStack()  # until the end of the call: another process must not open the table
         self._hold.enter_context(held(self.folder))
-        self.answers = Answers(self.folder)
+        self.answers, self.standing = Answers(self.folder), Standing()
         blank = unanswered([], [], self.question)
         self.answers.append(
             blank.table.assign(arrived=np.zeros(0), seconds=np.zeros(0, np.float32)),
             blank.peaks,
             self._stacks(blank, 0),
         )
-        self.listening = Listening(dict(plan.words or {}), self._is_known, template)
-        self.standing, self.buffer = Standing(), Buffer(plan.memory)
-        self._taken: set[str] = set()
+        self.unwritten = Unwritten(self.answers, self.standing)
+        self.reception = Reception(Buffer(plan.memory), lambda name: name in self.answers.names)
+        self.listening = Listening(dict(plan.words or {}), self.reception.is_known, template)
         self._indexers: dict[str, tuple[Indexer, Any]] = {}
-        self._said: list[tuple[list[Arrived], pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]] = []
-        self._written = time.monotonic()
-        self._stop = False
-        self._nothing_since: float | None = None  # when the source first said so, after a frame
 
     def _agree(self) -> None:
         path, mine = self.folder / "stream.json", self.plan.kept()
@@ -185,53 +287,6 @@ class Stream:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, mine)
-
-    def _is_known(self, name: str) -> bool:
-        """Whether a frame was answered, or is about to be."""
-        return name in self.answers.names or name in self._taken
-
-    # one thread
-
-    def _listen(self) -> None:
-        stopped = lambda: self._stop  # noqa: E731
-        error = None
-        try:
-            source = open_source(self.plan.source, self.listening)
-            for arrived in source:
-                if arrived is None:
-                    self._nothing_since = self._nothing_since or time.monotonic()
-                else:
-                    self._nothing_since = None
-                if arrived is not None and not self._is_known(arrived.name):
-                    self._taken.add(arrived.name)
-                    self.buffer.put(arrived, stopped)
-                if self._stop:
-                    break
-            source.close()
-        except BaseException as found:
-            error = found
-        self.buffer.close(error)
-
-    # the other
-
-    def _batches(self, stop: StopRequest, looked: Callable[[], None]) -> Iterator[list[Arrived] | None]:
-        """The frames to answer, a few at a time; None where none is there. Ends when no more come."""
-        left = self.plan.count
-        while left is None or left > 0:
-            some = self.buffer.take(self.plan.batch if left is None else min(left, self.plan.batch), 0.2)
-            if some:
-                left = None if left is None else left - len(some)
-                yield some
-            elif self.buffer.closed:
-                break
-            else:
-                yield None
-            since = self._nothing_since if not some else None
-            idle = None not in (self.plan.idle, since) and time.monotonic() - since > self.plan.idle
-            if stop or idle:
-                self._stop = True  # what has come is still answered, and no more is taken
-            looked()
-        self._stop = True
 
     def _tasks(
         self, batches: Iterable[list[Arrived] | None], pool: Pool | None
@@ -261,13 +316,12 @@ class Stream:
         tell: called with how the stream stands, after each batch and when nothing comes.
         Raises what made the source end, after everything that had come was answered.
         """
-        listener = threading.Thread(target=self._listen, name="listener", daemon=True)
-        written = time.monotonic()
+        buffer, written = self.reception.buffer, time.monotonic()
 
         def looked() -> None:
             nonlocal written
-            self.standing.waiting = len(self.buffer)
-            if not self.buffer:
+            self.standing.waiting = len(buffer)
+            if not buffer:
                 self._write()  # nothing is waiting, so neither should what was said
             if self.plan.page and time.monotonic() - written >= self.plan.page:
                 self._page()
@@ -275,49 +329,25 @@ class Stream:
             tell(self.standing)
 
         with self._hold, open_workers(self.workers, 1) as pool, StopRequest() as stop:
-            listener.start()
+            self.reception.start(lambda: open_source(self.plan.source, self.listening))
             try:
-                tasks = self._tasks(self._batches(stop, looked), pool)
+                tasks = self._tasks(self.reception.batches(self.plan, stop, looked), pool)
                 most = 2 * (self.workers.count if self.workers else 1)
                 for batch, said in run_in_order(_answer, tasks, pool, most):
-                    self._keep(batch, said)
+                    self.unwritten.keep(batch, said, self._stacks(said, len(batch)))
+                    if self.unwritten.due:
+                        self._write()
             finally:
-                self._stop = True
+                self.reception.stopped = True
                 self._write()
-                listener.join(10)
+                self.reception.end()
         self._finish()
-        if self.buffer.error is not None:
-            raise self.buffer.error
+        if buffer.error is not None:
+            raise buffer.error
         return self.folder
 
-    def _keep(self, batch: list[Arrived], said: Answered) -> None:
-        """Keep the answers to a batch until they are written with others."""
-        panels = said.peaks if "panel" in said.peaks else said.peaks.assign(panel=0)
-        self._said.append((batch, said.table, panels[["row", *PEAK_COLUMNS]], self._stacks(said, len(batch))))
-        self.standing.why = next((why for why in said.table["why"] if why), self.standing.why)
-        self.standing.refused += len(batch) if batch[0].layout is None else 0
-        hits = np.flatnonzero(said.table["hit"])
-        if len(hits):
-            i = int(hits[-1])
-            own = said.peaks[said.peaks["row"] == i]
-            self.standing.last_hit = (batch[i].name, batch[i].layout.stack([batch[i].image], [batch[i].own]), own)
-        if time.monotonic() - self._written > WRITE:
-            self._write()
-
     def _write(self) -> None:
-        """Write the answers that are kept; only then are they given."""
-        if not self._said:
-            return
-        batches, tables, peaks, stacks = zip(*self._said, strict=True)
-        firsts = np.cumsum([0, *map(len, batches[:-1])])
-        now, arrived = time.time(), [a.at for batch in batches for a in batch]
-        table = pd.concat(tables, ignore_index=True)
-        table = table.assign(arrived=arrived, seconds=np.float32(now - np.array(arrived)))
-        rows = pd.concat([p.assign(row=p["row"] + first) for p, first in zip(peaks, firsts, strict=True)])
-        self.answers.append(table, rows, {name: np.concatenate([s[name] for s in stacks]) for name in stacks[0]})
-        self.standing.count(table, arrived, now)
-        self._taken -= set(table["name"])
-        self._said, self._written = [], time.monotonic()
+        self.reception.taken -= self.unwritten.write()
 
     def _stacks(self, said: Answered, n: int) -> dict[str, np.ndarray]:
         """The latents of answered frames, NaN where there are none; empty for a run without."""
@@ -338,7 +368,7 @@ class Stream:
             table.to_csv(part, index=False)
         write_json(self.folder / "summary.json", summary(table))
 
-
+# %% ../../nbs/streaming/stream.ipynb #52135467
 def summary(table: pd.DataFrame) -> dict[str, float | int | None]:
     """Numbers of all answers: frames, hits, lattices, latencies."""
     seconds = table["seconds"].to_numpy(float)

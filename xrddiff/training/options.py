@@ -65,13 +65,14 @@ class Computing:
     """`mixed_precision`: "no", "bf16" or "fp16" (None: that of `accelerate launch`, else "no").
 
     `compile`: use `torch.compile`. `gradient_checkpointing`: compute the blocks again in the
-    backward pass instead of storing their activations. The others are options of
-    DistributedDataParallel.
+    backward pass instead of storing their activations. `channels_last`: the layout of the maps
+    that convolutions work on. The others are options of DistributedDataParallel.
     """
 
     mixed_precision: str | None = None
     compile: bool = False
     gradient_checkpointing: bool = False
+    channels_last: bool = False
     bucket_cap_mb: int = 25
     gradient_as_bucket_view: bool = True
     find_unused_parameters: bool = False

@@ -386,7 +386,12 @@ class Trainer(_Told):
         with ExitStack() as stack:
             self.stop = stack.enter_context(StopRequest()) if stop is None else stop
             stack.enter_context(
-                computed(self.objective.model, compile=o.compile, gradient_checkpointing=o.gradient_checkpointing)
+                computed(
+                    self.objective.model,
+                    compile=o.compile,
+                    gradient_checkpointing=o.gradient_checkpointing,
+                    channels_last=o.channels_last,
+                )
             )
             if o.find_batch_size and not self.finished:
                 self._fit_batch()

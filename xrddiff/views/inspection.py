@@ -18,7 +18,8 @@ from ..formats.arrays import is_zarr, zarr_arrays
 from ..formats.hdf5 import walk
 from ..formats.images import is_pattern
 from ..formats.readers import given_mask, in_sentences, look_first, missing_words, open_frames
-from ..files import writing
+from ..files import is_address, writing
+from ..remote.remote_folder import RemoteFolder
 from ..frames.automask import Automask, masking_of
 from ..frames.frames import frame_image, frame_mask, panel_distance
 from ..frames.labels import describe_labels, label_names, label_words
@@ -119,12 +120,12 @@ def _scalar(data: Any) -> str:
     return "= " + (text if len(text) <= 24 else text[:23] + "…")
 
 
-def _arrays(path: Path) -> list[dict[str, Any]]:
+def _arrays(path: Path | RemoteFolder) -> list[dict[str, Any]]:
     """Every array in the file: name, shape (of a single number or text: its value), dtype,
     chunks, filters.
     """
-    out = []
-    if path.is_file() and is_hdf5(path):
+    out, far = [], isinstance(path, RemoteFolder)
+    if not far and path.is_file() and is_hdf5(path):
         missing: list[str] = []
         for d in walk(open_hdf5(path), missing):
             out.append(
@@ -137,7 +138,7 @@ def _arrays(path: Path) -> list[dict[str, Any]]:
                 }
             )
         out += [{"name": m, "shape": "missing", "dtype": None, "chunks": None, "filters": []} for m in missing]
-    elif path.is_dir() and is_zarr(path):
+    elif (far or path.is_dir()) and is_zarr(path):
         for name, a in sorted(zarr_arrays(path).items()):
             codecs = [type(c).__name__ if not isinstance(c, dict) else c.get("id") for c in a.compressors]
             out.append(
@@ -185,10 +186,11 @@ def inspect_file(
     Metadata that is missing is listed under `missing`, a reason why the file gives no frames
     under `problem`.
     """
-    path = Path(path)
+    far = is_address(path)
+    path = RemoteFolder(path) if far else Path(path)
     out = Description(file=str(path))
-    pattern = is_pattern(path)
-    if not pattern:
+    pattern = not far and is_pattern(path)
+    if not pattern and not far:
         readable(path)
         files = [path] if path.is_file() else path.rglob("*") if is_zarr(path) else path.iterdir()
         size = sum(p.stat().st_size for p in files if p.is_file())

@@ -18,7 +18,6 @@ from ..frames.frames import frame_count, frame_mask
 from ..errors import BadInput
 from ..metrics.distribution import DISTANCES
 from ..metrics.set_summaries import LEVELS, SetSummary
-from ..metrics.diversity import pair_distances
 from xrddiff.views.plots import (
     INTENSITY,
     LINES,
@@ -132,7 +131,7 @@ def plot_distribution(sets: Mapping[str, SetSummary], *, scale: float | None = N
         raise BadInput("there is no set to plot; expected summaries by label")
     figure = Picture(8.0, 4.6)
     (profile, histogram), (count, pairs) = figure.subplots(2, 2)
-    distances = {label: pair_distances(s.blocks) for label, s in sets.items()}
+    distances = {label: s.within[0] for label, s in sets.items()}
     distances = {label: d[np.isfinite(d)] for label, d in distances.items()}
     most = max(int(s.peaks.max()) for s in sets.values()) + 1
     far = max((float(d.max()) for d in distances.values() if len(d)), default=1.0)

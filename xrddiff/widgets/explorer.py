@@ -18,7 +18,7 @@ import xarray as xr
 from traitlets import Bool, Dict, Int, List, Unicode
 
 from ..errors import BadInput
-from ..files import is_path
+from ..files import is_address, is_path
 from ..formats.readers import NEEDED, open_frames
 from ..frames.frames import frame_count, frame_image, frame_peaks, missing_geometry, validate_frames
 from ..frames.geometry import PanelGeometry
@@ -61,7 +61,7 @@ def open_any(what: Any, **words: Any) -> xr.Dataset:
         return load(name, **words)
     if not name.strip():
         raise BadInput("no file is named; expected a file, a pattern such as run_*.cbf, or a named set")
-    return open_frames(str(Path(name).expanduser()), **{"complete": False} | words)
+    return open_frames(name if is_address(name) else str(Path(name).expanduser()), **{"complete": False} | words)
 
 
 def lacking(ds: xr.Dataset) -> str:

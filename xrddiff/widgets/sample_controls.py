@@ -16,7 +16,7 @@ from ipywidgets import Layout
 from traitlets import Dict, Int, TraitError, Unicode, link, validate
 
 from .. import registry
-from ..errors import BadInput
+from ..saved_config import no_generator
 from ..inference.conditions import SampleConditions
 from ..loading.augmentations import TOLD
 from ..overrides import as_override
@@ -51,7 +51,7 @@ def run_conditions(run: str | Path) -> SampleConditions:
     """The conditions that samples of a run are given, from its newest checkpoint; without the network."""
     state = load_checkpoint(run, verify=False).state
     if "generator" not in state:
-        raise BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")
+        raise no_generator(run)
     g = state["generator"]
     return SampleConditions(g["conditions"], state["model"].get("conditions") or {}, g.get("classes", {}))
 

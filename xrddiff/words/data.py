@@ -22,7 +22,9 @@ TRANSFORMS = Names("transform")
 class Data:
     data_id: int | None = word(522, "experiment: 422 or 522", only={"data.name": None, "data.data_path": None})
     name: str | None = word(None, "a named data set (`xrddiff data list`); null: follows from data_id")
-    data_path: str | None = word(None, "a file or folder with your own frames")
+    data_path: str | None = word(
+        None, "a file or folder with your own frames, or the address of a zarr store: https://…, s3://…"
+    )
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
     geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
     labels: str | None = word(None, "a table of labels, a row per frame: .csv, .tsv or .parquet")

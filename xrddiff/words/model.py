@@ -200,10 +200,7 @@ class Model:
         None,
         "weight of the loss over noise levels; null: that of the parameterisation",
         choices=Names("weighting"),
-        only=[
-            {"denoiser": "autoregressive"},
-            {"denoiser": "unet", "training.objective": Names("objective", needs_init=False)},
-        ],
+        only={"denoiser": ANY, "training.objective": Names("objective", needs_init=False)},
     )
     condition: list[str] | None = word(
         None,

@@ -58,6 +58,11 @@ class Training:
     gradient_checkpointing: bool = word(
         False, "compute blocks again in the backward pass instead of remembering them: less memory, more time"
     )
+    channels_last: bool = word(
+        False,
+        "convolutions on maps whose channels lie side by side (NHWC): the same numbers to rounding, on a CPU no faster",
+        only=[{"trains": ANY}, {"model.network": "unet"}],
+    )
 
     recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES, only={"trains": ANY})
     loss_options: dict[str, Any] = word(
@@ -96,13 +101,13 @@ class Training:
         only=[{"model.condition": ANY}, {"model.condition_maps": ANY}],
     )
     objective: str = word(
-        "denoising", "what the denoiser is trained for", choices=Names("objective"), only={"denoiser": "unet"}
+        "denoising", "what the denoiser is trained for", choices=Names("objective"), only={"denoiser": ANY}
     )
     objective_options: dict[str, Any] = word(
         dict,
         "options of the objective (`xrddiff list objective`)",
         options_for=("objective", "training.objective"),
-        only={"denoiser": "unet"},
+        only={"denoiser": ANY},
     )
     classifier: str | None = word(
         None,

@@ -1,0 +1,76 @@
+"""How long `xrddiff evaluate` takes for many frames: simulated stills beside as many others, by physics, lattices and distances.
+
+    OMP_NUM_THREADS=1 python bench/judging.py [--frames 10000] [--workers 2] [--folder FOLDER]
+
+Two files of sim128 are made (and kept, with --folder), and one is judged by the other as a user would: every frame of both is searched for peaks and indexed, the sets are merged and compared. Writes bench/results/judging.json and judging.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def made(folder: Path, name: str, seed: int, n: int) -> Path:
+    """A file of n simulated frames, without the truth about their peaks."""
+    from xrddiff.formats.store import save_frames
+    from xrddiff.simulation.simulate import simulate
+
+    path = folder / f"{name}{n}.h5"
+    if not path.exists():
+        frames = simulate("sim128", range(n), seed=seed)
+        save_frames(frames.drop_vars([v for v in frames.variables if "peak" in frames[v].dims]), path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        real, other = made(folder, "real", 1, args.frames), made(folder, "made", 2, args.frames)
+        words = ["evaluate", other, "--reference", real, "--limit", str(args.frames), "-o", Path(scratch) / "out"]
+        words += ["--workers", str(args.workers)] if args.workers > 1 else []
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        subprocess.run([Path(sys.executable).with_name("xrddiff"), *words], check=True)
+        clock, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    row = dict(frames=args.frames, beside=args.frames, workers=args.workers, minutes=clock / 60, cpu_minutes=cpu / 60)
+    file = RESULTS / "judging.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = [r for r in rows if (r["frames"], r["workers"]) != (args.frames, args.workers)] + [row]
+    file.write_text(json.dumps(rows, indent=1) + "\n")
+    lines = [
+        "# Evaluating many frames",
+        "",
+        f"`OMP_NUM_THREADS=1 python bench/judging.py --frames {args.frames} --workers {args.workers}`; {platform.machine()}, {os.cpu_count()} cores, {date.today()}.",
+        "",
+        "`xrddiff evaluate` of frames of sim128 beside as many others: each frame of both is searched for peaks, measured and indexed, then the sets are merged and compared, with a report. Start and report included.",
+        "",
+        "| frames | beside | workers | minutes | CPU minutes | frames of both, per second |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {r['frames']:,} | {r['beside']:,} | {r['workers']} | {r['minutes']:.1f} | {r['cpu_minutes']:.1f} | {(r['frames'] + r['beside']) / r['minutes'] / 60:.0f} |"
+            for r in sorted(rows, key=lambda r: (r["frames"], r["workers"]))
+        ),
+    ]
+    (RESULTS / "judging.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,490 @@
+"""Time and peak memory of a training step: every model and size, as it comes and with each word that changes how it is computed, beside diffusers' network of the same architecture.
+
+    python -m venv PEERS && PEERS/bin/pip install -r bench/requirements.txt && PEERS/bin/pip install -e .
+    OMP_NUM_THREADS=1 PEERS/bin/python bench/steps.py [--models ddpm] [--sizes tiny small] [--variants eager compile] [--rounds 5] [--device cpu] [--trial]
+
+Ours is the step of a training (`training.steps.TrainStep`): forward, loss, backward, norm and clipping of the gradient, AdamW, averaged weights; networks are those of `model=M size=S`. Theirs is a plain loop around diffusers'
+AutoencoderKL, VQModel or UNet2DModel with the same weights by name, on the same frames: forward, mean squared error (and KL or commitment), backward, `clip_grad_norm_`, `torch.optim.AdamW`, diffusers' `EMAModel`; in
+`diffusers fused` with `fused=True` and `foreach=True`. `differ` is the largest difference of what the two networks give, over the largest value.
+Every row has a process of its own; those of a model and size take turns, a step each, in alternating order (one process after another where the weights are too many to be held together). Times are CPU time on a CPU (others on the machine move it
+less) and wall time on a GPU, minimum (median) of the rounds, ms. Memory is the most that a step needs beyond what the process has before there is a network, MB: weights, averages, moments, gradients, activations. Compiling is in neither.
+`products` is the share of our step that convolutions and matrix products take, in a profile of one step; `at most` is what the ratio to `diffusers fused` would be if all the rest of our step took no time.
+
+Rows are put into bench/results/steps.json and .md, beside those that are there; `--trial` only prints them, `--table` writes the table again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL as TheirKL
+from diffusers import UNet2DModel, VQModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from xrddiff.config import compose_config
+from xrddiff.diffusion.denoisers import Denoiser
+from xrddiff.execution.run_folder import keep_memory
+from xrddiff.frames.frames import make_frames
+from xrddiff.inference.building import build_autoregressive, build_network, build_objective
+from xrddiff.loading.loader import FrameLoader
+from xrddiff.models.autoencoder import Autoencoder, AutoencoderKL
+from xrddiff.models.unet import UNet
+from xrddiff.recipes.autoencoders import autoencoder_objective, build_autoencoder
+from xrddiff.training.batches import Place, stream
+from xrddiff.training.compute import computed
+from xrddiff.training.options import train_options
+from xrddiff.training.steps import to_device
+from xrddiff.training.trainer import Trainer
+from xrddiff.transforms.pipelines import make_transform
+from xrddiff.used_words import model_parts, unused_words
+
+RESULTS = Path(__file__).parent / "results" / "steps.json"
+MODELS = {
+    "vae_kl": ["model=vae_kl"],
+    "vae_kl f8": ["model=vae_kl", "model.downsampling=8"],
+    "vq": ["model=vq"],
+    "fsq": ["model=vq", "model.quantizer=fsq"],
+    "ddpm": ["model=ddpm"],
+    "latent_diff": ["model=latent_diff"],
+    "dit": ["model=ddpm", "model.network=dit"],
+    "diff": ["model=diff"],
+}
+SIZES = {
+    "tiny": (8, 128, 5),
+    "small": (4, 64, 3),
+    "medium": (1, 64, 3),
+    "large": (1, 64, 3),
+    "xl": (1, 64, 3),
+}  # frames, pixels, rounds
+VARIANTS = {
+    "eager": [],
+    "channels_last": ["training.channels_last=true"],
+    "bf16": ["training.mixed_precision=bf16"],
+    "channels_last+bf16": ["training.channels_last=true", "training.mixed_precision=bf16"],
+    "checkpointed": ["training.gradient_checkpointing=true"],
+    "compile": ["training.compile=true"],
+    "compile+bf16": ["training.compile=true", "training.mixed_precision=bf16"],
+}
+PEERS = ("diffusers", "diffusers fused", "diffusers bf16")
+TOGETHER = 9e9  # bytes that the weights, moments, gradients and averages of processes that take turns may need
+Step = Callable[[], Any]
+
+
+# --- ours ---------------------------------------------------------------------------------------------------------------
+
+
+class Latents:
+    """What `LatentLoader` serves, of noise: the latents of one batch of frames."""
+
+    def __init__(self, batch: int, channels: int, side: int):
+        self.num_frames = self.batch_size = batch
+        self.shape, self.x = (channels, side, side), torch.randn(batch, channels, side, side)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Any]]:
+        yield {"x": self.x, "mask": None, "index": torch.arange(self.num_frames), "cond": {}}
+
+
+def make_objective(cfg: Any, batch: int, pixels: int) -> tuple[nn.Module, Any]:
+    """The loss of a run's model, and a loader of one batch of frames of Poisson counts, or of latents."""
+    counts = np.random.default_rng(0).poisson(3.0, (batch, pixels, pixels)).astype(np.uint16)
+    frames = make_frames(counts, wavelength=1.3)
+    transform = make_transform("asinh").fit(frames, np.arange(batch))
+    loader, parts = FrameLoader(frames, transform, batch_size=batch, prefetch=0, cond=[]), model_parts(cfg)
+    if parts.denoiser is None:
+        prepared = SimpleNamespace(frames=frames, transform=transform)
+        return autoencoder_objective(build_autoencoder(cfg), prepared, cfg, 100), loader
+    space = SimpleNamespace(downsampling=cfg.model.downsampling) if parts.latent else None
+    if space is not None:
+        loader = Latents(batch, cfg.model.latent_channels, pixels // space.downsampling)
+    shape = (cfg.model.latent_channels if parts.latent else 1, *loader.shape[-2:])
+    if parts.denoiser == "autoregressive":
+        model = build_autoregressive(cfg, shape, space, {}, (0.5, (-1.0, 1.0)))
+    else:
+        model = Denoiser(build_network(cfg, shape[0], space, {}), cfg.model.parameterisation, sigma_data=0.5)
+    return build_objective(model, cfg), loader
+
+
+def our_step(cfg: Any, objective: nn.Module, loader: Any, stack: ExitStack) -> Step:
+    """A step of the training of a model, which `stack` ends."""
+    o = train_options(cfg, diffusion=model_parts(cfg).denoiser is not None)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    trainer = Trainer(objective, loader, folder, o, batch_size=loader.batch_size, progress=False)
+    trainer.set_mode(True)
+    words = {name: getattr(o, name) for name in ("compile", "gradient_checkpointing", "channels_last")}
+    keep_memory()  # as every run does
+    stack.enter_context(computed(objective.model, **words))
+    batch, place = next(iter(stream(loader, 0, 0))), Place()
+
+    def step() -> None:
+        trainer.stepper(batch, place, loader.batch_size, 0.0)
+        trainer.watch.forget()
+        place.step += 1
+
+    return step
+
+
+# --- theirs -------------------------------------------------------------------------------------------------------------
+
+
+def peer_of(ours: nn.Module) -> nn.Module:
+    """diffusers' network of the same architecture with the same weights, which both now have."""
+
+    c = ours.config
+    if isinstance(ours, UNet):
+        peer = UNet2DModel(
+            in_channels=ours.conv_in.in_channels, out_channels=ours.conv_out.out_channels, block_out_channels=tuple(c["widths"]),
+            layers_per_block=c["layers_per_block"], norm_num_groups=c["norm_groups"], attention_head_dim=c["head_dim"],
+            resnet_time_scale_shift="scale_shift" if c["scale_shift"] else "default", add_attention=c["mid_attention"], attn_norm_num_groups=c["norm_groups"],
+            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in c["attention"]],
+            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(c["attention"])],
+        )  # fmt: skip
+    else:
+        levels = len(c["widths"])
+        words = dict(
+            in_channels=ours.encoder.conv_in.in_channels, out_channels=ours.decoder.conv_out.out_channels,
+            latent_channels=c["latent_channels"], block_out_channels=tuple(c["widths"]), layers_per_block=c["layers_per_block"],
+            norm_num_groups=c["norm_groups"], mid_block_add_attention=c["mid_attention"],
+            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        )  # fmt: skip
+        kl = isinstance(ours, AutoencoderKL)
+        peer = TheirKL(**words) if kl else VQModel(num_vq_embeddings=c["quantizer_words"]["codes"], **words)
+    lacking, other = ours.load_state_dict(peer.state_dict(), strict=False)
+    assert all(name.startswith("quantize") for name in [*lacking, *other]), (lacking, other)
+    return peer
+
+
+def shown(config: dict[str, Any], batch: dict[str, Any]) -> Tensor:
+    """What a network sees of a batch: frames and, if it has a channel for it, their mask, blocks of pixels folded into channels."""
+    x = batch["x"]
+    return F.pixel_unshuffle(
+        torch.cat([x, batch["mask"].to(x.dtype)], 1) if config["mask_channel"] else x, config["patch"]
+    )
+
+
+def peer_loss(peer: nn.Module, config: dict[str, Any], batch: dict[str, Any]) -> Callable[[], Tensor]:
+    """Forward pass and loss of diffusers' network on a batch."""
+    x, seen, patch = batch["x"], shown(config, batch), config["patch"]
+    folded = x.shape[1] * patch**2
+
+    def unet() -> Tensor:
+        noise, sigma = torch.randn_like(x), torch.rand(len(x), device=x.device)
+        noisy = seen.clone()
+        noisy[:, :folded] += sigma[:, None, None, None] * F.pixel_unshuffle(noise, patch)
+        return (F.pixel_shuffle(peer(noisy, sigma).sample, patch).float() - noise).square().mean()
+
+    def kl() -> Tensor:
+        posterior = peer.encode(seen).latent_dist
+        found = F.pixel_shuffle(peer.decode(posterior.sample()).sample, patch)
+        return (found.float() - x).square().mean() + 1e-4 * posterior.kl().mean()
+
+    def vq() -> Tensor:
+        found = peer(seen)
+        return (F.pixel_shuffle(found.sample, patch).float() - x).square().mean() + 0.25 * found.commit_loss.mean()
+
+    return {"UNet2DModel": unet, "AutoencoderKL": kl, "VQModel": vq}[type(peer).__name__]
+
+
+@torch.no_grad()
+def difference(peer: nn.Module, ours: nn.Module, batch: dict[str, Any]) -> float:
+    """How far apart the outputs of two networks are, over the largest value: of a denoiser, or of encoder and decoder."""
+    seen = shown(ours.config, batch)
+    if type(peer).__name__ == "UNet2DModel":
+        t = torch.linspace(0, 1, len(seen), device=seen.device)
+        cond = {"mask": batch["mask"]} if ours.config["mask_channel"] else {}
+        pairs = [(ours(batch["x"], t, cond), F.pixel_shuffle(peer(seen, ours.label_scale * t).sample, ours.patch))]
+    else:
+        z = peer.quant_conv(peer.encoder(seen))
+        code = z[:, : ours.latent_channels]
+        theirs = F.pixel_shuffle(peer.decoder(peer.post_quant_conv(code)), ours.patch)
+        pairs = [(ours._encode(batch["x"], batch["mask"]), z), (Autoencoder.decode(ours, code), theirs)]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def peer_step(peer: nn.Module, loss: Callable[[], Tensor], *, fused: bool, bf16: bool) -> Step:
+    """A step of a plain loop."""
+
+    parameters = list(peer.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {}))
+    average = EMAModel(parameters, decay=0.9999, foreach=fused)
+
+    def step() -> None:
+        with torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=bf16):
+            value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(parameters)
+
+    return step
+
+
+# --- a process for each row ----------------------------------------------------------------------------------------------
+
+
+def megabytes(what: str) -> float:
+    """A line of /proc/self/status: VmRSS, or VmHWM, its largest value."""
+    return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+
+
+def trim() -> None:
+    """Give memory that nobody uses back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def measure_memory(step: Step, gpu: bool, before: float) -> float:
+    """The most that one step needs, MB."""
+    trim()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # the largest value begins anew
+    step()
+    return megabytes("VmHWM") - before
+
+
+def share_of_products(step: Step, gpu: bool) -> float:
+    """The share of a step that convolutions and matrix products take."""
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as seen:
+        step()
+    own = [(e.key, e.self_device_time_total if gpu else e.self_cpu_time_total) for e in seen.key_averages()]
+    return sum(t for name, t in own if re.fullmatch(r"aten::(.*conv.*|\w*mm)", name)) / sum(t for _, t in own)
+
+
+def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, device: str) -> None:
+    """Get ready to make steps; then make one for each message, answered by its seconds."""
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    gpu, (frames, pixels, _) = device == "cuda", SIZES[size]
+    cfg = compose_config([*MODELS[model], f"size={size}", *VARIANTS.get(variant, [])])
+    stack = ExitStack()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(
+        tempfile.TemporaryDirectory()
+    )  # nothing is compiled yet
+    if "compile" in variant:  # what the compiler itself needs is there before
+        torch.compile(nn.Linear(2, 2).to(device))(torch.ones(2, 2, device=device)).sum().backward()
+    trim()
+    before = megabytes("VmRSS")
+    clock = time.perf_counter if gpu else time.process_time
+    with stack:
+        objective, loader = make_objective(cfg, frames, pixels)
+        row = dict(parameters=sum(p.numel() for p in objective.model.parameters()), frames=[frames, *loader.shape])
+        if variant in PEERS:
+            ours, batch = objective.model.to(device), to_device(next(loader.batches(0)), torch.device(device))
+            peer = peer_of(ours).to(device)
+            if variant == PEERS[0]:
+                row["differ"] = difference(peer, ours, batch)
+            step = peer_step(
+                peer, peer_loss(peer, ours.config, batch), fused="fused" in variant, bf16="bf16" in variant
+            )
+            del objective, ours
+        else:
+            step = our_step(cfg, objective, loader, stack)
+        began = os.times()
+        step()
+        row["first"] = round(sum(os.times()[:4]) - sum(began[:4]), 1)  # with the processes that compile
+        step()
+        row["memory"] = round(measure_memory(step, gpu, before), 1)
+        pipe.send(row)
+        while pipe.recv():
+            start = clock()
+            step()
+            if gpu:
+                torch.cuda.synchronize()
+            pipe.send(clock() - start)
+        pipe.send(share_of_products(step, gpu) if variant == "eager" else None)
+
+
+class Process(NamedTuple):
+    """A process that makes steps, the pipe to it, and what it said when it was ready."""
+
+    process: Any
+    pipe: Connection
+    row: dict[str, Any]
+
+    def turn(self) -> float:
+        """The time of a step, ms."""
+        self.pipe.send(True)
+        return 1e3 * self.pipe.recv()
+
+    def stop(self) -> dict[str, Any]:
+        """Its row, with what it says at its end."""
+        self.pipe.send(False)
+        products = self.pipe.recv()
+        self.process.join()
+        return self.row if products is None else self.row | {"products": round(products, 3)}
+
+
+def start(model: str, size: str, variant: str, args: argparse.Namespace) -> Process:
+    """A process that is ready to make steps."""
+    context = multiprocessing.get_context(
+        "spawn" if args.device == "cuda" else "fork"
+    )  # a fork has imported everything
+    pipe, end = context.Pipe()
+    process = context.Process(target=worker, args=(end, model, size, variant, args.threads, args.device), daemon=True)
+    process.start()
+    end.close()
+    return Process(process, pipe, pipe.recv())
+
+
+def applies(model: str, variant: str) -> bool:
+    """Do the words of a variant have an effect on a model; has diffusers such a network?"""
+    if variant in PEERS:
+        return model not in ("fsq", "dit", "diff")
+    unused = unused_words(compose_config([*MODELS[model], *VARIANTS[variant]]))
+    return not any(word.partition("=")[0] in unused for word in VARIANTS[variant])
+
+
+def race(model: str, size: str, variants: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a model and size."""
+    rows, rounds = [], args.rounds or SIZES[size][2]
+    ready = {variants[0]: start(model, size, variants[0], args)}
+    need = 20 * ready[variants[0]].row["parameters"]  # weights, averages, two moments and gradients, each of 4 bytes
+    together = need * len(variants) < TOGETHER
+    for group in [variants] if together else [[name] for name in variants]:
+        ready = {name: ready.get(name) or start(model, size, name, args) for name in group}
+        times: dict[str, list[float]] = {name: [] for name in group}
+        for r in range(rounds):
+            for name in group[:: 1 if r % 2 == 0 else -1]:
+                times[name].append(round(ready[name].turn(), 2))
+        for name, ms in times.items():
+            about = dict(model=model, size=size, variant=name) | ready[name].stop()
+            rows.append(about | dict(ms=ms, together=together))
+            print(
+                f"{model} {size} {name}: {min(ms):.0f} ({median(ms):.0f}) ms, {rows[-1]['memory']:.0f} MB, first step {rows[-1]['first']} s",
+                flush=True,
+            )
+    return rows
+
+
+# --- what is written ------------------------------------------------------------------------------------------------------
+
+
+def cases(rows: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """Of each model and size the rows by variant."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for model, size in itertools.product(MODELS, SIZES):
+        for row in rows:
+            if (row["model"], row["size"]) == (model, size):
+                found.setdefault((model, size), {})[row["variant"]] = row
+    return list(found.values())
+
+
+def ratio(case: dict[str, dict[str, Any]], peer: str, ours: str) -> str:
+    """Time of the peer over ours: of the minima (and of the medians)."""
+    if peer not in case or ours not in case:
+        return ""
+    a, b = case[peer]["ms"], case[ours]["ms"]
+    return f"{min(a) / min(b):.2f} ({median(a) / median(b):.2f})"
+
+
+def bound(case: dict[str, dict[str, Any]]) -> list[str]:
+    """What the ratio could be at most, the share of products, and how far apart the outputs are."""
+    ours, products = case["eager"], case["eager"]["products"]
+    most = f"{min(case[PEERS[1]]['ms']) / (products * min(ours['ms'])):.2f}" if PEERS[1] in case else ""
+    return [most, f"{products:.0%}", f"{case[PEERS[0]]['differ']:.0e}"]
+
+
+def cells(title: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (title, ["---"] * len(title), *rows)] + [""]
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown: for every device the times, the ratios and the memory."""
+    about, _, method, _ = __doc__.split("\n\n")  # without the commands
+    lines = ["# A training step: time and memory", "", about, "", method, ""]
+    for found in results.values():
+        every = cases(found["rows"])
+        names = [v for v in [*VARIANTS, *PEERS] if any(v in case for case in every)]
+        first = [next(iter(case.values())) for case in every]
+        heads = [
+            [r["model"], r["size"], f"{r['parameters'] / 1e6:.2f} M", " × ".join(map(str, r["frames"]))] for r in first
+        ]
+        head = ["model", "size", "parameters", "batch"]
+        times = [
+            [f"{min(case[v]['ms']):.0f} ({median(case[v]['ms']):.0f})" if v in case else "" for v in names]
+            for case in every
+        ]
+        memory = [[f"{case[v]['memory']:.0f}" if v in case else "" for v in names] for case in every]
+        commands = sorted({f"`{row['command']}`" for row in found["rows"]})
+        lines += [f"## {found['about']}", "", ", ".join(commands), "", "ms per step:", ""]
+        lines += cells(head + names, [a + b for a, b in zip(heads, times, strict=True)])
+        lines += ["MB at most:", ""] + cells(head[:2] + names, [a[:2] + b for a, b in zip(heads, memory, strict=True)])
+        compiled = [f"{r['model']} {r['size']} {r['first']:.0f}" for r in found["rows"] if r["variant"] == "compile"]
+        if compiled:
+            lines += [f"Compiling, which is in the first step, took in s of CPU time: {', '.join(compiled)}.", ""]
+        raced = [(a, case) for a, case in zip(heads, every, strict=True) if PEERS[0] in case and "eager" in case]
+        lines += ["Time of diffusers over ours, of the minima (of the medians); above 1, ours is faster:", ""]
+        pairs = [(peer, "eager") for peer in PEERS[:2]] + [(PEERS[2], "bf16"), (PEERS[1], "compile")]
+        pairs = [pair for pair in pairs if any(ratio(case, *pair) for case in every)]
+        title = [*head[:2], *(f"{peer} / {ours}" for peer, ours in pairs), "at most", "products", "differ"]
+        ends = [bound(case) for _, case in raced]
+        both = zip(raced, ends, strict=True)
+        lines += cells(title, [a[:2] + [ratio(case, *p) for p in pairs] + end for (a, case), end in both])
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small", "large"])
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *PEERS], default=[*VARIANTS, *PEERS])
+    parser.add_argument("--rounds", type=int, help="of each row; default: those of its size")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--trial", action="store_true", help="write nothing")
+    parser.add_argument("--table", action="store_true", help="write the table again, from the rows that are there")
+    args = parser.parse_args()
+    if args.table:
+        RESULTS.with_suffix(".md").write_text(table(json.loads(RESULTS.read_text())))
+        return
+    command = f"OMP_NUM_THREADS={args.threads} python bench/steps.py {shlex.join(sys.argv[1:])}".strip()
+    for size in args.sizes:
+        for model in args.models:
+            if not (variants := [v for v in args.variants if applies(model, v)]):
+                continue
+            new = [row | {"command": command} for row in race(model, size, variants, args)]
+            if args.trial:
+                continue
+            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            found = results.setdefault(args.device, {"rows": []})
+            name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+            found["about"] = (
+                f"{name}, {args.threads} thread(s); torch {torch.__version__}, diffusers {diffusers.__version__}"
+            )
+            again = {(r["model"], r["size"], r["variant"]) for r in new}
+            found["rows"] = [r for r in found["rows"] if (r["model"], r["size"], r["variant"]) not in again] + new
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            RESULTS.with_suffix(".md").write_text(table(results))
+
+
+if __name__ == "__main__":
+    main()
