@@ -177,9 +177,8 @@ def sentence(action, *words: str) -> str:
 def test_a_server_that_stays_away_gets_one_sentence(place, web, hasty):
     ds = open_frames(f"{web.address}/ours.zarr")
     web.faults.extend([("status", 503)] * 100)
-    began = time.monotonic()
     sentence(lambda: ds["intensity"][5].values, web.address, "503 Service Unavailable", "tried", "times in")
-    assert 0.3 < time.monotonic() - began < 3
+    assert 80 < len(web.faults) < 99  # more than one try, with waits between them
     web.faults.clear()
     web.stop()
     sentence(lambda: ds["intensity"][5].values, "no connection", "tried")
@@ -189,8 +188,8 @@ def test_a_server_that_stays_away_gets_one_sentence(place, web, hasty):
 
 
 def test_what_is_not_there_is_said_at_once(place, web):
-    began = time.monotonic()
     sentence(lambda: open_frames(f"{web.address}/none.zarr"), f"{web.address}/none.zarr", "404")
+    assert len({a.path for a in web.asked}) == len(web.asked)  # nothing was asked for twice
     sentence(lambda: open_frames(f"{web.address}/ours.zarr", dataset="no/such"), "expected no dataset")
     sentence(lambda: open_frames(f"{web.address}/other.zarr", dataset="no/such"), "has no array 'no/such'")
     (place / "page.zarr").mkdir()
@@ -199,7 +198,6 @@ def test_what_is_not_there_is_said_at_once(place, web):
     web.faults.append(("status", 403))
     sentence(lambda: open_frames(f"{web.address}/ours.zarr"), "403 Forbidden", "the right to read it")
     sentence(lambda: open_frames("gs://bucket/a.zarr"), "expected http://, https://, s3://")
-    assert time.monotonic() - began < 5
     (place / "bare.zarr").mkdir()
     zarr.open_group(place / "bare.zarr", mode="w").create_array("data", shape=(2, 9, 9), dtype="u2")
     sentence(lambda: open_frames(f"{web.address}/bare.zarr"), "consolidated metadata")
@@ -378,9 +376,8 @@ def test_a_training_survives_the_loss_of_its_server_and_ends_as_on_local_files(p
 
     here = train(place / "ours.zarr", place / "here")
     web.faults.extend([(None, 0)] * 30 + [("call", lambda: web.lost(3.0))])
-    began = time.monotonic()
     assert torch.equal(train(f"{web.address}/ours.zarr", place / "cold"), here)
-    assert time.monotonic() - began > 3 and not web.faults
+    assert not web.faults
     web.asked.clear()
     assert torch.equal(train(f"{web.address}/ours.zarr", place / "warm"), here)
     assert {a.status for a in web.asked} <= {304, 404}

@@ -131,12 +131,15 @@ def test_a_stream_that_was_killed_goes_on(tmp_path):
     folder = in_old_files(small(240), tmp_path / "frames", 24)
     (folder / "run_4.h5").write_bytes(b"damaged")
     os.utime(folder / "run_4.h5", (0, 0))
+    late = tmp_path / "late.h5"
+    (folder / "run_9.h5").rename(late)  # so that there is something left, however fast the stream is
     stream = begin("frames", "--batch", 4, "-o", "out", folder=tmp_path)
     wait_for(lambda: answered(tmp_path / "out") >= 20, stream)
     stream.kill()
     stream.wait()
     before = answered(tmp_path / "out")
     assert 20 <= before < 217
+    late.rename(folder / "run_9.h5")
     done = xrddiff("stream", "frames", "--idle", "1", "-o", "out", folder=tmp_path)
     assert f"{before} frames were answered before" in done.stdout
     table = read_answers(tmp_path / "out")

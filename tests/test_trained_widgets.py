@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +71,8 @@ def test_drawing_can_be_cancelled_and_what_fails_is_said(runs, tmp_path):
     w.draw()
     assert gate.wait(60) and w.working
     w.cancel()
-    began = time.monotonic()
     done(w)
-    assert time.monotonic() - began < 30 and w.samples is before and w._said.value == "cancelled" and w.sentence == ""
+    assert w.samples is before and w._said.value == "cancelled" and w.sentence == ""
     w.condition = {"hit_class": "triple"}
     assert "hit_class has no class 'triple'" in w.sentence and w.condition == {}
     w.guidance, w.guidance_scale, w.steps = "classifier", 2.0, 3
