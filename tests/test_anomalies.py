@@ -12,14 +12,14 @@ from xrddiff.metrics.anomalies import good_frames, reconstruction_scores
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["latent_diff", "ddpm"])
+@pytest.mark.parametrize("model", ["latent_diff", "ddpm", "vae_kl"])
 def test_scores_do_not_depend_on_the_batch(runs, one_thread, model):
     run = runs(model)
     frames = xd.open_run(run).frames("all", limit=5)
     whole, parts = (anomaly_scores(run, frames, batch=batch) for batch in (5, 2))
     assert len(whole) == 5 and np.isfinite(whole.to_numpy()).all()
     assert np.allclose(whole, parts, rtol=1e-4)
-    assert ("deviance" in whole) == (model == "latent_diff")
+    assert ("deviance" in whole) == (model != "ddpm") and ("denoising" in whole) == (model != "vae_kl")
 
 
 @pytest.mark.slow

@@ -168,9 +168,10 @@ def test_workers_answer_as_one_process_and_may_die(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_run_says_of_frames(runs, one_thread, tmp_path):
+@pytest.mark.parametrize("model", ["latent_diff", "vae_kl"])
+def test_what_a_run_says_of_frames(runs, one_thread, tmp_path, model):
     """Scores and latents are those of the run; a frame of another size is answered without them."""
-    run = runs("latent_diff")
+    run = runs(model)
     frames = xd.open_run(run).frames("all", limit=6)
     folder = tmp_path / "frames"
     folder.mkdir()

@@ -13,13 +13,16 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from ..diffusion.denoisers import Denoiser
 from ..errors import BadInput
 from ..frames.frames import frame_count
 from ..frames.selection import select_frames
-from .generators import open_generator
+from .autoencoder_alone import open_autoencoder_alone, training_frames
+from .generators import Generator, open_generator
 from .measured import Network, fit_frames, to_network
 from ..metrics.anomalies import denoising_scores, reconstruction_scores, simple_scores
 from ..metrics.baselines import with_intensity
+from ..saved_config import load_config
 from ..training.checkpoints import load_checkpoint
 from ..transforms.pipelines import transform_from_state
 
@@ -33,7 +36,7 @@ LEVELS = (0.1, 0.3, 1.0)  # noise levels, in units of σ_data
 class Scorer:
     """The scores of a run, opened once for many batches of frames.
 
-    run: the folder of a run of `latent_diff`, `ddpm` or an autoregressive model in a latent.
+    run: the folder of a run of `vae_kl`, `vq`, `latent_diff`, `ddpm` or an autoregressive model in a latent.
     levels: noise levels in units of σ_data. draws: noise of each.
     device: where networks run.
     Raises `BadInput` for a run without a latent and without noise levels.
@@ -48,12 +51,13 @@ class Scorer:
         device: torch.device | str = "cpu",
     ):
         self.run, self.levels, self.draws = Path(run), tuple(levels), draws
-        self.generator = open_generator(run, device=device)
+        state = load_checkpoint(run).state
+        self.generator = open_generator(run, device=device) if "generator" in state else _autoencoder(run, device)
         if self.generator.autoregressive and self.generator.space is None:
             raise BadInput(
-                f"{run} is an autoregressive model of frames, which has neither a latent nor noise levels; expected ddpm or latent_diff"
+                f"{run} is an autoregressive model of frames, which has neither a latent nor noise levels; expected ddpm, latent_diff or vae_kl"
             )
-        self.regions = transform_from_state(load_checkpoint(run).state["regions"])
+        self.regions = transform_from_state(state["regions"])
 
     def fit(self, frames: xr.Dataset, where: str = "the frames") -> xr.Dataset:
         """Frames pooled and cut as those of the training. Raises `BadInput` if they do not fit."""
@@ -81,7 +85,7 @@ class Scorer:
             tables.append(reconstruction_scores(frames, with_intensity(frames, mu)))
             mask = torch.ones(1, 1, *x.shape[2:], dtype=torch.bool)
             side = max(side // generator.space.downsampling, 2)
-        if not generator.autoregressive:
+        if isinstance(generator.model, Denoiser):
             tables.append(self._denoising(net, x, mask.cpu(), side, range(n) if numbers is None else numbers))
         return pd.concat(tables, axis=1), latents
 
@@ -98,18 +102,26 @@ class Scorer:
         return denoising_scores(model, x, mask, sigmas, **words)
 
 
+def _autoencoder(run: str | Path, device: torch.device | str) -> Generator:
+    """The model of a run without a generative one."""
+    cfg, state = load_config(Path(run) / "config.yaml"), load_checkpoint(run).state
+    return open_autoencoder_alone(run, training_frames(cfg, state), ema=cfg.inference.use_ema, device=device)
+
+
 def anomaly_scores(
     run: str | Path, frames: xr.Dataset, *, levels: Sequence[float] = LEVELS, draws: int = 1, batch: int = 16
 ) -> pd.DataFrame:
     """The scores of `metrics.anomalies` of each frame, a column each.
 
-    run: the folder of a run with a denoiser. frames: of the units of its training frames.
+    run: the folder of a run with an autoencoder, a denoiser, or both. frames: of the units of its training frames.
     levels: noise levels in units of σ_data. draws: noise of each. batch: frames at a time.
     Raises `BadInput` for an autoregressive run, or frames that do not fit.
     """
     scorer = Scorer(run, levels=levels, draws=draws)
     if scorer.generator.autoregressive:
-        raise BadInput(f"{run} is an autoregressive model, which has no noise levels; expected ddpm or latent_diff")
+        raise BadInput(
+            f"{run} is an autoregressive model, which has no noise levels; expected ddpm, latent_diff or vae_kl"
+        )
     frames = scorer.fit(frames)
     parts = []
     for start in range(0, frame_count(frames), batch):

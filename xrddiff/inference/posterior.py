@@ -9,7 +9,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from math import inf, nan
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import inference_config
 from ..diffusion.inpainting import inpaint, posterior
@@ -27,14 +27,14 @@ from ..diffusion.keyed_sampling import Sampler, SampleNoise
 from ..errors import BadInput, nearest
 from ..files import writing
 from ..frames.frames import frame_count, frame_mask
+from .autoencoder_alone import open_autoencoder_alone, training_frames
 from .crystals import measured_maps
-from .detectors import template_frames
 from .encoded import open_encoded
 from .generators import Generator, open_generator
 from .guides import Guide, open_guide
 from .measured import Network, open_fitted, to_network
 from .samplers import ready_sampler
-from ..loading.datasets import Prepared, prepare_words
+from ..loading.datasets import Prepared
 from ..metrics.coverage import Coverage, coverage, interval, window_sums
 from ..models.autoencoder import AutoencoderVQ
 from ..posteriors.counts import counted
@@ -531,29 +531,6 @@ def interpolated(job: PosteriorJob, frame: int) -> Draws:
     return Draws(expected, np.stack(measured).astype(np.float32))
 
 # %% ../../nbs/inference/posterior.ipynb #5bc28d77
-class _NoDenoiser(nn.Module):
-    """Stands for the denoiser of a run that is an autoencoder alone."""
-
-    config, conditions, multiple, by_token = {}, {}, 1, False
-
-
-def _training_frames(cfg: Config, state: dict[str, Any]) -> Prepared:
-    """The frames that a run was trained on, without what conditions ask for."""
-    plain = replace(cfg, model=replace(cfg.model, condition=[], condition_maps=[]))
-    return prepare_words(plain, transform_from_state(state["transform"]))
-
-
-def _autoencoder_alone(cfg: Config, run: Path, source: Callable[[], Prepared], state: Any, device: Any) -> Generator:
-    """The model of a run of an autoencoder, which draws nothing."""
-    prepared = source()
-    space = open_encoded(prepared, run, limit=TRAINED, ema=cfg.inference.use_ema, device=device).space
-    side = space.downsampling
-    size = [-(-n // side) * side for n in prepared.frames["intensity"].shape[1:]]
-    about = {"checkpoint": state.sha256, "run": run.name, "step": state.step}
-    template = template_frames(prepared.frames)
-    return Generator(_NoDenoiser(), space.shape(*size), prepared.transform, template, space, device=device, about=about)
-
-
 def open_posterior(
     run: str | Path,
     words: Sequence[str] = (),
@@ -598,10 +575,10 @@ def open_posterior(
     chosen = check_options("posterior", method, options or {}, f"the options of method {method}")
     checkpoint = load_checkpoint(run)
     folder = run / "autoencoder" if parts.latent else run
-    source = partial(_training_frames, cfg, checkpoint.state)
+    source = partial(training_frames, cfg, checkpoint.state)
     sampler = guide = None
     if parts.denoiser is None:
-        generator = _autoencoder_alone(cfg, run, source, checkpoint, device)
+        generator = open_autoencoder_alone(run, source(), limit=TRAINED, ema=i.use_ema, device=device)
     else:
         generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
         guide = open_guide(run, i, generator, partial(open_generator, device=device))
