@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from ..headers.header_rules import agree, drop_impossible, refuse_impossible, re
 from .images import IMAGE_SUFFIXES, expand, is_pattern, natural, open_images
 from .label_tables import label_frames
 from ..frames.labels import join_labels
-from ..headers.probe import probe
+from ..headers.probe import probe, probe_ahead
 from ..frames.rows import ArrayRows, ChainRows, LimitMask, RecentRows, Rows, SqueezedRows
 from .store import is_store, read_store
 from ..errors import BadInput
@@ -490,12 +491,13 @@ def _open_many(files: Sequence[Path], automask: Sequence[str] | None, /, **words
         joined, about = known
         return with_automask(joined, about["rules"] if automask is None else automask)
     parts, base = [], 0
-    for f in tqdm(files, "opening", unit="file", leave=False, disable=None if key else True):
-        part = open_frames(f, automask=[], **words)
-        group = part["shot_group"].values if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
-        part["shot_group"] = ("frame", np.unique(group, return_inverse=True)[1] + base)
-        base = int(part["shot_group"].max()) + 1
-        parts.append(part)
+    with probe_ahead(files, words["outside"]) if key else nullcontext():
+        for f in tqdm(files, "opening", unit="file", leave=False, disable=None if key else True):
+            part = open_frames(f, automask=[], **words)
+            group = part["shot_group"].values if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
+            part["shot_group"] = ("frame", np.unique(group, return_inverse=True)[1] + base)
+            base = int(part["shot_group"].max()) + 1
+            parts.append(part)
     joined = concat_frames(join_labels(_one_geometry(files, parts)))
     if automask is None or key is not None:
         rules = [] if all(_is_ours(f) for f in files) else list(RULES)

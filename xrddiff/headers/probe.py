@@ -14,6 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from .gate import check_dataset, is_hdf5, open_hdf5
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['SECONDS', 'ENOUGH', 'try_image', 'try_file', 'serve', 'start_probe', 'probe']
+__all__ = ['SECONDS', 'ENOUGH', 'try_image', 'try_file', 'serve', 'start_probe', 'probe', 'probe_ahead']
 
 # %% ../../nbs/headers/probe.ipynb #e605d756
 SECONDS = 2  # processor time for a small file; one more for every 4 MiB
@@ -164,8 +167,22 @@ def probe(path: str | Path, outside: bool = False) -> None:
         return
     status = os.stat(path)
     key = (os.path.realpath(path), status.st_ino, status.st_mtime_ns, status.st_size, outside)
+    if key in _probe.passed:  # without waiting for the file that is being tried
+        return
     with _probe.lock:
         if key not in _probe.passed:
             if problem := _probe.ask(os.path.abspath(path), outside):
                 raise BadInput(problem.replace(os.path.abspath(path), str(path), 1))
             _probe.passed.add(key)
+
+
+@contextmanager
+def probe_ahead(paths: Iterable[str | Path], outside: bool = False) -> Iterator[None]:
+    """Within `with`, files are tried in turn while others are read; each `probe` says what its file did."""
+    pool = ThreadPoolExecutor(1, "probe")
+    try:
+        for path in paths:
+            pool.submit(probe, path, outside)
+        yield
+    finally:
+        pool.shutdown(cancel_futures=True)
