@@ -199,6 +199,11 @@ class Entry:
     options: dict[str, Option] = field(default_factory=dict)
     traits: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def own(self) -> bool:
+        """Whether it is part of xrddiff, not of a plug-in."""
+        return self.source.startswith("xrddiff.")
+
 
 _LIVE: dict[tuple[str, str], tuple[Entry, Any]] = {}  # registered by the modules imported so far
 _plugin: list[str] = []  # the plug-in that is being loaded
@@ -236,12 +241,12 @@ def known_kind(kind: str) -> str:
 def _enter(entry: Entry, thing: Any) -> None:
     if entry.source == "__main__" and (known := _index().get((entry.kind, entry.name))):
         entry = replace(entry, source=known.source)  # the notebook of its module is being executed
-    if KINDS[entry.kind].closed and not entry.source.startswith("xrddiff."):
+    if KINDS[entry.kind].closed and not entry.own:
         raise BadInput(f"{entry.source}: a plug-in cannot add an {title(entry.kind)}")
     key = entry.kind, entry.name
     other = _LIVE[key][0] if key in _LIVE else _index().get(key)
     if other and other.source != entry.source and "__main__" not in (other.source, entry.source):
-        whose = "is part of xrddiff" if other.source.startswith("xrddiff.") else f"comes from {other.source}"
+        whose = "is part of xrddiff" if other.own else f"comes from {other.source}"
         raise BadInput(f"{entry.source}: the {title(entry.kind)} {entry.name!r} {whose} already; expected another name")
     _LIVE[key] = entry, thing
 
@@ -435,7 +440,7 @@ class Names(Sequence):
             name
             for name, e in entries(self.kind).items()
             if all(e.traits.get(k, False) == v for k, v in self.traits.items())
-            and (e.source.startswith("xrddiff.") or not self.own)
+            and (e.own or not self.own)
             and (self.takes is None or self.takes in e.options)
         ]
         return [*self.extra, *fits, *(name for other in self.others for name in other)]

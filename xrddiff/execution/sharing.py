@@ -312,7 +312,7 @@ def _check_metrics(run: Path, words: Sequence[str]) -> None:
     theirs |= {Path(name).name for o in map(parse_override, words) if o.key == "plugins" for name in o.value or ()}
     for kind in ("metric", "distance"):
         for name, entry in entries(kind).items():
-            if not entry.source.startswith("xrddiff.") and Path(entry.source).name not in theirs:
+            if not entry.own and Path(entry.source).name not in theirs:
                 raise BadInput(
                     f"workers do not know the {kind} {name!r}, which was registered in this process by {entry.source}: "
                     "expected a plug-in (plugins=[FILE]), or no workers"

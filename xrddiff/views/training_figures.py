@@ -38,7 +38,7 @@ def drawable(history: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
         except BadInput as reason:
             why[name] = str(reason)
         except Exception as error:  # a plug-in's mistake must not cost the report of a long training
-            if entry.source.startswith("xrddiff."):
+            if entry.own:
                 raise
             why[name] = f"{entry.source} failed with {type(error).__name__}: {error}"
     return names, why
