@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python bench/streams.py [--onda PYTHON] [--run RUN] [--frames 400]
 
 Frames are sent by another process as a detector sends them (DECTRIS stream, bslz4). This one takes them, unpacks them, finds peaks, counts hits, and writes table and page; in one row it also looks for lattices, and with `--run`
-scores them. Times are CPU time of this process with all its threads, from the first answer to the last, so that the search for the level of chance at the start does not count. `--onda`: the Python of another environment with `ondamonitor==23.8.3`, whose
+scores them. The row *on two cores* has two workers answer, and frames per second are by the clock there, on a machine with nothing else to do. Times are CPU time of this process with all its threads, from the first answer to the last, so that the search for the level of chance at the start does not count. `--onda`: the Python of another environment with `ondamonitor==23.8.3`, whose
 peakfinder8 gets the same frames from memory. Writes bench/results/streams.json and streams.md.
 """
 
@@ -118,7 +118,9 @@ def main() -> None:
         "128², sim128: peaks, lattices": (repeated(small, args.frames), {"cell": cell}),
         "512², sim-522: peaks": (repeated(middle, args.frames // 2), {}),
         "2048², sixteen of sim-522: peaks": (repeated(large(middle, 4), args.frames // 10), {}),
-    }
+        "512², sim-522: peaks, on two cores": (repeated(middle, args.frames), {"workers": "local:2"}),
+        "2048², sixteen of sim-522: peaks, on two cores": (repeated(large(middle, 4), args.frames // 10), {"workers": "local:2"}),
+    }  # fmt: skip
     if args.run:
         cases["128², sim128: peaks, score and latent of a run"] = (repeated(small, args.frames // 4), {"run": args.run})
     rows = []
@@ -128,7 +130,7 @@ def main() -> None:
         row |= dict(
             cpu_median=median(t["cpu"] for t in took), clock=min(t["clock"] for t in took), hits=took[0]["hits"]
         )
-        row |= dict(lattices=took[0]["lattices"])
+        row |= dict(lattices=took[0]["lattices"], workers=words.get("workers"))
         if args.onda and not words:
             row["peakfinder8"] = peakfinder8(args.onda, frames)
         rows.append(row)
@@ -146,17 +148,19 @@ def write(about: dict[str, str], rows: list[dict[str, float]]) -> None:
     )
     lines += [
         "",
-        "Frames are taken from a socket (DECTRIS stream, bslz4), unpacked, answered and written into the table; ms of a frame, minimum (median). *CPU*: of the process that answers, with its thread that listens and its page. *peakfinder8*: CPU time of that function alone, frames in memory.",
+        "Frames are taken from a socket (DECTRIS stream, bslz4), unpacked, answered and written into the table; ms of a frame, minimum (median). *CPU*: of the process that answers, with its thread that listens and its page. *peakfinder8*: CPU time of that function alone, frames in memory. "
+        "*On two cores*: two workers answer, one process takes the frames and another sends them, all on the same two cores.",
     ]
     lines += [
         "",
-        "| frames | hits | with a lattice | CPU | clock | frames per CPU second | peakfinder8 alone |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| frames | hits | with a lattice | CPU | clock | frames per CPU second | frames/s by the clock | peakfinder8 alone |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in rows:
         peer_ms = f"{r['peakfinder8']:.1f}" if "peakfinder8" in r else "–"
+        cpu = (f"{r['cpu']:.1f} ({r['cpu_median']:.1f})", f"{1e3 / r['cpu']:.0f}") if not r["workers"] else ("–", "–")
         lines.append(
-            f"| {r['what']} | {r['hits']:.2f} | {r['lattices']:.2f} | {r['cpu']:.1f} ({r['cpu_median']:.1f}) | {r['clock']:.1f} | {1e3 / r['cpu']:.0f} | {peer_ms} |"
+            f"| {r['what']} | {r['hits']:.2f} | {r['lattices']:.2f} | {cpu[0]} | {r['clock']:.1f} | {cpu[1]} | {1e3 / r['clock']:.0f} | {peer_ms} |"
         )
     (RESULTS / "streams.md").write_text("\n".join(lines) + "\n")
 

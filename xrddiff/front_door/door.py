@@ -24,7 +24,9 @@ from ..formats.store import save_frames
 from ..frames import selection
 from ..frames.frames import FramesAccessor, make_frames, validate_frames
 from .keywords import as_overrides
-from .trained_run import TrainedRun, about_run, execute_shown, index_set, open_run, plain_errors
+from .run_frames import index_set
+from .run_numbers import about_run, plain_errors
+from .trained_run import TrainedRun, execute_shown, open_run
 from ..loading import catalog
 from ..overrides import presets
 from ..saved_config import OWN_FRAMES

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exports.runtime import ExportedModel, load_exported as open_package
-from .trained_run import plain_errors, sampling_overrides
+from .run_numbers import plain_errors
+from .trained_run import sampling_overrides
 
 if TYPE_CHECKING:
     import xarray as xr
