@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +38,12 @@ from torch import Tensor, nn
 
 from xrddiff.config import compose_config
 from xrddiff.diffusion.objectives import DenoisingObjective
-from xrddiff.frames.noise import draw_counts
 from xrddiff.frames.selection import select_frames
 from xrddiff.inference.building import Building, build_generative, open_space
 from xrddiff.inference.sample_jobs import SampleJob
 from xrddiff.inference.samplers import ready_sampler
-from xrddiff.loading.datasets import Prepared, prepare_words
-from xrddiff.metrics.asked_lattices import asked_and_found
-from xrddiff.metrics.distribution import DISTANCES
+from xrddiff.loading.datasets import prepare_words
 from xrddiff.metrics.encoder import frame_features
-from xrddiff.metrics.judgement import judge_summaries, judged_rows, title_of
-from xrddiff.metrics.set_summaries import Ruler
 from xrddiff.models.conditioning import Pictures
 from xrddiff.recipes.autoencoders import autoencoder_objective, build_autoencoder, measure_run
 from xrddiff.recipes.setup import run_accelerator, run_loaders, run_trainer
@@ -189,40 +183,10 @@ def spectrum_noise(training: Building) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------ how it is judged
 
 
-class Judge:
-    """Measures samples against the frames that they were learnt from; real frames are measured once."""
-
-    def __init__(self, prepared: Prepared):
-        self.prepared = prepared
-        self.rows = judged_rows(prepared.train, prepared.held_out, 250)
-
-    @cached_property
-    def ruler(self) -> Ruler:
-        return Ruler(select_frames(self.prepared.frames, self.rows["held out"]))
-
-    @cached_property
-    def real(self) -> dict[str, Any]:
-        frames = self.prepared.frames
-        return {name: self.ruler.measure(select_frames(frames, at), numbers=at) for name, at in self.rows.items()}
-
-    def __call__(self, samples: Any, told: bool) -> dict[str, Any]:
-        """What is said of these frames of expected counts."""
-        measured = self.ruler.measure(samples, draw=0)
-        judged = judge_summaries(self.real | {"samples": measured}, self.ruler)
-        found: dict[str, Any] = {"ratio": {title_of(d): float(judged.ratio(d)) for d in DISTANCES}}
-        if told:
-            index = index_rates.index(samples, 48)
-            table = asked_and_found(draw_counts(samples, seed=0))[0].to_dict(orient="index")
-            rate = index.get("rate", {}).get("value")
-            found |= {"index": 0.0 if rate is None or not np.isfinite(rate) else rate, "peaks": index["peaks"]}
-            found |= {"asked": table.get("samples", {}).get("on_lattice")}
-        return found
-
-
 class Watch(Callback):
     """Looks at a model after so many seconds of its training, and stops it after the last look."""
 
-    def __init__(self, judge: Judge, job: SampleJob, spent: float, looks: list[int], told: bool):
+    def __init__(self, judge: ablations.Judge, job: SampleJob, spent: float, looks: list[int], told: bool):
         self.judge, self.job, self.told = judge, job, told
         self.spent, self.looks, self.seen = spent, [t for t in looks if t > spent], []
         self.began: float | None = None
@@ -239,12 +203,21 @@ class Watch(Callback):
         with training.evaluating():
             samples, _ = self.job.make(slice(None))
             found = self.judge(samples.assign_attrs(self.job.about()), self.told)
+            if self.told:
+                index = found["index"]
+                found |= {"index": rate_of(index), "peaks": index["peaks"], "asked": found["asked"].get("on_lattice")}
         self.seen.append({"seconds": at, "step": record.step, **found})
         self.looks = [t for t in self.looks if t > at]
         print(json.dumps(self.seen[-1]), file=sys.stderr, flush=True)
         self.began += time.process_time() - now
         if not self.looks:
             training.request_stop("all looks are taken")
+
+
+def rate_of(index: dict[str, Any]) -> float:
+    """The index rate, 0 where no frame has the peaks that it needs."""
+    rate = index.get("rate", {}).get("value")
+    return 0.0 if rate is None or not np.isfinite(rate) else rate
 
 
 @contextmanager
@@ -305,7 +278,7 @@ def contest(name: str, folder: Path, looks: list[int]) -> dict[str, Any]:
         spent += own["features"]
     told = bool(cfg.model.condition_maps)
     job = SampleJob(training.generator, ready_sampler(training.generator, cfg), cfg)
-    watch = Watch(Judge(prepared), job, spent, looks, told)
+    watch = Watch(ablations.Judge(prepared, 250, 48), job, spent, looks, told)
     trainer_words = dict(diffusion=True, callbacks=[watch])
     run_trainer(
         training.objective, training.loaders, scratch, cfg, accelerator, training.state(), **trainer_words
@@ -322,7 +295,7 @@ def example(seconds: float) -> dict[str, Any]:
     from diffusers.training_utils import EMAModel
 
     prepared = prepare_words(compose_config([*COMMON, "model=ddpm"]))
-    judge = Judge(prepared)
+    judge = ablations.Judge(prepared, 250, 48)
     frames = select_frames(prepared.frames, prepared.train)["intensity"].values.astype(np.float32)
     most = frames.max((1, 2), keepdims=True).clip(1)
     images = torch.from_numpy(np.rint(255 * frames / most) / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
@@ -364,6 +337,7 @@ def example(seconds: float) -> dict[str, Any]:
     drawn = (x.mean(1).clamp(-1, 1) + 1).numpy() / 2 * float(np.median(most))
     like = select_frames(prepared.frames, prepared.held_out[:count]).load()
     samples = like.assign(intensity=like["intensity"].copy(data=drawn.astype(np.float32)))
+    samples = samples.assign_attrs(samples_are="expected values")
     look = {"seconds": spent, "step": steps, **judge(samples, told=False)}
     size = sum(p.numel() for p in net.parameters())
     return {"looks": [look], "before": 0.0, "parameters": size, "words": [], "evaluations": 10}
