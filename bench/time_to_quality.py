@@ -184,10 +184,15 @@ def spectrum_noise(training: Building) -> tuple[float, float]:
 
 
 class Watch(Callback):
-    """Looks at a model after so many seconds of its training, and stops it after the last look."""
+    """Looks at a model after so many seconds of its training, and stops it after the last look.
 
-    def __init__(self, judge: ablations.Judge, job: SampleJob, spent: float, looks: list[int], told: bool):
-        self.judge, self.job, self.told = judge, job, told
+    steps: look at these steps instead, step -> seconds that are known of it.
+    """
+
+    def __init__(
+        self, judge: ablations.Judge, job: SampleJob, spent: float, looks: list[int], told: bool, steps: dict[int, float]
+    ):  # fmt: skip
+        self.judge, self.job, self.told, self.steps = judge, job, told, steps
         self.spent, self.looks, self.seen = spent, [t for t in looks if t > spent], []
         self.began: float | None = None
 
@@ -197,9 +202,9 @@ class Watch(Callback):
         if not self.looks:
             training.request_stop("all looks are taken")
             return
-        if self.spent + now - self.began < self.looks[0]:
+        at = self.steps.get(record.step, 0.0) if self.steps else self.spent + now - self.began
+        if at < self.looks[0]:
             return
-        at = self.spent + now - self.began
         with training.evaluating():
             samples, _ = self.job.make(slice(None))
             found = self.judge(samples.assign_attrs(self.job.about()), self.told)
@@ -252,8 +257,8 @@ def trained_autoencoder(words: list[str], folder: Path) -> float:
     return sum(json.loads(told.read_text()).values())
 
 
-def contest(name: str, folder: Path, looks: list[int]) -> dict[str, Any]:
-    """Train one contestant and look at it on the way."""
+def contest(name: str, folder: Path, looks: list[int], steps: dict[int, float]) -> dict[str, Any]:
+    """Train one contestant and look at it on the way; `steps`: see `Watch`."""
     words, scratch = [*words_of(name), *STEADY], folder / "runs" / name.replace(", ", "-").replace(" ", "-")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -278,7 +283,7 @@ def contest(name: str, folder: Path, looks: list[int]) -> dict[str, Any]:
         spent += own["features"]
     told = bool(cfg.model.condition_maps)
     job = SampleJob(training.generator, ready_sampler(training.generator, cfg), cfg)
-    watch = Watch(ablations.Judge(prepared, 250, 48), job, spent, looks, told)
+    watch = Watch(ablations.Judge(prepared, 250, 48), job, spent, looks, told, steps)
     trainer_words = dict(diffusion=True, callbacks=[watch])
     run_trainer(
         training.objective, training.loaders, scratch, cfg, accelerator, training.state(), **trainer_words
@@ -441,23 +446,26 @@ def main() -> None:
         type=int,
         help="at these seconds only, beside those that are there: it is the same training",
     )
+    parser.add_argument("--again", action="store_true", help="judge the looks that are there once more: the same training up to the same steps, whose seconds stay")  # fmt: skip
     parser.add_argument("--one", choices=list(ROWS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if args.one:
-        looks = args.looks or [t for t in LOOKS if t <= min(args.seconds, LAST.get(args.one, LOOKS[-1]))]
-        row = example(looks[-1]) if args.one == EXAMPLE else contest(args.one, args.folder, looks)
-        print(json.dumps(row))
-        return
     path = RESULTS / "time_to_quality.json"
     read = lambda: json.loads(path.read_text()) if path.exists() else {"rows": {}}  # noqa: E731
+    if args.one:
+        looks = args.looks or [t for t in LOOKS if t <= min(args.seconds, LAST.get(args.one, LOOKS[-1]))]
+        known = read()["rows"][args.one]["looks"] if args.again else []
+        looks, steps = [look["seconds"] for look in known] or looks, {look["step"]: look["seconds"] for look in known}
+        row = example(looks[-1]) if args.one == EXAMPLE else contest(args.one, args.folder, looks, steps)
+        print(json.dumps(row))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = (args.folder or Path(scratch)).absolute()
         real = read().get("real") or index_rates.real_frames(64)["real frames"]["rate"]["value"]
         for name in args.only:
             command = [sys.executable, __file__, "--one", name, "--folder", str(folder), "--seconds", str(args.seconds)]
-            command += ["--looks", *map(str, args.looks)] if args.looks else []
+            command += ["--looks", *map(str, args.looks)] if args.looks else ["--again"] if args.again else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = read() | {"real": real}
             found["command"] = f"OMP_NUM_THREADS=1 python bench/time_to_quality.py --seconds {args.seconds:g}"
