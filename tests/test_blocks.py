@@ -114,6 +114,8 @@ def place(tmp_path_factory, runs):
         file["entry_1/instrument_1/source_1/energy"] = np.full(16, 1.6e-15)
         file["entry_1/instrument_1/detector_1/distance"] = 0.05
         file["entry_1/instrument_1/detector_1/x_pixel_size"] = 344e-6
+    with h5py.File(folder / "raw.h5", "w") as file:
+        file.create_dataset("data", data=np.ones((2, 2048, 2048), np.uint16), compression="gzip")
     geometry = ["clen = 0.05", "res = 2907", "dim0 = %", "dim1 = ss", "dim2 = fs", "data = /entry_1/data_1/data"]
     panel = dict(
         min_ss=0, max_ss=127, min_fs=0, max_fs=127, fs="+1.0x +0.0y", ss="+0.0x +1.0y", corner_x=-x, corner_y=-y

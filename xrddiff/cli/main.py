@@ -261,7 +261,9 @@ def words_help() -> str:
         if head != section:
             lines += ["", f"words {'of the run' if head == 'of the run' else 'in ' + head}:"]
             section = head
-        default = '""' if w.default == "" else yaml.safe_dump(w.default).split("\n")[0]
+        default = (
+            '""' if w.default == "" else yaml.safe_dump(w.default, default_flow_style=True, width=1000).split("\n")[0]
+        )
         choices = f" ({', '.join(map(str, w.metadata['choices']))})" if w.metadata["choices"] else ""
         lines.append(f"  {f'{w.name}={default}':<44} {w.metadata['help']}{choices}")
     lines += ["", "the presets change some of these; `xrddiff run … --dry-run` prints what holds"]

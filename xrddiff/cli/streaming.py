@@ -82,7 +82,7 @@ def add_streams(commands: Any) -> None:
     """Add `stream` and `replay` to the subparsers of `xrddiff`."""
     p = commands.add_parser("stream", help="answer frames as they arrive", description=stream.__doc__)
     p.add_argument("source", metavar="SOURCE", help="a folder, a file (HDF5 that grows too), or tcp://HOST:PORT")
-    p.add_argument("--run", metavar="RUN", help="a run of latent_diff or ddpm, for anomaly scores and latents")
+    p.add_argument("--run", metavar="RUN", help="a trained run: for anomaly scores and, with an autoencoder, latents")
     p.add_argument(
         "--cell", metavar="CELL", help="a,b,c,α,β,γ and a centring, or a CIF or PDB file (that of the frames)"
     )
