@@ -84,6 +84,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for k, v in fields.items():
             self.send_header(k, v)
+        if web.pause and body and data:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in (*(data[i : i + len(data) // 8 + 1] for i in range(0, len(data), len(data) // 8 + 1)), b""):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+                time.sleep(web.pause)
+            return
         self.send_header("Content-Length", str(len(data) if said is None else said))
         self.end_headers()
         if body:
@@ -106,13 +113,14 @@ class _Server(http.server.ThreadingHTTPServer):
 class RangeServer:
     """The files of a folder at `address`.
 
-    delay: s before each answer.
+    delay: s before each answer. pause: s between the eighths of an answer, which then does not say its length; 0: it does.
     faults: what happens to the next questions: ("status", 503), ("slow", s), ("drop", 0), ("cut", 0), ("call", function), (None, 0).
     """
 
     def __init__(self, folder: Path, delay: float = 0.0, etags: bool = True, ranges: bool = True):
         self.folder, self.delay, self.etags, self.ranges = Path(folder), delay, etags, ranges
         self.faults: deque = deque()
+        self.pause = 0.0
         self.asked: list[Asked] = []
         self.port, self.gone, self.read = 0, True, {}
         self.start()

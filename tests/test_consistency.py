@@ -11,11 +11,12 @@ from conftest import SMALL
 from test_run import xrddiff
 
 from xrddiff.config import compose_config
-from xrddiff.diffusion.consistency import ConsistencyObjective
+from xrddiff.diffusion.consistency import AutoregressiveConsistency, ConsistencyObjective
 from xrddiff.diffusion.denoisers import Denoiser
 from xrddiff.diffusion.mean_flow import MeanFlowObjective
 from xrddiff.errors import BadInput
 from xrddiff.formats.store import read_store
+from xrddiff.models.autoregressive import AutoregressiveDiffusion
 from xrddiff.models.unet import UNet
 from xrddiff.training.checkpoints import load_checkpoint
 
@@ -86,6 +87,18 @@ def test_each_stage_has_its_share_of_the_steps_and_held_out_frames_the_last_one(
     objective = OBJECTIVES["consistency"](UNet(in_channels=1, out_channels=1, widths=[32]))
     assert [objective.stage(s) for s in range(12)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
     assert objective.eval().stage(0) == 4
+
+
+def test_held_out_tokens_have_the_last_stage_too():
+    torch.manual_seed(0)
+    model = AutoregressiveDiffusion(size=(8, 8), patch_size=4, width=16, depth=1, heads=1)
+    torch.nn.init.normal_(model.denoiser.net.proj_out.weight, std=0.3)
+    objective = AutoregressiveConsistency(model, steps=100)
+    batch = {"x": torch.randn(2, 1, 8, 8), "index": torch.tensor([4, 9])}
+    first = objective(batch, 0)["loss"]
+    objective.training = False  # as the trainer says it
+    early, late = (objective(batch, step)["loss"] for step in (0, 99))
+    assert torch.equal(early, late) and not torch.equal(first, early)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,42 @@ def test_frames_of_other_files_are_not_remembered(tmp_path, cache):
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("way", ["link", "mask", "geom"])
+def test_a_mask_in_another_file_that_changes_is_read_again(tmp_path, cache, way):
+    """A mask by an external link, by `FILE:/path`, and in a file that a .geom names."""
+    place, other, words = tmp_path / "frames", tmp_path / "frames" / "flags.bin", dict(beam_center=(5, 6))
+    place.mkdir()
+    for i in range(COUNT):
+        write(place / f"run_{i:02d}.h5", i, nexus=way != "geom")
+        if way == "link":
+            with h5py.File(place / f"run_{i:02d}.h5", "r+") as f:
+                del f["entry/instrument/detector/pixel_mask"]
+                f["entry/instrument/detector/pixel_mask"] = h5py.ExternalLink(other.name, "mask")
+    if way == "mask":
+        words["mask"] = f"{other}:/mask"
+    if way == "geom":
+        lines = ["clen = 0.1", "res = 10000", "dim0 = %", "dim1 = ss", "dim2 = fs", "data = /entry_1/data_1/data"]
+        lines += [f"mask0_file = {other}", "mask0_data = /mask", "mask0_goodbits = 0x0", "mask0_badbits = 0x1"]
+        panel = dict(min_fs=0, max_fs=9, min_ss=0, max_ss=11, corner_x=-5, corner_y=-6, fs="+1.0x", ss="+1.0y")
+        (tmp_path / "a.geom").write_text("\n".join([*lines, *(f"p0/{k} = {v}" for k, v in panel.items())]) + "\n")
+        words = dict(geometry=str(tmp_path / "a.geom"))
+    bad = []
+    for rows in (1, 5):
+        mask = np.zeros((12, 10), np.uint32)
+        mask[:rows] = 1
+        other.unlink(missing_ok=True)
+        with h5py.File(other, "w") as f:
+            f["mask"] = mask
+        frames = xd.open_frames(place, **words, automask=[])
+        valid = frames["mask"].values
+        bad.append(
+            int((~valid).reshape(-1, 12, 10)[0].sum())
+            if way != "mask"
+            else valid.reshape(-1, 12, 10)[0][rows - 1].any()
+        )
+    assert bad == ([10, 50] if way != "mask" else [False, False])
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache):
     cache.parent.write_text("a file in its place")
     place = folder(tmp_path)

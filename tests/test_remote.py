@@ -11,7 +11,6 @@ import pickle
 import shutil
 import sys
 import threading
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,6 +145,16 @@ def test_a_server_without_ranges_or_etags_gives_the_same(place):
             assert words.get("ranges", True) or max(a.sent for a in web.asked) > 1e4
             shards = [a for a in web.asked if "intensity/c/" in a.path and a.sent]
             assert len(shards) == (3 if "ranges" in words else FRAMES + 3)
+
+
+def test_an_answer_that_does_not_say_its_length(place, web, hasty, monkeypatch):
+    """It has as long as it goes on coming, and is not read without end."""
+    monkeypatch.setattr(servers, "SLOWEST", 1 << 12)
+    ds = open_frames(f"{web.address}/other.zarr")
+    web.pause = 0.1  # more than the time for a stall, all together
+    assert np.array_equal(ds["intensity"][7].values, counts("foreign")[7])
+    monkeypatch.setattr(servers, "LARGEST_BODY", 1000)
+    sentence(lambda: ds["intensity"][8].values, "more than 1000 bytes")
 
 
 FAULTS = {

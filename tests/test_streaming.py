@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,7 +27,8 @@ from xrddiff.errors import BadInput
 from xrddiff.formats.store import save_frames
 from xrddiff.inference.anomalies import Scorer
 from xrddiff.streaming.answers import STORE, read_answers, read_stack
-from xrddiff.streaming.detector_messages import open_pull, send_frames
+from xrddiff.streaming.arrivals import Listening, open_source
+from xrddiff.streaming.detector_messages import header_message, image_message, open_pull, read_message, send_frames
 from xrddiff.streaming.stream import Stream, StreamPlan
 
 
@@ -144,12 +148,126 @@ def test_a_stream_that_was_killed_goes_on(tmp_path):
     assert f"{before} frames were answered before" in done.stdout
     table = read_answers(tmp_path / "out")
     names = [f"run_{k}.h5:{i}" for k in range(10) if k != 4 for i in range(24)]
-    assert sorted(table["name"]) == sorted([*names, "run_4.h5"])
+    assert sorted(table["name"]) == sorted([*names, "run_4.h5 (7 bytes)"])
     assert table["hit"].sum() == 72 and (table["why"] != "").sum() == 1
-    assert "run_4.h5 is not HDF5" in table.set_index("name")["why"]["run_4.h5"]
+    assert "run_4.h5 is not HDF5" in table.set_index("name")["why"]["run_4.h5 (7 bytes)"]
     assert pd.read_csv(tmp_path / "out" / "answers.csv")["name"].tolist() == table["name"].tolist()
     count = read_answers(tmp_path / "out", "peaks")["row"].value_counts().reindex(range(len(table)), fill_value=0)
     assert np.array_equal(count, table["peaks"]) and count.sum() > 72 * 10
+
+
+def test_a_file_that_was_looked_at_too_early_comes_again(tmp_path):
+    frames = in_old_files(small(3), tmp_path / "frames", 3)
+    whole = (frames / "run_0.h5").read_bytes()
+    (frames / "run_0.h5").write_bytes(whole[:3000])
+    os.utime(frames / "run_0.h5", (0, 0))
+    source = open_source(str(frames), Listening({}))
+    first = next(a for a in source if a is not None)
+    assert first.layout is None and first.name == "run_0.h5 (3000 bytes)"
+    (frames / "run_0.h5").write_bytes(whole)
+    os.utime(frames / "run_0.h5", (0, 0))
+    assert [next(a for a in source if a is not None).name for _ in range(3)] == [f"run_0.h5:{i}" for i in range(3)]
+    shutil.rmtree(frames)
+    with pytest.raises(BadInput, match="can no longer be read"):
+        list(source)
+
+
+WRITER = """
+import sys, h5py, numpy as np
+path, each = sys.argv[1], int(sys.argv[2])
+images, flags = np.load(path + ".npy"), np.load(path + ".flags.npy")
+with h5py.File(path, "w", libver="latest") as file:
+    data = file.create_dataset("entry/data", (0, 64, 64), "u2", maxshape=(None, 64, 64), chunks=(each, 64, 64))
+    file["entry/pixel_mask"] = flags
+    file.swmr_mode = True
+    print("open", flush=True)
+    input()
+    data.resize(6, axis=0)
+    for i, image in enumerate(images[:5]):
+        data[i] = image
+        data.flush()
+    print("five", flush=True)
+    input()
+    data[5] = images[5]
+"""
+
+
+@pytest.mark.parametrize("each", [1, 4])
+def test_a_file_that_grows_is_read_as_when_it_is_closed(tmp_path, each):
+    """Its mask counts, so do pixels without a value, and no frame of a chunk comes before it is written."""
+    path, images = tmp_path / "run.h5", small(6)["intensity"].values
+    images[:, 40, 40], images[:, 20:22, 20:22] = 65535, 5000
+    flags = np.zeros(images.shape[1:], np.uint32)
+    flags[20:22, 20:22] = 4
+    np.save(f"{path}.npy", images)
+    np.save(f"{path}.flags.npy", flags)
+    words = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(32, 32))
+    command, pipes = (
+        [sys.executable, "-c", WRITER, path, str(each)],
+        dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE),
+    )
+    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as writer:
+        assert writer.stdout.readline() == "open\n"
+        source = open_source(str(path), Listening(words))
+        assert next(source) is None
+        writer.stdin.write("\n")
+        assert writer.stdout.readline() == "five\n"
+        first = 5 if each == 1 else 4
+        there = list(itertools.islice((a for a in source if a is not None), first))
+        assert next(source) is None  # the rest may still come
+        writer.stdin.write("\n")
+    there += [a for a in source if a is not None]
+    assert [a.name for a in there] == [f"run.h5:{i}" for i in range(6)]
+    assert all(np.array_equal(a.image, image) for a, image in zip(there, images, strict=True))
+    mask = there[0].layout.frames["mask"].values
+    assert not mask[40, 40] and not mask[20:22, 20:22].any() and (~mask).sum() == 5
+
+
+def test_a_series_that_begins_again_is_another_one():
+    frames, series, known = small(2), {}, set()
+    told = Listening({}, known.__contains__)
+    for name in ("1", "1.2", "1.3"):
+        assert read_message(header_message(frames, 1), series, told) is None
+        for i, image in enumerate(frames["intensity"].values):
+            arrived = read_message(image_message(image, 1, i), series, told)
+            assert arrived.name == f"{name}:{i}" and read_message(image_message(image, 1, i), series, told)
+            known.add(arrived.name)
+        assert read_message(image_message(image, 1, 1), series, told) is None  # sent twice
+    with pytest.raises(BadInput, match="not JSON"):
+        read_message([b"[" * 100_000], series, told)
+    head, about, *rest = image_message(image, 1, 9)
+    about = about.replace(b"[64, 64]", b"[true, true]")
+    assert "expected [x, y]" in read_message([head, about, *rest], series, told).why
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--cell", "nonsense"], "cell 'nonsense': expected"),
+        (["wavlength=1.3"], "did you mean 'wavelength'"),
+        (["beam_center=64"], "2 finite numbers"),
+        (["geometry=gone.geom"], "gone.geom"),
+        (["--memory", "nan"], "expected megabytes"),
+        (["-o", "frames/run_0.h5"], "cannot be the folder of a stream"),
+    ],
+)
+def test_mistakes_are_said_before_a_frame_is_taken(tmp_path, capsys, monkeypatch, words, sentence):
+    from xrddiff.cli.main import main
+
+    in_old_files(small(2), tmp_path / "frames", 2)
+    monkeypatch.chdir(tmp_path)
+    words = words if "-o" in words else [*words, "-o", "out"]
+    assert main(["stream", "frames", "--idle", "1", *words]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_port_and_a_damaged_folder(tmp_path):
+    with pytest.raises(BadInput, match="port from 1 to 65535"):
+        Stream(StreamPlan("tcp://localhost:99999"), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stream.json").write_text("{")
+    with pytest.raises(BadInput, match="stream.json cannot be read"):
+        Stream(StreamPlan("tcp://localhost:9999"), tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -202,7 +320,7 @@ def test_mistakes_are_sentences(tmp_path):
         (["ftp://detector"], "expected a folder, a file, or an address"),
         ([".", "--min-peaks", "0"], "min-peaks is 0; expected 1 or more"),
         ([".", "--workers", "many"], "the workers are 'many'"),
-        (["tcp://nonsense"], "cannot listen to tcp://nonsense"),
+        (["tcp://nonsense"], "expected a port from 1 to 65535"),
     ):
         done = xrddiff("stream", *words, "-o", "out", folder=tmp_path, check=False)
         assert done.returncode == 2 and sentence in done.stderr, done.stderr

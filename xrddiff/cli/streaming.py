@@ -25,6 +25,8 @@ def stream(args: argparse.Namespace) -> int:
 
     folder = Path(args.output or time.strftime("output/streams/%Y-%m-%d/%H-%M-%S"))
     names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page")
+    if not 0 < args.memory < float("inf"):
+        raise BadInput(f"--memory is {args.memory:g}; expected megabytes, more than 0")
     memory = round(args.memory * 2**20)
     plan = StreamPlan(**{name: getattr(args, name) for name in names}, memory=memory, words=frame_words(args.words))
     opened = Stream(plan, folder)
@@ -72,7 +74,7 @@ def replay(args: argparse.Namespace) -> int:
     frames = frames_of(args)
     with tqdm(total=frames.sizes["frame"], unit="frame", mininterval=1) as bar:
         send_frames(
-            frames, args.address, encoding=args.encoding, rate=args.rate, wait=args.wait,
+            frames, args.address, series=args.series, encoding=args.encoding, rate=args.rate, wait=args.wait,
             sent=lambda n: bar.update(n - bar.n),
         )  # fmt: skip
     return 0
@@ -113,6 +115,7 @@ def add_streams(commands: Any) -> None:
     p.add_argument("file", help="any supported file of images, or a named data set")
     p.add_argument("address", metavar="ADDRESS", help="to bind, for instance tcp://127.0.0.1:9999")
     p.add_argument("--rate", type=float, metavar="HZ", help="frames per second (as fast as they are taken)")
+    p.add_argument("--series", type=int, default=1, metavar="N", help="the number of the series (1)")
     p.add_argument("--encoding", default="bslz4", metavar="HOW", help="none, lz4 or bslz4 (bslz4)")
     p.add_argument(
         "--wait", type=float, default=60.0, metavar="S", help="until somebody listens, or takes a frame (60)"

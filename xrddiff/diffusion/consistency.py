@@ -179,6 +179,7 @@ class AutoregressiveConsistency(AutoregressiveObjective):
 
     def forward(self, batch: Mapping[str, Any], step: int = 0) -> dict[str, Tensor]:
         rule, key = self.rule, step if self.training else 0
+        rule.training = self.training  # validation is always that of the last stage
         tokens, counts, c = self.contexts(batch, key)
         sigma, eps = self.noisy(tokens, batch["index"], key)
         sigma = sigma.clamp(*rule.range)

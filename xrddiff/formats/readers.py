@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
@@ -42,7 +42,7 @@ from ..remote.remote_folder import RemoteFolder
 from ..registry import Names, by_suffix, get
 
 # %% auto #0
-__all__ = ['NEEDED', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'open_frames', 'join_mask']
+__all__ = ['NEEDED', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'check_words', 'open_frames', 'join_mask']
 
 # %% ../../nbs/formats/readers.ipynb #ad63d711
 def _is_plugin(reader: str | None) -> bool:
@@ -296,6 +296,20 @@ def look_first(path: Any, outside: bool) -> h5py.File | None:
             return open_hdf5(path, outside=outside)
     return None
 
+# %% ../../nbs/formats/readers.ipynb #4b093d11
+def check_words(words: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for words of `open_frames` that are misspelt, are no numbers, or name a file that is not there."""
+    for word in words:
+        near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
+        if word not in _WORDS and near:
+            raise BadInput(f"open_frames has no word {word!r}; did you mean {near[0]!r}?")
+    for word in NEEDED.keys() & words.keys():
+        if words[word] is not None and (word == "beam_center" or np.ndim(words[word]) == 0):
+            as_numbers(words[word], 2 if word == "beam_center" else 1, word)
+    for word in {"geometry", "labels"} & words.keys():
+        if words[word] is not None:
+            readable(Path(words[word]))
+
 # %% ../../nbs/formats/readers.ipynb #e6342a2e
 @in_sentences
 def open_frames(
@@ -337,10 +351,7 @@ def open_frames(
         words |= {"automask": automask, "outside": outside, "complete": complete}
         ds = open_frames(path, geometry=geometry, dataset=dataset, **words)
         return label_frames(ds, labels, lambda: _file_of_each(path))
-    for word in words:
-        near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
-        if word not in _WORDS and near:
-            raise BadInput(f"open_frames has no word {word!r}; did you mean {near[0]!r}?")
+    check_words(words)
     where = str(path)
     if is_address(path) or isinstance(path, RemoteFolder):
         path = _placed(path)
@@ -502,7 +513,7 @@ def _open_many(files: Sequence[Path], automask: Sequence[str] | None, /, **words
     if automask is None or key is not None:
         rules = [] if all(_is_ours(f) for f in files) else list(RULES)
     if key is not None:
-        remember(key, parts, joined, rules=rules)
+        remember(key, files, parts, joined, rules=rules)
     return with_automask(joined, rules if automask is None else automask)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from xrddiff.frames.rows import (
     lazy_array,
     rows_behind,
 )
+from ..headers.gate import leads_elsewhere
 from ..headers.sources import HDF5Rows
 
 # %% auto #0
@@ -144,19 +146,22 @@ def folder_key(files: Sequence[Path], words: Mapping[str, Any]) -> str | None:
             isinstance(value, list | tuple) and not all(isinstance(v, plain) for v in value)
         ):
             return None
-    named = [_stat(v) for v in words.values() if isinstance(v, str) and os.path.isfile(v)]
+    named = [v if os.path.exists(v) else v.rpartition(":/")[0] for v in words.values() if isinstance(v, str)]
+    named = [v for v in named if os.path.isfile(v)]
+    if any(v.endswith(".geom") and b"_file" in Path(v).read_bytes() for v in named):  # its masks are in other files
+        return None
     each = [[os.path.abspath(f), *_stat(f)] for f in files]
-    return json_digest([__version__, _code(), sorted(words.items()), named, each])
+    return json_digest([__version__, _code(), sorted(words.items()), [_stat(v) for v in named], each])
 
 # %% ../../nbs/formats/remembered.ipynb #bedc5327
-def remember(key: str, parts: Sequence[xr.Dataset], joined: xr.Dataset, **about: Any) -> bool:
+def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joined: xr.Dataset, **about: Any) -> bool:
     """Keep what was found in a folder; whether that was possible.
 
-    parts: the frames of each file. joined: all of them. about: JSON values that `recall` returns.
+    files: what was opened. parts: the frames of each file. joined: all of them. about: JSON values that `recall` returns.
     """
     nodes, variables = Nodes(), {}
     place = cache_dir() / "folders" / key
-    if rows_behind(joined["intensity"]) is None:  # pixels in memory: to keep them would be a copy
+    if rows_behind(joined["intensity"]) is None or any(map(leads_elsewhere, files)):  # pixels in memory: a copy
         return False
     try:
         for name in (n for n in ("intensity", "mask") if n in joined and rows_behind(joined[n]) is not None):
@@ -170,9 +175,10 @@ def remember(key: str, parts: Sequence[xr.Dataset], joined: xr.Dataset, **about:
             np.savez_compressed(beside / "arrays.npz", **nodes.arrays)
     except (NotKept, OSError, ValueError, TypeError, KeyError):
         return False
-    kept = sorted(place.parent.iterdir(), key=lambda p: p.stat().st_mtime)
-    for old in kept[:-KEPT]:
-        remove(old)
+    with suppress(OSError):  # another process tidies up as well
+        kept = sorted(place.parent.iterdir(), key=lambda p: p.stat().st_mtime)
+        for old in kept[:-KEPT]:
+            remove(old)
     return True
 
 

@@ -24,8 +24,8 @@ from ..errors import BadInput, XrddiffError
 
 # %% auto #0
 __all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'as_bad_input', 'memory',
-           'check_size', 'find_source', 'check_source', 'check_hdf5', 'is_hdf5', 'allow_outside', 'leads_outside',
-           'open_hdf5', 'filter_names', 'check_dataset']
+           'check_size', 'find_source', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5', 'allow_outside',
+           'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset']
 
 # %% ../../nbs/headers/gate.ipynb #c63469e0
 _KINDS = (
@@ -168,6 +168,12 @@ def check_source(name: str, path: str | Path, where: str, outside: bool = False,
 
 # %% ../../nbs/headers/gate.ipynb #3eee5632
 DEEPEST, MOST_FILES = 100, 20_000
+_leading: set[str] = set()  # real paths of the checked files that refer to others
+
+
+def leads_elsewhere(path: str | Path) -> bool:
+    """Whether a file that was opened here refers to other files, whose dates its own does not tell."""
+    return os.path.realpath(path) in _leading
 
 
 def check_hdf5(file: h5py.File, outside: bool = False) -> None:
@@ -191,6 +197,8 @@ def _check_links(file: h5py.File, outside: bool, seen: set[str]) -> None:
             datasets.append(name)
 
     file.id.links.visit(visit, info=True)
+    if links:
+        _leading.add(os.path.realpath(path))
     for name in links:
         to = os.fsdecode(file.id.links.get_val(name)[0])
         target = check_source(to, path, f"the link /{os.fsdecode(name)} of {path}", outside)
@@ -228,6 +236,8 @@ def _check_places(data: h5py.h5d.DatasetID, path: str, where: str, outside: bool
     `chain` lists the virtual data sets (file, name) through which it was reached.
     """
     plist = data.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
+        _leading.add(os.path.realpath(path))
     if plist.get_layout() != h5py.h5d.VIRTUAL:
         for i in range(plist.get_external_count()):
             check_source(os.fsdecode(plist.get_external(i)[0]), path, where, outside, raw=True)

@@ -84,7 +84,9 @@ def serve() -> None:
         path, outside = json.loads(line)
         try:
             seconds = SECONDS + 1 + os.path.getsize(path) // (4 << 20)
-            resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, hard))
+            soft = int(used.ru_utime + used.ru_stime) + seconds
+            soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+            resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
             problem = try_file(path, outside)
         except XrddiffError as error:
             problem = str(error)

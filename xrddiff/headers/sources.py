@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
@@ -111,15 +112,17 @@ def _all_of(rest: tuple, shape: tuple[int, ...]) -> bool:
 
 # %% ../../nbs/headers/sources.ipynb #202a58ae
 _open_rows: OrderedDict[int, weakref.ref] = OrderedDict()  # those with an open file, the one read last at the end
+_counting = threading.Lock()
 
 
 def _count_open(rows: HDF5Rows) -> None:
     """Close the file that was read longest ago where `rows` makes one too many."""
-    _open_rows[id(rows)] = weakref.ref(rows)
-    _open_rows.move_to_end(id(rows))
-    while len(_open_rows) > OPEN_SOURCES:
-        if (oldest := _open_rows.popitem(last=False)[1]()) is not None:
-            oldest._data = oldest._direct = None
+    with _counting:
+        _open_rows[id(rows)] = weakref.ref(rows)
+        _open_rows.move_to_end(id(rows))
+        while len(_open_rows) > OPEN_SOURCES:
+            if (oldest := _open_rows.popitem(last=False)[1]()) is not None:
+                oldest._data = oldest._direct = None
 
 
 class HDF5Rows(Rows):

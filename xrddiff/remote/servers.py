@@ -202,8 +202,15 @@ class WebServer:
                 size = (r.content_length or 0) if method == "GET" else 0
                 if size > LARGEST_BODY:
                     raise RemoteError(f"it answered with {size} bytes at once")
-                limit.reschedule(asyncio.get_running_loop().time() + STALL + size / SLOWEST)
-                return Reply(r.status, r.reason or "", {k.lower(): v for k, v in r.headers.items()}, await r.read())
+                begun, body = asyncio.get_running_loop().time(), bytearray()
+                limit.reschedule(begun + STALL + size / SLOWEST)
+                async for piece in r.content.iter_any():
+                    body += piece
+                    if len(body) > LARGEST_BODY:
+                        raise RemoteError(f"it answered with more than {LARGEST_BODY} bytes at once")
+                    if not size:  # it does not say how much will come
+                        limit.reschedule(begun + STALL + len(body) / SLOWEST)
+                return Reply(r.status, r.reason or "", {k.lower(): v for k, v in r.headers.items()}, bytes(body))
         except (aiohttp.ClientError, OSError) as error:
             if (why := _once(error)) is not None:
                 raise Faulty(why) from error

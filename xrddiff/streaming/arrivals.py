@@ -29,8 +29,9 @@ from ..headers.gate import as_bad_input
 from ..registry import by_suffix, entries, get, register
 
 # %% auto #0
-__all__ = ['OWN', 'TICK', 'SETTLED', 'Layout', 'own_values', 'layout_of', 'Arrived', 'refused', 'Listening', 'being_written',
-           'with_geometry', 'folder_source', 'growing_layout', 'file_source', 'find_source', 'open_source']
+__all__ = ['OWN', 'TICK', 'SETTLED', 'SETS', 'Layout', 'own_values', 'layout_of', 'Arrived', 'refused', 'Listening',
+           'being_written', 'with_geometry', 'folder_source', 'growing_layout', 'file_source', 'find_source',
+           'open_source']
 
 # %% ../../nbs/streaming/arrivals.ipynb #f936b303
 @dataclass(frozen=True, eq=False)
@@ -138,12 +139,15 @@ def being_written(path: Path) -> bool:
     return head[:8] == b"\x89HDF\r\n\x1a\n" and head[8] >= 3 and bool(head[11] & 0b1)
 
 
+SETS = (".h5", ".hdf5", ".cxi", ".nxs", ".zarr")  # these may get more frames
+
+
 def _arrived(ds: xr.Dataset, prefix: str, told: Listening) -> Iterator[Arrived]:
     """Those frames of a set that are not known."""
     value, n = ds["intensity"], frame_count(ds)
     own_mask, layout = "mask" in ds and "frame" in ds["mask"].dims, None
     for i in range(n):
-        name = f"{prefix}:{i}" if n > 1 else prefix
+        name = f"{prefix}:{i}" if n > 1 or Path(prefix).suffix.lower() in SETS else prefix
         if told.is_known(name):
             continue
         try:
@@ -157,11 +161,13 @@ def _arrived(ds: xr.Dataset, prefix: str, told: Listening) -> Iterator[Arrived]:
 
 def _read_file(path: Path, told: Listening) -> Iterator[Arrived]:
     """The frames of one file."""
+    size = path.stat().st_size if path.exists() else 0
     try:
         ds = open_frames(path, complete=False, **told.words)
     except BadInput as error:
-        if not told.is_known(path.name):
-            yield refused(path.name, error)
+        name = f"{path.name} ({size} bytes)"  # when it is complete it is another one
+        if not told.is_known(name):
+            yield refused(name, error)
         return
     yield from _arrived(with_geometry(ds, told.template), path.name, told)
 
@@ -181,12 +187,15 @@ def folder_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     """The frames of the files of a folder, and of those that are still to come."""
     folder, seen = Path(source).expanduser(), {}
     while True:
-        for path in sorted(folder.iterdir(), key=natural):
-            if not _is_frames(path):
-                continue
-            about = path.stat()
-            state = (about.st_size, about.st_mtime_ns)
-            if seen.get(path) == state or time.time() - about.st_mtime < SETTLED or being_written(path):
+        with as_bad_input(f"{folder} can no longer be read"):
+            paths = sorted(folder.iterdir(), key=natural)
+        for path in filter(_is_frames, paths):
+            try:
+                about = path.stat()
+                state = (about.st_size, about.st_mtime_ns)
+                if seen.get(path) == state or time.time() - about.st_mtime < SETTLED or being_written(path):
+                    continue
+            except OSError:  # another program has moved it away
                 continue
             seen[path] = state
             yield from _read_file(path, told)
@@ -211,12 +220,14 @@ def _growing(file: h5py.File, path: Path, dataset: Any) -> h5py.Dataset:
 
 
 def _is_there(data: h5py.Dataset, frame: int) -> bool:
-    """Whether the chunk of a frame has been written."""
+    """Whether a frame has been written: its chunk or, where a chunk has several frames, the next one too."""
     if data.chunks is None:
-        return True
-    first = (frame, *(0 for _ in data.shape[1:]))
-    info = data.id.get_chunk_info_by_coord(tuple(f - f % c for f, c in zip(first, data.chunks, strict=True)))
-    return info.byte_offset is not None
+        return False  # nothing says so before the file is closed
+    each = data.chunks[0]
+    first = frame if each == 1 else frame - frame % each + each
+    if first >= len(data):
+        return False
+    return data.id.get_chunk_info_by_coord((first, *(0 for _ in data.shape[1:]))).byte_offset is not None
 
 
 def _follow(path: Path, told: Listening) -> Iterator[Arrived | None]:
@@ -231,7 +242,7 @@ def _follow(path: Path, told: Listening) -> Iterator[Arrived | None]:
                 name = f"{path.name}:{frame}"
                 if not told.is_known(name):
                     image = data[frame]
-                    layout = layout or growing_layout(image, words, told.template)
+                    layout = layout or growing_layout(image, words, told.template, _stored_mask(file, image.shape))
                     yield Arrived(name, layout, image, time.time())
                 frame += 1
             if ends:
@@ -241,18 +252,40 @@ def _follow(path: Path, told: Listening) -> Iterator[Arrived | None]:
             ends = not being_written(path)
 
 
-def growing_layout(image: np.ndarray, words: Mapping[str, Any], template: xr.Dataset | None) -> Layout:
-    """The layout of frames that say nothing of themselves: that of a template of the same shape, and the words."""
+def _stored_mask(file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The valid pixels by the mask in a file, of the shape of a frame; None if it has none."""
+    for data in walk(file):
+        if data.name.rsplit("/", 1)[-1] in ("pixel_mask", "mask") and data.shape == shape and data.dtype.kind in "iub":
+            values = data[()]
+            return values if values.dtype == bool else values == 0
+    return None
+
+
+def growing_layout(
+    image: np.ndarray, words: Mapping[str, Any], template: xr.Dataset | None, mask: np.ndarray | None = None
+) -> Layout:
+    """The layout of frames that say nothing of their geometry: that of a template of the same shape, and the words.
+
+    image: the first of them; where its counter says that there is no value, it is not valid.
+    mask: bool, True = valid pixel, or None.
+    """
     if "geometry" in words:
         raise BadInput(
             "a file that is still being written takes no geometry file; expected its words, for instance wavelength=1.3 distance=0.15"
         )
     same = template is not None and template["intensity"].shape[1:] == image.shape
+    good = np.ones(image.shape, bool) if mask is None else mask
+    if image.dtype.kind == "u":
+        good = good & (image != np.iinfo(image.dtype).max)
     if same and not words:
-        return Layout(layout_of(template).frames.astype({"intensity": image.dtype}, keep_attrs=True))
+        frames = layout_of(template).frames.astype({"intensity": image.dtype}, keep_attrs=True)
+        valid = (frames["intensity"].dims[1:], good & frame_mask(frames, 0))
+        return Layout(frames if good.all() else frames.assign(mask=valid))
     known = {k: template.attrs[k] for k in _GEOMETRY if k in template.attrs} if same else {}
     if same and "mask" in template and "frame" not in template["mask"].dims:
-        known["mask"] = template["mask"].values
+        good = good & template["mask"].values
+    if not good.all():
+        known["mask"] = good
     return layout_of(make_frames(image[None], **(known | dict(words))))
 
 # %% ../../nbs/streaming/arrivals.ipynb #4b9de7a6
@@ -275,6 +308,9 @@ def find_source(source: str) -> str:
             raise BadInput(
                 f"the source is {source!r}; expected a folder, a file, or an address such as tcp://detector:9999"
             )
+        port = re.search(r":(\d+)$", source)
+        if scheme == "tcp" and not source.endswith(":*") and not (port and 0 < int(port[1]) < 1 << 16):
+            raise BadInput(f"the source is {source!r}; expected a port from 1 to 65535, as in tcp://detector:9999")
         return name
     path = Path(source).expanduser()
     if not path.exists():

@@ -21,6 +21,7 @@ from numcodecs import lz4
 
 from ..errors import BadInput
 from ..frames.frames import frame_mask, make_frames
+from ..headers.gate import as_bad_input
 from ..registry import register
 from .arrivals import TICK, Arrived, Layout, Listening, growing_layout, layout_of, refused
 
@@ -122,10 +123,11 @@ def _check_blocks(blob: bytes, size: int, itemsize: int) -> None:
 class Series:
     """What is known of a series of frames.
 
-    number: of the series. config: of its header. mask: bool (y, x), True = valid, or None.
+    number: of the series. name: of the series, in the names of its frames. config: of its header. mask: bool (y, x), True = valid, or None.
     """
 
     number: int
+    name: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     mask: np.ndarray | None = None
     layout: Layout | None = None
@@ -166,7 +168,7 @@ def _json(part: bytes) -> dict[str, Any]:
     """A part of a message that is JSON."""
     try:
         found = json.loads(bytes(part))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise BadInput("a part of the message is not JSON; expected the stream of a DECTRIS detector, version 1")
@@ -177,7 +179,7 @@ def _blob(parts: Sequence[bytes], at: int, what: str) -> np.ndarray:
     """The array whose description is part `at`, and whose bytes follow it."""
     about = _json(parts[at])
     shape = tuple(about["shape"][::-1]) if isinstance(about.get("shape"), list) else ()
-    if not all(isinstance(s, int) for s in shape):
+    if not all(type(s) is int for s in shape):
         raise BadInput(f"the {what} announces the shape {about.get('shape')!r}; expected [x, y]")
     return decompress(bytes(parts[at + 1]), shape, str(about.get("type")), str(about.get("encoding", "<")))
 
@@ -185,7 +187,8 @@ def _blob(parts: Sequence[bytes], at: int, what: str) -> np.ndarray:
 def read_header(parts: Sequence[bytes]) -> Series:
     """The series that a header begins."""
     head = _json(parts[0])
-    series = Series(int(head.get("series", 0)), _json(parts[1]) if len(parts) > 1 else {})
+    number = int(head.get("series", 0))
+    series = Series(number, str(number), _json(parts[1]) if len(parts) > 1 else {})
     for at in range(2, len(parts) - 1):
         if parts[at][:1] == b"{" and _json(parts[at]).get("htype") == "dpixelmask-1.0":
             series.mask = _blob(parts, at, "pixel mask") == 0
@@ -204,17 +207,21 @@ def read_message(parts: Sequence[bytes], series: dict[int, Series], told: Listen
         raise BadInput(f"the message is of series {number!r}; expected a whole number")
     if kind.startswith("dheader-"):
         series[number] = read_header(parts)
+        again = 1
+        while told.is_known(f"{series[number].name}:0"):  # a detector that was started again counts from one again
+            again += 1
+            series[number].name = f"{number}.{again}"
     elif kind.startswith("dseries_end-"):
         series.pop(number, None)
     elif kind.startswith("dimage-"):
-        name = f"{number}:{head.get('frame')}"
+        own = series.setdefault(number, Series(number, str(number)))
+        name = f"{own.name}:{head.get('frame')}"
         if told.is_known(name):
             return None
         try:
             if len(parts) < 3:
                 raise BadInput(f"the message of frame {name} has {len(parts)} parts; expected at least 3")
             image = _blob(parts, 1, f"frame {name}")
-            own = series.setdefault(number, Series(number))
             return Arrived(name, own.layout_for(image, told), image, time.time())
         except BadInput as error:
             return refused(name, error)
@@ -306,7 +313,8 @@ def socket_source(source: str, told: Listening) -> Iterator[Arrived | None]:
                 yield None
                 continue
             try:
-                arrived = read_message(socket.recv_multipart(), series, told)
+                with as_bad_input("the message cannot be read"):
+                    arrived = read_message(socket.recv_multipart(), series, told)
             except BadInput as error:
                 odd += 1
                 arrived = refused(f"message {odd} at {time.time():.3f}", error)

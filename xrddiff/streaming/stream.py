@@ -21,6 +21,9 @@ import pandas as pd
 from ..errors import BadInput
 from ..execution.workers import Pool, open_workers, parse_workers, run_in_order
 from ..files import write_json, writing
+from ..formats.readers import check_words
+from ..headers.gate import as_bad_input
+from ..indexing.cells import read_cell
 from ..indexing.indexer import Indexer
 from ..plugins import load_standing
 from ..ranks.stopping import StopRequest
@@ -144,7 +147,7 @@ class Reception:
 
     def is_known(self, name: str) -> bool:
         """Whether a frame was answered, or is about to be."""
-        return self.answered(name) or name in self.taken
+        return name in self.taken or self.answered(name)  # in this order: what is written leaves `taken` last
 
     def start(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
         """Begin to take what `listen()` gives."""
@@ -251,7 +254,10 @@ class Stream:
     def __init__(self, plan: StreamPlan, folder: str | Path):
         load_standing()
         self.plan, self.folder = plan, Path(folder)
-        find_source(plan.source)  # a wrong one is refused before anything is made
+        find_source(plan.source)  # what is wrong is refused before anything is made
+        check_words(plan.words or {})
+        if plan.cell is not None:
+            read_cell(plan.cell)
         self.workers = None if plan.workers is None else parse_workers(plan.workers)
         reference, template, cell = None, None, plan.cell
         if plan.run is not None:
@@ -263,7 +269,8 @@ class Stream:
         self._agree()
         self._hold = ExitStack()  # until the end of the call: another process must not open the table
         self._hold.enter_context(held(self.folder))
-        self.answers, self.standing = Answers(self.folder), Standing()
+        with as_bad_input(f"the answers in {self.folder} cannot be read"):
+            self.answers, self.standing = Answers(self.folder), Standing()
         blank = unanswered([], [], self.question)
         self.answers.append(
             blank.table.assign(arrived=np.zeros(0), seconds=np.zeros(0, np.float32)),
@@ -278,14 +285,16 @@ class Stream:
     def _agree(self) -> None:
         path, mine = self.folder / "stream.json", self.plan.kept()
         if path.is_file():
-            theirs = json.loads(path.read_text(encoding="utf-8"))
+            with as_bad_input(f"{path} cannot be read; expected the folder of a stream"):
+                theirs = dict(json.loads(path.read_text(encoding="utf-8")))
             for name, value in mine.items():
                 if theirs.get(name) != value:
                     raise BadInput(
                         f"{self.folder} has answers of a stream with {name.replace('_', '-')} {theirs.get(name)}; expected that instead of {value}, or another folder"
                     )
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with as_bad_input(f"{self.folder} cannot be the folder of a stream"):
+                self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, mine)
 
     def _tasks(
