@@ -149,7 +149,7 @@ def test_a_server_without_ranges_or_etags_gives_the_same(place):
 
 def test_an_answer_that_does_not_say_its_length(place, web, hasty, monkeypatch):
     """It has as long as it goes on coming, and is not read without end."""
-    monkeypatch.setattr(servers, "SLOWEST", 1 << 12)
+    monkeypatch.setattr(servers, "SLOWEST", 1 << 8)
     ds = open_frames(f"{web.address}/other.zarr")
     web.pause = 0.1  # more than the time for a stall, all together
     assert np.array_equal(ds["intensity"][7].values, counts("foreign")[7])
