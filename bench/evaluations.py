@@ -21,38 +21,47 @@ import index_rates
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-TUNED = ["experiment_type=demo", "training.objective=consistency", "model.diff_epochs=14", "model.diff_lr=3e-4", "inference=fast", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
-FLOW = ["experiment_type=demo", "training.objective=mean_flow", "training.objective_options={jumps: 0.5}", "model.diff_epochs=10", "inference=mean_flow", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
-UNTRAINED = ["experiment_type=demo", "model.diff_epochs=1", "training.max_steps=1", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
+DEMO = ["experiment_type=demo", "inference.num_samples=48", "inference.batch_size=16"]
+TUNED = ["training.objective=consistency", "model.diff_epochs=14", "model.diff_lr=3e-4", "inference=fast"]
+RUNS = {
+    "tuned": ("base", TUNED),
+    "tuned with guidance": ("base", [*TUNED, "training.objective_options={guidance: 1.25}"]),
+    "flow": (None, ["training.objective=mean_flow", "training.objective_options={jumps: 0.5}", "model.diff_epochs=10", "inference=mean_flow"]),
+    "untrained": (None, ["model.diff_epochs=1", "training.max_steps=1"]),
+    "pixels": (None, ["model=ddpm", "model.diff_epochs=10"]),
+    "pixels tuned": ("pixels", ["model=ddpm", *TUNED]),
+}  # fmt: skip
 FEW = ["inference.sampler=consistency", "inference.schedule=few"]
 KARRAS = "inference.schedule=karras"
 ROWS = {
     "untrained, unipc 16": ("untrained", ["inference.sampler=unipc", KARRAS, "inference.steps=16"]),
     **{f"unipc {n}": ("base", ["inference.sampler=unipc", KARRAS, f"inference.steps={n}"]) for n in (1, 2, 4, 8, 16, 50)},
     **{f"dpmpp_2m {n}": ("base", ["inference.sampler=dpmpp_2m", KARRAS, f"inference.steps={n}"]) for n in (4, 8, 16)},
-    **{f"ddim {n}": ("base", ["inference.sampler=ddim", KARRAS, f"inference.steps={n}"]) for n in (4, 16, 50)},
+    **{f"ddim {n}": ("base", ["inference.sampler=ddim", KARRAS, f"inference.steps={n}"]) for n in (1, 4, 16, 50)},
     "heun 31": ("base", ["inference.sampler=heun", KARRAS, "inference.steps=16"]),
-    "ddpm 50": ("base", ["inference.sampler=ddpm", KARRAS, "inference.steps=50"]),
-    "ddpm 1000": ("base", ["inference.sampler=ddpm", KARRAS, "inference.steps=1000"]),
+    **{f"ddpm {n}": ("base", ["inference.sampler=ddpm", KARRAS, f"inference.steps={n}"]) for n in (16, 50, 1000)},
     **{f"consistency {n}": ("tuned", [*FEW, "inference.guidance_scale=1", f"inference.steps={n}"]) for n in (1, 2, 4)},
     **{f"mean flow {n}": ("flow", ["inference.sampler=mean_flow", "inference.schedule=flow", f"inference.steps={n}"]) for n in (1, 2, 4)},
     **{f"consistency {n}, guided": ("tuned", [*FEW, "inference.guidance_scale=1.25", f"inference.steps={n}"]) for n in (1, 2)},
+    **{f"consistency {n}, guidance tuned in": ("tuned with guidance", [*FEW, "inference.guidance_scale=1", f"inference.steps={n}"]) for n in (1, 2, 4)},
+    **{f"pixels, unipc {n}": ("pixels", ["inference.sampler=unipc", KARRAS, f"inference.steps={n}"]) for n in (1, 16)},
+    **{f"pixels, consistency {n}": ("pixels tuned", [*FEW, "inference.guidance_scale=1", f"inference.steps={n}"]) for n in (1, 2, 4)},
 }  # fmt: skip
-ONCE = ("ddpm 1000", "untrained, unipc 16")  # one seed tells enough
-SHOWN = ("unipc 1", "unipc 16", "consistency 1", "consistency 2", "mean flow 1")
+ONCE = ("unipc 50", "ddim 50", "ddpm 50", "ddpm 1000", "untrained, unipc 16")  # one seed tells enough
+FEWEST = ("consistency 1, guidance tuned in", "consistency 2, guidance tuned in", "consistency 1", "consistency 2")
+SHOWN = ("unipc 1", "unipc 16", "consistency 1, guidance tuned in", "consistency 2, guidance tuned in", "mean flow 1")
 
 
 def words_of(name: str, folder: Path) -> list[str]:
     """The words of a run; the autoencoder is that of `base`."""
     if name == "base":
         return ablations.words_of("base", folder)
-    base = next(folder.glob("output/*/base"))
-    words = [f"training.pretrained_vae_path={base / 'autoencoder'}", "training.train_vae_from_scratch=false"]
-    return {
-        "tuned": [*TUNED, f"training.init={base}", *words],
-        "flow": [*FLOW, *words],
-        "untrained": [*UNTRAINED, *words],
-    }[name]
+    before, words = RUNS[name]
+    words = [*DEMO, *words]
+    if not name.startswith("pixels"):
+        codec = next(folder.glob("output/*/base")) / "autoencoder"
+        words += [f"training.pretrained_vae_path={codec}", "training.train_vae_from_scratch=false"]
+    return words + ([f"training.init={next(folder.glob(f'output/*/{before}'))}"] if before else [])
 
 
 def spread(values: list[float]) -> dict:
@@ -83,12 +92,17 @@ def cell(value: dict, digits: int = 2) -> str:
 
 def page(found: dict) -> str:
     """The results as a page."""
+
+    def minutes(run: str) -> str:
+        return f"{found['cpu'].get(run, np.nan) / 60:.0f}"
+
     names = ("peaks", "index", "on_lattice", *ablations.DISTANCES)
     lines = [
         "# How many evaluations a sample needs", "",
         f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
-        "The model of `make demo`, sampled in several ways; *consistency* is that model after it was tuned with `training.objective=consistency` "
-        f"({found['cpu'].get('tuned', 0) / 60:.0f} CPU minutes after the {found['cpu'].get('base', 0) / 60:.0f} of its training); *mean flow* was trained from scratch for ten epochs, with the same autoencoder. Mean and standard deviation over seeds of 96 samples each. *Index*: share of the samples with enough peaks that have a lattice beyond chance. "
+        "The model of `make demo`, sampled in several ways. *Consistency* is that model after it was tuned with `training.objective=consistency` "
+        f"({minutes('tuned')} CPU minutes after the {minutes('base')} of its training; {minutes('tuned with guidance')} with *guidance tuned in*); *mean flow* was trained from scratch, with the same autoencoder ({minutes('flow')} minutes). "
+        f"*Pixels*: a model of the frames themselves ({minutes('pixels')} minutes, and {minutes('pixels tuned')} to tune it). Mean and standard deviation over seeds of 96 samples each. *Index*: share of the samples with enough peaks that have a lattice beyond chance. "
         "*On the asked lattice*: share of a frame's peaks, median. The other columns are distances from held-out frames, over the floor. A guided evaluation is two of the network.", "",
         "| sampler and evaluations | CPU ms a frame | peaks | index | on the asked lattice | " + " | ".join(ablations.DISTANCES) + " |",
         "| --- |" + " ---: |" * (len(names) + 1),
@@ -97,11 +111,22 @@ def page(found: dict) -> str:
         if r := found["rows"].get(name):
             ms = {k: None if v is None else v * (1 if k == "seeds" else 1e3) for k, v in r["seconds"].items()}
             lines.append(f"| {name} | {cell(ms, 0)} | " + " | ".join(cell(r[n], 0 if n == "peaks" else 2) for n in names) + " |")  # fmt: skip
+    lines += ["", *(said for few in FEWEST if (said := beside(found["rows"], few, "unipc 16")))]
     lines += ["", "![Samples of the same seed](evaluations.png)", ""] if found.get("picture") else [""]
-    lines += ["The runs, beside the autoencoder of the first:", ""]
-    lines += [f"- tuned: `xrddiff run {' '.join(TUNED)} training.init=BASE`", f"- flow: `xrddiff run {' '.join(FLOW)}`", f"- untrained: `xrddiff run {' '.join(UNTRAINED)}`"]  # fmt: skip
+    lines += [f"The runs: `xrddiff run {' '.join(DEMO)}` and", ""]
+    lines += [f"- {name}: `{' '.join(words)}`" + (f", begun from *{before}*" if before else "") for name, (before, words) in RUNS.items()]  # fmt: skip
+    lines += ["", "The rows:", ""]
     lines += [f"- {name}: `{' '.join(words)}`" for name, (_, words) in ROWS.items() if name in found["rows"]]
     return "\n".join(lines) + "\n"
+
+
+def beside(rows: dict, few: str, many: str) -> str:
+    """How two rows compare, in a sentence: means over seeds, the worst column of the distances."""
+    if few not in rows or many not in rows:
+        return ""
+    ratio = {name: rows[few][name]["mean"] / rows[many][name]["mean"] for name in ("index", "on_lattice", *ablations.DISTANCES)}  # fmt: skip
+    worst = max(ablations.DISTANCES, key=ratio.__getitem__)
+    return f"*{few}* over *{many}*: index {ratio['index']:.2f}, on the asked lattice {ratio['on_lattice']:.2f}, distances {min(ratio[d] for d in ablations.DISTANCES):.2f} to {ratio[worst]:.2f} ({worst}).\n"
 
 
 def picture(runs: dict[str, Path], path: Path) -> None:
@@ -118,7 +143,7 @@ def picture(runs: dict[str, Path], path: Path) -> None:
         for ax, image in zip(axes, images, strict=True):
             ax.imshow(image, cmap=INTENSITY, norm=norm)
             ax.set(xticks=[], yticks=[])
-        axes[0].set_ylabel(name, fontsize=SMALL)
+        axes[0].set_ylabel(name.replace(", ", ",\n"), fontsize=SMALL)
     path.write_bytes(png(figure, dpi=90))
 
 
@@ -139,14 +164,20 @@ def main() -> None:
         folder, runs = (args.folder or Path(scratch)).absolute(), {}
         folder.mkdir(parents=True, exist_ok=True)
         index_rates.DATA = ["threads=1", "inference.index_frames=0"]
-        for name in ("base", "tuned", "untrained", "flow"):
+        needed = {ROWS[name][0] for name in (*args.only, *SHOWN)}
+        for name in [
+            n for n in ("base", *RUNS) if n == "base" or n in needed | {RUNS[m][0] for m in needed & set(RUNS)}
+        ]:
             index_rates.MODELS[name] = words_of(name, folder)
             runs[name] = index_rates.train(name, folder)
             if (told := runs[name] / "cpu_seconds.txt").exists():
                 found["cpu"][name] = float(told.read_text())
         for name in args.only:
             run, words = ROWS[name]
-            found["rows"][name] = row(runs[run], words, 1 if name in ONCE else args.seeds, args.frames)
+            measured = row(runs[run], words, 1 if name in ONCE else args.seeds, args.frames)
+            found["rows"] = (json.loads(path.read_text())["rows"] if path.exists() else {}) | {
+                name: measured
+            }  # others may write too
             path.write_text(json.dumps(found, indent=1) + "\n")
             path.with_suffix(".md").write_text(page(found))
             print(name, found["rows"][name]["index"], file=sys.stderr, flush=True)
