@@ -374,7 +374,7 @@ def page(found: dict) -> str:
     lines = [
         "# Time to quality", "",
         f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", "",
-        f"Seconds of CPU in training until {SAMPLES} samples index at half the rate of real frames ({found['real']:.2f}), and until each distance from held-out frames is at most {GOOD} times the floor, at two looks running; – : not by the last look. The autoencoder of a latent model is in the seconds. "
+        f"Seconds of CPU in training until {SAMPLES} samples index at half the rate of real frames ({found['real']:.2f}), and until each distance from held-out frames is at most {GOOD} times the floor, at two looks running; – : not by the last look, or not measured. The autoencoder of a latent model is in the seconds. "
         "`bench/time_to_quality.py` says what each row is. diffusers' latent models have their autoencoder's architecture, frames, maps, averages and sampler from us; what is theirs is network, prediction, noise levels and loss. The example has nothing from us.", "",
         "| trained | parameters | first phase, s | last look, s | steps | index at half the real rate | " + " | ".join(ablations.DISTANCES) + " |",
         "| --- |" + " ---: |" * (len(goals) + 4),
@@ -389,7 +389,7 @@ def page(found: dict) -> str:
             look = last(row)
             told = [f"{look[k]:.2f}" if look.get(k) is not None else "–" for k in ("index", "asked")]
             told += [f"{look['peaks']:.0f}" if "peaks" in look else "–"]
-            lines.append("| " + " | ".join([name, *told, *(f"{look['ratio'][d]:.2f}" for d in ablations.DISTANCES)]) + " |")  # fmt: skip
+            lines.append("| " + " | ".join([name, *told, *(f"{look['ratio'][d]:.2f}" if d in look["ratio"] else "–" for d in ablations.DISTANCES)]) + " |")  # fmt: skip
     lines += ["", "![Quality over seconds of training](time_to_quality.png)", "", "Words of the rows, beside `" + " ".join([*COMMON, *STEADY]) + "`:", ""]  # fmt: skip
     lines += [f"- {name}: `{' '.join(row['words'])}`" for name, row in rows.items() if row["words"]]
     return "\n".join(lines) + "\n"
