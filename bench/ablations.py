@@ -99,12 +99,13 @@ def measure(run: Path, words: list[str], frames: int) -> dict:
     before = time.process_time()
     samples, _ = job.make(slice(None))
     seconds = (time.process_time() - before) / job.cfg.inference.num_samples
+    samples = samples.assign_attrs(job.about())
     key = repr((job.cfg.data, frames))
     if key not in _judges:
         _judges[key] = Judge(prepare_words(job.cfg, job.generator.transform), 500, frames)
-    found = _judges[key](samples.assign_attrs(job.about()), "lattice" in used(job))
+    found = _judges[key](samples, "lattice" in used(job))
     if "index" not in found:
-        found |= {"index": index_rates.index(samples.assign_attrs(job.about()), frames), "asked": {}}
+        found |= {"index": index_rates.index(samples, frames), "asked": {}}
     return {"evaluations": job.sampler.evaluations, "draw": seconds} | found
 
 

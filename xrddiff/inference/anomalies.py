@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,9 @@ class Scorer:
     ):
         self.run, self.levels, self.draws = Path(run), tuple(levels), draws
         state = load_checkpoint(run).state
-        self.generator = open_generator(run, device=device) if "generator" in state else _autoencoder(run, device)
+        self.generator = (
+            open_generator(run, device=device) if "generator" in state else _autoencoder(run, state, device)
+        )
         if self.generator.autoregressive and self.generator.space is None:
             raise BadInput(
                 f"{run} is an autoregressive model of frames, which has neither a latent nor noise levels; expected ddpm, latent_diff or vae_kl"
@@ -102,9 +105,9 @@ class Scorer:
         return denoising_scores(model, x, mask, sigmas, **words)
 
 
-def _autoencoder(run: str | Path, device: torch.device | str) -> Generator:
-    """The model of a run without a generative one."""
-    cfg, state = load_config(Path(run) / "config.yaml"), load_checkpoint(run).state
+def _autoencoder(run: str | Path, state: dict[str, Any], device: torch.device | str) -> Generator:
+    """The model of a run without a generative one; `state`: of its checkpoint."""
+    cfg = load_config(Path(run) / "config.yaml")
     return open_autoencoder_alone(run, training_frames(cfg, state), ema=cfg.inference.use_ema, device=device)
 
 

@@ -23,6 +23,7 @@ from ..errors import BadInput
 from ..files import json_digest
 from ..formats.hdf5 import walk
 from ..formats.images import natural
+from ..formats.mask_files import valid_pixels
 from ..formats.readers import open_frames
 from ..frames.frames import frame_count, frame_mask, make_frames
 from ..headers.gate import as_bad_input
@@ -256,8 +257,7 @@ def _stored_mask(file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
     """The valid pixels by the mask in a file, of the shape of a frame; None if it has none."""
     for data in walk(file):
         if data.name.rsplit("/", 1)[-1] in ("pixel_mask", "mask") and data.shape == shape and data.dtype.kind in "iub":
-            values = data[()]
-            return values if values.dtype == bool else values == 0
+            return valid_pixels(data[()], None, data.name)[0]
     return None
 
 
