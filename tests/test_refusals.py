@@ -17,11 +17,13 @@ import pytest
 
 from xrddiff.cli.main import main
 from xrddiff.config import compose_config
+from xrddiff.errors import BadInput
 from xrddiff.execution import phases as jobs
 from xrddiff.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run
 from xrddiff.execution.sharing import PARTS, unfinished_samples
 from xrddiff.files import scratch_folder
 from xrddiff.formats.store import save_frames
+from xrddiff.ranks.environment import expand_nodelist, read_environment
 from xrddiff.simulation.simulate import simulate
 from xrddiff.slurm import ledger, status
 
@@ -161,6 +163,43 @@ def test_arguments_that_cannot_be(tmp_path, monkeypatch, capsys, argv, sentence)
 def test_a_world_size_that_is_no_number(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "abc")
     assert "WORLD_SIZE is 'abc'" in refused(capsys, "run", "--dry-run")
+
+
+BEYOND = {
+    "digits": (["run", f"training.lr={'9' * 200_000}"], "too many digits"),
+    "brackets": (["run", "model=vq", f"model.fsq_levels={'[' * 3000}{']' * 3000}"], "nested too deep"),
+    "run name": (["run", f"run_name={'a' * 300}"], "has 300 bytes; expected at most 250"),
+    "folder": (["run", f"output_dir='here/{'ä' * 130}'"], "has 260 bytes; expected at most 250"),
+    "suffix": (["run", f"training.test_suffix={'s' * 250}"], "expected at most 250"),
+    "nodes": (["scaling", "--params", "1e6", "--bandwidth", "10", "--nodes", "1e30"], "expected at most 100000 nodes"),
+}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_no_computer_can_take(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv, sentence = BEYOND[case]
+    said = refused(capsys, *argv)
+    assert sentence in said and len(said) < 400 and not list(tmp_path.iterdir())
+
+
+def test_more_ranks_than_any_computer_has(monkeypatch):
+    place = {"RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (("WORLD_SIZE", "99999999"), ("WORLD_SIZE", "9" * 40), ("RANK", "9" * 5000)):
+        with pytest.raises(BadInput, match="expected"):
+            read_environment(place | {"WORLD_SIZE": "2"} | {name: value})
+    with pytest.raises(BadInput, match="at most 1000000 nodes"):
+        expand_nodelist("n[1-999999999999]")
+
+
+@pytest.mark.parametrize("word", ["model.condition=[nope]", "size.widths=[3,5]"])
+def test_a_dry_run_refuses_what_the_run_refuses(word, tmp_path, monkeypatch, capsys):
+    """Also where the frames are simulated only when the run begins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "empty"))
+    words = ["run", "model=ddpm", "size=tiny", "data=sim128", word]
+    assert refused(capsys, *words, "--dry-run") == refused(capsys, *words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_run_that_is_meant_is_named(tmp_path, monkeypatch, capsys):

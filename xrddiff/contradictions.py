@@ -486,7 +486,16 @@ def _run_folder(cfg: Config, ranks: int) -> str | None:
         return f"run_name: found {name!r}, expected a name below <output_dir>/<model>"
     if "/" in cfg.training.test_suffix:
         return f"training.test_suffix: found {cfg.training.test_suffix!r}, expected text without '/'"
+    model = f"{cfg.presets.get('model', cfg.model.model_name)}{cfg.training.test_suffix}"
+    for word, path in (("output_dir", cfg.output_dir), ("run_name", name or ""), ("training.test_suffix", model)):
+        if long := next((part for part in Path(path).parts if len(os.fsencode(part)) > _LONGEST_NAME), None):
+            return f"{word}: the name {long[:40]}… has {len(os.fsencode(long))} bytes; expected at most {_LONGEST_NAME}"
+        if "\0" in path:
+            return f"{word}: found {path!r}, expected a name without a null byte"
     return None
+
+
+_LONGEST_NAME = 250  # bytes: file systems take 255, and a second run of that name adds "-2"
 
 # %% ../nbs/contradictions.ipynb #e50745aa
 def data_name(cfg: Config) -> str | None:

@@ -92,6 +92,11 @@ def parse_override(text: str) -> Override:
         raise BadInput(
             f"cannot read the override '{text}': {why}; quote values with special characters, as in word='a,b'"
         ) from None
+    except (ValueError, RecursionError):  # Python's own limits, of digits and of depth
+        raise BadInput(
+            f"cannot read the override '{text[:60]}…': a number of too many digits, or brackets nested too deep; "
+            "expected word=value, for instance training.lr=1e-4"
+        ) from None
     key = parsed.get_key_element().lstrip("+~")
     return Override(text, key, parsed)
 

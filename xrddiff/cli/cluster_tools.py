@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from xrddiff.slurm.job import RankCommand
 
 # %% auto #0
-__all__ = ['number', 'number_or_folder', 'numbers', 'comm_test', 'comm_test_on_ranks', 'scaling', 'write_accelerate_config',
-           'add_tools']
+__all__ = ['MOST_NODES', 'number', 'number_or_folder', 'numbers', 'node_counts', 'comm_test', 'comm_test_on_ranks', 'scaling',
+           'write_accelerate_config', 'add_tools']
 
 # %% ../../nbs/cli/cluster_tools.ipynb #f8e89f47
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
@@ -63,6 +63,17 @@ def number_or_folder(text: str) -> float | Path:
 def numbers(text: str) -> list[int]:
     """Whole numbers separated by commas, each as in `number`."""
     return [round(number(part)) for part in text.split(",")]
+
+
+def node_counts(text: str) -> list[int]:
+    """`numbers` of nodes, of which no computer has more than a hundred thousand."""
+    found = numbers(text)
+    if not all(n <= MOST_NODES for n in found):
+        raise argparse.ArgumentTypeError(f"found {text[:60]!r}; expected at most {MOST_NODES} nodes")
+    return found
+
+
+MOST_NODES = 100_000
 
 # %% ../../nbs/cli/cluster_tools.ipynb #529e765b
 def comm_test(args: argparse.Namespace) -> int:
@@ -256,7 +267,9 @@ def add_tools(commands: Any) -> None:
     p.add_argument(
         "--step-ms", type=number, metavar="ms", help="time of a step on one rank; without it there is no efficiency"
     )
-    p.add_argument("--nodes", type=numbers, metavar="N,…", help="how many nodes (1,2,4,8,16,32; of particles 64 too)")
+    p.add_argument(
+        "--nodes", type=node_counts, metavar="N,…", help="how many nodes (1,2,4,8,16,32; of particles 64 too)"
+    )
     p.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="(1)")
     p.add_argument(
         "--bytes",

@@ -48,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
     for overrides, cfg in composed:
         note_unused(cfg, overrides)
     if args.dry_run:
+        from xrddiff.execution.checks import check_runs
+
+        check_runs(cfg for _, cfg in composed)
         print("---\n".join(to_yaml(cfg) for _, cfg in composed), end="")
         return 0
     failed, done = [], []

@@ -21,7 +21,7 @@ from ..frames.labels import LABELS, check_conditions, label_value
 from ..transforms.pipelines import make_transform
 from ..indexing.known_lattices import says_crystals
 from ..indexing.rays import as_panels
-from ..loading.catalog import is_cached
+from ..loading.catalog import find_entry, is_cached
 from ..loading.datasets import Prepared, prepare_words
 from ..seeds import numpy_rng
 from ..used_words import model_parts, show_crystals, used_maps
@@ -48,7 +48,7 @@ def check_run(cfg: "Config") -> None:
             label_value(label, value, LABELS[label].classes)
     name = data_name(cfg)
     if name is not None and not is_cached(name, cfg.data.limit):
-        return
+        return _check_uncached(name, cfg)
     wanted = [n for n in cfg.model.condition or [] if n not in _SLOW]
     plain = replace(cfg, model=replace(cfg.model, condition=wanted, condition_maps=[], condition_map_options={}))
     prepared = prepare_words(plain, make_transform("linear", standardise=False))
@@ -98,6 +98,17 @@ def check_runs(configs: Iterable["Config"]) -> None:
             check_run(cfg)
 
 # %% ../../nbs/execution/checks.ipynb #bad28f7e
+def _check_uncached(name: str, cfg: "Config") -> None:
+    """The conditions of a simulated set that is not made yet, on a few of its frames; a set that is not fetched
+    yet says its labels when it is there.
+    """
+    wanted = [n for n in cfg.model.condition or [] if n not in _SLOW]
+    if wanted and find_entry(name).kind == "simulated":
+        from xrddiff.simulation.simulate import simulate
+
+        check_conditions(simulate(name, range(FEW)), wanted)
+
+
 def _check_photons(cfg: "Config", prepared: Prepared) -> None:
     about, t = prepared.frames["intensity"].attrs, cfg.training
     if "gain" in about:

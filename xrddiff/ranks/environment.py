@@ -19,8 +19,8 @@ from typing import Any
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['JOB_WORDS', 'DistInfo', 'expand_nodelist', 'expand_tasks', 'job_port', 'in_slurm_step', 'is_loopback', 'on_devices',
-           'read_environment', 'set_environment']
+__all__ = ['MOST_RANKS', 'JOB_WORDS', 'DistInfo', 'expand_nodelist', 'expand_tasks', 'job_port', 'in_slurm_step', 'is_loopback',
+           'on_devices', 'read_environment', 'set_environment']
 
 # %% ../../nbs/ranks/environment.ipynb #5e5afa40
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class DistInfo:
     device: str = "cpu"
 
 # %% ../../nbs/ranks/environment.ipynb #32a9e683
+MOST_RANKS = 1_000_000  # more processes than any computer runs
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -65,6 +66,8 @@ def _numbers(text: str) -> list[str]:
         if not found:
             raise BadInput(f"the node range [{text}] has the part '{part}'; expected numbers and ranges such as 1-3,7")
         first, last = found[1], found[2] or found[1]
+        if max(len(first), len(last)) > 9 or int(last) - int(first) >= MOST_RANKS:
+            raise BadInput(f"the node range [{text[:60]}] is too long; expected at most {MOST_RANKS} nodes")
         names += [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
     return names
 
@@ -122,8 +125,8 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     text = env.get(name)
     if text is None or not text.strip():
         return default
-    if not re.fullmatch(r"\d+", text.strip()):
-        raise BadInput(f"{name} is '{text}'; expected a whole number, 0 or more")
+    if not re.fullmatch(r"\d{1,18}", text.strip()):
+        raise BadInput(f"{name} is '{text[:60]}'; expected a whole number, 0 or more")
     return int(text)
 
 
@@ -133,6 +136,8 @@ def _place(env: Mapping[str, str], rank: str, size: str, who: str) -> tuple[int,
     if r is None or n is None:
         here, gone = (rank, size) if n is None else (size, rank)
         raise BadInput(f"{here} is {env[here]} but {gone} is not set; {who} sets both, or neither")
+    if n > MOST_RANKS:
+        raise BadInput(f"{size} is {n}; expected at most {MOST_RANKS} processes")
     if not r < n:
         raise BadInput(f"{rank} is {r} and {size} is {n}; expected a rank from 0 to {n - 1}")
     return r, n

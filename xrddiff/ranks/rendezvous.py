@@ -31,6 +31,7 @@ from xrddiff.ranks.environment import (
     set_environment,
 )
 from ..errors import BadInput, XrddiffError
+from .stopping import StopRequest
 
 if TYPE_CHECKING:
     from xrddiff.ranks.agreement import Ranks
@@ -180,7 +181,9 @@ def receive_ranks(listener: socket.socket, info: DistInfo, token: str, timeout: 
         listener.setblocking(False)
         waiting.register(listener, selectors.EVENT_READ)
         while len(arrived) < info.num_processes - 1 and (left := deadline - time.monotonic()) > 0:
-            for key, _ in waiting.select(left):
+            if stop := StopRequest.current():  # it was asked to end while it waits
+                raise XrddiffError(f"{stop.reason} came before all {info.num_processes} ranks did")
+            for key, _ in waiting.select(min(left, 1.0)):
                 if key.fileobj is listener:
                     connection = listener.accept()[0]
                     heard[connection] = b""
