@@ -181,8 +181,10 @@ def receive_ranks(listener: socket.socket, info: DistInfo, token: str, timeout: 
         listener.setblocking(False)
         waiting.register(listener, selectors.EVENT_READ)
         while len(arrived) < info.num_processes - 1 and (left := deadline - time.monotonic()) > 0:
-            if stop := StopRequest.current():  # it was asked to end while it waits
-                raise XrddiffError(f"{stop.reason} came before all {info.num_processes} ranks did")
+            if (
+                stop := StopRequest.current()
+            ) and stop.reason == "SIGINT":  # other signals end a run after its next step
+                raise KeyboardInterrupt
             for key, _ in waiting.select(min(left, 1.0)):
                 if key.fileobj is listener:
                     connection = listener.accept()[0]
