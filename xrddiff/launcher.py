@@ -10,8 +10,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, SubprocessError, TimeoutExpired
+from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, SubprocessError, TimeoutExpired  # noqa: F401
 from typing import Any
 
 _all_ = ["DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "CompletedProcess", "SubprocessError", "TimeoutExpired"]
