@@ -17,7 +17,6 @@ import platform
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .. import launcher
 from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
 from ..files import lock, write_json, write_text
@@ -78,7 +78,7 @@ def _version(name: str) -> str | None:
 def _git() -> dict[str, Any] | None:
     """Commit of the checkout of xrddiff, and whether tracked files differ from it.
 
-    None outside a checkout.
+    None outside a checkout. git is asked about that folder only, and executes nothing that a configuration names.
     """
     import xrddiff
 
@@ -86,14 +86,21 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
 
-    def ask(*words: str) -> str:
+    unset = dict.fromkeys(("core.fsmonitor", "core.hooksPath", "core.sshCommand", "core.pager"), "")
+
+    def ask(*words: str, check: bool = True) -> str:
         # no optional locks: a run that only reads must not block a commit
-        command = ["git", "--no-optional-locks", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        settings = [part for name, value in unset.items() for part in ("-c", f"{name}={value}")]
+        command = ["git", "--no-optional-locks", "--no-pager", "-C", root, *settings, *words]
+        env = launcher.bare_environment("XDG_") | {"GIT_CONFIG_NOSYSTEM": "1", "GIT_NO_LAZY_FETCH": "1"}
+        return launcher.run(command, timeout=20, memory=1 << 30, env=env, text=True, check=check).stdout.strip()
 
     try:
-        return dict(commit=ask("rev-parse", "HEAD"), dirty=bool(ask("status", "--porcelain", "--untracked-files=no")))
-    except (OSError, subprocess.SubprocessError):
+        programs = r"^filter\..*\.(clean|smudge|process)$"  # what git runs to see whether a file differs
+        unset |= dict.fromkeys(ask("config", "--name-only", "--get-regexp", programs, check=False).splitlines(), "")
+        changed = ask("status", "--porcelain", "--untracked-files=no", "--ignore-submodules")
+        return dict(commit=ask("rev-parse", "HEAD"), dirty=bool(changed))
+    except (OSError, launcher.SubprocessError):
         return None
 
 # %% ../../nbs/execution/run_folder.ipynb #aad74879
