@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from .errors import BadInput
+from .files import is_broken
 from .mediums import plain_text
 
 # %% auto #0
@@ -72,6 +73,8 @@ def from_json(text: str | bytes, where: str) -> Any:
             raise BadInput(f"{where} has a number of {len(digits)} digits; expected at most {DIGITS}")
         return int(digits)
 
+    if is_broken(text.encode("utf-8", "replace") if isinstance(text, str) else text):
+        raise BadInput(f"{where} is damaged: it is not what was written there, by its checksum")
     try:
         found = json.loads(text, parse_int=whole)
     except BadInput:
@@ -101,6 +104,11 @@ def from_yaml(text: str | bytes, where: str) -> Any:
     """The value of a YAML text without tags, anchors and aliases; `where`: what it is called in errors. Raises `BadInput`."""
     import yaml
 
+    if is_broken(text.encode("utf-8", "replace") if isinstance(text, str) else text):
+        raise BadInput(
+            f"{where} is damaged or was changed by hand: it is not what was written there, by its checksum; "
+            "to use it as it is, remove its last line"
+        )
     reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         depth = 0

@@ -29,7 +29,7 @@ from typing import Any
 
 from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
-from ..files import lock, write_json, write_text
+from ..files import lock, sealed_yaml, write_json, write_text
 from ..plugins import keep_plugins, load_plugins
 from ..ranks.environment import read_environment
 from ..ranks.stopping import StopRequest
@@ -161,7 +161,7 @@ def complete_run(path: Path, cfg: Config | None = None) -> Path:
             (path / part).mkdir(parents=True, exist_ok=True)
         if cfg is not None:
             keep_plugins(path, load_plugins(cfg.plugins))
-            write_text(path / "config.yaml", to_yaml(cfg))
+            write_text(path / "config.yaml", sealed_yaml(to_yaml(cfg)))
     except OSError as error:
         raise BadInput(f"cannot write to the run folder {path}: {error.strerror}") from None
     return path
@@ -483,8 +483,9 @@ def reopen_run(cfg: Config) -> Path:
             if (path / name).exists():
                 os.replace(path / name, path / _numbered(name, n))
         saved = (path / "config.yaml").read_text(encoding="utf-8")
-        new = to_yaml(replace(cfg, resume=None))
-        if new != saved:
+        text = to_yaml(replace(cfg, resume=None))
+        new = sealed_yaml(text)
+        if saved not in (new, text):  # earlier versions wrote no checksum
             write_text(path / f"config.{n}.yaml", saved)
             write_text(path / "config.yaml", new)
         for name in names:

@@ -32,7 +32,7 @@ from ..frames.rows import ChainRows
 from ..headers.sources import HDF5Rows
 from ..formats.store import read_store, save_frames
 from ..errors import BadInput, XrddiffError
-from ..files import CannotSave, cache_dir, json_digest, lock, plain, sha256, writing
+from ..files import CannotSave, cache_dir, json_digest, lock, plain, sealed, sha256, writing
 
 # %% auto #0
 __all__ = ['SIMULATOR', 'only_one', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk', 'simulated_frames',
@@ -181,7 +181,7 @@ def simulation_folder(experiment: Any, seed: int = 0, cache: str | Path | None =
     folder = Path(cache or cache_dir()) / "simulated" / f"{experiment.name}-{digest}"
     if not (folder / "key.json").exists():
         with writing(folder / "key.json") as part:
-            part.write_text(json.dumps(key, indent=1, sort_keys=True))
+            part.write_text(sealed(json.dumps(key, indent=1, sort_keys=True)))
     return folder
 
 

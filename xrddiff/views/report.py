@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..errors import BadInput
-from ..files import writing
+from ..files import sealed, writing
 from .page import render
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class Report:
         _save(folder / f"{name}.md", ("\n\n".join(block for block in blocks if block) + "\n").encode())
         if name == "report" and (folder / "metrics").is_dir():
             record = dict(title=self.title, lead=self.lead, sections=kept)
-            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+            text = sealed(json.dumps(record, indent=1, ensure_ascii=False))
             _save(folder / "metrics" / "report.json", text.encode())
         html = render(title=self.title, lead=self.lead, sections=pages)
         _save(folder / f"{name}.html", html.encode())
