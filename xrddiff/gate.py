@@ -89,10 +89,10 @@ def read_tail(path: str | os.PathLike, most: int, *, head: int = 0) -> tuple[byt
         return first, file.read(most)
 
 
-def read_text(path: str | os.PathLike, most: int = MOST) -> str:
-    """The text of a file, as for `read_bytes`; `BadInput` if it is not UTF-8."""
+def read_text(path: str | os.PathLike, most: int = MOST, *, errors: str = "strict") -> str:
+    """The text of a file, as for `read_bytes`; `BadInput` if it is not UTF-8, unless `errors` says otherwise."""
     try:
-        return read_bytes(path, most).decode("utf-8")
+        return read_bytes(path, most).decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise BadInput(f"{plain_text(path)} is not text in UTF-8, at byte {error.start}") from None
 
