@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..gate import or_default, read_json
 from ..errors import BadInput
 from ..files import why_not, write_json, writing
 
@@ -76,11 +77,7 @@ def _as_copied(path: Path) -> bytes:
 
 
 def _noted(note: Path) -> dict[str, str]:
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # without the note every file counts as the user's
-    return found if isinstance(found, dict) else {}
+    return or_default(lambda: read_json(note, dict[str, str]), {})  # without the note every file counts as the user's
 
 
 def copy_tutorials(folder: str | os.PathLike) -> Copied:

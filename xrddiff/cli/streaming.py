@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..gate import read_json
 from .arguments import frame_words
 from ..errors import BadInput
 
@@ -47,12 +48,10 @@ def stream(args: argparse.Namespace) -> int:
 
 def _say(folder: Path, standing: Any) -> None:
     """What came of it, in a few lines."""
-    import json
-
     from xrddiff.cli.main import summary_table
     from xrddiff.cli.data import console
 
-    console().print(summary_table(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+    console().print(summary_table(read_json(folder / "summary.json", dict[str, Any])))
     if standing.why:
         print(f"not answered in full, for instance because {standing.why}")
     print(f"table: {folder / 'answers.csv'}")

@@ -7,7 +7,6 @@ __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', '
            'execute_run', 'execute_sample', 'execute_evaluate', 'execute_on_frames', 'execute_script', 'execute_noted']
 
 # %% ../../nbs/execution/phases.ipynb #0007e683
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..gate import read_json
 from ..config import compose_config, inference_config, note_unused
 from ..errors import BadInput, RankFailed, XrddiffError
 from .notebooks import run_notebook, run_notebook_path
@@ -384,7 +384,7 @@ def _plan_of(folder: Path) -> Path:
 
 def _is_of(plan: dict[str, Any], folder: Path) -> bool:
     """Whether an unfinished job with this plan is in `folder`; the end of a job removes its state."""
-    return json.loads(_plan_of(folder).read_text(encoding="utf-8")) == plan
+    return read_json(_plan_of(folder)) == plan
 
 
 def execute_on_frames(

@@ -20,6 +20,7 @@ import hdf5plugin
 import numpy as np
 import xarray as xr
 
+from ..gate import from_json, read_json
 from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
@@ -159,7 +160,7 @@ def _read_attrs(attrs: h5py.AttributeManager) -> dict[str, Any]:
     out = {}
     for name, value in attrs.items():
         if isinstance(value, str) and value.startswith("json:"):
-            value = json.loads(value[5:])
+            value = from_json(value[5:], f"the attribute {name}")
         elif isinstance(value, np.ndarray):
             value = tuple(value.tolist())
         elif isinstance(value, np.generic):
@@ -380,8 +381,8 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
 def _json(path: Path | RemoteFolder, name: str) -> Any:
     """The JSON file `name` of a store."""
     if isinstance(path, RemoteFolder):
-        return json.loads(path.whole(name) or b"")
-    return json.loads((path / name).read_text(encoding="utf-8"))
+        return from_json(path.whole(name) or b"", name)
+    return read_json(path / name, most=64 << 20)
 
 
 def is_store(path: str | Path | RemoteFolder) -> bool:
