@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import launcher
 from xrddiff.execution.run_folder import (
     clear_marks,
     complete_run,
@@ -283,7 +283,7 @@ _GRACE = 30.0  # s, for a rank to end in order
 
 
 @contextmanager
-def pass_signals(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+def pass_signals(processes: Sequence[launcher.Child]) -> Iterator[list[int]]:
     """Forward TERM and USR2 to `processes` within a `with` block; yields the signals received so
     far.
 
@@ -317,14 +317,15 @@ def start_ranks(count: int) -> int:
     port = job_port("local", os.getpid(), time.time_ns())
     place = dict(WORLD_SIZE=count, LOCAL_WORLD_SIZE=count, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     others = ("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_")  # an outer launcher's variables must not reach the ranks
-    env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    env = {name: value for name, value in launcher.own_environment().items() if not name.startswith(others)}
     env |= {name: str(value) for name, value in place.items()}
-    words = [sys.executable, "-P", "-m", "xrddiff.slurm.job", "rank"]
-    ranks: list[subprocess.Popen] = []
+    words = launcher.python_words("rank", module="xrddiff.slurm.job")
+    ranks: list[launcher.Child] = []
     with pass_signals(ranks) as came:
         try:
             for rank in range(count):
-                ranks.append(subprocess.Popen(words, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
+                own = env | dict(RANK=str(rank), LOCAL_RANK=str(rank))
+                ranks.append(launcher.start(words, env=own, stdin=None))
             while True:
                 codes = [rank.poll() for rank in ranks]
                 failed = [code for code in codes if code not in (None, 0, REQUEUE, INTERRUPTED)]
@@ -339,7 +340,7 @@ def start_ranks(count: int) -> int:
             _end_all(ranks)
 
 
-def _end_all(ranks: Sequence[subprocess.Popen]) -> None:
+def _end_all(ranks: Sequence[launcher.Child]) -> None:
     """Terminate the ranks that still run; after a grace period, kill them."""
     for rank in ranks:
         rank.terminate()
@@ -347,7 +348,7 @@ def _end_all(ranks: Sequence[subprocess.Popen]) -> None:
     for rank in ranks:
         try:
             rank.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        except launcher.TimeoutExpired:
             rank.kill()
             rank.wait()
 
