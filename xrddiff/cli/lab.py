@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..files import why_not, write_json, writing
+from ..mediums import say
 
 # %% ../../nbs/cli/lab.ipynb #f0c50ea0
 @dataclass
@@ -165,7 +166,7 @@ def lab(args: argparse.Namespace) -> int:
     --port=9000`.
     """
     done = copy_tutorials(args.folder)
-    print(done, flush=True)
+    say(done, flush=True)
     if find_spec("jupyterlab") is None:
         raise BadInput("JupyterLab is not installed in this environment; install it by: pip install 'xrddiff[lab]'")
     environment = prepare_jupyter(done.folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 from .arguments import frame_words
 from ..errors import BadInput
+from ..mediums import console, say
 
 # %% ../../nbs/cli/streaming.ipynb #4066aa49
 def stream(args: argparse.Namespace) -> int:
@@ -30,10 +31,10 @@ def stream(args: argparse.Namespace) -> int:
     memory = round(args.memory * 2**20)
     plan = StreamPlan(**{name: getattr(args, name) for name in names}, memory=memory, words=frame_words(args.words))
     opened = Stream(plan, folder)
-    print(f"stream: {folder}", f"page: {folder / 'live.html'}", sep="\n", flush=True)
+    say(f"stream: {folder}", f"page: {folder / 'live.html'}", flush=True)
     before = opened.answers.rows["frames"]
     if before:
-        print(f"{before} frames were answered before", flush=True)
+        say(f"{before} frames were answered before", flush=True)
     with tqdm(unit="frame", mininterval=1, smoothing=0.1) as bar:
 
         def tell(standing: Any) -> None:
@@ -50,12 +51,11 @@ def _say(folder: Path, standing: Any) -> None:
     import json
 
     from xrddiff.cli.main import summary_table
-    from xrddiff.cli.data import console
 
     console().print(summary_table(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
     if standing.why:
-        print(f"not answered in full, for instance because {standing.why}")
-    print(f"table: {folder / 'answers.csv'}")
+        say(f"not answered in full, for instance because {standing.why}")
+    say(f"table: {folder / 'answers.csv'}")
 
 
 def replay(args: argparse.Namespace) -> int:

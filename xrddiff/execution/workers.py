@@ -22,6 +22,7 @@ from typing import Any
 
 from .run_folder import cpu_count, keep_memory, set_threads
 from ..errors import BadInput, XrddiffError
+from ..mediums import say
 from ..registry import entries, get, register
 
 # %% auto #0
@@ -203,7 +204,7 @@ def open_workers(workers: Workers | None, threads: int | None = None) -> Iterato
     with dask.config.set(settings):
         with _ends_in_order(), workers.start(threads or workers.threads) as pool:
             if port := pool.client.scheduler_info().get("services", {}).get("dashboard"):
-                print(f"dashboard: http://127.0.0.1:{port}/status on {socket.gethostname()}", flush=True)
+                say(f"dashboard: http://127.0.0.1:{port}/status on {socket.gethostname()}", flush=True)
             yield pool
 
 # %% ../../nbs/execution/workers.ipynb #9ff257bb

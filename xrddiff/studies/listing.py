@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..contradictions import data_name
 from ..errors import BadInput
 from ..execution.run_folder import PARTS, run_state
+from ..mediums import for_csv, for_terminal
 from ..saved_config import load_config
 from ..slurm.ledger import read_progress
 
@@ -177,7 +178,6 @@ _COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "damaged": 
 def runs_table(rows: list[RunRow]) -> Table:
     """The rows as a rich table; a run that is not finished says why where others have their metric."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("RUN", "MODEL", "DATA", "STATE", "EPOCH", "LOSS", "TIME", "METRIC OR NOTE"):
@@ -186,9 +186,9 @@ def runs_table(rows: list[RunRow]) -> Table:
     for row in rows:
         numbers = [f"{v:.4g}" if v is not None else "" for v in (row.epoch, row.loss)]
         metric = f"{row.metric} {row.value:.4g}" if row.value is not None else ""
-        last = Text(row.note, style="dim") if row.note else metric
-        state = Text(row.state, style=_COLOURS.get(row.state, "yellow"))
-        table.add_row(Text(row.run), row.model, Text(row.data), state, *numbers, clock(row.seconds), last)
+        last = for_terminal(row.note, style="dim") if row.note else for_terminal(metric)
+        state = for_terminal(row.state, style=_COLOURS.get(row.state, "yellow"))
+        table.add_row(*map(for_terminal, (row.run, row.model, row.data)), state, *numbers, clock(row.seconds), last)
     return table
 
 
@@ -196,4 +196,8 @@ def runs_csv(rows: list[RunRow]) -> str:
     """The rows as CSV."""
     import pandas as pd
 
-    return pd.DataFrame([asdict(row) for row in rows], columns=list(RunRow.__dataclass_fields__)).to_csv(index=False)
+    return (
+        pd.DataFrame([asdict(row) for row in rows], columns=list(RunRow.__dataclass_fields__))
+        .map(for_csv)
+        .to_csv(index=False)
+    )

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import preset_differences, reproducing_words
 from ..contradictions import data_name
 from ..errors import BadInput
+from ..mediums import for_shell
 from ..telemetry.history import read_epochs, read_history
 from ..telemetry.rules import Finding, read_findings
 from ..used_words import model_parts
@@ -169,7 +169,7 @@ def run_commands(run: Path, cfg: Config, folder: str | None = None, *, ended: bo
     if ended:
         words["Train on, for twice as many epochs:"] = [*resume, *twice]
     words["Write this page again:"] = ["xrddiff", "report", at]
-    return {what: shlex.join(command) for what, command in words.items()}
+    return {what: for_shell(command) for what, command in words.items()}
 
 # %% ../../nbs/views/run_page.ipynb #5a86163f
 def made_with(run: Path) -> str:
