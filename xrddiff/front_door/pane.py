@@ -86,7 +86,7 @@ def _publish(self: Pane, update: bool) -> None:
     lines = "\n".join(self.screen.text().rstrip("\n").split("\n")[-LINES:])
     data = {
         "text/plain": lines,
-        "text/html": f"{self.curve}<pre style='line-height:1.2'>{for_html(lines, keep='\n')}</pre>",
+        "text/html": f"{self.curve}<pre style='line-height:1.2'>{for_html(lines, breaks=True)}</pre>",
     }
     self.shell.display_pub.publish(data, {}, transient={"display_id": self.id}, update=update)
 

@@ -309,8 +309,8 @@ def _describe(self: SamplerPanel) -> None:
     self.command = "\n".join(sample_command(self.folder, self.count, words) for words in each)
     style = "style='margin:2px 0;white-space:pre-wrap;overflow-wrap:anywhere;font:12px var(--jp-code-font-family,monospace)'"
     self._how.value = (
-        f"<div>The same in Python, and as a command:</div><pre {style}>{for_html(self.line, keep='\n')}</pre>"
-        f"<pre {style}>{for_html(self.command, keep='\n')}</pre>"
+        f"<div>The same in Python, and as a command:</div><pre {style}>{for_html(self.line, breaks=True)}</pre>"
+        f"<pre {style}>{for_html(self.command, breaks=True)}</pre>"
     )
 
 
