@@ -14,6 +14,7 @@ from typing import Any
 from ..gate import read_json
 from .arguments import frame_words
 from ..errors import BadInput
+from ..mediums import console, say
 
 # %% ../../nbs/cli/streaming.ipynb #4066aa49
 def stream(args: argparse.Namespace) -> int:
@@ -31,10 +32,10 @@ def stream(args: argparse.Namespace) -> int:
     memory = round(args.memory * 2**20)
     plan = StreamPlan(**{name: getattr(args, name) for name in names}, memory=memory, words=frame_words(args.words))
     opened = Stream(plan, folder)
-    print(f"stream: {folder}", f"page: {folder / 'live.html'}", sep="\n", flush=True)
+    say(f"stream: {folder}", f"page: {folder / 'live.html'}", flush=True)
     before = opened.answers.rows["frames"]
     if before:
-        print(f"{before} frames were answered before", flush=True)
+        say(f"{before} frames were answered before", flush=True)
     with tqdm(unit="frame", mininterval=1, smoothing=0.1) as bar:
 
         def tell(standing: Any) -> None:
@@ -49,12 +50,11 @@ def stream(args: argparse.Namespace) -> int:
 def _say(folder: Path, standing: Any) -> None:
     """What came of it, in a few lines."""
     from xrddiff.cli.main import summary_table
-    from xrddiff.cli.data import console
 
     console().print(summary_table(read_json(folder / "summary.json", dict[str, Any])))
     if standing.why:
-        print(f"not answered in full, for instance because {standing.why}")
-    print(f"table: {folder / 'answers.csv'}")
+        say(f"not answered in full, for instance because {standing.why}")
+    say(f"table: {folder / 'answers.csv'}")
 
 
 def replay(args: argparse.Namespace) -> int:

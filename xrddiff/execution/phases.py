@@ -41,6 +41,7 @@ from xrddiff.execution.run_folder import (
 from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
 from .workers import parse_workers
 from ..files import write_json
+from ..mediums import say
 from ..overrides import absolute_words, as_override
 from ..ranks.stopping import StopRequest
 from ..saved_config import OWN_FRAMES, to_yaml
@@ -246,7 +247,7 @@ def execute_run(
             with _marked(path, target):
                 if not last and first(lambda phase=phase, folder=folder: phase_done(phase, folder)):
                     if world_rank() == 0:
-                        print(f"{phase.notebook}: done before, its result is {result}", flush=True)
+                        say(f"{phase.notebook}: done before, its result is {result}", flush=True)
                     continue
                 stop.alone = ranks is None
                 before = _stamp(result)

@@ -10,7 +10,6 @@ __all__ = ['PACKAGES', 'PARTS', 'FORMER', 'SILENCE', 'environment', 'cpu_count',
 
 # %% ../../nbs/execution/run_folder.ipynb #db2ce245
 import ctypes
-import html
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from .. import launcher
 from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
 from ..files import lock, write_json, write_text
+from ..mediums import for_html, say
 from ..plugins import keep_plugins, load_plugins
 from ..ranks.environment import read_environment
 from ..ranks.stopping import StopRequest
@@ -297,7 +297,7 @@ class Run:
         reason: a signal of the batch system (the run can be resumed), or SIGINT (interrupted by the
             user).
         """
-        print(f"stopped by {reason or 'a request'}; go on with: xrddiff run resume={self.whole}")
+        say(f"stopped by {reason or 'a request'}; go on with: xrddiff run resume={self.whole}")
         if self.is_main:
             mark_stopped(self.whole, reason)
         raise KeyboardInterrupt if reason == "SIGINT" else SystemExit(0)
@@ -308,7 +308,7 @@ class Run:
         From here on, a signal interrupts that work.
         """
         if not self.is_main:
-            print(f"rank 0 goes on with {what}")
+            say(f"rank 0 goes on with {what}")
             raise SystemExit(0)
         if (stop := StopRequest.current()) is not None:
             stop.alone = True
@@ -319,7 +319,7 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        return f"<code>{html.escape(str(self.path))}</code>"
+        return f"<code>{for_html(str(self.path))}</code>"
 
 # %% ../../nbs/execution/run_folder.ipynb #7f443938
 def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, read_failures
 from ..files import write_text
+from ..mediums import complain, for_terminal, say
 from ..ranks.stopping import StopRequest
 from ..registry import entries
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, pass_signals
@@ -159,7 +160,7 @@ def work(folder: str | os.PathLike, runs: int | None = None, ranks: int = 1, *, 
                 time.sleep(POLL)
                 continue
             again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-            print(f"{agent.name}: trial {trial.number}{again}: {_said(trial)}", flush=True)
+            say(f"{agent.name}: trial {trial.number}{again}: {_said(trial)}", flush=True)
             what, why = run_trial(study, trial, stop, ranks)
             if what == "stopped":
                 return REQUEUE
@@ -191,7 +192,7 @@ def _note(study: Study, trial: Trial, what: str, why: str) -> None:
         fail_trial(study, trial.number, told)
     elif what == "pruned":
         prune_trial(study, trial.number, told)
-    print(f"trial {trial.number} {what}: {told}", flush=True)
+    say(f"trial {trial.number} {what}: {told}", flush=True)
 
 # %% ../../nbs/studies/agents.ipynb #e9f1fd8c
 def run_agents(folder: str | os.PathLike, count: int, runs: int | None = None) -> int:
@@ -217,7 +218,7 @@ def run_agents(folder: str | os.PathLike, count: int, runs: int | None = None) -
                 left.discard(i)
                 if agents[i].returncode < 0 and not came:
                     killed = f"xrddiff: agent {agents[i].pid} was killed by signal {-agents[i].returncode}"
-                    print(f"{killed}; its trial is taken up again", file=sys.stderr, flush=True)
+                    say(f"{killed}; its trial is taken up again", file=sys.stderr, flush=True)
     codes = [agent.returncode for agent in agents]
     if came or REQUEUE in codes:
         return INTERRUPTED if 2 in came else REQUEUE
@@ -265,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return work(args.folder, args.runs, args.ranks, linger=not args.leave)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -274,12 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `trial_rows` as a rich table."""
     from rich.table import Table
-    from rich.text import Text
 
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("TRIAL", "STATE", "VALUE", *names, "EPOCH", "LOSS", "TRIES", "NOTE"):
-        table.add_column(name, justify="left" if name in ("STATE", "NOTE") else "right", overflow="fold")
+        table.add_column(for_terminal(name), justify="left" if name in ("STATE", "NOTE") else "right", overflow="fold")
     number = lambda v: f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v)  # noqa: E731
     for row in rows:
         params = [number(row["params"].get(name)) for name in names]
@@ -291,7 +291,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
             number(row["epoch"]),
             number(row["loss"]),
         ]
-        table.add_row(*cells, str(row["attempts"] or ""), Text(row["reason"]))
+        table.add_row(*map(for_terminal, (*cells, row["attempts"] or "", row["reason"])))
     return table
 
 # %% ../../nbs/studies/agents.ipynb #6092a66a

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import hold_run
+from ..mediums import complain, say
 from ..ranks.stopping import StopRequest
 from ..slurm.job import INTERRUPTED, Job, prepare, read_job, run_task, start_ranks
 
@@ -74,14 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         job, task = read_job()
         wait_until_free(job.folder(task))
-        print(f"run: {prepare(job, task)}", flush=True)
+        say(f"run: {prepare(job, task)}", flush=True)
         if ranks > 1:
             return start_ranks(ranks)
         sys.modules.setdefault("rfc3987_syntax", None)  # see `xrddiff.slurm.job`
         with StopRequest(("SIGUSR2", "SIGTERM")):
             return run_task(job, task)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         return INTERRUPTED
