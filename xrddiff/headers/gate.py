@@ -25,10 +25,10 @@ from ..errors import BadInput, XrddiffError
 from ..frames.bounds import MOST_FRAMES, RAISE, check_packed, most_bytes, most_pixels
 
 # %% auto #0
-__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'as_bad_input', 'memory',
-           'check_size', 'find_source', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5', 'allow_outside',
-           'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset', 'Packing', 'packing_of', 'check_chunks',
-           'read_whole', 'gzip_frame']
+__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'MOST_TEXTS', 'odd_kind', 'readable', 'reason', 'as_bad_input',
+           'memory', 'check_size', 'find_source', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5',
+           'allow_outside', 'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset', 'Packing', 'packing_of',
+           'check_chunks', 'read_whole', 'gzip_frame']
 
 # %% ../../nbs/headers/gate.ipynb #c63469e0
 _KINDS = (
@@ -441,6 +441,7 @@ def packing_of(data: h5py.Dataset, where: str) -> Packing | None:
 
 
 _SLACK = 4096  # bytes that filters may add to a chunk
+MOST_TEXTS = 1 << 20  # of one data set
 _fat: dict[tuple, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through
 
 
@@ -503,6 +504,8 @@ def read_whole(data: h5py.Dataset, where: str, text: bool = False) -> Any:
     Raises `BadInput` if they are too large, or unpack to more than is declared.
     """
     check_dataset(data, where, rows=False)
+    if data.dtype.kind == "O" and data.size > MOST_TEXTS:
+        raise BadInput(f"{where} has {data.size} texts; expected at most {MOST_TEXTS}")
     if not data.is_virtual:
         check_chunks(data, where)
     return data.asstr(errors="replace")[()] if text else data[()]
