@@ -10,10 +10,12 @@ import inspect
 import json
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from .errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'forget', 'registering_as', 'title',
+__all__ = ['KINDS', 'GROUND', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'Scope', 'current_scope',
+           'open_scope', 'plugin_name', 'registered_by', 'forget', 'registering_as', 'register_again', 'title',
            'registering_modules', 'without_index', 'collect', 'write_index', 'entries', 'find', 'get', 'name_of',
            'options', 'by_suffix', 'Names', 'range_problem', 'check_options']
 
@@ -206,7 +209,7 @@ class Entry:
 
 
 _LIVE: dict[tuple[str, str], tuple[Entry, Any]] = {}  # registered by the modules imported so far
-_plugin: list[str] = []  # the plug-in that is being loaded
+_plugin: list[tuple[str, str]] = []  # the plug-in that is being loaded: its source, and its module ("": any)
 
 
 def register(kind: str, name: str | None = None, *, help: str | None = None, **traits: Any) -> Callable[[Any], Any]:
@@ -220,11 +223,12 @@ def register(kind: str, name: str | None = None, *, help: str | None = None, **t
     Raises `BadInput` for an unknown kind or a name that is already taken.
     """
     known_kind(kind)
+    caller = sys._getframe(1).f_globals.get("__name__", "")
 
     def enter(thing: Any) -> Any:
         text = help or (inspect.getdoc(thing) or "").partition("\n")[0]
-        ours = thing.__module__.startswith("xrddiff.")  # even if a plug-in imports it
-        source = _plugin[-1] if _plugin and not ours else thing.__module__
+        ours = caller.startswith("xrddiff.")  # even if a plug-in imports it
+        source = caller if ours else _plugin_of(caller) or thing.__module__
         _enter(Entry(kind, name or thing.__name__, text, source, _options_of(thing, KINDS[kind].given), traits), thing)
         return thing
 
@@ -237,30 +241,94 @@ def known_kind(kind: str) -> str:
         raise BadInput(f"there is no kind {kind!r} of things with a name{nearest(str(kind), KINDS)}")
     return kind
 
+
+def _plugin_of(caller: str) -> str | None:
+    """The plug-in whose module `caller` registers something; None for a module that it only imports, which
+    Python imports once in a process, whoever needs it next.
+    """
+    source, module = _plugin[-1] if _plugin else ("", "")
+    return source if source and f"{caller}.".startswith(f"{module}." if module else "") else None
+
 # %% ../nbs/registry.ipynb #d06f17b5
+@dataclass(eq=False)
+class Scope:
+    """What plug-ins have added for one run, or (`GROUND`) for the whole process.
+
+    `plugins`: those that were loaded, by name; each hides what a plug-in of the same name has added to the
+    process. `names`: what they have registered.
+    """
+
+    plugins: dict[str, Any] = field(default_factory=dict)
+    names: dict[tuple[str, str], tuple[Entry, Any]] = field(default_factory=dict)
+
+
+GROUND = Scope(names=_LIVE)
+_scope: ContextVar[Scope] = ContextVar("scope of plug-ins", default=GROUND)
+
+
+def current_scope() -> Scope:
+    """The scope in which plug-ins are loaded now."""
+    return _scope.get()
+
+
+@contextmanager
+def open_scope(scope: Scope | None = None) -> Iterator[Scope]:
+    """Within `with`, plug-ins are loaded into `scope` (None: a new one), and what they register is known there only."""
+    token = _scope.set(Scope() if scope is None else scope)
+    try:
+        yield _scope.get()
+    finally:
+        _scope.reset(token)
+
+
+def _registered() -> dict[tuple[str, str], tuple[Entry, Any]]:
+    """What is registered, as it is seen from the current scope."""
+    scope = _scope.get()
+    if scope is GROUND:
+        return _LIVE
+    hidden = [k for k, (e, _) in _LIVE.items() if not e.own and plugin_name(e.source) in scope.plugins]
+    return {k: pair for k, pair in _LIVE.items() if k not in hidden} | scope.names
+
+
+def plugin_name(source: str) -> str:
+    """The name of the plug-in at `source`: that of its file, or the whole name of its module."""
+    return Path(source).name
+
+
 def _enter(entry: Entry, thing: Any) -> None:
     if entry.source == "__main__" and (known := _index().get((entry.kind, entry.name))):
         entry = replace(entry, source=known.source)  # the notebook of its module is being executed
     if KINDS[entry.kind].closed and not entry.own:
         raise BadInput(f"{entry.source}: a plug-in cannot add an {title(entry.kind)}")
-    key = entry.kind, entry.name
-    other = _LIVE[key][0] if key in _LIVE else _index().get(key)
-    if other and other.source != entry.source and "__main__" not in (other.source, entry.source):
+    key, known = (entry.kind, entry.name), _registered()
+    other = known[key][0] if key in known else _index().get(key)
+    alike = other is None or plugin_name(other.source) == plugin_name(entry.source)
+    if not alike and "__main__" not in (other.source, entry.source):
         whose = "is part of xrddiff" if other.own else f"comes from {other.source}"
         raise BadInput(f"{entry.source}: the {title(entry.kind)} {entry.name!r} {whose} already; expected another name")
-    _LIVE[key] = entry, thing
+    by_plugin = any(entry.source == source for source, _ in _plugin)
+    (_scope.get().names if by_plugin else _LIVE)[key] = entry, thing
+
+
+def registered_by(source: str) -> list[tuple[Entry, Any]]:
+    """What the plug-in `source` has registered, each entry with its function or class."""
+    return [(entry, thing) for entry, thing in _registered().values() if entry.source == source]
 
 
 def forget(source: str) -> None:
     """Remove everything that the plug-in `source` has registered."""
-    for key in [key for key, (entry, _) in _LIVE.items() if entry.source == source]:
-        del _LIVE[key]
+    for names in (_LIVE, _scope.get().names):
+        for key in [key for key, (entry, _) in names.items() if entry.source == source]:
+            del names[key]
 
 
 @contextmanager
-def registering_as(source: str) -> Iterator[None]:
-    """Within `with`, registrations belong to the plug-in `source`; they are removed if it fails."""
-    _plugin.append(source)
+def registering_as(source: str, module: str = "") -> Iterator[None]:
+    """Within `with`, registrations belong to the plug-in `source`; they are removed if it fails.
+
+    `module`: only those of this module and of modules within it; of any module unless given.
+    """
+    _plugin.append((source, module))
     try:
         yield
     except BaseException:
@@ -268,6 +336,13 @@ def registering_as(source: str) -> Iterator[None]:
         raise
     finally:
         _plugin.pop()
+
+
+def register_again(found: Sequence[tuple[Entry, Any]]) -> None:
+    """Add to the current scope what a plug-in has registered before in another one, see `registered_by`."""
+    for entry, thing in found:
+        with registering_as(entry.source):
+            _enter(entry, thing)
 
 
 def title(kind: str) -> str:
@@ -364,7 +439,7 @@ def entries(kind: str) -> dict[str, Entry]:
         for module in registering_modules(kind):
             importlib.import_module(module)
     found = {name: entry for (k, name), entry in _index().items() if k == kind}
-    return found | {name: entry for (k, name), (entry, _) in _LIVE.items() if k == kind}
+    return found | {name: entry for (k, name), (entry, _) in _registered().items() if k == kind}
 
 
 def find(kind: str, name: str) -> Entry:
@@ -377,14 +452,16 @@ def find(kind: str, name: str) -> Entry:
 
 def get(kind: str, name: str) -> Any:
     """The function or class called `name`; imports its module. Raises `BadInput` if there is none."""
-    if (kind, name) not in _LIVE:
+    known = _registered()
+    if (kind, name) not in known:
         importlib.import_module(find(kind, name).source)
-    return _LIVE[kind, name][1]
+        known = _registered()
+    return known[kind, name][1]
 
 
 def name_of(kind: str, thing: Any) -> str:
     """The name under which `thing` is registered; raises `BadInput` if it is not."""
-    found = [name for (k, name), (_, other) in _LIVE.items() if k == kind and other is thing]
+    found = [name for (k, name), (_, other) in _registered().items() if k == kind and other is thing]
     if not found:
         raise BadInput(
             f"{thing.__name__} is no registered {title(kind)}; expected @register({kind!r}) where it is defined"
