@@ -144,7 +144,10 @@ def load_plugin(plugin: str | Plugin, scope: Scope | None = None) -> Plugin:
         if known is not None and known.content != plugin.content:
             if scope is not GROUND:
                 _same_place(known, plugin)
-                warnings.warn(f"{plugin.source} has changed since it was loaded; this run keeps to what it began with")
+                warnings.warn(
+                    f"{plugin.source} has changed since it was loaded; this run keeps to what it began with",
+                    stacklevel=2,
+                )
                 return known
             forget(known.source)  # a notebook that composes again after its plug-in was edited
         elif known is not None:

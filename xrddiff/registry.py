@@ -34,65 +34,170 @@ __all__ = ['KINDS', 'GROUND', 'Kind', 'Range', 'Option', 'Entry', 'register', 'k
 class Kind:
     """A kind of thing that is chosen by name.
 
-    `help`: one line. `given`: the parameters that the program fills in. `closed`: plug-ins can add
-    none.
+    `help`: one line. `call`: how it is called, as `f(…)`, and what it returns. `given`: the parameters
+    that the program fills in. `closed`: plug-ins can add none.
     """
 
     help: str
+    call: str = ""
     given: tuple[str, ...] = ()
     closed: bool = False
 
 
 KINDS: dict[str, Kind] = {
-    "sampler": Kind("how noise becomes a sample"),
-    "noise_schedule": Kind("how noise grows with time in the training of eps, x0 and v", given=("T",)),
-    "sigma_schedule": Kind(
-        "noise levels of a sampler's steps", given=("n", "sigma_min", "sigma_max", "rho", "alphas_bar")
+    "sampler": Kind(
+        "how noise becomes a sample",
+        "f(denoise, x, sigmas, *, cond, noise, callback): the state at sigmas[-1], float64 like x. x: the state at "
+        "sigmas[0], (B, C, H, W) float64; sigmas: falling noise levels, float64, the last may be 0; denoise(x, sigma, "
+        "cond): the clean frame, float64; noise(): standard normal numbers like x; callback: None, or is told "
+        '{"i", "sigma", "x", "denoised"} of each step',
     ),
-    "parameterisation": Kind("what the network of a denoiser predicts", given=("sigma", "sigma_data")),
-    "training_noise": Kind("noise levels at which a denoiser is trained"),
+    "noise_schedule": Kind(
+        "how noise grows with time in the training of eps, x0 and v",
+        "f(T): (T,) float64, the falling ᾱ₁ … ᾱ_T, above 0 and at most 1",
+        given=("T",),
+    ),
+    "sigma_schedule": Kind(
+        "noise levels of a sampler's steps",
+        "f(n): n + 1 falling noise levels, (n + 1,) float64, the last 0; gets sigma_min, sigma_max, rho or alphas_bar "
+        "(T,) if it has a parameter of that name",
+        given=("n", "sigma_min", "sigma_max", "rho", "alphas_bar"),
+    ),
+    "parameterisation": Kind(
+        "what the network of a denoiser predicts",
+        "f(sigma, sigma_data): c_skip, c_out and c_in of D(x) = c_skip x + c_out F(c_in x), each float64 like sigma",
+        given=("sigma", "sigma_data"),
+    ),
+    "training_noise": Kind(
+        "noise levels at which a denoiser is trained",
+        "f(): a TrainingNoise, whose sigma(z) is positive, float64 and rises with the standard normal numbers z",
+    ),
     "objective": Kind(
         "what a denoiser is trained for",
+        "f(denoiser, noise): a module; (batch, step) -> a dict with loss, (B,) float32",
         given=("denoiser", "noise", "steps", "levels", "weighting", "min_snr_gamma", "condition_dropout", "seed"),
     ),
-    "weighting": Kind("weight of a denoiser's loss over noise levels", given=("sigma", "sigma_data", "gamma")),
+    "weighting": Kind(
+        "weight of a denoiser's loss over noise levels",
+        "f(sigma, sigma_data, gamma): the weight, not negative, float64 like sigma",
+        given=("sigma", "sigma_data", "gamma"),
+    ),
     "loss": Kind(
-        "reconstruction term of an autoencoder", given=("gain", "pedestal", "read_noise", "reference_intensity")
+        "reconstruction term of an autoencoder",
+        "f(prediction, target, mask): (B,) float32, a number for each frame. prediction, target: (B, 1, H, W) float32 "
+        "network values, or photons if registered with photons=True; mask: the same shape, bool, True = valid, or "
+        "None. What is under the mask must not matter, NaN neither",
+        given=("gain", "pedestal", "read_noise", "reference_intensity"),
     ),
-    "annealing": Kind("how the weight of the KL term rises"),
-    "transform": Kind("what is done to frames before a network sees them"),
+    "annealing": Kind("how the weight of the KL term rises", "f(x): 0 to 1, rising, for x from 0 to 1"),
+    "transform": Kind(
+        "what is done to frames before a network sees them",
+        "f(): a transforms.values.Transform whose attribute name is its registered name. Each argument of the constructor "
+        "is an attribute of the same name, so that it can be saved. forward(x, mask): float32, 0 under the mask; "
+        "inverse(y) gives x back if invertible. Both take NumPy arrays and PyTorch tensors",
+    ),
     "network": Kind(
-        "network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions", "maps")
+        "network of a denoiser",
+        "f(*, in_channels, out_channels, mask_channel, conditions): a module; (x, noise_label, cond) -> (B, "
+        "out_channels, H, W). x: (B, in_channels, H, W) float32; noise_label: (B,) float32; cond: a dict of tensors "
+        "(B,), or None. config: the arguments that build it again; downsampling: H and W are multiples of it",
+        given=("in_channels", "out_channels", "mask_channel", "conditions", "maps"),
     ),
-    "augmentation": Kind("change of training frames that the network is told", given=("frames",)),
-    "condition_map": Kind("what is known about each place of a frame", given=("frames",)),
+    "augmentation": Kind(
+        "change of training frames that the network is told",
+        "f(frames): a loading.augmentations.Augmentation; values(x, mask, done, rng): (y, x), the changed frame",
+        given=("frames",),
+    ),
+    "condition_map": Kind(
+        "what is known about each place of a frame",
+        "f(frames): a function of the number of a frame that returns (y, x) float32",
+        given=("frames",),
+    ),
     "autoencoder": Kind(
         "model that turns frames into a latent and back",
         given=("in_channels", "out_channels", "latent_channels", "quantizer"),
         closed=True,
     ),
-    "kernel": Kind("how far the particles of a posterior feel each other", given=("shape",)),
-    "tempering": Kind("how the weight of the score rises while particles move", given=("progress",)),
-    "particle_sampler": Kind(
-        "how a crystal's posterior is sampled, from draws at its maximum", given=("target", "z", "ring", "words")
+    "kernel": Kind("how far the particles of a posterior feel each other", "f(): a Kernel", given=("shape",)),
+    "tempering": Kind(
+        "how the weight of the score rises while particles move",
+        "f(progress): the weight, not negative, for progress from 0 to 1",
+        given=("progress",),
     ),
-    "posterior": Kind("how it is drawn what the pixels of a frame may have been", given=("job", "frame")),
-    "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
-    "metric": Kind("number that a report says about frames"),
-    "distance": Kind("how far samples are from real frames"),
-    "mask_rule": Kind("rule of automatic masking", given=("x", "values", "stats")),
-    "callback": Kind("what looks on while a model trains"),
-    "tracker": Kind("where the numbers of a training are shown", given=("run",)),
-    "health_rule": Kind("what can be wrong with a training, and what to try", given=("e",)),
-    "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
-    "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
-    "chart": Kind("what is drawn of a training, epoch by epoch", given=("history", "ax")),
-    "exporter": Kind("format of an exported model"),
-    "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
-    "stream_source": Kind("where frames arrive from", given=("source", "told")),
-    "command": Kind("command that `xrddiff submit` executes on every rank of a job", given=("words", "ranks")),
-    "search": Kind("how a sweep chooses settings", given=("plan", "seed")),
-    "pruner": Kind("which trials of a sweep end early for their loss"),
+    "particle_sampler": Kind(
+        "how a crystal's posterior is sampled, from draws at its maximum",
+        "f(target, z, ring, words): the draws, see posteriors.crystal_sampling",
+        given=("target", "z", "ring", "words"),
+    ),
+    "posterior": Kind(
+        "how it is drawn what the pixels of a frame may have been",
+        "f(job, frame): the draws, see inference.posterior",
+        given=("job", "frame"),
+    ),
+    "quantizer": Kind(
+        "codebook of a vector-quantised autoencoder",
+        "a class derived from models.codebook.Quantizer; of(channels, codes=K) builds it, (B, channels, h, w) -> its "
+        "codes",
+        given=("codes", "channels", "levels"),
+    ),
+    "metric": Kind(
+        "number that a report says about frames",
+        'of frames: f(reference, test), or f(frames) if registered with of="frames": (n,), a number for each frame, NaN where '
+        "there is none. Each is a set of frames: intensity (frame, y, x) and mask, (y, x) or (frame, y, x), True = valid. "
+        "What is under the mask must not matter",
+    ),
+    "distance": Kind(
+        "how far samples are from real frames",
+        "f(reference, test): a number. Both are metrics.set_summaries.SetSummary",
+    ),
+    "mask_rule": Kind(
+        "rule of automatic masking",
+        "f(x, values): where the frame x (y, x) is bad, bool (y, x), or None for nowhere. values: frames.masks.Values; "
+        "with series=True also stats",
+        given=("x", "values", "stats"),
+    ),
+    "callback": Kind("what looks on while a model trains", "f(): a training.callbacks.Callback"),
+    "tracker": Kind("where the numbers of a training are shown", "f(run): a tracker of accelerate", given=("run",)),
+    "health_rule": Kind(
+        "what can be wrong with a training, and what to try",
+        "f(e): None, or what was found, in a sentence. e: telemetry.rules.Evidence. Traits: severity, when, cause, remedy, "
+        "source",
+        given=("e",),
+    ),
+    "reader": Kind(
+        "reader of a file format",
+        "f(path): a dict of the words of frames.frames.make_frames, intensity (frame, y, x) among them. Trait suffixes",
+        given=("path", "paths", "dataset", "axes"),
+    ),
+    "writer": Kind(
+        "writer of a file format",
+        "f(ds, path, progress): writes the frames ds to path. Trait suffixes",
+        given=("ds", "path", "progress"),
+    ),
+    "chart": Kind(
+        "what is drawn of a training, epoch by epoch",
+        "f(history, ax): the axes. history: the table metrics/epochs.csv; BadInput where it lacks the columns. Trait title",
+        given=("history", "ax"),
+    ),
+    "exporter": Kind("format of an exported model", "f(): an exports.exporters.Exporter"),
+    "launcher": Kind(
+        "what starts workers, as in --workers=local:2", "f(what): execution.workers.Workers", given=("what",)
+    ),
+    "stream_source": Kind(
+        "where frames arrive from", "f(source, told): see streaming.arrivals", given=("source", "told")
+    ),
+    "command": Kind(
+        "command that `xrddiff submit` executes on every rank of a job",
+        "f(words, ranks): a slurm.job.RankCommand",
+        given=("words", "ranks"),
+    ),
+    "search": Kind("how a sweep chooses settings", "f(plan, seed): a sampler of Optuna", given=("plan", "seed")),
+    "pruner": Kind("which trials of a sweep end early for their loss", "f(): a pruner of Optuna"),
+    "probe": Kind(
+        "how something of a plug-in is tried before a run uses it",
+        "f(thing, entry): yields what it has found to be right, and raises Refused for what is not",
+        closed=True,
+    ),
 }
 
 # %% ../nbs/registry.ipynb #825f7fe5
@@ -311,8 +416,9 @@ def _enter(entry: Entry, thing: Any) -> None:
 
 
 def registered_by(source: str) -> list[tuple[Entry, Any]]:
-    """What the plug-in `source` has registered, each entry with its function or class."""
-    return [(entry, thing) for entry, thing in _registered().values() if entry.source == source]
+    """What the plug-in at `source`, or of this name, has registered, each entry with its function or class."""
+    own = {source, plugin_name(source)}
+    return [(e, thing) for e, thing in _registered().values() if not e.own and plugin_name(e.source) in own]
 
 
 def forget(source: str) -> None:
