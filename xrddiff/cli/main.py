@@ -40,14 +40,15 @@ def run(args: argparse.Namespace) -> int:
     """
     from xrddiff.config import compose_config, note_unused
     from xrddiff.overrides import expand_multirun
+    from xrddiff.plugins import plugin_scope
     from xrddiff.saved_config import to_yaml
 
     sweep = expand_multirun(args.overrides) if args.multirun else [list(args.overrides)]
-    composed = [
-        (overrides, compose_config(overrides)) for overrides in sweep
-    ]  # all of them, before the first one starts
-    for overrides, cfg in composed:
-        note_unused(cfg, overrides)
+    composed = []
+    for overrides in sweep:  # all of them, before the first one starts
+        with plugin_scope():
+            composed.append((overrides, cfg := compose_config(overrides)))
+            note_unused(cfg, overrides)
     if args.dry_run:
         from xrddiff.execution.checks import check_runs
 
@@ -427,8 +428,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `xrddiff`; returns the exit code, as `EXIT_CODES` says."""
     import warnings
 
+    from xrddiff.plugins import plugin_scope
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plugin_scope():
             warnings.showwarning = _warn
             args = parse(sys.argv[1:] if argv is None else list(argv))
             if getattr(args, "trust_plugins", False):
