@@ -54,7 +54,8 @@ def _sample_part(run: str, words: tuple[str, ...], folder: str, part: int, *, de
     frames, drawn = job.make(store.rows[part])
     values = {name: drawn.numpy() if name == "latent" else frames[name].values for name in store.stacks}
     seconds = round(time.monotonic() - started, 3)
-    return write_part(store, part, values, threads=torch.get_num_threads(), seconds=seconds)
+    columns = {name: frames[name].values.tolist() for name in job.columns if name in frames}
+    return write_part(store, part, values, columns=columns, threads=torch.get_num_threads(), seconds=seconds)
 
 # %% ../../nbs/execution/sharing.ipynb #17ac3801
 PARTS = "samples.parts"

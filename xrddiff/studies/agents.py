@@ -40,7 +40,7 @@ from xrddiff.studies.study import (
     take_trial,
 )
 from .trial import end_with, trial_environment
-from ..telemetry.rules import read_findings
+from ..telemetry.rules import read_findings, times_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,8 +76,7 @@ def ill(run: Path) -> str | None:
 
 def _is_result(rule: str) -> bool:
     """Whether a rule looks at what was measured after the training, which is nothing to end it for."""
-    entry = entries("health_rule").get(rule)
-    return entry is not None and entry.traits["when"] == "result"
+    return rule in entries("health_rule") and times_of(rule) == {"result"}
 
 
 def verdict(study: Study, trial: Trial, known: dict[int, float]) -> str | None:

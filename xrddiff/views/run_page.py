@@ -111,6 +111,7 @@ def add_samples_over_epochs(report: Report, run: Path, most: int = 20) -> None:
         rows = (
             read_epochs(run / "samples_during" / "epochs.csv").set_index("epoch").drop(columns="step", errors="ignore")
         )
+        rows = rows.drop(columns=[f"range_{k}" for k in ("frames", "share_low", "lower", "upper")], errors="ignore")
         rows = rows.iloc[sorted({round(i * (len(rows) - 1) / (most - 1)) for i in range(most)})]
     except (BadInput, KeyError):
         rows = None
