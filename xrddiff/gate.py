@@ -27,8 +27,8 @@ DEPTH = 64  # levels of lists and mappings inside each other
 DIGITS = 400  # of a number: more than a float64 has
 
 
-def read_bytes(path: str | os.PathLike, most: int = MOST) -> bytes:
-    """The bytes of a regular file of at most `most` bytes.
+def read_bytes(path: str | os.PathLike, most: int = MOST, offset: int = 0) -> bytes:
+    """The bytes of a regular file of at most `most` bytes, from `offset` on.
 
     Raises `BadInput` if it is anything else, larger, or cannot be read; `FileNotFoundError` if there is none.
     """
@@ -46,6 +46,7 @@ def read_bytes(path: str | os.PathLike, most: int = MOST) -> bytes:
         if about.st_size > most:
             raise BadInput(f"{name} has {about.st_size} bytes; expected at most {most}")
         with open(fd, "rb", closefd=False) as file:
+            file.seek(offset)
             data = file.read(most + 1)  # it may grow
     except OSError as error:
         raise BadInput(f"cannot read {name}: {error.strerror}") from None
@@ -140,6 +141,8 @@ def checked(value: Any, kind: Any, where: str) -> Any:
         raise BadInput(f"{where} is not as expected: {error}".replace(" - at `$", ", at `")) from None
     except RecursionError:
         raise BadInput(f"{where} is nested too deep") from None
+    except UnicodeEncodeError:
+        raise BadInput(f"{where} has text that is not Unicode: a lone surrogate") from None
 
 
 def read_json(path: str | os.PathLike, kind: Any = Any, most: int = MOST) -> Any:
