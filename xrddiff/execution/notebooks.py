@@ -50,6 +50,7 @@ from .. import launcher
 from .live import LiveOutput, Screen, Stream
 from ..files import scratch_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
+from ..mediums import say
 from ..ranks.stopping import StopRequest
 
 # %% ../../nbs/execution/notebooks.ipynb #86636eeb
@@ -542,7 +543,7 @@ def _open_log(log: str | os.PathLike | None, title: str):
         return
     try:
         file = open(log, "a", encoding="utf-8", errors="replace")
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {title}", file=file, flush=True)
+        say(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {title}", file=file, flush=True)
     except OSError as error:
         raise BadInput(f"cannot write the log {log}: {error.strerror}") from None
     try:

@@ -31,7 +31,8 @@ from xrddiff.execution.run_folder import (
     world_size,
 )
 from ..errors import BadInput, XrddiffError, nearest
-from ..plugins import load_standing
+from ..mediums import complain, say
+from ..plugins import load_standing, plugin_scope
 from ..ranks.stopping import StopRequest
 from ..registry import entries, get
 
@@ -202,6 +203,7 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 
+@plugin_scope()
 def prepare(job: Job, task: int = 0) -> Path:
     """Create the run folder of a task, or reuse that of an earlier attempt; returns its path.
 
@@ -240,6 +242,7 @@ def _command_folder(path: Path) -> Path:
     return path
 
 # %% ../../nbs/slurm/job.ipynb #b1943c23
+@plugin_scope()
 def done_before(job: Job, task: int) -> bool:
     """Whether the run of a task is finished, and the job's words give it nothing more to do."""
     from xrddiff.config import compose_config
@@ -271,7 +274,7 @@ def run_task(job: Job, task: int = 0) -> int:
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     if job.kind == "command":
         if (path / "report.html").is_file():
-            print(f"run: {path}: done before", flush=True)
+            say(f"run: {path}: done before", flush=True)
             return 0
         name, *words = job.argv
         code = execute_noted(lambda: get("command", name)(words, world_size()).execute(), path)
@@ -358,10 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m xrddiff.slurm.job prepare | rank | ranks N`; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not re.fullmatch("prepare|rank|ranks [1-9][0-9]*", " ".join(argv)):
-        print(
-            f"xrddiff: found {' '.join(argv)!r}, expected: python -m xrddiff.slurm.job prepare | rank | ranks N",
-            file=sys.stderr,
-        )
+        complain(f"found {' '.join(argv)!r}, expected: python -m xrddiff.slurm.job prepare | rank | ranks N")
         return 2
     try:
         if argv[0] == "ranks":
@@ -369,19 +369,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         job, task = read_job()
         if argv == ["prepare"]:
             if "XRDDIFF_JOB_TASK" in os.environ and done_before(job, task):
-                print(f"run: {job.folder(task)}: done before", flush=True)
+                say(f"run: {job.folder(task)}: done before", flush=True)
                 return DONE
-            print(f"run: {prepare(job, task)}", flush=True)
+            say(f"run: {prepare(job, task)}", flush=True)
             return 0
         # jsonschema (used by nbformat) would spend a second compiling a URI grammar that is not needed here
         sys.modules.setdefault("rfc3987_syntax", None)
         with StopRequest(("SIGUSR2", "SIGTERM")):  # before PyTorch is loaded, which takes seconds
             return run_task(job, task)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
-        print("xrddiff: interrupted", file=sys.stderr)
+        complain("interrupted")
         return INTERRUPTED
 
 
