@@ -458,6 +458,9 @@ def command_line() -> NoReturn:
 
     One of several ranks ends with `end_rank`, without the interpreter's shutdown.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name may have bytes that no encoding has
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     if "xrddiff.ranks.rendezvous" in sys.modules:
         from xrddiff.slurm.job import end_rank
