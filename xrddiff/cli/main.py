@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from .arguments import add_frames_and_mask
 from .batch import add_commands, cut_command
+from .checking import add_check
 from .cluster_tools import add_tools
 from .data import add_data, console, short_number
 from .export import add_export
@@ -385,6 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_data(commands)
     add_list(commands)
+    add_check(commands)
     add_settings(commands)
     add_watch(commands)
     add_commands(commands)

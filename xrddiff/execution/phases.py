@@ -41,7 +41,7 @@ from xrddiff.execution.run_folder import (
 from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
 from .workers import parse_workers
 from ..files import write_json
-from ..overrides import absolute_words, as_override
+from ..overrides import absolute_words, as_override, parse_override
 from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
 from ..saved_config import OWN_FRAMES, to_yaml
@@ -286,6 +286,14 @@ def _execute_notebook(
     run_notebook(source, target, parameters, engine=engine, log=log, terminal=terminal and main)
 
 # %% ../../nbs/execution/phases.ipynb #a91cf94e
+def _check_named(overrides: Sequence[str]) -> None:
+    """Probe the plug-ins of this call, if it names some."""
+    if any(parse_override(o).key == "plugins" for o in overrides):
+        from xrddiff.plugin_probes import check_plugins
+
+        check_plugins()
+
+
 @plugin_scope()
 def execute_sample(
     run: str | os.PathLike,
@@ -311,6 +319,7 @@ def execute_sample(
     run = Path(run).expanduser()
     overrides = absolute_words(overrides)
     cfg = inference_config(run, overrides)
+    _check_named(overrides)
     note_unused(cfg, overrides)
     _check_name(name)
     if cfg.threads is not None:
@@ -352,6 +361,7 @@ def execute_evaluate(
         parse_workers(workers)
     run = Path(run).expanduser()
     cfg = inference_config(run, overrides, generative=False)
+    _check_named(overrides)
     note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)
@@ -429,6 +439,7 @@ def execute_on_frames(
     _check_name(name)
     openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}
     job = openers[kind](run, overrides, **given)
+    _check_named(overrides)
     cfg, plan = job.cfg, getattr(job, "plan", None)
     del job  # the notebook opens its own: not two models at a time
     note_unused(cfg, overrides)
