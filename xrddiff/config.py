@@ -9,14 +9,15 @@ __all__ = ['RESUMABLE', 'compose_config', 'load_named_plugins', 'note_unused', '
 # %% ../nbs/config.ipynb #eb4a0f10
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .addresses import addresses_in, allow_addresses, need_addresses
 from .contradictions import check_config
 from .errors import BadInput
-from .files import anywhere, is_path
+from .files import anywhere, is_address, is_path
 from xrddiff.overrides import (
     PATH_WORDS,
     Override,
@@ -33,7 +34,7 @@ from xrddiff.overrides import (
 )
 from .plugins import is_file, load_plugins, need_plugins
 from .registry import entries
-from .saved_config import load_config, need_run, no_generator
+from .saved_config import interpolation, load_config, need_run, no_generator
 from .used_words import model_parts, told_lattices, unused_words
 from .words.data import Data
 from .words.inference import Inference
@@ -64,10 +65,14 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
             check_type(o, words)
         elif o.key in GROUPS and not searchpath:
             check_preset(o)
+    allow_addresses(addresses_in([o.value for o in parsed if not o.parsed.is_sweep_override()]))
     if resume:
         return _resume_config(Path(resume), parsed)
     cfg = _compose([text for o in parsed for text in hydra_overrides(o)] + _implied(parsed))
+    if (at := interpolation(asdict(cfg))) is not None:
+        raise BadInput(f"{at} has an interpolation that stays; expected its value")
     check_config(cfg)
+    allow_addresses(addresses_in(asdict(cfg)))  # also those of the user's own presets
     return cfg
 
 # %% ../nbs/config.ipynb #f905ec58
@@ -252,6 +257,8 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
     run = run.expanduser()
     need_run(run, f"resume={run}")
     saved = load_config(run / "config.yaml")
+    need_addresses(addresses_in(saved.data.data_path))
+    need_addresses(addresses_in(saved.training.tracker_options), "training.tracker_options")
     cfg = OmegaConf.structured(saved)
     for o in parsed:
         if o.key in GROUPS:
@@ -332,7 +339,9 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     if plugins is not None:  # the user's own, for what the run needs
         check_type(plugins, vocabulary())
     need_plugins(run, () if plugins is None else plugins.value or ())
-    parsed = [o for o in parsed if o.key != "plugins"]
+    again = [o for o in parsed if o.key == "data.data_path" and o.value == saved.data.data_path and is_address(o.value)]
+    allow_addresses(o.value for o in again)
+    parsed = [o for o in parsed if o.key != "plugins" and o not in again]
     if generative and model_parts(saved).denoiser is None:
         raise no_generator(run)
     for o in parsed:

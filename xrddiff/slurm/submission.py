@@ -9,7 +9,6 @@ import json
 import os
 import re
 import secrets
-import subprocess
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .. import launcher
 from ..config import compose_config, note_unused
 from ..contradictions import check_config
 from ..errors import BadInput, XrddiffError
@@ -270,7 +270,7 @@ def run_here(script: str) -> int:
     with scratch_folder() as folder:
         file = folder / "job.sh"
         file.write_bytes(os.fsencode(script))
-        with subprocess.Popen(["bash", str(file)]) as shell, pass_signals([shell]):
+        with launcher.start(["bash", file], stdin=None) as shell, pass_signals([shell]):
             code = shell.wait()
     return code if code >= 0 else 128 - code
 
