@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..gate import from_json, read_arrays
 from ..config import inference_config
 from ..diffusion.inpainting import inpaint, posterior
 from ..diffusion.keyed_sampling import Sampler, SampleNoise
@@ -104,9 +104,9 @@ class Draws(NamedTuple):
     def read(cls, path: Path) -> Draws | None:
         """Those that `write` kept; None if there is no such file, or it is damaged."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                return cls(kept["expected"], kept["measured"], json.loads(str(kept["about"])))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            kept = read_arrays(path, 8 << 30)
+            return cls(kept["expected"], kept["measured"], from_json(str(kept["about"]), path.name))
+        except (OSError, ValueError, KeyError):
             return None
 
 

@@ -5,13 +5,13 @@
 # %% ../../nbs/telemetry/rules.ipynb #187e56aa
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..gate import checked, read_json
 from ..errors import BadInput, XrddiffError
 from ..files import write_json
 from ..registry import Names, check_options, find, get
@@ -140,10 +140,13 @@ def read_findings(run: str | Path) -> list[Finding]:
     for path in (Path(run), Path(run) / "health.json", Path(run) / "metrics" / "health.json"):
         if path.is_file():
             try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
-                found = [Finding(**{"remedy" if k == "try" else k: v for k, v in row.items()}) for row in rows]
+                rows = [
+                    {"remedy" if k == "try" else k: v for k, v in row.items()}
+                    for row in read_json(path, list[dict[str, Any]])
+                ]
+                found = checked(rows, list[Finding], path.name)
                 return sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.step))
-            except (ValueError, TypeError, AttributeError) as e:
+            except (OSError, ValueError, BadInput) as e:
                 raise BadInput(
                     f"{path} is damaged ({e}); expected a list of findings, as a training writes it"
                 ) from None
