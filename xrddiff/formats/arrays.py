@@ -159,15 +159,16 @@ def open_zarr(path: Path | RemoteFolder, dataset: str | None = None) -> dict[str
 
 def _labels(path: Path | RemoteFolder, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
     """Numbers and text per frame, from the top of the store and from beside the frames `name`."""
+    from xrddiff.headers.checked_zarr import checked_array
+
     out, beside = {}, name.rpartition("/")[0]
     for other, array in arrays.items():
         group, _, own = other.rpartition("/")
         if array.shape != (frames,) or array.dtype.kind not in "biufOTU" or group not in ("", beside):
             continue
         where = f"array '{other}' of {path}"
-        check_size(array.shape, array.dtype, where, array.chunks, rows=False)
         with as_bad_input(f"{where} cannot be read"):
-            values = np.asarray(array[...])
+            values = np.asarray(checked_array(array, where, rows=False)[...])
         if own == "wavelength" and not group:
             out[own] = values
         elif own != "wavelength":

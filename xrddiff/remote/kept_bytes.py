@@ -20,6 +20,7 @@ import google_crc32c
 import numpy as np
 
 from ..errors import BadInput
+from ..mediums import plain_text
 from ..files import lock, remove, temporary_name, writing
 
 # %% auto #0
@@ -52,7 +53,7 @@ class Stamp(NamedTuple):
         return self.lasting and not self.mark.endswith('"')
 
     def __str__(self) -> str:
-        return f"{self.mark or 'no mark'}, {self.length} bytes"
+        return f"{plain_text(self.mark, 80) or 'no mark'}, {self.length} bytes"
 
 # %% ../../nbs/remote/kept_bytes.ipynb #df4588bc
 PIECE = np.dtype([("start", "<u8"), ("length", "<u8"), ("crc", "<u8")])
