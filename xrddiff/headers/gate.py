@@ -492,7 +492,7 @@ def check_chunks(data: h5py.Dataset, where: str, key: tuple = (), known: set | N
         ):  # not written, or reported when it is read
             continue
         if not left_out >> packing.place & 1:
-            own = f"the chunk {place} of {where}"
+            own = f"{where} cannot be read: its chunk {place}"
             check_packed(packing.kind, raw, packing.most + _SLACK, own)
         if known is not None:
             known.add(place)

@@ -192,7 +192,7 @@ class HDF5Rows(Rows):
             out = self._gzip(data, a, b) if whole and not self.single else None
             if out is None:
                 if not self.virtual:
-                    check_chunks(data, self.where, key, self._looked)
+                    check_chunks(data, f"frames {a} to {b - 1} of {self.where}", key, self._looked)
                 out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
