@@ -153,7 +153,13 @@ def nexus(**fields: tuple) -> Callable[[h5py.File, Path], object]:
     def build(f: h5py.File, d: Path) -> None:
         f["entry/data/data"] = counts()
         for name, shape in fields.items():
-            f.create_dataset(f"entry/instrument/{name}", shape, "f8", chunks=tuple(min(n, 1 << 16) for n in shape), compression="gzip")
+            f.create_dataset(
+                f"entry/instrument/{name}",
+                shape,
+                "f8",
+                chunks=tuple(min(n, 1 << 16) for n in shape),
+                compression="gzip",
+            )
 
     return build
 
@@ -226,21 +232,38 @@ hdf5("hdf5-virtual-in-a-ring-by-name", virtual_ring)
 hdf5("hdf5-virtual-frame-of-terabytes", virtual_bomb)
 hdf5("hdf5-chain-of-files", chain)
 hdf5("hdf5-many-objects", many)
-hdf5("hdf5-mask-of-gigabytes", lambda f, d: (nexus()(f, d), f.create_dataset("entry/instrument/detector/pixel_mask", (2**16, 2**16), "u4", chunks=(1024, 1024))))
+hdf5(
+    "hdf5-mask-of-gigabytes",
+    lambda f, d: (
+        nexus()(f, d),
+        f.create_dataset("entry/instrument/detector/pixel_mask", (2**16, 2**16), "u4", chunks=(1024, 1024)),
+    ),
+)
 hdf5("hdf5-wavelength-of-gigabytes", nexus(**{"beam/incident_wavelength": (2**33,)}))
 hdf5("hdf5-distance-of-gigabytes", nexus(**{"detector/detector_distance": (2**31,)}))
 hdf5("hdf5-panels-of-gigabytes", nexus(**{f"detector/panel_{k}": (2**26, 3) for k in ("origin", "fs", "ss")}))
 hdf5("hdf5-corner-of-gigabytes", nexus(**{"detector_1/corner_position": (2**28, 3)}))
 hdf5("hdf5-peaks-without-end", peaks_that_never_end)
-hdf5("hdf5-external-in-a-pipe", lambda f, d: (os.mkfifo(d / "p"), f.create_dataset("data", (2, 9, 9), "u1", external=[("p", 0, 162)])))
-hdf5("hdf5-external-beyond", lambda f, d: f.create_dataset("data", (2, 9, 9), "u1", external=[("../../../../etc/hostname", 0, 162)]))
+hdf5(
+    "hdf5-external-in-a-pipe",
+    lambda f, d: (os.mkfifo(d / "p"), f.create_dataset("data", (2, 9, 9), "u1", external=[("p", 0, 162)])),
+)
+hdf5(
+    "hdf5-external-beyond",
+    lambda f, d: f.create_dataset("data", (2, 9, 9), "u1", external=[("../../../../etc/hostname", 0, 162)]),
+)
 hdf5("hdf5-link-up", lambda f, d: f.__setitem__("data", h5py.ExternalLink("../../secret.h5", "/data")))
-hdf5("hdf5-values-of-records", lambda f, d: f.create_dataset("data", (2, 24, 32), np.dtype([("a", "u2", (1000, 1000))]), chunks=(1, 1, 1)))
+hdf5(
+    "hdf5-values-of-records",
+    lambda f, d: f.create_dataset("data", (2, 24, 32), np.dtype([("a", "u2", (1000, 1000))]), chunks=(1, 1, 1)),
+)
 kind("hdf5-signature-only", "a.h5")(lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"))
 kind("hdf5-signature-late", "a.h5")(lambda p: p.write_bytes(bytes(1 << 20) + b"\x89HDF\r\n\x1a\n"))
 kind("hdf5-signature-and-zeros", "a.h5")(lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(4096)))
 kind("hdf5-superblock-says-exabytes", "a.h5")(
-    lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n\x02\x08\x08\x00" + struct.pack("<QQQQ", 0, 2**64 - 1, 2**62, 48) + bytes(4))
+    lambda p: p.write_bytes(
+        b"\x89HDF\r\n\x1a\n\x02\x08\x08\x00" + struct.pack("<QQQQ", 0, 2**64 - 1, 2**62, 48) + bytes(4)
+    )
 )
 
 
@@ -273,7 +296,9 @@ def zipped(path: Path, name: str, data: bytes) -> None:
 
 
 kind("npy-frame-of-gigabytes", "a.npy")(
-    lambda p: hole(p, 4 * GB, b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + about("(1, 46000, 46000)").ljust(118).encode())
+    lambda p: hole(
+        p, 4 * GB, b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + about("(1, 46000, 46000)").ljust(118).encode()
+    )
 )
 kind("npy-header-of-gigabytes", "a.npy")(lambda p: hole(p, 4 * GB, b"\x93NUMPY\x02\x00\xff\xff\xff\xef{"))
 kind("npy-frames-without-end", "a.npy")(npy_header(about("(1000000000000, 24, 32)"), then=3072))
@@ -297,23 +322,45 @@ def tiff(tags: list[tuple[int, int, int, int]], then: bytes = b"", next_page: in
     return body + struct.pack("<I", next_page) + then
 
 
-def tiff_page(width: int, height: int, bits: int = 16, compression: int = 1, strip: int = 200, length: int = 64) -> list:
+def tiff_page(
+    width: int, height: int, bits: int = 16, compression: int = 1, strip: int = 200, length: int = 64
+) -> list:
     return [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, compression), (262, 3, 1, 1), (273, 4, 1, strip), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, length)]  # fmt: skip
 
 
 def cbf(fast: int, slow: int, size: int, data: bytes, packing: str = "x-CBF_BYTE_OFFSET") -> bytes:
     text = f'###CBF: VERSION 1.5\n\ndata_a\n\n_array_data.data\n;\n--CIF-BINARY-FORMAT-SECTION--\nContent-Type: application/octet-stream;\n     conversions="{packing}"\nContent-Transfer-Encoding: BINARY\nX-Binary-Size: {size}\nX-Binary-ID: 1\nX-Binary-Element-Type: "signed 32-bit integer"\nX-Binary-Element-Byte-Order: LITTLE_ENDIAN\nX-Binary-Number-of-Elements: {fast * slow}\nX-Binary-Size-Fastest-Dimension: {fast}\nX-Binary-Size-Second-Dimension: {slow}\nX-Binary-Size-Padding: 0\n\n'
-    return text.replace("\n", "\r\n").encode() + b"\x0c\x1a\x04\xd5" + data + b"\r\n--CIF-BINARY-FORMAT-SECTION----\r\n;\r\n"
+    return (
+        text.replace("\n", "\r\n").encode()
+        + b"\x0c\x1a\x04\xd5"
+        + data
+        + b"\r\n--CIF-BINARY-FORMAT-SECTION----\r\n;\r\n"
+    )
 
 
 def edf(data: bytes, **fields: object) -> bytes:
-    known = {"HeaderID": "EH:000001:000000:000000", "Image": 1, "ByteOrder": "LowByteFirst", "DataType": "UnsignedShort", "Dim_1": 32, "Dim_2": 24}
+    known = {
+        "HeaderID": "EH:000001:000000:000000",
+        "Image": 1,
+        "ByteOrder": "LowByteFirst",
+        "DataType": "UnsignedShort",
+        "Dim_1": 32,
+        "Dim_2": 24,
+    }
     text = "{\n" + "".join(f"{k} = {v} ;\n" for k, v in (known | fields).items())
     return text.ljust(510).encode() + b"}\n" + data
 
 
 def smv(data: bytes, **fields: object) -> bytes:
-    known = {"HEADER_BYTES": 512, "DIM": 2, "BYTE_ORDER": "little_endian", "TYPE": "unsigned_short", "SIZE1": 32, "SIZE2": 24, "PIXEL_SIZE": 0.1}
+    known = {
+        "HEADER_BYTES": 512,
+        "DIM": 2,
+        "BYTE_ORDER": "little_endian",
+        "TYPE": "unsigned_short",
+        "SIZE1": 32,
+        "SIZE2": 24,
+        "PIXEL_SIZE": 0.1,
+    }
     text = "{\n" + "".join(f"{k}={v};\n" for k, v in (known | fields).items()) + "}\n"
     return text.ljust(512).encode() + data
 
@@ -322,7 +369,12 @@ def png(width: int, height: int, data: bytes) -> bytes:
     def block(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    return b"\x89PNG\r\n\x1a\n" + block(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)) + block(b"IDAT", data) + block(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + block(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+        + block(b"IDAT", data)
+        + block(b"IEND", b"")
+    )
 
 
 def written(name: str, file: str, content: Callable[[], bytes]) -> None:
@@ -332,8 +384,16 @@ def written(name: str, file: str, content: Callable[[], bytes]) -> None:
 written("tiff-frame-of-gigabytes", "a.tif", lambda: tiff(tiff_page(100_000, 100_000, compression=8), big(MB)))
 written("tiff-deflate-bomb", "a.tif", lambda: tiff(tiff_page(20_000, 20_000, 8, 8, 122, 400_000), big(400 * MB)))
 written("tiff-strip-beyond", "a.tif", lambda: tiff(tiff_page(32, 24, strip=2**31), bytes(999)))
-written("tiff-strips-of-gigabytes", "a.tif", lambda: tiff([*tiff_page(32, 24)[:5], (273, 4, 2**30, 8), (279, 4, 2**30, 8)], bytes(999)))
-written("tiff-a-million-strips", "a.tif", lambda: tiff([*tiff_page(32, 24)[:5], (273, 4, 10**6, 8), (279, 4, 10**6, 8)], bytes(4 * 10**6)))
+written(
+    "tiff-strips-of-gigabytes",
+    "a.tif",
+    lambda: tiff([*tiff_page(32, 24)[:5], (273, 4, 2**30, 8), (279, 4, 2**30, 8)], bytes(999)),
+)
+written(
+    "tiff-a-million-strips",
+    "a.tif",
+    lambda: tiff([*tiff_page(32, 24)[:5], (273, 4, 10**6, 8), (279, 4, 10**6, 8)], bytes(4 * 10**6)),
+)
 written("tiff-pages-with-the-same-strips", "a.tif", lambda: many_pages(400))
 written("tiff-page-says-itself", "a.tif", lambda: tiff(tiff_page(32, 24), bytes(2000), next_page=8))
 written("cbf-frame-of-terabytes", "a.cbf", lambda: cbf(10**6, 10**6, 64, bytes(64)))
@@ -343,13 +403,21 @@ written("cbf-unknown-packing", "a.cbf", lambda: cbf(32, 24, 768, bytes(768), "x-
 written("cbf-negative", "a.cbf", lambda: cbf(-32, 24, 768, bytes(768)))
 written("edf-frame-of-gigabytes", "a.edf", lambda: edf(bytes(1536), Dim_1=10**6, Dim_2=10**6, Size=1536))
 written("edf-says-exabytes", "a.edf", lambda: edf(bytes(1536), EDF_BinarySize=10**14))
-written("edf-packed-images", "a.edf", lambda: 3 * edf(gzipped(b"", 1 << 24), COMPRESSION="GZIP", EDF_BinarySize=16_346, Size=16_346))
+written(
+    "edf-packed-images",
+    "a.edf",
+    lambda: 3 * edf(gzipped(b"", 1 << 24), COMPRESSION="GZIP", EDF_BinarySize=16_346, Size=16_346),
+)
 written("edf-header-without-end", "a.edf", lambda: b"{\nDim_1 = 32 ;\n" + b"a = 1 ;\n" * 300_000)
 written("edf-in-gzip-of-gigabytes", "a.edf.gz", lambda: gzipped(edf(b""), GB))
 written("cbf-in-bzip2", "a.cbf.bz2", lambda: bz2.compress(cbf(32, 24, 1 << 30, b"")) + bzipped(64 * MB) * 16)
 written("smv-frame-of-terabytes", "a.img", lambda: smv(bytes(1536), SIZE1=10**7, SIZE2=10**7, COMPRESSION="gzip"))
 written("smv-header-of-gigabytes", "a.img", lambda: smv(bytes(1536), HEADER_BYTES=4 * 10**9))
-written("mccd-frame-of-gigabytes", "a.mccd", lambda: tiff(tiff_page(2**30, 2**30), bytes(4096)).replace(b"\0" * 3, b"MMX", 1))
+written(
+    "mccd-frame-of-gigabytes",
+    "a.mccd",
+    lambda: tiff(tiff_page(2**30, 2**30), bytes(4096)).replace(b"\0" * 3, b"MMX", 1),
+)
 written("png-frame-of-gigabytes", "a.png", lambda: png(2**31 - 1, 2**31 - 1, big(MB)))
 written("png-bomb", "a.png", lambda: png(20_000, 20_000, big(400 * MB)))
 written("pgm-frame-of-terabytes", "a.pgm", lambda: b"P5\n1000000 1000000\n65535\n" + bytes(64))
@@ -364,7 +432,9 @@ def many_pages(count: int) -> bytes:
     for i in range(count):
         tags = sorted([*tiff_page(32, 24)[:5], (273, 4, strips, table), (279, 4, strips, table)])
         after = start + page if i < count - 1 else 0
-        out += struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", after)
+        out += (
+            struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", after)
+        )
         start += page
     return out + bytes(4 * strips)
 
@@ -424,11 +494,38 @@ def shards(shape: list[int], inner: list[int]) -> Callable[[Path, dict], object]
 
 
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-zarr("zarr-gzip-bomb", both(codecs(LITTLE, {"name": "gzip", "configuration": {"level": 5}}), first_chunk(gzipped(b"", GB))))
-zarr("zarr-zstd-says-gigabytes", both(codecs(LITTLE, {"name": "zstd", "configuration": {"level": 0, "checksum": False}}), first_chunk(ZSTD_FRAME)))
-zarr("zarr-blosc-says-gigabytes", both(codecs(LITTLE, {"name": "blosc", "configuration": {"typesize": 2, "cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "blocksize": 0}}), first_chunk(BLOSC_CHUNK)))
-zarr("zarr-bz2-bomb", both(codecs(LITTLE, {"name": "numcodecs.bz2", "configuration": {"level": 1}}), first_chunk(bzipped(64 * MB) * 8)))
-zarr("zarr-lz4-says-gigabytes", both(codecs(LITTLE, {"name": "numcodecs.lz4", "configuration": {"acceleration": 1}}), first_chunk(struct.pack("<I", 2**31 - 1) + bytes(64))))
+zarr(
+    "zarr-gzip-bomb",
+    both(codecs(LITTLE, {"name": "gzip", "configuration": {"level": 5}}), first_chunk(gzipped(b"", GB))),
+)
+zarr(
+    "zarr-zstd-says-gigabytes",
+    both(codecs(LITTLE, {"name": "zstd", "configuration": {"level": 0, "checksum": False}}), first_chunk(ZSTD_FRAME)),
+)
+zarr(
+    "zarr-blosc-says-gigabytes",
+    both(
+        codecs(
+            LITTLE,
+            {
+                "name": "blosc",
+                "configuration": {"typesize": 2, "cname": "lz4", "clevel": 5, "shuffle": "noshuffle", "blocksize": 0},
+            },
+        ),
+        first_chunk(BLOSC_CHUNK),
+    ),
+)
+zarr(
+    "zarr-bz2-bomb",
+    both(codecs(LITTLE, {"name": "numcodecs.bz2", "configuration": {"level": 1}}), first_chunk(bzipped(64 * MB) * 8)),
+)
+zarr(
+    "zarr-lz4-says-gigabytes",
+    both(
+        codecs(LITTLE, {"name": "numcodecs.lz4", "configuration": {"acceleration": 1}}),
+        first_chunk(struct.pack("<I", 2**31 - 1) + bytes(64)),
+    ),
+)
 zarr("zarr-pcodec", codecs(LITTLE, {"name": "numcodecs.lzma", "configuration": {"preset": 9}}))
 zarr("zarr-codecs-without-end", codecs(LITTLE, *[{"name": "gzip", "configuration": {"level": 1}}] * 500))
 zarr("zarr-chunk-is-a-hole", both(codecs(LITTLE), first_chunk(lambda p: hole(p, 1 << 40))))
@@ -444,7 +541,11 @@ zarr("zarr-attributes-of-megabytes", lambda a, m: m.__setitem__("attributes", {"
 zarr("zarr-digits", lambda a, m: m.__setitem__("shape", [2, 24, int("9" * 4000)]))
 zarr("zarr-v2-pickle", lambda a, m: m.__setitem__("compressor", {"id": "pickle"}), version=2)
 zarr("zarr-v2-pickled-filter", lambda a, m: m.__setitem__("filters", [{"id": "pickle"}]), version=2)
-zarr("zarr-v2-zlib-bomb", both(lambda a, m: m.__setitem__("compressor", {"id": "zlib", "level": 1}), first_chunk(big(GB), 2)), version=2)
+zarr(
+    "zarr-v2-zlib-bomb",
+    both(lambda a, m: m.__setitem__("compressor", {"id": "zlib", "level": 1}), first_chunk(big(GB), 2)),
+    version=2,
+)
 zarr("zarr-v2-text-itemsize", lambda a, m: m.__setitem__("dtype", "<U400000000"), version=2)
 
 
@@ -483,9 +584,17 @@ def _zarr_texts(path: Path) -> None:
 PANEL = "min_fs = 0\nmax_fs = 31\nmin_ss = 0\nmax_ss = 23\ncorner_x = -16\ncorner_y = -12\nres = 10000\n"
 
 written("geom-of-megabytes", "a.geom", lambda: b"; comment\n" * (1 << 20))
-written("geom-many-panels", "a.geom", lambda: "".join(f"p{i}/{line}\n" for i in range(20_000) for line in PANEL.splitlines()).encode())
+written(
+    "geom-many-panels",
+    "a.geom",
+    lambda: "".join(f"p{i}/{line}\n" for i in range(20_000) for line in PANEL.splitlines()).encode(),
+)
 written("geom-one-long-line", "a.geom", lambda: b"a" * (4 << 20))
-written("poni-deep-json", "a.poni", lambda: b"poni_version: 2\nDetector: Detector\nDetector_config: " + b"[" * 100_000 + b"\nDistance: 0.1\n")
+written(
+    "poni-deep-json",
+    "a.poni",
+    lambda: b"poni_version: 2\nDetector: Detector\nDetector_config: " + b"[" * 100_000 + b"\nDistance: 0.1\n",
+)
 written("poni-of-megabytes", "a.poni", lambda: b"# x\n" * (4 << 20))
 kind("csv-is-a-hole", "a.csv")(lambda p: hole(p, 8 * GB, b"phase\n"))
 written("csv-one-long-line", "a.csv", lambda: b"a," * (1 << 20))
