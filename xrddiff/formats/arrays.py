@@ -92,11 +92,14 @@ def zarr_arrays(path: Path | RemoteFolder) -> dict[str, Any]:
     """Every array of a store, name -> array; the name is '' if the store is a single array."""
     import zarr
 
-    with as_bad_input(f"{path} is not a zarr store that can be read"):
-        found = zarr.open(zarr_place(path), mode="r")
+    place = zarr_place(path)
+    with as_bad_input(f"{path} is not a zarr store that can be read"), warnings.catch_warnings(action="ignore"):
+        found = zarr.open(place, mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
         arrays = {name: item for name, item in found.members(max_depth=None) if isinstance(item, zarr.Array)}
+    if place.problem:
+        raise BadInput(place.problem)
     if not arrays and isinstance(path, RemoteFolder):
         raise BadInput(
             f"{path} does not say which arrays it has, and its server lists no folders; expected a store with consolidated metadata (zarr.consolidate_metadata)"

@@ -20,15 +20,15 @@ import hdf5plugin
 import numpy as np
 import xarray as xr
 
+from ..gate import from_json, read_json
 from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
 from ..headers.gate import as_bad_input, check_dataset, open_hdf5, read_whole, readable
-from ..gate import from_json, read_json
 from ..headers.sources import HDF5Rows, ZarrRows, zarr_place
 from ..frames.rows import Rows
 from ..errors import BadInput
-from ..remote.remote_folder import RemoteFolder
+from ..remote.remote_folder import MOST_METADATA, RemoteFolder
 from ..remote.servers import RemoteError
 from ..files import CannotSave, plain, writing
 from ..registry import by_suffix, find, get, register
@@ -160,7 +160,7 @@ def _read_attrs(attrs: h5py.AttributeManager) -> dict[str, Any]:
     out = {}
     for name, value in attrs.items():
         if isinstance(value, str) and value.startswith("json:"):
-            value = json.loads(value[5:])
+            value = from_json(value[5:], f"the attribute {name}")
         elif isinstance(value, np.ndarray):
             value = tuple(value.tolist())
         elif isinstance(value, np.generic):
@@ -382,7 +382,7 @@ def _json(path: Path | RemoteFolder, name: str) -> Any:
     """The JSON file `name` of a store."""
     if isinstance(path, RemoteFolder):
         return from_json(path.whole(name) or b"", f"{path}/{name}")
-    return read_json(path / name)
+    return read_json(path / name, most=MOST_METADATA)
 
 
 def is_store(path: str | Path | RemoteFolder) -> bool:

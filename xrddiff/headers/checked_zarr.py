@@ -9,6 +9,7 @@ import asyncio
 import math
 import os
 import stat
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from zarr.storage import LocalStore
 from ..errors import BadInput
 from ..frames.bounds import check_packed, most_bytes
 from .gate import check_size
+from ..mediums import plain_text
 from ..remote.remote_folder import MOST_METADATA
 from ..remote.remote_zarr import METADATA, MOST_ARRAYS
 
@@ -40,33 +42,33 @@ class CheckedStore(LocalStore):
 
     def __init__(self, root: Path | str, *, read_only: bool = True):
         super().__init__(root, read_only=True)
-        self.looked = 0
+        self.looked, self.problem = 0, ""
 
-    def check(self, key: str, part: ByteRequest | None) -> None:
-        """Raise `BadInput` if the file `key`, or this part of it, is not to be read."""
+    def check(self, key: str, part: ByteRequest | None) -> bool:
+        """Whether the file `key` is there; raises `BadInput` if it, or this part of it, is not to be read."""
         path, about = self.root / key, key.rpartition("/")[2] in METADATA
         self.looked += about
         if self.looked > MOST_ARRAYS:
-            raise BadInput(
-                f"{self.root} leads to more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
-            )
+            self.problem = f"{self.root} leads to more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
+            return False
         try:
             status = os.stat(path)
-        except (OSError, ValueError):  # it is not there
-            return
+        except (OSError, ValueError):
+            return False
         if stat.S_ISDIR(status.st_mode):
-            return
+            return False
         if not stat.S_ISREG(status.st_mode):
             raise BadInput(f"{path} is not a regular file: it is not opened")
         size = min(status.st_size, asked_bytes(part, status.st_size))
         if size > (most := MOST_METADATA if about else most_bytes()):
             raise BadInput(f"{path} has {size} bytes to be read at once; expected at most {most}")
+        return True
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        await asyncio.to_thread(self.check, key, byte_range)
-        return await super().get(key, prototype, byte_range)
+        there = await asyncio.to_thread(self.check, key, byte_range)
+        return await super().get(key, prototype, byte_range) if there else None
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -81,6 +83,8 @@ def asked_bytes(part: ByteRequest | None, size: int) -> int:
     return min(size, part.suffix) if isinstance(part, SuffixByteRequest) else size
 
 # %% ../../nbs/headers/checked_zarr.ipynb #04015385
+# a note for who writes such stores, not for who reads them
+warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr", zarr.errors.ZarrUserWarning)
 _CODECS: dict[str, str | None] = {  # name -> how to ask what it unpacks to; None: at most a few times as much
     "bytes": None, "transpose": None, "crc32c": None, "sharding_indexed": None, "vlen-utf8": "text", "vlen-bytes": "text",
     "gzip": "gzip", "zlib": "gzip", "bz2": "bzip2", "zstd": "zstd", "blosc": "blosc", "lz4": "lz4",
@@ -103,11 +107,12 @@ def _check_codecs(codecs: Iterable[Any], where: str) -> None:
     names = [_named(c) for c in codecs]
     for name in names:
         if name not in _CODECS:
-            raise BadInput(f"{where} is packed with the codec {name!r}; expected one of {', '.join(sorted(_CODECS))}")
+            raise BadInput(
+                f"{where} is packed with the codec {plain_text(name, 40)!r}; expected one of {', '.join(sorted(_CODECS))}"
+            )
     if sum(name in _RETYPED for name in names) > 1 or len(names) > 8:
-        raise BadInput(
-            f"{where} is packed with {' and '.join(names)} one after another; expected what a detector writes"
-        )
+        said = " and ".join(names) if len(names) < 8 else f"{len(names)} codecs"
+        raise BadInput(f"{where} is packed with {said} one after another; expected what a detector writes")
 
 
 def _most(spec: ArraySpec, text: bool) -> int:

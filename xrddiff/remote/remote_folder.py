@@ -37,7 +37,7 @@ from xrddiff.remote.servers import (
 __all__ = ['MOST_METADATA', 'RemoteFolder']
 
 # %% ../../nbs/remote/remote_folder.ipynb #8b97848f
-MOST_METADATA = 8 << 20  # bytes of a file that says what is in a store
+MOST_METADATA = 16 << 20  # bytes of a file that says what is in a store
 
 
 class RemoteFolder:

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterable
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from ..mediums import say
 from .remote_folder import RemoteFolder
-from .servers import RemoteError
 
 # %% auto #0
 __all__ = ['METADATA', 'MOST_ARRAYS', 'RemoteZarr']
@@ -31,7 +31,7 @@ class RemoteZarr(Store):
 
     def __init__(self, folder: RemoteFolder):
         super().__init__(read_only=True)
-        self.folder, self._said, self.looked = folder, False, 0
+        self.folder, self._said, self.looked, self.problem = folder, False, 0, ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteZarr) and other.folder is self.folder
@@ -52,9 +52,10 @@ class RemoteZarr(Store):
         if key.rpartition("/")[2] in METADATA:
             self.looked += 1
             if self.looked > MOST_ARRAYS:
-                raise RemoteError(
+                self.problem = (
                     f"{self.folder} leads to more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
                 )
+                return None
             if start == 0 and length is None:
                 whole = self.folder.whole(key)
                 return None if whole is None else prototype.buffer.from_bytes(whole)
@@ -68,7 +69,7 @@ class RemoteZarr(Store):
         """Say once that a chunk is not there."""
         if not self._said and key.rpartition("/")[2] not in METADATA:
             self._said = True
-            print(
+            say(
                 f"xrddiff: note: {self.folder}/{key} is not on the server; zarr reads such a chunk as fill values",
                 file=sys.stderr,
             )
