@@ -150,27 +150,27 @@ class Journal:
         return self._parsed(again, at)
 
     def _parsed(self, raw: bytes, at: _At) -> dict[str, Any] | None:
-        where = f"{self._name}, line {at.line},"
+        where = f"{self._name} is damaged, line {at.line}:"
         help_ = (
             "expected the journal of a study, a line of JSON for each entry; a copy of it, or a new study, is needed"
         )
         if len(raw) > LINE:
-            raise BadInput(f"{where} has {len(raw)} bytes; expected at most {LINE}")
+            raise BadInput(f"{where} found {len(raw)} bytes, expected at most {LINE}")
         if raw.startswith(_SEAL) and _fits(raw):
             pass
         elif raw.endswith(_TORN):
             return None
         elif raw.startswith(_SEAL):
-            raise BadInput(f"{where} is damaged: its checksum does not fit; {help_}")
+            raise BadInput(f"{where} its checksum does not fit; {help_}")
         elif at.sealed:
-            raise BadInput(f"{where} is damaged: it has no checksum; {help_}")
+            raise BadInput(f"{where} it has no checksum; {help_}")
         try:
             found = from_json(raw, where)
         except BadInput:
-            raise BadInput(f"{where} is damaged: {help_}") from None
+            raise BadInput(f"{where} {help_}") from None
         if isinstance(found, dict) and found.get("op_code") == 10:  # of another program: nothing to do
             return None
-        checked(found, _Entry, where)
+        checked(found, _Entry, f"{self._name}, line {at.line},")
         return found
 
     def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:

@@ -420,18 +420,20 @@ def take_trial(study: Study, agent: Agent) -> Trial | None:
     """A trial for this agent: one whose agent is gone, to be continued, or else one that waits;
     None if there is neither.
     """
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
     trials, claimed = study.trials(), attempts(study.folder)
-    for found in [t for t in trials if t.state == TrialState.RUNNING]:
-        attempt = _deserted(study, found.number, claimed[found.number])
-        if attempt is not None and _claim(study, found.number, attempt, agent):
+    running = [t for t in trials if t.state == TrialState.RUNNING]
+    for found in [*running, *(t for t in trials if t.state == TrialState.WAITING)]:
+        attempt, waits = claimed[found.number], found.state == TrialState.WAITING
+        attempt = 1 if waits and not attempt else _deserted(study, found.number, attempt)
+        if attempt is None or not _claim(study, found.number, attempt, agent):
+            continue
+        with suppress(UpdateFinishedTrialError):
+            if waits:  # claimed first, so that others know whom to look for if this agent is killed between the two
+                study.storage.set_trial_state_values(found._trial_id, TrialState.RUNNING)
             return _drawn(study, found, attempt)
-    for found in [t for t in trials if t.state == TrialState.WAITING]:
-        if study.storage.set_trial_state_values(found._trial_id, TrialState.RUNNING) and _claim(
-            study, found.number, 1, agent
-        ):
-            return _drawn(study, found, 1)
     return None
 
 
