@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from xrddiff.files import sealed
+
 EVIL = "from pathlib import Path\nPath({canary!r}).write_text('executed')\n"
-
-
-def _sealed(value: dict[str, Any]) -> str:
-    """JSON with the checksum that a study of ours has: whoever writes a study can write that too."""
-    value = {k: v for k, v in value.items() if k != "crc32"}
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return json.dumps(value | {"crc32": f"{zlib.crc32(text.encode()):08x}"})
 
 
 def _plan(**change: Any) -> Callable[[Path], None]:
@@ -25,7 +19,7 @@ def _plan(**change: Any) -> Callable[[Path], None]:
 
     def make(study: Path) -> None:
         plan = json.loads((study / "sweep.json").read_text())
-        (study / "sweep.json").write_text(_sealed(plan | change))
+        (study / "sweep.json").write_text(sealed(json.dumps(plan | change)))
 
     return make
 
@@ -38,9 +32,8 @@ def _line(**entry: Any) -> Callable[[Path], None]:
     """A further line of the journal, whose checksum fits."""
 
     def make(study: Path) -> None:
-        rest = json.dumps(dict(worker_id="x") | entry, separators=(",", ":")).encode()[1:]
-        with open(study / "journal.log", "ab") as f:
-            f.write(b'{"crc32":"%08x",' % zlib.crc32(rest) + rest + b"\n")
+        with open(study / "journal.log", "a") as f:
+            f.write(sealed(json.dumps(dict(worker_id="x") | entry)))
 
     return make
 
@@ -112,10 +105,10 @@ def hostile_studies(
     def heartbeat(study: Path) -> None:
         (study / "agents").mkdir(exist_ok=True)
         (study / "agents" / "far-1-aaaa.json").write_text(
-            _sealed(dict(count=1, pid=10**9, place="x", host="[/red]", ended=False, done=0))
+            sealed(json.dumps(dict(count=1, pid=10**9, place="x", host="[/red]", ended=False, done=0)))
         )
         os.mkfifo(study / "agents" / "far-2-aaaa.json")
-        _claim(_sealed(dict(agent="../../../etc/far")).encode())(study)
+        _claim(sealed(json.dumps(dict(agent="../../../etc/far"))).encode())(study)
 
     lr = json.loads((good_study / "sweep.json").read_text())["parameters"]["training.lr"]
     value = dict(op_code=6, trial_id=0, state=1, datetime_complete="2026-01-01T00:00:00.000000+00:00")

@@ -36,6 +36,8 @@ SWEEP = {
 def alone(tmp_path, monkeypatch):
     """A user whose state is their own, and files whose damage is not waited for."""
     monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path / "state"))
+    for name in (plugins.TRUST, "XRDDIFF_ADDRESSES"):
+        monkeypatch.setenv(name, "")
     monkeypatch.setattr(journal, "SETTLE", 0.0)
 
 
@@ -99,7 +101,7 @@ def test_agents_that_are_added_to_them(hostile, tmp_path, monkeypatch, capsys):
         "module": "keeps no copy of it",
         "resolver": "asks for a value from elsewhere",
         "resolver_in_a_value": "asks for a value from elsewhere",
-        "address": "which you have not named",
+        "address": "you did not start",
         "presets_elsewhere": "which you have not named",
         "own_output": "output_dir is the sweep's to choose",
         "unknown_method": "os.system",
@@ -119,18 +121,20 @@ def test_plugins_of_a_study_are_those_it_was_begun_with(tmp_path, monkeypatch):
     """Its copy is executed by whoever began it, and by nobody else unless they trust it."""
     file, canary = tmp_path / "mine.py", tmp_path / "loaded"
     file.write_text(f"open({str(canary)!r}, 'a').write('x')\n")
-    monkeypatch.setattr(plugins, "_LOADED", {})
-    study = make_study(make_plan(SWEEP | {"words": [f"plugins=[{file}]"]}), tmp_path / "study").folder
+    monkeypatch.setattr(plugins, "_executed", {})
+    with plugins.plugin_scope():
+        study = make_study(make_plan(SWEEP | {"words": [f"plugins=[{file}]"]}), tmp_path / "study").folder
     file.unlink()
 
     def fresh(state: str, **options):
         """As a new process of this user, or of another one."""
-        monkeypatch.setattr(plugins, "_LOADED", {})
+        monkeypatch.setattr(plugins, "_executed", {})
         monkeypatch.delenv(plugins.TRUST, raising=False)
         monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path / state))
         before = canary.read_text()
         try:
-            allow_plan(study, read_plan(study).plan, **options)
+            with plugins.plugin_scope():
+                allow_plan(study, read_plan(study).plan, **options)
         finally:
             fresh.executed = canary.read_text() != before
 
@@ -189,11 +193,10 @@ def test_a_study_of_an_earlier_version_goes_on(tmp_path):
         second = take_trial(made, agent)
     rows = trial_rows(made)
     for file in (*made.folder.glob("claims/*"), *made.folder.glob("agents/*"), made.folder / "sweep.json"):
-        value = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("crc32", "journal", "done")}
+        value = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("journal", "done")}
         file.write_text(value["agent"] if "agent" in value else json.dumps(value))
     log = made.folder / "journal.log"
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
-    log.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "crc32"}) + "\n" for e in entries))
+    log.write_text("".join(line.rstrip() + "\n" for line in log.read_text().splitlines()))
     old = open_study(made.folder)
     assert trial_rows(old) == rows
     with Agent(old.folder) as agent:
@@ -201,7 +204,7 @@ def test_a_study_of_an_earlier_version_goes_on(tmp_path):
         assert (again.number, again.attempt, again.params) == (second.number, 2, second.params)
         complete_trial(old, again.number, 0.5)
     lines = log.read_bytes().splitlines()
-    assert lines[-1].startswith(b'{"crc32":') and not lines[0].startswith(b'{"crc32":')
+    assert len(lines[-1]) == len(lines[-1].rstrip()) + 32 and lines[0] == lines[0].rstrip()
     assert [row["value"] for row in trial_rows(open_study(made.folder))] == [0.25, 0.5, None]
     log.write_bytes(b"\n".join([*lines, lines[0]]) + b"\n")
     with pytest.raises(BadInput, match="it has no checksum"):
