@@ -155,7 +155,8 @@ def hostile_studies(
         "long_digits": lambda study: (study / "journal.log").open("a").write('{"op_code": ' + "9" * 6000 + "}\n"),
         "deep_line": lambda study: (study / "journal.log").open("a").write("[" * 100_000 + "\n"),
         "huge_attribute": _line(**attr, user_attr={"reason": "x" * (2 << 20)}),
-        "odd_reason": _line(**attr, user_attr={"reason": "[/red]\x1b]0;owned\x07 $_$ \ud800 <script>"}),
+        "odd_reason": _line(**attr, user_attr={"reason": "[/red]\x1b]0;owned\x07 $_$ <script>"}),
+        "surrogate_reason": _line(**attr, user_attr={"reason": "\ud800"}),
         "reason_of_numbers": _line(**attr, user_attr={"reason": [1, {"a": None}]}),
         "odd_ends": _line(**attr, user_attr={"ends": {"times": "many"}}),
         "odd_parameter": _line(

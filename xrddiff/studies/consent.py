@@ -101,12 +101,12 @@ def allow_plan(folder: str | os.PathLike, plan: SweepPlan, *, trust: bool = Fals
     """
     where = plain_text(Path(folder) / PLAN)
     check_words(plan.words, plan.parameters, where)
-    need_addresses(_addresses(plan), f"a word of {where}")
     named = is_named(plan)
     if not named and (presets := [word for word in plan.words if re.match(r"[+~]*hydra\b", word)]):
         raise BadInput(
             f"{plain_text(folder)} has the word {plain_text(presets[0], 80)!r}, which you have not named: expected the file of the sweep (xrddiff sweep FILE -o STUDY), or a study without it"
         )
+    need_addresses(_addresses(plan), f"a word of {where}")
     kept = {row["name"] for row in kept_plugins(folder)}
     for name in plan.plugins:
         if (Path(name).name if is_file(name) else name) not in kept:
