@@ -18,9 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..gate import or_default, read_json
 from ..errors import BadInput
 from ..files import why_not, write_json, writing
+from ..mediums import say
 
 # %% ../../nbs/cli/lab.ipynb #f0c50ea0
 @dataclass
@@ -77,7 +77,11 @@ def _as_copied(path: Path) -> bytes:
 
 
 def _noted(note: Path) -> dict[str, str]:
-    return or_default(lambda: read_json(note, dict[str, str]), {})  # without the note every file counts as the user's
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # without the note every file counts as the user's
+    return found if isinstance(found, dict) else {}
 
 
 def copy_tutorials(folder: str | os.PathLike) -> Copied:
@@ -162,7 +166,7 @@ def lab(args: argparse.Namespace) -> int:
     --port=9000`.
     """
     done = copy_tutorials(args.folder)
-    print(done, flush=True)
+    say(done, flush=True)
     if find_spec("jupyterlab") is None:
         raise BadInput("JupyterLab is not installed in this environment; install it by: pip install 'xrddiff[lab]'")
     environment = prepare_jupyter(done.folder)

@@ -9,6 +9,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .batch import _FIELDS, _profile_arguments, add_command
 from .data import console
 from ..errors import BadInput, XrddiffError
+from ..mediums import plain_text
 
 if TYPE_CHECKING:
     from xrddiff.studies.study import Study
@@ -61,6 +63,7 @@ def sweep(args: argparse.Namespace) -> int:
     best STUDY` say how far it is.
     """
     from xrddiff.studies.agents import run_agents
+    from xrddiff.studies.consent import allow_plan
     from xrddiff.studies.study import make_study, open_study
     from xrddiff.studies.sweep_file import read_sweep
 
@@ -75,7 +78,8 @@ def sweep(args: argparse.Namespace) -> int:
     else:
         plan = read_sweep(args.what)
         study = make_study(plan, args.output or Path("output") / "sweeps" / Path(args.what).stem)
-    print(f"study: {study.folder}", flush=True)
+    allow_plan(study.folder, study.plan, trust=args.trust_study)
+    print(f"study: {plain_text(study.folder)}", flush=True)
     if args.profile or args.config:
         return _submit_agents(study, args)
     return _end_of_sweep(study, run_agents(study.folder, args.agents, args.runs))
@@ -91,13 +95,25 @@ def _ask_study(args: argparse.Namespace) -> int:
     study = open_study(args.study)
     found = trial_rows(study) if args.what == "status" else best_trial(study)
     if args.format == "json":
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2))
     elif args.what == "status":
         console().print(sweep_table(found))
+        _say_who_works(study, found)
     else:
-        print(f"trial {found['trial']}: {study.plan.metric} {found['value']:.6g}\nrun: {found['run']}")
-        print("again: xrddiff run " + shlex.join(found["words"]))
+        print(f"trial {found['trial']}: {plain_text(study.plan.metric)} {found['value']:.6g}\nrun: {found['run']}")
+        print("again: xrddiff run " + plain_text(shlex.join(found["words"])))
     return 0
+
+
+def _say_who_works(study: Study, rows: Sequence[dict[str, Any]]) -> None:
+    """Whether anybody works on the trials that are left, and how agents are added."""
+    from xrddiff.studies.study import living_agents
+
+    if left := sum(row["state"] in ("waiting", "running") for row in rows):
+        agents = len(living_agents(study))
+        who = f"{agents} agent{'s' * (agents != 1)} at work" if agents else "no agent at work"
+        more = f"xrddiff sweep {plain_text(shlex.quote(str(study.folder)))} --agents K, or with --profile NAME"
+        print(f"{left} of {len(rows)} trials are left, {who}; to add agents: {more}")
 
 # %% ../../nbs/cli/studies.ipynb #4bbb1ae4
 def _end_of_sweep(study: Study, code: int) -> int:
@@ -114,7 +130,8 @@ def _end_of_sweep(study: Study, code: int) -> int:
     done = sum(row["state"] == "complete" for row in rows)
     if done:
         best = best_trial(study)
-        print(f"best: trial {best['trial']}, {study.plan.metric} {best['value']:.6g}: {shlex.join(best['words'])}")
+        words = plain_text(shlex.join(best["words"]))
+        print(f"best: trial {best['trial']}, {plain_text(study.plan.metric)} {best['value']:.6g}: {words}")
     if done > 1:
         _compare_trials(study)
     return code or int(not done)
@@ -160,6 +177,8 @@ def add_studies(commands: Any) -> None:
     p.add_argument("--agents", type=_count, default=1, metavar="K", help="how many work at the same time (1)")
     p.add_argument("--runs", type=_count, metavar="N", help="trials of each agent at most (as many as there are)")
     p.add_argument("-o", "--output", metavar="FOLDER", help="of a new study (output/sweeps/NAME)")
+    trust = "execute the plug-ins that the study keeps (docs/security.md)"
+    p.add_argument("--trust-plugins", dest="trust_study", action="store_true", help=trust)
     p.add_argument("--json", dest="format", action="store_const", const="json", help="status or best for programs")
     _profile_arguments(p)
 

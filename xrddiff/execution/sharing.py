@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..gate import read_array, read_json
 from .workers import Workers, open_workers, run_tasks
 from ..errors import BadInput, XrddiffError
+from ..mediums import say
 from ..plugins import kept_plugins, load_standing
 from ..ranks.stopping import StopRequest
 from ..registry import entries
@@ -53,7 +54,8 @@ def _sample_part(run: str, words: tuple[str, ...], folder: str, part: int, *, de
     frames, drawn = job.make(store.rows[part])
     values = {name: drawn.numpy() if name == "latent" else frames[name].values for name in store.stacks}
     seconds = round(time.monotonic() - started, 3)
-    return write_part(store, part, values, threads=torch.get_num_threads(), seconds=seconds)
+    columns = {name: frames[name].values.tolist() for name in job.columns if name in frames}
+    return write_part(store, part, values, columns=columns, threads=torch.get_num_threads(), seconds=seconds)
 
 # %% ../../nbs/execution/sharing.ipynb #17ac3801
 PARTS = "samples.parts"
@@ -101,7 +103,7 @@ def _missing(store: Any) -> list[int]:
         return []
     made, every = parts_done(store), range(len(store.rows))
     if made:
-        print(f"{_count(store, made)} of {_count(store, every)} samples are there", flush=True)
+        say(f"{_count(store, made)} of {_count(store, every)} samples are there", flush=True)
     return [part for part in every if part not in made]
 
 
@@ -345,5 +347,5 @@ def evaluate_where_possible(*args: Any, **words: Any) -> tuple[Any, Any, str]:
     try:
         return *evaluate_run(*args, **words), ""
     except XrddiffError as error:  # the frames may be on another machine
-        print(f"not judged: {error}")
+        say(f"not judged: {error}")
         return None, None, str(error)

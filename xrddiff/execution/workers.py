@@ -22,6 +22,7 @@ from typing import Any
 
 from .run_folder import cpu_count, keep_memory, set_threads
 from ..errors import BadInput, XrddiffError
+from ..mediums import say
 from ..registry import entries, get, register
 
 # %% auto #0
@@ -203,7 +204,7 @@ def open_workers(workers: Workers | None, threads: int | None = None) -> Iterato
     with dask.config.set(settings):
         with _ends_in_order(), workers.start(threads or workers.threads) as pool:
             if port := pool.client.scheduler_info().get("services", {}).get("dashboard"):
-                print(f"dashboard: http://127.0.0.1:{port}/status on {socket.gethostname()}", flush=True)
+                say(f"dashboard: http://127.0.0.1:{port}/status on {socket.gethostname()}", flush=True)
             yield pool
 
 # %% ../../nbs/execution/workers.ipynb #9ff257bb
@@ -280,7 +281,11 @@ def _task_error(error: Exception) -> Exception:
 
 # %% ../../nbs/execution/workers.ipynb #f23a0890
 def run_in_order(
-    function: Callable[..., Any], tasks: Iterable[tuple[Any, tuple] | None], pool: Pool | None, most: int = 2
+    function: Callable[..., Any],
+    tasks: Iterable[tuple[Any, tuple] | None],
+    pool: Pool | None,
+    most: int = 2,
+    lost: Callable[[Any, Exception], Any] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """(mark, result) of each task, in the order of the tasks.
 
@@ -288,6 +293,7 @@ def run_in_order(
     tasks: (mark, arguments) of each call; None = there is none at the moment, look for results.
     pool: the workers; None = this process.
     most: tasks on their way at once.
+    lost: gives the result of a task that was given up because workers died with it, from its mark and the error.
     Raises what a task raises.
     """
     going: deque[tuple[Any, Any]] = deque()
@@ -297,6 +303,8 @@ def run_in_order(
         try:
             return mark, future.result()
         except Exception as error:
+            if lost is not None and type(error).__name__ == "KilledWorker":
+                return mark, lost(mark, _task_error(error))
             raise _task_error(error) from None
 
     for task in tasks:

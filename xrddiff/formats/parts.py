@@ -190,6 +190,9 @@ def parts_done(store: PartStore) -> dict[int, dict[str, Any]]:
 def finish_parts(store: PartStore, target: str | Path, aside: Mapping[str, str | Path] | None = None) -> Path:
     """Move the finished frames to their final place. If interrupted, it can be called again.
 
+    Where the marks of all parts have `columns`, variable -> a number of each row, these become the
+    values of that variable of the template.
+
     store: the unfinished store.
     target: where the frames go.
     aside: variable -> .npy file, for variables that do not stay with the frames.
@@ -197,11 +200,15 @@ def finish_parts(store: PartStore, target: str | Path, aside: Mapping[str, str |
     """
     target = Path(target)
     if store.frames.exists():
-        if missing := sorted(set(range(len(store.rows))) - set(parts_done(store))):
+        marks = parts_done(store)
+        if missing := sorted(set(range(len(store.rows))) - set(marks)):
             raise XrddiffError(
                 f"{store.path} lacks part {missing[0]}, {len(missing)} of {len(store.rows)} in all; expected all of them"
             )
-        group = _open_zarr(store, "r")
+        group = _open_zarr(store, "r+")
+        columns = [marks[part].get("columns", {}) for part in sorted(marks)]
+        for name in [name for name in columns[0] if all(name in own for own in columns) and name in group]:
+            group[name][...] = np.array([v for own in columns for v in own[name]], group[name].dtype)
         for name, path in (aside or {}).items():
             if name in group:
                 with writing(path) as part:

@@ -24,7 +24,7 @@ from ..gate import from_json, read_json
 from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
-from ..headers.gate import check_dataset, check_size, open_hdf5, readable, as_bad_input
+from ..headers.gate import as_bad_input, check_dataset, check_size, open_hdf5, read_whole, readable
 from ..headers.sources import HDF5Rows, ZarrRows, zarr_place
 from ..frames.rows import Rows
 from ..errors import BadInput
@@ -412,9 +412,13 @@ def _stored_hdf5(file: h5py.File) -> dict[str, _Stored]:
             continue
         own, values = _read_attrs(data.attrs), None
         dims, coordinate = tuple(own.pop("dims", "").split()), bool(own.pop("coordinate", False))
-        check_dataset(data, f"variable {name!r} of {file.filename}")
-        if not _stacked(dims, data.shape, data.dtype):
-            values = _text(data.asstr()[()]) if data.dtype.kind == "O" else np.asarray(data[()])
+        where = f"variable {name!r} of {file.filename}"
+        if _stacked(dims, data.shape, data.dtype):
+            check_dataset(data, where, rows=True)
+        elif data.dtype.kind == "O":
+            values = _text(read_whole(data, where, text=True))
+        else:
+            values = np.asarray(read_whole(data, where))
         out[name] = _Stored(dims, own, coordinate, data.dtype, data.shape, values)
     return out
 
@@ -428,8 +432,9 @@ def _stored_zarr(path: Path | RemoteFolder, group: Any, listed: Mapping[str, Any
     for name, array in sorted(group.arrays()):
         own, values = {k: _from_json(v) for k, v in array.attrs.asdict().items()}, None
         dims, coordinate = tuple(array.metadata.dimension_names or ()), bool(own.pop("coordinate", False))
-        check_size(array.shape, array.dtype, f"variable {name!r} of {path}", array.chunks)
-        if not _stacked(dims, array.shape, array.dtype):
+        stack = _stacked(dims, array.shape, array.dtype)
+        check_size(array.shape, array.dtype, f"variable {name!r} of {path}", array.chunks, rows=stack)
+        if not stack:
             values = np.asarray(array[...])
             values = _text(values) if values.dtype.kind in "OT" else values
         about = _json(path, f"{name}/zarr.json") if listed is None else listed[name]

@@ -19,6 +19,7 @@ from ..contradictions import data_name
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import Run, holder, run_state
 from .run_frames import open_set
+from ..mediums import for_html
 from ..saved_config import OWN_FRAMES
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def run_html(run: RunNumbers) -> str:
     """A run as HTML: description, pictures and table. All text is escaped."""
     left = "style='text-align:left'"
     rows = "".join(
-        f"<tr><th {left}>{html.escape(name)}</th><td {left}>{html.escape(value)}</td></tr>"
+        f"<tr><th {left}>{for_html(name)}</th><td {left}>{for_html(value)}</td></tr>"
         for name, value in about_run(run).items()
     )
     pictures = [base64.b64encode(picture).decode() for picture in run_pictures(run)]

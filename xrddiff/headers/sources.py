@@ -26,11 +26,14 @@ from ..frames.rows import Rows, frame_dtype
 from ..frames.shards import Piece, file_pieces, shard_decoder
 from xrddiff.headers.gate import (
     allow_outside,
+    check_chunks,
     check_dataset,
     check_size,
     find_source,
+    gzip_frame,
     leads_outside,
     open_hdf5,
+    packing_of,
     as_bad_input,
 )
 from ..errors import BadInput
@@ -145,10 +148,11 @@ class HDF5Rows(Rows):
         self.own = not self.virtual and not data.external and data.file.filename == os.fspath(path)
         self._data: tuple[int, h5py.Dataset] | None = (os.getpid(), data)
         self._direct: tuple[int, Callable[[int], np.ndarray] | None] | None = None
+        self._looked, self._packing = set(), None
         _count_open(self)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_data": None, "_direct": None}
+        return self.__dict__ | {"_data": None, "_direct": None, "_looked": set(), "_packing": None}
 
     def state(self) -> dict[str, Any]:
         """What `from_state` makes the same rows from, as JSON values."""
@@ -161,7 +165,8 @@ class HDF5Rows(Rows):
         rows = cls.__new__(cls)
         rows.__dict__ |= {**state, "shape": tuple(state["shape"]), "dtype": np.dtype(state["dtype"])}
         rows.where = f"data set '{rows.name}' of {rows.path}"
-        rows._data = rows._direct = None
+        rows._data = rows._direct = rows._packing = None
+        rows._looked = set()
         return rows
 
     def _opened(self) -> h5py.Dataset:
@@ -184,9 +189,26 @@ class HDF5Rows(Rows):
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
         with as_bad_input(f"frames {a} to {b - 1} of {self.where} cannot be read"):
-            out = data[key]
+            out = self._gzip(data, a, b) if whole and not self.single else None
+            if out is None:
+                if not self.virtual:
+                    check_chunks(data, self.where, key, self._looked)
+                out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
+
+    def _gzip(self, data: h5py.Dataset, a: int, b: int) -> np.ndarray | None:
+        """Frames whose chunks are packed with gzip; None if HDF5 has to read them."""
+        if self._packing is None:
+            self._packing = (packing_of(data, self.where),)
+        if self._packing[0] is None or self._packing[0].kind != "gzip":
+            return None
+        out = np.empty((b - a, *self.shape[1:]), data.dtype)
+        for i in range(a, b):
+            if (frame := gzip_frame(data, self._packing[0], i)) is None:
+                return None
+            out[i - a] = frame
+        return out
 
     def reader(self) -> Callable[[int], np.ndarray] | None:
         data = open_hdf5(self.path, outside=self.outside).get(self.name)

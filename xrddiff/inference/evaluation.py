@@ -30,6 +30,7 @@ from ..metrics.baselines import neighbouring_exposures, scene_again, with_intens
 from ..metrics.conditions import Answers, same_condition
 from ..metrics.indexing import lattice_rows
 from ..metrics.physics import summarise_physics
+from ..metrics.ranges import drawn_range
 from ..metrics.set_summaries import Ruler, SetSummary
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
 from xrddiff.metrics.reconstruction import (
@@ -240,6 +241,7 @@ class SampleEvaluation:
             answers = self.judges.answers(found, sets)
         lattices = self._lattice_tables(seen, why)
         words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
+        words |= dict(drawn=drawn_range(self.samples))
         return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
 
     def _lattice_tables(self, seen: Mapping[str, Sequence[Any]], why: dict[str, str]) -> dict[str, pd.DataFrame]:

@@ -33,6 +33,7 @@ from ..headers.sources import HDF5Rows
 from ..formats.store import read_store, save_frames
 from ..errors import BadInput, XrddiffError
 from ..files import CannotSave, cache_dir, json_digest, lock, plain, sha256, writing
+from ..mediums import complain, say
 
 # %% auto #0
 __all__ = ['SIMULATOR', 'only_one', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk', 'simulated_frames',
@@ -200,7 +201,7 @@ def _make(experiment: Any, seed: int, folder: Path, blocks: list[int], size: int
         disable=None if progress is None else not progress,
     )
     if bar.disable and progress is None:  # in a log or notebook, a minute of silence looks like a hang
-        print(f"simulating {bar.total} shots of {experiment.name}, kept in {folder}", file=sys.stderr, flush=True)
+        say(f"simulating {bar.total} shots of {experiment.name}, kept in {folder}", file=sys.stderr, flush=True)
     with bar:
         wait = 0.05
         while missing:
@@ -259,7 +260,7 @@ def _make_again(path: Path, make: Callable[[], None], error: BadInput) -> None:
                 variable.load()
         except BadInput:
             why = str(error).partition(";")[0]
-            print(f"xrddiff: note: a block of the cache is damaged and is simulated again: {why}", file=sys.stderr)
+            complain(f"note: a block of the cache is damaged and is simulated again: {why}")
             make()
 
 # %% ../../nbs/loading/cache.ipynb #c82de42a
@@ -289,7 +290,7 @@ def download_package(
     with only_one(folder / "locks" / wanted.name, wait=True):
         if wanted.exists() and sha256(wanted) == digest:
             return wanted
-        print(f"fetching {name} {version} ({megabytes:.1f} MB) through pip", file=sys.stderr)
+        say(f"fetching {name} {version} ({megabytes:.1f} MB) through pip", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as place:
             listed = Path(place) / "requirements.txt"
             listed.write_text(f"{name}=={version} --hash=sha256:{digest}\n")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..gate import read_json, read_yaml
 from ..errors import BadInput
+from ..mediums import for_plot
 from .networks import Cluster, Network, above_zero
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def plot_scaling(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes | N
         ax.fill_between([first, most], 0, 100 * least, color="0.9", lw=0, label="poor" if first < 1 else None)
         first = most
     for name, table in tables.items():
-        ax.plot(table["nodes"], 100 * table["efficiency"], "o-", ms=4, label=name or None)
+        ax.plot(table["nodes"], 100 * table["efficiency"], "o-", ms=4, label=for_plot(name) or None)
     ax.set_xscale("log", base=2)
     ticks = sorted({1, 2, 4, 8, 16, 32} | {n for table in tables.values() for n in table["nodes"] if n > 32})
     ax.set(xlabel="nodes", ylabel="efficiency (%)", ylim=(0, 105), xticks=ticks, xticklabels=ticks)

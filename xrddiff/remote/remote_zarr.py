@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from ..mediums import say
 from .remote_folder import RemoteFolder
 
 # %% auto #0
@@ -57,7 +58,7 @@ class RemoteZarr(Store):
         """Say once that a chunk is not there."""
         if not self._said and key.rpartition("/")[2] not in METADATA:
             self._said = True
-            print(
+            say(
                 f"xrddiff: note: {self.folder}/{key} is not on the server; zarr reads such a chunk as fill values",
                 file=sys.stderr,
             )

@@ -31,7 +31,7 @@ from xrddiff.execution.run_folder import (
     world_size,
 )
 from ..errors import BadInput, XrddiffError, nearest
-from ..plugins import load_standing
+from ..plugins import load_standing, plugin_scope
 from ..ranks.stopping import StopRequest
 from ..registry import entries, get
 
@@ -202,6 +202,7 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 
+@plugin_scope()
 def prepare(job: Job, task: int = 0) -> Path:
     """Create the run folder of a task, or reuse that of an earlier attempt; returns its path.
 
@@ -240,6 +241,7 @@ def _command_folder(path: Path) -> Path:
     return path
 
 # %% ../../nbs/slurm/job.ipynb #b1943c23
+@plugin_scope()
 def done_before(job: Job, task: int) -> bool:
     """Whether the run of a task is finished, and the job's words give it nothing more to do."""
     from xrddiff.config import compose_config

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..gate import from_json, or_default, read_tail, read_text
 from ..errors import BadInput, XrddiffError
-from ..files import is_path, lock
+from ..files import is_path, lock, sealed
 from ..plugins import state_folder
 
 # %% auto #0
@@ -102,7 +102,7 @@ def record_submission(submission: Submission) -> Path:
     fails.
     """
     path = _ledger()
-    line = json.dumps(asdict(submission)) + "\n"
+    line = sealed(json.dumps(asdict(submission)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(path, "a+b", buffering=0) as file:

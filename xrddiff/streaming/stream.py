@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,9 @@ class Reception:
 
     def start(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
         """Begin to take what `listen()` gives."""
-        self.thread = threading.Thread(target=self._take, args=(listen,), name="listener", daemon=True)
+        self.thread = threading.Thread(
+            target=copy_context().run, args=(self._take, listen), name="listener", daemon=True
+        )
         self.thread.start()
 
     def _take(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:

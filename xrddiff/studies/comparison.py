@@ -24,6 +24,7 @@ from ..execution.notebooks import run_notebook, run_notebook_path
 from ..execution.run_folder import keep_former
 from ..files import write_json, write_text
 from ..formats.store import read_store
+from ..mediums import for_csv, for_plot
 from ..frames.frames import frame_count
 from ..frames.selection import select_frames
 from ..saved_config import load_config
@@ -143,7 +144,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], kinds: Mapping[str, str])
                 few = {"marker": "."} if split == "train" and len(rows) < 8 else {}
                 ax.plot(rows["step"], rows[column], color=colour, **style | few)
         _tidy(ax, "step", "reconstruction term" if column == "reconstruction" else "loss")
-        ax.set_title(kind, fontsize=SMALL)
+        ax.set_title(for_plot(kind), fontsize=SMALL)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         values = np.concatenate([table[column].dropna().to_numpy(float) for table in shown.values()])
         if len(values) and values.min() > 0 and values.max() > 20 * values.min():
@@ -151,7 +152,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], kinds: Mapping[str, str])
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
-    lines = [Line2D([], [], color=c, ls=d, lw=1.5, label=name) for name, (c, d) in looks.items()]
+    lines = [Line2D([], [], color=c, ls=d, lw=1.5, label=for_plot(name)) for name, (c, d) in looks.items()]
     figure.legend(handles=lines, loc="outside lower center", ncols=min(3, len(lines)), fontsize=TINY, frameon=False)
     return figure
 
@@ -276,7 +277,7 @@ def show_shared(shared: SharedFrames, most: int = 12) -> Picture:
             ax.imshow(picture, cmap=INTENSITY, norm=norm, interpolation="nearest")
             if line is axes[0]:
                 ax.set_title(str(number), fontsize=SMALL)
-        line[0].set_ylabel(name.replace(", ", ",\n"), fontsize=SMALL, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(for_plot(name).replace(", ", ",\n"), fontsize=SMALL, rotation=0, ha="right", va="center")
     return figure
 
 # %% ../../nbs/studies/comparison.ipynb #362ce723
@@ -321,15 +322,23 @@ def plot_parallel(settings: pd.DataFrame, metrics: pd.DataFrame, most: int = 5) 
         for y, text in labels:
             side = -1 if y == 0 else 1
             at = y + side * (spread * (n - 1) / 2 + 0.045)
-            ax.text(a, at, text, fontsize=TINY, va="center", ha="center", bbox=dict(fc="white", ec="none", pad=0.8))
+            ax.text(
+                a,
+                at,
+                for_plot(text),
+                fontsize=TINY,
+                va="center",
+                ha="center",
+                bbox=dict(fc="white", ec="none", pad=0.8),
+            )
     for line, (colour, dash) in zip(lines, looks.values(), strict=True):
         ax.plot(np.arange(len(line)), line, color=colour, ls=dash, lw=1.5, marker="o", ms=3)
-    titles = [name.rpartition(".")[2].replace(" ", "\n", 1).replace("_", "\n", 1) for name in table.columns]
+    titles = [for_plot(name.rpartition(".")[2]).replace(" ", "\n", 1).replace("_", "\n", 1) for name in table.columns]
     ax.set_xticks(range(len(titles)), titles, fontsize=TINY)
     ax.set(yticks=[], xlim=(-0.4, len(titles) - 0.6), ylim=(-0.09 - 0.01 * n, 1.09 + 0.01 * n))
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    handles = [Line2D([], [], color=c, ls=d, lw=1.5, label=name) for name, (c, d) in looks.items()]
+    handles = [Line2D([], [], color=c, ls=d, lw=1.5, label=for_plot(name)) for name, (c, d) in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, n), fontsize=TINY, frameon=False)
     return figure
 
@@ -393,7 +402,7 @@ def write_comparison(comparison: RunComparison, folder: str | os.PathLike) -> Pa
     folder = Path(folder)
     page = comparison_report(comparison).write(folder, name="compare")
     table = comparison.table()
-    write_text(folder / "compare.csv", table.to_csv())
+    write_text(folder / "compare.csv", table.reset_index().map(for_csv).rename(columns=for_csv).to_csv(index=False))
     words = comparison_words(comparison.rows, comparison.settings, comparison.metrics)
     rows = table.reset_index().astype(object).where(table.reset_index().notna(), None).to_dict("records")
     write_json(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..gate import checked, or_default, read_json, read_table
 from ..errors import BadInput, XrddiffError
-from ..files import write_text
+from ..files import sealed, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ class History:
         start = time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / f"{self.name}.json", self.to_json())
+            write_text(self.folder / f"{self.name}.json", sealed(self.to_json()))
             write_text(self.folder / f"{self.name}.csv", self.to_csv())
         except OSError as e:
             raise XrddiffError(
@@ -180,6 +180,6 @@ def keep_speed(folder: str | Path, *, ranks: int, nodes: int, frames: int, secon
     attempts.append(dict(ranks=ranks, nodes=nodes, frames=frames, seconds=seconds))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(attempts, indent=2) + "\n")
+        write_json(path, attempts)
     except OSError as e:
         warnings.warn(f"{path} could not be written: {e.strerror or e}", stacklevel=2)

@@ -18,8 +18,8 @@ from ..registry import Names, check_options, find, get
 from .history import SAMPLES, STEPS, read_rows
 
 # %% auto #0
-__all__ = ['SEVERITIES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'fault_found', 'look', 'write_findings', 'read_findings',
-           'Monitor']
+__all__ = ['SEVERITIES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'fault_found', 'times_of', 'look', 'write_findings',
+           'read_findings', 'Monitor']
 
 # %% ../../nbs/telemetry/rules.ipynb #9d9b7668
 SEVERITIES = ("note", "warning", "error")
@@ -33,7 +33,7 @@ class Evidence:
     `rows`: of the table of steps. `epochs`: of the table of epochs. `samples`: drawn during training, a
     row each time. `facts`: about the run, by name: batch_size (frames per rank), ranks, nodes, hosts,
     device, total_steps, start_share (of the initial weights in the average at the end), weight_rms,
-    first_loss (of the first step); after training also what was measured on held-out frames.
+    first_loss (of the first step); after training also what was measured on held-out frames and samples.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
@@ -56,7 +56,11 @@ class Evidence:
 
     def sampled(self, name: str) -> float | None:
         """The value of the last samples, if there are any that have it."""
-        return self.samples[-1].get(name) if self.samples else None
+        return self.last_samples().get(name)
+
+    def last_samples(self) -> Mapping[str, Any]:
+        """The row of the last samples; empty without any."""
+        return {k: v for k, v in self.samples[-1].items() if v is not None} if self.samples else {}
 
 
 @dataclass
@@ -93,6 +97,12 @@ def fault_found(sentence: str, epoch: int, step: int) -> Finding:
     return Finding("not_finite", "error", epoch, step, seen, cause, kept, "checked in every step", epoch)
 
 # %% ../../nbs/telemetry/rules.ipynb #2aeb44f0
+def times_of(rule: str) -> set[str]:
+    """When a rule is looked at: "row", "epoch", "result", or several of them."""
+    when = find("health_rule", rule).traits["when"]
+    return {when} if isinstance(when, str) else set(when)
+
+
 def look(
     evidence: Evidence, when: str, names: Sequence[str], options: Mapping[str, Any] | None = None
 ) -> list[Finding]:
@@ -105,9 +115,9 @@ def look(
         place = evidence.rows[-1]
     found = []
     for name in names:
-        traits = find("health_rule", name).traits
-        if traits["when"] != when:
+        if when not in times_of(name):
             continue
+        traits = find("health_rule", name).traits
         seen = get("health_rule", name)(evidence, **(options or {}).get(name, {}))
         if seen:
             about = {key: traits[key] for key in ("severity", "cause", "remedy", "source")}

@@ -20,7 +20,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 
 from ..gate import from_json, or_default, read_json, read_text
 from ..errors import BadInput
-from ..files import write_text
+from ..files import sealed, write_json, write_text
 from ..registry import check_options, find, get, register
 from ..telemetry.history import SAMPLES, read_rows
 from .callbacks import Callback
@@ -89,7 +89,7 @@ class JsonLines(GeneralTracker):
         self.log({"config": values}, max(self.step - 1, 0))
 
     def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self.file.write(sealed(json.dumps({"step": step, "time": round(time.time(), 3), **values})))
 
     def log_images(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
         self.log({"pictures": list(values)}, step)
@@ -228,7 +228,7 @@ class Trackers(Callback):
             if name == "mlflow":  # names its runs itself
                 kept[name] = tracker.tracker.info.run_id
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(kept) + "\n")
+        write_json(file, kept)
 
     def on_row(self, training: Training, row: Mapping[str, Any]) -> None:
         """Tell a row of steps."""

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from . import spatial, topk  # noqa: F401  (their transforms can be chosen by name)
-from .values import TRANSFORMS, Transform, ValueTransform
+from .values import TRANSFORMS, Transform, ValueTransform, within
 from ..errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -113,15 +113,22 @@ class Pipeline(Transform):
             y = t.inverse(y)
         return y
 
+    @property
+    def limits(self) -> tuple[float, float] | None:  # type: ignore[override]
+        """Those of the first transform, whose values are intensities."""
+        return self.transforms[0].limits if self.transforms else None
+
     def restore(self, y: Array, x: Array, mask: Array | None = None) -> Array:
-        """Intensities of a reconstruction `y` of the frame `x`."""
-        stages = [(x, mask)]
+        """Intensities of a reconstruction `y` of the frame `x`, held within `limits` as those of one
+        transform are.
+        """
+        stages, frame = [(x, mask)], (x, mask)
         for t in self.transforms[:-1]:
             x, mask = t.forward(x, mask), None if mask is None else t.forward_mask(mask)
             stages.append((x, mask))
         for t, (x, mask) in zip(reversed(self.transforms), reversed(stages), strict=False):
-            y = t.restore(y, x, mask) if isinstance(t, ValueTransform) else t.inverse(y)
-        return y
+            y = t.inverse(y) if t.invertible or not isinstance(t, ValueTransform) else t.restore(y, x, mask)
+        return within(y, self.limits, *frame)
 
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
         for t in self.transforms:
