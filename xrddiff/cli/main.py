@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..gate import read_json
 from .. import __version__
 from .arguments import add_frames_and_mask
 from .batch import add_commands, cut_command
@@ -146,16 +147,9 @@ def summary_table(rows: dict[str, Any]):
 
 def show_summary(path: Path) -> None:
     """Print the summary of a run folder, if it has one, and where its report is."""
-    import json
-
     summary, report = path / "metrics" / "summary.json", path / "report.html"
-    if summary.is_file():
-        try:
-            rows = json.loads(summary.read_text(encoding="utf-8"))
-        except ValueError:
-            raise BadInput(f"{summary} is not JSON") from None
-        if rows:
-            console().print(summary_table(rows))
+    if summary.is_file() and (rows := read_json(summary, dict[str, Any], 1 << 20)):
+        console().print(summary_table(rows))
     say(f"report: {report}" if report.is_file() else f"run: {path}")
 
 # %% ../../nbs/cli/main.ipynb #99b3c1aa

@@ -7,7 +7,6 @@ __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', '
            'execute_run', 'execute_sample', 'execute_evaluate', 'execute_on_frames', 'execute_script', 'execute_noted']
 
 # %% ../../nbs/execution/phases.ipynb #0007e683
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ..gate import read_json
 from ..config import compose_config, inference_config, load_named_plugins, note_unused
 from ..errors import BadInput, RankFailed, XrddiffError
 from .notebooks import run_notebook, run_notebook_path
@@ -41,6 +41,7 @@ from xrddiff.execution.run_folder import (
 from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
 from .workers import parse_workers
 from ..files import write_json
+from ..mediums import say
 from ..overrides import absolute_words, as_override
 from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
@@ -253,7 +254,7 @@ def execute_run(
             with _marked(path, target):
                 if not last and first(lambda phase=phase, folder=folder: phase_done(phase, folder)):
                     if world_rank() == 0:
-                        print(f"{phase.notebook}: done before, its result is {result}", flush=True)
+                        say(f"{phase.notebook}: done before, its result is {result}", flush=True)
                     continue
                 stop.alone = ranks is None
                 before = _stamp(result)
@@ -393,7 +394,7 @@ def _plan_of(folder: Path) -> Path:
 
 def _is_of(plan: dict[str, Any], folder: Path) -> bool:
     """Whether an unfinished job with this plan is in `folder`; the end of a job removes its state."""
-    return json.loads(_plan_of(folder).read_text(encoding="utf-8")) == plan
+    return read_json(_plan_of(folder)) == plan
 
 
 @plugin_scope()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..gate import or_default, read_json
-from ..files import CannotSave, writing
+from ..files import CannotSave, sealed, writing
 from .store import lay_out_zarr, seal_zarr, whole_chunks
 from ..errors import BadInput, XrddiffError
 
@@ -98,7 +98,7 @@ class PartStore:
         with writing(path) as part:
             (part / "marks").mkdir(parents=True)
             lay_out_zarr(template, part / "frames.zarr", shard=1 if first % size else size, stacks=stacks)
-            (part / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+            (part / "plan.json").write_text(sealed(json.dumps(plan)), encoding="utf-8")
         return cls(path)
 
 # %% ../../nbs/formats/parts.ipynb #0334df1d
@@ -159,7 +159,7 @@ def write_part(store: PartStore, part: int, frames: Mapping[str, Any], **about: 
                 f"part {part} of {store.frames} reads back as something else than was written; expected a disk that keeps what it is given"
             )
         with writing(store.path / "marks" / f"{part:06d}.json", durable=False) as beside:
-            beside.write_text(json.dumps(mark), encoding="utf-8")
+            beside.write_text(sealed(json.dumps(mark)), encoding="utf-8")
     except OSError as error:
         if isinstance(error, XrddiffError):
             raise

@@ -20,6 +20,7 @@ from .keywords import as_overrides
 from .pane import live_pane
 from .run_frames import index_set, open_prepared, open_set, reconstruct_with
 from .run_numbers import F, RunNumbers, about_run, plain_errors, read_summary, run_html
+from ..mediums import say
 from .. import plugins
 from ..saved_config import load_config, need_run, no_generator
 from ..used_words import model_parts
@@ -62,7 +63,7 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
         def on_start(path: Path) -> None:
             started.append(path)
             if progress:
-                print(f"run: {path}", flush=True)
+                say(f"run: {path}", flush=True)
             if pane is not None:
                 pane.path = path
 

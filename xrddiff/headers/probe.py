@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,13 +21,14 @@ from typing import Any
 
 import h5py
 
-from ..frames.bounds import RAISE, most_bytes
+from .. import launcher
 from .gate import MOST_TEXTS, check_chunks, check_dataset, is_hdf5, open_hdf5
+from ..frames.bounds import RAISE, most_bytes
 from ..launcher import limit
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['SECONDS', 'ENOUGH', 'most_memory', 'try_image', 'try_file', 'serve', 'start_probe', 'probe', 'probe_ahead']
+__all__ = ['SECONDS', 'ENOUGH', 'MEMORY', 'most_memory', 'try_image', 'try_file', 'serve', 'start_probe', 'probe', 'probe_ahead']
 
 # %% ../../nbs/headers/probe.ipynb #e605d756
 SECONDS = 2  # processor time for a small file; one more for every 4 MiB
@@ -128,6 +128,9 @@ def serve() -> None:
     os._exit(0)  # the library may hang in its normal exit
 
 # %% ../../nbs/headers/probe.ipynb #a2bfc4cf
+MEMORY = 1 << 30  # bytes that the probe may hold at once
+
+
 class _Probe:
     """The probe process; each process that reads files has its own."""
 
@@ -135,14 +138,14 @@ class _Probe:
         self.lock, self.pid, self.process = threading.Lock(), 0, None
         self.passed: set[tuple] = set()
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> launcher.Child:
         if self.process is None or self.pid != os.getpid() or self.process.poll() is not None:
             code = "from xrddiff.headers.probe import serve; serve()"
             self.pid = os.getpid()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            self.process = launcher.start(
+                launcher.python_words(code=code, folders=launcher.package_folders("h5py", "numpy", "fabio", "hdf5plugin")),
+                env=launcher.bare_environment("HDF5_") | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                memory=MEMORY, stdin=launcher.PIPE, stdout=launcher.PIPE, stderr=launcher.DEVNULL, text=True,
             )  # fmt: skip
         return self.process
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, read_failures
 from ..launcher import STDOUT, Child, TimeoutExpired, own_environment, python_words, start
-from ..mediums import for_terminal, plain_text
+from ..mediums import complain, for_terminal, plain_text, say
 from ..ranks.stopping import StopRequest
 from ..registry import entries, register
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
@@ -45,7 +45,7 @@ from xrddiff.studies.study import (
     trial_progress,
 )
 from .trial import end_with, trial_environment
-from ..telemetry.rules import read_findings
+from ..telemetry.rules import read_findings, times_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,8 +80,7 @@ def ill(run: Path) -> str | None:
 
 def _is_result(rule: str) -> bool:
     """Whether a rule looks at what was measured after the training, which is nothing to end it for."""
-    entry = entries("health_rule").get(rule)
-    return entry is not None and entry.traits["when"] == "result"
+    return rule in entries("health_rule") and times_of(rule) == {"result"}
 
 
 def verdict(study: Study, trial: Trial, known: dict[int, float]) -> str | None:
@@ -197,7 +196,7 @@ def work(
                 time.sleep(POLL)
                 continue
             again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-            print(f"{agent.name}: trial {trial.number}{again}: {_said(trial)}", flush=True)
+            say(f"{agent.name}: trial {trial.number}{again}: {_said(trial)}", flush=True)
             what, why = _train(study, trial, stop, ranks)
             if what == "stopped":
                 return REQUEUE
@@ -244,7 +243,7 @@ def _note(study: Study, trial: Trial, what: str, why: str) -> None:
         fail_trial(study, trial.number, told)
     elif what == "pruned":
         prune_trial(study, trial.number, told)
-    print(f"trial {trial.number} {what}: {told}", flush=True)
+    say(f"trial {trial.number} {what}: {told}", flush=True)
 
 # %% ../../nbs/studies/agents.ipynb #e9f1fd8c
 AGENT = tuple(python_words(module="xrddiff.studies.agents"))  # the process of an agent
@@ -374,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _agent(args)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -383,7 +382,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `trial_rows` as a rich table."""
     from rich.table import Table
-    from rich.text import Text
 
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -402,7 +400,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
             number(row["epoch"]),
             number(row["loss"]),
         ]
-        table.add_row(*map(Text, cells), str(row["attempts"] or ""), Text(row["reason"]))
+        table.add_row(*map(for_terminal, (*cells, row["attempts"] or "", row["reason"])))
     return table
 
 # %% ../../nbs/studies/agents.ipynb #6092a66a

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import hold_run
+from ..mediums import complain, say
 from ..launcher import own_environment
 from ..ranks.stopping import StopRequest
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, prepare, read_job, run_task, start_ranks
@@ -96,13 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return REQUEUE
             end_when_taken(study, int(run.name), attempt)
             allow_plan(study, read_plan(study).plan)
-            print(f"run: {prepare(job, task)}", flush=True)
+            say(f"run: {prepare(job, task)}", flush=True)
             sys.modules.setdefault("rfc3987_syntax", None)  # see `xrddiff.slurm.job`
             if ranks == 1:
                 return run_task(job, task)
         return REQUEUE if stop else start_ranks(ranks)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         return INTERRUPTED

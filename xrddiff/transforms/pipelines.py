@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from . import spatial, topk  # noqa: F401  (their transforms can be chosen by name)
+from ..registry import entries, get
 from .values import TRANSFORMS, Transform, ValueTransform, within
 from ..errors import BadInput, nearest
 
@@ -29,13 +30,14 @@ def make_transform(name: str, **parameters: Any) -> Transform:
     """The transform called `name`: asinh, log1p, anscombe, sqrt, linear, minmax, pool, crop,
     patches, panels, topk, pipeline, or one of a plug-in.
     """
-    if name not in TRANSFORMS:
+    kind = get("transform", name) if name in entries("transform") else TRANSFORMS.get(name)
+    if kind is None:
         raise BadInput(f"there is no transform {name!r}{nearest(str(name), TRANSFORMS)}")
-    known = [w for w in inspect.signature(TRANSFORMS[name].__init__).parameters if w != "self"]
+    known = [w for w in inspect.signature(kind.__init__).parameters if w != "self"]
     for word in parameters:
         if word not in known:
             raise BadInput(f"the transform {name} has no parameter {word!r}{nearest(word, known or ['none'])}")
-    return TRANSFORMS[name](**parameters)
+    return kind(**parameters)
 
 
 def transform_from_state(state: Mapping[str, Any]) -> Transform:

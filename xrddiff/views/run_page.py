@@ -5,11 +5,13 @@
 # %% ../../nbs/views/run_page.ipynb #20e35722
 from __future__ import annotations
 
+import shlex
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..gate import read_json
 from ..config import preset_differences, reproducing_words
 from ..contradictions import data_name
 from ..errors import BadInput
@@ -176,14 +178,14 @@ def run_commands(run: Path, cfg: Config, folder: str | None = None, *, ended: bo
 def made_with(run: Path) -> str:
     """The versions that a run was made with, as a sentence; empty where they are not kept."""
     try:
-        e = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        e = read_json(run / "environment.json", dict[str, Any], 1 << 20)
         git = (
             f", commit {e['git']['commit'][:12]}{' with changes' if e['git']['dirty'] else ''}" if e.get("git") else ""
         )
         versions = ", ".join(f"{name} {e['packages'][name]}" for name in ("torch", "accelerate", "numpy"))
         ranks = "1 rank" if e["ranks"] == 1 else f"{e['ranks']} ranks"
         return f"Made with xrddiff {e['packages']['xrddiff']}{git}, {versions}, Python {e['python']}, on {ranks}."
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 
