@@ -269,7 +269,22 @@ class CannotFetch(XrddiffError):
 
 
 # what pip is told through the environment: its settings, the way out of this network, whom to trust
-_PIP = "PIP_ XDG_ SSL_ REQUESTS_ CURL_ NETRC http_ https_ all_ no_ HTTP_ HTTPS_ ALL_ NO_".split()
+_PIP = (
+    "PIP_",
+    "XDG_",
+    "SSL_",
+    "REQUESTS_",
+    "CURL_",
+    "NETRC",
+    "http_",
+    "https_",
+    "all_",
+    "no_",
+    "HTTP_",
+    "HTTPS_",
+    "ALL_",
+    "NO_",
+)
 
 
 def download_package(
