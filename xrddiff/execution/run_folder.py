@@ -10,8 +10,6 @@ __all__ = ['PACKAGES', 'PARTS', 'MOST_MARK', 'MOST_MARKS', 'FORMER', 'SILENCE', 
 
 # %% ../../nbs/execution/run_folder.ipynb #db2ce245
 import ctypes
-import html
-import json
 import os
 import platform
 import re
@@ -91,7 +89,7 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
 
-    unset = dict.fromkeys(("core.fsmonitor", "core.hooksPath", "core.sshCommand", "core.pager"), "")
+    unset = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
 
     def ask(*words: str, check: bool = True) -> str:
         # no optional locks: a run that only reads must not block a commit

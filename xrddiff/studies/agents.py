@@ -22,6 +22,7 @@ from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, read_failures
 from ..launcher import STDOUT, Child, TimeoutExpired, own_environment, python_words, start
 from ..mediums import complain, for_terminal, plain_text, say
+from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
 from ..registry import entries, register
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
@@ -181,7 +182,11 @@ def work(
     Raises `NeverLogged` if a finished run does not log the objective, and `BadInput` if the study would execute what
     this user has not named.
     """
-    study = open_study(folder)
+    with plugin_scope():
+        return _work(open_study(folder), runs, ranks, linger, name)
+
+
+def _work(study: Study, runs: int | None, ranks: int, linger: bool, name: str | None) -> int:
     allow_plan(study.folder, study.plan)
     for part in ("agents", "claims", "logs"):
         _refuse_link(study.folder / part)
@@ -216,7 +221,7 @@ def _train(study: Study, trial: Trial, stop: StopRequest, ranks: int) -> tuple[s
             return "lost", "another agent has taken it up"
         if given_up := note_end(study, trial, ended[1]):
             return "failed", f"{given_up}; see {study.folder / 'logs' / f'{trial.number:04d}.txt'}"
-        print(f"trial {trial.number}: its process {ended[1]} and is started again", flush=True)
+        say(f"trial {trial.number}: its process {ended[1]} and is started again", flush=True)
     return ended
 
 
@@ -287,7 +292,7 @@ class _Crew:
         self.before = now
         goes_on = self.in_vain <= RESTARTS
         what = "another one takes its place" if goes_on else f"no other is started, after {RESTARTS} in vain"
-        print(f"xrddiff: agent {agent.pid} {how}; {what}", file=sys.stderr, flush=True)
+        say(f"xrddiff: agent {agent.pid} {how}; {what}", file=sys.stderr, flush=True)
         if goes_on:
             self.due[i] = time.monotonic() + min(60.0, RESTART * 2.0 ** (self.in_vain - 1))
 
