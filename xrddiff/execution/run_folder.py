@@ -10,8 +10,6 @@ __all__ = ['PACKAGES', 'PARTS', 'MOST_MARK', 'MOST_MARKS', 'FORMER', 'SILENCE', 
 
 # %% ../../nbs/execution/run_folder.ipynb #db2ce245
 import ctypes
-import html
-import json
 import os
 import platform
 import re

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shlex
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
