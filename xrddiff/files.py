@@ -17,6 +17,7 @@ import stat
 import tempfile
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,8 +27,8 @@ from .errors import BadInput, XrddiffError
 
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'writing', 'write_text', 'plain',
-           'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'is_address', 'anywhere', 'cache_dir',
-           'scratch_folder']
+           'sealed', 'sealed_yaml', 'is_broken', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'is_address',
+           'anywhere', 'cache_dir', 'scratch_folder']
 
 # %% ../nbs/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -209,11 +210,40 @@ def _float(value: float, nan: str, where: str, at: str) -> float | None:
         return None
     raise BadInput(f"{_at(where, at)} is {value}; expected a finite number")
 
+# %% ../nbs/files.ipynb #1c652416
+_SEAL = re.compile(rb"(?:[ \t]{32}|\n# crc32: [0-9a-f]{8})\n?\Z")
+_SEAL_LENGTH = 33
+
+
+def sealed(text: str) -> str:
+    """A JSON text, or a line of one, with its checksum in the blanks at its end."""
+    text = text.rstrip()
+    bits = f"{zlib.crc32(text.encode()):032b}"
+    return text + bits.replace("0", " ").replace("1", "\t") + "\n"
+
+
+def sealed_yaml(text: str) -> str:
+    """A YAML text with its checksum as a comment at its end."""
+    text = text.rstrip()
+    return f"{text}\n# crc32: {zlib.crc32(text.encode()):08x}\n"
+
+
+def is_broken(data: bytes) -> bool:
+    """Whether data have a seal that is not theirs. Data without a seal are taken as they are."""
+    tail = data[-_SEAL_LENGTH:]
+    if (found := _SEAL.search(tail)) is None:
+        return False
+    text = data[: len(data) - len(tail) + found.start()]
+    seal = sealed_yaml if b"#" in found[0] else sealed
+    return seal(text.decode("utf-8", "replace")).strip("\n") != data.decode("utf-8", "replace").strip("\n")
+
 # %% ../nbs/files.ipynb #27840cb6
 def write_json(path: str | os.PathLike, value: Any) -> Path:
-    """Replace the file at `path` by `value` as JSON, in one step; NaN and infinity become null."""
+    """Replace the file at `path` by `value` as sealed JSON, in one step; NaN and infinity become
+    null.
+    """
     value = plain(value, str(path), nan="null", other=str)
-    return write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    return write_text(path, sealed(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)))
 
 # %% ../nbs/files.ipynb #7535e5e2
 def sha256(path: str | os.PathLike) -> str:

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..gate import from_json, read_bytes
 from .batch import add_command, rank_command, write_or_print
 from ..errors import BadInput
 from ..mediums import say
@@ -217,7 +217,7 @@ def _measured_network(file: str) -> Network:
     from xrddiff.ranks.networks import report_network
 
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = from_json(read_bytes(file), file)
         report = CommReport(
             found["num_processes"], found["num_nodes"], found["backend"], found["rounds"], found["messages"]
         )

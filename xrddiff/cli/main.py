@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..gate import read_json
 from .. import __version__
 from .arguments import add_frames_and_mask
 from .batch import add_commands, cut_command
+from .checking import add_check
 from .cluster_tools import add_tools
 from .data import add_data, short_number
 from .export import add_export
@@ -40,14 +42,15 @@ def run(args: argparse.Namespace) -> int:
     """
     from xrddiff.config import compose_config, note_unused
     from xrddiff.overrides import expand_multirun
+    from xrddiff.plugins import plugin_scope
     from xrddiff.saved_config import to_yaml
 
     sweep = expand_multirun(args.overrides) if args.multirun else [list(args.overrides)]
-    composed = [
-        (overrides, compose_config(overrides)) for overrides in sweep
-    ]  # all of them, before the first one starts
-    for overrides, cfg in composed:
-        note_unused(cfg, overrides)
+    composed = []
+    for overrides in sweep:  # all of them, before the first one starts
+        with plugin_scope():
+            composed.append((overrides, cfg := compose_config(overrides)))
+            note_unused(cfg, overrides)
     if args.dry_run:
         from xrddiff.execution.checks import check_runs
 
@@ -145,16 +148,9 @@ def summary_table(rows: dict[str, Any]):
 
 def show_summary(path: Path) -> None:
     """Print the summary of a run folder, if it has one, and where its report is."""
-    import json
-
     summary, report = path / "metrics" / "summary.json", path / "report.html"
-    if summary.is_file():
-        try:
-            rows = json.loads(summary.read_text(encoding="utf-8"))
-        except ValueError:
-            raise BadInput(f"{summary} is not JSON") from None
-        if rows:
-            console().print(summary_table(rows))
+    if summary.is_file() and (rows := read_json(summary, dict[str, Any], 1 << 20)):
+        console().print(summary_table(rows))
     say(f"report: {report}" if report.is_file() else f"run: {path}")
 
 # %% ../../nbs/cli/main.ipynb #99b3c1aa
@@ -385,6 +381,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_data(commands)
     add_list(commands)
+    add_check(commands)
     add_settings(commands)
     add_watch(commands)
     add_commands(commands)
@@ -427,8 +424,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `xrddiff`; returns the exit code, as `EXIT_CODES` says."""
     import warnings
 
+    from xrddiff.plugins import plugin_scope
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plugin_scope():
             warnings.showwarning = _warn
             args = parse(sys.argv[1:] if argv is None else list(argv))
             if getattr(args, "trust_plugins", False):

@@ -25,7 +25,7 @@ def stream(args: argparse.Namespace) -> int:
     from xrddiff.streaming.stream import Stream, StreamPlan
 
     folder = Path(args.output or time.strftime("output/streams/%Y-%m-%d/%H-%M-%S"))
-    names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page")
+    names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page", "patience")
     if not 0 < args.memory < float("inf"):
         raise BadInput(f"--memory is {args.memory:g}; expected megabytes, more than 0")
     memory = round(args.memory * 2**20)
@@ -36,8 +36,13 @@ def stream(args: argparse.Namespace) -> int:
     if before:
         say(f"{before} frames were answered before", flush=True)
     with tqdm(unit="frame", mininterval=1, smoothing=0.1) as bar:
+        said = False
 
         def tell(standing: Any) -> None:
+            nonlocal said
+            if opened.listening.listens and not said:
+                said = True
+                tqdm.write(f"listens on {opened.listening.listens}; whoever reaches it can send frames")
             bar.update(standing.frames - bar.n)
             bar.set_postfix(hits=standing.hits, waiting=standing.waiting, refresh=False)
 
@@ -48,13 +53,21 @@ def stream(args: argparse.Namespace) -> int:
 
 def _say(folder: Path, standing: Any) -> None:
     """What came of it, in a few lines."""
-    import json
-
     from xrddiff.cli.main import summary_table
+    from xrddiff.streaming.answers import read_summary
+    from xrddiff.streaming.stream import NOT_YET
 
-    console().print(summary_table(json.loads((folder / "summary.json").read_text(encoding="utf-8"))))
+    said = read_summary(folder)
+    left = said.pop(NOT_YET, {})
+    console().print(summary_table(said))
     if standing.why:
         say(f"not answered in full, for instance because {standing.why}")
+    for name, why in list(left.items())[:10]:
+        say(f"not answered: {name}: {why}")
+    if len(left) > 10:
+        say(f"not answered: {len(left) - 10} more, in {folder / 'summary.json'}")
+    if standing.page:
+        say(f"the last page could not be written: {standing.page}")
     say(f"table: {folder / 'answers.csv'}")
 
 
@@ -83,7 +96,11 @@ def replay(args: argparse.Namespace) -> int:
 def add_streams(commands: Any) -> None:
     """Add `stream` and `replay` to the subparsers of `xrddiff`."""
     p = commands.add_parser("stream", help="answer frames as they arrive", description=stream.__doc__)
-    p.add_argument("source", metavar="SOURCE", help="a folder, a file (HDF5 that grows too), or tcp://HOST:PORT")
+    p.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder, a file (HDF5 that grows too), tcp://HOST:PORT of a detector, or listen://HOST:PORT to be connected to",
+    )
     p.add_argument("--run", metavar="RUN", help="a trained run: for anomaly scores and, with an autoencoder, latents")
     p.add_argument(
         "--cell", metavar="CELL", help="a,b,c,α,β,γ and a centring, or a CIF or PDB file (that of the frames)"
@@ -96,6 +113,10 @@ def add_streams(commands: Any) -> None:
     p.add_argument(
         "--memory", type=float, default=256.0, metavar="MB", help="of frames that wait; then the sender waits (256)"
     )
+    p.add_argument(
+        "--patience", type=float, default=60.0, metavar="S",
+        help="without a change, until what there is of a file that its writer does not close is answered (60)",
+    )  # fmt: skip
     p.add_argument("--workers", metavar="WHO", help="N or local:N (processes on this machine), or slurm:PROFILE")
     p.add_argument(
         "-o",

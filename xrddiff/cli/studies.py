@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch import _FIELDS, _profile_arguments, add_command
 from ..errors import BadInput, XrddiffError
+from ..gate import read_json
 from ..mediums import complain, console, for_json, for_shell, say
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def compare(args: argparse.Namespace) -> int:
     from xrddiff.studies.comparison import execute_comparison
 
     page = execute_comparison(args.runs, args.output)
-    for sentence in json.loads((page.parent / "compare.json").read_text(encoding="utf-8"))["words"]:
+    for sentence in read_json(page.parent / "compare.json")["words"]:
         say(sentence)
     say(f"table: {page.with_suffix('.csv')}", f"page: {page}")
     return 0
@@ -59,6 +60,8 @@ def sweep(args: argparse.Namespace) -> int:
     best STUDY` say how far it is.
     """
     from xrddiff.studies.agents import run_agents
+    from xrddiff.plugins import plugin_scope
+    from xrddiff.studies.consent import allow_plan
     from xrddiff.studies.study import make_study, open_study
     from xrddiff.studies.sweep_file import read_sweep
 
@@ -73,6 +76,8 @@ def sweep(args: argparse.Namespace) -> int:
     else:
         plan = read_sweep(args.what)
         study = make_study(plan, args.output or Path("output") / "sweeps" / Path(args.what).stem)
+    with plugin_scope():
+        allow_plan(study.folder, study.plan, trust=args.trust_study)
     say(f"study: {study.folder}", flush=True)
     if args.profile or args.config:
         return _submit_agents(study, args)
@@ -92,10 +97,22 @@ def _ask_study(args: argparse.Namespace) -> int:
         say(for_json(found), breaks=True)
     elif args.what == "status":
         console().print(sweep_table(found))
+        _say_who_works(study, found)
     else:
         say(f"trial {found['trial']}: {study.plan.metric} {found['value']:.6g}", f"run: {found['run']}")
         say("again: xrddiff run " + for_shell(found["words"]))
     return 0
+
+
+def _say_who_works(study: Study, rows: Sequence[dict[str, Any]]) -> None:
+    """Whether anybody works on the trials that are left, and how agents are added."""
+    from xrddiff.studies.study import living_agents
+
+    if left := sum(row["state"] in ("waiting", "running") for row in rows):
+        agents = len(living_agents(study))
+        who = f"{agents} agent{'s' * (agents != 1)} at work" if agents else "no agent at work"
+        more = f"xrddiff sweep {for_shell([study.folder])} --agents K, or with --profile NAME"
+        say(f"{left} of {len(rows)} trials are left, {who}; to add agents: {more}")
 
 # %% ../../nbs/cli/studies.ipynb #4bbb1ae4
 def _end_of_sweep(study: Study, code: int) -> int:
@@ -158,6 +175,8 @@ def add_studies(commands: Any) -> None:
     p.add_argument("--agents", type=_count, default=1, metavar="K", help="how many work at the same time (1)")
     p.add_argument("--runs", type=_count, metavar="N", help="trials of each agent at most (as many as there are)")
     p.add_argument("-o", "--output", metavar="FOLDER", help="of a new study (output/sweeps/NAME)")
+    trust = "execute the plug-ins that the study keeps (docs/security.md)"
+    p.add_argument("--trust-plugins", dest="trust_study", action="store_true", help=trust)
     p.add_argument("--json", dest="format", action="store_const", const="json", help="status or best for programs")
     _profile_arguments(p)
 

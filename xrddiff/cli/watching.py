@@ -9,7 +9,6 @@ import argparse
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -111,13 +110,15 @@ def is_terminal() -> bool:
 @contextmanager
 def beside(wanted: bool) -> Iterator[Callable[[Path], None]]:
     """Yields a function that opens the dashboard of a run folder on this terminal, if `wanted`; at the end it is closed."""
-    opened: list[subprocess.Popen] = []
+    from xrddiff import launcher
+    from xrddiff.execution.launched import start_xrddiff
+
+    opened: list[launcher.Child] = []
 
     def show(run: Path) -> None:
         if wanted and not opened:
-            code = "from xrddiff.entry import command_line; command_line()"
             words = ["watch", str(Path(run).absolute()), "--beside", str(os.getpid())]
-            opened.append(subprocess.Popen([sys.executable, "-P", "-c", code, *words], start_new_session=True))
+            opened.append(start_xrddiff(*words, stdin=None))
 
     try:
         yield show
@@ -126,7 +127,7 @@ def beside(wanted: bool) -> Iterator[Callable[[Path], None]]:
             process.terminate()
             try:
                 process.wait(10)
-            except subprocess.TimeoutExpired:
+            except launcher.TimeoutExpired:
                 process.kill()
                 process.wait()
 

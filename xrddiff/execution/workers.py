@@ -22,6 +22,7 @@ from typing import Any
 
 from .run_folder import cpu_count, keep_memory, set_threads
 from ..errors import BadInput, XrddiffError
+from ..launcher import isolated
 from ..mediums import say
 from ..registry import entries, get, register
 
@@ -156,11 +157,12 @@ async def _close_later(scheduler: Any) -> None:
 def _local_pool(workers: Workers, threads: int) -> Iterator[Pool]:
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(
+    words = dict(
         n_workers=workers.count, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://", security=certificates(),
         dashboard_address=DASHBOARD, worker_dashboard_address=DASHBOARD, memory_limit=0, silence_logs=logging.ERROR,
     )  # fmt: skip
-    with cluster, Client(cluster) as client:
+    # dask starts a process in place of one that was lost, too
+    with isolated(), LocalCluster(**words) as cluster, Client(cluster) as client:
         close_web_ports(cluster, client)
         yield Pool(client, threads)
 
@@ -281,7 +283,11 @@ def _task_error(error: Exception) -> Exception:
 
 # %% ../../nbs/execution/workers.ipynb #f23a0890
 def run_in_order(
-    function: Callable[..., Any], tasks: Iterable[tuple[Any, tuple] | None], pool: Pool | None, most: int = 2
+    function: Callable[..., Any],
+    tasks: Iterable[tuple[Any, tuple] | None],
+    pool: Pool | None,
+    most: int = 2,
+    lost: Callable[[Any, Exception], Any] | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """(mark, result) of each task, in the order of the tasks.
 
@@ -289,6 +295,7 @@ def run_in_order(
     tasks: (mark, arguments) of each call; None = there is none at the moment, look for results.
     pool: the workers; None = this process.
     most: tasks on their way at once.
+    lost: gives the result of a task that was given up because workers died with it, from its mark and the error.
     Raises what a task raises.
     """
     going: deque[tuple[Any, Any]] = deque()
@@ -298,6 +305,8 @@ def run_in_order(
         try:
             return mark, future.result()
         except Exception as error:
+            if lost is not None and type(error).__name__ == "KilledWorker":
+                return mark, lost(mark, _task_error(error))
             raise _task_error(error) from None
 
     for task in tasks:

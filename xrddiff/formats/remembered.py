@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..files import cache_dir, json_digest, remove, writing
+from ..files import cache_dir, json_digest, remove, sealed, writing
 from .hdf5 import MaskRows
 from .store import lay_out_zarr, read_store, seal_zarr
 from xrddiff.frames.rows import (
@@ -171,7 +171,7 @@ def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joine
             lay_out_zarr(joined, beside / "frames.zarr", stacks=list(variables))
             seal_zarr(beside / "frames.zarr")
             said = {"states": nodes.states, "variables": variables, "about": about}
-            (beside / "rows.json").write_text(json.dumps(said), encoding="utf-8")
+            (beside / "rows.json").write_text(sealed(json.dumps(said)), encoding="utf-8")
             np.savez_compressed(beside / "arrays.npz", **nodes.arrays)
     except (NotKept, OSError, ValueError, TypeError, KeyError):
         return False

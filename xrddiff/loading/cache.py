@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,13 +25,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .. import launcher
 from ..frames.selection import concat_frames, select_frames
 from ..frames.rows import lazy_array
 from ..frames.rows import ChainRows
 from ..headers.sources import HDF5Rows
 from ..formats.store import read_store, save_frames
 from ..errors import BadInput, XrddiffError
-from ..files import CannotSave, cache_dir, json_digest, lock, plain, sha256, writing
+from ..files import CannotSave, cache_dir, json_digest, lock, plain, sealed, sha256, writing
 from ..mediums import complain, say
 
 # %% auto #0
@@ -182,7 +182,7 @@ def simulation_folder(experiment: Any, seed: int = 0, cache: str | Path | None =
     folder = Path(cache or cache_dir()) / "simulated" / f"{experiment.name}-{digest}"
     if not (folder / "key.json").exists():
         with writing(folder / "key.json") as part:
-            part.write_text(json.dumps(key, indent=1, sort_keys=True))
+            part.write_text(sealed(json.dumps(key, indent=1, sort_keys=True)))
     return folder
 
 
@@ -268,6 +268,10 @@ class CannotFetch(XrddiffError):
     """Data could not be downloaded."""
 
 
+# what pip is told through the environment: its settings, the way out of this network, whom to trust
+_PIP = "PIP_ XDG_ SSL_ REQUESTS_ CURL_ NETRC http_ https_ all_ no_ HTTP_ HTTPS_ ALL_ NO_".split()
+
+
 def download_package(
     name: str, version: str, digest: str, megabytes: float, *, wheel: bool, cache: str | Path | None = None
 ) -> Path:
@@ -294,15 +298,21 @@ def download_package(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as place:
             listed = Path(place) / "requirements.txt"
             listed.write_text(f"{name}=={version} --hash=sha256:{digest}\n")
-            command = [
-                sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "--require-hashes",
+            command = launcher.python_words(
+                "download", "--no-deps", "--no-input", "--disable-pip-version-check", "--require-hashes",
                 "--ignore-requires-python", "--retries", "2", *(["--only-binary=:all:"] if wheel else ["--no-binary", name]),
-                "--dest", str(Path(place) / "files"), "--requirement", str(listed),
-            ]  # fmt: skip
-            environment = os.environ | {"PIP_RESUME_RETRIES": "5", "PYTHONUTF8": "1"}
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", env=environment, stdin=subprocess.DEVNULL
-            )
+                "--dest", str(Path(place) / "files"), "--requirement", str(listed), module="pip",
+            )  # fmt: skip
+            environment = launcher.bare_environment(*_PIP) | {"PIP_RESUME_RETRIES": "5", "PYTHONUTF8": "1"}
+            seconds = 600 + 20 * megabytes  # 50 kB/s
+            try:
+                done = launcher.run(
+                    command, timeout=seconds, memory=2 << 30, text=True, errors="replace", env=environment
+                )
+            except launcher.TimeoutExpired:
+                raise CannotFetch(
+                    f"{name} {version} could not be fetched: pip took more than {seconds:.0f} s"
+                ) from None
             found = sorted((Path(place) / "files").glob("*")) if done.returncode == 0 else []
             if not found:
                 raise CannotFetch(_why_not(done.stderr or done.stdout, name, version))
@@ -318,7 +328,7 @@ def download_package(
 def _why_not(said: str, name: str, version: str) -> str:
     """pip's last error as one sentence."""
     if "No module named pip" in said:
-        return f"{name} {version} is fetched with pip, which this Python ({sys.executable}) does not have; install pip into it"
+        return f"{name} {version} is fetched with pip, which this Python ({launcher.this_python()}) does not have; install pip into it"
     if "DO NOT MATCH THE HASHES" in said:
         return f"{name} {version} from the package index has another checksum than the one this xrddiff knows; it is not used"
     errors = (

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import launcher
 from xrddiff.execution.run_folder import (
     clear_marks,
     complete_run,
@@ -32,7 +32,7 @@ from xrddiff.execution.run_folder import (
 )
 from ..errors import BadInput, XrddiffError, nearest
 from ..mediums import complain, say
-from ..plugins import load_standing
+from ..plugins import load_standing, plugin_scope
 from ..ranks.stopping import StopRequest
 from ..registry import entries, get
 
@@ -203,6 +203,7 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 
+@plugin_scope()
 def prepare(job: Job, task: int = 0) -> Path:
     """Create the run folder of a task, or reuse that of an earlier attempt; returns its path.
 
@@ -241,6 +242,7 @@ def _command_folder(path: Path) -> Path:
     return path
 
 # %% ../../nbs/slurm/job.ipynb #b1943c23
+@plugin_scope()
 def done_before(job: Job, task: int) -> bool:
     """Whether the run of a task is finished, and the job's words give it nothing more to do."""
     from xrddiff.config import compose_config
@@ -268,6 +270,7 @@ def run_task(job: Job, task: int = 0) -> int:
         set_threads(job.threads)
     if job.kind == "script":
         sys.path.append(os.getcwd())  # the user's modules in the working folder, after all others
+        os.environ.pop("PYTHONSAFEPATH", None)  # what the script starts is the user's own
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     if job.kind == "command":
         if (path / "report.html").is_file():
@@ -284,7 +287,7 @@ _GRACE = 30.0  # s, for a rank to end in order
 
 
 @contextmanager
-def pass_signals(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+def pass_signals(processes: Sequence[launcher.Child]) -> Iterator[list[int]]:
     """Forward TERM and USR2 to `processes` within a `with` block; yields the signals received so
     far.
 
@@ -318,14 +321,15 @@ def start_ranks(count: int) -> int:
     port = job_port("local", os.getpid(), time.time_ns())
     place = dict(WORLD_SIZE=count, LOCAL_WORLD_SIZE=count, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     others = ("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_")  # an outer launcher's variables must not reach the ranks
-    env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    env = {name: value for name, value in launcher.own_environment().items() if not name.startswith(others)}
     env |= {name: str(value) for name, value in place.items()}
-    words = [sys.executable, "-P", "-m", "xrddiff.slurm.job", "rank"]
-    ranks: list[subprocess.Popen] = []
+    words = launcher.python_words("rank", module="xrddiff.slurm.job")
+    ranks: list[launcher.Child] = []
     with pass_signals(ranks) as came:
         try:
             for rank in range(count):
-                ranks.append(subprocess.Popen(words, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
+                own = env | dict(RANK=str(rank), LOCAL_RANK=str(rank))
+                ranks.append(launcher.start(words, env=own, stdin=None))
             while True:
                 codes = [rank.poll() for rank in ranks]
                 failed = [code for code in codes if code not in (None, 0, REQUEUE, INTERRUPTED)]
@@ -340,7 +344,7 @@ def start_ranks(count: int) -> int:
             _end_all(ranks)
 
 
-def _end_all(ranks: Sequence[subprocess.Popen]) -> None:
+def _end_all(ranks: Sequence[launcher.Child]) -> None:
     """Terminate the ranks that still run; after a grace period, kill them."""
     for rank in ranks:
         rank.terminate()
@@ -348,7 +352,7 @@ def _end_all(ranks: Sequence[subprocess.Popen]) -> None:
     for rank in ranks:
         try:
             rank.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        except launcher.TimeoutExpired:
             rank.kill()
             rank.wait()
 
@@ -398,4 +402,5 @@ def end_rank(code: int) -> NoReturn:
 
 # %% ../../nbs/slurm/job.ipynb #8b50f1c6
 if __name__ == "__main__" and __spec__ is not None:  # `python -m`; a notebook is __main__ too, but has no spec
+    launcher.isolate()
     end_rank(main())

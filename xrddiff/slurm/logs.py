@@ -5,7 +5,6 @@
 # %% ../../nbs/slurm/logs.ipynb #81e2cb0d
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from ..gate import read_json
 from ..mediums import for_log, say
 from .ledger import Submission, Target
 from ..execution.run_folder import read_failures
@@ -99,10 +99,10 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
 def _traceback(notebook: Path, colour: bool) -> list[str]:
     """The traceback that an executed notebook ends with."""
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = read_json(notebook, dict, 64 << 20)["cells"]
         errors = [out for cell in cells for out in cell.get("outputs", []) if out["output_type"] == "error"]
         text = "\n".join(errors[-1]["traceback"]) if errors else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, BadInput, KeyError, TypeError, AttributeError):
         return []
     return for_log(text, colour).splitlines()
 

@@ -5,7 +5,9 @@
 # %% ../../nbs/streaming/answering.ipynb #e10f4d3a
 from __future__ import annotations
 
+import math
 import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,7 @@ from ..errors import BadInput
 from ..frames.frames import frame_count, frame_mask, missing_geometry
 from ..frames.peaks import PeakFinder, find_frame_peaks, make_finder
 from ..frames.selection import evenly_spaced, select_frames
+from ..headers.gate import reason
 from ..indexing.indexer import INDEXED, Indexer, index_frames, make_indexer
 from ..inference.anomalies import Scorer
 from ..loading.datasets import prepare_words
@@ -27,8 +30,9 @@ from ..metrics.anomalies import untypical
 from ..saved_config import load_config
 
 # %% auto #0
-__all__ = ['BASIS', 'SCORED', 'LEVELS', 'REFERENCE', 'PEAK_COLUMNS', 'open_scorer', 'reference_scores', 'Question', 'Answered',
-           'unanswered', 'find_peaks_of', 'cell_of', 'can_index', 'learn_indexer', 'answer']
+__all__ = ['BASIS', 'SCORED', 'LEVELS', 'REFERENCE', 'PEAK_COLUMNS', 'FINDERS', 'FINDER_PIXELS', 'open_scorer',
+           'reference_scores', 'Question', 'Answered', 'unanswered', 'find_peaks_of', 'cell_of', 'can_index',
+           'learn_indexer', 'answer', 'answer_each', 'together']
 
 # %% ../../nbs/streaming/answering.ipynb #8b162a22
 BASIS = tuple(f"{edge}{axis}" for edge in "abc" for axis in "xyz")
@@ -99,16 +103,18 @@ def unanswered(names: Sequence[str], whys: Sequence[str], question: Question) ->
     return Answered(table, peaks)
 
 
-_FINDERS: dict[str, PeakFinder] = {}
+_FINDERS: OrderedDict[str, tuple[PeakFinder, int]] = OrderedDict()
+FINDERS, FINDER_PIXELS = 4, 64 << 20  # kept: so many, of so many pixels in all; those of a large detector take much
 
 
 def find_peaks_of(frames: xr.Dataset, key: str) -> pd.DataFrame:
     """The peaks of frames of one layout; what the finder prepares for it is kept under `key`."""
     if key not in _FINDERS:
-        if len(_FINDERS) > 3:  # a finder of a large detector holds some hundred megabytes
-            _FINDERS.clear()
-        _FINDERS[key] = make_finder(frames)
-    return find_frame_peaks(frames, finder=_FINDERS[key])
+        _FINDERS[key] = make_finder(frames), math.prod(frames["intensity"].shape[1:])
+    _FINDERS.move_to_end(key)
+    while len(_FINDERS) > 1 and (len(_FINDERS) > FINDERS or sum(n for _, n in _FINDERS.values()) > FINDER_PIXELS):
+        _FINDERS.popitem(last=False)
+    return find_frame_peaks(frames, finder=_FINDERS[key][0])
 
 
 def cell_of(frames: xr.Dataset, question: Question) -> Any:
@@ -201,3 +207,42 @@ def _scores(
     known = [c for c in SCORED if c in scores and c in reference]
     worst = np.max([untypical(scores[c].to_numpy(), reference[c].to_numpy()) for c in known], axis=0)
     return scores.assign(anomaly=worst), None if latents is None else latents.numpy()
+
+# %% ../../nbs/streaming/answering.ipynb #32d9eb14
+def answer_each(
+    frames: xr.Dataset,
+    names: Sequence[str],
+    key: str,
+    question: Question,
+    indexer: Indexer | None = None,
+    *,
+    peaks: pd.DataFrame | None = None,
+    device: str | None = None,
+) -> Answered:
+    """`answer`; if it fails, the frames are answered one by one, and one that fails gets a row that says why."""
+    try:
+        return answer(frames, names, key, question, indexer, peaks=peaks, device=device)
+    except Exception as error:
+        if len(names) == 1:
+            return unanswered(names, [f"it could not be answered: {reason(error)}"], question)
+    each = [
+        answer_each(frames.isel(frame=[i]), names[i : i + 1], key, question, indexer, device=device)
+        for i in range(len(names))
+    ]
+    return together(each)
+
+
+def together(parts: Sequence[Answered]) -> Answered:
+    """The answers to some frames and to others as one."""
+    firsts = np.cumsum([0, *(len(part.table) for part in parts[:-1])])
+    peaks = [part.peaks.assign(row=part.peaks["row"] + first) for part, first in zip(parts, firsts, strict=True)]
+    known = [part.latents for part in parts if part.latents is not None]
+    blank = [np.full((len(part.table), *known[0].shape[1:]), np.nan, np.float32) for part in parts] if known else []
+    latents = [b if part.latents is None else part.latents for part, b in zip(parts, blank, strict=False)]
+    tables = [part.table for part in parts]
+    found = [p for p in peaks if len(p)] or peaks[:1]
+    return Answered(
+        pd.concat(tables, ignore_index=True),
+        pd.concat(found, ignore_index=True),
+        np.concatenate(latents) if known else None,
+    )

@@ -8,22 +8,59 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from ..errors import BadInput
-from ..files import lock
+from ..files import CannotSave, is_broken, lock, sealed, why_not
+from ..gate import read_json
+from ..headers.gate import as_bad_input, reason
+from ..mediums import plain_text
 
 # %% auto #0
-__all__ = ['STORE', 'TABLES', 'NUMBERS', 'Answers', 'read_answers', 'read_stack', 'held']
+__all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'Answers', 'read_answers', 'read_stack', 'read_summary', 'held']
 
 # %% ../../nbs/streaming/answers.ipynb #48af5dbc
 STORE = "answers.zarr"
 TABLES = ("frames", "peaks")
 NUMBERS = "numbers"
 _CHUNK_BYTES = 1 << 20
+
+
+class _SealedStore(LocalStore):
+    """A folder whose files of JSON have a checksum, which other readers of zarr pass over."""
+
+    async def get(self, key: str, *args: Any, **words: Any) -> Any:
+        found = await super().get(key, *args, **words)
+        if found is not None and key.endswith(".json") and is_broken(found.to_bytes()):
+            raise BadInput(
+                f"{plain_text(self.root / key)} is damaged: it is not what was written there, by its checksum"
+            )
+        return found
+
+    async def set(self, key: str, value: Any) -> None:
+        if key.endswith(".json"):
+            value = type(value).from_bytes(sealed(value.to_bytes().decode()).encode())
+        await super().set(key, value)
+
+
+def _open(folder: str | Path, mode: str) -> zarr.Group:
+    """The store of a folder. Raises `BadInput` if it is damaged."""
+    path = Path(folder) / STORE
+    with as_bad_input(f"{plain_text(path)} is damaged"):
+        store = zarr.open_group(_SealedStore(path, read_only=mode == "r"), mode=mode)
+        if (
+            mode == "r"
+            and "rows" not in store.attrs
+            and any(len(a) for t in TABLES if t in store for _, a in store[t].arrays())
+        ):
+            raise BadInput(f"{plain_text(path)} is damaged: it does not say how many of its rows count")
+        return store
 
 
 class Answers:
@@ -35,14 +72,20 @@ class Answers:
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / STORE
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.store = zarr.open_group(self.path, mode="a")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            _open(folder, "r")  # a store that lost its count must not begin anew
+        self.store = _open(folder, "a")
         self.rows, self._arrays = _rows(self.store), {}
-        for table in TABLES:
-            for name, array in self.store.require_group(table).arrays():
-                array.resize((self.rows[table], *array.shape[1:]))
-                self._arrays[table, name] = array
-        names = self._arrays.get(("frames", "name"))
-        self.names: set[str] = set() if names is None else set(names[:].tolist())
+        with as_bad_input(f"{plain_text(self.path)} is damaged"):
+            for table in TABLES:
+                for name, array in self.store.require_group(table).arrays():
+                    last = self.rows[table] - self.rows[table] % array.chunks[0]
+                    _values(array, self.rows[table], f"{table}/{name}", last)  # more rows are added to this chunk
+                    array.resize((self.rows[table], *array.shape[1:]))
+                    self._arrays[table, name] = array.with_config({"write_empty_chunks": True})
+            names = self._arrays.get(("frames", "name"))
+            known = [] if names is None else _values(names, self.rows["frames"], "frames/name").tolist()
+        self.names: set[str] = set(known)
 
     def append(
         self, frames: pd.DataFrame, peaks: pd.DataFrame | None = None, stacks: Mapping[str, np.ndarray] | None = None
@@ -52,7 +95,18 @@ class Answers:
         frames: with the column `name`; the first call decides which columns there are, perhaps without a row.
         peaks: their peaks, with the column `row`, counted from the first of these rows.
         stacks: arrays with a row for each frame, for instance latents.
+        Raises `CannotSave` if they cannot be written, for instance because the disk is full.
         """
+        try:
+            self._append(frames, peaks, stacks)
+        except OSError as error:
+            raise CannotSave(
+                error.errno, f"cannot write answers to {plain_text(self.path)}: {why_not(error)}"
+            ) from None
+
+    def _append(
+        self, frames: pd.DataFrame, peaks: pd.DataFrame | None, stacks: Mapping[str, np.ndarray] | None
+    ) -> None:
         self._write("frames", frames, stacks or {})
         if peaks is not None:
             self._write("peaks", peaks.assign(row=peaks["row"] + self.rows["frames"]), {})
@@ -75,8 +129,9 @@ class Answers:
                 chunk = max(1, int(_CHUNK_BYTES // size))
                 kind = str if name in texts else value.dtype
                 made = self.store[table].create_array(
-                    name, shape=(0, *value.shape[1:]), chunks=(chunk, *value.shape[1:]), dtype=kind
-                )
+                    name, shape=(0, *value.shape[1:]), chunks=(chunk, *value.shape[1:]), dtype=kind,
+                    compressors=(ZstdCodec(level=0), Crc32cCodec()), config={"write_empty_chunks": True},
+                )  # fmt: skip
                 self._arrays[table, name] = made
             array, first = self._arrays[table, name], self.rows[table]
             if len(value):
@@ -90,38 +145,89 @@ def _rows(store: zarr.Group) -> dict[str, int]:
     return {name: int(found.get(name, 0)) for name in TABLES}
 
 
+def _values(array: zarr.Array, n: int, where: str, first: int = 0) -> np.ndarray:
+    """The rows `first` to n - 1 of an array. Raises `BadInput` that names those that are damaged or missing."""
+    size = array.chunks[0]
+    if array.shape[0] < n:
+        raise BadInput(f"{where} has {array.shape[0]} rows; expected {n}")
+    codecs = [type(codec) for codec in getattr(array.metadata, "codecs", ())]
+    rest = (0,) * (array.ndim - 1)
+
+    def part(a: int, b: int) -> np.ndarray:
+        for k in range(a // size, -(-b // size)) if Crc32cCodec in codecs else ():
+            path = array.store.root / array.path / array.metadata.encode_chunk_key((k, *rest))
+            if not path.is_file():
+                raise BadInput("their file is missing")
+        return array[a:b]
+
+    try:
+        return part(first, n)
+    except Exception:
+        for a in range(first, n, size):
+            b = min(a + size, n)
+            try:
+                part(a, b)
+            except Exception as error:
+                raise BadInput(f"the rows {a} to {b - 1} of {where} are damaged: {reason(error)}") from None
+        raise
+
+
 def read_answers(folder: str | Path, table: str = "frames") -> pd.DataFrame:
     """A table of a stream as it stands: `frames` or `peaks`. Stacks, such as latents, stay in the store.
 
-    Raises `BadInput` if the folder has none.
+    Raises `BadInput` if the folder has none, or what it has is damaged.
     """
     path = Path(folder) / STORE
     if not path.is_dir():
-        raise BadInput(f"{folder} has no {STORE}; expected the folder of `xrddiff stream`")
+        raise BadInput(f"{plain_text(folder)} has no {STORE}; expected the folder of `xrddiff stream`")
     if table not in TABLES:
         raise BadInput(f"there is no table {table!r}; expected frames or peaks")
-    store = zarr.open_group(path, mode="r")
-    n = _rows(store)[table]
-    if table not in store or "columns" not in store[table].attrs:
-        return pd.DataFrame()
-    group, kinds = store[table], store[table].attrs["columns"]
-    numbers = group[NUMBERS][:n]
-    place = {name: i for i, name in enumerate(c for c, kind in kinds.items() if kind != "text")}
-    return pd.DataFrame(
-        {
-            name: group[name][:n].astype(object) if kind == "text" else numbers[:, place[name]].astype(kind)
-            for name, kind in kinds.items()
-        }
-    )
+    store = _open(folder, "r")
+    with as_bad_input(f"{plain_text(path)} is damaged"):
+        n = _rows(store)[table]
+        if table not in store or "columns" not in store[table].attrs:
+            if n:
+                raise BadInput(f"{plain_text(path)} is damaged: it does not say which columns {table} has")
+            return pd.DataFrame()
+        group, kinds = store[table], store[table].attrs["columns"]
+        numbers = _values(group[NUMBERS], n, f"{table}/{NUMBERS}")
+        place = {name: i for i, name in enumerate(c for c, kind in kinds.items() if kind != "text")}
+        return pd.DataFrame(
+            {
+                name: _values(group[name], n, f"{table}/{name}").astype(object)
+                if kind == "text"
+                else numbers[:, place[name]].astype(kind)
+                for name, kind in kinds.items()
+            }
+        )
 
 
 def read_stack(folder: str | Path, name: str = "latent") -> np.ndarray:
-    """A stack of a stream, a row for each frame. Raises `BadInput` if there is none of this name."""
+    """A stack of a stream, a row for each frame.
+
+    Raises `BadInput` if there is none of this name, or it is damaged.
+    """
     path = Path(folder) / STORE
-    store = zarr.open_group(path, mode="r") if path.is_dir() else {}
-    if f"frames/{name}" not in store or name == NUMBERS:
-        raise BadInput(f"{folder} has no {name} of its frames; expected that of a stream with a run of a latent model")
-    return store[f"frames/{name}"][: _rows(store)["frames"]]
+    store = _open(folder, "r") if path.is_dir() else {}
+    with as_bad_input(f"{plain_text(path)} is damaged"):
+        if f"frames/{name}" not in store or name == NUMBERS:
+            raise BadInput(
+                f"{plain_text(folder)} has no {name} of its frames; expected that of a stream with a run of a latent model"
+            )
+        return _values(store[f"frames/{name}"], _rows(store)["frames"], f"frames/{name}")
+
+
+SUMMARY = "summary.json"
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """The numbers of a stream that has ended. Raises `BadInput` if there are none, or they are damaged."""
+    try:
+        return read_json(Path(folder) / SUMMARY, dict[str, Any])
+    except FileNotFoundError:
+        raise BadInput(
+            f"{plain_text(folder)} has no {SUMMARY}; expected the folder of a stream that has ended"
+        ) from None
 
 
 @contextmanager

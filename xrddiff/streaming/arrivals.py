@@ -26,13 +26,15 @@ from ..formats.images import natural
 from ..formats.mask_files import valid_pixels
 from ..formats.readers import open_frames
 from ..frames.frames import frame_count, frame_mask, make_frames
-from ..headers.gate import as_bad_input
+from ..headers.gate import HDF5_SIGNATURE, as_bad_input, check_dataset, odd_kind, reason
+from ..mediums import plain_text
 from ..registry import by_suffix, entries, get, register
+from .pull_socket import place_of
 
 # %% auto #0
-__all__ = ['OWN', 'TICK', 'SETTLED', 'SETS', 'Layout', 'own_values', 'layout_of', 'Arrived', 'refused', 'Listening',
-           'being_written', 'with_geometry', 'folder_source', 'growing_layout', 'file_source', 'find_source',
-           'open_source']
+__all__ = ['OWN', 'TICK', 'SETTLED', 'SETS', 'Layout', 'own_values', 'layout_of', 'Arrived', 'refused', 'written_name',
+           'Listening', 'being_written', 'with_geometry', 'folder_source', 'growing_layout', 'file_source',
+           'find_source', 'open_source']
 
 # %% ../../nbs/streaming/arrivals.ipynb #f936b303
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class Layout:
         digest = hashlib.sha256(json_digest(about, other=str).encode())
         for name in sorted(map(str, ds.variables)):
             if name != "intensity":
-                digest.update(name.encode() + np.ascontiguousarray(ds[name].values).tobytes())
+                digest.update(name.encode("utf-8", "surrogatepass") + np.ascontiguousarray(ds[name].values).tobytes())
         return digest.hexdigest()
 
     def stack(self, images: Sequence[np.ndarray], own: Sequence[Mapping[str, float]] = ()) -> xr.Dataset:
@@ -112,7 +114,14 @@ class Arrived:
 
 def refused(name: str, error: Exception) -> Arrived:
     """What cannot be read, as an arrival."""
-    return Arrived(name, None, None, time.time(), str(error))
+    return Arrived(name, None, None, time.time(), plain_text(reason(error, 500)))
+
+
+def written_name(name: str) -> str:
+    """The name of a frame as it is written: another one for each name, and that name itself if it is plain text."""
+    if "\\" not in name and plain_text(name) == name:
+        return name
+    return "".join(c if c != "\\" and plain_text(c) == c else c.encode("unicode_escape").decode() for c in name)
 
 
 @dataclass
@@ -122,11 +131,19 @@ class Listening:
     words: of `open_frames`, for instance `wavelength` or `geometry`.
     is_known: whether the frame of this name was answered before; it need not be read again.
     template: what frames have that do not say it themselves; None = nothing is known.
+    patience: s without a change after which a file counts as left by its writer.
+    most: bytes of an image of 32 bits a pixel; frames from a socket have no more pixels.
+    waiting: why something that was seen is not answered yet, by its name; the source keeps it.
+    listens: where the source listens, as it says itself.
     """
 
     words: Mapping[str, Any]
     is_known: Callable[[str], bool] = lambda name: False
     template: xr.Dataset | None = None
+    patience: float = 60.0
+    most: int = 128 << 20
+    waiting: dict[str, str] = field(default_factory=dict)
+    listens: str = ""
 
 # %% ../../nbs/streaming/arrivals.ipynb #c1a2ebbd
 SETTLED = 1.0  # s without a change after which a file counts as written
@@ -137,7 +154,7 @@ def being_written(path: Path) -> bool:
     """Whether an HDF5 file says that a program has it open for writing (versions of the format since 1.10)."""
     with open(path, "rb") as file:
         head = file.read(12)
-    return head[:8] == b"\x89HDF\r\n\x1a\n" and head[8] >= 3 and bool(head[11] & 0b1)
+    return len(head) == 12 and head[:8] == HDF5_SIGNATURE and head[8] >= 3 and bool(head[11] & 0b1)
 
 
 SETS = (".h5", ".hdf5", ".cxi", ".nxs", ".zarr")  # these may get more frames
@@ -152,7 +169,7 @@ def _arrived(ds: xr.Dataset, prefix: str, told: Listening) -> Iterator[Arrived]:
         if told.is_known(name):
             continue
         try:
-            with as_bad_input(f"frame {name} cannot be read"):
+            with as_bad_input(f"frame {plain_text(name)} cannot be read"):
                 if layout is None or own_mask:
                     layout = layout_of(ds, i)
                 yield Arrived(name, layout, value[i].values, time.time(), own=own_values(ds, i))
@@ -161,16 +178,23 @@ def _arrived(ds: xr.Dataset, prefix: str, told: Listening) -> Iterator[Arrived]:
 
 
 def _read_file(path: Path, told: Listening) -> Iterator[Arrived]:
-    """The frames of one file."""
-    size = path.stat().st_size if path.exists() else 0
+    """The frames of one file; whatever is wrong with it is a row."""
     try:
         ds = open_frames(path, complete=False, **told.words)
-    except BadInput as error:
-        name = f"{path.name} ({size} bytes)"  # when it is complete it is another one
-        if not told.is_known(name):
-            yield refused(name, error)
-        return
-    yield from _arrived(with_geometry(ds, told.template), path.name, told)
+        yield from _arrived(with_geometry(ds, told.template), path.name, told)
+    except Exception as error:  # also what nobody has thought of
+        yield from _not_read(path, told, error)
+
+
+def _not_read(path: Path, told: Listening, error: Exception, how: str = "") -> Iterator[Arrived]:
+    """A file that cannot be read, as an arrival, unless it is known."""
+    try:
+        size = f"{path.stat().st_size} bytes"
+    except OSError:
+        size = "0 bytes"
+    name = f"{path.name} ({how or size})"  # when it is complete it is another one
+    if not told.is_known(name):
+        yield refused(name, error)
 
 
 def with_geometry(ds: xr.Dataset, template: xr.Dataset | None) -> xr.Dataset:
@@ -188,25 +212,67 @@ def folder_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     """The frames of the files of a folder, and of those that are still to come."""
     folder, seen = Path(source).expanduser(), {}
     while True:
-        with as_bad_input(f"{folder} can no longer be read"):
+        with as_bad_input(f"{plain_text(folder)} can no longer be read"):
             paths = sorted(folder.iterdir(), key=natural)
-        for path in filter(_is_frames, paths):
-            try:
-                about = path.stat()
-                state = (about.st_size, about.st_mtime_ns)
-                if seen.get(path) == state or time.time() - about.st_mtime < SETTLED or being_written(path):
-                    continue
-            except OSError:  # another program has moved it away
+        suffixes = tuple(by_suffix("reader"))
+        for path in paths:
+            if path.name.startswith(".") or _DATA_FILE.search(path.name) or path.suffix.lower() not in suffixes:
                 continue
-            seen[path] = state
-            yield from _read_file(path, told)
+            try:
+                yield from _look_at(path, seen, told)
+            except FileNotFoundError:  # another program has moved it away
+                told.waiting.pop(path.name, None)
+                if path.is_symlink():
+                    told.waiting[path.name] = "it is a link, and what it leads to is missing"
+            except Exception as error:
+                told.waiting.pop(path.name, None)
+                yield from _not_read(path, told, error)
+        for gone in {path.name for path in seen} & told.waiting.keys() - {path.name for path in paths}:
+            del told.waiting[gone]
         yield None
         time.sleep(TICK)
 
 
-def _is_frames(path: Path) -> bool:
-    hidden = path.name.startswith(".") or _DATA_FILE.search(path.name)
-    return not hidden and path.is_file() and path.suffix.lower() in by_suffix("reader")
+@dataclass
+class _Seen:
+    """A file as it was seen: its size and date, since when it has them, and whether it was read."""
+
+    state: tuple[int, int]
+    since: float
+    read: bool = False
+    tried: bool = False  # although its writer has it open
+
+
+def _look_at(path: Path, seen: dict[Path, _Seen], told: Listening) -> Iterator[Arrived]:
+    """The frames of a file in a folder, if it is time to read it."""
+    about = path.stat()
+    state, one = (about.st_size, about.st_mtime_ns), seen.get(path)
+    if one is None or one.state != state:
+        one = seen[path] = _Seen(state, time.monotonic())
+    if one.read:
+        return
+    if path.is_dir():
+        one.read = True
+        return
+    if kind := odd_kind(path):
+        one.read = True
+        yield from _not_read(path, told, BadInput(f"{plain_text(path)} is {kind}; expected a file"), kind)
+        return
+    unchanged = time.monotonic() - one.since
+    if time.time() - about.st_mtime < SETTLED and unchanged < SETTLED:
+        told.waiting[path.name] = "it was changed just now"
+    elif not being_written(path):
+        told.waiting.pop(path.name, None)
+        one.read = True
+        yield from _read_file(path, told)
+    elif unchanged < told.patience:
+        told.waiting[path.name] = (
+            f"its writer has not closed it; what is there is answered {told.patience:g} s after its last change"
+        )
+    elif not one.tried:
+        one.tried = True
+        told.waiting[path.name] = f"its writer has not closed it, nor changed it for {told.patience:g} s"
+        yield from _read_left(path, told)
 
 # %% ../../nbs/streaming/arrivals.ipynb #f684edb9
 def _growing(file: h5py.File, path: Path, dataset: Any) -> h5py.Dataset:
@@ -231,26 +297,53 @@ def _is_there(data: h5py.Dataset, frame: int) -> bool:
     return data.id.get_chunk_info_by_coord((first, *(0 for _ in data.shape[1:]))).byte_offset is not None
 
 
-def _follow(path: Path, told: Listening) -> Iterator[Arrived | None]:
-    """The frames of a file in SWMR mode, until its writer closes it."""
+def _follow(path: Path, told: Listening, once: bool = False) -> Iterator[Arrived | None]:
+    """The frames of a file in SWMR mode, until its writer closes it; `once`: those that are there."""
     words = dict(told.words)
     dataset = words.pop("dataset", None)
-    with as_bad_input(f"{path} cannot be followed"), h5py.File(path, "r", libver="latest", swmr=True) as file:
+    with (
+        as_bad_input(f"{plain_text(path)} cannot be followed"),
+        h5py.File(path, "r", libver="latest", swmr=True) as file,
+    ):
         data, frame, layout, ends = _growing(file, path, dataset), 0, None, False
+        check_dataset(data, f"data set {plain_text(data.name)!r} of {plain_text(path)}")
+        changed, length = time.monotonic(), len(data)
         while True:
             data.refresh()
             while frame < len(data) and (ends or _is_there(data, frame)):
                 name = f"{path.name}:{frame}"
                 if not told.is_known(name):
-                    image = data[frame]
-                    layout = layout or growing_layout(image, words, told.template, _stored_mask(file, image.shape))
-                    yield Arrived(name, layout, image, time.time())
-                frame += 1
+                    try:
+                        image = data[frame]
+                    except Exception as error:
+                        yield refused(name, error)
+                    else:
+                        layout = layout or growing_layout(image, words, told.template, _stored_mask(file, image.shape))
+                        yield Arrived(name, layout, image, time.time())
+                frame, changed = frame + 1, time.monotonic()
             if ends:
+                told.waiting.pop(path.name, None)
                 return
+            if once or (time.monotonic() - changed > told.patience and path.name not in told.waiting):
+                told.waiting[path.name] = f"its writer has not closed it, nor changed it for {told.patience:g} s"
+                left = f"{frame} of its {len(data)} frames had been written, and are answered"
+                yield from _not_read(path, told, BadInput(f"{plain_text(path)}: {told.waiting[path.name]}; {left}"))
+                if once:
+                    return
+            if len(data) != length:
+                changed, length = time.monotonic(), len(data)
+                told.waiting.pop(path.name, None)
             yield None
             time.sleep(TICK)
             ends = not being_written(path)
+
+
+def _read_left(path: Path, told: Listening) -> Iterator[Arrived]:
+    """The frames of a file that its writer seems to have left open, and a row that says so."""
+    try:
+        yield from (arrived for arrived in _follow(path, told, once=True) if arrived is not None)
+    except Exception as error:
+        yield from _not_read(path, told, BadInput(f"its writer has not closed it: {reason(error, 300)}"))
 
 
 def _stored_mask(file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -292,25 +385,43 @@ def growing_layout(
 @register("stream_source", "file", help="a file, or an HDF5 file that grows (SWMR)")
 def file_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     """The frames of a file; of one that is being written, until its writer closes it."""
-    path = Path(source).expanduser()
-    if path.suffix.lower() in (".h5", ".hdf5", ".cxi", ".nxs") and being_written(path):
-        yield from _follow(path, told)
-    else:
-        yield from _read_file(path, told)
+    path, since = Path(source).expanduser(), time.monotonic()
+    if _is_open(path):
+        try:
+            yield from _follow(path, told)
+            return
+        except BadInput as error:
+            why = error
+        while _is_open(path):  # it can be read when it is closed
+            told.waiting[path.name] = f"its writer has not closed it: {why}"
+            if time.monotonic() - since > told.patience:
+                yield from _not_read(path, told, why)
+                return
+            yield None
+            time.sleep(TICK)
+        told.waiting.pop(path.name, None)
+    yield from _read_file(path, told)
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a file is one of HDF5 that a program has open for writing."""
+    try:
+        return path.suffix.lower() in (".h5", ".hdf5", ".cxi", ".nxs") and path.is_file() and being_written(path)
+    except OSError:
+        return False
 
 # %% ../../nbs/streaming/arrivals.ipynb #22cba2a9
 def find_source(source: str) -> str:
     """The name of the source that reads `source`. Raises `BadInput` for what is not there."""
     scheme, mark, _ = source.partition("://")
     if mark:
-        name = "zmq" if scheme in ("tcp", "ipc", "inproc") else scheme
+        name = "zmq" if scheme in ("tcp", "listen", "ipc") else scheme
         if name not in entries("stream_source"):
             raise BadInput(
-                f"the source is {source!r}; expected a folder, a file, or an address such as tcp://detector:9999"
+                f"the source is {plain_text(source)!r}; expected a folder, a file, or an address such as tcp://detector:9999"
             )
-        port = re.search(r":(\d+)$", source)
-        if scheme == "tcp" and not source.endswith(":*") and not (port and 0 < int(port[1]) < 1 << 16):
-            raise BadInput(f"the source is {source!r}; expected a port from 1 to 65535, as in tcp://detector:9999")
+        if name == "zmq":
+            place_of(source)
         return name
     path = Path(source).expanduser()
     if not path.exists():

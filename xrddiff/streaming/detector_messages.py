@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +24,23 @@ from numcodecs import lz4
 
 from ..errors import BadInput
 from ..frames.frames import frame_mask, make_frames
+from ..gate import from_json
 from ..headers.gate import as_bad_input
+from ..headers.header_rules import problem
+from ..mediums import plain_text
 from ..registry import register
+from .pull_socket import Limits, PullSocket
+
 from .arrivals import TICK, Arrived, Layout, Listening, growing_layout, layout_of, refused
 
 # %% auto #0
-__all__ = ['TYPES', 'MOST_PIXELS', 'DAMAGED', 'ENCODINGS', 'HELD', 'compress', 'decompress', 'Series', 'read_header',
-           'read_message', 'header_message', 'encoding_of', 'image_message', 'end_message', 'open_pull',
-           'socket_source', 'send_frames']
+__all__ = ['TYPES', 'MOST_BYTES', 'LZ4_RATIO', 'DAMAGED', 'PARTS', 'MOST_JSON', 'SERIES', 'ENCODINGS', 'HELD', 'MOST_SERIES',
+           'ODD', 'compress', 'decompress', 'Series', 'read_header', 'read_message', 'header_message', 'encoding_of',
+           'image_message', 'end_message', 'open_pull', 'Senders', 'socket_source', 'send_frames']
 
 # %% ../../nbs/streaming/detector_messages.ipynb #b1d7ebdb
 TYPES = ("uint8", "uint16", "uint32", "int32", "float32")
-MOST_PIXELS = 1 << 28
+MOST_BYTES = 128 << 20  # of an image, 32 bits a pixel: twice the largest detector
 
 
 def _one_chunk(shape: tuple[int, int], dtype: np.dtype) -> h5py.Dataset:
@@ -61,23 +69,27 @@ def compress(image: np.ndarray, encoding: str = "<") -> bytes:
     return data.id.read_direct_chunk((0, 0))[1]
 
 
-def decompress(blob: bytes, shape: tuple[int, int], dtype: str, encoding: str) -> np.ndarray:
+def decompress(blob: bytes, shape: tuple[int, int], dtype: str, encoding: str, most: int = MOST_BYTES) -> np.ndarray:
     """The image (y, x) of a message.
 
     blob: the pixels as they were sent. shape: (y, x). dtype: one of `TYPES`. encoding: `<`, `lz4<` or `bs16-lz4<`.
+    most: bytes of an image of 32 bits a pixel; one of fewer bits has no more pixels.
     Raises `BadInput` for anything that does not fit.
     """
-    if dtype not in TYPES or len(shape) != 2 or not 0 < int(np.prod(shape)) <= MOST_PIXELS or min(shape) < 1:
+    if dtype not in TYPES or len(shape) != 2 or min(shape) < 1 or math.prod(shape) > most // 4:
         raise BadInput(
-            f"the message announces {dtype} of shape {tuple(shape)}; expected an image of one of {', '.join(TYPES)}"
+            f"the message announces {plain_text(dtype, 40)} of shape {plain_text(tuple(shape), 80)}; "
+            f"expected an image of one of {', '.join(TYPES)}, of at most {most // 4} pixels"
         )
     kind = np.dtype(dtype).newbyteorder("<")
     _check_encoding(encoding, kind)
-    size = kind.itemsize * int(np.prod(shape))
+    size = kind.itemsize * math.prod(shape)
     if encoding == "<":
         if len(blob) != size:
             raise BadInput(f"the message has {len(blob)} bytes of pixels; expected {size}")
         return np.frombuffer(blob, kind).reshape(shape)
+    if size > LZ4_RATIO * len(blob) + 64:  # refused before anything of that size is made
+        raise BadInput(DAMAGED)
     if encoding == "lz4<":
         return np.frombuffer(_unpack(blob, size), kind).reshape(shape)
     _check_blocks(blob, size, kind.itemsize)
@@ -89,16 +101,18 @@ def decompress(blob: bytes, shape: tuple[int, int], dtype: str, encoding: str) -
         raise BadInput(DAMAGED) from None
 
 
+LZ4_RATIO = 255  # a byte of LZ4 never gives more
 DAMAGED = "the compressed pixels are damaged; expected what the detector sent"
 
 
-def _unpack(blob: bytes, size: int) -> bytes:
+def _unpack(blob: bytes, size: int) -> np.ndarray:
     """One block of LZ4 that gives `size` bytes."""
+    out = np.empty(size, np.uint8)
     try:
-        out = bytes(lz4.decompress(struct.pack("<I", size) + blob))
+        found = lz4.decompress(struct.pack("<I", size) + blob, out)
     except (RuntimeError, ValueError):
         raise BadInput(DAMAGED) from None
-    if len(out) != size:
+    if len(found) != size:
         raise BadInput(DAMAGED)
     return out
 
@@ -123,7 +137,8 @@ def _check_blocks(blob: bytes, size: int, itemsize: int) -> None:
 class Series:
     """What is known of a series of frames.
 
-    number: of the series. name: of the series, in the names of its frames. config: of its header. mask: bool (y, x), True = valid, or None.
+    number: of the series. name: of the series, in the names of its frames. config: numbers of its header.
+    mask: bool (y, x), True = valid, or None. frames: how many of it came.
     """
 
     number: int
@@ -131,25 +146,22 @@ class Series:
     config: Mapping[str, Any] = field(default_factory=dict)
     mask: np.ndarray | None = None
     layout: Layout | None = None
+    frames: int = 0
 
-    def words(self) -> dict[str, Any]:
-        """The header as words of `make_frames`."""
+    def words(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """The header as words of `make_frames`, for frames of a shape; impossible numbers are left out."""
         c, out = self.config, {}
-        for word, name in (
-            ("wavelength", "wavelength"),
-            ("distance", "detector_distance"),
-            ("pixel_size", "x_pixel_size"),
-        ):
-            if isinstance(c.get(name), int | float) and c[name] > 0:
-                out[word] = float(c[name])
-        if all(isinstance(c.get(f"beam_center_{a}"), int | float) for a in "xy"):
-            out["beam_center"] = (float(c["beam_center_x"]), float(c["beam_center_y"]))
-        return out
+        for word, name in _LENGTHS.items():
+            if c.get(name, 0) > 0:
+                out[word] = c[name]
+        if all(name in c for name in _CENTER):
+            out["beam_center"] = tuple(c[name] for name in _CENTER)
+        return {word: value for word, value in out.items() if problem(word, value, shape) is None}
 
     def layout_for(self, image: np.ndarray, told: Listening) -> Layout:
         """The layout of the frames of this series, made for its first one."""
         if self.layout is None or self.layout.shape != image.shape:
-            known = self.words() | dict(told.words)
+            known = self.words(image.shape) | dict(told.words)
             if not known and self.mask is None:
                 self.layout = growing_layout(image, {}, told.template)
             else:
@@ -164,72 +176,113 @@ class Series:
         return self.layout
 
 
+_LENGTHS = {"wavelength": "wavelength", "distance": "detector_distance", "pixel_size": "x_pixel_size"}
+_CENTER = ("beam_center_x", "beam_center_y")
+PARTS = 64  # of a message
+MOST_JSON = 1 << 20  # bytes of a part that is JSON
+
+
 def _json(part: bytes) -> dict[str, Any]:
     """A part of a message that is JSON."""
-    try:
-        found = json.loads(bytes(part))
-    except (ValueError, RecursionError):
-        found = None
+    if len(part) > MOST_JSON:
+        raise BadInput(f"a part of the message that should be JSON has {len(part)} bytes; expected at most {MOST_JSON}")
+    found = from_json(bytes(part), "a part of the message")
     if not isinstance(found, dict):
-        raise BadInput("a part of the message is not JSON; expected the stream of a DECTRIS detector, version 1")
+        raise BadInput(
+            "a part of the message is not JSON of a mapping; expected the stream of a DECTRIS detector, version 1"
+        )
     return found
 
 
-def _blob(parts: Sequence[bytes], at: int, what: str) -> np.ndarray:
+def _whole(head: Mapping[str, Any], name: str, missing: int | None = None) -> int:
+    """A number that counts something in the head of a message."""
+    value = head.get(name, missing)
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise BadInput(f"the message is of {name} {plain_text(repr(value), 60)}; expected a whole number")
+    return value
+
+
+def _blob(parts: Sequence[bytes], at: int, what: str, most: int) -> np.ndarray:
     """The array whose description is part `at`, and whose bytes follow it."""
     about = _json(parts[at])
     shape = tuple(about["shape"][::-1]) if isinstance(about.get("shape"), list) else ()
     if not all(type(s) is int for s in shape):
-        raise BadInput(f"the {what} announces the shape {about.get('shape')!r}; expected [x, y]")
-    return decompress(bytes(parts[at + 1]), shape, str(about.get("type")), str(about.get("encoding", "<")))
+        raise BadInput(f"the {what} announces the shape {plain_text(repr(about.get('shape')), 80)}; expected [x, y]")
+    encoding = plain_text(about.get("encoding", "<"), 40)
+    return decompress(bytes(parts[at + 1]), shape, plain_text(about.get("type"), 40), encoding, most)
 
 
-def read_header(parts: Sequence[bytes]) -> Series:
-    """The series that a header begins."""
-    head = _json(parts[0])
-    number = int(head.get("series", 0))
-    series = Series(number, str(number), _json(parts[1]) if len(parts) > 1 else {})
+def read_header(parts: Sequence[bytes], most: int = MOST_BYTES) -> Series:
+    """The series that a header begins; `most` is as for `decompress`."""
+    number = _whole(_json(parts[0]), "series", 0)
+    said = _json(parts[1]) if len(parts) > 1 else {}
+    numbers = {k: said[k] for k in (*_LENGTHS.values(), *_CENTER) if type(said.get(k)) in (int, float)}
+    series = Series(number, str(number), {k: float(v) for k, v in numbers.items() if abs(v) < 1e300})
     for at in range(2, len(parts) - 1):
         if parts[at][:1] == b"{" and _json(parts[at]).get("htype") == "dpixelmask-1.0":
-            series.mask = _blob(parts, at, "pixel mask") == 0
+            series.mask = _blob(parts, at, "pixel mask", most) == 0
     return series
 
 # %% ../../nbs/streaming/detector_messages.ipynb #ce420dcc
-def read_message(parts: Sequence[bytes], series: dict[int, Series], told: Listening) -> Arrived | None:
+SERIES = 4  # of a sender
+
+
+def read_message(
+    parts: Sequence[bytes], series: dict[int, Series], told: Listening, others: Collection[str] = ()
+) -> Arrived | None:
     """The frame of a message; None for a header, an end, or a frame that is known.
 
-    series: those that have begun, by their number; headers add to it, ends take away.
+    series: those of this sender, by their number; headers add to it, ends take away, and only the last few are kept.
+    others: names of series of other senders.
     Raises `BadInput` for anything else.
     """
+    if len(parts) > PARTS:
+        raise BadInput(f"the message has {len(parts)} parts; expected at most {PARTS}")
     head = _json(parts[0])
-    kind, number = str(head.get("htype")), head.get("series", 0)
-    if not isinstance(number, int):
-        raise BadInput(f"the message is of series {number!r}; expected a whole number")
+    kind, number = plain_text(head.get("htype"), 40), _whole(head, "series", 0)
     if kind.startswith("dheader-"):
-        series[number] = read_header(parts)
-        again = 1
-        while told.is_known(f"{series[number].name}:0"):  # a detector that was started again counts from one again
-            again += 1
-            series[number].name = f"{number}.{again}"
+        began = read_header(parts, told.most)
+        # a detector that was started again counts from one again
+        began.name = _free_name(number, lambda name: name in others or told.is_known(f"{name}:0"))
+        _keep(series, began)
     elif kind.startswith("dseries_end-"):
         series.pop(number, None)
     elif kind.startswith("dimage-"):
-        own = series.setdefault(number, Series(number, str(number)))
-        name = f"{own.name}:{head.get('frame')}"
+        if number not in series:
+            _keep(series, Series(number, _free_name(number, others.__contains__)))
+        own = series[number]
+        name = f"{own.name}:{_whole(head, 'frame')}"
         if told.is_known(name):
             return None
         try:
             if len(parts) < 3:
                 raise BadInput(f"the message of frame {name} has {len(parts)} parts; expected at least 3")
-            image = _blob(parts, 1, f"frame {name}")
-            return Arrived(name, own.layout_for(image, told), image, time.time())
+            with as_bad_input(f"the message of frame {name} cannot be read"):
+                image = _blob(parts, 1, f"frame {name}", told.most)
+                arrived = Arrived(name, own.layout_for(image, told), image, time.time())
         except BadInput as error:
-            return refused(name, error)
+            return refused(f"{name} (message at {time.time():.6f})", error)
+        own.frames += 1
+        _keep(series, own)
+        return arrived
     else:
         raise BadInput(
-            f"the message is {kind[:40]!r}; expected dheader, dimage or dseries_end of a DECTRIS detector, version 1"
+            f"the message is {kind!r}; expected dheader, dimage or dseries_end of a DECTRIS detector, version 1"
         )
     return None
+
+
+def _free_name(number: int, taken: Callable[[str], bool]) -> str:
+    """The first of 7, 7.2, 7.3, … that is not taken."""
+    return next(name for k in itertools.count(1) if not taken(name := str(number) if k == 1 else f"{number}.{k}"))
+
+
+def _keep(series: dict[int, Series], one: Series) -> None:
+    """Put a series at the end of those that are kept, and forget the first if there are too many."""
+    series.pop(one.number, None)
+    series[one.number] = one
+    while len(series) > SERIES:
+        del series[next(iter(series))]
 
 # %% ../../nbs/streaming/detector_messages.ipynb #00c2ea24
 def header_message(frames: xr.Dataset, series: int) -> list[bytes]:
@@ -283,45 +336,106 @@ def end_message(series: int) -> list[bytes]:
 HELD = 4  # messages that wait in the socket itself
 
 
-def open_pull(address: str) -> Any:
-    """A socket that takes what is pushed: to a detector, or bound where the address has a `*`.
+MOST_SERIES = 16  # of all senders
+ODD = 10_000  # messages that are no frames and get a row
 
+
+def open_pull(address: str, most: int = MOST_BYTES) -> PullSocket:
+    """A socket that takes what is pushed: from a detector, or from who connects (`listen://`, or a `*`).
+
+    most: bytes of a frame; a message may have so many.
     Raises `BadInput` for an address that cannot be used.
     """
-    import zmq
-
-    socket = zmq.Context.instance().socket(zmq.PULL)
-    socket.setsockopt(zmq.RCVHWM, HELD)
-    socket.setsockopt(zmq.LINGER, 0)
-    try:
-        socket.bind(address) if "*" in address else socket.connect(address)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise BadInput(
-            f"cannot listen to {address}: {str(error).lower()}; expected for instance tcp://detector:9999"
-        ) from None
-    return socket
+    return PullSocket(address, Limits(message=most + 4 * MOST_JSON, parts=PARTS))
 
 
-@register("stream_source", "zmq", help="what a detector pushes, as tcp://HOST:PORT (DECTRIS stream, version 1)")
+class Senders:
+    """The series of each sender, by the number of its connection; a few in all."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[int, dict[int, Series]] = OrderedDict()
+        self._lost: dict[int, Series] = {}  # by number, of connections that have ended
+
+    def read(self, sender: int, parts: Sequence[bytes], told: Listening) -> Arrived | None:
+        """`read_message` for a message of a sender."""
+        own = self._of.setdefault(sender, {})
+        self._of.move_to_end(sender)
+        if self._lost:
+            self._take_up(own, parts[0])
+        others = {s.name for number, kept in self._of.items() if number != sender for s in kept.values()}
+        try:
+            return read_message(parts, own, told, others)
+        finally:
+            self._forget()
+
+    def _take_up(self, own: dict[int, Series], head: bytes) -> None:
+        """Go on with a series whose sender has connected again."""
+        try:
+            number = _json(head).get("series")
+        except BadInput:
+            return
+        if type(number) is int and number not in own and number in self._lost:
+            _keep(own, self._lost.pop(number))
+
+    def lose(self, sender: int) -> None:
+        """A connection has ended; what it gave is remembered until it comes again."""
+        for one in self._of.pop(sender, {}).values():
+            if one.frames:
+                _keep(self._lost, one)
+
+    def _forget(self) -> None:
+        """Forget series: first those without a frame, of whom was silent longest."""
+        while sum(map(len, self._of.values())) > MOST_SERIES:
+            kept = [
+                (one.frames > 0, i, sender, one.number)
+                for i, (sender, own) in enumerate(self._of.items())
+                for one in own.values()
+            ]
+            _, _, sender, number = min(kept)
+            del self._of[sender][number]
+        for sender in [s for s, own in self._of.items() if not own]:
+            del self._of[sender]
+
+
+@register(
+    "stream_source",
+    "zmq",
+    help="what a detector pushes, as tcp://HOST:PORT (DECTRIS stream, version 1), or listen://HOST:PORT",
+)
 def socket_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     """The frames of a socket; it never ends by itself."""
-    socket, series, odd = open_pull(source), {}, 0
-    try:
+    senders, odd = Senders(), 0
+
+    def refuse(error: Exception) -> Arrived | None:
+        nonlocal odd
+        odd += 1
+        if odd > ODD:
+            told.waiting["messages"] = (
+                f"{odd - ODD} more messages are no frames, the last one because {plain_text(error, 200)}"
+            )
+            return None
+        return refused(f"message {odd} at {time.time():.6f}", error)
+
+    with open_pull(source, told.most) as pull:
+        told.listens = f"{pull.host}:{pull.port}" if pull.listens else ""
         while True:
-            if not socket.poll(int(1000 * TICK)):
-                yield None
-                continue
-            try:
-                with as_bad_input("the message cannot be read"):
-                    arrived = read_message(socket.recv_multipart(), series, told)
-            except BadInput as error:
-                odd += 1
-                arrived = refused(f"message {odd} at {time.time():.3f}", error)
-            if arrived is not None:
-                yield arrived
-    finally:
-        socket.close()
+            message, arrived = pull.receive(TICK), None
+            if message is not None:
+                try:
+                    with as_bad_input("the message cannot be read"):
+                        arrived = senders.read(*message, told)
+                except BadInput as error:
+                    arrived = refuse(error)
+            while pull.gone:
+                senders.lose(pull.gone.popleft())
+            while pull.broken and arrived is None:
+                arrived = refuse(BadInput(f"the message was not taken: {pull.broken.popleft()[1]}"))
+            if pull.closed:
+                why, n = pull.closed.most_common(1)[0]
+                told.waiting["connections"] = (
+                    f"{pull.closed.total()} connections were closed, {n} of them because {why}"
+                )
+            yield arrived
 
 
 def send_frames(

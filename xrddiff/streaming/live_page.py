@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,14 +15,17 @@ import pandas as pd
 import xarray as xr
 
 from ..files import write_text
+from ..headers.gate import reason
+from ..mediums import for_plot, plain_text
 from ..views.plots import LINES, SMALL, TINY, Picture, _tidy, show_frame
 from ..views.report import Report
 
 # %% auto #0
-__all__ = ['RECENT', 'Standing', 'rates', 'draw_standing', 'write_page']
+__all__ = ['RECENT', 'FEW', 'Standing', 'rates', 'draw_standing', 'draw_last_hit', 'write_page']
 
 # %% ../../nbs/streaming/live_page.ipynb #8f09ad87
 RECENT = 20_000  # frames of which times are kept
+FEW = 5  # that are named
 
 
 def _seconds(value: float) -> str:
@@ -36,6 +39,8 @@ class Standing:
 
     arrived, answered: times of the last frames, s since 1970. hits, lattices: of the same.
     frames, refused: numbers of frames answered in all, and of those that could not be read.
+    not_yet: why something that was seen has no answer yet, by its name.
+    page: why the last page could not be written.
     """
 
     began: float = field(default_factory=time.time)
@@ -50,6 +55,8 @@ class Standing:
     was_hit: list[bool] = field(default_factory=list)
     last_hit: tuple[str, xr.Dataset, pd.DataFrame] | None = None
     why: str = ""
+    not_yet: dict[str, str] = field(default_factory=dict)
+    page: str = ""
 
     def count(self, table: pd.DataFrame, arrived: Sequence[float], now: float) -> None:
         """Add the answers to some frames."""
@@ -97,6 +104,10 @@ class Standing:
             )
         if self.refused:
             out.append(f"{self.refused} could not be read, the last one because {self.why}")
+        if self.not_yet:
+            some = [f"{plain_text(name, 80)} ({why})" for name, why in list(self.not_yet.items())[:FEW]]
+            more = f" and {len(self.not_yet) - FEW} more" if len(self.not_yet) > FEW else ""
+            out.append(f"Not answered {'yet' if going else 'at all'}: {'; '.join(some)}{more}.")
         return out
 
 # %% ../../nbs/streaming/live_page.ipynb #284500fa
@@ -134,18 +145,34 @@ def draw_standing(standing: Standing) -> Picture:
     return figure
 
 
+def draw_last_hit(name: str, frame: xr.Dataset, peaks: pd.DataFrame) -> Picture:
+    """A frame with its peaks."""
+    figure = Picture(4.6, 4.2)
+    title = f"frame {for_plot(name, 60)}, {len(peaks)} peaks"
+    ax = show_frame(frame, 0, figure.add_subplot(), title=title, rings=0)
+    if "panel" not in frame["intensity"].dims:
+        ax.scatter(peaks["fs"], peaks["ss"], s=48, facecolors="none", edgecolors=LINES[6], lw=0.8)
+    return figure
+
+
 def write_page(standing: Standing, folder: str | Path, source: str, *, scored: bool, going: bool = True) -> Path:
     """The page `live.html` in a folder; while the stream is `going` a browser loads it again by itself."""
     state = "goes on" if going else "has ended"
-    report = Report(f"Frames from {source}", f"The stream {state}; {time.strftime('%Y-%m-%d %H:%M:%S')}.")
-    report.add("So far", part="verdict", lines=[("", line) for line in standing.lines(scored, going)])
+    report = Report(f"Frames from {plain_text(source)}", f"The stream {state}; {time.strftime('%Y-%m-%d %H:%M:%S')}.")
+    pictures: list[tuple[str, Callable[[], Picture]]] = []
     if standing.last_hit is not None:
-        name, frame, peaks = standing.last_hit
-        figure = Picture(4.6, 4.2)
-        ax = show_frame(frame, 0, figure.add_subplot(), title=f"frame {name}, {len(peaks)} peaks", rings=0)
-        if "panel" not in frame["intensity"].dims:
-            ax.scatter(peaks["fs"], peaks["ss"], s=48, facecolors="none", edgecolors=LINES[6], lw=0.8)
-        report.add("The last hit", part="pictures", figure=figure)
+        pictures.append(("The last hit", lambda: draw_last_hit(*standing.last_hit)))
     if len(standing.answered) > 1:
-        report.add("Speed", part="pictures", figure=draw_standing(standing))
+        pictures.append(("Speed", lambda: draw_standing(standing)))
+    lines, drawn = standing.lines(scored, going), []
+    for title, draw in pictures:
+        try:
+            figure = draw()
+            figure.draw_without_rendering()  # what cannot be drawn is known here, and not when the page is written
+            drawn.append((title, figure))
+        except Exception as error:
+            lines.append(f"The picture of {title.lower()} could not be drawn: {plain_text(reason(error))}")
+    report.add("So far", part="verdict", lines=[("", plain_text(line)) for line in lines])
+    for title, figure in drawn:
+        report.add(title, part="pictures", figure=figure)
     return write_text(Path(folder) / "live.html", report.html(again=5 if going else None))

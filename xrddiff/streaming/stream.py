@@ -5,13 +5,14 @@
 # %% ../../nbs/streaming/stream.ipynb #6ec79dd5
 from __future__ import annotations
 
-import json
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,33 @@ from ..errors import BadInput
 from ..execution.workers import Pool, open_workers, parse_workers, run_in_order
 from ..files import write_json, writing
 from ..formats.readers import check_words
-from ..headers.gate import as_bad_input
+from ..gate import read_json
+from ..headers.gate import as_bad_input, reason
 from ..indexing.cells import read_cell
 from ..indexing.indexer import Indexer
+from ..mediums import plain_text
 from ..plugins import load_standing
 from ..ranks.stopping import StopRequest
 from xrddiff.streaming.answering import (
     PEAK_COLUMNS,
     Answered,
     Question,
-    answer,
+    answer_each,
     can_index,
     find_peaks_of,
     learn_indexer,
     open_scorer,
     reference_scores,
+    together,
     unanswered,
 )
-from .answers import Answers, held, read_answers
-from .arrivals import Arrived, Listening, find_source, open_source
+from .answers import SUMMARY, Answers, held, read_answers
+from .arrivals import Arrived, Listening, find_source, open_source, refused, written_name
+from .detector_messages import MOST_BYTES
 from .live_page import Standing, write_page
 
 # %% auto #0
-__all__ = ['WRITE', 'Buffer', 'StreamPlan', 'Reception', 'Unwritten', 'Stream', 'summary']
+__all__ = ['WRITE', 'NOT_YET', 'INDEXERS', 'Buffer', 'StreamPlan', 'as_it_is_kept', 'Reception', 'Unwritten', 'Stream', 'summary']
 
 # %% ../../nbs/streaming/stream.ipynb #348ea777
 class Buffer:
@@ -106,7 +111,8 @@ class StreamPlan:
     source: a folder, a file or an address. run, cell, min_peaks: see `Question`.
     words: of `open_frames`. batch: frames answered together at most. workers: see `parse_workers`.
     count: end after so many frames. idle: end when none has come for so many seconds.
-    memory: bytes of frames that wait. page: s between two writings of the page; 0 = at the end only.
+    memory: bytes of frames that wait; one of a socket may have half of them, or what every detector has.
+    patience: s without a change after which a file that its writer has not closed is answered. page: s between two writings of the page; 0 = at the end only.
     """
 
     source: str
@@ -120,9 +126,18 @@ class StreamPlan:
     idle: float | None = None
     memory: int = 256 << 20
     page: float = 10.0
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, least in (("min_peaks", 1), ("batch", 1), ("count", 1), ("idle", 0), ("page", 0), ("memory", 1)):
+        for name, least in (
+            ("min_peaks", 1),
+            ("batch", 1),
+            ("count", 1),
+            ("idle", 0),
+            ("page", 0),
+            ("memory", 1),
+            ("patience", 0),
+        ):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise BadInput(f"{name.replace('_', '-')} is {value}; expected {least} or more")
@@ -135,6 +150,20 @@ class StreamPlan:
         )
 
 # %% ../../nbs/streaming/stream.ipynb #b50738a3
+def as_it_is_kept(arrived: Arrived) -> Arrived:
+    """An arrival with the name that is written; what is no frame of its layout is refused."""
+    name = written_name(str(arrived.name))
+    if arrived.layout is not None:
+        try:
+            if arrived.image.shape != arrived.layout.shape or arrived.image.dtype.kind not in "biuf":
+                found = f"{arrived.image.dtype} of shape {arrived.image.shape}"
+                raise BadInput(f"frame {name} is {found}; expected numbers of shape {arrived.layout.shape}")
+            arrived.layout.key  # noqa: B018  here, where an error is that of this frame
+        except Exception as error:
+            return refused(name, error)
+    return arrived if name == arrived.name else replace(arrived, name=name)
+
+
 class Reception:
     """A thread that takes the frames of a source, each name once.
 
@@ -146,12 +175,17 @@ class Reception:
         self.nothing_since: float | None = None  # when the source first said so, after a frame
 
     def is_known(self, name: str) -> bool:
-        """Whether a frame was answered, or is about to be."""
+        """Whether the frame that a source calls so was answered, or is about to be."""
+        return self._is_known(written_name(name))
+
+    def _is_known(self, name: str) -> bool:
         return name in self.taken or self.answered(name)  # in this order: what is written leaves `taken` last
 
     def start(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
         """Begin to take what `listen()` gives."""
-        self.thread = threading.Thread(target=self._take, args=(listen,), name="listener", daemon=True)
+        self.thread = threading.Thread(
+            target=copy_context().run, args=(self._take, listen), name="listener", daemon=True
+        )
         self.thread.start()
 
     def _take(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
@@ -163,9 +197,10 @@ class Reception:
                     self.nothing_since = self.nothing_since or time.monotonic()
                 else:
                     self.nothing_since = None
-                if arrived is not None and not self.is_known(arrived.name):
-                    self.taken.add(arrived.name)
-                    self.buffer.put(arrived, lambda: self.stopped)
+                    arrived = as_it_is_kept(arrived)
+                    if not self._is_known(arrived.name):
+                        self.taken.add(arrived.name)
+                        self.buffer.put(arrived, lambda: self.stopped)
                 if self.stopped:
                     break
             source.close()
@@ -218,6 +253,7 @@ class Unwritten:
 
     def keep(self, batch: list[Arrived], said: Answered, stacks: dict[str, np.ndarray]) -> None:
         """Keep the answers to a batch, with arrays of a row for each frame."""
+        said.table["why"] = [plain_text(why, 1000) for why in said.table["why"]]
         panels = said.peaks if "panel" in said.peaks else said.peaks.assign(panel=0)
         self.said.append((batch, said.table, panels[["row", *PEAK_COLUMNS]], stacks))
         self.standing.why = next((why for why in said.table["why"] if why), self.standing.why)
@@ -279,18 +315,21 @@ class Stream:
         )
         self.unwritten = Unwritten(self.answers, self.standing)
         self.reception = Reception(Buffer(plan.memory), lambda name: name in self.answers.names)
-        self.listening = Listening(dict(plan.words or {}), self.reception.is_known, template)
-        self._indexers: dict[str, tuple[Indexer, Any]] = {}
+        most = max(MOST_BYTES, plan.memory // 2)
+        self.listening = Listening(dict(plan.words or {}), self.reception.is_known, template, plan.patience, most)
+        self._indexers: dict[str, tuple[Indexer, Any]] = {}  # the last few
 
     def _agree(self) -> None:
         path, mine = self.folder / "stream.json", self.plan.kept()
-        if path.is_file():
-            with as_bad_input(f"{path} cannot be read; expected the folder of a stream"):
-                theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+        if os.path.lexists(path):
+            try:
+                theirs = read_json(path, dict[str, Any])
+            except (BadInput, OSError) as error:
+                raise BadInput(f"{path} cannot be read; expected the folder of a stream: {reason(error)}") from None
             for name, value in mine.items():
                 if theirs.get(name) != value:
                     raise BadInput(
-                        f"{self.folder} has answers of a stream with {name.replace('_', '-')} {theirs.get(name)}; expected that instead of {value}, or another folder"
+                        f"{self.folder} has answers of a stream with {name.replace('_', '-')} {plain_text(theirs.get(name), 200)}; expected that instead of {value}, or another folder"
                     )
         else:
             with as_bad_input(f"{self.folder} cannot be the folder of a stream"):
@@ -302,22 +341,54 @@ class Stream:
     ) -> Iterator[tuple[list[Arrived], tuple] | None]:
         """Each batch as the arguments of `_answer`."""
         for batch in batches:
-            if not batch:
-                yield None
-                continue
-            if batch[0].layout is None:
-                yield batch, (None, [a.name for a in batch], "", self.question, None, None, [a.why for a in batch])
-                continue
-            layout, names = batch[0].layout, [a.name for a in batch]
-            frames, peaks = layout.stack([a.image for a in batch], [a.own for a in batch]), None
-            known = self._indexers.get(layout.key)
-            if known is None and can_index(frames, self.question):
-                peaks = find_peaks_of(frames, layout.key)
-                if (indexer := learn_indexer(frames, peaks, self.question)) is not None:
-                    known = (indexer, None if pool is None else pool.client.submit(_itself, indexer, pure=False))
-                    self._indexers[layout.key] = known
-            indexer = None if known is None else known[0] if pool is None else known[1]
-            yield batch, (frames, names, layout.key, self.question, indexer, peaks, ())
+            yield from self._task(batch, pool) if batch else [None]
+
+    def _task(self, batch: list[Arrived], pool: Pool | None) -> Iterator[tuple[list[Arrived], tuple]]:
+        """The arguments of `_answer` for a batch, or for each of its frames where they do not go together."""
+        layout, names = batch[0].layout, [a.name for a in batch]
+        if layout is None:
+            yield batch, (None, names, "", self.question, None, None, [a.why for a in batch])
+            return
+        try:
+            frames = layout.stack([a.image for a in batch], [a.own for a in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for one in batch:
+                    yield from self._task([one], pool)
+            else:
+                yield (
+                    batch,
+                    (None, names, "", self.question, None, None, [f"it could not be answered: {reason(error)}"]),
+                )
+            return
+        try:
+            known, peaks, why = *self._learned(frames, layout.key, pool), ""
+        except Exception as error:  # the peaks are looked for again, frame by frame if need be
+            known, peaks, why = None, None, f"no lattice was looked for: {reason(error)}"
+        indexer = None if known is None else known[0] if pool is None else known[1]
+        yield batch, (frames, names, layout.key, self.question, indexer, peaks, [why] * len(batch))
+
+    def _learned(self, frames: Any, key: str, pool: Pool | None) -> tuple[tuple[Indexer, Any] | None, Any]:
+        """The indexer of a layout, here and in the workers, or None; and the peaks of these frames, if they were needed."""
+        known, peaks = self._indexers.get(key), None
+        if known is None and can_index(frames, self.question):
+            peaks = find_peaks_of(frames, key)
+            if (indexer := learn_indexer(frames, peaks, self.question)) is not None:
+                known = (indexer, None if pool is None else pool.client.submit(_itself, indexer, pure=False))
+        if known is not None:
+            self._indexers.pop(key, None)
+            self._indexers[key] = known
+            while len(self._indexers) > INDEXERS:
+                del self._indexers[next(iter(self._indexers))]
+        return known, peaks
+
+    def _lost(self, batch: list[Arrived], error: Exception, pool: Pool) -> Answered:
+        """The answers to a batch with which workers died: to each of its frames alone, where that helps."""
+        if len(batch) == 1:
+            return unanswered([batch[0].name], [f"it could not be answered: {reason(error)}"], self.question)
+        tasks = (task for one in batch for task in self._task([one], pool))
+        answers = run_in_order(_answer, tasks, pool, 1, lambda one, error: self._lost(one, error, pool))
+        return together([said for _, said in answers])
 
     def __call__(self, tell: Callable[[Standing], None] = lambda standing: None) -> Path:
         """Answer what comes, until the source ends, or a signal; returns the folder.
@@ -342,7 +413,8 @@ class Stream:
             try:
                 tasks = self._tasks(self.reception.batches(self.plan, stop, looked), pool)
                 most = 2 * (self.workers.count if self.workers else 1)
-                for batch, said in run_in_order(_answer, tasks, pool, most):
+                lost = lambda batch, error: self._lost(batch, error, pool)  # noqa: E731
+                for batch, said in run_in_order(_answer, tasks, pool, most, lost):
                     self.unwritten.keep(batch, said, self._stacks(said, len(batch)))
                     if self.unwritten.due:
                         self._write()
@@ -352,7 +424,8 @@ class Stream:
                 self.reception.end()
         self._finish()
         if buffer.error is not None:
-            raise buffer.error
+            with as_bad_input(f"{plain_text(self.plan.source)} gives no more frames"):
+                raise buffer.error
         return self.folder
 
     def _write(self) -> None:
@@ -365,9 +438,14 @@ class Stream:
         blank = np.full((n, *space.shape), np.nan, np.float32)
         return {"latent": blank if said.latents is None else said.latents}
 
-    def _page(self, going: bool = True) -> Path:
-        scored = self.question.run is not None
-        return write_page(self.standing, self.folder, self.plan.source, scored=scored, going=going)
+    def _page(self, going: bool = True) -> None:
+        """Write the page; if that fails, `standing.page` says why."""
+        self.standing.not_yet = dict(self.listening.waiting)
+        try:
+            write_page(self.standing, self.folder, self.plan.source, scored=self.question.run is not None, going=going)
+            self.standing.page = ""
+        except Exception as error:
+            self.standing.page = reason(error)
 
     def _finish(self) -> None:
         """The last page, the table as CSV, and the numbers of all that is in it."""
@@ -375,7 +453,12 @@ class Stream:
         table = read_answers(self.folder)
         with writing(self.folder / "answers.csv") as part:
             table.to_csv(part, index=False)
-        write_json(self.folder / "summary.json", summary(table))
+        left = {plain_text(name): plain_text(why) for name, why in self.listening.waiting.items()}
+        write_json(self.folder / SUMMARY, summary(table) | ({NOT_YET: left} if left else {}))
+
+
+NOT_YET = "not answered yet"  # in the summary: why, by name
+INDEXERS = 8  # kept, of so many layouts
 
 # %% ../../nbs/streaming/stream.ipynb #52135467
 def summary(table: pd.DataFrame) -> dict[str, float | int | None]:
@@ -398,7 +481,9 @@ def _answer(
     """The task of a worker."""
     if frames is None:
         return unanswered(names, whys, question)
-    return answer(frames, names, key, question, indexer, peaks=peaks, device=device)
+    said = answer_each(frames, names, key, question, indexer, peaks=peaks, device=device)
+    said.table["why"] = [own or why for own, why in zip(said.table["why"], whys, strict=True)]
+    return said
 
 
 def _itself(value: Any) -> Any:

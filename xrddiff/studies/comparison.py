@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from ..mediums import plain_text
+from ..gate import checked, from_yaml, or_default
 from ..errors import BadInput, XrddiffError
 from ..execution.notebooks import run_notebook, run_notebook_path
 from ..execution.run_folder import keep_former
@@ -191,18 +194,29 @@ def _share(found: dict[str, xr.Dataset], by: str, n: int) -> tuple[list[int], di
     } if numbers else {}
 
 
+class _Inference(msgspec.Struct):
+    seed: int | None = None
+
+
+class _Drawn(msgspec.Struct):
+    """What is asked of the configuration in the attributes of samples."""
+
+    inference: _Inference = msgspec.field(default_factory=_Inference)
+
+
+def _seed(samples: xr.Dataset) -> int | None:
+    where = "the configuration of the samples"
+    text = str(samples.attrs.get("config", "{}"))
+    return or_default(lambda: checked(from_yaml(text, where), _Drawn, where), _Drawn()).inference.seed
+
+
 def shared_samples(comparison: RunComparison, n: int = 6) -> SharedFrames | None:
     """The samples with the same numbers of all runs that have some; None where none has."""
-    import yaml
-
     found = {name: ds for name, run in comparison.folders.items() if (ds := _stored(run, "samples.zarr")) is not None}
     if not found:
         return None
     numbers, frames = _share(found, "sample", n)
-    seeds = {
-        name: (yaml.safe_load(ds.attrs.get("config", "{}")) or {}).get("inference", {}).get("seed")
-        for name, ds in found.items()
-    }
+    seeds = {name: _seed(ds) for name, ds in found.items()}
     same = len(set(seeds.values())) == 1
     noise = (
         f"seed {next(iter(seeds.values()))}"
@@ -224,25 +238,24 @@ def shared_reconstructions(comparison: RunComparison, n: int = 6) -> SharedFrame
                 found[name] = ds
     if not found:
         return None
-    if (
-        all("shot" in ds for ds in found.values())
-        and (real := _measured(comparison.configs[next(iter(found))])) is not None
-    ):
-        found = {"measured": real, **found}
+    why = ""
+    if all("shot" in ds for ds in found.values()):
+        real, why = _measured(comparison.configs[next(iter(found))])
+        found = found if real is None else {"measured": real, **found}
     numbers, frames = _share(found, "shot", n)
-    text = f"Held-out shots {', '.join(map(str, numbers))}. One intensity scale for all."
+    text = f"Held-out shots {', '.join(map(str, numbers))}. One intensity scale for all.{why}"
     return SharedFrames("The same shots, reconstructed", text, numbers, frames) if numbers else None
 
 
-def _measured(cfg: Config) -> xr.Dataset | None:
-    """The held-out frames of a run; None where its data are not here any more."""
+def _measured(cfg: Config) -> tuple[xr.Dataset | None, str]:
+    """The held-out frames of a run, or None where its data cannot be opened here, and a sentence that says why."""
     from xrddiff.loading.datasets import prepare_words
 
     try:
         prepared = prepare_words(cfg)
-        return select_frames(prepared.frames, prepared.held_out).load()
-    except (XrddiffError, OSError):
-        return None
+        return select_frames(prepared.frames, prepared.held_out).load(), ""
+    except (XrddiffError, OSError) as error:
+        return None, f" The measured frames are left out: {plain_text(error, 600)}."
 
 # %% ../../nbs/studies/comparison.ipynb #4572ace6
 def show_shared(shared: SharedFrames, most: int = 12) -> Picture:

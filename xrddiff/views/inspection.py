@@ -25,7 +25,7 @@ from ..frames.automask import Automask, masking_of
 from ..frames.frames import frame_image, frame_mask, panel_distance
 from ..frames.labels import describe_labels, label_names, label_words
 from ..frames.masks import GIVEN_BIT, RULES, chosen_rules
-from ..headers.gate import filter_names, is_hdf5, open_hdf5, readable
+from ..headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
 from ..frames.rows import ArrayRows, Rows, rows_behind
 from ..loading.catalog import CATALOG, load
 
@@ -112,8 +112,8 @@ def _shown(value: Any) -> str:
 def _scalar(data: Any) -> str:
     """The one value of an HDF5 data set, short and with its unit."""
     try:
-        value = np.ravel(data.asstr()[()] if data.dtype.kind == "O" else data[()])[0]
-    except (OSError, TypeError, ValueError):
+        value = np.ravel(read_whole(data, data.name, text=data.dtype.kind == "O"))[0]
+    except (OSError, TypeError, ValueError, BadInput):
         return ""
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
     text = f"{value:.8g}" if isinstance(value, np.floating) else " ".join(str(value).split())

@@ -5,12 +5,12 @@
 # %% ../../nbs/views/model_card.ipynb #99b7ea95
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..gate import or_default, read_json
 from ..contradictions import data_name
 from ..errors import BadInput
 from ..files import write_text
@@ -128,10 +128,7 @@ def report_so_far(run: Path, cfg: Config) -> Report:
 
 def _summary(run: Path) -> dict[str, Any]:
     """The rows of `metrics/summary.json`; none if they cannot be read."""
-    try:
-        return dict(json.loads((run / "metrics" / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+    return or_default(lambda: read_json(run / "metrics" / "summary.json", dict[str, Any], 1 << 20), {})
 
 # %% ../../nbs/views/model_card.ipynb #0da63ebb
 def rewrite_reports(run: Path, cfg: Config) -> list[Path]:

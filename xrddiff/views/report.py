@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,8 +17,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from ..gate import MOST, or_default, read_bytes, read_json
 from ..errors import BadInput
-from ..files import writing
+from ..files import sealed, writing
 from ..mediums import for_code, for_json, for_markdown
 from .page import render
 
@@ -188,10 +188,13 @@ def _frame(record: Mapping[str, Any]) -> pd.DataFrame:
 # %% ../../nbs/views/report.ipynb #f9c0b2f6
 def read_picture(folder: Path, path: str, title: str) -> Drawn | None:
     """The picture that is kept at `path` in the folder of a report; None if there is none."""
-    dark = folder / Drawn(title, path, b"").dark_path
-    if not (folder / path).is_file():
-        return None
-    return Drawn(title, path, (folder / path).read_bytes(), dark.read_bytes() if dark.is_file() else None)
+    dark = Drawn(title, path, b"").dark_path
+    data, in_dark = (or_default(lambda name=name: read_bytes(folder / name, 4 * MOST), b"") for name in (path, dark))
+    data, in_dark = (found if found.startswith(_PNG) else None for found in (data, in_dark))  # a link may lead anywhere
+    return None if data is None else Drawn(title, path, data, in_dark)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _section(record: Mapping[str, Any], folder: Path) -> Section:
@@ -271,7 +274,7 @@ class Report:
         _save(folder / f"{name}.md", ("\n\n".join(block for block in blocks if block) + "\n").encode())
         if name == "report" and (folder / "metrics").is_dir():
             record = dict(title=self.title, lead=self.lead, sections=kept)
-            _save(folder / "metrics" / "report.json", (for_json(record, 1) + "\n").encode())
+            _save(folder / "metrics" / "report.json", sealed(for_json(record, 1)).encode())
         html = render(title=self.title, lead=self.lead, sections=pages)
         _save(folder / f"{name}.html", html.encode())
         return folder / f"{name}.html"
@@ -285,10 +288,10 @@ def read_report(folder: str | Path) -> Report:
     """
     file = Path(folder) / "metrics" / "report.json"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file, dict[str, Any], 4 * MOST)
         sections = [_section(s, Path(folder)) for s in record["sections"]]
         return Report(str(record["title"]), str(record["lead"]), sections)
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (LookupError, ValueError, TypeError, AttributeError):
         raise BadInput(f"{file} is damaged: expected what a run wrote with its report") from None
