@@ -65,7 +65,7 @@ MATHEMATICS = {
     ),
     "Judgement": (
         "metrics/peak_scores metrics/radial_profiles metrics/photons metrics/spots metrics/indexing metrics/merging "
-        "metrics/diversity metrics/distribution metrics/encoder metrics/feature_distances metrics/judgement",
+        "metrics/diversity metrics/distribution metrics/encoder metrics/feature_distances metrics/ranges metrics/judgement",
         "metrics",
     ),
 }

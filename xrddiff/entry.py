@@ -9,6 +9,9 @@ __all__ = ['command_line']
 def command_line() -> None:
     """The command `xrddiff`: runs `xrddiff.cli.main` and handles Ctrl-C even during its import."""
     try:
+        from xrddiff.launcher import isolate
+
+        isolate()
         from xrddiff.cli.main import command_line
 
         command_line()

@@ -158,7 +158,7 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     Raises `CannotSave` if it cannot be written; the previous file is then unchanged.
     """
     with writing(Path(path), parents=False) as part:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     return Path(path)
 
 # %% ../nbs/files.ipynb #bb5ce3f6

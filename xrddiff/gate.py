@@ -5,12 +5,16 @@
 # %% ../nbs/gate.ipynb #a0a4d3b6
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
 import stat
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
@@ -18,20 +22,25 @@ from .errors import BadInput
 from .files import is_broken
 from .mediums import plain_text
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
 # %% auto #0
-__all__ = ['MOST', 'DEPTH', 'DIGITS', 'read_bytes', 'read_text', 'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml',
-           'or_default']
+__all__ = ['MOST', 'DEPTH', 'DIGITS', 'COLUMNS', 'open_file', 'need_file', 'read_bytes', 'read_tail', 'read_text', 'from_json',
+           'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_array', 'read_arrays']
 
 # %% ../nbs/gate.ipynb #ddbb1fe1
-MOST = 32 << 20  # bytes of a file that is read whole
+MOST = 8 << 20  # bytes of a file that is read whole; its values take up to thirty times as much memory
 DEPTH = 64  # levels of lists and mappings inside each other
-DIGITS = 400  # of a number: more than a float64 has
+DIGITS = 300  # of a number: it is also a float64
 
 
-def read_bytes(path: str | os.PathLike, most: int = MOST) -> bytes:
-    """The bytes of a regular file of at most `most` bytes.
+@contextmanager
+def open_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A regular file, open for reading bytes; it is never waited for.
 
-    Raises `BadInput` if it is anything else, larger, or cannot be read; `FileNotFoundError` if there is none.
+    Raises `BadInput` if it is anything else or cannot be read; `FileNotFoundError` if there is none.
     """
     name = plain_text(path)
     try:
@@ -39,28 +48,53 @@ def read_bytes(path: str | os.PathLike, most: int = MOST) -> bytes:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        about = os.fstat(fd)
-        if not stat.S_ISREG(about.st_mode):
-            raise BadInput(f"{name} is not a regular file: it is not opened")
-        if about.st_size > most:
-            raise BadInput(f"{name} has {about.st_size} bytes; expected at most {most}")
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(most + 1)  # it may grow
-    except OSError as error:
-        raise BadInput(f"cannot read {name}: {error.strerror}") from None
-    finally:
+        raise BadInput(f"cannot read {name}: {getattr(error, 'strerror', None) or 'its name cannot be used'}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
+        raise BadInput(f"{name} is not a regular file: it is not opened")
+    with os.fdopen(fd, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise BadInput(f"cannot read {name}: {error.strerror or error}") from None
+
+
+def need_file(path: str | os.PathLike) -> None:
+    """Raise as `open_file` does: for a file whose reader opens it by its name."""
+    with open_file(path):
+        pass
+
+
+def read_bytes(path: str | os.PathLike, most: int = MOST, offset: int = 0) -> bytes:
+    """The bytes of a regular file of at most `most` bytes, from `offset` on.
+
+    Raises `BadInput` if it is anything else, larger, or cannot be read; `FileNotFoundError` if there is none.
+    """
+    with open_file(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise BadInput(f"{plain_text(path)} has {size} bytes; expected at most {most}")
+        file.seek(offset)
+        data = file.read(most + 1)  # it may grow
     if len(data) > most:
-        raise BadInput(f"{name} has more than {most} bytes")
+        raise BadInput(f"{plain_text(path)} has more than {most} bytes")
     return data
 
 
-def read_text(path: str | os.PathLike, most: int = MOST) -> str:
-    """The text of a file, as for `read_bytes`; `BadInput` if it is not UTF-8."""
+def read_tail(path: str | os.PathLike, most: int, *, head: int = 0) -> tuple[bytes, bytes]:
+    """(the first line within the first `head` bytes, the last `most` bytes after it) of a regular file.
+
+    Raises as `open_file` does.
+    """
+    with open_file(path) as file:
+        first = file.readline(head) if head else b""
+        file.seek(max(len(first), file.seek(0, os.SEEK_END) - most))
+        return first, file.read(most)
+
+
+def read_text(path: str | os.PathLike, most: int = MOST, *, errors: str = "strict") -> str:
+    """The text of a file, as for `read_bytes`; `BadInput` if it is not UTF-8, unless `errors` says otherwise."""
     try:
-        return read_bytes(path, most).decode("utf-8")
+        return read_bytes(path, most).decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise BadInput(f"{plain_text(path)} is not text in UTF-8, at byte {error.start}") from None
 
@@ -85,13 +119,21 @@ def from_json(text: str | bytes, where: str) -> Any:
         raise BadInput(f"{where} is not JSON: {error.msg.lower()}, line {error.lineno}") from None
     except (ValueError, RecursionError):
         raise BadInput(f"{where} is not JSON that can be read: it is nested too deep") from None
-    _check_depth(found, where)
+    _check_values(found, where)
+    if b"\\ud" in (text if isinstance(text, bytes) else text.encode("utf-8", "replace")).lower():
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{where} has text that is not Unicode: half of a surrogate pair") from None
     return found
 
 
-def _check_depth(value: Any, where: str) -> None:
+def _check_values(value: Any, where: str) -> None:
+    """Refuse what is nested too deep, and whole numbers that are no float64."""
     level = [value]
     for _ in range(DEPTH):
+        if any(isinstance(v, int) and v.bit_length() > 1000 for v in level):
+            raise BadInput(f"{where} has a number of more than {DIGITS} digits")
         level = [
             inner for v in level for inner in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
         ]
@@ -109,25 +151,21 @@ def from_yaml(text: str | bytes, where: str) -> Any:
             f"{where} is damaged or was changed by hand: it is not what was written there, by its checksum; "
             "to use it as it is, remove its last line"
         )
-    reader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    reader = _yaml_reader()
     try:
         depth = 0
         for event in yaml.parse(text, Loader=reader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            line = f"line {event.start_mark.line + 1}"
             if depth > DEPTH:
                 raise BadInput(f"{where} is nested more than {DEPTH} levels deep")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise BadInput(
-                    f"{where} has an anchor or alias, line {event.start_mark.line + 1}; expected plain values"
-                )
-            if (
-                isinstance(event, yaml.ScalarEvent)
-                and len(event.value) > DIGITS
-                and re.fullmatch(r"[-+0-9_.:eE]+", event.value)
-                and not event.style
-            ):
+                raise BadInput(f"{where} has an anchor or alias, {line}; expected plain values")
+            if getattr(event, "tag", None):
+                raise BadInput(f"{where} is not YAML of plain values: it has a tag, {line}")
+            if isinstance(event, yaml.ScalarEvent) and not event.style and _LONG.fullmatch(event.value):
                 raise BadInput(f"{where} has a number of {len(event.value)} digits; expected at most {DIGITS}")
-        return yaml.load(text, Loader=reader)
+        found = yaml.load(text, Loader=reader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise BadInput(f"{where} is not YAML{f', line {mark.line + 1}' if mark else ''}") from None
@@ -135,19 +173,40 @@ def from_yaml(text: str | bytes, where: str) -> Any:
         raise
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise BadInput(f"{where} is not YAML that can be read: {' '.join(str(error).split())[:120]}") from None
+    _check_values(found, where)
+    return found
+
+
+_LONG = re.compile(rf"[-+0-9a-fA-FxXob_.:]{{{DIGITS + 1},}}")
+
+
+@cache
+def _yaml_reader() -> type:
+    """PyYAML's safe loader, in C where there is one, to which a date is text."""
+    import yaml
+
+    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    resolvers = {
+        first: [(tag, form) for tag, form in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in base.yaml_implicit_resolvers.items()
+    }
+    return type("PlainValues", (base,), {"yaml_implicit_resolvers": resolvers})
 
 # %% ../nbs/gate.ipynb #3d29461b
-def checked(value: Any, kind: Any, where: str) -> Any:
+def checked(value: Any, kind: Any, where: str, *, strict: bool = True) -> Any:
     """`value` as `kind`: a `msgspec.Struct`, a dataclass or a type such as `dict[str, float]`.
 
+    `strict`: False also takes a number or a truth value that is written as text.
     Raises `BadInput`, with the place in the value, if it is anything else.
     """
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise BadInput(f"{where} is not as expected: {error}".replace(" - at `$", ", at `")) from None
-    except RecursionError:
-        raise BadInput(f"{where} is nested too deep") from None
+    except (RecursionError, OverflowError):
+        raise BadInput(f"{where} is not as expected") from None
+    except UnicodeEncodeError:
+        raise BadInput(f"{where} has text that is not Unicode: a lone surrogate") from None
 
 
 def read_json(path: str | os.PathLike, kind: Any = Any, most: int = MOST) -> Any:
@@ -166,3 +225,65 @@ def or_default(read: Callable[[], Any], default: Any) -> Any:
         return read()
     except (OSError, BadInput):
         return default
+
+# %% ../nbs/gate.ipynb #5b1d7e20
+COLUMNS = 2000  # of a table
+
+
+def read_table(
+    path: str | os.PathLike, *, text: tuple[str, ...] = ("split", "note"), most: int = 4 * MOST
+) -> pd.DataFrame:
+    """A table in CSV: numbers, but for the columns `text`; NaN where a cell is empty or no number.
+
+    Raises `BadInput` if it is no table or larger than `most` bytes; `FileNotFoundError` if there is none.
+    """
+    import pandas as pd
+
+    name, data = plain_text(path), read_bytes(path, most)
+    if data.partition(b"\n")[0].count(b",") >= COLUMNS:
+        raise BadInput(f"{name} has more than {COLUMNS} columns")
+    options = dict(keep_default_na=False, na_values=[""], float_precision="round_trip", index_col=False)
+    try:
+        table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, object), low_memory=False, **options)
+    except (ValueError, OverflowError) as error:  # no columns, ragged rows, no UTF-8
+        raise BadInput(f"{name} is no table: {' '.join(str(error).split())[:120]}") from None
+    for column in table.columns.difference(list(text)):
+        if table[column].dtype.kind not in "iuf":
+            table[column] = pd.to_numeric(table[column].astype(object), errors="coerce")
+    return table
+
+
+def read_array(path: str | os.PathLike, most: int = 1 << 30) -> np.ndarray:
+    """The array of a `.npy` file. Raises `BadInput` if it is none, or larger than `most` bytes; `FileNotFoundError` if there is none."""
+    return _array(io.BytesIO(read_bytes(path, most)), plain_text(path))
+
+
+def read_arrays(path: str | os.PathLike, most: int = 1 << 30) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file by name, of at most `most` bytes together once they are unpacked. Raises as `read_array`."""
+    import zipfile
+    import zlib
+
+    name = plain_text(path)
+    with open_file(path) as file:
+        try:
+            with zipfile.ZipFile(file) as parts:
+                if (size := sum(part.file_size for part in parts.infolist())) > most:
+                    raise BadInput(f"{name} unpacks to {size} bytes; expected at most {most}")
+                return {p.removesuffix(".npy"): _array(io.BytesIO(parts.read(p)), name) for p in parts.namelist()}
+        except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, NotImplementedError, EOFError, KeyError):
+            raise BadInput(f"{name} is damaged: it is no file of arrays (.npz)") from None
+
+
+def _array(file: io.BytesIO, name: str) -> np.ndarray:
+    from numpy.lib import format as npy
+
+    try:
+        version = npy.read_magic(file)
+        shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+        there = len(file.getbuffer()) - file.tell()
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize > there:
+            raise ValueError
+        file.seek(0)
+        return npy.read_array(file, allow_pickle=False)
+    except (ValueError, TypeError, OverflowError, EOFError):
+        raise BadInput(f"{name} is damaged: it is no array of numbers, or shorter than its header says") from None

@@ -7,45 +7,117 @@ from __future__ import annotations
 
 import os
 import resource
+import site
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, SubprocessError, TimeoutExpired  # noqa: F401
-from typing import Any
+from typing import Any, NoReturn
+
+import xrddiff
 
 _all_ = ["DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "CompletedProcess", "SubprocessError", "TimeoutExpired"]
 
 # %% auto #0
-__all__ = ['Child', 'python_words', 'safe_python', 'bare_environment', 'own_environment', 'limit', 'start', 'run', 'DEVNULL',
-           'PIPE', 'STDOUT', 'CalledProcessError', 'CompletedProcess', 'SubprocessError', 'TimeoutExpired']
+__all__ = ['Child', 'this_python', 'python_words', 'package_folders', 'safe_python', 'isolate', 'isolated', 'bare_environment',
+           'own_environment', 'limit', 'start', 'run', 'become', 'DEVNULL', 'PIPE', 'STDOUT', 'CalledProcessError',
+           'CompletedProcess', 'SubprocessError', 'TimeoutExpired']
 
 # %% ../nbs/launcher.ipynb #e50ef64b
 Child = subprocess.Popen
 
 
-def python_words(*words: str, module: str | None = None, code: str | None = None) -> list[str]:
-    """The command of this Python that runs `module`, or `code`, with `words`, and imports nothing from the present folder."""
+def this_python() -> str:
+    """The path of this Python, for a script or a sentence."""
+    return sys.executable
+
+
+def python_words(
+    *words: str, module: str | None = None, code: str | None = None, folders: Sequence[str] | None = None
+) -> list[str]:
+    """The command of this Python that runs `module`, or `code`, with `words`, and imports nothing from the present folder.
+
+    `folders`: for `code`, where it imports from besides the standard library. It then reads no variable of the
+    environment, no `.pth` file and no `sitecustomize.py`. None = where this Python has its packages.
+    """
+    if folders is not None:
+        return [sys.executable, "-I", "-S", "-c", f"import sys; sys.path += {list(folders)!r}\n{code}", *words]
     what = ["-m", module] if module else ["-c", code] if code else []
     return [sys.executable, "-P", *what, *words]
 
 
+def _own_folder() -> str:
+    """The folder that xrddiff was imported from."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(xrddiff.__file__)))
+
+
+def package_folders(*names: str) -> list[str]:
+    """The folder of xrddiff, then the entries of `sys.path` that hold the packages `names`, that Python installs into, or
+    that `PYTHONPATH` names in full. An entry that means the present folder, wherever that is, is none of them.
+    """
+    specs = [find_spec(name) for name in names]
+    holding = [os.path.dirname(os.path.dirname(s.origin)) for s in specs if s and s.origin]
+    known = {*site.getsitepackages(), site.getusersitepackages(), *holding}
+    known |= set(_absolute(os.environ.get("PYTHONPATH", "")))
+    return list(dict.fromkeys([_own_folder(), *(p for p in sys.path if p in known)]))
+
+
+def _absolute(path: str) -> list[str]:
+    """The entries of a `PYTHONPATH` that are absolute or hold xrddiff, as absolute paths."""
+    kept = [p for p in path.split(os.pathsep) if os.path.isabs(p) or path and os.path.abspath(p) == _own_folder()]
+    return list(dict.fromkeys(os.path.abspath(p) for p in kept))
+
+
 def safe_python(env: Mapping[str, str]) -> dict[str, str]:
     """`env` for a child that is a Python: the present folder is not on its path, and nothing runs before it begins."""
-    path = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p)]
-    kept = {k: v for k, v in env.items() if k not in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONHOME")}
+    path = _absolute(env.get("PYTHONPATH", ""))
+    kept = {k: v for k, v in env.items() if k not in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT")}
     return kept | ({"PYTHONPATH": os.pathsep.join(path)} if path else {}) | {"PYTHONSAFEPATH": "1"}
 
+# %% ../nbs/launcher.ipynb #1d84c09f
+def isolate() -> None:
+    """From now on this process, and all that it starts, import nothing from the present folder.
+
+    What a relative entry of `PYTHONPATH` put on `sys.path` is taken off again.
+    """
+    path = os.environ.get("PYTHONPATH", "")
+    accidents = {os.path.abspath(p) for p in path.split(os.pathsep) if path} - set(_absolute(path))
+    # a relative entry that is no folder is none of these: installers put marks of their own there
+    sys.path[:] = [p for p in sys.path if p not in accidents and (os.path.isabs(p) or p and not os.path.isdir(p))]
+    os.environ.pop("PYTHONPATH", None)
+    os.environ |= safe_python({"PYTHONPATH": path})
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Within `with`, what other packages start imports nothing from the present folder."""
+    before = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    os.environ.pop("PYTHONPATH", None)
+    os.environ |= safe_python({"PYTHONPATH": before["PYTHONPATH"] or ""})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
 # %% ../nbs/launcher.ipynb #92b0cfd2
-_NEEDED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT")
+_NEEDED = "PATH HOME USER LOGNAME LANG TZ TMPDIR LD_LIBRARY_PATH PYTHONPATH PYTHONHOME SYSTEMROOT".split()
 _NEEDED_TOO = ("LC_", "OMP_", "OPENBLAS_", "MKL_")  # prefixes
 
 
 def bare_environment(*more: str) -> dict[str, str]:
     """What a program needs to start, without the rest of the user's environment. `more`: names, or prefixes that end
-    in "_", of further variables.
+    in "_", of further variables. Programs and libraries are not looked for in the present folder either.
     """
     names, prefixes = {*_NEEDED, *more}, tuple({*_NEEDED_TOO, *(m for m in more if m.endswith("_"))})
-    return safe_python({k: v for k, v in os.environ.items() if k in names or k.startswith(prefixes)})
+    kept = {k: v for k, v in os.environ.items() if k in names or k.startswith(prefixes)}
+    for name in kept.keys() & {"PATH", "LD_LIBRARY_PATH"}:  # an empty entry means the present folder here too
+        kept[name] = os.pathsep.join(p for p in kept[name].split(os.pathsep) if os.path.isabs(p))
+    return safe_python({k: v for k, v in kept.items() if v})
 
 
 def own_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -122,3 +194,9 @@ def run(
     if check and process.returncode:
         raise CalledProcessError(process.returncode, process.args, out, err)
     return CompletedProcess(process.args, process.returncode, out, err)
+
+
+def become(words: Sequence[str | os.PathLike], env: Mapping[str, str] | None = None) -> NoReturn:
+    """Turn this process into a command, given as its words. `env`: as for `start`."""
+    words = [os.fspath(w) for w in words]
+    os.execve(words[0], words, dict(own_environment() if env is None else env))

@@ -15,18 +15,33 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, XrddiffError
 from .files import writing
-from .registry import registering_as
+from xrddiff.registry import (
+    GROUND,
+    Entry,
+    Scope,
+    current_scope,
+    find,
+    forget,
+    open_scope,
+    plugin_name,
+    register_again,
+    registered_by,
+    registering_as,
+    title,
+)
 
 # %% auto #0
-__all__ = ['FOLDER', 'TRUST', 'Plugin', 'notebook_cells', 'is_file', 'load_plugin', 'standing_plugins', 'load_standing',
-           'load_plugins', 'keep_plugins', 'kept_plugins', 'state_folder', 'trust_plugins', 'need_plugins']
+__all__ = ['FOLDER', 'TRUST', 'Plugin', 'notebook_cells', 'is_file', 'load_plugin', 'raised_at', 'loaded_plugin',
+           'standing_plugins', 'load_standing', 'load_plugins', 'plugin_scope', 'attempt', 'failure_of', 'keep_plugins',
+           'kept_plugins', 'state_folder', 'trust_plugins', 'need_plugins']
 
 # %% ../nbs/plugins.ipynb #7e8b9319
 FOLDER = "plugins"  # in a run: the plug-in files that it was created with, and their hashes
@@ -51,7 +66,7 @@ class Plugin:
         return None if self.content is None else hashlib.sha256(self.content).hexdigest()
 
 
-_LOADED: dict[str, Plugin] = {}  # by name
+_executed: dict[tuple[str, str | None], list[tuple[Entry, Any]]] = {}  # what each has registered, by name and hash
 
 # %% ../nbs/plugins.ipynb #9c404903
 def notebook_cells(content: bytes, path: str) -> list[tuple[str, str]]:
@@ -70,19 +85,25 @@ def notebook_cells(content: bytes, path: str) -> list[tuple[str, str]]:
     return [(f"{path}, cell {i + 1}", code[i]) for i in chosen]
 
 
+def _module_name(plugin: Plugin) -> str:
+    """The module as which a plug-in is executed; of a package that is a plug-in, the package."""
+    if plugin.content is None:
+        return plugin.name.partition(".")[0]
+    return "xrddiff_plugin_" + re.sub(r"\W", "_", Path(plugin.name).stem)
+
+
 def _execute(plugin: Plugin) -> None:
     """Execute a file as a module of its own."""
-    stem = re.sub(r"\W", "_", Path(plugin.name).stem)
-    module = types.ModuleType(f"xrddiff_plugin_{stem}")
+    module = types.ModuleType(_module_name(plugin))
     module.__file__ = plugin.source
     sys.modules[module.__name__] = module
     if plugin.name.endswith(".ipynb"):
         parts = notebook_cells(plugin.content, plugin.source)
     else:
         parts = [(plugin.source, plugin.content.decode("utf-8", "replace"))]
-    for title, code in parts:
-        linecache.cache[title] = (len(code), None, code.splitlines(True), title)  # for tracebacks
-        exec(compile(code, title, "exec"), vars(module))
+    for part, code in parts:
+        linecache.cache[part] = (len(code), None, code.splitlines(True), part)  # for tracebacks
+        exec(compile(code, part, "exec"), vars(module))
 
 # %% ../nbs/plugins.ipynb #96ebd652
 def _read(path: Path) -> bytes:
@@ -111,41 +132,71 @@ def _open(name: str) -> Plugin:
     return Plugin(name, name)
 
 # %% ../nbs/plugins.ipynb #b6434765
-def load_plugin(plugin: str | Plugin) -> Plugin:
-    """Load a plug-in, given as a file, a module or a `Plugin`; one that is loaded is not loaded again.
+def load_plugin(plugin: str | Plugin, scope: Scope | None = None) -> Plugin:
+    """Load a plug-in, given as a file, a module or a `Plugin`, into `scope` (None: the current one).
+
+    A file is executed once in a process, unless its content changes. A run goes on with the content that it began
+    with.
 
     Raises `BadInput` if it does not exist, fails, or registers a name that is already taken.
     """
     plugin = _open(plugin) if isinstance(plugin, str) else plugin
-    if (known := _LOADED.get(plugin.name)) is not None:
-        if known.content != plugin.content and known.source != plugin.source:
-            raise BadInput(f"plugins: {plugin.source} and {known.source} have the same name; expected different ones")
-        if known.content != plugin.content:
-            warnings.warn(f"{plugin.source} has changed since it was loaded; start again to use it", stacklevel=2)
-        return known
-    try:
-        with registering_as(plugin.source):
-            importlib.import_module(plugin.name) if plugin.content is None else _execute(plugin)
-    except XrddiffError:
-        raise
-    except Exception as error:
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else _line(error, plugin)
-        what = str(error).partition("\n")[0]
-        raise BadInput(f"plugins: {plugin.source}{where} failed with {type(error).__name__}: {what}") from error
-    _LOADED[plugin.name] = plugin
+    with open_scope(scope or current_scope()) as scope:
+        known = scope.plugins.get(plugin.name)
+        if known is not None and known.content != plugin.content:
+            if scope is not GROUND:
+                _same_place(known, plugin)
+                warnings.warn(
+                    f"{plugin.source} has changed since it was loaded; this run keeps to what it began with",
+                    stacklevel=2,
+                )
+                return known
+            forget(known.source)  # a notebook that composes again after its plug-in was edited
+        elif known is not None:
+            return known
+        if (key := (plugin.name, plugin.sha256)) in _executed:
+            register_again(_executed[key])
+        else:
+            _executed[key] = _first_time(plugin)
+        scope.plugins[plugin.name] = plugin
     if plugin.sha256:
         _allow([plugin.sha256])
     return plugin
 
 
-def _line(error: Exception, plugin: Plugin) -> str:
-    """The cell and line of the plug-in where an error was raised."""
+def _same_place(known: Plugin, plugin: Plugin) -> None:
+    """Refuse two plug-ins of one name."""
+    if known.source != plugin.source and known.content != plugin.content:
+        raise BadInput(f"plugins: {plugin.source} and {known.source} have the same name; expected different ones")
+
+
+def _first_time(plugin: Plugin) -> list[tuple[Entry, Any]]:
+    """Execute a plug-in in the current scope; returns what it has registered."""
+    try:
+        with registering_as(plugin.source, _module_name(plugin)):
+            importlib.import_module(plugin.name) if plugin.content is None else _execute(plugin)
+    except XrddiffError:
+        raise
+    except Exception as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else raised_at(error, plugin.source)
+        what = str(error).partition("\n")[0]
+        raise BadInput(f"plugins: {plugin.source}{where} failed with {type(error).__name__}: {what}") from error
+    return registered_by(plugin.source)
+
+
+def raised_at(error: BaseException, source: str) -> str:
+    """The cell and line of the plug-in `source` where an error was raised, as in ", line 8"; empty if elsewhere."""
     at, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        at = f"{name.removeprefix(plugin.source)}, line {trace.tb_lineno}" if name.startswith(plugin.source) else at
+        at = f"{name.removeprefix(source)}, line {trace.tb_lineno}" if name.startswith(source) else at
         trace = trace.tb_next
     return at
+
+
+def loaded_plugin(name: str) -> Plugin | None:
+    """The plug-in of this name that is loaded for the current run, else for the process; None if there is none."""
+    return current_scope().plugins.get(name) or GROUND.plugins.get(name)
 
 # %% ../nbs/plugins.ipynb #5939ca9a
 def standing_plugins() -> list[str]:
@@ -154,13 +205,16 @@ def standing_plugins() -> list[str]:
 
 
 def load_standing() -> list[Plugin]:
-    """Load the plug-ins of `XRDDIFF_PLUGINS` and those of installed packages (entry points of the group `xrddiff`)."""
+    """Load the plug-ins of `XRDDIFF_PLUGINS` and those of installed packages (entry points of the group `xrddiff`).
+
+    They belong to the process, not to a run.
+    """
     from importlib.metadata import entry_points
 
-    found = [load_plugin(name) for name in standing_plugins()]
+    found = [load_plugin(name, GROUND) for name in standing_plugins()]
     for point in entry_points(group="xrddiff"):
         try:
-            found.append(load_plugin(Plugin(point.module, point.module)))
+            found.append(load_plugin(Plugin(point.module, point.module), GROUND))
         except BadInput as error:
             warnings.warn(f"the installed plug-in {point.name} is left out: {error}", stacklevel=2)
     return found
@@ -168,7 +222,53 @@ def load_standing() -> list[Plugin]:
 
 def load_plugins(names: Iterable[str]) -> list[Plugin]:
     """Load the plug-ins that are always loaded, then those called `names`."""
-    return load_standing() + [load_plugin(name) for name in names]
+    found = load_standing()
+    for name in names:
+        plugin = load_plugin(name)
+        for other in found:
+            if other.name == plugin.name:
+                _same_place(other, plugin)
+        found.append(plugin)
+    return found
+
+
+@contextmanager
+def plugin_scope(names: Iterable[str] = (), run: str | os.PathLike | None = None) -> Iterator[Scope]:
+    """Within `with`, a run of its own: plug-ins that are loaded there are known there only.
+
+    `names`: these are loaded at once. `run`: of this run folder those are that this process may execute
+    (`need_plugins` says which are missing).
+    """
+    with open_scope() as scope:
+        if names := list(names):
+            load_plugins(names)
+        if run is not None:
+            _load_kept(run, [row for row in kept_plugins(run) if _may_execute(row)])
+        yield scope
+
+# %% ../nbs/plugins.ipynb #8219b503
+def attempt(kind: str, name: str, action: Callable[[], Any], otherwise: Any = None) -> Any:
+    """What `action` returns, which calls something registered.
+
+    If this is of a plug-in and raises, that is no reason to end a run: `otherwise` is returned, and `failure_of` says
+    why.
+    """
+    try:
+        return action()
+    except Exception as error:
+        entry = find(kind, name)
+        if entry.own:
+            raise
+        what = str(error).partition("\n")[0]
+        why = f"could not be computed: {entry.source}{raised_at(error, entry.source)} raised {type(error).__name__}: {what}"
+        if current_scope().failures.setdefault((kind, name), why) == why:
+            warnings.warn(f"the {title(kind)} {name} {why}", stacklevel=2)
+        return otherwise
+
+
+def failure_of(kind: str, name: str) -> str | None:
+    """Why something of a plug-in could not be computed in this run; None if nothing is known of that."""
+    return current_scope().failures.get((kind, name))
 
 # %% ../nbs/plugins.ipynb #fd04eb6c
 def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
@@ -244,20 +344,26 @@ def trust_plugins(run: str | os.PathLike) -> None:
     _load_kept(run, kept_plugins(run))
 
 # %% ../nbs/plugins.ipynb #2dae7811
+def _may_execute(row: dict[str, Any]) -> bool:
+    """Whether this process may load a plug-in of a run: it has executed the same bytes, or this module, before."""
+    return (row["name"], None) in _executed if row["sha256"] is None else row["sha256"] in _allowed()
+
+
 def _load_kept(run: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["sha256"] is None:  # a run folder could name any module that is installed here
-            if row["name"] not in _LOADED:
+            if loaded_plugin(row["name"]) is None and not _may_execute(row):
                 raise BadInput(
                     f"{run} needs the plug-in {row['name']}, a module of which it keeps no copy to trust: expected yours "
                     f"(plugins=[{row['name']}])"
                 )
+            load_plugin(Plugin(row["name"], row["name"]))
             continue
         path = Path(run) / FOLDER / row["name"]
         plugin = Plugin(row["name"], str(path.absolute()), _read(path))
         if plugin.sha256 != row["sha256"]:
             raise BadInput(f"{path} is not the plug-in that the run was made with: its SHA-256 is another one")
-        if row["name"] not in _LOADED:
+        if row["name"] not in current_scope().plugins:
             load_plugin(plugin)
 
 
@@ -269,23 +375,22 @@ def need_plugins(run: str | os.PathLike, named: Iterable[str] = (), *, own: bool
 
     Raises `BadInput` for a missing plug-in: stored copies are executed only if the user trusts them.
     """
-    rows = kept_plugins(run)
+    rows, here = kept_plugins(run), current_scope().plugins
     if own:
-        mine = [r for r in rows if r["name"] not in _LOADED and r["sha256"] and _remembered(r["sha256"])]
+        mine = [r for r in rows if r["name"] not in here and r["sha256"] and _remembered(r["sha256"])]
         _load_kept(run, mine)
-    ready = {r["name"] for r in rows if own} & _LOADED.keys()
-    load_plugins(n for n in named if Path(n).name not in ready)
+    ready = {r["name"] for r in rows if own} & here.keys()
+    load_plugins(n for n in named if plugin_name(n) not in ready)
     for row in rows:
-        if (there := _LOADED.get(row["name"])) is not None:
-            if there.sha256 != row["sha256"]:
-                warnings.warn(
-                    f"{there.source} is not the version of the plug-in that {run} was made with", stacklevel=2
-                )
-        elif row["sha256"] in _allowed():
+        found = loaded_plugin(row["name"])
+        differs = found is not None and found.sha256 != row["sha256"]
+        if row["name"] not in here and (found is None or differs) and _may_execute(row):
             _load_kept(run, [row])
-        else:
+        elif found is None:
             raise BadInput(
                 f"{run} needs the plug-in {row['name']}, and opening a run executes no code of it: expected yours "
                 f"(plugins=[{row['source']}]), or --trust-plugins (in Python xd.open_run(…, trust_plugins=True)), which "
                 "executes the copy that the run keeps"
             )
+        elif differs:
+            warnings.warn(f"{found.source} is not the version of the plug-in that {run} was made with", stacklevel=2)

@@ -10,10 +10,12 @@ import inspect
 import json
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from .errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'forget', 'registering_as', 'title',
+__all__ = ['KINDS', 'GROUND', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'Scope', 'current_scope',
+           'open_scope', 'plugin_name', 'registered_by', 'forget', 'registering_as', 'register_again', 'title',
            'registering_modules', 'without_index', 'collect', 'write_index', 'entries', 'find', 'get', 'name_of',
            'options', 'by_suffix', 'Names', 'range_problem', 'check_options']
 
@@ -31,65 +34,170 @@ __all__ = ['KINDS', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind'
 class Kind:
     """A kind of thing that is chosen by name.
 
-    `help`: one line. `given`: the parameters that the program fills in. `closed`: plug-ins can add
-    none.
+    `help`: one line. `call`: how it is called, as `f(…)`, and what it returns. `given`: the parameters
+    that the program fills in. `closed`: plug-ins can add none.
     """
 
     help: str
+    call: str = ""
     given: tuple[str, ...] = ()
     closed: bool = False
 
 
 KINDS: dict[str, Kind] = {
-    "sampler": Kind("how noise becomes a sample"),
-    "noise_schedule": Kind("how noise grows with time in the training of eps, x0 and v", given=("T",)),
-    "sigma_schedule": Kind(
-        "noise levels of a sampler's steps", given=("n", "sigma_min", "sigma_max", "rho", "alphas_bar")
+    "sampler": Kind(
+        "how noise becomes a sample",
+        "f(denoise, x, sigmas, *, cond, noise, callback): the state at sigmas[-1], float64 like x. x: the state at "
+        "sigmas[0], (B, C, H, W) float64; sigmas: falling noise levels, float64, the last may be 0; denoise(x, sigma, "
+        "cond): the clean frame, float64; noise(): standard normal numbers like x; callback: None, or is told "
+        '{"i", "sigma", "x", "denoised"} of each step',
     ),
-    "parameterisation": Kind("what the network of a denoiser predicts", given=("sigma", "sigma_data")),
-    "training_noise": Kind("noise levels at which a denoiser is trained"),
+    "noise_schedule": Kind(
+        "how noise grows with time in the training of eps, x0 and v",
+        "f(T): (T,) float64, the falling ᾱ₁ … ᾱ_T, above 0 and at most 1",
+        given=("T",),
+    ),
+    "sigma_schedule": Kind(
+        "noise levels of a sampler's steps",
+        "f(n): n + 1 falling noise levels, (n + 1,) float64, the last 0; gets sigma_min, sigma_max, rho or alphas_bar "
+        "(T,) if it has a parameter of that name",
+        given=("n", "sigma_min", "sigma_max", "rho", "alphas_bar"),
+    ),
+    "parameterisation": Kind(
+        "what the network of a denoiser predicts",
+        "f(sigma, sigma_data): c_skip, c_out and c_in of D(x) = c_skip x + c_out F(c_in x), each float64 like sigma",
+        given=("sigma", "sigma_data"),
+    ),
+    "training_noise": Kind(
+        "noise levels at which a denoiser is trained",
+        "f(): a TrainingNoise, whose sigma(z) is positive, float64 and rises with the standard normal numbers z",
+    ),
     "objective": Kind(
         "what a denoiser is trained for",
+        "f(denoiser, noise): a module; (batch, step) -> a dict with loss, (B,) float32",
         given=("denoiser", "noise", "steps", "levels", "weighting", "min_snr_gamma", "condition_dropout", "seed"),
     ),
-    "weighting": Kind("weight of a denoiser's loss over noise levels", given=("sigma", "sigma_data", "gamma")),
+    "weighting": Kind(
+        "weight of a denoiser's loss over noise levels",
+        "f(sigma, sigma_data, gamma): the weight, not negative, float64 like sigma",
+        given=("sigma", "sigma_data", "gamma"),
+    ),
     "loss": Kind(
-        "reconstruction term of an autoencoder", given=("gain", "pedestal", "read_noise", "reference_intensity")
+        "reconstruction term of an autoencoder",
+        "f(prediction, target, mask): (B,) float32, a number for each frame. prediction, target: (B, 1, H, W) float32 "
+        "network values, or photons if registered with photons=True; mask: the same shape, bool, True = valid, or "
+        "None. What is under the mask must not matter, NaN neither",
+        given=("gain", "pedestal", "read_noise", "reference_intensity"),
     ),
-    "annealing": Kind("how the weight of the KL term rises"),
-    "transform": Kind("what is done to frames before a network sees them"),
+    "annealing": Kind("how the weight of the KL term rises", "f(x): 0 to 1, rising, for x from 0 to 1"),
+    "transform": Kind(
+        "what is done to frames before a network sees them",
+        "f(): a transforms.values.Transform whose attribute name is its registered name. Each argument of the constructor "
+        "is an attribute of the same name, so that it can be saved. forward(x, mask): float32, 0 under the mask; "
+        "inverse(y) gives x back if invertible. Both take NumPy arrays and PyTorch tensors",
+    ),
     "network": Kind(
-        "network of a denoiser", given=("in_channels", "out_channels", "mask_channel", "conditions", "maps")
+        "network of a denoiser",
+        "f(*, in_channels, out_channels, mask_channel, conditions): a module; (x, noise_label, cond) -> (B, "
+        "out_channels, H, W). x: (B, in_channels, H, W) float32; noise_label: (B,) float32; cond: a dict of tensors "
+        "(B,), or None. config: the arguments that build it again; downsampling: H and W are multiples of it",
+        given=("in_channels", "out_channels", "mask_channel", "conditions", "maps"),
     ),
-    "augmentation": Kind("change of training frames that the network is told", given=("frames",)),
-    "condition_map": Kind("what is known about each place of a frame", given=("frames",)),
+    "augmentation": Kind(
+        "change of training frames that the network is told",
+        "f(frames): a loading.augmentations.Augmentation; values(x, mask, done, rng): (y, x), the changed frame",
+        given=("frames",),
+    ),
+    "condition_map": Kind(
+        "what is known about each place of a frame",
+        "f(frames): a function of the number of a frame that returns (y, x) float32",
+        given=("frames",),
+    ),
     "autoencoder": Kind(
         "model that turns frames into a latent and back",
         given=("in_channels", "out_channels", "latent_channels", "quantizer"),
         closed=True,
     ),
-    "kernel": Kind("how far the particles of a posterior feel each other", given=("shape",)),
-    "tempering": Kind("how the weight of the score rises while particles move", given=("progress",)),
-    "particle_sampler": Kind(
-        "how a crystal's posterior is sampled, from draws at its maximum", given=("target", "z", "ring", "words")
+    "kernel": Kind("how far the particles of a posterior feel each other", "f(): a Kernel", given=("shape",)),
+    "tempering": Kind(
+        "how the weight of the score rises while particles move",
+        "f(progress): the weight, not negative, for progress from 0 to 1",
+        given=("progress",),
     ),
-    "posterior": Kind("how it is drawn what the pixels of a frame may have been", given=("job", "frame")),
-    "quantizer": Kind("codebook of a vector-quantised autoencoder", given=("codes", "channels", "levels")),
-    "metric": Kind("number that a report says about frames"),
-    "distance": Kind("how far samples are from real frames"),
-    "mask_rule": Kind("rule of automatic masking", given=("x", "values", "stats")),
-    "callback": Kind("what looks on while a model trains"),
-    "tracker": Kind("where the numbers of a training are shown", given=("run",)),
-    "health_rule": Kind("what can be wrong with a training, and what to try", given=("e",)),
-    "reader": Kind("reader of a file format", given=("path", "paths", "dataset", "axes")),
-    "writer": Kind("writer of a file format", given=("ds", "path", "progress")),
-    "chart": Kind("what is drawn of a training, epoch by epoch", given=("history", "ax")),
-    "exporter": Kind("format of an exported model"),
-    "launcher": Kind("what starts workers, as in --workers=local:2", given=("what",)),
-    "stream_source": Kind("where frames arrive from", given=("source", "told")),
-    "command": Kind("command that `xrddiff submit` executes on every rank of a job", given=("words", "ranks")),
-    "search": Kind("how a sweep chooses settings", given=("plan", "seed")),
-    "pruner": Kind("which trials of a sweep end early for their loss"),
+    "particle_sampler": Kind(
+        "how a crystal's posterior is sampled, from draws at its maximum",
+        "f(target, z, ring, words): the draws, see posteriors.crystal_sampling",
+        given=("target", "z", "ring", "words"),
+    ),
+    "posterior": Kind(
+        "how it is drawn what the pixels of a frame may have been",
+        "f(job, frame): the draws, see inference.posterior",
+        given=("job", "frame"),
+    ),
+    "quantizer": Kind(
+        "codebook of a vector-quantised autoencoder",
+        "a class derived from models.codebook.Quantizer; of(channels, codes=K) builds it, (B, channels, h, w) -> its "
+        "codes",
+        given=("codes", "channels", "levels"),
+    ),
+    "metric": Kind(
+        "number that a report says about frames",
+        'of frames: f(reference, test), or f(frames) if registered with of="frames": (n,), a number for each frame, NaN where '
+        "there is none. Each is a set of frames: intensity (frame, y, x) and mask, (y, x) or (frame, y, x), True = valid. "
+        "What is under the mask must not matter",
+    ),
+    "distance": Kind(
+        "how far samples are from real frames",
+        "f(reference, test): a number. Both are metrics.set_summaries.SetSummary",
+    ),
+    "mask_rule": Kind(
+        "rule of automatic masking",
+        "of a frame: f(x, values): where x (y, x) is bad, bool (y, x), or None for nowhere. values: frames.masks.Values. "
+        "With series=True: f(stats), stats: frames.masks.SeriesStatistics",
+        given=("x", "values", "stats"),
+    ),
+    "callback": Kind("what looks on while a model trains", "f(): a training.callbacks.Callback"),
+    "tracker": Kind("where the numbers of a training are shown", "f(run): a tracker of accelerate", given=("run",)),
+    "health_rule": Kind(
+        "what can be wrong with a training, and what to try",
+        "f(e): None, or what was found, in a sentence. e: telemetry.rules.Evidence. Traits: severity, when, cause, remedy, "
+        "source",
+        given=("e",),
+    ),
+    "reader": Kind(
+        "reader of a file format",
+        "f(path): a dict of the words of frames.frames.make_frames, intensity (frame, y, x) among them. Trait suffixes",
+        given=("path", "paths", "dataset", "axes"),
+    ),
+    "writer": Kind(
+        "writer of a file format",
+        "f(ds, path, progress): writes the frames ds to path. Trait suffixes",
+        given=("ds", "path", "progress"),
+    ),
+    "chart": Kind(
+        "what is drawn of a training, epoch by epoch",
+        "f(history, ax): the axes. history: the table metrics/epochs.csv; BadInput where it lacks the columns. Trait title",
+        given=("history", "ax"),
+    ),
+    "exporter": Kind("format of an exported model", "f(): an exports.exporters.Exporter"),
+    "launcher": Kind(
+        "what starts workers, as in --workers=local:2", "f(what): execution.workers.Workers", given=("what",)
+    ),
+    "stream_source": Kind(
+        "where frames arrive from", "f(source, told): see streaming.arrivals", given=("source", "told")
+    ),
+    "command": Kind(
+        "command that `xrddiff submit` executes on every rank of a job",
+        "f(words, ranks): a slurm.job.RankCommand",
+        given=("words", "ranks"),
+    ),
+    "search": Kind("how a sweep chooses settings", "f(plan, seed): a sampler of Optuna", given=("plan", "seed")),
+    "pruner": Kind("which trials of a sweep end early for their loss", "f(): a pruner of Optuna"),
+    "probe": Kind(
+        "how something of a plug-in is tried before a run uses it",
+        "f(thing, entry): yields what it has found to be right, and raises Refused for what is not",
+        closed=True,
+    ),
 }
 
 # %% ../nbs/registry.ipynb #825f7fe5
@@ -206,7 +314,7 @@ class Entry:
 
 
 _LIVE: dict[tuple[str, str], tuple[Entry, Any]] = {}  # registered by the modules imported so far
-_plugin: list[str] = []  # the plug-in that is being loaded
+_plugin: list[tuple[str, str]] = []  # the plug-in that is being loaded: its source, and its module ("": any)
 
 
 def register(kind: str, name: str | None = None, *, help: str | None = None, **traits: Any) -> Callable[[Any], Any]:
@@ -220,11 +328,12 @@ def register(kind: str, name: str | None = None, *, help: str | None = None, **t
     Raises `BadInput` for an unknown kind or a name that is already taken.
     """
     known_kind(kind)
+    caller = sys._getframe(1).f_globals.get("__name__", "")
 
     def enter(thing: Any) -> Any:
         text = help or (inspect.getdoc(thing) or "").partition("\n")[0]
-        ours = thing.__module__.startswith("xrddiff.")  # even if a plug-in imports it
-        source = _plugin[-1] if _plugin and not ours else thing.__module__
+        ours = caller.startswith("xrddiff.")  # even if a plug-in imports it
+        source = caller if ours else _plugin_of(caller) or thing.__module__
         _enter(Entry(kind, name or thing.__name__, text, source, _options_of(thing, KINDS[kind].given), traits), thing)
         return thing
 
@@ -237,30 +346,97 @@ def known_kind(kind: str) -> str:
         raise BadInput(f"there is no kind {kind!r} of things with a name{nearest(str(kind), KINDS)}")
     return kind
 
+
+def _plugin_of(caller: str) -> str | None:
+    """The plug-in whose module `caller` registers something; None for a module that it only imports, which
+    Python imports once in a process, whoever needs it next.
+    """
+    source, module = _plugin[-1] if _plugin else ("", "")
+    return source if source and f"{caller}.".startswith(f"{module}." if module else "") else None
+
 # %% ../nbs/registry.ipynb #d06f17b5
+@dataclass(eq=False)
+class Scope:
+    """What plug-ins have added for one run, or (`GROUND`) for the whole process.
+
+    `plugins`: those that were loaded, by name; each hides what a plug-in of the same name has added to the
+    process. `names`: what they have registered. `failures`: why something of them could not be computed, by kind and
+    name.
+    """
+
+    plugins: dict[str, Any] = field(default_factory=dict)
+    names: dict[tuple[str, str], tuple[Entry, Any]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+GROUND = Scope(names=_LIVE)
+_scope: ContextVar[Scope] = ContextVar("scope of plug-ins", default=GROUND)
+
+
+def current_scope() -> Scope:
+    """The scope in which plug-ins are loaded now."""
+    return _scope.get()
+
+
+@contextmanager
+def open_scope(scope: Scope | None = None) -> Iterator[Scope]:
+    """Within `with`, plug-ins are loaded into `scope` (None: a new one), and what they register is known there only."""
+    token = _scope.set(Scope() if scope is None else scope)
+    try:
+        yield _scope.get()
+    finally:
+        _scope.reset(token)
+
+
+def _registered() -> dict[tuple[str, str], tuple[Entry, Any]]:
+    """What is registered, as it is seen from the current scope."""
+    scope = _scope.get()
+    if scope is GROUND:
+        return _LIVE
+    hidden = [k for k, (e, _) in _LIVE.items() if not e.own and plugin_name(e.source) in scope.plugins]
+    return {k: pair for k, pair in _LIVE.items() if k not in hidden} | scope.names
+
+
+def plugin_name(source: str) -> str:
+    """The name of the plug-in at `source`: that of its file, or the whole name of its module."""
+    return Path(source).name
+
+
 def _enter(entry: Entry, thing: Any) -> None:
     if entry.source == "__main__" and (known := _index().get((entry.kind, entry.name))):
         entry = replace(entry, source=known.source)  # the notebook of its module is being executed
     if KINDS[entry.kind].closed and not entry.own:
         raise BadInput(f"{entry.source}: a plug-in cannot add an {title(entry.kind)}")
-    key = entry.kind, entry.name
-    other = _LIVE[key][0] if key in _LIVE else _index().get(key)
-    if other and other.source != entry.source and "__main__" not in (other.source, entry.source):
+    key, known = (entry.kind, entry.name), _registered()
+    other = known[key][0] if key in known else _index().get(key)
+    alike = other is None or plugin_name(other.source) == plugin_name(entry.source)
+    if not alike and "__main__" not in (other.source, entry.source):
         whose = "is part of xrddiff" if other.own else f"comes from {other.source}"
         raise BadInput(f"{entry.source}: the {title(entry.kind)} {entry.name!r} {whose} already; expected another name")
-    _LIVE[key] = entry, thing
+    by_plugin = any(entry.source == source for source, _ in _plugin)
+    (_scope.get().names if by_plugin else _LIVE)[key] = entry, thing
+
+
+def registered_by(source: str) -> list[tuple[Entry, Any]]:
+    """What the plug-in at `source`, or of this name, has registered, each entry with its function or class."""
+    own = {source, plugin_name(source)}
+    return [(e, thing) for e, thing in _registered().values() if not e.own and plugin_name(e.source) in own]
 
 
 def forget(source: str) -> None:
     """Remove everything that the plug-in `source` has registered."""
-    for key in [key for key, (entry, _) in _LIVE.items() if entry.source == source]:
-        del _LIVE[key]
+    for names in (_LIVE, _scope.get().names):
+        for key in [key for key, (entry, _) in names.items() if entry.source == source]:
+            del names[key]
 
 
 @contextmanager
-def registering_as(source: str) -> Iterator[None]:
-    """Within `with`, registrations belong to the plug-in `source`; they are removed if it fails."""
-    _plugin.append(source)
+def registering_as(source: str, module: str = "") -> Iterator[None]:
+    """Within `with`, registrations belong to the plug-in `source`; they are removed if it fails.
+
+    `module`: only those of this module and of modules within it; of any module unless given.
+    """
+    _plugin.append((source, module))
     try:
         yield
     except BaseException:
@@ -268,6 +444,13 @@ def registering_as(source: str) -> Iterator[None]:
         raise
     finally:
         _plugin.pop()
+
+
+def register_again(found: Sequence[tuple[Entry, Any]]) -> None:
+    """Add to the current scope what a plug-in has registered before in another one, see `registered_by`."""
+    for entry, thing in found:
+        with registering_as(entry.source):
+            _enter(entry, thing)
 
 
 def title(kind: str) -> str:
@@ -364,7 +547,7 @@ def entries(kind: str) -> dict[str, Entry]:
         for module in registering_modules(kind):
             importlib.import_module(module)
     found = {name: entry for (k, name), entry in _index().items() if k == kind}
-    return found | {name: entry for (k, name), (entry, _) in _LIVE.items() if k == kind}
+    return found | {name: entry for (k, name), (entry, _) in _registered().items() if k == kind}
 
 
 def find(kind: str, name: str) -> Entry:
@@ -377,14 +560,16 @@ def find(kind: str, name: str) -> Entry:
 
 def get(kind: str, name: str) -> Any:
     """The function or class called `name`; imports its module. Raises `BadInput` if there is none."""
-    if (kind, name) not in _LIVE:
+    known = _registered()
+    if (kind, name) not in known:
         importlib.import_module(find(kind, name).source)
-    return _LIVE[kind, name][1]
+        known = _registered()
+    return known[kind, name][1]
 
 
 def name_of(kind: str, thing: Any) -> str:
     """The name under which `thing` is registered; raises `BadInput` if it is not."""
-    found = [name for (k, name), (_, other) in _LIVE.items() if k == kind and other is thing]
+    found = [name for (k, name), (_, other) in _registered().items() if k == kind and other is thing]
     if not found:
         raise BadInput(
             f"{thing.__name__} is no registered {title(kind)}; expected @register({kind!r}) where it is defined"

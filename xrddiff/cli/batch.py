@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
+from ..mediums import complain, console, for_json, for_shell, say
 
 if TYPE_CHECKING:
     from xrddiff.slurm.job import RankCommand
@@ -88,7 +87,7 @@ def _print_or_submit(plan: Plan, args: argparse.Namespace) -> int:
     if args.dry_run or args.output:
         write_or_print(plan.cluster_script(), args.output)
         return 0
-    print("\n".join(sent_lines(plan, send_plan(plan))))
+    say(*sent_lines(plan, send_plan(plan)))
     return 0
 
 
@@ -100,7 +99,7 @@ def _run_here(plan: Plan, args: argparse.Namespace) -> int:
     if args.dry_run or args.output:
         write_or_print(script, args.output)
         return 0
-    print(f"{ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)} on this machine", flush=True)
+    say(f"{ranks} rank{'s' * (ranks > 1)} of {threads} thread{'s' * (threads > 1)} on this machine", flush=True)
     code, folder = run_here(script), str(plan.job.folder())
     if (
         code in (REQUEUE, INTERRUPTED)
@@ -109,10 +108,10 @@ def _run_here(plan: Plan, args: argparse.Namespace) -> int:
         and Path(folder, "config.yaml").is_file()
     ):
         word = "resume=" + (folder if re.fullmatch(r"[\w./-]+", folder, re.ASCII) else quoted(folder))
-        print(f"xrddiff: stopped before its end; to go on: the same command with {shlex.quote(word)}", file=sys.stderr)
+        complain(f"stopped before its end; to go on: the same command with {for_shell([word])}")
     elif code in (REQUEUE, INTERRUPTED) and plan.job.kind == "command":
-        words = shlex.join(plan.job.argv)
-        print(f"xrddiff: stopped before its end; to go on: the same job with the words {words}", file=sys.stderr)
+        words = for_shell(plan.job.argv)
+        complain(f"stopped before its end; to go on: the same job with the words {words}")
     return code
 
 # %% ../../nbs/cli/batch.ipynb #4316c03c
@@ -128,7 +127,7 @@ def write_or_print(text: str, output: str | None, what: str = "script") -> None:
         Path(output).write_bytes(os.fsencode(text))
     except OSError as error:
         raise BadInput(f"cannot write {output}: {error.strerror}") from None
-    print(f"{what}: {output}", file=sys.stderr)
+    say(f"{what}: {output}", file=sys.stderr)
 
 # %% ../../nbs/cli/batch.ipynb #a8aeff0f
 def status(args: argparse.Namespace) -> int:
@@ -139,12 +138,12 @@ def status(args: argparse.Namespace) -> int:
 
     rows = job_rows(args.jobs, args.last)
     if args.json:
-        print(json.dumps(rows, indent=2))
+        say(for_json(rows), breaks=True)
     elif rows:
         width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else 160
-        print(status_table(rows, width))
+        say(status_table(rows, width), breaks=True)
     else:
-        print("no jobs")
+        say("no jobs")
     return 0
 
 
@@ -164,7 +163,7 @@ def cancel(args: argparse.Namespace) -> int:
     """Cancel jobs, given by number or by run folder."""
     from xrddiff.slurm.known_jobs import cancel_targets
 
-    print("cancelled " + ", ".join(map(str, cancel_targets(args.targets))))
+    say("cancelled " + ", ".join(map(str, cancel_targets(args.targets))))
     return 0
 
 # %% ../../nbs/cli/batch.ipynb #1c507b80
@@ -188,14 +187,8 @@ def profiles(args: argparse.Namespace) -> int:
                 (p.name, str(p.nodes), str(p.ranks), str(p.nodes * p.cpus_per_node), gpus, p.time_limit, p.description),
             )
         )
-    _print_table(table)
+    console(160).print(table)
     return 0
-
-
-def _print_table(table: Any) -> None:
-    from rich.console import Console
-
-    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
 
 # %% ../../nbs/cli/batch.ipynb #bfa7f61e
 def add_command(

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..gate import from_json, read_bytes
 from .batch import add_command, rank_command, write_or_print
 from ..errors import BadInput
+from ..mediums import say
 from ..registry import register
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def comm_test(args: argparse.Namespace) -> int:
     finally:
         close_distributed()
     if info.process_id == 0:
-        print(report.to_json() if args.json else report, flush=True)
+        say(report.to_json() if args.json else report, flush=True, breaks=True)
     return 0 if report.passed else 1
 
 
@@ -119,9 +120,9 @@ def scaling(args: argparse.Namespace) -> int:
     if args.figure:
         _draw(table, args.figure)
     if args.json:
-        print(table.to_json(orient="records", indent=2))
+        say(table.to_json(orient="records", indent=2), breaks=True)
     else:
-        print(head + table.to_string(index=False, float_format="{:.3g}".format))
+        say(head + table.to_string(index=False, float_format="{:.3g}".format), breaks=True)
     return 0
 
 
@@ -216,7 +217,7 @@ def _measured_network(file: str) -> Network:
     from xrddiff.ranks.networks import report_network
 
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = from_json(read_bytes(file), file)
         report = CommReport(
             found["num_processes"], found["num_nodes"], found["backend"], found["rounds"], found["messages"]
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from .arguments import frame_words
 from ..errors import BadInput
+from ..mediums import say
 from ..registry import entries
 
 # %% auto #0
@@ -41,7 +42,7 @@ def posterior_crystal(args: argparse.Namespace) -> int:
         args.steps, args.seed, frame_words(args.words), _priors(args.prior),
         {k: v for k, v in settings.items() if v is not None},
     )  # fmt: skip
-    tell = lambda path: print(f"posterior: {path}", flush=True)  # noqa: E731
+    tell = lambda path: say(f"posterior: {path}", flush=True)  # noqa: E731
     path = execute_crystal_posterior(plan, args.output, on_start=tell)
     if world_rank() > 0:
         return 0

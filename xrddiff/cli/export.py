@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..mediums import say
 from ..registry import entries
 
 # %% ../../nbs/cli/export.ipynb #4c29812e
@@ -19,8 +20,8 @@ def export(args: argparse.Namespace) -> int:
 
     path = export_run(args.run, args.format, args.output, args.words)
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        print(f"{file.relative_to(path).as_posix():<40} {size(file)}")
-    print(f"exported: {path}")
+        say(f"{file.relative_to(path).as_posix():<40} {size(file)}")
+    say(f"exported: {path}")
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import frame_words, picture_name, writable
 from ..errors import BadInput
+from ..mediums import console, for_terminal, say
 
 if TYPE_CHECKING:
     from xrddiff.indexing.indexer import Indexing
@@ -83,7 +84,7 @@ def _rich_table(indexing: Indexing, most: int = 20) -> Any:
                 f"{row['rmsd_px']:.2f}",
                 f"{row['rmsd_inverse_angstrom']:.4f}",
             ]
-        table.add_row(str(frame), *cells, str(row["reason"]))
+        table.add_row(str(frame), *cells, for_terminal(row["reason"]))
     return table
 
 
@@ -91,8 +92,6 @@ def data_index(args: argparse.Namespace) -> int:
     """Find the lattices of frames; print a table, draw a frame, and write a CSV file and a CrystFEL
     stream.
     """
-    from rich.console import Console
-
     from xrddiff.files import writing
     from xrddiff.indexing.indexer import index_frames
     from xrddiff.indexing.stream import write_stream
@@ -112,18 +111,17 @@ def data_index(args: argparse.Namespace) -> int:
     indexing = index_frames(
         ds, cell, frames=frames, lattices=args.lattices, distance_range=args.distance_range, controls=args.controls
     )
-    console = Console(width=None if os.isatty(1) else 200, highlight=False)
-    console.print(_rich_table(indexing))
+    console(200).print(_rich_table(indexing))
     if len(frames) > 20:
-        print(f"… {len(frames) - 20} more in {csv}")
-    print(*_summary(indexing, cell is not None), sep="\n")
+        say(f"… {len(frames) - 20} more in {csv}")
+    say(*_summary(indexing, cell is not None))
     best = int(indexing.table.sort_values(["lattices", "indexed"], ascending=False, kind="stable").index[0])
     with writing(picture) as part:
         part.write_bytes(png(show_indexing(ds, indexing, best).figure, dpi=110, palette=False))
     with writing(csv) as part:
         indexing.table.to_csv(part)
     write_stream(stream, ds, indexing, os.path.abspath(args.file))
-    print(f"picture: {picture}", f"table: {csv}", f"stream: {stream}", sep="\n")
+    say(f"picture: {picture}", f"table: {csv}", f"stream: {stream}")
     return 0
 
 # %% ../../nbs/cli/indexing.ipynb #3fc48a43

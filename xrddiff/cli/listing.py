@@ -9,6 +9,7 @@ __all__ = ['option_line', 'kinds_table', 'names_table', 'list_names', 'add_list'
 import argparse
 from typing import Any
 
+from ..mediums import console, for_terminal, plain_text
 from ..registry import KINDS, Entry, Option, entries, known_kind, title
 
 # %% ../../nbs/cli/listing.ipynb #2dcfe746
@@ -29,7 +30,7 @@ def _row(entry: Entry) -> tuple[str, str, str]:
     lines = [entry.help, *(f"  {option_line(o)}" for o in entry.options.values())]
     if suffixes := entry.traits.get("suffixes"):
         lines.append(f"  files that end in {', '.join(suffixes)}")
-    return entry.name, "\n".join(lines), entry.source
+    return plain_text(entry.name), "\n".join(map(plain_text, lines)), plain_text(entry.source)
 
 # %% ../../nbs/cli/listing.ipynb #c9b1b2af
 def kinds_table():
@@ -39,7 +40,7 @@ def kinds_table():
     table = Table("kind", "", "names", show_edge=False, pad_edge=False, box=None)
     for kind, about in KINDS.items():
         if names := ", ".join(entries(kind)):
-            table.add_row(kind, about.help, names)
+            table.add_row(kind, about.help, for_terminal(names))
     return table
 
 
@@ -48,25 +49,21 @@ def names_table(kind: str):
     unknown kind.
     """
     from rich.table import Table
+    from rich.text import Text
 
     known_kind(kind)
     table = Table(title(kind), "", "source", show_edge=False, pad_edge=False, box=None)
     for entry in entries(kind).values():
-        table.add_row(*_row(entry))
+        table.add_row(*map(Text, _row(entry)))
     return table
 
 # %% ../../nbs/cli/listing.ipynb #f7c05ed0
 def list_names(args: argparse.Namespace) -> int:
     """Print what can be chosen by name, of one kind or of all: `xrddiff list sampler`."""
-    import sys
-
-    from rich.console import Console
-
     from xrddiff.plugins import load_standing
 
     load_standing()
-    console = Console() if sys.stdout.isatty() else Console(width=150)
-    console.print(kinds_table() if args.kind is None else names_table(args.kind), highlight=False)
+    console(150).print(kinds_table() if args.kind is None else names_table(args.kind))
     return 0
 
 

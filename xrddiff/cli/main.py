@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..gate import read_json
 from .. import __version__
 from .arguments import add_frames_and_mask
 from .batch import add_commands, cut_command
+from .checking import add_check
 from .cluster_tools import add_tools
-from .data import add_data, console, short_number
+from .data import add_data, short_number
 from .export import add_export
 from .lab import add_lab
 from .listing import add_list
@@ -29,6 +31,7 @@ from .watching import add_watch, beside, is_terminal
 from .streaming import add_streams
 from .studies import add_studies
 from ..errors import BadInput, XrddiffError, nearest
+from ..mediums import complain, console, for_terminal, say
 from ..registry import entries
 
 # %% ../../nbs/cli/main.ipynb #b41b8e9a
@@ -39,24 +42,25 @@ def run(args: argparse.Namespace) -> int:
     """
     from xrddiff.config import compose_config, note_unused
     from xrddiff.overrides import expand_multirun
+    from xrddiff.plugins import plugin_scope
     from xrddiff.saved_config import to_yaml
 
     sweep = expand_multirun(args.overrides) if args.multirun else [list(args.overrides)]
-    composed = [
-        (overrides, compose_config(overrides)) for overrides in sweep
-    ]  # all of them, before the first one starts
-    for overrides, cfg in composed:
-        note_unused(cfg, overrides)
+    composed = []
+    for overrides in sweep:  # all of them, before the first one starts
+        with plugin_scope():
+            composed.append((overrides, cfg := compose_config(overrides)))
+            note_unused(cfg, overrides)
     if args.dry_run:
         from xrddiff.execution.checks import check_runs
 
         check_runs(cfg for _, cfg in composed)
-        print("---\n".join(to_yaml(cfg) for _, cfg in composed), end="")
+        say("---\n".join(to_yaml(cfg) for _, cfg in composed).removesuffix("\n"), breaks=True)
         return 0
     failed, done = [], []
     for i, (overrides, cfg) in enumerate(composed):
         if len(composed) > 1:
-            print(f"\n=== run {i + 1} of {len(composed)}: {' '.join(overrides)}", flush=True)
+            say("", f"=== run {i + 1} of {len(composed)}: {' '.join(overrides)}", flush=True)
         try:
             if code := _run_one(overrides, cfg, done, plain=args.plain or not is_terminal()):
                 return code  # stopped by a signal: the runs that follow are not started
@@ -64,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
             if len(composed) == 1:
                 raise
             failed.append(error)
-            _complain(error)
+            complain(error)
     if failed:
-        print(f"xrddiff: {len(failed)} of {len(composed)} runs failed", file=sys.stderr)
+        complain(f"{len(failed)} of {len(composed)} runs failed")
     if len(done) > 1:
         _compare(done, Path(composed[0][1].output_dir))
     return max((_exit_code(error) for error in failed), default=0)
@@ -80,9 +84,9 @@ def _compare(runs: Sequence[Path], output: Path) -> None:
 
     folder = output.expanduser() / "comparisons" / time.strftime("%Y-%m-%d/%H-%M-%S")
     try:
-        print(f"\ncomparison: {execute_comparison(runs, folder)}")
+        say("", f"comparison: {execute_comparison(runs, folder)}")
     except (XrddiffError, OSError) as error:
-        print(f"xrddiff: note: the runs could not be compared: {error}", file=sys.stderr)
+        complain(f"note: the runs could not be compared: {error}")
 
 
 def _advice(path: Path, error: BaseException) -> str:
@@ -108,7 +112,7 @@ def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: boo
 
     def on_start(path: Path) -> None:
         started.append(path)
-        print(f"run: {path}", flush=True)
+        say(f"run: {path}", flush=True)
         show(path)
 
     try:
@@ -116,7 +120,7 @@ def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: boo
             path = execute_run(overrides, cfg, on_start=on_start, terminal=plain)
     except (KeyboardInterrupt, XrddiffError) as error:
         if started:
-            print(f"xrddiff: {_advice(started[0], error)}", file=sys.stderr)
+            complain(_advice(started[0], error))
         raise
     if world_rank() > 0:
         return 0
@@ -135,26 +139,19 @@ def summary_table(rows: dict[str, Any]):
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("")
     for c in columns:
-        table.add_column(str(c), justify="right")
+        table.add_column(for_terminal(c), justify="right")
     for name, row in rows.items():
         values = row if isinstance(row, dict) else {columns[0]: row}
-        table.add_row(name, *(short_number(values.get(c)) for c in columns))
+        table.add_row(for_terminal(name), *(for_terminal(short_number(values.get(c))) for c in columns))
     return table
 
 
 def show_summary(path: Path) -> None:
     """Print the summary of a run folder, if it has one, and where its report is."""
-    import json
-
     summary, report = path / "metrics" / "summary.json", path / "report.html"
-    if summary.is_file():
-        try:
-            rows = json.loads(summary.read_text(encoding="utf-8"))
-        except ValueError:
-            raise BadInput(f"{summary} is not JSON") from None
-        if rows:
-            console().print(summary_table(rows))
-    print(f"report: {report}" if report.is_file() else f"run: {path}")
+    if summary.is_file() and (rows := read_json(summary, dict[str, Any], 1 << 20)):
+        console().print(summary_table(rows))
+    say(f"report: {report}" if report.is_file() else f"run: {path}")
 
 # %% ../../nbs/cli/main.ipynb #99b3c1aa
 def sample(args: argparse.Namespace) -> int:
@@ -172,7 +169,7 @@ def sample(args: argparse.Namespace) -> int:
         words,
         name=args.name,
         workers=args.workers,
-        on_start=lambda path: print(f"samples: {path}", flush=True),
+        on_start=lambda path: say(f"samples: {path}", flush=True),
     )
     show_summary(folder)
     return 0
@@ -208,7 +205,7 @@ def interpolate(args: argparse.Namespace) -> int:
 
 
 def _on_frames(execute: Any, args: argparse.Namespace, kind: str, given: dict[str, Any]) -> int:
-    tell = lambda path: print(f"{kind}: {path}", flush=True)  # noqa: E731
+    tell = lambda path: say(f"{kind}: {path}", flush=True)  # noqa: E731
     show_summary(execute(args.run, kind, list(args.words), name=args.name, on_start=tell, **given))
     return 0
 
@@ -280,7 +277,7 @@ class _WordsHelp(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, **kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        print(parser.format_help() + "\n" + words_help())
+        say(parser.format_help() + "\n" + words_help(), breaks=True)
         parser.exit()
 
 
@@ -384,6 +381,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_data(commands)
     add_list(commands)
+    add_check(commands)
     add_settings(commands)
     add_watch(commands)
     add_commands(commands)
@@ -426,18 +424,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command `xrddiff`; returns the exit code, as `EXIT_CODES` says."""
     import warnings
 
+    from xrddiff.plugins import plugin_scope
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plugin_scope():
             warnings.showwarning = _warn
             args = parse(sys.argv[1:] if argv is None else list(argv))
             if getattr(args, "trust_plugins", False):
                 _trust(args)
             return args.command(args)
     except XrddiffError as error:
-        _complain(error)
+        complain(error)
         return _exit_code(error)
     except KeyboardInterrupt:
-        print("xrddiff: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except BrokenPipeError:  # `xrddiff data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -460,17 +460,15 @@ def command_line() -> NoReturn:
 
     One of several ranks ends with `end_rank`, without the interpreter's shutdown.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name may have bytes that no encoding has
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     if "xrddiff.ranks.rendezvous" in sys.modules:
         from xrddiff.slurm.job import end_rank
 
         end_rank(code)
     sys.exit(code)
-
-
-def _complain(error: XrddiffError) -> None:
-    for line in str(error).splitlines():
-        print(f"xrddiff: {line}", file=sys.stderr)
 
 
 def _exit_code(error: XrddiffError) -> int:
@@ -482,6 +480,7 @@ def _warn(message, category, filename, lineno, file=None, line=None) -> None:
     import warnings
 
     if f"{os.sep}xrddiff{os.sep}" in filename and category is UserWarning:
-        print(f"xrddiff: note: {message}", file=file or sys.stderr)
+        complain(f"note: {message}", file=file)
     else:
-        print(warnings.formatwarning(message, category, filename, lineno, line), file=file or sys.stderr, end="")
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        say(text.removesuffix("\n"), file=file or sys.stderr, breaks=True)

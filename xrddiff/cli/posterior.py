@@ -14,6 +14,7 @@ from .arguments import add_frames_and_mask
 from .batch import rank_command
 from .crystal_posteriors import add_crystal
 from ..errors import BadInput
+from ..mediums import say
 from ..overrides import parse_override
 from ..registry import entries, register
 
@@ -33,7 +34,7 @@ def pixels(args: argparse.Namespace) -> int:
     options = {o.key: o.value for o in map(parse_override, args.option or ())}
     given = dict(frames=args.frames, mask=args.mask, mask_true=args.mask_true, draws=args.draws, method=args.method)
     given |= dict(limit=args.limit, hold_out=args.hold_out, gain=args.gain, read_noise=args.read_noise, options=options)
-    tell = lambda path: print(f"posterior: {path}", flush=True)  # noqa: E731
+    tell = lambda path: say(f"posterior: {path}", flush=True)  # noqa: E731
     path = execute_on_frames(args.run, "posterior", list(args.words), name=args.name, on_start=tell, **given)
     if stopped_by(path):
         return REQUEUE

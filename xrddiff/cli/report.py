@@ -10,6 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..mediums import say
+
 # %% ../../nbs/cli/report.ipynb #5c14d4b0
 def report(args: argparse.Namespace) -> int:
     """Write report.html, report.md and README.md of a run again, from what is in its folder:
@@ -23,7 +25,7 @@ def report(args: argparse.Namespace) -> int:
     need_run(run, str(run))
     need_plugins(run)
     for page in rewrite_reports(run, load_config(run / "config.yaml")):
-        print(f"report: {page}")
+        say(f"report: {page}")
     return 0
 
 # %% ../../nbs/cli/report.ipynb #ed509182

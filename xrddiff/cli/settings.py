@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from typing import Any
 
 from ..errors import BadInput, nearest
+from ..mediums import console, for_json, for_terminal, say
 
 # %% auto #0
 __all__ = ['show', 'diff', 'list_presets', 'add_settings']
@@ -25,35 +25,24 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def _print(table: Any) -> None:
-    import sys
-
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table, highlight=False, markup=False)
-
-
 def show(args: argparse.Namespace) -> int:
     """Every value of a run, its unit, where it comes from and what it means: `xrddiff config show model=ddpm size=small`,
     or `xrddiff config show RUN`. Words without effect in the run are left out, unless --all asks for them.
     """
-    from rich.text import Text
-
     from xrddiff.settings import read_settings, setting_rows, setting_text
 
     rows = setting_rows(read_settings(args.given), every=args.all)
     rows = [row for row in rows if not args.changed or row["origin"] != "default"]
     if args.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        say(for_json(rows), breaks=True)
         return 0
     table = _table("word", "value", "unit", "from", "")
     for row in rows:
         why = f" (no effect: {row['unused']})" if row["unused"] else ""
         style = "bold" if row["origin"] == "given" else "dim" if row["unused"] else ""
         cells = (row["word"], setting_text(row["value"]), row["unit"], row["origin"], row["meaning"] + why)
-        table.add_row(*(Text(c, style=style) for c in cells))
-    _print(table)
+        table.add_row(*(for_terminal(c, style=style) for c in cells))
+    console(160).print(table)
     return 0
 
 # %% ../../nbs/cli/settings.ipynb #5ef25f43
@@ -61,31 +50,27 @@ def diff(args: argparse.Namespace) -> int:
     """What two runs were told otherwise: `xrddiff config diff RUN RUN`, or words in quotes for either of them,
     `xrddiff config diff RUN "model=ddpm size=small"`.
     """
-    from rich.text import Text
-
     from xrddiff.settings import differences, read_settings, setting_text
 
     names = [args.one, args.other]
     rows = differences(*(read_settings(shlex.split(n) if "=" in n else [n]) for n in names))
     if args.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        say(for_json(rows), breaks=True)
         return 0
     if not rows:
-        print("no word differs")
+        say("no word differs")
         return 0
     table = _table("word", "first", "from", "second", "from", "unit", "")
     for row in rows:
         first, second = map(setting_text, row["values"])
         cells = (row["word"], first, row["origins"][0], second, row["origins"][1], row["unit"], row["meaning"])
-        table.add_row(*map(Text, cells))
-    _print(table)
+        table.add_row(*map(for_terminal, cells))
+    console(160).print(table)
     return 0
 
 # %% ../../nbs/cli/settings.ipynb #ca117d6e
 def list_presets(args: argparse.Namespace) -> int:
     """The presets of each group, or of one: `xrddiff config list experiment_type`."""
-    from rich.text import Text
-
     from xrddiff.overrides import presets
     from xrddiff.settings import preset_about
     from xrddiff.words.vocabulary import GROUPS
@@ -95,8 +80,8 @@ def list_presets(args: argparse.Namespace) -> int:
     table = _table("preset", "")
     for group in [args.group] if args.group else GROUPS:
         for name in presets(group):
-            table.add_row(Text(f"{group}={name}"), Text(preset_about(group, name)))
-    _print(table)
+            table.add_row(for_terminal(f"{group}={name}"), for_terminal(preset_about(group, name)))
+    console(160).print(table)
     return 0
 
 # %% ../../nbs/cli/settings.ipynb #4fdce53d

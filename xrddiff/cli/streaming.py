@@ -13,7 +13,7 @@ from typing import Any
 
 from .arguments import frame_words
 from ..errors import BadInput
-from ..mediums import plain_text
+from ..mediums import console, say
 
 # %% ../../nbs/cli/streaming.ipynb #4066aa49
 def stream(args: argparse.Namespace) -> int:
@@ -31,10 +31,10 @@ def stream(args: argparse.Namespace) -> int:
     memory = round(args.memory * 2**20)
     plan = StreamPlan(**{name: getattr(args, name) for name in names}, memory=memory, words=frame_words(args.words))
     opened = Stream(plan, folder)
-    print(f"stream: {plain_text(folder)}", f"page: {plain_text(folder / 'live.html')}", sep="\n", flush=True)
+    say(f"stream: {folder}", f"page: {folder / 'live.html'}", flush=True)
     before = opened.answers.rows["frames"]
     if before:
-        print(f"{before} frames were answered before", flush=True)
+        say(f"{before} frames were answered before", flush=True)
     with tqdm(unit="frame", mininterval=1, smoothing=0.1) as bar:
         said = False
 
@@ -54,7 +54,6 @@ def stream(args: argparse.Namespace) -> int:
 def _say(folder: Path, standing: Any) -> None:
     """What came of it, in a few lines."""
     from xrddiff.cli.main import summary_table
-    from xrddiff.cli.data import console
     from xrddiff.streaming.answers import read_summary
     from xrddiff.streaming.stream import NOT_YET
 
@@ -62,14 +61,14 @@ def _say(folder: Path, standing: Any) -> None:
     left = said.pop(NOT_YET, {})
     console().print(summary_table(said))
     if standing.why:
-        print(f"not answered in full, for instance because {plain_text(standing.why)}")
+        say(f"not answered in full, for instance because {standing.why}")
     for name, why in list(left.items())[:10]:
-        print(f"not answered: {name}: {why}")
+        say(f"not answered: {name}: {why}")
     if len(left) > 10:
-        print(f"not answered: {len(left) - 10} more, in {plain_text(folder / 'summary.json')}")
+        say(f"not answered: {len(left) - 10} more, in {folder / 'summary.json'}")
     if standing.page:
-        print(f"the last page could not be written: {plain_text(standing.page)}")
-    print(f"table: {plain_text(folder / 'answers.csv')}")
+        say(f"the last page could not be written: {standing.page}")
+    say(f"table: {folder / 'answers.csv'}")
 
 
 def replay(args: argparse.Namespace) -> int:

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch import _FIELDS, _profile_arguments, add_command
-from .data import console
 from ..errors import BadInput, XrddiffError
+from ..gate import read_json
+from ..mediums import complain, console, for_json, for_shell, say
 
 if TYPE_CHECKING:
     from xrddiff.studies.study import Study
@@ -32,13 +31,13 @@ def runs(args: argparse.Namespace) -> int:
 
     rows = list_runs(args.folder)
     if args.format == "json":
-        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        say(for_json([asdict(row) for row in rows]), breaks=True)
     elif args.format == "csv":
-        sys.stdout.write(runs_csv(rows))
+        say(runs_csv(rows).removesuffix("\n"), breaks=True)
     elif rows:
         console().print(runs_table(rows))
     else:
-        print("no runs")
+        say("no runs")
     return 0
 
 
@@ -49,9 +48,9 @@ def compare(args: argparse.Namespace) -> int:
     from xrddiff.studies.comparison import execute_comparison
 
     page = execute_comparison(args.runs, args.output)
-    for sentence in json.loads((page.parent / "compare.json").read_text(encoding="utf-8"))["words"]:
-        print(sentence)
-    print(f"table: {page.with_suffix('.csv')}\npage: {page}")
+    for sentence in read_json(page.parent / "compare.json")["words"]:
+        say(sentence)
+    say(f"table: {page.with_suffix('.csv')}", f"page: {page}")
     return 0
 
 # %% ../../nbs/cli/studies.ipynb #da0e390b
@@ -61,6 +60,8 @@ def sweep(args: argparse.Namespace) -> int:
     best STUDY` say how far it is.
     """
     from xrddiff.studies.agents import run_agents
+    from xrddiff.plugins import plugin_scope
+    from xrddiff.studies.consent import allow_plan
     from xrddiff.studies.study import make_study, open_study
     from xrddiff.studies.sweep_file import read_sweep
 
@@ -75,7 +76,9 @@ def sweep(args: argparse.Namespace) -> int:
     else:
         plan = read_sweep(args.what)
         study = make_study(plan, args.output or Path("output") / "sweeps" / Path(args.what).stem)
-    print(f"study: {study.folder}", flush=True)
+    with plugin_scope():
+        allow_plan(study.folder, study.plan, trust=args.trust_study)
+    say(f"study: {study.folder}", flush=True)
     if args.profile or args.config:
         return _submit_agents(study, args)
     return _end_of_sweep(study, run_agents(study.folder, args.agents, args.runs))
@@ -91,13 +94,25 @@ def _ask_study(args: argparse.Namespace) -> int:
     study = open_study(args.study)
     found = trial_rows(study) if args.what == "status" else best_trial(study)
     if args.format == "json":
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        say(for_json(found), breaks=True)
     elif args.what == "status":
         console().print(sweep_table(found))
+        _say_who_works(study, found)
     else:
-        print(f"trial {found['trial']}: {study.plan.metric} {found['value']:.6g}\nrun: {found['run']}")
-        print("again: xrddiff run " + shlex.join(found["words"]))
+        say(f"trial {found['trial']}: {study.plan.metric} {found['value']:.6g}", f"run: {found['run']}")
+        say("again: xrddiff run " + for_shell(found["words"]))
     return 0
+
+
+def _say_who_works(study: Study, rows: Sequence[dict[str, Any]]) -> None:
+    """Whether anybody works on the trials that are left, and how agents are added."""
+    from xrddiff.studies.study import living_agents
+
+    if left := sum(row["state"] in ("waiting", "running") for row in rows):
+        agents = len(living_agents(study))
+        who = f"{agents} agent{'s' * (agents != 1)} at work" if agents else "no agent at work"
+        more = f"xrddiff sweep {for_shell([study.folder])} --agents K, or with --profile NAME"
+        say(f"{left} of {len(rows)} trials are left, {who}; to add agents: {more}")
 
 # %% ../../nbs/cli/studies.ipynb #4bbb1ae4
 def _end_of_sweep(study: Study, code: int) -> int:
@@ -109,12 +124,12 @@ def _end_of_sweep(study: Study, code: int) -> int:
     console().print(sweep_table(rows))
     if not study.over:
         left = sum(row["state"] in ("waiting", "running") for row in rows)
-        print(f"{left} of {len(rows)} trials are left; to go on: xrddiff sweep {shlex.quote(str(study.folder))}")
+        say(f"{left} of {len(rows)} trials are left; to go on: xrddiff sweep {for_shell([study.folder])}")
         return code
     done = sum(row["state"] == "complete" for row in rows)
     if done:
         best = best_trial(study)
-        print(f"best: trial {best['trial']}, {study.plan.metric} {best['value']:.6g}: {shlex.join(best['words'])}")
+        say(f"best: trial {best['trial']}, {study.plan.metric} {best['value']:.6g}: {for_shell(best['words'])}")
     if done > 1:
         _compare_trials(study)
     return code or int(not done)
@@ -125,9 +140,9 @@ def _compare_trials(study: Study) -> None:
     from xrddiff.studies.comparison import execute_comparison
 
     try:
-        print(f"comparison: {execute_comparison([study.folder / 'runs'], study.folder / 'comparison')}")
+        say(f"comparison: {execute_comparison([study.folder / 'runs'], study.folder / 'comparison')}")
     except (XrddiffError, OSError) as error:
-        print(f"xrddiff: note: the trials could not be compared: {error}", file=sys.stderr)
+        complain(f"note: the trials could not be compared: {error}")
 
 # %% ../../nbs/cli/studies.ipynb #e5d8a79e
 def _submit_agents(study: Study, args: argparse.Namespace) -> int:
@@ -138,8 +153,8 @@ def _submit_agents(study: Study, args: argparse.Namespace) -> int:
     profile = chosen_profile(args.profile, args.config, **{name: getattr(args, name) for name in _FIELDS})
     submission = send_plan(plan_swarm(study, profile, args.agents, args.runs))
     each = "" if args.runs is None else f", {args.runs} trial{'s' * (args.runs > 1)} each"
-    print(f"submitted job {submission.id}: {args.agents} agents on profile {profile.name}{each}")
-    print(f"how far it is: xrddiff sweep status {shlex.quote(str(study.folder))}")
+    say(f"submitted job {submission.id}: {args.agents} agents on profile {profile.name}{each}")
+    say(f"how far it is: xrddiff sweep status {for_shell([study.folder])}")
     return 0
 
 # %% ../../nbs/cli/studies.ipynb #4b6953cc
@@ -160,6 +175,8 @@ def add_studies(commands: Any) -> None:
     p.add_argument("--agents", type=_count, default=1, metavar="K", help="how many work at the same time (1)")
     p.add_argument("--runs", type=_count, metavar="N", help="trials of each agent at most (as many as there are)")
     p.add_argument("-o", "--output", metavar="FOLDER", help="of a new study (output/sweeps/NAME)")
+    trust = "execute the plug-ins that the study keeps (docs/security.md)"
+    p.add_argument("--trust-plugins", dest="trust_study", action="store_true", help=trust)
     p.add_argument("--json", dest="format", action="store_const", const="json", help="status or best for programs")
     _profile_arguments(p)
 

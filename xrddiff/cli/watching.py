@@ -9,7 +9,6 @@ import argparse
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batch import add_command
 from ..errors import BadInput
+from ..mediums import console, plain_text
 
 if TYPE_CHECKING:
     from xrddiff.execution.standing import Standing
@@ -32,21 +32,19 @@ def draw_once(s: Standing, *, width: int = 120, height: int = 32, svg: str | Non
     """Print the dashboard, or write it to a file as a picture (SVG)."""
     import io
 
-    from rich.console import Console
-
     from xrddiff.execution.dashboard import dashboard
     from xrddiff.execution.standing import devices
 
     where, seen = devices(s, interval=0.2)
-    drawn = dashboard(s, where, seen, width=width, height=height)
+    size = dict(width=width, height=height)
+    drawn = dashboard(s, where, seen, **size)
     if svg is None:
-        Console(width=width, height=height).print(drawn)
+        console(**size).print(drawn)
         return
-    console = Console(
-        width=width, height=height, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor"
-    )
-    console.print(drawn)
-    text = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=f"xrddiff watch {s.run.name}"), flags=re.S)
+    record = console(**size, record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    record.print(drawn)
+    title = f"xrddiff watch {plain_text(s.run.name)}"
+    text = re.sub(r"@font-face \{.*?\}", "", record.export_svg(title=title), flags=re.S)
     try:
         Path(svg).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -55,17 +53,16 @@ def draw_once(s: Standing, *, width: int = 120, height: int = 32, svg: str | Non
 
 def follow(watched: Watched, every: float, stay: Callable[[], bool] = lambda: True) -> Standing:
     """Show the dashboard until the run is over, Ctrl-C, or `stay()` is false; returns how it stood last."""
-    from rich.console import Console
     from rich.live import Live
 
     from xrddiff.execution.dashboard import dashboard
     from xrddiff.execution.standing import devices
 
-    console, s = Console(), watched.standing()
-    with Live(console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+    shown, s = console(), watched.standing()
+    with Live(console=shown, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while stay():
             where, seen = devices(s)
-            width, height = console.size
+            width, height = shown.size
             live.update(dashboard(s, where, seen, width=width, height=height), refresh=True)
             if s.over:
                 break
@@ -113,13 +110,15 @@ def is_terminal() -> bool:
 @contextmanager
 def beside(wanted: bool) -> Iterator[Callable[[Path], None]]:
     """Yields a function that opens the dashboard of a run folder on this terminal, if `wanted`; at the end it is closed."""
-    opened: list[subprocess.Popen] = []
+    from xrddiff import launcher
+    from xrddiff.execution.launched import start_xrddiff
+
+    opened: list[launcher.Child] = []
 
     def show(run: Path) -> None:
         if wanted and not opened:
-            code = "from xrddiff.entry import command_line; command_line()"
             words = ["watch", str(Path(run).absolute()), "--beside", str(os.getpid())]
-            opened.append(subprocess.Popen([sys.executable, "-P", "-c", code, *words], start_new_session=True))
+            opened.append(start_xrddiff(*words, stdin=None))
 
     try:
         yield show
@@ -128,7 +127,7 @@ def beside(wanted: bool) -> Iterator[Callable[[Path], None]]:
             process.terminate()
             try:
                 process.wait(10)
-            except subprocess.TimeoutExpired:
+            except launcher.TimeoutExpired:
                 process.kill()
                 process.wait()
 

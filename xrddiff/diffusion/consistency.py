@@ -195,7 +195,12 @@ class AutoregressiveConsistency(AutoregressiveObjective):
 ConsistencyObjective.of_tokens = AutoregressiveConsistency
 
 # %% ../../nbs/diffusion/consistency.ipynb #6fdba675
-@register("sampler", "consistency", help="for a denoiser that was tuned with training.objective=consistency")
+@register(
+    "sampler",
+    "consistency",
+    any_denoiser=False,
+    help="for a denoiser that was tuned with training.objective=consistency",
+)
 def consistency(
     denoise: Denoise,
     x: Tensor,

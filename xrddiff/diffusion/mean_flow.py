@@ -124,6 +124,7 @@ class MeanFlowObjective(DenoisingObjective):
     "sampler",
     "mean_flow",
     jumps=True,
+    any_denoiser=False,
     help="for a model with model.parameterisation=mean_flow; one evaluation or a few",
 )
 def mean_flow(

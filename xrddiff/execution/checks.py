@@ -23,6 +23,8 @@ from ..indexing.known_lattices import says_crystals
 from ..indexing.rays import as_panels
 from ..loading.catalog import find_entry, is_cached
 from ..loading.datasets import Prepared, prepare_words
+from ..plugin_probes import check_plugins
+from ..plugins import plugin_scope
 from ..seeds import numpy_rng
 from ..used_words import model_parts, show_crystals, used_maps
 from ..words.training import COUNT_LOSSES
@@ -41,6 +43,7 @@ def check_run(cfg: "Config") -> None:
     cfg: the configuration of the run.
     Raises `BadInput` for the first problem found.
     """
+    check_plugins()
     _check_starts(cfg)
     _check_parts(cfg)
     for label, value in cfg.inference.condition.items():
@@ -92,10 +95,11 @@ def check_runs(configs: Iterable["Config"]) -> None:
     seen = []
     for cfg in configs:
         about = (asdict(cfg.data), asdict(cfg.model), asdict(cfg.size), cfg.inference.condition)
-        about += (cfg.training.recons_loss, cfg.training.init, cfg.training.augmentations)
+        about += (cfg.training.recons_loss, cfg.training.init, cfg.training.augmentations, cfg.plugins)
         if cfg.resume is None and about not in seen:
             seen.append(about)
-            check_run(cfg)
+            with plugin_scope(cfg.plugins):
+                check_run(cfg)
 
 # %% ../../nbs/execution/checks.ipynb #bad28f7e
 def _check_uncached(name: str, cfg: "Config") -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..gate import read_json
 from ..errors import BadInput
 from .notebooks import run_notebook, run_notebook_path
 from .phases import meet_ranks, notebook_target
@@ -45,7 +46,7 @@ def posterior_folder(plan: CrystalPlan, folder: str | os.PathLike | None = None)
     told = json.loads(json.dumps(asdict(plan)))
     try:
         if folder is not None and (wanted / "plan.json").is_file():
-            before = json.loads((wanted / "plan.json").read_text(encoding="utf-8"))
+            before = read_json(wanted / "plan.json", dict[str, Any])
             if before != told:
                 other = next(k for k in told if before.get(k) != told[k])
                 raise BadInput(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..mediums import for_terminal, plain_text
 from .standing import Device, Standing, severity
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ def _panel(content: Any, title: str, style: str = "dim") -> RenderableType:
     from rich.panel import Panel
 
     return Panel(
-        content, title=f"[bold]{title}[/]", title_align="left", border_style=style, box=box.ROUNDED, padding=(0, 1)
+        content,
+        title=for_terminal(title, style="bold"),
+        title_align="left",
+        border_style=style,
+        box=box.ROUNDED,
+        padding=(0, 1),
     )
 
 
@@ -51,7 +57,9 @@ def log_panel(s: Standing, lines: int) -> RenderableType:
     rows = []
     for line in s.log[-lines:]:
         kind = severity(line)
-        rows.append(Text(marks.get(kind, "  ") + line, style=_LINES[kind], no_wrap=True, overflow="ellipsis"))
+        rows.append(
+            Text(marks.get(kind, "  ") + plain_text(line), style=_LINES[kind], no_wrap=True, overflow="ellipsis")
+        )
     return _panel(Group(*(rows or [Text("nothing yet", style="dim")])), "log")
 
 
@@ -82,7 +90,11 @@ def device_panel(where: str, devices: Sequence[Device], width: int) -> Renderabl
         hot = "red" if d.celsius is not None and d.celsius >= 85 else "cyan"
         drawn = Text("") if bar is None else _bar(bar, width, hot)
         table.add_row(
-            Text(d.name, no_wrap=True), drawn, Text(busy, justify="right"), Text(memory), Text(warm, style=hot)
+            Text(plain_text(d.name), no_wrap=True),
+            drawn,
+            Text(busy, justify="right"),
+            Text(memory),
+            Text(warm, style=hot),
         )
     return _panel(table if devices else Text("not known", style="dim"), f"device ({where})")
 
@@ -145,9 +157,9 @@ def dashboard(
     from rich.layout import Layout
     from rich.text import Text
 
-    head = Text(f" {s.title}  ", style="bold", no_wrap=True, overflow="ellipsis")
+    head = Text(f" {plain_text(s.title)}  ", style="bold", no_wrap=True, overflow="ellipsis")
     head.append(f" {s.state} ", style=f"bold reverse {_STATES[s.state]}")
-    head.append(f"  {s.why}" if s.why else "", style=_STATES[s.state])
+    head.append(f"  {plain_text(s.why)}" if s.why else "", style=_STATES[s.state])
     room = height - 1
     whole = Layout()
     if width >= 100:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import inference_config, note_unused
 from .run_folder import set_threads
+from ..plugins import plugin_scope
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,6 +41,7 @@ def threads_kept() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 # %% ../../nbs/execution/drawing.ipynb #d3469fe0
+@plugin_scope()
 def draw_samples(
     run: str | os.PathLike,
     overrides: list[str],

@@ -8,21 +8,21 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import launcher
+
 # %% auto #0
 __all__ = ['start_xrddiff', 'LaunchedRun']
 
 # %% ../../nbs/execution/launched.ipynb #6e5b53bd
-def start_xrddiff(*words: str, **options: Any) -> subprocess.Popen:
-    """Start `xrddiff words…` in a session of its own. `options`: of `subprocess.Popen`."""
+def start_xrddiff(*words: str, **options: Any) -> launcher.Child:
+    """Start `xrddiff words…` in a session of its own, with this user's environment. `options`: of `launcher.start`."""
     code = "from xrddiff.entry import command_line; command_line()"
-    return subprocess.Popen([sys.executable, "-P", "-c", code, *words], start_new_session=True, **options)
+    return launcher.start(launcher.python_words(*words, code=code), start_new_session=True, **options)
 
 # %% ../../nbs/execution/launched.ipynb #234f680b
 class LaunchedRun:
@@ -30,16 +30,8 @@ class LaunchedRun:
 
     def __init__(self, overrides: Sequence[str]):
         self.folder, self.output = Path.cwd(), tempfile.TemporaryFile()
-        env = os.environ | {"MPLBACKEND": "agg"}  # the kernel's own draws into cells
-        self.process = start_xrddiff(
-            "run",
-            "--plain",
-            *overrides,
-            stdin=subprocess.DEVNULL,
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-            env=env,
-        )
+        env = launcher.own_environment({"MPLBACKEND": "agg"})  # the kernel's own draws into cells
+        self.process = start_xrddiff("run", "--plain", *overrides, stdout=self.output, stderr=launcher.STDOUT, env=env)
 
     def printed(self) -> str:
         """What it has printed so far."""

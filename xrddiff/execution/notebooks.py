@@ -32,7 +32,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
-from subprocess import DEVNULL
 from typing import Any
 
 import papermill
@@ -47,9 +46,11 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
+from .. import launcher
 from .live import LiveOutput, Screen, Stream
 from ..files import scratch_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
+from ..mediums import say
 from ..ranks.stopping import StopRequest
 
 # %% ../../nbs/execution/notebooks.ipynb #86636eeb
@@ -335,7 +336,6 @@ class _KernelClient(PapermillNotebookClient):
         self.job, self.sections, self.scratch = job, _sections(nb_man.nb), ExitStack()
 
     def create_kernel_manager(self):
-        from ipykernel.kernelspec import make_ipkernel_cmd
         from jupyter_client.kernelspec import KernelSpec
         from jupyter_client.manager import AsyncKernelManager
 
@@ -344,15 +344,16 @@ class _KernelClient(PapermillNotebookClient):
         folder = self.scratch.enter_context(scratch_folder(parent))
         self.km = AsyncKernelManager(transport="ipc", connection_file=f"{folder}/kernel.json")
         # this interpreter, regardless of the kernels installed on the machine
-        self.km._kernel_spec = KernelSpec(argv=make_ipkernel_cmd(), display_name="xrddiff", language="python")
+        argv = launcher.python_words("-f", "{connection_file}", module="ipykernel_launcher")
+        self.km._kernel_spec = KernelSpec(argv=argv, display_name="xrddiff", language="python")
         return self.km
 
     async def async_start_new_kernel(self, **kwargs):
         inline = "module://matplotlib_inline.backend_inline"  # a batch script may ask for agg, which shows nothing
         # messages of the kernel itself go to the log; what cells print arrives as Jupyter messages
-        stderr = self.job.output.logs["stderr"].file if self.job.output.logs else DEVNULL
-        env = os.environ | {"MPLBACKEND": inline}
-        await super().async_start_new_kernel(env=env, stdout=DEVNULL, stderr=stderr, **kwargs)
+        stderr = self.job.output.logs["stderr"].file if self.job.output.logs else launcher.DEVNULL
+        env = launcher.own_environment({"MPLBACKEND": inline})
+        await super().async_start_new_kernel(env=env, stdout=launcher.DEVNULL, stderr=stderr, **kwargs)
         _forward_signals(self)
 
     start_new_kernel = run_sync(async_start_new_kernel)
@@ -542,7 +543,7 @@ def _open_log(log: str | os.PathLike | None, title: str):
         return
     try:
         file = open(log, "a", encoding="utf-8", errors="replace")
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {title}", file=file, flush=True)
+        say(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {title}", file=file, flush=True)
     except OSError as error:
         raise BadInput(f"cannot write the log {log}: {error.strerror}") from None
     try:

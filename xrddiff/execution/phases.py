@@ -7,7 +7,6 @@ __all__ = ['PATIENCE', 'Phase', 'run_phases', 'phase_done', 'notebook_target', '
            'execute_run', 'execute_sample', 'execute_evaluate', 'execute_on_frames', 'execute_script', 'execute_noted']
 
 # %% ../../nbs/execution/phases.ipynb #0007e683
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..config import compose_config, inference_config, note_unused
+from ..gate import read_json
+from ..config import compose_config, inference_config, load_named_plugins, note_unused
 from ..errors import BadInput, RankFailed, XrddiffError
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.execution.run_folder import (
@@ -41,7 +41,9 @@ from xrddiff.execution.run_folder import (
 from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
 from .workers import parse_workers
 from ..files import write_json
-from ..overrides import absolute_words, as_override
+from ..mediums import say
+from ..overrides import absolute_words, as_override, parse_override
+from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
 from ..saved_config import OWN_FRAMES, to_yaml
 from ..used_words import model_parts, trained_parts
@@ -190,6 +192,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_ino
 
 
+@plugin_scope()
 def execute_run(
     overrides: Sequence[str],
     cfg: Config | None = None,
@@ -199,6 +202,8 @@ def execute_run(
     terminal: bool = True,
 ) -> Path:
     """Compose and check a configuration, create or reopen its run folder, execute its notebooks.
+
+    The plug-ins that it names are known within the run only.
 
     With several ranks, all call this together. A run stopped by a signal (USR2, TERM) returns and
     can be resumed, see `stopped_by`. A rank that fails leaves a mark, see `read_failures`.
@@ -214,7 +219,10 @@ def execute_run(
 
     if frames is not None:  # they are checked first and then moved into the run
         cfg = compose_config([*overrides, as_override("data.data_path", frames)])
-    cfg = cfg or compose_config(overrides)
+    if cfg is None:
+        cfg = compose_config(overrides)
+    else:
+        load_named_plugins(overrides)
     phases = run_phases(cfg)
     sources = [run_notebook_path(phase.notebook) for phase in phases]
     if cfg.threads is not None:
@@ -246,7 +254,7 @@ def execute_run(
             with _marked(path, target):
                 if not last and first(lambda phase=phase, folder=folder: phase_done(phase, folder)):
                     if world_rank() == 0:
-                        print(f"{phase.notebook}: done before, its result is {result}", flush=True)
+                        say(f"{phase.notebook}: done before, its result is {result}", flush=True)
                     continue
                 stop.alone = ranks is None
                 before = _stamp(result)
@@ -279,6 +287,15 @@ def _execute_notebook(
     run_notebook(source, target, parameters, engine=engine, log=log, terminal=terminal and main)
 
 # %% ../../nbs/execution/phases.ipynb #a91cf94e
+def _check_named(overrides: Sequence[str]) -> None:
+    """Probe the plug-ins of this call, if it names some."""
+    if any(parse_override(o).key == "plugins" for o in overrides):
+        from xrddiff.plugin_probes import check_plugins
+
+        check_plugins()
+
+
+@plugin_scope()
 def execute_sample(
     run: str | os.PathLike,
     overrides: Sequence[str] = (),
@@ -303,6 +320,7 @@ def execute_sample(
     run = Path(run).expanduser()
     overrides = absolute_words(overrides)
     cfg = inference_config(run, overrides)
+    _check_named(overrides)
     note_unused(cfg, overrides)
     _check_name(name)
     if cfg.threads is not None:
@@ -322,6 +340,7 @@ def execute_sample(
     return folder
 
 # %% ../../nbs/execution/phases.ipynb #6a090a86
+@plugin_scope()
 def execute_evaluate(
     run: str | os.PathLike,
     overrides: Sequence[str] = (),
@@ -343,6 +362,7 @@ def execute_evaluate(
         parse_workers(workers)
     run = Path(run).expanduser()
     cfg = inference_config(run, overrides, generative=False)
+    _check_named(overrides)
     note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)
@@ -384,9 +404,10 @@ def _plan_of(folder: Path) -> Path:
 
 def _is_of(plan: dict[str, Any], folder: Path) -> bool:
     """Whether an unfinished job with this plan is in `folder`; the end of a job removes its state."""
-    return json.loads(_plan_of(folder).read_text(encoding="utf-8")) == plan
+    return read_json(_plan_of(folder)) == plan
 
 
+@plugin_scope()
 def execute_on_frames(
     run: str | os.PathLike,
     kind: str,
@@ -419,6 +440,7 @@ def execute_on_frames(
     _check_name(name)
     openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}
     job = openers[kind](run, overrides, **given)
+    _check_named(overrides)
     cfg, plan = job.cfg, getattr(job, "plan", None)
     del job  # the notebook opens its own: not two models at a time
     note_unused(cfg, overrides)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
+from ..gate import read_array, read_json
 from .workers import Workers, open_workers, run_tasks
 from ..errors import BadInput, XrddiffError
+from ..mediums import say
 from ..plugins import kept_plugins, load_standing
 from ..ranks.stopping import StopRequest
 from ..registry import entries
@@ -52,7 +54,8 @@ def _sample_part(run: str, words: tuple[str, ...], folder: str, part: int, *, de
     frames, drawn = job.make(store.rows[part])
     values = {name: drawn.numpy() if name == "latent" else frames[name].values for name in store.stacks}
     seconds = round(time.monotonic() - started, 3)
-    return write_part(store, part, values, threads=torch.get_num_threads(), seconds=seconds)
+    columns = {name: frames[name].values.tolist() for name in job.columns if name in frames}
+    return write_part(store, part, values, columns=columns, threads=torch.get_num_threads(), seconds=seconds)
 
 # %% ../../nbs/execution/sharing.ipynb #17ac3801
 PARTS = "samples.parts"
@@ -100,7 +103,7 @@ def _missing(store: Any) -> list[int]:
         return []
     made, every = parts_done(store), range(len(store.rows))
     if made:
-        print(f"{_count(store, made)} of {_count(store, every)} samples are there", flush=True)
+        say(f"{_count(store, made)} of {_count(store, every)} samples are there", flush=True)
     return [part for part in every if part not in made]
 
 
@@ -123,12 +126,10 @@ def _finish(store: Any, folder: Path) -> None:
 
 def _read(store: Any, folder: Path) -> tuple[xr.Dataset, Any]:
     """(the samples, the latents or None), as `_finish` left them."""
-    import numpy as np
-
     from xrddiff.formats.store import read_store
 
     latents = store.path / "latents.npy"
-    return read_store(folder / "samples.zarr"), np.load(latents, allow_pickle=False) if latents.exists() else None
+    return read_store(folder / "samples.zarr"), read_array(latents, 8 << 30) if latents.exists() else None
 
 # %% ../../nbs/execution/sharing.ipynb #845d74ac
 def make_samples(
@@ -215,12 +216,11 @@ def unfinished_samples(wanted: Path, config: str) -> Path | None:
 
     A folder that was left before its plan was written counts too. None if there is none.
     """
-    import json
 
     def mine(path: Path) -> bool:
         if _is_bare(path):
             return True
-        return json.loads((path / PARTS / "plan.json").read_text(encoding="utf-8"))["about"]["config"] == config
+        return read_json(path / PARTS / "plan.json", dict[str, Any])["about"]["config"] == config
 
     return unfinished_folder(wanted, mine)
 
@@ -347,5 +347,5 @@ def evaluate_where_possible(*args: Any, **words: Any) -> tuple[Any, Any, str]:
     try:
         return *evaluate_run(*args, **words), ""
     except XrddiffError as error:  # the frames may be on another machine
-        print(f"not judged: {error}")
+        say(f"not judged: {error}")
         return None, None, str(error)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 import socket
@@ -17,6 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from ..gate import or_default, read_json, read_tail, read_yaml
+from ..saved_config import MOST_CONFIG
 from .run_folder import holder, read_failures, stopped_by
 
 # %% auto #0
@@ -28,15 +31,10 @@ def last_rows(path: Path, rows: int = 400, tail: int = 1 << 18) -> list[dict[str
     """The last rows of a CSV file, numbers as floats; [] if it cannot be read. What is empty or no
     finite number is left out, but for the columns `split` and `note`.
     """
-    try:
-        with open(path, "rb") as file:
-            names = next(csv.reader([file.readline().decode("utf-8", "replace")]), [])
-            start, end = file.tell(), file.seek(0, 2)
-            file.seek(max(start, end - tail))
-            lines = file.read().decode("utf-8", "replace").splitlines()[(1 if end - start > tail else 0) :][-rows:]
-    except OSError:
-        return []
-    cells = csv.reader(line.replace("\0", "") for line in lines)
+    head, data = or_default(lambda: read_tail(path, tail, head=1 << 16), (b"", b""))
+    names = next(csv.reader([head.decode("utf-8", "replace").replace("\0", "")]), [])
+    lines = data.decode("utf-8", "replace").splitlines()[(1 if len(data) == tail else 0) :][-rows:]
+    cells = csv.reader(line.replace("\0", "")[:10_000] for line in lines)
     found = [{k: _cell(k, v) for k, v in zip(names, row, strict=False)} for row in cells]
     return [{k: v for k, v in row.items() if v is not None} for row in found]
 
@@ -77,11 +75,14 @@ def last_states(text: str) -> list[str]:
 
 
 def _amount(number: str, unit: str) -> float:
-    """12.5k -> 12500."""
-    return float(number.replace(",", "").rstrip(".")) * 1000.0 ** " kMGT".index(unit.replace("K", "k") or " ")
+    """12.5k -> 12500; 0 for what is no number."""
+    try:
+        return float(number.replace(",", "").rstrip(".")) * 1000.0 ** " kMGT".index(unit.replace("K", "k") or " ")
+    except ValueError:
+        return 0.0
 
 # %% ../../nbs/execution/standing.ipynb #1bfeb941
-_BAR = re.compile(r"(\d+)/(\d+) \[([\d:]+)<[^,\]]*, *([\d.]+)(step/s|s/step)")
+_BAR = re.compile(r"(\d{1,15})/(\d{1,15}) \[([\d:]+)<[^,\]]*, *(\d{1,15}(?:\.\d*)?)(step/s|s/step)")
 _SEVERITY = (
     ("error", re.compile(r"^Traceback|\b\w*Error\b|\berror: |\bfailed\b|\bKilled\b|not finite")),
     ("warning", re.compile(r"[Ww]arning\b|switched off|\bstopping after|\bstopped by")),
@@ -106,12 +107,7 @@ class Bar:
 
 def read_log(path: Path, lines: int = 40, tail: int = 1 << 16) -> tuple[list[str], Bar | None]:
     """(the last lines of a log without its progress bars, its last progress bar)."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - tail))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return [], None
+    text = or_default(lambda: read_tail(path, tail), (b"", b""))[1].decode("utf-8", "replace")
     kept, bar = [], None
     for line in last_states(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)):
         if found := _BAR.search(line):
@@ -178,13 +174,36 @@ class Standing:
 QUIET = 600.0  # seconds without a word after which a run is called quiet
 
 
+class _Training(msgspec.Struct):
+    num_epochs: int | None = None
+    max_steps: int | None = None
+
+
+class _Model(msgspec.Struct):
+    model_name: str = ""
+    diff_epochs: int | None = None
+
+
+class _Told(msgspec.Struct):
+    """What is shown of a configuration."""
+
+    training: _Training = msgspec.field(default_factory=_Training)
+    model: _Model = msgspec.field(default_factory=_Model)
+    presets: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class _Place(msgspec.Struct):
+    host: str = ""
+
+
 def read_standing(run: str | Path, *, state: str | None = None, why: str = "", log: Path | None = None) -> Standing:
     """How the run in a folder stands.
 
     state, why: of its job, where it has one. log: of its job, shown until the run has its own.
     """
     run = Path(run)
-    cfg, about = _yaml(run / "config.yaml"), _json(run / "environment.json")
+    cfg = or_default(lambda: read_yaml(run / "config.yaml", _Told, MOST_CONFIG), _Told())
+    about = or_default(lambda: read_json(run / "environment.json", _Place, 1 << 20), _Place())
     tables = {p: run / p / "metrics" / "training_metrics.csv" for p in ("", "autoencoder")}
     there = {p: _changed(t) for p, t in tables.items() if _changed(t)}
     phase = max(there, key=there.get) if there else ""
@@ -193,12 +212,10 @@ def read_standing(run: str | Path, *, state: str | None = None, why: str = "", l
         lines, bar = read_log(log)
     rows = [row for row in last_rows(tables[phase], 60) if row.get("split") == "train"]
     epochs = last_rows(run / phase / "metrics" / "epochs.csv")
-    found = Standing(
-        run, _title(run, cfg), log=lines, epochs=epochs, host=str(about.get("host") or ("its node" if state else ""))
-    )
+    found = Standing(run, _title(run, cfg), log=lines, epochs=epochs, host=about.host or ("its node" if state else ""))
     found.part, found.phase = (
         phase,
-        "autoencoder" if phase or "vae" in _model(cfg) or "vq" in _model(cfg) else "denoiser",
+        "autoencoder" if phase or "vae" in cfg.model.model_name or "vq" in cfg.model.model_name else "denoiser",
     )
     _place(found, cfg, rows[-1] if rows else {}, bar)
     words = [p for p in (run / "log.txt", *tables.values()) if _changed(p)]
@@ -208,11 +225,9 @@ def read_standing(run: str | Path, *, state: str | None = None, why: str = "", l
     return found
 
 
-def _place(s: Standing, cfg: Mapping[str, Any], row: Mapping[str, Any], bar: Bar | None) -> None:
+def _place(s: Standing, cfg: _Told, row: Mapping[str, Any], bar: Bar | None) -> None:
     """How far it has got."""
-    training, model = _section(cfg, "training"), _section(cfg, "model")
-    epochs = (model.get("diff_epochs") if s.phase == "denoiser" else None) or training.get("num_epochs")
-    s.num_epochs = int(epochs) if epochs else None
+    s.num_epochs = (cfg.model.diff_epochs if s.phase == "denoiser" else None) or cfg.training.num_epochs or None
     s.step, s.loss, s.lr = int(row.get("step", 0)), row.get("loss"), row.get("lr")
     if bar is not None and bar.step >= s.step:
         s.step = bar.step
@@ -228,7 +243,7 @@ def _place(s: Standing, cfg: Mapping[str, Any], row: Mapping[str, Any], bar: Bar
     elif s.total and s.num_epochs:
         s.per_epoch = max(1, round(s.total / s.num_epochs))
     if s.total is None and s.per_epoch and s.num_epochs:
-        s.total = min(s.per_epoch * s.num_epochs, int(training.get("max_steps") or sys.maxsize))
+        s.total = min(s.per_epoch * s.num_epochs, cfg.training.max_steps or sys.maxsize)
     if s.total and s.per_epoch and s.num_epochs:
         s.num_epochs = min(s.num_epochs, math.ceil(s.total / s.per_epoch))
     s.epoch, s.within = done, max(0, s.step - at)
@@ -256,18 +271,9 @@ def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str,
     return ("running" if changed or running and state else "waiting"), why
 
 
-def _title(run: Path, cfg: Mapping[str, Any]) -> str:
-    presets = _section(cfg, "presets")
-    words = [presets.get(name) for name in ("model", "data", "experiment_type", "size")]
+def _title(run: Path, cfg: _Told) -> str:
+    words = [cfg.presets.get(name) for name in ("model", "data", "experiment_type", "size")]
     return " · ".join(filter(None, [*words, "/".join(run.parts[-2:])]))
-
-
-def _model(cfg: Mapping[str, Any]) -> str:
-    return str(_section(cfg, "model").get("model_name", ""))
-
-
-def _section(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return found if isinstance(found := cfg.get(name), Mapping) else {}
 
 
 def _changed(path: Path) -> float:
@@ -275,24 +281,6 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 # %% ../../nbs/execution/standing.ipynb #9c322ea4
 @dataclass

@@ -22,6 +22,8 @@ from typing import Any
 
 from .run_folder import cpu_count, keep_memory, set_threads
 from ..errors import BadInput, XrddiffError
+from ..launcher import isolated
+from ..mediums import say
 from ..registry import entries, get, register
 
 # %% auto #0
@@ -155,11 +157,12 @@ async def _close_later(scheduler: Any) -> None:
 def _local_pool(workers: Workers, threads: int) -> Iterator[Pool]:
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(
+    words = dict(
         n_workers=workers.count, threads_per_worker=1, processes=True, host="127.0.0.1", protocol="tls://", security=certificates(),
         dashboard_address=DASHBOARD, worker_dashboard_address=DASHBOARD, memory_limit=0, silence_logs=logging.ERROR,
     )  # fmt: skip
-    with cluster, Client(cluster) as client:
+    # dask starts a process in place of one that was lost, too
+    with isolated(), LocalCluster(**words) as cluster, Client(cluster) as client:
         close_web_ports(cluster, client)
         yield Pool(client, threads)
 
@@ -203,7 +206,7 @@ def open_workers(workers: Workers | None, threads: int | None = None) -> Iterato
     with dask.config.set(settings):
         with _ends_in_order(), workers.start(threads or workers.threads) as pool:
             if port := pool.client.scheduler_info().get("services", {}).get("dashboard"):
-                print(f"dashboard: http://127.0.0.1:{port}/status on {socket.gethostname()}", flush=True)
+                say(f"dashboard: http://127.0.0.1:{port}/status on {socket.gethostname()}", flush=True)
             yield pool
 
 # %% ../../nbs/execution/workers.ipynb #9ff257bb

@@ -25,6 +25,7 @@ from ..models.autoregressive import ORDER_STEPS, AutoregressiveDiffusion, cosine
 from ..recipes.latents import open_autoencoder
 from ..saved_config import need_run, to_yaml
 from ..training.checkpoints import load_checkpoint
+from ..transforms.pipelines import transform_from_state
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -241,6 +242,7 @@ def _common(run: Path, state: Mapping[str, Any], checkpoint: str, step: int, tem
         "source": {"run": run.name, "checkpoint": checkpoint, "step": step},
         "frame": {"shape": list(value.shape[1:]), "dims": list(value.dims[1:]), "units": value.attrs["units"]},
         "transform": state["transform"],
+        "limits": transform_from_state(state["transform"]).limits,
         "regions": state.get("regions"),
     }
 
@@ -270,7 +272,7 @@ def _of_generator(run: Path, cfg: Config) -> Exportable:
     about = _common(run, checkpoint.state, generator.about["checkpoint"], checkpoint.step, generator.template)
     f = 1 if generator.space is None else generator.space.downsampling
     padded = [f * n for n in generator.shape[1:]]
-    about["frame"]["padded"] = padded
+    about["frame"]["padded"], about["limits"] = padded, generator.limits
     about["latent"] = about["generator"] = about["sampling"] = None
     if generator.space is not None:
         space = generator.space

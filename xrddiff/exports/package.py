@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..gate import read_json, read_text
 from ..errors import BadInput
 from ..files import plain, sha256
 
@@ -56,8 +57,8 @@ def _sums(folder: Path) -> dict[str, str]:
     if not (folder / SUMS).is_file():
         what = f"it has no {SUMS}" if folder.is_dir() else "there is no such folder"
         raise BadInput(f"{folder}: {what}; expected an exported model (xrddiff export RUN)")
-    with suppress(OSError, UnicodeDecodeError):
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    with suppress(OSError, BadInput):
+        lines = read_text(folder / SUMS).splitlines()
         found = [re.fullmatch(r"([0-9a-f]{64})  ([\w./-]+)", line) for line in lines]
         if lines and all(found):
             return {m[2]: m[1] for m in found}
@@ -87,9 +88,9 @@ def read_package(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder).expanduser()
     check_package(folder)
     try:
-        about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        about = read_json(folder / MANIFEST, dict[str, Any])
         kind, version = about["format"], about["version"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError):
         raise BadInput(f"{folder}: {MANIFEST} is not that of an exported model") from None
     if kind != FORMAT or version != VERSION:
         raise BadInput(

@@ -306,7 +306,7 @@ class ExportedModel:
         """
         values = self._need_autoencoder().decode(latents)[:, 0]
         y, x = self.template["intensity"].shape[-2:]
-        found = self.transform.inverse(values[:, :y, :x].numpy())
+        found = self.transform.bounded_inverse(values[:, :y, :x].numpy())
         if self.about["frame"]["units"] == "photon":
             found = np.maximum(found, 0)
         return np.where(frame_mask(self.template, 0), found, 0).astype(np.float32)

@@ -21,10 +21,11 @@ from ..remote.remote_folder import RemoteFolder
 from ..registry import register
 
 # %% auto #0
-__all__ = ['AXES', 'open_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
+__all__ = ['AXES', 'open_npy', 'map_npy', 'zarr_arrays', 'is_zarr', 'open_zarr', 'zero_edge']
 
 # %% ../../nbs/formats/arrays.ipynb #c3076d36
 AXES = ("nyx", "yxn")  # n: frame number
+_NPY_HEADER = 10_000  # bytes, as NumPy limits it
 
 
 def _frame_first(array: np.ndarray, axes: str | None, path: Path) -> np.ndarray:
@@ -53,13 +54,28 @@ def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
     Raises `BadInput` if the file cannot be read, holds no stack of frames, or leaves the axes in
     doubt.
     """
+    array = map_npy(path)
+    check_size(array.shape, array.dtype, str(path))
+    if not 2 <= array.ndim <= 4:
+        raise BadInput(
+            f"{path} has rank {array.ndim} (shape {array.shape}); expected (y, x), (frame, y, x) or (frame, panel, ss, fs)"
+        )
+    array = _frame_first(array, axes, path)
+    return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, as a memory map. Raises `BadInput` if it cannot be read."""
     with open(readable(path), "rb") as f:
-        head = f.read(6)
+        head, version = f.read(6), f.read(6)
     if head != b"\x93NUMPY":
         what = (
             "a zip archive (.npz); unpack it first" if head.startswith(b"PK") else f"no .npy: it begins with {head!r}"
         )
         raise BadInput(f"{path} is {what if head else 'empty (0 bytes)'}")
+    length = int.from_bytes(version[2 : 4 if version[:1] == b"\x01" else 6], "little")
+    if length > _NPY_HEADER:  # NumPy reads it whole before it looks
+        raise BadInput(f"{path} has a header of {length} bytes; expected at most {_NPY_HEADER}")
     try:
         with warnings.catch_warnings(
             action="ignore"
@@ -69,24 +85,21 @@ def open_npy(path: Path, axes: str | None = None) -> dict[str, Any]:
         objects = "pickle" in str(error) or "Python objects" in str(error)
         why = "it holds Python objects" if objects else "it is truncated or damaged"
         raise BadInput(f"{path} cannot be read, {why}; expected an array of numbers") from None
-    check_size(array.shape, array.dtype, str(path))
-    if not 2 <= array.ndim <= 4:
-        raise BadInput(
-            f"{path} has rank {array.ndim} (shape {array.shape}); expected (y, x), (frame, y, x) or (frame, panel, ss, fs)"
-        )
-    array = _frame_first(array, axes, path)
-    return {"parts": [ArrayRows(array, str(path))], "units": "ADU", "layout": "npy", "assumed": ("units",)}
+    return array
 
 # %% ../../nbs/formats/arrays.ipynb #527306be
 def zarr_arrays(path: Path | RemoteFolder) -> dict[str, Any]:
     """Every array of a store, name -> array; the name is '' if the store is a single array."""
     import zarr
 
-    with as_bad_input(f"{path} is not a zarr store that can be read"):
-        found = zarr.open(zarr_place(path), mode="r")
+    place = zarr_place(path)
+    with as_bad_input(f"{path} is not a zarr store that can be read"), warnings.catch_warnings(action="ignore"):
+        found = zarr.open(place, mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
         arrays = {name: item for name, item in found.members(max_depth=None) if isinstance(item, zarr.Array)}
+    if place.problem:
+        raise BadInput(place.problem)
     if not arrays and isinstance(path, RemoteFolder):
         raise BadInput(
             f"{path} does not say which arrays it has, and its server lists no folders; expected a store with consolidated metadata (zarr.consolidate_metadata)"
@@ -149,13 +162,16 @@ def open_zarr(path: Path | RemoteFolder, dataset: str | None = None) -> dict[str
 
 def _labels(path: Path | RemoteFolder, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
     """Numbers and text per frame, from the top of the store and from beside the frames `name`."""
+    from xrddiff.headers.checked_zarr import checked_array
+
     out, beside = {}, name.rpartition("/")[0]
     for other, array in arrays.items():
         group, _, own = other.rpartition("/")
         if array.shape != (frames,) or array.dtype.kind not in "biufOTU" or group not in ("", beside):
             continue
-        with as_bad_input(f"array '{other}' of {path} cannot be read"):
-            values = np.asarray(array[...])
+        where = f"array '{other}' of {path}"
+        with as_bad_input(f"{where} cannot be read"):
+            values = np.asarray(checked_array(array, where, rows=False)[...])
         if own == "wavelength" and not group:
             out[own] = values
         elif own != "wavelength":

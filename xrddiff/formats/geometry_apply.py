@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..headers.geometry_files import HC, DetectorFile, PanelRows, flat_plane, panel_mask, read_geom, read_poni
-from ..headers.gate import is_hdf5, open_hdf5, readable
+from ..headers.gate import is_hdf5, open_hdf5, read_whole, readable
+from ..headers.probe import probe
 from .hdf5 import MaskRows, get_item
 from ..headers.header_rules import same, shown
 from ..headers.sources import HDF5Rows
@@ -39,7 +40,8 @@ def read_geometry(path: str | Path, shape: tuple[int, int] | None = None) -> Det
         return read_poni(path, shape)
     if path.suffix == ".geom":
         return read_geom(path)
-    head = path.read_bytes()[:4096].decode(errors="replace")
+    with open(path, "rb") as file:
+        head = file.read(4096).decode(errors="replace")
     return read_poni(path, shape) if "Poni1" in head or "poni_version" in head else read_geom(path)
 
 # %% ../../nbs/formats/geometry_apply.ipynb #dcbc6a4d
@@ -55,7 +57,7 @@ def _located(geometry: DetectorFile, word: str, source: Path | None) -> np.ndarr
     )
     if found is None or not hasattr(found, "shape"):
         raise BadInput(f"{geometry.path} says that {word} is at {place} of the data file, which is not in {source}")
-    return np.ravel(np.asarray(found[()], np.float64)) * factor
+    return np.ravel(np.asarray(read_whole(found, f"{place} of {source}"), np.float64)) * factor
 
 
 def _geometry_mask(geometry: DetectorFile, source: Path | None, shape: tuple[int, ...]) -> Any:
@@ -66,6 +68,7 @@ def _geometry_mask(geometry: DetectorFile, source: Path | None, shape: tuple[int
         if "file" in m:
             beside = Path(geometry.path).parent / m["file"]
             place = readable(beside if beside.exists() else Path(m["file"]))
+            probe(place)
         found = (
             get_item(open_hdf5(place), m["data"], place)
             if place is not None and place.is_file() and is_hdf5(place)
@@ -76,7 +79,7 @@ def _geometry_mask(geometry: DetectorFile, source: Path | None, shape: tuple[int
         if tuple(found.shape) == shape and shape[0] > 1:
             out = MaskRows(HDF5Rows(place, m["data"]))
             continue
-        values = np.asarray(found[()])
+        values = np.asarray(read_whole(found, f"mask {m['data']} of {place}"))
         if values.size != np.prod(shape[1:]):
             raise BadInput(f"mask {m['data']} of {place} has shape {values.shape}; expected {shape[1:]}")
         good, bad = m.get("goodbits", 0), m.get("badbits", 0)

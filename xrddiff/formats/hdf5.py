@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from ..headers.cxi_planes import cxi_geometry, join_plane
-from ..headers.gate import check_dataset, open_hdf5, as_bad_input
+from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
 from ..headers.geometry_files import HC
 from ..headers.header_rules import same, shown, warn
 from .images import natural
+from ..frames.bounds import most_bytes
 from ..frames.own_labels import label_name
 from ..headers.sources import HDF5Rows
 from ..frames.rows import Rows
@@ -176,16 +177,24 @@ def _unit(data: h5py.Dataset) -> str:
     return (unit.decode() if isinstance(unit, bytes) else str(unit)).strip().lower()
 
 
+def _numbers(data: h5py.Dataset) -> np.ndarray:
+    return np.ravel(np.asarray(read_whole(data, _where(data)), np.float64))
+
+
+def _where(data: h5py.Dataset) -> str:
+    return f"data set '{data.name}' of {data.file.filename}"
+
+
 def _values(data: h5py.Dataset) -> np.ndarray | None:
     if data.dtype.kind not in "iuf":
         return None
-    values = np.ravel(np.asarray(data[()], np.float64))
+    values = _numbers(data)
     return values if values.size and np.isfinite(values).all() and (values > 0).all() else None
 
 
 def _finite(data: h5py.Dataset) -> np.ndarray | None:
     """Finite numbers of any sign: the beam may miss the detector."""
-    values = np.ravel(np.asarray(data[()], np.float64)) if data.dtype.kind in "iuf" else np.array([])
+    values = _numbers(data) if data.dtype.kind in "iuf" else np.array([])
     return values if values.size and np.isfinite(values).all() else None
 
 
@@ -251,8 +260,10 @@ def _find(groups: Sequence[h5py.Group], names: Sequence[str]) -> Iterator[h5py.D
 
 def _text(items: Iterator[h5py.Dataset]) -> str | None:
     for item in items:
-        value = item[()]
-        value = value[0] if isinstance(value, np.ndarray) and value.size == 1 else value
+        if item.size != 1:
+            continue
+        value = read_whole(item, _where(item))
+        value = np.ravel(value)[0] if isinstance(value, np.ndarray) else value
         if isinstance(value, bytes | str):
             return value.decode(errors="replace") if isinstance(value, bytes) else value
     return None
@@ -324,7 +335,8 @@ def _panel_geometry(detectors: Sequence[h5py.Group]) -> dict[str, np.ndarray] | 
     """`panel_origin`, `panel_fs`, `panel_ss` (panel, 3) in m, as in the built-in sample."""
     for d in detectors:
         if all(isinstance(d.get(f"panel_{k}"), h5py.Dataset) for k in ("origin", "fs", "ss")):
-            return {k: np.asarray(d[f"panel_{k}"][()], np.float64) for k in ("origin", "fs", "ss")}
+            places = {k: d[f"panel_{k}"] for k in ("origin", "fs", "ss")}
+            return {k: np.asarray(read_whole(p, _where(p)), np.float64) for k, p in places.items()}
     return None
 
 # %% ../../nbs/formats/hdf5.ipynb #ba69fb70
@@ -384,7 +396,7 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
     for word, names_of in (("saturation_value", ("saturation_value",)), ("underload_value", ("underload_value",))):
         item = next(_find(detectors, names_of), None)
         if item is not None and item.dtype.kind in "iuf" and item.size == 1:
-            out[word] = float(np.ravel(item[()])[0])
+            out[word] = float(_numbers(item)[0])
     for word, groups, fields in (
         ("detector", detectors, ("description", "model")),
         ("source", beams, ("name",)),
@@ -430,8 +442,7 @@ def find_mask(path: Path, name: str, shape: tuple[int, ...]) -> Any:
             or item.shape in (shape[1:], shape)
             and shape[0] == 1
         ):
-            check_dataset(item, f"mask {item.name} of {path}")
-            values = item[()].reshape(shape[1:])
+            values = read_whole(item, f"mask {item.name} of {path}").reshape(shape[1:])
             return values if values.dtype == bool else values == 0
         if item.shape == shape:
             return MaskRows(HDF5Rows(path, item.name))
@@ -456,7 +467,7 @@ def find_peaks_table(path: Path, name: str, frames: int) -> pd.DataFrame | None:
         group = file.get(place)
         if not isinstance(group, h5py.Group) or not {"nPeaks", "peakXPosRaw", "peakYPosRaw"} <= set(group):
             continue
-        counts = np.ravel(group["nPeaks"][()]).astype(np.int64)
+        counts = np.ravel(read_whole(group["nPeaks"], f"{place}/nPeaks of {path}")).astype(np.int64)
         if len(counts) != frames:
             raise BadInput(
                 f"{place}/nPeaks of {path} has {len(counts)} entries; expected one for each of the {frames} frames"
@@ -470,13 +481,19 @@ def find_peaks_table(path: Path, name: str, frames: int) -> pd.DataFrame | None:
             raise BadInput(
                 f"{place}/nPeaks of {path} says up to {counts.max()} peaks; expected at most {group['peakXPosRaw'].shape[1]}"
             )
+        for key in found:
+            check_dataset(group[key], f"{place}/{key} of {path}", rows=True)
+        if counts.sum() * len(found) * 8 > most_bytes():
+            raise BadInput(f"{place}/nPeaks of {path} says {counts.sum()} peaks in all; expected what fits in memory")
         columns: dict[str, list[np.ndarray]] = {word: [] for word in found.values()}
-        for a in range(0, frames, 1024):  # the padded tables may be far larger than their content
-            n = counts[a : a + 1024]
+        step = max(1, min(1024, (1 << 22) // max(1, *(group[k].shape[1] for k in found))))
+        for a in range(0, frames, step):  # the padded tables may be far larger than their content
+            n = counts[a : a + step]
             width = int(n.max(initial=0))
             valid = np.arange(width) < n[:, None]
             for key, word in found.items():
-                columns[word].append(np.asarray(group[key][a : a + 1024, :width], np.float64)[valid])
+                check_chunks(group[key], f"{place}/{key} of {path}", (slice(a, a + step), slice(width)))
+                columns[word].append(np.asarray(group[key][a : a + step, :width], np.float64)[valid])
         table = pd.DataFrame(
             {"frame": np.repeat(np.arange(frames), counts)} | {k: np.concatenate(v) for k, v in columns.items()}
         )
@@ -512,16 +529,17 @@ def find_labels(path: Path, name: str, frames: int) -> dict[str, Any]:
 
 def _label_values(data: h5py.Dataset, path: Path) -> Any:
     """Numbers (n,) as a lazy source; text and enumerations as text; None for anything else."""
-    check_dataset(data, f"data set '{data.name}' of {path}")
+    where = f"data set '{data.name}' of {path}"
+    check_dataset(data, where, rows=False)
     names = h5py.check_enum_dtype(data.dtype)
     if names is not None and data.dtype.kind != "b":
         names = {value: key for key, value in names.items()}
-        return np.array([names.get(v, "") for v in np.ravel(data[()]).tolist()], str)
+        return np.array([names.get(v, "") for v in np.ravel(read_whole(data, where)).tolist()], str)
     if h5py.check_string_dtype(data.dtype) is not None:
-        return np.array(np.ravel(data.asstr(errors="replace")[()]), str)
+        return np.array(np.ravel(read_whole(data, where, text=True)), str)
     if data.dtype.kind not in "biuf":
         return None
-    return HDF5Rows(path, data.name, exact=True) if data.ndim == 1 else np.ravel(data[()])
+    return HDF5Rows(path, data.name, exact=True) if data.ndim == 1 else np.ravel(read_whole(data, where))
 
 # %% ../../nbs/formats/hdf5.ipynb #9920fdfd
 @register(
@@ -568,7 +586,7 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     bits = next(_find(_groups(file, names[0])[1], ("bit_depth_image",)), None)
     if out["layout"] == "NXmx" and parts[0].dtype.kind == "u" and "saturation_value" not in out:
         # counting detectors of this family mark pixels without a value with the largest number
-        depth = int(np.ravel(bits[()])[0]) if bits is not None and bits.size == 1 else 8 * parts[0].dtype.itemsize
+        depth = int(_numbers(bits)[0]) if bits is not None and bits.size == 1 else 8 * parts[0].dtype.itemsize
         out["saturation_value"] = float(2 ** min(depth, 8 * parts[0].dtype.itemsize) - 2)
     out["parts"], out["stored_shape"] = parts, (frames, *parts[0].shape[1:])
     if "panels" not in out:

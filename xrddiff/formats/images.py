@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..headers.gate import readable
+from ..headers.gate import check_size, readable
 from ..headers.probe import probe
 from ..headers.header_rules import agree, read_fields, warn
 from ..headers.raw_headers import comment_fields, raw_header
@@ -122,6 +122,7 @@ def _tiff_page(path: Path, number: int) -> np.ndarray:
     try:
         with Image.open(path) as pages:
             pages.seek(number)
+            check_size(pages.size[::-1], "u1", f"page {number} of {path}")
             return np.asarray(pages)
     except (OSError, EOFError, ValueError, SyntaxError) as error:
         raise BadInput(f"page {number} of {path} cannot be read: {' '.join(str(error).split())[:160]}") from None
@@ -213,6 +214,8 @@ def _headers(path: Path, first: dict[str, Any] | None = None) -> tuple[str, list
     """
     raw = raw_header(readable(path))
     if raw is not None:
+        if raw.shape is not None:
+            check_size(raw.shape, "u1", str(path))
         return raw.family, raw.images, raw.shape
     if first is None:
         with _opened(path) as image:
@@ -249,7 +252,9 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
     Raises `BadInput` for a file that is truncated or has another shape.
     """
     first = files[0]
-    raw_header(readable(first))  # refuses a truncated file
+    raw = raw_header(readable(first))  # refuses a truncated file
+    if raw is not None and raw.shape is not None:
+        check_size(raw.shape, "u1", str(first))
     with _opened(first) as image:
         data, header, count = np.asarray(image.data), dict(image.header), int(getattr(image, "nframes", 1) or 1)
         kind = type(image).__name__.removesuffix("Image").lower()
@@ -257,6 +262,7 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
         raise BadInput(
             f"{first} has an image of rank {data.ndim} (shape {data.shape}); expected (y, x), one number per pixel"
         )
+    check_size(data.shape, data.dtype, str(first))
     dtype = frame_dtype(data.dtype, str(first))
     heads = [_headers(f, header if f is first else None) for f in files]
     for f, (_, _, shape) in zip(files, heads, strict=True):

@@ -16,14 +16,16 @@ import xarray as xr
 
 from ..frames.frames import frame_count, validate_frames
 from ..frames.own_labels import are_classes, as_text, label_name
-from ..headers.gate import memory, readable, as_bad_input
+from ..frames.bounds import MOST_FRAMES, most_bytes
+from ..headers.gate import readable, as_bad_input
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['NUMBER_KEYS', 'FILE_KEYS', 'read_label_table', 'table_labels', 'label_frames']
+__all__ = ['NUMBER_KEYS', 'FILE_KEYS', 'LARGEST_TABLE', 'read_label_table', 'table_labels', 'label_frames']
 
 # %% ../../nbs/formats/label_tables.ipynb #5f2a2d81
 NUMBER_KEYS, FILE_KEYS = ("frame", "index"), ("file", "filename", "file_name", "path")
+LARGEST_TABLE = 64 << 20  # bytes: a million frames with 64 characters each
 
 
 def read_label_table(path: str | Path) -> pd.DataFrame:
@@ -32,8 +34,10 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
     Raises `BadInput`, in one sentence, if it cannot be read.
     """
     path = readable(Path(path))
-    if not path.is_file() or path.stat().st_size > memory() // 4:
-        raise BadInput(f"the labels {path} are no table that fits into memory; expected a .csv, .tsv or .parquet file")
+    if not path.is_file() or path.stat().st_size > LARGEST_TABLE:
+        raise BadInput(
+            f"the labels {path} are no table of at most {LARGEST_TABLE >> 20} MiB; expected a .csv, .tsv or .parquet file"
+        )
     kind, options = path.suffix.lower(), dict(dtype_backend="numpy_nullable")
     if kind not in (".csv", ".tsv", ".parquet"):
         raise BadInput(f"the labels {path} end in {path.suffix!r}; expected .csv, .tsv or .parquet")
@@ -43,10 +47,28 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
         )
     with as_bad_input(f"the labels {path} cannot be read as a table"):
         if kind == ".parquet":
+            _check_parquet(path)
             table = pd.read_parquet(path, **options)
         else:
             table = pd.read_csv(path, sep="," if kind == ".csv" else "\t", skipinitialspace=True, **options)
     return table.drop(columns=[c for c in table if str(c).startswith("Unnamed: ")])  # pandas' own row numbers
+
+
+def _check_parquet(path: Path) -> None:
+    """Raise `BadInput` for a parquet file that unpacks to far more than it takes on the disk."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        about = file.metadata
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        if about.num_rows > MOST_FRAMES or about.num_rows * about.num_columns * 8 > most_bytes():
+            raise BadInput(
+                f"the labels {path} have {about.num_rows} rows of {about.num_columns}; expected a table that fits in memory"
+            )
+        if sum(g.total_byte_size for g in groups) > most_bytes():
+            raise BadInput(
+                f"the labels {path} unpack to more than {most_bytes() >> 20} MiB; expected a table that fits in memory"
+            )
 
 
 def _plain(column: pd.Series, where: str) -> np.ndarray:

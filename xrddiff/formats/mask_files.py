@@ -11,12 +11,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .arrays import open_npy
+from .arrays import map_npy
 from .geometry_apply import read_geometry
 from ..headers.geometry_files import PanelRows, panel_mask
 from .hdf5 import get_item, walk
 from .images import open_images
-from ..headers.gate import is_hdf5, open_hdf5, readable
+from ..headers.gate import check_size, is_hdf5, open_hdf5, read_whole, readable
+from ..headers.probe import probe
 from ..frames.rows import Rows
 from ..files import writing
 from .store import writing_hdf5
@@ -52,6 +53,7 @@ def valid_pixels(values: np.ndarray, true: str | None, where: str) -> tuple[np.n
 # %% ../../nbs/formats/mask_files.ipynb #3f53c9b1
 def _in_hdf5(path: Path, name: str | None) -> np.ndarray:
     """The stored values of the mask in an HDF5 file; a mask of several frames is joined."""
+    probe(path)
     file = open_hdf5(path)
     if name is None:
         found = [d for d in walk(file) if d.name.rsplit("/", 1)[-1] in ("pixel_mask", "mask") and d.dtype.kind in "iub"]
@@ -66,7 +68,7 @@ def _in_hdf5(path: Path, name: str | None) -> np.ndarray:
         if not isinstance(data, h5py.Dataset):
             raise BadInput(f"mask: {path} has no data set {name}")
     try:
-        return np.asarray(data[()])
+        return np.asarray(read_whole(data, f"mask: data set {data.name} of {path}"))
     except OSError as error:
         raise BadInput(
             f"mask: data set {data.name} of {path} cannot be read: {' '.join(str(error).split())[:160]}"
@@ -78,12 +80,9 @@ def _in_image(path: Path) -> np.ndarray:
     with open(path, "rb") as f:
         head = f.read(6)
     if head == b"\x93NUMPY":
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError):
-            open_npy(path)  # raises a clear error
-            raise BadInput(f"{path} cannot be read; expected an array of booleans or numbers") from None
-        return array
+        array = map_npy(path)
+        check_size(array.shape, array.dtype, str(path), rows=False)
+        return np.array(array)
     if not head:
         raise BadInput(f"{path} is empty (0 bytes); expected a mask")
     return np.asarray(open_images([path])["intensity"][0])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..gate import or_default, read_json
 from ..files import CannotSave, sealed, writing
 from .store import lay_out_zarr, seal_zarr, whole_chunks
 from ..errors import BadInput, XrddiffError
@@ -55,7 +56,7 @@ class PartStore:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            plan = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
+            plan = read_json(self.path / "plan.json", dict[str, Any])
             self.rows, self.about = part_rows(plan["n"], plan["size"], plan["first"]), plan["about"]
             self.stacks: list[str] = plan["stacks"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -91,10 +92,7 @@ class PartStore:
         path, n = Path(path), template.sizes["frame"]
         plan = {"n": n, "size": size, "first": first, "about": dict(about or {}), "stacks": list(stacks)}
         part_rows(n, size, first)
-        try:
-            there = json.loads((path / "plan.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            there = {}
+        there = or_default(lambda: read_json(path / "plan.json", dict[str, Any]), {})
         if {k: there.get(k) for k in plan} == json.loads(json.dumps(plan)):
             return cls(path)
         with writing(path) as part:
@@ -174,7 +172,7 @@ def parts_done(store: PartStore) -> dict[int, dict[str, Any]]:
     group, done = _open_zarr(store, "r"), {}
     for path in sorted((store.path / "marks").glob("[0-9]*.json")):
         try:
-            mark = json.loads(path.read_text(encoding="utf-8"))
+            mark = read_json(path, dict[str, Any], 1 << 20)
             if mark["sha256"] == _digest(_read_part(store, group, mark["part"])):
                 done[mark["part"]] = mark
         except (
@@ -192,6 +190,9 @@ def parts_done(store: PartStore) -> dict[int, dict[str, Any]]:
 def finish_parts(store: PartStore, target: str | Path, aside: Mapping[str, str | Path] | None = None) -> Path:
     """Move the finished frames to their final place. If interrupted, it can be called again.
 
+    Where the marks of all parts have `columns`, variable -> a number of each row, these become the
+    values of that variable of the template.
+
     store: the unfinished store.
     target: where the frames go.
     aside: variable -> .npy file, for variables that do not stay with the frames.
@@ -199,11 +200,15 @@ def finish_parts(store: PartStore, target: str | Path, aside: Mapping[str, str |
     """
     target = Path(target)
     if store.frames.exists():
-        if missing := sorted(set(range(len(store.rows))) - set(parts_done(store))):
+        marks = parts_done(store)
+        if missing := sorted(set(range(len(store.rows))) - set(marks)):
             raise XrddiffError(
                 f"{store.path} lacks part {missing[0]}, {len(missing)} of {len(store.rows)} in all; expected all of them"
             )
-        group = _open_zarr(store, "r")
+        group = _open_zarr(store, "r+")
+        columns = [marks[part].get("columns", {}) for part in sorted(marks)]
+        for name in [name for name in columns[0] if all(name in own for own in columns) and name in group]:
+            group[name][...] = np.array([v for own in columns for v in own[name]], group[name].dtype)
         for name, path in (aside or {}).items():
             if name in group:
                 with writing(path) as part:

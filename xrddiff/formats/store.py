@@ -20,14 +20,15 @@ import hdf5plugin
 import numpy as np
 import xarray as xr
 
+from ..gate import from_json, read_json
 from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
-from ..headers.gate import check_dataset, check_size, open_hdf5, readable, as_bad_input
+from ..headers.gate import as_bad_input, check_dataset, open_hdf5, read_whole, readable
 from ..headers.sources import HDF5Rows, ZarrRows, zarr_place
 from ..frames.rows import Rows
 from ..errors import BadInput
-from ..remote.remote_folder import RemoteFolder
+from ..remote.remote_folder import MOST_METADATA, RemoteFolder
 from ..remote.servers import RemoteError
 from ..files import CannotSave, plain, writing
 from ..registry import by_suffix, find, get, register
@@ -159,7 +160,7 @@ def _read_attrs(attrs: h5py.AttributeManager) -> dict[str, Any]:
     out = {}
     for name, value in attrs.items():
         if isinstance(value, str) and value.startswith("json:"):
-            value = json.loads(value[5:])
+            value = from_json(value[5:], f"the attribute {name}")
         elif isinstance(value, np.ndarray):
             value = tuple(value.tolist())
         elif isinstance(value, np.generic):
@@ -380,8 +381,8 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
 def _json(path: Path | RemoteFolder, name: str) -> Any:
     """The JSON file `name` of a store."""
     if isinstance(path, RemoteFolder):
-        return json.loads(path.whole(name) or b"")
-    return json.loads((path / name).read_text(encoding="utf-8"))
+        return from_json(path.whole(name) or b"", f"{path}/{name}")
+    return read_json(path / name, most=MOST_METADATA)
 
 
 def is_store(path: str | Path | RemoteFolder) -> bool:
@@ -392,7 +393,7 @@ def is_store(path: str | Path | RemoteFolder) -> bool:
             return _json(path, "zarr.json")["attributes"]["xrddiff_format"] == FORMAT
         except RemoteError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, BadInput, KeyError, TypeError):
             return False
     file = open_hdf5(path)
     with as_bad_input(f"{path} is damaged"):
@@ -411,9 +412,13 @@ def _stored_hdf5(file: h5py.File) -> dict[str, _Stored]:
             continue
         own, values = _read_attrs(data.attrs), None
         dims, coordinate = tuple(own.pop("dims", "").split()), bool(own.pop("coordinate", False))
-        check_dataset(data, f"variable {name!r} of {file.filename}")
-        if not _stacked(dims, data.shape, data.dtype):
-            values = _text(data.asstr()[()]) if data.dtype.kind == "O" else np.asarray(data[()])
+        where = f"variable {name!r} of {file.filename}"
+        if _stacked(dims, data.shape, data.dtype):
+            check_dataset(data, where, rows=True)
+        elif data.dtype.kind == "O":
+            values = _text(read_whole(data, where, text=True))
+        else:
+            values = np.asarray(read_whole(data, where))
         out[name] = _Stored(dims, own, coordinate, data.dtype, data.shape, values)
     return out
 
@@ -423,12 +428,15 @@ def _stored_zarr(path: Path | RemoteFolder, group: Any, listed: Mapping[str, Any
 
     `listed`: what the list of variables says of each; None = as it says itself.
     """
+    from xrddiff.headers.checked_zarr import checked_array
+
     out = {}
     for name, array in sorted(group.arrays()):
         own, values = {k: _from_json(v) for k, v in array.attrs.asdict().items()}, None
         dims, coordinate = tuple(array.metadata.dimension_names or ()), bool(own.pop("coordinate", False))
-        check_size(array.shape, array.dtype, f"variable {name!r} of {path}", array.chunks)
-        if not _stacked(dims, array.shape, array.dtype):
+        stack = _stacked(dims, array.shape, array.dtype)
+        array = checked_array(array, f"variable {name!r} of {path}", rows=stack)
+        if not stack:
             values = np.asarray(array[...])
             values = _text(values) if values.dtype.kind in "OT" else values
         about = _json(path, f"{name}/zarr.json") if listed is None else listed[name]

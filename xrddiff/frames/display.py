@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 
 import numpy as np
@@ -15,6 +14,7 @@ import xarray as xr
 from .frames import frame_image, frame_mask, panel_distance
 from .geometry import PanelGeometry
 from .rows import is_lazy
+from ..mediums import for_html, plain_text
 
 # %% auto #0
 __all__ = ['thumbnail', 'summary_rows', 'as_text', 'as_html']
@@ -101,13 +101,13 @@ def as_text(ds: xr.Dataset) -> str:
     """What the frames are, as lines."""
     rows = summary_rows(ds)
     width = max(len(k) for k, _ in rows)
-    return "\n".join(f"{k:<{width}}  {v}" for k, v in rows)
+    return "\n".join(f"{k:<{width}}  {plain_text(v)}" for k, v in rows)
 
 
 def as_html(ds: xr.Dataset) -> str:
     """What the frames are, as a table beside a thumbnail."""
     cells = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(k)}</th><td style='text-align:left'>{html.escape(v)}</td></tr>"
+        f"<tr><th style='text-align:left'>{for_html(k)}</th><td style='text-align:left'>{for_html(v)}</td></tr>"
         for k, v in summary_rows(ds)
     )
     picture = base64.b64encode(thumbnail(ds)).decode()

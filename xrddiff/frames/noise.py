@@ -50,15 +50,15 @@ MAX_FIT_FRAMES = 256
 
 
 def sample_frames(
-    frames: xr.Dataset, index: Sequence[int] | None
+    frames: xr.Dataset, index: Sequence[int] | None, most: int | None = MAX_FIT_FRAMES
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """Up to `MAX_FIT_FRAMES` frames of `index`, evenly spaced: number, intensities, mask (None: all
-    valid).
+    """Up to `most` frames of `index`, evenly spaced (None: all of them): number, intensities, mask
+    (None: all valid).
     """
     index = np.arange(frame_count(frames)) if index is None else np.asarray(index)
     if index.size == 0:
         raise BadInput("the training split has no frames; expected at least one to fit the transform on")
-    for i in map(int, evenly_spaced(index, MAX_FIT_FRAMES)):
+    for i in map(int, index if most is None else evenly_spaced(index, most)):
         yield i, frame_image(frames, i), frame_mask(frames, i) if "mask" in frames else None
 
 

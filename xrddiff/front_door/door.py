@@ -29,6 +29,7 @@ from .run_numbers import about_run, plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
 from ..loading import catalog
 from ..overrides import presets
+from ..plugins import plugin_scope
 from ..saved_config import OWN_FRAMES
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def train(*given: str | Mapping[str, Any], data: Any = None, progress: bool = Tr
     if frames is None:
         return open_run(execute_shown(overrides, progress=progress))
     with ExitStack() as held:
-        folder = Path(compose_config(overrides).output_dir).expanduser()
+        with plugin_scope():
+            folder = Path(compose_config(overrides).output_dir).expanduser()
         store = save_frames(frames, held.enter_context(_scratch_in(folder)) / OWN_FRAMES)
         return open_run(execute_shown(overrides, frames=store, progress=progress))
 

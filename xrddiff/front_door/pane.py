@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import re
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from ..errors import XrddiffError
 from ..execution.live import Screen
+from ..mediums import for_html
 
 # %% auto #0
 __all__ = ['LINES', 'Pane', 'live_pane']
@@ -84,7 +84,10 @@ def _draw(self: Pane, curve: bool = True) -> None:
 
 def _publish(self: Pane, update: bool) -> None:
     lines = "\n".join(self.screen.text().rstrip("\n").split("\n")[-LINES:])
-    data = {"text/plain": lines, "text/html": f"{self.curve}<pre style='line-height:1.2'>{html.escape(lines)}</pre>"}
+    data = {
+        "text/plain": lines,
+        "text/html": f"{self.curve}<pre style='line-height:1.2'>{for_html(lines, breaks=True)}</pre>",
+    }
     self.shell.display_pub.publish(data, {}, transient={"display_id": self.id}, update=update)
 
 

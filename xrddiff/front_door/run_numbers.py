@@ -8,17 +8,18 @@ from __future__ import annotations
 import base64
 import functools
 import html
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..gate import or_default, read_json
 from ..contradictions import data_name
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import Run, holder, run_state
 from .run_frames import open_set
+from ..mediums import for_html
 from ..saved_config import OWN_FRAMES
 
 if TYPE_CHECKING:
@@ -122,10 +123,7 @@ def read_summary(path: Path) -> pd.DataFrame:
     """The table in `path`, a summary.json: a row for each metric; empty if there is none yet."""
     import pandas as pd
 
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        rows = {}
+    rows = or_default(lambda: read_json(path, dict[str, Any], 1 << 20), {})
     rows = {name: row if isinstance(row, dict) else {"": row} for name, row in rows.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -169,7 +167,7 @@ def run_html(run: RunNumbers) -> str:
     """A run as HTML: description, pictures and table. All text is escaped."""
     left = "style='text-align:left'"
     rows = "".join(
-        f"<tr><th {left}>{html.escape(name)}</th><td {left}>{html.escape(value)}</td></tr>"
+        f"<tr><th {left}>{for_html(name)}</th><td {left}>{for_html(value)}</td></tr>"
         for name, value in about_run(run).items()
     )
     pictures = [base64.b64encode(picture).decode() for picture in run_pictures(run)]

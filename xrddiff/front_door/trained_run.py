@@ -5,13 +5,13 @@
 # %% ../../nbs/front_door/trained_run.ipynb #03175bfa
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import plugins
 from ..config import compose_config, note_unused
 from ..errors import BadInput, XrddiffError, nearest
 from ..execution.drawing import draw_samples, threads_kept
@@ -19,7 +19,9 @@ from ..execution.run_folder import Run
 from .keywords import as_overrides
 from .pane import live_pane
 from .run_frames import index_set, open_prepared, open_set, reconstruct_with
-from .run_numbers import RunNumbers, about_run, plain_errors, read_summary, run_html
+from .run_numbers import F, RunNumbers, about_run, plain_errors, read_summary, run_html
+from ..mediums import say
+from .. import plugins
 from ..saved_config import load_config, need_run, no_generator
 from ..used_words import model_parts
 from ..words.vocabulary import GROUPS, vocabulary
@@ -39,9 +41,10 @@ if TYPE_CHECKING:
     from xrddiff.widgets.training_monitor import TrainingMonitor
 
 # %% auto #0
-__all__ = ['execute_shown', 'sampling_overrides', 'TrainedRun', 'open_run']
+__all__ = ['execute_shown', 'sampling_overrides', 'in_its_scope', 'TrainedRun', 'open_run']
 
 # %% ../../nbs/front_door/trained_run.ipynb #e0cc924f
+@plugins.plugin_scope()
 def execute_shown(overrides: list[str], *, frames: Path | None = None, progress: bool = True) -> Path:
     """Execute a run (`execution.phases.execute_run`) and show it live in a notebook; returns
     its folder.
@@ -60,7 +63,7 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
         def on_start(path: Path) -> None:
             started.append(path)
             if progress:
-                print(f"run: {path}", flush=True)
+                say(f"run: {path}", flush=True)
             if pane is not None:
                 pane.path = path
 
@@ -92,6 +95,17 @@ def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any
     return as_overrides(*given, own, section="inference")
 
 # %% ../../nbs/front_door/trained_run.ipynb #2aabefa0
+def in_its_scope(method: F) -> F:
+    """Wrap a method of a run: its plug-ins that this process may execute are known within it, and errors are plain."""
+
+    @functools.wraps(method)
+    def call(self: TrainedRun, *args: Any, **words: Any) -> Any:
+        with plugins.plugin_scope(run=self.whole):
+            return method(self, *args, **words)
+
+    return plain_errors(call)
+
+
 @dataclass(frozen=True, repr=False)
 class TrainedRun(RunNumbers):
     """An opened run folder, as returned by `xd.open_run` and `xd.train`.
@@ -112,7 +126,7 @@ class TrainedRun(RunNumbers):
         alone = parts.denoiser is None or self.part != "."
         return self if alone else TrainedRun(self.path / "autoencoder", self.cfg, "autoencoder")
 
-    @plain_errors
+    @in_its_scope
     def model(self, *, ema: bool | None = None, device: str = "cpu") -> nn.Module:
         """The trained network: a `Denoiser`, an autoregressive model, or an autoencoder.
 
@@ -127,7 +141,7 @@ class TrainedRun(RunNumbers):
             return open_autoencoder(self.path, ema=ema).to(device)
         return open_generator(self.path, ema=ema, device=device).model
 
-    @plain_errors
+    @in_its_scope
     def frames(self, which: str = "held_out", limit: int | None = None) -> xr.Dataset:
         """Frames of the run, read when they are indexed.
 
@@ -146,7 +160,7 @@ class TrainedRun(RunNumbers):
             found = open_set(self, which)
         return found if limit is None or limit >= frame_count(found) else select_frames(found, slice(0, limit))
 
-    @plain_errors
+    @in_its_scope
     def batch(self, which: str = "held_out", n: int = 16) -> dict[str, Any]:
         """`n` frames as the network gets them: `x` (n, 1, H, W) in network values, `mask`, `index`,
         and `cond` where the run has conditions.
@@ -160,7 +174,7 @@ class TrainedRun(RunNumbers):
         rows = getattr(p, which)[:n]
         return p.loader(rows, batch_size=max(1, len(rows)), multiple=multiple, shuffle=False).batch(rows)
 
-    @plain_errors
+    @in_its_scope
     def encoded(self, which: str = "held_out", limit: int | None = 500) -> EncodedFrames:
         """Frames of the run with their `latents` (frame, C, h, w), for a codebook their `codes`, and
         `decode` for the way back.
@@ -173,7 +187,7 @@ class TrainedRun(RunNumbers):
         run = self.autoencoder
         return open_encoded(open_prepared(self), run.path, which=which, limit=limit, ema=self.cfg.inference.use_ema)
 
-    @plain_errors
+    @in_its_scope
     def reconstruct(self, frames: xr.Dataset | None = None) -> xr.Dataset:
         """`frames` (None: the held-out frames) reconstructed by the autoencoder, as
         expected values.
@@ -183,7 +197,7 @@ class TrainedRun(RunNumbers):
         """
         return reconstruct_with(self.autoencoder, self.frames("held_out") if frames is None else frames)
 
-    @plain_errors
+    @in_its_scope
     def sample(
         self,
         n: int = 16,
@@ -212,7 +226,7 @@ class TrainedRun(RunNumbers):
             folder = execute_sample(self.path, overrides, name=name, workers=workers, terminal=progress)
         return open_set(self, folder.name)
 
-    @plain_errors
+    @in_its_scope
     def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:
         """Write the trained model as a folder that runs elsewhere, see `xd.load_exported`; returns it.
 
@@ -224,7 +238,7 @@ class TrainedRun(RunNumbers):
 
         return export_run(self.path, format, output, as_overrides(*given, words, section="inference"))
 
-    @plain_errors
+    @in_its_scope
     def show_sampling(self, number: int = 0, *given: Any, **words: Any) -> Picture:
         """A picture of how sample `number` comes into being: noise that becomes a frame, or patch
         after patch.
@@ -237,7 +251,7 @@ class TrainedRun(RunNumbers):
         words = {"num_samples": 1, "first_sample": number, **words}
         return show_making(open_sample_job(self.path, sampling_overrides(self, given, words)), number)
 
-    @plain_errors
+    @in_its_scope
     def index(self, which: str = "samples", cell: Any = None, *, limit: int | None = 48, **options: Any) -> Indexing:
         """Look for crystal lattices in frames of the run, as in `run.index("held_out").rate`.
 
@@ -245,7 +259,7 @@ class TrainedRun(RunNumbers):
         """
         return index_set(self.frames(which), cell, limit=limit, **options)
 
-    @plain_errors
+    @in_its_scope
     def evaluate(
         self, *given: Any, samples: str | None = None, workers: str | None = None, progress: bool = True, **words: Any
     ) -> pd.DataFrame:
@@ -262,7 +276,7 @@ class TrainedRun(RunNumbers):
             folder = execute_evaluate(self.path, overrides, samples=samples, workers=workers, terminal=progress)
         return read_summary(folder / "metrics" / "summary.json")
 
-    @plain_errors
+    @in_its_scope
     def resume(self, *given: Any, progress: bool = True, **words: Any) -> TrainedRun:
         """Resume the run where it stopped, or train for longer, as in `run.resume(num_epochs=40)`.
 
@@ -272,7 +286,7 @@ class TrainedRun(RunNumbers):
         overrides = as_overrides({"resume": str(self.whole)}, *given, words)
         return open_run(execute_shown(overrides, progress=progress))
 
-    @plain_errors
+    @in_its_scope
     def monitor(self) -> TrainingMonitor:
         """Follow the training of the run while it goes on, also where another process trains it, in a widget."""
         from xrddiff.widgets.training_monitor import monitor
@@ -365,8 +379,8 @@ def _codebook(self: TrainedRun, *, which: str = "train", limit: int | None = 500
     return CodebookBrowser(_encoded(self, which, limit))
 
 
-TrainedRun.sampler = plain_errors(_sampler)
-TrainedRun.latents, TrainedRun.codebook = plain_errors(_latents), plain_errors(_codebook)
+TrainedRun.sampler = in_its_scope(_sampler)
+TrainedRun.latents, TrainedRun.codebook = in_its_scope(_latents), in_its_scope(_codebook)
 
 # %% ../../nbs/front_door/trained_run.ipynb #f7b44ff2
 @plain_errors
@@ -379,5 +393,6 @@ def open_run(path: str | os.PathLike, *, trust_plugins: bool = False) -> Trained
     path = Path(path).expanduser()
     need_run(path, str(path))
     if trust_plugins:
-        plugins.trust_plugins(path)
+        with plugins.plugin_scope():
+            plugins.trust_plugins(path)
     return TrainedRun(path, load_config(path / "config.yaml"))

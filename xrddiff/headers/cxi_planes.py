@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from .geometry_files import DetectorFile, Panel
+from .gate import read_whole
 from .header_rules import shown, warn
 from ..errors import BadInput
 
@@ -30,7 +31,8 @@ def _entries(detectors: Sequence[h5py.Group], names: Sequence[str], last: tuple[
                 and item.dtype.kind in "iuf"
                 and item.shape[item.ndim - len(last) :] == last
             ):
-                values = np.asarray(item[()], np.float64).reshape(-1, *last)
+                where = f"data set '{item.name}' of {item.file.filename}"
+                values = np.asarray(read_whole(item, where), np.float64).reshape(-1, *last)
                 if len(values) and np.isfinite(values).all():
                     return values, item.name
     return None, ""

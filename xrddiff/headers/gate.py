@@ -9,23 +9,26 @@ import math
 import os
 import stat
 import weakref
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hdf5plugin  # noqa: F401  registers the compression filters of detectors (bitshuffle-LZ4, zstd, …) with HDF5
 import h5py
 import numpy as np
 
 from ..errors import BadInput, XrddiffError
+from ..frames.bounds import MOST_FRAMES, RAISE, check_packed, most_bytes, most_pixels
 
 # %% auto #0
-__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'odd_kind', 'readable', 'reason', 'as_bad_input', 'memory',
-           'check_size', 'find_source', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5', 'allow_outside',
-           'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset']
+__all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'MOST_TEXTS', 'odd_kind', 'readable', 'reason', 'as_bad_input',
+           'memory', 'check_size', 'find_source', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5',
+           'allow_outside', 'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset', 'Packing', 'packing_of',
+           'check_stored', 'check_chunks', 'read_whole', 'gzip_frame']
 
 # %% ../../nbs/headers/gate.ipynb #c63469e0
 _KINDS = (
@@ -105,29 +108,35 @@ def memory() -> int:
 
 
 def check_size(
-    shape: Sequence[int], dtype: Any, where: str, chunk: Sequence[int] | None = None, stored: int | None = None
+    shape: Sequence[int], dtype: Any, where: str, chunk: Sequence[int] | None = None, rows: bool | None = None
 ) -> None:
-    """Raise `BadInput` for an array (frame, …) with frames or chunks of implausible size.
+    """Raise `BadInput` for an array that is too large to be read as it is read.
 
     - `shape`, `dtype`: of the array.
     - `where`: names the array in the message.
     - `chunk`: the shape of a chunk.
-    - `stored`: bytes of the first chunk in the file.
+    - `rows`: True: it is read row by row; False: whole; None: (frame, …) if it has more than two
+      axes, else one frame.
     """
     shape, size = tuple(map(int, shape)), np.dtype(dtype).itemsize
     if min(shape, default=0) < 0:
         raise BadInput(f"{where} has shape {shape}; expected no negative length")
-    frame = shape[1:] if len(shape) > 2 else shape
-    for what, n in (("frames", frame), ("chunks", tuple(chunk or ()))):
-        nbytes = math.prod(n) * size if n else 0
-        if nbytes > memory() // 4:
+    by_row = len(shape) > 2 if rows is None else rows
+    if by_row and shape[0] > MOST_FRAMES:
+        raise BadInput(f"{where} has {shape[0]} frames; expected at most {MOST_FRAMES}")
+    one = "frames" if by_row or rows is None else "values"
+    for what, n in ((one, shape[1:] if by_row else shape), ("chunks", tuple(chunk or ()))):
+        count = math.prod(n)
+        if count * size > most_bytes() or (what == "frames" and count > most_pixels()):
             raise BadInput(
-                f"{where} has {what} of shape {n}, {nbytes / 2**30:.3g} GiB each; expected at most a quarter of this machine's memory, {memory() / 2**32:.3g} GiB"
+                f"{where} has {what} of shape {n}, {count * size / 2**20:.3g} MiB{'' if what == 'values' else ' each'}; expected at most "
+                f"{most_pixels() >> 20} million pixels of 8 bytes: set {RAISE}={_megapixels(count, size)} if they are true"
             )
-        if what == "chunks" and stored is not None and nbytes > max(1 << 30, 200 * stored):
-            raise BadInput(
-                f"{where} has chunks of {nbytes / 2**30:.3g} GiB that are stored in {stored} bytes; expected what a detector writes"
-            )
+
+
+def _megapixels(count: int, size: int) -> int:
+    """What to set `RAISE` to for so many values, in whole millions."""
+    return -(-max(count, -(-count * size // 8)) >> 20)
 
 # %% ../../nbs/headers/gate.ipynb #6e50226a
 def find_source(name: str, path: str | Path) -> Path | None:
@@ -352,9 +361,9 @@ def filter_names(data: h5py.Dataset) -> list[str]:
     ]
 
 
-def check_dataset(data: h5py.Dataset, where: str) -> None:
-    """Raise `BadInput` if no plugin reads the filter of a data set, or if its sources are
-    missing.
+def check_dataset(data: h5py.Dataset, where: str, rows: bool | None = None) -> None:
+    """Raise `BadInput` if no plugin reads the filter of a data set, if its sources are missing, or if
+    it is too large; `rows` is as for `check_size`.
     """
     plist = data.id.get_create_plist()
     for i in range(plist.get_nfilters()):
@@ -375,5 +384,145 @@ def check_dataset(data: h5py.Dataset, where: str) -> None:
             name = os.fsdecode(plist.get_external(i)[0])
             if find_source(name, path) is None:
                 raise BadInput(f"{where} keeps its values in {name}, which is missing")
-    first = data.id.get_chunk_info(0).size if data.chunks and data.id.get_num_chunks() else None
-    check_size(data.shape, data.dtype, where, data.chunks, first)
+    check_size(data.shape or (), data.dtype, where, data.chunks, rows)
+    packing_of(data, where)
+
+# %% ../../nbs/headers/gate.ipynb #c1d90be4
+_PACKING = {
+    1: "gzip",
+    4: "szip",
+    307: "bzip2",
+    32001: "blosc",
+    32004: "lz4-hdf5",
+    32008: "lz4-hdf5",
+    32015: "zstd",
+    32026: "blosc2",
+}
+_SHUFFLE, _FLETCHER, _NBIT, _SCALE, _LZF, _BITSHUFFLE = 2, 3, 5, 6, 32000, 32008
+
+
+class Packing(NamedTuple):
+    """How the chunks of a data set are packed.
+
+    - `kind`: of `bounds.PACKINGS`.
+    - `place`: of the filter in the pipeline, whose bit in a chunk says that it was left out.
+    - `filters`: the codes of the whole pipeline.
+    - `most`: bytes of a chunk.
+    """
+
+    kind: str
+    place: int
+    filters: tuple[int, ...]
+    most: int
+
+
+def packing_of(data: h5py.Dataset, where: str) -> Packing | None:
+    """How the chunks of a data set are packed; None if they cannot unpack to more than is declared.
+
+    Raises `BadInput` for filters that contradict the shape of the chunks, or follow each other.
+    """
+    plist = data.id.get_create_plist()
+    if not data.chunks or not plist.get_nfilters():
+        return None
+    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    most, found = math.prod(data.chunks) * data.dtype.itemsize, []
+    for place, (code, _, values, _) in enumerate(filters):
+        told = {_NBIT: (2, 4), _SCALE: (2, 4), _LZF: (2,)}.get(code, ())
+        size = math.prod(values[k] for k in told) if len(values) > max(told, default=0) else 0
+        if size > most + _SLACK:
+            raise BadInput(f"{where} has a filter for chunks of {size} bytes; expected {most}, as its chunks have")
+        if code in FILTERS:
+            found.append((place, _PACKING.get(code) if code != _BITSHUFFLE or (*values, 0, 0, 0, 0, 0)[4] else None))
+    if len(found) > 1:
+        raise BadInput(f"{where} is compressed {len(found)} times over; expected once")
+    if not found or found[0][1] is None:
+        return None
+    return Packing(found[0][1], found[0][0], tuple(f[0] for f in filters), most)
+
+
+_SLACK = 4096  # bytes that filters may add to a chunk
+MOST_TEXTS = 1 << 20  # of one data set
+_fat: dict[tuple, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through
+
+
+def check_stored(data: h5py.Dataset, most: int, where: str) -> None:
+    """Raise `BadInput` if a chunk takes far more bytes in the file than it should in memory."""
+    status = os.stat(data.file.filename)
+    if status.st_size <= most_bytes():
+        return
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, data.name)
+    if key not in _fat:
+        largest = [0]
+
+        def look(chunk: Any) -> None:
+            largest[0] = max(largest[0], chunk.size)
+
+        data.id.chunk_iter(look)
+        _fat[key] = largest[0] > 2 * most + _SLACK
+    if _fat[key]:
+        raise BadInput(f"{where} has a chunk that takes more than twice its {most} bytes in the file: it is damaged")
+
+
+def check_chunks(data: h5py.Dataset, where: str, key: tuple = (), known: set | None = None) -> None:
+    """Raise `BadInput` if one of the chunks that `data[key]` reads unpacks to more than a chunk.
+
+    - `key`: slices and integers.
+    - `known`: chunks that were looked at before; those looked at now are added.
+    """
+    packing = packing_of(data, where)
+    if packing is None:
+        return
+    check_stored(data, packing.most, where)
+    spans = []
+    for k, n, step in zip((*key, *(slice(None),) * (data.ndim - len(key))), data.shape, data.chunks, strict=True):
+        found = range(n)[k]
+        low, high = (found, found) if isinstance(found, int) else (min(found, default=0), max(found, default=-1))
+        spans.append(range(low // step, high // step + 1))
+    for place in product(*spans):
+        if known is not None and place in known:
+            continue
+        try:
+            left_out, raw = data.id.read_direct_chunk(tuple(i * n for i, n in zip(place, data.chunks, strict=True)))
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            OverflowError,
+            MemoryError,
+        ):  # not written, or reported when it is read
+            continue
+        if not left_out >> packing.place & 1:
+            own = f"{where} cannot be read: its chunk {place}"
+            check_packed(packing.kind, raw, packing.most + _SLACK, own)
+        if known is not None:
+            known.add(place)
+
+
+def read_whole(data: h5py.Dataset, where: str, text: bool = False) -> Any:
+    """All values of a data set that is no stack of frames; `text`: as text.
+
+    Raises `BadInput` if they are too large, or unpack to more than is declared.
+    """
+    check_dataset(data, where, rows=False)
+    if data.dtype.kind == "O" and data.size > MOST_TEXTS:
+        raise BadInput(f"{where} has {data.size} texts; expected at most {MOST_TEXTS}")
+    if not data.is_virtual:
+        check_chunks(data, where)
+    return data.asstr(errors="replace")[()] if text else data[()]
+
+
+def gzip_frame(data: h5py.Dataset, packing: Packing, i: int) -> np.ndarray | None:
+    """Frame `i` of a data set whose chunks are frames packed with gzip; None if it has to be read by HDF5."""
+    plain = packing.kind == "gzip" and packing.filters in ((1,), (_SHUFFLE, 1)) and data.chunks == (1, *data.shape[1:])
+    if not plain or not data.dtype.isnative or data.dtype.kind not in "biuf":
+        return None
+    try:
+        left_out, raw = data.id.read_direct_chunk((i, *(0,) * (data.ndim - 1)))
+        values = None if left_out else zlib.decompressobj().decompress(raw, packing.most + 1)
+    except (OSError, RuntimeError, ValueError, OverflowError, MemoryError, zlib.error):
+        return None
+    if values is None or len(values) != packing.most:
+        return None
+    if _SHUFFLE in packing.filters:
+        values = np.frombuffer(values, np.uint8).reshape(data.dtype.itemsize, -1).T.tobytes()
+    return np.frombuffer(values, data.dtype).reshape(data.shape[1:])

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from .gate import readable
+from .gate import check_size, readable
 from ..frames.rows import Rows
+from ..gate import from_json, read_text
+from ..mediums import plain_text
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['HC', 'Panel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask', 'flat_plane']
+__all__ = ['MOST_TEXT', 'HC', 'Panel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask', 'flat_plane']
 
 # %% ../../nbs/headers/geometry_files.ipynb #701a6e76
+MOST_TEXT = 8 << 20  # bytes of a geometry file: 40,000 panels
 HC = 12398.419843320026  # h c in eV Å (CODATA 2018, exact since the SI of 2019)
 
 
@@ -91,6 +94,10 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
             f"{path} is a PONI file, which pyFAI reads, and pyFAI is not installed; install xrddiff[io], or give wavelength, "
             "distance, pixel_size and beam_center"
         ) from None
+    for line in read_text(path, MOST_TEXT).splitlines():  # pyFAI would read it whole, and all of its JSON
+        word, _, value = line.partition(":")
+        if word.strip().lower() == "detector_config" and value.strip():
+            from_json(value, f"Detector_config of {path}")
     try:
         ai = pyFAI.load(str(path))
     except Exception as error:  # pyFAI raises many kinds
@@ -214,17 +221,15 @@ def _quantity(text: str, where: str, units: str, at_place: str, above: float = -
 def _lines(path: Path) -> list[tuple[int, str | None, str, str]]:
     """The lines of a .geom file as (line number, panel or None, word, value)."""
     out = []
-    try:
-        text = path.read_text(encoding="utf-8", errors="strict")
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not text; expected a CrystFEL geometry file") from None
-    for i, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(read_text(path, MOST_TEXT).splitlines(), 1):
         line = line.split(";")[0].strip()
         if not line:
             continue
         word, equals, value = (p.strip() for p in line.partition("="))
         if not equals or not word or not value:
-            raise BadInput(f"line {i} of {path} is {line!r}; expected 'word = value' or 'panel/word = value'")
+            raise BadInput(
+                f"line {i} of {path} is {plain_text(line, 80)!r}; expected 'word = value' or 'panel/word = value'"
+            )
         panel, slash, own = word.rpartition("/")
         out.append((i, panel if slash else None, own if slash else word, value))
     return out
@@ -399,6 +404,7 @@ class PanelRows(Rows):
                 )
             self.index.append((*fixed, slice(p.min_ss, p.max_ss + 1), slice(p.min_fs, p.max_fs + 1)))
         self.shape, self.dtype = (stored.shape[0], len(panels), *size), stored.dtype
+        check_size(self.shape, self.dtype, f"the panels of {where}")
 
     def cut(self, frames: np.ndarray) -> np.ndarray:
         """The panels of frames (n, …, ss, fs)."""
@@ -426,12 +432,17 @@ def panel_mask(file: DetectorFile, size: tuple[int, int] | None = None) -> np.nd
         inside = mask[k, :rows, :columns]
         e = file.edge
         inside[e : rows - e, e : columns - e] = not p.off
-        ss, fs = np.mgrid[:rows, :columns]
-        lab = p.origin + (fs + 0.5)[..., None] * p.fs + (ss + 0.5)[..., None] * p.ss
+        ss, fs = np.arange(rows)[:, None], np.arange(columns)
         for region in file.bad:
             if "min_x" in region or "max_x" in region or "min_y" in region or "max_y" in region:
-                x, y = lab[..., 0] * res, lab[..., 1] * res
-                inside[_within(x, region, "x") & _within(y, region, "y")] = False
+                # x and y are sums over a row and a column: one row after another needs no memory
+                (x0, x_fs, x_ss), (y0, y_fs, y_ss) = ((p.origin[a], p.fs[a], p.ss[a]) for a in (0, 1))
+                for k_ss in range(rows):
+                    x, y = (
+                        (o + (fs + 0.5) * f + (k_ss + 0.5) * s) * res
+                        for o, f, s in ((x0, x_fs, x_ss), (y0, y_fs, y_ss))
+                    )
+                    inside[k_ss, _within(x, region, "x") & _within(y, region, "y")] = False
             elif region["panel"] == p.name:
                 inside[_within(fs + p.min_fs, region, "fs") & _within(ss + p.min_ss, region, "ss")] = False
     return mask

@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,29 +21,51 @@ from typing import Any
 
 import h5py
 
-from .gate import check_dataset, is_hdf5, open_hdf5
+from .. import launcher
+from .gate import MOST_TEXTS, check_chunks, check_dataset, is_hdf5, open_hdf5
+from ..frames.bounds import RAISE, most_bytes
+from ..launcher import limit
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['SECONDS', 'ENOUGH', 'try_image', 'try_file', 'serve', 'start_probe', 'probe', 'probe_ahead']
+__all__ = ['SECONDS', 'ENOUGH', 'MEMORY', 'most_memory', 'try_image', 'try_file', 'serve', 'start_probe', 'probe', 'probe_ahead']
 
 # %% ../../nbs/headers/probe.ipynb #e605d756
 SECONDS = 2  # processor time for a small file; one more for every 4 MiB
-ENOUGH = 0.5  # s, after which the probe stops reading
+ENOUGH = 0.5  # s, after which the probe reads no more numbers
+
+
+def most_memory() -> int:
+    """Bytes that the probe may allocate."""
+    return (256 << 20) + 3 * most_bytes()
+
+
+def _check_memory(error: BaseException, path: str) -> None:
+    """Raise `BadInput` if an error, or one that led to it, is that there was no more memory."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or "allocat" in str(cause).lower():
+            raise BadInput(
+                f"{path} needs more memory than the {most_memory() >> 20} MiB in which a file is tried: it is damaged, or {RAISE} has to be set"
+            ) from None
+        cause = cause.__cause__ or cause.__context__
 
 
 def try_image(path: str) -> None:
-    """Open an image with fabio; its errors are ignored here and reported when it is read."""
+    """Open an image with fabio; its errors are ignored here and reported when it is read.
+
+    Raises `BadInput` for an image that needs more memory than there is for it.
+    """
     import fabio
 
     try:
         fabio.open(path)
-    except Exception:
-        pass
+    except Exception as error:
+        _check_memory(error, path)
 
 # %% ../../nbs/headers/probe.ipynb #e3b218f7
 def try_file(path: str, outside: bool) -> None:
-    """Read a part of every object in a file.
+    """Read a part of every object in a file, and all of its texts.
 
     Raises `BadInput` for an HDF5 file that the checks or the library refuse.
     """
@@ -52,20 +73,28 @@ def try_file(path: str, outside: bool) -> None:
         return try_image(path)
     file, start = open_hdf5(path, outside=outside), time.process_time()
 
-    def visit(name: str, item: Any) -> bool | None:
+    def visit(name: str, item: Any) -> None:
         try:
             dict(item.attrs)
-            if isinstance(item, h5py.Dataset):
+            if not isinstance(item, h5py.Dataset):
+                return
+            texts = item.dtype.kind == "O"  # as long as each of them says
+            if texts and item.size > MOST_TEXTS:
+                return
+            if texts or time.process_time() - start <= ENOUGH:
+                small = texts or not item.shape or item.size * item.dtype.itemsize < 1 << 20
                 check_dataset(item, name)
-                small = not item.shape or item.size * item.dtype.itemsize < 1 << 20
-                item[()] if small else item[:1]
-        except Exception:  # this object cannot be read; reported when it is needed
-            pass
-        return True if time.process_time() - start > ENOUGH else None
+                key = () if small else (slice(0, 1),)
+                if not item.is_virtual:
+                    check_chunks(item, name, key)
+                item[key]
+        except Exception as error:  # this object cannot be read; reported when it is needed
+            _check_memory(error, path)
 
     try:
         file.visititems(visit)
     except (OSError, RuntimeError, KeyError) as error:
+        _check_memory(error, path)
         raise BadInput(f"{path} is a damaged HDF5 file: {' '.join(str(error).split())[:160]}") from None
     finally:
         file.close()
@@ -78,6 +107,7 @@ def serve() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit(memory=most_memory())
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -90,12 +120,17 @@ def serve() -> None:
             problem = try_file(path, outside)
         except XrddiffError as error:
             problem = str(error)
+        except MemoryError:
+            problem = f"{path} needs more memory than the {most_memory() >> 20} MiB in which a file is tried"
         except Exception as error:
             problem = f"{path} cannot be read: {type(error).__name__}"
         print(json.dumps(problem), flush=True)
     os._exit(0)  # the library may hang in its normal exit
 
 # %% ../../nbs/headers/probe.ipynb #a2bfc4cf
+MEMORY = 1 << 30  # bytes that the probe may hold at once
+
+
 class _Probe:
     """The probe process; each process that reads files has its own."""
 
@@ -103,14 +138,14 @@ class _Probe:
         self.lock, self.pid, self.process = threading.Lock(), 0, None
         self.passed: set[tuple] = set()
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> launcher.Child:
         if self.process is None or self.pid != os.getpid() or self.process.poll() is not None:
             code = "from xrddiff.headers.probe import serve; serve()"
             self.pid = os.getpid()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            self.process = launcher.start(
+                launcher.python_words(code=code, folders=launcher.package_folders("h5py", "numpy", "fabio", "hdf5plugin")),
+                env=launcher.bare_environment("HDF5_") | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                memory=MEMORY, stdin=launcher.PIPE, stdout=launcher.PIPE, stderr=launcher.DEVNULL, text=True,
             )  # fmt: skip
         return self.process
 

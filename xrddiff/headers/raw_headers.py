@@ -41,6 +41,8 @@ def _truncated(path: Path, found: int, declared: str) -> BadInput:
 _EDF_BYTES = {"byte": 1, "char": 1, "short": 2, "integer": 4, "long": 4, "float": 4, "double": 8, "quad": 8, "int64": 8}
 _SMV_BYTES = {"char": 1, "short": 2, "long": 4, "float": 4}
 _LONGEST = 1 << 20  # a header in text is a few kB
+_MOST_IMAGES = 100_000  # of one file
+_MOST_STRIPS = 1 << 22  # of all pages of a TIFF
 
 
 def _fields(block: bytes) -> dict[str, str]:
@@ -89,6 +91,12 @@ def _edf(f: BinaryIO, path: Path, size: int) -> RawHeader | None:
         at = end = at + close + 2 + data
         if any(k.lower() == "dim_1" for k in fields):  # a block without pixels describes all others
             images.append(fields)
+        if len(images) > _MOST_IMAGES:
+            raise BadInput(f"{path} has more than {_MOST_IMAGES} images; expected a series of files, or HDF5")
+        if len(images) > 1 and fields.get("COMPRESSION", "None").lower() not in ("none", "nocompression", ""):
+            raise BadInput(
+                f"{path} has several images, which are compressed; expected images as they are, or one in each file"
+            )
         if end > size:
             raise _truncated(path, size, f"{end} bytes (image {max(0, len(images) - 1)} takes {data})")
     if not images:
@@ -180,6 +188,9 @@ def _directory(f: BinaryIO, at: int, order: str, big: bool, size: int) -> tuple[
             continue
         one, letter = _TIFF_TYPES[kind]
         value = table[(i + 1) * entry - room : (i + 1) * entry]
+        n = min(n, _LONGEST) if letter == "c" else n
+        if n > _MOST_STRIPS:
+            raise BadInput(f"{f.name} has a page of {n} strips; expected at most {_MOST_STRIPS}")
         if n * one > room:
             place = struct.unpack(f"{order}{'Q' if big else 'I'}", value)[0]
             if place + n * one > size:
@@ -206,15 +217,20 @@ def _tiff(f: BinaryIO, path: Path, size: int) -> RawHeader | None:
     order, big = "<" if head.startswith(b"II") else ">", head[2:4] in (b"+\0", b"\0+")
     at = struct.unpack_from(f"{order}{'Q' if big else 'I'}", head.ljust(16, b"\0"), 8 if big else 4)[0]
     pages: list[dict[int, Any]] = []
-    seen, end = set(), 0
+    seen, end, strips = set(), 0, 0
     while at and at not in seen:  # a directory may not come back to an earlier one
         seen.add(at)
         found = _directory(f, at, order, big, size)
         if found is None:
             raise _truncated(path, size, f"page {len(pages)} from byte {at}")
         tags, at = found
-        pages.append(tags)
         end = max(end, _page_end(tags))
+        strips += sum(map(len, tags.values()))
+        if len(pages) >= _MOST_IMAGES or strips > _MOST_STRIPS:
+            raise BadInput(
+                f"{path} has more than {_MOST_IMAGES} pages or {_MOST_STRIPS} strips; expected a series of files, or HDF5"
+            )
+        pages.append({tag: tags[tag] for tag in (256, 257, 270) if tag in tags})
         if end > size:
             raise _truncated(path, size, f"{end} bytes for the pages up to page {len(pages) - 1}")
     if not pages or not {256, 257} <= pages[0].keys():

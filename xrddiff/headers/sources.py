@@ -26,11 +26,14 @@ from ..frames.rows import Rows, frame_dtype
 from ..frames.shards import Piece, file_pieces, shard_decoder
 from xrddiff.headers.gate import (
     allow_outside,
+    check_chunks,
     check_dataset,
-    check_size,
     find_source,
+    gzip_frame,
     leads_outside,
+    check_stored,
     open_hdf5,
+    packing_of,
     as_bad_input,
 )
 from ..errors import BadInput
@@ -145,10 +148,11 @@ class HDF5Rows(Rows):
         self.own = not self.virtual and not data.external and data.file.filename == os.fspath(path)
         self._data: tuple[int, h5py.Dataset] | None = (os.getpid(), data)
         self._direct: tuple[int, Callable[[int], np.ndarray] | None] | None = None
+        self._looked, self._packing = set(), None
         _count_open(self)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_data": None, "_direct": None}
+        return self.__dict__ | {"_data": None, "_direct": None, "_looked": set(), "_packing": None}
 
     def state(self) -> dict[str, Any]:
         """What `from_state` makes the same rows from, as JSON values."""
@@ -161,7 +165,8 @@ class HDF5Rows(Rows):
         rows = cls.__new__(cls)
         rows.__dict__ |= {**state, "shape": tuple(state["shape"]), "dtype": np.dtype(state["dtype"])}
         rows.where = f"data set '{rows.name}' of {rows.path}"
-        rows._data = rows._direct = None
+        rows._data = rows._direct = rows._packing = None
+        rows._looked = set()
         return rows
 
     def _opened(self) -> h5py.Dataset:
@@ -184,9 +189,26 @@ class HDF5Rows(Rows):
         forward = all(not isinstance(k, slice) or (k.step or 1) > 0 for k in rest)
         key = ((slice(a, b),) if not self.single else ()) + (rest if forward else (slice(None),) * len(rest))
         with as_bad_input(f"frames {a} to {b - 1} of {self.where} cannot be read"):
-            out = data[key]
+            out = self._gzip(data, a, b) if whole and not self.single else None
+            if out is None:
+                if not self.virtual:
+                    check_chunks(data, f"frames {a} to {b - 1} of {self.where}", key, self._looked)
+                out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
+
+    def _gzip(self, data: h5py.Dataset, a: int, b: int) -> np.ndarray | None:
+        """Frames whose chunks are packed with gzip; None if HDF5 has to read them."""
+        if self._packing is None:
+            self._packing = (packing_of(data, self.where),)
+        if self._packing[0] is None or self._packing[0].kind != "gzip":
+            return None
+        out = np.empty((b - a, *self.shape[1:]), data.dtype)
+        for i in range(a, b):
+            if (frame := gzip_frame(data, self._packing[0], i)) is None:
+                return None
+            out[i - a] = frame
+        return out
 
     def reader(self) -> Callable[[int], np.ndarray] | None:
         data = open_hdf5(self.path, outside=self.outside).get(self.name)
@@ -194,6 +216,8 @@ class HDF5Rows(Rows):
             return None
         if data.is_virtual:
             return _virtual_reader(data, self.path, self.outside)
+        if (packing := packing_of(data, self.where)) is not None:
+            check_stored(data, packing.most, self.where)
         return chunk_decoder(data, self.__getitem__)
 
 # %% ../../nbs/headers/sources.ipynb #207962c2
@@ -203,7 +227,9 @@ AT_ONCE = 8  # frames asked of a server at the same time
 def zarr_place(path: str | Path | RemoteFolder) -> Any:
     """What zarr opens for a store in a folder or on a server."""
     if not isinstance(path, RemoteFolder):
-        return str(path)
+        from xrddiff.headers.checked_zarr import CheckedStore
+
+        return CheckedStore(path)
     from xrddiff.remote.remote_zarr import RemoteZarr
 
     return RemoteZarr(path)
@@ -221,7 +247,6 @@ class ZarrRows(Rows):
         self.where = f"array '{name}' of {path}" if name else str(path)
         with as_bad_input(f"{self.where} cannot be read"):
             array = self._open()
-            check_size(array.shape, array.dtype, self.where, array.chunks)
         self.single = array.ndim == 2
         self.shape = (1, *array.shape) if self.single else tuple(array.shape)
         self.dtype = array.dtype if exact or array.dtype == bool else frame_dtype(array.dtype, self.where)
@@ -231,8 +256,13 @@ class ZarrRows(Rows):
     def _open(self) -> Any:
         import zarr
 
+        from xrddiff.headers.checked_zarr import checked_array
+
         array = zarr.open(zarr_place(self.path), mode="r")
-        return array[self.name] if self.name else array
+        array = array[self.name] if self.name else array
+        if not isinstance(array, zarr.Array):
+            raise BadInput(f"{self.where} is a group; expected an array")
+        return checked_array(array, self.where)
 
     def _piece(self) -> Piece:
         """What reads pieces of the files of the array."""

@@ -18,6 +18,7 @@ from ..errors import BadInput
 from ..formats.store import read_store, save_frames
 from ..frames.selection import select_frames
 from .samplers import draw_settings, ready_sampler
+from ..metrics.ranges import drawn_range
 from ..metrics.set_summaries import Ruler
 from ..models.latent_space import pairwise_mse
 from ..registry import get
@@ -102,6 +103,7 @@ class SamplesDuring(Callback):
             shutil.rmtree(path)  # of an attempt that went further than its last checkpoint
         save_frames(frames, path)
         row = drawn_row(drawn, self.scale, latent=self.generator.space is not None)
+        row |= {f"range_{name}": value for name, value in (drawn_range(frames) or {}).items()}
         if self.reference is not None:
             row |= cheap_distances(
                 self.reference, frames, self.ruler, self.settings.seed if self.generator.expected else None

@@ -64,7 +64,7 @@ class EncodedFrames:
 
     def intensities(self, values: Tensor) -> np.ndarray:
         """Network values (B, H, W) as intensities; never negative where they are photons."""
-        x = self.transform.inverse(values.float().cpu().numpy())
+        x = self.transform.bounded_inverse(values.float().cpu().numpy())
         return np.maximum(x, 0) if self.frames["intensity"].attrs["units"] == "photon" else x
 
     @torch.no_grad()

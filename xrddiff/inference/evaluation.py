@@ -30,6 +30,7 @@ from ..metrics.baselines import neighbouring_exposures, scene_again, with_intens
 from ..metrics.conditions import Answers, same_condition
 from ..metrics.indexing import lattice_rows
 from ..metrics.physics import summarise_physics
+from ..metrics.ranges import drawn_range
 from ..metrics.set_summaries import Ruler, SetSummary
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
 from xrddiff.metrics.reconstruction import (
@@ -42,6 +43,7 @@ from xrddiff.metrics.reconstruction import (
     pca_codec,
     reconstruct_frames,
 )
+from ..plugins import attempt
 from ..registry import Names, get
 from ..training.checkpoints import load_checkpoint
 from ..recipes.latents import open_autoencoder
@@ -240,6 +242,7 @@ class SampleEvaluation:
             answers = self.judges.answers(found, sets)
         lattices = self._lattice_tables(seen, why)
         words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
+        words |= dict(drawn=drawn_range(self.samples))
         return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
 
     def _lattice_tables(self, seen: Mapping[str, Sequence[Any]], why: dict[str, str]) -> dict[str, pd.DataFrame]:
@@ -326,7 +329,8 @@ class CodecEvaluation:
         quantizer = getattr(self.model, "quantizer", None)
         if quantizer is None:
             return {}
-        return {name: get("metric", name)(quantizer) for name in Names("metric", of="codebook")}
+        of = lambda name: attempt("metric", name, lambda: get("metric", name)(quantizer), float("nan"))  # noqa: E731
+        return {name: of(name) for name in Names("metric", of="codebook")}
 
 # %% ../../nbs/inference/evaluation.ipynb #049d7ee2
 def principal_components(evaluation: CodecEvaluation, components: int) -> dict[str, xr.Dataset]:

@@ -25,6 +25,7 @@ from ..frames.geometry import is_cut
 from .conditions import SampleConditions
 from .crystals import asked_lattices, lattice_rows, maps_of, with_crystals
 from .detectors import template_frames
+from ..metrics.ranges import LIMITS, held
 from ..models.autoregressive import AutoregressiveDiffusion
 from ..models.generative import DrawSettings
 from ..models.latent_space import LatentSpace
@@ -36,7 +37,7 @@ from ..training.posthoc import reconstruct
 from ..transforms.pipelines import transform_from_state
 from ..seeds import numpy_rng
 from ..transforms.spatial import as_images
-from ..transforms.values import Transform
+from ..transforms.values import Transform, widened
 from ..used_words import show_crystals
 
 if TYPE_CHECKING:
@@ -94,6 +95,18 @@ class Generator:
         Samples from a model of the frames themselves fluctuate as measurements do.
         """
         return self.space is not None
+
+    @cached_property
+    def limits(self) -> tuple[float, float] | None:
+        """The lowest and the highest intensity that samples may have; None where nobody knows.
+
+        They are those of the transform. Where the frames themselves are drawn, the range of all
+        training values is known too, with the same headroom.
+        """
+        known = [] if self.transform.limits is None else [self.transform.limits]
+        if self.space is None and self.data_range is not None:
+            known.append(widened(*map(float, self.transform.inverse(np.float32([self.data_range]))[0])))
+        return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
     @property
     def multiple(self) -> int:
@@ -191,12 +204,23 @@ class Generator:
         return torch.cat([self.space.decode(part) for part in drawn.split(at_once)])
 
     def intensities(self, values: Tensor) -> np.ndarray:
-        """Network values (B panels, 1, H, W) as intensities (B, [panel,] y, x) float32, 0 where the mask is."""
-        shape = self.template["intensity"].shape[1:]
+        """Network values (B panels, 1, H, W) as intensities (B, [panel,] y, x) float32 within `limits`, 0
+        where the mask is.
+        """
+        return self.counted_intensities(values)[0]
+
+    def counted_intensities(self, values: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(`intensities` of network values, what was drawn beyond `limits`): see `metrics.ranges`."""
+        shape, mask, beyond = self.template["intensity"].shape[1:], frame_mask(self.template, 0), {}
         x = self.transform.inverse(values[:, 0, : shape[-2], : shape[-1]].float().cpu().numpy()).reshape(-1, *shape)
+        valid = x[:, mask]
+        if self.limits is not None and valid.size:
+            valid, beyond = held(valid, self.limits)
         if self.template["intensity"].attrs["units"] == "photon":
-            x = np.maximum(x, 0) if self.expected else np.maximum(np.rint(x), 0)
-        return np.where(frame_mask(self.template, 0), x, 0).astype(np.float32)
+            valid = np.maximum(valid, 0) if self.expected else np.maximum(np.rint(valid), 0)
+        out = np.zeros(x.shape, np.float32)
+        out[:, mask] = valid
+        return out, beyond
 
     def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
         """Intensities (B, [panel,] y, x) as Frames, with units, geometry and mask of the training frames.
@@ -249,18 +273,28 @@ class Generator:
                     f"the samples {wanted[0]} to {wanted[-1]} are not finite; expected a trained model and noise levels that it was trained at"
                 )
             drew = x.cpu().reshape(len(wanted), -1, *x.shape[2:])
+            made, beyond = self.counted_intensities(self.decode(x))
+            columns = conditions, beyond
             for j, (i, own) in enumerate(zip(wanted, drew, strict=True)):
-                whole[i] = i, own, {name: column[j] for name, column in conditions.items()}
-            return torch.from_numpy(self.intensities(self.decode(x)))
+                whole[i] = i, own, *({name: column[j] for name, column in each.items()} for each in columns)
+            return torch.from_numpy(made)
 
         for numbers, chunk in sample_chunks(make, samples, settings.batch_size):
             values.append(chunk)
             drawn += [whole[i] for i in numbers]
             whole.clear()
-        numbers, latents, told = zip(*drawn, strict=True)
-        frames = self.frames(torch.cat(values).numpy(), numbers, seed=settings.seed)
-        conditions = {name: np.array([own[name] for own in told]) for name in told[0]}
+        numbers, latents, *rows = zip(*drawn, strict=True)
+        conditions, beyond = ({name: np.array([own[name] for own in each]) for name in each[0]} for each in rows)
+        frames = self.with_beyond(self.frames(torch.cat(values).numpy(), numbers, seed=settings.seed), beyond)
         return self.with_conditions(frames, settings, conditions), torch.stack(latents)
+
+    def with_beyond(self, frames: xr.Dataset, beyond: Mapping[str, np.ndarray]) -> xr.Dataset:
+        """Samples with what was drawn `beyond` the limits, see `counted_intensities`, and the limits."""
+        if self.limits is None:
+            return frames
+        return frames.assign({name: ("frame", column) for name, column in beyond.items()}).assign_attrs(
+            {LIMITS: list(self.limits)}
+        )
 
     def with_conditions(
         self, frames: xr.Dataset, settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None

@@ -17,6 +17,7 @@ from torch import nn
 from ..diffusion.guidance import autoguidance, classifier_free, classifier_guidance
 from ..diffusion.schedules import LogNormal
 from ..errors import BadInput
+from ..mediums import say
 from ..models.classifier import accuracies
 from ..seeds import keyed_normal
 from ..training.checkpoints import CheckpointError, load_checkpoint
@@ -148,7 +149,7 @@ def train_guide(
             and (known["field"], known["step"]) == (label, steps)
             and about.items() <= known["about"].items()
         ):
-            print(f"the classifier of {label} is there", flush=True)
+            say(f"the classifier of {label} is there", flush=True)
             return known["about"]["accuracy"]
         noise, words = guide_noise(*levels), dict(sigma_data=sigma_data, device=device)
         net = fit_classifier(loaders[0], label, fields[label], noise=noise, steps=steps, seed=seed, **words)

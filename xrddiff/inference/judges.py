@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import numpy as np
 import torch
-import yaml
 
+from ..gate import from_yaml
 from ..frames.frames import frame_count
 from ..frames.labels import LABELS, background_level, frame_resolution
 from ..frames.selection import evenly_spaced
@@ -54,9 +54,9 @@ def asked_of_all(samples: xr.Dataset) -> dict[str, float]:
     Empty if each sample has the condition of a training frame.
     """
     try:
-        fixed = yaml.safe_load(samples.attrs["config"])["inference"]["condition"]
+        fixed = from_yaml(samples.attrs["config"], "the configuration of the samples")["inference"]["condition"]
         return {name: float(samples[name].values[0]) for name in fixed if name in samples.variables}
-    except (KeyError, TypeError, ValueError, yaml.YAMLError):  # frames that were not made by a run
+    except (LookupError, TypeError, ValueError):  # frames that were not made by a run
         return {}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..gate import read_array
 from ..errors import BadInput, nearest
 from ..frames.selection import evenly_spaced
 from ..frames.geometry import Geometry
@@ -49,8 +50,8 @@ def read_orientations(path: str | Path) -> np.ndarray:
 
     expected = "expected rotations (n, 3, 3) or quaternions (n, 4) in a .npy file"
     try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        values = read_array(path)
+    except (OSError, ValueError) as error:
         raise BadInput(f"orientations {path} cannot be read: {error}; {expected}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or not len(values.shape):
         raise BadInput(f"orientations {path} are no array of numbers; {expected}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..gate import from_json, read_arrays
 from ..config import inference_config
 from ..diffusion.inpainting import inpaint, posterior
 from ..diffusion.keyed_sampling import Sampler, SampleNoise
@@ -46,6 +46,7 @@ from ..saved_config import to_yaml
 from ..seeds import numpy_rng, torch_generator
 from ..training.checkpoints import load_checkpoint
 from ..transforms.pipelines import transform_from_state
+from ..transforms.values import widened
 from ..used_words import model_parts
 
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ class Draws(NamedTuple):
     def read(cls, path: Path) -> Draws | None:
         """Those that `write` kept; None if there is no such file, or it is damaged."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                return cls(kept["expected"], kept["measured"], json.loads(str(kept["about"])))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            kept = read_arrays(path, 8 << 30)
+            return cls(kept["expected"], kept["measured"], from_json(str(kept["about"]), path.name))
+        except (OSError, ValueError, KeyError):
             return None
 
 
@@ -212,6 +213,17 @@ class PosteriorJob:
     def curve(self, values: Tensor) -> Tensor:
         """Photons of network values, pixel by pixel; differentiable, and below 0 where the network is."""
         return (self.generator.transform.inverse(values) - self.likelihood.pedestal) / self.likelihood.gain
+
+    def bounded(self, expected: Tensor, frame: int) -> Tensor:
+        """Expected photons (B, y, x) that were drawn for a frame, at most what its model or the frame itself
+        may hold (`Generator.limits`). The likelihood takes no notice of it: it needs a slope everywhere.
+        """
+        if self.generator.limits is None:
+            return expected
+        y, valid = self.seen(frame)
+        highest = y[valid].max().item() if valid.any() else -inf
+        upper = max(self.generator.limits[1], widened(0.0, highest)[1])
+        return expected.clamp_max((upper - self.likelihood.pedestal) / self.likelihood.gain)
 
     def photons(self, values: Tensor) -> Tensor:
         """Expected photons (B, y, x) of network values (B, 1, H, W); differentiable."""
@@ -404,6 +416,7 @@ def latents(
     drawn = draw_latents(target, job.draws, job.seed, sampler=sampler, start=start, key=("frame", frame))
     with torch.no_grad():
         expected = torch.cat([job.decoded(z) for z in drawn.latents.to(start.device).split(16)])
+        expected = job.bounded(expected, frame)
     about = {"dispersion": likelihood.dispersion, "accepted": drawn.accepted, "R̂": drawn.rhat}
     return Draws(expected.cpu().numpy(), job.measure(expected, likelihood, frame), about)
 
@@ -446,7 +459,7 @@ def _of_model(job: PosteriorJob, frame: int, values: Tensor) -> Draws:
     """Draws of network values (S, 1, H, W): expected photons, or a measurement itself where the model
     was trained on frames.
     """
-    expected = job.photons(values)
+    expected = job.bounded(job.photons(values), frame)
     if not job.generator.expected:
         units = expected * job.likelihood.gain + job.likelihood.pedestal
         return Draws(expected.cpu().numpy(), units.cpu().numpy())

@@ -24,6 +24,7 @@ from .detectors import detector_note, moved
 from .generators import Generator, open_generator
 from .guides import Guide, open_guide
 from .samplers import draw_settings, ready_sampler
+from ..metrics.ranges import held
 from ..models.generative import DrawSettings
 from ..models.latent_space import final_latent_stats, pairwise_mse
 from ..recipes.setup import run_accelerator
@@ -129,6 +130,11 @@ class SampleJob:
         """The sampler and the guide, for a caption."""
         return self.sampling if self.guide is None else f"{self.sampling}, {self.guide}"
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What is known of a row only when it is drawn, a number each: zeros of their types."""
+        return held(np.zeros((self.count, 1), np.float32), (0.0, 0.0))[1]
+
     def template(self) -> xr.Dataset:
         """All rows without their pixels, which are zeros that take no memory.
 
@@ -137,7 +143,7 @@ class SampleJob:
         g, i = self.generator, self.cfg.inference
         shape = (self.count, *g.template["intensity"].shape[1:])
         frames = g.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
-        frames = g.with_conditions(frames, self.settings)
+        frames = g.with_conditions(g.with_beyond(frames, self.columns), self.settings)
         if self.poisson:
             frames["drawn"] = frames["intensity"]
         if g.space is not None:

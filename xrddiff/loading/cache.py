@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .. import launcher
 from ..frames.selection import concat_frames, select_frames
 from ..frames.rows import lazy_array
 from ..frames.rows import ChainRows
@@ -33,6 +33,7 @@ from ..headers.sources import HDF5Rows
 from ..formats.store import read_store, save_frames
 from ..errors import BadInput, XrddiffError
 from ..files import CannotSave, cache_dir, json_digest, lock, plain, sealed, sha256, writing
+from ..mediums import complain, say
 
 # %% auto #0
 __all__ = ['SIMULATOR', 'only_one', 'code_digest', 'simulation_key', 'block_size', 'check_seed', 'check_disk', 'simulated_frames',
@@ -200,7 +201,7 @@ def _make(experiment: Any, seed: int, folder: Path, blocks: list[int], size: int
         disable=None if progress is None else not progress,
     )
     if bar.disable and progress is None:  # in a log or notebook, a minute of silence looks like a hang
-        print(f"simulating {bar.total} shots of {experiment.name}, kept in {folder}", file=sys.stderr, flush=True)
+        say(f"simulating {bar.total} shots of {experiment.name}, kept in {folder}", file=sys.stderr, flush=True)
     with bar:
         wait = 0.05
         while missing:
@@ -259,12 +260,16 @@ def _make_again(path: Path, make: Callable[[], None], error: BadInput) -> None:
                 variable.load()
         except BadInput:
             why = str(error).partition(";")[0]
-            print(f"xrddiff: note: a block of the cache is damaged and is simulated again: {why}", file=sys.stderr)
+            complain(f"note: a block of the cache is damaged and is simulated again: {why}")
             make()
 
 # %% ../../nbs/loading/cache.ipynb #c82de42a
 class CannotFetch(XrddiffError):
     """Data could not be downloaded."""
+
+
+# what pip is told through the environment: its settings, the way out of this network, whom to trust
+_PIP = "PIP_ XDG_ SSL_ REQUESTS_ CURL_ NETRC http_ https_ all_ no_ HTTP_ HTTPS_ ALL_ NO_".split()
 
 
 def download_package(
@@ -289,19 +294,25 @@ def download_package(
     with only_one(folder / "locks" / wanted.name, wait=True):
         if wanted.exists() and sha256(wanted) == digest:
             return wanted
-        print(f"fetching {name} {version} ({megabytes:.1f} MB) through pip", file=sys.stderr)
+        say(f"fetching {name} {version} ({megabytes:.1f} MB) through pip", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pip-") as place:
             listed = Path(place) / "requirements.txt"
             listed.write_text(f"{name}=={version} --hash=sha256:{digest}\n")
-            command = [
-                sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "--require-hashes",
+            command = launcher.python_words(
+                "download", "--no-deps", "--no-input", "--disable-pip-version-check", "--require-hashes",
                 "--ignore-requires-python", "--retries", "2", *(["--only-binary=:all:"] if wheel else ["--no-binary", name]),
-                "--dest", str(Path(place) / "files"), "--requirement", str(listed),
-            ]  # fmt: skip
-            environment = os.environ | {"PIP_RESUME_RETRIES": "5", "PYTHONUTF8": "1"}
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", env=environment, stdin=subprocess.DEVNULL
-            )
+                "--dest", str(Path(place) / "files"), "--requirement", str(listed), module="pip",
+            )  # fmt: skip
+            environment = launcher.bare_environment(*_PIP) | {"PIP_RESUME_RETRIES": "5", "PYTHONUTF8": "1"}
+            seconds = 600 + 20 * megabytes  # 50 kB/s
+            try:
+                done = launcher.run(
+                    command, timeout=seconds, memory=2 << 30, text=True, errors="replace", env=environment
+                )
+            except launcher.TimeoutExpired:
+                raise CannotFetch(
+                    f"{name} {version} could not be fetched: pip took more than {seconds:.0f} s"
+                ) from None
             found = sorted((Path(place) / "files").glob("*")) if done.returncode == 0 else []
             if not found:
                 raise CannotFetch(_why_not(done.stderr or done.stdout, name, version))
@@ -317,7 +328,7 @@ def download_package(
 def _why_not(said: str, name: str, version: str) -> str:
     """pip's last error as one sentence."""
     if "No module named pip" in said:
-        return f"{name} {version} is fetched with pip, which this Python ({sys.executable}) does not have; install pip into it"
+        return f"{name} {version} is fetched with pip, which this Python ({launcher.this_python()}) does not have; install pip into it"
     if "DO NOT MATCH THE HASHES" in said:
         return f"{name} {version} from the package index has another checksum than the one this xrddiff knows; it is not used"
     errors = (

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..files import is_path
+from ..mediums import plain_text
+from ..addresses import addresses_in, need_addresses
 from ..contradictions import chosen_options, check_frames, data_name
 from ..errors import BadInput
 from ..frames.frames import IMAGE_DIMS, frame_count
@@ -288,9 +291,14 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
     cfg: the configuration of a run.
     classes: label -> known class names, such as those of a checkpoint.
     Raises `BadInput` for frames that cannot be pooled or cut as configured, or that lack a label
-    named in `model.condition`.
+    named in `model.condition`, and for an address that the user has not named.
     """
     d = cfg.data
+    need_addresses(addresses_in(d.data_path))
+    for word in ("data_path", "geometry", "labels", "mask", "reflections"):
+        path = getattr(d, word)
+        if path is not None and is_path(path) and not (is_path(path, "file") or is_path(path, "dir")):
+            raise BadInput(f"data.{word}={plain_text(path)} is no regular file and no folder: it is not opened")
     names = "limit dataset geometry labels mask mask_true wavelength distance pixel_size beam_center".split()
     condition = cfg.model.condition or []
     words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)

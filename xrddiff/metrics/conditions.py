@@ -14,11 +14,11 @@ import pandas as pd
 
 from ..errors import BadInput
 from .diversity import class_recovery
-from .judgement import peak_quantiles
+from .judgement import Judgement, peak_quantiles
 
 # %% auto #0
 __all__ = ['WINDOW', 'same_condition', 'condition_words', 'Answers', 'confusion_matrix', 'class_answer', 'number_answer',
-           'answer_table', 'class_peaks', 'peak_words', 'answer_words']
+           'answer_table', 'class_peaks', 'peak_words', 'answer_words', 'judged_facts']
 
 # %% ../../nbs/metrics/conditions.ipynb #fa7a6ad4
 WINDOW = 0.5  # standard deviations of the training frames' numbers
@@ -113,10 +113,18 @@ def class_answer(names: Sequence[str], confusion: np.ndarray, held_out: np.ndarr
     - `confusion`, `held_out`: confusion matrices of the samples and of held-out frames.
 
     The keys are kind, classes, confusion, held_out, and either recovery (see `class_recovery`) or
-    why there is none.
+    why there is none; also chance, the share of samples that would be what was asked for if what comes out
+    did not depend on it.
     """
     (asked, got), (label, guess) = _pairs(confusion), _pairs(held_out)
-    out = {"kind": "class", "classes": list(names), "confusion": confusion.tolist(), "held_out": held_out.tolist()}
+    share = confusion / max(confusion.sum(), 1)
+    chance = {"chance": float(share.sum(1) @ share.sum(0))} if confusion.any() else {}
+    out = {
+        "kind": "class",
+        "classes": list(names),
+        "confusion": confusion.tolist(),
+        "held_out": held_out.tolist(),
+    } | chance
     try:
         recovery = class_recovery(guess, label, got, asked)
     except BadInput:
@@ -210,6 +218,19 @@ def answer_words(name: str, answer: Mapping[str, Any]) -> str:
     return " ".join([_answer_words(name, answer), *peak_words(name, answer)])
 
 
+def judged_facts(judgement: Judgement) -> dict[str, Any]:
+    """What the rules of health read of a judgement: the numbers of its report, with its words.
+
+    drawn: see `drawn_range`. answers: by condition that is a class, its recovery, chance and sentence.
+    """
+    told = {name: a for name, a in judgement.answers.items() if "recovery" in a and "chance" in a}
+    answers = {
+        name: a["recovery"] | {"chance": a["chance"], "words": _answer_words(name, a).rstrip(".")}
+        for name, a in told.items()
+    }
+    return {"drawn": judgement.drawn, "answers": answers}
+
+
 def _answer_words(name: str, answer: Mapping[str, Any]) -> str:
     if "why" in answer:
         return f"{name}: not told, {answer['why']}."
@@ -220,7 +241,8 @@ def _answer_words(name: str, answer: Mapping[str, Any]) -> str:
         return text + ("." if rank is None else f"; rank correlation {rank:.2f}.")
     r = answer["recovery"]
     high = "∞" if r["recovery_high"] is None else f"{r['recovery_high']:.2f}"
+    chance = f" ({answer['chance']:.0%} by chance)" if "chance" in answer else ""
     return (
-        f"{name}: a classifier trained on real frames finds what was asked for in {r['accuracy_samples']:.0%} of {r['n_samples']} samples, and is right about {r['accuracy_real']:.0%} of held-out frames "
+        f"{name}: a classifier trained on real frames finds what was asked for in {r['accuracy_samples']:.0%} of {r['n_samples']} samples{chance}, and is right about {r['accuracy_real']:.0%} of held-out frames "
         f"of the same mixture: recovery {r['recovery']:.2f} ({r['recovery_low']:.2f} to {high})."
     )

@@ -16,7 +16,9 @@ from ..frames.frames import frame_count
 from ..frames.selection import evenly_spaced, select_frames
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .physics import physics_words
+from .ranges import range_words
 from .set_summaries import LEVELS, Ruler, SetSummary
+from ..plugins import failure_of
 from ..registry import Names, entries
 from .diversity import nearest_training
 
@@ -49,6 +51,7 @@ class Judgement:
     - `condition`: the condition requested of all samples, as text.
     - `answers`: requested and found values by condition (`metrics.conditions`).
     - `lattices`: by set, the numbers of the frames that were indexed (`summarise_physics`).
+    - `drawn`: what was drawn beyond the limits of intensities (`drawn_range`), None if unknown.
     """
 
     rows: dict[str, dict[str, float]]
@@ -59,6 +62,7 @@ class Judgement:
     condition: str = ""
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     lattices: dict[str, pd.DataFrame] = field(default_factory=dict)
+    drawn: dict[str, Any] | None = None
 
     @property
     def floor(self) -> str:
@@ -92,11 +96,14 @@ class Judgement:
         }
 
     def table(self) -> dict[str, dict[str, float]]:
-        """`distances`, and the share of frames that index."""
+        """`distances`, the share of frames that index, and the share of pixels that were drawn beyond the
+        limits.
+        """
         rates = {name: float(found.loc["rate", "value"]) for name, found in self.lattices.items()}
         rates = {("reconstruction" if name == "autoencoder" else name): v for name, v in rates.items() if v == v}
         order = [name for name in ("samples", "held out", "reconstruction") if name in rates]
-        return self.distances() | ({title_of("rate"): {name: rates[name] for name in order}} if order else {})
+        beyond = {} if self.drawn is None else {"pixels beyond the limits": {"samples": self.drawn["pixels"]}}
+        return self.distances() | ({title_of("rate"): {name: rates[name] for name in order}} if order else {}) | beyond
 
     def sets(self) -> dict[str, SetSummary]:
         """The measurements of each set, held-out frames first."""
@@ -113,7 +120,7 @@ class Judgement:
         """All numbers and sentences, as JSON values."""
         return {
             "rows": self.rows, "memory": self.memory, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
-            "condition": self.condition, "answers": self.answers, "words": findings(self),
+            "condition": self.condition, "answers": self.answers, "words": findings(self), "drawn": self.drawn,
             "lattices": {name: found.to_dict(orient="index") for name, found in self.lattices.items()},
         }  # fmt: skip
 
@@ -135,9 +142,15 @@ FAR = 1.3  # times the floor
 
 
 def findings(judgement: Judgement) -> list[str]:
-    """One sentence for each distance that is clearly above its floor, and for what the lattices of the
-    samples have otherwise than those of held-out frames.
+    """One sentence for what was drawn beyond the limits, for each distance that is clearly above its
+    floor, and for what the lattices of the samples have otherwise than those of held-out frames.
     """
+    drawn = judgement.drawn
+    beyond = [f"{range_words(drawn)}."] if drawn is not None and drawn["beyond"] else []
+    return beyond + _distance_words(judgement)
+
+
+def _distance_words(judgement: Judgement) -> list[str]:
     lattices = {"held out", "samples"} <= set(judgement.lattices)
     crystals = physics_words(judgement.lattices["held out"], judgement.lattices["samples"]) if lattices else []
     if not judgement.rows:
@@ -309,6 +322,8 @@ def _counted(counts: Mapping[str, int], name: str, words: Mapping[str, Any]) -> 
 
 def _no_ratio(judgement: Judgement, distance: str) -> str:
     """Why a distance cannot be given as a multiple of its floor."""
+    if failed := failure_of("distance", distance) or failure_of("metric", distance):
+        return failed
     real = [judgement.summaries[name] for name in ("held out", "train")]
     if distance == "peak_count" and not any(s.peaks.any() for s in real):
         return "no peaks in the held-out frames"

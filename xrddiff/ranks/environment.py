@@ -11,11 +11,11 @@ import math
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import launcher
 from ..errors import BadInput
 
 # %% auto #0
@@ -94,8 +94,9 @@ def _expand(nodelist: str) -> list[str]:
     except BadInput as unread:
         command = ["scontrol", "show", "hostnames", nodelist]
         try:
-            hosts = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
-        except (OSError, subprocess.SubprocessError):
+            own = launcher.bare_environment("SLURM_")
+            hosts = launcher.run(command, timeout=30, memory=1 << 30, env=own, text=True, check=True).stdout.split()
+        except (OSError, launcher.SubprocessError):
             hosts = []
         if not hosts:
             raise unread from None

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..gate import read_json
 from ..errors import BadInput, XrddiffError
 from ..files import CannotSave, json_digest, plain, remove, sha256, why_not, write_text, writing
 from .ring import Ring
@@ -100,11 +101,11 @@ def _steps(folder: Path) -> list[Path]:
 def _content(path: Path) -> dict[str, Any]:
     """What state.json says; raises `ValueError` that says what is wrong with it, or with the rows."""
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        content = read_json(path / "state.json", dict[str, Any], 64 << 20)
         digest = content.pop("digest")
         rows = [(str(r["file"]), int(r["first"]), int(r["last"]), str(r["sha256"])) for r in content["rows"]]
         kind = content["format"], content["version"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         raise ValueError("state.json cannot be read") from None
     if kind != (_FORMAT, _VERSION):
         raise ValueError(f"its format is {kind[0]!r} version {kind[1]!r}; expected {_FORMAT!r} version {_VERSION}")

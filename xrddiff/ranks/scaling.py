@@ -5,7 +5,6 @@
 # %% ../../nbs/ranks/scaling.ipynb #55347130
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..gate import read_json, read_yaml
 from ..errors import BadInput
+from ..mediums import for_plot
 from .networks import Cluster, Network, above_zero
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def plot_scaling(tables: Mapping[str, pd.DataFrame] | pd.DataFrame, ax: Axes | N
         ax.fill_between([first, most], 0, 100 * least, color="0.9", lw=0, label="poor" if first < 1 else None)
         first = most
     for name, table in tables.items():
-        ax.plot(table["nodes"], 100 * table["efficiency"], "o-", ms=4, label=name or None)
+        ax.plot(table["nodes"], 100 * table["efficiency"], "o-", ms=4, label=for_plot(name) or None)
     ax.set_xscale("log", base=2)
     ticks = sorted({1, 2, 4, 8, 16, 32} | {n for table in tables.values() for n in table["nodes"] if n > 32})
     ax.set(xlabel="nodes", ylabel="efficiency (%)", ylim=(0, 105), xticks=ticks, xticklabels=ticks)
@@ -163,7 +164,7 @@ def read_speed(run: str | os.PathLike) -> list[dict[str, Any]]:
     """
     run = Path(run)
     try:
-        attempts = json.loads((run / SPEED).read_text(encoding="utf-8"))
+        attempts = read_json(run / SPEED)
     except FileNotFoundError:
         what = "has not trained yet" if (run / "config.yaml").is_file() else "is no run folder"
         raise BadInput(f"{run} has no {SPEED}: it {what}; expected the folder of a run that has trained") from None
@@ -175,7 +176,7 @@ def read_speed(run: str | os.PathLike) -> list[dict[str, Any]]:
             total = totals.setdefault((int(attempt["ranks"]), int(attempt["nodes"])), [0.0, 0.0])
             total[0] += float(attempt["frames"])
             total[1] += float(attempt["seconds"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise BadInput(f"{run / SPEED} is not a list of attempts with ranks, nodes, frames and seconds") from None
     return [
         dict(run=str(run), ranks=ranks, nodes=nodes, frames=int(frames), seconds=s, frames_per_second=frames / s)
@@ -186,13 +187,11 @@ def read_speed(run: str | os.PathLike) -> list[dict[str, Any]]:
 # %% ../../nbs/ranks/scaling.ipynb #b5a6241d
 def _model_words(run: str | os.PathLike) -> dict[str, Any]:
     """The section `model` of a run's configuration."""
-    from omegaconf import OmegaConf
-
     try:
-        config = OmegaConf.to_container(OmegaConf.load(Path(run) / "config.yaml"), resolve=False)
+        found = read_yaml(Path(run) / "config.yaml", dict[str, Any]).get("model")
     except FileNotFoundError:
         return {}
-    return config.get("model") or {} if isinstance(config, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from ..loading.augmentations import TOLD, Augmentations
 from ..loading.loader import FrameLoader
 from ..loading.windows import WindowLoader
 from ..errors import BadInput
+from ..mediums import say
 from ..training.batches import frames_per_epoch, global_batch, share
 from ..telemetry.rules import Finding, Monitor
 from ..training.callbacks import Callback, make_callbacks
@@ -178,13 +179,13 @@ def run_trainer(
     ranks = Ranks(accelerator)
     who = greet(ranks, read_environment(), shares_text(loaders[0], ranks))
     if who and ranks.rank == 0:
-        print(who)
+        say(who)
     ranks.first(lambda: check_latent(folder, state))
     part, classes = "denoiser" if diffusion else "autoencoder", state.get("generator", {}).get("classes")
     if (began := begin(objective.model, cfg, folder, part, ranks, classes)) is not None:
         state = {**state, "init": began}
         if ranks.rank == 0:
-            print(init_text(began))
+            say(init_text(began))
     if hasattr(objective, "begun"):
         objective.begun()
     said = asdict(cfg)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .. import launcher
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
@@ -40,16 +40,16 @@ def ask_slurm(*words: str, text: str | None = None, timeout: float = 60.0) -> st
     Raises `BadInput` if SLURM refuses, and `SlurmAway` if the controller does not answer in time.
     """
     # sbatch passes its environment on; a new job must not inherit the restart count of the job that submits it
-    env = {name: value for name, value in os.environ.items() if name != "SLURM_RESTART_COUNT"}
-    try:
-        found = subprocess.run(
-            list(words), env=env, input=None if text is None else os.fsencode(text), stdin=subprocess.DEVNULL if text is None else None, capture_output=True, timeout=timeout, check=False,
-        )  # fmt: skip
+    env = launcher.own_environment()
+    for name in ("SLURM_RESTART_COUNT", "PYTHONSAFEPATH"):  # the job's own Python is told by its command
+        env.pop(name, None)
+    try:  # without a limit of memory: sbatch passes its limits on to the job
+        found = launcher.run(words, env=env, input=None if text is None else os.fsencode(text), timeout=timeout)
     except FileNotFoundError:
         raise BadInput(
             f"there is no command {words[0]} on this machine: expected SLURM's commands on the PATH, as on a login node of a cluster"
         ) from None
-    except subprocess.TimeoutExpired:
+    except launcher.TimeoutExpired:
         raise SlurmAway(f"{words[0]} gave no answer within {timeout:g} s") from None
     except ValueError as error:  # a null byte
         raise BadInput(f"cannot call {words[0]}: {error}") from None

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import launcher
 from xrddiff.execution.run_folder import (
     clear_marks,
     complete_run,
@@ -31,7 +31,8 @@ from xrddiff.execution.run_folder import (
     world_size,
 )
 from ..errors import BadInput, XrddiffError, nearest
-from ..plugins import load_standing
+from ..mediums import complain, say
+from ..plugins import load_standing, plugin_scope
 from ..ranks.stopping import StopRequest
 from ..registry import entries, get
 
@@ -202,6 +203,7 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 
+@plugin_scope()
 def prepare(job: Job, task: int = 0) -> Path:
     """Create the run folder of a task, or reuse that of an earlier attempt; returns its path.
 
@@ -240,6 +242,7 @@ def _command_folder(path: Path) -> Path:
     return path
 
 # %% ../../nbs/slurm/job.ipynb #b1943c23
+@plugin_scope()
 def done_before(job: Job, task: int) -> bool:
     """Whether the run of a task is finished, and the job's words give it nothing more to do."""
     from xrddiff.config import compose_config
@@ -267,10 +270,11 @@ def run_task(job: Job, task: int = 0) -> int:
         set_threads(job.threads)
     if job.kind == "script":
         sys.path.append(os.getcwd())  # the user's modules in the working folder, after all others
+        os.environ.pop("PYTHONSAFEPATH", None)  # what the script starts is the user's own
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     if job.kind == "command":
         if (path / "report.html").is_file():
-            print(f"run: {path}: done before", flush=True)
+            say(f"run: {path}: done before", flush=True)
             return 0
         name, *words = job.argv
         code = execute_noted(lambda: get("command", name)(words, world_size()).execute(), path)
@@ -283,7 +287,7 @@ _GRACE = 30.0  # s, for a rank to end in order
 
 
 @contextmanager
-def pass_signals(processes: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+def pass_signals(processes: Sequence[launcher.Child]) -> Iterator[list[int]]:
     """Forward TERM and USR2 to `processes` within a `with` block; yields the signals received so
     far.
 
@@ -317,14 +321,15 @@ def start_ranks(count: int) -> int:
     port = job_port("local", os.getpid(), time.time_ns())
     place = dict(WORLD_SIZE=count, LOCAL_WORLD_SIZE=count, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     others = ("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_")  # an outer launcher's variables must not reach the ranks
-    env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    env = {name: value for name, value in launcher.own_environment().items() if not name.startswith(others)}
     env |= {name: str(value) for name, value in place.items()}
-    words = [sys.executable, "-P", "-m", "xrddiff.slurm.job", "rank"]
-    ranks: list[subprocess.Popen] = []
+    words = launcher.python_words("rank", module="xrddiff.slurm.job")
+    ranks: list[launcher.Child] = []
     with pass_signals(ranks) as came:
         try:
             for rank in range(count):
-                ranks.append(subprocess.Popen(words, env=env | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
+                own = env | dict(RANK=str(rank), LOCAL_RANK=str(rank))
+                ranks.append(launcher.start(words, env=own, stdin=None))
             while True:
                 codes = [rank.poll() for rank in ranks]
                 failed = [code for code in codes if code not in (None, 0, REQUEUE, INTERRUPTED)]
@@ -339,7 +344,7 @@ def start_ranks(count: int) -> int:
             _end_all(ranks)
 
 
-def _end_all(ranks: Sequence[subprocess.Popen]) -> None:
+def _end_all(ranks: Sequence[launcher.Child]) -> None:
     """Terminate the ranks that still run; after a grace period, kill them."""
     for rank in ranks:
         rank.terminate()
@@ -347,7 +352,7 @@ def _end_all(ranks: Sequence[subprocess.Popen]) -> None:
     for rank in ranks:
         try:
             rank.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        except launcher.TimeoutExpired:
             rank.kill()
             rank.wait()
 
@@ -356,10 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m xrddiff.slurm.job prepare | rank | ranks N`; returns the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not re.fullmatch("prepare|rank|ranks [1-9][0-9]*", " ".join(argv)):
-        print(
-            f"xrddiff: found {' '.join(argv)!r}, expected: python -m xrddiff.slurm.job prepare | rank | ranks N",
-            file=sys.stderr,
-        )
+        complain(f"found {' '.join(argv)!r}, expected: python -m xrddiff.slurm.job prepare | rank | ranks N")
         return 2
     try:
         if argv[0] == "ranks":
@@ -367,19 +369,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         job, task = read_job()
         if argv == ["prepare"]:
             if "XRDDIFF_JOB_TASK" in os.environ and done_before(job, task):
-                print(f"run: {job.folder(task)}: done before", flush=True)
+                say(f"run: {job.folder(task)}: done before", flush=True)
                 return DONE
-            print(f"run: {prepare(job, task)}", flush=True)
+            say(f"run: {prepare(job, task)}", flush=True)
             return 0
         # jsonschema (used by nbformat) would spend a second compiling a URI grammar that is not needed here
         sys.modules.setdefault("rfc3987_syntax", None)
         with StopRequest(("SIGUSR2", "SIGTERM")):  # before PyTorch is loaded, which takes seconds
             return run_task(job, task)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
-        print("xrddiff: interrupted", file=sys.stderr)
+        complain("interrupted")
         return INTERRUPTED
 
 
@@ -400,4 +402,5 @@ def end_rank(code: int) -> NoReturn:
 
 # %% ../../nbs/slurm/job.ipynb #8b50f1c6
 if __name__ == "__main__" and __spec__ is not None:  # `python -m`; a notebook is __main__ too, but has no spec
+    launcher.isolate()
     end_rank(main())

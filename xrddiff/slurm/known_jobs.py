@@ -5,11 +5,11 @@
 # %% ../../nbs/slurm/known_jobs.ipynb #e8db24bb
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..gate import from_json
 from .ledger import Submission, Target, find_target, submissions
 from .commands import QueuedJob, batch_script, cancel_jobs, cluster_name
 from ..errors import BadInput, XrddiffError
@@ -22,8 +22,8 @@ def job_of_script(script: str) -> dict[str, Any] | None:
     """The job in a batch script written by `xrddiff submit`; None for any other script."""
     found = re.search(r"^XRDDIFF_JOB=\$\(cat <<'JOB'\n(.*?)\nJOB$", script, re.M | re.S)
     try:
-        job = json.loads(found.group(1)) if found else None
-    except (ValueError, RecursionError):
+        job = from_json(found.group(1), "the job of the script") if found else None
+    except BadInput:
         return None
     return job if isinstance(job, dict) and isinstance(job.get("run_dirs"), list) else None
 

@@ -15,8 +15,10 @@ from .profiles import Profile
 from ..execution.run_folder import create_run, read_failures, set_threads
 from ..config import compose_config, note_unused
 from ..errors import BadInput, XrddiffError
+from ..plugins import plugin_scope
 
 # %% ../../nbs/slurm/launch.ipynb #5535d65b
+@plugin_scope()
 def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> Path:
     """Execute a run on several ranks of this machine, from JupyterLab; returns the run folder.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import warnings
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..gate import from_json, or_default, read_tail, read_text
 from ..errors import BadInput, XrddiffError
 from ..files import is_path, lock, sealed
 from ..plugins import state_folder
@@ -124,18 +126,18 @@ def submissions(cluster: str | None = None) -> list[Submission]:
     """
     path, found, torn = _ledger(), [], 0
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(path, 256 << 20, errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise XrddiffError(f"cannot read the ledger {path}: {error.strerror}") from None
+    except BadInput as error:
+        raise XrddiffError(f"cannot read the ledger {path}: {error}") from None
     known = {f.name for f in fields(Submission)}
     for line in filter(None, lines):
         try:
-            entry = Submission(**{k: v for k, v in json.loads(line).items() if k in known})
+            entry = Submission(**{k: v for k, v in from_json(line, path.name).items() if k in known})
             if not entry.is_sound:
                 raise TypeError
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (BadInput, ValueError, TypeError, AttributeError):
             torn += 1
             continue
         if cluster is None or entry.cluster == cluster:
@@ -222,24 +224,16 @@ def read_progress(run_dir: str | os.PathLike) -> Progress:
     if not ages:
         return Progress(step=_saved_step(run), finished=finished)
     phase = max(ages, key=lambda p: ages[p])
-    try:
-        row = _last_row(tables[phase])
-    except OSError:
-        row = {}
+    row = _last_row(tables[phase])
     step, epoch, loss = (_number(row.get(name)) for name in ("step", "epoch", "loss"))
     return Progress(phase, None if step is None else int(step), epoch, loss, finished)
 
 
 def _last_row(path: Path, tail: int = 8192) -> dict[str, str]:
     """The last row of the split "train" within the last bytes of a CSV file."""
-    with open(path, "rb") as file:
-        names = next(csv.reader([file.readline().decode("utf-8", "replace")]), [])
-        start = file.tell()
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(start, end - tail))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    if end - start > tail:
-        lines = lines[1:]  # the first line is incomplete
+    head, data = or_default(lambda: read_tail(path, tail, head=1 << 16), (b"", b""))
+    names = next(csv.reader([head.decode("utf-8", "replace")]), [])
+    lines = data.decode("utf-8", "replace").splitlines()[len(data) == tail :]  # the first is incomplete then
     rows = (dict(zip(names, next(csv.reader([line]), []), strict=False)) for line in reversed(lines))
     return next((row for row in rows if row.get("split") == "train"), {})
 
@@ -252,6 +246,6 @@ def _saved_step(run: Path) -> int | None:
 
 def _number(text: str | None) -> float | None:
     try:
-        return float(text) if text else None
+        return value if text and math.isfinite(value := float(text)) else None
     except ValueError:
         return None

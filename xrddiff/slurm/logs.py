@@ -5,7 +5,6 @@
 # %% ../../nbs/slurm/logs.ipynb #81e2cb0d
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -13,6 +12,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from ..gate import read_json
+from ..mediums import for_log, say
 from .ledger import Submission, Target
 from ..execution.run_folder import read_failures
 from ..execution.standing import last_states
@@ -20,7 +21,7 @@ from .commands import SlurmAway, queue
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['tail', 'first_to_end', 'failure_text', 'without_colour', 'follow_log', 'show_logs']
+__all__ = ['tail', 'first_to_end', 'failure_text', 'follow_log', 'show_logs']
 
 # %% ../../nbs/slurm/logs.ipynb #f8b15dae
 def tail(path: Path, lines: int) -> tuple[str, int]:
@@ -95,20 +96,15 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
     return "\n".join(lines)
 
 
-def without_colour(text: str) -> str:
-    """`text` without terminal colour codes."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
 def _traceback(notebook: Path, colour: bool) -> list[str]:
     """The traceback that an executed notebook ends with."""
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = read_json(notebook, dict, 64 << 20)["cells"]
         errors = [out for cell in cells for out in cell.get("outputs", []) if out["output_type"] == "error"]
         text = "\n".join(errors[-1]["traceback"]) if errors else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, BadInput, KeyError, TypeError, AttributeError):
         return []
-    return (text if colour else without_colour(text)).splitlines()
+    return for_log(text, colour).splitlines()
 
 # %% ../../nbs/slurm/logs.ipynb #ecccbbd5
 def follow_log(
@@ -131,8 +127,7 @@ def follow_log(
             data = b""
         if data:
             position += len(data)
-            sys.stdout.write(data.decode("utf-8", "replace"))
-            sys.stdout.flush()
+            _print_log(data.decode("utf-8", "replace"))
         elif over:
             return
         if name and not over and time.monotonic() - asked > ask_every:
@@ -169,18 +164,22 @@ def show_logs(target: Target, lines: int = 50, *, follow: bool = False) -> None:
         run = s.run_dir(task) if s else target.run_dir
         file = _log_of(s, task, run)
         if len(tasks) > 1:
-            print(f"=== {s.id}_{task}: {run}")
+            say(f"=== {s.id}_{task}: {run}")
         if not follow and run and (text := failure_text(run, file, colour=colour)):
-            print(text + "\n---")
+            _print_log(text + "\n---\n")
         text, end = tail(file, lines)
         if not text and not follow:
-            print(f"{file}: nothing yet")
-        sys.stdout.write(text if colour else without_colour(text))
-        sys.stdout.flush()
+            say(f"{file}: nothing yet")
+        _print_log(text, colour)
         if follow:
             follow_log(file, end, target.slurm_id if s else None)
             if run and (text := failure_text(run, file, colour=colour)):
-                print("---\n" + text)
+                _print_log("---\n" + text + "\n")
+
+
+def _print_log(text: str, colour: bool = True) -> None:
+    sys.stdout.write(for_log(text, colour))
+    sys.stdout.flush()
 
 
 def _log_of(s: Submission | None, task: int | None, run: str | os.PathLike | None) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ..gate import read_text
 from ..errors import BadInput, nearest
 
 # %% ../../nbs/slurm/profiles.ipynb #310954d6
@@ -301,11 +302,9 @@ def list_profiles() -> list[Profile]:
 # %% ../../nbs/slurm/profiles.ipynb #93536350
 def _load(path: Path) -> Profile:
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        tree = yaml.compose(read_text(path, 1 << 20), yaml.BaseLoader)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; expected a YAML file with a profile") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}: not text; expected a YAML file with a profile") from None
     except RecursionError:
         raise BadInput(f"{path}: nested too deeply; expected lines such as 'nodes: 4'") from None
     except yaml.YAMLError as error:

@@ -9,11 +9,11 @@ import json
 import os
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from .. import launcher
 from .profiles import Profile, shell_text
 from ..errors import BadInput
 
@@ -305,7 +305,7 @@ def render_script(
         "export XRDDIFF_JOB",
         "",
         "# The Python that wrote this script, and the folder in which it did.",
-        f"PYTHON={shlex.quote(python or sys.executable)}",
+        f"PYTHON={shlex.quote(python or launcher.this_python())}",
         f"cd -- {shlex.quote(os.fspath(folder or os.getcwd()))} || exit",
         *([] if local else site_lines(p)),
         "",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..mediums import plain_text
 from .ledger import Progress, Submission, Target, find_target, read_progress
 from .known_jobs import known_jobs
 from ..execution.run_folder import read_failures, stopped_by
@@ -125,4 +126,4 @@ def status_cells(row: dict[str, Any]) -> list[str]:
         for key, form in (("epoch", "g"), ("step", "d"), ("loss", ".4g"))
     ]
     found = [get("id"), get("partition"), name, get("state"), get("elapsed"), get("nodes"), get("where"), *numbers]
-    return [" ".join(str(c or "").split()) for c in found]
+    return [plain_text(" ".join(str(c or "").split())) for c in found]

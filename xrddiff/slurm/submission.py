@@ -9,7 +9,6 @@ import json
 import os
 import re
 import secrets
-import subprocess
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .. import launcher
 from ..config import compose_config, note_unused
 from ..contradictions import check_config
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, environment, make_free_folder
 from ..files import scratch_folder
-from ..plugins import load_standing
+from ..plugins import load_standing, plugin_scope
 from ..registry import entries, get
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals, quoted
@@ -74,10 +74,12 @@ def plan_runs(
     """
     from xrddiff.execution.checks import check_runs
 
-    configs = [compose_config(overrides) for overrides in sweep]
-    for cfg, overrides in zip(configs, sweep, strict=True):
-        note_unused(cfg, overrides)
-        check_config(cfg, ranks=ranks)
+    configs = []
+    for overrides in sweep:
+        with plugin_scope():
+            configs.append(cfg := compose_config(overrides))
+            note_unused(cfg, overrides)
+            check_config(cfg, ranks=ranks)
         if cfg.engine == "kernel" and ranks > 1:
             raise BadInput(
                 f"engine=kernel: a kernel is one process, and the profile has {ranks} ranks; expected engine=inprocess"
@@ -268,7 +270,7 @@ def run_here(script: str) -> int:
     with scratch_folder() as folder:
         file = folder / "job.sh"
         file.write_bytes(os.fsencode(script))
-        with subprocess.Popen(["bash", str(file)]) as shell, pass_signals([shell]):
+        with launcher.start(["bash", file], stdin=None) as shell, pass_signals([shell]):
             code = shell.wait()
     return code if code >= 0 else 128 - code
 
@@ -302,7 +304,8 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
             raise BadInput(f"{words[0]!r}: a {job.kind} goes on with its own arguments; expected no words")
         run = job.folder((tasks or [0])[0])
         if (run / "config.yaml").is_file():  # of an array the first, as all are given the same words
-            note_unused(compose_config([*words, f"resume={quoted(str(run))}"]), words)
+            with plugin_scope():
+                note_unused(compose_config([*words, f"resume={quoted(str(run))}"]), words)
         job = replace(job, overrides=[[*own, *words] for own in job.overrides])
     else:
         left = [t for t in tasks or [None] if not _is_finished(job, t)]

@@ -9,7 +9,6 @@ import copy
 import os
 import re
 import shlex
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..addresses import ADDRESSES
+from .. import launcher
 from ..plugins import TRUST, state_folder
 from ..errors import BadInput, XrddiffError
 from ..registry import register
@@ -57,10 +58,9 @@ _MEMORY = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def _plugin_lines() -> list[str]:
-    """What tells a worker which plug-ins it may execute."""
-    return [
-        f"export {name}={shlex.quote(os.environ[name])}" for name in (TRUST, "XRDDIFF_PLUGINS") if name in os.environ
-    ]
+    """What tells a worker which plug-ins it may execute, and which addresses it may open."""
+    names = (TRUST, "XRDDIFF_PLUGINS", ADDRESSES)
+    return [f"export {name}={shlex.quote(os.environ[name])}" for name in names if name in os.environ]
 
 
 def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
         log_directory=folder,
         job_extra_directives=[*directives, *(["--exclusive"] if p.exclusive else []), "--no-requeue"],
         job_script_prologue=[line for line in [*site_lines(p), *_plugin_lines()] if line],
-        python=shlex.quote(sys.executable),
+        python=shlex.join(launcher.python_words()),
         worker_command="xrddiff.execution.dask_worker",
         worker_extra_args=[
             "--nworkers",

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,9 @@ class Reception:
 
     def start(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
         """Begin to take what `listen()` gives."""
-        self.thread = threading.Thread(target=self._take, args=(listen,), name="listener", daemon=True)
+        self.thread = threading.Thread(
+            target=copy_context().run, args=(self._take, listen), name="listener", daemon=True
+        )
         self.thread.start()
 
     def _take(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import secrets
-import subprocess
+import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -20,26 +20,33 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, read_failures
-from ..files import write_text
+from ..launcher import STDOUT, Child, TimeoutExpired, own_environment, python_words, start
+from ..mediums import complain, for_terminal, plain_text, say
+from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
-from ..registry import entries
-from ..slurm.job import INTERRUPTED, REQUEUE, Job, pass_signals
+from ..registry import entries, register
+from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
+from .consent import allow_plan, trial_words
+from .journal import append_to
 from xrddiff.studies.study import (
     Agent,
     NeverLogged,
     Study,
     Trial,
     complete_trial,
+    csv_rows,
     fail_trial,
     holds,
+    note_end,
     objective_value,
     open_study,
     prune_trial,
     report_loss,
     take_trial,
+    trial_progress,
 )
 from .trial import end_with, trial_environment
-from ..telemetry.rules import read_findings
+from ..telemetry.rules import read_findings, times_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,8 +55,8 @@ if TYPE_CHECKING:
     from xrddiff.slurm.submission import Plan
 
 # %% auto #0
-__all__ = ['POLL', 'TRIAL', 'epoch_losses', 'ill', 'verdict', 'run_trial', 'work', 'run_agents', 'plan_swarm', 'main',
-           'sweep_table']
+__all__ = ['POLL', 'TRIAL', 'AGENT', 'RESTART', 'RESTARTS', 'epoch_losses', 'ill', 'verdict', 'run_trial', 'work', 'run_agents',
+           'agent_on_node', 'plan_swarm', 'main', 'sweep_table']
 
 # %% ../../nbs/studies/agents.ipynb #d7ed1821
 def epoch_losses(run: Path) -> dict[int, float]:
@@ -57,10 +64,9 @@ def epoch_losses(run: Path) -> dict[int, float]:
     training.
     """
     found = {}
-    with suppress(OSError, csv.Error), open(run / "metrics" / "epochs.csv", encoding="utf-8", newline="") as f:
-        for row in csv.DictReader(f):
-            with suppress(TypeError, ValueError, KeyError):
-                found[int(float(row["epoch"]))] = float(row.get("validation_loss") or row["loss_mean"])
+    for row in csv_rows(run / "metrics" / "epochs.csv"):
+        with suppress(TypeError, ValueError, KeyError, OverflowError):
+            found[int(float(row["epoch"]))] = float(row.get("validation_loss") or row["loss_mean"])
     return found
 
 
@@ -75,8 +81,7 @@ def ill(run: Path) -> str | None:
 
 def _is_result(rule: str) -> bool:
     """Whether a rule looks at what was measured after the training, which is nothing to end it for."""
-    entry = entries("health_rule").get(rule)
-    return entry is not None and entry.traits["when"] == "result"
+    return rule in entries("health_rule") and times_of(rule) == {"result"}
 
 
 def verdict(study: Study, trial: Trial, known: dict[int, float]) -> str | None:
@@ -93,7 +98,7 @@ def verdict(study: Study, trial: Trial, known: dict[int, float]) -> str | None:
 
 # %% ../../nbs/studies/agents.ipynb #fc33ff85
 POLL = 0.5  # s between two looks at a run
-TRIAL = (sys.executable, "-P", "-m", "xrddiff.studies.trial")  # the process of a trial
+TRIAL = tuple(python_words(module="xrddiff.studies.trial"))  # the process of a trial
 
 
 def run_trial(study: Study, trial: Trial, stop: StopRequest, ranks: int = 1) -> tuple[str, str]:
@@ -101,19 +106,22 @@ def run_trial(study: Study, trial: Trial, stop: StopRequest, ranks: int = 1) -> 
 
     `stop`: when it is set, the run is stopped. `ranks`: processes of the run.
 
-    "done"; "pruned"; "failed"; "stopped" in order, to be continued; "lost" to another agent.
+    "done"; "pruned"; "failed"; "stopped" in order, to be continued; "lost" to another agent; "ended" by itself, in a
+    crash, for want of memory or because somebody told it to.
     """
     run, why, lost = study.run_dir(trial.number), None, False
+    _refuse_link(run)
     if (run / "report.html").is_file():  # its agent died after the run had ended
         return "done", ""
-    job = Job("run", [study.plan.overrides(trial.params)], [str(run)], name=f"trial {trial.number}")
-    command = [*TRIAL, str(ranks), str(os.getpid())]
+    words = trial_words(study.folder, study.plan, trial.params)
+    job = Job("run", [words], [str(run)], name=f"trial {trial.number}")
+    command = [*TRIAL, str(ranks), str(os.getpid()), str(trial.attempt)]
     env = trial_environment(job, max(1, int(os.environ.get("OMP_NUM_THREADS") or cpu_count()) // ranks))
     log, known = study.folder / "logs" / f"{trial.number:04d}.txt", {}
-    with open(log, "ab") as out:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+    with append_to(log) as out:
+        process = start(command, env=env, stdout=out, stderr=STDOUT)
         while True:
-            with suppress(subprocess.TimeoutExpired):
+            with suppress(TimeoutExpired):
                 code = process.wait(POLL)
                 break
             if not (why or lost or stop):
@@ -127,29 +135,63 @@ def run_trial(study: Study, trial: Trial, stop: StopRequest, ranks: int = 1) -> 
         return "done", ""
     if why or (why := study.plan.prune.health and ill(run) or None):
         return "pruned", why
-    stopped = stop or code in (REQUEUE, INTERRUPTED)
-    return ("stopped", "") if stopped else ("failed", _why_failed(run, log, code))
+    if stop:
+        return "stopped", ""
+    return ("ended", how) if (how := _ended_by_itself(code)) else ("failed", _why_failed(run, log, code))
+
+
+def _ended_by_itself(code: int) -> str | None:
+    """How the process of a trial ended that was not refused and whose code raised nothing; None if it was or did."""
+    number = -code if code < 0 else code - 128 if 128 < code < 128 + 65 else None  # a rank that was killed: 128 + n
+    if code in (REQUEUE, INTERRUPTED):
+        return "stopped without being told to by its agent"
+    if number is None:
+        return None
+    with suppress(ValueError):
+        memory = ", as where memory runs out," if number == signal.SIGKILL else ""
+        return f"was ended by {signal.Signals(number).name}{memory}"
+    return f"was ended by signal {number}"
+
+
+def _refuse_link(run: Path) -> None:
+    """Refuse a run folder, or a folder of the study, that is a link to another place."""
+    for folder in (run.parent, run):
+        if folder.is_symlink():
+            raise BadInput(f"{plain_text(folder)} is a link; expected a folder of the study itself")
 
 
 def _why_failed(run: Path, log: Path, code: int) -> str:
     """A sentence: that of the rank that failed, or the last one in the log."""
     if failures := read_failures(run):
-        return " ".join(str(failures[0]["error"]).split())[:300]
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("xrddiff: ")]
-    return lines[-1].removeprefix("xrddiff: ")[:300] if lines else f"exit code {code}, see {log}"
+        return plain_text(" ".join(str(failures[0]["error"]).split()), 300)
+    with append_to(log) as file:
+        size = os.fstat(file).st_size
+        text = os.pread(file, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
+    lines = [line for line in text.splitlines() if line.startswith("xrddiff: ")]
+    return plain_text(lines[-1].removeprefix("xrddiff: "), 300) if lines else f"exit code {code}, see {log}"
 
 # %% ../../nbs/studies/agents.ipynb #61ce0a79
-def work(folder: str | os.PathLike, runs: int | None = None, ranks: int = 1, *, linger: bool = True) -> int:
+def work(
+    folder: str | os.PathLike, runs: int | None = None, ranks: int = 1, *, linger: bool = True, name: str | None = None
+) -> int:
     """Be an agent of the study in `folder`; returns the exit code: 0, or 75 if it was stopped.
 
     - `runs`: how many trials to do at most. `ranks`: processes of each run.
-    - `linger`: wait for the trials of the others.
+    - `linger`: wait for the trials of the others. `name`: of the agent.
 
-    Raises `NeverLogged` if a finished run does not log the objective.
+    Raises `NeverLogged` if a finished run does not log the objective, and `BadInput` if the study would execute what
+    this user has not named.
     """
-    study, done = open_study(folder), 0
-    with StopRequest(("SIGUSR2", "SIGTERM")) as stop, Agent(study.folder) as agent:
-        while runs is None or done < runs:
+    with plugin_scope():
+        return _work(open_study(folder), runs, ranks, linger, name)
+
+
+def _work(study: Study, runs: int | None, ranks: int, linger: bool, name: str | None) -> int:
+    allow_plan(study.folder, study.plan)
+    for part in ("agents", "claims", "logs"):
+        _refuse_link(study.folder / part)
+    with StopRequest(("SIGUSR2", "SIGTERM")) as stop, Agent(study.folder, name) as agent:
+        while runs is None or agent.done < runs:
             if stop:
                 return REQUEUE
             trial = take_trial(study, agent)
@@ -159,13 +201,28 @@ def work(folder: str | os.PathLike, runs: int | None = None, ranks: int = 1, *, 
                 time.sleep(POLL)
                 continue
             again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-            print(f"{agent.name}: trial {trial.number}{again}: {_said(trial)}", flush=True)
-            what, why = run_trial(study, trial, stop, ranks)
+            say(f"{agent.name}: trial {trial.number}{again}: {_said(trial)}", flush=True)
+            what, why = _train(study, trial, stop, ranks)
             if what == "stopped":
                 return REQUEUE
             _note(study, trial, what, why)
-            done += what != "lost"
+            if what != "lost":
+                agent.done += 1
+                agent.beat()
     return 0
+
+
+def _train(study: Study, trial: Trial, stop: StopRequest, ranks: int) -> tuple[str, str]:
+    """`run_trial`, again and again where its process ends by itself but gets further."""
+    while (ended := run_trial(study, trial, stop, ranks))[0] == "ended":
+        if stop:
+            return "stopped", ""
+        if not holds(study, trial):
+            return "lost", "another agent has taken it up"
+        if given_up := note_end(study, trial, ended[1]):
+            return "failed", f"{given_up}; see {study.folder / 'logs' / f'{trial.number:04d}.txt'}"
+        say(f"trial {trial.number}: its process {ended[1]} and is started again", flush=True)
+    return ended
 
 
 def _said(trial: Trial) -> str:
@@ -191,48 +248,96 @@ def _note(study: Study, trial: Trial, what: str, why: str) -> None:
         fail_trial(study, trial.number, told)
     elif what == "pruned":
         prune_trial(study, trial.number, told)
-    print(f"trial {trial.number} {what}: {told}", flush=True)
+    say(f"trial {trial.number} {what}: {told}", flush=True)
 
 # %% ../../nbs/studies/agents.ipynb #e9f1fd8c
+AGENT = tuple(python_words(module="xrddiff.studies.agents"))  # the process of an agent
+RESTART = 0.5  # s until an agent that was killed is replaced, for the first time
+RESTARTS = 20  # of agents, without any trial getting further, after which no more are started
+
+
+class _Crew:
+    """The agents that a command has started, and what it takes to replace them."""
+
+    def __init__(self, study: Study, count: int, runs: int | None):
+        self.study, self.runs = study, runs
+        self.threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cpu_count() // count))
+        self.agents: list[Child] = []
+        self.names: list[list[str]] = [[] for _ in range(count)]  # of each place, one after another
+        self.due: dict[int, float] = {}  # place -> when an agent is started there
+        self.in_vain, self.before = 0, self.progress()
+
+    def progress(self) -> tuple[int, ...]:
+        """What rises while any trial gets further."""
+        return trial_progress(self.study)
+
+    def start(self, i: int) -> None:
+        """Start the next agent of place `i`."""
+        host = socket.gethostname().partition(".")[0]
+        self.names[i].append(f"{host}-{os.getpid()}-{i}-{len(self.names[i])}-{secrets.token_hex(2)}")
+        words = [str(self.study.folder), "--parent", str(os.getpid()), "--name", self.names[i][-1]]
+        words += [] if self.runs is None else ["--runs", str(self.left(i))]
+        agent = start([*AGENT, *words], env=own_environment({"OMP_NUM_THREADS": self.threads}))
+        self.agents[i : i + 1] = [agent]
+
+    def left(self, i: int) -> int:
+        """How many trials the agents of place `i` may still do."""
+        return max(0, self.runs - sum(self.study.watchman.read(name).done for name in self.names[i][:-1]))
+
+    def replace(self, i: int) -> None:
+        """Say that the agent of place `i` was killed, and when it is replaced, if it is."""
+        agent, now = self.agents[i], self.progress()
+        how = f"was killed by signal {-agent.returncode}" if agent.returncode < 0 else "was stopped"
+        self.in_vain = self.in_vain + 1 if now == self.before else 1
+        self.before = now
+        goes_on = self.in_vain <= RESTARTS
+        what = "another one takes its place" if goes_on else f"no other is started, after {RESTARTS} in vain"
+        say(f"xrddiff: agent {agent.pid} {how}; {what}", file=sys.stderr, flush=True)
+        if goes_on:
+            self.due[i] = time.monotonic() + min(60.0, RESTART * 2.0 ** (self.in_vain - 1))
+
+
 def run_agents(folder: str | os.PathLike, count: int, runs: int | None = None) -> int:
     """Start `count` agents on this machine and wait for them; each does `runs` trials at most.
 
-    An agent that is killed takes nothing with it: another one goes on with its trial. Returns 0
+    An agent that is killed takes nothing with it: another one takes its place, and its trial is continued. Returns 0
     (all trials have ended), 75 (stopped, to be continued), 130 (Ctrl-C), or the code of an agent
     that failed.
     """
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cpu_count() // count))
-    command = [sys.executable, "-P", "-m", "xrddiff.studies.agents", os.fspath(folder), "--parent", str(os.getpid())]
-    command += [] if runs is None else ["--runs", str(runs)]
-    agents: list[subprocess.Popen] = []
-    with pass_signals(agents) as came:
-        for _ in range(count):
-            agents.append(
-                subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads}, stdin=subprocess.DEVNULL)
-            )
-        left = set(range(count))
+    crew = _Crew(open_study(folder), count, runs)
+    left = set(range(count))
+    with pass_signals(crew.agents) as came:
+        for i in range(count):
+            crew.start(i)
         while left:
             time.sleep(0.1)
-            for i in [i for i in left if agents[i].poll() is not None]:
-                left.discard(i)
-                if agents[i].returncode < 0 and not came:
-                    killed = f"xrddiff: agent {agents[i].pid} was killed by signal {-agents[i].returncode}"
-                    print(f"{killed}; its trial is taken up again", file=sys.stderr, flush=True)
-    codes = [agent.returncode for agent in agents]
+            for i in sorted(left):
+                if i in crew.due:
+                    if came:
+                        left.discard(i)
+                    elif crew.due[i] <= time.monotonic():
+                        del crew.due[i]
+                        crew.start(i)
+                        if came and came[-1] != signal.SIGINT:  # while it was being started
+                            crew.agents[i].send_signal(came[-1])
+                elif (code := crew.agents[i].poll()) is not None:
+                    if (code < 0 or code == REQUEUE) and not came:
+                        crew.replace(i)
+                    if i not in crew.due:
+                        left.discard(i)
+    codes = [agent.returncode for agent in crew.agents]
     if came or REQUEUE in codes:
-        return INTERRUPTED if 2 in came else REQUEUE
+        return INTERRUPTED if signal.SIGINT in came else REQUEUE
     return next((code for code in codes if code > 0), 1 if all(code < 0 for code in codes) else 0)
 
 # %% ../../nbs/studies/agents.ipynb #e4e8cbed
-_SCRIPT = '''\
-"""An agent of the study in this folder; written by `xrddiff sweep`."""
-
-import sys
-
-from xrddiff.studies.agents import main
-
-sys.exit(main(sys.argv[1:]))
-'''
+@register("command", "agent")
+def agent_on_node(words: Sequence[str], ranks: int) -> RankCommand:
+    """An agent of a sweep, as `xrddiff sweep FILE --profile NAME` submits it to each of its nodes."""
+    if ranks > 1:
+        raise BadInput(f"an agent is one process; expected a profile of one rank, not of {ranks}")
+    args = _parser().parse_args(list(words))
+    return RankCommand(lambda: _agent(args), Path("output/sweeps"), Path(args.folder) / ".jobs", name="agent")
 
 
 def plan_swarm(study: Study, profile: Profile, count: int, runs: int | None = None) -> Plan:
@@ -243,29 +348,37 @@ def plan_swarm(study: Study, profile: Profile, count: int, runs: int | None = No
 
     ranks, folder = profile.tasks_per_node, study.folder
     node = replace(profile, nodes=1, tasks_per_node=1, gpu_bind=None)
-    script = write_text(folder / "agent.py", _SCRIPT)
     own = folder / ".jobs" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{secrets.token_hex(2)}"
     words = [str(folder), "--ranks", str(ranks), "--leave", *([] if runs is None else ["--runs", str(runs)])]
     folders = [str(own / f"agent-{i}") for i in range(count)]
-    job = Job("script", [[] for _ in folders], folders, script=str(script), argv=words, name=f"sweep-{folder.name}")
+    job = Job("command", [], folders, argv=["agent", *words], name=f"sweep-{folder.name}")
     return Plan(node, job, folder / "logs", f"0-{count - 1}")
 
 # %% ../../nbs/studies/agents.ipynb #2d03099d
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m xrddiff.studies.agents FOLDER`: be an agent; returns the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="xrddiff.studies.agents")
     parser.add_argument("folder")
     parser.add_argument("--runs", type=int)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--leave", action="store_true")
     parser.add_argument("--parent", type=int)
-    args = parser.parse_args(argv)
+    parser.add_argument("--name")
+    return parser
+
+
+def _agent(args: argparse.Namespace) -> int:
+    return work(args.folder, args.runs, args.ranks, linger=not args.leave, name=args.name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m xrddiff.studies.agents FOLDER`: be an agent; returns the exit code."""
+    args = _parser().parse_args(argv)
     if args.parent is not None:
         end_with(args.parent)
     try:
-        return work(args.folder, args.runs, args.ranks, linger=not args.leave)
+        return _agent(args)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -274,13 +387,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `trial_rows` as a rich table."""
     from rich.table import Table
-    from rich.text import Text
 
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("TRIAL", "STATE", "VALUE", *names, "EPOCH", "LOSS", "TRIES", "NOTE"):
-        table.add_column(name, justify="left" if name in ("STATE", "NOTE") else "right", overflow="fold")
-    number = lambda v: f"{v:.4g}" if isinstance(v, float) else "" if v is None else str(v)  # noqa: E731
+        table.add_column(
+            for_terminal(name, 60), justify="left" if name in ("STATE", "NOTE") else "right", overflow="fold"
+        )
+    number = lambda v: f"{v:.4g}" if isinstance(v, float) else "" if v is None else plain_text(v, 60)  # noqa: E731
     for row in rows:
         params = [number(row["params"].get(name)) for name in names]
         cells = [
@@ -291,7 +405,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
             number(row["epoch"]),
             number(row["loss"]),
         ]
-        table.add_row(*cells, str(row["attempts"] or ""), Text(row["reason"]))
+        table.add_row(*map(for_terminal, (*cells, row["attempts"] or "", row["reason"])))
     return table
 
 # %% ../../nbs/studies/agents.ipynb #6092a66a

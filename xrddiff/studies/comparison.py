@@ -11,16 +11,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from ..mediums import plain_text
+from ..gate import checked, from_yaml, or_default
 from ..errors import BadInput, XrddiffError
 from ..execution.notebooks import run_notebook, run_notebook_path
 from ..execution.run_folder import keep_former
 from ..files import write_json, write_text
 from ..formats.store import read_store
+from ..mediums import for_csv, for_plot
 from ..frames.frames import frame_count
 from ..frames.selection import select_frames
 from ..saved_config import load_config
@@ -140,7 +144,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], kinds: Mapping[str, str])
                 few = {"marker": "."} if split == "train" and len(rows) < 8 else {}
                 ax.plot(rows["step"], rows[column], color=colour, **style | few)
         _tidy(ax, "step", "reconstruction term" if column == "reconstruction" else "loss")
-        ax.set_title(kind, fontsize=SMALL)
+        ax.set_title(for_plot(kind), fontsize=SMALL)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         values = np.concatenate([table[column].dropna().to_numpy(float) for table in shown.values()])
         if len(values) and values.min() > 0 and values.max() > 20 * values.min():
@@ -148,7 +152,7 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], kinds: Mapping[str, str])
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             ax.yaxis.set_minor_formatter(NullFormatter())
-    lines = [Line2D([], [], color=c, ls=d, lw=1.5, label=name) for name, (c, d) in looks.items()]
+    lines = [Line2D([], [], color=c, ls=d, lw=1.5, label=for_plot(name)) for name, (c, d) in looks.items()]
     figure.legend(handles=lines, loc="outside lower center", ncols=min(3, len(lines)), fontsize=TINY, frameon=False)
     return figure
 
@@ -190,18 +194,29 @@ def _share(found: dict[str, xr.Dataset], by: str, n: int) -> tuple[list[int], di
     } if numbers else {}
 
 
+class _Inference(msgspec.Struct):
+    seed: int | None = None
+
+
+class _Drawn(msgspec.Struct):
+    """What is asked of the configuration in the attributes of samples."""
+
+    inference: _Inference = msgspec.field(default_factory=_Inference)
+
+
+def _seed(samples: xr.Dataset) -> int | None:
+    where = "the configuration of the samples"
+    text = str(samples.attrs.get("config", "{}"))
+    return or_default(lambda: checked(from_yaml(text, where), _Drawn, where), _Drawn()).inference.seed
+
+
 def shared_samples(comparison: RunComparison, n: int = 6) -> SharedFrames | None:
     """The samples with the same numbers of all runs that have some; None where none has."""
-    import yaml
-
     found = {name: ds for name, run in comparison.folders.items() if (ds := _stored(run, "samples.zarr")) is not None}
     if not found:
         return None
     numbers, frames = _share(found, "sample", n)
-    seeds = {
-        name: (yaml.safe_load(ds.attrs.get("config", "{}")) or {}).get("inference", {}).get("seed")
-        for name, ds in found.items()
-    }
+    seeds = {name: _seed(ds) for name, ds in found.items()}
     same = len(set(seeds.values())) == 1
     noise = (
         f"seed {next(iter(seeds.values()))}"
@@ -223,25 +238,24 @@ def shared_reconstructions(comparison: RunComparison, n: int = 6) -> SharedFrame
                 found[name] = ds
     if not found:
         return None
-    if (
-        all("shot" in ds for ds in found.values())
-        and (real := _measured(comparison.configs[next(iter(found))])) is not None
-    ):
-        found = {"measured": real, **found}
+    why = ""
+    if all("shot" in ds for ds in found.values()):
+        real, why = _measured(comparison.configs[next(iter(found))])
+        found = found if real is None else {"measured": real, **found}
     numbers, frames = _share(found, "shot", n)
-    text = f"Held-out shots {', '.join(map(str, numbers))}. One intensity scale for all."
+    text = f"Held-out shots {', '.join(map(str, numbers))}. One intensity scale for all.{why}"
     return SharedFrames("The same shots, reconstructed", text, numbers, frames) if numbers else None
 
 
-def _measured(cfg: Config) -> xr.Dataset | None:
-    """The held-out frames of a run; None where its data are not here any more."""
+def _measured(cfg: Config) -> tuple[xr.Dataset | None, str]:
+    """The held-out frames of a run, or None where its data cannot be opened here, and a sentence that says why."""
     from xrddiff.loading.datasets import prepare_words
 
     try:
         prepared = prepare_words(cfg)
-        return select_frames(prepared.frames, prepared.held_out).load()
-    except (XrddiffError, OSError):
-        return None
+        return select_frames(prepared.frames, prepared.held_out).load(), ""
+    except (XrddiffError, OSError) as error:
+        return None, f" The measured frames are left out: {plain_text(error, 600)}."
 
 # %% ../../nbs/studies/comparison.ipynb #4572ace6
 def show_shared(shared: SharedFrames, most: int = 12) -> Picture:
@@ -263,7 +277,7 @@ def show_shared(shared: SharedFrames, most: int = 12) -> Picture:
             ax.imshow(picture, cmap=INTENSITY, norm=norm, interpolation="nearest")
             if line is axes[0]:
                 ax.set_title(str(number), fontsize=SMALL)
-        line[0].set_ylabel(name.replace(", ", ",\n"), fontsize=SMALL, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(for_plot(name).replace(", ", ",\n"), fontsize=SMALL, rotation=0, ha="right", va="center")
     return figure
 
 # %% ../../nbs/studies/comparison.ipynb #362ce723
@@ -308,15 +322,23 @@ def plot_parallel(settings: pd.DataFrame, metrics: pd.DataFrame, most: int = 5) 
         for y, text in labels:
             side = -1 if y == 0 else 1
             at = y + side * (spread * (n - 1) / 2 + 0.045)
-            ax.text(a, at, text, fontsize=TINY, va="center", ha="center", bbox=dict(fc="white", ec="none", pad=0.8))
+            ax.text(
+                a,
+                at,
+                for_plot(text),
+                fontsize=TINY,
+                va="center",
+                ha="center",
+                bbox=dict(fc="white", ec="none", pad=0.8),
+            )
     for line, (colour, dash) in zip(lines, looks.values(), strict=True):
         ax.plot(np.arange(len(line)), line, color=colour, ls=dash, lw=1.5, marker="o", ms=3)
-    titles = [name.rpartition(".")[2].replace(" ", "\n", 1).replace("_", "\n", 1) for name in table.columns]
+    titles = [for_plot(name.rpartition(".")[2]).replace(" ", "\n", 1).replace("_", "\n", 1) for name in table.columns]
     ax.set_xticks(range(len(titles)), titles, fontsize=TINY)
     ax.set(yticks=[], xlim=(-0.4, len(titles) - 0.6), ylim=(-0.09 - 0.01 * n, 1.09 + 0.01 * n))
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    handles = [Line2D([], [], color=c, ls=d, lw=1.5, label=name) for name, (c, d) in looks.items()]
+    handles = [Line2D([], [], color=c, ls=d, lw=1.5, label=for_plot(name)) for name, (c, d) in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, n), fontsize=TINY, frameon=False)
     return figure
 
@@ -380,7 +402,7 @@ def write_comparison(comparison: RunComparison, folder: str | os.PathLike) -> Pa
     folder = Path(folder)
     page = comparison_report(comparison).write(folder, name="compare")
     table = comparison.table()
-    write_text(folder / "compare.csv", table.to_csv())
+    write_text(folder / "compare.csv", table.reset_index().map(for_csv).rename(columns=for_csv).to_csv(index=False))
     words = comparison_words(comparison.rows, comparison.settings, comparison.metrics)
     rows = table.reset_index().astype(object).where(table.reset_index().notna(), None).to_dict("records")
     write_json(

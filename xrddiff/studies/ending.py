@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import XrddiffError
+from ..mediums import complain, say
 from ..saved_config import load_config
 from ..slurm.job import Job, read_job
 from .listing import describe_run
@@ -52,11 +53,11 @@ def main() -> int:
         folder.mkdir()  # by one of them
         from xrddiff.studies.comparison import execute_comparison
 
-        print(f"comparison: {execute_comparison(runs, folder)}")
+        say(f"comparison: {execute_comparison(runs, folder)}")
     except FileExistsError:
         pass
     except (XrddiffError, OSError) as error:
-        print(f"xrddiff: note: the runs could not be compared: {error}", file=sys.stderr)
+        complain(f"note: the runs could not be compared: {error}")
     return 0
 
 # %% ../../nbs/studies/ending.ipynb #fe0443e6

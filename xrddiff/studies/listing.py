@@ -5,7 +5,6 @@
 # %% ../../nbs/studies/listing.ipynb #4a5e5243
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..contradictions import data_name
 from ..errors import BadInput
 from ..execution.run_folder import PARTS, run_state
+from ..gate import or_default, read_json
+from ..mediums import for_csv, for_terminal, plain_text
 from ..saved_config import load_config
 from ..slurm.ledger import read_progress
 
@@ -31,7 +32,7 @@ def is_run(folder: Path) -> bool:
     """Whether `folder` is that of a run, complete or begun: it has a configuration, or an
     environment, beside its parts.
     """
-    if (folder / "config.yaml").is_file():
+    if os.path.lexists(folder / "config.yaml"):  # also one that cannot be read: its row says so
         return any((folder / part).is_dir() for part in PARTS)
     return (folder / "environment.json").is_file() or all((folder / part).is_dir() for part in PARTS)
 
@@ -83,16 +84,12 @@ class RunRow:
 
 def _json(path: Path) -> Any:
     """What a JSON file holds; None if there is none, or it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    return or_default(lambda: read_json(path, most=1 << 20), None)
 
 
 def _line(text: object, most: int = 200) -> str:
     """`text` in one line, cut."""
-    words = " ".join(str(text).split())
-    return words if len(words) <= most else words[: most - 1] + "…"
+    return plain_text(" ".join(str(text).split()), most)
 
 # %% ../../nbs/studies/listing.ipynb #967d73b7
 def _state(run: Path) -> tuple[str, str]:
@@ -129,15 +126,17 @@ def _duration(run: Path) -> float | None:
     found = [_json(file) for file in (run / "metrics/speed.json", run / "autoencoder/metrics/speed.json")]
     attempts = [a for part in found if isinstance(part, list) for a in part if isinstance(a, Mapping)]
     seconds = [a["seconds"] for a in attempts if isinstance(a.get("seconds"), int | float)]
-    return float(sum(seconds)) if seconds else None
+    total = float(sum(seconds))
+    return total if seconds and math.isfinite(total) else None
 
 
 def describe_run(run: str | os.PathLike, shown: str | None = None) -> RunRow:
     """The row of a run, whatever state its folder is in; `shown`: what it is called."""
     run = Path(run)
-    began = str((_json(run / "environment.json") or {}).get("started", ""))
+    about = _json(run / "environment.json")
+    began = _line(about.get("started", ""), 40) if isinstance(about, Mapping) else ""
     row = dict(run=shown or str(run), began=began)
-    if not (run / "config.yaml").is_file():
+    if not os.path.lexists(run / "config.yaml"):
         return RunRow(
             **row, state="half-written", note="it has no config.yaml: it was being made, or is no training run"
         )
@@ -146,10 +145,11 @@ def describe_run(run: str | os.PathLike, shown: str | None = None) -> RunRow:
         p = read_progress(run)
         data = str(data_name(cfg) or cfg.data.data_path)
         state, note = _state(run)
-    except (BadInput, OSError, KeyError, AttributeError, TypeError) as error:
+    except (BadInput, OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
         return RunRow(**row, state="damaged", note=_line(error))
     name, value = key_metric(run)
-    row |= dict(model=str(cfg.presets.get("model", cfg.model.model_name)), data=data, state=state, note=note)
+    model = _line(cfg.presets.get("model", cfg.model.model_name))
+    row |= dict(model=model, data=_line(data, 500), state=state, note=note)
     return RunRow(**row, epoch=p.epoch, step=p.step, loss=p.loss, metric=name, value=value, seconds=_duration(run))
 
 
@@ -157,7 +157,7 @@ def list_runs(folder: str | os.PathLike) -> list[RunRow]:
     """A row for each run in `folder` and below it, the oldest first."""
     folder = Path(folder).expanduser()
     found = find_runs(folder)
-    names = ["." if run == folder else str(run.relative_to(folder)) for run in found]
+    names = ["." if run == folder else plain_text(run.relative_to(folder)) for run in found]
     rows = [describe_run(run, name) for run, name in zip(found, names, strict=True)]
     return sorted(rows, key=lambda row: (row.began == "", row.began))
 
@@ -177,7 +177,6 @@ _COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "damaged": 
 def runs_table(rows: list[RunRow]) -> Table:
     """The rows as a rich table; a run that is not finished says why where others have their metric."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("RUN", "MODEL", "DATA", "STATE", "EPOCH", "LOSS", "TIME", "METRIC OR NOTE"):
@@ -186,9 +185,9 @@ def runs_table(rows: list[RunRow]) -> Table:
     for row in rows:
         numbers = [f"{v:.4g}" if v is not None else "" for v in (row.epoch, row.loss)]
         metric = f"{row.metric} {row.value:.4g}" if row.value is not None else ""
-        last = Text(row.note, style="dim") if row.note else metric
-        state = Text(row.state, style=_COLOURS.get(row.state, "yellow"))
-        table.add_row(Text(row.run), row.model, Text(row.data), state, *numbers, clock(row.seconds), last)
+        last = for_terminal(row.note, style="dim") if row.note else for_terminal(metric)
+        state = for_terminal(row.state, style=_COLOURS.get(row.state, "yellow"))
+        table.add_row(*map(for_terminal, (row.run, row.model, row.data)), state, *numbers, clock(row.seconds), last)
     return table
 
 
@@ -196,4 +195,8 @@ def runs_csv(rows: list[RunRow]) -> str:
     """The rows as CSV."""
     import pandas as pd
 
-    return pd.DataFrame([asdict(row) for row in rows], columns=list(RunRow.__dataclass_fields__)).to_csv(index=False)
+    return (
+        pd.DataFrame([asdict(row) for row in rows], columns=list(RunRow.__dataclass_fields__))
+        .map(for_csv)
+        .to_csv(index=False)
+    )

@@ -6,35 +6,46 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import logging
 import math
 import os
+import re
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
+
 from ..errors import BadInput, nearest
-from ..files import _lives, _place, write_json
+from ..files import _lives, _place, sealed, write_json
+from ..gate import checked, or_default, read_json, read_text
+from ..mediums import plain_text
 from ..registry import Range, get, register
 from ..seeds import seed_from
-from ..slurm.ledger import read_progress
+from ..slurm.ledger import Progress, read_progress
+from .consent import PLAN, SavedPlan, keep_plan, read_plan, write_plan
+from .journal import JOURNAL, open_journal
 from .sweep_file import SweepPlan
 
 if TYPE_CHECKING:
     import optuna
 
 # %% auto #0
-__all__ = ['BEAT', 'PATIENCE', 'CRASHES', 'JOURNAL', 'random_search', 'tpe_search', 'grid_search', 'keyed_sampler', 'no_pruner',
-           'median_pruner', 'halving_pruner', 'Agent', 'Watchman', 'logged_metrics', 'objective_value', 'NeverLogged',
-           'Trial', 'Study', 'holds', 'take_trial', 'complete_trial', 'prune_trial', 'fail_trial', 'report_loss',
-           'make_study', 'open_study', 'trial_rows', 'best_trial']
+__all__ = ['BEAT', 'PATIENCE', 'CRASHES', 'random_search', 'tpe_search', 'grid_search', 'keyed_sampler', 'no_pruner',
+           'median_pruner', 'halving_pruner', 'Heartbeat', 'Agent', 'Watchman', 'csv_rows', 'logged_metrics',
+           'objective_value', 'NeverLogged', 'Trial', 'Study', 'attempts', 'holds', 'take_trial', 'note_end',
+           'complete_trial', 'prune_trial', 'fail_trial', 'report_loss', 'make_study', 'open_study', 'trial_rows',
+           'trial_progress', 'living_agents', 'best_trial']
 
 # %% ../../nbs/studies/study.ipynb #fbba5920
 @register("search", "random", help="independent draws, the same for any number of agents")
@@ -63,11 +74,9 @@ def grid_search(plan: SweepPlan, seed: int) -> optuna.samplers.BaseSampler:
     """Trial i is the i-th combination."""
     import optuna
 
-    points = plan.grid()
-
     class Grid(optuna.samplers.RandomSampler):
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return points[trial.number % len(points)][param_name]
+            return plan.combination(trial.number)[param_name]
 
     return Grid()
 
@@ -128,7 +137,22 @@ def halving_pruner(
 # %% ../../nbs/studies/study.ipynb #5a530d0d
 BEAT = 2.0  # s between two counts of an agent
 PATIENCE = 60.0  # s without a count, after which an agent of another machine is taken for dead
-CRASHES = 3  # agents that may die on one trial before it is given up
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[\w][\w.-]*$", max_length=200)]
+
+
+class Heartbeat(msgspec.Struct, forbid_unknown_fields=True):
+    """What an agent writes about itself.
+
+    - `count`: rises while it lives. `pid`, `place`, `host`: its process. `ended`: it has ended in order.
+    - `done`: trials that it has brought to an end.
+    """
+
+    count: int
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)] | None = None
+    place: str = ""
+    host: str = ""
+    ended: bool = False
+    done: int = 0
 
 
 class Agent:
@@ -140,13 +164,13 @@ class Agent:
     def __init__(self, study: str | os.PathLike, name: str | None = None):
         self.name = name or f"{socket.gethostname().partition('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         self.file = Path(study) / "agents" / f"{self.name}.json"
-        self.count, self._over = 0, threading.Event()
+        self.count, self.done, self._over = 0, 0, threading.Event()
 
     def beat(self, ended: bool = False) -> None:
         """Count once more."""
         self.count += 1
         about = dict(count=self.count, pid=os.getpid(), place=_place(), host=socket.gethostname(), ended=ended)
-        write_json(self.file, about)
+        write_json(self.file, about | dict(done=self.done))
 
     def _keep_beating(self) -> None:
         while not self._over.wait(BEAT):
@@ -186,12 +210,19 @@ class Watchman:
         self.folder = Path(study) / "agents"
         self.seen: dict[str, tuple[Any, float]] = {}
 
-    def read(self, name: str) -> dict[str, Any]:
-        """What an agent wrote last; empty if that cannot be read."""
-        with suppress(OSError, ValueError):
-            found = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else {}
-        return {}
+    def read(self, name: str) -> Heartbeat:
+        """What an agent wrote last; a count of -1 if that cannot be read."""
+        try:
+            return read_json(self.folder / f"{name}.json", Heartbeat, 4096)
+        except OSError:
+            pass
+        except BadInput as error:
+            warnings.warn(f"{error}; the agent is taken for dead unless it counts again", stacklevel=2)
+        return Heartbeat(-1)
+
+    def names(self) -> list[str]:
+        """All agents that there have been."""
+        return sorted(file.stem for file in self.folder.glob("*.json") if not file.name.startswith("."))
 
     def unchanged(self, what: str, value: Any) -> float:
         """For how many seconds `value` of `what` has been the same, as far as this process knows."""
@@ -203,11 +234,9 @@ class Watchman:
     def is_gone(self, name: str) -> bool:
         """Whether the agent has ended, in order or not."""
         about = self.read(name)
-        if about.get("ended"):
+        if about.ended or about.pid is not None and about.place == _place() and not _works(about.pid):
             return True
-        if about.get("place") == _place() and isinstance(about.get("pid"), int) and not _works(about["pid"]):
-            return True
-        return self.unchanged(name, about.get("count")) > PATIENCE
+        return self.unchanged(name, about.count) > PATIENCE
 
 # %% ../../nbs/studies/study.ipynb #0a112bb0
 _TABLES = ("training_metrics", "epochs", "speed", "health", "summary")  # lists of rows, and what is read otherwise
@@ -221,14 +250,19 @@ def _flat(value: Any, name: str) -> dict[str, float | None]:
     return {name: value} if number else {}
 
 
+def csv_rows(file: Path) -> Iterable[dict[str, str]]:
+    """The rows of a CSV file of a run; none if there is no such file, or it cannot be read."""
+    with suppress(csv.Error):
+        yield from csv.DictReader(io.StringIO(or_default(lambda: read_text(file), "")))
+
+
 def _last_epoch(file: Path) -> dict[str, float]:
     """The numbers of the last row of a CSV file; for each column its last value."""
     found: dict[str, float] = {}
-    with suppress(OSError, csv.Error), open(file, encoding="utf-8", newline="") as f:
-        for row in csv.DictReader(f):
-            for name, text in row.items():
-                with suppress(TypeError, ValueError):
-                    found[name] = float(text)
+    for row in csv_rows(file):
+        for name, text in row.items():
+            with suppress(TypeError, ValueError):
+                found[name] = float(text)
     return found
 
 # %% ../../nbs/studies/study.ipynb #db178455
@@ -236,13 +270,11 @@ def logged_metrics(run: str | os.PathLike) -> dict[str, float | None]:
     """Every number that the run in a folder has logged, by name; None for those that it could not
     measure.
     """
-    from xrddiff.studies.listing import _json
-
     run, found = Path(run), {}
     for file in sorted((run / "metrics").glob("*.json")):
         if file.stem not in _TABLES:
-            found |= _flat(_json(file), file.stem)
-    summary = _json(run / "metrics" / "summary.json")
+            found |= _flat(or_default(lambda file=file: read_json(file), None), file.stem)
+    summary = or_default(lambda: read_json(run / "metrics" / "summary.json"), None)
     for name, row in summary.items() if isinstance(summary, Mapping) else ():
         found[name] = next(iter(row.values()), None) if isinstance(row, Mapping) else row
     if (progress := read_progress(run)).loss is not None:
@@ -275,36 +307,6 @@ def objective_value(run: str | os.PathLike, name: str) -> float:
 class NeverLogged(BadInput):
     """The objective of a sweep that no run of it has."""
 
-# %% ../../nbs/studies/study.ipynb #f6e51fd3
-JOURNAL = "journal.log"
-
-
-def _quiet() -> None:
-    """Let Optuna speak of errors only."""
-    import warnings
-
-    import optuna
-
-    optuna.logging.set_verbosity(logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def _storage(folder: Path) -> Any:
-    """Optuna's journal in a study's folder, with the lock that works on shared file systems."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    _quiet()
-    file = str(folder / JOURNAL)
-    try:
-        return JournalStorage(JournalFileBackend(file, lock_obj=JournalFileOpenLock(file)))
-    except OSError as error:
-        raise BadInput(f"cannot open the study {folder}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AssertionError, AttributeError):
-        raise BadInput(
-            f"{file} is damaged: expected the journal of a study, a line of JSON for each entry; a copy of it, or a new study, is needed"
-        ) from None
-
 # %% ../../nbs/studies/study.ipynb #6cb38add
 @dataclass
 class Trial:
@@ -322,20 +324,25 @@ class Trial:
 class Study:
     """The trials of a sweep in a folder; see `make_study` and `open_study`."""
 
-    def __init__(self, folder: Path, plan: SweepPlan, storage: Any):
-        import optuna
-
-        self.folder, self.plan, self.storage = folder, plan, storage
+    def __init__(self, folder: Path, saved: SavedPlan, storage: Any):
+        self.folder, self.plan, self.sealed, self.storage = folder, saved.plan, saved.sealed, storage
         self.watchman = Watchman(folder)
-        pruner = get("pruner", plan.prune.loss)(**plan.prune.options)
         try:
-            self.optuna = optuna.load_study(
-                study_name="sweep", storage=storage, sampler=keyed_sampler(plan), pruner=pruner
-            )
+            self._id = storage.get_study_id_from_name("sweep")
         except KeyError:
             raise BadInput(
-                f"{folder / JOURNAL} holds no study; expected one that `xrddiff sweep FILE` has made"
+                f"{plain_text(folder / JOURNAL)} holds no study; expected one that `xrddiff sweep FILE` has made"
             ) from None
+
+    @cached_property
+    def optuna(self) -> optuna.Study:
+        """Optuna's study, which draws values; who only reads does without the plan's search."""
+        import optuna
+
+        pruner = get("pruner", self.plan.prune.loss)(**self.plan.prune.options)
+        return optuna.load_study(
+            study_name="sweep", storage=self.storage, sampler=keyed_sampler(self.plan), pruner=pruner
+        )
 
     def run_dir(self, number: int) -> Path:
         """The run folder of a trial."""
@@ -343,7 +350,7 @@ class Study:
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """All trials, as they are now."""
-        return self.optuna.get_trials(deepcopy=False)
+        return self.storage.get_all_trials(self._id, deepcopy=False)
 
     @property
     def over(self) -> bool:
@@ -351,13 +358,32 @@ class Study:
         return all(trial.state.is_finished() for trial in self.trials())
 
 # %% ../../nbs/studies/study.ipynb #47bb6d44
-def _claims(study: Study, number: int) -> dict[int, str]:
-    """attempt -> name of the agent that works on it, the newest last."""
-    found = {}
-    for file in (study.folder / "claims").glob(f"{number:04d}-*"):
-        with suppress(OSError, ValueError):
-            found[int(file.name.partition("-")[2])] = file.read_text(encoding="utf-8")
-    return dict(sorted(found.items()))
+class _Claim(msgspec.Struct, forbid_unknown_fields=True):
+    agent: _Name
+
+
+def attempts(study: str | os.PathLike) -> Counter[int]:
+    """number of a trial -> the newest attempt at it that is claimed, for the study in a folder."""
+    found: Counter[int] = Counter()
+    for name in or_default(lambda: os.listdir(Path(study) / "claims"), []):
+        if m := re.fullmatch(r"([0-9]{4,9})-([0-9]{1,9})", name):
+            found[int(m[1])] = max(found[int(m[1])], int(m[2]))
+    return found
+
+
+def _claimant(study: Study, number: int, attempt: int) -> str:
+    """The agent that claims an attempt; nothing if it was killed before it could say so, or the claim is damaged."""
+    file = study.folder / "claims" / f"{number:04d}-{attempt}"
+    try:
+        text = read_text(file, 4096)
+        if text and not text.startswith("{"):  # of an earlier version: the name alone
+            return checked(text, _Name, plain_text(file))
+        return read_json(file, _Claim, 4096).agent if text else ""
+    except OSError:
+        return ""
+    except BadInput as error:
+        warnings.warn(f"{error}; nobody is known to work on trial {number}", stacklevel=2)
+        return ""
 
 
 def _claim(study: Study, number: int, attempt: int, agent: Agent) -> bool:
@@ -365,24 +391,24 @@ def _claim(study: Study, number: int, attempt: int, agent: Agent) -> bool:
     file = study.folder / "claims" / f"{number:04d}-{attempt}"
     try:
         with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w", encoding="utf-8") as f:
-            f.write(agent.name)
+            f.write(sealed(json.dumps(dict(agent=agent.name))))
     except FileExistsError:
         return False
+    except OSError as error:
+        raise BadInput(f"cannot write to the study {plain_text(study.folder)}: {error.strerror}") from None
     return True
 
 
 def holds(study: Study, trial: Trial) -> bool:
     """Whether nobody has taken the trial up in the meantime, believing that its agent was dead."""
-    return max(_claims(study, trial.number), default=0) <= trial.attempt
+    return attempts(study.folder)[trial.number] <= trial.attempt
 
 
-def _deserted(study: Study, number: int) -> int | None:
-    """The next attempt at a running trial whose agent is gone; None if it works on it."""
-    claims = _claims(study, number)
-    attempt = max(claims, default=0)
+def _deserted(study: Study, number: int, attempt: int) -> int | None:
+    """The next attempt at a running trial whose agent is gone; None if it works on it. `attempt`: the newest."""
     if not attempt:  # whoever took it was killed before it could say so, or is just about to
         return 1 if study.watchman.unchanged(f"unclaimed {number}", None) > PATIENCE else None
-    name = claims[attempt]
+    name = _claimant(study, number, attempt)
     gone = (
         study.watchman.is_gone(name) if name else study.watchman.unchanged(f"claim {number}-{attempt}", name) > PATIENCE
     )
@@ -392,29 +418,21 @@ def _deserted(study: Study, number: int) -> int | None:
 def take_trial(study: Study, agent: Agent) -> Trial | None:
     """A trial for this agent: one whose agent is gone, to be continued, or else one that waits;
     None if there is neither.
-
-    A trial on which `CRASHES` agents have died is given up.
     """
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
-    for found in [t for t in study.trials() if t.state == TrialState.RUNNING]:
-        attempt = _deserted(study, found.number)
+    trials, claimed = study.trials(), attempts(study.folder)
+    running = [t for t in trials if t.state == TrialState.RUNNING]
+    for found in [*running, *(t for t in trials if t.state == TrialState.WAITING)]:
+        attempt, waits = claimed[found.number], found.state == TrialState.WAITING
+        attempt = 1 if waits and not attempt else _deserted(study, found.number, attempt)
         if attempt is None or not _claim(study, found.number, attempt, agent):
             continue
-        died = [
-            name
-            for n, name in _claims(study, found.number).items()
-            if n < attempt and not study.watchman.read(name).get("ended")
-        ]
-        if len(died) >= CRASHES:
-            fail_trial(study, found.number, f"{len(died)} agents died on it")
-            continue
-        return _drawn(study, found, attempt)
-    for found in [t for t in study.trials() if t.state == TrialState.WAITING]:
-        if study.storage.set_trial_state_values(found._trial_id, TrialState.RUNNING) and _claim(
-            study, found.number, 1, agent
-        ):
-            return _drawn(study, found, 1)
+        with suppress(UpdateFinishedTrialError):
+            if waits:  # claimed first, so that others know whom to look for if this agent is killed between the two
+                study.storage.set_trial_state_values(found._trial_id, TrialState.RUNNING)
+            return _drawn(study, found, attempt)
     return None
 
 
@@ -422,11 +440,45 @@ def _drawn(study: Study, found: Any, attempt: int) -> Trial:
     """The trial with all its parameters, those that were drawn before as they were."""
     import optuna
 
-    trial = optuna.trial.Trial(study.optuna, found._trial_id)
-    params = {name: p.draw(trial) for name, p in study.plan.parameters.items()}
+    try:
+        trial = optuna.trial.Trial(study.optuna, found._trial_id)
+        params = {name: p.draw(trial) for name, p in study.plan.parameters.items()}
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        if isinstance(error, BadInput):
+            raise
+        why = plain_text(error, 120)
+        raise BadInput(
+            f"{plain_text(study.folder)}: trial {found.number} cannot be drawn from the plan: {why}"
+        ) from None
     return Trial(found.number, attempt, params, found._trial_id)
 
 # %% ../../nbs/studies/study.ipynb #83137292
+CRASHES = 3  # ends of a trial's own process, without a step of progress between them, after which it is given up
+
+
+class _Ends(msgspec.Struct):
+    part: int = -1  # 0 the autoencoder, 1 the whole; -1 before the first step
+    step: int = 0
+    times: int = 0
+
+
+def note_end(study: Study, trial: Trial, how: str) -> str | None:
+    """Note that the process of a trial ended by itself, while its agent lived; returns why the trial is given up, or
+    None if it goes on. `how`: it ended, for the sentence.
+    """
+    progress = read_progress(study.run_dir(trial.number))
+    now = (-1, 0) if progress.step is None else (int(progress.phase == ""), progress.step)
+    known = study.trials()[trial.number].user_attrs.get("ends", {})
+    before = checked(known, _Ends, f"{plain_text(study.folder / JOURNAL)}: ends of trial {trial.number}")
+    further = now > (before.part, before.step) or not before.times
+    ends = _Ends(*max(now, (before.part, before.step)), times=1 if further else before.times + 1)
+    study.storage.set_trial_user_attr(trial.id, "ends", msgspec.to_builtins(ends))
+    if ends.times < CRASHES:
+        return None
+    where = f"and got no further than step {ends.step}" if ends.part >= 0 else "before its first step"
+    return f"its process {how} {ends.times} times {where}"
+
+
 def _end(study: Study, number: int, state: Any, value: float | None = None, reason: str | None = None) -> None:
     from optuna.exceptions import UpdateFinishedTrialError
 
@@ -468,6 +520,9 @@ def report_loss(study: Study, trial: Trial, epoch: int, loss: float) -> bool:
     study.storage.set_trial_intermediate_value(trial.id, epoch, loss if study.plan.goal == "minimize" else -loss)
     return bool(study.optuna.pruner.prune(study.optuna, study.trials()[trial.number]))
 
+# %% ../../nbs/studies/study.ipynb #94ea6c56
+_PARTS = ("agents", "claims", "runs", "logs")
+
 
 def make_study(plan: SweepPlan, folder: str | os.PathLike) -> Study:
     """The study of a plan in a folder: a new one, or the one that is there, if its plan is the same.
@@ -478,19 +533,18 @@ def make_study(plan: SweepPlan, folder: str | os.PathLike) -> Study:
     import optuna
 
     folder = Path(folder).expanduser().absolute()
-    file = folder / "sweep.json"
-    if file.is_file():
+    if os.path.lexists(folder / PLAN):
         study = open_study(folder)
         _same_plan(study.plan, plan, folder)
         study.plan = plan
-        write_json(file, plan.to_json())
+        write_plan(folder, SavedPlan(plan, study.sealed))
     else:
         try:
-            for part in ("agents", "claims", "runs", "logs"):
+            for part in _PARTS:
                 (folder / part).mkdir(parents=True, exist_ok=True)
-            storage = _storage(folder)
+            storage = open_journal(folder, sealed=True)
             optuna.create_study(storage=storage, study_name="sweep", direction=plan.goal)
-            write_json(file, plan.to_json())
+            write_plan(folder, SavedPlan(plan, True))
         except OSError as error:
             raise BadInput(
                 f"cannot keep a study in {folder}: {error.strerror}; expected a folder that you can write to"
@@ -499,7 +553,8 @@ def make_study(plan: SweepPlan, folder: str | os.PathLike) -> Study:
             raise BadInput(
                 f"{folder} is being made by another process; expected one `xrddiff sweep FILE` at a time"
             ) from None
-        study = Study(folder, plan, storage)
+        study = Study(folder, SavedPlan(plan, True), storage)
+    keep_plan(folder, plan)
     for _ in range(plan.run_cap - len(study.trials())):
         study.optuna.enqueue_trial({})
     return study
@@ -516,47 +571,58 @@ def _same_plan(old: SweepPlan, new: SweepPlan, folder: Path) -> None:
 
 
 def open_study(folder: str | os.PathLike) -> Study:
-    """The study in a folder. Raises `BadInput` if there is none, or it is damaged."""
+    """The study in a folder, to look at it: nothing of it is executed. Raises `BadInput` if there is none, or it is damaged."""
     folder = Path(folder).expanduser().absolute()
-    try:
-        plan = SweepPlan.from_json(json.loads((folder / "sweep.json").read_text(encoding="utf-8")))
-    except OSError:
-        raise BadInput(f"{folder} holds no study; expected the folder that `xrddiff sweep FILE` has made") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadInput(
-            f"{folder / 'sweep.json'} is damaged: expected the plan that `xrddiff sweep FILE` wrote"
-        ) from None
+    saved = read_plan(folder)
     if not (folder / JOURNAL).is_file():
         raise BadInput(f"{folder} has no {JOURNAL}; expected the folder that `xrddiff sweep FILE` has made")
-    return Study(folder, plan, _storage(folder))
+    return Study(folder, saved, open_journal(folder, sealed=saved.sealed))
 
 # %% ../../nbs/studies/study.ipynb #91c8972f
 def trial_rows(study: Study) -> list[dict[str, Any]]:
     """A row for each trial: number, state, value, parameters, run folder, how far it is, agent, and why
     it ended early or failed.
     """
-    rows = []
+    rows, claimed = [], attempts(study.folder)
     for trial in study.trials():
-        run, claims = study.run_dir(trial.number), _claims(study, trial.number)
-        progress = read_progress(run) if run.is_dir() else None
-        row = dict(
-            trial=trial.number, state=trial.state.name.lower(), value=trial.value if trial.value is not None else None
-        )
-        row |= dict(params=dict(trial.params), epoch=progress and progress.epoch, loss=progress and progress.loss)
+        run, attempt = study.run_dir(trial.number), claimed[trial.number]
+        progress = _progress(run) if run.is_dir() else None
+        row = dict(trial=trial.number, state=trial.state.name.lower(), value=trial.value)
+        params = {name: trial.params[name] for name in study.plan.parameters if name in trial.params}
+        row |= dict(params=params, epoch=progress and progress.epoch, loss=progress and progress.loss)
         row |= dict(
-            attempts=max(claims, default=0),
-            agent=next(reversed(claims.values()), ""),
-            reason=trial.user_attrs.get("reason", ""),
+            attempts=attempt,
+            agent=_claimant(study, trial.number, attempt) if attempt else "",
+            reason=plain_text(trial.user_attrs.get("reason", ""), 300),
         )
-        rows.append(row | dict(run=str(run) if run.is_dir() else ""))
+        rows.append(row | dict(run=plain_text(run) if run.is_dir() else ""))
     return rows
+
+
+def _progress(run: Path) -> Progress | None:
+    try:
+        return read_progress(run)
+    except (OSError, ValueError, OverflowError):  # a table that no run has written
+        return None
+
+
+def trial_progress(study: Study) -> tuple[int, ...]:
+    """How far each trial is: its newest step, and one more for each state that it has left behind."""
+    rows = [(trial, _progress(study.run_dir(trial.number))) for trial in study.trials()]
+    return tuple(trial.state.is_finished() + ((p and p.step) or 0) for trial, p in rows)
+
+
+def living_agents(study: Study) -> list[str]:
+    """The agents that have not ended, as far as this machine knows: those of others may have been killed."""
+    return [name for name in study.watchman.names() if not study.watchman.is_gone(name)]
 
 
 def best_trial(study: Study) -> dict[str, Any]:
     """The row of the best trial, with the words that make its run again. Raises `BadInput` if none
     has ended.
     """
-    done = [row for row in trial_rows(study) if row["state"] == "complete"]
+    rows = [row for row in trial_rows(study) if row["state"] == "complete"]
+    done = [row for row in rows if isinstance(row["value"], int | float) and math.isfinite(row["value"])]
     if not done:
         raise BadInput(
             f"no trial of {study.folder} has ended with a value; `xrddiff sweep status {study.folder}` says how far they are"

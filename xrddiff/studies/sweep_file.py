@@ -9,14 +9,14 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import compose_config
 from ..errors import BadInput, nearest
+from ..gate import checked, read_yaml
+from ..mediums import plain_text
 from ..overrides import as_override, check_known, parse_override
 from ..registry import check_options, entries
 from ..words.vocabulary import GROUPS, vocabulary
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import optuna
 
 # %% auto #0
-__all__ = ['Parameter', 'Prune', 'SweepPlan', 'make_plan', 'read_sweep']
+__all__ = ['Parameter', 'Prune', 'SweepPlan', 'check_words', 'make_plan', 'read_sweep']
 
 # %% ../../nbs/studies/sweep_file.ipynb #e90ae9f5
 _SPEC = ("values", "min", "max", "distribution")
@@ -59,6 +59,20 @@ class Parameter:
         """`word=value` for a value that was drawn."""
         known = {} if self.values is None else {_plain(value): value for value in self.values}
         return as_override(self.name, known.get(drawn, drawn))
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a value can be drawn from it."""
+        if self.values is not None:
+            return bool(self.values)
+        whole = not self.whole or float(self.low).is_integer() and float(self.high).is_integer()
+        return (
+            math.isfinite(self.low)
+            and math.isfinite(self.high)
+            and self.low < self.high
+            and whole
+            and not (self.log and self.low <= 0)
+        )
 
     @property
     def ends(self) -> list[Any]:
@@ -171,23 +185,38 @@ class SweepPlan:
         """The overrides of a trial for which these values were drawn."""
         return [*self.words, *(self.parameters[name].override(value) for name, value in drawn.items())]
 
-    def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the choices, the last parameter varying fastest."""
-        axes = {name: [_plain(v) for v in p.values or ()] for name, p in self.parameters.items()}
-        return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    @property
+    def plugins(self) -> list[str]:
+        """The plug-ins that the words name."""
+        found = [o.value for o in map(parse_override, self.words) if o.key == "plugins"]
+        return [str(name) for name in (found[-1] or ())] if found else []
+
+    def combination(self, i: int) -> dict[str, Any]:
+        """The `i`-th combination of the choices, the last parameter varying fastest; after the last comes the first."""
+        made: dict[str, Any] = {}
+        for name, p in reversed(self.parameters.items()):
+            i, at = divmod(i, len(p.values or ()))
+            made[name] = _plain(p.values[at])
+        return {name: made[name] for name in self.parameters}
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; `from_json` reads it back."""
         return asdict(self) | {"parameters": {name: asdict(p) for name, p in self.parameters.items()}}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> SweepPlan:
-        """The plan that `to_json` gave."""
-        made = {
-            name: Parameter(**p | {"values": None if p["values"] is None else tuple(p["values"])})
-            for name, p in found["parameters"].items()
-        }
-        return cls(**dict(found) | {"parameters": made, "prune": Prune(**found["prune"])})
+    def from_json(cls, found: Any, where: str = "the plan") -> SweepPlan:
+        """The plan that `to_json` gave. Raises `BadInput`, naming `where` it stood, if it is none."""
+        plan = checked(found, cls, where)
+        parts = {"": (cls, found), ".prune": (Prune, found.get("prune", {}))}
+        parts |= {f".parameters.{name}": (Parameter, p) for name, p in found["parameters"].items()}
+        for at, (kind, part) in parts.items():
+            _keys(part, tuple(f.name for f in fields(kind)), plain_text(where + at, 300))
+        if plan.goal not in ("minimize", "maximize"):
+            raise BadInput(f"{where}.goal: found {plain_text(plan.goal, 40)!r}; expected minimize or maximize")
+        for name, p in plan.parameters.items():
+            if p.name != name or not p.is_sound:
+                raise BadInput(f"{where}: parameters.{plain_text(name, 80)} is none: expected values, or a range")
+        return plan
 
 # %% ../../nbs/studies/sweep_file.ipynb #5cff66d1
 _KEYS = ("words", "method", "method_options", "metric", "run_cap", "seed", "parameters", "prune")
@@ -214,6 +243,28 @@ def _whole_number(value: Any, least: int, where: str) -> int:
     return value
 
 # %% ../../nbs/studies/sweep_file.ipynb #278fedcc
+def check_words(words: Sequence[str], parameters: Mapping[str, Parameter], where: str) -> None:
+    """Refuse what is the sweep's to choose, what is told twice, and what would be looked up where the trial runs.
+
+    A sweep is a file that people hand on: `${oc.env:TOKEN}` in it would write what the environment of its agents holds into
+    the folders of its runs. Raises `BadInput`, naming `where` the words stand.
+    """
+    given = {parse_override(w).key for w in words}
+    if own := [name for name in ("resume", "run_name", "output_dir") if name in given or name in parameters]:
+        raise BadInput(
+            f"{where}: {own[0]} is the sweep's to choose, which keeps its runs in its own folder; leave it out"
+        )
+    if "plugins" in parameters:
+        raise BadInput(f"{where}: plugins cannot be varied; expected them among the words")
+    if twice := [name for name in parameters if name in given]:
+        raise BadInput(f"{where}: {twice[0]} is among the words and the parameters; expected it in one of them")
+    texts = [*words, *(json.dumps(v) for p in parameters.values() for v in p.values or ())]
+    if asked := [text for text in texts if "${" in text]:
+        raise BadInput(
+            f"{where}: {plain_text(asked[0], 80)!r} asks for a value from elsewhere; expected the value itself"
+        )
+
+
 def make_plan(found: Any, where: str = "the sweep") -> SweepPlan:
     """The plan that a mapping describes, checked.
 
@@ -229,13 +280,7 @@ def make_plan(found: Any, where: str = "the sweep") -> SweepPlan:
             f"{where}: parameters is {found.get('parameters')!r}; expected at least one word with its values"
         )
     parameters = {str(name): _parameter(str(name), spec) for name, spec in found["parameters"].items()}
-    given = {parse_override(w).key for w in words}
-    if own := [name for name in ("resume", "run_name", "output_dir") if name in given or name in parameters]:
-        raise BadInput(
-            f"{where}: {own[0]} is the sweep's to choose, which keeps its runs in its own folder; leave it out"
-        )
-    if twice := [name for name in parameters if name in given]:
-        raise BadInput(f"{where}: {twice[0]} is among the words and the parameters; expected it in one of them")
+    check_words(words, parameters, where)
     metric = _keys(found.get("metric"), ("name", "goal"), f"{where}: metric")
     if not isinstance(metric.get("name"), str) or not metric["name"]:
         raise BadInput(
@@ -295,12 +340,7 @@ def _prune(found: Any, where: str) -> Prune:
 
 def read_sweep(path: str | os.PathLike) -> SweepPlan:
     """The plan in a YAML file. Raises `BadInput`, one sentence, for anything wrong in it."""
-    import yaml
-
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
+        return make_plan(read_yaml(path), str(path))
+    except FileNotFoundError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        raise BadInput(f"{path} is not YAML: expected a sweep with words, parameters and a metric") from None
-    return make_plan(found, str(path))

@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,11 +17,16 @@ from pathlib import Path
 
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import hold_run
+from ..mediums import complain, say
+from ..launcher import own_environment
+from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
-from ..slurm.job import INTERRUPTED, Job, prepare, read_job, run_task, start_ranks
+from ..slurm.job import INTERRUPTED, REQUEUE, Job, prepare, read_job, run_task, start_ranks
+from .consent import allow_plan, read_plan
+from .study import BEAT, attempts
 
 # %% auto #0
-__all__ = ['WAIT', 'end_with', 'wait_until_free', 'trial_environment', 'main']
+__all__ = ['WAIT', 'end_with', 'wait_until_free', 'end_when_taken', 'trial_environment', 'main']
 
 # %% ../../nbs/studies/trial.ipynb #ce35e350
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
@@ -40,10 +46,10 @@ def end_with(parent: int) -> None:
 WAIT = 600.0  # s, for the run of an agent that was killed to end in order
 
 
-def wait_until_free(run: Path, most: float = WAIT) -> None:
-    """Wait until nobody executes the run. Raises `BadInput` if that takes too long."""
+def wait_until_free(run: Path, stop: StopRequest, most: float = WAIT) -> None:
+    """Wait until nobody executes the run, or until `stop`. Raises `BadInput` if that takes too long."""
     end = time.monotonic() + most
-    while run.is_dir():
+    while run.is_dir() and not stop:
         try:
             with hold_run(run):
                 return
@@ -52,6 +58,17 @@ def wait_until_free(run: Path, most: float = WAIT) -> None:
                 raise
             time.sleep(0.2)
 
+
+def end_when_taken(study: Path, number: int, attempt: int) -> None:
+    """Let this process get SIGTERM when another agent has claimed a later attempt at its trial."""
+
+    def watch() -> None:
+        while attempts(study)[number] <= attempt:
+            time.sleep(BEAT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
 # %% ../../nbs/studies/trial.ipynb #4fb37fb6
 _LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "TORCHELASTIC_", "XRDDIFF_JOB")
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -59,29 +76,35 @@ _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "
 
 def trial_environment(job: Job, threads: int, env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of the process of a trial; `threads`: of each rank."""
-    env = os.environ if env is None else env
+    env = own_environment() if env is None else env
     kept = {k: v for k, v in env.items() if not k.startswith(_LAUNCHERS) and k not in _RANKS}
     numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return kept | numbers | {"XRDDIFF_JOB": job.to_json()}
 
 # %% ../../nbs/studies/trial.ipynb #b94f0d32
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m xrddiff.studies.trial RANKS PARENT`; returns the exit code: 0, 75 if it was stopped in
+    """`python -m xrddiff.studies.trial RANKS PARENT ATTEMPT`; returns the exit code: 0, 75 if it was stopped in
     order, 2 if it was refused.
     """
-    ranks, parent = map(int, sys.argv[1:] if argv is None else argv)
+    ranks, parent, attempt = map(int, sys.argv[1:] if argv is None else argv)
     end_with(parent)
     try:
         job, task = read_job()
-        wait_until_free(job.folder(task))
-        print(f"run: {prepare(job, task)}", flush=True)
-        if ranks > 1:
-            return start_ranks(ranks)
-        sys.modules.setdefault("rfc3987_syntax", None)  # see `xrddiff.slurm.job`
-        with StopRequest(("SIGUSR2", "SIGTERM")):
-            return run_task(job, task)
+        run = job.folder(task)
+        study = run.parent.parent
+        with StopRequest(("SIGUSR2", "SIGTERM")) as stop, plugin_scope():
+            wait_until_free(run, stop)
+            if stop:
+                return REQUEUE
+            end_when_taken(study, int(run.name), attempt)
+            allow_plan(study, read_plan(study).plan)
+            say(f"run: {prepare(job, task)}", flush=True)
+            sys.modules.setdefault("rfc3987_syntax", None)  # see `xrddiff.slurm.job`
+            if ranks == 1:
+                return run_task(job, task)
+        return REQUEUE if stop else start_ranks(ranks)
     except XrddiffError as error:
-        print(f"xrddiff: {error}", file=sys.stderr)
+        complain(error)
         return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         return INTERRUPTED

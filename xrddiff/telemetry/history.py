@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..gate import checked, or_default, read_json, read_table
 from ..errors import BadInput, XrddiffError
 from ..files import sealed, write_json, write_text
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STEPS', 'EPOCHS', 'SAMPLES', 'History', 'read_rows', 'read_history', 'read_epochs', 'keep_speed']
+__all__ = ['STEPS', 'EPOCHS', 'MOST_ROWS', 'SAMPLES', 'History', 'read_rows', 'read_history', 'read_epochs', 'keep_speed']
 
 # %% ../../nbs/telemetry/history.ipynb #b1af4d23
 STEPS, EPOCHS = "training_metrics", "epochs"  # the tables of a run
+MOST_ROWS = 64 << 20  # bytes of a table's rows
 SAMPLES = "samples_during"  # its folder for samples during training, with a table of its own
 _FIRST = ("step", "epoch", "frames", "split", "lr", "loss")
 _LAST = ("note",)
@@ -110,9 +112,10 @@ class History:
         self.rows = []
         if self.folder is not None and (path := self.folder / f"{self.name}.json").is_file():
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                self.rows = (found if self.about is None else found[self.name])[:rows]
-            except (ValueError, KeyError, TypeError):
+                found = read_json(path, most=MOST_ROWS)
+                found = found if self.about is None else checked(found, dict[str, Any], path.name).get(self.name)
+                self.rows = checked(found, list[dict[str, Any]], path.name)[:rows]
+            except (OSError, BadInput):
                 warnings.warn(f"{path} cannot be read; the table starts anew", stacklevel=2)
         if len(self.rows) < rows:
             warnings.warn(
@@ -127,25 +130,11 @@ class History:
         return pd.DataFrame(self.rows, columns=self.columns)
 
 # %% ../../nbs/telemetry/history.ipynb #22438ddb
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text or None
-
-
 def _read_table(path: str | Path, name: str) -> pd.DataFrame:
-    import pandas as pd
-
     path = Path(path)
     for file in (path, path / f"{name}.csv", path / "metrics" / f"{name}.csv"):
         if file.is_file():
-            with open(file, encoding="utf-8", newline="") as f:
-                table = csv.DictReader(f)
-                rows = [{k: _value(v) for k, v in row.items()} for row in table]
-            return pd.DataFrame(rows, columns=table.fieldnames)
+            return read_table(file, most=MOST_ROWS)
     raise BadInput(f"{path} holds no {name}.csv; expected a run folder, its metrics folder or the file itself")
 
 
@@ -186,13 +175,8 @@ def keep_speed(folder: str | Path, *, ranks: int, nodes: int, frames: int, secon
     """
     if frames == 0:
         return
-    path, attempts = Path(folder) / "speed.json", []
-    try:
-        if path.is_file():
-            attempts = json.loads(path.read_text(encoding="utf-8"))
-        attempts = attempts if isinstance(attempts, list) else []
-    except (OSError, ValueError):
-        pass
+    path = Path(folder) / "speed.json"
+    attempts = or_default(lambda: read_json(path, list[dict[str, Any]]), [])
     attempts.append(dict(ranks=ranks, nodes=nodes, frames=frames, seconds=seconds))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,21 +5,22 @@
 # %% ../../nbs/telemetry/rules.ipynb #187e56aa
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..gate import checked, read_json
 from ..errors import BadInput, XrddiffError
 from ..files import write_json
+from ..plugins import attempt, failure_of
 from ..registry import Names, check_options, find, get
 from .history import SAMPLES, STEPS, read_rows
 
 # %% auto #0
-__all__ = ['SEVERITIES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'fault_found', 'look', 'write_findings', 'read_findings',
-           'Monitor']
+__all__ = ['SEVERITIES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'fault_found', 'times_of', 'look', 'write_findings',
+           'read_findings', 'Monitor']
 
 # %% ../../nbs/telemetry/rules.ipynb #9d9b7668
 SEVERITIES = ("note", "warning", "error")
@@ -33,7 +34,7 @@ class Evidence:
     `rows`: of the table of steps. `epochs`: of the table of epochs. `samples`: drawn during training, a
     row each time. `facts`: about the run, by name: batch_size (frames per rank), ranks, nodes, hosts,
     device, total_steps, start_share (of the initial weights in the average at the end), weight_rms,
-    first_loss (of the first step); after training also what was measured on held-out frames.
+    first_loss (of the first step); after training also what was measured on held-out frames and samples.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
@@ -56,7 +57,11 @@ class Evidence:
 
     def sampled(self, name: str) -> float | None:
         """The value of the last samples, if there are any that have it."""
-        return self.samples[-1].get(name) if self.samples else None
+        return self.last_samples().get(name)
+
+    def last_samples(self) -> Mapping[str, Any]:
+        """The row of the last samples; empty without any."""
+        return {k: v for k, v in self.samples[-1].items() if v is not None} if self.samples else {}
 
 
 @dataclass
@@ -93,6 +98,12 @@ def fault_found(sentence: str, epoch: int, step: int) -> Finding:
     return Finding("not_finite", "error", epoch, step, seen, cause, kept, "checked in every step", epoch)
 
 # %% ../../nbs/telemetry/rules.ipynb #2aeb44f0
+def times_of(rule: str) -> set[str]:
+    """When a rule is looked at: "row", "epoch", "result", or several of them."""
+    when = find("health_rule", rule).traits["when"]
+    return {when} if isinstance(when, str) else set(when)
+
+
 def look(
     evidence: Evidence, when: str, names: Sequence[str], options: Mapping[str, Any] | None = None
 ) -> list[Finding]:
@@ -105,11 +116,14 @@ def look(
         place = evidence.rows[-1]
     found = []
     for name in names:
-        traits = find("health_rule", name).traits
-        if traits["when"] != when:
+        if when not in times_of(name):
             continue
-        seen = get("health_rule", name)(evidence, **(options or {}).get(name, {}))
-        if seen:
+        traits = find("health_rule", name).traits
+        rule, given = get("health_rule", name), (options or {}).get(name, {})
+        seen = attempt("health_rule", name, lambda rule=rule, given=given: rule(evidence, **given))
+        if failed := failure_of("health_rule", name):
+            found.append(_failed(name, failed, place))
+        elif seen:
             about = {key: traits[key] for key in ("severity", "cause", "remedy", "source")}
             epoch = int(place.get("epoch", 0))
             found.append(Finding(name, epoch=epoch, until=epoch, step=int(place.get("step", 0)), seen=seen, **about))
@@ -130,14 +144,24 @@ def read_findings(run: str | Path) -> list[Finding]:
     for path in (Path(run), Path(run) / "health.json", Path(run) / "metrics" / "health.json"):
         if path.is_file():
             try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
-                found = [Finding(**{"remedy" if k == "try" else k: v for k, v in row.items()}) for row in rows]
+                rows = [
+                    {"remedy" if k == "try" else k: v for k, v in row.items()}
+                    for row in read_json(path, list[dict[str, Any]])
+                ]
+                found = checked(rows, list[Finding], path.name)
                 return sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.step))
-            except (ValueError, TypeError, AttributeError) as e:
+            except (OSError, ValueError, BadInput) as e:
                 raise BadInput(
                     f"{path} is damaged ({e}); expected a list of findings, as a training writes it"
                 ) from None
     return []
+
+
+def _failed(name: str, why: str, place: Mapping[str, Any]) -> Finding:
+    """That a rule of a plug-in raised, as a finding, which ends nothing."""
+    epoch, step = int(place.get("epoch", 0)), int(place.get("step", 0))
+    text = ("Its plug-in failed.", "`xrddiff check FILE` tries it.", find("health_rule", name).source)
+    return Finding(f"{name} (failed)", "note", epoch, step, f"the rule {name} {why}", *text, until=epoch)
 
 # %% ../../nbs/telemetry/rules.ipynb #f45eefab
 class Monitor:

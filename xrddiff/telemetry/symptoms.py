@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
+from ..metrics.ranges import range_words
 from ..registry import Range, register
 from .rules import Evidence
 
@@ -263,11 +265,18 @@ def low_diversity(e: Evidence, mse: Share = 0.1) -> str | None:
 
 
 @register(
-    "health_rule", severity="warning", when="epoch", source=_SEED,
-    cause="The sampler is unstable.", remedy="More inference.steps, less inference.guidance_scale, or a longer training.",
+    "health_rule", severity="warning", when=("epoch", "result"), source=_SEED,
+    cause="The model is young, or the sampler unstable.", remedy="Train longer or with a larger training.batch_size; more inference.steps, less inference.guidance_scale, or inference.clamp=true, which holds each step of the sampler within the training values.",
 )  # fmt: skip
-def samples_out_of_range(e: Evidence, value: Share = 20.0, std: Share = 2.0, shift: Share = 0.5) -> str | None:
+def samples_out_of_range(
+    e: Evidence, value: Share = 20.0, std: Share = 2.0, shift: Share = 0.5, share: Share = 0.02
+) -> str | None:
     """What was drawn is far outside the training values."""
+    found = e.facts.get("drawn") or {
+        k.removeprefix("range_"): v for k, v in e.last_samples().items() if k[:6] == "range_"
+    }
+    if found and found["share_low"] > share:
+        return range_words(found)
     if (found := e.sampled("drawn_max")) is not None and found > value:
         return f"drawn values reach {found:.3g} standard deviations of the training values, above {value:g}"
     if (found := e.sampled("drawn_std")) is not None and not 1 / std < found < std:
@@ -291,13 +300,22 @@ def no_peaks(e: Evidence, recall: Share = 0.05) -> str | None:
     )
 
 
+def _hardly_followed(answer: Mapping[str, Any], share: float) -> bool:
+    """Is the accuracy on samples, at the upper end of its interval, above chance by less than a `share` of
+    what it is on real frames? Not where the classifier itself may be guessing.
+    """
+    chance, real = answer["chance"], answer["accuracy_real"]
+    return answer["accuracy_real_low"] > chance and answer["accuracy_samples_high"] < chance + share * (real - chance)
+
+
 @register(
-    "health_rule", severity="warning", when="result", source="a paired comparison on held-out frames",
-    cause="The labels say nothing about the frames, or training was too short to use them.", remedy="Train longer, or look at what the labels are (`xrddiff data info`).",
+    "health_rule", severity="warning", when="result", source="a paired comparison on held-out frames, and a classifier's accuracy on samples with its interval",
+    cause="The labels say nothing about the frames, or training was too short to use them.", remedy="Train longer or with a larger training.batch_size, raise inference.guidance_scale, or look at what the labels are (`xrddiff data info`).",
 )  # fmt: skip
-def condition_ignored(e: Evidence, errors: Share = 2.0) -> str | None:
-    """The loss with wrong conditions equals that with right ones."""
+def condition_ignored(e: Evidence, errors: Share = 2.0, share: Share = 0.5) -> str | None:
+    """Wrong conditions are as good as right ones, or samples are hardly what was asked for."""
     use = e.facts.get("condition_use")
     if not use or use["difference"] > errors * use["error"]:
-        return None
+        weak = [a for a in e.facts.get("answers", {}).values() if _hardly_followed(a, share)]
+        return weak[0]["words"] if weak else None
     return f"with conditions of other frames the loss is {use['difference']:+.2g} ± {use['error']:.1g} higher than with their own, for {use['frames']} held-out frames"

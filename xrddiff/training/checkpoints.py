@@ -21,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..gate import need_file, read_json
 from ..errors import BadInput, XrddiffError
 from ..files import json_digest, plain, sha256, sync, write_text, writing
 
 # %% auto #0
-__all__ = ['CheckpointError', 'checkpoint_name', 'clean_checkpoints', 'save_checkpoint', 'find_fault', 'latest_checkpoint',
-           'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'copy_checkpoint', 'pack_optimizer',
-           'unpack_optimizer', 'pack_rng', 'unpack_rng', 'trained_parameters']
+__all__ = ['MOST_STATE', 'CheckpointError', 'checkpoint_name', 'clean_checkpoints', 'save_checkpoint', 'find_fault',
+           'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'copy_checkpoint',
+           'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng', 'trained_parameters']
 
 # %% ../../nbs/training/checkpoints.ipynb #44194294
 _FORMAT, _VERSION = "xrddiff-checkpoint", 2  # version 1 had no digest of the manifest itself
@@ -118,11 +119,14 @@ def _manifest(step: int, files: Mapping[str, Any], added: Mapping[str, str]) -> 
     return json.dumps(manifest | {"digest": _digest(manifest)}, indent=1) + "\n"
 
 # %% ../../nbs/training/checkpoints.ipynb #3aa8ce6c
+MOST_STATE = 64 << 20  # bytes of the state of a checkpoint
+
+
 def _read_json(path: Path) -> Any:
     """The content of a JSON file; raises `ValueError` if it cannot be read, whatever the reason."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError) as e:
+        return read_json(path, most=MOST_STATE)
+    except (OSError, BadInput) as e:
         raise ValueError(f"{path.name} cannot be read") from e
 
 
@@ -135,7 +139,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         kind, version = found["format"], found["version"]
         files = {str(k): (int(v["size"]), str(v["sha256"])) for k, v in found["files"].items()}
         added = {str(k): str(v) for k, v in found["added"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise ValueError("manifest.json cannot be read") from None
     if kind != _FORMAT or version not in (1, _VERSION):
         raise ValueError(f"its format is {kind!r} version {version!r}; expected {_FORMAT!r} version {_VERSION}")
@@ -236,12 +240,19 @@ def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None
     A damaged one is skipped with a warning that says what is wrong. `hashes`: if false, tensor
     files are compared by size only.
     """
+    broken = 0
     for path in _checkpoints(Path(folder)):
         fault = find_fault(path, hashes=hashes)
         if fault is None:
-            return path
-        warnings.warn(f"checkpoint {path} is skipped: {fault}", stacklevel=2)
-    return None
+            break
+        broken += 1
+        if broken <= 5:
+            warnings.warn(f"checkpoint {path} is skipped: {fault}", stacklevel=2)
+    else:
+        path = None
+    if broken > 5:
+        warnings.warn(f"{broken - 5} more checkpoints in {folder} are skipped: they are damaged", stacklevel=2)
+    return path
 
 # %% ../../nbs/training/checkpoints.ipynb #53052855
 @dataclass(frozen=True)
@@ -268,10 +279,15 @@ class Checkpoint:
         return sorted(f.removesuffix(".safetensors") for f in self.files if f.endswith(".safetensors"))
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors of one group, on the CPU. Raises `BadInput` if there is no such group."""
+        """The tensors of one group, on the CPU. Raises `BadInput` if there is no such group, or it cannot be read."""
         if group not in self.groups:
             raise BadInput(f"checkpoint {self.path} holds no '{group}'; it holds {', '.join(self.groups)}")
-        return load_file(self.path / f"{group}.safetensors")
+        file = self.path / f"{group}.safetensors"
+        try:
+            need_file(file)
+            return load_file(file)
+        except (OSError, SafetensorError) as e:
+            raise BadInput(f"checkpoint {self.path} is broken: {file.name} cannot be read ({e})") from None
 
     def weights(self, *, ema: bool = True) -> dict[str, Tensor]:
         """The model's state_dict: averaged weights if there are any and `ema` is true, else
@@ -433,6 +449,7 @@ def trained_parameters(run: str | Path) -> int:
     if newest is None or not (newest / "optimizer.safetensors").is_file():
         raise BadInput(f"{run} has no checkpoint with an optimiser; expected the folder of a run that has trained")
     try:
+        need_file(newest / "optimizer.safetensors")
         with safe_open(newest / "optimizer.safetensors", "np") as file:
             means = [name for name in file.keys() if name.startswith("exp_avg/")]
             return sum(math.prod(file.get_slice(name).get_shape()) for name in means)

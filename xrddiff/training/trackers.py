@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
+from ..gate import from_json, or_default, read_json, read_text
 from ..errors import BadInput
 from ..files import sealed, write_json, write_text
 from ..registry import check_options, find, get, register
@@ -74,14 +75,14 @@ class JsonLines(GeneralTracker):
     def start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(self.path, 256 << 20, errors="replace").splitlines()
             write_text(self.path, "".join(f"{line}\n" for line in lines if self._stays(line)))
         self.file = open(self.path, "a", buffering=1, encoding="utf-8")  # a line is there once it is written
 
     def _stays(self, line: str) -> bool:
         try:
-            return json.loads(line)["step"] < self.step
-        except (ValueError, KeyError, TypeError):
+            return from_json(line, self.path.name)["step"] < self.step
+        except (BadInput, KeyError, TypeError):
             return False  # torn by a power cut
 
     def store_init_configuration(self, values: dict) -> None:
@@ -215,10 +216,7 @@ class Trackers(Callback):
         """Start the trackers, with what they kept from before."""
         about = dict(self.about, folder=training.folder, step=step)
         file = training.folder / "tracking" / "run.json"
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            kept = {"id": uuid.uuid4().hex[:12]}
+        kept = {"id": uuid.uuid4().hex[:12]} | or_default(lambda: read_json(file, dict[str, str], 1 << 16), {})
         self.epochs = sum(row["step"] < step for row in training.epochs)
         self.drawn = sum(row["step"] < step for row in read_rows(training.folder / SAMPLES))
         self.trackers = {}

@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from . import spatial, topk  # noqa: F401  (their transforms can be chosen by name)
-from .values import TRANSFORMS, Transform, ValueTransform
+from ..registry import entries, get
+from .values import TRANSFORMS, Transform, ValueTransform, within
 from ..errors import BadInput, nearest
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ def make_transform(name: str, **parameters: Any) -> Transform:
     """The transform called `name`: asinh, log1p, anscombe, sqrt, linear, minmax, pool, crop,
     patches, panels, topk, pipeline, or one of a plug-in.
     """
-    if name not in TRANSFORMS:
+    kind = get("transform", name) if name in entries("transform") else TRANSFORMS.get(name)
+    if kind is None:
         raise BadInput(f"there is no transform {name!r}{nearest(str(name), TRANSFORMS)}")
-    known = [w for w in inspect.signature(TRANSFORMS[name].__init__).parameters if w != "self"]
+    known = [w for w in inspect.signature(kind.__init__).parameters if w != "self"]
     for word in parameters:
         if word not in known:
             raise BadInput(f"the transform {name} has no parameter {word!r}{nearest(word, known or ['none'])}")
-    return TRANSFORMS[name](**parameters)
+    return kind(**parameters)
 
 
 def transform_from_state(state: Mapping[str, Any]) -> Transform:
@@ -113,15 +115,22 @@ class Pipeline(Transform):
             y = t.inverse(y)
         return y
 
+    @property
+    def limits(self) -> tuple[float, float] | None:  # type: ignore[override]
+        """Those of the first transform, whose values are intensities."""
+        return self.transforms[0].limits if self.transforms else None
+
     def restore(self, y: Array, x: Array, mask: Array | None = None) -> Array:
-        """Intensities of a reconstruction `y` of the frame `x`."""
-        stages = [(x, mask)]
+        """Intensities of a reconstruction `y` of the frame `x`, held within `limits` as those of one
+        transform are.
+        """
+        stages, frame = [(x, mask)], (x, mask)
         for t in self.transforms[:-1]:
             x, mask = t.forward(x, mask), None if mask is None else t.forward_mask(mask)
             stages.append((x, mask))
         for t, (x, mask) in zip(reversed(self.transforms), reversed(stages), strict=False):
-            y = t.restore(y, x, mask) if isinstance(t, ValueTransform) else t.inverse(y)
-        return y
+            y = t.inverse(y) if t.invertible or not isinstance(t, ValueTransform) else t.restore(y, x, mask)
+        return within(y, self.limits, *frame)
 
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
         for t in self.transforms:

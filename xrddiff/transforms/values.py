@@ -15,10 +15,10 @@ from typing import Annotated, TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from ..frames.rows import frame_origin, lazy_frames
+from ..frames.rows import frame_origin, is_lazy, lazy_frames
 from ..frames.frames import frame_mask
 from ..frames.curves import IntegerTable, QuickMask, look_up, zero_masked
-from ..frames.noise import background_sigma, quantum, sample_frames, valid_pixels
+from ..frames.noise import MAX_FIT_FRAMES, background_sigma, quantum, sample_frames, valid_pixels
 from ..errors import BadInput
 from ..registry import Range, register
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Array = np.ndarray | torch.Tensor
 
 # %% auto #0
-__all__ = ['TRANSFORMS', 'Scale', 'Pedestal', 'Standardise', 'Transform', 'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear',
-           'Anscombe', 'MinMaxPerImage']
+__all__ = ['TRANSFORMS', 'Scale', 'Pedestal', 'Standardise', 'HEADROOM', 'Transform', 'image_extremes', 'widened', 'within',
+           'ValueTransform', 'Asinh', 'Log1p', 'Sqrt', 'Linear', 'Anscombe', 'MinMaxPerImage']
 
 # %% ../../nbs/transforms/values.ipynb #def4f77c
 TRANSFORMS: dict[str, type[Transform]] = {}  # by name, as in a state
@@ -43,6 +43,7 @@ class Transform(ABC):
 
     name: ClassVar[str]
     invertible: ClassVar[bool] = False
+    limits: tuple[float, float] | None = None  # what drawn values may come back as, in the units of `inverse`
     changes_shape: ClassVar[bool] = False  # True: part of the data set, applied to frames and not by the loader
 
     def __init_subclass__(cls) -> None:
@@ -72,6 +73,11 @@ class Transform(ABC):
     def inverse(self, y: Array) -> Array:
         """Intensities, float32, from network values."""
         raise BadInput(f"the transform {self.name} has no inverse; expected an invertible one, for example asinh")
+
+    def bounded_inverse(self, y: Array) -> Array:
+        """`inverse` of drawn values, held within `limits` where they are known."""
+        x = self.inverse(y)
+        return x if self.limits is None else x.clip(*self.limits)
 
     @abstractmethod
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
@@ -109,6 +115,56 @@ def _module(x: Any) -> Any:
     return torch
 
 
+def image_extremes(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Smallest and largest valid value of each image, shape (…, 1, 1), float32; ∞ and −∞ without any."""
+    xp = _module(x)
+    x = x.astype(np.float32) if xp is np else x.float()
+    low = x if mask is None else xp.where(mask, x, math.inf)
+    high = x if mask is None else xp.where(mask, x, -math.inf)
+    shape = (*x.shape[:-2], 1, 1)
+    low, high = low.reshape(*x.shape[:-2], -1), high.reshape(*x.shape[:-2], -1)
+    return (low.min(-1) if xp is np else low.amin(-1)).reshape(shape), (
+        high.max(-1) if xp is np else high.amax(-1)
+    ).reshape(shape)
+
+
+HEADROOM = 1.2  # times the range of the training frames
+
+
+def widened(low: Any, high: Any) -> tuple[Any, Any]:
+    """A range of intensities with headroom at both ends."""
+    room = (HEADROOM - 1) * (high - low)
+    return low - room, high + room
+
+
+def within(made: Array, limits: tuple[float, float] | None, x: Array | None = None, mask: Array | None = None) -> Array:
+    """Intensities `made` (…, y, x) held within `limits`; with the frames `x` that they are made from,
+    within the widened range of each where that is wider. Without limits they stay as they are.
+    """
+    if limits is None:
+        return made
+    if x is None:
+        return made.clip(*limits)
+    low, high = widened(*image_extremes(x, mask))
+    return made.clip(low.clip(max=limits[0]), high.clip(min=limits[1]))
+
+
+def _training_limits(frames: xr.Dataset, index: Sequence[int] | None) -> tuple[float, float]:
+    """What a drawn intensity can be: the range of the frames `index`, widened, and at most the
+    saturation that they carry.
+
+    Frames in memory are all looked at, of others those that a transform is fitted on.
+    """
+    low, high = math.inf, -math.inf
+    most = None if not is_lazy(frames["intensity"]) else MAX_FIT_FRAMES
+    for i, image, mask in sample_frames(frames, index, most):
+        x = valid_pixels(image, mask, i)
+        if x.size:
+            low, high = min(low, float(x.min())), max(high, float(x.max()))
+    lower, upper = widened(low, high)
+    return lower, max(high, min(upper, float(frames.attrs.get("saturation", math.inf))))
+
+
 _CACHE = 1 << 18  # pixels
 
 
@@ -134,6 +190,8 @@ class ValueTransform(Transform):
         self.mean: float | None = None if standardise else 0.0
         self.std: float | None = None if standardise else 1.0
         self.reference_intensity: float | None = None
+        self.lower_limit: float | None = None
+        self.upper_limit: float | None = None
         self._table = IntegerTable(self._compute)
 
     def curve(self, u: Array) -> Array:
@@ -172,7 +230,19 @@ class ValueTransform(Transform):
         y = (np.concatenate(some) - self.mean) / self.std
         reference = float(np.quantile(y, 0.999))
         self.reference_intensity = reference if reference > 0 else max(float(y.max()), 1.0)
+        self.fit_limits(frames, index)
         return self
+
+    def fit_limits(self, frames: xr.Dataset, index: Sequence[int] | None = None) -> None:
+        """Find `limits` on the frames `index` (the training split)."""
+        self.lower_limit, self.upper_limit = _training_limits(frames, index)
+
+    @property
+    def limits(self) -> tuple[float, float] | None:  # type: ignore[override]
+        """The lowest and the highest intensity that drawn values may come back as; None where the
+        transform was fitted before there were limits.
+        """
+        return None if self.upper_limit is None else (self.lower_limit, self.upper_limit)
 
     def _ready(self) -> None:
         if self.fitted_scale is None or self.mean is None:
@@ -225,11 +295,12 @@ class ValueTransform(Transform):
         return self.uncurve(y * self.std + self.mean) * self.fitted_scale + self.pedestal
 
     def restore(self, y: Array, x: Array, mask: Array | None = None) -> Array:
-        """Intensities from the network values `y` of frame `x`.
+        """Intensities from the network values `y` of frame `x`: a reconstruction of it.
 
-        Only per-image baselines need `x`; this is `inverse`.
+        They are held within `limits`, or within the range of `x` with the same headroom where that is
+        wider: a frame may be brighter than all of the training.
         """
-        return self.inverse(y)
+        return within(self.inverse(y), self.limits, x, mask)
 
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
         """Frames of network values, for display; they are no longer intensities and have no
@@ -250,7 +321,8 @@ class ValueTransform(Transform):
 
     def state(self) -> dict[str, Any]:
         """Parameters and fitted numbers, as JSON types."""
-        words = ("fitted_scale", "mean", "std", "reference_intensity")
+        words = ["fitted_scale", "mean", "std", "reference_intensity"]
+        words += [] if self.limits is None else ["lower_limit", "upper_limit"]
         return super().state() | {"fitted": {w: getattr(self, w) for w in words}}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
@@ -259,6 +331,7 @@ class ValueTransform(Transform):
 
 # %% ../../nbs/transforms/values.ipynb #2ff5d296
 _LIMIT = 70.0
+_ROOT_LIMIT = 1e15  # of square roots, whose squares float32 can hold
 
 
 @register("transform", "asinh")
@@ -317,6 +390,7 @@ class Sqrt(ValueTransform):
         return np.copysign(np.sqrt(np.abs(u)), u, out=u) if isinstance(u, np.ndarray) else u.sign() * u.abs().sqrt()
 
     def uncurve(self, v: Array) -> Array:
+        v = v.clip(-_ROOT_LIMIT, _ROOT_LIMIT)
         return v * abs(v)
 
 
@@ -364,6 +438,7 @@ class Anscombe(ValueTransform):
         return 2 * u.sign() * u.abs().sqrt()
 
     def uncurve(self, v: Array) -> Array:
+        v = v.clip(-_ROOT_LIMIT, _ROOT_LIMIT)
         return v * abs(v) * 0.25 - self._shift
 
     def fit_scale(self, frames: xr.Dataset, index: Sequence[int] | None) -> float:
@@ -386,19 +461,6 @@ class MinMaxPerImage(ValueTransform):
     def __init__(self) -> None:
         super().__init__(1.0, 0.0, standardise=False)
 
-    @staticmethod
-    def extremes(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Smallest and largest valid value of each image, shape (…, 1, 1), float32."""
-        xp = _module(x)
-        x = x.astype(np.float32) if xp is np else x.float()
-        low = x if mask is None else xp.where(mask, x, math.inf)
-        high = x if mask is None else xp.where(mask, x, -math.inf)
-        shape = (*x.shape[:-2], 1, 1)
-        low, high = low.reshape(*x.shape[:-2], -1), high.reshape(*x.shape[:-2], -1)
-        return (low.min(-1) if xp is np else low.amin(-1)).reshape(shape), (
-            high.max(-1) if xp is np else high.amax(-1)
-        ).reshape(shape)
-
     def fit(self, frames: xr.Dataset, index: Sequence[int] | None = None) -> MinMaxPerImage:
         some = []
         for i, image, mask in sample_frames(frames, index):
@@ -410,7 +472,7 @@ class MinMaxPerImage(ValueTransform):
         return self
 
     def forward(self, x: Array, mask: Array | None = None, out: np.ndarray | None = None) -> Array:
-        low, high = self.extremes(x, mask)
+        low, high = image_extremes(x, mask)
         xp = _module(x)
         width = xp.where(high > low, high - low, xp.ones_like(high))
         y = ((x.astype(np.float32) if xp is np else x.float()) - low) / width
@@ -429,6 +491,6 @@ class MinMaxPerImage(ValueTransform):
         """Intensities of a reconstruction `y` of frame `x`, with the extremes of `x` as side
         information.
         """
-        low, high = self.extremes(x, mask)
+        low, high = image_extremes(x, mask)
         y = y.astype(np.float32) if _module(y) is np else y.float()
         return y * (high - low) + low

@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..errors import BadInput
+from ..mediums import for_plot
 from xrddiff.views.plots import (
     LINES,
     SIGNED,
@@ -95,9 +96,9 @@ def plot_history(table: pd.DataFrame, columns: Sequence[str] | None = None) -> P
             if train and window > 1:
                 ax.plot(x, y, color=color, lw=0.5, alpha=0.3)
                 y = pd.Series(y).rolling(2 * window + 1, center=True, min_periods=1).median().to_numpy()
-            ax.plot(x, y, color=color, lw=1.4, marker="" if train and len(y) > 1 else "o", ms=3, label=name)
+            ax.plot(x, y, color=color, lw=1.4, marker="" if train and len(y) > 1 else "o", ms=3, label=for_plot(name))
         _tidy(ax, by or "row")
-        ax.set_title({"kl": "KL divergence"}.get(column, column.replace("_", " ")), fontsize=SMALL)
+        ax.set_title({"kl": "KL divergence"}.get(column, for_plot(column.replace("_", " "))), fontsize=SMALL)
         if "kl" not in column and spans and min(spans) > 0 and max(spans) > 20:
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -147,7 +148,7 @@ def plot_profiles(
             np.asarray(mean),
             color=LINES[k % len(LINES)],
             ls=dashes[k % len(dashes)],
-            label=label,
+            label=for_plot(label),
             **style,
         )
     _tidy(ax, "q = 4π sinθ/λ  (1/Å)", f"mean {unit} per pixel")
@@ -231,7 +232,7 @@ def plot_peak_scores(
     )
     ax.set_xlim(min(0.0, low) - 0.02, 1.02)
     ax.set_ylim(len(scores) - 0.5, -0.5)
-    ax.set_yticks(range(len(scores)), list(scores), fontsize=SMALL)
+    ax.set_yticks(range(len(scores)), list(map(for_plot, scores)), fontsize=SMALL)
     ax.tick_params(axis="y", length=0)
     ax.text(1.03, 1.0, "centroid", fontsize=TINY, va="bottom", transform=ax.transAxes)
     handles = [

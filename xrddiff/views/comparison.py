@@ -15,6 +15,7 @@ import pandas as pd
 from ..frames.frames import frame_count
 from ..frames.selection import evenly_spaced, select_frames
 from ..inference.comparison import Comparison, ComparisonPlan, open_set
+from ..mediums import for_plot
 from .plots import INTENSITY, SMALL, frame_picture, intensity_norm
 from .report import Report
 
@@ -41,7 +42,7 @@ def show_sets(sets: Mapping[str, xr.Dataset], n: int = 6) -> Figure:
         for ax, picture in zip(row, pictures, strict=False):
             ax.set(xticks=[], yticks=[], facecolor="#8c8c8c")  # grey: masked
             ax.imshow(picture, cmap=INTENSITY, norm=norm, interpolation="nearest")
-        row[0].set_title(name, fontsize=SMALL, loc="left")
+        row[0].set_title(for_plot(name), fontsize=SMALL, loc="left")
     return figure
 
 
@@ -56,7 +57,13 @@ def plot_lattice_shares(rows: Mapping[str, pd.DataFrame]) -> Figure:
         if len(values):
             weights = np.full(len(values), 1 / len(values))
             ax.hist(
-                values, edges, weights=weights, histtype="step", lw=1.6, color=colour, label=f"{name} ({len(values)})"
+                values,
+                edges,
+                weights=weights,
+                histtype="step",
+                lw=1.6,
+                color=colour,
+                label=for_plot(f"{name} ({len(values)})"),
             )
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=SMALL, loc="upper center")
@@ -81,11 +88,11 @@ def comparison_report(comparison: Comparison, plan: ComparisonPlan, pictures: Ma
         f"{n} {'frames' if name == 'frames' else 'of the reference'}" for name, n in comparison.sizes.items()
     )
     report = Report(f"{Path(plan.frames).name}{beside}", f"{sizes}.")
-    said = "\n".join(f"- {sentence}" for sentence in comparison.words())
-    report.add("Frames", said, figure=pictures["frames"])
-    missing = "\n".join(f"- {name}: {reason}" for name, reason in comparison.why.items())
+    said = [("", sentence) for sentence in comparison.words()]
+    report.add("Frames", lines=said, figure=pictures["frames"])
+    missing = [("", f"Not measured, {name}: {reason}") for name, reason in comparison.why.items()]
     text = "An interval (from, to) of 95 % comes from resampling the frames; the reference of a distance is that between two halves of the reference. Distances look at no more than 4000 frames of each set."
     table = pd.DataFrame.from_dict(comparison.table(), orient="index")
-    report.add("Numbers", f"{text}\n\nNot measured:\n\n{missing}" if missing else text, table=table)
+    report.add("Numbers", text, lines=missing, table=table)
     report.add("Lattice", "", figure=pictures["lattice"])
     return report

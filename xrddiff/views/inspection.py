@@ -19,12 +19,13 @@ from ..formats.hdf5 import walk
 from ..formats.images import is_pattern
 from ..formats.readers import given_mask, in_sentences, look_first, missing_words, open_frames
 from ..files import is_address, writing
+from ..mediums import console, for_terminal
 from ..remote.remote_folder import RemoteFolder
 from ..frames.automask import Automask, masking_of
 from ..frames.frames import frame_image, frame_mask, panel_distance
 from ..frames.labels import describe_labels, label_names, label_words
 from ..frames.masks import GIVEN_BIT, RULES, chosen_rules
-from ..headers.gate import filter_names, is_hdf5, open_hdf5, readable
+from ..headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
 from ..frames.rows import ArrayRows, Rows, rows_behind
 from ..loading.catalog import CATALOG, load
 
@@ -39,7 +40,6 @@ class Description(dict):
     """What is in a file, as a dictionary that shows itself as a table."""
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
-        from rich.markup import escape
         from rich.measure import Measurement
         from rich.table import Table
 
@@ -48,7 +48,7 @@ class Description(dict):
         for k, v in self.items():
             if k not in ("arrays", "labels", "frame", "values", "assumed"):
                 mark = " (assumed)" if k in assumed else ""
-                about.add_row(f"[bold]{escape(k.replace('_', ' '))}", _shown(v) + mark)
+                about.add_row(for_terminal(k.replace("_", " "), style="bold"), for_terminal(_shown(v) + mark))
         yield about
         if self["arrays"]:
             columns = ("name", "shape", "dtype", "chunks", "filters")
@@ -58,26 +58,26 @@ class Description(dict):
             lines = []
             for a in self["arrays"][:40]:
                 row = [_shown(a[c]) for c in columns]
-                arrays.add_row(*row)
-                lines += [row[0], "    " + ", ".join(filter(None, row[1:]))]
+                arrays.add_row(*map(for_terminal, row))
+                lines += map(for_terminal, (row[0], "    " + ", ".join(filter(None, row[1:]))))
             if Measurement.get(console, options.update(width=1000), arrays).maximum <= options.max_width:
-                yield "\n[bold]arrays"
+                yield _heading("arrays")
                 yield arrays
             else:  # a narrow terminal: names stay whole
-                yield "\n[bold]arrays[/bold] [dim](shape, dtype, chunks, filters)"
+                yield _heading("arrays", "(shape, dtype, chunks, filters)")
                 yield from lines
             if len(self["arrays"]) > 40:
                 yield f"… and {len(self['arrays']) - 40} more"
         if self.get("labels"):
-            yield "\n[bold]labels[/bold] [dim](model.condition=\\[name])"
+            yield _heading("labels", "(model.condition=[name])")
             labels = Table(show_edge=False, pad_edge=False, box=None)
             for column in ("name", "kind", "values (frames)", "unknown"):
                 labels.add_column(column, header_style="dim", overflow="fold")
             for row in self["labels"]:
-                labels.add_row(*map(escape, label_words(row)))
+                labels.add_row(*map(for_terminal, label_words(row)))
             yield labels
         if self.get("values"):
-            yield f"\n[bold]valid values of frame {self['frame']}"
+            yield _heading(f"valid values of frame {self['frame']}")
             values = Table(show_edge=False, pad_edge=False, box=None)
             for k in self["values"]:
                 values.add_column(k.replace("_", " "), justify="right", header_style="dim")
@@ -87,31 +87,33 @@ class Description(dict):
             yield values
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=120, color_system=None)
-        with console.capture() as said:
-            console.print(self)
+        page = console(120, color_system=None)
+        with page.capture() as said:
+            page.print(self)
         return said.get()
 
 
-def _shown(value: Any) -> str:
-    from rich.markup import escape
+def _heading(title: str, about: str = "") -> Any:
+    from rich.text import Text
 
+    return Text.assemble("\n", (title, "bold"), " " if about else "", (about, "dim"))
+
+
+def _shown(value: Any) -> str:
     if isinstance(value, float):
         value = f"{value:.6g}"
     elif isinstance(value, tuple) and all(isinstance(v, int) for v in value):
         value = " × ".join(map(str, value))
     elif isinstance(value, tuple | list):
         value = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
-    return escape("" if value is None else str(value))
+    return "" if value is None else str(value)
 
 # %% ../../nbs/views/inspection.ipynb #ffcf932e
 def _scalar(data: Any) -> str:
     """The one value of an HDF5 data set, short and with its unit."""
     try:
-        value = np.ravel(data.asstr()[()] if data.dtype.kind == "O" else data[()])[0]
-    except (OSError, TypeError, ValueError):
+        value = np.ravel(read_whole(data, data.name, text=data.dtype.kind == "O"))[0]
+    except (OSError, TypeError, ValueError, BadInput):
         return ""
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
     text = f"{value:.8g}" if isinstance(value, np.floating) else " ".join(str(value).split())

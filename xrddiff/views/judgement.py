@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..metrics.conditions import answer_table, answer_words
 from ..metrics.judgement import findings, title_of
+from ..metrics.ranges import range_words
 from .report import Report
 from .samples import plot_distribution, plot_ratios, show_samples
 
@@ -51,6 +52,7 @@ def add_generation(
     about: str = "",
     latents: Mapping[str, Any] | None = None,
     why: str = "",
+    drawn: Mapping[str, Any] | None = None,
 ) -> None:
     """Add the sections on samples to a report.
 
@@ -59,13 +61,15 @@ def add_generation(
     - `about`: how the samples were made.
     - `latents`: statistics of the latents, final_latent_stats and pairwise_mse.
     - `why`: the reason why there is no judgement.
+    - `drawn`: where there is none, what was drawn beyond the limits (`drawn_range`).
     """
     condition = f" of {judgement.condition}" if judgement is not None and judgement.condition else ""
     if judgement is not None:
         answers = [answer_words(name, answer) for name, answer in judgement.answers.items()]
         report.add("In short", lines=[("", line) for line in (*findings(judgement), *answers)], part="verdict")
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
-    text = f"Samples{about}. Not compared with real frames: {why}." if judgement is None else left
+    beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
+    text = f"Samples{about}. Not compared with real frames: {why}.{beyond}" if judgement is None else left
     report.add(
         "Samples beside real frames" if judgement is not None else "Samples",
         text,

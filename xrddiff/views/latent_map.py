@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from ..errors import BadInput
+from ..mediums import for_plot
 from xrddiff.views.plots import (
     INTENSITY,
     LINES,
@@ -91,9 +92,14 @@ def plot_latent_map(
     if values is not None and classes is not None:
         for k, name in enumerate(classes):
             if (np.asarray(values) == k).any():
-                ax.scatter([], [], s=14, color=class_colours(len(classes))[k] / 255, label=name)
+                ax.scatter([], [], s=14, color=class_colours(len(classes))[k] / 255, label=for_plot(name))
         ax.legend(
-            fontsize=TINY, frameon=False, title=label, title_fontsize=TINY, loc="upper left", bbox_to_anchor=(1, 1)
+            fontsize=TINY,
+            frameon=False,
+            title=for_plot(label),
+            title_fontsize=TINY,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
         )
     elif values is not None and np.isfinite(values).any():
         low, high = np.nanmin(values), np.nanmax(values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..mediums import plain_text
 from .plots import SMALL, Picture
 
 # %% auto #0
@@ -15,6 +16,7 @@ __all__ = ['draw_lines']
 # %% ../../nbs/views/lines.ipynb #37261427
 def draw_lines(lines: Sequence[str], title: str = "", *, most: int = 60) -> Picture:
     """The first `most` of these lines in a fixed-width font, under a title."""
+    lines, title = [plain_text(line) for line in lines], plain_text(title)
     shown = [*lines[:most], *([f"… {len(lines) - most} more lines"] if len(lines) > most else [])] or [""]
     width = 0.602 * SMALL / 72 * max(map(len, [*shown, title]))
     height = 1.35 * SMALL / 72 * (len(shown) + 1.6 * bool(title))

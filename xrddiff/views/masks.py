@@ -15,6 +15,7 @@ from ..frames.frames import frame_image
 from ..frames.geometry import PanelGeometry, geometry_of
 from ..frames.masks import FILE_BIT, GIVEN_BIT, all_rules
 from ..errors import BadInput
+from ..mediums import for_plot
 from .plots import SMALL, TINY, Picture, intensity_norm
 
 # %% auto #0
@@ -106,11 +107,11 @@ def show_mask(ds: xr.Dataset, reasons: np.ndarray, i: int = 0, *, title: str = "
         extent=(0, image.shape[1], image.shape[0], 0),
     )
     ax.set_axis_off()
-    ax.set_title(title, fontsize=SMALL)
+    ax.set_title(for_plot(title), fontsize=SMALL)
     n = reasons.size
     lines = [Patch(fc="#555555", label=f"valid  {(reasons == 0).sum():,}  ({(reasons == 0).mean():.2%})")]
     lines += [
-        Patch(fc=RULE_COLOURS.get(k, PLUGIN_COLOUR), label=f"{k}  {v.sum():,}  ({v.sum() / n:.2%})")
+        Patch(fc=RULE_COLOURS.get(k, PLUGIN_COLOUR), label=for_plot(f"{k}  {v.sum():,}  ({v.sum() / n:.2%})"))
         for k, v in why.items()
     ]
     figure.legend(

@@ -5,18 +5,19 @@
 # %% ../../nbs/views/model_card.ipynb #99b7ea95
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..gate import or_default, read_json
 from ..contradictions import data_name
 from ..errors import BadInput
 from ..files import write_text
+from ..mediums import for_markdown, plain_text
 from ..telemetry.history import read_history
 from ..used_words import model_parts
-from .report import Drawn, Report, Section, plain_text, read_picture, read_report
+from .report import Drawn, Report, Section, markdown_blocks, markdown_picture, read_picture, read_report
 from .run_page import finish_report, has_history, run_commands
 from ..words.vocabulary import Config
 
@@ -30,7 +31,7 @@ def card_metadata(cfg: Config, summary: Mapping[str, Any]) -> dict[str, Any]:
     `summary`: the rows of `metrics/summary.json`; the first column is that of the model. Numbers
     that are not finite are left out, as the Hub refuses them.
     """
-    parts, name = model_parts(cfg), data_name(cfg) or "own frames"
+    parts, name = model_parts(cfg), plain_text(data_name(cfg) or "own frames")
     task = "unconditional-image-generation" if parts.denoiser else "image-to-image"
     tags = [
         "x-ray-diffraction",
@@ -42,11 +43,13 @@ def card_metadata(cfg: Config, summary: Mapping[str, Any]) -> dict[str, Any]:
     for row, values in summary.items():
         value = next(iter(values.values()), None) if isinstance(values, Mapping) else values
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            metrics.append(dict(type=row.replace(" ", "_"), name=row, value=value))
+            metrics.append(dict(type=plain_text(row).replace(" ", "_"), name=plain_text(row), value=value))
     results = [dict(task=dict(type=task), dataset=dict(type=name, name=f"{name}, held-out frames"), metrics=metrics)]
     card = dict(library_name="xrddiff", license="unknown", pipeline_tag=task, tags=tags)
     return card | (
-        {"model-index": [dict(name=cfg.presets.get("model", cfg.model.model_name), results=results)]} if metrics else {}
+        {"model-index": [dict(name=plain_text(cfg.presets.get("model", cfg.model.model_name)), results=results)]}
+        if metrics
+        else {}
     )
 
 # %% ../../nbs/views/model_card.ipynb #22f5ffd0
@@ -55,7 +58,7 @@ _LAST = "The report of the run, with all pictures, is `report.html`. Whoever pub
 
 def _texts(sections: Iterable[Section]) -> list[str]:
     """The paragraphs of some sections, without pictures."""
-    return [text for s in sections for text in plain_text(s)]
+    return [text for s in sections for text in markdown_blocks(s)]
 
 
 def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
@@ -65,15 +68,16 @@ def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
 
     of = lambda part: [s for s in report.ordered() if s.part == part]  # noqa: E731
     head = yaml.safe_dump(card_metadata(cfg, summary), sort_keys=False, allow_unicode=True)
-    blocks = [f"---\n{head}---", f"# {report.title}", report.lead, *_texts(of("verdict"))]
-    blocks += [f"![{s.title}](plots/{s.slug}.png)" for s in of("pictures") if s.figure is not None][:1]
+    blocks = [f"---\n{head}---", f"# {for_markdown(report.title)}", for_markdown(report.lead), *_texts(of("verdict"))]
+    blocks += [markdown_picture(s.title, f"plots/{s.slug}.png") for s in of("pictures") if s.figure is not None][:1]
     use = Section("Use", "In the folder of the run, with xrddiff installed.", commands=run_commands(Path(), cfg, "."))
-    blocks += plain_text(use)
+    blocks += markdown_blocks(use)
     if summary and all(isinstance(row, Mapping) for row in summary.values()):
-        blocks += plain_text(Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index")))
+        blocks += markdown_blocks(Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index")))
     blocks += _texts([*of("health"), *of("limits")])
     charts = [s for s in of("training") if s.remade and isinstance(s.figure, Drawn)]
-    blocks += [text for s in charts for text in (f"## {s.title}", s.text, f"![{s.title}]({s.figure.path})")]
+    for s in charts:
+        blocks += [f"## {for_markdown(s.title)}", for_markdown(s.text), markdown_picture(s.title, s.figure.path)]
     blocks += _texts(Section(s.title, s.text, s.table) for s in of("settings"))
     return "\n\n".join([*blocks, _LAST]) + "\n"
 
@@ -124,10 +128,7 @@ def report_so_far(run: Path, cfg: Config) -> Report:
 
 def _summary(run: Path) -> dict[str, Any]:
     """The rows of `metrics/summary.json`; none if they cannot be read."""
-    try:
-        return dict(json.loads((run / "metrics" / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+    return or_default(lambda: read_json(run / "metrics" / "summary.json", dict[str, Any], 1 << 20), {})
 
 # %% ../../nbs/views/model_card.ipynb #0da63ebb
 def rewrite_reports(run: Path, cfg: Config) -> list[Path]:

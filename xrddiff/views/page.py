@@ -9,6 +9,9 @@ import base64
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
+
+from ..mediums import plain_text
 
 # %% auto #0
 __all__ = ['STYLE', 'render']
@@ -98,10 +101,15 @@ def _data(picture: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
+def _shown(value: Any) -> Any:
+    """What stands between braces in a template, without control characters; line breaks are ours."""
+    return plain_text(value, breaks=True) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def render(**words: Any) -> str:
     """The page: `title`, `lead` and `sections`, with everything escaped; `again`: s after which a browser
     loads it anew.
     """
-    engine = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    engine = jinja2.Environment(autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True)
     engine.filters["data"] = _data
     return engine.from_string(_PARTS + _PAGE).render(style=STYLE, **words)

@@ -26,6 +26,7 @@ from PIL import Image
 from ..frames.frames import frame_image, frame_mask, frame_peaks
 from ..frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
 from ..errors import BadInput, nearest
+from ..mediums import for_plot
 
 # %% auto #0
 __all__ = ['INTENSITY', 'SIGNED', 'MASKED', 'LINES', 'SMALL', 'TINY', 'NORMS', 'PEAK_STYLES', 'Picture', 'png', 'intensity_norm',
@@ -103,8 +104,8 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
 
 def _tidy(ax: Axes, x: str = "", y: str = "") -> Axes:
     """Small type, open frame, faint grid."""
-    ax.set_xlabel(x, fontsize=SMALL)
-    ax.set_ylabel(y, fontsize=SMALL)
+    ax.set_xlabel(for_plot(x), fontsize=SMALL)
+    ax.set_ylabel(for_plot(y), fontsize=SMALL)
     ax.tick_params(labelsize=TINY, length=2.5)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, lw=0.4, color="0.9")
@@ -213,7 +214,7 @@ def _colorbar(shown: Any, axes: Any, label: str, **kw: Any) -> None:
             lambda v, _: (f"{v:g}" if abs(v) < 1e4 else f"{v:.0e}".replace("e+0", "e")).replace("-", "−")
         )
         (bar.ax.xaxis if bar.orientation == "horizontal" else bar.ax.yaxis).set_major_formatter(formatter)
-    bar.set_label(label, fontsize=SMALL)
+    bar.set_label(for_plot(label), fontsize=SMALL)
     bar.ax.tick_params(labelsize=TINY, length=2)
     bar.outline.set_visible(False)
 
@@ -277,7 +278,7 @@ def show_frame(
     shown = _imshow(ax, image, INTENSITY, norm, pixels)
     if rings and geometry is not None and geometry.wavelength is not None:
         draw_rings(ax, geometry, 4 if rings is True else int(rings))
-    ax.set_title(f"frame {i}" if title is None else title, fontsize=SMALL)
+    ax.set_title(f"frame {i}" if title is None else for_plot(title), fontsize=SMALL)
     if colorbar:
         _colorbar(shown, [ax], _unit(ds), shrink=0.85, pad=0.02, aspect=30)
     return ax
@@ -330,7 +331,7 @@ def show_peaks(
             facecolors="none",
             edgecolors=color,
             linewidths=0.9,
-            label=f"{label} ({len(table)})" if label else None,
+            label=for_plot(f"{label} ({len(table)})") if label else None,
         )
     if any(peaks):
         ax.legend(fontsize=TINY, loc="upper left", framealpha=0.8, handletextpad=0.2, borderpad=0.3)
@@ -389,7 +390,7 @@ def compare_frames(
             draw_rings(row[2], geometry, 3, color="k", label=False)
         row[0].set_ylabel(f"frame {i}", fontsize=SMALL)
     for ax, name in zip(axes[0], (*names, "residual"), strict=True):
-        ax.set_title(name, fontsize=SMALL)
+        ax.set_title(for_plot(name), fontsize=SMALL)
     kw = dict(orientation="horizontal", pad=0.01, aspect=40, shrink=0.8)
     _colorbar(shown[0], axes[:, :2].ravel(), _unit(original), **kw)
     unit = "√counts" if gain is not None else "background σ"

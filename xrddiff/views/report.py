@@ -5,26 +5,30 @@
 # %% ../../nbs/views/report.ipynb #d54a966e
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pandas as pd
 
+from ..gate import MOST, or_default, read_bytes, read_json
 from ..errors import BadInput
 from ..files import sealed, writing
+from ..mediums import for_code, for_json, for_markdown
 from .page import render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PARTS', 'Drawn', 'Section', 'format_number', 'markdown_table', 'plain_text', 'read_picture', 'Report', 'read_report']
+__all__ = ['PARTS', 'Drawn', 'Section', 'format_number', 'markdown_table', 'markdown_blocks', 'markdown_picture', 'read_picture',
+           'Report', 'read_report']
 
 # %% ../../nbs/views/report.ipynb #3b67a244
 @dataclass(frozen=True)
@@ -78,8 +82,11 @@ class Section:
 
     @property
     def slug(self) -> str:
-        """The section's name in file names and links."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        """The section's name in file names and links: ASCII, with a digest where the title has other letters."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        others = [c for c in self.title if c.isalnum() and not c.isascii()]
+        digest = hashlib.sha256(self.title.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+        return f"{name}-{digest}".strip("-") if others or not name else name
 
 # %% ../../nbs/views/report.ipynb #62a28a01
 def format_number(value: object) -> str:
@@ -101,10 +108,10 @@ def _text_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A Markdown table; a bar inside a cell is escaped."""
-    cell = lambda v: str(v).replace("|", "\\|").replace("\n", " ")  # noqa: E731
-    head = [cell(table.index.name or ""), *map(cell, table.columns)]
-    rows = [[cell(i), *map(cell, row)] for i, row in zip(table.index, _text_table(table).to_numpy(), strict=True)]
+    """A Markdown table; what stands in a cell has no effect on it."""
+    head = [for_markdown(table.index.name or ""), *map(for_markdown, table.columns)]
+    rows = zip(table.index, _text_table(table).to_numpy(), strict=True)
+    rows = [[for_markdown(i), *map(for_markdown, row)] for i, row in rows]
     return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] + ["---:"] * len(table.columns), *rows])
 
 # %% ../../nbs/views/report.ipynb #514dbd9c
@@ -143,17 +150,23 @@ def _shown_table(table: pd.DataFrame) -> dict[str, Any]:
     return dict(name=table.index.name or "", columns=list(map(str, table.columns)), rows=rows)
 
 # %% ../../nbs/views/report.ipynb #6f464304
-def plain_text(section: Section, picture: Drawn | None = None) -> list[str]:
+def markdown_blocks(section: Section, picture: Drawn | None = None) -> list[str]:
     """A section as paragraphs of Markdown, with links to its pictures."""
-    blocks = [f"## {section.title}", section.text]
-    blocks += ["\n".join(f"- {f'**{mark.capitalize()}:** ' if mark else ''}{line}" for mark, line in section.lines)]
+    blocks = [f"## {for_markdown(section.title)}", for_markdown(section.text)]
+    mark = lambda kind: f"**{for_markdown(kind.capitalize())}:** " if kind else ""  # noqa: E731
+    blocks += ["\n".join(f"- {mark(kind)}{for_markdown(line)}" for kind, line in section.lines)]
     for what, command in section.commands.items():
-        blocks += [what, f"```bash\n{command}\n```"]
+        blocks += [for_markdown(what), for_code(command, "bash")]
     blocks += [markdown_table(section.table)] if section.table is not None else []
-    blocks += [f"![{p.title}]({p.path})" for p in (picture, *section.gallery) if p]
+    blocks += [markdown_picture(p.title, p.path) for p in (picture, *section.gallery) if p]
     for heading, table in section.folded.items():
-        blocks += [f"### {heading}", markdown_table(table)]
+        blocks += [f"### {for_markdown(heading)}", markdown_table(table)]
     return [block for block in blocks if block]
+
+
+def markdown_picture(title: str, path: str) -> str:
+    """A picture of the folder, as Markdown shows it."""
+    return f"![{for_markdown(title)}]({quote(path)})"
 
 # %% ../../nbs/views/report.ipynb #246eb8ab
 _KEPT = ("title", "text", "part", "lines", "commands")
@@ -175,10 +188,13 @@ def _frame(record: Mapping[str, Any]) -> pd.DataFrame:
 # %% ../../nbs/views/report.ipynb #f9c0b2f6
 def read_picture(folder: Path, path: str, title: str) -> Drawn | None:
     """The picture that is kept at `path` in the folder of a report; None if there is none."""
-    dark = folder / Drawn(title, path, b"").dark_path
-    if not (folder / path).is_file():
-        return None
-    return Drawn(title, path, (folder / path).read_bytes(), dark.read_bytes() if dark.is_file() else None)
+    dark = Drawn(title, path, b"").dark_path
+    data, in_dark = (or_default(lambda name=name: read_bytes(folder / name, 4 * MOST), b"") for name in (path, dark))
+    data, in_dark = (found if found.startswith(_PNG) else None for found in (data, in_dark))  # a link may lead anywhere
+    return None if data is None else Drawn(title, path, data, in_dark)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _section(record: Mapping[str, Any], folder: Path) -> Section:
@@ -223,7 +239,8 @@ class Report:
         title, since pictures and links are named by it.
         """
         section = Section(title, text, **what)
-        if section.slug in {s.slug for s in self.sections}:
+        alike = [s for s in self.sections if s.slug == section.slug]
+        if any(s.title == title or s.figure is not None or section.figure is not None for s in alike):
             raise ValueError(f"report: a section named '{title}' is there already; titles must differ")
         self.sections.append(section)
 
@@ -245,20 +262,19 @@ class Report:
         is full or the folder cannot be written to.
         """
         folder, pages, kept = Path(folder), [], []
-        blocks = [f"# {self.title}", self.lead]
+        blocks = [f"# {for_markdown(self.title)}", for_markdown(self.lead)]
         for s in self.ordered():
             picture = _picture(s, dpi)
             for drawn in filter(None, (picture, *s.gallery)):
                 for path, data in drawn.files().items():
                     _save(folder / path, data)
-            blocks += plain_text(s, picture)
+            blocks += markdown_blocks(s, picture)
             kept += [] if s.remade else [_record(s, picture)]
             pages.append(_on_page(s, picture))
         _save(folder / f"{name}.md", ("\n\n".join(block for block in blocks if block) + "\n").encode())
         if name == "report" and (folder / "metrics").is_dir():
             record = dict(title=self.title, lead=self.lead, sections=kept)
-            text = sealed(json.dumps(record, indent=1, ensure_ascii=False))
-            _save(folder / "metrics" / "report.json", text.encode())
+            _save(folder / "metrics" / "report.json", sealed(for_json(record, 1)).encode())
         html = render(title=self.title, lead=self.lead, sections=pages)
         _save(folder / f"{name}.html", html.encode())
         return folder / f"{name}.html"
@@ -272,10 +288,10 @@ def read_report(folder: str | Path) -> Report:
     """
     file = Path(folder) / "metrics" / "report.json"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file, dict[str, Any], 4 * MOST)
         sections = [_section(s, Path(folder)) for s in record["sections"]]
         return Report(str(record["title"]), str(record["lead"]), sections)
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (LookupError, ValueError, TypeError, AttributeError):
         raise BadInput(f"{file} is damaged: expected what a run wrote with its report") from None

@@ -5,15 +5,16 @@
 # %% ../../nbs/views/run_page.ipynb #20e35722
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..gate import read_json
 from ..config import preset_differences, reproducing_words
 from ..contradictions import data_name
 from ..errors import BadInput
+from ..mediums import for_shell
 from ..telemetry.history import read_epochs, read_history
 from ..telemetry.rules import Finding, read_findings
 from ..used_words import model_parts
@@ -111,6 +112,7 @@ def add_samples_over_epochs(report: Report, run: Path, most: int = 20) -> None:
         rows = (
             read_epochs(run / "samples_during" / "epochs.csv").set_index("epoch").drop(columns="step", errors="ignore")
         )
+        rows = rows.drop(columns=[f"range_{k}" for k in ("frames", "share_low", "lower", "upper")], errors="ignore")
         rows = rows.iloc[sorted({round(i * (len(rows) - 1) / (most - 1)) for i in range(most)})]
     except (BadInput, KeyError):
         rows = None
@@ -169,20 +171,20 @@ def run_commands(run: Path, cfg: Config, folder: str | None = None, *, ended: bo
     if ended:
         words["Train on, for twice as many epochs:"] = [*resume, *twice]
     words["Write this page again:"] = ["xrddiff", "report", at]
-    return {what: shlex.join(command) for what, command in words.items()}
+    return {what: for_shell(command) for what, command in words.items()}
 
 # %% ../../nbs/views/run_page.ipynb #5a86163f
 def made_with(run: Path) -> str:
     """The versions that a run was made with, as a sentence; empty where they are not kept."""
     try:
-        e = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        e = read_json(run / "environment.json", dict[str, Any], 1 << 20)
         git = (
             f", commit {e['git']['commit'][:12]}{' with changes' if e['git']['dirty'] else ''}" if e.get("git") else ""
         )
         versions = ", ".join(f"{name} {e['packages'][name]}" for name in ("torch", "accelerate", "numpy"))
         ranks = "1 rank" if e["ranks"] == 1 else f"{e['ranks']} ranks"
         return f"Made with xrddiff {e['packages']['xrddiff']}{git}, {versions}, Python {e['python']}, on {ranks}."
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 

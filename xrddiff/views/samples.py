@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 
 from ..frames.frames import frame_count, frame_mask
 from ..errors import BadInput
+from ..mediums import for_plot
 from ..metrics.distribution import DISTANCES
 from ..metrics.set_summaries import LEVELS, SetSummary
 from xrddiff.views.plots import (
@@ -110,7 +111,7 @@ def show_samples(
         ax.imshow(
             np.where(empty[..., None], 1.0, 0.0) * np.ones(4), extent=(0, width, height, 0), interpolation="nearest"
         )
-        ax.set_title(name, fontsize=SMALL)
+        ax.set_title(for_plot(name), fontsize=SMALL)
     _colorbar(shown, axes, _unit(real), orientation="horizontal", pad=0.02, aspect=50, shrink=0.6)
     return figure
 
@@ -118,7 +119,7 @@ def show_samples(
 def _steps(ax: Axes, edges: np.ndarray, height: np.ndarray, k: int, label: str) -> None:
     if k == 0:
         ax.fill_between(edges, np.append(height, height[-1]), step="post", color="0.82", lw=0)
-    ax.stairs(height, edges, color=LINES[k % len(LINES)], lw=1.2, label=label)
+    ax.stairs(height, edges, color=LINES[k % len(LINES)], lw=1.2, label=for_plot(label))
 
 
 def plot_distribution(sets: Mapping[str, SetSummary], *, scale: float | None = None, unit: str = "photons") -> Picture:
@@ -146,10 +147,12 @@ def plot_distribution(sets: Mapping[str, SetSummary], *, scale: float | None = N
                 profile.plot(at, edge, color=color, lw=0.9, ls=":")
         else:
             profile.fill_between(at, low, high, color="0.82", lw=0)
-        profile.plot(at, middle, color=color, lw=1.4, label=label)
+        profile.plot(at, middle, color=color, lw=1.4, label=for_plot(label))
         above = s.histogram.sum(0)[::-1].cumsum()[::-1]
         shown = above > 0
-        histogram.step(LEVELS[:-1][shown], above[shown] / above[0], where="pre", color=color, lw=1.2, label=label)
+        histogram.step(
+            LEVELS[:-1][shown], above[shown] / above[0], where="pre", color=color, lw=1.2, label=for_plot(label)
+        )
         _steps(count, bins[0], np.histogram(s.peaks, bins[0])[0] / len(s), k, label)
         if len(distances[label]):
             _steps(pairs, bins[1], np.histogram(distances[label], bins[1])[0] / len(distances[label]), k, label)
@@ -182,7 +185,7 @@ def plot_ratios(
     for k, name in enumerate(names):
         y = np.arange(len(table)) + 0.6 * (k - (len(names) - 1) / 2) / len(names)
         style = dict(color=LINES[(k + 1) % len(LINES)], marker=markers[k % len(markers)], ms=4, ls="none", lw=1)
-        ax.errorbar(table[name], y, xerr=table.get(f"{name}_spread"), label=name.replace("_", " "), **style)
+        ax.errorbar(table[name], y, xerr=table.get(f"{name}_spread"), label=for_plot(name.replace("_", " ")), **style)
     ax.axvspan(0, 1, color="0.92", lw=0, zorder=0)
     if limit:
         ax.axvline(limit, color="k", lw=0.8, ls=":")
@@ -196,7 +199,7 @@ def plot_ratios(
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
     ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_yticks(range(len(table)), list(table.index), fontsize=SMALL)
+    ax.set_yticks(range(len(table)), list(map(for_plot, table.index)), fontsize=SMALL)
     ax.grid(False, axis="y")
     ax.legend(
         fontsize=TINY,

@@ -17,6 +17,7 @@ from matplotlib.colors import AsinhNorm, LogNorm, Normalize, PowerNorm, to_rgb
 from traitlets import Bool, Bytes, Dict, Enum, Float, Int, List, Unicode
 
 from ..errors import BadInput
+from ..mediums import for_plot
 from ..frames.automask import mask_function
 from ..frames.frames import frame_image, frame_mask, missing_geometry
 from ..frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
@@ -288,7 +289,7 @@ def draw_pictures(
             if m.name not in hidden:
                 ax.scatter(m.x, m.y, s=40, marker=marker, linewidths=1.2, **look)
         ax.set(xlim=(x0, x1), ylim=(y1, y0))
-        ax.set_title(p.title, fontsize=SMALL)
+        ax.set_title(for_plot(p.title), fontsize=SMALL)
     return figure
 
 # %% ../../nbs/widgets/canvas.ipynb #2b6b9d70

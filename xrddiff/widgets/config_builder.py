@@ -5,7 +5,6 @@
 # %% ../../nbs/widgets/config_builder.ipynb #bf62dfd2
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from traitlets import Dict, List, Unicode
 from ..config import compose_config
 from ..errors import BadInput
 from ..execution.launched import LaunchedRun
+from ..mediums import for_shell
 from ..overrides import as_override, parse_override, presets
 from ..saved_config import to_yaml
 from ..settings import differences, preset_about, setting_rows, setting_text
@@ -111,7 +111,7 @@ def resolve(overrides: Sequence[str]) -> Resolved:
 def shell_command(overrides: Sequence[str], profile: str = "") -> str:
     """The command that does it, each word quoted for the shell; with a profile that which submits it."""
     option = ["--config" if profile.endswith((".yaml", ".yml")) else "--profile", profile] if profile else []
-    return shlex.join(["xrddiff", "submit" if profile else "run", *option, *overrides])
+    return for_shell(["xrddiff", "submit" if profile else "run", *option, *overrides])
 
 
 def python_call(overrides: Sequence[str]) -> str:

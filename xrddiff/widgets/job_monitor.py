@@ -20,7 +20,8 @@ from ..errors import BadInput, XrddiffError
 from ..execution.standing import severity
 from ..slurm.commands import ACTIVE, WAITING
 from ..slurm.known_jobs import cancel_targets
-from ..slurm.logs import failure_text, tail, without_colour
+from ..mediums import for_log
+from ..slurm.logs import failure_text, tail
 from ..slurm.status import STATUS_COLUMNS, job_rows, status_cells, status_table
 from ..slurm.submission import chosen_profile, plan_resume, resumable, send_plan, sent_lines
 from ..views.lines import draw_lines
@@ -94,7 +95,7 @@ def log_lines(row: Mapping[str, Any]) -> list[list[str]]:
     """The end of the log of a job, each line with its severity; first how the job failed, if it did."""
     log = Path(row["log"])
     failed = failure_text(row["run"], log) if row["run"] and not is_queued(row) else ""
-    lines = without_colour(tail(log, LINES)[0]).splitlines()
+    lines = for_log(tail(log, LINES)[0], colour=False).splitlines()
     return [["error", line] for line in failed.splitlines()] + [[severity(line), line] for line in lines]
 
 

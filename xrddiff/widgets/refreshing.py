@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ class Refreshed(Shown):
         with self._guard:
             self._until = time.monotonic() + self.lease
             if self._thread is None:
-                self._thread = threading.Thread(target=self._follow, daemon=True, name=f"{type(self).__name__} follows")
+                follow = copy_context().run  # a chart of a plug-in is known to the thread too
+                self._thread = threading.Thread(
+                    target=follow, args=(self._follow,), daemon=True, name=f"{type(self).__name__} follows"
+                )
                 self._thread.start()
 
     def rest(self) -> None:

@@ -5,7 +5,6 @@
 # %% ../../nbs/widgets/sample_controls.ipynb #a25bf8ca
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ipywidgets import Layout
 from traitlets import Dict, Int, TraitError, Unicode, link, validate
 
 from .. import registry
+from ..mediums import for_shell
 from ..saved_config import no_generator
 from ..inference.conditions import SampleConditions
 from ..loading.augmentations import TOLD
@@ -44,7 +44,7 @@ def sample_overrides(words: Mapping[str, Any]) -> list[str]:
 
 def sample_command(run: str | Path, count: int, words: Mapping[str, Any]) -> str:
     """The command that draws the same samples."""
-    return shlex.join(["xrddiff", "sample", str(run), "-n", str(count), *sample_overrides(words)])
+    return for_shell(["xrddiff", "sample", str(run), "-n", str(count), *sample_overrides(words)])
 
 # %% ../../nbs/widgets/sample_controls.ipynb #9719c7bb
 def run_conditions(run: str | Path) -> SampleConditions:

@@ -5,7 +5,6 @@
 # %% ../../nbs/widgets/sampler.ipynb #b7e84d26
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,12 @@ from .. import registry
 from ..errors import BadInput
 from ..frames.frames import frame_count
 from ..inference.samplers import STEPS
+from ..mediums import for_html
 from ..overrides import as_override
 from ..saved_config import load_config, need_run
 from ..used_words import show_crystals
-from ..views.plots import Picture as Figure
-from ..views.plots import SMALL, png
+from ..views.lines import draw_lines
+from ..views.plots import png
 from ..views.samples import show_samples
 from .background_drawing import Cancelled, Drawing, draw_each
 from .canvas import FrameView, draw_pictures
@@ -309,8 +309,8 @@ def _describe(self: SamplerPanel) -> None:
     self.command = "\n".join(sample_command(self.folder, self.count, words) for words in each)
     style = "style='margin:2px 0;white-space:pre-wrap;overflow-wrap:anywhere;font:12px var(--jp-code-font-family,monospace)'"
     self._how.value = (
-        f"<div>The same in Python, and as a command:</div><pre {style}>{html.escape(self.line)}</pre>"
-        f"<pre {style}>{html.escape(self.command)}</pre>"
+        f"<div>The same in Python, and as a command:</div><pre {style}>{for_html(self.line, breaks=True)}</pre>"
+        f"<pre {style}>{for_html(self.command, breaks=True)}</pre>"
     )
 
 
@@ -369,7 +369,7 @@ def _end(self: SamplerPanel, stop: threading.Event, drawn: list[Drawing] | None,
     if drawn:
         with self.hold_trait_notifications():
             self.drawn, self.step, self.sample = drawn, -1, min(self.sample, frame_count(drawn[0].samples) - 1)
-        self._said.value = html.escape(f"{frame_count(drawn[0].samples)} samples by {drawn[0].job.how}")
+        self._said.value = for_html(f"{frame_count(drawn[0].samples)} samples by {drawn[0].job.how}")
 
 
 def _state(self: SamplerPanel, working: bool, said: str = "opening the run") -> None:
@@ -422,11 +422,7 @@ def _take_step(self: SamplerPanel, change: Any) -> None:
 def _still(self: SamplerPanel) -> bytes:
     """The samples, or how they would be drawn, as a PNG."""
     if not self.drawn:
-        figure = Figure(6.0, 0.5 + 0.2 * self.line.count("\n"))
-        ax = figure.add_subplot()
-        ax.set_axis_off()
-        ax.text(0, 0.5, self.line or self.about(), fontsize=SMALL, va="center", family="monospace")
-        return png(figure)
+        return png(draw_lines((self.line or self.about()).split("\n")))
     if self.step >= 0:
         return png(draw_pictures(self.view.pictures))
     if self.samples_beside is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
-import html
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ import ipywidgets
 from traitlets import HasTraits, Unicode
 
 from ..errors import XrddiffError
+from ..mediums import for_html
 
 # %% auto #0
 __all__ = ['source', 'Shown', 'guarded', 'soon', 'Panel']
@@ -129,5 +129,5 @@ class Panel(Shown, ipywidgets.VBox):
             "padding:6px 10px;border-left:4px solid var(--jp-error-color1,#d32f2f);"
             "background:var(--jp-layout-color2,#eee);color:var(--jp-ui-font-color0,#000)"
         )
-        said = html.escape(self.sentence)
+        said = for_html(self.sentence)
         self.alert.value = f"<div role='alert' style='{style}'>{said}</div>" if said else ""
