@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +28,20 @@ from xrddiff.registry import (
     Entry,
     Scope,
     current_scope,
+    find,
     forget,
     open_scope,
     plugin_name,
     register_again,
     registered_by,
     registering_as,
+    title,
 )
 
 # %% auto #0
 __all__ = ['FOLDER', 'TRUST', 'Plugin', 'notebook_cells', 'is_file', 'load_plugin', 'raised_at', 'loaded_plugin',
-           'standing_plugins', 'load_standing', 'load_plugins', 'plugin_scope', 'keep_plugins', 'kept_plugins',
-           'state_folder', 'trust_plugins', 'need_plugins']
+           'standing_plugins', 'load_standing', 'load_plugins', 'plugin_scope', 'attempt', 'failure_of', 'keep_plugins',
+           'kept_plugins', 'state_folder', 'trust_plugins', 'need_plugins']
 
 # %% ../nbs/plugins.ipynb #7e8b9319
 FOLDER = "plugins"  # in a run: the plug-in files that it was created with, and their hashes
@@ -99,9 +101,9 @@ def _execute(plugin: Plugin) -> None:
         parts = notebook_cells(plugin.content, plugin.source)
     else:
         parts = [(plugin.source, plugin.content.decode("utf-8", "replace"))]
-    for title, code in parts:
-        linecache.cache[title] = (len(code), None, code.splitlines(True), title)  # for tracebacks
-        exec(compile(code, title, "exec"), vars(module))
+    for part, code in parts:
+        linecache.cache[part] = (len(code), None, code.splitlines(True), part)  # for tracebacks
+        exec(compile(code, part, "exec"), vars(module))
 
 # %% ../nbs/plugins.ipynb #96ebd652
 def _read(path: Path) -> bytes:
@@ -243,6 +245,30 @@ def plugin_scope(names: Iterable[str] = (), run: str | os.PathLike | None = None
         if run is not None:
             _load_kept(run, [row for row in kept_plugins(run) if _may_execute(row)])
         yield scope
+
+# %% ../nbs/plugins.ipynb #8219b503
+def attempt(kind: str, name: str, action: Callable[[], Any], otherwise: Any = None) -> Any:
+    """What `action` returns, which calls something registered.
+
+    If this is of a plug-in and raises, that is no reason to end a run: `otherwise` is returned, and `failure_of` says
+    why.
+    """
+    try:
+        return action()
+    except Exception as error:
+        entry = find(kind, name)
+        if entry.own:
+            raise
+        what = str(error).partition("\n")[0]
+        why = f"could not be computed: {entry.source}{raised_at(error, entry.source)} raised {type(error).__name__}: {what}"
+        if current_scope().failures.setdefault((kind, name), why) == why:
+            warnings.warn(f"the {title(kind)} {name} {why}", stacklevel=2)
+        return otherwise
+
+
+def failure_of(kind: str, name: str) -> str | None:
+    """Why something of a plug-in could not be computed in this run; None if nothing is known of that."""
+    return current_scope().failures.get((kind, name))
 
 # %% ../nbs/plugins.ipynb #fd04eb6c
 def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:

@@ -89,7 +89,7 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
 
-    unset = dict.fromkeys(("core.fsmonitor", "core.hooksPath", "core.sshCommand", "core.pager"), "")
+    unset = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
 
     def ask(*words: str, check: bool = True) -> str:
         # no optional locks: a run that only reads must not block a commit
