@@ -16,8 +16,8 @@ import pandas as pd
 import psutil
 import pytest
 import zmq
-from hostile_messages import fuzzed, good
 from hostile_messages import frames as shots
+from hostile_messages import fuzzed, good
 
 from xrddiff.errors import BadInput
 from xrddiff.formats.store import save_frames
