@@ -608,7 +608,7 @@ kind("empty", "a.h5")(lambda p: p.write_bytes(b""))
 kind("hole", "a.h5")(lambda p: hole(p, 1 << 40))
 kind("hole-called-tif", "a.tif")(lambda p: hole(p, 1 << 40, b"II*\0\x08\0\0\0"))
 kind("name-not-utf8", os.fsdecode(b"run\xff\xfe.h5"))(lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"))
-kind("name-with-escape-codes", "\x1b[31mred\n[bold]$_$<script>.h5")(lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"))
+kind("name-with-escape-codes", "\x1b[31mred[bold]$_$<script>.h5")(lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"))
 
 
 @kind("folder-of-pipes", "run")

@@ -489,6 +489,8 @@ def test_widgets_say_what_a_name_is():
         panel.sentence = odd
         found = Page(panel.alert.value)
         assert not found.scripts and not found.found and not found.links and plain_text(odd) in found.text
+        sent = panel.get_state()["sentence"].encode()  # a lone surrogate would end the message to the browser
+        assert sent == odd.encode("utf-8", "backslashreplace")
     folder = Path(mediums.__file__).parent / "widgets"
     scripts = [f.read_text() for f in folder.glob("*.js")]
     assert scripts and not any(re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", s) for s in scripts)

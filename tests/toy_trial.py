@@ -64,8 +64,13 @@ if __name__ == "__main__":
         sys.exit(trial(int(sys.argv[2])))
     if sys.argv[1] == "agent" and "TOY_AGENTS_DIE" in os.environ:
         os.kill(os.getpid(), signal.SIGKILL)
+    from optuna.storages.journal import _file
+
     from xrddiff.studies import agents
 
+    _file.JournalFileOpenLock.__init__.__defaults__ = (
+        3,
+    )  # s until the lock of an agent that was killed is taken from it
     me = (sys.executable, __file__)
     agents.TRIAL, agents.AGENT, agents.POLL, agents.RESTART = me, (*me, "agent"), 0.05, 0.05
     if sys.argv[1] == "crew":

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .gate import checked, read_bytes, read_json
 from .errors import BadInput, XrddiffError
 from .files import writing
 from xrddiff.registry import (
@@ -108,11 +109,11 @@ def _execute(plugin: Plugin) -> None:
 # %% ../nbs/plugins.ipynb #96ebd652
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         raise BadInput(f"plugins: there is no file {path}") from None
-    except OSError as error:
-        raise BadInput(f"plugins: cannot read {path}: {error.strerror}") from None
+    except BadInput as error:
+        raise BadInput(f"plugins: {error}") from None
 
 
 def is_file(name: str) -> bool:
@@ -285,19 +286,28 @@ def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
     _remember([p.sha256 for p in plugins if p.sha256])
 
 
+@dataclass(frozen=True)
+class _Kept:
+    name: str
+    source: str
+    sha256: str | None
+
+
 def kept_plugins(run: str | os.PathLike) -> list[dict[str, Any]]:
     """The manifest of a run: name, source and sha256 of each plug-in; empty if it has none.
 
     Raises `BadInput` if the manifest is damaged.
     """
     path = Path(run) / FOLDER / "manifest.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        ok = all(isinstance(r["name"], str) and Path(r["name"]).name == r["name"] and "source" in r for r in rows)
+        rows = read_json(path, list[dict[str, Any]], 1 << 20)
+        for row in rows:
+            checked(row, _Kept, path.name)
+        ok = all(Path(r["name"]).name == r["name"] for r in rows)
         ok = ok and all(r["sha256"] is None or re.fullmatch("[0-9a-f]{64}", r["sha256"]) for r in rows)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, BadInput):
         ok = False
     if not ok:
         raise BadInput(f"{path} is damaged; expected the names and hashes of the run's plug-ins")

@@ -33,8 +33,7 @@ def check(args: argparse.Namespace) -> int:
     of convergence is printed, a transform's round trip on counts, a loss and a metric with a mask. Exit code 2 if
     something fails.
     """
-    from rich.console import Console
-
+    from xrddiff.mediums import console
     from xrddiff.plugin_probes import probe_plugin
     from xrddiff.plugins import load_plugins, plugin_scope
 
@@ -42,7 +41,7 @@ def check(args: argparse.Namespace) -> int:
         loaded = load_plugins(args.files)[-len(args.files) :]
         rows = [row for plugin in loaded for row in probe_plugin(plugin)]
         empty = [plugin.source for plugin in loaded if not probe_plugin(plugin)]
-    Console(width=150).print(check_table(rows), highlight=False)
+    console(150).print(check_table(rows))
     problems = [row.problem for row in rows if row.problem]
     problems += [f"plugins: {source} registers nothing; expected @register(…) in it" for source in empty]
     if problems:

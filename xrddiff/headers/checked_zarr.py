@@ -9,7 +9,6 @@ import asyncio
 import math
 import os
 import stat
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -83,8 +82,6 @@ def asked_bytes(part: ByteRequest | None, size: int) -> int:
     return min(size, part.suffix) if isinstance(part, SuffixByteRequest) else size
 
 # %% ../../nbs/headers/checked_zarr.ipynb #04015385
-# a note for who writes such stores, not for who reads them
-warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr", zarr.errors.ZarrUserWarning)
 _CODECS: dict[str, str | None] = {  # name -> how to ask what it unpacks to; None: at most a few times as much
     "bytes": None, "transpose": None, "crc32c": None, "sharding_indexed": None, "vlen-utf8": "text", "vlen-bytes": "text",
     "gzip": "gzip", "zlib": "gzip", "bz2": "bzip2", "zstd": "zstd", "blosc": "blosc", "lz4": "lz4",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
+import warnings
 import weakref
 from bisect import bisect_right
 from collections import OrderedDict
@@ -258,8 +259,10 @@ class ZarrRows(Rows):
 
         from xrddiff.headers.checked_zarr import checked_array
 
-        array = zarr.open(zarr_place(self.path), mode="r")
-        array = array[self.name] if self.name else array
+        with warnings.catch_warnings():  # notes for who writes such stores, not for who reads them
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            array = zarr.open(zarr_place(self.path), mode="r")
+            array = array[self.name] if self.name else array
         if not isinstance(array, zarr.Array):
             raise BadInput(f"{self.where} is a group; expected an array")
         return checked_array(array, self.where)

@@ -194,12 +194,20 @@ def _once(error: BaseException) -> str | None:
 
 def origin(url: str) -> tuple[str, str, int]:
     """(scheme, host, port) of an address. Raises `RemoteError` unless it is one of the web."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     except (KeyError, ValueError):
         raise RemoteError(f"it leads to {plain_text(url, 120)}, which is no address http:// or https://") from None
     return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _leads_to(url: str, location: str) -> str:
+    """The address that a redirect from `url` names. Raises `RemoteError` if it is none."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise RemoteError(f"it leads to {plain_text(location, 120)}, which is no address") from None
 
 
 def most_asked(fields: Mapping[str, str]) -> int:
@@ -262,7 +270,7 @@ class WebServer:
                     reply = await self._one(url, own, fields, method, most, limit)
                     if reply.status not in _REDIRECTS or "location" not in reply.fields:
                         return reply
-                    to = urljoin(str(url), reply.fields["location"])
+                    to = _leads_to(str(url), reply.fields["location"])
                     if origin(to)[0] == "http" and origin(str(url))[0] == "https":
                         raise RemoteError(f"it leads to {plain_text(to, 120)}, without encryption")
                     url = self.fs.encode_url(to)
