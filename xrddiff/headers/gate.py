@@ -447,7 +447,10 @@ _fat: dict[tuple, bool] = {}  # files by the key of `open_hdf5`, and names of da
 
 def check_stored(data: h5py.Dataset, most: int, where: str) -> None:
     """Raise `BadInput` if a chunk takes far more bytes in the file than it should in memory."""
-    status = os.stat(data.file.filename)
+    try:
+        status = os.stat(data.file.filename)
+    except OSError:  # a file that is being written here has no name yet
+        return
     if status.st_size <= most_bytes():
         return
     key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, data.name)
