@@ -26,6 +26,7 @@ from xrddiff.frames.frames import validate_frames
 from xrddiff.inference.during import read_samples
 from xrddiff.inference.generators import open_generator
 from xrddiff.inference.sample_jobs import open_sample_job
+from xrddiff.metrics.ranges import drawn_range, range_words
 from xrddiff.models.generative import DrawSettings
 from xrddiff.recipes.latents import weights_sha256
 from xrddiff.saved_config import to_yaml
@@ -125,6 +126,36 @@ def test_conditions_are_kept_and_asked_for(runs):
     assert samples["hit_class"].values.tolist() == [1, 1, 1] and (samples["wavelength"].values > 0).all()
     mixed = open_frames(run / "samples" / "samples.zarr")["hit_class"].values
     assert len(set(mixed.tolist())) > 1
+
+
+@pytest.mark.parametrize("model", ["ddpm", "diff", "latent_diff"])
+def test_what_is_drawn_beyond_the_data_is_said_by_all_from_one_number(runs, model):
+    """Samples, summary, report and health of each kind of model."""
+    run = runs(model)
+    samples = open_frames(run / "samples" / "samples.zarr")
+    found, said = drawn_range(samples), {f.rule: f.seen for f in read_findings(run)}
+    assert samples["intensity"].max() <= np.float32(found["upper"]) == np.float32(samples.attrs["intensity_limits"][1])
+    summary = json.loads((run / "metrics" / "summary.json").read_text())
+    assert summary["pixels beyond the limits"]["samples"] == found["pixels"]
+    assert (f"{range_words(found)}." in (run / "report.md").read_text()) == (found["beyond"] > 0)
+    assert (said.get("samples_out_of_range") == range_words(found)) == (found["share_low"] > 0.02)
+
+
+def test_a_model_that_draws_far_too_much(runs):
+    """Its samples are what counts can be, and say what they were; one that draws training values says nothing."""
+    from xrddiff.inference.sample_jobs import open_sample_job
+    from xrddiff.telemetry.rules import Evidence, look
+
+    job = open_sample_job(runs("ddpm"), ["inference.num_samples=4", "inference.steps=2"], device="cpu")
+    g, settings = job.generator, job.settings
+    for size, found in ((0.1, []), (50.0, ["samples_out_of_range"])):
+        draw = type(g.model).draw
+        g.model.draw = lambda *a, size=size, draw=draw, **k: size * draw(g.model, *a, **k).clamp(-1, 1)
+        frames, _ = g.sample(range(4), settings)
+        assert np.isfinite(frames["intensity"]).all() and frames["intensity"].max() <= np.float32(g.limits[1])
+        range_ = drawn_range(frames)
+        assert [f.rule for f in look(Evidence(facts={"drawn": range_}), "result", ["samples_out_of_range"])] == found
+        assert (range_["highest"] > 1e6) == bool(found)
 
 
 DURING = ["training.sample_every=1", "training.sample_count=3"]

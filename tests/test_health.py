@@ -225,6 +225,48 @@ def test_samples_far_out(tmp_path):
     assert "drawn values reach" in found["samples_out_of_range"].seen
 
 
+def test_the_rules_read_what_the_report_reads():
+    """A model that follows its conditions in a few of its samples, and draws beyond the data, is found; a good one is not."""
+    from xrddiff.metrics.conditions import answer_words, class_answer, judged_facts
+    from xrddiff.metrics.judgement import Judgement, findings
+    from xrddiff.metrics.ranges import range_words
+    from xrddiff.telemetry.rules import Evidence, look
+
+    names, held_out = list("0123456789"), 34 * np.eye(10, dtype=int) + np.roll(np.eye(10, dtype=int), 1, 1)
+    used = {"condition_use": {"difference": 0.02, "error": 0.001, "frames": 256, "loss": 0.2}}
+    drawn = dict(
+        frames=100, beyond=60, share_low=0.5, pixels=0.187, lowest=-3.0, highest=12474.0, lower=-3.2, upper=19.2
+    )
+
+    def found(right, **words):
+        """Findings by rule, and the report's sentences, where `right` of 10 samples of a class are what was asked for."""
+        confusion = right * np.eye(10, dtype=int) + (10 - right) * np.roll(np.eye(10, dtype=int), 3, 1)
+        answer = class_answer(names, confusion, held_out)
+        judgement = Judgement({}, {}, {}, 1.0, {"distances": "few"}, answers={"digit": answer}, **words)
+        evidence = Evidence(facts=used | judged_facts(judgement))
+        rules = look(evidence, "result", ["samples_out_of_range", "condition_ignored"])
+        return {f.rule: f.seen for f in rules}, [*findings(judgement), answer_words("digit", answer)]
+
+    seen, report = found(3, drawn=drawn)
+    assert seen["samples_out_of_range"] == range_words(drawn) and "1.247e+04" in range_words(drawn)
+    assert "30% of 100 samples (10% by chance)" in seen["condition_ignored"]
+    assert all(f"{sentence}." in report for sentence in seen.values())
+    good = drawn | dict(beyond=2, share_low=0.0055, pixels=2e-5, highest=19.5)
+    seen, report = found(8, drawn=good)
+    assert seen == {} and f"{range_words(good)}." in report  # said, and no symptom
+    assert found(8)[0] == {} and "condition_ignored" in found(1)[0]
+
+
+def test_a_guessing_classifier_accuses_no_model():
+    from xrddiff.metrics.conditions import class_answer, judged_facts
+    from xrddiff.metrics.judgement import Judgement
+    from xrddiff.telemetry.rules import Evidence, look
+
+    answer = class_answer(["a", "b"], np.array([[10, 10], [10, 10]]), np.array([[6, 5], [5, 6]]))
+    facts = judged_facts(Judgement({}, {}, {}, 1.0, answers={"kind": answer}))
+    assert facts["answers"] and look(Evidence(facts=facts), "result", ["condition_ignored"]) == []
+
+
 def script_two_ranks(folder):
     """One rank that is slow, and gradients that are large beside the work."""
     from test_training import on_ranks

@@ -16,7 +16,7 @@ from xrddiff.frames.rows import is_lazy
 from xrddiff.transforms.pipelines import Pipeline, make_transform, transform_from_state
 from xrddiff.transforms.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
 from xrddiff.transforms.topk import TopK
-from xrddiff.transforms.values import TRANSFORMS, Anscombe, Asinh, Linear, Log1p, MinMaxPerImage, Sqrt
+from xrddiff.transforms.values import TRANSFORMS, Anscombe, Asinh, Linear, Log1p, MinMaxPerImage, Sqrt, ValueTransform
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4)
 RANGE = np.unique(
@@ -195,6 +195,61 @@ def test_inverse_is_float32_under_bf16_and_lets_gradients_through():
     t.inverse(y).sum().backward()
     assert torch.allclose(y.grad, t.fitted_scale * t.std * torch.cosh(y.detach() * t.std + t.mean), rtol=1e-4)
     assert torch.isfinite(t.inverse(torch.tensor([1e4, -1e4]))).all()  # a wild network stays finite
+
+
+INVERTIBLE = [name for name, kind in TRANSFORMS.items() if issubclass(kind, ValueTransform) and kind.invertible]
+
+
+@pytest.mark.parametrize("name", INVERTIBLE)
+def test_drawn_values_come_back_as_counts_can_be(name):
+    """Whatever a network draws; what the training frames hold, and a fifth more, is left as it is."""
+    train = frames(units="photon", gain=1.0)
+    t = make_transform(name).fit(train)
+    lower, upper = t.limits
+    x = train["intensity"].values.astype(np.float32)
+    assert lower < x.min() and np.isclose(upper, x.max() + 0.2 * np.ptp(x)) and upper <= 1.2 * x.max()
+    known = np.concatenate([x.ravel(), np.linspace(0, 0.999 * upper, 100, dtype=np.float32)])[None]
+    assert np.array_equal(t.bounded_inverse(t.forward(known)), t.inverse(t.forward(known)))
+    wild = np.float32([[-np.inf, -1e30, -1e3, -8.0, 8.0, 1e3, 1e30, np.inf]])
+    for made in (t.bounded_inverse(wild), t.bounded_inverse(torch.from_numpy(wild).bfloat16()).numpy()):
+        assert made.dtype == np.float32 and np.isfinite(made).all()
+        assert made.min() == np.float32(lower) and made.max() == np.float32(upper)
+    bright = (
+        100 * x[0]
+    )  # measured, and far above the training: `inverse` is exact, and a reconstruction may be as bright
+    back = t.inverse(t.forward(bright))
+    assert np.allclose(back, bright, rtol=1e-5, atol=1e-5 * max(t.fitted_scale, t.std if name == "linear" else 0))
+    assert np.array_equal(t.restore(t.forward(bright), bright), back)
+    assert t.restore(t.forward(bright) * 10, bright).max() <= 1.2 * bright.max()
+    again = transform_from_state(json.loads(json.dumps(t.state())))
+    assert again.limits == t.limits and np.array_equal(again.bounded_inverse(wild), t.bounded_inverse(wild))
+
+
+def test_limits_come_from_valid_pixels_of_the_training_split_and_saturation():
+    x = counts(8).astype(np.float32)
+    x[0], x[1, :, 0] = 1e9, 1e8  # held out; masked
+    mask = np.ones(x.shape[1:], bool)
+    mask[:, 0] = False
+    t = Asinh().fit(frames(values=x, mask=mask), np.arange(1, 8))
+    own = x[1:, mask]
+    assert np.allclose(t.limits, (own.min() - 0.2 * np.ptp(own), own.max() + 0.2 * np.ptp(own)))
+    top = float(own.max())
+    full = frames(values=x, mask=mask).assign_attrs(saturation=top + 1)
+    assert Asinh().fit(full, np.arange(1, 8)).limits[1] == top + 1
+    assert Asinh().fit(full.assign_attrs(saturation=5.0), np.arange(1, 8)).limits[1] == top  # a wrong attribute
+
+
+def test_a_transform_that_was_fitted_before_there_were_limits_has_none():
+    t = Asinh().fit(frames())
+    state = t.state()
+    del state["fitted"]["lower_limit"], state["fitted"]["upper_limit"]
+    old = transform_from_state(state)
+    y = np.float32([[50.0]])
+    assert old.limits is None and np.array_equal(old.bounded_inverse(y), old.inverse(y)) and old.state() == state
+    assert np.array_equal(old.restore(y, y), old.inverse(y))
+    chain = Pipeline([Linear(pedestal=3.0, standardise=False), Asinh()]).fit(frames())
+    assert chain.limits == chain.transforms[0].limits
+    assert chain.restore(y, np.float32([[5.0]])).max() == np.float32(chain.limits[1]) < chain.inverse(y).max()
 
 
 def test_reference_intensity_makes_weights_of_order_one():

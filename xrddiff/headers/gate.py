@@ -442,19 +442,18 @@ def packing_of(data: h5py.Dataset, where: str) -> Packing | None:
 
 _SLACK = 4096  # bytes that filters may add to a chunk
 MOST_TEXTS = 1 << 20  # of one data set
-_fat: dict[tuple, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through
+_fat: dict[tuple | None, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through
 
 
 def check_stored(data: h5py.Dataset, most: int, where: str) -> None:
     """Raise `BadInput` if a chunk takes far more bytes in the file than it should in memory."""
-    try:
+    if data.file.id.get_filesize() <= most_bytes():
+        return
+    key = None  # of a file that has no name: it is looked through each time
+    if data.file.driver != "fileobj":
         status = os.stat(data.file.filename)
-    except OSError:  # a file that is being written here has no name yet
-        return
-    if status.st_size <= most_bytes():
-        return
-    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, data.name)
-    if key not in _fat:
+        key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, data.name)
+    if key is None or key not in _fat:
         largest = [0]
 
         def look(chunk: Any) -> None:

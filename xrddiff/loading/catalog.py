@@ -42,6 +42,7 @@ from ..formats.readers import open_frames
 from ..formats.store import check_target, read_store, save_frames
 from ..errors import BadInput, nearest
 from ..files import CannotSave, cache_dir, sha256
+from ..mediums import plain_text
 
 # %% auto #0
 __all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
@@ -329,7 +330,11 @@ def _bar(total: int, words: str, progress: bool | None) -> Any:
     from tqdm import tqdm
 
     with tqdm(
-        total=total, desc=words, unit="frame", file=sys.stderr, disable=None if progress is None else not progress
+        total=total,
+        desc=plain_text(words),
+        unit="frame",
+        file=sys.stderr,
+        disable=None if progress is None else not progress,
     ) as bar:
         yield bar.update
 

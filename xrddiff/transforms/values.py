@@ -331,6 +331,7 @@ class ValueTransform(Transform):
 
 # %% ../../nbs/transforms/values.ipynb #2ff5d296
 _LIMIT = 70.0
+_ROOT_LIMIT = 1e15  # of square roots, whose squares float32 can hold
 
 
 @register("transform", "asinh")
@@ -389,6 +390,7 @@ class Sqrt(ValueTransform):
         return np.copysign(np.sqrt(np.abs(u)), u, out=u) if isinstance(u, np.ndarray) else u.sign() * u.abs().sqrt()
 
     def uncurve(self, v: Array) -> Array:
+        v = v.clip(-_ROOT_LIMIT, _ROOT_LIMIT)
         return v * abs(v)
 
 
@@ -436,6 +438,7 @@ class Anscombe(ValueTransform):
         return 2 * u.sign() * u.abs().sqrt()
 
     def uncurve(self, v: Array) -> Array:
+        v = v.clip(-_ROOT_LIMIT, _ROOT_LIMIT)
         return v * abs(v) * 0.25 - self._shift
 
     def fit_scale(self, frames: xr.Dataset, index: Sequence[int] | None) -> float:

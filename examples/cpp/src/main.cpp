@@ -77,19 +77,21 @@ struct Model {
     Transform transform;
     std::vector<hsize_t> frame, padded;
     std::string units;
+    std::optional<Range> limits;  // lowest and highest intensity of what is drawn
     std::unique_ptr<Autoencoder> autoencoder;
 
     explicit Model(const Package& p) : package(p), transform(p["transform"]), units(p["frame"].at("units")) {
         frame = p["frame"].at("shape").get<std::vector<hsize_t>>();
         padded = p["frame"].at("padded").get<std::vector<hsize_t>>();
+        if (auto own = p.about.find("limits"); own != p.about.end() && own->is_array()) limits = own->get<std::array<double, 2>>();
         if (p.has("encoder")) autoencoder = std::make_unique<Autoencoder>(p);
     }
 
     FramesFile open_template() const { return FramesFile((package.folder / "template.h5").string()); }
 };
 
-// network values (n, 1, H, W) and mask of some frames, padded with what is masked
-static std::pair<at::Tensor, at::Tensor> batch_of(const Model& m, const FramesFile& file, hsize_t first, hsize_t n) {
+// network values (n, 1, H, W) and mask of some frames, padded with what is masked; `ranges` gets the lowest and the highest valid intensity of each
+static std::pair<at::Tensor, at::Tensor> batch_of(const Model& m, const FramesFile& file, hsize_t first, hsize_t n, std::vector<Range>& ranges) {
     auto values = file.read(first, n);
     auto valid = file.mask(first, n);
     int64_t height = int64_t(m.padded[0]), width = int64_t(m.padded[1]), rows = int64_t(file.height()), columns = int64_t(file.width());
@@ -97,6 +99,7 @@ static std::pair<at::Tensor, at::Tensor> batch_of(const Model& m, const FramesFi
     float* to = x.data_ptr<float>();
     bool* good = mask.data_ptr<bool>();
     size_t from = 0;
+    ranges.assign(n, Range{INFINITY, -INFINITY});
     for (int64_t i = 0; i < int64_t(n); ++i)
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t c = 0; c < columns; ++c, ++from) {
@@ -105,26 +108,31 @@ static std::pair<at::Tensor, at::Tensor> batch_of(const Model& m, const FramesFi
                 if (!good[at]) continue;
                 if (!std::isfinite(values[from])) refuse(file.path(), ": frame ", std::to_string(first + hsize_t(i)), " has a valid pixel that is not finite");
                 to[at] = m.transform.forward(values[from]);
+                ranges[size_t(i)].add(values[from]);
             }
     return {x, mask};
 }
 
-// intensities (n, y, x) of network values; 0 where `valid` is not, never negative where they are photons
-static std::vector<float> intensities(const Model& m, const at::Tensor& y, const unsigned char* valid, bool each, hsize_t rows, hsize_t columns, bool rounded) {
+// intensities (n, y, x) of network values; 0 where `valid` is not, never negative where they are photons, and within the limits of the model or, where
+// they are made from frames with these `ranges`, within the widened range of each
+static std::vector<float> intensities(const Model& m, const at::Tensor& y, const unsigned char* valid, bool each, hsize_t rows, hsize_t columns, bool rounded, const std::vector<Range>& ranges = {}) {
     at::Tensor own = y.contiguous();
     const float* from = own.data_ptr<float>();
     int64_t n = own.size(0), height = own.size(2), width = own.size(3);
     std::vector<float> out(size_t(n) * rows * columns);
     size_t to = 0, frame = rows * columns;
     bool photons = m.units == "photon";
-    for (int64_t i = 0; i < n; ++i)
+    for (int64_t i = 0; i < n; ++i) {
+        Range limits = m.limits.value_or(Range{-INFINITY, INFINITY});
+        if (m.limits && !ranges.empty()) limits.add(ranges[size_t(i)].widened());
         for (hsize_t r = 0; r < rows; ++r)
             for (hsize_t c = 0; c < columns; ++c, ++to) {
                 if (!valid[each ? to : to % frame]) continue;
-                float v = m.transform.inverse(from[(i * height + int64_t(r)) * width + int64_t(c)]);
+                float v = limits.held(m.transform.inverse(from[(i * height + int64_t(r)) * width + int64_t(c)]));
                 if (photons) v = std::max(rounded ? std::nearbyint(v) : v, 0.0f);
                 out[to] = v;
             }
+    }
     return out;
 }
 
@@ -146,7 +154,8 @@ static void run_on_file(const Model& m, bool encode, const std::string& in, cons
     else writer.about("reconstruction", std::string("expected values"));
     for (hsize_t a = 0; a < file.count(); a += hsize_t(batch)) {
         hsize_t n = std::min(hsize_t(batch), file.count() - a);
-        auto [x, mask] = batch_of(m, file, a, n);
+        std::vector<Range> ranges;
+        auto [x, mask] = batch_of(m, file, a, n, ranges);
         at::Tensor z = m.autoencoder->encode(x, mask)[0].contiguous();
         if (encode) {
             writer.write("latent", a, n, z.data_ptr<float>());
@@ -154,7 +163,7 @@ static void run_on_file(const Model& m, bool encode, const std::string& in, cons
             writer.write("intensity", a, n, same.data());
         } else {
             auto valid = file.mask(a, n);
-            auto made = intensities(m, m.autoencoder->decode(z), valid.data(), true, file.height(), file.width(), false);
+            auto made = intensities(m, m.autoencoder->decode(z), valid.data(), true, file.height(), file.width(), false, ranges);
             writer.write("intensity", a, n, made.data());
         }
     }

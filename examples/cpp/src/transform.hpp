@@ -1,11 +1,30 @@
 // From intensities to network values and back, in float32: xrddiff.transforms.values.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "refused.hpp"
+
+// lowest and highest intensity
+struct Range {
+    float low, high;
+
+    Range(float lowest, float highest) : low(lowest), high(highest) {}
+    Range(const std::array<double, 2>& ends) : low(float(ends[0])), high(float(ends[1])) {}
+
+    void add(float x) { low = std::min(low, x), high = std::max(high, x); }
+    void add(const Range& other) { low = std::min(low, other.low), high = std::max(high, other.high); }
+    float held(float x) const { return std::min(std::max(x, low), high); }
+    // with a fifth of headroom at both ends, as xrddiff.transforms.values.HEADROOM; an empty range adds nothing
+    Range widened() const {
+        if (!(low <= high)) return *this;
+        float room = 0.2f * (high - low);
+        return {low - room, high + room};
+    }
+};
 
 struct Step {
     std::string name;
