@@ -131,7 +131,7 @@ def for_html(value: object, most: int | None = None, *, breaks: bool = False) ->
 
 
 _MARKS = re.compile(
-    r"[\\`*\[\]|~$]"  # code, emphasis, links, cells, strikes, formulas
+    r"[\\`*\[\]|~$]|(?<=\])\("  # code, emphasis, links, cells, strikes, formulas
     r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore within a word is one
     r"|^(?:#(?=#*(?:\s|$))|[>%]|[+-](?=\s|$|[+-])|=(?==*$)|:(?=::)|\d+(?=[.)](?:\s|$)))"  # what a line may begin as
 )
