@@ -175,7 +175,7 @@ def unknown_filter(code: int, values: tuple = ()) -> Callable[[h5py.File, Path],
 
 
 def many(f: h5py.File, d: Path) -> None:
-    for i in range(3000):
+    for i in range(1500):
         f[f"g{i % 50}/d{i}"] = 1.0
 
 

@@ -21,10 +21,14 @@ from pathlib import Path
 from xrddiff.cli.main import main
 from xrddiff.formats import readers
 
-def late(*_):
-    raise TimeoutError("it hangs")
+class Hang(BaseException):
+    pass
 
-signal.signal(signal.SIGALRM, late)
+def late(*_):
+    raise Hang("it hangs")
+
+signal.signal(signal.SIGALRM, late)  # waits
+signal.signal(signal.SIGPROF, late)  # computes
 for name, path in json.loads(sys.stdin.read()).items():
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -36,12 +40,14 @@ for name, path in json.loads(sys.stdin.read()).items():
         words = ["data", "inspect", "--no-png", frames, f"labels={path}"]
     out, err = io.StringIO(), io.StringIO()
     signal.alarm(60)
+    signal.setitimer(signal.ITIMER_PROF, 10)  # 5 s on an idle machine
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(words)
         except BaseException:
             code, said = -1, err.write(traceback.format_exc())
     signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     status = Path("/proc/self/status").read_text()
     peak = int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10
     print(json.dumps([name, code, peak, out.getvalue()[-300:], err.getvalue()[-3000:]]), flush=True)

@@ -21,10 +21,14 @@ from ..mediums import plain_text
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['MOST_TEXT', 'HC', 'Panel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask', 'flat_plane']
+__all__ = ['MOST_TEXT', 'MOST_PANELS', 'HC', 'Panel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask',
+           'flat_plane']
 
 # %% ../../nbs/headers/geometry_files.ipynb #701a6e76
-MOST_TEXT = 8 << 20  # bytes of a geometry file: 40,000 panels
+MOST_TEXT, MOST_PANELS = (
+    4 << 20,
+    4096,
+)  # bytes and panels of a geometry file; the largest detectors have some hundred panels
 HC = 12398.419843320026  # h c in eV Å (CODATA 2018, exact since the SI of 2019)
 
 
@@ -299,6 +303,8 @@ def read_geom(path: str | Path) -> DetectorFile:
 # %% ../../nbs/headers/geometry_files.ipynb #a818f1f8
 def _place(out: DetectorFile, panels: dict, words: dict, path: Path) -> None:
     """Add the panels to `out`, with positions in m."""
+    if len(panels) > MOST_PANELS:
+        raise BadInput(f"{path} has {len(panels)} panels; expected at most {MOST_PANELS}")
     energy, wavelength = words.get("photon_energy"), words.get("wavelength")
     for word, value in (("photon_energy", energy), ("wavelength", wavelength)):
         if isinstance(value, tuple):

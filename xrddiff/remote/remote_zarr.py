@@ -20,7 +20,7 @@ __all__ = ['METADATA', 'MOST_ARRAYS', 'RemoteZarr']
 
 # %% ../../nbs/remote/remote_zarr.ipynb #7ba5f009
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-MOST_ARRAYS = 10_000  # files of metadata that are looked for in one store
+MOST_ARRAYS = 5_000  # files of metadata that are looked for in one store
 
 
 class RemoteZarr(Store):
