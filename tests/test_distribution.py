@@ -42,6 +42,7 @@ from xrddiff.metrics.diversity import (
 )
 from xrddiff.metrics.reconstruction import row_names, score_frames
 from xrddiff.metrics.set_summaries import Ruler, SetSummary
+from xrddiff.plugins import plugin_scope
 from xrddiff.registry import forget, register, registering_as
 from xrddiff.simulation.simulate import simulate
 from xrddiff.views.plots import png
@@ -223,21 +224,28 @@ def test_a_metric_of_single_frames_is_a_row_of_reconstructions_too(real, mean_me
     assert score_frames(real, darker)["brightness"] == 0  # NaN for frames of zeros, which are left out
 
 
-@pytest.mark.parametrize(
-    ("name", "metric", "message"),
-    [
-        ("profile", lambda frames: np.zeros(frames.sizes["frame"]), "has the name of a distance"),
-        ("one", lambda frames: 1.0, r"shape \(\); expected \(48,\), a number for each frame"),
-    ],
-)
-def test_metrics_that_do_not_fit_are_refused(real, name, metric, message):
-    try:
+@pytest.fixture
+def metric_of():
+    """Registers a metric of single frames."""
+
+    def add(name, metric):
         with registering_as("test_distribution"):
             register("metric", name, of="frames", help="A test.")(metric)
-        with pytest.raises(BadInput, match=message):
-            Ruler(real).measure(real)
-    finally:
-        forget("test_distribution")
+
+    yield add
+    forget("test_distribution")
+
+
+def test_a_metric_with_the_name_of_a_distance_is_refused(real, metric_of):
+    metric_of("profile", lambda frames: np.zeros(frames.sizes["frame"]))
+    with pytest.raises(BadInput, match="has the name of a distance"):
+        Ruler(real).measure(real)
+
+
+def test_a_metric_that_is_no_number_for_each_frame_costs_its_own_row(real, metric_of):
+    metric_of("one", lambda frames: 1.0)
+    with plugin_scope(), pytest.warns(UserWarning, match=r"shape \(\); expected \(48,\), a number for each frame"):
+        assert np.isnan(Ruler(real).measure(real).values).all()
 
 
 def test_floor_keeps_groups_together(whole):

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     """A denoiser with the tutorial's network, transform and sampler."""
     folder = tmp_path_factory.mktemp("stranger")
     shutil.copy(TUTORIAL, folder / "mine.ipynb")
-    words = ["model=ddpm", "network=Plain", "model.network_options={width: 8}", "data.transform=cuberoot", *FEW]
+    words = ["model=ddpm", "network=Plain", "model.network_options={width: 8}", "data.transform=root", *FEW]
     words += ["inference.sampler=damped", "inference.sampler_options={strength: 0.5}", "inference.num_samples=4"]
     words += ["data.train_ratio=0.6"]  # enough held-out frames to compare the samples with
     done = xrddiff(folder, "run", *words, "inference.steps=3", "plugins=[mine.ipynb]", "run_name=one")

@@ -5,10 +5,13 @@ Every server here is a real one on this machine.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import multiprocessing
 import os
 import pickle
 import shutil
+import socket
 import sys
 import threading
 import warnings
@@ -18,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from fsspec.config import conf as fsspec_conf
 from range_server import RangeServer
 
 from xrddiff.errors import BadInput
@@ -153,7 +157,7 @@ def test_an_answer_that_does_not_say_its_length(place, web, hasty, monkeypatch):
     ds = open_frames(f"{web.address}/other.zarr")
     web.pause = 0.1  # more than the time for a stall, all together
     assert np.array_equal(ds["intensity"][7].values, counts("foreign")[7])
-    monkeypatch.setattr(servers, "LARGEST_BODY", 1000)
+    monkeypatch.setattr(servers, "most_bytes", lambda: 1000)
     sentence(lambda: ds["intensity"][8].values, "more than 1000 bytes")
 
 
@@ -403,3 +407,113 @@ def test_a_training_whose_frames_change_stops_with_its_checkpoints(place, web, o
     assert not web.faults and list((place / "run" / "checkpoints").glob("step-*"))
     here = train(place / "ours.zarr", place / "here")
     assert torch.equal(train(f"{web.address}/ours.zarr", place / "again"), here)
+
+
+# ---------------------------------------------------------------- servers that are somebody else's
+
+
+class _Raw:
+    """A server that answers every question with what `answer(question)` yields, piece by piece."""
+
+    def __init__(self, answer):
+        self.answer, self.asked, self.sent = answer, [], 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                here, _ = self.socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._one, args=(here,), daemon=True).start()
+
+    def _one(self, here):
+        question = b""
+        with contextlib.suppress(OSError), here:
+            while b"\r\n\r\n" not in question and (more := here.recv(65536)):
+                question += more
+            self.asked.append(question.decode("latin-1"))
+            for piece in self.answer(question.decode("latin-1")):
+                here.sendall(piece)
+                self.sent += len(piece)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.socket.close()
+
+
+def said_by(answer, part=(0, None)) -> str:
+    """The sentence about a server, and that it did not send for long."""
+    with _Raw(answer) as raw:
+        with pytest.raises(BadInput) as caught:
+            remote_folder.RemoteFolder(f"{raw.address}/a.zarr").part("zarr.json", *part)
+        assert raw.sent < 64 << 20 and str(caught.value).isprintable(), (raw.sent, str(caught.value))
+    return str(caught.value)
+
+
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+def endless(head: bytes, piece: bytes = bytes(1 << 16)):
+    def answer(_):
+        yield head
+        while True:
+            yield piece
+
+    return answer
+
+
+def test_a_server_that_sends_without_end_is_cut_off(hasty, monkeypatch):
+    monkeypatch.setattr(servers, "most_bytes", lambda: 1 << 20)
+    assert "more than 1048576 bytes" in said_by(endless(OK + b"\r\n"))
+    many = b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 0-99/100\r\nConnection: close\r\n\r\n"
+    assert "more than 100 bytes" in said_by(endless(many), (0, 100))
+    assert "at once, more than" in said_by(endless(OK + b"Content-Length: 99999999999\r\n\r\n"))
+    said_by(endless(OK, b"X-A: " + b"b" * 1000 + b"\r\n"))  # header fields
+    said_by(endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100))
+
+
+def test_what_a_server_compresses_is_unpacked_to_a_limit(hasty, monkeypatch):
+    monkeypatch.setattr(servers, "most_bytes", lambda: 1 << 20)
+    head = OK + b"Content-Encoding: gzip\r\n\r\n"
+    bomb = gzip.compress(bytes(1 << 24))
+    assert "unpacks to more than 1048576 bytes" in said_by(lambda _: iter([head, bomb]))
+    assert "in the encoding br" in said_by(lambda _: iter([OK + b"Content-Encoding: br\r\n\r\n", b"abc"]))
+    with _Raw(lambda _: iter([head, gzip.compress(b"{}")])) as raw:
+        assert remote_folder.RemoteFolder(f"{raw.address}/a.zarr").part("zarr.json")[0] == b"{}"
+
+
+def test_the_words_of_an_answer_are_harmless_text(hasty):
+    said = said_by(
+        lambda _: iter([b"HTTP/1.1 418 \x1b[31mred\x1b]0;title\x07" + b"x" * 500 + b"\r\nContent-Length: 0\r\n\r\n"])
+    )
+    assert "\x1b" not in said and len(said) < 300
+    said_by(
+        lambda _: iter([b"HTTP/1.1 503 No\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n"])
+    )  # a digit that is no number
+
+
+def test_secrets_go_to_the_server_that_was_named(hasty, monkeypatch):
+    words = {
+        "client_kwargs": {"headers": {"X-Token": "secret", "Authorization": "Bearer secret"}},
+        "headers": {"X-Key": "secret"},
+    }
+    monkeypatch.setitem(fsspec_conf, "http", words)
+    body = OK + b"Content-Length: 2\r\n\r\n{}"
+    with _Raw(lambda _: iter([body])) as other:
+        to = other.address.encode()
+        with _Raw(
+            lambda _: iter([b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + to + b"/b\r\n\r\n"])
+        ) as named:
+            assert remote_folder.RemoteFolder(f"{named.address}/a.zarr").part("zarr.json")[0] == b"{}"
+        assert named.asked[0].count("secret") == 3 and other.asked and "secret" not in "".join(other.asked)
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/a", "//127.0.0.1:99999/", "http://[", "/again"])
+def test_redirects_lead_to_the_web_and_to_an_end(hasty, to):
+    answer = f"HTTP/1.1 301 Moved\r\nContent-Length: 0\r\nConnection: close\r\nLocation: {to}\r\n\r\n".encode()
+    assert "leads" in said_by(lambda _: iter([answer]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -22,7 +23,7 @@ from xrddiff.cli.main import main
 from xrddiff.errors import BadInput
 from xrddiff.studies.comparison import execute_comparison, open_comparison, shared_samples
 from xrddiff.studies.listing import list_runs
-from xrddiff.studies.study import Study, best_trial, make_study, open_study, trial_rows
+from xrddiff.studies.study import Agent, Study, best_trial, make_study, open_study, take_trial, trial_rows
 from xrddiff.studies.sweep_file import make_plan
 
 
@@ -123,7 +124,8 @@ def trial_in_the_middle(study: Study) -> tuple[int, int]:
             run = study.run_dir(int(claim.name[:4]))
             with contextlib.suppress(OSError, ValueError):
                 if (run / "checkpoints" / "2").exists() and not (run / "checkpoints" / "8").exists():
-                    agent = json.loads((study.folder / "agents" / f"{claim.read_text()}.json").read_text())
+                    name = json.loads(claim.read_text())["agent"]
+                    agent = json.loads((study.folder / "agents" / f"{name}.json").read_text())
                     return int(claim.name[:4]), agent["pid"]
         time.sleep(0.01)
     raise AssertionError("no trial got that far")
@@ -150,6 +152,69 @@ def test_eight_trials_by_two_agents_one_of_them_killed(tmp_path):
     again = [row["params"] for row in trial_rows(alone)]
     assert again[:3] == [row["params"] for row in rows[:3]] and again[3:] == [{}] * 5
     assert best_trial(study)["value"] == min(row["value"] for row in rows)
+
+
+def toy_crew(folder: Path, count: int, **environment: str) -> subprocess.Popen:
+    """The command that starts agents and looks after them."""
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(TOY), "crew", str(folder), str(count)]
+    return subprocess.Popen(command, env=clean_environment() | environment, **pipe)
+
+
+def living(study: Study) -> list[int]:
+    """The processes of the agents that count."""
+    beats = [study.watchman.read(name) for name in study.watchman.names() if not study.watchman.is_gone(name)]
+    return sorted(beat.pid for beat in beats)
+
+
+@pytest.mark.slow
+def test_agents_that_are_killed_are_replaced(tmp_path):
+    """Twelve kills of two agents, a few epochs apart: every trial ends as it does undisturbed, and no epoch is done twice."""
+    study = make_study(make_plan(TOY_SWEEP | {"run_cap": 5}), tmp_path / "study")
+    crew, chance, killed, due = toy_crew(study.folder, 2), random.Random(0), {}, 1
+    while crew.poll() is None and len(killed) < 12:
+        time.sleep(0.01)
+        if len(list(study.folder.glob("runs/*/checkpoints/*"))) < due:
+            continue
+        if alive := [pid for pid in living(study) if pid not in killed]:
+            killed[pid := chance.choice(alive)] = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, killed[pid])
+            due += chance.randint(1, 4)
+    _, err = crew.communicate(timeout=300)
+    assert crew.returncode == 0, err
+    assert len(killed) > 4 and len(killed) - 1 <= err.count("another one takes its place") <= len(killed), err
+    rows = trial_rows(study)
+    assert [row["state"] for row in rows] == ["complete"] * 5 and sum(row["attempts"] for row in rows) > 7
+    alone = make_study(make_plan(TOY_SWEEP | {"run_cap": 5}), tmp_path / "alone")
+    with Agent(alone.folder) as agent:
+        assert [take_trial(alone, agent).params for _ in rows] == [row["params"] for row in rows]
+    assert [row["value"] for row in rows] == [(row["params"]["training.lr"] - 1e-3) ** 2 for row in rows]
+    for row in rows:
+        epochs = pd.read_csv(Path(row["run"]) / "metrics" / "epochs.csv")["epoch"]
+        assert list(epochs) == list(range(1, 11))
+
+
+def test_a_trial_that_ends_its_own_process(tmp_path):
+    """One that gets further each time goes on; one that ends three times in the same step is given up."""
+    sweep = {k: v for k, v in TOY_SWEEP.items() if k != "run_cap"} | {"method": "grid", "words": []}
+    sweep |= {"parameters": {"training.lr": {"values": [1e-4]}, "training.seed": {"values": [9, 10, 0]}}}
+    study = make_study(make_plan(sweep), tmp_path / "study")
+    [(code, said)] = ended(toy_agents(study.folder, 1))
+    rows = trial_rows(study)
+    assert code == 0 and [row["state"] for row in rows] == ["complete", "fail", "complete"]
+    why = "was ended by SIGKILL, as where memory runs out, 3 times and got no further than step 2"
+    assert why in rows[1]["reason"] and "0001.txt" in rows[1]["reason"]
+    assert said.count("trial 0: its process was ended") == 10 and said.count("trial 1: its process was ended") == 2
+
+
+def test_agents_that_are_killed_in_vain(tmp_path):
+    """Where every agent is killed, no more are started after some."""
+    study = make_study(make_plan(TOY_SWEEP | {"run_cap": 1}), tmp_path / "study")
+    crew = toy_crew(study.folder, 1, TOY_AGENTS_DIE="1", TOY_RESTARTS="2")
+    _, err = crew.communicate(timeout=120)
+    assert crew.returncode == 1 and err.count("another one takes its place") == 2
+    assert err.splitlines()[-1].endswith("was killed by signal 9; no other is started, after 2 in vain")
 
 
 def test_trials_that_fail_are_ill_or_measure_nothing(tmp_path):
@@ -238,7 +303,9 @@ def test_the_sweeps_of_the_page(tmp_path):
 def test_the_sweep_of_the_page_runs(tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "many_runs.md").read_text()
     sweep = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.S)[1])
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"run_cap": 1}))
+    (tmp_path / "mine.py").write_text("open('loaded', 'a').write('x')\n")
+    words = [*sweep["words"], "plugins=[mine.py]"]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"run_cap": 1, "words": words}))
     command = [
         sys.executable,
         "-c",
@@ -249,6 +316,9 @@ def test_the_sweep_of_the_page_runs(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"best: trial 0, Poisson deviance \d", done.stdout)
+    study = tmp_path / "output" / "sweeps" / "sweep"
+    assert f"{study}/plugins/mine.py" in (study / "runs" / "0000" / "config.yaml").read_text()
+    assert (tmp_path / "loaded").read_text() == "xxx"  # by the command, its agent and the process of the trial
 
 
 SWARM = """\

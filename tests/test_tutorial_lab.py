@@ -28,6 +28,7 @@ def test_the_tutorials_are_in_reading_order():
 def test_a_card_opens_a_tutorial_with_the_right_kernel(tmp_path: Path):
     need("jupyterlab")
     private = {f"JUPYTER_{k}_DIR": str(tmp_path / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")}
+    private["XRDDIFF_STATE"] = str(tmp_path / "state")
     command = [sys.executable, "-c", "from xrddiff.entry import command_line; command_line()", "lab", "--no-browser"]
     command += ["--", "--port=0", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     log = tmp_path / "lab.log"
@@ -68,8 +69,8 @@ def test_a_card_opens_a_tutorial_with_the_right_kernel(tmp_path: Path):
             assert [u for u in page.requested if not u.startswith(ours)] == []
             assert kernels == ["xrddiff"]
             assert page.locator(".jp-mod-current.lm-TabBar-tab", has_text=tutorials()[0].name).count()
-        kernel = json.loads((folder / ".xrddiff/share/kernels/xrddiff/kernel.json").read_text())
-        assert kernel["argv"][0] == sys.executable
+        (kernel,) = (tmp_path / "state" / "lab").glob("*/share/kernels/xrddiff/kernel.json")
+        assert json.loads(kernel.read_text())["argv"][:2] == [sys.executable, "-P"]
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGTERM)

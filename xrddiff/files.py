@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from .errors import BadInput, XrddiffError
+from .mediums import for_json
 
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'writing', 'write_text', 'plain',
@@ -243,7 +244,7 @@ def write_json(path: str | os.PathLike, value: Any) -> Path:
     null.
     """
     value = plain(value, str(path), nan="null", other=str)
-    return write_text(path, sealed(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)))
+    return write_text(path, sealed(for_json(value)))
 
 # %% ../nbs/files.ipynb #7535e5e2
 def sha256(path: str | os.PathLike) -> str:

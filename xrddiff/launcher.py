@@ -105,28 +105,19 @@ def isolated() -> Iterator[None]:
                 os.environ[name] = value
 
 # %% ../nbs/launcher.ipynb #92b0cfd2
-_NEEDED = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "LANG",
-    "TZ",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "SYSTEMROOT",
-)
+_NEEDED = "PATH HOME USER LOGNAME LANG TZ TMPDIR LD_LIBRARY_PATH PYTHONPATH PYTHONHOME SYSTEMROOT".split()
 _NEEDED_TOO = ("LC_", "OMP_", "OPENBLAS_", "MKL_")  # prefixes
 
 
 def bare_environment(*more: str) -> dict[str, str]:
     """What a program needs to start, without the rest of the user's environment. `more`: names, or prefixes that end
-    in "_", of further variables.
+    in "_", of further variables. Programs and libraries are not looked for in the present folder either.
     """
     names, prefixes = {*_NEEDED, *more}, tuple({*_NEEDED_TOO, *(m for m in more if m.endswith("_"))})
-    return safe_python({k: v for k, v in os.environ.items() if k in names or k.startswith(prefixes)})
+    kept = {k: v for k, v in os.environ.items() if k in names or k.startswith(prefixes)}
+    for name in kept.keys() & {"PATH", "LD_LIBRARY_PATH"}:  # an empty entry means the present folder here too
+        kept[name] = os.pathsep.join(p for p in kept[name].split(os.pathsep) if os.path.isabs(p))
+    return safe_python({k: v for k, v in kept.items() if v})
 
 
 def own_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

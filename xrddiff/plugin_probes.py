@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 import re
 import signal
@@ -22,7 +23,7 @@ import numpy as np
 
 from .errors import BadInput
 from .plugins import Plugin, raised_at
-from .registry import KINDS, Entry, current_scope, entries, get, registered_by, title
+from .registry import KINDS, Entry, check_options, current_scope, entries, get, registered_by, title
 
 # %% auto #0
 __all__ = ['LIMIT', 'Refused', 'expect', 'Probed', 'check_call', 'check_options_of', 'defined_at', 'probe', 'probe_plugin',
@@ -82,9 +83,11 @@ def check_call(entry: Entry, thing: Any) -> None:
 
 def check_options_of(entry: Entry) -> None:
     """Raise `Refused` for an option whose default is outside its own range, or of another type."""
-    from xrddiff.registry import check_options
-
-    given = {o.name: o.default for o in entry.options.values() if not o.required and o.default is not None}
+    given = {
+        o.name: o.default
+        for o in entry.options.values()
+        if not o.required and o.default not in (None, math.inf, -math.inf)
+    }
     required = [o.name for o in entry.options.values() if o.required]
     if not required:
         try:
@@ -103,7 +106,7 @@ def _steps(entry: Entry, thing: Any) -> Iterator[str]:
         yield from get("probe", entry.kind)(thing, entry)
 
 # %% ../nbs/plugin_probes.ipynb #f8109de7
-LIMIT = 20.0  # seconds; a probe takes a fraction of one
+LIMIT = 60.0  # seconds; a probe takes a fraction of one, but a busy machine may import PyTorch for some of these
 
 
 class _TooLong(Exception):
@@ -171,7 +174,7 @@ def probe(entry: Entry, thing: Any, *, limit: float = LIMIT) -> Probed:
         problem = f"raised {type(error).__name__}: {what}"
     if problem is not None:
         where = f"plugins: {entry.source}{at or defined_at(thing, entry.source)}"
-        problem = f"{where}: the {title(entry.kind)} {entry.name!r} {problem}; expected {KINDS[entry.kind].call}"
+        problem = f"{where}: the {title(entry.kind)} {entry.name!r} {problem}; expected {KINDS[entry.kind].call.partition('. ')[0]}"
     return Probed(entry.kind, entry.name, tuple(passed), time.perf_counter() - began, problem)
 
 # %% ../nbs/plugin_probes.ipynb #ae210ece

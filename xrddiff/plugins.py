@@ -15,12 +15,13 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .gate import checked, read_bytes, read_json
 from .errors import BadInput, XrddiffError
 from .files import writing
 from xrddiff.registry import (
@@ -28,18 +29,20 @@ from xrddiff.registry import (
     Entry,
     Scope,
     current_scope,
+    find,
     forget,
     open_scope,
     plugin_name,
     register_again,
     registered_by,
     registering_as,
+    title,
 )
 
 # %% auto #0
 __all__ = ['FOLDER', 'TRUST', 'Plugin', 'notebook_cells', 'is_file', 'load_plugin', 'raised_at', 'loaded_plugin',
-           'standing_plugins', 'load_standing', 'load_plugins', 'plugin_scope', 'keep_plugins', 'kept_plugins',
-           'state_folder', 'trust_plugins', 'need_plugins']
+           'standing_plugins', 'load_standing', 'load_plugins', 'plugin_scope', 'attempt', 'failure_of', 'keep_plugins',
+           'kept_plugins', 'state_folder', 'trust_plugins', 'need_plugins']
 
 # %% ../nbs/plugins.ipynb #7e8b9319
 FOLDER = "plugins"  # in a run: the plug-in files that it was created with, and their hashes
@@ -99,18 +102,18 @@ def _execute(plugin: Plugin) -> None:
         parts = notebook_cells(plugin.content, plugin.source)
     else:
         parts = [(plugin.source, plugin.content.decode("utf-8", "replace"))]
-    for title, code in parts:
-        linecache.cache[title] = (len(code), None, code.splitlines(True), title)  # for tracebacks
-        exec(compile(code, title, "exec"), vars(module))
+    for part, code in parts:
+        linecache.cache[part] = (len(code), None, code.splitlines(True), part)  # for tracebacks
+        exec(compile(code, part, "exec"), vars(module))
 
 # %% ../nbs/plugins.ipynb #96ebd652
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         raise BadInput(f"plugins: there is no file {path}") from None
-    except OSError as error:
-        raise BadInput(f"plugins: cannot read {path}: {error.strerror}") from None
+    except BadInput as error:
+        raise BadInput(f"plugins: {error}") from None
 
 
 def is_file(name: str) -> bool:
@@ -244,6 +247,30 @@ def plugin_scope(names: Iterable[str] = (), run: str | os.PathLike | None = None
             _load_kept(run, [row for row in kept_plugins(run) if _may_execute(row)])
         yield scope
 
+# %% ../nbs/plugins.ipynb #8219b503
+def attempt(kind: str, name: str, action: Callable[[], Any], otherwise: Any = None) -> Any:
+    """What `action` returns, which calls something registered.
+
+    If this is of a plug-in and raises, that is no reason to end a run: `otherwise` is returned, and `failure_of` says
+    why.
+    """
+    try:
+        return action()
+    except Exception as error:
+        entry = find(kind, name)
+        if entry.own:
+            raise
+        what = str(error).partition("\n")[0]
+        why = f"could not be computed: {entry.source}{raised_at(error, entry.source)} raised {type(error).__name__}: {what}"
+        if current_scope().failures.setdefault((kind, name), why) == why:
+            warnings.warn(f"the {title(kind)} {name} {why}", stacklevel=2)
+        return otherwise
+
+
+def failure_of(kind: str, name: str) -> str | None:
+    """Why something of a plug-in could not be computed in this run; None if nothing is known of that."""
+    return current_scope().failures.get((kind, name))
+
 # %% ../nbs/plugins.ipynb #fd04eb6c
 def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
     """Write the plug-ins of a new run to its folder `run`; nothing if there are none."""
@@ -259,19 +286,28 @@ def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
     _remember([p.sha256 for p in plugins if p.sha256])
 
 
+@dataclass(frozen=True)
+class _Kept:
+    name: str
+    source: str
+    sha256: str | None
+
+
 def kept_plugins(run: str | os.PathLike) -> list[dict[str, Any]]:
     """The manifest of a run: name, source and sha256 of each plug-in; empty if it has none.
 
     Raises `BadInput` if the manifest is damaged.
     """
     path = Path(run) / FOLDER / "manifest.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        ok = all(isinstance(r["name"], str) and Path(r["name"]).name == r["name"] and "source" in r for r in rows)
+        rows = read_json(path, list[dict[str, Any]], 1 << 20)
+        for row in rows:
+            checked(row, _Kept, path.name)
+        ok = all(Path(r["name"]).name == r["name"] for r in rows)
         ok = ok and all(r["sha256"] is None or re.fullmatch("[0-9a-f]{64}", r["sha256"]) for r in rows)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, BadInput):
         ok = False
     if not ok:
         raise BadInput(f"{path} is damaged; expected the names and hashes of the run's plug-ins")

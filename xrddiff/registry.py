@@ -152,8 +152,8 @@ KINDS: dict[str, Kind] = {
     ),
     "mask_rule": Kind(
         "rule of automatic masking",
-        "f(x, values): where the frame x (y, x) is bad, bool (y, x), or None for nowhere. values: frames.masks.Values; "
-        "with series=True also stats",
+        "of a frame: f(x, values): where x (y, x) is bad, bool (y, x), or None for nowhere. values: frames.masks.Values. "
+        "With series=True: f(stats), stats: frames.masks.SeriesStatistics",
         given=("x", "values", "stats"),
     ),
     "callback": Kind("what looks on while a model trains", "f(): a training.callbacks.Callback"),
@@ -360,11 +360,13 @@ class Scope:
     """What plug-ins have added for one run, or (`GROUND`) for the whole process.
 
     `plugins`: those that were loaded, by name; each hides what a plug-in of the same name has added to the
-    process. `names`: what they have registered.
+    process. `names`: what they have registered. `failures`: why something of them could not be computed, by kind and
+    name.
     """
 
     plugins: dict[str, Any] = field(default_factory=dict)
     names: dict[tuple[str, str], tuple[Entry, Any]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 GROUND = Scope(names=_LIVE)

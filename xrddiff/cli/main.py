@@ -18,6 +18,7 @@ from ..gate import read_json
 from .. import __version__
 from .arguments import add_frames_and_mask
 from .batch import add_commands, cut_command
+from .checking import add_check
 from .cluster_tools import add_tools
 from .data import add_data, short_number
 from .export import add_export
@@ -380,6 +381,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_data(commands)
     add_list(commands)
+    add_check(commands)
     add_settings(commands)
     add_watch(commands)
     add_commands(commands)
@@ -458,6 +460,9 @@ def command_line() -> NoReturn:
 
     One of several ranks ends with `end_rank`, without the interpreter's shutdown.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name may have bytes that no encoding has
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     if "xrddiff.ranks.rendezvous" in sys.modules:
         from xrddiff.slurm.job import end_rank

@@ -60,6 +60,7 @@ def sweep(args: argparse.Namespace) -> int:
     best STUDY` say how far it is.
     """
     from xrddiff.studies.agents import run_agents
+    from xrddiff.plugins import plugin_scope
     from xrddiff.studies.consent import allow_plan
     from xrddiff.studies.study import make_study, open_study
     from xrddiff.studies.sweep_file import read_sweep
@@ -75,7 +76,8 @@ def sweep(args: argparse.Namespace) -> int:
     else:
         plan = read_sweep(args.what)
         study = make_study(plan, args.output or Path("output") / "sweeps" / Path(args.what).stem)
-    allow_plan(study.folder, study.plan, trust=args.trust_study)
+    with plugin_scope():
+        allow_plan(study.folder, study.plan, trust=args.trust_study)
     say(f"study: {study.folder}", flush=True)
     if args.profile or args.config:
         return _submit_agents(study, args)

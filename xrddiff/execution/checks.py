@@ -23,6 +23,7 @@ from ..indexing.known_lattices import says_crystals
 from ..indexing.rays import as_panels
 from ..loading.catalog import find_entry, is_cached
 from ..loading.datasets import Prepared, prepare_words
+from ..plugin_probes import check_plugins
 from ..plugins import plugin_scope
 from ..seeds import numpy_rng
 from ..used_words import model_parts, show_crystals, used_maps
@@ -42,6 +43,7 @@ def check_run(cfg: "Config") -> None:
     cfg: the configuration of the run.
     Raises `BadInput` for the first problem found.
     """
+    check_plugins()
     _check_starts(cfg)
     _check_parts(cfg)
     for label, value in cfg.inference.condition.items():

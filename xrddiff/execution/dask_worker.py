@@ -11,6 +11,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from ..launcher import isolate
+
 # %% ../../nbs/execution/dask_worker.ipynb #4b667c68
 def address_towards(scheduler: str) -> str:
     """The address of this host on the route to the scheduler at `tls://HOST:PORT`."""
@@ -28,6 +30,7 @@ def worker_words(argv: Sequence[str]) -> list[str]:
 
 # %% ../../nbs/execution/dask_worker.ipynb #3fa23e8c
 if __name__ == "__main__" and __spec__ is not None:  # `python -m`; a notebook is __main__ too, but has no spec
+    isolate()
     from distributed.cli.dask_worker import main
 
     sys.argv[1:] = worker_words(sys.argv[1:])

@@ -42,7 +42,7 @@ from .sharing import check_evaluation, check_samples, unfinished_folder, unfinis
 from .workers import parse_workers
 from ..files import write_json
 from ..mediums import say
-from ..overrides import absolute_words, as_override
+from ..overrides import absolute_words, as_override, parse_override
 from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
 from ..saved_config import OWN_FRAMES, to_yaml
@@ -287,6 +287,14 @@ def _execute_notebook(
     run_notebook(source, target, parameters, engine=engine, log=log, terminal=terminal and main)
 
 # %% ../../nbs/execution/phases.ipynb #a91cf94e
+def _check_named(overrides: Sequence[str]) -> None:
+    """Probe the plug-ins of this call, if it names some."""
+    if any(parse_override(o).key == "plugins" for o in overrides):
+        from xrddiff.plugin_probes import check_plugins
+
+        check_plugins()
+
+
 @plugin_scope()
 def execute_sample(
     run: str | os.PathLike,
@@ -312,6 +320,7 @@ def execute_sample(
     run = Path(run).expanduser()
     overrides = absolute_words(overrides)
     cfg = inference_config(run, overrides)
+    _check_named(overrides)
     note_unused(cfg, overrides)
     _check_name(name)
     if cfg.threads is not None:
@@ -353,6 +362,7 @@ def execute_evaluate(
         parse_workers(workers)
     run = Path(run).expanduser()
     cfg = inference_config(run, overrides, generative=False)
+    _check_named(overrides)
     note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)
@@ -430,6 +440,7 @@ def execute_on_frames(
     _check_name(name)
     openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}
     job = openers[kind](run, overrides, **given)
+    _check_named(overrides)
     cfg, plan = job.cfg, getattr(job, "plan", None)
     del job  # the notebook opens its own: not two models at a time
     note_unused(cfg, overrides)

@@ -92,11 +92,14 @@ def zarr_arrays(path: Path | RemoteFolder) -> dict[str, Any]:
     """Every array of a store, name -> array; the name is '' if the store is a single array."""
     import zarr
 
-    with as_bad_input(f"{path} is not a zarr store that can be read"):
-        found = zarr.open(zarr_place(path), mode="r")
+    place = zarr_place(path)
+    with as_bad_input(f"{path} is not a zarr store that can be read"), warnings.catch_warnings(action="ignore"):
+        found = zarr.open(place, mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
         arrays = {name: item for name, item in found.members(max_depth=None) if isinstance(item, zarr.Array)}
+    if place.problem:
+        raise BadInput(place.problem)
     if not arrays and isinstance(path, RemoteFolder):
         raise BadInput(
             f"{path} does not say which arrays it has, and its server lists no folders; expected a store with consolidated metadata (zarr.consolidate_metadata)"
@@ -159,15 +162,16 @@ def open_zarr(path: Path | RemoteFolder, dataset: str | None = None) -> dict[str
 
 def _labels(path: Path | RemoteFolder, arrays: dict[str, Any], name: str, frames: int) -> dict[str, np.ndarray]:
     """Numbers and text per frame, from the top of the store and from beside the frames `name`."""
+    from xrddiff.headers.checked_zarr import checked_array
+
     out, beside = {}, name.rpartition("/")[0]
     for other, array in arrays.items():
         group, _, own = other.rpartition("/")
         if array.shape != (frames,) or array.dtype.kind not in "biufOTU" or group not in ("", beside):
             continue
         where = f"array '{other}' of {path}"
-        check_size(array.shape, array.dtype, where, array.chunks, rows=False)
         with as_bad_input(f"{where} cannot be read"):
-            values = np.asarray(array[...])
+            values = np.asarray(checked_array(array, where, rows=False)[...])
         if own == "wavelength" and not group:
             out[own] = values
         elif own != "wavelength":

@@ -334,7 +334,7 @@ def open_frames(
     dataset: name of the data set with the frames, for a file that follows no known layout.
     outside: True = follow HDF5 links, virtual sources and external storage out of the folder of the
         file.
-    complete: False = accept frames whose geometry is not known.
+    complete: False = accept frames whose geometry is not known. Pictures that xrddiff saved need none.
     labels: a table of labels, CSV or parquet; it takes precedence over labels in the file.
     automask: the rules of automatic masking, [] for none. None = all of them for files from other
         programs; frames saved by xrddiff keep the mask that they were saved with.
@@ -443,7 +443,9 @@ def _open_ours(
             ds.attrs[word] = value
             if word == "wavelength":
                 ds = ds.drop_vars("wavelength", errors="ignore")
-    return validate_frames(ds, str(path), geometry=complete)
+    told = {*ds.attrs, *map(str, ds.variables)}
+    plain = not ({*NEEDED, "wavelength_range", "panel_origin"} & told)  # pictures were saved without, and are complete
+    return validate_frames(ds, str(path), geometry=complete and not plain)
 
 
 def join_mask(ds: xr.Dataset, words: dict[str, Any]) -> xr.Dataset:

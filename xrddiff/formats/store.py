@@ -24,11 +24,11 @@ from ..gate import from_json, read_json
 from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
-from ..headers.gate import as_bad_input, check_dataset, check_size, open_hdf5, read_whole, readable
+from ..headers.gate import as_bad_input, check_dataset, open_hdf5, read_whole, readable
 from ..headers.sources import HDF5Rows, ZarrRows, zarr_place
 from ..frames.rows import Rows
 from ..errors import BadInput
-from ..remote.remote_folder import RemoteFolder
+from ..remote.remote_folder import MOST_METADATA, RemoteFolder
 from ..remote.servers import RemoteError
 from ..files import CannotSave, plain, writing
 from ..registry import by_suffix, find, get, register
@@ -381,8 +381,8 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
 def _json(path: Path | RemoteFolder, name: str) -> Any:
     """The JSON file `name` of a store."""
     if isinstance(path, RemoteFolder):
-        return from_json(path.whole(name) or b"", name)
-    return read_json(path / name, most=64 << 20)
+        return from_json(path.whole(name) or b"", f"{path}/{name}")
+    return read_json(path / name, most=MOST_METADATA)
 
 
 def is_store(path: str | Path | RemoteFolder) -> bool:
@@ -393,7 +393,7 @@ def is_store(path: str | Path | RemoteFolder) -> bool:
             return _json(path, "zarr.json")["attributes"]["xrddiff_format"] == FORMAT
         except RemoteError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, BadInput, KeyError, TypeError):
             return False
     file = open_hdf5(path)
     with as_bad_input(f"{path} is damaged"):
@@ -428,12 +428,14 @@ def _stored_zarr(path: Path | RemoteFolder, group: Any, listed: Mapping[str, Any
 
     `listed`: what the list of variables says of each; None = as it says itself.
     """
+    from xrddiff.headers.checked_zarr import checked_array
+
     out = {}
     for name, array in sorted(group.arrays()):
         own, values = {k: _from_json(v) for k, v in array.attrs.asdict().items()}, None
         dims, coordinate = tuple(array.metadata.dimension_names or ()), bool(own.pop("coordinate", False))
         stack = _stacked(dims, array.shape, array.dtype)
-        check_size(array.shape, array.dtype, f"variable {name!r} of {path}", array.chunks, rows=stack)
+        array = checked_array(array, f"variable {name!r} of {path}", rows=stack)
         if not stack:
             values = np.asarray(array[...])
             values = _text(values) if values.dtype.kind in "OT" else values

@@ -16,6 +16,8 @@ import h5py
 import hdf5plugin
 import numpy as np
 
+from .bounds import unpacked_size
+
 # %% auto #0
 __all__ = ['REENTRANT', 'chunk_decoder']
 
@@ -111,6 +113,8 @@ def chunk_decoder(
     decode, libc = plugin
     shape, dtype, corner = data.shape[1:], data.dtype, (0,) * (data.ndim - 1)
     expected = math.prod(shape) * dtype.itemsize
+    packs = code != 32008 or (*values, 0, 0, 0, 0, 0)[4]  # bitshuffle may only shuffle
+    kind = ("zstd" if code == 32015 else "lz4-hdf5") if packs else None
     arguments = (ctypes.c_uint * len(values))(*values)
 
     def read(i: int) -> np.ndarray:
@@ -128,6 +132,12 @@ def chunk_decoder(
         if checksum:
             raw, stored = raw[:-4], raw[-4:]
             if checksum(raw, len(raw)) != int.from_bytes(stored, "little"):
+                return otherwise(i)
+        if kind is not None:
+            try:
+                if unpacked_size(kind, raw[:4096] if kind != "zstd" else raw, expected) > expected:
+                    return otherwise(i)
+            except ValueError:
                 return otherwise(i)
         buffer, size = ctypes.c_void_p(libc.malloc(len(raw))), ctypes.c_size_t(len(raw))
         libc.memcpy(buffer, raw, len(raw))

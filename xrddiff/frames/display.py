@@ -14,7 +14,7 @@ import xarray as xr
 from .frames import frame_image, frame_mask, panel_distance
 from .geometry import PanelGeometry
 from .rows import is_lazy
-from ..mediums import for_html
+from ..mediums import for_html, plain_text
 
 # %% auto #0
 __all__ = ['thumbnail', 'summary_rows', 'as_text', 'as_html']
@@ -101,7 +101,7 @@ def as_text(ds: xr.Dataset) -> str:
     """What the frames are, as lines."""
     rows = summary_rows(ds)
     width = max(len(k) for k, _ in rows)
-    return "\n".join(f"{k:<{width}}  {v}" for k, v in rows)
+    return "\n".join(f"{k:<{width}}  {plain_text(v)}" for k, v in rows)
 
 
 def as_html(ds: xr.Dataset) -> str:

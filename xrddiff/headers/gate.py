@@ -28,7 +28,7 @@ from ..frames.bounds import MOST_FRAMES, RAISE, check_packed, most_bytes, most_p
 __all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'MOST_TEXTS', 'odd_kind', 'readable', 'reason', 'as_bad_input',
            'memory', 'check_size', 'find_source', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5',
            'allow_outside', 'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset', 'Packing', 'packing_of',
-           'check_chunks', 'read_whole', 'gzip_frame']
+           'check_stored', 'check_chunks', 'read_whole', 'gzip_frame']
 
 # %% ../../nbs/headers/gate.ipynb #c63469e0
 _KINDS = (
@@ -442,16 +442,18 @@ def packing_of(data: h5py.Dataset, where: str) -> Packing | None:
 
 _SLACK = 4096  # bytes that filters may add to a chunk
 MOST_TEXTS = 1 << 20  # of one data set
-_fat: dict[tuple, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through
+_fat: dict[tuple | None, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through
 
 
-def _check_stored(data: h5py.Dataset, most: int, where: str) -> None:
+def check_stored(data: h5py.Dataset, most: int, where: str) -> None:
     """Raise `BadInput` if a chunk takes far more bytes in the file than it should in memory."""
-    status = os.stat(data.file.filename)
-    if status.st_size <= most_bytes():
+    if data.file.id.get_filesize() <= most_bytes():
         return
-    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, data.name)
-    if key not in _fat:
+    key = None  # of a file that has no name: it is looked through each time
+    if data.file.driver != "fileobj":
+        status = os.stat(data.file.filename)
+        key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, data.name)
+    if key is None or key not in _fat:
         largest = [0]
 
         def look(chunk: Any) -> None:
@@ -472,7 +474,7 @@ def check_chunks(data: h5py.Dataset, where: str, key: tuple = (), known: set | N
     packing = packing_of(data, where)
     if packing is None:
         return
-    _check_stored(data, packing.most, where)
+    check_stored(data, packing.most, where)
     spans = []
     for k, n, step in zip((*key, *(slice(None),) * (data.ndim - len(key))), data.shape, data.chunks, strict=True):
         found = range(n)[k]
@@ -492,7 +494,7 @@ def check_chunks(data: h5py.Dataset, where: str, key: tuple = (), known: set | N
         ):  # not written, or reported when it is read
             continue
         if not left_out >> packing.place & 1:
-            own = f"the chunk {place} of {where}"
+            own = f"{where} cannot be read: its chunk {place}"
             check_packed(packing.kind, raw, packing.most + _SLACK, own)
         if known is not None:
             known.add(place)

@@ -16,7 +16,8 @@ import numpy as np
 
 from .gate import check_size, readable
 from ..frames.rows import Rows
-from ..gate import read_text
+from ..gate import from_json, read_text
+from ..mediums import plain_text
 from ..errors import BadInput, nearest
 
 # %% auto #0
@@ -93,7 +94,10 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
             f"{path} is a PONI file, which pyFAI reads, and pyFAI is not installed; install xrddiff[io], or give wavelength, "
             "distance, pixel_size and beam_center"
         ) from None
-    read_text(path, MOST_TEXT)  # pyFAI reads it whole
+    for line in read_text(path, MOST_TEXT).splitlines():  # pyFAI would read it whole, and all of its JSON
+        word, _, value = line.partition(":")
+        if word.strip().lower() == "detector_config" and value.strip():
+            from_json(value, f"Detector_config of {path}")
     try:
         ai = pyFAI.load(str(path))
     except Exception as error:  # pyFAI raises many kinds
@@ -223,7 +227,9 @@ def _lines(path: Path) -> list[tuple[int, str | None, str, str]]:
             continue
         word, equals, value = (p.strip() for p in line.partition("="))
         if not equals or not word or not value:
-            raise BadInput(f"line {i} of {path} is {line!r}; expected 'word = value' or 'panel/word = value'")
+            raise BadInput(
+                f"line {i} of {path} is {plain_text(line, 80)!r}; expected 'word = value' or 'panel/word = value'"
+            )
         panel, slash, own = word.rpartition("/")
         out.append((i, panel if slash else None, own if slash else word, value))
     return out

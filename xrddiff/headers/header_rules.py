@@ -17,8 +17,9 @@ from .geometry_files import HC
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['QUANTITIES', 'FIELDS', 'Quantity', 'shown', 'same', 'outside', 'problem', 'refuse_impossible', 'Field', 'quantities',
-           'centre', 'Reading', 'read_fields', 'warn', 'drop_impossible', 'agree', 'refuse_mixed']
+__all__ = ['QUANTITIES', 'FIELDS', 'Quantity', 'shown', 'same', 'outside', 'problem', 'unusual', 'meant', 'refuse_impossible',
+           'Field', 'quantities', 'centre', 'Reading', 'read_fields', 'warn', 'drop_impossible', 'agree',
+           'refuse_mixed']
 
 # %% ../../nbs/headers/header_rules.ipynb #04821591
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Quantity:
     """A number of the geometry: its plausible range and how it is displayed.
 
     - `low`, `high`: the range, in `unit`, the unit of the schema.
+    - `usual`: the range beyond which a value is asked about; None: it is the same.
     - `shown`: factor and unit for display.
     - `same`: how far frames of one set may differ, relative; for a centre in px.
     - `guesses`: units that are often given by mistake, as (factor, unit).
@@ -37,12 +39,13 @@ class Quantity:
     shown: tuple[float, str]
     same: float  # relative; for a centre in px
     guesses: tuple[tuple[float, str], ...] = ()  # units that are given by mistake, as factors
+    usual: tuple[float, float] | None = None
 
 
 QUANTITIES = {
-    "wavelength": Quantity(0.05, 20, "Å", (1, "Å"), 1e-4, ((1e10, "m"), (10, "nm"))),
-    "distance": Quantity(1e-3, 50, "m", (1e3, "mm"), 5e-4, ((1e-3, "mm"), (1e-2, "cm"), (1e-6, "µm"))),
-    "pixel_size": Quantity(1e-6, 5e-3, "m", (1e6, "µm"), 1e-4, ((1e-6, "µm"), (1e-3, "mm"))),
+    "wavelength": Quantity(0.05, 20, "Å", (1, "Å"), 1e-4, ((1e10, "m"), (10, "nm")), (0.1, 6)),
+    "distance": Quantity(1e-3, 50, "m", (1e3, "mm"), 5e-4, ((1e-3, "mm"), (1e-2, "cm"), (1e-6, "µm")), (5e-3, 15)),
+    "pixel_size": Quantity(1e-6, 5e-3, "m", (1e6, "µm"), 1e-4, ((1e-6, "µm"), (1e-3, "mm")), (2e-6, 1e-3)),
     "beam_center": Quantity(-1, 2, "px", (1, "px"), 0.5),
 }
 
@@ -82,9 +85,31 @@ def problem(word: str, value: Any, shape: Sequence[int] | None) -> str | None:
         return f"expected a beam on or near the detector{'' if shape is None else f' of {shape[1]} × {shape[0]} px'}"
     return None
 
+
+def unusual(word: str, value: Any) -> str | None:
+    """What a possible value should be asked about, as "expected usually …" and the unit that may be
+    meant; None if it is usual.
+    """
+    q, numbers = QUANTITIES[word], np.asarray(value, float)
+    if q.usual is None or (q.usual[0] <= numbers.min() and numbers.max() <= q.usual[1]):
+        return None
+    return f"expected usually {q.usual[0]:g} to {q.usual[1]:g} {q.unit}{meant(word, float(numbers.mean()))}"
+
+
+def meant(word: str, value: float) -> str:
+    """The unit in which a value would be a usual one, as "; if 12 keV is meant, say …"; "" if there is none."""
+    q = QUANTITIES[word]
+    guesses = [(factor * value, unit) for factor, unit in q.guesses]
+    if word == "wavelength" and value > 0:
+        guesses += [(HC / value, "eV"), (HC / (1e3 * value), "keV")]
+    low, high = q.usual or (q.low, q.high)
+    found = next(((v, unit) for v, unit in guesses if low <= v <= high), None)
+    return f"; if {value:g} {found[1]} is meant, say {word}={found[0]:g}" if found else ""
+
 # %% ../../nbs/headers/header_rules.ipynb #aa146c9e
 def refuse_impossible(words: Mapping[str, Any], shape: Sequence[int] | None, where: str) -> None:
-    """Raise `BadInput` for an impossible value given by the caller, with the unit likely meant.
+    """Raise `BadInput` for an impossible value given by the caller, with the unit likely meant, and
+    warn of an unusual one.
 
     - `words`: the values by name.
     - `shape`: (y, x) of the image, None for panels.
@@ -92,16 +117,13 @@ def refuse_impossible(words: Mapping[str, Any], shape: Sequence[int] | None, whe
     """
     for word in QUANTITIES.keys() & words.keys():
         value = words[word]
-        if value is None or isinstance(value, str) or (reason := problem(word, value, shape)) is None:
+        if value is None or isinstance(value, str):
             continue
-        meant = ""
-        if word != "beam_center":
-            guesses = [(f * float(value), unit) for f, unit in QUANTITIES[word].guesses]
-            if word == "wavelength" and float(value) > 0:
-                guesses += [(HC / float(value), "eV")]
-            found = next(((v, unit) for v, unit in guesses if problem(word, v, None) is None), None)
-            meant = f"; if {value:g} {found[1]} is meant, say {word}={found[0]:g}" if found else ""
-        raise BadInput(f"{where}: {word} is {value} {QUANTITIES[word].unit}; {reason}{meant}")
+        if reason := problem(word, value, shape):
+            other = meant(word, float(value)) if word != "beam_center" else ""
+            raise BadInput(f"{where}: {word} is {value} {QUANTITIES[word].unit}; {reason}{other}")
+        if word != "beam_center" and (reason := unusual(word, value)):
+            warnings.warn(f"{where}: {word} is {shown(word, value)}; {reason}: kept", stacklevel=2)
 
 # %% ../../nbs/headers/header_rules.ipynb #43701809
 @dataclass(frozen=True)
@@ -378,6 +400,8 @@ def drop_impossible(words: dict[str, Any], shape: Sequence[int] | None, where: s
                 del own[word]
             shape_of = f"{name} is {shown(word, value)}" if not isinstance(value, str) else f"{name} is {value!r}"
             warnings.warn(f"{where}: {shape_of}; {reason}: left out", stacklevel=2)
+        elif word != "beam_center" and value is not None and (reason := unusual(word, every)):
+            warnings.warn(f"{where}: {name} is {shown(word, value)}; {reason}: kept", stacklevel=2)
         elif word == "beam_center" and value is not None and shape is not None and outside(value, shape) > 0:
             warnings.warn(f"{where}: {name} is {shown(word, value)}, beside the detector: kept", stacklevel=2)
 

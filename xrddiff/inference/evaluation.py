@@ -43,6 +43,7 @@ from xrddiff.metrics.reconstruction import (
     pca_codec,
     reconstruct_frames,
 )
+from ..plugins import attempt
 from ..registry import Names, get
 from ..training.checkpoints import load_checkpoint
 from ..recipes.latents import open_autoencoder
@@ -328,7 +329,8 @@ class CodecEvaluation:
         quantizer = getattr(self.model, "quantizer", None)
         if quantizer is None:
             return {}
-        return {name: get("metric", name)(quantizer) for name in Names("metric", of="codebook")}
+        of = lambda name: attempt("metric", name, lambda: get("metric", name)(quantizer), float("nan"))  # noqa: E731
+        return {name: of(name) for name in Names("metric", of="codebook")}
 
 # %% ../../nbs/inference/evaluation.ipynb #049d7ee2
 def principal_components(evaluation: CodecEvaluation, components: int) -> dict[str, xr.Dataset]:

@@ -269,22 +269,7 @@ class CannotFetch(XrddiffError):
 
 
 # what pip is told through the environment: its settings, the way out of this network, whom to trust
-_PIP = (
-    "PIP_",
-    "XDG_",
-    "SSL_",
-    "REQUESTS_",
-    "CURL_",
-    "NETRC",
-    "http_",
-    "https_",
-    "all_",
-    "no_",
-    "HTTP_",
-    "HTTPS_",
-    "ALL_",
-    "NO_",
-)
+_PIP = "PIP_ XDG_ SSL_ REQUESTS_ CURL_ NETRC http_ https_ all_ no_ HTTP_ HTTPS_ ALL_ NO_".split()
 
 
 def download_package(

@@ -10,6 +10,7 @@ import re
 import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from xrddiff.loading.cache import (
     simulated_frames,
     simulation_folder,
 )
-from ..frames.frames import make_frames
+from ..frames.frames import make_frames, missing_geometry
 from ..frames.selection import select_frames
 from ..headers.geometry_files import HC
 from ..formats.images import natural, open_images
@@ -41,6 +42,7 @@ from ..formats.readers import open_frames
 from ..formats.store import check_target, read_store, save_frames
 from ..errors import BadInput, nearest
 from ..files import CannotSave, cache_dir, sha256
+from ..mediums import plain_text
 
 # %% auto #0
 __all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
@@ -328,7 +330,11 @@ def _bar(total: int, words: str, progress: bool | None) -> Any:
     from tqdm import tqdm
 
     with tqdm(
-        total=total, desc=words, unit="frame", file=sys.stderr, disable=None if progress is None else not progress
+        total=total,
+        desc=plain_text(words),
+        unit="frame",
+        file=sys.stderr,
+        disable=None if progress is None else not progress,
     ) as bar:
         yield bar.update
 
@@ -377,7 +383,8 @@ def convert(
     target: the file to write.
     overwrite: True = replace `target` if it exists.
     progress: True = show a progress bar.
-    words: options of `open_frames`, such as `geometry=` or `wavelength=` (Å).
+    words: options of `open_frames`, such as `geometry=` or `wavelength=` (Å). Without a geometry the
+        frames are written as they are, as they can be trained on, with a warning.
     Returns the path of the target.
     Raises `BadInput` if `target` exists and `overwrite` is False.
     """
@@ -386,6 +393,11 @@ def convert(
         raise BadInput(f"{source} is both what is read and what is written; expected another file to write")
     if not overwrite and os.path.lexists(target):
         raise BadInput(f"{target} is already there; expected a new name, or --overwrite (overwrite=True) to replace it")
-    ds = settled(open_frames(source, **words))
+    ds = settled(open_frames(source, **({"complete": False} | words)))
+    if missing := missing_geometry(ds):
+        said = ", ".join(f"{name} ({unit})" for name, unit in missing.items())
+        warnings.warn(
+            f"{source} does not say its {said}: written without, what needs angles will ask for it", stacklevel=2
+        )
     with _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told:
         return save_frames(ds, target, progress=told)

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import BadInput
+from ..plugins import attempt
 from ..registry import Names, get, register
 from ..seeds import numpy_rng
 from .set_summaries import LEVELS, Ruler, SetSummary, _same_ruler
@@ -132,7 +133,10 @@ def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
     NaN where neither set has what it is about (peaks, two frames to make a pair).
     """
     _same_ruler(reference, test)
-    found = {name: float(get("distance", name)(reference, test)) for name in Names("distance")}
+    found = {
+        name: attempt("distance", name, lambda n=name: float(get("distance", n)(reference, test)), float("nan"))
+        for name in Names("distance")
+    }
     return found | dict(zip(reference.metrics, wasserstein(reference.values, test.values).tolist(), strict=True))
 
 # %% ../../nbs/metrics/distribution.ipynb #deb2888d

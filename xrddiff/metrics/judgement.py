@@ -18,6 +18,7 @@ from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .physics import physics_words
 from .ranges import range_words
 from .set_summaries import LEVELS, Ruler, SetSummary
+from ..plugins import failure_of
 from ..registry import Names, entries
 from .diversity import nearest_training
 
@@ -321,6 +322,8 @@ def _counted(counts: Mapping[str, int], name: str, words: Mapping[str, Any]) -> 
 
 def _no_ratio(judgement: Judgement, distance: str) -> str:
     """Why a distance cannot be given as a multiple of its floor."""
+    if failed := failure_of("distance", distance) or failure_of("metric", distance):
+        return failed
     real = [judgement.summaries[name] for name in ("held out", "train")]
     if distance == "peak_count" and not any(s.peaks.any() for s in real):
         return "no peaks in the held-out frames"

@@ -20,6 +20,7 @@ from .diversity import wilson_interval
 from .indexing import lattice_rows
 from .photons import noise_table
 from .spots import spot_shapes, strong_peaks
+from ..plugins import attempt
 from ..registry import Names, find, get, register
 from ..seeds import numpy_rng
 
@@ -130,7 +131,8 @@ def _statistics(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The numbers of sets of rows (…, n): (…); NaN where columns are missing."""
     none = np.full(next(iter(rows.values())).shape[:-1], np.nan)
     needs = {name: find("metric", name).traits["needs"] for name in Names("metric", of="physics")}
-    return {name: get("metric", name)(rows) if set(own) <= set(rows) else none for name, own in needs.items()}
+    work_out = lambda name: attempt("metric", name, lambda: get("metric", name)(rows), none)  # noqa: E731
+    return {name: work_out(name) if set(own) <= set(rows) else none for name, own in needs.items()}
 
 
 def summarise_physics(rows: pd.DataFrame, *, draws: int = 300, level: float = 0.95, seed: int = 0) -> pd.DataFrame:

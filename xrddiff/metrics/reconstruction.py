@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,9 +22,10 @@ from ..frames.peaks import find_frame_peaks, radius_map
 from ..errors import BadInput
 from .baselines import PCA, with_intensity
 from ..frames.noise import draw_counts
-from .set_summaries import frame_metric
+from .set_summaries import frame_metric, numbers_of
 from .peak_scores import PeakScore
 from .radial_profiles import FrameScore, RadialProfile
+from ..plugins import attempt, failure_of
 from ..registry import Names, entries, get, register
 
 if TYPE_CHECKING:
@@ -224,7 +226,7 @@ class CodecScore:
             self.drawn.update(peaks, find_frame_peaks(draw_counts(test, self.seed, first=first), **self.finder))
         self.frames.update(reference, test)
         for name, values in _of_each_frame(reference, test).items():
-            known = values[np.isfinite(values)]
+            known = np.full(1, nan) if values is None else values[np.isfinite(values)]
             total, count = self.more.get(name, (0.0, 0))
             self.more[name] = total + float(known.sum()), count + known.size
         if self.transform is not None:
@@ -259,19 +261,23 @@ class CodecScore:
             gain_known=self.gain_known,
             scaled=None if self.transform is None else self.squares / self.count if self.count else nan,
         )
-        row = {name: get("metric", name)(found) for name in Names("metric", of="scores")}
+        row = {
+            name: attempt("metric", name, lambda n=name: get("metric", n)(found))
+            for name in Names("metric", of="scores")
+        }
         row = {name: value for name, value in row.items() if value is not None}
         return row | {name: total / count if count else nan for name, (total, count) in self.more.items()}
 
 
-def _of_each_frame(reference: xr.Dataset, test: xr.Dataset) -> dict[str, np.ndarray]:
+def _of_each_frame(reference: xr.Dataset, test: xr.Dataset) -> dict[str, np.ndarray | None]:
     """The numbers of each pair of frames by name: those of metrics that compare pairs, and by how much
-    those of single frames differ.
+    those of single frames differ; None for a metric of a plug-in that fails.
     """
-    out = {name: np.asarray(get("metric", name)(reference, test), np.float64) for name in Names("metric", of=False)}
-    for name in Names("metric", of="frames"):
-        out[name] = np.abs(frame_metric(name, test) - frame_metric(name, reference))
-    return out
+    n = frame_count(reference)
+    pair = lambda name: numbers_of(name, get("metric", name)(reference, test), n)  # noqa: E731
+    single = lambda name: np.abs(frame_metric(name, test) - frame_metric(name, reference))  # noqa: E731
+    out = {name: attempt("metric", name, partial(pair, name)) for name in Names("metric", of=False)}
+    return out | {name: attempt("metric", name, partial(single, name)) for name in Names("metric", of="frames")}
 
 # %% ../../nbs/metrics/reconstruction.ipynb #69e51422
 def row_names() -> dict[str, str]:
@@ -347,4 +353,7 @@ def missing_scores(reference: xr.Dataset, row: Mapping[str, float]) -> list[str]
         out.append(f"Radial profiles over q need what the frames do not say: {words}.")
     elif "wavelength_range" in reference.attrs and "wavelength" not in {*reference.attrs, *reference.variables}:
         out.append("Radial profiles over q need one wavelength, and the beam is white.")
+    unnamed = "has no value: it was NaN for every frame, or failed in a worker, whose log says why"
+    theirs = {name: e for name, e in entries("metric").items() if not e.own and np.isnan(row.get(name, 0.0))}
+    out += [f"{row_names()[name].capitalize()} {failure_of('metric', name) or unnamed}." for name in theirs]
     return out

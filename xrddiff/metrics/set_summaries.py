@@ -24,23 +24,37 @@ from .diversity import block_means, distances_within
 from .encoder import ENCODER, encoder_record, frame_features
 from ..frames.noise import draw_counts
 from .radial_profiles import bin_edges
+from ..plugins import attempt
 from ..registry import Names, get
 
 # %% auto #0
-__all__ = ['LEVELS', 'frame_metric', 'Ruler', 'SetSummary']
+__all__ = ['LEVELS', 'numbers_of', 'frame_metric', 'Ruler', 'SetSummary']
 
 # %% ../../nbs/metrics/set_summaries.ipynb #636819fc
+def numbers_of(name: str, found: Any, n: int) -> np.ndarray:
+    """What the metric `name` returned of `n` frames, (n,) float64.
+
+    Raises `BadInput` if it is not one number for each frame.
+    """
+    found = np.asarray(found, np.float64)
+    if found.shape != (n,):
+        raise BadInput(
+            f"the metric {name} returned an array of shape {found.shape}; expected ({n},), a number for each frame"
+        )
+    return found
+
+
 def frame_metric(name: str, frames: xr.Dataset) -> np.ndarray:
     """The registered metric `name` of each of the `frames`, (n,) float64.
 
     Raises `BadInput` if it does not return one number for each frame.
     """
-    found = np.asarray(get("metric", name)(frames), np.float64)
-    if found.shape != (n := frame_count(frames),):
-        raise BadInput(
-            f"the metric {name} returned an array of shape {found.shape}; expected ({n},), a number for each frame"
-        )
-    return found
+    return numbers_of(name, get("metric", name)(frames), frame_count(frames))
+
+
+def _numbers_or_nan(name: str, frames: xr.Dataset) -> np.ndarray:
+    """The same; NaN where a plug-in's metric fails."""
+    return attempt("metric", name, lambda: frame_metric(name, frames), np.full(frame_count(frames), np.nan))
 
 # %% ../../nbs/metrics/set_summaries.ipynb #843117dc
 def _same_pixels(a: xr.Dataset, b: xr.Dataset, variable: str) -> bool:
@@ -246,7 +260,7 @@ class Ruler:
             peak_radius=table(owner, place, cells).astype(np.int32),
             blocks=block_means(u, valid, self.side),
             features=frame_features(frames, self.step),
-            values=np.array([frame_metric(name, frames) for name in self.metrics]).reshape(-1, n).T,
+            values=np.array([_numbers_or_nan(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 
 # %% ../../nbs/metrics/set_summaries.ipynb #9bec2f66

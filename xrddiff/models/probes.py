@@ -87,8 +87,8 @@ def probe_loss(thing: Any, entry: Entry) -> Iterator[str]:
     plain, _ = _loss_of(thing, entry, prediction, target, mask)
     for hidden in (1e4, float("nan")):
         hide = lambda x, v=hidden: torch.where(mask, x, v)  # noqa: E731
-        loss, slope = _loss_of(thing, entry, hide(prediction), hide(target), mask)
         told = "NaN" if hidden != hidden else f"{hidden:g}"
+        loss, slope = _loss_of(thing, entry, hide(prediction), hide(target), mask, f", {told} under it")
         expect(loss.equal(plain), f"changes from {_short(plain)} to {_short(loss)} with {told} under the mask")
         expect((slope[~mask] == 0).all(), f"has a gradient under the mask, with {told} there")
         expect(slope.isfinite().all(), f"has a gradient that is not finite, with {told} under the mask")
@@ -100,17 +100,17 @@ def _short(values: Tensor) -> str:
 
 
 def _loss_of(
-    thing: Any, entry: Entry, prediction: Tensor, target: Tensor, mask: Tensor | None
+    thing: Any, entry: Entry, prediction: Tensor, target: Tensor, mask: Tensor | None, with_what: str = ""
 ) -> tuple[Tensor, Tensor]:
     """The loss of each frame, and its gradient with respect to the prediction."""
     known = dict(gain=1.0, pedestal=0.0, read_noise=1.0, reference_intensity=3.0)
     given = {k: v for k, v in known.items() if k in inspect.signature(thing).parameters}
     prediction = prediction.clone().requires_grad_()
     loss = thing(prediction, target, mask, **given)
-    with_mask = "" if mask is None else " with a mask"
+    with_mask = "" if mask is None else f" with a mask{with_what}"
     expect(isinstance(loss, Tensor) and loss.shape == (3,), f"returned {_shape(loss)} for 3 frames{with_mask}")
     expect(loss.dtype == torch.float32, f"returned {str(loss.dtype).removeprefix('torch.')}{with_mask}")
-    expect(loss.isfinite().all(), f"returned {_short(loss)} for 3 frames{with_mask}, one of them all masked")
+    expect(loss.isfinite().all(), f"returned {_short(loss)} for 3 frames{with_mask}")
     expect(loss.requires_grad, "has no gradient")
     (slope,) = torch.autograd.grad(loss.sum(), prediction)
     return loss.detach(), slope

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import BadInput
 from ..files import lock, remove, temporary_name, writing
-from ..mediums import complain
+from ..mediums import complain, plain_text
 
 # %% auto #0
 __all__ = ['PIECE', 'LARGEST', 'IN_USE', 'Stamp', 'covering', 'most_kept', 'make_room', 'KeptBytes']
@@ -52,7 +52,7 @@ class Stamp(NamedTuple):
         return self.lasting and not self.mark.endswith('"')
 
     def __str__(self) -> str:
-        return f"{self.mark or 'no mark'}, {self.length} bytes"
+        return f"{plain_text(self.mark, 80) or 'no mark'}, {self.length} bytes"
 
 # %% ../../nbs/remote/kept_bytes.ipynb #df4588bc
 PIECE = np.dtype([("start", "<u8"), ("length", "<u8"), ("crc", "<u8")])

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ..files import cache_dir
+from ..frames.bounds import most_bytes
 from .kept_bytes import KeptBytes, Stamp
 from xrddiff.remote.servers import (
     AGAIN,
@@ -33,9 +34,12 @@ from xrddiff.remote.servers import (
 )
 
 # %% auto #0
-__all__ = ['RemoteFolder']
+__all__ = ['MOST_METADATA', 'RemoteFolder']
 
 # %% ../../nbs/remote/remote_folder.ipynb #8b97848f
+MOST_METADATA = 16 << 20  # bytes of a file that says what is in a store
+
+
 class RemoteFolder:
     """The files below an address `https://…` or `s3://…`.
 
@@ -126,6 +130,10 @@ class RemoteFolder:
         Raises `RemoteError` if the server does not give them, or if the file was changed or was there before.
         """
         self._here()
+        if length is not None and length > most_bytes():
+            raise RemoteError(
+                f"{self.server.url(name)} has an index that asks for {length} bytes at once; expected at most {most_bytes()}"
+            )
         if name not in self.known:
             with self.locks[hash(name) % len(self.locks)]:  # the first question answers those of other threads
                 if name not in self.known:
@@ -181,8 +189,10 @@ class RemoteFolder:
         return self.kept.read(name, stamp, at, stop - at) if at <= stop else None
 
     def whole(self, name: str) -> bytes | None:
-        """The file `name`; None if there is none."""
+        """The file `name` of metadata; None if there is none."""
         found = self.part(name)
+        if found is not None and len(found[0]) > MOST_METADATA:
+            raise RemoteError(f"{self.server.url(name)} has {len(found[0])} bytes; expected at most {MOST_METADATA}")
         return None if found is None else found[0]
 
     def piece(self, name: str, start: int, length: int) -> tuple[bytes, Hashable]:

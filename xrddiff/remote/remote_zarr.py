@@ -16,10 +16,11 @@ from ..mediums import say
 from .remote_folder import RemoteFolder
 
 # %% auto #0
-__all__ = ['METADATA', 'RemoteZarr']
+__all__ = ['METADATA', 'MOST_ARRAYS', 'RemoteZarr']
 
 # %% ../../nbs/remote/remote_zarr.ipynb #7ba5f009
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+MOST_ARRAYS = 10_000  # files of metadata that are looked for in one store
 
 
 class RemoteZarr(Store):
@@ -30,7 +31,7 @@ class RemoteZarr(Store):
 
     def __init__(self, folder: RemoteFolder):
         super().__init__(read_only=True)
-        self.folder, self._said = folder, False
+        self.folder, self._said, self.looked, self.problem = folder, False, 0, ""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteZarr) and other.folder is self.folder
@@ -48,6 +49,16 @@ class RemoteZarr(Store):
             start, length = -byte_range.suffix, byte_range.suffix
         if length == 0:
             return prototype.buffer.from_bytes(b"")
+        if key.rpartition("/")[2] in METADATA:
+            self.looked += 1
+            if self.looked > MOST_ARRAYS:
+                self.problem = (
+                    f"{self.folder} leads to more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
+                )
+                return None
+            if start == 0 and length is None:
+                whole = self.folder.whole(key)
+                return None if whole is None else prototype.buffer.from_bytes(whole)
         found = self.folder.part(key, start, length)
         if found is None:
             self._note(key)

@@ -6,22 +6,27 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import random
 import re
 import time
+import weakref
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from ..errors import BadInput
+from ..frames.bounds import RAISE, most_bytes
+from ..mediums import plain_text
 from .kept_bytes import Stamp
 
 # %% auto #0
-__all__ = ['PATIENCE', 'FIRST', 'STALL', 'SLOWEST', 'AGAIN', 'MISSING', 'SAME', 'CHANGED', 'LARGEST_BODY', 'SERVERS',
-           'RemoteError', 'Faulty', 'patiently', 'Reply', 'Answer', 'asked_range', 'condition', 'stamp_of',
-           'understood', 'WebServer', 'S3Server', 'server_of']
+__all__ = ['PATIENCE', 'FIRST', 'STALL', 'SLOWEST', 'AGAIN', 'MISSING', 'SAME', 'CHANGED', 'SERVERS', 'RemoteError', 'Faulty',
+           'patiently', 'Reply', 'Answer', 'asked_range', 'condition', 'stamp_of', 'understood', 'origin', 'most_asked',
+           'decoded', 'WebServer', 'S3Server', 'server_of']
 
 # %% ../../nbs/remote/servers.ipynb #be05c791
 PATIENCE, FIRST = 60.0, 10.0  # s: how long to try again, and how long if the server has never answered
@@ -108,24 +113,29 @@ def condition(same_as: Stamp | None = None, other_than: Stamp | None = None) -> 
     return {}
 
 # %% ../../nbs/remote/servers.ipynb #59f667ed
-LARGEST_BODY = 1 << 32  # bytes of one answer
+def _whole(text: str | None) -> int | None:
+    """The number in a header field; None if it is not one."""
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text.strip()) else None
 
 
 def _cut(reply: Reply, start: int, length: int | None) -> tuple[int, int, bytes]:
     """(first byte, length of the file, the bytes asked for) of an answer 200 or 206."""
     body = reply.body
     if reply.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", reply.fields.get("content-range", "").strip())
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", reply.fields.get("content-range", "").strip()
+        )
         if found is None:
-            raise RemoteError(f"it answered with the range {reply.fields.get('content-range')!r}, which is none")
+            said = plain_text(reply.fields.get("content-range", "nothing"), 60)
+            raise RemoteError(f"it answered with the range '{said}', which is none")
         first, last, total = int(found[1]), int(found[2]), -1 if found[3] == "*" else int(found[3])
         if last - first + 1 != len(body):
             raise Faulty(f"{len(body)} of {last - first + 1} bytes came")
         if start >= 0 and (first != start or length is not None and len(body) > length):
             raise RemoteError(f"it was asked for {length} bytes from {start} on and gave {len(body)} from {first} on")
         return first, total, body
-    said = reply.fields.get("content-length", "")
-    if said.isdigit() and int(said) != len(body) and "content-encoding" not in reply.fields:
+    said = _whole(reply.fields.get("content-length"))
+    if said is not None and said != len(body) and "content-encoding" not in reply.fields:
         raise Faulty(f"{len(body)} of {said} bytes came")
     at = max(0, len(body) + start) if start < 0 else start
     return 0, len(body), body[at:] if length is None else body[at : at + length]
@@ -133,9 +143,9 @@ def _cut(reply: Reply, start: int, length: int | None) -> tuple[int, int, bytes]
 
 def stamp_of(reply: Reply, length: int | None = None) -> Stamp:
     """The stamp in a reply; `length`: of the file, None = as the reply says."""
-    said = reply.fields.get("content-length", "")
+    said = _whole(reply.fields.get("content-length"))
     mark = reply.fields.get("etag") or reply.fields.get("last-modified") or ""
-    return Stamp(mark.strip(), length if length is not None else int(said) if said.isdigit() else -1)
+    return Stamp(mark.strip(), length if length is not None else -1 if said is None else said)
 
 
 def understood(reply: Reply, start: int, length: int | None) -> Answer | str:
@@ -153,14 +163,20 @@ def understood(reply: Reply, start: int, length: int | None) -> Answer | str:
     if status in (304, 412):
         return SAME if status == 304 else CHANGED
     if status in AGAIN:
-        wait = reply.fields.get("retry-after", "")
-        raise Faulty(f"the server answered {status} {reply.said}", float(wait) if wait.isdigit() else 0.0)
+        wait = _whole(reply.fields.get("retry-after"))
+        raise Faulty(f"the server answered {status} {plain_text(reply.said, 80)}", float(wait or 0))
     if status == 416:
         raise RemoteError("it does not have the bytes that its index speaks of: it is damaged, or being written")
     hint = "; expected the right to read it" if status in (401, 403, 407) else ""
-    raise RemoteError(f"the server answered {status} {reply.said}{hint}")
+    raise RemoteError(f"the server answered {status} {plain_text(reply.said, 80)}{hint}")
 
 # %% ../../nbs/remote/servers.ipynb #f325813c
+_MOST_REDIRECTS = 5
+_MOST_PAGE = 8 << 20  # bytes of a page that lists a folder
+_REDIRECTS = {301, 302, 303, 307, 308}
+_SECRET = ("headers", "auth", "cookies", "cookie_jar")  # what a user says for one server
+
+
 def _once(error: BaseException) -> str | None:
     """In words, a failure of the network that another try may better; None for any other."""
     import aiohttp
@@ -176,6 +192,47 @@ def _once(error: BaseException) -> str | None:
     return None
 
 
+def origin(url: str) -> tuple[str, str, int]:
+    """(scheme, host, port) of an address. Raises `RemoteError` unless it is one of the web."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (KeyError, ValueError):
+        raise RemoteError(f"it leads to {plain_text(url, 120)}, which is no address http:// or https://") from None
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _leads_to(url: str, location: str) -> str:
+    """The address that a redirect from `url` names. Raises `RemoteError` if it is none."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise RemoteError(f"it leads to {plain_text(location, 120)}, which is no address") from None
+
+
+def most_asked(fields: Mapping[str, str]) -> int:
+    """Bytes that an answer may have to a question with these header fields."""
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", fields.get("Range", ""))
+    if found is None or not found[2]:
+        return most_bytes()
+    return min(most_bytes(), int(found[2]) - int(found[1] or 1) + 1)
+
+
+def decoded(body: bytes, encoding: str, most: int) -> bytes:
+    """The bytes of an answer that was compressed on the way, at most `most`. Raises `RemoteError`."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise RemoteError(f"it answered in the encoding {plain_text(encoding, 40)}; expected the bytes as they are")
+    try:
+        out = zlib.decompressobj(47).decompress(body, most + 1)
+    except zlib.error as error:
+        raise Faulty(f"the answer cannot be unpacked: {error}") from None
+    if len(out) > most:
+        raise RemoteError(f"it answered with what unpacks to more than {most} bytes; expected less (or {RAISE})")
+    return out
+
+
 class WebServer:
     """The files below an address `http://…` or `https://…`."""
 
@@ -184,48 +241,90 @@ class WebServer:
 
         self.address = address
         self.fs = fsspec.filesystem(urlsplit(address).scheme.lower(), skip_instance_cache=True)
+        self._elsewhere: Any = None  # the session for other origins, which has no secrets
 
     def url(self, name: str) -> str:
         """The address of the file `name`."""
         return f"{self.address}/{name}"
 
-    async def ask(self, name: str, fields: Mapping[str, str], method: str = "GET") -> Reply:
-        """One question; raises `Faulty` for what another try may better."""
+    async def _session(self, own: bool) -> Any:
+        """The session for the origin that the user named, or for others."""
+        if own:
+            return await self.fs.set_session()
+        if self._elsewhere is None:
+            words = {k: v for k, v in self.fs.client_kwargs.items() if k not in _SECRET}
+            self._elsewhere = await self.fs.get_client(loop=self.fs.loop, **words)
+            weakref.finalize(self, self.fs.close_session, self.fs.loop, self._elsewhere)
+        return self._elsewhere
+
+    async def ask(self, name: str, fields: Mapping[str, str], method: str = "GET", most: int | None = None) -> Reply:
+        """One question; `most`: bytes of the answer. Raises `Faulty` for what another try may better."""
         import aiohttp
 
-        session = await self.fs.set_session()
-        own = {**self.fs.kwargs.get("headers", {}), "Accept-Encoding": "identity", **fields}
-        words = self.fs.kwargs | {"headers": own, "timeout": aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)}
+        url = first = self.fs.encode_url(self.url(name))
+        most = most_asked(fields) if most is None else most
         try:
-            asked = session.request(method, self.fs.encode_url(self.url(name)), allow_redirects=True, **words)
-            async with asyncio.timeout(2 * STALL) as limit, asked as r:
-                size = (r.content_length or 0) if method == "GET" else 0
-                if size > LARGEST_BODY:
-                    raise RemoteError(f"it answered with {size} bytes at once")
-                begun, body = asyncio.get_running_loop().time(), bytearray()
-                limit.reschedule(begun + STALL + size / SLOWEST)
-                async for piece in r.content.iter_any():
-                    body += piece
-                    if len(body) > LARGEST_BODY:
-                        raise RemoteError(f"it answered with more than {LARGEST_BODY} bytes at once")
-                    if not size:  # it does not say how much will come
-                        limit.reschedule(begun + STALL + len(body) / SLOWEST)
-                return Reply(r.status, r.reason or "", {k.lower(): v for k, v in r.headers.items()}, bytes(body))
+            async with asyncio.timeout(2 * STALL) as limit:
+                for _ in range(_MOST_REDIRECTS + 1):
+                    own = origin(str(url)) == origin(str(first))
+                    reply = await self._one(url, own, fields, method, most, limit)
+                    if reply.status not in _REDIRECTS or "location" not in reply.fields:
+                        return reply
+                    to = _leads_to(str(url), reply.fields["location"])
+                    if origin(to)[0] == "http" and origin(str(url))[0] == "https":
+                        raise RemoteError(f"it leads to {plain_text(to, 120)}, without encryption")
+                    url = self.fs.encode_url(to)
+            raise RemoteError(f"it leads from one address to the next, more than {_MOST_REDIRECTS} times")
         except (aiohttp.ClientError, OSError) as error:
             if (why := _once(error)) is not None:
-                raise Faulty(why) from error
-            raise RemoteError(" ".join(str(error).split())[:160] or type(error).__name__) from error
+                raise Faulty(plain_text(why, 200)) from error
+            raise RemoteError(plain_text(" ".join(str(error).split()) or type(error).__name__, 160)) from error
+
+    async def _one(self, url: Any, own: bool, fields: Mapping[str, str], method: str, most: int, limit: Any) -> Reply:
+        """The answer of one server, whose time is `limit`."""
+        import aiohttp
+
+        words = self.fs.kwargs if own else {k: v for k, v in self.fs.kwargs.items() if k not in _SECRET}
+        said = {**words.get("headers", {}), "Accept-Encoding": "identity", **fields}
+        times = aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)
+        words = words | {"headers": said, "timeout": times, "allow_redirects": False, "auto_decompress": False}
+        session = await self._session(own)
+        async with session.request(method, url, **words) as r:
+            told = {k.lower(): v for k, v in r.headers.items()}
+            good = method == "GET" and r.status in (200, 206)
+            if good and r.status == 200:
+                most = max(most, most_bytes()) if "Range" in fields else most  # it does not know ranges
+            size = (r.content_length or 0) if good else 0
+            if size > most:
+                raise RemoteError(f"it answered with {size} bytes at once, more than the {most} that may come")
+            begun, body = asyncio.get_running_loop().time(), bytearray()
+            async for piece in r.content.iter_any():
+                body += piece
+                if not good and len(body) > 1 << 16:  # the page of an error is of no use
+                    r.close()
+                    break
+                if len(body) > most:
+                    r.close()
+                    raise RemoteError(f"it answered with more than {most} bytes at once; expected less (or {RAISE})")
+                limit.reschedule(begun + STALL + len(body) / SLOWEST)
+            plain = decoded(bytes(body), told.get("content-encoding", "").strip().lower(), most) if good else b""
+            return Reply(r.status, r.reason or "", told, plain)
 
     async def names(self, prefix: str) -> list[str]:
         """What a page that lists the folder `prefix` links to; nothing where the server has no such page."""
-        import aiohttp
-
+        url = f"{self.url(prefix).rstrip('/')}/"
         try:
-            return await self.fs._ls(f"{self.url(prefix).rstrip('/')}/", detail=False)
-        except (aiohttp.ClientError, OSError) as error:
-            if (why := _once(error)) is not None:
-                raise Faulty(why) from error
+            reply = await self.ask(url.removeprefix(f"{self.address}/"), {}, most=_MOST_PAGE)
+        except RemoteError:
             return []
+        if reply.status in AGAIN:
+            understood(reply, 0, None)
+        page = reply.body.decode("utf-8", "replace") if reply.status == 200 else ""
+        links = (
+            urljoin(url, html.unescape(found))
+            for found in re.findall(r"""<a\s[^>]{0,500}?href=["']([^"'<>]{1,2000})""", page, re.I)
+        )
+        return [link for link in links if link.startswith(url)]
 
 # %% ../../nbs/remote/servers.ipynb #f4c67dca
 _S3_WORDS = {"Range": "Range", "If-Match": "IfMatch", "If-None-Match": "IfNoneMatch"}
@@ -277,13 +376,22 @@ class S3Server:
             client = await self.fs.get_s3(self.bucket)
             async with asyncio.timeout(2 * STALL) as limit:
                 found = await client.get_object(Bucket=self.bucket, Key=f"{self.key}/{name}".strip("/"), **words)
-                if (size := found["ContentLength"]) > LARGEST_BODY:
-                    raise RemoteError(f"it answered with {size} bytes at once")
-                limit.reschedule(asyncio.get_running_loop().time() + STALL + size / SLOWEST)
+                most = most_bytes()
+                if (size := found["ContentLength"]) > most:
+                    raise RemoteError(f"it answered with {size} bytes at once, more than the {most} that may come")
+                begun, body = asyncio.get_running_loop().time(), bytearray()
                 async with found["Body"] as stream:
-                    body = await stream.read()
+                    while piece := await stream.read(1 << 20):
+                        body += piece
+                        if len(body) > most:
+                            raise RemoteError(
+                                f"it answered with more than {most} bytes at once; expected less (or {RAISE})"
+                            )
+                        limit.reschedule(begun + STALL + len(body) / SLOWEST)
             said = found["ResponseMetadata"]
-            return Reply(said["HTTPStatusCode"], "", {k.lower(): v for k, v in said["HTTPHeaders"].items()}, body)
+            return Reply(
+                said["HTTPStatusCode"], "", {k.lower(): v for k, v in said["HTTPHeaders"].items()}, bytes(body)
+            )
         except ClientError as error:
             said = error.response.get("ResponseMetadata", {})
             code = error.response.get("Error", {}).get("Code", "")
@@ -302,7 +410,8 @@ class S3Server:
         from botocore.exceptions import BotoCoreError
 
         try:
-            return await self.fs._ls(f"{self.bucket}/{self.key}/{prefix}".rstrip("/"), detail=False, refresh=True)
+            async with asyncio.timeout(2 * STALL):
+                return await self.fs._ls(f"{self.bucket}/{self.key}/{prefix}".rstrip("/"), detail=False, refresh=True)
         except (FileNotFoundError, PermissionError):
             return []
         except (BotoCoreError, HttpError, OSError) as error:

@@ -41,7 +41,8 @@ def ask_slurm(*words: str, text: str | None = None, timeout: float = 60.0) -> st
     """
     # sbatch passes its environment on; a new job must not inherit the restart count of the job that submits it
     env = launcher.own_environment()
-    env.pop("SLURM_RESTART_COUNT", None)
+    for name in ("SLURM_RESTART_COUNT", "PYTHONSAFEPATH"):  # the job's own Python is told by its command
+        env.pop(name, None)
     try:  # without a limit of memory: sbatch passes its limits on to the job
         found = launcher.run(words, env=env, input=None if text is None else os.fsencode(text), timeout=timeout)
     except FileNotFoundError:

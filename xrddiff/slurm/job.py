@@ -270,6 +270,7 @@ def run_task(job: Job, task: int = 0) -> int:
         set_threads(job.threads)
     if job.kind == "script":
         sys.path.append(os.getcwd())  # the user's modules in the working folder, after all others
+        os.environ.pop("PYTHONSAFEPATH", None)  # what the script starts is the user's own
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     if job.kind == "command":
         if (path / "report.html").is_file():
@@ -401,4 +402,5 @@ def end_rank(code: int) -> NoReturn:
 
 # %% ../../nbs/slurm/job.ipynb #8b50f1c6
 if __name__ == "__main__" and __spec__ is not None:  # `python -m`; a notebook is __main__ too, but has no spec
+    launcher.isolate()
     end_rank(main())

@@ -90,7 +90,7 @@ def worker_job(profile: Profile, folder: str | os.PathLike) -> dict[str, Any]:
         job_name="xrddiff-workers",
         log_directory=folder,
         job_extra_directives=[*directives, *(["--exclusive"] if p.exclusive else []), "--no-requeue"],
-        job_script_prologue=[line for line in [*site_lines(p), *_plugin_lines(), "export PYTHONSAFEPATH=1"] if line],
+        job_script_prologue=[line for line in [*site_lines(p), *_plugin_lines()] if line],
         python=shlex.join(launcher.python_words()),
         worker_command="xrddiff.execution.dask_worker",
         worker_extra_args=[

@@ -209,11 +209,11 @@ def read_stack(folder: str | Path, name: str = "latent") -> np.ndarray:
     """
     path = Path(folder) / STORE
     store = _open(folder, "r") if path.is_dir() else {}
-    if f"frames/{name}" not in store or name == NUMBERS:
-        raise BadInput(
-            f"{plain_text(folder)} has no {name} of its frames; expected that of a stream with a run of a latent model"
-        )
     with as_bad_input(f"{plain_text(path)} is damaged"):
+        if f"frames/{name}" not in store or name == NUMBERS:
+            raise BadInput(
+                f"{plain_text(folder)} has no {name} of its frames; expected that of a stream with a run of a latent model"
+            )
         return _values(store[f"frames/{name}"], _rows(store)["frames"], f"frames/{name}")
 
 

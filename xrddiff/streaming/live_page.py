@@ -16,7 +16,7 @@ import xarray as xr
 
 from ..files import write_text
 from ..headers.gate import reason
-from ..mediums import for_plot, plain_text
+from ..mediums import plain_text
 from ..views.plots import LINES, SMALL, TINY, Picture, _tidy, show_frame
 from ..views.report import Report
 
@@ -148,7 +148,7 @@ def draw_standing(standing: Standing) -> Picture:
 def draw_last_hit(name: str, frame: xr.Dataset, peaks: pd.DataFrame) -> Picture:
     """A frame with its peaks."""
     figure = Picture(4.6, 4.2)
-    title = f"frame {for_plot(name, 60)}, {len(peaks)} peaks"
+    title = f"frame {plain_text(name, 60)}, {len(peaks)} peaks"
     ax = show_frame(frame, 0, figure.add_subplot(), title=title, rings=0)
     if "panel" not in frame["intensity"].dims:
         ax.scatter(peaks["fs"], peaks["ss"], s=48, facecolors="none", edgecolors=LINES[6], lw=0.8)

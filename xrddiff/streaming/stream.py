@@ -253,6 +253,7 @@ class Unwritten:
 
     def keep(self, batch: list[Arrived], said: Answered, stacks: dict[str, np.ndarray]) -> None:
         """Keep the answers to a batch, with arrays of a row for each frame."""
+        said.table["why"] = [plain_text(why, 1000) for why in said.table["why"]]
         panels = said.peaks if "panel" in said.peaks else said.peaks.assign(panel=0)
         self.said.append((batch, said.table, panels[["row", *PEAK_COLUMNS]], stacks))
         self.standing.why = next((why for why in said.table["why"] if why), self.standing.why)

@@ -22,6 +22,7 @@ from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import cpu_count, read_failures
 from ..launcher import STDOUT, Child, TimeoutExpired, own_environment, python_words, start
 from ..mediums import complain, for_terminal, plain_text, say
+from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
 from ..registry import entries, register
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
@@ -181,7 +182,11 @@ def work(
     Raises `NeverLogged` if a finished run does not log the objective, and `BadInput` if the study would execute what
     this user has not named.
     """
-    study = open_study(folder)
+    with plugin_scope():
+        return _work(open_study(folder), runs, ranks, linger, name)
+
+
+def _work(study: Study, runs: int | None, ranks: int, linger: bool, name: str | None) -> int:
     allow_plan(study.folder, study.plan)
     for part in ("agents", "claims", "logs"):
         _refuse_link(study.folder / part)

@@ -17,14 +17,13 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..mediums import plain_text
 from ..gate import checked, from_yaml, or_default
 from ..errors import BadInput, XrddiffError
 from ..execution.notebooks import run_notebook, run_notebook_path
 from ..execution.run_folder import keep_former
 from ..files import write_json, write_text
 from ..formats.store import read_store
-from ..mediums import for_csv, for_plot
+from ..mediums import for_csv, for_plot, plain_text
 from ..frames.frames import frame_count
 from ..frames.selection import select_frames
 from ..saved_config import load_config

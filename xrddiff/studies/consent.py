@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, nearest
-from ..files import json_digest
+from ..addresses import addresses_in, need_addresses, remember_addresses
+from ..files import json_digest, write_json
+from ..gate import read_json
 from ..mediums import plain_text
 from ..overrides import as_override, parse_override
 from xrddiff.plugins import (
@@ -26,7 +28,6 @@ from xrddiff.plugins import (
     trust_plugins,
 )
 from ..registry import check_options, entries
-from .sealed import read_sealed, write_sealed
 from .sweep_file import SweepPlan, check_words
 
 # %% auto #0
@@ -48,7 +49,7 @@ def read_plan(folder: str | os.PathLike) -> SavedPlan:
     """The plan of the study in a folder. Raises `BadInput` if there is none, or it is damaged."""
     file = Path(folder) / PLAN
     try:
-        found = read_sealed(file, dict[str, object])
+        found = read_json(file, dict[str, object], 1 << 20)
     except FileNotFoundError:
         raise BadInput(
             f"{plain_text(folder)} holds no study; expected the folder that `xrddiff sweep FILE` has made"
@@ -59,7 +60,7 @@ def read_plan(folder: str | os.PathLike) -> SavedPlan:
 
 def write_plan(folder: str | os.PathLike, saved: SavedPlan) -> None:
     """Write the plan of a study to its folder."""
-    write_sealed(Path(folder) / PLAN, saved.plan.to_json() | ({"journal": "crc32"} if saved.sealed else {}))
+    write_json(Path(folder) / PLAN, saved.plan.to_json() | ({"journal": "crc32"} if saved.sealed else {}))
 
 # %% ../../nbs/studies/consent.ipynb #2e4ea615
 def _note(plan: SweepPlan) -> Path:
@@ -69,10 +70,17 @@ def _note(plan: SweepPlan) -> Path:
     return state_folder() / "studies" / json_digest(named)
 
 
+def _addresses(plan: SweepPlan) -> list[str]:
+    """The addresses that the trials of a plan would open."""
+    values = [list(p.values or ()) for p in plan.parameters.values()]
+    return addresses_in([*(parse_override(word).value for word in plan.words), *values])
+
+
 def keep_plan(folder: str | os.PathLike, plan: SweepPlan) -> None:
     """Keep the plug-ins of a plan in the folder of its study, unless it has them, and note that this user has named its words."""
     if plan.plugins and not kept_plugins(folder):
         keep_plugins(folder, load_plugins(plan.plugins))
+    remember_addresses(_addresses(plan))
     note = _note(plan)
     try:
         note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,8 +102,11 @@ def allow_plan(folder: str | os.PathLike, plan: SweepPlan, *, trust: bool = Fals
     where = plain_text(Path(folder) / PLAN)
     check_words(plan.words, plan.parameters, where)
     named = is_named(plan)
-    if not named:
-        _refuse_elsewhere(plan, plain_text(folder))
+    if not named and (presets := [word for word in plan.words if re.match(r"[+~]*hydra\b", word)]):
+        raise BadInput(
+            f"{plain_text(folder)} has the word {plain_text(presets[0], 80)!r}, which you have not named: expected the file of the sweep (xrddiff sweep FILE -o STUDY), or a study without it"
+        )
+    need_addresses(_addresses(plan), f"a word of {where}")
     kept = {row["name"] for row in kept_plugins(folder)}
     for name in plan.plugins:
         if (Path(name).name if is_file(name) else name) not in kept:
@@ -112,16 +123,6 @@ def allow_plan(folder: str | os.PathLike, plan: SweepPlan, *, trust: bool = Fals
         if name not in entries(kind):
             raise BadInput(f"{where}: found {plain_text(name, 40)!r}{nearest(name, entries(kind))}")
         check_options(kind, name, options, where)
-
-
-def _refuse_elsewhere(plan: SweepPlan, folder: str) -> None:
-    """Refuse addresses and folders of presets in words that somebody else has written."""
-    values = [json.dumps([name, *(p.values or ())]) for name, p in plan.parameters.items()]
-    for text in (*plan.words, *values):
-        if re.search(r"[A-Za-z][A-Za-z0-9+.-]*:/", text) or re.search("hydra[./]", text):
-            raise BadInput(
-                f"{folder} opens {plain_text(text, 80)!r}, which you have not named: expected the file of the sweep (xrddiff sweep FILE -o STUDY), or a study without it"
-            )
 
 
 def trial_words(folder: str | os.PathLike, plan: SweepPlan, drawn: dict[str, object]) -> list[str]:

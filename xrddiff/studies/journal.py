@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from ..errors import BadInput, XrddiffError
+from ..files import is_broken, sealed
 from ..gate import checked, from_json, read_bytes
 from ..mediums import plain_text
 
@@ -31,20 +31,18 @@ JOURNAL = "journal.log"
 MOST = 64 << 20  # bytes of a journal
 LINE = 1 << 20  # bytes of a line
 SETTLE = 1.0  # s, for the bytes of the last line to arrive on a file system where its length arrives first
-_SEAL = b'{"crc32":"'
+_SEAL = re.compile(rb"[ \t]{32}\Z")
 _TORN = b" torn"  # ends a line whose writer was killed while it wrote
 
 
 def seal_line(entry: dict[str, Any]) -> bytes:
     """An operation as a line with its checksum."""
-    rest = json.dumps(entry, separators=(",", ":")).encode()[1:]
-    return _SEAL + b'%08x",' % zlib.crc32(rest) + rest
+    return sealed(json.dumps(entry, separators=(",", ":"))).encode()
 
 
 def _fits(line: bytes) -> bool:
-    """Whether a line begins with the checksum of its rest."""
-    found = re.match(rb'\{"crc32":"([0-9a-f]{8})",', line)
-    return found is not None and int(found[1], 16) == zlib.crc32(line[found.end() :])
+    """Whether a line ends with its checksum."""
+    return _SEAL.search(line) is not None and not is_broken(line)
 
 # %% ../../nbs/studies/journal.ipynb #4bffebb5
 _Moment = Annotated[str, msgspec.Meta(max_length=64)]
@@ -114,8 +112,8 @@ class Journal:
             at = self._at
             entry = self._entry(raw, at, last)
             torn = entry is None
-            sealed = at.sealed or (not torn and raw.startswith(_SEAL))
-            self._at = _At(at.entries + (not torn), at.offset + len(raw) + 1, at.line + 1, sealed)
+            with_sum = at.sealed or (not torn and _SEAL.search(raw) is not None)
+            self._at = _At(at.entries + (not torn), at.offset + len(raw) + 1, at.line + 1, with_sum)
             if not torn and self._at.entries > log_number_from:
                 yield entry
 
@@ -150,32 +148,30 @@ class Journal:
         return self._parsed(again, at)
 
     def _parsed(self, raw: bytes, at: _At) -> dict[str, Any] | None:
-        where = f"{self._name}, line {at.line},"
+        where = f"{self._name} is damaged, line {at.line}:"
         help_ = (
             "expected the journal of a study, a line of JSON for each entry; a copy of it, or a new study, is needed"
         )
         if len(raw) > LINE:
-            raise BadInput(f"{where} has {len(raw)} bytes; expected at most {LINE}")
-        if raw.startswith(_SEAL) and _fits(raw):
-            pass
-        elif raw.endswith(_TORN):
-            return None
-        elif raw.startswith(_SEAL):
-            raise BadInput(f"{where} is damaged: its checksum does not fit; {help_}")
-        elif at.sealed:
-            raise BadInput(f"{where} is damaged: it has no checksum; {help_}")
+            raise BadInput(f"{where} found {len(raw)} bytes, expected at most {LINE}")
+        if not _fits(raw):
+            if raw.endswith(_TORN):
+                return None
+            if at.sealed or _SEAL.search(raw):
+                what = "its checksum does not fit" if _SEAL.search(raw) else "it has no checksum"
+                raise BadInput(f"{where} {what}; {help_}")
         try:
             found = from_json(raw, where)
         except BadInput:
-            raise BadInput(f"{where} is damaged: {help_}") from None
+            raise BadInput(f"{where} {help_}") from None
         if isinstance(found, dict) and found.get("op_code") == 10:  # of another program: nothing to do
             return None
-        checked(found, _Entry, where)
+        checked(found, _Entry, f"{self._name}, line {at.line},")
         return found
 
     def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
         """Append entries, while no other process does. Raises `BadInput` if they cannot be written."""
-        lines = b"".join(seal_line(entry) + b"\n" for entry in logs)
+        lines = b"".join(map(seal_line, logs))
         with self._locked(), append_to(self.file) as fd:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":  # a writer was killed: what it wrote is no entry

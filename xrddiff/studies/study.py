@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from ..errors import BadInput, nearest
-from ..files import _lives, _place
+from ..files import _lives, _place, sealed, write_json
 from ..gate import checked, or_default, read_json, read_text
 from ..mediums import plain_text
 from ..registry import Range, get, register
@@ -35,7 +35,6 @@ from ..seeds import seed_from
 from ..slurm.ledger import Progress, read_progress
 from .consent import PLAN, SavedPlan, keep_plan, read_plan, write_plan
 from .journal import JOURNAL, open_journal
-from .sealed import read_sealed, sealed, write_sealed
 from .sweep_file import SweepPlan
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ class Agent:
         """Count once more."""
         self.count += 1
         about = dict(count=self.count, pid=os.getpid(), place=_place(), host=socket.gethostname(), ended=ended)
-        write_sealed(self.file, about | dict(done=self.done))
+        write_json(self.file, about | dict(done=self.done))
 
     def _keep_beating(self) -> None:
         while not self._over.wait(BEAT):
@@ -214,7 +213,7 @@ class Watchman:
     def read(self, name: str) -> Heartbeat:
         """What an agent wrote last; a count of -1 if that cannot be read."""
         try:
-            return read_sealed(self.folder / f"{name}.json", Heartbeat, 4096)
+            return read_json(self.folder / f"{name}.json", Heartbeat, 4096)
         except OSError:
             pass
         except BadInput as error:
@@ -379,7 +378,7 @@ def _claimant(study: Study, number: int, attempt: int) -> str:
         text = read_text(file, 4096)
         if text and not text.startswith("{"):  # of an earlier version: the name alone
             return checked(text, _Name, plain_text(file))
-        return read_sealed(file, _Claim, 4096).agent if text else ""
+        return read_json(file, _Claim, 4096).agent if text else ""
     except OSError:
         return ""
     except BadInput as error:
@@ -392,7 +391,7 @@ def _claim(study: Study, number: int, attempt: int, agent: Agent) -> bool:
     file = study.folder / "claims" / f"{number:04d}-{attempt}"
     try:
         with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w", encoding="utf-8") as f:
-            f.write(json.dumps(sealed(dict(agent=agent.name))))
+            f.write(sealed(json.dumps(dict(agent=agent.name))))
     except FileExistsError:
         return False
     except OSError as error:
@@ -420,18 +419,20 @@ def take_trial(study: Study, agent: Agent) -> Trial | None:
     """A trial for this agent: one whose agent is gone, to be continued, or else one that waits;
     None if there is neither.
     """
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
     trials, claimed = study.trials(), attempts(study.folder)
-    for found in [t for t in trials if t.state == TrialState.RUNNING]:
-        attempt = _deserted(study, found.number, claimed[found.number])
-        if attempt is not None and _claim(study, found.number, attempt, agent):
+    running = [t for t in trials if t.state == TrialState.RUNNING]
+    for found in [*running, *(t for t in trials if t.state == TrialState.WAITING)]:
+        attempt, waits = claimed[found.number], found.state == TrialState.WAITING
+        attempt = 1 if waits and not attempt else _deserted(study, found.number, attempt)
+        if attempt is None or not _claim(study, found.number, attempt, agent):
+            continue
+        with suppress(UpdateFinishedTrialError):
+            if waits:  # claimed first, so that others know whom to look for if this agent is killed between the two
+                study.storage.set_trial_state_values(found._trial_id, TrialState.RUNNING)
             return _drawn(study, found, attempt)
-    for found in [t for t in trials if t.state == TrialState.WAITING]:
-        if study.storage.set_trial_state_values(found._trial_id, TrialState.RUNNING) and _claim(
-            study, found.number, 1, agent
-        ):
-            return _drawn(study, found, 1)
     return None
 
 

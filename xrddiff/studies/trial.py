@@ -19,6 +19,7 @@ from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import hold_run
 from ..mediums import complain, say
 from ..launcher import own_environment
+from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, prepare, read_job, run_task, start_ranks
 from .consent import allow_plan, read_plan
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         job, task = read_job()
         run = job.folder(task)
         study = run.parent.parent
-        with StopRequest(("SIGUSR2", "SIGTERM")) as stop:
+        with StopRequest(("SIGUSR2", "SIGTERM")) as stop, plugin_scope():
             wait_until_free(run, stop)
             if stop:
                 return REQUEUE

@@ -14,6 +14,7 @@ from typing import Any
 from ..gate import checked, read_json
 from ..errors import BadInput, XrddiffError
 from ..files import write_json
+from ..plugins import attempt, failure_of
 from ..registry import Names, check_options, find, get
 from .history import SAMPLES, STEPS, read_rows
 
@@ -118,8 +119,11 @@ def look(
         if when not in times_of(name):
             continue
         traits = find("health_rule", name).traits
-        seen = get("health_rule", name)(evidence, **(options or {}).get(name, {}))
-        if seen:
+        rule, given = get("health_rule", name), (options or {}).get(name, {})
+        seen = attempt("health_rule", name, lambda rule=rule, given=given: rule(evidence, **given))
+        if failed := failure_of("health_rule", name):
+            found.append(_failed(name, failed, place))
+        elif seen:
             about = {key: traits[key] for key in ("severity", "cause", "remedy", "source")}
             epoch = int(place.get("epoch", 0))
             found.append(Finding(name, epoch=epoch, until=epoch, step=int(place.get("step", 0)), seen=seen, **about))
@@ -151,6 +155,13 @@ def read_findings(run: str | Path) -> list[Finding]:
                     f"{path} is damaged ({e}); expected a list of findings, as a training writes it"
                 ) from None
     return []
+
+
+def _failed(name: str, why: str, place: Mapping[str, Any]) -> Finding:
+    """That a rule of a plug-in raised, as a finding, which ends nothing."""
+    epoch, step = int(place.get("epoch", 0)), int(place.get("step", 0))
+    text = ("Its plug-in failed.", "`xrddiff check FILE` tries it.", find("health_rule", name).source)
+    return Finding(f"{name} (failed)", "note", epoch, step, f"the rule {name} {why}", *text, until=epoch)
 
 # %% ../../nbs/telemetry/rules.ipynb #f45eefab
 class Monitor:

@@ -5,6 +5,7 @@
 # %% ../../nbs/views/report.ipynb #d54a966e
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -81,8 +82,11 @@ class Section:
 
     @property
     def slug(self) -> str:
-        """The section's name in file names and links."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        """The section's name in file names and links: ASCII, with a digest where the title has other letters."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        others = [c for c in self.title if c.isalnum() and not c.isascii()]
+        digest = hashlib.sha256(self.title.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+        return f"{name}-{digest}".strip("-") if others or not name else name
 
 # %% ../../nbs/views/report.ipynb #62a28a01
 def format_number(value: object) -> str:
@@ -235,7 +239,8 @@ class Report:
         title, since pictures and links are named by it.
         """
         section = Section(title, text, **what)
-        if section.slug in {s.slug for s in self.sections}:
+        alike = [s for s in self.sections if s.slug == section.slug]
+        if any(s.title == title or s.figure is not None or section.figure is not None for s in alike):
             raise ValueError(f"report: a section named '{title}' is there already; titles must differ")
         self.sections.append(section)
 

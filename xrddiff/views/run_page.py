@@ -5,7 +5,6 @@
 # %% ../../nbs/views/run_page.ipynb #20e35722
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

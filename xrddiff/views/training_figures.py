@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..errors import BadInput
 from ..files import writing
+from ..plugins import attempt
 from ..registry import entries, get
 from .plots import Picture
 from .themes import png_pair
@@ -83,7 +84,9 @@ def training_pictures(history: pd.DataFrame) -> Iterator[tuple[str, bytes, bytes
     if names:
         yield "dashboard", *png_pair(dashboard(history, names), DPI)
     for name in names:
-        yield name, *png_pair(get("chart", name)(history).figure, DPI)
+        pair = attempt("chart", name, lambda name=name: png_pair(get("chart", name)(history).figure, DPI))
+        if pair is not None:
+            yield name, *pair
 
 
 def write_training_pictures(history: pd.DataFrame, folder: Path) -> list[str]:

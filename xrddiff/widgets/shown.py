@@ -30,6 +30,15 @@ def source(*names: str) -> str:
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 # %% ../../nbs/widgets/shown.ipynb #bcd404ef
+def _encodable(value: Any) -> Any:
+    """`value` with the bytes of names that are not UTF-8 as text."""
+    if isinstance(value, str):
+        return value if value.isprintable() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(k): _encodable(v) for k, v in value.items()}
+    return type(value)(map(_encodable, value)) if type(value) in (list, tuple) else value
+
+
 class Shown(HasTraits):
     """A widget that has a still picture and says what went wrong; comes before the widget's own class.
 
@@ -48,6 +57,10 @@ class Shown(HasTraits):
     def still(self) -> bytes:
         """The present state as a PNG, for places where no kernel runs."""
         raise NotImplementedError
+
+    def get_state(self, *args: Any, **words: Any) -> dict[str, Any]:
+        """What goes to the browser: text that can be encoded, whatever the files are called."""
+        return _encodable(super().get_state(*args, **words))
 
     def about(self) -> str:
         """The present state in a sentence."""
