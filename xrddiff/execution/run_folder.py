@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -26,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from ..addresses import addresses_in, remember_addresses
+from ..mediums import plain_text
 from ..gate import or_default, read_json, read_tail, read_text
 from .. import launcher
 from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
-from ..files import lock, sealed_yaml, write_json, write_text
-from ..mediums import for_html, plain_text, say
+from ..files import is_path, lock, sealed_yaml, write_json, write_text
+from ..mediums import for_html, say
 from ..plugins import keep_plugins, load_plugins
 from ..ranks.environment import read_environment
 from ..ranks.stopping import StopRequest
@@ -88,7 +90,7 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
 
-    unset = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
+    unset = dict.fromkeys(("core.fsmonitor", "core.hooksPath", "core.sshCommand", "core.pager"), "")
 
     def ask(*words: str, check: bool = True) -> str:
         # no optional locks: a run that only reads must not block a commit
@@ -522,6 +524,8 @@ def hold_run(path: str | os.PathLike) -> Iterator[None]:
     Raises `BadInput` if another process holds it.
     """
     path = Path(path)
+    if is_path(path / ".lock") and not is_path(path / ".lock", "file"):
+        raise BadInput(f"{path / '.lock'} is not a regular file: the run is not executed")
     try:
         file = open(path / ".lock", "a+", encoding="utf-8")
     except OSError as error:
@@ -544,6 +548,8 @@ def _held_here(path: Path) -> bool:
     """Whether a process of this machine has locked the file."""
     try:
         about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return False
         key = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
         if (table := Path("/proc/locks")).is_file():
             return any(key in line.split() for line in table.read_text().splitlines())
