@@ -17,6 +17,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import xarray as xr
 
@@ -304,32 +306,93 @@ def equal(a: object, b: object) -> bool:
 
 def kept_files(place: Path) -> Iterator[Kept]:
     """Every kind of file that xrddiff writes and reads back."""
+    from hostile_messages import frames as shots
 
+    from xrddiff.exports.package import finish_package, read_package
+    from xrddiff.formats.parts import PartStore, parts_done, write_part
     from xrddiff.formats.store import read_store
     from xrddiff.gate import read_json
+    from xrddiff.plugins import Plugin, keep_plugins, kept_plugins
     from xrddiff.saved_config import load_config
-    from xrddiff.simulation.simulate import simulate
+    from xrddiff.streaming.answers import read_answers, read_summary
+    from xrddiff.streaming.stream import Stream, StreamPlan
+    from xrddiff.studies import journal
+    from xrddiff.studies.study import (
+        Agent,
+        complete_trial,
+        living_agents,
+        make_study,
+        open_study,
+        take_trial,
+        trial_rows,
+    )
+    from xrddiff.studies.sweep_file import make_plan
     from xrddiff.telemetry.history import read_epochs, read_history
     from xrddiff.telemetry.rules import read_findings
     from xrddiff.training.checkpoints import latest_checkpoint, load_checkpoint
 
-    frames = simulate("sim-422", range(3)).isel(x=slice(0, 96), y=slice(0, 96))
+    frames = shots(3, 96)
     for name in ("frames.h5", "frames.zarr"):
         store = save_frames(frames, place / name)
-        yield Kept(name, found_in(store), lambda store=store: read_store(store).load())
+        yield Kept(f"store {name[6:]}", found_in(store), lambda store=store: read_store(store).load())
+    parts = PartStore.create(place / "parts", frames, 2, about={"seed": 1})
+    for i in range(2):
+        write_part(parts, i, {"intensity": frames["intensity"].values[2 * i : 2 * i + 2]})
+    marks = [parts.path / "plan.json", *sorted((parts.path / "marks").iterdir())]
+    yield Kept("parts of samples", marks, lambda: (vars(PartStore(parts.path)), parts_done(PartStore(parts.path))))
 
     forked(["run", "model=vae_kl", *SMALL, "run_name=run"], place)
     run = next(place.glob("output/*/run"))
     step = latest_checkpoint(run / "checkpoints")
     yield Kept("checkpoint", found_in(step), lambda: vars(load_checkpoint(step)))
     yield Kept("config.yaml", [run / "config.yaml"], lambda: asdict(load_config(run / "config.yaml")))
-    for file in [run / "environment.json", *sorted(run.glob("metrics/*.json"))]:
-        yield Kept(f"{file.parent.name}/*.json".replace("run/", ""), [file], lambda file=file: read_json(file))
-    tables = [run / "metrics" / f"{name}.{end}" for name in ("training_metrics", "epochs") for end in ("json", "csv")]
-    tables = [file for file in tables if file.exists()]
-    yield Kept("tables of a training", tables, lambda: (read_history(run), read_epochs(run), read_findings(run)))
+    tables = [file for name in ("training_metrics", "epochs") for file in run.glob(f"metrics/{name}.*")]
+    yield Kept("tables of a training", tables, lambda: (read_history(run), read_epochs(run)))
+    numbers = [run / "environment.json", *(f for f in sorted(run.glob("metrics/*.json")) if f not in tables)]
+    read_numbers = lambda: ([read_json(file) for file in numbers], [asdict(f) for f in read_findings(run)])  # noqa: E731
+    yield Kept("JSON of a run", numbers, read_numbers)
     for store in sorted(run.glob("samples/*.zarr")):
         yield Kept("samples", found_in(store), lambda store=store: read_store(store).load())
+
+    (package := place / "package").mkdir()
+    (package / "graph.bin").write_bytes(random.Random(0).randbytes(4096))
+    finish_package(package, {"kind": "test", "scale": 0.5})
+    yield Kept(
+        "exported package", found_in(package), lambda: (read_package(package), (package / "graph.bin").read_bytes())
+    )
+
+    (own := place / "own").mkdir()
+    keep_plugins(own, [Plugin("mine.py", str(place / "mine.py"), b"x = 1\n")])
+    yield Kept("manifest of plug-ins", [own / "plugins" / "manifest.json"], lambda: kept_plugins(own))
+
+    journal.SETTLE = 0.0  # damage is not waited for
+    words = {"method": "random", "metric": {"name": "distance"}, "run_cap": 3, "words": ["training.seed=0"]}
+    words["parameters"] = {"training.lr": {"min": 1e-5, "max": 1e-2, "distribution": "log_uniform"}}
+    study = make_study(make_plan(words), place / "study").folder
+    with Agent(study, "one-1-aaaa") as agent:
+        complete_trial(open_study(study), take_trial(open_study(study), agent).number, 0.25)
+        take_trial(open_study(study), agent)
+
+    def state() -> object:
+        opened = open_study(study)
+        return opened.plan.to_json(), trial_rows(opened), living_agents(opened)
+
+    files = [p for part in ("sweep.json", "journal.log", "claims/*", "agents/*.json") for p in study.glob(part)]
+    yield Kept("study", files, state)
+
+    (watched := place / "watched").mkdir()
+    save_frames(shots(8), watched / "run_1.h5")
+    os.utime(watched / "run_1.h5", (0, 0))
+    plan, out = StreamPlan(str(watched), idle=0.3, page=0, min_peaks=9), place / "answers"
+    Stream(plan, out)()
+
+    def answers() -> object:
+        opened = Stream(plan, out)
+        opened._hold.close()
+        return read_answers(out), read_answers(out, "peaks"), read_summary(out), sorted(opened.answers.names)
+
+    kept = [p for p in found_in(out) if p.name not in ("live.html", "answers.csv", ".lock")]  # for people
+    yield Kept("answers of a stream", kept, answers)
 
 
 def found_in(place: Path) -> list[Path]:
@@ -370,9 +433,77 @@ def flips(place: Path, count: int) -> tuple[pd.DataFrame, list[str]]:
 
 def streamed(place: Path, count: int, idle: int) -> dict[str, object]:
     """Good frames beside fuzzed messages and idle connections; what was answered, and the memory of the stream."""
-    from hostile_messages import beside_good_frames
+    import zmq
+    from hostile_messages import fuzzed, good
 
-    return beside_good_frames(place, count, idle)
+    from xrddiff.launcher import own_environment, python_words, start
+    from xrddiff.streaming.answers import read_answers
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, idle + 1000)), hard))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["stream", LISTENS.format(port=port), "--idle", "5", "-o", str(place / "out")]
+    command = python_words(*words, code="from xrddiff.entry import command_line; command_line()")
+    with open(place / "said.txt", "wb") as said:
+        stream = start(command, env=own_environment(), stdout=said, stderr=said, cwd=place)
+    wait_until(lambda: connects(port))
+    waiting = []
+    for _ in range(idle):
+        with suppress(OSError):
+            waiting.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+    whole, every = max(100, count // 100), 100
+    with zmq.Context() as context:
+        pushes = [context.socket(zmq.PUSH) for _ in range(2)]
+        for push in pushes:
+            push.connect(f"tcp://127.0.0.1:{port}")
+        messages, began = good(whole), time.monotonic()
+        pushes[0].send_multipart(next(messages))
+        for k, parts in enumerate(fuzzed(count)):
+            pushes[1].send_multipart(parts)
+            if k % every == 0 and (message := next(messages, None)):
+                pushes[0].send_multipart(message)
+        for message in messages:
+            pushes[0].send_multipart(message)
+        sent = time.monotonic() - began
+        for push in pushes:
+            push.close(linger=600_000)
+    peak = psutil.Process(stream.pid).memory_info().rss if stream.poll() is None else 0
+    stream.wait(600)
+    for one in waiting:
+        one.close()
+    table = read_answers(place / "out").set_index("name")
+    own = [name for name in (f"1:{i}" for i in range(whole)) if name in table.index and not table.loc[name, "why"]]
+    row = {"good frames": whole, "answered": len(own), "fuzzed messages": count, "idle connections": len(waiting)}
+    tracebacks = (place / "said.txt").read_text(errors="replace").count("Traceback")
+    return row | {
+        "messages/s": round(count / sent),
+        "memory, MB": round(peak / 1e6),
+        "tracebacks": tracebacks,
+        "code": stream.returncode,
+    }
+
+
+LISTENS = "tcp://*:{port}"
+
+
+def connects(port: int) -> bool:
+    """Whether somebody listens on this port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            sys.exit("the stream does not listen")
+        time.sleep(0.2)
 
 
 def table_of(outcomes: list[Outcome]) -> pd.DataFrame:

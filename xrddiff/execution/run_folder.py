@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from ..addresses import addresses_in, remember_addresses
-from ..mediums import plain_text
 from ..gate import or_default, read_json, read_tail, read_text
 from .. import launcher
 from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
 from ..files import is_path, lock, sealed_yaml, write_json, write_text
-from ..mediums import for_html, say
+from ..mediums import for_html, plain_text, say
 from ..plugins import keep_plugins, load_plugins
 from ..ranks.environment import read_environment
 from ..ranks.stopping import StopRequest
@@ -90,7 +89,7 @@ def _git() -> dict[str, Any] | None:
     if not (root / ".git").exists():
         return None
 
-    unset = dict.fromkeys(("core.fsmonitor", "core.hooksPath", "core.sshCommand", "core.pager"), "")
+    unset = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
 
     def ask(*words: str, check: bool = True) -> str:
         # no optional locks: a run that only reads must not block a commit
