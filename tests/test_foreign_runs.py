@@ -32,7 +32,7 @@ from xrddiff.saved_config import load_config, to_yaml
 from xrddiff.views.report import Report
 
 SECRET = "secret-7f3a-of-the-environment"
-HANGS = 60  # s after which an answer is taken for one that never comes
+HANGS = 300  # s after which an answer is taken for one that never comes
 
 
 def make_good_run(folder: Path) -> Path:

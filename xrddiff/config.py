@@ -212,6 +212,12 @@ def note_unused(cfg: Config, overrides: Iterable[str]) -> None:
         warnings.warn(f"no effect in this run: {', '.join(found)}", stacklevel=2)
 
 # %% ../nbs/config.ipynb #1884ff07
+def known_presets(cfg: Config) -> list[str]:
+    """The overrides that choose the shipped presets of `cfg`; any other text of a saved configuration is no override."""
+    known = lambda group, name: name in presets(group) or made_preset(group, name) is not None  # noqa: E731
+    return [f"{group}={name}" for group, name in cfg.presets.items() if known(group, name)]
+
+
 def _preset_followers(saved: Config, given: dict[str, Any]) -> list[str]:
     """The words of the saved configuration that follow one that is now given another value, and
     that only a preset had set.
@@ -284,12 +290,6 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
 
 # %% ../nbs/config.ipynb #e7c26b7a
 _OF_ONE_RUN = ("output_dir", "run_name", "resume", "engine")  # where it is kept, not what it is
-
-
-def known_presets(cfg: Config) -> list[str]:
-    """The overrides that choose the shipped presets of `cfg`; any other text of a saved configuration is no override."""
-    known = lambda group, name: name in presets(group) or made_preset(group, name) is not None  # noqa: E731
-    return [f"{group}={name}" for group, name in cfg.presets.items() if known(group, name)]
 
 
 @lru_cache(maxsize=8)
