@@ -310,7 +310,10 @@ def test_the_callers_impossible_word_is_refused_with_the_unit_that_was_meant(tmp
             {"wavelength": 12},
             "wavelength is 12 Å; expected usually 0.1 to 6 Å; if 12 keV is meant, say wavelength=1.03",
         ),
-        ({"distance": 20}, "distance is 20000 mm; expected usually 0.005 to 15 m; if 20 mm is meant, say distance=0.02"),
+        (
+            {"distance": 20},
+            "distance is 20000 mm; expected usually 0.005 to 15 m; if 20 mm is meant, say distance=0.02",
+        ),
     ],
 )
 def test_an_unusual_value_is_kept_with_a_warning_from_the_caller_and_from_a_file(tmp_path, words, sentence):
