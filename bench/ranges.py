@@ -1,6 +1,6 @@
 """How far beyond the training frames do real frames go, and what is drawn; and does it cost anything to cut it?
 
-    OMP_NUM_THREADS=1 python bench/ranges.py [--runs FOLDER] [--samples 200] [--cases digits sim128]
+    OMP_NUM_THREADS=1 python bench/ranges.py [--runs FOLDER] [--samples 120] [--cases digits sim128]
 
 First, real frames alone: over many splits, the largest held-out pixel over the largest training pixel. So the headroom of `xrddiff.transforms.values` was chosen.
 Then two models are trained with the words below (a run that is in FOLDER already is taken as it is), and the same samples come back in four ways: as the inverse gives them without limits, within the limits, cut at the largest
@@ -126,7 +126,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="where the runs are kept; a temporary folder without it")
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=120)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -139,7 +139,7 @@ def main() -> None:
     words = "\n".join(f"- {name}: `{' '.join([*CASES[name], *TRAIN])}`" for name in args.cases)
     lines = [
         "# What is drawn beyond the data", "",
-        "`python bench/ranges.py`", "",
+        "`OMP_NUM_THREADS=1 python bench/ranges.py`", "",
         f"Real frames: the largest held-out pixel over the largest training pixel, over 2000 splits of so many frames, a fifth of them held out: median, 90% and 99% quantile; the share of splits in which it is above {HEADROOM:g}; and the share of held-out frames with a pixel above {HEADROOM:g} times the largest of the training.", "",
         *table(["frames", "of them", "median", "90%", "99%", f"splits above {HEADROOM:g}", "frames cut"], real), "",
         f"Drawn frames, {args.samples} of each model: their largest pixel over the largest training pixel, the share of their pixels above that one, the share of samples and of pixels that the limits cut, and the share of samples in which a classifier, trained on real training frames, sees what was asked for (95%, Wilson).", "",

@@ -218,6 +218,21 @@ def pipe_as_data(run: Path, trap: Trap) -> None:
 
 
 @kind
+def plugin_as_a_preset(run: Path, trap: Trap) -> None:
+    """Code that would be executed if what `presets` says were taken for words."""
+    text("evil.py", f"open({trap.marker!r}, 'w')\n")(run, trap)
+    config("experiment_type: ", f"plugins: '[{run / 'evil.py'}]'")(run, trap)
+
+
+@kind
+def presets_of_the_run(run: Path, trap: Trap) -> None:
+    """A search path within the run, with a preset that asks the environment."""
+    text("model/evil.yaml", f"run_name: ${{oc.env:{trap.variable}}}\n")(run, trap)
+    config("experiment_type: ", f"hydra.searchpath: '[file://{run}]'")(run, trap)
+    config("model: ", "model: evil")(run, trap)
+
+
+@kind
 def kept_plugin(run: Path, trap: Trap) -> None:
     """Code in the run that makes a marker, with a manifest that fits."""
     import hashlib
@@ -364,8 +379,8 @@ def _forge(path: Path, file: str, data: bytes) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-_of_checkpoint("forged weights", lambda path: _forge(path, "model.safetensors", b"\xff" * 64))
-_of_checkpoint("forged header", lambda path: _forge(path, "model.safetensors", (1 << 60).to_bytes(8, "little") + b"{}"))
+_of_checkpoint("forged weights", lambda path: _forge(path, "ema.safetensors", b"\xff" * 64))
+_of_checkpoint("forged header", lambda path: _forge(path, "ema.safetensors", (1 << 60).to_bytes(8, "little") + b"{}"))
 _of_checkpoint("forged state", lambda path: _forge(path, "state.json", b"[1]"))
 _of_checkpoint("forged deep state", lambda path: _forge(path, "state.json", b"[" * DEEP))
 _of_checkpoint("forged empty state", lambda path: _forge(path, "state.json", b"{}"))

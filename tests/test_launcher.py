@@ -127,6 +127,7 @@ COMMANDS = {
     "data index": ["data", "index", "frames.h5", "--controls", "2"],
     "data convert": ["data", "convert", "frames.h5", "copy.h5"],
     "list": ["list"],
+    "check": ["check", "{plugin}"],
     "config show": ["config", "show", "{ddpm}"],
     "config diff": ["config", "diff", "{ddpm}", "{ddpm}"],
     "config list": ["config", "list"],
@@ -177,9 +178,13 @@ def filled(hostile, runs) -> dict[str, object]:
     sweep |= dict(parameters={"training.lr": {"values": [1e-3]}})
     (hostile.folder / "sweep.yaml").write_text(json.dumps(sweep))
     ddpm, other = (shutil.copytree(runs("ddpm"), hostile.folder / name) for name in ("trained", "other"))
-    script = hostile.folder.with_name("own.py")
+    script, plugin = (hostile.folder.with_name(name) for name in ("own.py", "plugin.py"))
     script.write_text("import torch; print(torch.__version__)")
-    return dict(ddpm=ddpm, other=other, script=script)
+    plugin.write_text(
+        "from xrddiff.registry import register\n\n\n@register('metric', 'mean count', of='frames')\n"
+        "def mean_count(frames):\n    return frames.intensity.where(frames.mask).mean(['y', 'x']).values\n"
+    )
+    return dict(ddpm=ddpm, other=other, script=script, plugin=plugin)
 
 
 @pytest.mark.slow

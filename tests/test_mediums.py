@@ -175,10 +175,10 @@ def test_a_shell_reads_the_words_that_were_meant(odd):
 
 @names
 def test_json_keeps_what_a_name_is(odd, tmp_path):
-    value = {odd: [odd, 1.5, None]}
-    for text in (mediums.for_json(value), write_json(tmp_path / "x.json", value).read_text()):
-        assert json.loads(text) == value
-    assert harmless(mediums.for_json(value))
+    """Only halves of surrogate pairs, which the gate refuses, become text."""
+    kept = plain_text(odd) if re.search("[\ud800-\udfff]", odd) else odd
+    for text in (mediums.for_json({odd: [odd, 1.5]}), write_json(tmp_path / "x.json", {odd: [odd, 1.5]}).read_text()):
+        assert json.loads(text) == {kept: [kept, 1.5]} and harmless(text.rstrip())
     assert write_text(tmp_path / "x.txt", odd).read_bytes()  # no UnicodeEncodeError, whatever it is
 
 
@@ -377,7 +377,10 @@ def test_reports_are_written_and_read_back(odd, tmp_path):
     check_page(page.read_text(), 1, odd)
     tokens = check_markdown((tmp_path / "report.md").read_text())
     assert [t.tag for t in tokens if t.type == "heading_open"] == ["h1", "h2", "h3", "h2"]
-    assert read_report(tmp_path).title == odd and read_report(tmp_path).write(tmp_path).read_text() == page.read_text()
+    assert (
+        plain_text(read_report(tmp_path).title) == plain_text(odd)
+        and read_report(tmp_path).write(tmp_path).read_text() == page.read_text()
+    )
 
 
 def test_sections_whose_titles_differ_in_other_letters(tmp_path):
@@ -430,7 +433,7 @@ def test_runs_of_odd_names_are_listed_and_compared(odd_runs, tmp_path, capsys):
     check_page(page.read_text(), 1)
     check_markdown((tmp_path / "page" / "compare.md").read_text())
     table = list(csv.reader(open(tmp_path / "page" / "compare.csv", newline="")))
-    assert len(table) == 8 and not any(c.startswith(("=", "@")) for row in table for c in row)
+    assert len(table) == 7 and not any(c.startswith(("=", "@")) for row in table for c in row)
 
 
 def test_the_page_and_the_card_of_a_run_of_an_odd_name(odd_runs, capsys):

@@ -135,7 +135,7 @@ ARGUMENTS = [
     (["submit", "-p", "small", "comm-test", "--sizess", "4"], "did you mean '--sizes'"),
     (["data", "inspect", "list.json", "wavelength=" + "[" * 5000], "cannot be read"),
     (["sample", "empty"], "config.yaml is empty"),
-    (["sample", "deep"], "is not YAML"),
+    (["sample", "deep"], "nested more than 64 levels deep"),
     (["run", "resume=empty"], "config.yaml is empty"),
 ]
 

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['MOST', 'DEPTH', 'DIGITS', 'COLUMNS', 'open_file', 'need_file', 'read_bytes', 'read_tail', 'read_text', 'from_json',
-           'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default', 'read_table', 'read_array', 'read_arrays']
+__all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'COLUMNS', 'CELLS', 'open_file', 'need_file', 'need_folder', 'read_bytes',
+           'read_tail', 'read_text', 'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default',
+           'read_table', 'read_array', 'read_arrays']
 
 # %% ../nbs/gate.ipynb #ddbb1fe1
 MOST = 8 << 20  # bytes of a file that is read whole; its values take up to thirty times as much memory
 DEPTH = 64  # levels of lists and mappings inside each other
 DIGITS = 300  # of a number: it is also a float64
+CONTAINERS = 500_000  # lists and objects of less than 16 bytes each: an empty one takes seventy in memory
 
 
 @contextmanager
@@ -63,6 +65,25 @@ def need_file(path: str | os.PathLike) -> None:
     """Raise as `open_file` does: for a file whose reader opens it by its name."""
     with open_file(path):
         pass
+
+
+def need_folder(path: str | os.PathLike) -> None:
+    """Raise `BadInput` if anything in a folder is neither a file nor a folder: for what is opened by a library, as a zarr store."""
+    left, seen = [os.fspath(path)], set()
+    while left:
+        try:
+            about = os.stat(here := left.pop())
+            if (key := (about.st_dev, about.st_ino)) in seen:  # a link that leads back
+                continue
+            seen.add(key)
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        left.append(entry.path)
+                    elif not entry.is_file() and os.path.lexists(entry.path):
+                        raise BadInput(f"{plain_text(entry.path)} is not a regular file: it is not opened")
+        except OSError as error:
+            raise BadInput(f"cannot read {plain_text(here)}: {error.strerror}") from None
 
 
 def read_bytes(path: str | os.PathLike, most: int = MOST, offset: int = 0) -> bytes:
@@ -109,6 +130,9 @@ def from_json(text: str | bytes, where: str) -> Any:
 
     if is_broken(text.encode("utf-8", "replace") if isinstance(text, str) else text):
         raise BadInput(f"{where} is damaged: it is not what was written there, by its checksum")
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if data.count(b"[") + data.count(b"{") > max(CONTAINERS, len(data) // 16):
+        raise BadInput(f"{where} has more than {CONTAINERS} lists and objects")
     try:
         found = json.loads(text, parse_int=whole)
     except BadInput:
@@ -120,7 +144,7 @@ def from_json(text: str | bytes, where: str) -> Any:
     except (ValueError, RecursionError):
         raise BadInput(f"{where} is not JSON that can be read: it is nested too deep") from None
     _check_values(found, where)
-    if b"\\ud" in (text if isinstance(text, bytes) else text.encode("utf-8", "replace")).lower():
+    if b"\\ud" in data.lower():
         try:
             json.dumps(found, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -227,7 +251,7 @@ def or_default(read: Callable[[], Any], default: Any) -> Any:
         return default
 
 # %% ../nbs/gate.ipynb #5b1d7e20
-COLUMNS = 2000  # of a table
+COLUMNS, CELLS = 2000, 20_000_000  # of a table
 
 
 def read_table(
@@ -240,8 +264,10 @@ def read_table(
     import pandas as pd
 
     name, data = plain_text(path), read_bytes(path, most)
-    if data.partition(b"\n")[0].count(b",") >= COLUMNS:
-        raise BadInput(f"{name} has more than {COLUMNS} columns")
+    lines = data.count(b"\n")
+    columns = data.partition(b"\n")[0].count(b",") + 1
+    if columns > COLUMNS or columns * lines > CELLS:
+        raise BadInput(f"{name} has {columns} columns in {lines} lines; expected at most {COLUMNS}, and {CELLS} cells")
     options = dict(keep_default_na=False, na_values=[""], float_precision="round_trip", index_col=False)
     try:
         table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, object), low_memory=False, **options)

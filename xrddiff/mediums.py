@@ -131,7 +131,7 @@ def for_html(value: object, most: int | None = None, *, breaks: bool = False) ->
 
 
 _MARKS = re.compile(
-    r"[\\`*\[\]|~$]"  # code, emphasis, links, cells, strikes, formulas
+    r"[\\`*\[\]|~$]|(?<=\])\("  # code, emphasis, links, cells, strikes, formulas
     r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore within a word is one
     r"|^(?:#(?=#*(?:\s|$))|[>%]|[+-](?=\s|$|[+-])|=(?==*$)|:(?=::)|\d+(?=[.)](?:\s|$)))"  # what a line may begin as
 )
@@ -155,14 +155,15 @@ def for_code(value: object, language: str | None = None) -> str:
 
 # %% ../nbs/mediums.ipynb #e68fa83b
 def for_json(value: Any, indent: int | None = 2) -> str:
-    """`value` as JSON without invisible characters, which reads as the same value."""
-    unit = lambda c: "".join(f"\\u{int.from_bytes(u, 'big'):04x}" for u in _units(c))  # noqa: E731
-    return _visible(json.dumps(value, indent=indent, ensure_ascii=False), unit, keep="\n")
+    """`value` as JSON without invisible characters, which reads as the same value; only bytes and halves of
+    surrogate pairs, which JSON should not hold, read as `\\xNN`.
+    """
+    return _visible(json.dumps(value, indent=indent, ensure_ascii=False), _json_character, keep="\n")
 
 
-def _units(c: str) -> list[bytes]:
-    data = c.encode("utf-16-be", "surrogatepass")
-    return [data[i : i + 2] for i in range(0, len(data), 2)]
+def _json_character(c: str) -> str:
+    text = plain_text(c) if unicodedata.category(c) == "Cs" else c
+    return f"\\u{ord(c):04x}" if c.isascii() else json.dumps(text)[1:-1]
 
 
 def for_csv(value: Any) -> Any:

@@ -16,7 +16,7 @@ from .errors import BadInput, nearest
 from .files import is_path
 from .gate import checked, read_yaml
 from .mediums import plain_text
-from .words.vocabulary import Config, vocabulary
+from .words.vocabulary import GROUPS, Config, vocabulary
 
 # %% ../nbs/saved_config.ipynb #66924c94
 def to_yaml(cfg: Config) -> str:
@@ -57,6 +57,8 @@ def load_config(path: str | os.PathLike) -> Config:
         cfg = checked(saved, Config, name, strict=False)
     except BadInput as error:
         raise BadInput(f"{error}; {expected}") from None
+    if (group := next((group for group in cfg.presets if group not in GROUPS), None)) is not None:
+        raise BadInput(f"{name}: presets has the group '{plain_text(group, 80)}'; expected {', '.join(GROUPS)}")
     at, own = cfg.data.data_path, path.absolute().parent / OWN_FRAMES
     if at is not None and Path(at).name == OWN_FRAMES and is_path(own):
         cfg.data.data_path = str(own)

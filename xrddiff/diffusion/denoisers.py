@@ -104,6 +104,7 @@ class Denoiser(nn.Module):
         super().__init__()
         traits = find("parameterisation", parameterisation).traits
         self._label, self.spans = traits.get("label", "timestep"), traits.get("spans", False)
+        self._scalings = get("parameterisation", parameterisation)  # looked up once: a graph cannot hold a look-up
         if not 0 < sigma_data < math.inf:
             raise BadInput(
                 f"sigma_data is {sigma_data}; expected the standard deviation of the training data, a number above 0"
@@ -163,8 +164,7 @@ class Denoiser(nn.Module):
     def scalings(self, sigma: float | Tensor) -> Scalings:
         """(c_skip, c_out, c_in, c_noise) of `sigma`, float64, on its device."""
         s = torch.as_tensor(sigma).double()
-        scalings = get("parameterisation", self.parameterisation)(s, self.sigma_data)
-        return Scalings(*scalings, self.noise_label(s))
+        return Scalings(*self._scalings(s, self.sigma_data), self.noise_label(s))
 
     def network(self, scaled: Tensor, noise_label: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """F(c_in x, c_noise) of scaled input, in the type of the weights; a 0-d label is given to

@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from ..gate import or_default, read_json, read_tail, read_text
 from .. import launcher
 from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
-from ..files import lock, sealed_yaml, write_json, write_text
+from ..files import is_path, lock, sealed_yaml, write_json, write_text
 from ..mediums import for_html, plain_text, say
 from ..plugins import keep_plugins, load_plugins
 from ..ranks.environment import read_environment
@@ -522,6 +523,8 @@ def hold_run(path: str | os.PathLike) -> Iterator[None]:
     Raises `BadInput` if another process holds it.
     """
     path = Path(path)
+    if is_path(path / ".lock") and not is_path(path / ".lock", "file"):
+        raise BadInput(f"{path / '.lock'} is not a regular file: the run is not executed")
     try:
         file = open(path / ".lock", "a+", encoding="utf-8")
     except OSError as error:
@@ -544,6 +547,8 @@ def _held_here(path: Path) -> bool:
     """Whether a process of this machine has locked the file."""
     try:
         about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return False
         key = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
         if (table := Path("/proc/locks")).is_file():
             return any(key in line.split() for line in table.read_text().splitlines())

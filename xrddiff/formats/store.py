@@ -20,7 +20,7 @@ import hdf5plugin
 import numpy as np
 import xarray as xr
 
-from ..gate import from_json, read_json
+from ..gate import from_json, need_folder, read_json
 from .arrays import is_zarr
 from ..frames.frames import IMAGE_DIMS, PANEL_DIMS, validate_frames
 from ..frames.rows import lazy_array
@@ -488,6 +488,8 @@ def _read_zarr(path: Path | RemoteFolder) -> xr.Dataset:
     import zarr
 
     far = isinstance(path, RemoteFolder)  # there the list of variables is believed: a folder cannot be looked into
+    if not far:
+        need_folder(path)  # zarr would wait for a pipe
     group = zarr.open_group(zarr_place(path), mode="r", use_consolidated=None if far else False)
     with warnings.catch_warnings():  # an array that zarr does not recognise is missing from the digest
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)

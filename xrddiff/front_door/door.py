@@ -157,7 +157,8 @@ def load_exported(path: str | os.PathLike) -> Exported:
 # %% ../../nbs/front_door/door.ipynb #a5bff19c
 @plain_errors
 def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
-    """A table of the runs below `folder`, indexed by path, the newest last.
+    """A table of the runs below `folder`, indexed by path, the newest last. The state of one that
+    cannot be read is "damaged".
 
     `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such
     folder.
@@ -169,11 +170,14 @@ def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
     for level in ("*", "*/*", "*/*/*"):
         for path in folder.glob(f"{level}/config.yaml"):
             try:
+                begun = path.lstat().st_mtime
                 run = open_run(path.parent)
-                begun = path.stat().st_mtime
-            except (XrddiffError, OSError):  # not a run, or one that is being removed
+                row = {**about_run(run), "state": run.state, "step": run.step}
+            except (XrddiffError, ValueError, LookupError, TypeError):
+                row = {"model": "", "data": "", "state": "damaged", "step": None}
+            except OSError:  # it is being removed
                 continue
-            found[str(path.parent)] = {**about_run(run), "state": run.state, "step": run.step, "begun": begun}
+            found[str(path.parent)] = row | {"begun": begun}
     columns = ["model", "data", "state", "step", "begun"]
     table = (
         pd.DataFrame.from_dict(found, orient="index", columns=[*columns]) if found else pd.DataFrame(columns=columns)

@@ -99,7 +99,7 @@ def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: boo
 def _traceback(notebook: Path, colour: bool) -> list[str]:
     """The traceback that an executed notebook ends with."""
     try:
-        cells = read_json(notebook, dict, 64 << 20)["cells"]
+        cells = read_json(notebook, dict, 16 << 20)["cells"]
         errors = [out for cell in cells for out in cell.get("outputs", []) if out["output_type"] == "error"]
         text = "\n".join(errors[-1]["traceback"]) if errors else ""
     except (OSError, BadInput, KeyError, TypeError, AttributeError):

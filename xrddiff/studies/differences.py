@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import compose_config
+from ..config import compose_config, known_presets
 from ..errors import BadInput
 from .listing import KEY_METRICS, RunRow, read_metrics
 from ..used_words import unused_words
@@ -27,8 +27,9 @@ _OWN = ("resume", "run_name", "output_dir")  # of each run, and no setting
 
 def _preset_values(cfg: Config) -> Config | None:
     """The configuration that the presets of a run give by themselves; None where they are not here."""
+    known = known_presets(cfg)
     try:
-        return compose_config([f"{group}={name}" for group, name in cfg.presets.items()])
+        return compose_config(known) if len(known) == len(cfg.presets) else None
     except BadInput:
         return None
 
@@ -43,7 +44,8 @@ def differing_settings(configs: Mapping[str, Config]) -> pd.DataFrame:
 
     made: dict[tuple, Config | None] = {}
     for cfg in configs.values():
-        made.setdefault(tuple(cfg.presets.items()), _preset_values(cfg))
+        if (chosen := tuple(cfg.presets.items())) not in made:
+            made[chosen] = _preset_values(cfg)
     unused = {run: unused_words(cfg) for run, cfg in configs.items()}
     columns = {g: {run: cfg.presets.get(g, "") for run, cfg in configs.items()} for g in GROUPS}
     for word in (w for w in vocabulary() if w not in _OWN):

@@ -27,7 +27,7 @@ __all__ = ['STEPS', 'EPOCHS', 'MOST_ROWS', 'SAMPLES', 'History', 'read_rows', 'r
 
 # %% ../../nbs/telemetry/history.ipynb #b1af4d23
 STEPS, EPOCHS = "training_metrics", "epochs"  # the tables of a run
-MOST_ROWS = 64 << 20  # bytes of a table's rows
+MOST_ROWS = 128 << 20  # bytes of a table's rows
 SAMPLES = "samples_during"  # its folder for samples during training, with a table of its own
 _FIRST = ("step", "epoch", "frames", "split", "lr", "loss")
 _LAST = ("note",)

@@ -146,7 +146,7 @@ def read_findings(run: str | Path) -> list[Finding]:
             try:
                 rows = [
                     {"remedy" if k == "try" else k: v for k, v in row.items()}
-                    for row in read_json(path, list[dict[str, Any]])
+                    for row in read_json(path, list[dict[str, Any]], 1 << 20)
                 ]
                 found = checked(rows, list[Finding], path.name)
                 return sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.step))

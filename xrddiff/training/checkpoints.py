@@ -119,7 +119,7 @@ def _manifest(step: int, files: Mapping[str, Any], added: Mapping[str, str]) -> 
     return json.dumps(manifest | {"digest": _digest(manifest)}, indent=1) + "\n"
 
 # %% ../../nbs/training/checkpoints.ipynb #3aa8ce6c
-MOST_STATE = 64 << 20  # bytes of the state of a checkpoint
+MOST_STATE = 16 << 20  # bytes of the state of a checkpoint
 
 
 def _read_json(path: Path) -> Any:

@@ -288,7 +288,7 @@ def read_report(folder: str | Path) -> Report:
     """
     file = Path(folder) / "metrics" / "report.json"
     try:
-        record = read_json(file, dict[str, Any], 4 * MOST)
+        record = read_json(file, dict[str, Any])
         sections = [_section(s, Path(folder)) for s in record["sections"]]
         return Report(str(record["title"]), str(record["lead"]), sections)
     except OSError as error:

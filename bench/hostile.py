@@ -1,0 +1,578 @@
+"""What somebody else wrote or changed: hostile folders, studies, files and messages, and flipped bits.
+
+    OMP_NUM_THREADS=1 python bench/hostile.py [--only folders,studies,files,flips,stream] [--flips 10000] [--messages 100000] [--idle 2000] [--folder DIR]
+
+Each case is one command in a process of its own (forked from one that has imported PyTorch, so that the time is that of the command), in a folder of its own, with a secret in its environment. Looked at are its exit
+code, what it printed, what it wrote, what it asked a web server on this machine, whether code of the case was executed (it leaves a mark), its seconds, and its memory beyond that of the process it was forked from.
+A *flip* is one bit of one file that xrddiff wrote and reads back: it is *seen* if the file is refused in a sentence, *harmless* if what is read is equal to what was written, *silent* otherwise.
+The *stream* answers good frames of a detector's socket beside fuzzed messages and idle connections. Writes bench/results/hostile.md; ends with code 1 if anything was executed, leaked, silent, lost, a traceback or a hang.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+import xarray as xr
+
+import xrddiff.execution.phases
+import xrddiff.inference.sample_jobs
+import xrddiff.views.judgement
+import xrddiff.views.plots  # noqa: F401  imported once, before the first fork
+from xrddiff.cli.main import main as xrddiff_main
+from xrddiff.errors import XrddiffError
+from xrddiff.formats.store import save_frames
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests"))  # the generators of hostile things, which the tests use too
+
+RESULTS = ROOT / "bench" / "results" / "hostile.md"
+SECRET = "cb5f0a5e-a-secret-of-this-user"
+HANG = 5.0  # s beyond which a command is said to hang
+KILL = 30.0  # s after which it is killed
+MEMORY = 1 << 30  # bytes for a hostile file
+
+
+@dataclass
+class Outcome:
+    """What a command did with a case."""
+
+    area: str
+    case: str
+    command: str
+    code: int = 0
+    said: str = ""
+    seconds: float = 0.0
+    cpu: float = 0.0
+    memory: float = 0.0  # bytes beyond those of the process it was forked from
+    faults: list[str] = field(default_factory=list)
+
+
+class Listener(BaseHTTPRequestHandler):
+    """A server that notes what it is asked: nothing here should ask it."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(f"{self.path} {self.headers}")
+        self.send_error(404)
+
+    do_HEAD = do_PUT = do_POST = do_GET
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@contextmanager
+def listener() -> Iterator[str]:
+    """The address of a web server on this machine that notes in `Listener.asked` what it is asked."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def attempt(area: str, case: str, argv: list[str], folder: Path, mark: Path, seconds: float = KILL) -> Outcome:
+    """Execute a command in a forked process, in `folder`, and look at what it did."""
+    out, began, before = folder / "said.txt", time.monotonic(), set(folder.rglob("*"))
+    child = os.fork()
+    if not child:
+        try:
+            os.setsid()
+            os.chdir(folder)
+            with open(out, "wb") as file, open(os.devnull, "rb") as nothing:
+                os.dup2(nothing.fileno(), 0), os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            code = 1
+            try:
+                code = xrddiff_main(argv)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush(), sys.stderr.flush()
+            peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+            (folder / ".memory").write_text(str(max(0, peak - base)))
+            os._exit(code)
+        finally:
+            os._exit(70)
+    timer = threading.Timer(seconds, lambda: os.killpg(child, signal.SIGKILL))
+    timer.start()
+    _, status, used = os.wait4(child, 0)
+    timer.cancel()
+    with_errors = out.read_bytes().decode(errors="replace") if out.exists() else ""
+    found = Outcome(area, case, argv[0], os.waitstatus_to_exitcode(status), with_errors, time.monotonic() - began)
+    kept = folder / ".memory"
+    found.memory = 1024.0 * (float(kept.read_text()) if kept.exists() else used.ru_maxrss)
+    found.cpu = used.ru_utime + used.ru_stime
+    if "Traceback (most recent call last)" in with_errors:
+        found.faults.append("traceback")
+    if found.code not in (0, 1, 2, 75):
+        found.faults.append("hang" if found.seconds >= seconds else "ended by itself")
+    elif found.cpu > HANG:
+        found.faults.append("hang")
+    if found.memory > MEMORY:
+        found.faults.append("memory")
+    if mark.exists():
+        found.faults.append("executed")
+        mark.unlink()
+    if SECRET in with_errors or any(_holds(p, SECRET) for p in set(folder.rglob("*")) - before):
+        found.faults.append("leaked")
+    if Listener.asked:
+        found.faults.append("asked a server")
+        Listener.asked.clear()
+    return found
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size < 64 << 20 and text.encode() in path.read_bytes()
+    except OSError:
+        return False
+
+
+SMALL = ["size=tiny", "experiment_type=test", "data=pooling_422", "data.pool=8", "data.limit=64", "threads=1"]
+SMALL += ["training.num_epochs=1", "training.batch_size=8", "training.max_steps=4", "inference.num_samples=4"]
+TRAIN = ["run", "model=ddpm", *SMALL, "inference.steps=2", "inference.index_frames=0", "run_name=good"]
+
+# Each command that opens a run; RUN and GOOD are folders, FRAMES two frames of its detector. The second half executes the model.
+CHEAP = {
+    "runs": ["runs", "."],
+    "compare": ["compare", "RUN", "GOOD", "-o", "pages"],
+    "report": ["report", "RUN"],
+    "watch": ["watch", "RUN", "--once"],
+    "config show": ["config", "show", "RUN"],
+    "config diff": ["config", "diff", "RUN", "GOOD"],
+    "logs": ["logs", "RUN"],
+    "resume": ["resume", "RUN", "--dry-run"],
+    "run resume": ["run", "resume=RUN", "--dry-run"],
+    "run init": ["run", "model=ddpm", *SMALL, "init=RUN", "--dry-run"],
+    "scaling": ["scaling", "RUN"],
+}
+COSTLY = {
+    "sample": ["sample", "RUN", "-n", "1", "inference.steps=1", "inference.index_frames=0"],
+    "evaluate": ["evaluate", "RUN", "inference.index_frames=0"],
+    "inpaint": ["inpaint", "RUN", "FRAMES", "--frames", "0", "inference.steps=1"],
+    "interpolate": ["interpolate", "RUN", "FRAMES:0", "FRAMES:1", "inference.steps=1"],
+    "posterior": ["posterior", "pixels", "RUN", "FRAMES", "--frames", "0", "--draws", "2", "inference.steps=1"],
+    "export": ["export", "RUN", "--format", "onnx", "-o", "out"],
+    "stream": ["stream", "frames", "--run", "RUN", "--idle", "0.2", "-o", "answers"],
+}
+STUDY = {
+    "sweep status": ["sweep", "status", "RUN"],
+    "sweep best": ["sweep", "best", "RUN"],
+    "sweep again": ["sweep", "RUN", "--agents", "1", "--runs", "0"],
+    "runs": ["runs", "."],
+    "compare": ["compare", "RUN", "-o", "pages"],
+}
+FILE = {
+    "data inspect": ["data", "inspect", "FILE"],
+    "data convert": ["data", "convert", "FILE", "-o", "out.h5"],
+}
+
+
+def filled(words: list[str], **names: str) -> list[str]:
+    """The words of a command with the names of files put in."""
+    for name, value in names.items():
+        words = [word.replace(name, value) for word in words]
+    return words
+
+
+def forked(argv: list[str], folder: Path) -> None:
+    """Execute a command that must succeed, in a forked process."""
+    found = attempt("setup", " ".join(argv[:2]), argv, folder, folder / "no-mark", seconds=600)
+    if found.code:
+        sys.exit(f"{' '.join(argv)}: ended with {found.code}: {found.said[-3000:]}")
+
+
+def copied(source: Path, target: Path) -> None:
+    """A copy of a folder with its links, pipes and odd names."""
+    subprocess.run(["cp", "-a", source, target], check=True)
+
+
+def folders(place: Path, share: float) -> Iterator[Outcome]:
+    """Hostile run folders × every command that opens a run; `share` of those commands that execute the model."""
+    from hostile_runs import Trap, hostile_runs
+
+    from xrddiff.simulation.simulate import simulate
+
+    forked(TRAIN, place)
+    good = next(place.glob("output/*/good"))
+    secret = place / "secret.txt"
+    secret.write_text(SECRET)
+    mark = place / "mark"
+    with listener() as address:
+        trap = Trap("XRDDIFF_SECRET", str(mark), address.partition("//")[2], str(secret))
+        (place / "hostile").mkdir()
+        runs = hostile_runs(place / "hostile", good, trap)
+        chance = random.Random(0)
+        for name, run in runs.items():
+            for what, words in (CHEAP | COSTLY).items():
+                if what in COSTLY and chance.random() >= share:
+                    continue
+                here = place / "here"
+                (here / "frames").mkdir(parents=True)
+                copied(run, here / run.name)
+                save_frames(simulate("sim-422", range(2)), here / "two.h5") if what in COSTLY else None
+                argv = filled(words, RUN=run.name, GOOD=str(good), FRAMES="two.h5")
+                yield attempt("run folders", f"{name}: {what}", argv, here, mark)
+                shutil.rmtree(here)
+
+
+def studies(place: Path, share: float) -> Iterator[Outcome]:
+    """Hostile studies × the commands that open one."""
+    from hostile_studies import hostile_studies
+
+    (place / "sweep.yaml").write_text(
+        "parameters:\n  training.lr: {values: [1e-3, 1e-4]}\nmethod: grid\nmetric: loss\ngoal: minimize\n"
+        f"words: [model=vae_kl, {', '.join(SMALL)}]\n"
+    )
+    forked(["sweep", "sweep.yaml", "-o", "good", "--agents", "0"], place)
+    mark = place / "mark"
+    (place / "hostile").mkdir()
+    with listener():
+        for name, study in hostile_studies(place / "hostile", place / "good", mark, "XRDDIFF_SECRET").items():
+            for what, words in STUDY.items():
+                here = place / "here"
+                here.mkdir()
+                copied(study, here / name)
+                yield attempt("studies", f"{name}: {what}", filled(words, RUN=name), here, mark)
+                shutil.rmtree(here)
+
+
+def files(place: Path, share: float) -> Iterator[Outcome]:
+    """Hostile files of frames, geometry, masks and labels × what opens them."""
+    from hostile_files import hostile_files
+
+    for name, path in hostile_files(place / "hostile").items():
+        for what, words in FILE.items():
+            here = place / "here"
+            here.mkdir()
+            argv = filled(words, FILE=os.fspath(path))
+            yield attempt("files", f"{name}: {what}", argv, here, place / "mark")
+            shutil.rmtree(here)
+
+
+@dataclass
+class Kept:
+    """Files that xrddiff wrote, and how what they say is read back, as something that can be compared."""
+
+    name: str
+    files: list[Path]
+    read: Callable[[], object]
+
+
+def equal(a: object, b: object) -> bool:
+    """Whether what was read twice is the same, to the bit."""
+    if isinstance(a, pd.DataFrame | xr.Dataset):
+        return type(a) is type(b) and bool(a.equals(b) if isinstance(a, pd.DataFrame) else a.identical(b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return a == b or (a != a and b != b)
+
+
+def kept_files(place: Path) -> Iterator[Kept]:
+    """Every kind of file that xrddiff writes and reads back."""
+    from hostile_messages import frames as shots
+
+    from xrddiff.exports.package import finish_package, read_package
+    from xrddiff.formats.parts import PartStore, parts_done, write_part
+    from xrddiff.formats.store import read_store
+    from xrddiff.gate import read_json
+    from xrddiff.plugins import Plugin, keep_plugins, kept_plugins
+    from xrddiff.saved_config import load_config
+    from xrddiff.streaming.answers import read_answers, read_summary
+    from xrddiff.streaming.stream import Stream, StreamPlan
+    from xrddiff.studies import journal
+    from xrddiff.studies.study import (
+        Agent,
+        complete_trial,
+        living_agents,
+        make_study,
+        open_study,
+        take_trial,
+        trial_rows,
+    )
+    from xrddiff.studies.sweep_file import make_plan
+    from xrddiff.telemetry.history import read_epochs, read_history
+    from xrddiff.telemetry.rules import read_findings
+    from xrddiff.training.checkpoints import latest_checkpoint, load_checkpoint
+
+    frames = shots(3, 96)
+    for name in ("frames.h5", "frames.zarr"):
+        store = save_frames(frames, place / name)
+        yield Kept(f"store {name[6:]}", found_in(store), lambda store=store: read_store(store).load())
+    parts = PartStore.create(place / "parts", frames, 2, about={"seed": 1})
+    for i in range(2):
+        write_part(parts, i, {"intensity": frames["intensity"].values[2 * i : 2 * i + 2]})
+    marks = [parts.path / "plan.json", *sorted((parts.path / "marks").iterdir())]
+    yield Kept("parts of samples", marks, lambda: (vars(PartStore(parts.path)), parts_done(PartStore(parts.path))))
+
+    forked(["run", "model=vae_kl", *SMALL, "run_name=run"], place)
+    run = next(place.glob("output/*/run"))
+    step = latest_checkpoint(run / "checkpoints")
+    yield Kept("checkpoint", found_in(step), lambda: vars(load_checkpoint(step)))
+    yield Kept("config.yaml", [run / "config.yaml"], lambda: asdict(load_config(run / "config.yaml")))
+    tables = [file for name in ("training_metrics", "epochs") for file in run.glob(f"metrics/{name}.*")]
+    yield Kept("tables of a training", tables, lambda: (read_history(run), read_epochs(run)))
+    numbers = [run / "environment.json", *(f for f in sorted(run.glob("metrics/*.json")) if f not in tables)]
+    read_numbers = lambda: ([read_json(file) for file in numbers], [asdict(f) for f in read_findings(run)])  # noqa: E731
+    yield Kept("JSON of a run", numbers, read_numbers)
+    for store in sorted(run.glob("samples/*.zarr")):
+        yield Kept("samples", found_in(store), lambda store=store: read_store(store).load())
+
+    (package := place / "package").mkdir()
+    (package / "graph.bin").write_bytes(random.Random(0).randbytes(4096))
+    finish_package(package, {"kind": "test", "scale": 0.5})
+    yield Kept(
+        "exported package", found_in(package), lambda: (read_package(package), (package / "graph.bin").read_bytes())
+    )
+
+    (own := place / "own").mkdir()
+    keep_plugins(own, [Plugin("mine.py", str(place / "mine.py"), b"x = 1\n")])
+    yield Kept("manifest of plug-ins", [own / "plugins" / "manifest.json"], lambda: kept_plugins(own))
+
+    journal.SETTLE = 0.0  # damage is not waited for
+    words = {"method": "random", "metric": {"name": "distance"}, "run_cap": 3, "words": ["training.seed=0"]}
+    words["parameters"] = {"training.lr": {"min": 1e-5, "max": 1e-2, "distribution": "log_uniform"}}
+    study = make_study(make_plan(words), place / "study").folder
+    with Agent(study, "one-1-aaaa") as agent:
+        complete_trial(open_study(study), take_trial(open_study(study), agent).number, 0.25)
+        take_trial(open_study(study), agent)
+
+    def state() -> object:
+        opened = open_study(study)
+        return opened.plan.to_json(), trial_rows(opened), living_agents(opened)
+
+    files = [p for part in ("sweep.json", "journal.log", "claims/*", "agents/*.json") for p in study.glob(part)]
+    yield Kept("study", files, state)
+
+    (watched := place / "watched").mkdir()
+    save_frames(shots(8), watched / "run_1.h5")
+    os.utime(watched / "run_1.h5", (0, 0))
+    plan, out = StreamPlan(str(watched), idle=0.3, page=0, min_peaks=9), place / "answers"
+    Stream(plan, out)()
+
+    def answers() -> object:
+        opened = Stream(plan, out)
+        opened._hold.close()
+        return read_answers(out), read_answers(out, "peaks"), read_summary(out), sorted(opened.answers.names)
+
+    kept = [p for p in found_in(out) if p.name not in ("live.html", "answers.csv", ".lock")]  # for people
+    yield Kept("answers of a stream", kept, answers)
+
+
+def found_in(place: Path) -> list[Path]:
+    """The files of a folder, or the file."""
+    return [p for p in sorted(place.rglob("*")) if p.is_file()] if place.is_dir() else [place]
+
+
+def flips(place: Path, count: int) -> tuple[pd.DataFrame, list[str]]:
+    """Flip single bits of the files that xrddiff wrote, the same number for each kind; what became of them, and the faults."""
+    kinds, rows, faults, chance = list(kept_files(place)), {}, [], random.Random(0)
+    for kept in kinds:
+        expected, row = kept.read(), rows.setdefault(kept.name, Counter())
+        for _ in range(max(1, count // len(kinds))):
+            file = chance.choice(kept.files)
+            whole = file.read_bytes()
+            if not whole:
+                continue
+            at, bit = chance.randrange(len(whole)), chance.randrange(8)
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            row["flips"] += 1
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                try:
+                    same = equal(kept.read(), expected)
+                    what = "harmless" if same else "seen" if said else "silent"
+                except XrddiffError as error:
+                    what = "seen" if "\n" not in str(error) else "raw exception"
+                except Exception as error:
+                    what = "raw exception"
+                    said = [f"{type(error).__name__}: {error}"[:200]]
+            row[what] += 1
+            if what in ("silent", "raw exception"):
+                faults.append(f"{kept.name}, {file.name}, byte {at}, bit {bit}: {what} {said and said[0]}")
+            file.write_bytes(whole)
+    columns = ["flips", "seen", "harmless", "silent", "raw exception"]
+    return pd.DataFrame(rows).T.reindex(columns=columns).fillna(0).astype(int), faults
+
+
+def streamed(place: Path, count: int, idle: int) -> dict[str, object]:
+    """Good frames beside fuzzed messages and idle connections; what was answered, and the memory of the stream."""
+    import zmq
+    from hostile_messages import fuzzed, good
+
+    from xrddiff.launcher import own_environment, python_words, start
+    from xrddiff.streaming.answers import read_answers
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, idle + 1000)), hard))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["stream", LISTENS.format(port=port), "--idle", "5", "-o", str(place / "out")]
+    command = python_words(*words, code="from xrddiff.entry import command_line; command_line()")
+    with open(place / "said.txt", "wb") as said:
+        stream = start(command, env=own_environment(), stdout=said, stderr=said, cwd=place)
+    wait_until(lambda: connects(port))
+    waiting = []
+    for _ in range(idle):
+        with suppress(OSError):
+            waiting.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+    whole, every = max(100, count // 100), 100
+    with zmq.Context() as context:
+        pushes = [context.socket(zmq.PUSH) for _ in range(2)]
+        for push in pushes:
+            push.connect(f"tcp://127.0.0.1:{port}")
+        messages, began = good(whole), time.monotonic()
+        pushes[0].send_multipart(next(messages))
+        for k, parts in enumerate(fuzzed(count)):
+            pushes[1].send_multipart(parts)
+            if k % every == 0 and (message := next(messages, None)):
+                pushes[0].send_multipart(message)
+        for message in messages:
+            pushes[0].send_multipart(message)
+        sent = time.monotonic() - began
+        for push in pushes:
+            push.close(linger=600_000)
+    peak = psutil.Process(stream.pid).memory_info().rss if stream.poll() is None else 0
+    stream.wait(600)
+    for one in waiting:
+        one.close()
+    table = read_answers(place / "out").set_index("name")
+    own = [name for name in (f"1:{i}" for i in range(whole)) if name in table.index and not table.loc[name, "why"]]
+    row = {"good frames": whole, "answered": len(own), "fuzzed messages": count, "idle connections": len(waiting)}
+    tracebacks = (place / "said.txt").read_text(errors="replace").count("Traceback")
+    return row | {
+        "messages/s": round(count / sent),
+        "memory, MB": round(peak / 1e6),
+        "tracebacks": tracebacks,
+        "code": stream.returncode,
+    }
+
+
+LISTENS = "tcp://*:{port}"
+
+
+def connects(port: int) -> bool:
+    """Whether somebody listens on this port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            sys.exit("the stream does not listen")
+        time.sleep(0.2)
+
+
+def table_of(outcomes: list[Outcome]) -> pd.DataFrame:
+    """A row for each area and command: how many cases, how they ended, the slowest and the largest."""
+    rows = {}
+    for area, found in itertools.groupby(sorted(outcomes, key=lambda o: o.area), lambda o: o.area):
+        for command, some in itertools.groupby(
+            sorted(found, key=lambda o: o.case.split(": ")[-1]), lambda o: o.case.split(": ")[-1]
+        ):
+            some = list(some)
+            row = dict(
+                cases=len(some),
+                refused=sum(o.code == 2 for o in some),
+                answered=sum(o.code in (0, 1, 75) for o in some),
+            )
+            row |= {fault: sum(fault in o.faults for o in some) for fault in FAULTS}
+            row |= {"slowest, CPU s": max(o.cpu for o in some), "largest, MB": max(o.memory for o in some) / 1e6}
+            rows[area, command] = row
+    table = pd.DataFrame(rows).T
+    whole = ["cases", "refused", "answered", *FAULTS]
+    return table.astype({name: int for name in whole}).round(1)
+
+
+FAULTS = ["traceback", "hang", "ended by itself", "memory", "executed", "leaked", "asked a server"]
+AREAS = {"folders": folders, "studies": studies, "files": files}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="folders,studies,files,flips,stream")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the cases of commands that execute a model")
+    parser.add_argument("--flips", type=int, default=10_000)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--idle", type=int, default=2000)
+    args = parser.parse_args()
+    began, text, faults = time.time(), [], []
+    os.environ |= {"XRDDIFF_SECRET": SECRET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
+        os.environ["XRDDIFF_STATE"] = str(Path(folder) / "state")
+        outcomes = []
+        for name in (n for n in args.only.split(",") if n in AREAS):
+            (place := Path(folder) / name).mkdir()
+            for found in AREAS[name](place, args.share):
+                outcomes.append(found)
+                for fault in found.faults:
+                    faults.append(
+                        f"{found.area}, {found.case}: {fault} ({found.code}, {found.cpu:.1f} s): {found.said[-300:]!r}"
+                    )
+                    print(faults[-1], flush=True)
+        if outcomes:
+            text += [table_of(outcomes).to_markdown()]
+        if "flips" in args.only:
+            (place := Path(folder) / "flips").mkdir()
+            table, more = flips(place, args.flips)
+            faults += more
+            text += ["## One bit", table.to_markdown()]
+        if "stream" in args.only:
+            (place := Path(folder) / "stream").mkdir()
+            row = streamed(place, args.messages, args.idle)
+            faults += [f"stream: {row}"] * (row["answered"] != row["good frames"])
+            text += ["## A stream", pd.DataFrame([row]).to_markdown(index=False)]
+    head = "\n".join(__doc__.splitlines()[4:]).strip()
+    end = f"{(time.time() - began) / 60:.0f} minutes on {os.cpu_count()} shared CPU cores, {date.today()}."
+    found = "No fault." if not faults else "Faults:\n\n" + "\n".join(f"- `{fault}`" for fault in faults[:40])
+    RESULTS.write_text("\n\n".join(["# Hostile input", head, *text, found, end]) + "\n")
+    print(RESULTS.read_text())
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
