@@ -226,7 +226,12 @@ def names_page(site: Site) -> str:
         lines += [f"## {title(kind).capitalize()}", "", f"`{kind}`: {about.help}.", ""]
         if about.call and not about.closed:
             tried = entries("probe")[kind].help if kind in entries("probe") else "the call alone"
-            lines += [f"Yours: {about.call.replace('*', chr(92) + '*')}.", "", f"Tried by `xrddiff check`: {tried}.", ""]
+            lines += [
+                f"Yours: {about.call.replace('*', chr(92) + '*')}.",
+                "",
+                f"Tried by `xrddiff check`: {tried}.",
+                "",
+            ]
         rows = []
         for entry in found.values():
             options = "<br>".join(option_line(o).replace("*", "\\*") for o in entry.options.values())
