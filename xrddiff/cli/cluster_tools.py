@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..gate import from_json, read_bytes
+from ..gate import read_json
 from .batch import add_command, rank_command, write_or_print
 from ..errors import BadInput
 from ..mediums import say
@@ -216,18 +216,22 @@ def _measured_network(file: str) -> Network:
     from xrddiff.ranks.comm import CommReport
     from xrddiff.ranks.networks import report_network
 
+    expected = "expected what `xrddiff comm-test --json` prints"
     try:
-        found = from_json(read_bytes(file), file)
+        found = read_json(file)
+    except OSError as error:
+        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+    except BadInput as error:
+        raise BadInput(f"{error}; {expected}") from None
+    try:
         report = CommReport(
             found["num_processes"], found["num_nodes"], found["backend"], found["rounds"], found["messages"]
         )
         return report_network(report)
-    except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}") from None
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-        raise BadInput(f"{file}: expected what `xrddiff comm-test --json` prints") from None
+    except (ValueError, LookupError, TypeError, ArithmeticError):
+        raise BadInput(f"{file}: {expected}") from None
 
 # %% ../../nbs/cli/cluster_tools.ipynb #4a7004eb
 def write_accelerate_config(args: argparse.Namespace) -> int:

@@ -301,10 +301,15 @@ def list_profiles() -> list[Profile]:
 
 # %% ../../nbs/slurm/profiles.ipynb #93536350
 def _load(path: Path) -> Profile:
+    expected = "expected a YAML file with a profile"
     try:
-        tree = yaml.compose(read_text(path, 1 << 20), yaml.BaseLoader)
+        text = read_text(path, 1 << 20)
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; expected a YAML file with a profile") from None
+        raise BadInput(f"{path}: {error.strerror}; {expected}") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}; {expected}") from None
+    try:
+        tree = yaml.compose(text, yaml.BaseLoader)
     except RecursionError:
         raise BadInput(f"{path}: nested too deeply; expected lines such as 'nodes: 4'") from None
     except yaml.YAMLError as error:
