@@ -339,7 +339,15 @@ def kept_files(place: Path) -> Iterator[Kept]:
     for i in range(2):
         write_part(parts, i, {"intensity": frames["intensity"].values[2 * i : 2 * i + 2]})
     marks = [parts.path / "plan.json", *sorted((parts.path / "marks").iterdir())]
-    yield Kept("parts of samples", marks, lambda: (vars(PartStore(parts.path)), parts_done(PartStore(parts.path))))
+
+    def done() -> object:
+        """What is done; a mark that does not fit has its part made again, from its seed."""
+        store = PartStore(parts.path)
+        if len(marked := parts_done(store)) < 2:
+            raise XrddiffError("a part is made again")
+        return vars(store), marked
+
+    yield Kept("parts of samples", marks, done)
 
     forked(["run", "model=vae_kl", *SMALL, "run_name=run"], place)
     run = next(place.glob("output/*/run"))

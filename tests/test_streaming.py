@@ -64,7 +64,7 @@ def answered(folder: Path) -> int:
         return 0
 
 
-def wait_for(true, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(true, process: subprocess.Popen, seconds: float = 600) -> None:
     ends = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, process.stdout.read()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
 import linecache
 import os
 import re
@@ -21,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gate import checked, read_bytes, read_json
+from .gate import checked, from_json, read_bytes, read_json
 from .errors import BadInput, XrddiffError
-from .files import writing
+from .files import write_json, writing
 from xrddiff.registry import (
     GROUND,
     Entry,
@@ -77,7 +76,7 @@ def notebook_cells(content: bytes, path: str) -> list[tuple[str, str]]:
     notebook.
     """
     try:
-        cells = [c for c in json.loads(content)["cells"] if c["cell_type"] == "code"]
+        cells = [c for c in from_json(content, path)["cells"] if c["cell_type"] == "code"]
         code = ["".join(c["source"]) for c in cells]
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"plugins: {path} is not a notebook; expected Jupyter's .ipynb") from None
@@ -282,7 +281,7 @@ def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
             if p.content is not None:
                 (folder / p.name).write_bytes(p.content)
         rows = [{"name": p.name, "source": p.source, "sha256": p.sha256} for p in plugins]
-        (folder / "manifest.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "manifest.json", rows)
     _remember([p.sha256 for p in plugins if p.sha256])
 
 
