@@ -42,7 +42,8 @@ def package(latent_run, tmp_path_factory):
     """The latent model as compiled libraries: three graphs, with maps."""
     if shutil.which("g++") is None:
         missing("no C++ compiler: g++ is not installed (Debian: g++)")
-    printed = xrddiff("export", str(latent_run), "--format", "pt2", folder=tmp_path_factory.mktemp("export"))
+    folder = tmp_path_factory.mktemp("export")
+    printed = xrddiff("export", str(latent_run), "--format", "pt2", folder=folder, timeout=1800)
     assert "denoiser.pt2" in printed.stdout and "exported: " in printed.stdout
     return latent_run / "exported" / "pt2"
 
