@@ -174,7 +174,7 @@ def test_a_run_is_looked_at(name, hostile, server, monkeypatch):
     unharmed(folder, server)
 
 
-REPORTED = [*list(KINDS)[::4], "picture that leads out", "report_that_leads_out", "picture_that_leads_out", *NAMES]
+REPORTED = [*list(KINDS)[::6], "picture that leads out", "report_that_leads_out", "picture_that_leads_out", *NAMES]
 
 
 @pytest.mark.parametrize("name", [name for name in dict.fromkeys(REPORTED) if name in KINDS or name in NAMES])
@@ -189,6 +189,18 @@ def test_its_report_is_written_again(name, hostile, server):
 
 
 # ---- some, with what costs more
+
+
+def test_a_page_of_odd_runs(hostile, good, server, tmp_path):
+    """One comparison of runs that are read, and are odd in what they say."""
+    folder, runs = hostile
+    said = ("preset of", "summary of", "table", "epochs", "metrics summary.json", "metrics training_metrics.csv")
+    odd = [run for name, run in runs.items() if name.startswith(said)]
+    code, text = command("compare", good, *odd, runs["environment in data_path"], "-o", tmp_path / "page")
+    assert code == 0 and SECRET not in text, text
+    page = next((tmp_path / "page").glob("*.html")).read_text()
+    assert "<script>alert" not in page and not leaks(tmp_path / "page")
+    unharmed(folder, server)
 
 
 @pytest.mark.parametrize(
