@@ -18,6 +18,7 @@ import pytest
 from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import read_failures, stopped_by
+from xrddiff.mediums import plain_text
 from xrddiff.registry import forget, register
 from xrddiff.saved_config import load_config
 from xrddiff.slurm.job import REQUEUE, Job, RankCommand, prepare, quoted, read_job, run_task, run_words
@@ -62,7 +63,7 @@ def test_a_folder_with_an_awkward_name(tmp_path):
     path = tmp_path / AWKWARD.replace("/", "")
     job = Job(overrides=[["model=vq", "data=sim128"]], run_dirs=[str(path)])
     code, out, err = ended(launch("prepare", job, tmp_path))
-    assert (code, err) == (0, "") and out == f"run: {path}\n"
+    assert (code, err) == (0, "") and out == f"run: {plain_text(path)}\n"
     assert compose_config(run_words(job, 0)).resume == str(path) and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
