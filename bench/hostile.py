@@ -457,7 +457,7 @@ def streamed(place: Path, count: int, idle: int) -> dict[str, object]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["stream", LISTENS.format(port=port), "--idle", "5", "-o", str(place / "out")]
+    words = ["stream", LISTENS.format(port=port), "--idle", "60", "-o", str(place / "out")]
     command = python_words(*words, code="from xrddiff.entry import command_line; command_line()")
     with open(place / "said.txt", "wb") as said:
         stream = start(command, env=own_environment(), stdout=said, stderr=said, cwd=place)
