@@ -293,7 +293,7 @@ class Generator:
         if self.limits is None:
             return frames
         return frames.assign({name: ("frame", column) for name, column in beyond.items()}).assign_attrs(
-            {LIMITS: list(self.limits)}
+            {LIMITS: tuple(self.limits)}
         )
 
     def with_conditions(
