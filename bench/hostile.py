@@ -259,6 +259,8 @@ def folders(place: Path, share: float) -> Iterator[Outcome]:
         (place / "hostile").mkdir()
         runs = hostile_runs(place / "hostile", good, trap)
         chance, usual = random.Random(0), {}
+        two = simulate("sim-422", range(2))
+        two["mask"][..., 40:60, 40:60] = False  # something to fill
         for name, run in ({"not hostile": good} | runs).items():
             for what, words in (CHEAP | COSTLY).items():
                 if what in COSTLY and run != good and chance.random() >= share:
@@ -266,7 +268,7 @@ def folders(place: Path, share: float) -> Iterator[Outcome]:
                 here = place / "here"
                 (here / "frames").mkdir(parents=True)
                 copied(run, here / run.name)
-                save_frames(simulate("sim-422", range(2)), here / "two.h5") if what in COSTLY else None
+                save_frames(two, here / "two.h5") if what in COSTLY else None
                 argv = filled(words, RUN=run.name, GOOD=str(good), FRAMES="two.h5")
                 found = attempt("run folders", f"{name}: {what}", argv, here, mark, usual=usual.get(what, KILL))
                 usual.setdefault(what, found.cpu)
