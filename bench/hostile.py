@@ -475,7 +475,7 @@ def streamed(place: Path, count: int, idle: int) -> dict[str, object]:
     import zmq
     from hostile_messages import fuzzed, good
 
-    from xrddiff.launcher import own_environment, python_words, start
+    from xrddiff.execution.launched import start_xrddiff
     from xrddiff.streaming.answers import read_answers
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -484,9 +484,8 @@ def streamed(place: Path, count: int, idle: int) -> dict[str, object]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["stream", LISTENS.format(port=port), "--idle", "60", "-o", str(place / "out")]
-    command = python_words(*words, code="from xrddiff.entry import command_line; command_line()")
     with open(place / "said.txt", "wb") as said:
-        stream = start(command, env=own_environment(), stdout=said, stderr=said, cwd=place)
+        stream = start_xrddiff(*words, stdout=said, stderr=said, cwd=place)
     wait_until(lambda: connects(port))
     waiting = []
     for _ in range(idle):

@@ -22,6 +22,16 @@ from browser import chromium
 from conftest import need
 
 
+def end_server(server: subprocess.Popen) -> None:
+    """End a JupyterLab, with its kernels if it does not go by itself."""
+    server.terminate()  # nothing if it has ended
+    try:
+        server.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)  # it leads a session of its own, kernels included
+        server.wait(60)
+
+
 @contextmanager
 def jupyterlab(folder: Path):
     """A JupyterLab server on `folder`, with its own settings; yields its address and token."""
@@ -61,12 +71,7 @@ def jupyterlab(folder: Path):
             raise AssertionError((folder / "lab.log").read_text())
         yield json.loads(text)["url"], token
     finally:
-        server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)  # it leads a session of its own, kernels included
-            server.wait(60)
+        end_server(server)
         log.close()
 
 

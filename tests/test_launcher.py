@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 import warm
 from conftest import SMALL, clean_environment, need
+from lab import end_server
 
 from xrddiff import launcher
 from xrddiff.cli.main import build_parser
@@ -275,13 +275,7 @@ def test_nor_does_jupyterlab(hostile, tmp_path):
             client.execute("import fabio", reply=True, timeout=120)
         assert hostile.executed() == []
     finally:
-        if server.poll() is None:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(60)
+        end_server(server)
 
 
 @pytest.mark.slow

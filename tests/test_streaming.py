@@ -20,6 +20,7 @@ import psutil
 import pytest
 import xarray as xr
 import zarr
+from hostile_messages import frames as small
 from test_run import COMMAND, xrddiff
 
 import xrddiff as xd
@@ -30,18 +31,6 @@ from xrddiff.streaming.answers import STORE, read_answers, read_stack
 from xrddiff.streaming.arrivals import Listening, open_source
 from xrddiff.streaming.detector_messages import header_message, image_message, open_pull, read_message, send_frames
 from xrddiff.streaming.stream import Stream, StreamPlan
-
-
-def small(n: int, size: int = 64) -> xr.Dataset:
-    """Frames of Poisson background, every third one with twelve spots."""
-    rng = np.random.default_rng(0)
-    values = rng.poisson(2.0, (n, size, size)).astype(np.uint16)
-    for i in range(0, n, 3):
-        y, x = np.divmod(rng.choice((size // 8) ** 2, 12, replace=False), size // 8)
-        for dy, dx in ((0, 0), (0, 1), (1, 0)):
-            values[i, 8 * y + 4 + dy, 8 * x + 4 + dx] += 60
-    about = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(size / 2, size / 2))
-    return xd.make_frames(values, **about)
 
 
 def free_port() -> int:

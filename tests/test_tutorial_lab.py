@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from browser import chromium
 from conftest import need
+from lab import end_server
 
 from xrddiff.cli.lab import tutorials
 
@@ -72,10 +72,4 @@ def test_a_card_opens_a_tutorial_with_the_right_kernel(tmp_path: Path):
         (kernel,) = (tmp_path / "state" / "lab").glob("*/share/kernels/xrddiff/kernel.json")
         assert json.loads(kernel.read_text())["argv"][:2] == [sys.executable, "-P"]
     finally:
-        if server.poll() is None:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(60)
+        end_server(server)

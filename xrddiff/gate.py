@@ -128,9 +128,9 @@ def from_json(text: str | bytes, where: str) -> Any:
             raise BadInput(f"{where} has a number of {len(digits)} digits; expected at most {DIGITS}")
         return int(digits)
 
-    if is_broken(text.encode("utf-8", "replace") if isinstance(text, str) else text):
-        raise BadInput(f"{where} is damaged: it is not what was written there, by its checksum")
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if is_broken(data):
+        raise BadInput(f"{where} is damaged: it is not what was written there, by its checksum")
     if data.count(b"[") + data.count(b"{") > max(CONTAINERS, len(data) // 16):
         raise BadInput(f"{where} has more than {CONTAINERS} lists and objects")
     try:
