@@ -82,7 +82,7 @@ def test_a_terminal_shows_what_a_name_is(odd):
     table.add_column(for_terminal(odd))
     table.add_row(odd, for_terminal(odd, style="red"))
     out = io.StringIO()
-    mediums.console(200, file=out).print(table, odd, for_terminal(odd))
+    mediums.console(width=200, file=out).print(table, odd, for_terminal(odd))
     mediums.say(odd, file=out)
     mediums.complain(odd, file=out)
     assert harmless(out.getvalue())
@@ -91,7 +91,7 @@ def test_a_terminal_shows_what_a_name_is(odd):
 
 def test_colours_of_our_own_still_reach_a_terminal():
     out = io.StringIO()
-    screen = mediums.console(80, file=out, force_terminal=True, color_system="standard")
+    screen = mediums.console(width=80, file=out, force_terminal=True, color_system="standard")
     screen.print(for_terminal("\x1b[32mx", style="red"))
     assert out.getvalue() == "\x1b[31m\\x1b[32mx\x1b[0m\n"
 

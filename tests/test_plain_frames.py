@@ -57,7 +57,7 @@ def runs(folder):
 
 def test_an_autoencoder_of_a_plain_array(runs):
     report = (runs("vae_kl", "plain.npy") / "report.md").read_text()
-    assert "The profile distance needs the beam centre: data.beam_center=[x,y] gives it." in report
+    assert "The profile distance needs the beam centre: data.beam_center=\\[x,y\\] gives it." in report
     assert (
         "need what the frames do not say: data.wavelength, data.distance, data.pixel_size, data.beam_center" in report
     )

@@ -187,7 +187,7 @@ def profiles(args: argparse.Namespace) -> int:
                 (p.name, str(p.nodes), str(p.ranks), str(p.nodes * p.cpus_per_node), gpus, p.time_limit, p.description),
             )
         )
-    console(160).print(table)
+    console().print(table)
     return 0
 
 # %% ../../nbs/cli/batch.ipynb #bfa7f61e

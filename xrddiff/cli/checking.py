@@ -41,7 +41,7 @@ def check(args: argparse.Namespace) -> int:
         loaded = load_plugins(args.files)[-len(args.files) :]
         rows = [row for plugin in loaded for row in probe_plugin(plugin)]
         empty = [plugin.source for plugin in loaded if not probe_plugin(plugin)]
-    console(150).print(check_table(rows))
+    console().print(check_table(rows))
     problems = [row.problem for row in rows if row.problem]
     problems += [f"plugins: {source} registers nothing; expected @register(…) in it" for source in empty]
     if problems:

@@ -111,7 +111,7 @@ def data_index(args: argparse.Namespace) -> int:
     indexing = index_frames(
         ds, cell, frames=frames, lattices=args.lattices, distance_range=args.distance_range, controls=args.controls
     )
-    console(200).print(_rich_table(indexing))
+    console().print(_rich_table(indexing))
     if len(frames) > 20:
         say(f"… {len(frames) - 20} more in {csv}")
     say(*_summary(indexing, cell is not None))

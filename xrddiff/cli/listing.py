@@ -63,7 +63,7 @@ def list_names(args: argparse.Namespace) -> int:
     from xrddiff.plugins import load_standing
 
     load_standing()
-    console(150).print(kinds_table() if args.kind is None else names_table(args.kind))
+    console().print(kinds_table() if args.kind is None else names_table(args.kind))
     return 0
 
 

@@ -135,14 +135,16 @@ def summary_table(rows: dict[str, Any]):
     """
     from rich.table import Table
 
-    columns = list(dict.fromkeys(c for row in rows.values() if isinstance(row, dict) for c in row)) or [""]
+    rows = {name: row if isinstance(row, dict) else {"": row} for name, row in rows.items()}
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    if len(columns) > max(3, len(rows)):  # a terminal is higher than it is wide
+        rows, columns = {c: {name: row.get(c) for name, row in rows.items()} for c in columns}, list(rows)
     table = Table(show_edge=False, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)  # in a narrow terminal the headers break, not the names
     for c in columns:
         table.add_column(for_terminal(c), justify="right")
     for name, row in rows.items():
-        values = row if isinstance(row, dict) else {columns[0]: row}
-        table.add_row(for_terminal(name), *(for_terminal(short_number(values.get(c))) for c in columns))
+        table.add_row(for_terminal(name), *(for_terminal(short_number(row.get(c))) for c in columns))
     return table
 
 

@@ -42,7 +42,7 @@ def show(args: argparse.Namespace) -> int:
         style = "bold" if row["origin"] == "given" else "dim" if row["unused"] else ""
         cells = (row["word"], setting_text(row["value"]), row["unit"], row["origin"], row["meaning"] + why)
         table.add_row(*(for_terminal(c, style=style) for c in cells))
-    console(160).print(table)
+    console().print(table)
     return 0
 
 # %% ../../nbs/cli/settings.ipynb #5ef25f43
@@ -65,7 +65,7 @@ def diff(args: argparse.Namespace) -> int:
         first, second = map(setting_text, row["values"])
         cells = (row["word"], first, row["origins"][0], second, row["origins"][1], row["unit"], row["meaning"])
         table.add_row(*map(for_terminal, cells))
-    console(160).print(table)
+    console().print(table)
     return 0
 
 # %% ../../nbs/cli/settings.ipynb #ca117d6e
@@ -81,7 +81,7 @@ def list_presets(args: argparse.Namespace) -> int:
     for group in [args.group] if args.group else GROUPS:
         for name in presets(group):
             table.add_row(for_terminal(f"{group}={name}"), for_terminal(preset_about(group, name)))
-    console(160).print(table)
+    console().print(table)
     return 0
 
 # %% ../../nbs/cli/settings.ipynb #4fdce53d

@@ -298,7 +298,9 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
     for word in ("data_path", "geometry", "labels", "mask", "reflections"):
         path = getattr(d, word)
         if path is not None and is_path(path) and not (is_path(path, "file") or is_path(path, "dir")):
-            raise BadInput(f"data.{word}={plain_text(path)} is no regular file and no folder: it is not opened")
+            raise BadInput(
+                f"data.{word}={plain_text(path)} is no file and no folder, but a device, a pipe or a socket: it is not opened"
+            )
     names = "limit dataset geometry labels mask mask_true wavelength distance pixel_size beam_center".split()
     condition = cfg.model.condition or []
     words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)

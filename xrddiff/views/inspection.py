@@ -87,7 +87,7 @@ class Description(dict):
             yield values
 
     def __str__(self) -> str:
-        page = console(120, color_system=None)
+        page = console(width=120, color_system=None)
         with page.capture() as said:
             page.print(self)
         return said.get()
