@@ -393,6 +393,8 @@ def _registered() -> dict[tuple[str, str], tuple[Entry, Any]]:
     scope = _scope.get()
     if scope is GROUND:
         return _LIVE
+    if not scope.plugins:
+        return _LIVE | scope.names
     hidden = [k for k, (e, _) in _LIVE.items() if not e.own and plugin_name(e.source) in scope.plugins]
     return {k: pair for k, pair in _LIVE.items() if k not in hidden} | scope.names
 

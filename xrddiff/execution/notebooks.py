@@ -21,6 +21,7 @@ if _absent:
 import ast
 import atexit
 import gc
+import json
 import os
 import re
 import signal
@@ -254,11 +255,17 @@ class _Manager(NotebookExecutionManager):
 
     def __init__(self, nb: nbformat.NotebookNode, job: _Job):
         super().__init__(nb, progress_bar=False)
-        self.job = job
+        self.job, self.complete = job, False
+
+    def notebook_complete(self, **kwargs):
+        self.complete = True
+        super().notebook_complete(**kwargs)
 
     def save(self, **kwargs):
+        """Twice a cell, so that it has to be quick: in one line until all have run."""
         self.job.settle()
-        write_text(self.job.target, nbformat.writes(self.nb) + "\n")
+        text = nbformat.writes(self.nb) if self.complete else json.dumps(self.nb, ensure_ascii=False)
+        write_text(self.job.target, text + "\n")
         self.last_save_time = self.now()
 
 # %% ../../nbs/execution/notebooks.ipynb #51a8a502

@@ -7,6 +7,7 @@ __all__ = ['ENGINES', 'GROUPS', 'UNITS', 'Config', 'Word', 'vocabulary', 'value_
 
 # %% ../../nbs/words/vocabulary.ipynb #49578e2b
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -112,9 +113,12 @@ def _default(f: Field) -> Any:
     return f.default if f.default is not MISSING else f.default_factory()
 
 # %% ../../nbs/words/vocabulary.ipynb #e7c4fe10
+_types = cache(get_type_hints)  # they cost more than all the rest
+
+
 def vocabulary(section: type = Config, prefix: str = "") -> dict[str, Word]:
     """All words by their full name, in the order in which the sections define them."""
-    words, types = {}, get_type_hints(section)
+    words, types = {}, _types(section)
     for f in fields(section):
         t = types[f.name]
         if is_dataclass(t):
