@@ -260,7 +260,9 @@ def folders(place: Path, share: float) -> Iterator[Outcome]:
         runs = hostile_runs(place / "hostile", good, trap)
         chance, usual = random.Random(0), {}
         two = simulate("sim-422", range(2))
-        two["mask"][..., 40:60, 40:60] = False  # something to fill
+        mask = two["mask"].values.copy()
+        mask[..., 40:60, 40:60] = False  # something to fill
+        two["mask"] = two["mask"].dims, mask
         for name, run in ({"not hostile": good} | runs).items():
             for what, words in (CHEAP | COSTLY).items():
                 if what in COSTLY and run != good and chance.random() >= share:

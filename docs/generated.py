@@ -40,7 +40,7 @@ TASKS = {
     ),
     "Draw samples": (
         "TrainedRun.sample TrainedRun.sampler TrainedRun.show_sampling",
-        "inference.generators.open_generator diffusion.keyed_sampling.Sampler execution.phases.execute_sample",
+        "inference.generators.open_generator diffusion.keyed_sampling.Sampler execution.finished.execute_sample",
     ),
     "Take a model elsewhere": (
         "TrainedRun.export load_exported",

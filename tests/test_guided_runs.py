@@ -11,7 +11,7 @@ from test_run import xrddiff
 
 from xrddiff.config import compose_config, inference_config
 from xrddiff.errors import BadInput
-from xrddiff.execution.phases import execute_sample
+from xrddiff.execution.finished import execute_sample
 from xrddiff.formats.readers import open_frames
 from xrddiff.inference.sample_jobs import open_sample_job
 from xrddiff.saved_config import to_yaml

@@ -330,7 +330,7 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(run, whole):
 def test_metrics_of_this_process_are_not_for_workers(run, whole):
     """What a notebook registers is in no other process: said at once, not by a worker in the midst of it."""
     from xrddiff.errors import BadInput
-    from xrddiff.execution.phases import execute_evaluate
+    from xrddiff.execution.finished import execute_evaluate
     from xrddiff.registry import forget, register
 
     try:

@@ -30,7 +30,7 @@ PRELOAD = (
     "hydra.compose hydra.core.override_parser.overrides_parser hydra._internal.core_plugins.basic_launcher "
     "hydra._internal.core_plugins.bash_completion zarr dask.array fsspec.core importlib_metadata psutil "
     "rich.table rich.console rich.jupyter xrddiff.entry xrddiff.cli.main "
-    "xrddiff.execution.phases xrddiff.recipes.setup xrddiff.training.trainer xrddiff.inference.evaluation "
+    "xrddiff.execution.phases xrddiff.execution.finished xrddiff.recipes.setup xrddiff.training.trainer xrddiff.inference.evaluation "
     "xrddiff.views.judgement xrddiff.views.report xrddiff.metrics.reconstruction"
 ).split()
 

@@ -161,7 +161,7 @@ def sample(args: argparse.Namespace) -> int:
     or `--workers slurm:small` in several processes.
     """
     _check_workers(args.workers)
-    from xrddiff.execution.phases import execute_sample
+    from xrddiff.execution.finished import execute_sample
 
     words = list(args.words)
     if args.n is not None:
@@ -189,7 +189,7 @@ def inpaint(args: argparse.Namespace) -> int:
     """Fill the holes in measured frames with a trained model: `xrddiff inpaint RUN --frames
     run_17.h5 --mask bad.npy -n 8`.
     """
-    from xrddiff.execution.phases import execute_on_frames
+    from xrddiff.execution.finished import execute_on_frames
 
     given = dict(
         frames=args.frames, mask=args.mask, mask_true=args.mask_true, draws=args.n, method=args.method, limit=args.limit
@@ -201,7 +201,7 @@ def interpolate(args: argparse.Namespace) -> int:
     """Draw the frames between two measured ones with a trained model: `xrddiff interpolate RUN
     run_17.h5:0 run_17.h5:12 -n 9`.
     """
-    from xrddiff.execution.phases import execute_on_frames
+    from xrddiff.execution.finished import execute_on_frames
 
     return _on_frames(execute_on_frames, args, "interpolate", dict(first=args.first, last=args.last, steps=args.n))
 
@@ -219,7 +219,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """
     _check_workers(args.workers)
     if args.reference is None and os.path.isfile(os.path.join(os.path.expanduser(args.run), "config.yaml")):
-        from xrddiff.execution.phases import execute_evaluate
+        from xrddiff.execution.finished import execute_evaluate
 
         if given := [o for o in ("cell", "limit", "output") if getattr(args, o) is not None]:
             raise BadInput(f"--{given[0]} belongs to the evaluation of frames; give --reference too, or a file")

@@ -27,7 +27,7 @@ def pixels(args: argparse.Namespace) -> int:
     --frames run_17.h5 --mask valid.npy --hold-out 0.1`.
     """
     from xrddiff.cli.main import show_summary
-    from xrddiff.execution.phases import execute_on_frames
+    from xrddiff.execution.finished import execute_on_frames
     from xrddiff.execution.run_folder import stopped_by
     from xrddiff.slurm.job import REQUEUE
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..errors import BadInput
-from .notebooks import run_notebook, run_notebook_path
-from .run_folder import keep_former, keep_memory
+from .notebooks import execute_in
 from .workers import Workers, open_workers, parse_workers, run_tasks
 
 if TYPE_CHECKING:
@@ -86,9 +85,6 @@ def execute_compare(
         (folder / "metrics").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
-    keep_former(folder / "notebook.ipynb")
-    keep_memory()
     parameters = dict(folder=str(folder), plan=asdict(plan), workers=workers)
-    source, log = run_notebook_path("evaluate_frames"), folder / "log.txt"
-    run_notebook(source, folder / "notebook.ipynb", parameters, engine="inprocess", log=log, terminal=terminal)
+    execute_in(folder, "evaluate_frames", parameters, terminal=terminal)
     return folder

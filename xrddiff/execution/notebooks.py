@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_notebook_path', 'notebook_parameters', 'check_parameters', 'LiveShell', 'InProcessEngine', 'KernelEngine',
-           'NotebookFailed', 'run_notebook']
+           'NotebookFailed', 'run_notebook', 'execute_in']
 
 # %% ../../nbs/execution/notebooks.ipynb #5c1d70a3
 import sys
@@ -48,6 +48,7 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from papermill.exceptions import PapermillExecutionError
 
 from .. import launcher
+from .run_folder import keep_former, keep_memory
 from .live import LiveOutput, Screen, Stream
 from ..files import scratch_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
@@ -558,3 +559,13 @@ def _open_log(log: str | os.PathLike | None, title: str):
     finally:
         with suppress(OSError):  # the end of the log may be lost on a full disk
             file.close()
+
+# %% ../../nbs/execution/notebooks.ipynb #07a95c75
+def execute_in(
+    folder: Path, notebook: str, parameters: dict[str, Any], *, engine: str = "inprocess", terminal: bool = True
+) -> None:
+    """Execute the run notebook called `notebook` in `folder`, as `notebook.ipynb`, with its output in `log.txt`."""
+    keep_former(folder / "notebook.ipynb")
+    keep_memory()
+    source, log = run_notebook_path(notebook), folder / "log.txt"
+    run_notebook(source, folder / "notebook.ipynb", parameters, engine=engine, log=log, terminal=terminal)

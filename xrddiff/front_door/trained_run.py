@@ -220,7 +220,7 @@ class TrainedRun(RunNumbers):
         overrides = sampling_overrides(self, given, {**words, "num_samples": n})
         if name is None and workers is None:
             return draw_samples(self.path, overrides, progress=progress)
-        from xrddiff.execution.phases import execute_sample
+        from xrddiff.execution.finished import execute_sample
 
         with threads_kept(), live_pane(progress):
             folder = execute_sample(self.path, overrides, name=name, workers=workers, terminal=progress)
@@ -270,7 +270,7 @@ class TrainedRun(RunNumbers):
         `progress`: show the output.
         """
         overrides = as_overrides(*given, words, section="inference")
-        from xrddiff.execution.phases import execute_evaluate
+        from xrddiff.execution.finished import execute_evaluate
 
         with threads_kept(), live_pane(progress):
             folder = execute_evaluate(self.path, overrides, samples=samples, workers=workers, terminal=progress)

@@ -19,8 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ..gate import checked, from_yaml, or_default
 from ..errors import BadInput, XrddiffError
-from ..execution.notebooks import run_notebook, run_notebook_path
-from ..execution.run_folder import keep_former
+from ..execution.notebooks import execute_in
 from ..files import write_json, write_text
 from ..formats.store import read_store
 from ..mediums import for_csv, for_plot, plain_text
@@ -430,9 +429,5 @@ def execute_comparison(
         raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadInput(f"cannot write to {folder}: the folder is not writable")
-    keep_former(folder / "notebook.ipynb")
-    parameters = dict(folder=str(folder), runs=[str(g) for g in given])
-    run_notebook(
-        run_notebook_path("compare"), folder / "notebook.ipynb", parameters, log=folder / "log.txt", terminal=terminal
-    )
+    execute_in(folder, "compare", dict(folder=str(folder), runs=[str(g) for g in given]), terminal=terminal)
     return folder / "compare.html"
