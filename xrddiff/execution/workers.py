@@ -303,7 +303,13 @@ def run_in_order(
     def first() -> tuple[Any, Any]:
         mark, future = going.popleft()
         try:
-            return mark, future.result()
+            while True:
+                try:
+                    return mark, future.result(timeout=WATCH)
+                except TimeoutError:
+                    if future.status == "error":  # that of the task
+                        raise
+                    pool.watch(len(going) + 1)
         except Exception as error:
             if lost is not None and type(error).__name__ == "KilledWorker":
                 return mark, lost(mark, _task_error(error))

@@ -27,7 +27,7 @@ from ..gate import read_json
 from ..headers.gate import as_bad_input, reason
 from ..indexing.cells import read_cell
 from ..indexing.indexer import Indexer
-from ..mediums import plain_text
+from ..mediums import for_csv, plain_text
 from ..plugins import load_standing
 from ..ranks.stopping import StopRequest
 from xrddiff.streaming.answering import (
@@ -452,7 +452,7 @@ class Stream:
         self._page(going=False)
         table = read_answers(self.folder)
         with writing(self.folder / "answers.csv") as part:
-            table.to_csv(part, index=False)
+            table.assign(**table.select_dtypes(exclude=["number", "bool"]).map(for_csv)).to_csv(part, index=False)
         left = {plain_text(name): plain_text(why) for name, why in self.listening.waiting.items()}
         write_json(self.folder / SUMMARY, summary(table) | ({NOT_YET: left} if left else {}))
 
