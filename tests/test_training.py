@@ -111,7 +111,7 @@ def train(folder, *, resume=False, served=None, act=None, dropout=0.0, loader=No
     )
     result = trainer.fit(resume)
     weights = torch.cat([p.detach().flatten() for p in trainer.parameters])
-    averages = torch.cat([p.flatten() for p in trainer.ema.averages.values()])
+    averages = torch.cat([p.flatten() for p in trainer.averages.ema.averages.values()])
     return trainer, result, torch.cat([weights, averages, trainer.objective.seen])
 
 
@@ -325,7 +325,7 @@ def script_faults(folder):
 
         options = {"max_steps": 9, "global_batch_size": BATCH, "batch_size": 8, "lr": 1e-3, "progress": False}
         trainer = Trainer(Greedy(), make_loader(rank, 2), folder / "greedy", find_batch_size=True, **options)
-        assert trainer.fit().state == "finished" and trainer.batch_size == 2
+        assert trainer.fit().state == "finished" and trainer.plan.micro == 2
         assert trainer.objective.seen.sum() == FRAMES + 2 * BATCH  # the trial left no trace in the counts
 
     on_ranks(2, greedy)
@@ -692,7 +692,7 @@ def test_a_stop_during_validation_is_made_up_for(tmp_path, one_thread):
         inner = cut.objective.forward
 
         def forward(batch, step, cut=cut, stop=stop, inner=inner, epoch=epoch):
-            if not cut.objective.training and cut.epoch == epoch:
+            if not cut.objective.training and cut.place.epoch == epoch:
                 stop.request("a test")
             return inner(batch, step)
 
