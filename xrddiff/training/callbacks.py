@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput, XrddiffError
+from ..plugins import raised_at
 from ..registry import Range, check_options, get, register
 from ..seeds import seed_from
 from ..telemetry.health import clip_gradients
@@ -351,8 +352,10 @@ class Callbacks:
                 f"{type(callback).__name__}.{hook} changed the training at step {self.view.step}: {e}; expected a callback to change {allowed}"
             ) from failure
         if failure is not None and self.alters(callback):
+            source = getattr(type(callback), hook).__code__.co_filename
             raise XrddiffError(
-                f"training stopped at step {self.view.step}: {type(callback).__name__}.{hook} raised {type(failure).__name__}: {failure}"
+                f"training stopped at step {self.view.step}: {source}{raised_at(failure, source)}: {type(callback).__name__}.{hook} "
+                f"raised {type(failure).__name__}: {failure}"
             ) from failure
         return made, failure
 
