@@ -58,7 +58,7 @@ def measure(steps: int) -> dict[str, list[float]]:
     meter, checkup = trainer.tables.meter, trainer.checkup
     add_step, look = meter.add_step, checkup.look
     times: dict[str, list[float]] = {"with": [], "without": []}
-    after_step, clock = trainer.after_step, [0, 0.0]
+    finish_step, clock = trainer.finish_step, [0, 0.0]
 
     def counted(*args):
         if clock[0] % TURN == 0:
@@ -72,13 +72,13 @@ def measure(steps: int) -> dict[str, list[float]]:
         clock[0] += 1
         if clock[0] > steps:
             trainer.stop.request("the end of the benchmark")
-        stopped = after_step(*args)
+        stopped = finish_step(*args)
         if clock[0] % TURN == TURN - 1 and meter.add_step is add_step:  # as if an epoch had TURN steps
             trainer.tables.add_epoch(trainer.place, trainer.forward, trainer.averages)
             look("epoch", trainer.place.step)
         return stopped
 
-    trainer.after_step = counted
+    trainer.finish_step = counted
     trainer.fit()
     return times
 

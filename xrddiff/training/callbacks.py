@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xrddiff.training.trainer import Trainer
 
 # %% auto #0
-__all__ = ['WATCHING', 'ALTERING', 'Callback', 'overrides', 'Training', 'Guard', 'kept_generators', 'check_altered',
+__all__ = ['WATCHING', 'ALTERING', 'Callback', 'overridden', 'Training', 'Guard', 'kept_generators', 'check_altered',
            'ClipGradients', 'built_in', 'Callbacks', 'StepTable', 'make_callbacks']
 
 # %% ../../nbs/training/callbacks.ipynb #2a56ab43
@@ -83,7 +83,7 @@ ALTERING = {  # what each may change
 }
 
 
-def overrides(callback: Callback, *names: str) -> list[str]:
+def overridden(callback: Callback, *names: str) -> list[str]:
     """Which of the methods called `names` the class of `callback` overrides."""
     return [name for name in names if getattr(type(callback), name) is not getattr(Callback, name)]
 
@@ -281,17 +281,17 @@ class Callbacks:
                 f"{callback!r} is no callback; expected an instance of a class derived from Callback, with ranks 'first' or 'all'"
             )
         name = type(callback).__name__
-        if len(overrides(callback, "state_dict", "load_state_dict")) == 1:
+        if len(overridden(callback, "state_dict", "load_state_dict")) == 1:
             raise BadInput(f"the callback {name} has one of state_dict and load_state_dict; expected both, or neither")
         again = sum(type(other).__name__ == name for other in self.named.values())
         self.named[f"{name}-{again + 1}" if again else name] = callback
         if callback.ranks == "all" or self.alters(callback) or self.ranks.rank == 0:
-            for hook in overrides(callback, *self.of):
+            for hook in overridden(callback, *self.of):
                 self.of[hook].append(callback)
 
     def alters(self, callback: Callback) -> bool:
         """Whether `callback` alters steps; then it runs on all ranks, and training does not go on without it."""
-        return bool(overrides(callback, *ALTERING))
+        return bool(overridden(callback, *ALTERING))
 
     def __call__(self, hook: str, given: Any) -> None:
         """Call `hook` of every callback that watches it; `given` is its argument."""

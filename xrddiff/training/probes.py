@@ -21,7 +21,7 @@ from ..ranks.stopping import StopRequest
 from ..registry import Entry, register
 from ..telemetry.health import StepRecord, gradient_norm
 from .batches import Place, Plan, cut
-from .callbacks import ALTERING, WATCHING, Callback, Callbacks, overrides
+from .callbacks import ALTERING, WATCHING, Callback, Callbacks, overridden
 from .options import TrainOptions
 
 # %% auto #0
@@ -100,6 +100,6 @@ def probe_callback(thing: Any, entry: Entry) -> Iterator[str]:
         except TypeError as error:
             expect(False, f"has a hook {hook} that cannot be called with {' and '.join(words)}: {error}")
     yield "made"
-    if overrides(made, *ALTERING):
+    if overridden(made, *ALTERING):
         with tempfile.TemporaryDirectory() as folder:
             yield from _altered(thing, Path(folder))

@@ -25,7 +25,7 @@ from .posthoc import Averages
 from .steps import Means, training_row
 
 # %% auto #0
-__all__ = ['Tables', 'Progress', 'Checkup']
+__all__ = ['Tables', 'ProgressBar', 'Checkup']
 
 # %% ../../nbs/training/reporting.ipynb #3c85f1da
 class Tables:
@@ -78,8 +78,11 @@ class Tables:
     def add_epoch(self, place: Place, forward: nn.Module, averages: Averages) -> None:
         """Add the row of the epoch that has just ended; every rank has to call it.
 
-        `forward`: the objective as it is called.
+        `forward`: the objective as it is called. Nothing without a step: so begins a run from before
+        there was this table.
         """
+        if not (self.meter.losses or self.meter.pending):
+            return
         lr = next((row["lr"] for row in reversed(self.history.rows) if row["split"] == "train"), 0.0)
         at = {"epoch": place.epoch + (place.frames > 0), "step": place.step, "frames": place.samples_seen, "lr": lr}
         words = dict(forward=forward, device=self.device, averages=averages.pairs())
@@ -121,7 +124,7 @@ class Tables:
         self.epochs.resume(epochs)
 
 # %% ../../nbs/training/reporting.ipynb #c93a7b2d
-class Progress:
+class ProgressBar:
     """The progress bar of a training, if it is `shown`; a context."""
 
     def __init__(self, shown: bool):

@@ -223,6 +223,7 @@ class Saver:
         Raises `BadInput` for a checkpoint of another seed or another number of frames.
         """
         path = self.ranks.first(lambda: self.find(resume))
+        self.start_clock()
         if path is None:
             self.parts.tables.resume()
             return None

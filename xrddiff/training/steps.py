@@ -30,7 +30,7 @@ from ..ranks.stopping import StopRequest
 
 # %% auto #0
 __all__ = ['LR_DECAYS', 'lr_factor', 'Forward', 'Means', 'training_row', 'unaltered', 'accumulate_gradient', 'next_share',
-           'begin_step', 'make_optimizer', 'prepare', 'fitting_batch_size', 'fit_plan', 'validate', 'set_mode',
+           'begin_step', 'make_optimizer', 'prepare_step', 'fitting_batch_size', 'fit_plan', 'validate', 'set_mode',
            'Validation']
 
 # %% ../../nbs/training/steps.ipynb #ac9fa7e1
@@ -232,7 +232,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions, device: torch.device
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.lr, betas=options.betas, fused=fused)
 
 
-def prepare(
+def prepare_step(
     objective: nn.Module, options: TrainOptions, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """(the objective as it is called, its optimiser), on all ranks and in the precision of `accelerator`."""

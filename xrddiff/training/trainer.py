@@ -23,14 +23,22 @@ from ..telemetry.health import StepRecord, Watch, gradient_norm
 from ..telemetry.rules import Monitor
 from .options import TrainOptions, with_options
 from .posthoc import Averages
-from .reporting import Checkup, Progress, Tables
+from .reporting import Checkup, ProgressBar, Tables
 from .saving import Parts, Saver
 from ..ranks.agreement import Ranks
 from ..ranks.stopping import StopRequest
-from .steps import Validation, accumulate_gradient, begin_step, fit_plan, next_share, prepare, set_mode
+from xrddiff.training.steps import (
+    Validation,
+    accumulate_gradient,
+    begin_step,
+    fit_plan,
+    next_share,
+    prepare_step,
+    set_mode,
+)
 
 # %% auto #0
-__all__ = ['TrainResult', 'plan_training', 'trained_parameters', 'Trainer']
+__all__ = ['TrainResult', 'plan_training', 'trainable', 'Trainer']
 
 # %% ../../nbs/training/trainer.ipynb #0cf94466
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def plan_training(loader: Loader, options: TrainOptions, ranks: Ranks) -> Plan:
     return Plan(frames, total, options.num_epochs, options.max_steps, micro)
 
 # %% ../../nbs/training/trainer.ipynb #b3b7edcc
-def trained_parameters(objective: nn.Module) -> list[nn.Parameter]:
+def trainable(objective: nn.Module) -> list[nn.Parameter]:
     """The parameters that train. Raises `BadInput` if one of `objective` is not in `objective.model`."""
     trained = {id(p) for p in objective.model.parameters()}
     for name, p in objective.named_parameters():
@@ -110,15 +118,15 @@ class Trainer:
         self.accelerator = a = accelerator or make_accelerator(o.mixed_precision, **o.ddp)
         self.ranks, self.loader, self.folder = Ranks(a), loader, Path(folder)
         self.plan, self.place, self.stop = plan_training(loader, o, self.ranks), Place(), StopRequest()
-        self.objective, self.parameters = objective.to(a.device), trained_parameters(objective)
+        self.objective, self.parameters = objective.to(a.device), trainable(objective)
         self.watch = Watch(objective.model, self.ranks, norms=a.scaler is None)
         self.averages = Averages(objective.model, o)
-        self.forward, self.optimizer = prepare(objective, o, a)
+        self.forward, self.optimizer = prepare_step(objective, o, a)
         self.shared = dict(plan=self.plan, ranks=self.ranks, accelerator=a)
         self.validation = Validation(objective, self.averages, validation_loader, o.validate_every, **self.shared)
         config = (checkpoint_state or {}).get("config")
         self.tables = Tables(self.folder / "metrics", config, watch=self.watch, device=a.device)
-        self.progress = Progress(self.ranks.rank == 0 and o.progress)
+        self.progress = ProgressBar(self.ranks.rank == 0 and o.progress)
         self.checkup = Checkup(health, self.folder, self.tables, self.progress.say)
         self.callbacks = Callbacks(callbacks, self)
         self.saver = Saver(self.folder, Parts.of(self), o, checkpoint_state, watch=self.watch)
@@ -144,7 +152,7 @@ class Trainer:
                 if self.plan.done(place) and not stopped:
                     self.callbacks("on_checkpoint", self.saver.save())
             while not (stopped or self.plan.done(place)):
-                stopped = self.after_step(*self.step(batches))
+                stopped = self.finish_step(*self.step(batches))
         speed = self.checkup.speed(place.samples_seen - seen, time.monotonic() - start)
         state, reason = ("interrupted", self.stop.reason) if stopped else ("finished", None)
         return TrainResult(state, place.step, place.epoch, place.samples_seen, self.saver.newest, reason, speed)
@@ -172,7 +180,7 @@ class Trainer:
         self.tables.add_step(record, count, waited, time.monotonic() - start)
         return record, place.advance(count, self.plan.num_frames)
 
-    def after_step(self, record: StepRecord, ended: bool) -> bool:
+    def finish_step(self, record: StepRecord, ended: bool) -> bool:
         """Do what is due after a step, which may have `ended` an epoch; returns whether to stop."""
         step, last = self.place.step, self.plan.done(self.place)
         self.callbacks("on_step", record)
