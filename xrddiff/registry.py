@@ -157,7 +157,7 @@ KINDS: dict[str, Kind] = {
         given=("x", "values", "stats"),
     ),
     "callback": Kind(
-        "what looks on or alters steps while a model trains",
+        "what watches or alters training",
         "f(): a training.callbacks.Callback. Its hooks on_… watch and change nothing; alter_batch, alter_losses, "
         "alter_gradients and alter_weights change one thing each, the same on all ranks",
     ),

@@ -152,7 +152,7 @@ class Training:
     )
     callbacks: list[str] = word(
         list,
-        "what looks on or alters steps while a model trains, in this order (`xrddiff list callback`)",
+        "what watches or alters training, in this order (`xrddiff list callback`)",
         choices=Names("callback"),
     )
     callback_options: dict[str, Any] = word(dict, "options of the callbacks, as {steps: {every: 10}}")
