@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import inspect
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,19 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput, XrddiffError
+from ..files import json_digest
 from ..plugins import raised_at
 from ..registry import Range, check_options, get, register
 from ..seeds import seed_from
 from ..telemetry.health import clip_gradients
 
 if TYPE_CHECKING:
+    from xrddiff.ranks.agreement import Ranks
     from xrddiff.telemetry.health import StepRecord
     from xrddiff.training.options import TrainOptions
     from xrddiff.training.trainer import Trainer
 
 # %% auto #0
-__all__ = ['WATCHING', 'ALTERING', 'Callback', 'overridden', 'Training', 'Guard', 'kept_generators', 'check_altered',
-           'ClipGradients', 'built_in', 'Callbacks', 'StepTable', 'make_callbacks']
+__all__ = ['WATCHING', 'ALTERING', 'Callback', 'overridden', 'alters', 'Training', 'Guard', 'kept_generators', 'call_hook',
+           'same_weights', 'check_altered', 'ClipGradients', 'built_in', 'Callbacks', 'check_ranks', 'pack_callbacks',
+           'unpack_callbacks', 'StepTable', 'make_callbacks']
 
 # %% ../../nbs/training/callbacks.ipynb #2a56ab43
 class Callback:
@@ -87,12 +90,17 @@ def overridden(callback: Callback, *names: str) -> list[str]:
     """Which of the methods called `names` the class of `callback` overrides."""
     return [name for name in names if getattr(type(callback), name) is not getattr(Callback, name)]
 
+
+def alters(callback: Callback) -> bool:
+    """Whether `callback` alters steps; then it runs on all ranks, and training does not go on without it."""
+    return bool(overridden(callback, *ALTERING))
+
 # %% ../../nbs/training/callbacks.ipynb #78054629
 class Training:
     """A training run as its callbacks see it."""
 
     def __init__(self, trainer: Trainer, guard: Guard):
-        self._trainer, self._guard = trainer, guard
+        self._trainer, self.guard = trainer, guard
 
     @property
     def folder(self) -> Path:
@@ -162,14 +170,11 @@ class Training:
 
     @contextmanager
     def evaluating(self, *, average: bool = True) -> Iterator[nn.Module]:
-        """Within `with`, the network in evaluation mode.
-
-        It has its averaged weights if there are any and `average` is true.
-        """
-        self._guard.check()
+        """Within `with`, the network in evaluation mode, with `average` also with averaged weights."""
+        self.guard.check()
         with self._trainer.validation.evaluating(average) as model:
             yield model
-        self._guard.remember()
+        self.guard.remember()
 
 # %% ../../nbs/training/callbacks.ipynb #2dc04ea8
 class Guard:
@@ -221,23 +226,65 @@ def kept_generators(device: torch.device | str = "cpu", seed: int | None = None)
         random.setstate(python)
         np.random.set_state(numpy)
 
+# %% ../../nbs/training/callbacks.ipynb #d1b6e873
+def call_hook(
+    view: Training, callback: Callback, hook: str, *given: Any, seed: int | None = None
+) -> tuple[Any, Exception | None]:
+    """(what the hook returned, what it raised, if training can go on without it).
+
+    `seed`: of the random generators. Raises `BadInput` if it changed what it may not.
+    """
+    who = f"{type(callback).__name__}.{hook}"
+    view.guard.remember(ALTERING.get(hook, ""))
+    made = failure = None
+    with kept_generators(view.device, seed), torch.set_grad_enabled(hook == "alter_losses"):
+        try:
+            made = getattr(callback, hook)(view, *given)
+        except XrddiffError:
+            raise
+        except Exception as e:
+            failure = e
+    try:
+        view.guard.check()
+    except BadInput as e:
+        allowed = ALTERING.get(hook, "nothing")
+        raise BadInput(
+            f"{who} changed the training at step {view.step}: {e}; expected a callback to change {allowed}"
+        ) from failure
+    if failure is not None and alters(callback):
+        source = inspect.unwrap(getattr(type(callback), hook)).__code__.co_filename
+        raise XrddiffError(
+            f"training stopped at step {view.step}: {source}{raised_at(failure, source)}: {who} raised "
+            f"{type(failure).__name__}: {failure}"
+        ) from failure
+    return made, failure
+
+
+def same_weights(ranks: Ranks, parameters: Sequence[Tensor]) -> bool:
+    """Whether all ranks hold the same `parameters`, by sums of their bytes; every rank has to call it."""
+    sums = [p.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for p in parameters]
+    text = "" if ranks.size == 1 else json_digest(torch.stack(sums).tolist())
+    return len(set(ranks.gather(text))) == 1
+
 # %% ../../nbs/training/callbacks.ipynb #5d0c71e2
-def check_altered(hook: str, given: Mapping[str, Any], made: Any) -> None:
-    """Raise `BadInput` if a hook returned no batch of the same frames, or no losses of the same names and shapes."""
+def check_altered(who: str, hook: str, given: Mapping[str, Any], made: Any) -> None:
+    """Raise `BadInput` if a hook returned no batch of the same frames, or no losses of the same names and shapes.
+
+    `who`: begins the error.
+    """
     what = ALTERING[hook]
     if not isinstance(made, Mapping):
-        raise BadInput(f"it returned {type(made).__name__}; expected the {what}, altered or not")
+        raise BadInput(f"{who}: it returned {type(made).__name__}; expected the {what}, altered or not")
     if lost := sorted(set(given) - set(made)):
-        raise BadInput(f"it returned {what} without {lost[0]!r}; expected all that it was given")
+        raise BadInput(f"{who}: it returned {what} without {lost[0]!r}; expected all that it was given")
     if hook == "alter_batch" and not torch.equal(made["index"], given["index"]):
-        raise BadInput("it returned a batch with another index; expected the same frames in the same order")
-    if hook == "alter_losses":
-        for name, values in made.items():
-            if getattr(values, "shape", None) != given["loss"].shape or name not in given:
-                raise BadInput(
-                    f"it returned {name!r} of shape {tuple(getattr(values, 'shape', ()))}; expected a number per frame for each of "
-                    f"{', '.join(given)}"
-                )
+        raise BadInput(f"{who}: it returned a batch with another index; expected the same frames in the same order")
+    for name, values in made.items() if hook == "alter_losses" else ():
+        if getattr(values, "shape", None) != given["loss"].shape or name not in given:
+            raise BadInput(
+                f"{who}: it returned {name!r} of shape {tuple(getattr(values, 'shape', ()))}; expected a number per frame "
+                f"for each of {', '.join(given)}"
+            )
 
 # %% ../../nbs/training/callbacks.ipynb #3be8f0a6
 class ClipGradients(Callback):
@@ -264,13 +311,11 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Sequence[Callback], trainer: Trainer):
-        self.ranks, self.device, self.seed = trainer.ranks, trainer.accelerator.device, trainer.options.seed
-        self.flushed = not getattr(trainer.objective, "subnormals", True)
-        self.guard = Guard(trainer.objective)
-        self.view = Training(trainer, self.guard)
+        self.ranks, self.seed, self.own = trainer.ranks, trainer.options.seed, built_in(trainer.options)
+        o = trainer.objective
+        self.view, self.flushed = Training(trainer, Guard(o)), not getattr(o, "subnormals", True)
         self.named: dict[str, Callback] = {}
         self.of: dict[str, list[Callback]] = {hook: [] for hook in (*WATCHING, *ALTERING)}
-        self.own = built_in(trainer.options)
         for callback in (*self.own, *callbacks):
             self.add(callback)
 
@@ -285,20 +330,16 @@ class Callbacks:
             raise BadInput(f"the callback {name} has one of state_dict and load_state_dict; expected both, or neither")
         again = sum(type(other).__name__ == name for other in self.named.values())
         self.named[f"{name}-{again + 1}" if again else name] = callback
-        if callback.ranks == "all" or self.alters(callback) or self.ranks.rank == 0:
+        if callback.ranks == "all" or alters(callback) or self.ranks.rank == 0:
             for hook in overridden(callback, *self.of):
                 self.of[hook].append(callback)
-
-    def alters(self, callback: Callback) -> bool:
-        """Whether `callback` alters steps; then it runs on all ranks, and training does not go on without it."""
-        return bool(overridden(callback, *ALTERING))
 
     def __call__(self, hook: str, given: Any) -> None:
         """Call `hook` of every callback that watches it; `given` is its argument."""
         if isinstance(given, dict):
             given = MappingProxyType(given)
         for callback in tuple(self.of[hook]):
-            failure = self._call(callback, hook, given)[1]
+            failure = call_hook(self.view, callback, hook, given)[1]
             failed = failure is not None
             if callback.ranks == "all":
                 failed = self.ranks.any(failed)[0]
@@ -318,46 +359,17 @@ class Callbacks:
     def _alter(self, callback: Callback, hook: str, given: tuple[Any, ...]) -> Any:
         if callback in self.own:
             return getattr(callback, hook)(self.view, *given)
+        name = next(name for name, other in self.named.items() if other is callback)
+        seed = seed_from(self.seed, "callback", name, hook, self.view.step)
         torch.set_flush_denormal(False)  # a step may do without subnormal numbers; foreign code may need them
         try:
-            made = self._call(callback, hook, *given)[0]
+            made = call_hook(self.view, callback, hook, *given, seed=seed)[0]
         finally:
             torch.set_flush_denormal(self.flushed)
         if hook not in ("alter_batch", "alter_losses"):
             return None
-        try:
-            check_altered(hook, given[-1], made)
-        except BadInput as e:
-            raise BadInput(f"{type(callback).__name__}.{hook} at step {self.view.step}: {e}") from e
+        check_altered(f"{type(callback).__name__}.{hook} at step {self.view.step}", hook, given[-1], made)
         return made
-
-    def _call(self, callback: Callback, hook: str, *given: Any) -> tuple[Any, Exception | None]:
-        """What the hook returned, and what it raised."""
-        self.guard.remember(ALTERING.get(hook, ""))
-        made = failure = seed = None
-        if hook in ALTERING:
-            seed = seed_from(self.seed, "callback", type(callback).__name__, hook, self.view.step)
-        with kept_generators(self.device, seed), torch.set_grad_enabled(hook == "alter_losses"):
-            try:
-                made = getattr(callback, hook)(self.view, *given)
-            except XrddiffError:
-                raise
-            except Exception as e:
-                failure = e
-        try:
-            self.guard.check()
-        except BadInput as e:
-            allowed = ALTERING.get(hook, "nothing")
-            raise BadInput(
-                f"{type(callback).__name__}.{hook} changed the training at step {self.view.step}: {e}; expected a callback to change {allowed}"
-            ) from failure
-        if failure is not None and self.alters(callback):
-            source = getattr(type(callback), hook).__code__.co_filename
-            raise XrddiffError(
-                f"training stopped at step {self.view.step}: {source}{raised_at(failure, source)}: {type(callback).__name__}.{hook} "
-                f"raised {type(failure).__name__}: {failure}"
-            ) from failure
-        return made, failure
 
     def _switch_off(self, callback: Callback, hook: str, failure: Exception | None) -> None:
         for callbacks in self.of.values():
@@ -369,33 +381,32 @@ class Callbacks:
             stacklevel=3,
         )
 
-    def check_ranks(self) -> None:
-        """Raise `BadInput` if callbacks that alter steps have made the weights of ranks differ; on all ranks."""
-        suspects = [n for n, c in self.named.items() if c not in self.own and self.alters(c)]
-        if self.ranks.size == 1 or not suspects:
-            return
-        sums = [p.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64) for p in self.view.parameters]
-        text = hashlib.sha256(repr(torch.stack(sums).tolist()).encode()).hexdigest()
-        if len(set(self.ranks.gather(text))) > 1:
-            raise BadInput(
-                f"the ranks have other weights than each other at step {self.view.step}; expected {', '.join(suspects)} to do "
-                "the same on all ranks. No checkpoint is written"
-            )
+# %% ../../nbs/training/callbacks.ipynb #e50c93a8
+def check_ranks(callbacks: Callbacks) -> None:
+    """Raise `BadInput` if callbacks that alter steps have made the weights of ranks differ; on all ranks."""
+    suspects = [name for name, c in callbacks.named.items() if c not in callbacks.own and alters(c)]
+    if suspects and not same_weights(callbacks.ranks, callbacks.view.parameters):
+        raise BadInput(
+            f"the ranks have other weights than each other at step {callbacks.view.step}; expected {', '.join(suspects)} "
+            "to do the same on all ranks. No checkpoint is written"
+        )
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, JSON values) of the states of all callbacks, by the name of the class."""
-        tensors, values = {}, {}
-        for name, callback in self.named.items():
-            for key, value in callback.state_dict().items():
-                (tensors if isinstance(value, Tensor) else values)[f"{name}/{key}"] = value
-        return tensors, values
 
-    def unpack(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `pack` returned, together; a callback that was not there begins anew."""
-        for name, callback in self.named.items():
-            own = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
-            if own:
-                callback.load_state_dict(own)
+def pack_callbacks(callbacks: Callbacks) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, JSON values) of the states of all callbacks."""
+    tensors, values = {}, {}
+    for name, callback in callbacks.named.items():
+        for key, value in callback.state_dict().items():
+            (tensors if isinstance(value, Tensor) else values)[f"{name}/{key}"] = value
+    return tensors, values
+
+
+def unpack_callbacks(callbacks: Callbacks, state: Mapping[str, Any]) -> None:
+    """Go on from all that `pack_callbacks` returned; a callback that was not there begins anew."""
+    for name, callback in callbacks.named.items():
+        own = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+        if own:
+            callback.load_state_dict(own)
 
 # %% ../../nbs/training/callbacks.ipynb #f786f34e
 @register("callback", "steps")

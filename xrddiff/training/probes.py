@@ -21,7 +21,7 @@ from ..ranks.stopping import StopRequest
 from ..registry import Entry, register
 from ..telemetry.health import StepRecord, gradient_norm
 from .batches import Place, Plan, cut
-from .callbacks import ALTERING, WATCHING, Callback, Callbacks, overridden
+from .callbacks import ALTERING, WATCHING, Callback, Callbacks, alters, pack_callbacks
 from .options import TrainOptions
 
 # %% auto #0
@@ -77,7 +77,7 @@ def _altered(thing: Any, folder: Path) -> Iterator[str]:
         same = torch.equal(whole, again.step())
         expect(same, "does not alter a step twice in the same way, which every rank and every resumed run has to")
     yield "steps"
-    tensors, values = first.callbacks.pack()
+    tensors, values = pack_callbacks(first.callbacks)
     fresh = thing()
     fresh.load_state_dict(
         {k.partition("/")[2]: v for k, v in {**{k: t.clone() for k, t in tensors.items()}, **values}.items()}
@@ -100,6 +100,6 @@ def probe_callback(thing: Any, entry: Entry) -> Iterator[str]:
         except TypeError as error:
             expect(False, f"has a hook {hook} that cannot be called with {' and '.join(words)}: {error}")
     yield "made"
-    if overridden(made, *ALTERING):
+    if alters(made):
         with tempfile.TemporaryDirectory() as folder:
             yield from _altered(thing, Path(folder))

@@ -30,6 +30,7 @@ from xrddiff.training.checkpoints import (
     unpack_optimizer,
     unpack_rng,
 )
+from .callbacks import Callbacks, check_ranks, pack_callbacks, unpack_callbacks
 from .options import TrainOptions
 from .posthoc import Averages
 from .batches import Place, Plan
@@ -37,7 +38,6 @@ from .steps import Validation
 
 if TYPE_CHECKING:
     from xrddiff.telemetry.health import Watch
-    from xrddiff.training.callbacks import Callbacks
     from xrddiff.training.reporting import Tables
     from xrddiff.training.trainer import Trainer
 
@@ -87,7 +87,7 @@ class Parts:
         """(groups of tensors, JSON values) for a checkpoint; `tables.gather` comes first."""
         model, scaler = self.objective.model, self.accelerator.scaler
         moments, optimizer = pack_optimizer(bare(self.optimizer), model)
-        remembered, values = self.callbacks.pack()
+        remembered, values = pack_callbacks(self.callbacks)
         tensors = {"model": model.state_dict(), "optimizer": moments, "rng": pack_rng(self.accelerator.device)}
         tensors |= self.averages.tensors()
         if buffers := own_buffers(self.objective):
@@ -120,7 +120,7 @@ class Parts:
         self.tables.load(state["history"])
         self.validation.pending = state["history"]["pending_validation"] and self.validation.loader is not None
         remembered = checkpoint.tensors("callbacks") if "callbacks" in checkpoint.groups else {}
-        self.callbacks.unpack({**remembered, **state.get("callbacks", {})})
+        unpack_callbacks(self.callbacks, {**remembered, **state.get("callbacks", {})})
 
     @torch.no_grad()
     def _unpack_buffers(self, checkpoint: Checkpoint) -> None:
@@ -194,7 +194,7 @@ class Saver:
         """
         parts, step = self.parts, self.parts.place.step
         self.watch.check_weights(step)
-        parts.callbacks.check_ranks()
+        check_ranks(parts.callbacks)
         parts.tables.gather(step)
 
         def write() -> str:
