@@ -3,7 +3,7 @@
     python -m venv PEERS && PEERS/bin/pip install -r bench/requirements.txt && PEERS/bin/pip install -e .
     OMP_NUM_THREADS=1 PEERS/bin/python bench/steps.py [--models ddpm] [--sizes tiny small] [--variants eager compile] [--rounds 5] [--device cpu] [--trial]
 
-Ours is the step of a training (`training.steps.TrainStep`): forward, loss, backward, norm and clipping of the gradient, AdamW, averaged weights; networks are those of `model=M size=S`. Theirs is a plain loop around diffusers'
+Ours is the step of a training (`training.trainer.Trainer.step`): forward, loss, backward, norm and clipping of the gradient, AdamW, averaged weights; networks are those of `model=M size=S`. Theirs is a plain loop around diffusers'
 AutoencoderKL, VQModel or UNet2DModel with the same weights by name, on the same frames: forward, mean squared error (and KL or commitment), backward, `clip_grad_norm_`, `torch.optim.AdamW`, diffusers' `EMAModel`; in
 `diffusers fused` with `fused=True` and `foreach=True`. `differ` is the largest difference of what the two networks give, over the largest value.
 Every row has a process of its own; those of a model and size take turns, a step each, in alternating order (one process after another where the weights are too many to be held together). Times are CPU time on a CPU (others on the machine move it
@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -55,10 +56,10 @@ from xrddiff.loading.loader import FrameLoader
 from xrddiff.models.autoencoder import Autoencoder, AutoencoderKL
 from xrddiff.models.unet import UNet
 from xrddiff.recipes.autoencoders import autoencoder_objective, build_autoencoder
-from xrddiff.training.batches import Place, stream
+from xrddiff.training.batches import Place, batches_from
 from xrddiff.training.compute import computed
 from xrddiff.training.options import train_options
-from xrddiff.training.steps import to_device
+from xrddiff.training.steps import set_mode, to_device
 from xrddiff.training.trainer import Trainer
 from xrddiff.transforms.pipelines import make_transform
 from xrddiff.used_words import model_parts, unused_words
@@ -134,16 +135,15 @@ def our_step(cfg: Any, objective: nn.Module, loader: Any, stack: ExitStack) -> S
     o = train_options(cfg, diffusion=model_parts(cfg).denoiser is not None)
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     trainer = Trainer(objective, loader, folder, o, batch_size=loader.batch_size, progress=False)
-    trainer.set_mode(True)
-    words = {name: getattr(o, name) for name in ("compile", "gradient_checkpointing", "channels_last")}
+    set_mode(objective, True)
     keep_memory()  # as every run does
-    stack.enter_context(computed(objective.model, **words))
-    batch, place = next(iter(stream(loader, 0, 0))), Place()
+    stack.enter_context(computed(objective.model, **o.changes))
+    batches = repeat(next(batches_from(loader, Place())))
 
     def step() -> None:
-        trainer.stepper(batch, place, loader.batch_size, 0.0)
+        trainer.step(batches)
         trainer.watch.forget()
-        place.step += 1
+        trainer.tables.meter.clear()
 
     return step
 

@@ -55,9 +55,10 @@ def measure(steps: int) -> dict[str, list[float]]:
     folder = Path(tempfile.mkdtemp())
     words = dict(num_epochs=1, batch_size=8, lr=1e-3, ema_decay=0.999, log_every=10, progress=False)
     trainer = Trainer(Objective(), Loader(), folder, health=Monitor(path=folder / "metrics" / "health.json"), **words)
-    add_step, look, end = trainer.meter.add_step, trainer._look, trainer._end_epoch
+    meter, checkup = trainer.tables.meter, trainer.checkup
+    add_step, look = meter.add_step, checkup.look
     times: dict[str, list[float]] = {"with": [], "without": []}
-    step, clock = trainer._step, [0, 0.0]
+    finish_step, clock = trainer.finish_step, [0, 0.0]
 
     def counted(*args):
         if clock[0] % TURN == 0:
@@ -65,19 +66,19 @@ def measure(steps: int) -> dict[str, list[float]]:
             if clock[0]:
                 times["with" if clock[0] // TURN % 2 else "without"].append((now - clock[1]) / TURN)
             with_it = (clock[0] // TURN + 1) % 2
-            trainer.meter.add_step = add_step if with_it else lambda *a: None
-            trainer._look = look if with_it else lambda when: None
+            meter.add_step = add_step if with_it else lambda *a: None
+            checkup.look = look if with_it else lambda *a: None
             clock[1] = time.process_time()
         clock[0] += 1
         if clock[0] > steps:
             trainer.stop.request("the end of the benchmark")
-        stopped = step(*args)
-        if clock[0] % TURN == TURN - 1 and trainer.meter.add_step is add_step:  # as if an epoch had TURN steps
-            end(1e-3)
-            look("epoch")
+        stopped = finish_step(*args)
+        if clock[0] % TURN == TURN - 1 and meter.add_step is add_step:  # as if an epoch had TURN steps
+            trainer.tables.add_epoch(trainer.place, trainer.forward, trainer.averages)
+            look("epoch", trainer.place.step)
         return stopped
 
-    trainer._step = counted
+    trainer.finish_step = counted
     trainer.fit()
     return times
 

@@ -60,7 +60,9 @@ def train(folder, dropout=0.1, resume=False, **words):
     trainer = Trainer(make_objective(dropout), Frames(), folder, options)
     trainer.fit(resume)
     assert not any("forward" in m.__dict__ for m in trainer.objective.modules())  # as it was before
-    return trainer.history.frame()["loss"].tolist(), torch.cat([p.detach().flatten() for p in trainer.parameters])
+    return trainer.tables.history.frame()["loss"].tolist(), torch.cat(
+        [p.detach().flatten() for p in trainer.parameters]
+    )
 
 
 def test_gradient_checkpointing_trains_the_same(tmp_path, one_thread):

@@ -154,8 +154,8 @@ def test_the_average_begins_with_the_loaded_weights_and_statistics_are_measured_
     space, transform = open_space(cfg, tmp_path)
     building = build_generative(cfg, prepare_words(cfg, transform), run_accelerator(cfg.training), space)
     trainer, given = building.trainer(tmp_path), load_checkpoint(runs("ddpm"))
-    assert trainer.ema.updates == 0 and "not taken: condition hit_class" in capsys.readouterr().out
-    assert all(torch.equal(v, given.weights()[k]) for k, v in trainer.ema.averages.items())
+    assert trainer.averages.ema.updates == 0 and "not taken: condition hit_class" in capsys.readouterr().out
+    assert all(torch.equal(v, given.weights()[k]) for k, v in trainer.averages.ema.averages.items())
     ours = building.state()
     assert ours["generator"]["denoiser"]["sigma_data"] != given.state["generator"]["denoiser"]["sigma_data"]
     assert ours["transform"] != given.state["transform"]

@@ -335,7 +335,7 @@ def train(folder, space, max_steps, resume=False, validation=True):
 
 def test_trainer_resumes_in_the_latent_to_the_bit(tmp_path, space):
     straight, result = train(tmp_path / "straight", space, 8)
-    assert result.state == "finished" and np.isfinite([r["loss"] for r in straight.history.rows]).all()
+    assert result.state == "finished" and np.isfinite([r["loss"] for r in straight.tables.history.rows]).all()
     train(
         tmp_path / "parts", space, 3, validation=False
     )  # ends within an epoch; codes are not kept from one part to the next

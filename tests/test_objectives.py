@@ -70,7 +70,7 @@ def test_how_a_step_is_cut_does_not_matter(tmp_path, masked):
     whole = train(tmp_path / "whole", masked=masked)
     pieces = train(tmp_path / "pieces", masked=masked, batch_size=3, global_batch_size=8)
     same(whole, pieces, rtol=0, atol=1e-5)
-    assert whole.history.rows[-1]["loss"] == pytest.approx(pieces.history.rows[-1]["loss"], rel=1e-5)
+    assert whole.tables.history.rows[-1]["loss"] == pytest.approx(pieces.tables.history.rows[-1]["loss"], rel=1e-5)
 
 
 def test_stopped_and_resumed_with_tracks_is_the_same(tmp_path):

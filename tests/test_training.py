@@ -111,7 +111,7 @@ def train(folder, *, resume=False, served=None, act=None, dropout=0.0, loader=No
     )
     result = trainer.fit(resume)
     weights = torch.cat([p.detach().flatten() for p in trainer.parameters])
-    averages = torch.cat([p.flatten() for p in trainer.ema.averages.values()])
+    averages = torch.cat([p.flatten() for p in trainer.averages.ema.averages.values()])
     return trainer, result, torch.cat([weights, averages, trainer.objective.seen])
 
 
@@ -325,7 +325,7 @@ def script_faults(folder):
 
         options = {"max_steps": 9, "global_batch_size": BATCH, "batch_size": 8, "lr": 1e-3, "progress": False}
         trainer = Trainer(Greedy(), make_loader(rank, 2), folder / "greedy", find_batch_size=True, **options)
-        assert trainer.fit().state == "finished" and trainer.batch_size == 2
+        assert trainer.fit().state == "finished" and trainer.plan.micro == 2
         assert trainer.objective.seen.sum() == FRAMES + 2 * BATCH  # the trial left no trace in the counts
 
     on_ranks(2, greedy)
@@ -536,6 +536,77 @@ def script_hooks(folder):
     return out
 
 
+def make_altering(adds=0.0, die_at=None):
+    """A callback with every hook that alters a step, which remembers something; `adds`: to the weights of rank 1."""
+    import torch
+
+    from xrddiff.seeds import keyed_normal
+    from xrddiff.training.callbacks import Callback
+
+    class Altering(Callback):
+        def __init__(self):
+            self.norms, self.steps = torch.zeros(2), 0
+
+        def alter_batch(self, training, batch):
+            noise = keyed_normal((1, 8, 8), 1, "jitter", training.step, index=batch["index"])
+            return {**batch, "x": batch["x"] + 0.1 * noise}
+
+        def alter_losses(self, training, batch, losses):
+            return {**losses, "loss": losses["loss"] * (1 + (batch["index"] < 9).to(losses["loss"]))}
+
+        def alter_gradients(self, training, record):
+            if training.step == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            for p in training.parameters:
+                p.grad += 1e-3 * torch.randn_like(p) / (1 + self.norms.mean())
+            self.norms[self.steps % 2] = record.norm
+            self.steps += 1
+
+        def alter_weights(self, training, record):
+            training.parameters[0].clamp_(-0.2, 0.2).add_(adds * training.ranks.rank)
+
+        def state_dict(self):
+            return {"norms": self.norms, "steps": self.steps}
+
+        def load_state_dict(self, state):
+            self.norms, self.steps = state["norms"], state["steps"]
+
+    return Altering()
+
+
+def script_altered(folder):
+    """Steps that are altered: alike on one rank and two, and in a run that was killed; ranks that drift apart write no checkpoint."""
+    import torch
+
+    from xrddiff.errors import BadInput
+
+    options = {"dropout": 0.0, "max_steps": 20, "checkpoint_every": 6, "clip_grad_norm": 0.5}
+    for n in (1, 2):
+        on_ranks(n, lambda r, n=n: train(folder / f"whole-{n}", callbacks=[make_altering()], **options))
+    (one, a), (_, b) = final(folder / "whole-1"), final(folder / "whole-2")
+    assert "callbacks" in one.groups and one.state["callbacks"] == {"Altering/steps": 20}
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+    def attempt(r, die_at):
+        train(folder / "killed", resume=True, callbacks=[make_altering(die_at=die_at)], **options)
+
+    assert end_codes(2, lambda r: attempt(r, 15)) == [-signal.SIGKILL] * 2
+    on_ranks(2, lambda r: attempt(r, None))
+    assert torch.equal(final(folder / "killed")[1], b)
+
+    def apart(r):
+        try:
+            train(folder / "apart", callbacks=[make_altering(adds=1e-6)], **options)
+        except BadInput as e:
+            (folder / f"said-{r}").write_text(str(e))
+
+    on_ranks(2, apart)
+    said = {(folder / f"said-{r}").read_text() for r in range(2)}
+    assert len(said) == 1 and "expected Altering to do the same on all ranks" in said.pop()
+    assert not (folder / "apart" / "checkpoints").exists()
+    return float((a - b).abs().max())
+
+
 def run_script(name, *args):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = warm.run(__file__, name, *args, env=env, timeout=500)
@@ -569,6 +640,34 @@ def test_a_fault_on_one_rank_is_one_sentence_on_all(tmp_path):
 @pytest.mark.slow
 def test_hooks_change_nothing(tmp_path):
     assert min(run_script("hooks", tmp_path).values()) > 40
+
+
+@pytest.mark.slow
+def test_altered_steps_are_alike_on_ranks_and_resumed(tmp_path):
+    assert run_script("altered", tmp_path) <= 1e-5
+
+
+def test_a_plug_in_clips_gradients_as_the_trainer_does(tmp_path, one_thread):
+    import torch
+
+    from xrddiff.config import compose_config
+    from xrddiff.training.callbacks import make_callbacks
+
+    (tmp_path / "mine.py").write_text(
+        "from xrddiff.registry import register\nfrom xrddiff.telemetry.health import clip_gradients\n"
+        "from xrddiff.training.callbacks import Callback\n\n\n"
+        '@register("callback")\nclass clip(Callback):\n    """Gradients of a larger norm are scaled down to it."""\n\n'
+        "    def __init__(self, norm: float = 1.0):\n        self.norm = norm\n\n"
+        "    def alter_gradients(self, training, record):\n"
+        "        clip_gradients(training.parameters, self.norm, record.norm)\n"
+    )
+    words = [f"plugins=[{tmp_path / 'mine.py'}]", "training.callbacks=[clip]", "training.clip_grad_norm=null"]
+    cfg = compose_config([*words, "training.callback_options={clip: {norm: 0.1}}"])
+    made = make_callbacks(cfg.training.callbacks, cfg.training.callback_options)
+    _, _, built_in = train(tmp_path / "built-in", max_steps=9, clip_grad_norm=0.1, validation=False)
+    _, _, ours = train(tmp_path / "ours", max_steps=9, clip_grad_norm=None, callbacks=made, validation=False)
+    _, _, plain = train(tmp_path / "plain", max_steps=9, clip_grad_norm=None, validation=False)
+    assert torch.equal(ours, built_in) and not torch.equal(plain, built_in)
 
 
 def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
@@ -692,7 +791,7 @@ def test_a_stop_during_validation_is_made_up_for(tmp_path, one_thread):
         inner = cut.objective.forward
 
         def forward(batch, step, cut=cut, stop=stop, inner=inner, epoch=epoch):
-            if not cut.objective.training and cut.epoch == epoch:
+            if not cut.objective.training and cut.place.epoch == epoch:
                 stop.request("a test")
             return inner(batch, step)
 

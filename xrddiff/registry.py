@@ -156,7 +156,11 @@ KINDS: dict[str, Kind] = {
         "With series=True: f(stats), stats: frames.masks.SeriesStatistics",
         given=("x", "values", "stats"),
     ),
-    "callback": Kind("what looks on while a model trains", "f(): a training.callbacks.Callback"),
+    "callback": Kind(
+        "what watches or alters training",
+        "f(): a training.callbacks.Callback. Its hooks on_… watch and change nothing; alter_batch, alter_losses, "
+        "alter_gradients and alter_weights change one thing each, the same on all ranks",
+    ),
     "tracker": Kind("where the numbers of a training are shown", "f(run): a tracker of accelerate", given=("run",)),
     "health_rule": Kind(
         "what can be wrong with a training, and what to try",

@@ -362,7 +362,7 @@ def build_generative(
         classes=classes, maps=maps, lattices=lattices, window=loaders[0].shape,
         distances=distance_table(prepared.frames, prepared.train),
     )  # fmt: skip
-    steps = plan_training(loaders[0], train_options(cfg, diffusion=True), Ranks(accelerator))[0].left(Place())[0]
+    steps = plan_training(loaders[0], train_options(cfg, diffusion=True), Ranks(accelerator)).left(Place())[0]
     return Building(
         cfg, prepared, accelerator, generator, build_objective(model, cfg, steps), loaders, fields, values[0]
     )

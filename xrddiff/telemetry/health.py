@@ -171,6 +171,13 @@ class Watch:
             )
         raise Diverged(describe_fault(fault, self.kept, self.weight_rms))
 
+    def check_norm(self, record: StepRecord) -> None:
+        """Raise `Diverged` if the gradient of a step is not finite; on a CPU only, where reading a number does
+        not wait.
+        """
+        if record.norm.device.type == "cpu" and not math.isfinite(record.norm):
+            self.diagnose(record.step - 1)
+
     def check_sums(self, sums: Mapping[str, Any], step: int) -> None:
         """Raise `Diverged` if one of the sums over all ranks (`Means.read`) is not finite."""
         if not all(map(math.isfinite, [*sums["sums"].values(), sums["norm"]])):

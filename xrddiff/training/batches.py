@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['Loader', 'frames_per_epoch', 'stream', 'global_batch', 'share', 'Place', 'Plan', 'cut', 'to_device']
+__all__ = ['Loader', 'frames_per_epoch', 'stream', 'global_batch', 'share', 'Place', 'Plan', 'batches_from', 'cut', 'to_device']
 
 # %% ../../nbs/training/batches.ipynb #e8b327b0
 class Loader(Protocol):
@@ -94,14 +95,31 @@ class Place:
         return ended
 
 # %% ../../nbs/training/batches.ipynb #e5bb95cb
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """Epochs of `num_frames` in steps of `global_batch`, up to `num_epochs` or `max_steps`."""
+    """Epochs of `num_frames` in steps of `global_batch`, up to `num_epochs` or `max_steps`.
+
+    `micro`: frames per rank at once.
+    """
 
     num_frames: int
     global_batch: int
     num_epochs: int | None = None
     max_steps: int | None = None
+    micro: int = 1
+
+    def done(self, place: Place) -> bool:
+        """Whether all epochs or all steps are done."""
+        return self.left(place)[0] == 0
+
+    def total(self, place: Place) -> tuple[int, int]:
+        """(steps, frames) of the whole training; the same wherever `place` is on its way."""
+        steps, frames = self.left(place)
+        return place.step + steps, place.samples_seen + frames
+
+    def progress(self, place: Place) -> float:
+        """The fraction of all frames seen, 0 to 1."""
+        return place.samples_seen / self.total(place)[1]
 
     def count(self, place: Place) -> int:
         """Frames of the next step; the last step of an epoch may have fewer."""
@@ -119,6 +137,17 @@ class Plan:
             return steps, steps * g
         whole, more = divmod(steps - rest, per_epoch)
         return steps, n - place.frames + whole * n + more * g
+
+# %% ../../nbs/training/batches.ipynb #e6147fa8
+def batches_from(loader: Loader, place: Place) -> Iterator[dict[str, Any] | None]:
+    """This rank's shares of the batches from `place` on, which every step has to advance; None if
+    `loader` has no more in an epoch.
+    """
+    while True:
+        epoch = place.epoch
+        with closing(stream(loader, epoch, place.frames)) as batches:
+            while place.epoch == epoch:
+                yield next(batches, None)
 
 # %% ../../nbs/training/batches.ipynb #dee32d18
 def cut(batch: Any, start: int, stop: int) -> Any:

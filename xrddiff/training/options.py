@@ -78,6 +78,11 @@ class Computing:
     find_unused_parameters: bool = False
 
     @property
+    def changes(self) -> dict[str, bool]:
+        """How the network is computed, see `computed`."""
+        return {name: getattr(self, name) for name in ("compile", "gradient_checkpointing", "channels_last")}
+
+    @property
     def ddp(self) -> dict[str, Any]:
         """The options of DistributedDataParallel."""
         return {

@@ -183,6 +183,15 @@ class Averages:
         for average in [*self.tracks, *([] if self.ema is None else [self.ema])]:
             average.update()
 
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """(weight, its exponential average) of every parameter; none without `ema_decay`."""
+        weights, averages = dict(self.model.named_parameters()), {} if self.ema is None else self.ema.averages
+        return [(weights[name], average) for name, average in averages.items() if name in weights]
+
+    def start_share(self, updates: int) -> float | None:
+        """The share of the initial weights in the exponential average after so many updates; None if there is none."""
+        return None if self.ema is None else self.ema.start_share(updates)
+
     def averaged(self) -> AbstractContextManager[Any]:
         """Within `with`, the model holds the exponential average, if there is one."""
         return nullcontext(self.model) if self.ema is None else self.ema.average_parameters()

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -29,11 +30,19 @@ from xrddiff.training.checkpoints import (
     unpack_optimizer,
     unpack_rng,
 )
+from .callbacks import Callbacks, check_ranks, pack_callbacks, unpack_callbacks
 from .options import TrainOptions
 from .posthoc import Averages
+from .batches import Place, Plan
+from .steps import Validation
+
+if TYPE_CHECKING:
+    from xrddiff.telemetry.health import Watch
+    from xrddiff.training.reporting import Tables
+    from xrddiff.training.trainer import Trainer
 
 # %% auto #0
-__all__ = ['own_buffers', 'Parts', 'Saver']
+__all__ = ['own_buffers', 'bare', 'Parts', 'Saver']
 
 # %% ../../nbs/training/saving.ipynb #2710b467
 def own_buffers(objective: nn.Module) -> dict[str, Tensor]:
@@ -45,28 +54,53 @@ def own_buffers(objective: nn.Module) -> dict[str, Tensor]:
     return {k: t for k, t in objective.state_dict(keep_vars=True).items() if id(t) not in inside}
 
 # %% ../../nbs/training/saving.ipynb #1331135b
+def bare(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser that accelerate's holds, or `optimizer` itself."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
 @dataclass
 class Parts:
-    """The parts of a training whose tensors are saved.
+    """All that one step passes to the next.
 
-    `objective`: with the network. `optimizer`: AdamW. `averages`: of the weights.
-    `accelerator`: with its gradient scaler.
+    `objective`: with the network. `optimizer`: AdamW, as it was or prepared. `averages`: of the weights. `accelerator`:
+    with its gradient scaler. `plan`, `place`: of the training, and how far it is. `tables`: with the
+    sums since their last rows. `validation`: whether it is pending. `callbacks`: what they remember.
     """
 
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     averages: Averages
     accelerator: Accelerator
+    plan: Plan
+    place: Place
+    tables: Tables
+    validation: Validation
+    callbacks: Callbacks
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Parts:
+        """The parts of `trainer`, which has them under the same names."""
+        return cls(**{part.name: getattr(trainer, part.name) for part in fields(cls)})
 
     def pack(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
-        """(groups of tensors, JSON values) for a checkpoint."""
+        """(groups of tensors, JSON values) for a checkpoint; `tables.gather` comes first."""
         model, scaler = self.objective.model, self.accelerator.scaler
-        moments, optimizer = pack_optimizer(self.optimizer, model)
+        moments, optimizer = pack_optimizer(bare(self.optimizer), model)
+        remembered, values = pack_callbacks(self.callbacks)
         tensors = {"model": model.state_dict(), "optimizer": moments, "rng": pack_rng(self.accelerator.device)}
         tensors |= self.averages.tensors()
         if buffers := own_buffers(self.objective):
             tensors["objective"] = buffers
-        return tensors, {"optimizer": optimizer, **self.averages.state(), "scaler": scaler and scaler.state_dict()}
+        if remembered:
+            tensors["callbacks"] = remembered
+        state = {**asdict(self.place), "finished": self.plan.done(self.place) and not self.validation.pending}
+        state |= dict(
+            num_frames=self.plan.num_frames, batch_size=self.plan.micro, global_batch_size=self.plan.global_batch
+        )
+        state |= {"history": {**self.tables.state(), "pending_validation": self.validation.pending}}
+        state |= {"optimizer": optimizer, **self.averages.state(), "scaler": scaler and scaler.state_dict()}
+        return tensors, state | ({"callbacks": values} if values else {})
 
     def unpack(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`.
@@ -76,11 +110,17 @@ class Parts:
         state, model = checkpoint.state, self.objective.model
         load_weights(model, checkpoint, ema=False)
         self._unpack_buffers(checkpoint)
-        unpack_optimizer(self.optimizer, model, checkpoint.tensors("optimizer"), state["optimizer"])
+        unpack_optimizer(bare(self.optimizer), model, checkpoint.tensors("optimizer"), state["optimizer"])
         unpack_rng(checkpoint.tensors("rng"), self.accelerator.device)
         self.averages.load(checkpoint)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        for name in asdict(self.place):
+            setattr(self.place, name, state[name])
+        self.tables.load(state["history"])
+        self.validation.pending = state["history"]["pending_validation"] and self.validation.loader is not None
+        remembered = checkpoint.tensors("callbacks") if "callbacks" in checkpoint.groups else {}
+        unpack_callbacks(self.callbacks, {**remembered, **state.get("callbacks", {})})
 
     @torch.no_grad()
     def _unpack_buffers(self, checkpoint: Checkpoint) -> None:
@@ -97,20 +137,35 @@ class Parts:
 class Saver:
     """The checkpoints in `folder/checkpoints`: when one is due, and which is the newest.
 
-    `parts`: what is saved. `extra`: JSON values that go into each checkpoint. Raises `BadInput` if
-    `extra` uses a name in `KEPT`.
+    `folder`: of the run. `parts`: what is saved. `extra`: JSON values that go into each checkpoint.
+    `watch`: checks the numbers first. Raises `BadInput` if `extra` uses a name in `KEPT`.
     """
 
     KEPT = frozenset(  # names that the trainer itself stores in a checkpoint's state
-        "step epoch frames samples_seen finished seed num_frames batch_size global_batch_size ranks optimizer ema tracks scaler history versions".split()
+        "step epoch frames samples_seen finished seed num_frames batch_size global_batch_size ranks optimizer ema tracks scaler history callbacks versions".split()
     )
 
-    def __init__(self, folder: Path, parts: Parts, options: TrainOptions, extra: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        parts: Parts,
+        options: TrainOptions,
+        extra: Mapping[str, Any] | None = None,
+        *,
+        watch: Watch,
+    ):
         if taken := sorted(set(extra or {}) & self.KEPT):
             raise BadInput(
                 f"checkpoint_state has {', '.join(taken)}, which the trainer itself keeps; choose another name"
             )
-        self.folder, self.parts, self.options, self.extra = folder / "checkpoints", parts, options, dict(extra or {})
+        self.run, self.folder, self.parts, self.options, self.extra = (
+            folder,
+            folder / "checkpoints",
+            parts,
+            options,
+            dict(extra or {}),
+        )
+        self.ranks, self.watch = watch.ranks, watch
         self.newest: Path | None = None
         self.start_clock()
 
@@ -132,14 +187,62 @@ class Saver:
             return step % self.options.checkpoint_every == 0
         return ended and self.options.checkpoint_seconds is None
 
-    def write(self, step: int, standing: Mapping[str, Any]) -> str:
-        """Write a checkpoint and return its path. `standing`: position of the training, as
-        JSON values.
+    def save(self, snapshot: bool = False) -> Path:
+        """Write a checkpoint and return its path; every rank has to call it.
+
+        `snapshot`: also one of the averages. Raises `Diverged` for numbers that are not finite.
         """
+        parts, step = self.parts, self.parts.place.step
+        self.watch.check_weights(step)
+        check_ranks(parts.callbacks)
+        parts.tables.gather(step)
+
+        def write() -> str:
+            parts.tables.save()
+            if snapshot:  # first: a run that dies before the checkpoint is complete makes this snapshot again
+                parts.averages.save_snapshot(self.run / "averages", step)
+            return str(self._write(step))
+
+        self._found(Path(self.ranks.first(write)))
+        self.start_clock()
+        return self.newest
+
+    def _write(self, step: int) -> Path:
         tensors, kept = self.parts.pack()
+        about = {"seed": self.options.seed, "ranks": self.ranks.size}
         versions = {"xrddiff": xrddiff.__version__, "torch": torch.__version__}
-        state = {**self.extra, **standing, **kept, "versions": versions}
-        return str(save_checkpoint(self.folder, step, tensors, state, keep=self.options.keep_checkpoints))
+        state = {**self.extra, **kept, **about, "versions": versions}
+        return save_checkpoint(self.folder, step, tensors, state, keep=self.options.keep_checkpoints)
+
+    def _found(self, path: Path) -> None:
+        self.newest, self.watch.kept = path, f"{path.parent.name}/{path.name}"
+
+    def open(self, resume: bool | str | Path) -> int | None:
+        """Continue from a checkpoint (see `find`); its step, or None if there is none. Every rank has to call it.
+
+        Raises `BadInput` for a checkpoint of another seed or another number of frames.
+        """
+        path = self.ranks.first(lambda: self.find(resume))
+        self.start_clock()
+        if path is None:
+            self.parts.tables.resume()
+            return None
+        checkpoint, plan = load_checkpoint(path, verify=False), self.parts.plan
+        state = checkpoint.state
+        for name, ours in (("seed", self.options.seed), ("num_frames", plan.num_frames)):
+            if state[name] != ours:
+                raise BadInput(f"checkpoint {path} is of a run with {name} {state[name]}; expected {ours} to go on")
+        self.parts.unpack(checkpoint)
+        if self.options.find_batch_size:
+            plan.micro = min(plan.micro, state["batch_size"])
+        if self.ranks.rank == 0 and state["global_batch_size"] != plan.global_batch:
+            warnings.warn(
+                f"a step was {state['global_batch_size']} frames on {state['ranks']} ranks and is {plan.global_batch} on {self.ranks.size} from here on; "
+                f"training.global_batch_size={state['global_batch_size']} would keep it",
+                stacklevel=3,
+            )
+        self._found(checkpoint.path)
+        return self.parts.place.step
 
     def find(self, resume: bool | str | Path) -> str | None:
         """The path of the checkpoint to resume from, or None to start from the beginning.

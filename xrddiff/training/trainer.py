@@ -5,10 +5,7 @@
 # %% ../../nbs/training/trainer.ipynb #d3974018
 from __future__ import annotations
 
-import socket
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -17,27 +14,31 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from ..errors import BadInput
-from .batches import Loader, Place, Plan, frames_per_epoch, global_batch, share, stream
+from .batches import Loader, Place, Plan, batches_from, frames_per_epoch, global_batch, share, to_device
 from .callbacks import Callback, Callbacks
-from .checkpoints import load_checkpoint
-from .compute import computed, make_accelerator
-from .ema import EMA
-from ..telemetry.health import Diverged, StepRecord, Watch
-from ..telemetry.epochs import FIRST, EpochMeter, epoch_row
-from ..telemetry.history import EPOCHS, SAMPLES, History, keep_speed, read_rows
-from ..telemetry.rules import Evidence, Monitor, Unhealthy, fault_found
+from .compute import computed, make_accelerator, without_subnormals
+from ..telemetry.health import StepRecord, Watch, gradient_norm
+from ..telemetry.rules import Monitor
 from .options import TrainOptions, with_options
 from .posthoc import Averages
+from .reporting import Checkup, ProgressBar, Tables
 from .saving import Parts, Saver
 from ..ranks.agreement import Ranks
-from .steps import TrainStep, Validation, fitting_batch_size, training_row
 from ..ranks.stopping import StopRequest
+from xrddiff.training.steps import (
+    Validation,
+    accumulate_gradient,
+    begin_step,
+    fit_plan,
+    next_share,
+    prepare_step,
+    set_mode,
+)
 
 # %% auto #0
-__all__ = ['TrainResult', 'plan_training', 'check_objective', 'Trainer']
+__all__ = ['TrainResult', 'plan_training', 'trainable', 'Trainer']
 
 # %% ../../nbs/training/trainer.ipynb #0cf94466
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class TrainResult:
     frames_per_second: float | None = None
 
 # %% ../../nbs/training/trainer.ipynb #d01d9bbc
-def plan_training(loader: Loader, options: TrainOptions, ranks: Ranks) -> tuple[Plan, int]:
-    """(plan of the training, frames per rank at once).
+def plan_training(loader: Loader, options: TrainOptions, ranks: Ranks) -> Plan:
+    """The plan of the training.
 
     Raises `BadInput` if the options set no length, or if the batches of `loader` do not agree with
     them.
@@ -75,21 +76,29 @@ def plan_training(loader: Loader, options: TrainOptions, ranks: Ranks) -> tuple[
             f"the loader serves batches of {loader.batch_size} frames to rank {rank} of {size}; expected {total} frames "
             f"(batch_size {micro}, accumulation {a}, global_batch_size {asked}) for rank {ranks.rank} of {ranks.size}"
         )
-    return Plan(frames, total, options.num_epochs, options.max_steps), micro
+    return Plan(frames, total, options.num_epochs, options.max_steps, micro)
 
 # %% ../../nbs/training/trainer.ipynb #b3b7edcc
-def check_objective(objective: nn.Module) -> None:
-    """Raise `BadInput` if a trained parameter of `objective` is not in `objective.model`."""
+def trainable(objective: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train. Raises `BadInput` if one of `objective` is not in `objective.model`."""
     trained = {id(p) for p in objective.model.parameters()}
     for name, p in objective.named_parameters():
         if p.requires_grad and id(p) not in trained:
             raise BadInput(
                 f"the objective's parameter {name} would train but is not in objective.model; put it there or freeze it"
             )
+    return [p for p in objective.model.parameters() if p.requires_grad]
 
-# %% ../../nbs/training/trainer.ipynb #c33beb9b
-class _Parts:
-    """Creates the parts of a training and connects them."""
+# %% ../../nbs/training/trainer.ipynb #7523af05
+class Trainer:
+    """Trains `objective.model` on the batches of `loader`.
+
+    `objective`: `objective(batch, step)` returns a dict of losses per frame, (B,), with a `loss`.
+    `loader`: its `batch_size` is the frames per step over all ranks. `folder`: of the run. `options`:
+    a `TrainOptions`; `words` replace some. `validation_loader`: held-out frames. `checkpoint_state`:
+    JSON values that go into every checkpoint. `callbacks`: see `training.callbacks`. `health`: see
+    `telemetry.rules`. Raises `BadInput` for settings that cannot work.
+    """
 
     def __init__(
         self,
@@ -106,391 +115,98 @@ class _Parts:
         **words: Any,
     ):
         self.options = o = with_options(options, **words)
-        self.accelerator = accelerator or make_accelerator(o.mixed_precision, **o.ddp)
-        self.ranks = ranks = Ranks(self.accelerator)
-        self.plan, micro = plan_training(loader, o, ranks)
-        check_objective(objective)
-        self.objective, self.loader, self.folder = objective.to(self.accelerator.device), loader, Path(folder)
-        self.watch = Watch(objective.model, ranks, norms=self.accelerator.scaler is None)
+        self.accelerator = a = accelerator or make_accelerator(o.mixed_precision, **o.ddp)
+        self.ranks, self.loader, self.folder = Ranks(a), loader, Path(folder)
+        self.plan, self.place, self.stop = plan_training(loader, o, self.ranks), Place(), StopRequest()
+        self.objective, self.parameters = objective.to(a.device), trainable(objective)
+        self.watch = Watch(objective.model, self.ranks, norms=a.scaler is None)
         self.averages = Averages(objective.model, o)
-        self.stepper = TrainStep(
-            objective,
-            o,
-            micro=micro,
-            accelerator=self.accelerator,
-            ranks=ranks,
-            averages=self.averages,
-            watch=self.watch,
-        )
-        parts = Parts(objective, self.stepper.optimizer.optimizer, self.averages, self.accelerator)
-        self.saver = Saver(self.folder, parts, o, checkpoint_state)
-        self.validation = Validation(validation_loader, o.validate_every)
-        metrics = self.folder / "metrics" if ranks.rank == 0 else None
-        self.history, self.meter = History(metrics), EpochMeter()
-        about = {"config": (checkpoint_state or {}).get("config"), "ranks": ranks.size}
-        self.epochs = History(metrics, EPOCHS, first=FIRST, about=about)
-        self.place, self.stop, self.health, self.facts = Place(), StopRequest(), health, {}
+        self.forward, self.optimizer = prepare_step(objective, o, a)
+        self.shared = dict(plan=self.plan, ranks=self.ranks, accelerator=a)
+        self.validation = Validation(objective, self.averages, validation_loader, o.validate_every, **self.shared)
+        config = (checkpoint_state or {}).get("config")
+        self.tables = Tables(self.folder / "metrics", config, watch=self.watch, device=a.device)
+        self.progress = ProgressBar(self.ranks.rank == 0 and o.progress)
+        self.checkup = Checkup(health, self.folder, self.tables, self.progress.say)
         self.callbacks = Callbacks(callbacks, self)
-
-# %% ../../nbs/training/trainer.ipynb #ff5765ed
-class _Asked(_Parts):
-    """Short names for the position and the parts of a training."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs or all steps are done."""
-        return self.plan.left(self.place)[0] == 0
-
-    @property
-    def step(self) -> int:
-        """Steps done so far."""
-        return self.place.step
-
-    @property
-    def epoch(self) -> int:
-        """Full epochs done so far."""
-        return self.place.epoch
-
-    @property
-    def samples_seen(self) -> int:
-        """Frames seen so far, over all ranks."""
-        return self.place.samples_seen
-
-    @property
-    def batch_size(self) -> int:
-        """Frames per rank at once."""
-        return self.stepper.micro
-
-    @property
-    def global_batch(self) -> int:
-        """Frames per step over all ranks."""
-        return self.plan.global_batch
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The trained parameters."""
-        return self.stepper.parameters
-
-    @property
-    def ema(self) -> EMA | None:
-        """The exponential average of the weights."""
-        return self.averages.ema
-
-    def set_mode(self, training: bool) -> None:
-        """Set training or evaluation mode.
-
-        Not with `objective.train()`, which would also put frozen parts, such as the
-        autoencoder of a latent model, into training mode.
-        """
-        self.objective.training = training
-        self.objective.model.train(training)
-
-# %% ../../nbs/training/trainer.ipynb #60631e0f
-class _Kept(_Asked):
-    """Writes checkpoints and resumes from them."""
-
-    def _sums(self) -> dict[str, Any]:
-        sums = self.stepper.means.read(self.ranks)
-        self.watch.check_sums(sums, self.place.step)
-        return sums
-
-    def _standing(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        place, pending = self.place, self.validation.pending
-        return {
-            "step": place.step,
-            "epoch": place.epoch,
-            "frames": place.frames,
-            "samples_seen": place.samples_seen,
-            "finished": self.finished and not pending,
-            "seed": self.options.seed,
-            "num_frames": self.plan.num_frames,
-            "batch_size": self.batch_size,
-            "global_batch_size": self.global_batch,
-            "ranks": self.ranks.size,
-            "history": {
-                "rows": len(self.history.rows),
-                "sums": sums,
-                "pending_validation": pending,
-                "epochs": len(self.epochs.rows),
-                "epoch": self.meter.state(),
-            },
-        }
-
-    def _save(self, snapshot: bool = False) -> None:
-        self.watch.check_weights(self.place.step)
-        sums = self._sums()
-        self.meter.read(self.ranks)
-
-        def write() -> str:
-            self.history.save()
-            self.epochs.save()
-            if snapshot:  # first: a run that dies before the checkpoint is complete makes this snapshot again
-                self.averages.save_snapshot(self.folder / "averages", self.place.step)
-            return self.saver.write(self.place.step, self._standing(sums))
-
-        self._newest(Path(self.ranks.first(write)))
-        self.saver.start_clock()
-        self.callbacks("on_checkpoint", self.saver.newest)
-
-    def _newest(self, path: Path) -> None:
-        self.saver.newest, self.watch.kept = path, f"{path.parent.name}/{path.name}"
-
-    def _open(self, resume: bool | str | Path) -> None:
-        path = self.ranks.first(lambda: self.saver.find(resume))
-        if path is None:
-            self.history.resume(0)
-            self.epochs.resume(0)
-            if self.health is not None:
-                self.health.resume(-1)
-            return
-        checkpoint = load_checkpoint(path, verify=False)
-        state, history = checkpoint.state, checkpoint.state["history"]
-        for name, ours in (("seed", self.options.seed), ("num_frames", self.plan.num_frames)):
-            if state[name] != ours:
-                raise BadInput(f"checkpoint {path} is of a run with {name} {state[name]}; expected {ours} to go on")
-        self.saver.parts.unpack(checkpoint)
-        self.place = Place(state["step"], state["epoch"], state["frames"], state["samples_seen"])
-        self.stepper.means.load(history["sums"], self.ranks.rank)
-        self.validation.pending = history["pending_validation"] and self.validation.loader is not None
-        if self.options.find_batch_size:
-            self.stepper.micro = min(self.batch_size, state["batch_size"])
-        if self.ranks.rank == 0 and state["global_batch_size"] != self.global_batch:
-            warnings.warn(
-                f"a step was {state['global_batch_size']} frames on {state['ranks']} ranks and is {self.global_batch} on {self.ranks.size} from here on; "
-                f"training.global_batch_size={state['global_batch_size']} would keep it",
-                stacklevel=2,
-            )
-        self.meter.load(history.get("epoch"))  # a run from before there was a table of epochs has none
-        if self.ranks.rank == 0:
-            self.history.resume(history["rows"])
-            self.epochs.resume(history.get("epochs", 0))
-            if self.health is not None:
-                self.health.resume(state["step"])
-        self._newest(checkpoint.path)
-
-# %% ../../nbs/training/trainer.ipynb #89d0a2fe
-class _Told(_Kept):
-    """Rows, validation and the progress bar."""
-
-    def _publish(self, split: str, epoch: int, values: Mapping[str, Any]) -> None:
-        place = {"step": self.place.step, "epoch": epoch, "frames": self.place.samples_seen, "split": split}
-        self.callbacks("on_row", self.history.append(**{**place, **values}))
-
-    def _add_row(self, record: StepRecord) -> None:
-        sums = self._sums()
-        self.meter.add_sums(sums["sums"], sums["frames"])
-        if self.meter.first is None:
-            self.meter.read(self.ranks)
-        values = training_row(sums, self.history.rows)
-        if self.ranks.rank > 0:
-            values["note"] = None
-        self._publish("train", record.epoch, {"lr": record.lr, **values})
-        if values["note"]:
-            self._say(f"step {self.place.step}: {values['note']}")
-        self.stepper.means.clear()
-        self.watch.forget()
-        self._look("row")
-        self.bar.set_postfix(epoch=record.epoch, loss=f"{values['loss']:.4g}", refresh=False)
-
-    def _validate(self) -> bool:
-        """Add a row of validation losses; False if a stop came first."""
-        self.set_mode(False)
-        losses = self.validation.losses(self.stepper, self.place.step, self.stop)
-        self.set_mode(True)
-        if losses is not None:
-            self._publish("validation", self.place.epoch + (self.place.frames > 0), losses)
-            self.meter.validation = losses["loss"]
-        return losses is not None
-
-    def _end_epoch(self, lr: float) -> None:
-        """Add the row of the epoch that has just ended."""
-        p, averaged = self.place, {} if self.ema is None else self.ema.averages
-        place = {"epoch": p.epoch + (p.frames > 0), "step": p.step, "frames": p.samples_seen, "lr": lr}
-        weights = dict(self.objective.model.named_parameters())
-        row = epoch_row(
-            self.meter,
-            self.ranks,
-            place,
-            forward=self.stepper.forward,
-            device=self.accelerator.device,
-            averages=[(weights[name], average) for name, average in averaged.items() if name in weights],
-        )
-        self.epochs.append(**row)
-        self.meter.total_seconds = row["total_seconds"]
-        self.meter.clear()
-
-    def _look(self, when: str) -> None:
-        """Look for what is wrong; raises `Unhealthy` on every rank if a finding ends the training."""
-        if self.health is None:
-            return
-        told = None
-        if self.ranks.rank == 0:
-            rows = self.history.rows if when == "epoch" else [*self.history.rows[:1], *self.history.rows[1:][-20:]]
-            samples = read_rows(self.folder / SAMPLES) if when == "epoch" else []
-            new = self.health.look(
-                Evidence(rows, self.epochs.rows, samples, self.facts | {"first_loss": self.meter.first}), when
-            )
-            for finding in new:
-                self._say(f"step {self.place.step}: {finding}")
-            told = self.health.stopping(new)
-        if self.ranks.any(told is not None)[0]:
-            told = next(filter(None, self.ranks.gather(told)))
-            raise Unhealthy(f"{told} The last good checkpoint is {self.watch.kept}.")
-
-    def _learn_facts(self) -> None:
-        """What the rules of health have to know about the run."""
-        hosts = dict(enumerate(self.ranks.gather(socket.gethostname())))
-        self.facts = dict(
-            batch_size=self.batch_size,
-            ranks=self.ranks.size,
-            nodes=len(set(hosts.values())),
-            hosts={str(rank): host for rank, host in hosts.items()},
-            total_steps=self.total_steps,
-            start_share=None if self.ema is None else self.ema.start_share(self.total_steps),
-            weight_rms=self.watch.weight_rms,
-        )
-
-    def _say(self, text: str) -> None:
-        if self.ranks.rank == 0 and self.options.progress:
-            tqdm.write(text, file=sys.stderr)
-
-    def _new_bar(self) -> tqdm:
-        shown, terminal = self.ranks.rank == 0 and self.options.progress, sys.stderr.isatty()
-        pace = dict(mininterval=0.2 if terminal else 10, maxinterval=10 if terminal else 60, dynamic_ncols=terminal)
-        counts = dict(total=self.total_steps, initial=self.place.step, unit="step")
-        return tqdm(file=sys.stderr, disable=not shown, **pace, **counts)
-
-# %% ../../nbs/training/trainer.ipynb #7523af05
-class Trainer(_Told):
-    """Trains `objective.model` on the batches of `loader`.
-
-    `objective`: `objective(batch, step)` returns a dict of per-frame losses, tensors of shape (B,),
-    with the key `loss`. `loader`: its `batch_size` is the number of frames per step over all ranks.
-    `folder`: of the run (`checkpoints/`, `metrics/`, `averages/`). `options`: a `TrainOptions`;
-    `words` replace some of them. `validation_loader`: held-out frames. `checkpoint_state`: JSON
-    values (transform, config, latent_statistics) that go into every checkpoint. `callbacks`:
-    see `xrddiff.training.callbacks`. `health`: looks for what is wrong, see `xrddiff.telemetry.rules`
-    (None: nobody does). Raises `BadInput` for settings that cannot work.
-    """
+        self.saver = Saver(self.folder, Parts.of(self), o, checkpoint_state, watch=self.watch)
 
     def fit(self, resume: bool | str | Path = False, *, stop: StopRequest | None = None) -> TrainResult:
         """Train to the end, or until a signal or `stop`; returns how it ended.
 
-        `resume`: True (from the newest intact checkpoint, or from the start if there is
-        none), False (a new run), or the path of a checkpoint or run. Raises `Diverged`,
-        `CheckpointError` or `BadInput`.
+        `resume`: True (from the newest intact checkpoint, if there is one), False (a new run), or the
+        path of a checkpoint or run. Raises `Diverged`, `CheckpointError` or `BadInput`.
         """
-        o = self.options
-        self._open(resume)
-        self.set_mode(True)
+        found, place, seen = self.saver.open(resume), self.place, self.place.samples_seen
+        set_mode(self.objective, True)
         with ExitStack() as stack:
             self.stop = stack.enter_context(StopRequest()) if stop is None else stop
-            stack.enter_context(
-                computed(
-                    self.objective.model,
-                    compile=o.compile,
-                    gradient_checkpointing=o.gradient_checkpointing,
-                    channels_last=o.channels_last,
-                )
-            )
-            if o.find_batch_size and not self.finished:
-                self._fit_batch()
-            try:
-                return self._run()
-            except Diverged as fault:
-                if self.health is not None and self.ranks.rank == 0:
-                    self.health.record(fault_found(str(fault), self.place.epoch + 1, self.place.step + 1))
-                raise
+            stack.enter_context(computed(self.objective.model, **self.options.changes))
+            self.progress.say(fit_plan(self.options, self.loader, place, self.objective, self.optimizer, **self.shared))
+            stack.enter_context(self.checkup.recording(found, self.plan, place, self.averages))
+            stack.enter_context(self.progress.steps(place.step, self.plan.total(place)[0]))
+            batches = stack.enter_context(closing(batches_from(self.loader, place)))
+            start, stopped = time.monotonic(), self.ranks.asked(self.stop)
+            if self.validation.pending:  # a stop prevented it
+                stopped = self.close(stopped, due=True)
+                if self.plan.done(place) and not stopped:
+                    self.callbacks("on_checkpoint", self.saver.save())
+            while not (stopped or self.plan.done(place)):
+                stopped = self.finish_step(*self.step(batches))
+        speed = self.checkup.speed(place.samples_seen - seen, time.monotonic() - start)
+        state, reason = ("interrupted", self.stop.reason) if stopped else ("finished", None)
+        return TrainResult(state, place.step, place.epoch, place.samples_seen, self.saver.newest, reason, speed)
 
-    def _run(self) -> TrainResult:
-        steps, frames = self.plan.left(self.place)
-        self.total_steps, self.total_samples = self.place.step + steps, self.place.samples_seen + frames
-        start, seen = time.monotonic(), self.place.samples_seen
-        self._learn_facts()
-        self.saver.start_clock()
-        with self._new_bar() as self.bar:
-            stopped = self._make_up()
-            while not (self.finished or stopped):
-                with closing(stream(self.loader, self.place.epoch, self.place.frames)) as batches:
-                    stopped = self._epoch(batches)
-        return self._result(stopped, self.place.samples_seen - seen, max(time.monotonic() - start, 1e-9))
+    def step(self, batches: Iterator[Any]) -> tuple[StepRecord, bool]:
+        """Make one step of the optimiser; returns its record, and whether it ended an epoch."""
+        start, place, alter = time.monotonic(), self.place, self.callbacks.alter
+        count = self.plan.count(place)
+        batch, waited = next_share(batches, count, place, self.ranks)
+        record = begin_step(self.options, self.optimizer, self.plan, place, self.ranks.rank, self.watch)
+        with without_subnormals(not getattr(self.objective, "subnormals", True)):
+            batch = alter("alter_batch", to_device(batch, self.accelerator.device))
+            accumulate_gradient(self.forward, batch, record, count, self.tables.means, alter, **self.shared)
+            self.accelerator.unscale_gradients()
+            record.norm = gradient_norm(self.parameters)
+            self.watch.check_norm(record)
+            alter("alter_gradients", record)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if hasattr(self.objective, "after_step"):
+                self.objective.after_step(place.step, self.ranks.sum_)
+            if not self.optimizer.step_was_skipped:
+                alter("alter_weights", record)
+                self.averages.update()
+        self.tables.add_step(record, count, waited, time.monotonic() - start)
+        return record, place.advance(count, self.plan.num_frames)
 
-    def _make_up(self) -> bool:
-        """Do the validation that a stop prevented; returns whether to stop."""
-        stopped = self.ranks.asked(self.stop)
-        if self.validation.pending and not stopped:
-            stopped = not self._validate()
-            if not stopped and self.meter.losses and (self.place.frames == 0 or self.finished):
-                self._end_epoch(self.history.rows[-2]["lr"] if self.ranks.rank == 0 else 0.0)
-            if self.finished and not stopped:
-                self._save()
-        return stopped
-
-    def _epoch(self, batches: Iterator[Any]) -> bool:
-        """Make steps to the end of the epoch; returns whether to stop."""
-        epoch, stopped = self.place.epoch, False
-        while self.place.epoch == epoch and not (self.finished or stopped):
-            start = time.monotonic()
-            batch = next(batches, None)
-            stopped = self._step(batch, start, time.monotonic() - start)
-        return stopped
-
-    def _step(self, batch: Any, start: float, waited: float) -> bool:
-        """Make a step and do what is due after it; returns whether to stop.
-
-        `start`: when the step began. `waited`: how long for its batch, s.
-        """
-        count = self.plan.count(self.place)
-        record = self.stepper(batch, self.place, count, self.place.samples_seen / self.total_samples)
-        self.meter.add_step(record, count, waited, time.monotonic() - start)
-        ended = self.place.advance(count, self.plan.num_frames)
-        step, last = self.place.step, self.finished
+    def finish_step(self, record: StepRecord, ended: bool) -> bool:
+        """Do what is due after a step, which may have `ended` an epoch; returns whether to stop."""
+        step, last = self.place.step, self.plan.done(self.place)
         self.callbacks("on_step", record)
         if step % self.options.log_every == 0 or ended or last:
-            self._add_row(record)
-        self.bar.update()
-        stopped, timed = self._asked()
-        if self.validation.due(step, ended, last):
-            if stopped:
-                self.validation.pending = True
-            else:
-                stopped = not self._validate()
-        if (ended or last) and not self.validation.pending:
-            self._end_epoch(record.lr)
+            self.callbacks("on_row", row := self.tables.add_row(self.place, record))
+            self.progress.show(row)
+            self.checkup.look("row", step)
+        self.progress.bar.update()
+        stopped, timed = self.ranks.any(bool(self.stop), self.saver.timed_out and self.ranks.rank == 0)
+        if stopped and self.ranks.asked(self.stop):
+            self.progress.say(f"stopping after step {step} on {self.stop.reason}: writing a checkpoint")
+        stopped = self.close(stopped, self.validation.due(step, ended, last))
         if ended:
             self.callbacks("on_epoch", self.place.epoch)
         if (ended or last) and not self.validation.pending:
-            self._look("epoch")
-        snapshot = self.averages.snapshot_due(step, self.total_steps)
+            self.checkup.look("epoch", step)
+        snapshot = self.averages.snapshot_due(step, self.plan.total(self.place)[0])
         if self.saver.due(step, ended) or timed or last or stopped or snapshot:
-            self._save(snapshot)
+            self.callbacks("on_checkpoint", self.saver.save(snapshot))
         return stopped
 
-    def _asked(self) -> tuple[bool, bool]:
-        """(whether any rank is to stop, whether a checkpoint is due by rank 0's clock)."""
-        stopped, timed = self.ranks.any(bool(self.stop), self.saver.timed_out and self.ranks.rank == 0)
-        if stopped and self.ranks.asked(self.stop):
-            self._say(f"stopping after step {self.place.step} on {self.stop.reason}: writing a checkpoint")
-        return stopped, timed
-
-    def _result(self, stopped: bool, frames: int, seconds: float) -> TrainResult:
-        place = self.place
-        if self.ranks.rank == 0:
-            counts = dict(ranks=self.ranks.size, nodes=self.facts["nodes"])
-            keep_speed(self.folder / "metrics", **counts, frames=frames, seconds=seconds)
-        state, reason = ("interrupted", self.stop.reason) if stopped else ("finished", None)
-        return TrainResult(
-            state, place.step, place.epoch, place.samples_seen, self.saver.newest, reason, frames / seconds
-        )
-
-    def _fit_batch(self) -> None:
-        """Halve `batch_size` until that many frames fit into memory on every rank."""
-        asked, ours = self.batch_size, dict(ranks=self.ranks, accelerator=self.accelerator)
-        with closing(stream(self.loader, self.place.epoch, self.place.frames)) as batches:
-            batch, step = next(batches, None), self.place.step
-            fits = fitting_batch_size(self.objective, batch, step, asked, optimizer=self.stepper.optimizer, **ours)
-        self.stepper.micro = fits
-        if fits != asked:
-            self._say(
-                f"batch_size {asked} does not fit into memory; {fits} does, and a step stays {self.global_batch} frames"
-            )
+    def close(self, stopped: bool, due: bool) -> bool:
+        """Validate if it is `due`, then close an epoch that has ended; returns whether to stop."""
+        self.validation.pending = due
+        if due and not stopped and (losses := self.validation.losses(self.place.step, self.stop)) is not None:
+            self.callbacks("on_row", self.tables.add_validation(self.place, losses))
+        if not self.validation.pending and (self.place.frames == 0 or self.plan.done(self.place)):
+            self.tables.add_epoch(self.place, self.forward, self.averages)
+        return stopped or self.validation.pending

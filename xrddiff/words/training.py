@@ -151,7 +151,9 @@ class Training:
         dict, "options of the augmentations, as {gain: {spread: 0.2}}", only={"training.augmentations": ANY}
     )
     callbacks: list[str] = word(
-        list, "what looks on while a model trains (`xrddiff list callback`)", choices=Names("callback")
+        list,
+        "what watches or alters training, in this order (`xrddiff list callback`)",
+        choices=Names("callback"),
     )
     callback_options: dict[str, Any] = word(dict, "options of the callbacks, as {steps: {every: 10}}")
     health: list[str] | None = word(
