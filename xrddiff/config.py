@@ -35,7 +35,7 @@ from xrddiff.overrides import (
 from .plugins import is_file, load_plugins, need_plugins
 from .registry import entries
 from .saved_config import interpolation, load_config, need_run, no_generator
-from .used_words import model_parts, told_lattices, unused_words
+from .used_words import model_parts, sampling_steps, unused_words
 from .words.data import Data
 from .words.inference import Inference
 from .words.training import Training
@@ -158,8 +158,8 @@ def _compose(overrides: list[str]) -> Config:
     store = ConfigStore.instance()
     if "xrddiff_schema.yaml" not in store.repo:  # it takes a fifth of the whole
         store.store(name="xrddiff_schema", node=Config)
-    asked = [text.partition("=")[2] for text in overrides if text.startswith("experiment_type=")]
-    for name in {*asked, *(f"overfit_{k}" for k in USUAL_OVERFITS)}:
+    asked = [o.value for o in map(parse_override, overrides) if o.key == "experiment_type"]
+    for name in {*map(str, asked), *(f"overfit_{k}" for k in USUAL_OVERFITS)}:
         if node := made_preset("experiment_type", name):
             store.store(group="experiment_type", name=name, node=node, package="_global_")
     outer = GlobalHydra.instance().hydra  # a notebook may be using Hydra itself
@@ -190,15 +190,11 @@ def _absolute(cfg: Config) -> Config:
     return cfg
 
 # %% ../nbs/config.ipynb #9947abb9
-_TOLD_STEPS = 4  # evaluations of UniPC by a model that is told a lattice
-
-
 def _with_steps(cfg: Config) -> Config:
-    """The number of evaluations for a model that is told lattices, if none is given; a token has its own."""
-    i = cfg.inference
-    by_noise = model_parts(cfg).denoiser != "autoregressive"
-    if i.steps is None and i.sampler == "unipc" and by_noise and told_lattices(cfg):
-        i.steps = _TOLD_STEPS
+    """The number of steps, where a run that begins now has another one than a run that was trained before."""
+    steps = sampling_steps(cfg, begins=True)
+    if steps != sampling_steps(cfg):
+        cfg.inference.steps = steps
     return cfg
 
 # %% ../nbs/config.ipynb #205d91cb

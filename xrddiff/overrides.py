@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USUAL_OVERFITS', 'SHORT', 'PATH_WORDS', 'MOST_RUNS', 'conf_dir', 'presets', 'made_preset', 'Override',
-           'parse_override', 'check_known', 'check_type', 'check_preset', 'as_override', 'hydra_overrides',
-           'absolute_words', 'expand_multirun']
+           'parse_override', 'is_override', 'check_known', 'check_type', 'check_preset', 'as_override',
+           'hydra_overrides', 'absolute_words', 'expand_multirun']
 
 # %% ../nbs/overrides.ipynb #de56ed97
 import math
@@ -75,14 +75,16 @@ SHORT = {
 
 
 def parse_override(text: str) -> Override:
+    """Read one override by Hydra's grammar, such as `++training.lr=1e-3`. Raises `BadInput` for any other text."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    for short, word in SHORT.items():
-        if text.startswith(f"{short}="):
-            text = word + text.removeprefix(short)
+    parser = OverridesParser.create()
     try:
-        parsed = OverridesParser.create().parse_override(text)
+        parsed = parser.parse_override(text)
+        if word := SHORT.get(parsed.key_or_group):
+            text = text.replace(parsed.key_or_group, word, 1)  # in front of it are only + and ~
+            parsed = parser.parse_override(text)
     except HydraException as error:
         if "=" not in text and not text.startswith("~"):
             raise BadInput(
@@ -99,6 +101,14 @@ def parse_override(text: str) -> Override:
         ) from None
     key = parsed.get_key_element().lstrip("+~")
     return Override(text, key, parsed)
+
+
+def is_override(text: str) -> bool:
+    """Whether this text is an override, rather than, for instance, the name of a folder."""
+    try:
+        return bool(parse_override(text))
+    except BadInput:
+        return False
 
 # %% ../nbs/overrides.ipynb #bbe564cb
 def check_known(override: Override, words: dict[str, Word]) -> None:

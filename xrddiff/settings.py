@@ -11,7 +11,8 @@ from typing import Any
 
 from .config import compose_config
 from .origins import origins
-from .overrides import as_override, conf_dir, made_preset
+from .files import is_path
+from .overrides import as_override, conf_dir, is_override, made_preset
 from .saved_config import load_config, need_run
 from .used_words import unused_words
 from .words.vocabulary import Config, get_word, vocabulary
@@ -22,9 +23,9 @@ __all__ = ['read_settings', 'setting_text', 'setting_rows', 'differences', 'pres
 # %% ../nbs/settings.ipynb #c141d95e
 def read_settings(given: Sequence[str]) -> Config:
     """The configuration of a run folder or of its `config.yaml`, or that of words (`["model=vae_kl"]`)."""
-    if len(given) != 1 or "=" in Path(given[0]).name or given[0].startswith("~"):
+    path = Path(given[0]).expanduser() if len(given) == 1 else None
+    if path is None or not is_path(path) and is_override(given[0]):
         return compose_config(given)
-    path = Path(given[0]).expanduser()
     if path.suffix in (".yaml", ".yml"):
         return load_config(path)
     need_run(path, given[0])

@@ -448,13 +448,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _trust(args: argparse.Namespace) -> None:
     """Execute the plug-ins that the run of this command keeps."""
+    from xrddiff.overrides import parse_override
     from xrddiff.plugins import trust_plugins
 
     run = getattr(args, "run", None)
-    resumed = [word.partition("=")[2] for word in getattr(args, "overrides", ()) if word.startswith("resume=")]
-    if run is None and not resumed:
+    resumed = [o.value for o in map(parse_override, getattr(args, "overrides", ())) if o.key == "resume"]
+    if not (run := run or (resumed and resumed[-1])):
         raise BadInput("--trust-plugins is about the plug-ins of a run; expected resume=RUN")
-    trust_plugins(Path(run or resumed[-1]).expanduser())
+    trust_plugins(Path(str(run)).expanduser())
 
 
 def command_line() -> NoReturn:
