@@ -21,9 +21,10 @@ from typing import Any
 
 from .errors import BadInput, nearest
 from .files import anywhere, is_path
+from .old_words import old_schema, old_words
 from .plugins import is_file
 from .words.model import SIZE_NAMES
-from .words.vocabulary import GROUPS, Config, Word
+from .words.vocabulary import GROUPS, Word
 
 # %% ../nbs/overrides.ipynb #37438341
 def conf_dir() -> Path:
@@ -118,8 +119,9 @@ def check_known(override: Override, words: dict[str, Word]) -> None:
         return _search_path(override)
     if override.parsed.package is not None:
         raise BadInput(f"'{text}': the @package form is not used here; a group is chosen as in data=pooling")
-    if key in GROUPS or key in words:
+    if key in GROUPS or key in words or key in old_words():
         return
+    words = {name: w for name, w in words.items() if name not in old_words()}  # none of which is suggested
     section, _, last = key.rpartition(".")
     if key in {w.split(".")[0] for w in words if "." in w} or any(w.startswith(key + ".") for w in words):
         inside = next(w for w in words if w.startswith(key + "."))
@@ -183,7 +185,7 @@ def _schema() -> Any:
     """
     from omegaconf import OmegaConf
 
-    return OmegaConf.structured(Config)
+    return OmegaConf.structured(old_schema())
 
 # %% ../nbs/overrides.ipynb #0cfa0f06
 def check_preset(override: Override) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'ModelParts', 'model_parts', 'used_maps', 'told_lattices', 'show_crystals', 'trained_parts', 'given_parts',
-           'sampling_steps', 'noise_name', 'run_facts', 'unused_words', 'used_settings']
+           'sampling_steps', 'noise_name', 'chosen_name', 'run_facts', 'unused_words', 'used_settings']
 
 # %% ../nbs/used_words.ipynb #eef9746a
 from collections.abc import Iterable, Mapping
@@ -103,6 +103,12 @@ def noise_name(cfg: Config) -> str | None:
     return cfg.model.training_noise or (own.traits.get("noise", "discrete") if own else "discrete")
 
 
+def chosen_name(cfg: Config, word: str) -> str | None:
+    """The name of what the options in this word are for, such as "unipc" for "inference.sampler_options"; None where there is nothing."""
+    chooser = vocabulary()[word].metadata["options_for"][1]
+    return noise_name(cfg) if chooser == "model.training_noise" else get_word(cfg, chooser)
+
+
 def run_facts(cfg: Config) -> dict[str, Any]:
     """What the words of a run depend on, besides each other."""
     parts = model_parts(cfg)
@@ -143,14 +149,8 @@ def _said(key: str, value: Any) -> str:
     return "the model works in a latent" if key == "latent" else f"the {_FACTS.get(key, 'autoencoder')} is {value}"
 
 # %% ../nbs/used_words.ipynb #f2ff9438
-def _conditions(word: Word, words: Mapping[str, Word]) -> list[dict[str, Any]]:
-    """Sets of conditions, of which one has to be met. An option of what is chosen by name depends on the word that chooses."""
-    if option_of := word.metadata.get("option_of"):
-        kind, name, _ = option_of
-        chooser = next(
-            w.metadata["options_for"][1] for w in words.values() if (w.metadata.get("options_for") or [None])[0] == kind
-        )
-        return [{chooser: name}]
+def _conditions(word: Word) -> list[dict[str, Any]]:
+    """Sets of conditions, of which one has to be met."""
     only = word.metadata["only"]
     return [] if only is None else only if isinstance(only, list) else [only]
 
@@ -158,7 +158,7 @@ def _conditions(word: Word, words: Mapping[str, Word]) -> list[dict[str, Any]]:
 def _why_unused(name: str, cfg: Config, facts: Mapping[str, Any], words: Mapping[str, Word]) -> str | None:
     """Why the word has no effect, in a few words; None where it has one."""
     reason = None
-    for wanted in _conditions(words[name], words):
+    for wanted in _conditions(words[name]):
         reason = None
         for key, value in wanted.items():
             found = facts[key] if key in facts else get_word(cfg, key)
@@ -175,10 +175,7 @@ def _why_unused(name: str, cfg: Config, facts: Mapping[str, Any], words: Mapping
 def unused_words(cfg: Config) -> dict[str, str]:
     """The words that have no effect in this run, each with the reason."""
     words, facts = vocabulary(), run_facts(cfg)
-    found = {name: why for name in words if (why := _why_unused(name, cfg, facts, words))}
-    if cfg.data.batch_size != cfg.training.batch_size:
-        found["data.batch_size"] = f"training.batch_size={cfg.training.batch_size}"
-    return found
+    return {name: why for name in words if (why := _why_unused(name, cfg, facts, words))}
 
 # %% ../nbs/used_words.ipynb #70dad326
 def used_settings(cfg: Config, *sections: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def show(args: argparse.Namespace) -> int:
     """
     from xrddiff.settings import read_settings, setting_rows, setting_text
 
-    rows = setting_rows(read_settings(args.given), every=args.all)
+    rows = setting_rows(read_settings(args.given), every=args.all, inside=True)
     rows = [row for row in rows if not args.changed or row["origin"] != "default"]
     if args.json:
         say(for_json(rows), breaks=True)

@@ -492,7 +492,7 @@ def open_interpolation(
         words.append("inference.steps=null")  # those of the run may be too few to go back
     cfg, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=True)
     if eta := sampler.options["eta"]:
-        raise BadInput(f"inference.eta={eta:g}: fresh noise cannot be inverted; expected 0")
+        raise BadInput(f"inference.sampler_options.eta={eta:g}: fresh noise cannot be inverted; expected 0")
     pair = tuple(fit_frames(open_one(name), generator, regions, name) for name in (first, last))
     about = _about(cfg, sampler, guide, first=first, last=last)
     job = Interpolation(generator, sampler, cfg, pair, steps, guide, about)

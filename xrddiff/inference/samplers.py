@@ -5,7 +5,6 @@
 # %% ../../nbs/inference/samplers.ipynb #7d017d8e
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..contradictions import chosen_options
@@ -34,9 +33,9 @@ __all__ = ['training_noise', 'measure_values', 'make_sampler', 'draw_settings', 
 def training_noise(cfg: Config) -> TrainingNoise:
     """The noise levels at which a denoiser of this configuration is trained."""
     m, name = cfg.model, noise_name(cfg)
-    words = {k: getattr(m, k) for k in ("shift", "logit_mean", "logit_std")} | asdict(m.diffusion_kwargs)
-    words |= dict(schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
-    return make_noise(name, **{k: words[k] for k in options("training_noise", name) if k in words})
+    words = dict(schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
+    words = {k: v for k, v in words.items() if k in options("training_noise", name)}
+    return make_noise(name, **words | chosen_options(cfg, "model.training_noise_options"))
 
 # %% ../../nbs/inference/samplers.ipynb #8804c0b9
 def measure_values(
@@ -72,14 +71,15 @@ def make_sampler(
     Raises `BadInput` if samples are to be clipped and `clamp` is None.
     """
     i, k = cfg.inference, cfg.model.diffusion_kwargs
-    chosen = {name: getattr(i, name) or getattr(k, name) for name in ("sigma_min", "sigma_max", "rho")}
-    clamped = (k.clamp_during_sampling and token) if i.clamp is None else i.clamp
+    clamped = token if i.clamp is None else i.clamp
     if clamped and clamp is None:
         raise BadInput(
             "inference.clamp is true, and the checkpoint does not say in which range the training values are"
         )
-    levels = chosen_options(cfg, "inference.schedule_options")
-    chosen |= {name: levels.pop(name) for name in ("spacing", "shift") if name in levels}
+    levels = {k: v for k, v in chosen_options(cfg, "inference.schedule_options").items() if v is not None}
+    named = ("sigma_min", "sigma_max", "rho", "spacing", "shift")
+    chosen = dict(sigma_min=k.sigma_min, sigma_max=k.sigma_max)
+    chosen |= {name: levels.pop(name) for name in named if name in levels}
     return Sampler(
         i.sampler,
         sampling_steps(cfg, inverted=inverted),
