@@ -44,14 +44,31 @@ def test_version_and_help_are_quick_and_light():
     "argv", [["--version"], ["--help"], ["run", "--help"], ["data", "--help"], ["data", "inspect", "--help"]]
 )
 def test_help_exits_zero(argv, capsys):
-    with pytest.raises(SystemExit) as done:
-        main(argv)
+    try:
+        code = main(argv)
+    except SystemExit as end:
+        code = end.code
     out, _ = said(capsys)
-    assert done.value.code == 0 and out
+    assert code == 0 and out
     if argv == ["--version"]:
         assert out.strip() == f"xrddiff {__version__}"
     if argv[0] == "run":
         assert "training.recons_loss=iwmse" in out and "pooling_422" in out
+
+
+def test_help_of_a_model_shows_what_it_uses(capsys):
+    assert (
+        main(["run", "model=ddpm", "--help"])
+        == main(["run", "--help", "model=vae_kl", "training.recons_loss=mse"])
+        == 0
+    )
+    denoiser, autoencoder = said(capsys)[0].split("usage: ")[1:]
+    assert "P_mean: 0.8 " in denoiser and "inference.steps=" in denoiser and "training.recons_loss=" not in denoiser
+    assert (
+        "training.recons_loss=mse" in autoencoder
+        and "inference.steps=" not in autoencoder
+        and "  alpha_mse: " not in autoencoder
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,8 @@ from xrddiff.words.vocabulary import GROUPS, Config, vocabulary
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,
-    recons_loss="iwmse", alpha_mse=2.0, ema_decay=0.9999, train_vae_from_checkpoint=False, train_vae_from_scratch=True,
-    train_diff_from_checkpoint=False, train_diff_from_scratch=True, pretrained_vae_path=None, pretrained_diff_path=None,
-    use_annealing=True, annealing_shape="cosine",
+    recons_loss="iwmse", ema_decay=0.9999, train_vae_from_checkpoint=False, train_diff_from_checkpoint=False,
+    pretrained_vae_path=None, pretrained_diff_path=None, annealing_shape="cosine",
 )  # fmt: skip
 
 
@@ -98,9 +97,9 @@ def test_safe_and_stable_training(preset, trained, batch, epochs, log):
 )
 def test_data(preset, data_id, pooling, name):
     cfg = compose_config([f"data={preset}"])
-    assert values(
-        cfg.data, ("data_id", "avg_pooling", "topk", "data_path", "train_ratio", "seed", "batch_size")
-    ) == dict(data_id=data_id, avg_pooling=pooling, topk=1.0, data_path=None, train_ratio=0.8, seed=42, batch_size=2)
+    assert values(cfg.data, ("data_id", "avg_pooling", "topk", "data_path", "train_ratio", "seed")) == dict(
+        data_id=data_id, avg_pooling=pooling, topk=1.0, data_path=None, train_ratio=0.8, seed=42
+    )
     assert data_name(cfg) == name
 
 
@@ -130,23 +129,18 @@ def test_latent_diff_makes_a_latent_model_of_any():
 def test_the_numbers_of_the_diffusion_presets():
     diff = compose_config(["model=diff_published"]).model
     assert values(diff, ("patch_size", "diff_epochs")) == dict(patch_size=16, diff_epochs=10)
-    assert asdict(diff.diffusion_kwargs) == dict(
-        num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data="auto", rho=7.0,
-        P_mean=-1.2, P_std=0.8, S_churn=5.0, S_tmin=0.05, S_tmax=50.0, S_noise=1.003,
-    )  # fmt: skip
-    tuned = asdict(compose_config(["model=diff"]).model.diffusion_kwargs)
-    assert tuned == asdict(diff.diffusion_kwargs) | dict(
-        num_sample_steps=16, sigma_min=0.02, sigma_max=40.0, P_mean=-0.2, P_std=1.5
-    )
+    own = dict(num_sample_steps=64, sigma_min=0.002, sigma_max=10.0, sigma_data="auto")
+    assert asdict(diff.diffusion_kwargs) == own and diff.training_noise_options == dict(P_mean=-1.2, P_std=0.8)
+    tuned = compose_config(["model=diff"]).model
+    assert asdict(tuned.diffusion_kwargs) == own | dict(num_sample_steps=16, sigma_min=0.02, sigma_max=40.0)
+    assert tuned.training_noise_options == dict(P_mean=-0.2, P_std=1.5)
     ddpm = compose_config(["model=ddpm", "training.timesteps=600"])
     assert ddpm.model.noise_schedule == "squaredcos_cap_v2"
     assert values(ddpm.training, ("timesteps", "ema_decay", "condition_dropout")) == dict(
         timesteps=600, ema_decay=0.999, condition_dropout=0.1
     )
     assert compose_config(["model=ddpm"]).training.timesteps == 1000
-    assert values(compose_config(["model=vq"]).model, ("codes", "codebook_decay", "commitment")) == dict(
-        codes=1024, codebook_decay=0.99, commitment=0.25
-    )
+    assert values(compose_config(["model=vq"]).model, ("codes", "commitment")) == dict(codes=1024, commitment=0.25)
 
 
 def test_inference_presets():
@@ -326,7 +320,7 @@ def test_every_key_in_the_presets_is_a_word():
         section = "" if package == "_global_" else f"{package}."
         for key, value in content.items():
             keys = [section + key]
-            if isinstance(value, dict):
+            if isinstance(value, dict) and keys[0] not in words:
                 keys = [f"{section}{key}.{k}" for k in value]
             assert set(keys) <= words, path
 
@@ -345,7 +339,7 @@ def test_later_words_win_and_plus_sets():
         (["data=poling"], "did you mean 'pooling'"),
         (["training.num_epoch=3"], "did you mean 'training.num_epochs'"),
         (["experiment_type.recons_loss=mse"], "did you mean 'training.recons_loss'"),
-        (["batch_size=3"], "'data.batch_size' or 'training.batch_size'"),
+        (["batch_size=3"], "'training.batch_size' or 'inference.batch_size'"),
         (["trainig.lr=1"], "did you mean 'training.lr'"),
         (["zzzz=1"], "xrddiff run --help"),
         (["training={lr: 1}"], "'training' is a section"),
@@ -427,7 +421,7 @@ def test_all_problems_are_told_at_once():
 
 def test_starting_from_a_checkpoint_is_not_from_scratch(tmp_path):
     cfg = compose_config(["training.train_vae_from_checkpoint=true", f"training.pretrained_vae_path={tmp_path}"])
-    assert not cfg.training.train_vae_from_scratch and cfg.training.pretrained_vae_path == str(tmp_path)
+    assert cfg.training.train_vae_from_checkpoint and cfg.training.pretrained_vae_path == str(tmp_path)
 
 
 def test_a_series_of_files_is_a_data_path(tmp_path):
@@ -533,8 +527,8 @@ def test_a_broken_config_is_refused(tmp_path, content):
 def test_an_older_config_takes_defaults(tmp_path):
     (tmp_path / "config.yaml").write_text("training: {lr: 1.0}\n")
     assert load_config(tmp_path / "config.yaml") == replace(Config(), training=replace(Config().training, lr=1.0))
-    assert compose_config(["model=ddpm"]).model.unet_scale_shift  # a run from before the word keeps the network it has
-    assert not load_config(tmp_path / "config.yaml").model.unet_scale_shift
+    assert compose_config(["model=ddpm"]).model.network_options == {"scale_shift": True}
+    assert load_config(tmp_path / "config.yaml").model.network_options == {}  # a run from before it keeps its network
 
 
 @pytest.fixture
@@ -632,3 +626,25 @@ def test_import_is_light():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_a_run_saved_with_old_words_means_the_same(tmp_path):
+    """What older versions wrote into every config.yaml: defaults say nothing, and words of what is not chosen neither."""
+    old = dict(
+        model=dict(
+            model_name="ddpm", shift=1.0, unet_widths=[32, 64], unet_scale_shift=True, codebook_decay=0.9,
+            diffusion_kwargs=dict(sigma_max=300.0, rho=7.0, P_mean=0.8, P_std=0.8, S_churn=9.0, S_noise=1.003),
+        ),
+        training=dict(alpha_mse=2.0, use_annealing=False, train_vae_from_scratch=True),
+        inference=dict(sampler="heun", eta=0.5, order=2, sigma_min=0.1, sigma_max=None, rho=5.0),
+        data=dict(batch_size=7),
+    )  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    cfg = load_config(tmp_path / "config.yaml")
+    assert cfg.model.network_options == {"widths": [32, 64], "scale_shift": True} and cfg.model.quantizer_options == {
+        "decay": 0.9
+    }
+    assert cfg.model.training_noise_options == {"P_mean": 0.8} and cfg.model.diffusion_kwargs.sigma_max == 300
+    assert cfg.inference.sampler_options == {"S_churn": 9.0}
+    assert cfg.inference.schedule_options == {"sigma_min": 0.1, "rho": 5.0}
+    assert cfg.training.annealing_shape is None and cfg.training.batch_size == Config().training.batch_size

@@ -116,13 +116,14 @@ def test_holes_are_filled_in_a_latent(runs, files):
 def test_the_way_between_two_frames(runs, files, tmp_path):
     run = runs("ddpm")
     a, b = f"{files / 'frames.h5'}:0", "sim-422:2"
-    words = ["inference.steps=24", "threads=1"]
+    words = ["++inference.steps=24", "threads=1"]
     assert main(["interpolate", str(run), a, b, "-n", "3", "--name", "way", *words]) == 0
     folder = run / "samples" / "way"
     made = validate_frames(open_frames(folder / "samples.zarr"), values=True)
     assert made["fraction"].values.tolist() == [0, 0.5, 1] and made.attrs["first"] == a and made.attrs["last"] == b
     assert not made["intensity"].values[:, ~frame_mask(made, 0)].any()
     job = open_interpolation(run, words, first=a, last=b, steps=2)
+    assert job.sampler.steps == 24
     again, missed = job.make()
     assert (again["intensity"].values == made["intensity"].values[[0, 2]]).all()  # the ends, whatever lies between
     assert np.allclose(made.attrs["round_trip"], missed)

@@ -19,9 +19,10 @@ from xrddiff.config import compose_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import read_failures, stopped_by
 from xrddiff.mediums import plain_text
+from xrddiff.overrides import as_override
 from xrddiff.registry import forget, register
 from xrddiff.saved_config import load_config
-from xrddiff.slurm.job import REQUEUE, Job, RankCommand, prepare, quoted, read_job, run_task, run_words
+from xrddiff.slurm.job import REQUEUE, Job, RankCommand, prepare, read_job, run_task, run_words
 from xrddiff.slurm.profiles import load_profile
 from xrddiff.slurm.scripts import render_script
 from xrddiff.slurm.submission import plan_command
@@ -54,7 +55,7 @@ def ended(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, st
 
 @pytest.mark.parametrize("text", [AWKWARD, "plain", "", "\\", "a\\'b", "'", "\\\\", "a,b=[c]{d}", "${x}"])
 def test_words_arrive_as_text(text):
-    assert compose_config([f"run_name={quoted('n' + text)}"]).run_name == "n" + text if "$" not in text else True
+    assert compose_config([as_override("run_name", "n" + text)]).run_name == "n" + text if "$" not in text else True
     job = Job(overrides=[[text]], run_dirs=["/" + text], name=text, argv=[text])
     assert Job.from_json(job.to_json()) == job and job.to_json().isascii() and "\n" not in job.to_json()
 
@@ -205,7 +206,7 @@ def test_a_training_is_stopped_and_goes_on(tmp_path):
         "training.log_every=1",
     ]
     command = [Path(sys.executable).parent / "xrddiff", "submit", "--local", "--profile=debug", "--tasks-per-node=2"]
-    command += [*words, f"output_dir={tmp_path}", "run_name=" + quoted("it's")]
+    command += [*words, f"output_dir={tmp_path}", as_override("run_name", "it's")]
     env = os.environ | {"ACCELERATE_USE_CPU": "true"}
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command, cwd=tmp_path, env=env, **pipe) as process:

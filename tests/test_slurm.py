@@ -24,9 +24,9 @@ from axe import faults
 from safetensors.numpy import load_file
 
 from xrddiff.cli.main import main
+from xrddiff.overrides import as_override
 from xrddiff.ranks.environment import job_port
 from xrddiff.saved_config import load_config
-from xrddiff.slurm.job import quoted
 from xrddiff.slurm.ledger import read_progress, submissions
 from xrddiff.slurm.profiles import list_profiles
 
@@ -49,7 +49,7 @@ signal_seconds: 10
 # Text that is half a program: as a name, as words, and, but for what no path of SLURM's may have, as a folder.
 NASTY = 'it\'s "two" $(touch hacked) `touch hacked`; touch hacked #\n#SBATCH --nodes=99\nJOB\ntouch hacked\n\\ é %j'
 FOLDER = 'it\'s "two" $(touch hacked) `touch hacked` #50%j é'
-HOSTILE = [f"run_name={quoted(NASTY)}", f"output_dir={quoted(FOLDER)}", "training.test_suffix=' $(touch hacked)'"]
+HOSTILE = [as_override("run_name", NASTY), as_override("output_dir", FOLDER), "training.test_suffix=' $(touch hacked)'"]
 # In every Python of a job: USR1 raises, as a broken notebook would.
 HOOK = """\
 import signal

@@ -146,8 +146,14 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
         (["model=latent_diff", "data.window=40"], "data.window: found 40, expected a multiple of 16"),
         (["model=vae_kl", "data.window=42"], "data.window: found 42, expected a multiple of 4"),
         (["model=ddpm", "inference.detector=sim128"], "expected the word with `xrddiff sample`"),
-        (["model=ddpm", "model.unet_widths=[64, 64]"], "model.unet_widths: the U-Net has 2 widths and 3 entries of"),
-        (["model=latent_diff", "model.unet_widths=[64, 50, 96]"], "model.unet_widths: 50 channels do not divide into"),
+        (
+            ["model=ddpm", "model.unet_widths=[64, 64]"],
+            "model.network_options: the U-Net has 2 widths and 3 entries of",
+        ),
+        (
+            ["model=latent_diff", "model.unet_widths=[64, 50, 96]"],
+            "model.network_options: 50 channels do not divide into",
+        ),
         (["model=ddpm", "model.network=dit", "model.network_options={head_dim: 7}"], "model.network_options: "),
         (
             ["model=ddpm", "size=small", "size.widths=[64, 48, 96]"],
@@ -159,12 +165,15 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
             ["model=latent_diff", "size.widths=[64, 64]"],
             "size.widths: the U-Net has 2 widths and 3 entries of attention",
         ),
-        (["model=vq", "model.quantizer=fsq", "model.fsq_levels=[8, 8]"], "model.fsq_levels: fsq has 2 levels for 4"),
+        (
+            ["model=vq", "model.quantizer=fsq", "model.fsq_levels=[8, 8]"],
+            "model.quantizer_options: fsq has 2 levels for 4",
+        ),
     ):
         with pytest.raises(BadInput, match=sentence):
             check_run(compose_config([*SMALL, *words]))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="model.unet_widths: "):
+    with pytest.raises(BadInput, match="model.network_options: "):
         execute_run([*SMALL, "model=ddpm", "model.unet_widths=[64, 50, 96]"], terminal=False)
     assert not [*tmp_path.iterdir()]  # no run folder was made
 

@@ -52,9 +52,7 @@ def another(word):
         return (m["low"] or 1) + 2 if word.default is None else word.default + 1
     if kinds[0] is float:
         return {None: (m["high"] or 4.0) / 4, 0.0: 0.25, 1.0: 0.75}.get(word.default, (word.default or 1) * 0.9)
-    return {"model.fsq_levels": "[5,5]", "size.widths": "[8,16]", "model.diffusion_kwargs.sigma_data": "0.7"}.get(
-        word.name
-    )
+    return {"size.widths": "[8,16]", "model.diffusion_kwargs.sigma_data": "0.7"}.get(word.name)
 
 
 def accepted(given, typed):
@@ -73,14 +71,16 @@ def accepted(given, typed):
 
 # words that say where a training starts are checked and not read; the others are for the folder's name and the report
 OF_PROCESSES = {
-    "training.train_vae_from_scratch", "training.train_diff_from_scratch", "training.pretrained_vae_path",
+    "training.pretrained_vae_path",
     "training.pretrained_diff_path", "training.test_suffix", "training.test_pipeline", "inference.judge_conditions",
 }  # fmt: skip
 # those of how samples are judged, and of samples that take several tiles: both are left out here
 OF_SAMPLES = {"inference.cell", "inference.index_frames", "inference.limit", "inference.overlap"}
 # functions of the modules below whose reading counts, since a run acts on what they return
 ASKED = {"data_name", "check_frames", "model_parts", "used_maps", "noise_name", "chosen_options"}
-CHECKS = {f"xrddiff.{name}" for name in ("config", "contradictions", "overrides", "saved_config", "used_words")}
+CHECKS = {
+    f"xrddiff.{name}" for name in ("config", "contradictions", "old_words", "overrides", "saved_config", "used_words")
+}
 PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.words.vocabulary"}
 COMPOSERS = ("omegaconf", "hydra")  # packages that read every word
 
@@ -107,7 +107,7 @@ def read(monkeypatch):
     found = set()
 
     def spy(self, name):
-        if name in type(self).__dataclass_fields__ and counts(sys._getframe(1)):
+        if type(self) in SECTIONS and name in self.__dataclass_fields__ and counts(sys._getframe(1)):
             found.add(SECTIONS[type(self)] + name)
         return object.__getattribute__(self, name)
 
@@ -173,8 +173,8 @@ def test_words_of_a_model(model, tmp_path, read):
     ("given", "note"),
     [
         (["model=ddpm", "inference.eta=0.5"], "inference.eta (inference.sampler=unipc)"),
-        (["model=ddpm", "inference=ddim50", "inference.eta=0.5"], None),
-        (["model=ddpm", "inference=ddim50"], None),  # which sets inference.eta itself
+        (["model=ddpm", "inference=ddim50", "inference.sampler_options={eta: 0.5}"], None),
+        (["model=ddpm", "inference=ddim50"], None),
         (["model=diff", "network=dit"], "model.network (the denoiser is autoregressive)"),
         (["model=ddpm", "network=dit"], None),
     ],
@@ -182,6 +182,14 @@ def test_words_of_a_model(model, tmp_path, read):
 def test_only_given_words_are_named(given, note, recwarn):
     note_unused(compose_config(given), given)
     assert [str(w.message) for w in recwarn] == ([] if note is None else [f"no effect in this run: {note}"])
+
+
+def test_old_words_say_how_they_are_said_today(recwarn):
+    given = ["model=ddpm", "inference=ddim50", "inference.eta=0.5"]
+    note_unused(compose_config(given), given)
+    assert [str(w.message) for w in recwarn] == [
+        "said another way today: inference.eta (now inference.sampler_options={eta: …})"
+    ]
 
 
 @pytest.mark.slow

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from xrddiff.diffusion import schedules
+from xrddiff.diffusion.keyed_sampling import Sampler
 from xrddiff.errors import BadInput
 from xrddiff.models import autoencoder, autoregressive, transformer, unet
-from xrddiff.registry import options
+from xrddiff.registry import entries, options
+from xrddiff.settings import option_rows
 from xrddiff.words import model as words
+from xrddiff.words.vocabulary import Config, get_word, vocabulary
 
 
 @pytest.mark.parametrize(
@@ -28,16 +31,16 @@ def test_names_are_those_of_the_modules(names, known):
 @pytest.mark.parametrize(
     ("overrides", "samplers_word"),
     [
-        (["inference.schedule=flow", "inference.shift=3"], {"shift": 3.0}),
-        (["inference.sampler=ddpm", "inference.variance=fixed_large"], {"variance": "fixed_large"}),
-        (["inference.order=3"], {"order": 3}),
+        (["inference.schedule=flow", "inference.schedule_options={shift: 3}"], {"shift": 3.0}),
+        (["inference.sampler=ddpm", "inference.variance=fixed_large"], {"variance": "fixed_large"}),  # an old word
+        (["inference.sampler_options={order: 3}"], {"order": 3}),
         (["inference.corrector=false"], {"corrector": False}),
-        (["inference.basis=bh1"], {"basis": "bh1"}),
+        (["inference.sampler_options={basis: bh1}"], {"basis": "bh1"}),
     ],
 )
-def test_words_of_a_sampler_reach_it(overrides, samplers_word):
-    """Each word is one of the sampler's and changes what comes out; where it has no effect, it is refused."""
-    from xrddiff.config import compose_config
+def test_options_of_a_sampler_reach_it(overrides, samplers_word):
+    """Each changes what comes out; where there is no such option, it is refused, and an old word has no effect."""
+    from xrddiff.config import compose_config, note_unused
     from xrddiff.diffusion.analytic import GaussianMixture
     from xrddiff.inference.samplers import make_sampler
 
@@ -48,8 +51,13 @@ def test_words_of_a_sampler_reach_it(overrides, samplers_word):
     world = GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2)
     a, b = (s.sample(world.denoise, (1,), range(4), seed=0) for s in (plain, told))
     assert (a != b).any()
-    with pytest.raises(BadInput, match=f"inference.{name}=.* has no effect with"):
-        compose_config(["model=ddpm", "inference.sampler=heun", overrides[-1]])
+    other = ["model=ddpm", "inference.sampler=heun", overrides[-1]]
+    if "options" in overrides[-1]:
+        with pytest.raises(BadInput, match=f"has no option '{name}'"):
+            compose_config(other)
+    else:
+        with pytest.warns(UserWarning, match=rf"no effect in this run: inference.{name} \(inference.sampler=heun\)"):
+            note_unused(compose_config(other), other)
 
 
 def test_logit_normal_training_times():
@@ -57,11 +65,13 @@ def test_logit_normal_training_times():
     from xrddiff.inference.samplers import training_noise
 
     flow = ["model=ddpm", "model.parameterisation=flow"]
-    uniform, normal = (training_noise(compose_config(w)) for w in (flow, [*flow, "model.logit_std=0.5"]))
+    uniform, normal = (
+        training_noise(compose_config(w)) for w in (flow, [*flow, "model.training_noise_options={logit_std: 0.5}"])
+    )
     drawn = [noise.sample(0, 1, range(2000)).log() for noise in (uniform, normal)]
     assert drawn[0].std() > 1.7 and abs(drawn[1].std() - 0.5) < 0.03  # of logit t, whose uniform has pi/sqrt(3)
-    with pytest.raises(BadInput, match="model.logit_std=1 has no effect with model.parameterisation=edm"):
-        compose_config(["model=ddpm", "model.parameterisation=edm", "model.logit_std=1"])
+    with pytest.raises(BadInput, match="the training noise lognormal has no option 'logit_std'"):
+        compose_config(["model=ddpm", "model.training_noise_options={logit_std: 1}"])
 
 
 def test_words_of_training_noise():
@@ -87,3 +97,30 @@ def test_words_of_training_noise():
 @pytest.mark.parametrize("spacing", options("sigma_schedule", "vp")["spacing"].choices)
 def test_every_spacing_is_known(spacing):
     assert len(schedules.vp_timesteps(5, spacing=spacing)) == 5
+
+
+# what the presets or the size of a network decide is not in `options_for`; a network's other options follow its size
+@pytest.mark.parametrize("word", [w.name for w in vocabulary().values() if w.metadata["options_for"]])
+def test_defaults_of_options_are_those_of_the_list(word):
+    """`xrddiff config show` says of every option of everything what `xrddiff list` says."""
+    kind, chooser = vocabulary()[word].metadata["options_for"]
+    for name, entry in entries(kind).items():
+        cfg = Config()
+        cfg.model.model_name = "vq" if kind == "quantizer" else "ddpm"
+        section, _, last = chooser.rpartition(".")
+        setattr(get_word(cfg, section), last, name)
+        shown = {row["word"]: row["value"] for row in option_rows(cfg, word, "given")}
+        listed = {f"{word}.{o.name}": o.default for o in entry.options.values()}
+        assert shown == ({} if kind == "network" else listed), name
+
+
+def test_no_option_has_another_default_elsewhere():
+    """A word that reaches an option has its default; old words and the samplers of Python have no others."""
+    discrete = options("training_noise", "discrete")
+    assert vocabulary()["training.timesteps"].default == discrete["timesteps"].default
+    assert vocabulary()["model.noise_schedule"].default == discrete["schedule"].default
+    for name, entry in entries("sampler").items():
+        assert Sampler(name).options == {o.name: o.default for o in entry.options.values()}
+    heun = options("sampler", "heun")
+    assert {o.default for o in heun.values()} == {autoregressive.DIFFUSION[o] for o in heun}
+    assert Sampler().rho == options("sigma_schedule", "karras")["rho"].default

@@ -8,7 +8,7 @@ __all__ = ['RESUMABLE', 'compose_config', 'load_named_plugins', 'note_unused', '
 
 # %% ../nbs/config.ipynb #eb4a0f10
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from .addresses import addresses_in, allow_addresses, need_addresses
 from .contradictions import check_config
 from .errors import BadInput
 from .files import anywhere, is_address, is_path
+from .old_words import all_words, as_schema, old_schema, old_words, say_now, take_apart, why_no_effect
 from xrddiff.overrides import (
     PATH_WORDS,
     Override,
@@ -35,7 +36,7 @@ from xrddiff.overrides import (
 from .plugins import is_file, load_plugins, need_plugins
 from .registry import entries
 from .saved_config import interpolation, load_config, need_run, no_generator
-from .used_words import model_parts, told_lattices, unused_words
+from .used_words import chosen_name, model_parts, sampling_steps, unused_words
 from .words.data import Data
 from .words.inference import Inference
 from .words.training import Training
@@ -51,7 +52,7 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
     Raises `BadInput`, in one sentence, for unknown words and presets, wrong types, values out
     of range and contradictions.
     """
-    parsed, words = [parse_override(o) for o in overrides], vocabulary()
+    parsed, words = [parse_override(o) for o in overrides], all_words()
     resume = next((o.value for o in reversed(parsed) if o.key == "resume"), None)
     _load_plugins(parsed, words, resume)
     searchpath = any(o.key == "hydra.searchpath" for o in parsed)
@@ -99,19 +100,10 @@ def _implied(parsed: list[Override]) -> list[str]:
     """What the given words mean for others that are not given."""
     given = {o.key: o.value for o in parsed}
     return [
-        *_from_scratch(given),
         *_autoencoder_of_init(given),
         *_objective_and_parameterisation(given),
         *_batch_of_data(given),
         *_followers(given),
-    ]
-
-
-def _from_scratch(given: dict[str, Any]) -> list[str]:
-    return [
-        f"training.train_{part}_from_scratch=false"
-        for part in ("vae", "diff")
-        if given.get(f"training.train_{part}_from_checkpoint") and f"training.train_{part}_from_scratch" not in given
     ]
 
 
@@ -157,9 +149,9 @@ def _compose(overrides: list[str]) -> Config:
 
     store = ConfigStore.instance()
     if "xrddiff_schema.yaml" not in store.repo:  # it takes a fifth of the whole
-        store.store(name="xrddiff_schema", node=Config)
-    asked = [text.partition("=")[2] for text in overrides if text.startswith("experiment_type=")]
-    for name in {*asked, *(f"overfit_{k}" for k in USUAL_OVERFITS)}:
+        store.store(name="xrddiff_schema", node=old_schema())
+    asked = [o.value for o in map(parse_override, overrides) if o.key == "experiment_type"]
+    for name in {*map(str, asked), *(f"overfit_{k}" for k in USUAL_OVERFITS)}:
         if node := made_preset("experiment_type", name):
             store.store(group="experiment_type", name=name, node=node, package="_global_")
     outer = GlobalHydra.instance().hydra  # a notebook may be using Hydra itself
@@ -171,13 +163,30 @@ def _compose(overrides: list[str]) -> Config:
         with open_dict(node):
             del node["hydra"]
         node.presets = chosen
-        cfg = OmegaConf.to_object(node)
+        told = OmegaConf.to_object(node)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         raise BadInput("cannot compose the configuration: " + " ".join(str(cause).split())) from None
     finally:
         GlobalHydra.instance().hydra = outer
-    return _with_steps(_absolute(cfg))
+    return _with_steps(_absolute(_told(told, {o.key for o in map(parse_override, overrides)})))
+
+
+def _told(told: Any, given: Collection[str]) -> Config:
+    """What was composed as a `Config`: old words are said as they are said now. `given`: the words that are typed."""
+    cfg, old = take_apart(told)
+    return say_now(_fitting(cfg, given), old, given=given)
+
+
+def _fitting(cfg: Config, given: Collection[str]) -> Config:
+    """`cfg` without the options of presets that are those of something else than what is chosen."""
+    for w in (w for w in vocabulary().values() if w.metadata["options_for"]):
+        known, options = entries(w.metadata["options_for"][0]), get_word(cfg, w.name)
+        own = known[chosen].options if (chosen := chosen_name(cfg, w.name)) in known else ()
+        others = {option for entry in known.values() for option in entry.options}
+        for option in [o for o in options if o not in own and o in others and f"{w.name}.{o}" not in given]:
+            del options[option]
+    return cfg
 
 # %% ../nbs/config.ipynb #c3dfe153
 def _absolute(cfg: Config) -> Config:
@@ -190,15 +199,11 @@ def _absolute(cfg: Config) -> Config:
     return cfg
 
 # %% ../nbs/config.ipynb #9947abb9
-_TOLD_STEPS = 4  # evaluations of UniPC by a model that is told a lattice
-
-
 def _with_steps(cfg: Config) -> Config:
-    """The number of evaluations for a model that is told lattices, if none is given; a token has its own."""
-    i = cfg.inference
-    by_noise = model_parts(cfg).denoiser != "autoregressive"
-    if i.steps is None and i.sampler == "unipc" and by_noise and told_lattices(cfg):
-        i.steps = _TOLD_STEPS
+    """The number of steps, where a run that begins now has another one than a run that was trained before."""
+    steps = sampling_steps(cfg, begins=True)
+    if steps != sampling_steps(cfg):
+        cfg.inference.steps = steps
     return cfg
 
 # %% ../nbs/config.ipynb #205d91cb
@@ -206,16 +211,29 @@ def note_unused(cfg: Config, overrides: Iterable[str]) -> None:
     """Warn, in one sentence, of words among the overrides of `cfg` that have no effect; null asks for none."""
     import warnings
 
-    given, unused = {parse_override(o).key for o in overrides}, unused_words(cfg)
+    given, unused = {o.key: o.value for o in map(parse_override, overrides)}, unused_words(cfg)
     found = [f"{name} ({why})" for name, why in unused.items() if name in given and get_word(cfg, name) is not None]
+    old = {name: old_words()[name] for name in given if name in old_words() and given[name] is not None}
+    if "data.batch_size" in old and "training.batch_size" in given:
+        found.append(f"{old.pop('data.batch_size').name} (training.batch_size={given['training.batch_size']})")
+    why = {name: why_no_effect(name, cfg) for name in old}
+    found += [f"{name} ({why[name]})" for name in old if why[name] is not None]
     if found:
         warnings.warn(f"no effect in this run: {', '.join(found)}", stacklevel=2)
+    if said := [f"{name} ({w.metadata['help'].rpartition('; ')[2]})" for name, w in old.items() if why[name] is None]:
+        warnings.warn(f"said another way today: {', '.join(said)}", stacklevel=2)
 
 # %% ../nbs/config.ipynb #1884ff07
 def known_presets(cfg: Config) -> list[str]:
     """The overrides that choose the shipped presets of `cfg`; any other text of a saved configuration is no override."""
     known = lambda group, name: name in presets(group) or made_preset(group, name) is not None  # noqa: E731
     return [f"{group}={name}" for group, name in cfg.presets.items() if known(group, name)]
+
+
+def _places(parsed: list[Override]) -> set[str]:
+    """The words and options that these overrides set."""
+    inner = {f"{o.key}.{option}" for o in parsed if isinstance(o.value, dict) for option in o.value}
+    return inner | {o.key for o in parsed}
 
 
 def _preset_followers(saved: Config, given: dict[str, Any]) -> list[str]:
@@ -261,10 +279,10 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
 
     run = run.expanduser()
     need_run(run, f"resume={run}")
-    saved = load_config(run / "config.yaml")
+    saved, words = load_config(run / "config.yaml"), all_words()
     need_addresses(addresses_in(saved.data.data_path))
     need_addresses(addresses_in(saved.training.tracker_options), "training.tracker_options")
-    cfg = OmegaConf.structured(saved)
+    cfg = OmegaConf.structured(as_schema(saved))
     for o in parsed:
         if o.key in GROUPS:
             if saved.presets.get(o.key, o.value) != o.value:
@@ -272,11 +290,12 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
                     f"{o.key}={o.value} contradicts resume={run}, which was started with {o.key}={saved.presets[o.key]}: "
                     "start a new run, or leave the word out"
                 )
-        elif o.key in vocabulary():
+        elif o.key in words:
             OmegaConf.update(cfg, o.key, o.value)
     for name in _preset_followers(saved, {o.key: o.value for o in parsed}):
         OmegaConf.update(cfg, name, None)
-    cfg = _absolute(OmegaConf.to_object(cfg))
+    cfg, old = take_apart(OmegaConf.to_object(cfg))
+    cfg = _absolute(say_now(cfg, old, given=_places(parsed)))
     for name in vocabulary():
         old, new = get_word(saved, name), get_word(cfg, name)
         if old != new and name not in RESUMABLE:
@@ -318,8 +337,13 @@ def reproducing_words(cfg: Config) -> list[str]:
 
 
 def _as_words(cfg: Config, names: list[str]) -> list[str]:
-    """The presets of `cfg`, and these words with its values."""
-    return [*known_presets(cfg), *(as_override(name, get_word(cfg, name)) for name in names)]
+    """The presets of `cfg`, and these words with its values; an option that only a preset has, with its default."""
+    base, values = _composed_again(tuple(known_presets(cfg))), {name: get_word(cfg, name) for name in names}
+    for name in (n for n in names if vocabulary()[n].metadata["options_for"]):
+        known, chosen = entries(vocabulary()[name].metadata["options_for"][0]), chosen_name(cfg, name)
+        own = known[chosen].options if chosen in known else {}
+        values[name] = {k: own[k].default for k in get_word(base, name) if k in own} | values[name]
+    return [*known_presets(cfg), *(as_override(name, value) for name, value in values.items())]
 
 # %% ../nbs/config.ipynb #dd00bb45
 def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, generative: bool = True) -> Config:
@@ -343,22 +367,21 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     parsed = [o for o in parsed if o.key != "plugins" and o not in again]
     if generative and model_parts(saved).denoiser is None:
         raise no_generator(run)
+    words = all_words()
     for o in parsed:
-        check_known(o, vocabulary())
-        if o.key != "inference" and not o.key.startswith("inference.") and o.key not in ("threads", "engine"):
+        check_known(o, words)
+        if o.key.partition(".")[0] != "inference" and o.key not in ("threads", "engine"):
             raise BadInput(f"'{o.text}': {run} is trained, and sampling changes the words of inference only")
         if o.parsed.is_sweep_override():
             raise BadInput(f"'{o.text}' names several values: expected one")
-        (check_preset if o.key == "inference" else lambda o: check_type(o, vocabulary()))(o)
-    cfg = OmegaConf.structured(saved)
-    for o in parsed:
-        if o.key == "inference":
-            cfg.inference = compose_config([*_own_model(saved), o.text]).inference
-            cfg.presets["inference"] = o.value
-    for o in parsed:
-        if o.key != "inference":
-            OmegaConf.update(cfg, o.key, o.value, merge=False, force_add=True)
-    cfg = OmegaConf.to_object(cfg)
+        check_preset(o) if o.key == "inference" else check_type(o, words)
+    for o in (o for o in parsed if o.key == "inference"):
+        own, chosen = compose_config([*_own_model(saved), o.text]).inference, saved.presets | {"inference": o.value}
+        saved = replace(saved, inference=own, presets=chosen)
+    told = OmegaConf.structured(as_schema(saved))
+    for o in (o for o in parsed if o.key != "inference"):
+        OmegaConf.update(told, o.key, o.value, merge=False, force_add=True)
+    cfg = _told(OmegaConf.to_object(told), _places(parsed))
     told = {
         name: getattr(cfg.training, name) for name in ("timesteps", "condition_dropout", "ema_tracks", "classifier")
     }

@@ -16,7 +16,7 @@ from .errors import BadInput, nearest
 from .files import is_address, is_path
 from .registry import check_options, entries, find
 from .saved_config import load_config, need_run
-from .used_words import ModelParts, given_parts, model_parts, noise_name, used_maps
+from .used_words import ModelParts, chosen_name, given_parts, model_parts, used_maps
 from .words.data import Data
 from .words.vocabulary import Config, get_word, value_problem, vocabulary
 
@@ -55,14 +55,8 @@ def _check(function: Callable[[Config, int], str | None]) -> Callable[[Config, i
 @_check
 def _starting_point(cfg: Config, ranks: int) -> str | None:
     for part in ("vae", "diff"):
-        scratch = getattr(cfg.training, f"train_{part}_from_scratch")
         checkpoint = getattr(cfg.training, f"train_{part}_from_checkpoint")
         path, word = getattr(cfg.training, f"pretrained_{part}_path"), f"training.pretrained_{part}_path"
-        if scratch and checkpoint:
-            return (
-                f"training.train_{part}_from_scratch and training.train_{part}_from_checkpoint are both true: "
-                "a model starts from one of them"
-            )
         if checkpoint and path is None:
             return (
                 f"training.train_{part}_from_checkpoint=true needs {word}, the run folder or checkpoint to start from"
@@ -76,23 +70,18 @@ def _starting_point(cfg: Config, ranks: int) -> str | None:
 def _unused_start(cfg: Config, ranks: int) -> str | None:
     parts = model_parts(cfg)
     for part, made, what in (("vae", parts.autoencoder, "autoencoder"), ("diff", parts.denoiser, "denoiser")):
-        words = [
-            f"training.{w}"
-            for w in (f"train_{part}_from_scratch", f"train_{part}_from_checkpoint", f"pretrained_{part}_path")
-        ]
-        scratch, checkpoint, path = (get_word(cfg, w) for w in words)
+        words = [f"training.{w}" for w in (f"train_{part}_from_checkpoint", f"pretrained_{part}_path")]
+        checkpoint, path = (get_word(cfg, w) for w in words)
         if made is None:
             if path is not None or checkpoint:
-                return f"{words[2] if path is not None else words[1]} is set, and model={cfg.presets.get('model', cfg.model.model_name)} has no {what}"
+                return f"{words[1] if path is not None else words[0]} is set, and model={cfg.presets.get('model', cfg.model.model_name)} has no {what}"
             continue
         if part == "vae" and parts.denoiser and path is not None and not checkpoint:
             if not is_path(path):
-                return f"{words[2]}: there is no file or folder {path}"
+                return f"{words[1]}: there is no file or folder {path}"
             continue  # the autoencoder is taken as it is
-        if not scratch and not checkpoint:
-            return f"{words[0]} and {words[1]} are both false: nothing says where the {what} starts"
         if path is not None and not checkpoint:
-            return f"{words[2]} is set but would not be used: add {words[1]}=true"
+            return f"{words[1]} is set but would not be used: add {words[0]}=true"
     return None
 
 # %% ../nbs/contradictions.ipynb #c3905edd
@@ -180,10 +169,11 @@ def check_latent_model(cfg: Config) -> None:
 # %% ../nbs/contradictions.ipynb #ac8a1b00
 @_check
 def _noise_levels(cfg: Config, ranks: int) -> str | None:
-    k, i = cfg.model.diffusion_kwargs, cfg.inference
-    low, high = (i.sigma_min or k.sigma_min), (i.sigma_max or k.sigma_max)
+    k, given = cfg.model.diffusion_kwargs, cfg.inference.schedule_options
+    own = {name: v for name in ("sigma_min", "sigma_max") if isinstance(v := given.get(name), int | float)}
+    low, high = own.get("sigma_min", k.sigma_min), own.get("sigma_max", k.sigma_max)
     if low >= high:
-        where = "inference" if i.sigma_min or i.sigma_max else "model.diffusion_kwargs"
+        where = "inference.schedule_options" if own else "model.diffusion_kwargs"
         return f"{where}.sigma_min: found {low:g}, expected less than sigma_max, {high:g}"
     try:
         good = k.sigma_data == "auto" or float(k.sigma_data) > 0
@@ -194,26 +184,6 @@ def _noise_levels(cfg: Config, ranks: int) -> str | None:
         if good
         else f"model.diffusion_kwargs.sigma_data: found {k.sigma_data!r}, expected auto or a number above 0"
     )
-
-# %% ../nbs/contradictions.ipynb #974c60c8
-@_check
-def _sampler_words(cfg: Config, ranks: int) -> str | None:
-    words, m = vocabulary(), cfg.model
-    choosers = dict(w.metadata["options_for"] for w in words.values() if w.metadata["options_for"])
-    for name, w in words.items():
-        if not name.startswith("inference.") or not w.metadata["option_of"] or name in _HARMLESS:
-            continue
-        kind, wanted, _ = w.metadata["option_of"]
-        chooser, value = choosers[kind], get_word(cfg, name)
-        if value != w.default and (found := get_word(cfg, chooser)) != wanted:
-            other = chooser.rpartition(".")[2]
-            return f"{name}={value} has no effect with {chooser}={found}; expected {other}={wanted}"
-    if m.logit_std is not None and noise_name(cfg) != "flow":
-        return f"model.logit_std={m.logit_std:g} has no effect with model.parameterisation={m.parameterisation}; expected model.parameterisation=flow or model.training_noise=flow, of ddpm or latent_diff"
-    return None
-
-
-_HARMLESS = ("inference.eta", "inference.spacing")  # may stay when another sampler or schedule is chosen
 
 # %% ../nbs/contradictions.ipynb #985ebe17
 @_check
@@ -311,29 +281,19 @@ def _whole_detectors(cfg: Config, ranks: int) -> str | None:
 
 # %% ../nbs/contradictions.ipynb #107a5de7
 def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
-    """The options of what is chosen by name, from the word `name`, for instance
-    "inference.sampler_options", and from words that are such options.
+    """The options of what is chosen by name, from the word `name`, for instance "inference.sampler_options".
 
-    Raises `BadInput` for an option that it does not have, a value that does not fit, and one
-    that two words give differently.
+    Raises `BadInput` for an option that it does not have, and a value that does not fit.
     """
-    words = vocabulary()
-    kind, chooser = words[name].metadata["options_for"]
-    chosen, given = get_word(cfg, chooser), get_word(cfg, name)
-    of = [(w, w.metadata["option_of"]) for w in words.values() if w.metadata["option_of"]]
-    own = {option: w for w, (*entry, option) in of if entry == [kind, chosen]}
-    for option, w in own.items():
-        value = get_word(cfg, w.name)
-        if option in given and value not in (w.default, given[option]):
-            raise BadInput(f"{w.name}={value} contradicts {name}.{option}={given[option]}; expected one of them")
-    return check_options(kind, chosen, {o: get_word(cfg, w.name) for o, w in own.items()} | given, name)
+    kind, _ = vocabulary()[name].metadata["options_for"]
+    return check_options(kind, chosen_name(cfg, name), get_word(cfg, name), name)
 
 # %% ../nbs/contradictions.ipynb #239e1121
 @_check
 def _options(cfg: Config, ranks: int) -> str | None:
     for w in vocabulary().values():
         if chooser := w.metadata["options_for"]:
-            if get_word(cfg, chooser[1]) not in entries(chooser[0]):
+            if chosen_name(cfg, w.name) not in entries(chooser[0]):
                 continue  # refused already, or nothing is chosen
             try:
                 chosen_options(cfg, w.name)

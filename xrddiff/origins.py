@@ -53,20 +53,27 @@ def preset_words(group: str, name: str) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for parent in content.pop("defaults", []):
         if isinstance(parent, str) and parent != "_self_":
-            found |= preset_words(group, parent)
-    return found | {w: (v, f"{group}={name}") for w, v in _flat(section, content, vocabulary()).items()}
+            found = _later(found, preset_words(group, parent))
+    return _later(found, {w: (v, f"{group}={name}") for w, v in _flat(section, content, vocabulary()).items()})
+
+
+def _later(first: dict[str, tuple[Any, str]], then: dict[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    """What two presets set together: the second wins, and adds to a mapping of the first."""
+    both = {w: first[w][0] | v for w, (v, _) in then.items() if w in first and isinstance(v, dict) and first[w][0]}
+    return first | {w: (both.get(w, v), source) for w, (v, source) in then.items()}
 
 # %% ../nbs/origins.ipynb #3c16f348
 def origins(cfg: Config) -> dict[str, str]:
     """word -> where its value comes from: "default", a preset such as "data=full", "given", or "follows WORD"."""
     told: dict[str, tuple[Any, str]] = {}
     for group, name in chosen_presets(cfg):
-        told |= preset_words(group, name)
+        told = _later(told, preset_words(group, name))
     found = {}
     for name, word in vocabulary().items():
         value, (preset, source) = get_word(cfg, name), told.get(name, (word.default, "default"))
         follows = word.metadata["follows"]
         if name == "inference.steps" and preset is None and value is not None and told_lattices(cfg):
             source, preset = "follows model.condition_maps", value  # settled by `config`
-        found[name] = source if value == preset else f"follows {follows}" if follows and value is None else "given"
+        whole = value == preset or isinstance(value, dict) and value.items() <= (preset or {}).items()
+        found[name] = source if whole else f"follows {follows}" if follows and value is None else "given"
     return found

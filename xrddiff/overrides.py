@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USUAL_OVERFITS', 'SHORT', 'PATH_WORDS', 'MOST_RUNS', 'conf_dir', 'presets', 'made_preset', 'Override',
-           'parse_override', 'check_known', 'check_type', 'check_preset', 'as_override', 'hydra_overrides',
-           'absolute_words', 'expand_multirun']
+           'parse_override', 'is_override', 'check_known', 'check_type', 'check_preset', 'as_override',
+           'hydra_overrides', 'absolute_words', 'expand_multirun']
 
 # %% ../nbs/overrides.ipynb #de56ed97
 import math
@@ -21,9 +21,10 @@ from typing import Any
 
 from .errors import BadInput, nearest
 from .files import anywhere, is_path
+from .old_words import old_schema, old_words
 from .plugins import is_file
 from .words.model import SIZE_NAMES
-from .words.vocabulary import GROUPS, Config, Word
+from .words.vocabulary import GROUPS, Word
 
 # %% ../nbs/overrides.ipynb #37438341
 def conf_dir() -> Path:
@@ -75,14 +76,16 @@ SHORT = {
 
 
 def parse_override(text: str) -> Override:
+    """Read one override by Hydra's grammar, such as `++training.lr=1e-3`. Raises `BadInput` for any other text."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    for short, word in SHORT.items():
-        if text.startswith(f"{short}="):
-            text = word + text.removeprefix(short)
+    parser = OverridesParser.create()
     try:
-        parsed = OverridesParser.create().parse_override(text)
+        parsed = parser.parse_override(text)
+        if word := SHORT.get(parsed.key_or_group):
+            text = text.replace(parsed.key_or_group, word, 1)  # in front of it are only + and ~
+            parsed = parser.parse_override(text)
     except HydraException as error:
         if "=" not in text and not text.startswith("~"):
             raise BadInput(
@@ -100,6 +103,14 @@ def parse_override(text: str) -> Override:
     key = parsed.get_key_element().lstrip("+~")
     return Override(text, key, parsed)
 
+
+def is_override(text: str) -> bool:
+    """Whether this text is an override, rather than, for instance, the name of a folder."""
+    try:
+        return bool(parse_override(text))
+    except BadInput:
+        return False
+
 # %% ../nbs/overrides.ipynb #bbe564cb
 def check_known(override: Override, words: dict[str, Word]) -> None:
     """Refuse an override whose key is no word and no group."""
@@ -108,8 +119,9 @@ def check_known(override: Override, words: dict[str, Word]) -> None:
         return _search_path(override)
     if override.parsed.package is not None:
         raise BadInput(f"'{text}': the @package form is not used here; a group is chosen as in data=pooling")
-    if key in GROUPS or key in words:
+    if key in GROUPS or key in words or key in old_words():
         return
+    words = {name: w for name, w in words.items() if name not in old_words()}  # none of which is suggested
     section, _, last = key.rpartition(".")
     if key in {w.split(".")[0] for w in words if "." in w} or any(w.startswith(key + ".") for w in words):
         inside = next(w for w in words if w.startswith(key + "."))
@@ -173,7 +185,7 @@ def _schema() -> Any:
     """
     from omegaconf import OmegaConf
 
-    return OmegaConf.structured(Config)
+    return OmegaConf.structured(old_schema())
 
 # %% ../nbs/overrides.ipynb #0cfa0f06
 def check_preset(override: Override) -> None:

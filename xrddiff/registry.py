@@ -35,12 +35,14 @@ class Kind:
     """A kind of thing that is chosen by name.
 
     `help`: one line. `call`: how it is called, as `f(…)`, and what it returns. `given`: the parameters
-    that the program fills in. `closed`: plug-ins can add none.
+    that the program fills in. `usual`: those that it fills in unless they are given as options, and with what.
+    `closed`: plug-ins can add none.
     """
 
     help: str
     call: str = ""
     given: tuple[str, ...] = ()
+    usual: Mapping[str, str] = field(default_factory=dict)
     closed: bool = False
 
 
@@ -59,9 +61,10 @@ KINDS: dict[str, Kind] = {
     ),
     "sigma_schedule": Kind(
         "noise levels of a sampler's steps",
-        "f(n): n + 1 falling noise levels, (n + 1,) float64, the last 0; gets sigma_min, sigma_max, rho or alphas_bar "
-        "(T,) if it has a parameter of that name",
-        given=("n", "sigma_min", "sigma_max", "rho", "alphas_bar"),
+        "f(n): n + 1 falling noise levels, (n + 1,) float64, the last 0; gets sigma_min, sigma_max or alphas_bar (T,) "
+        "if it has a parameter of that name",
+        given=("n", "alphas_bar"),
+        usual={"sigma_min": "that of the model", "sigma_max": "that of the model"},
     ),
     "parameterisation": Kind(
         "what the network of a denoiser predicts",
@@ -138,7 +141,8 @@ KINDS: dict[str, Kind] = {
         "codebook of a vector-quantised autoencoder",
         "a class derived from models.codebook.Quantizer; of(channels, codes=K) builds it, (B, channels, h, w) -> its "
         "codes",
-        given=("codes", "channels", "levels"),
+        given=("codes", "channels"),
+        usual={"levels": "as many as make about model.codes codes"},
     ),
     "metric": Kind(
         "number that a report says about frames",
@@ -277,8 +281,10 @@ def _option(name: str, hint: Any, default: Any) -> Option | None:
     )  # fmt: skip
 
 # %% ../nbs/registry.ipynb #c555caaf
-def _options_of(thing: Callable[..., Any], given: Sequence[str]) -> dict[str, Option]:
-    """The options in the signature of a function, or of the constructor of a class."""
+def _options_of(
+    thing: Callable[..., Any], given: Sequence[str] = (), usual: Mapping[str, str] | None = None
+) -> dict[str, Option]:
+    """The options in the signature of a function, or of the constructor of a class; `given`, `usual`: see `Kind`."""
     function = thing.__init__ if inspect.isclass(thing) else thing
     scope = vars(inspect.getmodule(thing)) if inspect.isclass(thing) and inspect.getmodule(thing) else {}
     scope = scope | getattr(function, "__globals__", {})
@@ -294,6 +300,9 @@ def _options_of(thing: Callable[..., Any], given: Sequence[str]) -> dict[str, Op
                 continue
         if option := _option(p.name, hint, p.default):
             found[p.name] = option
+        if option and (filled := (usual or {}).get(p.name)):
+            about = f"{option.help or p.name.replace('_', ' ')}; null: {filled}"
+            found[p.name] = replace(option, default=None, required=False, optional=True, help=about)
     return found
 
 # %% ../nbs/registry.ipynb #ec8bbcdd
@@ -338,7 +347,8 @@ def register(kind: str, name: str | None = None, *, help: str | None = None, **t
         text = help or (inspect.getdoc(thing) or "").partition("\n")[0]
         ours = caller.startswith("xrddiff.")  # even if a plug-in imports it
         source = caller if ours else _plugin_of(caller) or thing.__module__
-        _enter(Entry(kind, name or thing.__name__, text, source, _options_of(thing, KINDS[kind].given), traits), thing)
+        own = _options_of(thing, KINDS[kind].given, KINDS[kind].usual)
+        _enter(Entry(kind, name or thing.__name__, text, source, own, traits), thing)
         return thing
 
     return enter

@@ -16,6 +16,7 @@ from .errors import BadInput, nearest
 from .files import is_path
 from .gate import checked, read_yaml
 from .mediums import plain_text
+from .old_words import old_schema, say_now, take_apart
 from .words.vocabulary import GROUPS, Config, vocabulary
 
 # %% ../nbs/saved_config.ipynb #66924c94
@@ -30,7 +31,7 @@ OWN_FRAMES = "frames.zarr"  # in the folder of a run whose frames were given fro
 
 
 def load_config(path: str | os.PathLike) -> Config:
-    """Read a `config.yaml` that `to_yaml` wrote; words that it lacks take their defaults.
+    """Read a `config.yaml` that `to_yaml` wrote; words that it lacks take their defaults, and old words are said as they are said now.
     Frames that a run keeps in its own folder are found there, wherever it was moved or copied.
 
     Raises `BadInput` for a file that is not one, and for values with an interpolation: what is
@@ -52,13 +53,14 @@ def load_config(path: str | os.PathLike) -> Config:
             f"{name} has an interpolation, at {plain_text(at, 80)}: values of a saved configuration are plain"
         )
     if isinstance(saved, Mapping):
-        _check_words(saved, name)
+        _check_words(saved, name, old_schema())
     try:
-        cfg = checked(saved, Config, name, strict=False)
+        cfg, old = take_apart(checked(saved, old_schema(), name, strict=False))
     except BadInput as error:
         raise BadInput(f"{error}; {expected}") from None
     if (group := next((group for group in cfg.presets if group not in GROUPS), None)) is not None:
         raise BadInput(f"{name}: presets has the group '{plain_text(group, 80)}'; expected {', '.join(GROUPS)}")
+    cfg = say_now(cfg, old, saved=True)
     at, own = cfg.data.data_path, path.absolute().parent / OWN_FRAMES
     if at is not None and Path(at).name == OWN_FRAMES and is_path(own):
         cfg.data.data_path = str(own)
@@ -80,7 +82,7 @@ def interpolation(value: Any, at: str = "") -> str | None:
     return next((where for where in found if where is not None), None)
 
 
-def _check_words(saved: Mapping[str, Any], name: str, section: type = Config, prefix: str = "") -> None:
+def _check_words(saved: Mapping[str, Any], name: str, section: type, prefix: str = "") -> None:
     """Refuse words that there are not."""
     types = get_type_hints(section)
     unknown = next((word for word in saved if word not in types), None)

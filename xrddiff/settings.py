@@ -11,20 +11,22 @@ from typing import Any
 
 from .config import compose_config
 from .origins import origins
-from .overrides import as_override, conf_dir, made_preset
+from .files import is_path
+from .overrides import as_override, conf_dir, is_override, made_preset
 from .saved_config import load_config, need_run
-from .used_words import unused_words
+from .registry import entries
+from .used_words import chosen_name, unused_words
 from .words.vocabulary import Config, get_word, vocabulary
 
 # %% auto #0
-__all__ = ['read_settings', 'setting_text', 'setting_rows', 'differences', 'preset_about']
+__all__ = ['read_settings', 'setting_text', 'option_rows', 'setting_rows', 'differences', 'preset_about']
 
 # %% ../nbs/settings.ipynb #c141d95e
 def read_settings(given: Sequence[str]) -> Config:
     """The configuration of a run folder or of its `config.yaml`, or that of words (`["model=vae_kl"]`)."""
-    if len(given) != 1 or "=" in Path(given[0]).name or given[0].startswith("~"):
+    path = Path(given[0]).expanduser() if len(given) == 1 else None
+    if path is None or not is_path(path) and is_override(given[0]):
         return compose_config(given)
-    path = Path(given[0]).expanduser()
     if path.suffix in (".yaml", ".yml"):
         return load_config(path)
     need_run(path, given[0])
@@ -36,16 +38,33 @@ def setting_text(value: Any) -> str:
     return as_override("", value)[1:]
 
 
-def setting_rows(cfg: Config, *, every: bool = True) -> list[dict[str, Any]]:
+def option_rows(cfg: Config, word: str, origin: str) -> list[dict[str, Any]]:
+    """A row per option in a word such as "inference.sampler_options", of what is chosen. `origin`: where those that are said come from.
+
+    Of a network only those that are said: the others follow its size.
+    """
+    kind, _ = vocabulary()[word].metadata["options_for"]
+    own, said = getattr(entries(kind).get(chosen_name(cfg, word)), "options", {}), get_word(cfg, word)
+    rows = [dict(word=f"{word}.{o.name}", value=said.get(o.name, o.default), meaning=o.help) for o in own.values()]
+    found = [
+        row | dict(unit="", origin=origin if row["word"].rpartition(".")[2] in said else "default") for row in rows
+    ]
+    return [row | dict(unused=None) for row in found if kind != "network" or row["origin"] == origin]
+
+
+def setting_rows(cfg: Config, *, every: bool = True, inside: bool = False) -> list[dict[str, Any]]:
     """A row per word: word, value, unit, where it comes from, meaning, and why it has no effect, if it has none.
 
     every: False leaves out the words that have no effect in this run.
+    inside: True = also the options of what is chosen, see `option_rows`.
     """
     came, unused, rows = origins(cfg), unused_words(cfg), []
     for w in vocabulary().values():
         if every or w.name not in unused:
             row = dict(word=w.name, value=get_word(cfg, w.name), unit=w.unit, origin=came[w.name])
             rows.append(row | dict(meaning=w.metadata["help"], unused=unused.get(w.name)))
+            if inside and w.metadata["options_for"] and w.name not in unused:
+                rows += option_rows(cfg, w.name, came[w.name])
     return rows
 
 # %% ../nbs/settings.ipynb #f354d2cd

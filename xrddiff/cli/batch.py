@@ -92,7 +92,8 @@ def _print_or_submit(plan: Plan, args: argparse.Namespace) -> int:
 
 
 def _run_here(plan: Plan, args: argparse.Namespace) -> int:
-    from xrddiff.slurm.job import INTERRUPTED, REQUEUE, quoted
+    from xrddiff.overrides import as_override
+    from xrddiff.slurm.job import INTERRUPTED, REQUEUE
     from xrddiff.slurm.submission import run_here
 
     script, ranks, threads = plan.local_script(), plan.profile.ranks, plan.local_threads
@@ -107,7 +108,8 @@ def _run_here(plan: Plan, args: argparse.Namespace) -> int:
         and plan.job.tasks == 1
         and Path(folder, "config.yaml").is_file()
     ):
-        word = "resume=" + (folder if re.fullmatch(r"[\w./-]+", folder, re.ASCII) else quoted(folder))
+        plain = re.fullmatch(r"[\w./-]+", folder, re.ASCII)
+        word = f"resume={folder}" if plain else as_override("resume", folder)
         complain(f"stopped before its end; to go on: the same command with {for_shell([word])}")
     elif code in (REQUEUE, INTERRUPTED) and plan.job.kind == "command":
         words = for_shell(plan.job.argv)

@@ -40,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
     With `--multirun`, one run after another, and a page that compares them.
     """
+    if args.help:
+        say(args.parser.format_help() + "\n" + words_help(args.overrides), breaks=True)
+        return 0
     from xrddiff.config import compose_config, note_unused
     from xrddiff.overrides import expand_multirun
     from xrddiff.plugins import plugin_scope
@@ -248,41 +251,38 @@ def _absolute(name: str | None) -> str | None:
     return os.path.abspath(path) if path is not None and os.path.exists(path) else name
 
 # %% ../../nbs/cli/main.ipynb #ad577e35
-def words_help() -> str:
-    """The presets of each group and every word with its default and its one line of explanation."""
-    import yaml
+def words_help(overrides: Sequence[str] = ()) -> str:
+    """The presets of each group, and every word with its default and its one line of explanation.
 
+    overrides: of a run, such as `["model=ddpm"]`; only words that have an effect in it, with their values, and the options of
+    what it chooses.
+    """
+    from xrddiff.config import compose_config
     from xrddiff.overrides import presets
+    from xrddiff.settings import setting_rows, setting_text
     from xrddiff.words.vocabulary import GROUPS, vocabulary
 
     lines = ["groups (choose a preset):"]
     lines += [f"  {group + '=':<17}{' | '.join(presets(group))}" for group in GROUPS]
-    section = None
-    for w in vocabulary().values():
-        head = w.name.rpartition(".")[0] or "of the run"
+    words, section = vocabulary(), None
+    rows = [dict(word=w.name, value=w.default, meaning=w.metadata["help"]) for w in words.values()]
+    if overrides:
+        rows = setting_rows(compose_config(overrides), every=False, inside=True)
+    for row in rows:
+        inner = row["word"] not in words  # an option
+        head = section if inner else row["word"].rpartition(".")[0] or "of the run"
         if head != section:
             lines += ["", f"words {'of the run' if head == 'of the run' else 'in ' + head}:"]
             section = head
-        default = (
-            '""' if w.default == "" else yaml.safe_dump(w.default, default_flow_style=True, width=1000).split("\n")[0]
-        )
-        choices = f" ({', '.join(map(str, w.metadata['choices']))})" if w.metadata["choices"] else ""
-        lines.append(f"  {f'{w.name}={default}':<44} {w.metadata['help']}{choices}")
-    lines += ["", "the presets change some of these; `xrddiff run … --dry-run` prints what holds"]
+        choices = None if inner else words[row["word"]].metadata["choices"]
+        more = f" ({', '.join(map(str, choices))})" if choices else ""
+        name = f"  {row['word'].rpartition('.')[2]}: " if inner else f"{row['word']}="
+        lines.append(f"  {name + setting_text(row['value']):<44} {row['meaning']}{more}")
+    last = "`xrddiff run model=M --help` shows those of a model; the presets change some: `xrddiff run … --dry-run` prints what holds"
+    lines += ["", "what has no effect in this run is left out" if overrides else last]
     return "\n".join(lines)
 
 # %% ../../nbs/cli/main.ipynb #01f0b532
-class _WordsHelp(argparse.Action):
-    """--help of `run`: the vocabulary is read only when somebody asks."""
-
-    def __init__(self, option_strings, dest, **kwargs):
-        super().__init__(option_strings, dest, nargs=0, **kwargs)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        say(parser.format_help() + "\n" + words_help(), breaks=True)
-        parser.exit()
-
-
 class _Parser(argparse.ArgumentParser):
     """argparse whose errors are those of xrddiff: one line, exit code 2."""
 
@@ -308,7 +308,12 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "run", help="train a model and report on it", add_help=False, description=run.__doc__, epilog=EXIT_CODES
     )
-    p.add_argument("-h", "--help", action=_WordsHelp, help="show this help and the words, and exit")
+    p.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="show this help and the words, with model=M those of this model, and exit",
+    )
     p.add_argument(
         "overrides",
         nargs="*",
@@ -448,13 +453,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _trust(args: argparse.Namespace) -> None:
     """Execute the plug-ins that the run of this command keeps."""
+    from xrddiff.overrides import parse_override
     from xrddiff.plugins import trust_plugins
 
     run = getattr(args, "run", None)
-    resumed = [word.partition("=")[2] for word in getattr(args, "overrides", ()) if word.startswith("resume=")]
-    if run is None and not resumed:
+    resumed = [o.value for o in map(parse_override, getattr(args, "overrides", ())) if o.key == "resume"]
+    if not (run := run or (resumed and resumed[-1])):
         raise BadInput("--trust-plugins is about the plug-ins of a run; expected resume=RUN")
-    trust_plugins(Path(run or resumed[-1]).expanduser())
+    trust_plugins(Path(str(run)).expanduser())
 
 
 def command_line() -> NoReturn:

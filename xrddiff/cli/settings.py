@@ -10,6 +10,7 @@ import shlex
 from typing import Any
 
 from ..errors import BadInput, nearest
+from ..files import is_path
 from ..mediums import console, for_json, for_terminal, say
 
 # %% auto #0
@@ -31,7 +32,7 @@ def show(args: argparse.Namespace) -> int:
     """
     from xrddiff.settings import read_settings, setting_rows, setting_text
 
-    rows = setting_rows(read_settings(args.given), every=args.all)
+    rows = setting_rows(read_settings(args.given), every=args.all, inside=True)
     rows = [row for row in rows if not args.changed or row["origin"] != "default"]
     if args.json:
         say(for_json(rows), breaks=True)
@@ -50,10 +51,14 @@ def diff(args: argparse.Namespace) -> int:
     """What two runs were told otherwise: `xrddiff config diff RUN RUN`, or words in quotes for either of them,
     `xrddiff config diff RUN "model=ddpm size=small"`.
     """
+    from xrddiff.overrides import is_override
     from xrddiff.settings import differences, read_settings, setting_text
 
-    names = [args.one, args.other]
-    rows = differences(*(read_settings(shlex.split(n) if "=" in n else [n]) for n in names))
+    def given(text: str) -> list[str]:
+        words = [] if is_path(text) else shlex.split(text)
+        return words if words and all(map(is_override, words)) else [text]
+
+    rows = differences(*(read_settings(given(text)) for text in (args.one, args.other)))
     if args.json:
         say(for_json(rows), breaks=True)
         return 0

@@ -226,7 +226,7 @@ def consistency(
 @register("sigma_schedule", "few", help="the largest level, then levels around `middle`; for the sampler consistency")
 def few_levels(
     n: int,
-    sigma_max: float,
+    sigma_max: Annotated[float, Range(above=0), "highest noise level"],
     middle: Annotated[float, Range(above=0), "of the levels after the first"] = 1.26,
     ratio: Annotated[float, Range(above=1), "between neighbouring levels"] = math.sqrt(10),
 ) -> Tensor:

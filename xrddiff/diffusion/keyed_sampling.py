@@ -52,7 +52,7 @@ class Sampler:
     """A sampler and all its settings.
 
     name: one of `xrddiff list sampler`.
-    options: those of the sampler.
+    options: those of the sampler; those that are not given have their defaults.
     steps: n ≥ 1.
     schedule: the levels, one of `xrddiff list sigma_schedule`: "karras" (`sigma_min`, `sigma_max`,
         `rho`), "vp" (`spacing`, and `noise_schedule`, `timesteps`, by default those of the
@@ -77,7 +77,8 @@ class Sampler:
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", check_options("sampler", self.name, self.options))
+        usual = {o.name: o.default for o in find("sampler", self.name).options.values() if not o.required}
+        object.__setattr__(self, "options", usual | check_options("sampler", self.name, self.options))
         more = check_options("sigma_schedule", self.schedule, self.schedule_options)
         object.__setattr__(self, "schedule_options", more)
         if self.steps != int(self.steps) or self.steps < 1:

@@ -17,7 +17,8 @@ from ..errors import BadInput
 from ..registry import Range, register
 
 # %% auto #0
-__all__ = ['Denoise', 'Noise', 'Callback', 'checked_levels', 'euler', 'ddim', 'ddpm', 'heun', 'dpmpp_2m', 'dpmpp_3m', 'unipc']
+__all__ = ['Denoise', 'Noise', 'Callback', 'checked_levels', 'euler', 'ddim', 'ddpm', 'heun', 'churned_heun', 'dpmpp_2m',
+           'dpmpp_3m', 'unipc']
 
 # %% ../../nbs/diffusion/samplers.ipynb #ddaaef3c
 Denoise = Callable[..., Tensor]  # denoise(x, sigma, cond) -> the guess of x₀, shape and dtype of x; sigma 0-d, float64
@@ -165,7 +166,6 @@ def ddpm(
     return x
 
 # %% ../../nbs/diffusion/samplers.ipynb #15eecb44
-@register("sampler", evaluations=2)
 def heun(
     denoise: Denoise,
     x: Tensor,
@@ -174,12 +174,13 @@ def heun(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-    S_churn: Annotated[float, Range(low=0), "noise that is added, over all steps"] = 0.0,
-    S_tmin: Annotated[float, Range(low=0), "it is added above this noise level"] = 0.0,
-    S_tmax: Annotated[float, Range(low=0), "and below this one"] = math.inf,
-    S_noise: Annotated[float, Range(above=0), "standard deviation of the noise added"] = 1.0,
+    S_churn: float = 0.0,
+    S_tmin: float = 0.0,
+    S_tmax: float = math.inf,
+    S_noise: float = 1.0,
 ) -> Tensor:
-    """Heun's method of EDM, stochastic where `S_churn` > 0; second order, two evaluations a step.
+    """Heun's method; second order, two evaluations a step. `S_churn`: noise that is added over all steps, of standard deviation
+    `S_noise`, at levels from `S_tmin` to `S_tmax`.
 
     Shapes as for `euler`; `noise` is needed if S_churn > 0. The step to 0 takes one evaluation.
     The callback sees the raised level and state, once a step.
@@ -204,6 +205,25 @@ def heun(
         else:
             x = d
     return x
+
+# %% ../../nbs/diffusion/samplers.ipynb #e0d1a7c3
+@register("sampler", "heun", evaluations=2)
+def churned_heun(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor | Sequence[float],
+    *,
+    cond: Mapping[str, Any] | None = None,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+    S_churn: Annotated[float, Range(low=0), "noise that is added, over all steps"] = 5.0,
+    S_tmin: Annotated[float, Range(low=0), "it is added above this noise level"] = 0.05,
+    S_tmax: Annotated[float, Range(low=0), "and below this one"] = 50.0,
+    S_noise: Annotated[float, Range(above=0), "standard deviation of the noise added"] = 1.003,
+) -> Tensor:
+    """The stochastic sampler of EDM, Heun's method where `S_churn` is 0; second order, two evaluations a step."""
+    words = dict(S_churn=S_churn, S_tmin=S_tmin, S_tmax=S_tmax, S_noise=S_noise)
+    return heun(denoise, x, sigmas, cond=cond, noise=noise, callback=callback, **words)
 
 # %% ../../nbs/diffusion/samplers.ipynb #10a54b4a
 def _omega(h: float, n: int) -> list[float]:

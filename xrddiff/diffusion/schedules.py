@@ -87,7 +87,12 @@ def _check_steps(n: int) -> None:
 
 
 @register("sigma_schedule", "karras", help="evenly spaced in σ^(1/ρ), from sigma_max to sigma_min; EDM")
-def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+def karras_sigmas(
+    n: int,
+    sigma_min: Annotated[float, Range(above=0), "lowest noise level"] = 0.002,
+    sigma_max: Annotated[float, Range(above=0), "highest noise level"] = 80.0,
+    rho: Annotated[float, Range(above=0), "how the levels crowd towards sigma_min"] = 7.0,
+) -> Tensor:
     """n + 1 noise levels from `sigma_max` down to `sigma_min`, evenly spaced in σ^(1/ρ), and then
     0; float64.
 
@@ -152,7 +157,7 @@ def flow_sigmas(n: int, shift: float = 1.0, t_max: float = 0.999) -> Tensor:
 @register("sigma_schedule", "flow", help="evenly spaced times of a flow, from sigma_max on")
 def flow_levels(
     n: int,
-    sigma_max: float,
+    sigma_max: Annotated[float, Range(above=0), "highest noise level"],
     shift: Annotated[float, Range(above=0), "every noise level is multiplied with it"] = 1.0,
 ) -> Tensor:
     """The n + 1 levels of `flow_sigmas` that begin at `sigma_max`."""

@@ -134,7 +134,8 @@ def _check_parts(cfg: "Config") -> None:
             "inference.detector: a training ends with samples on the detector of its frames; expected the word with `xrddiff sample`"
         )
     m, size = cfg.model, cfg.size
-    if any((cfg.data.window, m.unet_widths, m.network_options, m.fsq_levels, size.widths, size.layers_per_block)):
+    own = {*m.network_options, *m.quantizer_options} - {"scale_shift"}  # which presets set, and which fits any size
+    if own or any((cfg.data.window, size.widths, size.layers_per_block)):
         from xrddiff.inference.building import check_network
 
         check_network(cfg)

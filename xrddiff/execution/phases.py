@@ -101,7 +101,7 @@ def notebook_target(folder: str | os.PathLike, rank: int | None = None, kept: st
 
 def _words(overrides: Sequence[str]) -> list[str]:
     """The overrides that are not parameters of their own."""
-    return [o for o in overrides if o.split("=")[0].strip().lstrip("+") not in ("model", "experiment_type", "data")]
+    return [o for o in overrides if parse_override(o).key not in ("model", "experiment_type", "data")]
 
 # %% ../../nbs/execution/phases.ipynb #0e776794
 PATIENCE = timedelta(days=30)  # longer than any job can run

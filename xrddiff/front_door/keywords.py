@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import BadInput, nearest
+from ..old_words import all_words
 from ..overrides import as_override
-from ..words.vocabulary import GROUPS, vocabulary
+from ..words.vocabulary import GROUPS
 
 # %% auto #0
 __all__ = ['full_name', 'as_overrides']
@@ -22,7 +23,7 @@ def full_name(name: str, section: str | None = None) -> str:
     `name`: a full name, or the last part of one; a name with a dot is returned unchanged.
     `section`: searched first. Raises `BadInput` if no word, or more than one, ends with `name`.
     """
-    words = vocabulary()
+    words = all_words()
     own = f"{section}.{name}"
     if own in words:
         return own
@@ -64,7 +65,7 @@ def as_overrides(*given: str | Mapping[str, Any], section: str | None = None, **
 
 def _flat(words: Mapping[str, Any], section: str | None) -> Iterator[tuple[str, Any]]:
     """The words of a mapping whose keys may be sections."""
-    sections = {w.rpartition(".")[0] for w in vocabulary()} - {""}
+    sections = {w.rpartition(".")[0] for w in all_words()} - {""}
     for name, value in words.items():
         if str(name) in sections and isinstance(value, Mapping):
             yield from ((f"{name}.{inner}", v) for inner, v in value.items())

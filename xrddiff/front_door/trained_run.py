@@ -24,7 +24,8 @@ from ..mediums import say
 from .. import plugins
 from ..saved_config import load_config, need_run, no_generator
 from ..used_words import model_parts
-from ..words.vocabulary import GROUPS, vocabulary
+from ..old_words import all_words
+from ..words.vocabulary import GROUPS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,12 +82,12 @@ def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any
     `given`: texts and mappings. `words`: keywords; those named like a condition of the run become
     `inference.condition`. Raises `BadInput` for an unknown name.
     """
-    known = {w.rpartition(".")[2] for w in vocabulary() if w.startswith("inference.")}
+    known = {w.rpartition(".")[2] for w in all_words() if w.partition(".")[0] == "inference"}
     conditions = [name for name in run.cfg.model.condition or [] if name not in known]
     asked = {name: value for name, value in words.items() if name in conditions}
     own = {name: value for name, value in words.items() if name not in conditions}
     for name in own:
-        if "." not in name and name not in {*GROUPS, *(w.rpartition(".")[2] for w in vocabulary())}:
+        if "." not in name and name not in {*GROUPS, *(w.rpartition(".")[2] for w in all_words())}:
             raise BadInput(
                 f"there is no word {name!r} of inference, and no condition{nearest(name, [*known, *conditions])}"
             )

@@ -86,9 +86,8 @@ def network_words(cfg: Config, space: LatentSpace | None) -> dict[str, Any]:
     """
     own: dict[str, Any] = {}
     if cfg.model.network == "unet":
-        pixels = 4 if cfg.size.name == "tiny" else None  # a tiny network folds 4 x 4 pixels into channels
-        own = dict(patch=pixels if space is None else cfg.model.unet_patch, scale_shift=cfg.model.unet_scale_shift)
-        own |= dict(widths=cfg.model.unet_widths or cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
+        folds = cfg.size.name == "tiny" and space is None  # a tiny network folds 4 x 4 pixels into channels
+        own = dict(patch=4 if folds else None, widths=cfg.size.widths, layers_per_block=cfg.size.layers_per_block)
     network = get("network", cfg.model.network)
     sized = getattr(network, "sizes", {}).get(cfg.size.name, {})
     if space is not None:
@@ -126,11 +125,11 @@ def check_network(cfg: Config) -> None:
     parts, own = model_parts(cfg), SimpleNamespace(downsampling=cfg.model.downsampling)
     multiple, depth = cfg.model.downsampling, "size.layers_per_block"
     if trained_parts(cfg).autoencoder is not None and not cfg.training.train_vae_from_checkpoint:
-        with _named(cfg, "size.widths", depth, "model.fsq_levels"), torch.device("meta"):
+        with _named(cfg, "size.widths", depth, "model.quantizer_options"), torch.device("meta"):
             build_autoencoder(cfg)
     if parts.denoiser is not None:
-        widths = "model.unet_widths" if cfg.model.unet_widths else "size.widths"
-        with _named(cfg, widths, depth, "model.network_options"):
+        own = ["model.network_options"] if cfg.model.network_options.keys() - {"scale_shift"} else []  # sizes
+        with _named(cfg, "size.widths", depth, *own):
             multiple = frame_multiple(cfg, own if parts.latent else None)
     if cfg.training.pretrained_vae_path is None:  # else its own downsampling is known once it is open
         windowed((), cfg, multiple)
@@ -183,6 +182,8 @@ def build_autoregressive(
     """
     m, (sigma_data, data_range) = cfg.model, values
     words = {name: getattr(m, name) for name in ("depth", "heads", "dim_head", "mlp_depth", "order")}
+    diffusion = asdict(m.diffusion_kwargs) | chosen_options(cfg, "model.training_noise_options")
+    diffusion |= dict(sigma_data=sigma_data, clamp=data_range, clamp_during_sampling=cfg.inference.clamp is not False)
     torch.manual_seed(cfg.training.seed)
     return make_autoregressive(
         m.vit_size or VIT_OF_SIZE[cfg.size.name],
@@ -192,7 +193,7 @@ def build_autoregressive(
         mask_channel=m.mask_channel and space is None,
         conditions=fields,
         maps=map_channels(used_maps(cfg), space),
-        diffusion=asdict(m.diffusion_kwargs) | dict(sigma_data=sigma_data, clamp=data_range),
+        diffusion=diffusion,
         **words,
     )
 

@@ -34,6 +34,7 @@ from .crystals import measured_maps
 from .generators import Generator, open_generator
 from .guides import Guide, open_guide
 from .samplers import ready_sampler
+from ..overrides import parse_override
 from ..saved_config import to_yaml
 from ..training.checkpoints import load_checkpoint
 from ..recipes.setup import run_accelerator
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['STEPS_BACK', 'fit_frames', 'masked', 'Network', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting',
-           'open_one', 'Interpolation', 'open_interpolation']
+__all__ = ['fit_frames', 'masked', 'Network', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting', 'open_one',
+           'Interpolation', 'open_interpolation']
 
 # %% ../../nbs/inference/measured.ipynb #97b09796
 def fit_frames(frames: xr.Dataset, generator: Generator, regions: Transform, where: str) -> xr.Dataset:
@@ -296,7 +297,7 @@ def _rms_at(x: Tensor, mask: Tensor) -> Tensor:
 
 # %% ../../nbs/inference/measured.ipynb #f3a9325a
 def _opened(
-    run: str | Path, words: Sequence[str], what: str
+    run: str | Path, words: Sequence[str], what: str, *, inverted: bool = False
 ) -> tuple[Config, Generator, Transform, Sampler, Guide | None]:
     cfg = inference_config(run, words)
     if model_parts(cfg).denoiser == "autoregressive":
@@ -307,7 +308,7 @@ def _opened(
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     regions = transform_from_state(load_checkpoint(run).state["regions"])
     guide = open_guide(run, i, generator, partial(open_generator, device=device))
-    return cfg, generator, regions, ready_sampler(generator, cfg), guide  # fmt: skip
+    return cfg, generator, regions, ready_sampler(generator, cfg, inverted=inverted), guide
 
 
 def _about(cfg: Config, sampler: Sampler, guide: Guide | None, **more: Any) -> dict[str, Any]:
@@ -379,9 +380,6 @@ def open_one(name: str) -> xr.Dataset:
     return select_frames(frames, slice(int(index or 0), int(index or 0) + 1))
 
 # %% ../../nbs/inference/measured.ipynb #59e3cf54
-STEPS_BACK = 64  # noise levels close enough together for an accurate inversion
-
-
 @dataclass
 class Interpolation:
     """Frames on the way from one measured frame to another.
@@ -486,15 +484,15 @@ def open_interpolation(
     """
     if steps < 2:
         raise BadInput(f"interpolation was asked for {steps} frames; expected at least 2, the ends included")
-    told = [w for w in words if not w.startswith("inference.sampler=")]
-    if len(told) < len(words) and "inference.sampler=ddim" not in words:
+    told = {o.key: o.value for o in map(parse_override, words)}
+    if told.get("inference.sampler", "ddim") != "ddim":
         raise BadInput("interpolation inverts its sampler, and only ddim can be; expected no other inference.sampler")
-    words = ["inference.sampler=ddim", *told]
-    if not any(w.startswith("inference.steps=") or w.startswith("inference=") for w in words):
-        words.append(f"inference.steps={STEPS_BACK}")
-    cfg, generator, regions, sampler, guide = _opened(run, words, "be inverted")
+    words = [*words, "inference.sampler=ddim"]  # also of a preset
+    if not {"inference", "inference.steps"} & told.keys():
+        words.append("inference.steps=null")  # those of the run may be too few to go back
+    cfg, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=True)
     if eta := sampler.options["eta"]:
-        raise BadInput(f"inference.eta={eta:g}: fresh noise cannot be inverted; expected 0")
+        raise BadInput(f"inference.sampler_options.eta={eta:g}: fresh noise cannot be inverted; expected 0")
     pair = tuple(fit_frames(open_one(name), generator, regions, name) for name in (first, last))
     about = _about(cfg, sampler, guide, first=first, last=last)
     job = Interpolation(generator, sampler, cfg, pair, steps, guide, about)

@@ -5,7 +5,6 @@
 # %% ../../nbs/inference/samplers.ipynb #7d017d8e
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..contradictions import chosen_options
@@ -21,22 +20,22 @@ from ..models.generative import DrawSettings
 from ..models.latent_space import LatentSpace
 from ..ranks.agreement import Ranks
 from ..registry import options
-from ..used_words import noise_name
+from ..used_words import noise_name, sampling_steps
 
 if TYPE_CHECKING:
     from xrddiff.inference.generators import Generator
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['STEPS', 'training_noise', 'measure_values', 'make_sampler', 'draw_settings', 'ready_sampler']
+__all__ = ['training_noise', 'measure_values', 'make_sampler', 'draw_settings', 'ready_sampler']
 
 # %% ../../nbs/inference/samplers.ipynb #87087329
 def training_noise(cfg: Config) -> TrainingNoise:
     """The noise levels at which a denoiser of this configuration is trained."""
     m, name = cfg.model, noise_name(cfg)
-    words = {k: getattr(m, k) for k in ("shift", "logit_mean", "logit_std")} | asdict(m.diffusion_kwargs)
-    words |= dict(schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
-    return make_noise(name, **{k: words[k] for k in options("training_noise", name) if k in words})
+    words = dict(schedule=m.noise_schedule, timesteps=cfg.training.timesteps)
+    words = {k: v for k, v in words.items() if k in options("training_noise", name)}
+    return make_noise(name, **words | chosen_options(cfg, "model.training_noise_options"))
 
 # %% ../../nbs/inference/samplers.ipynb #8804c0b9
 def measure_values(
@@ -60,30 +59,30 @@ def measure_values(
     return float(sigma_data), (min(low for low, _ in parts), max(high for _, high in parts))
 
 # %% ../../nbs/inference/samplers.ipynb #f611dd9f
-STEPS = 16  # network evaluations of the default sampler
-
-
-def make_sampler(cfg: Config, *, token: bool = False, clamp: tuple[float, float] | None = None) -> Sampler:
+def make_sampler(
+    cfg: Config, *, token: bool = False, clamp: tuple[float, float] | None = None, inverted: bool = False
+) -> Sampler:
     """The sampler in the section `inference` of a configuration.
 
     cfg: the configuration.
     token: True = for one token of an autoregressive model.
     clamp: (lowest, highest) training value; samples are clipped to it if the configuration says so.
+    inverted: True = for an inversion, which takes more steps.
     Raises `BadInput` if samples are to be clipped and `clamp` is None.
     """
     i, k = cfg.inference, cfg.model.diffusion_kwargs
-    chosen = {name: getattr(i, name) or getattr(k, name) for name in ("sigma_min", "sigma_max", "rho")}
-    steps = i.steps or (k.num_sample_steps if token else STEPS)
-    clamped = (k.clamp_during_sampling and token) if i.clamp is None else i.clamp
+    clamped = token if i.clamp is None else i.clamp
     if clamped and clamp is None:
         raise BadInput(
             "inference.clamp is true, and the checkpoint does not say in which range the training values are"
         )
-    levels = chosen_options(cfg, "inference.schedule_options")
-    chosen |= {name: levels.pop(name) for name in ("spacing", "shift") if name in levels}
+    levels = {k: v for k, v in chosen_options(cfg, "inference.schedule_options").items() if v is not None}
+    named = ("sigma_min", "sigma_max", "rho", "spacing", "shift")
+    chosen = dict(sigma_min=k.sigma_min, sigma_max=k.sigma_max)
+    chosen |= {name: levels.pop(name) for name in named if name in levels}
     return Sampler(
         i.sampler,
-        steps,
+        sampling_steps(cfg, inverted=inverted),
         i.schedule,
         clamp=tuple(clamp) if clamped else None,
         options=chosen_options(cfg, "inference.sampler_options"),
@@ -115,12 +114,13 @@ def draw_settings(
     return DrawSettings(sampler, guide=guide, **words, **tiles)
 
 # %% ../../nbs/inference/samplers.ipynb #26b7e140
-def ready_sampler(generator: Generator, cfg: Config) -> Sampler:
-    """The configured sampler for this generator, trained or not.
+def ready_sampler(generator: Generator, cfg: Config, *, inverted: bool = False) -> Sampler:
+    """The configured sampler for this generator, trained or not; `inverted`: see `make_sampler`.
 
     Raises `BadInput` if it cannot draw samples from it.
     """
-    sampler = make_sampler(cfg, token=generator.autoregressive, clamp=generator.data_range)
+    words = dict(token=generator.autoregressive, clamp=generator.data_range, inverted=inverted)
+    sampler = make_sampler(cfg, **words)
     last = sampler.steps - 1
     if beyond := [k for k in cfg.inference.keep_steps or () if k > last]:
         raise BadInput(

@@ -114,8 +114,9 @@ ORDERS = ("raster", "random")
 ORDER_STEPS = 16  # groups of tokens in random order
 DIFFUSION: dict[str, Any] = dict(
     num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data=0.5, rho=7.0, P_mean=-1.2, P_std=0.8,
-    S_churn=5.0, S_tmin=0.05, S_tmax=50.0, S_noise=1.003, clamp=None,
+    clamp=None,
 )  # fmt: skip
+DIFFUSION |= {o.name: o.default for o in options("sampler", "heun").values()}  # the churn, of the sampler that has one
 
 
 class ByToken:

@@ -332,7 +332,7 @@ class FSQ(Quantizer):
 
     def __init__(
         self,
-        levels: Sequence[int] = (8, 8, 4, 4),
+        levels: Annotated[Sequence[int], Range(low=3), "levels of each channel"] = (8, 8, 4, 4),
         *,
         decay: Annotated[float, Range(0, 1), "decay of the running count of use"] = 0.99,
         moment_decay: Annotated[float, Range(0, 1), "decay of the moments of the latent"] = 0.9,

@@ -40,8 +40,7 @@ def quantizer_words(cfg: Config) -> dict[str, Any]:
     m = cfg.model
     if model_parts(cfg).autoencoder != "vq":
         return {}
-    words = dict(codes=m.codes) | (dict(levels=m.fsq_levels) if m.quantizer == "fsq" else {})
-    return words | chosen_options(cfg, "model.quantizer_options")
+    return dict(codes=m.codes) | chosen_options(cfg, "model.quantizer_options")
 
 
 def build_autoencoder(cfg: Config) -> nn.Module:
@@ -88,8 +87,7 @@ def autoencoder_objective(net: nn.Module, prepared: Prepared, cfg: Config, steps
     if model_parts(cfg).autoencoder == "vq":
         return VQObjective(net, prepared.transform, commitment=cfg.model.commitment, **words)
     annealed = (t.annealing_epochs or t.num_epochs / 2) * steps_per_epoch
-    shape = t.annealing_shape if t.use_annealing else None
-    words |= dict(kl_weight=t.kl_weight, annealing_shape=shape, annealing_steps=round(annealed))
+    words |= dict(kl_weight=t.kl_weight, annealing_shape=t.annealing_shape, annealing_steps=round(annealed))
     return VAEObjective(net, prepared.transform, **words)
 
 # %% ../../nbs/recipes/autoencoders.ipynb #f4a29a54

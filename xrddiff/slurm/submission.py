@@ -26,7 +26,8 @@ from ..files import scratch_folder
 from ..plugins import load_standing, plugin_scope
 from ..registry import entries, get
 from .commands import cluster_name, queue, submit_script
-from .job import Job, pass_signals, quoted
+from ..overrides import as_override
+from .job import Job, pass_signals
 from .known_jobs import find_job, known_jobs
 from .ledger import Submission, Target, read_progress, record_submission
 from .profiles import Profile, load_profile
@@ -305,7 +306,7 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
         run = job.folder((tasks or [0])[0])
         if (run / "config.yaml").is_file():  # of an array the first, as all are given the same words
             with plugin_scope():
-                note_unused(compose_config([*words, f"resume={quoted(str(run))}"]), words)
+                note_unused(compose_config([*words, as_override("resume", str(run))]), words)
         job = replace(job, overrides=[[*own, *words] for own in job.overrides])
     else:
         left = [t for t in tasks or [None] if not _is_finished(job, t)]
@@ -329,7 +330,7 @@ def _resume_run(run: Path, profile: Profile, words: Sequence[str], name: str | N
     sbatch.
     """
     _refuse_busy(run)
-    job, logs = plan_runs([[*words, f"resume={quoted(str(run))}"]], profile.ranks, name)
+    job, logs = plan_runs([[*words, as_override("resume", str(run))]], profile.ranks, name)
     return Plan(profile, job, logs)
 
 

@@ -17,9 +17,10 @@ from ..config import compose_config
 from ..errors import BadInput, nearest
 from ..gate import checked, read_yaml
 from ..mediums import plain_text
+from ..old_words import all_words
 from ..overrides import as_override, check_known, parse_override
 from ..registry import check_options, entries
-from ..words.vocabulary import GROUPS, vocabulary
+from ..words.vocabulary import GROUPS
 
 if TYPE_CHECKING:
     import optuna
@@ -109,7 +110,7 @@ def _keys(found: Any, known: tuple[str, ...], where: str) -> dict[str, Any]:
 
 def _parameter(name: str, spec: Any) -> Parameter:
     """A parameter of the file, checked."""
-    where, words = f"parameters.{name}", vocabulary()
+    where, words = f"parameters.{name}", all_words()
     check_known(parse_override(f"{name}=null"), words)
     found = _keys(spec, _SPEC, where)
     kinds = "" if name in GROUPS else str(words[name].type)

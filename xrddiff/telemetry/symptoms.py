@@ -142,7 +142,7 @@ def overfit_gap(e: Evidence, rise: Share = 0.05, gap: Share = 0.2) -> str | None
 # %% ../../nbs/telemetry/symptoms.ipynb #9ed9bc67
 @register(
     "health_rule", severity="error", when="epoch", source="Bowman et al. 2016, arXiv 1511.06349: KL term and posterior collapse",
-    cause="The KL term is too strong for what the decoder gains from the latent.", remedy="Lower training.kl_weight, or training.use_annealing=true with more training.annealing_epochs.",
+    cause="The KL term is too strong for what the decoder gains from the latent.", remedy="Lower training.kl_weight, or training.annealing_shape=cosine with more training.annealing_epochs.",
 )  # fmt: skip
 def posterior_collapse(e: Evidence, std: Share = 0.02, kl: Share = 1e-3) -> str | None:
     """The latent carries nothing."""

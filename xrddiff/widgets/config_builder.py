@@ -19,6 +19,7 @@ from ..config import compose_config
 from ..errors import BadInput
 from ..execution.launched import LaunchedRun
 from ..mediums import for_shell
+from ..old_words import all_words
 from ..overrides import as_override, parse_override, presets
 from ..saved_config import to_yaml
 from ..settings import differences, preset_about, setting_rows, setting_text
@@ -65,10 +66,10 @@ def typed_override(name: str, text: str) -> str:
     """The override of a word or group for what was typed into its field. Raises `BadInput` if there is no such word."""
     if name in GROUPS:
         return f"{name}={text}"
-    if name not in vocabulary():
+    if name not in all_words():
         parse_override(f"{name}=0")
         compose_config([f"{name}=0"])  # says what is near
-    word = vocabulary()[name]
+    word = all_words()[name]
     plain = str in (word.type, *get_args(word.type)) and not word.metadata["choices"]
     return as_override(name, text) if plain and text != "null" else f"{name}={text}"
 

@@ -17,11 +17,10 @@ from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, link
 from .. import registry
 from ..errors import BadInput
 from ..frames.frames import frame_count
-from ..inference.samplers import STEPS
 from ..mediums import for_html
 from ..overrides import as_override
 from ..saved_config import load_config, need_run
-from ..used_words import show_crystals
+from ..used_words import STEPS, sampling_steps, show_crystals
 from ..views.lines import draw_lines
 from ..views.plots import png
 from ..views.samples import show_samples
@@ -153,7 +152,7 @@ def _choose(self: SamplerPanel, folder: str) -> None:
     i = cfg.inference
     self.cancel()
     self._cfg, self._given = cfg, given
-    self._default_steps = i.steps or (cfg.model.diffusion_kwargs.num_sample_steps if cfg.model.denoiser == "autoregressive" else STEPS)  # fmt: skip
+    self._default_steps = sampling_steps(cfg)
     self._conditions.children = [self._condition_controls("condition", "")]
     self._others.children = []
     crystals = show_crystals(cfg.model.condition_maps or [])

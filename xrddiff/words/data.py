@@ -77,7 +77,6 @@ class Data:
     train_ratio: float = word(0.8, "share of the shot groups that is trained on", above=0, high=1)
     contiguous: bool = word(False, "held-out frames are one contiguous block")
     seed: int = word(42, "of the split and of the order of the frames", low=0)
-    batch_size: int = word(2, "frames per rank and step, unless training.batch_size is given", low=1)
     prefetch: int = word(2, "batches read ahead", low=0)
     threads: int | None = word(None, "threads that read them; null: one for each, as far as there are cores", low=1)
     pin_memory: bool | None = word(None, "batches in memory that a GPU copies from directly; null: where there is one")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..registry import Names
-from .fields import ANY, option_word, word
+from .fields import ANY, word
 
 # %% ../../nbs/words/inference.ipynb #d800168a
 SAMPLERS = Names("sampler")
@@ -60,28 +60,12 @@ class Inference:
     schedule: str = word("karras", "noise levels of the steps", choices=Names("sigma_schedule"), only={"denoiser": ANY})
     schedule_options: dict[str, Any] = word(
         dict,
-        "options of the noise levels (`xrddiff list sigma_schedule`)",
+        "options of the noise levels, as {sigma_max: 200} (`xrddiff list sigma_schedule`)",
         options_for=("sigma_schedule", "inference.schedule"),
         only={"denoiser": ANY},
     )
-    spacing: str = option_word("sigma_schedule", "vp", "spacing")
-    sigma_min: float | None = word(
-        None, "lowest noise level; null: the model's", above=0, only={"inference.schedule": "karras"}
-    )
-    sigma_max: float | None = word(
-        None, "highest noise level; null: the model's", above=0, only={"inference.schedule": ("karras", "flow")}
-    )
-    rho: float | None = word(
-        None, "bend of the noise levels; null: the model's", above=0, only={"inference.schedule": "karras"}
-    )
-    shift: float = option_word("sigma_schedule", "flow", "shift")
-    variance: str = option_word("sampler", "ddpm", "variance")
-    order: int = option_word("sampler", "unipc", "order")
-    corrector: bool = option_word("sampler", "unipc", "corrector")
-    basis: str = option_word("sampler", "unipc", "basis")
-    eta: float = option_word("sampler", "ddim", "eta")
     clamp: bool | None = word(
-        None, "keep predictions inside the training range; null: as the model was trained", only={"denoiser": ANY}
+        None, "keep predictions inside the training range; null: those for a token", only={"denoiser": ANY}
     )
     guidance: str = word(
         "classifier_free", "what leads the sampler, where something does", choices=GUIDANCE, only={"denoiser": ANY}

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..registry import Names
-from .fields import ANY, option_word, word
+from .fields import ANY, default_of, word
 
 # %% ../../nbs/words/model.ipynb #b1f2941a
+_TUNES = {"denoiser": ANY, "training.objective": Names("objective", steps=True)}  # needs levels that fall to the end
+
+
 @dataclass
 class DiffusionKwargs:
     num_sample_steps: int = word(
@@ -21,22 +24,17 @@ class DiffusionKwargs:
         low=1,
         only={"denoiser": "autoregressive", "inference.steps": None},
     )
-    clamp_during_sampling: bool = word(
-        True,
-        "keep what is predicted inside the range of the training values",
-        only={"denoiser": "autoregressive", "inference.clamp": None},
-    )
     sigma_min: float = word(
         0.02,
         "lowest noise level of sampling",
         above=0,
-        only={"denoiser": ANY, "inference.schedule": "karras", "inference.sigma_min": None},
+        only=[{"denoiser": ANY, "inference.schedule": Names("sigma_schedule", takes="sigma_min")}, _TUNES],
     )
     sigma_max: float = word(
         80.0,
         "highest noise level of sampling",
         above=0,
-        only={"denoiser": ANY, "inference.schedule": ("karras", "flow"), "inference.sigma_max": None},
+        only=[{"denoiser": ANY, "inference.schedule": Names("sigma_schedule", takes="sigma_max")}, _TUNES],
     )
     sigma_data: str = word(
         "auto",
@@ -47,27 +45,6 @@ class DiffusionKwargs:
             {"model.weighting": "edm"},
             {"training.classifier": ANY},
         ],
-    )
-    rho: float = word(
-        7.0,
-        "how the noise levels crowd towards sigma_min",
-        above=0,
-        only={"denoiser": ANY, "inference.schedule": "karras", "inference.rho": None},
-    )
-    P_mean: float = word(-1.2, "mean of ln sigma in training", only={"noise": Names("training_noise", takes="P_mean")})
-    P_std: float = word(
-        0.8,
-        "standard deviation of ln sigma in training",
-        above=0,
-        only={"noise": Names("training_noise", takes="P_std")},
-    )
-    S_churn: float = word(
-        5.0, "noise that the stochastic sampler adds, over all steps", low=0, option_of=("sampler", "heun", "S_churn")
-    )
-    S_tmin: float = word(0.05, "it is added above this noise level", low=0, option_of=("sampler", "heun", "S_tmin"))
-    S_tmax: float = word(50.0, "and below this one", low=0, option_of=("sampler", "heun", "S_tmax"))
-    S_noise: float = word(
-        1.003, "standard deviation of the noise added", above=0, option_of=("sampler", "heun", "S_noise")
     )
 
 # %% ../../nbs/words/model.ipynb #9d98cad7
@@ -133,17 +110,10 @@ class Model:
         low=2,
         only=[
             {"model.quantizer": Names("quantizer", grid=False)},
-            {"model.quantizer": "fsq", "model.fsq_levels": None},
+            {"model.quantizer": "fsq"},
         ],
     )
-    codebook_decay: float = option_word("quantizer", "vq", "decay")
     commitment: float = word(0.25, "vq: weight of the commitment loss", low=0, only={"model.quantizer": "vq"})
-    kmeans_init: bool = option_word("quantizer", "vq", "kmeans_init")
-    dead_code_threshold: float = option_word("quantizer", "vq", "dead_threshold")
-    rotation_trick: bool = option_word("quantizer", "vq", "rotation_trick")
-    fsq_levels: list[int] | None = word(
-        None, "fsq: levels of each channel; null: 1024 codes", low=3, only={"model.quantizer": "fsq"}
-    )
 
     diff_epochs: int | None = word(
         None,
@@ -166,7 +136,7 @@ class Model:
         "edm", "what the network of a denoiser predicts", choices=Names("parameterisation"), only={"denoiser": "unet"}
     )
     noise_schedule: str = word(
-        "squaredcos_cap_v2",
+        default_of("training_noise", "discrete", "schedule"),
         "eps, x0, v: how noise grows with time",
         choices=Names("noise_schedule"),
         only=[
@@ -181,20 +151,11 @@ class Model:
         choices=Names("training_noise"),
         only={"denoiser": "unet"},
     )
-    shift: float = word(
-        1.0,
-        "flow noise: every noise level of training is multiplied with it",
-        above=0,
-        only={"noise": Names("training_noise", takes="shift")},
-    )
-    logit_std: float | None = word(
-        None,
-        "flow noise: training times are logit-normal, logit t of this standard deviation; null: uniform",
-        above=0,
-        only={"noise": Names("training_noise", takes="logit_std")},
-    )
-    logit_mean: float = word(
-        0.0, "and of this mean", only={"noise": Names("training_noise", takes="logit_mean"), "model.logit_std": ANY}
+    training_noise_options: dict[str, Any] = word(
+        dict,
+        "options of that distribution, as {P_mean: 0.8, P_std: 1.6} (`xrddiff list training_noise`)",
+        options_for=("training_noise", "model.training_noise"),
+        only={"denoiser": ANY},
     )
     weighting: str | None = word(
         None,
@@ -220,23 +181,6 @@ class Model:
     )
     diffusion_kwargs: DiffusionKwargs = field(default_factory=DiffusionKwargs)
 
-    unet_patch: int | None = word(
-        None,
-        "latent_diff: side of the square of latent pixels that the U-Net folds into channels; null: 1",
-        low=1,
-        only={"model.network": "unet", "latent": True},
-    )
-    unet_widths: list[int] | None = word(
-        None,
-        "ddpm, latent_diff: channels of the U-Net at each resolution; null: those of the size",
-        low=1,
-        only={"model.network": "unet"},
-    )
-    unet_scale_shift: bool = word(  # false: what a run from before this word means
-        False,
-        "ddpm, latent_diff: noise level and conditions scale and shift the U-Net's norms, rather than being added",
-        only={"model.network": "unet"},
-    )
     patch_size: int = word(
         16, "diff: side of a token, in pixels", low=1, only={"denoiser": "autoregressive", "latent": False}
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..registry import Names
-from .fields import ANY, option_word, word
+from .fields import ANY, default_of, word
 
 # %% ../../nbs/words/training.ipynb #876dc7a5
 RECONS_LOSSES = Names("loss")
@@ -67,24 +67,24 @@ class Training:
     recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES, only={"trains": ANY})
     loss_options: dict[str, Any] = word(
         dict,
-        "options of the loss (`xrddiff list loss`)",
+        "options of the loss, as {alpha_mse: 2} (`xrddiff list loss`)",
         options_for=("loss", "training.recons_loss"),
         only={"trains": ANY},
     )
-    alpha_mse: float = option_word("loss", "iwmse", "alpha_mse")
-    relative_spread: float = option_word("loss", "negative_binomial", "relative_spread")
     beta_recons: float = word(0.5, "weight of R", low=0, only={"trains": ANY})
     kl_weight: float = word(1e-4, "weight of the KL term once annealed", low=0, only={"trains": "vae_kl"})
-    use_annealing: bool = word(True, "raise the KL weight from 0", only={"trains": "vae_kl"})
-    annealing_shape: str = word(
-        "cosine", "how it rises", choices=ANNEALING_SHAPES, only={"training.use_annealing": True}
+    annealing_shape: str | None = word(
+        "cosine",
+        "how the KL weight rises from 0; null: it is the same all the time",
+        choices=ANNEALING_SHAPES,
+        only={"trains": "vae_kl"},
     )
     annealing_epochs: float | None = word(
-        None, "epochs until it is up; null: half of num_epochs", above=0, only={"training.use_annealing": True}
+        None, "epochs until it is up; null: half of num_epochs", above=0, only={"training.annealing_shape": ANY}
     )
 
     timesteps: int = word(
-        1000,
+        default_of("training_noise", "discrete", "timesteps"),
         "steps T of the noise schedule of eps, x0 and v",
         low=2,
         only=[
@@ -124,16 +124,16 @@ class Training:
     init: str | None = word(
         None, "a finished run: this one begins with its averaged weights, as far as they fit by name"
     )
-    train_vae_from_scratch: bool = word(True, "start the autoencoder from random weights", only={"autoencoder": ANY})
     train_vae_from_checkpoint: bool = word(
-        False, "start the autoencoder from pretrained_vae_path", only={"autoencoder": ANY}
+        False,
+        "start the autoencoder from pretrained_vae_path rather than from random weights",
+        only={"autoencoder": ANY},
     )
     pretrained_vae_path: str | None = word(
         None, "a run folder or checkpoint of an autoencoder", only={"autoencoder": ANY}
     )
-    train_diff_from_scratch: bool = word(True, "start the denoiser from random weights", only={"denoiser": ANY})
     train_diff_from_checkpoint: bool = word(
-        False, "start the denoiser from pretrained_diff_path", only={"denoiser": ANY}
+        False, "start the denoiser from pretrained_diff_path rather than from random weights", only={"denoiser": ANY}
     )
     pretrained_diff_path: str | None = word(None, "a run folder or checkpoint of a denoiser", only={"denoiser": ANY})
 

@@ -48,8 +48,8 @@ UNITS: dict[str, str] = {
     "m": "data.distance data.pixel_size",
     "px": "data.beam_center data.pool data.crop data.patch data.window model.downsampling model.patch_size "
     "inference.match_radius inference.tile inference.overlap",
-    "latent px": "model.latent_patch_size model.unet_patch",
-    "frames": "data.limit data.batch_size training.batch_size training.global_batch_size model.diff_batch_size "
+    "latent px": "model.latent_patch_size",
+    "frames": "data.limit training.batch_size training.global_batch_size model.diff_batch_size "
     "inference.batch_size inference.limit inference.num_samples inference.index_frames",
     "patches": "data.patch_limit",
     "batches": "data.prefetch training.gradient_accumulation_steps",
@@ -60,10 +60,9 @@ UNITS: dict[str, str] = {
     "s": "training.checkpoint_seconds",
     "MB": "training.ddp.bucket_cap_mb",
     "threads": "threads data.threads",
-    "channels": "model.latent_channels model.unet_widths size.widths",
+    "channels": "model.latent_channels size.widths",
     "codes": "model.codes",
-    "network values": f"{_K}.sigma_min {_K}.sigma_max {_K}.sigma_data {_K}.S_tmin {_K}.S_tmax inference.sigma_min "
-    "inference.sigma_max inference.guidance_interval",
+    "network values": f"{_K}.sigma_min {_K}.sigma_max {_K}.sigma_data inference.guidance_interval",
 }
 _UNIT_OF = {name: unit for unit, names in UNITS.items() for name in names.split()}
 
