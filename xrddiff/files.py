@@ -20,6 +20,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
+from importlib import metadata, resources
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -29,7 +30,7 @@ from .mediums import for_json
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'writing', 'write_text', 'plain',
            'sealed', 'sealed_yaml', 'is_broken', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'is_address',
-           'anywhere', 'cache_dir', 'scratch_folder']
+           'anywhere', 'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
 
 # %% ../nbs/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -337,3 +338,19 @@ def _remove_left(folder: Path, age: float = 60.0) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         pass
+
+# %% ../nbs/files.ipynb #a35bfde8
+def package_version() -> str:
+    """The version of xrddiff that is installed."""
+    return metadata.version("xrddiff")
+
+
+def package_folder() -> Path:
+    """The folder that xrddiff is imported from."""
+    return Path(str(resources.files("xrddiff")))
+
+
+def shipped_folder(beside: str, within: str) -> Path:
+    """A folder that comes with xrddiff: `within` the package of a wheel, or `beside` the package in a checkout."""
+    inside = package_folder() / within
+    return inside if inside.is_dir() else package_folder().resolve().parent / beside

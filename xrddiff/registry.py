@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from .errors import BadInput, nearest
+from .files import package_folder
 
 # %% auto #0
 __all__ = ['KINDS', 'GROUND', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'Scope', 'current_scope',
@@ -464,9 +465,7 @@ _building: list[bool] = []
 
 @cache
 def _read_index() -> dict[tuple[str, str], Entry]:
-    import xrddiff
-
-    path = _FILE or Path(xrddiff.__file__).with_name("registry.json")
+    path = _FILE or package_folder() / "registry.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     found = {}
     for row in rows:
@@ -497,9 +496,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 def registering_modules(kind: str = "") -> list[str]:
     """The modules of the package that register something (of `kind`, if given), sorted."""
-    import xrddiff
-
-    root = Path(xrddiff.__file__).parent
+    root = package_folder()
     pattern = re.compile(rf'^ *@?register\(\s*"{kind}', re.MULTILINE)
     found = [p for p in root.rglob("*.py") if pattern.search(p.read_text(encoding="utf-8"))]
     names = [".".join(("xrddiff", *p.relative_to(root).with_suffix("").parts)) for p in found]
@@ -531,10 +528,8 @@ def collect() -> list[dict[str, Any]]:
 
 def write_index() -> None:
     """Write the index `registry.json` of the package."""
-    import xrddiff
-
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in collect())
-    Path(xrddiff.__file__).with_name("registry.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (package_folder() / "registry.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 # %% ../nbs/registry.ipynb #f79505b8
 def entries(kind: str) -> dict[str, Entry]:

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ModelParts', 'model_parts', 'used_maps', 'told_lattices', 'show_crystals', 'trained_parts', 'given_parts',
-           'noise_name', 'run_facts', 'unused_words', 'used_settings']
+           'noise_name', 'run_facts', 'unused_words', 'used_settings', 'chosen_options']
 
 # %% ../nbs/used_words.ipynb #eef9746a
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .registry import Names, entries
+from .errors import BadInput
+from .registry import Names, check_options, entries
 from .words.fields import ANY
 from .words.model import AUTOENCODERS
 from .words.vocabulary import Config, Word, get_word, vocabulary
@@ -168,3 +169,22 @@ def used_settings(cfg: Config, *sections: str) -> dict[str, Any]:
         for name in vocabulary()
         if name not in unused and (not sections or name.partition(".")[0] in sections)
     }
+
+# %% ../nbs/used_words.ipynb #107a5de7
+def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
+    """The options of what is chosen by name, from the word `name`, for instance
+    "inference.sampler_options", and from words that are such options.
+
+    Raises `BadInput` for an option that it does not have, a value that does not fit, and one
+    that two words give differently.
+    """
+    words = vocabulary()
+    kind, chooser = words[name].metadata["options_for"]
+    chosen, given = get_word(cfg, chooser), get_word(cfg, name)
+    of = [(w, w.metadata["option_of"]) for w in words.values() if w.metadata["option_of"]]
+    own = {option: w for w, (*entry, option) in of if entry == [kind, chosen]}
+    for option, w in own.items():
+        value = get_word(cfg, w.name)
+        if option in given and value not in (w.default, given[option]):
+            raise BadInput(f"{w.name}={value} contradicts {name}.{option}={given[option]}; expected one of them")
+    return check_options(kind, chosen, {o: get_word(cfg, w.name) for o, w in own.items()} | given, name)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..gate import read_json
-from .batch import add_command, rank_command, write_or_print
+from .arguments import add_command, rank_command
+from .output import write_or_print
 from ..errors import BadInput
 from ..mediums import say
 from ..registry import register
@@ -98,7 +99,7 @@ def comm_test(args: argparse.Namespace) -> int:
 @register("command", "comm-test")
 def comm_test_on_ranks(words: Sequence[str], ranks: int) -> RankCommand:
     """Check the communication between the ranks of a job: `xrddiff submit --profile small comm-test`."""
-    return rank_command(["comm-test", *words], "output/comm-test")
+    return rank_command(["comm-test", *words], add_tools, "output/comm-test")
 
 # %% ../../nbs/cli/cluster_tools.ipynb #39b629d8
 def scaling(args: argparse.Namespace) -> int:

@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_frames_and_mask
-from .batch import rank_command
+from .arguments import add_frames_and_mask, rank_command
+from .output import show_summary
 from .crystal_posteriors import add_crystal
 from ..errors import BadInput
 from ..mediums import say
@@ -26,7 +26,6 @@ def pixels(args: argparse.Namespace) -> int:
     """What the pixels of measured frames may have been, with uncertainties: `xrddiff posterior pixels RUN
     --frames run_17.h5 --mask valid.npy --hold-out 0.1`.
     """
-    from xrddiff.cli.main import show_summary
     from xrddiff.execution.phases import execute_on_frames
     from xrddiff.execution.run_folder import stopped_by
     from xrddiff.slurm.job import REQUEUE
@@ -84,7 +83,7 @@ def add_posterior(commands: Any) -> None:
 def posterior_on_ranks(words: Sequence[str], ranks: int) -> "RankCommand":
     """A posterior whose particles the ranks share: `xrddiff submit --profile medium posterior crystal FILE`."""
     crystal = list(words[:1]) == ["crystal"]
-    command = rank_command(["posterior", *words], "output/posterior", "--output" if crystal else None)
+    command = rank_command(["posterior", *words], add_posterior, "output/posterior", "--output" if crystal else None)
     if ranks > 1 and not crystal:
         raise BadInput(f"posterior {words[0]} is drawn by one process; expected a profile of one rank, not of {ranks}")
     return command

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import frame_words
+from .output import summary_table
 from ..errors import BadInput
 from ..mediums import console, say
 
@@ -53,7 +54,6 @@ def stream(args: argparse.Namespace) -> int:
 
 def _say(folder: Path, standing: Any) -> None:
     """What came of it, in a few lines."""
-    from xrddiff.cli.main import summary_table
     from xrddiff.streaming.answers import read_summary
     from xrddiff.streaming.stream import NOT_YET
 

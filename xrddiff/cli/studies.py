@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch import _FIELDS, _profile_arguments, add_command
+from .arguments import PROFILE_FIELDS, add_command, add_profile
 from ..errors import BadInput, XrddiffError
 from ..gate import read_json
 from ..mediums import complain, console, for_json, for_shell, say
@@ -150,7 +150,7 @@ def _submit_agents(study: Study, args: argparse.Namespace) -> int:
     from xrddiff.slurm.submission import chosen_profile, send_plan
     from xrddiff.studies.agents import plan_swarm
 
-    profile = chosen_profile(args.profile, args.config, **{name: getattr(args, name) for name in _FIELDS})
+    profile = chosen_profile(args.profile, args.config, **{name: getattr(args, name) for name in PROFILE_FIELDS})
     submission = send_plan(plan_swarm(study, profile, args.agents, args.runs))
     each = "" if args.runs is None else f", {args.runs} trial{'s' * (args.runs > 1)} each"
     say(f"submitted job {submission.id}: {args.agents} agents on profile {profile.name}{each}")
@@ -178,7 +178,7 @@ def add_studies(commands: Any) -> None:
     trust = "execute the plug-ins that the study keeps (docs/security.md)"
     p.add_argument("--trust-plugins", dest="trust_study", action="store_true", help=trust)
     p.add_argument("--json", dest="format", action="store_const", const="json", help="status or best for programs")
-    _profile_arguments(p)
+    add_profile(p)
 
 
 def _count(text: str) -> int:

@@ -20,7 +20,8 @@ import xarray as xr
 from ..frames.automask import with_automask
 from .arrays import is_zarr, open_npy, open_zarr
 from ..frames.rows import lazy_frames
-from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, panel_distance, validate_frames
+from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, validate_frames
+from ..frames.geometry import panel_distance
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..frames.geometry import PanelGeometry
 from ..frames.selection import concat_frames

@@ -27,7 +27,8 @@ from ..indexing.cells import read_cell
 from ..indexing.chance import Chance
 from ..indexing.indexer import Indexer, index_frames, make_indexer
 from .evaluation import samples_of
-from ..loading.catalog import CATALOG, load
+from ..loading.catalog import load
+from ..words.data_sets import CATALOG
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import FAR, Judgement, findings, judge_summaries, title_of
 from ..metrics.merging import ambiguous, merging_numbers

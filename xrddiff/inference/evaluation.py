@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..config import inference_config
-from ..contradictions import chosen_options
+from ..used_words import chosen_options
 from ..errors import BadInput, nearest
 from ..formats.store import read_store
 from ..frames.frames import frame_count

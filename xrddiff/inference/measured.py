@@ -363,7 +363,8 @@ def open_one(name: str) -> xr.Dataset:
 
     Raises `BadInput` if it does not exist.
     """
-    from xrddiff.loading.catalog import CATALOG, load
+    from xrddiff.loading.catalog import load
+    from xrddiff.words.data_sets import CATALOG
     from xrddiff.formats.readers import open_frames
 
     source, colon, index = name.rpartition(":")

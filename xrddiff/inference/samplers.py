@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..contradictions import chosen_options
+from ..used_words import chosen_options
 from ..diffusion.denoisers import measure_sigma_data
 from ..diffusion.keyed_sampling import Sampler
 from ..diffusion.schedules import TrainingNoise, make_noise

@@ -35,7 +35,8 @@ from ..indexing.indexer import INDEXED, Indexer, Lattice, make_indexer
 from ..indexing.integration import integrate_frame
 from ..indexing.rays import as_panels, miller_sphere
 from ..indexing.refinement import Refined, Restraints, refine_lattice
-from ..loading.catalog import CATALOG, load
+from ..loading.catalog import load
+from ..words.data_sets import CATALOG
 from ..metrics.coverage import interval
 from .crystal_densities import Density, PixelDensity, SpotDensity, fit_intensities, radial_background
 from .crystal_sampling import Drawn, Fit, find_maximum

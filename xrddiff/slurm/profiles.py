@@ -10,7 +10,6 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import yaml
 
 from ..gate import read_text
 from ..errors import BadInput, nearest
+from ..files import shipped_folder
 
 # %% ../../nbs/slurm/profiles.ipynb #310954d6
 @dataclass(frozen=True)
@@ -273,10 +273,7 @@ def slurm_folder() -> Path:
     """The folder with the profiles: `slurm/` of the checkout, or its copy in the installed
     package.
     """
-    import xrddiff
-
-    checkout = Path(xrddiff.__file__).resolve().parent.parent / "slurm"
-    return checkout if (checkout / "profiles").is_dir() else Path(str(files("xrddiff") / "_slurm"))
+    return shipped_folder("slurm", "_slurm")
 
 
 def load_profile(name_or_path: str | Path) -> Profile:

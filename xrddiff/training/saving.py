@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-import xrddiff
 from ..errors import BadInput
+from ..files import package_version
 from xrddiff.training.checkpoints import (
     Checkpoint,
     clean_checkpoints,
@@ -137,7 +137,7 @@ class Saver:
         JSON values.
         """
         tensors, kept = self.parts.pack()
-        versions = {"xrddiff": xrddiff.__version__, "torch": torch.__version__}
+        versions = {"xrddiff": package_version(), "torch": torch.__version__}
         state = {**self.extra, **standing, **kept, "versions": versions}
         return str(save_checkpoint(self.folder, step, tensors, state, keep=self.options.keep_checkpoints))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..gate import or_default, read_json
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..errors import BadInput
 from ..files import write_text
 from ..mediums import for_markdown, plain_text

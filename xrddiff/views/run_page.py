@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..gate import read_json
 from ..config import preset_differences, reproducing_words
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..errors import BadInput
 from ..mediums import for_shell
 from ..telemetry.history import read_epochs, read_history
@@ -120,7 +120,7 @@ def add_samples_over_epochs(report: Report, run: Path, most: int = 20) -> None:
 # %% ../../nbs/views/run_page.ipynb #78945351
 def limits(cfg: Config) -> list[str]:
     """The limits of a run, in sentences."""
-    from xrddiff.loading.catalog import CATALOG
+    from xrddiff.words.data_sets import CATALOG
 
     name, parts = data_name(cfg), model_parts(cfg)
     out = ["A trial of the pipeline: too short to be judged."] if cfg.training.test_pipeline else []

@@ -26,7 +26,8 @@ from ..frames.peaks import find_frame_peaks
 from ..frames.rows import frame_origin
 from ..frames.selection import select_frames
 from ..headers.gate import as_bad_input
-from ..loading.catalog import CATALOG, load
+from ..loading.catalog import load
+from ..words.data_sets import CATALOG
 from .canvas import FrameView, Marks, Picture, _packed_marks, as_image, frame_values, geometry_or_none
 from xrddiff.widgets.mask_edits import (
     MASKED_BY_HAND,
