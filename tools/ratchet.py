@@ -47,6 +47,19 @@ class Cell:
         return f"{self.module}: {', '.join(names[:4])} ({self.lines} lines)"
 
 
+def _statements_below(node: ast.AST) -> Iterator[ast.AST]:
+    """What a statement holds that are no expressions: other statements, branches of `try` and `match`."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        yield from value if isinstance(value := getattr(node, name, []), list) else []
+
+
+def _all_statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement of a module."""
+    for node in _statements_below(tree):
+        yield node
+        yield from _all_statements(node)
+
+
 class Source:
     """The notebooks and modules below a folder."""
 
@@ -87,7 +100,7 @@ class Source:
         return out
 
     def _targets(self, tree: ast.AST, package: str) -> Iterator[str]:
-        for node in ast.iter_child_nodes(tree):
+        for node in _statements_below(tree):
             if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
                 continue
             if isinstance(node, ast.ImportFrom):
@@ -140,10 +153,12 @@ def without_example(source: Source) -> list[str]:
 
 
 def _definitions(source: Source) -> Iterator[tuple[str, str]]:
-    """(name, module) of every function and class at the top of a module."""
+    """(name, module) of every function and class at the top of a module; a function of `self` is a method that is
+    put into its class further down."""
     for module, tree in source.trees.items():
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            method = isinstance(node, ast.FunctionDef) and node.args.args and node.args.args[0].arg == "self"
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not method:
                 yield node.name, module
 
 
@@ -161,7 +176,7 @@ def vague_names(source: Source) -> list[str]:
     return [
         f"{module}.{node.name}"
         for module, tree in source.trees.items()
-        for node in ast.walk(tree)
+        for node in _all_statements(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name.lower() in VAGUE
     ]
 

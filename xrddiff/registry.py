@@ -388,7 +388,7 @@ def open_scope(scope: Scope | None = None) -> Iterator[Scope]:
     finally:
         _scope.reset(token)
 
-
+# %% ../nbs/registry.ipynb #5032506e
 def _registered() -> dict[tuple[str, str], tuple[Entry, Any]]:
     """What is registered, as it is seen from the current scope."""
     scope = _scope.get()
@@ -615,7 +615,7 @@ class Names(Sequence):
         out.others = (*self.others, other)
         return out
 
-    def _all(self) -> list[str]:
+    def _fitting_names(self) -> list[str]:
         fits = [
             name
             for name, e in entries(self.kind).items()
@@ -629,10 +629,10 @@ class Names(Sequence):
         return (*self, *other)
 
     def __getitem__(self, i: Any) -> Any:
-        return self._all()[i]
+        return self._fitting_names()[i]
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(self._fitting_names())
 
     def __repr__(self) -> str:
         return repr(tuple(self))

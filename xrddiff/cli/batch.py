@@ -20,19 +20,19 @@ from ..mediums import complain, console, for_json, for_shell, say
 
 if TYPE_CHECKING:
     from xrddiff.slurm.profiles import Profile
-    from xrddiff.slurm.submission import Plan
+    from xrddiff.slurm.submission import JobPlan
 
 # %% auto #0
-__all__ = ['submit', 'resume', 'status', 'logs', 'cancel', 'profiles', 'add_commands', 'cut_command']
+__all__ = ['submit_command', 'resume', 'status', 'logs', 'cancel', 'profiles', 'add_cluster_commands', 'cut_command']
 
 # %% ../../nbs/cli/batch.ipynb #65b9d975
-def submit(args: argparse.Namespace) -> int:
+def submit_command(args: argparse.Namespace) -> int:
     """Submit a run to the cluster, with the words of `xrddiff run`: `xrddiff submit --profile
     medium model=latent_diff`. Or a command that the ranks of a job execute together, after the options of
     the job: `xrddiff submit --profile medium posterior crystal FILE`.
     """
     from xrddiff.overrides import expand_multirun
-    from xrddiff.slurm.submission import Plan, plan_command, plan_runs, plan_script
+    from xrddiff.slurm.submission import JobPlan, plan_command, plan_runs, plan_script
 
     profile, words, command = _profile(args), list(args.overrides), list(getattr(args, "ranks_do", []))
     shown, array = args.dry_run or args.output or args.local, None
@@ -53,7 +53,7 @@ def submit(args: argparse.Namespace) -> int:
         array = f"0-{len(sweep) - 1}" if args.array else None
     if (args.dry_run or args.output) and not logs.is_dir():
         logs = Path.cwd()  # SLURM creates no log folder, and a dry run must not either
-    plan = Plan(profile, job, logs, array)
+    plan = JobPlan(profile, job, logs, array)
     if args.local:
         if array:
             raise BadInput("--array needs a cluster; on this machine: xrddiff run --multirun")
@@ -76,7 +76,7 @@ def _profile(args: argparse.Namespace, former: dict[str, Any] | None = None) -> 
     return chosen_profile(args.profile, args.config, former, **{name: getattr(args, name) for name in PROFILE_FIELDS})
 
 
-def _print_or_submit(plan: Plan, args: argparse.Namespace) -> int:
+def _print_or_submit(plan: JobPlan, args: argparse.Namespace) -> int:
     """Print, save or submit the script of a plan; a submission is recorded in the ledger."""
     from xrddiff.slurm.submission import send_plan, sent_lines
 
@@ -87,7 +87,7 @@ def _print_or_submit(plan: Plan, args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_here(plan: Plan, args: argparse.Namespace) -> int:
+def _run_here(plan: JobPlan, args: argparse.Namespace) -> int:
     from xrddiff.slurm.job import INTERRUPTED, REQUEUE, quoted
     from xrddiff.slurm.submission import run_here
 
@@ -180,9 +180,9 @@ def _script_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--output", metavar="FILE", help="write the batch script to a file and stop")
 
 # %% ../../nbs/cli/batch.ipynb #740f69bc
-def add_commands(commands: Any) -> None:
+def add_cluster_commands(commands: Any) -> None:
     """Add the commands of the cluster to the subparsers of `xrddiff`."""
-    p = add_command(commands, "submit", submit, "send a run to a SLURM cluster")
+    p = add_command(commands, "submit", submit_command, "send a run to a SLURM cluster")
     add_profile(p)
     _script_arguments(p)
     p.add_argument("--local", action="store_true", help="run the script on this machine, its ranks as processes")
@@ -225,9 +225,9 @@ def add_commands(commands: Any) -> None:
 def cut_command(
     argv: Sequence[str], parser: argparse.ArgumentParser, names: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """The arguments of `submit` up to the name of another command, and that command with its arguments.
+    """The arguments of `submit_command` up to the name of another command, and that command with its arguments.
 
-    - `argv`: what follows `submit`. `parser`: that of `submit`. `names`: the commands.
+    - `argv`: what follows `submit_command`. `parser`: that of `submit_command`. `names`: the commands.
 
     The second part is empty if there is none, or with `--script`, whose arguments may have any name.
     """

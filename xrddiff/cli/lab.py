@@ -22,7 +22,7 @@ from .. import launcher
 from ..errors import BadInput
 from ..files import package_folder, shipped_folder, why_not, write_json, writing
 from ..mediums import say
-from ..plugins import state_folder
+from ..files import state_folder
 
 # %% ../../nbs/cli/lab.ipynb #f0c50ea0
 @dataclass

@@ -16,16 +16,16 @@ from typing import Any, NoReturn
 
 from .arguments import Parser, add_frames_and_mask, parse_words
 from .output import show_summary
-from .batch import add_commands, cut_command
+from .batch import add_cluster_commands, cut_command
 from .checking import add_check
 from .cluster_tools import add_tools
 from .data import add_data
 from .export import add_export
 from .lab import add_lab
 from .listing import add_list
-from .posterior import add_posterior
+from .posterior import add_posterior_commands
 from .report import add_report
-from .settings import add_settings
+from .settings import add_config
 from .watching import add_watch, beside, is_terminal
 from .streaming import add_streams
 from .studies import add_studies
@@ -343,16 +343,16 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--trust-plugins", action="store_true", help=trust)
     p.set_defaults(command=evaluate, parser=p)
 
-    add_posterior(commands)
+    add_posterior_commands(commands)
     add_streams(commands)
     add_report(commands)
     add_export(commands)
     add_data(commands)
     add_list(commands)
     add_check(commands)
-    add_settings(commands)
+    add_config(commands)
     add_watch(commands)
-    add_commands(commands)
+    add_cluster_commands(commands)
     add_tools(commands)
     add_studies(commands)
     add_lab(commands)

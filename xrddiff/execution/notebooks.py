@@ -46,7 +46,7 @@ from papermill.engines import Engine, NotebookExecutionManager, papermill_engine
 from papermill.exceptions import PapermillExecutionError
 
 from .. import launcher
-from .live import LiveOutput, Screen, Stream
+from .live import LiveOutput, Screen, CellStream
 from ..files import scratch_folder, shipped_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
 from ..mediums import say
@@ -202,8 +202,8 @@ def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
         try:
             with (
                 warnings.catch_warnings(),
-                redirect_stdout(Stream(output, "stdout")),
-                redirect_stderr(Stream(output, "stderr")),
+                redirect_stdout(CellStream(output, "stdout")),
+                redirect_stderr(CellStream(output, "stderr")),
             ):
                 warnings.filterwarnings("ignore", message="To exit: use")  # IPython, when a cell calls sys.exit()
                 yield live

@@ -191,7 +191,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
         return None
     return found.st_mtime_ns, found.st_ino
 
-
+# %% ../../nbs/execution/phases.ipynb #398038ec
 @plugin_scope()
 def execute_run(
     overrides: Sequence[str],
@@ -391,7 +391,7 @@ def _check_name(name: str | None) -> None:
         raise BadInput(f"the name of the samples is {name!r}; expected that of a folder, without '/'")
 
 
-def _there(name: str) -> str:
+def _absolute_name(name: str) -> str:
     """A path that means the same in any folder; others, such as `NAME:INDEX`, are unchanged."""
     path = Path(name).expanduser()
     file = path if path.exists() else Path(str(path).rpartition(":")[0] or ".")
@@ -435,7 +435,8 @@ def execute_on_frames(
 
     run, overrides = Path(run).expanduser(), absolute_words(overrides)
     given = {
-        k: _there(v) if k in ("frames", "mask", "first", "last") and v is not None else v for k, v in given.items()
+        k: _absolute_name(v) if k in ("frames", "mask", "first", "last") and v is not None else v
+        for k, v in given.items()
     }
     _check_name(name)
     openers = {"inpaint": open_inpainting, "interpolate": open_interpolation, "posterior": open_posterior}

@@ -154,7 +154,7 @@ def load_exported(path: str | os.PathLike) -> Exported:
     """
     from xrddiff.front_door import exported  # costs an import of PyTorch
 
-    return exported.load_exported(path)
+    return exported.open_exported(path)
 
 # %% ../../nbs/front_door/door.ipynb #a5bff19c
 @plain_errors
@@ -207,9 +207,9 @@ def monitor(path: str | os.PathLike) -> TrainingMonitor:
     `path`: the folder of a run, that another process may train, or the number of its job on a cluster.
     Raises `BadInput` if there is no such run.
     """
-    from xrddiff.widgets.training_monitor import monitor
+    from xrddiff.widgets.training_monitor import open_monitor
 
-    return monitor(path)
+    return open_monitor(path)
 
 # %% ../../nbs/front_door/door.ipynb #dde71709
 @plain_errors

@@ -243,7 +243,7 @@ class Prepared:
         """What a checkpoint stores, so that decoding needs no constants from elsewhere."""
         return {"regions": self.regions.state(), "transform": self.transform.state()}
 
-
+# %% ../../nbs/loading/datasets.ipynb #91d0ca7a
 def prepare_frames(
     frames: xr.Dataset,
     *,

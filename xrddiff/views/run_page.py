@@ -17,7 +17,7 @@ from ..mediums import for_shell
 from ..telemetry.history import read_epochs, read_history
 from ..telemetry.rules import Finding, read_findings
 from ..used_words import model_parts
-from .report import Drawn, Report, Section, read_picture
+from .report import ReportImage, Report, Section, read_picture
 from .training_charts import best_epoch, epoch_values
 from .training_figures import chart_title, drawable, training_pictures
 from ..words.vocabulary import Config
@@ -88,7 +88,9 @@ def add_epochs(report: Report, run: Path) -> None:
         if names
         else list(dict.fromkeys(why.values()))
     )
-    drawn = [Drawn(_title(n), f"plots/training/{n}.png", light, dark) for n, light, dark in training_pictures(history)]
+    drawn = [
+        ReportImage(_title(n), f"plots/training/{n}.png", light, dark) for n, light, dark in training_pictures(history)
+    ]
     what = dict(figure=drawn[0], gallery=drawn[1:]) if drawn else {}
     lines = [("", _sentence(reason)) for reason in missing]
     report.add("Epochs", text, lines=lines, part="training", remade=True, **what)
