@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-quick test-notebooks test-python lint check docs readme export clean outputs venv dev bench bench-suite wheel-test lab
+.PHONY: help demo test test-quick test-notebooks test-python lint ratchet check docs readme export clean outputs venv dev bench bench-suite wheel-test lab
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -44,6 +44,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/ratchet.py
+
+ratchet: $(VENV)/.dev  ## write down the numbers of tools/ratchet.py that have fallen
+	$(BIN)/python tools/ratchet.py --lower
 
 # Tests that share a cluster or a trained run stay together (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)

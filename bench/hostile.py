@@ -349,7 +349,7 @@ def kept_files(place: Path) -> Iterator[Kept]:
     from xrddiff.gate import read_json
     from xrddiff.plugins import Plugin, keep_plugins, kept_plugins
     from xrddiff.saved_config import load_config
-    from xrddiff.streaming.answers import read_answers, read_summary
+    from xrddiff.streaming.answers import read_answers, read_stream_summary
     from xrddiff.streaming.stream import Stream, StreamPlan
     from xrddiff.studies import journal
     from xrddiff.studies.study import (
@@ -430,7 +430,7 @@ def kept_files(place: Path) -> Iterator[Kept]:
     def answers() -> object:
         opened = Stream(plan, out)
         opened._hold.close()
-        return read_answers(out), read_answers(out, "peaks"), read_summary(out), sorted(opened.answers.names)
+        return read_answers(out), read_answers(out, "peaks"), read_stream_summary(out), sorted(opened.answers.names)
 
     kept = [p for p in found_in(out) if p.name not in ("live.html", "answers.csv", ".lock")]  # for people
     yield Kept("answers of a stream", kept, answers)

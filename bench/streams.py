@@ -32,7 +32,7 @@ from xrddiff.frames.frames import frame_mask, make_frames
 from xrddiff.frames.peaks import radius_map
 from xrddiff.simulation.simulate import simulate
 from xrddiff.streaming.answers import read_answers
-from xrddiff.streaming.live_page import Standing
+from xrddiff.streaming.live_page import StreamStanding
 from xrddiff.streaming.stream import Stream, StreamPlan
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,7 +68,7 @@ def stream(frames: xr.Dataset, **words: object) -> dict[str, float]:
     """CPU and clock ms of a frame, from the first answers to the last, and the share of hits."""
     seen: list[tuple[int, float, float]] = []
 
-    def tell(standing: Standing) -> None:
+    def tell(standing: StreamStanding) -> None:
         if not seen or standing.frames > seen[-1][0]:
             seen.append((standing.frames, time.process_time(), time.monotonic()))
 

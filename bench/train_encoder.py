@@ -20,7 +20,7 @@ from torch import nn
 
 from xrddiff.files import sha256, write_json
 from xrddiff.frames.frames import peaks_table
-from xrddiff.metrics.encoder import ENCODER, Encoder, encoder_input
+from xrddiff.metrics.encoder import ENCODER, FrameEncoder, encoder_input
 from xrddiff.seeds import numpy_rng
 from xrddiff.simulation.crystal import Crystal, Wilson
 from xrddiff.simulation.experiments import Background, Beam, Detector, Experiment, Sample
@@ -151,15 +151,15 @@ def batch_of(
 
 def train(
     scenes: list[dict], steps: int, seed: int, batch: int = 48
-) -> tuple[Encoder, nn.Module, torch.Tensor, torch.Tensor]:
+) -> tuple[FrameEncoder, nn.Module, torch.Tensor, torch.Tensor]:
     """The encoder, what reads answers from its features, and mean and spread of the answers."""
     torch.manual_seed(seed)
     _, known = batch_of(scenes, np.arange(0, len(scenes), 4), seed, "scale")
     mean = known.nanmean(0)
     spread = (known - mean).square().nanmean(0).sqrt()
     encoder, head = (
-        Encoder().to(memory_format=torch.channels_last),
-        nn.Sequential(nn.Linear(Encoder.features, 64), nn.ReLU(), nn.Linear(64, len(QUESTIONS))),
+        FrameEncoder().to(memory_format=torch.channels_last),
+        nn.Sequential(nn.Linear(FrameEncoder.features, 64), nn.ReLU(), nn.Linear(64, len(QUESTIONS))),
     )
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-3)
@@ -187,14 +187,16 @@ def train(
     return encoder.eval(), head.eval(), mean, spread
 
 
-def stored(encoder: Encoder) -> dict[str, torch.Tensor]:
+def stored(encoder: FrameEncoder) -> dict[str, torch.Tensor]:
     """The weights as they are written: float16, statistics of the features float32."""
     state = {k: v for k, v in encoder.state_dict().items() if not k.endswith("num_batches_tracked")}
     return {k: (v if "running" in k else v.half()).contiguous() for k, v in state.items()}
 
 
 @torch.inference_mode()
-def held_out(encoder: Encoder, head: nn.Module, mean: torch.Tensor, spread: torch.Tensor, scenes: list[dict]) -> dict:
+def held_out(
+    encoder: FrameEncoder, head: nn.Module, mean: torch.Tensor, spread: torch.Tensor, scenes: list[dict]
+) -> dict:
     """Share of the variance of each answer that is explained (R²), and how far two measurements of a scene are apart,
     relative to two scenes.
     """

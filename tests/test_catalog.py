@@ -30,9 +30,10 @@ from xrddiff.loading.cache import (
     simulation_folder,
     simulation_key,
 )
-from xrddiff.loading.catalog import CATALOG, convert, fetch, find_entry, list_data, load, simulate_to
+from xrddiff.loading.catalog import convert, fetch, list_data, load, simulate_to
 from xrddiff.simulation.experiments import find_experiment
 from xrddiff.simulation.simulate import simulate
+from xrddiff.words.data_sets import CATALOG, find_data_set
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_builtin_shot_is_unchanged():
     from xrddiff.files import sha256
 
     path = fetch("cspad-lysozyme")
-    assert sha256(path) == find_entry("cspad-lysozyme").sha256
+    assert sha256(path) == find_data_set("cspad-lysozyme").sha256
     ds = load("cspad-lysozyme", limit=5)
     assert ds.sizes["frame"] == 1 and ds.attrs["unit_cell"][0] == 79.1
     notice = (path.parent / "NOTICE.md").read_text()

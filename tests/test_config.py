@@ -13,7 +13,7 @@ import yaml
 
 from xrddiff.cli.main import main
 from xrddiff.config import compose_config
-from xrddiff.contradictions import check_config, check_frames, data_name
+from xrddiff.contradictions import check_config
 from xrddiff.errors import BadInput
 from xrddiff.execution.run_folder import open_run
 from xrddiff.inference.building import build_autoregressive, build_network, network_words
@@ -24,6 +24,7 @@ from xrddiff.recipes.autoencoders import build_autoencoder
 from xrddiff.saved_config import load_config, to_yaml
 from xrddiff.settings import preset_about
 from xrddiff.used_words import ModelParts, model_parts
+from xrddiff.words.data_sets import check_frames, data_name
 from xrddiff.words.vocabulary import GROUPS, Config, vocabulary
 
 TRAINING = dict(

@@ -23,7 +23,7 @@ from xrddiff.errors import BadInput
 from xrddiff.formats.store import save_frames
 from xrddiff.launcher import python_words, run
 from xrddiff.streaming import answering, stream
-from xrddiff.streaming.answers import STORE, Answers, read_answers, read_stack, read_summary
+from xrddiff.streaming.answers import STORE, Answers, read_answers, read_stack, read_stream_summary
 from xrddiff.streaming.arrivals import Arrived, Listening, layout_of, written_name
 from xrddiff.streaming.detector_messages import MOST_SERIES, SERIES, Senders, decompress, header_message, open_pull
 from xrddiff.streaming.stream import NOT_YET, Stream, StreamPlan
@@ -88,7 +88,9 @@ def test_no_file_ends_a_stream_or_comes_twice(tmp_path, images):
         "socket.npy (a socket)",
     }
     assert odd <= set(whys.index) and "named pipe; expected a file" in whys["pipe.npy (a named pipe)"]
-    assert read_summary(tmp_path / "out")[NOT_YET] == {"gone.npy": "it is a link, and what it leads to is missing"}
+    assert read_stream_summary(tmp_path / "out")[NOT_YET] == {
+        "gone.npy": "it is a link, and what it leads to is missing"
+    }
     assert not opened.standing.page
     page = (tmp_path / "out" / "live.html").read_text()
     assert (
@@ -208,7 +210,7 @@ def test_files_ahead_of_the_clock_or_left_by_their_writer(tmp_path, images, left
         put(folder / name, (left_open / name).read_bytes())
     early = listen(folder, tmp_path / "early", idle=2.0)
     assert set(read_answers(tmp_path / "early")["name"]) == {"ahead.npy"}
-    said = read_summary(tmp_path / "early")[NOT_YET]
+    said = read_stream_summary(tmp_path / "early")[NOT_YET]
     assert set(said) == {"swmr.h5", "other.h5"} and "its writer has not closed it" in said["swmr.h5"]
     page = (tmp_path / "early" / "live.html").read_text()
     assert "Not answered at all" in page and "swmr.h5" in page and early.plan.patience == 60
@@ -219,7 +221,7 @@ def test_files_ahead_of_the_clock_or_left_by_their_writer(tmp_path, images, left
     assert sorted(name.split()[0] for name in rest.index) == ["other.h5", "swmr.h5"]
     assert rest.str.contains("its writer has not closed it").all()
     alone = listen(folder / "swmr.h5", tmp_path / "alone", idle=2.0, patience=0.5)
-    assert alone.standing.frames == 3 and read_summary(tmp_path / "alone")[NOT_YET].keys() == {"swmr.h5"}
+    assert alone.standing.frames == 3 and read_stream_summary(tmp_path / "alone")[NOT_YET].keys() == {"swmr.h5"}
     with h5py.File(left_open / "closed.h5", "w") as file:  # the rest is answered when it is closed
         file["data"] = images[:3]
     put(folder / "swmr.h5", (left_open / "closed.h5").read_bytes())
@@ -327,7 +329,8 @@ def test_frames_come_through_whoever_else_connects(tmp_path):
     assert own["why"].eq("").all() and np.flatnonzero(own["hit"]).tolist() == list(range(0, 30, 3))
     assert (table["why"] != "").sum() > 10 and table["why"].str.contains("more than 64 parts").any()
     assert (
-        not opened.standing.page and "connections were closed" in read_summary(tmp_path / "out")[NOT_YET]["connections"]
+        not opened.standing.page
+        and "connections were closed" in read_stream_summary(tmp_path / "out")[NOT_YET]["connections"]
     )
 
 
@@ -356,7 +359,7 @@ def test_every_flipped_bit_of_answers_is_seen_or_harmless(answered):
         found = [read_answers(root / name, table) for name in ("out", "latents") for table in ("frames", "peaks")]
         opened = Stream(plan, root / "out")  # reads stream.json, and what it goes on from
         opened._hold.close()
-        return [*found, read_stack(root / "latents"), read_summary(root / "out"), sorted(opened.answers.names)]
+        return [*found, read_stack(root / "latents"), read_stream_summary(root / "out"), sorted(opened.answers.names)]
 
     expected = outcome()
     files = [p for name in ("out", "latents") for p in sorted((root / name).rglob("*")) if p.is_file()]

@@ -20,7 +20,7 @@ from xrddiff.inference.judges import ConditionJudges, asked_of_all, label_classe
 from xrddiff.loading.datasets import prepare_frames
 from xrddiff.metrics.baselines import scene_again
 from xrddiff.metrics.conditions import (
-    Answers,
+    FoundConditions,
     answer_table,
     answer_words,
     class_answer,
@@ -205,8 +205,11 @@ def test_the_same_condition():
 def test_answers_of_any_parts_are_the_answers_of_all():
     rng = np.random.default_rng(0)
     number, asked, got = rng.permutation(20), rng.integers(0, 3, 20), rng.integers(0, 3, 20)
-    whole = Answers(number, {"kind": asked}, {"kind": got}).merge()
-    cut = [Answers(number[s], {"kind": asked[s]}, {"kind": got[s]}) for s in (slice(0, 7), slice(7, 8), slice(8, 20))]
+    whole = FoundConditions(number, {"kind": asked}, {"kind": got}).merge()
+    cut = [
+        FoundConditions(number[s], {"kind": asked[s]}, {"kind": got[s]})
+        for s in (slice(0, 7), slice(7, 8), slice(8, 20))
+    ]
     parts = cut[1].merge(cut[2], cut[0])
     assert (whole.number == np.arange(20)).all() and len(parts) == 20
     assert all((getattr(whole, w)["kind"] == getattr(parts, w)["kind"]).all() for w in ("asked", "got"))

@@ -19,7 +19,7 @@ from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.execution import notebooks
 from xrddiff.execution import phases as jobs
 from xrddiff.execution import run_folder as runs
-from xrddiff.execution.live import LineLog, LiveOutput, Screen, Stream
+from xrddiff.execution.live import CellStream, LineLog, LiveOutput, Screen
 from xrddiff.execution.notebooks import NotebookFailed, run_notebook
 from xrddiff.execution.phases import execute_run
 from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run
@@ -245,7 +245,7 @@ def test_a_log_on_a_full_disk(tmp_path, capsys):
     full = open("/dev/full", "w")
     out = LiveOutput(full)
     for i in range(3):  # it fills up later: the run goes on
-        print("line", i, file=Stream(out, "stdout"))
+        print("line", i, file=CellStream(out, "stdout"))
     out.finish()
     assert out.outputs()[0]["text"] == "line 0\nline 1\nline 2\n"
     shown, err = capsys.readouterr()
@@ -427,7 +427,7 @@ def test_streams_from_threads():
 
     out = LiveOutput(terminal=False)
     threads = [
-        threading.Thread(target=lambda: [print("x" * 20, file=Stream(out, "stdout")) for _ in range(200)])
+        threading.Thread(target=lambda: [print("x" * 20, file=CellStream(out, "stdout")) for _ in range(200)])
         for _ in range(4)
     ]
     [t.start() for t in threads]

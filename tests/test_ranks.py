@@ -23,11 +23,11 @@ from xrddiff.errors import BadInput, XrddiffError
 from xrddiff.ranks.environment import DistInfo, expand_nodelist, job_port, read_environment, set_environment
 from xrddiff.ranks.rendezvous import (
     find_coordinator,
+    host_address,
     initialize_distributed,
     listen,
     network_interface,
     receive_ranks,
-    resolve,
 )
 
 STEP = {
@@ -187,8 +187,8 @@ def test_alone_nothing_is_set():
 
 def test_a_host_without_an_address():
     with pytest.raises(XrddiffError, match="'no-such-host.invalid', has no IPv4 address here.*MASTER_ADDR"):
-        resolve("no-such-host.invalid")
-    assert resolve("127.0.0.1") == "127.0.0.1"
+        host_address("no-such-host.invalid")
+    assert host_address("127.0.0.1") == "127.0.0.1"
 
 
 # %% Meeting, without PyTorch: the same sockets, in threads

@@ -50,15 +50,15 @@ COLUMNS = ["lr", "loss_std", "loss_min", "loss_max", "loss_median", "recon_mean"
 
 
 def test_charts_are_drawn_from_the_columns_that_there_are():
-    from xrddiff.views.training_figures import dashboard, drawable
+    from xrddiff.views.training_figures import drawable, training_dashboard
 
     epochs = np.arange(1, 6)
     least = pd.DataFrame({"epoch": epochs, "loss_mean": 1.0 / epochs})
     full = least.assign(validation_loss=[np.nan, 0.6, np.nan, 0.3, 0.5], **dict.fromkeys(COLUMNS, 2.0))
     names, why = drawable(full)
-    assert len(names) == 11 and why == {} and len(dashboard(full).axes) == 9
+    assert len(names) == 11 and why == {} and len(training_dashboard(full).axes) == 9
     names, why = drawable(least)
-    assert names == ["loss_linear", "loss_log", "loss_derivative"] and len(dashboard(least).axes) == 3
+    assert names == ["loss_linear", "loss_log", "loss_derivative"] and len(training_dashboard(least).axes) == 3
     assert why["grad_norm"] == "this training recorded no grad norm mean" and len(why) == 8
     names, why = drawable(full.assign(loss_mean=-1.0))  # a likelihood may be negative
     assert "loss_log" not in names and "no logarithm" in why["loss_log"]

@@ -21,11 +21,11 @@ from xrddiff.widgets.mask_edits import code_of
 CELLS = (
     """\
 import xrddiff as xd
-from xrddiff.widgets.canvas import FrameView, Picture, picture_of
+from xrddiff.widgets.canvas import CanvasImage, FrameView, picture_of
 
 frames = xd.load("sim128", limit=6).load()
 a, b = (picture_of(frames, k, f"frame {k}") for k in range(2))
-difference = Picture("difference", a.intensity - b.intensity.astype(float), signed=5.0, geometry=a.geometry)
+difference = CanvasImage("difference", a.intensity - b.intensity.astype(float), signed=5.0, geometry=a.geometry)
 FrameView([a, b, difference], height=300)""",
     "w = xd.explore('own.h5', distance=0.1, pixel_size=75e-6, beam_center=(60, 70), wavelength=1.3)\nw",
     """\

@@ -20,6 +20,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
+from importlib import metadata, resources
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -27,9 +28,10 @@ from .errors import BadInput, XrddiffError
 from .mediums import for_json
 
 # %% auto #0
-__all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'writing', 'write_text', 'plain',
-           'sealed', 'sealed_yaml', 'is_broken', 'write_json', 'sha256', 'json_digest', 'lock', 'is_path', 'is_address',
-           'anywhere', 'cache_dir', 'scratch_folder']
+__all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'process_exists', 'writing',
+           'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json', 'sha256', 'json_digest', 'lock',
+           'is_path', 'is_address', 'anywhere', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version',
+           'package_folder', 'shipped_folder']
 
 # %% ../nbs/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -93,11 +95,12 @@ def clear_leftovers(path: Path) -> None:
     here = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{12}}-{_place()}-(\d+)\.(part|old)")
     with suppress(OSError):  # a folder that can be written to but not listed
         for name in os.listdir(path.parent):
-            if (found := here.fullmatch(name)) and not _lives(int(found[1])):
+            if (found := here.fullmatch(name)) and not process_exists(int(found[1])):
                 remove(path.with_name(name))
 
 
-def _lives(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -194,13 +197,13 @@ def plain(
         if other is not None:
             return inner(other(value), at)
         raise BadInput(
-            f"{_at(where, at)} is a {type(value).__name__}, which cannot be saved; expected numbers, text, lists or dictionaries"
+            f"{_with_place(where, at)} is a {type(value).__name__}, which cannot be saved; expected numbers, text, lists or dictionaries"
         )
 
     return inner(value, "")
 
 
-def _at(where: str, at: str) -> str:
+def _with_place(where: str, at: str) -> str:
     return f"{where}, at {at!r}," if at else where
 
 
@@ -209,7 +212,7 @@ def _float(value: float, nan: str, where: str, at: str) -> float | None:
         return value
     if nan == "null":
         return None
-    raise BadInput(f"{_at(where, at)} is {value}; expected a finite number")
+    raise BadInput(f"{_with_place(where, at)} is {value}; expected a finite number")
 
 # %% ../nbs/files.ipynb #1c652416
 _SEAL = re.compile(rb"(?:[ \t]{32}|\n# crc32: [0-9a-f]{8})\n?\Z")
@@ -297,6 +300,17 @@ def anywhere(place: str | os.PathLike) -> str:
     return place if is_address(place) else str(Path(place).expanduser().absolute())
 
 # %% ../nbs/files.ipynb #5fdae5b4
+def state_folder() -> Path:
+    """The folder where xrddiff keeps its state for this user.
+
+    `XRDDIFF_STATE`, else `XDG_STATE_HOME/xrddiff`, else `~/.local/state/xrddiff`.
+    """
+    env = os.environ
+    if own := env.get("XRDDIFF_STATE"):
+        return Path(own).expanduser().absolute()
+    return Path(env.get("XDG_STATE_HOME") or Path.home() / ".local" / "state").expanduser().absolute() / "xrddiff"
+
+
 def cache_dir() -> Path:
     """The folder of cached data. It may not exist yet."""
     own = os.environ.get("XRDDIFF_CACHE")
@@ -337,3 +351,21 @@ def _remove_left(folder: Path, age: float = 60.0) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         pass
+
+# %% ../nbs/files.ipynb #a35bfde8
+def package_version() -> str:
+    """The version of xrddiff that is installed."""
+    return metadata.version("xrddiff")
+
+
+def package_folder() -> Path:
+    """The folder that xrddiff is imported from."""
+    return Path(str(resources.files("xrddiff")))
+
+
+def shipped_folder(beside: str, within: str) -> Path:
+    """A folder that comes with xrddiff: `within` the package of a wheel, or `beside` the package in
+    a checkout.
+    """
+    inside = package_folder() / within
+    return inside if inside.is_dir() else package_folder().resolve().parent / beside

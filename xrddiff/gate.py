@@ -11,15 +11,16 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
 from .errors import BadInput
-from .files import is_broken
+from .files import is_broken, state_folder
 from .mediums import plain_text
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MOST', 'DEPTH', 'DIGITS', 'CONTAINERS', 'COLUMNS', 'CELLS', 'open_file', 'need_file', 'need_folder', 'read_bytes',
            'read_tail', 'read_text', 'from_json', 'from_yaml', 'checked', 'read_json', 'read_yaml', 'or_default',
-           'read_table', 'read_array', 'read_arrays']
+           'read_table', 'read_array', 'read_arrays', 'Consent']
 
 # %% ../nbs/gate.ipynb #ddbb1fe1
 MOST = 8 << 20  # bytes of a file that is read whole; its values take up to thirty times as much memory
@@ -85,7 +86,7 @@ def need_folder(path: str | os.PathLike) -> None:
         except OSError as error:
             raise BadInput(f"cannot read {plain_text(here)}: {error.strerror}") from None
 
-
+# %% ../nbs/gate.ipynb #4801c5a2
 def read_bytes(path: str | os.PathLike, most: int = MOST, offset: int = 0) -> bytes:
     """The bytes of a regular file of at most `most` bytes, from `offset` on.
 
@@ -313,3 +314,47 @@ def _array(file: io.BytesIO, name: str) -> np.ndarray:
         return npy.read_array(file, allow_pickle=False)
     except (ValueError, TypeError, OverflowError, EOFError):
         raise BadInput(f"{name} is damaged: it is no array of numbers, or shorter than its header says") from None
+
+# %% ../nbs/gate.ipynb #4f085bc1
+@dataclass(frozen=True)
+class Consent:
+    """What this user has named of one kind, each thing by its SHA-256.
+
+    kind: the folder of the notes, in the user's state.
+    variable: of the environment; this process and its children may use what it names. None:
+        children are asked again.
+    between: what stands between two names in it.
+    """
+
+    kind: str
+    variable: str | None = None
+    between: str = " "
+
+    def remember(self, digests: Iterable[str]) -> None:
+        """Note these, of a run that this user starts, for when it goes on."""
+        folder = state_folder() / self.kind
+        try:
+            for digest in digests:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                (folder / digest).touch()
+        except OSError:  # what is not noted has to be named again
+            pass
+
+    def remembers(self, digest: str) -> bool:
+        """Whether this user has started something with it."""
+        return (state_folder() / self.kind / digest).is_file()
+
+    def allow(self, digests: Iterable[str]) -> None:
+        """Let this process and its children use these: the user has named them."""
+        if self.variable and (new := {*digests} - {*self._allowed()}):
+            os.environ[self.variable] = self.between.join([*self._allowed(), *sorted(new)])
+
+    def allows(self, *names: str) -> bool:
+        """Whether this command, or one above it, names a thing by one of these: its SHA-256, or as
+        it is.
+        """
+        return not {*names}.isdisjoint(self._allowed())
+
+    def _allowed(self) -> list[str]:
+        text = os.environ.get(self.variable or "", "")
+        return [name for name in text.split(self.between) if name]

@@ -16,8 +16,6 @@ from importlib.util import find_spec
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, CompletedProcess, SubprocessError, TimeoutExpired  # noqa: F401
 from typing import Any, NoReturn
 
-import xrddiff
-
 _all_ = ["DEVNULL", "PIPE", "STDOUT", "CalledProcessError", "CompletedProcess", "SubprocessError", "TimeoutExpired"]
 
 # %% auto #0
@@ -50,7 +48,7 @@ def python_words(
 
 def _own_folder() -> str:
     """The folder that xrddiff was imported from."""
-    return os.path.dirname(os.path.dirname(os.path.abspath(xrddiff.__file__)))
+    return os.path.dirname(os.path.dirname(os.path.abspath(find_spec("xrddiff").origin)))
 
 
 def package_folders(*names: str) -> list[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gate import checked, from_json, read_bytes, read_json
+from .gate import Consent, checked, from_json, read_bytes, read_json
 from .errors import BadInput, XrddiffError
 from .files import write_json, writing
 from xrddiff.registry import (
@@ -41,11 +41,12 @@ from xrddiff.registry import (
 # %% auto #0
 __all__ = ['FOLDER', 'TRUST', 'Plugin', 'notebook_cells', 'is_file', 'load_plugin', 'raised_at', 'loaded_plugin',
            'standing_plugins', 'load_standing', 'load_plugins', 'plugin_scope', 'attempt', 'failure_of', 'keep_plugins',
-           'kept_plugins', 'state_folder', 'trust_plugins', 'need_plugins']
+           'kept_plugins', 'trust_plugins', 'need_plugins']
 
 # %% ../nbs/plugins.ipynb #7e8b9319
 FOLDER = "plugins"  # in a run: the plug-in files that it was created with, and their hashes
 TRUST = "XRDDIFF_TRUST_PLUGINS"  # hashes of plug-ins that this command and its child processes may execute
+_CONSENT = Consent(FOLDER, TRUST, ",")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def load_plugin(plugin: str | Plugin, scope: Scope | None = None) -> Plugin:
             _executed[key] = _first_time(plugin)
         scope.plugins[plugin.name] = plugin
     if plugin.sha256:
-        _allow([plugin.sha256])
+        _CONSENT.allow([plugin.sha256])
     return plugin
 
 
@@ -282,11 +283,11 @@ def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
                 (folder / p.name).write_bytes(p.content)
         rows = [{"name": p.name, "source": p.source, "sha256": p.sha256} for p in plugins]
         write_json(folder / "manifest.json", rows)
-    _remember([p.sha256 for p in plugins if p.sha256])
+    _CONSENT.remember(p.sha256 for p in plugins if p.sha256)
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _StoredPlugin:
     name: str
     source: str
     sha256: str | None
@@ -303,7 +304,7 @@ def kept_plugins(run: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         rows = read_json(path, list[dict[str, Any]], 1 << 20)
         for row in rows:
-            checked(row, _Kept, path.name)
+            checked(row, _StoredPlugin, path.name)
         ok = all(Path(r["name"]).name == r["name"] for r in rows)
         ok = ok and all(r["sha256"] is None or re.fullmatch("[0-9a-f]{64}", r["sha256"]) for r in rows)
     except (OSError, BadInput):
@@ -312,42 +313,7 @@ def kept_plugins(run: str | os.PathLike) -> list[dict[str, Any]]:
         raise BadInput(f"{path} is damaged; expected the names and hashes of the run's plug-ins")
     return rows
 
-# %% ../nbs/plugins.ipynb #35ac70ce
-def state_folder() -> Path:
-    """The folder where xrddiff keeps its state for this user.
-
-    `XRDDIFF_STATE`, else `XDG_STATE_HOME/xrddiff`, else `~/.local/state/xrddiff`.
-    """
-    env = os.environ
-    if own := env.get("XRDDIFF_STATE"):
-        return Path(own).expanduser().absolute()
-    return Path(env.get("XDG_STATE_HOME") or Path.home() / ".local" / "state").expanduser().absolute() / "xrddiff"
-
-
-def _remember(hashes: Sequence[str]) -> None:
-    """Record the plug-ins of a run started by this user, one empty file each, so no lock is needed."""
-    folder = state_folder() / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for sha in hashes:
-            (folder / sha).touch()
-    except OSError:  # the run can still be resumed with --trust-plugins
-        pass
-
-
-def _remembered(sha: str) -> bool:
-    return (state_folder() / FOLDER / sha).is_file()
-
 # %% ../nbs/plugins.ipynb #59278a59
-def _allow(hashes: Iterable[str]) -> None:
-    """Allow this process and its child processes to execute plug-ins with these hashes."""
-    os.environ[TRUST] = ",".join(sorted({*_allowed(), *hashes}))
-
-
-def _allowed() -> list[str]:
-    return [sha for sha in os.environ.get(TRUST, "").split(",") if re.fullmatch("[0-9a-f]{64}", sha)]
-
-
 def trust_plugins(run: str | os.PathLike) -> None:
     """Execute the plug-in copies stored in `run`, in this process and its children (`--trust-plugins`)."""
     _load_kept(run, kept_plugins(run))
@@ -355,7 +321,7 @@ def trust_plugins(run: str | os.PathLike) -> None:
 # %% ../nbs/plugins.ipynb #2dae7811
 def _may_execute(row: dict[str, Any]) -> bool:
     """Whether this process may load a plug-in of a run: it has executed the same bytes, or this module, before."""
-    return (row["name"], None) in _executed if row["sha256"] is None else row["sha256"] in _allowed()
+    return (row["name"], None) in _executed if row["sha256"] is None else _CONSENT.allows(row["sha256"])
 
 
 def _load_kept(run: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
@@ -386,7 +352,7 @@ def need_plugins(run: str | os.PathLike, named: Iterable[str] = (), *, own: bool
     """
     rows, here = kept_plugins(run), current_scope().plugins
     if own:
-        mine = [r for r in rows if r["name"] not in here and r["sha256"] and _remembered(r["sha256"])]
+        mine = [r for r in rows if r["name"] not in here and r["sha256"] and _CONSENT.remembers(r["sha256"])]
         _load_kept(run, mine)
     ready = {r["name"] for r in rows if own} & here.keys()
     load_plugins(n for n in named if plugin_name(n) not in ready)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from .errors import BadInput, nearest
+from .files import package_folder
 
 # %% auto #0
 __all__ = ['KINDS', 'GROUND', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'Scope', 'current_scope',
@@ -401,7 +402,7 @@ def open_scope(scope: Scope | None = None) -> Iterator[Scope]:
     finally:
         _scope.reset(token)
 
-
+# %% ../nbs/registry.ipynb #5032506e
 def _registered() -> dict[tuple[str, str], tuple[Entry, Any]]:
     """What is registered, as it is seen from the current scope."""
     scope = _scope.get()
@@ -480,9 +481,7 @@ _building: list[bool] = []
 
 @cache
 def _read_index() -> dict[tuple[str, str], Entry]:
-    import xrddiff
-
-    path = _FILE or Path(xrddiff.__file__).with_name("registry.json")
+    path = _FILE or package_folder() / "registry.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     found = {}
     for row in rows:
@@ -513,9 +512,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 def registering_modules(kind: str = "") -> list[str]:
     """The modules of the package that register something (of `kind`, if given), sorted."""
-    import xrddiff
-
-    root = Path(xrddiff.__file__).parent
+    root = package_folder()
     pattern = re.compile(rf'^ *@?register\(\s*"{kind}', re.MULTILINE)
     found = [p for p in root.rglob("*.py") if pattern.search(p.read_text(encoding="utf-8"))]
     names = [".".join(("xrddiff", *p.relative_to(root).with_suffix("").parts)) for p in found]
@@ -547,10 +544,8 @@ def collect() -> list[dict[str, Any]]:
 
 def write_index() -> None:
     """Write the index `registry.json` of the package."""
-    import xrddiff
-
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in collect())
-    Path(xrddiff.__file__).with_name("registry.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (package_folder() / "registry.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 # %% ../nbs/registry.ipynb #f79505b8
 def entries(kind: str) -> dict[str, Entry]:
@@ -636,7 +631,7 @@ class Names(Sequence):
         out.others = (*self.others, other)
         return out
 
-    def _all(self) -> list[str]:
+    def _fitting_names(self) -> list[str]:
         fits = [
             name
             for name, e in entries(self.kind).items()
@@ -650,10 +645,10 @@ class Names(Sequence):
         return (*self, *other)
 
     def __getitem__(self, i: Any) -> Any:
-        return self._all()[i]
+        return self._fitting_names()[i]
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(self._fitting_names())
 
     def __repr__(self) -> str:
         return repr(tuple(self))

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'ModelParts', 'model_parts', 'used_maps', 'told_lattices', 'show_crystals', 'trained_parts', 'given_parts',
-           'sampling_steps', 'noise_name', 'chosen_name', 'run_facts', 'unused_words', 'used_settings']
+           'sampling_steps', 'noise_name', 'chosen_name', 'run_facts', 'unused_words', 'used_settings',
+           'chosen_options']
 
 # %% ../nbs/used_words.ipynb #eef9746a
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .registry import Names, entries
+from .registry import Names, check_options, entries
 from .words.fields import ANY
 from .words.model import AUTOENCODERS
 from .words.vocabulary import Config, Word, get_word, vocabulary
@@ -186,3 +187,12 @@ def used_settings(cfg: Config, *sections: str) -> dict[str, Any]:
         for name in vocabulary()
         if name not in unused and (not sections or name.partition(".")[0] in sections)
     }
+
+# %% ../nbs/used_words.ipynb #107a5de7
+def chosen_options(cfg: Config, name: str) -> dict[str, Any]:
+    """The options of what is chosen by name, from the word `name`, for instance "inference.sampler_options".
+
+    Raises `BadInput` for an option that it does not have, and a value that does not fit.
+    """
+    kind, _ = vocabulary()[name].metadata["options_for"]
+    return check_options(kind, chosen_name(cfg, name), get_word(cfg, name), name)

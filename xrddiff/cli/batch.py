@@ -6,37 +6,33 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import PROFILE_FIELDS, add_command, add_profile
+from .output import write_or_print
 from ..errors import BadInput
 from ..mediums import complain, console, for_json, for_shell, say
 
 if TYPE_CHECKING:
-    from xrddiff.slurm.job import RankCommand
     from xrddiff.slurm.profiles import Profile
-    from xrddiff.slurm.submission import Plan
+    from xrddiff.slurm.submission import JobPlan
 
 # %% auto #0
-__all__ = ['submit', 'resume', 'write_or_print', 'status', 'logs', 'cancel', 'profiles', 'add_command', 'add_commands',
-           'cut_command', 'rank_command']
+__all__ = ['submit_command', 'resume', 'status', 'logs', 'cancel', 'profiles', 'add_cluster_commands', 'cut_command']
 
 # %% ../../nbs/cli/batch.ipynb #65b9d975
-_FIELDS = ("nodes", "tasks_per_node", "time_limit", "account", "partition", "qos", "constraint", "reservation")
-
-
-def submit(args: argparse.Namespace) -> int:
+def submit_command(args: argparse.Namespace) -> int:
     """Submit a run to the cluster, with the words of `xrddiff run`: `xrddiff submit --profile
     medium model=latent_diff`. Or a command that the ranks of a job execute together, after the options of
     the job: `xrddiff submit --profile medium posterior crystal FILE`.
     """
     from xrddiff.overrides import expand_multirun
-    from xrddiff.slurm.submission import Plan, plan_command, plan_runs, plan_script
+    from xrddiff.slurm.submission import JobPlan, plan_command, plan_runs, plan_script
 
     profile, words, command = _profile(args), list(args.overrides), list(getattr(args, "ranks_do", []))
     shown, array = args.dry_run or args.output or args.local, None
@@ -57,7 +53,7 @@ def submit(args: argparse.Namespace) -> int:
         array = f"0-{len(sweep) - 1}" if args.array else None
     if (args.dry_run or args.output) and not logs.is_dir():
         logs = Path.cwd()  # SLURM creates no log folder, and a dry run must not either
-    plan = Plan(profile, job, logs, array)
+    plan = JobPlan(profile, job, logs, array)
     if args.local:
         if array:
             raise BadInput("--array needs a cluster; on this machine: xrddiff run --multirun")
@@ -77,10 +73,10 @@ def resume(args: argparse.Namespace) -> int:
 def _profile(args: argparse.Namespace, former: dict[str, Any] | None = None) -> Profile:
     from xrddiff.slurm.submission import chosen_profile
 
-    return chosen_profile(args.profile, args.config, former, **{name: getattr(args, name) for name in _FIELDS})
+    return chosen_profile(args.profile, args.config, former, **{name: getattr(args, name) for name in PROFILE_FIELDS})
 
 
-def _print_or_submit(plan: Plan, args: argparse.Namespace) -> int:
+def _print_or_submit(plan: JobPlan, args: argparse.Namespace) -> int:
     """Print, save or submit the script of a plan; a submission is recorded in the ledger."""
     from xrddiff.slurm.submission import send_plan, sent_lines
 
@@ -91,7 +87,7 @@ def _print_or_submit(plan: Plan, args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_here(plan: Plan, args: argparse.Namespace) -> int:
+def _run_here(plan: JobPlan, args: argparse.Namespace) -> int:
     from xrddiff.overrides import as_override
     from xrddiff.slurm.job import INTERRUPTED, REQUEUE
     from xrddiff.slurm.submission import run_here
@@ -115,21 +111,6 @@ def _run_here(plan: Plan, args: argparse.Namespace) -> int:
         words = for_shell(plan.job.argv)
         complain(f"stopped before its end; to go on: the same job with the words {words}")
     return code
-
-# %% ../../nbs/cli/batch.ipynb #4316c03c
-def write_or_print(text: str, output: str | None, what: str = "script") -> None:
-    """Print `text`, or write it to the file `output` and report the file's name on stderr.
-
-    `what` names the content in that report. Raises `BadInput` if the file cannot be written.
-    """
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        Path(output).write_bytes(os.fsencode(text))
-    except OSError as error:
-        raise BadInput(f"cannot write {output}: {error.strerror}") from None
-    say(f"{what}: {output}", file=sys.stderr)
 
 # %% ../../nbs/cli/batch.ipynb #a8aeff0f
 def status(args: argparse.Namespace) -> int:
@@ -193,30 +174,6 @@ def profiles(args: argparse.Namespace) -> int:
     return 0
 
 # %% ../../nbs/cli/batch.ipynb #bfa7f61e
-def add_command(
-    commands: Any, name: str, function: Callable[[argparse.Namespace], int], help: str
-) -> argparse.ArgumentParser:
-    """Add a command to the subparsers, described by the docstring of its function; returns its
-    parser.
-    """
-    p = commands.add_parser(name, help=help, description=function.__doc__)
-    p.set_defaults(command=function, parser=p)
-    return p
-
-
-def _profile_arguments(p: argparse.ArgumentParser) -> None:
-    which = p.add_mutually_exclusive_group()
-    which.add_argument("-p", "--profile", metavar="NAME", help="a profile of `xrddiff profiles`")
-    which.add_argument("--config", metavar="FILE", help="a profile of your own, a YAML file")
-    p.add_argument("--nodes", metavar="N", help="instead of what the profile says; so do the following")
-    p.add_argument("--tasks-per-node", metavar="N", dest="tasks_per_node", help="ranks on each node")
-    p.add_argument("--time", metavar="HH:MM:SS", dest="time_limit", help="the time limit")
-    for name in ("account", "partition", "qos", "constraint", "reservation"):
-        p.add_argument(
-            f"--{name}", metavar="NAME", help=argparse.SUPPRESS if name in ("constraint", "reservation") else None
-        )
-
-
 def _script_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", help="of the job (that of the model)")
     p.add_argument(
@@ -225,10 +182,10 @@ def _script_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--output", metavar="FILE", help="write the batch script to a file and stop")
 
 # %% ../../nbs/cli/batch.ipynb #740f69bc
-def add_commands(commands: Any) -> None:
+def add_cluster_commands(commands: Any) -> None:
     """Add the commands of the cluster to the subparsers of `xrddiff`."""
-    p = add_command(commands, "submit", submit, "send a run to a SLURM cluster")
-    _profile_arguments(p)
+    p = add_command(commands, "submit", submit_command, "send a run to a SLURM cluster")
+    add_profile(p)
     _script_arguments(p)
     p.add_argument("--local", action="store_true", help="run the script on this machine, its ranks as processes")
     p.add_argument("--array", action="store_true", help="a task for every combination of word=a,b and word=range(1,4)")
@@ -258,7 +215,7 @@ def add_commands(commands: Any) -> None:
 
     p = add_command(commands, "resume", resume, "send a job again that ended before it was done")
     p.add_argument("target", metavar="JOB_OR_RUN")
-    _profile_arguments(p)
+    add_profile(p)
     _script_arguments(p)
     p.add_argument(
         "overrides", nargs="*", metavar="word=value", help="what may change on a resume: training.max_steps=…"
@@ -270,9 +227,9 @@ def add_commands(commands: Any) -> None:
 def cut_command(
     argv: Sequence[str], parser: argparse.ArgumentParser, names: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """The arguments of `submit` up to the name of another command, and that command with its arguments.
+    """The arguments of `submit_command` up to the name of another command, and that command with its arguments.
 
-    - `argv`: what follows `submit`. `parser`: that of `submit`. `names`: the commands.
+    - `argv`: what follows `submit_command`. `parser`: that of `submit_command`. `names`: the commands.
 
     The second part is empty if there is none, or with `--script`, whose arguments may have any name.
     """
@@ -290,20 +247,3 @@ def cut_command(
         if not equals and len(meant) == 1 and meant[0].nargs != 0:
             next(words, None)
     return list(argv), []
-
-# %% ../../nbs/cli/batch.ipynb #477cbd03
-def rank_command(words: Sequence[str], place: str, option: str | None = None) -> RankCommand:
-    """A command of `xrddiff` as the ranks of a job execute it: what is registered as `command` returns this.
-
-    - `words`: the command with its arguments. `place`: the folder for its results, by default.
-    - `option`: the option that names another folder, such as "--output".
-
-    Raises `BadInput` for arguments that it does not have.
-    """
-    from xrddiff.cli.main import parse
-    from xrddiff.slurm.job import RankCommand
-
-    args = parse(list(words))
-    given = getattr(args, option.lstrip("-").replace("-", "_")) if option else None
-    name = " ".join(word for word in words[:2] if re.fullmatch("[a-z-]+", word) and not word.startswith("-"))
-    return RankCommand(lambda: args.command(args), Path(place), given and Path(given), option, name)

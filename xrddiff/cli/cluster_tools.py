@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..gate import read_json
-from .batch import add_command, rank_command, write_or_print
+from .arguments import add_command, rank_command
+from .output import write_or_print
 from ..errors import BadInput
 from ..mediums import say
 from ..registry import register
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from xrddiff.slurm.job import RankCommand
 
 # %% auto #0
-__all__ = ['MOST_NODES', 'number', 'number_or_folder', 'numbers', 'node_counts', 'comm_test', 'comm_test_on_ranks', 'scaling',
-           'write_accelerate_config', 'add_tools']
+__all__ = ['MOST_NODES', 'number', 'number_or_folder', 'whole_numbers', 'node_counts', 'comm_test_command', 'comm_test_on_ranks',
+           'scaling', 'write_accelerate_config', 'add_tools']
 
 # %% ../../nbs/cli/cluster_tools.ipynb #f8e89f47
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
@@ -61,14 +62,14 @@ def number_or_folder(text: str) -> float | Path:
         ) from None
 
 
-def numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
     """Whole numbers separated by commas, each as in `number`."""
     return [round(number(part)) for part in text.split(",")]
 
 
 def node_counts(text: str) -> list[int]:
-    """`numbers` of nodes, of which no computer has more than a hundred thousand."""
-    found = numbers(text)
+    """`whole_numbers` of nodes, of which no computer has more than a hundred thousand."""
+    found = whole_numbers(text)
     if not all(n <= MOST_NODES for n in found):
         raise argparse.ArgumentTypeError(f"found {text[:60]!r}; expected at most {MOST_NODES} nodes")
     return found
@@ -77,7 +78,7 @@ def node_counts(text: str) -> list[int]:
 MOST_NODES = 100_000
 
 # %% ../../nbs/cli/cluster_tools.ipynb #529e765b
-def comm_test(args: argparse.Namespace) -> int:
+def comm_test_command(args: argparse.Namespace) -> int:
     """Check the communication between ranks, and measure its speed: `srun -N2 xrddiff
     comm-test`.
     """
@@ -98,7 +99,7 @@ def comm_test(args: argparse.Namespace) -> int:
 @register("command", "comm-test")
 def comm_test_on_ranks(words: Sequence[str], ranks: int) -> RankCommand:
     """Check the communication between the ranks of a job: `xrddiff submit --profile small comm-test`."""
-    return rank_command(["comm-test", *words], "output/comm-test")
+    return rank_command(["comm-test", *words], add_tools, "output/comm-test")
 
 # %% ../../nbs/cli/cluster_tools.ipynb #39b629d8
 def scaling(args: argparse.Namespace) -> int:
@@ -188,7 +189,7 @@ def _cluster(args: argparse.Namespace) -> Cluster | None:
             raise BadInput(f"--{name.replace('_', '-')}: found {getattr(args, name):g}; expected 0 or more")
     return Cluster(between, inside, args.ranks_per_node)
 
-
+# %% ../../nbs/cli/cluster_tools.ipynb #1ab495f9
 def _predict_particles(args: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """The table of particles on many nodes, and the line above it."""
     from xrddiff.ranks.particle_scaling import NODES, ParticleModel, particle_table
@@ -248,8 +249,10 @@ def write_accelerate_config(args: argparse.Namespace) -> int:
 # %% ../../nbs/cli/cluster_tools.ipynb #ed8fe9e0
 def add_tools(commands: Any) -> None:
     """Add these commands to the subparsers of `xrddiff`."""
-    p = add_command(commands, "comm-test", comm_test, "check the communication between ranks and how fast it is")
-    p.add_argument("--sizes", type=numbers, metavar="N,…", help="bytes of the messages (4,1k,32k,1M,32M)")
+    p = add_command(
+        commands, "comm-test", comm_test_command, "check the communication between ranks and how fast it is"
+    )
+    p.add_argument("--sizes", type=whole_numbers, metavar="N,…", help="bytes of the messages (4,1k,32k,1M,32M)")
     p.add_argument("--rounds", type=int, default=10, metavar="N", help="how often each is sent (10)")
     p.add_argument("--json", action="store_true", help="for programs, and for `xrddiff scaling --comm`")
 

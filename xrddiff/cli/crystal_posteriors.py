@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from .arguments import frame_words
+from .output import show_summary
 from ..errors import BadInput
 from ..mediums import say
 from ..registry import entries
@@ -28,7 +29,6 @@ def posterior_crystal(args: argparse.Namespace) -> int:
     """The crystal of a still: particles of its orientation, cell, mosaicity and of the detector's place, beside the
     least-squares answer: `xrddiff posterior crystal still.cxi --cell lysozyme.pdb --frame 3`.
     """
-    from xrddiff.cli.main import show_summary
     from xrddiff.execution.crystal_posteriors import execute_crystal_posterior
     from xrddiff.execution.run_folder import stopped_by, world_rank
     from xrddiff.plugins import load_standing

@@ -24,7 +24,8 @@ __all__ = ['frames_of', 'data_index', 'add_index']
 def frames_of(args: argparse.Namespace) -> Any:
     """The frames of the file, or of the named data set, of a command."""
     from xrddiff.formats.readers import open_frames
-    from xrddiff.loading.catalog import CATALOG, load
+    from xrddiff.loading.catalog import load
+    from xrddiff.words.data_sets import CATALOG
 
     if args.file in CATALOG and not os.path.exists(args.file):
         return load(args.file, **frame_words(args.words))

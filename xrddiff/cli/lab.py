@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 from ..gate import or_default, read_json
 from .. import launcher
 from ..errors import BadInput
-from ..files import why_not, write_json, writing
+from ..files import package_folder, shipped_folder, why_not, write_json, writing
 from ..mediums import say
-from ..plugins import state_folder
+from ..files import state_folder
 
 # %% ../../nbs/cli/lab.ipynb #f0c50ea0
 @dataclass
@@ -63,10 +62,7 @@ ORDER = [
 
 def tutorials() -> list[Path]:
     """The tutorials of the checkout or of the installed package, in reading order."""
-    import xrddiff
-
-    checkout = Path(xrddiff.__file__).resolve().parent.parent / "nbs" / "tutorials"
-    folder = checkout if checkout.is_dir() else Path(str(files("xrddiff") / "_tutorials"))
+    folder = shipped_folder("nbs/tutorials", "_tutorials")
     found = sorted(folder.glob("*.ipynb"), key=lambda path: path.name)
     if not found:
         raise BadInput(f"this installation has no tutorials; expected notebooks in {folder}")
@@ -151,7 +147,7 @@ def prepare_jupyter(folder: Path, environment: Mapping[str, str] = os.environ) -
 # %% ../../nbs/cli/lab.ipynb #78ee03ac
 def jupyter_command(folder: Path, *, browser: bool = True, options: tuple[str, ...] = ()) -> list[str]:
     """The command that starts JupyterLab on `folder`; `options` are JupyterLab's own."""
-    extension = Path(str(files("xrddiff") / "labextension"))
+    extension = package_folder() / "labextension"
     return [
         *launcher.python_words(module="jupyterlab"),
         *(() if browser else ("--no-browser",)),

@@ -14,7 +14,7 @@ from ..files import is_path
 from ..mediums import console, for_json, for_terminal, say
 
 # %% auto #0
-__all__ = ['show', 'diff', 'list_presets', 'add_settings']
+__all__ = ['show', 'diff', 'list_presets', 'add_config']
 
 # %% ../../nbs/cli/settings.ipynb #af40e835
 def _table(*columns: str) -> Any:
@@ -90,7 +90,7 @@ def list_presets(args: argparse.Namespace) -> int:
     return 0
 
 # %% ../../nbs/cli/settings.ipynb #4fdce53d
-def add_settings(commands: Any) -> None:
+def add_config(commands: Any) -> None:
     """Add `config` to the commands."""
     p = commands.add_parser("config", help="every value of a run: meaning, unit, preset; what differs; the presets")
     actions = p.add_subparsers(title="actions", metavar="ACTION", required=True)

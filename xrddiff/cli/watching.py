@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch import add_command
+from .arguments import add_command
 from ..errors import BadInput
 from ..mediums import console, plain_text
 

@@ -116,7 +116,7 @@ def guided(
 
     return conditioned
 
-
+# %% ../../nbs/diffusion/inpainting.ipynb #cc31fdae
 def _regressed(
     x: Tensor,
     prior: Tensor,

@@ -20,11 +20,12 @@ from ..registry import Range, get, register
 from ..seeds import torch_generator
 
 # %% auto #0
-__all__ = ['RBF', 'IMQ', 'SAMPLE', 'Profile', 'Sites', 'Kernel', 'common_sample', 'tiles', 'rbf', 'imq', 'windows', 'sliced',
-           'message_passing', 'find_kernel', 'Fitted', 'exponent', 'stein_sums', 'Discrepancy', 'stein_discrepancy']
+__all__ = ['RBF', 'IMQ', 'SAMPLE', 'RadialKernel', 'Sites', 'Kernel', 'common_sample', 'tiles', 'rbf', 'imq', 'windows', 'sliced',
+           'message_passing', 'find_kernel', 'FittedKernel', 'exponent', 'stein_sums', 'Discrepancy',
+           'stein_discrepancy']
 
 # %% ../../nbs/diffusion/particle_kernels.ipynb #63d72764
-class Profile(NamedTuple):
+class RadialKernel(NamedTuple):
     """A radial kernel as a function of v = -|x - y|²/h.
 
     `value` maps v to f; `first` and `second` map f to f' and f''. `rule` makes the bandwidth h from
@@ -37,8 +38,8 @@ class Profile(NamedTuple):
     rule: Callable[[Tensor, int], Tensor]
 
 
-RBF = Profile(torch.exp, lambda f: f, lambda f: f, lambda med2, n: med2 / math.log(n + 1))
-IMQ = Profile(lambda v: (1 - v).rsqrt(), lambda f: f**3 / 2, lambda f: 0.75 * f**5, lambda med2, n: med2)
+RBF = RadialKernel(torch.exp, lambda f: f, lambda f: f, lambda med2, n: med2 / math.log(n + 1))
+IMQ = RadialKernel(lambda v: (1 - v).rsqrt(), lambda f: f**3 / 2, lambda f: 0.75 * f**5, lambda med2, n: med2)
 _PROFILES = {"rbf": RBF, "imq": IMQ}
 
 # %% ../../nbs/diffusion/particle_kernels.ipynb #db3ea31f
@@ -69,11 +70,13 @@ class Kernel:
         many; 0 for as many as there are coordinates; None for the coordinates as they are.
     """
 
-    profile: Profile
+    profile: RadialKernel
     sites: Sequence[Sites] | None = None
     directions: int | None = None
 
-    def fit(self, sample: Tensor, n: int, bandwidth: float | str = "median", key: Sequence[int | str] = ()) -> Fitted:
+    def fit(
+        self, sample: Tensor, n: int, bandwidth: float | str = "median", key: Sequence[int | str] = ()
+    ) -> FittedKernel:
         """The kernel for particles like `sample` (m, d), float64, of which there are n.
 
         bandwidth: "median", or h > 0 in squared units of the particles.
@@ -91,9 +94,9 @@ class Kernel:
         sites = [Sites(own.to(device), seen.to(device)) for own, seen in sites]
         sample = sample - centre if turn is None else (sample - centre) @ turn
         widths = [_bandwidths(sample, s.seen, n, bandwidth, self.profile) for s in sites]
-        return Fitted(self.profile, sites, widths, centre, turn)
+        return FittedKernel(self.profile, sites, widths, centre, turn)
 
-
+# %% ../../nbs/diffusion/particle_kernels.ipynb #b10eb277
 SAMPLE = 256  # particles whose distances give the bandwidth
 
 
@@ -109,7 +112,7 @@ def common_sample(ring: Ring, x: Tensor) -> Tensor:
     return ring.rows(x, index).to(x.device)
 
 
-def _bandwidths(sample: Tensor, seen: Tensor, n: int, bandwidth: float | str, profile: Profile) -> Tensor:
+def _bandwidths(sample: Tensor, seen: Tensor, n: int, bandwidth: float | str, profile: RadialKernel) -> Tensor:
     """h of each site, (sites,)."""
     if bandwidth != "median":
         if isinstance(bandwidth, str) or not 0 < bandwidth < math.inf:
@@ -181,7 +184,7 @@ def sliced(
     return Kernel(_PROFILES[profile], directions=directions)
 
 
-def message_passing(neighbours: Tensor, profile: Profile = RBF) -> Kernel:
+def message_passing(neighbours: Tensor, profile: RadialKernel = RBF) -> Kernel:
     """Message passing between coordinates.
 
     neighbours: (d, d), true where the conditional distribution of coordinate r depends on coordinate
@@ -203,12 +206,12 @@ def find_kernel(kernel: str | Kernel, shape: Sequence[int]) -> Kernel:
 
 # %% ../../nbs/diffusion/particle_kernels.ipynb #2aeabd9c
 @dataclass(frozen=True)
-class Fitted:
+class FittedKernel:
     """A kernel with the bandwidths of its sites, for particles around `centre`, (d,), and along `turn`,
     (d, directions).
     """
 
-    profile: Profile
+    profile: RadialKernel
     sites: Sequence[Sites]
     bandwidths: Sequence[Tensor]
     centre: Tensor
@@ -234,18 +237,18 @@ class Fitted:
             for s in tiles(len(all_own), max(1, _PAIRS // (len(x) * len(y)))):
                 own, seen, h = all_own[s], all_seen[s], widths[s, None, None]
                 m, one_each = own.shape[1], one.expand(len(own), -1, -1)
-                f = self.profile.value(exponent(_at(x, seen), _at(y, seen), h))
-                slope, go, yo = self.profile.first(f), _at(g, own), _at(y, own)
+                f = self.profile.value(exponent(_site_columns(x, seen), _site_columns(y, seen), h))
+                slope, go, yo = self.profile.first(f), _site_columns(g, own), _site_columns(y, own)
                 if slope is f:  # one product instead of two
                     pushed, moved, total = (f @ torch.cat([go, yo, one_each], 2)).split([m, m, 1], 2)
                 else:
                     pushed, (moved, total) = f @ go, (slope @ torch.cat([yo, one_each], 2)).split([m, 1], 2)
                 drive[:, own] = pushed.transpose(0, 1)
-                apart[:, own] = (2 / h * (_at(x, own) * total - moved)).transpose(0, 1)
+                apart[:, own] = (2 / h * (_site_columns(x, own) * total - moved)).transpose(0, 1)
         return drive, apart
 
 
-def _at(x: Tensor, columns: Tensor) -> Tensor:
+def _site_columns(x: Tensor, columns: Tensor) -> Tensor:
     """The columns (sites, w) of x (n, d): (sites, n, w)."""
     return x[None] if len(columns) == 1 and columns.shape[1] == x.shape[1] else x[:, columns].transpose(0, 1)
 
@@ -257,7 +260,7 @@ def exponent(x: Tensor, y: Tensor, h: float | Tensor) -> Tensor:
     return left @ torch.cat([y, torch.ones_like(y2), y2], -1).mT
 
 
-def stein_sums(ring: Ring, x: Tensor, g: Tensor, kernel: Fitted) -> tuple[Tensor, Tensor]:
+def stein_sums(ring: Ring, x: Tensor, g: Tensor, kernel: FittedKernel) -> tuple[Tensor, Tensor]:
     """The two terms of (1) for this rank's particles: both (rows, d), float64.
 
     ring: how all particles come by. x, g: own particles and scores (rows, d), float64.
@@ -283,7 +286,7 @@ def stein_discrepancy(
     x: Tensor,
     g: Tensor,
     *,
-    kernel: Profile = IMQ,
+    kernel: RadialKernel = IMQ,
     bandwidth: float | None = None,
     ring: Ring | None = None,
 ) -> Discrepancy:

@@ -106,7 +106,7 @@ def probe_sigma_schedule(thing: Any, entry: Entry) -> Iterator[str]:
         expect((levels.diff() < 0).all(), f"returned levels that do not fall: {[round(v, 3) for v in levels.tolist()]}")
     yield "falls to 0"
 
-
+# %% ../../nbs/diffusion/probes.ipynb #54db98fb
 def _names() -> list[str]:
     from xrddiff.registry import entries
 

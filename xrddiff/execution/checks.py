@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..errors import BadInput
 from ..frames.frames import frame_mask
 from ..frames.selection import evenly_spaced
@@ -21,7 +21,8 @@ from ..frames.labels import LABELS, check_conditions, label_value
 from ..transforms.pipelines import make_transform
 from ..indexing.known_lattices import says_crystals
 from ..indexing.rays import as_panels
-from ..loading.catalog import find_entry, is_cached
+from ..loading.catalog import is_cached
+from ..words.data_sets import find_data_set
 from ..loading.datasets import Prepared, prepare_words
 from ..plugin_probes import check_plugins
 from ..plugins import plugin_scope
@@ -107,7 +108,7 @@ def _check_uncached(name: str, cfg: "Config") -> None:
     yet says its labels when it is there.
     """
     wanted = [n for n in cfg.model.condition or [] if n not in _SLOW]
-    if wanted and find_entry(name).kind == "simulated":
+    if wanted and find_data_set(name).kind == "simulated":
         from xrddiff.simulation.simulate import simulate
 
         check_conditions(simulate(name, range(FEW)), wanted)

@@ -74,7 +74,7 @@ def _bar(share: float | None, width: int, style: str = "cyan") -> RenderableType
 def _size(mb: float | None) -> str:
     return "" if mb is None else f"{mb / 1e3:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"
 
-
+# %% ../../nbs/execution/dashboard.ipynb #f23283d6
 def device_panel(where: str, devices: Sequence[Device], width: int) -> RenderableType:
     """GPUs or cores: how busy, how much memory, how warm."""
     from rich.table import Table

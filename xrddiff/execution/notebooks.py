@@ -31,7 +31,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from .. import launcher
 from .run_folder import keep_former, keep_memory
-from .live import LiveOutput, Screen, Stream
-from ..files import scratch_folder, write_text
+from .live import LiveOutput, Screen, CellStream
+from ..files import scratch_folder, shipped_folder, write_text
 from ..errors import BadInput, XrddiffError, nearest
 from ..mediums import say
 from ..ranks.stopping import StopRequest
@@ -62,16 +61,11 @@ _RENAMED = {"train_denoiser": "train_generative", "train_autoregressive": "train
 
 def run_notebook_path(name: str) -> Path:
     """The run notebook of this name, in the checkout or in the installed package."""
-    import xrddiff
-
     name = _RENAMED.get(name, name)
-
-    checkout = Path(xrddiff.__file__).resolve().parent.parent / "nbs" / "runs"
-    folders = [checkout, Path(str(files("xrddiff") / "_notebooks"))]
-    for folder in folders:
-        if (folder / f"{name}.ipynb").is_file():
-            return folder / f"{name}.ipynb"
-    found = {p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.ipynb")}
+    folder = shipped_folder("nbs/runs", "_notebooks")
+    if (path := folder / f"{name}.ipynb").is_file():
+        return path
+    found = {p.stem for p in folder.glob("*.ipynb")}
     raise BadInput(f"there is no run notebook '{name}'{nearest(name, found) if found else ' in this installation'}")
 
 # %% ../../nbs/execution/notebooks.ipynb #bd80837e
@@ -210,8 +204,8 @@ def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
         try:
             with (
                 warnings.catch_warnings(),
-                redirect_stdout(Stream(output, "stdout")),
-                redirect_stderr(Stream(output, "stderr")),
+                redirect_stdout(CellStream(output, "stdout")),
+                redirect_stderr(CellStream(output, "stderr")),
             ):
                 warnings.filterwarnings("ignore", message="To exit: use")  # IPython, when a cell calls sys.exit()
                 yield live

@@ -34,7 +34,7 @@ from xrddiff.execution.run_folder import (
     write_failure,
 )
 from ..mediums import say
-from ..overrides import as_override
+from ..overrides import as_override, parse_override
 from ..plugins import plugin_scope
 from ..ranks.stopping import StopRequest
 from ..saved_config import OWN_FRAMES
@@ -183,7 +183,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
         return None
     return found.st_mtime_ns, found.st_ino
 
-
+# %% ../../nbs/execution/phases.ipynb #398038ec
 @plugin_scope()
 def execute_run(
     overrides: Sequence[str],

@@ -31,7 +31,7 @@ from ..gate import or_default, read_json, read_tail, read_text
 from .. import launcher
 from ..config import RESUMABLE
 from ..errors import BadInput, XrddiffError
-from ..files import is_path, lock, sealed_yaml, write_json, write_text
+from ..files import is_path, lock, package_folder, sealed_yaml, write_json, write_text
 from ..mediums import for_html, plain_text, say
 from ..plugins import keep_plugins, load_plugins
 from ..ranks.environment import read_environment
@@ -83,9 +83,7 @@ def _git() -> dict[str, Any] | None:
 
     None outside a checkout. git is asked about that folder only, and executes nothing that a configuration names.
     """
-    import xrddiff
-
-    root = Path(xrddiff.__file__).resolve().parent.parent
+    root = package_folder().resolve().parent
     if not (root / ".git").exists():
         return None
 

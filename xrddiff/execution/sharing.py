@@ -255,7 +255,7 @@ def _evaluation(run: str, words: tuple[str, ...], samples: str | None, device: s
     return open_evaluation(run, words, samples, device or "cpu")
 
 
-def _look(
+def _judge_block(
     run: str, words: tuple[str, ...], samples: str | None, name: str, rows: tuple[int, int], *, device: str | None
 ) -> tuple:
     """The statistics of one block, with its place."""
@@ -263,8 +263,8 @@ def _look(
 
 
 def _look_on(own: str | None, *task: Any, device: None) -> tuple:
-    """`_look` in this process, on its `own` device."""
-    return _look(*task, device=own)
+    """`_judge_block` in this process, on its `own` device."""
+    return _judge_block(*task, device=own)
 
 
 def evaluate_run(
@@ -301,11 +301,11 @@ def evaluate_run(
             bar.update(sizes[name, first])
 
         sizes = {(name, rows[0]): rows[1] - rows[0] for *_, name, rows in tasks}
-        run_tasks(_look if workers else partial(_look_on, device), tasks, pool, keep)
+        run_tasks(_judge_block if workers else partial(_look_on, device), tasks, pool, keep)
     _evaluation.cache_clear()  # before the next call the run may be trained further, and samples made again
     return evaluation, evaluation.merge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})
 
-
+# %% ../../nbs/execution/sharing.ipynb #7190291f
 def _check_metrics(run: Path, words: Sequence[str]) -> None:
     """Raise `BadInput` for a metric that this process has and a worker would not."""
     theirs = {row["name"] for row in kept_plugins(run)} | {plugin.name for plugin in load_standing()}

@@ -173,7 +173,7 @@ class Standing:
 
 QUIET = 600.0  # seconds without a word after which a run is called quiet
 
-
+# %% ../../nbs/execution/standing.ipynb #fd767e86
 class _Training(msgspec.Struct):
     num_epochs: int | None = None
     max_steps: int | None = None
@@ -184,7 +184,7 @@ class _Model(msgspec.Struct):
     diff_epochs: int | None = None
 
 
-class _Told(msgspec.Struct):
+class _ShownConfig(msgspec.Struct):
     """What is shown of a configuration."""
 
     training: _Training = msgspec.field(default_factory=_Training)
@@ -195,14 +195,14 @@ class _Told(msgspec.Struct):
 class _Place(msgspec.Struct):
     host: str = ""
 
-
+# %% ../../nbs/execution/standing.ipynb #04fb2928
 def read_standing(run: str | Path, *, state: str | None = None, why: str = "", log: Path | None = None) -> Standing:
     """How the run in a folder stands.
 
     state, why: of its job, where it has one. log: of its job, shown until the run has its own.
     """
     run = Path(run)
-    cfg = or_default(lambda: read_yaml(run / "config.yaml", _Told, MOST_CONFIG), _Told())
+    cfg = or_default(lambda: read_yaml(run / "config.yaml", _ShownConfig, MOST_CONFIG), _ShownConfig())
     about = or_default(lambda: read_json(run / "environment.json", _Place, 1 << 20), _Place())
     tables = {p: run / p / "metrics" / "training_metrics.csv" for p in ("", "autoencoder")}
     there = {p: _changed(t) for p, t in tables.items() if _changed(t)}
@@ -225,7 +225,7 @@ def read_standing(run: str | Path, *, state: str | None = None, why: str = "", l
     return found
 
 
-def _place(s: Standing, cfg: _Told, row: Mapping[str, Any], bar: Bar | None) -> None:
+def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | None) -> None:
     """How far it has got."""
     s.num_epochs = (cfg.model.diff_epochs if s.phase == "denoiser" else None) or cfg.training.num_epochs or None
     s.step, s.loss, s.lr = int(row.get("step", 0)), row.get("loss"), row.get("lr")
@@ -271,7 +271,7 @@ def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str,
     return ("running" if changed or running and state else "waiting"), why
 
 
-def _title(run: Path, cfg: _Told) -> str:
+def _title(run: Path, cfg: _ShownConfig) -> str:
     words = [cfg.presets.get(name) for name in ("model", "data", "experiment_type", "size")]
     return " · ".join(filter(None, [*words, "/".join(run.parts[-2:])]))
 

@@ -27,8 +27,8 @@ from ..mediums import say
 from ..registry import entries, get, register
 
 # %% auto #0
-__all__ = ['DASHBOARD', 'WATCH', 'FETCH', 'Workers', 'local_workers', 'parse_workers', 'certificates', 'Pool', 'close_web_ports',
-           'open_workers', 'run_tasks', 'run_in_order']
+__all__ = ['DASHBOARD', 'WATCH', 'FETCH', 'Workers', 'local_workers', 'parse_workers', 'certificates', 'WorkerPool',
+           'close_web_ports', 'open_workers', 'run_tasks', 'run_in_order']
 
 # %% ../../nbs/execution/workers.ipynb #11b5deab
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Workers:
         """CPU threads per worker, unless the caller asks for another number."""
         return max(1, cpu_count() // self.count)
 
-    def start(self, threads: int) -> AbstractContextManager[Pool]:
+    def start(self, threads: int) -> AbstractContextManager[WorkerPool]:
         """Start the workers for the duration of the context.
 
         threads: CPU threads per worker.
@@ -109,7 +109,7 @@ def _on_worker(function: Callable[..., Any], threads: int, arguments: Sequence[A
 
 # %% ../../nbs/execution/workers.ipynb #42f7bdea
 @dataclass
-class Pool:
+class WorkerPool:
     """Running workers.
 
     client: the dask client that tasks are submitted to.
@@ -154,7 +154,7 @@ async def _close_later(scheduler: Any) -> None:
 
 
 @contextmanager
-def _local_pool(workers: Workers, threads: int) -> Iterator[Pool]:
+def _local_pool(workers: Workers, threads: int) -> Iterator[WorkerPool]:
     from distributed import Client, LocalCluster
 
     words = dict(
@@ -164,7 +164,7 @@ def _local_pool(workers: Workers, threads: int) -> Iterator[Pool]:
     # dask starts a process in place of one that was lost, too
     with isolated(), LocalCluster(**words) as cluster, Client(cluster) as client:
         close_web_ports(cluster, client)
-        yield Pool(client, threads)
+        yield WorkerPool(client, threads)
 
 # %% ../../nbs/execution/workers.ipynb #da1062b4
 @contextmanager
@@ -185,7 +185,7 @@ def _ends_in_order() -> Iterator[None]:
 
 # %% ../../nbs/execution/workers.ipynb #deebfba2
 @contextmanager
-def open_workers(workers: Workers | None, threads: int | None = None) -> Iterator[Pool | None]:
+def open_workers(workers: Workers | None, threads: int | None = None) -> Iterator[WorkerPool | None]:
     """Start workers, and stop them at the end of the block.
 
     workers: which; None = none.
@@ -215,7 +215,7 @@ FETCH = 10.0  # s, time limit for fetching a result
 
 
 def run_tasks(
-    function: Callable[..., Any], tasks: Sequence[tuple], pool: Pool | None, done: Callable[[Any], None]
+    function: Callable[..., Any], tasks: Sequence[tuple], pool: WorkerPool | None, done: Callable[[Any], None]
 ) -> None:
     """Run tasks in this process or in workers.
 
@@ -285,7 +285,7 @@ def _task_error(error: Exception) -> Exception:
 def run_in_order(
     function: Callable[..., Any],
     tasks: Iterable[tuple[Any, tuple] | None],
-    pool: Pool | None,
+    pool: WorkerPool | None,
     most: int = 2,
     lost: Callable[[Any, Exception], Any] | None = None,
 ) -> Iterator[tuple[Any, Any]]:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import __version__
 from .graphs import Exportable, Graph, open_exportable
 from .package import check_package_target, finish_package
-from ..files import writing
+from ..files import package_version, writing
 from ..formats.store import save_frames
 from ..registry import get
 
@@ -85,6 +84,6 @@ def export_run(
         more = exporter.write(made, part)
         save_frames(made.template, part / "template.h5")
         (part / "config.yaml").write_text(made.words, encoding="utf-8")
-        with_what = {"xrddiff": __version__, "torch": torch.__version__}
+        with_what = {"xrddiff": package_version(), "torch": torch.__version__}
         finish_package(part, {"exporter": format, "made_with": with_what, **made.about, **more})
     return path

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Encode', 'Decode', 'Denoise', 'ReadTokens', 'DenoiseToken', 'Graph', 'autoencoder_graphs', 'denoiser_graph',
-           'autoregressive_graphs', 'map_channels', 'Exportable', 'open_exportable']
+           'autoregressive_graphs', 'taken_maps', 'Exportable', 'open_exportable']
 
 # %% ../../nbs/exports/graphs.ipynb #b019be81
 class Encode(nn.Module):
@@ -143,7 +143,7 @@ class Graph:
         }
         return {"order": list(kinds), "inputs": kinds, "outputs": list(self.outputs)}
 
-
+# %% ../../nbs/exports/graphs.ipynb #ea22408b
 def autoencoder_graphs(autoencoder: Autoencoder, height: int, width: int) -> list[Graph]:
     """`encoder` and `decoder` of an autoencoder, for frames of `height` x `width` pixels."""
     x, mask = torch.zeros(2, 1, height, width), torch.ones(2, 1, height, width, dtype=torch.bool)
@@ -188,10 +188,10 @@ def _conditions(model: nn.Module, size: Sequence[int]) -> dict[str, Tensor]:
         name: torch.zeros(2, dtype=torch.int64) if isinstance(field, int) else torch.full((2,), float(field[0]))
         for name, field in model.conditions.items()
     }
-    return told | {name: torch.zeros(2, channels, *size) for name, channels in map_channels(model).items()}
+    return told | {name: torch.zeros(2, channels, *size) for name, channels in taken_maps(model).items()}
 
 
-def map_channels(model: nn.Module) -> dict[str, int]:
+def taken_maps(model: nn.Module) -> dict[str, int]:
     """The condition maps that a model takes, name -> channels."""
     return dict(getattr(getattr(model, "net", model), "config", {}).get("maps") or {})
 
@@ -246,7 +246,7 @@ def _common(run: Path, state: Mapping[str, Any], checkpoint: str, step: int, tem
         "regions": state.get("regions"),
     }
 
-
+# %% ../../nbs/exports/graphs.ipynb #45473a1d
 def _of_autoencoder(run: Path, cfg: Config) -> Exportable:
     checkpoint, frames = load_checkpoint(run), run / "samples" / "reconstruction.zarr"
     autoencoder = open_autoencoder(checkpoint, ema=cfg.inference.use_ema)
@@ -294,7 +294,7 @@ def _of_generator(run: Path, cfg: Config) -> Exportable:
     about["sampling"] = _sampling(generator, cfg)
     return _exportable(graphs, about, generator.template, cfg)
 
-
+# %% ../../nbs/exports/graphs.ipynb #560e8249
 def _network(generator: Generator) -> dict[str, Any]:
     """What is asked of a network that is not there."""
     fields = generator.given
@@ -302,7 +302,7 @@ def _network(generator: Generator) -> dict[str, Any]:
         "multiple": generator.model.multiple,
         "fields": generator.fields,
         "names": {n: names if not isinstance(names := fields.names(n), int) else None for n in generator.fields},
-        "map_channels": map_channels(generator.model),
+        "map_channels": taken_maps(generator.model),
         "panels": generator.panels,
         "tokens": _tokens(generator.model) if generator.autoregressive else None,
     }

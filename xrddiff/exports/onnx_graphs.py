@@ -99,7 +99,7 @@ class Onnx(GraphExporter):
 
         return call
 
-
+# %% ../../nbs/exports/onnx_graphs.ipynb #8f91edce
 def _example(t: Tensor, generator: torch.Generator) -> Tensor:
     """Values like those of an input: normal numbers, ones, or the number itself."""
     if t.ndim == 0:

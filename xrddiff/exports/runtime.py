@@ -112,7 +112,7 @@ class ExportedAutoencoder(nn.Module):
         """Network values (B, 1, H, W) of latents `z` (B, C, h, w)."""
         return self.graphs["decoder"](z)[0]
 
-
+# %% ../../nbs/exports/runtime.ipynb #09f30e00
 class _Described(nn.Module):
     """A network that is only known by what the manifest says of it."""
 
@@ -140,13 +140,13 @@ class ExportedDenoiser(Denoiser):
                 f"the exported denoiser got sigma of shape {tuple(s.shape)}; expected one noise level for all"
             )
         told = [
-            _told(name, kind, cond or {}, len(x), self.conditions)
+            _graph_conditions(name, kind, cond or {}, len(x), self.conditions)
             for name, kind in list(self.graph.about["inputs"].items())[2:]
         ]
         return self.graph(x.double(), s, *told)[0].to(x.dtype)
 
 
-def _told(
+def _graph_conditions(
     name: str, kind: Mapping[str, Any], cond: Mapping[str, Tensor], batch: int, fields: Mapping[str, Any]
 ) -> Tensor:
     """What a graph is told for `batch` frames besides what it works on; what `cond` does not say is unknown."""
@@ -205,7 +205,7 @@ class ExportedContexts:
         self.told = {
             name: torch.cat(
                 [
-                    _told(name, kind, told, batch, model.conditions)
+                    _graph_conditions(name, kind, told, batch, model.conditions)
                     for told in ({**(cond or {}), **mask}, mask)[: 1 + guided]
                 ]
             )

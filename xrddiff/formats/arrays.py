@@ -113,7 +113,7 @@ def is_zarr(path: Path | RemoteFolder) -> bool:
         return any(path.whole(name) is not None for name in ("zarr.json", ".zgroup", ".zarray"))
     return any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
 
-
+# %% ../../nbs/formats/arrays.ipynb #9c27986b
 @register("reader", "zarr", help="a zarr store, our own or of another program", suffixes=[".zarr"])
 def open_zarr(path: Path | RemoteFolder, dataset: str | None = None) -> dict[str, Any]:
     """A zarr store from another program as keyword arguments of `make_frames`.

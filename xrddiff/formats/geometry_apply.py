@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..headers.geometry_files import HC, DetectorFile, PanelRows, flat_plane, panel_mask, read_geom, read_poni
 from ..headers.gate import is_hdf5, open_hdf5, read_whole, readable
-from ..headers.probe import probe
+from ..headers.probe import probe_file
 from .hdf5 import MaskRows, get_item
 from ..headers.header_rules import same, shown
 from ..headers.sources import HDF5Rows
@@ -68,7 +68,7 @@ def _geometry_mask(geometry: DetectorFile, source: Path | None, shape: tuple[int
         if "file" in m:
             beside = Path(geometry.path).parent / m["file"]
             place = readable(beside if beside.exists() else Path(m["file"]))
-            probe(place)
+            probe_file(place)
         found = (
             get_item(open_hdf5(place), m["data"], place)
             if place is not None and place.is_file() and is_hdf5(place)

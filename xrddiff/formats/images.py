@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..headers.gate import check_size, readable
-from ..headers.probe import probe
+from ..headers.probe import probe_file
 from ..headers.header_rules import agree, read_fields, warn
 from ..headers.raw_headers import comment_fields, raw_header
 from ..frames.rows import EachRow, frame_dtype
@@ -91,7 +91,7 @@ def _opened(path: Path) -> Iterator[Any]:
     log.propagate = False
     try:
         try:
-            probe(readable(path))
+            probe_file(readable(path))
             image = fabio.open(str(path))
             if image is None or getattr(image, "data", None) is None:
                 raise ValueError("no image in it")
@@ -127,7 +127,7 @@ def _tiff_page(path: Path, number: int) -> np.ndarray:
     except (OSError, EOFError, ValueError, SyntaxError) as error:
         raise BadInput(f"page {number} of {path} cannot be read: {' '.join(str(error).split())[:160]}") from None
 
-
+# %% ../../nbs/formats/images.ipynb #50f7b08e
 class ImageRows(EachRow):
     """Frames in image files.
 

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from ..frames.frames import frame_count, validate_frames
-from ..frames.own_labels import are_classes, as_text, label_name
+from ..frames.own_labels import are_classes, class_text, label_name
 from ..frames.bounds import MOST_FRAMES, most_bytes
 from ..headers.gate import readable, as_bad_input
 from ..errors import BadInput
@@ -91,7 +91,7 @@ def _plain(column: pd.Series, where: str) -> np.ndarray:
     if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_datetime64_any_dtype(column.dtype):
         column = column.astype("string")
     if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_string_dtype(column.dtype):
-        return np.array([as_text(v) for v in column.astype(object).where(column.notna(), None)], str)
+        return np.array([class_text(v) for v in column.astype(object).where(column.notna(), None)], str)
     if pd.api.types.is_integer_dtype(column.dtype):
         whole = column.fillna(-1).to_numpy(np.int64)
         return whole if column.notna().all() or are_classes(whole) else column.to_numpy(np.float64, na_value=np.nan)
@@ -142,7 +142,7 @@ def _by_number(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.n
     wrong = ~(np.isin(numbers, np.arange(count)))
     if wrong.any():
         raise BadInput(
-            f"the column {key.name!r} of {where} has {as_text(key.astype(object).iloc[int(np.argmax(wrong))])!r}; expected frames from 0 to {count - 1}"
+            f"the column {key.name!r} of {where} has {class_text(key.astype(object).iloc[int(np.argmax(wrong))])!r}; expected frames from 0 to {count - 1}"
         )
     rows = numbers.astype(np.int64)
     return _once(rows, key, where), np.arange(len(rows))
@@ -155,7 +155,7 @@ def _by_file(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.nda
     for i, f in enumerate(known):
         of.setdefault(f.name, []).append(i)
     rows, at = [], []
-    for k, text in enumerate(map(as_text, key.astype(object).where(key.notna(), None))):
+    for k, text in enumerate(map(class_text, key.astype(object).where(key.notna(), None))):
         parts = tuple(p for p in Path(text).parts if p != ".")
         own = [i for i in of.get(Path(text).name, ()) if known[i].parts[-len(parts) :] == parts]
         rows += own

@@ -17,20 +17,20 @@ from ..headers.geometry_files import PanelRows, panel_mask
 from .hdf5 import get_item, walk
 from .images import open_images
 from ..headers.gate import check_size, is_hdf5, open_hdf5, read_whole, readable
-from ..headers.probe import probe
+from ..headers.probe import probe_file
 from ..frames.rows import Rows
 from ..files import writing
 from .store import writing_hdf5
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'valid_pixels', 'load_mask', 'read_mask', 'check_mask_name', 'write_mask']
+__all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'stored_mask', 'load_mask', 'read_mask', 'check_mask_name', 'write_mask']
 
 # %% ../../nbs/formats/mask_files.ipynb #ddd9e029
 TRUE = ("good", "bad")
 
 
-def valid_pixels(values: np.ndarray, true: str | None, where: str) -> tuple[np.ndarray, str]:
+def stored_mask(values: np.ndarray, true: str | None, where: str) -> tuple[np.ndarray, str]:
     """A mask as stored -> (bool, True = valid pixel; the rule in words).
 
     values: the mask as stored.
@@ -53,7 +53,7 @@ def valid_pixels(values: np.ndarray, true: str | None, where: str) -> tuple[np.n
 # %% ../../nbs/formats/mask_files.ipynb #3f53c9b1
 def _in_hdf5(path: Path, name: str | None) -> np.ndarray:
     """The stored values of the mask in an HDF5 file; a mask of several frames is joined."""
-    probe(path)
+    probe_file(path)
     file = open_hdf5(path)
     if name is None:
         found = [d for d in walk(file) if d.name.rsplit("/", 1)[-1] in ("pixel_mask", "mask") and d.dtype.kind in "iub"]
@@ -104,13 +104,13 @@ def load_mask(path: str | Path, true: str | None = None) -> tuple[np.ndarray, st
     """A mask from a file, in the shape in which it is stored.
 
     path: an array file, an HDF5 file (`FILE:/path/in/file`) or an image.
-    true: see `valid_pixels`.
+    true: see `stored_mask`.
     Returns (bool, True = valid pixel; what was read, in words).
     Raises `BadInput` if the file cannot be read as a mask.
     """
     file, name = _named(path)
     values = _in_hdf5(file, name) if is_hdf5(file) else _in_image(file)
-    return valid_pixels(values, true, str(path))
+    return stored_mask(values, true, str(path))
 
 
 def _named(path: str | Path) -> tuple[Path, str | None]:
@@ -131,7 +131,7 @@ def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[
     path: npy, HDF5 (`FILE:/path/in/file`), a CrystFEL `.geom`, or any image that fabio reads.
     stored: the frames as stored. For a panel stack the mask may also have its panels one below the
         other, (panel · ss, fs), or the layout before a geometry file cut the frames.
-    true: see `valid_pixels`.
+    true: see `stored_mask`.
     Returns (bool, True = valid pixel, with the pixel shape of the frames; what was read, in words).
     Raises `BadInput` if the file cannot be read as a mask or has another shape.
     """

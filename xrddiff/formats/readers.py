@@ -20,7 +20,8 @@ import xarray as xr
 from ..frames.automask import with_automask
 from .arrays import is_zarr, open_npy, open_zarr
 from ..frames.rows import lazy_frames
-from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, panel_distance, validate_frames
+from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, validate_frames
+from ..frames.geometry import panel_distance
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..frames.geometry import PanelGeometry
 from ..frames.selection import concat_frames
@@ -33,13 +34,14 @@ from ..headers.header_rules import agree, drop_impossible, refuse_impossible, re
 from .images import IMAGE_SUFFIXES, expand, is_pattern, natural, open_images
 from .label_tables import label_frames
 from ..frames.labels import join_labels
-from ..headers.probe import probe, probe_ahead
+from ..headers.probe import probe_file, probe_ahead
 from ..frames.rows import ArrayRows, ChainRows, LimitMask, RecentRows, Rows, SqueezedRows
 from .store import is_store, read_store
 from ..errors import BadInput
 from ..files import is_address
 from ..remote.remote_folder import RemoteFolder
 from ..registry import Names, by_suffix, get
+from ..frames.display import FramesAccessor  # noqa: F401  what is opened shows itself: ds.frames
 
 # %% auto #0
 __all__ = ['NEEDED', 'given_mask', 'missing_words', 'in_sentences', 'look_first', 'check_words', 'open_frames', 'join_mask']
@@ -197,7 +199,7 @@ def _gather(
     out.pop("stored_shape", None)
     return out
 
-
+# %% ../../nbs/formats/readers.ipynb #01430708
 def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
     """Apply the geometry file, drop or refuse impossible values, and name the assumed ones."""
     shape = tuple(out["intensity"].shape[-2:])
@@ -292,7 +294,7 @@ def look_first(path: Any, outside: bool) -> h5py.File | None:
         if outside:
             allow_outside(path)
         if os.path.isfile(path) and is_hdf5(readable(Path(path))):
-            probe(path, outside)
+            probe_file(path, outside)
             return open_hdf5(path, outside=outside)
     return None
 
@@ -363,7 +365,7 @@ def open_frames(
         path = files[0] if len(files) == 1 else files
     else:
         path = readable(Path(path))
-    many = _many(path)
+    many = _separate_sets(path)
     if many:
         words |= {"outside": outside, "complete": complete}
         return _open_many(many, automask, geometry=geometry, dataset=dataset, **words)
@@ -385,14 +387,14 @@ def open_frames(
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
     return with_automask(ds, RULES if automask is None else automask)
 
-
+# %% ../../nbs/formats/readers.ipynb #b0f94a95
 def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:
     """The file of each frame of `path`."""
     if is_address(path):
         return [RemoteFolder(path)] * open_frames(path, complete=False).sizes["frame"]
     one = isinstance(path, str | Path) and not is_pattern(path)
     files = [Path(path)] if one else expand(path)
-    many = _many(files[0] if len(files) == 1 else files)
+    many = _separate_sets(files[0] if len(files) == 1 else files)
     if many:
         return [f for f in many for _ in range(open_frames(f, complete=False).sizes["frame"])]
     if not one or (files[0].is_dir() and not is_zarr(files[0])):
@@ -467,7 +469,7 @@ def join_mask(ds: xr.Dataset, words: dict[str, Any]) -> xr.Dataset:
     return ds.assign(mask=(value.dims[1:], good, {"long_name": "True = valid"})).assign_attrs(about)
 
 # %% ../../nbs/formats/readers.ipynb #bbd0da6b
-def _many(path: Path | RemoteFolder | Sequence[Path | RemoteFolder]) -> list[Path | RemoteFolder]:
+def _separate_sets(path: Path | RemoteFolder | Sequence[Path | RemoteFolder]) -> list[Path | RemoteFolder]:
     """The files or stores to be joined as separate data sets.
 
     Empty for one file or a series of images.

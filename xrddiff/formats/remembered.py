@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .. import __version__
-from ..files import cache_dir, json_digest, remove, sealed, writing
+from ..files import cache_dir, json_digest, package_version, remove, sealed, writing
 from .hdf5 import MaskRows
 from .store import lay_out_zarr, read_store, seal_zarr
 from xrddiff.frames.rows import (
@@ -151,7 +150,7 @@ def folder_key(files: Sequence[Path], words: Mapping[str, Any]) -> str | None:
     if any(v.endswith(".geom") and b"_file" in Path(v).read_bytes() for v in named):  # its masks are in other files
         return None
     each = [[os.path.abspath(f), *_stat(f)] for f in files]
-    return json_digest([__version__, _code(), sorted(words.items()), [_stat(v) for v in named], each])
+    return json_digest([package_version(), _code(), sorted(words.items()), [_stat(v) for v in named], each])
 
 # %% ../../nbs/formats/remembered.ipynb #bedc5327
 def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joined: xr.Dataset, **about: Any) -> bool:

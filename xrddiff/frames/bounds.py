@@ -114,7 +114,7 @@ PACKINGS: dict[str, Callable[[bytes, int], int]] = {
     "text": lambda packed, most: _number(0, 4, "little")(packed, most) * 4 + 4,  # a length of 4 bytes for each
 }
 
-
+# %% ../../nbs/frames/bounds.ipynb #1259063d
 def unpacked_size(kind: str, packed: bytes, most: int) -> int:
     """How many bytes a block unpacks to, or some number above `most` if they are more.
 

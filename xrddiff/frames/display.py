@@ -11,13 +11,13 @@ import io
 import numpy as np
 import xarray as xr
 
-from .frames import frame_image, frame_mask, panel_distance
-from .geometry import PanelGeometry
+from .frames import frame_count, frame_image, frame_mask
+from .geometry import PanelGeometry, panel_distance
 from .rows import is_lazy
 from ..mediums import for_html, plain_text
 
 # %% auto #0
-__all__ = ['thumbnail', 'summary_rows', 'as_text', 'as_html']
+__all__ = ['thumbnail', 'summary_rows', 'as_text', 'as_html', 'FramesAccessor']
 
 # %% ../../nbs/frames/display.ipynb #1c0e4101
 def thumbnail(ds: xr.Dataset, i: int = 0, size: int = 160) -> bytes:
@@ -116,3 +116,20 @@ def as_html(ds: xr.Dataset) -> str:
         f"<img alt='frame 0' style='image-rendering:pixelated;min-width:128px' src='data:image/png;base64,{picture}'>"
         f"<table>{cells}</table></div>"
     )
+
+# %% ../../nbs/frames/display.ipynb #21582286
+@xr.register_dataset_accessor("frames")
+class FramesAccessor:
+    """`ds.frames`: how frames are displayed in a notebook."""
+
+    def __init__(self, ds: xr.Dataset):
+        self._ds = ds
+
+    def __len__(self) -> int:
+        return frame_count(self._ds)
+
+    def __repr__(self) -> str:
+        return as_text(self._ds)
+
+    def _repr_html_(self) -> str:
+        return as_html(self._ds)

@@ -19,8 +19,8 @@ from .rows import Stored, is_lazy, lazy_array
 
 # %% auto #0
 __all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'as_numbers', 'make_frames', 'with_peaks',
-           'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'frame_mask', 'panel_distance',
-           'peaks_table', 'frame_peaks', 'FramesAccessor']
+           'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'frame_mask', 'peaks_table',
+           'frame_peaks']
 
 # %% ../../nbs/frames/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -354,13 +354,6 @@ def frame_mask(ds: xr.Dataset, i: int = 0) -> np.ndarray:
     mask = ds["mask"]
     return (mask.isel(frame=i) if "frame" in mask.dims else mask).values
 
-
-def panel_distance(ds: xr.Dataset) -> float:
-    """Mean z of the panels' centres, m."""
-    from xrddiff.frames.geometry import PanelGeometry
-
-    return PanelGeometry(*(ds[v].values for v in PANEL_GEOMETRY), ds["intensity"].shape[1:], None).distance
-
 # %% ../../nbs/frames/frames.ipynb #0d4c0b39
 _FIRST = ("frame", "panel", "fs", "ss", "intensity", "background", "sigma", "snr", "pixels", "h", "k", "l", "d")
 
@@ -384,25 +377,3 @@ def frame_peaks(ds: xr.Dataset, i: int) -> pd.DataFrame:
     i = range(frame_count(ds))[i]
     first, last = np.searchsorted(ds["peak_frame"].values, [i, i + 1])
     return peaks_table(ds.isel(peak=slice(int(first), int(last))))
-
-# %% ../../nbs/frames/frames.ipynb #21582286
-@xr.register_dataset_accessor("frames")
-class FramesAccessor:
-    """`ds.frames`: how frames are displayed in a notebook."""
-
-    def __init__(self, ds: xr.Dataset):
-        self._ds = ds
-
-    def __len__(self) -> int:
-        return frame_count(self._ds)
-
-    # What is displayed needs the geometry, which most users of this module do not: it is imported when it is asked for.
-    def __repr__(self) -> str:
-        from xrddiff.frames.display import as_text
-
-        return as_text(self._ds)
-
-    def _repr_html_(self) -> str:
-        from xrddiff.frames.display import as_html
-
-        return as_html(self._ds)

@@ -18,7 +18,7 @@ from .frames import PANEL_GEOMETRY
 # %% auto #0
 __all__ = ['Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_map', 'solid_angle', 'polarization_factor',
            'ring_radius', 'ring_resolution', 'resolution_rings', 'Placement', 'PanelGeometry', 'assemble',
-           'disassemble', 'lab_to_panel', 'geometry_of', 'is_cut', 'tile_geometry', 'frame_geometry',
+           'disassemble', 'lab_to_panel', 'geometry_of', 'panel_distance', 'is_cut', 'tile_geometry', 'frame_geometry',
            'closest_geometry', 'with_q']
 
 # %% ../../nbs/frames/geometry.ipynb #1a6d8655
@@ -512,6 +512,11 @@ def lab_to_panel(rays: np.ndarray, geom: PanelGeometry) -> tuple[np.ndarray, np.
 def geometry_of(ds: xr.Dataset, frame: int | None = None) -> Geometry | PanelGeometry:
     """`Geometry` of images, `PanelGeometry` of panel stacks; without one, `BadInput`."""
     return (PanelGeometry if "panel" in ds["intensity"].dims else Geometry).from_frames(ds, frame)
+
+
+def panel_distance(ds: xr.Dataset) -> float:
+    """Mean z of the panels' centres, m."""
+    return PanelGeometry(*(ds[v].values for v in PANEL_GEOMETRY), ds["intensity"].shape[1:], None).distance
 
 
 def is_cut(ds: xr.Dataset) -> bool:

@@ -16,7 +16,7 @@ import xarray as xr
 
 from .frames import frame_count, frame_image, frame_mask, missing_geometry
 from .geometry import Geometry, PanelGeometry, geometry_of
-from .own_labels import FRAME_NAMES, MOST_CLASSES, align, as_text, encode
+from .own_labels import FRAME_NAMES, MOST_CLASSES, align, class_text, encode
 from .peaks import find_frame_peaks
 from ..errors import BadInput, nearest
 
@@ -252,7 +252,7 @@ def merge_classes(frames: xr.Dataset, merge: Mapping[str, Mapping[str, str]]) ->
         values, classes = read_label(out, name)
         if classes is None:
             raise BadInput(f"data.merge_labels: {name} is a number; expected a label with classes")
-        changes = {as_text(old): as_text(new) for old, new in changes.items()}
+        changes = {class_text(old): class_text(new) for old, new in changes.items()}
         for old in changes:
             if old not in classes:
                 raise BadInput(f"data.merge_labels: {name} has no class {old!r}{nearest(old, classes)}")
@@ -292,7 +292,7 @@ def _unknown(frames: xr.Dataset, name: str) -> str | None:
     said = ", ".join(f"data.{k}= ({u})" for k, u in missing.items())
     return f"{name} needs what the frames do not say: give {said}" if missing else None
 
-
+# %% ../../nbs/frames/labels.ipynb #2f3f4b44
 def check_conditions(frames: xr.Dataset, names: Iterable[str], wanted: Mapping[str, Any] | None = None) -> None:
     """Raise `BadInput` if a condition cannot be used with these frames.
 

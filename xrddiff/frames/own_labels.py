@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['FRAME_NAMES', 'NETWORK_NAMES', 'MOST_CLASSES', 'label_name', 'are_classes', 'as_text', 'encode', 'align']
+__all__ = ['FRAME_NAMES', 'NETWORK_NAMES', 'MOST_CLASSES', 'label_name', 'are_classes', 'class_text', 'encode', 'align']
 
 # %% ../../nbs/frames/own_labels.ipynb #1bf7ccde
 FRAME_NAMES = frozenset("intensity mask frame x y ss fs panel xyz peak q sample latent drawn distance pixel_size beam_center frame_panel frame_source".split())  # fmt: skip
@@ -39,7 +39,7 @@ def are_classes(values: np.ndarray) -> bool:
     return different <= MOST_CLASSES and (different < len(known) or not len(known))
 
 
-def as_text(v: Any) -> str:
+def class_text(v: Any) -> str:
     """A value of a label as the name of its class; '' for unknown."""
     if isinstance(v, bytes):
         v = v.decode(errors="replace")
@@ -62,7 +62,7 @@ def encode(values: Any, classes: Sequence[str] | None = None) -> tuple[np.ndarra
         return values.astype(np.float32), None
     kind = values.dtype.kind
     different, at = np.unique(values.astype(object).astype(str) if kind in "OUT" else values, return_inverse=True)
-    names = ["" if kind == "i" and v == -1 else as_text(v) for v in different.tolist()]
+    names = ["" if kind == "i" and v == -1 else class_text(v) for v in different.tolist()]
     if classes is None:
         classes = tuple(dict.fromkeys(n for n in (names if kind in "iu" else sorted(names)) if n))
     number = {name: k for k, name in enumerate(classes)} | {"": -1}
@@ -76,7 +76,7 @@ def align(columns: Sequence[np.ndarray | None], counts: Sequence[int]) -> list[n
     kinds = {c.dtype.kind for c in columns if c is not None}
     if kinds & set("OUTb"):  # text in one file, numbers in another
         return [
-            np.full(n, "") if c is None else np.array(["" if v == -1 else as_text(v) for v in c.tolist()], str)
+            np.full(n, "") if c is None else np.array(["" if v == -1 else class_text(v) for v in c.tolist()], str)
             for c, n in zip(columns, counts, strict=True)
         ]
     whole = kinds <= set("iu") and are_classes(np.concatenate([c for c in columns if c is not None]))

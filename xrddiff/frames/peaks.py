@@ -143,7 +143,7 @@ def robust_background(
         kept = total - _sums(x[cut], at[cut], n, block=block)
     return b, sigma, high, suspects[above]
 
-
+# %% ../../nbs/frames/peaks.ipynb #34c738ac
 _LARGE, _STRIDE, _FEW = (
     1 << 18,
     13,
@@ -406,7 +406,7 @@ class PeakFinder:
                 columns = self.columns(some[0])
                 frame = np.zeros(len(columns["fs"]), np.intp)
             else:
-                columns = self._of(len(some)).columns(some.reshape(-1, *self.bins.shape[-2:]))
+                columns = self._for_images(len(some)).columns(some.reshape(-1, *self.bins.shape[-2:]))
                 panels = self.bins.shape[0] if self.bins.ndim == 3 else 1
                 frame, panel = np.divmod(columns.pop("panel"), panels)
                 columns = ({"panel": panel} if self.bins.ndim == 3 else {}) | columns
@@ -415,7 +415,7 @@ class PeakFinder:
             raise BadInput("there are no images; expected at least one")
         return {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
 
-    def _of(self, n: int) -> PeakFinder:
+    def _for_images(self, n: int) -> PeakFinder:
         """The finder for `n` images one after another, each with bins of its own."""
         if n not in self._many:
             step = np.arange(n).reshape(-1, *(1,) * self.bins.ndim) * self.n_bins

@@ -140,7 +140,7 @@ def concat_frames(parts: Sequence[xr.Dataset], *, moved: bool = False) -> xr.Dat
     out = out.transpose(*head["intensity"].dims, ...)
     return xr.Dataset({v: out[v] for v in order}, coords=out.coords, attrs=out.attrs)
 
-
+# %% ../../nbs/frames/selection.ipynb #3c27be04
 def _with_distance(ds: xr.Dataset) -> xr.Dataset:
     """Images with the distance of each."""
     if "distance" in ds.variables:

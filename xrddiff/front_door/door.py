@@ -22,12 +22,14 @@ from ..files import is_address, is_path, scratch_folder
 from ..formats import readers
 from ..formats.store import save_frames
 from ..frames import selection
-from ..frames.frames import FramesAccessor, make_frames, validate_frames
+from ..frames.frames import make_frames, validate_frames
+from ..frames.display import FramesAccessor
 from .keywords import as_overrides
 from .run_frames import index_set
 from .run_numbers import about_run, plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
 from ..loading import catalog
+from ..words.data_sets import CATALOG
 from ..overrides import presets
 from ..plugins import plugin_scope
 from ..saved_config import OWN_FRAMES
@@ -101,11 +103,11 @@ def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
     name = os.fspath(data)
     if name in presets("data"):
         return as_overrides({"data": name}), None
-    if name in catalog.CATALOG:
+    if name in CATALOG:
         return as_overrides({"data.name": name}), None
     if is_address(name) or is_path(Path(name).expanduser()) or any(c in name for c in "*?["):
         return as_overrides({"data.data_path": name}), None
-    hint = nearest(name, {*presets("data"), *catalog.CATALOG})
+    hint = nearest(name, {*presets("data"), *CATALOG})
     raise BadInput(f"data: there is no file, no preset and no named set {name!r}{hint}")
 
 # %% ../../nbs/front_door/door.ipynb #e19bc96d
@@ -152,7 +154,7 @@ def load_exported(path: str | os.PathLike) -> Exported:
     """
     from xrddiff.front_door import exported  # costs an import of PyTorch
 
-    return exported.load_exported(path)
+    return exported.open_exported(path)
 
 # %% ../../nbs/front_door/door.ipynb #a5bff19c
 @plain_errors
@@ -205,9 +207,9 @@ def monitor(path: str | os.PathLike) -> TrainingMonitor:
     `path`: the folder of a run, that another process may train, or the number of its job on a cluster.
     Raises `BadInput` if there is no such run.
     """
-    from xrddiff.widgets.training_monitor import monitor
+    from xrddiff.widgets.training_monitor import open_monitor
 
-    return monitor(path)
+    return open_monitor(path)
 
 # %% ../../nbs/front_door/door.ipynb #dde71709
 @plain_errors

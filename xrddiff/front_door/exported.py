@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # %% auto #0
-__all__ = ['Exported', 'load_exported']
+__all__ = ['Exported', 'open_exported']
 
 # %% ../../nbs/front_door/exported.ipynb #7463cc4b
 @dataclass(repr=False)
@@ -50,7 +50,7 @@ class Exported(ExportedModel):
 
 
 @plain_errors
-def load_exported(path: str | Path) -> Exported:
+def open_exported(path: str | Path) -> Exported:
     """Open an exported model, the folder that `xrddiff export` wrote.
 
     One of the format pt2 holds compiled code, which is loaded: open only what you trust. Raises

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..gate import or_default, read_json
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..errors import BadInput, XrddiffError
 from ..execution.run_folder import Run, holder, run_state
 from .run_frames import open_set

@@ -290,9 +290,9 @@ class TrainedRun(RunNumbers):
     @in_its_scope
     def monitor(self) -> TrainingMonitor:
         """Follow the training of the run while it goes on, also where another process trains it, in a widget."""
-        from xrddiff.widgets.training_monitor import monitor
+        from xrddiff.widgets.training_monitor import open_monitor
 
-        return monitor(self.whole)
+        return open_monitor(self.whole)
 
     def compare(self, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any) -> Compare:
         """Compare frames with what the run made, one by one, in a widget.

@@ -122,7 +122,7 @@ def _check_chunk(codec: Any, packed: Buffer | None, most: int, where: str) -> No
     if packed is not None and (kind := _CODECS[_named(codec)]) is not None:
         check_packed(kind, packed.to_bytes(), most, f"a chunk of {where}")
 
-
+# %% ../../nbs/headers/checked_zarr.ipynb #9d3d8b23
 class _Pipeline(BatchedCodecPipeline):
     """zarr's own pipeline, which looks at each chunk before it is unpacked."""
 
@@ -171,7 +171,7 @@ class _Version2(V2Codec):
             check_packed("text", plain, len(plain), "a chunk of texts")
         return await super()._decode_single(chunk_bytes, chunk_spec)
 
-
+# %% ../../nbs/headers/checked_zarr.ipynb #7b842504
 def _checked_codec(codec: Codec, where: str) -> Codec:
     if isinstance(codec, V2Codec):
         packers = [*(codec.filters or ()), *([codec.compressor] if codec.compressor is not None else [])]

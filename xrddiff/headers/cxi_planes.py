@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .geometry_files import DetectorFile, Panel
+from .geometry_files import DetectorFile, DetectorPanel
 from .gate import read_whole
 from .header_rules import shown, warn
 from ..errors import BadInput
@@ -71,7 +71,7 @@ def _plane(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[i
     centre = _straight(origin, fs, ss)
     if centre is not None:
         return {"pixel_size": float(size), "beam_center": centre, "distance": float(origin[2])}
-    panel = Panel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)
+    panel = DetectorPanel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)
     return {"plane": DetectorFile(where, pixel_size=float(size), distance=float(origin[2]), panels=[panel])}
 
 

@@ -26,7 +26,7 @@ from ..frames.bounds import MOST_FRAMES, RAISE, check_packed, most_bytes, most_p
 
 # %% auto #0
 __all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'MOST_TEXTS', 'odd_kind', 'readable', 'reason', 'as_bad_input',
-           'memory', 'check_size', 'find_source', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5',
+           'machine_memory', 'check_size', 'linked_file', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5',
            'allow_outside', 'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset', 'Packing', 'packing_of',
            'check_stored', 'check_chunks', 'read_whole', 'gzip_frame']
 
@@ -102,7 +102,7 @@ def as_bad_input(what: str) -> Iterator[None]:
         raise BadInput(f"{what}: {reason(error)}") from error
 
 # %% ../../nbs/headers/gate.ipynb #06431ee7
-def memory() -> int:
+def machine_memory() -> int:
     """The memory of this machine, in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -139,7 +139,7 @@ def _megapixels(count: int, size: int) -> int:
     return -(-max(count, -(-count * size // 8)) >> 20)
 
 # %% ../../nbs/headers/gate.ipynb #6e50226a
-def find_source(name: str, path: str | Path) -> Path | None:
+def linked_file(name: str, path: str | Path) -> Path | None:
     """The file that HDF5 opens when the file `path` refers to `name`; None if it does not exist."""
     folders = (Path(path).absolute().parent, Path(os.path.realpath(path)).parent, Path.cwd())
     places = [Path(name)] if os.path.isabs(name) else []
@@ -160,12 +160,12 @@ def _inside(target: Path, path: str | Path, raw: bool) -> bool:
 
 
 def check_source(name: str, path: str | Path, where: str, outside: bool = False, raw: bool = False) -> Path | None:
-    """`find_source`, with checks.
+    """`linked_file`, with checks.
 
     Raises `BadInput` if the target is not a file, or outside the folder of `path` without
     `outside`. `where` names the reference in the message; `raw` is true for external storage.
     """
-    target = find_source(name, path)
+    target = linked_file(name, path)
     if target is None or not target.exists():
         return None
     if kind := odd_kind(target):
@@ -377,12 +377,12 @@ def check_dataset(data: h5py.Dataset, where: str, rows: bool | None = None) -> N
     path = data.file.filename
     if data.is_virtual:
         for source in data.virtual_sources():
-            if source.file_name != "." and find_source(source.file_name, path) is None:
+            if source.file_name != "." and linked_file(source.file_name, path) is None:
                 raise BadInput(f"{where} is a virtual data set whose source {source.file_name} is missing beside it")
     elif plist.get_external_count():
         for i in range(plist.get_external_count()):
             name = os.fsdecode(plist.get_external(i)[0])
-            if find_source(name, path) is None:
+            if linked_file(name, path) is None:
                 raise BadInput(f"{where} keeps its values in {name}, which is missing")
     check_size(data.shape or (), data.dtype, where, data.chunks, rows)
     packing_of(data, where)
@@ -439,7 +439,7 @@ def packing_of(data: h5py.Dataset, where: str) -> Packing | None:
         return None
     return Packing(found[0][1], found[0][0], tuple(f[0] for f in filters), most)
 
-
+# %% ../../nbs/headers/gate.ipynb #cc2071ff
 _SLACK = 4096  # bytes that filters may add to a chunk
 MOST_TEXTS = 1 << 20  # of one data set
 _fat: dict[tuple | None, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through

@@ -21,7 +21,7 @@ from ..mediums import plain_text
 from ..errors import BadInput, nearest
 
 # %% auto #0
-__all__ = ['MOST_TEXT', 'MOST_PANELS', 'HC', 'Panel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask',
+__all__ = ['MOST_TEXT', 'MOST_PANELS', 'HC', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask',
            'flat_plane']
 
 # %% ../../nbs/headers/geometry_files.ipynb #701a6e76
@@ -33,7 +33,7 @@ HC = 12398.419843320026  # h c in eV Å (CODATA 2018, exact since the SI of 2019
 
 
 @dataclass
-class Panel:
+class DetectorPanel:
     """One rigid part of a detector.
 
     - `min_fs`, `max_fs`, `min_ss`, `max_ss`: its place in the stored array, both ends included.
@@ -72,7 +72,7 @@ class DetectorFile:
     beam_center: tuple[float, float] | None = None
     gain_per_ev: float | None = None
     gain: float | None = None
-    panels: list[Panel] = field(default_factory=list)
+    panels: list[DetectorPanel] = field(default_factory=list)
     bad: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
     data: str | None = None
@@ -159,7 +159,7 @@ def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> Detecto
         out.distance, out.beam_center = float(beam[2]), (float(a), float(b))
     else:
         out.distance, out.beam_center = float(beam[2]), None
-        out.panels = [Panel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)]
+        out.panels = [DetectorPanel("plane", 0, shape[1] - 1, 0, shape[0] - 1, origin, fs, ss)]
     return out
 
 # %% ../../nbs/headers/geometry_files.ipynb #3b611bd3
@@ -354,7 +354,9 @@ def _place(out: DetectorFile, panels: dict, words: dict, path: Path) -> None:
         fixed = {d: int(v) for d, v in dims.items() if v not in ("%", "ss", "fs")}
         off = words_of.get("no_index", ("0", ""))[0].lower() in ("1", "true")
         out.panels.append(
-            Panel(name, **pixel, origin=origin, fs=vectors[0] * size, ss=vectors[1] * size, fixed=fixed, off=off)
+            DetectorPanel(
+                name, **pixel, origin=origin, fs=vectors[0] * size, ss=vectors[1] * size, fixed=fixed, off=off
+            )
         )
         for word, to in (("adu_per_eV", "gain_per_ev"), ("adu_per_photon", "gain")):
             if word in words_of:
@@ -395,7 +397,7 @@ def _check_dims(dims: dict[int, str], out: DetectorFile, path: Path) -> None:
 class PanelRows(Rows):
     """The panels of a stored array (frame, …, ss, fs) as a stack (frame, panel, ss, fs)."""
 
-    def __init__(self, stored: Rows, panels: list[Panel], where: str):
+    def __init__(self, stored: Rows, panels: list[DetectorPanel], where: str):
         self.stored, self.panels = stored, panels
         size = tuple(max(p.shape[i] for p in panels) for i in (0, 1))
         axes = len(stored.shape) - 3

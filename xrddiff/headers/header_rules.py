@@ -17,9 +17,9 @@ from .geometry_files import HC
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['QUANTITIES', 'FIELDS', 'Quantity', 'shown', 'same', 'outside', 'problem', 'unusual', 'meant', 'refuse_impossible',
-           'Field', 'quantities', 'centre', 'Reading', 'read_fields', 'warn', 'drop_impossible', 'agree',
-           'refuse_mixed']
+__all__ = ['QUANTITIES', 'FIELDS', 'Quantity', 'shown', 'same', 'centre_outside', 'problem', 'unusual', 'meant',
+           'refuse_impossible', 'Field', 'quantities', 'centre', 'Reading', 'read_fields', 'warn', 'drop_impossible',
+           'agree', 'refuse_mixed']
 
 # %% ../../nbs/headers/header_rules.ipynb #04821591
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def same(word: str, a: Any, b: Any) -> bool:
     return bool((np.abs(a - b) <= QUANTITIES[word].same * scale).all())
 
 # %% ../../nbs/headers/header_rules.ipynb #8a69a550
-def outside(center: Sequence[float], shape: Sequence[int]) -> float:
+def centre_outside(center: Sequence[float], shape: Sequence[int]) -> float:
     """Distance of a beam centre (x, y) px from a detector of `shape` (y, x), in detector widths; 0
     on it.
     """
@@ -81,7 +81,7 @@ def problem(word: str, value: Any, shape: Sequence[int] | None) -> str | None:
     if word != "beam_center":
         good = np.isfinite(numbers).all() and (numbers >= q.low).all() and (numbers <= q.high).all()
         return None if good else f"expected {q.low:g} to {q.high:g} {q.unit}"
-    if not np.isfinite(numbers).all() or (shape is not None and outside(numbers, shape) > 1):
+    if not np.isfinite(numbers).all() or (shape is not None and centre_outside(numbers, shape) > 1):
         return f"expected a beam on or near the detector{'' if shape is None else f' of {shape[1]} × {shape[0]} px'}"
     return None
 
@@ -311,7 +311,7 @@ def _choose_centre(
 
 def _odd_centre(reading: Reading, value: tuple, shape: Sequence[int], pixel: float | None) -> list[str]:
     """Notes on a centre that is possible but probably wrong."""
-    if outside(value, shape) > 0:
+    if centre_outside(value, shape) > 0:
         return [f"{reading.text} is a beam at {shown('beam_center', value)}, beside the detector: kept"]
     middle = np.array(shape[::-1]) / 2
     if pixel is None or reading.field.unit == "mm" or not _far(value / middle, (1, 1), 0.5):
@@ -402,7 +402,7 @@ def drop_impossible(words: dict[str, Any], shape: Sequence[int] | None, where: s
             warnings.warn(f"{where}: {shape_of}; {reason}: left out", stacklevel=2)
         elif word != "beam_center" and value is not None and (reason := unusual(word, every)):
             warnings.warn(f"{where}: {name} is {shown(word, value)}; {reason}: kept", stacklevel=2)
-        elif word == "beam_center" and value is not None and shape is not None and outside(value, shape) > 0:
+        elif word == "beam_center" and value is not None and shape is not None and centre_outside(value, shape) > 0:
             warnings.warn(f"{where}: {name} is {shown(word, value)}, beside the detector: kept", stacklevel=2)
 
 # %% ../../nbs/headers/header_rules.ipynb #7ac3419d

@@ -28,7 +28,8 @@ from ..launcher import limit
 from ..errors import BadInput, XrddiffError
 
 # %% auto #0
-__all__ = ['SECONDS', 'ENOUGH', 'MEMORY', 'most_memory', 'try_image', 'try_file', 'serve', 'start_probe', 'probe', 'probe_ahead']
+__all__ = ['SECONDS', 'ENOUGH', 'MEMORY', 'most_memory', 'try_image', 'try_file', 'serve', 'start_probe', 'probe_file',
+           'probe_ahead']
 
 # %% ../../nbs/headers/probe.ipynb #e605d756
 SECONDS = 2  # processor time for a small file; one more for every 4 MiB
@@ -194,7 +195,7 @@ def start_probe(path: str | Path) -> None:
             _probe.start()
 
 
-def probe(path: str | Path, outside: bool = False) -> None:
+def probe_file(path: str | Path, outside: bool = False) -> None:
     """Try a file in the probe process; each file is tried once.
 
     Raises `BadInput` for an HDF5 file or image that crashes or hangs the library that reads it, and
@@ -215,11 +216,11 @@ def probe(path: str | Path, outside: bool = False) -> None:
 
 @contextmanager
 def probe_ahead(paths: Iterable[str | Path], outside: bool = False) -> Iterator[None]:
-    """Within `with`, files are tried in turn while others are read; each `probe` says what its file did."""
+    """Within `with`, files are tried in turn while others are read; each `probe_file` says what its file did."""
     pool = ThreadPoolExecutor(1, "probe")
     try:
         for path in paths:
-            pool.submit(probe, path, outside)
+            pool.submit(probe_file, path, outside)
         yield
     finally:
         pool.shutdown(cancel_futures=True)

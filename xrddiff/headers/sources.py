@@ -29,7 +29,7 @@ from xrddiff.headers.gate import (
     allow_outside,
     check_chunks,
     check_dataset,
-    find_source,
+    linked_file,
     gzip_frame,
     leads_outside,
     check_stored,
@@ -77,7 +77,7 @@ def _virtual_table(data: h5py.Dataset, path: str) -> list[tuple[int, int, int, s
         here, there = (_whole_frames(s) for s in (plist.get_virtual_vspace(i), plist.get_virtual_srcspace(i)))
         if here is None or there is None or there[1] not in (0, here[1]) or "%" in file + name:
             return None
-        target = path if file == "." else find_source(file, path)
+        target = path if file == "." else linked_file(file, path)
         if target is None:
             return None
         table.append((here[0], here[1], there[0], str(target), name))
@@ -317,7 +317,7 @@ class ZarrRows(Rows):
             return self._by_zarr(a, b, rest)
         out = np.empty((b - a, *self.shape[1:]), self.dtype)
         try:
-            for i, frame in zip(range(b - a), self._each(direct, a, b), strict=True):
+            for i, frame in zip(range(b - a), self._frames_between(direct, a, b), strict=True):
                 out[i] = frame
         except RemoteError:
             raise
@@ -325,7 +325,7 @@ class ZarrRows(Rows):
             return self._by_zarr(a, b, rest)  # its sentence names all frames that were asked for
         return out
 
-    def _each(self, direct: Callable[[int], np.ndarray], a: int, b: int) -> Iterator[np.ndarray]:
+    def _frames_between(self, direct: Callable[[int], np.ndarray], a: int, b: int) -> Iterator[np.ndarray]:
         """The frames a … b−1, those on a server several at once."""
         if not isinstance(self.path, RemoteFolder) or b - a < 2:
             yield from map(direct, range(a, b))

@@ -20,7 +20,7 @@ from ..frames.frames import frame_count
 from ..frames.selection import select_frames
 from .autoencoder_alone import open_autoencoder_alone, training_frames
 from .generators import Generator, open_generator
-from .measured import Network, fit_frames, to_network
+from .measured import NetworkFrames, fit_to_model, to_network
 from ..metrics.anomalies import denoising_scores, reconstruction_scores, simple_scores
 from ..metrics.baselines import with_intensity
 from ..saved_config import load_config
@@ -64,7 +64,7 @@ class Scorer:
 
     def fit(self, frames: xr.Dataset, where: str = "the frames") -> xr.Dataset:
         """Frames pooled and cut as those of the training. Raises `BadInput` if they do not fit."""
-        return fit_frames(frames, self.generator, self.regions, where)
+        return fit_to_model(frames, self.generator, self.regions, where)
 
     @torch.no_grad()
     def __call__(
@@ -93,7 +93,7 @@ class Scorer:
         return pd.concat(tables, axis=1), latents
 
     def _denoising(
-        self, net: Network, x: torch.Tensor, mask: torch.Tensor, side: int, numbers: Sequence[int]
+        self, net: NetworkFrames, x: torch.Tensor, mask: torch.Tensor, side: int, numbers: Sequence[int]
     ) -> pd.DataFrame:
         """What the denoiser makes of frames of which nothing is known."""
         model = self.generator.model
@@ -104,7 +104,7 @@ class Scorer:
         words = dict(sigma_data=model.sigma_data, cond=unknown, draws=self.draws, index=numbers, side=side)
         return denoising_scores(model, x, mask, sigmas, **words)
 
-
+# %% ../../nbs/inference/anomalies.ipynb #a69729e0
 def _autoencoder(run: str | Path, state: dict[str, Any], device: torch.device | str) -> Generator:
     """The model of a run without a generative one; `state`: of its checkpoint."""
     cfg = load_config(Path(run) / "config.yaml")

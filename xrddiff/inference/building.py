@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..contradictions import chosen_options
+from ..used_words import chosen_options
 from ..diffusion.denoisers import SPAN, Denoiser
 from ..errors import BadInput
 from ..transforms.pipelines import transform_from_state

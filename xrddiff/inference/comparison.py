@@ -27,7 +27,8 @@ from ..indexing.cells import read_cell
 from ..indexing.chance import Chance
 from ..indexing.indexer import Indexer, index_frames, make_indexer
 from .evaluation import samples_of
-from ..loading.catalog import CATALOG, load
+from ..loading.catalog import load
+from ..words.data_sets import CATALOG
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import FAR, Judgement, findings, judge_summaries, title_of
 from ..metrics.merging import ambiguous, merging_numbers
@@ -38,10 +39,11 @@ from ..metrics.set_summaries import Ruler, SetSummary
 from ..registry import Names
 
 # %% auto #0
-__all__ = ['PAIRED', 'MERGED', 'PROFILES', 'open_set', 'ComparisonPlan', 'Part', 'SharedIndexer', 'SetComparison', 'Comparison']
+__all__ = ['PAIRED', 'MERGED', 'PROFILES', 'open_frames_of', 'ComparisonPlan', 'MeasuredBlock', 'SharedIndexer', 'SetComparison',
+           'Comparison']
 
 # %% ../../nbs/inference/comparison.ipynb #4ce344fd
-def open_set(name: str | Path) -> xr.Dataset:
+def open_frames_of(name: str | Path) -> xr.Dataset:
     """The frames of a file or an address, of a named data set, or the samples of a run.
 
     Samples that are expected values are compared as the detector would count them.
@@ -65,7 +67,7 @@ def open_set(name: str | Path) -> xr.Dataset:
 class ComparisonPlan:
     """What to compare; all workers of a comparison open the same.
 
-    frames, reference: as `open_set` takes them; without a reference, physics alone speaks.
+    frames, reference: as `open_frames_of` takes them; without a reference, physics alone speaks.
     cell: as `read_cell` takes it; None takes that of the reference or of the frames, or looks for
         one.
     limit: frames of each set at most, evenly spaced.
@@ -88,7 +90,7 @@ class ComparisonPlan:
             read_cell(self.cell)
 
 # %% ../../nbs/inference/comparison.ipynb #ee8ff769
-class Part(NamedTuple):
+class MeasuredBlock(NamedTuple):
     """What was measured of a block of frames: rows of `physics_rows`, a `SetSummary` if the detectors
     are the same and `QProfiles` if not, integrated reflections, and the reasons for what is missing.
     """
@@ -145,7 +147,7 @@ class SetComparison:
     def __init__(self, plan: ComparisonPlan):
         self.plan, self.why = plan, {}
         names = {"reference": plan.reference, "frames": plan.frames}
-        self.sets = {name: open_set(source) for name, source in names.items() if source is not None}
+        self.sets = {name: open_frames_of(source) for name, source in names.items() if source is not None}
         self.rows = {name: evenly_spaced(range(frame_count(ds)), plan.limit) for name, ds in self.sets.items()}
         self._indexers: dict[str, Indexer | None] = {}
 
@@ -211,7 +213,7 @@ class SetComparison:
         """The indexer of each set, to give to `measure`."""
         return {name: self._share(name) for name in self.sets}
 
-    def measure(self, name: str, rows: slice, shared: SharedIndexer | None) -> Part:
+    def measure(self, name: str, rows: slice, shared: SharedIndexer | None) -> MeasuredBlock:
         """What is measured of these rows of a set."""
         if name not in self._indexers:
             self._indexers[name] = shared.make() if shared else None
@@ -229,9 +231,11 @@ class SetComparison:
         physics = physics_rows(frames, indexing, peaks=peaks, why=why)
         summary = self.ruler.measure(frames, numbers=numbers, peaks=peaks) if self.ruler else None
         profiles = None if self.q_edges is None else q_profiles(frames, self.q_edges)
-        return Part(physics, summary, profiles, reflections, why)
+        return MeasuredBlock(physics, summary, profiles, reflections, why)
 
-    def _merging(self, parts: Mapping[str, Sequence[Part]], why: dict[str, str]) -> dict[str, dict[str, float]]:
+    def _merging(
+        self, parts: Mapping[str, Sequence[MeasuredBlock]], why: dict[str, str]
+    ) -> dict[str, dict[str, float]]:
         """Merged intensities, if a cell was known."""
         tables = {}
         for name, found in parts.items():
@@ -243,7 +247,7 @@ class SetComparison:
             why["merging"] = f"a lattice of {self.group} indexes in several ways, so halves agree less than they could"
         return out
 
-    def merge(self, parts: Mapping[str, Sequence[Part]]) -> Comparison:
+    def merge(self, parts: Mapping[str, Sequence[MeasuredBlock]]) -> Comparison:
         """The comparison.
 
         parts: for each set, the results of `measure` in order.

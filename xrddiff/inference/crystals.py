@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['asked_lattices', 'asked_intensities', 'lattice_rows', 'with_crystals', 'maps_of', 'with_own_crystals',
-           'measured_maps', 'check_lattice']
+__all__ = ['asked_lattices', 'asked_intensities', 'alike_rows', 'with_crystals', 'maps_of', 'with_own_crystals', 'measured_maps',
+           'check_lattice']
 
 # %% ../../nbs/inference/crystals.ipynb #6577b5fe
 def asked_lattices(
@@ -66,7 +66,7 @@ def asked_intensities(asked: Lattices, template: xr.Dataset, seed: int) -> Cryst
     return wilson_intensities(asked.cell, known, corner_resolution(closest_geometry(template)), seed)
 
 # %% ../../nbs/inference/crystals.ipynb #d926ca19
-def lattice_rows(
+def alike_rows(
     count: int,
     known: Mapping[str, np.ndarray],
     drawn: Mapping[str, np.ndarray],
@@ -97,7 +97,7 @@ def with_crystals(
 ) -> xr.Dataset:
     """Samples with `cell` and `orientation` of their crystals.
 
-    rows: see `lattice_rows`.
+    rows: see `alike_rows`.
     bright: the template, if the model was told how bright reflections are, see `asked_intensities`.
     """
     cells, orientations = asked.draw(frames["sample"].values, seed, rows)

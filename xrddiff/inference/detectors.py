@@ -77,7 +77,8 @@ def detector_frames(source: str) -> xr.Dataset:
     Raises `BadInput` if there is none, or none with a known place.
     """
     from xrddiff.formats.readers import open_frames
-    from xrddiff.loading.catalog import CATALOG, load
+    from xrddiff.loading.catalog import load
+    from xrddiff.words.data_sets import CATALOG
 
     if source in CATALOG:
         frames = load(source, limit=1)

@@ -76,7 +76,7 @@ class EncodedFrames:
         values = self.space.decode(latents.to(self.space.mean.device))[:, 0, :y, :x]
         return np.where(frame_mask(self.frames, 0), self.intensities(values), 0).astype(np.float32)
 
-
+# %% ../../nbs/inference/encoded.ipynb #2cbdfa27
 @torch.no_grad()
 def open_encoded(
     prepared: Prepared,

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..config import inference_config
-from ..contradictions import chosen_options
+from ..used_words import chosen_options
 from ..errors import BadInput, nearest
 from ..formats.store import read_store
 from ..frames.frames import frame_count
@@ -27,7 +27,7 @@ from .generators import open_generator
 from .judges import ConditionJudges, asked_of_all
 from ..loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
 from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
-from ..metrics.conditions import Answers, same_condition
+from ..metrics.conditions import FoundConditions, same_condition
 from ..metrics.indexing import lattice_rows
 from ..metrics.physics import summarise_physics
 from ..metrics.ranges import drawn_range
@@ -155,7 +155,7 @@ class SampleEvaluation:
         answers = {"answers": frame_count(self.samples)} if self.judges.names else {}
         return self.sets | answers | {LATTICES + name: len(at) for name, at in self.indexed.items()}
 
-    def measure(self, name: str, rows: slice) -> SetSummary | Answers | LatticePart:
+    def measure(self, name: str, rows: slice) -> SetSummary | FoundConditions | LatticePart:
         """What the ruler measures in these rows of a set.
 
         For "answers": the conditions requested for these samples, and those found. For "lattices of

@@ -23,7 +23,7 @@ from ..formats.store import read_store, save_frames
 from ..frames.frames import frame_mask
 from ..frames.geometry import is_cut
 from .conditions import SampleConditions
-from .crystals import asked_lattices, lattice_rows, maps_of, with_crystals
+from .crystals import asked_lattices, alike_rows, maps_of, with_crystals
 from .detectors import template_frames
 from ..metrics.ranges import LIMITS, held
 from ..models.autoregressive import AutoregressiveDiffusion
@@ -315,7 +315,7 @@ class Generator:
         if not show_crystals(self.maps):
             return out
         asked = asked_lattices(self.lattices, settings.lattice, self.template)
-        rows = lattice_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
+        rows = alike_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
         return with_crystals(out, asked, rows, seed, bright=self.template if "intensity" in self.maps else None)
 
 # %% ../../nbs/inference/generators.ipynb #d3d4ab32

@@ -108,7 +108,7 @@ def noisy_accuracy(
     found = [accuracies(c)["balanced_accuracy"] for c in confusion]
     return {f"{sigma:.3g}": None if a != a else a for sigma, a in zip(sigmas, found, strict=True)}
 
-
+# %% ../../nbs/inference/guides.ipynb #dda89aa4
 def train_guide(
     run: str | Path,
     loaders: tuple[Any, Any],

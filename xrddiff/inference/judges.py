@@ -23,7 +23,7 @@ from ..loading.loader import FrameLoader
 from ..errors import BadInput, XrddiffError
 from ..files import CannotSave, json_digest, writing
 from xrddiff.metrics.conditions import (
-    Answers,
+    FoundConditions,
     class_answer,
     class_peaks,
     condition_words,
@@ -31,7 +31,7 @@ from xrddiff.metrics.conditions import (
     number_answer,
 )
 from ..models.classifier import Classifier, evaluate_classifier
-from ..recipes.classifiers import fit_classifier, open_classifier, save_classifier, to_device
+from ..recipes.classifiers import fit_classifier, open_classifier, save_classifier, classifier_batch
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -150,9 +150,9 @@ class ConditionJudges:
         steps = 20 if self.trial else int(np.clip(30 * len(p.train) // 16, 60, _STEPS))
         net = fit_classifier(train, name, classes, steps=steps, device=self.device)
         held_out = p.loader(evenly_spaced(p.held_out, _FRAMES), batch_size=50, shuffle=False, prefetch=0)
-        confusion = evaluate_classifier(net, (to_device(b, self.device) for b in held_out.batches()), name, classes)[
-            "confusion"
-        ]
+        confusion = evaluate_classifier(
+            net, (classifier_batch(b, self.device) for b in held_out.batches()), name, classes
+        )["confusion"]
         about = {"key": self._key(name), "classes": self.classes[name], "confusion": confusion.tolist()}
         try:
             with writing(_folder(self.run, name)) as new:
@@ -162,7 +162,7 @@ class ConditionJudges:
                 raise
         self._opened[name] = net, about
 
-    def measure(self, samples: xr.Dataset, counted: xr.Dataset) -> Answers:
+    def measure(self, samples: xr.Dataset, counted: xr.Dataset) -> FoundConditions:
         """The requested and the actual conditions of samples.
 
         samples: the samples, with the requested conditions.
@@ -170,7 +170,7 @@ class ConditionJudges:
         """
         asked = {name: samples[name].values for name in self.names}
         got = {name: self._read(name, counted) for name in self.names}
-        return Answers(samples["sample"].values, asked, got)
+        return FoundConditions(samples["sample"].values, asked, got)
 
     @torch.no_grad()
     def _read(self, name: str, counted: xr.Dataset) -> np.ndarray:
@@ -182,10 +182,10 @@ class ConditionJudges:
         if (opened := self.open(name)) is None:
             return np.full(n, -1)
         loader = FrameLoader(counted, self.prepared.transform, batch_size=50, shuffle=False, prefetch=0, cond=[])
-        batches = (to_device(b, self.device) for b in loader.batches())
+        batches = (classifier_batch(b, self.device) for b in loader.batches())
         return np.concatenate([opened[0](b["x"], 0.0, b["mask"]).argmax(1).cpu().numpy() for b in batches])
 
-    def answers(self, found: Answers, sets: Mapping[str, SetSummary]) -> dict[str, dict[str, Any]]:
+    def answers(self, found: FoundConditions, sets: Mapping[str, SetSummary]) -> dict[str, dict[str, Any]]:
         """By condition, what was requested and what was found.
 
         found: the result of `measure`.
@@ -204,7 +204,7 @@ class ConditionJudges:
                     out[name]["why"] = "it cannot be measured on a sample"
         return out
 
-    def _class(self, name: str, found: Answers, sets: Mapping[str, SetSummary]) -> dict[str, Any]:
+    def _class(self, name: str, found: FoundConditions, sets: Mapping[str, SetSummary]) -> dict[str, Any]:
         names, about = self.classes[name], self._opened[name][1]
         confusion = confusion_matrix(found.asked[name], found.got[name], len(names))
         answer = class_answer(names, confusion, np.array(about["confusion"]))

@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['fit_frames', 'masked', 'Network', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting', 'open_one',
+__all__ = ['fit_to_model', 'masked', 'NetworkFrames', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting', 'open_one',
            'Interpolation', 'open_interpolation']
 
 # %% ../../nbs/inference/measured.ipynb #97b09796
-def fit_frames(frames: xr.Dataset, generator: Generator, regions: Transform, where: str) -> xr.Dataset:
+def fit_to_model(frames: xr.Dataset, generator: Generator, regions: Transform, where: str) -> xr.Dataset:
     """Frames in the shape that a model draws: unchanged, or pooled and cut.
 
     frames: the frames.
@@ -99,7 +99,7 @@ def masked(frames: xr.Dataset, mask: np.ndarray | None, where: str) -> xr.Datase
 
 # %% ../../nbs/inference/measured.ipynb #89fa15ab
 @dataclass
-class Network:
+class NetworkFrames:
     """Frames as network values.
 
     x: (B, 1, H, W) float32, 0 at invalid pixels.
@@ -114,10 +114,10 @@ class Network:
     cond: dict[str, Tensor]
 
 
-def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, Any], where: str) -> Network:
+def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, Any], where: str) -> NetworkFrames:
     """Frames on the scale of the model and with its padding.
 
-    frames: the frames, fitted by `fit_frames`.
+    frames: the frames, fitted by `fit_to_model`.
     generator: the model.
     values: given conditions; the others are those of the frames, or unknown.
     where: what the frames are called in error messages.
@@ -142,7 +142,7 @@ def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, An
         kind, unknown = (torch.int64, -1) if isinstance(known, int) else (torch.float32, float("nan"))
         own = np.broadcast_to(unknown if own is None else own, n)
         cond[name] = torch.as_tensor(np.array(own), dtype=kind, device=generator.device)
-    return Network(torch.from_numpy(x).to(generator.device), torch.from_numpy(valid).to(generator.device), np.where(valid[:, 0, :height, :width], counts, 0), cond)  # fmt: skip
+    return NetworkFrames(torch.from_numpy(x).to(generator.device), torch.from_numpy(valid).to(generator.device), np.where(valid[:, 0, :height, :width], counts, 0), cond)  # fmt: skip
 
 # %% ../../nbs/inference/measured.ipynb #7635952c
 def open_fitted(
@@ -168,7 +168,7 @@ def open_fitted(
     opened = opened if limit is None or limit >= frame_count(opened) else select_frames(opened, slice(0, limit))
     own, where = None if with_frames else load_mask(mask, mask_true)[0], str(frames)
     whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # the file's pixels, or the model's
-    fitted = fit_frames(masked(opened, own, where) if whole else opened, generator, regions, where)
+    fitted = fit_to_model(masked(opened, own, where) if whole else opened, generator, regions, where)
     return fitted if whole else masked(fitted, own, where)
 
 # %% ../../nbs/inference/measured.ipynb #6e6fe659
@@ -203,7 +203,7 @@ class Inpainting:
         return measured_maps(self.frames, self.generator)
 
     @cached_property
-    def network(self) -> Network:
+    def network(self) -> NetworkFrames:
         """The measured frames."""
         return to_network(self.frames, self.generator, self.cfg.inference.condition, self.about["frames"])
 
@@ -364,7 +364,8 @@ def open_one(name: str) -> xr.Dataset:
 
     Raises `BadInput` if it does not exist.
     """
-    from xrddiff.loading.catalog import CATALOG, load
+    from xrddiff.loading.catalog import load
+    from xrddiff.words.data_sets import CATALOG
     from xrddiff.formats.readers import open_frames
 
     source, colon, index = name.rpartition(":")
@@ -401,7 +402,7 @@ class Interpolation:
     rounds: int = 5
 
     @cached_property
-    def network(self) -> Network:
+    def network(self) -> NetworkFrames:
         """The two frames; a pixel is valid if it is valid in both."""
         asked, names = self.cfg.inference.condition, (self.about["first"], self.about["last"])
         a, b = (to_network(f, self.generator, asked, n) for f, n in zip(self.pair, names, strict=True))
@@ -409,7 +410,9 @@ class Interpolation:
         cond = {name: torch.cat([a.cond[name], b.cond[name]]) for name in a.cond}
         if not valid.any():
             raise BadInput(f"{names[0]} and {names[1]} have no valid pixel in common; expected frames of one detector")
-        return Network(torch.where(valid, torch.cat([a.x, b.x]), 0), valid, np.concatenate([a.counts, b.counts]), cond)
+        return NetworkFrames(
+            torch.where(valid, torch.cat([a.x, b.x]), 0), valid, np.concatenate([a.counts, b.counts]), cond
+        )
 
     @torch.no_grad()
     def make(self) -> tuple[xr.Dataset, np.ndarray]:
@@ -493,7 +496,7 @@ def open_interpolation(
     cfg, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=True)
     if eta := sampler.options["eta"]:
         raise BadInput(f"inference.sampler_options.eta={eta:g}: fresh noise cannot be inverted; expected 0")
-    pair = tuple(fit_frames(open_one(name), generator, regions, name) for name in (first, last))
+    pair = tuple(fit_to_model(open_one(name), generator, regions, name) for name in (first, last))
     about = _about(cfg, sampler, guide, first=first, last=last)
     job = Interpolation(generator, sampler, cfg, pair, steps, guide, about)
     assert job.network  # computed here, because it refuses frames without valid pixels

@@ -32,10 +32,10 @@ from .crystals import measured_maps
 from .encoded import open_encoded
 from .generators import Generator, open_generator
 from .guides import Guide, open_guide
-from .measured import Network, open_fitted, to_network
+from .measured import NetworkFrames, open_fitted, to_network
 from .samplers import ready_sampler
 from ..loading.datasets import Prepared
-from ..metrics.coverage import Coverage, coverage, interval, window_sums
+from ..metrics.coverage import Coverage, coverage, interval, sums_around
 from ..models.autoencoder import AutoencoderVQ
 from ..posteriors.counts import counted
 from ..posteriors.latents import LatentPosterior, LatentPrior, draw_latents
@@ -158,7 +158,7 @@ class PosteriorJob:
         return tuple(self.frames["intensity"].shape[1:])
 
     @cached_property
-    def whole(self) -> Network:
+    def whole(self) -> NetworkFrames:
         """The frames with all that was measured of them."""
         where = self.about.get("frames", "the frames")
         return to_network(self.frames, self.generator, self.cfg.inference.condition, where)
@@ -175,13 +175,13 @@ class PosteriorJob:
         return np.stack([hidden_blocks(m, self.hold_out, self.seed, i) for i, m in enumerate(self.measured)])
 
     @cached_property
-    def network(self) -> Network:
+    def network(self) -> NetworkFrames:
         """The frames with what the method may see of them."""
         height, width = self.size
         valid = self.whole.valid.clone()
         valid[:, 0, :height, :width] &= torch.from_numpy(~self.held_out).to(valid.device)
         counts = np.where(self.held_out, 0, self.whole.counts)
-        return Network(torch.where(valid, self.whole.x, 0), valid, counts, self.whole.cond)
+        return NetworkFrames(torch.where(valid, self.whole.x, 0), valid, counts, self.whole.cond)
 
     @cached_property
     def likelihood(self) -> Poisson:
@@ -341,9 +341,9 @@ class Posterior:
         samples, truth, sizes = [], [], (2 * half + 1) ** 2
         for i, d in enumerate(self.found):
             at = x[frame == i], y[frame == i], half
-            whole = window_sums(self.job.held_out[i].astype(np.int64), *at) == sizes
-            samples.append(window_sums(d.measured, *at)[:, whole])
-            truth.append(window_sums(self.job.whole.counts[i], *at)[whole])
+            whole = sums_around(self.job.held_out[i].astype(np.int64), *at) == sizes
+            samples.append(sums_around(d.measured, *at)[:, whole])
+            truth.append(sums_around(self.job.whole.counts[i], *at)[whole])
         most = max(map(len, truth), default=0)
         if not most or self.job.draws < 3:
             return None

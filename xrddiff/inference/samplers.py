@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..contradictions import chosen_options
+from ..used_words import chosen_options
 from ..diffusion.denoisers import measure_sigma_data
 from ..diffusion.keyed_sampling import Sampler
 from ..diffusion.schedules import TrainingNoise, make_noise

@@ -185,7 +185,7 @@ def simulation_folder(experiment: Any, seed: int = 0, cache: str | Path | None =
             part.write_text(sealed(json.dumps(key, indent=1, sort_keys=True)))
     return folder
 
-
+# %% ../../nbs/loading/cache.ipynb #da461db5
 def _make(experiment: Any, seed: int, folder: Path, blocks: list[int], size: int, progress: bool | None) -> None:
     """Simulate the missing blocks, sharing the work with other processes that do the same."""
     missing = [k for k in blocks if not (folder / f"block-{k:06d}.h5").exists()]

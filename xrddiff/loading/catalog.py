@@ -14,7 +14,6 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,86 +39,15 @@ from ..headers.geometry_files import HC
 from ..formats.images import natural, open_images
 from ..formats.readers import open_frames
 from ..formats.store import check_target, read_store, save_frames
-from ..errors import BadInput, nearest
+from ..errors import BadInput
+from ..words.data_sets import CATALOG, DataSet, find_data_set
 from ..files import CannotSave, cache_dir, sha256
 from ..mediums import plain_text
 
 # %% auto #0
-__all__ = ['CATALOG', 'Entry', 'find_entry', 'list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
+__all__ = ['list_data', 'load', 'is_cached', 'fetch', 'simulate_to', 'convert']
 
 # %% ../../nbs/loading/catalog.ipynb #2f067d2a
-@dataclass(frozen=True)
-class Entry:
-    """One named data set: where it comes from, its licence, and what to expect.
-
-    name: its name in the catalog.
-    title: one line that describes it.
-    source: the program or package that it comes from.
-    licence: SPDX name of its licence.
-    frames: number of frames; for simulated sets the default number.
-    shape: pixel shape of a frame, (y, x) or (panel, ss, fs).
-    units: of the pixel values, `ADU` or `photon`.
-    megabytes: size of the download in MB; for simulated sets, of all frames on disk.
-    kind: `simulated`, `built in` or `fetched`.
-    sha256: SHA-256 of the file that is downloaded or built in.
-    package: name and version in the Python index.
-    sha256_of: SHA-256 of each file taken out of the package, by its path there.
-    """
-
-    name: str
-    title: str
-    source: str
-    licence: str
-    frames: int
-    shape: tuple[int, ...]
-    units: str
-    megabytes: float
-    kind: str  # simulated, built in, fetched
-    sha256: str = ""
-    package: tuple[str, str] = ("", "")
-    sha256_of: dict[str, str] = field(default_factory=dict)  # path in the package -> SHA-256
-
-
-def _simulated(name: str, title: str, frames: int, shape: tuple[int, int], units: str, megabytes: float) -> Entry:
-    return Entry(name, title, "xrddiff.simulation.simulate", "CC0-1.0", frames, shape, units, megabytes, "simulated")
-
-
-CATALOG: dict[str, Entry] = {
-    e.name: e
-    for e in (
-        _simulated("sim-422", "simulated stand-in for experiment mfxl1025422: tetragonal crystals, integrating detector", 2048, (512, 512), "ADU", 580),
-        _simulated("sim-522", "simulated stand-in for experiment mfxl1027522: trigonal crystals, counting detector", 2048, (512, 512), "photon", 280),
-        _simulated("sim128", "simulated at 128 × 128 pixels, spots 2 to 3 px wide", 4096, (128, 128), "photon", 90),
-        Entry(
-            "cspad-lysozyme", "one still of lysozyme on the CSPAD detector of LCLS CXI, 64 panels", "CBFlib 0.9.7", "LGPL-2.1",
-            1, (64, 185, 194), "ADU", 2.2, "built in", "de9d10c4538bf7055bcae9aac01068292781b0cfa960ebc49b032d39b4dfdc41",
-        ),
-        Entry(
-            "pilatus-reflectivity", "X-ray reflectivity of a liquid and a solid surface, Pilatus 100k, Diamond I07", "PyPI islatu 0.1.0 (sdist)", "MIT",
-            647, (195, 487), "photon", 23.5, "fetched", "6465ea98fb9c4a241a0b7563a73e080d3696cf53b4fb356a5a4058fc1cd158b2", ("islatu", "0.1.0"),
-        ),
-        Entry(
-            "laue-ge", "white-beam Laue pattern of germanium with 95 indexed spots, MarCCD 165, ESRF BM32", "PyPI lauetools 3.2.8 (wheel)", "MIT",
-            1, (2048, 2048), "ADU", 98.6, "fetched", "2d1e3730f8be35c438a9506fcc87a9c74e2f66cdab539c67b68d095a4bbc0d82", ("lauetools", "3.2.8"),
-            {
-                "LaueTools/LaueImages/Ge_blanc_0000.mccd": "e235d32d181a3ab516c02b903201e37abf368d697931dc5a6aabc6722a018662",
-                "LaueTools/LaueImages/Ge_blanc_0000_LT_5.fit": "0b9529ea1908676857e0195080a1727442063b18ef190bac1cc02f762a4c3212",
-            },
-        ),
-    )
-}  # fmt: skip
-
-
-def find_entry(name: str) -> Entry:
-    """The catalog entry called `name`.
-
-    Raises `BadInput`, with the nearest name, if there is none.
-    """
-    if name not in CATALOG:
-        raise BadInput(f"there is no data set {name!r} in the catalog{nearest(str(name), CATALOG)}")
-    return CATALOG[name]
-
-
 def list_data() -> pd.DataFrame:
     """The catalog as a table with one row per data set; sizes in MB."""
     columns = ("title", "frames", "shape", "units", "kind", "megabytes", "source", "licence", "sha256")
@@ -243,12 +171,12 @@ def _laue(package: Path, folder: Path) -> xr.Dataset:
 _MAKERS: dict[str, Callable[[Path, Path], xr.Dataset]] = {"pilatus-reflectivity": _pilatus, "laue-ge": _laue}
 
 
-def _fetched_file(entry: Entry, cache: str | Path | None) -> Path:
+def _fetched_file(entry: DataSet, cache: str | Path | None) -> Path:
     """Where a fetched data set is kept."""
     return Path(cache or cache_dir()) / "fetched" / f"{entry.name}-{entry.sha256[:12]}-1.h5"
 
 
-def _fetched(entry: Entry, cache: str | Path | None) -> Path:
+def _fetched(entry: DataSet, cache: str | Path | None) -> Path:
     """The store of a fetched data set; it is created if it does not exist."""
     base, wanted = Path(cache or cache_dir()), _fetched_file(entry, cache)
     if wanted.exists():
@@ -263,7 +191,7 @@ def _fetched(entry: Entry, cache: str | Path | None) -> Path:
     return wanted
 
 # %% ../../nbs/loading/catalog.ipynb #d6458c75
-def _check_limit(limit: int | None, entry: Entry) -> int:
+def _check_limit(limit: int | None, entry: DataSet) -> int:
     most = entry.frames if entry.kind != "simulated" else sys.maxsize
     if limit is None:
         return entry.frames
@@ -286,7 +214,7 @@ def load(
     Returns frames (frame, …).
     Raises `BadInput` for an unknown name or a bad limit or seed.
     """
-    entry = find_entry(name)
+    entry = find_data_set(name)
     count = _check_limit(limit, entry)
     if entry.kind == "simulated":
         return simulated_frames(name, count, seed=seed, cache=cache, progress=progress)
@@ -301,7 +229,7 @@ def is_cached(name: str, limit: int | None = None, cache: str | Path | None = No
 
     name, limit, cache: see `load`.
     """
-    entry = find_entry(name)
+    entry = find_data_set(name)
     if entry.kind == "simulated":
         folder = Path(cache or cache_dir()) / "simulated"
         folder = simulation_folder(name, 0, cache) if folder.is_dir() else folder
@@ -316,7 +244,7 @@ def fetch(name: str, cache: str | Path | None = None) -> Path:
     name, cache: see `load`.
     Returns the file or folder that it is in.
     """
-    entry = find_entry(name)
+    entry = find_data_set(name)
     if entry.kind == "built in":
         return _built_in()
     if entry.kind == "fetched":

@@ -16,7 +16,8 @@ import pandas as pd
 from ..files import is_path
 from ..mediums import plain_text
 from ..addresses import addresses_in, need_addresses
-from ..contradictions import chosen_options, check_frames, data_name
+from ..used_words import chosen_options
+from ..words.data_sets import check_frames, data_name
 from ..errors import BadInput
 from ..frames.frames import IMAGE_DIMS, frame_count
 from ..frames.selection import select_frames
@@ -242,7 +243,7 @@ class Prepared:
         """What a checkpoint stores, so that decoding needs no constants from elsewhere."""
         return {"regions": self.regions.state(), "transform": self.transform.state()}
 
-
+# %% ../../nbs/loading/datasets.ipynb #91d0ca7a
 def prepare_frames(
     frames: xr.Dataset,
     *,

@@ -72,7 +72,7 @@ def split_by_group(
     chosen = np.isin(group, order[train])
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
-
+# %% ../../nbs/loading/loader.ipynb #32564f1a
 def _stretches(group: np.ndarray, blocks: int) -> np.ndarray:
     """Groups replaced by about `blocks` runs of neighbours; interleaved groups end up in one."""
     n = len(group)

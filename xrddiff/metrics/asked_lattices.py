@@ -17,7 +17,7 @@ from ..indexing.known_lattices import has_crystals, known_lattices, need_lattice
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['median_interval', 'exchanged', 'asked_and_found']
+__all__ = ['median_interval', 'exchanged_crystals', 'asked_and_found']
 
 # %% ../../nbs/metrics/asked_lattices.ipynb #8973481c
 def median_interval(values: np.ndarray) -> tuple[float, float]:
@@ -44,7 +44,7 @@ def _row(found: Indexing) -> dict[str, float]:
     }
 
 
-def exchanged(ds: xr.Dataset) -> xr.Dataset:
+def exchanged_crystals(ds: xr.Dataset) -> xr.Dataset:
     """`ds` with the crystals of each frame replaced by those of the next frame that has as many."""
     need_lattices(ds)
     count = np.isfinite(ds["cell"].values[..., 0]).sum(1)
@@ -71,5 +71,5 @@ def asked_and_found(
         rows["held-out frames"] = _row(
             known_lattices(select_frames(real, evenly_spaced(range(frame_count(real)), limit)))
         )
-    rows["lattices exchanged"] = _row(known_lattices(exchanged(few), peaks=found.peaks))
+    rows["lattices exchanged"] = _row(known_lattices(exchanged_crystals(few), peaks=found.peaks))
     return pd.DataFrame(rows).T, found

@@ -17,7 +17,7 @@ from .diversity import class_recovery
 from .judgement import Judgement, peak_quantiles
 
 # %% auto #0
-__all__ = ['WINDOW', 'same_condition', 'condition_words', 'Answers', 'confusion_matrix', 'class_answer', 'number_answer',
+__all__ = ['WINDOW', 'same_condition', 'condition_words', 'FoundConditions', 'confusion_matrix', 'class_answer', 'number_answer',
            'answer_table', 'class_peaks', 'peak_words', 'answer_words', 'judged_facts']
 
 # %% ../../nbs/metrics/conditions.ipynb #fa7a6ad4
@@ -61,7 +61,7 @@ def condition_words(
 
 # %% ../../nbs/metrics/conditions.ipynb #8d87bdad
 @dataclass(frozen=True, eq=False)
-class Answers:
+class FoundConditions:
     """Requested and found conditions of samples.
 
     - `number`: sample numbers (n,).
@@ -76,7 +76,7 @@ class Answers:
     def __len__(self) -> int:
         return len(self.number)
 
-    def merge(self, *others: Answers) -> Answers:
+    def merge(self, *others: FoundConditions) -> FoundConditions:
         """The answers of all parts, ordered by number; the parts are not changed."""
         parts = (self, *others)
         number = np.concatenate([p.number for p in parts])
@@ -87,7 +87,7 @@ class Answers:
                 name: np.concatenate([getattr(p, which)[name] for p in parts])[order] for name in getattr(self, which)
             }
 
-        return Answers(number[order], join("asked"), join("got"))
+        return FoundConditions(number[order], join("asked"), join("got"))
 
 # %% ../../nbs/metrics/conditions.ipynb #c68f983b
 def confusion_matrix(asked: np.ndarray, got: np.ndarray, classes: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ..errors import BadInput
 from ..seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['ranks', 'uniformity', 'Coverage', 'interval', 'coverage', 'window_sums']
+__all__ = ['ranks', 'uniformity', 'Coverage', 'interval', 'coverage', 'sums_around']
 
 # %% ../../nbs/metrics/coverage.ipynb #b5c68168
 def _pairs(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +89,7 @@ def coverage(samples: np.ndarray, truth: np.ndarray, level: float = 0.9, seed: i
     return Coverage(float(each.mean()), error, promised, float(np.nanmean(high - low)))
 
 # %% ../../nbs/metrics/coverage.ipynb #f2b958f5
-def window_sums(images: np.ndarray, x: np.ndarray, y: np.ndarray, half: int = 2) -> np.ndarray:
+def sums_around(images: np.ndarray, x: np.ndarray, y: np.ndarray, half: int = 2) -> np.ndarray:
     """Sums of the pixels in square windows: (…, n) of `images` (…, y, x), in their units.
 
     x, y: places, (n,), px; the window is the pixel that holds it and `half` more on each side. NaN

@@ -23,7 +23,7 @@ from ..frames.noise import background_sigma, quantum
 from ..frames.peaks import radius_map
 
 # %% auto #0
-__all__ = ['LARGEST', 'ENCODER', 'encoder_input', 'Encoder', 'encoder_record', 'read_encoder', 'frame_features']
+__all__ = ['LARGEST', 'ENCODER', 'encoder_input', 'FrameEncoder', 'encoder_record', 'read_encoder', 'frame_features']
 
 # %% ../../nbs/metrics/encoder.ipynb #70aad292
 LARGEST = 256**2  # pixels of a frame; larger ones are summed over blocks
@@ -62,7 +62,7 @@ def encoder_input(image: np.ndarray, mask: np.ndarray, radius: np.ndarray, step:
     return np.stack([np.arcsinh(x / s), seen, rho], axis=1).astype(np.float32)
 
 # %% ../../nbs/metrics/encoder.ipynb #f93e93f8
-class Encoder(nn.Module):
+class FrameEncoder(nn.Module):
     """Frames (n, panel, 3, y, x) to features (n, 32), see `encoder_input`."""
 
     features = 32
@@ -92,12 +92,12 @@ def encoder_record() -> dict[str, Any]:
 
 
 @cache
-def read_encoder() -> Encoder:
+def read_encoder() -> FrameEncoder:
     """The encoder with its weights; raises `BadInput` if they are not those of the record."""
     path = files("xrddiff") / "weights" / f"{ENCODER}.safetensors"
     if (found := sha256(path)) != (expected := encoder_record()["sha256"]):
         raise BadInput(f"{path} has the hash {found}; expected {expected}, so the package is damaged: install it again")
-    encoder = Encoder().eval().requires_grad_(False)
+    encoder = FrameEncoder().eval().requires_grad_(False)
     encoder.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return encoder
 

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['Codec', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'Found', 'precision', 'recall',
-           'f1', 'drawn_f1', 'intensity_cc', 'centroid_px', 'poisson_deviance', 'profile_distance', 'scaled_mse', 'mse',
-           'codebook_use', 'perplexity', 'CodecScore', 'row_names', 'score_frames', 'score_scene', 'mean_profile',
-           'missing_scores']
+__all__ = ['Codec', 'BLOCK', 'reconstruct_frames', 'fit_pca', 'pca_codec', 'autoencoder_codec', 'Found', 'peak_precision',
+           'peak_recall', 'f1', 'drawn_f1', 'intensity_cc', 'centroid_px', 'mean_poisson_deviance',
+           'mean_profile_distance', 'scaled_mse', 'unscaled_mse', 'codebook_use', 'code_perplexity', 'CodecScore',
+           'row_names', 'score_frames', 'score_scene', 'mean_profile', 'missing_scores']
 
 # %% ../../nbs/metrics/reconstruction.ipynb #75cbb8c8
 Codec = Callable[[dict[str, Any]], tuple[torch.Tensor, torch.Tensor]]
@@ -115,14 +115,14 @@ class Found(NamedTuple):
     scaled: float | None
 
 
-@register("metric", of="scores", title="peak precision")
-def precision(found: Found) -> float:
+@register("metric", "precision", of="scores", title="peak precision")
+def peak_precision(found: Found) -> float:
     """Share of the peaks in the reconstruction that are peaks of the measured frame."""
     return found.peaks["precision"]
 
 
-@register("metric", of="scores", title="peak recall")
-def recall(found: Found) -> float:
+@register("metric", "recall", of="scores", title="peak recall")
+def peak_recall(found: Found) -> float:
     """Share of the measured peaks that the reconstruction has."""
     return found.peaks["recall"]
 
@@ -151,14 +151,14 @@ def centroid_px(found: Found) -> float:
     return found.peaks["centroid_px"]
 
 # %% ../../nbs/metrics/reconstruction.ipynb #49dc0776
-@register("metric", of="scores", title="Poisson deviance")
-def poisson_deviance(found: Found) -> float:
+@register("metric", "poisson_deviance", of="scores", title="Poisson deviance")
+def mean_poisson_deviance(found: Found) -> float:
     """Mean Poisson deviance of a valid pixel; needs the gain."""
     return found.pixels["poisson_deviance"] if found.gain_known else nan
 
 
-@register("metric", of="scores", title="profile distance")
-def profile_distance(found: Found) -> float:
+@register("metric", "profile_distance", of="scores", title="profile distance")
+def mean_profile_distance(found: Found) -> float:
     """Relative distance of the radial profiles of a frame; needs the beam centre."""
     return found.pixels["profile_distance"]
 
@@ -169,8 +169,8 @@ def scaled_mse(found: Found) -> float | None:
     return found.scaled
 
 
-@register("metric", of="scores", title="masked MSE, counts")
-def mse(found: Found) -> float:
+@register("metric", "mse", of="scores", title="masked MSE, counts")
+def unscaled_mse(found: Found) -> float:
     """Mean squared error of a valid pixel in the units of the frames."""
     return found.pixels["mse"]
 
@@ -181,8 +181,8 @@ def codebook_use(quantizer: Any) -> float:
     return float(quantizer.usage)
 
 
-@register("metric", of="codebook", title="perplexity of the codes")
-def perplexity(quantizer: Any) -> float:
+@register("metric", "perplexity", of="codebook", title="perplexity of the codes")
+def code_perplexity(quantizer: Any) -> float:
     """As if so many codes were used equally often."""
     return float(quantizer.perplexity)
 
@@ -268,7 +268,7 @@ class CodecScore:
         row = {name: value for name, value in row.items() if value is not None}
         return row | {name: total / count if count else nan for name, (total, count) in self.more.items()}
 
-
+# %% ../../nbs/metrics/reconstruction.ipynb #52fc34d3
 def _of_each_frame(reference: xr.Dataset, test: xr.Dataset) -> dict[str, np.ndarray | None]:
     """The numbers of each pair of frames by name: those of metrics that compare pairs, and by how much
     those of single frames differ; None for a metric of a plug-in that fails.

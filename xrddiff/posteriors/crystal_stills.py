@@ -35,7 +35,8 @@ from ..indexing.indexer import INDEXED, Indexer, Lattice, make_indexer
 from ..indexing.integration import integrate_frame
 from ..indexing.rays import as_panels, miller_sphere
 from ..indexing.refinement import Refined, Restraints, refine_lattice
-from ..loading.catalog import CATALOG, load
+from ..loading.catalog import load
+from ..words.data_sets import CATALOG
 from ..metrics.coverage import interval
 from .crystal_densities import Density, PixelDensity, SpotDensity, fit_intensities, radial_background
 from .crystal_sampling import Drawn, Fit, find_maximum
@@ -75,7 +76,7 @@ class StillSettings:
     gain: float | None = None
     indexer: Indexer | None = field(default=None, compare=False)
 
-
+# %% ../../nbs/posteriors/crystal_stills.ipynb #3bee0535
 @dataclass(frozen=True, eq=False)
 class CrystalStill:
     """A frame of one crystal, ready to be sampled.
@@ -155,7 +156,7 @@ class CrystalStill:
             out[name], out[f"{name} sd"] = values.mean(0).numpy(), values.std(0).numpy()
         return out
 
-
+# %% ../../nbs/posteriors/crystal_stills.ipynb #02e54d8a
 def _least_squares(still: Still, fit: Refined) -> pd.DataFrame:
     size, sd = still.geometry.pixel_size, np.sqrt(np.clip(np.diag(fit.covariance), 0, None))
     turn = _rotation_vector(fit.U @ np.asarray(still.U).T)
@@ -219,7 +220,7 @@ def open_still(
         restraints = Restraints(p.edges, p.angles, p.center, p.distance / panels.distance)
         return lattice, peaks, refine_lattice(lattice.U, cell, lattice.hkl[on], peaks[on], panels, restraints)
 
-    lattice, peaks, refined = _told(ranks, index) if ranks and ranks.size > 1 else index()
+    lattice, peaks, refined = _same_on_all_ranks(ranks, index) if ranks and ranks.size > 1 else index()
     if isinstance(intensities, str):
         intensities = None if intensities == "unknown" else read_intensities(intensities)
     elif intensities is None and says_intensities(frames):
@@ -227,8 +228,8 @@ def open_still(
     parts = _Parts(frames, int(frame), cell, panels, lattice, peaks, refined, settings)
     return _by_pixels(parts, intensities) if intensities is not None else _by_spots(parts)
 
-
-def _told(ranks: Ranks, index: Callable[[], tuple[Lattice, pd.DataFrame, Refined]]) -> tuple[Any, ...]:
+# %% ../../nbs/posteriors/crystal_stills.ipynb #b936fbfd
+def _same_on_all_ranks(ranks: Ranks, index: Callable[[], tuple[Lattice, pd.DataFrame, Refined]]) -> tuple[Any, ...]:
     """What rank 0 indexed, with the same bits on every rank."""
 
     def plain(value: Any) -> Any:
@@ -276,7 +277,7 @@ def _lattice(frames: xr.Dataset, frame: int, cell: Cell, settings: StillSettings
         )
     return replace(found[0], shift=found[0].shift + indexer.shift), peaks
 
-
+# %% ../../nbs/posteriors/crystal_stills.ipynb #67bb541f
 @dataclass(frozen=True, eq=False)
 class _Parts:
     """What both densities are made of."""
@@ -420,7 +421,7 @@ def _background(
     spots[windows.pixels] = windows(theta[None])[0].numpy() - 1
     return radial_background(image, free, geometry, likelihood, spots=spots)
 
-
+# %% ../../nbs/posteriors/crystal_stills.ipynb #88019522
 def _right_way_round(parts: _Parts, lookup: Any, d_min: float) -> _Parts:
     """Turned by a rotation of the lattice, if recorded intensities fit better then: what a lattice alone
     leaves open where it has more symmetry than its crystal.

@@ -322,10 +322,10 @@ class ExpectedCounts:
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return self._own + (0 if self.curves is None else self.curves.shape[1])
+        return self._crystal_parameters + (0 if self.curves is None else self.curves.shape[1])
 
     @property
-    def _own(self) -> int:
+    def _crystal_parameters(self) -> int:
         """Number of parameters of the crystal and its spots, which come before those of the background."""
         return len(self.still.parameters) + (self.spot_width > 0)
 
@@ -333,7 +333,7 @@ class ExpectedCounts:
     def names(self) -> list[str]:
         """Names of the parameters."""
         spot = ["spot"] if self.spot_width else []
-        return self.still.names + spot + [f"background_{i}" for i in range(self.size - self._own)]
+        return self.still.names + spot + [f"background_{i}" for i in range(self.size - self._crystal_parameters)]
 
     def _reached(self, still: Still, start: Tensor | None, slack: int = 2) -> np.ndarray:
         """Pixels in a window of the start, or next to it: bool (panel, ss, fs)."""
@@ -359,14 +359,14 @@ class ExpectedCounts:
     def __call__(self, theta: Tensor) -> Tensor:
         p, sigma = self.still.predict(theta), self.sigma
         if self.spot_width:
-            sigma = sigma * torch.exp(self.spot_width * theta[:, self._own - 1, None, None])
+            sigma = sigma * torch.exp(self.spot_width * theta[:, self._crystal_parameters - 1, None, None])
         (x, along), (y, across) = self._along(p.fs, self.width, sigma), self._along(p.ss, self.height, sigma)
         value = (p.photons[..., None] * across)[..., :, None] * along[..., None, :]
         row = y.clamp(0, self.height - 1) * self.width + self._first[:, None]
         at = self._place[row[..., :, None] + x.clamp(0, self.width - 1)[..., None, :]]
         level = self.background.to(theta).expand(len(theta), -1)
         if self.curves is not None:
-            beta = self.spread * theta[:, self._own :]
+            beta = self.spread * theta[:, self._crystal_parameters :]
             level = level * torch.exp(beta @ self.curves.to(theta).T)
         room = torch.nn.functional.pad(level, (0, 1))  # the last column takes what falls elsewhere
         return room.scatter_add(1, at.flatten(1), value.flatten(1))[:, :-1]

@@ -21,8 +21,8 @@ from ..seeds import torch_generator
 Expected = Callable[[Tensor], Tensor]  # latents (B, C, h, w) -> expected photons (B, y, x)
 
 # %% auto #0
-__all__ = ['Expected', 'CHAINS', 'SAMPLERS', 'LatentPrior', 'LatentPosterior', 'find_mode', 'Scales', 'find_scales', 'Drawn',
-           'gelman_rubin', 'hmc', 'stein', 'draw_latents']
+__all__ = ['Expected', 'CHAINS', 'SAMPLERS', 'LatentPrior', 'LatentPosterior', 'find_mode', 'Scales', 'find_scales',
+           'LatentDraws', 'gelman_rubin', 'hmc', 'stein', 'draw_latents']
 
 # %% ../../nbs/posteriors/latents.ipynb #dcddca1f
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ CHAINS = 8
 _ACCEPT = 0.75  # share of proposals that the step size aims at
 
 
-class Drawn(NamedTuple):
+class LatentDraws(NamedTuple):
     """Draws of a posterior: `latents` (S, C, h, w) float32; `energies` (S,) of them; `accepted`, share
     of proposals; `rhat`, agreement of the chains on the energy, 1 where they agree (nan: one state).
     """
@@ -214,7 +214,7 @@ def gelman_rubin(values: Tensor) -> float:
     within, between = values.var(0).mean(), values.mean(0).var()
     return float(((n - 1) / n + between / within).sqrt())
 
-
+# %% ../../nbs/posteriors/latents.ipynb #53c5bd59
 @torch.no_grad()
 def hmc(
     posterior: LatentPosterior,
@@ -228,7 +228,7 @@ def hmc(
     rank: int = 160,
     key: Sequence[int | str] = (),
     progress: Callable[[int], object] = lambda n: None,
-) -> Drawn:
+) -> LatentDraws:
     """Draws of the posterior by Hamiltonian Monte Carlo in the coordinates (6).
 
     start: u (d,) from which the mode is searched. warm: rounds in which step sizes are adapted,
@@ -281,7 +281,7 @@ def hmc(
                 progress(min(CHAINS, draws - CHAINS * (len(kept) - 1)))
     z = posterior.prior.latents(scales.place(torch.cat(kept)[:draws])).float()
     share = float(torch.stack(accepted).mean())
-    return Drawn(z, torch.cat(energies)[:draws], share, gelman_rubin(torch.stack(energies)))
+    return LatentDraws(z, torch.cat(energies)[:draws], share, gelman_rubin(torch.stack(energies)))
 
 # %% ../../nbs/posteriors/latents.ipynb #18d50496
 def stein(
@@ -295,7 +295,7 @@ def stein(
     kernel: str = "windows",
     key: Sequence[int | str] = (),
     progress: Callable[[int], object] = lambda n: None,
-) -> Drawn:
+) -> LatentDraws:
     """Draws of the posterior as particles of `svgd`, which start as draws of the prior around `start`.
 
     steps, lr, kernel: see `svgd`. Other arguments as for `hmc`.
@@ -326,7 +326,7 @@ def stein(
     progress(draws)
     with torch.no_grad():
         energies = torch.cat([posterior.energy(prior.whiten(part)) for part in moved.split(_AT_ONCE)])
-    return Drawn(moved.float(), energies, math.nan, math.nan)
+    return LatentDraws(moved.float(), energies, math.nan, math.nan)
 
 
 SAMPLERS = {"hmc": hmc, "svgd": stein}
@@ -334,7 +334,7 @@ SAMPLERS = {"hmc": hmc, "svgd": stein}
 
 def draw_latents(
     posterior: LatentPosterior, draws: int, seed: int = 0, *, sampler: str = "hmc", **words: object
-) -> Drawn:
+) -> LatentDraws:
     """Draws of the posterior by one of `SAMPLERS`; `words` are those of its function."""
     if sampler not in SAMPLERS:
         raise BadInput(f"there is no sampler of latents {sampler!r}{nearest(str(sampler), SAMPLERS)}")

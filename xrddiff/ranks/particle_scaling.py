@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadInput
 from .networks import Cluster, above_zero
 from .ring import parts, shares
-from .scaling import verdict
+from .scaling import rate_efficiency
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,6 +164,6 @@ def particle_table(model: ParticleModel, nodes: Iterable[int] = NODES) -> pd.Dat
         times = {f"{name}_ms": 1e3 * step[name] for name in ("score", "pairs", "fixed", "ring", "agree", "step")}
         rates = {name: step[name] for name in ("share", "speed_up", "efficiency")}
         per = dict(nodes=n, ranks=ranks, per_rank=model.particles / ranks)
-        more = dict(verdict=verdict(n, step["efficiency"]), least_per_rank=least_particles(model, ranks))
+        more = dict(verdict=rate_efficiency(n, step["efficiency"]), least_per_rank=least_particles(model, ranks))
         rows.append(per | times | rates | more)
     return pd.DataFrame(rows)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from xrddiff.ranks.agreement import Ranks
 
 # %% auto #0
-__all__ = ['listen', 'receive_ranks', 'find_coordinator', 'network_interface', 'resolve', 'initialize_distributed',
+__all__ = ['listen', 'receive_ranks', 'find_coordinator', 'network_interface', 'host_address', 'initialize_distributed',
            'close_distributed', 'exit_rank', 'gather_objects', 'broadcast_text', 'barrier']
 
 # %% ../../nbs/ranks/rendezvous.ipynb #9f896f0a
@@ -91,14 +91,14 @@ def _own_address(info: DistInfo, env: Mapping[str, str]) -> str:
     """
     if info.num_nodes == 1:
         return "127.0.0.1"
-    address = resolve(info.coordinator_address)
+    address = host_address(info.coordinator_address)
     if not is_loopback(address):
         return address
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     if nodes is None:
         return address if is_loopback(env.get("MASTER_ADDR")) else ""
     try:
-        alike = all(is_loopback(resolve(host)) for host in expand_nodelist(nodes))
+        alike = all(is_loopback(host_address(host)) for host in expand_nodelist(nodes))
     except XrddiffError:
         alike = False
     return address if alike else ""
@@ -298,7 +298,7 @@ def _name_interface(info: DistInfo, own: str, env: MutableMapping[str, str]) -> 
         env["GLOO_SOCKET_IFNAME"] = interface
 
 # %% ../../nbs/ranks/rendezvous.ipynb #7916e4b6
-def resolve(host: str) -> str:
+def host_address(host: str) -> str:
     """The IPv4 address of `host`. Raises `XrddiffError` if it has none."""
     try:
         return socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
@@ -342,7 +342,7 @@ def initialize_distributed(
     if info.num_processes == 1 or dist.is_initialized():
         return info
 
-    address = "127.0.0.1" if info.num_nodes == 1 else resolve(info.coordinator_address)
+    address = "127.0.0.1" if info.num_nodes == 1 else host_address(info.coordinator_address)
     info = replace(info, coordinator_address=address)
     deadline = time.monotonic() + timeout
     listener = None

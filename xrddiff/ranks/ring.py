@@ -135,7 +135,7 @@ class Ring:
             self._wait(request)
 
     @property
-    def _left(self) -> int:
+    def _previous_rank(self) -> int:
         return (self.rank - 1) % self.size
 
     @property
@@ -148,7 +148,7 @@ class Ring:
             return None
         message = torch.empty(self.parts[k].last - self.parts[k].first, width, dtype=torch.float64)
         with _Watch(self):
-            return message, dist.irecv(message, self._left, group=self.ranks.group, tag=k)
+            return message, dist.irecv(message, self._previous_rank, group=self.ranks.group, tag=k)
 
     def _wait(self, request) -> None:
         with _Watch(self):

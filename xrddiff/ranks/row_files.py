@@ -31,7 +31,7 @@ _FORMAT, _VERSION = "xrddiff-rows", 1
 _STEP = re.compile(r"step-(\d{8,})")
 
 
-def _each(ring: Ring, action: Callable[[], Any]) -> list[Any]:
+def _on_each_rank(ring: Ring, action: Callable[[], Any]) -> list[Any]:
     """What `action` gives on each rank; where it fails on one of them, `CannotSave` on all."""
     try:
         found = [action(), None]
@@ -71,13 +71,13 @@ def save_rows(
             part.mkdir()
             return str(part)
 
-        part = Path(_each(ring, begin)[0])
+        part = Path(_on_each_rank(ring, begin)[0])
 
         def write() -> dict[str, Any]:
             save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part / name)
             return dict(file=name, first=ring.first, last=ring.last, sha256=sha256(part / name))
 
-        rows = _each(ring, write)
+        rows = _on_each_rank(ring, write)
 
         def end() -> None:
             if ring.rank == 0:
@@ -88,7 +88,7 @@ def save_rows(
                 for old in _steps(path.parent)[keep:]:
                     remove(old)
 
-        _each(ring, end)
+        _on_each_rank(ring, end)
     return path
 
 

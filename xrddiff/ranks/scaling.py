@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'simple_allreduce_time', 'CostModel', 'threshold', 'verdict', 'scaling_table',
-           'plot_scaling', 'read_speed', 'measure_scaling']
+__all__ = ['THRESHOLDS', 'SPEED', 'gradient_bytes', 'simple_allreduce_time', 'CostModel', 'threshold', 'rate_efficiency',
+           'scaling_table', 'plot_scaling', 'read_speed', 'measure_scaling']
 
 # %% ../../nbs/ranks/scaling.ipynb #4abd21d7
 def gradient_bytes(parameters: float, bytes_per_parameter: int = 2) -> float:
@@ -108,7 +108,7 @@ def threshold(nodes: int) -> float | None:
     return next((least for most, least in THRESHOLDS.items() if nodes <= most), None)
 
 
-def verdict(nodes: int, efficiency: float) -> str:
+def rate_efficiency(nodes: int, efficiency: float) -> str:
     """Rate an efficiency: "good", "poor", or "unrated" beyond 32 nodes."""
     least = threshold(nodes)
     return "unrated" if least is None else "good" if efficiency > least else "poor"
@@ -126,7 +126,7 @@ def scaling_table(model: CostModel, nodes: Iterable[int] = (1, 2, 4, 8, 16, 32))
         step = model.step(ranks)
         times = {f"{name}_ms": 1e3 * step[name] for name in ("compute", "all_reduce", "exposed", "step")}
         rates = {name: step[name] for name in ("speed_up", "efficiency")}
-        rows.append(dict(nodes=n, ranks=ranks) | times | rates | dict(verdict=verdict(n, step["efficiency"])))
+        rows.append(dict(nodes=n, ranks=ranks) | times | rates | dict(verdict=rate_efficiency(n, step["efficiency"])))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/ranks/scaling.ipynb #22d3358f
@@ -226,6 +226,6 @@ def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:
         table.append(
             {name: row[name] for name in ("run", "nodes", "ranks", "frames_per_second")}
             | dict(speed_up=speed_up, efficiency=efficiency, threshold=threshold(row["nodes"]))
-            | dict(verdict=verdict(row["nodes"], efficiency))
+            | dict(verdict=rate_efficiency(row["nodes"], efficiency))
         )
     return pd.DataFrame(table)

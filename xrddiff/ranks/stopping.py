@@ -45,7 +45,7 @@ class StopRequest:
         """Ask the run to stop after the present step."""
         self.reason = self.reason or reason
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.request(signal.Signals(number).name)
@@ -67,7 +67,7 @@ class StopRequest:
                 self.request(self._open[-1].reason)
             self._open.append(self)
             numbers = [getattr(signal, s) for s in self.signals if hasattr(signal, s)]
-            self._before = {n: signal.signal(n, self._handle) for n in numbers}
+            self._before = {n: signal.signal(n, self._on_signal) for n in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

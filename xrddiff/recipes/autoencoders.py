@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..contradictions import chosen_options
+from ..used_words import chosen_options
 from ..errors import BadInput
 from ..transforms.pipelines import transform_from_state
 from ..loading.datasets import Prepared, prepare_words

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xrddiff.recipes.latents import LatentLoader
 
 # %% auto #0
-__all__ = ['make_classifier', 'balanced_batches', 'fit_classifier', 'to_device', 'save_classifier', 'open_classifier']
+__all__ = ['make_classifier', 'balanced_batches', 'fit_classifier', 'classifier_batch', 'save_classifier', 'open_classifier']
 
 # %% ../../nbs/recipes/classifiers.ipynb #97f9ed81
 def make_classifier(
@@ -121,14 +121,14 @@ def fit_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
     for step, rows in enumerate(islice(balanced_batches(labels, batch, seed), steps)):
         optimizer.zero_grad()
-        objective(to_device(loader.batch(loader.index[rows]), device), step)["loss"].mean().backward()
+        objective(classifier_batch(loader.batch(loader.index[rows]), device), step)["loss"].mean().backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     return net.eval()
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+def classifier_batch(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
     """The entries of `batch` that a classifier uses, on `device`."""
     cond = {name: v.to(device) for name, v in batch["cond"].items()}
     return {"x": batch["x"].to(device), "mask": batch["mask"].to(device), "index": batch["index"], "cond": cond}

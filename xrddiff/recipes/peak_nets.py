@@ -25,7 +25,7 @@ from ..seeds import numpy_rng
 from ..simulation.experiments import find_experiment
 
 # %% auto #0
-__all__ = ['LEAST', 'KnownPeaks', 'simulated_peaks', 'asked_peaks', 'measured_anew', 'training_pair', 'fit_peak_net']
+__all__ = ['LEAST', 'KnownPeaks', 'simulated_peaks', 'asked_peaks', 'measured_anew', 'remeasured_pair', 'fit_peak_net']
 
 # %% ../../nbs/recipes/peak_nets.ipynb #c89ea2b8
 LEAST = 5.0  # I/σ_I of a peak
@@ -106,7 +106,7 @@ def measured_anew(mu: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
     return image, {"exposure": exposure, "blur": float(np.sqrt(down * across)) * wide, "noise": noise * noisy}
 
 # %% ../../nbs/recipes/peak_nets.ipynb #fd96c189
-def training_pair(
+def remeasured_pair(
     known: KnownPeaks, seen: NetworkInput, frame: int, rng: np.random.Generator, window: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Input (2, y, x), target and weight (y, x) of a new measurement of a frame, cut to a window.
@@ -152,7 +152,7 @@ def fit_peak_net(
 
     def drawn(number: int) -> tuple[Any, ...]:
         rng, which = numpy_rng("peak net", seed, number), number % len(sets)
-        return training_pair(sets[which], views[which], int(rng.integers(len(sets[which].expected))), rng, window)
+        return remeasured_pair(sets[which], views[which], int(rng.integers(len(sets[which].expected))), rng, window)
 
     for step in range(steps):
         rows = [drawn(step * batch + k) for k in range(batch)]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from xrddiff.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['FREE', 'take_columns', 'take_classes', 'check_alike', 'Fitted', 'fit_weights', 'open_init', 'begin', 'init_text',
-           'init_row']
+__all__ = ['FREE', 'take_columns', 'take_classes', 'check_alike', 'FittedWeights', 'fit_weights', 'open_init', 'begin',
+           'init_text', 'init_row']
 
 # %% ../../nbs/recipes/starting.ipynb #3f99519e
 def take_columns(weight: Tensor, theirs: Mapping[str, int], ours: Mapping[str, int]) -> Tensor:
@@ -63,7 +63,7 @@ def check_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) 
 
 # %% ../../nbs/recipes/starting.ipynb #3e89551b
 @dataclass(frozen=True)
-class Fitted:
+class FittedWeights:
     """Weights of another model, as far as they fit.
 
     weights: by name, in the shapes of the new model.
@@ -89,7 +89,7 @@ def fit_weights(
     given: Mapping[str, Tensor],
     classes: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
     where: str = "the weights",
-) -> Fitted:
+) -> FittedWeights:
     """What `model` can take of the weights `given` of another model of its class.
 
     config: the arguments of the other model.
@@ -119,7 +119,7 @@ def fit_weights(
             weights = {n: t for n, t in weights.items() if n not in names}
             new.append(part)
     _need_all(own, given, weights, [*(f"{p}.{n}" for p, n in silent), *new], where)
-    return Fitted(weights, silent, new, left)
+    return FittedWeights(weights, silent, new, left)
 
 # %% ../../nbs/recipes/starting.ipynb #251cabc6
 def _fit_conditions(

@@ -70,7 +70,7 @@ class RemoteFolder:
         kept = {k: v for k, v in self.__dict__.items() if k not in ("server", "kept", "locks")}
         return kept | {"known": dict(self.known), "_pid": None}
 
-    def _here(self) -> None:
+    def _renew_after_fork(self) -> None:
         """Connections and locks of this process: those of a parent do not survive a fork."""
         if self._pid != os.getpid():
             own = hashlib.sha256(self.address.encode()).hexdigest()[:16]
@@ -129,7 +129,7 @@ class RemoteFolder:
 
         Raises `RemoteError` if the server does not give them, or if the file was changed or was there before.
         """
-        self._here()
+        self._renew_after_fork()
         if length is not None and length > most_bytes():
             raise RemoteError(
                 f"{self.server.url(name)} has an index that asks for {length} bytes at once; expected at most {most_bytes()}"
@@ -141,7 +141,7 @@ class RemoteFolder:
         stamp = self.known[name]
         if stamp is None:
             return None
-        data = self._kept(name, stamp, start, length)
+        data = self._from_disk(name, stamp, start, length)
         if data is None:
             answer = self._ask(name, start, length, same_as=stamp)
             if isinstance(answer, str):
@@ -153,7 +153,7 @@ class RemoteFolder:
     def _first(self, name: str, start: int, length: int | None) -> tuple[bytes, Stamp] | None:
         """`part` of a file that was not asked for yet."""
         before = self.kept.stamp(name)
-        data = None if before is None or not before.lasting else self._kept(name, before, start, length)
+        data = None if before is None or not before.lasting else self._from_disk(name, before, start, length)
         if data is not None and before.dated and self._still(name, before):
             return data, self._settled(name, before)
         answer = self._ask(name, start, length, other_than=before if data is not None else None)
@@ -180,7 +180,7 @@ class RemoteFolder:
         self._settled(name, answer.stamp)
         return answer.data
 
-    def _kept(self, name: str, stamp: Stamp, start: int, length: int | None) -> bytes | None:
+    def _from_disk(self, name: str, stamp: Stamp, start: int, length: int | None) -> bytes | None:
         """The bytes from the disk, where they are kept."""
         if (start < 0 or length is None) and stamp.length < 0:
             return None
@@ -212,14 +212,14 @@ class RemoteFolder:
 
     def names(self, prefix: str = "") -> list[str]:
         """The names in the folder `prefix`, where the server lists them; else none."""
-        self._here()
+        self._renew_after_fork()
         found = self._patiently(prefix, lambda: self.server.names(prefix))
         last = {unquote(str(n)).rstrip("/").rpartition("/")[2] for n in found}
         return sorted(last - {"", ".", ".."})
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go the kept bytes of these files, which turned out to be wrong."""
-        self._here()
+        self._renew_after_fork()
         for name in names:
             if (stamp := self.known.get(name)) is not None:
                 self.kept.record(name, stamp, anew=True)

@@ -22,7 +22,7 @@ __all__ = ['METADATA', 'MOST_ARRAYS', 'RemoteZarr']
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 MOST_ARRAYS = 5_000  # files of metadata that are looked for in one store
 
-
+# %% ../../nbs/remote/remote_zarr.ipynb #131caab9
 class RemoteZarr(Store):
     """A store for zarr-python, read-only, of the files of a `RemoteFolder`."""
 

@@ -26,7 +26,7 @@ from .kept_bytes import Stamp
 # %% auto #0
 __all__ = ['PATIENCE', 'FIRST', 'STALL', 'SLOWEST', 'AGAIN', 'MISSING', 'SAME', 'CHANGED', 'SERVERS', 'RemoteError', 'Faulty',
            'patiently', 'Reply', 'Answer', 'asked_range', 'condition', 'stamp_of', 'understood', 'origin', 'most_asked',
-           'decoded', 'WebServer', 'S3Server', 'server_of']
+           'unpacked_body', 'WebServer', 'S3Server', 'server_of']
 
 # %% ../../nbs/remote/servers.ipynb #be05c791
 PATIENCE, FIRST = 60.0, 10.0  # s: how long to try again, and how long if the server has never answered
@@ -218,7 +218,7 @@ def most_asked(fields: Mapping[str, str]) -> int:
     return min(most_bytes(), int(found[2]) - int(found[1] or 1) + 1)
 
 
-def decoded(body: bytes, encoding: str, most: int) -> bytes:
+def unpacked_body(body: bytes, encoding: str, most: int) -> bytes:
     """The bytes of an answer that was compressed on the way, at most `most`. Raises `RemoteError`."""
     if encoding in ("", "identity"):
         return body
@@ -307,7 +307,7 @@ class WebServer:
                     r.close()
                     raise RemoteError(f"it answered with more than {most} bytes at once; expected less (or {RAISE})")
                 limit.reschedule(begun + STALL + len(body) / SLOWEST)
-            plain = decoded(bytes(body), told.get("content-encoding", "").strip().lower(), most) if good else b""
+            plain = unpacked_body(bytes(body), told.get("content-encoding", "").strip().lower(), most) if good else b""
             return Reply(r.status, r.reason or "", told, plain)
 
     async def names(self, prefix: str) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from ..gate import from_json, or_default, read_tail, read_text
 from ..errors import BadInput, XrddiffError
 from ..files import is_path, lock, sealed
-from ..plugins import state_folder
+from ..files import state_folder
 
 # %% auto #0
 __all__ = ['Submission', 'record_submission', 'submissions', 'Target', 'find_target', 'Progress', 'read_progress']

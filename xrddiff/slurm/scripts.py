@@ -155,7 +155,7 @@ def _conda_lines(name: str) -> list[str]:
 def _command(words: list[str]) -> str:
     return " ".join(map(shell_text, words))
 
-
+# %% ../../nbs/slurm/scripts.ipynb #774797ff
 _LIMIT = """\
 # SLURM starts the job again when a node fails, and so does the end of this script when the time is up. Not for ever,
 # as a job that gets nowhere would cost an allocation.
@@ -216,6 +216,7 @@ _COMPARE = """\
 "$PYTHON" -P -m xrddiff.studies.ending
 """
 
+# %% ../../nbs/slurm/scripts.ipynb #75470e18
 _HERE = """\
 # On this machine: the ranks are started here, and the others are ended where one fails. 75: stopped in order, to go on.
 exec "$PYTHON" -P -m xrddiff.slurm.job ranks {ranks}

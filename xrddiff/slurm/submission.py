@@ -34,7 +34,7 @@ from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
 
 # %% auto #0
-__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'plan_command', 'Plan', 'submit_plan', 'send_plan', 'sent_lines',
+__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'plan_command', 'JobPlan', 'submit_plan', 'send_plan', 'sent_lines',
            'run_here', 'resumable', 'plan_resume']
 
 # %% ../../nbs/slurm/submission.ipynb #a3fb92f7
@@ -188,7 +188,7 @@ def _origin() -> dict[str, Any]:
 
 # %% ../../nbs/slurm/submission.ipynb #e0048cf5
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """A job before it is submitted.
 
     - `profile`: the requested resources.
@@ -224,7 +224,7 @@ class Plan:
         return render_script(self.profile, self.job, log=os.devnull, local=True, threads=self.local_threads)
 
 # %% ../../nbs/slurm/submission.ipynb #bb359c8a
-def submit_plan(plan: Plan) -> Submission:
+def submit_plan(plan: JobPlan) -> Submission:
     """Submit a plan with sbatch; returns the entry for the ledger.
 
     If SLURM refuses, the reserved run folders are removed again.
@@ -244,7 +244,7 @@ def submit_plan(plan: Plan) -> Submission:
     )
 
 
-def send_plan(plan: Plan) -> Submission:
+def send_plan(plan: JobPlan) -> Submission:
     """Submit a plan and note it in the ledger; returns its entry. Warns if it cannot be noted: the job runs anyway."""
     submission = submit_plan(plan)
     try:
@@ -254,7 +254,7 @@ def send_plan(plan: Plan) -> Submission:
     return submission
 
 
-def sent_lines(plan: Plan, submission: Submission) -> list[str]:
+def sent_lines(plan: JobPlan, submission: Submission) -> list[str]:
     """What became of a plan that was sent: its number, the folders of its runs, and where its log is; a line each."""
     number, profile, array = submission.id, plan.profile, plan.array
     tasks = "" if array is None else f"{len(submission.tasks)} tasks of "
@@ -284,7 +284,7 @@ def resumable(text: str) -> Target:
     return target
 
 
-def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), name: str | None = None) -> Plan:
+def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), name: str | None = None) -> JobPlan:
     """Plan the continuation of a job or run.
 
     - `target`: the job, array task or run.
@@ -317,7 +317,7 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
     for t in tasks or range(len(s.run_dirs)):
         _refuse_busy(s.run_dir(t))
     array = ",".join(map(str, tasks)) if s.tasks else None
-    return Plan(profile, job, Path(s.log_file(0)).parent, array, s.id)
+    return JobPlan(profile, job, Path(s.log_file(0)).parent, array, s.id)
 
 
 def _is_finished(job: Job, task: int | None) -> bool:
@@ -325,13 +325,13 @@ def _is_finished(job: Job, task: int | None) -> bool:
     return job.kind != "script" and all(read_progress(run).finished for run in runs)
 
 
-def _resume_run(run: Path, profile: Profile, words: Sequence[str], name: str | None) -> Plan:
+def _resume_run(run: Path, profile: Profile, words: Sequence[str], name: str | None) -> JobPlan:
     """Continue a run that is not in the ledger: started on a laptop, or by a script piped into
     sbatch.
     """
     _refuse_busy(run)
     job, logs = plan_runs([[*words, as_override("resume", str(run))]], profile.ranks, name)
-    return Plan(profile, job, logs)
+    return JobPlan(profile, job, logs)
 
 
 def _refuse_busy(run: str | os.PathLike | None) -> None:

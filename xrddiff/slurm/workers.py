@@ -19,10 +19,11 @@ from typing import Any
 
 from ..addresses import ADDRESSES
 from .. import launcher
-from ..plugins import TRUST, state_folder
+from ..plugins import TRUST
+from ..files import state_folder
 from ..errors import BadInput, XrddiffError
 from ..registry import register
-from ..execution.workers import DASHBOARD, Pool, Workers, certificates, close_web_ports
+from ..execution.workers import DASHBOARD, WorkerPool, Workers, certificates, close_web_ports
 from . import commands as slurm
 from .profiles import Profile, load_profile
 from .scripts import site_lines
@@ -42,7 +43,7 @@ class SlurmWorkers(Workers):
         """CPU threads of each, unless the caller asks for another number."""
         return self.profile.cpus_per_task
 
-    def start(self, threads: int) -> AbstractContextManager[Pool]:
+    def start(self, threads: int) -> AbstractContextManager[WorkerPool]:
         """The workers, submitted as there is work for them; their jobs end with the context."""
         return _slurm_pool(self, threads)
 
@@ -178,7 +179,7 @@ def _keep_keys(security: Any, folder: Path) -> Any:
 
 # %% ../../nbs/slurm/workers.ipynb #15655912
 @contextmanager
-def _slurm_pool(workers: SlurmWorkers, threads: int) -> Iterator[Pool]:
+def _slurm_pool(workers: SlurmWorkers, threads: int) -> Iterator[WorkerPool]:
     from dask_jobqueue import SLURMCluster
     from distributed import Client
     from distributed.utils import get_ip
@@ -192,7 +193,7 @@ def _slurm_pool(workers: SlurmWorkers, threads: int) -> Iterator[Pool]:
             _check_job(cluster.job_script())
             with Client(cluster) as client:
                 close_web_ports(cluster, client)
-                yield Pool(client, threads, _Jobs(cluster, client, workers.profile, folder).watch)
+                yield WorkerPool(client, threads, _Jobs(cluster, client, workers.profile, folder).watch)
         for log in folder.glob("*.[eo][ru][rt]"):  # those of a command that failed stay
             log.unlink()
     finally:

@@ -23,7 +23,8 @@ from ..headers.gate import as_bad_input, reason
 from ..mediums import plain_text
 
 # %% auto #0
-__all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'Answers', 'read_answers', 'read_stack', 'read_summary', 'held']
+__all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'Answers', 'read_answers', 'read_stack', 'read_stream_summary',
+           'locked_answers']
 
 # %% ../../nbs/streaming/answers.ipynb #48af5dbc
 STORE = "answers.zarr"
@@ -62,7 +63,7 @@ def _open(folder: str | Path, mode: str) -> zarr.Group:
             raise BadInput(f"{plain_text(path)} is damaged: it does not say how many of its rows count")
         return store
 
-
+# %% ../../nbs/streaming/answers.ipynb #f76182f8
 class Answers:
     """The tables of a stream, in a folder; opened for more rows.
 
@@ -138,7 +139,7 @@ class Answers:
                 array.resize((first + len(value), *array.shape[1:]))
                 array[first:] = value
 
-
+# %% ../../nbs/streaming/answers.ipynb #68cf368c
 def _rows(store: zarr.Group) -> dict[str, int]:
     """How many rows of each table count."""
     found = store.attrs.get("rows", {})
@@ -171,7 +172,7 @@ def _values(array: zarr.Array, n: int, where: str, first: int = 0) -> np.ndarray
                 raise BadInput(f"the rows {a} to {b - 1} of {where} are damaged: {reason(error)}") from None
         raise
 
-
+# %% ../../nbs/streaming/answers.ipynb #24d9e468
 def read_answers(folder: str | Path, table: str = "frames") -> pd.DataFrame:
     """A table of a stream as it stands: `frames` or `peaks`. Stacks, such as latents, stay in the store.
 
@@ -220,7 +221,7 @@ def read_stack(folder: str | Path, name: str = "latent") -> np.ndarray:
 SUMMARY = "summary.json"
 
 
-def read_summary(folder: str | Path) -> dict[str, Any]:
+def read_stream_summary(folder: str | Path) -> dict[str, Any]:
     """The numbers of a stream that has ended. Raises `BadInput` if there are none, or they are damaged."""
     try:
         return read_json(Path(folder) / SUMMARY, dict[str, Any])
@@ -231,7 +232,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def held(folder: str | Path) -> Iterator[None]:
+def locked_answers(folder: str | Path) -> Iterator[None]:
     """The folder of a stream, for this process alone. Raises `BadInput` if another one has it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

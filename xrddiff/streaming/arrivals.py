@@ -23,7 +23,7 @@ from ..errors import BadInput
 from ..files import json_digest
 from ..formats.hdf5 import walk
 from ..formats.images import natural
-from ..formats.mask_files import valid_pixels
+from ..formats.mask_files import stored_mask
 from ..formats.readers import open_frames
 from ..frames.frames import frame_count, frame_mask, make_frames
 from ..headers.gate import HDF5_SIGNATURE, as_bad_input, check_dataset, odd_kind, reason
@@ -337,7 +337,7 @@ def _follow(path: Path, told: Listening, once: bool = False) -> Iterator[Arrived
             time.sleep(TICK)
             ends = not being_written(path)
 
-
+# %% ../../nbs/streaming/arrivals.ipynb #f9de0cc3
 def _read_left(path: Path, told: Listening) -> Iterator[Arrived]:
     """The frames of a file that its writer seems to have left open, and a row that says so."""
     try:
@@ -350,7 +350,7 @@ def _stored_mask(file: h5py.File, shape: tuple[int, ...]) -> np.ndarray | None:
     """The valid pixels by the mask in a file, of the shape of a frame; None if it has none."""
     for data in walk(file):
         if data.name.rsplit("/", 1)[-1] in ("pixel_mask", "mask") and data.shape == shape and data.dtype.kind in "iub":
-            return valid_pixels(data[()], None, data.name)[0]
+            return stored_mask(data[()], None, data.name)[0]
     return None
 
 

@@ -68,7 +68,7 @@ def compress(image: np.ndarray, encoding: str = "<") -> bytes:
     data[...] = image
     return data.id.read_direct_chunk((0, 0))[1]
 
-
+# %% ../../nbs/streaming/detector_messages.ipynb #345207c6
 def decompress(blob: bytes, shape: tuple[int, int], dtype: str, encoding: str, most: int = MOST_BYTES) -> np.ndarray:
     """The image (y, x) of a message.
 
@@ -175,7 +175,7 @@ class Series:
                 self.layout = layout_of(make_frames(image[None], **({"mask": mask} | known)))
         return self.layout
 
-
+# %% ../../nbs/streaming/detector_messages.ipynb #9005e569
 _LENGTHS = {"wavelength": "wavelength", "distance": "detector_distance", "pixel_size": "x_pixel_size"}
 _CENTER = ("beam_center_x", "beam_center_y")
 PARTS = 64  # of a message
@@ -396,7 +396,7 @@ class Senders:
         for sender in [s for s, own in self._of.items() if not own]:
             del self._of[sender]
 
-
+# %% ../../nbs/streaming/detector_messages.ipynb #d702e818
 @register(
     "stream_source",
     "zmq",
@@ -437,7 +437,7 @@ def socket_source(source: str, told: Listening) -> Iterator[Arrived | None]:
                 )
             yield arrived
 
-
+# %% ../../nbs/streaming/detector_messages.ipynb #56ed7cc7
 def send_frames(
     frames: xr.Dataset,
     address: str,

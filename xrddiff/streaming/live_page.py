@@ -21,7 +21,7 @@ from ..views.plots import LINES, SMALL, TINY, Picture, _tidy, show_frame
 from ..views.report import Report
 
 # %% auto #0
-__all__ = ['RECENT', 'FEW', 'Standing', 'rates', 'draw_standing', 'draw_last_hit', 'write_page']
+__all__ = ['RECENT', 'FEW', 'StreamStanding', 'rates', 'draw_standing', 'draw_last_hit', 'write_page']
 
 # %% ../../nbs/streaming/live_page.ipynb #8f09ad87
 RECENT = 20_000  # frames of which times are kept
@@ -32,9 +32,9 @@ def _seconds(value: float) -> str:
     """Seconds for people: 150 s, 2.3 s, 40 ms."""
     return f"{1e3 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
-
+# %% ../../nbs/streaming/live_page.ipynb #4dbba8ab
 @dataclass
-class Standing:
+class StreamStanding:
     """How a stream stands.
 
     arrived, answered: times of the last frames, s since 1970. hits, lattices: of the same.
@@ -111,7 +111,7 @@ class Standing:
         return out
 
 # %% ../../nbs/streaming/live_page.ipynb #284500fa
-def rates(standing: Standing) -> pd.DataFrame:
+def rates(standing: StreamStanding) -> pd.DataFrame:
     """Frames per second and share of hits in equal parts of the time that is kept: columns `time` (s
     before the last answer), `rate`, `hits`.
     """
@@ -124,7 +124,7 @@ def rates(standing: Standing) -> pd.DataFrame:
     return pd.DataFrame({"time": edges[:-1] - t[-1], "rate": n / np.diff(edges), "hits": share})
 
 
-def draw_standing(standing: Standing) -> Picture:
+def draw_standing(standing: StreamStanding) -> Picture:
     """The rate, the share of hits and the latencies."""
     table, figure = rates(standing), Picture(8.0, 2.4)
     left, middle, right = figure.subplots(1, 3)
@@ -155,7 +155,7 @@ def draw_last_hit(name: str, frame: xr.Dataset, peaks: pd.DataFrame) -> Picture:
     return figure
 
 
-def write_page(standing: Standing, folder: str | Path, source: str, *, scored: bool, going: bool = True) -> Path:
+def write_page(standing: StreamStanding, folder: str | Path, source: str, *, scored: bool, going: bool = True) -> Path:
     """The page `live.html` in a folder; while the stream is `going` a browser loads it again by itself."""
     state = "goes on" if going else "has ended"
     report = Report(f"Frames from {plain_text(source)}", f"The stream {state}; {time.strftime('%Y-%m-%d %H:%M:%S')}.")

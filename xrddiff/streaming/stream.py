@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import BadInput
-from ..execution.workers import Pool, open_workers, parse_workers, run_in_order
+from ..execution.workers import WorkerPool, open_workers, parse_workers, run_in_order
 from ..files import write_json, writing
 from ..formats.readers import check_words
 from ..gate import read_json
@@ -43,10 +43,10 @@ from xrddiff.streaming.answering import (
     together,
     unanswered,
 )
-from .answers import SUMMARY, Answers, held, read_answers
+from .answers import SUMMARY, Answers, locked_answers, read_answers
 from .arrivals import Arrived, Listening, find_source, open_source, refused, written_name
 from .detector_messages import MOST_BYTES
-from .live_page import Standing, write_page
+from .live_page import StreamStanding, write_page
 
 # %% auto #0
 __all__ = ['WRITE', 'NOT_YET', 'INDEXERS', 'Buffer', 'StreamPlan', 'as_it_is_kept', 'Reception', 'Unwritten', 'Stream', 'summary']
@@ -163,7 +163,7 @@ def as_it_is_kept(arrived: Arrived) -> Arrived:
             return refused(name, error)
     return arrived if name == arrived.name else replace(arrived, name=name)
 
-
+# %% ../../nbs/streaming/stream.ipynb #8e553a5e
 class Reception:
     """A thread that takes the frames of a source, each name once.
 
@@ -241,7 +241,7 @@ WRITE = 0.5  # s between two writings of answers while frames wait
 class Unwritten:
     """Answers that wait to be written together, into `answers`; `standing` counts what was written."""
 
-    def __init__(self, answers: Answers, standing: Standing):
+    def __init__(self, answers: Answers, standing: StreamStanding):
         self.answers, self.standing = answers, standing
         self.said: list[tuple[list[Arrived], pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]] = []
         self.written = time.monotonic()
@@ -304,9 +304,9 @@ class Stream:
         self.question = Question(plan.run, cell, plan.min_peaks, reference)
         self._agree()
         self._hold = ExitStack()  # until the end of the call: another process must not open the table
-        self._hold.enter_context(held(self.folder))
+        self._hold.enter_context(locked_answers(self.folder))
         with as_bad_input(f"the answers in {self.folder} cannot be read"):
-            self.answers, self.standing = Answers(self.folder), Standing()
+            self.answers, self.standing = Answers(self.folder), StreamStanding()
         blank = unanswered([], [], self.question)
         self.answers.append(
             blank.table.assign(arrived=np.zeros(0), seconds=np.zeros(0, np.float32)),
@@ -337,13 +337,13 @@ class Stream:
             write_json(path, mine)
 
     def _tasks(
-        self, batches: Iterable[list[Arrived] | None], pool: Pool | None
+        self, batches: Iterable[list[Arrived] | None], pool: WorkerPool | None
     ) -> Iterator[tuple[list[Arrived], tuple] | None]:
         """Each batch as the arguments of `_answer`."""
         for batch in batches:
             yield from self._task(batch, pool) if batch else [None]
 
-    def _task(self, batch: list[Arrived], pool: Pool | None) -> Iterator[tuple[list[Arrived], tuple]]:
+    def _task(self, batch: list[Arrived], pool: WorkerPool | None) -> Iterator[tuple[list[Arrived], tuple]]:
         """The arguments of `_answer` for a batch, or for each of its frames where they do not go together."""
         layout, names = batch[0].layout, [a.name for a in batch]
         if layout is None:
@@ -368,7 +368,7 @@ class Stream:
         indexer = None if known is None else known[0] if pool is None else known[1]
         yield batch, (frames, names, layout.key, self.question, indexer, peaks, [why] * len(batch))
 
-    def _learned(self, frames: Any, key: str, pool: Pool | None) -> tuple[tuple[Indexer, Any] | None, Any]:
+    def _learned(self, frames: Any, key: str, pool: WorkerPool | None) -> tuple[tuple[Indexer, Any] | None, Any]:
         """The indexer of a layout, here and in the workers, or None; and the peaks of these frames, if they were needed."""
         known, peaks = self._indexers.get(key), None
         if known is None and can_index(frames, self.question):
@@ -382,7 +382,7 @@ class Stream:
                 del self._indexers[next(iter(self._indexers))]
         return known, peaks
 
-    def _lost(self, batch: list[Arrived], error: Exception, pool: Pool) -> Answered:
+    def _lost(self, batch: list[Arrived], error: Exception, pool: WorkerPool) -> Answered:
         """The answers to a batch with which workers died: to each of its frames alone, where that helps."""
         if len(batch) == 1:
             return unanswered([batch[0].name], [f"it could not be answered: {reason(error)}"], self.question)
@@ -390,7 +390,7 @@ class Stream:
         answers = run_in_order(_answer, tasks, pool, 1, lambda one, error: self._lost(one, error, pool))
         return together([said for _, said in answers])
 
-    def __call__(self, tell: Callable[[Standing], None] = lambda standing: None) -> Path:
+    def __call__(self, tell: Callable[[StreamStanding], None] = lambda standing: None) -> Path:
         """Answer what comes, until the source ends, or a signal; returns the folder.
 
         tell: called with how the stream stands, after each batch and when nothing comes.

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from xrddiff.slurm.profiles import Profile
-    from xrddiff.slurm.submission import Plan
+    from xrddiff.slurm.submission import JobPlan
 
 # %% auto #0
 __all__ = ['POLL', 'TRIAL', 'AGENT', 'RESTART', 'RESTARTS', 'epoch_losses', 'ill', 'verdict', 'run_trial', 'work', 'run_agents',
@@ -201,7 +201,7 @@ def _work(study: Study, runs: int | None, ranks: int, linger: bool, name: str | 
                 time.sleep(POLL)
                 continue
             again = f", attempt {trial.attempt}" if trial.attempt > 1 else ""
-            say(f"{agent.name}: trial {trial.number}{again}: {_said(trial)}", flush=True)
+            say(f"{agent.name}: trial {trial.number}{again}: {_params_text(trial)}", flush=True)
             what, why = _train(study, trial, stop, ranks)
             if what == "stopped":
                 return REQUEUE
@@ -225,7 +225,7 @@ def _train(study: Study, trial: Trial, stop: StopRequest, ranks: int) -> tuple[s
     return ended
 
 
-def _said(trial: Trial) -> str:
+def _params_text(trial: Trial) -> str:
     return ", ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
     )
@@ -340,11 +340,11 @@ def agent_on_node(words: Sequence[str], ranks: int) -> RankCommand:
     return RankCommand(lambda: _agent(args), Path("output/sweeps"), Path(args.folder) / ".jobs", name="agent")
 
 
-def plan_swarm(study: Study, profile: Profile, count: int, runs: int | None = None) -> Plan:
+def plan_swarm(study: Study, profile: Profile, count: int, runs: int | None = None) -> JobPlan:
     """Plan an array of `count` jobs, each an agent on one node of the profile that does `runs`
     trials at most.
     """
-    from xrddiff.slurm.submission import Plan
+    from xrddiff.slurm.submission import JobPlan
 
     ranks, folder = profile.tasks_per_node, study.folder
     node = replace(profile, nodes=1, tasks_per_node=1, gpu_bind=None)
@@ -352,7 +352,7 @@ def plan_swarm(study: Study, profile: Profile, count: int, runs: int | None = No
     words = [str(folder), "--ranks", str(ranks), "--leave", *([] if runs is None else ["--runs", str(runs)])]
     folders = [str(own / f"agent-{i}") for i in range(count)]
     job = Job("command", [], folders, argv=["agent", *words], name=f"sweep-{folder.name}")
-    return Plan(node, job, folder / "logs", f"0-{count - 1}")
+    return JobPlan(node, job, folder / "logs", f"0-{count - 1}")
 
 # %% ../../nbs/studies/agents.ipynb #2d03099d
 def _parser() -> argparse.ArgumentParser:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['RunComparison', 'open_comparison', 'loss_kind', 'colours', 'plot_curves', 'SharedFrames', 'shared_samples',
-           'shared_reconstructions', 'show_shared', 'heights', 'plot_parallel', 'comparison_report', 'write_comparison',
+           'shared_reconstructions', 'show_shared', 'heights', 'plot_parallel', 'runs_report', 'write_comparison',
            'execute_comparison']
 
 # %% ../../nbs/studies/comparison.ipynb #cccbd4fe
@@ -341,7 +341,7 @@ def plot_parallel(settings: pd.DataFrame, metrics: pd.DataFrame, most: int = 5) 
     return figure
 
 # %% ../../nbs/studies/comparison.ipynb #5f1a52d3
-def comparison_report(comparison: RunComparison) -> Report:
+def runs_report(comparison: RunComparison) -> Report:
     """The page of a comparison."""
     said = comparison_words(comparison.rows, comparison.settings, comparison.metrics)
     report = Report(f"{len(comparison.folders)} runs side by side", said[0])
@@ -398,7 +398,7 @@ def write_comparison(comparison: RunComparison, folder: str | os.PathLike) -> Pa
     returns the page.
     """
     folder = Path(folder)
-    page = comparison_report(comparison).write(folder, name="compare")
+    page = runs_report(comparison).write(folder, name="compare")
     table = comparison.table()
     write_text(folder / "compare.csv", table.reset_index().map(for_csv).rename(columns=for_csv).to_csv(index=False))
     words = comparison_words(comparison.rows, comparison.settings, comparison.metrics)

@@ -14,21 +14,12 @@ from pathlib import Path
 from ..errors import BadInput, nearest
 from ..addresses import addresses_in, need_addresses, remember_addresses
 from ..files import json_digest, write_json
-from ..gate import read_json
+from ..gate import Consent, read_json
 from ..mediums import plain_text
 from ..overrides import as_override, parse_override
-from xrddiff.plugins import (
-    FOLDER,
-    is_file,
-    keep_plugins,
-    kept_plugins,
-    load_plugins,
-    need_plugins,
-    state_folder,
-    trust_plugins,
-)
+from ..plugins import FOLDER, is_file, keep_plugins, kept_plugins, load_plugins, need_plugins, trust_plugins
 from ..registry import check_options, entries
-from .sweep_file import SweepPlan, check_words
+from .sweep_file import SweepPlan, check_trial_words
 
 # %% auto #0
 __all__ = ['PLAN', 'SavedPlan', 'read_plan', 'write_plan', 'keep_plan', 'is_named', 'allow_plan', 'trial_words']
@@ -63,11 +54,14 @@ def write_plan(folder: str | os.PathLike, saved: SavedPlan) -> None:
     write_json(Path(folder) / PLAN, saved.plan.to_json() | ({"journal": "crc32"} if saved.sealed else {}))
 
 # %% ../../nbs/studies/consent.ipynb #2e4ea615
-def _note(plan: SweepPlan) -> Path:
-    """The file of the user's state that says that this user has named the words of a plan."""
+_CONSENT = Consent("studies")
+
+
+def _words_digest(plan: SweepPlan) -> str:
+    """The words of a plan as this user names them."""
     read_back = SweepPlan.from_json(json.loads(json.dumps(plan.to_json())))  # numbers as a file has them
     named = {name: value for name, value in read_back.to_json().items() if name != "run_cap"}
-    return state_folder() / "studies" / json_digest(named)
+    return json_digest(named)
 
 
 def _addresses(plan: SweepPlan) -> list[str]:
@@ -81,17 +75,12 @@ def keep_plan(folder: str | os.PathLike, plan: SweepPlan) -> None:
     if plan.plugins and not kept_plugins(folder):
         keep_plugins(folder, load_plugins(plan.plugins))
     remember_addresses(_addresses(plan))
-    note = _note(plan)
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        note.touch()
-    except OSError:  # this process knows it, and what it starts is asked again
-        pass
+    _CONSENT.remember([_words_digest(plan)])
 
 
 def is_named(plan: SweepPlan) -> bool:
     """Whether this user has started a sweep with the words of a plan."""
-    return _note(plan).is_file()
+    return _CONSENT.remembers(_words_digest(plan))
 
 # %% ../../nbs/studies/consent.ipynb #c6b84416
 def allow_plan(folder: str | os.PathLike, plan: SweepPlan, *, trust: bool = False) -> None:
@@ -100,7 +89,7 @@ def allow_plan(folder: str | os.PathLike, plan: SweepPlan, *, trust: bool = Fals
     Raises `BadInput` for anything else that the plan would execute or open: nothing is executed then.
     """
     where = plain_text(Path(folder) / PLAN)
-    check_words(plan.words, plan.parameters, where)
+    check_trial_words(plan.words, plan.parameters, where)
     named = is_named(plan)
     if not named and (presets := [word for word in plan.words if re.match(r"[+~]*hydra\b", word)]):
         raise BadInput(

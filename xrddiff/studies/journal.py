@@ -80,7 +80,7 @@ class _Entry(msgspec.Struct):
     datetime_complete: _Moment | None = None
 
 # %% ../../nbs/studies/journal.ipynb #1acfdbf7
-class _At(NamedTuple):
+class _Position(NamedTuple):
     """A place in the journal: how many entries, bytes and lines are before it, and whether they had checksums."""
 
     entries: int = 0
@@ -98,7 +98,7 @@ class Journal:
     def __init__(self, file: str | os.PathLike, *, sealed: bool):
         from optuna.storages.journal import JournalFileOpenLock
 
-        self.file, self._begin = Path(file), _At(sealed=sealed)
+        self.file, self._begin = Path(file), _Position(sealed=sealed)
         self._at, self._lock = self._begin, JournalFileOpenLock(str(file))
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
@@ -113,7 +113,7 @@ class Journal:
             entry = self._entry(raw, at, last)
             torn = entry is None
             with_sum = at.sealed or (not torn and _SEAL.search(raw) is not None)
-            self._at = _At(at.entries + (not torn), at.offset + len(raw) + 1, at.line + 1, with_sum)
+            self._at = _Position(at.entries + (not torn), at.offset + len(raw) + 1, at.line + 1, with_sum)
             if not torn and self._at.entries > log_number_from:
                 yield entry
 
@@ -136,7 +136,7 @@ class Journal:
     def _name(self) -> str:
         return plain_text(self.file)
 
-    def _entry(self, raw: bytes, at: _At, last: bool) -> dict[str, Any] | None:
+    def _entry(self, raw: bytes, at: _Position, last: bool) -> dict[str, Any] | None:
         """The entry of a line; None for one whose writer was killed."""
         try:
             return self._parsed(raw, at)
@@ -147,7 +147,7 @@ class Journal:
         again = read_bytes(self.file, MOST, at.offset)[: len(raw)]
         return self._parsed(again, at)
 
-    def _parsed(self, raw: bytes, at: _At) -> dict[str, Any] | None:
+    def _parsed(self, raw: bytes, at: _Position) -> dict[str, Any] | None:
         where = f"{self._name} is damaged, line {at.line}:"
         help_ = (
             "expected the journal of a study, a line of JSON for each entry; a copy of it, or a new study, is needed"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..errors import BadInput
 from ..execution.run_folder import PARTS, run_state
 from ..gate import or_default, read_json

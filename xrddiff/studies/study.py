@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from ..errors import BadInput, nearest
-from ..files import _lives, _place, sealed, write_json
+from ..files import process_exists, _place, sealed, write_json
 from ..gate import checked, or_default, read_json, read_text
 from ..mediums import plain_text
 from ..registry import Range, get, register
@@ -200,7 +200,7 @@ def _works(pid: int) -> bool:
     """
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    return _lives(pid)
+    return process_exists(pid)
 
 
 class Watchman:

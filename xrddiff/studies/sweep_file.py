@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import optuna
 
 # %% auto #0
-__all__ = ['Parameter', 'Prune', 'SweepPlan', 'check_words', 'make_plan', 'read_sweep']
+__all__ = ['Parameter', 'Prune', 'SweepPlan', 'check_trial_words', 'make_plan', 'read_sweep']
 
 # %% ../../nbs/studies/sweep_file.ipynb #e90ae9f5
 _SPEC = ("values", "min", "max", "distribution")
@@ -244,7 +244,7 @@ def _whole_number(value: Any, least: int, where: str) -> int:
     return value
 
 # %% ../../nbs/studies/sweep_file.ipynb #278fedcc
-def check_words(words: Sequence[str], parameters: Mapping[str, Parameter], where: str) -> None:
+def check_trial_words(words: Sequence[str], parameters: Mapping[str, Parameter], where: str) -> None:
     """Refuse what is the sweep's to choose, what is told twice, and what would be looked up where the trial runs.
 
     A sweep is a file that people hand on: `${oc.env:TOKEN}` in it would write what the environment of its agents holds into
@@ -281,7 +281,7 @@ def make_plan(found: Any, where: str = "the sweep") -> SweepPlan:
             f"{where}: parameters is {found.get('parameters')!r}; expected at least one word with its values"
         )
     parameters = {str(name): _parameter(str(name), spec) for name, spec in found["parameters"].items()}
-    check_words(words, parameters, where)
+    check_trial_words(words, parameters, where)
     metric = _keys(found.get("metric"), ("name", "goal"), f"{where}: metric")
     if not isinstance(metric.get("name"), str) or not metric["name"]:
         raise BadInput(

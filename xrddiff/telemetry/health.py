@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import XrddiffError
 
 # %% auto #0
-__all__ = ['gradient_norm', 'clip_gradients', 'Diverged', 'StepRecord', 'find_fault', 'merge_faults', 'likely_cause',
+__all__ = ['gradient_norm', 'clip_gradients', 'Diverged', 'StepRecord', 'first_fault', 'merge_faults', 'likely_cause',
            'describe_fault', 'Watch', 'loss_spike']
 
 # %% ../../nbs/telemetry/health.ipynb #9c65724a
@@ -66,7 +66,7 @@ def _kind(values: Tensor) -> str:
     return "NaN" if bool(values.isnan().any()) else "infinite"
 
 
-def find_fault(
+def first_fault(
     records: Sequence[StepRecord], model: nn.Module | None = None, *, norms: bool = True
 ) -> dict[str, Any] | None:
     """The first step of `records` that is not finite, as a dict for `describe_fault`, or None.
@@ -113,7 +113,7 @@ def merge_faults(faults: Iterable[dict[str, Any] | None]) -> dict[str, Any] | No
     return {**merged, "parts": parts} if parts else merged
 
 # %% ../../nbs/telemetry/health.ipynb #f0731480
-def _some(items: Sequence[Any], n: int = 8) -> str:
+def _first_few(items: Sequence[Any], n: int = 8) -> str:
     return ", ".join(map(str, items[:n])) + (f" and {len(items) - n} more" if len(items) > n else "")
 
 
@@ -129,16 +129,16 @@ def likely_cause(fault: Mapping[str, Any], weight_rms: float | None = None) -> s
 
 
 def describe_fault(fault: Mapping[str, Any], kept: str | None = None, weight_rms: float | None = None) -> str:
-    """The `fault` (from `find_fault`) as one sentence.
+    """The `fault` (from `first_fault`) as one sentence.
 
     `kept`: the last good checkpoint. `weight_rms`: see `likely_cause`.
     """
     at = f"training stopped at step {fault['step']} (epoch {fault['epoch']})"
-    frames = f"frame{'s' * (len(fault['frames']) != 1)} {_some(fault['frames'])}"
+    frames = f"frame{'s' * (len(fault['frames']) != 1)} {_first_few(fault['frames'])}"
     if "parts" in fault:
         what = " and ".join(f"'{part}' is {kind}" for part, kind in fault["parts"].items()) + f" for {frames}"
     else:
-        weights = f" (first in {_some(fault['weights'], 3)})" if fault.get("weights") else ""
+        weights = f" (first in {_first_few(fault['weights'], 3)})" if fault.get("weights") else ""
         what = f"the gradient is {fault['gradient']}{weights} though the losses of {frames} are finite"
     norm = "" if fault["last_norm"] is None else f", gradient norm {fault['last_norm']:.3g} one step before"
     keep = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been written yet"
@@ -149,7 +149,7 @@ class Watch:
     """Keeps the records of the steps since the last row and checks that their numbers are finite.
 
     If one is not, it raises `Diverged` on all ranks. `model`: the network. `ranks`: has `gather`.
-    `norms`: whether gradient norms are checked (see `find_fault`). The attribute `kept` is the name
+    `norms`: whether gradient norms are checked (see `first_fault`). The attribute `kept` is the name
     of the newest checkpoint, for the error.
     """
 
@@ -163,7 +163,7 @@ class Watch:
 
     def diagnose(self, step: int) -> NoReturn:
         """Raise `Diverged` with the first fault in the records of all ranks."""
-        fault = find_fault(self.records, self.model, norms=self.norms)
+        fault = first_fault(self.records, self.model, norms=self.norms)
         fault = merge_faults(self.ranks.gather(fault))
         if fault is None:
             raise Diverged(

@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-import xrddiff
 from ..errors import BadInput
+from ..files import package_version
 from xrddiff.training.checkpoints import (
     Checkpoint,
     clean_checkpoints,
@@ -210,7 +210,7 @@ class Saver:
     def _write(self, step: int) -> Path:
         tensors, kept = self.parts.pack()
         about = {"seed": self.options.seed, "ranks": self.ranks.size}
-        versions = {"xrddiff": xrddiff.__version__, "torch": torch.__version__}
+        versions = {"xrddiff": package_version(), "torch": torch.__version__}
         state = {**self.extra, **kept, **about, "versions": versions}
         return save_checkpoint(self.folder, step, tensors, state, keep=self.options.keep_checkpoints)
 

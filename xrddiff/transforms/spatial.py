@@ -295,7 +295,7 @@ def _cut(frames: xr.Dataset, places: list[tuple[int | None, int, int]], height: 
 
     return _new_coordinates(_move_peaks(frames, out, peaks))
 
-
+# %% ../../nbs/transforms/spatial.ipynb #9a183ac9
 def _tile_origin(variable: xr.Variable, i: int, place: tuple[int | None, int, int]) -> str | None:
     frame = frame_origin(variable, i)
     panel, y0, x0 = place

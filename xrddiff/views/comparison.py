@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..frames.frames import frame_count
 from ..frames.selection import evenly_spaced, select_frames
-from ..inference.comparison import Comparison, ComparisonPlan, open_set
+from ..inference.comparison import Comparison, ComparisonPlan, open_frames_of
 from ..mediums import for_plot
 from .plots import INTENSITY, SMALL, frame_picture, intensity_norm
 from .report import Report
@@ -77,7 +77,7 @@ def plot_lattice_shares(rows: Mapping[str, pd.DataFrame]) -> Figure:
 def comparison_pictures(comparison: Comparison, plan: ComparisonPlan) -> dict[str, Figure]:
     """ "frames" of each set, and "lattice", see `plot_lattice_shares`."""
     sources = {"reference": plan.reference, "frames": plan.frames}
-    sets = {name: open_set(source) for name, source in sources.items() if source is not None}
+    sets = {name: open_frames_of(source) for name, source in sources.items() if source is not None}
     return {"frames": show_sets(sets), "lattice": plot_lattice_shares(comparison.rows)}
 
 

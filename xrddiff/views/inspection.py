@@ -22,12 +22,14 @@ from ..files import is_address, writing
 from ..mediums import console, for_terminal
 from ..remote.remote_folder import RemoteFolder
 from ..frames.automask import Automask, masking_of
-from ..frames.frames import frame_image, frame_mask, panel_distance
+from ..frames.frames import frame_image, frame_mask
+from ..frames.geometry import panel_distance
 from ..frames.labels import describe_labels, label_names, label_words
 from ..frames.masks import GIVEN_BIT, RULES, chosen_rules
 from ..headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
 from ..frames.rows import ArrayRows, Rows, rows_behind
-from ..loading.catalog import CATALOG, load
+from ..loading.catalog import load
+from ..words.data_sets import CATALOG
 
 # %% auto #0
 __all__ = ['Description', 'frame_statistics', 'inspect_file', 'explain_mask']

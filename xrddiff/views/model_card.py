@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from ..gate import or_default, read_json
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..errors import BadInput
 from ..files import write_text
 from ..mediums import for_markdown, plain_text
 from ..telemetry.history import read_history
 from ..used_words import model_parts
-from .report import Drawn, Report, Section, markdown_blocks, markdown_picture, read_picture, read_report
+from xrddiff.views.report import (
+    ReportImage,
+    Report,
+    Section,
+    markdown_blocks,
+    markdown_picture,
+    read_picture,
+    read_report,
+)
 from .run_page import finish_report, has_history, run_commands
 from ..words.vocabulary import Config
 
@@ -75,7 +83,7 @@ def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
     if summary and all(isinstance(row, Mapping) for row in summary.values()):
         blocks += markdown_blocks(Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index")))
     blocks += _texts([*of("health"), *of("limits")])
-    charts = [s for s in of("training") if s.remade and isinstance(s.figure, Drawn)]
+    charts = [s for s in of("training") if s.remade and isinstance(s.figure, ReportImage)]
     for s in charts:
         blocks += [f"## {for_markdown(s.title)}", for_markdown(s.text), markdown_picture(s.title, s.figure.path)]
     blocks += _texts(Section(s.title, s.text, s.table) for s in of("settings"))

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PARTS', 'Drawn', 'Section', 'format_number', 'markdown_table', 'markdown_blocks', 'markdown_picture', 'read_picture',
-           'Report', 'read_report']
+__all__ = ['PARTS', 'ReportImage', 'Section', 'format_number', 'markdown_table', 'markdown_blocks', 'markdown_picture',
+           'read_picture', 'Report', 'read_report']
 
 # %% ../../nbs/views/report.ipynb #3b67a244
 @dataclass(frozen=True)
-class Drawn:
+class ReportImage:
     """A picture as PNG or WebP bytes, in light and perhaps in dark, and its title.
 
     `path`: where it is kept in the folder of the report; the dark one has `-dark` in its name.
@@ -72,10 +72,10 @@ class Section:
     title: str
     text: str = ""
     table: pd.DataFrame | None = None
-    figure: Figure | Drawn | None = None
+    figure: Figure | ReportImage | None = None
     part: str = "physics"
     lines: list[tuple[str, str]] = field(default_factory=list)
-    gallery: list[Drawn] = field(default_factory=list)
+    gallery: list[ReportImage] = field(default_factory=list)
     folded: dict[str, pd.DataFrame] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
     remade: bool = False
@@ -115,22 +115,22 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] + ["---:"] * len(table.columns), *rows])
 
 # %% ../../nbs/views/report.ipynb #514dbd9c
-def _picture(section: Section, dpi: float) -> Drawn | None:
+def _picture(section: Section, dpi: float) -> ReportImage | None:
     """The figure of a section as a picture, the same for the same run."""
     from xrddiff.views.plots import Picture
     from xrddiff.views.themes import png_pair
 
     figure, path = section.figure, f"plots/{section.slug}.png"
-    if figure is None or isinstance(figure, Drawn):
+    if figure is None or isinstance(figure, ReportImage):
         return figure
     if isinstance(figure, Picture):  # nothing sticks out of its layout, and looking for it takes another drawing
-        return Drawn(section.title, path, *png_pair(figure, dpi))
+        return ReportImage(section.title, path, *png_pair(figure, dpi))
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
-    return Drawn(section.title, path, out.getvalue())
+    return ReportImage(section.title, path, out.getvalue())
 
 # %% ../../nbs/views/report.ipynb #0f28caed
-def _shown(picture: Drawn | None, per_inch: int = 110) -> dict[str, Any] | None:
+def _shown(picture: ReportImage | None, per_inch: int = 110) -> dict[str, Any] | None:
     """A picture as the page wants it, with its width on the page where it is a PNG that says how
     many pixels are an inch.
     """
@@ -150,7 +150,7 @@ def _shown_table(table: pd.DataFrame) -> dict[str, Any]:
     return dict(name=table.index.name or "", columns=list(map(str, table.columns)), rows=rows)
 
 # %% ../../nbs/views/report.ipynb #6f464304
-def markdown_blocks(section: Section, picture: Drawn | None = None) -> list[str]:
+def markdown_blocks(section: Section, picture: ReportImage | None = None) -> list[str]:
     """A section as paragraphs of Markdown, with links to its pictures."""
     blocks = [f"## {for_markdown(section.title)}", for_markdown(section.text)]
     mark = lambda kind: f"**{for_markdown(kind.capitalize())}:** " if kind else ""  # noqa: E731
@@ -172,7 +172,7 @@ def markdown_picture(title: str, path: str) -> str:
 _KEPT = ("title", "text", "part", "lines", "commands")
 
 
-def _record(section: Section, picture: Drawn | None) -> dict[str, Any]:
+def _record(section: Section, picture: ReportImage | None) -> dict[str, Any]:
     """A section as JSON values; its picture is in its own file."""
     kept = {name: getattr(section, name) for name in _KEPT}
     kept["table"] = None if section.table is None else _shown_table(section.table)
@@ -186,12 +186,12 @@ def _frame(record: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([row for _, row in record["rows"]], index=index, columns=record["columns"])
 
 # %% ../../nbs/views/report.ipynb #f9c0b2f6
-def read_picture(folder: Path, path: str, title: str) -> Drawn | None:
+def read_picture(folder: Path, path: str, title: str) -> ReportImage | None:
     """The picture that is kept at `path` in the folder of a report; None if there is none."""
-    dark = Drawn(title, path, b"").dark_path
+    dark = ReportImage(title, path, b"").dark_path
     data, in_dark = (or_default(lambda name=name: read_bytes(folder / name, 4 * MOST), b"") for name in (path, dark))
     data, in_dark = (found if found.startswith(_PNG) else None for found in (data, in_dark))  # a link may lead anywhere
-    return None if data is None else Drawn(title, path, data, in_dark)
+    return None if data is None else ReportImage(title, path, data, in_dark)
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -218,7 +218,7 @@ def _save(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-def _on_page(s: Section, picture: Drawn | None) -> dict[str, Any]:
+def _on_page(s: Section, picture: ReportImage | None) -> dict[str, Any]:
     """A section as the page wants it."""
     folded = {heading: _shown_table(table) for heading, table in s.folded.items()}
     wide = _shown(picture, 160 if s.part == "pictures" else 110)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..gate import read_json
 from ..config import preset_differences, reproducing_words
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..errors import BadInput
 from ..mediums import for_shell
 from ..telemetry.history import read_epochs, read_history
 from ..telemetry.rules import Finding, read_findings
 from ..used_words import model_parts
-from .report import Drawn, Report, Section, read_picture
+from .report import ReportImage, Report, Section, read_picture
 from .training_charts import best_epoch, epoch_values
 from .training_figures import chart_title, drawable, training_pictures
 from ..words.vocabulary import Config
@@ -88,7 +88,9 @@ def add_epochs(report: Report, run: Path) -> None:
         if names
         else list(dict.fromkeys(why.values()))
     )
-    drawn = [Drawn(_title(n), f"plots/training/{n}.png", light, dark) for n, light, dark in training_pictures(history)]
+    drawn = [
+        ReportImage(_title(n), f"plots/training/{n}.png", light, dark) for n, light, dark in training_pictures(history)
+    ]
     what = dict(figure=drawn[0], gallery=drawn[1:]) if drawn else {}
     lines = [("", _sentence(reason)) for reason in missing]
     report.add("Epochs", text, lines=lines, part="training", remade=True, **what)
@@ -120,7 +122,7 @@ def add_samples_over_epochs(report: Report, run: Path, most: int = 20) -> None:
 # %% ../../nbs/views/run_page.ipynb #78945351
 def limits(cfg: Config) -> list[str]:
     """The limits of a run, in sentences."""
-    from xrddiff.loading.catalog import CATALOG
+    from xrddiff.words.data_sets import CATALOG
 
     name, parts = data_name(cfg), model_parts(cfg)
     out = ["A trial of the pipeline: too short to be judged."] if cfg.training.test_pipeline else []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..contradictions import data_name
+from ..words.data_sets import data_name
 from ..metrics.reconstruction import missing_scores, row_names
 from .judgement import add_generation, generation_pictures
 from .plots import compare_frames

@@ -18,7 +18,8 @@ from .plots import Picture
 from .themes import png_pair
 
 # %% auto #0
-__all__ = ['FEWEST', 'NINE', 'DPI', 'drawable', 'chart_title', 'dashboard', 'training_pictures', 'write_training_pictures']
+__all__ = ['FEWEST', 'NINE', 'DPI', 'drawable', 'chart_title', 'training_dashboard', 'training_pictures',
+           'write_training_pictures']
 
 # %% ../../nbs/views/training_figures.ipynb #d8dc55ac
 FEWEST = 3  # epochs; fewer make no curve
@@ -56,7 +57,7 @@ NINE = (
 ).split()
 
 
-def dashboard(history: pd.DataFrame, names: Sequence[str] | None = None) -> Picture:
+def training_dashboard(history: pd.DataFrame, names: Sequence[str] | None = None) -> Picture:
     """Up to nine charts of a training on one figure.
 
     names: those that can be drawn, if that is known.
@@ -82,7 +83,7 @@ def training_pictures(history: pd.DataFrame) -> Iterator[tuple[str, bytes, bytes
     """Name, light PNG and dark PNG of the dashboard and of each chart that can be drawn."""
     names, _ = drawable(history)
     if names:
-        yield "dashboard", *png_pair(dashboard(history, names), DPI)
+        yield "dashboard", *png_pair(training_dashboard(history, names), DPI)
     for name in names:
         pair = attempt("chart", name, lambda name=name: png_pair(get("chart", name)(history).figure, DPI))
         if pair is not None:

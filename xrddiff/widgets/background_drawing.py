@@ -19,7 +19,7 @@ from ..frames.frames import frame_mask
 from ..frames.geometry import frame_geometry
 from ..indexing.cells import Cell
 from ..indexing.known_lattices import crystals_of, expected_spots, says_crystals
-from .canvas import Marks, Picture, picture_of
+from .canvas import Marks, CanvasImage, picture_of
 from .explorer import marks_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Drawing:
             own = {"x": step["denoised"][rows].float().clone(), "sigma": float(np.ravel(step["sigma"])[0])}
         self.steps.append({"i": i, **own})
 
-    def picture(self, sample: int, step: int, title: str) -> Picture:
+    def picture(self, sample: int, step: int, title: str) -> CanvasImage:
         """Sample `sample` as it was estimated at the kept step number `step`; −1: as it was drawn."""
         if sample not in self.marks:
             self.marks[sample] = asked_marks(self.samples, sample)

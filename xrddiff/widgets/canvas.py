@@ -27,7 +27,7 @@ from .previews import preview_level, shrink, shrink_codes
 from .shown import Shown, source
 
 # %% auto #0
-__all__ = ['KINDS', 'Marks', 'Picture', 'frame_values', 'geometry_or_none', 'as_image', 'picture_of', 'smallest', 'automatic',
+__all__ = ['KINDS', 'Marks', 'CanvasImage', 'frame_values', 'geometry_or_none', 'as_image', 'picture_of', 'smallest', 'automatic',
            'norm_of', 'draw_pictures', 'FrameView']
 
 # %% ../../nbs/widgets/canvas.ipynb #ab9cb8ff
@@ -58,7 +58,7 @@ KINDS = {
 
 # %% ../../nbs/widgets/canvas.ipynb #990dbbdb
 @dataclass(frozen=True, eq=False)
-class Picture:
+class CanvasImage:
     """A picture for the browser.
 
     intensity: (y, x). valid: bool (y, x). marks: points in it. signed: a difference, coloured from −signed to signed.
@@ -121,12 +121,12 @@ def as_image(stack: np.ndarray, geometry: Geometry | PanelGeometry | None, fill:
     return stack.reshape(-1, stack.shape[-1])
 
 # %% ../../nbs/widgets/canvas.ipynb #aa36de10
-def picture_of(ds: xr.Dataset, i: int = 0, title: str = "", **words: Any) -> Picture:
-    """Frame `i` of `ds` as a `Picture`; `words`: further fields of it, such as `marks`."""
+def picture_of(ds: xr.Dataset, i: int = 0, title: str = "", **words: Any) -> CanvasImage:
+    """Frame `i` of `ds` as a `CanvasImage`; `words`: further fields of it, such as `marks`."""
     image, mask = frame_values(ds, i)
     geometry, value = geometry_or_none(ds, i), ds["intensity"]
     words = {"unit": plots._unit(ds), "sigma": value.attrs.get("background_sigma"), "geometry": geometry} | words
-    return Picture(title, as_image(image, geometry), as_image(mask, geometry, False), **words)
+    return CanvasImage(title, as_image(image, geometry), as_image(mask, geometry, False), **words)
 
 # %% ../../nbs/widgets/canvas.ipynb #5a6cc65c
 def smallest(values: np.ndarray, masked: np.ndarray | None = None) -> np.ndarray:
@@ -147,7 +147,7 @@ def smallest(values: np.ndarray, masked: np.ndarray | None = None) -> np.ndarray
     return np.ascontiguousarray(values, fits[0] if fits else np.float32)
 
 # %% ../../nbs/widgets/canvas.ipynb #5e8df788
-def automatic(pictures: Sequence[Picture]) -> dict[str, list[float]]:
+def automatic(pictures: Sequence[CanvasImage]) -> dict[str, list[float]]:
     """scale -> [darkest, brightest, where asinh becomes linear], for pictures that share them."""
     some, sigma = [], None
     for p in pictures:
@@ -179,7 +179,7 @@ def _thinned(values: np.ndarray) -> dict[str, Any]:
     return {"data": values.tobytes()}
 
 
-def _packed_preview(values: np.ndarray, p: Picture, n: int) -> dict[str, Any]:
+def _packed_preview(values: np.ndarray, p: CanvasImage, n: int) -> dict[str, Any]:
     """A preview of a picture, halved `n` times, as the browser takes it, with some of the values for its histogram.
 
     The means of counts are sent as whole numbers of a fraction of a photon (`part`), of which nearly all fit a byte.
@@ -197,7 +197,7 @@ def _packed_preview(values: np.ndarray, p: Picture, n: int) -> dict[str, Any]:
     return out | _thinned(small["strongest"])
 
 
-def _packed_reasons(p: Picture) -> bytes | None:
+def _packed_reasons(p: CanvasImage) -> bytes | None:
     """Why pixels of the preview of a picture are masked; bit 7: all of a block are. None: no preview, or none is masked."""
     n, masked = preview_level(p.intensity.shape), p.masked
     if not n or masked is None:
@@ -206,7 +206,7 @@ def _packed_reasons(p: Picture) -> bytes | None:
     return (some | np.where(codes > 0, np.uint8(128), np.uint8(0))).tobytes()
 
 
-def _packed(p: Picture) -> dict[str, Any]:
+def _packed(p: CanvasImage) -> dict[str, Any]:
     """A picture as the browser takes it."""
     values, flat = smallest(p.intensity, p.masked), p.geometry
     if isinstance(flat, PanelGeometry):
@@ -252,7 +252,7 @@ def norm_of(scale: str, low: float, high: float, width: float = 1.0) -> Normaliz
 
 # %% ../../nbs/widgets/canvas.ipynb #41b575ff
 def draw_pictures(
-    pictures: Sequence[Picture],
+    pictures: Sequence[CanvasImage],
     *,
     scale: str = "asinh",
     limits: Sequence[float] | None = None,
@@ -328,7 +328,7 @@ class FrameView(Shown, anywidget.AnyWidget):
 
     def __init__(
         self,
-        pictures: Sequence[Picture] = (),
+        pictures: Sequence[CanvasImage] = (),
         *,
         scale: str = "asinh",
         limits: Sequence[float] | None = None,
@@ -343,7 +343,7 @@ class FrameView(Shown, anywidget.AnyWidget):
         self.pictures = list(pictures)
 
 # %% ../../nbs/widgets/canvas.ipynb #10326761
-def _send_pictures(self: FrameView, pictures: Sequence[Picture]) -> None:
+def _send_pictures(self: FrameView, pictures: Sequence[CanvasImage]) -> None:
     """Show `pictures`."""
     panels = next((p.geometry for p in pictures if isinstance(p.geometry, PanelGeometry)), None)
     large = [preview_level(p.intensity.shape) > 0 for p in pictures]
@@ -360,7 +360,7 @@ def _send_pictures(self: FrameView, pictures: Sequence[Picture]) -> None:
         self._marks = [_packed_marks(p.marks) for p in pictures]
 
 
-def _packed_codes(pictures: Sequence[Picture]) -> list[bytes | None]:
+def _packed_codes(pictures: Sequence[CanvasImage]) -> list[bytes | None]:
     return [None if (masked := p.masked) is None else masked.tobytes() for p in pictures]
 
 

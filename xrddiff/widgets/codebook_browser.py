@@ -18,7 +18,7 @@ from ..inference.encoded import EncodedFrames
 from ..metrics.code_use import code_means, code_pictures, count_codes
 from ..views.latent_map import show_codes
 from ..views.plots import png
-from .canvas import FrameView, Marks, Picture, picture_of
+from .canvas import FrameView, Marks, CanvasImage, picture_of
 from .points import Tiles, need_number
 from .shown import Panel
 
@@ -123,9 +123,9 @@ def _show(self: CodebookBrowser, _: Any = None) -> None:
     mean = np.full(self.pictures.shape[1:], np.nan, np.float32)
     start = (mean.shape[0] - f) // 2
     mean[start : start + f, start : start + f] = self.means[k]
-    self.look.pictures = [Picture("decoded", self.pictures[k], unit=self._unit), Picture("mean of frames", mean, unit=self._unit)]  # fmt: skip
+    self.look.pictures = [CanvasImage("decoded", self.pictures[k], unit=self._unit), CanvasImage("mean of frames", mean, unit=self._unit)]  # fmt: skip
     share = (100 * self.use.places[k] / self.use.frames).astype(np.float32)
-    self.where.pictures = [Picture("% of frames with it here", share, unit="%")]
+    self.where.pictures = [CanvasImage("% of frames with it here", share, unit="%")]
     v, u = np.nonzero(self.codes[self.frame] == k)
     marks = [Marks(f"code {k}", (u + 0.5) * f, (v + 0.5) * f, "asked")]
     title = f"frame {self.encoded.rows[self.frame]}: {len(u)} places"

@@ -20,7 +20,7 @@ from ..frames.peaks import find_frame_peaks
 from ..frames.selection import select_frames
 from ..metrics.peak_scores import match_tables
 from ..views.plots import png, residual
-from .canvas import Marks, Picture, _packed_marks, draw_pictures, picture_of
+from .canvas import Marks, CanvasImage, _packed_marks, draw_pictures, picture_of
 from .explorer import FrameSeries, marks_of
 
 # %% auto #0
@@ -30,14 +30,16 @@ __all__ = ['LIMIT', 'residual_picture', 'compared_peaks', 'Compare']
 LIMIT = 5.0  # residuals are coloured from −LIMIT to LIMIT
 
 
-def residual_picture(measured: Picture, made: Picture, gain: float | None, title: str = "residual") -> Picture:
+def residual_picture(
+    measured: CanvasImage, made: CanvasImage, gain: float | None, title: str = "residual"
+) -> CanvasImage:
     """The residual of two pictures, in √counts; without a gain, in units of its own robust σ."""
     bad = np.zeros(measured.intensity.shape, bool)
     for p in (measured, made):
         bad |= False if p.masked is None else p.masked > 0
     x, x_hat = (np.where(bad, np.nan, p.intensity.astype(np.float64)) for p in (measured, made))
     z = residual(x, x_hat, gain).astype(np.float32)
-    return Picture(title, z, ~bad, signed=LIMIT, unit="σ", geometry=measured.geometry)
+    return CanvasImage(title, z, ~bad, signed=LIMIT, unit="σ", geometry=measured.geometry)
 
 # %% ../../nbs/widgets/compare.ipynb #4bbcd32e
 def compared_peaks(
@@ -104,7 +106,7 @@ class Compare(FrameSeries):
         self.show_frame(0)
 
 # %% ../../nbs/widgets/compare.ipynb #9b9fd6cd
-def _pictures_of(self: Compare, i: int) -> list[Picture]:
+def _pictures_of(self: Compare, i: int) -> list[CanvasImage]:
     """Frame `i` of both sets, and the residual."""
     first, second = self.sets
     a, b = (picture_of(ds, i, name) for ds, name in zip(self.sets, self.names, strict=True))

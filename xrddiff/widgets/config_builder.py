@@ -24,12 +24,12 @@ from ..overrides import as_override, parse_override, presets
 from ..saved_config import to_yaml
 from ..settings import differences, preset_about, setting_rows, setting_text
 from ..slurm.profiles import Profile, list_profiles
-from ..slurm.submission import Plan, chosen_profile, plan_runs, send_plan, sent_lines
+from ..slurm.submission import JobPlan, chosen_profile, plan_runs, send_plan, sent_lines
 from ..views.lines import draw_lines
 from ..views.plots import png
 from .refreshing import Refreshed
 from .shown import Panel, source
-from .training_monitor import monitor
+from .training_monitor import open_monitor
 from ..words.vocabulary import GROUPS, Config, Word, vocabulary
 
 # %% auto #0
@@ -150,7 +150,7 @@ class ConfigBuilder(Refreshed, Panel):
         self.place = ipywidgets.VBox()
         self.place.layout.margin = "10px 0 0 0"
         super().__init__([self.view, self.place])
-        self.view.on_msg(self.guarded(self._heard))
+        self.view.on_msg(self.guarded(self._on_message))
         self.view.observe(lambda change: self.set_trait("profile", change.new), "profile")
         self.observe(self.guarded(self._resolve), "overrides")
         self.observe(self.guarded(self._commands), "profile")
@@ -181,7 +181,7 @@ class ConfigBuilder(Refreshed, Panel):
 # %% ../../nbs/widgets/config_builder.ipynb #edc7ca65
 def _resolve(self: ConfigBuilder, _: Any = None) -> None:
     view, self.resolved = self.view, None
-    view.given = _given(self.overrides)
+    view.given = _filled_in(self.overrides)
     self._commands()
     try:
         r = self.resolved = resolve(self.overrides)
@@ -195,7 +195,7 @@ def _resolve(self: ConfigBuilder, _: Any = None) -> None:
         view.changed = [[row["word"], *map(setting_text, row["values"]), row["unit"]] for row in r.changed]
 
 
-def _given(overrides: Sequence[str]) -> dict[str, str]:
+def _filled_in(overrides: Sequence[str]) -> dict[str, str]:
     """The text of the fields that were filled in."""
     parsed = [parse_override(o) for o in overrides]
     return {
@@ -210,7 +210,7 @@ def _commands(self: ConfigBuilder, _: Any = None) -> None:
     view.command, view.python, view.profile, view.script = self.command, python_call(self.overrides), self.profile, ""
 
 
-def _heard(self: ConfigBuilder, _: Any, message: Any, __: Any) -> None:
+def _on_message(self: ConfigBuilder, _: Any, message: Any, __: Any) -> None:
     if isinstance(message, dict):
         self.set(message["set"], message["to"])
     else:
@@ -218,7 +218,7 @@ def _heard(self: ConfigBuilder, _: Any, message: Any, __: Any) -> None:
         (actions | dict(submit=self.submit, script=self.show_script))[message]()
 
 
-for method in (_resolve, _commands, _heard):
+for method in (_resolve, _commands, _on_message):
     setattr(ConfigBuilder, method.__name__, method)
 
 # %% ../../nbs/widgets/config_builder.ipynb #a33a34ef
@@ -266,7 +266,7 @@ def take(self: ConfigBuilder, news: tuple[Path | None, int | None]) -> None:
 
 def _below(self: ConfigBuilder, what: str | None) -> None:
     """Show the monitor of this run or job below the form, or none."""
-    former, self.place.children = self.place.children, [] if what is None else [monitor(what)]
+    former, self.place.children = self.place.children, [] if what is None else [open_monitor(what)]
     for widget in former:
         widget.close()
 
@@ -276,10 +276,10 @@ def _profile(self: ConfigBuilder) -> Profile:
     return chosen_profile(file=name) if name and name.endswith((".yaml", ".yml")) else chosen_profile(name)
 
 
-def _plan(self: ConfigBuilder, reserve: bool) -> Plan:
+def _plan(self: ConfigBuilder, reserve: bool) -> JobPlan:
     profile = self._profile()
     job, logs = plan_runs([self.overrides], profile.ranks, reserve=reserve)
-    return Plan(profile, job, logs if reserve or logs.is_dir() else Path.cwd())
+    return JobPlan(profile, job, logs if reserve or logs.is_dir() else Path.cwd())
 
 
 def show_script(self: ConfigBuilder) -> None:

@@ -26,8 +26,17 @@ from ..frames.peaks import find_frame_peaks
 from ..frames.rows import frame_origin
 from ..frames.selection import select_frames
 from ..headers.gate import as_bad_input
-from ..loading.catalog import CATALOG, load
-from .canvas import FrameView, Marks, Picture, _packed_marks, as_image, frame_values, geometry_or_none
+from ..loading.catalog import load
+from ..words.data_sets import CATALOG
+from xrddiff.widgets.canvas import (
+    FrameView,
+    Marks,
+    CanvasImage,
+    _packed_marks,
+    as_image,
+    frame_values,
+    geometry_or_none,
+)
 from xrddiff.widgets.mask_edits import (
     MASKED_BY_HAND,
     UNTOUCHED,
@@ -87,12 +96,12 @@ class FrameSeries(FrameView):
         """Traits by name."""
         self._number = 0
         super().__init__(**words)
-        self.observe(self.guarded(self._go), "frame")
+        self.observe(self.guarded(self._on_frame), "frame")
 
-    def _go(self, change: Any) -> None:
+    def _on_frame(self, change: Any) -> None:
         self.show_frame(change.new)
 
-    def pictures_of(self, i: int) -> list[Picture]:
+    def pictures_of(self, i: int) -> list[CanvasImage]:
         """The pictures of frame `i`."""
         raise NotImplementedError
 
@@ -187,7 +196,7 @@ class FrameExplorer(FrameSeries):
             self.observe(self.guarded(callback), name)
         for name, value in own.items():
             setattr(self, name, value)
-        self.on_msg(self._asked)
+        self.on_msg(self._on_message)
 
 # %% ../../nbs/widgets/explorer.ipynb #7e6480c6
 def _open(self: FrameExplorer, what: Any) -> None:
@@ -226,7 +235,7 @@ def _frame(self: FrameExplorer, i: int) -> tuple[np.ndarray, np.ndarray]:
     return self._read[1:]
 
 
-def _pictures_of(self: FrameExplorer, i: int) -> list[Picture]:
+def _pictures_of(self: FrameExplorer, i: int) -> list[CanvasImage]:
     """Frame `i` with the peaks that the frames carry, and why its pixels are masked."""
     ds, (image, codes) = self.frames, self._frame(i)
     geometry = geometry_or_none(ds, i)
@@ -238,7 +247,7 @@ def _pictures_of(self: FrameExplorer, i: int) -> list[Picture]:
     value = ds["intensity"].attrs
     words = dict(unit={"photon": "photons"}.get(value.get("units"), ""), sigma=value.get("background_sigma"))
     self._codes_before = codes
-    return [Picture(title, flat, None, marks, geometry=geometry, codes=self._with_edits(codes), **words)]
+    return [CanvasImage(title, flat, None, marks, geometry=geometry, codes=self._with_edits(codes), **words)]
 
 
 def _file_of(ds: xr.Dataset, i: int, source: str) -> str:
@@ -327,13 +336,13 @@ def save_mask(self: FrameExplorer, path: str | Path | None = None) -> Path:
     return path
 
 
-def _asked(self: FrameExplorer, _: Any, content: Mapping[str, Any], __: Any) -> None:
+def _on_message(self: FrameExplorer, _: Any, content: Mapping[str, Any], __: Any) -> None:
     """A message of the browser: its button was pressed."""
     if content.get("do") == "save":
         self.guarded(lambda: self.save_mask())()
 
 
-FrameExplorer.save_mask, FrameExplorer._asked = save_mask, _asked
+FrameExplorer.save_mask, FrameExplorer._on_message = save_mask, _on_message
 
 # %% ../../nbs/widgets/explorer.ipynb #10aea901
 def _still(self: FrameExplorer) -> bytes:

@@ -28,7 +28,7 @@ from ..views.lines import draw_lines
 from ..views.plots import png
 from .refreshing import Refreshed, signature
 from .shown import Panel, source
-from .training_monitor import monitor
+from .training_monitor import open_monitor
 
 # %% auto #0
 __all__ = ['ASK_EVERY', 'LINES', 'JobsSeen', 'JobsWatched', 'log_lines', 'is_queued', 'JobsView', 'JobMonitor', 'cancel',
@@ -125,7 +125,7 @@ class JobMonitor(Refreshed, Panel):
         self.jobs, self.view, self.place = JobsWatched(last), JobsView(columns=list(STATUS_COLUMNS)), ipywidgets.VBox()
         self.place.layout.margin = "10px 0 0 0"
         super().__init__([self.view, self.place])
-        self.view.on_msg(self.guarded(self._heard))
+        self.view.on_msg(self.guarded(self._on_message))
         self.view.observe(lambda change: self.set_trait("chosen", change.new), "chosen")
         self.observe(self.guarded(self._choose), "chosen")
         self.refresh()
@@ -142,7 +142,7 @@ class JobMonitor(Refreshed, Panel):
     def take(self, seen: JobsSeen) -> None:
         """Show it."""
         if seen.rows is not None:
-            self.view.rows = [dict(cells=status_cells(row), **_may(row)) for row in seen.rows]
+            self.view.rows = [dict(cells=status_cells(row), **_actions_of(row)) for row in seen.rows]
         if seen.log is not None:
             self.view.log = seen.log
 
@@ -160,7 +160,7 @@ class JobMonitor(Refreshed, Panel):
             )
         return row
 
-    def _heard(self, _: Any, message: Any, __: Any) -> None:
+    def _on_message(self, _: Any, message: Any, __: Any) -> None:
         if message == "here":
             self.here()
         elif message == "gone":
@@ -180,7 +180,7 @@ class JobMonitor(Refreshed, Panel):
         self.take(self.jobs.look(self.chosen, now=True))
 
 # %% ../../nbs/widgets/job_monitor.ipynb #8ebe78cd
-def _may(row: Mapping[str, Any]) -> dict[str, Any]:
+def _actions_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What can be done with a job."""
     queued, run = is_queued(row), bool(row.get("run"))
     return dict(
@@ -228,7 +228,7 @@ def watch(self: JobMonitor, job: str) -> None:
     self.unwatch()
     if not self._row(job).get("run"):
         raise BadInput(f"no run of job {job} is known; expected a job that `xrddiff submit` sent")
-    self.place.children = [monitor(job)]
+    self.place.children = [open_monitor(job)]
 
 
 def unwatch(self: JobMonitor) -> None:

@@ -22,15 +22,15 @@ from ..metrics.baselines import PCA
 from ..models.latent_space import WAYS, between
 from ..views.latent_map import class_colours, plot_latent_map, point_colours
 from ..views.plots import frame_picture, png
-from .canvas import FrameView, Picture, draw_pictures, picture_of
+from .canvas import FrameView, CanvasImage, draw_pictures, picture_of
 from .points import PointMap, Slide, need_number
 from .shown import Panel
 
 # %% auto #0
-__all__ = ['MODES', 'COMPONENTS', 'walk', 'LatentExplorer']
+__all__ = ['MODES', 'COMPONENTS', 'walk_component', 'LatentExplorer']
 
 # %% ../../nbs/widgets/latent_explorer.ipynb #51129c01
-def walk(latent: torch.Tensor, components: PCA, k: int, amount: float) -> torch.Tensor:
+def walk_component(latent: torch.Tensor, components: PCA, k: int, amount: float) -> torch.Tensor:
     """The latent (C, h, w) that lies `amount` standard deviations along component `k` (from 0)."""
     return latent + amount * components.spread[k] * components.basis[:, k].reshape(latent.shape)
 
@@ -102,7 +102,7 @@ class LatentExplorer(Panel):
         z = self.encoded.latents
         if self.mode == "between":
             return between(z[self.first], z[self.last], self.t, self.way)
-        return z[self.frame] if self.mode == "frame" else walk(z[self.frame], self.components, self.component - 1, self.amount)  # fmt: skip
+        return z[self.frame] if self.mode == "frame" else walk_component(z[self.frame], self.components, self.component - 1, self.amount)  # fmt: skip
 
 # %% ../../nbs/widgets/latent_explorer.ipynb #2b6cf0c7
 def _build(self: LatentExplorer) -> None:
@@ -169,12 +169,12 @@ def _colour(self: LatentExplorer, _: Any = None) -> None:
         self.map.colours, self.map.legend = np.full((len(names), 3), 140, np.uint8).tobytes(), []
     self.map.names = names
 
-
-def _decoded(self: LatentExplorer, latents: torch.Tensor, *titles: str) -> list[Picture]:
+# %% ../../nbs/widgets/latent_explorer.ipynb #a6ac9ca7
+def _decoded(self: LatentExplorer, latents: torch.Tensor, *titles: str) -> list[CanvasImage]:
     """Decoded latents (n, C, h, w) as pictures."""
     frames = self.encoded.frames
     valid, unit = frame_mask(frames, 0), picture_of(frames, 0).unit
-    return [Picture(title, image, valid, unit=unit) for image, title in zip(self.encoded.decode(latents), titles, strict=True)]  # fmt: skip
+    return [CanvasImage(title, image, valid, unit=unit) for image, title in zip(self.encoded.decode(latents), titles, strict=True)]  # fmt: skip
 
 
 def _show(self: LatentExplorer, _: Any = None) -> None:

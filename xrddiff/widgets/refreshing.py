@@ -76,12 +76,12 @@ class Refreshed(Shown):
         try:
             news = self.look()
         except XrddiffError as error:
-            self._told(str(error))
+            self._report_trouble(str(error))
         else:
             self._take(news)
 
 # %% ../../nbs/widgets/refreshing.ipynb #af3b9c17
-def _told(self: Refreshed, trouble: str) -> None:
+def _report_trouble(self: Refreshed, trouble: str) -> None:
     self._trouble = trouble
     self.say(trouble)
 
@@ -102,11 +102,11 @@ def _follow(self: Refreshed) -> None:
         try:
             news = self.look()
         except XrddiffError as error:
-            self._hand(self._told, str(error))
+            self._call_on_loop(self._report_trouble, str(error))
         except Exception as error:  # a thread that ends without a word would look like a run that stands still
-            self._hand(self._told, f"internal error: {type(error).__name__}: {error}")
+            self._call_on_loop(self._report_trouble, f"internal error: {type(error).__name__}: {error}")
         else:
-            self._hand(self._take, news)
+            self._call_on_loop(self._take, news)
         self._wake.wait(self.every)
         with self._guard:
             if time.monotonic() >= self._until:
@@ -114,7 +114,7 @@ def _follow(self: Refreshed) -> None:
                 return
 
 
-def _hand(self: Refreshed, callback: Any, value: Any) -> None:
+def _call_on_loop(self: Refreshed, callback: Any, value: Any) -> None:
     """Call it on the loop of the kernel and wait until that has happened, or nobody looks any more."""
     if value is None and not self._trouble:
         return
@@ -134,7 +134,7 @@ def _hand(self: Refreshed, callback: Any, value: Any) -> None:
         pass
 
 
-for method in (_told, _take, _follow, _hand):
+for method in (_report_trouble, _take, _follow, _call_on_loop):
     setattr(Refreshed, method.__name__, method)
 
 # %% ../../nbs/widgets/refreshing.ipynb #28af1c5f

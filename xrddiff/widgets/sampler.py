@@ -193,7 +193,7 @@ def _set_conditions(self: SamplerPanel, name: str, value: Mapping[str, Any]) -> 
         self.set_trait(name, dict(box[0].value))
         raise BadInput(str(error)) from None
 
-
+# %% ../../nbs/widgets/sampler.ipynb #69048e2a
 def _show_weaker(self: SamplerPanel) -> None:
     """The controls of the weaker model, where one is wanted."""
     self._weaker.layout.display = None if self.guidance == "autoguidance" else "none"

@@ -27,14 +27,14 @@ from ..telemetry.rules import read_findings
 from ..views.charts import plot_history
 from ..views.plots import Picture, png
 from ..views.themes import png_pair
-from ..views.training_figures import chart_title, dashboard, drawable
+from ..views.training_figures import chart_title, training_dashboard, drawable
 from .refreshing import Refreshed, signature
 from .shown import Panel, source
 
 # %% auto #0
 __all__ = ['STEPS', 'EVERY', 'DRAWN', 'training_charts', 'usual_chart', 'drawn_epochs', 'draw_training', 'TrainingSeen',
            'TrainingFiles', 'chart_pictures', 'finding_rows', 'device_lines', 'standing_sentence', 'progress_rows',
-           'number_line', 'TrainingView', 'TrainingMonitor', 'monitor']
+           'number_line', 'TrainingView', 'TrainingMonitor', 'open_monitor']
 
 # %% ../../nbs/widgets/training_monitor.ipynb #28000737
 STEPS, EVERY, DRAWN = "steps", "all", "samples"  # pictures that are no registered chart
@@ -81,7 +81,7 @@ def draw_training(folder: str | os.PathLike, chart: str, epoch: int | None = Non
         samples = read_samples(folder)
         return show_over_epochs(samples) if epoch is None else show_epoch(samples, epoch)
     if chart == EVERY:
-        return dashboard(read_epochs(folder))
+        return training_dashboard(read_epochs(folder))
     return get("chart", chart)(read_epochs(folder)).figure
 
 # %% ../../nbs/widgets/training_monitor.ipynb #be8f56e1
@@ -262,7 +262,7 @@ class TrainingMonitor(Refreshed, Panel):
     def __init__(self, watched: Watched):
         self.files, self.view = TrainingFiles(watched), TrainingView()
         super().__init__([self.view])
-        self.view.on_msg(self.guarded(self._heard))
+        self.view.on_msg(self.guarded(self._on_message))
         self.view.observe(self.guarded(lambda change: self.set_trait("chart", change.new)), "chart")
         self.view.observe(self.guarded(lambda change: self.set_trait("epoch", change.new)), "epoch")
         self.observe(self.guarded(self._redraw), "chart")
@@ -336,7 +336,7 @@ class TrainingMonitor(Refreshed, Panel):
         figure = draw_training(self.run / self.standing.part, DRAWN, self.epoch or self.view.epochs[-1])
         self.view.drawn, self.view.drawn_told = png(figure, palette=False), f"samples after epoch {self.epoch}"
 
-    def _heard(self, _: Any, message: Any, __: Any) -> None:
+    def _on_message(self, _: Any, message: Any, __: Any) -> None:
         if message == "here":
             self.here()
         elif message == "gone":
@@ -354,6 +354,6 @@ class TrainingMonitor(Refreshed, Panel):
         return png(draw_training(self.run / self.standing.part, EVERY if EVERY in names else usual_chart(names)))
 
 # %% ../../nbs/widgets/training_monitor.ipynb #8d993eb7
-def monitor(path: str | os.PathLike) -> TrainingMonitor:
+def open_monitor(path: str | os.PathLike) -> TrainingMonitor:
     """The monitor of a run, by its folder or the number of its job. Raises `BadInput` if there is no such run."""
     return TrainingMonitor(find_watched(path))

@@ -1,0 +1,282 @@
+"""Numbers of the source that may only fall: `python tools/ratchet.py`, as `make lint` does.
+
+The numbers of today stand in `ratchet.json` beside this file. One that has risen fails the check, and the places behind it are
+named. One that has fallen is to be written down, so that it cannot rise again: `python tools/ratchet.py --lower`. Who has a good
+reason to raise one edits the file by hand, where a reader of the commit sees it. `--show NAME` lists the places behind a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import configparser
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+LONG = 80  # lines of a cell: what a screen shows
+# Private names that say nothing about what they stand for.
+VAGUE = set(
+    "_told _there _here _asked _kept _said _held _heard _given _done _got _look _some _at _of _go _put _left _lives _may _hand "
+    "_thing _things _stuff _it _misc _util _utils _helper _do _process _handle _data2 _tmp _temp _foo _inner2 _own _all _each _many".split()
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A code cell of the notebook of a module."""
+
+    module: str
+    text: str
+
+    @property
+    def exported(self) -> bool:
+        return re.match(r"#\|\s*export", self.text) is not None
+
+    @property
+    def lines(self) -> int:
+        return len(self.text.rstrip().splitlines()) - 1  # without `#| export`
+
+    def __str__(self) -> str:
+        names = re.findall(r"^(?:async def|def|class) (\w+)", self.text, re.MULTILINE)
+        return f"{self.module}: {', '.join(names[:4])} ({self.lines} lines)"
+
+
+def _statements_below(node: ast.AST) -> Iterator[ast.AST]:
+    """What a statement holds that are no expressions: other statements, branches of `try` and `match`."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        yield from value if isinstance(value := getattr(node, name, []), list) else []
+
+
+def _all_statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement of a module."""
+    for node in _statements_below(tree):
+        yield node
+        yield from _all_statements(node)
+
+
+class Source:
+    """The notebooks and modules below a folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @cached_property
+    def cells(self) -> dict[str, list[Cell]]:
+        """The code cells of each notebook that makes a module."""
+        found = {}
+        for path in sorted((self.root / "nbs").rglob("*.ipynb")):
+            if ".ipynb_checkpoints" in path.parts:
+                continue
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+            if name := next((m[1] for t in texts if (m := re.search(r"#\|\s*default_exp\s+(\S+)", t))), None):
+                found[name] = [Cell(name, text) for text in texts]
+        return found
+
+    @cached_property
+    def trees(self) -> dict[str, ast.Module]:
+        """The modules of the package, parsed, by name; "" is the package itself."""
+        package = self.root / "xrddiff"
+        paths = (p for p in sorted(package.rglob("*.py")) if p.name != "_modidx.py")
+        names = {p: ".".join(p.relative_to(package).with_suffix("").parts) for p in paths}
+        return {
+            re.sub(r"\.?__init__$", "", name): ast.parse(p.read_text(encoding="utf-8")) for p, name in names.items()
+        }
+
+    @cached_property
+    def imports(self) -> dict[str, set[str]]:
+        """The modules that each module imports, those imported within a function too, but not for type checkers alone."""
+        out: dict[str, set[str]] = {}
+        packages = {name.rpartition(".")[0] for name in self.trees}
+        for name, tree in self.trees.items():
+            package = name if name in packages else name.rpartition(".")[0]
+            out[name] = set(self._targets(tree, package)) - {name}
+        return out
+
+    def _targets(self, tree: ast.AST, package: str) -> Iterator[str]:
+        for node in _statements_below(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                continue
+            if isinstance(node, ast.ImportFrom):
+                above = package.split(".") if package else []
+                base = [*above[: len(above) - node.level + 1], *(node.module or "").split(".")] if node.level else None
+                whole = ".".join(filter(None, base)) if base is not None else node.module or ""
+                if base is None and whole.partition(".")[0] != "xrddiff":
+                    continue
+                whole = whole.removeprefix("xrddiff").lstrip(".") if base is None else whole
+                inner = [f"{whole}.{a.name}".lstrip(".") for a in node.names]
+                yield from (one if one in self.trees else whole for one in inner)
+            elif isinstance(node, ast.Import):
+                ours = [
+                    a.name.removeprefix("xrddiff").lstrip(".") for a in node.names if a.name.split(".")[0] == "xrddiff"
+                ]
+                yield from (one for one in ours if one in self.trees)
+            yield from self._targets(node, package)
+
+
+def tests_of(cells: list[Cell]) -> list[str]:
+    """What a notebook shows and tests: its cells that are neither exported nor only imports, each as text."""
+    texts = [c.text for c in cells if not c.exported and "#| default_exp" not in c.text]
+    imports = re.compile(r"^(from \S+ import (\([^)]*\)|.*)|import .*|#.*|\s*)$", re.MULTILINE)
+    return [t for t in texts if imports.sub("", t).strip()]
+
+
+def long_cells(source: Source) -> list[str]:
+    """Exported cells above 80 lines, the longest first."""
+    cells = [c for cells in source.cells.values() for c in cells if c.exported and c.lines > LONG]
+    return [str(c) for c in sorted(cells, key=lambda c: -c.lines)]
+
+
+def longest_cell(source: Source) -> list[str]:
+    """The lines of the longest exported cell: as many places."""
+    longest = max((c for cells in source.cells.values() for c in cells if c.exported), key=lambda c: c.lines)
+    return [str(longest)] * longest.lines
+
+
+def without_assert(source: Source) -> list[str]:
+    """Modules whose notebook asserts nothing."""
+    asserts = re.compile(r"^\s*assert (?!True\b)|^\s*(\w+\.)*(test|assert)_\w+\(|^\s*with .*\braises\(", re.MULTILINE)
+    return [name for name, cells in source.cells.items() if not any(map(asserts.search, tests_of(cells)))]
+
+
+def without_example(source: Source) -> list[str]:
+    """Modules that others import and whose notebook has neither `show_doc` nor an example."""
+    used = set().union(*source.imports.values())
+    shown = {name for name, cells in source.cells.items() if any("#| hide" not in t for t in tests_of(cells))}
+    return [name for name in source.cells if name in used and name not in shown]
+
+
+def _definitions(source: Source) -> Iterator[tuple[str, str]]:
+    """(name, module) of every function and class at the top of a module; a function of `self` is a method that is
+    put into its class further down."""
+    for module, tree in source.trees.items():
+        for node in tree.body:
+            method = isinstance(node, ast.FunctionDef) and node.args.args and node.args.args[0].arg == "self"
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not method:
+                yield node.name, module
+
+
+def defined_twice(source: Source) -> list[str]:
+    """Public functions and classes whose name another module defines too."""
+    places = defaultdict(list)
+    for name, module in _definitions(source):
+        if not name.startswith("_"):
+            places[name].append(module)
+    return [f"{name}: {', '.join(modules)}" for name, modules in sorted(places.items()) if len(modules) > 1]
+
+
+def vague_names(source: Source) -> list[str]:
+    """Private functions and classes, methods too, whose name says nothing."""
+    return [
+        f"{module}.{node.name}"
+        for module, tree in source.trees.items()
+        for node in _all_statements(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name.lower() in VAGUE
+    ]
+
+
+def ignored_imports(source: Source) -> list[str]:
+    """Imports that `.importlinter` lets pass."""
+    found = configparser.ConfigParser()
+    found.read(source.root / ".importlinter", encoding="utf-8")
+    return [
+        line.strip()
+        for section in found.values()
+        for line in section.get("ignore_imports", "").splitlines()
+        if line.strip() and not line.strip().startswith("#")
+    ]
+
+
+def circles(source: Source) -> list[str]:
+    """Sets of modules that import each other in a circle, within functions or not."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[str] = []
+
+    def visit(name: str) -> None:  # Tarjan's strongly connected components
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for other in sorted(source.imports.get(name, ())):
+            if other not in order:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], order[other])
+        if low[name] == order[name]:
+            at = stack.index(name)
+            if len(circle := stack[at:]) > 1:
+                found.append(" ↔ ".join(circle))
+            del stack[at:]
+
+    for name in source.imports:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def modules(source: Source) -> list[str]:
+    """Modules that a notebook makes."""
+    return list(source.cells)
+
+
+MEASURES = {
+    "export cells above 80 lines": long_cells,
+    "lines of the longest export cell": longest_cell,
+    "modules whose notebook asserts nothing": without_assert,
+    "imported modules without show_doc or example": without_example,
+    "public names defined twice": defined_twice,
+    "private names without meaning": vague_names,
+    "ignored imports": ignored_imports,
+    "circles of imports": circles,
+    "modules": modules,
+}
+
+
+def judge(found: Mapping[str, list[str]], allowed: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """What has risen above what is allowed, each with the places behind it, and what has fallen below it."""
+    risen, fallen = [], []
+    for name, places in found.items():
+        most = allowed.get(name, 0)
+        if len(places) > most:
+            shown = list(dict.fromkeys(places))[:20]
+            risen.append("\n    ".join([f"{name}: {len(places)}, and at most {most} are allowed", *shown]))
+        elif len(places) < most:
+            fallen.append(f"{name}: {len(places)}, down from {most}")
+    return risen, fallen
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare, lower or show."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lower", action="store_true", help="write down the numbers that have fallen")
+    parser.add_argument("--show", metavar="NAME", help="the places behind the numbers whose name begins so")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
+    args = parser.parse_args(argv)
+    source, file = Source(args.root), args.root / "tools" / "ratchet.json"
+    if args.show:
+        for name, measure in MEASURES.items():
+            if name.startswith(args.show):
+                places = measure(source)
+                print(f"{name}: {len(places)}", *dict.fromkeys(places), sep="\n    ")
+        return 0
+    allowed = json.loads(file.read_text(encoding="utf-8"))
+    found = {name: measure(source) for name, measure in MEASURES.items()}
+    risen, fallen = judge(found, allowed)
+    if args.lower:
+        lower = {name: min(len(places), allowed.get(name, 0)) for name, places in found.items()}
+        file.write_text(json.dumps(lower, indent=1) + "\n", encoding="utf-8")
+    print(*risen, *fallen, sep="\n", end="\n" if risen or fallen else "")
+    if fallen and not args.lower:
+        print("these have fallen; write them down: make ratchet")
+    return 1 if risen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
