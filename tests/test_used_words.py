@@ -107,7 +107,7 @@ def read(monkeypatch):
     found = set()
 
     def spy(self, name):
-        if type(self) in SECTIONS and name in self.__dataclass_fields__ and counts(sys._getframe(1)):
+        if type(self) in SECTIONS and name in type(self).__dataclass_fields__ and counts(sys._getframe(1)):
             found.add(SECTIONS[type(self)] + name)
         return object.__getattribute__(self, name)
 
