@@ -77,7 +77,7 @@ OF_PROCESSES = {
 # those of how samples are judged, and of samples that take several tiles: both are left out here
 OF_SAMPLES = {"inference.cell", "inference.index_frames", "inference.limit", "inference.overlap"}
 # functions of the modules below whose reading counts, since a run acts on what they return
-ASKED = {"data_name", "check_frames", "model_parts", "used_maps", "noise_name", "chosen_options"}
+ASKED = {"data_name", "check_frames", "model_parts", "used_maps", "noise_name", "sampling_steps", "chosen_options"}
 CHECKS = {
     f"xrddiff.{name}" for name in ("config", "contradictions", "old_words", "overrides", "saved_config", "used_words")
 }
@@ -107,7 +107,7 @@ def read(monkeypatch):
     found = set()
 
     def spy(self, name):
-        if type(self) in SECTIONS and name in self.__dataclass_fields__ and counts(sys._getframe(1)):
+        if type(self) in SECTIONS and name in type(self).__dataclass_fields__ and counts(sys._getframe(1)):
             found.add(SECTIONS[type(self)] + name)
         return object.__getattribute__(self, name)
 

@@ -128,8 +128,8 @@ def check_network(cfg: Config) -> None:
         with _named(cfg, "size.widths", depth, "model.quantizer_options"), torch.device("meta"):
             build_autoencoder(cfg)
     if parts.denoiser is not None:
-        own = ["model.network_options"] if cfg.model.network_options.keys() - {"scale_shift"} else []  # sizes
-        with _named(cfg, "size.widths", depth, *own):
+        more = ["model.network_options"] if cfg.model.network_options.keys() - {"scale_shift"} else []  # sizes
+        with _named(cfg, "size.widths", depth, *more):
             multiple = frame_multiple(cfg, own if parts.latent else None)
     if cfg.training.pretrained_vae_path is None:  # else its own downsampling is known once it is open
         windowed((), cfg, multiple)
