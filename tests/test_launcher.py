@@ -389,8 +389,6 @@ def refused(name: str, text: str) -> int:
 
 
 def test_git_executes_nothing_that_a_configuration_names(tmp_path, monkeypatch):
-    import xrddiff
-
     root, mark = tmp_path / "checkout", tmp_path / "executed"
     (root / "xrddiff").mkdir(parents=True)
     evil = tmp_path / "evil"
@@ -413,7 +411,7 @@ def test_git_executes_nothing_that_a_configuration_names(tmp_path, monkeypatch):
         git("config", name, str(evil))
     for hook in ("post-index-change", "fsmonitor-watchman", "reference-transaction"):
         shutil.copy(evil, root / ".git" / "hooks" / hook)
-    monkeypatch.setattr(xrddiff, "__file__", str(root / "xrddiff" / "__init__.py"))
+    monkeypatch.setattr(run_folder, "package_folder", lambda: root / "xrddiff")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))  # only that checkout is asked about
     (root / "xrddiff" / "__init__.py").touch()  # git must look at it
     found = run_folder.environment()["git"]
