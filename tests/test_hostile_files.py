@@ -51,7 +51,7 @@ for name, path in json.loads(sys.stdin.read()).items():
     status = Path("/proc/self/status").read_text()
     peak = int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10
     print(json.dumps([name, code, peak, out.getvalue()[-300:], err.getvalue()[-3000:]]), flush=True)
-probe = readers.probe.__globals__["_probe"]
+probe = readers.probe_file.__globals__["_probe"]
 probe.stop()
 print(json.dumps(["the probe", 0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10, "", ""]))
 """
