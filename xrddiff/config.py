@@ -36,7 +36,7 @@ from xrddiff.overrides import (
 from .plugins import is_file, load_plugins, need_plugins
 from .registry import entries
 from .saved_config import interpolation, load_config, need_run, no_generator
-from .used_words import chosen_name, model_parts, sampling_steps, unused_words
+from .used_words import known_options, model_parts, sampling_steps, unused_words
 from .words.data import Data
 from .words.inference import Inference
 from .words.training import Training
@@ -150,7 +150,8 @@ def _compose(overrides: list[str]) -> Config:
     store = ConfigStore.instance()
     if "xrddiff_schema.yaml" not in store.repo:  # it takes a fifth of the whole
         store.store(name="xrddiff_schema", node=old_schema())
-    asked = [o.value for o in map(parse_override, overrides) if o.key == "experiment_type"]
+    parsed = [parse_override(o) for o in overrides]
+    asked = [o.value for o in parsed if o.key == "experiment_type"]
     for name in {*map(str, asked), *(f"overfit_{k}" for k in USUAL_OVERFITS)}:
         if node := made_preset("experiment_type", name):
             store.store(group="experiment_type", name=name, node=node, package="_global_")
@@ -169,7 +170,7 @@ def _compose(overrides: list[str]) -> Config:
         raise BadInput("cannot compose the configuration: " + " ".join(str(cause).split())) from None
     finally:
         GlobalHydra.instance().hydra = outer
-    return _with_steps(_absolute(_told(told, {o.key for o in map(parse_override, overrides)})))
+    return _with_steps(_absolute(_told(told, {o.key for o in parsed})))
 
 
 def _told(told: Any, given: Collection[str]) -> Config:
@@ -181,9 +182,8 @@ def _told(told: Any, given: Collection[str]) -> Config:
 def _fitting(cfg: Config, given: Collection[str]) -> Config:
     """`cfg` without the options of presets that are those of something else than what is chosen."""
     for w in (w for w in vocabulary().values() if w.metadata["options_for"]):
-        known, options = entries(w.metadata["options_for"][0]), get_word(cfg, w.name)
-        own = known[chosen].options if (chosen := chosen_name(cfg, w.name)) in known else ()
-        others = {option for entry in known.values() for option in entry.options}
+        own, options = known_options(cfg, w.name), get_word(cfg, w.name)
+        others = {option for entry in entries(w.metadata["options_for"][0]).values() for option in entry.options}
         for option in [o for o in options if o not in own and o in others and f"{w.name}.{o}" not in given]:
             del options[option]
     return cfg
@@ -340,8 +340,7 @@ def _as_words(cfg: Config, names: list[str]) -> list[str]:
     """The presets of `cfg`, and these words with its values; an option that only a preset has, with its default."""
     base, values = _composed_again(tuple(known_presets(cfg))), {name: get_word(cfg, name) for name in names}
     for name in (n for n in names if vocabulary()[n].metadata["options_for"]):
-        known, chosen = entries(vocabulary()[name].metadata["options_for"][0]), chosen_name(cfg, name)
-        own = known[chosen].options if chosen in known else {}
+        own = known_options(cfg, name)
         values[name] = {k: own[k].default for k in get_word(base, name) if k in own} | values[name]
     return [*known_presets(cfg), *(as_override(name, value) for name, value in values.items())]
 

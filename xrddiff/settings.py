@@ -14,8 +14,7 @@ from .origins import origins
 from .files import is_path
 from .overrides import as_override, conf_dir, is_override, made_preset
 from .saved_config import load_config, need_run
-from .registry import entries
-from .used_words import chosen_name, unused_words
+from .used_words import known_options, unused_words
 from .words.vocabulary import Config, get_word, vocabulary
 
 # %% auto #0
@@ -44,7 +43,7 @@ def option_rows(cfg: Config, word: str, origin: str) -> list[dict[str, Any]]:
     Of a network only those that are said: the others follow its size.
     """
     kind, _ = vocabulary()[word].metadata["options_for"]
-    own, said = getattr(entries(kind).get(chosen_name(cfg, word)), "options", {}), get_word(cfg, word)
+    own, said = known_options(cfg, word), get_word(cfg, word)
     rows = [dict(word=f"{word}.{o.name}", value=said.get(o.name, o.default), meaning=o.help) for o in own.values()]
     found = [
         row | dict(unit="", origin=origin if row["word"].rpartition(".")[2] in said else "default") for row in rows

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'ModelParts', 'model_parts', 'used_maps', 'told_lattices', 'show_crystals', 'trained_parts', 'given_parts',
-           'sampling_steps', 'noise_name', 'chosen_name', 'run_facts', 'unused_words', 'used_settings',
+           'sampling_steps', 'noise_name', 'chosen_name', 'known_options', 'run_facts', 'unused_words', 'used_settings',
            'chosen_options']
 
 # %% ../nbs/used_words.ipynb #eef9746a
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .registry import Names, check_options, entries
+from .registry import Names, Option, check_options, entries
 from .words.fields import ANY
 from .words.model import AUTOENCODERS
 from .words.vocabulary import Config, Word, get_word, vocabulary
@@ -108,6 +108,12 @@ def chosen_name(cfg: Config, word: str) -> str | None:
     """The name of what the options in this word are for, such as "unipc" for "inference.sampler_options"; None where there is nothing."""
     chooser = vocabulary()[word].metadata["options_for"][1]
     return noise_name(cfg) if chooser == "model.training_noise" else get_word(cfg, chooser)
+
+
+def known_options(cfg: Config, word: str) -> dict[str, Option]:
+    """The options that may stand in this word: those of what is chosen, by name; none where there is nothing of that name."""
+    known = entries(vocabulary()[word].metadata["options_for"][0])
+    return known[chosen].options if (chosen := chosen_name(cfg, word)) in known else {}
 
 
 def run_facts(cfg: Config) -> dict[str, Any]:

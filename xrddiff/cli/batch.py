@@ -227,9 +227,9 @@ def add_cluster_commands(commands: Any) -> None:
 def cut_command(
     argv: Sequence[str], parser: argparse.ArgumentParser, names: Collection[str]
 ) -> tuple[list[str], list[str]]:
-    """The arguments of `submit_command` up to the name of another command, and that command with its arguments.
+    """The arguments of `submit` up to the name of another command, and that command with its arguments.
 
-    - `argv`: what follows `submit_command`. `parser`: that of `submit_command`. `names`: the commands.
+    - `argv`: what follows `submit`. `parser`: that of `submit`. `names`: the commands.
 
     The second part is empty if there is none, or with `--script`, whose arguments may have any name.
     """
