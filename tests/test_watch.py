@@ -16,7 +16,7 @@ import pytest
 
 from xrddiff.cli.main import main
 from xrddiff.execution.dashboard import dashboard
-from xrddiff.execution.run_folder import mark_stopped, write_failure
+from xrddiff.execution.run_folder import hold_run, mark_stopped, run_state, write_failure
 from xrddiff.execution.standing import Device, devices, last_rows, read_log, read_standing, severity
 
 CONFIG = """\
@@ -106,6 +106,15 @@ def test_states(tmp_path):
     assert (s := read_standing(run)).state == "failed" and "two" in s.why and "lines" not in s.why
     (run / "report.html").touch()
     assert read_standing(run).state == "finished"
+
+
+@pytest.mark.parametrize("written, state", [(1, "running"), (4_000_000_000, "finished")])
+def test_a_list_of_runs_says_what_the_watch_says(tmp_path, written, state):
+    run = write(tmp_path)
+    with hold_run(run):
+        (run / "report.html").touch()
+        os.utime(run / "report.html", (written, written))  # before or after the run was taken up
+        assert read_standing(run).state == run_state(run)[0] == state
 
 
 def test_severities():

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'PARTS', 'MOST_MARK', 'MOST_MARKS', 'FORMER', 'SILENCE', 'environment', 'cpu_count', 'world_rank',
            'world_size', 'make_free_folder', 'create_run', 'complete_run', 'given_run', 'result_folder', 'set_threads',
            'keep_memory', 'Run', 'open_run', 'mark_stopped', 'stopped_by', 'write_failure', 'read_failures',
-           'clear_marks', 'keep_former', 'reopen_run', 'hold_run', 'holder', 'run_state']
+           'clear_marks', 'keep_former', 'reopen_run', 'hold_run', 'holder', 'is_finished', 'run_state']
 
 # %% ../../nbs/execution/run_folder.ipynb #db2ce245
 import ctypes
@@ -582,15 +582,22 @@ def _written(file: Path) -> float:
         return 0.0
 
 # %% ../../nbs/execution/run_folder.ipynb #75966b77
+def is_finished(run: str | os.PathLike) -> bool:
+    """Whether the run has its report, and nobody has taken it up again since."""
+    run = Path(run)
+    report = run / "report.html"
+    return report.is_file() and (_written(report) >= _written(run / ".lock") or holder(run) is None)
+
+
 def run_state(path: str | os.PathLike) -> tuple[str, str]:
     """(state, why) of the run `path`: running, finished, failed, stopped (it can be resumed), or
     unfinished (it ended without a word).
     """
     path = Path(path)
+    if is_finished(path):
+        return "finished", ""
     if who := holder(path):
         return "running", who
-    if (path / "report.html").is_file():
-        return "finished", ""
     if failures := read_failures(path):
         return "failed", str(failures[0]["error"])
     if why := stopped_by(path):

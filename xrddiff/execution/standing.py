@@ -20,7 +20,7 @@ import msgspec
 
 from ..gate import or_default, read_json, read_tail, read_yaml
 from ..saved_config import MOST_CONFIG
-from .run_folder import holder, read_failures, stopped_by
+from .run_folder import holder, is_finished, read_failures, stopped_by
 
 # %% auto #0
 __all__ = ['QUIET', 'last_rows', 'last_states', 'severity', 'Bar', 'read_log', 'Standing', 'read_standing', 'Device', 'gpus',
@@ -252,7 +252,7 @@ def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | No
 
 
 def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str, str]:
-    if (run / "report.html").is_file():
+    if is_finished(run):
         return "finished", ""
     failures = read_failures(run)
     running = state in (None, "RUNNING", "COMPLETING")
