@@ -27,8 +27,8 @@ import numpy as np
 import pandas as pd
 
 from xrddiff.frames.frames import frame_mask, make_frames, peaks_table
+from xrddiff.frames.peak_matching import match_tables
 from xrddiff.frames.peaks import PEAKFINDER8, PeakFinder, radial_bins, radius_map
-from xrddiff.metrics.peak_scores import match_tables
 from xrddiff.simulation.simulate import simulate
 
 # Reads one line per round, runs peakfinder8 over all frames of a case, answers with the time and the peaks: runs in the other environment.

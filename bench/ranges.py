@@ -27,8 +27,8 @@ from xrddiff.inference.judges import ConditionJudges
 from xrddiff.inference.sample_jobs import open_sample_job
 from xrddiff.loading.datasets import open_data, prepare_words
 from xrddiff.metrics.diversity import wilson_interval
-from xrddiff.metrics.ranges import drawn_range
 from xrddiff.simulation.simulate import simulate
+from xrddiff.transforms.limits import drawn_range
 from xrddiff.transforms.values import HEADROOM
 
 RESULTS = Path(__file__).parent / "results" / "ranges.md"

@@ -34,10 +34,13 @@ MATHEMATICS = {
         "simulation",
     ),
     "What is no measurement, and what is a peak": (
-        "frames/masks frames/quiet_areas frames/automask frames/peaks frames/labels",
+        "frames/masks frames/quiet_areas frames/automask frames/peaks frames/peak_matching frames/labels",
         "frames",
     ),
-    "What a network sees": ("transforms/values transforms/spatial transforms/topk transforms/pipelines", "transforms"),
+    "What a network sees": (
+        "transforms/values transforms/spatial transforms/topk transforms/pipelines transforms/limits",
+        "transforms",
+    ),
     "Autoencoders": (
         "losses models/layers models/autoencoder models/codebook models/latent_space",
         "",
@@ -65,7 +68,7 @@ MATHEMATICS = {
     ),
     "Judgement": (
         "metrics/peak_scores metrics/radial_profiles metrics/photons metrics/spots metrics/indexing metrics/merging "
-        "metrics/diversity metrics/distribution metrics/encoder metrics/feature_distances metrics/ranges metrics/judgement",
+        "metrics/diversity metrics/distribution metrics/encoder metrics/feature_distances metrics/judgement",
         "metrics",
     ),
 }

@@ -26,13 +26,13 @@ from xrddiff.frames.frames import validate_frames
 from xrddiff.inference.during import read_samples
 from xrddiff.inference.generators import open_generator
 from xrddiff.inference.sample_jobs import open_sample_job
-from xrddiff.metrics.ranges import drawn_range, range_words
 from xrddiff.models.generative import DrawSettings
 from xrddiff.recipes.latents import weights_sha256
 from xrddiff.saved_config import to_yaml
 from xrddiff.telemetry.history import read_epochs, read_rows
 from xrddiff.telemetry.rules import read_findings
 from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
+from xrddiff.transforms.limits import drawn_range, range_words
 
 pytestmark = pytest.mark.slow
 

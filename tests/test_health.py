@@ -229,8 +229,8 @@ def test_the_rules_read_what_the_report_reads():
     """A model that follows its conditions in a few of its samples, and draws beyond the data, is found; a good one is not."""
     from xrddiff.metrics.conditions import answer_words, class_answer, judged_facts
     from xrddiff.metrics.judgement import Judgement, findings
-    from xrddiff.metrics.ranges import range_words
     from xrddiff.telemetry.rules import Evidence, look
+    from xrddiff.transforms.limits import range_words
 
     names, held_out = list("0123456789"), 34 * np.eye(10, dtype=int) + np.roll(np.eye(10, dtype=int), 1, 1)
     used = {"condition_use": {"difference": 0.02, "error": 0.001, "frames": 256, "loss": 0.2}}

@@ -222,7 +222,8 @@ def figures(odd: str):
     """A figure of each function that draws a name, with the axes that have it."""
     from xrddiff.ranks.scaling import plot_scaling
     from xrddiff.studies import comparison as runs
-    from xrddiff.views import charts, comparison, latent_map, lines, masks, plots, samples
+    from xrddiff.views import charts, comparison, latent_map, masks, plots, samples
+    from xrddiff.widgets import shown
     from xrddiff.widgets.canvas import CanvasImage, draw_pictures
 
     ds, several = frames_of(odd), {odd: 1, "b": 2}
@@ -248,7 +249,7 @@ def figures(odd: str):
     table = pd.DataFrame({odd: [odd, "b"]}, index=[odd, "b"])
     yield runs.plot_parallel(table, pd.DataFrame({f"{odd}2": [1.0, 2.0]}, index=table.index))
     yield plot_scaling({odd: pd.DataFrame({"nodes": [1, 2], "efficiency": [1.0, 0.9]})}).figure
-    yield lines.draw_lines([odd], odd)
+    yield shown.draw_lines([odd], odd)
     yield draw_pictures([CanvasImage(odd, np.ones((8, 8)))], limits=(0, 2))
 
 

@@ -10,8 +10,9 @@ from scipy.optimize import linear_sum_assignment
 from xrddiff.errors import BadInput
 from xrddiff.frames.frames import make_frames
 from xrddiff.frames.noise import draw_counts
+from xrddiff.frames.peak_matching import match_peaks, match_tables
 from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.metrics.peak_scores import PeakScore, match_peaks, match_tables, score_peaks
+from xrddiff.metrics.peak_scores import PeakScore, score_peaks
 from xrddiff.metrics.radial_profiles import (
     PixelScore,
     RadialProfile,

@@ -12,6 +12,7 @@ from scipy.ndimage import maximum_filter
 
 from xrddiff.errors import BadInput
 from xrddiff.frames.frames import make_frames, peaks_table
+from xrddiff.frames.peak_matching import match_tables
 from xrddiff.frames.peaks import (
     PEAKFINDER8,
     PeakFinder,
@@ -22,7 +23,7 @@ from xrddiff.frames.peaks import (
     robust_background,
     tile_bins,
 )
-from xrddiff.metrics.peak_scores import match_tables, score_peaks
+from xrddiff.metrics.peak_scores import score_peaks
 from xrddiff.seeds import numpy_rng
 from xrddiff.simulation.simulate import simulate
 

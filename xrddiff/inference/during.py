@@ -18,7 +18,7 @@ from ..errors import BadInput
 from ..formats.store import read_store, save_frames
 from ..frames.selection import select_frames
 from .samplers import draw_settings, ready_sampler
-from ..metrics.ranges import drawn_range
+from ..transforms.limits import drawn_range
 from ..metrics.set_summaries import Ruler
 from ..models.latent_space import pairwise_mse
 from ..registry import get

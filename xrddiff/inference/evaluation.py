@@ -30,7 +30,7 @@ from ..metrics.baselines import neighbouring_exposures, scene_again, with_intens
 from ..metrics.conditions import FoundConditions, same_condition
 from ..metrics.indexing import lattice_rows
 from ..metrics.physics import summarise_physics
-from ..metrics.ranges import drawn_range
+from ..transforms.limits import drawn_range
 from ..metrics.set_summaries import Ruler, SetSummary
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
 from xrddiff.metrics.reconstruction import (

@@ -25,7 +25,7 @@ from ..frames.geometry import is_cut
 from .conditions import SampleConditions
 from .crystals import asked_lattices, alike_rows, maps_of, with_crystals
 from .detectors import template_frames
-from ..metrics.ranges import LIMITS, held
+from ..transforms.limits import LIMITS, held
 from ..models.autoregressive import AutoregressiveDiffusion
 from ..models.generative import DrawSettings
 from ..models.latent_space import LatentSpace
@@ -210,7 +210,7 @@ class Generator:
         return self.counted_intensities(values)[0]
 
     def counted_intensities(self, values: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(`intensities` of network values, what was drawn beyond `limits`): see `metrics.ranges`."""
+        """(`intensities` of network values, what was drawn beyond `limits`): see `transforms.limits`."""
         shape, mask, beyond = self.template["intensity"].shape[1:], frame_mask(self.template, 0), {}
         x = self.transform.inverse(values[:, 0, : shape[-2], : shape[-1]].float().cpu().numpy()).reshape(-1, *shape)
         valid = x[:, mask]

@@ -24,7 +24,7 @@ from .detectors import detector_note, moved
 from .generators import Generator, open_generator
 from .guides import Guide, open_guide
 from .samplers import draw_settings, ready_sampler
-from ..metrics.ranges import held
+from ..transforms.limits import held
 from ..models.generative import DrawSettings
 from ..models.latent_space import final_latent_stats, pairwise_mse
 from ..recipes.setup import run_accelerator

@@ -16,7 +16,7 @@ from ..frames.frames import frame_count
 from ..frames.selection import evenly_spaced, select_frames
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .physics import physics_words
-from .ranges import range_words
+from ..transforms.limits import range_words
 from .set_summaries import LEVELS, Ruler, SetSummary
 from ..plugins import failure_of
 from ..registry import Names, entries

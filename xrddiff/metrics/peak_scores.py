@@ -11,73 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import sparse
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from ..frames.frames import frame_count
 from ..frames.selection import select_frames
 from ..frames.noise import draw_counts
+from ..frames.peak_matching import match_tables
 from ..frames.peaks import find_frame_peaks
 from ..errors import BadInput
 
 # %% auto #0
-__all__ = ['match_peaks', 'match_tables', 'PeakScore', 'score_peaks', 'precision_recall', 'average_precision']
-
-# %% ../../nbs/metrics/peak_scores.ipynb #611ef996
-def match_peaks(a: np.ndarray, b: np.ndarray, radius: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
-    """One-to-one matching of points: as many pairs as possible, with the smallest sum of distances.
-
-    - `a`, `b`: points (n, d) and (m, d).
-    - `radius`: largest distance of a pair.
-
-    Returns the row numbers of the pairs in `a` and in `b`, in the order of `a`.
-    """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if not len(a) or not len(b):
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    near = cKDTree(a).sparse_distance_matrix(cKDTree(b), radius, output_type="coo_matrix")
-    i, j, d = near.row.astype(np.intp), near.col.astype(np.intp), near.data
-    # peaks that compete for partners form a cluster; most clusters are a single pair
-    edges = sparse.coo_array((np.ones(len(i), np.int8), (i, j + len(a))), shape=(len(a) + len(b),) * 2)
-    _, cluster = csgraph.connected_components(edges, directed=False)
-    cluster = cluster[i]
-    order = np.argsort(cluster, kind="stable")
-    i, j, d, cluster = i[order], j[order], d[order], cluster[order]
-    start = np.flatnonzero(np.diff(cluster, prepend=-1))
-    size = np.diff(np.append(start, len(cluster)))
-    rows, cols = [i[start[size == 1]]], [j[start[size == 1]]]
-    for s, n in zip(start[size > 1], size[size > 1], strict=True):
-        (ui, li), (uj, lj) = (np.unique(v[s : s + n], return_inverse=True) for v in (i, j))
-        # omitting a pair must cost more than any sum of distances could save
-        cost = np.zeros((len(ui), len(uj)))
-        cost[li, lj] = d[s : s + n] - (radius + 1) * 2 * n
-        row, col = linear_sum_assignment(cost)
-        real = cost[row, col] < 0
-        rows.append(ui[row[real]])
-        cols.append(uj[col[real]])
-    rows, cols = np.concatenate(rows), np.concatenate(cols)
-    order = np.argsort(rows)
-    return rows[order], cols[order]
-
-# %% ../../nbs/metrics/peak_scores.ipynb #65dd2b43
-def match_tables(reference: pd.DataFrame, test: pd.DataFrame, radius: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
-    """Match the peaks of two tables; returns the row positions of the pairs, see `match_peaks`.
-
-    The tables have the columns `fs` and `ss` (px), and optionally `frame` and `panel`. `radius` is
-    in px. Raises `BadInput` if a column is missing.
-    """
-    columns = ["fs", "ss", *(c for c in ("frame", "panel") if c in reference and c in test)]
-    for name, table in (("reference", reference), ("test", test)):
-        if missing := {"fs", "ss"} - set(table):
-            raise BadInput(
-                f"the {name} peaks have no column {min(missing)!r}; expected fs and ss, found {', '.join(map(str, table))}"
-            )
-    scale = np.array([1, 1, 4 * radius + 1, 4 * radius + 1][: len(columns)])
-    return match_peaks(
-        reference[columns].to_numpy(np.float64) * scale, test[columns].to_numpy(np.float64) * scale, radius
-    )
+__all__ = ['PeakScore', 'score_peaks', 'precision_recall', 'average_precision']
 
 # %% ../../nbs/metrics/peak_scores.ipynb #c69c675f
 class PeakScore:

@@ -19,7 +19,7 @@ from ..frames.frames import peaks_table
 from ..frames.peaks import find_frame_peaks
 from ..indexing.integration import integrate_frame
 from ..indexing.known_lattices import known_lattices, spot_table
-from ..metrics.peak_scores import match_tables
+from ..frames.peak_matching import match_tables
 from ..models.peak_net import NetworkInput, PeakNet, peak_loss, peak_targets
 from ..seeds import numpy_rng
 from ..simulation.experiments import find_experiment

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from ..metrics.ranges import range_words
+from ..transforms.limits import range_words
 from ..registry import Range, register
 from .rules import Evidence
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..metrics.conditions import answer_table, answer_words
 from ..metrics.judgement import findings, title_of
-from ..metrics.ranges import range_words
+from ..transforms.limits import range_words
 from .report import Report
 from .samples import plot_distribution, plot_ratios, show_samples
 

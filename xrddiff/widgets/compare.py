@@ -18,7 +18,7 @@ from ..frames.frames import frame_count, validate_frames
 from ..frames.noise import draw_counts
 from ..frames.peaks import find_frame_peaks
 from ..frames.selection import select_frames
-from ..metrics.peak_scores import match_tables
+from ..frames.peak_matching import match_tables
 from ..views.plots import png, residual
 from .canvas import Marks, CanvasImage, _packed_marks, draw_pictures, picture_of
 from .explorer import FrameSeries, marks_of

@@ -25,10 +25,9 @@ from ..saved_config import to_yaml
 from ..settings import differences, preset_about, setting_rows, setting_text
 from ..slurm.profiles import Profile, list_profiles
 from ..slurm.submission import JobPlan, chosen_profile, plan_runs, send_plan, sent_lines
-from ..views.lines import draw_lines
 from ..views.plots import png
 from .refreshing import Refreshed
-from .shown import Panel, source
+from .shown import Panel, draw_lines, source
 from .training_monitor import open_monitor
 from ..words.vocabulary import GROUPS, Config, Word, vocabulary
 

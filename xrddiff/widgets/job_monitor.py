@@ -24,10 +24,9 @@ from ..mediums import for_log
 from ..slurm.logs import failure_text, tail
 from ..slurm.status import STATUS_COLUMNS, job_rows, status_cells, status_table
 from ..slurm.submission import chosen_profile, plan_resume, resumable, send_plan, sent_lines
-from ..views.lines import draw_lines
 from ..views.plots import png
 from .refreshing import Refreshed, signature
-from .shown import Panel, source
+from .shown import Panel, draw_lines, source
 from .training_monitor import open_monitor
 
 # %% auto #0

@@ -21,7 +21,6 @@ from ..mediums import for_html
 from ..overrides import as_override
 from ..saved_config import load_config, need_run
 from ..used_words import STEPS, sampling_steps, show_crystals
-from ..views.lines import draw_lines
 from ..views.plots import png
 from ..views.samples import show_samples
 from .background_drawing import Cancelled, Drawing, draw_each
@@ -36,7 +35,7 @@ from xrddiff.widgets.sample_controls import (
     sample_line,
     sample_overrides,
 )
-from .shown import Panel
+from .shown import Panel, draw_lines
 from ..words.inference import GUIDANCE
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ import ipywidgets
 from traitlets import HasTraits, Unicode
 
 from ..errors import XrddiffError
-from ..mediums import for_html
+from ..mediums import for_html, plain_text
+from ..views.plots import SMALL, Picture
 
 # %% auto #0
-__all__ = ['source', 'Shown', 'guarded', 'soon', 'Panel']
+__all__ = ['source', 'Shown', 'guarded', 'soon', 'Panel', 'draw_lines']
 
 # %% ../../nbs/widgets/shown.ipynb #01c8dad4
 def source(*names: str) -> str:
@@ -144,3 +145,21 @@ class Panel(Shown, ipywidgets.VBox):
         )
         said = for_html(self.sentence)
         self.alert.value = f"<div role='alert' style='{style}'>{said}</div>" if said else ""
+
+# %% ../../nbs/widgets/shown.ipynb #37261427
+def draw_lines(lines: Sequence[str], title: str = "", *, most: int = 60) -> Picture:
+    """The first `most` of these lines in a fixed-width font, under a title."""
+    lines, title = [plain_text(line) for line in lines], plain_text(title)
+    shown = [*lines[:most], *([f"… {len(lines) - most} more lines"] if len(lines) > most else [])] or [""]
+    width = 0.602 * SMALL / 72 * max(map(len, [*shown, title]))
+    height = 1.35 * SMALL / 72 * (len(shown) + 1.6 * bool(title))
+    figure = Picture(width + 0.2, height + 0.2)
+    figure.set_layout_engine("none")
+    style = dict(va="top", fontsize=SMALL, family="monospace", linespacing=1.35, parse_math=False)
+    below = 1 - 0.1 / (height + 0.2)
+    left = 0.1 / (width + 0.2)
+    if title:
+        figure.text(left, below, title, weight="bold", **style)
+        below -= 1.6 * 1.35 * SMALL / 72 / (height + 0.2)
+    figure.text(left, below, "\n".join(shown), **style)
+    return figure
