@@ -539,6 +539,14 @@ def saved(tmp_path):
     return tmp_path, cfg
 
 
+def test_a_run_whose_folder_is_a_number_is_resumed(saved, tmp_path, monkeypatch):
+    path, cfg = saved
+    (tmp_path / "208").mkdir()
+    (path / "config.yaml").rename(tmp_path / "208" / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert compose_config(["resume=208"]) == replace(cfg, resume="208")
+
+
 def test_resume_is_the_saved_run(saved):
     path, cfg = saved
     assert compose_config([f"resume={path}"]) == replace(cfg, resume=str(path))

@@ -31,6 +31,7 @@ from xrddiff.overrides import (
     made_preset,
     hydra_overrides,
     parse_override,
+    resumed_run,
     presets,
 )
 from .plugins import is_file, load_plugins, need_plugins
@@ -53,7 +54,7 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
     of range and contradictions.
     """
     parsed, words = [parse_override(o) for o in overrides], all_words()
-    resume = next((o.value for o in reversed(parsed) if o.key == "resume"), None)
+    resume = resumed_run(parsed)
     _load_plugins(parsed, words, resume)
     searchpath = any(o.key == "hydra.searchpath" for o in parsed)
     for o in parsed:
@@ -80,17 +81,17 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
 def load_named_plugins(overrides: Iterable[str]) -> None:
     """Load the plug-ins that the overrides name, or those of the run that they resume, as `compose_config` does."""
     parsed = [parse_override(o) for o in overrides]
-    _load_plugins(parsed, vocabulary(), next((o.value for o in reversed(parsed) if o.key == "resume"), None))
+    _load_plugins(parsed, vocabulary(), resumed_run(parsed))
 
 
-def _load_plugins(parsed: list[Override], words: dict[str, Word], resume: Any = None) -> None:
+def _load_plugins(parsed: list[Override], words: dict[str, Word], resume: str | None = None) -> None:
     """Load the plug-ins that the overrides name, or those of the run that goes on."""
     named: list[str] = []
     for o in parsed:
         if o.key == "plugins":
             check_type(o, words)
             named = list(o.value or [])
-    if isinstance(resume, str) and is_path(Path(resume).expanduser() / "config.yaml", "file"):
+    if resume is not None and is_path(Path(resume).expanduser() / "config.yaml", "file"):
         need_plugins(Path(resume).expanduser(), named, own=True)
     else:
         load_plugins(named)

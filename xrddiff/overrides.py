@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USUAL_OVERFITS', 'SHORT', 'PATH_WORDS', 'MOST_RUNS', 'conf_dir', 'presets', 'made_preset', 'Override',
-           'parse_override', 'is_override', 'check_known', 'check_type', 'check_preset', 'as_override',
+           'parse_override', 'resumed_run', 'is_override', 'check_known', 'check_type', 'check_preset', 'as_override',
            'hydra_overrides', 'absolute_words', 'expand_multirun']
 
 # %% ../nbs/overrides.ipynb #de56ed97
@@ -102,6 +102,14 @@ def parse_override(text: str) -> Override:
         ) from None
     key = parsed.get_key_element().lstrip("+~")
     return Override(text, key, parsed)
+
+
+def resumed_run(overrides: Iterable[Override]) -> str | None:
+    """The run that these overrides resume, as typed: a folder may be called 208, or 1e3."""
+    last = next((o for o in reversed([*overrides]) if o.key == "resume"), None)
+    if last is None or last.value is None or isinstance(last.value, str):
+        return last and last.value
+    return last.text.partition("=")[2]
 
 
 def is_override(text: str) -> bool:

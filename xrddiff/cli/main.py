@@ -410,12 +410,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _trust(args: argparse.Namespace) -> None:
     """Execute the plug-ins that the run of this command keeps."""
-    from xrddiff.overrides import parse_override
+    from xrddiff.overrides import parse_override, resumed_run
     from xrddiff.plugins import trust_plugins
 
     run = getattr(args, "run", None)
-    resumed = [o.value for o in map(parse_override, getattr(args, "overrides", ())) if o.key == "resume"]
-    if not (run := run or (resumed and resumed[-1])):
+    if not (run := run or resumed_run(map(parse_override, getattr(args, "overrides", ())))):
         raise BadInput("--trust-plugins is about the plug-ins of a run; expected resume=RUN")
     trust_plugins(Path(str(run)).expanduser())
 

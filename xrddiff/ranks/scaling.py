@@ -219,6 +219,10 @@ def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:
     least = min(row["ranks"] for row in rows)
     base = [row for row in rows if row["ranks"] == least]
     per_rank = sum(row["frames"] for row in base) / sum(row["seconds"] for row in base) / least
+    if not 0 < per_rank < math.inf:
+        raise BadInput(
+            f"{base[0]['run']} says that it trained on {per_rank:g} frames in a second; expected a positive number"
+        )
     table = []
     for row in sorted(rows, key=lambda row: (row["ranks"], row["run"])):
         speed_up = row["frames_per_second"] / per_rank

@@ -27,8 +27,8 @@ from ..files import json_digest, plain, sha256, sync, write_text, writing
 
 # %% auto #0
 __all__ = ['MOST_STATE', 'CheckpointError', 'checkpoint_name', 'clean_checkpoints', 'save_checkpoint', 'find_fault',
-           'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint', 'copy_checkpoint',
-           'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng', 'trained_parameters']
+           'latest_checkpoint', 'CheckpointState', 'Checkpoint', 'load_checkpoint', 'load_weights', 'add_to_checkpoint',
+           'copy_checkpoint', 'pack_optimizer', 'unpack_optimizer', 'pack_rng', 'unpack_rng', 'trained_parameters']
 
 # %% ../../nbs/training/checkpoints.ipynb #44194294
 _FORMAT, _VERSION = "xrddiff-checkpoint", 2  # version 1 had no digest of the manifest itself
@@ -255,6 +255,17 @@ def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None
     return path
 
 # %% ../../nbs/training/checkpoints.ipynb #53052855
+class CheckpointState(dict):
+    """What a checkpoint says beside its tensors. What it lacks is refused in a sentence that names `path`."""
+
+    def __init__(self, state: Mapping[str, Any], path: Path):
+        super().__init__(state)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"checkpoint {self.path} is broken: its state.json has no {key!r}")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint.
@@ -321,7 +332,7 @@ def load_checkpoint(path: str | Path, *, verify: bool = True) -> Checkpoint:
             state[field] = _read_json(path / file)
     except (ValueError, TypeError) as e:
         raise CheckpointError(f"checkpoint {path} is broken: {e}") from None
-    return Checkpoint(path, state, tuple(manifest["files"]), sha256(path / "manifest.json"))
+    return Checkpoint(path, CheckpointState(state, path), tuple(manifest["files"]), sha256(path / "manifest.json"))
 
 # %% ../../nbs/training/checkpoints.ipynb #fce5b8c6
 def load_weights(model: nn.Module, source: Checkpoint | str | Path | Mapping[str, Tensor], *, ema: bool = True) -> None:
