@@ -259,9 +259,7 @@ eight frames whatever the number of ranks; this makes runs on one rank and on se
     said = t.type(f"xrddiff logs {job}", lines=first_words)
     t.check(said.startswith("node n2 failed"), "logs does not begin with the node that failed")
     t.wait(lambda: t.state(job) == "RUNNING", "the second start")
-    t.say(
-        "You need do nothing: it restarts on available nodes, from the last checkpoint, and appends to the same log."
-    )
+    t.say("You need do nothing: it restarts on available nodes, from the last checkpoint, and appends to the same log.")
     where = t.type(f"xrddiff status {job}")
     t.check("n2" not in where and "n[1-2]" not in where, "it runs on the node that has crashed")
     t.ends(job)
