@@ -116,7 +116,7 @@ def _say_who_works(study: Study, rows: Sequence[dict[str, Any]]) -> None:
 
 # %% ../../nbs/cli/studies.ipynb #4bbb1ae4
 def _end_of_sweep(study: Study, code: int) -> int:
-    """What is said when the agents of this machine have ended; returns the exit code."""
+    """Report that the agents of this machine have ended; returns the exit code."""
     from xrddiff.studies.agents import sweep_table
     from xrddiff.studies.study import best_trial, trial_rows
 

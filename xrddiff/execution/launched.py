@@ -26,7 +26,7 @@ def start_xrddiff(*words: str, **options: Any) -> launcher.Child:
 
 # %% ../../nbs/execution/launched.ipynb #234f680b
 class LaunchedRun:
-    """`xrddiff run overrides…` in a process of its own, in the present folder. It goes on when this process ends."""
+    """`xrddiff run overrides…` in a separate process, in the current folder. It outlives this process."""
 
     def __init__(self, overrides: Sequence[str]):
         self.folder, self.output = Path.cwd(), tempfile.TemporaryFile()
@@ -46,7 +46,7 @@ class LaunchedRun:
 
     @property
     def code(self) -> int | None:
-        """The exit code; None while it goes on. 0: done, 75: stopped in order."""
+        """The exit code; None while it runs. 0: done, 75: stopped cleanly."""
         return self.process.poll()
 
     @property

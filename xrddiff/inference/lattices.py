@@ -84,7 +84,7 @@ def _read_once(path: Path, d_min: float, changed: float) -> CrystalIntensities:
 
 
 class Lattices:
-    """Draws the crystals that samples are asked for.
+    """Draws the crystals requested for samples.
 
     table: see `lattice_table`; the crystals of a sample are those of one of its rows.
     wanted: `cell`, as `read_cell` takes it; `orientations`, "random" or the path of a file, see

@@ -156,7 +156,7 @@ ASKED = {
 
 
 def add_asked(report: Report, table: pd.DataFrame, picture: Figure) -> None:
-    """Add whether samples have their spots on the lattices that were asked for.
+    """Add whether samples have their spots on the requested lattices.
 
     table: from `asked_and_found`. picture: from `show_asked`.
     """
