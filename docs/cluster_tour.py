@@ -211,7 +211,7 @@ def setting_up(t: Tour) -> None:
     t.say("""
 ## A cluster to try things on
 
-`slurm/lab` starts a real SLURM on one machine, whose nodes are pretended ([Clusters](../slurm/README.md)). The second line makes `sbatch`, `srun` and
+`slurm/lab` starts a real SLURM on one machine, whose nodes are simulated ([Clusters](../slurm/README.md)). The second line makes `sbatch`, `srun` and
 `squeue` of this shell mean it; at a facility neither is needed.
 """)
     t.type("python ~/xrddiff/slurm/lab/lab.py up")
@@ -221,15 +221,15 @@ def setting_up(t: Tour) -> None:
 
 def script(t: Tour) -> None:
     t.say("""
-## Look at a job before it is sent
+## Look at a job before you submit it
 
-The words after the options are those of `xrddiff run`. With `--dry-run` nothing is sent: the batch script is printed, with a reason beside most lines. `--profile debug` is one node with four CPUs; `xrddiff profiles` lists the others.
+The words after the options are those of `xrddiff run`. With `--dry-run` nothing is submitted: the batch script is printed, with a reason next to most lines. `--profile debug` is one node with four CPUs; `xrddiff profiles` lists the others.
 """)
     said = t.type("xrddiff submit --profile debug --dry-run model=vae_kl", lines=telling)
     t.check("#SBATCH --nodes=1\n" in said, "debug is no longer one node")
     t.say(
         """
-The whole script has 60 lines; it may be changed, and given to `sbatch`. What runs is data in it, which the shell does not read, so no word of yours can be taken for a command. Near its time limit a job writes
+The whole script has 60 lines; you may edit it and pass it to `sbatch`. What runs is data in it, which the shell does not read, so none of your words can be taken for a command. Near its time limit a job writes
 a checkpoint and goes back into the queue.
 """.replace("60 lines", f"{len(said.splitlines())} lines")
     )
@@ -240,28 +240,26 @@ def training(t: Tour) -> str:
 ## Train on two nodes, and lose one
 
 A small pixel diffusion model on simulated frames, {STEPS} steps, with a checkpoint every ten. `small` is two nodes with a rank each. The global batch is
-eight frames whatever the number of ranks; that makes runs on one rank and on several comparable. The same words are needed again below, so they go into a variable.
+eight frames whatever the number of ranks; this makes runs on one rank and on several comparable. The same words are needed again below, so they go into a variable.
 """)
     t.type(f'export WORDS="{TRAIN}"')
     job = job_of(t.type("xrddiff submit --profile small $WORDS run_name=on-two"))
     run = "output/ddpm_test/on-two"
     t.step(run, 20)
-    t.say("Some seconds later it trains:")
+    t.say("A few seconds later it is training:")
     t.type("xrddiff status")
-    t.say("Now the power of node `n2` fails.")
+    t.say("Now node `n2` loses power.")
     t.type("python ~/xrddiff/slurm/lab/lab.py crash n2")
     t.wait(lambda: t.state(job) == "PENDING", "the return of the job to the queue", 90)
     t.say(
-        "SLURM misses the node (here after seconds, at a facility after minutes) and puts the job back into the queue, where it has to wait for a moment (`BeginTime`). The log begins with the reason:"
+        "SLURM misses the node (here after seconds, at a facility after minutes) and puts the job back into the queue, where it waits for a moment (`BeginTime`). The log begins with the reason:"
     )
     shown = t.type(f"xrddiff status {job}")
     t.check("PENDING" in shown, "the job does not wait")
     said = t.type(f"xrddiff logs {job}", lines=first_words)
     t.check(said.startswith("node n2 failed"), "logs does not begin with the node that failed")
     t.wait(lambda: t.state(job) == "RUNNING", "the second start")
-    t.say(
-        "Nobody has to do anything: it starts again on nodes that are there, from the last checkpoint, and appends to the same log."
-    )
+    t.say("You need do nothing: it restarts on available nodes, from the last checkpoint, and appends to the same log.")
     where = t.type(f"xrddiff status {job}")
     t.check("n2" not in where and "n[1-2]" not in where, "it runs on the node that has crashed")
     t.ends(job)
@@ -277,8 +275,8 @@ eight frames whatever the number of ranks; that makes runs on one rank and on se
     keys, others = (float(line.rpartition(" ")[2]) for line in said.splitlines())
     t.check(others <= TOLERANCE and keys <= KEY_TOLERANCE, f"the weights differ: {said}")
     t.say(f"""
-The largest difference between the weights of the two runs is {others:.1e}, and {keys:.1e} in the biases of attention keys, whose gradient is nothing but rounding. What is promised is {TOLERANCE:.0e} and {KEY_TOLERANCE:.0e}.
-It is not zero because two ranks add up the gradients of a batch in another order than one does. The node is repaired:
+The largest difference between the weights of the two runs is {others:.1e}, and {keys:.1e} in the biases of attention keys, whose gradient is nothing but rounding. The promised limits are {TOLERANCE:.0e} and {KEY_TOLERANCE:.0e}.
+It is not zero because two ranks add up the gradients of a batch in a different order from one. The node is repaired:
 """)
     t.type("python ~/xrddiff/slurm/lab/lab.py start n2")
     return run
@@ -289,7 +287,7 @@ def sampling(t: Tour, run: str) -> None:
     t.say("""
 ## Sample with workers, and lose one
 
-256 frames, made by two worker jobs, the two nodes of `small`. They get parts of eight frames to make and write them straight into the store of samples.
+Two worker jobs, the two nodes of `small`, draw 256 frames. They take parts of eight frames and write them straight into the store of samples.
 """)
     command = f"{words} --name workers \\\n    --workers slurm:small"
     process = t.start(command)
@@ -310,10 +308,10 @@ def sampling(t: Tour, run: str) -> None:
         command,
         lines=some("/256", "^dashboard", "^samples:", "^report"),
     )
-    t.say("While it works, in a second terminal, one of the two jobs is ended in the middle of a part:")
+    t.say("Meanwhile, in a second terminal, one of the two jobs is cancelled in the middle of a part:")
     t.page += meanwhile
     t.say(
-        "What it had in hand goes to the other one, and while there is work for two, another job takes its place. When all is made, those that are left are told to go (`CA`, cancelled):"
+        "Its part goes to the other job, and while there is work for two, a new job replaces it. When everything is drawn, the remaining jobs are cancelled (`CA`):"
     )
     t.type("squeue --name xrddiff-workers --states all")
     t.say(
@@ -328,7 +326,7 @@ def sweep(t: Tour) -> None:
     t.say("""
 ## A sweep
 
-`--array` makes a task of each combination of the values that are given with commas, here three learning rates for an autoencoder, in this order.
+`--array` makes a task of each combination of the values separated by commas, here three learning rates for an autoencoder, in this order.
 """)
     words = "model=vae_kl experiment_type=test data=sim128 data.limit=64"
     more = "data.crop=[64,64] threads=1 training.max_steps=100 run_name=sweep training.lr=1e-2,1e-3,1e-4"
@@ -338,12 +336,12 @@ def sweep(t: Tour) -> None:
         table = rows / name / "metrics" / "training_metrics.csv"
         t.wait(lambda table=table: table.exists() and table.read_text().count("\n") > 2, f"training of {name}")
     t.say(
-        f"Each task has a number, a row and a log of its own; `xrddiff logs {job}_1` shows one, `xrddiff cancel {job}_1` ends one."
+        f"Each task has its own number, row and log; `xrddiff logs {job}_1` shows one log, `xrddiff cancel {job}_1` cancels one task."
     )
     t.type(f"xrddiff status {job}")
     for task in range(3):
         t.ends(f"{job}_{task}")
-    t.say("When all are done, the table is there to compare them:")
+    t.say("When all are done, the table compares them:")
     t.type(f"xrddiff status {job}")
 
 
@@ -351,13 +349,13 @@ def network(t: Tour) -> None:
     t.say("""
 ## The network, and what more nodes would bring
 
-Ranks add up their gradients in each step. `comm-test` checks the sums and measures how long they take, on the nodes where it is started with `srun`. Both nodes are one machine here, so its figures say nothing of a network. A node that is slower than the others would be named in the last lines.
+Ranks add up their gradients in each step. `comm-test` checks the sums and measures how long they take, on the nodes where it is started with `srun`. Both nodes are one machine here, so the figures say nothing about a network. The last lines would name a node that is slower than the others.
 """)
     said = t.type("srun -N2 xrddiff comm-test")
     t.check("all sums and copies are exact" in said, "wrong sums")
     t.say("""
 `scaling` predicts what that means for a training: a model of 50 million parameters, whose step takes 200 ms on one rank, over a network of 25 GB/s. With `--comm` it
-takes the figures of `comm-test --json`, and with run folders instead of numbers it reports what was measured.
+uses the figures of `comm-test --json`; given run folders instead of numbers, it reports what was measured.
 """)
     said = t.type("xrddiff scaling --params 50M --bandwidth 25 --step-ms 200")
     t.check("100 MB of gradients, 2·bytes/bandwidth = 8 ms at 25 GB/s" in said, "another cost model")
@@ -367,12 +365,12 @@ def mistakes(t: Tour) -> None:
     t.say("""
 ## When something is wrong
 
-What cannot be is refused before anything is sent, in a sentence:
+Impossible settings are refused before anything is submitted, in one sentence:
 """)
     t.check("did you mean 'small'" in t.type("xrddiff submit --profile smal $WORDS", code=2), "no hint")
     t.type("xrddiff submit --profile small model=vae_kl training.lr=fast", code=2)
     t.say(
-        "Any script can be run on ranks. This one looks at one file per rank, and the copy of the second file broke off:"
+        "Any script can be run on ranks. This one reads one file per rank, and the copy of the second file is truncated:"
     )
     t.type("xrddiff data simulate sim128 -n 20 -o run1.h5")
     t.type("head -c 100000 run1.h5 > run2.h5")
@@ -380,7 +378,7 @@ What cannot be is refused before anything is sent, in a sentence:
     job = job_of(t.type("xrddiff submit --profile small --script brightest.py -- run1.h5 run2.h5"))
     t.ends(job, "FAILED")
     t.say(
-        "When a rank fails, the others are ended, and each of them complains in the log. `logs` begins with the one that was first:"
+        "When a rank fails, the others are stopped, and each complains in the log. `logs` begins with the one that failed first:"
     )
     t.type(f"xrddiff status {job}")
     said = t.type(f"xrddiff logs {job}", lines=first_words)
@@ -388,7 +386,7 @@ What cannot be is refused before anything is sent, in a sentence:
         re.match(r"rank 1 on \S+ failed: run2.h5 is a truncated HDF5 file", said),
         "logs does not begin with the failure",
     )
-    t.say("With the file copied once more, the same job is sent again:")
+    t.say("Copy the file again and resubmit the same job:")
     t.type("cp run1.h5 run2.h5")
     again = job_of(t.type(f"xrddiff resume {job}"))
     t.ends(again)
@@ -404,10 +402,10 @@ def opening(t: Tour) -> str:
 
 # A cluster, step by step
 
-Train on two nodes and lose one, sample with workers and lose one, sweep, measure, go wrong: what to type, and what comes back. How to describe a cluster of your own is
-told in [Clusters](../slurm/README.md).
+Train on two nodes and lose one, sample with workers and lose one, sweep, measure, go wrong: what to type, and what comes back. [Clusters](../slurm/README.md) tells
+how to describe a cluster of your own.
 
-All that follows was typed and printed in one run of `python docs/cluster_tour.py` ({made}), which checks what is claimed here. The paths of that machine were replaced by `~`, its name by `login`; `…` stands for lines left out, and of progress bars the last state is shown.
+Everything below was typed and printed in one run of `python docs/cluster_tour.py` ({made}), which checks what is claimed here. The paths of that machine were replaced by `~`, its name by `login`; `…` stands for omitted lines, and progress bars are shown in their final state.
 """
 
 
@@ -426,7 +424,7 @@ def main(page: Path = PAGE) -> None:
         sweep(t)
         network(t)
         mistakes(t)
-        t.say("## Afterwards\n\nNothing of the cluster is left:")
+        t.say("## Afterwards\n\nRemove the cluster:")
         t.type("python ~/xrddiff/slurm/lab/lab.py down")
         text = "\n".join([start, *t.page]).strip() + "\n"
         for place in (str(home), str(ROOT), sys.prefix, socket.gethostname()):

@@ -68,7 +68,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def node_counts(text: str) -> list[int]:
-    """`whole_numbers` of nodes, of which no computer has more than a hundred thousand."""
+    """`whole_numbers` of nodes, at most a hundred thousand."""
     found = whole_numbers(text)
     if not all(n <= MOST_NODES for n in found):
         raise argparse.ArgumentTypeError(f"found {text[:60]!r}; expected at most {MOST_NODES} nodes")

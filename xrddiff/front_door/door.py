@@ -202,7 +202,7 @@ def compare_runs(*runs: str | os.PathLike | TrainedRun) -> pd.DataFrame:
 # %% ../../nbs/front_door/door.ipynb #dc21bedb
 @plain_errors
 def monitor(path: str | os.PathLike) -> TrainingMonitor:
-    """Follow a training while it goes on: its curves, health, samples and log, in a widget.
+    """Follow a training while it runs: its curves, health, samples and log, in a widget.
 
     `path`: the folder of a run, that another process may train, or the number of its job on a cluster.
     Raises `BadInput` if there is no such run.

@@ -289,7 +289,7 @@ class TrainedRun(RunNumbers):
 
     @in_its_scope
     def monitor(self) -> TrainingMonitor:
-        """Follow the training of the run while it goes on, also where another process trains it, in a widget."""
+        """Follow the training of the run in a widget while it runs, also in another process."""
         from xrddiff.widgets.training_monitor import open_monitor
 
         return open_monitor(self.whole)

@@ -95,7 +95,7 @@ class Scorer:
     def _denoising(
         self, net: NetworkFrames, x: torch.Tensor, mask: torch.Tensor, side: int, numbers: Sequence[int]
     ) -> pd.DataFrame:
-        """What the denoiser makes of frames of which nothing is known."""
+        """What the denoiser makes of frames without conditions."""
         model = self.generator.model
         unknown = {n: torch.full_like(v, float("nan") if v.is_floating_point() else -1) for n, v in net.cond.items()}
         if self.generator.space is None:

@@ -98,7 +98,7 @@ class Generator:
 
     @cached_property
     def limits(self) -> tuple[float, float] | None:
-        """The lowest and the highest intensity that samples may have; None where nobody knows.
+        """The lowest and the highest intensity that samples may have; None if unknown.
 
         They are those of the transform. Where the frames themselves are drawn, the range of all
         training values is known too, with the same headroom.
