@@ -1,6 +1,6 @@
 """What somebody else wrote or changed: hostile folders, studies, files and messages, and flipped bits.
 
-    OMP_NUM_THREADS=1 python bench/hostile.py [--only folders,studies,files,flips,stream] [--flips 10000] [--messages 100000] [--idle 2000] [--share 1]
+    OMP_NUM_THREADS=1 python bench/hostile.py [--only folders,studies,files,flips,stream] [--flips 10000] [--messages 100000] [--idle 2000] [--share 1] [--commands "run resume,scaling"]
 
 Each case is one command in a process of its own (forked from one that has imported PyTorch, so that the time is that of the command), in a folder of its own, with a secret in its environment. Looked at are its exit
 code, what it printed, what it wrote, what it asked a web server on this machine, whether code of the case was executed (it leaves a mark), its seconds of CPU (a *hang* is 5 s more than half as much again as what is not hostile takes, or two minutes by the clock), and its memory beyond that of the process it was forked from.
@@ -571,7 +571,14 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=10_000)
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--idle", type=int, default=2000)
+    parser.add_argument(
+        "--commands",
+        help="of folders and studies only these, such as 'run resume,scaling'; their table is printed and not kept",
+    )
     args = parser.parse_args()
+    for commands in (CHEAP, COSTLY, STUDY) if args.commands else ():
+        for other in commands.keys() - set(args.commands.split(",")):
+            del commands[other]
     os.environ |= {"XRDDIFF_SECRET": SECRET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     torch.set_num_threads(1)
     faults = []
@@ -583,8 +590,11 @@ def main() -> int:
         for fault in found:
             print(fault, flush=True)
         faults += found
-        keep(name, table, found, (time.time() - began) / 60)
-    print(RESULTS.read_text())
+        if args.commands:
+            print(table.to_markdown(), flush=True)
+        else:
+            keep(name, table, found, (time.time() - began) / 60)
+    print(RESULTS.read_text() if not args.commands else f"{len(faults)} faults")
     return bool(faults)
 
 
