@@ -432,7 +432,7 @@ def render(katex: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", str(SOURCE), str(SITE)],
         check=True,
-        timeout=900,
+        timeout=3600,
     )
     broken = []
     for path in SITE.rglob("*.html"):
