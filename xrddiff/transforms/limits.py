@@ -52,9 +52,9 @@ def drawn_range(samples: xr.Dataset) -> dict[str, Any] | None:
     if not n:
         return None
     beyond, valid = int((cut > 0).sum()), int(frame_mask(samples, 0).sum())
-    share_low = binomtest(beyond, n).proportion_ci(0.95, method="wilson").low
+    share_low = float(binomtest(beyond, n).proportion_ci(0.95, method="wilson").low)
     return {
-        "frames": n, "beyond": beyond, "share_low": float(share_low),
+        "frames": n, "beyond": beyond, "share_low": share_low,
         "pixels": float(cut.sum() / max(valid * n, 1)), "lowest": float(low.min()), "highest": float(high.max()),
         "lower": lower, "upper": upper,
     }  # fmt: skip
