@@ -284,9 +284,9 @@ def start_as_resampling(module: nn.Module) -> None:
             m.to_out[0].bias.zero_()
         elif isinstance(m, Downsample | Upsample):
             w = m.conv.weight
-            same = torch.eye(w.shape[0], device=w.device)[:, :, None, None]
+            same = w.diagonal(dim1=0, dim2=1)  # from each channel to itself: (ky, kx, channels)
             if isinstance(m, Upsample):
-                w[:, :, 1:2, 1:2] += same
+                same[1, 1] += 1
             else:  # input pixel 2i is in the first tap if the padding is asymmetric, in the second if not
                 first = 0 if m.asymmetric else 1
-                w[:, :, first : first + 2, first : first + 2] += same / 4
+                same[first : first + 2, first : first + 2] += 1 / 4
