@@ -26,7 +26,7 @@ from typing import NoReturn
 
 # What commands and scripts import, most expensive first.
 PRELOAD = (
-    "torch._dynamo torch.distributed accelerate pandas scipy.optimize scipy.fftpack matplotlib.pyplot "
+    "torch._dynamo torch.distributed accelerate pandas scipy.optimize scipy.stats scipy.fftpack matplotlib.pyplot "
     "hydra.compose hydra.core.override_parser.overrides_parser hydra._internal.core_plugins.basic_launcher "
     "hydra._internal.core_plugins.bash_completion zarr dask.array fsspec.core importlib_metadata psutil "
     "rich.table rich.console rich.jupyter xrddiff.entry xrddiff.cli.main "

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import scipy
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
@@ -45,7 +45,7 @@ def match_peaks(a: np.ndarray, b: np.ndarray, radius: float = 2.0) -> tuple[np.n
         # omitting a pair must cost more than any sum of distances could save
         cost = np.zeros((len(ui), len(uj)))
         cost[li, lj] = d[s : s + n] - (radius + 1) * 2 * n
-        row, col = linear_sum_assignment(cost)
+        row, col = scipy.optimize.linear_sum_assignment(cost)
         real = cost[row, col] < 0
         rows.append(ui[row[real]])
         cols.append(uj[col[real]])

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.stats import binom
+import scipy
 
 # %% auto #0
 __all__ = ['shuffled', 'Chance']
@@ -39,13 +38,13 @@ class Chance:
     def at_least(self, m: np.ndarray | int, n: np.ndarray | int) -> np.ndarray:
         """Probability that chance indexes `m` or more of `n` peaks."""
         m, n = np.asarray(m) - self.free, np.maximum(np.asarray(n) - self.free, 0)
-        return np.abs(np.expm1(self.tries * binom.logcdf(np.maximum(m, 0) - 1, n, self.p)))
+        return np.abs(np.expm1(self.tries * scipy.stats.binom.logcdf(np.maximum(m, 0) - 1, n, self.p)))
 
     def expected(self, n: np.ndarray | int) -> np.ndarray:
         """Median number of indexed peaks of `n` without a lattice."""
         n = np.asarray(n)
         rest = np.maximum(n - self.free, 0)
-        return np.minimum(self.free + binom.ppf(0.5 ** (1 / self.tries), rest, self.p), n)
+        return np.minimum(self.free + scipy.stats.binom.ppf(0.5 ** (1 / self.tries), rest, self.p), n)
 
     @classmethod
     def fit(cls, m: np.ndarray, n: np.ndarray, free: int = 3) -> Chance:
@@ -60,9 +59,11 @@ class Chance:
 
         def cost(theta: np.ndarray) -> float:
             p, tries = 1 / (1 + np.exp(-theta[0])), np.exp(theta[1])
-            upper, lower = (np.exp(tries * binom.logcdf(v, n, p)) for v in (m, m - 1))
+            upper, lower = (np.exp(tries * scipy.stats.binom.logcdf(v, n, p)) for v in (m, m - 1))
             # a weak prior keeps K between one try and a million where controls say little
             return float(-np.log(np.maximum(upper - lower, 1e-300)).sum() + ((theta[1] - 4) / 4) ** 2)
 
-        theta = minimize(cost, [-2.0, 4.0], method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-3}).x
+        theta = scipy.optimize.minimize(
+            cost, [-2.0, 4.0], method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-3}
+        ).x
         return cls(float(1 / (1 + np.exp(-theta[0]))), float(np.exp(theta[1])), free, len(m))

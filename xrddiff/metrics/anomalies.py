@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 from scipy.special import xlogy
-from scipy.stats import rankdata
+import scipy
 from torch import Tensor
 
 from ..diffusion.denoisers import like
@@ -182,7 +182,7 @@ def untypical(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def roc_auc(good: np.ndarray, wrong: np.ndarray) -> float:
     """Probability that a wrong frame has a higher score than a good one; ties count half."""
-    rank = rankdata(np.concatenate([wrong, good]))[: len(wrong)]
+    rank = scipy.stats.rankdata(np.concatenate([wrong, good]))[: len(wrong)]
     return float((rank.mean() - (len(wrong) + 1) / 2) / len(good))
 
 

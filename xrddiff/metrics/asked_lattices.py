@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import bootstrap
+import scipy
 
 from ..frames.frames import frame_count
 from ..frames.selection import evenly_spaced, select_frames
@@ -25,7 +25,7 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
     if len(values) < 2:
         return np.nan, np.nan
     words = dict(n_resamples=500, method="percentile", rng=numpy_rng("median interval"))
-    return tuple(map(float, bootstrap((values,), np.median, **words).confidence_interval))
+    return tuple(map(float, scipy.stats.bootstrap((values,), np.median, **words).confidence_interval))
 
 
 def _row(found: Indexing) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ..errors import BadInput
 from ..seeds import numpy_rng
@@ -45,7 +45,7 @@ def uniformity(found: np.ndarray, samples: int) -> float:
         raise BadInput(f"there are {len(found)} ranks; expected at least 10 to tell whether they are uniform")
     edges = np.linspace(0, samples + 1, bins + 1).round() - 0.5
     counts, widths = np.histogram(found, edges)[0], np.diff(edges)
-    return float(stats.chisquare(counts, len(found) * widths / widths.sum()).pvalue)
+    return float(scipy.stats.chisquare(counts, len(found) * widths / widths.sum()).pvalue)
 
 # %% ../../nbs/metrics/coverage.ipynb #381b35e9
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binomtest
+import scipy
 
 from ..frames.frames import frame_count, frame_mask
 
@@ -52,7 +52,7 @@ def drawn_range(samples: xr.Dataset) -> dict[str, Any] | None:
     if not n:
         return None
     beyond, valid = int((cut > 0).sum()), int(frame_mask(samples, 0).sum())
-    share_low = float(binomtest(beyond, n).proportion_ci(0.95, method="wilson").low)
+    share_low = float(scipy.stats.binomtest(beyond, n).proportion_ci(0.95, method="wilson").low)
     return {
         "frames": n, "beyond": beyond, "share_low": share_low,
         "pixels": float(cut.sum() / max(valid * n, 1)), "lowest": float(low.min()), "highest": float(high.max()),
