@@ -161,10 +161,8 @@ def command(line: str, train: bool = True) -> list[str]:
     """
     line = line.replace("convert run42.h5", "convert as-written.h5")  # the README has made another run42.h5
     words = [w for w in shlex.split(line) if w != "…"]
-    # each worker or agent is a process that imports everything; two draw two frames, and one trial needs one
+    # each worker is a process that imports everything, and two frames are drawn
     words = ["local:2" if re.fullmatch(r"local:\d+", w) else w for w in words]
-    if "--agents" in words:
-        words[words.index("--agents") + 1] = "1"
     assert words[0] == "xrddiff", line
     what = words[1]
     if what in ("run", "submit"):
