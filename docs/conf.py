@@ -1,8 +1,11 @@
 """Sphinx settings of the documentation site. `build.py` prepares the sources and calls Sphinx on them."""
 
+import os
+import socket
+import time
 from configparser import ConfigParser
-from multiprocessing.util import Finalize
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 from sphinxcontrib import katex
 
@@ -52,19 +55,55 @@ myst_heading_anchors = 3
 # Pages are read from disk at beamlines without a network: formulas are rendered now, fonts come along.
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
-# The renderer's Unix socket exists a moment before it listens, and now and then a build failed on that; its network
-# socket is tried again until it answers. On a busy machine both starting and rendering may take longer than 5 s.
-katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
+# On a busy machine both starting and rendering may take longer than 5 s.
 katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 60.0
-# A page is rendered by a forked process, which ends without `atexit`: its renderer would be left running.
-started = katex.KaTeXServer.start
 
 
-def start_and_end(start=started):
-    server = start()
-    Finalize(server, server.terminate, exitpriority=1)
+def start_listening(rundir, timeout):
+    """Start the renderer behind a Unix socket, which exists a moment before it listens: try again until it answers.
+
+    A network socket holds every small message back for 40 ms, so it is for a folder whose name is too long for the other.
+    """
+    path = str(rundir / "katex.sock")
+    if len(path.encode()) > 100:
+        return katex.KaTeXServer.start_network_socket(rundir, timeout)
+    process = Popen(katex.KaTeXServer.build_command(socket=path), stdin=PIPE, stdout=PIPE, cwd=rundir)
+    last = time.monotonic() + timeout
+    while True:
+        try:
+            return process, connected(socket.AF_UNIX, path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            if time.monotonic() > last or process.poll() is not None:
+                process.kill()
+                raise katex.KaTeXServer.timeout_error(timeout) from None
+            time.sleep(0.01)
+
+
+def connected(family, address):
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def renderer(users=[]):  # noqa: B006
+    """The one renderer of a build, with a connection for each process that writes pages: those are forked, and end soon."""
+    if not users:
+        users[:] = [katex.KaTeXServer.start(), os.getpid()]
+    server, process = users
+    if process != os.getpid():
+        server.sock = connected(server.sock.family, server.sock.getpeername())
+        users[1] = os.getpid()
     return server
 
 
-katex.KaTeXServer.start = start_and_end
+def setup(app):
+    app.connect("builder-inited", lambda app: renderer())
+
+
+katex.KaTeXServer.start_server_process = start_listening
+katex.KaTeXServer.get = renderer
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]

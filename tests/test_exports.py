@@ -73,8 +73,8 @@ def with_model(run: Path, folder: Path, make: Callable[[dict, dict], torch.nn.Mo
 
 
 def small_unet(drawn: dict, told: dict) -> UNet:
-    """The U-Net of a run with fewer channels and blocks."""
-    return UNet(**told | dict(widths=[8, 16], attention=None, layers_per_block=1, norm_groups=4, mid_attention=False))
+    """The U-Net of a run with fewer channels, and one resolution; the autoencoder beside it has two."""
+    return UNet(**told | dict(widths=[8], attention=None, layers_per_block=1, norm_groups=4, mid_attention=False))
 
 
 def by_token(run: Path, folder: Path, order: str) -> Path:
@@ -88,6 +88,7 @@ def by_token(run: Path, folder: Path, order: str) -> Path:
             width=16,
             depth=1,
             heads=2,
+            mlp_depth=1,
             order=order,
             mask_channel=drawn["autoencoder"] is None,
             conditions=told["conditions"],
