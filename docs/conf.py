@@ -89,21 +89,16 @@ def connected(family, address):
     return sock
 
 
-def renderer(users=[]):  # noqa: B006
-    """The one renderer of a build, with a connection for each process that writes pages: those are forked, and end soon."""
-    if not users:
-        users[:] = [katex.KaTeXServer.start(), os.getpid()]
-    server, process = users
-    if process != os.getpid():
+def reconnect():
+    """In a process that was forked to write pages: a connection of its own to the one renderer."""
+    if server := katex.KaTeXServer.katex_server:
         server.sock = connected(server.sock.family, server.sock.getpeername())
-        users[1] = os.getpid()
-    return server
 
 
 def setup(app):
-    app.connect("builder-inited", lambda app: renderer())
+    app.connect("builder-inited", lambda app: katex.KaTeXServer.get())  # before the first fork
 
 
 katex.KaTeXServer.start_server_process = start_listening
-katex.KaTeXServer.get = renderer
+os.register_at_fork(after_in_child=reconnect)
 suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]

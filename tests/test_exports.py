@@ -73,8 +73,8 @@ def with_model(run: Path, folder: Path, make: Callable[[dict, dict], torch.nn.Mo
 
 
 def small_unet(drawn: dict, told: dict) -> UNet:
-    """The U-Net of a run with fewer channels, and one resolution; the autoencoder beside it has two."""
-    return UNet(**told | dict(widths=[8], attention=None, layers_per_block=1, norm_groups=4, mid_attention=False))
+    """The U-Net of a run with fewer channels and blocks."""
+    return UNet(**told | dict(widths=[8, 16], attention=None, layers_per_block=1, norm_groups=4, mid_attention=False))
 
 
 def by_token(run: Path, folder: Path, order: str) -> Path:
@@ -243,10 +243,10 @@ def test_what_cannot_be_exported_is_said(runs, tmp_path):
         export_run(runs("vq"), "onnx", runs("vq"))
 
 
-def test_diffusers_load_the_networks_of_a_run(runs):
+def test_diffusers_load_the_networks_of_a_run(runs, tmp_path):
     """That they give the same numbers is compared when they are written, and refused otherwise."""
     diffusers = need("diffusers")
-    path = export_run(runs("vae_kl"), "diffusers")
+    path = export_run(runs("vae_kl"), "diffusers", tmp_path / "vae")  # the run itself is everybody's
     vae = diffusers.AutoencoderKL.from_pretrained(path / "vae", use_safetensors=True)
     about = read_package(path)
     p = about["diffusers"]["vae"]["patch"]

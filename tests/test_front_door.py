@@ -32,9 +32,9 @@ TRAIN = dict(size="tiny", experiment_type="test", num_epochs=1, threads=1, avg_p
 
 
 def layout(run: Path) -> set[str]:
-    """The files of a run, down to what stores, checkpoints and TensorBoard are made of; not what other tests export from it."""
+    """The files of a run, down to what stores, checkpoints and TensorBoard are made of."""
     names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
-    return {n for n in names if not n.startswith(("frames.zarr/", "tracking/tensorboard/", "exported/"))}
+    return {n for n in names if not n.startswith(("frames.zarr/", "tracking/tensorboard/"))}
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 import torch.nn.functional as F
 import xarray as xr
 from scipy.special import xlogy
-import scipy
 from torch import Tensor
 
 from ..diffusion.denoisers import like

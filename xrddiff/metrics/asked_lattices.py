@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 import scipy
+import xarray as xr
 
 from ..frames.frames import frame_count
 from ..frames.selection import evenly_spaced, select_frames

@@ -284,7 +284,7 @@ def start_as_resampling(module: nn.Module) -> None:
             m.to_out[0].bias.zero_()
         elif isinstance(m, Downsample | Upsample):
             w = m.conv.weight
-            same = w.diagonal(dim1=0, dim2=1)  # from each channel to itself: (ky, kx, channels)
+            same = w.diagonal(dim1=0, dim2=1)  # from each channel to itself, (ky, kx, channels)
             if isinstance(m, Upsample):
                 same[1, 1] += 1
             else:  # input pixel 2i is in the first tap if the padding is asymmetric, in the second if not
