@@ -29,7 +29,8 @@ from xrddiff.formats.readers import open_frames
 from xrddiff.formats.store import save_frames
 from xrddiff.frames.frames import make_frames
 from xrddiff.frames.rows import frame_reader
-from xrddiff.remote import remote_folder, servers
+from xrddiff.remote import kept_bytes, remote_folder, servers
+from xrddiff.remote.kept_bytes import KeptBytes, Stamp
 from xrddiff.seeds import numpy_rng
 
 GEOMETRY = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (32.0, 32.0)}
@@ -517,3 +518,41 @@ def test_secrets_go_to_the_server_that_was_named(hasty, monkeypatch):
 def test_redirects_lead_to_the_web_and_to_an_end(hasty, to):
     answer = f"HTTP/1.1 301 Moved\r\nContent-Length: 0\r\nConnection: close\r\nLocation: {to}\r\n\r\n".encode()
     assert "leads" in said_by(lambda _: iter([answer]))
+
+
+def test_what_is_written_during_the_first_look_is_kept(tmp_path, monkeypatch):
+    began, go_on, written = threading.Event(), threading.Event(), []
+    make_room = kept_bytes.make_room
+
+    def slow(folder):
+        began.set()
+        go_on.wait(60)
+        return make_room(folder)
+
+    monkeypatch.setattr(kept_bytes, "make_room", slow)
+    kept, stamp = KeptBytes(tmp_path / "remote" / "a"), Stamp('"one"', 20)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(kept.write, "c/0", stamp, 0, b"0123456789")
+        assert began.wait(60)
+        second = pool.submit(lambda: written.append(kept.write("c/0", stamp, 10, b"abcdefghij")))
+        with contextlib.suppress(TimeoutError):  # it waits for the look; before, it was let go
+            second.result(0.2)
+        assert not written
+        go_on.set()
+        first.result(60), second.result(60)
+    assert kept.read("c/0", stamp, 5, 10) == b"56789abcde"
+
+
+def test_two_that_find_a_file_at_the_same_time_keep_both_pieces(tmp_path, monkeypatch):
+    kept, other = KeptBytes(tmp_path / "remote" / "a"), KeptBytes(tmp_path / "remote" / "a")
+    stamp, asked = Stamp('"one"', 20), kept.stamp
+
+    def late(name):  # the other one writes between the question and what follows from its answer
+        found = asked(name)
+        monkeypatch.setattr(kept, "stamp", asked)
+        other.write("c/0", stamp, 0, b"0123456789")
+        return found
+
+    monkeypatch.setattr(kept, "stamp", late)
+    kept.write("c/0", stamp, 10, b"abcdefghij")
+    assert kept.read("c/0", stamp, 5, 10) == b"56789abcde"

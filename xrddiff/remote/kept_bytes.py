@@ -186,7 +186,7 @@ class KeptBytes:
         self.folder, self.about = Path(folder), about
         self._lists: dict[str, _List] = {}
         self._touched: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         self._added, self._left, self._looked, self.stopped = 0, -1, -np.inf, False
 
     def _place(self, name: str) -> Path:
@@ -233,15 +233,14 @@ class KeptBytes:
         self._writing(lambda: self._record(name, stamp, anew))
 
     def _record(self, name: str, stamp: Stamp, anew: bool = False) -> None:
-        place, known = self._place(name), self.stamp(name)
-        if known == stamp and not anew:  # another process was faster
+        if not anew and self.stamp(name) == stamp:  # another process was faster
             return
-        path, head = place.with_suffix(".list"), _head(name, stamp)
+        place, head = self._place(name), _head(name, stamp)
+        path = place.with_suffix(".list")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not anew and not path.exists():
-            if not _new_file(path, head):
+        if anew or not _new_file(path, head):
+            if not anew and self.stamp(name) == stamp:  # it was faster just now, and its pieces stay
                 return
-        else:
             with writing(path, durable=False) as part:
                 part.write_bytes(head)
         for path in place.parent.glob(f"{place.name}.*.bytes"):
@@ -316,19 +315,16 @@ class KeptBytes:
 
     def _has_room(self, n: int) -> bool:
         """Whether n more bytes may be kept; the folder is looked through at first, and then now and then."""
-        if self.stopped:
-            return False
-        now = time.monotonic()
-        with self._lock:
+
+        def look() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._left = make_room(self.folder.parent)
+
+        with self._looking:  # threads that come during a look wait for its answer: before the first there is none
+            now = time.monotonic()
             self._added += n
             due = self._added > max(self._left // 2, LARGEST) if self._left > 0 else now - self._looked > IN_USE / 12
             if due:
                 self._looked, self._added = now, n
-        if due:
-
-            def look() -> None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._left = make_room(self.folder.parent)
-
-            self._writing(look)
-        return self._left > 0 and not self.stopped
+                self._writing(look)
+            return self._left > 0 and not self.stopped
