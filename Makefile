@@ -69,7 +69,7 @@ export: $(VENV)/.dev  ## notebooks -> xrddiff/*.py, cleaned and formatted
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_clean --fname index.ipynb
 	$(BIN)/nbdev_export
-	$(BIN)/python -c 'from xrddiff.registry import write_index; write_index()'
+	$(BIN)/python -c 'from xrddiff.core.registry import write_index; write_index()'
 
 outputs: $(VENV)/.dev  ## run the notebooks in place, so that the outputs they carry are current
 	OMP_NUM_THREADS=1 $(BIN)/python docs/execute.py

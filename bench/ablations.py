@@ -59,9 +59,9 @@ class Judge:
     """
 
     def __init__(self, prepared: Any, most: int, indexed: int):
-        from xrddiff.frames.selection import select_frames
-        from xrddiff.metrics.judgement import judged_rows
-        from xrddiff.metrics.set_summaries import Ruler
+        from xrddiff.data.frames.selection import select_frames
+        from xrddiff.judge.metrics.judgement import judged_rows
+        from xrddiff.judge.metrics.set_summaries import Ruler
 
         rows = judged_rows(prepared.train, prepared.held_out, most)
         self.ruler, self.indexed = Ruler(select_frames(prepared.frames, rows["held out"])), indexed
@@ -71,10 +71,10 @@ class Judge:
 
     def __call__(self, samples: Any, told: bool) -> dict[str, Any]:
         """What is said of these frames; `told`: they were asked for a lattice, and are indexed. Expected counts are drawn."""
-        from xrddiff.frames.noise import draw_counts
-        from xrddiff.metrics.asked_lattices import asked_and_found
-        from xrddiff.metrics.distribution import DISTANCES as names
-        from xrddiff.metrics.judgement import judge_summaries, title_of
+        from xrddiff.data.frames.noise import draw_counts
+        from xrddiff.judge.metrics.asked_lattices import asked_and_found
+        from xrddiff.judge.metrics.distribution import DISTANCES as names
+        from xrddiff.judge.metrics.judgement import judge_summaries, title_of
 
         expected = samples.attrs["samples_are"] == "expected values"
         measured = self.ruler.measure(samples, draw=0 if expected else None)
@@ -92,8 +92,8 @@ _judges: dict[str, Judge] = {}  # of the frames that were judged so far
 
 def measure(run: Path, words: list[str], frames: int) -> dict:
     """Samples of a run, drawn with these words: how many index, on the lattice that they were asked for, and distances over the floor."""
-    from xrddiff.inference.sample_jobs import open_sample_job
-    from xrddiff.loading.datasets import prepare_words
+    from xrddiff.judge.inference.sample_jobs import open_sample_job
+    from xrddiff.learn.loading.datasets import prepare_words
 
     job = open_sample_job(run, [*words, "inference.num_samples=96", "inference.batch_size=32"])
     before = time.process_time()

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from xrddiff.inference.anomalies import LEVELS, anomaly_scores
-from xrddiff.metrics.anomalies import ANOMALIES, auc_table, good_frames
-from xrddiff.training.checkpoints import load_checkpoint
+from xrddiff.judge.inference.anomalies import LEVELS, anomaly_scores
+from xrddiff.judge.metrics.anomalies import ANOMALIES, auc_table, good_frames
+from xrddiff.learn.training.checkpoints import load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 FIRST = 2 * 10**6  # first shot; nothing was trained on shots from here on

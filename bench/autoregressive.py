@@ -28,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrddiff.diffusion.consistency import AutoregressiveConsistency
-from xrddiff.diffusion.objectives import AutoregressiveObjective
-from xrddiff.frames.peaks import PeakFinder, radial_bins
-from xrddiff.loading.catalog import load
-from xrddiff.metrics.distribution import wasserstein
-from xrddiff.models.autoregressive import AutoregressiveDiffusion, generate, measure_range
-from xrddiff.transforms.pipelines import make_transform
+from xrddiff.data.frames.peaks import PeakFinder, radial_bins
+from xrddiff.data.transforms.pipelines import make_transform
+from xrddiff.judge.metrics.distribution import wasserstein
+from xrddiff.learn.diffusion.consistency import AutoregressiveConsistency
+from xrddiff.learn.diffusion.objectives import AutoregressiveObjective
+from xrddiff.learn.loading.catalog import load
+from xrddiff.learn.models.autoregressive import AutoregressiveDiffusion, generate, measure_range
 
 SIDE, PATCH, WIDTH, DEPTH, HEADS, DIM_HEAD, HELD_OUT, CHOOSING = 64, 8, 128, 4, 2, 64, 400, 200
 BINNING = 128 // SIDE

@@ -29,9 +29,9 @@ ROWS = [  # of a comparison, as its table calls them
 
 def bare_frames(count: int, path: Path) -> Path:
     """Stills of sim-422 as crystal, beam and geometry alone would have them."""
-    from xrddiff.formats.store import save_frames
-    from xrddiff.simulation.experiments import EXPERIMENTS, Background
-    from xrddiff.simulation.simulate import simulate
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.physics.simulation.experiments import EXPERIMENTS, Background
+    from xrddiff.physics.simulation.simulate import simulate
 
     if not path.exists():
         experiment = EXPERIMENTS["sim-422"]
@@ -43,10 +43,10 @@ def bare_frames(count: int, path: Path) -> Path:
 
 def held_out(run: Path, count: int, path: Path) -> Path:
     """Frames that the run has not seen."""
-    from xrddiff.formats.store import save_frames
-    from xrddiff.frames.selection import select_frames
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.saved_config import load_config
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.data.frames.selection import select_frames
+    from xrddiff.learn.loading.datasets import prepare_words
 
     if not path.exists():
         prepared = prepare_words(load_config(run / "config.yaml"))
@@ -56,9 +56,9 @@ def held_out(run: Path, count: int, path: Path) -> Path:
 
 def counted(samples: Path, path: Path) -> Path:
     """Samples, which are expected values, as the detector would count them."""
-    from xrddiff.formats.readers import open_frames
-    from xrddiff.formats.store import save_frames
-    from xrddiff.frames.noise import draw_counts
+    from xrddiff.data.formats.readers import open_frames
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.data.frames.noise import draw_counts
 
     if not path.exists():
         save_frames(draw_counts(open_frames(samples).load(), 0), path)
@@ -67,8 +67,8 @@ def counted(samples: Path, path: Path) -> Path:
 
 def compare(frames: Path, reference: Path) -> dict:
     """The table of a comparison, and what it says in words."""
-    from xrddiff.execution.comparing import compare_together
-    from xrddiff.inference.comparison import ComparisonPlan
+    from xrddiff.judge.inference.comparison import ComparisonPlan
+    from xrddiff.run.execution.comparing import compare_together
 
     found = compare_together(ComparisonPlan(str(frames), str(reference)))
     return {"table": found.table(), "words": found.words(), "why": found.why}

@@ -19,7 +19,7 @@ import torch
 from latent import race
 from torch import Tensor, nn
 
-from xrddiff.models.codebook import VectorQuantizer
+from xrddiff.learn.models.codebook import VectorQuantizer
 
 CASES = {"4 x 32², 4 channels": (4, 4, 32), "8 x 32², 8 channels": (8, 8, 32), "1 x 128², 4 channels": (1, 4, 128)}
 

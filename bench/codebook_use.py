@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from xrddiff.loading.datasets import prepare_words
-from xrddiff.models.codebook import perplexity
-from xrddiff.recipes.latents import open_autoencoder
-from xrddiff.saved_config import load_config
-from xrddiff.training.checkpoints import load_checkpoint
-from xrddiff.transforms.pipelines import transform_from_state
+from xrddiff.config.saved_config import load_config
+from xrddiff.data.transforms.pipelines import transform_from_state
+from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.models.codebook import perplexity
+from xrddiff.learn.recipes.latents import open_autoencoder
+from xrddiff.learn.training.checkpoints import load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")

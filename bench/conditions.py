@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrddiff.diffusion.denoisers import Denoiser, measure_sigma_data
-from xrddiff.diffusion.guidance import classifier_free
-from xrddiff.diffusion.keyed_sampling import Sampler
-from xrddiff.diffusion.objectives import DenoisingObjective
-from xrddiff.diffusion.schedules import LogNormal
-from xrddiff.models.classifier import Classifier, ClassifierObjective
-from xrddiff.models.unet import SIZES, make_unet
-from xrddiff.training.ema import EMA
+from xrddiff.learn.diffusion.denoisers import Denoiser, measure_sigma_data
+from xrddiff.learn.diffusion.guidance import classifier_free
+from xrddiff.learn.diffusion.keyed_sampling import Sampler
+from xrddiff.learn.diffusion.objectives import DenoisingObjective
+from xrddiff.learn.diffusion.schedules import LogNormal
+from xrddiff.learn.models.classifier import Classifier, ClassifierObjective
+from xrddiff.learn.models.unet import SIZES, make_unet
+from xrddiff.learn.training.ema import EMA
 
 RESULTS = Path(__file__).parent / "results" / "conditions.md"
 PATCH, CLASSES = 2, 10

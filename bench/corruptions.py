@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/corruptions.py [--shots 100] [--out bench/results/corruptions.md]
 
-Half of the simulated stills are the reference, the other half are corrupted (xrddiff.metrics.corruptions). Distances of sets are multiples of the floor, the distance of the same half,
+Half of the simulated stills are the reference, the other half are corrupted (xrddiff.judge.metrics.corruptions). Distances of sets are multiples of the floor, the distance of the same half,
 untouched. The others are numbers of the corrupted frames alone; beside them what the untouched frames have.
 """
 
@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from xrddiff.frames.selection import select_frames
-from xrddiff.indexing.indexer import make_indexer
-from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
-from xrddiff.metrics.distribution import DISTANCES, compare_sets, set_distances
-from xrddiff.metrics.encoder import ENCODER
-from xrddiff.metrics.physics import physics_numbers
-from xrddiff.metrics.set_summaries import Ruler
-from xrddiff.simulation.simulate import simulate
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.judge.metrics.corruptions import CORRUPTIONS, NAMED
+from xrddiff.judge.metrics.distribution import DISTANCES, compare_sets, set_distances
+from xrddiff.judge.metrics.encoder import ENCODER
+from xrddiff.judge.metrics.physics import physics_numbers
+from xrddiff.judge.metrics.set_summaries import Ruler
+from xrddiff.physics.indexing.indexer import make_indexer
+from xrddiff.physics.simulation.simulate import simulate
 
 COLUMNS = {
     "fano": "variance",

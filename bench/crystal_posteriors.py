@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from scipy import stats
 
-from xrddiff.errors import BadInput
-from xrddiff.indexing.cells import Cell
-from xrddiff.indexing.expected_intensities import CrystalIntensities
-from xrddiff.indexing.indexer import make_indexer
-from xrddiff.metrics.coverage import uniformity
-from xrddiff.posteriors.crystal_sampling import draw_particles
-from xrddiff.posteriors.crystal_stills import StillSettings, open_still, rotation_from
-from xrddiff.posteriors.crystals import CrystalPrior
-from xrddiff.seeds import numpy_rng
-from xrddiff.simulation.crystal import Crystal, reflections
-from xrddiff.simulation.experiments import find_experiment
-from xrddiff.simulation.simulate import simulate
+from xrddiff.core.errors import BadInput
+from xrddiff.core.seeds import numpy_rng
+from xrddiff.judge.metrics.coverage import uniformity
+from xrddiff.judge.posteriors.crystal_sampling import draw_particles
+from xrddiff.judge.posteriors.crystal_stills import StillSettings, open_still, rotation_from
+from xrddiff.judge.posteriors.crystals import CrystalPrior
+from xrddiff.physics.indexing.cells import Cell
+from xrddiff.physics.indexing.expected_intensities import CrystalIntensities
+from xrddiff.physics.indexing.indexer import make_indexer
+from xrddiff.physics.simulation.crystal import Crystal, reflections
+from xrddiff.physics.simulation.experiments import find_experiment
+from xrddiff.physics.simulation.simulate import simulate
 
 RESULTS = Path(__file__).parent / "results" / "crystal_posteriors.json"
 PRIOR = CrystalPrior(

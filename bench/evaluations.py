@@ -131,8 +131,8 @@ def beside(rows: dict, few: str, many: str) -> str:
 
 def picture(runs: dict[str, Path], path: Path) -> None:
     """The first samples of the rows `SHOWN`, with the same numbers and seed."""
-    from xrddiff.inference.sample_jobs import open_sample_job
-    from xrddiff.views.plots import INTENSITY, SMALL, Picture, intensity_norm, png
+    from xrddiff.judge.inference.sample_jobs import open_sample_job
+    from xrddiff.judge.views.plots import INTENSITY, SMALL, Picture, intensity_norm, png
 
     figure, norm = Picture(7.6, 1.75 * len(SHOWN)), None
     for axes, name in zip(figure.subplots(len(SHOWN), 4), SHOWN, strict=True):

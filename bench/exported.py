@@ -57,9 +57,9 @@ def train(folder: Path) -> Path:
 
 def measure(run: Path, batches: list[int], rounds: int) -> list[dict[str, object]]:
     """One row for each graph, batch and way: the median seconds of each round."""
-    from xrddiff.exports.exporters import export_run
-    from xrddiff.exports.graphs import open_exportable
-    from xrddiff.exports.runtime import load_exported
+    from xrddiff.judge.exports.exporters import export_run
+    from xrddiff.judge.exports.graphs import open_exportable
+    from xrddiff.judge.exports.runtime import load_exported
 
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():

@@ -20,8 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def spots(ds, hole: np.ndarray) -> dict[str, float]:
     """Of the peaks in the hole: their number in a frame, and the share that is on the true lattice."""
-    from xrddiff.frames.peaks import find_frame_peaks
-    from xrddiff.indexing.known_lattices import known_lattices
+    from xrddiff.data.frames.peaks import find_frame_peaks
+    from xrddiff.physics.indexing.known_lattices import known_lattices
 
     peaks = find_frame_peaks(ds)
     inside = peaks[hole[peaks["ss"].astype(int), peaks["fs"].astype(int)]]
@@ -38,11 +38,11 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from xrddiff.formats.store import save_frames
-    from xrddiff.frames.selection import select_frames
-    from xrddiff.inference.measured import open_inpainting
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.saved_config import load_config
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.data.frames.selection import select_frames
+    from xrddiff.judge.inference.measured import open_inpainting
+    from xrddiff.learn.loading.datasets import prepare_words
 
     torch.set_num_threads(1)
     prepared, folder = prepare_words(load_config(args.run / "config.yaml")), Path(tempfile.mkdtemp())

@@ -40,11 +40,11 @@ def cpu() -> float:
 
 def train(folder: Path, *words: str) -> dict:
     """Train a model in `folder` as the run notebook does, without samples; held-out losses by step."""
-    from xrddiff.config import compose_config
-    from xrddiff.inference.building import build_generative
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.recipes.setup import run_accelerator
-    from xrddiff.saved_config import to_yaml
+    from xrddiff.config.composition import compose_config
+    from xrddiff.config.saved_config import to_yaml
+    from xrddiff.judge.inference.building import build_generative
+    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.recipes.setup import run_accelerator
 
     cfg = compose_config([*WORDS, *words])
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from xrddiff.metrics.distribution import DISTANCES
-from xrddiff.metrics.judgement import title_of
+from xrddiff.judge.metrics.distribution import DISTANCES
+from xrddiff.judge.metrics.judgement import title_of
 
 RESULTS = Path(__file__).parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
@@ -73,13 +73,13 @@ def quality(name: str, folder: Path) -> dict:
 
 def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
     """docs/pictures/samples.png: held-out frames beside samples of a trained model, drawn as measurements."""
-    from xrddiff.formats.readers import open_frames
-    from xrddiff.frames.noise import draw_counts
-    from xrddiff.frames.selection import select_frames
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.saved_config import load_config
-    from xrddiff.views.plots import png
-    from xrddiff.views.samples import show_samples
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.data.formats.readers import open_frames
+    from xrddiff.data.frames.noise import draw_counts
+    from xrddiff.data.frames.selection import select_frames
+    from xrddiff.judge.views.plots import png
+    from xrddiff.judge.views.samples import show_samples
+    from xrddiff.learn.loading.datasets import prepare_words
 
     run, _ = train(model, folder)
     prepared = prepare_words(load_config(run / "config.yaml"))
@@ -95,14 +95,14 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     import numpy as np
     import torch
 
-    from xrddiff.frames.noise import draw_counts
-    from xrddiff.inference.generators import open_generator
-    from xrddiff.inference.samplers import make_sampler
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.metrics.diversity import class_recovery
-    from xrddiff.models.generative import DrawSettings
-    from xrddiff.recipes.classifiers import fit_classifier
-    from xrddiff.saved_config import load_config
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.data.frames.noise import draw_counts
+    from xrddiff.judge.inference.generators import open_generator
+    from xrddiff.judge.inference.samplers import make_sampler
+    from xrddiff.judge.metrics.diversity import class_recovery
+    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.models.generative import DrawSettings
+    from xrddiff.learn.recipes.classifiers import fit_classifier
 
     run, _ = train(model, folder)
     cfg, generator = load_config(run / "config.yaml"), open_generator(run)
@@ -135,13 +135,13 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     """The default sampler beside DDIM-50 and DDPM-1000 on the same trained latent model: distances over seeds, and seconds of CPU for a sample."""
     import numpy as np
 
-    from xrddiff.diffusion.keyed_sampling import Sampler
-    from xrddiff.inference.generators import open_generator
-    from xrddiff.inference.samplers import make_sampler
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.metrics.judgement import judge_samples
-    from xrddiff.models.generative import DrawSettings
-    from xrddiff.saved_config import load_config
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.judge.inference.generators import open_generator
+    from xrddiff.judge.inference.samplers import make_sampler
+    from xrddiff.judge.metrics.judgement import judge_samples
+    from xrddiff.learn.diffusion.keyed_sampling import Sampler
+    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.models.generative import DrawSettings
 
     run, _ = train("samplers", folder)
     cfg, generator = load_config(run / "config.yaml"), open_generator(run)

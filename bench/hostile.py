@@ -40,13 +40,12 @@ import psutil
 import torch
 import xarray as xr
 
-import xrddiff.execution.phases
-import xrddiff.inference.sample_jobs
-import xrddiff.views.judgement
-import xrddiff.views.plots  # noqa: F401  imported once, before the first fork
-from xrddiff.cli.main import main as xrddiff_main
-from xrddiff.errors import XrddiffError
-from xrddiff.formats.store import save_frames
+import xrddiff.judge.inference.sample_jobs
+import xrddiff.judge.views.judgement
+import xrddiff.judge.views.plots  # noqa: F401  imported once, before the first fork
+from xrddiff.app.cli.main import main as xrddiff_main
+from xrddiff.core.errors import XrddiffError
+from xrddiff.data.formats.store import save_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))  # the generators of hostile things, which the tests use too
@@ -247,7 +246,7 @@ def folders(place: Path, share: float) -> Iterator[Outcome]:
     """Hostile run folders × every command that opens a run; `share` of those commands that execute the model."""
     from hostile_runs import Trap, hostile_runs
 
-    from xrddiff.simulation.simulate import simulate
+    from xrddiff.physics.simulation.simulate import simulate
 
     forked(TRAIN, place)
     good = next(place.glob("output/*/good"))
@@ -282,8 +281,8 @@ def studies(place: Path, share: float) -> Iterator[Outcome]:
     """Hostile studies × the commands that open one."""
     from hostile_studies import hostile_studies
 
-    from xrddiff.studies.study import make_study
-    from xrddiff.studies.sweep_file import make_plan
+    from xrddiff.run.studies.study import make_study
+    from xrddiff.run.studies.sweep_file import make_plan
 
     make_study(make_plan(SWEEP), place / "good")
     shutil.rmtree(os.environ["XRDDIFF_STATE"])  # it is somebody else's
@@ -343,16 +342,19 @@ def kept_files(place: Path) -> Iterator[Kept]:
     """Every kind of file that xrddiff writes and reads back."""
     from hostile_messages import frames as shots
 
-    from xrddiff.exports.package import finish_package, read_package
-    from xrddiff.formats.parts import PartStore, parts_done, write_part
-    from xrddiff.formats.store import read_store
-    from xrddiff.gate import read_json
-    from xrddiff.plugins import Plugin, keep_plugins, kept_plugins
-    from xrddiff.saved_config import load_config
-    from xrddiff.streaming.answers import read_answers, read_stream_summary
-    from xrddiff.streaming.stream import Stream, StreamPlan
-    from xrddiff.studies import journal
-    from xrddiff.studies.study import (
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.core.gate import read_json
+    from xrddiff.core.plugins import Plugin, keep_plugins, kept_plugins
+    from xrddiff.data.formats.parts import PartStore, parts_done, write_part
+    from xrddiff.data.formats.store import read_store
+    from xrddiff.judge.exports.package import finish_package, read_package
+    from xrddiff.learn.telemetry.history import read_epochs, read_history
+    from xrddiff.learn.telemetry.rules import read_findings
+    from xrddiff.learn.training.checkpoints import latest_checkpoint, load_checkpoint
+    from xrddiff.run.streaming.answers import read_answers, read_stream_summary
+    from xrddiff.run.streaming.stream import Stream, StreamPlan
+    from xrddiff.run.studies import journal
+    from xrddiff.run.studies.study import (
         Agent,
         complete_trial,
         living_agents,
@@ -361,10 +363,7 @@ def kept_files(place: Path) -> Iterator[Kept]:
         take_trial,
         trial_rows,
     )
-    from xrddiff.studies.sweep_file import make_plan
-    from xrddiff.telemetry.history import read_epochs, read_history
-    from xrddiff.telemetry.rules import read_findings
-    from xrddiff.training.checkpoints import latest_checkpoint, load_checkpoint
+    from xrddiff.run.studies.sweep_file import make_plan
 
     frames = shots(3, 96)
     for name in ("frames.h5", "frames.zarr"):
@@ -477,8 +476,8 @@ def streamed(place: Path, count: int, idle: int) -> dict[str, object]:
     import zmq
     from hostile_messages import fuzzed, good
 
-    from xrddiff.execution.launched import start_xrddiff
-    from xrddiff.streaming.answers import read_answers
+    from xrddiff.run.execution.launched import start_xrddiff
+    from xrddiff.run.streaming.answers import read_answers
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, idle + 1000)), hard))

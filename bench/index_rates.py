@@ -62,13 +62,13 @@ def cpu() -> float:
 
 def index(frames, limit: int, *, turned: bool = False) -> dict:
     """The numbers of the first `limit` frames, with intervals; with `turned`, of their spots turned around the beam."""
-    from xrddiff.frames.frames import frame_count
-    from xrddiff.frames.noise import draw_counts
-    from xrddiff.frames.peaks import find_frame_peaks
-    from xrddiff.frames.selection import select_frames
-    from xrddiff.indexing.indexer import make_indexer
-    from xrddiff.metrics.indexing import lattice_rows, turned_peaks
-    from xrddiff.metrics.physics import summarise_physics
+    from xrddiff.data.frames.frames import frame_count
+    from xrddiff.data.frames.noise import draw_counts
+    from xrddiff.data.frames.peaks import find_frame_peaks
+    from xrddiff.data.frames.selection import select_frames
+    from xrddiff.judge.metrics.indexing import lattice_rows, turned_peaks
+    from xrddiff.judge.metrics.physics import summarise_physics
+    from xrddiff.physics.indexing.indexer import make_indexer
 
     frames = select_frames(frames, range(min(limit, frame_count(frames)))).load()
     if frames.attrs.get("samples_are") == "expected values":
@@ -82,9 +82,9 @@ def index(frames, limit: int, *, turned: bool = False) -> dict:
 
 def measure(name: str, run: Path, limit: int) -> dict:
     """The row of a trained run: its samples, or the reconstructions of its autoencoder."""
-    from xrddiff.formats.readers import open_frames
-    from xrddiff.saved_config import load_config
-    from xrddiff.training.checkpoints import load_checkpoint
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.data.formats.readers import open_frames
+    from xrddiff.learn.training.checkpoints import load_checkpoint
 
     samples = run / "samples" / "samples.zarr"
     draws = samples.is_dir()
@@ -104,9 +104,9 @@ def measure(name: str, run: Path, limit: int) -> dict:
 
 def real_frames(limit: int) -> dict:
     """The rows of held-out frames of sim128, and of the same with turned spots."""
-    from xrddiff.config import compose_config
-    from xrddiff.frames.selection import select_frames
-    from xrddiff.loading.datasets import prepare_words
+    from xrddiff.config.composition import compose_config
+    from xrddiff.data.frames.selection import select_frames
+    from xrddiff.learn.loading.datasets import prepare_words
 
     prepared = prepare_words(compose_config([*DATA, "model=vae_kl"]))
     held_out = select_frames(prepared.frames, prepared.held_out[:limit])

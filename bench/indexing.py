@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xrddiff.frames.peaks import PEAKFINDER8, find_frame_peaks
-from xrddiff.indexing.cells import orientation_error
-from xrddiff.indexing.indexer import INDEXED, Indexing, index_frames
-from xrddiff.loading.catalog import load
-from xrddiff.metrics.indexing import turned_peaks
-from xrddiff.simulation.simulate import simulate
+from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks
+from xrddiff.judge.metrics.indexing import turned_peaks
+from xrddiff.learn.loading.catalog import load
+from xrddiff.physics.indexing.cells import orientation_error
+from xrddiff.physics.indexing.indexer import INDEXED, Indexing, index_frames
+from xrddiff.physics.simulation.simulate import simulate
 
 BINS = [0, 6, 10, 15, 25, 50, 100, 1000]
 

@@ -21,8 +21,8 @@ def table(frames):
     import numpy as np
     import pandas as pd
 
-    from xrddiff.indexing.known_lattices import known_lattices
-    from xrddiff.indexing.reflections import reflection_table
+    from xrddiff.physics.indexing.known_lattices import known_lattices
+    from xrddiff.physics.indexing.reflections import reflection_table
 
     none = pd.DataFrame({name: np.zeros(0) for name in ("frame", "fs", "ss")})
     return reflection_table(frames, known_lattices(frames, peaks=none))
@@ -31,8 +31,8 @@ def table(frames):
 def measure(run: Path, count: int) -> dict:
     """Merging numbers of a run: real frames that were held out, and samples, each beside the training frames."""
     import xrddiff as xd
-    from xrddiff.frames.noise import draw_counts
-    from xrddiff.metrics.merging import merging_numbers
+    from xrddiff.data.frames.noise import draw_counts
+    from xrddiff.judge.metrics.merging import merging_numbers
 
     opened = xd.open_run(run)
     made = opened.sample(count)

@@ -24,8 +24,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def made(folder: Path, name: str, seed: int, n: int) -> Path:
     """A file of n simulated frames, without the truth about their peaks."""
-    from xrddiff.formats.store import save_frames
-    from xrddiff.simulation.simulate import simulate
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.physics.simulation.simulate import simulate
 
     path = folder / f"{name}{n}.h5"
     if not path.exists():

@@ -31,16 +31,13 @@ import pandas as pd
 import torch
 from safetensors.numpy import load_file
 
-import xrddiff.execution.checks
-import xrddiff.execution.phases
-import xrddiff.inference.sample_jobs
-import xrddiff.metrics.reconstruction
-import xrddiff.simulation.simulate
-import xrddiff.views.judgement
-import xrddiff.views.plots  # noqa: F401  imported once, before the first fork
-from xrddiff.cli.main import main
-from xrddiff.formats.store import read_store
-from xrddiff.training.checkpoints import latest_checkpoint
+import xrddiff.judge.inference.sample_jobs
+import xrddiff.judge.metrics.reconstruction
+import xrddiff.judge.views.judgement
+import xrddiff.judge.views.plots  # noqa: F401  imported once, before the first fork
+from xrddiff.app.cli.main import main
+from xrddiff.data.formats.store import read_store
+from xrddiff.learn.training.checkpoints import latest_checkpoint
 
 RESULTS = Path(__file__).resolve().parent / "results" / "kills.md"
 MOST = 10  # kills of one job

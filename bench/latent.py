@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.diffusion.keyed_sampling import Sampler
-from xrddiff.diffusion.objectives import DenoisingObjective
-from xrddiff.frames.frames import make_frames
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.models.autoencoder import make_autoencoder
-from xrddiff.models.latent_space import LatentSpace, measure_latents
-from xrddiff.models.unet import make_unet
-from xrddiff.recipes.latents import LatentLoader
-from xrddiff.training.steps import to_device
-from xrddiff.transforms.pipelines import make_transform
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.transforms.pipelines import make_transform
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.diffusion.keyed_sampling import Sampler
+from xrddiff.learn.diffusion.objectives import DenoisingObjective
+from xrddiff.learn.loading.loader import FrameLoader
+from xrddiff.learn.models.autoencoder import make_autoencoder
+from xrddiff.learn.models.latent_space import LatentSpace, measure_latents
+from xrddiff.learn.models.unet import make_unet
+from xrddiff.learn.recipes.latents import LatentLoader
+from xrddiff.learn.training.steps import to_device
 
 CASES = {  # downsampling and channels of the latent, pixels that the network on frames folds
     "f4": (4, 1, 1),

@@ -30,8 +30,8 @@ FARTHER = (0.85, 1.15, 1.3)  # the detector, times its distance in training
 
 def crystal_of(kind: tuple | None):
     """The `Crystal` of a row of `CRYSTALS`; None is that of sim128."""
-    from xrddiff.simulation.crystal import Crystal
-    from xrddiff.simulation.experiments import EXPERIMENTS
+    from xrddiff.physics.simulation.crystal import Crystal
+    from xrddiff.physics.simulation.experiments import EXPERIMENTS
 
     own = EXPERIMENTS["sim128"].sample.crystal
     return own if kind is None else Crystal(*kind, own.factors)
@@ -39,8 +39,8 @@ def crystal_of(kind: tuple | None):
 
 def simulated(crystal, count: int, farther: float = 1.0):
     """Frames of sim128 with one such crystal in each, and the detector so many times as far away; shots beyond those that anything was trained on."""
-    from xrddiff.simulation.experiments import EXPERIMENTS
-    from xrddiff.simulation.simulate import simulate
+    from xrddiff.physics.simulation.experiments import EXPERIMENTS
+    from xrddiff.physics.simulation.simulate import simulate
 
     experiment = EXPERIMENTS["sim128"]
     sample = replace(experiment.sample, hits=(0.0, 1.0), crystal=crystal)
@@ -50,9 +50,9 @@ def simulated(crystal, count: int, farther: float = 1.0):
 
 def write_reflections(crystal, path: Path) -> Path:
     """|F|² of a crystal as an MTZ file."""
-    from xrddiff.indexing.cells import Cell
-    from xrddiff.indexing.expected_intensities import CrystalIntensities, save_intensities
-    from xrddiff.simulation.crystal import reflections
+    from xrddiff.physics.indexing.cells import Cell
+    from xrddiff.physics.indexing.expected_intensities import CrystalIntensities, save_intensities
+    from xrddiff.physics.simulation.crystal import reflections
 
     known = reflections(crystal, 2.0)
     return save_intensities(CrystalIntensities(Cell(crystal.cell), crystal.space_group, known.hkl, known.f2), path)
@@ -67,13 +67,13 @@ def row(frames, crystal) -> dict:
     import pandas as pd
     from intensities import table
 
-    from xrddiff.frames.frames import frame_count
-    from xrddiff.frames.noise import draw_counts
-    from xrddiff.indexing.cells import Cell, orientation_error
-    from xrddiff.indexing.indexer import INDEXED, index_frames
-    from xrddiff.indexing.reflections import merge_reflections, to_asymmetric_unit
-    from xrddiff.metrics.asked_lattices import asked_and_found
-    from xrddiff.simulation.crystal import reflections
+    from xrddiff.data.frames.frames import frame_count
+    from xrddiff.data.frames.noise import draw_counts
+    from xrddiff.judge.metrics.asked_lattices import asked_and_found
+    from xrddiff.physics.indexing.cells import Cell, orientation_error
+    from xrddiff.physics.indexing.indexer import INDEXED, index_frames
+    from xrddiff.physics.indexing.reflections import merge_reflections, to_asymmetric_unit
+    from xrddiff.physics.simulation.crystal import reflections
 
     frames = frames.assign_attrs(unit_cell=crystal.cell, space_group=crystal.space_group)
     counted = draw_counts(frames, seed=0) if frames.attrs.get("samples_are") == "expected values" else frames
@@ -127,9 +127,9 @@ def picture(sets: dict) -> None:
     """The asked lattice over a generated frame of each set, docs/pictures/asked.png: the frame with most peaks of the first ten."""
     import matplotlib.pyplot as plt
 
-    from xrddiff.frames.noise import draw_counts
-    from xrddiff.indexing.known_lattices import known_lattices
-    from xrddiff.views.indexing import show_indexing
+    from xrddiff.data.frames.noise import draw_counts
+    from xrddiff.judge.views.indexing import show_indexing
+    from xrddiff.physics.indexing.known_lattices import known_lattices
 
     fig, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 5.0), dpi=75, layout="constrained")
     for ax, (name, frames) in zip(axes, sets.items(), strict=True):
@@ -153,9 +153,9 @@ def main() -> None:
     import torch
 
     import xrddiff as xd
-    from xrddiff.config import reproducing_words
-    from xrddiff.saved_config import load_config
-    from xrddiff.training.checkpoints import load_checkpoint
+    from xrddiff.config.composition import reproducing_words
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.learn.training.checkpoints import load_checkpoint
 
     torch.set_num_threads(1)
     parts = {"autoencoder": args.run / "autoencoder", "denoiser": args.run}

@@ -20,10 +20,10 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from xrddiff.frames.frames import make_frames
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.seeds import numpy_rng
-from xrddiff.transforms.values import Asinh
+from xrddiff.core.seeds import numpy_rng
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.transforms.values import Asinh
+from xrddiff.learn.loading.loader import FrameLoader
 
 CASES = {"512² int32": (512, np.int32, 8), "2048² uint16": (2048, np.uint16, 4)}
 

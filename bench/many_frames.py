@@ -70,9 +70,9 @@ def make_zarr(path: Path, n: int) -> None:
     """A store as `save_frames` writes it: its layout for n frames, one shard written, the others copies of it."""
     import zarr
 
-    from xrddiff.formats.store import lay_out_zarr, seal_zarr, whole_chunks
-    from xrddiff.frames.frames import make_frames
-    from xrddiff.frames.rows import lazy_frames
+    from xrddiff.data.formats.store import lay_out_zarr, seal_zarr, whole_chunks
+    from xrddiff.data.frames.frames import make_frames
+    from xrddiff.data.frames.rows import lazy_frames
 
     lazy = lazy_frames(lambda i: np.zeros((SIDE, SIDE), np.uint16), (n, SIDE, SIDE), np.uint16)
     lay_out_zarr(make_frames(lazy, **GEOMETRY), path)
@@ -161,9 +161,9 @@ def start(path: str, batches: int, ahead: int | None = None) -> dict[str, Any]:
     import dask.array  # noqa: F401  imported by xarray when the first variable is made
     import zarr  # noqa: F401
 
-    from xrddiff.config import compose_config
-    from xrddiff.formats import readers  # noqa: F401
-    from xrddiff.loading.datasets import open_words, prepare_words
+    from xrddiff.config.composition import compose_config
+    from xrddiff.data.formats import readers  # noqa: F401
+    from xrddiff.learn.loading.datasets import open_words, prepare_words
 
     words = [f"data.data_path={path}", "model=vae_kl"]
     cfg = compose_config(words)

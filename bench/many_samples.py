@@ -25,8 +25,8 @@ import psutil
 import torch
 from workers import make_run
 
-from xrddiff.formats.readers import open_frames
-from xrddiff.inference.sample_jobs import open_sample_job
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.judge.inference.sample_jobs import open_sample_job
 
 RESULTS = Path(__file__).resolve().parent / "results" / "many_samples.md"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")

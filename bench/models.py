@@ -39,10 +39,10 @@ FILES = (
 
 def missing(run: Path, model: str) -> list[str]:
     """What a complete run folder of the model would have, and this one has not."""
-    from xrddiff.errors import XrddiffError
-    from xrddiff.formats.readers import open_frames
-    from xrddiff.frames.frames import frame_count, validate_frames
-    from xrddiff.training.checkpoints import load_checkpoint
+    from xrddiff.core.errors import XrddiffError
+    from xrddiff.data.formats.readers import open_frames
+    from xrddiff.data.frames.frames import frame_count, validate_frames
+    from xrddiff.learn.training.checkpoints import load_checkpoint
 
     wanted = list(FILES)
     if model in GENERATIVE:
@@ -133,7 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from xrddiff.loading.catalog import load
+    from xrddiff.learn.loading.catalog import load
 
     load("sim-422", limit=256, progress=False)  # what makes the data is not in the times
     path = RESULTS / "models.json"

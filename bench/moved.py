@@ -26,10 +26,10 @@ WORDS = ["experiment_type=demo", "model.condition_maps=[lattice,intensity,q]", "
 
 def training_frames(path: Path, count: int = 480) -> Path:
     """So many frames at each distance, in one file."""
-    from xrddiff.formats.store import save_frames
-    from xrddiff.frames.selection import concat_frames
-    from xrddiff.simulation.experiments import EXPERIMENTS
-    from xrddiff.simulation.simulate import simulate
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.data.frames.selection import concat_frames
+    from xrddiff.physics.simulation.experiments import EXPERIMENTS
+    from xrddiff.physics.simulation.simulate import simulate
 
     if not path.exists():
         e, parts = EXPERIMENTS["sim128"], []

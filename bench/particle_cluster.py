@@ -54,9 +54,9 @@ def write_still(file: Path) -> None:
 
     import numpy as np
 
-    from xrddiff.formats.store import save_frames
-    from xrddiff.simulation.experiments import find_experiment
-    from xrddiff.simulation.simulate import draw_shots, simulate
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.physics.simulation.experiments import find_experiment
+    from xrddiff.physics.simulation.simulate import draw_shots, simulate
 
     base = find_experiment("sim128")
     quiet = replace(base.background, ice_probability=0.0)

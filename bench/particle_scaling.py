@@ -5,7 +5,7 @@
 Each measurement is `svgd` (kernel `rbf`, no discrepancy, no files) on processes of one thread that share this machine, over gloo; numbers of ranks alternate in rounds. The score costs a product of matrices of so many coordinates, `--score` times. A rank counts its CPU seconds, and
 its seconds of waiting, beside the clock. On a machine with fewer cores than ranks, or with other work, the clock says little: the model is compared with CPU seconds.
 
-The model (`xrddiff.ranks.particle_scaling`) is fitted to the measurements on one rank, by least squares over three numbers of particles, and to the communication test of the same machine (`xrddiff comm-test`, two ranks).
+The model (`xrddiff.core.ranks.particle_scaling`) is fitted to the measurements on one rank, by least squares over three numbers of particles, and to the communication test of the same machine (`xrddiff comm-test`, two ranks).
 Writes bench/results/particle_scaling.md, .json and .svg.
 """
 
@@ -37,10 +37,10 @@ def worker(job: dict) -> list[dict]:
     """What a process does: steps of svgd; rank 0 returns a row for each rank."""
     import torch
 
-    from xrddiff.diffusion.particles import svgd
-    from xrddiff.ranks.agreement import Ranks
-    from xrddiff.ranks.rendezvous import initialize_distributed
-    from xrddiff.ranks.ring import Ring, shares
+    from xrddiff.core.ranks.agreement import Ranks
+    from xrddiff.core.ranks.rendezvous import initialize_distributed
+    from xrddiff.core.ranks.ring import Ring, shares
+    from xrddiff.learn.diffusion.particles import svgd
 
     torch.set_num_threads(1)
     n, d, info = job["n"], job["d"], initialize_distributed(backend="gloo")
@@ -68,8 +68,8 @@ def worker(job: dict) -> list[dict]:
 
 def comm(job: dict) -> dict:
     """The communication test."""
-    from xrddiff.ranks.comm import comm_test
-    from xrddiff.ranks.rendezvous import initialize_distributed
+    from xrddiff.core.ranks.comm import comm_test
+    from xrddiff.core.ranks.rendezvous import initialize_distributed
 
     return json.loads(comm_test(job["sizes"], 10, info=initialize_distributed(backend="gloo")).to_json())
 
@@ -102,9 +102,9 @@ def main() -> None:
         return
     import torch
 
-    from xrddiff.ranks.comm import CommReport
-    from xrddiff.ranks.networks import Cluster, Network, report_network
-    from xrddiff.ranks.particle_scaling import ParticleModel, particle_table, paying_particles
+    from xrddiff.core.ranks.comm import CommReport
+    from xrddiff.core.ranks.networks import Cluster, Network, report_network
+    from xrddiff.core.ranks.particle_scaling import ParticleModel, particle_table, paying_particles
 
     n, job = args.particles, dict(d=args.dimensions, steps=args.steps, score=args.score)
     found: dict[int, list[list[dict]]] = {ranks: [] for ranks in args.ranks}
@@ -163,7 +163,7 @@ def write(about: dict, n: int, d: int, cases: dict) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from xrddiff.ranks.scaling import plot_scaling
+    from xrddiff.core.ranks.scaling import plot_scaling
 
     ms = lambda times: f"{1e3 * min(times):.3g} ({1e3 * median(times):.3g})"  # noqa: E731
     one = about["measured"][0]
@@ -192,7 +192,7 @@ def write(about: dict, n: int, d: int, cases: dict) -> None:
         f"Fitted: {1e6 * about['score_seconds']:.3g} µs for the score of a particle, {1e9 * about['pair_seconds']:.3g} ns for a pair, {1e3 * about['fixed_seconds']:.3g} ms for what each rank does in a step however many there are (the bandwidth, from 256 particles); steps of {n // 4:,}, {n // 2:,} and {n:,} particles on one rank are met to {100 * about['fit_error']:.0f}%. "
         f"The communication test of two ranks of this machine gives {network['bandwidth']:.3g} GB/s and {1e6 * network['latency']:.0f} µs.", "",
         "## Modelled for many nodes", "",
-        "No cluster was measured here: what follows is the model of [Scaling of particles](../../nbs/ranks/particle_scaling.ipynb), with the compute fitted above. 8,192 particles on nodes of 16 ranks; 600 GB/s and 2 µs inside a node. All particles are shared by all ranks. "
+        "No cluster was measured here: what follows is the model of [Scaling of particles](../../nbs/core/ranks/particle_scaling.ipynb), with the compute fitted above. 8,192 particles on nodes of 16 ranks; 600 GB/s and 2 µs inside a node. All particles are shared by all ranks. "
         "Good is an efficiency above 80% up to 8 nodes, 60% up to 16, 40% up to 32. Least: particles per rank from which communication costs at most a tenth of the computation. Pays: particles per rank from which these nodes are faster than half of them.", "",
         "![Efficiency against nodes](particle_scaling.svg)", "",
     ]  # fmt: skip

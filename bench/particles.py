@@ -46,7 +46,7 @@ def naive(x, g):
 
 def blocks(x, g, ring):
     """One direction in blocks."""
-    from xrddiff.diffusion.particle_kernels import common_sample, rbf, stein_sums
+    from xrddiff.learn.diffusion.particle_kernels import common_sample, rbf, stein_sums
 
     drive, apart = stein_sums(ring, x, g, rbf().fit(common_sample(ring, x), ring.n))
     return drive + apart
@@ -56,9 +56,9 @@ def worker(job: dict) -> dict:
     """What a process of this benchmark does; `job` says which step of how many particles, how often."""
     import torch
 
-    from xrddiff.ranks.agreement import Ranks
-    from xrddiff.ranks.rendezvous import initialize_distributed
-    from xrddiff.ranks.ring import Ring, shares
+    from xrddiff.core.ranks.agreement import Ranks
+    from xrddiff.core.ranks.rendezvous import initialize_distributed
+    from xrddiff.core.ranks.ring import Ring, shares
 
     torch.set_num_threads(1)
     n, info = job["n"], initialize_distributed(backend="gloo")

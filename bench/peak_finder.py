@@ -20,14 +20,14 @@ import pandas as pd
 import torch
 
 import xrddiff as xd
-from xrddiff.errors import XrddiffError
-from xrddiff.frames.frames import frame_count, peaks_table
-from xrddiff.frames.peaks import PEAKFINDER8, find_frame_peaks
-from xrddiff.metrics.indexing import pooled_peaks
-from xrddiff.metrics.peak_scores import average_precision, precision_recall
-from xrddiff.models.peak_net import find_network_peaks
-from xrddiff.recipes.peak_nets import asked_peaks, fit_peak_net, simulated_peaks
-from xrddiff.simulation.simulate import simulate
+from xrddiff.core.errors import XrddiffError
+from xrddiff.data.frames.frames import frame_count, peaks_table
+from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks
+from xrddiff.judge.metrics.indexing import pooled_peaks
+from xrddiff.judge.metrics.peak_scores import average_precision, precision_recall
+from xrddiff.learn.models.peak_net import find_network_peaks
+from xrddiff.learn.recipes.peak_nets import asked_peaks, fit_peak_net, simulated_peaks
+from xrddiff.physics.simulation.simulate import simulate
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs/pictures"

@@ -26,10 +26,10 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 import pandas as pd
 
-from xrddiff.frames.frames import frame_mask, make_frames, peaks_table
-from xrddiff.frames.peak_matching import match_tables
-from xrddiff.frames.peaks import PEAKFINDER8, PeakFinder, radial_bins, radius_map
-from xrddiff.simulation.simulate import simulate
+from xrddiff.data.frames.frames import frame_mask, make_frames, peaks_table
+from xrddiff.data.frames.peak_matching import match_tables
+from xrddiff.data.frames.peaks import PEAKFINDER8, PeakFinder, radial_bins, radius_map
+from xrddiff.physics.simulation.simulate import simulate
 
 # Reads one line per round, runs peakfinder8 over all frames of a case, answers with the time and the peaks: runs in the other environment.
 PEER = """
@@ -54,7 +54,7 @@ for line in sys.stdin:
 
 def cspad() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The built-in still: frames (1, panel, ss, fs), mask, radii."""
-    with h5py.File(files("xrddiff") / "samples/cspad_lysozyme_r0015.h5") as file:
+    with h5py.File(files("xrddiff") / "data" / "samples/cspad_lysozyme_r0015.h5") as file:
         detector = file["entry_1/instrument_1/detector_1"]
         panels = {name: detector[f"panel_{name}"][:] for name in ("origin", "fs", "ss")}
         still = make_frames(file["entry_1/data_1/data"][:], units="ADU", panels=panels)

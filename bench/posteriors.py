@@ -47,11 +47,11 @@ def main() -> None:
     import torch
     import yaml
 
-    from xrddiff.formats.store import save_frames
-    from xrddiff.frames.selection import select_frames
-    from xrddiff.inference.posterior import open_posterior
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.saved_config import load_config
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.data.frames.selection import select_frames
+    from xrddiff.judge.inference.posterior import open_posterior
+    from xrddiff.learn.loading.datasets import prepare_words
 
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)

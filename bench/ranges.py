@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python bench/ranges.py [--runs FOLDER] [--samples 120] [--cases digits sim128]
 
-First, real frames alone: over many splits, the largest held-out pixel over the largest training pixel. So the headroom of `xrddiff.transforms.values` was chosen.
+First, real frames alone: over many splits, the largest held-out pixel over the largest training pixel. So the headroom of `xrddiff.data.transforms.values` was chosen.
 Then two models are trained with the words below (a run that is in FOLDER already is taken as it is), and the same samples come back in four ways: as the inverse gives them without limits, within the limits, cut at the largest
 training pixel, and drawn with `inference.clamp=true`. A classifier that the run trains on its real frames says how many are what was asked for.
 Writes bench/results/ranges.md.
@@ -19,17 +19,17 @@ import h5py
 import numpy as np
 import torch
 
-from xrddiff.cli.main import main as command
-from xrddiff.config import inference_config
-from xrddiff.frames.frames import frame_count, frame_image, frame_mask
-from xrddiff.frames.selection import select_frames
-from xrddiff.inference.judges import ConditionJudges
-from xrddiff.inference.sample_jobs import open_sample_job
-from xrddiff.loading.datasets import open_data, prepare_words
-from xrddiff.metrics.diversity import wilson_interval
-from xrddiff.simulation.simulate import simulate
-from xrddiff.transforms.limits import drawn_range
-from xrddiff.transforms.values import HEADROOM
+from xrddiff.app.cli.main import main as command
+from xrddiff.config.composition import inference_config
+from xrddiff.data.frames.frames import frame_count, frame_image, frame_mask
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.data.transforms.limits import drawn_range
+from xrddiff.data.transforms.values import HEADROOM
+from xrddiff.judge.inference.judges import ConditionJudges
+from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.judge.metrics.diversity import wilson_interval
+from xrddiff.learn.loading.datasets import open_data, prepare_words
+from xrddiff.physics.simulation.simulate import simulate
 
 RESULTS = Path(__file__).parent / "results" / "ranges.md"
 TRAIN = ["training.batch_size=16", "inference.num_samples=64", "inference.index_frames=0", "training.sample_every=null"]

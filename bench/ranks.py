@@ -35,12 +35,12 @@ def rank_main(folder: str, steps: int) -> None:
     """One rank of a timed training; rank 0 prints frames per second."""
     import torch
 
-    from xrddiff.config import compose_config
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.losses import VAEObjective
-    from xrddiff.models.autoencoder import make_autoencoder
-    from xrddiff.ranks.rendezvous import initialize_distributed
-    from xrddiff.recipes.setup import run_accelerator, run_loaders
+    from xrddiff.config.composition import compose_config
+    from xrddiff.core.ranks.rendezvous import initialize_distributed
+    from xrddiff.learn.loading.datasets import prepare_words
+    from xrddiff.learn.losses import VAEObjective
+    from xrddiff.learn.models.autoencoder import make_autoencoder
+    from xrddiff.learn.recipes.setup import run_accelerator, run_loaders
 
     torch.set_num_threads(1)
     initialize_distributed()
@@ -48,8 +48,8 @@ def rank_main(folder: str, steps: int) -> None:
     prepared, accelerator = prepare_words(cfg), run_accelerator(cfg.training)
     loaders = run_loaders(prepared, cfg, accelerator, 8)
     torch.manual_seed(0)
-    from xrddiff.training.callbacks import Callback
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.training.callbacks import Callback
+    from xrddiff.learn.training.trainer import Trainer
 
     start, first = [], 4
 
@@ -103,7 +103,7 @@ def throughput(rounds: int, steps: int) -> list[str]:
 def overhead(rounds: int) -> list[str]:
     """What the execution of a notebook adds to its cells."""
     code = (
-        "import sys, time, json; from xrddiff.execution.phases import execute_run; start = time.perf_counter(); "
+        "import sys, time, json; from xrddiff.run.execution.phases import execute_run; start = time.perf_counter(); "
         "path = execute_run(sys.argv[1:], terminal=False); print(json.dumps([str(path), time.perf_counter() - start]))"
     )
     lost = []

@@ -20,12 +20,12 @@ from statistics import median
 
 import numpy as np
 
-from xrddiff.frames.geometry import polarization_factor, q_map, solid_angle
-from xrddiff.seeds import torch_generator
-from xrddiff.simulation.crystal import reciprocal_matrix, reflections
-from xrddiff.simulation.experiments import EXPERIMENTS, Experiment, detector_mask
-from xrddiff.simulation.scattering import ELECTRON_RADIUS, air_profile, ice_profile, water_profile
-from xrddiff.simulation.simulate import Shots, expected_counts, simulate
+from xrddiff.core.seeds import torch_generator
+from xrddiff.data.frames.geometry import polarization_factor, q_map, solid_angle
+from xrddiff.physics.simulation.crystal import reciprocal_matrix, reflections
+from xrddiff.physics.simulation.experiments import EXPERIMENTS, Experiment, detector_mask
+from xrddiff.physics.simulation.scattering import ELECTRON_RADIUS, air_profile, ice_profile, water_profile
+from xrddiff.physics.simulation.simulate import Shots, expected_counts, simulate
 
 
 def loop_expected(experiment: Experiment, drawn: Shots) -> np.ndarray:

@@ -47,22 +47,22 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from xrddiff.config import compose_config
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.execution.run_folder import keep_memory
-from xrddiff.frames.frames import make_frames
-from xrddiff.inference.building import build_autoregressive, build_network, build_objective
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.models.autoencoder import Autoencoder, AutoencoderKL
-from xrddiff.models.unet import UNet
-from xrddiff.recipes.autoencoders import autoencoder_objective, build_autoencoder
-from xrddiff.training.batches import Place, batches_from
-from xrddiff.training.compute import computed
-from xrddiff.training.options import train_options
-from xrddiff.training.steps import set_mode, to_device
-from xrddiff.training.trainer import Trainer
-from xrddiff.transforms.pipelines import make_transform
-from xrddiff.used_words import model_parts, unused_words
+from xrddiff.config.composition import compose_config
+from xrddiff.config.used_words import model_parts, unused_words
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.transforms.pipelines import make_transform
+from xrddiff.judge.inference.building import build_autoregressive, build_network, build_objective
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.loading.loader import FrameLoader
+from xrddiff.learn.models.autoencoder import Autoencoder, AutoencoderKL
+from xrddiff.learn.models.unet import UNet
+from xrddiff.learn.recipes.autoencoders import autoencoder_objective, build_autoencoder
+from xrddiff.learn.training.batches import Place, batches_from
+from xrddiff.learn.training.compute import computed
+from xrddiff.learn.training.options import train_options
+from xrddiff.learn.training.steps import set_mode, to_device
+from xrddiff.learn.training.trainer import Trainer
+from xrddiff.run.execution.run_folder import keep_memory
 
 RESULTS = Path(__file__).parent / "results" / "steps.json"
 MODELS = {

@@ -27,13 +27,13 @@ import numpy as np
 import xarray as xr
 from peakfinder import peer
 
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import frame_mask, make_frames
-from xrddiff.frames.peaks import radius_map
-from xrddiff.simulation.simulate import simulate
-from xrddiff.streaming.answers import read_answers
-from xrddiff.streaming.live_page import StreamStanding
-from xrddiff.streaming.stream import Stream, StreamPlan
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import frame_mask, make_frames
+from xrddiff.data.frames.peaks import radius_map
+from xrddiff.physics.simulation.simulate import simulate
+from xrddiff.run.streaming.answers import read_answers
+from xrddiff.run.streaming.live_page import StreamStanding
+from xrddiff.run.streaming.stream import Stream, StreamPlan
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -49,8 +49,8 @@ class Objective(nn.Module):
 
 def measure(steps: int) -> dict[str, list[float]]:
     """Seconds of CPU of turns of steps, with and without, interleaved."""
-    from xrddiff.telemetry.rules import Monitor
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.telemetry.rules import Monitor
+    from xrddiff.learn.training.trainer import Trainer
 
     folder = Path(tempfile.mkdtemp())
     words = dict(num_epochs=1, batch_size=8, lr=1e-3, ema_decay=0.999, log_every=10, progress=False)

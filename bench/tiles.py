@@ -45,7 +45,7 @@ SETS = {  # (times as many pixels as the training frames and as far away, or a n
 
 def detector(name: str, times: int = 1, farther: float | None = None) -> str:
     """The detector of a named set with so many times as many pixels along a side, and as many times as far away, or `farther` times: a `.geom` file."""
-    from xrddiff.simulation.experiments import EXPERIMENTS
+    from xrddiff.physics.simulation.experiments import EXPERIMENTS
 
     beam, d = EXPERIMENTS[name].beam, EXPERIMENTS[name].detector
     size, (x, y) = times * d.shape[0], d.beam_center
@@ -80,8 +80,8 @@ def cpu() -> float:
 
 def sample(run: Path, name: str, *words: str) -> tuple[Path, float]:
     """The store of a set of samples, drawn unless it is there, and the CPU seconds of a frame."""
-    from xrddiff.formats.store import save_frames
-    from xrddiff.inference.sample_jobs import open_sample_job
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.judge.inference.sample_jobs import open_sample_job
 
     path = run / "tiles" / f"{name}.zarr"
     seconds = path.with_suffix(".txt")
@@ -106,7 +106,7 @@ def draw_here(run: Path, words: list[str], threads: int) -> dict:
     """What `draw` starts."""
     import torch
 
-    from xrddiff.inference.sample_jobs import open_sample_job
+    from xrddiff.judge.inference.sample_jobs import open_sample_job
 
     torch.set_num_threads(threads)
     job = open_sample_job(run, [*words, "inference.num_samples=1", "inference.batch_size=1"])
@@ -150,7 +150,7 @@ def seam_auc(images: np.ndarray, mask: np.ndarray, tile: int = TILE, overlap: in
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from xrddiff.diffusion.tiling import corners
+    from xrddiff.learn.diffusion.tiling import corners
 
     starts = corners(images.shape[1], tile, overlap, 4)
     seams = [(a + tile + b) // 2 for a, b in zip(starts, starts[1:], strict=False)]
@@ -173,10 +173,10 @@ def measured(path: Path, overlap: int = 32) -> dict:
     """Seams of a set of samples; its peaks, as counts, on the lattice that was asked for; how many index."""
     from index_rates import index
 
-    from xrddiff.formats.store import read_store
-    from xrddiff.frames.frames import frame_count, frame_mask
-    from xrddiff.frames.noise import draw_counts
-    from xrddiff.metrics.asked_lattices import asked_and_found
+    from xrddiff.data.formats.store import read_store
+    from xrddiff.data.frames.frames import frame_count, frame_mask
+    from xrddiff.data.frames.noise import draw_counts
+    from xrddiff.judge.metrics.asked_lattices import asked_and_found
 
     samples = read_store(path).load()
     table, _ = asked_and_found(draw_counts(samples, seed=0))
@@ -239,11 +239,11 @@ def main() -> None:
         return
     from index_rates import index
 
-    from xrddiff.formats.store import read_store
-    from xrddiff.frames.frames import frame_mask
-    from xrddiff.frames.selection import select_frames
-    from xrddiff.loading.datasets import prepare_words
-    from xrddiff.saved_config import load_config
+    from xrddiff.config.saved_config import load_config
+    from xrddiff.data.formats.store import read_store
+    from xrddiff.data.frames.frames import frame_mask
+    from xrddiff.data.frames.selection import select_frames
+    from xrddiff.learn.loading.datasets import prepare_words
 
     folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,20 +36,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrddiff.config import compose_config
-from xrddiff.diffusion.objectives import DenoisingObjective
-from xrddiff.frames.selection import select_frames
-from xrddiff.inference.building import Building, build_generative, open_space
-from xrddiff.inference.sample_jobs import SampleJob
-from xrddiff.inference.samplers import ready_sampler
-from xrddiff.loading.datasets import prepare_words
-from xrddiff.metrics.encoder import frame_features
-from xrddiff.models.conditioning import Pictures
-from xrddiff.recipes.autoencoders import autoencoder_objective, build_autoencoder, measure_run
-from xrddiff.recipes.setup import run_accelerator, run_loaders, run_trainer
-from xrddiff.registry import register
-from xrddiff.training.batches import cut
-from xrddiff.training.callbacks import Callback, Training
+from xrddiff.config.composition import compose_config
+from xrddiff.core.registry import register
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.judge.inference.building import Building, build_generative, open_space
+from xrddiff.judge.inference.sample_jobs import SampleJob
+from xrddiff.judge.inference.samplers import ready_sampler
+from xrddiff.judge.metrics.encoder import frame_features
+from xrddiff.learn.diffusion.objectives import DenoisingObjective
+from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.models.conditioning import Pictures
+from xrddiff.learn.recipes.autoencoders import autoencoder_objective, build_autoencoder, measure_run
+from xrddiff.learn.recipes.setup import run_accelerator, run_loaders, run_trainer
+from xrddiff.learn.training.batches import cut
+from xrddiff.learn.training.callbacks import Callback, Training
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES, LOOKS = 64, (90, 120, 160, 210, 280, 360, 480, 600)  # seconds
@@ -397,7 +397,7 @@ def page(found: dict) -> str:
 
 def picture(found: dict, path: Path) -> None:
     """Index rate and distances over seconds of training: ours, and the best of the peer."""
-    from xrddiff.views.plots import SMALL, Picture, png
+    from xrddiff.judge.views.plots import SMALL, Picture, png
 
     shown = [n for n in OURS if n in found["rows"]] + ([b] if (b := best_peer(found)) else [])
     figure = Picture(7.6, 4.6)

@@ -25,7 +25,7 @@ def cpu_seconds() -> float:
 
 def tracker_cost(name: str) -> dict[str, float]:
     """Seconds of CPU to start and finish one tracker, and of one row."""
-    from xrddiff.training.trackers import Tracked, chosen_trackers, numbers
+    from xrddiff.learn.training.trackers import Tracked, chosen_trackers, numbers
 
     row = {
         "step": 0,
@@ -59,7 +59,7 @@ def step_seconds() -> float:
     """CPU seconds of a step of the smallest model (vae_kl, tiny, two frames of 128 x 128)."""
     import torch
 
-    from xrddiff.models.autoencoder import make_autoencoder
+    from xrddiff.learn.models.autoencoder import make_autoencoder
 
     torch.set_num_threads(1)
     net, x = make_autoencoder("tiny"), torch.rand(2, 1, 128, 128)
@@ -76,7 +76,7 @@ def step_seconds() -> float:
 
 def main() -> None:
     os.environ["WANDB_MODE"] = "offline"
-    import xrddiff.training.trackers  # noqa: F401  what every run imports
+    import xrddiff.learn.training.trackers  # noqa: F401  what every run imports
 
     step = step_seconds()
     costs = {name: tracker_cost(name) for name in sys.argv[1:] or ("jsonl", "tensorboard", "wandb")}

@@ -1,6 +1,6 @@
-"""Trains the encoder of diffraction frames that is in the package (nbs/metrics/encoder.ipynb), and writes its record.
+"""Trains the encoder of diffraction frames that is in the package (nbs/judge/metrics/encoder.ipynb), and writes its record.
 
-    OMP_NUM_THREADS=1 python bench/train_encoder.py [--steps 900] [--seed 0] [--out xrddiff/weights]
+    OMP_NUM_THREADS=1 python bench/train_encoder.py [--steps 900] [--seed 0] [--out xrddiff/judge/weights]
 
 Scenes are simulated with random crystals, beams and detectors, and measured with random dose, point spread, gain, readout noise and masks. The encoder answers what the scene holds (QUESTIONS) from its
 features. How well it answers is written for crystals and detectors that it was not trained on, with the weights as they are stored.
@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from xrddiff.files import sha256, write_json
-from xrddiff.frames.frames import peaks_table
-from xrddiff.metrics.encoder import ENCODER, FrameEncoder, encoder_input
-from xrddiff.seeds import numpy_rng
-from xrddiff.simulation.crystal import Crystal, Wilson
-from xrddiff.simulation.experiments import Background, Beam, Detector, Experiment, Sample
-from xrddiff.simulation.simulate import draw_shots, simulate
+from xrddiff.core.files import sha256, write_json
+from xrddiff.core.seeds import numpy_rng
+from xrddiff.data.frames.frames import peaks_table
+from xrddiff.judge.metrics.encoder import ENCODER, FrameEncoder, encoder_input
+from xrddiff.physics.simulation.crystal import Crystal, Wilson
+from xrddiff.physics.simulation.experiments import Background, Beam, Detector, Experiment, Sample
+from xrddiff.physics.simulation.simulate import draw_shots, simulate
 
 SIDE, SHOTS = 128, 40
 GROUPS = ("P 1", "P 1 21 1", "P 21 21 21", "P 43 21 2", "P 61 2 2", "I 21 3")
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--experiments", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=Path(__file__).parents[1] / "xrddiff" / "weights", type=Path)
+    parser.add_argument("--out", default=Path(__file__).parents[1] / "xrddiff" / "judge" / "weights", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     began = time.process_time()

@@ -22,7 +22,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from xrddiff.models.unet import UNet, make_unet
+from xrddiff.learn.models.unet import UNet, make_unet
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ ZOOM = """async ({selector, n}) => {
 }"""
 KERNEL = """\
 import time
-from xrddiff.widgets.explorer import FrameExplorer
+from xrddiff.app.widgets.explorer import FrameExplorer
 spent = []
 go = FrameExplorer.show_frame
 def timed(self, i):

@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from xrddiff.config import compose_config
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.execution.run_folder import create_run, keep_memory
-from xrddiff.execution.sharing import _sample_job, _sample_part
-from xrddiff.execution.workers import Workers, open_workers, run_tasks
-from xrddiff.formats.parts import PartStore, parts_done
-from xrddiff.inference.generators import generator_state, keep_template
-from xrddiff.loading.datasets import prepare_words
-from xrddiff.models.unet import make_unet
-from xrddiff.training.checkpoints import save_checkpoint
+from xrddiff.config.composition import compose_config
+from xrddiff.data.formats.parts import PartStore, parts_done
+from xrddiff.judge.inference.generators import generator_state, keep_template
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.models.unet import make_unet
+from xrddiff.learn.training.checkpoints import save_checkpoint
+from xrddiff.run.execution.run_folder import create_run, keep_memory
+from xrddiff.run.execution.sharing import _sample_job, _sample_part
+from xrddiff.run.execution.workers import Workers, open_workers, run_tasks
 
 RESULTS = Path(__file__).resolve().parent / "results" / "workers.md"
 

@@ -319,7 +319,7 @@ def modules(pages: Pages, notebooks: list[str]) -> None:
 
 def contents(pages: Pages, notebooks: list[str]) -> None:
     """Write the pages that list others, and those that are made from the package."""
-    from xrddiff.cli.lab import tutorials as copied
+    from xrddiff.app.cli.lab import tutorials as copied
 
     tutorials = [f"tutorials/{path.name}" for path in copied()]
     cards = raw('<div class="cards">' + "\n".join(card(pages, page, "tutorials.md") for page in tutorials) + "</div>")

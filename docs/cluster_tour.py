@@ -52,8 +52,8 @@ BRIGHTEST = '''\
 """Which shot is the brightest? Each rank looks at a file of its own."""
 
 import sys
-from xrddiff.ranks.rendezvous import initialize_distributed
-from xrddiff.formats.readers import open_frames
+from xrddiff.core.ranks.rendezvous import initialize_distributed
+from xrddiff.data.formats.readers import open_frames
 
 rank = initialize_distributed().process_id
 file = sys.argv[1:][rank]

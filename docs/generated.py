@@ -92,7 +92,7 @@ def first_line(thing: Any) -> str:
 
 def commands_page() -> str:
     """Every command with its usage and arguments, as its parser has them."""
-    from xrddiff.cli.main import EXIT_CODES, build_parser
+    from xrddiff.app.cli.main import EXIT_CODES, build_parser
 
     parser = build_parser()
     found = list(_commands(parser))
@@ -158,9 +158,9 @@ def _slug(prog: str) -> str:
 
 def words_page() -> str:
     """Every word of a run with its default, unit, range and meaning, and what each preset sets."""
-    from xrddiff.origins import preset_words
-    from xrddiff.overrides import conf_dir, presets
-    from xrddiff.words.vocabulary import GROUPS, vocabulary
+    from xrddiff.config.origins import preset_words
+    from xrddiff.config.overrides import conf_dir, presets
+    from xrddiff.config.words.vocabulary import GROUPS, vocabulary
 
     lines = [
         "# Words of a run",
@@ -211,8 +211,8 @@ def _kind(word: Any) -> str:
 
 def names_page(site: Site) -> str:
     """Everything that is chosen by name, with its options, from the registry."""
-    from xrddiff.cli.listing import option_line
-    from xrddiff.registry import KINDS, entries, title
+    from xrddiff.app.cli.listing import option_line
+    from xrddiff.core.registry import KINDS, entries, title
 
     lines = [
         "# What is chosen by name",
@@ -250,7 +250,7 @@ def names_page(site: Site) -> str:
 
 def api_page(site: Site, anchors: set[str]) -> str:
     """The front door by task, then the package's functions for the same tasks, each with its line and a link."""
-    from xrddiff.front_door import door
+    from xrddiff.app.front_door import door
 
     methods = {
         f"TrainedRun.{n}": m for n, m in inspect.getmembers(door.TrainedRun) if not n.startswith("_") and _own(m)

@@ -1,6 +1,6 @@
 """Files that somebody else may send: bombs, lies about sizes, loops, and what is no file. `python tests/hostile_files.py FOLDER` writes them.
 
-Every one is small on the disk. None of them may execute anything, hang, or take more memory than `xrddiff.frames.bounds` says.
+Every one is small on the disk. None of them may execute anything, hang, or take more memory than `xrddiff.data.frames.bounds` says.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 import xrddiff as xd
-from xrddiff.streaming.detector_messages import end_message, header_message, image_message
+from xrddiff.run.streaming.detector_messages import end_message, header_message, image_message
 
 SERIES = 7  # of the messages that are tampered with; no single change makes it 1
 ODD: tuple[Any, ...] = (

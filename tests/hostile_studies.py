@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xrddiff.files import sealed
+from xrddiff.core.files import sealed
 
 EVIL = "from pathlib import Path\nPath({canary!r}).write_text('executed')\n"
 

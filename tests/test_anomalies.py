@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import xrddiff as xd
-from xrddiff.errors import BadInput
-from xrddiff.inference.anomalies import anomaly_scores
-from xrddiff.metrics.anomalies import good_frames, reconstruction_scores
+from xrddiff.core.errors import BadInput
+from xrddiff.judge.inference.anomalies import anomaly_scores
+from xrddiff.judge.metrics.anomalies import good_frames, reconstruction_scores
 
 
 @pytest.mark.slow

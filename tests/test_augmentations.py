@@ -8,22 +8,22 @@ import torch
 import xarray as xr
 from conftest import SMALL
 
-from xrddiff.config import compose_config
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.diffusion.keyed_sampling import Sampler
-from xrddiff.diffusion.objectives import DenoisingObjective, drop_conditions
-from xrddiff.errors import BadInput
-from xrddiff.execution.checks import check_run
-from xrddiff.frames.frames import make_frames
-from xrddiff.loading.augmentations import Augmentations
-from xrddiff.loading.datasets import prepare_words
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.models.autoencoder import make_autoencoder
-from xrddiff.models.latent_space import LatentSpace, LatentStatistics
-from xrddiff.models.unet import UNet
-from xrddiff.recipes.latents import LatentLoader
-from xrddiff.recipes.setup import run_accelerator, run_loaders
-from xrddiff.transforms.values import Linear
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.transforms.values import Linear
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.diffusion.keyed_sampling import Sampler
+from xrddiff.learn.diffusion.objectives import DenoisingObjective, drop_conditions
+from xrddiff.learn.loading.augmentations import Augmentations
+from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.loading.loader import FrameLoader
+from xrddiff.learn.models.autoencoder import make_autoencoder
+from xrddiff.learn.models.latent_space import LatentSpace, LatentStatistics
+from xrddiff.learn.models.unet import UNet
+from xrddiff.learn.recipes.latents import LatentLoader
+from xrddiff.learn.recipes.setup import run_accelerator, run_loaders
+from xrddiff.run.execution.checks import check_run
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import need
 
-from xrddiff.errors import BadInput
-from xrddiff.models.autoencoder import SIZES, AutoencoderKL, make_autoencoder
-from xrddiff.models.layers import ResnetBlock, SelfAttention, Upsample
+from xrddiff.core.errors import BadInput
+from xrddiff.learn.models.autoencoder import SIZES, AutoencoderKL, make_autoencoder
+from xrddiff.learn.models.layers import ResnetBlock, SelfAttention, Upsample
 
 torch.set_num_threads(1)
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from xrddiff.diffusion.objectives import AutoregressiveObjective
-from xrddiff.errors import BadInput
-from xrddiff.models.autoregressive import AutoregressiveDiffusion, TokenDenoiser, generate, make_autoregressive
-from xrddiff.models.transformer import Transformer, vit_words
+from xrddiff.core.errors import BadInput
+from xrddiff.learn.diffusion.objectives import AutoregressiveObjective
+from xrddiff.learn.models.autoregressive import AutoregressiveDiffusion, TokenDenoiser, generate, make_autoregressive
+from xrddiff.learn.models.transformer import Transformer, vit_words
 
 torch.set_num_threads(1)
 SMALL = dict(size=(16, 24), patch_size=4, width=32, depth=2, heads=2, head_width=48, conditions={"crystals": 3})

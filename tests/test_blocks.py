@@ -19,8 +19,8 @@ import pytest
 import warm
 from range_server import RangeServer
 
-from xrddiff.formats.store import save_frames
-from xrddiff.loading.catalog import load
+from xrddiff.data.formats.store import save_frames
+from xrddiff.learn.loading.catalog import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", ROOT / "docs" / "home.md"]

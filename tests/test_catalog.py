@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from conftest import missing
 
-from xrddiff.errors import BadInput
-from xrddiff.files import CannotSave
-from xrddiff.formats.readers import open_frames
-from xrddiff.frames.frames import frame_mask, peaks_table, validate_frames
-from xrddiff.frames.rows import is_lazy
-from xrddiff.loading import cache as cache_module
-from xrddiff.loading.cache import (
+from xrddiff.config.words.data_sets import CATALOG, find_data_set
+from xrddiff.core.errors import BadInput
+from xrddiff.core.files import CannotSave
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.frames.frames import frame_mask, peaks_table, validate_frames
+from xrddiff.data.frames.rows import is_lazy
+from xrddiff.learn.loading import cache as cache_module
+from xrddiff.learn.loading.cache import (
     CannotFetch,
     code_digest,
     download_package,
@@ -30,10 +31,9 @@ from xrddiff.loading.cache import (
     simulation_folder,
     simulation_key,
 )
-from xrddiff.loading.catalog import convert, fetch, list_data, load, simulate_to
-from xrddiff.simulation.experiments import find_experiment
-from xrddiff.simulation.simulate import simulate
-from xrddiff.words.data_sets import CATALOG, find_data_set
+from xrddiff.learn.loading.catalog import convert, fetch, list_data, load, simulate_to
+from xrddiff.physics.simulation.experiments import find_experiment
+from xrddiff.physics.simulation.simulate import simulate
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_unknown_names_and_limits():
 
 
 def test_builtin_shot_is_unchanged():
-    from xrddiff.files import sha256
+    from xrddiff.core.files import sha256
 
     path = fetch("cspad-lysozyme")
     assert sha256(path) == find_data_set("cspad-lysozyme").sha256
@@ -124,9 +124,9 @@ def test_code_digest_sees_code_and_no_comments(tmp_path):
 
 LOAD = """
 import dataclasses, hashlib, sys
-from xrddiff.loading import cache
+from xrddiff.learn.loading import cache
 cache.block_size = lambda shape: 8
-from xrddiff.simulation.experiments import find_experiment
+from xrddiff.physics.simulation.experiments import find_experiment
 whole = find_experiment("sim128")
 small = dataclasses.replace(whole, name="small", detector=dataclasses.replace(whole.detector, shape=(40, 48), beam_center=(24.0, 20.0)))
 if len(sys.argv) > 2:
@@ -175,7 +175,7 @@ def test_a_full_cache_disk_says_so(tmp_path):
     tight = start(
         tmp_path,
         limit
-        + "\nfrom xrddiff.errors import XrddiffError\nsys.excepthook = lambda k, e, t: print(issubclass(k, XrddiffError), e)",
+        + "\nfrom xrddiff.core.errors import XrddiffError\nsys.excepthook = lambda k, e, t: print(issubclass(k, XrddiffError), e)",
     )
     out, _ = tight.communicate(timeout=300)
     assert out.startswith("True cannot save") and "larger than the limit" in out
@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, small):
 
 
 def test_simulate_to_and_convert(tmp_path, small, blocks_of_8, monkeypatch):
-    monkeypatch.setattr("xrddiff.loading.catalog.block_size", lambda shape: 8)
+    monkeypatch.setattr("xrddiff.learn.loading.catalog.block_size", lambda shape: 8)
     for n in (5, 21):
         for name in ("a.h5", "a.zarr"):
             ds = open_frames(simulate_to(tmp_path / name, small, n, seed=3))
@@ -306,7 +306,7 @@ def test_command_line_convert_and_inspect(tmp_path):
     code = textwrap.dedent(
         """
         import sys
-        from xrddiff.cli.main import main
+        from xrddiff.app.cli.main import main
         sys.exit(main(sys.argv[1:]))
         """
     )

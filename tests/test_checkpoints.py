@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.telemetry.history import History, read_history
-from xrddiff.training.checkpoints import (
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.learn.telemetry.history import History, read_history
+from xrddiff.learn.training.checkpoints import (
     CheckpointError,
     add_to_checkpoint,
     clean_checkpoints,
@@ -305,5 +305,5 @@ def test_an_optimizer_of_another_kind_or_model_is_refused():
 def test_no_pickle_inside(tmp_path):
     path = save(tmp_path, 1)
     assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}
-    source = Path(sys.modules["xrddiff.training.checkpoints"].__file__).read_text()
+    source = Path(sys.modules["xrddiff.learn.training.checkpoints"].__file__).read_text()
     assert "torch.load" not in source and "import pickle" not in source

@@ -17,13 +17,13 @@ import yaml
 from test_notebooks import TOY_RUN, write_notebook
 
 from xrddiff import __version__
-from xrddiff.cli.main import main, parse
-from xrddiff.errors import BadInput
-from xrddiff.execution import phases as jobs
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import make_frames
-from xrddiff.loading.catalog import fetch
+from xrddiff.app.cli.main import main, parse
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.learn.loading.catalog import fetch
+from xrddiff.run.execution import phases as jobs
 
 
 def said(capsys):
@@ -33,7 +33,7 @@ def said(capsys):
 
 def test_version_and_help_are_quick_and_light():
     code = (
-        "import sys, xrddiff.cli.main as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys, xrddiff.app.cli.main as c\ntry:\n    c.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('torch', 'numpy', 'hydra', 'xarray', 'rich', 'papermill') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -171,7 +171,7 @@ def test_ctrl_c_is_130(tmp_path):
         tmp_path / "toy.ipynb", TOY_RUN[0], "import time\nprint('begun', flush=True)\ntime.sleep(60)"
     )
     code = (
-        "import sys\nfrom xrddiff.execution import notebooks\nfrom xrddiff.cli.main import main\n"
+        "import sys\nfrom xrddiff.run.execution import notebooks\nfrom xrddiff.app.cli.main import main\n"
         f"notebooks.run_notebook_path = lambda name: {str(source)!r}\nsys.exit(main(sys.argv[1:]))"
     )
     process = subprocess.Popen(
@@ -189,7 +189,7 @@ def test_ctrl_c_is_130(tmp_path):
 
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_error(tmp_path):
-    command = f'{sys.executable} -c \'import sys; from xrddiff.cli.main import main; sys.exit(main(["run", "-m", "training.seed=range(0,40)", "--dry-run"]))\' | head -1'
+    command = f'{sys.executable} -c \'import sys; from xrddiff.app.cli.main import main; sys.exit(main(["run", "-m", "training.seed=range(0,40)", "--dry-run"]))\' | head -1'
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert done.stdout == "model:\n" and "Traceback" not in done.stderr
 

@@ -12,11 +12,11 @@ import warm
 from conftest import need
 from test_training import final, on_ranks
 
-from xrddiff.errors import BadInput
-from xrddiff.losses import VQObjective
-from xrddiff.models.autoencoder import AutoencoderVQ, make_autoencoder
-from xrddiff.models.codebook import FSQ, VectorQuantizer, kmeans, nearest_code, perplexity
-from xrddiff.seeds import keyed_normal
+from xrddiff.core.errors import BadInput
+from xrddiff.core.seeds import keyed_normal
+from xrddiff.learn.losses import VQObjective
+from xrddiff.learn.models.autoencoder import AutoencoderVQ, make_autoencoder
+from xrddiff.learn.models.codebook import FSQ, VectorQuantizer, kmeans, nearest_code, perplexity
 
 torch.set_num_threads(1)
 
@@ -198,7 +198,7 @@ class Frames:
 
 
 def train(folder, *, kind="vq", resume=False, **options):
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.training.trainer import Trainer
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.manual_seed(0)
@@ -257,6 +257,6 @@ def test_resumed_equals_whole(differ):
 if __name__ == "__main__":
     import torch._dynamo
 
-    import xrddiff.training.trainer  # noqa: F401
+    import xrddiff.learn.training.trainer  # noqa: F401
 
     print(json.dumps(script(Path(sys.argv[1]))))

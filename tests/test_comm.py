@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import clean_environment, missing
 
-from xrddiff.cli.main import main
-from xrddiff.errors import BadInput
-from xrddiff.ranks.comm import SIZES, CommReport, comm_test, slow_ranks
-from xrddiff.ranks.networks import Cluster, Network, fit_network, ring_allreduce_time
-from xrddiff.ranks.particle_scaling import ParticleModel, least_particles, particle_table, paying_particles
-from xrddiff.ranks.scaling import (
+from xrddiff.app.cli.main import main
+from xrddiff.core.errors import BadInput
+from xrddiff.core.ranks.comm import SIZES, CommReport, comm_test, slow_ranks
+from xrddiff.core.ranks.networks import Cluster, Network, fit_network, ring_allreduce_time
+from xrddiff.core.ranks.particle_scaling import ParticleModel, least_particles, particle_table, paying_particles
+from xrddiff.core.ranks.scaling import (
     CostModel,
     gradient_bytes,
     measure_scaling,
@@ -27,14 +27,14 @@ from xrddiff.ranks.scaling import (
     scaling_table,
     simple_allreduce_time,
 )
-from xrddiff.seeds import numpy_rng
-from xrddiff.telemetry.history import keep_speed
-from xrddiff.training.checkpoints import pack_optimizer, save_checkpoint
+from xrddiff.core.seeds import numpy_rng
+from xrddiff.learn.telemetry.history import keep_speed
+from xrddiff.learn.training.checkpoints import pack_optimizer, save_checkpoint
 
 COMM = """
 import json, sys
-from xrddiff.ranks.comm import comm_test
-from xrddiff.ranks.rendezvous import initialize_distributed, exit_rank
+from xrddiff.core.ranks.comm import comm_test
+from xrddiff.core.ranks.rendezvous import initialize_distributed, exit_rank
 info = initialize_distributed(timeout=60)
 if "corrupt" in sys.argv and info.process_id == 1:  # a transport that loses the last element on one rank
     import torch.distributed as dist
@@ -46,7 +46,7 @@ if "corrupt" in sys.argv and info.process_id == 1:  # a transport that loses the
     dist.all_reduce = broken
 if "slow" in sys.argv and info.process_id == 2:
     import time
-    import xrddiff.ranks.comm as comm
+    import xrddiff.core.ranks.comm as comm
     work = comm._work
     comm._work = lambda *words: work(*words) + 0.5
 report = comm_test(sizes=[4, 64_000, 1_000_000], rounds=3)

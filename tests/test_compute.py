@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from xrddiff.config import compose_config
+from xrddiff.config.composition import compose_config
 
 NUMBERS = 12
 
@@ -18,8 +18,8 @@ def make_objective(dropout):
     import torch
     from torch import nn
 
-    from xrddiff.models.layers import ResnetBlock
-    from xrddiff.seeds import keyed_normal
+    from xrddiff.core.seeds import keyed_normal
+    from xrddiff.learn.models.layers import ResnetBlock
 
     class Objective(nn.Module):
         def __init__(self):
@@ -41,7 +41,7 @@ class Frames:
     def batches(self, epoch, start=0):
         import torch
 
-        from xrddiff.seeds import keyed_normal
+        from xrddiff.core.seeds import keyed_normal
 
         for i in torch.arange(start, NUMBERS).split(self.batch_size):
             x = keyed_normal((1, 16, 16), "frames", index=i.tolist())
@@ -52,8 +52,8 @@ def train(folder, dropout=0.1, resume=False, **words):
     """(losses of all rows, final weights) of nine steps."""
     import torch
 
-    from xrddiff.training.options import train_options
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.training.options import train_options
+    from xrddiff.learn.training.trainer import Trainer
 
     cfg = compose_config(["model=ddpm", *(f"training.{k}={str(v).lower()}" for k, v in words.items())])
     options = replace(train_options(cfg), num_epochs=3, batch_size=4, log_every=1, lr=1e-3, progress=False)
@@ -98,13 +98,13 @@ def test_compiled_training_agrees(tmp_path):
 
 
 def test_accelerate_launch_decides_precision_where_the_run_does_not(tmp_path):
-    from xrddiff.slurm.launch import accelerate_config
-    from xrddiff.slurm.profiles import load_profile
+    from xrddiff.run.slurm.launch import accelerate_config
+    from xrddiff.run.slurm.profiles import load_profile
 
     profile = replace(load_profile("small"), nodes=1, tasks_per_node=1, gpus_per_node=0, platform="cpu")
     (tmp_path / "file.yaml").write_text(accelerate_config(profile, mixed_precision="bf16"))
     (tmp_path / "said.py").write_text(
-        "from xrddiff.config import compose_config\nfrom xrddiff.recipes.setup import run_accelerator\n"
+        "from xrddiff.config.composition import compose_config\nfrom xrddiff.learn.recipes.setup import run_accelerator\n"
         "for words in ([], ['training.mixed_precision=no']):\n"
         "    print(run_accelerator(compose_config(words).training).mixed_precision)\n"
     )
@@ -114,7 +114,7 @@ def test_accelerate_launch_decides_precision_where_the_run_does_not(tmp_path):
 
 
 def test_words_reach_the_training():
-    from xrddiff.training.options import train_options
+    from xrddiff.learn.training.options import train_options
 
     words = ["training.compile=true", "training.gradient_checkpointing=true", "training.mixed_precision=bf16"]
     options = train_options(compose_config([*words, "training.channels_last=true"]))

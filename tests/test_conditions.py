@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.diffusion.objectives import AutoregressiveObjective, DenoisingObjective
-from xrddiff.diffusion.schedules import LogNormal
-from xrddiff.models.autoregressive import AutoregressiveDiffusion
-from xrddiff.models.conditioning import Conditions
-from xrddiff.models.unet import UNet
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.diffusion.objectives import AutoregressiveObjective, DenoisingObjective
+from xrddiff.learn.diffusion.schedules import LogNormal
+from xrddiff.learn.models.autoregressive import AutoregressiveDiffusion
+from xrddiff.learn.models.conditioning import Conditions
+from xrddiff.learn.models.unet import UNet
 
 torch.set_num_threads(1)
 FIELDS = {"place": 4, "column": [8.0, 3.5]}

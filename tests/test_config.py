@@ -11,21 +11,21 @@ import pytest
 import torch
 import yaml
 
-from xrddiff.cli.main import main
-from xrddiff.config import compose_config
-from xrddiff.contradictions import check_config
-from xrddiff.errors import BadInput
-from xrddiff.execution.run_folder import open_run
-from xrddiff.inference.building import build_autoregressive, build_network, network_words
-from xrddiff.loading.loader import split_by_group
-from xrddiff.origins import origins
-from xrddiff.overrides import conf_dir, expand_multirun, made_preset, presets
-from xrddiff.recipes.autoencoders import build_autoencoder
-from xrddiff.saved_config import load_config, to_yaml
-from xrddiff.settings import preset_about
-from xrddiff.used_words import ModelParts, model_parts
-from xrddiff.words.data_sets import check_frames, data_name
-from xrddiff.words.vocabulary import GROUPS, Config, vocabulary
+from xrddiff.app.cli.main import main
+from xrddiff.config.composition import compose_config
+from xrddiff.config.contradictions import check_config
+from xrddiff.config.origins import origins
+from xrddiff.config.overrides import conf_dir, expand_multirun, made_preset, presets
+from xrddiff.config.saved_config import load_config, to_yaml
+from xrddiff.config.settings import preset_about
+from xrddiff.config.used_words import ModelParts, model_parts
+from xrddiff.config.words.data_sets import check_frames, data_name
+from xrddiff.config.words.vocabulary import GROUPS, Config, vocabulary
+from xrddiff.core.errors import BadInput
+from xrddiff.judge.inference.building import build_autoregressive, build_network, network_words
+from xrddiff.learn.loading.loader import split_by_group
+from xrddiff.learn.recipes.autoencoders import build_autoencoder
+from xrddiff.run.execution.run_folder import open_run
 
 TRAINING = dict(
     batch_size=2, test_pipeline=False, test_suffix="", num_epochs=30, lr=1e-4, weight_decay=1e-3, beta_recons=0.5,
@@ -631,7 +631,7 @@ def test_hydra_in_use_elsewhere_is_left_alone(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, xrddiff.config; print([m for m in ('torch', 'numpy', 'hydra', 'xarray') if m in sys.modules])"
+    code = "import sys, xrddiff.config.composition; print([m for m in ('torch', 'numpy', 'hydra', 'xarray') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

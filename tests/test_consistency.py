@@ -10,15 +10,15 @@ import torch
 from conftest import SMALL
 from test_run import xrddiff
 
-from xrddiff.config import compose_config
-from xrddiff.diffusion.consistency import AutoregressiveConsistency, ConsistencyObjective
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.diffusion.mean_flow import MeanFlowObjective
-from xrddiff.errors import BadInput
-from xrddiff.formats.store import read_store
-from xrddiff.models.autoregressive import AutoregressiveDiffusion
-from xrddiff.models.unet import UNet
-from xrddiff.training.checkpoints import load_checkpoint
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.store import read_store
+from xrddiff.learn.diffusion.consistency import AutoregressiveConsistency, ConsistencyObjective
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.diffusion.mean_flow import MeanFlowObjective
+from xrddiff.learn.models.autoregressive import AutoregressiveDiffusion
+from xrddiff.learn.models.unet import UNet
+from xrddiff.learn.training.checkpoints import load_checkpoint
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_held_out_tokens_have_the_last_stage_too():
     ],
 )
 def test_refusals(words, sentence, tmp_path):
-    from xrddiff.execution.run_folder import create_run
+    from xrddiff.run.execution.run_folder import create_run
 
     base = create_run(compose_config(["model=latent_diff"]), tmp_path / "base")
     words = [w.replace("{base}", str(base)) for w in words]
@@ -142,7 +142,7 @@ def test_an_average_velocity_has_its_own_objective_and_sampler(words, sentence):
 
 
 def test_the_latent_is_that_of_the_run_it_begins_with(tmp_path):
-    from xrddiff.execution.run_folder import create_run
+    from xrddiff.run.execution.run_folder import create_run
 
     base = create_run(compose_config(["model=latent_diff"]), tmp_path / "a run")
     (base / "autoencoder").mkdir()

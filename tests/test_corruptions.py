@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from xrddiff.frames.selection import select_frames
-from xrddiff.indexing.indexer import make_indexer
-from xrddiff.metrics.corruptions import CORRUPTIONS, NAMED
-from xrddiff.metrics.distribution import DISTANCES, set_distances
-from xrddiff.metrics.judgement import FAR
-from xrddiff.metrics.physics import physics_numbers
-from xrddiff.metrics.set_summaries import Ruler
-from xrddiff.simulation.simulate import simulate
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.judge.metrics.corruptions import CORRUPTIONS, NAMED
+from xrddiff.judge.metrics.distribution import DISTANCES, set_distances
+from xrddiff.judge.metrics.judgement import FAR
+from xrddiff.judge.metrics.physics import physics_numbers
+from xrddiff.judge.metrics.set_summaries import Ruler
+from xrddiff.physics.indexing.indexer import make_indexer
+from xrddiff.physics.simulation.simulate import simulate
 
 SHOTS = 20
 

@@ -19,17 +19,17 @@ import warm
 from test_run import xrddiff
 from test_training import on_ranks
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.geometry import PanelGeometry, lab_to_panel
-from xrddiff.indexing.cells import Cell
-from xrddiff.posteriors.crystal_densities import Density, SpotDensity
-from xrddiff.posteriors.crystal_sampling import draw_particles, find_maximum
-from xrddiff.posteriors.crystals import CrystalPrior, ExpectedCounts, Still, choose_reflections
-from xrddiff.posteriors.likelihoods import Poisson
-from xrddiff.simulation.crystal import Crystal, Wilson, random_rotation, reflections
-from xrddiff.simulation.experiments import find_experiment
-from xrddiff.simulation.simulate import draw_shots, expected_counts, simulate
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.geometry import PanelGeometry, lab_to_panel
+from xrddiff.judge.posteriors.crystal_densities import Density, SpotDensity
+from xrddiff.judge.posteriors.crystal_sampling import draw_particles, find_maximum
+from xrddiff.judge.posteriors.crystals import CrystalPrior, ExpectedCounts, Still, choose_reflections
+from xrddiff.judge.posteriors.likelihoods import Poisson
+from xrddiff.physics.indexing.cells import Cell
+from xrddiff.physics.simulation.crystal import Crystal, Wilson, random_rotation, reflections
+from xrddiff.physics.simulation.experiments import find_experiment
+from xrddiff.physics.simulation.simulate import draw_shots, expected_counts, simulate
 
 ORTHORHOMBIC = (36.0, 44.0, 52.0, 90.0, 90.0, 90.0)
 
@@ -49,8 +49,8 @@ class Bent(Density):
 
 def script_particles(folder):
     """Seven particles on 1 and 2 ranks, for each sampler."""
-    from xrddiff.ranks.agreement import Ranks
-    from xrddiff.ranks.rendezvous import initialize_distributed
+    from xrddiff.core.ranks.agreement import Ranks
+    from xrddiff.core.ranks.rendezvous import initialize_distributed
 
     def work(rank):
         info = initialize_distributed(backend="gloo", timeout=60)
@@ -80,10 +80,10 @@ def test_any_number_of_ranks_draws_the_same_particles(tmp_path):
 
 def script_indexed(folder):
     """A still on two ranks, of which only the first can index."""
-    from xrddiff.indexing.indexer import make_indexer
-    from xrddiff.posteriors.crystal_stills import StillSettings, open_still
-    from xrddiff.ranks.agreement import Ranks
-    from xrddiff.ranks.rendezvous import initialize_distributed
+    from xrddiff.core.ranks.agreement import Ranks
+    from xrddiff.core.ranks.rendezvous import initialize_distributed
+    from xrddiff.judge.posteriors.crystal_stills import StillSettings, open_still
+    from xrddiff.physics.indexing.indexer import make_indexer
 
     base = find_experiment("sim128")
     frames = simulate(replace(base, sample=replace(base.sample, hits=(0.0, 1.0))), [4])
@@ -210,7 +210,7 @@ def test_a_linear_model_has_its_posterior_in_closed_form():
     )
     picture = np.zeros(mask.size)
     picture[model.pixels] = counts[0]
-    from xrddiff.posteriors.crystal_densities import PixelDensity
+    from xrddiff.judge.posteriors.crystal_densities import PixelDensity
 
     density = PixelDensity(model, picture, Poisson(floor=1e-6))
     drawn = draw_particles(density, particles=300, steps=4, chunk=100)
@@ -299,10 +299,10 @@ def test_pixels_are_compared_with_what_the_simulator_expects(monkeypatch):
     """
     from scipy.spatial.transform import Rotation
 
-    from xrddiff.indexing.expected_intensities import CrystalIntensities
-    from xrddiff.indexing.refinement import refine_lattice
-    from xrddiff.posteriors import crystal_stills
-    from xrddiff.posteriors.crystal_stills import StillSettings, open_still
+    from xrddiff.judge.posteriors import crystal_stills
+    from xrddiff.judge.posteriors.crystal_stills import StillSettings, open_still
+    from xrddiff.physics.indexing.expected_intensities import CrystalIntensities
+    from xrddiff.physics.indexing.refinement import refine_lattice
 
     base = find_experiment("sim128")
     crystal, detector = base.sample.crystal, replace(base.detector, distance=0.0505, beam_center=(65.0, 62.8))
@@ -334,7 +334,7 @@ def test_pixels_are_compared_with_what_the_simulator_expects(monkeypatch):
 
 
 def test_frames_without_a_geometry_or_a_cell_are_refused():
-    from xrddiff.posteriors.crystal_stills import open_still
+    from xrddiff.judge.posteriors.crystal_stills import open_still
 
     frames = simulate("sim128", [0])
     for missing, said in (("distance", "no distance"), ("unit_cell", "which cell")):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.parts import PartStore, finish_parts, write_part
-from xrddiff.formats.store import read_store, save_frames
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.rows import frame_reader
-from xrddiff.loading import cache
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.parts import PartStore, finish_parts, write_part
+from xrddiff.data.formats.store import read_store, save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.rows import frame_reader
+from xrddiff.learn.loading import cache
 
 
 def frames(n=12):
@@ -162,7 +162,7 @@ def test_the_quick_reader_sees_damage_too(tmp_path):
 
 
 def test_nothing_is_left_of_a_store_that_could_not_be_sealed(tmp_path, monkeypatch):
-    monkeypatch.setattr("xrddiff.formats.store._digest", lambda *_: 1 / 0)
+    monkeypatch.setattr("xrddiff.data.formats.store._digest", lambda *_: 1 / 0)
     for name in ("a.h5", "a.zarr"):
         with pytest.raises(ZeroDivisionError):
             save_frames(frames(), tmp_path / name)

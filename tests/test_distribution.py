@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.labels import (
+from xrddiff.core.errors import BadInput
+from xrddiff.core.plugins import plugin_scope
+from xrddiff.core.registry import forget, register, registering_as
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.labels import (
     SYSTEMS,
     crystal_system,
     frame_resolution,
@@ -18,9 +20,9 @@ from xrddiff.frames.labels import (
     read_label,
     with_labels,
 )
-from xrddiff.frames.selection import select_frames
-from xrddiff.metrics.baselines import with_intensity
-from xrddiff.metrics.distribution import (
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.judge.metrics.baselines import with_intensity
+from xrddiff.judge.metrics.distribution import (
     DETAILS,
     DISTANCES,
     compare_sets,
@@ -29,7 +31,7 @@ from xrddiff.metrics.distribution import (
     set_distances,
     wasserstein,
 )
-from xrddiff.metrics.diversity import (
+from xrddiff.judge.metrics.diversity import (
     PAIRED,
     block_means,
     class_recovery,
@@ -40,13 +42,11 @@ from xrddiff.metrics.diversity import (
     ratio_interval,
     wilson_interval,
 )
-from xrddiff.metrics.reconstruction import row_names, score_frames
-from xrddiff.metrics.set_summaries import Ruler, SetSummary
-from xrddiff.plugins import plugin_scope
-from xrddiff.registry import forget, register, registering_as
-from xrddiff.simulation.simulate import simulate
-from xrddiff.views.plots import png
-from xrddiff.views.samples import plot_distribution, plot_ratios, show_denoising, show_samples
+from xrddiff.judge.metrics.reconstruction import row_names, score_frames
+from xrddiff.judge.metrics.set_summaries import Ruler, SetSummary
+from xrddiff.judge.views.plots import png
+from xrddiff.judge.views.samples import plot_distribution, plot_ratios, show_denoising, show_samples
+from xrddiff.physics.simulation.simulate import simulate
 
 
 @pytest.fixture(scope="module")

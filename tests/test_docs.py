@@ -326,10 +326,10 @@ def test_every_command_word_and_name_is_on_its_page():
     import generated
     from links import Site
 
-    from xrddiff.cli.main import build_parser
-    from xrddiff.registry import KINDS as kinds
-    from xrddiff.registry import entries
-    from xrddiff.words.vocabulary import vocabulary
+    from xrddiff.app.cli.main import build_parser
+    from xrddiff.config.words.vocabulary import vocabulary
+    from xrddiff.core.registry import KINDS as kinds
+    from xrddiff.core.registry import entries
 
     commands, words, names = generated.commands_page(), generated.words_page(), generated.names_page(Site({}))
     for parser, _ in generated._commands(build_parser()):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.errors import BadInput
-from xrddiff.metrics import encoder
-from xrddiff.metrics.set_summaries import Ruler
-from xrddiff.simulation.simulate import simulate
+from xrddiff.core.errors import BadInput
+from xrddiff.judge.metrics import encoder
+from xrddiff.judge.metrics.set_summaries import Ruler
+from xrddiff.physics.simulation.simulate import simulate
 
 
 def test_other_weights_are_refused(monkeypatch):
@@ -23,7 +23,7 @@ def test_the_weights_are_small_and_documented():
     record = encoder.encoder_record()
     assert record["name"] == encoder.ENCODER and record["command"].endswith(f"--seed {record['seed']}")
     assert record["parameters"] < 300_000
-    assert (encoder.files("xrddiff") / "weights" / f"{encoder.ENCODER}.safetensors").stat().st_size < 500_000
+    assert (encoder.files("xrddiff") / "judge" / "weights" / f"{encoder.ENCODER}.safetensors").stat().st_size < 500_000
 
 
 def test_features_depend_on_the_frame_alone():
@@ -42,5 +42,5 @@ def test_features_depend_on_the_frame_alone():
 def test_summaries_with_another_encoder_are_not_compared(monkeypatch):
     frames = simulate("sim128", range(4), seed=3, truth=False)
     key = Ruler(frames).key
-    monkeypatch.setattr("xrddiff.metrics.set_summaries.ENCODER", "another-1")
+    monkeypatch.setattr("xrddiff.judge.metrics.set_summaries.ENCODER", "another-1")
     assert Ruler(frames).key != key

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xrddiff.cli.main import main
-from xrddiff.execution.comparing import compare_together
-from xrddiff.execution.workers import parse_workers
-from xrddiff.inference.comparison import ComparisonPlan
-from xrddiff.metrics.corruptions import shuffle_spots
-from xrddiff.simulation.simulate import simulate
+from xrddiff.app.cli.main import main
+from xrddiff.judge.inference.comparison import ComparisonPlan
+from xrddiff.judge.metrics.corruptions import shuffle_spots
+from xrddiff.physics.simulation.simulate import simulate
+from xrddiff.run.execution.comparing import compare_together
+from xrddiff.run.execution.workers import parse_workers
 
 
 def write_cxi(path: Path, frames, wavelength: bool = True) -> str:

@@ -19,13 +19,13 @@ from conftest import clean_environment, missing, need
 from test_run import xrddiff
 
 import xrddiff as xd
-from xrddiff.errors import BadInput
-from xrddiff.exports.exporters import export_run
-from xrddiff.exports.package import MANIFEST, SUMS, read_package
-from xrddiff.files import sha256
-from xrddiff.models.autoregressive import AutoregressiveDiffusion
-from xrddiff.models.unet import UNet
-from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
+from xrddiff.core.errors import BadInput
+from xrddiff.core.files import sha256
+from xrddiff.judge.exports.exporters import export_run
+from xrddiff.judge.exports.package import MANIFEST, SUMS, read_package
+from xrddiff.learn.models.autoregressive import AutoregressiveDiffusion
+from xrddiff.learn.models.unet import UNet
+from xrddiff.learn.training.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.slow
 CPP = Path(__file__).parent.parent / "examples" / "cpp"
@@ -351,7 +351,7 @@ def environment() -> dict[str, str]:
 
 
 def test_keys_are_those_of_python(infer):
-    from xrddiff.seeds import numpy_rng, seed_from, torch_generator
+    from xrddiff.core.seeds import numpy_rng, seed_from, torch_generator
 
     for i, line in enumerate(infer("keys", 11).stdout.splitlines()):
         said, rng = json.loads(line), numpy_rng(11, "condition", i)
@@ -362,7 +362,7 @@ def test_keys_are_those_of_python(infer):
 
 
 def test_cpp_reconstructs_as_python(infer, package, latent_run, tmp_path):
-    from xrddiff.formats.store import save_frames
+    from xrddiff.data.formats.store import save_frames
 
     held_out = xd.open_run(latent_run).frames("held_out", 5)
     save_frames(held_out, tmp_path / "in.h5")
@@ -376,7 +376,7 @@ def test_cpp_reconstructs_as_python(infer, package, latent_run, tmp_path):
 
 
 def test_cpp_draws_as_python(infer, package, latent_run, tmp_path):
-    from xrddiff.inference.sample_jobs import open_sample_job
+    from xrddiff.judge.inference.sample_jobs import open_sample_job
 
     words = ["inference.seed=5", "inference.batch_size=2"]
     job = open_sample_job(latent_run, words)
@@ -421,7 +421,7 @@ def test_cpp_refuses_other_input(infer, package, onnx_package, tokens_library, t
 
 
 def test_cpp_takes_files_as_they_arrive(infer, package, latent_run, tmp_path):
-    from xrddiff.formats.store import save_frames
+    from xrddiff.data.formats.store import save_frames
 
     arriving, made = tmp_path / "in", tmp_path / "out"
     arriving.mkdir()

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.registry import forget, register, registering_as
+from xrddiff.core.errors import BadInput
+from xrddiff.core.registry import forget, register, registering_as
+from xrddiff.data.formats.readers import open_frames
 
 TUTORIAL = Path(__file__).parent.parent / "nbs" / "tutorials" / "extending.ipynb"
 FEW = ["data=sim128", "data.limit=12", "data.crop=[32,32]", "experiment_type=test", "training.max_steps=2", "threads=1"]
@@ -25,7 +25,7 @@ def xrddiff(folder: Path, *words: str, plugins: str = "") -> subprocess.Complete
     env |= {"XRDDIFF_STATE": str(folder / "state"), "XRDDIFF_CACHE": os.environ.get("XRDDIFF_CACHE", "")}
     env |= {"XRDDIFF_PLUGINS": plugins}
     env = {k: v for k, v in env.items() if v}
-    code = "import sys; from xrddiff.cli.main import main; sys.exit(main())"
+    code = "import sys; from xrddiff.app.cli.main import main; sys.exit(main())"
     return subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=env, capture_output=True, text=True)
 
 
@@ -86,7 +86,7 @@ def test_a_metric_of_single_frames_is_a_row_of_samples(run):
 def test_what_is_listed_and_refused(run):
     folder = run.parents[2]
     (folder / "bad.py").write_text(
-        "from xrddiff.registry import register\n@register('sampler')\ndef euler(): 'Mine.'\n"
+        "from xrddiff.core.registry import register\n@register('sampler')\ndef euler(): 'Mine.'\n"
     )
     shadow = xrddiff(folder, "run", "plugins=[bad.py]", "--dry-run")
     assert shadow.returncode == 2 and "the sampler 'euler' is part of xrddiff already" in shadow.stderr
@@ -96,7 +96,7 @@ def test_what_is_listed_and_refused(run):
 READER = '''
 import numpy as np
 
-from xrddiff.registry import register
+from xrddiff.core.registry import register
 
 
 @register("reader", suffixes=[".tiny"])
@@ -122,8 +122,8 @@ def sevens(x, values):
 USE = """
 import sys
 import numpy as np
-from xrddiff.config import compose_config
-from xrddiff.loading.datasets import prepare_words
+from xrddiff.config.composition import compose_config
+from xrddiff.learn.loading.datasets import prepare_words
 
 words = ["data.data_path=FOLDER/many", "data.automask=[range,sevens]", "data.transform_options={scale: 4}"]
 prepared = prepare_words(compose_config(["model=vae_kl", "plugins=[mine.py]", *words]))

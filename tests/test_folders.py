@@ -12,9 +12,9 @@ import pytest
 import xarray as xr
 
 import xrddiff as xd
-from xrddiff.formats import remembered
-from xrddiff.frames.rows import frame_origin
-from xrddiff.headers import sources
+from xrddiff.data.formats import remembered
+from xrddiff.data.frames.rows import frame_origin
+from xrddiff.data.headers import sources
 
 COUNT = 24
 MASKS = np.random.default_rng(1).random((COUNT, 12, 10)) < 0.1

@@ -23,13 +23,13 @@ import pytest
 from hostile_runs import KINDS, NAMES, Trap, hostile_runs
 
 import xrddiff as xd
-from xrddiff.addresses import ADDRESSES, remember_addresses
-from xrddiff.cli.main import main
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.front_door.run_numbers import about_run
-from xrddiff.saved_config import load_config, to_yaml
-from xrddiff.views.report import Report
+from xrddiff.app.cli.main import main
+from xrddiff.app.front_door.run_numbers import about_run
+from xrddiff.config.composition import compose_config
+from xrddiff.config.saved_config import load_config, to_yaml
+from xrddiff.core.addresses import ADDRESSES, remember_addresses
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.judge.views.report import Report
 
 SECRET = "secret-7f3a-of-the-environment"
 HANGS = 300  # s after which an answer is taken for one that never comes
@@ -164,7 +164,7 @@ def test_a_comparison_leaves_out_what_cannot_be_read(hostile, good, server):
 
 @pytest.mark.parametrize("name", [*KINDS, *NAMES])
 def test_a_run_is_looked_at(name, hostile, server, monkeypatch):
-    monkeypatch.setattr("xrddiff.execution.standing.devices", lambda s, interval=None: ("this machine", []))
+    monkeypatch.setattr("xrddiff.run.execution.standing.devices", lambda s, interval=None: ("this machine", []))
     folder, runs = hostile
     code, said = command("watch", runs[name], "--once")
     assert code in (0, 1, 2) and SECRET not in said, said
@@ -267,8 +267,8 @@ def test_an_address_is_not_asked_unless_it_is_named(remote, server, tmp_path, mo
 
 
 def test_an_address_can_be_named_by_a_word_or_the_environment(remote, monkeypatch):
-    from xrddiff.config import inference_config
-    from xrddiff.loading import datasets
+    from xrddiff.config.composition import inference_config
+    from xrddiff.learn.loading import datasets
 
     run, address = remote
     asked = []
@@ -297,7 +297,7 @@ def test_the_run_of_this_user_goes_on(remote, monkeypatch):
 
 
 def test_a_run_remembers_the_addresses_that_it_is_started_with(monkeypatch, tmp_path):
-    from xrddiff.execution.run_folder import create_run
+    from xrddiff.run.execution.run_folder import create_run
 
     address = "http://127.0.0.1:9/a.zarr"
     cfg = compose_config(["model=vae_kl", f"data.data_path={address}", "data=full", "data.data_id=null"])
@@ -319,7 +319,7 @@ def test_what_is_typed_is_resolved_and_what_is_saved_is_not(good, tmp_path):
         with pytest.raises(BadInput, match="interpolation") as refused:
             load_config(path)
         assert SECRET not in str(refused.value)
-    from xrddiff.ranks.scaling import _model_words
+    from xrddiff.core.ranks.scaling import _model_words
 
     path.write_text("model: {model_name: '${oc.env:XRDDIFF_SECRET_OF_TESTS}'}")
     assert SECRET not in str(_model_words(tmp_path))
@@ -330,8 +330,8 @@ def test_samples_say_their_configuration_as_text():
     import numpy as np
     import xarray as xr
 
-    from xrddiff.inference.judges import asked_of_all
-    from xrddiff.studies.comparison import _seed
+    from xrddiff.judge.inference.judges import asked_of_all
+    from xrddiff.run.studies.comparison import _seed
 
     bomb = "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(9))
     for text in (bomb, "[" * 100_000, "inference: {seed: x, condition: 3}", "[1]", "42", "'${oc.env:HOME}'", "", "\0"):

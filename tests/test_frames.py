@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.store import read_store, save_frames
-from xrddiff.frames import frames as F
-from xrddiff.frames.selection import concat_frames, select_frames
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.store import read_store, save_frames
+from xrddiff.data.frames import frames as F
+from xrddiff.data.frames.selection import concat_frames, select_frames
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(8, 8))
 

@@ -19,12 +19,12 @@ from lab import jupyterlab, run_all
 from test_run import weights, xrddiff
 
 import xrddiff as xd
-from xrddiff.config import compose_config
-from xrddiff.formats.store import read_store
-from xrddiff.frames.frames import frame_count
-from xrddiff.frames.selection import evenly_spaced, select_frames
-from xrddiff.front_door.keywords import as_overrides
-from xrddiff.simulation.simulate import simulate
+from xrddiff.app.front_door.keywords import as_overrides
+from xrddiff.config.composition import compose_config
+from xrddiff.data.formats.store import read_store
+from xrddiff.data.frames.frames import frame_count
+from xrddiff.data.frames.selection import evenly_spaced, select_frames
+from xrddiff.physics.simulation.simulate import simulate
 
 pytestmark = pytest.mark.slow
 

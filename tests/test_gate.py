@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from test_hostile_inputs import counts, virtual
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.headers import gate, probe
-from xrddiff.loading.catalog import simulate_to
-from xrddiff.loading.datasets import open_words
-from xrddiff.views.inspection import inspect_file
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.headers import gate, probe
+from xrddiff.judge.views.inspection import inspect_file
+from xrddiff.learn.loading.catalog import simulate_to
+from xrddiff.learn.loading.datasets import open_words
 
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16, 12)}
 
@@ -62,7 +62,7 @@ def test_files_outside_are_read_only_if_asked_for(build, places):
 
 
 def test_a_run_can_ask_for_it(places):
-    from xrddiff.config import compose_config
+    from xrddiff.config.composition import compose_config
 
     raw, path = places
     with h5py.File(path, "w") as f:

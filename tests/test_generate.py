@@ -17,22 +17,22 @@ import torch
 from conftest import SMALL, WORDS
 from test_run import COMMAND, xrddiff
 
-from xrddiff.config import compose_config, inference_config
-from xrddiff.diffusion.keyed_sampling import Sampler
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.execution.notebooks import run_notebook, run_notebook_path
-from xrddiff.formats.readers import open_frames
-from xrddiff.frames.frames import validate_frames
-from xrddiff.inference.during import read_samples
-from xrddiff.inference.generators import open_generator
-from xrddiff.inference.sample_jobs import open_sample_job
-from xrddiff.models.generative import DrawSettings
-from xrddiff.recipes.latents import weights_sha256
-from xrddiff.saved_config import to_yaml
-from xrddiff.telemetry.history import read_epochs, read_rows
-from xrddiff.telemetry.rules import read_findings
-from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
-from xrddiff.transforms.limits import drawn_range, range_words
+from xrddiff.config.composition import compose_config, inference_config
+from xrddiff.config.saved_config import to_yaml
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.frames.frames import validate_frames
+from xrddiff.data.transforms.limits import drawn_range, range_words
+from xrddiff.judge.inference.during import read_samples
+from xrddiff.judge.inference.generators import open_generator
+from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.learn.diffusion.keyed_sampling import Sampler
+from xrddiff.learn.models.generative import DrawSettings
+from xrddiff.learn.recipes.latents import weights_sha256
+from xrddiff.learn.telemetry.history import read_epochs, read_rows
+from xrddiff.learn.telemetry.rules import read_findings
+from xrddiff.learn.training.checkpoints import load_checkpoint, save_checkpoint
+from xrddiff.run.execution.notebooks import run_notebook, run_notebook_path
 
 pytestmark = pytest.mark.slow
 
@@ -143,8 +143,8 @@ def test_what_is_drawn_beyond_the_data_is_said_by_all_from_one_number(runs, mode
 
 def test_a_model_that_draws_far_too_much(runs):
     """Its samples are what counts can be, and say what they were; one that draws training values says nothing."""
-    from xrddiff.inference.sample_jobs import open_sample_job
-    from xrddiff.telemetry.rules import Evidence, look
+    from xrddiff.judge.inference.sample_jobs import open_sample_job
+    from xrddiff.learn.telemetry.rules import Evidence, look
 
     job = open_sample_job(runs("ddpm"), ["inference.num_samples=4", "inference.steps=2"], device="cpu")
     g, settings = job.generator, job.settings

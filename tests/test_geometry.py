@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import need
 
-from xrddiff.errors import BadInput
-from xrddiff.frames import geometry as G
-from xrddiff.frames.frames import make_frames
+from xrddiff.core.errors import BadInput
+from xrddiff.data.frames import geometry as G
+from xrddiff.data.frames.frames import make_frames
 
 FLAT = G.Geometry(1.24, 0.08, 172e-6, (70.3, -12.6), (195, 487), 0.9)
 
@@ -18,7 +18,7 @@ FLAT = G.Geometry(1.24, 0.08, 172e-6, (70.3, -12.6), (195, 487), 0.9)
 def cspad():
     h5py = need("h5py")
     need("hdf5plugin")
-    with h5py.File(files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5") as f:
+    with h5py.File(files("xrddiff") / "data" / "samples" / "cspad_lysozyme_r0015.h5") as f:
         detector = f["entry_1/instrument_1/detector_1"]
         vectors = [detector[f"panel_{k}"][:] for k in ("origin", "fs", "ss")]
         stack = f["entry_1/data_1/data"][0]

@@ -5,19 +5,19 @@ import math
 import pytest
 import torch
 
-from xrddiff.diffusion.analytic import GaussianMixture
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.diffusion.guidance import autoguidance, classifier_free, classifier_guidance, log_likelihood_gradient
-from xrddiff.diffusion.inpainting import INPAINTING, inpaint, posterior, replacement
-from xrddiff.diffusion.interpolation import cond_between, interpolate, inversion, invert, slerp
-from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler
-from xrddiff.diffusion.samplers import ddim, heun
-from xrddiff.diffusion.schedules import karras_sigmas
-from xrddiff.errors import BadInput
-from xrddiff.models.classifier import Classifier, ClassifierObjective, class_weights, evaluate_classifier
-from xrddiff.models.unet import UNet
-from xrddiff.registry import Names
-from xrddiff.seeds import torch_generator
+from xrddiff.core.errors import BadInput
+from xrddiff.core.registry import Names
+from xrddiff.core.seeds import torch_generator
+from xrddiff.learn.diffusion.analytic import GaussianMixture
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.diffusion.guidance import autoguidance, classifier_free, classifier_guidance, log_likelihood_gradient
+from xrddiff.learn.diffusion.inpainting import INPAINTING, inpaint, posterior, replacement
+from xrddiff.learn.diffusion.interpolation import cond_between, interpolate, inversion, invert, slerp
+from xrddiff.learn.diffusion.keyed_sampling import SampleNoise, Sampler
+from xrddiff.learn.diffusion.samplers import ddim, heun
+from xrddiff.learn.diffusion.schedules import karras_sigmas
+from xrddiff.learn.models.classifier import Classifier, ClassifierObjective, class_weights, evaluate_classifier
+from xrddiff.learn.models.unet import UNet
 
 torch.set_num_threads(1)
 

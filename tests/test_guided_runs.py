@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from test_run import xrddiff
 
-from xrddiff.config import compose_config, inference_config
-from xrddiff.errors import BadInput
-from xrddiff.execution.finished import execute_sample
-from xrddiff.formats.readers import open_frames
-from xrddiff.inference.sample_jobs import open_sample_job
-from xrddiff.saved_config import to_yaml
-from xrddiff.training.checkpoints import load_checkpoint
+from xrddiff.config.composition import compose_config, inference_config
+from xrddiff.config.saved_config import to_yaml
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.learn.training.checkpoints import load_checkpoint
+from xrddiff.run.execution.finished import execute_sample
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_a_number_has_no_classes(tmp_path):
 
 
 def test_paths_of_a_sampling_are_absolute(tmp_path, monkeypatch):
-    from xrddiff.overrides import absolute_words
+    from xrddiff.config.overrides import absolute_words
 
     monkeypatch.chdir(tmp_path)
     assert absolute_words(["inference.guidance_run=a b", "inference.steps=3"]) == [

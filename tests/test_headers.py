@@ -11,16 +11,16 @@ import pytest
 from conftest import need
 from PIL import Image
 
-from xrddiff.cli.main import main
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.geometry import PanelGeometry, q_map
-from xrddiff.frames.rows import is_lazy
-from xrddiff.headers.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
-from xrddiff.headers.raw_headers import raw_header
-from xrddiff.views.inspection import inspect_file
+from xrddiff.app.cli.main import main
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.geometry import PanelGeometry, q_map
+from xrddiff.data.frames.rows import is_lazy
+from xrddiff.data.headers.header_rules import FIELDS, QUANTITIES, agree, centre, problem, read_fields, same
+from xrddiff.data.headers.raw_headers import raw_header
+from xrddiff.judge.views.inspection import inspect_file
 
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (30.0, 20.0)}
 TOLD = ["wavelength=1.3", "distance=0.1", "pixel_size=75e-6", "beam_center=[30,20]"]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import warm
 
-from xrddiff.errors import BadInput
-from xrddiff.telemetry.history import read_epochs, read_history
-from xrddiff.telemetry.rules import RULES, Monitor, Unhealthy, read_findings
+from xrddiff.core.errors import BadInput
+from xrddiff.learn.telemetry.history import read_epochs, read_history
+from xrddiff.learn.telemetry.rules import RULES, Monitor, Unhealthy, read_findings
 
 N = 32
 
@@ -24,7 +24,7 @@ N = 32
 def make_loader(wait=0.0, frames=N, rank=0, world_size=1, targets="mean"):
     import torch
 
-    from xrddiff.seeds import keyed_normal
+    from xrddiff.core.seeds import keyed_normal
 
     class Loader:
         def __init__(self):
@@ -60,7 +60,7 @@ def make_objective(scale=1.0, wide=16, act=None, offset=0.0):
 
 
 def train(folder, names, objective, loader, *, held_out=None, stops=(), options=None, **words):
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.training.trainer import Trainer
 
     words = {"num_epochs": 6, "lr": 1e-3, "ema_decay": None, "log_every": 2, "progress": False, **words}
     words = {"batch_size": 8 // loader.world_size, **words}
@@ -72,8 +72,8 @@ def autoencoder(kind, **words):
     """A real autoencoder on simulated frames: its objective and loader."""
     import torch
 
-    from xrddiff.losses import VAEObjective, VQObjective
-    from xrddiff.models.autoencoder import make_autoencoder
+    from xrddiff.learn.losses import VAEObjective, VQObjective
+    from xrddiff.learn.models.autoencoder import make_autoencoder
 
     x = torch.from_numpy(np.random.default_rng(0).poisson(1.0, (16, 1, 16, 16)).astype(np.float32))
 
@@ -140,7 +140,7 @@ def test_a_finding_that_ends_a_training(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_a_finding_too(tmp_path):
-    from xrddiff.telemetry.health import Diverged
+    from xrddiff.learn.telemetry.health import Diverged
 
     def overflow(step):
         objective.model[0].weight.data *= 1e38 if step == 5 else 1
@@ -192,9 +192,9 @@ def draw_while_training(folder, target, lr, epochs=8):
 
     import torch
 
-    from xrddiff.inference.during import SamplesDuring
-    from xrddiff.simulation.simulate import simulate
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.judge.inference.during import SamplesDuring
+    from xrddiff.learn.training.trainer import Trainer
+    from xrddiff.physics.simulation.simulate import simulate
 
     frames, objective, loader = simulate("sim128", range(4)).load(), make_objective(wide=64), make_loader()
     loader.y = torch.full((N,), float(target))
@@ -227,10 +227,10 @@ def test_samples_far_out(tmp_path):
 
 def test_the_rules_read_what_the_report_reads():
     """A model that follows its conditions in a few of its samples, and draws beyond the data, is found; a good one is not."""
-    from xrddiff.metrics.conditions import answer_words, class_answer, judged_facts
-    from xrddiff.metrics.judgement import Judgement, findings
-    from xrddiff.telemetry.rules import Evidence, look
-    from xrddiff.transforms.limits import range_words
+    from xrddiff.data.transforms.limits import range_words
+    from xrddiff.judge.metrics.conditions import answer_words, class_answer, judged_facts
+    from xrddiff.judge.metrics.judgement import Judgement, findings
+    from xrddiff.learn.telemetry.rules import Evidence, look
 
     names, held_out = list("0123456789"), 34 * np.eye(10, dtype=int) + np.roll(np.eye(10, dtype=int), 1, 1)
     used = {"condition_use": {"difference": 0.02, "error": 0.001, "frames": 256, "loss": 0.2}}
@@ -258,9 +258,9 @@ def test_the_rules_read_what_the_report_reads():
 
 
 def test_a_guessing_classifier_accuses_no_model():
-    from xrddiff.metrics.conditions import class_answer, judged_facts
-    from xrddiff.metrics.judgement import Judgement
-    from xrddiff.telemetry.rules import Evidence, look
+    from xrddiff.judge.metrics.conditions import class_answer, judged_facts
+    from xrddiff.judge.metrics.judgement import Judgement
+    from xrddiff.learn.telemetry.rules import Evidence, look
 
     answer = class_answer(["a", "b"], np.array([[10, 10], [10, 10]]), np.array([[6, 5], [5, 6]]))
     facts = judged_facts(Judgement({}, {}, {}, 1.0, answers={"kind": answer}))

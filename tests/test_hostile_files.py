@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hostile_files import hostile_files
 
-from xrddiff.launcher import python_words, run
+from xrddiff.core.launcher import python_words, run
 
 MOST = 1 << 30  # bytes of the whole process, with its libraries
 
@@ -18,8 +18,8 @@ MOST = 1 << 30  # bytes of the whole process, with its libraries
 CHILD = """
 import contextlib, io, json, re, resource, signal, sys, threading, traceback
 from pathlib import Path
-from xrddiff.cli.main import main
-from xrddiff.formats import readers
+from xrddiff.app.cli.main import main
+from xrddiff.data.formats import readers
 
 class Hang(BaseException):
     pass

@@ -23,9 +23,9 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from xrddiff.cli.main import main
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import make_frames
+from xrddiff.app.cli.main import main
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
 
 GEOMETRY = ["wavelength=1.3", "distance=0.1", "pixel_size=1e-4", "beam_center=[16,12]"]
 BSLZ4 = dict(hdf5plugin.Bitshuffle(cname="lz4"))
@@ -698,7 +698,7 @@ def test_what_could_take_the_process_along(tmp_path):
     for name in CRASHES:
         (tmp_path / name).mkdir()
         files.append(str(hdf5(HDF5[name])(tmp_path / name)))
-    code = "import sys\nfrom xrddiff.cli.main import main\nprint([main(['data', 'inspect', '--no-png', f]) for f in sys.argv[1:]])"
+    code = "import sys\nfrom xrddiff.app.cli.main import main\nprint([main(['data', 'inspect', '--no-png', f]) for f in sys.argv[1:]])"
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == str([2] * len(CRASHES)), done.stderr
     assert "Traceback" not in done.stderr

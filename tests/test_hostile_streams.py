@@ -19,14 +19,14 @@ import zmq
 from hostile_messages import frames as shots
 from hostile_messages import fuzzed, good
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.store import save_frames
-from xrddiff.launcher import python_words, run
-from xrddiff.streaming import answering, stream
-from xrddiff.streaming.answers import STORE, Answers, read_answers, read_stack, read_stream_summary
-from xrddiff.streaming.arrivals import Arrived, Listening, layout_of, written_name
-from xrddiff.streaming.detector_messages import MOST_SERIES, SERIES, Senders, decompress, header_message, open_pull
-from xrddiff.streaming.stream import NOT_YET, Stream, StreamPlan
+from xrddiff.core.errors import BadInput
+from xrddiff.core.launcher import python_words, run
+from xrddiff.data.formats.store import save_frames
+from xrddiff.run.streaming import answering, stream
+from xrddiff.run.streaming.answers import STORE, Answers, read_answers, read_stack, read_stream_summary
+from xrddiff.run.streaming.arrivals import Arrived, Listening, layout_of, written_name
+from xrddiff.run.streaming.detector_messages import MOST_SERIES, SERIES, Senders, decompress, header_message, open_pull
+from xrddiff.run.streaming.stream import NOT_YET, Stream, StreamPlan
 
 WORDS = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(32, 32))
 

@@ -12,15 +12,23 @@ from pathlib import Path
 import pytest
 from hostile_studies import hostile_studies
 
-from xrddiff import plugins
-from xrddiff.cli.main import main
-from xrddiff.errors import BadInput
-from xrddiff.files import json_digest
-from xrddiff.studies import agents, journal
-from xrddiff.studies import study as studies
-from xrddiff.studies.consent import allow_plan, read_plan
-from xrddiff.studies.study import Agent, complete_trial, living_agents, make_study, open_study, take_trial, trial_rows
-from xrddiff.studies.sweep_file import make_plan
+from xrddiff.app.cli.main import main
+from xrddiff.core import plugins
+from xrddiff.core.errors import BadInput
+from xrddiff.core.files import json_digest
+from xrddiff.run.studies import agents, journal
+from xrddiff.run.studies import study as studies
+from xrddiff.run.studies.consent import allow_plan, read_plan
+from xrddiff.run.studies.study import (
+    Agent,
+    complete_trial,
+    living_agents,
+    make_study,
+    open_study,
+    take_trial,
+    trial_rows,
+)
+from xrddiff.run.studies.sweep_file import make_plan
 
 SECRET = "never-in-a-file-4711"
 SWEEP = {
@@ -213,7 +221,7 @@ def test_a_study_of_an_earlier_version_goes_on(tmp_path):
 
 def test_jobs_execute_no_file_of_the_study(tmp_path):
     """What waits in a queue is a command of this package: who can write to the folder cannot change what it does."""
-    from xrddiff.slurm.profiles import load_profile
+    from xrddiff.run.slurm.profiles import load_profile
 
     study = make_study(make_plan(SWEEP), tmp_path / "study")
     plan = agents.plan_swarm(study, load_profile("small"), 2)

@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.geometry import Geometry, geometry_of
-from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.indexing.cells import Cell, orientation_error
-from xrddiff.indexing.indexer import INDEXED, Indexer, index_frames
-from xrddiff.indexing.rays import miller_sphere, predict_spots, scattering_vectors
-from xrddiff.indexing.stream import write_stream
-from xrddiff.loading.catalog import load
-from xrddiff.metrics.indexing import turned_peaks
-from xrddiff.simulation.crystal import CRYSTAL_SYSTEMS, random_rotation
-from xrddiff.simulation.simulate import simulate
+from xrddiff.core.errors import BadInput
+from xrddiff.data.frames.geometry import Geometry, geometry_of
+from xrddiff.data.frames.peaks import find_frame_peaks
+from xrddiff.judge.metrics.indexing import turned_peaks
+from xrddiff.learn.loading.catalog import load
+from xrddiff.physics.indexing.cells import Cell, orientation_error
+from xrddiff.physics.indexing.indexer import INDEXED, Indexer, index_frames
+from xrddiff.physics.indexing.rays import miller_sphere, predict_spots, scattering_vectors
+from xrddiff.physics.indexing.stream import write_stream
+from xrddiff.physics.simulation.crystal import CRYSTAL_SYSTEMS, random_rotation
+from xrddiff.physics.simulation.simulate import simulate
 
 LYSOZYME = (79.1, 79.1, 37.9, 90, 90, 90)
 
@@ -190,7 +190,7 @@ def test_a_stream_has_what_was_indexed(indexed_cspad, cspad, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch, capsys):
-    from xrddiff.cli.main import main
+    from xrddiff.app.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     assert main(["data", "simulate", "sim128", "-n", "6", "-o", "shots.h5", "--seed", "5"]) == 0
@@ -215,8 +215,8 @@ def test_the_command_writes_a_table_a_picture_and_a_stream(tmp_path, monkeypatch
     ],
 )
 def test_mistakes_on_the_command_line(words, sentence, tmp_path, monkeypatch, capsys):
-    from xrddiff.cli.main import main
-    from xrddiff.formats.store import save_frames
+    from xrddiff.app.cli.main import main
+    from xrddiff.data.formats.store import save_frames
 
     monkeypatch.chdir(tmp_path)
     save_frames(simulate("sim128", [0, 1], seed=5), "shots.h5")

@@ -10,16 +10,16 @@ import torch
 from conftest import SMALL
 from test_run import xrddiff
 
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.execution.checks import check_run
-from xrddiff.inference.building import build_autoregressive, build_generative, open_space
-from xrddiff.loading.datasets import prepare_words
-from xrddiff.recipes.autoencoders import build_autoencoder
-from xrddiff.recipes.latents import weights_sha256
-from xrddiff.recipes.setup import run_accelerator
-from xrddiff.saved_config import to_yaml
-from xrddiff.training.checkpoints import load_checkpoint, save_checkpoint
+from xrddiff.config.composition import compose_config
+from xrddiff.config.saved_config import to_yaml
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.judge.inference.building import build_autoregressive, build_generative, open_space
+from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.recipes.autoencoders import build_autoencoder
+from xrddiff.learn.recipes.latents import weights_sha256
+from xrddiff.learn.recipes.setup import run_accelerator
+from xrddiff.learn.training.checkpoints import load_checkpoint, save_checkpoint
+from xrddiff.run.execution.checks import check_run
 
 STILL = ["training.lr=1e-12", "training.max_steps=1"]  # weights stay as they were loaded
 

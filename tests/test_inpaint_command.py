@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.cli.main import main
-from xrddiff.errors import BadInput
-from xrddiff.formats.mask_files import write_mask
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import frame_mask, validate_frames
-from xrddiff.inference.measured import open_inpainting, open_interpolation
-from xrddiff.loading.catalog import load
-from xrddiff.models.generative import DrawSettings
+from xrddiff.app.cli.main import main
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.mask_files import write_mask
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import frame_mask, validate_frames
+from xrddiff.judge.inference.measured import open_inpainting, open_interpolation
+from xrddiff.learn.loading.catalog import load
+from xrddiff.learn.models.generative import DrawSettings
 
 pytestmark = pytest.mark.slow
 

@@ -15,17 +15,17 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput
-from xrddiff.execution.run_folder import read_failures, stopped_by
-from xrddiff.mediums import plain_text
-from xrddiff.overrides import as_override
-from xrddiff.registry import forget, register
-from xrddiff.saved_config import load_config
-from xrddiff.slurm.job import REQUEUE, Job, RankCommand, prepare, read_job, run_task, run_words
-from xrddiff.slurm.profiles import load_profile
-from xrddiff.slurm.scripts import render_script
-from xrddiff.slurm.submission import plan_command
+from xrddiff.config.composition import compose_config
+from xrddiff.config.overrides import as_override
+from xrddiff.config.saved_config import load_config
+from xrddiff.core.errors import BadInput
+from xrddiff.core.mediums import plain_text
+from xrddiff.core.registry import forget, register
+from xrddiff.run.execution.run_folder import read_failures, stopped_by
+from xrddiff.run.slurm.job import REQUEUE, Job, RankCommand, prepare, read_job, run_task, run_words
+from xrddiff.run.slurm.profiles import load_profile
+from xrddiff.run.slurm.scripts import render_script
+from xrddiff.run.slurm.submission import plan_command
 
 # of this test process: ranks of two that ran side by side on one port would take each other for their own
 PORT = 20000 + os.getpid() % 3000 * 3
@@ -35,13 +35,13 @@ AWKWARD = "it's \"x\" $(touch pwned) `touch pwned` \\' \\\n; #é"
 def launch(
     command: str, job: Job, folder: Path, rank: int = 0, ranks: int = 1, port: int = 0, **env: str
 ) -> subprocess.Popen:
-    """`python -P -m xrddiff.slurm.job command` on one rank."""
+    """`python -P -m xrddiff.run.slurm.job command` on one rank."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMI_"))} | env
     env |= {"XRDDIFF_JOB": job.to_json(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if ranks > 1:
         place = dict(RANK=rank, WORLD_SIZE=ranks, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=ranks, MASTER_PORT=port)
         env |= {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    words = [sys.executable, "-P", "-m", "xrddiff.slurm.job", *command.split()]
+    words = [sys.executable, "-P", "-m", "xrddiff.run.slurm.job", *command.split()]
     return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -272,7 +272,9 @@ def test_a_command_is_planned_with_a_folder(toy, tmp_path, monkeypatch, capsys):
 
 def test_a_command_stopped_in_order_goes_back_into_the_queue(toy, tmp_path, monkeypatch):
     """By the exit code of rank 0 alone, as `srun` ends all ranks at the first that is not 0."""
-    monkeypatch.setattr("xrddiff.ranks.environment.set_environment", lambda info: None)  # of this process, for good
+    monkeypatch.setattr(
+        "xrddiff.core.ranks.environment.set_environment", lambda info: None
+    )  # of this process, for good
     job = Job("command", run_dirs=[str(tmp_path)], argv=["toy", "75", "--into", str(tmp_path)])
     assert run_task(job) == REQUEUE
     for name, value in dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="9").items():

@@ -12,14 +12,13 @@ import pytest
 import torch
 from browser import chromium
 
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.selection import select_frames
-from xrddiff.inference.evaluation import samples_of
-from xrddiff.inference.judges import ConditionJudges, asked_of_all, label_classes
-from xrddiff.loading.datasets import prepare_frames
-from xrddiff.metrics.baselines import scene_again
-from xrddiff.metrics.conditions import (
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.judge.inference.evaluation import samples_of
+from xrddiff.judge.inference.judges import ConditionJudges, asked_of_all, label_classes
+from xrddiff.judge.metrics.baselines import scene_again
+from xrddiff.judge.metrics.conditions import (
     FoundConditions,
     answer_table,
     answer_words,
@@ -28,17 +27,18 @@ from xrddiff.metrics.conditions import (
     number_answer,
     same_condition,
 )
-from xrddiff.metrics.distribution import DISTANCES, times_floor
-from xrddiff.metrics.diversity import wilson_interval
-from xrddiff.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
-from xrddiff.metrics.physics import summarise_physics
-from xrddiff.metrics.reconstruction import score_scene
-from xrddiff.metrics.set_summaries import Ruler
-from xrddiff.recipes.classifiers import fit_classifier, open_classifier, save_classifier
-from xrddiff.simulation.simulate import simulate
-from xrddiff.views.judgement import add_generation, generation_pictures
-from xrddiff.views.report import Report
-from xrddiff.views.samples import origin_of
+from xrddiff.judge.metrics.distribution import DISTANCES, times_floor
+from xrddiff.judge.metrics.diversity import wilson_interval
+from xrddiff.judge.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
+from xrddiff.judge.metrics.physics import summarise_physics
+from xrddiff.judge.metrics.reconstruction import score_scene
+from xrddiff.judge.metrics.set_summaries import Ruler
+from xrddiff.judge.views.judgement import add_generation, generation_pictures
+from xrddiff.judge.views.report import Report
+from xrddiff.judge.views.samples import origin_of
+from xrddiff.learn.loading.datasets import prepare_frames
+from xrddiff.learn.recipes.classifiers import fit_classifier, open_classifier, save_classifier
+from xrddiff.physics.simulation.simulate import simulate
 
 
 def blobs(n, seed=0):

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from conftest import LAB, Lab, bring_up
 
-from xrddiff.cli.main import main, parse
-from xrddiff.slurm.profiles import Profile, list_profiles
+from xrddiff.app.cli.main import main, parse
+from xrddiff.run.slurm.profiles import Profile, list_profiles
 
 pytestmark = pytest.mark.slow
 

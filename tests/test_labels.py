@@ -9,16 +9,16 @@ import pytest
 import zarr
 from fabio.tifimage import TifImage
 
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.labels import check_conditions, class_names, decoded, label_names, label_problem, label_value
-from xrddiff.frames.own_labels import are_classes, encode, label_name
-from xrddiff.loading.datasets import open_words, prepare_words
-from xrddiff.models.conditioning import Conditions
-from xrddiff.views.inspection import inspect_file
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.labels import check_conditions, class_names, decoded, label_names, label_problem, label_value
+from xrddiff.data.frames.own_labels import are_classes, encode, label_name
+from xrddiff.judge.views.inspection import inspect_file
+from xrddiff.learn.loading.datasets import open_words, prepare_words
+from xrddiff.learn.models.conditioning import Conditions
 
 N = 20
 DIGIT = np.arange(N) % 7 + 3  # 3 … 9

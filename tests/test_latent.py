@@ -9,9 +9,9 @@ import pytest
 import torch
 import warm
 
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.models.autoencoder import make_autoencoder
-from xrddiff.models.latent_space import (
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.learn.models.autoencoder import make_autoencoder
+from xrddiff.learn.models.latent_space import (
     LatentSpace,
     LatentStatistics,
     LatentSums,
@@ -19,16 +19,16 @@ from xrddiff.models.latent_space import (
     measure_latents,
     pairwise_mse,
 )
-from xrddiff.recipes.latents import LatentLoader, measure_checkpoint, open_latent_space, weights_sha256
+from xrddiff.learn.recipes.latents import LatentLoader, measure_checkpoint, open_latent_space, weights_sha256
 
 FRAMES, BATCH = 22, 5
 
 
 def make_loader(rank=0, world_size=1, batch_size=BATCH, bad=None, size=22, **words):
     """Counts of 22 × 22 with a dead corner, padded to 32 × 32 (downsampling 8, then 2 of the network); frame `bad` holds a NaN that the loader refuses."""
-    from xrddiff.frames.frames import make_frames
-    from xrddiff.loading.loader import FrameLoader
-    from xrddiff.transforms.pipelines import make_transform
+    from xrddiff.data.frames.frames import make_frames
+    from xrddiff.data.transforms.pipelines import make_transform
+    from xrddiff.learn.loading.loader import FrameLoader
 
     rng = np.random.default_rng(1)
     counts = rng.poisson(4.0, (FRAMES + 3, size, size)).astype(np.float32)
@@ -52,7 +52,7 @@ def make_model(kind="kl", **words):
 
 
 def save(folder, model, step=10, **groups):
-    from xrddiff.training.checkpoints import save_checkpoint
+    from xrddiff.learn.training.checkpoints import save_checkpoint
 
     return save_checkpoint(folder, step, {"model": model.state_dict(), **groups}, {"step": step, "model": model.config})
 
@@ -129,7 +129,7 @@ def script_ranks(folder):
     import torch.distributed as dist
     from test_training import on_ranks
 
-    from xrddiff.ranks.agreement import Ranks
+    from xrddiff.core.ranks.agreement import Ranks
 
     def work(rank, n, bad, name):
         if n > 1:
@@ -232,7 +232,7 @@ def test_trained_further_means_measured_again(tmp_path):
 
 
 def test_quantised_autoencoder_opens(tmp_path):
-    from xrddiff.training.checkpoints import load_checkpoint
+    from xrddiff.learn.training.checkpoints import load_checkpoint
 
     model = make_model("vq", latent_channels=4, codes=32)
     path = save(tmp_path, model)
@@ -311,10 +311,10 @@ def test_sides_that_do_not_divide_are_refused(space):
 
 def train(folder, space, max_steps, resume=False, validation=True):
     """A small denoiser in the latent; its trainer after `max_steps`."""
-    from xrddiff.diffusion.denoisers import Denoiser
-    from xrddiff.diffusion.objectives import DenoisingObjective
-    from xrddiff.models.unet import UNet
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.diffusion.denoisers import Denoiser
+    from xrddiff.learn.diffusion.objectives import DenoisingObjective
+    from xrddiff.learn.models.unet import UNet
+    from xrddiff.learn.training.trainer import Trainer
 
     torch.manual_seed(0)
     net = UNet(3, 3, widths=(8, 8), layers_per_block=1, norm_groups=4, mid_attention=False, conditions={"crystals": 3})
@@ -345,7 +345,7 @@ def test_trainer_resumes_in_the_latent_to_the_bit(tmp_path, space):
 
 
 def test_latents_have_sigma_data_one(space):
-    from xrddiff.diffusion.denoisers import measure_sigma_data
+    from xrddiff.learn.diffusion.denoisers import measure_sigma_data
 
     assert measure_sigma_data(LatentLoader(make_loader(), space).batches(0)) == pytest.approx(1, abs=0.02)
 

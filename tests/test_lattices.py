@@ -9,22 +9,22 @@ import pandas as pd
 import pytest
 import torch
 
-from xrddiff.config import compose_config
-from xrddiff.diffusion.keyed_sampling import Sampler
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.frames.geometry import Geometry, q_map
-from xrddiff.frames.selection import select_frames
-from xrddiff.indexing.cells import Cell
-from xrddiff.indexing.expected_intensities import CrystalIntensities, intensities_of, save_intensities
-from xrddiff.indexing.known_lattices import known_lattices
-from xrddiff.indexing.lattice_maps import LatticeMap
-from xrddiff.inference.crystals import asked_lattices, measured_maps
-from xrddiff.inference.generators import open_generator
-from xrddiff.inference.lattices import lattice_table
-from xrddiff.loading.condition_maps import ConditionMaps
-from xrddiff.models.generative import DrawSettings
-from xrddiff.simulation.simulate import simulate
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.frames.geometry import Geometry, q_map
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.judge.inference.crystals import asked_lattices, measured_maps
+from xrddiff.judge.inference.generators import open_generator
+from xrddiff.judge.inference.lattices import lattice_table
+from xrddiff.learn.diffusion.keyed_sampling import Sampler
+from xrddiff.learn.loading.condition_maps import ConditionMaps
+from xrddiff.learn.models.generative import DrawSettings
+from xrddiff.physics.indexing.cells import Cell
+from xrddiff.physics.indexing.expected_intensities import CrystalIntensities, intensities_of, save_intensities
+from xrddiff.physics.indexing.known_lattices import known_lattices
+from xrddiff.physics.indexing.lattice_maps import LatticeMap
+from xrddiff.physics.simulation.simulate import simulate
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_what_cannot_be_asked_for(runs, tmp_path):
 
 
 def test_maps_need_crystals_and_a_geometry(frames):
-    from xrddiff.loading.condition_maps import ConditionMaps
+    from xrddiff.learn.loading.condition_maps import ConditionMaps
 
     plain = frames.drop_vars(["cell", "orientation"])
     for ds, name, sentence in (
@@ -194,9 +194,9 @@ def test_options_of_maps(frames):
 
 
 def test_a_network_that_takes_no_maps_is_named():
-    from xrddiff.inference.building import build_network
-    from xrddiff.models.unet import UNet
-    from xrddiff.registry import forget, register
+    from xrddiff.core.registry import forget, register
+    from xrddiff.judge.inference.building import build_network
+    from xrddiff.learn.models.unet import UNet
 
     @register("network", "plain_test", help="takes no maps")
     class Plain(torch.nn.Module):

@@ -21,10 +21,10 @@ import warm
 from conftest import SMALL, clean_environment, need
 from lab import end_server
 
-from xrddiff import launcher
-from xrddiff.cli.main import build_parser
-from xrddiff.execution import run_folder
-from xrddiff.execution.launched import LaunchedRun
+from xrddiff.app.cli.main import build_parser
+from xrddiff.core import launcher
+from xrddiff.run.execution import run_folder
+from xrddiff.run.execution.launched import LaunchedRun
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = Path(sys.executable).with_name("xrddiff")
@@ -181,7 +181,7 @@ def filled(hostile, runs) -> dict[str, object]:
     script, plugin = (hostile.folder.with_name(name) for name in ("own.py", "plugin.py"))
     script.write_text("import torch; print(torch.__version__)")
     plugin.write_text(
-        "from xrddiff.registry import register\n\n\n@register('metric', 'mean count', of='frames')\n"
+        "from xrddiff.core.registry import register\n\n\n@register('metric', 'mean count', of='frames')\n"
         "def mean_count(frames):\n    return frames.intensity.where(frames.mask).mean(['y', 'x']).values\n"
     )
     return dict(ddpm=ddpm, other=other, script=script, plugin=plugin)
@@ -283,7 +283,7 @@ def test_a_notebook_imports_what_lies_beside_it_after_all_others(tmp_path, monke
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import KernelManager
 
-    from xrddiff.cli.lab import prepare_jupyter
+    from xrddiff.app.cli.lab import prepare_jupyter
 
     monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path / "state"))
     share = Path(prepare_jupyter(tmp_path, {})["JUPYTER_PATH"])
@@ -317,7 +317,12 @@ def test_an_entry_of_the_path_that_means_the_present_folder_is_dropped(tmp_path,
         assert str(tmp_path) not in path and path.count(str(tmp_path / "there")) == 1
         assert seen["PYTHONPATH"] == str(tmp_path / "there") and seen["PYTHONSAFEPATH"] == "1"
     # the command itself: what it imports from then on, and what its children are told
-    command = [sys.executable, "-P", "-c", f"from xrddiff.launcher import isolate; isolate(); import colorsys; {SAY}"]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        f"from xrddiff.core.launcher import isolate; isolate(); import colorsys; {SAY}",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     path, seen = json.loads(done.stdout)
     assert str(tmp_path) not in path and seen["PYTHONPATH"] == str(tmp_path / "there")
@@ -337,7 +342,7 @@ def test_the_folder_that_holds_xrddiff_stays_on_the_path(monkeypatch):
 
 def test_what_tries_a_file_knows_no_password_and_has_limits(tmp_path, monkeypatch):
     """The process that opens somebody's file: its environment and limits as the kernel has them."""
-    from xrddiff.headers.probe import _Probe
+    from xrddiff.data.headers.probe import _Probe
 
     monkeypatch.setenv("MY_TOKEN", "secret")
     monkeypatch.chdir(tmp_path)
@@ -374,11 +379,11 @@ def test_nothing_else_starts_a_process():
     """`make lint` refuses it, in a module and in a notebook alike."""
     cells = [dict(cell_type="code", metadata={}, outputs=[], execution_count=None, source=code) for code in BANNED]
     notebook = json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=4))
-    for name, text in (("nbs/frames/new.ipynb", notebook), ("nbs/runs/new.ipynb", notebook)):
+    for name, text in (("nbs/data/frames/new.ipynb", notebook), ("nbs/runs/new.ipynb", notebook)):
         assert refused(name, text) == len(BANNED)
     for code in BANNED:
-        assert refused("xrddiff/frames/new.py", code) == 1, code
-        assert refused("xrddiff/launcher.py", code) == 0
+        assert refused("xrddiff/data/frames/new.py", code) == 1, code
+        assert refused("xrddiff/core/launcher.py", code) == 0
 
 
 def refused(name: str, text: str) -> int:

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.frames import rows
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.selection import concat_frames, select_frames
-from xrddiff.loading.loader import FrameLoader, epoch_order, split_by_group
-from xrddiff.transforms.pipelines import Pipeline
-from xrddiff.transforms.spatial import Pool, as_images
-from xrddiff.transforms.values import Asinh, Linear, MinMaxPerImage
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.frames import rows
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.selection import concat_frames, select_frames
+from xrddiff.data.transforms.pipelines import Pipeline
+from xrddiff.data.transforms.spatial import Pool, as_images
+from xrddiff.data.transforms.values import Asinh, Linear, MinMaxPerImage
+from xrddiff.learn.loading.loader import FrameLoader, epoch_order, split_by_group
 
 RAW = Linear(standardise=False)
 
@@ -254,9 +254,9 @@ MEMORY = """
 import resource, sys
 import h5py, hdf5plugin
 import numpy as np, torch
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.formats.readers import open_frames
-from xrddiff.transforms.values import Asinh
+from xrddiff.learn.loading.loader import FrameLoader
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.transforms.values import Asinh
 ds = open_frames(sys.argv[1], wavelength=1.0, complete=False)
 t = Asinh().fit(ds, range(8))
 loader = FrameLoader(ds, t, batch_size=4, prefetch=2)
@@ -371,9 +371,9 @@ def test_a_loop_that_is_left_leaves_nothing_behind():
 
 EXIT = """
 import numpy as np
-from xrddiff.frames.frames import make_frames
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.transforms.values import Linear
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.learn.loading.loader import FrameLoader
+from xrddiff.data.transforms.values import Linear
 loader = FrameLoader(make_frames(np.ones((50, 8, 8), np.uint16)), Linear(standardise=False), batch_size=2, prefetch=5)
 batches = [loader.batches(), loader.batches(1)]
 for b in batches:

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
-from xrddiff.errors import BadInput
-from xrddiff.losses import (
+from xrddiff.core.errors import BadInput
+from xrddiff.core.registry import Names, get
+from xrddiff.data.transforms.pipelines import make_transform
+from xrddiff.data.transforms.values import Asinh
+from xrddiff.learn.losses import (
     VAEObjective,
     annealed,
     iwmse,
@@ -16,10 +19,7 @@ from xrddiff.losses import (
     poisson_nll,
     positive_rate,
 )
-from xrddiff.models.autoencoder import make_autoencoder
-from xrddiff.registry import Names, get
-from xrddiff.transforms.pipelines import make_transform
-from xrddiff.transforms.values import Asinh
+from xrddiff.learn.models.autoencoder import make_autoencoder
 
 torch.set_num_threads(1)
 

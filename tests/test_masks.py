@@ -14,24 +14,24 @@ from fabio.edfimage import EdfImage
 from fabio.tifimage import TifImage
 from scipy import ndimage
 
-from xrddiff.cli.main import main
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import read_store, save_frames
-from xrddiff.frames.automask import Automask, mask_function, masking_of, with_automask
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.masks import RULES, chosen_rules
-from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.loading.catalog import convert
-from xrddiff.loading.datasets import open_words
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.simulation.experiments import find_experiment
-from xrddiff.simulation.simulate import simulate
-from xrddiff.transforms.values import Linear
-from xrddiff.views.inspection import inspect_file
+from xrddiff.app.cli.main import main
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import read_store, save_frames
+from xrddiff.data.frames.automask import Automask, mask_function, masking_of, with_automask
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.masks import RULES, chosen_rules
+from xrddiff.data.frames.peaks import find_frame_peaks
+from xrddiff.data.transforms.values import Linear
+from xrddiff.judge.views.inspection import inspect_file
+from xrddiff.learn.loading.catalog import convert
+from xrddiff.learn.loading.datasets import open_words
+from xrddiff.learn.loading.loader import FrameLoader
+from xrddiff.physics.simulation.experiments import find_experiment
+from xrddiff.physics.simulation.simulate import simulate
 
-SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"
+SAMPLE = files("xrddiff") / "data" / "samples" / "cspad_lysozyme_r0015.h5"
 KNOWN = {"wavelength": 1.0, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (20.0, 20.0)}
 
 
@@ -59,8 +59,8 @@ def test_sparse_simulated_frames_stay(level):
 
 def test_real_counting_series_keeps_its_zeros():
     """Reflectivity on a Pilatus: 70% of the pixels hold 0."""
-    from xrddiff.loading.cache import CannotFetch
-    from xrddiff.loading.catalog import load
+    from xrddiff.learn.loading.cache import CannotFetch
+    from xrddiff.learn.loading.catalog import load
 
     try:
         ds = load("pilatus-reflectivity")

@@ -21,16 +21,16 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from xrddiff import mediums
-from xrddiff.cli.main import main
-from xrddiff.config import compose_config
-from xrddiff.files import write_json, write_text
-from xrddiff.frames.frames import make_frames
-from xrddiff.mediums import for_terminal, plain_text
-from xrddiff.saved_config import to_yaml
-from xrddiff.views.page import render
-from xrddiff.views.plots import png
-from xrddiff.views.report import Report, markdown_table
+from xrddiff.app.cli.main import main
+from xrddiff.config.composition import compose_config
+from xrddiff.config.saved_config import to_yaml
+from xrddiff.core import mediums
+from xrddiff.core.files import write_json, write_text
+from xrddiff.core.mediums import for_terminal, plain_text
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.judge.views.page import render
+from xrddiff.judge.views.plots import png
+from xrddiff.judge.views.report import Report, markdown_table
 
 ODD = {
     "formula": "run$_$1",
@@ -97,7 +97,7 @@ def test_colours_of_our_own_still_reach_a_terminal():
 
 
 def test_a_log_keeps_its_colours_and_nothing_else(tmp_path, capsys, monkeypatch):
-    from xrddiff.slurm import logs
+    from xrddiff.run.slurm import logs
 
     (tmp_path / "log.txt").write_text("\x1b[31mred\x1b[0m\x1b]52;c;eA==\x07\x1b[2J\n")
     run = types.SimpleNamespace(submission=None, task=None, run_dir=tmp_path, id="run", slurm_id=None)
@@ -152,7 +152,7 @@ def test_a_name_that_is_not_utf8_in_a_process(tmp_path):
     import sys
 
     np.save(tmp_path / os.fsdecode(b"run\xff.npy"), np.ones((1, 8, 8), np.uint16))
-    code = "import sys, warnings; from xrddiff.cli.main import command_line; sys.argv[1:] = ['data', 'inspect', sys.argv[1]]; command_line()"
+    code = "import sys, warnings; from xrddiff.app.cli.main import command_line; sys.argv[1:] = ['data', 'inspect', sys.argv[1]]; command_line()"
     words = [sys.executable, "-c", code, b"run\xff.npy"]
     done = subprocess.run(
         words, cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
@@ -183,7 +183,7 @@ def test_json_keeps_what_a_name_is(odd, tmp_path):
 
 
 def test_no_cell_of_a_table_is_a_formula():
-    from xrddiff.studies.listing import RunRow, runs_csv
+    from xrddiff.run.studies.listing import RunRow, runs_csv
 
     rows = [RunRow(odd, odd, odd, odd, value=-1.0, note=odd) for odd in (*ODD.values(), "+1", "-1", "@x", "\t=1")]
     text = runs_csv(rows)
@@ -206,7 +206,7 @@ def frames_of(odd: str) -> object:
 
 
 def _set_summary():
-    from xrddiff.metrics.set_summaries import LEVELS
+    from xrddiff.judge.metrics.set_summaries import LEVELS
 
     class Set(types.SimpleNamespace):
         def __len__(self) -> int:
@@ -220,11 +220,11 @@ def _set_summary():
 
 def figures(odd: str):
     """A figure of each function that draws a name, with the axes that have it."""
-    from xrddiff.ranks.scaling import plot_scaling
-    from xrddiff.studies import comparison as runs
-    from xrddiff.views import charts, comparison, latent_map, masks, plots, samples
-    from xrddiff.widgets import shown
-    from xrddiff.widgets.canvas import CanvasImage, draw_pictures
+    from xrddiff.app.widgets import shown
+    from xrddiff.app.widgets.canvas import CanvasImage, draw_pictures
+    from xrddiff.core.ranks.scaling import plot_scaling
+    from xrddiff.judge.views import charts, comparison, latent_map, masks, plots, samples
+    from xrddiff.run.studies import comparison as runs
 
     ds, several = frames_of(odd), {odd: 1, "b": 2}
     peaks = pd.DataFrame({"fs": [3.0], "ss": [4.0]})
@@ -319,7 +319,7 @@ def test_a_page_shows_what_a_name_is(odd):
 
 @names
 def test_frames_and_folders_in_a_notebook(odd):
-    from xrddiff.frames.display import as_html, as_text
+    from xrddiff.data.frames.display import as_html, as_text
 
     ds = frames_of(odd)
     ds.attrs |= {"detector": odd, "sample": odd}
@@ -371,7 +371,7 @@ def test_markdown_shows_what_a_name_is(odd):
 
 @names
 def test_reports_are_written_and_read_back(odd, tmp_path):
-    from xrddiff.views.report import read_report
+    from xrddiff.judge.views.report import read_report
 
     (tmp_path / "metrics").mkdir()
     page = odd_report(odd).write(tmp_path)
@@ -418,7 +418,7 @@ def odd_runs(tmp_path):
 
 
 def test_runs_of_odd_names_are_listed_and_compared(odd_runs, tmp_path, capsys):
-    from xrddiff.studies.comparison import open_comparison, write_comparison
+    from xrddiff.run.studies.comparison import open_comparison, write_comparison
 
     for form, read in (
         (["--json"], json.loads),
@@ -450,7 +450,7 @@ def test_the_page_and_the_card_of_a_run_of_an_odd_name(odd_runs, capsys):
 
 @names
 def test_the_card_of_a_run(odd, tmp_path):
-    from xrddiff.views.model_card import model_card
+    from xrddiff.judge.views.model_card import model_card
 
     cfg = compose_config(["model=vae_kl", "data=sim128"])
     cfg.presets["model"], cfg.presets["data"] = odd, odd
@@ -471,7 +471,7 @@ def test_the_parameters_of_a_notebook_are_values(odd, tmp_path):
     """What a run is told is code in its notebook: a name cannot end the literal that it is in."""
     from papermill.parameterize import parameterize_notebook
 
-    from xrddiff.execution.notebooks import notebook_parameters
+    from xrddiff.run.execution.notebooks import notebook_parameters
 
     cell = nbformat.v4.new_code_cell("path = ''\nmore = {}\nevery = []", metadata=dict(tags=["parameters"]))
     given = {"path": odd, "more": {odd: odd}, "every": [odd]}
@@ -486,7 +486,7 @@ def test_the_parameters_of_a_notebook_are_values(odd, tmp_path):
 
 def test_widgets_say_what_a_name_is():
     """What a widget says is escaped in its HTML; the scripts of the widgets make no HTML of text."""
-    from xrddiff.widgets.shown import Panel
+    from xrddiff.app.widgets.shown import Panel
 
     for odd in ODD.values():
         panel = Panel()

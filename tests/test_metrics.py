@@ -7,13 +7,14 @@ import xarray as xr
 from conftest import need
 from scipy.optimize import linear_sum_assignment
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.noise import draw_counts
-from xrddiff.frames.peak_matching import match_peaks, match_tables
-from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.metrics.peak_scores import PeakScore, score_peaks
-from xrddiff.metrics.radial_profiles import (
+from xrddiff.core.errors import BadInput
+from xrddiff.core.seeds import numpy_rng
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.noise import draw_counts
+from xrddiff.data.frames.peak_matching import match_peaks, match_tables
+from xrddiff.data.frames.peaks import find_frame_peaks
+from xrddiff.judge.metrics.peak_scores import PeakScore, score_peaks
+from xrddiff.judge.metrics.radial_profiles import (
     PixelScore,
     RadialProfile,
     intensity_correlation,
@@ -23,7 +24,6 @@ from xrddiff.metrics.radial_profiles import (
     radial_profile,
     score_pixels,
 )
-from xrddiff.seeds import numpy_rng
 
 
 def spots(n=6, size=96, level=2.0, seed=0):

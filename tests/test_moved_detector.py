@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.geometry import Geometry, closest_geometry
-from xrddiff.frames.labels import peak_resolution
-from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.frames.selection import concat_frames, select_frames
-from xrddiff.indexing.indexer import index_frames
-from xrddiff.inference.generators import open_generator
-from xrddiff.loading.condition_maps import ConditionMaps
-from xrddiff.metrics.q_profiles import common_q, q_profiles
-from xrddiff.models.generative import DrawSettings
-from xrddiff.simulation.experiments import EXPERIMENTS
-from xrddiff.simulation.simulate import simulate
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.geometry import Geometry, closest_geometry
+from xrddiff.data.frames.labels import peak_resolution
+from xrddiff.data.frames.peaks import find_frame_peaks
+from xrddiff.data.frames.selection import concat_frames, select_frames
+from xrddiff.judge.inference.generators import open_generator
+from xrddiff.judge.metrics.q_profiles import common_q, q_profiles
+from xrddiff.learn.loading.condition_maps import ConditionMaps
+from xrddiff.learn.models.generative import DrawSettings
+from xrddiff.physics.indexing.indexer import index_frames
+from xrddiff.physics.simulation.experiments import EXPERIMENTS
+from xrddiff.physics.simulation.simulate import simulate
 
 DISTANCES = (0.045, 0.06)
 

@@ -14,17 +14,17 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.execution import notebooks
-from xrddiff.execution import phases as jobs
-from xrddiff.execution import run_folder as runs
-from xrddiff.execution.live import CellStream, LineLog, LiveOutput, Screen
-from xrddiff.execution.notebooks import NotebookFailed, run_notebook
-from xrddiff.execution.phases import execute_run
-from xrddiff.execution.run_folder import create_run, hold_run, open_run, reopen_run
-from xrddiff.files import write_text
-from xrddiff.saved_config import load_config
+from xrddiff.config.composition import compose_config
+from xrddiff.config.saved_config import load_config
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.core.files import write_text
+from xrddiff.run.execution import notebooks
+from xrddiff.run.execution import phases as jobs
+from xrddiff.run.execution import run_folder as runs
+from xrddiff.run.execution.live import CellStream, LineLog, LiveOutput, Screen
+from xrddiff.run.execution.notebooks import NotebookFailed, run_notebook
+from xrddiff.run.execution.phases import execute_run
+from xrddiff.run.execution.run_folder import create_run, hold_run, open_run, reopen_run
 
 ENGINES = ("inprocess", "kernel")
 
@@ -109,7 +109,7 @@ def test_failure_keeps_the_notebook(tmp_path, engine, capsys):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_refusal_is_a_sentence(tmp_path, engine, capsys):
     source = write_notebook(
-        tmp_path / "toy.ipynb", "n = 0", "from xrddiff.errors import BadInput\nraise BadInput('n: found 0')"
+        tmp_path / "toy.ipynb", "n = 0", "from xrddiff.core.errors import BadInput\nraise BadInput('n: found 0')"
     )
     target, log = tmp_path / "notebook.ipynb", tmp_path / "log.txt"
     with pytest.raises(BadInput, match="^n: found 0"):
@@ -258,7 +258,7 @@ def test_a_log_on_a_full_disk(tmp_path, capsys):
 
 DRIVER = """
 import sys
-from xrddiff.execution.notebooks import run_notebook
+from xrddiff.run.execution.notebooks import run_notebook
 try:
     run_notebook(*sys.argv[1:3], engine=sys.argv[3], log=sys.argv[4])
 except KeyboardInterrupt:
@@ -506,7 +506,7 @@ def test_former_attempts_are_kept(cfg):
 
 
 def test_one_attempt_at_a_time(tmp_path):
-    code = "import sys, time\nfrom xrddiff.execution.run_folder import hold_run\nwith hold_run(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
+    code = "import sys, time\nfrom xrddiff.run.execution.run_folder import hold_run\nwith hold_run(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
@@ -524,7 +524,7 @@ def test_one_attempt_at_a_time(tmp_path):
 TOY_RUN = (
     'model = "vae_kl"\nexperiment_type = "train"\ndata = "full"\noverrides = []\nrun_dir = None',
     "# Train",
-    "from xrddiff.execution.run_folder import open_run\nfrom xrddiff.config import compose_config\n"
+    "from xrddiff.run.execution.run_folder import open_run\nfrom xrddiff.config.composition import compose_config\n"
     'cfg = compose_config([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
     "run = open_run(cfg, run_dir)",
     'done = run.checkpoints / "done.txt"\nfirst = int(done.read_text()) if done.exists() else 0\n'

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from xrddiff.diffusion.denoisers import Denoiser, like
-from xrddiff.diffusion.objectives import DenoisingObjective, loss_weight, training_pair
-from xrddiff.diffusion.schedules import DiscreteUniform, FlowTime, alphas_bar, make_noise, sigmas_of
-from xrddiff.seeds import keyed_normal, numpy_rng
-from xrddiff.telemetry.health import Diverged
-from xrddiff.training.checkpoints import latest_checkpoint
-from xrddiff.training.posthoc import PowerEMA, reconstruct, save_snapshot
-from xrddiff.training.trainer import Trainer
+from xrddiff.core.seeds import keyed_normal, numpy_rng
+from xrddiff.learn.diffusion.denoisers import Denoiser, like
+from xrddiff.learn.diffusion.objectives import DenoisingObjective, loss_weight, training_pair
+from xrddiff.learn.diffusion.schedules import DiscreteUniform, FlowTime, alphas_bar, make_noise, sigmas_of
+from xrddiff.learn.telemetry.health import Diverged
+from xrddiff.learn.training.checkpoints import latest_checkpoint
+from xrddiff.learn.training.posthoc import PowerEMA, reconstruct, save_snapshot
+from xrddiff.learn.training.trainer import Trainer
 
 torch.set_num_threads(1)
 FRAMES, SHAPE = 24, (2, 8, 8)

@@ -15,7 +15,7 @@ import xrddiff
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(xrddiff.__path__, "xrddiff.") if not m.ispkg and "_modidx" not in m.name
 )
-WITHOUT_TORCH = ("xrddiff", "xrddiff.config", "xrddiff.cli.main", "xrddiff.frames.frames", "xrddiff.frames.geometry", "xrddiff.formats.readers", "xrddiff.loading.catalog", "xrddiff.execution.notebooks", "xrddiff.execution.phases", "xrddiff.words.vocabulary")  # fmt: skip
+WITHOUT_TORCH = ("xrddiff", "xrddiff.config.composition", "xrddiff.app.cli.main", "xrddiff.data.frames.frames", "xrddiff.data.frames.geometry", "xrddiff.data.formats.readers", "xrddiff.learn.loading.catalog", "xrddiff.run.execution.notebooks", "xrddiff.run.execution.phases", "xrddiff.config.words.vocabulary")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,18 +8,18 @@ import torch
 from conftest import SMALL
 from test_run import xrddiff
 
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import frame_mask, make_frames
-from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map
-from xrddiff.frames.selection import select_frames
-from xrddiff.indexing.lattice_maps import LatticeMap
-from xrddiff.inference.generators import open_generator
-from xrddiff.inference.sample_jobs import open_sample_job
-from xrddiff.loading.catalog import load
-from xrddiff.loading.datasets import prepare_words
-from xrddiff.saved_config import load_config
-from xrddiff.transforms.spatial import as_images
+from xrddiff.config.saved_config import load_config
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import frame_mask, make_frames
+from xrddiff.data.frames.geometry import Geometry, PanelGeometry, q_map
+from xrddiff.data.frames.selection import select_frames
+from xrddiff.data.transforms.spatial import as_images
+from xrddiff.judge.inference.generators import open_generator
+from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.learn.loading.catalog import load
+from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.physics.indexing.lattice_maps import LatticeMap
 
 PANELS = """wavelength = 1.24 A
 clen = 0.05
@@ -125,7 +125,7 @@ def test_a_model_of_panels(tmp_path):
     assert prepared.frames["intensity"].shape == (96, 64, 64) and as_images(stack)["frame_panel"][5] == 1
     options = dict(zip(("radius", "growth"), (2.4 * v for v in prepared.frames.attrs["reflection_width"]), strict=True))
     whole_map = LatticeMap(flat, **options)(frames["cell"][1], frames["orientation"][1], float(frames["wavelength"][1]))
-    from xrddiff.loading.condition_maps import ConditionMaps
+    from xrddiff.learn.loading.condition_maps import ConditionMaps
 
     of_panel = ConditionMaps(prepared.frames, ["lattice"])([5])["lattice"][0, 0]
     np.testing.assert_allclose(of_panel[8:-8, 8:-8], whole_map[8:56, 72:120], atol=1e-3)

@@ -21,13 +21,13 @@ import warm
 from test_training import end_codes, on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xrddiff.diffusion.particle_kernels import common_sample, find_kernel, stein_sums
-from xrddiff.diffusion.particles import BadScore, svgd
-from xrddiff.errors import BadInput, RankFailed, XrddiffError
-from xrddiff.ranks.agreement import Ranks
-from xrddiff.ranks.rendezvous import initialize_distributed
-from xrddiff.ranks.ring import Ring
-from xrddiff.ranks.row_files import latest_rows, load_rows
+from xrddiff.core.errors import BadInput, RankFailed, XrddiffError
+from xrddiff.core.ranks.agreement import Ranks
+from xrddiff.core.ranks.rendezvous import initialize_distributed
+from xrddiff.core.ranks.ring import Ring
+from xrddiff.core.ranks.row_files import latest_rows, load_rows
+from xrddiff.learn.diffusion.particle_kernels import common_sample, find_kernel, stein_sums
+from xrddiff.learn.diffusion.particles import BadScore, svgd
 
 COUNTS = {1: [101], 2: [64, 37], 3: [1, 99, 1], 4: [26, 25, 25, 25]}
 

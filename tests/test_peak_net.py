@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.frames import make_frames
-from xrddiff.metrics.peak_scores import average_precision, precision_recall
-from xrddiff.models.peak_net import NetworkInput, PeakNet, find_network_peaks, local_maxima
-from xrddiff.recipes.peak_nets import fit_peak_net, simulated_peaks
-from xrddiff.simulation.simulate import simulate
+from xrddiff.core.errors import BadInput
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.judge.metrics.peak_scores import average_precision, precision_recall
+from xrddiff.learn.models.peak_net import NetworkInput, PeakNet, find_network_peaks, local_maxima
+from xrddiff.learn.recipes.peak_nets import fit_peak_net, simulated_peaks
+from xrddiff.physics.simulation.simulate import simulate
 
 
 class Bright(torch.nn.Module):

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from scipy.ndimage import maximum_filter
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.frames import make_frames, peaks_table
-from xrddiff.frames.peak_matching import match_tables
-from xrddiff.frames.peaks import (
+from xrddiff.core.errors import BadInput
+from xrddiff.core.seeds import numpy_rng
+from xrddiff.data.frames.frames import make_frames, peaks_table
+from xrddiff.data.frames.peak_matching import match_tables
+from xrddiff.data.frames.peaks import (
     PEAKFINDER8,
     PeakFinder,
     find_frame_peaks,
@@ -23,14 +24,13 @@ from xrddiff.frames.peaks import (
     robust_background,
     tile_bins,
 )
-from xrddiff.metrics.peak_scores import score_peaks
-from xrddiff.seeds import numpy_rng
-from xrddiff.simulation.simulate import simulate
+from xrddiff.judge.metrics.peak_scores import score_peaks
+from xrddiff.physics.simulation.simulate import simulate
 
 
 @pytest.fixture(scope="module")
 def still():
-    with h5py.File(files("xrddiff") / "samples/cspad_lysozyme_r0015.h5") as file:
+    with h5py.File(files("xrddiff") / "data" / "samples/cspad_lysozyme_r0015.h5") as file:
         detector = file["entry_1/instrument_1/detector_1"]
         return make_frames(
             file["entry_1/data_1/data"][:],

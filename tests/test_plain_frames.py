@@ -8,13 +8,13 @@ import pytest
 from conftest import need
 from scipy.ndimage import zoom
 
-from xrddiff.cli.main import main
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.labels import class_names
-from xrddiff.inference.generators import open_generator
+from xrddiff.app.cli.main import main
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.labels import class_names
+from xrddiff.judge.inference.generators import open_generator
 
 pytestmark = pytest.mark.slow
 

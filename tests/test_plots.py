@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from conftest import need
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.geometry import geometry_of
-from xrddiff.views import charts
-from xrddiff.views import plots as V
+from xrddiff.core.errors import BadInput
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.geometry import geometry_of
+from xrddiff.judge.views import charts
+from xrddiff.judge.views import plots as V
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4, beam_center=(20.0, 16.0))
 
@@ -28,7 +28,7 @@ def toy(n=2, shape=(32, 40), **kw):
 def cspad():
     h5py = need("h5py")
     need("hdf5plugin")
-    with h5py.File(files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5") as f:
+    with h5py.File(files("xrddiff") / "data" / "samples" / "cspad_lysozyme_r0015.h5") as f:
         detector = f["entry_1/instrument_1/detector_1"]
         panels = {k: detector[f"panel_{k}"][:] for k in ("origin", "fs", "ss")}
         return make_frames(f["entry_1/data_1/data"][:], units="ADU", wavelength=1.67, panels=panels)
@@ -41,7 +41,7 @@ def texts(axes):
 def test_no_pyplot_and_no_rcparams():
     code = (
         "import sys, numpy as np, matplotlib as m; before = dict(m.rcParams);"
-        "from xrddiff.frames.frames import make_frames; from xrddiff.views.plots import show_frame, png;"
+        "from xrddiff.data.frames.frames import make_frames; from xrddiff.judge.views.plots import show_frame, png;"
         "png(show_frame(make_frames(np.ones((1, 8, 8), np.float32))).figure);"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules and before == dict(m.rcParams)"
     )

@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xrddiff import plugins
-from xrddiff.cli.main import main
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput
-from xrddiff.execution.checks import check_runs
-from xrddiff.frames.probes import probe_frames
-from xrddiff.metrics.distribution import compare_sets
-from xrddiff.metrics.reconstruction import missing_scores, score_frames
-from xrddiff.plugin_probes import LIMIT, check_plugins, probe, probe_plugin
-from xrddiff.plugins import (
+from xrddiff.app.cli.main import main
+from xrddiff.config.composition import compose_config
+from xrddiff.core import plugins
+from xrddiff.core.errors import BadInput
+from xrddiff.core.plugin_probes import LIMIT, check_plugins, probe, probe_plugin
+from xrddiff.core.plugins import (
     failure_of,
     keep_plugins,
     kept_plugins,
@@ -26,11 +22,15 @@ from xrddiff.plugins import (
     need_plugins,
     plugin_scope,
 )
-from xrddiff.registry import GROUND, KINDS, entries, find, get, registered_by
-from xrddiff.telemetry.rules import Evidence, Monitor
-from xrddiff.transforms.pipelines import make_transform, transform_from_state
+from xrddiff.core.registry import GROUND, KINDS, entries, find, get, registered_by
+from xrddiff.data.frames.probes import probe_frames
+from xrddiff.data.transforms.pipelines import make_transform, transform_from_state
+from xrddiff.judge.metrics.distribution import compare_sets
+from xrddiff.judge.metrics.reconstruction import missing_scores, score_frames
+from xrddiff.learn.telemetry.rules import Evidence, Monitor
+from xrddiff.run.execution.checks import check_runs
 
-HEAD = "from xrddiff.registry import register\n\n"
+HEAD = "from xrddiff.core.registry import register\n\n"
 SAMPLER = (
     HEAD
     + """@register("sampler")
@@ -106,7 +106,7 @@ def test_a_plug_in_that_was_edited(tmp_path):
 def test_transforms_of_two_runs(tmp_path):
     """The transform of a run is restored by its own class, though another run had one of the same name since."""
     code = HEAD + (
-        "from xrddiff.transforms.values import ValueTransform\n\n@register('transform')\nclass power(ValueTransform):\n"
+        "from xrddiff.data.transforms.values import ValueTransform\n\n@register('transform')\nclass power(ValueTransform):\n"
         "    '''A power.'''\n    name = 'power'\n    def curve(self, u):\n        return u ** NUMBER\n"
     )
     paths = [write(tmp_path / n / "mine.py", code.replace("NUMBER", n)) for n in ("1", "2")]
@@ -144,7 +144,7 @@ def test_what_a_module_that_is_imported_registers_stays(tmp_path, monkeypatch):
             with plugin_scope([path]):
                 assert "shared" in entries("sampler")
     finally:
-        from xrddiff.registry import forget
+        from xrddiff.core.registry import forget
 
         forget("shared_by_two")
 
@@ -152,8 +152,8 @@ def test_what_a_module_that_is_imported_registers_stays(tmp_path, monkeypatch):
 # --- probes -------------------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "frames together": ('from xrddiff.training.callbacks import Callback\n@register("callback")\nclass c(Callback):\n    "C."\n    def alter_batch(self, training, batch):\n        return {**batch, "x": batch["x"] / batch["x"].std()}\n', "does not alter each frame by itself"),
-    "forgets": ('from xrddiff.training.callbacks import Callback\n@register("callback")\nclass c(Callback):\n    "C."\n    n = 0.5\n    def alter_gradients(self, training, record):\n        self.n /= 2\n        [p.grad.mul_(self.n) for p in training.parameters]\n', "once it was made anew"),
+    "frames together": ('from xrddiff.learn.training.callbacks import Callback\n@register("callback")\nclass c(Callback):\n    "C."\n    def alter_batch(self, training, batch):\n        return {**batch, "x": batch["x"] / batch["x"].std()}\n', "does not alter each frame by itself"),
+    "forgets": ('from xrddiff.learn.training.callbacks import Callback\n@register("callback")\nclass c(Callback):\n    "C."\n    n = 0.5\n    def alter_gradients(self, training, record):\n        self.n /= 2\n        [p.grad.mul_(self.n) for p in training.parameters]\n', "once it was made anew"),
     "no cond": ('@register("sampler")\ndef s(denoise, x, sigmas, callback=None):\n    "S."\n    return x\n', "line 3: the sampler 's' cannot be called as f(denoise"),
     "float32": (SAMPLER.removeprefix(HEAD).replace("return x\n", "return x.float()\n"), "returned float32"),
     "raises": ('@register("metric", of="frames")\ndef m(frames):\n    "M."\n    return frames["nothing"]\n', "line 6: the metric 'm' raised KeyError"),
@@ -161,11 +161,11 @@ WRONG = {
     "no mask": ('@register("loss")\ndef bad(prediction, target):\n    "L."\n    return (prediction - target).square().flatten(1).mean(1)\n', "cannot be called as f(prediction, target, mask)"),
     "mask ignored": ('@register("loss")\ndef bad(prediction, target, mask=None):\n    "L."\n    return (prediction - target).square().flatten(1).mean(1)\n', "the loss 'bad'"),
     "one number": ('@register("loss")\ndef bad(prediction, target, mask=None):\n    "L."\n    return (prediction - target).square().mean()\n', "returned the shape () for 3 frames"),
-    "inverse": ("from xrddiff.transforms.values import ValueTransform\nimport numpy as np\n@register('transform')\nclass t(ValueTransform):\n    'T.'\n    name = 't'\n    def curve(self, u):\n        return np.sqrt(u) if isinstance(u, np.ndarray) else u.sqrt()\n", "brings counts of mean"),
-    "attribute": ("from xrddiff.transforms.values import ValueTransform\n@register('transform')\nclass t(ValueTransform):\n    'T.'\n    name = 't'\n    def __init__(self, strength: float = 1.0):\n        super().__init__()\n", "has no attribute strength"),
+    "inverse": ("from xrddiff.data.transforms.values import ValueTransform\nimport numpy as np\n@register('transform')\nclass t(ValueTransform):\n    'T.'\n    name = 't'\n    def curve(self, u):\n        return np.sqrt(u) if isinstance(u, np.ndarray) else u.sqrt()\n", "brings counts of mean"),
+    "attribute": ("from xrddiff.data.transforms.values import ValueTransform\n@register('transform')\nclass t(ValueTransform):\n    'T.'\n    name = 't'\n    def __init__(self, strength: float = 1.0):\n        super().__init__()\n", "has no attribute strength"),
     "levels": ("import torch\n@register('sigma_schedule')\ndef up(n):\n    'Up.'\n    return torch.arange(n + 1, dtype=torch.float64)\n", "the sigma schedule 'up' ends at 1 instead of 0"),
     "rule": ("@register('health_rule', severity='note', when='epoch', cause='', remedy='', source='')\ndef r(e):\n    'R.'\n    return e.epochs[-1]['loss'] > 1 and None\n", "the health rule 'r' raised IndexError"),
-    "default": ("from typing import Annotated\nfrom xrddiff.registry import Range\n@register('annealing')\ndef a(x, power: Annotated[float, Range(0, 1)] = 2.0):\n    'A.'\n    return x\n", "power: found 2.0, expected at least 0 and at most 1"),
+    "default": ("from typing import Annotated\nfrom xrddiff.core.registry import Range\n@register('annealing')\ndef a(x, power: Annotated[float, Range(0, 1)] = 2.0):\n    'A.'\n    return x\n", "power: found 2.0, expected at least 0 and at most 1"),
     "exit": ("@register('annealing')\ndef a(x):\n    'A.'\n    raise SystemExit(0)\n", "the annealing 'a' raised SystemExit"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from test_extending import TUTORIAL
 from test_run import xrddiff
 
-from xrddiff.formats.store import read_store
+from xrddiff.data.formats.store import read_store
 
 pytestmark = pytest.mark.slow
 

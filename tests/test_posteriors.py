@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from xrddiff.cli.main import main
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import validate_frames
-from xrddiff.inference.posterior import Draws, open_posterior
-from xrddiff.loading.catalog import load
-from xrddiff.slurm.job import REQUEUE
+from xrddiff.app.cli.main import main
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import validate_frames
+from xrddiff.judge.inference.posterior import Draws, open_posterior
+from xrddiff.learn.loading.catalog import load
+from xrddiff.run.slurm.job import REQUEUE
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import Lab
 
-from xrddiff.errors import BadInput
-from xrddiff.slurm.profiles import Profile, list_profiles, load_profile, shell_text, slurm_folder
-from xrddiff.slurm.scripts import site_lines
+from xrddiff.core.errors import BadInput
+from xrddiff.run.slurm.profiles import Profile, list_profiles, load_profile, shell_text, slurm_folder
+from xrddiff.run.slurm.scripts import site_lines
 
 HOSTILE = [
     "a b",

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from conftest import clean_environment, missing
 
-from xrddiff.errors import BadInput, XrddiffError
-from xrddiff.ranks.environment import DistInfo, expand_nodelist, job_port, read_environment, set_environment
-from xrddiff.ranks.rendezvous import (
+from xrddiff.core.errors import BadInput, XrddiffError
+from xrddiff.core.ranks.environment import DistInfo, expand_nodelist, job_port, read_environment, set_environment
+from xrddiff.core.ranks.rendezvous import (
     find_coordinator,
     host_address,
     initialize_distributed,
@@ -332,8 +332,8 @@ def test_strangers_do_not_disturb():
 
 RANK = """
 import json, os, sys
-from xrddiff.ranks.rendezvous import barrier, broadcast_text, gather_objects, initialize_distributed, exit_rank
-from xrddiff.errors import XrddiffError
+from xrddiff.core.ranks.rendezvous import barrier, broadcast_text, gather_objects, initialize_distributed, exit_rank
+from xrddiff.core.errors import XrddiffError
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 try:
     info = initialize_distributed(timeout=float(sys.argv[1]))
@@ -428,8 +428,8 @@ def test_where_rank_0_listens():
 
 MPI = """
 import sys, time
-from xrddiff.ranks.environment import read_environment
-from xrddiff.ranks.rendezvous import gather_objects, initialize_distributed, exit_rank
+from xrddiff.core.ranks.environment import read_environment
+from xrddiff.core.ranks.rendezvous import gather_objects, initialize_distributed, exit_rank
 # rank 0 of the first job and rank 1 of the second come when their partners are not there yet
 time.sleep(2 * (read_environment().process_id == (sys.argv[1] == "first")))
 info = initialize_distributed(timeout=60)

@@ -34,20 +34,20 @@ def preload():
     import accelerate  # noqa: F401
     import pandas  # noqa: F401
 
-    import xrddiff.execution.phases  # noqa: F401
-    import xrddiff.inference.sample_jobs
-    import xrddiff.metrics.judgement
-    import xrddiff.metrics.reconstruction
-    import xrddiff.recipes.setup
-    import xrddiff.training.trainer
-    import xrddiff.views.judgement  # noqa: F401
-    import xrddiff.views.report  # noqa: F401
+    import xrddiff.judge.inference.sample_jobs
+    import xrddiff.judge.metrics.judgement
+    import xrddiff.judge.metrics.reconstruction
+    import xrddiff.judge.views.judgement  # noqa: F401
+    import xrddiff.judge.views.report  # noqa: F401
+    import xrddiff.learn.recipes.setup
+    import xrddiff.learn.training.trainer
+    import xrddiff.run.execution.phases  # noqa: F401
 
 
 def run(*words):
     """A run on this rank, alone or with others, up to the evaluation, which rank 0 makes alone in any case, and a report that stands for it."""
-    from xrddiff.execution.phases import execute_run
-    from xrddiff.execution.run_folder import Run
+    from xrddiff.run.execution.phases import execute_run
+    from xrddiff.run.execution.run_folder import Run
 
     whole = Run.main_goes_on
 
@@ -72,7 +72,7 @@ def of(folder, model):
 
 def weights(path):
     """Weights and averages of the newest checkpoint in `path`, by name; and the table of losses."""
-    from xrddiff.training.checkpoints import load_checkpoint
+    from xrddiff.learn.training.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     tensors = {f"{g}/{k}": t for g in ("model", "ema") for k, t in checkpoint.tensors(g).items()}
@@ -132,9 +132,9 @@ def script_resume(folder, model):
     import shutil
     import signal
 
-    from xrddiff.diffusion.objectives import DenoisingObjective
-    from xrddiff.execution.run_folder import stopped_by
-    from xrddiff.losses import VAEObjective
+    from xrddiff.learn.diffusion.objectives import DenoisingObjective
+    from xrddiff.learn.losses import VAEObjective
+    from xrddiff.run.execution.run_folder import stopped_by
 
     objective = {"vae_kl": VAEObjective, "ddpm": DenoisingObjective}[model]
     words = new(folder, f"model={model}", *MODELS[model])
@@ -184,9 +184,9 @@ def script_samples(folder):
     import shutil
     import signal
 
-    from xrddiff.execution import sharing
-    from xrddiff.execution.run_folder import stopped_by
-    from xrddiff.formats.store import read_store
+    from xrddiff.data.formats.store import read_store
+    from xrddiff.run.execution import sharing
+    from xrddiff.run.execution.run_folder import stopped_by
 
     few = ["training.max_steps=2", "inference.num_samples=9", "inference.batch_size=2", "network=Plain"]
     few += ["inference.sampler=damped", "inference.sampler_options={strength: 0.5}", f"plugins=[{folder}/mine.ipynb]"]
@@ -224,8 +224,8 @@ def script_samples(folder):
 TOY = (
     'model = "vae_kl"\nexperiment_type = "train"\ndata = "full"\noverrides = []\nrun_dir = None',
     "import json, os, time\nfrom types import SimpleNamespace\n"
-    "from xrddiff.execution.run_folder import open_run\nfrom xrddiff.config import compose_config\n"
-    "from xrddiff.ranks.agreement import Ranks\nfrom xrddiff.ranks.stopping import StopRequest\n"
+    "from xrddiff.run.execution.run_folder import open_run\nfrom xrddiff.config.composition import compose_config\n"
+    "from xrddiff.core.ranks.agreement import Ranks\nfrom xrddiff.core.ranks.stopping import StopRequest\n"
     'cfg = compose_config([f"model={model}", f"experiment_type={experiment_type}", f"data={data}", *overrides])\n'
     "run = open_run(cfg, run_dir)\nrank, size = (int(os.environ[n]) for n in ('RANK', 'WORLD_SIZE'))\n"
     "ranks = Ranks(SimpleNamespace(process_index=rank, num_processes=size))\nfrom test_ranks_runs import act",
@@ -264,8 +264,8 @@ def toy(folder, name, n, *acts, resume=False, engine="inprocess"):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "toy.ipynb")
 
     def work(rank):
-        from xrddiff.errors import XrddiffError
-        from xrddiff.execution import phases as jobs
+        from xrddiff.core.errors import XrddiffError
+        from xrddiff.run.execution import phases as jobs
 
         os.environ["XRDDIFF_TEST_ACTS"] = json.dumps(acts)
         os.chdir(folder)
@@ -288,7 +288,7 @@ def toy(folder, name, n, *acts, resume=False, engine="inprocess"):
 
 def state(found):
     """Exit codes, what stopped the run, the report, the ranks that failed in the order in which that is told."""
-    from xrddiff.execution.run_folder import read_failures, stopped_by
+    from xrddiff.run.execution.run_folder import read_failures, stopped_by
 
     path = found["path"]
     report = (path / "report.html").read_text() if (path / "report.html").exists() else None
@@ -354,7 +354,7 @@ def script_failures(folder):
     assert kernel["codes"] == [1, 1] and all(
         "expected inprocess for a run of 2 ranks" in e["said"] for e in kernel["ended"]
     )
-    from xrddiff.execution.run_folder import hold_run
+    from xrddiff.run.execution.run_folder import hold_run
 
     with hold_run(brisk := toy(folder, "held", 2)["path"]):
         held = toy(folder, "held", 2, resume=True)
@@ -402,14 +402,14 @@ def test_ranks_from_jupyterlab(tmp_path):
     """`launch_ranks` in a real kernel, whose cells have used PyTorch's threads before: a run, and a failure in one sentence."""
     import nbformat
 
-    from xrddiff.execution.notebooks import run_notebook
+    from xrddiff.run.execution.notebooks import run_notebook
 
     words = [*SMALL, "data.crop=[32,32]", "training.max_steps=4", f"output_dir={tmp_path}/output", "run_name=run"]
     cells = [
         nbformat.v4.new_code_cell(source)
         for source in (
             "words = []",
-            "import torch\nfrom xrddiff.slurm.launch import launch_ranks\nfrom xrddiff.errors import XrddiffError\n"
+            "import torch\nfrom xrddiff.run.slurm.launch import launch_ranks\nfrom xrddiff.core.errors import XrddiffError\n"
             "torch.randn(512, 512) @ torch.randn(512, 512)\nprint(launch_ranks(words, 2))",
             "try:\n    launch_ranks([*words, 'data.data_path=/dev/null', 'data.name=null', 'run_name=bad'], 2)\n"
             "except XrddiffError as error:\n    print('told:', error)",

@@ -18,18 +18,18 @@ import pytest
 import xarray as xr
 from conftest import need
 
-from xrddiff.errors import BadInput
-from xrddiff.files import CannotSave, writing
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import read_store, save_frames
-from xrddiff.frames.automask import mask_function
-from xrddiff.frames.frames import make_frames, peaks_table
-from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map
-from xrddiff.frames.rows import Rows, is_lazy
-from xrddiff.headers.sources import HDF5Rows, open_hdf5
-from xrddiff.views.inspection import inspect_file
+from xrddiff.core.errors import BadInput
+from xrddiff.core.files import CannotSave, writing
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import read_store, save_frames
+from xrddiff.data.frames.automask import mask_function
+from xrddiff.data.frames.frames import make_frames, peaks_table
+from xrddiff.data.frames.geometry import Geometry, PanelGeometry, q_map
+from xrddiff.data.frames.rows import Rows, is_lazy
+from xrddiff.data.headers.sources import HDF5Rows, open_hdf5
+from xrddiff.judge.views.inspection import inspect_file
 
-SAMPLE = files("xrddiff") / "samples" / "cspad_lysozyme_r0015.h5"
+SAMPLE = files("xrddiff") / "data" / "samples" / "cspad_lysozyme_r0015.h5"
 BSLZ4 = hdf5plugin.Bitshuffle(cname="lz4")
 KNOWN = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 75e-6, "beam_center": (8.0, 6.0)}
 
@@ -564,7 +564,7 @@ def test_refused_before_writing(tmp_path):
 
 def test_what_a_killed_process_left_goes_with_the_next_attempt(tmp_path):
     """`kill -9` while a store is written; a process that lives keeps its hidden folder, also one that writes to the same place."""
-    kill = "import os, sys\nfrom xrddiff.files import writing\nwith writing(sys.argv[1]) as part:\n    part.mkdir()\n    (part / 'c').write_text('half')\n    os.kill(os.getpid(), 9)"
+    kill = "import os, sys\nfrom xrddiff.core.files import writing\nwith writing(sys.argv[1]) as part:\n    part.mkdir()\n    (part / 'c').write_text('half')\n    os.kill(os.getpid(), 9)"
     target = tmp_path / "a.zarr"
     assert subprocess.run([sys.executable, "-c", kill, target]).returncode == -9 and len(os.listdir(tmp_path)) == 1
     with writing(tmp_path / "b.zarr") as other:
@@ -579,9 +579,9 @@ def test_what_a_killed_process_left_goes_with_the_next_attempt(tmp_path):
 
 WRITE = """
 import os, sys, tempfile, numpy as np
-from xrddiff.frames.frames import make_frames
-from xrddiff.files import CannotSave
-from xrddiff.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.core.files import CannotSave
+from xrddiff.data.formats.store import save_frames
 folder, setup = sys.argv[1], sys.argv[2]
 with tempfile.TemporaryDirectory() as place:  # what is imported late is imported now
     for name in ("a.h5", "a.zarr"):
@@ -642,8 +642,8 @@ def test_killed_while_saving_leaves_the_old_file(tmp_path):
     code = textwrap.dedent(
         """
         import os, signal, sys, numpy as np
-        from xrddiff.frames.frames import make_frames
-        from xrddiff.formats.store import save_frames
+        from xrddiff.data.frames.frames import make_frames
+        from xrddiff.data.formats.store import save_frames
         ds = make_frames(np.zeros((4000, 64, 64), "f4"), units="ADU")
         save_frames(ds, sys.argv[1], progress=lambda n: os.kill(os.getpid(), signal.SIGKILL))
         """

@@ -15,17 +15,17 @@ import h5py
 import numpy as np
 import pytest
 
-from xrddiff.cli.main import main
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput
-from xrddiff.execution import phases as jobs
-from xrddiff.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run
-from xrddiff.execution.sharing import PARTS, unfinished_samples
-from xrddiff.files import scratch_folder
-from xrddiff.formats.store import save_frames
-from xrddiff.ranks.environment import expand_nodelist, read_environment
-from xrddiff.simulation.simulate import simulate
-from xrddiff.slurm import ledger, status
+from xrddiff.app.cli.main import main
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.core.files import scratch_folder
+from xrddiff.core.ranks.environment import expand_nodelist, read_environment
+from xrddiff.data.formats.store import save_frames
+from xrddiff.physics.simulation.simulate import simulate
+from xrddiff.run.execution import phases as jobs
+from xrddiff.run.execution.run_folder import FORMER, Run, create_run, keep_former, reopen_run
+from xrddiff.run.execution.sharing import PARTS, unfinished_samples
+from xrddiff.run.slurm import ledger, status
 
 OWN = ["data=full", "data.data_id=null", "threads=1"]
 
@@ -96,7 +96,7 @@ def test_a_run_that_could_not_begin_is_not_said_to_go_on(tmp_path, monkeypatch, 
 
     source = write_notebook(
         tmp_path / "toy.ipynb", "model = ''\nexperiment_type = ''\ndata = ''\noverrides = []\nrun_dir = None",
-        "from xrddiff.errors import BadInput\nraise BadInput('frame 57 is torn')",
+        "from xrddiff.core.errors import BadInput\nraise BadInput('frame 57 is torn')",
     )  # fmt: skip
     monkeypatch.setattr(jobs, "run_notebook_path", lambda name: source)
     monkeypatch.chdir(tmp_path)
@@ -254,7 +254,7 @@ def test_few_former_attempts_are_kept(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_in_tmp_is_removed(tmp_path):
-    code = "import os, signal\nfrom xrddiff.files import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal\nfrom xrddiff.core.files import scratch_folder\nwith scratch_folder() as f:\n    os.kill(os.getpid(), signal.SIGKILL)"
     env = os.environ | {"TMPDIR": str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
@@ -293,7 +293,7 @@ def test_a_path_is_text_in_html(tmp_path):
 
 @pytest.mark.parametrize("wait", [0.0, 0.1, 0.4])
 def test_an_early_ctrl_c_is_no_traceback(tmp_path, wait):
-    code = "import xrddiff.entry\nprint('begun', flush=True)\nxrddiff.entry.command_line()"
+    code = "import xrddiff.app.entry\nprint('begun', flush=True)\nxrddiff.entry.command_line()"
     words = ["run", "-m", "training.seed=range(0,10000)", "--dry-run"]  # enough to compose for minutes
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

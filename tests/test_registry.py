@@ -12,28 +12,28 @@ import pytest
 import torch
 
 import xrddiff
-from xrddiff.config import compose_config
-from xrddiff.diffusion.denoisers import Denoiser
-from xrddiff.diffusion.objectives import loss_weight
-from xrddiff.diffusion.schedules import LogNormal, alphas_bar
-from xrddiff.errors import BadInput
-from xrddiff.inference.building import build_objective
-from xrddiff.inference.samplers import make_sampler, training_noise
-from xrddiff.models.codebook import VectorQuantizer
-from xrddiff.recipes.autoencoders import build_autoencoder
-from xrddiff.registry import KINDS, Range, entries, forget, get, register, registering_as
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.core.registry import KINDS, Range, entries, forget, get, register, registering_as
+from xrddiff.judge.inference.building import build_objective
+from xrddiff.judge.inference.samplers import make_sampler, training_noise
+from xrddiff.learn.diffusion.denoisers import Denoiser
+from xrddiff.learn.diffusion.objectives import loss_weight
+from xrddiff.learn.diffusion.schedules import LogNormal, alphas_bar
+from xrddiff.learn.models.codebook import VectorQuantizer
+from xrddiff.learn.recipes.autoencoders import build_autoencoder
 
 
 def test_the_index_is_what_the_modules_register():
     """In a process of its own: importing every module registers what `registry.json` says, no more and no less."""
-    code = "import importlib, json, sys; from xrddiff import registry; rows = registry.collect(); "
+    code = "import importlib, json, sys; from xrddiff.core import registry; rows = registry.collect(); "
     code += "[importlib.import_module(name) for name in sys.argv[1:]]; "
     code += "print(json.dumps([rows, sorted(registry._LIVE)]))"
     root = Path(xrddiff.__file__).parent
     files = [p for p in root.rglob("*.py") if "@register(" in p.read_text(encoding="utf-8") and p.name != "registry.py"]
     names = [".".join(("xrddiff", *p.relative_to(root).with_suffix("").parts)) for p in files]
     out = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True).stdout
-    index = json.loads((root / "registry.json").read_text(encoding="utf-8"))
+    index = json.loads((root / "core" / "registry.json").read_text(encoding="utf-8"))
     rows, live = json.loads(out.splitlines()[-1])
     assert rows == index and live == sorted([row["kind"], row["name"]] for row in index)
 
@@ -50,7 +50,7 @@ def test_everything_can_be_got(kind):
     ["main(['list', 'sampler'])", "compose_config(['model=ddpm', 'inference.sampler_options={order: 3}'])"],
 )
 def test_names_and_options_need_no_torch(command):
-    code = f"import sys; from xrddiff.cli.main import main; from xrddiff.config import compose_config; {command}; assert 'torch' not in sys.modules"
+    code = f"import sys; from xrddiff.app.cli.main import main; from xrddiff.config.composition import compose_config; {command}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

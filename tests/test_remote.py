@@ -24,14 +24,14 @@ import zarr
 from fsspec.config import conf as fsspec_conf
 from range_server import RangeServer
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.rows import frame_reader
-from xrddiff.remote import kept_bytes, remote_folder, servers
-from xrddiff.remote.kept_bytes import KeptBytes, Stamp
-from xrddiff.seeds import numpy_rng
+from xrddiff.core.errors import BadInput
+from xrddiff.core.seeds import numpy_rng
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.rows import frame_reader
+from xrddiff.data.remote import kept_bytes, remote_folder, servers
+from xrddiff.data.remote.kept_bytes import KeptBytes, Stamp
 
 GEOMETRY = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (32.0, 32.0)}
 FRAMES, SIDE = 48, 64
@@ -56,7 +56,7 @@ def write_foreign(path: Path, values: np.ndarray, **words) -> None:
 def place(tmp_path, monkeypatch):
     """A folder with a store of ours, three shards, and one of another program; and a cache of its own."""
     monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("xrddiff.formats.store.BLOCK", 16 * SIDE * SIDE * 2)
+    monkeypatch.setattr("xrddiff.data.formats.store.BLOCK", 16 * SIDE * SIDE * 2)
     save_frames(make_frames(counts(), units="photon", **GEOMETRY), tmp_path / "ours.zarr")
     values = counts("foreign")
     values[3] = 0
@@ -364,9 +364,9 @@ def train(source, folder: Path):
     """Weights after nine steps of a small network on the frames of `source`, a checkpoint after every second."""
     import torch
 
-    from xrddiff.loading.loader import FrameLoader
-    from xrddiff.training.trainer import Trainer
-    from xrddiff.transforms.pipelines import make_transform
+    from xrddiff.data.transforms.pipelines import make_transform
+    from xrddiff.learn.loading.loader import FrameLoader
+    from xrddiff.learn.training.trainer import Trainer
 
     class Objective(torch.nn.Module):
         def __init__(self):

@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 from test_run import xrddiff
 
-from xrddiff.config import compose_config
-from xrddiff.saved_config import load_config
-from xrddiff.words.vocabulary import get_word, vocabulary
+from xrddiff.config.composition import compose_config
+from xrddiff.config.saved_config import load_config
+from xrddiff.config.words.vocabulary import get_word, vocabulary
 
 # In a process of its own: the limit on the size of files holds for everything that a process writes, its log too.
 CODE = """
 import resource, sys
 import pandas as pd
-from xrddiff.errors import XrddiffError
-from xrddiff.views.report import Report
+from xrddiff.core.errors import XrddiffError
+from xrddiff.judge.views.report import Report
 
 report = Report("a run")
 report.add("Table", table=pd.DataFrame({"value": range(1000)}))
@@ -50,7 +50,7 @@ COLUMNS = ["lr", "loss_std", "loss_min", "loss_max", "loss_median", "recon_mean"
 
 
 def test_charts_are_drawn_from_the_columns_that_there_are():
-    from xrddiff.views.training_figures import drawable, training_dashboard
+    from xrddiff.judge.views.training_figures import drawable, training_dashboard
 
     epochs = np.arange(1, 6)
     least = pd.DataFrame({"epoch": epochs, "loss_mean": 1.0 / epochs})

@@ -79,8 +79,8 @@ def test_the_run_folder_is_complete(finished):
 
 
 def test_the_reconstruction_is_frames_like_any_other(finished):
-    from xrddiff.formats.readers import open_frames
-    from xrddiff.frames.frames import validate_frames
+    from xrddiff.data.formats.readers import open_frames
+    from xrddiff.data.frames.frames import validate_frames
 
     frames = open_frames(finished[0] / "samples" / "reconstruction.zarr")
     validate_frames(frames, values=True)
@@ -179,8 +179,8 @@ def test_refusals_are_one_sentence(words, sentence, tmp_path):
 
 def broken(path: Path, change) -> Path:
     """A small file of frames of ours with one thing wrong."""
-    from xrddiff.formats.store import save_frames
-    from xrddiff.simulation.simulate import simulate
+    from xrddiff.data.formats.store import save_frames
+    from xrddiff.physics.simulation.simulate import simulate
 
     frames = simulate("sim128", range(100), truth=False)
     frames["intensity"] = frames["intensity"].astype(np.float32, keep_attrs=True)

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from axe import faults
 
-from xrddiff.execution.run_folder import stopped_by
-from xrddiff.formats.store import save_frames
-from xrddiff.simulation.simulate import simulate
-from xrddiff.telemetry.history import SAMPLES
-from xrddiff.telemetry.rules import Finding, write_findings
+from xrddiff.data.formats.store import save_frames
+from xrddiff.learn.telemetry.history import SAMPLES
+from xrddiff.learn.telemetry.rules import Finding, write_findings
+from xrddiff.physics.simulation.simulate import simulate
+from xrddiff.run.execution.run_folder import stopped_by
 
 pytestmark = pytest.mark.slow
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.diffusion.analytic import GaussianMixture
-from xrddiff.diffusion.denoisers import SPAN
-from xrddiff.diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
-from xrddiff.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_3m, euler, heun, unipc
-from xrddiff.diffusion.schedules import alphas_bar, flow_sigmas, karras_sigmas, sigmas_of, vp_sigmas
-from xrddiff.errors import BadInput
-from xrddiff.registry import Names, get
+from xrddiff.core.errors import BadInput
+from xrddiff.core.registry import Names, get
+from xrddiff.learn.diffusion.analytic import GaussianMixture
+from xrddiff.learn.diffusion.denoisers import SPAN
+from xrddiff.learn.diffusion.keyed_sampling import SampleNoise, Sampler, sample_chunks
+from xrddiff.learn.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_3m, euler, heun, unipc
+from xrddiff.learn.diffusion.schedules import alphas_bar, flow_sigmas, karras_sigmas, sigmas_of, vp_sigmas
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -405,7 +405,7 @@ def test_refusals(call, message: str):
 SAMPLE = """
 import hashlib
 import torch
-from xrddiff.diffusion.keyed_sampling import Sampler, sample_chunks
+from xrddiff.learn.diffusion.keyed_sampling import Sampler, sample_chunks
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

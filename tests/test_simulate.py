@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import need
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.frames import frame_peaks, validate_frames
-from xrddiff.simulation.crystal import CRYSTAL_SYSTEMS, Crystal, Wilson, reciprocal_matrix, reflections
-from xrddiff.simulation.experiments import EXPERIMENTS, Detector, detector_mask
-from xrddiff.simulation.simulate import detect, draw_shots, expected_counts, find_spots, simulate
+from xrddiff.core.errors import BadInput
+from xrddiff.data.frames.frames import frame_peaks, validate_frames
+from xrddiff.physics.simulation.crystal import CRYSTAL_SYSTEMS, Crystal, Wilson, reciprocal_matrix, reflections
+from xrddiff.physics.simulation.experiments import EXPERIMENTS, Detector, detector_mask
+from xrddiff.physics.simulation.simulate import detect, draw_shots, expected_counts, find_spots, simulate
 
 ROOT = Path(__file__).parents[1]
 SMALL = EXPERIMENTS["sim128"]
@@ -60,7 +60,7 @@ def test_a_shot_does_not_depend_on_its_batch(name):
 
 
 def test_a_shot_is_the_same_in_another_process():
-    code = "import hashlib; from xrddiff.simulation.simulate import simulate; print(hashlib.sha256(simulate('sim128', [41], 2).intensity.values.tobytes()).hexdigest())"
+    code = "import hashlib; from xrddiff.physics.simulation.simulate import simulate; print(hashlib.sha256(simulate('sim128', [41], 2).intensity.values.tobytes()).hexdigest())"
     runs = [
         subprocess.run(
             [sys.executable, "-c", code],

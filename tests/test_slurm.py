@@ -23,12 +23,12 @@ import pytest
 from axe import faults
 from safetensors.numpy import load_file
 
-from xrddiff.cli.main import main
-from xrddiff.overrides import as_override
-from xrddiff.ranks.environment import job_port
-from xrddiff.saved_config import load_config
-from xrddiff.slurm.ledger import read_progress, submissions
-from xrddiff.slurm.profiles import list_profiles
+from xrddiff.app.cli.main import main
+from xrddiff.config.overrides import as_override
+from xrddiff.config.saved_config import load_config
+from xrddiff.core.ranks.environment import job_port
+from xrddiff.run.slurm.ledger import read_progress, submissions
+from xrddiff.run.slurm.profiles import list_profiles
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ class Cluster:
             for process in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
                     words = (process / "cmdline").read_bytes().split(b"\0")
-                    if words[1:5] == [b"-P", b"-m", b"xrddiff.slurm.job", b"rank"] and marks <= set(
+                    if words[1:5] == [b"-P", b"-m", b"xrddiff.run.slurm.job", b"rank"] and marks <= set(
                         (process / "environ").read_bytes().split(b"\0")
                     ):
                         return int(process.name)
@@ -399,13 +399,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from xrddiff.diffusion.particles import svgd
-from xrddiff.ranks.agreement import Ranks
-from xrddiff.ranks.rendezvous import initialize_distributed
-from xrddiff.ranks.ring import shares
-from xrddiff.ranks.stopping import StopRequest
-from xrddiff.registry import register
-from xrddiff.slurm.job import RankCommand
+from xrddiff.learn.diffusion.particles import svgd
+from xrddiff.core.ranks.agreement import Ranks
+from xrddiff.core.ranks.rendezvous import initialize_distributed
+from xrddiff.core.ranks.ring import shares
+from xrddiff.core.ranks.stopping import StopRequest
+from xrddiff.core.registry import register
+from xrddiff.run.slurm.job import RankCommand
 
 
 def score(x):

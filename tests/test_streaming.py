@@ -24,13 +24,13 @@ from hostile_messages import frames as small
 from test_run import COMMAND, xrddiff
 
 import xrddiff as xd
-from xrddiff.errors import BadInput
-from xrddiff.formats.store import save_frames
-from xrddiff.inference.anomalies import Scorer
-from xrddiff.streaming.answers import STORE, read_answers, read_stack
-from xrddiff.streaming.arrivals import Listening, open_source
-from xrddiff.streaming.detector_messages import header_message, image_message, open_pull, read_message, send_frames
-from xrddiff.streaming.stream import Stream, StreamPlan
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.store import save_frames
+from xrddiff.judge.inference.anomalies import Scorer
+from xrddiff.run.streaming.answers import STORE, read_answers, read_stack
+from xrddiff.run.streaming.arrivals import Listening, open_source
+from xrddiff.run.streaming.detector_messages import header_message, image_message, open_pull, read_message, send_frames
+from xrddiff.run.streaming.stream import Stream, StreamPlan
 
 
 def free_port() -> int:
@@ -242,7 +242,7 @@ def test_a_series_that_begins_again_is_another_one():
     ],
 )
 def test_mistakes_are_said_before_a_frame_is_taken(tmp_path, capsys, monkeypatch, words, sentence):
-    from xrddiff.cli.main import main
+    from xrddiff.app.cli.main import main
 
     in_old_files(small(2), tmp_path / "frames", 2)
     monkeypatch.chdir(tmp_path)

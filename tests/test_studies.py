@@ -19,12 +19,12 @@ import pytest
 import yaml
 from conftest import clean_environment
 
-from xrddiff.cli.main import main
-from xrddiff.errors import BadInput
-from xrddiff.studies.comparison import execute_comparison, open_comparison, shared_samples
-from xrddiff.studies.listing import list_runs
-from xrddiff.studies.study import Agent, Study, best_trial, make_study, open_study, take_trial, trial_rows
-from xrddiff.studies.sweep_file import make_plan
+from xrddiff.app.cli.main import main
+from xrddiff.core.errors import BadInput
+from xrddiff.run.studies.comparison import execute_comparison, open_comparison, shared_samples
+from xrddiff.run.studies.listing import list_runs
+from xrddiff.run.studies.study import Agent, Study, best_trial, make_study, open_study, take_trial, trial_rows
+from xrddiff.run.studies.sweep_file import make_plan
 
 
 def without_seal(text: str) -> str:
@@ -65,8 +65,8 @@ def test_the_page_of_two_runs(two, capsys):
 
 def test_samples_are_compared_by_their_numbers(runs, tmp_path):
     """Rows of two sets that are in another order are matched by the numbers of the samples."""
-    from xrddiff.formats.store import read_store, save_frames
-    from xrddiff.frames.selection import select_frames
+    from xrddiff.data.formats.store import read_store, save_frames
+    from xrddiff.data.frames.selection import select_frames
 
     for name in ("a", "b"):
         shutil.copytree(runs("ddpm"), tmp_path / name)
@@ -315,7 +315,7 @@ def test_the_sweep_of_the_page_runs(tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from xrddiff.entry import command_line; command_line()",
+        "from xrddiff.app.entry import command_line; command_line()",
         "sweep",
         "sweep.yaml",
     ]
@@ -338,8 +338,8 @@ signal_seconds: 10
 # In the Python of a job: trials that train nothing.
 HOOK = f"""\
 import sys
-if "xrddiff.slurm.job" in sys.orig_argv:
-    from xrddiff.studies import agents
+if "xrddiff.run.slurm.job" in sys.orig_argv:
+    from xrddiff.run.studies import agents
     agents.TRIAL, agents.POLL = (sys.executable, {str(TOY)!r}), 0.05
 """
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from xrddiff.errors import BadInput
-from xrddiff.formats.readers import open_frames
-from xrddiff.frames.frames import frame_mask
-from xrddiff.frames.geometry import Geometry
-from xrddiff.inference.generators import open_generator
-from xrddiff.inference.sample_jobs import open_sample_job
-from xrddiff.loading.catalog import load
-from xrddiff.loading.loader import FrameLoader
-from xrddiff.loading.windows import WindowLoader
-from xrddiff.models.autoencoder import make_autoencoder
-from xrddiff.models.layers import ResnetBlock
-from xrddiff.recipes.latents import LatentLoader
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.frames.frames import frame_mask
+from xrddiff.data.frames.geometry import Geometry
+from xrddiff.judge.inference.generators import open_generator
+from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.learn.loading.catalog import load
+from xrddiff.learn.loading.loader import FrameLoader
+from xrddiff.learn.loading.windows import WindowLoader
+from xrddiff.learn.models.autoencoder import make_autoencoder
+from xrddiff.learn.models.layers import ResnetBlock
+from xrddiff.learn.recipes.latents import LatentLoader
 
 FAR = ["inference.detector=sim128", "inference.num_samples=3", "inference.batch_size=2", "inference.steps=2"]
 
@@ -84,7 +84,7 @@ def test_windows_of_latents(runs):
     """They are windows of the latents and maps of whole frames, at the place of their frame and epoch."""
     space = open_generator(runs("latent_diff")).space
     frames = load("sim128", limit=6)
-    from xrddiff.transforms.pipelines import make_transform
+    from xrddiff.data.transforms.pipelines import make_transform
 
     transform = make_transform("asinh").fit(frames)
     loader = FrameLoader(frames, transform, batch_size=3, seed=2, maps=["q"], prefetch=0)
@@ -123,7 +123,7 @@ def test_a_model_of_windows_draws_whole_frames(tmp_path):
 
 
 def test_words_of_windows():
-    from xrddiff.config import compose_config
+    from xrddiff.config.composition import compose_config
 
     for words, sentence in (
         (["model=ddpm", "data.window=32", "data.patch=32"], "both cut frames"),
@@ -138,9 +138,9 @@ def test_words_of_windows():
 def test_what_is_said_before_a_training(tmp_path, monkeypatch):
     from conftest import SMALL
 
-    from xrddiff.config import compose_config
-    from xrddiff.execution.checks import check_run
-    from xrddiff.execution.phases import execute_run
+    from xrddiff.config.composition import compose_config
+    from xrddiff.run.execution.checks import check_run
+    from xrddiff.run.execution.phases import execute_run
 
     for words, sentence in (
         (["model=latent_diff", "data.window=40"], "data.window: found 40, expected a multiple of 16"),

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from xrddiff.config import compose_config
-from xrddiff.errors import BadInput
-from xrddiff.registry import entries
-from xrddiff.telemetry.history import EPOCHS, SAMPLES, read_history
-from xrddiff.training import trackers
-from xrddiff.training.trackers import Trackers, chosen_trackers
-from xrddiff.training.trainer import Trainer
+from xrddiff.config.composition import compose_config
+from xrddiff.core.errors import BadInput
+from xrddiff.core.registry import entries
+from xrddiff.learn.telemetry.history import EPOCHS, SAMPLES, read_history
+from xrddiff.learn.training import trackers
+from xrddiff.learn.training.trackers import Trackers, chosen_trackers
+from xrddiff.learn.training.trainer import Trainer
 
 BIN = Path(sys.executable).parent
 

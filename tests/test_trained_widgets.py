@@ -15,10 +15,10 @@ from test_widgets import until
 from traitlets import TraitError
 
 import xrddiff as xd
-from xrddiff.config import inference_config
-from xrddiff.indexing.known_lattices import known_lattices
-from xrddiff.saved_config import to_yaml
-from xrddiff.widgets.sampler import SamplerPanel
+from xrddiff.app.widgets.sampler import SamplerPanel
+from xrddiff.config.composition import inference_config
+from xrddiff.config.saved_config import to_yaml
+from xrddiff.physics.indexing.known_lattices import known_lattices
 
 
 def done(w: SamplerPanel, seconds: float = 120) -> None:

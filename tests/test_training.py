@@ -26,7 +26,7 @@ def make_objective(served=None, act=None, dropout=0.0):
     import torch
     from torch import nn
 
-    from xrddiff.seeds import keyed_normal
+    from xrddiff.core.seeds import keyed_normal
 
     class Objective(nn.Module):
         def __init__(self):
@@ -66,7 +66,7 @@ def make_loader(rank=0, world_size=1, batch_size=BATCH, num_frames=FRAMES, seed=
     import numpy as np
     import torch
 
-    from xrddiff.seeds import keyed_normal, numpy_rng
+    from xrddiff.core.seeds import keyed_normal, numpy_rng
 
     class Loader:
         def __init__(self):
@@ -86,7 +86,7 @@ def train(folder, *, resume=False, served=None, act=None, dropout=0.0, loader=No
     """Train the toy on this process's rank; the result, and the final weights beside it."""
     import torch
 
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.training.trainer import Trainer
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     options = {
@@ -188,7 +188,7 @@ def final(folder):
     """The newest checkpoint: its weights, averages and moments as one vector."""
     import torch
 
-    from xrddiff.training.checkpoints import load_checkpoint
+    from xrddiff.learn.training.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(folder)
     groups = [checkpoint.tensors(g) for g in checkpoint.groups if g != "rng"]
@@ -226,8 +226,8 @@ def script_ranks(folder):
 
 def script_gradients(folder):
     """The gradient of the first step on 1, 2 and 3 ranks, read from AdamW's first moment, is that of the mean loss of the whole batch."""
-    from xrddiff.training.checkpoints import load_checkpoint
-    from xrddiff.training.options import TrainOptions
+    from xrddiff.learn.training.checkpoints import load_checkpoint
+    from xrddiff.learn.training.options import TrainOptions
 
     beta = TrainOptions().betas[0]
     out = {}
@@ -279,9 +279,9 @@ def script_other_ranks(folder):
 
 def script_faults(folder):
     """What goes wrong on one rank is one sentence on all: a NaN, a full disk, memory."""
-    from xrddiff.errors import XrddiffError
-    from xrddiff.telemetry.health import Diverged
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.core.errors import XrddiffError
+    from xrddiff.learn.telemetry.health import Diverged
+    from xrddiff.learn.training.trainer import Trainer
 
     def poison(step, batch):
         if step == 10:
@@ -424,7 +424,7 @@ def make_watcher(log, die_at=None):
     import numpy as np
     import torch
 
-    from xrddiff.training.callbacks import Callback
+    from xrddiff.learn.training.callbacks import Callback
 
     class Watcher(Callback):
         ranks = "all"
@@ -465,7 +465,7 @@ def script_hooks(folder):
     """Every hook on one rank and on two, killed and resumed: weights, averages, moments and table equal those of a training without callbacks."""
     import torch
 
-    from xrddiff.training.callbacks import Callback
+    from xrddiff.learn.training.callbacks import Callback
 
     options = {"dropout": 0.2, "max_steps": 20, "checkpoint_every": 6, "ema_tracks": (0.05, 0.1), "ema_snapshots": 1}
     out = {}
@@ -521,7 +521,7 @@ def script_hooks(folder):
     assert torch.equal(final(folder / "defect")[1], final(folder / "plain-2")[1])
 
     def meddled(r):
-        from xrddiff.errors import BadInput
+        from xrddiff.core.errors import BadInput
 
         try:
             train(folder / "meddled", callbacks=[Meddler()], **options)
@@ -540,8 +540,8 @@ def make_altering(adds=0.0, die_at=None):
     """A callback with every hook that alters a step, which remembers something; `adds`: to the weights of rank 1."""
     import torch
 
-    from xrddiff.seeds import keyed_normal
-    from xrddiff.training.callbacks import Callback
+    from xrddiff.core.seeds import keyed_normal
+    from xrddiff.learn.training.callbacks import Callback
 
     class Altering(Callback):
         def __init__(self):
@@ -578,7 +578,7 @@ def script_altered(folder):
     """Steps that are altered: alike on one rank and two, and in a run that was killed; ranks that drift apart write no checkpoint."""
     import torch
 
-    from xrddiff.errors import BadInput
+    from xrddiff.core.errors import BadInput
 
     options = {"dropout": 0.0, "max_steps": 20, "checkpoint_every": 6, "clip_grad_norm": 0.5}
     for n in (1, 2):
@@ -650,12 +650,12 @@ def test_altered_steps_are_alike_on_ranks_and_resumed(tmp_path):
 def test_a_plug_in_clips_gradients_as_the_trainer_does(tmp_path, one_thread):
     import torch
 
-    from xrddiff.config import compose_config
-    from xrddiff.training.callbacks import make_callbacks
+    from xrddiff.config.composition import compose_config
+    from xrddiff.learn.training.callbacks import make_callbacks
 
     (tmp_path / "mine.py").write_text(
-        "from xrddiff.registry import register\nfrom xrddiff.telemetry.health import clip_gradients\n"
-        "from xrddiff.training.callbacks import Callback\n\n\n"
+        "from xrddiff.core.registry import register\nfrom xrddiff.learn.telemetry.health import clip_gradients\n"
+        "from xrddiff.learn.training.callbacks import Callback\n\n\n"
         '@register("callback")\nclass clip(Callback):\n    """Gradients of a larger norm are scaled down to it."""\n\n'
         "    def __init__(self, norm: float = 1.0):\n        self.norm = norm\n\n"
         "    def alter_gradients(self, training, record):\n"
@@ -673,12 +673,12 @@ def test_a_plug_in_clips_gradients_as_the_trainer_does(tmp_path, one_thread):
 def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
     import torch
 
-    from xrddiff.config import compose_config
-    from xrddiff.errors import BadInput
-    from xrddiff.training.callbacks import make_callbacks
+    from xrddiff.config.composition import compose_config
+    from xrddiff.core.errors import BadInput
+    from xrddiff.learn.training.callbacks import make_callbacks
 
     (tmp_path / "mine.py").write_text(
-        "from xrddiff.registry import register\nfrom xrddiff.training.callbacks import Callback\n\n\n"
+        "from xrddiff.core.registry import register\nfrom xrddiff.learn.training.callbacks import Callback\n\n\n"
         '@register("callback")\nclass epoch_list(Callback):\n    """A file that lists the epochs."""\n\n'
         '    def __init__(self, name: str = "epochs"):\n        self.name = name\n\n'
         "    def on_epoch(self, training, epoch):\n"
@@ -734,7 +734,7 @@ def test_only_steps_do_without_subnormal_numbers(tmp_path, one_thread):
     import torch
     from scipy.spatial import cKDTree
 
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.learn.training.trainer import Trainer
 
     tiny, seen = torch.tensor(1e-310, dtype=torch.float64), []
     for subnormals in (False, True):
@@ -774,8 +774,8 @@ def test_going_on_from_an_earlier_checkpoint_sets_later_ones_aside(tmp_path, one
 def test_a_stop_during_validation_is_made_up_for(tmp_path, one_thread):
     import torch
 
-    from xrddiff.ranks.stopping import StopRequest
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.core.ranks.stopping import StopRequest
+    from xrddiff.learn.training.trainer import Trainer
 
     def trainer(name):
         words = {"num_epochs": 2, "batch_size": BATCH, "lr": 1e-3, "log_every": 4, "progress": False}
@@ -824,8 +824,8 @@ def test_batch_size_may_change_on_resuming(tmp_path, one_thread):
 
 
 def test_objectives_and_loaders_that_break_their_word(tmp_path, one_thread):
-    from xrddiff.errors import BadInput
-    from xrddiff.training.trainer import Trainer
+    from xrddiff.core.errors import BadInput
+    from xrddiff.learn.training.trainer import Trainer
 
     def fails(says, objective=None, loader=None, **options):
         words = {"max_steps": 2, "batch_size": BATCH, "progress": False, **options}
@@ -855,6 +855,6 @@ if __name__ == "__main__":
     # Before the forks, so that none of them has to: the optimiser imports dynamo at its first step.
     import torch._dynamo
 
-    import xrddiff.training.trainer  # noqa: F401
+    import xrddiff.learn.training.trainer  # noqa: F401
 
     print(json.dumps(globals()[f"script_{script}"](Path(where), *map(int, rest))))

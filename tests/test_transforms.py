@@ -7,16 +7,25 @@ import pytest
 import torch
 import xarray as xr
 
-from xrddiff.errors import BadInput
-from xrddiff.frames.frames import frame_mask, frame_peaks, make_frames, peaks_table, validate_frames
-from xrddiff.frames.geometry import Geometry, PanelGeometry, q_map, with_q
-from xrddiff.frames.noise import background_sigma
-from xrddiff.frames.peaks import find_frame_peaks
-from xrddiff.frames.rows import is_lazy
-from xrddiff.transforms.pipelines import Pipeline, make_transform, transform_from_state
-from xrddiff.transforms.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
-from xrddiff.transforms.topk import TopK
-from xrddiff.transforms.values import TRANSFORMS, Anscombe, Asinh, Linear, Log1p, MinMaxPerImage, Sqrt, ValueTransform
+from xrddiff.core.errors import BadInput
+from xrddiff.data.frames.frames import frame_mask, frame_peaks, make_frames, peaks_table, validate_frames
+from xrddiff.data.frames.geometry import Geometry, PanelGeometry, q_map, with_q
+from xrddiff.data.frames.noise import background_sigma
+from xrddiff.data.frames.peaks import find_frame_peaks
+from xrddiff.data.frames.rows import is_lazy
+from xrddiff.data.transforms.pipelines import Pipeline, make_transform, transform_from_state
+from xrddiff.data.transforms.spatial import Crop, Panels, Patches, Pool, as_images, pool_mean, tile_geometry
+from xrddiff.data.transforms.topk import TopK
+from xrddiff.data.transforms.values import (
+    TRANSFORMS,
+    Anscombe,
+    Asinh,
+    Linear,
+    Log1p,
+    MinMaxPerImage,
+    Sqrt,
+    ValueTransform,
+)
 
 GEOMETRY = dict(wavelength=1.3, distance=0.1, pixel_size=1e-4)
 RANGE = np.unique(

@@ -15,7 +15,7 @@ from browser import chromium
 from conftest import need
 from lab import end_server
 
-from xrddiff.cli.lab import tutorials
+from xrddiff.app.cli.lab import tutorials
 
 
 def test_the_tutorials_are_in_reading_order():
@@ -29,7 +29,13 @@ def test_a_card_opens_a_tutorial_with_the_right_kernel(tmp_path: Path):
     need("jupyterlab")
     private = {f"JUPYTER_{k}_DIR": str(tmp_path / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")}
     private["XRDDIFF_STATE"] = str(tmp_path / "state")
-    command = [sys.executable, "-c", "from xrddiff.entry import command_line; command_line()", "lab", "--no-browser"]
+    command = [
+        sys.executable,
+        "-c",
+        "from xrddiff.app.entry import command_line; command_line()",
+        "lab",
+        "--no-browser",
+    ]
     command += ["--", "--port=0", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     log = tmp_path / "lab.log"
     with open(log, "w") as out:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import need
 
-from xrddiff.errors import BadInput
-from xrddiff.models.conditioning import Conditions, sinusoidal
-from xrddiff.models.unet import SIZES, UNet, make_unet
+from xrddiff.core.errors import BadInput
+from xrddiff.learn.models.conditioning import Conditions, sinusoidal
+from xrddiff.learn.models.unet import SIZES, UNet, make_unet
 
 torch.set_num_threads(1)
 

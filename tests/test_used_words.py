@@ -8,20 +8,25 @@ import typing
 import numpy as np
 import pytest
 
-from xrddiff.config import compose_config, note_unused
-from xrddiff.errors import BadInput
-from xrddiff.execution.run_folder import open_run
-from xrddiff.execution.sharing import few_samples, make_samples_together
-from xrddiff.formats.store import read_store
-from xrddiff.inference.building import build_generative, open_space
-from xrddiff.inference.evaluation import CodecEvaluation
-from xrddiff.loading.datasets import prepare_words
-from xrddiff.recipes.autoencoders import autoencoder_objective, build_autoencoder, frames_of_autoencoder, measure_run
-from xrddiff.recipes.setup import run_accelerator, run_loaders, run_trainer
-from xrddiff.training.checkpoints import load_checkpoint
-from xrddiff.used_words import model_parts, trained_parts, unused_words, used_settings
-from xrddiff.words import data, inference, model, training
-from xrddiff.words.vocabulary import Config, vocabulary
+from xrddiff.config.composition import compose_config, note_unused
+from xrddiff.config.used_words import model_parts, trained_parts, unused_words, used_settings
+from xrddiff.config.words import data, inference, model, training
+from xrddiff.config.words.vocabulary import Config, vocabulary
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.store import read_store
+from xrddiff.judge.inference.building import build_generative, open_space
+from xrddiff.judge.inference.evaluation import CodecEvaluation
+from xrddiff.learn.loading.datasets import prepare_words
+from xrddiff.learn.recipes.autoencoders import (
+    autoencoder_objective,
+    build_autoencoder,
+    frames_of_autoencoder,
+    measure_run,
+)
+from xrddiff.learn.recipes.setup import run_accelerator, run_loaders, run_trainer
+from xrddiff.learn.training.checkpoints import load_checkpoint
+from xrddiff.run.execution.run_folder import open_run
+from xrddiff.run.execution.sharing import few_samples, make_samples_together
 
 SMALL = [
     "data=sim128", "data.limit=10", "data.crop=[32,32]", "training.max_steps=2", "threads=1",
@@ -79,9 +84,10 @@ OF_SAMPLES = {"inference.cell", "inference.index_frames", "inference.limit", "in
 # functions of the modules below whose reading counts, since a run acts on what they return
 ASKED = {"data_name", "check_frames", "model_parts", "used_maps", "noise_name", "sampling_steps", "chosen_options"}
 CHECKS = {
-    f"xrddiff.{name}" for name in ("config", "contradictions", "old_words", "overrides", "saved_config", "used_words")
+    f"xrddiff.config.{name}"
+    for name in ("composition", "contradictions", "old_words", "overrides", "saved_config", "used_words")
 }
-PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.words.vocabulary"}
+PASSED = CHECKS | {"dataclasses", "copy", "xrddiff.config.words.vocabulary"}
 COMPOSERS = ("omegaconf", "hydra")  # packages that read every word
 
 

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from xrddiff.cli.main import main
-from xrddiff.execution.dashboard import dashboard
-from xrddiff.execution.run_folder import hold_run, mark_stopped, run_state, write_failure
-from xrddiff.execution.standing import Device, devices, last_rows, read_log, read_standing, severity
+from xrddiff.app.cli.main import main
+from xrddiff.run.execution.dashboard import dashboard
+from xrddiff.run.execution.run_folder import hold_run, mark_stopped, run_state, write_failure
+from xrddiff.run.execution.standing import Device, devices, last_rows, read_log, read_standing, severity
 
 CONFIG = """\
 model: {model_name: latent_diff, latent_diff: true, autoencoder: vae_kl, diff_epochs: 4}
@@ -168,7 +168,7 @@ BESIDE = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from xrddiff.cli.watching import beside, is_terminal
+from xrddiff.app.cli.watching import beside, is_terminal
 print("before", is_terminal(), flush=True)
 with beside(is_terminal()) as show:
     show(Path(sys.argv[1]))

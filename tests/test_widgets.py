@@ -12,16 +12,16 @@ from conftest import need
 from lab import notebooks_of
 
 import xrddiff as xd
-from xrddiff.formats.mask_files import load_mask
-from xrddiff.formats.store import save_frames
-from xrddiff.frames.frames import make_frames
-from xrddiff.frames.geometry import PanelGeometry, d_map, q_map, two_theta
-from xrddiff.widgets.mask_edits import code_of
+from xrddiff.app.widgets.mask_edits import code_of
+from xrddiff.data.formats.mask_files import load_mask
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.geometry import PanelGeometry, d_map, q_map, two_theta
 
 CELLS = (
     """\
 import xrddiff as xd
-from xrddiff.widgets.canvas import CanvasImage, FrameView, picture_of
+from xrddiff.app.widgets.canvas import CanvasImage, FrameView, picture_of
 
 frames = xd.load("sim128", limit=6).load()
 a, b = (picture_of(frames, k, f"frame {k}") for k in range(2))
@@ -29,7 +29,7 @@ difference = CanvasImage("difference", a.intensity - b.intensity.astype(float), 
 FrameView([a, b, difference], height=300)""",
     "w = xd.explore('own.h5', distance=0.1, pixel_size=75e-6, beam_center=(60, 70), wavelength=1.3)\nw",
     """\
-from xrddiff.frames.noise import draw_counts
+from xrddiff.data.frames.noise import draw_counts
 
 made = draw_counts(frames, seed=1)
 made["intensity"][:, 20:30, 60:90] = 3

@@ -1,18 +1,18 @@
-"""The words name what the modules have: `xrddiff.words` is light and repeats their names, and this holds the two together."""
+"""The words name what the modules have: `xrddiff.config.words` is light and repeats their names, and this holds the two together."""
 
 import math
 
 import pytest
 import torch
 
-from xrddiff.diffusion import schedules
-from xrddiff.diffusion.keyed_sampling import Sampler
-from xrddiff.errors import BadInput
-from xrddiff.models import autoencoder, autoregressive, transformer, unet
-from xrddiff.registry import entries, options
-from xrddiff.settings import option_rows
-from xrddiff.words import model as words
-from xrddiff.words.vocabulary import Config, get_word, vocabulary
+from xrddiff.config.settings import option_rows
+from xrddiff.config.words import model as words
+from xrddiff.config.words.vocabulary import Config, get_word, vocabulary
+from xrddiff.core.errors import BadInput
+from xrddiff.core.registry import entries, options
+from xrddiff.learn.diffusion import schedules
+from xrddiff.learn.diffusion.keyed_sampling import Sampler
+from xrddiff.learn.models import autoencoder, autoregressive, transformer, unet
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_names_are_those_of_the_modules(names, known):
 )
 def test_options_of_a_sampler_reach_it(overrides, samplers_word):
     """Each changes what comes out; where there is no such option, it is refused, and an old word has no effect."""
-    from xrddiff.config import compose_config, note_unused
-    from xrddiff.diffusion.analytic import GaussianMixture
-    from xrddiff.inference.samplers import make_sampler
+    from xrddiff.config.composition import compose_config, note_unused
+    from xrddiff.judge.inference.samplers import make_sampler
+    from xrddiff.learn.diffusion.analytic import GaussianMixture
 
     (name, value), *_ = samplers_word.items()
     base = ["model=ddpm", *overrides[:-1]]
@@ -61,8 +61,8 @@ def test_options_of_a_sampler_reach_it(overrides, samplers_word):
 
 
 def test_logit_normal_training_times():
-    from xrddiff.config import compose_config
-    from xrddiff.inference.samplers import training_noise
+    from xrddiff.config.composition import compose_config
+    from xrddiff.judge.inference.samplers import training_noise
 
     flow = ["model=ddpm", "model.parameterisation=flow"]
     uniform, normal = (
@@ -76,8 +76,8 @@ def test_logit_normal_training_times():
 
 def test_words_of_training_noise():
     """Its distribution may be chosen apart from what the network predicts, and the flow's has a shift and a mean."""
-    from xrddiff.config import compose_config
-    from xrddiff.inference.samplers import training_noise
+    from xrddiff.config.composition import compose_config
+    from xrddiff.judge.inference.samplers import training_noise
 
     def levels(*given):
         return training_noise(compose_config(["model=ddpm", *given])).sample(0, 1, range(2000)).log()

@@ -19,10 +19,10 @@ import pytest
 from conftest import Lab, listening, made_once
 from test_run import COMMAND, xrddiff
 
-from xrddiff.errors import BadInput
-from xrddiff.execution.workers import Workers, open_workers, parse_workers, run_tasks
-from xrddiff.formats.readers import open_frames
-from xrddiff.formats.store import read_store
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import read_store
+from xrddiff.run.execution.workers import Workers, open_workers, parse_workers, run_tasks
 
 pytestmark = pytest.mark.slow
 
@@ -305,7 +305,7 @@ def test_a_judgement_is_the_same_for_any_number_of_workers(run, whole):
 
 def test_a_judgement_does_not_depend_on_the_blocks(run, whole):
     """The sets above are of one block each; here of many, as those of a large run are."""
-    from xrddiff.inference.evaluation import open_evaluation
+    from xrddiff.judge.inference.evaluation import open_evaluation
 
     evaluation, rows = open_evaluation(run, ["inference.batch_size=4"], "whole"), []
     for size in (64, 4):
@@ -329,9 +329,9 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(run, whole):
 
 def test_metrics_of_this_process_are_not_for_workers(run, whole):
     """What a notebook registers is in no other process: said at once, not by a worker in the midst of it."""
-    from xrddiff.errors import BadInput
-    from xrddiff.execution.finished import execute_evaluate
-    from xrddiff.registry import forget, register
+    from xrddiff.core.errors import BadInput
+    from xrddiff.core.registry import forget, register
+    from xrddiff.run.execution.finished import execute_evaluate
 
     try:
         register("metric", "total", of="frames")(lambda frames: frames["intensity"].sum(("y", "x")).values)

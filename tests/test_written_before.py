@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from test_run import xrddiff
 
-from xrddiff.formats.readers import open_frames
+from xrddiff.data.formats.readers import open_frames
 
 pytestmark = pytest.mark.slow
 

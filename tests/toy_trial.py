@@ -66,7 +66,7 @@ if __name__ == "__main__":
         os.kill(os.getpid(), signal.SIGKILL)
     from optuna.storages.journal import _file
 
-    from xrddiff.studies import agents
+    from xrddiff.run.studies import agents
 
     _file.JournalFileOpenLock.__init__.__defaults__ = (
         3,

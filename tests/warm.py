@@ -29,9 +29,9 @@ PRELOAD = (
     "torch._dynamo torch.distributed accelerate pandas scipy.optimize scipy.stats scipy.fftpack matplotlib.pyplot "
     "hydra.compose hydra.core.override_parser.overrides_parser hydra._internal.core_plugins.basic_launcher "
     "hydra._internal.core_plugins.bash_completion zarr dask.array fsspec.core importlib_metadata psutil "
-    "rich.table rich.console rich.jupyter xrddiff.entry xrddiff.cli.main "
-    "xrddiff.execution.phases xrddiff.execution.finished xrddiff.recipes.setup xrddiff.training.trainer xrddiff.inference.evaluation "
-    "xrddiff.views.judgement xrddiff.views.report xrddiff.metrics.reconstruction"
+    "rich.table rich.console rich.jupyter xrddiff.app.entry xrddiff.app.cli.main "
+    "xrddiff.run.execution.phases xrddiff.run.execution.finished xrddiff.learn.recipes.setup xrddiff.learn.training.trainer xrddiff.judge.inference.evaluation "
+    "xrddiff.judge.views.judgement xrddiff.judge.views.report xrddiff.judge.metrics.reconstruction"
 ).split()
 
 # Seconds of CPU of the processes that this one has waited for: the kernel counts them for the server.
@@ -173,9 +173,9 @@ def serve(place: Path, owner: int) -> dict | None:
 
 def warm_up() -> None:
     """What each command would otherwise find out for itself: the grammar of words, the code of the simulator, fonts."""
-    from xrddiff.config import compose_config
-    from xrddiff.loading.cache import _simulator_digest
-    from xrddiff.views.plots import Picture, png
+    from xrddiff.config.composition import compose_config
+    from xrddiff.judge.views.plots import Picture, png
+    from xrddiff.learn.loading.cache import _simulator_digest
 
     os.environ.pop("XRDDIFF_PLUGINS", None)  # those of whoever asked first
     compose_config(["model=vae_kl", "training.max_steps=1"])
@@ -194,7 +194,7 @@ def become(request: dict) -> int:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = request["argv"]
     if sys.argv[0] == "xrddiff":
-        from xrddiff.entry import command_line
+        from xrddiff.app.entry import command_line
 
         return command_line()
     sys.path.insert(0, str(Path(sys.argv[0]).parent))

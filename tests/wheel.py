@@ -17,14 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = (
     "xrddiff/py.typed",
-    "xrddiff/conf/config.yaml",
+    "xrddiff/config/conf/config.yaml",
     *(f"xrddiff/_notebooks/{p.name}" for p in sorted((ROOT / "nbs" / "runs").glob("*.ipynb"))),
     *(f"xrddiff/_tutorials/{p.name}" for p in sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))),
-    "xrddiff/labextension/xrddiff/package.json",
-    "xrddiff/labextension/xrddiff/static/remoteEntry.js",
-    "xrddiff/samples/cspad_lysozyme_r0015.h5",
-    "xrddiff/samples/NOTICE.md",
-    *(f"xrddiff/weights/{p.name}" for p in sorted((ROOT / "xrddiff" / "weights").iterdir())),
+    "xrddiff/app/labextension/xrddiff/package.json",
+    "xrddiff/app/labextension/xrddiff/static/remoteEntry.js",
+    "xrddiff/data/samples/cspad_lysozyme_r0015.h5",
+    "xrddiff/data/samples/NOTICE.md",
+    *(f"xrddiff/judge/weights/{p.name}" for p in sorted((ROOT / "xrddiff" / "judge" / "weights").iterdir())),
 )
 
 

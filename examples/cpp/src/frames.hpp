@@ -1,4 +1,4 @@
-// Frames in HDF5: what xrddiff.formats.store writes and reads.
+// Frames in HDF5: what xrddiff.data.formats.store writes and reads.
 #pragma once
 #include <hdf5.h>
 

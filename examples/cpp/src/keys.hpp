@@ -1,4 +1,4 @@
-// Hashes, and random numbers as functions of a key, as in xrddiff.seeds.
+// Hashes, and random numbers as functions of a key, as in xrddiff.core.seeds.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -125,7 +125,7 @@ inline uint64_t blake2b_8(const std::string& text) {
 
 using Word = std::variant<int64_t, std::string>;
 
-// A 63-bit seed of words: seed_from of xrddiff.seeds.
+// A 63-bit seed of words: seed_from of xrddiff.core.seeds.
 inline uint64_t seed_from(const std::vector<Word>& words) {
     std::string text;
     for (const Word& word : words) {

@@ -88,7 +88,7 @@ private:
     bool masks_;
 };
 
-// ---- samplers: xrddiff.diffusion.samplers, in float64
+// ---- samplers: xrddiff.learn.diffusion.samplers, in float64
 
 using Denoise = std::function<at::Tensor(const at::Tensor& x, double sigma)>;
 
@@ -198,7 +198,7 @@ inline at::Tensor run(const Json& sampler, const Denoise& denoise, const at::Ten
 
 }  // namespace samplers
 
-// ---- the conditions that samples are given: xrddiff.inference.conditions
+// ---- the conditions that samples are given: xrddiff.judge.inference.conditions
 
 struct Asked {
     std::map<std::string, std::string> conditions;  // name -> number, class number or class name
@@ -310,7 +310,7 @@ private:
         return denoiser_(given)[0];
     }
 
-    // classifier-free guidance: xrddiff.diffusion.guidance
+    // classifier-free guidance: xrddiff.learn.diffusion.guidance
     at::Tensor guided(const at::Tensor& x, double sigma, const Tensors& told) const {
         if (scale_ == 1 || told.empty() || !(sigma > low_ && sigma <= high_)) return ask(x, sigma, told);
         Tensors both;

@@ -1,4 +1,4 @@
-// From intensities to network values and back, in float32: xrddiff.transforms.values.
+// From intensities to network values and back, in float32: xrddiff.data.transforms.values.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -18,7 +18,7 @@ struct Range {
     void add(float x) { low = std::min(low, x), high = std::max(high, x); }
     void add(const Range& other) { low = std::min(low, other.low), high = std::max(high, other.high); }
     float held(float x) const { return std::min(std::max(x, low), high); }
-    // with a fifth of headroom at both ends, as xrddiff.transforms.values.HEADROOM; an empty range adds nothing
+    // with a fifth of headroom at both ends, as xrddiff.data.transforms.values.HEADROOM; an empty range adds nothing
     Range widened() const {
         if (!(low <= high)) return *this;
         float room = 0.2f * (high - low);

@@ -1,0 +1,1 @@
+"""Frames to batches to weights: losses, models, diffusion, training."""

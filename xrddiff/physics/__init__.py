@@ -1,0 +1,1 @@
+"""Crystals to frames, and back: simulation and indexing."""

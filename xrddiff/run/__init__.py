@@ -1,0 +1,1 @@
+"""Notebooks as runs, jobs, sweeps and streams."""
