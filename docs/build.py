@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import importlib
 import json
 import re
 import shutil
@@ -229,9 +230,15 @@ class Pages:
         line = self.summaries.get(page, "")
         return f"- [{self.titles.get(page, page)}]({relative(page, here)})" + (f": {line}" if line else "")
 
-    def chapter(self, heading: str, pages: list[str], here: str) -> str:
+    def chapter(self, heading: str, pages: list[str], here: str, level: str = "##") -> str:
         """A chapter of a list of contents: a heading, a line for each page, and the tree for the side bar."""
-        lines = [f"## {heading}", "", *(self.entry(page, here) for page in pages), "", toctree(pages, here, heading)]
+        lines = [
+            f"{level} {heading}",
+            "",
+            *(self.entry(page, here) for page in pages),
+            "",
+            toctree(pages, here, heading),
+        ]
         return "\n".join(lines)
 
 
@@ -282,18 +289,24 @@ def process() -> dict[str, Path]:
 
 def mathematics(pages: Pages, notebooks: list[str]) -> list[str]:
     """Write the contents of the mathematics; returns the notebooks that are in it."""
-    placed: list[str] = []
-    chapters = {heading: [f"{n}.ipynb" for n in names.split()] for heading, (names, _) in MATHEMATICS.items()}
+    chapters: dict[str, list[str]] = {}
+    for heading, lines in MATHEMATICS.items():
+        folders = [line.partition(": ")[::2] for line in lines]
+        chapters[heading] = [f"{folder}/{name}.ipynb" for folder, names in folders for name in names.split()]
     named = [name for chapter in chapters.values() for name in chapter]
+    if missing := [n for n in named if n not in notebooks and not n.endswith("….ipynb")]:
+        sys.exit(f"docs/build.py: MATHEMATICS names {missing[0]}, which there is not")
+    placed: list[str] = []
     parts = [
         "# Mathematics",
         "",
         "Every module of the package is a notebook that says what it computes, computes it in the same symbols, and checks it. Here they are in reading order.",
         "",
     ]
-    for heading, (_, room) in MATHEMATICS.items():
-        rest = [n for n in notebooks if room and n.startswith(f"{room}/") and n not in named]
-        chapter = [n for n in chapters[heading] if n in notebooks] + rest
+    for heading, chapter in chapters.items():
+        others = {name.removesuffix("/….ipynb") for name in chapter if name.endswith("….ipynb")}
+        rest = [n for n in notebooks if n.rpartition("/")[0] in others and n not in named]
+        chapter = [n for n in chapter if n in notebooks] + rest
         placed += chapter
         parts.append(pages.chapter(heading, chapter, "mathematics.md"))
     pages.write("mathematics.md", "\n".join(parts))
@@ -301,19 +314,22 @@ def mathematics(pages: Pages, notebooks: list[str]) -> list[str]:
 
 
 def modules(pages: Pages, notebooks: list[str]) -> None:
-    """Write the list of the modules that are no mathematics, by room."""
+    """Write the list of the modules that are no mathematics, by wing and room."""
     parts = [
         "# Modules",
         "",
-        "The rest of the package, room by room. [Architecture](../about/architecture.md) says what each room is for.",
+        "The rest of the package, wing by wing. [Architecture](../about/architecture.md) says what each room is for.",
         "",
     ]
     rooms = dict(ROOMS)
     for name in notebooks:
-        rooms.setdefault(name.rpartition("/")[0], name.partition("/")[0].replace("_", " ").capitalize())
-    for room, heading in rooms.items():
-        if members := [n for n in notebooks if n.rpartition("/")[0] == room]:
-            parts.append(pages.chapter(heading, members, "reference/modules.md"))
+        rooms.setdefault(name.rpartition("/")[0], Path(name).parent.name.replace("_", " ").capitalize())
+    for wing in dict.fromkeys(room.partition("/")[0] for room in rooms if room != "runs"):
+        parts += [f"## {wing.capitalize()}", "", importlib.import_module(f"xrddiff.{wing}").__doc__, ""]
+        for room, heading in rooms.items():
+            here = room.partition("/")[0] == wing or (room, wing) == ("runs", "run")
+            if here and (members := [n for n in notebooks if n.rpartition("/")[0] == room]):
+                parts.append(pages.chapter(heading, members, "reference/modules.md", "###"))
     pages.write("reference/modules.md", "\n".join(parts))
 
 

@@ -2,74 +2,62 @@
 
 from __future__ import annotations
 
-# Rooms whose notebooks are no mathematics, and what their chapters in the reference are called.
+# Rooms whose notebooks are no mathematics, and what their chapters in the reference are called, by wing.
 ROOMS = {
-    "front_door": "Front door in Python",
-    "widgets": "Widgets",
-    "headers": "Headers",
-    "remote": "Frames on servers",
-    "formats": "Formats",
-    "loading": "Loading",
-    "recipes": "Recipes",
-    "training": "Training",
-    "telemetry": "Telemetry",
-    "inference": "Inference",
-    "exports": "Exported models",
-    "views": "Views",
-    "ranks": "Ranks",
-    "execution": "Execution",
-    "streaming": "Streams of frames",
-    "slurm": "SLURM",
-    "studies": "Studies of many runs",
-    "words": "Words of a run",
-    "cli": "Command line",
+    "app/front_door": "Front door in Python",
+    "app/widgets": "Widgets",
+    "app/cli": "Command line",
+    "app": "The command xrddiff",
+    "data/headers": "Headers",
+    "data/remote": "Frames on servers",
+    "data/formats": "Formats",
+    "learn/loading": "Loading",
+    "learn/recipes": "Recipes",
+    "learn/training": "Training",
+    "learn/telemetry": "Telemetry",
+    "judge/inference": "Inference",
+    "judge/exports": "Exported models",
+    "judge/views": "Views",
+    "run/execution": "Execution",
+    "run/streaming": "Streams of frames",
+    "run/slurm": "SLURM",
+    "run/studies": "Studies of many runs",
     "runs": "Run notebooks",
-    "": "Ground: errors, seeds, files, names, configuration",
+    "config/words": "Words of a run",
+    "config": "From words to settings",
+    "core/ranks": "Ranks",
+    "core": "Errors, seeds, files, names, child processes",
 }
-# The mathematics in reading order: notebooks, and the rooms whose other notebooks follow them.
+# The mathematics in reading order: FOLDER: NOTEBOOKS, and FOLDER: … for the others of that folder.
 MATHEMATICS = {
     "What a detector measures": (
-        "simulation/crystal simulation/scattering simulation/experiments simulation/simulate seeds frames/frames "
-        "frames/geometry frames/noise frames/curves",
-        "simulation",
+        "physics/simulation: crystal scattering experiments simulate",
+        "core: seeds",
+        "data/frames: frames geometry noise curves",
+        "physics/simulation: …",
     ),
     "What is no measurement, and what is a peak": (
-        "frames/masks frames/quiet_areas frames/automask frames/peaks frames/peak_matching frames/labels",
-        "frames",
+        "data/frames: masks quiet_areas automask peaks peak_matching labels …",
     ),
-    "What a network sees": (
-        "transforms/values transforms/spatial transforms/topk transforms/pipelines transforms/limits",
-        "transforms",
-    ),
+    "What a network sees": ("data/transforms: values spatial topk pipelines limits …",),
     "Autoencoders": (
-        "losses models/layers models/autoencoder models/codebook models/latent_space",
-        "",
+        "learn: losses",
+        "learn/models: layers autoencoder codebook latent_space",
     ),
     "Diffusion": (
-        "diffusion/schedules diffusion/denoisers diffusion/objectives diffusion/samplers diffusion/analytic "
-        "diffusion/keyed_sampling diffusion/guidance diffusion/inpainting diffusion/interpolation diffusion/tiling "
-        "diffusion/particle_kernels diffusion/particles",
-        "diffusion",
+        "learn/diffusion: schedules denoisers objectives samplers analytic keyed_sampling guidance inpainting interpolation tiling particle_kernels particles …",
     ),
-    "Networks": (
-        "models/unet models/transformer models/dit models/conditioning models/autoregressive models/classifier "
-        "models/peak_net models/generative",
-        "models",
-    ),
+    "Networks": ("learn/models: unet transformer dit conditioning autoregressive classifier peak_net generative …",),
     "Lattices": (
-        "indexing/cells indexing/rays indexing/orientations indexing/lattice_search indexing/refinement indexing/chance "
-        "indexing/indexer indexing/lattice_maps indexing/integration indexing/reflections indexing/expected_intensities",
-        "indexing",
+        "physics/indexing: cells rays orientations lattice_search refinement chance indexer lattice_maps integration reflections expected_intensities …",
     ),
     "Posteriors": (
-        "posteriors/likelihoods metrics/coverage posteriors/latents posteriors/counts posteriors/crystals posteriors/crystal_densities "
-        "posteriors/crystal_sampling posteriors/crystal_stills",
-        "posteriors",
+        "judge/posteriors: likelihoods",
+        "judge/metrics: coverage",
+        "judge/posteriors: latents counts crystals crystal_densities crystal_sampling crystal_stills …",
     ),
     "Judgement": (
-        "metrics/peak_scores metrics/radial_profiles metrics/photons metrics/spots metrics/indexing metrics/merging "
-        "metrics/diversity metrics/distribution metrics/encoder metrics/feature_distances metrics/judgement",
-        "metrics",
+        "judge/metrics: peak_scores radial_profiles photons spots indexing merging diversity distribution encoder feature_distances judgement …",
     ),
 }
 # Guides in reading order: NAME of docs/guides/NAME.md, or another page of the repository.

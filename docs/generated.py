@@ -21,30 +21,30 @@ ROOT = Path(__file__).resolve().parent.parent
 TASKS = {
     "Open frames and look at them": (
         "open_frames load list_data make_frames select_frames show explore",
-        "frames.frames.validate_frames formats.store.save_frames frames.automask.with_automask frames.peaks.find_peaks "
-        "views.plots.show_frame",
+        "data.frames.frames.validate_frames data.formats.store.save_frames data.frames.automask.with_automask data.frames.peaks.find_peaks "
+        "judge.views.plots.show_frame",
     ),
     "Simulate frames": (
         "",
-        "simulation.simulate.simulate simulation.experiments.Experiment simulation.crystal.Crystal",
+        "physics.simulation.simulate.simulate physics.simulation.experiments.Experiment physics.simulation.crystal.Crystal",
     ),
     "Train a model": (
         "train configure data_overrides TrainedRun.resume TrainedRun.monitor monitor",
-        "config.compose_config execution.phases.execute_run recipes.setup.run_trainer",
+        "config.composition.compose_config run.execution.phases.execute_run learn.recipes.setup.run_trainer",
     ),
     "Find runs and read their numbers": (
         "open_run runs jobs TrainedRun.config TrainedRun.state TrainedRun.history TrainedRun.summary TrainedRun.report "
         "TrainedRun.step TrainedRun.health TrainedRun.checkpoints TrainedRun.metrics TrainedRun.plots TrainedRun.samples "
         "compare_runs",
-        "studies.listing.find_runs studies.comparison.execute_comparison",
+        "run.studies.listing.find_runs run.studies.comparison.execute_comparison",
     ),
     "Draw samples": (
         "TrainedRun.sample TrainedRun.sampler TrainedRun.show_sampling",
-        "inference.generators.open_generator diffusion.keyed_sampling.Sampler execution.finished.execute_sample",
+        "judge.inference.generators.open_generator learn.diffusion.keyed_sampling.Sampler run.execution.finished.execute_sample",
     ),
     "Take a model elsewhere": (
         "TrainedRun.export load_exported",
-        "exports.exporters.export_run exports.package.check_package exports.runtime.ExportedModel",
+        "judge.exports.exporters.export_run judge.exports.package.check_package judge.exports.runtime.ExportedModel",
     ),
     "Look into an autoencoder": (
         "TrainedRun.reconstruct TrainedRun.latents TrainedRun.codebook TrainedRun.encoded TrainedRun.batch TrainedRun.autoencoder TrainedRun.model",
@@ -52,18 +52,21 @@ TASKS = {
     ),
     "Judge frames": (
         "TrainedRun.evaluate TrainedRun.compare compare TrainedRun.frames",
-        "inference.comparison.ComparisonPlan inference.anomalies.anomaly_scores",
+        "judge.inference.comparison.ComparisonPlan judge.inference.anomalies.anomaly_scores",
     ),
     "Answer frames as they arrive": (
         "",
-        "streaming.stream.StreamPlan streaming.stream.Stream streaming.answers.read_answers streaming.answers.read_stack",
+        "run.streaming.stream.StreamPlan run.streaming.stream.Stream run.streaming.answers.read_answers run.streaming.answers.read_stack",
     ),
     "Write a run notebook": (
         "TrainedRun.is_main TrainedRun.phase TrainedRun.whole TrainedRun.write_json TrainedRun.write_text "
         "TrainedRun.end_early TrainedRun.main_goes_on",
         "",
     ),
-    "Index frames": ("index TrainedRun.index", "indexing.indexer.index_frames indexing.stream.write_stream"),
+    "Index frames": (
+        "index TrainedRun.index",
+        "physics.indexing.indexer.index_frames physics.indexing.stream.write_stream",
+    ),
 }
 
 

@@ -1,6 +1,6 @@
-"""Draw which rooms of the package import which: python docs/import_graph.py [ROOT] [--layers "errors seeds …"] -o FILE.svg
+"""Draw which rooms of the package import which: python docs/import_graph.py [ROOT] [--wings] -o FILE.svg
 
-Rooms stand in the order of their layers, the lowest at the top; those of `.importlinter` unless given. An arrow on the right goes
+Wings and their rooms stand in the order of `.importlinter`, the lowest at the top. An arrow on the right goes
 to a room that stands above it, as it should; one on the left, in red, goes the wrong way. The number is how many modules import how
 many: pairs of modules. The same source gives the same bytes.
 """
@@ -12,15 +12,19 @@ import html
 from collections import Counter
 from pathlib import Path
 
-STEP, LEFT, BOX = 34, 250, (118, 24)
+STEP, LEFT, BOX = 30, 130, (118, 22)
 
 
-def layers(root: Path) -> list[str]:
-    """The rooms of `.importlinter`, lowest first."""
+def layers(root: Path) -> dict[str, list[str]]:
+    """The rooms of each wing of `.importlinter`, lowest first."""
     found = configparser.ConfigParser()
     found.read(root / ".importlinter", encoding="utf-8")
-    lines = found["importlinter:contract:rooms"]["layers"].split()
-    return [line.strip("()") for line in lines if line != "|"][::-1]
+
+    def lowest_first(contract: str) -> list[str]:
+        lines = found[f"importlinter:contract:{contract}"]["layers"].split()
+        return [line for line in lines if line != "|"][::-1]
+
+    return {wing: lowest_first(wing) for wing in lowest_first("wings")}
 
 
 def imports(root: Path) -> set[tuple[str, str]]:
@@ -47,16 +51,17 @@ def imports(root: Path) -> set[tuple[str, str]]:
     return pairs
 
 
-def rooms(pairs: set[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    """How many pairs of modules stand behind each arrow between two rooms; the package itself is no room."""
+def between(pairs: set[tuple[str, str]], depth: int) -> Counter[tuple[str, str]]:
+    """How many pairs of modules stand behind each arrow between two wings (depth 1) or rooms (depth 2)."""
     split = [(a.split("."), b.split(".")) for a, b in pairs]
-    return Counter((a[1], b[1]) for a, b in split if len(a) > 1 and len(b) > 1 and a[1] != b[1])
+    return Counter((a[depth], b[depth]) for a, b in split if min(len(a), len(b)) > 2 and a[depth] != b[depth])
 
 
-def draw(order: list[str], arrows: Counter[tuple[str, str]]) -> str:
+def draw(wings: dict[str, list[str]], arrows: Counter[tuple[str, str]]) -> str:
     """The picture as SVG."""
+    order = [room for rooms in wings.values() for room in rooms]
     y = {room: 30 + STEP * i for i, room in enumerate(order)}
-    width, height = LEFT + BOX[0] + 25 * len(order), 20 + STEP * len(order)
+    width, height = LEFT + BOX[0] + 60 + STEP * len(order) // 2, 20 + STEP * len(order)
     lines, labels = [], []
     for (a, b), count in sorted(arrows.items(), key=lambda item: (-abs(y[item[0][0]] - y[item[0][1]]), item[0])):
         back = y[b] > y[a]
@@ -75,13 +80,21 @@ def draw(order: list[str], arrows: Counter[tuple[str, str]]) -> str:
             f'stroke="white" stroke-width="2.5" paint-order="stroke"><title>{a} imports {b}</title>{count}</text>'
         )
     boxes = []
+    for wing, rooms in wings.items():
+        if not wing:
+            continue
+        top = y[rooms[0]] - STEP / 2
+        boxes.append(
+            f'<path d="M10 {top:.0f} H{width - 10}" stroke="#d5d8dc"/>'
+            f'<text x="{LEFT - 20}" y="{(y[rooms[0]] + y[rooms[-1]]) / 2 + 5:.0f}" text-anchor="end" font-size="15" font-weight="bold" fill="#1b2631">{html.escape(wing)}</text>'
+        )
     for room in order:
         boxes.append(
             f'<rect x="{LEFT}" y="{y[room] - BOX[1] / 2:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="4" fill="#eaf2f8" stroke="#2c3e50"/>'
             f'<text x="{LEFT + BOX[0] / 2:.0f}" y="{y[room] + 4:.0f}" text-anchor="middle" font-size="12" fill="#1b2631">{html.escape(room)}</text>'
         )
     head = "".join(
-        f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L8 4L0 8z" fill="{colour}"/></marker>'
+        f'<marker id="{name}" viewBox="0 0 8 8" refX="7" refY="4" markerUnits="userSpaceOnUse" markerWidth="9" markerHeight="9" orient="auto"><path d="M0 0L8 4L0 8z" fill="{colour}"/></marker>'
         for name, colour in (("down", "#7f8c8d"), ("back", "#c0392b"))
     )
     body = "\n".join([*lines, *labels, *boxes])
@@ -95,16 +108,17 @@ def main() -> None:
     """Draw the graph and say which arrows go the wrong way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).parent.parent)
-    parser.add_argument("--layers", help="the rooms, lowest first")
+    parser.add_argument("--wings", action="store_true", help="the wings, not their rooms")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    order, pairs = args.layers.split() if args.layers else layers(args.root), imports(args.root)
-    arrows = rooms(pairs)
-    order += sorted({room for arrow in arrows for room in arrow} - set(order))
-    args.output.write_text(draw(order, arrows), encoding="utf-8")
+    wings = layers(args.root)
+    arrows = between(imports(args.root), 1 if args.wings else 2)
+    groups = {"": list(wings)} if args.wings else wings
+    order = [room for names in groups.values() for room in names]
+    args.output.write_text(draw(groups, arrows), encoding="utf-8")
     back = {arrow: n for arrow, n in arrows.items() if order.index(arrow[1]) > order.index(arrow[0])}
     print(
-        f"{len(order)} rooms, {len(arrows)} arrows, {len(back)} of them back: {', '.join(f'{a} → {b} ({n})' for (a, b), n in sorted(back.items())) or 'none'}"
+        f"{len(order)} {'wings' if args.wings else 'rooms'}, {len(arrows)} arrows, {len(back)} of them back: {', '.join(f'{a} → {b} ({n})' for (a, b), n in sorted(back.items())) or 'none'}"
     )
 
 

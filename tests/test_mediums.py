@@ -11,7 +11,6 @@ import re
 import subprocess
 import types
 from html.parser import HTMLParser
-from pathlib import Path
 
 import h5py
 import nbformat
@@ -25,7 +24,7 @@ from xrddiff.app.cli.main import main
 from xrddiff.config.composition import compose_config
 from xrddiff.config.saved_config import to_yaml
 from xrddiff.core import mediums
-from xrddiff.core.files import write_json, write_text
+from xrddiff.core.files import package_folder, write_json, write_text
 from xrddiff.core.mediums import for_terminal, plain_text
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.judge.views.page import render
@@ -495,14 +494,14 @@ def test_widgets_say_what_a_name_is():
         assert not found.scripts and not found.found and not found.links and plain_text(odd) in found.text
         sent = panel.get_state()["sentence"].encode()  # a lone surrogate would end the message to the browser
         assert sent == odd.encode("utf-8", "backslashreplace")
-    folder = Path(mediums.__file__).parent / "widgets"
+    folder = package_folder() / "app" / "widgets"
     scripts = [f.read_text() for f in folder.glob("*.js")]
     assert scripts and not any(re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", s) for s in scripts)
 
 
 def test_nothing_but_mediums_makes_a_console_or_prints():
     """Six copies of a console were six places to forget the escaping (ruff's T20 forbids `print`)."""
-    package, found = Path(mediums.__file__).parent, []
+    package, found = package_folder(), []
     for file in package.rglob("*.py"):
         tree = ast.parse(file.read_text())
         calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]

@@ -114,7 +114,8 @@ class _OldName:
 
     def get_code(self, name: str):
         """What `python -m OLD.NAME` executes, such as a batch script of before."""
-        return self.real.loader.get_code(self.real.name)
+        code = f"import runpy; runpy.run_module({self.real.name!r}, run_name='__main__', alter_sys=True)"
+        return compile(code, self.real.origin, "exec")
 
 
 sys.meta_path.insert(0, _OldPaths)
