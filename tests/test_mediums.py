@@ -26,10 +26,10 @@ from xrddiff.config.saved_config import to_yaml
 from xrddiff.core import mediums
 from xrddiff.core.files import package_folder, write_json, write_text
 from xrddiff.core.mediums import for_terminal, plain_text
+from xrddiff.core.templates import render
 from xrddiff.data.frames.frames import make_frames
-from xrddiff.judge.views.page import render
 from xrddiff.judge.views.plots import png
-from xrddiff.judge.views.report import Report, markdown_table
+from xrddiff.judge.views.report import Report, Section, shown_section
 
 ODD = {
     "formula": "run$_$1",
@@ -313,7 +313,7 @@ def odd_report(odd: str) -> Report:
 @names
 def test_a_page_shows_what_a_name_is(odd):
     check_page(odd_report(odd).html(), 1, odd)
-    check_page(render(title=odd, lead=odd, sections=[], again=5), 1, odd)
+    check_page(Report(odd, odd).html(again=5), 1, odd)
 
 
 @names
@@ -359,7 +359,8 @@ def cells(tokens: list) -> list[list[str]]:
 def test_markdown_shows_what_a_name_is(odd):
     said = plain_text(odd).strip()
     table = pd.DataFrame({odd: [odd, 1.5], "b": ["x", 2]}, index=pd.Index([odd, "y"], name=odd))
-    assert cells(check_markdown(markdown_table(table))) == [[said, said, "b"], [said, said, "x"], ["y", "1.5", "2"]]
+    page = render("judge/views/report.md.j2", title="t", lead="", sections=[shown_section(Section("s", table=table))])
+    assert cells(check_markdown(page)) == [[said, said, "b"], [said, said, "x"], ["y", "1.5", "2"]]
     (_, paragraph, _) = check_markdown(mediums.for_markdown(odd))
     assert "".join(t.content for t in paragraph.children) == said
     (_, span, _) = check_markdown(f"a {mediums.for_code(odd)} b")

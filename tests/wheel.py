@@ -20,6 +20,8 @@ SHIPPED = (
     "xrddiff/config/conf/config.yaml",
     *(f"xrddiff/_notebooks/{p.name}" for p in sorted((ROOT / "nbs" / "runs").glob("*.ipynb"))),
     *(f"xrddiff/_tutorials/{p.name}" for p in sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))),
+    *(p.relative_to(ROOT).as_posix() for kind in ("j2", "css", "js") for p in (ROOT / "xrddiff").glob(f"*/*/*.{kind}")),
+    "xrddiff/core/table.html.j2",
     "xrddiff/app/labextension/xrddiff/package.json",
     "xrddiff/app/labextension/xrddiff/static/remoteEntry.js",
     "xrddiff/data/samples/cspad_lysozyme_r0015.h5",

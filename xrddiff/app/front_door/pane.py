@@ -5,7 +5,6 @@
 # %% ../../../nbs/app/front_door/pane.ipynb #09b85b20
 from __future__ import annotations
 
-import base64
 import io
 import re
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import XrddiffError
-from ...core.mediums import for_html
+from ...core.templates import render
 from ...run.execution.live import Screen
 
 # %% auto #0
@@ -36,7 +35,7 @@ class Pane(io.TextIOBase):
 
     def __init__(self, shell: Any, every: float = 0.5):
         self.shell, self.every, self.id = shell, every, uuid.uuid4().hex
-        self.screen, self.path, self.curve = Screen(), None, ""
+        self.screen, self.path, self.curve = Screen(), None, b""
         self._next = self._next_curve = 0.0
         self._publish(update=False)
 
@@ -56,8 +55,8 @@ class Pane(io.TextIOBase):
         return True
 
 # %% ../../../nbs/app/front_door/pane.ipynb #d89e5c0c
-def _curve(path: Path) -> str:
-    """The training curves of the newest phase of the run, as HTML; empty if there are none yet."""
+def _curve(path: Path) -> bytes:
+    """The training curves of the newest phase of the run, as PNG; empty if there are none yet."""
     from xrddiff.judge.views.charts import plot_history
     from xrddiff.judge.views.plots import png
     from xrddiff.learn.telemetry.history import read_history
@@ -65,9 +64,8 @@ def _curve(path: Path) -> str:
     tables = sorted(path.glob("**/metrics/training_metrics.csv"), key=lambda p: p.stat().st_mtime)
     history = read_history(tables[-1]) if tables else []
     if len(history) < 2:
-        return ""
-    picture = base64.b64encode(png(plot_history(history), dpi=60)).decode()
-    return f"<img alt='training' src='data:image/png;base64,{picture}'>"
+        return b""
+    return png(plot_history(history), dpi=60)
 
 # %% ../../../nbs/app/front_door/pane.ipynb #13ce041f
 def _draw(self: Pane, curve: bool = True) -> None:
@@ -77,7 +75,7 @@ def _draw(self: Pane, curve: bool = True) -> None:
         with suppress(XrddiffError, OSError, ValueError):  # a table that is being written
             self.curve = _curve(self.path)
         self._next_curve = time.monotonic() + max(3.0, 20 * (time.monotonic() - now))
-    self.curve = self.curve if curve else ""
+    self.curve = self.curve if curve else b""
     self._publish(update=True)
     self._next = time.monotonic() + max(self.every, 5 * (time.monotonic() - now))
 
@@ -86,7 +84,7 @@ def _publish(self: Pane, update: bool) -> None:
     lines = "\n".join(self.screen.text().rstrip("\n").split("\n")[-LINES:])
     data = {
         "text/plain": lines,
-        "text/html": f"{self.curve}<pre style='line-height:1.2'>{for_html(lines, breaks=True)}</pre>",
+        "text/html": render("app/front_door/pane.html.j2", curve=self.curve, lines=lines),
     }
     self.shell.display_pub.publish(data, {}, transient={"display_id": self.id}, update=update)
 

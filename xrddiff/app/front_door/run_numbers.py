@@ -5,9 +5,7 @@
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #abec05ff
 from __future__ import annotations
 
-import base64
 import functools
-import html
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from ...config.saved_config import OWN_FRAMES
 from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import or_default, read_json
-from ...core.mediums import for_html
+from ...core.templates import render
 from ...run.execution.run_folder import Run, holder, run_state
 
 if TYPE_CHECKING:
@@ -53,8 +51,7 @@ class Page(type(Path())):
     """The path of an HTML page, which a notebook shows in a frame that runs no scripts."""
 
     def _repr_html_(self) -> str:
-        page = html.escape(self.read_text(encoding="utf-8"))
-        return f"<iframe sandbox srcdoc='{page}' style='width:100%;height:32em;border:1px solid #ccc'></iframe>"
+        return render("app/front_door/page.html.j2", page=self.read_text(encoding="utf-8"))
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #08c86b83
 @dataclass(frozen=True, repr=False)
@@ -165,15 +162,7 @@ def run_pictures(run: RunNumbers) -> list[bytes]:
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #9e007710
 def run_html(run: RunNumbers) -> str:
     """A run as HTML: description, pictures and table. All text is escaped."""
-    left = "style='text-align:left'"
-    rows = "".join(
-        f"<tr><th {left}>{for_html(name)}</th><td {left}>{for_html(value)}</td></tr>"
-        for name, value in about_run(run).items()
-    )
-    pictures = [base64.b64encode(picture).decode() for picture in run_pictures(run)]
-    about = "losses, samples or reconstructions of the run"
-    image = "<img alt='{}' style='max-height:22em' src='data:image/png;base64,{}'>"
-    shown = "".join(image.format(about, picture) for picture in pictures)
-    table = run.summary.to_html(float_format="{:.4g}".format, na_rep="", border=0) if len(run.summary) else ""
-    style = "style='display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start'"
-    return f"<table>{rows}</table><div {style}>{shown}{table}</div>"
+    from xrddiff.judge.views.report import shown_table
+
+    summary = shown_table(run.summary) if len(run.summary) else None
+    return render("app/front_door/run.html.j2", about=about_run(run), pictures=run_pictures(run), summary=summary)

@@ -34,6 +34,7 @@ from ...config.words.inference import GUIDANCE
 from ...core import registry
 from ...core.errors import BadInput
 from ...core.mediums import for_html
+from ...core.templates import render
 from ...data.frames.frames import frame_count
 from ...judge.views.plots import png
 from ...judge.views.samples import show_samples
@@ -305,11 +306,7 @@ def _describe(self: SamplerPanel) -> None:
     names = list(self._given.table)
     self.line = "\n".join(sample_line(self.count, words, names) for words in each)
     self.command = "\n".join(sample_command(self.folder, self.count, words) for words in each)
-    style = "style='margin:2px 0;white-space:pre-wrap;overflow-wrap:anywhere;font:12px var(--jp-code-font-family,monospace)'"
-    self._how.value = (
-        f"<div>The same in Python, and as a command:</div><pre {style}>{for_html(self.line, breaks=True)}</pre>"
-        f"<pre {style}>{for_html(self.command, breaks=True)}</pre>"
-    )
+    self._how.value = render("app/widgets/sampler.html.j2", line=self.line, command=self.command)
 
 
 SamplerPanel.words, SamplerPanel._describe, SamplerPanel._changed = _words, _describe, _changed

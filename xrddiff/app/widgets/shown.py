@@ -18,7 +18,8 @@ import ipywidgets
 from traitlets import HasTraits, Unicode
 
 from ...core.errors import XrddiffError
-from ...core.mediums import for_html, plain_text
+from ...core.mediums import plain_text
+from ...core.templates import render
 from ...judge.views.plots import SMALL, Picture
 
 # %% auto #0
@@ -139,12 +140,8 @@ class Panel(Shown, ipywidgets.VBox):
         self.observe(self._show_sentence, "sentence")
 
     def _show_sentence(self, _: Any = None) -> None:
-        style = (
-            "padding:6px 10px;border-left:4px solid var(--jp-error-color1,#d32f2f);"
-            "background:var(--jp-layout-color2,#eee);color:var(--jp-ui-font-color0,#000)"
-        )
-        said = for_html(self.sentence)
-        self.alert.value = f"<div role='alert' style='{style}'>{said}</div>" if said else ""
+        sentence = plain_text(self.sentence)
+        self.alert.value = render("app/widgets/sentence.html.j2", sentence=sentence) if sentence else ""
 
 # %% ../../../nbs/app/widgets/shown.ipynb #37261427
 def draw_lines(lines: Sequence[str], title: str = "", *, most: int = 60) -> Picture:

@@ -5,13 +5,13 @@
 # %% ../../../nbs/data/frames/display.ipynb #1937b679
 from __future__ import annotations
 
-import base64
 import io
 
 import numpy as np
 import xarray as xr
 
-from ...core.mediums import for_html, plain_text
+from ...core.mediums import plain_text
+from ...core.templates import render
 from .frames import frame_count, frame_image, frame_mask
 from .geometry import PanelGeometry, panel_distance
 from .rows import is_lazy
@@ -106,16 +106,7 @@ def as_text(ds: xr.Dataset) -> str:
 
 def as_html(ds: xr.Dataset) -> str:
     """What the frames are, as a table beside a thumbnail."""
-    cells = "".join(
-        f"<tr><th style='text-align:left'>{for_html(k)}</th><td style='text-align:left'>{for_html(v)}</td></tr>"
-        for k, v in summary_rows(ds)
-    )
-    picture = base64.b64encode(thumbnail(ds)).decode()
-    return (
-        "<div style='display:flex;gap:1em;align-items:flex-start'>"
-        f"<img alt='frame 0' style='image-rendering:pixelated;min-width:128px' src='data:image/png;base64,{picture}'>"
-        f"<table>{cells}</table></div>"
-    )
+    return render("data/frames/frames.html.j2", rows=summary_rows(ds), picture=thumbnail(ds))
 
 # %% ../../../nbs/data/frames/display.ipynb #21582286
 @xr.register_dataset_accessor("frames")

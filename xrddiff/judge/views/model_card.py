@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.files import write_text
 from ...core.gate import or_default, read_json
-from ...core.mediums import for_markdown, plain_text
+from ...core.mediums import plain_text
+from ...core.templates import render
 from xrddiff.judge.views.report import (
     Report,
     ReportImage,
     Section,
-    markdown_blocks,
-    markdown_picture,
     read_picture,
     read_report,
+    shown_section,
 )
 from .run_page import finish_report, has_history, run_commands
 from ...learn.telemetry.history import read_history
@@ -61,33 +61,34 @@ def card_metadata(cfg: Config, summary: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 # %% ../../../nbs/judge/views/model_card.ipynb #22f5ffd0
-_LAST = "The report of the run, with all pictures, is `report.html`. Whoever publishes the folder says under which licence, in the first lines of this file."
-
-
-def _texts(sections: Iterable[Section]) -> list[str]:
-    """The paragraphs of some sections, without pictures."""
-    return [text for s in sections for text in markdown_blocks(s)]
-
-
 def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
     """The text of the card for a finished report; `summary`: see `card_metadata`."""
     import pandas as pd
     import yaml
+    from markupsafe import Markup
 
     of = lambda part: [s for s in report.ordered() if s.part == part]  # noqa: E731
     head = yaml.safe_dump(card_metadata(cfg, summary), sort_keys=False, allow_unicode=True)
-    blocks = [f"---\n{head}---", f"# {for_markdown(report.title)}", for_markdown(report.lead), *_texts(of("verdict"))]
-    blocks += [markdown_picture(s.title, f"plots/{s.slug}.png") for s in of("pictures") if s.figure is not None][:1]
+    first = [dict(title=s.title, path=f"plots/{s.slug}.png") for s in of("pictures") if s.figure is not None][:1]
     use = Section("Use", "In the folder of the run, with xrddiff installed.", commands=run_commands(Path(), cfg, "."))
-    blocks += markdown_blocks(use)
-    if summary and all(isinstance(row, Mapping) for row in summary.values()):
-        blocks += markdown_blocks(Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index")))
-    blocks += _texts([*of("health"), *of("limits")])
-    charts = [s for s in of("training") if s.remade and isinstance(s.figure, ReportImage)]
-    for s in charts:
-        blocks += [f"## {for_markdown(s.title)}", for_markdown(s.text), markdown_picture(s.title, s.figure.path)]
-    blocks += _texts(Section(s.title, s.text, s.table) for s in of("settings"))
-    return "\n\n".join([*blocks, _LAST]) + "\n"
+    numbers = Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index"))
+    tables = summary and all(isinstance(row, Mapping) for row in summary.values())
+    charts = [
+        shown_section(Section(s.title, s.text), s.figure)
+        for s in of("training")
+        if s.remade and isinstance(s.figure, ReportImage)
+    ]
+    settings = (Section(s.title, s.text, s.table) for s in of("settings"))
+    rest = [use, *([numbers] if tables else []), *of("health"), *of("limits")]
+    return render(
+        "judge/views/model_card.md.j2",
+        head=Markup(head),
+        title=report.title,
+        lead=report.lead,
+        verdict=[shown_section(s) for s in of("verdict")],
+        pictures=first,
+        sections=[*map(shown_section, rest), *charts, *map(shown_section, settings)],
+    )
 
 # %% ../../../nbs/judge/views/model_card.ipynb #15f518f5
 def write_run_report(report: Report, run: Path, cfg: Config, *, name: str = "report") -> Path:

@@ -13,22 +13,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pandas as pd
 
 from ...core.errors import BadInput
 from ...core.files import sealed, writing
 from ...core.gate import MOST, or_default, read_bytes, read_json
-from ...core.mediums import for_code, for_json, for_markdown
-from .page import render
+from ...core.mediums import for_json
+from ...core.templates import render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PARTS', 'ReportImage', 'Section', 'format_number', 'markdown_table', 'markdown_blocks', 'markdown_picture',
-           'read_picture', 'Report', 'read_report']
+__all__ = ['PARTS', 'ReportImage', 'Section', 'format_number', 'shown_table', 'shown_section', 'read_picture', 'Report',
+           'read_report']
 
 # %% ../../../nbs/judge/views/report.ipynb #3b67a244
 @dataclass(frozen=True)
@@ -107,12 +106,10 @@ def _text_table(table: pd.DataFrame) -> pd.DataFrame:
     return table.map(lambda v: format_number(v.item() if hasattr(v, "item") else v))
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    """A Markdown table; what stands in a cell has no effect on it."""
-    head = [for_markdown(table.index.name or ""), *map(for_markdown, table.columns)]
-    rows = zip(table.index, _text_table(table).to_numpy(), strict=True)
-    rows = [[for_markdown(i), *map(for_markdown, row)] for i, row in rows]
-    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] + ["---:"] * len(table.columns), *rows])
+def shown_table(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as templates want it: `name` of the index, `columns`, `rows` of (index, values), all as text."""
+    rows = [[str(i), row] for i, row in zip(table.index, _text_table(table).to_numpy().tolist(), strict=True)]
+    return dict(name=str(table.index.name or ""), columns=list(map(str, table.columns)), rows=rows)
 
 # %% ../../../nbs/judge/views/report.ipynb #514dbd9c
 def _picture(section: Section, dpi: float) -> ReportImage | None:
@@ -131,9 +128,7 @@ def _picture(section: Section, dpi: float) -> ReportImage | None:
 
 # %% ../../../nbs/judge/views/report.ipynb #0f28caed
 def _shown(picture: ReportImage | None, per_inch: int = 110) -> dict[str, Any] | None:
-    """A picture as the page wants it, with its width on the page where it is a PNG that says how
-    many pixels are an inch.
-    """
+    """A picture as templates want it, with its width on the page where it is a PNG that says how many pixels are an inch."""
     if picture is None:
         return None
     head, width = picture.light[:200], ""
@@ -141,32 +136,21 @@ def _shown(picture: ReportImage | None, per_inch: int = 110) -> dict[str, Any] |
         at = head.find(b"pHYs")
         pixels = int.from_bytes(head[at + 4 : at + 8], "big") * 0.0254 if at > 0 else 170
         width = round(int.from_bytes(head[16:20], "big") * per_inch / pixels)
-    return dict(title=picture.title, light=picture.light, dark=picture.dark, width=width)
+    return vars(picture) | dict(width=width)
 
 
-def _shown_table(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as the page wants it."""
-    rows = [[str(i), row] for i, row in zip(table.index, _text_table(table).to_numpy().tolist(), strict=True)]
-    return dict(name=table.index.name or "", columns=list(map(str, table.columns)), rows=rows)
-
-# %% ../../../nbs/judge/views/report.ipynb #6f464304
-def markdown_blocks(section: Section, picture: ReportImage | None = None) -> list[str]:
-    """A section as paragraphs of Markdown, with links to its pictures."""
-    blocks = [f"## {for_markdown(section.title)}", for_markdown(section.text)]
-    mark = lambda kind: f"**{for_markdown(kind.capitalize())}:** " if kind else ""  # noqa: E731
-    blocks += ["\n".join(f"- {mark(kind)}{for_markdown(line)}" for kind, line in section.lines)]
-    for what, command in section.commands.items():
-        blocks += [for_markdown(what), for_code(command, "bash")]
-    blocks += [markdown_table(section.table)] if section.table is not None else []
-    blocks += [markdown_picture(p.title, p.path) for p in (picture, *section.gallery) if p]
-    for heading, table in section.folded.items():
-        blocks += [f"### {for_markdown(heading)}", markdown_table(table)]
-    return [block for block in blocks if block]
-
-
-def markdown_picture(title: str, path: str) -> str:
-    """A picture of the folder, as Markdown shows it."""
-    return f"![{for_markdown(title)}]({quote(path)})"
+def shown_section(s: Section, picture: ReportImage | None = None) -> dict[str, Any]:
+    """A section as templates want it; `picture`: its figure, drawn."""
+    wide = _shown(picture, 160 if s.part == "pictures" else 110)
+    gallery = list(map(_shown, s.gallery))
+    return vars(s) | dict(
+        slug=s.slug,
+        table=None if s.table is None else shown_table(s.table),
+        folded={heading: shown_table(table) for heading, table in s.folded.items()},
+        picture=wide,
+        gallery=gallery,
+        pictures=[p for p in (wide, *gallery) if p],
+    )
 
 # %% ../../../nbs/judge/views/report.ipynb #246eb8ab
 _KEPT = ("title", "text", "part", "lines", "commands")
@@ -175,9 +159,8 @@ _KEPT = ("title", "text", "part", "lines", "commands")
 def _record(section: Section, picture: ReportImage | None) -> dict[str, Any]:
     """A section as JSON values; its picture is in its own file."""
     kept = {name: getattr(section, name) for name in _KEPT}
-    kept["table"] = None if section.table is None else _shown_table(section.table)
-    kept["folded"] = {heading: _shown_table(table) for heading, table in section.folded.items()}
-    return kept | dict(picture=picture is not None)
+    seen = shown_section(section)
+    return kept | dict(table=seen["table"], folded=seen["folded"], picture=picture is not None)
 
 
 def _frame(record: Mapping[str, Any]) -> pd.DataFrame:
@@ -218,14 +201,6 @@ def _save(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-def _on_page(s: Section, picture: ReportImage | None) -> dict[str, Any]:
-    """A section as the page wants it."""
-    folded = {heading: _shown_table(table) for heading, table in s.folded.items()}
-    wide = _shown(picture, 160 if s.part == "pictures" else 110)
-    seen = dict(picture=wide, gallery=list(map(_shown, s.gallery)), folded=folded)
-    return vars(s) | seen | dict(slug=s.slug, table=None if s.table is None else _shown_table(s.table))
-
-
 @dataclass
 class Report:
     """A run's report: `add` sections, then `write` them."""
@@ -250,8 +225,11 @@ class Report:
 
     def html(self, dpi: float = 110, *, again: int | None = None) -> str:
         """The page alone, with its pictures in it; `again`: s after which a browser loads it anew."""
-        sections = [_on_page(s, _picture(s, dpi)) for s in self.ordered()]
-        return render(title=self.title, lead=self.lead, sections=sections, again=again)
+        return self._page([shown_section(s, _picture(s, dpi)) for s in self.ordered()], again)
+
+    def _page(self, sections: list[dict[str, Any]], again: int | None = None, form: str = "html") -> str:
+        words = dict(title=self.title, lead=self.lead, sections=sections, again=again)
+        return render(f"judge/views/report.{form}.j2", **words)
 
     def write(self, folder: str | Path, dpi: int = 170, *, name: str = "report") -> Path:
         """Write `report.html`, `report.md` and the pictures into `folder`, each whole or not at all;
@@ -262,21 +240,18 @@ class Report:
         is full or the folder cannot be written to.
         """
         folder, pages, kept = Path(folder), [], []
-        blocks = [f"# {for_markdown(self.title)}", for_markdown(self.lead)]
         for s in self.ordered():
             picture = _picture(s, dpi)
             for drawn in filter(None, (picture, *s.gallery)):
                 for path, data in drawn.files().items():
                     _save(folder / path, data)
-            blocks += markdown_blocks(s, picture)
             kept += [] if s.remade else [_record(s, picture)]
-            pages.append(_on_page(s, picture))
-        _save(folder / f"{name}.md", ("\n\n".join(block for block in blocks if block) + "\n").encode())
+            pages.append(shown_section(s, picture))
+        _save(folder / f"{name}.md", self._page(pages, form="md").encode())
         if name == "report" and (folder / "metrics").is_dir():
             record = dict(title=self.title, lead=self.lead, sections=kept)
             _save(folder / "metrics" / "report.json", sealed(for_json(record, 1)).encode())
-        html = render(title=self.title, lead=self.lead, sections=pages)
-        _save(folder / f"{name}.html", html.encode())
+        _save(folder / f"{name}.html", self._page(pages).encode())
         return folder / f"{name}.html"
 
 # %% ../../../nbs/judge/views/report.ipynb #1b61a16f
