@@ -198,12 +198,12 @@ def test_a_run_shows_itself_and_all_text_is_escaped(runs, tmp_path):
     page, text = run._repr_html_(), repr(run)
     assert text.splitlines()[1].split() == ["model", "ddpm,", "tiny"] and "finished, step" in text
     assert "<script" not in page and "&lt;script&gt;" in page and "alert(1)" in page
-    pictures = re.findall("base64,([^']*)'", page)
+    pictures = re.findall('base64,([^"]*)"', page)
     assert len(pictures) == 2 and max(map(len, pictures)) < 70_000 and "radial profile" in page
     report = run.report
     assert isinstance(report, Path) and report.name == "report.html"
     assert (
-        "<iframe sandbox srcdoc='&lt;!doctype" in report._repr_html_()[:60].lower()
+        '<iframe sandbox srcdoc="&lt;!doctype' in report._repr_html_()[:60].lower()
         and "<script" not in report._repr_html_()
     )
     shutil.rmtree(run.samples)

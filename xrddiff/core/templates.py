@@ -29,7 +29,7 @@ def data_address(picture: bytes) -> str:
 @cache
 def _engine(markdown: bool) -> Environment:
     """The one engine of all templates in HTML, or in Markdown; filters: `data` (an address that is the picture),
-    `address` (of a file), `code` (a span or, with a language, a block of Markdown).
+    `address` (of a file), `code` (a span or, with a language, a block of Markdown), `line` (breaks are visible too).
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -47,6 +47,7 @@ def _engine(markdown: bool) -> Environment:
         "data": lambda picture: Markup(data_address(picture)),
         "address": lambda path: Markup(quote(path)),
         "code": lambda text, language=None: Markup(for_code(text, language)),
+        "line": plain_text,
     }
     return engine
 

@@ -71,15 +71,16 @@ def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
     head = yaml.safe_dump(card_metadata(cfg, summary), sort_keys=False, allow_unicode=True)
     first = [dict(title=s.title, path=f"plots/{s.slug}.png") for s in of("pictures") if s.figure is not None][:1]
     use = Section("Use", "In the folder of the run, with xrddiff installed.", commands=run_commands(Path(), cfg, "."))
-    numbers = Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index"))
-    tables = summary and all(isinstance(row, Mapping) for row in summary.values())
+    numbers = []
+    if summary and all(isinstance(row, Mapping) for row in summary.values()):
+        numbers = [Section("Numbers", table=pd.DataFrame.from_dict(summary, orient="index"))]
     charts = [
         shown_section(Section(s.title, s.text), s.figure)
         for s in of("training")
         if s.remade and isinstance(s.figure, ReportImage)
     ]
     settings = (Section(s.title, s.text, s.table) for s in of("settings"))
-    rest = [use, *([numbers] if tables else []), *of("health"), *of("limits")]
+    rest = [use, *numbers, *of("health"), *of("limits")]
     return render(
         "judge/views/model_card.md.j2",
         head=Markup(head),

@@ -177,12 +177,10 @@ status=$?
 # Back into the queue then, to go on from the checkpoint.
 if [ "$status" -eq 75 ] || [ "$status" -eq 140 ]; then
   [ "$RESTARTS" -lt {restarts} ] || enough
-  if scontrol requeue "$SLURM_JOB_ID"; then
-    echo "xrddiff: back in the queue, restart $(( RESTARTS + 1 )) of at most {restarts}"
-    exit 0
-  else
-    echo "xrddiff: this cluster puts no job back into the queue; to go on: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
-  fi
+  # Said before it is asked for: SLURM ends this script as soon as it has put the job back.
+  echo "xrddiff: goes back in the queue, restart $(( RESTARTS + 1 )) of at most {restarts}"
+  scontrol requeue "$SLURM_JOB_ID" && exit 0
+  echo "xrddiff: this cluster puts no job back into the queue; to go on: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
 fi
 exit "$status"
 """
