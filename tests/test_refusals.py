@@ -293,7 +293,7 @@ def test_a_path_is_text_in_html(tmp_path):
 
 @pytest.mark.parametrize("wait", [0.0, 0.1, 0.4])
 def test_an_early_ctrl_c_is_no_traceback(tmp_path, wait):
-    code = "import xrddiff.app.entry\nprint('begun', flush=True)\nxrddiff.entry.command_line()"
+    code = "import xrddiff.app.entry\nprint('begun', flush=True)\nxrddiff.app.entry.command_line()"
     words = ["run", "-m", "training.seed=range(0,10000)", "--dry-run"]  # enough to compose for minutes
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
