@@ -30,7 +30,7 @@ KINDS = [
     "index",
     "tutorials",
     "tutorials/first_look",
-    "diffusion/schedules",
+    "learn/diffusion/schedules",
     "mathematics",
     "reference/words",
     "reference/commands",
@@ -40,7 +40,7 @@ KINDS = [
     "references",
 ]
 # In the dark only colours differ; axe takes seconds for a long page.
-DARK = ["index", "tutorials", "diffusion/schedules", "questions"]
+DARK = ["index", "tutorials", "learn/diffusion/schedules", "questions"]
 # The theme looks a moment after the page has come which of these scroll, and lets the keyboard reach them.
 REACHABLE = """[...document.querySelectorAll('pre, .cell_output > .output, .pst-scrollable-table-container')].every(
     e => (e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight) || e.tabIndex === 0)"""
@@ -179,7 +179,7 @@ def test_llms_txt_names_pages_that_there_are(site):
 @in_browser
 def test_formulas_are_rendered_and_nothing_comes_from_outside(site, page):
     page.requested.clear()
-    page.goto(f"{site}/losses.html", wait_until="networkidle")
+    page.goto(f"{site}/learn/losses.html", wait_until="networkidle")
     assert page.locator(".katex").count() > 5
     assert page.locator(".katex-error").count() == 0
     assert page.evaluate("document.fonts.check('16px KaTeX_Main')")
