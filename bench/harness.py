@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from xrddiff.core.files import write_text
+
 RESULTS = Path(__file__).resolve().parent / "results"
 XRDDIFF = Path(sys.executable).with_name("xrddiff")
 HELP = {
@@ -124,17 +126,14 @@ def read_results(name: str | Path, default: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
-def write_results(name: str | Path, text: str | Iterable[str], data: Any = None) -> str:
-    """Write bench/results/NAME.md, and NAME.json if there are data, each whole or not at all; returns the text."""
-    text = (text if isinstance(text, str) else "\n".join(text)).rstrip("\n") + "\n"
+def write_results(name: str | Path, text: str | Iterable[str] | Callable[[Any], str], data: Any = None) -> str:
+    """Write bench/results/NAME.json, if there are data, and NAME.md: text, lines, or what a function makes of the data."""
     path = RESULTS / name
-    files = {path if path.suffix else path.with_suffix(".md"): text}
-    if data is not None:
-        files[path.with_suffix(".json")] = json.dumps(data, indent=1) + "\n"
-    for file, content in files.items():
-        new = file.with_name(f".{file.name}.new")
-        new.write_text(content, encoding="utf-8")
-        new.replace(file)
+    if data is not None:  # first: a page that fails loses no measurement
+        write_text(path.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
+    text = text(data) if callable(text) else text
+    text = (text if isinstance(text, str) else "\n".join(text)).rstrip("\n") + "\n"
+    write_text(path if path.suffix else path.with_suffix(".md"), text)
     return text
 
 

@@ -1,7 +1,7 @@
 """What the benchmarks share: turns, minima and medians, tables, files."""
 
 import importlib.util
-import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,15 +59,21 @@ def test_results_are_written_whole(harness, tmp_path, monkeypatch):
     assert harness.write_results("some", ["# Some", "", "text", ""], {"rows": [1]}) == "# Some\n\ntext\n"
     assert (tmp_path / "some.md").read_text() == "# Some\n\ntext\n"
     assert harness.read_results("some", None) == {"rows": [1]}
-    with pytest.raises(TypeError):  # nothing of either file changes where the data cannot be written
+    with pytest.raises(TypeError):
         harness.write_results("some", "other", {"rows": {1j}})
+    with pytest.raises(ZeroDivisionError):
+        harness.write_results("some", lambda data: 1 / 0, {"rows": [2]})
     assert (tmp_path / "some.md").read_text() == "# Some\n\ntext\n"
-    assert json.loads((tmp_path / "some.json").read_text()) == {"rows": [1]}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["some.json", "some.md"]
-    monkeypatch.setattr(Path, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    assert harness.read_results("some", None) == {"rows": [2]}, "a page that fails loses no measurement"
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="cannot save"):
         harness.write_results("some", "half")
     assert (tmp_path / "some.md").read_text() == "# Some\n\ntext\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["some.json", "some.md"]
+
+
+def test_a_page_is_made_of_the_data(harness):
+    assert harness.write_results("some", lambda data: f"# {data['rows']}", {"rows": 2}) == "# 2\n"
 
 
 def test_a_file_that_is_named_is_written_as_named(harness, tmp_path):
