@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from harness import machine, make_parser, same_terms
 from torch import Tensor, nn
 
 from xrddiff.data.frames.peaks import PeakFinder, radial_bins
@@ -118,11 +118,9 @@ def train(
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=3, threads=1)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--frames", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--levels", choices=["default", "ours"], default="default")
     parser.add_argument("--peer-lr", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
     parser.add_argument(
@@ -137,7 +135,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     peer = peer_module()
     scale = Scale(1400)
     real, chosen_by, x = scale.frames.split([HELD_OUT, CHOOSING, 1400 - HELD_OUT - CHOOSING])
@@ -175,7 +173,7 @@ def main() -> None:
     ours, untrained = make_ours(), (make_ours(), make_peer())
     counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in untrained]
     print(
-        f"{platform.machine()}, {args.threads} thread(s); torch {torch.__version__}; frames of {SIDE}², {ours.tokens} tokens of {ours.dim}"
+        f"{machine(f'{args.threads} thread(s)')}; torch {torch.__version__}; frames of {SIDE}², {ours.tokens} tokens of {ours.dim}"
     )
     print(
         f"parameters: ours {counts[0]:.2f} M, peer {counts[1]:.2f} M; batch of {args.frames} frames; levels of the peer: {args.levels}\n"

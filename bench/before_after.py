@@ -9,7 +9,6 @@ takes the time of the clock, it is given CPU time of all threads instead, which 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+
+from harness import make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 # The words of a short run; the columns that name a row; the column that is compared; which end of it is good.
@@ -58,11 +59,9 @@ def rows(text: str, names: list[str], columns: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5, out=None)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     sides = (args.checkout.resolve(), ROOT)
     commits = [

@@ -10,12 +10,11 @@ update of both, "step" has the backward pass too. Each round times both, in alte
 
 from __future__ import annotations
 
-import argparse
-import platform
 from collections.abc import Callable
 from statistics import median
 
 import torch
+from harness import machine, make_parser, same_terms
 from latent import race
 from torch import Tensor, nn
 
@@ -80,18 +79,15 @@ def disagreement(ours: VectorQuantizer, peer: nn.Module, shape: tuple[int, ...],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser = make_parser(__doc__, rounds=21, threads=1, device="cpu")
     parser.add_argument("--codes", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     torch.manual_seed(0)
     from importlib.metadata import version
 
     print(
-        f"{platform.machine()}, {args.threads} thread(s), {args.device}; torch {torch.__version__}, "
+        f"{machine(f'{args.threads} thread(s)', args.device)}; torch {torch.__version__}, "
         f"vector-quantize-pytorch {version('vector-quantize-pytorch')}; {args.codes} codes; times in ms, minimum (median) of {args.rounds} rounds\n"
     )
     print("| latent | gradient | timed | differ by | ours | peer | ratio | CPU |\n" + "| --- " * 8 + "|")

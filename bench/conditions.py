@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from harness import machine, make_parser, same_terms
 from torch import Tensor, nn
 
 from xrddiff.learn.diffusion.denoisers import Denoiser, measure_sigma_data
@@ -170,7 +170,7 @@ def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, 
     digits_of = {"CPU s": 0, "loss": 4, "loss told wrong": 4}
     lines = [
         "# Conditions that are obeyed", "", __doc__.split("\n\n")[0], "",
-        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --lr {args.lr:g} --noise {args.noise[0]:g} {args.noise[1]:g} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))} --networks {' '.join(map(repr, args.networks))}`; {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}; {sizes}.",
+        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --lr {args.lr:g} --noise {args.noise[0]:g} {args.noise[1]:g} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))} --networks {' '.join(map(repr, args.networks))}`; {machine(f'{args.threads} thread(s)')}, torch {torch.__version__}; {sizes}.",
         "", "scikit-learn's digits at 32 × 32 pixels, 1437 for training and 360 by other writers held out. Columns: the share of generated images in which a classifier of real images reads the digit that was "
         "asked for, with guidance 1 and 3; the loss on held-out images told their digit, and told another one; CPU time of the training.",
         f"The classifier is right on {real:.3f} of the held-out real images.", "",
@@ -186,7 +186,7 @@ def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, threads=1)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ours", "diffusers"])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32)
@@ -194,9 +194,8 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs=2, default=[0.4, 1.4], metavar=("P_MEAN", "P_STD"))
     parser.add_argument("--per-class", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     torch.set_flush_denormal(True)
     import diffusers
 

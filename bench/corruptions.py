@@ -8,14 +8,10 @@ untouched. The others are numbers of the corrupted frames alone; beside them wha
 
 from __future__ import annotations
 
-import argparse
-import platform
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
+from harness import RESULTS, machine, make_parser, same_terms
 
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.metrics.corruptions import CORRUPTIONS, NAMED
@@ -49,11 +45,10 @@ def short(distance: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__, out=RESULTS / "corruptions.md")
     parser.add_argument("--shots", type=int, default=100)
-    parser.add_argument("--out", default=Path(__file__).parent / "results" / "corruptions.md", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     frames = simulate("sim128", range(2 * args.shots), seed=7)
     reference, other = (select_frames(frames, part) for part in np.array_split(np.arange(2 * args.shots), 2))
     ruler = Ruler(reference)
@@ -80,7 +75,7 @@ def main() -> None:
     table = pd.DataFrame(rows).T
     lines = [
         "# What the metrics see", "",
-        f"`OMP_NUM_THREADS=1 python bench/corruptions.py --shots {args.shots}`; {platform.machine()}, Python {platform.python_version()}.",
+        f"`OMP_NUM_THREADS=1 python bench/corruptions.py --shots {args.shots}`; {machine('python')}.",
         f"Corrupted stills of sim128 against {args.shots} others:", "", LEGEND.format(encoder=ENCODER, spread=spread), "",
         "| corruption | grade | " + " | ".join(table.columns) + " |", "| --- " * (2 + len(table.columns)) + "|",
     ]  # fmt: skip

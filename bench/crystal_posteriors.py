@@ -12,14 +12,13 @@ run can be stopped and continued; the table is bench/results/crystal_posteriors.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
+from harness import make_parser, same_terms
 from scipy import stats
 
 from xrddiff.core.errors import BadInput
@@ -172,12 +171,12 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--stills", type=int, default=60, help="how many (60)")
     parser.add_argument("--only", choices=list(SAMPLING), help="one of the two densities")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON file; the table goes beside it")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     rows = json.loads(args.results.read_text())["stills"] if args.results.exists() else []
     done, indexer = {(r["shot"], r["kind"]) for r in rows}, common_indexer()
     if rows:

@@ -8,9 +8,7 @@ and a picture.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,8 +17,8 @@ from pathlib import Path
 import ablations
 import index_rates
 import numpy as np
+from harness import RESULTS, machine, make_parser, read_results, same_terms, write_results
 
-RESULTS = Path(__file__).parent / "results"
 DEMO = ["experiment_type=demo", "inference.num_samples=48", "inference.batch_size=16"]
 TUNED = ["training.objective=consistency", "model.diff_epochs=14", "model.diff_lr=3e-4", "inference=fast"]
 RUNS = {
@@ -99,7 +97,7 @@ def page(found: dict) -> str:
     names = ("peaks", "index", "on_lattice", *ablations.DISTANCES)
     lines = [
         "# How many evaluations a sample needs", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         "The model of `make demo`, sampled in several ways. *Consistency* is that model after it was tuned with `training.objective=consistency` "
         f"({minutes('tuned')} CPU minutes after the {minutes('base')} of its training; {minutes('tuned with guidance')} with *guidance tuned in*); *mean flow* was trained from scratch, with the same autoencoder ({minutes('flow')} minutes). "
         f"*Pixels*: a model of the frames themselves ({minutes('pixels')} minutes, and {minutes('pixels tuned')} to tune it). Mean and standard deviation over seeds of 96 samples each. *Index*: share of the samples with enough peaks that have a lattice beyond chance. "
@@ -148,17 +146,15 @@ def picture(runs: dict[str, Path], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
     args = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
+    same_terms()
     path = RESULTS / "evaluations.json"
-    found = json.loads(path.read_text()) if path.exists() else {"rows": {}, "cpu": {}}
+    found = read_results("evaluations", {"rows": {}, "cpu": {}})
     found["command"] = f"OMP_NUM_THREADS=1 python bench/evaluations.py --seeds {args.seeds} --frames {args.frames}"
     with tempfile.TemporaryDirectory() as scratch:
         folder, runs = (args.folder or Path(scratch)).absolute(), {}
@@ -178,13 +174,11 @@ def main() -> None:
             found["rows"] = (json.loads(path.read_text())["rows"] if path.exists() else {}) | {
                 name: measured
             }  # others may write too
-            path.write_text(json.dumps(found, indent=1) + "\n")
-            path.with_suffix(".md").write_text(page(found))
+            write_results("evaluations", page, found)
             print(name, found["rows"][name]["index"], file=sys.stderr, flush=True)
         picture(runs, path.with_suffix(".png"))
         found["picture"] = True
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".md").write_text(page(found))
+        write_results("evaluations", page, found)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ Writes bench/results/exported.json and exported.md.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,8 +19,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from harness import machine, make_parser, write_results
 
-RESULTS = Path(__file__).parent / "results"
 CPP = Path(__file__).parent.parent / "examples" / "cpp"
 WAYS = ("eager", "torch.compile", "pt2", "onnxruntime", "pt2, C++")
 
@@ -120,18 +118,16 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(args.run or train(Path(scratch)), args.batches, args.rounds)
-    where = f"{platform.machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+    where = f"{machine('python')}, PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)"
     command = " ".join(["OMP_NUM_THREADS=1 python bench/exported.py", *sys.argv[1:]])
     text = f"# Exported models\n\n`{command}`; {where}.\n\nms of a call: minimum (median) of the rounds, each the median of its calls. The last column is the time in C++ over that of torch.compile in the same round: minimum (median).\n\n{table(rows)}\n"
-    (RESULTS / "exported.json").write_text(json.dumps(dict(where=where, rows=rows), indent=1) + "\n")
-    (RESULTS / "exported.md").write_text(text)
+    write_results("exported", text, dict(where=where, rows=rows))
     print(text)
 
 

@@ -8,17 +8,14 @@ kinds measure the loss of the same held-out crops with the same noise. `--folder
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import resource
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from harness import RESULTS, machine, make_parser, write_results
 
-RESULTS = Path(__file__).parent / "results"
 WORDS = [
     "model=ddpm",
     "size=tiny",
@@ -118,11 +115,10 @@ def table(found: dict, command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--steps", type=int, default=240, help="steps on the measured frame")
     parser.add_argument("--source-steps", type=int, default=600, help="steps on simulated frames")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the runs are kept")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = (given.folder or Path(place)).absolute()
@@ -130,7 +126,7 @@ def main() -> None:
         found: dict = {
             "source": source,
             "seeds": {},
-            "machine": f"{platform.machine()}, Python {platform.python_version()}",
+            "machine": machine("python"),
         }
         for seed in range(given.seeds):
             words = [*TARGET, f"training.max_steps={given.steps}", f"training.seed={seed}"]
@@ -139,8 +135,7 @@ def main() -> None:
             found["seeds"][str(seed)] = {"scratch": scratch, "init": begun}
     found |= summarise(found) | {"cpu_seconds": cpu()}
     command = f"OMP_NUM_THREADS=1 python bench/finetune.py --steps {given.steps} --source-steps {given.source_steps} --seeds {given.seeds}"
-    (RESULTS / "finetune.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "finetune.md").write_text(table(found, command))
+    write_results("finetune", table(found, command), found)
     print((RESULTS / "finetune.md").read_text())
 
 

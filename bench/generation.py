@@ -7,7 +7,6 @@ Ten to twenty minutes of one core for each model, and as much for `samplers`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import RESULTS, XRDDIFF, make_parser, read_results
+
 from xrddiff.judge.metrics.distribution import DISTANCES
 from xrddiff.judge.metrics.judgement import title_of
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 COMMON = [
     "experiment_type=demo",
     "inference.guidance_scale=1",
@@ -211,7 +210,7 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parts = [*(m for m in MODELS if m != "samplers"), "classes", "samplers"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--folder", type=Path, help="keep the runs here")
@@ -222,7 +221,7 @@ def main() -> None:
         for part in args.only:
             made = classes(folder) if part == "classes" else samplers(folder) if part == "samplers" else quality(part, folder)  # fmt: skip
             path = RESULTS / "generation.json"
-            results = json.loads(path.read_text()) if path.exists() else {}
+            results = read_results("generation", {})
             results[part] = made
             if part == "latent":
                 picture(folder)

@@ -39,6 +39,7 @@ import pandas as pd
 import psutil
 import torch
 import xarray as xr
+from harness import make_parser, same_terms
 
 import xrddiff.judge.inference.sample_jobs
 import xrddiff.judge.views.judgement
@@ -564,7 +565,7 @@ AREAS = {"folders": folders, "studies": studies, "files": files}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--only", default="folders,studies,files,flips,stream")
     parser.add_argument("--share", type=float, default=1.0, help="share of the cases of commands that execute a model")
     parser.add_argument("--flips", type=int, default=10_000)
@@ -579,7 +580,7 @@ def main() -> int:
         for other in commands.keys() - set(args.commands.split(",")):
             del commands[other]
     os.environ |= {"XRDDIFF_SECRET": SECRET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    torch.set_num_threads(1)
+    same_terms()
     faults = []
     for name in args.only.split(","):
         began = time.time()

@@ -8,17 +8,14 @@ detector would count it. `--folder` keeps the runs and goes on with those that a
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
+from harness import XRDDIFF, machine, make_parser, read_results, same_terms, write_results
+
 DATA = ["size=tiny", "data=sim128", "data.limit=1250", "threads=1", "inference.index_frames=0"]
 QUICK = ["training.batch_size=8", "training.lr=3e-3", "training.lr_schedule=cosine", "training.lr_warmup_steps=30"]
 QUICK += ["training.ema_decay=0.99", "inference.limit=64", "inference.num_samples=48", "inference.batch_size=16"]
@@ -120,7 +117,7 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# Index rates", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         "Simulated stills (sim128) and what models make of them. Each model was trained for the steps of its row and no longer, minutes of one core: a trial of each, not the best that it can do. The one that is told the lattice is `make demo`.", "",
         "- with 6 peaks: share of the frames that have the peaks that indexing needs;",
         "- index: share of these that have a lattice, where chance does as well in fewer than one of a thousand; interval by Wilson, 95 %;",
@@ -159,23 +156,19 @@ def _two(value: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("runs", nargs="*", type=Path, help="finished run folders to add")
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--folder", type=Path)
     parser.add_argument("--frames", type=int, default=64)
     args = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
-    path = RESULTS / "index_rates.json"
-    found = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    same_terms()
+    found = read_results("index_rates", {"rows": {}})
     found["command"] = f"OMP_NUM_THREADS=1 python bench/index_rates.py --frames {args.frames}"
 
     def keep(rows: dict) -> None:
         found["rows"] |= rows
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".md").write_text(page(found))
+        write_results("index_rates", page, found)
         print(*rows, flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,13 +9,10 @@ The real still is the built-in CSPAD one, with the peaks of our finder at the se
 
 from __future__ import annotations
 
-import argparse
-import platform
 import time
-from pathlib import Path
 
 import numpy as np
-import torch
+from harness import RESULTS, machine, make_parser, same_terms
 
 from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks
 from xrddiff.judge.metrics.indexing import turned_peaks
@@ -95,14 +92,13 @@ def real_still() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__, out=RESULTS / "indexing.md")
     parser.add_argument("--shots", type=int, default=300)
-    parser.add_argument("--out", default=Path(__file__).parent / "results" / "indexing.md", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     head = [
         "# Indexing", "",
-        f"`OMP_NUM_THREADS=1 python bench/indexing.py --shots {args.shots}`; {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", "",
+        f"`OMP_NUM_THREADS=1 python bench/indexing.py --shots {args.shots}`; {machine('python', 'torch', 'one thread')}.", "",
     ]  # fmt: skip
     lines = head + one("sim128", args.shots) + one("sim-522", args.shots // 4) + real_still()
     args.out.write_text("\n".join(lines).rstrip() + "\n")

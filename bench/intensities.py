@@ -8,12 +8,9 @@ Writes bench/results/intensities.json and intensities.md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from harness import machine, make_parser, same_terms, write_results
 
 
 def table(frames):
@@ -62,22 +59,20 @@ def page(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUN")
     parser.add_argument("--frames", type=int, default=240)
     args = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
+    same_terms()
     labelled = dict(item.split("=", 1) for item in args.runs)
     named = " ".join(f'"{label}=RUN"' for label in labelled)
     found = {
         "command": f"OMP_NUM_THREADS=1 python bench/intensities.py {named} --frames {args.frames}",
-        "where": f"{platform.machine()}, Python {platform.python_version()}, one thread",
+        "where": machine("python", "one thread"),
         "runs": {label: measure(Path(run), args.frames) for label, run in labelled.items()},
     }
-    (RESULTS / "intensities.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "intensities.md").write_text(page(found))
+    write_results("intensities", page, found)
     print(page(found))
 
 

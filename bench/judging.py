@@ -7,19 +7,15 @@ Two files of sim128 are made (and kept, with --folder), and one is judged by the
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from harness import RESULTS, machine, make_parser
 
 
 def made(folder: Path, name: str, seed: int, n: int) -> Path:
@@ -35,10 +31,9 @@ def made(folder: Path, name: str, seed: int, n: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
@@ -57,7 +52,7 @@ def main() -> None:
     lines = [
         "# Evaluating many frames",
         "",
-        f"`OMP_NUM_THREADS=1 python bench/judging.py --frames {args.frames} --workers {args.workers}`; {platform.machine()}, {os.cpu_count()} cores, {date.today()}.",
+        f"`OMP_NUM_THREADS=1 python bench/judging.py --frames {args.frames} --workers {args.workers}`; {machine('cores', 'day')}.",
         "",
         "`xrddiff evaluate` of frames of sim128 beside as many others: each frame of both is searched for peaks, measured and indexed, then the sets are merged and compared, with a report. Start and report included.",
         "",

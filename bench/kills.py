@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from harness import make_parser, same_terms
 from safetensors.numpy import load_file
 
 import xrddiff.judge.inference.sample_jobs
@@ -302,7 +302,7 @@ def part(name: str, kills: int, seed: int, until: float) -> None:
 def bench(args: argparse.Namespace) -> int:
     """All kinds of kills, side by side, and the table of them."""
     os.environ.setdefault("MPLBACKEND", "agg")
-    torch.set_num_threads(1)
+    same_terms()
     os.chdir(args.folder)
     until = time.time() + 60 * args.minutes
     began, counts = (
@@ -337,7 +337,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     for name, n in (("train", 50), ("sample", 20), ("convert", 10)):
         parser.add_argument(f"--{name}", type=int, default=n, help=f"kills ({n})")

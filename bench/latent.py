@@ -11,7 +11,6 @@ Each round times both, in alternating order; minimum (median) of wall times are 
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from itertools import count
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import machine, make_parser, same_terms
 from torch import Tensor, nn
 
 from xrddiff.data.frames.frames import make_frames
@@ -116,20 +116,17 @@ def row(name: str, what: str, latent: Callable[[], None], pixel: Callable[[], No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5, threads=1, device="cpu")
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     torch.manual_seed(0)
 
-    about = f"{platform.machine()}, {args.threads} thread(s), {args.device}; torch {torch.__version__}"
+    about = f"{machine(f'{args.threads} thread(s)', args.device)}; torch {torch.__version__}"
     print(f"{about}; size {args.size}, {args.batch} × {args.pixels}², {args.steps} evaluations per sample")
     print(f"ms per frame, minimum (median) of {args.rounds} rounds\n")
     print("| case | what | latent | pixel | ratio | CPU |\n" + "| --- " * 6 + "|")

@@ -9,7 +9,6 @@ taken within the repeat, so that whatever else the machine does falls on both. B
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import h5py
 import hdf5plugin
 import numpy as np
+from harness import make_parser
 
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.frames.frames import make_frames
@@ -118,10 +118,9 @@ def measure(path: Path, batch_size: int, repeats: int, cold: bool) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, out=None)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--megabytes", type=int, default=256, help="size of each file before compression")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     lines = [
         "# Loader against a bare h5py read",

@@ -27,6 +27,7 @@ from typing import Any
 import h5py
 import hdf5plugin
 import numpy as np
+from harness import make_parser
 
 RESULT = Path(__file__).parent / "results" / "many_frames.json"
 SIDE, BATCH, BATCHES = 32, 64, 1000
@@ -220,7 +221,7 @@ def child(path: Path | str, batches: int, cache: Path, readers: int | None) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--only", default=",".join(SOURCES))
     parser.add_argument("--work", type=Path, help="folder for the files; None = a temporary one")

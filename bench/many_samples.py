@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from datetime import date
@@ -23,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from harness import XRDDIFF, machine, make_parser, same_terms
 from workers import make_run
 
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.judge.inference.sample_jobs import open_sample_job
 
 RESULTS = Path(__file__).resolve().parent / "results" / "many_samples.md"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 
 
 def workers_below(pid: int) -> list[psutil.Process]:
@@ -39,15 +37,14 @@ def workers_below(pid: int) -> list[psutil.Process]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--part", type=int, default=250)
-    parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     torch.manual_seed(0)
     dice = random.Random(0)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -88,7 +85,7 @@ def main() -> None:
         rate = (done - first) * args.part / (ended - began)
     text = f"""# A hundred thousand samples
 
-`OMP_NUM_THREADS=1 python bench/many_samples.py --frames {args.frames} --workers {args.workers} --kills {args.kills} --steps {args.steps}` on {platform.machine()}, {os.cpu_count()} cores that others use too, torch {torch.__version__}, {date.today()}
+`OMP_NUM_THREADS=1 python bench/many_samples.py --frames {args.frames} --workers {args.workers} --kills {args.kills} --steps {args.steps}` on {machine("cores")} that others use too, torch {torch.__version__}, {date.today()}
 
 `xrddiff sample RUN -n {args.frames} --workers local:{args.workers}`, frames of 32², {args.steps} evaluations of a U-Net of the size tiny, in parts of {args.part}. {len(killed)} workers were killed, after {", ".join(map(str, killed))} of {parts} parts.
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import time
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from harness import machine, make_parser, same_terms
 from particles import on_ranks
 
 HERE = Path(__file__).resolve()
@@ -42,7 +42,7 @@ def worker(job: dict) -> list[dict]:
     from xrddiff.core.ranks.ring import Ring, shares
     from xrddiff.learn.diffusion.particles import svgd
 
-    torch.set_num_threads(1)
+    same_terms()
     n, d, info = job["n"], job["d"], initialize_distributed(backend="gloo")
     place = type("Place", (), {"process_index": info.process_id, "num_processes": info.num_processes})
     ranks = Ranks(place)
@@ -88,12 +88,11 @@ def fit(rows: list[dict]) -> tuple[float, float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--particles", type=int, default=2000)
     parser.add_argument("--dimensions", type=int, default=64)
     parser.add_argument("--score", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -148,7 +147,7 @@ def main() -> None:
                 cases[f"{what}, {link}, {how}"] = table
     about = dict(
         command=f"python bench/particle_scaling.py --particles {n} --dimensions {args.dimensions} --steps {args.steps} --rounds {args.rounds}",
-        machine=f"{platform.machine()}, {os.cpu_count()} cores", torch=torch.__version__, date=f"{datetime.now():%Y-%m-%d}",
+        machine=machine('cores'), torch=torch.__version__, date=f"{datetime.now():%Y-%m-%d}",
         load=os.getloadavg()[1], score_seconds=score, pair_seconds=pair, fixed_seconds=fixed, fit_error=error, network=vars(network),
         measured=measured, modelled={name: json.loads(table.to_json(orient="records")) for name, table in cases.items()},
     )  # fmt: skip

@@ -12,15 +12,15 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import socket
 import subprocess
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from statistics import median
+
+from harness import machine, make_parser, same_terms
 
 HERE = Path(__file__).resolve()
 RESULTS = HERE.parent / "results" / "particles.md"
@@ -54,13 +54,12 @@ def blocks(x, g, ring):
 
 def worker(job: dict) -> dict:
     """What a process of this benchmark does; `job` says which step of how many particles, how often."""
-    import torch
 
     from xrddiff.core.ranks.agreement import Ranks
     from xrddiff.core.ranks.rendezvous import initialize_distributed
     from xrddiff.core.ranks.ring import Ring, shares
 
-    torch.set_num_threads(1)
+    same_terms()
     n, info = job["n"], initialize_distributed(backend="gloo")
     place = type("Place", (), {"process_index": info.process_id, "num_processes": info.num_processes})
     x = start(n)
@@ -107,8 +106,7 @@ def ms(times: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--large", type=int, default=100_000, help="particles of the one large step; 0: none")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
@@ -141,11 +139,10 @@ def main() -> None:
         shared.append(
             f"| {ranks} | {ms(times)} | {min(alone) / min(times):.2f} ({median(alone) / median(times):.2f}) | {1e3 * found['waited'] / args.rounds:.3g} |"
         )
-    import torch
 
     text = [
         "# Particles", "",
-        f"`python bench/particles.py --rounds {args.rounds}` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.now():%Y-%m-%d}, load average {os.getloadavg()[1]:.0f} of other work", "",
+        f"`python bench/particles.py --rounds {args.rounds}` on {machine('cores', 'torch', 'day')}, load average {os.getloadavg()[1]:.0f} of other work", "",
         "## In blocks against the whole matrix", "",
         "One step of particles of 2 coordinates, 1 thread, float64, `rbf`: ms, minimum (median) of the rounds; MB beyond an idle process; how many times faster, best (median) of the rounds.", "",
         "| particles | blocks, ms | MB | matrix, ms | MB | ratio |", "| --- | --- | --- | --- | --- | --- |", *rows, "",

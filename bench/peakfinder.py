@@ -9,9 +9,7 @@ times are CPU time, minimum (median) per frame, on one thread. Agreement: peaks 
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import subprocess
 import tempfile
 import time
@@ -25,6 +23,7 @@ import h5py
 import hdf5plugin  # noqa: F401
 import numpy as np
 import pandas as pd
+from harness import machine, make_parser
 
 from xrddiff.data.frames.frames import frame_mask, make_frames, peaks_table
 from xrddiff.data.frames.peak_matching import match_tables
@@ -104,10 +103,8 @@ def peer(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=15, out=None)
     parser.add_argument("--onda", help="Python of an environment with ondamonitor")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
     cases = {"CSPAD still, 64 × 185 × 194": (*cspad(), None, 80.0)}
@@ -161,7 +158,7 @@ def main() -> None:
     lines = [
         "# Peak finder against peakfinder8",
         "",
-        f"`python bench/peakfinder.py --onda PYTHON --rounds {args.rounds}`; {platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}, one thread.",
+        f"`python bench/peakfinder.py --onda PYTHON --rounds {args.rounds}`; {machine('python')}, NumPy {np.__version__}, one thread.",
         "CPU ms per frame, minimum (median); ratio: ours with its settings over peakfinder8, of the minima (median of the rounds' ratios).",
         "",
         "| " + " | ".join(head) + " |",

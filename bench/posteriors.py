@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import RESULTS, machine, make_parser, same_terms
 
-RESULTS = Path(__file__).parent / "results"
 METHODS = ("latents", "counts", "replacement", "interpolation")
 WORDS = ["inference.steps=8", "inference.guidance_scale=1", "threads=1"]
 SETS = {"blocks": "a tenth of the pixels in blocks of 8 × 8", "panel": "a panel of 32 × 40"}
@@ -36,7 +35,7 @@ def trained(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "xrddiff-posteriors")
     parser.add_argument("--frames", type=int, default=12)
@@ -44,7 +43,6 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--option", action="append", default=[], help="METHOD.NAME=VALUE")
     args = parser.parse_args()
-    import torch
     import yaml
 
     from xrddiff.config.saved_config import load_config
@@ -53,7 +51,7 @@ def main() -> None:
     from xrddiff.judge.inference.posterior import open_posterior
     from xrddiff.learn.loading.datasets import prepare_words
 
-    torch.set_num_threads(1)
+    same_terms()
     args.folder.mkdir(parents=True, exist_ok=True)
     run = args.run or trained(args.folder)
     prepared = prepare_words(load_config(run / "config.yaml"))
@@ -111,7 +109,7 @@ def write_table(rows: list[dict], args: argparse.Namespace) -> None:
     """bench/results/posteriors.md."""
     lines = [
         "# Posteriors of measured frames", "",
-        f"`OMP_NUM_THREADS=1 python bench/posteriors.py --frames {args.frames} --draws {args.draws}`; {platform.machine()}, Python {platform.python_version()}, one thread, {time.strftime('%Y-%m-%d')}. The run is that of `make demo`.", "",
+        f"`OMP_NUM_THREADS=1 python bench/posteriors.py --frames {args.frames} --draws {args.draws}`; {machine('python', 'one thread')}, {time.strftime('%Y-%m-%d')}. The run is that of `make demo`.", "",
         "Held-out stills of sim128 with one crystal, parts of which were hidden. *Error*: root mean square of (hidden pixel − mean of the draws) over the noise of counting; 1 is a perfect mean. *Pixels*, *windows*, *reflections*: share inside the 90% interval, with 95% limits from the scatter between frames; windows are 5 × 5 px anywhere, reflections those windows around the true spots, *strong* those "
         "above the median intensity. Spots are chosen by the truth, so a right posterior that cannot know where they are holds fewer than 90% of them. Counts and replacement use the diffusion model, which is told the lattice that was indexed from the pixels that are left; latents have a Gaussian prior, which knows no lattice and no isolated spots. Counts takes one round of Fisher scoring at each noise level unless it is told otherwise. CPU seconds for a frame.", "",
         "| hidden | method | error | pixels | windows | reflections | strong | CPU s |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",

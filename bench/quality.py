@@ -7,15 +7,13 @@ on simulated stills all rows have the same budget (1000 training frames of sim12
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
+from harness import RESULTS, XRDDIFF, make_parser
+
 FEW_STEPS = [
     "training.lr=3e-3",
     "training.lr_schedule=cosine",
@@ -105,9 +103,8 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--only", nargs="*", choices=list(SETS), default=list(SETS), help="which sets to measure")
-    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are there")
     args = parser.parse_args()
     store = RESULTS / "quality.json"
     results = json.loads(store.read_text()) if store.exists() else {}

@@ -10,7 +10,6 @@ Writes bench/results/ranges.md.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from harness import make_parser, same_terms
 
 from xrddiff.app.cli.main import main as command
 from xrddiff.config.composition import inference_config
@@ -124,12 +124,12 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--runs", type=Path, help="where the runs are kept; a temporary folder without it")
     parser.add_argument("--samples", type=int, default=120)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     real, rows = list(real_rows()), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.runs or Path(temporary)).absolute()

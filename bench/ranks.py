@@ -14,19 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from harness import XRDDIFF, machine, make_parser, same_terms
+
 HERE = Path(__file__).resolve()
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 RESULTS = HERE.parent / "results" / "ranks.md"
 WORDS = ["model=vae_kl", "size=tiny", "experiment_type=test", "data=sim128", "data.limit=64", "threads=1"]
 
@@ -42,7 +41,7 @@ def rank_main(folder: str, steps: int) -> None:
     from xrddiff.learn.models.autoencoder import make_autoencoder
     from xrddiff.learn.recipes.setup import run_accelerator, run_loaders
 
-    torch.set_num_threads(1)
+    same_terms()
     initialize_distributed()
     cfg = compose_config([*WORDS, "training.batch_size=8"])
     prepared, accelerator = prepare_words(cfg), run_accelerator(cfg.training)
@@ -173,18 +172,16 @@ def submit(rounds: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--parts", nargs="+", choices=["throughput", "papermill", "submit"], default=["throughput", "papermill", "submit"])  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
         rank_main(args.rank, args.steps)
         raise SystemExit
-    import torch
 
-    lines = ["# Ranks", "", f"`python bench/ranks.py --rounds {args.rounds}` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.now():%Y-%m-%d}", ""]  # fmt: skip
+    lines = ["# Ranks", "", f"`python bench/ranks.py --rounds {args.rounds}` on {machine('cores', 'torch', 'day')}", ""]  # fmt: skip
     for part in args.parts:
         lines += {"throughput": lambda: throughput(args.rounds, args.steps), "papermill": lambda: overhead(args.rounds), "submit": lambda: submit(args.rounds)}[part]()  # fmt: skip
     print("\n".join(lines))

@@ -9,7 +9,6 @@ minima, and (the median of the rounds' ratios); `CPU` is the ratio of the proces
 
 from __future__ import annotations
 
-import argparse
 import math
 import platform
 import time
@@ -19,6 +18,7 @@ from functools import partial
 from statistics import median
 
 import numpy as np
+from harness import make_parser, same_terms
 
 from xrddiff.core.seeds import torch_generator
 from xrddiff.data.frames.geometry import polarization_factor, q_map, solid_angle
@@ -125,16 +125,14 @@ def poisson_only(mu: np.ndarray, threads: int) -> list:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=15, threads=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512, 1024])
     parser.add_argument("--experiments", nargs="*", default=["sim-422"], help="further ones to time by name")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-loop", action="store_true", help="leave the loop over reflections out")
     args = parser.parse_args()
     import torch
 
-    torch.set_num_threads(1)
+    same_terms()
     print(
         f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, threads {args.threads}"
     )

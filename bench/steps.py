@@ -44,6 +44,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL as TheirKL
 from diffusers import UNet2DModel, VQModel
 from diffusers.training_utils import EMAModel
+from harness import make_parser, same_terms
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -281,7 +282,7 @@ def share_of_products(step: Step, gpu: bool) -> float:
 def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, device: str) -> None:
     """Get ready to make steps; then make one for each message, answered by its seconds."""
 
-    torch.set_num_threads(threads)
+    same_terms(threads)
     torch.manual_seed(0)
     gpu, (frames, pixels, _) = device == "cuda", SIZES[size]
     cfg = compose_config([*MODELS[model], f"size={size}", *VARIANTS.get(variant, [])])
@@ -453,12 +454,11 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, threads=1)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small", "large"])
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *PEERS], default=[*VARIANTS, *PEERS])
     parser.add_argument("--rounds", type=int, help="of each row; default: those of its size")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--trial", action="store_true", help="write nothing")
     parser.add_argument("--table", action="store_true", help="write the table again, from the rows that are there")

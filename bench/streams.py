@@ -9,7 +9,6 @@ peakfinder8 gets the same frames from memory. Writes bench/results/streams.json 
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import socket
@@ -25,6 +24,7 @@ from statistics import median
 
 import numpy as np
 import xarray as xr
+from harness import RESULTS, make_parser
 from peakfinder import peer
 
 from xrddiff.data.formats.store import save_frames
@@ -34,8 +34,6 @@ from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.streaming.answers import read_answers
 from xrddiff.run.streaming.live_page import StreamStanding
 from xrddiff.run.streaming.stream import Stream, StreamPlan
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def large(frames: xr.Dataset, times: int) -> xr.Dataset:
@@ -105,11 +103,10 @@ def bare(frames: xr.Dataset) -> xr.Dataset:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--onda", help="Python of an environment with ondamonitor")
     parser.add_argument("--run", help="a run for frames of sim128")
     parser.add_argument("--frames", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     small, middle = bare(simulate("sim128", range(64))), bare(simulate("sim-522", range(8)))
     cell = ",".join(map(str, small.attrs["unit_cell"]))

@@ -10,19 +10,18 @@ Writes bench/results/suite.json and bench/results/suite.md.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
+
+from harness import machine, make_parser, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -75,15 +74,15 @@ def table(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     args = parser.parse_args()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     path = RESULTS / "suite.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    found["where"] = f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}"
+    found = read_results("suite", {})
+    found["where"] = machine("cores", "day")
     found.setdefault("now", {})
     with tempfile.TemporaryDirectory() as folder:
         cost = Path(folder) / "cost"

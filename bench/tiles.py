@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -19,9 +18,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import RESULTS, XRDDIFF, machine, make_parser, same_terms, write_results
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
     "windows": [*FEW, "model.condition_maps=[lattice,intensity,q]", "model.condition=[background_level]", "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
@@ -104,11 +102,10 @@ def draw(run: Path, words: list[str], threads: int) -> dict:
 
 def draw_here(run: Path, words: list[str], threads: int) -> dict:
     """What `draw` starts."""
-    import torch
 
     from xrddiff.judge.inference.sample_jobs import open_sample_job
 
-    torch.set_num_threads(threads)
+    same_terms(threads)
     job = open_sample_job(run, [*words, "inference.num_samples=1", "inference.batch_size=1"])
     clock, used = time.monotonic(), time.process_time()
     frames, _ = job.make(slice(0, 1))
@@ -190,7 +187,7 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# Whole detectors by parts", "",
-        f"{' and '.join(f'`{c}`' for c in found['commands'].values())}; {platform.machine()}, Python {platform.python_version()}, one thread unless said.", "",
+        f"{' and '.join(f'`{c}`' for c in found['commands'].values())}; {machine('python', 'one thread')} unless said.", "",
         "Two models that know 128 × 128 pixels: `windows` was trained on random windows of frames of 512 × 512 pixels (sim-522) and draws such frames; `frames` was trained on whole frames of sim128. Both also draw on detectors that they never saw, with more pixels, "
         "farther away, so that angles stay, and `windows` on the 64 panels of the CSPAD of `cspad-lysozyme`, each in its place. Both were told the lattice and q, `windows` the intensities and the level of the background too. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
         "*Index*: share of the frames that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. *Seams*: how well the better of two classifiers of strips "
@@ -226,10 +223,9 @@ def rate(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--only", nargs="*", choices=MODELS, default=[*MODELS])
     parser.add_argument("--as-is", action="store_true", help="take runs that have not ended as they are")
     parser.add_argument("--draw", type=int, default=None, help=argparse.SUPPRESS)
@@ -266,8 +262,7 @@ def main() -> None:
                 found["distances"][name] = {title: v for title, v in ratios.items() if v is not None and np.isfinite(v)}
                 seconds = run / "cpu_seconds.txt"
                 found["training"][name] = seconds.read_text().strip() if seconds.exists() else "unknown"
-        (RESULTS / "tiles.json").write_text(json.dumps(found, indent=1) + "\n")
-        (RESULTS / "tiles.md").write_text(page(found))
+        write_results("tiles", page, found)
 
     for name in args.only:
         run = train(name, folder, args.as_is)

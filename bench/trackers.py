@@ -5,7 +5,6 @@ A small training is told to each tracker, and the CPU seconds of this process an
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
@@ -13,8 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import same_terms, write_results
+
 ROWS, STEPS_PER_ROW = 400, 10
-RESULTS = Path(__file__).parent / "results"
 
 
 def cpu_seconds() -> float:
@@ -61,7 +61,7 @@ def step_seconds() -> float:
 
     from xrddiff.learn.models.autoencoder import make_autoencoder
 
-    torch.set_num_threads(1)
+    same_terms()
     net, x = make_autoencoder("tiny"), torch.rand(2, 1, 128, 128)
     optimizer = torch.optim.AdamW(net.parameters())
     times = []
@@ -92,8 +92,7 @@ def main() -> None:
     for name, c in costs.items():
         share = c["row_ms"] / 1e3 / (STEPS_PER_ROW * step)
         lines.append(f"| {name} | {c['start_s']:.2f} | {c['row_ms']:.3f} | {c['wait_ms']:.3f} | {100 * share:.2f} % |")
-    (RESULTS / "trackers.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / "trackers.json").write_text(json.dumps(dict(step_ms=1e3 * step, trackers=costs), indent=1) + "\n")
+    write_results("trackers", lines, dict(step_ms=1e3 * step, trackers=costs))
     print("\n".join(lines))
 
 

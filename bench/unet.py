@@ -11,15 +11,14 @@ A row gives the minimum and (median) time of a step over the rounds, CPU time on
 
 from __future__ import annotations
 
-import argparse
 import copy
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
+from harness import machine, make_parser, same_terms
 from torch import Tensor, nn
 
 from xrddiff.learn.models.unet import UNet, make_unet
@@ -101,21 +100,18 @@ def race(steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=9, threads=1, device="cpu")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--bf16", action="store_true", help="every variant in bfloat16 autocast too, the peer with it")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     gpu = args.device.startswith("cuda")
     clock = time.perf_counter if gpu else time.process_time
 
     import diffusers
 
-    about = f"{platform.machine()}, {args.threads} thread(s), {args.device}; torch {torch.__version__}, diffusers {diffusers.__version__}"
+    about = f"{machine(f'{args.threads} thread(s)', args.device)}; torch {torch.__version__}, diffusers {diffusers.__version__}"
     print(
         f"{about}; {'wall' if gpu else 'CPU'} time in ms of forward and backward, minimum (median) of {args.rounds} rounds\n"
     )

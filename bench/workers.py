@@ -11,18 +11,16 @@ Writes bench/results/workers.md.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shlex
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from harness import machine, make_parser, same_terms
 from torch import nn
 
 from xrddiff.config.composition import compose_config
@@ -74,17 +72,16 @@ def fill(run: Path, words: tuple[str, ...], folder: Path, pool: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--pixels", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     keep_memory()
-    torch.set_num_threads(1)
+    same_terms()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,7 +107,7 @@ def main() -> None:
         ]
         text = f"""# Workers
 
-`{shlex.join(["OMP_NUM_THREADS=1", "python", "bench/workers.py", *sys.argv[1:]])}` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today()}
+`{shlex.join(["OMP_NUM_THREADS=1", "python", "bench/workers.py", *sys.argv[1:]])}` on {machine("cores", "torch", "day")}
 
 {args.frames} frames of {args.pixels}² by a U-Net of the size {args.size}, {args.steps} evaluations, in parts of {args.batch}; best (median) of {args.rounds} rounds
 
