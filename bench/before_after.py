@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from harness import make_parser
+from harness import make_parser, markdown, table_row, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 # The words of a short run; the columns that name a row; the column that is compared; which end of it is good.
@@ -28,9 +28,10 @@ BENCHES = {
     "unet": ("--cases tiny --variants eager --rounds 7", ["case", "variant"], "ratio", max),
 }
 CPU_CLOCK = """
-import runpy, sys, time
+import os, runpy, sys, time
 time.perf_counter = time.process_time
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -69,8 +70,8 @@ def main() -> None:
         for side in sides
     ]
     lines = [f"Before: {commits[0].stdout.strip()}; now: {commits[1].stdout.strip()}; {args.rounds} rounds.", ""]
-    lines += ["| bench | what | better is | before: median (best) | now: median (best) | now / before |"]
-    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    head = ["bench", "what", "better is", "before: median (best)", "now: median (best)", "now / before"]
+    lines += markdown(head, [], "l")
     for bench in args.benches:
         words, names, columns, best = BENCHES[bench]
         columns = [columns] if isinstance(columns, str) else columns
@@ -81,11 +82,10 @@ def main() -> None:
             before, now = zip(*((b[name], n[name]) for b, n in found), strict=True)
             cells = [f"{median(v):.2f} ({best(v):.2f})" for v in (before, now)]
             cells += [f"{median(now) / median(before):.2f} ({best(now) / best(before):.2f})"]
-            lines.append(f"| `{bench}.py {words}` | {name} | {best.__name__[:3]} | " + " | ".join(cells) + " |")
+            lines.append(table_row([f"`{bench}.py {words}`", name, best.__name__[:3], *cells]))
             print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
     if args.out:
-        args.out.write_text(text)
+        write_results(args.out, lines)
 
 
 if __name__ == "__main__":

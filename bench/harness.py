@@ -110,14 +110,18 @@ def machine(*what: str) -> str:
     return ", ".join([platform.machine(), *(known[word]() if word in known else word for word in what)])
 
 
+def table_row(cells: Iterable[Any]) -> str:
+    """A line of a table, in which bars are escaped."""
+    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def markdown(head: Sequence[str], rows: Iterable[Iterable[Any]], align: str = "lr") -> list[str]:
-    """The lines of a table; `align`: l or r for each column, the last letter for all others. Bars in cells are escaped."""
+    """The lines of a table; `align`: l or r for each column, the last letter for all others."""
     align += align[-1] * (len(head) - len(align))
-    cells = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, *rows)]
-    if any(len(row) != len(head) for row in cells):
+    rows = [list(row) for row in rows]
+    if any(len(row) != len(head) for row in rows):
         raise ValueError(f"expected {len(head)} cells in every row")
-    marks = ["---:" if side == "r" else "---" for side in align]
-    return [f"| {' | '.join(row)} |" for row in (cells[0], marks, *cells[1:])]
+    return [table_row(head), table_row("---:" if side == "r" else "---" for side in align), *map(table_row, rows)]
 
 
 def read_results(name: str | Path, default: Any) -> Any:
