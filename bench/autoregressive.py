@@ -18,14 +18,13 @@ import copy
 import sys
 import time
 from collections.abc import Callable
-from statistics import median
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import machine, make_parser, same_terms
+from harness import interleaved, machine, make_parser, markdown, min_median, same_terms, table_row
 from torch import Tensor, nn
 
 from xrddiff.data.frames.peaks import PeakFinder, radial_bins
@@ -248,37 +247,27 @@ def main() -> None:
         )
 
     drawn = {name: make().float() for name, (_, make) in settings.items()}  # the first call of each also warms up
-    wall: dict[str, list[float]] = {name: [] for name in settings}
-    cpu = dict.fromkeys(settings, 0.0)
-    for _ in range(args.rounds):
-        for name, (_, make) in settings.items():
-            t, c = time.perf_counter(), time.process_time()
-            make()
-            wall[name].append(time.perf_counter() - t)
-            cpu[name] += (time.process_time() - c) / args.rounds
+    times = interleaved({name: make for name, (_, make) in settings.items()}, args.rounds, warmup=0)
     reference = next(iter(settings))
-    print(
-        f"| sampling | evaluations of a token | crops / floor | peak count / floor | peaks 5 / 50 / 95% | s per batch | faster than {reference} | by CPU time |"
-    )
-    print("| --- " * 8 + "|")
+    head = ["sampling", "evaluations of a token", "crops / floor", "peak count / floor", "peaks 5 / 50 / 95%"]
+    print(*markdown([*head, "s per batch", f"faster than {reference}", "by CPU time"], [], "l"), sep="\n")
 
-    def quality(frames: Tensor) -> str:
+    def quality(frames: Tensor) -> list[str]:
         found = scale.peaks(frames)
         low, middle, high = np.quantile(found, [0.05, 0.5, 0.95])
         far = crop_distance(frames, real) / floor[0], wasserstein(found, peaks) / floor[1]
-        return f"{far[0]:.2f} | {far[1]:.1f} | {low:.0f} / {middle:.0f} / {high:.0f}"
+        return [f"{far[0]:.2f}", f"{far[1]:.1f}", f"{low:.0f} / {middle:.0f} / {high:.0f}"]
 
     for name, (evaluations, _) in settings.items():
-        print(
-            f"| {name} | {evaluations} | {quality(drawn[name])} | {min(wall[name]):.2f} ({median(wall[name]):.2f}) "
-            f"| {min(wall[reference]) / min(wall[name]):.1f} | {cpu[reference] / cpu[name]:.1f} |"
-        )
+        first_of, own = times[reference], times[name]
+        faster = [f"{min(first_of.clock) / min(own.clock):.1f}", f"{sum(first_of.cpu) / sum(own.cpu):.1f}"]
+        print(table_row([name, evaluations, *quality(drawn[name]), min_median(own.clock), *faster]))
     for name, frames in (
         ("peer, untrained", draw_peer(untrained[1] if theirs is not untrained[1] else make_peer(), first, args.frames)),
         ("ours, untrained", draw_ours(untrained[0], *last, args.frames)),
         ("zeros", torch.zeros_like(real[: args.frames])),
     ):
-        print(f"| {name} | | {quality(frames.float())} | | | |")
+        print(table_row([name, "", *quality(frames.float()), "", "", ""]))
 
 
 if __name__ == "__main__":

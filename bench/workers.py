@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from harness import machine, make_parser, same_terms
+from harness import machine, make_parser, same_terms, turns
 from torch import nn
 
 from xrddiff.config.composition import compose_config
@@ -30,7 +30,7 @@ from xrddiff.learn.diffusion.denoisers import Denoiser
 from xrddiff.learn.loading.datasets import prepare_words
 from xrddiff.learn.models.unet import make_unet
 from xrddiff.learn.training.checkpoints import save_checkpoint
-from xrddiff.run.execution.run_folder import create_run, keep_memory
+from xrddiff.run.execution.run_folder import create_run
 from xrddiff.run.execution.sharing import _sample_job, _sample_part
 from xrddiff.run.execution.workers import Workers, open_workers, run_tasks
 
@@ -80,8 +80,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=16)
     args = parser.parse_args()
-    keep_memory()
-    same_terms()
+    same_terms(keep_freed=True)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -91,11 +90,11 @@ def main() -> None:
             fill(run, words, folder / "warm", pool)
             fill(run, words, folder / "warm-one", None)
             first = time.perf_counter() - started
-            one, many = [], []
-            for k in range(args.rounds):
-                sides = [("one", None, one), ("many", pool, many)]
-                for side, who, times in sides[:: 1 if k % 2 else -1]:
-                    times.append(fill(run, words, folder / f"{side}-{k}", who))
+            pools, times = {"one": None, "many": pool}, {"one": [], "many": []}
+            for side in turns(pools, args.rounds):
+                own = times[side]
+                own.append(fill(run, words, folder / f"{side}-{len(own)}", pools[side]))
+            one, many = times.values()
         marks = [
             {k: m["sha256"] for k, m in parts_done(PartStore(folder / f"{side}-0")).items()} for side in ("one", "many")
         ]
