@@ -23,10 +23,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from harness import XRDDIFF, machine, make_parser, same_terms
+from harness import XRDDIFF, machine, make_parser, markdown, same_terms, turns, write_results
 
 HERE = Path(__file__).resolve()
-RESULTS = HERE.parent / "results" / "ranks.md"
 WORDS = ["model=vae_kl", "size=tiny", "experiment_type=test", "data=sim128", "data.limit=64", "threads=1"]
 
 
@@ -87,15 +86,14 @@ def frames_per_second(ranks: int, steps: int) -> float:
 def throughput(rounds: int, steps: int) -> list[str]:
     """Table of 1 and 2 ranks."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for i in range(rounds):
-        for n in (1, 2) if i % 2 == 0 else (2, 1):
-            rates[n].append(frames_per_second(n, steps))
+    for n in turns(rates, rounds):
+        rates[n].append(frames_per_second(n, steps))
     ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
-    rows = [f"| {n} | {max(rates[n]):.1f} ({median(rates[n]):.1f}) |" for n in rates]
+    rows = [[n, f"{max(rates[n]):.1f} ({median(rates[n]):.1f})"] for n in rates]
     ratio = f"{max(rates[2]) / max(rates[1]):.2f} of the best, {median(ratios):.2f} the median of the rounds"
     return [
         "## Two ranks against one", "", f"Frames of 128² per second over {steps - 4} steps of 8 frames per rank, tiny autoencoder, best (median) of {rounds} rounds", "",
-        "| ranks × 1 thread | frames/s |", "| --- | --- |", *rows, "", f"Ratio: {ratio}.", "",
+        *markdown(["ranks × 1 thread", "frames/s"], rows, "l"), "", f"Ratio: {ratio}.", "",
     ]  # fmt: skip
 
 
@@ -186,4 +184,4 @@ if __name__ == "__main__":
         lines += {"throughput": lambda: throughput(args.rounds, args.steps), "papermill": lambda: overhead(args.rounds), "submit": lambda: submit(args.rounds)}[part]()  # fmt: skip
     print("\n".join(lines))
     if set(args.parts) == {"throughput", "papermill", "submit"}:
-        RESULTS.write_text("\n".join(lines))
+        write_results("ranks", lines)
