@@ -8,13 +8,12 @@ kinds measure the loss of the same held-out crops with the same noise. `--folder
 
 from __future__ import annotations
 
-import resource
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from harness import RESULTS, machine, make_parser, write_results
+from harness import cpu_seconds, machine, make_parser, markdown, write_results
 
 WORDS = [
     "model=ddpm",
@@ -30,11 +29,6 @@ SOURCE = ["data=sim128", "data.limit=400"]
 TARGET = ["data=cspad", "training.validate_every=10"]
 
 
-def cpu() -> float:
-    """CPU seconds of this process."""
-    return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-
-
 def train(folder: Path, *words: str) -> dict:
     """Train a model in `folder` as the run notebook does, without samples; held-out losses by step."""
     from xrddiff.config.composition import compose_config
@@ -46,7 +40,7 @@ def train(folder: Path, *words: str) -> dict:
     cfg = compose_config([*WORDS, *words])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(cfg))
-    before = cpu()
+    before = cpu_seconds(children=False)
     building = build_generative(cfg, prepare_words(cfg), run_accelerator(cfg.training))
     result = building.trainer(folder).fit(resume=True)
     rows = pd.read_csv(folder / "metrics" / "training_metrics.csv")
@@ -56,7 +50,7 @@ def train(folder: Path, *words: str) -> dict:
         "loss": held_out.loss.tolist(),
         "frames": [len(building.prepared.train), len(building.prepared.held_out)],
         "steps": result.step,
-        "cpu_seconds": cpu() - before,
+        "cpu_seconds": cpu_seconds(children=False) - before,
     }
 
 
@@ -95,12 +89,12 @@ def table(found: dict, command: str) -> str:
         f"Then it was trained on {train_frames} crops of a measured still (CSPAD, lysozyme) with `init=RUN`, and so was one from scratch, with the same frames, noise and settings. "
         f"Loss: of the averaged weights on {held_out} other crops of the still. It was measured every 10 steps. All crops are of one still, and the steps of the source are not counted. Steps until it was first as low as the best that the model from scratch had reached by a quarter, a half and the end of its steps:",
         "",
-        "| seed | held-out loss | steps from scratch | steps with `init` |",
-        "| ---: | ---: | ---: | ---: |",
     ]
-    for row in found["rows"]:
-        init = "not reached" if row["init"] is None else row["init"]
-        lines.append(f"| {row['seed']} | {row['loss']:.3f} | {row['scratch']} | {init} |")
+    rows = [
+        [row["seed"], f"{row['loss']:.3f}", row["scratch"], "not reached" if row["init"] is None else row["init"]]
+        for row in found["rows"]
+    ]
+    lines += markdown(["seed", "held-out loss", "steps from scratch", "steps with `init`"], rows, "r")
     best = {kind: [min(pair[kind]["loss"]) for pair in seeds.values()] for kind in ("scratch", "init")}
     ends = "; ".join(
         f"{name} {np.mean(best[kind]):.3f} ({min(best[kind]):.3f} to {max(best[kind]):.3f})"
@@ -133,10 +127,9 @@ def main() -> None:
             scratch = train(folder / f"scratch-{seed}", *words)
             begun = train(folder / f"init-{seed}", *words, f"init={folder / 'source'}")
             found["seeds"][str(seed)] = {"scratch": scratch, "init": begun}
-    found |= summarise(found) | {"cpu_seconds": cpu()}
+    found |= summarise(found) | {"cpu_seconds": cpu_seconds(children=False)}
     command = f"OMP_NUM_THREADS=1 python bench/finetune.py --steps {given.steps} --source-steps {given.source_steps} --seeds {given.seeds}"
-    write_results("finetune", table(found, command), found)
-    print((RESULTS / "finetune.md").read_text())
+    print(write_results("finetune", lambda found: table(found, command), found))
 
 
 if __name__ == "__main__":

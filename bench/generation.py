@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import RESULTS, XRDDIFF, make_parser, read_results
+from harness import RESULTS, XRDDIFF, make_parser, read_results, timed, turns, write_results
 
 from xrddiff.judge.metrics.distribution import DISTANCES
 from xrddiff.judge.metrics.judgement import title_of
@@ -152,14 +152,14 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     }
     rows: dict[str, list] = {name: [] for name in wanted}
     seconds: dict[str, list] = {name: [] for name in wanted}
-    for seed in range(seeds):  # interleaved
-        for name, sampler in wanted.items():
-            start = time.process_time()
-            frames, _ = generator.sample(range(n), DrawSettings(sampler, seed=seed, batch_size=n))
-            seconds[name].append((time.process_time() - start) / n)
-            judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, frames, expected=True, seed=seed)
-            rows[name].append([judged.rows["samples"][d] for d in DISTANCES])
-            print(name, seed, [round(v, 3) for v in rows[name][-1]], file=sys.stderr, flush=True)
+    for name in turns(wanted, seeds):
+        seed = len(rows[name])
+        settings = DrawSettings(wanted[name], seed=seed, batch_size=n)
+        (frames, _), spent = timed(lambda settings=settings: generator.sample(range(n), settings))
+        seconds[name].append(spent.cpu / n)
+        judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, frames, expected=True, seed=seed)
+        rows[name].append([judged.rows["samples"][d] for d in DISTANCES])
+        print(name, seed, [round(v, 3) for v in rows[name][-1]], file=sys.stderr, flush=True)
     return {
         name: {
             "evaluations": wanted[name].evaluations,
@@ -210,24 +210,20 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, folder=None)
     parts = [*(m for m in MODELS if m != "samplers"), "classes", "samplers"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--folder", type=Path, help="keep the runs here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         for part in args.only:
             made = classes(folder) if part == "classes" else samplers(folder) if part == "samplers" else quality(part, folder)  # fmt: skip
-            path = RESULTS / "generation.json"
             results = read_results("generation", {})
             results[part] = made
             if part == "latent":
                 picture(folder)
-            path.write_text(json.dumps({k: results[k] for k in parts if k in results}, indent=1) + "\n")
-            (RESULTS / "generation.md").write_text(table(json.loads(path.read_text())))
-    print((RESULTS / "generation.md").read_text())
+            print(write_results("generation", table, {k: results[k] for k in parts if k in results}))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ detector would count it. `--folder` keeps the runs and goes on with those that a
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from harness import XRDDIFF, machine, make_parser, read_results, same_terms, write_results
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, read_results, same_terms, write_results
 
 DATA = ["size=tiny", "data=sim128", "data.limit=1250", "threads=1", "inference.index_frames=0"]
 QUICK = ["training.batch_size=8", "training.lr=3e-3", "training.lr_schedule=cosine", "training.lr_warmup_steps=30"]
@@ -45,16 +44,11 @@ def train(name: str, folder: Path) -> Path:
     run = next(folder.glob(f"output/*/{tidy}"), None)
     if run is None or not (run / "report.html").exists():
         words = [f"resume={run}"] if run else [*DATA, *MODELS[name], f"run_name={tidy}"]
-        before = cpu()
+        before = cpu_seconds(own=False)
         subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
         run = next(folder.glob(f"output/*/{tidy}"))
-        (run / "cpu_seconds.txt").write_text(str(cpu() - before))
+        (run / "cpu_seconds.txt").write_text(str(cpu_seconds(own=False) - before))
     return run
-
-
-def cpu() -> float:
-    """CPU seconds of the processes below this one that have ended."""
-    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def index(frames, limit: int, *, turned: bool = False) -> dict:

@@ -9,7 +9,6 @@ their place. Afterwards twenty parts, chosen at random, are drawn again in this 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import subprocess
@@ -21,13 +20,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from harness import XRDDIFF, machine, make_parser, same_terms
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, same_terms, write_results
 from workers import make_run
 
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.judge.inference.sample_jobs import open_sample_job
-
-RESULTS = Path(__file__).resolve().parent / "results" / "many_samples.md"
 
 
 def workers_below(pid: int) -> list[psutil.Process]:
@@ -54,7 +51,7 @@ def main() -> None:
         command = [str(XRDDIFF), "sample", str(run), "-n", str(args.frames), "--workers", f"local:{args.workers}"]
         command += ["--name", "many", "threads=1", *words]
         folder, killed, seen = run / "samples" / "many", [], set()
-        before = os.times()
+        before = cpu_seconds(own=False)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         parts, done, began, ended = -(-args.frames // args.part), 0, 0.0, 0.0
         while process.poll() is None:
@@ -73,8 +70,7 @@ def main() -> None:
             time.sleep(0.1)
         said = process.communicate()[0]
         assert process.returncode == 0, said[-3000:]
-        after = os.times()
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        cpu = cpu_seconds(own=False) - before
         frames = open_frames(folder / "samples.zarr")
         assert frames.sizes["frame"] == args.frames
         job = open_sample_job(run, [*words, f"inference.num_samples={args.frames}"])
@@ -98,8 +94,7 @@ def main() -> None:
 
 Twenty parts, chosen at random and drawn again by one process, are the same bits.
 """
-    RESULTS.write_text(text, encoding="utf-8")
-    print(text)
+    print(write_results("many_samples", text))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import RESULTS, XRDDIFF, machine, make_parser, same_terms, write_results
+from harness import RESULTS, XRDDIFF, cpu_seconds, machine, make_parser, same_terms, write_results
 
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
@@ -64,16 +64,11 @@ def train(name: str, folder: Path, as_is: bool) -> Path:
         return run
     if run is None or not (run / "report.html").exists():
         words = [f"resume={run}"] if run else [*MODELS[name], f"run_name={name}"]
-        before = cpu()
+        before = cpu_seconds(own=False)
         subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
         run = next(folder.glob(f"output/*/{name}"))
-        (run / "cpu_seconds.txt").write_text(str(round(cpu() - before)))
+        (run / "cpu_seconds.txt").write_text(str(round(cpu_seconds(own=False) - before)))
     return run
-
-
-def cpu() -> float:
-    """CPU seconds of the processes below this one that have ended."""
-    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def sample(run: Path, name: str, *words: str) -> tuple[Path, float]:

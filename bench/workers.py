@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from harness import machine, make_parser, same_terms, turns
+from harness import machine, make_parser, markdown, same_terms, turns, write_results
 from torch import nn
 
 from xrddiff.config.composition import compose_config
@@ -33,8 +33,6 @@ from xrddiff.learn.training.checkpoints import save_checkpoint
 from xrddiff.run.execution.run_folder import create_run
 from xrddiff.run.execution.sharing import _sample_job, _sample_part
 from xrddiff.run.execution.workers import Workers, open_workers, run_tasks
-
-RESULTS = Path(__file__).resolve().parent / "results" / "workers.md"
 
 
 def make_run(folder: Path, args: argparse.Namespace) -> Path:
@@ -101,7 +99,7 @@ def main() -> None:
         assert marks[0] == marks[1] and marks[0], "the samples of the workers are not those of one process"
         ratios = [a / b for a, b in zip(one, many, strict=True)]
         rows = [
-            f"| {label} | {args.frames / min(times):.2f} ({args.frames / median(times):.2f}) |"
+            [label, f"{args.frames / min(times):.2f} ({args.frames / median(times):.2f})"]
             for label, times in (("1 process × 1 thread", one), (f"{args.workers} workers × 1 thread", many))
         ]
         text = f"""# Workers
@@ -110,14 +108,11 @@ def main() -> None:
 
 {args.frames} frames of {args.pixels}² by a U-Net of the size {args.size}, {args.steps} evaluations, in parts of {args.batch}; best (median) of {args.rounds} rounds
 
-| | frames/s |
-| --- | --- |
-{chr(10).join(rows)}
+{chr(10).join(markdown(["", "frames/s"], rows, "l"))}
 
 Ratio: {min(one) / min(many):.2f} of the best, {median(ratios):.2f} the median of the rounds; the samples are the same bits. To start {args.workers} workers, open the model in each and make two stores first: {first:.0f} s.
 """
-        RESULTS.write_text(text, encoding="utf-8")
-        print(text)
+        print(write_results("workers", text))
 
 
 if __name__ == "__main__":
