@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from harness import RESULTS, XRDDIFF, make_parser
+from harness import XRDDIFF, make_parser, markdown, write_results
 
 from xrddiff.config.saved_config import load_config
 from xrddiff.data.transforms.pipelines import transform_from_state
@@ -66,8 +66,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     n = next(iter(rows.values()))["frames"]
     lines = ["# Use of a codebook", "", __doc__.split("\n\n")[1].strip().replace("\n", " "), ""]
     lines += [f"`xrddiff run {' '.join(COMMON)}`, and for FSQ `{' '.join(ROWS['FSQ'])}`; {n} held-out frames of 128², each of 1024 latent pixels; tiny size, batches of 8, learning rate 3e-3 and falling as a cosine.", ""]  # fmt: skip
-    lines += ["| | " + " | ".join(kinds) + " |", "| --- |" + " ---: |" * len(kinds)]
-    lines += [f"| {name} | " + " | ".join(f.format(row[k]) for k, f in kinds.items()) + " |" for name, row in rows.items()]  # fmt: skip
+    cells = [[name, *(f.format(row[k]) for k, f in kinds.items())] for name, row in rows.items()]
+    lines += markdown(["", *kinds], cells)
     return "\n".join(lines) + "\n"
 
 
@@ -78,8 +78,7 @@ def main() -> None:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         text = table({name: measure(name, folder) for name in ROWS})
-    (RESULTS / "codebook_use.md").write_text(text)
-    print(text)
+    print(write_results("codebook_use", text))
 
 
 if __name__ == "__main__":

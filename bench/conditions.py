@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import machine, make_parser, same_terms
+from harness import machine, make_parser, markdown, same_terms, write_results
 from torch import Tensor, nn
 
 from xrddiff.learn.diffusion.denoisers import Denoiser, measure_sigma_data
@@ -31,7 +30,6 @@ from xrddiff.learn.models.classifier import Classifier, ClassifierObjective
 from xrddiff.learn.models.unet import SIZES, make_unet
 from xrddiff.learn.training.ema import EMA
 
-RESULTS = Path(__file__).parent / "results" / "conditions.md"
 PATCH, CLASSES = 2, 10
 
 
@@ -165,7 +163,7 @@ def compare(args: argparse.Namespace, seed: int, classifier: Classifier, train: 
     return rows
 
 
-def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, float]]], sizes: str) -> str:
+def page(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, float]]], sizes: str) -> list[str]:
     columns = ["guidance 1", "guidance 3", "loss", "loss told wrong", "CPU s"]
     digits_of = {"CPU s": 0, "loss": 4, "loss told wrong": 4}
     lines = [
@@ -174,15 +172,15 @@ def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, 
         "", "scikit-learn's digits at 32 × 32 pixels, 1437 for training and 360 by other writers held out. Columns: the share of generated images in which a classifier of real images reads the digit that was "
         "asked for, with guidance 1 and 3; the loss on held-out images told their digit, and told another one; CPU time of the training.",
         f"The classifier is right on {real:.3f} of the held-out real images.", "",
-        "| network | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns),
     ]  # fmt: skip
+    table = []
     for name, found in rows.items():
         cells = []
         for c in columns:
             values = [r[c] for r in found if not math.isnan(r[c])]
             cells.append(f"{np.mean(values):.{digits_of.get(c, 3)}f}" if values else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        table.append([name, *cells])
+    return [*lines, *markdown(["network", *columns], table)]
 
 
 def main() -> None:
@@ -211,8 +209,7 @@ def main() -> None:
         f"{name}: {sum(p.numel() for p in NETWORKS[name]().parameters()) / 1e6:.2f} M" for name in args.networks
     )
     sizes = f"diffusers {diffusers.__version__}; parameters of {', of '.join(millions)}"
-    RESULTS.write_text(table(args, real, rows, sizes))
-    print(RESULTS.read_text())
+    print(write_results("conditions", page(args, real, rows, sizes)))
 
 
 if __name__ == "__main__":

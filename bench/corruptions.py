@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from harness import RESULTS, machine, make_parser, same_terms
+from harness import RESULTS, machine, make_parser, markdown, same_terms, write_results
 
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.metrics.corruptions import CORRUPTIONS, NAMED
@@ -77,12 +77,12 @@ def main() -> None:
         "# What the metrics see", "",
         f"`OMP_NUM_THREADS=1 python bench/corruptions.py --shots {args.shots}`; {machine('python')}.",
         f"Corrupted stills of sim128 against {args.shots} others:", "", LEGEND.format(encoder=ENCODER, spread=spread), "",
-        "| corruption | grade | " + " | ".join(table.columns) + " |", "| --- " * (2 + len(table.columns)) + "|",
     ]  # fmt: skip
+    shown = []
     for (name, grade), row in table.iterrows():
         cells = [f"**{v:.2f}**" if COLUMNS.get(NAMED.get(name)) == column else f"{v:.2f}" for column, v in row.items()]
-        lines.append(f"| {name} | {grade} | " + " | ".join(cells) + " |")
-    args.out.write_text("\n".join(lines) + "\n")
+        shown.append([name, grade, *cells])
+    write_results(args.out, [*lines, *markdown(["corruption", "grade", *table.columns], shown, "l")])
 
 
 if __name__ == "__main__":

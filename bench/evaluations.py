@@ -8,7 +8,6 @@ and a picture.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -171,9 +170,7 @@ def main() -> None:
         for name in args.only:
             run, words = ROWS[name]
             measured = row(runs[run], words, 1 if name in ONCE else args.seeds, args.frames)
-            found["rows"] = (json.loads(path.read_text())["rows"] if path.exists() else {}) | {
-                name: measured
-            }  # others may write too
+            found["rows"] = read_results("evaluations", {"rows": {}})["rows"] | {name: measured}  # others may write too
             write_results("evaluations", page, found)
             print(name, found["rows"][name]["index"], file=sys.stderr, flush=True)
         picture(runs, path.with_suffix(".png"))
