@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import tiles
-from harness import machine, make_parser, same_terms, write_results
-from index_rates import RESULTS, index
+from harness import RESULTS, machine, make_parser, same_terms, write_results
+from index_rates import index
 
 CRYSTALS = {
     "the training crystal": None,

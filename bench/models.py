@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import RESULTS, XRDDIFF, cpu_seconds, machine, make_parser, read_results, write_results
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, read_results, write_results
 
 WORDS = ["size=tiny", "experiment_type=test", "data=pooling_422"]
 MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
@@ -142,7 +142,7 @@ def main() -> None:
             results = {"machine": where, "models": {m: rows[m] for m in MODELS if m in rows}}
             write_results("models", table, results)
     if not args.words:
-        print((RESULTS / "models.md").read_text())
+        print(table(read_results("models", {})))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import RESULTS, XRDDIFF, cpu_seconds, machine, make_parser, same_terms, write_results
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, read_results, same_terms, write_results
 
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
@@ -239,9 +239,8 @@ def main() -> None:
     folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     found = {"commands": {}, "training": {}, "real": {}, "distances": {}, "rows": [], "single": []}
-    if (RESULTS / "tiles.json").exists():
-        found |= json.loads((RESULTS / "tiles.json").read_text())
-        found["single"] = [r for r in found["single"] if "model" in r]
+    found |= read_results("tiles", {})
+    found["single"] = [r for r in found["single"] if "model" in r]
 
     def keep() -> None:
         """Write what there is."""
