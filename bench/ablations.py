@@ -16,7 +16,7 @@ from typing import Any
 
 import index_rates
 import numpy as np
-from harness import machine, make_parser, read_results, write_results
+from harness import machine, make_parser, markdown, read_results, write_results
 
 TRAINED = {
     "base": [],
@@ -118,9 +118,8 @@ def page(found: dict) -> str:
         f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         "`make demo` with one thing changed at a time: first in training, then in sampling of the first run. *Index*: share of the samples with enough peaks that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median. "
         "The other columns are distances of 96 samples from held-out frames, over the floor.", "",
-        "| variant | CPU minutes | evaluations | peaks | index | on the asked lattice | " + " | ".join(DISTANCES) + " |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * len(DISTANCES),
     ]  # fmt: skip
+    rows = []
     for name in [*TRAINED, *SAMPLED]:
         if name not in found["rows"]:
             continue
@@ -129,7 +128,9 @@ def page(found: dict) -> str:
         share = f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})" if rate and np.isfinite(rate["value"]) else "–"  # fmt: skip
         cells = [name, f"{r['cpu'] / 60:.1f}" if r.get("cpu") else "", r["evaluations"], f"{r['index']['peaks']:.0f}", share, "–" if asked is None else f"{asked:.2f}"]  # fmt: skip
         cells += [f"{r['ratio'][d]:.2f}" if d in r["ratio"] else "–" for d in DISTANCES]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append(cells)
+    head = ["variant", "CPU minutes", "evaluations", "peaks", "index", "on the asked lattice", *DISTANCES]
+    lines += markdown(head, rows)
     lines += ["", "Words of the variants, beside `experiment_type=demo`:", ""]
     lines += [f"- {name}: `{' '.join(words)}`" for name, words in (TRAINED | SAMPLED).items() if words and name in found["rows"]]  # fmt: skip
     return "\n".join(lines) + "\n"

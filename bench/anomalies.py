@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from harness import machine, make_parser, same_terms, write_results
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 from xrddiff.judge.inference.anomalies import LEVELS, anomaly_scores
 from xrddiff.judge.metrics.anomalies import ANOMALIES, auc_table, good_frames
@@ -28,14 +28,12 @@ def page(found: dict) -> str:
         f"`{found['command']}`; {machine('python', 'one thread')}. The run: {found['run']}; {found['ms']:.0f} ms a frame for all scores.", "",
         f"Area under the ROC curve for {found['frames']} good frames and as many of each wrong kind: 1 is no mistake, 0.5 a coin. What counts is how untypical a score is, on either side, beside those of {2 * found['frames']} other good frames; the standard error of 0.5 is {chance_error(found['frames']):.2f}. "
         "The run was trained on frames as they come: a tenth of them blank, a tenth with two crystals, one in twenty with ice. The best score of each kind is bold; a model has seven of them, which flatters it a little.", "",
-        "| kind | " + " | ".join(columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
     ]  # fmt: skip
+    rows = []
     for kind, row in found["auc"].items():
         best = max(row.values())
-        cells = [f"**{v:.2f}**" if v == best else f"{v:.2f}" for v in row.values()]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    lines += ["", *found["words"], ""]
+        rows.append([kind, *(f"**{v:.2f}**" if v == best else f"{v:.2f}" for v in row.values())])
+    lines += [*markdown(["kind", *columns], rows), "", *found["words"], ""]
     return "\n".join(lines)
 
 

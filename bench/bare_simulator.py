@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tiles
-from harness import machine, make_parser, same_terms, write_results
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 TRAINING = [*tiles.FEW, "model.condition_maps=[lattice,intensity,q]", "model.condition=[background_level]", "data.name=sim-422", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"]  # fmt: skip
 SAMPLING = ["inference.steps=8", "inference.overlap=32", "inference.batch_size=4"]
@@ -78,12 +78,13 @@ def page(found: dict) -> str:
         f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         f"Frames of sim-422 ({found['reference']} held out) beside {found['frames']} generated ones and as many of a *bare simulator*, which knows the crystal, the beam and the geometry, but no background, ice, point spread or read noise. "
         "In brackets: 95 % intervals, from resampling the frames. The held-out column of a distance is that between two halves of the held-out frames.", "",
-        "| | held out | generated | bare simulator |", "| --- | ---: | ---: | ---: |",
     ]  # fmt: skip
+    cells = []
     tables = {name: found[name]["table"] for name in ("generated", "bare simulator")}
     for row in [r for r in found["rows"] if r in tables["generated"] or r in tables["bare simulator"]]:
         real = next((t[row]["reference"] for t in tables.values() if row in t and "reference" in t[row]), np.nan)
-        lines.append(f"| {row} | {number(real)} | " + " | ".join(cell(t.get(row)) for t in tables.values()) + " |")
+        cells.append([row, number(real), *(cell(t.get(row)) for t in tables.values())])
+    lines += markdown(["", "held out", *tables], cells)
     for name in tables:
         lines += ["", f"{name.capitalize()} beside held-out frames, in words:", "", *(f"- {w}" for w in found[name]["words"])]  # fmt: skip
     lines += ["", f"The model: `xrddiff run {' '.join(TRAINING)}`, {found['cpu']} CPU seconds; samples with `{' '.join(SAMPLING)}`."]  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 import ablations
 import index_rates
 import numpy as np
-from harness import RESULTS, machine, make_parser, read_results, same_terms, write_results
+from harness import RESULTS, machine, make_parser, markdown, read_results, same_terms, write_results
 
 DEMO = ["experiment_type=demo", "inference.num_samples=48", "inference.batch_size=16"]
 TUNED = ["training.objective=consistency", "model.diff_epochs=14", "model.diff_lr=3e-4", "inference=fast"]
@@ -101,13 +101,14 @@ def page(found: dict) -> str:
         f"({minutes('tuned')} CPU minutes after the {minutes('base')} of its training; {minutes('tuned with guidance')} with *guidance tuned in*); *mean flow* was trained from scratch, with the same autoencoder ({minutes('flow')} minutes). "
         f"*Pixels*: a model of the frames themselves ({minutes('pixels')} minutes, and {minutes('pixels tuned')} to tune it). Mean and standard deviation over seeds of 96 samples each. *Index*: share of the samples with enough peaks that have a lattice beyond chance. "
         "*On the asked lattice*: share of a frame's peaks, median. The other columns are distances from held-out frames, over the floor. A guided evaluation is two of the network.", "",
-        "| sampler and evaluations | CPU ms a frame | peaks | index | on the asked lattice | " + " | ".join(ablations.DISTANCES) + " |",
-        "| --- |" + " ---: |" * (len(names) + 1),
     ]  # fmt: skip
+    rows = []
     for name in ROWS:
         if r := found["rows"].get(name):
             ms = {k: None if v is None else v * (1 if k == "seeds" else 1e3) for k, v in r["seconds"].items()}
-            lines.append(f"| {name} | {cell(ms, 0)} | " + " | ".join(cell(r[n], 0 if n == "peaks" else 2) for n in names) + " |")  # fmt: skip
+            rows.append([name, cell(ms, 0), *(cell(r[n], 0 if n == "peaks" else 2) for n in names)])
+    head = ["sampler and evaluations", "CPU ms a frame", "peaks", "index", "on the asked lattice"]
+    lines += markdown([*head, *ablations.DISTANCES], rows)
     lines += ["", *(said for few in FEWEST if (said := beside(found["rows"], few, "unipc 16")))]
     lines += ["", "![Samples of the same seed](evaluations.png)", ""] if found.get("picture") else [""]
     lines += [f"The runs: `xrddiff run {' '.join(DEMO)}` and", ""]

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from harness import machine, make_parser, same_terms, write_results
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 
 def spots(ds, hole: np.ndarray) -> dict[str, float]:
@@ -68,11 +68,12 @@ def main() -> None:
         "# Filling a gap with and without the lattice", "",
         f"`OMP_NUM_THREADS=1 python bench/filling.py RUN --frames {args.frames} --steps {args.steps}`; {machine('python', 'one thread')}. RUN is that of `make demo`.", "",
         f"{len(single)} held-out stills with one crystal, a third of each covered and filled. *Indexed*: share of the frames whose lattice was found from what was not covered. *On the true lattice*: share of the peaks in the covered third.", "",
-        "| covered third | indexed | peaks a frame | on the true lattice |", "| --- | ---: | ---: | ---: |",
     ]  # fmt: skip
+    cells = []
     for name, r in rows.items():
         indexed = f"{r['indexed']:.2f}" if "indexed" in r else ""
-        lines.append(f"| {name} | {indexed} | {r['peaks']:.1f} | {r['on_lattice']:.2f} |")
+        cells.append([name, indexed, f"{r['peaks']:.1f}", f"{r['on_lattice']:.2f}"])
+    lines += markdown(["covered third", "indexed", "peaks a frame", "on the true lattice"], cells)
     write_results("filling", lines, rows)
 
 

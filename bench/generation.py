@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import RESULTS, XRDDIFF, make_parser, read_results, timed, turns, write_results
+from harness import RESULTS, XRDDIFF, make_parser, markdown, read_results, timed, turns, write_results
 
 from xrddiff.judge.metrics.distribution import DISTANCES
 from xrddiff.judge.metrics.judgement import title_of
@@ -186,26 +186,29 @@ def table(results: dict) -> str:
     if models:
         n = next(iter(models.values()))["n"]
         lines += [f"Distances as multiples of the floor, sets of {n:.0f} frames (a latent model's floor is its autoencoder's):", ""]  # fmt: skip
-        lines += [
-            "| model | " + " | ".join(names.values()) + " | minutes, all told |",
-            "| --- |" + " ---: |" * (len(names) + 1),
+        rows = [
+            [label, *(cell(r["ratio"], d, ".2f") for d in names), f"{r['minutes']:.0f}"] for label, r in models.items()
         ]
-        for label, r in models.items():
-            lines.append(f"| {label} | " + " | ".join(cell(r["ratio"], d, ".2f") for d in names) + f" | {r['minutes']:.0f} |")  # fmt: skip
-        lines += ["", "The distances themselves:", "", "| model | set | " + " | ".join(names.values()) + " |", "| --- | --- |" + " ---: |" * len(names)]  # fmt: skip
-        for label, r in models.items():
-            for row, values in r["rows"].items():
-                lines.append(f"| {label} | {row} | " + " | ".join(cell(values, d, ".4g") for d in names) + " |")
+        lines += markdown(["model", *names.values(), "minutes, all told"], rows)
+        rows = [
+            [label, row, *(cell(values, d, ".4g") for d in names)]
+            for label, r in models.items()
+            for row, values in r["rows"].items()
+        ]
+        lines += ["", "The distances themselves:", "", *markdown(["model", "set", *names.values()], rows, "llr")]
         lines += ["", "Settings:", ""] + [f"- {label}: `{' '.join(r['words'])}`" for label, r in models.items()]
     if c := results.get("classes"):
         lines += ["", "## Classes", "", f"A classifier trained on real frames finds the hit class of held-out frames in {c['accuracy_real']:.3f} of them (at the mixture asked for), and the class that was asked for in {c['accuracy_samples']:.3f} of the samples of the latent model: a recovery of {c['recovery']:.3f} ({c['recovery_low']:.3f} to {c['recovery_high']:.3f})."]  # fmt: skip
     if s := results.get("samplers"):
         lines += ["", "## Samplers", "", "One latent model, 32 samples for each of 5 seeds; mean ± spread over seeds of the distance from held-out frames, and CPU time of a sample.", ""]  # fmt: skip
-        lines += ["| sampler | evaluations | " + " | ".join(names.values()) + " | s, min (median) | times as fast as ddpm1000 |", "| --- | ---: |" + " ---: |" * (len(names) + 2)]  # fmt: skip
+        rows = []
         for label, r in s.items():
             cells = [f"{cell(r['mean'], d, '.3f')} ± {cell(r['spread'], d, '.3f')}" for d in names]
             ratio = s["ddpm1000"]["cpu_seconds_median"] / r["cpu_seconds_median"]
-            lines.append(f"| {label} | {r['evaluations']} | " + " | ".join(cells) + f" | {r['cpu_seconds_min']:.3f} ({r['cpu_seconds_median']:.3f}) | {ratio:.1f} |")  # fmt: skip
+            seconds = f"{r['cpu_seconds_min']:.3f} ({r['cpu_seconds_median']:.3f})"
+            rows.append([label, r["evaluations"], *cells, seconds, f"{ratio:.1f}"])
+        head = ["sampler", "evaluations", *names.values(), "s, min (median)", "times as fast as ddpm1000"]
+        lines += markdown(head, rows)
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import XRDDIFF, cpu_seconds, machine, make_parser, read_results, same_terms, write_results
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, same_terms, write_results
 
 DATA = ["size=tiny", "data=sim128", "data.limit=1250", "threads=1", "inference.index_frames=0"]
 QUICK = ["training.batch_size=8", "training.lr=3e-3", "training.lr_schedule=cosine", "training.lr_warmup_steps=30"]
@@ -118,9 +118,8 @@ def page(found: dict) -> str:
         "- on one lattice: share of a frame's peaks that its best lattice indexes, median;",
         "- found: share of the predicted spots that have a peak, median of the frames that index;",
         "- turned spots: the same peaks, each turned around the beam by a random angle.", "",
-        "| frames | what | steps | CPU minutes | number | peaks | with 6 peaks | index | on one lattice | found |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
+    rows = []
     order = [n for n in ("real frames", "real frames, turned spots", *MODELS) if n in found["rows"]]
     for name in [*order, *(n for n in found["rows"] if n not in order)]:
         row = found["rows"][name]
@@ -133,7 +132,20 @@ def page(found: dict) -> str:
         minutes = f"{row['cpu'] / 60:.1f}" if row.get("cpu") else ""
         cells = [name, row["what"], row.get("steps", ""), minutes, row["frames"], f"{row['peaks']:.0f}"]
         cells += [_two(enough.get("value")), share, _two(lattice.get("value")), _two(complete.get("value"))]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append(cells)
+    head = [
+        "frames",
+        "what",
+        "steps",
+        "CPU minutes",
+        "number",
+        "peaks",
+        "with 6 peaks",
+        "index",
+        "on one lattice",
+        "found",
+    ]
+    lines += markdown(head, rows, "llr")
     if missing := [name for name in MODELS if name not in found["rows"]]:
         lines += ["", f"Not measured yet: {'; '.join(missing)}. `--only` adds them."]
     lines += ["", "Settings, beside `" + " ".join(DATA) + "`:", ""]

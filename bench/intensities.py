@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import machine, make_parser, same_terms, write_results
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 
 def table(frames):
@@ -46,16 +46,15 @@ def page(found: dict) -> str:
         "same for real frames that no model has seen, so it says what can be reached with so many frames. Which maps a model was "
         "told is in its name.",
         "",
-        "| frames | number | CC with training frames | CC1/2 | R_split | Wilson B, Å² | Wilson scale |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    cells = []
     real = next(iter(found["runs"].values()))["held out"]
     rows = {"held out": real} | {f"samples, {label}": row["samples"] for label, row in found["runs"].items()}
     for label, r in rows.items():
-        lines.append(
-            f"| {label} | {r['frames']:.0f} | {r['cc_reference']:.3f} | {r['cc_half']:.3f} | {r['r_split']:.3f} | {r['wilson_b']:.1f} | {r['wilson_scale']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        merged = [f"{r[k]:.3f}" for k in ("cc_reference", "cc_half", "r_split")]
+        cells.append([label, f"{r['frames']:.0f}", *merged, f"{r['wilson_b']:.1f}", f"{r['wilson_scale']:.2f}"])
+    head = ["frames", "number", "CC with training frames", "CC1/2", "R_split", "Wilson B, Å²", "Wilson scale"]
+    return "\n".join([*lines, *markdown(head, cells)]) + "\n"
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tiles
-from harness import RESULTS, machine, make_parser, same_terms, write_results
+from harness import RESULTS, machine, make_parser, markdown, same_terms, write_results
 from index_rates import index
 
 CRYSTALS = {
@@ -99,23 +99,31 @@ def page(found: dict) -> str:
         "Each frame has one crystal. Samples were asked for the crystal of their row in random orientations; simulated frames are of the same crystal and were never seen. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. "
         "*Index*: share of the frames with six peaks that have a lattice, where chance does as well in fewer than one of a thousand. *Orientation*: how far the orientation that indexing finds is from the one that was asked for (or simulated), median. "
         "*CC with F²*: correlation of the merged intensities with those of the crystal, of reflections that were recorded at least twice.", "",
-        "| crystal | frames | peaks | index | on the asked lattice | distance, px | orientation, ° | CC with F² |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
-    for name, both in found["rows"].items():
-        for what, r in both.items():
-            lines.append(line(name, what, r))
+    rows = [line(name, what, r) for name, both in found["rows"].items() for what, r in both.items()]
+    head = [
+        "crystal",
+        "frames",
+        "peaks",
+        "index",
+        "on the asked lattice",
+        "distance, px",
+        "orientation, °",
+        "CC with F²",
+    ]
+    lines += markdown(head, rows, "llr")
     lines += ["", f"The run: `xrddiff run {' '.join(found['words'])}`."] if "words" in found else []
     lines += ["", "![The asked lattice over generated frames](../../docs/pictures/asked.png)"]
     return "\n".join(lines) + "\n"
 
 
-def line(name: str, what: str, r: dict) -> str:
+def line(name: str, what: str, r: dict) -> list[str]:
     """A row of the table."""
     asked, other, rate = r["asked"], r["exchanged"], r["rate"]
-    return (
-        f"| {name} | {what} | {asked['peaks']:.0f} | {rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}) "
-        f"| {asked['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {asked['distance_px']:.2f} | {r['orientation']:.2f} | {r['cc']:.2f} |"
-    )
+    share = f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
+    on_lattice = f"{asked['on_lattice']:.2f} ({other['on_lattice']:.2f})"
+    cells = [name, what, f"{asked['peaks']:.0f}", share, on_lattice]
+    return [*cells, *(f"{v:.2f}" for v in (asked["distance_px"], r["orientation"], r["cc"]))]
 
 
 SHOWN = ("the training crystal", "monoclinic", "the training crystal, detector at 1.15 times its distance")

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import XRDDIFF, cpu_seconds, machine, make_parser, read_results, write_results
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, write_results
 
 WORDS = ["size=tiny", "experiment_type=test", "data=pooling_422"]
 MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
@@ -107,10 +107,13 @@ def table(results: dict) -> str:
     """The results as Markdown."""
     lines = ["# Every model, from frames to report", "", __doc__.split("\n\n")[0], ""]
     lines += [f"`xrddiff run model=M {' '.join(WORDS)}`: 256 frames, 20 epochs, a trial of the pipeline and not a result. Complete: notebook, configuration, finished checkpoint, samples or reconstructions, metrics and report are there and can be opened.", ""]  # fmt: skip
-    lines += ["| model | wall, min | CPU, min | threads | folder, MiB | complete | summary |", "| --- |" + " ---: |" * 4 + " --- | --- |"]  # fmt: skip
+    rows = []
     for model, r in results["models"].items():
         complete = "yes" if not r["missing"] and not r["exit"] else f"exit {r['exit']}, missing: {'; '.join(r['missing']) or 'nothing'}"  # fmt: skip
-        lines.append(f"| {model} | {r['wall_minutes']:.1f} | {r['cpu_minutes']:.1f} | {r['threads']} | {r.get('mib', 0):.0f} | {complete} | {figures(r)} |")  # fmt: skip
+        minutes = [f"{r[k]:.1f}" for k in ("wall_minutes", "cpu_minutes")]
+        rows.append([model, *minutes, r["threads"], f"{r.get('mib', 0):.0f}", complete, figures(r)])
+    head = ["model", "wall, min", "CPU, min", "threads", "folder, MiB", "complete", "summary"]
+    lines += markdown(head, rows, "lrrrrl")
     lines += ["", f"{results['machine']}. CPU time is the better figure where other work shared the machine."]
     return "\n".join(lines) + "\n"
 

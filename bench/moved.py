@@ -15,7 +15,7 @@ from pathlib import Path
 import index_rates
 import lattices
 import tiles
-from harness import machine, make_parser, same_terms, write_results
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 TRAINED, DRAWN = (0.85, 1.0, 1.3), (0.92, 1.15)  # times the distance of sim128
 WORDS = ["experiment_type=demo", "model.condition_maps=[lattice,intensity,q]", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
@@ -43,10 +43,10 @@ def page(found: dict) -> str:
         "# A detector that moves", "",
         f"`{found['command']}`; {machine('python', 'one thread')}, {found['cpu'] / 60:.0f} CPU minutes of training.", "",
         f"A model trained on stills of sim128 from {len(TRAINED)} distances of the detector, {', '.join(map(str, TRAINED))} times that of sim128, drew frames at others. Columns as in [crystals that were asked for](lattices.md).", "",
-        "| distance | frames | peaks | index | on the asked lattice | distance from it, px | orientation, ° | CC with F² |", "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
-    for name, both in found["rows"].items():
-        lines += [lattices.line(name, what, r) for what, r in both.items()]
+    rows = [lattices.line(name, what, r) for name, both in found["rows"].items() for what, r in both.items()]
+    head = ["distance", "frames", "peaks", "index", "on the asked lattice", "distance from it, px", "orientation, °"]
+    lines += markdown([*head, "CC with F²"], rows, "rlr")
     return "\n".join([*lines, "", f"The run: `xrddiff run {' '.join(WORDS)}`, on the joined file."]) + "\n"
 
 

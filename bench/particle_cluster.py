@@ -17,7 +17,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from harness import machine, make_parser, write_results
+from harness import machine, make_parser, markdown, write_results
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parent.parent
@@ -119,9 +119,9 @@ def main() -> None:
         x = np.array(job.pop("particles"))
         spread = one.std(0) + (one.std(0) == 0)
         job["largest_difference"] = float(np.abs((x - one) / spread).max())
-        rows.append(
-            f"| {job['nodes']} | {job['restarts']} | {job['lost_at'] or ''} | {job['seconds']:.0f} | {job['largest_difference']:.1e} |"
-        )
+        cells = [job["nodes"], job["restarts"], job["lost_at"] or "", f"{job['seconds']:.0f}"]
+        rows.append([*cells, f"{job['largest_difference']:.1e}"])
+    head = ["nodes", "restarts", "newest state when the node was lost", "clock, s", "largest difference from one node"]
     command = f"python bench/particle_cluster.py --particles {args.particles} --steps {args.steps}"
     about = dict(command=command, machine=machine("cores"), date=f"{datetime.now():%Y-%m-%d}", load=os.getloadavg()[1], jobs=found)  # fmt: skip
     text = [
@@ -129,7 +129,7 @@ def main() -> None:
         f"`{command}` on {about['machine']}, {about['date']}, load average {about['load']:.0f} with other work", "",
         f"`xrddiff submit --nodes N {' '.join(STILL)} {' '.join(more)}` on the toy cluster of [slurm/lab](../../slurm/README.md), whose nodes share this machine, so the clock says nothing of speed. On two nodes the first lost its power when a state was saved; SLURM put the job back into the queue. "
         "The difference is the largest of any column of `particles.csv` and of any particle, in standard deviations of the column.", "",
-        "| nodes | restarts | newest state when the node was lost | clock, s | largest difference from one node |", "| --- | --- | --- | --- | --- |", *rows, "",
+        *markdown(head, rows, "l"), "",
     ]  # fmt: skip
     print(write_results("particle_cluster", text, about))
 

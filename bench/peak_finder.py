@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from harness import machine, make_parser, same_terms, write_results
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 import xrddiff as xd
 from xrddiff.core.errors import XrddiffError
@@ -161,14 +161,15 @@ def page(found: dict) -> str:
         "and on both, two fifths of it simulated. The generative model itself was trained on simulated frames of the same kind. Every finder ranks its peaks; the table has the average precision, and in brackets the precision of as many peaks as are true.", "",
         "True peaks: in simulated frames the spots of at least 5σ (weaker ones count neither way); on the CSPAD still, the pooled peaks of all finders that are on the lattice of lysozyme (the 300 best of each; "
         "by chance a few per cent of all peaks are); in the Laue pattern, the spots that LaueTools indexed, so that other spots of the crystal count as wrong for every finder.", "",
-        "| finder | " + " | ".join(f"{t} ({found['true'][t]} peaks)" for t in titles) + " | ms a frame, sim128 |",
-        "| --- |" + " ---: |" * (len(titles) + 1),
     ]  # fmt: skip
+    rows = []
     for name in names:
         cells = [found["tests"][t].get(name) for t in titles]
         ms = found["seconds"].get(name)
         shown = [f"{c['ap']:.3f} ({c['precision']:.2f})" if c else "–" for c in cells]
-        lines.append(f"| {name} | " + " | ".join(shown) + f" | {f'{1e3 * ms:.1f}' if ms is not None else '–'} |")
+        rows.append([name, *shown, f"{1e3 * ms:.1f}" if ms is not None else "–"])
+    head = ["finder", *(f"{t} ({found['true'][t]} peaks)" for t in titles), "ms a frame, sim128"]
+    lines += markdown(head, rows)
     lines += [
         "",
         *(["![Precision against recall](../../docs/pictures/peak_finder.png)", ""]),

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import XRDDIFF, cpu_seconds, machine, make_parser, read_results, same_terms, write_results
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, same_terms, write_results
 
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
@@ -187,15 +187,16 @@ def page(found: dict) -> str:
         "farther away, so that angles stay, and `windows` on the 64 panels of the CSPAD of `cspad-lysozyme`, each in its place. Both were told the lattice and q, `windows` the intensities and the level of the background too. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
         "*Index*: share of the frames that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. *Seams*: how well the better of two classifiers of strips "
         "of 16 pixels tells seams from other places (AUC on frames that it was not fitted on; .5 is chance). A model of whole frames takes each tile for a whole frame.", "",
-        "| model | pixels | frames | evaluations | tiles | overlap | CPU seconds a frame | index | on the asked lattice | peaks | seams |", "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
+    rows = []
     for r in found["rows"]:
         a, other = r["asked"]["samples"], r["asked"]["lattices exchanged"]
         size, tiles = " × ".join(map(str, r["pixels"])), r["tile"] or "none"
-        lines.append(
-            f"| {r['model']} | {size} | {r['frames']} | {r['steps']} | {tiles} | {r['overlap']} | {r['cpu']:.1f} | {rate(r)} "
-            f"| {a['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {a['peaks']:.0f} | {'–' if r['auc'] is None else format(r['auc'], '.2f')} |"
-        )
+        cells = [r["model"], size, r["frames"], r["steps"], tiles, r["overlap"], f"{r['cpu']:.1f}", rate(r)]
+        cells += [f"{a['on_lattice']:.2f} ({other['on_lattice']:.2f})", f"{a['peaks']:.0f}"]
+        rows.append([*cells, "–" if r["auc"] is None else f"{r['auc']:.2f}"])
+    head = ["model", "pixels", "frames", "evaluations", "tiles", "overlap", "CPU seconds a frame", "index"]
+    lines += markdown([*head, "on the asked lattice", "peaks", "seams"], rows, "llrrlr")
     lines.append("")
     for name, real in found["real"].items():
         lines += [f"Measured frames beside `{name}`, of its training detector: index {rate(real)}, {real['index']['peaks']:.0f} peaks a frame{real['seams']}.", ""]  # fmt: skip

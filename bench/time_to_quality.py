@@ -33,7 +33,7 @@ import index_rates
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import RESULTS, machine, make_parser, read_results, same_terms, write_results
+from harness import RESULTS, machine, make_parser, markdown, read_results, same_terms, write_results
 from torch import Tensor, nn
 
 from xrddiff.config.composition import compose_config
@@ -375,20 +375,23 @@ def page(found: dict) -> str:
         f"`{found['command']}`; {machine('python', 'torch', 'one thread')}.", "",
         f"Seconds of CPU in training until {SAMPLES} samples index at half the rate of real frames ({found['real']:.2f}), and until each distance from held-out frames is at most {GOOD} times the floor, at two looks running; – : not by the last look, or not measured. The autoencoder of a latent model is in the seconds. "
         "`bench/time_to_quality.py` says what each row is. diffusers' latent models have their autoencoder's architecture, frames, maps, averages and sampler from us; what is theirs is network, prediction, noise levels and loss. The example has nothing from us.", "",
-        "| trained | parameters | first phase, s | last look, s | steps | index at half the real rate | " + " | ".join(ablations.DISTANCES) + " |",
-        "| --- |" + " ---: |" * (len(goals) + 4),
     ]  # fmt: skip
+    table = []
     for name in ROWS:
         if row := rows.get(name):
             about = [name, f"{row['parameters'] / 1e6:.2f} M", f"{row['before']:.0f}", f"{last(row)['seconds']:.0f}", last(row)["step"]]  # fmt: skip
-            lines.append("| " + " | ".join(map(str, [*about, *(cell(row, goal) for goal in goals.values())])) + " |")
-    lines += ["", "At the last look:", "", "| trained | index | on the asked lattice | peaks | " + " | ".join(ablations.DISTANCES) + " |", "| --- |" + " ---: |" * (len(goals) + 2)]  # fmt: skip
+            table.append([*about, *(cell(row, goal) for goal in goals.values())])
+    head = ["trained", "parameters", "first phase, s", "last look, s", "steps", "index at half the real rate"]
+    lines += [*markdown([*head, *ablations.DISTANCES], table), "", "At the last look:", ""]
+    table = []
     for name in ROWS:
         if row := rows.get(name):
             look = last(row)
             told = [f"{look[k]:.2f}" if look.get(k) is not None else "–" for k in ("index", "asked")]
             told += [f"{look['peaks']:.0f}" if "peaks" in look else "–"]
-            lines.append("| " + " | ".join([name, *told, *(f"{look['ratio'][d]:.2f}" if d in look["ratio"] else "–" for d in ablations.DISTANCES)]) + " |")  # fmt: skip
+            told += [f"{look['ratio'][d]:.2f}" if d in look["ratio"] else "–" for d in ablations.DISTANCES]
+            table.append([name, *told])
+    lines += markdown(["trained", "index", "on the asked lattice", "peaks", *ablations.DISTANCES], table)
     lines += ["", "![Quality over seconds of training](time_to_quality.png)", "", "Words of the rows, beside `" + " ".join([*COMMON, *STEADY]) + "`:", ""]  # fmt: skip
     lines += [f"- {name}: `{' '.join(row['words'])}`" for name, row in rows.items() if row["words"]]
     return "\n".join(lines) + "\n"
