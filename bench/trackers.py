@@ -6,13 +6,12 @@ A small training is told to each tracker, and the CPU seconds of this process an
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-from harness import cpu_seconds, interleaved, markdown, same_terms, write_results
+from harness import cpu_seconds, interleaved, make_parser, markdown, same_terms, write_results
 
 ROWS, STEPS_PER_ROW = 400, 10
 
@@ -68,11 +67,14 @@ def step_seconds() -> float:
 
 
 def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("trackers", nargs="*", default=["jsonl", "tensorboard", "wandb"])
+    args = parser.parse_args()
     os.environ["WANDB_MODE"] = "offline"
     import xrddiff.learn.training.trackers  # noqa: F401  what every run imports
 
     step = step_seconds()
-    costs = {name: tracker_cost(name) for name in sys.argv[1:] or ("jsonl", "tensorboard", "wandb")}
+    costs = {name: tracker_cost(name) for name in args.trackers}
     lines = [
         "# What trackers cost",
         "",
