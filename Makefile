@@ -88,7 +88,7 @@ wheel-test: $(VENV)/.dev  ## build wheel and sdist, install the wheel in an empt
 	$(BIN)/python tests/wheel.py
 
 bench: $(VENV)/.dev  ## the benchmarks against peers, each in its own table
-	@for b in $(filter-out bench/suite.py, $(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out bench/suite.py bench/harness.py, $(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 bench-suite: $(VENV)/.dev  ## how long the checks take, step by step (bench/results/suite.md)
 	$(BIN)/python bench/suite.py

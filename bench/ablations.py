@@ -8,9 +8,6 @@ with those that are there. Writes bench/results/ablations.json and ablations.md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import sys
 import tempfile
 import time
@@ -19,8 +16,8 @@ from typing import Any
 
 import index_rates
 import numpy as np
+from harness import machine, make_parser, markdown, read_results, write_results
 
-RESULTS = Path(__file__).parent / "results"
 TRAINED = {
     "base": [],
     "lattice only": ["model.condition_maps=[lattice]"],
@@ -118,12 +115,11 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# What makes samples index", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         "`make demo` with one thing changed at a time: first in training, then in sampling of the first run. *Index*: share of the samples with enough peaks that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median. "
         "The other columns are distances of 96 samples from held-out frames, over the floor.", "",
-        "| variant | CPU minutes | evaluations | peaks | index | on the asked lattice | " + " | ".join(DISTANCES) + " |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * len(DISTANCES),
     ]  # fmt: skip
+    rows = []
     for name in [*TRAINED, *SAMPLED]:
         if name not in found["rows"]:
             continue
@@ -132,26 +128,25 @@ def page(found: dict) -> str:
         share = f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})" if rate and np.isfinite(rate["value"]) else "–"  # fmt: skip
         cells = [name, f"{r['cpu'] / 60:.1f}" if r.get("cpu") else "", r["evaluations"], f"{r['index']['peaks']:.0f}", share, "–" if asked is None else f"{asked:.2f}"]  # fmt: skip
         cells += [f"{r['ratio'][d]:.2f}" if d in r["ratio"] else "–" for d in DISTANCES]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append(cells)
+    head = ["variant", "CPU minutes", "evaluations", "peaks", "index", "on the asked lattice", *DISTANCES]
+    lines += markdown(head, rows)
     lines += ["", "Words of the variants, beside `experiment_type=demo`:", ""]
     lines += [f"- {name}: `{' '.join(words)}`" for name, words in (TRAINED | SAMPLED).items() if words and name in found["rows"]]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--only", nargs="*", choices=[*TRAINED, *SAMPLED], default=[*TRAINED, *SAMPLED])
     args = parser.parse_args()
-    path = RESULTS / "ablations.json"
-    found = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    found = read_results("ablations", {"rows": {}})
     found["command"] = f"OMP_NUM_THREADS=1 python bench/ablations.py --frames {args.frames}"
 
     def keep(name: str, row: dict) -> None:
         found["rows"][name] = row
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".md").write_text(page(found))
+        write_results("ablations", page, found)
         print(name, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:

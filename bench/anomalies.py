@@ -7,19 +7,15 @@ RUN is the folder of a run of latent_diff or ddpm on sim128, such as that of `ma
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
 from pathlib import Path
 
-import torch
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 from xrddiff.judge.inference.anomalies import LEVELS, anomaly_scores
 from xrddiff.judge.metrics.anomalies import ANOMALIES, auc_table, good_frames
 from xrddiff.learn.training.checkpoints import load_checkpoint
 
-RESULTS = Path(__file__).parent / "results"
 FIRST = 2 * 10**6  # first shot; nothing was trained on shots from here on
 PLAIN = ("total intensity", "number of peaks")
 
@@ -29,17 +25,15 @@ def page(found: dict) -> str:
     columns = list(next(iter(found["auc"].values())))
     lines = [
         "# Which wrong frames a model notices", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread. The run: {found['run']}; {found['ms']:.0f} ms a frame for all scores.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}. The run: {found['run']}; {found['ms']:.0f} ms a frame for all scores.", "",
         f"Area under the ROC curve for {found['frames']} good frames and as many of each wrong kind: 1 is no mistake, 0.5 a coin. What counts is how untypical a score is, on either side, beside those of {2 * found['frames']} other good frames; the standard error of 0.5 is {chance_error(found['frames']):.2f}. "
         "The run was trained on frames as they come: a tenth of them blank, a tenth with two crystals, one in twenty with ice. The best score of each kind is bold; a model has seven of them, which flatters it a little.", "",
-        "| kind | " + " | ".join(columns) + " |",
-        "| --- |" + " ---: |" * len(columns),
     ]  # fmt: skip
+    rows = []
     for kind, row in found["auc"].items():
         best = max(row.values())
-        cells = [f"**{v:.2f}**" if v == best else f"{v:.2f}" for v in row.values()]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    lines += ["", *found["words"], ""]
+        rows.append([kind, *(f"**{v:.2f}**" if v == best else f"{v:.2f}" for v in row.values())])
+    lines += [*markdown(["kind", *columns], rows), "", *found["words"], ""]
     return "\n".join(lines)
 
 
@@ -64,12 +58,12 @@ def in_words(auc: dict, n: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS))
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     n, start = args.frames, time.process_time()
     reference = anomaly_scores(args.run, good_frames("sim128", range(FIRST, FIRST + 2 * n)), levels=args.levels)
     good = anomaly_scores(args.run, good_frames("sim128", range(FIRST + 2 * n, FIRST + 3 * n)), levels=args.levels)
@@ -87,8 +81,7 @@ def main() -> None:
         "auc": auc,
         "words": in_words(auc, n),
     }
-    (RESULTS / "anomalies.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "anomalies.md").write_text(page(found))
+    write_results("anomalies", page, found)
     print(page(found))
 
 

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import sys
 import time
 from collections.abc import Callable
-from statistics import median
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from harness import interleaved, machine, make_parser, markdown, min_median, same_terms, table_row
 from torch import Tensor, nn
 
 from xrddiff.data.frames.peaks import PeakFinder, radial_bins
@@ -118,11 +117,9 @@ def train(
 
 def parse() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=3, threads=1)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--frames", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--levels", choices=["default", "ours"], default="default")
     parser.add_argument("--peer-lr", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3])
     parser.add_argument(
@@ -137,7 +134,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     peer = peer_module()
     scale = Scale(1400)
     real, chosen_by, x = scale.frames.split([HELD_OUT, CHOOSING, 1400 - HELD_OUT - CHOOSING])
@@ -175,7 +172,7 @@ def main() -> None:
     ours, untrained = make_ours(), (make_ours(), make_peer())
     counts = [sum(p.numel() for p in m.parameters()) / 1e6 for m in untrained]
     print(
-        f"{platform.machine()}, {args.threads} thread(s); torch {torch.__version__}; frames of {SIDE}², {ours.tokens} tokens of {ours.dim}"
+        f"{machine(f'{args.threads} thread(s)')}; torch {torch.__version__}; frames of {SIDE}², {ours.tokens} tokens of {ours.dim}"
     )
     print(
         f"parameters: ours {counts[0]:.2f} M, peer {counts[1]:.2f} M; batch of {args.frames} frames; levels of the peer: {args.levels}\n"
@@ -250,37 +247,27 @@ def main() -> None:
         )
 
     drawn = {name: make().float() for name, (_, make) in settings.items()}  # the first call of each also warms up
-    wall: dict[str, list[float]] = {name: [] for name in settings}
-    cpu = dict.fromkeys(settings, 0.0)
-    for _ in range(args.rounds):
-        for name, (_, make) in settings.items():
-            t, c = time.perf_counter(), time.process_time()
-            make()
-            wall[name].append(time.perf_counter() - t)
-            cpu[name] += (time.process_time() - c) / args.rounds
+    times = interleaved({name: make for name, (_, make) in settings.items()}, args.rounds, warmup=0)
     reference = next(iter(settings))
-    print(
-        f"| sampling | evaluations of a token | crops / floor | peak count / floor | peaks 5 / 50 / 95% | s per batch | faster than {reference} | by CPU time |"
-    )
-    print("| --- " * 8 + "|")
+    head = ["sampling", "evaluations of a token", "crops / floor", "peak count / floor", "peaks 5 / 50 / 95%"]
+    print(*markdown([*head, "s per batch", f"faster than {reference}", "by CPU time"], [], "l"), sep="\n")
 
-    def quality(frames: Tensor) -> str:
+    def quality(frames: Tensor) -> list[str]:
         found = scale.peaks(frames)
         low, middle, high = np.quantile(found, [0.05, 0.5, 0.95])
         far = crop_distance(frames, real) / floor[0], wasserstein(found, peaks) / floor[1]
-        return f"{far[0]:.2f} | {far[1]:.1f} | {low:.0f} / {middle:.0f} / {high:.0f}"
+        return [f"{far[0]:.2f}", f"{far[1]:.1f}", f"{low:.0f} / {middle:.0f} / {high:.0f}"]
 
     for name, (evaluations, _) in settings.items():
-        print(
-            f"| {name} | {evaluations} | {quality(drawn[name])} | {min(wall[name]):.2f} ({median(wall[name]):.2f}) "
-            f"| {min(wall[reference]) / min(wall[name]):.1f} | {cpu[reference] / cpu[name]:.1f} |"
-        )
+        first_of, own = times[reference], times[name]
+        faster = [f"{min(first_of.clock) / min(own.clock):.1f}", f"{sum(first_of.cpu) / sum(own.cpu):.1f}"]
+        print(table_row([name, evaluations, *quality(drawn[name]), min_median(own.clock), *faster]))
     for name, frames in (
         ("peer, untrained", draw_peer(untrained[1] if theirs is not untrained[1] else make_peer(), first, args.frames)),
         ("ours, untrained", draw_ours(untrained[0], *last, args.frames)),
         ("zeros", torch.zeros_like(real[: args.frames])),
     ):
-        print(f"| {name} | | {quality(frames.float())} | | | |")
+        print(table_row([name, "", *quality(frames.float()), "", "", ""]))
 
 
 if __name__ == "__main__":

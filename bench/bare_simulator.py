@@ -8,17 +8,14 @@ crystals; the bare simulator draws as many with background, ice, point spread an
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tiles
+from harness import machine, make_parser, markdown, same_terms, write_results
 
-RESULTS = Path(__file__).parent / "results"
 TRAINING = [*tiles.FEW, "model.condition_maps=[lattice,intensity,q]", "model.condition=[background_level]", "data.name=sim-422", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"]  # fmt: skip
 SAMPLING = ["inference.steps=8", "inference.overlap=32", "inference.batch_size=4"]
 ROWS = [  # of a comparison, as its table calls them
@@ -78,15 +75,16 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# What a model adds to a simulator", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         f"Frames of sim-422 ({found['reference']} held out) beside {found['frames']} generated ones and as many of a *bare simulator*, which knows the crystal, the beam and the geometry, but no background, ice, point spread or read noise. "
         "In brackets: 95 % intervals, from resampling the frames. The held-out column of a distance is that between two halves of the held-out frames.", "",
-        "| | held out | generated | bare simulator |", "| --- | ---: | ---: | ---: |",
     ]  # fmt: skip
+    cells = []
     tables = {name: found[name]["table"] for name in ("generated", "bare simulator")}
     for row in [r for r in found["rows"] if r in tables["generated"] or r in tables["bare simulator"]]:
         real = next((t[row]["reference"] for t in tables.values() if row in t and "reference" in t[row]), np.nan)
-        lines.append(f"| {row} | {number(real)} | " + " | ".join(cell(t.get(row)) for t in tables.values()) + " |")
+        cells.append([row, number(real), *(cell(t.get(row)) for t in tables.values())])
+    lines += markdown(["", "held out", *tables], cells)
     for name in tables:
         lines += ["", f"{name.capitalize()} beside held-out frames, in words:", "", *(f"- {w}" for w in found[name]["words"])]  # fmt: skip
     lines += ["", f"The model: `xrddiff run {' '.join(TRAINING)}`, {found['cpu']} CPU seconds; samples with `{' '.join(SAMPLING)}`."]  # fmt: skip
@@ -108,13 +106,11 @@ def cell(row: dict | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
+    same_terms()
     folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     tiles.MODELS["sim-422"] = TRAINING
@@ -126,8 +122,7 @@ def main() -> None:
     found = {"command": f"OMP_NUM_THREADS=1 python bench/bare_simulator.py --frames {args.frames}", "frames": args.frames, "reference": 2 * args.frames, "rows": ROWS}  # fmt: skip
     found |= {"cpu": (run / "cpu_seconds.txt").read_text().strip()}
     found |= {name: compare(path, reference) for name, path in (("generated", samples), ("bare simulator", bare))}
-    (RESULTS / "bare_simulator.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "bare_simulator.md").write_text(page(found))
+    write_results("bare_simulator", page, found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ takes the time of the clock, it is given CPU time of all threads instead, which 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+
+from harness import make_parser, markdown, table_row, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 # The words of a short run; the columns that name a row; the column that is compared; which end of it is good.
@@ -27,9 +28,10 @@ BENCHES = {
     "unet": ("--cases tiny --variants eager --rounds 7", ["case", "variant"], "ratio", max),
 }
 CPU_CLOCK = """
-import runpy, sys, time
+import os, runpy, sys, time
 time.perf_counter = time.process_time
 del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -58,11 +60,9 @@ def rows(text: str, names: list[str], columns: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5, out=None)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--benches", nargs="+", choices=BENCHES, default=list(BENCHES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     sides = (args.checkout.resolve(), ROOT)
     commits = [
@@ -70,8 +70,8 @@ def main() -> None:
         for side in sides
     ]
     lines = [f"Before: {commits[0].stdout.strip()}; now: {commits[1].stdout.strip()}; {args.rounds} rounds.", ""]
-    lines += ["| bench | what | better is | before: median (best) | now: median (best) | now / before |"]
-    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    head = ["bench", "what", "better is", "before: median (best)", "now: median (best)", "now / before"]
+    lines += markdown(head, [], "l")
     for bench in args.benches:
         words, names, columns, best = BENCHES[bench]
         columns = [columns] if isinstance(columns, str) else columns
@@ -82,11 +82,10 @@ def main() -> None:
             before, now = zip(*((b[name], n[name]) for b, n in found), strict=True)
             cells = [f"{median(v):.2f} ({best(v):.2f})" for v in (before, now)]
             cells += [f"{median(now) / median(before):.2f} ({best(now) / best(before):.2f})"]
-            lines.append(f"| `{bench}.py {words}` | {name} | {best.__name__[:3]} | " + " | ".join(cells) + " |")
+            lines.append(table_row([f"`{bench}.py {words}`", name, best.__name__[:3], *cells]))
             print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
     if args.out:
-        args.out.write_text(text)
+        write_results(args.out, lines)
 
 
 if __name__ == "__main__":

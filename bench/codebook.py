@@ -10,13 +10,10 @@ update of both, "step" has the backward pass too. Each round times both, in alte
 
 from __future__ import annotations
 
-import argparse
-import platform
 from collections.abc import Callable
-from statistics import median
 
 import torch
-from latent import race
+from harness import interleaved, machine, make_parser, markdown, min_median, ratio, same_terms, table_row
 from torch import Tensor, nn
 
 from xrddiff.learn.models.codebook import VectorQuantizer
@@ -49,7 +46,9 @@ def peer_step(vq: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     return q, loss
 
 
-def timed(vq: nn.Module, step: Callable[..., tuple[Tensor, Tensor]], z: Tensor, backward: bool) -> Callable[[], None]:
+def prepared(
+    vq: nn.Module, step: Callable[..., tuple[Tensor, Tensor]], z: Tensor, backward: bool
+) -> Callable[[], None]:
     """One step, finished when it returns."""
 
     def run() -> None:
@@ -80,21 +79,19 @@ def disagreement(ours: VectorQuantizer, peer: nn.Module, shape: tuple[int, ...],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser = make_parser(__doc__, rounds=21, threads=1, device="cpu")
     parser.add_argument("--codes", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     torch.manual_seed(0)
     from importlib.metadata import version
 
     print(
-        f"{platform.machine()}, {args.threads} thread(s), {args.device}; torch {torch.__version__}, "
+        f"{machine(f'{args.threads} thread(s)', args.device)}; torch {torch.__version__}, "
         f"vector-quantize-pytorch {version('vector-quantize-pytorch')}; {args.codes} codes; times in ms, minimum (median) of {args.rounds} rounds\n"
     )
-    print("| latent | gradient | timed | differ by | ours | peer | ratio | CPU |\n" + "| --- " * 8 + "|")
+    head = ["latent", "gradient", "timed", "differ by", "ours", "peer", "ratio", "CPU"]
+    print(*markdown(head, [], "l"), sep="\n")
     for name, (batch, channels, size) in CASES.items():
         for rotation_trick in (False, True):
             shape = (batch, channels, size, size)
@@ -102,14 +99,13 @@ def main() -> None:
             z = torch.randn(shape, device=args.device)
             for backward in (False, True):
                 ours, peer = make_pair(channels, args.codes, rotation_trick, args.device)
-                a, b, cpu = race(timed(ours, ours_step, z, backward), timed(peer, peer_step, z, backward), args.rounds)
-                ratios = [q / p for p, q in zip(a, b, strict=True)]
-                print(
-                    f"| {name} | {'rotation' if rotation_trick else 'straight-through'} | {'step' if backward else 'forward'} | {differ:.1e} "
-                    f"| {1e3 * min(a):.1f} ({1e3 * median(a):.1f}) | {1e3 * min(b):.1f} ({1e3 * median(b):.1f}) "
-                    f"| {min(b) / min(a):.1f} ({median(ratios):.1f}) | {cpu:.1f} |",
-                    flush=True,
-                )
+                steps = {"ours": prepared(ours, ours_step, z, backward), "peer": prepared(peer, peer_step, z, backward)}
+                a, b = interleaved(steps, args.rounds).values()
+                cells = [name, "rotation" if rotation_trick else "straight-through"]
+                cells += ["step" if backward else "forward", f"{differ:.1e}"]
+                cells += [min_median(t.clock, ".1f", 1e3) for t in (a, b)]
+                cells += [ratio(b.clock, a.clock, ".1f"), f"{sum(b.cpu) / sum(a.cpu):.1f}"]
+                print(table_row(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the held-out frames use at least once; and the perplexity of their use, which is
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from harness import XRDDIFF, make_parser, markdown, write_results
 
 from xrddiff.config.saved_config import load_config
 from xrddiff.data.transforms.pipelines import transform_from_state
@@ -23,8 +23,6 @@ from xrddiff.learn.models.codebook import perplexity
 from xrddiff.learn.recipes.latents import open_autoencoder
 from xrddiff.learn.training.checkpoints import load_checkpoint
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 COMMON = ["model=vq", "experiment_type=demo", "data.limit=1250", "training.num_epochs=2", "threads=1"]
 COMMON += ["model.latent_channels=4"]
 ROWS = {"VQ": [], "FSQ": ["model.quantizer=fsq"]}
@@ -68,21 +66,19 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     n = next(iter(rows.values()))["frames"]
     lines = ["# Use of a codebook", "", __doc__.split("\n\n")[1].strip().replace("\n", " "), ""]
     lines += [f"`xrddiff run {' '.join(COMMON)}`, and for FSQ `{' '.join(ROWS['FSQ'])}`; {n} held-out frames of 128², each of 1024 latent pixels; tiny size, batches of 8, learning rate 3e-3 and falling as a cosine.", ""]  # fmt: skip
-    lines += ["| | " + " | ".join(kinds) + " |", "| --- |" + " ---: |" * len(kinds)]
-    lines += [f"| {name} | " + " | ".join(f.format(row[k]) for k, f in kinds.items()) + " |" for name, row in rows.items()]  # fmt: skip
+    cells = [[name, *(f.format(row[k]) for k, f in kinds.items())] for name, row in rows.items()]
+    lines += markdown(["", *kinds], cells)
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keep the runs here")
+    parser = make_parser(__doc__, folder=None)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         text = table({name: measure(name, folder) for name in ROWS})
-    (RESULTS / "codebook_use.md").write_text(text)
-    print(text)
+    print(write_results("codebook_use", text))
 
 
 if __name__ == "__main__":

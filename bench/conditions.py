@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from harness import machine, make_parser, markdown, same_terms, write_results
 from torch import Tensor, nn
 
 from xrddiff.learn.diffusion.denoisers import Denoiser, measure_sigma_data
@@ -31,7 +30,6 @@ from xrddiff.learn.models.classifier import Classifier, ClassifierObjective
 from xrddiff.learn.models.unet import SIZES, make_unet
 from xrddiff.learn.training.ema import EMA
 
-RESULTS = Path(__file__).parent / "results" / "conditions.md"
 PATCH, CLASSES = 2, 10
 
 
@@ -165,28 +163,28 @@ def compare(args: argparse.Namespace, seed: int, classifier: Classifier, train: 
     return rows
 
 
-def table(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, float]]], sizes: str) -> str:
+def page(args: argparse.Namespace, real: float, rows: dict[str, list[dict[str, float]]], sizes: str) -> list[str]:
     columns = ["guidance 1", "guidance 3", "loss", "loss told wrong", "CPU s"]
     digits_of = {"CPU s": 0, "loss": 4, "loss told wrong": 4}
     lines = [
         "# Conditions that are obeyed", "", __doc__.split("\n\n")[0], "",
-        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --lr {args.lr:g} --noise {args.noise[0]:g} {args.noise[1]:g} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))} --networks {' '.join(map(repr, args.networks))}`; {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}; {sizes}.",
+        f"`python bench/conditions.py --steps {args.steps} --batch {args.batch} --lr {args.lr:g} --noise {args.noise[0]:g} {args.noise[1]:g} --per-class {args.per_class} --seeds {' '.join(map(str, args.seeds))} --networks {' '.join(map(repr, args.networks))}`; {machine(f'{args.threads} thread(s)')}, torch {torch.__version__}; {sizes}.",
         "", "scikit-learn's digits at 32 × 32 pixels, 1437 for training and 360 by other writers held out. Columns: the share of generated images in which a classifier of real images reads the digit that was "
         "asked for, with guidance 1 and 3; the loss on held-out images told their digit, and told another one; CPU time of the training.",
         f"The classifier is right on {real:.3f} of the held-out real images.", "",
-        "| network | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns),
     ]  # fmt: skip
+    table = []
     for name, found in rows.items():
         cells = []
         for c in columns:
             values = [r[c] for r in found if not math.isnan(r[c])]
             cells.append(f"{np.mean(values):.{digits_of.get(c, 3)}f}" if values else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        table.append([name, *cells])
+    return [*lines, *markdown(["network", *columns], table)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, threads=1)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ours", "diffusers"])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32)
@@ -194,9 +192,8 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs=2, default=[0.4, 1.4], metavar=("P_MEAN", "P_STD"))
     parser.add_argument("--per-class", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     torch.set_flush_denormal(True)
     import diffusers
 
@@ -212,8 +209,7 @@ def main() -> None:
         f"{name}: {sum(p.numel() for p in NETWORKS[name]().parameters()) / 1e6:.2f} M" for name in args.networks
     )
     sizes = f"diffusers {diffusers.__version__}; parameters of {', of '.join(millions)}"
-    RESULTS.write_text(table(args, real, rows, sizes))
-    print(RESULTS.read_text())
+    print(write_results("conditions", page(args, real, rows, sizes)))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,10 @@ untouched. The others are numbers of the corrupted frames alone; beside them wha
 
 from __future__ import annotations
 
-import argparse
-import platform
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
+from harness import RESULTS, machine, make_parser, markdown, same_terms, write_results
 
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.metrics.corruptions import CORRUPTIONS, NAMED
@@ -49,11 +45,10 @@ def short(distance: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__, out=RESULTS / "corruptions.md")
     parser.add_argument("--shots", type=int, default=100)
-    parser.add_argument("--out", default=Path(__file__).parent / "results" / "corruptions.md", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     frames = simulate("sim128", range(2 * args.shots), seed=7)
     reference, other = (select_frames(frames, part) for part in np.array_split(np.arange(2 * args.shots), 2))
     ruler = Ruler(reference)
@@ -80,14 +75,14 @@ def main() -> None:
     table = pd.DataFrame(rows).T
     lines = [
         "# What the metrics see", "",
-        f"`OMP_NUM_THREADS=1 python bench/corruptions.py --shots {args.shots}`; {platform.machine()}, Python {platform.python_version()}.",
+        f"`OMP_NUM_THREADS=1 python bench/corruptions.py --shots {args.shots}`; {machine('python')}.",
         f"Corrupted stills of sim128 against {args.shots} others:", "", LEGEND.format(encoder=ENCODER, spread=spread), "",
-        "| corruption | grade | " + " | ".join(table.columns) + " |", "| --- " * (2 + len(table.columns)) + "|",
     ]  # fmt: skip
+    shown = []
     for (name, grade), row in table.iterrows():
         cells = [f"**{v:.2f}**" if COLUMNS.get(NAMED.get(name)) == column else f"{v:.2f}" for column, v in row.items()]
-        lines.append(f"| {name} | {grade} | " + " | ".join(cells) + " |")
-    args.out.write_text("\n".join(lines) + "\n")
+        shown.append([name, grade, *cells])
+    write_results(args.out, [*lines, *markdown(["corruption", "grade", *table.columns], shown, "l")])
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ run can be stopped and continued; the table is bench/results/crystal_posteriors.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
+from harness import RESULTS, make_parser, markdown, read_results, same_terms, write_results
 from scipy import stats
 
 from xrddiff.core.errors import BadInput
@@ -35,7 +33,6 @@ from xrddiff.physics.simulation.crystal import Crystal, reflections
 from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
 
-RESULTS = Path(__file__).parent / "results" / "crystal_posteriors.json"
 PRIOR = CrystalPrior(
     edges=0.003, angles=0.0, distance=2e-4, center=0.5, mosaicity=0.3, radius=0.0, scale=1.0, b_factor=4.0
 )
@@ -144,9 +141,8 @@ def table(rows: list[dict]) -> str:
             f"{n} stills; {len(done) - n} of {len(done)} did not index. {s} particles, {SAMPLING[kind]['steps']} steps of hmc, "
             f"{np.mean([r['accepted'] for r in good]):.0%} accepted; {sum(not r['converged'] for r in good)} maxima not converged; "
             f"{np.median([r['seconds'] for r in good]):.1f} CPU seconds a still (median; indexing, maximum and particles).", "",
-            "| parameter | coverage | p | sd | Laplace | least squares | its sd |", "| --- | --- | --- | --- | --- | --- | --- |",
         ]  # fmt: skip
-        total = []
+        total, cells = [], []
         for name in good[0]["parameters"]:
             own = [r["parameters"][name] for r in good]
             ranks = np.array([o["rank"] for o in own])
@@ -156,11 +152,11 @@ def table(rows: list[dict]) -> str:
             p = f"{uniformity(ranks, s):.3f}" if n >= 10 else ""
             normal = np.mean([abs(o["laplace"]) < 1.645 for o in own])
             fit = [abs(o["least_squares"]) < 1.645 for o in own if "least_squares" in o]
-            other = f"{np.mean(fit):.0%} | {np.median([o['its_sd'] for o in own]):.3g}" if fit else " | "
+            other = [f"{np.mean(fit):.0%}", f"{np.median([o['its_sd'] for o in own]):.3g}"] if fit else ["", ""]
             sd = np.median([o["sd"] for o in own])
-            lines.append(
-                f"| {name} | {inside.mean():.0%} ({low:.0%}–{high:.0%}) | {p} | {sd:.3g} | {normal:.0%} | {other} |"
-            )
+            share = f"{inside.mean():.0%} ({low:.0%}–{high:.0%})"
+            cells.append([name, share, p, f"{sd:.3g}", f"{normal:.0%}", *other])
+        lines += markdown(["parameter", "coverage", "p", "sd", "Laplace", "least squares", "its sd"], cells, "l")
         each = np.mean(total, 0)
         error = each.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
         lines += ["", f"All parameters: {each.mean():.1%} ± {error:.1%} (standard error over stills).", ""]
@@ -172,25 +168,29 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--stills", type=int, default=60, help="how many (60)")
     parser.add_argument("--only", choices=list(SAMPLING), help="one of the two densities")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON file; the table goes beside it")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS / "crystal_posteriors.json",
+        help="the JSON file; the table goes beside it",
+    )
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = json.loads(args.results.read_text())["stills"] if args.results.exists() else []
+    same_terms()
+    name = args.results.absolute().with_suffix(".md")
+    rows = read_results(name, {"stills": []})["stills"]
     done, indexer = {(r["shot"], r["kind"]) for r in rows}, common_indexer()
     if rows:
-        args.results.with_suffix(".md").write_text(table(rows))
+        write_results(name, table(rows))
     for shot in range(args.stills):
         for kind in [args.only] if args.only else list(SAMPLING):
             if (shot, kind) in done:
                 continue
             rows.append(measure(shot, kind, indexer))
-            args.results.write_text(
-                json.dumps({"prior": vars(PRIOR), "sampling": SAMPLING, "stills": rows}, indent=1) + "\n"
-            )
-            args.results.with_suffix(".md").write_text(table(rows))
+            data = {"prior": vars(PRIOR), "sampling": SAMPLING, "stills": rows}
+            write_results(name, lambda data: table(data["stills"]), data)
             last = rows[-1]
             print(
                 shot,

@@ -8,9 +8,6 @@ and a picture.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,8 +16,8 @@ from pathlib import Path
 import ablations
 import index_rates
 import numpy as np
+from harness import RESULTS, machine, make_parser, markdown, read_results, same_terms, write_results
 
-RESULTS = Path(__file__).parent / "results"
 DEMO = ["experiment_type=demo", "inference.num_samples=48", "inference.batch_size=16"]
 TUNED = ["training.objective=consistency", "model.diff_epochs=14", "model.diff_lr=3e-4", "inference=fast"]
 RUNS = {
@@ -99,18 +96,19 @@ def page(found: dict) -> str:
     names = ("peaks", "index", "on_lattice", *ablations.DISTANCES)
     lines = [
         "# How many evaluations a sample needs", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         "The model of `make demo`, sampled in several ways. *Consistency* is that model after it was tuned with `training.objective=consistency` "
         f"({minutes('tuned')} CPU minutes after the {minutes('base')} of its training; {minutes('tuned with guidance')} with *guidance tuned in*); *mean flow* was trained from scratch, with the same autoencoder ({minutes('flow')} minutes). "
         f"*Pixels*: a model of the frames themselves ({minutes('pixels')} minutes, and {minutes('pixels tuned')} to tune it). Mean and standard deviation over seeds of 96 samples each. *Index*: share of the samples with enough peaks that have a lattice beyond chance. "
         "*On the asked lattice*: share of a frame's peaks, median. The other columns are distances from held-out frames, over the floor. A guided evaluation is two of the network.", "",
-        "| sampler and evaluations | CPU ms a frame | peaks | index | on the asked lattice | " + " | ".join(ablations.DISTANCES) + " |",
-        "| --- |" + " ---: |" * (len(names) + 1),
     ]  # fmt: skip
+    rows = []
     for name in ROWS:
         if r := found["rows"].get(name):
             ms = {k: None if v is None else v * (1 if k == "seeds" else 1e3) for k, v in r["seconds"].items()}
-            lines.append(f"| {name} | {cell(ms, 0)} | " + " | ".join(cell(r[n], 0 if n == "peaks" else 2) for n in names) + " |")  # fmt: skip
+            rows.append([name, cell(ms, 0), *(cell(r[n], 0 if n == "peaks" else 2) for n in names)])
+    head = ["sampler and evaluations", "CPU ms a frame", "peaks", "index", "on the asked lattice"]
+    lines += markdown([*head, *ablations.DISTANCES], rows)
     lines += ["", *(said for few in FEWEST if (said := beside(found["rows"], few, "unipc 16")))]
     lines += ["", "![Samples of the same seed](evaluations.png)", ""] if found.get("picture") else [""]
     lines += [f"The runs: `xrddiff run {' '.join(DEMO)}` and", ""]
@@ -148,17 +146,15 @@ def picture(runs: dict[str, Path], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
     args = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
+    same_terms()
     path = RESULTS / "evaluations.json"
-    found = json.loads(path.read_text()) if path.exists() else {"rows": {}, "cpu": {}}
+    found = read_results("evaluations", {"rows": {}, "cpu": {}})
     found["command"] = f"OMP_NUM_THREADS=1 python bench/evaluations.py --seeds {args.seeds} --frames {args.frames}"
     with tempfile.TemporaryDirectory() as scratch:
         folder, runs = (args.folder or Path(scratch)).absolute(), {}
@@ -175,16 +171,12 @@ def main() -> None:
         for name in args.only:
             run, words = ROWS[name]
             measured = row(runs[run], words, 1 if name in ONCE else args.seeds, args.frames)
-            found["rows"] = (json.loads(path.read_text())["rows"] if path.exists() else {}) | {
-                name: measured
-            }  # others may write too
-            path.write_text(json.dumps(found, indent=1) + "\n")
-            path.with_suffix(".md").write_text(page(found))
+            found["rows"] = read_results("evaluations", {"rows": {}})["rows"] | {name: measured}  # others may write too
+            write_results("evaluations", page, found)
             print(name, found["rows"][name]["index"], file=sys.stderr, flush=True)
         picture(runs, path.with_suffix(".png"))
         found["picture"] = True
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".md").write_text(page(found))
+        write_results("evaluations", page, found)
 
 
 if __name__ == "__main__":

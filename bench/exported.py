@@ -8,21 +8,18 @@ Writes bench/results/exported.json and exported.md.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from harness import machine, make_parser, markdown, min_median, timed, turns, write_results
 
-RESULTS = Path(__file__).parent / "results"
 CPP = Path(__file__).parent.parent / "examples" / "cpp"
 WAYS = ("eager", "torch.compile", "pt2", "onnxruntime", "pt2, C++")
 
@@ -32,9 +29,7 @@ def median_seconds(call: Callable[[], object], least: float = 1.0) -> float:
     call()
     taken: list[float] = []
     while len(taken) < 5 or sum(taken) < least and len(taken) < 200:
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
+        taken.append(timed(call)[1].clock)
     return median(taken)
 
 
@@ -75,15 +70,14 @@ def measure(run: Path, batches: list[int], rounds: int) -> list[dict[str, object
             ways[way] = {**model.autoencoder.graphs, "denoiser": model.generator.model.graph}
         given = {(name, n): batch_of(graph.inputs.values(), n) for name, graph in own.items() for n in batches}
         found: dict[tuple[str, int, str], list[float]] = {}
-        for k in range(rounds):
-            for way in WAYS if k % 2 == 0 else WAYS[::-1]:
-                if way == "pt2, C++":
-                    times = cpp_seconds(program, packages["pt2"], batches)
-                else:
-                    times = {key: median_seconds(partial(ways[way][key[0]], *g)) for key, g in given.items()}
-                for key, taken in times.items():
-                    found.setdefault((*key, way), []).append(taken)
-            print(f"round {k + 1} of {rounds}", file=sys.stderr, flush=True)
+        for k, way in enumerate(turns(WAYS, rounds)):
+            if way == "pt2, C++":
+                times = cpp_seconds(program, packages["pt2"], batches)
+            else:
+                times = {key: median_seconds(partial(ways[way][key[0]], *g)) for key, g in given.items()}
+            for key, taken in times.items():
+                found.setdefault((*key, way), []).append(taken)
+            print(f"{way}, round {k // len(WAYS) + 1} of {rounds}", file=sys.stderr, flush=True)
     for (graph, batch, way), seconds in found.items():
         rows.append(dict(graph=graph, batch=batch, way=way, seconds=seconds))
     return rows
@@ -107,31 +101,25 @@ def cpp_seconds(program: Path, package: Path, batches: list[int]) -> dict[tuple[
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    lines = [
-        "| graph | batch | " + " | ".join(WAYS) + " | C++ over compiled |",
-        "| --- | ---: | " + " | ".join("---:" for _ in WAYS) + " | ---: |",
-    ]
+    cells = []
     for graph, batch in dict.fromkeys((r["graph"], r["batch"]) for r in rows):
         own = {r["way"]: r["seconds"] for r in rows if (r["graph"], r["batch"]) == (graph, batch)}
-        cells = [f"{1e3 * min(own[w]):.3g} ({1e3 * median(own[w]):.3g})" for w in WAYS]
         ratios = [a / b for a, b in zip(own["pt2, C++"], own["torch.compile"], strict=True)]
-        lines.append(f"| {graph} | {batch} | " + " | ".join(cells) + f" | {min(ratios):.2f} ({median(ratios):.2f}) |")
-    return "\n".join(lines)
+        cells.append([graph, batch, *(min_median(own[w], ".3g", 1e3) for w in WAYS), min_median(ratios)])
+    return "\n".join(markdown(["graph", "batch", *WAYS, "C++ over compiled"], cells))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(args.run or train(Path(scratch)), args.batches, args.rounds)
-    where = f"{platform.machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)"
+    where = f"{machine('python')}, PyTorch {torch.__version__}, {torch.get_num_threads()} thread(s)"
     command = " ".join(["OMP_NUM_THREADS=1 python bench/exported.py", *sys.argv[1:]])
     text = f"# Exported models\n\n`{command}`; {where}.\n\nms of a call: minimum (median) of the rounds, each the median of its calls. The last column is the time in C++ over that of torch.compile in the same round: minimum (median).\n\n{table(rows)}\n"
-    (RESULTS / "exported.json").write_text(json.dumps(dict(where=where, rows=rows), indent=1) + "\n")
-    (RESULTS / "exported.md").write_text(text)
+    write_results("exported", text, dict(where=where, rows=rows))
     print(text)
 
 

@@ -7,15 +7,11 @@ RUN was trained with model.condition_maps=[lattice, …], such as that of `make 
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import tempfile
 from pathlib import Path
 
 import numpy as np
-
-RESULTS = Path(__file__).parent / "results"
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 
 def spots(ds, hole: np.ndarray) -> dict[str, float]:
@@ -31,12 +27,11 @@ def spots(ds, hole: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=32)
     args = parser.parse_args()
-    import torch
 
     from xrddiff.config.saved_config import load_config
     from xrddiff.data.formats.store import save_frames
@@ -44,7 +39,7 @@ def main() -> None:
     from xrddiff.judge.inference.measured import open_inpainting
     from xrddiff.learn.loading.datasets import prepare_words
 
-    torch.set_num_threads(1)
+    same_terms()
     prepared, folder = prepare_words(load_config(args.run / "config.yaml")), Path(tempfile.mkdtemp())
     single = [i for i in prepared.held_out if prepared.frames["crystals"].values[i] == 1][: args.frames]
     real = select_frames(prepared.frames, single).load()
@@ -71,15 +66,15 @@ def main() -> None:
         rows[name]["indexed"] = found
     lines = [
         "# Filling a gap with and without the lattice", "",
-        f"`OMP_NUM_THREADS=1 python bench/filling.py RUN --frames {args.frames} --steps {args.steps}`; {platform.machine()}, Python {platform.python_version()}, one thread. RUN is that of `make demo`.", "",
+        f"`OMP_NUM_THREADS=1 python bench/filling.py RUN --frames {args.frames} --steps {args.steps}`; {machine('python', 'one thread')}. RUN is that of `make demo`.", "",
         f"{len(single)} held-out stills with one crystal, a third of each covered and filled. *Indexed*: share of the frames whose lattice was found from what was not covered. *On the true lattice*: share of the peaks in the covered third.", "",
-        "| covered third | indexed | peaks a frame | on the true lattice |", "| --- | ---: | ---: | ---: |",
     ]  # fmt: skip
+    cells = []
     for name, r in rows.items():
         indexed = f"{r['indexed']:.2f}" if "indexed" in r else ""
-        lines.append(f"| {name} | {indexed} | {r['peaks']:.1f} | {r['on_lattice']:.2f} |")
-    (RESULTS / "filling.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (RESULTS / "filling.md").write_text("\n".join(lines) + "\n")
+        cells.append([name, indexed, f"{r['peaks']:.1f}", f"{r['on_lattice']:.2f}"])
+    lines += markdown(["covered third", "indexed", "peaks a frame", "on the true lattice"], cells)
+    write_results("filling", lines, rows)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,13 @@ kinds measure the loss of the same held-out crops with the same noise. `--folder
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import resource
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from harness import cpu_seconds, machine, make_parser, markdown, write_results
 
-RESULTS = Path(__file__).parent / "results"
 WORDS = [
     "model=ddpm",
     "size=tiny",
@@ -33,11 +29,6 @@ SOURCE = ["data=sim128", "data.limit=400"]
 TARGET = ["data=cspad", "training.validate_every=10"]
 
 
-def cpu() -> float:
-    """CPU seconds of this process."""
-    return sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-
-
 def train(folder: Path, *words: str) -> dict:
     """Train a model in `folder` as the run notebook does, without samples; held-out losses by step."""
     from xrddiff.config.composition import compose_config
@@ -49,7 +40,7 @@ def train(folder: Path, *words: str) -> dict:
     cfg = compose_config([*WORDS, *words])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(cfg))
-    before = cpu()
+    before = cpu_seconds(children=False)
     building = build_generative(cfg, prepare_words(cfg), run_accelerator(cfg.training))
     result = building.trainer(folder).fit(resume=True)
     rows = pd.read_csv(folder / "metrics" / "training_metrics.csv")
@@ -59,7 +50,7 @@ def train(folder: Path, *words: str) -> dict:
         "loss": held_out.loss.tolist(),
         "frames": [len(building.prepared.train), len(building.prepared.held_out)],
         "steps": result.step,
-        "cpu_seconds": cpu() - before,
+        "cpu_seconds": cpu_seconds(children=False) - before,
     }
 
 
@@ -98,12 +89,12 @@ def table(found: dict, command: str) -> str:
         f"Then it was trained on {train_frames} crops of a measured still (CSPAD, lysozyme) with `init=RUN`, and so was one from scratch, with the same frames, noise and settings. "
         f"Loss: of the averaged weights on {held_out} other crops of the still. It was measured every 10 steps. All crops are of one still, and the steps of the source are not counted. Steps until it was first as low as the best that the model from scratch had reached by a quarter, a half and the end of its steps:",
         "",
-        "| seed | held-out loss | steps from scratch | steps with `init` |",
-        "| ---: | ---: | ---: | ---: |",
     ]
-    for row in found["rows"]:
-        init = "not reached" if row["init"] is None else row["init"]
-        lines.append(f"| {row['seed']} | {row['loss']:.3f} | {row['scratch']} | {init} |")
+    rows = [
+        [row["seed"], f"{row['loss']:.3f}", row["scratch"], "not reached" if row["init"] is None else row["init"]]
+        for row in found["rows"]
+    ]
+    lines += markdown(["seed", "held-out loss", "steps from scratch", "steps with `init`"], rows, "r")
     best = {kind: [min(pair[kind]["loss"]) for pair in seeds.values()] for kind in ("scratch", "init")}
     ends = "; ".join(
         f"{name} {np.mean(best[kind]):.3f} ({min(best[kind]):.3f} to {max(best[kind]):.3f})"
@@ -118,11 +109,10 @@ def table(found: dict, command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--steps", type=int, default=240, help="steps on the measured frame")
     parser.add_argument("--source-steps", type=int, default=600, help="steps on simulated frames")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the runs are kept")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = (given.folder or Path(place)).absolute()
@@ -130,18 +120,16 @@ def main() -> None:
         found: dict = {
             "source": source,
             "seeds": {},
-            "machine": f"{platform.machine()}, Python {platform.python_version()}",
+            "machine": machine("python"),
         }
         for seed in range(given.seeds):
             words = [*TARGET, f"training.max_steps={given.steps}", f"training.seed={seed}"]
             scratch = train(folder / f"scratch-{seed}", *words)
             begun = train(folder / f"init-{seed}", *words, f"init={folder / 'source'}")
             found["seeds"][str(seed)] = {"scratch": scratch, "init": begun}
-    found |= summarise(found) | {"cpu_seconds": cpu()}
+    found |= summarise(found) | {"cpu_seconds": cpu_seconds(children=False)}
     command = f"OMP_NUM_THREADS=1 python bench/finetune.py --steps {given.steps} --source-steps {given.source_steps} --seeds {given.seeds}"
-    (RESULTS / "finetune.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "finetune.md").write_text(table(found, command))
-    print((RESULTS / "finetune.md").read_text())
+    print(write_results("finetune", lambda found: table(found, command), found))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Ten to twenty minutes of one core for each model, and as much for `samplers`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import RESULTS, XRDDIFF, make_parser, markdown, read_results, timed, turns, write_results
+
 from xrddiff.judge.metrics.distribution import DISTANCES
 from xrddiff.judge.metrics.judgement import title_of
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 COMMON = [
     "experiment_type=demo",
     "inference.guidance_scale=1",
@@ -153,14 +152,14 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     }
     rows: dict[str, list] = {name: [] for name in wanted}
     seconds: dict[str, list] = {name: [] for name in wanted}
-    for seed in range(seeds):  # interleaved
-        for name, sampler in wanted.items():
-            start = time.process_time()
-            frames, _ = generator.sample(range(n), DrawSettings(sampler, seed=seed, batch_size=n))
-            seconds[name].append((time.process_time() - start) / n)
-            judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, frames, expected=True, seed=seed)
-            rows[name].append([judged.rows["samples"][d] for d in DISTANCES])
-            print(name, seed, [round(v, 3) for v in rows[name][-1]], file=sys.stderr, flush=True)
+    for name in turns(wanted, seeds):
+        seed = len(rows[name])
+        settings = DrawSettings(wanted[name], seed=seed, batch_size=n)
+        (frames, _), spent = timed(lambda settings=settings: generator.sample(range(n), settings))
+        seconds[name].append(spent.cpu / n)
+        judged = judge_samples(prepared.frames, prepared.train, prepared.held_out, frames, expected=True, seed=seed)
+        rows[name].append([judged.rows["samples"][d] for d in DISTANCES])
+        print(name, seed, [round(v, 3) for v in rows[name][-1]], file=sys.stderr, flush=True)
     return {
         name: {
             "evaluations": wanted[name].evaluations,
@@ -187,48 +186,47 @@ def table(results: dict) -> str:
     if models:
         n = next(iter(models.values()))["n"]
         lines += [f"Distances as multiples of the floor, sets of {n:.0f} frames (a latent model's floor is its autoencoder's):", ""]  # fmt: skip
-        lines += [
-            "| model | " + " | ".join(names.values()) + " | minutes, all told |",
-            "| --- |" + " ---: |" * (len(names) + 1),
+        rows = [
+            [label, *(cell(r["ratio"], d, ".2f") for d in names), f"{r['minutes']:.0f}"] for label, r in models.items()
         ]
-        for label, r in models.items():
-            lines.append(f"| {label} | " + " | ".join(cell(r["ratio"], d, ".2f") for d in names) + f" | {r['minutes']:.0f} |")  # fmt: skip
-        lines += ["", "The distances themselves:", "", "| model | set | " + " | ".join(names.values()) + " |", "| --- | --- |" + " ---: |" * len(names)]  # fmt: skip
-        for label, r in models.items():
-            for row, values in r["rows"].items():
-                lines.append(f"| {label} | {row} | " + " | ".join(cell(values, d, ".4g") for d in names) + " |")
+        lines += markdown(["model", *names.values(), "minutes, all told"], rows)
+        rows = [
+            [label, row, *(cell(values, d, ".4g") for d in names)]
+            for label, r in models.items()
+            for row, values in r["rows"].items()
+        ]
+        lines += ["", "The distances themselves:", "", *markdown(["model", "set", *names.values()], rows, "llr")]
         lines += ["", "Settings:", ""] + [f"- {label}: `{' '.join(r['words'])}`" for label, r in models.items()]
     if c := results.get("classes"):
         lines += ["", "## Classes", "", f"A classifier trained on real frames finds the hit class of held-out frames in {c['accuracy_real']:.3f} of them (at the mixture asked for), and the class that was asked for in {c['accuracy_samples']:.3f} of the samples of the latent model: a recovery of {c['recovery']:.3f} ({c['recovery_low']:.3f} to {c['recovery_high']:.3f})."]  # fmt: skip
     if s := results.get("samplers"):
         lines += ["", "## Samplers", "", "One latent model, 32 samples for each of 5 seeds; mean ± spread over seeds of the distance from held-out frames, and CPU time of a sample.", ""]  # fmt: skip
-        lines += ["| sampler | evaluations | " + " | ".join(names.values()) + " | s, min (median) | times as fast as ddpm1000 |", "| --- | ---: |" + " ---: |" * (len(names) + 2)]  # fmt: skip
+        rows = []
         for label, r in s.items():
             cells = [f"{cell(r['mean'], d, '.3f')} ± {cell(r['spread'], d, '.3f')}" for d in names]
             ratio = s["ddpm1000"]["cpu_seconds_median"] / r["cpu_seconds_median"]
-            lines.append(f"| {label} | {r['evaluations']} | " + " | ".join(cells) + f" | {r['cpu_seconds_min']:.3f} ({r['cpu_seconds_median']:.3f}) | {ratio:.1f} |")  # fmt: skip
+            seconds = f"{r['cpu_seconds_min']:.3f} ({r['cpu_seconds_median']:.3f})"
+            rows.append([label, r["evaluations"], *cells, seconds, f"{ratio:.1f}"])
+        head = ["sampler", "evaluations", *names.values(), "s, min (median)", "times as fast as ddpm1000"]
+        lines += markdown(head, rows)
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parts = [*(m for m in MODELS if m != "samplers"), "classes", "samplers"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--folder", type=Path, help="keep the runs here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         for part in args.only:
             made = classes(folder) if part == "classes" else samplers(folder) if part == "samplers" else quality(part, folder)  # fmt: skip
-            path = RESULTS / "generation.json"
-            results = json.loads(path.read_text()) if path.exists() else {}
+            results = read_results("generation", {})
             results[part] = made
             if part == "latent":
                 picture(folder)
-            path.write_text(json.dumps({k: results[k] for k in parts if k in results}, indent=1) + "\n")
-            (RESULTS / "generation.md").write_text(table(json.loads(path.read_text())))
-    print((RESULTS / "generation.md").read_text())
+            print(write_results("generation", table, {k: results[k] for k in parts if k in results}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import random
 import resource
@@ -39,6 +38,7 @@ import pandas as pd
 import psutil
 import torch
 import xarray as xr
+from harness import make_parser, read_results, same_terms, write_results
 
 import xrddiff.judge.inference.sample_jobs
 import xrddiff.judge.views.judgement
@@ -50,7 +50,6 @@ from xrddiff.data.formats.store import save_frames
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))  # the generators of hostile things, which the tests use too
 
-RESULTS = ROOT / "bench" / "results" / "hostile.md"
 SECRET = "cb5f0a5e-a-secret-of-this-user"
 HANG = 5.0  # s of CPU beyond half as much again as what is not hostile takes, after which a command is said to hang
 KILL = 120.0  # s after which it is killed
@@ -564,7 +563,7 @@ AREAS = {"folders": folders, "studies": studies, "files": files}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--only", default="folders,studies,files,flips,stream")
     parser.add_argument("--share", type=float, default=1.0, help="share of the cases of commands that execute a model")
     parser.add_argument("--flips", type=int, default=10_000)
@@ -579,7 +578,7 @@ def main() -> int:
         for other in commands.keys() - set(args.commands.split(",")):
             del commands[other]
     os.environ |= {"XRDDIFF_SECRET": SECRET, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    torch.set_num_threads(1)
+    same_terms()
     faults = []
     for name in args.only.split(","):
         began = time.time()
@@ -593,7 +592,7 @@ def main() -> int:
             print(table.to_markdown(), flush=True)
         else:
             keep(name, table, found, (time.time() - began) / 60)
-    print(RESULTS.read_text() if not args.commands else f"{len(faults)} faults")
+    print(f"{len(faults)} faults")
     return bool(faults)
 
 
@@ -613,7 +612,7 @@ def section(name: str, place: Path, args: argparse.Namespace) -> tuple[pd.DataFr
 
 def keep(name: str, table: pd.DataFrame, faults: list[str], minutes: float) -> None:
     """Keep what a part found, and write the page of all parts that were kept."""
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    kept = read_results("hostile", {})
     head = f"{HEADS[name]}\n\n{minutes:.0f} minutes on {os.cpu_count()} shared CPU cores, {date.today()}."
     said = (
         "No fault."
@@ -621,9 +620,9 @@ def keep(name: str, table: pd.DataFrame, faults: list[str], minutes: float) -> N
         else "\n".join([f"{len(faults)} faults:", "", *(f"- `{f[:400]}`" for f in faults[:20])])
     )
     kept[name] = f"{head}\n\n{table.to_markdown()}\n\n{said}"
-    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
     about = "\n".join(__doc__.splitlines()[4:]).strip()
-    RESULTS.write_text("\n\n".join(["# Hostile input", about, *(kept[n] for n in HEADS if n in kept)]) + "\n")
+    page = "\n\n".join(["# Hostile input", about, *(kept[n] for n in HEADS if n in kept)])
+    print(write_results("hostile", page, kept))
 
 
 HEADS = {
@@ -633,7 +632,6 @@ HEADS = {
     "flips": "## One bit",
     "stream": "## A detector's socket",
 }
-KEPT = RESULTS.with_suffix(".json")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,13 @@ detector would count it. `--folder` keeps the runs and goes on with those that a
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, same_terms, write_results
+
 DATA = ["size=tiny", "data=sim128", "data.limit=1250", "threads=1", "inference.index_frames=0"]
 QUICK = ["training.batch_size=8", "training.lr=3e-3", "training.lr_schedule=cosine", "training.lr_warmup_steps=30"]
 QUICK += ["training.ema_decay=0.99", "inference.limit=64", "inference.num_samples=48", "inference.batch_size=16"]
@@ -48,16 +44,11 @@ def train(name: str, folder: Path) -> Path:
     run = next(folder.glob(f"output/*/{tidy}"), None)
     if run is None or not (run / "report.html").exists():
         words = [f"resume={run}"] if run else [*DATA, *MODELS[name], f"run_name={tidy}"]
-        before = cpu()
+        before = cpu_seconds(own=False)
         subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
         run = next(folder.glob(f"output/*/{tidy}"))
-        (run / "cpu_seconds.txt").write_text(str(cpu() - before))
+        (run / "cpu_seconds.txt").write_text(str(cpu_seconds(own=False) - before))
     return run
-
-
-def cpu() -> float:
-    """CPU seconds of the processes below this one that have ended."""
-    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def index(frames, limit: int, *, turned: bool = False) -> dict:
@@ -120,16 +111,15 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# Index rates", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         "Simulated stills (sim128) and what models make of them. Each model was trained for the steps of its row and no longer, minutes of one core: a trial of each, not the best that it can do. The one that is told the lattice is `make demo`.", "",
         "- with 6 peaks: share of the frames that have the peaks that indexing needs;",
         "- index: share of these that have a lattice, where chance does as well in fewer than one of a thousand; interval by Wilson, 95 %;",
         "- on one lattice: share of a frame's peaks that its best lattice indexes, median;",
         "- found: share of the predicted spots that have a peak, median of the frames that index;",
         "- turned spots: the same peaks, each turned around the beam by a random angle.", "",
-        "| frames | what | steps | CPU minutes | number | peaks | with 6 peaks | index | on one lattice | found |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
+    rows = []
     order = [n for n in ("real frames", "real frames, turned spots", *MODELS) if n in found["rows"]]
     for name in [*order, *(n for n in found["rows"] if n not in order)]:
         row = found["rows"][name]
@@ -142,7 +132,20 @@ def page(found: dict) -> str:
         minutes = f"{row['cpu'] / 60:.1f}" if row.get("cpu") else ""
         cells = [name, row["what"], row.get("steps", ""), minutes, row["frames"], f"{row['peaks']:.0f}"]
         cells += [_two(enough.get("value")), share, _two(lattice.get("value")), _two(complete.get("value"))]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append(cells)
+    head = [
+        "frames",
+        "what",
+        "steps",
+        "CPU minutes",
+        "number",
+        "peaks",
+        "with 6 peaks",
+        "index",
+        "on one lattice",
+        "found",
+    ]
+    lines += markdown(head, rows, "llr")
     if missing := [name for name in MODELS if name not in found["rows"]]:
         lines += ["", f"Not measured yet: {'; '.join(missing)}. `--only` adds them."]
     lines += ["", "Settings, beside `" + " ".join(DATA) + "`:", ""]
@@ -159,23 +162,19 @@ def _two(value: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("runs", nargs="*", type=Path, help="finished run folders to add")
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--folder", type=Path)
     parser.add_argument("--frames", type=int, default=64)
     args = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
-    path = RESULTS / "index_rates.json"
-    found = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    same_terms()
+    found = read_results("index_rates", {"rows": {}})
     found["command"] = f"OMP_NUM_THREADS=1 python bench/index_rates.py --frames {args.frames}"
 
     def keep(rows: dict) -> None:
         found["rows"] |= rows
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".md").write_text(page(found))
+        write_results("index_rates", page, found)
         print(*rows, flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:

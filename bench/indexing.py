@@ -9,13 +9,8 @@ The real still is the built-in CSPAD one, with the peaks of our finder at the se
 
 from __future__ import annotations
 
-import argparse
-import platform
-import time
-from pathlib import Path
-
 import numpy as np
-import torch
+from harness import RESULTS, machine, make_parser, markdown, same_terms, timed, write_results
 
 from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks
 from xrddiff.judge.metrics.indexing import turned_peaks
@@ -42,9 +37,8 @@ def one(name: str, shots: int) -> list[str]:
     peaks, cell = find_frame_peaks(frames), frames.attrs["unit_cell"]
     crystals = frames["crystals"].values
     index_frames(frames, cell, frames=range(2), peaks=peaks, controls=2)  # what is computed once
-    start = time.process_time()
-    found = index_frames(frames, cell, peaks=peaks, controls=100)
-    rate = (shots + 100) / (time.process_time() - start)
+    found, spent = timed(lambda: index_frames(frames, cell, peaks=peaks, controls=100))
+    rate = (shots + 100) / spent.cpu
     shuffled = index_frames(frames, cell, peaks=turned_peaks(frames, peaks), controls=100)
     error = errors(found, frames)
     table = found.table.assign(
@@ -56,57 +50,46 @@ def one(name: str, shots: int) -> list[str]:
     lines.append(f"- of {len(two)} frames with two crystals, both are found in {(two['lattices'] == 2).mean():.0%}")
     blank = table[table["crystals"] == 0]
     lines += [f"- of {len(blank)} blank frames, {int(blank['hit'].sum())} are indexed", ""]
-    lines += [
-        "| peaks | frames | indexed | shuffled, indexed | peaks on the lattice |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    cells = []
     hits = table[table["crystals"] > 0]
     for low, high in zip(BINS, BINS[1:], strict=False):
         rows = hits[(hits["peaks"] >= low) & (hits["peaks"] < high)]
         if len(rows):
             label = f"{low} to {high - 1}" if high < BINS[-1] else f"{low} and more"
             share = f"{rows.loc[rows['hit'], 'share'].median():.2f}" if rows["hit"].any() else "–"
-            lines.append(
-                f"| {label} | {len(rows)} | {rows['hit'].mean():.2f} | {rows['chance'].mean():.3f} | {share} |"
-            )
-    return [*lines, ""]
+            cells.append([label, len(rows), f"{rows['hit'].mean():.2f}", f"{rows['chance'].mean():.3f}", share])
+    head = ["peaks", "frames", "indexed", "shuffled, indexed", "peaks on the lattice"]
+    return [*lines, *markdown(head, cells, "l"), ""]
 
 
 def real_still() -> list[str]:
     """The lines of the CSPAD still."""
     ds = load("cspad-lysozyme")
     peaks = find_frame_peaks(ds, [0], threshold=80, **PEAKFINDER8)
-    lines = [
-        "## The CSPAD still of lysozyme",
-        "",
-        "| cell | peaks indexed | refined cell | distance, mm | rmsd, px |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for label, cell, reach in (
         ("known", ds.attrs["unit_cell"], 0.03),
         ("unknown, at the header's distance", None, 0.0),
     ):
         found = index_frames(ds, cell, peaks=peaks, distance_range=reach, controls=50)
         row, lattice = found.table.loc[0], found.of(0)[0]
-        lines.append(
-            f"| {label} | {row['indexed']} of {row['peaks']} | {lattice.cell} | {row['distance_mm']:.2f} | {row['rmsd_px']:.2f} |"
-        )
-    return [*lines, ""]
+        fit = f"{row['distance_mm']:.2f}", f"{row['rmsd_px']:.2f}"
+        rows.append([label, f"{row['indexed']} of {row['peaks']}", lattice.cell, *fit])
+    head = ["cell", "peaks indexed", "refined cell", "distance, mm", "rmsd, px"]
+    return ["## The CSPAD still of lysozyme", "", *markdown(head, rows, "l"), ""]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__, out=RESULTS / "indexing.md")
     parser.add_argument("--shots", type=int, default=300)
-    parser.add_argument("--out", default=Path(__file__).parent / "results" / "indexing.md", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     head = [
         "# Indexing", "",
-        f"`OMP_NUM_THREADS=1 python bench/indexing.py --shots {args.shots}`; {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", "",
+        f"`OMP_NUM_THREADS=1 python bench/indexing.py --shots {args.shots}`; {machine('python', 'torch', 'one thread')}.", "",
     ]  # fmt: skip
     lines = head + one("sim128", args.shots) + one("sim-522", args.shots // 4) + real_still()
-    args.out.write_text("\n".join(lines).rstrip() + "\n")
-    print(*lines, sep="\n")
+    print(write_results(args.out, lines))
 
 
 if __name__ == "__main__":

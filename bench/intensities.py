@@ -8,12 +8,9 @@ Writes bench/results/intensities.json and intensities.md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 
 def table(frames):
@@ -49,35 +46,32 @@ def page(found: dict) -> str:
         "same for real frames that no model has seen, so it says what can be reached with so many frames. Which maps a model was "
         "told is in its name.",
         "",
-        "| frames | number | CC with training frames | CC1/2 | R_split | Wilson B, Å² | Wilson scale |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    cells = []
     real = next(iter(found["runs"].values()))["held out"]
     rows = {"held out": real} | {f"samples, {label}": row["samples"] for label, row in found["runs"].items()}
     for label, r in rows.items():
-        lines.append(
-            f"| {label} | {r['frames']:.0f} | {r['cc_reference']:.3f} | {r['cc_half']:.3f} | {r['r_split']:.3f} | {r['wilson_b']:.1f} | {r['wilson_scale']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        merged = [f"{r[k]:.3f}" for k in ("cc_reference", "cc_half", "r_split")]
+        cells.append([label, f"{r['frames']:.0f}", *merged, f"{r['wilson_b']:.1f}", f"{r['wilson_scale']:.2f}"])
+    head = ["frames", "number", "CC with training frames", "CC1/2", "R_split", "Wilson B, Å²", "Wilson scale"]
+    return "\n".join([*lines, *markdown(head, cells)]) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUN")
     parser.add_argument("--frames", type=int, default=240)
     args = parser.parse_args()
-    import torch
 
-    torch.set_num_threads(1)
+    same_terms()
     labelled = dict(item.split("=", 1) for item in args.runs)
     named = " ".join(f'"{label}=RUN"' for label in labelled)
     found = {
         "command": f"OMP_NUM_THREADS=1 python bench/intensities.py {named} --frames {args.frames}",
-        "where": f"{platform.machine()}, Python {platform.python_version()}, one thread",
+        "where": machine("python", "one thread"),
         "runs": {label: measure(Path(run), args.frames) for label, run in labelled.items()},
     }
-    (RESULTS / "intensities.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "intensities.md").write_text(page(found))
+    write_results("intensities", page, found)
     print(page(found))
 
 

@@ -7,19 +7,12 @@ Two files of sim128 are made (and kept, with --folder), and one is judged by the
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import resource
 import subprocess
-import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, write_results
 
 
 def made(folder: Path, name: str, seed: int, n: int) -> Path:
@@ -35,41 +28,35 @@ def made(folder: Path, name: str, seed: int, n: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
         real, other = made(folder, "real", 1, args.frames), made(folder, "made", 2, args.frames)
         words = ["evaluate", other, "--reference", real, "--limit", str(args.frames), "-o", Path(scratch) / "out"]
         words += ["--workers", str(args.workers)] if args.workers > 1 else []
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        subprocess.run([Path(sys.executable).with_name("xrddiff"), *words], check=True)
-        clock, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        before, began = cpu_seconds(own=False), time.monotonic()
+        subprocess.run([XRDDIFF, *words], check=True)
+        clock, cpu = time.monotonic() - began, cpu_seconds(own=False) - before
     row = dict(frames=args.frames, beside=args.frames, workers=args.workers, minutes=clock / 60, cpu_minutes=cpu / 60)
-    file = RESULTS / "judging.json"
-    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = read_results("judging", [])
     rows = [r for r in rows if (r["frames"], r["workers"]) != (args.frames, args.workers)] + [row]
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    cells = [
+        [f"{r['frames']:,}", f"{r['beside']:,}", r["workers"], f"{r['minutes']:.1f}", f"{r['cpu_minutes']:.1f}", f"{(r['frames'] + r['beside']) / r['minutes'] / 60:.0f}"]
+        for r in sorted(rows, key=lambda r: (r["frames"], r["workers"]))
+    ]  # fmt: skip
     lines = [
         "# Evaluating many frames",
         "",
-        f"`OMP_NUM_THREADS=1 python bench/judging.py --frames {args.frames} --workers {args.workers}`; {platform.machine()}, {os.cpu_count()} cores, {date.today()}.",
+        f"`OMP_NUM_THREADS=1 python bench/judging.py --frames {args.frames} --workers {args.workers}`; {machine('cores', 'day')}.",
         "",
         "`xrddiff evaluate` of frames of sim128 beside as many others: each frame of both is searched for peaks, measured and indexed, then the sets are merged and compared, with a report. Start and report included.",
         "",
-        "| frames | beside | workers | minutes | CPU minutes | frames of both, per second |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-        *(
-            f"| {r['frames']:,} | {r['beside']:,} | {r['workers']} | {r['minutes']:.1f} | {r['cpu_minutes']:.1f} | {(r['frames'] + r['beside']) / r['minutes'] / 60:.0f} |"
-            for r in sorted(rows, key=lambda r: (r["frames"], r["workers"]))
-        ),
+        *markdown(["frames", "beside", "workers", "minutes", "CPU minutes", "frames of both, per second"], cells, "r"),
     ]
-    (RESULTS / "judging.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    print(write_results("judging", lines, rows))
 
 
 if __name__ == "__main__":

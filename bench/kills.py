@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from harness import make_parser, markdown, same_terms, write_results
 from safetensors.numpy import load_file
 
 import xrddiff.judge.inference.sample_jobs
@@ -39,7 +39,6 @@ from xrddiff.app.cli.main import main
 from xrddiff.data.formats.store import read_store
 from xrddiff.learn.training.checkpoints import latest_checkpoint
 
-RESULTS = Path(__file__).resolve().parent / "results" / "kills.md"
 MOST = 10  # kills of one job
 TRAIN = ["experiment_type=test", "data=full", "data.data_id=null", "data.data_path=shots.h5", "data.limit=100"]
 TRAIN += [
@@ -255,15 +254,12 @@ def convert(kills: int, rng: random.Random, until: float) -> None:
 def table(tallies: list[Tally], seed: int, seconds: float) -> str:
     """The results as Markdown."""
     lines = ["# Kills at random moments", "", (__doc__ or "").split("\n\n", 2)[2].strip(), ""]
-    lines += [
-        "| | kills | SIGKILL | SIGTERM | jobs | bitwise equal | when |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
+    rows = []
     for t in tallies:
         when = ", ".join(f"{n} {name}" for name, n in t.moments.most_common())
-        lines.append(
-            f"| {t.kind} | {t.kills} | {t.signals['SIGKILL']} | {t.signals['SIGTERM']} | {t.jobs} | {t.equal} of {t.jobs} | {when} |"
-        )
+        cells = [t.kind, t.kills, t.signals["SIGKILL"], t.signals["SIGTERM"], t.jobs, f"{t.equal} of {t.jobs}", when]
+        rows.append(cells)
+    lines += markdown(["", "kills", "SIGKILL", "SIGTERM", "jobs", "bitwise equal", "when"], rows, "lrrrrrl")
     stopped = sum(t.codes["75"] for t in tallies)
     lines += [
         "",
@@ -302,7 +298,7 @@ def part(name: str, kills: int, seed: int, until: float) -> None:
 def bench(args: argparse.Namespace) -> int:
     """All kinds of kills, side by side, and the table of them."""
     os.environ.setdefault("MPLBACKEND", "agg")
-    torch.set_num_threads(1)
+    same_terms()
     os.chdir(args.folder)
     until = time.time() + 60 * args.minutes
     began, counts = (
@@ -331,13 +327,12 @@ def bench(args: argparse.Namespace) -> int:
             words[field_] = Counter(words.get(field_, {}))
         tallies.append(Tally(**words))
     text = table(tallies, args.seed, time.monotonic() - began)
-    print(text)
-    RESULTS.write_text(text)
+    print(write_results("kills", text))
     return 0 if all(t.jobs and t.equal == t.jobs and not t.faults for t in tallies) else 1
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     for name, n in (("train", 50), ("sample", 20), ("convert", 10)):
         parser.add_argument(f"--{name}", type=int, default=n, help=f"kills ({n})")

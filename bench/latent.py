@@ -11,15 +11,13 @@ Each round times both, in alternating order; minimum (median) of wall times are 
 from __future__ import annotations
 
 import argparse
-import platform
-import time
 from collections.abc import Callable
 from itertools import count
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from harness import interleaved, machine, make_parser, markdown, min_median, ratio, same_terms, table_row, timed
 from torch import Tensor, nn
 
 from xrddiff.data.frames.frames import make_frames
@@ -93,46 +91,29 @@ def sampler(
     return sample
 
 
-def race(first: Callable[[], None], second: Callable[[], None], rounds: int) -> tuple[list[float], list[float], float]:
-    """Wall times of both and the ratio of their CPU times (second/first)."""
-    wall, cpu = ([], []), [0.0, 0.0]
-    for step in (first, second):
-        step()
-    for r in range(rounds):
-        for i in (0, 1) if r % 2 == 0 else (1, 0):
-            t, c = time.perf_counter(), time.process_time()
-            (first, second)[i]()
-            wall[i].append(time.perf_counter() - t)
-            cpu[i] += time.process_time() - c
-    return *wall, cpu[1] / cpu[0]
-
-
 def row(name: str, what: str, latent: Callable[[], None], pixel: Callable[[], None], args: argparse.Namespace) -> None:
     """Race both and print."""
-    a, b, cpu = race(latent, pixel, args.rounds)
-    ratios = [q / p for p, q in zip(a, b, strict=True)]
-    times = " | ".join(f"{1e3 * min(t) / args.batch:.0f} ({1e3 * median(t) / args.batch:.0f})" for t in (a, b))
-    print(f"| {name} | {what} | {times} | {min(b) / min(a):.1f} ({median(ratios):.1f}) | {cpu:.1f} |", flush=True)
+    a, b = interleaved({"latent": latent, "pixel": pixel}, args.rounds).values()
+    times = [min_median(t.clock, ".0f", 1e3 / args.batch) for t in (a, b)]
+    cells = [name, what, *times, ratio(b.clock, a.clock, ".1f"), f"{sum(b.cpu) / sum(a.cpu):.1f}"]
+    print(table_row(cells), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5, threads=1, device="cpu")
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     torch.manual_seed(0)
 
-    about = f"{platform.machine()}, {args.threads} thread(s), {args.device}; torch {torch.__version__}"
+    about = f"{machine(f'{args.threads} thread(s)', args.device)}; torch {torch.__version__}"
     print(f"{about}; size {args.size}, {args.batch} × {args.pixels}², {args.steps} evaluations per sample")
     print(f"ms per frame, minimum (median) of {args.rounds} rounds\n")
-    print("| case | what | latent | pixel | ratio | CPU |\n" + "| --- " * 6 + "|")
+    print(*markdown(["case", "what", "latent", "pixel", "ratio", "CPU"], [], "l"), sep="\n")
     frames = make_loader(args.pixels, args.batch)
     for name in args.cases:
         f, channels, patch = CASES[name]
@@ -141,10 +122,8 @@ def main() -> None:
             args.device
         )
         latents = LatentLoader(frames, space)
-        start = time.perf_counter()
-        for _ in latents.batches(0):
-            finish(args.device)
-        encoding = (time.perf_counter() - start) / len(frames.index)
+        _, spent = timed(lambda latents=latents: [finish(args.device) for _ in latents.batches(0)])
+        encoding = spent.clock / len(frames.index)
         ours, theirs = (make_network(args.size, c, p, args.device) for c, p in ((channels, 1), (1, patch)))
         row(name, "training step", trainer(ours, latents, args.device), trainer(theirs, frames, args.device), args)
         made = (
@@ -152,7 +131,7 @@ def main() -> None:
             sampler(theirs, (1, *frames.shape), nn.Identity(), args),
         )
         row(name, "sample", *made, args)
-        print(f"| {name} | encoding, once per frame | {1e3 * encoding:.0f} | | | |", flush=True)
+        print(table_row([name, "encoding, once per frame", f"{1e3 * encoding:.0f}", "", "", ""]), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,13 @@ Writes bench/results/lattices.json and lattices.md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import tiles
-from index_rates import RESULTS, index
+from harness import RESULTS, machine, make_parser, markdown, same_terms, write_results
+from index_rates import index
 
 CRYSTALS = {
     "the training crystal": None,
@@ -97,27 +95,35 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# Crystals that were asked for", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread. The run: {found['run']}.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}. The run: {found['run']}.", "",
         "Each frame has one crystal. Samples were asked for the crystal of their row in random orientations; simulated frames are of the same crystal and were never seen. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. "
         "*Index*: share of the frames with six peaks that have a lattice, where chance does as well in fewer than one of a thousand. *Orientation*: how far the orientation that indexing finds is from the one that was asked for (or simulated), median. "
         "*CC with F²*: correlation of the merged intensities with those of the crystal, of reflections that were recorded at least twice.", "",
-        "| crystal | frames | peaks | index | on the asked lattice | distance, px | orientation, ° | CC with F² |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
-    for name, both in found["rows"].items():
-        for what, r in both.items():
-            lines.append(line(name, what, r))
+    rows = [line(name, what, r) for name, both in found["rows"].items() for what, r in both.items()]
+    head = [
+        "crystal",
+        "frames",
+        "peaks",
+        "index",
+        "on the asked lattice",
+        "distance, px",
+        "orientation, °",
+        "CC with F²",
+    ]
+    lines += markdown(head, rows, "llr")
     lines += ["", f"The run: `xrddiff run {' '.join(found['words'])}`."] if "words" in found else []
     lines += ["", "![The asked lattice over generated frames](../../docs/pictures/asked.png)"]
     return "\n".join(lines) + "\n"
 
 
-def line(name: str, what: str, r: dict) -> str:
+def line(name: str, what: str, r: dict) -> list[str]:
     """A row of the table."""
     asked, other, rate = r["asked"], r["exchanged"], r["rate"]
-    return (
-        f"| {name} | {what} | {asked['peaks']:.0f} | {rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}) "
-        f"| {asked['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {asked['distance_px']:.2f} | {r['orientation']:.2f} | {r['cc']:.2f} |"
-    )
+    share = f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
+    on_lattice = f"{asked['on_lattice']:.2f} ({other['on_lattice']:.2f})"
+    cells = [name, what, f"{asked['peaks']:.0f}", share, on_lattice]
+    return [*cells, *(f"{v:.2f}" for v in (asked["distance_px"], r["orientation"], r["cc"]))]
 
 
 SHOWN = ("the training crystal", "monoclinic", "the training crystal, detector at 1.15 times its distance")
@@ -144,20 +150,19 @@ def picture(sets: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("words", nargs="*", default=[], metavar="inference.WORD=VALUE")
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--picture", action="store_true", help="draw the picture and measure nothing")
     args = parser.parse_args()
-    import torch
 
     import xrddiff as xd
     from xrddiff.config.composition import reproducing_words
     from xrddiff.config.saved_config import load_config
     from xrddiff.learn.training.checkpoints import load_checkpoint
 
-    torch.set_num_threads(1)
+    same_terms()
     parts = {"autoencoder": args.run / "autoencoder", "denoiser": args.run}
     steps = ", ".join(f"{name} {load_checkpoint(path, verify=False).step} steps" for name, path in parts.items())
     found = {
@@ -179,8 +184,7 @@ def main() -> None:
             return
         found["rows"][name] = {what: row(ds, crystal) for what, ds in frames.items()}
         print(name, flush=True)
-        (RESULTS / "lattices.json").write_text(json.dumps(found, indent=1) + "\n")
-        (RESULTS / "lattices.md").write_text(page(found))
+        write_results("lattices", page, found)
 
     def told(crystal) -> dict:
         """`inference.lattice` for a crystal, with its |F|² if the model takes them."""

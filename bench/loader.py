@@ -9,16 +9,17 @@ taken within the repeat, so that whatever else the machine does falls on both. B
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
-import time
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import h5py
 import hdf5plugin
 import numpy as np
+from harness import Spent, interleaved, make_parser, markdown, timed, write_results
 
 from xrddiff.core.seeds import numpy_rng
 from xrddiff.data.frames.frames import make_frames
@@ -71,22 +72,16 @@ def chill(path: Path) -> None:
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def bare(data: h5py.Dataset) -> float:
-    """Seconds for a sequential read of everything into one buffer."""
+def bare(data: h5py.Dataset) -> None:
+    """A sequential read of everything into one buffer."""
     buffer = np.empty(data.shape[1:], data.dtype)
-    start = time.perf_counter()
     for i in range(len(data)):
         data.read_direct(buffer, np.s_[i])
-    return time.perf_counter() - start
 
 
-def loaded(loader: FrameLoader, epoch: int) -> float:
-    """Seconds for an epoch of batches."""
-    start = time.perf_counter()
-    n = sum(len(batch["index"]) for batch in loader.batches(epoch))
-    seconds = time.perf_counter() - start
-    assert n == len(loader.index)
-    return seconds
+def loaded(loader: FrameLoader, epoch: int) -> None:
+    """An epoch of batches."""
+    assert sum(len(batch["index"]) for batch in loader.batches(epoch)) == len(loader.index)
 
 
 def measure(path: Path, batch_size: int, repeats: int, cold: bool) -> dict[str, tuple[list[float], list[float]]]:
@@ -102,26 +97,28 @@ def measure(path: Path, batch_size: int, repeats: int, cold: bool) -> dict[str, 
             "loader, shuffled": FrameLoader(ds, transform, **words),
             "loader, shuffled, no threads": FrameLoader(ds, transform, prefetch=0, **words),
         }
-        out = {name: ([], []) for name in ways}
-        for repeat in range(-1, repeats):
-            seconds = {}
-            for name, way in ways.items():
-                if cold:
-                    chill(path)
-                seconds[name] = bare(data) if way is None else loaded(way, repeat + 1)
-            if repeat < 0:  # the first round warms the page cache and imports what is imported late
-                continue
-            for name, s in seconds.items():
-                out[name][0].append(data.nbytes / s / 1e9)
-                out[name][1].append(seconds["bare h5py"] / s)
+        epochs = {name: count() for name in ways}
+
+        def once(name: str) -> Spent:
+            if cold:
+                chill(path)
+            way = ways[name]
+            return timed(lambda: bare(data) if way is None else loaded(way, next(epochs[name])))[1]
+
+        # the first round warms the page cache and imports what is imported late
+        times = interleaved({name: partial(once, name) for name in ways}, repeats)
+        read = times["bare h5py"].clock
+        out = {
+            name: ([data.nbytes / s / 1e9 for s in t.clock], [b / s for b, s in zip(read, t.clock, strict=True)])
+            for name, t in times.items()
+        }
     return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, out=None)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--megabytes", type=int, default=256, help="size of each file before compression")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     lines = [
         "# Loader against a bare h5py read",
@@ -131,25 +128,22 @@ def main() -> None:
         f"Scheduling policy {os.sched_getscheduler(0)} (0: as everybody), load average before: {os.getloadavg()[0]:.1f}. "
         "The loader needs two cores of its own: on a busy machine it shares one with others, and a bare read does not.",
         "",
-        "| file | way | GB/s median (best) | ratio median | ratio min |",
-        "| --- | --- | --- | --- | --- |",
     ]
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (size, dtype, batch_size) in CASES.items():
             path = Path(folder) / f"{size}.h5"
             write(path, size, dtype, args.megabytes)
-            rows = measure(path, batch_size, args.repeats, False)
-            rows |= {f"{way}, cold": row for way, row in measure(path, batch_size, args.repeats, True).items()}
-            for way, (speed, ratio) in rows.items():
-                lines.append(
-                    f"| {name} | {way} | {statistics.median(speed):.2f} ({max(speed):.2f}) | "
-                    f"{statistics.median(ratio):.2f} | {min(ratio):.2f} |"
-                )
+            found = measure(path, batch_size, args.repeats, False)
+            found |= {f"{way}, cold": row for way, row in measure(path, batch_size, args.repeats, True).items()}
+            for way, (speed, ratio) in found.items():
+                cells = f"{statistics.median(speed):.2f} ({max(speed):.2f})", f"{statistics.median(ratio):.2f}"
+                rows.append([name, way, *cells, f"{min(ratio):.2f}"])
             path.unlink()
-    text = "\n".join(lines) + "\n"
-    print(text)
+    lines += markdown(["file", "way", "GB/s median (best)", "ratio median", "ratio min"], rows, "l")
+    print(*lines, sep="\n")
     if args.out:
-        args.out.write_text(text)
+        write_results(args.out, lines)
 
 
 if __name__ == "__main__":

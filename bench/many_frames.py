@@ -27,8 +27,8 @@ from typing import Any
 import h5py
 import hdf5plugin
 import numpy as np
+from harness import make_parser, markdown, read_results, write_results
 
-RESULT = Path(__file__).parent / "results" / "many_frames.json"
 SIDE, BATCH, BATCHES = 32, 64, 1000
 GEOMETRY = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16.0, 16.0)}
 SOURCES = {
@@ -220,7 +220,7 @@ def child(path: Path | str, batches: int, cache: Path, readers: int | None) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--only", default=",".join(SOURCES))
     parser.add_argument("--work", type=Path, help="folder for the files; None = a temporary one")
@@ -237,7 +237,7 @@ def main() -> None:
     if args.serve:
         serve(args.serve, args.delay)
         return
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results = read_results("many_frames", {})
     for kind in args.only.split(","):
         with tempfile.TemporaryDirectory(dir=args.work) as folder:
             make, name = MAKERS[kind]
@@ -248,8 +248,7 @@ def main() -> None:
                     row = child(place, args.batches, Path(folder) / "cache", args.readers)
                     results[" ".join(filter(None, (args.label, kind, which)))] = row
                     print(kind, which, row, flush=True)
-    RESULT.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-    RESULT.with_suffix(".md").write_text(page(results))
+    write_results("many_frames", page, dict(sorted(results.items())))
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
@@ -261,18 +260,18 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         f"with imports ({BATCHES} batches later in the next column); frames/s over those batches. The files of a folder are looked through once; what was found is kept, so `again` compares names, sizes and dates only. The rows of the folder were measured while trainings ran beside them.",
         "`http`: a web server on this machine, first with an empty cache and again with what it then holds; `20 ms` is what the server waits before each answer, `16 readers` are `data.prefetch=16 data.threads=16`. These rows were measured beside other work and with fewer batches: compare them with each other.",
         "",
-        "| frames | source | open | to the first batch | memory before, after | after 1000 batches | frames/s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for name, r in results.items():
         kind = next(k for k in SOURCES if k in name.split())
         what = name.replace(kind, SOURCES[kind])
         if kind == "http":
             what = what.replace("first", "cold cache").replace("again", "warm cache")
         later = f"{r['later_mb']:.0f}" if r["batches"] >= BATCHES else f"({r['batches']} batches) {r['later_mb']:.0f}"
-        lines.append(
-            f"| {r['frames']:,} | {what} | {r['open_s']:.1f} s | {r['first_batch_s']:.1f} s | {r['before_mb']:.0f}, {r['after_mb']:.0f} | {later} | {r['frames_per_s']:.0f} |"
-        )
+        cells = [f"{r['frames']:,}", what, f"{r['open_s']:.1f} s", f"{r['first_batch_s']:.1f} s"]
+        rows.append([*cells, f"{r['before_mb']:.0f}, {r['after_mb']:.0f}", later, f"{r['frames_per_s']:.0f}"])
+    head = ["frames", "source", "open", "to the first batch", "memory before, after", "after 1000 batches"]
+    lines += markdown([*head, "frames/s"], rows, "l")
     r = next((r for name, r in results.items() if "before" not in name and r["frames"] == 1_000_000), None)
     if r is not None:
         lines += [

@@ -9,12 +9,9 @@ their place. Afterwards twenty parts, chosen at random, are drawn again in this 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from datetime import date
@@ -23,13 +20,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, same_terms, write_results
 from workers import make_run
 
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.judge.inference.sample_jobs import open_sample_job
-
-RESULTS = Path(__file__).resolve().parent / "results" / "many_samples.md"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 
 
 def workers_below(pid: int) -> list[psutil.Process]:
@@ -39,15 +34,14 @@ def workers_below(pid: int) -> list[psutil.Process]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--part", type=int, default=250)
-    parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     torch.manual_seed(0)
     dice = random.Random(0)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -57,7 +51,7 @@ def main() -> None:
         command = [str(XRDDIFF), "sample", str(run), "-n", str(args.frames), "--workers", f"local:{args.workers}"]
         command += ["--name", "many", "threads=1", *words]
         folder, killed, seen = run / "samples" / "many", [], set()
-        before = os.times()
+        before = cpu_seconds(own=False)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         parts, done, began, ended = -(-args.frames // args.part), 0, 0.0, 0.0
         while process.poll() is None:
@@ -76,8 +70,7 @@ def main() -> None:
             time.sleep(0.1)
         said = process.communicate()[0]
         assert process.returncode == 0, said[-3000:]
-        after = os.times()
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        cpu = cpu_seconds(own=False) - before
         frames = open_frames(folder / "samples.zarr")
         assert frames.sizes["frame"] == args.frames
         job = open_sample_job(run, [*words, f"inference.num_samples={args.frames}"])
@@ -88,7 +81,7 @@ def main() -> None:
         rate = (done - first) * args.part / (ended - began)
     text = f"""# A hundred thousand samples
 
-`OMP_NUM_THREADS=1 python bench/many_samples.py --frames {args.frames} --workers {args.workers} --kills {args.kills} --steps {args.steps}` on {platform.machine()}, {os.cpu_count()} cores that others use too, torch {torch.__version__}, {date.today()}
+`OMP_NUM_THREADS=1 python bench/many_samples.py --frames {args.frames} --workers {args.workers} --kills {args.kills} --steps {args.steps}` on {machine("cores")} that others use too, torch {torch.__version__}, {date.today()}
 
 `xrddiff sample RUN -n {args.frames} --workers local:{args.workers}`, frames of 32², {args.steps} evaluations of a U-Net of the size tiny, in parts of {args.part}. {len(killed)} workers were killed, after {", ".join(map(str, killed))} of {parts} parts.
 
@@ -101,8 +94,7 @@ def main() -> None:
 
 Twenty parts, chosen at random and drawn again by one process, are the same bits.
 """
-    RESULTS.write_text(text, encoding="utf-8")
-    print(text)
+    print(write_results("many_samples", text))
 
 
 if __name__ == "__main__":

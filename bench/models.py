@@ -8,19 +8,16 @@ is printed and not written. Each model is to take less than ten minutes on two c
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, write_results
+
 WORDS = ["size=tiny", "experiment_type=test", "data=pooling_422"]
 MODELS = ("vae_kl", "vae_kl_8", "vq", "vq_8", "ddpm", "diff", "latent_diff")
 GENERATIVE = ("ddpm", "diff", "latent_diff")
@@ -68,7 +65,7 @@ def missing(run: Path, model: str) -> list[str]:
 def measure(model: str, folder: Path, threads: int, words: list[str]) -> dict:
     """One run: its minutes, what is missing in its folder, its summary."""
     before = set(folder.glob("output/*/*"))
-    start, cpu = time.monotonic(), cpu_seconds()
+    start, cpu = time.monotonic(), cpu_seconds(own=False)
     words = [f"model={model}", *WORDS, *words]
     stamp = time.strftime("%H-%M-%S")
     command = [XRDDIFF, "run", *words, f"threads={threads}", f"run_name={model}-{stamp}"]
@@ -78,7 +75,7 @@ def measure(model: str, folder: Path, threads: int, words: list[str]) -> dict:
         "words": words,
         "exit": done.returncode,
         "wall_minutes": (time.monotonic() - start) / 60,
-        "cpu_minutes": (cpu_seconds() - cpu) / 60,
+        "cpu_minutes": (cpu_seconds(own=False) - cpu) / 60,
         "threads": threads,
     }
     new = set(folder.glob("output/*/*")) - before
@@ -91,12 +88,6 @@ def measure(model: str, folder: Path, threads: int, words: list[str]) -> dict:
         "mib": sum(f.stat().st_size for f in run.rglob("*") if f.is_file()) / 2**20,
         "summary": json.loads(summary.read_text()) if summary.exists() else {},
     }
-
-
-def cpu_seconds() -> float:
-    """CPU time of all children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 SHOWN = ("peak F1", "Poisson deviance", "share of the codebook in use", "radial profile", "intensity histogram", "peak count", "pairwise diversity")  # fmt: skip
@@ -116,19 +107,20 @@ def table(results: dict) -> str:
     """The results as Markdown."""
     lines = ["# Every model, from frames to report", "", __doc__.split("\n\n")[0], ""]
     lines += [f"`xrddiff run model=M {' '.join(WORDS)}`: 256 frames, 20 epochs, a trial of the pipeline and not a result. Complete: notebook, configuration, finished checkpoint, samples or reconstructions, metrics and report are there and can be opened.", ""]  # fmt: skip
-    lines += ["| model | wall, min | CPU, min | threads | folder, MiB | complete | summary |", "| --- |" + " ---: |" * 4 + " --- | --- |"]  # fmt: skip
+    rows = []
     for model, r in results["models"].items():
         complete = "yes" if not r["missing"] and not r["exit"] else f"exit {r['exit']}, missing: {'; '.join(r['missing']) or 'nothing'}"  # fmt: skip
-        lines.append(f"| {model} | {r['wall_minutes']:.1f} | {r['cpu_minutes']:.1f} | {r['threads']} | {r.get('mib', 0):.0f} | {complete} | {figures(r)} |")  # fmt: skip
+        minutes = [f"{r[k]:.1f}" for k in ("wall_minutes", "cpu_minutes")]
+        rows.append([model, *minutes, r["threads"], f"{r.get('mib', 0):.0f}", complete, figures(r)])
+    head = ["model", "wall, min", "CPU, min", "threads", "folder, MiB", "complete", "summary"]
+    lines += markdown(head, rows, "lrrrrl")
     lines += ["", f"{results['machine']}. CPU time is the better figure where other work shared the machine."]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, threads=2, folder=None)
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--folder", type=Path, help="keep the runs here")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--words", nargs="+", default=[], help="further words of a trial, whose results are not kept")
     args = parser.parse_args()
     import torch
@@ -136,7 +128,6 @@ def main() -> None:
     from xrddiff.learn.loading.catalog import load
 
     load("sim-422", limit=256, progress=False)  # what makes the data is not in the times
-    path = RESULTS / "models.json"
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,14 +139,13 @@ def main() -> None:
             print(about, figures(row), sep="; ", flush=True)
             if args.words:
                 continue
-            rows = json.loads(path.read_text())["models"] if path.exists() else {}
+            rows = read_results("models", {"models": {}})["models"]
             rows[model] = row
-            machine = f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}"
-            results = {"machine": machine, "models": {m: rows[m] for m in MODELS if m in rows}}
-            path.write_text(json.dumps(results, indent=1) + "\n")
-            (RESULTS / "models.md").write_text(table(results))
+            where = f"{machine('cores')}; torch {torch.__version__}"
+            results = {"machine": where, "models": {m: rows[m] for m in MODELS if m in rows}}
+            write_results("models", table, results)
     if not args.words:
-        print((RESULTS / "models.md").read_text())
+        print(table(read_results("models", {})))
 
 
 if __name__ == "__main__":

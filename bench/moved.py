@@ -8,9 +8,6 @@ bench/results/lattices.md. Writes bench/results/moved.json and moved.md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +15,8 @@ from pathlib import Path
 import index_rates
 import lattices
 import tiles
+from harness import machine, make_parser, markdown, same_terms, write_results
 
-RESULTS = Path(__file__).parent / "results"
 TRAINED, DRAWN = (0.85, 1.0, 1.3), (0.92, 1.15)  # times the distance of sim128
 WORDS = ["experiment_type=demo", "model.condition_maps=[lattice,intensity,q]", "inference.num_samples=48", "inference.batch_size=16"]  # fmt: skip
 
@@ -44,25 +41,23 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# A detector that moves", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread, {found['cpu'] / 60:.0f} CPU minutes of training.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}, {found['cpu'] / 60:.0f} CPU minutes of training.", "",
         f"A model trained on stills of sim128 from {len(TRAINED)} distances of the detector, {', '.join(map(str, TRAINED))} times that of sim128, drew frames at others. Columns as in [crystals that were asked for](lattices.md).", "",
-        "| distance | frames | peaks | index | on the asked lattice | distance from it, px | orientation, ° | CC with F² |", "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
-    for name, both in found["rows"].items():
-        lines += [lattices.line(name, what, r) for what, r in both.items()]
+    rows = [lattices.line(name, what, r) for name, both in found["rows"].items() for what, r in both.items()]
+    head = ["distance", "frames", "peaks", "index", "on the asked lattice", "distance from it, px", "orientation, °"]
+    lines += markdown([*head, "CC with F²"], rows, "rlr")
     return "\n".join([*lines, "", f"The run: `xrddiff run {' '.join(WORDS)}`, on the joined file."]) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--frames", type=int, default=48)
     args = parser.parse_args()
-    import torch
 
     import xrddiff as xd
 
-    torch.set_num_threads(1)
+    same_terms()
     folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     path = training_frames(folder / "moved.h5")
@@ -81,8 +76,7 @@ def main() -> None:
         rows[f"{farther} times"] = {what: lattices.row(ds, crystal) for what, ds in frames.items()}
         found = {"command": f"OMP_NUM_THREADS=1 python bench/moved.py --frames {args.frames}", "rows": rows}
         found["cpu"] = float((folder_of_run / "cpu_seconds.txt").read_text())
-        (RESULTS / "moved.json").write_text(json.dumps(found, indent=1) + "\n")
-        (RESULTS / "moved.md").write_text(page(found))
+        write_results("moved", page, found)
         print(farther, flush=True)
 
 

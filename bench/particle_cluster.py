@@ -7,10 +7,7 @@ As root, with SLURM installed: the toy cluster of slurm/lab is started, whose no
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import re
 import runpy
 import subprocess
@@ -20,8 +17,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from harness import machine, make_parser, markdown, write_results
+
 HERE = Path(__file__).resolve()
-ROOT, RESULTS = HERE.parent.parent, HERE.parent / "results"
+ROOT = HERE.parent.parent
 LAB = ROOT / "slurm" / "lab" / "lab.py"
 PROFILE = "nodes: 1\ncpus_per_node: 1\nmemory_per_cpu: 3G\ntime_limit: 00:20:00\n"
 STILL = "posterior crystal still.h5 --prior edges=0.003 --prior distance=0.001 --distance-range 0.01".split()
@@ -100,7 +99,7 @@ def submit(lab: Lab, nodes: int, more: list[str], crash: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--particles", type=int, default=12)
     parser.add_argument("--steps", type=int, default=12)
     args = parser.parse_args()
@@ -120,21 +119,19 @@ def main() -> None:
         x = np.array(job.pop("particles"))
         spread = one.std(0) + (one.std(0) == 0)
         job["largest_difference"] = float(np.abs((x - one) / spread).max())
-        rows.append(
-            f"| {job['nodes']} | {job['restarts']} | {job['lost_at'] or ''} | {job['seconds']:.0f} | {job['largest_difference']:.1e} |"
-        )
+        cells = [job["nodes"], job["restarts"], job["lost_at"] or "", f"{job['seconds']:.0f}"]
+        rows.append([*cells, f"{job['largest_difference']:.1e}"])
+    head = ["nodes", "restarts", "newest state when the node was lost", "clock, s", "largest difference from one node"]
     command = f"python bench/particle_cluster.py --particles {args.particles} --steps {args.steps}"
-    about = dict(command=command, machine=f"{platform.machine()}, {os.cpu_count()} cores", date=f"{datetime.now():%Y-%m-%d}", load=os.getloadavg()[1], jobs=found)  # fmt: skip
-    (RESULTS / "particle_cluster.json").write_text(json.dumps(about, indent=1) + "\n")
+    about = dict(command=command, machine=machine("cores"), date=f"{datetime.now():%Y-%m-%d}", load=os.getloadavg()[1], jobs=found)  # fmt: skip
     text = [
         "# A posterior on a cluster", "",
         f"`{command}` on {about['machine']}, {about['date']}, load average {about['load']:.0f} with other work", "",
         f"`xrddiff submit --nodes N {' '.join(STILL)} {' '.join(more)}` on the toy cluster of [slurm/lab](../../slurm/README.md), whose nodes share this machine, so the clock says nothing of speed. On two nodes the first lost its power when a state was saved; SLURM put the job back into the queue. "
         "The difference is the largest of any column of `particles.csv` and of any particle, in standard deviations of the column.", "",
-        "| nodes | restarts | newest state when the node was lost | clock, s | largest difference from one node |", "| --- | --- | --- | --- | --- |", *rows, "",
+        *markdown(head, rows, "l"), "",
     ]  # fmt: skip
-    (RESULTS / "particle_cluster.md").write_text("\n".join(text))
-    print("\n".join(text))
+    print(write_results("particle_cluster", text, about))
 
 
 if __name__ == "__main__":

@@ -14,23 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
-import time
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from harness import RESULTS, machine, make_parser, markdown, min_median, same_terms, timed, turns, write_results
 from particles import on_ranks
 
 HERE = Path(__file__).resolve()
-RESULTS = HERE.parent / "results"
-
-
-def cpu() -> float:
-    """CPU seconds of this process, with all its threads."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def worker(job: dict) -> list[dict]:
@@ -42,7 +33,7 @@ def worker(job: dict) -> list[dict]:
     from xrddiff.core.ranks.ring import Ring, shares
     from xrddiff.learn.diffusion.particles import svgd
 
-    torch.set_num_threads(1)
+    same_terms()
     n, d, info = job["n"], job["d"], initialize_distributed(backend="gloo")
     place = type("Place", (), {"process_index": info.process_id, "num_processes": info.num_processes})
     ranks = Ranks(place)
@@ -59,9 +50,8 @@ def worker(job: dict) -> list[dict]:
     svgd(score, x[first:last], steps=1, **words)  # what is made once
     ring = Ring(ranks, last - first)
     ring.gather(0)
-    clock, used = time.perf_counter(), cpu()
-    result = svgd(score, x[first:last], steps=job["steps"], **words)
-    mine = dict(clock=time.perf_counter() - clock, cpu=cpu() - used)
+    result, spent = timed(lambda: svgd(score, x[first:last], steps=job["steps"], **words))
+    mine = dict(clock=spent.clock, cpu=spent.cpu)
     mine |= {k: result.ranks[ranks.rank][k] for k in ("score", "waiting")}
     return ring.gather({k: v / job["steps"] for k, v in mine.items()})
 
@@ -88,12 +78,11 @@ def fit(rows: list[dict]) -> tuple[float, float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--particles", type=int, default=2000)
     parser.add_argument("--dimensions", type=int, default=64)
     parser.add_argument("--score", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -109,9 +98,10 @@ def main() -> None:
     n, job = args.particles, dict(d=args.dimensions, steps=args.steps, score=args.score)
     found: dict[int, list[list[dict]]] = {ranks: [] for ranks in args.ranks}
     small: list[dict] = []
-    for k in range(args.rounds):
-        for ranks in args.ranks if k % 2 == 0 else args.ranks[::-1]:
-            found[ranks].append(on_ranks(HERE, job | dict(n=n), ranks))
+    for k, ranks in enumerate(turns(args.ranks, args.rounds), 1):
+        found[ranks].append(on_ranks(HERE, job | dict(n=n), ranks))
+        if k % len(args.ranks):
+            continue
         small += [dict(n=m, **on_ranks(HERE, job | dict(n=m), 1)[0]) for m in (n // 4, n // 2)]
     alone = [dict(n=n, **rows[0]) for rows in found[1]] + small
     least = [min((r for r in alone if r["n"] == m), key=lambda r: r["cpu"]) for m in (n // 4, n // 2, n)]
@@ -148,24 +138,17 @@ def main() -> None:
                 cases[f"{what}, {link}, {how}"] = table
     about = dict(
         command=f"python bench/particle_scaling.py --particles {n} --dimensions {args.dimensions} --steps {args.steps} --rounds {args.rounds}",
-        machine=f"{platform.machine()}, {os.cpu_count()} cores", torch=torch.__version__, date=f"{datetime.now():%Y-%m-%d}",
+        machine=machine('cores'), torch=torch.__version__, date=f"{datetime.now():%Y-%m-%d}",
         load=os.getloadavg()[1], score_seconds=score, pair_seconds=pair, fixed_seconds=fixed, fit_error=error, network=vars(network),
         measured=measured, modelled={name: json.loads(table.to_json(orient="records")) for name, table in cases.items()},
     )  # fmt: skip
-    (RESULTS / "particle_scaling.json").write_text(json.dumps(about, indent=1) + "\n")
-    write(about, n, args.dimensions, cases)
+    print(write_results("particle_scaling", lambda about: page(about, n, args.dimensions, cases), about))
+    picture(cases)
 
 
-def write(about: dict, n: int, d: int, cases: dict) -> None:
-    """The table and the figure."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    from xrddiff.core.ranks.scaling import plot_scaling
-
-    ms = lambda times: f"{1e3 * min(times):.3g} ({1e3 * median(times):.3g})"  # noqa: E731
+def page(about: dict, n: int, d: int, cases: dict) -> list[str]:
+    """The results as a page."""
+    ms = lambda times: min_median(times, ".3g", 1e3)  # noqa: E731
     one = about["measured"][0]
     text = [
         "# Scaling of particles", "",
@@ -173,15 +156,15 @@ def write(about: dict, n: int, d: int, cases: dict) -> None:
         "## Measured here", "",
         f"A step of {n:,} particles of {d} coordinates (`svgd`, kernel `rbf`, float64) on ranks of one thread that share this machine, over gloo: ms, minimum (median) of the rounds. CPU seconds are those of a process with its threads for messages. "
         "With fewer cores than ranks, and other work on the machine, the clock is no measure of the ranks; the CPU time of the busiest rank is what a step would take at least with a core for each. The model's compute is fitted to one rank; the CPU time of messages is not in it.", "",
-        "| ranks | clock | CPU, busiest rank | CPU, all ranks | more CPU than one rank | waiting | model: compute | model: step | model: efficiency |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
+    rows = []
     for row in about["measured"]:
         more = min(row["total"]) / min(one["total"]) - 1
-        text.append(
-            f"| {row['ranks']} | {ms(row['clock'])} | {ms(row['busiest'])} | {ms(row['total'])} | {100 * more:+.1f}% | {ms(row['waiting'])} | "
-            f"{1e3 * row['model_compute']:.3g} | {1e3 * row['model_step']:.3g} | {100 * row['model_efficiency']:.1f}% |"
-        )
+        modelled = [f"{1e3 * row[k]:.3g}" for k in ("model_compute", "model_step")]
+        cells = [row["ranks"], *(ms(row[k]) for k in ("clock", "busiest", "total")), f"{100 * more:+.1f}%"]
+        rows.append([*cells, ms(row["waiting"]), *modelled, f"{100 * row['model_efficiency']:.1f}%"])
+    head = ["ranks", "clock", "CPU, busiest rank", "CPU, all ranks", "more CPU than one rank", "waiting"]
+    text += markdown([*head, "model: compute", "model: step", "model: efficiency"], rows, "l")
     network = about["network"]
     short = [
         f"{100 * (min(r['busiest']) / r['model_compute'] - 1):.0f}% on {r['ranks']}" for r in about["measured"][1:]
@@ -197,17 +180,30 @@ def write(about: dict, n: int, d: int, cases: dict) -> None:
         "![Efficiency against nodes](particle_scaling.svg)", "",
     ]  # fmt: skip
     for name, table in cases.items():
-        text += [f"### {name[0].upper()}{name[1:]}", "", "| nodes | ranks | particles per rank | compute, ms | ring, ms | agree, ms | step, ms | communication / compute | efficiency | | least | pays |",
-                 "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        rows = []
         whole = lambda value: "" if value is None or value != value else f"{value:.0f}"  # noqa: E731
         for row in table.to_dict("records"):
-            text.append(
-                f"| {row['nodes']} | {row['ranks']} | {row['per_rank']:.0f} | {row['score_ms'] + row['pairs_ms'] + row['fixed_ms']:.3g} | {row['ring_ms']:.3g} | {row['agree_ms']:.3g} | {row['step_ms']:.3g} | "
-                f"{row['share']:.2g} | {100 * row['efficiency']:.0f}% | {row['verdict']} | {whole(row['least_per_rank'])} | {whole(row['paying_per_rank'])} |"
-            )
+            compute = row["score_ms"] + row["pairs_ms"] + row["fixed_ms"]
+            times = [f"{ms:.3g}" for ms in (compute, row["ring_ms"], row["agree_ms"], row["step_ms"])]
+            cells = [row["nodes"], row["ranks"], f"{row['per_rank']:.0f}", *times, f"{row['share']:.2g}"]
+            cells += [f"{100 * row['efficiency']:.0f}%", row["verdict"]]
+            rows.append([*cells, whole(row["least_per_rank"]), whole(row["paying_per_rank"])])
+        head = ["nodes", "ranks", "particles per rank", "compute, ms", "ring, ms", "agree, ms", "step, ms"]
+        head += ["communication / compute", "efficiency", "", "least", "pays"]
+        text += [f"### {name[0].upper()}{name[1:]}", "", *markdown(head, rows, "l")]
         text.append("")
-    (RESULTS / "particle_scaling.md").write_text("\n".join(text))
-    print("\n".join(text))
+    return text
+
+
+def picture(cases: dict) -> None:
+    """Efficiency over nodes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from xrddiff.core.ranks.scaling import plot_scaling
+
     plt.rcParams["svg.hashsalt"] = "xrddiff"
     _, ax = plt.subplots(figsize=(6.5, 3.2))
     plot_scaling(cases, ax)

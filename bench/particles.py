@@ -12,18 +12,17 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import socket
 import subprocess
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from harness import machine, make_parser, markdown, min_median, same_terms, turns, write_results
+
 HERE = Path(__file__).resolve()
-RESULTS = HERE.parent / "results" / "particles.md"
 
 
 def start(n: int):
@@ -54,13 +53,12 @@ def blocks(x, g, ring):
 
 def worker(job: dict) -> dict:
     """What a process of this benchmark does; `job` says which step of how many particles, how often."""
-    import torch
 
     from xrddiff.core.ranks.agreement import Ranks
     from xrddiff.core.ranks.rendezvous import initialize_distributed
     from xrddiff.core.ranks.ring import Ring, shares
 
-    torch.set_num_threads(1)
+    same_terms()
     n, info = job["n"], initialize_distributed(backend="gloo")
     place = type("Place", (), {"process_index": info.process_id, "num_processes": info.num_processes})
     x = start(n)
@@ -69,13 +67,12 @@ def worker(job: dict) -> dict:
     ring = Ring(Ranks(place), len(own))
     steps = {"naive": lambda: naive(own, -own), "blocks": lambda: blocks(own, -own, ring), "none": lambda: None}
     times: dict[str, list[float]] = {name: [] for name in job["steps"]}
-    for k in range(job["rounds"]):
-        for name in job["steps"] if k % 2 == 0 else job["steps"][::-1]:
-            ring.gather(0)
-            began = time.perf_counter()
-            steps[name]()
-            ring.gather(0)
-            times[name].append(time.perf_counter() - began)
+    for name in turns(job["steps"], job["rounds"]):
+        ring.gather(0)
+        began = time.perf_counter()
+        steps[name]()
+        ring.gather(0)
+        times[name].append(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return dict(times=times, megabytes=peak, waited=ring.waited)
 
@@ -103,12 +100,11 @@ def measured(n: int, steps: list[str], rounds: int, ranks: int = 1) -> dict:
 
 
 def ms(times: list[float]) -> str:
-    return f"{1e3 * min(times):.3g} ({1e3 * median(times):.3g})"
+    return min_median(times, ".3g", 1e3)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--large", type=int, default=100_000, help="particles of the one large step; 0: none")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
@@ -122,39 +118,34 @@ def main() -> None:
         both = measured(n, ["naive", "blocks"], args.rounds)["times"]
         room = {name: measured(n, [name], 1)["megabytes"] - idle for name in both}
         ratios = [a / b for a, b in zip(both["naive"], both["blocks"], strict=True)]
-        rows.append(
-            f"| {n:,} | {ms(both['blocks'])} | {room['blocks']:.0f} | {ms(both['naive'])} | {room['naive']:.0f} | {max(ratios):.2f} ({median(ratios):.2f}) |"
-        )
+        cells = [f"{n:,}", *(cell for way in ("blocks", "naive") for cell in (ms(both[way]), f"{room[way]:.0f}"))]
+        rows.append([*cells, f"{max(ratios):.2f} ({median(ratios):.2f})"])
     for n, rounds in ((10_000, args.rounds), (args.large, 1)):
         if n:
             one = measured(n, ["blocks"], rounds)
             whole = 8 * n * n * 5 / 1e9  # differences, their squares, kernels and products
-            rows.append(
-                f"| {n:,} | {ms(one['times']['blocks'])} | {one['megabytes'] - idle:.0f} | not tried: {whole:,.0f} GB | | |"
-            )
+            cells = [f"{n:,}", ms(one["times"]["blocks"]), f"{one['megabytes'] - idle:.0f}"]
+            rows.append([*cells, f"not tried: {whole:,.0f} GB", "", ""])
     shared, n = [], 10_000
     alone: list[float] = []
     for ranks in args.ranks:
         found = measured(n, ["blocks"], args.rounds, ranks)
         times = found["times"]["blocks"]
         alone = alone or times
-        shared.append(
-            f"| {ranks} | {ms(times)} | {min(alone) / min(times):.2f} ({median(alone) / median(times):.2f}) | {1e3 * found['waited'] / args.rounds:.3g} |"
-        )
-    import torch
+        faster = f"{min(alone) / min(times):.2f} ({median(alone) / median(times):.2f})"
+        shared.append([ranks, ms(times), faster, f"{1e3 * found['waited'] / args.rounds:.3g}"])
 
     text = [
         "# Particles", "",
-        f"`python bench/particles.py --rounds {args.rounds}` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.now():%Y-%m-%d}, load average {os.getloadavg()[1]:.0f} of other work", "",
+        f"`python bench/particles.py --rounds {args.rounds}` on {machine('cores', 'torch', 'day')}, load average {os.getloadavg()[1]:.0f} of other work", "",
         "## In blocks against the whole matrix", "",
         "One step of particles of 2 coordinates, 1 thread, float64, `rbf`: ms, minimum (median) of the rounds; MB beyond an idle process; how many times faster, best (median) of the rounds.", "",
-        "| particles | blocks, ms | MB | matrix, ms | MB | ratio |", "| --- | --- | --- | --- | --- | --- |", *rows, "",
+        *markdown(["particles", "blocks, ms", "MB", "matrix, ms", "MB", "ratio"], rows, "l"), "",
         "## Ranks", "",
         f"{n:,} particles on ranks of one thread: ms per step, minimum (median); how many times faster than one rank; ms that rank 0 waited for others in a step.", "",
-        "| ranks | ms | speed-up | waiting |", "| --- | --- | --- | --- |", *shared, "",
+        *markdown(["ranks", "ms", "speed-up", "waiting"], shared, "l"), "",
     ]  # fmt: skip
-    RESULTS.write_text("\n".join(text))
-    print("\n".join(text))
+    print(write_results("particles", text))
 
 
 if __name__ == "__main__":

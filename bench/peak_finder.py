@@ -8,9 +8,6 @@ Tested on simulated frames of two detectors, on the CSPAD still and, if it can b
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from harness import machine, make_parser, markdown, same_terms, write_results
 
 import xrddiff as xd
 from xrddiff.core.errors import XrddiffError
@@ -29,7 +27,6 @@ from xrddiff.learn.models.peak_net import find_network_peaks
 from xrddiff.learn.recipes.peak_nets import asked_peaks, fit_peak_net, simulated_peaks
 from xrddiff.physics.simulation.simulate import simulate
 
-RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs/pictures"
 CELL = "79.1,79.1,37.9,90,90,90"
 TEST = 10**6  # first shot of the test frames; nothing was trained on shots from here on
@@ -159,19 +156,20 @@ def page(found: dict) -> str:
     names = list(dict.fromkeys(name for rows in found["tests"].values() for name in rows))
     lines = [
         "# Peak finders trained on simulated and on generated frames", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         f"A network of {found['size']} parameters, trained for {found['steps']} steps of 16 windows: on {found['frames']} simulated frames; on as many generated ones, half of them asked for crystals like those of the model's training and a quarter for each of two cells that it never saw, which make up a third of the training each; "
         "and on both, two fifths of it simulated. The generative model itself was trained on simulated frames of the same kind. Every finder ranks its peaks; the table has the average precision, and in brackets the precision of as many peaks as are true.", "",
         "True peaks: in simulated frames the spots of at least 5σ (weaker ones count neither way); on the CSPAD still, the pooled peaks of all finders that are on the lattice of lysozyme (the 300 best of each; "
         "by chance a few per cent of all peaks are); in the Laue pattern, the spots that LaueTools indexed, so that other spots of the crystal count as wrong for every finder.", "",
-        "| finder | " + " | ".join(f"{t} ({found['true'][t]} peaks)" for t in titles) + " | ms a frame, sim128 |",
-        "| --- |" + " ---: |" * (len(titles) + 1),
     ]  # fmt: skip
+    rows = []
     for name in names:
         cells = [found["tests"][t].get(name) for t in titles]
         ms = found["seconds"].get(name)
         shown = [f"{c['ap']:.3f} ({c['precision']:.2f})" if c else "–" for c in cells]
-        lines.append(f"| {name} | " + " | ".join(shown) + f" | {f'{1e3 * ms:.1f}' if ms is not None else '–'} |")
+        rows.append([name, *shown, f"{1e3 * ms:.1f}" if ms is not None else "–"])
+    head = ["finder", *(f"{t} ({found['true'][t]} peaks)" for t in titles), "ms a frame, sim128"]
+    lines += markdown(head, rows)
     lines += [
         "",
         *(["![Precision against recall](../../docs/pictures/peak_finder.png)", ""]),
@@ -201,14 +199,14 @@ def in_words(found: dict) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("words", nargs="*", default=[], metavar="inference.WORD=VALUE")
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--test", type=int, default=64, help="simulated test frames")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     networks = {}
     for name, sets in training_sets(args.run, args.frames, args.words).items():
         networks[name] = fit_peak_net(sets, steps=args.steps)
@@ -227,8 +225,7 @@ def main() -> None:
     }
     found["words"] = in_words(found)
     picture(done, PICTURES / "peak_finder.png")
-    (RESULTS / "peak_finder.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "peak_finder.md").write_text(page(found))
+    write_results("peak_finder", page, found)
     print(page(found))
 
 

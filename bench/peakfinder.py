@@ -9,22 +9,20 @@ times are CPU time, minimum (median) per frame, on one thread. Agreement: peaks 
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
+import math
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 
 import h5py
 import hdf5plugin  # noqa: F401
 import numpy as np
 import pandas as pd
+from harness import Spent, interleaved, machine, make_parser, markdown, min_median, ratio, same_terms, write_results
 
 from xrddiff.data.frames.frames import frame_mask, make_frames, peaks_table
 from xrddiff.data.frames.peak_matching import match_tables
@@ -67,10 +65,8 @@ def simulated(name: str, shots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return ds["intensity"].values, frame_mask(ds), radius_map(ds), peaks_table(ds)
 
 
-def ours(frames: np.ndarray, finder: PeakFinder) -> tuple[float, pd.DataFrame]:
-    start = time.process_time()
-    table = pd.DataFrame(finder.columns_of(frames))
-    return time.process_time() - start, table
+def ours(frames: np.ndarray, finder: PeakFinder) -> pd.DataFrame:
+    return pd.DataFrame(finder.columns_of(frames))
 
 
 def agreement(a: pd.DataFrame, b: pd.DataFrame) -> str:
@@ -83,7 +79,7 @@ def agreement(a: pd.DataFrame, b: pd.DataFrame) -> str:
 def peer(
     python: str, folder: Path, frames: np.ndarray, mask: np.ndarray, radius: np.ndarray, threshold: float
 ) -> Callable:
-    """A function that runs one round of peakfinder8 in the other environment."""
+    """A function that runs one round of peakfinder8 in the other environment, and says its own seconds; its `peaks` are those of the last."""
     stack = radius if radius.ndim == 3 else radius[None]
     paths = [folder / f"{n}.npy" for n in ("frames", "mask", "radius")]
     for path, array in zip(paths, (frames, mask, stack), strict=True):
@@ -92,23 +88,23 @@ def peer(
         [python, "-c", PEER, *map(str, paths), str(threshold)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
-    def once() -> tuple[float, pd.DataFrame]:
+    def once() -> Spent:
         process.stdin.write("go\n")
         process.stdin.flush()
         seconds, rows = json.loads(process.stdout.readline())
         table = pd.DataFrame(rows, columns=["frame", "panel", "fs", "ss", "intensity"])
-        return seconds, table if radius.ndim == 3 else table.drop(columns="panel")
+        once.peaks = table if radius.ndim == 3 else table.drop(columns="panel")
+        return Spent(seconds, math.nan)
 
     once.stop = process.stdin.close
     return once
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=15, out=None)
     parser.add_argument("--onda", help="Python of an environment with ondamonitor")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    same_terms()
 
     cases = {"CSPAD still, 64 × 185 × 194": (*cspad(), None, 80.0)}
     for name, shots in (("sim-522", 8), ("sim128", 60)):
@@ -126,25 +122,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if args.onda:
                 contestants["peakfinder8"] = peer(args.onda, Path(folder), frames, mask, radius, threshold)
-            spent: dict[str, list[float]] = {c: [] for c in contestants}
-            lists: dict[str, pd.DataFrame] = {}
-            for turn in range(args.rounds + 1):
-                for c, run in contestants.items():
-                    seconds, table = run()
-                    if turn:  # the first warms up
-                        spent[c].append(1e3 * seconds / len(frames))
-                    else:
-                        lists[c] = table
+            lists = {c: run() for c, run in contestants.items()}  # warms up, too
+            if args.onda:
+                lists["peakfinder8"] = contestants["peakfinder8"].peaks
+            spent = {c: t.cpu for c, t in interleaved(contestants, args.rounds, warmup=0).items()}
             if args.onda:
                 contestants["peakfinder8"].stop()
-        cell = {c: f"{min(v):.1f} ({median(v):.1f})" for c, v in spent.items()}
+        cell = {c: min_median(v, ".1f", 1e3 / len(frames)) for c, v in spent.items()}
         row = [name, cell["ours, its settings"], cell["ours, default"]]
         if args.onda:
-            both = zip(spent["ours, its settings"], spent["peakfinder8"], strict=True)
-            row += [
-                cell["peakfinder8"],
-                f"{min(spent['ours, its settings']) / min(spent['peakfinder8']):.2f} ({median(a / b for a, b in both):.2f})",
-            ]
+            row += [cell["peakfinder8"], ratio(spent["ours, its settings"], spent["peakfinder8"])]
             agreements.append(f"- {name}: {agreement(lists['peakfinder8'], lists['ours, its settings'])}")
         times.append(row)
         if truth is not None:
@@ -161,22 +148,19 @@ def main() -> None:
     lines = [
         "# Peak finder against peakfinder8",
         "",
-        f"`python bench/peakfinder.py --onda PYTHON --rounds {args.rounds}`; {platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}, one thread.",
+        f"`python bench/peakfinder.py --onda PYTHON --rounds {args.rounds}`; {machine('python')}, NumPy {np.__version__}, one thread.",
         "CPU ms per frame, minimum (median); ratio: ours with its settings over peakfinder8, of the minima (median of the rounds' ratios).",
         "",
-        "| " + " | ".join(head) + " |",
-        "| --- " * len(head) + "|",
-        *("| " + " | ".join(r) + " |" for r in times),
+        *markdown(head, times, "l"),
         "",
         *(["Agreement with peakfinder8, same settings:", "", *agreements, ""] if agreements else []),
         "Against the truth of the simulation:",
         "",
         *true,
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
+    print(*lines, sep="\n")
     if args.out:
-        args.out.write_text(text)
+        write_results(args.out, lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import machine, make_parser, markdown, read_results, same_terms, timed, write_results
 
-RESULTS = Path(__file__).parent / "results"
 METHODS = ("latents", "counts", "replacement", "interpolation")
 WORDS = ["inference.steps=8", "inference.guidance_scale=1", "threads=1"]
 SETS = {"blocks": "a tenth of the pixels in blocks of 8 × 8", "panel": "a panel of 32 × 40"}
@@ -36,7 +35,7 @@ def trained(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "xrddiff-posteriors")
     parser.add_argument("--frames", type=int, default=12)
@@ -44,7 +43,6 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--option", action="append", default=[], help="METHOD.NAME=VALUE")
     args = parser.parse_args()
-    import torch
     import yaml
 
     from xrddiff.config.saved_config import load_config
@@ -53,7 +51,7 @@ def main() -> None:
     from xrddiff.judge.inference.posterior import open_posterior
     from xrddiff.learn.loading.datasets import prepare_words
 
-    torch.set_num_threads(1)
+    same_terms()
     args.folder.mkdir(parents=True, exist_ok=True)
     run = args.run or trained(args.folder)
     prepared = prepare_words(load_config(run / "config.yaml"))
@@ -69,10 +67,8 @@ def main() -> None:
     panel = np.zeros(real["intensity"].shape[1:], bool)
     panel[16:48, 8:48] = True
     anywhere = spread_out(real["intensity"].shape)
-    file = RESULTS / "posteriors.json"
-    kept = json.loads(file.read_text()) if file.exists() else {"rows": []}
     asked = [m for m in args.methods.split(",") if m]
-    rows = kept["rows"]
+    rows = read_results("posteriors", {"rows": []})["rows"]
     for method in asked:
         options = {
             o.partition(".")[2].partition("=")[0]: yaml.safe_load(o.partition("=")[2])
@@ -85,10 +81,9 @@ def main() -> None:
             job = open_posterior(run, WORDS, **words, hold_out=0.1)
             if where == "panel":
                 job.held_out = job.measured & panel
-            began = time.process_time()
-            found = job.make()
+            found, spent = timed(job.make)
             row = dict(method=method, set=where, frames=len(single), draws=args.draws, options=options)
-            row |= dict(seconds=(time.process_time() - began) / len(single))
+            row |= dict(seconds=spent.cpu / len(single))
             row |= dict(error=found.table["error"].tolist(), pixels=vars(found.coverage()))
             strong = truth["intensity"] >= np.median(truth["intensity"])
             for name, at in {"reflections": np.ones(len(strong), bool), "strong reflections": strong}.items():
@@ -96,8 +91,7 @@ def main() -> None:
             row["windows"] = vars(found.reflections(*anywhere))
             rows.append(row)
             print(json.dumps(row), flush=True)
-            file.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    write_table(rows, args)
+            write_results("posteriors", lambda kept: page(kept["rows"], args), {"rows": rows})
 
 
 def spread_out(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,15 +101,15 @@ def spread_out(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return at[0], at[2] + 0.5, at[1] + 0.5
 
 
-def write_table(rows: list[dict], args: argparse.Namespace) -> None:
-    """bench/results/posteriors.md."""
+def page(rows: list[dict], args: argparse.Namespace) -> list[str]:
+    """The results as a page."""
     lines = [
         "# Posteriors of measured frames", "",
-        f"`OMP_NUM_THREADS=1 python bench/posteriors.py --frames {args.frames} --draws {args.draws}`; {platform.machine()}, Python {platform.python_version()}, one thread, {time.strftime('%Y-%m-%d')}. The run is that of `make demo`.", "",
+        f"`OMP_NUM_THREADS=1 python bench/posteriors.py --frames {args.frames} --draws {args.draws}`; {machine('python', 'one thread')}, {time.strftime('%Y-%m-%d')}. The run is that of `make demo`.", "",
         "Held-out stills of sim128 with one crystal, parts of which were hidden. *Error*: root mean square of (hidden pixel − mean of the draws) over the noise of counting; 1 is a perfect mean. *Pixels*, *windows*, *reflections*: share inside the 90% interval, with 95% limits from the scatter between frames; windows are 5 × 5 px anywhere, reflections those windows around the true spots, *strong* those "
         "above the median intensity. Spots are chosen by the truth, so a right posterior that cannot know where they are holds fewer than 90% of them. Counts and replacement use the diffusion model, which is told the lattice that was indexed from the pixels that are left; latents have a Gaussian prior, which knows no lattice and no isolated spots. Counts takes one round of Fisher scoring at each noise level unless it is told otherwise. CPU seconds for a frame.", "",
-        "| hidden | method | error | pixels | windows | reflections | strong | CPU s |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
+    cells = []
     for where, about in SETS.items():
         for r in sorted(
             (r for r in rows if r["set"] == where), key=lambda r: (METHODS.index(r["method"]), str(r["options"]))
@@ -125,10 +119,11 @@ def write_table(rows: list[dict], args: argparse.Namespace) -> None:
                 for n in ("pixels", "windows", "reflections", "strong reflections")
             ]
             options = "".join(f", {name} {value}" for name, value in r["options"].items())
-            lines.append(
-                f"| {about} | {r['method']}{options} | {np.mean(r['error']):.2f} | {' | '.join(share)} | {r['seconds']:.1f} |"
+            cells.append(
+                [about, f"{r['method']}{options}", f"{np.mean(r['error']):.2f}", *share, f"{r['seconds']:.1f}"]
             )
-    (RESULTS / "posteriors.md").write_text("\n".join(lines) + "\n")
+    head = ["hidden", "method", "error", "pixels", "windows", "reflections", "strong", "CPU s"]
+    return [*lines, *markdown(head, cells, "llr")]
 
 
 if __name__ == "__main__":

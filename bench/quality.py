@@ -7,15 +7,13 @@ on simulated stills all rows have the same budget (1000 training frames of sim12
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
+from harness import XRDDIFF, make_parser, markdown, read_results, write_results
+
 FEW_STEPS = [
     "training.lr=3e-3",
     "training.lr_schedule=cosine",
@@ -97,32 +95,27 @@ def measure(name: str, folder: Path) -> dict[str, dict]:
 
 def table(rows: dict[str, dict]) -> str:
     """Rows as Markdown."""
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for label, row in rows.items():
-        cells = ["" if row.get(c) is None or row[c] != row[c] else f"{row[c]:.3g}" for c in COLUMNS]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [
+        [label, *("" if row.get(c) is None or row[c] != row[c] else f"{row[c]:.3g}" for c in COLUMNS)]
+        for label, row in rows.items()
+    ]
+    return "\n".join(markdown(["", *COLUMNS], cells, "l"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--only", nargs="*", choices=list(SETS), default=list(SETS), help="which sets to measure")
-    parser.add_argument("--folder", type=Path, help="keep the runs here, and go on with those that are there")
     args = parser.parse_args()
-    store = RESULTS / "quality.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
+    results = read_results("quality", {})
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         for name in args.only:
             results[name] = measure(name, folder)
-    RESULTS.mkdir(exist_ok=True)
-    store.write_text(json.dumps(results, indent=2) + "\n")
     text = "# Quality on held-out frames\n\nWritten by `python bench/quality.py`, which says how.\n"
     for name in (n for n in SETS if n in results):
         text += f"\n## {SETS[name][0]}\n\n`xrddiff run {' '.join(SETS[name][1])} …`\n\n{table(results[name])}\n"
-    (RESULTS / "quality.md").write_text(text)
-    print(text)
+    print(write_results("quality", text, results))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Writes bench/results/ranges.md.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from harness import make_parser, markdown, same_terms, write_results
 
 from xrddiff.app.cli.main import main as command
 from xrddiff.config.composition import inference_config
@@ -31,7 +31,6 @@ from xrddiff.judge.metrics.diversity import wilson_interval
 from xrddiff.learn.loading.datasets import open_data, prepare_words
 from xrddiff.physics.simulation.simulate import simulate
 
-RESULTS = Path(__file__).parent / "results" / "ranges.md"
 TRAIN = ["training.batch_size=16", "inference.num_samples=64", "inference.index_frames=0", "training.sample_every=null"]
 CASES = {
     "digits": ["model=ddpm", "model.condition=[digit]", "training.max_steps=640"],
@@ -118,18 +117,13 @@ def drawn_rows(name: str, run: Path, samples: int) -> Iterator[list[str]]:
         ]  # fmt: skip
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A table in Markdown."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--runs", type=Path, help="where the runs are kept; a temporary folder without it")
     parser.add_argument("--samples", type=int, default=120)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     real, rows = list(real_rows()), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.runs or Path(temporary)).absolute()
@@ -141,13 +135,12 @@ def main() -> None:
         "# What is drawn beyond the data", "",
         "`OMP_NUM_THREADS=1 python bench/ranges.py`", "",
         f"Real frames: the largest held-out pixel over the largest training pixel, over 2000 splits of so many frames, a fifth of them held out: median, 90% and 99% quantile; the share of splits in which it is above {HEADROOM:g}; and the share of held-out frames with a pixel above {HEADROOM:g} times the largest of the training.", "",
-        *table(["frames", "of them", "median", "90%", "99%", f"splits above {HEADROOM:g}", "frames cut"], real), "",
+        *markdown(["frames", "of them", "median", "90%", "99%", f"splits above {HEADROOM:g}", "frames cut"], real, "l"), "",
         f"Drawn frames, {args.samples} of each model: their largest pixel over the largest training pixel, the share of their pixels above that one, the share of samples and of pixels that the limits cut, and the share of samples in which a classifier, trained on real training frames, sees what was asked for (95%, Wilson).", "",
-        *table(["model", "samples", "largest", "pixels above", "samples cut", "pixels cut", "right class"], rows), "",
+        *markdown(["model", "samples", "largest", "pixels above", "samples cut", "pixels cut", "right class"], rows, "l"), "",
         "The models were trained with", "", words, "",
     ]  # fmt: skip
-    RESULTS.write_text("\n".join(lines), encoding="utf-8")
-    print(RESULTS.read_text())
+    print(write_results("ranges", lines))
 
 
 if __name__ == "__main__":

@@ -14,20 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from harness import XRDDIFF, machine, make_parser, markdown, same_terms, turns, write_results
+
 HERE = Path(__file__).resolve()
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
-RESULTS = HERE.parent / "results" / "ranks.md"
 WORDS = ["model=vae_kl", "size=tiny", "experiment_type=test", "data=sim128", "data.limit=64", "threads=1"]
 
 
@@ -42,7 +40,7 @@ def rank_main(folder: str, steps: int) -> None:
     from xrddiff.learn.models.autoencoder import make_autoencoder
     from xrddiff.learn.recipes.setup import run_accelerator, run_loaders
 
-    torch.set_num_threads(1)
+    same_terms()
     initialize_distributed()
     cfg = compose_config([*WORDS, "training.batch_size=8"])
     prepared, accelerator = prepare_words(cfg), run_accelerator(cfg.training)
@@ -88,15 +86,14 @@ def frames_per_second(ranks: int, steps: int) -> float:
 def throughput(rounds: int, steps: int) -> list[str]:
     """Table of 1 and 2 ranks."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for i in range(rounds):
-        for n in (1, 2) if i % 2 == 0 else (2, 1):
-            rates[n].append(frames_per_second(n, steps))
+    for n in turns(rates, rounds):
+        rates[n].append(frames_per_second(n, steps))
     ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
-    rows = [f"| {n} | {max(rates[n]):.1f} ({median(rates[n]):.1f}) |" for n in rates]
+    rows = [[n, f"{max(rates[n]):.1f} ({median(rates[n]):.1f})"] for n in rates]
     ratio = f"{max(rates[2]) / max(rates[1]):.2f} of the best, {median(ratios):.2f} the median of the rounds"
     return [
         "## Two ranks against one", "", f"Frames of 128² per second over {steps - 4} steps of 8 frames per rank, tiny autoencoder, best (median) of {rounds} rounds", "",
-        "| ranks × 1 thread | frames/s |", "| --- | --- |", *rows, "", f"Ratio: {ratio}.", "",
+        *markdown(["ranks × 1 thread", "frames/s"], rows, "l"), "", f"Ratio: {ratio}.", "",
     ]  # fmt: skip
 
 
@@ -173,20 +170,18 @@ def submit(rounds: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--parts", nargs="+", choices=["throughput", "papermill", "submit"], default=["throughput", "papermill", "submit"])  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
         rank_main(args.rank, args.steps)
         raise SystemExit
-    import torch
 
-    lines = ["# Ranks", "", f"`python bench/ranks.py --rounds {args.rounds}` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {datetime.now():%Y-%m-%d}", ""]  # fmt: skip
+    lines = ["# Ranks", "", f"`python bench/ranks.py --rounds {args.rounds}` on {machine('cores', 'torch', 'day')}", ""]  # fmt: skip
     for part in args.parts:
         lines += {"throughput": lambda: throughput(args.rounds, args.steps), "papermill": lambda: overhead(args.rounds), "submit": lambda: submit(args.rounds)}[part]()  # fmt: skip
     print("\n".join(lines))
     if set(args.parts) == {"throughput", "papermill", "submit"}:
-        RESULTS.write_text("\n".join(lines))
+        write_results("ranks", lines)

@@ -9,16 +9,15 @@ minima, and (the median of the rounds' ratios); `CPU` is the ratio of the proces
 
 from __future__ import annotations
 
-import argparse
 import math
 import platform
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from statistics import median
 
 import numpy as np
+from harness import interleaved, make_parser, markdown, min_median, ratio, same_terms, table_row, timed
 
 from xrddiff.core.seeds import torch_generator
 from xrddiff.data.frames.geometry import polarization_factor, q_map, solid_angle
@@ -125,53 +124,41 @@ def poisson_only(mu: np.ndarray, threads: int) -> list:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=15, threads=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512, 1024])
     parser.add_argument("--experiments", nargs="*", default=["sim-422"], help="further ones to time by name")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-loop", action="store_true", help="leave the loop over reflections out")
     args = parser.parse_args()
     import torch
 
-    torch.set_num_threads(1)
+    same_terms()
     print(
         f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, threads {args.threads}"
     )
-    print(
-        "| size | experiment | reflections | whole, ms/frame | Poisson alone, ms/frame | whole / Poisson | CPU | frames/s | loop, ms/frame | loop / whole |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    head = ["size", "experiment", "reflections", "whole, ms/frame", "Poisson alone, ms/frame", "whole / Poisson", "CPU"]
+    print(*markdown([*head, "frames/s", "loop, ms/frame", "loop / whole"], [], "l"), sep="\n")
     for e in [*map(of_size, args.sizes), *(EXPERIMENTS[n] for n in args.experiments)]:
         n = e.detector.shape[0]
         shots = range(max(8, min(256, 2**22 // n**2)))
         mu, drawn, _ = expected_counts(e, shots)
-        contestants = partial(simulate, e, shots, threads=args.threads), partial(poisson_only, mu, args.threads)
-        rows, cpu = [], np.zeros(2)
-        for _ in range(args.rounds):
-            spent = []
-            for contestant in contestants:
-                wall, own = time.perf_counter(), time.process_time()
-                contestant()
-                spent.append((time.perf_counter() - wall, time.process_time() - own))
-            rows.append([w / len(shots) * 1e3 for w, _ in spent])
-            cpu += [c for _, c in spent]
-        whole, alone = zip(*rows, strict=True)
+        ways = {
+            "whole": partial(simulate, e, shots, threads=args.threads),
+            "poisson": partial(poisson_only, mu, args.threads),
+        }
+        whole, alone = interleaved(ways, args.rounds).values()
+        per_frame = 1e3 / len(shots)
         loop = "", ""
         if not args.no_loop:
             one = int(np.flatnonzero(drawn.crystals == 1)[0])
             single = Shots(*(v[one : one + 1] for v in drawn))
-            start = time.perf_counter()
-            reference = loop_expected(e, single)
-            spent = (time.perf_counter() - start) * 1e3 + min(alone)
+            reference, spent = timed(partial(loop_expected, e, single))
+            spent = 1e3 * spent.clock + per_frame * min(alone.clock)
             np.testing.assert_allclose(mu[one], reference[0], rtol=1e-5, atol=1e-12)
-            loop = f"{spent:.0f}", f"{spent / median(whole):.0f}"
-        ratios = [a / b for a, b in rows]
-        print(
-            f"| {n}² | {e.name} | {len(reflections(e.sample.crystal, e.resolution))} | {min(whole):.2f} (median {median(whole):.2f}) "
-            f"| {min(alone):.2f} ({median(alone):.2f}) | {min(whole) / min(alone):.2f} ({median(ratios):.2f}) | {cpu[0] / cpu[1]:.2f} | {1e3 / min(whole):.0f} | {loop[0]} | {loop[1]} |",
-            flush=True,
-        )
+            loop = f"{spent:.0f}", f"{spent / (per_frame * median(whole.clock)):.0f}"
+        cells = [f"{n}²", e.name, len(reflections(e.sample.crystal, e.resolution))]
+        cells += [min_median(t.clock, ".2f", per_frame) for t in (whole, alone)]
+        cells += [ratio(whole.clock, alone.clock), f"{sum(whole.cpu) / sum(alone.cpu):.2f}"]
+        print(table_row([*cells, f"{1e3 / (per_frame * min(whole.clock)):.0f}", *loop]), flush=True)
 
 
 if __name__ == "__main__":

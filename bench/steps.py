@@ -19,7 +19,6 @@ import argparse
 import ctypes
 import gc
 import itertools
-import json
 import multiprocessing
 import os
 import platform
@@ -44,6 +43,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL as TheirKL
 from diffusers import UNet2DModel, VQModel
 from diffusers.training_utils import EMAModel
+from harness import make_parser, markdown, min_median, read_results, same_terms, turns, write_results
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -62,9 +62,7 @@ from xrddiff.learn.training.compute import computed
 from xrddiff.learn.training.options import train_options
 from xrddiff.learn.training.steps import set_mode, to_device
 from xrddiff.learn.training.trainer import Trainer
-from xrddiff.run.execution.run_folder import keep_memory
 
-RESULTS = Path(__file__).parent / "results" / "steps.json"
 MODELS = {
     "vae_kl": ["model=vae_kl"],
     "vae_kl f8": ["model=vae_kl", "model.downsampling=8"],
@@ -136,7 +134,6 @@ def our_step(cfg: Any, objective: nn.Module, loader: Any, stack: ExitStack) -> S
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     trainer = Trainer(objective, loader, folder, o, batch_size=loader.batch_size, progress=False)
     set_mode(objective, True)
-    keep_memory()  # as every run does
     stack.enter_context(computed(objective.model, **o.changes))
     batches = repeat(next(batches_from(loader, Place())))
 
@@ -280,8 +277,7 @@ def share_of_products(step: Step, gpu: bool) -> float:
 
 def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, device: str) -> None:
     """Get ready to make steps; then make one for each message, answered by its seconds."""
-
-    torch.set_num_threads(threads)
+    same_terms(threads)
     torch.manual_seed(0)
     gpu, (frames, pixels, _) = device == "cuda", SIZES[size]
     cfg = compose_config([*MODELS[model], f"size={size}", *VARIANTS.get(variant, [])])
@@ -297,6 +293,7 @@ def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, 
     with stack:
         objective, loader = make_objective(cfg, frames, pixels)
         row = dict(parameters=sum(p.numel() for p in objective.model.parameters()), frames=[frames, *loader.shape])
+        same_terms(threads, keep_freed=True)  # as every run does, and the peer is to have it too
         if variant in PEERS:
             ours, batch = objective.model.to(device), to_device(next(loader.batches(0)), torch.device(device))
             peer = peer_of(ours).to(device)
@@ -372,14 +369,13 @@ def race(model: str, size: str, variants: list[str], args: argparse.Namespace) -
     for group in [variants] if together else [[name] for name in variants]:
         ready = {name: ready.get(name) or start(model, size, name, args) for name in group}
         times: dict[str, list[float]] = {name: [] for name in group}
-        for r in range(rounds):
-            for name in group[:: 1 if r % 2 == 0 else -1]:
-                times[name].append(round(ready[name].turn(), 2))
+        for name in turns(group, rounds):
+            times[name].append(round(ready[name].turn(), 2))
         for name, ms in times.items():
             about = dict(model=model, size=size, variant=name) | ready[name].stop()
             rows.append(about | dict(ms=ms, together=together))
             print(
-                f"{model} {size} {name}: {min(ms):.0f} ({median(ms):.0f}) ms, {rows[-1]['memory']:.0f} MB, first step {rows[-1]['first']} s",
+                f"{model} {size} {name}: {min_median(ms, '.0f')} ms, {rows[-1]['memory']:.0f} MB, first step {rows[-1]['first']} s",
                 flush=True,
             )
     return rows
@@ -413,10 +409,6 @@ def bound(case: dict[str, dict[str, Any]]) -> list[str]:
     return [most, f"{products:.0%}", f"{case[PEERS[0]]['differ']:.0e}"]
 
 
-def cells(title: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (title, ["---"] * len(title), *rows)] + [""]
-
-
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown: for every device the times, the ratios and the memory."""
     about, _, method, _ = __doc__.split("\n\n")  # without the commands
@@ -429,15 +421,13 @@ def table(results: dict[str, Any]) -> str:
             [r["model"], r["size"], f"{r['parameters'] / 1e6:.2f} M", " × ".join(map(str, r["frames"]))] for r in first
         ]
         head = ["model", "size", "parameters", "batch"]
-        times = [
-            [f"{min(case[v]['ms']):.0f} ({median(case[v]['ms']):.0f})" if v in case else "" for v in names]
-            for case in every
-        ]
+        times = [[min_median(case[v]["ms"], ".0f") if v in case else "" for v in names] for case in every]
         memory = [[f"{case[v]['memory']:.0f}" if v in case else "" for v in names] for case in every]
         commands = sorted({f"`{row['command']}`" for row in found["rows"]})
         lines += [f"## {found['about']}", "", ", ".join(commands), "", "ms per step:", ""]
-        lines += cells(head + names, [a + b for a, b in zip(heads, times, strict=True)])
-        lines += ["MB at most:", ""] + cells(head[:2] + names, [a[:2] + b for a, b in zip(heads, memory, strict=True)])
+        lines += [*markdown(head + names, [a + b for a, b in zip(heads, times, strict=True)], "l"), ""]
+        rows = [a[:2] + b for a, b in zip(heads, memory, strict=True)]
+        lines += ["MB at most:", "", *markdown(head[:2] + names, rows, "l"), ""]
         compiled = [f"{r['model']} {r['size']} {r['first']:.0f}" for r in found["rows"] if r["variant"] == "compile"]
         if compiled:
             lines += [f"Compiling, which is in the first step, took in s of CPU time: {', '.join(compiled)}.", ""]
@@ -448,23 +438,23 @@ def table(results: dict[str, Any]) -> str:
         title = [*head[:2], *(f"{peer} / {ours}" for peer, ours in pairs), "at most", "products", "differ"]
         ends = [bound(case) for _, case in raced]
         both = zip(raced, ends, strict=True)
-        lines += cells(title, [a[:2] + [ratio(case, *p) for p in pairs] + end for (a, case), end in both])
+        rows = [a[:2] + [ratio(case, *p) for p in pairs] + end for (a, case), end in both]
+        lines += [*markdown(title, rows, "l"), ""]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, threads=1)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small", "large"])
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *PEERS], default=[*VARIANTS, *PEERS])
     parser.add_argument("--rounds", type=int, help="of each row; default: those of its size")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--trial", action="store_true", help="write nothing")
     parser.add_argument("--table", action="store_true", help="write the table again, from the rows that are there")
     args = parser.parse_args()
     if args.table:
-        RESULTS.with_suffix(".md").write_text(table(json.loads(RESULTS.read_text())))
+        write_results("steps", table(read_results("steps", {})))
         return
     command = f"OMP_NUM_THREADS={args.threads} python bench/steps.py {shlex.join(sys.argv[1:])}".strip()
     for size in args.sizes:
@@ -474,7 +464,7 @@ def main() -> None:
             new = [row | {"command": command} for row in race(model, size, variants, args)]
             if args.trial:
                 continue
-            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            results = read_results("steps", {})
             found = results.setdefault(args.device, {"rows": []})
             name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
             found["about"] = (
@@ -482,8 +472,7 @@ def main() -> None:
             )
             again = {(r["model"], r["size"], r["variant"]) for r in new}
             found["rows"] = [r for r in found["rows"] if (r["model"], r["size"], r["variant"]) not in again] + new
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-            RESULTS.with_suffix(".md").write_text(table(results))
+            write_results("steps", table, results)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ peakfinder8 gets the same frames from memory. Writes bench/results/streams.json 
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import socket
 import subprocess
@@ -22,9 +20,11 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from harness import make_parser, markdown, write_results
 from peakfinder import peer
 
 from xrddiff.data.formats.store import save_frames
@@ -34,8 +34,6 @@ from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.streaming.answers import read_answers
 from xrddiff.run.streaming.live_page import StreamStanding
 from xrddiff.run.streaming.stream import Stream, StreamPlan
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def large(frames: xr.Dataset, times: int) -> xr.Dataset:
@@ -88,7 +86,7 @@ def peakfinder8(python: str, frames: xr.Dataset, rounds: int = 5) -> float:
     """CPU ms of a frame."""
     with tempfile.TemporaryDirectory() as folder:
         once = peer(python, Path(folder), frames["intensity"].values[:8], frame_mask(frames), radius_map(frames), 0.0)
-        taken = [once()[0] for _ in range(rounds)]
+        taken = [once().cpu for _ in range(rounds)]
         once.stop()
     return 1e3 * min(taken) / 8
 
@@ -105,11 +103,10 @@ def bare(frames: xr.Dataset) -> xr.Dataset:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=3)
     parser.add_argument("--onda", help="Python of an environment with ondamonitor")
     parser.add_argument("--run", help="a run for frames of sim128")
     parser.add_argument("--frames", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     small, middle = bare(simulate("sim128", range(64))), bare(simulate("sim-522", range(8)))
     cell = ",".join(map(str, small.attrs["unit_cell"]))
@@ -137,11 +134,11 @@ def main() -> None:
         print(row, flush=True)
     about = dict(day=str(date.today()), machine=platform.machine(), python=platform.python_version())
     about["command"] = f"python bench/streams.py --frames {args.frames} --rounds {args.rounds}"
-    (RESULTS / "streams.json").write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
-    write(about, rows)
+    write_results("streams", page, dict(about=about, rows=rows))
 
 
-def write(about: dict[str, str], rows: list[dict[str, float]]) -> None:
+def page(found: dict[str, Any]) -> list[str]:
+    about, rows = found["about"], found["rows"]
     lines = ["# Streams of frames", ""]
     lines.append(
         f"`OMP_NUM_THREADS=1 {about['command']}`; {about['machine']}, Python {about['python']}, one thread, {about['day']}."
@@ -151,18 +148,14 @@ def write(about: dict[str, str], rows: list[dict[str, float]]) -> None:
         "Frames are taken from a socket (DECTRIS stream, bslz4), unpacked, answered and written into the table; ms of a frame, minimum (median). *CPU*: of the process that answers, with its thread that listens and its page. *peakfinder8*: CPU time of that function alone, frames in memory. "
         "*On two cores*: two workers answer, one process takes the frames and another sends them, all on the same two cores.",
     ]
-    lines += [
-        "",
-        "| frames | hits | with a lattice | CPU | clock | frames per CPU second | frames/s by the clock | peakfinder8 alone |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    cells = []
     for r in rows:
         peer_ms = f"{r['peakfinder8']:.1f}" if "peakfinder8" in r else "–"
         cpu = (f"{r['cpu']:.1f} ({r['cpu_median']:.1f})", f"{1e3 / r['cpu']:.0f}") if not r["workers"] else ("–", "–")
-        lines.append(
-            f"| {r['what']} | {r['hits']:.2f} | {r['lattices']:.2f} | {cpu[0]} | {r['clock']:.1f} | {cpu[1]} | {1e3 / r['clock']:.0f} | {peer_ms} |"
-        )
-    (RESULTS / "streams.md").write_text("\n".join(lines) + "\n")
+        cells.append([r["what"], f"{r['hits']:.2f}", f"{r['lattices']:.2f}", cpu[0], f"{r['clock']:.1f}", cpu[1]])
+        cells[-1] += [f"{1e3 / r['clock']:.0f}", peer_ms]
+    head = ["frames", "hits", "with a lattice", "CPU", "clock", "frames per CPU second", "frames/s by the clock"]
+    return [*lines, "", *markdown([*head, "peakfinder8 alone"], cells)]
 
 
 if __name__ == "__main__":

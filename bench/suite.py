@@ -10,22 +10,19 @@ Writes bench/results/suite.json and bench/results/suite.md.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
+from harness import cpu_seconds, machine, make_parser, markdown, read_results, write_results
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 STEPS = {
     "test": "lint, every cell of every notebook, every test",
     "test-quick": "lint, the notebooks that changed, every test that is not slow",
@@ -42,7 +39,7 @@ def children() -> float:
         while time.monotonic() < end:
             if os.waitpid(-1, os.WNOHANG) == (0, 0):
                 time.sleep(0.2)
-    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    return cpu_seconds(own=False)
 
 
 def measure(folder: Path, step: str, *words: str) -> dict[str, float]:
@@ -60,30 +57,30 @@ def table(found: dict) -> str:
     clock = lambda row: f"{row['seconds'] / 60:.1f}" if row.get("seconds") else "–"  # noqa: E731
     busy = lambda row: f"{row['cpu'] / 60:.1f}" if row.get("cpu") else "–"  # noqa: E731
     lines = ["# The suite", "", f"`python bench/suite.py` on {where}", "", "Minutes of the clock, and of CPU:", ""]
-    lines += ["| `make` | what | clock | CPU | clock before | CPU before |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = []
     for name, what in STEPS.items():
         row, old = now.get(name, {}), before.get(name, {})
         what += " (some failed)" if row.get("failed") else ""
-        lines.append(f"| {name} | {what} | {clock(row)} | {busy(row)} | {clock(old)} | {busy(old)} |")
+        rows.append([name, what, clock(row), busy(row), clock(old), busy(old)])
+    lines += markdown(["`make`", "what", "clock", "CPU", "clock before", "CPU before"], rows, "l")
     if "about" in before:
         lines += ["", f"Before: {before['about']}."]
     if tests := found.get("tests"):
         lines += ["", "## The tests that cost most", "", "A fixture counts for the test that asks for it first."]
-        lines += ["", "| seconds of CPU | of the clock | test |", "| --- | --- | --- |"]
-        lines += [f"| {t['cpu']:.1f} | {t['seconds']:.1f} | `{t['test'].removeprefix('tests/')}` |" for t in tests]
+        rows = [[f"{t['cpu']:.1f}", f"{t['seconds']:.1f}", f"`{t['test'].removeprefix('tests/')}`"] for t in tests]
+        lines += ["", *markdown(["seconds of CPU", "of the clock", "test"], rows, "l")]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     args = parser.parse_args()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
-    path = RESULTS / "suite.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    found["where"] = f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}"
+    found = read_results("suite", {})
+    found["where"] = machine("cores", "day")
     found.setdefault("now", {})
     with tempfile.TemporaryDirectory() as folder:
         cost = Path(folder) / "cost"
@@ -96,9 +93,7 @@ def main() -> None:
             found["tests"] = sorted(rows, key=lambda row: -row["cpu"])[:20]
     if args.before:
         found["before"] = {step: measure(args.before, step) for step in args.steps}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / "suite.md").write_text(table(found))
-    print(table(found))
+    print(write_results("suite", table, found))
     if any(found["now"][step].get("failed") for step in args.steps):
         sys.exit("bench/suite.py: a step has failed; its time is not that of a whole suite")
 

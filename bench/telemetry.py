@@ -8,9 +8,6 @@ bench/results/telemetry.json and telemetry.md.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -18,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from harness import machine, make_parser, markdown, same_terms, write_results
 from torch import nn
 
-RESULTS = Path(__file__).parent / "results"
 TURN = 20
 
 
@@ -84,25 +81,23 @@ def measure(steps: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     times = measure(args.steps)
     least, middle = ({k: f(v[2:]) for k, v in times.items()} for f in (min, statistics.median))
     found = {"command": f"OMP_NUM_THREADS=1 python bench/telemetry.py --steps {args.steps}"}
     found |= {"turns": len(times["with"]), "ms_per_step": {k: 1e3 * v for k, v in middle.items()}}
     found |= {"cost": {"min": least["with"] / least["without"] - 1, "median": middle["with"] / middle["without"] - 1}}
-    (RESULTS / "telemetry.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [
         "# What telemetry costs", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'one thread')}.", "",
         f"Steps of a small convolutional network on 64 × 64 pixels, {found['turns']} turns of {TURN} steps each, with and without the table of epochs and the rules of health; with them, every {TURN} steps end an epoch.", "",
-        "| | ms of CPU per step |", "| --- | ---: |",
-        *(f"| {k} telemetry | {v:.2f} |" for k, v in found["ms_per_step"].items()), "",
+        *markdown(["", "ms of CPU per step"], [[f"{k} telemetry", f"{v:.2f}"] for k, v in found["ms_per_step"].items()]), "",
         f"Cost: {found['cost']['median']:+.1%} (median), {found['cost']['min']:+.1%} (min).",
     ]  # fmt: skip
-    (RESULTS / "telemetry.md").write_text("\n".join(lines) + "\n")
+    write_results("telemetry", lines, found)
     print(found)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -19,9 +18,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, same_terms, write_results
 
-RESULTS = Path(__file__).parent / "results"
-XRDDIFF = Path(sys.executable).with_name("xrddiff")
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
     "windows": [*FEW, "model.condition_maps=[lattice,intensity,q]", "model.condition=[background_level]", "data.name=sim-522", "data.limit=400", "data.window=128", "training.num_epochs=12", "model.diff_epochs=40", "inference.num_samples=8", "inference.batch_size=4", "inference.steps=4"],
@@ -66,16 +64,11 @@ def train(name: str, folder: Path, as_is: bool) -> Path:
         return run
     if run is None or not (run / "report.html").exists():
         words = [f"resume={run}"] if run else [*MODELS[name], f"run_name={name}"]
-        before = cpu()
+        before = cpu_seconds(own=False)
         subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
         run = next(folder.glob(f"output/*/{name}"))
-        (run / "cpu_seconds.txt").write_text(str(round(cpu() - before)))
+        (run / "cpu_seconds.txt").write_text(str(round(cpu_seconds(own=False) - before)))
     return run
-
-
-def cpu() -> float:
-    """CPU seconds of the processes below this one that have ended."""
-    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def sample(run: Path, name: str, *words: str) -> tuple[Path, float]:
@@ -104,11 +97,10 @@ def draw(run: Path, words: list[str], threads: int) -> dict:
 
 def draw_here(run: Path, words: list[str], threads: int) -> dict:
     """What `draw` starts."""
-    import torch
 
     from xrddiff.judge.inference.sample_jobs import open_sample_job
 
-    torch.set_num_threads(threads)
+    same_terms(threads)
     job = open_sample_job(run, [*words, "inference.num_samples=1", "inference.batch_size=1"])
     clock, used = time.monotonic(), time.process_time()
     frames, _ = job.make(slice(0, 1))
@@ -190,20 +182,21 @@ def page(found: dict) -> str:
     """The results as a page."""
     lines = [
         "# Whole detectors by parts", "",
-        f"{' and '.join(f'`{c}`' for c in found['commands'].values())}; {platform.machine()}, Python {platform.python_version()}, one thread unless said.", "",
+        f"{' and '.join(f'`{c}`' for c in found['commands'].values())}; {machine('python', 'one thread')} unless said.", "",
         "Two models that know 128 × 128 pixels: `windows` was trained on random windows of frames of 512 × 512 pixels (sim-522) and draws such frames; `frames` was trained on whole frames of sim128. Both also draw on detectors that they never saw, with more pixels, "
         "farther away, so that angles stay, and `windows` on the 64 panels of the CSPAD of `cspad-lysozyme`, each in its place. Both were told the lattice and q, `windows` the intensities and the level of the background too. Tiles of 128 px are blended at every evaluation; *none*: the whole frame at once.", "",
         "*Index*: share of the frames that have a lattice beyond chance, with its 95% interval. *On the asked lattice*: share of a frame's peaks, median; in brackets with the lattices exchanged among the frames. *Seams*: how well the better of two classifiers of strips "
         "of 16 pixels tells seams from other places (AUC on frames that it was not fitted on; .5 is chance). A model of whole frames takes each tile for a whole frame.", "",
-        "| model | pixels | frames | evaluations | tiles | overlap | CPU seconds a frame | index | on the asked lattice | peaks | seams |", "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
+    rows = []
     for r in found["rows"]:
         a, other = r["asked"]["samples"], r["asked"]["lattices exchanged"]
         size, tiles = " × ".join(map(str, r["pixels"])), r["tile"] or "none"
-        lines.append(
-            f"| {r['model']} | {size} | {r['frames']} | {r['steps']} | {tiles} | {r['overlap']} | {r['cpu']:.1f} | {rate(r)} "
-            f"| {a['on_lattice']:.2f} ({other['on_lattice']:.2f}) | {a['peaks']:.0f} | {'–' if r['auc'] is None else format(r['auc'], '.2f')} |"
-        )
+        cells = [r["model"], size, r["frames"], r["steps"], tiles, r["overlap"], f"{r['cpu']:.1f}", rate(r)]
+        cells += [f"{a['on_lattice']:.2f} ({other['on_lattice']:.2f})", f"{a['peaks']:.0f}"]
+        rows.append([*cells, "–" if r["auc"] is None else f"{r['auc']:.2f}"])
+    head = ["model", "pixels", "frames", "evaluations", "tiles", "overlap", "CPU seconds a frame", "index"]
+    lines += markdown([*head, "on the asked lattice", "peaks", "seams"], rows, "llrrlr")
     lines.append("")
     for name, real in found["real"].items():
         lines += [f"Measured frames beside `{name}`, of its training detector: index {rate(real)}, {real['index']['peaks']:.0f} peaks a frame{real['seams']}.", ""]  # fmt: skip
@@ -226,10 +219,9 @@ def rate(found: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--only", nargs="*", choices=MODELS, default=[*MODELS])
     parser.add_argument("--as-is", action="store_true", help="take runs that have not ended as they are")
     parser.add_argument("--draw", type=int, default=None, help=argparse.SUPPRESS)
@@ -248,9 +240,8 @@ def main() -> None:
     folder = (args.folder or Path(tempfile.mkdtemp())).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     found = {"commands": {}, "training": {}, "real": {}, "distances": {}, "rows": [], "single": []}
-    if (RESULTS / "tiles.json").exists():
-        found |= json.loads((RESULTS / "tiles.json").read_text())
-        found["single"] = [r for r in found["single"] if "model" in r]
+    found |= read_results("tiles", {})
+    found["single"] = [r for r in found["single"] if "model" in r]
 
     def keep() -> None:
         """Write what there is."""
@@ -266,8 +257,7 @@ def main() -> None:
                 found["distances"][name] = {title: v for title, v in ratios.items() if v is not None and np.isfinite(v)}
                 seconds = run / "cpu_seconds.txt"
                 found["training"][name] = seconds.read_text().strip() if seconds.exists() else "unknown"
-        (RESULTS / "tiles.json").write_text(json.dumps(found, indent=1) + "\n")
-        (RESULTS / "tiles.md").write_text(page(found))
+        write_results("tiles", page, found)
 
     for name in args.only:
         run = train(name, folder, args.as_is)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import index_rates
 import numpy as np
 import torch
 import torch.nn.functional as F
+from harness import RESULTS, machine, make_parser, markdown, read_results, same_terms, write_results
 from torch import Tensor, nn
 
 from xrddiff.config.composition import compose_config
@@ -51,7 +51,6 @@ from xrddiff.learn.recipes.setup import run_accelerator, run_loaders, run_traine
 from xrddiff.learn.training.batches import cut
 from xrddiff.learn.training.callbacks import Callback, Training
 
-RESULTS = Path(__file__).parent / "results"
 SAMPLES, LOOKS = 64, (90, 120, 160, 210, 280, 360, 480, 600)  # seconds
 GOOD = 1.5  # times the floor
 COMMON = [
@@ -373,23 +372,26 @@ def page(found: dict) -> str:
     last = lambda row: row["looks"][-1]  # noqa: E731
     lines = [
         "# Time to quality", "",
-        f"`{found['command']}`; {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, one thread.", "",
+        f"`{found['command']}`; {machine('python', 'torch', 'one thread')}.", "",
         f"Seconds of CPU in training until {SAMPLES} samples index at half the rate of real frames ({found['real']:.2f}), and until each distance from held-out frames is at most {GOOD} times the floor, at two looks running; – : not by the last look, or not measured. The autoencoder of a latent model is in the seconds. "
         "`bench/time_to_quality.py` says what each row is. diffusers' latent models have their autoencoder's architecture, frames, maps, averages and sampler from us; what is theirs is network, prediction, noise levels and loss. The example has nothing from us.", "",
-        "| trained | parameters | first phase, s | last look, s | steps | index at half the real rate | " + " | ".join(ablations.DISTANCES) + " |",
-        "| --- |" + " ---: |" * (len(goals) + 4),
     ]  # fmt: skip
+    table = []
     for name in ROWS:
         if row := rows.get(name):
             about = [name, f"{row['parameters'] / 1e6:.2f} M", f"{row['before']:.0f}", f"{last(row)['seconds']:.0f}", last(row)["step"]]  # fmt: skip
-            lines.append("| " + " | ".join(map(str, [*about, *(cell(row, goal) for goal in goals.values())])) + " |")
-    lines += ["", "At the last look:", "", "| trained | index | on the asked lattice | peaks | " + " | ".join(ablations.DISTANCES) + " |", "| --- |" + " ---: |" * (len(goals) + 2)]  # fmt: skip
+            table.append([*about, *(cell(row, goal) for goal in goals.values())])
+    head = ["trained", "parameters", "first phase, s", "last look, s", "steps", "index at half the real rate"]
+    lines += [*markdown([*head, *ablations.DISTANCES], table), "", "At the last look:", ""]
+    table = []
     for name in ROWS:
         if row := rows.get(name):
             look = last(row)
             told = [f"{look[k]:.2f}" if look.get(k) is not None else "–" for k in ("index", "asked")]
             told += [f"{look['peaks']:.0f}" if "peaks" in look else "–"]
-            lines.append("| " + " | ".join([name, *told, *(f"{look['ratio'][d]:.2f}" if d in look["ratio"] else "–" for d in ablations.DISTANCES)]) + " |")  # fmt: skip
+            told += [f"{look['ratio'][d]:.2f}" if d in look["ratio"] else "–" for d in ablations.DISTANCES]
+            table.append([name, *told])
+    lines += markdown(["trained", "index", "on the asked lattice", "peaks", *ablations.DISTANCES], table)
     lines += ["", "![Quality over seconds of training](time_to_quality.png)", "", "Words of the rows, beside `" + " ".join([*COMMON, *STEADY]) + "`:", ""]  # fmt: skip
     lines += [f"- {name}: `{' '.join(row['words'])}`" for name, row in rows.items() if row["words"]]
     return "\n".join(lines) + "\n"
@@ -436,8 +438,7 @@ def best_peer(found: dict) -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path)
+    parser = make_parser(__doc__, folder=None)
     parser.add_argument("--seconds", type=float, default=600, help="of the last look, at most")
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
     parser.add_argument(
@@ -449,10 +450,10 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="judge the looks that are there once more: the same training up to the same steps, whose seconds stay")  # fmt: skip
     parser.add_argument("--one", choices=list(ROWS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     torch.set_flush_denormal(True)
     path = RESULTS / "time_to_quality.json"
-    read = lambda: json.loads(path.read_text()) if path.exists() else {"rows": {}}  # noqa: E731
+    read = lambda: read_results("time_to_quality", {"rows": {}})  # noqa: E731
     if args.one:
         looks = args.looks or [t for t in LOOKS if t <= min(args.seconds, LAST.get(args.one, LOOKS[-1]))]
         known = read()["rows"][args.one]["looks"] if args.again else []
@@ -473,8 +474,7 @@ def main() -> None:
             if args.looks and (old := found["rows"].get(name)):
                 row["looks"] = sorted(row["looks"] + old["looks"], key=lambda look: look["seconds"])
             found["rows"][name] = row
-            path.write_text(json.dumps(found, indent=1) + "\n")
-            path.with_suffix(".md").write_text(page(found))
+            write_results("time_to_quality", page, found)
             picture(found, path.with_suffix(".png"))
             print(name, found["rows"][name]["looks"][-1], file=sys.stderr, flush=True)
 

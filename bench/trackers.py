@@ -5,22 +5,15 @@ A small training is told to each tracker, and the CPU seconds of this process an
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+
+from harness import cpu_seconds, interleaved, make_parser, markdown, same_terms, write_results
 
 ROWS, STEPS_PER_ROW = 400, 10
-RESULTS = Path(__file__).parent / "results"
-
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def tracker_cost(name: str) -> dict[str, float]:
@@ -61,40 +54,41 @@ def step_seconds() -> float:
 
     from xrddiff.learn.models.autoencoder import make_autoencoder
 
-    torch.set_num_threads(1)
+    same_terms()
     net, x = make_autoencoder("tiny"), torch.rand(2, 1, 128, 128)
     optimizer = torch.optim.AdamW(net.parameters())
-    times = []
-    for _ in range(20):
-        start = time.process_time()
+
+    def step() -> None:
         (net(x).frame - x).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        times.append(time.process_time() - start)
-    return sorted(times)[len(times) // 2]
+
+    return median(interleaved({"step": step}, 20, warmup=0)["step"].cpu)
 
 
 def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("trackers", nargs="*", default=["jsonl", "tensorboard", "wandb"])
+    args = parser.parse_args()
     os.environ["WANDB_MODE"] = "offline"
     import xrddiff.learn.training.trackers  # noqa: F401  what every run imports
 
     step = step_seconds()
-    costs = {name: tracker_cost(name) for name in sys.argv[1:] or ("jsonl", "tensorboard", "wandb")}
+    costs = {name: tracker_cost(name) for name in args.trackers}
     lines = [
         "# What trackers cost",
         "",
         f"CPU time of `python bench/trackers.py`, over {ROWS} rows. A row is told every {STEPS_PER_ROW} steps (`training.log_every`); a step of the smallest model (vae_kl, size tiny, two frames of 128 × 128) takes "
         f"{1e3 * step:.0f} ms on one core. W&B's own process is counted with its start and finish.",
         "",
-        "| tracker | start and finish, s | a row, ms | the training waits for a row, ms | share of the steps between two rows |",
-        "| --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for name, c in costs.items():
         share = c["row_ms"] / 1e3 / (STEPS_PER_ROW * step)
-        lines.append(f"| {name} | {c['start_s']:.2f} | {c['row_ms']:.3f} | {c['wait_ms']:.3f} | {100 * share:.2f} % |")
-    (RESULTS / "trackers.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / "trackers.json").write_text(json.dumps(dict(step_ms=1e3 * step, trackers=costs), indent=1) + "\n")
-    print("\n".join(lines))
+        rows.append([name, f"{c['start_s']:.2f}", f"{c['row_ms']:.3f}", f"{c['wait_ms']:.3f}", f"{100 * share:.2f} %"])
+    head = ["tracker", "start and finish, s", "a row, ms", "the training waits for a row, ms"]
+    lines += markdown([*head, "share of the steps between two rows"], rows, "l")
+    print(write_results("trackers", lines, dict(step_ms=1e3 * step, trackers=costs)))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ features. How well it answers is written for crystals and detectors that it was 
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness import make_parser, same_terms
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from torch import nn
@@ -213,13 +213,13 @@ def held_out(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--experiments", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=Path(__file__).parents[1] / "xrddiff" / "judge" / "weights", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    same_terms()
     began = time.process_time()
     scenes = [s for number in range(args.experiments) for s in scenes_of(number, args.seed)]
     others = [s for number in range(12) for s in scenes_of(number, args.seed + 1)]

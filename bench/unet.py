@@ -11,15 +11,12 @@ A row gives the minimum and (median) time of a step over the rounds, CPU time on
 
 from __future__ import annotations
 
-import argparse
 import copy
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import torch
+from harness import interleaved, machine, make_parser, markdown, min_median, ratio, same_terms, table_row
 from torch import Tensor, nn
 
 from xrddiff.learn.models.unet import UNet, make_unet
@@ -86,40 +83,28 @@ def make_step(net: nn.Module, x: Tensor, t: Tensor, variant: str, bf16: bool) ->
     return step
 
 
-def race(steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Times of every step in each round; the order turns round every time."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-        step()
-    for r in range(rounds):
-        for name in list(steps)[:: 1 if r % 2 == 0 else -1]:
-            start = clock()
-            steps[name]()
-            times[name].append(clock() - start)
-    return times
+def race(steps: dict[str, Callable[[], None]], rounds: int, gpu: bool) -> dict[str, list[float]]:
+    """Seconds of every step in each round, of the clock on a GPU and else of CPU; what is compiled, is so in the first steps."""
+    return {name: t.clock if gpu else t.cpu for name, t in interleaved(steps, rounds, warmup=2).items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=9, threads=1, device="cpu")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--bf16", action="store_true", help="every variant in bfloat16 autocast too, the peer with it")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    same_terms(args.threads)
     gpu = args.device.startswith("cuda")
-    clock = time.perf_counter if gpu else time.process_time
 
     import diffusers
 
-    about = f"{platform.machine()}, {args.threads} thread(s), {args.device}; torch {torch.__version__}, diffusers {diffusers.__version__}"
+    about = f"{machine(f'{args.threads} thread(s)', args.device)}; torch {torch.__version__}, diffusers {diffusers.__version__}"
     print(
         f"{about}; {'wall' if gpu else 'CPU'} time in ms of forward and backward, minimum (median) of {args.rounds} rounds\n"
     )
-    print("| case | parameters | maps | outputs differ by | variant | ms | ratio |\n" + "| --- " * 7 + "|")
+    head = ["case", "parameters", "maps", "outputs differ by", "variant", "ms", "ratio"]
+    print(*markdown(head, [], "l"), sep="\n")
     for name in args.cases:
         case = CASES[name]
         ours, peer = (m.to(args.device) for m in make_pair(case))
@@ -127,19 +112,17 @@ def main() -> None:
         t = torch.linspace(0, 999, case.batch, device=args.device)
         with torch.no_grad():
             a, b = ours(x, t), peer(x, t).sample
-        about = f"{sum(p.numel() for p in ours.parameters()) / 1e6:.2f} M | {case.batch} × {case.channels} × {case.size}² | {(a - b).abs().max() / b.abs().max():.1e}"
+        about = [f"{sum(p.numel() for p in ours.parameters()) / 1e6:.2f} M"]
+        about += [f"{case.batch} × {case.channels} × {case.size}²", f"{(a - b).abs().max() / b.abs().max():.1e}"]
         for bf16 in (False, True) if args.bf16 else (False,):
             end = " bf16" if bf16 else ""
             steps = {"diffusers" + end: make_step(peer, x, t, "eager", bf16)}
             steps |= {v + end: make_step(ours, x, t, v, bf16) for v in args.variants}
-            times = race(steps, args.rounds, clock)
+            times = race(steps, args.rounds, gpu)
             theirs = times["diffusers" + end]
             for variant, ms in times.items():
-                ratios = [q / p for p, q in zip(ms, theirs, strict=True)]
-                print(
-                    f"| {name} | {about} | {variant} | {1e3 * min(ms):.1f} ({1e3 * median(ms):.1f}) | {min(theirs) / min(ms):.2f} ({median(ratios):.2f}) |",
-                    flush=True,
-                )
+                cells = [name, *about, variant, min_median(ms, ".1f", 1e3), ratio(theirs, ms)]
+                print(table_row(cells), flush=True)
 
     for where, words, size in (
         ("frames of 128²", dict(patch=4), 128),
@@ -147,8 +130,8 @@ def main() -> None:
     ):
         net = make_unet("tiny", **words).to(args.device)
         x, t = torch.randn(8, net.in_channels, size, size, device=args.device), torch.rand(8, device=args.device)
-        times = race({"tiny": make_step(net, x, t, "eager", False)}, args.rounds, clock)["tiny"]
-        print(f"\ntiny on 8 {where}: {1e3 * min(times):.0f} ({1e3 * median(times):.0f}) ms per step")
+        times = race({"tiny": make_step(net, x, t, "eager", False)}, args.rounds, gpu)["tiny"]
+        print(f"\ntiny on 8 {where}: {min_median(times, '.0f', 1e3)} ms per step")
 
 
 if __name__ == "__main__":

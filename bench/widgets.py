@@ -10,10 +10,7 @@ beamline writes. Writes bench/results/widgets.json and widgets.md.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,10 +19,10 @@ from pathlib import Path
 import h5py
 import hdf5plugin
 import numpy as np
+from harness import machine, make_parser, markdown, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-RESULTS = Path(__file__).parent / "results"
 
 MOVE = """async ({frames, selector, whole}) => {
   const root = document.querySelectorAll(".xrddiff")[selector], slider = root.querySelector("input[type=range]");
@@ -124,28 +121,22 @@ def measure(moves: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--moves", type=int, default=10)
     moves = parser.parse_args().moves
     load = os.getloadavg()[0]
     found = measure(moves)
-    RESULTS.joinpath("widgets.json").write_text(
-        json.dumps({"moves": moves, "load": load, "ms": found}, indent=1) + "\n"
-    )
     lines = [
         "# How fast the frame explorer is",
         "",
-        f"`OMP_NUM_THREADS=1 python bench/widgets.py --moves {moves}`; {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the start, Chromium without a graphics processor.",
+        f"`OMP_NUM_THREADS=1 python bench/widgets.py --moves {moves}`; {machine('cores')}, load {load:.1f} at the start, Chromium without a graphics processor.",
         "",
         "From a move of the slider to the frame on the screen, in the browser: to the kernel and back, reading (16-bit counts, bitshuffle and LZ4), masking, drawing. A frame of more than half a million pixels comes as a preview first, and with every pixel when the slider has rested for 250 ms. Zoom asks no kernel.",
         "",
-        "| | median, ms | nine of ten, ms | longest, ms |",
-        "| --- | ---: | ---: | ---: |",
     ]
-    lines += [
-        f"| {name} | {t['median']:.0f} | {t['nine_of_ten']:.0f} | {t['longest']:.0f} |" for name, t in found.items()
-    ]
-    RESULTS.joinpath("widgets.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [[name, *(f"{t[k]:.0f}" for k in ("median", "nine_of_ten", "longest"))] for name, t in found.items()]
+    lines += markdown(["", "median, ms", "nine of ten, ms", "longest, ms"], rows)
+    write_results("widgets", lines, {"moves": moves, "load": load, "ms": found})
 
 
 if __name__ == "__main__":

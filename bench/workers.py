@@ -11,18 +11,16 @@ Writes bench/results/workers.md.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shlex
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from harness import machine, make_parser, markdown, same_terms, turns, write_results
 from torch import nn
 
 from xrddiff.config.composition import compose_config
@@ -32,11 +30,9 @@ from xrddiff.learn.diffusion.denoisers import Denoiser
 from xrddiff.learn.loading.datasets import prepare_words
 from xrddiff.learn.models.unet import make_unet
 from xrddiff.learn.training.checkpoints import save_checkpoint
-from xrddiff.run.execution.run_folder import create_run, keep_memory
+from xrddiff.run.execution.run_folder import create_run
 from xrddiff.run.execution.sharing import _sample_job, _sample_part
 from xrddiff.run.execution.workers import Workers, open_workers, run_tasks
-
-RESULTS = Path(__file__).resolve().parent / "results" / "workers.md"
 
 
 def make_run(folder: Path, args: argparse.Namespace) -> Path:
@@ -74,17 +70,15 @@ def fill(run: Path, words: tuple[str, ...], folder: Path, pool: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--pixels", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    keep_memory()
-    torch.set_num_threads(1)
+    same_terms(keep_freed=True)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -94,34 +88,31 @@ def main() -> None:
             fill(run, words, folder / "warm", pool)
             fill(run, words, folder / "warm-one", None)
             first = time.perf_counter() - started
-            one, many = [], []
-            for k in range(args.rounds):
-                sides = [("one", None, one), ("many", pool, many)]
-                for side, who, times in sides[:: 1 if k % 2 else -1]:
-                    times.append(fill(run, words, folder / f"{side}-{k}", who))
+            pools, times = {"one": None, "many": pool}, {"one": [], "many": []}
+            for side in turns(pools, args.rounds):
+                own = times[side]
+                own.append(fill(run, words, folder / f"{side}-{len(own)}", pools[side]))
+            one, many = times.values()
         marks = [
             {k: m["sha256"] for k, m in parts_done(PartStore(folder / f"{side}-0")).items()} for side in ("one", "many")
         ]
         assert marks[0] == marks[1] and marks[0], "the samples of the workers are not those of one process"
         ratios = [a / b for a, b in zip(one, many, strict=True)]
         rows = [
-            f"| {label} | {args.frames / min(times):.2f} ({args.frames / median(times):.2f}) |"
+            [label, f"{args.frames / min(times):.2f} ({args.frames / median(times):.2f})"]
             for label, times in (("1 process × 1 thread", one), (f"{args.workers} workers × 1 thread", many))
         ]
         text = f"""# Workers
 
-`{shlex.join(["OMP_NUM_THREADS=1", "python", "bench/workers.py", *sys.argv[1:]])}` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {date.today()}
+`{shlex.join(["OMP_NUM_THREADS=1", "python", "bench/workers.py", *sys.argv[1:]])}` on {machine("cores", "torch", "day")}
 
 {args.frames} frames of {args.pixels}² by a U-Net of the size {args.size}, {args.steps} evaluations, in parts of {args.batch}; best (median) of {args.rounds} rounds
 
-| | frames/s |
-| --- | --- |
-{chr(10).join(rows)}
+{chr(10).join(markdown(["", "frames/s"], rows, "l"))}
 
 Ratio: {min(one) / min(many):.2f} of the best, {median(ratios):.2f} the median of the rounds; the samples are the same bits. To start {args.workers} workers, open the model in each and make two stores first: {first:.0f} s.
 """
-        RESULTS.write_text(text, encoding="utf-8")
-        print(text)
+        print(write_results("workers", text))
 
 
 if __name__ == "__main__":
