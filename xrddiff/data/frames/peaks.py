@@ -305,16 +305,19 @@ def split_groups(
 
 # %% ../../../nbs/data/frames/peaks.ipynb #b2264003
 def _off_the_edge(label: np.ndarray, x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Which of the groups 0 … m, whose pixels (x, y) have the numbers `label`, have one off the edge of a panel of `shape`."""
+    """Which groups 0 … m have a pixel off the edge of a panel of `shape`.
+
+    label: of each pixel (x, y), the number of its group.
+    """
     inner = (x > 0) & (x < shape[1] - 1) & (y > 0) & (y < shape[0] - 1)
     return np.bincount(label, inner) > 0
 
 # %% ../../../nbs/data/frames/peaks.ipynb #3369d747
 class _Surroundings(NamedTuple):
-    """The pixels of an image that belong to no group, around groups with the centroids (cx, cy) on the panels
-    that begin at the flat indices `first`.
+    """The pixels of an image around groups, without those of groups.
 
     pixels, mask, candidate: flat; candidates are above the threshold. shape: (ss, fs) of a panel.
+    The groups have the centroids (cx, cy) on panels that begin at the flat indices `first`.
     """
 
     pixels: np.ndarray
@@ -337,7 +340,9 @@ class _Surroundings(NamedTuple):
     def flanks(
         self, cx: np.ndarray, cy: np.ndarray, first: np.ndarray, good: np.ndarray, radius: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The pixels within `radius` of the `good` groups: the group that each is nearest to, flat index, and centre."""
+        """The pixels within `radius` of the `good` groups: number of the nearest group, flat index,
+        and centre (x, y).
+        """
         at, px, py, d2, ok = pixels_around(cx, cy, first, self.shape, radius)
         row, col = np.nonzero(ok & good[:, None] & self.mask[at] & ~self.candidate[at])
         order = np.lexsort((d2[row, col], at[row, col]))

@@ -129,7 +129,10 @@ _NOTED = 4096  # files that are known to have been read just now
 
 
 class _Room:
-    """The share of a process in the room of all addresses; for several threads. folder: that of an address."""
+    """The share of a process in the room of all addresses; for several threads.
+
+    folder: that of an address.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -145,10 +148,10 @@ class _Room:
             due = self._added > max(self._left // 2, LARGEST) if self._left > 0 else now - self._looked > IN_USE / 12
             if due:
                 self._looked, self._added = now, n
-                attempt(self._look)
+                attempt(self._measure)
             return self._left > 0
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._left = make_room(self.folder.parent)
 
@@ -203,7 +206,7 @@ def _head(name: str, stamp: Stamp) -> bytes:
 
 
 class _Lists:
-    """The lists in the folder of an address, the last ones of which are remembered; for several threads."""
+    """The lists in the folder of an address; the last ones are remembered. For several threads."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -221,7 +224,7 @@ class _Lists:
         return self.path(name).with_suffix(f".{own}.bytes")
 
     def read(self, name: str, again: bool = False) -> _List | None:
-        """The list of the file `name`, read once, or once more where it has grown; None if there is none."""
+        """The list of the file `name`, or None; `again`: read it once more if it has grown."""
         known, path = self._read.get(name), self.path(name)
         if known is not None and not again:
             return known

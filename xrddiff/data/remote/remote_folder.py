@@ -40,7 +40,8 @@ __all__ = ['MOST_METADATA', 'RemoteFolder']
 class _Questions:
     """Asks the server of an address about its files; each question waits for the answer.
 
-    Raises `RemoteError`, with the address of the file, where there is none. `connect` comes first in each process.
+    `connect` comes first in each process. Raises `RemoteError`, with the address of the file, where
+    there is no answer.
     """
 
     def __init__(self, address: str):

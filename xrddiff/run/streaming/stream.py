@@ -49,8 +49,8 @@ from .detector_messages import MOST_BYTES
 from .live_page import StreamStanding, write_page
 
 # %% auto #0
-__all__ = ['WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'agree', 'as_it_is_kept', 'Reception', 'Unwritten', 'Tasks',
-           'summary', 'write_end', 'Stream']
+__all__ = ['WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception', 'Unwritten',
+           'Tasks', 'summary', 'write_end', 'Stream']
 
 # %% ../../../nbs/run/streaming/stream.ipynb #348ea777
 class Buffer:
@@ -151,7 +151,7 @@ class StreamPlan:
         )
 
 # %% ../../../nbs/run/streaming/stream.ipynb #6b687dff
-def agree(plan: StreamPlan, folder: Path) -> None:
+def claim_folder(plan: StreamPlan, folder: Path) -> None:
     """Make `folder` that of the plan. Raises `BadInput` if it has the answers of another stream."""
     path, mine = folder / "stream.json", plan.kept()
     if os.path.lexists(path):
@@ -320,7 +320,10 @@ def _itself(value: Any) -> Any:
 
 
 class Tasks:
-    """Batches as arguments of `_answer`, with the indexers that were learnt on the way; pool: the workers, None = this process."""
+    """Batches as arguments of `_answer`, with the indexers that were learnt on the way.
+
+    pool: the workers; None = this process.
+    """
 
     def __init__(self, question: Question, pool: WorkerPool | None):
         self.question, self.pool = question, pool
@@ -397,7 +400,10 @@ def summary(table: pd.DataFrame) -> dict[str, float | int | None]:
 
 
 def write_end(folder: Path, waiting: Mapping[str, str]) -> None:
-    """Write the table in `folder` as CSV, and the numbers of all that is in it. waiting: why, by name, frames have no answer."""
+    """Write the table in `folder` as CSV, and the numbers of all that is in it.
+
+    waiting: why frames have no answer, by name.
+    """
     table = read_answers(folder)
     with writing(folder / "answers.csv") as part:
         table.assign(**table.select_dtypes(exclude=["number", "bool"]).map(for_csv)).to_csv(part, index=False)
@@ -435,7 +441,7 @@ class Stream:
         if template is not None and cell is None:
             cell = template.attrs.get("unit_cell")
         self.question = Question(plan.run, cell, plan.min_peaks, reference)
-        agree(plan, self.folder)
+        claim_folder(plan, self.folder)
         self._hold = ExitStack()  # until the end of the call: another process must not open the table
         self._hold.enter_context(locked_answers(self.folder))
         with as_bad_input(f"the answers in {self.folder} cannot be read"):
