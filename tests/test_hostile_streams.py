@@ -167,7 +167,7 @@ def test_arrivals_that_do_not_go_together(tmp_path, images):
         time.sleep(0.01)
     told = []
     batches = [opened.reception.buffer.take(9, 0.0) for _ in came]
-    for _, task in filter(None, opened._tasks(batches, None)):
+    for _, task in filter(None, stream.Tasks(opened.question, None).of(batches)):
         said = stream._answer(*task, device=None)
         told += zip(said.table["name"], said.table["why"], said.table["hit"], strict=True)
     assert [(name, bool(why), bool(hit)) for name, why, hit in told] == [

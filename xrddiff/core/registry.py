@@ -46,7 +46,7 @@ class Kind:
     usual: Mapping[str, str] = field(default_factory=dict)
     closed: bool = False
 
-
+# %% ../../nbs/core/registry.ipynb #a95354e9
 KINDS: dict[str, Kind] = {
     "sampler": Kind(
         "how noise becomes a sample",

@@ -34,6 +34,59 @@ from ...core.files import package_version
 from ...core.mediums import complain, say
 from ...core.registry import entries
 
+# %% ../../../nbs/app/cli/main.ipynb #4d8cbf03
+def _advice(path: Path, error: BaseException) -> str:
+    """What to do with a run that failed.
+
+    A run whose input was refused before it trained anything would be refused again.
+    """
+    trained = any(path.glob("checkpoints/step-*")) or any(path.glob("autoencoder/checkpoints/step-*"))
+    if isinstance(error, BadInput) and not trained:
+        return f"nothing was trained; what was found is in {path}/notebook.ipynb; mend it and begin a new run"
+    return f"the run is kept; go on with it by: xrddiff run resume={path}"
+
+
+def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: bool = True) -> int:
+    """Execute one run and add its folder to `done`; returns the exit code: 0, or 75 if it was
+    stopped in an orderly way. plain: False = show the dashboard instead of what cells print.
+    """
+    from xrddiff.run.execution.phases import execute_run
+    from xrddiff.run.execution.run_folder import stopped_by, world_rank
+    from xrddiff.run.slurm.job import REQUEUE
+
+    started: list[Path] = []
+
+    def on_start(path: Path) -> None:
+        started.append(path)
+        say(f"run: {path}", flush=True)
+        show(path)
+
+    try:
+        with beside(not plain and world_rank() == 0) as show:
+            path = execute_run(overrides, cfg, on_start=on_start, terminal=plain)
+    except (KeyboardInterrupt, XrddiffError) as error:
+        if started:
+            complain(_advice(started[0], error))
+        raise
+    if world_rank() > 0:
+        return 0
+    show_summary(path)
+    done.append(path)
+    return REQUEUE if stopped_by(path) else 0
+
+# %% ../../../nbs/app/cli/main.ipynb #1ce8acca
+def _compare(runs: Sequence[Path], output: Path) -> None:
+    """The page that a multirun ends with; a comparison that fails takes nothing from the runs."""
+    import time
+
+    from xrddiff.run.studies.comparison import execute_comparison
+
+    folder = output.expanduser() / "comparisons" / time.strftime("%Y-%m-%d/%H-%M-%S")
+    try:
+        say("", f"comparison: {execute_comparison(runs, folder)}")
+    except (XrddiffError, OSError) as error:
+        complain(f"note: the runs could not be compared: {error}")
+
 # %% ../../../nbs/app/cli/main.ipynb #b41b8e9a
 def run(args: argparse.Namespace) -> int:
     """Compose the configuration, execute the run notebook and show the results.
@@ -77,59 +130,6 @@ def run(args: argparse.Namespace) -> int:
     if len(done) > 1:
         _compare(done, Path(composed[0][1].output_dir))
     return max((_exit_code(error) for error in failed), default=0)
-
-
-def _compare(runs: Sequence[Path], output: Path) -> None:
-    """The page that a multirun ends with; a comparison that fails takes nothing from the runs."""
-    import time
-
-    from xrddiff.run.studies.comparison import execute_comparison
-
-    folder = output.expanduser() / "comparisons" / time.strftime("%Y-%m-%d/%H-%M-%S")
-    try:
-        say("", f"comparison: {execute_comparison(runs, folder)}")
-    except (XrddiffError, OSError) as error:
-        complain(f"note: the runs could not be compared: {error}")
-
-
-def _advice(path: Path, error: BaseException) -> str:
-    """What to do with a run that failed.
-
-    A run whose input was refused before it trained anything would be refused again.
-    """
-    trained = any(path.glob("checkpoints/step-*")) or any(path.glob("autoencoder/checkpoints/step-*"))
-    if isinstance(error, BadInput) and not trained:
-        return f"nothing was trained; what was found is in {path}/notebook.ipynb; mend it and begin a new run"
-    return f"the run is kept; go on with it by: xrddiff run resume={path}"
-
-
-def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: bool = True) -> int:
-    """Execute one run and add its folder to `done`; returns the exit code: 0, or 75 if it was
-    stopped in an orderly way. plain: False = show the dashboard instead of what cells print.
-    """
-    from xrddiff.run.execution.phases import execute_run
-    from xrddiff.run.execution.run_folder import stopped_by, world_rank
-    from xrddiff.run.slurm.job import REQUEUE
-
-    started: list[Path] = []
-
-    def on_start(path: Path) -> None:
-        started.append(path)
-        say(f"run: {path}", flush=True)
-        show(path)
-
-    try:
-        with beside(not plain and world_rank() == 0) as show:
-            path = execute_run(overrides, cfg, on_start=on_start, terminal=plain)
-    except (KeyboardInterrupt, XrddiffError) as error:
-        if started:
-            complain(_advice(started[0], error))
-        raise
-    if world_rank() > 0:
-        return 0
-    show_summary(path)
-    done.append(path)
-    return REQUEUE if stopped_by(path) else 0
 
 # %% ../../../nbs/app/cli/main.ipynb #99b3c1aa
 def sample(args: argparse.Namespace) -> int:

@@ -106,7 +106,7 @@ def in_its_scope(method: F) -> F:
 
     return plain_errors(call)
 
-
+# %% ../../../nbs/app/front_door/trained_run.ipynb #29c9335f
 @dataclass(frozen=True, repr=False)
 class TrainedRun(RunNumbers):
     """An opened run folder, as returned by `xd.open_run` and `xd.train`.

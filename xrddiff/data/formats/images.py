@@ -239,7 +239,7 @@ def _series_words(
     out, mixed = agree(found)
     return out | ({"mixed": mixed} if mixed else {})
 
-
+# %% ../../../nbs/data/formats/images.ipynb #41db3bc7
 @register(
     "reader", "images", help="one file per frame, alone or as a series: what fabio reads", suffixes=list(IMAGE_SUFFIXES)
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -303,8 +303,58 @@ def split_groups(
         top[top == p] = peak(p)
     return np.unique(top, return_inverse=True)[1] + 1
 
+# %% ../../../nbs/data/frames/peaks.ipynb #b2264003
+def _off_the_edge(label: np.ndarray, x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Which groups 0 … m have a pixel off the edge of a panel of `shape`.
+
+    label: of each pixel (x, y), the number of its group.
+    """
+    inner = (x > 0) & (x < shape[1] - 1) & (y > 0) & (y < shape[0] - 1)
+    return np.bincount(label, inner) > 0
+
+# %% ../../../nbs/data/frames/peaks.ipynb #3369d747
+class _Surroundings(NamedTuple):
+    """The pixels of an image around groups, without those of groups.
+
+    pixels, mask, candidate: flat; candidates are above the threshold. shape: (ss, fs) of a panel.
+    The groups have the centroids (cx, cy) on panels that begin at the flat indices `first`.
+    """
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    candidate: np.ndarray
+    shape: tuple[int, int]
+
+    def ring(
+        self, cx: np.ndarray, cy: np.ndarray, first: np.ndarray, radius: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number, mean and σ of the pixels from `radius` to twice as far."""
+        at, _, _, d2, ok = pixels_around(cx, cy, first, self.shape, 2 * radius)
+        free = ok & (d2 > radius**2) & self.mask[at] & ~self.candidate[at]
+        count = free.sum(1)
+        ring = np.where(free, self.pixels[at], 0).astype(np.float64)
+        mean = ring.sum(1) / np.maximum(count, 1)
+        sigma = np.sqrt(np.maximum((ring * ring).sum(1) / np.maximum(count, 1) - mean * mean, 0))
+        return count, mean, sigma
+
+    def flanks(
+        self, cx: np.ndarray, cy: np.ndarray, first: np.ndarray, good: np.ndarray, radius: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The pixels within `radius` of the `good` groups: number of the nearest group, flat index,
+        and centre (x, y).
+        """
+        at, px, py, d2, ok = pixels_around(cx, cy, first, self.shape, radius)
+        row, col = np.nonzero(ok & good[:, None] & self.mask[at] & ~self.candidate[at])
+        order = np.lexsort((d2[row, col], at[row, col]))
+        row, col = row[order], col[order]
+        nearest = np.ones(len(row), bool)
+        nearest[1:] = np.diff(at[row, col]) != 0
+        row, col = row[nearest], col[nearest]
+        return row, at[row, col], px[row, col], py[row, col]
+
 # %% ../../../nbs/data/frames/peaks.ipynb #c7428519
 STRAY = 1.25  # px from the centroid of the connected pixels
+_FEW_AROUND = 10  # pixels of a ring that say too little
 _TOGETHER = 1 << 17  # pixels of small images that are searched at once
 
 
@@ -446,11 +496,8 @@ class PeakFinder:
             words = {name: s[name] for name in ("split", "gain", "noise")}
             label = split_groups(pixels, index, self.mask.ravel(), (height, width), **words)
         y, x = np.divmod(index % (height * width), width)
-        inner = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
         size = np.bincount(label)
-        good = (
-            (size >= s["min_pixels"]) & (size <= s["max_pixels"]) & (np.bincount(label, inner, minlength=len(size)) > 0)
-        )
+        good = (size >= s["min_pixels"]) & (size <= s["max_pixels"]) & _off_the_edge(label, x, y, (height, width))
         keep = good[label]
         index, x, y, label = index[keep], x[keep] + 0.5, y[keep] + 0.5, (np.cumsum(good) - 1)[label[keep]]
         size, n = size[good], int(good.sum())
@@ -463,15 +510,10 @@ class PeakFinder:
         first = np.zeros(n, np.intp)
         first[label] = index - index % (height * width)
 
-        # local background
-        at, _, _, d2, ok = pixels_around(cx, cy, first, (height, width), 2 * s["ring"])
-        free = ok & (d2 > s["ring"] ** 2) & self.mask.ravel()[at] & ~candidate[at]
-        count = free.sum(1)
-        ring = np.where(free, pixels[at], 0).astype(np.float64)
-        mean = ring.sum(1) / np.maximum(count, 1)
-        local_sigma = np.sqrt(np.maximum((ring * ring).sum(1) / np.maximum(count, 1) - mean * mean, 0))
+        around = _Surroundings(pixels, self.mask.ravel(), candidate, (height, width))
+        count, mean, local_sigma = around.ring(cx, cy, first, s["ring"])
         centre = self._bins[first + np.floor(cy).astype(np.intp) * width + np.floor(cx).astype(np.intp)]
-        few = (count < 10) & (centre < self.n_bins)
+        few = (count < _FEW_AROUND) & (centre < self.n_bins)
         mean, local_sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in ((b, mean), (sigma, local_sigma)))
         if s["poisson_floor"]:
             local_sigma = np.maximum(local_sigma, noise_floor(mean, s["gain"], s["noise"]))
@@ -482,18 +524,11 @@ class PeakFinder:
             snr = signal / local_sigma
         good = (signal > 0) & (snr >= s["snr"])
 
-        # the flanks: pixels of no group, each with the nearest of the peaks that remain
         if s["aperture"]:
-            at, px, py, d2, ok = pixels_around(cx, cy, first, (height, width), s["aperture"])
-            row, col = np.nonzero(ok & good[:, None] & self.mask.ravel()[at] & ~candidate[at])
-            order = np.lexsort((d2[row, col], at[row, col]))
-            row, col = row[order], col[order]
-            nearest = np.ones(len(row), bool)
-            nearest[1:] = np.diff(at[row, col]) != 0
-            row, col = row[nearest], col[nearest]
-            label = np.concatenate([label, row])
-            excess = np.concatenate([excess, pixels[at[row, col]] - mean[row]])
-            x, y = np.concatenate([x, px[row, col]]), np.concatenate([y, py[row, col]])
+            of, flank, px, py = around.flanks(cx, cy, first, good, s["aperture"])
+            label = np.concatenate([label, of])
+            excess = np.concatenate([excess, pixels[flank] - mean[of]])
+            x, y = np.concatenate([x, px]), np.concatenate([y, py])
         intensity = total(excess, label)
         good &= intensity > 0
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -399,6 +399,7 @@ _PACKING = {
     32026: "blosc2",
 }
 _SHUFFLE, _FLETCHER, _NBIT, _SCALE, _LZF, _BITSHUFFLE = 2, 3, 5, 6, 32000, 32008
+_SLACK = 4096  # bytes that filters may add to a chunk
 
 
 class Packing(NamedTuple):
@@ -440,8 +441,6 @@ def packing_of(data: h5py.Dataset, where: str) -> Packing | None:
     return Packing(found[0][1], found[0][0], tuple(f[0] for f in filters), most)
 
 # %% ../../../nbs/data/headers/gate.ipynb #cc2071ff
-_SLACK = 4096  # bytes that filters may add to a chunk
-MOST_TEXTS = 1 << 20  # of one data set
 _fat: dict[tuple | None, bool] = {}  # files by the key of `open_hdf5`, and names of data sets, that were looked through
 
 
@@ -464,7 +463,7 @@ def check_stored(data: h5py.Dataset, most: int, where: str) -> None:
     if _fat[key]:
         raise BadInput(f"{where} has a chunk that takes more than twice its {most} bytes in the file: it is damaged")
 
-
+# %% ../../../nbs/data/headers/gate.ipynb #b3f478ad
 def check_chunks(data: h5py.Dataset, where: str, key: tuple = (), known: set | None = None) -> None:
     """Raise `BadInput` if one of the chunks that `data[key]` reads unpacks to more than a chunk.
 
@@ -499,6 +498,9 @@ def check_chunks(data: h5py.Dataset, where: str, key: tuple = (), known: set | N
         if known is not None:
             known.add(place)
 
+# %% ../../../nbs/data/headers/gate.ipynb #69527b61
+MOST_TEXTS = 1 << 20  # of one data set
+
 
 def read_whole(data: h5py.Dataset, where: str, text: bool = False) -> Any:
     """All values of a data set that is no stack of frames; `text`: as text.
@@ -512,7 +514,7 @@ def read_whole(data: h5py.Dataset, where: str, text: bool = False) -> Any:
         check_chunks(data, where)
     return data.asstr(errors="replace")[()] if text else data[()]
 
-
+# %% ../../../nbs/data/headers/gate.ipynb #35feba49
 def gzip_frame(data: h5py.Dataset, packing: Packing, i: int) -> np.ndarray | None:
     """Frame `i` of a data set whose chunks are frames packed with gzip; None if it has to be read by HDF5."""
     plain = packing.kind == "gzip" and packing.filters in ((1,), (_SHUFFLE, 1)) and data.chunks == (1, *data.shape[1:])

@@ -124,6 +124,49 @@ def make_room(folder: Path, most: int | None = None) -> int:
                 used -= size
         return most - used
 
+# %% ../../../nbs/data/remote/kept_bytes.ipynb #c7e0b454
+_NOTED = 4096  # files that are known to have been read just now
+
+
+class _Room:
+    """The share of a process in the room of all addresses; for several threads.
+
+    folder: that of an address.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._looking = threading.Lock()
+        self._added, self._left, self._looked = 0, -1, -np.inf
+        self._noted: dict[str, float] = {}
+
+    def has(self, n: int, attempt: Callable[[Callable[[], None]], None]) -> bool:
+        """Whether n more bytes may be kept; attempt: calls what may fail, and says so if it does."""
+        with self._looking:
+            now = time.monotonic()
+            self._added += n
+            due = self._added > max(self._left // 2, LARGEST) if self._left > 0 else now - self._looked > IN_USE / 12
+            if due:
+                self._looked, self._added = now, n
+                attempt(self._measure)
+            return self._left > 0
+
+    def _measure(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._left = make_room(self.folder.parent)
+
+    def note_read(self, path: Path) -> None:
+        """Say that a file was read just now; once in ten minutes is enough."""
+        now = time.monotonic()
+        if now - self._noted.get(path.name, -np.inf) > IN_USE / 6:
+            if len(self._noted) > _NOTED:
+                self._noted.clear()
+            self._noted[path.name] = now
+            try:
+                os.utime(path)
+            except OSError:
+                pass
+
 # %% ../../../nbs/data/remote/kept_bytes.ipynb #8c86bf9b
 def _checked(path: Path, pieces: np.ndarray, start: int, length: int) -> bytes | None:
     """Bytes of a file, cut from `pieces` that follow each other; None if a checksum is wrong."""
@@ -145,7 +188,7 @@ def _checked(path: Path, pieces: np.ndarray, start: int, length: int) -> bytes |
         os.close(file)
     return out[0] if len(out) == 1 else b"".join(out)
 
-# %% ../../../nbs/data/remote/kept_bytes.ipynb #75ff8fd7
+# %% ../../../nbs/data/remote/kept_bytes.ipynb #ee53f701
 _LISTS = 4096  # lists of pieces that are remembered
 
 
@@ -157,49 +200,32 @@ class _List(NamedTuple):
     state: tuple[int, int, int]  # of the file that it was read from
 
 
-def _new_file(path: Path, content: bytes) -> bool:
-    """Write a file that nobody else has written; False if it is there."""
-    part = temporary_name(path)
-    try:
-        part.write_bytes(content)
-        os.link(part, path)
-    except FileExistsError:
-        return False
-    finally:
-        remove(part)
-    return True
-
-
 def _head(name: str, stamp: Stamp) -> bytes:
     """The first line of the list of a file."""
     return json.dumps({"name": name, "stamp": stamp}).encode() + b"\n"
 
 
-class KeptBytes:
-    """Bytes of the files of one address, in a folder that any number of processes share.
+class _Lists:
+    """The lists in the folder of an address; the last ones are remembered. For several threads."""
 
-    folder: the folder; that in which it is has those of other addresses.
-    about: what is noted for people who look into it, such as the address.
-    """
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._read: dict[str, _List] = {}
+        self._lock = threading.Lock()
 
-    def __init__(self, folder: Path, about: str = ""):
-        self.folder, self.about = Path(folder), about
-        self._lists: dict[str, _List] = {}
-        self._touched: dict[str, float] = {}
-        self._lock, self._looking = threading.Lock(), threading.Lock()
-        self._added, self._left, self._looked, self.stopped = 0, -1, -np.inf, False
-
-    def _place(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """The list of the file `name`."""
         digest = hashlib.sha256(name.encode()).hexdigest()[:24]
-        return self.folder / digest[:2] / digest
+        return self.folder / digest[:2] / f"{digest}.list"
 
-    def _bytes(self, name: str, stamp: Stamp) -> Path:
+    def bytes_path(self, name: str, stamp: Stamp) -> Path:
+        """The file with holes, of one content of the file `name`."""
         own = hashlib.sha256(repr(tuple(stamp)).encode()).hexdigest()[:12]
-        return self._place(name).with_suffix(f".{own}.bytes")
+        return self.path(name).with_suffix(f".{own}.bytes")
 
-    def _list(self, name: str, again: bool = False) -> _List | None:
-        """The list of the file `name`, read once, or once more where it has grown."""
-        known, path = self._lists.get(name), self._place(name).with_suffix(".list")
+    def read(self, name: str, again: bool = False) -> _List | None:
+        """The list of the file `name`, or None; `again`: read it once more if it has grown."""
+        known, path = self._read.get(name), self.path(name)
         if known is not None and not again:
             return known
         try:
@@ -217,15 +243,45 @@ class KeptBytes:
         pieces = pieces[np.lexsort((pieces["length"], pieces["start"]))]
         found = _List(Stamp(str(mark), int(length)), pieces, state)
         with self._lock:
-            self._lists.pop(name, None)
-            self._lists[name] = found
-            while len(self._lists) > _LISTS:
-                del self._lists[next(iter(self._lists))]
+            self._read.pop(name, None)
+            self._read[name] = found
+            while len(self._read) > _LISTS:
+                del self._read[next(iter(self._read))]
         return found
+
+    def forget(self, name: str) -> None:
+        """Read the list of the file `name` anew next time."""
+        with self._lock:
+            self._read.pop(name, None)
+
+# %% ../../../nbs/data/remote/kept_bytes.ipynb #75ff8fd7
+def _new_file(path: Path, content: bytes) -> bool:
+    """Write a file that nobody else has written; False if it is there."""
+    part = temporary_name(path)
+    try:
+        part.write_bytes(content)
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    finally:
+        remove(part)
+    return True
+
+
+class KeptBytes:
+    """Bytes of the files of one address, in a folder that any number of processes share.
+
+    folder: the folder; that in which it is has those of other addresses.
+    about: what is noted for people who look into it, such as the address.
+    """
+
+    def __init__(self, folder: Path, about: str = ""):
+        self.folder, self.about = Path(folder), about
+        self._lists, self._room, self.stopped = _Lists(self.folder), _Room(self.folder), False
 
     def stamp(self, name: str) -> Stamp | None:
         """The stamp that the file `name` had when it was last asked for; None if it never was."""
-        found = self._list(name, again=True)
+        found = self._lists.read(name, again=True)
         return None if found is None else found.stamp
 
     def record(self, name: str, stamp: Stamp, anew: bool = False) -> None:
@@ -235,18 +291,16 @@ class KeptBytes:
     def _record(self, name: str, stamp: Stamp, anew: bool = False) -> None:
         if not anew and self.stamp(name) == stamp:  # another process was faster
             return
-        place, head = self._place(name), _head(name, stamp)
-        path = place.with_suffix(".list")
+        path, head = self._lists.path(name), _head(name, stamp)
         path.parent.mkdir(parents=True, exist_ok=True)
         if anew or not _new_file(path, head):
             if not anew and self.stamp(name) == stamp:  # it was faster just now, and its pieces stay
                 return
             with writing(path, durable=False) as part:
                 part.write_bytes(head)
-        for path in place.parent.glob(f"{place.name}.*.bytes"):
-            remove(path)
-        with self._lock:
-            self._lists.pop(name, None)
+        for kept in path.parent.glob(f"{path.stem}.*.bytes"):
+            remove(kept)
+        self._lists.forget(name)
         if not (note := self.folder / "about.txt").exists():
             note.write_text(self.about + "\n", encoding="utf-8")
 
@@ -263,11 +317,11 @@ class KeptBytes:
 
     def write(self, name: str, stamp: Stamp, start: int, data: bytes) -> None:
         """Keep the bytes `data` of the file `name`, which begin at `start`."""
-        if data and self._has_room(len(data)):
+        if data and self._room.has(len(data), self._writing) and not self.stopped:
             self._writing(lambda: self._write(name, stamp, start, data))
 
     def _write(self, name: str, stamp: Stamp, start: int, data: bytes) -> None:
-        path = self._place(name).with_suffix(".list")
+        path = self._lists.path(name)
         if not path.exists():
             self._record(name, stamp)
         with open(path, "r+b") as listed:
@@ -275,7 +329,7 @@ class KeptBytes:
             head = listed.readline()
             if head != _head(name, stamp):  # another process has found other bytes
                 return
-            file = os.open(self._bytes(name, stamp), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            file = os.open(self._lists.bytes_path(name, stamp), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 cuts = [(a, data[a : a + LARGEST]) for a in range(0, len(data), LARGEST)]
                 pieces = np.array([(start + a, len(cut), google_crc32c.value(cut)) for a, cut in cuts], PIECE)
@@ -292,39 +346,11 @@ class KeptBytes:
     def read(self, name: str, stamp: Stamp, start: int, length: int) -> bytes | None:
         """The bytes start … start+length−1 of the file `name`; None if not all of them are kept."""
         for again in (False, True):
-            found = self._list(name, again)
+            found = self._lists.read(name, again)
             if found is not None and found.stamp == stamp:
-                rows, path = covering(found.pieces, start, start + length), self._bytes(name, stamp)
+                rows, path = covering(found.pieces, start, start + length), self._lists.bytes_path(name, stamp)
                 data = None if rows is None else _checked(path, found.pieces[rows], start, length)
                 if data is not None:
-                    self._touch(path)
+                    self._room.note_read(path)
                     return data
         return None
-
-    def _touch(self, path: Path) -> None:
-        """Say that a file was read just now; once in ten minutes is enough."""
-        now = time.monotonic()
-        if now - self._touched.get(path.name, -np.inf) > IN_USE / 6:
-            if len(self._touched) > _LISTS:
-                self._touched.clear()
-            self._touched[path.name] = now
-            try:
-                os.utime(path)
-            except OSError:
-                pass
-
-    def _has_room(self, n: int) -> bool:
-        """Whether n more bytes may be kept; the folder is looked through at first, and then now and then."""
-
-        def look() -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._left = make_room(self.folder.parent)
-
-        with self._looking:  # threads that come during a look wait for its answer: before the first there is none
-            now = time.monotonic()
-            self._added += n
-            due = self._added > max(self._left // 2, LARGEST) if self._left > 0 else now - self._looked > IN_USE / 12
-            if due:
-                self._looked, self._added = now, n
-                self._writing(look)
-            return self._left > 0 and not self.stopped

@@ -36,6 +36,65 @@ from xrddiff.data.remote.servers import (
 # %% auto #0
 __all__ = ['MOST_METADATA', 'RemoteFolder']
 
+# %% ../../../nbs/data/remote/remote_folder.ipynb #7d3b3e00
+class _Questions:
+    """Asks the server of an address about its files; each question waits for the answer.
+
+    `connect` comes first in each process. Raises `RemoteError`, with the address of the file, where
+    there is no answer.
+    """
+
+    def __init__(self, address: str):
+        self.address, self.reached = address, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self.address, "reached": self.reached}
+
+    def connect(self) -> None:
+        """Make the connections of this process."""
+        self.server = server_of(self.address)
+
+    def url(self, name: str) -> str:
+        """The address of the file `name`."""
+        return self.server.url(name)
+
+    def ask(self, name: str, start: int, length: int | None, **stamps: Stamp | None) -> Answer | str:
+        """What the server says of a part of a file; stamps: see `condition`."""
+        fields = asked_range(start, length) | condition(**stamps)
+
+        async def attempt() -> Answer | str:
+            return understood(await self.server.ask(name, fields), start, length)
+
+        return self._patiently(name, attempt)
+
+    def is_still(self, name: str, stamp: Stamp) -> bool:
+        """Whether the file has this stamp, with a date in it, asked without its bytes."""
+
+        async def attempt() -> bool:
+            reply = await self.server.ask(name, {}, "HEAD")
+            if reply.status in AGAIN:
+                understood(reply, 0, None)
+            return reply.status == 200 and stamp_of(reply) == stamp
+
+        return self._patiently(name, attempt)
+
+    def names(self, prefix: str) -> list[str]:
+        """What is in the folder `prefix`, as the server lists it."""
+        return self._patiently(prefix, lambda: self.server.names(prefix))
+
+    def _patiently(self, name: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of `attempt()`, after as many tries as it takes."""
+        from fsspec.asyn import sync
+
+        where = self.server.url(name)
+        try:
+            found = sync(self.server.fs.loop, patiently, attempt, where, PATIENCE if self.reached else FIRST)
+        except RemoteError as error:
+            said = str(error)
+            raise RemoteError(said if said.startswith(where) else f"{where} cannot be read: {said}") from None
+        self.reached = True
+        return found
+
 # %% ../../../nbs/data/remote/remote_folder.ipynb #8b97848f
 MOST_METADATA = 16 << 20  # bytes of a file that says what is in a store
 
@@ -52,7 +111,7 @@ class RemoteFolder:
         server_of(address)
         self.address, self.cache = address.rstrip("/"), Path(cache or cache_dir() / "remote")
         self.known: dict[str, Stamp | None] = {}  # None: there is no such file
-        self.reached = False
+        self._questions = _Questions(self.address)
         self._pid: int | None = None
 
     def __str__(self) -> str:
@@ -67,53 +126,21 @@ class RemoteFolder:
         return unquote(self.address.rpartition("/")[2])
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("server", "kept", "locks")}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("kept", "locks")}
         return kept | {"known": dict(self.known), "_pid": None}
 
     def _renew_after_fork(self) -> None:
         """Connections and locks of this process: those of a parent do not survive a fork."""
         if self._pid != os.getpid():
             own = hashlib.sha256(self.address.encode()).hexdigest()[:16]
-            self.server, self.kept = server_of(self.address), KeptBytes(self.cache / own, self.address)
+            self._questions.connect()
+            self.kept = KeptBytes(self.cache / own, self.address)
             self.locks = [threading.Lock() for _ in range(64)]
             self._pid = os.getpid()
 
-    def _patiently(self, name: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of `attempt()`, after as many tries as it takes."""
-        from fsspec.asyn import sync
-
-        where = self.server.url(name)
-        try:
-            found = sync(self.server.fs.loop, patiently, attempt, where, PATIENCE if self.reached else FIRST)
-        except RemoteError as error:
-            said = str(error)
-            raise RemoteError(said if said.startswith(where) else f"{where} cannot be read: {said}") from None
-        self.reached = True
-        return found
-
-    def _ask(self, name: str, start: int, length: int | None, **stamps: Stamp | None) -> Answer | str:
-        """What the server says of a part of a file."""
-        fields = asked_range(start, length) | condition(**stamps)
-
-        async def attempt() -> Answer | str:
-            return understood(await self.server.ask(name, fields), start, length)
-
-        return self._patiently(name, attempt)
-
-    def _still(self, name: str, stamp: Stamp) -> bool:
-        """Whether the file has this stamp, with a date in it, asked without its bytes."""
-
-        async def attempt() -> bool:
-            reply = await self.server.ask(name, {}, "HEAD")
-            if reply.status in AGAIN:
-                understood(reply, 0, None)
-            return reply.status == 200 and stamp_of(reply) == stamp
-
-        return self._patiently(name, attempt)
-
     def _changed(self, name: str, before: Stamp, now: str) -> RemoteError:
         return RemoteError(
-            f"{self.server.url(name)} was changed on the server while it was read ({before}; now {now}); start again to read what is there now"
+            f"{self._questions.url(name)} was changed on the server while it was read ({before}; now {now}); start again to read what is there now"
         )
 
     def _settled(self, name: str, stamp: Stamp) -> Stamp:
@@ -132,7 +159,7 @@ class RemoteFolder:
         self._renew_after_fork()
         if length is not None and length > most_bytes():
             raise RemoteError(
-                f"{self.server.url(name)} has an index that asks for {length} bytes at once; expected at most {most_bytes()}"
+                f"{self._questions.url(name)} has an index that asks for {length} bytes at once; expected at most {most_bytes()}"
             )
         if name not in self.known:
             with self.locks[hash(name) % len(self.locks)]:  # the first question answers those of other threads
@@ -143,7 +170,7 @@ class RemoteFolder:
             return None
         data = self._from_disk(name, stamp, start, length)
         if data is None:
-            answer = self._ask(name, start, length, same_as=stamp)
+            answer = self._questions.ask(name, start, length, same_as=stamp)
             if isinstance(answer, str):
                 now = "it is gone" if answer == MISSING else "another one"
                 raise self._changed(name, stamp, now)
@@ -154,21 +181,22 @@ class RemoteFolder:
         """`part` of a file that was not asked for yet."""
         before = self.kept.stamp(name)
         data = None if before is None or not before.lasting else self._from_disk(name, before, start, length)
-        if data is not None and before.dated and self._still(name, before):
+        if data is not None and before.dated and self._questions.is_still(name, before):
             return data, self._settled(name, before)
-        answer = self._ask(name, start, length, other_than=before if data is not None else None)
+        other = before if data is not None else None
+        answer = self._questions.ask(name, start, length, other_than=other)
         if answer == SAME:
             return data, self._settled(name, before)
         if answer == MISSING:
             if before is not None:
                 raise RemoteError(
-                    f"{self.server.url(name)} was there before ({before}) and is gone; if it was removed on purpose, remove the folder {self.kept.folder}"
+                    f"{self._questions.url(name)} was there before ({before}) and is gone; if it was removed on purpose, remove the folder {self.kept.folder}"
                 )
             self.known.setdefault(name, None)
             return None
         if answer == CHANGED:
             raise RemoteError(
-                f"{self.server.url(name)} cannot be read: the server answered 412 to what was no condition"
+                f"{self._questions.url(name)} cannot be read: the server answered 412 to what was no condition"
             )
         if before != answer.stamp or not answer.stamp.lasting:
             self.kept.record(name, answer.stamp, anew=before is not None)
@@ -192,7 +220,9 @@ class RemoteFolder:
         """The file `name` of metadata; None if there is none."""
         found = self.part(name)
         if found is not None and len(found[0]) > MOST_METADATA:
-            raise RemoteError(f"{self.server.url(name)} has {len(found[0])} bytes; expected at most {MOST_METADATA}")
+            raise RemoteError(
+                f"{self._questions.url(name)} has {len(found[0])} bytes; expected at most {MOST_METADATA}"
+            )
         return None if found is None else found[0]
 
     def piece(self, name: str, start: int, length: int) -> tuple[bytes, Hashable]:
@@ -213,7 +243,7 @@ class RemoteFolder:
     def names(self, prefix: str = "") -> list[str]:
         """The names in the folder `prefix`, where the server lists them; else none."""
         self._renew_after_fork()
-        found = self._patiently(prefix, lambda: self.server.names(prefix))
+        found = self._questions.names(prefix)
         last = {unquote(str(n)).rstrip("/").rpartition("/")[2] for n in found}
         return sorted(last - {"", ".", ".."})
 

@@ -171,12 +171,6 @@ def understood(reply: Reply, start: int, length: int | None) -> Answer | str:
     raise RemoteError(f"the server answered {status} {plain_text(reply.said, 80)}{hint}")
 
 # %% ../../../nbs/data/remote/servers.ipynb #f325813c
-_MOST_REDIRECTS = 5
-_MOST_PAGE = 8 << 20  # bytes of a page that lists a folder
-_REDIRECTS = {301, 302, 303, 307, 308}
-_SECRET = ("headers", "auth", "cookies", "cookie_jar")  # what a user says for one server
-
-
 def _once(error: BaseException) -> str | None:
     """In words, a failure of the network that another try may better; None for any other."""
     import aiohttp
@@ -191,7 +185,7 @@ def _once(error: BaseException) -> str | None:
         return "the connection was dropped"
     return None
 
-
+# %% ../../../nbs/data/remote/servers.ipynb #44d9f800
 def origin(url: str) -> tuple[str, str, int]:
     """(scheme, host, port) of an address. Raises `RemoteError` unless it is one of the web."""
     try:
@@ -209,7 +203,7 @@ def _leads_to(url: str, location: str) -> str:
     except ValueError:
         raise RemoteError(f"it leads to {plain_text(location, 120)}, which is no address") from None
 
-
+# %% ../../../nbs/data/remote/servers.ipynb #9459d30c
 def most_asked(fields: Mapping[str, str]) -> int:
     """Bytes that an answer may have to a question with these header fields."""
     found = re.fullmatch(r"bytes=(\d*)-(\d*)", fields.get("Range", ""))
@@ -231,6 +225,12 @@ def unpacked_body(body: bytes, encoding: str, most: int) -> bytes:
     if len(out) > most:
         raise RemoteError(f"it answered with what unpacks to more than {most} bytes; expected less (or {RAISE})")
     return out
+
+# %% ../../../nbs/data/remote/servers.ipynb #805f350b
+_MOST_REDIRECTS = 5
+_MOST_PAGE = 8 << 20  # bytes of a page that lists a folder
+_REDIRECTS = {301, 302, 303, 307, 308}
+_SECRET = ("headers", "auth", "cookies", "cookie_jar")  # what a user says for one server
 
 
 class WebServer:

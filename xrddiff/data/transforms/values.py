@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -114,7 +114,7 @@ def _module(x: Any) -> Any:
         raise BadInput(f"a transform was given a {type(x).__name__}; expected a NumPy array or a PyTorch tensor")
     return torch
 
-
+# %% ../../../nbs/data/transforms/values.ipynb #2ab2ead6
 def image_extremes(x: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Smallest and largest valid value of each image, shape (…, 1, 1), float32; ∞ and −∞ without any."""
     xp = _module(x)
@@ -164,10 +164,34 @@ def _training_limits(frames: xr.Dataset, index: Sequence[int] | None) -> tuple[f
     lower, upper = widened(low, high)
     return lower, max(high, min(upper, float(frames.attrs.get("saturation", math.inf))))
 
+# %% ../../../nbs/data/transforms/values.ipynb #ab6ca747
+def _moments(values: Iterable[np.ndarray]) -> tuple[float, float, np.ndarray]:
+    """Mean and variance of the values of several arrays together, and a sample of them, float32."""
+    count, total, square, sample = 0, 0.0, 0.0, []
+    for array in values:
+        v = array.astype(np.float64)
+        if v.size:
+            count, total, square = count + v.size, total + v.sum(), square + np.square(v).sum()
+            sample.append(v[:: max(1, v.size // 16384)].astype(np.float32))
+    if not count:
+        raise BadInput("every pixel of the training split is masked; expected at least one valid pixel")
+    mean = total / count
+    return mean, square / count - mean**2, np.concatenate(sample)
 
+# %% ../../../nbs/data/transforms/values.ipynb #00cf8eaa
 _CACHE = 1 << 18  # pixels
 
 
+def _blocks(x: np.ndarray) -> Iterator[Any]:
+    """Indices of the blocks of rows of `x` (…, y, x) that fit in the cache."""
+    if x.ndim < 2:
+        yield np.s_[...]
+        return
+    rows = max(1, _CACHE * x.shape[-2] // x.size) if x.size else 1
+    for a in range(0, x.shape[-2], rows):
+        yield np.s_[..., a : a + rows, :]
+
+# %% ../../../nbs/data/transforms/values.ipynb #456f2c72
 class ValueTransform(Transform):
     """y = (f((x − pedestal)/scale) − mean)/std, pixel by pixel, in float32.
 
@@ -212,22 +236,13 @@ class ValueTransform(Transform):
         """
         self.fitted_scale = self.fit_scale(frames, index) if self.scale is None else float(self.scale)
         self.mean, self.std = 0.0, 1.0
-        count, total, square, some = 0, 0.0, 0.0, []
-        for i, image, mask in sample_frames(frames, index):
-            x = valid_pixels(image, mask, i)
-            v = self.forward(x).astype(np.float64)
-            if v.size:
-                count, total, square = count + v.size, total + v.sum(), square + np.square(v).sum()
-                some.append(v[:: max(1, v.size // 16384)].astype(np.float32))
-        if not count:
-            raise BadInput("every pixel of the training split is masked; expected at least one valid pixel")
+        pixels = (valid_pixels(image, mask, i) for i, image, mask in sample_frames(frames, index))
+        mean, variance, sample = _moments(self.forward(x) for x in pixels)
         if self.standardise:
-            mean = total / count
-            variance = square / count - mean**2
             if not variance > 1e-12 * (1 + mean**2):
                 raise BadInput("all valid pixels of the training split hold the same value; expected frames that vary")
             self.mean, self.std = float(mean), math.sqrt(variance)
-        y = (np.concatenate(some) - self.mean) / self.std
+        y = (sample - self.mean) / self.std
         reference = float(np.quantile(y, 0.999))
         self.reference_intensity = reference if reference > 0 else max(float(y.max()), 1.0)
         self.fit_limits(frames, index)
@@ -260,10 +275,7 @@ class ValueTransform(Transform):
             out = np.empty(x.shape, np.float32) if out is None else out
             table = self._table.covering(x, (self.fitted_scale, self.pedestal, self.mean, self.std))
             quick = isinstance(mask, QuickMask)
-            # some rows at a time, so that the passes of a large image stay in the cache
-            rows = max(1, _CACHE * x.shape[-2] // x.size) if x.ndim > 1 and x.size else 1
-            for a in range(0, x.shape[-2], rows) if x.ndim > 1 else (0,):
-                at = np.s_[..., a : a + rows, :] if x.ndim > 1 else np.s_[...]
+            for at in _blocks(x):
                 if table is None:
                     self._compute(x[at], out[at])
                 else:

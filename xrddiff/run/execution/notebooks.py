@@ -329,6 +329,38 @@ def _ends_in_order(error: BaseException) -> bool:
 
 papermill_engines.register("inprocess", InProcessEngine)
 
+# %% ../../../nbs/run/execution/notebooks.ipynb #ef055b50
+def _merge_stream(streams: list[tuple[Any, Screen]], outs: list[Any], out: Any) -> None:
+    """Append `out`, the last of the outputs `outs`, to the stream of its name since the last figure.
+
+    streams: outputs of this cell, with what they show; a new one is added.
+    """
+    if not (outs and outs[-1] is out):
+        return
+    screens = {id(o): screen for o, screen in streams}
+    for earlier in reversed(outs[:-1]):
+        if earlier.output_type != "stream":
+            break
+        if earlier.name == out.name and id(earlier) in screens:
+            outs.pop()
+            screens[id(earlier)].write(out.text)
+            return
+    screen = Screen()
+    screen.write(out.text)
+    streams.append((out, screen))
+    if out.name == "stderr" and len(outs) > 1 and outs[-2].output_type == "stream":
+        outs[-2:] = outs[:-3:-1]  # as in the other engine: the bar, then the result
+
+# %% ../../../nbs/run/execution/notebooks.ipynb #373c495c
+def _is_expected(ename: str) -> bool:
+    """Whether the message of an error with this name explains it in full."""
+    known, todo = {"KeyboardInterrupt", "SystemExit"}, [XrddiffError]
+    while todo:
+        cls = todo.pop()
+        known.add(cls.__name__)
+        todo += cls.__subclasses__()
+    return ename in known
+
 # %% ../../../nbs/run/execution/notebooks.ipynb #18901f14
 class _KernelClient(PapermillNotebookClient):
     """nbclient with a kernel over IPC, whose output is passed on as it arrives."""
@@ -374,7 +406,7 @@ class _KernelClient(PapermillNotebookClient):
         if out is None:
             return out
         if out.output_type == "stream":
-            self._merge(outs, out)
+            _merge_stream(self.job.streams, outs, out)
             self.job.output.pass_on(out.name, msg["content"]["text"])
         elif out.output_type == "error":
             self.job.output.finish()
@@ -382,34 +414,6 @@ class _KernelClient(PapermillNotebookClient):
         else:
             self.job.output.note(out)
         return out
-
-    def _merge(self, outs, out):
-        """Append `out` to the stream of its name since the last figure."""
-        if not (outs and outs[-1] is out):
-            return
-        screens = {id(o): screen for o, screen in self.job.streams}
-        for earlier in reversed(outs[:-1]):
-            if earlier.output_type != "stream":
-                break
-            if earlier.name == out.name and id(earlier) in screens:
-                outs.pop()
-                screens[id(earlier)].write(out.text)
-                return
-        screen = Screen()
-        screen.write(out.text)
-        self.job.streams.append((out, screen))
-        if out.name == "stderr" and len(outs) > 1 and outs[-2].output_type == "stream":
-            outs[-2:] = outs[:-3:-1]  # as in the other engine: the bar, then the result
-
-
-def _is_expected(ename: str) -> bool:
-    """Whether the message of an error with this name explains it in full."""
-    known, todo = {"KeyboardInterrupt", "SystemExit"}, [XrddiffError]
-    while todo:
-        cls = todo.pop()
-        known.add(cls.__name__)
-        todo += cls.__subclasses__()
-    return ename in known
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #636f7dcc
 class KernelEngine(_LiveEngine):

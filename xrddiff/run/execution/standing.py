@@ -170,9 +170,6 @@ class Standing:
         """Whether nothing more will come of this attempt."""
         return self.state in ("finished", "failed", "stopped")
 
-
-QUIET = 600.0  # seconds without a word after which a run is called quiet
-
 # %% ../../../nbs/run/execution/standing.ipynb #fd767e86
 class _Training(msgspec.Struct):
     num_epochs: int | None = None
@@ -194,6 +191,55 @@ class _ShownConfig(msgspec.Struct):
 
 class _Place(msgspec.Struct):
     host: str = ""
+
+# %% ../../../nbs/run/execution/standing.ipynb #463e0131
+def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | None) -> None:
+    """How far it has got."""
+    s.num_epochs = (cfg.model.diff_epochs if s.phase == "denoiser" else None) or cfg.training.num_epochs or None
+    s.step, s.loss, s.lr = int(row.get("step", 0)), row.get("loss"), row.get("lr")
+    if bar is not None and bar.step >= s.step:
+        s.step = bar.step
+    if bar is not None:
+        s.total, s.rate = bar.total, bar.rate
+    last = s.epochs[-1] if s.epochs else {}
+    done, at = int(last.get("epoch", 0)), int(last.get("step", 0))
+    if done:
+        s.per_epoch, s.rate = max(1, round(at / done)), last.get("batches_per_second") or s.rate
+        column = "validation_loss" if "validation_loss" in last else "loss_mean"
+        losses = {int(e["epoch"]): e[column] for e in s.epochs if column in e and "epoch" in e}
+        s.best = min(losses, key=losses.get) if losses else None
+    elif s.total and s.num_epochs:
+        s.per_epoch = max(1, round(s.total / s.num_epochs))
+    if s.total is None and s.per_epoch and s.num_epochs:
+        s.total = min(s.per_epoch * s.num_epochs, cfg.training.max_steps or sys.maxsize)
+    if s.total and s.per_epoch and s.num_epochs:
+        s.num_epochs = min(s.num_epochs, math.ceil(s.total / s.per_epoch))
+    s.epoch, s.within = done, max(0, s.step - at)
+    if s.per_epoch:
+        s.epoch, s.within = done + s.within // s.per_epoch, s.within % s.per_epoch
+
+# %% ../../../nbs/run/execution/standing.ipynb #599b8db8
+QUIET = 600.0  # seconds without a word after which a run is called quiet
+
+
+def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str, str]:
+    if is_finished(run):
+        return "finished", ""
+    failures = read_failures(run)
+    running = state in (None, "RUNNING", "COMPLETING")
+    if failures and (state is None or not running):
+        return "failed", f"rank {failures[0]['rank']}: {str(failures[0]['error']).partition(chr(10))[0]}"
+    if reason := stopped_by(run):
+        return "stopped", reason
+    if state is not None and not running:
+        over = {"PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting"}
+        return over.get(state, "failed"), " ".join(filter(None, [state, why]))
+    if state is None and (run / ".lock").is_file() and holder(run) is None:
+        return "failed", "its process has ended without a word: killed, out of memory, or the machine went down"
+    silent = time.time() - changed
+    if changed and silent > QUIET:
+        return "quiet", f"nothing was written for {round(silent / 60)} minutes"
+    return ("running" if changed or running and state else "waiting"), why
 
 # %% ../../../nbs/run/execution/standing.ipynb #04fb2928
 def read_standing(run: str | Path, *, state: str | None = None, why: str = "", log: Path | None = None) -> Standing:
@@ -223,52 +269,6 @@ def read_standing(run: str | Path, *, state: str | None = None, why: str = "", l
     if found.state == "finished" or found.total and found.step >= found.total:
         found.step, found.within = found.total or found.step, found.per_epoch or found.within
     return found
-
-
-def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | None) -> None:
-    """How far it has got."""
-    s.num_epochs = (cfg.model.diff_epochs if s.phase == "denoiser" else None) or cfg.training.num_epochs or None
-    s.step, s.loss, s.lr = int(row.get("step", 0)), row.get("loss"), row.get("lr")
-    if bar is not None and bar.step >= s.step:
-        s.step = bar.step
-    if bar is not None:
-        s.total, s.rate = bar.total, bar.rate
-    last = s.epochs[-1] if s.epochs else {}
-    done, at = int(last.get("epoch", 0)), int(last.get("step", 0))
-    if done:
-        s.per_epoch, s.rate = max(1, round(at / done)), last.get("batches_per_second") or s.rate
-        column = "validation_loss" if "validation_loss" in last else "loss_mean"
-        losses = {int(e["epoch"]): e[column] for e in s.epochs if column in e and "epoch" in e}
-        s.best = min(losses, key=losses.get) if losses else None
-    elif s.total and s.num_epochs:
-        s.per_epoch = max(1, round(s.total / s.num_epochs))
-    if s.total is None and s.per_epoch and s.num_epochs:
-        s.total = min(s.per_epoch * s.num_epochs, cfg.training.max_steps or sys.maxsize)
-    if s.total and s.per_epoch and s.num_epochs:
-        s.num_epochs = min(s.num_epochs, math.ceil(s.total / s.per_epoch))
-    s.epoch, s.within = done, max(0, s.step - at)
-    if s.per_epoch:
-        s.epoch, s.within = done + s.within // s.per_epoch, s.within % s.per_epoch
-
-
-def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str, str]:
-    if is_finished(run):
-        return "finished", ""
-    failures = read_failures(run)
-    running = state in (None, "RUNNING", "COMPLETING")
-    if failures and (state is None or not running):
-        return "failed", f"rank {failures[0]['rank']}: {str(failures[0]['error']).partition(chr(10))[0]}"
-    if reason := stopped_by(run):
-        return "stopped", reason
-    if state is not None and not running:
-        over = {"PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting"}
-        return over.get(state, "failed"), " ".join(filter(None, [state, why]))
-    if state is None and (run / ".lock").is_file() and holder(run) is None:
-        return "failed", "its process has ended without a word: killed, out of memory, or the machine went down"
-    silent = time.time() - changed
-    if changed and silent > QUIET:
-        return "quiet", f"nothing was written for {round(silent / 60)} minutes"
-    return ("running" if changed or running and state else "waiting"), why
 
 
 def _title(run: Path, cfg: _ShownConfig) -> str:

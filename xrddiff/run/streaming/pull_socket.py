@@ -21,7 +21,7 @@ from ...core.errors import BadInput
 from ...core.mediums import plain_text
 
 # %% auto #0
-__all__ = ['GREETING', 'MORE', 'LONG', 'COMMAND', 'READY', 'EXPECTED', 'PIECE', 'RESERVED', 'EVICT', 'RETRY', 'Limits', 'Broken',
+__all__ = ['GREETING', 'MORE', 'LONG', 'COMMAND', 'READY', 'EXPECTED', 'RESERVED', 'RETRY', 'PIECE', 'EVICT', 'Limits', 'Broken',
            'Connection', 'place_of', 'PullSocket']
 
 # %% ../../../nbs/run/streaming/pull_socket.ipynb #c526c29d
@@ -157,6 +157,16 @@ class Connection:
         except OSError:
             raise Broken("it does not read what it is sent") from None
 
+# %% ../../../nbs/run/streaming/pull_socket.ipynb #b8d47d68
+def _overdue(connection: Connection, now: float) -> str:
+    """Why a connection has kept others waiting too long; "" if it has not."""
+    limits = connection.limits
+    if not connection.ready and now - connection.began > limits.greeting:
+        return "it does not speak ZeroMQ's protocol"
+    if connection.held and now - connection.heard > limits.pause:
+        return f"it was silent for {limits.pause:g} s in the midst of a message"
+    return ""
+
 # %% ../../../nbs/run/streaming/pull_socket.ipynb #b68b0f5b
 EXPECTED = "expected a port from 1 to 65535, as in tcp://detector:9999 or listen://127.0.0.1:9999"
 
@@ -178,11 +188,78 @@ def place_of(address: str) -> tuple[bool, str, int | None]:
         raise BadInput(f"the source is {plain_text(address)!r}; {EXPECTED}")
     return listens, "127.0.0.1" if host == "*" else host, port
 
+# %% ../../../nbs/run/streaming/pull_socket.ipynb #d37714dd
+RESERVED = 256  # descriptors that are left to the rest of the process
+
+
+def _allowed_connections(wanted: int) -> int:
+    """How many connections the process has descriptors for: `wanted`, or fewer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted + RESERVED:
+        return wanted
+    with suppress(OSError, ValueError):
+        most = min(wanted + RESERVED, hard) if hard >= 0 else wanted + RESERVED
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(16, min(wanted, soft - RESERVED))
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that takes connections at an address, and never blocks."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+# %% ../../../nbs/run/streaming/pull_socket.ipynb #272ff82f
+RETRY = (0.1, 2.0)  # s between two attempts to connect: first, last
+
+
+@dataclass
+class _Dialer:
+    """Connects to a sender that listens. host, port: see `place_of`."""
+
+    host: str
+    port: int | None
+    wait: float = 0.0  # s from one attempt to the next
+    tried: float = -1e9  # when the last attempt ended
+
+    def look_up(self) -> None:
+        """Raise an OSError for a host of an unknown name, which no patience makes known."""
+        if self.port is not None:
+            socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+
+    def dial(self) -> socket.socket | None:
+        """A new connection; None where it is too early for an attempt, or nobody listens yet."""
+        if time.monotonic() - self.tried < self.wait:
+            return None
+        try:
+            new, self.wait = self._connected(), RETRY[0]
+        except OSError:
+            new, self.wait = None, min(max(RETRY[0], 1.5 * self.wait), RETRY[1])
+        self.tried = time.monotonic()
+        return new
+
+    def _connected(self) -> socket.socket:
+        if self.port is not None:
+            return socket.create_connection((self.host, self.port), timeout=1.0)
+        new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            new.connect(os.fspath(self.host))
+        except OSError:
+            new.close()
+            raise
+        return new
+
 # %% ../../../nbs/run/streaming/pull_socket.ipynb #7a76b498
 PIECE = 1 << 20  # bytes read at once
-RESERVED = 256  # descriptors that are left to the rest of the process
 EVICT = 0.05  # s between two that are closed to make room
-RETRY = (0.1, 2.0)  # s between two attempts to connect: first, last
 
 
 class PullSocket:
@@ -203,42 +280,24 @@ class PullSocket:
         self._selector = selectors.DefaultSelector()
         self._piece = memoryview(bytearray(PIECE))
         self._numbers = iter(range(1, 1 << 62))
-        self._held, self._checked, self._evicted, self._tried, self._wait = 0, 0.0, 0.0, -1e9, 0.0
+        self._held, self._checked, self._evicted = 0, 0.0, 0.0
         self._listener: socket.socket | None = None
+        self._dialer: _Dialer | None = None
         self._most = self.limits.connections
         try:
             if self.listens:
-                self._listen()
-            elif self.port is not None:
-                socket.getaddrinfo(
-                    self.host, self.port, type=socket.SOCK_STREAM
-                )  # a name that is misspelt is said at once
+                self._most = _allowed_connections(self.limits.connections)
+                self._listener = _listener(self.host, self.port)
+                self.port = self._listener.getsockname()[1]
+                self._selector.register(self._listener, selectors.EVENT_READ, None)
+            else:
+                self._dialer = _Dialer(self.host, self.port)
+                self._dialer.look_up()
         except OSError as error:
             self._selector.close()
             raise BadInput(
                 f"cannot listen to {plain_text(address)}: {(error.strerror or str(error)).lower()}; expected for instance tcp://detector:9999"
             ) from None
-
-    def _listen(self) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self.limits.connections + RESERVED
-        if soft < wanted:
-            with suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard >= 0 else wanted, hard))
-            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            self._most = max(16, min(self.limits.connections, soft - RESERVED))
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        self._listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.setblocking(False)
-            self._listener.bind((self.host, self.port))
-            self._listener.listen(128)
-        except OSError:
-            self._listener.close()
-            raise
-        self.port = self._listener.getsockname()[1]
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
 
     def receive(self, seconds: float) -> tuple[int, list[bytes]] | None:
         """The next message, with the number of its connection; None if none comes within `seconds`."""
@@ -284,10 +343,8 @@ class PullSocket:
         if now - self._checked > 1.0:
             self._checked, waiting = now, set(self._turn)
             for connection in [c for c in self._connections.values() if c not in waiting]:
-                if not connection.ready and now - connection.began > self.limits.greeting:
-                    self._drop(connection, "it does not speak ZeroMQ's protocol")
-                elif connection.held and now - connection.heard > self.limits.pause:
-                    self._drop(connection, f"it was silent for {self.limits.pause:g} s in the midst of a message")
+                if why := _overdue(connection, now):
+                    self._drop(connection, why)
         while self._held > 2 * self.limits.message + PIECE:
             parts = [c for c in self._connections.values() if c.held]
             self._drop(min(parts, key=lambda c: c.started), "messages that are not complete take too much memory")
@@ -351,23 +408,9 @@ class PullSocket:
 
     def _connect(self) -> None:
         """Connect to the sender, if this socket does not listen, and it is time to."""
-        if self.listens or self._connections or time.monotonic() - self._tried < self._wait:
-            return
-        try:
-            if self.port is None:
-                new = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                try:
-                    new.connect(os.fspath(self.host))
-                except OSError:
-                    new.close()
-                    raise
-            else:
-                new = socket.create_connection((self.host, self.port), timeout=1.0)
-            self._wait = RETRY[0]
-            self._add(new)
-        except OSError:  # nobody listens yet
-            self._wait = min(max(RETRY[0], 1.5 * self._wait), RETRY[1])
-        self._tried = time.monotonic()
+        if self._dialer is not None and not self._connections and (new := self._dialer.dial()) is not None:
+            with suppress(OSError):  # the sender has gone again: the next attempt is for that
+                self._add(new)
 
     def _drop(self, connection: Connection, why: str = "") -> None:
         """Close a connection; `why`: it was not at its end."""

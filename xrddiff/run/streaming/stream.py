@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -49,7 +49,8 @@ from .detector_messages import MOST_BYTES
 from .live_page import StreamStanding, write_page
 
 # %% auto #0
-__all__ = ['WRITE', 'NOT_YET', 'INDEXERS', 'Buffer', 'StreamPlan', 'as_it_is_kept', 'Reception', 'Unwritten', 'Stream', 'summary']
+__all__ = ['WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception', 'Unwritten',
+           'Tasks', 'summary', 'write_end', 'Stream']
 
 # %% ../../../nbs/run/streaming/stream.ipynb #348ea777
 class Buffer:
@@ -148,6 +149,25 @@ class StreamPlan:
         return dict(
             source=self.source, run=run, cell=None if self.cell is None else str(self.cell), min_peaks=self.min_peaks
         )
+
+# %% ../../../nbs/run/streaming/stream.ipynb #6b687dff
+def claim_folder(plan: StreamPlan, folder: Path) -> None:
+    """Make `folder` that of the plan. Raises `BadInput` if it has the answers of another stream."""
+    path, mine = folder / "stream.json", plan.kept()
+    if os.path.lexists(path):
+        try:
+            theirs = read_json(path, dict[str, Any])
+        except (BadInput, OSError) as error:
+            raise BadInput(f"{path} cannot be read; expected the folder of a stream: {reason(error)}") from None
+        for name, value in mine.items():
+            if theirs.get(name) != value:
+                raise BadInput(
+                    f"{folder} has answers of a stream with {name.replace('_', '-')} {plain_text(theirs.get(name), 200)}; expected that instead of {value}, or another folder"
+                )
+    else:
+        with as_bad_input(f"{folder} cannot be the folder of a stream"):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, mine)
 
 # %% ../../../nbs/run/streaming/stream.ipynb #b50738a3
 def as_it_is_kept(arrived: Arrived) -> Arrived:
@@ -279,6 +299,125 @@ class Unwritten:
         self.said, self.written = [], time.monotonic()
         return set(table["name"])
 
+# %% ../../../nbs/run/streaming/stream.ipynb #5af32b85
+INDEXERS = 8  # kept, of so many layouts
+
+
+def _answer(
+    frames: Any, names: list[str], key: str, question: Question, indexer: Any, peaks: Any, whys: Any, *, device: Any
+) -> Answered:
+    """The task of a worker."""
+    if frames is None:
+        return unanswered(names, whys, question)
+    said = answer_each(frames, names, key, question, indexer, peaks=peaks, device=device)
+    said.table["why"] = [own or why for own, why in zip(said.table["why"], whys, strict=True)]
+    return said
+
+
+def _itself(value: Any) -> Any:
+    """What a task gives that only brings a value to the workers, and brings it again if they are lost."""
+    return value
+
+
+class Tasks:
+    """Batches as arguments of `_answer`, with the indexers that were learnt on the way.
+
+    pool: the workers; None = this process.
+    """
+
+    def __init__(self, question: Question, pool: WorkerPool | None):
+        self.question, self.pool = question, pool
+        self._indexers: dict[str, tuple[Indexer, Any]] = {}  # the last few
+
+    def of(self, batches: Iterable[list[Arrived] | None]) -> Iterator[tuple[list[Arrived], tuple] | None]:
+        """The tasks of each batch."""
+        for batch in batches:
+            yield from self._of_batch(batch) if batch else [None]
+
+    def _of_batch(self, batch: list[Arrived]) -> Iterator[tuple[list[Arrived], tuple]]:
+        """The task of a batch, or of each of its frames where they do not go together."""
+        layout, names = batch[0].layout, [a.name for a in batch]
+        if layout is None:
+            yield batch, self._refusal(names, [a.why for a in batch])
+            return
+        try:
+            frames = layout.stack([a.image for a in batch], [a.own for a in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for one in batch:
+                    yield from self._of_batch([one])
+            else:
+                yield batch, self._refusal(names, [f"it could not be answered: {reason(error)}"])
+            return
+        try:
+            known, peaks, why = *self._learned(frames, layout.key), ""
+        except Exception as error:  # the peaks are looked for again, frame by frame if need be
+            known, peaks, why = None, None, f"no lattice was looked for: {reason(error)}"
+        indexer = None if known is None else known[0] if self.pool is None else known[1]
+        yield batch, (frames, names, layout.key, self.question, indexer, peaks, [why] * len(batch))
+
+    def _refusal(self, names: list[str], whys: list[str]) -> tuple:
+        """The arguments for frames that cannot be answered."""
+        return None, names, "", self.question, None, None, whys
+
+    def _learned(self, frames: Any, key: str) -> tuple[tuple[Indexer, Any] | None, Any]:
+        """The indexer of a layout, here and in the workers, or None; and the peaks of these frames, if they were needed."""
+        known, peaks = self._indexers.get(key), None
+        if known is None and can_index(frames, self.question):
+            peaks = find_peaks_of(frames, key)
+            if (indexer := learn_indexer(frames, peaks, self.question)) is not None:
+                known = (indexer, None if self.pool is None else self.pool.client.submit(_itself, indexer, pure=False))
+        if known is not None:
+            self._indexers.pop(key, None)
+            self._indexers[key] = known
+            while len(self._indexers) > INDEXERS:
+                del self._indexers[next(iter(self._indexers))]
+        return known, peaks
+
+    def answer_lost(self, batch: list[Arrived], error: Exception) -> Answered:
+        """The answers to a batch with which workers died: to each of its frames alone, where that helps."""
+        if len(batch) == 1:
+            return unanswered([batch[0].name], [f"it could not be answered: {reason(error)}"], self.question)
+        tasks = (task for one in batch for task in self._of_batch([one]))
+        return together([said for _, said in run_in_order(_answer, tasks, self.pool, 1, self.answer_lost)])
+
+# %% ../../../nbs/run/streaming/stream.ipynb #fae63d32
+NOT_YET = "not answered yet"  # in the summary: why, by name
+
+
+def summary(table: pd.DataFrame) -> dict[str, float | int | None]:
+    """Numbers of all answers: frames, hits, lattices, latencies."""
+    seconds = table["seconds"].to_numpy(float)
+    out = {"frames": len(table), "hits": int(table["hit"].sum()), "with a lattice": int((table["lattices"] > 0).sum())}
+    out["not answered in full"] = int((table["why"] != "").sum())
+    if "anomaly" in table:
+        out["untypical"] = int((table["anomaly"] > 1).sum())
+    if len(table):
+        span = float((table["arrived"] + table["seconds"]).max() - table["arrived"].min())
+        out["frames per second"] = len(table) / max(span, 1e-3)
+        out |= {f"seconds to the answer, {q:.0%}": float(np.quantile(seconds, q)) for q in (0.5, 0.99)}
+    return out
+
+
+def write_end(folder: Path, waiting: Mapping[str, str]) -> None:
+    """Write the table in `folder` as CSV, and the numbers of all that is in it.
+
+    waiting: why frames have no answer, by name.
+    """
+    table = read_answers(folder)
+    with writing(folder / "answers.csv") as part:
+        table.assign(**table.select_dtypes(exclude=["number", "bool"]).map(for_csv)).to_csv(part, index=False)
+    left = {plain_text(name): plain_text(why) for name, why in waiting.items()}
+    write_json(folder / SUMMARY, summary(table) | ({NOT_YET: left} if left else {}))
+
+
+def _stacks(said: Answered, question: Question, n: int) -> dict[str, np.ndarray]:
+    """The latents of `n` answered frames, NaN where there are none; empty for a run without."""
+    if question.run is None or (space := open_scorer(question.run).generator).space is None:
+        return {}
+    blank = np.full((n, *space.shape), np.nan, np.float32)
+    return {"latent": blank if said.latents is None else said.latents}
+
 # %% ../../../nbs/run/streaming/stream.ipynb #0a262c49
 class Stream:
     """A stream of frames and the folder of its answers.
@@ -302,7 +441,7 @@ class Stream:
         if template is not None and cell is None:
             cell = template.attrs.get("unit_cell")
         self.question = Question(plan.run, cell, plan.min_peaks, reference)
-        self._agree()
+        claim_folder(plan, self.folder)
         self._hold = ExitStack()  # until the end of the call: another process must not open the table
         self._hold.enter_context(locked_answers(self.folder))
         with as_bad_input(f"the answers in {self.folder} cannot be read"):
@@ -311,84 +450,12 @@ class Stream:
         self.answers.append(
             blank.table.assign(arrived=np.zeros(0), seconds=np.zeros(0, np.float32)),
             blank.peaks,
-            self._stacks(blank, 0),
+            _stacks(blank, self.question, 0),
         )
         self.unwritten = Unwritten(self.answers, self.standing)
         self.reception = Reception(Buffer(plan.memory), lambda name: name in self.answers.names)
         most = max(MOST_BYTES, plan.memory // 2)
         self.listening = Listening(dict(plan.words or {}), self.reception.is_known, template, plan.patience, most)
-        self._indexers: dict[str, tuple[Indexer, Any]] = {}  # the last few
-
-    def _agree(self) -> None:
-        path, mine = self.folder / "stream.json", self.plan.kept()
-        if os.path.lexists(path):
-            try:
-                theirs = read_json(path, dict[str, Any])
-            except (BadInput, OSError) as error:
-                raise BadInput(f"{path} cannot be read; expected the folder of a stream: {reason(error)}") from None
-            for name, value in mine.items():
-                if theirs.get(name) != value:
-                    raise BadInput(
-                        f"{self.folder} has answers of a stream with {name.replace('_', '-')} {plain_text(theirs.get(name), 200)}; expected that instead of {value}, or another folder"
-                    )
-        else:
-            with as_bad_input(f"{self.folder} cannot be the folder of a stream"):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, mine)
-
-    def _tasks(
-        self, batches: Iterable[list[Arrived] | None], pool: WorkerPool | None
-    ) -> Iterator[tuple[list[Arrived], tuple] | None]:
-        """Each batch as the arguments of `_answer`."""
-        for batch in batches:
-            yield from self._task(batch, pool) if batch else [None]
-
-    def _task(self, batch: list[Arrived], pool: WorkerPool | None) -> Iterator[tuple[list[Arrived], tuple]]:
-        """The arguments of `_answer` for a batch, or for each of its frames where they do not go together."""
-        layout, names = batch[0].layout, [a.name for a in batch]
-        if layout is None:
-            yield batch, (None, names, "", self.question, None, None, [a.why for a in batch])
-            return
-        try:
-            frames = layout.stack([a.image for a in batch], [a.own for a in batch])
-        except Exception as error:
-            if len(batch) > 1:
-                for one in batch:
-                    yield from self._task([one], pool)
-            else:
-                yield (
-                    batch,
-                    (None, names, "", self.question, None, None, [f"it could not be answered: {reason(error)}"]),
-                )
-            return
-        try:
-            known, peaks, why = *self._learned(frames, layout.key, pool), ""
-        except Exception as error:  # the peaks are looked for again, frame by frame if need be
-            known, peaks, why = None, None, f"no lattice was looked for: {reason(error)}"
-        indexer = None if known is None else known[0] if pool is None else known[1]
-        yield batch, (frames, names, layout.key, self.question, indexer, peaks, [why] * len(batch))
-
-    def _learned(self, frames: Any, key: str, pool: WorkerPool | None) -> tuple[tuple[Indexer, Any] | None, Any]:
-        """The indexer of a layout, here and in the workers, or None; and the peaks of these frames, if they were needed."""
-        known, peaks = self._indexers.get(key), None
-        if known is None and can_index(frames, self.question):
-            peaks = find_peaks_of(frames, key)
-            if (indexer := learn_indexer(frames, peaks, self.question)) is not None:
-                known = (indexer, None if pool is None else pool.client.submit(_itself, indexer, pure=False))
-        if known is not None:
-            self._indexers.pop(key, None)
-            self._indexers[key] = known
-            while len(self._indexers) > INDEXERS:
-                del self._indexers[next(iter(self._indexers))]
-        return known, peaks
-
-    def _lost(self, batch: list[Arrived], error: Exception, pool: WorkerPool) -> Answered:
-        """The answers to a batch with which workers died: to each of its frames alone, where that helps."""
-        if len(batch) == 1:
-            return unanswered([batch[0].name], [f"it could not be answered: {reason(error)}"], self.question)
-        tasks = (task for one in batch for task in self._task([one], pool))
-        answers = run_in_order(_answer, tasks, pool, 1, lambda one, error: self._lost(one, error, pool))
-        return together([said for _, said in answers])
 
     def __call__(self, tell: Callable[[StreamStanding], None] = lambda standing: None) -> Path:
         """Answer what comes, until the source ends, or a signal; returns the folder.
@@ -411,18 +478,19 @@ class Stream:
         with self._hold, open_workers(self.workers, 1) as pool, StopRequest() as stop:
             self.reception.start(lambda: open_source(self.plan.source, self.listening))
             try:
-                tasks = self._tasks(self.reception.batches(self.plan, stop, looked), pool)
+                tasks = Tasks(self.question, pool)
+                batches = self.reception.batches(self.plan, stop, looked)
                 most = 2 * (self.workers.count if self.workers else 1)
-                lost = lambda batch, error: self._lost(batch, error, pool)  # noqa: E731
-                for batch, said in run_in_order(_answer, tasks, pool, most, lost):
-                    self.unwritten.keep(batch, said, self._stacks(said, len(batch)))
+                for batch, said in run_in_order(_answer, tasks.of(batches), pool, most, tasks.answer_lost):
+                    self.unwritten.keep(batch, said, _stacks(said, self.question, len(batch)))
                     if self.unwritten.due:
                         self._write()
             finally:
                 self.reception.stopped = True
                 self._write()
                 self.reception.end()
-        self._finish()
+        self._page(going=False)
+        write_end(self.folder, self.listening.waiting)
         if buffer.error is not None:
             with as_bad_input(f"{plain_text(self.plan.source)} gives no more frames"):
                 raise buffer.error
@@ -430,13 +498,6 @@ class Stream:
 
     def _write(self) -> None:
         self.reception.taken -= self.unwritten.write()
-
-    def _stacks(self, said: Answered, n: int) -> dict[str, np.ndarray]:
-        """The latents of answered frames, NaN where there are none; empty for a run without."""
-        if self.question.run is None or (space := open_scorer(self.question.run).generator).space is None:
-            return {}
-        blank = np.full((n, *space.shape), np.nan, np.float32)
-        return {"latent": blank if said.latents is None else said.latents}
 
     def _page(self, going: bool = True) -> None:
         """Write the page; if that fails, `standing.page` says why."""
@@ -446,46 +507,3 @@ class Stream:
             self.standing.page = ""
         except Exception as error:
             self.standing.page = reason(error)
-
-    def _finish(self) -> None:
-        """The last page, the table as CSV, and the numbers of all that is in it."""
-        self._page(going=False)
-        table = read_answers(self.folder)
-        with writing(self.folder / "answers.csv") as part:
-            table.assign(**table.select_dtypes(exclude=["number", "bool"]).map(for_csv)).to_csv(part, index=False)
-        left = {plain_text(name): plain_text(why) for name, why in self.listening.waiting.items()}
-        write_json(self.folder / SUMMARY, summary(table) | ({NOT_YET: left} if left else {}))
-
-
-NOT_YET = "not answered yet"  # in the summary: why, by name
-INDEXERS = 8  # kept, of so many layouts
-
-# %% ../../../nbs/run/streaming/stream.ipynb #52135467
-def summary(table: pd.DataFrame) -> dict[str, float | int | None]:
-    """Numbers of all answers: frames, hits, lattices, latencies."""
-    seconds = table["seconds"].to_numpy(float)
-    out = {"frames": len(table), "hits": int(table["hit"].sum()), "with a lattice": int((table["lattices"] > 0).sum())}
-    out["not answered in full"] = int((table["why"] != "").sum())
-    if "anomaly" in table:
-        out["untypical"] = int((table["anomaly"] > 1).sum())
-    if len(table):
-        span = float((table["arrived"] + table["seconds"]).max() - table["arrived"].min())
-        out["frames per second"] = len(table) / max(span, 1e-3)
-        out |= {f"seconds to the answer, {q:.0%}": float(np.quantile(seconds, q)) for q in (0.5, 0.99)}
-    return out
-
-
-def _answer(
-    frames: Any, names: list[str], key: str, question: Question, indexer: Any, peaks: Any, whys: Any, *, device: Any
-) -> Answered:
-    """The task of a worker."""
-    if frames is None:
-        return unanswered(names, whys, question)
-    said = answer_each(frames, names, key, question, indexer, peaks=peaks, device=device)
-    said.table["why"] = [own or why for own, why in zip(said.table["why"], whys, strict=True)]
-    return said
-
-
-def _itself(value: Any) -> Any:
-    """What a task gives that only brings a value to the workers, and brings it again if they are lost."""
-    return value
