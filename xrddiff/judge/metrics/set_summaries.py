@@ -109,7 +109,7 @@ class ReferenceDetector:
 
     def read(self, frames: xr.Dataset, numbers: Sequence[int], draw: int | None, variable: str) -> xr.Dataset:
         """A few `frames` as this detector would have recorded them, see `Ruler.measure`."""
-        self.need_comparable(frames, variable)
+        _need_comparable(frames, variable, self)
         x = frames[variable].values
         mask = np.broadcast_to(self.mask, x.shape)
         if "mask" in frames:
@@ -140,27 +140,28 @@ class ReferenceDetector:
             out["mask"] = (self.dims[1:], mask[0]) if same else out["mask"]
         return out
 
-    def need_comparable(self, frames: xr.Dataset, variable: str) -> None:
-        """Raise `BadInput` for frames that cannot be compared with the reference."""
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #404aeff3
+def _need_comparable(frames: xr.Dataset, variable: str, detector: ReferenceDetector) -> None:
+    """Raise `BadInput` for frames that cannot be compared with the reference."""
+    if (
+        variable not in frames
+        or frames[variable].dims != detector.dims
+        or frames[variable].shape[1:] != detector.mask.shape
+    ):
+        found = f"{frames[variable].dims} {frames[variable].shape}" if variable in frames else "not there"
+        raise BadInput(
+            f"the variable {variable!r} to compare is {found}; expected {detector.dims} with pixels {detector.mask.shape} as the reference has"
+        )
+    for name, found, expected in (
+        *((name, frames["intensity"].attrs.get(name), detector.about.get(name)) for name in ("units", "gain")),
+        *((name, frames.attrs.get(name), detector.attrs.get(name)) for name in ("beam_center", "pedestal")),
+    ):
         if (
-            variable not in frames
-            or frames[variable].dims != self.dims
-            or frames[variable].shape[1:] != self.mask.shape
+            found is not None
+            and expected is not None
+            and not np.all(found == expected if isinstance(found, str) else np.isclose(found, expected))
         ):
-            found = f"{frames[variable].dims} {frames[variable].shape}" if variable in frames else "not there"
-            raise BadInput(
-                f"the variable {variable!r} to compare is {found}; expected {self.dims} with pixels {self.mask.shape} as the reference has"
-            )
-        for name, found, expected in (
-            *((name, frames["intensity"].attrs.get(name), self.about.get(name)) for name in ("units", "gain")),
-            *((name, frames.attrs.get(name), self.attrs.get(name)) for name in ("beam_center", "pedestal")),
-        ):
-            if (
-                found is not None
-                and expected is not None
-                and not np.all(found == expected if isinstance(found, str) else np.isclose(found, expected))
-            ):
-                raise BadInput(f"the frames to compare have {name} {found}; expected {expected} as the reference has")
+            raise BadInput(f"the frames to compare have {name} {found}; expected {expected} as the reference has")
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #59928f9e
 def noise_scale(reference: xr.Dataset, step: float) -> float:
