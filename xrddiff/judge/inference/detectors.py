@@ -5,6 +5,7 @@
 # %% ../../../nbs/judge/inference/detectors.ipynb #4d706adc
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 from ...config.used_words import show_crystals
 from ...core.errors import BadInput
 from ...core.files import is_address, is_path
+from ...core.seeds import numpy_rng
 from ...data.formats.geometry_apply import apply_geometry, read_geometry
 from ...data.frames.frames import PANEL_GEOMETRY, frame_mask, make_frames
 from ...data.frames.geometry import geometry_of
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from xrddiff.config.words.inference import Inference
 
 # %% auto #0
-__all__ = ['template_frames', 'detector_frames', 'on_detector', 'moved', 'detector_note', 'tiles_of']
+__all__ = ['template_frames', 'with_places', 'detector_frames', 'on_detector', 'moved', 'detector_note', 'tiles_of']
 
 # %% ../../../nbs/judge/inference/detectors.ipynb #b0ee0c00
 def template_frames(frames: xr.Dataset) -> xr.Dataset:
@@ -46,6 +48,23 @@ def template_frames(frames: xr.Dataset) -> xr.Dataset:
             out["frame_panel"] = ("frame", panels)
         else:
             out.attrs["panel"] = f"any of {len(panels)}"
+    return out
+
+# %% ../../../nbs/judge/inference/detectors.ipynb #ac7a1ca0
+def with_places(samples: xr.Dataset, seed: int, distances: Sequence[float] = (), panels: int = 0) -> xr.Dataset:
+    """Samples with the place of the detector in each of them.
+
+    samples: with their numbers, `sample`.
+    seed: the seed.
+    distances: of the training frames, m, one of which a sample gets; empty = the detector did not move.
+    panels: number of panels, one of which a sample is drawn for; 0 = its panel is known, or unneeded.
+    """
+    numbers, out = [int(i) for i in samples["sample"].values], samples.copy()
+    if distances:
+        places = [numpy_rng(seed, "distance", i).choice(distances) for i in numbers]
+        out["distance"] = ("frame", np.array(places), {"units": "m"})
+    if panels:
+        out["frame_panel"] = ("frame", np.array([numpy_rng(seed, "panel", i).integers(panels) for i in numbers]))
     return out
 
 # %% ../../../nbs/judge/inference/detectors.ipynb #b8d581df

@@ -5,7 +5,8 @@
 # %% ../../../nbs/judge/inference/evaluation.ipynb #7508e0da
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['LATTICES', 'CONTROLS', 'blocks_of', 'LatticePart', 'SampleEvaluation', 'CodecEvaluation', 'principal_components',
-           'reference_rows', 'unseen_still', 'samples_of', 'open_evaluation']
+__all__ = ['LATTICES', 'CONTROLS', 'blocks_of', 'LatticePart', 'SetLattices', 'SampleEvaluation', 'CodecEvaluation',
+           'principal_components', 'reference_rows', 'unseen_still', 'samples_of', 'open_evaluation']
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #081ee327
 def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
@@ -68,13 +69,6 @@ def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
     return [slice(a, min(a + size, n)) for a in range(0, n, size)]
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #1d7c0359
-class LatticePart(NamedTuple):
-    """Rows of `lattice_rows` for frames of a set, and why there are none."""
-
-    rows: pd.DataFrame
-    why: dict[str, str]
-
-
 def _same_detector(samples: xr.Dataset, frames: xr.Dataset, path: Path) -> None:
     """Raise `BadInput` if samples were drawn on another detector than that of the run's frames."""
     for name in ("beam_center", "distance", "pixel_size"):
@@ -85,11 +79,81 @@ def _same_detector(samples: xr.Dataset, frames: xr.Dataset, path: Path) -> None:
                 f"detector beside them: `xrddiff evaluate {path} --reference FRAMES`"
             )
 
-# %% ../../../nbs/judge/inference/evaluation.ipynb #b02cec46
+# %% ../../../nbs/judge/inference/evaluation.ipynb #593bb09a
 LATTICES = "lattices of "  # before the name of a set whose frames are indexed
 CONTROLS = 60  # turned frames from which the chance level of a set is learnt
 
 
+class LatticePart(NamedTuple):
+    """Rows of `lattice_rows` for frames of a set, and why there are none."""
+
+    rows: pd.DataFrame
+    why: dict[str, str]
+
+
+@dataclass
+class SetLattices:
+    """What the best lattices of some frames of each set say, block by block.
+
+    cell: the unit cell, None if it is not known; then no frame is indexed.
+    most: number of frames of a set that are indexed.
+    seed: the seed.
+    frames_of: (name of a set, positions in it) -> these frames, as the detector would count them.
+    """
+
+    cell: Any
+    most: int
+    seed: int
+    frames_of: Callable[[str, np.ndarray], xr.Dataset]
+    _prepared: dict[str, tuple[xr.Dataset, pd.DataFrame, Any]] = field(default_factory=dict)
+
+    def chosen(self, sets: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """The positions, within each of the `sets` (name -> number of frames), of the frames that are indexed."""
+        most = self.most if self.cell is not None else 0
+        return {name: evenly_spaced(range(n), most) for name, n in sets.items() if most and n}
+
+    def measure(self, name: str, chosen: np.ndarray, rows: slice) -> LatticePart:
+        """What the best lattices of these rows of the `chosen` frames of a set say."""
+        why: dict[str, str] = {}
+        at = np.arange(len(chosen))[rows]
+        try:
+            if name not in self._prepared:
+                self._prepared[name] = self._prepare(self.frames_of(name, chosen))
+        except BadInput as error:
+            return LatticePart(pd.DataFrame(index=range(len(at))), {"rate": str(error)})
+        frames, peaks, indexer = self._prepared[name]
+        peaks = peaks[peaks["frame"].isin(at)]
+        own = lattice_rows(select_frames(frames, at), indexer, peaks.assign(frame=peaks["frame"] - rows.start), why)
+        return LatticePart(own, why)
+
+    def _prepare(self, frames: xr.Dataset) -> tuple[xr.Dataset, pd.DataFrame, Any]:
+        """(frames, their peaks, the indexer that knows their chance level)."""
+        peaks = find_frame_peaks(frames)
+        words = dict(peaks=peaks, lattices=1, controls=CONTROLS, seed=self.seed)
+        return frames, peaks, make_indexer(frames, self.cell, **words)
+
+    def tables(self, seen: Mapping[str, Sequence[LatticePart]], why: dict[str, str]) -> dict[str, pd.DataFrame]:
+        """The numbers of the indexed frames of each set, from `summarise_physics`; `why` gets the reason
+        if there are none.
+
+        seen: for each set, the results of `measure` in order.
+        """
+        if self.cell is None and self.most:
+            why["rate"] = "the frames do not say their unit cell (inference.cell)"
+        out = {}
+        for name, parts in seen.items():
+            rows, reasons = zip(*parts, strict=True)
+            if found := next(filter(None, reasons), None):
+                why |= found
+                continue
+            rows = pd.concat(rows, ignore_index=True)
+            out[name] = summarise_physics(rows, seed=self.seed).dropna(how="all")
+            if "rate" not in out[name].index:
+                del out[name]
+                why["rate"] = f"no frame of the {name} has the {FEWEST_PEAKS} peaks that indexing needs"
+        return out
+
+# %% ../../../nbs/judge/inference/evaluation.ipynb #b02cec46
 class SampleEvaluation:
     """The samples of a generative run, compared with its training and held-out frames.
 
@@ -116,7 +180,7 @@ class SampleEvaluation:
         known = "gain" in self.prepared.frames["intensity"].attrs
         self.draw = i.seed if self.generator.expected and known else None
         self.cell = i.cell or self.prepared.frames.attrs.get("unit_cell")
-        self._detected: dict[str, tuple[xr.Dataset, pd.DataFrame, Any]] = {}
+        self._lattices = SetLattices(self.cell, i.index_frames, i.seed, self._as_detected)
 
     def _same(self, index: np.ndarray) -> np.ndarray:
         """Those of the frames `index` that match the condition of all samples."""
@@ -140,9 +204,7 @@ class SampleEvaluation:
     @property
     def indexed(self) -> dict[str, np.ndarray]:
         """The positions, within each set, of the frames that are indexed; empty if none are."""
-        most = self.cfg.inference.index_frames if self.cell is not None else 0
-        sets = {name: n for name, n in self.sets.items() if name != "train" and n}
-        return {name: evenly_spaced(range(n), most) for name, n in sets.items() if most}
+        return self._lattices.chosen({name: n for name, n in self.sets.items() if name != "train"})
 
     def prepare(self) -> dict[str, int]:
         """Train what the workers will need, once.
@@ -161,7 +223,8 @@ class SampleEvaluation:
         …": what the best lattices of these frames say.
         """
         if name.startswith(LATTICES):
-            return self._lattices(name.removeprefix(LATTICES), rows)
+            name = name.removeprefix(LATTICES)
+            return self._lattices.measure(name, self.indexed[name], rows)
         if name in self.numbers:
             at = self.numbers[name][rows]
             return self.ruler.measure(select_frames(self.prepared.frames, at), numbers=at)
@@ -178,23 +241,6 @@ class SampleEvaluation:
         loader = self.prepared.loader(self.judged[at], batch_size=size, multiple=multiple, shuffle=False)
         codec = autoencoder_codec(self.generator.space.autoencoder, self.generator.device)
         return reconstruct_frames(codec, loader)[0]
-
-    def _lattices(self, name: str, rows: slice) -> LatticePart:
-        """What the best lattices of these of the `indexed` frames of a set say."""
-        why: dict[str, str] = {}
-        at = np.arange(len(self.indexed[name]))[rows]
-        try:
-            if name not in self._detected:
-                frames = self._as_detected(name, self.indexed[name])
-                peaks, seed = find_frame_peaks(frames), self.cfg.inference.seed
-                own = make_indexer(frames, self.cell, peaks=peaks, lattices=1, controls=CONTROLS, seed=seed)
-                self._detected[name] = frames, peaks, own
-        except BadInput as error:
-            return LatticePart(pd.DataFrame(index=range(len(at))), {"rate": str(error)})
-        frames, peaks, indexer = self._detected[name]
-        peaks = peaks[peaks["frame"].isin(at)]
-        own = lattice_rows(select_frames(frames, at), indexer, peaks.assign(frame=peaks["frame"] - rows.start), why)
-        return LatticePart(own, why)
 
     def _as_detected(self, name: str, at: np.ndarray) -> xr.Dataset:
         """The frames at these positions of a set, as the detector would count them."""
@@ -239,29 +285,11 @@ class SampleEvaluation:
         answers, why = {}, {} if self.judges.wanted else {"conditions": "inference.judge_conditions is false"}
         if found := sets.pop("answers", None):
             answers = self.judges.answers(found, sets)
-        lattices = self._lattice_tables(seen, why)
+        indexed = {name: found for name in self.indexed if (found := seen.get(LATTICES + name))}
+        lattices = self._lattices.tables(indexed, why)
         words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
         words |= dict(drawn=drawn_range(self.samples))
         return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
-
-    def _lattice_tables(self, seen: Mapping[str, Sequence[Any]], why: dict[str, str]) -> dict[str, pd.DataFrame]:
-        """The numbers of the indexed frames of each set, from `summarise_physics`; `why` gets the reason
-        if there are none.
-        """
-        if self.cell is None and self.cfg.inference.index_frames:
-            why["rate"] = "the frames do not say their unit cell (inference.cell)"
-        out = {}
-        for name in [name for name in self.indexed if seen.get(LATTICES + name)]:
-            rows, reasons = zip(*seen[LATTICES + name], strict=True)
-            if found := next(filter(None, reasons), None):
-                why |= found
-                continue
-            rows = pd.concat(rows, ignore_index=True)
-            out[name] = summarise_physics(rows, seed=self.cfg.inference.seed).dropna(how="all")
-            if "rate" not in out[name].index:
-                del out[name]
-                why["rate"] = f"no frame of the {name} has the {FEWEST_PEAKS} peaks that indexing needs"
-        return out
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #d6eadbda
 class CodecEvaluation:

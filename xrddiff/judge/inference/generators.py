@@ -20,7 +20,6 @@ from ...config.used_words import show_crystals
 from ...core.errors import BadInput
 from ...core.plugins import need_plugins
 from ...core.registry import get, name_of
-from ...core.seeds import numpy_rng
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.frames import frame_mask
 from ...data.frames.geometry import is_cut
@@ -30,7 +29,7 @@ from ...data.transforms.spatial import as_images
 from ...data.transforms.values import Transform, widened
 from .conditions import SampleConditions
 from .crystals import alike_rows, asked_lattices, maps_of, with_crystals
-from .detectors import template_frames
+from .detectors import template_frames, with_places
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.diffusion.keyed_sampling import sample_chunks
 from ...learn.models.autoregressive import AutoregressiveDiffusion
@@ -44,7 +43,86 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['TEMPLATE', 'Generator', 'generator_state', 'keep_template', 'open_generator']
+__all__ = ['TEMPLATE', 'intensity_limits', 'Readout', 'Generator', 'generator_state', 'keep_template', 'open_generator']
+
+# %% ../../../nbs/judge/inference/generators.ipynb #f789c2c5
+def intensity_limits(transform: Transform, data_range: tuple[float, float] | None = None) -> tuple[float, float] | None:
+    """The lowest and the highest intensity that samples may have; None if unknown.
+
+    transform: of the frames; its own limits count.
+    data_range: (lowest, highest) training value; known where the frames themselves are drawn. It is
+        given the same headroom.
+    """
+    known = [] if transform.limits is None else [transform.limits]
+    if data_range is not None:
+        known.append(widened(*map(float, transform.inverse(np.float32([data_range]))[0])))
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What turns network values into Frames.
+
+    template: an empty frame, see `template_frames`.
+    transform: the value transform of the frames.
+    expected: whether samples are expected counts; measurements are whole photons.
+    limits: the lowest and the highest intensity, None = unknown.
+    about: attributes added to every set of samples.
+    """
+
+    template: xr.Dataset
+    transform: Transform
+    expected: bool
+    limits: tuple[float, float] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def counted_intensities(self, values: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(intensities of network values, what was drawn beyond `limits`): see `transforms.limits`.
+
+        values: (B panels, 1, H, W).
+        The intensities are (B, [panel,] y, x) float32 within `limits`, 0 where the mask is.
+        """
+        shape, mask, beyond = self.template["intensity"].shape[1:], frame_mask(self.template, 0), {}
+        x = self.transform.inverse(values[:, 0, : shape[-2], : shape[-1]].float().cpu().numpy()).reshape(-1, *shape)
+        valid = x[:, mask]
+        if self.limits is not None and valid.size:
+            valid, beyond = held(valid, self.limits)
+        if self.template["intensity"].attrs["units"] == "photon":
+            valid = np.maximum(valid, 0) if self.expected else np.maximum(np.rint(valid), 0)
+        out = np.zeros(x.shape, np.float32)
+        out[:, mask] = valid
+        return out, beyond
+
+    def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
+        """Intensities (B, [panel,] y, x) as Frames, with units, geometry and mask of the training frames.
+
+        intensities: in the units of the training frames.
+        samples: their sample numbers.
+        about: further attributes.
+        """
+        out = self.template.drop_vars(["intensity", "frame_panel"], errors="ignore")
+        panel = self.template["frame_panel"].values if "frame_panel" in self.template else None
+        out["intensity"] = (self.template["intensity"].dims, intensities, dict(self.template["intensity"].attrs))
+        out["sample"] = ("frame", np.asarray(samples, np.int64))
+        if panel is not None:
+            out["frame_panel"] = ("frame", np.repeat(panel, len(samples)))
+        return out.assign_attrs(
+            samples_are="expected values" if self.expected else "measurements", **self.about, **about
+        )
+
+    def with_beyond(self, frames: xr.Dataset, beyond: Mapping[str, np.ndarray]) -> xr.Dataset:
+        """Samples with what was drawn `beyond` the limits, see `counted_intensities`, and the limits."""
+        if self.limits is None:
+            return frames
+        return frames.assign({name: ("frame", column) for name, column in beyond.items()}).assign_attrs(
+            {LIMITS: tuple(self.limits)}
+        )
+
+    @property
+    def unit(self) -> str:
+        """The unit of an intensity: photons or ADU."""
+        units = self.template["intensity"].attrs["units"]
+        return "photons" if units == "photon" else units
 
 # %% ../../../nbs/judge/inference/generators.ipynb #fc0d0a70
 @dataclass
@@ -98,15 +176,13 @@ class Generator:
 
     @cached_property
     def limits(self) -> tuple[float, float] | None:
-        """The lowest and the highest intensity that samples may have; None if unknown.
+        """The lowest and the highest intensity that samples may have, see `intensity_limits`."""
+        return intensity_limits(self.transform, self.data_range if self.space is None else None)
 
-        They are those of the transform. Where the frames themselves are drawn, the range of all
-        training values is known too, with the same headroom.
-        """
-        known = [] if self.transform.limits is None else [self.transform.limits]
-        if self.space is None and self.data_range is not None:
-            known.append(widened(*map(float, self.transform.inverse(np.float32([self.data_range]))[0])))
-        return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+    @property
+    def readout(self) -> Readout:
+        """What turns network values into Frames."""
+        return Readout(self.template, self.transform, self.expected, self.limits, self.about)
 
     @property
     def multiple(self) -> int:
@@ -204,46 +280,17 @@ class Generator:
         return torch.cat([self.space.decode(part) for part in drawn.split(at_once)])
 
     def intensities(self, values: Tensor) -> np.ndarray:
-        """Network values (B panels, 1, H, W) as intensities (B, [panel,] y, x) float32 within `limits`, 0
-        where the mask is.
-        """
-        return self.counted_intensities(values)[0]
-
-    def counted_intensities(self, values: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(`intensities` of network values, what was drawn beyond `limits`): see `transforms.limits`."""
-        shape, mask, beyond = self.template["intensity"].shape[1:], frame_mask(self.template, 0), {}
-        x = self.transform.inverse(values[:, 0, : shape[-2], : shape[-1]].float().cpu().numpy()).reshape(-1, *shape)
-        valid = x[:, mask]
-        if self.limits is not None and valid.size:
-            valid, beyond = held(valid, self.limits)
-        if self.template["intensity"].attrs["units"] == "photon":
-            valid = np.maximum(valid, 0) if self.expected else np.maximum(np.rint(valid), 0)
-        out = np.zeros(x.shape, np.float32)
-        out[:, mask] = valid
-        return out, beyond
+        """Network values (B panels, 1, H, W) as intensities, see `Readout.counted_intensities`."""
+        return self.readout.counted_intensities(values)[0]
 
     def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
-        """Intensities (B, [panel,] y, x) as Frames, with units, geometry and mask of the training frames.
-
-        intensities: in the units of the training frames.
-        samples: their sample numbers.
-        about: further attributes.
-        """
-        out = self.template.drop_vars(["intensity", "frame_panel"], errors="ignore")
-        panel = self.template["frame_panel"].values if "frame_panel" in self.template else None
-        out["intensity"] = (self.template["intensity"].dims, intensities, dict(self.template["intensity"].attrs))
-        out["sample"] = ("frame", np.asarray(samples, np.int64))
-        if panel is not None:
-            out["frame_panel"] = ("frame", np.repeat(panel, len(samples)))
-        return out.assign_attrs(
-            samples_are="expected values" if self.expected else "measurements", **self.about, **about
-        )
+        """Intensities (B, [panel,] y, x) as Frames, see `Readout.frames`."""
+        return self.readout.frames(intensities, samples, **about)
 
     @property
     def unit(self) -> str:
         """The unit of an intensity: photons or ADU."""
-        units = self.template["intensity"].attrs["units"]
-        return "photons" if units == "photon" else units
+        return self.readout.unit
 
     def picture(self, drawn: Tensor) -> np.ndarray:
         """The intensities ([panel,] y, x) of one drawn sample (panels, *shape)."""
@@ -262,7 +309,7 @@ class Generator:
         callback: passed to the sampler; what it raises ends the sampling.
         Returns (Frames, what the model drew (N, panels C, H, W)).
         """
-        values, drawn, whole = [], [], {}
+        readout, values, drawn, whole = self.readout, [], [], {}
 
         def make(wanted: list[int]) -> Tensor:
             """A whole chunk, as intensities: other frames of a batch affect a frame's last bits."""
@@ -273,7 +320,7 @@ class Generator:
                     f"the samples {wanted[0]} to {wanted[-1]} are not finite; expected a trained model and noise levels that it was trained at"
                 )
             drew = x.cpu().reshape(len(wanted), -1, *x.shape[2:])
-            made, beyond = self.counted_intensities(self.decode(x))
+            made, beyond = readout.counted_intensities(self.decode(x))
             columns = conditions, beyond
             for j, (i, own) in enumerate(zip(wanted, drew, strict=True)):
                 whole[i] = i, own, *({name: column[j] for name, column in each.items()} for each in columns)
@@ -285,16 +332,9 @@ class Generator:
             whole.clear()
         numbers, latents, *rows = zip(*drawn, strict=True)
         conditions, beyond = ({name: np.array([own[name] for own in each]) for name in each[0]} for each in rows)
-        frames = self.with_beyond(self.frames(torch.cat(values).numpy(), numbers, seed=settings.seed), beyond)
+        frames = readout.frames(torch.cat(values).numpy(), numbers, seed=settings.seed)
+        frames = readout.with_beyond(frames, beyond)
         return self.with_conditions(frames, settings, conditions), torch.stack(latents)
-
-    def with_beyond(self, frames: xr.Dataset, beyond: Mapping[str, np.ndarray]) -> xr.Dataset:
-        """Samples with what was drawn `beyond` the limits, see `counted_intensities`, and the limits."""
-        if self.limits is None:
-            return frames
-        return frames.assign({name: ("frame", column) for name, column in beyond.items()}).assign_attrs(
-            {LIMITS: tuple(self.limits)}
-        )
 
     def with_conditions(
         self, frames: xr.Dataset, settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
@@ -306,12 +346,8 @@ class Generator:
         samples, seed = frames["sample"].values, settings.seed
         drawn = self.given.draw(samples, seed, settings.values) if conditions is None else conditions
         out = self.given.label(frames, drawn)
-        if self.distances:
-            places = [numpy_rng(seed, "distance", int(i)).choice(self.distances) for i in samples]
-            out["distance"] = ("frame", np.array(places), {"units": "m"})
-        if self.maps and is_cut(out) and "frame_panel" not in out:
-            places = [numpy_rng(seed, "panel", int(i)).integers(out.sizes["panel"]) for i in samples]
-            out["frame_panel"] = ("frame", np.array(places))
+        anywhere = bool(self.maps) and is_cut(out) and "frame_panel" not in out
+        out = with_places(out, seed, self.distances, panels=out.sizes["panel"] if anywhere else 0)
         if not show_crystals(self.maps):
             return out
         asked = asked_lattices(self.lattices, settings.lattice, self.template)

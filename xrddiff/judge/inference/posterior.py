@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['SIDE', 'TRAINED', 'CHUNK', 'hidden_blocks', 'Draws', 'PosteriorJob', 'Posterior', 'latents', 'replaced', 'counts',
-           'local_mean', 'interpolated', 'open_posterior']
+__all__ = ['SIDE', 'TRAINED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PosteriorJob', 'Posterior',
+           'latents', 'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #e8daf720
 SIDE = 8  # of the blocks that are hidden, px
@@ -83,7 +83,15 @@ def hidden_blocks(valid: np.ndarray, share: float, seed: int, number: int) -> np
         )
     return hidden
 
-# %% ../../../nbs/judge/inference/posterior.ipynb #4a04e29b
+# %% ../../../nbs/judge/inference/posterior.ipynb #a6fa2b99
+def without_pixels(net: NetworkFrames, hidden: np.ndarray) -> NetworkFrames:
+    """Frames as network values, without their pixels in `hidden` (n, y, x) bool."""
+    height, width = hidden.shape[1:]
+    valid = net.valid.clone()
+    valid[:, 0, :height, :width] &= torch.from_numpy(~hidden).to(valid.device)
+    return NetworkFrames(torch.where(valid, net.x, 0), valid, np.where(hidden, 0, net.counts), net.cond)
+
+# %% ../../../nbs/judge/inference/posterior.ipynb #81940491
 class Draws(NamedTuple):
     """What a method says of a frame.
 
@@ -108,6 +116,23 @@ class Draws(NamedTuple):
             return cls(kept["expected"], kept["measured"], from_json(str(kept["about"]), path.name))
         except (OSError, ValueError, KeyError):
             return None
+
+
+def kept_draws(path: Path | None, make: Callable[[], Draws]) -> Draws:
+    """The draws in the file `path`; if there are none, those that `make` returns, which are put there.
+
+    path: None = nothing is kept.
+    """
+    if path is None:
+        return make()
+    draws = Draws.read(path)
+    if draws is None:
+        draws = make()
+        draws.write(path)
+    return draws
+
+# %% ../../../nbs/judge/inference/posterior.ipynb #4a04e29b
+TRAINED = 256  # training frames whose latents make the prior
 
 
 @dataclass
@@ -177,11 +202,7 @@ class PosteriorJob:
     @cached_property
     def network(self) -> NetworkFrames:
         """The frames with what the method may see of them."""
-        height, width = self.size
-        valid = self.whole.valid.clone()
-        valid[:, 0, :height, :width] &= torch.from_numpy(~self.held_out).to(valid.device)
-        counts = np.where(self.held_out, 0, self.whole.counts)
-        return NetworkFrames(torch.where(valid, self.whole.x, 0), valid, counts, self.whole.cond)
+        return without_pixels(self.whole, self.held_out)
 
     @cached_property
     def likelihood(self) -> Poisson:
@@ -264,20 +285,17 @@ class PosteriorJob:
         """
         found = []
         for i in range(frame_count(self.frames)):
-            kept = None if folder is None else Path(folder) / f"frame-{i:06d}.npz"
-            draws = None if kept is None else Draws.read(kept)
-            if draws is None:
-                draws = get("posterior", self.method)(self, i, **self.options)
-                if not np.isfinite(draws.expected).all():
-                    raise BadInput(f"the draws of frame {i} are not finite; expected a trained model")
-                if kept is not None:
-                    draws.write(kept)
-            found.append(draws)
+            path = None if folder is None else Path(folder) / f"frame-{i:06d}.npz"
+            found.append(kept_draws(path, partial(self._draws, i)))
             progress(self.draws)
         return Posterior(self, found)
 
-
-TRAINED = 256  # training frames whose latents make the prior
+    def _draws(self, i: int) -> Draws:
+        """What the method says of frame i."""
+        draws = get("posterior", self.method)(self, i, **self.options)
+        if not np.isfinite(draws.expected).all():
+            raise BadInput(f"the draws of frame {i} are not finite; expected a trained model")
+        return draws
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #5e3b6b14
 @dataclass

@@ -143,7 +143,7 @@ class SampleJob:
         g, i = self.generator, self.cfg.inference
         shape = (self.count, *g.template["intensity"].shape[1:])
         frames = g.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
-        frames = g.with_conditions(g.with_beyond(frames, self.columns), self.settings)
+        frames = g.with_conditions(g.readout.with_beyond(frames, self.columns), self.settings)
         if self.poisson:
             frames["drawn"] = frames["intensity"]
         if g.space is not None:

@@ -27,7 +27,8 @@ from .encoder import ENCODER, encoder_record, frame_features
 from .radial_profiles import bin_edges
 
 # %% auto #0
-__all__ = ['LEVELS', 'numbers_of', 'frame_metric', 'Ruler', 'SetSummary']
+__all__ = ['LEVELS', 'numbers_of', 'frame_metric', 'ReferenceDetector', 'noise_scale', 'rings_of', 'level_of', 'table_of',
+           'peak_pixels', 'Ruler', 'SetSummary']
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #636819fc
 def numbers_of(name: str, found: Any, n: int) -> np.ndarray:
@@ -62,77 +63,53 @@ def _same_pixels(a: xr.Dataset, b: xr.Dataset, variable: str) -> bool:
     alike = np.array_equal(a["intensity"].values, np.where(mask, b[variable].values, a["intensity"].values))
     return alike and bool((a["mask"].values == mask).all())
 
-# %% ../../../nbs/judge/metrics/set_summaries.ipynb #b2c040e9
-LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #a8473323
 _ATTRIBUTES = ("beam_center", "pedestal", "read_noise", "saturation", "distance", "pixel_size")
 
 
-class Ruler:
-    """Measures the frames of all sets in the same way, as defined by the `reference` frames.
+@dataclass(frozen=True, eq=False)
+class ReferenceDetector:
+    """The detector of reference frames.
 
-    Noise, pedestal, detector, mask and beam centre are those of the reference.
-
-    - `mask`: bool (y, x) or (panel, ss, fs), instead of the mask of the reference.
-    - `rings`: number of rings of equal width around the beam centre; frames without geometry are
-      divided into tiles.
-    - `side`: see `block_means`.
-    - `finder`: settings of the peak finder.
-
-    Raises `BadInput` for a mask of another shape or without valid pixels.
+    dims: of its frames.
+    mask: its valid pixels, bool (y, x) or (panel, ss, fs).
+    step: of the values that it records, 0 = any value.
+    about: attributes of the intensities.
+    attrs: of the frames.
+    places: the geometry of its panels.
     """
 
-    def __init__(
-        self,
-        reference: xr.Dataset,
-        *,
-        mask: np.ndarray | None = None,
-        rings: int = 32,
-        side: int = 64,
-        finder: Mapping[str, Any] | None = None,
-    ):
+    dims: tuple[str, ...]
+    mask: np.ndarray
+    step: float
+    about: dict[str, Any]
+    attrs: dict[str, Any]
+    places: dict[str, xr.DataArray]
+
+    @classmethod
+    def of(cls, reference: xr.Dataset, mask: np.ndarray | None = None) -> ReferenceDetector:
+        """The detector of the frames `reference`, with this mask, or theirs."""
         value = reference["intensity"]
-        self.shape, self.dims = value.shape[1:], value.dims
+        shape = value.shape[1:]
         if mask is None and "mask" in reference and "frame" not in reference["mask"].dims:
             mask = reference["mask"].values
-        self.mask = np.ones(self.shape, bool) if mask is None else np.asarray(mask)
-        if self.mask.shape != self.shape or self.mask.dtype != bool or not self.mask.any():
+        mask = np.ones(shape, bool) if mask is None else np.asarray(mask)
+        if mask.shape != shape or mask.dtype != bool or not mask.any():
             raise BadInput(
-                f"the mask has dtype {self.mask.dtype}, shape {self.mask.shape} and {int(self.mask.sum())} valid pixels; expected bool {self.shape}, some of them True"
+                f"the mask has dtype {mask.dtype}, shape {mask.shape} and {int(mask.sum())} valid pixels; expected bool {shape}, some of them True"
             )
-        sigma = value.attrs.get("background_sigma")
-        if sigma is None:
-            few = list(sample_frames(reference, None))[:32]
-            sigma = float(np.nanmedian([background_sigma(x, m) for _, x, m in few]))
-        self.step = quantum(reference)
-        self.scale = float(sigma) if np.isfinite(sigma) and sigma > 0 else self.step or 1.0
-        self.pedestal = float(reference.attrs.get("pedestal", 0.0))
-        self.about = dict(value.attrs)
-        self.attrs = {name: reference.attrs[name] for name in _ATTRIBUTES if name in reference.attrs}
-        self.places = {name: reference[name] for name in PANEL_GEOMETRY if name in reference.coords}
-        self.side, self.finder = int(side), dict(finder or {})
-        radius = radius_map(reference)
-        if radius is None:
-            self.cell = tile_bins(self.shape)
-            self.radii = np.arange(int(self.cell.max()) + 1) + np.nan
-        else:
-            edges = bin_edges(radius, rings)
-            self.cell = np.clip(np.searchsorted(edges, radius, "right") - 1, 0, len(edges) - 2)
-            self.radii = (edges[:-1] + edges[1:]) / 2
-        self.metrics = tuple(Names("metric", of="frames"))
-        if twice := set(self.metrics) & {*Names("distance")}:
-            raise BadInput(f"the metric {min(twice)!r} has the name of a distance; expected another name")
-        about = [self.about, self.attrs, self.scale, self.step, self.side, self.finder, self.dims, len(self.radii)]
-        about += [self.metrics] if self.metrics else []
-        about += [ENCODER, encoder_record()["sha256"]]
-        arrays = [self.mask, self.cell, *(v.values for v in self.places.values())]
-        digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        self.key = digest.hexdigest()
+        attrs = {name: reference.attrs[name] for name in _ATTRIBUTES if name in reference.attrs}
+        places = {name: reference[name] for name in PANEL_GEOMETRY if name in reference.coords}
+        return cls(value.dims, mask, quantum(reference), dict(value.attrs), attrs, places)
+
+    @property
+    def pedestal(self) -> float:
+        """The value that it records without photons."""
+        return float(self.attrs.get("pedestal", 0.0))
 
     def read(self, frames: xr.Dataset, numbers: Sequence[int], draw: int | None, variable: str) -> xr.Dataset:
-        """A few `frames` as the detector of the reference would have recorded them."""
-        self._check(frames, variable)
+        """A few `frames` as this detector would have recorded them, see `Ruler.measure`."""
+        _need_comparable(frames, variable, self)
         x = frames[variable].values
         mask = np.broadcast_to(self.mask, x.shape)
         if "mask" in frames:
@@ -162,6 +139,123 @@ class Ruler:
             same = (mask == mask[:1]).all()
             out["mask"] = (self.dims[1:], mask[0]) if same else out["mask"]
         return out
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #404aeff3
+def _need_comparable(frames: xr.Dataset, variable: str, detector: ReferenceDetector) -> None:
+    """Raise `BadInput` for frames that cannot be compared with the reference."""
+    if (
+        variable not in frames
+        or frames[variable].dims != detector.dims
+        or frames[variable].shape[1:] != detector.mask.shape
+    ):
+        found = f"{frames[variable].dims} {frames[variable].shape}" if variable in frames else "not there"
+        raise BadInput(
+            f"the variable {variable!r} to compare is {found}; expected {detector.dims} with pixels {detector.mask.shape} as the reference has"
+        )
+    for name, found, expected in (
+        *((name, frames["intensity"].attrs.get(name), detector.about.get(name)) for name in ("units", "gain")),
+        *((name, frames.attrs.get(name), detector.attrs.get(name)) for name in ("beam_center", "pedestal")),
+    ):
+        if (
+            found is not None
+            and expected is not None
+            and not np.all(found == expected if isinstance(found, str) else np.isclose(found, expected))
+        ):
+            raise BadInput(f"the frames to compare have {name} {found}; expected {expected} as the reference has")
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #59928f9e
+def noise_scale(reference: xr.Dataset, step: float) -> float:
+    """The noise of the background of frames: as they say it, or measured in a few of them; without any, `step`, or 1."""
+    sigma = reference["intensity"].attrs.get("background_sigma")
+    if sigma is None:
+        few = list(sample_frames(reference, None))[:32]
+        sigma = float(np.nanmedian([background_sigma(x, m) for _, x, m in few]))
+    return float(sigma) if np.isfinite(sigma) and sigma > 0 else step or 1.0
+
+
+def rings_of(reference: xr.Dataset, rings: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ring of each pixel, mean radius of each ring in px); tiles of radius NaN for frames without geometry."""
+    radius = radius_map(reference)
+    if radius is None:
+        cell = tile_bins(reference["intensity"].shape[1:])
+        return cell, np.arange(int(cell.max()) + 1) + np.nan
+    edges = bin_edges(radius, rings)
+    cell = np.clip(np.searchsorted(edges, radius, "right") - 1, 0, len(edges) - 2)
+    return cell, (edges[:-1] + edges[1:]) / 2
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #1d02a9d7
+LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
+
+
+def level_of(u: np.ndarray) -> np.ndarray:
+    """The bin of each value in the histogram of u."""
+    return np.clip(np.searchsorted(LEVELS, u, "right") - 1, 0, len(LEVELS) - 2)
+
+
+def table_of(
+    row: np.ndarray, column: np.ndarray, shape: tuple[int, int], weight: np.ndarray | None = None
+) -> np.ndarray:
+    """A table of this shape: how many entries, or how much weight, each of its cells has."""
+    rows, columns = shape
+    return np.bincount(row * columns + column, weight, minlength=rows * columns).reshape(rows, columns)
+
+
+def peak_pixels(peaks: pd.DataFrame, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """The pixel of each peak, as an index of images of this shape, (y, x) or (panel, ss, fs)."""
+    y, x = (
+        np.clip(np.floor(peaks[c].to_numpy()).astype(int), 0, n - 1)
+        for c, n in zip(("ss", "fs"), shape[-2:], strict=True)
+    )
+    return (peaks["panel"].to_numpy(), y, x) if "panel" in peaks else (y, x)
+
+
+def _digest(about: Sequence[Any], arrays: Sequence[np.ndarray]) -> str:
+    """A short name for words in JSON's types and arrays; the same for the same ones."""
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=8)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #b2c040e9
+class Ruler:
+    """Measures the frames of all sets in the same way, as defined by the `reference` frames.
+
+    Noise, pedestal, detector, mask and beam centre are those of the reference.
+
+    - `mask`: bool (y, x) or (panel, ss, fs), instead of the mask of the reference.
+    - `rings`: number of rings of equal width around the beam centre; frames without geometry are
+      divided into tiles.
+    - `side`: see `block_means`.
+    - `finder`: settings of the peak finder.
+
+    Raises `BadInput` for a mask of another shape or without valid pixels.
+    """
+
+    def __init__(
+        self,
+        reference: xr.Dataset,
+        *,
+        mask: np.ndarray | None = None,
+        rings: int = 32,
+        side: int = 64,
+        finder: Mapping[str, Any] | None = None,
+    ):
+        self.detector = ReferenceDetector.of(reference, mask)
+        self.mask, self.shape, self.dims = self.detector.mask, self.detector.mask.shape, self.detector.dims
+        self.scale = noise_scale(reference, self.detector.step)
+        self.side, self.finder = int(side), dict(finder or {})
+        self.cell, self.radii = rings_of(reference, rings)
+        self.metrics = tuple(Names("metric", of="frames"))
+        if twice := set(self.metrics) & {*Names("distance")}:
+            raise BadInput(f"the metric {min(twice)!r} has the name of a distance; expected another name")
+        d, encoder = self.detector, [ENCODER, encoder_record()["sha256"]]
+        about = [d.about, d.attrs, self.scale, d.step, self.side, self.finder, self.dims, len(self.radii)]
+        about += [self.metrics, *encoder] if self.metrics else encoder
+        self.key = _digest(about, [self.mask, self.cell, *(v.values for v in d.places.values())])
+
+    def read(self, frames: xr.Dataset, numbers: Sequence[int], draw: int | None, variable: str) -> xr.Dataset:
+        """A few `frames` as the detector of the reference would have recorded them."""
+        return self.detector.read(frames, numbers, draw, variable)
 
     def measure(
         self,
@@ -204,46 +298,19 @@ class Ruler:
             raise BadInput("the set has no frames; expected at least one")
         return parts[0].merge(*parts[1:])
 
-    def _check(self, frames: xr.Dataset, variable: str) -> None:
-        """Raise `BadInput` for frames that cannot be compared with the reference."""
-        if variable not in frames or frames[variable].dims != self.dims or frames[variable].shape[1:] != self.shape:
-            found = f"{frames[variable].dims} {frames[variable].shape}" if variable in frames else "not there"
-            raise BadInput(
-                f"the variable {variable!r} to compare is {found}; expected {self.dims} with pixels {self.shape} as the reference has"
-            )
-        for name, found, expected in (
-            *((name, frames["intensity"].attrs.get(name), self.about.get(name)) for name in ("units", "gain")),
-            *((name, frames.attrs.get(name), self.attrs.get(name)) for name in ("beam_center", "pedestal")),
-        ):
-            if (
-                found is not None
-                and expected is not None
-                and not np.all(found == expected if isinstance(found, str) else np.isclose(found, expected))
-            ):
-                raise BadInput(f"the frames to compare have {name} {found}; expected {expected} as the reference has")
-
     def _measure_block(self, frames: xr.Dataset, numbers: np.ndarray, peaks: pd.DataFrame | None) -> SetSummary:
         x, n = frames["intensity"].values, len(numbers)
         valid = np.broadcast_to(frames["mask"].values, x.shape)
         row = np.broadcast_to(np.arange(n).reshape(-1, *(1,) * len(self.shape)), x.shape)
-
-        def table(of: np.ndarray, column: np.ndarray, columns: int, weight: np.ndarray | None = None) -> np.ndarray:
-            return np.bincount(of * columns + column, weight, minlength=n * columns).reshape(n, columns)
-
-        def level(v: np.ndarray) -> np.ndarray:
-            return np.clip(np.searchsorted(LEVELS, v, "right") - 1, 0, len(LEVELS) - 2)
-
-        u = np.arcsinh((x - np.float32(self.pedestal)) / np.float32(self.scale))
-        of, cell, cells = row[valid], np.broadcast_to(self.cell, x.shape)[valid], len(self.radii)
-        pixels = table(of, cell, cells)
+        pedestal, cells = self.detector.pedestal, len(self.radii)
+        u = np.arcsinh((x - np.float32(pedestal)) / np.float32(self.scale))
+        of, cell = row[valid], np.broadcast_to(self.cell, x.shape)[valid]
+        pixels = table_of(of, cell, (n, cells))
         with np.errstate(invalid="ignore"):
-            profile = table(of, cell, cells, x[valid] - self.pedestal) / pixels
+            profile = table_of(of, cell, (n, cells), x[valid] - pedestal) / pixels
         peaks = find_frame_peaks(frames, **self.finder) if peaks is None else peaks
-        owner, size = peaks["frame"].to_numpy(), self.shape[-2:]
-        y, z = (
-            np.clip(np.floor(peaks[c].to_numpy()).astype(int), 0, s - 1) for c, s in (("ss", size[0]), ("fs", size[1]))
-        )
-        place = self.cell[(peaks["panel"].to_numpy(), y, z) if "panel" in peaks else (y, z)]
+        owner, bright = peaks["frame"].to_numpy(), np.arcsinh(peaks["intensity"].to_numpy() / self.scale)
+        levels = n, len(LEVELS) - 1
         return SetSummary(
             self.key,
             self.radii,
@@ -251,14 +318,12 @@ class Ruler:
             number=numbers.astype(np.int64),
             pixels=pixels.astype(np.int32),
             profile=profile,
-            histogram=table(of, level(u[valid]), len(LEVELS) - 1).astype(np.int32),
+            histogram=table_of(of, level_of(u[valid]), levels).astype(np.int32),
             peaks=np.bincount(owner, minlength=n).astype(np.int32),
-            peak_intensity=table(
-                owner, level(np.arcsinh(peaks["intensity"].to_numpy() / self.scale)), len(LEVELS) - 1
-            ).astype(np.int32),
-            peak_radius=table(owner, place, cells).astype(np.int32),
+            peak_intensity=table_of(owner, level_of(bright), levels).astype(np.int32),
+            peak_radius=table_of(owner, self.cell[peak_pixels(peaks, self.shape)], (n, cells)).astype(np.int32),
             blocks=block_means(u, valid, self.side),
-            features=frame_features(frames, self.step),
+            features=frame_features(frames, self.detector.step),
             values=np.array([_numbers_or_nan(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 

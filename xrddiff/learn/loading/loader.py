@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # %% auto #0
-__all__ = ['split_by_group', 'epoch_order', 'FrameLoader']
+__all__ = ['split_by_group', 'epoch_order', 'read_ahead', 'FrameLoader']
 
 # %% ../../../nbs/learn/loading/loader.ipynb #81e7d252
 def split_by_group(
@@ -162,6 +162,119 @@ def _condition_maps(
 
     return ConditionMaps(frames, wanted, shape)
 
+# %% ../../../nbs/learn/loading/loader.ipynb #bb3374f8
+def read_ahead(make: Callable[[Any], Any], plan: Iterable[Any], ahead: int, threads: int) -> Iterator[Any]:
+    """What `make` returns for each entry of `plan`, in order.
+
+    ahead: number of entries that are made before they are asked for; 0 = none, without threads.
+    threads: number of threads that make them.
+    """
+    if not ahead:
+        yield from map(make, plan)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
+    rest, waiting = iter(plan), deque()
+    try:
+        waiting.extend(pool.submit(make, entry) for entry in islice(rest, ahead))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(make, entry) for entry in islice(rest, 1))
+            yield made
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+# %% ../../../nbs/learn/loading/loader.ipynb #ff9596a4
+class _BatchMemory:
+    """Memory for batches of images of one shape, from any thread: that of earlier batches no longer in
+    use, or new memory.
+
+    shape: (H, W) of an image.
+    most: number of arrays that are kept.
+    """
+
+    def __init__(self, shape: tuple[int, int], most: int):
+        self.shape, self.most = shape, most
+        self._arrays: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, n: int) -> np.ndarray:
+        """Memory for `n` images, (n, 1, H, W) float32, with any values."""
+        with self._lock:
+            for i in range(len(self._arrays)):
+                if len(self._arrays[i]) == n and sys.getrefcount(self._arrays[i]) == 2:  # the list and the argument
+                    return self._arrays.pop(i)
+            return np.empty((n, 1, *self.shape), np.float32)
+
+    def keep(self, array: np.ndarray) -> None:
+        """Use this array again as soon as no one else holds it."""
+        with self._lock:
+            self._arrays = [*self._arrays[1 - self.most :], array]
+
+# %% ../../../nbs/learn/loading/loader.ipynb #89c4aedb
+class _StoredFrames:
+    """The frames of a data set as they are stored, with their masks; read from any thread.
+
+    name: of the data set, for messages.
+    """
+
+    def __init__(self, frames: xr.Dataset, name: str):
+        self.frames, self.name, self.value = frames, name, frames["intensity"].variable
+        self.own_masks = "mask" in frames and "frame" in frames["mask"].dims
+        self.mask = None if self.own_masks else quick_mask(frame_mask(frames))
+        self._mask_of = mask_function(frames) if self.own_masks else None
+        self._read = frame_reader(self.value)
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(values of frame `i`, its mask); raises `BadInput` if it cannot be read, or has no valid pixel."""
+        try:
+            raw = self._read(i)
+            if not self.own_masks:
+                mask = self.mask
+            else:  # a mask that follows from the values is not read again
+                mask = self._mask_of(i, raw) if self._mask_of else frame_mask(self.frames, i)
+        except BadInput:
+            raise
+        except Exception as e:  # whatever a file format's library raises: OSError, KeyError, zlib.error, ...
+            raise BadInput(f"{self.called(i)} cannot be read: {e}") from e
+        if self.own_masks and not mask.any():
+            raise BadInput(f"{self.called(i)} has no valid pixel; expected at least one, or the frame left out")
+        return raw, mask
+
+    def called(self, i: int) -> str:
+        """Name of frame `i` for messages: its place in the file, if known."""
+        origin = frame_origin(self.value, i)
+        return f"frame {i} of {self.name}" if origin is None else f"frame {i}, {origin},"
+
+# %% ../../../nbs/learn/loading/loader.ipynb #13fad99d
+def _need_value_transforms(transform: Transform) -> None:
+    """Raise `BadInput` for a transform that changes more than the values of frames."""
+    steps = transform.transforms if isinstance(transform, Pipeline) else [transform]
+    if not steps or not all(isinstance(t, ValueTransform) for t in steps):
+        raise BadInput(
+            f"{transform!r} is not for the loader; expected value transforms: apply the others to the frames before"
+        )
+
+
+def _need_numbers(whole: Iterable[tuple[str, Any, int]], rank: int, world_size: int) -> None:
+    """Raise `BadInput` for a rank that does not exist, and for a number that is not whole, or below its
+    least value; `whole`: (word, number, least value).
+    """
+    for word, n, least in whole:
+        if isinstance(n, bool) or int(n) != n or n < least:
+            raise BadInput(f"{word} of the loader is {n}; expected a whole number of at least {least}")
+    if not 0 <= rank < world_size:
+        raise BadInput(f"rank {rank} of {world_size} ranks does not exist; expected 0 to {world_size - 1}")
+
+
+def _chosen_frames(index: Sequence[int] | np.ndarray | None, count: int, name: str) -> np.ndarray:
+    """The frame numbers `index`, int64, of a data set of `count` frames called `name`; None = all."""
+    index = np.arange(count) if index is None else np.asarray(index)
+    if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= count:
+        raise BadInput(
+            f"the frames to load from {name} are {index!r}; expected at least one number from 0 to {count - 1}"
+        )
+    return index.astype(np.int64)
+
 # %% ../../../nbs/learn/loading/loader.ipynb #3303518d
 class FrameLoader:
     """Batches of frames from a data set (frame, y, x).
@@ -215,48 +328,24 @@ class FrameLoader:
             raise BadInput(
                 f"{self.name} holds {value.dims}; expected {IMAGE_DIMS}: as_images or Patches make images of panels"
             )
-        steps = transform.transforms if isinstance(transform, Pipeline) else [transform]
-        if not steps or not all(isinstance(t, ValueTransform) for t in steps):
-            raise BadInput(
-                f"{transform!r} is not for the loader; expected value transforms: apply the others to the frames before"
-            )
-        for word, n, least in (
-            ("batch_size", batch_size, 1),
-            ("multiple", multiple, 1),
-            ("prefetch", prefetch, 0),
-            ("threads", threads or 1, 1),
-        ):
-            if isinstance(n, bool) or int(n) != n or n < least:
-                raise BadInput(f"{word} of the loader is {n}; expected a whole number of at least {least}")
-        if not 0 <= rank < world_size:
-            raise BadInput(f"rank {rank} of {world_size} ranks does not exist; expected 0 to {world_size - 1}")
-        count = frame_count(frames)
-        index = np.arange(count) if index is None else np.asarray(index)
-        if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= count:
-            raise BadInput(
-                f"the frames to load from {self.name} are {index!r}; expected at least one number from 0 to {count - 1}"
-            )
-        self.frames, self.transform, self.index = frames, transform, index.astype(np.int64)
-        self.batch_size, self.seed, self.shuffle, self.prefetch = (
-            int(batch_size),
-            int(seed),
-            bool(shuffle),
-            int(prefetch),
-        )
+        _need_value_transforms(transform)
+        whole = [("batch_size", batch_size, 1), ("multiple", multiple, 1)]
+        whole += [("prefetch", prefetch, 0), ("threads", threads or 1, 1)]
+        _need_numbers(whole, rank, world_size)
+        index = _chosen_frames(index, frame_count(frames), self.name)
+        self.frames, self.transform, self.index = frames, transform, index
+        self.batch_size, self.seed, self.shuffle = int(batch_size), int(seed), bool(shuffle)
+        self.prefetch = int(prefetch)
         self.threads = min(self.prefetch, threads or os.cpu_count() or 1)
         self.pin_memory = pin_memory and _can_pin()
         self.rank, self.world_size, self.drop_last = int(rank), int(world_size), bool(drop_last)
-        self._value, self.image_shape = value, tuple(value.shape[1:])
+        self.image_shape = tuple(value.shape[1:])
         self.shape = tuple(-(-n // multiple) * multiple for n in self.image_shape)
-        self._own_masks = "mask" in frames and "frame" in frames["mask"].dims
-        self._mask = None if self._own_masks else quick_mask(frame_mask(frames))
-        self._mask_of = mask_function(frames) if self._own_masks else None
+        self._stored = _StoredFrames(frames, self.name)
         self.conditions = _conditions(frames, cond)
         self.maps = _condition_maps(frames, maps, self.shape)
         self.augmentations = augmentations
-        self._read = frame_reader(value)
-        self._buffers: list[np.ndarray] = []
-        self._lock = threading.Lock()
+        self._memory = _BatchMemory(self.shape, self.prefetch + 3)
 
     def __len__(self) -> int:
         """Number of batches per epoch."""
@@ -281,22 +370,8 @@ class FrameLoader:
         stop = n - (n - start) % self.batch_size if self.drop_last else n
         full = (order[k : k + self.batch_size] for k in range(start, stop, self.batch_size))
         make = self.batch if self.augmentations is None else partial(self.batch, epoch=epoch)
-        return self._ahead((np.array_split(rows, self.world_size)[self.rank] for rows in full), make)
-
-    def _ahead(self, plan: Iterable[np.ndarray], make: Callable[[np.ndarray], Any]) -> Iterator[dict[str, Any]]:
-        if not self.prefetch:
-            yield from map(make, plan)
-            return
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="frames")
-        rest, waiting = iter(plan), deque()
-        try:
-            waiting.extend(pool.submit(make, rows) for rows in islice(rest, self.prefetch))
-            while waiting:
-                batch = waiting.popleft().result()
-                waiting.extend(pool.submit(make, rows) for rows in islice(rest, 1))
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        plan = (np.array_split(rows, self.world_size)[self.rank] for rows in full)
+        return read_ahead(make, plan, self.prefetch, self.threads)
 
     def batch(self, rows: Sequence[int] | np.ndarray, epoch: int | None = None) -> dict[str, Any]:
         """The batch of the frames `rows`, independent of the order of the epoch; with the augmentations
@@ -306,12 +381,12 @@ class FrameLoader:
 
         rows = np.asarray(rows, np.int64)
         height, width = self.image_shape
-        x, augment = self._buffer(len(rows)), epoch is not None and self.augmentations is not None
+        x, augment = self._memory.take(len(rows)), epoch is not None and self.augmentations is not None
         x[..., height:, :], x[..., width:] = 0, 0
-        each = self._own_masks or augment
+        each = self._stored.own_masks or augment
         mask = np.zeros((len(rows) if each else min(len(rows), 1), 1, *self.shape), bool)
         if not each:
-            mask[..., :height, :width] = self._mask
+            mask[..., :height, :width] = self._stored.mask
         for j, i in enumerate(rows):
             own = self._frame(int(i), x[j, 0, :height, :width], epoch if augment else None)
             if each:
@@ -320,8 +395,7 @@ class FrameLoader:
         if augment:
             self._augment(rows, epoch, x, mask, cond)
         mask = self._placed(torch.from_numpy(mask))
-        with self._lock:
-            self._buffers = [*self._buffers[-self.prefetch - 2 :], x]
+        self._memory.keep(x)
         return {
             "x": self._placed(torch.from_numpy(x)),
             "mask": mask if each else mask.expand(len(rows), 1, *self.shape),
@@ -345,34 +419,11 @@ class FrameLoader:
     def _placed(self, values: Tensor) -> Tensor:
         return values.pin_memory() if self.pin_memory else values
 
-    def _buffer(self, n: int) -> np.ndarray:
-        """Memory for a batch of `n`: that of an earlier batch no longer in use, or new memory.
-
-        The first write to new memory costs as much as the values themselves. A tensor, and every
-        view of it, holds a reference to its array.
-        """
-        with self._lock:
-            for i in range(len(self._buffers)):
-                if len(self._buffers[i]) == n and sys.getrefcount(self._buffers[i]) == 2:  # the list and the argument
-                    return self._buffers.pop(i)
-            return np.empty((n, 1, *self.shape), np.float32)
-
     def _frame(self, i: int, out: np.ndarray, epoch: int | None = None) -> np.ndarray:
         """Write the network values of frame `i` to `out` and return its mask; in an epoch with
         augmentations, with its other dose or gain.
         """
-        try:
-            raw = self._read(i)
-            if not self._own_masks:
-                mask = self._mask
-            else:  # a mask that follows from the values is not read again
-                mask = self._mask_of(i, raw) if self._mask_of else frame_mask(self.frames, i)
-        except BadInput:
-            raise
-        except Exception as e:  # whatever a file format's library raises: OSError, KeyError, zlib.error, ...
-            raise BadInput(f"{self._called(i)} cannot be read: {e}") from e
-        if self._own_masks and not mask.any():
-            raise BadInput(f"{self._called(i)} has no valid pixel; expected at least one, or the frame left out")
+        raw, mask = self._stored.read(i)
         if epoch is not None:
             raw = self.augmentations.values(raw, mask, self.augmentations.draw(i, epoch), i, epoch)
         self.transform.forward(raw, mask, out=out)
@@ -381,7 +432,7 @@ class FrameLoader:
             if wrong.any():
                 y, x = (int(v[0]) for v in np.nonzero(wrong))
                 raise BadInput(
-                    f"{self._called(i)} holds {raw[y, x]} at the valid pixel (y, x) = ({y}, {x}); expected finite numbers, or a mask"
+                    f"{self._stored.called(i)} holds {raw[y, x]} at the valid pixel (y, x) = ({y}, {x}); expected finite numbers, or a mask"
                 )
         return mask
 
@@ -390,11 +441,6 @@ class FrameLoader:
         buffer = np.empty(self.image_shape, np.float32)
         for i in numbers:
             self._frame(int(i), buffer)
-
-    def _called(self, i: int) -> str:
-        """Name of frame `i` for messages: its place in the file, if known."""
-        origin = frame_origin(self._value, i)
-        return f"frame {i} of {self.name}" if origin is None else f"frame {i}, {origin},"
 
     def unpad(self, images: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
         """Images without their padding: (…, H, W) -> (…, y, x)."""

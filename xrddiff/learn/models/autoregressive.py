@@ -24,8 +24,8 @@ from .transformer import NextToken, Transformer, grid_code, vit_words
 
 # %% auto #0
 __all__ = ['ORDERS', 'ORDER_STEPS', 'DIFFUSION', 'HEAD_WIDTHS', 'patchify', 'unpatchify', 'DiffusionHead', 'ByToken',
-           'AutoregressiveDiffusion', 'TokenDenoiser', 'cosine_groups', 'Contexts', 'generate', 'make_autoregressive',
-           'measure_range']
+           'diffusion_words', 'token_sampler', 'AutoregressiveDiffusion', 'TokenDenoiser', 'cosine_groups', 'Contexts',
+           'generate', 'make_autoregressive', 'measure_range']
 
 # %% ../../../nbs/learn/models/autoregressive.ipynb #94bb735a
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -112,11 +112,6 @@ class DiffusionHead(nn.Module):
 # %% ../../../nbs/learn/models/autoregressive.ipynb #a62fc7eb
 ORDERS = ("raster", "random")
 ORDER_STEPS = 16  # groups of tokens in random order
-DIFFUSION: dict[str, Any] = dict(
-    num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data=0.5, rho=7.0, P_mean=-1.2, P_std=0.8,
-    clamp=None,
-)  # fmt: skip
-DIFFUSION |= {o.name: o.default for o in options("sampler", "heun").values()}  # the churn, of the sampler that has one
 
 
 class ByToken:
@@ -183,7 +178,42 @@ class ByToken:
         """Frames (B, C, H, W) float32 of the given sample numbers: see `generate`."""
         return generate(self, samples, **words)
 
+# %% ../../../nbs/learn/models/autoregressive.ipynb #8d4c29fd
+DIFFUSION: dict[str, Any] = dict(
+    num_sample_steps=64, clamp_during_sampling=True, sigma_min=0.002, sigma_max=10.0, sigma_data=0.5, rho=7.0, P_mean=-1.2, P_std=0.8,
+    clamp=None,
+)  # fmt: skip
+DIFFUSION |= {o.name: o.default for o in options("sampler", "heun").values()}  # the churn, of the sampler that has one
 
+
+def diffusion_words(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All words of `diffusion`: those of `DIFFUSION`, replaced by those `given` that are not None."""
+    given = dict(given or {})
+    for word in given:
+        if word not in DIFFUSION:
+            raise BadInput(f"autoregressive diffusion has no word {word!r}{nearest(word, DIFFUSION)}")
+    words = DIFFUSION | {k: v for k, v in given.items() if v is not None}
+    if isinstance(words["sigma_data"], str):
+        raise BadInput(f"sigma_data is {words['sigma_data']!r}; expected a number, measured on the training set")
+    return words
+
+
+def token_sampler(
+    diffusion: Mapping[str, Any], name: str, steps: int | None = None, words: Mapping[str, Any] | None = None
+) -> Sampler:
+    """The sampler `name` of a token, with the levels, the churn and the clamp of `diffusion`.
+
+    steps: None = num_sample_steps.
+    words: of the `Sampler`, which replace others.
+    """
+    d = diffusion
+    kept = {k: d[k] for k in ("sigma_min", "sigma_max", "rho")}
+    kept["options"] = {k: d[k] for k in options("sampler", name) if k in d}
+    if d["clamp"] is not None and d["clamp_during_sampling"]:
+        kept["clamp"] = tuple(d["clamp"])
+    return Sampler(name, steps or d["num_sample_steps"], **kept | dict(words or {}))
+
+# %% ../../../nbs/learn/models/autoregressive.ipynb #3b2b4fc1
 class AutoregressiveDiffusion(ByToken, nn.Module):
     """Frames (B, channels, H, W) of `size` (H, W), patch by patch of `patch_size`² pixels.
 
@@ -218,15 +248,7 @@ class AutoregressiveDiffusion(ByToken, nn.Module):
         diffusion: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        diffusion = dict(diffusion or {})
-        for word in diffusion:
-            if word not in DIFFUSION:
-                raise BadInput(f"autoregressive diffusion has no word {word!r}{nearest(word, DIFFUSION)}")
-        self.diffusion = DIFFUSION | {k: v for k, v in diffusion.items() if v is not None}
-        if isinstance(self.diffusion["sigma_data"], str):
-            raise BadInput(
-                f"sigma_data is {self.diffusion['sigma_data']!r}; expected a number, measured on the training set"
-            )
+        self.diffusion = diffusion_words(diffusion)
         self.divide(channels, size, patch_size, order)
         self.mask_channel = mask_channel
         head_width = head_width or width
@@ -315,15 +337,8 @@ class AutoregressiveDiffusion(ByToken, nn.Module):
         return rank < (self.tokens * (math.pi / 2 * uniform[:, :1]).cos()).ceil()
 
     def sampler(self, name: str = "dpmpp_2m", steps: int | None = None, **words: Any) -> Sampler:
-        """The sampler `name` of a token, with the levels, the churn and the clamp of `diffusion`;
-        `steps` None: num_sample_steps; `words` replace others.
-        """
-        d = self.diffusion
-        kept = {k: d[k] for k in ("sigma_min", "sigma_max", "rho")}
-        kept["options"] = {k: d[k] for k in options("sampler", name) if k in d}
-        if d["clamp"] is not None and d["clamp_during_sampling"]:
-            kept["clamp"] = tuple(d["clamp"])
-        return Sampler(name, steps or d["num_sample_steps"], **kept | words)
+        """The sampler `name` of a token, see `token_sampler`."""
+        return token_sampler(self.diffusion, name, steps, words)
 
     def blank(self, batch: int) -> Tensor:
         """Tokens (B, N, dim) of zeros."""
