@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -86,3 +87,12 @@ def test_what_falls_is_said_and_written_down(root, capsys):
     write(root, "third", "#| export\nthree = 3", "assert three == 3")
     assert ratchet.main(["--root", str(root), "--lower"]) == 1  # it lowers, and never raises
     assert json.loads((root / "tools" / "ratchet.json").read_text())["modules"] == 2
+
+
+def test_the_numbers_of_the_architecture_are_those_of_the_ratchet():
+    """What docs/architecture.md says of the source now is what `make lint` counts."""
+    home = Path(__file__).resolve().parent.parent
+    rows = re.findall(r"^\| ([^|]+) \| \d+ \| (\d+) \|$", (home / "docs" / "architecture.md").read_text(), re.M)
+    counted = json.loads((home / "tools" / "ratchet.json").read_text())
+    said = {name: int(number) for name, number in rows if name in counted}
+    assert len(said) >= 6 and said == {name: counted[name] for name in said}
