@@ -6,12 +6,16 @@ Each case is one command in a process of its own (forked from one that has impor
 code, what it printed, what it wrote, what it asked a web server on this machine, whether code of the case was executed (it leaves a mark), its seconds of CPU (a *hang* is 5 s more than half as much again as what is not hostile takes, or two minutes by the clock), and its memory beyond that of the process it was forked from.
 A *flip* is one bit of one file that xrddiff wrote and reads back: it is *seen* if the file is refused in a sentence, *harmless* if what is read is equal to what was written, *silent* otherwise.
 The *stream* answers good frames of a detector's socket beside fuzzed messages and idle connections. Writes bench/results/hostile.md; ends with code 1 if anything was executed, leaked, silent, lost, a traceback or a hang.
+
+All run folders take hours of one core. `--journal FILE` keeps each outcome as it comes, so that a bench that was stopped goes on; `--part 1/2` and `--part 2/2` share the cases between two processes with one journal, and the same call without `--part` then writes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
+import json
 import os
 import random
 import resource
@@ -26,10 +30,11 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -69,6 +74,54 @@ class Outcome:
     cpu: float = 0.0
     memory: float = 0.0  # bytes beyond those of the process it was forked from
     faults: list[str] = field(default_factory=list)
+
+
+class Journal:
+    """Outcomes on disk, as they come: a bench that was stopped goes on where it was, and several processes share one.
+
+    path: a file of JSON lines; None = nothing is kept. part: (k, n), to try every n-th case from the k-th on.
+    """
+
+    def __init__(self, path: Path | None, part: tuple[int, int] = (1, 1)):
+        self.path, self.part, self.code = path, part, code_digest()
+        rows = path.read_text().splitlines() if path is not None and path.exists() else []
+        found = [Outcome(**row) for code, row in map(json.loads, rows) if code == self.code]
+        self.known = {(o.area, o.case): o for o in found}
+
+    def tried(self, area: str, cases: Iterable[tuple[str, Callable[[float], Outcome]]]) -> Iterator[Outcome]:
+        """The outcomes of the cases of this part, and of those that are known; the others are left out.
+
+        A case is a name and what tries it, given the seconds of CPU that its command takes of what is not hostile.
+        """
+        usual: dict[str, float] = {}
+        for number, (case, attempt_it) in enumerate(cases):
+            kind, _, what = case.rpartition(": ")
+            found = self.known.get((area, case))
+            if found is None and (kind == "not hostile" or number % self.part[1] == self.part[0] - 1):
+                found = self._add(proper(attempt_it(usual.get(what, 0.0))))
+            if found is not None:
+                usual |= {what: found.cpu} if kind == "not hostile" else {}
+                yield found
+
+    def _add(self, found: Outcome) -> Outcome:
+        for fault in found.faults:
+            print(said_of(found, fault), flush=True)
+        if self.path is not None:
+            row = [self.code, asdict(found) | {"said": found.said[-300:]}]
+            with open(self.path, "a") as file:  # a line in one step: other processes write theirs
+                file.write(json.dumps(row) + "\n")
+        return found
+
+
+def code_digest() -> str:
+    """What tells one state of the package from another: outcomes of another code are not those of this one."""
+    sources = sorted((ROOT / "xrddiff").rglob("*.py"))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:16]
+
+
+def said_of(o: Outcome, fault: str) -> str:
+    """A fault as a line."""
+    return f"{o.area}, {o.case}: {fault} ({o.code}, {o.cpu:.1f} s): {o.said[-300:]!r}"
 
 
 class Listener(BaseHTTPRequestHandler):
@@ -241,7 +294,7 @@ def copied(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", source, target], check=True)
 
 
-def folders(place: Path, share: float) -> Iterator[Outcome]:
+def folders(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
     """Hostile run folders × every command that opens a run; `share` of those commands that execute the model."""
     from hostile_runs import Trap, hostile_runs
 
@@ -256,27 +309,41 @@ def folders(place: Path, share: float) -> Iterator[Outcome]:
         trap = Trap("XRDDIFF_SECRET", str(mark), address.partition("//")[2], str(secret))
         (place / "hostile").mkdir()
         runs = hostile_runs(place / "hostile", good, trap)
-        chance, usual = random.Random(0), {}
+        chance = random.Random(0)
         two = simulate("sim-422", range(2))
         mask = two["mask"].values.copy()
         mask[..., 40:60, 40:60] = False  # something to fill
         two["mask"] = two["mask"].dims, mask
-        for name, run in ({"not hostile": good} | runs).items():
-            for what, words in (CHEAP | COSTLY).items():
-                if what in COSTLY and run != good and chance.random() >= share:
-                    continue
-                here = place / "here"
-                (here / "frames").mkdir(parents=True)
+
+        def cases() -> Iterator[tuple[str, Callable[[float], Outcome]]]:
+            for name, run in ({"not hostile": good} | runs).items():
+                for what, words in (CHEAP | COSTLY).items():
+                    if what not in COSTLY or run == good or chance.random() < share:
+                        case = f"{name}: {what}"
+                        yield case, partial(one, case, run, what, words)
+
+        def one(case: str, run: Path, what: str, words: list[str], usual: float) -> Outcome:
+            with emptied(place / "here") as here:
+                (here / "frames").mkdir()
                 copied(run, here / run.name)
                 save_frames(two, here / "two.h5") if what in COSTLY else None
                 argv = filled(words, RUN=run.name, GOOD=str(good), FRAMES="two.h5")
-                found = attempt("run folders", f"{name}: {what}", argv, here, mark, usual=usual.get(what, KILL))
-                usual.setdefault(what, found.cpu)
-                yield proper(found)
-                shutil.rmtree(here)
+                return attempt("run folders", case, argv, here, mark, usual=usual or KILL)
+
+        yield from journal.tried("run folders", cases())
 
 
-def studies(place: Path, share: float) -> Iterator[Outcome]:
+@contextmanager
+def emptied(folder: Path) -> Iterator[Path]:
+    """An empty folder, for one case."""
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def studies(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
     """Hostile studies × the commands that open one."""
     from hostile_studies import hostile_studies
 
@@ -289,28 +356,33 @@ def studies(place: Path, share: float) -> Iterator[Outcome]:
     (place / "hostile").mkdir()
     with listener():
         made = hostile_studies(place / "hostile", place / "good", mark, "XRDDIFF_SECRET")
-        for name, study in made.items():
-            for what, words in STUDY.items():
-                here = place / "here"
-                here.mkdir()
-                copied(study, here / name)
-                yield attempt("studies", f"{name}: {what}", filled(words, RUN=name), here, mark)
-                shutil.rmtree(here)
+
+        def one(case: str, name: str, words: list[str], usual: float) -> Outcome:
+            with emptied(place / "here") as here:
+                copied(made[name], here / name)
+                return attempt("studies", case, filled(words, RUN=name), here, mark)
+
+        pairs = itertools.product(made, STUDY.items())
+        cases = ((f"{name}: {what}", partial(one, f"{name}: {what}", name, words)) for name, (what, words) in pairs)
+        yield from journal.tried("studies", cases)
 
 
-def files(place: Path, share: float) -> Iterator[Outcome]:
+def files(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
     """Hostile files of frames, geometry, masks and labels × what opens them."""
     from hostile_files import hostile_files
     from hostile_messages import frames as shots
 
     good = save_frames(shots(2), place / "good.h5")
-    for name, path in ({"not hostile": good} | hostile_files(place / "hostile")).items():
-        for what, words in FILE.items():
-            here = place / "here"
-            here.mkdir()
-            argv = filled(words, FILE=os.fspath(path))
-            yield proper(attempt("files", f"{name}: {what}", argv, here, place / "mark"))
-            shutil.rmtree(here)
+    made = {"not hostile": good} | hostile_files(place / "hostile")
+
+    def one(case: str, name: str, words: list[str], usual: float) -> Outcome:
+        with emptied(place / "here") as here:
+            argv = filled(words, FILE=os.fspath(made[name]))
+            return attempt("files", case, argv, here, place / "mark")
+
+    pairs = itertools.product(made, FILE.items())
+    cases = ((f"{name}: {what}", partial(one, f"{name}: {what}", name, words)) for name, (what, words) in pairs)
+    yield from journal.tried("files", cases)
 
 
 @dataclass
@@ -573,6 +645,12 @@ def main() -> int:
         "--commands",
         help="of folders and studies only these, such as 'run resume,scaling'; their table is printed and not kept",
     )
+    parser.add_argument("--journal", type=Path, help="keep outcomes in this file, and go on with those that are in it")
+    parser.add_argument(
+        "--part", type=lambda word: tuple(map(int, word.split("/"))), default=(1, 1), metavar="K/N",
+        help="of folders, studies and files every N-th case from the K-th on; without it, those that other parts left in the "
+        "journal are put together",
+    )  # fmt: skip
     args = parser.parse_args()
     for commands in (CHEAP, COSTLY, STUDY) if args.commands else ():
         for other in commands.keys() - set(args.commands.split(",")):
@@ -585,10 +663,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
             os.environ["XRDDIFF_STATE"] = str(Path(folder) / "state")
             table, found = section(name, Path(folder), args)
-        for fault in found:
-            print(fault, flush=True)
         faults += found
-        if args.commands:
+        if args.commands or args.part != (1, 1):
             print(table.to_markdown(), flush=True)
         else:
             keep(name, table, found, (time.time() - began) / 60)
@@ -604,15 +680,16 @@ def section(name: str, place: Path, args: argparse.Namespace) -> tuple[pd.DataFr
         row = streamed(place, args.messages, args.idle)
         whole = row["answered"] == row["good frames"] and not row["tracebacks"] and row["code"] == 0
         return pd.DataFrame({"": row}).T, [] if whole else [f"stream: {row}"]
-    outcomes, faults = list(AREAS[name](place, args.share)), []
-    for o in outcomes:
-        faults += [f"{o.area}, {o.case}: {fault} ({o.code}, {o.cpu:.1f} s): {o.said[-300:]!r}" for fault in o.faults]
-    return table_of(outcomes), faults
+    outcomes = list(AREAS[name](place, args.share, Journal(args.journal, args.part)))
+    table = table_of(outcomes)
+    table.attrs["minutes"] = sum(o.seconds for o in outcomes) / 60  # of all processes that filled the journal
+    return table, [said_of(o, fault) for o in outcomes for fault in o.faults]
 
 
 def keep(name: str, table: pd.DataFrame, faults: list[str], minutes: float) -> None:
     """Keep what a part found, and write the page of all parts that were kept."""
     kept = read_results("hostile", {})
+    minutes = table.attrs.get("minutes", minutes)
     head = f"{HEADS[name]}\n\n{minutes:.0f} minutes on {os.cpu_count()} shared CPU cores, {date.today()}."
     said = (
         "No fault."
