@@ -334,6 +334,15 @@ def folders(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
         yield from journal.tried("run folders", cases())
 
 
+def crossed(
+    names: Iterable[str], commands: dict[str, list[str]], one: Callable[[str, str, list[str], float], Outcome]
+) -> Iterator[tuple[str, Callable[[float], Outcome]]]:
+    """The cases of every name with every command."""
+    for name, (what, words) in itertools.product(names, commands.items()):
+        case = f"{name}: {what}"
+        yield case, partial(one, case, name, words)
+
+
 @contextmanager
 def emptied(folder: Path) -> Iterator[Path]:
     """An empty folder, for one case."""
@@ -364,9 +373,7 @@ def studies(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
                 copied(made[name], here / name)
                 return attempt("studies", case, filled(words, RUN=name), here, mark, usual=usual or KILL)
 
-        pairs = itertools.product(made, STUDY.items())
-        cases = ((f"{name}: {what}", partial(one, f"{name}: {what}", name, words)) for name, (what, words) in pairs)
-        yield from journal.tried("studies", cases)
+        yield from journal.tried("studies", crossed(made, STUDY, one))
 
 
 def files(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
@@ -382,9 +389,7 @@ def files(place: Path, share: float, journal: Journal) -> Iterator[Outcome]:
             argv = filled(words, FILE=os.fspath(made[name]))
             return attempt("files", case, argv, here, place / "mark")
 
-    pairs = itertools.product(made, FILE.items())
-    cases = ((f"{name}: {what}", partial(one, f"{name}: {what}", name, words)) for name, (what, words) in pairs)
-    yield from journal.tried("files", cases)
+    yield from journal.tried("files", crossed(made, FILE, one))
 
 
 @dataclass

@@ -317,7 +317,7 @@ class KeptBytes:
 
     def write(self, name: str, stamp: Stamp, start: int, data: bytes) -> None:
         """Keep the bytes `data` of the file `name`, which begin at `start`."""
-        if data and self._room.has(len(data), self._writing) and not self.stopped:
+        if data and not self.stopped and self._room.has(len(data), self._writing):
             self._writing(lambda: self._write(name, stamp, start, data))
 
     def _write(self, name: str, stamp: Stamp, start: int, data: bytes) -> None:
