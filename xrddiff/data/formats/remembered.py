@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ...core.files import cache_dir, json_digest, package_version, remove, sealed, writing
+from ...core.files import cache_dir, is_broken, json_digest, package_version, remove, sealed, writing
 from .hdf5 import MaskRows
 from .store import lay_out_zarr, read_store, seal_zarr
 from xrddiff.data.frames.rows import (
@@ -197,7 +197,10 @@ def recall(key: str) -> tuple[xr.Dataset, dict[str, Any]] | None:
     """(the joined frames of a folder, what else was said of it); None if it was not remembered, or is damaged."""
     place = cache_dir() / "folders" / key
     try:
-        said = json.loads((place / "rows.json").read_text(encoding="utf-8"))
+        written = (place / "rows.json").read_bytes()
+        if is_broken(written):
+            return None
+        said = json.loads(written)
         with np.load(place / "arrays.npz", allow_pickle=False) as file:
             rows = rows_of(said["states"], dict(file))
         ds = read_store(place / "frames.zarr")
