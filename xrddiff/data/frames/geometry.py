@@ -21,6 +21,23 @@ __all__ = ['Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_ma
            'disassemble', 'lab_to_panel', 'geometry_of', 'panel_distance', 'is_cut', 'tile_geometry', 'frame_geometry',
            'closest_geometry', 'with_q']
 
+# %% ../../../nbs/data/frames/geometry.ipynb #3d126158
+def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
+    """A number of `frame`, or its mean over the frames: from the variable `name`, or the attribute."""
+    if name in ds.variables:
+        values = ds[name].values
+        return float(values.mean() if frame is None else values[frame])
+    return float(ds.attrs[name])
+
+
+def _wavelength(ds: xr.Dataset, frame: int | None) -> float | None:
+    """Wavelength of `frame`, or the mean over the frames; None for a white beam."""
+    if "wavelength" in ds.variables or "wavelength" in ds.attrs:
+        return _of_frame(ds, "wavelength", frame)
+    if "wavelength_range" in ds.attrs:
+        return None
+    raise BadInput("the frames have no wavelength; expected an attribute or a per-frame variable wavelength in Å")
+
 # %% ../../../nbs/data/frames/geometry.ipynb #1a6d8655
 @dataclass(frozen=True)
 class Geometry:
@@ -105,23 +122,6 @@ class Geometry:
         that solid angles refer to.
         """
         return np.array([0.0, 0.0, self.pixel_size**2]), self.distance
-
-
-def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
-    """A number of `frame`, or its mean over the frames: from the variable `name`, or the attribute."""
-    if name in ds.variables:
-        values = ds[name].values
-        return float(values.mean() if frame is None else values[frame])
-    return float(ds.attrs[name])
-
-
-def _wavelength(ds: xr.Dataset, frame: int | None) -> float | None:
-    """Wavelength of `frame`, or the mean over the frames; None for a white beam."""
-    if "wavelength" in ds.variables or "wavelength" in ds.attrs:
-        return _of_frame(ds, "wavelength", frame)
-    if "wavelength_range" in ds.attrs:
-        return None
-    raise BadInput("the frames have no wavelength; expected an attribute or a per-frame variable wavelength in Å")
 
 # %% ../../../nbs/data/frames/geometry.ipynb #ad420032
 def pixel_positions(geom: Geometry | PanelGeometry) -> np.ndarray:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ['FEWEST', 'FAR', 'title_of', 'Judgement', 'peak_quantiles', 'findings', 'judge_samples', 'judged_rows',
            'judge_summaries']
 
-# %% ../../../nbs/judge/metrics/judgement.ipynb #bf281e67
+# %% ../../../nbs/judge/metrics/judgement.ipynb #ce19b620
 def title_of(distance: str) -> str:
     """What tables call a distance."""
     known = entries("metric") | entries("distance")
@@ -38,7 +38,7 @@ def title_of(distance: str) -> str:
 
 FEWEST = 4  # frames of a set, so that its halves can be compared
 
-
+# %% ../../../nbs/judge/metrics/judgement.ipynb #bf281e67
 @dataclass(frozen=True)
 class Judgement:
     """The comparison of samples with real frames.

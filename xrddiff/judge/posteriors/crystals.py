@@ -84,7 +84,7 @@ def turns(omega: Tensor) -> Tensor:
     cross = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
     return torch.linalg.matrix_exp(torch.stack([torch.stack(row, -1) for row in cross], -2))
 
-# %% ../../../nbs/judge/posteriors/crystals.ipynb #d13acfcf
+# %% ../../../nbs/judge/posteriors/crystals.ipynb #2af74438
 class Predicted(NamedTuple):
     """Reflections for P sets of parameters, (P, N) each."""
 
@@ -95,7 +95,7 @@ class Predicted(NamedTuple):
     partiality: Tensor
     photons: Tensor
 
-
+# %% ../../../nbs/judge/posteriors/crystals.ipynb #d13acfcf
 @dataclass(frozen=True, eq=False)
 class Still:
     """One crystal in the beam and the detector behind it.
