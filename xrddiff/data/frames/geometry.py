@@ -74,14 +74,9 @@ class Geometry:
         a = ds.attrs
         center = tuple(float(v) for v in a["beam_center"])
         shape = tuple(int(n) for n in ds["intensity"].shape[1:])
-        return cls(
-            _wavelength(ds, frame),
-            _of_frame(ds, "distance", frame),
-            float(a["pixel_size"]),
-            center,
-            shape,
-            float(a.get("polarization", 0.99)),
-        )
+        size, polarization = float(a["pixel_size"]), float(a.get("polarization", 0.99))
+        wavelength, distance = _wavelength(ds, frame), _of_frame(ds, "distance", frame)
+        return cls(wavelength, distance, size, center, shape, polarization)
 
     def to_attrs(self) -> dict[str, Any]:
         """The attributes of frames with this geometry."""

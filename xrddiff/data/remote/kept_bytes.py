@@ -362,12 +362,11 @@ class KeptBytes:
         """Bytes of the file `name`, see `Stamp.span`; None if not all of them are kept."""
         if (span := stamp.span(start, length)) is None:
             return None
-        first, end = span
         for again in (False, True):
             found = self._lists.read(name, again)
             if found is not None and found.stamp == stamp:
-                rows, path = covering(found.pieces, first, end), self._lists.bytes_path(name, stamp)
-                data = None if rows is None else _checked(path, found.pieces[rows], first, end - first)
+                rows, path = covering(found.pieces, *span), self._lists.bytes_path(name, stamp)
+                data = None if rows is None else _checked(path, found.pieces[rows], span[0], span[1] - span[0])
                 if data is not None:
                     self._room.note_read(path)
                     return data

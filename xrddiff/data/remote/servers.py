@@ -249,11 +249,34 @@ def links_below(page: str, url: str) -> list[str]:
     found = re.findall(r"""<a\s[^>]{0,500}?href=["']([^"'<>]{1,2000})""", page, re.I)
     return [link for one in found if (link := urljoin(url, html.unescape(one))).startswith(url)]
 
+# %% ../../../nbs/data/remote/servers.ipynb #65f7052e
+_SECRET = ("headers", "auth", "cookies", "cookie_jar")  # what a user says for one server
+
+
+class _Sessions:
+    """The connections of a file system of fsspec: one to the origin that the user named, one to others, without secrets."""
+
+    def __init__(self, fs: Any):
+        self.fs, self._elsewhere = fs, None
+
+    def words(self, own: bool) -> dict[str, Any]:
+        """What is said with each question, to the origin that the user named or to others."""
+        return {k: v for k, v in self.fs.kwargs.items() if own or k not in _SECRET}
+
+    async def session(self, own: bool) -> Any:
+        """The session for the origin that the user named, or for others."""
+        if own:
+            return await self.fs.set_session()
+        if self._elsewhere is None:
+            words = {k: v for k, v in self.fs.client_kwargs.items() if k not in _SECRET}
+            self._elsewhere = await self.fs.get_client(loop=self.fs.loop, **words)
+            weakref.finalize(self, self.fs.close_session, self.fs.loop, self._elsewhere)
+        return self._elsewhere
+
 # %% ../../../nbs/data/remote/servers.ipynb #013a0bb2
 _MOST_REDIRECTS = 5
 _MOST_PAGE = 8 << 20  # bytes of a page that lists a folder
 _REDIRECTS = {301, 302, 303, 307, 308}
-_SECRET = ("headers", "auth", "cookies", "cookie_jar")  # what a user says for one server
 
 # %% ../../../nbs/data/remote/servers.ipynb #805f350b
 class WebServer:
@@ -264,21 +287,11 @@ class WebServer:
 
         self.address = address
         self.fs = fsspec.filesystem(urlsplit(address).scheme.lower(), skip_instance_cache=True)
-        self._elsewhere: Any = None  # the session for other origins, which has no secrets
+        self._sessions = _Sessions(self.fs)
 
     def url(self, name: str) -> str:
         """The address of the file `name`."""
         return f"{self.address}/{name}"
-
-    async def _session(self, own: bool) -> Any:
-        """The session for the origin that the user named, or for others."""
-        if own:
-            return await self.fs.set_session()
-        if self._elsewhere is None:
-            words = {k: v for k, v in self.fs.client_kwargs.items() if k not in _SECRET}
-            self._elsewhere = await self.fs.get_client(loop=self.fs.loop, **words)
-            weakref.finalize(self, self.fs.close_session, self.fs.loop, self._elsewhere)
-        return self._elsewhere
 
     async def ask(self, name: str, fields: Mapping[str, str], method: str = "GET", most: int | None = None) -> Reply:
         """One question; `most`: bytes of the answer. Raises `Faulty` for what another try may better."""
@@ -307,11 +320,11 @@ class WebServer:
         """The answer of one server, whose time is `limit`."""
         import aiohttp
 
-        words = self.fs.kwargs if own else {k: v for k, v in self.fs.kwargs.items() if k not in _SECRET}
+        words = self._sessions.words(own)
         said = {**words.get("headers", {}), "Accept-Encoding": "identity", **fields}
         times = aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)
         words = words | {"headers": said, "timeout": times, "allow_redirects": False, "auto_decompress": False}
-        session = await self._session(own)
+        session = await self._sessions.session(own)
         async with session.request(method, url, **words) as r:
             told = {k.lower(): v for k, v in r.headers.items()}
             good = method == "GET" and r.status in (200, 206)
