@@ -579,7 +579,7 @@ def find_peaks(
     mask: bool, True = valid.
     radius_map: px, shape of the image; the background is then taken in rings.
     center: the beam's (x, y), px; rings too. With neither, tiles of 32 px.
-    settings: those of `PeakFinder`.
+    settings: see `PeakSettings`.
     For many images of one detector make one `PeakFinder`.
     """
     image = np.asarray(image)
