@@ -380,7 +380,7 @@ def test_cpp_draws_as_python(infer, package, latent_run, tmp_path):
 
     words = ["inference.seed=5", "inference.batch_size=2"]
     job = open_sample_job(latent_run, words)
-    maps = job.generator.condition_maps([0, 1, 2, 3], job.settings)
+    maps = job.generator.scenes.condition_maps([0, 1, 2, 3], job.settings)
     with h5py.File(tmp_path / "maps.h5", "w") as file:
         for name, values in maps.items():
             file[name] = values.numpy()

@@ -363,7 +363,7 @@ def test_an_unknown_class_is_refused(runs):
     with pytest.raises(
         BadInput, match=r"hit_class=7: there is no such class; expected 0 \(blank\), 1 \(single\), 2 \(multiple\)"
     ):
-        open_generator(runs("ddpm")).condition([0], 0, {"hit_class": 7})
+        open_generator(runs("ddpm")).scenes.given.draw([0], 0, {"hit_class": 7})
 
 
 def test_sampling_needs_a_generative_model(runs, tmp_path):
@@ -403,12 +403,12 @@ def test_frames_of_another_size_do_not_fit_the_autoencoder(runs, tmp_path):
 
 def test_a_class_is_asked_for_by_its_name(runs):
     generator = open_generator(runs("ddpm"))
-    named, numbered = (generator.condition([0, 1], 0, {"hit_class": v}) for v in ("multiple", 2))
-    assert all(torch.equal(named[k], numbered[k]) for k in named) and named["hit_class"].tolist() == [2, 2]
+    named, numbered = (generator.scenes.given.draw([0, 1], 0, {"hit_class": v}) for v in ("multiple", 2))
+    assert all((named[k] == numbered[k]).all() for k in named) and named["hit_class"].tolist() == [2, 2]
     with pytest.raises(BadInput, match=r"hit_class=dull: there is no such class; expected 0 \(blank\), 1 \(single\)"):
-        generator.condition([0], 0, {"hit_class": "dull"})
+        generator.scenes.given.draw([0], 0, {"hit_class": "dull"})
     with pytest.raises(BadInput, match="wavelength=blank: expected a finite number"):
-        generator.condition([0], 0, {"wavelength": "blank"})
+        generator.scenes.given.draw([0], 0, {"wavelength": "blank"})
 
 
 def test_names_of_classes_are_words(tmp_path):

@@ -71,8 +71,8 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     assert generator.model.net.config["maps"] == {"lattice": 16, "intensity": 16, "q": 16}
     assert "Asked lattice over generated frame" in (run / "report.md").read_text()
     settings = DrawSettings(seed=1)
-    maps = generator.condition_maps(range(4), settings)
-    assert torch.equal(generator.condition_maps([2], settings)["lattice"][0], maps["lattice"][2])
+    maps = generator.scenes.condition_maps(range(4), settings)
+    assert torch.equal(generator.scenes.condition_maps([2], settings)["lattice"][0], maps["lattice"][2])
     flat = torch.nn.functional.pixel_shuffle(maps["q"], generator.space.downsampling)[0, 0]
     height, width = generator.template["intensity"].shape[1:]
     np.testing.assert_allclose(flat[:height, :width], q_map(Geometry.from_frames(generator.template)) / 2, rtol=1e-5)
@@ -103,7 +103,7 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     made, _ = generator.sample([0], DrawSettings(Sampler("ddim", 1), lattice=wanted))
     assert made["cell"].values[0, 0].tolist() == [60, 60, 40, 90, 90, 90]
     assert intensities_of(made).hkl.tolist() == other.hkl.tolist()
-    assert generator.condition_maps([0], DrawSettings(lattice=wanted))["intensity"].isfinite().all()
+    assert generator.scenes.condition_maps([0], DrawSettings(lattice=wanted))["intensity"].isfinite().all()
     with pytest.raises(BadInput, match="expected the same"):
         asked_lattices(generator.lattices, {"cell": [30, 30, 30, 90, 90, 90], **wanted}, generator.template)
 

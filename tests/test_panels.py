@@ -66,7 +66,7 @@ def test_a_detector_of_panels(runs, tmp_path):
     assert own["cell"].sizes["frame"] == 1 and job.latent_stats(np.concatenate([drawn.numpy()] * 3)) is not None
     maps = {
         n: torch.nn.functional.pixel_shuffle(m, 4)[:, 0]
-        for n, m in job.generator.condition_maps([2], job.settings).items()
+        for n, m in job.generator.scenes.condition_maps([2], job.settings).items()
     }
     np.testing.assert_allclose(maps["q"][:, :64, :80], q_map(geometry) / 2, rtol=1e-5)
     assert maps["lattice"].shape[0] == 2 and (maps["lattice"].amax((1, 2)) > 0.3).all()  # both show the frame's crystal
@@ -118,7 +118,7 @@ def test_a_model_of_panels(tmp_path):
     made, generator = open_frames(run / "samples" / "samples.zarr"), open_generator(run)
     assert made["intensity"].shape == (6, 64, 64) and len(set(made["frame_panel"].values)) > 1
     job = open_sample_job(run)
-    maps, place = generator.condition_maps([3], job.settings), int(made["frame_panel"][3])
+    maps, place = generator.scenes.condition_maps([3], job.settings), int(made["frame_panel"][3])
     corner = Geometry.from_frames(frames).crop(*map(int, four[place]), 64, 64)
     np.testing.assert_allclose(maps["q"][0, 0], q_map(corner) / 2, rtol=1e-4)
     prepared = prepare_words(load_config(run / "config.yaml"))

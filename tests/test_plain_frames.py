@@ -83,7 +83,7 @@ def test_diffusion_of_labelled_images_and_its_samples(runs, folder):
     assert samples["intensity"].shape == (3, 32, 32) and "wavelength" not in samples.attrs
     assert (run / "samples" / "threes" / "report.html").is_file()
     with pytest.raises(BadInput, match="digit=12: there is no such class; expected 0, 1, 2"):
-        generator.condition([0], 0, {"digit": 12})
+        generator.scenes.given.draw([0], 0, {"digit": 12})
 
 
 def test_diffusion_in_a_latent_of_plain_images(runs):

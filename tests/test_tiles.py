@@ -38,7 +38,7 @@ def test_a_detector_that_was_never_seen(runs, tmp_path):
     assert (job.settings.tile, job.settings.overlap) == (16, 4) and job.generator.shape[1:] == (32, 32)
     own, _ = job.make(slice(2, 3))
     assert (own["intensity"].values[0] == made["intensity"].values[2]).all()
-    maps = job.generator.condition_maps([0], job.settings)
+    maps = job.generator.scenes.condition_maps([0], job.settings)
     q = torch.nn.functional.pixel_shuffle(maps["q"], 4)[0, 0].numpy()
     assert abs(q[0, 0] - np.pi / 1.24 * 2 * np.sin(np.arctan(0.000344 / 0.05 * np.hypot(64.1, 62.7)) / 2)) < 1e-3
 

@@ -46,8 +46,8 @@ class Kind:
     usual: Mapping[str, str] = field(default_factory=dict)
     closed: bool = False
 
-# %% ../../nbs/core/registry.ipynb #a95354e9
-KINDS: dict[str, Kind] = {
+# %% ../../nbs/core/registry.ipynb #0a6849bb
+_NOISE_KINDS = {
     "sampler": Kind(
         "how noise becomes a sample",
         "f(denoise, x, sigmas, *, cond, noise, callback): the state at sigmas[-1], float64 like x. x: the state at "
@@ -86,6 +86,10 @@ KINDS: dict[str, Kind] = {
         "f(sigma, sigma_data, gamma): the weight, not negative, float64 like sigma",
         given=("sigma", "sigma_data", "gamma"),
     ),
+}
+
+# %% ../../nbs/core/registry.ipynb #d935a61b
+_NETWORK_KINDS = {
     "loss": Kind(
         "reconstruction term of an autoencoder",
         "f(prediction, target, mask): (B,) float32, a number for each frame. prediction, target: (B, 1, H, W) float32 "
@@ -122,6 +126,10 @@ KINDS: dict[str, Kind] = {
         given=("in_channels", "out_channels", "latent_channels", "quantizer"),
         closed=True,
     ),
+}
+
+# %% ../../nbs/core/registry.ipynb #490d5ff3
+_POSTERIOR_KINDS = {
     "kernel": Kind("how far the particles of a posterior feel each other", "f(): a Kernel", given=("shape",)),
     "tempering": Kind(
         "how the weight of the score rises while particles move",
@@ -145,6 +153,10 @@ KINDS: dict[str, Kind] = {
         given=("codes", "channels"),
         usual={"levels": "as many as make about model.codes codes"},
     ),
+}
+
+# %% ../../nbs/core/registry.ipynb #614e267e
+_JUDGING_KINDS = {
     "metric": Kind(
         "number that a report says about frames",
         'of frames: f(reference, test), or f(frames) if registered with of="frames": (n,), a number for each frame, NaN where '
@@ -173,6 +185,10 @@ KINDS: dict[str, Kind] = {
         "source",
         given=("e",),
     ),
+}
+
+# %% ../../nbs/core/registry.ipynb #833f8fdd
+_OUTER_KINDS = {
     "reader": Kind(
         "reader of a file format",
         "f(path): a dict of the words of frames.frames.make_frames, intensity (frame, y, x) among them. Trait suffixes",
@@ -208,6 +224,9 @@ KINDS: dict[str, Kind] = {
         closed=True,
     ),
 }
+
+# %% ../../nbs/core/registry.ipynb #a95354e9
+KINDS: dict[str, Kind] = _NOISE_KINDS | _NETWORK_KINDS | _POSTERIOR_KINDS | _JUDGING_KINDS | _OUTER_KINDS
 
 # %% ../../nbs/core/registry.ipynb #825f7fe5
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xrddiff.physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['open_prepared', 'open_set', 'fit_to_run', 'reconstruct_with', 'index_set']
+__all__ = ['open_prepared', 'open_set', 'chosen_frames', 'network_batch', 'fit_to_run', 'reconstruct_with', 'index_set']
 
 # %% ../../../nbs/app/front_door/run_frames.ipynb #28c99d03
 def open_prepared(run: Run) -> Prepared:
@@ -46,6 +46,34 @@ def open_set(run: Run, name: str) -> xr.Dataset:
     if name not in sets:
         raise BadInput(f"{run.path} has no frames {name!r}{nearest(str(name), ['held_out', 'train', 'all', *sets])}")
     return read_store(sets[name])
+
+# %% ../../../nbs/app/front_door/run_frames.ipynb #f1c55a2e
+def chosen_frames(run: Run, which: str, limit: int | None = None) -> xr.Dataset:
+    """Frames of a run, read when they are indexed.
+
+    `which`: "held_out", "train" or "all" of its input frames; or a set, see `open_set`. `limit`: only the first so many.
+    """
+    from xrddiff.data.frames.frames import frame_count
+    from xrddiff.data.frames.selection import select_frames
+
+    if which in ("held_out", "train", "all"):
+        p = open_prepared(run)
+        found = p.frames if which == "all" else select_frames(p.frames, getattr(p, which))
+    else:
+        found = open_set(run, which)
+    return found if limit is None or limit >= frame_count(found) else select_frames(found, slice(0, limit))
+
+
+def network_batch(run: Run, which: str, n: int, multiple: int) -> dict[str, Any]:
+    """The first `n` frames of the set `which`, "held_out" or "train", as the network gets them.
+
+    `multiple`: sides are padded to a multiple of so many pixels. Raises `BadInput` for another set.
+    """
+    if which not in ("held_out", "train"):
+        raise BadInput(f"which frames: found {which!r}; expected held_out or train")
+    p = open_prepared(run)
+    rows = getattr(p, which)[:n]
+    return p.loader(rows, batch_size=max(1, len(rows)), multiple=multiple, shuffle=False).batch(rows)
 
 # %% ../../../nbs/app/front_door/run_frames.ipynb #55ddd2cb
 def fit_to_run(frames: xr.Dataset, run: Run, checkpoint: Checkpoint) -> xr.Dataset:

@@ -115,6 +115,14 @@ class RunNumbers(Run):
             raise BadInput(f"{self.path} has no report yet: the run is {self.state}")
         return Page(path)
 
+    def __repr__(self) -> str:
+        rows = about_run(self)
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
+
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #96a88cef
 def read_summary(path: Path) -> pd.DataFrame:
     """The table in `path`, a summary.json: a row for each metric; empty if there is none yet."""

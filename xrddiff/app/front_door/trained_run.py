@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from .keywords import as_overrides
 from .pane import live_pane
-from .run_frames import index_set, open_prepared, open_set, reconstruct_with
-from .run_numbers import F, RunNumbers, about_run, plain_errors, read_summary, run_html
+from xrddiff.app.front_door.run_frames import (
+    chosen_frames,
+    index_set,
+    network_batch,
+    open_prepared,
+    open_set,
+    reconstruct_with,
+)
+from .run_numbers import F, RunNumbers, plain_errors, read_summary
 from ...config.composition import compose_config, note_unused
 from ...config.old_words import all_words
 from ...config.saved_config import load_config, need_run, no_generator
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
     from xrddiff.physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['execute_shown', 'sampling_overrides', 'in_its_scope', 'TrainedRun', 'open_run']
+__all__ = ['execute_shown', 'execute_on_run', 'sampling_overrides', 'open_network', 'in_its_scope', 'TrainedRun', 'open_run']
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #e0cc924f
 @plugins.plugin_scope()
@@ -75,6 +82,18 @@ def execute_shown(overrides: list[str], *, frames: Path | None = None, progress:
                 error.add_note(f"the run is kept; go on with it by: xd.open_run({str(started[0])!r}).resume()")
             raise
 
+# %% ../../../nbs/app/front_door/trained_run.ipynb #6920cef8
+def execute_on_run(command: str, run: Path, overrides: list[str], *, progress: bool = True, **words: Any) -> Path:
+    """Execute the notebook of `xrddiff sample` or `xrddiff evaluate` and show it live; returns its folder.
+
+    `words`: those of `execution.finished.execute_sample` or `execute_evaluate`.
+    """
+    from xrddiff.run.execution.finished import execute_evaluate, execute_sample
+
+    execute = {"sample": execute_sample, "evaluate": execute_evaluate}[command]
+    with threads_kept(), live_pane(progress):
+        return execute(run, overrides, terminal=progress, **words)
+
 # %% ../../../nbs/app/front_door/trained_run.ipynb #8dc82e5c
 def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any]) -> list[str]:
     """Words of `inference` as overrides.
@@ -94,6 +113,16 @@ def sampling_overrides(run: Run, given: tuple[Any, ...], words: Mapping[str, Any
     if asked:
         own["condition"] = {**own.get("condition", {}), **asked}
     return as_overrides(*given, own, section="inference")
+
+# %% ../../../nbs/app/front_door/trained_run.ipynb #5e113d33
+def open_network(run: Run, ema: bool, device: str = "cpu") -> nn.Module:
+    """The trained network of a run: a `Denoiser`, an autoregressive model, or an autoencoder."""
+    from xrddiff.judge.inference.generators import open_generator
+    from xrddiff.learn.recipes.latents import open_autoencoder
+
+    if model_parts(run.cfg).denoiser is None or run.part != ".":
+        return open_autoencoder(run.path, ema=ema).to(device)
+    return open_generator(run.path, ema=ema, device=device).model
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #2aabefa0
 def in_its_scope(method: F) -> F:
@@ -131,35 +160,19 @@ class TrainedRun(RunNumbers):
     def model(self, *, ema: bool | None = None, device: str = "cpu") -> nn.Module:
         """The trained network: a `Denoiser`, an autoregressive model, or an autoencoder.
 
-        `ema`: use the averaged weights (None: as set by `inference.use_ema`). `device`:
-        where to load it.
+        `ema`: use the averaged weights (None: as set by `inference.use_ema`). `device`: where to load it.
         """
-        from xrddiff.judge.inference.generators import open_generator
-        from xrddiff.learn.recipes.latents import open_autoencoder
-
-        ema = self.cfg.inference.use_ema if ema is None else ema
-        if model_parts(self.cfg).denoiser is None or self.part != ".":
-            return open_autoencoder(self.path, ema=ema).to(device)
-        return open_generator(self.path, ema=ema, device=device).model
+        return open_network(self, self.cfg.inference.use_ema if ema is None else ema, device)
 
     @in_its_scope
     def frames(self, which: str = "held_out", limit: int | None = None) -> xr.Dataset:
         """Frames of the run, read when they are indexed.
 
-        `which`: "held_out", "train" or "all" of its input frames, pooled and cropped as in
-        training; or a set that it produced: "samples", "reconstruction", or the name of a
-        set drawn later.
+        `which`: "held_out", "train" or "all" of its input frames, pooled and cropped as in training;
+        or a set that it produced: "samples", "reconstruction", or the name of a set drawn later.
         `limit`: only the first so many. Raises `BadInput` for an unknown set.
         """
-        from xrddiff.data.frames.frames import frame_count
-        from xrddiff.data.frames.selection import select_frames
-
-        if which in ("held_out", "train", "all"):
-            p = open_prepared(self)
-            found = p.frames if which == "all" else select_frames(p.frames, getattr(p, which))
-        else:
-            found = open_set(self, which)
-        return found if limit is None or limit >= frame_count(found) else select_frames(found, slice(0, limit))
+        return chosen_frames(self, which, limit)
 
     @in_its_scope
     def batch(self, which: str = "held_out", n: int = 16) -> dict[str, Any]:
@@ -168,12 +181,8 @@ class TrainedRun(RunNumbers):
 
         `which`: "held_out" or "train". Raises `BadInput` for another set.
         """
-        if which not in ("held_out", "train"):
-            raise BadInput(f"which frames: found {which!r}; expected held_out or train")
-        p, parts = open_prepared(self), model_parts(self.cfg)
-        multiple = self.autoencoder.model().downsampling if parts.autoencoder else self.model().multiple
-        rows = getattr(p, which)[:n]
-        return p.loader(rows, batch_size=max(1, len(rows)), multiple=multiple, shuffle=False).batch(rows)
+        whole = model_parts(self.cfg).autoencoder is None
+        return network_batch(self, which, n, self.model().multiple if whole else self.autoencoder.model().downsampling)
 
     @in_its_scope
     def encoded(self, which: str = "held_out", limit: int | None = 500) -> EncodedFrames:
@@ -190,8 +199,7 @@ class TrainedRun(RunNumbers):
 
     @in_its_scope
     def reconstruct(self, frames: xr.Dataset | None = None) -> xr.Dataset:
-        """`frames` (None: the held-out frames) reconstructed by the autoencoder, as
-        expected values.
+        """`frames` (None: the held-out frames) reconstructed by the autoencoder, as expected values.
 
         Frames from a file are pooled and cropped like those of the run. Raises `BadInput` for a run
         without an autoencoder.
@@ -208,23 +216,18 @@ class TrainedRun(RunNumbers):
         progress: bool = True,
         **words: Any,
     ) -> xr.Dataset:
-        """`n` samples as Frames: `run.sample(16, hit_class="single", seed=0,
-        sampler="ddim", steps=50, guidance_scale=2)`.
+        """`n` samples as Frames: `run.sample(16, hit_class="single", seed=0, sampler="ddim", steps=50)`.
 
-        `given`, `words`: words of `inference`, and conditions of the run by name. `name`:
-        also store the samples in the run folder, evaluated and with a report, as `xrddiff
-        sample` does. `workers`: for a named set, where to draw it, for example "local:2". `progress`:
-        show the output.
+        `given`, `words`: words of `inference`, and conditions of the run by name. `name`: also store
+        the samples in the run folder, evaluated and with a report, as `xrddiff sample` does.
+        `workers`: for a named set, where to draw it, as "local:2". `progress`: show the output.
         Sample i is the same frame in any set, bit for bit as drawn by `xrddiff sample`.
         Raises `BadInput` for unknown words, or if the run has no generative model.
         """
         overrides = sampling_overrides(self, given, {**words, "num_samples": n})
         if name is None and workers is None:
             return draw_samples(self.path, overrides, progress=progress)
-        from xrddiff.run.execution.finished import execute_sample
-
-        with threads_kept(), live_pane(progress):
-            folder = execute_sample(self.path, overrides, name=name, workers=workers, terminal=progress)
+        folder = execute_on_run("sample", self.path, overrides, progress=progress, name=name, workers=workers)
         return open_set(self, folder.name)
 
     @in_its_scope
@@ -266,59 +269,21 @@ class TrainedRun(RunNumbers):
     ) -> pd.DataFrame:
         """Evaluate the run again, as `xrddiff evaluate` does; returns the table of results.
 
-        `given`, `words`: words of `inference`. `samples`: the name of a set (None: the one
-        drawn at the end of the run). `workers`: where to compute, for example "local:2".
-        `progress`: show the output.
+        `given`, `words`: words of `inference`. `samples`: the name of a set (None: the one drawn at
+        the end of the run). `workers`: where to compute, as "local:2". `progress`: show the output.
         """
-        overrides = as_overrides(*given, words, section="inference")
-        from xrddiff.run.execution.finished import execute_evaluate
-
-        with threads_kept(), live_pane(progress):
-            folder = execute_evaluate(self.path, overrides, samples=samples, workers=workers, terminal=progress)
+        words = as_overrides(*given, words, section="inference")
+        folder = execute_on_run("evaluate", self.path, words, progress=progress, samples=samples, workers=workers)
         return read_summary(folder / "metrics" / "summary.json")
 
     @in_its_scope
     def resume(self, *given: Any, progress: bool = True, **words: Any) -> TrainedRun:
         """Resume the run where it stopped, or train for longer, as in `run.resume(num_epochs=40)`.
 
-        `given`, `words`: words of the run. `progress`: show the output. Returns the run,
-        opened again.
+        `given`, `words`: words of the run. `progress`: show the output. Returns the run, opened again.
         """
         overrides = as_overrides({"resume": str(self.whole)}, *given, words)
         return open_run(execute_shown(overrides, progress=progress))
-
-    @in_its_scope
-    def monitor(self) -> TrainingMonitor:
-        """Follow the training of the run in a widget while it runs, also in another process."""
-        from xrddiff.app.widgets.training_monitor import open_monitor
-
-        return open_monitor(self.whole)
-
-    def compare(self, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any) -> Compare:
-        """Compare frames with what the run made, one by one, in a widget.
-
-        An autoencoder shows frames, their reconstructions and the residuals; a generative model frames and
-        samples. `which`: the frames, see `frames`. `samples`: the name of a set. `limit`: how many
-        frames. `words`: traits of the widget.
-        """
-        from xrddiff.app.widgets.compare import Compare
-
-        def measured() -> xr.Dataset:
-            return self.frames(which, limit)
-
-        if model_parts(self.cfg).denoiser is None or self.part != ".":
-            names = ("measured", "reconstruction")
-            return Compare(measured, lambda: self.reconstruct(measured()), names=names, **words)
-        words = {"names": ("measured", "sample"), "difference": False, "show_peaks": False} | words
-        return Compare(measured, lambda: self.frames(samples, limit), **words)
-
-    def __repr__(self) -> str:
-        rows = about_run(self)
-        width = max(map(len, rows))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
-
-    def _repr_html_(self) -> str:
-        return run_html(self)
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #0f4e4429
 def _sampler(self: TrainedRun, count: int = 4) -> SamplerPanel:
@@ -379,9 +344,38 @@ def _codebook(self: TrainedRun, *, which: str = "train", limit: int | None = 500
 
     return CodebookBrowser(_encoded(self, which, limit))
 
+# %% ../../../nbs/app/front_door/trained_run.ipynb #86381fc6
+def _monitor(self: TrainedRun) -> TrainingMonitor:
+    """Follow the training of the run in a widget while it runs, also in another process."""
+    from xrddiff.app.widgets.training_monitor import open_monitor
 
-TrainedRun.sampler = in_its_scope(_sampler)
+    return open_monitor(self.whole)
+
+
+def _compare(
+    self: TrainedRun, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any
+) -> Compare:
+    """Compare frames with what the run made, one by one, in a widget.
+
+    An autoencoder shows frames, their reconstructions and the residuals; a generative model frames and
+    samples. `which`: the frames, see `frames`. `samples`: the name of a set. `limit`: how many
+    frames. `words`: traits of the widget.
+    """
+    from xrddiff.app.widgets.compare import Compare
+
+    def measured() -> xr.Dataset:
+        return self.frames(which, limit)
+
+    if model_parts(self.cfg).denoiser is None or self.part != ".":
+        names = ("measured", "reconstruction")
+        return Compare(measured, lambda: self.reconstruct(measured()), names=names, **words)
+    words = {"names": ("measured", "sample"), "difference": False, "show_peaks": False} | words
+    return Compare(measured, lambda: self.frames(samples, limit), **words)
+
+# %% ../../../nbs/app/front_door/trained_run.ipynb #dbbf0883
+TrainedRun.sampler, TrainedRun.monitor = in_its_scope(_sampler), in_its_scope(_monitor)
 TrainedRun.latents, TrainedRun.codebook = in_its_scope(_latents), in_its_scope(_codebook)
+TrainedRun.compare = _compare  # opens what it shows by methods of the run, which have their scope
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #f7b44ff2
 @plain_errors

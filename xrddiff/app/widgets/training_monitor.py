@@ -236,7 +236,7 @@ def number_line(s: Standing) -> str:
     said += [f"best epoch {s.best}"] if s.best else []
     return " · ".join(filter(None, said))
 
-# %% ../../../nbs/app/widgets/training_monitor.ipynb #5824cade
+# %% ../../../nbs/app/widgets/training_monitor.ipynb #af5ba7e0
 class TrainingView(anywidget.AnyWidget):
     """What the monitor shows in the browser."""
 
@@ -249,7 +249,7 @@ class TrainingView(anywidget.AnyWidget):
     epochs, epoch = List().tag(sync=True), Int(0).tag(sync=True)  # of the samples, and the one that is shown
     drawn, drawn_told = Bytes().tag(sync=True), Unicode().tag(sync=True)
 
-
+# %% ../../../nbs/app/widgets/training_monitor.ipynb #5824cade
 class TrainingMonitor(Refreshed, Panel):
     """A training as it goes on: `chart` is the picture that is shown, `standing` how the run stands.
 

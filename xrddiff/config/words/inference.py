@@ -9,19 +9,19 @@ __all__ = ['SAMPLERS', 'GUIDANCE', 'Inference']
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import ANY, word
+from .fields import ANY, AT_ONCE, HAS_DENOISER, TRAINS_AUTOENCODER, word
 from ...core.registry import Names
 
-# %% ../../../nbs/config/words/inference.ipynb #d800168a
+# %% ../../../nbs/config/words/inference.ipynb #f55925e9
 SAMPLERS = Names("sampler")
 GUIDANCE = ("classifier_free", "classifier", "autoguidance")
 
-
+# %% ../../../nbs/config/words/inference.ipynb #d800168a
 @dataclass
 class Inference:
     use_ema: bool = word(True, "judge the averaged weights")
     ema_sigma_rel: float | None = word(
-        None, "width of an average made afterwards from the kept tracks", above=0, high=0.28, only={"denoiser": ANY}
+        None, "width of an average made afterwards from the kept tracks", above=0, high=0.28, only=HAS_DENOISER
     )
     batch_size: int = word(8, "frames per batch", low=1)
     limit: int | None = word(None, "judge at most so many held-out frames", low=1)
@@ -29,52 +29,50 @@ class Inference:
         "held_out",
         "the frames that an autoencoder is judged on; train: has it learnt them by heart?",
         choices=("held_out", "train"),
-        only={"trains": ANY},
+        only=TRAINS_AUTOENCODER,
     )
-    match_radius: float = word(2.0, "two peaks within so many pixels are one", above=0, only={"trains": ANY})
+    match_radius: float = word(2.0, "two peaks within so many pixels are one", above=0, only=TRAINS_AUTOENCODER)
 
-    num_samples: int = word(64, "samples of a generative model", low=1, only={"denoiser": ANY})
+    num_samples: int = word(64, "samples of a generative model", low=1, only=HAS_DENOISER)
     first_sample: int = word(
-        0, "number of the first of them: a sample is its seed and its number", low=0, only={"denoiser": ANY}
+        0, "number of the first of them: a sample is its seed and its number", low=0, only=HAS_DENOISER
     )
-    seed: int = word(0, "of the samples", low=0, only={"denoiser": ANY})
-    sampler: str = word("unipc", "how noise becomes a sample", choices=SAMPLERS, only={"denoiser": ANY})
+    seed: int = word(0, "of the samples", low=0, only=HAS_DENOISER)
+    sampler: str = word("unipc", "how noise becomes a sample", choices=SAMPLERS, only=HAS_DENOISER)
     sampler_options: dict[str, Any] = word(
         dict,
         "options of the sampler, as {eta: 0.5} (`xrddiff list sampler`)",
         options_for=("sampler", "inference.sampler"),
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     steps: int | None = word(
         None,
         "steps of the sampler; null: 16, 4 of unipc with maps of lattices, or num_sample_steps for a token",
         low=1,
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     keep_steps: list[int] | None = word(
         None,
         "steps of the sampler, from 0, after which the estimate of the first samples is kept; null: none",
         low=0,
-        only={"denoiser": "unet"},
+        only=AT_ONCE,
     )
-    schedule: str = word("karras", "noise levels of the steps", choices=Names("sigma_schedule"), only={"denoiser": ANY})
+    schedule: str = word("karras", "noise levels of the steps", choices=Names("sigma_schedule"), only=HAS_DENOISER)
     schedule_options: dict[str, Any] = word(
         dict,
         "options of the noise levels, as {sigma_max: 200} (`xrddiff list sigma_schedule`)",
         options_for=("sigma_schedule", "inference.schedule"),
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     clamp: bool | None = word(
-        None, "keep predictions inside the training range; null: those for a token", only={"denoiser": ANY}
+        None, "keep predictions inside the training range; null: those for a token", only=HAS_DENOISER
     )
     guidance: str = word(
-        "classifier_free", "what leads the sampler, where something does", choices=GUIDANCE, only={"denoiser": ANY}
+        "classifier_free", "what leads the sampler, where something does", choices=GUIDANCE, only=HAS_DENOISER
     )
-    guidance_scale: float = word(
-        1.0, "how strongly; 1 is the condition as it was learned", low=0, only={"denoiser": ANY}
-    )
+    guidance_scale: float = word(1.0, "how strongly; 1 is the condition as it was learned", low=0, only=HAS_DENOISER)
     guidance_interval: list[float] | None = word(
-        None, "[low, high]: noise levels at which it acts; null: all", low=0, only={"denoiser": ANY}
+        None, "[low, high]: noise levels at which it acts; null: all", low=0, only=HAS_DENOISER
     )
     guidance_step: int | None = word(
         None,
@@ -105,29 +103,26 @@ class Inference:
     detector: str | None = word(
         None,
         "draw on the detector of a named set, a file of frames or a geometry file; null: that of the training frames",
-        only={"denoiser": "unet"},
+        only=AT_ONCE,
     )
     tile: int | None = word(
         None,
         "side of the tiles of a large frame, in pixels; null: as large as it was trained with, 0: the whole frame at once",
         low=0,
-        only={"denoiser": "unet"},
+        only=AT_ONCE,
     )
     overlap: int | None = word(
-        None, "pixels that neighbouring tiles share; null: a quarter of a tile", low=0, only={"denoiser": "unet"}
+        None, "pixels that neighbouring tiles share; null: a quarter of a tile", low=0, only=AT_ONCE
     )
     poisson: bool = word(False, "also draw photon counts from expected values", only={"latent": True})
     index_frames: int = word(
-        48,
-        "look for the crystal lattice in so many samples and held-out frames; 0: in none",
-        low=0,
-        only={"denoiser": ANY},
+        48, "look for the crystal lattice in so many samples and held-out frames; 0: in none", low=0, only=HAS_DENOISER
     )
     cell: list[float] | None = word(
         None,
         "[a, b, c, alpha, beta, gamma] of the crystals, Å and degrees; null: as the frames say",
         above=0,
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     judge_conditions: bool = word(
         True,

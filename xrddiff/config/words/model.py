@@ -9,7 +9,16 @@ __all__ = ['AUTOENCODERS', 'MODEL_NAMES', 'DENOISERS', 'VIT_SIZES', 'ORDERS', 'S
 from dataclasses import dataclass, field
 from typing import Any
 
-from .fields import ANY, default_of, word
+from xrddiff.config.words.fields import (
+    ANY,
+    AT_ONCE,
+    BY_TOKEN,
+    HAS_DENOISER,
+    TRAINS_AUTOENCODER,
+    default_of,
+    takes_time_steps,
+    word,
+)
 from ...core.registry import Names
 
 # %% ../../../nbs/config/words/model.ipynb #b1f2941a
@@ -39,35 +48,30 @@ class DiffusionKwargs:
     sigma_data: str = word(
         "auto",
         "standard deviation of the data; auto: measured on the training frames",
-        only=[
-            {"denoiser": "autoregressive"},
-            {"model.parameterisation": "edm"},
-            {"model.weighting": "edm"},
-            {"training.classifier": ANY},
-        ],
+        only=[BY_TOKEN, {"model.parameterisation": "edm"}, {"model.weighting": "edm"}, {"training.classifier": ANY}],
     )
 
-# %% ../../../nbs/config/words/model.ipynb #9d98cad7
+# %% ../../../nbs/config/words/model.ipynb #69ac0276
 AUTOENCODERS = tuple(Names("autoencoder"))
 MODEL_NAMES = (*AUTOENCODERS, "ddpm", "diff", "latent_diff")
 DENOISERS = ("unet", "autoregressive")
 VIT_SIZES = ("tiny", "base", "large", "huge")
 ORDERS = ("raster", "random")
 
-
+# %% ../../../nbs/config/words/model.ipynb #9d98cad7
 @dataclass
 class Model:
     model_name: str = word("vae_kl", "the kind of model", choices=MODEL_NAMES)
-    latent_channels: int = word(4, "channels of the latent (1, 2, 4, 8 …)", low=1, high=512, only={"trains": ANY})
+    latent_channels: int = word(4, "channels of the latent (1, 2, 4, 8 …)", low=1, high=512, only=TRAINS_AUTOENCODER)
     latent_diff: bool = word(False, "diffusion in the latent of an autoencoder")
     downsampling: int = word(
-        4, "detector pixels per latent pixel, along one side", choices=(4, 8), only={"trains": ANY}
+        4, "detector pixels per latent pixel, along one side", choices=(4, 8), only=TRAINS_AUTOENCODER
     )
     mid_attention: bool | None = word(
-        None, "self-attention at the lowest resolution; null: as the size has it", only={"trains": ANY}
+        None, "self-attention at the lowest resolution; null: as the size has it", only=TRAINS_AUTOENCODER
     )
     mask_channel: bool = word(
-        True, "the network sees which pixels were measured", only=[{"trains": ANY}, {"latent": False}]
+        True, "the network sees which pixels were measured", only=[TRAINS_AUTOENCODER, {"latent": False}]
     )
 
     autoencoder: str = word(
@@ -86,13 +90,10 @@ class Model:
         "unet",
         "ddpm, latent_diff: network of a denoiser of whole frames or latents",
         choices=Names("network"),
-        only={"denoiser": "unet"},
+        only=AT_ONCE,
     )
     network_options: dict[str, Any] = word(
-        dict,
-        "options of the network (`xrddiff list network`)",
-        options_for=("network", "model.network"),
-        only={"denoiser": "unet"},
+        dict, "options of the network (`xrddiff list network`)", options_for=("network", "model.network"), only=AT_ONCE
     )
 
     quantizer: str = word(
@@ -108,10 +109,7 @@ class Model:
         1024,
         "vq: vectors in the codebook",
         low=2,
-        only=[
-            {"model.quantizer": Names("quantizer", grid=False)},
-            {"model.quantizer": "fsq"},
-        ],
+        only=[{"model.quantizer": Names("quantizer", grid=False)}, {"model.quantizer": "fsq"}],
     )
     commitment: float = word(0.25, "vq: weight of the commitment loss", low=0, only={"model.quantizer": "vq"})
 
@@ -120,42 +118,38 @@ class Model:
         "epochs of the diffusion model; null: training.num_epochs",
         low=1,
         follows="training.num_epochs",
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     diff_batch_size: int | None = word(
         None,
         "frames per rank and step of it; null: training.batch_size",
         low=1,
         follows="training.batch_size",
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     diff_lr: float | None = word(
-        None, "learning rate of it; null: training.lr", above=0, follows="training.lr", only={"denoiser": ANY}
+        None, "learning rate of it; null: training.lr", above=0, follows="training.lr", only=HAS_DENOISER
     )
     parameterisation: str = word(
-        "edm", "what the network of a denoiser predicts", choices=Names("parameterisation"), only={"denoiser": "unet"}
+        "edm", "what the network of a denoiser predicts", choices=Names("parameterisation"), only=AT_ONCE
     )
     noise_schedule: str = word(
         default_of("training_noise", "discrete", "schedule"),
         "eps, x0, v: how noise grows with time",
         choices=Names("noise_schedule"),
-        only=[
-            {"noise": Names("training_noise", takes="schedule")},
-            {"model.parameterisation": Names("parameterisation", label=False)},
-            {"denoiser": "unet", "inference.schedule": "vp"},
-        ],
+        only=takes_time_steps("schedule"),
     )
     training_noise: str | None = word(
         None,
         "distribution of noise levels in training; null: lognormal for edm, flow for flow, discrete for eps, x0 and v",
         choices=Names("training_noise"),
-        only={"denoiser": "unet"},
+        only=AT_ONCE,
     )
     training_noise_options: dict[str, Any] = word(
         dict,
         "options of that distribution, as {P_mean: 0.8, P_std: 1.6} (`xrddiff list training_noise`)",
         options_for=("training_noise", "model.training_noise"),
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     weighting: str | None = word(
         None,
@@ -166,13 +160,13 @@ class Model:
     condition: list[str] | None = word(
         None,
         "labels per frame that generation is conditioned on, for instance [digit] or [hit_class,wavelength]",
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     condition_maps: list[str] = word(
         list,
         "pictures that generation is conditioned on (`xrddiff list condition_map`), for instance [lattice]",
         choices=Names("condition_map"),
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     condition_map_options: dict[str, Any] = word(
         dict,
@@ -191,28 +185,16 @@ class Model:
         only={"denoiser": "autoregressive", "latent": True},
     )
     vit_size: str | None = word(
-        None,
-        "diff: size of the transformer; null: that of the size",
-        choices=VIT_SIZES,
-        only={"denoiser": "autoregressive"},
+        None, "diff: size of the transformer; null: that of the size", choices=VIT_SIZES, only=BY_TOKEN
     )
-    depth: int | None = word(
-        None, "diff: transformer blocks; null: those of vit_size", low=1, only={"denoiser": "autoregressive"}
-    )
-    heads: int | None = word(
-        None, "diff: attention heads; null: those of vit_size", low=1, only={"denoiser": "autoregressive"}
-    )
-    dim_head: int | None = word(
-        None, "diff: width of a head; null: width / heads", low=1, only={"denoiser": "autoregressive"}
-    )
+    depth: int | None = word(None, "diff: transformer blocks; null: those of vit_size", low=1, only=BY_TOKEN)
+    heads: int | None = word(None, "diff: attention heads; null: those of vit_size", low=1, only=BY_TOKEN)
+    dim_head: int | None = word(None, "diff: width of a head; null: width / heads", low=1, only=BY_TOKEN)
     mlp_depth: int | None = word(
-        None, "diff: blocks of the diffusion head; null: those of vit_size", low=1, only={"denoiser": "autoregressive"}
+        None, "diff: blocks of the diffusion head; null: those of vit_size", low=1, only=BY_TOKEN
     )
     order: str = word(
-        "raster",
-        "diff: tokens one after another, or in random order by groups (MAR)",
-        choices=ORDERS,
-        only={"denoiser": "autoregressive"},
+        "raster", "diff: tokens one after another, or in random order by groups (MAR)", choices=ORDERS, only=BY_TOKEN
     )
     order_steps: int | None = word(
         None, "diff, order=random: groups of tokens; null: 16", low=1, only={"model.order": "random"}
@@ -229,11 +211,11 @@ class Size:
         None,
         "channels at each resolution; null: those of the name",
         low=1,
-        only=[{"trains": ANY}, {"model.network": "unet"}],
+        only=[TRAINS_AUTOENCODER, {"model.network": "unet"}],
     )
     layers_per_block: int | None = word(
         None,
         "residual blocks per resolution; null: those of the name",
         low=1,
-        only=[{"trains": ANY}, {"model.network": "unet"}],
+        only=[TRAINS_AUTOENCODER, {"model.network": "unet"}],
     )

@@ -9,7 +9,15 @@ __all__ = ['RECONS_LOSSES', 'COUNT_LOSSES', 'ANNEALING_SHAPES', 'LR_SCHEDULES', 
 from dataclasses import dataclass, field
 from typing import Any
 
-from .fields import ANY, default_of, word
+from xrddiff.config.words.fields import (
+    ANY,
+    AT_ONCE,
+    HAS_DENOISER,
+    TRAINS_AUTOENCODER,
+    default_of,
+    takes_time_steps,
+    word,
+)
 from ...core.registry import Names
 
 # %% ../../../nbs/config/words/training.ipynb #876dc7a5
@@ -61,17 +69,17 @@ class Training:
     channels_last: bool = word(
         False,
         "convolutions on maps whose channels lie side by side (NHWC): the same numbers to rounding, on a CPU no faster",
-        only=[{"trains": ANY}, {"model.network": "unet"}],
+        only=[TRAINS_AUTOENCODER, {"model.network": "unet"}],
     )
 
-    recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES, only={"trains": ANY})
+    recons_loss: str = word("iwmse", "the reconstruction term R", choices=RECONS_LOSSES, only=TRAINS_AUTOENCODER)
     loss_options: dict[str, Any] = word(
         dict,
         "options of the loss, as {alpha_mse: 2} (`xrddiff list loss`)",
         options_for=("loss", "training.recons_loss"),
-        only={"trains": ANY},
+        only=TRAINS_AUTOENCODER,
     )
-    beta_recons: float = word(0.5, "weight of R", low=0, only={"trains": ANY})
+    beta_recons: float = word(0.5, "weight of R", low=0, only=TRAINS_AUTOENCODER)
     kl_weight: float = word(1e-4, "weight of the KL term once annealed", low=0, only={"trains": "vae_kl"})
     annealing_shape: str | None = word(
         "cosine",
@@ -87,11 +95,7 @@ class Training:
         default_of("training_noise", "discrete", "timesteps"),
         "steps T of the noise schedule of eps, x0 and v",
         low=2,
-        only=[
-            {"noise": Names("training_noise", takes="timesteps")},
-            {"model.parameterisation": Names("parameterisation", label=False)},
-            {"denoiser": "unet", "inference.schedule": "vp"},
-        ],
+        only=takes_time_steps("timesteps"),
     )
     condition_dropout: float = word(
         0.1,
@@ -101,18 +105,18 @@ class Training:
         only=[{"model.condition": ANY}, {"model.condition_maps": ANY}],
     )
     objective: str = word(
-        "denoising", "what the denoiser is trained for", choices=Names("objective"), only={"denoiser": ANY}
+        "denoising", "what the denoiser is trained for", choices=Names("objective"), only=HAS_DENOISER
     )
     objective_options: dict[str, Any] = word(
         dict,
         "options of the objective (`xrddiff list objective`)",
         options_for=("objective", "training.objective"),
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     classifier: str | None = word(
         None,
         "a condition with classes: also train a classifier of noisy frames, for inference.guidance=classifier",
-        only={"denoiser": "unet"},
+        only=AT_ONCE,
     )
     min_snr_gamma: float = word(
         5.0,
@@ -133,9 +137,9 @@ class Training:
         None, "a run folder or checkpoint of an autoencoder", only={"autoencoder": ANY}
     )
     train_diff_from_checkpoint: bool = word(
-        False, "start the denoiser from pretrained_diff_path rather than from random weights", only={"denoiser": ANY}
+        False, "start the denoiser from pretrained_diff_path rather than from random weights", only=HAS_DENOISER
     )
-    pretrained_diff_path: str | None = word(None, "a run folder or checkpoint of a denoiser", only={"denoiser": ANY})
+    pretrained_diff_path: str | None = word(None, "a run folder or checkpoint of a denoiser", only=HAS_DENOISER)
 
     checkpoint_every: int | None = word(None, "steps between checkpoints; null: one per epoch", low=1)
     checkpoint_seconds: float | None = word(None, "seconds between checkpoints", above=0)
@@ -151,9 +155,7 @@ class Training:
         dict, "options of the augmentations, as {gain: {spread: 0.2}}", only={"training.augmentations": ANY}
     )
     callbacks: list[str] = word(
-        list,
-        "what watches or alters training, in this order (`xrddiff list callback`)",
-        choices=Names("callback"),
+        list, "what watches or alters training, in this order (`xrddiff list callback`)", choices=Names("callback")
     )
     callback_options: dict[str, Any] = word(dict, "options of the callbacks, as {steps: {every: 10}}")
     health: list[str] | None = word(
@@ -169,7 +171,7 @@ class Training:
         None,
         "epochs between samples during training, with the same noise each time; null: none",
         low=1,
-        only={"denoiser": ANY},
+        only=HAS_DENOISER,
     )
     sample_count: int = word(8, "how many samples each time", low=2, only={"training.sample_every": ANY})
     test_pipeline: bool = word(False, "a trial of the whole pipeline rather than a result")

@@ -307,6 +307,23 @@ def host_address(host: str) -> str:
             f"the host of rank 0, '{host}', has no IPv4 address here ({error.strerror}); set MASTER_ADDR to its address"
         ) from None
 
+# %% ../../../nbs/core/ranks/rendezvous.ipynb #3b723146
+def _meet(info: DistInfo, env: Mapping[str, str], timeout: float) -> tuple[DistInfo, int | None, str]:
+    """Wait for the other ranks: (the place with the port at which they met, the socket that listens there on rank 0, the
+    address of this rank's interface).
+    """
+    token = _token(info, env)
+    if info.process_id == 0:
+        listener = listen(info, env)
+        info = replace(info, coordinator_port=listener.getsockname()[1])
+        with listener:
+            own = receive_ranks(listener, info, token, timeout)
+            return info, listener.detach(), own
+    info = replace(info, coordinator_port=find_coordinator(info, token, timeout))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((info.coordinator_address, info.coordinator_port))  # sends nothing
+        return info, None, way.getsockname()[0]
+
 # %% ../../../nbs/core/ranks/rendezvous.ipynb #14d3dba4
 def initialize_distributed(
     env: MutableMapping[str, str] | None = None,
@@ -345,22 +362,9 @@ def initialize_distributed(
     address = "127.0.0.1" if info.num_nodes == 1 else host_address(info.coordinator_address)
     info = replace(info, coordinator_address=address)
     deadline = time.monotonic() + timeout
-    listener = None
+    listener, own = None, ""
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun's agent listens already
-        token = _token(info, env)
-        if info.process_id == 0:
-            listener = listen(info, env)
-            info = replace(info, coordinator_port=listener.getsockname()[1])
-            with listener:
-                own = receive_ranks(listener, info, token, timeout)
-                listener = listener.detach()
-        else:
-            info = replace(info, coordinator_port=find_coordinator(info, token, timeout))
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-                way.connect((address, info.coordinator_port))  # sends nothing
-                own = way.getsockname()[0]
-    else:
-        own = ""
+        info, listener, own = _meet(info, env, timeout)
     _name_interface(info, "127.0.0.1" if info.num_nodes == 1 else own, env)
     set_environment(info, env)
     if info.backend == "nccl":

@@ -53,7 +53,30 @@ def parts(counts: Sequence[int], block: int) -> list[Part]:
             first = last
     return found
 
+# %% ../../../nbs/core/ranks/ring.ipynb #4e6d301b
+class _Watch:
+    """Counts the seconds that a ring waits, and says in one sentence that a rank is gone."""
+
+    def __init__(self, ring: Ring):
+        self.ring = ring
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.ring.waited += time.perf_counter() - self.start
+        if isinstance(error, RuntimeError) and self.ring.size > 1:
+            r, size = self.ring.rank, self.ring.size
+            why = " ".join(str(error).split()).split("] ", 1)[-1][:100]  # without the place in gloo's source
+            raise RankFailed(
+                f"rank {r} of {size} lost the connection to the ranks beside it, {(r - 1) % size} and {(r + 1) % size}: "
+                f"one of the ranks has ended or hangs; look at what it said last ({why})"
+            ) from error
+
 # %% ../../../nbs/core/ranks/ring.ipynb #9bd47cc2
+_ALONE = type("Alone", (), {"process_index": 0, "num_processes": 1})()
+
+
 class Ring:
     """Rows spread over ranks: this rank's place, and all rows in order, part by part.
 
@@ -153,26 +176,3 @@ class Ring:
     def _wait(self, request) -> None:
         with _Watch(self):
             request.wait()
-
-
-_ALONE = type("Alone", (), {"process_index": 0, "num_processes": 1})()
-
-
-class _Watch:
-    """Counts the seconds that a ring waits, and says in one sentence that a rank is gone."""
-
-    def __init__(self, ring: Ring):
-        self.ring = ring
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.ring.waited += time.perf_counter() - self.start
-        if isinstance(error, RuntimeError) and self.ring.size > 1:
-            r, size = self.ring.rank, self.ring.size
-            why = " ".join(str(error).split()).split("] ", 1)[-1][:100]  # without the place in gloo's source
-            raise RankFailed(
-                f"rank {r} of {size} lost the connection to the ranks beside it, {(r - 1) % size} and {(r + 1) % size}: "
-                f"one of the ranks has ended or hangs; look at what it said last ({why})"
-            ) from error

@@ -108,6 +108,21 @@ def both_masks(a: Any, b: Any) -> Any:
     lazy, other = (a, b) if isinstance(a, Rows) else (b, a)
     return LimitMask(RecentRows(lazy), other, low=1)  # True is 1
 
+# %% ../../../nbs/data/formats/geometry_apply.ipynb #37877e60
+def _peaks_on_panels(peaks: pd.DataFrame, geometry: DetectorFile) -> pd.DataFrame:
+    """Peaks of the stored array in pixels of their panel; peaks on no panel are left out."""
+    out = []
+    for k, p in enumerate(geometry.panels):
+        on = (
+            (peaks["fs"] >= p.min_fs)
+            & (peaks["fs"] < p.max_fs + 1)
+            & (peaks["ss"] >= p.min_ss)
+            & (peaks["ss"] < p.max_ss + 1)
+        )
+        if not p.fixed:
+            out.append(peaks[on].assign(panel=k, fs=peaks["fs"][on] - p.min_fs, ss=peaks["ss"][on] - p.min_ss))
+    return pd.concat(out).sort_values("frame", kind="stable") if out else peaks.iloc[:0].assign(panel=0)
+
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #204a3240
 def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path | None) -> dict[str, Any]:
     """Apply a geometry file to the keyword arguments of `make_frames`.
@@ -146,16 +161,8 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
             out[word] = value
     if geometry.gain_per_ev is not None and "wavelength" in out:
         out["gain"] = geometry.gain_per_ev * HC / out["wavelength"]
-    flags = geometry.flags
-    out["flags"] = {
-        k: v
-        for k, v in (
-            ("low", flags.get("flag_lessthan")),
-            ("high", flags.get("flag_morethan")),
-            ("equal", flags.get("flag_equal")),
-        )
-        if v is not None
-    }
+    flags = {"low": "flag_lessthan", "high": "flag_morethan", "equal": "flag_equal"}
+    out["flags"] = {k: v for k, name in flags.items() if (v := geometry.flags.get(name)) is not None}
     out["mask"] = both_masks(out.get("mask"), _geometry_mask(geometry, source, rows.shape))
     out.pop("panels", None)
     if not geometry.panels:
@@ -178,30 +185,12 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
         out["mask"] = both_masks(out.get("mask"), whole)
         return out
     mask = out.get("mask")
-    mask = (
-        PanelRows(mask, geometry.panels, geometry.path)
-        if isinstance(mask, Rows)
-        else None
-        if mask is None
-        else cut.cut(mask[None])[0]
-    )
+    if isinstance(mask, Rows):
+        mask = PanelRows(mask, geometry.panels, geometry.path)
+    elif mask is not None:
+        mask = cut.cut(mask[None])[0]
     out |= {"intensity": cut, "mask": both_masks(mask, inside)}
     out["panels"] = {k: np.stack([getattr(p, k) for p in geometry.panels]) for k in ("origin", "fs", "ss")}
     if out.get("peaks") is not None:
         out["peaks"] = _peaks_on_panels(out["peaks"], geometry)
     return out
-
-
-def _peaks_on_panels(peaks: pd.DataFrame, geometry: DetectorFile) -> pd.DataFrame:
-    """Peaks of the stored array in pixels of their panel; peaks on no panel are left out."""
-    out = []
-    for k, p in enumerate(geometry.panels):
-        on = (
-            (peaks["fs"] >= p.min_fs)
-            & (peaks["fs"] < p.max_fs + 1)
-            & (peaks["ss"] >= p.min_ss)
-            & (peaks["ss"] < p.max_ss + 1)
-        )
-        if not p.fixed:
-            out.append(peaks[on].assign(panel=k, fs=peaks["fs"][on] - p.min_fs, ss=peaks["ss"][on] - p.min_ss))
-    return pd.concat(out).sort_values("frame", kind="stable") if out else peaks.iloc[:0].assign(panel=0)

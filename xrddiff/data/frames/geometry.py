@@ -21,6 +21,23 @@ __all__ = ['Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_ma
            'disassemble', 'lab_to_panel', 'geometry_of', 'panel_distance', 'is_cut', 'tile_geometry', 'frame_geometry',
            'closest_geometry', 'with_q']
 
+# %% ../../../nbs/data/frames/geometry.ipynb #3d126158
+def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
+    """A number of `frame`, or its mean over the frames: from the variable `name`, or the attribute."""
+    if name in ds.variables:
+        values = ds[name].values
+        return float(values.mean() if frame is None else values[frame])
+    return float(ds.attrs[name])
+
+
+def _wavelength(ds: xr.Dataset, frame: int | None) -> float | None:
+    """Wavelength of `frame`, or the mean over the frames; None for a white beam."""
+    if "wavelength" in ds.variables or "wavelength" in ds.attrs:
+        return _of_frame(ds, "wavelength", frame)
+    if "wavelength_range" in ds.attrs:
+        return None
+    raise BadInput("the frames have no wavelength; expected an attribute or a per-frame variable wavelength in Å")
+
 # %% ../../../nbs/data/frames/geometry.ipynb #1a6d8655
 @dataclass(frozen=True)
 class Geometry:
@@ -57,14 +74,9 @@ class Geometry:
         a = ds.attrs
         center = tuple(float(v) for v in a["beam_center"])
         shape = tuple(int(n) for n in ds["intensity"].shape[1:])
-        return cls(
-            _wavelength(ds, frame),
-            _of_frame(ds, "distance", frame),
-            float(a["pixel_size"]),
-            center,
-            shape,
-            float(a.get("polarization", 0.99)),
-        )
+        size, polarization = float(a["pixel_size"]), float(a.get("polarization", 0.99))
+        wavelength, distance = _wavelength(ds, frame), _of_frame(ds, "distance", frame)
+        return cls(wavelength, distance, size, center, shape, polarization)
 
     def to_attrs(self) -> dict[str, Any]:
         """The attributes of frames with this geometry."""
@@ -105,23 +117,6 @@ class Geometry:
         that solid angles refer to.
         """
         return np.array([0.0, 0.0, self.pixel_size**2]), self.distance
-
-
-def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
-    """A number of `frame`, or its mean over the frames: from the variable `name`, or the attribute."""
-    if name in ds.variables:
-        values = ds[name].values
-        return float(values.mean() if frame is None else values[frame])
-    return float(ds.attrs[name])
-
-
-def _wavelength(ds: xr.Dataset, frame: int | None) -> float | None:
-    """Wavelength of `frame`, or the mean over the frames; None for a white beam."""
-    if "wavelength" in ds.variables or "wavelength" in ds.attrs:
-        return _of_frame(ds, "wavelength", frame)
-    if "wavelength_range" in ds.attrs:
-        return None
-    raise BadInput("the frames have no wavelength; expected an attribute or a per-frame variable wavelength in Å")
 
 # %% ../../../nbs/data/frames/geometry.ipynb #ad420032
 def pixel_positions(geom: Geometry | PanelGeometry) -> np.ndarray:

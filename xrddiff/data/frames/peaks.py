@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,9 +20,9 @@ from .frames import PANEL_GEOMETRY, frame_count, frame_mask
 from .geometry import PanelGeometry, pixel_positions
 
 # %% auto #0
-__all__ = ['STRAY', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background',
-           'pixels_around', 'touching', 'connected_groups', 'split_groups', 'PeakFinder', 'find_peaks',
-           'find_frame_peaks', 'make_finder', 'radius_map']
+__all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold',
+           'narrowed', 'robust_background', 'pixels_around', 'touching', 'connected_groups', 'split_groups',
+           'PeakSettings', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -352,17 +353,11 @@ class _Surroundings(NamedTuple):
         row, col = row[nearest], col[nearest]
         return row, at[row, col], px[row, col], py[row, col]
 
-# %% ../../../nbs/data/frames/peaks.ipynb #c7428519
-STRAY = 1.25  # px from the centroid of the connected pixels
-_FEW_AROUND = 10  # pixels of a ring that say too little
-_TOGETHER = 1 << 17  # pixels of small images that are searched at once
+# %% ../../../nbs/data/frames/peaks.ipynb #4653ea1a
+@dataclass(frozen=True)
+class PeakSettings:
+    """What counts as a peak.
 
-
-class PeakFinder:
-    """Finds Bragg peaks in images of one shape.
-
-    bins: whole numbers, (y, x) or (panel, ss, fs), from `radial_bins` or `tile_bins`.
-    mask: bool, same shape, True = valid.
     snr: a peak needs Σ(x − b)/σ ≥ `snr`, with σ per pixel.
     pixel_snr: a pixel belongs to a peak above b + `pixel_snr`·σ (and `threshold` units above b);
         None means 3 where the noise is that of photons (`poisson_floor`), and `snr` where it is not
@@ -379,23 +374,43 @@ class PeakFinder:
         takes the image's own scatter alone.
     """
 
-    def __init__(
-        self,
-        bins: np.ndarray,
-        mask: np.ndarray | None = None,
-        *,
-        snr: float = 6.0,
-        pixel_snr: float | None = None,
-        threshold: float = 0.0,
-        min_pixels: int = 2,
-        max_pixels: int = 80,
-        split: float | None = 3.0,
-        ring: float = 4.0,
-        aperture: float = 2.5,
-        gain: float = 1.0,
-        noise: float = 0.0,
-        poisson_floor: bool = True,
-    ):
+    snr: float = 6.0
+    pixel_snr: float | None = None
+    threshold: float = 0.0
+    min_pixels: int = 2
+    max_pixels: int = 80
+    split: float | None = 3.0
+    ring: float = 4.0
+    aperture: float = 2.5
+    gain: float = 1.0
+    noise: float = 0.0
+    poisson_floor: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pixel_snr is None:
+            object.__setattr__(self, "pixel_snr", min(3.0, self.snr) if self.poisson_floor else self.snr)
+        least = {"snr": 0, "pixel_snr": 0.5, "min_pixels": 1, "max_pixels": self.min_pixels, "ring": 1}
+        least |= dict.fromkeys(("split", "aperture", "gain", "noise"), 0)
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise BadInput(f"the peak finder's {name} is {value}; expected {low} or more")
+
+# %% ../../../nbs/data/frames/peaks.ipynb #018e1f87
+STRAY = 1.25  # px from the centroid of the connected pixels
+FEW_AROUND = 10  # pixels of a ring that say too little
+TOGETHER = 1 << 17  # pixels of small images that are searched at once
+
+# %% ../../../nbs/data/frames/peaks.ipynb #c7428519
+class PeakFinder:
+    """Finds Bragg peaks in images of one shape.
+
+    bins: whole numbers, (y, x) or (panel, ss, fs), from `radial_bins` or `tile_bins`.
+    mask: bool, same shape, True = valid.
+    settings: see `PeakSettings`.
+    """
+
+    def __init__(self, bins: np.ndarray, mask: np.ndarray | None = None, **settings: Any):
         self.bins = np.asarray(bins)
         if self.bins.ndim not in (2, 3) or self.bins.dtype.kind not in "iu":
             raise BadInput(
@@ -406,18 +421,7 @@ class PeakFinder:
             raise BadInput(
                 f"the mask has dtype {self.mask.dtype} and shape {self.mask.shape}; expected bool {self.bins.shape}"
             )
-        if pixel_snr is None:
-            pixel_snr = min(3.0, snr) if poisson_floor else snr
-        for name, value, least in (
-            ("snr", snr, 0), ("pixel_snr", pixel_snr, 0.5), ("min_pixels", min_pixels, 1), ("max_pixels", max_pixels, min_pixels),
-            ("split", np.inf if split is None else split, 0), ("ring", ring, 1), ("aperture", aperture, 0), ("gain", gain, 0), ("noise", noise, 0),
-        ):  # fmt: skip
-            if not value >= least:
-                raise BadInput(f"the peak finder's {name} is {value}; expected {least} or more")
-        self.settings: dict[str, Any] = dict(
-            snr=snr, pixel_snr=pixel_snr, threshold=threshold, min_pixels=min_pixels, max_pixels=max_pixels, split=split, ring=ring,
-            aperture=aperture, gain=gain, noise=noise, poisson_floor=poisson_floor,
-        )  # fmt: skip
+        self.settings = asdict(PeakSettings(**settings))
         self.n_bins = int(self.bins.max()) + 1
         self._bins = np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp)
         self._count = np.bincount(self._bins, minlength=self.n_bins + 1)[: self.n_bins]
@@ -442,7 +446,7 @@ class PeakFinder:
     @property
     def together(self) -> int:
         """How many images are best searched at once."""
-        return max(1, _TOGETHER // self.bins.size)
+        return max(1, TOGETHER // self.bins.size)
 
     def columns_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the table of peaks of several images (n, …), after `frame`, from 0: those of `columns`, bit for
@@ -513,7 +517,7 @@ class PeakFinder:
         around = _Surroundings(pixels, self.mask.ravel(), candidate, (height, width))
         count, mean, local_sigma = around.ring(cx, cy, first, s["ring"])
         centre = self._bins[first + np.floor(cy).astype(np.intp) * width + np.floor(cx).astype(np.intp)]
-        few = (count < _FEW_AROUND) & (centre < self.n_bins)
+        few = (count < FEW_AROUND) & (centre < self.n_bins)
         mean, local_sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in ((b, mean), (sigma, local_sigma)))
         if s["poisson_floor"]:
             local_sigma = np.maximum(local_sigma, noise_floor(mean, s["gain"], s["noise"]))
@@ -575,7 +579,7 @@ def find_peaks(
     mask: bool, True = valid.
     radius_map: px, shape of the image; the background is then taken in rings.
     center: the beam's (x, y), px; rings too. With neither, tiles of 32 px.
-    settings: those of `PeakFinder`.
+    settings: see `PeakSettings`.
     For many images of one detector make one `PeakFinder`.
     """
     image = np.asarray(image)

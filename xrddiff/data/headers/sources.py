@@ -114,7 +114,7 @@ def _all_of(rest: tuple, shape: tuple[int, ...]) -> bool:
     """Whether `rest`, the key of what is read of each frame, takes the whole of a frame of this `shape`."""
     return all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in zip(rest, shape, strict=False))
 
-# %% ../../../nbs/data/headers/sources.ipynb #202a58ae
+# %% ../../../nbs/data/headers/sources.ipynb #02002415
 _open_rows: OrderedDict[int, weakref.ref] = OrderedDict()  # those with an open file, the one read last at the end
 _counting = threading.Lock()
 
@@ -128,7 +128,7 @@ def _count_open(rows: HDF5Rows) -> None:
             if (oldest := _open_rows.popitem(last=False)[1]()) is not None:
                 oldest._data = oldest._direct = None
 
-
+# %% ../../../nbs/data/headers/sources.ipynb #202a58ae
 class HDF5Rows(Rows):
     """Frames of one HDF5 data set, `(y, x)` counting as one frame; `exact` keeps the dtype.
 

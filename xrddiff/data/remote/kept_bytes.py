@@ -51,6 +51,16 @@ class Stamp(NamedTuple):
         """Whether the mark is a date."""
         return self.lasting and not self.mark.endswith('"')
 
+    def span(self, start: int, length: int | None) -> tuple[int, int] | None:
+        """(first, end) of `length` bytes from `start` on (None: all of the rest; a negative `start`: so many at
+        the end); None if this takes the length of the file, which is not known, or begins after its end.
+        """
+        if (start < 0 or length is None) and self.length < 0:
+            return None
+        first = max(0, self.length + start) if start < 0 else start
+        end = self.length if length is None or start < 0 else first + length
+        return (first, end) if first <= end else None
+
     def __str__(self) -> str:
         return f"{plain_text(self.mark, 80) or 'no mark'}, {self.length} bytes"
 
@@ -167,6 +177,19 @@ class _Room:
             except OSError:
                 pass
 
+# %% ../../../nbs/data/remote/kept_bytes.ipynb #60c60f59
+def _write_pieces(path: Path, start: int, data: bytes) -> np.ndarray:
+    """Write bytes into a file with holes, `start` bytes from its beginning; returns their pieces."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        cuts = [(a, data[a : a + LARGEST]) for a in range(0, len(data), LARGEST)]
+        done = 0
+        while done < len(data):
+            done += os.pwrite(file, data[done : done + (64 << 20)], start + done)
+    finally:
+        os.close(file)
+    return np.array([(start + a, len(cut), google_crc32c.value(cut)) for a, cut in cuts], PIECE)
+
 # %% ../../../nbs/data/remote/kept_bytes.ipynb #8c86bf9b
 def _checked(path: Path, pieces: np.ndarray, start: int, length: int) -> bytes | None:
     """Bytes of a file, cut from `pieces` that follow each other; None if a checksum is wrong."""
@@ -254,7 +277,7 @@ class _Lists:
         with self._lock:
             self._read.pop(name, None)
 
-# %% ../../../nbs/data/remote/kept_bytes.ipynb #75ff8fd7
+# %% ../../../nbs/data/remote/kept_bytes.ipynb #5015f2c4
 def _new_file(path: Path, content: bytes) -> bool:
     """Write a file that nobody else has written; False if it is there."""
     part = temporary_name(path)
@@ -267,7 +290,7 @@ def _new_file(path: Path, content: bytes) -> bool:
         remove(part)
     return True
 
-
+# %% ../../../nbs/data/remote/kept_bytes.ipynb #75ff8fd7
 class KeptBytes:
     """Bytes of the files of one address, in a folder that any number of processes share.
 
@@ -329,27 +352,21 @@ class KeptBytes:
             head = listed.readline()
             if head != _head(name, stamp):  # another process has found other bytes
                 return
-            file = os.open(self._lists.bytes_path(name, stamp), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                cuts = [(a, data[a : a + LARGEST]) for a in range(0, len(data), LARGEST)]
-                pieces = np.array([(start + a, len(cut), google_crc32c.value(cut)) for a, cut in cuts], PIECE)
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(file, data[done : done + (64 << 20)], start + done)
-            finally:
-                os.close(file)
+            pieces = _write_pieces(self._lists.bytes_path(name, stamp), start, data)
             end = listed.seek(0, os.SEEK_END) - len(head)
             whole = end // PIECE.itemsize * PIECE.itemsize  # a killed process may have left a part of a piece
             listed.seek(len(head) + whole)
             listed.write(pieces.tobytes())
 
-    def read(self, name: str, stamp: Stamp, start: int, length: int) -> bytes | None:
-        """The bytes start … start+length−1 of the file `name`; None if not all of them are kept."""
+    def read(self, name: str, stamp: Stamp, start: int, length: int | None) -> bytes | None:
+        """Bytes of the file `name`, see `Stamp.span`; None if not all of them are kept."""
+        if (span := stamp.span(start, length)) is None:
+            return None
         for again in (False, True):
             found = self._lists.read(name, again)
             if found is not None and found.stamp == stamp:
-                rows, path = covering(found.pieces, start, start + length), self._lists.bytes_path(name, stamp)
-                data = None if rows is None else _checked(path, found.pieces[rows], start, length)
+                rows, path = covering(found.pieces, *span), self._lists.bytes_path(name, stamp)
+                data = None if rows is None else _checked(path, found.pieces[rows], span[0], span[1] - span[0])
                 if data is not None:
                     self._room.note_read(path)
                     return data

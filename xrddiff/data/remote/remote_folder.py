@@ -95,10 +95,10 @@ class _Questions:
         self.reached = True
         return found
 
-# %% ../../../nbs/data/remote/remote_folder.ipynb #8b97848f
+# %% ../../../nbs/data/remote/remote_folder.ipynb #3ccc4bc0
 MOST_METADATA = 16 << 20  # bytes of a file that says what is in a store
 
-
+# %% ../../../nbs/data/remote/remote_folder.ipynb #8b97848f
 class RemoteFolder:
     """The files below an address `https://…` or `s3://…`.
 
@@ -168,7 +168,7 @@ class RemoteFolder:
         stamp = self.known[name]
         if stamp is None:
             return None
-        data = self._from_disk(name, stamp, start, length)
+        data = self.kept.read(name, stamp, start, length)
         if data is None:
             answer = self._questions.ask(name, start, length, same_as=stamp)
             if isinstance(answer, str):
@@ -180,7 +180,7 @@ class RemoteFolder:
     def _first(self, name: str, start: int, length: int | None) -> tuple[bytes, Stamp] | None:
         """`part` of a file that was not asked for yet."""
         before = self.kept.stamp(name)
-        data = None if before is None or not before.lasting else self._from_disk(name, before, start, length)
+        data = None if before is None or not before.lasting else self.kept.read(name, before, start, length)
         if data is not None and before.dated and self._questions.is_still(name, before):
             return data, self._settled(name, before)
         other = before if data is not None else None
@@ -207,14 +207,6 @@ class RemoteFolder:
         self.kept.write(name, answer.stamp, answer.start, answer.body)
         self._settled(name, answer.stamp)
         return answer.data
-
-    def _from_disk(self, name: str, stamp: Stamp, start: int, length: int | None) -> bytes | None:
-        """The bytes from the disk, where they are kept."""
-        if (start < 0 or length is None) and stamp.length < 0:
-            return None
-        at = max(0, stamp.length + start) if start < 0 else start
-        stop = stamp.length if length is None or start < 0 else at + length
-        return self.kept.read(name, stamp, at, stop - at) if at <= stop else None
 
     def whole(self, name: str) -> bytes | None:
         """The file `name` of metadata; None if there is none."""

@@ -13,7 +13,7 @@ import re
 import time
 import weakref
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -26,7 +26,7 @@ from .kept_bytes import Stamp
 # %% auto #0
 __all__ = ['PATIENCE', 'FIRST', 'STALL', 'SLOWEST', 'AGAIN', 'MISSING', 'SAME', 'CHANGED', 'SERVERS', 'RemoteError', 'Faulty',
            'patiently', 'Reply', 'Answer', 'asked_range', 'condition', 'stamp_of', 'understood', 'origin', 'most_asked',
-           'unpacked_body', 'WebServer', 'S3Server', 'server_of']
+           'unpacked_body', 'links_below', 'WebServer', 'S3Server', 'server_of']
 
 # %% ../../../nbs/data/remote/servers.ipynb #be05c791
 PATIENCE, FIRST = 60.0, 10.0  # s: how long to try again, and how long if the server has never answered
@@ -226,28 +226,44 @@ def unpacked_body(body: bytes, encoding: str, most: int) -> bytes:
         raise RemoteError(f"it answered with what unpacks to more than {most} bytes; expected less (or {RAISE})")
     return out
 
-# %% ../../../nbs/data/remote/servers.ipynb #805f350b
-_MOST_REDIRECTS = 5
-_MOST_PAGE = 8 << 20  # bytes of a page that lists a folder
-_REDIRECTS = {301, 302, 303, 307, 308}
+# %% ../../../nbs/data/remote/servers.ipynb #785755be
+async def _body(pieces: AsyncIterator[bytes], most: int, limit: asyncio.Timeout) -> bytes:
+    """The body of an answer, at most `most` bytes. Raises `RemoteError` for more."""
+    begun, body = asyncio.get_running_loop().time(), bytearray()
+    async for piece in pieces:
+        body += piece
+        if len(body) > most:
+            raise RemoteError(f"it answered with more than {most} bytes at once; expected less (or {RAISE})")
+        limit.reschedule(begun + STALL + len(body) / SLOWEST)
+    return bytes(body)
+
+
+async def _pieces(stream: Any) -> AsyncIterator[bytes]:
+    """What a stream gives, a MB at a time."""
+    while piece := await stream.read(1 << 20):
+        yield piece
+
+# %% ../../../nbs/data/remote/servers.ipynb #268c7f08
+def links_below(page: str, url: str) -> list[str]:
+    """The addresses below `url` that a page there links to."""
+    found = re.findall(r"""<a\s[^>]{0,500}?href=["']([^"'<>]{1,2000})""", page, re.I)
+    return [link for one in found if (link := urljoin(url, html.unescape(one))).startswith(url)]
+
+# %% ../../../nbs/data/remote/servers.ipynb #65f7052e
 _SECRET = ("headers", "auth", "cookies", "cookie_jar")  # what a user says for one server
 
 
-class WebServer:
-    """The files below an address `http://…` or `https://…`."""
+class _Sessions:
+    """The connections of a file system of fsspec: one to the origin that the user named, one to others, without secrets."""
 
-    def __init__(self, address: str):
-        import fsspec
+    def __init__(self, fs: Any):
+        self.fs, self._elsewhere = fs, None
 
-        self.address = address
-        self.fs = fsspec.filesystem(urlsplit(address).scheme.lower(), skip_instance_cache=True)
-        self._elsewhere: Any = None  # the session for other origins, which has no secrets
+    def words(self, own: bool) -> dict[str, Any]:
+        """What is said with each question, to the origin that the user named or to others."""
+        return {k: v for k, v in self.fs.kwargs.items() if own or k not in _SECRET}
 
-    def url(self, name: str) -> str:
-        """The address of the file `name`."""
-        return f"{self.address}/{name}"
-
-    async def _session(self, own: bool) -> Any:
+    async def session(self, own: bool) -> Any:
         """The session for the origin that the user named, or for others."""
         if own:
             return await self.fs.set_session()
@@ -256,6 +272,26 @@ class WebServer:
             self._elsewhere = await self.fs.get_client(loop=self.fs.loop, **words)
             weakref.finalize(self, self.fs.close_session, self.fs.loop, self._elsewhere)
         return self._elsewhere
+
+# %% ../../../nbs/data/remote/servers.ipynb #013a0bb2
+_MOST_REDIRECTS = 5
+_MOST_PAGE = 8 << 20  # bytes of a page that lists a folder
+_REDIRECTS = {301, 302, 303, 307, 308}
+
+# %% ../../../nbs/data/remote/servers.ipynb #805f350b
+class WebServer:
+    """The files below an address `http://…` or `https://…`."""
+
+    def __init__(self, address: str):
+        import fsspec
+
+        self.address = address
+        self.fs = fsspec.filesystem(urlsplit(address).scheme.lower(), skip_instance_cache=True)
+        self._sessions = _Sessions(self.fs)
+
+    def url(self, name: str) -> str:
+        """The address of the file `name`."""
+        return f"{self.address}/{name}"
 
     async def ask(self, name: str, fields: Mapping[str, str], method: str = "GET", most: int | None = None) -> Reply:
         """One question; `most`: bytes of the answer. Raises `Faulty` for what another try may better."""
@@ -284,11 +320,11 @@ class WebServer:
         """The answer of one server, whose time is `limit`."""
         import aiohttp
 
-        words = self.fs.kwargs if own else {k: v for k, v in self.fs.kwargs.items() if k not in _SECRET}
+        words = self._sessions.words(own)
         said = {**words.get("headers", {}), "Accept-Encoding": "identity", **fields}
         times = aiohttp.ClientTimeout(sock_connect=STALL, sock_read=STALL)
         words = words | {"headers": said, "timeout": times, "allow_redirects": False, "auto_decompress": False}
-        session = await self._session(own)
+        session = await self._sessions.session(own)
         async with session.request(method, url, **words) as r:
             told = {k.lower(): v for k, v in r.headers.items()}
             good = method == "GET" and r.status in (200, 206)
@@ -297,18 +333,16 @@ class WebServer:
             size = (r.content_length or 0) if good else 0
             if size > most:
                 raise RemoteError(f"it answered with {size} bytes at once, more than the {most} that may come")
-            begun, body = asyncio.get_running_loop().time(), bytearray()
-            async for piece in r.content.iter_any():
-                body += piece
-                if not good and len(body) > 1 << 16:  # the page of an error is of no use
-                    r.close()
-                    break
-                if len(body) > most:
-                    r.close()
-                    raise RemoteError(f"it answered with more than {most} bytes at once; expected less (or {RAISE})")
-                limit.reschedule(begun + STALL + len(body) / SLOWEST)
-            plain = unpacked_body(bytes(body), told.get("content-encoding", "").strip().lower(), most) if good else b""
-            return Reply(r.status, r.reason or "", told, plain)
+            try:
+                body = await _body(r.content.iter_any(), most if good else 1 << 16, limit)
+            except RemoteError:
+                r.close()
+                if good:
+                    raise
+            if not good:  # the page of an error is of no use
+                return Reply(r.status, r.reason or "", told, b"")
+            packing = told.get("content-encoding", "").strip().lower()
+            return Reply(r.status, r.reason or "", told, unpacked_body(body, packing, most))
 
     async def names(self, prefix: str) -> list[str]:
         """What a page that lists the folder `prefix` links to; nothing where the server has no such page."""
@@ -320,11 +354,7 @@ class WebServer:
         if reply.status in AGAIN:
             understood(reply, 0, None)
         page = reply.body.decode("utf-8", "replace") if reply.status == 200 else ""
-        links = (
-            urljoin(url, html.unescape(found))
-            for found in re.findall(r"""<a\s[^>]{0,500}?href=["']([^"'<>]{1,2000})""", page, re.I)
-        )
-        return [link for link in links if link.startswith(url)]
+        return links_below(page, url)
 
 # %% ../../../nbs/data/remote/servers.ipynb #f4c67dca
 _S3_WORDS = {"Range": "Range", "If-Match": "IfMatch", "If-None-Match": "IfNoneMatch"}
@@ -379,19 +409,10 @@ class S3Server:
                 most = most_bytes()
                 if (size := found["ContentLength"]) > most:
                     raise RemoteError(f"it answered with {size} bytes at once, more than the {most} that may come")
-                begun, body = asyncio.get_running_loop().time(), bytearray()
                 async with found["Body"] as stream:
-                    while piece := await stream.read(1 << 20):
-                        body += piece
-                        if len(body) > most:
-                            raise RemoteError(
-                                f"it answered with more than {most} bytes at once; expected less (or {RAISE})"
-                            )
-                        limit.reschedule(begun + STALL + len(body) / SLOWEST)
+                    body = await _body(_pieces(stream), most, limit)
             said = found["ResponseMetadata"]
-            return Reply(
-                said["HTTPStatusCode"], "", {k.lower(): v for k, v in said["HTTPHeaders"].items()}, bytes(body)
-            )
+            return Reply(said["HTTPStatusCode"], "", {k.lower(): v for k, v in said["HTTPHeaders"].items()}, body)
         except ClientError as error:
             said = error.response.get("ResponseMetadata", {})
             code = error.response.get("Error", {}).get("Code", "")

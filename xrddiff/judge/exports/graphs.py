@@ -297,13 +297,13 @@ def _of_generator(run: Path, cfg: Config) -> Exportable:
 # %% ../../../nbs/judge/exports/graphs.ipynb #560e8249
 def _network(generator: Generator) -> dict[str, Any]:
     """What is asked of a network that is not there."""
-    fields = generator.given
+    fields = generator.scenes.given
     return {
         "multiple": generator.model.multiple,
         "fields": generator.fields,
         "names": {n: names if not isinstance(names := fields.names(n), int) else None for n in generator.fields},
         "map_channels": taken_maps(generator.model),
-        "panels": generator.panels,
+        "panels": generator.readout.panels,
         "tokens": _tokens(generator.model) if generator.autoregressive else None,
     }
 

@@ -242,6 +242,10 @@ class ExportedHead:
         denoised = denoised.view(x.shape).to(x.dtype)
         return denoised if self.data_range is None else denoised.clamp(*self.data_range)
 
+# %% ../../../nbs/judge/exports/runtime.ipynb #82a5f7ac
+def _no_other(*_: Any, **__: Any) -> Generator:
+    raise BadInput("an exported model has no weaker model beside it; expected inference.guidance=classifier_free")
+
 # %% ../../../nbs/judge/exports/runtime.ipynb #1b6c0c6b
 @dataclass
 class ExportedModel:
@@ -334,10 +338,6 @@ class ExportedModel:
         kinds = ", ".join(self.about["graphs"])
         shape = " x ".join(map(str, frame["shape"]))
         return f"{self.path}\n{kinds} as {self.about['exporter']}, frames of {shape} px in {frame['units']}\nof run {source['run']}, step {source['step']}"
-
-
-def _no_other(*_: Any, **__: Any) -> Generator:
-    raise BadInput("an exported model has no weaker model beside it; expected inference.guidance=classifier_free")
 
 # %% ../../../nbs/judge/exports/runtime.ipynb #81cdce4b
 def fit_frames(frames: xr.Dataset, own: xr.DataArray, regions: Mapping[str, Any] | None, where: str) -> xr.Dataset:

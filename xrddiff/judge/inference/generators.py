@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['TEMPLATE', 'intensity_limits', 'Readout', 'Generator', 'generator_state', 'keep_template', 'open_generator']
+__all__ = ['TEMPLATE', 'intensity_limits', 'Readout', 'DrawnBatch', 'Scenes', 'Generator', 'generator_state', 'keep_template',
+           'open_generator']
 
-# %% ../../../nbs/judge/inference/generators.ipynb #f789c2c5
+# %% ../../../nbs/judge/inference/generators.ipynb #4ea414b3
 def intensity_limits(transform: Transform, data_range: tuple[float, float] | None = None) -> tuple[float, float] | None:
     """The lowest and the highest intensity that samples may have; None if unknown.
 
@@ -58,7 +59,7 @@ def intensity_limits(transform: Transform, data_range: tuple[float, float] | Non
         known.append(widened(*map(float, transform.inverse(np.float32([data_range]))[0])))
     return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
-
+# %% ../../../nbs/judge/inference/generators.ipynb #f789c2c5
 @dataclass(frozen=True)
 class Readout:
     """What turns network values into Frames.
@@ -93,6 +94,18 @@ class Readout:
         out[:, mask] = valid
         return out, beyond
 
+    @property
+    def panels(self) -> int:
+        """Panels of the detector: so many images are drawn for one frame."""
+        return self.template.sizes.get("panel", 1) if "panel" in self.template["intensity"].dims else 1
+
+    def valid_pixels(self, size: tuple[int, int]) -> Tensor:
+        """The valid pixels of the images of a frame, padded to `size`: (panels, 1, H, W) bool."""
+        out = torch.zeros(self.panels, 1, *size, dtype=torch.bool)
+        own = torch.from_numpy(frame_mask(self.template, 0))
+        out[:, 0, : own.shape[-2], : own.shape[-1]] = own
+        return out
+
     def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
         """Intensities (B, [panel,] y, x) as Frames, with units, geometry and mask of the training frames.
 
@@ -123,6 +136,113 @@ class Readout:
         """The unit of an intensity: photons or ADU."""
         units = self.template["intensity"].attrs["units"]
         return "photons" if units == "photon" else units
+
+# %% ../../../nbs/judge/inference/generators.ipynb #f6516374
+@dataclass(frozen=True)
+class DrawnBatch:
+    """Samples as they were drawn; each array has a row for each of them.
+
+    numbers: the sample numbers.
+    intensities: (B, [panel,] y, x).
+    beyond: what was drawn beyond the limits, see `Readout.counted_intensities`.
+    latents: what the model drew, (B, panels C, H, W).
+    conditions: that they were drawn for, name -> (B,).
+    """
+
+    numbers: np.ndarray
+    intensities: np.ndarray
+    beyond: Mapping[str, np.ndarray]
+    latents: Tensor
+    conditions: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        if not self.latents.isfinite().all():
+            raise BadInput(
+                f"the samples {self.numbers[0]} to {self.numbers[-1]} are not finite; expected a trained model and noise levels that it was trained at"
+            )
+
+    def __getitem__(self, rows: list[int]) -> DrawnBatch:
+        beyond, conditions = ({name: x[rows] for name, x in each.items()} for each in (self.beyond, self.conditions))
+        return DrawnBatch(self.numbers[rows], self.intensities[rows], beyond, self.latents[rows], conditions)
+
+    @classmethod
+    def joined(cls, parts: Sequence[DrawnBatch]) -> DrawnBatch:
+        """One batch after another."""
+
+        def columns(each: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+            return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+
+        return cls(
+            np.concatenate([p.numbers for p in parts]),
+            np.concatenate([p.intensities for p in parts]),
+            columns([p.beyond for p in parts]),
+            torch.cat([p.latents for p in parts]),
+            columns([p.conditions for p in parts]),
+        )
+
+# %% ../../../nbs/judge/inference/generators.ipynb #738468e7
+@dataclass(frozen=True)
+class Scenes:
+    """What each sample is asked to show: its conditions, the place of the detector, its crystals.
+
+    readout: makes the Frames.
+    given: the conditions that samples are given.
+    maps: the condition maps that the model takes, name -> options.
+    lattices: the crystals of the training frames, see `lattice_table`.
+    distances: m, of the detector in the training frames, where it moved.
+    size: (H, W) of what is drawn, with padding.
+    factor: pixels of a frame for one of what is drawn, per side.
+    """
+
+    readout: Readout
+    given: SampleConditions
+    maps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lattices: Sequence[Sequence[Sequence[float]]] = ()
+    distances: Sequence[float] = ()
+    size: tuple[int, int] = (1, 1)
+    factor: int = 1
+
+    def label(
+        self, frames: xr.Dataset, settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
+    ) -> xr.Dataset:
+        """Samples with the conditions that they are made for, and their crystals.
+
+        conditions: of these samples, if they have been drawn.
+        """
+        samples, seed, template = frames["sample"].values, settings.seed, self.readout.template
+        drawn = self.given.draw(samples, seed, settings.values) if conditions is None else conditions
+        out = self.given.label(frames, drawn)
+        anywhere = bool(self.maps) and is_cut(out) and "frame_panel" not in out
+        out = with_places(out, seed, self.distances, panels=out.sizes["panel"] if anywhere else 0)
+        if not show_crystals(self.maps):
+            return out
+        asked = asked_lattices(self.lattices, settings.lattice, template)
+        rows = alike_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
+        return with_crystals(out, asked, rows, seed, bright=template if "intensity" in self.maps else None)
+
+    def condition_maps(
+        self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Tensor]:
+        """The condition maps of samples, name -> (B panels, channels, H, W), at the resolution of what
+        is drawn.
+        """
+        if not self.maps:
+            return {}
+        blank = np.broadcast_to(np.float32(0), (len(samples), *self.readout.template["intensity"].shape[1:]))
+        asked = self.label(self.readout.frames(blank, samples), settings, conditions)
+        return maps_of(as_images(asked), self.maps, self.size, self.factor)
+
+    def network_conditions(
+        self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray]
+    ) -> dict[str, Tensor]:
+        """The conditions and the maps of samples as the network takes them, of each panel.
+
+        conditions: of these samples, see `SampleConditions.draw`.
+        """
+        each = {name: np.repeat(column, self.readout.panels, axis=0) for name, column in conditions.items()}
+        return {name: torch.as_tensor(column) for name, column in each.items()} | self.condition_maps(
+            samples, settings, conditions
+        )
 
 # %% ../../../nbs/judge/inference/generators.ipynb #fc0d0a70
 @dataclass
@@ -168,10 +288,7 @@ class Generator:
 
     @property
     def expected(self) -> bool:
-        """Whether samples are expected counts, as a decoder returns them.
-
-        Samples from a model of the frames themselves fluctuate as measurements do.
-        """
+        """Whether samples are expected counts, as from a decoder; others fluctuate as measurements do."""
         return self.space is not None
 
     @cached_property
@@ -204,34 +321,16 @@ class Generator:
         """The conditions of the network: name -> number of classes, or [mean, std]."""
         return dict(self.model.conditions)
 
-    @property
-    def panels(self) -> int:
-        """Panels of the detector: so many images are drawn for one frame."""
-        return self.template.sizes.get("panel", 1) if "panel" in self.template["intensity"].dims else 1
-
     def mask(self) -> Tensor | None:
         """The valid pixels of the images of a frame, (panels, 1, H, W) bool; in a latent space all are valid."""
-        if self.space is not None:
-            return None
-        out = torch.zeros(self.panels, 1, *self.shape[1:], dtype=torch.bool)
-        own = torch.from_numpy(frame_mask(self.template, 0))
-        out[:, 0, : own.shape[-2], : own.shape[-1]] = own
-        return out.to(self.device)
+        return None if self.space is not None else self.readout.valid_pixels(self.shape[1:]).to(self.device)
 
     @cached_property
-    def given(self) -> SampleConditions:
-        """The conditions that samples are given."""
-        return SampleConditions(self.conditions, self.fields, self.classes)
-
-    def condition(
-        self, samples: Sequence[int], seed: int, values: Mapping[str, float | str] | None = None
-    ) -> dict[str, Tensor]:
-        """The conditions of samples as the network takes them, see `SampleConditions.draw`."""
-        return self._as_tensors(self.given.draw(samples, seed, values))
-
-    def _as_tensors(self, drawn: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        each = {name: np.repeat(column, self.panels, axis=0) for name, column in drawn.items()}
-        return {name: torch.as_tensor(column, device=self.device) for name, column in each.items()}
+    def scenes(self) -> Scenes:
+        """What samples are asked to show."""
+        given = SampleConditions(self.conditions, self.fields, self.classes)
+        factor = 1 if self.space is None else self.space.downsampling
+        return Scenes(self.readout, given, self.maps, self.lattices, self.distances, self.shape[1:], factor)
 
     def draw(
         self,
@@ -249,27 +348,14 @@ class Generator:
         callback: passed to the sampler.
         """
         if conditions is None:
-            conditions = self.given.draw(samples, settings.seed, settings.values)
-        mask, cond = self.mask(), self._as_tensors(conditions)
-        if mask is not None:
+            conditions = self.scenes.given.draw(samples, settings.seed, settings.values)
+        cond = self.scenes.network_conditions(samples, settings, conditions)
+        if (mask := self.mask()) is not None:
             cond["mask"] = mask.repeat(len(samples), 1, 1, 1)
-        cond |= self.condition_maps(samples, settings, conditions)
-        images = [self.panels * int(i) + p for i in samples for p in range(self.panels)]
+        cond = {name: value.to(self.device) for name, value in cond.items()}
+        panels = self.readout.panels
+        images = [panels * int(i) + p for i in samples for p in range(panels)]
         return self.model.draw(self.shape, images, settings, cond=cond, callback=callback, device=self.device)
-
-    def condition_maps(
-        self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
-    ) -> dict[str, Tensor]:
-        """The condition maps of samples, name -> (B panels, channels, H, W), at the resolution of what
-        is drawn.
-        """
-        if not self.maps:
-            return {}
-        blank = np.broadcast_to(np.float32(0), (len(samples), *self.template["intensity"].shape[1:]))
-        asked = self.with_conditions(self.frames(blank, samples), settings, conditions)
-        factor = 1 if self.space is None else self.space.downsampling
-        made = maps_of(as_images(asked), self.maps, self.shape[1:], factor)
-        return {name: m.to(self.device) for name, m in made.items()}
 
     @torch.no_grad()
     def decode(self, drawn: Tensor) -> Tensor:
@@ -279,80 +365,33 @@ class Generator:
         at_once = max(1, 2**20 // (self.space.downsampling**2 * drawn[0, 0].numel()))
         return torch.cat([self.space.decode(part) for part in drawn.split(at_once)])
 
-    def intensities(self, values: Tensor) -> np.ndarray:
-        """Network values (B panels, 1, H, W) as intensities, see `Readout.counted_intensities`."""
-        return self.readout.counted_intensities(values)[0]
-
-    def frames(self, intensities: np.ndarray, samples: Sequence[int], **about: Any) -> xr.Dataset:
-        """Intensities (B, [panel,] y, x) as Frames, see `Readout.frames`."""
-        return self.readout.frames(intensities, samples, **about)
-
-    @property
-    def unit(self) -> str:
-        """The unit of an intensity: photons or ADU."""
-        return self.readout.unit
-
     def picture(self, drawn: Tensor) -> np.ndarray:
         """The intensities ([panel,] y, x) of one drawn sample (panels, *shape)."""
-        return self.intensities(self.decode(drawn.float()))[0]
+        return self.readout.counted_intensities(self.decode(drawn.float()))[0][0]
 
     def sample(
         self, samples: Sequence[int], settings: DrawSettings, *, callback: Any = None
     ) -> tuple[xr.Dataset, Tensor]:
         """Draw samples.
 
-        Frame i is the same in any call with the same batch size, and equal to rounding with
-        another.
+        Frame i is the same in any call with the same batch size, equal to rounding with another.
 
         samples: sample numbers.
         settings: the sampler, the seed and the conditions.
         callback: passed to the sampler; what it raises ends the sampling.
         Returns (Frames, what the model drew (N, panels C, H, W)).
         """
-        readout, values, drawn, whole = self.readout, [], [], {}
+        readout, given = self.readout, self.scenes.given
 
-        def make(wanted: list[int]) -> Tensor:
-            """A whole chunk, as intensities: other frames of a batch affect a frame's last bits."""
-            conditions = self.given.draw(wanted, settings.seed, settings.values)
-            x = self.draw(wanted, settings, conditions=conditions, callback=callback)
-            if not x.isfinite().all():
-                raise BadInput(
-                    f"the samples {wanted[0]} to {wanted[-1]} are not finite; expected a trained model and noise levels that it was trained at"
-                )
-            drew = x.cpu().reshape(len(wanted), -1, *x.shape[2:])
-            made, beyond = readout.counted_intensities(self.decode(x))
-            columns = conditions, beyond
-            for j, (i, own) in enumerate(zip(wanted, drew, strict=True)):
-                whole[i] = i, own, *({name: column[j] for name, column in each.items()} for each in columns)
-            return torch.from_numpy(made)
+        def batch(numbers: list[int]) -> DrawnBatch:
+            conditions = given.draw(numbers, settings.seed, settings.values)
+            x = self.draw(numbers, settings, conditions=conditions, callback=callback)
+            latents = x.cpu().reshape(len(numbers), -1, *x.shape[2:])
+            return DrawnBatch(np.array(numbers), *readout.counted_intensities(self.decode(x)), latents, conditions)
 
-        for numbers, chunk in sample_chunks(make, samples, settings.batch_size):
-            values.append(chunk)
-            drawn += [whole[i] for i in numbers]
-            whole.clear()
-        numbers, latents, *rows = zip(*drawn, strict=True)
-        conditions, beyond = ({name: np.array([own[name] for own in each]) for name in each[0]} for each in rows)
-        frames = readout.frames(torch.cat(values).numpy(), numbers, seed=settings.seed)
-        frames = readout.with_beyond(frames, beyond)
-        return self.with_conditions(frames, settings, conditions), torch.stack(latents)
-
-    def with_conditions(
-        self, frames: xr.Dataset, settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
-    ) -> xr.Dataset:
-        """Samples with the conditions that they are made for, and their crystals.
-
-        conditions: of these samples, if they have been drawn.
-        """
-        samples, seed = frames["sample"].values, settings.seed
-        drawn = self.given.draw(samples, seed, settings.values) if conditions is None else conditions
-        out = self.given.label(frames, drawn)
-        anywhere = bool(self.maps) and is_cut(out) and "frame_panel" not in out
-        out = with_places(out, seed, self.distances, panels=out.sizes["panel"] if anywhere else 0)
-        if not show_crystals(self.maps):
-            return out
-        asked = asked_lattices(self.lattices, settings.lattice, self.template)
-        rows = alike_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
-        return with_crystals(out, asked, rows, seed, bright=self.template if "intensity" in self.maps else None)
+        drawn = DrawnBatch.joined([part for _, part in sample_chunks(batch, samples, settings.batch_size)])
+        frames = readout.frames(drawn.intensities, drawn.numbers, seed=settings.seed)
+        return self.scenes.label(readout.with_beyond(frames, drawn.beyond), settings, drawn.conditions), drawn.latents
 
 # %% ../../../nbs/judge/inference/generators.ipynb #d3d4ab32
 TEMPLATE = "template.zarr"

@@ -73,14 +73,14 @@ def read_orientations(path: str | Path) -> np.ndarray:
         raise BadInput(f"orientation {i} of {path} is {kind}; expected rotations, with U Uᵀ = 1 and det U = 1")
     return values
 
-# %% ../../../nbs/judge/inference/lattices.ipynb #6914800c
-_KEYS = ("cell", "orientations", "reflections")
-
-
+# %% ../../../nbs/judge/inference/lattices.ipynb #2957d38b
 @lru_cache(maxsize=4)
 def _read_once(path: Path, d_min: float, changed: float) -> CrystalIntensities:
     """Every batch asks for them, and to calculate them takes a while."""
     return read_intensities(path, d_min)
+
+# %% ../../../nbs/judge/inference/lattices.ipynb #6914800c
+_KEYS = ("cell", "orientations", "reflections")
 
 
 class Lattices:

@@ -135,7 +135,8 @@ def to_network(frames: xr.Dataset, generator: Generator, values: Mapping[str, An
     cond = {}
     for name, known in generator.fields.items():
         if name in values:
-            cond[name] = generator.condition([0], 0, {name: values[name]})[name].expand(n).clone()
+            own = generator.scenes.given.draw([0], 0, {name: values[name]})[name].repeat(n)
+            cond[name] = torch.as_tensor(own, device=generator.device)
             continue
         own = frames[name].values if name in frames and frames[name].dims == ("frame",) else frames.attrs.get(name)
         own = generator.conditions[name][0] if name.startswith(TOLD) else own  # measured, so not augmented
@@ -170,6 +171,11 @@ def open_fitted(
     whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # the file's pixels, or the model's
     fitted = fit_to_model(masked(opened, own, where) if whole else opened, generator, regions, where)
     return fitted if whole else masked(fitted, own, where)
+
+# %% ../../../nbs/judge/inference/measured.ipynb #6520615d
+def _rms_at(x: Tensor, mask: Tensor) -> Tensor:
+    """Root mean square of each frame at its valid pixels."""
+    return (torch.where(mask, x, 0).square().flatten(1).sum(1) / mask.flatten(1).sum(1)).sqrt()
 
 # %% ../../../nbs/judge/inference/measured.ipynb #6e6fe659
 @dataclass
@@ -252,7 +258,7 @@ class Inpainting:
 
         For each frame: the residual, the autoencoder's own error, and mean and spread in the holes.
         """
-        rows, unit = {}, self.generator.unit
+        rows, unit = {}, self.generator.readout.unit
         for i, hole in enumerate(self.holes):
             own = slice(i * self.draws, (i + 1) * self.draws)
             inside = samples["intensity"].values[own][:, hole]
@@ -278,9 +284,9 @@ class Inpainting:
                 raise BadInput(f"the draws {numbers[0]} to {numbers[-1]} are not finite; expected a trained model")
             at = [k // self.draws for k in numbers]
             residual.append(_rms_at(values - net.x[at].cpu(), net.valid[at].cpu()))
-            images.append(np.where(self.holes[at], g.intensities(values), net.counts[at]))
+            images.append(np.where(self.holes[at], g.readout.counted_intensities(values)[0], net.counts[at]))
             progress(len(numbers))
-        frames = g.frames(np.concatenate(images), range(self.count), seed=self.cfg.inference.seed)
+        frames = g.readout.frames(np.concatenate(images), range(self.count), seed=self.cfg.inference.seed)
         at = np.arange(self.count) // self.draws
         frames["source_frame"], frames["filled"] = ("frame", at), (("frame", "y", "x"), self.holes[at])
         frames = frames.assign({name: ("frame", v.cpu().numpy()[at]) for name, v in net.cond.items()})
@@ -289,11 +295,6 @@ class Inpainting:
         return frames.assign_attrs(
             {**self.about, "samples_are": "measured pixels, and drawn ones where filled"}
         ), torch.cat(residual).numpy()
-
-
-def _rms_at(x: Tensor, mask: Tensor) -> Tensor:
-    """Root mean square of each frame at its valid pixels."""
-    return (torch.where(mask, x, 0).square().flatten(1).sum(1) / mask.flatten(1).sum(1)).sqrt()
 
 # %% ../../../nbs/judge/inference/measured.ipynb #f3a9325a
 def _opened(
@@ -446,9 +447,9 @@ class Interpolation:
         values, mask = g.decode(drawn).cpu(), net.valid[0, 0].cpu().numpy()
         if not values.isfinite().all():
             raise BadInput("the frames on the way are not finite; expected a trained model")
-        images = g.intensities(values)
+        images = g.readout.counted_intensities(values)[0]
         mask = mask[: images.shape[1], : images.shape[2]]
-        frames = g.frames(np.where(mask, images, 0), range(self.steps), seed=self.cfg.inference.seed)
+        frames = g.readout.frames(np.where(mask, images, 0), range(self.steps), seed=self.cfg.inference.seed)
         frames["mask"], frames["fraction"] = (("y", "x"), mask), ("frame", t.numpy())
         frames = frames.assign({name: ("frame", v.cpu().numpy()) for name, v in on_way.items() if v.ndim == 1})
         return frames.assign_attrs({**self.about, "round_trip": [float(m) for m in missed]}), missed.cpu().numpy()  # fmt: skip
@@ -466,7 +467,7 @@ class Interpolation:
 
     def table(self, samples: xr.Dataset) -> pd.DataFrame:
         """Mean, maximum and standard deviation of the valid pixels along the way."""
-        pixels, unit = samples["intensity"].values[:, frame_mask(samples, 0)], self.generator.unit
+        pixels, unit = samples["intensity"].values[:, frame_mask(samples, 0)], self.generator.readout.unit
         columns = {"fraction": samples["fraction"].values, f"mean ({unit})": pixels.mean(1), "highest": pixels.max(1)}
         return pd.DataFrame(columns | {"standard deviation": pixels.std(1)}).set_index("fraction")
 

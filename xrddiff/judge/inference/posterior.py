@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['SIDE', 'TRAINED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PosteriorJob', 'Posterior',
-           'latents', 'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
+__all__ = ['SIDE', 'TRAINED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PhotonDecoder', 'PosteriorJob',
+           'Posterior', 'latents', 'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #e8daf720
 SIDE = 8  # of the blocks that are hidden, px
@@ -130,6 +130,43 @@ def kept_draws(path: Path | None, make: Callable[[], Draws]) -> Draws:
         draws = make()
         draws.write(path)
     return draws
+
+# %% ../../../nbs/judge/inference/posterior.ipynb #2ad8468b
+@dataclass(frozen=True)
+class PhotonDecoder:
+    """Expected photons of what a model draws.
+
+    generator: the model. likelihood: of the detector, whose gain and pedestal count. size: (y, x) of a frame.
+    """
+
+    generator: Generator
+    likelihood: Poisson
+    size: tuple[int, int]
+
+    def curve(self, values: Tensor) -> Tensor:
+        """Photons of network values, pixel by pixel; differentiable, and below 0 where the network is."""
+        return (self.generator.transform.inverse(values) - self.likelihood.pedestal) / self.likelihood.gain
+
+    def photons(self, values: Tensor) -> Tensor:
+        """Expected photons (B, y, x) of network values (B, 1, H, W); differentiable."""
+        height, width = self.size
+        return self.curve(values[:, 0, :height, :width]).clamp_min(0)
+
+    def of_latents(self, z: Tensor) -> Tensor:
+        """Expected photons (B, y, x) of normalised latents (B, C, h, w); differentiable."""
+        return self.photons(self.generator.space.decode(z))
+
+    def bounded(self, expected: Tensor, seen: Tensor) -> Tensor:
+        """Expected photons (B, y, x) that were drawn for a frame, at most what its model or the frame itself
+        may hold (`Generator.limits`). The likelihood takes no notice of it: it needs a slope everywhere.
+
+        seen: the values of the frame that the method sees, in the units of the frames.
+        """
+        if self.generator.limits is None:
+            return expected
+        highest = seen.max().item() if seen.numel() else -inf
+        upper = max(self.generator.limits[1], widened(0.0, highest)[1])
+        return expected.clamp_max((upper - self.likelihood.pedestal) / self.likelihood.gain)
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #4a04e29b
 TRAINED = 256  # training frames whose latents make the prior
@@ -209,6 +246,11 @@ class PosteriorJob:
         """Of the detector, for a known expectation."""
         return likelihood_of(self.frames)
 
+    @property
+    def decoder(self) -> PhotonDecoder:
+        """The way from network values to photons."""
+        return PhotonDecoder(self.generator, self.likelihood, self.size)
+
     @cached_property
     def prior(self) -> LatentPrior:
         """The Gaussian of the latents of training frames."""
@@ -231,30 +273,6 @@ class PosteriorJob:
         )
         return measured_maps(seen, self.generator)
 
-    def curve(self, values: Tensor) -> Tensor:
-        """Photons of network values, pixel by pixel; differentiable, and below 0 where the network is."""
-        return (self.generator.transform.inverse(values) - self.likelihood.pedestal) / self.likelihood.gain
-
-    def bounded(self, expected: Tensor, frame: int) -> Tensor:
-        """Expected photons (B, y, x) that were drawn for a frame, at most what its model or the frame itself
-        may hold (`Generator.limits`). The likelihood takes no notice of it: it needs a slope everywhere.
-        """
-        if self.generator.limits is None:
-            return expected
-        y, valid = self.seen(frame)
-        highest = y[valid].max().item() if valid.any() else -inf
-        upper = max(self.generator.limits[1], widened(0.0, highest)[1])
-        return expected.clamp_max((upper - self.likelihood.pedestal) / self.likelihood.gain)
-
-    def photons(self, values: Tensor) -> Tensor:
-        """Expected photons (B, y, x) of network values (B, 1, H, W); differentiable."""
-        height, width = self.size
-        return self.curve(values[:, 0, :height, :width]).clamp_min(0)
-
-    def decoded(self, z: Tensor) -> Tensor:
-        """Expected photons (B, y, x) of normalised latents (B, C, h, w); differentiable."""
-        return self.photons(self.generator.space.decode(z))
-
     def code(self, i: int) -> Tensor:
         """The latent of what the method sees of frame i, (1, C, h, w)."""
         with torch.no_grad():
@@ -270,7 +288,7 @@ class PosteriorJob:
         """The likelihood of frame i with what the autoencoder misses of it."""
         y, valid = self.seen(i)
         with torch.no_grad():
-            mu = self.decoded(self.code(i))[0]
+            mu = self.decoder.of_latents(self.code(i))[0]
         return scattering(self.likelihood, fit_dispersion(y[valid], mu[valid], self.likelihood))
 
     def measure(self, expected: Tensor, likelihood: Poisson, i: int) -> np.ndarray:
@@ -312,7 +330,7 @@ class Posterior:
     def _frames(self, images: np.ndarray, at: np.ndarray, numbers: np.ndarray) -> xr.Dataset:
         g, net = self.job.generator, self.job.whole
         own = frame_mask(g.template, 0)
-        frames = g.frames(np.where(own, images, 0).astype(np.float32), numbers, seed=self.job.seed)
+        frames = g.readout.frames(np.where(own, images, 0).astype(np.float32), numbers, seed=self.job.seed)
         frames["source_frame"] = ("frame", at)
         frames = frames.assign({name: ("frame", v.cpu().numpy()[at]) for name, v in net.cond.items()})
         return frames.assign_attrs({**self.job.about, "samples_are": "expected values"})
@@ -429,12 +447,12 @@ def latents(
     """Latents of a KL autoencoder, given the counts."""
     y, valid = job.seen(frame)
     likelihood = job.scattered(frame)
-    target = LatentPosterior(job.prior, job.decoded, y, valid, likelihood)
+    target = LatentPosterior(job.prior, job.decoder.of_latents, y, valid, likelihood)
     start = job.prior.whiten(job.code(frame))[0]
     drawn = draw_latents(target, job.draws, job.seed, sampler=sampler, start=start, key=("frame", frame))
     with torch.no_grad():
-        expected = torch.cat([job.decoded(z) for z in drawn.latents.to(start.device).split(16)])
-        expected = job.bounded(expected, frame)
+        expected = torch.cat([job.decoder.of_latents(z) for z in drawn.latents.to(start.device).split(16)])
+        expected = job.decoder.bounded(expected, y[valid])
     about = {"dispersion": likelihood.dispersion, "accepted": drawn.accepted, "R̂": drawn.rhat}
     return Draws(expected.cpu().numpy(), job.measure(expected, likelihood, frame), about)
 
@@ -477,7 +495,8 @@ def _of_model(job: PosteriorJob, frame: int, values: Tensor) -> Draws:
     """Draws of network values (S, 1, H, W): expected photons, or a measurement itself where the model
     was trained on frames.
     """
-    expected = job.bounded(job.photons(values), frame)
+    y, valid = job.seen(frame)
+    expected = job.decoder.bounded(job.decoder.photons(values), y[valid])
     if not job.generator.expected:
         units = expected * job.likelihood.gain + job.likelihood.pedestal
         return Draws(expected.cpu().numpy(), units.cpu().numpy())
@@ -508,7 +527,7 @@ def counts(
         y[:height, :width] = job.seen(frame)[0]
         words = dict(iterations=iterations, rounds=rounds, decode=g.space.decode, values=net.x[frame][None])
         likelihood = job.scattered(frame)
-        denoise = counted(job.sampler.clamped(plain), y.expand_as(valid), valid, job.curve, likelihood, **words)
+        denoise = counted(job.sampler.clamped(plain), y.expand_as(valid), valid, job.decoder.curve, likelihood, **words)
     sigmas = job.sampler.sigmas(g.model)
 
     def draw(noise: SampleNoise, cond: dict[str, Tensor]) -> Tensor:

@@ -99,8 +99,10 @@ class SampleJob:
 
         def keep(step: dict[str, Any]) -> None:
             if step["i"] in wanted:
-                kept[step["i"]] = g.frames(
-                    g.intensities(g.decode(step["denoised"].float())), numbers, sampler_step=step["i"]
+                kept[step["i"]] = g.readout.frames(
+                    g.readout.counted_intensities(g.decode(step["denoised"].float()))[0],
+                    numbers,
+                    sampler_step=step["i"],
                 )
 
         g.draw(numbers, self.settings, callback=keep)
@@ -142,14 +144,14 @@ class SampleJob:
         """
         g, i = self.generator, self.cfg.inference
         shape = (self.count, *g.template["intensity"].shape[1:])
-        frames = g.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
-        frames = g.with_conditions(g.readout.with_beyond(frames, self.columns), self.settings)
+        frames = g.readout.frames(np.broadcast_to(np.float32(0), shape), self.numbers(slice(None)), seed=i.seed)
+        frames = g.scenes.label(g.readout.with_beyond(frames, self.columns), self.settings)
         if self.poisson:
             frames["drawn"] = frames["intensity"]
         if g.space is not None:
             frames["latent"] = (
                 ("frame", "channel", "v", "u"),
-                np.broadcast_to(np.float32(0), (self.count, g.panels * g.shape[0], *g.shape[1:])),
+                np.broadcast_to(np.float32(0), (self.count, g.readout.panels * g.shape[0], *g.shape[1:])),
             )
         return frames.assign_attrs(self.about())
 

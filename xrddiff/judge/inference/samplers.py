@@ -126,11 +126,11 @@ def ready_sampler(generator: Generator, cfg: Config, *, inverted: bool = False) 
             f"inference.keep_steps: found {beyond[0]}, expected steps from 0 to {last}, as {sampler.name} makes {last + 1}"
         )
     sampler.sigmas(None if generator.autoregressive else generator.model)
-    generator.condition([0], cfg.inference.seed, cfg.inference.condition)
+    generator.scenes.given.draw([0], cfg.inference.seed, cfg.inference.condition)
     check_lattice(generator, cfg)
     tiles_of(generator, cfg.inference)
     if cfg.inference.poisson and "gain" not in generator.template["intensity"].attrs:
         raise BadInput(
-            f"inference.poisson is true, and the frames do not say how many {generator.unit} a photon is; expected the attribute gain of intensity"
+            f"inference.poisson is true, and the frames do not say how many {generator.readout.unit} a photon is; expected the attribute gain of intensity"
         )
     return sampler

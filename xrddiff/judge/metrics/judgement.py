@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ['FEWEST', 'FAR', 'title_of', 'Judgement', 'peak_quantiles', 'findings', 'judge_samples', 'judged_rows',
            'judge_summaries']
 
-# %% ../../../nbs/judge/metrics/judgement.ipynb #bf281e67
+# %% ../../../nbs/judge/metrics/judgement.ipynb #ce19b620
 def title_of(distance: str) -> str:
     """What tables call a distance."""
     known = entries("metric") | entries("distance")
@@ -38,7 +38,7 @@ def title_of(distance: str) -> str:
 
 FEWEST = 4  # frames of a set, so that its halves can be compared
 
-
+# %% ../../../nbs/judge/metrics/judgement.ipynb #bf281e67
 @dataclass(frozen=True)
 class Judgement:
     """The comparison of samples with real frames.
@@ -96,9 +96,7 @@ class Judgement:
         }
 
     def table(self) -> dict[str, dict[str, float]]:
-        """`distances`, the share of frames that index, and the share of pixels that were drawn beyond the
-        limits.
-        """
+        """`distances`, the share of frames that index, and that of pixels drawn beyond the limits."""
         rates = {name: float(found.loc["rate", "value"]) for name, found in self.lattices.items()}
         rates = {("reconstruction" if name == "autoencoder" else name): v for name, v in rates.items() if v == v}
         order = [name for name in ("samples", "held out", "reconstruction") if name in rates]
@@ -111,9 +109,7 @@ class Judgement:
         return {name: self.summaries[name] for name in order if name in self.summaries}
 
     def peaks(self) -> pd.DataFrame:
-        """Peaks per frame of each set: quantiles, mean, and the fraction of frames without
-        peaks.
-        """
+        """Peaks per frame of each set: quantiles, mean, and the fraction of frames without peaks."""
         return pd.DataFrame({name: peak_quantiles(s.peaks) for name, s in self.sets().items()}).T
 
     def record(self) -> dict[str, Any]:

@@ -21,7 +21,19 @@ from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.selection import select_frames
 
 # %% auto #0
-__all__ = ['PeakScore', 'score_peaks', 'precision_recall', 'average_precision']
+__all__ = ['intensity_agreement', 'PeakScore', 'score_peaks', 'precision_recall', 'average_precision']
+
+# %% ../../../nbs/judge/metrics/peak_scores.ipynb #f35e9aa9
+def intensity_agreement(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """k, R and CC of intensities `a` and those of their partners `b`, by name; those that are defined."""
+    out, m = {}, len(a)
+    if (power := fsum(b * b)) > 0 and (whole := fsum(a)) > 0:
+        k = out["intensity_scale"] = fsum(a * b) / power
+        out["intensity_r"] = fsum(np.abs(a - k * b)) / whole
+    u, v = a - fsum(a) / m, b - fsum(b) / m
+    if (spread := fsum(u * u) * fsum(v * v)) > 0:
+        out["intensity_cc"] = fsum(u * v) / sqrt(spread)
+    return out
 
 # %% ../../../nbs/judge/metrics/peak_scores.ipynb #c69c675f
 class PeakScore:
@@ -38,9 +50,7 @@ class PeakScore:
         self._pairs: list[np.ndarray] = []  # (pair, [distance, intensity, intensity'])
 
     def update(self, reference: pd.DataFrame, test: pd.DataFrame) -> PeakScore:
-        """Add the peaks of one or more frames (column `frame`); all peaks of a frame in one
-        call.
-        """
+        """Add peaks of one or more frames (column `frame`); all peaks of a frame in one call."""
         i, j = match_tables(reference, test, self.radius)
         a, b = reference.iloc[i], test.iloc[j]
         distance = np.hypot(*(a[c].to_numpy(np.float64) - b[c].to_numpy(np.float64) for c in ("fs", "ss")))
@@ -100,17 +110,10 @@ class PeakScore:
             "f1": 2 * m / (self.n_reference + self.n_test) if self.n_reference + self.n_test else nan,
             "centroid_px": fsum(d) / m if m else nan,
             "centroid_p75": float(np.quantile(d, 0.75)) if m else nan,
-            "intensity_cc": nan,
-            "intensity_r": nan,
-            "intensity_scale": nan,
+            **dict.fromkeys(("intensity_cc", "intensity_r", "intensity_scale"), nan),
         }
         if m and not np.isnan(a).any() and not np.isnan(b).any():
-            if (power := fsum(b * b)) > 0 and (whole := fsum(a)) > 0:
-                k = out["intensity_scale"] = fsum(a * b) / power
-                out["intensity_r"] = fsum(np.abs(a - k * b)) / whole
-            u, v = a - fsum(a) / m, b - fsum(b) / m
-            if (spread := fsum(u * u) * fsum(v * v)) > 0:
-                out["intensity_cc"] = fsum(u * v) / sqrt(spread)
+            out |= intensity_agreement(a, b)
         return out | {"n_reference": self.n_reference, "n_test": self.n_test, "n_matched": m}
 
 # %% ../../../nbs/judge/metrics/peak_scores.ipynb #f0806909

@@ -84,7 +84,7 @@ def turns(omega: Tensor) -> Tensor:
     cross = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
     return torch.linalg.matrix_exp(torch.stack([torch.stack(row, -1) for row in cross], -2))
 
-# %% ../../../nbs/judge/posteriors/crystals.ipynb #d13acfcf
+# %% ../../../nbs/judge/posteriors/crystals.ipynb #2af74438
 class Predicted(NamedTuple):
     """Reflections for P sets of parameters, (P, N) each."""
 
@@ -95,7 +95,7 @@ class Predicted(NamedTuple):
     partiality: Tensor
     photons: Tensor
 
-
+# %% ../../../nbs/judge/posteriors/crystals.ipynb #d13acfcf
 @dataclass(frozen=True, eq=False)
 class Still:
     """One crystal in the beam and the detector behind it.
@@ -278,6 +278,34 @@ def choose_reflections(
     panel = larger.lab_to_panel(ray[near])[0]
     return near[panel >= 0], panel[panel >= 0]
 
+# %% ../../../nbs/judge/posteriors/crystals.ipynb #d4ab7fff
+def _near_spots(still: Still, theta: Tensor | None, reach: int) -> np.ndarray:
+    """Pixels at most `reach` from a reflection, along both axes: bool (panel, ss, fs).
+
+    theta: the parameters (d,) of the still; None = those of its start.
+    """
+    at = torch.zeros(len(still.parameters), dtype=torch.float64) if theta is None else theta.double()
+    spots = still.predict(at[None])
+    out = np.zeros(still.geometry.shape, bool)
+    for panel, fs, ss in zip(still.panel, spots.fs[0].tolist(), spots.ss[0].tolist(), strict=True):
+        x, y = math.floor(fs), math.floor(ss)
+        rows = slice(max(y - reach, 0), max(y + reach + 1, 0))
+        out[panel, rows, max(x - reach, 0) : max(x + reach + 1, 0)] = True
+    return out
+
+
+def _shares(at: Tensor, half: int, end: int, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Pixel numbers (P, N, w) of windows of spots along one axis, and the share of the spot in each.
+
+    at: (P, N) centres, px. half: pixels of a window to either side. end: pixels of the axis; beyond it the share is 0.
+    """
+    first = at.detach().floor().long() - half
+    steps = torch.arange(2 * half + 2, device=at.device)
+    edges = (first[..., None] + steps).to(at) - at[..., None]
+    share = 0.5 * torch.special.erf(edges / (math.sqrt(2) * sigma)).diff(dim=-1)
+    pixel = first[..., None] + steps[:-1]
+    return pixel, torch.where((pixel >= 0) & (pixel < end), share, 0.0)
+
 # %% ../../../nbs/judge/posteriors/crystals.ipynb #45db6959
 class ExpectedCounts:
     """Expected photons (P, M) of M pixels of a still, for parameters θ (P, d); differentiable.
@@ -308,7 +336,7 @@ class ExpectedCounts:
         self.height, self.width = still.geometry.shape[1:]
         valid = np.asarray(mask, bool).reshape(still.geometry.shape)
         self.half = math.ceil(SPOT_REACH * sigma * math.exp(width))
-        self.pixels = np.flatnonzero(valid & self._reached(still, start))
+        self.pixels = np.flatnonzero(valid & _near_spots(still, start, self.half + 2))
         place = np.full(valid.size, len(self.pixels))
         place[self.pixels] = np.arange(len(self.pixels))
         self._place = torch.as_tensor(place)
@@ -335,32 +363,12 @@ class ExpectedCounts:
         spot = ["spot"] if self.spot_width else []
         return self.still.names + spot + [f"background_{i}" for i in range(self.size - self._crystal_parameters)]
 
-    def _reached(self, still: Still, start: Tensor | None, slack: int = 2) -> np.ndarray:
-        """Pixels in a window of the start, or next to it: bool (panel, ss, fs)."""
-        at = torch.zeros(len(still.parameters), dtype=torch.float64) if start is None else start.double()
-        spots = still.predict(at[None])
-        out = np.zeros(still.geometry.shape, bool)
-        reach = self.half + slack
-        for panel, fs, ss in zip(still.panel, spots.fs[0].tolist(), spots.ss[0].tolist(), strict=True):
-            x, y = math.floor(fs), math.floor(ss)
-            rows = slice(max(y - reach, 0), max(y + reach + 1, 0))
-            out[panel, rows, max(x - reach, 0) : max(x + reach + 1, 0)] = True
-        return out
-
-    def _along(self, at: Tensor, end: int, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Pixel numbers (P, N, w) of the windows along one axis, and the share of the spot in each."""
-        first = at.detach().floor().long() - self.half
-        steps = torch.arange(2 * self.half + 2, device=at.device)
-        edges = (first[..., None] + steps).to(at) - at[..., None]
-        share = 0.5 * torch.special.erf(edges / (math.sqrt(2) * sigma)).diff(dim=-1)
-        pixel = first[..., None] + steps[:-1]
-        return pixel, torch.where((pixel >= 0) & (pixel < end), share, 0.0)
-
     def __call__(self, theta: Tensor) -> Tensor:
         p, sigma = self.still.predict(theta), self.sigma
         if self.spot_width:
             sigma = sigma * torch.exp(self.spot_width * theta[:, self._crystal_parameters - 1, None, None])
-        (x, along), (y, across) = self._along(p.fs, self.width, sigma), self._along(p.ss, self.height, sigma)
+        x, along = _shares(p.fs, self.half, self.width, sigma)
+        y, across = _shares(p.ss, self.half, self.height, sigma)
         value = (p.photons[..., None] * across)[..., :, None] * along[..., None, :]
         row = y.clamp(0, self.height - 1) * self.width + self._first[:, None]
         at = self._place[row[..., :, None] + x.clamp(0, self.width - 1)[..., None, :]]

@@ -81,7 +81,7 @@ def show_draws(job: Any, samples: xr.Dataset, most: int = 3) -> list[Picture]:
     images, own, pictures = samples["intensity"].values, frame_mask(job.generator.template, 0), []
     for i in range(min(len(job.holes), most)):
         draws, valid = images[i * job.draws : (i + 1) * job.draws], frame_mask(job.frames, i) & own
-        pictures.append(show_filled(job.network.counts[i], valid, draws, job.holes[i], job.generator.unit))
+        pictures.append(show_filled(job.network.counts[i], valid, draws, job.holes[i], job.generator.readout.unit))
     return pictures
 
 # %% ../../../nbs/judge/views/filled.ipynb #96d81097
@@ -133,6 +133,6 @@ def show_posteriors(found: Any, most: int = 3) -> list[Picture]:
     for i in range(min(len(found.found), most)):
         summary = {"mean": s["intensity"].values[i]} | {n: s[n].values[i] for n in ("uncertainty", "low", "high")}
         pictures.append(
-            show_posterior(job.whole.counts[i], job.measured[i], job.held_out[i], summary, job.generator.unit)
+            show_posterior(job.whole.counts[i], job.measured[i], job.held_out[i], summary, job.generator.readout.unit)
         )
     return pictures

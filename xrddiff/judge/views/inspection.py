@@ -32,7 +32,7 @@ from ...data.remote.remote_folder import RemoteFolder
 from ...learn.loading.catalog import load
 
 # %% auto #0
-__all__ = ['Description', 'frame_statistics', 'inspect_file', 'explain_mask']
+__all__ = ['Description', 'frame_statistics', 'describe_frames', 'inspect_file', 'explain_mask']
 
 # %% ../../../nbs/judge/views/inspection.ipynb #e9f7acf8
 _SHOWN_AS = {"wavelength": "wavelength_Å", "distance": "distance_mm", "pixel_size": "pixel_µm"}
@@ -171,6 +171,38 @@ def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
         }
     return {k: n if isinstance(n, int) else float(n) for k, n in out.items()}
 
+# %% ../../../nbs/judge/views/inspection.ipynb #62326804
+def describe_frames(ds: xr.Dataset) -> dict[str, Any]:
+    """What the attributes and variables of frames say, without a look at a pixel."""
+    value = ds["intensity"]
+    out: dict[str, Any] = {"layout": ds.attrs.get("layout", "xrddiff"), "frames": tuple(value.shape)}
+    out["dims"], out["dtype"] = ", ".join(map(str, value.dims)), str(value.dtype)
+    out |= {k: value.attrs[k] for k in ("units", "gain", "background_sigma") if k in value.attrs}
+    if "wavelength" in ds.variables:
+        out["wavelength_Å"] = f"{float(ds['wavelength'].min()):.6g} to {float(ds['wavelength'].max()):.6g}"
+    for word, name, factor in (
+        ("wavelength", "wavelength_Å", 1),
+        ("distance", "distance_mm", 1e3),
+        ("pixel_size", "pixel_µm", 1e6),
+    ):
+        if word in ds.attrs:
+            out.setdefault(name, ds.attrs[word] * factor)
+    skip = ("wavelength", "distance", "pixel_size", "layout", "config")
+    out |= {k: v for k, v in ds.attrs.items() if k not in skip}
+    if "panel_origin" in ds.coords:
+        z = ds["panel_origin"].values[:, 2] * 1e3
+        out["panels"] = (
+            f"{ds.sizes['panel']} of {ds.sizes['ss']} × {ds.sizes['fs']} pixels, z from {z.min():.3f} to {z.max():.3f} mm"
+        )
+    if "peak" in ds.dims:
+        out["peaks"] = ds.sizes["peak"]
+    skip = {"intensity", "mask", "wavelength", *label_names(ds)}
+    extra = [str(v) for v in ds.data_vars if v not in skip and not str(v).startswith("peak_")]
+    if extra:
+        out["per_frame"] = ", ".join(extra)
+    out["labels"] = describe_labels(ds)
+    return out
+
 # %% ../../../nbs/judge/views/inspection.ipynb #c1a7a4d0
 @in_sentences
 def inspect_file(
@@ -211,33 +243,7 @@ def inspect_file(
     value = ds["intensity"]
     if not 0 <= frame < value.sizes["frame"]:
         raise BadInput(f"{path} has {value.sizes['frame']} frames; there is no frame {frame}")
-    out["layout"] = ds.attrs.get("layout", "xrddiff")
-    out["frames"] = tuple(value.shape)
-    out["dims"], out["dtype"] = ", ".join(map(str, value.dims)), str(value.dtype)
-    out |= {k: value.attrs[k] for k in ("units", "gain", "background_sigma") if k in value.attrs}
-    if "wavelength" in ds.variables:
-        out["wavelength_Å"] = f"{float(ds['wavelength'].min()):.6g} to {float(ds['wavelength'].max()):.6g}"
-    for word, name, factor in (
-        ("wavelength", "wavelength_Å", 1),
-        ("distance", "distance_mm", 1e3),
-        ("pixel_size", "pixel_µm", 1e6),
-    ):
-        if word in ds.attrs:
-            out.setdefault(name, ds.attrs[word] * factor)
-    skip = ("wavelength", "distance", "pixel_size", "layout", "config")
-    out |= {k: v for k, v in ds.attrs.items() if k not in skip}
-    if "panel_origin" in ds.coords:
-        z = ds["panel_origin"].values[:, 2] * 1e3
-        out["panels"] = (
-            f"{ds.sizes['panel']} of {ds.sizes['ss']} × {ds.sizes['fs']} pixels, z from {z.min():.3f} to {z.max():.3f} mm"
-        )
-    if "peak" in ds.dims:
-        out["peaks"] = ds.sizes["peak"]
-    skip = {"intensity", "mask", "wavelength", *label_names(ds)}
-    extra = [str(v) for v in ds.data_vars if v not in skip and not str(v).startswith("peak_")]
-    if extra:
-        out["per_frame"] = ", ".join(extra)
-    out["labels"] = describe_labels(ds)
+    out |= describe_frames(ds)
     given = dict(ds.attrs) | {"variables": dict.fromkeys(map(str, ds.data_vars))}
     if "panel_origin" in ds.coords:
         given |= {"panels": 1, "distance": panel_distance(ds)}

@@ -308,4 +308,4 @@ def show_making(job: Any, number: int) -> Picture:
 
     show, callback = (show_patches, steps.append) if generator.autoregressive else (show_denoising, keep)
     generator.draw([number], job.settings, callback=callback)
-    return show(steps, decode=generator.picture, mask=frame_mask(generator.template, 0), unit=generator.unit)
+    return show(steps, decode=generator.picture, mask=frame_mask(generator.template, 0), unit=generator.readout.unit)

@@ -18,7 +18,7 @@ from .schedules import alphas_bar, sigmas_of
 
 # %% auto #0
 __all__ = ['SPAN', 'Scalings', 'predict_edm', 'predict_eps', 'predict_x0', 'predict_v', 'predict_flow', 'predict_mean_flow',
-           'timestep_of', 'Denoiser', 'like', 'measure_sigma_data']
+           'timestep_of', 'like', 'Denoiser', 'measure_sigma_data']
 
 # %% ../../../nbs/learn/diffusion/denoisers.ipynb #290825ac
 class Scalings(NamedTuple):
@@ -81,6 +81,13 @@ def timestep_of(sigma: Tensor, table: Tensor) -> Tensor:
     low = ((table <= log_sigma[..., None]).sum(-1) - 1).clamp(0, len(table) - 2)
     below, above = (table[i.reshape(-1)].view_as(log_sigma) for i in (low, low + 1))
     return low + (log_sigma - below) / (above - below)
+
+# %% ../../../nbs/learn/diffusion/denoisers.ipynb #96fd4597
+def like(c: Tensor, x: Tensor) -> Tensor:
+    """`c` on the device and in the type of `x`, with axes of length 1 appended until it has as many
+    as x.
+    """
+    return c.to(x.device, x.dtype).reshape(c.shape + (1,) * (x.ndim - c.ndim))
 
 # %% ../../../nbs/learn/diffusion/denoisers.ipynb #95c62279
 class Denoiser(nn.Module):
@@ -193,13 +200,6 @@ class Denoiser(nn.Module):
         denoised = c_skip * x + c_out * self.network(c_in * x, c_noise, cond).to(x.dtype)
         mask = None if cond is None else cond.get("mask")
         return denoised if mask is None else torch.where(mask, denoised, 0.0)
-
-
-def like(c: Tensor, x: Tensor) -> Tensor:
-    """`c` on the device and in the type of `x`, with axes of length 1 appended until it has as many
-    as x.
-    """
-    return c.to(x.device, x.dtype).reshape(c.shape + (1,) * (x.ndim - c.ndim))
 
 # %% ../../../nbs/learn/diffusion/denoisers.ipynb #8e0955bf
 def measure_sigma_data(batches: Iterable[Mapping[str, Any]], sum_: Callable[[Tensor], Tensor] | None = None) -> float:

@@ -157,8 +157,8 @@ class Sampler:
 
 # %% ../../../nbs/learn/diffusion/keyed_sampling.ipynb #7dabefe1
 def sample_chunks(
-    sample_fn: Callable[[list[int]], Tensor], samples: Iterable[int], batch_size: int
-) -> Iterator[tuple[list[int], Tensor]]:
+    sample_fn: Callable[[list[int]], Any], samples: Iterable[int], batch_size: int
+) -> Iterator[tuple[list[int], Any]]:
     """Make `samples` chunk by chunk: yields (numbers, frames) with the numbers of one chunk,
     ascending, and their frames (len(numbers), …).
 

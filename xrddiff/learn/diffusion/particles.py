@@ -88,110 +88,11 @@ class BadScore(BadInput):
 
     result: Result | None = None
 
-# %% ../../../nbs/learn/diffusion/particles.ipynb #bd815058
+# %% ../../../nbs/learn/diffusion/particles.ipynb #d6831961
 _OPTIMIZERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _STALLED = 5  # measurements of the discrepancy that do not fall
 
-
-def svgd(
-    score: Callable[[Tensor], Tensor],
-    particles: Tensor,
-    *,
-    steps: int,
-    lr: float,
-    kernel: str | Kernel = "rbf",
-    bandwidth: float | str = "median",
-    optimizer: str = "adagrad",
-    annealing: str | Callable[[float], float] = "none",
-    tolerance: float | None = None,
-    check_every: int = 10,
-    callback: Callable[[Mapping[str, Any]], Any] | None = None,
-    seed: int = 0,
-    ranks: Ranks | None = None,
-    block: int = 512,
-    folder: str | Path | None = None,
-    save_every: int | None = None,
-    resume: bool = True,
-) -> Result:
-    """Move particles until they are a sample of the distribution with this score.
-
-    - `score`: ∇ log p of particles (n, …), each of its own row alone; gets the dtype and device of `particles`.
-    - `particles`: (n, …), n ≥ 1; on several ranks those of this rank, in the order of ranks.
-    - `steps`: at most, in all. `lr`: step size of the optimiser, in units of the particles.
-    - `kernel`: one of `xrddiff list kernel`, or a `Kernel`. `bandwidth`: "median", or h > 0 in
-      squared units of the particles.
-    - `optimizer`: adagrad, adam or sgd (whose step is lr·φ).
-    - `annealing`: one of `xrddiff list tempering`, or a function of the share of steps (0 … 1) that
-      gives γ.
-    - `tolerance`: end where the Stein discrepancy is below it, or has not fallen for 5 measurements;
-      it is measured every `check_every` steps (0: never).
-    - `callback`: sees step, particles (a copy), score, weight and move after each step; ends the run if it
-      returns True on any rank.
-    - `seed`: of random directions.
-    - `ranks`: the ranks that share the particles; all of them call this. `block`: particles that
-      are passed on, and worked on, at once. The result does not depend on either, up to rounding.
-    - `folder`: where the state is saved at the end, at a failure, and every `save_every` steps.
-      `resume`: go on from the newest one there; then `particles` only says how many there are.
-
-    Source: Liu & Wang 2016, algorithm 1. Raises `BadInput` for settings that do not fit, `BadScore` for a score of
-    another shape, or that is not finite, and `RankFailed` if another rank ends; the last two have
-    the last good particles as `result`.
-    """
-    _check(particles, steps, lr, optimizer, tolerance, check_every)
-    began = time.perf_counter()
-    ring = Ring(ranks, len(particles), block=block, name="particles")
-    x = particles.detach().reshape(len(particles), -1).double().clone().requires_grad_()
-    run = _Run(ring, x, particles, score, _OPTIMIZERS[optimizer]([x], lr=lr), folder, began)
-    run.settings = dict(
-        particles=ring.n,
-        shape=list(particles.shape[1:]),
-        kernel=kernel if isinstance(kernel, str) else "own",
-        bandwidth=bandwidth,
-        lr=lr,
-        optimizer=optimizer,
-        annealing=annealing if isinstance(annealing, str) else "own",
-        seed=seed,
-    ) | ({} if annealing == "none" else dict(steps=steps))
-    temper = get("tempering", annealing) if isinstance(annealing, str) else annealing
-    kernel = find_kernel(kernel, particles.shape[1:])
-    if folder is not None and resume:
-        run.load()
-    try:
-        while run.result.steps <= steps and run.result.stopped == "steps":
-            step = run.result.steps
-            g = run.scores(step)
-            weight = float(temper(step / steps))
-            checked = check_every > 0 and (step % check_every == 0 or step == steps)
-            ksd = run.discrepancy(g) if checked else (None, None)
-            run.row(step=step, weight=weight, ksd=ksd[0], ksd_u=ksd[1], move=None)
-            if stopped := "steps" if step == steps else run.reason(tolerance):
-                run.result = replace(run.result, stopped=stopped)
-                break
-            fitted = kernel.fit(common_sample(ring, x.detach()), ring.n, bandwidth, ("svgd", seed, step))
-            drive, apart = stein_sums(ring, x.detach(), g, fitted)
-            run.move(weight * drive + apart)
-            if callback is not None:
-                seen = dict(run.result.history[-1], particles=run.shaped().clone(), score=run.shaped(g))
-                run.asked = bool(callback(seen))
-            if folder is not None and save_every and run.result.steps % save_every == 0:
-                run.save()
-        if folder is not None:
-            run.save()
-        run.finish()
-    except BadScore as e:
-        e.result = replace(run.finish(), stopped="failed")
-        if folder is not None:
-            try:
-                run.save()
-            except CannotSave as not_saved:
-                e.add_note(str(not_saved))
-        raise
-    except RankFailed as e:
-        e.result = replace(run.result, particles=run.shaped(), stopped="failed")
-        raise
-    return run.result
-
-# %% ../../../nbs/learn/diffusion/particles.ipynb #81bbeb64
+# %% ../../../nbs/learn/diffusion/particles.ipynb #257fb20f
 def _check(particles: Tensor, steps: int, lr: float, optimizer: str, tolerance: float | None, check_every: int) -> None:
     if particles.ndim < 2 or particles.numel() == 0 and len(particles) or not particles.is_floating_point():
         raise BadInput(
@@ -213,7 +114,7 @@ def _check(particles: Tensor, steps: int, lr: float, optimizer: str, tolerance: 
             f"tolerance is {tolerance} and check_every {check_every}; expected a tolerance of 0 or more, and measurements"
         )
 
-
+# %% ../../../nbs/learn/diffusion/particles.ipynb #81bbeb64
 @dataclass
 class _Run:
     """The state of a run on this rank."""
@@ -327,3 +228,102 @@ class _Run:
             numbers = {k: torch.tensor(v) for k, v in state["optimizer"].items()}
             self.optimizer.state[self.x] = {k: v.to(self.x.device) for k, v in rows.items()} | numbers
         self.result = Result(self.like, state["history"], steps=state["steps"])
+
+# %% ../../../nbs/learn/diffusion/particles.ipynb #bd815058
+def svgd(
+    score: Callable[[Tensor], Tensor],
+    particles: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    kernel: str | Kernel = "rbf",
+    bandwidth: float | str = "median",
+    optimizer: str = "adagrad",
+    annealing: str | Callable[[float], float] = "none",
+    tolerance: float | None = None,
+    check_every: int = 10,
+    callback: Callable[[Mapping[str, Any]], Any] | None = None,
+    seed: int = 0,
+    ranks: Ranks | None = None,
+    block: int = 512,
+    folder: str | Path | None = None,
+    save_every: int | None = None,
+    resume: bool = True,
+) -> Result:
+    """Move particles until they are a sample of the distribution with this score.
+
+    - `score`: ∇ log p of particles (n, …), each of its own row alone; gets the dtype and device of `particles`.
+    - `particles`: (n, …), n ≥ 1; on several ranks those of this rank, in the order of ranks.
+    - `steps`: at most, in all. `lr`: step size of the optimiser, in units of the particles.
+    - `kernel`: one of `xrddiff list kernel`, or a `Kernel`. `bandwidth`: "median", or h > 0 in
+      squared units of the particles.
+    - `optimizer`: adagrad, adam or sgd (whose step is lr·φ).
+    - `annealing`: one of `xrddiff list tempering`, or a function of the share of steps (0 … 1) that
+      gives γ.
+    - `tolerance`: end where the Stein discrepancy is below it, or has not fallen for 5 measurements;
+      it is measured every `check_every` steps (0: never).
+    - `callback`: sees step, particles (a copy), score, weight and move after each step; ends the run if it
+      returns True on any rank.
+    - `seed`: of random directions.
+    - `ranks`: the ranks that share the particles; all of them call this. `block`: particles that
+      are passed on, and worked on, at once. The result does not depend on either, up to rounding.
+    - `folder`: where the state is saved at the end, at a failure, and every `save_every` steps.
+      `resume`: go on from the newest one there; then `particles` only says how many there are.
+
+    Source: Liu & Wang 2016, algorithm 1. Raises `BadInput` for settings that do not fit, `BadScore` for a score of
+    another shape, or that is not finite, and `RankFailed` if another rank ends; the last two have
+    the last good particles as `result`.
+    """
+    _check(particles, steps, lr, optimizer, tolerance, check_every)
+    began = time.perf_counter()
+    ring = Ring(ranks, len(particles), block=block, name="particles")
+    x = particles.detach().reshape(len(particles), -1).double().clone().requires_grad_()
+    run = _Run(ring, x, particles, score, _OPTIMIZERS[optimizer]([x], lr=lr), folder, began)
+    run.settings = dict(
+        particles=ring.n,
+        shape=list(particles.shape[1:]),
+        kernel=kernel if isinstance(kernel, str) else "own",
+        bandwidth=bandwidth,
+        lr=lr,
+        optimizer=optimizer,
+        annealing=annealing if isinstance(annealing, str) else "own",
+        seed=seed,
+    ) | ({} if annealing == "none" else dict(steps=steps))
+    temper = get("tempering", annealing) if isinstance(annealing, str) else annealing
+    kernel = find_kernel(kernel, particles.shape[1:])
+    if folder is not None and resume:
+        run.load()
+    try:
+        while run.result.steps <= steps and run.result.stopped == "steps":
+            step = run.result.steps
+            g = run.scores(step)
+            weight = float(temper(step / steps))
+            checked = check_every > 0 and (step % check_every == 0 or step == steps)
+            ksd = run.discrepancy(g) if checked else (None, None)
+            run.row(step=step, weight=weight, ksd=ksd[0], ksd_u=ksd[1], move=None)
+            if stopped := "steps" if step == steps else run.reason(tolerance):
+                run.result = replace(run.result, stopped=stopped)
+                break
+            fitted = kernel.fit(common_sample(ring, x.detach()), ring.n, bandwidth, ("svgd", seed, step))
+            drive, apart = stein_sums(ring, x.detach(), g, fitted)
+            run.move(weight * drive + apart)
+            if callback is not None:
+                seen = dict(run.result.history[-1], particles=run.shaped().clone(), score=run.shaped(g))
+                run.asked = bool(callback(seen))
+            if folder is not None and save_every and run.result.steps % save_every == 0:
+                run.save()
+        if folder is not None:
+            run.save()
+        run.finish()
+    except BadScore as e:
+        e.result = replace(run.finish(), stopped="failed")
+        if folder is not None:
+            try:
+                run.save()
+            except CannotSave as not_saved:
+                e.add_note(str(not_saved))
+        raise
+    except RankFailed as e:
+        e.result = replace(run.result, particles=run.shaped(), stopped="failed")
+        raise
+    return run.result

@@ -245,6 +245,46 @@ class _StoredFrames:
         origin = frame_origin(self.value, i)
         return f"frame {i} of {self.name}" if origin is None else f"frame {i}, {origin},"
 
+# %% ../../../nbs/learn/loading/loader.ipynb #90ec098a
+class _NetworkValues:
+    """The network values of frames, with the augmentations of an epoch.
+
+    transform: a fitted value transform. augmentations: None = there are none.
+    """
+
+    def __init__(self, stored: _StoredFrames, transform: Transform, augmentations: Augmentations | None = None):
+        self.stored, self.transform, self.augmentations = stored, transform, augmentations
+
+    def read(self, i: int, out: np.ndarray, epoch: int | None = None) -> np.ndarray:
+        """Write the network values of frame `i` to `out` and return its mask; in an epoch with
+        augmentations, with its other dose or gain.
+        """
+        raw, mask = self.stored.read(i)
+        if epoch is not None:
+            raw = self.augmentations.values(raw, mask, self.augmentations.draw(i, epoch), i, epoch)
+        self.transform.forward(raw, mask, out=out)
+        if raw.dtype.kind == "f" and not np.isfinite(out.sum(dtype=np.float64)):
+            wrong = ~np.isfinite(raw) & mask
+            if wrong.any():
+                y, x = (int(v[0]) for v in np.nonzero(wrong))
+                raise BadInput(
+                    f"{self.stored.called(i)} holds {raw[y, x]} at the valid pixel (y, x) = ({y}, {x}); expected finite numbers, or a mask"
+                )
+        return mask
+
+    def augment(self, rows: np.ndarray, epoch: int, pictures: Sequence[np.ndarray], cond: dict[str, Tensor]) -> None:
+        """Change frames, masks and maps as pictures, and say so in the labels.
+
+        pictures: (B, 1, y, x) each, changed in place. cond: the labels of the batch.
+        """
+        for j, i in enumerate(rows):
+            done = self.augmentations.draw(int(i), epoch)
+            for picture in pictures:
+                picture[j] = self.augmentations.picture(picture[j], done)
+            for name, value in done.items():
+                if TOLD + name in cond:
+                    cond[TOLD + name][j] = value
+
 # %% ../../../nbs/learn/loading/loader.ipynb #13fad99d
 def _need_value_transforms(transform: Transform) -> None:
     """Raise `BadInput` for a transform that changes more than the values of frames."""
@@ -344,7 +384,7 @@ class FrameLoader:
         self._stored = _StoredFrames(frames, self.name)
         self.conditions = _conditions(frames, cond)
         self.maps = _condition_maps(frames, maps, self.shape)
-        self.augmentations = augmentations
+        self.augmentations, self._values = augmentations, _NetworkValues(self._stored, transform, augmentations)
         self._memory = _BatchMemory(self.shape, self.prefetch + 3)
 
     def __len__(self) -> int:
@@ -388,12 +428,13 @@ class FrameLoader:
         if not each:
             mask[..., :height, :width] = self._stored.mask
         for j, i in enumerate(rows):
-            own = self._frame(int(i), x[j, 0, :height, :width], epoch if augment else None)
+            own = self._values.read(int(i), x[j, 0, :height, :width], epoch if augment else None)
             if each:
                 mask[j, 0, :height, :width] = own
         cond = {name: torch.from_numpy(v[rows]) for name, v in self.conditions.items()} | self.maps(rows)
         if augment:
-            self._augment(rows, epoch, x, mask, cond)
+            pictures = [x, mask, *(m.numpy() for m in cond.values() if m.ndim == 4)]
+            self._values.augment(rows, epoch, [p[..., :height, :width] for p in pictures], cond)
         mask = self._placed(torch.from_numpy(mask))
         self._memory.keep(x)
         return {
@@ -403,44 +444,14 @@ class FrameLoader:
             "cond": cond,
         }
 
-    def _augment(self, rows: np.ndarray, epoch: int, x: np.ndarray, mask: np.ndarray, cond: dict[str, Tensor]) -> None:
-        """Change frames, masks and maps as pictures, and say so in the labels."""
-        height, width = self.image_shape
-        maps = [m.numpy() for m in cond.values() if m.ndim == 4]
-        for j, i in enumerate(rows):
-            done = self.augmentations.draw(int(i), epoch)
-            for pictures in (x, mask, *maps):
-                own = pictures[j, :, :height, :width]
-                own[...] = self.augmentations.picture(own, done)
-            for name, value in done.items():
-                if TOLD + name in cond:
-                    cond[TOLD + name][j] = value
-
     def _placed(self, values: Tensor) -> Tensor:
         return values.pin_memory() if self.pin_memory else values
-
-    def _frame(self, i: int, out: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Write the network values of frame `i` to `out` and return its mask; in an epoch with
-        augmentations, with its other dose or gain.
-        """
-        raw, mask = self._stored.read(i)
-        if epoch is not None:
-            raw = self.augmentations.values(raw, mask, self.augmentations.draw(i, epoch), i, epoch)
-        self.transform.forward(raw, mask, out=out)
-        if raw.dtype.kind == "f" and not np.isfinite(out.sum(dtype=np.float64)):
-            wrong = ~np.isfinite(raw) & mask
-            if wrong.any():
-                y, x = (int(v[0]) for v in np.nonzero(wrong))
-                raise BadInput(
-                    f"{self._stored.called(i)} holds {raw[y, x]} at the valid pixel (y, x) = ({y}, {x}); expected finite numbers, or a mask"
-                )
-        return mask
 
     def check(self, numbers: Sequence[int]) -> None:
         """Read the frames `numbers`; raises `BadInput` for any that a batch would refuse."""
         buffer = np.empty(self.image_shape, np.float32)
         for i in numbers:
-            self._frame(int(i), buffer)
+            self._values.read(int(i), buffer)
 
     def unpad(self, images: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
         """Images without their padding: (…, H, W) -> (…, y, x)."""

@@ -101,7 +101,7 @@ class Decoder(nn.Module):
             x = level(x)
         return full_head(self.conv_norm_out, self.conv_out, x)
 
-# %% ../../../nbs/learn/models/autoencoder.ipynb #7f58a5e1
+# %% ../../../nbs/learn/models/autoencoder.ipynb #a21c03fb
 _LOGVAR = (-30.0, 20.0)  # beyond, exp() leaves float32, or a variance is below any meaning
 
 
@@ -111,7 +111,7 @@ class Latent(NamedTuple):
     mean: Tensor
     logvar: Tensor
 
-
+# %% ../../../nbs/learn/models/autoencoder.ipynb #7f58a5e1
 class Autoencoder(nn.Module):
     """Frames (B, in_channels, H, W) to latents (B, latent_channels, H/f, W/f) and back, with f =
     `downsampling` = patch · 2^(len(widths) − 1).
@@ -150,12 +150,8 @@ class Autoencoder(nn.Module):
             if value < 1:
                 raise BadInput(f"the autoencoder's {name} is {value}; expected 1 or more")
         self.config = config_of(locals())
-        self.in_channels, self.latent_channels, self.mask_channel, self.patch = (
-            in_channels,
-            latent_channels,
-            mask_channel,
-            patch,
-        )
+        self.in_channels, self.latent_channels = in_channels, latent_channels
+        self.mask_channel, self.patch = mask_channel, patch
         self.downsampling = patch * 2 ** (len(widths) - 1)
         body = (tuple(widths), layers_per_block, norm_groups, mid_attention)
         given = self.moments * latent_channels

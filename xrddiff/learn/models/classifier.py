@@ -51,13 +51,9 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         numbers = dict(
-            in_channels=in_channels,
-            layers_per_block=layers_per_block,
-            norm_groups=norm_groups,
-            patch=patch,
-            sigma_data=sigma_data,
-            sigma_min=sigma_min,
-        )
+            in_channels=in_channels, layers_per_block=layers_per_block, norm_groups=norm_groups, patch=patch,
+            sigma_data=sigma_data, sigma_min=sigma_min,
+        )  # fmt: skip
         if classes < 2:
             raise BadInput(f"the classifier has {classes} classes; expected 2 or more")
         for name, value in numbers.items() | {f"widths[{i}]": w for i, w in enumerate(widths)}.items():
@@ -71,12 +67,9 @@ class Classifier(nn.Module):
         self.time_embedding = Embedding(widths[0], time)
         self.conv_in = nn.Conv2d((in_channels + 1) * patch**2, widths[0], 3, padding=1)
         body: list[nn.Module] = []
-        channels = widths[0]
+        channels, block = widths[0], dict(groups=norm_groups, time_channels=time)
         for i, width in enumerate(widths):
-            body += [
-                ResnetBlock(width if j else channels, width, groups=norm_groups, time_channels=time)
-                for j in range(layers_per_block)
-            ]
+            body += [ResnetBlock(width if j else channels, width, **block) for j in range(layers_per_block)]
             body += [Downsample(width, asymmetric=False)] if i < len(widths) - 1 else []
             channels = width
         self.body = nn.ModuleList(body)

@@ -86,7 +86,7 @@ class UpLevel(_Level):
             x = self.block(i, torch.cat([x, kept.pop()], 1), time)
         return self.resample(x)
 
-# %% ../../../nbs/learn/models/unet.ipynb #2b4cfee7
+# %% ../../../nbs/learn/models/unet.ipynb #aa51e016
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(widths=(64, 64, 96), layers_per_block=1, attention=(False, False, True), head_dim=32, norm_groups=8),
     "small": dict(widths=(64, 128, 256), attention=(False, False, True), head_dim=32),
@@ -96,7 +96,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "seed": dict(widths=(192, 384, 768), attention=(False, True, True), head_dim=32),
 }
 
-
+# %% ../../../nbs/learn/models/unet.ipynb #2b4cfee7
 @register("network", "unet", help="U-Net with residual blocks, attention and skips between its halves")
 class UNet(nn.Module):
     """F (B, out_channels, H, W) from a noisy `x` (B, in_channels, H, W), a noise label (B,) and

@@ -64,12 +64,12 @@ def _miller_indices(cell: Sequence[float], d_min: float) -> Tensor:
     edges = tuple(float(f"{1.01 * v:.2g}") * 1.05 for v in cell[:3])
     return _indices(edges, tuple(round(float(v)) + 0.0 for v in cell[3:]), d_min)
 
-# %% ../../../nbs/physics/indexing/lattice_maps.ipynb #3d4b617f
+# %% ../../../nbs/physics/indexing/lattice_maps.ipynb #2c96b744
 def corner_resolution(geometry: Geometry | PanelGeometry) -> float:
     """The smallest d that a detector sees, Å, and one per cent less."""
     return 0.99 * float(d_map(geometry).min())
 
-
+# %% ../../../nbs/physics/indexing/lattice_maps.ipynb #3d4b617f
 class LatticeMap:
     """Maps (y, x) of lattices on a detector, or one panel; 1 where a reflection is in its Bragg position.
 
@@ -103,12 +103,8 @@ class LatticeMap:
         o, f, s = (torch.tensor(v[0]) for v in (panel.origin, panel.fs, panel.ss))
         normal = torch.linalg.cross(f, s)
         dual = (torch.linalg.cross(s, normal), torch.linalg.cross(normal, f))
-        self.shape, self._corner, self._normal, self._dual = (
-            panel.shape[1:],
-            o,
-            normal,
-            torch.stack(dual) / normal.square().sum(),
-        )
+        self.shape, self._corner, self._normal = panel.shape[1:], o, normal
+        self._dual = torch.stack(dual) / normal.square().sum()
         self.d_min, self.intensity = corner_resolution(geometry) if d_min is None else d_min, intensity
 
     def __call__(self, cells: Any, orientations: Any, wavelength: float | None = None) -> Tensor:
@@ -121,15 +117,9 @@ class LatticeMap:
 
     def of_bases(self, bases: Tensor, wavelength: float | None = None) -> Tensor:
         """The map (y, x) of the direct bases A (C, 3, 3), rows a, b, c in Å; differentiable."""
-        g = self.geometry
-        spots = [
-            self._spots(
-                A,
-                _miller_indices(basis_parameters(A.detach().double().cpu().numpy()), self.d_min),
-                1 / (wavelength or g.wavelength),
-            )
-            for A in bases
-        ]
+        k = 1 / (wavelength or self.geometry.wavelength)
+        cells = [basis_parameters(A.detach().double().cpu().numpy()) for A in bases]
+        spots = [self._spots(A, _miller_indices(c, self.d_min), k) for A, c in zip(bases, cells, strict=True)]
         if not spots:
             return torch.zeros(self.shape)
         fs, ss, weight = (torch.cat(column) for column in zip(*spots, strict=True))

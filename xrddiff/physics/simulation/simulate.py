@@ -354,6 +354,24 @@ def _crystals(experiment: Experiment, drawn: Shots) -> dict[str, tuple[tuple[str
         "cell": (("frame", "crystal", "cell_parameter"), np.where(present[..., None], cell, np.nan)),
     }
 
+# %% ../../../nbs/physics/simulation/simulate.ipynb #064958e4
+def _attributes(experiment: Experiment) -> dict[str, Any]:
+    """What all frames of an experiment have in common: detector, geometry, crystal, and where they come from."""
+    det, crystal = experiment.detector, experiment.sample.crystal
+    return experiment.geometry.to_attrs() | {
+        "units": det.units,
+        "gain": det.gain,
+        "detector": det.name,
+        "pedestal": det.pedestal,
+        "read_noise": det.read_noise,
+        "saturation": det.saturation,
+        "experiment": experiment.name,
+        "space_group": crystal.space_group,
+        "unit_cell": crystal.cell,
+        "source": "simulated by xrddiff",
+        "licence": "CC0-1.0",
+    }
+
 # %% ../../../nbs/physics/simulation/simulate.ipynb #a9c51fe9
 def simulate(
     experiment: Experiment | str,
@@ -419,20 +437,9 @@ def simulate(
     return make_frames(
         intensity,
         mask=detector_mask(det),
-        units=det.units,
-        gain=det.gain,
         background_sigma=float(np.hypot(det.gain * np.sqrt(setting.typical), det.read_noise)) or None,
         variables=variables,
         peaks=_truth(experiment, drawn, spots) if truth else None,
-        **experiment.geometry.to_attrs(),
-        detector=det.name,
-        pedestal=det.pedestal,
-        read_noise=det.read_noise,
-        saturation=det.saturation,
-        experiment=experiment.name,
         seed=seed,
-        space_group=experiment.sample.crystal.space_group,
-        unit_cell=experiment.sample.crystal.cell,
-        source="simulated by xrddiff",
-        licence="CC0-1.0",
+        **_attributes(experiment),
     )

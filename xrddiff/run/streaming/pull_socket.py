@@ -13,7 +13,6 @@ import socket
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -54,6 +53,45 @@ class Limits:
 class Broken(Exception):
     """A connection that breaks the protocol or a limit: why, in a sentence."""
 
+# %% ../../../nbs/run/streaming/pull_socket.ipynb #adab2e5f
+def _take_greeting(data: bytearray) -> bool:
+    """Take the greeting from the bytes that have come; False if it is not whole. Raises `Broken` for another."""
+    head = data[:64]
+    if head[:1] not in (b"", b"\xff") or len(head) > 9 and not head[9] & 1:
+        raise Broken("it does not speak ZeroMQ's protocol")
+    if len(head) > 10 and head[10] < 3:
+        raise Broken(f"it speaks version {head[10]} of ZeroMQ's protocol; expected 3, that of libzmq 4")
+    if len(head) < 64:
+        return False
+    if head[12:32].rstrip(b"\0") != b"NULL":
+        raise Broken(f"it asks for {plain_text(bytes(head[12:32]).rstrip(bytes(1)))}; expected no password or key")
+    del data[:64]
+    return True
+
+
+def _take_frame(data: bytearray, parts: list[bytes], limits: Limits) -> tuple[int, bytes] | None:
+    """Take the next frame, (flags, body), from the bytes that have come; None if it is not whole.
+
+    parts: of its message, that came before. Raises `Broken` if it breaks a limit.
+    """
+    if len(data) < 2 or (data[0] & LONG and len(data) < 9):
+        return None
+    flags, size, at = (data[0], *struct.unpack(">Q", data[1:9]), 9) if data[0] & LONG else (data[0], data[1], 2)
+    if flags > 7:
+        raise Broken(f"a frame has the flags {flags}; expected 0 to 7")
+    if flags & COMMAND and size > 8192:
+        raise Broken(f"a command of {size} bytes is announced; expected at most 8192")
+    if (total := size + sum(map(len, parts))) > limits.message:
+        raise Broken(f"a message of {total} bytes is announced; expected at most {limits.message}")
+    if len(parts) >= limits.parts and not flags & COMMAND:
+        raise Broken(f"a message has more than {limits.parts} parts")
+    if len(data) < at + size:
+        return None
+    with memoryview(data) as view:
+        body = bytes(view[at : at + size])
+    del data[: at + size]
+    return flags, body
+
 # %% ../../../nbs/run/streaming/pull_socket.ipynb #c44d97da
 @dataclass(eq=False)
 class Connection:
@@ -83,9 +121,12 @@ class Connection:
 
     def message(self) -> list[bytes] | None:
         """The next whole message that has come, or None. Raises `Broken`."""
-        if not self.greeted and not self._greet():
-            return None
-        while (found := self._next()) is not None:
+        if not self.greeted:
+            if not _take_greeting(self.data):
+                return None
+            self.greeted = True
+            self.send(READY)
+        while (found := _take_frame(self.data, self.parts, self.limits)) is not None:
             flags, body = found
             if flags & COMMAND:
                 self._obey(body)
@@ -98,43 +139,6 @@ class Connection:
                     self.given += 1
                     return parts
         return None
-
-    def _greet(self) -> bool:
-        """Read the greeting, if it is whole."""
-        head = self.data[:64]
-        if head[:1] not in (b"", b"\xff") or len(head) > 9 and not head[9] & 1:
-            raise Broken("it does not speak ZeroMQ's protocol")
-        if len(head) > 10 and head[10] < 3:
-            raise Broken(f"it speaks version {head[10]} of ZeroMQ's protocol; expected 3, that of libzmq 4")
-        if len(head) < 64:
-            return False
-        if head[12:32].rstrip(b"\0") != b"NULL":
-            raise Broken(f"it asks for {plain_text(bytes(head[12:32]).rstrip(bytes(1)))}; expected no password or key")
-        del self.data[:64]
-        self.greeted = True
-        self.send(READY)
-        return True
-
-    def _next(self) -> tuple[int, bytes] | None:
-        """The next whole frame: flags, body."""
-        data = self.data
-        if len(data) < 2 or (data[0] & LONG and len(data) < 9):
-            return None
-        flags, size, at = (data[0], *struct.unpack(">Q", data[1:9]), 9) if data[0] & LONG else (data[0], data[1], 2)
-        if flags > 7:
-            raise Broken(f"a frame has the flags {flags}; expected 0 to 7")
-        if flags & COMMAND and size > 8192:
-            raise Broken(f"a command of {size} bytes is announced; expected at most 8192")
-        if (total := size + sum(map(len, self.parts))) > self.limits.message:
-            raise Broken(f"a message of {total} bytes is announced; expected at most {self.limits.message}")
-        if len(self.parts) >= self.limits.parts and not flags & COMMAND:
-            raise Broken(f"a message has more than {self.limits.parts} parts")
-        if len(data) < at + size:
-            return None
-        with memoryview(data) as view:
-            body = bytes(view[at : at + size])
-        del data[: at + size]
-        return flags, body
 
     def _obey(self, body: bytes) -> None:
         """Do what a command says."""
@@ -257,11 +261,127 @@ class _Dialer:
             raise
         return new
 
-# %% ../../../nbs/run/streaming/pull_socket.ipynb #7a76b498
+# %% ../../../nbs/run/streaming/pull_socket.ipynb #6a823943
 PIECE = 1 << 20  # bytes read at once
 EVICT = 0.05  # s between two that are closed to make room
 
 
+class _Connections:
+    """The open connections, and what became of those that have ended.
+
+    limits: of each, and of all together. selector: is told of their sockets.
+    """
+
+    def __init__(self, limits: Limits, selector: selectors.BaseSelector):
+        self.limits, self.selector = limits, selector
+        self.open: dict[int, Connection] = {}
+        self.turn: deque[Connection] = deque()  # those that may have a message
+        self.closed: Counter[str] = Counter()  # why connections were closed, how often
+        self.broken: deque[tuple[int, str]] = deque(maxlen=1000)  # those in the midst of messages, with the reason
+        self.gone: deque[int] = deque(maxlen=100_000)  # numbers of connections that have ended
+        self._piece = memoryview(bytearray(PIECE))
+        self._numbers = iter(range(1, 1 << 62))
+        self._held, self._checked, self._evicted = 0, 0.0, 0.0
+
+    def add(self, new: socket.socket) -> None:
+        """A new connection, which is greeted."""
+        new.setblocking(False)
+        new.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = Connection(new, next(self._numbers), self.limits)
+        self.open[connection.number] = connection
+        self.selector.register(new, selectors.EVENT_READ, connection)
+        try:
+            connection.send(GREETING)
+        except Broken as error:
+            self.drop(connection, str(error))
+
+    def read(self, connection: Connection) -> None:
+        """Read a piece from a connection."""
+        try:
+            n = connection.socket.recv_into(self._piece)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            n = 0
+        connection.heard = time.monotonic()
+        if not connection.held:
+            connection.started = connection.heard
+        connection.data += self._piece[:n]
+        self._held += n
+        if n == 0:
+            connection.ended = True
+            self.selector.unregister(connection.socket)
+        self.turn.append(connection)
+
+    def message(self) -> tuple[int, list[bytes]] | None:
+        """A message that has come, with the number of its connection, which then waits for the others; None if none has."""
+        for _ in range(len(self.turn)):
+            connection = self.turn.popleft()
+            if (parts := self._message_of(connection)) is not None:
+                self.turn.append(connection)
+                return connection.number, parts
+        return None
+
+    def _message_of(self, connection: Connection) -> list[bytes] | None:
+        """The next message of a connection, which is closed if it is broken or has ended."""
+        before, why = connection.held, ""
+        try:
+            parts = connection.message()
+        except Broken as error:
+            parts, why = None, str(error)
+        self._held += connection.held - before
+        if why:
+            self.drop(connection, why)
+            return None
+        if parts is None and connection.ended:
+            whole = not connection.held
+            self.drop(connection, "" if whole or not connection.ready else "it ended in the midst of a message")
+        return parts
+
+    def keep_within_limits(self) -> None:
+        """Close those that wait too long, or hold too much."""
+        now = time.monotonic()
+        if now - self._checked > 1.0:
+            self._checked, waiting = now, set(self.turn)
+            for connection in [c for c in self.open.values() if c not in waiting]:
+                if why := _overdue(connection, now):
+                    self.drop(connection, why)
+        while self._held > 2 * self.limits.message + PIECE:
+            parts = [c for c in self.open.values() if c.held]
+            self.drop(min(parts, key=lambda c: c.started), "messages that are not complete take too much memory")
+
+    def make_room(self) -> bool:
+        """Close the connection that has been silent longest, if it is time to."""
+        now = time.monotonic()
+        if now - self._evicted < EVICT:
+            time.sleep(0.001)  # the one that waits makes the selector return at once
+            return False
+        self._evicted = now
+        waiting = set(self.turn)
+        idle = [c for c in self.open.values() if not c.held and c not in waiting]
+        if not idle:
+            return False
+        self.drop(min(idle, key=lambda c: (c.given > 0, c.heard)), "there are too many connections")
+        return True
+
+    def drop(self, connection: Connection, why: str = "") -> None:
+        """Close a connection; `why`: it was not at its end."""
+        self._held -= connection.held
+        del self.open[connection.number]
+        if not connection.ended:
+            self.selector.unregister(connection.socket)
+        with suppress(ValueError):
+            self.turn.remove(connection)
+        connection.socket.close()
+        self.gone.append(connection.number)
+        if why:
+            self.closed[why] += 1
+            if len(self.closed) > 100:
+                del self.closed[min(self.closed, key=self.closed.__getitem__)]
+            if connection.ready and connection.held:
+                self.broken.append((connection.number, why))
+
+# %% ../../../nbs/run/streaming/pull_socket.ipynb #7a76b498
 class PullSocket:
     """Takes what is pushed. Use `receive`, then `close`.
 
@@ -272,15 +392,10 @@ class PullSocket:
     def __init__(self, address: str, limits: Limits | None = None):
         self.address, self.limits = address, limits or Limits()
         self.listens, self.host, self.port = place_of(address)
-        self.closed: Counter[str] = Counter()  # why connections were closed, how often
-        self.broken: deque[tuple[int, str]] = deque(maxlen=1000)  # those in the midst of messages, with the reason
-        self.gone: deque[int] = deque(maxlen=100_000)  # numbers of connections that have ended
-        self._connections: dict[int, Connection] = {}
-        self._turn: deque[Connection] = deque()
         self._selector = selectors.DefaultSelector()
-        self._piece = memoryview(bytearray(PIECE))
-        self._numbers = iter(range(1, 1 << 62))
-        self._held, self._checked, self._evicted = 0, 0.0, 0.0
+        self._connections = _Connections(self.limits, self._selector)
+        self.closed, self.broken = self._connections.closed, self._connections.broken
+        self.gone = self._connections.gone
         self._listener: socket.socket | None = None
         self._dialer: _Dialer | None = None
         self._most = self.limits.connections
@@ -301,143 +416,52 @@ class PullSocket:
 
     def receive(self, seconds: float) -> tuple[int, list[bytes]] | None:
         """The next message, with the number of its connection; None if none comes within `seconds`."""
-        ends = time.monotonic() + seconds
+        ends, connections = time.monotonic() + seconds, self._connections
         while True:
-            for _ in range(len(self._turn)):
-                connection = self._turn.popleft()
-                if (parts := self._message(connection)) is not None:
-                    self._turn.append(connection)
-                    return connection.number, parts
+            if (message := connections.message()) is not None:
+                return message
             left = ends - time.monotonic()
             self._connect()
-            self._read(max(0.0, min(left, 0.1 if not self._connections else left)))
-            if left <= 0 and not self._turn:
+            self._read(max(0.0, min(left, 0.1 if not connections.open else left)))
+            if left <= 0 and not connections.turn:
                 return None
 
-    def _message(self, connection: Connection) -> list[bytes] | None:
-        """The next message of a connection, which is closed if it is broken or has ended."""
-        before, why = connection.held, ""
-        try:
-            parts = connection.message()
-        except Broken as error:
-            parts, why = None, str(error)
-        self._held += connection.held - before
-        if why:
-            self._drop(connection, why)
-            return None
-        if parts is None and connection.ended:
-            whole = not connection.held
-            self._drop(connection, "" if whole or not connection.ready else "it ended in the midst of a message")
-        return parts
-
     def _read(self, seconds: float) -> None:
-        """Read a piece from each connection that has one; then those that wait too long, or hold too much, are closed."""
-        waiting = set(self._turn)
+        """Read a piece from each connection that has one."""
+        waiting = set(self._connections.turn)
         for key, _ in self._selector.select(seconds):
             connection = key.data
             if connection is None:
                 self._accept()
             elif connection not in waiting:
-                self._take(connection)
-        now = time.monotonic()
-        if now - self._checked > 1.0:
-            self._checked, waiting = now, set(self._turn)
-            for connection in [c for c in self._connections.values() if c not in waiting]:
-                if why := _overdue(connection, now):
-                    self._drop(connection, why)
-        while self._held > 2 * self.limits.message + PIECE:
-            parts = [c for c in self._connections.values() if c.held]
-            self._drop(min(parts, key=lambda c: c.started), "messages that are not complete take too much memory")
-
-    def _take(self, connection: Connection) -> None:
-        """Read a piece from a connection."""
-        try:
-            n = connection.socket.recv_into(self._piece)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            n = 0
-        connection.heard = time.monotonic()
-        if not connection.held:
-            connection.started = connection.heard
-        connection.data += self._piece[:n]
-        self._held += n
-        if n == 0:
-            connection.ended = True
-            self._selector.unregister(connection.socket)
-        self._turn.append(connection)
+                self._connections.read(connection)
+        self._connections.keep_within_limits()
 
     def _accept(self) -> None:
         """Take a few of those who want to connect."""
+        connections = self._connections
         for _ in range(64):
             try:
-                if len(self._connections) >= self._most and not self._make_room():
+                if len(connections.open) >= self._most and not connections.make_room():
                     return
                 accepted, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError:  # no descriptor is left
-                self._most = max(16, len(self._connections) - 1)
+                self._most = max(16, len(connections.open) - 1)
                 return
-            self._add(accepted)
-
-    def _make_room(self) -> bool:
-        """Close the connection that has been silent longest, if it is time to."""
-        now = time.monotonic()
-        if now - self._evicted < EVICT:
-            time.sleep(0.001)  # the one that waits makes the selector return at once
-            return False
-        self._evicted = now
-        waiting = set(self._turn)
-        idle = [c for c in self._connections.values() if not c.held and c not in waiting]
-        if not idle:
-            return False
-        self._drop(min(idle, key=lambda c: (c.given > 0, c.heard)), "there are too many connections")
-        return True
-
-    def _add(self, new: socket.socket) -> None:
-        new.setblocking(False)
-        new.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection = Connection(new, next(self._numbers), self.limits)
-        self._connections[connection.number] = connection
-        self._selector.register(new, selectors.EVENT_READ, connection)
-        try:
-            connection.send(GREETING)
-        except Broken as error:
-            self._drop(connection, str(error))
+            connections.add(accepted)
 
     def _connect(self) -> None:
         """Connect to the sender, if this socket does not listen, and it is time to."""
-        if self._dialer is not None and not self._connections and (new := self._dialer.dial()) is not None:
+        if self._dialer is not None and not self._connections.open and (new := self._dialer.dial()) is not None:
             with suppress(OSError):  # the sender has gone again: the next attempt is for that
-                self._add(new)
-
-    def _drop(self, connection: Connection, why: str = "") -> None:
-        """Close a connection; `why`: it was not at its end."""
-        self._held -= connection.held
-        del self._connections[connection.number]
-        if not connection.ended:
-            self._selector.unregister(connection.socket)
-        with suppress(ValueError):
-            self._turn.remove(connection)
-        connection.socket.close()
-        self.gone.append(connection.number)
-        if why:
-            self.closed[why] += 1
-            if len(self.closed) > 100:
-                del self.closed[min(self.closed, key=self.closed.__getitem__)]
-            if connection.ready and connection.held:
-                self.broken.append((connection.number, why))
-
-    def gone_connections(self) -> Iterator[int]:
-        """The numbers of connections that have ended since this was asked."""
-        while self.gone:
-            yield self.gone.popleft()
+                self._connections.add(new)
 
     def close(self) -> None:
         """Close everything."""
-        for connection in list(self._connections.values()):
-            self._drop(connection)
+        for connection in list(self._connections.open.values()):
+            self._connections.drop(connection)
         if self._listener is not None:
             self._selector.unregister(self._listener)
             self._listener.close()

@@ -50,7 +50,7 @@ from .live_page import StreamStanding, write_page
 
 # %% auto #0
 __all__ = ['WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception', 'Unwritten',
-           'Tasks', 'summary', 'write_end', 'Stream']
+           'Tasks', 'summary', 'write_end', 'question_of', 'Stream']
 
 # %% ../../../nbs/run/streaming/stream.ipynb #348ea777
 class Buffer:
@@ -418,6 +418,22 @@ def _stacks(said: Answered, question: Question, n: int) -> dict[str, np.ndarray]
     blank = np.full((n, *space.shape), np.nan, np.float32)
     return {"latent": blank if said.latents is None else said.latents}
 
+# %% ../../../nbs/run/streaming/stream.ipynb #f904d82f
+def question_of(plan: StreamPlan) -> tuple[Question, Any]:
+    """What is asked of each frame, and an empty frame of the run that scores, None without one.
+
+    Raises `BadInput` for a source that is not there, words that say nothing, and a run that cannot score.
+    """
+    find_source(plan.source)
+    check_words(plan.words or {})
+    if plan.cell is not None:
+        read_cell(plan.cell)
+    if plan.run is None:
+        return Question(None, plan.cell, plan.min_peaks, None), None
+    reference, template = reference_scores(plan.run), open_scorer(plan.run).generator.template
+    cell = template.attrs.get("unit_cell") if plan.cell is None else plan.cell
+    return Question(plan.run, cell, plan.min_peaks, reference), template
+
 # %% ../../../nbs/run/streaming/stream.ipynb #0a262c49
 class Stream:
     """A stream of frames and the folder of its answers.
@@ -429,18 +445,8 @@ class Stream:
     def __init__(self, plan: StreamPlan, folder: str | Path):
         load_standing()
         self.plan, self.folder = plan, Path(folder)
-        find_source(plan.source)  # what is wrong is refused before anything is made
-        check_words(plan.words or {})
-        if plan.cell is not None:
-            read_cell(plan.cell)
+        self.question, template = question_of(plan)  # what is wrong is refused before anything is made
         self.workers = None if plan.workers is None else parse_workers(plan.workers)
-        reference, template, cell = None, None, plan.cell
-        if plan.run is not None:
-            reference = reference_scores(plan.run)
-            template = open_scorer(plan.run).generator.template
-        if template is not None and cell is None:
-            cell = template.attrs.get("unit_cell")
-        self.question = Question(plan.run, cell, plan.min_peaks, reference)
         claim_folder(plan, self.folder)
         self._hold = ExitStack()  # until the end of the call: another process must not open the table
         self._hold.enter_context(locked_answers(self.folder))

@@ -79,7 +79,7 @@ class _Entry(msgspec.Struct):
     datetime_start: _Moment | None = None
     datetime_complete: _Moment | None = None
 
-# %% ../../../nbs/run/studies/journal.ipynb #1acfdbf7
+# %% ../../../nbs/run/studies/journal.ipynb #32a2eddb
 class _Position(NamedTuple):
     """A place in the journal: how many entries, bytes and lines are before it, and whether they had checksums."""
 
@@ -89,6 +89,30 @@ class _Position(NamedTuple):
     sealed: bool = False
 
 
+def _parsed(raw: bytes, at: _Position, name: str) -> dict[str, Any] | None:
+    """The entry of the line `raw` of the journal called `name`; None if it is none: its writer was killed, or it is
+    of another program. Raises `BadInput` for a damaged line.
+    """
+    where = f"{name} is damaged, line {at.line}:"
+    help_ = "expected the journal of a study, a line of JSON for each entry; a copy of it, or a new study, is needed"
+    if len(raw) > LINE:
+        raise BadInput(f"{where} found {len(raw)} bytes, expected at most {LINE}")
+    if not _fits(raw):
+        if raw.endswith(_TORN):
+            return None
+        if at.sealed or _SEAL.search(raw):
+            what = "its checksum does not fit" if _SEAL.search(raw) else "it has no checksum"
+            raise BadInput(f"{where} {what}; {help_}")
+    try:
+        found = from_json(raw, where)
+    except BadInput:
+        raise BadInput(f"{where} {help_}") from None
+    if isinstance(found, dict) and found.get("op_code") == 10:  # of another program: nothing to do
+        return None
+    checked(found, _Entry, f"{name}, line {at.line},")
+    return found
+
+# %% ../../../nbs/run/studies/journal.ipynb #1acfdbf7
 class Journal:
     """The journal in a file, as Optuna's `JournalStorage` reads and writes it.
 
@@ -139,35 +163,13 @@ class Journal:
     def _entry(self, raw: bytes, at: _Position, last: bool) -> dict[str, Any] | None:
         """The entry of a line; None for one whose writer was killed."""
         try:
-            return self._parsed(raw, at)
+            return _parsed(raw, at, self._name)
         except BadInput:
             if not last:
                 raise
         time.sleep(SETTLE)
         again = read_bytes(self.file, MOST, at.offset)[: len(raw)]
-        return self._parsed(again, at)
-
-    def _parsed(self, raw: bytes, at: _Position) -> dict[str, Any] | None:
-        where = f"{self._name} is damaged, line {at.line}:"
-        help_ = (
-            "expected the journal of a study, a line of JSON for each entry; a copy of it, or a new study, is needed"
-        )
-        if len(raw) > LINE:
-            raise BadInput(f"{where} found {len(raw)} bytes, expected at most {LINE}")
-        if not _fits(raw):
-            if raw.endswith(_TORN):
-                return None
-            if at.sealed or _SEAL.search(raw):
-                what = "its checksum does not fit" if _SEAL.search(raw) else "it has no checksum"
-                raise BadInput(f"{where} {what}; {help_}")
-        try:
-            found = from_json(raw, where)
-        except BadInput:
-            raise BadInput(f"{where} {help_}") from None
-        if isinstance(found, dict) and found.get("op_code") == 10:  # of another program: nothing to do
-            return None
-        checked(found, _Entry, f"{self._name}, line {at.line},")
-        return found
+        return _parsed(again, at, self._name)
 
     def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
         """Append entries, while no other process does. Raises `BadInput` if they cannot be written."""
