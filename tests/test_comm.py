@@ -365,5 +365,5 @@ def test_runs_that_cannot_be_compared(tmp_path):
         measure_scaling(runs)
     with pytest.raises(BadInput, match="no run was named"):
         measure_scaling([])
-    with pytest.raises(BadInput, match="it is no run folder"):
+    with pytest.raises(BadInput, match="it is not a run folder"):
         measure_scaling([tmp_path / "nowhere"])
