@@ -258,7 +258,7 @@ def test_the_command_stopped_and_continued(stills, tmp_path):
     again = xrddiff(*words, "whole", folder=tmp_path, check=False)  # never overwritten
     assert again.returncode == 2 and "has a finished posterior" in again.stderr
     other = xrddiff(*words, "whole", "--seed", "1", folder=tmp_path, check=False)
-    assert other.returncode == 2 and "was begun with seed 0" in other.stderr
+    assert other.returncode == 2 and "was started with seed 0" in other.stderr
 
     # as if it had been stopped after the second step: what comes after is the same, bit for bit
     for name in ("report.html", "particles.csv"):

@@ -89,7 +89,7 @@ def test_no_file_ends_a_stream_or_comes_twice(tmp_path, images):
     }
     assert odd <= set(whys.index) and "named pipe; expected a file" in whys["pipe.npy (a named pipe)"]
     assert read_stream_summary(tmp_path / "out")[NOT_YET] == {
-        "gone.npy": "it is a link, and what it leads to is missing"
+        "gone.npy": "it is a link, and its target is missing"
     }
     assert not opened.standing.page
     page = (tmp_path / "out" / "live.html").read_text()

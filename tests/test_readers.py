@@ -674,7 +674,7 @@ def test_truncated_and_foreign_files(tmp_path):
     np.savez(tmp_path / "a.npz", a=counts())
     refused("zip archive", tmp_path / "a.npz", **KNOWN)
     (tmp_path / "notes.txt").write_text("hello")
-    refused("not an image that fabio knows", tmp_path / "notes.txt")
+    refused("not an image that fabio can read", tmp_path / "notes.txt")
     (tmp_path / "dir").mkdir()
     refused("holds no image file", tmp_path / "dir")
     (tmp_path / "a.zarr").mkdir()

@@ -275,8 +275,8 @@ def test_refusals_are_one_sentence(cluster):
     assert "did you mean 'vae_kl'" in refused("--profile", "small", "model=vae_kll")
     assert "expected --profile NAME" in refused("model=vae_kl")
     assert (
-        "9999 is in no ledger" in cluster("logs", "9999").err
-        and "9999 is in no ledger" in cluster("resume", "9999").err
+        "9999 is not in the ledger" in cluster("logs", "9999").err
+        and "9999 is not in the ledger" in cluster("resume", "9999").err
     )
     assert (done := cluster("cancel", "9999")).code == 2 and "9999 is not in the queue" in done.err
 
@@ -368,7 +368,7 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
             assert json.loads(said.readline())["rank"] == 1
         assert listens_at(cluster.rank(job), (port, port + 1)) == [port + 1]
         done = cluster("resume", str(job.id))
-        assert done.code == 2 and "is running, and goes on by itself" in done.err
+        assert done.code == 2 and "is running, and will work on it" in done.err
         subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
         cluster.lab.wait(job.id, {"PENDING"}, 60)
     step = cluster.checkpoint(job, step)
@@ -487,7 +487,7 @@ def test_restarts_come_to_an_end(cluster):
     wait_for(lambda: cluster.lab.job(job.id)["JobState"] == "FAILED", 120, "the end")
     said = job.log_file().read_text()
     assert said.count("back in the queue, restart 1 of at most 1") == 1 and cluster.lab.job(job.id)["Restarts"] == "1"
-    sentence = f"stopped after 1 restarts (max_requeues); to go on: xrddiff resume {job.id}"
+    sentence = f"stopped after 1 restarts (max_requeues); to resume: xrddiff resume {job.id}"
     assert said.count(sentence) == 1
     # a restart that is not of its own making, as after a node has failed, is refused at once
     subprocess.run(["scontrol", "requeue", str(job.id)], check=True)
