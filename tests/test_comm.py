@@ -269,7 +269,7 @@ def test_the_command_predicts(tmp_path, capsys):
     for more, sentence in (
         ([str(tmp_path / "empty")], "has no checkpoint with an optimiser"),
         ([str(tmp_path / "nowhere")], "expected a number such as 50e6 or 50M, or the folder of a run"),
-        (["50M", *figure], "expected --step-ms"),
+        (["50M", *figure], "give --step-ms"),
         (["50M", "--step-ms", "100", *figure], "cannot write"),
     ):
         assert main([*words, *more]) == 2

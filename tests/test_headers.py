@@ -206,7 +206,7 @@ def test_adsc_centre_that_a_known_convention_settles(tmp_path):
     ds, said = opened(path)
     assert ds.attrs["beam_center"] == pytest.approx((31, 22)) and ds.attrs["distance"] == pytest.approx(0.2)
     assert len(said) == 1 and "a.img: BEAM_CENTER_X, BEAM_CENTER_Y = 3.1, 1.8 mm would be (31, 18) px" in said[0]
-    assert "using (31, 22) px of DENZO_X_BEAM, DENZO_Y_BEAM = 2.2, 3.1 instead" in said[0] and "ADXV" in said[0]
+    assert "using (31, 22) px of DENZO_X_BEAM, DENZO_Y_BEAM = 2.2, 3.1 mm instead" in said[0] and "ADXV" in said[0]
     # the same in Mosflm's way of counting, and a centre that fits no way
     _, said = opened(smv(tmp_path / "b.img", BEAM_CENTER_X=2.2, BEAM_CENTER_Y=3.1, DENZO_XBEAM=2.2, DENZO_YBEAM=3.1))
     assert "as Mosflm does" in said[0]
@@ -275,7 +275,7 @@ def test_fields_that_contradict_each_other(tmp_path):
     ds, said = opened(nexus(tmp_path / "c.h5", incident_energy=(8000.0, "eV")))
     assert ds.attrs["wavelength"] == 1.0 and "incident_energy is a wavelength of 1.5498 Å; using" in said[0]
     mar = mccd(tmp_path / "d.mccd", data=counts(400, 400), pixel=100e-6, beam=(20.5, 19.5))
-    assert "if mm were meant it would be at (205, 195) px, near it" in opened(mar)[1][0]
+    assert "read as mm it would be at (205, 195) px, near it" in opened(mar)[1][0]
 
 
 def test_pixels_that_are_not_square_are_refused(tmp_path):
@@ -543,7 +543,7 @@ def test_convert_replaces_nothing_unless_told(tmp_path, capsys):
     before = target.read_bytes()
     np.save(tmp_path / "a.npy", counts(seed=1)[None])
     assert main(words) == 2 and target.read_bytes() == before
-    assert "a.h5 is already there; expected a new name, or --overwrite" in capsys.readouterr().err
+    assert "a.h5 exists already; expected a new name, or --overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0 and target.read_bytes() != before
 
 

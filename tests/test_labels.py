@@ -207,7 +207,10 @@ def test_parquet_needs_pyarrow(hdf5, tmp_path):
         ),
         (["model.condition=[phase]", "inference.condition={phase: gamma}"], "expected 0 (α phase), 1 (β phase)"),
         (["model.condition=[temperature]", "inference.condition={temperature: hot}"], "expected a finite number"),
-        (["model.condition=[wavelength]"], "wavelength needs values that the frames do not contain: give data.wavelength= (Å)"),
+        (
+            ["model.condition=[wavelength]"],
+            "wavelength needs values that the frames do not contain: give data.wavelength= (Å)",
+        ),
         (["model.condition=[resolution]"], "data.distance= (m), data.pixel_size= (m), data.beam_center= ((x, y) px)"),
         (["model.condition=[hit_class]"], "hit_class needs the crystals of the frames"),
         (["data.labels=nowhere.csv"], "data.labels: there is no file or folder"),

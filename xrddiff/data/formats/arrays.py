@@ -70,7 +70,9 @@ def map_npy(path: Path) -> np.ndarray:
         head, version = f.read(6), f.read(6)
     if head != b"\x93NUMPY":
         what = (
-            "a zip archive (.npz); unpack it first" if head.startswith(b"PK") else f"no .npy: it begins with {head!r}"
+            "a zip archive (.npz); unpack it first"
+            if head.startswith(b"PK")
+            else f"not a .npy file: it begins with {head!r}"
         )
         raise BadInput(f"{path} is {what if head else 'empty (0 bytes)'}")
     length = int.from_bytes(version[2 : 4 if version[:1] == b"\x01" else 6], "little")
