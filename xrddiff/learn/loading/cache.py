@@ -320,8 +320,7 @@ def download_package(
                 raise CannotFetch(_why_not(done.stderr or done.stdout, name, version))
             if sha256(found[0]) != digest:
                 raise CannotFetch(
-                    f"{name} {version} from the package index does not have the checksum that this xrddiff expects, "
-                    "so it is not used"
+                    f"{name} {version} from the package index has another checksum than this xrddiff expects; it is not used"
                 )
             with writing(wanted) as part:
                 os.replace(found[0], part)
@@ -333,10 +332,7 @@ def _why_not(said: str, name: str, version: str) -> str:
     if "No module named pip" in said:
         return f"{name} {version} is fetched with pip, which this Python ({launcher.this_python()}) does not have; install pip into it"
     if "DO NOT MATCH THE HASHES" in said:
-        return (
-            f"{name} {version} from the package index does not have the checksum that this xrddiff expects, so it "
-            "is not used"
-        )
+        return f"{name} {version} from the package index has another checksum than this xrddiff expects; it is not used"
     errors = (
         [line.strip() for line in said.splitlines() if line.strip().upper().startswith("ERROR")]
         or said.splitlines()[-1:]

@@ -302,8 +302,7 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
         path = getattr(d, word)
         if path is not None and is_path(path) and not (is_path(path, "file") or is_path(path, "dir")):
             raise BadInput(
-                f"data.{word}={plain_text(path)} is not a file or folder, but a device, a pipe or a socket, so it "
-                "was not opened"
+                f"data.{word}={plain_text(path)} is a device, a pipe or a socket, not a file or folder, so it was not opened"
             )
     names = "limit dataset geometry labels mask mask_true wavelength distance pixel_size beam_center".split()
     condition = cfg.model.condition or []
@@ -328,8 +327,7 @@ def prepare_words(
     cfg: the configuration of a run.
     transform: a transform that is fitted already; None = fit one.
     classes: see `open_words`.
-    crystals: False = without the crystals that condition maps would need, because finding them
-        takes a while.
+    crystals: False = without the crystals for condition maps, because finding them takes a while.
     """
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}

@@ -106,10 +106,7 @@ def unanswered(names: Sequence[str], whys: Sequence[str], question: Question) ->
 
 
 _FINDERS: OrderedDict[str, tuple[PeakFinder, int]] = OrderedDict()
-FINDERS, FINDER_PIXELS = (
-    4,
-    64 << 20,
-)  # largest number of finders kept, and of their pixels in all; finders of a large detector need much memory
+FINDERS, FINDER_PIXELS = 4, 64 << 20  # finders kept at most, and pixels of all of them together
 
 
 def find_peaks_of(frames: xr.Dataset, key: str) -> pd.DataFrame:
@@ -133,9 +130,7 @@ def can_index(frames: xr.Dataset, question: Question) -> bool:
 
 
 def learn_indexer(frames: xr.Dataset, peaks: pd.DataFrame, question: Question) -> Indexer | None:
-    """The indexer of an experiment, learnt from the first frames that contain a hit; None if there
-    is no hit among them.
-    """
+    """The indexer of an experiment, from the first frames with a hit; None if there is no hit."""
     count = peaks["frame"].value_counts()
     rich = [int(i) for i in count.index[count >= question.min_peaks]]
     if not rich or not can_index(frames, question):

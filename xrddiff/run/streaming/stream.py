@@ -207,9 +207,8 @@ class Reception:
         return self._is_known(written_name(name))
 
     def _is_known(self, name: str) -> bool:
-        return name in self.taken or self.answered(
-            name
-        )  # in this order: a name leaves `taken` only after it was written
+        # in this order: a name leaves `taken` only after it was written
+        return name in self.taken or self.answered(name)
 
     def start(self, listen: Callable[[], Iterator[Arrived | None]]) -> None:
         """Start taking what `listen()` yields."""
@@ -389,9 +388,7 @@ class Tasks:
         return known, peaks
 
     def answer_lost(self, batch: list[Arrived], error: Exception) -> Answered:
-        """The answers for a batch that killed its workers: for each of its frames alone, if that
-        helps.
-        """
+        """The answers for a batch that killed its workers, from each frame alone if that helps."""
         if len(batch) == 1:
             return unanswered([batch[0].name], [f"it could not be answered: {reason(error)}"], self.question)
         tasks = (task for one in batch for task in self._of_batch([one]))
