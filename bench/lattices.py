@@ -143,7 +143,7 @@ def picture(sets: dict) -> None:
         found = known_lattices(counted, range(min(10, counted.sizes["frame"])))
         best = int(found.table["peaks"].idxmax())
         row = found.table.loc[best]
-        show_indexing(counted, found, best, ax, title=f"{row['indexed']:.0f} of {row['peaks']:.0f} peaks on the asked lattice", rings=0, colorbar=False)  # fmt: skip
+        show_indexing(counted, found, best, ax, title=f"{row['indexed']:.0f} of {row['peaks']:.0f} peaks on the requested lattice", rings=0, colorbar=False)  # fmt: skip
         ax.set(xlabel=name.replace(", ", ",\n"), ylabel="", xticks=[], yticks=[])
     fig.savefig(RESULTS.parent.parent / "docs" / "pictures" / "asked.png")
     plt.close(fig)

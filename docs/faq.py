@@ -44,7 +44,7 @@ QUESTIONS = [
     Question(WORDS, "There is no data", "run data=folder --dry-run", "`data.data_path=FILE` takes frames of yours, `data=sim128` simulated ones, `data=folder folder=PATH` all files of a folder."),
     Question(WORDS, "An option is misspelt", "run --dryrun", "`--dry-run` prints the whole configuration and starts nothing."),
     Question(RUNS, "There is no such run", "sample output/nothing", "A run is the folder that holds `config.yaml`. `xrddiff runs` lists those below `output`, the newest last."),
-    Question(RUNS, "A run cannot be resumed", "run resume=output/nothing", "`xrddiff runs` says which runs were stopped and how far they got; `xrddiff run resume=FOLDER` goes on from the newest intact checkpoint."),
+    Question(RUNS, "A run cannot be resumed", "run resume=output/nothing", "`xrddiff runs` says which runs were stopped and how far they got; `xrddiff run resume=FOLDER` continues from the newest intact checkpoint."),
     Question(RUNS, "Nothing is listed", "runs nowhere", "Runs are kept where they were started, below `output`; the word `output_dir` chooses another place."),
     Question(MACHINES, "There is no such profile", "submit --profile smal model=vae_kl", "`xrddiff profiles` prints what there is. A profile of your own is a YAML file: `--profile my_cluster.yaml` ([on SLURM](guides/on_slurm.md))."),
     Question(MACHINES, "Workers cannot be started", "sample output/nothing --workers slurm:nothing", "`--workers 4` starts processes on this machine, `--workers slurm:PROFILE` jobs."),

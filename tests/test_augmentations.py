@@ -170,5 +170,5 @@ def test_augmentations_that_cannot_be_are_refused(words, sentence):
 
 
 def test_photon_counts_have_no_gain_that_could_differ(frames):
-    with pytest.raises(BadInput, match="the augmentation gain: found photon counts"):
+    with pytest.raises(BadInput, match="the augmentation gain: photon counts have no gain"):
         Augmentations(frames, ["gain"])

@@ -296,7 +296,7 @@ def test_an_optimizer_of_another_kind_or_model_is_refused():
     small, adam = trained(2, 3)
     with pytest.raises(BadInput, match="a state for 1.weight, which this model does not train"):
         unpack_optimizer(adam, small, moments, words)
-    with pytest.raises(BadInput, match=r"has, and the model has not, 1\.bias and 1 more"):
+    with pytest.raises(BadInput, match=r"has, but the model does not have, 1\.bias and 1 more"):
         load_weights(small, model.state_dict())
     with pytest.raises(BadInput, match=r"lacks 1\.bias and 1 more"):
         load_weights(model, small.state_dict())

@@ -138,7 +138,7 @@ def test_run_resume_and_summary(toy_run, capsys):
     assert main(["run", "data=sim128", "training.num_epochs=3"]) == 1  # its toy trainer meets a power cut
     out, err = said(capsys)
     path = re.search(r"^run: (.*)$", out, re.MULTILINE).group(1)
-    assert f"xrddiff: the run is kept; go on with it by: xrddiff run resume={path}" in err
+    assert f"xrddiff: the run is kept; resume it with: xrddiff run resume={path}" in err
     assert "RuntimeError: power cut" in err[-1] and err[-1].startswith("xrddiff: toy.ipynb failed in cell")
     assert main(["run", f"resume={path}"]) == 0
     out, err = said(capsys)
@@ -184,7 +184,7 @@ def test_ctrl_c_is_130(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in err
-    assert "go on with it by: xrddiff run resume=output/vae_kl/" in err and err.endswith("xrddiff: interrupted\n")
+    assert "resume it with: xrddiff run resume=output/vae_kl/" in err and err.endswith("xrddiff: interrupted\n")
 
 
 @pytest.mark.slow

@@ -269,7 +269,7 @@ def test_the_command_predicts(tmp_path, capsys):
     for more, sentence in (
         ([str(tmp_path / "empty")], "has no checkpoint with an optimiser"),
         ([str(tmp_path / "nowhere")], "expected a number such as 50e6 or 50M, or the folder of a run"),
-        (["50M", *figure], "expected --step-ms"),
+        (["50M", *figure], "give --step-ms"),
         (["50M", "--step-ms", "100", *figure], "cannot write"),
     ):
         assert main([*words, *more]) == 2
@@ -365,5 +365,5 @@ def test_runs_that_cannot_be_compared(tmp_path):
         measure_scaling(runs)
     with pytest.raises(BadInput, match="no run was named"):
         measure_scaling([])
-    with pytest.raises(BadInput, match="it is no run folder"):
+    with pytest.raises(BadInput, match="it is not a run folder"):
         measure_scaling([tmp_path / "nowhere"])

@@ -604,7 +604,7 @@ def test_multirun():
     [
         ("data=glob(nothing*)", "matches no preset"),
         ("training.lr=glob(*)", "presets of a group"),
-        ("training.lr=interval(0,1)", "no end of values"),
+        ("training.lr=interval(0,1)", "infinitely many values"),
     ],
 )
 def test_multirun_refusals(word, sentence):

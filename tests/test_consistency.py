@@ -105,7 +105,7 @@ def test_held_out_tokens_have_the_last_stage_too():
     ("words", "sentence"),
     [
         ([], "expected training.init=RUN"),
-        (["model.parameterisation=x0", "training.init={base}"], "leaves a frame without noise as it is"),
+        (["model.parameterisation=x0", "training.init={base}"], "returns a noise-free frame unchanged"),
         (["model.parameterisation=flow", "training.init={base}"], "the denoiser of training.init predicts edm"),
         (["training.init={base}", "training.objective_options={stages: 0}"], "at least 1"),
         (["training.init={base}", "training.objective_options={guidance: 2}"], "no conditions to be guided by"),
@@ -128,7 +128,7 @@ def test_refusals(words, sentence, tmp_path):
         (["training.objective=mean_flow", "model.parameterisation=edm"], "found model.parameterisation=edm"),
         (["model.parameterisation=mean_flow", "training.objective=denoising"], "found training.objective=denoising"),
         (["inference=mean_flow"], "expected a model with mean_flow"),
-        (["model=diff", "training.objective=mean_flow"], "knows no tokens"),
+        (["model=diff", "training.objective=mean_flow"], "cannot train an autoregressive model"),
         (["model=diff", "inference=mean_flow"], "the head of an autoregressive model"),
         (["training.objective=mean_flow", "training.objective_options={jumps: 2}"], "at least 0 and at most 1"),
     ],

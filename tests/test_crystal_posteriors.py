@@ -258,7 +258,7 @@ def test_the_command_stopped_and_continued(stills, tmp_path):
     again = xrddiff(*words, "whole", folder=tmp_path, check=False)  # never overwritten
     assert again.returncode == 2 and "has a finished posterior" in again.stderr
     other = xrddiff(*words, "whole", "--seed", "1", folder=tmp_path, check=False)
-    assert other.returncode == 2 and "was begun with seed 0" in other.stderr
+    assert other.returncode == 2 and "was started with seed 0" in other.stderr
 
     # as if it had been stopped after the second step: what comes after is the same, bit for bit
     for name in ("report.html", "particles.csv"):
@@ -276,11 +276,11 @@ def test_the_command_stopped_and_continued(stills, tmp_path):
     ("words", "said"),
     [
         (("--particles", "0"), "particles is 0; expected a whole number, at least 1"),
-        (("--frame", "2"), "frame 2 is not there; expected a number from 0 to 1"),
+        (("--frame", "2"), "there is no frame 2; expected a number from 0 to 1"),
         (("--frame", "1"), "frame 1 does not index on"),
         (("--cell", "30,30,30,20,20,90"), "no parallelepiped has these edges and angles"),
         (("--sampler", "nuts"), "there is no particle sampler 'nuts'"),
-        (("--prior", "edge=0.1"), "'edge' is no setting of the posterior"),
+        (("--prior", "edge=0.1"), "'edge' is not a setting of the posterior"),
         (("--prior", "edges=wide"), "expected name=number"),
         (("--intensities", "none.csv"), "intensities are not read from such a file"),
     ],

@@ -210,7 +210,7 @@ def test_damaged_graphs_of_tokens_are_refused(tokens_package, tmp_path):
     for name in ("transformer", "head"):
         copy = shutil.copytree(tokens_package, tmp_path / name)
         flip(copy / f"{name}.onnx")
-        with pytest.raises(BadInput, match=f"{name}.onnx is not what was exported"):
+        with pytest.raises(BadInput, match=f"{name}.onnx is not the exported file"):
             xd.load_exported(copy)
     copy = shutil.copytree(tokens_package, tmp_path / "version")
     other_version(copy)
@@ -277,10 +277,10 @@ def other_version(package: Path) -> None:
 
 
 DAMAGE = {
-    "denoiser.pt2 is not what was exported": lambda p: flip(p / "denoiser.pt2"),
-    "template.h5 is not what was exported": lambda p: flip(p / "template.h5"),
+    "denoiser.pt2 is not the exported file": lambda p: flip(p / "denoiser.pt2"),
+    "template.h5 is not the exported file": lambda p: flip(p / "template.h5"),
     "decoder.pt2 is missing": lambda p: (p / "decoder.pt2").unlink(),
-    "encoder.pt2 is not what was exported": lambda p: os.truncate(p / "encoder.pt2", 1000),
+    "encoder.pt2 is not the exported file": lambda p: os.truncate(p / "encoder.pt2", 1000),
     "has no hash": lambda p: (p / "extra.pt2").write_bytes(b"0"),
     "version 2; expected": other_version,
 }

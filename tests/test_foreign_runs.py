@@ -260,8 +260,8 @@ def test_an_address_is_not_asked_unless_it_is_named(remote, server, tmp_path, mo
     run, address = remote
     for words in (["evaluate", run], ["run", f"resume={run}"]):
         code, said = command(*words)
-        assert code == 2 and f"data.data_path={address}" in said and "nothing was asked of it" in said
-    with pytest.raises(BadInput, match="nothing was asked of it"):
+        assert code == 2 and f"data.data_path={address}" in said and "so it was not contacted" in said
+    with pytest.raises(BadInput, match="so it was not contacted"):
         xd.open_run(run).frames()
     unharmed(tmp_path, server)
 
@@ -274,7 +274,7 @@ def test_an_address_can_be_named_by_a_word_or_the_environment(remote, monkeypatc
     asked = []
     monkeypatch.setattr(datasets, "open_data", lambda name, path, **words: asked.append(path) or 1 / 0)
     cfg = load_config(run / "config.yaml")
-    with pytest.raises(BadInput, match="nothing was asked"):
+    with pytest.raises(BadInput, match="it was not contacted"):
         datasets.open_words(cfg)
     with pytest.raises(BadInput, match="sampling changes the words of inference only"):
         inference_config(run, ["data.data_path=http://127.0.0.1:9/other.zarr"], generative=False)
@@ -306,7 +306,7 @@ def test_a_run_remembers_the_addresses_that_it_is_started_with(monkeypatch, tmp_
     assert compose_config([f"resume={run}"]).data.data_path == address
     monkeypatch.delenv(ADDRESSES)
     monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path / "of somebody else"))
-    with pytest.raises(BadInput, match="nothing was asked of it"):
+    with pytest.raises(BadInput, match="so it was not contacted"):
         compose_config([f"resume={run}"])
 
 

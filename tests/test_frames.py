@@ -113,7 +113,7 @@ def test_panel_stack():
         (dict(variables=1), "variables is 1"),
         (dict(peaks=1), "the peak table is 1"),
         (dict(variables={"label": [1, 2]}), "'label' has shape"),
-        (dict(variables={"mask": [1]}), "schema keeps"),
+        (dict(variables={"mask": [1]}), "schema reserves"),
         (dict(variables={"wavelength": [0.0]}), "expected one positive number per frame"),
         (dict(wavelength_range=(2.0, 1.0)), "shortest < longest"),
         (dict(peaks={"frame": [0], "fs": [0.0]}), "no column 'ss'"),

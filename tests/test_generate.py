@@ -328,7 +328,7 @@ def test_weights_of_another_configuration_do_not_fit(runs, tmp_path):
             "inference.steps: found 1000, expected at most",
         ),
         (["model=ddpm", "inference.ema_sigma_rel=0.1"], "set training.ema_tracks"),
-        (["model=ddpm", "inference.poisson=true"], "gives no expected values to draw counts from"),
+        (["model=ddpm", "inference.poisson=true"], "gives no expected counts to draw from"),
         (["model=ddpm", "inference.guidance_interval=[1,2]"], "no effect without guidance"),
         (
             ["model=diff", "model.condition=[a]", "inference.guidance_scale=2", "inference.guidance_interval=[1,2]"],

@@ -267,9 +267,7 @@ def test_inversion_measures_what_it_misses():
     assert trip(16, 5).max() < 0.1 and trip(16, 20).max() < 0.1 and trip(8, 20).max() < 0.3
     assert trip(64, 20).max() < 1e-9 and trip(64, 5).max() < 1e-4
     assert torch.allclose(trip(16, 20)[2:3], trip(16, 20, frames[2:3]), rtol=1e-9)  # beside others, or alone
-    with pytest.warns(
-        UserWarning, match=r"the inversion of frame \d does not come back: it misses .*% .* with 8 steps"
-    ):
+    with pytest.warns(UserWarning, match=r"the inversion of frame \d does not return: it misses .*% .* with 8 steps"):
         invert(world.denoise, frames, karras_sigmas(8, 0.02, 40.0), rounds=20)
 
 

@@ -134,7 +134,11 @@ def test_a_number_has_no_classes(tmp_path):
         "experiment_type=test",
     ]
     done = xrddiff(*words, "data=pooling_422", "data.limit=16", folder=tmp_path, check=False)
-    assert done.returncode == 2 and "wavelength has no two classes" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "wavelength does not have two classes" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_paths_of_a_sampling_are_absolute(tmp_path, monkeypatch):

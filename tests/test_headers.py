@@ -206,7 +206,7 @@ def test_adsc_centre_that_a_known_convention_settles(tmp_path):
     ds, said = opened(path)
     assert ds.attrs["beam_center"] == pytest.approx((31, 22)) and ds.attrs["distance"] == pytest.approx(0.2)
     assert len(said) == 1 and "a.img: BEAM_CENTER_X, BEAM_CENTER_Y = 3.1, 1.8 mm would be (31, 18) px" in said[0]
-    assert "taken instead: (31, 22) px of DENZO_X_BEAM, DENZO_Y_BEAM = 2.2, 3.1" in said[0] and "ADXV" in said[0]
+    assert "using (31, 22) px of DENZO_X_BEAM, DENZO_Y_BEAM = 2.2, 3.1 mm instead" in said[0] and "ADXV" in said[0]
     # the same in Mosflm's way of counting, and a centre that fits no way
     _, said = opened(smv(tmp_path / "b.img", BEAM_CENTER_X=2.2, BEAM_CENTER_Y=3.1, DENZO_XBEAM=2.2, DENZO_YBEAM=3.1))
     assert "as Mosflm does" in said[0]
@@ -250,32 +250,32 @@ def test_impossible_headers_are_left_out_with_a_warning(tmp_path):
     ds, said = opened(mccd(tmp_path / "a.mccd", beam=(-5410, 22), distance=0.2), complete=False)
     assert "beam_center" not in ds.attrs and ds.attrs["distance"] == 0.2
     assert len(said) == 1 and "a.mccd: beam_x, beam_y = -5410000, 22000 is a beam at (-5410, 22) px" in said[0]
-    assert "left out" in said[0]
+    assert "ignored" in said[0]
     refused("does not say its beam_center", tmp_path / "a.mccd")
     assert opened(tmp_path / "a.mccd", beam_center=(30, 20))[0].attrs["beam_center"] == (30, 20)
     ds, said = opened(edf(tmp_path / "b.edf", SampleDistance=60, WaveLength=0.95), complete=False)
     assert {"distance", "wavelength"}.isdisjoint(ds.attrs) and len(said) == 2
-    assert any("SampleDistance = 60 is a distance of 60000 mm; expected 0.001 to 50 m: left out" in s for s in said)
+    assert any("SampleDistance = 60 is a distance of 60000 mm; expected 0.001 to 50 m; ignored" in s for s in said)
     ds, said = opened(nexus(tmp_path / "c.h5", detector_distance=(300.0, "m")), complete=False)
     assert "distance" not in ds.attrs and "/entry/instrument/detector/detector_distance is 300000 mm" in said[0]
 
 
 def test_a_beam_beside_the_detector_is_kept_with_a_warning(tmp_path):
     ds, said = opened(edf(tmp_path / "a.edf", Center_1=-20))
-    assert ds.attrs["beam_center"] == (-20, 22) and "beside the detector: kept" in said[0]
+    assert ds.attrs["beam_center"] == (-20, 22) and "beside the detector; used anyway" in said[0]
     _, said = opened(nexus(tmp_path / "b.h5", beam_center_y=(-10.0, "pixel")))
-    assert "beside the detector: kept" in said[0]
+    assert "beside the detector; used anyway" in said[0]
 
 
 def test_fields_that_contradict_each_other(tmp_path):
     ds, said = opened(cbf(tmp_path / "a.cbf", Wavelength="1.0 A", Photon_energy="8000 eV"), complete=False)
     assert ds.attrs["wavelength"] == 1.0
-    assert "Photon_energy = 8000 eV is a wavelength of 1.5498 Å; taken instead: 1 Å of Wavelength = 1.0 A" in said[0]
+    assert "Photon_energy = 8000 eV is a wavelength of 1.5498 Å; using 1 Å of Wavelength = 1.0 A instead" in said[0]
     assert not opened(cbf(tmp_path / "b.cbf", Wavelength="1.0 A", Photon_energy="12398 eV"), complete=False)[1]
     ds, said = opened(nexus(tmp_path / "c.h5", incident_energy=(8000.0, "eV")))
-    assert ds.attrs["wavelength"] == 1.0 and "incident_energy is a wavelength of 1.5498 Å; taken instead" in said[0]
+    assert ds.attrs["wavelength"] == 1.0 and "incident_energy is a wavelength of 1.5498 Å; using" in said[0]
     mar = mccd(tmp_path / "d.mccd", data=counts(400, 400), pixel=100e-6, beam=(20.5, 19.5))
-    assert "if mm were meant it would be at (205, 195) px, near it" in opened(mar)[1][0]
+    assert "read as mm it would be at (205, 195) px, near it" in opened(mar)[1][0]
 
 
 def test_pixels_that_are_not_square_are_refused(tmp_path):
@@ -468,7 +468,7 @@ def test_cxi_corner_and_basis_vectors_of_a_straight_plane(tmp_path):
     assert ds.attrs["pixel_size"] == pytest.approx(p) and ds.attrs["wavelength"] == pytest.approx(1.23984, rel=1e-5)
     ds, said = opened(cxi(tmp_path / "b.cxi", distance=0.25, **there))
     assert ds.attrs["distance"] == pytest.approx(0.2)
-    assert "detector_1/distance is 250 mm; taken instead: 200 mm of /entry_1/instrument_1/detector_1/corner" in said[0]
+    assert "detector_1/distance is 250 mm; using 200 mm of /entry_1/instrument_1/detector_1/corner" in said[0]
     per_frame = {k: np.stack([v] * 3) for k, v in there.items()}
     assert open_frames(cxi(tmp_path / "c.cxi", **per_frame)).attrs["beam_center"] == pytest.approx((30, 20.5))
     per_frame["corner_position"][1, 2] += 0.01
@@ -543,7 +543,7 @@ def test_convert_replaces_nothing_unless_told(tmp_path, capsys):
     before = target.read_bytes()
     np.save(tmp_path / "a.npy", counts(seed=1)[None])
     assert main(words) == 2 and target.read_bytes() == before
-    assert "a.h5 is already there; expected a new name, or --overwrite" in capsys.readouterr().err
+    assert "a.h5 exists already; expected a new name, or --overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0 and target.read_bytes() != before
 
 

@@ -88,9 +88,7 @@ def test_no_file_ends_a_stream_or_comes_twice(tmp_path, images):
         "socket.npy (a socket)",
     }
     assert odd <= set(whys.index) and "named pipe; expected a file" in whys["pipe.npy (a named pipe)"]
-    assert read_stream_summary(tmp_path / "out")[NOT_YET] == {
-        "gone.npy": "it is a link, and what it leads to is missing"
-    }
+    assert read_stream_summary(tmp_path / "out")[NOT_YET] == {"gone.npy": "it is a link, and its target is missing"}
     assert not opened.standing.page
     page = (tmp_path / "out" / "live.html").read_text()
     assert (

@@ -47,7 +47,7 @@ def test_both_networks_of_a_latent_model_begin_with_those_of_another(begun):
         a, b = load_checkpoint(new / folder), load_checkpoint(other / folder)
         record, given = a.state["init"], b.weights()
         assert (record["checkpoint"], record["weights"]) == (b.sha256, weights_sha256(b))
-        assert f"the {part} begins with {record['taken']} of {record['of']} tensors of {other}" in printed
+        assert f"the {part} starts from {record['taken']} of {record['of']} tensors of {other}" in printed
         same = [k for k, v in a.weights().items() if k in given and v.shape == given[k].shape and k != "conv_in.weight"]
         assert len(same) > 30 and all(torch.allclose(a.weights()[k], given[k], atol=1e-6) for k in same)
     assert set(record["new"]) == {"map solid_angle", "condition hit_class"}

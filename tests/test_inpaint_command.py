@@ -157,7 +157,7 @@ def test_the_way_in_a_latent(runs, files):
         (["interpolate", "{files}/frames.h5:7", "sim-422:0"], "there is no frame 7"),
         (["interpolate", "sim-422:0", "{files}/photons.h5:1"], "photons.h5:1 is in photon; expected ADU"),
         (["interpolate", "sim-422:0", "sim-422:1", "-n", "1"], "at least 2"),
-        (["interpolate", "sim-422:0", "sim-422:1", "inference.sampler=unipc"], "only ddim can be"),
+        (["interpolate", "sim-422:0", "sim-422:1", "inference.sampler=unipc"], "only possible for ddim"),
         (["interpolate", "sim-422:0", "sim-422:1", "inference.stepz=3"], "inference.stepz"),
     ],
 )

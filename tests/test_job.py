@@ -221,7 +221,7 @@ def test_a_training_is_stopped_and_goes_on(tmp_path):
     path = Path(out.split("run: ", 1)[1].partition("\n")[0])
     assert process.returncode == 75 and stopped_by(path) == "SIGTERM" and read_failures(path) == []
     (word,) = shlex.split(
-        err.splitlines()[-1].removeprefix("xrddiff: stopped before its end; to go on: the same command with ")
+        err.splitlines()[-1].removeprefix("xrddiff: stopped before it was done; to resume: the same command with ")
     )
     assert compose_config([*words, word]).resume == str(path) and path.name == "it's"
     step = max(int(p.name.removeprefix("step-")) for p in path.glob("checkpoints/step-*"))

@@ -343,7 +343,7 @@ def test_judged_rows_are_spread_evenly():
 
 def test_a_set_that_is_not_there_lists_those_that_are(tmp_path):
     (tmp_path / "samples" / "samples.zarr").mkdir(parents=True)
-    with pytest.raises(BadInput, match="no samples 'foo'; it has those alone that it ended with"):
+    with pytest.raises(BadInput, match="no samples 'foo'; it has only those made at the end of the run"):
         samples_of(tmp_path, "foo")
     for name in ("blanks", "whole"):
         (tmp_path / "samples" / name / "samples.zarr").mkdir(parents=True)

@@ -164,11 +164,11 @@ def test_a_table_that_names_files(images, tmp_path):
         (
             "a.csv",
             "file,digit\nother.h5,1\n",
-            "no row is of a file of these frames; expected names such as 'digits.h5'",
+            "no row belongs to a file of these frames; expected names such as 'digits.h5'",
         ),
         ("a.csv", "frame\n1\n", "no column of labels"),
         ("a.csv", "", "cannot be read as a table"),
-        ("a.csv", "frame,x,label_x\n0,1,2\n", "two columns that are called label_x"),
+        ("a.csv", "frame,x,label_x\n0,1,2\n", "two columns called label_x"),
         ("a.xlsx", "PK", "end in '.xlsx'; expected .csv, .tsv or .parquet"),
         ("missing.csv", None, "missing.csv does not exist"),
         ("a.csv", "frame,wavelength\n0,1.3\n", "one positive number per frame"),
@@ -207,7 +207,10 @@ def test_parquet_needs_pyarrow(hdf5, tmp_path):
         ),
         (["model.condition=[phase]", "inference.condition={phase: gamma}"], "expected 0 (α phase), 1 (β phase)"),
         (["model.condition=[temperature]", "inference.condition={temperature: hot}"], "expected a finite number"),
-        (["model.condition=[wavelength]"], "wavelength needs what the frames do not say: give data.wavelength= (Å)"),
+        (
+            ["model.condition=[wavelength]"],
+            "wavelength needs values that the frames do not contain: give data.wavelength= (Å)",
+        ),
         (["model.condition=[resolution]"], "data.distance= (m), data.pixel_size= (m), data.beam_center= ((x, y) px)"),
         (["model.condition=[hit_class]"], "hit_class needs the crystals of the frames"),
         (["data.labels=nowhere.csv"], "data.labels: there is no file or folder"),
@@ -231,7 +234,7 @@ def test_a_class_is_asked_for_as_the_user_calls_it():
         np.zeros((3, 8, 8), np.int32), variables={"a": np.array(["", "", ""]), "b": np.full(3, np.nan)}
     )
     for name in "ab":
-        assert "is known of no frame" in label_problem(unknown, name)
+        assert "is unknown for every frame" in label_problem(unknown, name)
         with pytest.raises(BadInput, match="model.condition"):
             check_conditions(unknown, [name])
 

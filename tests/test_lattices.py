@@ -69,7 +69,7 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     generator = open_generator(run)
     assert generator.maps == {"lattice": {"wider": 2}, "intensity": {}, "q": {}}
     assert generator.model.net.config["maps"] == {"lattice": 16, "intensity": 16, "q": 16}
-    assert "Asked lattice over generated frame" in (run / "report.md").read_text()
+    assert "Requested lattice over generated frame" in (run / "report.md").read_text()
     settings = DrawSettings(seed=1)
     maps = generator.scenes.condition_maps(range(4), settings)
     assert torch.equal(generator.scenes.condition_maps([2], settings)["lattice"][0], maps["lattice"][2])
@@ -124,7 +124,7 @@ def test_what_cannot_be_asked_for(runs, tmp_path):
     for words, sentence in {
         "{cell: '60,60,40,90,90,190'}": "no parallelepiped has these edges and angles",
         "{cell: nowhere.pdb}": "nowhere.pdb cannot be read",
-        f"{{orientations: {tmp_path / 'few.npy'}}}": "has 2 orientations, and sample 7 needs one",
+        f"{{orientations: {tmp_path / 'few.npy'}}}": "has 2 orientations, but sample 7 needs one",
         f"{{orientations: {tmp_path / 'mirror.npy'}}}": "is a reflection",
         "{cel: '60,60,40,90,90,90'}": "did you mean 'cell'",
         "{reflections: notes.txt}": "notes.txt: intensities are not read from such a file",

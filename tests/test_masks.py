@@ -253,7 +253,7 @@ def test_words_of_a_run(tmp_path):
     assert "mask" not in open_words(compose_config([*words, "data.automask=[]"]))
     for word, said in (
         ("data.automask=[edge]", "edges"),
-        ("data.mask_true=good", "no data.mask"),
+        ("data.mask_true=good", "no effect without data.mask"),
         ("data.mask=/no/such.npy", "there is no file"),
     ):
         with pytest.raises(BadInput, match=said):

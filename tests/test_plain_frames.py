@@ -59,14 +59,17 @@ def test_an_autoencoder_of_a_plain_array(runs):
     report = (runs("vae_kl", "plain.npy") / "report.md").read_text()
     assert "The profile distance needs the beam centre: data.beam_center=\\[x,y\\] gives it." in report
     assert (
-        "need what the frames do not say: data.wavelength, data.distance, data.pixel_size, data.beam_center" in report
+        "need values that the frames do not contain: data.wavelength, data.distance, data.pixel_size, data.beam_center"
+        in report
     )
     assert "masked MSE, counts" in report and "## Radial profiles" not in report and "## Latents" in report
 
 
 def test_an_autoencoder_of_laue_frames(runs):
     report = (runs("vae_kl", "laue.h5") / "report.md").read_text()
-    assert "Radial profiles over q need what the frames do not say: data.distance, data.pixel_size." in report
+    assert (
+        "Radial profiles over q need values that the frames do not contain: data.distance, data.pixel_size." in report
+    )
     assert "profile distance |" in report and "Poisson deviance |" in report  # in pixels around the beam
 
 

@@ -172,7 +172,7 @@ def test_the_gain_may_be_given(runs, files):
     ("model", "words", "sentence"),
     [
         ("latent_diff", ["--frames", "{files}/small.h5"], "expected 64 x 64, as the model draws"),
-        ("latent_diff", ["--frames", "{files}/frames.h5", "--draws", "0"], "was asked for 0 draws"),
+        ("latent_diff", ["--frames", "{files}/frames.h5", "--draws", "0"], "0 draws of"),
         ("latent_diff", ["--frames", "{files}/frames.h5", "--hold-out", "1.5"], "the share of pixels to hide is 1.5"),
         ("latent_diff", ["--frames", "{files}/frames.h5", "--mask", "{files}/nothing.npy"], "has no valid pixel"),
         ("latent_diff", ["--frames", "{files}/no-gain.h5"], "expected gain=… or --gain, in ADU"),

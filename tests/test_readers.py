@@ -257,7 +257,7 @@ def test_words_of_the_caller_win_and_typos_are_refused(tmp_path):
     path, _ = eiger_master(tmp_path)
     ds = open_frames(path, wavelength=1.1, beam_center=(1, 2), sample="thaumatin")
     assert ds.attrs["wavelength"] == 1.1 and ds.attrs["beam_center"] == (1.0, 2.0) and ds.attrs["sample"] == "thaumatin"
-    refused("no word 'wavelenght'; did you mean 'wavelength'", path, wavelenght=1.1)
+    refused("no argument 'wavelenght'; did you mean 'wavelength'", path, wavelenght=1.1)
     mask = np.ones((20, 24), bool)
     mask[:, :4] = False
     assert not open_frames(path, mask=mask)["mask"][:, :, :4].any()
@@ -556,7 +556,7 @@ def test_refused_before_writing(tmp_path):
     for name in ("thesis.zarr", "thesis.h5"):  # somebody's folder is not replaced
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.tex").write_text("years of work")
-        with pytest.raises(CannotSave, match="a folder of that name is there"):
+        with pytest.raises(CannotSave, match="there is a folder of that name"):
             save_frames(ds, tmp_path / name)
         assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
     assert sorted(os.listdir(tmp_path)) == ["file", "thesis.h5", "thesis.zarr"]
@@ -674,7 +674,7 @@ def test_truncated_and_foreign_files(tmp_path):
     np.savez(tmp_path / "a.npz", a=counts())
     refused("zip archive", tmp_path / "a.npz", **KNOWN)
     (tmp_path / "notes.txt").write_text("hello")
-    refused("not an image that fabio knows", tmp_path / "notes.txt")
+    refused("not an image that fabio can read", tmp_path / "notes.txt")
     (tmp_path / "dir").mkdir()
     refused("holds no image file", tmp_path / "dir")
     (tmp_path / "a.zarr").mkdir()

@@ -210,7 +210,7 @@ def test_what_is_not_there_is_said_at_once(place, web):
     (place / "page.zarr" / "zarr.json").write_text("<html>please log in</html>")
     sentence(lambda: open_frames(f"{web.address}/page.zarr"), "page.zarr", "zarr store that can be read")
     web.faults.append(("status", 403))
-    sentence(lambda: open_frames(f"{web.address}/ours.zarr"), "403 Forbidden", "the right to read it")
+    sentence(lambda: open_frames(f"{web.address}/ours.zarr"), "403 Forbidden", "permission to read it")
     sentence(lambda: open_frames("gs://bucket/a.zarr"), "expected http://, https://, s3://")
     (place / "bare.zarr").mkdir()
     zarr.open_group(place / "bare.zarr", mode="w").create_array("data", shape=(2, 9, 9), dtype="u2")
@@ -283,7 +283,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(place, web, monkeypatch,
     (place / "file").write_text("")
     monkeypatch.setenv("XRDDIFF_CACHE", str(place / "file"))
     ds = open_frames(f"{web.address}/ours.zarr")
-    assert np.array_equal(ds["intensity"].values, counts()) and capsys.readouterr().err.count("is not kept in") == 1
+    assert np.array_equal(ds["intensity"].values, counts()) and capsys.readouterr().err.count("are not kept in") == 1
 
 
 @pytest.fixture
@@ -473,7 +473,7 @@ def test_a_server_that_sends_without_end_is_cut_off(hasty, monkeypatch):
     assert "more than 1048576 bytes" in said_by(endless(OK + b"\r\n"))
     many = b"HTTP/1.1 206 Partial\r\nContent-Range: bytes 0-99/100\r\nConnection: close\r\n\r\n"
     assert "more than 100 bytes" in said_by(endless(many), (0, 100))
-    assert "at once, more than" in said_by(endless(OK + b"Content-Length: 99999999999\r\n\r\n"))
+    assert "more than the" in said_by(endless(OK + b"Content-Length: 99999999999\r\n\r\n"))
     said_by(endless(OK, b"X-A: " + b"b" * 1000 + b"\r\n"))  # header fields
     said_by(endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100))
 

@@ -76,7 +76,7 @@ def test_the_monitor_follows_what_another_process_writes(notebooks):
 
     # a process that was killed, and a folder that was removed
     (run / ".lock").write_text(f"process 4711 on {socket.gethostname()}")
-    w.get_by_text("its process has ended without a word").wait_for()
+    w.get_by_text("its process has ended without leaving a mark").wait_for()
     assert badge.inner_text() == "failed"
     shutil.rmtree(run)
     page.locator(".xrddiff [role=alert]", has_text=f"{run} is gone").wait_for()

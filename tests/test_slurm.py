@@ -275,8 +275,8 @@ def test_refusals_are_one_sentence(cluster):
     assert "did you mean 'vae_kl'" in refused("--profile", "small", "model=vae_kll")
     assert "expected --profile NAME" in refused("model=vae_kl")
     assert (
-        "9999 is in no ledger" in cluster("logs", "9999").err
-        and "9999 is in no ledger" in cluster("resume", "9999").err
+        "9999 is not in the ledger" in cluster("logs", "9999").err
+        and "9999 is not in the ledger" in cluster("resume", "9999").err
     )
     assert (done := cluster("cancel", "9999")).code == 2 and "9999 is not in the queue" in done.err
 
@@ -368,7 +368,7 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
             assert json.loads(said.readline())["rank"] == 1
         assert listens_at(cluster.rank(job), (port, port + 1)) == [port + 1]
         done = cluster("resume", str(job.id))
-        assert done.code == 2 and "is running, and goes on by itself" in done.err
+        assert done.code == 2 and "is running, and will work on it" in done.err
         subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
         cluster.lab.wait(job.id, {"PENDING"}, 60)
     step = cluster.checkpoint(job, step)
@@ -384,7 +384,7 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
     subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
     cluster.ends(job)
     assert cluster.lab.job(job.id)["Restarts"] == "3"
-    assert job.log.read_text().count("back in the queue") == 2
+    assert job.log.read_text().count("requeued") == 2
     assert_as_text(cluster, job.run)
     cluster.ends(alone.pair)
     assert_same(job.run, alone.pair.run)
@@ -469,9 +469,9 @@ def test_a_time_limit_is_met_with_a_checkpoint(cluster, alone, limited):
     """SLURM warns before the limit; the job goes back into the queue by itself and ends as if there had been none. `logs -f` sees it through."""
     words = [Path(sys.executable).parent / "xrddiff", "logs", "-f", "-n", "0", str(limited.id)]
     shown = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
-    assert "back in the queue" in shown and f"finished at step {STEPS}" in shown
+    assert "requeued" in shown and f"finished at step {STEPS}" in shown
     cluster.ends(limited)
-    assert cluster.lab.job(limited.id)["Restarts"] >= "1" and "back in the queue, restart 1" in limited.log.read_text()
+    assert cluster.lab.job(limited.id)["Restarts"] >= "1" and "requeued, restart 1" in limited.log.read_text()
     cluster.ends(alone.pair)
     assert_same(limited.run, alone.pair.run)
 
@@ -486,8 +486,8 @@ def test_restarts_come_to_an_end(cluster):
     wait_for(lambda: cluster.lab.job(job.id)["Restarts"] == "1", 120, "the restart")
     wait_for(lambda: cluster.lab.job(job.id)["JobState"] == "FAILED", 120, "the end")
     said = job.log_file().read_text()
-    assert said.count("back in the queue, restart 1 of at most 1") == 1 and cluster.lab.job(job.id)["Restarts"] == "1"
-    sentence = f"stopped after 1 restarts (max_requeues); to go on: xrddiff resume {job.id}"
+    assert said.count("requeued, restart 1 of at most 1") == 1 and cluster.lab.job(job.id)["Restarts"] == "1"
+    sentence = f"stopped after 1 restarts (max_requeues); to resume: xrddiff resume {job.id}"
     assert said.count(sentence) == 1
     # a restart that is not of its own making, as after a node has failed, is refused at once
     subprocess.run(["scontrol", "requeue", str(job.id)], check=True)
@@ -552,7 +552,7 @@ def test_jobs_in_a_notebook(cluster, notebooks):
     w.get_by_role("log").get_by_text("a line that came later").wait_for()
 
     w.get_by_text("Cancel…").click()
-    w.get_by_role("alertdialog").get_by_text("its last checkpoint is lost").wait_for()
+    w.get_by_role("alertdialog").get_by_text("its last checkpoint will be lost").wait_for()
     assert page.evaluate("document.activeElement.textContent") == "Keep it"
     assert faults(page, ".xrddiff") == []
     page.keyboard.press("Escape")

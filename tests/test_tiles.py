@@ -62,7 +62,7 @@ def test_one_tile_is_the_frame_itself(runs):
     [
         (["detector=sim12"], "there is no file sim12"),
         (["detector=sim128", "tile=40"], "expected a multiple of 16"),
-        (["detector=sim128", "tile=48"], "so far does the network look"),
+        (["detector=sim128", "tile=48"], "the range of the network"),
         (["detector=sim128", "tile=64", "overlap=40"], "at most half of inference.tile, 32"),
         (["detector=sim128", "overlap=40"], "at most 32, half of a tile"),
         (["tile=-1"], "inference.tile"),
@@ -145,7 +145,7 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
     for words, sentence in (
         (["model=latent_diff", "data.window=40"], "data.window: found 40, expected a multiple of 16"),
         (["model=vae_kl", "data.window=42"], "data.window: found 42, expected a multiple of 4"),
-        (["model=ddpm", "inference.detector=sim128"], "expected the word with `xrddiff sample`"),
+        (["model=ddpm", "inference.detector=sim128"], "use this word with `xrddiff sample`"),
         (
             ["model=ddpm", "model.unet_widths=[64, 64]"],
             "model.network_options: the U-Net has 2 widths and 3 entries of",
@@ -160,7 +160,7 @@ def test_what_is_said_before_a_training(tmp_path, monkeypatch):
             "size.widths: 48 channels do not divide into 32 groups",
         ),
         (["model=vae_kl", "size.widths=[16, 30]"], "size.widths: 30 channels do not divide into 8 groups"),
-        (["model=vae_kl", "size.widths=[16, 32, 64]"], "expected 2 widths for the downsampling 4"),
+        (["model=vae_kl", "size.widths=[16, 32, 64]"], "expected 2 widths for the requested downsampling 4"),
         (
             ["model=latent_diff", "size.widths=[64, 64]"],
             "size.widths: the U-Net has 2 widths and 3 entries of attention",

@@ -838,7 +838,7 @@ def test_objectives_and_loaders_that_break_their_word(tmp_path, one_thread):
     silent.forward = lambda batch, step: {}
     fails("gave no 'loss'", silent)
     loose.head = type(loose.model[0])(1, 1, 1)
-    fails("head.weight would train but is not in objective.model", loose)
+    fails("head.weight is trainable but not in objective.model", loose)
     short = make_loader()
     full = short.batches
     short.batches = lambda epoch, start=0: ({**b, "index": b["index"][:-1]} for b in full(epoch, start))

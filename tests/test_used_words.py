@@ -194,7 +194,7 @@ def test_old_words_say_how_they_are_said_today(recwarn):
     given = ["model=ddpm", "inference=ddim50", "inference.eta=0.5"]
     note_unused(compose_config(given), given)
     assert [str(w.message) for w in recwarn] == [
-        "said another way today: inference.eta (now inference.sampler_options={eta: …})"
+        "written differently today: inference.eta (now inference.sampler_options={eta: …})"
     ]
 
 

@@ -111,7 +111,7 @@ def test_the_store_of_samples_is_frames_like_any_other(run, whole):
     samples = open_frames(run / "samples" / "whole" / "samples.zarr")
     assert samples["sample"].values.tolist() == list(range(3, 41)) and samples.attrs["distance"] > 0
     again = xrddiff("sample", str(run), "-n", "2", "--name", "two", "inference.first_sample=9", *WORDS[3:], folder=run)
-    assert "samples are there" not in again.stdout
+    assert "samples are already made" not in again.stdout
     two = read_store(run / "samples" / "two" / "samples.zarr")
     for name in ("intensity", "drawn"):
         assert np.array_equal(two[name].values, whole[name].values[6:8])
@@ -152,7 +152,7 @@ def test_the_same_command_goes_on_where_it_was_killed(run, whole):
     done = marks(folder)
     sorted((folder / "samples.parts" / "marks").glob("[0-9]*.json"))[1].unlink()
     said = finish(start(run, "--name", "again"))
-    assert f"{4 * (done - 2)} of 38 samples are there" in said and f"samples: {folder}\n" in said
+    assert f"{4 * (done - 2)} of 38 samples are already made" in said and f"samples: {folder}\n" in said
     check_same(folder, whole)
     assert (folder / "notebook.1.ipynb").exists()
 
@@ -254,7 +254,7 @@ def test_slurm_workers_lost_in_mid_chunk_are_replaced(run, lab: Lab, on_lab, tmp
     ("fields", "sentence"),
     [
         ({"partition": "nowhere"}, "SLURM would not take a worker job: "),
-        ({"env_vars": {"PYTHONHOME": "/nowhere"}}, "3 worker jobs ended before a worker spoke up, the last with: "),
+        ({"env_vars": {"PYTHONHOME": "/nowhere"}}, "3 worker jobs ended before a worker connected, the last with: "),
     ],
 )
 def test_worker_jobs_that_cannot_work_end_the_command(run, lab: Lab, on_lab, tmp_path, fields, sentence):
@@ -335,7 +335,7 @@ def test_metrics_of_this_process_are_not_for_workers(run, whole):
 
     try:
         register("metric", "total", of="frames")(lambda frames: frames["intensity"].sum(("y", "x")).values)
-        with pytest.raises(BadInput, match="do not know the metric 'total'.*test_workers"):
+        with pytest.raises(BadInput, match="do not have the metric 'total'.*test_workers"):
             execute_evaluate(run, samples="whole", workers="local:2")
     finally:
         forget(__name__)

@@ -45,7 +45,7 @@ from ..core.registry import entries
 
 # %% ../../nbs/config/composition.ipynb #30f80a0f
 def compose_config(overrides: Iterable[str] = ()) -> Config:
-    """The configuration that these overrides describe, complete and checked.
+    """The complete and checked configuration that these overrides describe.
 
     `overrides` are Hydra overrides: `["model=vae_kl", "data=pooling_422",
     "training.num_epochs=2"]`. With `resume=RUN` the configuration is that of the run folder
@@ -85,7 +85,7 @@ def load_named_plugins(overrides: Iterable[str]) -> None:
 
 
 def _load_plugins(parsed: list[Override], words: dict[str, Word], resume: str | None = None) -> None:
-    """Load the plug-ins that the overrides name, or those of the run that goes on."""
+    """Load the plug-ins that the overrides name, or those of the run that is resumed."""
     named: list[str] = []
     for o in parsed:
         if o.key == "plugins":
@@ -98,7 +98,7 @@ def _load_plugins(parsed: list[Override], words: dict[str, Word], resume: str | 
 
 # %% ../../nbs/config/composition.ipynb #e9fe9979
 def _implied(parsed: list[Override]) -> list[str]:
-    """What the given words mean for others that are not given."""
+    """What the given words imply for words that are not given."""
     given = {o.key: o.value for o in parsed}
     return [
         *_autoencoder_of_init(given),
@@ -109,7 +109,9 @@ def _implied(parsed: list[Override]) -> list[str]:
 
 
 def _autoencoder_of_init(given: dict[str, Any]) -> list[str]:
-    """A denoiser that is tuned keeps its latent: the autoencoder is that of the run it begins with."""
+    """A denoiser that is tuned keeps its latent: its autoencoder comes from the run that it starts
+    from.
+    """
     own = entries("objective").get(given.get("training.objective"))
     told = any(f"training.{word}" in given for word in ("pretrained_vae_path", "train_vae_from_checkpoint"))
     place = Path(str(given.get("training.init"))).expanduser() / "autoencoder"
@@ -119,7 +121,7 @@ def _autoencoder_of_init(given: dict[str, Any]) -> list[str]:
 
 
 def _objective_and_parameterisation(given: dict[str, Any]) -> list[str]:
-    """Either of the two, where the other leaves no choice."""
+    """Set either of the two words if the other one leaves no choice."""
     out, words = [], {"objective": "training.objective", "parameterisation": "model.parameterisation"}
     for kind, other in (("objective", "parameterisation"), ("parameterisation", "objective")):
         own = entries(kind).get(given.get(words[kind]))
@@ -136,7 +138,7 @@ def _batch_of_data(given: dict[str, Any]) -> list[str]:
 
 
 def _followers(given: dict[str, Any]) -> list[str]:
-    """The words that a preset may set and that follow a given word."""
+    """The words that a preset may set, but that follow a word that is given."""
     return [f"{w.name}=null" for w in vocabulary().values() if w.metadata["follows"] in given and w.name not in given]
 
 # %% ../../nbs/config/composition.ipynb #08577774
@@ -175,13 +177,15 @@ def _compose(overrides: list[str]) -> Config:
 
 
 def _told(told: Any, given: Collection[str]) -> Config:
-    """What was composed as a `Config`: old words are said as they are said now. `given`: the words that are typed."""
+    """The composed configuration as a `Config`, with old words replaced by the current ones.
+    `given`: the words that were typed.
+    """
     cfg, old = take_apart(told)
     return say_now(_fitting(cfg, given), old, given=given)
 
 
 def _fitting(cfg: Config, given: Collection[str]) -> Config:
-    """`cfg` without the options of presets that are those of something else than what is chosen."""
+    """`cfg` without those options from presets that belong to something other than what is chosen."""
     for w in (w for w in vocabulary().values() if w.metadata["options_for"]):
         own, options = known_options(cfg, w.name), get_word(cfg, w.name)
         others = {option for entry in entries(w.metadata["options_for"][0]).values() for option in entry.options}
@@ -191,7 +195,7 @@ def _fitting(cfg: Config, given: Collection[str]) -> Config:
 
 # %% ../../nbs/config/composition.ipynb #c3dfe153
 def _absolute(cfg: Config) -> Config:
-    """Paths that stay true when a run is resumed from another folder."""
+    """Make paths absolute, so that they still hold when the run is resumed from another folder."""
     cfg.plugins = [str(Path(p).expanduser().absolute()) if is_file(p) else p for p in cfg.plugins]
     for section, name in PATH_WORDS:
         value = getattr(getattr(cfg, section), name)
@@ -201,7 +205,7 @@ def _absolute(cfg: Config) -> Config:
 
 # %% ../../nbs/config/composition.ipynb #9947abb9
 def _with_steps(cfg: Config) -> Config:
-    """The number of steps, where a run that begins now has another one than a run that was trained before."""
+    """Set the number of steps, if a new run has a different one than a run that was trained before."""
     steps = sampling_steps(cfg, begins=True)
     if steps != sampling_steps(cfg):
         cfg.inference.steps = steps
@@ -209,7 +213,9 @@ def _with_steps(cfg: Config) -> Config:
 
 # %% ../../nbs/config/composition.ipynb #205d91cb
 def note_unused(cfg: Config, overrides: Iterable[str]) -> None:
-    """Warn, in one sentence, of words among the overrides of `cfg` that have no effect; null asks for none."""
+    """Warn, in one sentence, about words among the overrides of `cfg` that have no effect. null
+    never counts.
+    """
     import warnings
 
     given, unused = {o.key: o.value for o in map(parse_override, overrides)}, unused_words(cfg)
@@ -222,11 +228,13 @@ def note_unused(cfg: Config, overrides: Iterable[str]) -> None:
     if found:
         warnings.warn(f"no effect in this run: {', '.join(found)}", stacklevel=2)
     if said := [f"{name} ({w.metadata['help'].rpartition('; ')[2]})" for name, w in old.items() if why[name] is None]:
-        warnings.warn(f"said another way today: {', '.join(said)}", stacklevel=2)
+        warnings.warn(f"written differently today: {', '.join(said)}", stacklevel=2)
 
 # %% ../../nbs/config/composition.ipynb #1884ff07
 def known_presets(cfg: Config) -> list[str]:
-    """The overrides that choose the shipped presets of `cfg`; any other text of a saved configuration is no override."""
+    """The overrides that choose the shipped presets of `cfg`; other names in a saved configuration
+    are not used as overrides.
+    """
     known = lambda group, name: name in presets(group) or made_preset(group, name) is not None  # noqa: E731
     return [f"{group}={name}" for group, name in cfg.presets.items() if known(group, name)]
 
@@ -238,14 +246,16 @@ def _places(parsed: list[Override]) -> set[str]:
 
 
 def _preset_followers(saved: Config, given: dict[str, Any]) -> list[str]:
-    """The words of the saved configuration that follow one that is now given another value, and
-    that only a preset had set.
+    """The words of the saved configuration that only a preset had set, and that follow a word whose
+    value is now changed.
     """
     changed = {name for name in given if name in RESUMABLE and get_word(saved, name) != given[name]}
     names = [w.name for w in vocabulary().values() if w.metadata["follows"] in changed and w.name not in given]
     if not names:
         return []
-    if len(known := known_presets(saved)) < len(saved.presets):  # presets of one's own, which are elsewhere now
+    if len(known := known_presets(saved)) < len(
+        saved.presets
+    ):  # the user's own presets, which may not be there any more
         return []
     preset = _compose(known)
     return [name for name in names if get_word(saved, name) == get_word(preset, name)]
@@ -309,26 +319,26 @@ def _resume_config(run: Path, parsed: list[Override]) -> Config:
     return cfg
 
 # %% ../../nbs/config/composition.ipynb #e7c26b7a
-_OF_ONE_RUN = ("output_dir", "run_name", "resume", "engine")  # where it is kept, not what it is
+_OF_ONE_RUN = ("output_dir", "run_name", "resume", "engine")  # where the run is kept, not what it is
 
 
 @lru_cache(maxsize=8)
 def _composed_again(overrides: tuple[str, ...]) -> Config:
-    """The configuration of shipped presets and of values, to be read only: a report asks for the
-    same one several times.
+    """The configuration of shipped presets and of values. It must not be changed: a report asks for
+    the same one several times.
     """
     return _compose(list(overrides))
 
 
 def preset_differences(cfg: Config) -> dict[str, tuple[Any, Any]]:
-    """Each word whose value is not that of the presets, with its value and theirs."""
+    """Each word whose value differs from the presets, with its value and theirs."""
     base = _composed_again(tuple(known_presets(cfg)))
     pairs = {name: (get_word(cfg, name), get_word(base, name)) for name in vocabulary() if name not in _OF_ONE_RUN}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 # %% ../../nbs/config/composition.ipynb #9ebc8fb7
 def reproducing_words(cfg: Config) -> list[str]:
-    """The overrides that compose `cfg` again, but for where it is kept."""
+    """The overrides that compose `cfg` again, except for where the run is kept."""
     changed = list(preset_differences(cfg))
     parsed = [parse_override(o) for o in _as_words(cfg, changed)]
     again = _composed_again((*(text for o in parsed for text in hydra_overrides(o)), *_implied(parsed)))
@@ -338,7 +348,9 @@ def reproducing_words(cfg: Config) -> list[str]:
 
 
 def _as_words(cfg: Config, names: list[str]) -> list[str]:
-    """The presets of `cfg`, and these words with its values; an option that only a preset has, with its default."""
+    """The presets of `cfg`, and these words with their values in `cfg`; an option that only a
+    preset sets, with its default.
+    """
     base, values = _composed_again(tuple(known_presets(cfg))), {name: get_word(cfg, name) for name in names}
     for name in (n for n in names if vocabulary()[n].metadata["options_for"]):
         own = known_options(cfg, name)
@@ -388,15 +400,17 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     objective = entries("objective").get(cfg.training.objective)
     if objective is not None and not objective.traits.get("needs_init"):
         told["objective"] = objective.name
-    trained = replace(cfg, data=Data(), training=Training(**told))  # neither frames nor starting points are needed now
+    trained = replace(
+        cfg, data=Data(), training=Training(**told)
+    )  # neither frames nor starting points are needed for sampling
     check_config(trained, ranks=1)
     _check_weaker(run, cfg.inference)
     return cfg
 
 # %% ../../nbs/config/composition.ipynb #505ee621
 def _own_model(saved: Config) -> list[str]:
-    """The overrides that choose the model of a run, for its own way of sampling; none where it
-    was a preset of one's own.
+    """The overrides that choose the model of a run, and so its own way of sampling; none if the
+    model was the user's own preset.
     """
     model = saved.presets.get("model")
     if model not in presets("model"):
@@ -406,7 +420,7 @@ def _own_model(saved: Config) -> list[str]:
 
 # %% ../../nbs/config/composition.ipynb #66a30039
 def _check_weaker(run: Path, i: Inference) -> None:
-    """Refuse a weaker model that is not there."""
+    """Refuse a weaker model that does not exist."""
     source = run if i.guidance_run is None else Path(i.guidance_run).expanduser()
     if not (source / "config.yaml").is_file():
         raise BadInput(f"inference.guidance_run={source} has no config.yaml; expected the folder of a run")

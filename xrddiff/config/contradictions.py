@@ -21,7 +21,7 @@ from ..core.registry import check_options, entries, find
 
 # %% ../../nbs/config/contradictions.ipynb #95d51b32
 def _told_ranks() -> int:
-    """How many processes the launcher says that the run has."""
+    """The number of processes of the run, according to the launcher."""
     name = "WORLD_SIZE" if os.environ.get("WORLD_SIZE") else "SLURM_NTASKS"
     text = (os.environ.get(name) or "1").strip()
     if not re.fullmatch("[0-9]{1,9}", text):
@@ -110,7 +110,8 @@ def _objective(cfg: Config, ranks: int) -> str | None:
     if denoiser == "autoregressive" and own is not None and not own.traits.get("tokens"):
         found = ", ".join(k for k, v in entries("objective").items() if v.traits.get("tokens"))
         return (
-            f"training.objective={name} knows no tokens, which an autoregressive model draws; expected one of {found}"
+            f"training.objective={name} cannot train an autoregressive model, which draws tokens; expected one of "
+            f"{found}"
         )
     if denoiser is None or own is None or not own.traits.get("needs_init") or cfg.resume is not None:
         return None
@@ -118,14 +119,14 @@ def _objective(cfg: Config, ranks: int) -> str | None:
     if guided and not (m.condition or used_maps(cfg)):
         return "training.objective_options={guidance: …}: the model has no conditions to be guided by; set model.condition or model.condition_maps"
     if t.init is None and t.pretrained_diff_path is None:
-        return f"training.objective={name} tunes a denoiser that is trained: expected training.init=RUN"
+        return f"training.objective={name} tunes a trained denoiser; expected training.init=RUN"
     if denoiser == "autoregressive":
         return None
     named = entries("parameterisation").get(m.parameterisation)
     if named is not None and not named.traits.get("keeps_frames", True):
         return (
-            f"training.objective={name} needs a denoiser that leaves a frame without noise as it is, and one of "
-            f"model.parameterisation={m.parameterisation} need not; expected edm, v, eps or flow"
+            f"training.objective={name} needs a denoiser that returns a noise-free frame unchanged, and "
+            f"model.parameterisation={m.parameterisation} does not guarantee that; expected edm, v, eps or flow"
         )
     theirs = None if t.init is None else load_config(Path(t.init) / "config.yaml").model.parameterisation
     if theirs not in (None, m.parameterisation):
@@ -143,7 +144,8 @@ def _spans(cfg: Config, ranks: int) -> str | None:
     if denoiser == "autoregressive":
         jumps = sampler is not None and sampler.traits.get("jumps")
         return (
-            f"inference.sampler={sampler.name} says how far each step goes, which the head of an autoregressive model does not know; expected another sampler"
+            f"inference.sampler={sampler.name} tells the network how far each step goes, which the head of an "
+            "autoregressive model does not support; expected another sampler"
             if jumps
             else None
         )
@@ -153,16 +155,19 @@ def _spans(cfg: Config, ranks: int) -> str | None:
     if needed not in (None, name):
         return f"model.parameterisation={m.parameterisation} is trained by an objective of its own: found training.objective={name}, expected {needed}"
     if sampler is not None and sampler.traits.get("jumps") and not own.traits.get("spans"):
-        return f"inference.sampler={sampler.name} says how far each step goes, which model.parameterisation={m.parameterisation} does not know; expected a model with mean_flow, or another sampler"
+        return (
+            f"inference.sampler={sampler.name} tells the network how far each step goes, which "
+            f"model.parameterisation={m.parameterisation} does not support; expected a model with mean_flow, or another sampler"
+        )
     return None
 
 # %% ../../nbs/config/contradictions.ipynb #f8001d95
 def check_latent_model(cfg: Config) -> None:
-    """Refuse a model that has no latent whose statistics could be measured."""
+    """Refuse a model that has no latent to measure statistics of."""
     if not model_parts(cfg).latent:
         model = cfg.presets.get("model", cfg.model.model_name)
         raise BadInput(
-            f"model={model} has no latent that a denoiser works in; expected latent_diff, or model.latent_diff=true"
+            f"model={model} has no denoiser that works in a latent; expected latent_diff, or model.latent_diff=true"
         )
 
 # %% ../../nbs/config/contradictions.ipynb #ac8a1b00
@@ -236,7 +241,10 @@ def _classifier(cfg: Config, ranks: int) -> str | None:
     if label is None:
         return None
     if model_parts(cfg).denoiser != "unet":
-        return f"training.classifier={label}: only a denoiser of whole frames or latents is led by a classifier; expected ddpm or latent_diff with a U-Net"
+        return (
+            f"training.classifier={label}: only a denoiser of whole frames or latents can be guided by a "
+            "classifier; expected ddpm or latent_diff with a U-Net"
+        )
     if label not in known:
         return f"training.classifier: {label!r} is no condition of the model; expected one of model.condition, {known}"
     return None
@@ -244,13 +252,16 @@ def _classifier(cfg: Config, ranks: int) -> str | None:
 # %% ../../nbs/config/contradictions.ipynb #560ed129
 @_check
 def _samples(cfg: Config, ranks: int) -> str | None:
-    """What could not be sampled, said before it is trained."""
+    """What could not be sampled later, reported before training."""
     m, i, parts = cfg.model, cfg.inference, model_parts(cfg)
     model = cfg.presets.get("model", m.model_name)
     if m.model_name == "latent_diff" and not m.latent_diff:
         return "model.latent_diff=false contradicts model.model_name=latent_diff; expected ddpm or diff for a model of frames"
     if i.poisson and not parts.latent:
-        return f"inference.poisson is true, and model={model} gives no expected values to draw counts from; expected a denoiser in the latent of an autoencoder"
+        return (
+            f"inference.poisson is true, and model={model} gives no expected counts to draw from; expected a "
+            "denoiser in the latent of an autoencoder"
+        )
     if parts.denoiser is None:
         return None
     if cfg.data.transform == "minmax":
@@ -258,7 +269,10 @@ def _samples(cfg: Config, ranks: int) -> str | None:
     if i.schedule == "vp" and parts.denoiser == "unet" and i.steps and i.steps > cfg.training.timesteps:
         return f"inference.steps: found {i.steps}, expected at most training.timesteps, {cfg.training.timesteps}, with schedule=vp"
     if i.ema_sigma_rel is not None and not cfg.training.ema_tracks:
-        return "inference.ema_sigma_rel needs averages that were kept in training: set training.ema_tracks, for instance [0.05,0.1]"
+        return (
+            "inference.ema_sigma_rel needs averages that are kept during training: set training.ema_tracks, for "
+            "instance [0.05,0.1]"
+        )
     return None
 
 # %% ../../nbs/config/contradictions.ipynb #1746be13
@@ -296,7 +310,7 @@ def _options(cfg: Config, ranks: int) -> str | None:
 def _callbacks(cfg: Config, ranks: int) -> str | None:
     names = cfg.training.augmentations
     if twice := next((name for name in names if names.count(name) > 1), None):
-        return f"training.augmentations: {twice} is named twice; expected it once"
+        return f"training.augmentations: {twice} is named twice; name it once"
     lists = (
         ("training", "callback"),
         ("training", "tracker"),
@@ -315,12 +329,12 @@ _EXAMPLES = {
 
 
 def _named_options(cfg: Config, section: str, kind: str) -> str | None:
-    """What is wrong with the options of the things that a word of this section lists."""
+    """What is wrong with the options of the things listed in a word of this section."""
     names, word = getattr(getattr(cfg, section), f"{kind}s"), f"{section}.{kind}_options"
     options = getattr(getattr(cfg, section), f"{kind}_options")
     for name, given in options.items():
         if name not in names:
-            return f"{word}: {name} is none of {section}.{kind}s, {list(names)}; add it there, or leave its options out"
+            return f"{word}: {name} is not in {section}.{kind}s, {list(names)}; add it there, or leave its options out"
         if not isinstance(given, dict):
             return f"{word}.{name}: found {given!r}, expected its options, as in {{{_EXAMPLES[kind]}}}"
     try:
@@ -380,7 +394,7 @@ def _geometry_file(cfg: Config, ranks: int) -> str | None:
 @_check
 def _mask_file(cfg: Config, ranks: int) -> str | None:
     if cfg.data.mask is None:
-        return "data.mask_true: there is no data.mask that it could be about" if cfg.data.mask_true else None
+        return "data.mask_true has no effect without data.mask" if cfg.data.mask_true else None
     path, inside, _ = cfg.data.mask.rpartition(":/")  # FILE.h5:/path/in/file
     return _missing("data.mask", path if inside and not Path(cfg.data.mask).exists() else cfg.data.mask)
 
@@ -388,7 +402,7 @@ def _mask_file(cfg: Config, ranks: int) -> str | None:
 def _missing(word: str, path: str | None) -> str | None:
     if path is None or is_path(path):
         return None
-    if word == "data.data_path" and is_address(path):  # the server is asked by the run, not by who submits it
+    if word == "data.data_path" and is_address(path):  # the run contacts the server, not the process that submits it
         return None
     if any(c in path for c in "*?["):  # a series of files
         found = Path(path)

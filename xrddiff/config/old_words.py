@@ -20,11 +20,12 @@ from ..core.registry import entries, options, title
 # %% ../../nbs/config/old_words.ipynb #a1f00006
 @dataclass(frozen=True)
 class OldOption:
-    """A word that is an option of something now.
+    """A word that has become an option of something.
 
-    `now`: the word that holds the options; `option`: the name. `of`: what has to be chosen; None: anything with such an option.
-    `unsaid`: the value that says nothing in an older run, by default that of the option.
-    `latent`: for a denoiser in a latent only.
+    `now`: the word that holds the options; `option`: its name there. `of`: what has to be chosen
+    for it to apply; None: anything that has such an option.
+    `unsaid`: the value that has no meaning in an older run; by default that of the option.
+    `latent`: only for a denoiser in a latent.
     """
 
     now: str
@@ -91,7 +92,7 @@ _PLAIN = {"bool": bool, "int": int, "float": float, "str": str, "list[int]": lis
 
 @cache
 def old_words() -> dict[str, Word]:
-    """The old words by their full name; null, unless they are given, says nothing."""
+    """The old words by their full name; null unless they are given."""
     blank, words = dict.fromkeys(("choices", "low", "high", "above", "follows", "options_for", "only")), vocabulary()
     found = {}
     for name, old in OLD_OPTIONS.items():
@@ -106,7 +107,7 @@ def old_words() -> dict[str, Word]:
 
 
 def all_words() -> dict[str, Word]:
-    """All words that are understood, the old ones last."""
+    """All words that are accepted, the old ones last."""
     return vocabulary() | old_words()
 
 # %% ../../nbs/config/old_words.ipynb #a1f00011
@@ -132,7 +133,7 @@ def old_schema() -> type:
 
 
 def as_schema(cfg: Any, kind: type | None = None) -> Any:
-    """A configuration as an instance of the schema, in which it may be told old words."""
+    """A configuration as an instance of the schema that also accepts old words."""
     kind = kind or old_schema()
     types = get_type_hints(kind)
     own = {f.name: getattr(cfg, f.name) for f in fields(cfg)}
@@ -170,10 +171,10 @@ def why_no_effect(name: str, cfg: Config) -> str | None:
 
 
 def say_now(cfg: Config, old: Mapping[str, Any], *, saved: bool = False, given: Collection[str] = ()) -> Config:
-    """`cfg` with what these old words say, changed in place.
+    """Apply these old words to `cfg`, in place.
 
-    saved: Are they those of a `config.yaml`, which has them all?
-    given: the words and options that are typed, such as "inference.sampler_options.eta".
+    saved: whether they are from a `config.yaml`, which has all of them.
+    given: the words and options that were typed, such as "inference.sampler_options.eta".
     Raises `BadInput` for an old word that contradicts one of those.
     """
     said = set()

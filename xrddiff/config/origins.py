@@ -25,7 +25,9 @@ def chosen_presets(cfg: Config) -> list[tuple[str, str]]:
 
 # %% ../../nbs/config/origins.ipynb #e9400467
 def _content(group: str, name: str) -> tuple[dict[str, Any], str]:
-    """The content of a preset, empty if it is none of the package's, and the section that it is about."""
+    """The content of a preset (empty if it does not belong to the package), and the section that it
+    sets.
+    """
     import yaml
 
     if (made := made_preset(group, name)) is not None:
@@ -48,7 +50,9 @@ def _flat(section: str, values: dict[str, Any], words: Any) -> dict[str, Any]:
 
 
 def preset_words(group: str, name: str) -> dict[str, tuple[Any, str]]:
-    """What a preset and those that it builds on set: word -> (value, the preset that has it)."""
+    """What is set by a preset and by those that it builds on: word -> (value, the preset that sets
+    it).
+    """
     content, section = _content(group, name)
     found: dict[str, tuple[Any, str]] = {}
     for parent in content.pop("defaults", []):
@@ -58,7 +62,7 @@ def preset_words(group: str, name: str) -> dict[str, tuple[Any, str]]:
 
 
 def _later(first: dict[str, tuple[Any, str]], then: dict[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
-    """What two presets set together: the second wins, and adds to a mapping of the first."""
+    """The values of two presets together: the second wins, but adds to a mapping of the first."""
     both = {w: first[w][0] | v for w, (v, _) in then.items() if w in first and isinstance(v, dict) and first[w][0]}
     return first | {w: (both.get(w, v), source) for w, (v, source) in then.items()}
 

@@ -31,11 +31,12 @@ OWN_FRAMES = "frames.zarr"  # in the folder of a run whose frames were given fro
 
 
 def load_config(path: str | os.PathLike) -> Config:
-    """Read a `config.yaml` that `to_yaml` wrote; words that it lacks take their defaults, and old words are said as they are said now.
-    Frames that a run keeps in its own folder are found there, wherever it was moved or copied.
+    """Read a `config.yaml` that `to_yaml` wrote; missing words take their defaults, and old words
+    are replaced by the current ones. Frames that a run keeps in its own folder are found even if
+    the folder was moved or copied.
 
-    Raises `BadInput` for a file that is not one, and for values with an interpolation: what is
-    saved is resolved, and nothing in it is looked up.
+    Raises `BadInput` for any other file, and for values with an interpolation: a saved
+    configuration is already resolved, so nothing in it is looked up.
     """
     path = Path(path)
     expected = "expected the config.yaml of a run"
@@ -71,7 +72,9 @@ MOST_CONFIG = 256 << 10  # bytes of a config.yaml; one with every word has six t
 
 
 def interpolation(value: Any, at: str = "") -> str | None:
-    """Where the first text in `value` is that OmegaConf would look up, as `${oc.env:HOME}`; None if there is none."""
+    """The place in `value` of the first text that OmegaConf would look up, such as
+    `${oc.env:HOME}`; None if there is none.
+    """
     if isinstance(value, str):
         return at if "${" in value or value == "???" else None
     if isinstance(value, Mapping):
@@ -83,7 +86,7 @@ def interpolation(value: Any, at: str = "") -> str | None:
 
 
 def _check_words(saved: Mapping[str, Any], name: str, section: type, prefix: str = "") -> None:
-    """Refuse words that there are not."""
+    """Refuse words that do not exist."""
     types = get_type_hints(section)
     unknown = next((word for word in saved if word not in types), None)
     if unknown is not None:
@@ -95,11 +98,11 @@ def _check_words(saved: Mapping[str, Any], name: str, section: type, prefix: str
 
 # %% ../../nbs/config/saved_config.ipynb #caf72dd4
 def need_run(run: Path, said: str) -> None:
-    """Raise `BadInput` if `run` is not the folder of a run, with the run that may be meant: the
-    one it is a part of, or the newest inside it.
+    """Raise `BadInput` if `run` is not the folder of a run. The message suggests the run that may
+    be meant: the one that contains `run`, or the newest inside it.
     """
     if os.path.lexists(plain := run / "config.yaml") and not is_path(plain, "dir"):
-        return  # one that is no regular file is refused when it is read
+        return  # a config.yaml that is not a regular file is refused when it is read
     what = "it has no config.yaml" if is_path(run, "dir") else "there is no such folder"
     meant = f"{run.parent}" if is_path(run.parent / "config.yaml", "file") else _newest_run(run)
     hint = f"; did you mean {meant}?" if meant else ""
@@ -107,7 +110,7 @@ def need_run(run: Path, said: str) -> None:
 
 
 def _newest_run(folder: Path) -> str | None:
-    """The run below `folder` that was begun last, where it is a folder of runs such as `output`."""
+    """The newest run below `folder`, if that is a folder of runs such as `output`."""
     levels = ["/".join("*" * n) + "/config.yaml" for n in (1, 2, 3)] if is_path(folder, "dir") else []
     try:
         found = [(p.stat().st_mtime, str(p.parent)) for level in levels for p in folder.glob(level)]
@@ -117,5 +120,5 @@ def _newest_run(folder: Path) -> str | None:
 
 
 def no_generator(run: str | os.PathLike) -> BadInput:
-    """The refusal of a run without a generative model, to be raised."""
+    """The error for a run without a generative model, to be raised."""
     return BadInput(f"{run} holds no generative model; expected a run of ddpm, diff or latent_diff")

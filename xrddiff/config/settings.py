@@ -22,7 +22,7 @@ __all__ = ['read_settings', 'setting_text', 'option_rows', 'setting_rows', 'diff
 
 # %% ../../nbs/config/settings.ipynb #c141d95e
 def read_settings(given: Sequence[str]) -> Config:
-    """The configuration of a run folder or of its `config.yaml`, or that of words (`["model=vae_kl"]`)."""
+    """The configuration of a run folder, of its `config.yaml`, or of words (`["model=vae_kl"]`)."""
     path = Path(given[0]).expanduser() if len(given) == 1 else None
     if path is None or not is_path(path) and is_override(given[0]):
         return compose_config(given)
@@ -38,9 +38,10 @@ def setting_text(value: Any) -> str:
 
 
 def option_rows(cfg: Config, word: str, origin: str) -> list[dict[str, Any]]:
-    """A row per option in a word such as "inference.sampler_options", of what is chosen. `origin`: where those that are said come from.
+    """A row per option in a word such as "inference.sampler_options", for what is chosen. `origin`:
+    where the options that were given come from.
 
-    Of a network only those that are said: the others follow its size.
+    For a network, only the options that were given: the others follow its size.
     """
     kind, _ = vocabulary()[word].metadata["options_for"]
     own, said = known_options(cfg, word), get_word(cfg, word)
@@ -68,7 +69,9 @@ def setting_rows(cfg: Config, *, every: bool = True, inside: bool = False) -> li
 
 # %% ../../nbs/config/settings.ipynb #f354d2cd
 def differences(one: Config, other: Config) -> list[dict[str, Any]]:
-    """A row per word that two configurations say otherwise: both values, where each comes from, unit and meaning."""
+    """A row per word whose values differ in two configurations: both values, where each comes from,
+    unit and meaning.
+    """
     a, b = setting_rows(one), setting_rows(other)
     return [
         dict(word=x["word"], values=[x["value"], y["value"]], origins=[x["origin"], y["origin"]])

@@ -20,14 +20,16 @@ from ..core.registry import Names, Option, check_options, entries
 # %% ../../nbs/config/used_words.ipynb #747bb4d6
 @dataclass(frozen=True)
 class ModelParts:
-    """The networks of a model: `autoencoder` ("vae_kl", "vq") and `denoiser` ("unet", "autoregressive"), each None where there is none."""
+    """The networks of a model: `autoencoder` ("vae_kl", "vq") and `denoiser` ("unet",
+    "autoregressive"); None for one that it does not have.
+    """
 
     autoencoder: str | None
     denoiser: str | None
 
     @property
     def latent(self) -> bool:
-        """Is it diffusion in the latent of an autoencoder?"""
+        """Whether it is diffusion in the latent of an autoencoder."""
         return self.autoencoder is not None and self.denoiser is not None
 
 
@@ -48,12 +50,12 @@ def used_maps(cfg: Config) -> dict[str, dict[str, Any]]:
 
 
 def told_lattices(cfg: Config) -> bool:
-    """Is the run's denoiser told the lattice of each frame?"""
+    """Whether the run's denoiser is given the lattice of each frame."""
     return "lattice" in used_maps(cfg)
 
 
 def show_crystals(maps: Iterable[str]) -> bool:
-    """Is one of these condition maps drawn from the crystals of a frame?"""
+    """Whether one of these condition maps is drawn from the crystals of a frame."""
     known = entries("condition_map")
     return any(known[name].traits.get("crystals") for name in maps if name in known)
 
@@ -66,7 +68,7 @@ def trained_parts(cfg: Config) -> ModelParts:
 
 # %% ../../nbs/config/used_words.ipynb #5b8f3f80
 def given_parts(init: Config, cfg: Config) -> ModelParts:
-    """The networks that a run of `cfg` trains and that it can begin with those of a run of `init`."""
+    """The networks of a run of `cfg` that can start from the weights of a run of `init`."""
     theirs, ours = model_parts(init), trained_parts(cfg)
     alike = theirs.latent == model_parts(cfg).latent
     return ModelParts(
@@ -76,15 +78,17 @@ def given_parts(init: Config, cfg: Config) -> ModelParts:
 
 # %% ../../nbs/config/used_words.ipynb #5d20c7e1
 STEPS = 16  # evaluations of the default sampler
-_TOLD_STEPS = 4  # of UniPC by a model that is told a lattice
+_TOLD_STEPS = 4  # of UniPC for a model that is given a lattice
 _STEPS_BACK = 64  # noise levels close enough together for an accurate inversion
 
 
 def sampling_steps(cfg: Config, *, inverted: bool = False, begins: bool = False) -> int:
-    """How many steps the sampler of this configuration makes: `inference.steps`, or what suits the model.
+    """How many steps the sampler of this configuration makes: `inference.steps`, or a number that
+    suits the model.
 
-    inverted: Is the sampler also inverted?
-    begins: Is it a run that begins now, rather than one whose `config.yaml` says all it was begun with?
+    inverted: whether the sampler is also inverted.
+    begins: whether this is a new run, rather than one whose `config.yaml` records everything that
+        it was started with.
     """
     i = cfg.inference
     if i.steps is not None:
@@ -97,7 +101,9 @@ def sampling_steps(cfg: Config, *, inverted: bool = False, begins: bool = False)
 
 # %% ../../nbs/config/used_words.ipynb #b9823630
 def noise_name(cfg: Config) -> str | None:
-    """The distribution of noise levels that a denoiser is trained at, by name; None where there is no denoiser."""
+    """The name of the distribution of noise levels that the denoiser is trained at; None without a
+    denoiser.
+    """
     denoiser, own = model_parts(cfg).denoiser, entries("parameterisation").get(cfg.model.parameterisation)
     if denoiser != "unet":
         return denoiser and "lognormal"
@@ -105,13 +111,17 @@ def noise_name(cfg: Config) -> str | None:
 
 
 def chosen_name(cfg: Config, word: str) -> str | None:
-    """The name of what the options in this word are for, such as "unipc" for "inference.sampler_options"; None where there is nothing."""
+    """The name of what the options in this word are for, such as "unipc" for
+    "inference.sampler_options"; None if there is nothing.
+    """
     chooser = vocabulary()[word].metadata["options_for"][1]
     return noise_name(cfg) if chooser == "model.training_noise" else get_word(cfg, chooser)
 
 
 def known_options(cfg: Config, word: str) -> dict[str, Option]:
-    """The options that may stand in this word: those of what is chosen, by name; none where there is nothing of that name."""
+    """The options that this word may hold: those of what is chosen, by name; none if nothing has
+    that name.
+    """
     known = entries(vocabulary()[word].metadata["options_for"][0])
     return known[chosen].options if (chosen := chosen_name(cfg, word)) in known else {}
 
@@ -129,7 +139,7 @@ def run_facts(cfg: Config) -> dict[str, Any]:
     )
 
 
-_MISSING = {  # a fact -> how its absence is said
+_MISSING = {  # a fact -> how its absence is described
     "autoencoder": "the model has no autoencoder",
     "trains": "no autoencoder is trained",
     "denoiser": "the model has no denoiser",
@@ -148,7 +158,7 @@ _FACTS = {"denoiser": "denoiser", "noise": "training noise"}
 
 
 def _said(key: str, value: Any) -> str:
-    """A fact, or the value of a word, as a reason."""
+    """A fact, or the value of a word, written as a reason."""
     if key not in _MISSING:
         return f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
     if not value:
@@ -157,7 +167,7 @@ def _said(key: str, value: Any) -> str:
 
 # %% ../../nbs/config/used_words.ipynb #f2ff9438
 def _conditions(word: Word) -> list[dict[str, Any]]:
-    """Sets of conditions, of which one has to be met."""
+    """Sets of conditions; at least one set has to be met."""
     only = word.metadata["only"]
     return [] if only is None else only if isinstance(only, list) else [only]
 

@@ -21,11 +21,12 @@ class BadInput(XrddiffError, ValueError):
 
 
 class RankFailed(XrddiffError):
-    """Another rank failed, so this one ends too; the message is that of the other rank."""
+    """Another rank failed, so this one stops too; the message is that of the other rank."""
 
 # %% ../../nbs/core/errors.ipynb #3136b15c
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of an error message: `"; did you mean 'x'?"`, or the list of choices if none is near.
+    """The end of an error message: `"; did you mean 'x'?"`, or the list of choices if none is
+    close.
 
     `word`: what was found. `choices`: the valid words.
     """

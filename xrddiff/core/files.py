@@ -82,7 +82,7 @@ def temporary_name(path: Path, ending: str = "part") -> Path:
 
 
 def _place() -> str:
-    """Where a process number is valid: this machine and container, as a short hash."""
+    """The machine and container in which a process number is valid, as a short hash."""
     try:
         inside = os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
@@ -91,7 +91,7 @@ def _place() -> str:
 
 # %% ../../nbs/core/files.ipynb #f87a7bfc
 def clear_leftovers(path: Path) -> None:
-    """Remove the hidden files left next to `path` by processes of this machine that were killed."""
+    """Remove the hidden files that killed processes of this machine left next to `path`."""
     here = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{12}}-{_place()}-(\d+)\.(part|old)")
     with suppress(OSError):  # a folder that can be written to but not listed
         for name in os.listdir(path.parent):
@@ -100,7 +100,7 @@ def clear_leftovers(path: Path) -> None:
 
 
 def process_exists(pid: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+    """Whether a process with this number is running on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -117,7 +117,8 @@ def writing(path: str | Path, *, parents: bool = True, durable: bool = True) -> 
     If the block succeeds, it replaces `path`; otherwise it is removed. Then leftovers of processes
     killed on this machine are removed too.
     `parents`: create the folder of `path` if it does not exist.
-    `durable`: wait until everything is on disk; False if a reader can detect what a power cut lost.
+    `durable`: wait until everything is on disk; set it to False if a reader can detect what a power
+    cut lost.
     Raises `CannotSave`, with one sentence, for errors of the operating system.
     """
     path = Path(path)
@@ -157,7 +158,7 @@ def _put_in_place(part: Path, path: Path, sync: Callable[[Path], None]) -> None:
 
 # %% ../../nbs/core/files.ipynb #12cdab9b
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Replace the file at `path` by `text` in one step; returns `path`. Its folder must exist.
+    """Replace the file at `path` with `text` in one step; returns `path`. Its folder must exist.
 
     Raises `CannotSave` if it cannot be written; the previous file is then unchanged.
     """
@@ -177,7 +178,7 @@ def plain(
 
     NumPy and torch scalars and arrays, paths, tuples, sets and mappings are converted.
     `where`: the name of the value in an error.
-    `nan`: keep NaN and infinity, replace them by None, or raise `BadInput`.
+    `nan`: keep NaN and infinity, replace them with None, or raise `BadInput`.
     `other`: converts values of any other type; without it they raise `BadInput`.
     """
 
@@ -220,7 +221,7 @@ _SEAL_LENGTH = 33
 
 
 def sealed(text: str) -> str:
-    """A JSON text, or a line of one, with its checksum in the blanks at its end."""
+    """A JSON text, or one line of JSON, with its checksum in the blanks at its end."""
     text = text.rstrip()
     bits = f"{zlib.crc32(text.encode()):032b}"
     return text + bits.replace("0", " ").replace("1", "\t") + "\n"
@@ -233,7 +234,7 @@ def sealed_yaml(text: str) -> str:
 
 
 def is_broken(data: bytes) -> bool:
-    """Whether data have a seal that is not theirs. Data without a seal are taken as they are."""
+    """Whether the seal of some data does not match them. Data without a seal are accepted."""
     tail = data[-_SEAL_LENGTH:]
     if (found := _SEAL.search(tail)) is None:
         return False
@@ -243,7 +244,7 @@ def is_broken(data: bytes) -> bool:
 
 # %% ../../nbs/core/files.ipynb #27840cb6
 def write_json(path: str | os.PathLike, value: Any) -> Path:
-    """Replace the file at `path` by `value` as sealed JSON, in one step; NaN and infinity become
+    """Replace the file at `path` with `value` as sealed JSON, in one step; NaN and infinity become
     null.
     """
     value = plain(value, str(path), nan="null", other=str)
@@ -266,7 +267,8 @@ def json_digest(value: Any, other: Callable[[Any], Any] | None = None) -> str:
 def lock(file: IO | int, *, wait: bool = False) -> bool:
     """Lock an open file for this process until it is closed; False if another process has the lock.
 
-    `wait`: wait until the lock is free. Also returns True if the file system has no locks.
+    `wait`: wait until the lock is free. Also returns True if the file system does not support
+    locks.
     """
     try:
         import fcntl
@@ -280,13 +282,13 @@ def lock(file: IO | int, *, wait: bool = False) -> bool:
 
 # %% ../../nbs/core/files.ipynb #3a0ded74
 def is_path(path: str | os.PathLike, kind: str = "exists") -> bool:
-    """Whether `path` exists, is a "file" or a "dir"; a name that no file system can hold is
-    none of them.
+    """Whether `path` exists, is a "file" or is a "dir"; False for a name that no file system can
+    hold.
     """
     path = Path(path)
     try:
         return {"exists": path.exists, "file": path.is_file, "dir": path.is_dir}[kind]()
-    except (OSError, ValueError):  # too long a name, a null byte
+    except (OSError, ValueError):  # the name is too long, or has a null byte
         return False
 
 # %% ../../nbs/core/files.ipynb #a60a485f
@@ -296,7 +298,7 @@ def is_address(place: Any) -> bool:
 
 
 def anywhere(place: str | os.PathLike) -> str:
-    """A path that means the same in any folder; an address as it is."""
+    """An absolute path; an address is returned unchanged."""
     return place if is_address(place) else str(Path(place).expanduser().absolute())
 
 # %% ../../nbs/core/files.ipynb #5fdae5b4
@@ -324,7 +326,7 @@ _HELD = ".held"  # the file in a scratch folder that its process has locked
 
 @contextmanager
 def scratch_folder(parent: str | os.PathLike | None = None) -> Iterator[Path]:
-    """A temporary folder for the block, in `parent` or in the system's folder for temporary files.
+    """A temporary folder for the block, in `parent` or in the system's temporary folder.
 
     Folders that killed processes left there are removed.
     """

@@ -27,16 +27,16 @@ _INVISIBLE = {"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"}
 
 
 def _visible(text: str, written: Callable[[str], str], keep: str = "") -> str:
-    """`text` with every invisible character but those of `keep` as `written` writes it."""
+    """`text` with every invisible character, except those in `keep`, as `written` writes it."""
     if text.isprintable():
         return text
     return "".join(c if c in keep or unicodedata.category(c) not in _INVISIBLE else written(c) for c in text)
 
 
 def plain_text(value: object, most: int | None = None, *, breaks: bool = False) -> str:
-    """`value` as text that any medium takes: bytes of a name that are not UTF-8, lone surrogates and control
-    characters stand as `\\xNN`. `most`: characters, after which an ellipsis follows. `breaks`: line breaks
-    are our own, and stay.
+    """`value` as text that any medium takes: bytes of a name that are not UTF-8, lone surrogates
+    and control characters are written as `\\xNN`. `most`: the number of characters after which an
+    ellipsis follows. `breaks`: line breaks are our own, and are kept.
     """
     text = os.fsdecode(value) if isinstance(value, bytes | os.PathLike) else str(value)
     if not text.isprintable():
@@ -53,9 +53,11 @@ UNBROKEN = 160  # columns of a log file: the lines of our tables fit
 
 
 def console(**words: Any) -> "Console":
-    """rich's console, for text of anybody: markup and control characters are printed as they are written.
+    """rich's console, for text from anywhere: markup and control characters are printed as they are
+    written.
 
-    `words`: of `Console`. What does not go to a terminal is `UNBROKEN` columns wide, unless COLUMNS or `width` says another.
+    `words`: arguments of `Console`. Output that does not go to a terminal is `UNBROKEN` columns
+    wide, unless COLUMNS or `width` says otherwise.
     """
     from rich.console import Console
     from rich.segment import Segment
@@ -74,7 +76,7 @@ def console(**words: Any) -> "Console":
 
 
 def for_terminal(value: object, most: int | None = None, style: str = "") -> "Text":
-    """`value` as a cell or line of rich, without markup."""
+    """`value` as a cell or a line in rich, without markup."""
     from rich.text import Text
 
     return Text(plain_text(value, most), style=style)
@@ -88,8 +90,8 @@ def say(*lines: object, file: TextIO | None = None, flush: bool = False, breaks:
 
 
 def complain(text: object, file: TextIO | None = None) -> None:
-    """Print an error, or with `note: ` before it a note, each of its lines after our name; `file`: standard
-    error unless given.
+    """Print an error (or a note, if it begins with `note: `), each line after our name; `file`:
+    standard error unless given.
     """
     say(*(f"xrddiff: {line}" for line in str(text).split("\n")), file=file or sys.stderr)
 
@@ -98,8 +100,8 @@ _COLOUR = re.compile("(\x1b\\[[0-9;]*m|[\r\n\t])")
 
 
 def for_log(text: str, colour: bool = True) -> str:
-    """The lines of a log of any program as a terminal may show them: colours, line breaks and carriage
-    returns stay, and nothing else that moves a cursor or talks to the terminal.
+    """The lines of any program's log as a terminal may show them: colours, line breaks and carriage
+    returns stay; everything else that moves the cursor or talks to the terminal is removed.
     """
     parts = _COLOUR.split(text)
     ours = [p if colour or not p.startswith("\x1b") else "" for p in parts[1::2]]
@@ -107,7 +109,7 @@ def for_log(text: str, colour: bool = True) -> str:
 
 # %% ../../nbs/core/mediums.ipynb #0505c41e
 def for_shell(words: Iterable[object]) -> str:
-    """`words` as one visible line that a shell reads as these words."""
+    """`words` as one line of visible characters that a shell reads as these words."""
     return " ".join(map(_shell_word, words))
 
 
@@ -121,34 +123,36 @@ def _shell_word(word: object) -> str:
 
 # %% ../../nbs/core/mediums.ipynb #95808482
 def for_plot(value: object, most: int | None = None) -> str:
-    """`value` as matplotlib draws it as it is, in titles, labels and legends: a dollar sign begins no formula.
-    What went through here before stays as it is.
+    """`value` written so that matplotlib shows it literally in titles, labels and legends: a dollar
+    sign begins no formula. Text that was already converted stays as it is.
     """
     text = re.sub(r"(?<!\\)\$", r"\\$", plain_text(value, most))
     return f" {text}" if text.startswith("_") else text
 
 # %% ../../nbs/core/mediums.ipynb #0144c4b9
 def for_html(value: object, most: int | None = None, *, breaks: bool = False) -> str:
-    """`value` as it stands in HTML, also within quotation marks; `breaks`: as for `plain_text`."""
+    """`value` escaped for HTML, also within quotation marks; `breaks`: as for `plain_text`."""
     return html.escape(plain_text(value, most, breaks=breaks), quote=True)
 
 
 _MARKS = re.compile(
     r"[\\`*\[\]|~$]|(?<=\])\("  # code, emphasis, links, cells, strikes, formulas
-    r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore within a word is one
+    r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore within a word is just that
     r"|^(?:#(?=#*(?:\s|$))|[>%]|[+-](?=\s|$|[+-])|=(?==*$)|:(?=::)|\d+(?=[.)](?:\s|$)))"  # what a line may begin as
 )
 _ENTITIES = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\{(?=[{%])")
 
 
 def for_markdown(value: object, most: int | None = None) -> str:
-    """`value` as it stands in a line or a cell of Markdown, with or without HTML in it."""
+    """`value` escaped for a line or a cell of Markdown, whether or not HTML is allowed in it."""
     text = _MARKS.sub(lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", plain_text(value, most).strip())
     return _ENTITIES.sub(lambda m: f"&#{ord(m[0])};", text)
 
 
 def for_code(value: object, language: str | None = None) -> str:
-    """`value` as code in Markdown: a span, or with a `language` a block, of visible characters."""
+    """`value` as code in Markdown, in visible characters: a span, or a block if `language` is
+    given.
+    """
     text = plain_text(value, breaks=language is not None)
     marks = "`" * (1 + max([0 if language is None else 2, *map(len, re.findall("`+", text))]))
     if language is not None:

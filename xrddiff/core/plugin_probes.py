@@ -31,7 +31,7 @@ __all__ = ['LIMIT', 'Refused', 'expect', 'Probed', 'check_call', 'check_options_
 
 # %% ../../nbs/core/plugin_probes.ipynb #f302c2cd
 class Refused(BadInput):
-    """What a probe finds wrong: a sentence that goes on from "the sampler 'x'"."""
+    """What a probe finds wrong: the rest of a sentence that begins "the sampler 'x'"."""
 
 
 def expect(condition: Any, otherwise: str) -> None:
@@ -42,10 +42,10 @@ def expect(condition: Any, otherwise: str) -> None:
 
 @dataclass(frozen=True)
 class Probed:
-    """How the probe of one thing ended.
+    """The result of probing one thing.
 
-    `passed`: what was found to be right. `seconds`: how long it took. `problem`: what is wrong, where, and what
-    was expected; None if nothing is.
+    `passed`: the checks that passed. `seconds`: how long it took. `problem`: what is wrong, where,
+    and what was expected; None if nothing is wrong.
     """
 
     kind: str
@@ -129,7 +129,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if left:  # somebody else's alarm
+        if left:  # an alarm that somebody else has set
             signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - began)), every)
 
 
@@ -155,7 +155,7 @@ def defined_at(thing: Any, source: str) -> str:
 
 
 def probe(entry: Entry, thing: Any, *, limit: float = LIMIT) -> Probed:
-    """Try one registered thing; `limit`: seconds after which it is given up."""
+    """Probe one registered thing; `limit`: seconds after which the probe is abandoned."""
     began, passed, problem, at = time.perf_counter(), [], None, ""
     try:
         with _time_limit(limit), _kept_generators(), warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -164,7 +164,7 @@ def probe(entry: Entry, thing: Any, *, limit: float = LIMIT) -> Probed:
                 passed.append(what)
     except Refused as error:
         problem = str(error)
-    except BadInput as error:  # the thing itself says that the example is nothing for it
+    except BadInput as error:  # the thing itself says that it cannot use the example
         passed.append(f"declines the example: {error}")
     except _TooLong:
         problem = f"did not return within {limit:g} s"
@@ -182,7 +182,7 @@ _probed: dict[tuple[str, str | None], list[Probed]] = {}  # by name and hash of 
 
 
 def probe_plugin(plugin: Plugin) -> list[Probed]:
-    """Try all that a plug-in has registered, which must be loaded; once in a process."""
+    """Probe everything that a plug-in has registered, once per process. The plug-in must be loaded."""
     if (key := (plugin.name, plugin.sha256)) not in _probed:
         _probed[key] = [probe(entry, thing) for entry, thing in registered_by(plugin.name)]
     return _probed[key]

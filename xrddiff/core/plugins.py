@@ -136,8 +136,8 @@ def _open(name: str) -> Plugin:
 def load_plugin(plugin: str | Plugin, scope: Scope | None = None) -> Plugin:
     """Load a plug-in, given as a file, a module or a `Plugin`, into `scope` (None: the current one).
 
-    A file is executed once in a process, unless its content changes. A run goes on with the content that it began
-    with.
+    A file is executed once per process, unless its content changes. A run keeps the content that it
+    began with.
 
     Raises `BadInput` if it does not exist, fails, or registers a name that is already taken.
     """
@@ -152,7 +152,7 @@ def load_plugin(plugin: str | Plugin, scope: Scope | None = None) -> Plugin:
                     stacklevel=2,
                 )
                 return known
-            forget(known.source)  # a notebook that composes again after its plug-in was edited
+            forget(known.source)  # a notebook composes again after its plug-in was edited
         elif known is not None:
             return known
         if (key := (plugin.name, plugin.sha256)) in _executed:
@@ -166,7 +166,7 @@ def load_plugin(plugin: str | Plugin, scope: Scope | None = None) -> Plugin:
 
 
 def _same_place(known: Plugin, plugin: Plugin) -> None:
-    """Refuse two plug-ins of one name."""
+    """Refuse two plug-ins with the same name."""
     if known.source != plugin.source and known.content != plugin.content:
         raise BadInput(f"plugins: {plugin.source} and {known.source} have the same name; expected different ones")
 
@@ -196,7 +196,9 @@ def raised_at(error: BaseException, source: str) -> str:
 
 
 def loaded_plugin(name: str) -> Plugin | None:
-    """The plug-in of this name that is loaded for the current run, else for the process; None if there is none."""
+    """The plug-in of this name that is loaded for the current run, or else for the process; None if
+    there is none.
+    """
     return current_scope().plugins.get(name) or GROUND.plugins.get(name)
 
 # %% ../../nbs/core/plugins.ipynb #5939ca9a
@@ -217,7 +219,7 @@ def load_standing() -> list[Plugin]:
         try:
             found.append(load_plugin(Plugin(point.module, point.module), GROUND))
         except BadInput as error:
-            warnings.warn(f"the installed plug-in {point.name} is left out: {error}", stacklevel=2)
+            warnings.warn(f"the installed plug-in {point.name} was not loaded: {error}", stacklevel=2)
     return found
 
 
@@ -235,10 +237,11 @@ def load_plugins(names: Iterable[str]) -> list[Plugin]:
 
 @contextmanager
 def plugin_scope(names: Iterable[str] = (), run: str | os.PathLike | None = None) -> Iterator[Scope]:
-    """Within `with`, a run of its own: plug-ins that are loaded there are known there only.
+    """Within `with`, a run of its own: plug-ins that are loaded inside the block are registered
+    only there.
 
-    `names`: these are loaded at once. `run`: of this run folder those are that this process may execute
-    (`need_plugins` says which are missing).
+    `names`: plug-ins that are loaded at once. `run`: a run folder, whose plug-ins are loaded as far
+    as this process may execute them (`need_plugins` says which are missing).
     """
     with open_scope() as scope:
         if names := list(names):
@@ -249,10 +252,10 @@ def plugin_scope(names: Iterable[str] = (), run: str | os.PathLike | None = None
 
 # %% ../../nbs/core/plugins.ipynb #8219b503
 def attempt(kind: str, name: str, action: Callable[[], Any], otherwise: Any = None) -> Any:
-    """What `action` returns, which calls something registered.
+    """Call `action`, which uses something registered, and return its result.
 
-    If this is of a plug-in and raises, that is no reason to end a run: `otherwise` is returned, and `failure_of` says
-    why.
+    An error in a plug-in should not end a run: in that case `otherwise` is returned, and
+    `failure_of` says why.
     """
     try:
         return action()
@@ -268,12 +271,12 @@ def attempt(kind: str, name: str, action: Callable[[], Any], otherwise: Any = No
 
 
 def failure_of(kind: str, name: str) -> str | None:
-    """Why something of a plug-in could not be computed in this run; None if nothing is known of that."""
+    """Why something of a plug-in could not be computed in this run; None if there was no failure."""
     return current_scope().failures.get((kind, name))
 
 # %% ../../nbs/core/plugins.ipynb #fd04eb6c
 def keep_plugins(run: str | os.PathLike, plugins: Sequence[Plugin]) -> None:
-    """Write the plug-ins of a new run to its folder `run`; nothing if there are none."""
+    """Copy the plug-ins of a new run to its folder `run`; does nothing if there are none."""
     if not plugins:
         return
     with writing(Path(run) / FOLDER) as folder:
@@ -329,15 +332,15 @@ def _load_kept(run: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
         if row["sha256"] is None:  # a run folder could name any module that is installed here
             if loaded_plugin(row["name"]) is None and not _may_execute(row):
                 raise BadInput(
-                    f"{run} needs the plug-in {row['name']}, a module of which it keeps no copy to trust: expected yours "
-                    f"(plugins=[{row['name']}])"
+                    f"{run} needs the plug-in {row['name']}, a module, and a run keeps no copy of a module; if it "
+                    f"is installed here, name it: plugins=[{row['name']}]"
                 )
             load_plugin(Plugin(row["name"], row["name"]))
             continue
         path = Path(run) / FOLDER / row["name"]
         plugin = Plugin(row["name"], str(path.absolute()), _read(path))
         if plugin.sha256 != row["sha256"]:
-            raise BadInput(f"{path} is not the plug-in that the run was made with: its SHA-256 is another one")
+            raise BadInput(f"{path} is not the plug-in that the run was made with: its SHA-256 differs")
         if row["name"] not in current_scope().plugins:
             load_plugin(plugin)
 
@@ -345,7 +348,7 @@ def _load_kept(run: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
 def need_plugins(run: str | os.PathLike, named: Iterable[str] = (), *, own: bool = False) -> None:
     """Load the plug-ins that `run` needs before it is opened.
 
-    `named`: those that the user names now; they replace the run's own.
+    `named`: plug-ins that the user names now; they replace the run's own.
     `own`: the run is being resumed, so plug-ins that this user started it with are executed again.
 
     Raises `BadInput` for a missing plug-in: stored copies are executed only if the user trusts them.
@@ -363,9 +366,8 @@ def need_plugins(run: str | os.PathLike, named: Iterable[str] = (), *, own: bool
             _load_kept(run, [row])
         elif found is None:
             raise BadInput(
-                f"{run} needs the plug-in {row['name']}, and opening a run executes no code of it: expected yours "
-                f"(plugins=[{row['source']}]), or --trust-plugins (in Python xd.open_run(…, trust_plugins=True)), which "
-                "executes the copy that the run keeps"
+                f"{run} needs the plug-in {row['name']}, and opening a run does not execute its code: name your own "
+                f"copy (plugins=[{row['source']}]), or execute the run's copy with --trust-plugins (in Python xd.open_run(…, trust_plugins=True))"
             )
         elif differs:
             warnings.warn(f"{found.source} is not the version of the plug-in that {run} was made with", stacklevel=2)

@@ -38,7 +38,8 @@ def submit_command(args: argparse.Namespace) -> int:
     shown, array = args.dry_run or args.output or args.local, None
     if (args.script or command) and (args.array or args.multirun):
         raise BadInput(
-            f"{'--array' if args.array else '--multirun'} makes a task of each run of a sweep; expected words of a run, not "
+            f"{'--array' if args.array else '--multirun'} makes one task per run of a sweep; expected words of a "
+            "run, not "
             f"{'--script' if args.script else command[0]}"
         )
     if args.script:
@@ -47,7 +48,7 @@ def submit_command(args: argparse.Namespace) -> int:
         job, logs = plan_command(command, profile.ranks, args.name, reserve=not shown)
     else:
         if args.array and args.multirun:
-            raise BadInput("--array gives each run a job, --multirun all of them one; expected one of the two")
+            raise BadInput("--array makes one job per run, --multirun one job for all runs; use one of the two")
         sweep = expand_multirun(words) if args.array or args.multirun else [words]
         job, logs = plan_runs(sweep, profile.ranks, args.name, reserve=not shown)
         array = f"0-{len(sweep) - 1}" if args.array else None
@@ -106,16 +107,16 @@ def _run_here(plan: JobPlan, args: argparse.Namespace) -> int:
     ):
         plain = re.fullmatch(r"[\w./-]+", folder, re.ASCII)
         word = f"resume={folder}" if plain else as_override("resume", folder)
-        complain(f"stopped before its end; to go on: the same command with {for_shell([word])}")
+        complain(f"stopped before it was done; to resume: the same command with {for_shell([word])}")
     elif code in (REQUEUE, INTERRUPTED) and plan.job.kind == "command":
         words = for_shell(plan.job.argv)
-        complain(f"stopped before its end; to go on: the same job with the words {words}")
+        complain(f"stopped before it was done; to resume: the same job with the words {words}")
     return code
 
 # %% ../../../nbs/app/cli/batch.ipynb #a8aeff0f
 def status(args: argparse.Namespace) -> int:
-    """Show your jobs in the queue and those that left it last, with epoch, step and loss of each
-    run.
+    """Show your jobs in the queue and those that left it recently, with epoch, step and loss of
+    each run.
     """
     from xrddiff.run.slurm.status import job_rows, status_table
 
@@ -131,7 +132,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def logs(args: argparse.Namespace) -> int:
-    """Show the log of a job or run, and first how it failed, if it did.
+    """Show the log of a job or run; if it failed, first show how.
 
     With -f, follow the log until the job ends.
     """
@@ -175,7 +176,7 @@ def profiles(args: argparse.Namespace) -> int:
 
 # %% ../../../nbs/app/cli/batch.ipynb #bfa7f61e
 def _script_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--name", help="of the job (that of the model)")
+    p.add_argument("--name", help="name of the job (default: that of the model)")
     p.add_argument(
         "--dry-run", action="store_true", help="print the batch script and stop; it can be piped into sbatch"
     )
@@ -184,16 +185,16 @@ def _script_arguments(p: argparse.ArgumentParser) -> None:
 # %% ../../../nbs/app/cli/batch.ipynb #740f69bc
 def add_cluster_commands(commands: Any) -> None:
     """Add the commands of the cluster to the subparsers of `xrddiff`."""
-    p = add_command(commands, "submit", submit_command, "send a run to a SLURM cluster")
+    p = add_command(commands, "submit", submit_command, "submit a run to a SLURM cluster")
     add_profile(p)
     _script_arguments(p)
     p.add_argument("--local", action="store_true", help="run the script on this machine, its ranks as processes")
-    p.add_argument("--array", action="store_true", help="a task for every combination of word=a,b and word=range(1,4)")
-    p.add_argument("-m", "--multirun", action="store_true", help="every combination in one job, one after another")
+    p.add_argument("--array", action="store_true", help="one task per combination of word=a,b and word=range(1,4)")
+    p.add_argument("-m", "--multirun", action="store_true", help="all combinations in one job, one after another")
     p.add_argument(
         "--script",
         metavar="FILE",
-        help="execute a .py or .ipynb of your own on every rank; the words are its arguments",
+        help="execute your own .py or .ipynb file on every rank; the words are its arguments",
     )
     together = "or, after all options, a command for all ranks: posterior …, comm-test"
     p.add_argument("overrides", nargs="*", metavar="word=value", help=f"as for `xrddiff run`; {together}")
@@ -202,23 +203,23 @@ def add_cluster_commands(commands: Any) -> None:
     p.add_argument("jobs", nargs="*", metavar="JOB_OR_RUN", help="only these")
     p.add_argument("--json", action="store_true", help="for programs")
     p.add_argument(
-        "--last", type=int, default=10, metavar="N", help="how many submissions that have left the queue (10)"
+        "--last", type=int, default=10, metavar="N", help="number of submissions that have left the queue (10)"
     )
 
-    p = add_command(commands, "logs", logs, "the log of a job, its failure first")
+    p = add_command(commands, "logs", logs, "the log of a job; a failure is shown first")
     p.add_argument("target", metavar="JOB_OR_RUN")
-    p.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
-    p.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how many lines (50; 0: all)")
+    p.add_argument("-f", "--follow", action="store_true", help="follow the log until the job has ended")
+    p.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="number of lines (50; 0: all)")
 
     p = add_command(commands, "cancel", cancel, "end jobs")
     p.add_argument("targets", nargs="+", metavar="JOB_OR_RUN")
 
-    p = add_command(commands, "resume", resume, "send a job again that ended before it was done")
+    p = add_command(commands, "resume", resume, "submit a job again that ended before it was done")
     p.add_argument("target", metavar="JOB_OR_RUN")
     add_profile(p)
     _script_arguments(p)
     p.add_argument(
-        "overrides", nargs="*", metavar="word=value", help="what may change on a resume: training.max_steps=…"
+        "overrides", nargs="*", metavar="word=value", help="words that may change on a resume: training.max_steps=…"
     )
 
     add_command(commands, "profiles", profiles, "the cluster profiles")

@@ -14,7 +14,7 @@ from ...core.errors import BadInput
 
 # %% ../../../nbs/app/cli/checking.ipynb #bfc3223b
 def check_table(rows: Sequence[Any]):
-    """What was tried of plug-ins, as a rich table; `rows`: `plugin_probes.Probed`."""
+    """The results of probing plug-ins, as a rich table; `rows`: `plugin_probes.Probed`."""
     from rich.table import Table
 
     from xrddiff.core.mediums import for_terminal
@@ -29,9 +29,9 @@ def check_table(rows: Sequence[Any]):
 
 
 def check(args: argparse.Namespace) -> int:
-    """Execute plug-ins and try each thing that they register on a small example: a sampler on a Gaussian, whose order
-    of convergence is printed, a transform's round trip on counts, a loss and a metric with a mask. Exit code 2 if
-    something fails.
+    """Execute plug-ins and test everything that they register on a small example: a sampler on a
+    Gaussian, printing its order of convergence; a transform's round trip on counts; a loss and a
+    metric with a mask. Exit code 2 if something fails.
     """
     from xrddiff.core.mediums import console
     from xrddiff.core.plugin_probes import probe_plugin
@@ -51,8 +51,8 @@ def check(args: argparse.Namespace) -> int:
 
 def add_check(commands: Any) -> None:
     """Add `check` to the commands."""
-    p = commands.add_parser("check", help="try what a plug-in registers", description=check.__doc__)
+    p = commands.add_parser("check", help="test what a plug-in registers", description=check.__doc__)
     p.add_argument(
-        "files", nargs="+", metavar="FILE", help="a notebook, a Python file or a module; it is executed, as a run would"
+        "files", nargs="+", metavar="FILE", help="a notebook, a Python file or a module; it is executed, as in a run"
     )
     p.set_defaults(command=check, parser=p)

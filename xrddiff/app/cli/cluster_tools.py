@@ -112,9 +112,7 @@ def scaling(args: argparse.Namespace) -> int:
         table, head = _predict_particles(args)
     elif args.runs:
         if args.params is not None:
-            raise BadInput(
-                "expected run folders, which were measured, or --params, from which is predicted; found both"
-            )
+            raise BadInput("expected run folders, to measure, or --params, to predict; found both")
         table, head = measure_scaling(args.runs), ""
     else:
         table, head = _predict(args)
@@ -134,7 +132,7 @@ def _draw(table: pd.DataFrame, file: str) -> None:
 
     matplotlib.use("agg")
     if "efficiency" not in table:
-        raise BadInput("--figure: an efficiency needs the time of a step on one rank; expected --step-ms")
+        raise BadInput("--figure: an efficiency needs the time of a step on one rank; give --step-ms")
     axes = plot_scaling(table)
     try:
         axes.figure.savefig(file, bbox_inches="tight", dpi=120)
@@ -253,10 +251,10 @@ def add_tools(commands: Any) -> None:
         commands, "comm-test", comm_test_command, "check the communication between ranks and how fast it is"
     )
     p.add_argument("--sizes", type=whole_numbers, metavar="N,…", help="bytes of the messages (4,1k,32k,1M,32M)")
-    p.add_argument("--rounds", type=int, default=10, metavar="N", help="how often each is sent (10)")
-    p.add_argument("--json", action="store_true", help="for programs, and for `xrddiff scaling --comm`")
+    p.add_argument("--rounds", type=int, default=10, metavar="N", help="how often each message is sent (10)")
+    p.add_argument("--json", action="store_true", help="as JSON, for programs and for `xrddiff scaling --comm`")
 
-    p = add_command(commands, "scaling", scaling, "what N nodes will bring, or have brought")
+    p = add_command(commands, "scaling", scaling, "the speed-up on N nodes, predicted or measured")
     p.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs of one model on different numbers of ranks")
     p.add_argument(
         "--params",
@@ -264,10 +262,12 @@ def add_tools(commands: Any) -> None:
         metavar="N|RUN",
         help="parameters of the model: 50e6, 50M, or as in a run folder",
     )
-    p.add_argument("--bandwidth", type=number, metavar="GB/s", help="between the nodes")
-    p.add_argument("--latency-us", type=float, default=0.0, metavar="µs", help="of a message (0)")
-    p.add_argument("--inside", type=number, metavar="GB/s", help="between the ranks of a node (as between the nodes)")
-    p.add_argument("--inside-latency-us", type=float, default=0.0, metavar="µs", help="of a message there (0)")
+    p.add_argument("--bandwidth", type=number, metavar="GB/s", help="bandwidth between the nodes")
+    p.add_argument("--latency-us", type=float, default=0.0, metavar="µs", help="latency of a message (0)")
+    p.add_argument(
+        "--inside", type=number, metavar="GB/s", help="between the ranks of a node (as bandwidth between the nodes)"
+    )
+    p.add_argument("--inside-latency-us", type=float, default=0.0, metavar="µs", help="latency of a message there (0)")
     p.add_argument(
         "--algorithm", default="ring", metavar="HOW", help="ring, two-level (rings inside and between) or tree"
     )
@@ -276,7 +276,7 @@ def add_tools(commands: Any) -> None:
         "--step-ms", type=number, metavar="ms", help="time of a step on one rank; without it there is no efficiency"
     )
     p.add_argument(
-        "--nodes", type=node_counts, metavar="N,…", help="how many nodes (1,2,4,8,16,32; of particles 64 too)"
+        "--nodes", type=node_counts, metavar="N,…", help="numbers of nodes (1,2,4,8,16,32; for particles also 64)"
     )
     p.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="(1)")
     p.add_argument(
@@ -284,7 +284,7 @@ def add_tools(commands: Any) -> None:
         type=int,
         default=2,
         metavar="N",
-        help="of a gradient's number: 2 in half precision, 4 in float32 (2)",
+        help="bytes per number of a gradient: 2 in half precision, 4 in float32 (2)",
     )
     p.add_argument(
         "--overlap",
@@ -293,22 +293,26 @@ def add_tools(commands: Any) -> None:
         metavar="0…1",
         help="share of the computation that hides communication (0)",
     )
-    p.add_argument("--particles", type=number, metavar="N", help="of a posterior, instead of a training")
+    p.add_argument(
+        "--particles", type=number, metavar="N", help="number of particles of a posterior, instead of a training"
+    )
     p.add_argument("--dimensions", type=int, metavar="D", help="coordinates of a particle")
     p.add_argument("--score-ms", type=number, metavar="ms", help="time of the score of one particle on one rank")
     p.add_argument(
         "--pair-ns", type=number, metavar="ns", help="time of the kernel of one pair of particles on one rank"
     )
     p.add_argument(
-        "--fixed-ms", type=number, default=0.0, metavar="ms", help="time of what each rank does in a step (0)"
+        "--fixed-ms", type=number, default=0.0, metavar="ms", help="time of the fixed work of each rank in a step (0)"
     )
-    p.add_argument("--strong", action="store_true", help="the batch is shared among the ranks, and not one for each")
+    p.add_argument(
+        "--strong", action="store_true", help="one batch is divided among the ranks, instead of one batch per rank"
+    )
     p.add_argument("--figure", metavar="FILE", help="draw the efficiency")
     p.add_argument("--json", action="store_true", help="for programs")
 
     p = add_command(commands, "accelerate-config", write_accelerate_config, "the file that `accelerate launch` reads")
     p.add_argument("profile", metavar="PROFILE", help="a profile of `xrddiff profiles`, or a YAML file")
-    p.add_argument("--machine-rank", type=int, default=0, metavar="I", help="of this machine (0)")
-    p.add_argument("--main-process-ip", metavar="HOST", help="machine 0, as the others see it")
+    p.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine (0)")
+    p.add_argument("--main-process-ip", metavar="HOST", help="address of machine 0, as the others see it")
     p.add_argument("--main-process-port", type=int, metavar="PORT")
     p.add_argument("-o", "--output", metavar="FILE", help="write it to a file")

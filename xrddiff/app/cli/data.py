@@ -35,7 +35,7 @@ def data_list(args: argparse.Namespace) -> int:
 
 
 def data_fetch(args: argparse.Namespace) -> int:
-    """Download a data set, or make it, into the cache."""
+    """Download or simulate a data set into the cache."""
     from xrddiff.learn.loading.catalog import fetch
 
     say(fetch(args.name))
@@ -84,7 +84,7 @@ def data_inspect(args: argparse.Namespace) -> int:
             if args.png:
                 raise
             png = None
-            complain(f"note: no picture: {error}; --png says where to")
+            complain(f"note: no picture: {error}; use --png to say where to save it")
     refuse_catalog_name(args.file)
     about = inspect_file(args.file, frame=args.frame, png=png, **frame_words(args.words))
     problem = about.pop("problem", None)
@@ -95,8 +95,8 @@ def data_inspect(args: argparse.Namespace) -> int:
 
 # %% ../../../nbs/app/cli/data.ipynb #f5e82226
 def data_mask(args: argparse.Namespace) -> int:
-    """Work out the mask of a file of frames, print it rule by rule, draw it, and write it where
-    `-o` says.
+    """Compute the mask of a file of frames, print it rule by rule, draw it, and write it to the
+    file given by `-o`.
     """
     from rich.table import Table
 
@@ -142,7 +142,8 @@ def data_mask(args: argparse.Namespace) -> int:
 def add_data(commands: Any) -> None:
     """Add `data` and its commands to the subparsers of `xrddiff`."""
     words = (
-        "what the file does not say: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] (px), units=, …, "
+        "values that the file does not contain: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] "
+        "(px), units=, …, "
         "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are), "
         "labels= (a table, a row per frame: .csv or .parquet), "
         "outside=true (follow its links out of its folder), axes=yxn (a .npy whose last axis counts the frames), "
@@ -154,13 +155,13 @@ def add_data(commands: Any) -> None:
     p = kinds.add_parser("list", help="the named data sets")
     p.set_defaults(command=data_list, parser=p)
 
-    p = kinds.add_parser("fetch", help="download a data set, or make it, into the cache")
+    p = kinds.add_parser("fetch", help="download or simulate a data set into the cache")
     p.add_argument("name", help="a name of `xrddiff data list`")
     p.set_defaults(command=data_fetch, parser=p)
 
     p = kinds.add_parser("simulate", help="simulate shots into a file")
     p.add_argument("experiment", help="a simulated experiment: sim-422, sim-522, sim128")
-    p.add_argument("-n", type=int, default=100, metavar="N", help="how many shots (100)")
+    p.add_argument("-n", type=int, default=100, metavar="N", help="number of shots (100)")
     p.add_argument("-o", "--output", required=True, metavar="FILE", help="a .zarr or .h5 to write")
     p.add_argument("--seed", type=int, default=0, help="shot i of a seed is always the same frame (0)")
     p.set_defaults(command=data_simulate, parser=p)
@@ -186,6 +187,6 @@ def add_data(commands: Any) -> None:
     p = kinds.add_parser("convert", help="rewrite frames as .zarr or .h5")
     p.add_argument("source", help="any supported file, or a folder of images")
     p.add_argument("target", help="a .zarr or .h5 to write")
-    p.add_argument("--overwrite", action="store_true", help="replace the target if it is there")
+    p.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)

@@ -26,7 +26,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def size(file: Path) -> str:
-    """The size of a file, for people."""
+    """The size of a file in readable form."""
     n = float(file.stat().st_size)
     for unit in ("bytes", "kB", "MB"):
         if n < 1000:
@@ -40,7 +40,7 @@ def add_export(commands: Any) -> None:
     p = commands.add_parser("export", help="a trained model for other programs", description=export.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a finished run")
     p.add_argument("--format", default="pt2", metavar="FORMAT", help=f"{', '.join(entries('exporter'))} (pt2)")
-    p.add_argument("-o", "--output", metavar="FOLDER", help="where it is written (RUN/exported/FORMAT)")
+    p.add_argument("-o", "--output", metavar="FOLDER", help="folder to write (RUN/exported/FORMAT)")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help="inference=ddim50, inference.steps=8, …")
     p.add_argument(
         "--trust-plugins", action="store_true", help="execute the plug-ins that the run keeps (docs/security.md)"

@@ -26,8 +26,8 @@ from ...core.mediums import say
 # %% ../../../nbs/app/cli/lab.ipynb #f0c50ea0
 @dataclass
 class Copied:
-    """What became of each tutorial, by file name: written, as it was, or kept because it is the
-    user's.
+    """What was done with each tutorial, by file name: written, unchanged, or kept because the user
+    has changed it.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class Copied:
     kept: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        kept = f"; yours, and left as they are: {', '.join(self.kept)}" if self.kept else ""
+        kept = f"; changed by you, and left as they are: {', '.join(self.kept)}" if self.kept else ""
         return f"tutorials: {self.folder} ({len(self.written)} written, {len(self.same)} already there{kept})"
 
 
@@ -75,11 +75,12 @@ def _as_copied(path: Path) -> bytes:
 
 
 def _noted(note: Path) -> dict[str, str]:
-    return or_default(lambda: read_json(note, dict[str, str]), {})  # without the note every file counts as the user's
+    return or_default(lambda: read_json(note, dict[str, str]), {})  # without the record every file counts as the user's
 
 
 def copy_tutorials(folder: str | os.PathLike) -> Copied:
-    """Copy the tutorials into `folder`, which is made if need be; files that the user changed stay.
+    """Copy the tutorials into `folder`, which is created if necessary; files that the user has
+    changed stay.
 
     Raises `BadInput` if the folder cannot be written to.
     """
@@ -119,10 +120,11 @@ BESIDE = '--IPKernelApp.exec_lines=__import__("sys").path.append("")'  # modules
 
 
 def prepare_jupyter(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Write the kernel and the cards for the tutorials in `folder`; returns the environment of a
-    Jupyter that knows them.
+    """Write the kernel and the cards for the tutorials in `folder`; returns the environment in
+    which Jupyter finds them.
 
-    They are kept with the state of this user: Jupyter executes what it finds in a folder of settings.
+    They are kept with the state of this user, because Jupyter executes what it finds in a settings
+    folder.
     """
     own = state_folder() / "lab" / _digest(os.fsencode(folder))[:16]
     kernel = dict(
@@ -160,14 +162,14 @@ def jupyter_command(folder: Path, *, browser: bool = True, options: tuple[str, .
 
 
 def lab(args: argparse.Namespace) -> int:
-    """Copy the tutorials to a folder of yours, without touching what you changed, and open
-    JupyterLab there: `xrddiff lab`. What comes after `--` goes to JupyterLab: `xrddiff lab --
+    """Copy the tutorials to your own folder, without touching what you have changed, and open
+    JupyterLab there: `xrddiff lab`. Everything after `--` is passed to JupyterLab: `xrddiff lab --
     --port=9000`.
     """
     done = copy_tutorials(args.folder)
     say(done, flush=True)
     if find_spec("jupyterlab") is None:
-        raise BadInput("JupyterLab is not installed in this environment; install it by: pip install 'xrddiff[lab]'")
+        raise BadInput("JupyterLab is not installed in this environment; install it with: pip install 'xrddiff[lab]'")
     environment = prepare_jupyter(done.folder, launcher.own_environment())
     environment.pop("PYTHONSAFEPATH")  # `python my.py` in one of JupyterLab's terminals finds what lies beside it
     command = jupyter_command(done.folder, browser=args.browser, options=tuple(args.options))
@@ -178,8 +180,10 @@ def add_lab(commands: Any) -> None:
     """Add `lab` to the commands."""
     p = commands.add_parser("lab", help="the tutorials, in JupyterLab", description=lab.__doc__)
     p.add_argument(
-        "--folder", default="xrddiff-tutorials", metavar="FOLDER", help="where they are copied to (xrddiff-tutorials)"
+        "--folder", default="xrddiff-tutorials", metavar="FOLDER", help="folder for the copies (xrddiff-tutorials)"
     )
-    p.add_argument("--no-browser", dest="browser", action="store_false", help="print the address and open no browser")
+    p.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="print the address, but do not open a browser"
+    )
     p.add_argument("options", nargs="*", metavar="OPTION", help="options of JupyterLab, after --")
     p.set_defaults(command=lab, parser=p)

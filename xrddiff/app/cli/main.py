@@ -42,13 +42,13 @@ def _advice(path: Path, error: BaseException) -> str:
     """
     trained = any(path.glob("checkpoints/step-*")) or any(path.glob("autoencoder/checkpoints/step-*"))
     if isinstance(error, BadInput) and not trained:
-        return f"nothing was trained; what was found is in {path}/notebook.ipynb; mend it and begin a new run"
-    return f"the run is kept; go on with it by: xrddiff run resume={path}"
+        return f"nothing was trained; the error is in {path}/notebook.ipynb; correct it and start a new run"
+    return f"the run is kept; resume it with: xrddiff run resume={path}"
 
 
 def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: bool = True) -> int:
     """Execute one run and add its folder to `done`; returns the exit code: 0, or 75 if it was
-    stopped in an orderly way. plain: False = show the dashboard instead of what cells print.
+    stopped cleanly. plain: False = show the dashboard instead of the output of the cells.
     """
     from xrddiff.run.execution.phases import execute_run
     from xrddiff.run.execution.run_folder import stopped_by, world_rank
@@ -76,7 +76,7 @@ def _run_one(overrides: Sequence[str], cfg: Any, done: list[Path], *, plain: boo
 
 # %% ../../../nbs/app/cli/main.ipynb #1ce8acca
 def _compare(runs: Sequence[Path], output: Path) -> None:
-    """The page that a multirun ends with; a comparison that fails takes nothing from the runs."""
+    """The page at the end of a multirun; if the comparison fails, the runs are not affected."""
     import time
 
     from xrddiff.run.studies.comparison import execute_comparison
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             say("", f"=== run {i + 1} of {len(composed)}: {' '.join(overrides)}", flush=True)
         try:
             if code := _run_one(overrides, cfg, done, plain=args.plain or not is_terminal()):
-                return code  # stopped by a signal: the runs that follow are not started
+                return code  # stopped by a signal: the remaining runs are not started
         except XrddiffError as error:
             if len(composed) == 1:
                 raise
@@ -154,7 +154,7 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def _check_workers(who: str | None) -> None:
-    """Refuse wrong workers before anything is opened, or PyTorch loaded."""
+    """Refuse wrong workers before anything is opened or PyTorch is loaded."""
     if who is not None:
         from xrddiff.run.execution.workers import parse_workers
 
@@ -189,9 +189,9 @@ def _on_frames(execute: Any, args: argparse.Namespace, kind: str, given: dict[st
 
 # %% ../../../nbs/app/cli/main.ipynb #c9ee00da
 def evaluate(args: argparse.Namespace) -> int:
-    """Judge a trained run again, its samples or what its autoencoder makes of held-out frames:
-    `xrddiff evaluate RUN --workers local:2`. Or any frames, by physics and beside a reference:
-    `xrddiff evaluate made.cxi --reference real.cxi --cell lysozyme.pdb`.
+    """Evaluate a trained run again, either its samples or its autoencoder's reconstructions of
+    held-out frames: `xrddiff evaluate RUN --workers local:2`. Or evaluate any frames, by physics
+    and against a reference: `xrddiff evaluate made.cxi --reference real.cxi --cell lysozyme.pdb`.
     """
     _check_workers(args.workers)
     if args.reference is None and os.path.isfile(os.path.join(os.path.expanduser(args.run), "config.yaml")):
@@ -205,7 +205,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluate_frames(args: argparse.Namespace) -> int:
-    """`evaluate` of frames that need not be xrddiff's."""
+    """`evaluate` for frames from any source."""
     from xrddiff.judge.inference.comparison import ComparisonPlan
     from xrddiff.run.execution.comparing import evaluation_folder, execute_compare
 
@@ -219,16 +219,16 @@ def _evaluate_frames(args: argparse.Namespace) -> int:
 
 
 def _absolute(name: str | None) -> str | None:
-    """A path that holds in any folder; the name of a data set as it is."""
+    """An absolute path; the name of a data set is returned unchanged."""
     path = None if name is None else os.path.expanduser(name)
     return os.path.abspath(path) if path is not None and os.path.exists(path) else name
 
 # %% ../../../nbs/app/cli/main.ipynb #ad577e35
 def words_help(overrides: Sequence[str] = ()) -> str:
-    """The presets of each group, and every word with its default and its one line of explanation.
+    """The presets of each group, and every word with its default and its line of explanation.
 
-    overrides: of a run, such as `["model=ddpm"]`; only words that have an effect in it, with their values, and the options of
-    what it chooses.
+    overrides: of a run, such as `["model=ddpm"]`; then only words that have an effect in it are
+        listed, with their values and the options of what it chooses.
     """
     from xrddiff.config.composition import compose_config
     from xrddiff.config.overrides import presets
@@ -251,14 +251,14 @@ def words_help(overrides: Sequence[str] = ()) -> str:
         more = f" ({', '.join(map(str, choices))})" if choices else ""
         name = f"  {row['word'].rpartition('.')[2]}: " if inner else f"{row['word']}="
         lines.append(f"  {name + setting_text(row['value']):<44} {row['meaning']}{more}")
-    last = "`xrddiff run model=M --help` shows those of a model; the presets change some: `xrddiff run … --dry-run` prints what holds"
-    lines += ["", "what has no effect in this run is left out" if overrides else last]
+    last = "`xrddiff run model=M --help` shows those of a model; presets change some of them: `xrddiff run … --dry-run` prints the final values"
+    lines += ["", "words without effect in this run are left out" if overrides else last]
     return "\n".join(lines)
 
 # %% ../../../nbs/app/cli/main.ipynb #66f60417
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 a run failed; 2 the input was refused; 75 a run was stopped in order by SIGTERM or SIGUSR2 and can be "
-    "resumed; 130 Ctrl-C. So `xrddiff run … && next` goes on only after a run that is done."
+    "Exit codes: 0 done; 1 a run failed; 2 the input was refused; 75 a run was stopped cleanly by SIGTERM or "
+    "SIGUSR2 and can be resumed; 130 Ctrl-C. So `xrddiff run … && next` continues only after a run that is done."
 )
 TRUST = "execute the plug-ins that the run keeps (docs/security.md)"
 WORKERS = "N or local:N (processes on this machine), or slurm:PROFILE; this process alone unless given"
@@ -273,7 +273,7 @@ def _add_run(commands: Any) -> None:
         "-h",
         "--help",
         action="store_true",
-        help="show this help and the words, with model=M those of this model, and exit",
+        help="show this help and the words (with model=M, those of this model), and exit",
     )
     p.add_argument(
         "overrides",
@@ -286,7 +286,7 @@ def _add_run(commands: Any) -> None:
     )
     p.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
     p.add_argument(
-        "--plain", action="store_true", help="on a terminal, show what cells print rather than the dashboard"
+        "--plain", action="store_true", help="on a terminal, show the output of the cells instead of the dashboard"
     )
     p.add_argument("--trust-plugins", action="store_true", help=TRUST)
     p.set_defaults(command=run, parser=p)
@@ -296,8 +296,8 @@ def _add_sample(commands: Any) -> None:
     """`xrddiff sample`."""
     p = commands.add_parser("sample", help="samples of a trained run", description=sample.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm, diff or latent_diff")
-    p.add_argument("-n", type=int, metavar="N", help="how many (64); sample i is the same in any set")
-    p.add_argument("--name", help="of the folder under RUN/samples (the name of the inference preset)")
+    p.add_argument("-n", type=int, metavar="N", help="number of samples (64); sample i is the same in any set")
+    p.add_argument("--name", help="name of the folder under RUN/samples (that of the inference preset)")
     p.add_argument(
         "words", nargs="*", default=[], metavar="word=value",
         help="inference=ddim50, inference.seed=1, inference.guidance_scale=2, 'inference.condition={hit_class: 1}', …",
@@ -312,12 +312,12 @@ def _add_inpaint(commands: Any) -> None:
     p = commands.add_parser("inpaint", help="fill holes in measured frames", description=inpaint.__doc__)
     p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm or latent_diff")
     add_frames_and_mask(p, "to fill")
-    p.add_argument("-n", type=int, default=4, metavar="N", help="draws of each frame (4)")
+    p.add_argument("-n", type=int, default=4, metavar="N", help="number of draws per frame (4)")
     p.add_argument("--limit", type=int, metavar="N", help="fill the first N frames only")
     p.add_argument(
         "--method", default="posterior", metavar="HOW", help="posterior (the default), repaint or replacement"
     )
-    p.add_argument("--name", help="of the folder under RUN/samples (inpaint)")
+    p.add_argument("--name", help="name of the folder under RUN/samples (inpaint)")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help="inference.steps=32, inference.seed=1, …")
     p.add_argument("--trust-plugins", action="store_true", help=TRUST)
     p.set_defaults(command=inpaint, parser=p)
@@ -331,8 +331,8 @@ def _add_interpolate(commands: Any) -> None:
         "first", metavar="FRAME_A", help="FILE:INDEX, NAME:INDEX of a named data set, or a file of one frame"
     )
     p.add_argument("last", metavar="FRAME_B", help="as FRAME_A")
-    p.add_argument("-n", type=int, default=7, metavar="N", help="frames, both ends included (7)")
-    p.add_argument("--name", help="of the folder under RUN/samples (interpolate)")
+    p.add_argument("-n", type=int, default=7, metavar="N", help="number of frames, including both ends (7)")
+    p.add_argument("--name", help="name of the folder under RUN/samples (interpolate)")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help="inference.steps=128, …")
     p.add_argument("--trust-plugins", action="store_true", help=TRUST)
     p.set_defaults(command=interpolate, parser=p)
@@ -340,13 +340,15 @@ def _add_interpolate(commands: Any) -> None:
 # %% ../../../nbs/app/cli/main.ipynb #ee893f1d
 def _add_evaluate(commands: Any) -> None:
     """`xrddiff evaluate`."""
-    p = commands.add_parser("evaluate", help="judge a trained run again, or any frames", description=evaluate.__doc__)
+    p = commands.add_parser(
+        "evaluate", help="evaluate a trained run again, or any frames", description=evaluate.__doc__
+    )
     p.add_argument("run", metavar="RUN_OR_FILE", help="the folder of a run, a file of frames, or a named data set")
-    p.add_argument("--reference", metavar="FILE", help="compare with these frames: a file, a named data set, a run")
-    p.add_argument("--cell", metavar="CELL", help="of frames: a,b,c,α,β,γ and a centring, or a CIF or PDB file")
-    p.add_argument("--limit", type=int, metavar="N", help="of frames: at most so many of each set (10,000)")
-    p.add_argument("-o", "--output", metavar="FOLDER", help="of frames: where the results go (NAME-evaluation)")
-    p.add_argument("--samples", metavar="NAME", help="a set under RUN/samples (the one that the run ended with)")
+    p.add_argument("--reference", metavar="FILE", help="compare with these frames: a file, a named data set, or a run")
+    p.add_argument("--cell", metavar="CELL", help="for frames: a,b,c,α,β,γ and a centring, or a CIF or PDB file")
+    p.add_argument("--limit", type=int, metavar="N", help="for frames: largest number of frames per set (10,000)")
+    p.add_argument("-o", "--output", metavar="FOLDER", help="for frames: folder for the results (NAME-evaluation)")
+    p.add_argument("--samples", metavar="NAME", help="a set under RUN/samples (the one made at the end of the run)")
     p.add_argument("--workers", metavar="WHO", help=WORKERS)
     p.add_argument(
         "words", nargs="*", default=[], metavar="word=value", help="inference.limit=500, inference.match_radius=3, …"
@@ -435,7 +437,7 @@ def _trust(args: argparse.Namespace) -> None:
 
     run = getattr(args, "run", None)
     if not (run := run or resumed_run(map(parse_override, getattr(args, "overrides", ())))):
-        raise BadInput("--trust-plugins is about the plug-ins of a run; expected resume=RUN")
+        raise BadInput("--trust-plugins applies to the plug-ins of an existing run; expected resume=RUN")
     trust_plugins(Path(str(run)).expanduser())
 
 
@@ -444,7 +446,7 @@ def command_line() -> NoReturn:
 
     One of several ranks ends with `end_rank`, without the interpreter's shutdown.
     """
-    for stream in (sys.stdout, sys.stderr):  # a name may have bytes that no encoding has
+    for stream in (sys.stdout, sys.stderr):  # a name may have bytes that cannot be encoded
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     code = main()

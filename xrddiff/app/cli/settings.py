@@ -27,8 +27,9 @@ def _table(*columns: str) -> Any:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Every value of a run, its unit, where it comes from and what it means: `xrddiff config show model=ddpm size=small`,
-    or `xrddiff config show RUN`. Words without effect in the run are left out, unless --all asks for them.
+    """Show every value of a run, its unit, where it comes from and what it means: `xrddiff config
+    show model=ddpm size=small`, or `xrddiff config show RUN`. Words without effect in the run are
+    left out, unless --all is given.
     """
     from xrddiff.config.settings import read_settings, setting_rows, setting_text
 
@@ -48,8 +49,8 @@ def show(args: argparse.Namespace) -> int:
 
 # %% ../../../nbs/app/cli/settings.ipynb #5ef25f43
 def diff(args: argparse.Namespace) -> int:
-    """What two runs were told otherwise: `xrddiff config diff RUN RUN`, or words in quotes for either of them,
-    `xrddiff config diff RUN "model=ddpm size=small"`.
+    """Show the settings in which two runs differ: `xrddiff config diff RUN RUN`, or words in quotes
+    for either of them, `xrddiff config diff RUN "model=ddpm size=small"`.
     """
     from xrddiff.config.overrides import is_override
     from xrddiff.config.settings import differences, read_settings, setting_text
@@ -99,17 +100,17 @@ def add_config(commands: Any) -> None:
     p.add_argument(
         "given", nargs="*", metavar="RUN|word=value", help="the folder of a run, or words as for `xrddiff run`"
     )
-    p.add_argument("--all", action="store_true", help="also the words that have no effect in this run")
-    p.add_argument("--changed", action="store_true", help="only what is not as it is by default")
+    p.add_argument("--all", action="store_true", help="include words that have no effect in this run")
+    p.add_argument("--changed", action="store_true", help="only values that differ from the defaults")
     p.add_argument("--json", action="store_true", help="for programs")
     p.set_defaults(command=show, parser=p)
 
-    p = actions.add_parser("diff", help="what two runs were told otherwise", description=diff.__doc__)
+    p = actions.add_parser("diff", help="the settings in which two runs differ", description=diff.__doc__)
     p.add_argument("one", metavar="RUN|WORDS", help="the folder of a run, or words in quotes")
     p.add_argument("other", metavar="RUN|WORDS")
     p.add_argument("--json", action="store_true", help="for programs")
     p.set_defaults(command=diff, parser=p)
 
-    p = actions.add_parser("list", help="the presets that there are", description=list_presets.__doc__)
+    p = actions.add_parser("list", help="the available presets", description=list_presets.__doc__)
     p.add_argument("group", nargs="?", metavar="GROUP", help="model, size, data, experiment_type or inference")
     p.set_defaults(command=list_presets, parser=p)

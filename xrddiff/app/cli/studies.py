@@ -56,8 +56,8 @@ def compare_command(args: argparse.Namespace) -> int:
 # %% ../../../nbs/app/cli/studies.ipynb #da0e390b
 def sweep(args: argparse.Namespace) -> int:
     """Find the best settings of a run by trials: `xrddiff sweep sweep.yaml --agents 2` on this
-    machine, or with --profile as jobs of a cluster. `xrddiff sweep status STUDY` and `xrddiff sweep
-    best STUDY` say how far it is.
+    machine, or with --profile as jobs on a cluster. `xrddiff sweep status STUDY` and `xrddiff sweep
+    best STUDY` show its progress.
     """
     from xrddiff.core.plugins import plugin_scope
     from xrddiff.run.studies.agents import run_agents
@@ -105,7 +105,7 @@ def _ask_study(args: argparse.Namespace) -> int:
 
 
 def _say_who_works(study: Study, rows: Sequence[dict[str, Any]]) -> None:
-    """Whether anybody works on the trials that are left, and how agents are added."""
+    """Whether any agent works on the remaining trials, and how to add agents."""
     from xrddiff.run.studies.study import living_agents
 
     if left := sum(row["state"] in ("waiting", "running") for row in rows):
@@ -124,7 +124,7 @@ def _end_of_sweep(study: Study, code: int) -> int:
     console().print(sweep_table(rows))
     if not study.over:
         left = sum(row["state"] in ("waiting", "running") for row in rows)
-        say(f"{left} of {len(rows)} trials are left; to go on: xrddiff sweep {for_shell([study.folder])}")
+        say(f"{left} of {len(rows)} trials are left; to continue: xrddiff sweep {for_shell([study.folder])}")
         return code
     done = sum(row["state"] == "complete" for row in rows)
     if done:
@@ -136,7 +136,7 @@ def _end_of_sweep(study: Study, code: int) -> int:
 
 
 def _compare_trials(study: Study) -> None:
-    """The page that a sweep ends with; a comparison that fails takes nothing from its trials."""
+    """The page at the end of a sweep; if the comparison fails, the trials are not affected."""
     from xrddiff.run.studies.comparison import execute_comparison
 
     try:
@@ -154,30 +154,34 @@ def _submit_agents(study: Study, args: argparse.Namespace) -> int:
     submission = send_plan(plan_swarm(study, profile, args.agents, args.runs))
     each = "" if args.runs is None else f", {args.runs} trial{'s' * (args.runs > 1)} each"
     say(f"submitted job {submission.id}: {args.agents} agents on profile {profile.name}{each}")
-    say(f"how far it is: xrddiff sweep status {for_shell([study.folder])}")
+    say(f"progress: xrddiff sweep status {for_shell([study.folder])}")
     return 0
 
 # %% ../../../nbs/app/cli/studies.ipynb #4b6953cc
 def add_studies(commands: Any) -> None:
     """Add the commands over runs to the subparsers of `xrddiff`."""
-    p = add_command(commands, "runs", runs_command, "the runs below a folder, and how they went")
+    p = add_command(commands, "runs", runs_command, "the runs below a folder, with state and results")
     p.add_argument("folder", nargs="?", default="output", metavar="FOLDER", help="output unless given")
     for form in ("json", "csv"):
         p.add_argument(f"--{form}", dest="format", action="store_const", const=form, help="for programs")
 
-    p = add_command(commands, "compare", compare_command, "runs side by side on one page")
+    p = add_command(commands, "compare", compare_command, "compare runs on one page")
     p.add_argument("runs", nargs="+", metavar="RUN_OR_FOLDER", help="folders of runs, or folders with runs below them")
-    p.add_argument("-o", "--output", metavar="FOLDER", help="where the page goes (FOLDER/comparison, or comparison)")
+    p.add_argument("-o", "--output", metavar="FOLDER", help="folder for the page (FOLDER/comparison, or comparison)")
 
     p = add_command(commands, "sweep", sweep, "find the best settings by trials")
     p.add_argument("what", metavar="FILE_OR_STUDY", help="a sweep.yaml, or the folder of a study; or `status`, `best`")
     p.add_argument("study", nargs="?", metavar="STUDY", help="after status or best: the folder of the study")
-    p.add_argument("--agents", type=_count, default=1, metavar="K", help="how many work at the same time (1)")
-    p.add_argument("--runs", type=_count, metavar="N", help="trials of each agent at most (as many as there are)")
-    p.add_argument("-o", "--output", metavar="FOLDER", help="of a new study (output/sweeps/NAME)")
+    p.add_argument(
+        "--agents", type=_count, default=1, metavar="K", help="number of agents that work at the same time (1)"
+    )
+    p.add_argument("--runs", type=_count, metavar="N", help="most trials per agent (no limit)")
+    p.add_argument("-o", "--output", metavar="FOLDER", help="folder of a new study (output/sweeps/NAME)")
     trust = "execute the plug-ins that the study keeps (docs/security.md)"
     p.add_argument("--trust-plugins", dest="trust_study", action="store_true", help=trust)
-    p.add_argument("--json", dest="format", action="store_const", const="json", help="status or best for programs")
+    p.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="status or best as JSON, for programs"
+    )
     add_profile(p)
 
 

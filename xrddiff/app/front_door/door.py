@@ -141,7 +141,7 @@ def _scratch_in(folder: Path):
         return scratch_folder(folder)
     except OSError as error:
         raise BadInput(
-            f"cannot keep a run in {folder}: {error.strerror}; expected a folder that can be written to"
+            f"cannot keep a run in {folder}: {error.strerror}; expected a folder that you can write to"
         ) from None
 
 # %% ../../../nbs/app/front_door/door.ipynb #6807c834
@@ -149,7 +149,7 @@ def _scratch_in(folder: Path):
 def load_exported(path: str | os.PathLike) -> Exported:
     """Open an exported model, the folder that `xrddiff export` wrote, with the calls of a run.
 
-    One of the format pt2 holds compiled code, which is loaded: open only what you trust. Raises
+    The format pt2 contains compiled code, which is loaded: open only what you trust. Raises
     `BadInput` for a package that is damaged, of another version, or for another processor.
     """
     from xrddiff.app.front_door import exported  # costs an import of PyTorch
@@ -159,15 +159,15 @@ def load_exported(path: str | os.PathLike) -> Exported:
 # %% ../../../nbs/app/front_door/door.ipynb #a5bff19c
 @plain_errors
 def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
-    """A table of the runs below `folder`, indexed by path, the newest last. The state of one that
-    cannot be read is "damaged".
+    """A table of the runs below `folder`, indexed by path, the newest last. A run that cannot be
+    read has the state "damaged".
 
     `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such
     folder.
     """
     folder = Path(folder).expanduser()
     if not is_path(folder, "dir"):
-        raise BadInput(f"there is no folder {folder}; expected one of runs, as output_dir names it")
+        raise BadInput(f"there is no folder {folder}; expected a folder of runs, such as output_dir")
     found = {}
     for level in ("*", "*/*", "*/*/*"):
         for path in folder.glob(f"{level}/config.yaml"):
@@ -190,7 +190,8 @@ def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
 # %% ../../../nbs/app/front_door/door.ipynb #3a20bd4d
 @plain_errors
 def compare_runs(*runs: str | os.PathLike | TrainedRun) -> pd.DataFrame:
-    """A table of several runs, the best first: in what they differ, and their numbers.
+    """A table of several runs, the best first: the settings in which they differ, and their
+    results.
 
     `runs`: runs, folders of runs, or folders with runs below them. `xrddiff compare` makes a page of them.
     Raises `BadInput` for fewer than two.
@@ -204,7 +205,8 @@ def compare_runs(*runs: str | os.PathLike | TrainedRun) -> pd.DataFrame:
 def monitor(path: str | os.PathLike) -> TrainingMonitor:
     """Follow a training while it runs: its curves, health, samples and log, in a widget.
 
-    `path`: the folder of a run, that another process may train, or the number of its job on a cluster.
+    `path`: the folder of a run, which another process may be training, or the number of its job on
+    a cluster.
     Raises `BadInput` if there is no such run.
     """
     from xrddiff.app.widgets.training_monitor import open_monitor
@@ -214,7 +216,8 @@ def monitor(path: str | os.PathLike) -> TrainingMonitor:
 # %% ../../../nbs/app/front_door/door.ipynb #dde71709
 @plain_errors
 def jobs(last: int = 10) -> JobMonitor:
-    """The jobs of this cluster, in a widget: how far their runs are, their logs; they can be cancelled and resumed there.
+    """The jobs of this cluster, in a widget: the progress and logs of their runs; jobs can be
+    cancelled and resumed there.
 
     `last`: how many jobs that have left the queue are shown as well.
     """
@@ -225,9 +228,10 @@ def jobs(last: int = 10) -> JobMonitor:
 # %% ../../../nbs/app/front_door/door.ipynb #3b8f8a48
 @plain_errors
 def configure(*given: str | Mapping[str, Any], **words: Any) -> ConfigBuilder:
-    """Put a run together in a form: the words with their meanings, what differs from the presets, the command, the run itself.
+    """Set up a run in a form: the words with their meanings, the differences from the presets, the
+    command, and the run itself.
 
-    `given`, `words`: to begin with, as for `train`.
+    `given`, `words`: initial values, as for `train`.
     """
     from xrddiff.app.widgets.config_builder import ConfigBuilder
 
@@ -235,7 +239,7 @@ def configure(*given: str | Mapping[str, Any], **words: Any) -> ConfigBuilder:
 
 # %% ../../../nbs/app/front_door/door.ipynb #f6cbdf0e
 def explore(what: str | os.PathLike | xr.Dataset, **words: Any) -> FrameExplorer:
-    """Look through frames, one at a time, in a widget: peaks, rings, panels, and a mask to edit and save.
+    """Browse frames, one at a time, in a widget: peaks, rings, panels, and a mask to edit and save.
 
     `what`: a file, a pattern, the name of a set, or Frames. `words`: traits of the widget, as in `frame=3`, and
     options of `open_frames`, as in `wavelength=1.3`.
@@ -256,7 +260,7 @@ def compare(first: xr.Dataset, second: xr.Dataset, **words: Any) -> Compare:
 
 
 def _explore_frames(self: FramesAccessor, **words: Any) -> FrameExplorer:
-    """Look through the frames: `xd.explore`."""
+    """Browse the frames: `xd.explore`."""
     return explore(self._ds, **words)
 
 

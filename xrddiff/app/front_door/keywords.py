@@ -36,7 +36,7 @@ def full_name(name: str, section: str | None = None) -> str:
         raise BadInput(f"there is no word {name!r}{_near(name, ends)}")
     if len(ends[name]) > 1:
         example = f"**{{{ends[name][0]!r}: …}}"
-        raise BadInput(f"{name!r} may be {' or '.join(ends[name])}; expected the whole name, as in {example}")
+        raise BadInput(f"{name!r} may be {' or '.join(ends[name])}; expected the full name, as in {example}")
     return ends[name][0]
 
 

@@ -23,7 +23,7 @@ from ...run.execution.live import Screen
 __all__ = ['LINES', 'Pane', 'live_pane']
 
 # %% ../../../nbs/app/front_door/pane.ipynb #3c64e982
-LINES = 12  # that a pane shows
+LINES = 12  # lines that a pane shows
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -32,7 +32,7 @@ __all__ = ['KEPT_SAMPLES', 'KEPT_STEPS', 'asked_marks', 'Drawing', 'Cancelled', 
 
 # %% ../../../nbs/app/widgets/background_drawing.ipynb #7ae706a4
 def asked_marks(samples: xr.Dataset, i: int) -> list[Marks]:
-    """Where sample `i` was asked for reflections; [] if it was asked for no crystal."""
+    """Where reflections were requested in sample `i`; [] if no crystal was requested."""
     if not says_crystals(samples):
         return []
     crystals = crystals_of(samples["cell"].values[i], samples["orientation"].values[i])
@@ -46,11 +46,12 @@ KEPT_SAMPLES, KEPT_STEPS = 8, 32
 
 @dataclass
 class Drawing:
-    """Samples that were drawn, and how they came about.
+    """Samples that were drawn, and how.
 
-    overrides: the words that they were drawn with. condition: the chosen ones. samples: Frames.
-    job: see `SampleJob`. steps: what the sampler's callback saw, of the first samples. kept: the rows
-    of `steps` in the order of samples. marks: of the samples that were looked at, see `asked_marks`.
+    overrides: the words that they were drawn with. condition: the chosen conditions. samples:
+        Frames. job: see `SampleJob`. steps: what the sampler's callback received, for the first
+        samples. kept: the rows of `steps` in the order of samples. marks: of the samples that were
+        viewed, see `asked_marks`.
     """
 
     overrides: list[str]
@@ -65,7 +66,7 @@ class Drawing:
     marks: dict[int, list[Marks]] = field(default_factory=dict)
 
     def open(self, job: SampleJob) -> None:
-        """Take the job, before anything is drawn."""
+        """Receive the job, before anything is drawn."""
         i, model = job.cfg.inference, job.generator.model
         first = i.first_sample
         self.job, size = job, i.batch_size
@@ -77,7 +78,7 @@ class Drawing:
         self.kept = min(KEPT_SAMPLES, job.count, size - first % size)
 
     def see(self, step: Mapping[str, Any]) -> None:
-        """Take a step of the sampler."""
+        """Receive a step of the sampler."""
         self.seen += 1
         every, i = -(-self.each // KEPT_STEPS), step["i"]
         if self.seen > self.each or (self.each - 1 - i) % every:
@@ -115,7 +116,7 @@ class Drawing:
 
 # %% ../../../nbs/app/widgets/background_drawing.ipynb #e5e99b21
 class Cancelled(Exception):
-    """The user no longer wants the samples."""
+    """The user has cancelled the drawing."""
 
 
 def draw_each(
@@ -125,10 +126,10 @@ def draw_each(
     tell: Callable[[int, int], Any],
     threads: int | None = None,
 ) -> None:
-    """Draw what is `asked` from a run, one after another.
+    """Draw the requests in `asked` from a run, one after another.
 
-    stop: is set by whoever no longer wants it. tell: is called with steps done and in all, after each.
-    threads: of PyTorch; None = those of this thread. Raises `Cancelled` as soon as `stop` is set.
+    stop: set it to cancel. tell: called after each step with the steps done and in total. threads:
+        of PyTorch; None = those of this thread. Raises `Cancelled` as soon as `stop` is set.
     """
     import torch
 

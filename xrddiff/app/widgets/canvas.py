@@ -33,7 +33,7 @@ __all__ = ['KINDS', 'Marks', 'CanvasImage', 'frame_values', 'geometry_or_none', 
 # %% ../../../nbs/app/widgets/canvas.ipynb #ab9cb8ff
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """Points in a picture: `x`, `y` in px, pixel i covering [i, i+1); `kind`: how they look."""
+    """Points in a picture: `x`, `y` in px, pixel i covering [i, i+1); `kind`: their appearance."""
 
     name: str
     x: np.ndarray
@@ -105,7 +105,7 @@ def frame_values(ds: xr.Dataset, i: int) -> tuple[np.ndarray, np.ndarray]:
 def geometry_or_none(ds: xr.Dataset, i: int) -> Geometry | PanelGeometry | None:
     """The geometry of frame `i`, or None where the frames have none; without a wavelength, like that of a white beam."""
     if list(missing_geometry(ds)) == ["wavelength"]:
-        ds = ds.assign_attrs(wavelength_range=(0.1, 10.0))  # angles are known all the same
+        ds = ds.assign_attrs(wavelength_range=(0.1, 10.0))  # angles are known without a wavelength
     try:
         return geometry_of(ds, i)
     except BadInput:
@@ -167,7 +167,9 @@ def automatic(pictures: Sequence[CanvasImage]) -> dict[str, list[float]]:
 
 # %% ../../../nbs/app/widgets/canvas.ipynb #a6368f0d
 def _thinned(values: np.ndarray) -> dict[str, Any]:
-    """`values` as bytes; counts of which nearly all fit a byte in one each, with the others (`rare`) beside them."""
+    """`values` as bytes; counts that nearly all fit into a byte take one byte each, with the others
+    (`rare`) listed separately.
+    """
     if values.dtype.kind == "u" and values.itemsize > 1:
         large = values > 255
         if np.count_nonzero(large) < values.size // 64:
@@ -180,9 +182,11 @@ def _thinned(values: np.ndarray) -> dict[str, Any]:
 
 
 def _packed_preview(values: np.ndarray, p: CanvasImage, n: int) -> dict[str, Any]:
-    """A preview of a picture, halved `n` times, as the browser takes it, with some of the values for its histogram.
+    """A preview of a picture, halved `n` times, in the form that the browser needs, with some of
+    the values for its histogram.
 
-    The means of counts are sent as whole numbers of a fraction of a photon (`part`), of which nearly all fit a byte.
+    The means of counts are sent as multiples of a fraction of a photon (`part`), nearly all of
+    which fit into a byte.
     """
     masked = p.masked
     small = shrink(values, masked, 1 << n, p.signed is not None)
@@ -207,7 +211,7 @@ def _packed_reasons(p: CanvasImage) -> bytes | None:
 
 
 def _packed(p: CanvasImage) -> dict[str, Any]:
-    """A picture as the browser takes it."""
+    """A picture in the form that the browser needs."""
     values, flat = smallest(p.intensity, p.masked), p.geometry
     if isinstance(flat, PanelGeometry):
         flat = flat.image_geometry
@@ -223,13 +227,15 @@ def _packed(p: CanvasImage) -> dict[str, Any]:
 
 
 def _packed_marks(marks: Sequence[Marks]) -> list[dict[str, Any]]:
-    """Marks as the browser takes them."""
+    """Marks in the form that the browser needs."""
     pairs = [np.stack([np.asarray(m.x), np.asarray(m.y)], 1).astype(np.float32) for m in marks]
     return [{"name": m.name, "kind": m.kind, "xy": xy.tobytes()} for m, xy in zip(marks, pairs, strict=True)]
 
 
 def _packed_panels(geometry: PanelGeometry) -> dict[str, Any]:
-    """Where panels are in space, and which of their pixels each pixel of the assembled image is."""
+    """The positions of panels in space, and the panel pixel that belongs to each pixel of the
+    assembled image.
+    """
     place = geometry.placement
     index = np.full(place.shape[0] * place.shape[1], -1, np.int32)
     has = place.index >= 0
@@ -365,7 +371,9 @@ def _packed_codes(pictures: Sequence[CanvasImage]) -> list[bytes | None]:
 
 
 def _asked_for_whole(self: FrameView, _: Any, content: Mapping[str, Any], __: Any) -> None:
-    """A message of the browser: it has shown previews, and wants all pixels of pictures that are still shown."""
+    """A message from the browser: it has shown previews, and needs all pixels of the pictures that
+    are still shown.
+    """
     if content.get("do") == "whole" and content.get("number") == self._number:
         self.guarded(self._send_whole)()
 
@@ -390,7 +398,7 @@ def _still(self: FrameView) -> bytes:
 
 
 def _about(self: FrameView) -> str:
-    """What is shown, in a sentence."""
+    """A description of what is shown, in a sentence."""
     if self.sentence:
         return f"{type(self).__name__}: {self.sentence}"
     names = ", ".join(p.title or "a picture" for p in self.pictures) or "nothing"

@@ -152,7 +152,7 @@ def _still(self: Compare) -> bytes:
 
 
 def _about(self: Compare) -> str:
-    """What is shown, in a sentence."""
+    """A description of what is shown, in a sentence."""
     if self.sentence:
         return f"Compare: {self.sentence}"
     return f"Compare: {' | '.join(self.names)}, frame {self.frame} of 0 to {self.n_frames - 1}{'; ' if self.note else ''}{self.note}"

@@ -37,7 +37,9 @@ __all__ = ['word_field', 'group_field', 'typed_override', 'with_word', 'Resolved
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #da59fd8f
 def word_field(word: Word) -> dict[str, Any]:
-    """A word as a field of the form: name, section, control (text, choice, flag), choices, unit, meaning and what it may be."""
+    """A word as a field of the form: name, section, control (text, choice, flag), choices, unit,
+    meaning and allowed values.
+    """
     section, _, short = word.name.rpartition(".")
     lists = "list" in str(word.type) or "dict" in str(word.type)
     choices = [] if lists else [str(c) for c in word.metadata["choices"] or []]
@@ -62,7 +64,9 @@ def group_field(group: str) -> dict[str, Any]:
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #e258c7f5
 def typed_override(name: str, text: str) -> str:
-    """The override of a word or group for what was typed into its field. Raises `BadInput` if there is no such word."""
+    """The override of a word or group for the text that was typed into its field. Raises `BadInput`
+    if there is no such word.
+    """
     if name in GROUPS:
         return f"{name}={text}"
     if name not in all_words():
@@ -74,7 +78,7 @@ def typed_override(name: str, text: str) -> str:
 
 
 def with_word(overrides: Sequence[str], name: str, text: str) -> list[str]:
-    """The overrides with this word said otherwise; "" leaves it to the presets."""
+    """The overrides with this word changed; "" leaves it to the presets."""
     keys = [parse_override(o).key for o in overrides]
     new = [typed_override(name, text)] if text else []
     if name not in keys:
@@ -87,8 +91,8 @@ def with_word(overrides: Sequence[str], name: str, text: str) -> list[str]:
 # %% ../../../nbs/app/widgets/config_builder.ipynb #3f07e5f3
 @dataclass
 class Resolved:
-    """A configuration and what is said of it: the rows of `config show`, those of `config diff` with the presets, and notes on
-    words that have no effect.
+    """A configuration and its description: the rows of `config show`, those of `config diff`
+    against the presets, and notes on words that have no effect.
     """
 
     config: Config
@@ -98,7 +102,9 @@ class Resolved:
 
 
 def resolve(overrides: Sequence[str]) -> Resolved:
-    """What these overrides come to. Raises `BadInput` with the sentence of the command line."""
+    """The configuration that results from these overrides. Raises `BadInput` with the message of
+    the command line.
+    """
     cfg = compose_config(overrides)
     rows = setting_rows(cfg)
     keys = [parse_override(o).key for o in overrides]
@@ -109,7 +115,9 @@ def resolve(overrides: Sequence[str]) -> Resolved:
 
 
 def shell_command(overrides: Sequence[str], profile: str = "") -> str:
-    """The command that does it, each word quoted for the shell; with a profile that which submits it."""
+    """The command for this run, with each word quoted for the shell; with a profile, the command
+    that submits it.
+    """
     option = ["--config" if profile.endswith((".yaml", ".yml")) else "--profile", profile] if profile else []
     return for_shell(["xrddiff", "submit" if profile else "run", *option, *overrides])
 
@@ -132,8 +140,8 @@ class BuilderView(anywidget.AnyWidget):
 
 
 class ConfigBuilder(Refreshed, Panel):
-    """The words of a run as a form. `overrides`: those that are given, as on the command line. `profile`: of a cluster, by name or
-    file. `launched`: the run that was started here.
+    """The words of a run as a form. `overrides`: the words given, as on the command line.
+    `profile`: of a cluster, by name or file. `launched`: the run that was started here.
     """
 
     every = 0.5
@@ -158,12 +166,14 @@ class ConfigBuilder(Refreshed, Panel):
             self.guarded(self._resolve)()
 
     def set(self, name: str, text: Any) -> None:
-        """Say a word or choose a preset: `w.set("training.lr", "1e-3")`; "" leaves it to the presets."""
+        """Set a word or choose a preset: `w.set("training.lr", "1e-3")`; "" leaves it to the
+        presets.
+        """
         text = text if isinstance(text, str) else setting_text(text)
         self.overrides = with_word(self.overrides, name, text)
 
     def close(self) -> None:
-        """Close the form and the monitor below it; a run that was launched goes on."""
+        """Close the form and the monitor below it; a launched run continues."""
         self._below(None)
         super().close()
 
@@ -174,7 +184,7 @@ class ConfigBuilder(Refreshed, Panel):
 
     @property
     def command(self) -> str:
-        """The command that does it."""
+        """The command for this run."""
         return shell_command(self.overrides, self.profile)
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #edc7ca65
@@ -222,11 +232,11 @@ for method in (_resolve, _commands, _on_message):
 
 # %% ../../../nbs/app/widgets/config_builder.ipynb #a33a34ef
 def launch(self: ConfigBuilder) -> None:
-    """Train here, in a process of its own; its monitor is shown below as soon as the run has a folder."""
+    """Train on this machine, in a separate process; its monitor is shown below as soon as the run
+    has a folder.
+    """
     if self.launched is not None and self.launched.code is None:
-        raise BadInput(
-            "a run that was launched here goes on; expected it to end, or to be stopped, before the next one"
-        )
+        raise BadInput("a run that was launched here is still running; wait for its end or stop it before the next one")
     resolve(self.overrides)
     self.launched = LaunchedRun(self.overrides)
     self._below(None)
@@ -236,13 +246,13 @@ def launch(self: ConfigBuilder) -> None:
 def stop(self: ConfigBuilder) -> None:
     """Stop the run that was launched here; it writes a checkpoint first."""
     if self.launched is None or self.launched.code is not None:
-        raise BadInput("no run that was launched here goes on")
+        raise BadInput("no run that was launched here is running")
     self.launched.stop()
     self.view.said = "stopping after this step, with a checkpoint …"
 
 
 def look(self: ConfigBuilder) -> tuple[Path | None, int | None] | None:
-    """Where the run that was launched is, and how it ended, once that is known."""
+    """The folder of the launched run, and how it ended, once they are known."""
     if self.view.busy != "run" or self.launched is None:
         return None
     run, code = self.launched.run, self.launched.code
@@ -282,14 +292,14 @@ def _plan(self: ConfigBuilder, reserve: bool) -> JobPlan:
 
 
 def show_script(self: ConfigBuilder) -> None:
-    """Show the batch script that `submit` would send, and send nothing."""
+    """Show the batch script that `submit` would submit, without submitting it."""
     self._in_thread(
         lambda: self._plan(reserve=False).cluster_script(), lambda text: self.view.set_trait("script", text)
     )
 
 
 def submit(self: ConfigBuilder) -> None:
-    """Send the run to the cluster of the profile; its monitor is shown below."""
+    """Submit the run to the cluster of the profile; its monitor is shown below."""
 
     def send() -> tuple[int, str]:
         plan = self._plan(reserve=True)
@@ -304,9 +314,11 @@ def submit(self: ConfigBuilder) -> None:
 
 
 def _in_thread(self: ConfigBuilder, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-    """Do the work in a thread, and `then` what follows on the loop of the kernel, with errors as sentences."""
+    """Do the work in a thread, then call `then` on the event loop of the kernel, with errors as
+    sentences.
+    """
     if self.view.busy:
-        raise BadInput("something was started here already; expected it to end first")
+        raise BadInput("something that was started here is still running; wait for its end")
     self.view.busy = "work"
 
     def finish(result: Any, error: Exception | None) -> None:

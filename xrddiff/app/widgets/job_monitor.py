@@ -34,13 +34,15 @@ __all__ = ['ASK_EVERY', 'LINES', 'JobsSeen', 'JobsWatched', 'log_lines', 'is_que
            'confirm', 'keep', 'resume', 'watch', 'unwatch', 'about', 'still']
 
 # %% ../../../nbs/app/widgets/job_monitor.ipynb #224146fe
-ASK_EVERY = 5.0  # s between two questions to the cluster
+ASK_EVERY = 5.0  # s between two requests to the cluster
 LINES = 400  # of a log
 
 
 @dataclass
 class JobsSeen:
-    """What a look at the cluster showed: rows, and the lines of the log of the chosen job; None where nothing is new."""
+    """The result of a look at the cluster: rows, and the lines of the log of the chosen job; None
+    if nothing is new.
+    """
 
     rows: list[dict[str, Any]] | None = None
     log: list[list[str]] | None = None
@@ -54,7 +56,8 @@ class JobsWatched:
         self._asked, self._mark = float("-inf"), None
 
     def look(self, chosen: str = "", *, now: bool = False) -> JobsSeen | None:
-        """What is new. `chosen`: the job whose log is read. `now`: ask the cluster even if it was just asked.
+        """What is new. `chosen`: the job whose log is read. `now`: ask the cluster even if it was
+        asked just now.
 
         Raises `XrddiffError` while the cluster does not answer.
         """
@@ -99,7 +102,7 @@ def log_lines(row: Mapping[str, Any]) -> list[list[str]]:
 
 
 def is_queued(row: Mapping[str, Any]) -> bool:
-    """Whether a job waits or runs."""
+    """Whether a job is pending or running."""
     return row["state"] in WAITING | ACTIVE
 
 # %% ../../../nbs/app/widgets/job_monitor.ipynb #d397915c
@@ -131,7 +134,7 @@ class JobMonitor(Refreshed, Panel):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The jobs as they were seen last."""
+        """The jobs at the last look."""
         return self.jobs.rows
 
     def look(self) -> JobsSeen | None:
@@ -191,9 +194,9 @@ def cancel(self: JobMonitor, job: str) -> None:
     """Ask whether this job is to be cancelled; `confirm` cancels it, `keep` does not."""
     row = self._row(job)
     if not is_queued(row):
-        raise BadInput(f"job {job} has ended ({row['state']}); expected one that waits or runs")
+        raise BadInput(f"job {job} has ended ({row['state']}); expected a pending or running job")
     self.asking = job
-    lost = "" if row["state"] in WAITING else " What it has done since its last checkpoint is lost."
+    lost = "" if row["state"] in WAITING else " Work since its last checkpoint will be lost."
     self.view.asking = f"Cancel job {job}, {' '.join(str(row['name']).split())!r}?{lost}"
 
 
@@ -226,7 +229,7 @@ def watch(self: JobMonitor, job: str) -> None:
     """Show the training of a job below its log."""
     self.unwatch()
     if not self._row(job).get("run"):
-        raise BadInput(f"no run of job {job} is known; expected a job that `xrddiff submit` sent")
+        raise BadInput(f"no run of job {job} is known; expected a job that `xrddiff submit` submitted")
     self.place.children = [open_monitor(job)]
 
 

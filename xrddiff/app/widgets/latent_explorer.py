@@ -202,7 +202,7 @@ def _still(self: LatentExplorer) -> bytes:
 
 
 def _about(self: LatentExplorer) -> str:
-    """The present state in a sentence."""
+    """The current state in a sentence."""
     colours = f" coloured by {self.label}" if self.label else ""
     said = f": {self.sentence}" if self.sentence else ""
     return f"{len(self.encoded)} frames in a latent of {tuple(self.encoded.latents.shape[1:])}{colours}{said}"

@@ -32,9 +32,10 @@ SHAPES = ("rectangle", "polygon", "threshold")
 
 
 def edited_pixels(edit: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
-    """The pixels that `edit` is about, bool (y, x).
+    """The pixels that `edit` selects, bool (y, x).
 
-    image: (y, x), the values that a threshold is compared with. Raises `BadInput` for an edit that is none.
+    image: (y, x), the values that a threshold is compared with. Raises `BadInput` for an invalid
+        edit.
     """
     shape, out = edit.get("shape"), np.zeros(image.shape, bool)
     if shape == "threshold":
@@ -88,7 +89,9 @@ def apply_edits(edits: Sequence[Mapping[str, Any]], images: Any, shape: tuple[in
 
 # %% ../../../nbs/app/widgets/mask_edits.ipynb #7cbbfeba
 def reasons() -> dict[str, str]:
-    """Why a pixel can be masked -> its colour; the place in it, from 1, is the code of a reason."""
+    """Reason for masking a pixel -> its colour; the position in it, from 1, is the code of the
+    reason.
+    """
     colours = {name: RULE_COLOURS.get(name, PLUGIN_COLOUR) for name in reason_bits()}
     more = {"mask of the frames": "#7f7f7f", "not a number": "#C8A2C8", "gap between panels": MASKED}
     return colours | more | {"by hand": "#7CFC00"}
@@ -121,7 +124,7 @@ def frame_codes(ds: xr.Dataset, i: int, image: np.ndarray) -> np.ndarray:
 
 
 def _lasting_codes(masking: Automask) -> np.ndarray:
-    """Why pixels are masked in every frame; worked out once."""
+    """Why pixels are masked in every frame; computed once."""
     if getattr(masking, "codes", None) is None:
         seen, names = masking.reasons, {r.name for r in masking.rules if r.series}
         codes = np.where(masking.static, 0, code_of("file")).astype(np.uint8)

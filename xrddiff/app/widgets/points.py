@@ -93,7 +93,7 @@ class PointMap(Shown, anywidget.AnyWidget):
         return png(ax.figure)
 
     def about(self) -> str:
-        """The present state in a sentence."""
+        """The current state in a sentence."""
         return f"{len(self)} frames on a map, {self.names[self.frame]} is picked"
 
 # %% ../../../nbs/app/widgets/points.ipynb #0c626ba7
@@ -133,7 +133,7 @@ class Tiles(Shown, anywidget.AnyWidget):
         return png(show_codes(self._pictures, self._shares))
 
     def about(self) -> str:
-        """The present state in a sentence."""
+        """The current state in a sentence."""
         return f"{len(self.names)} tiles, {self.names[self.picked]} is picked"
 
 # %% ../../../nbs/app/widgets/points.ipynb #1af07bf7

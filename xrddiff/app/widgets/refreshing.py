@@ -21,7 +21,7 @@ __all__ = ['Refreshed', 'signature']
 
 # %% ../../../nbs/app/widgets/refreshing.ipynb #5f6482f5
 class Refreshed(Shown):
-    """A widget that looks at something every `every` seconds while it is on a screen.
+    """A widget that polls something every `every` seconds while it is on screen.
 
     `look` reads, in a thread; `take` shows what it returned, on the kernel's loop. `lease`: seconds until
     the thread ends unless `here` is called again.
@@ -46,11 +46,11 @@ class Refreshed(Shown):
 
     @property
     def follows(self) -> bool:
-        """Whether the thread looks at present."""
+        """Whether the thread is polling now."""
         return self._thread is not None
 
     def here(self) -> None:
-        """Somebody looks at the widget."""
+        """The widget is on screen."""
         with self._guard:
             self._until = time.monotonic() + self.lease
             if self._thread is None:
@@ -61,7 +61,7 @@ class Refreshed(Shown):
                 self._thread.start()
 
     def rest(self) -> None:
-        """Nobody does any more."""
+        """The widget is no longer on screen."""
         with self._guard:
             self._until = 0.0
         self._wake.set()
@@ -72,7 +72,7 @@ class Refreshed(Shown):
         super().close()
 
     def refresh(self) -> None:
-        """Look and show now, without the thread."""
+        """Poll and show now, without the thread."""
         try:
             news = self.look()
         except XrddiffError as error:
@@ -103,7 +103,7 @@ def _follow(self: Refreshed) -> None:
             news = self.look()
         except XrddiffError as error:
             self._call_on_loop(self._report_trouble, str(error))
-        except Exception as error:  # a thread that ends without a word would look like a run that stands still
+        except Exception as error:  # if the thread ended silently, the run would seem to stand still
             self._call_on_loop(self._report_trouble, f"internal error: {type(error).__name__}: {error}")
         else:
             self._call_on_loop(self._take, news)
@@ -115,7 +115,9 @@ def _follow(self: Refreshed) -> None:
 
 
 def _call_on_loop(self: Refreshed, callback: Any, value: Any) -> None:
-    """Call it on the loop of the kernel and wait until that has happened, or nobody looks any more."""
+    """Call it on the event loop of the kernel and wait until that has happened, or the widget is no
+    longer on screen.
+    """
     if value is None and not self._trouble:
         return
     done = threading.Event()

@@ -195,7 +195,7 @@ def _set_conditions(self: SamplerPanel, name: str, value: Mapping[str, Any]) -> 
 
 # %% ../../../nbs/app/widgets/sampler.ipynb #69048e2a
 def _show_weaker(self: SamplerPanel) -> None:
-    """The controls of the weaker model, where one is wanted."""
+    """The controls of the weaker model, if one is used."""
     self._weaker.layout.display = None if self.guidance == "autoguidance" else "none"
 
 
@@ -209,14 +209,14 @@ def _set_weaker(self: SamplerPanel, name: str, value: str | int | None) -> None:
 
 
 def _show_beside(self: SamplerPanel) -> None:
-    """The controls of the other condition, where one is wanted."""
+    """The controls of the other condition, if one is used."""
     self._others.children = [self._condition_controls("other", "other ")] if self.beside else []
     if self.beside and self.other:
         self._set_conditions("other", self.other)
 
 
 def _show_lattice(self: SamplerPanel, value: dict[str, Any] | None) -> None:
-    """The controls of the crystal, if the run is told one."""
+    """The controls of the crystal, if the run is conditioned on one."""
     self.lattice = value or {}
     if value is None:
         self._lattice.children = []
@@ -274,7 +274,7 @@ def _words(self: SamplerPanel, other: bool = False) -> dict[str, Any]:
     for name, value in weaker.items():  # words that would contradict another kind of guidance
         value = value if self.guidance == "autoguidance" else None
         found |= {f"guidance_{name}": value} if value != getattr(i, f"guidance_{name}") else {}
-    if self.count < i.batch_size:  # no sample is drawn that nobody asked for
+    if self.count < i.batch_size:  # nothing is drawn without a request
         found["batch_size"] = self.count
     chosen = {"condition": self.other if other else self.condition}
     chosen |= {"lattice": self.lattice, "sampler_options": self.sampler_options}
@@ -337,7 +337,7 @@ def _draw(self: SamplerPanel, background: bool = True) -> None:
 
 
 def _work(self: SamplerPanel, folder: str, asked: list[Drawing], stop: threading.Event, threads: int) -> None:
-    """Draw what is asked, and hand it over."""
+    """Draw the requested samples, and hand them over."""
     try:
         draw_each(folder, asked, stop, lambda done, total: self.soon(self._progress, stop, done, total), threads)
     except Cancelled:
@@ -349,7 +349,7 @@ def _work(self: SamplerPanel, folder: str, asked: list[Drawing], stop: threading
 
 
 def _progress(self: SamplerPanel, stop: threading.Event, done: int, total: int) -> None:
-    """Show how far the drawing is."""
+    """Show the progress of the drawing."""
     if stop is self._stop and not stop.is_set():
         self._bar.value, self._said.value = done / max(total, 1), f"step {done} of {total}"
 
@@ -368,7 +368,7 @@ def _end(self: SamplerPanel, stop: threading.Event, drawn: list[Drawing] | None,
 
 
 def _state(self: SamplerPanel, working: bool, said: str = "opening the run") -> None:
-    """Is something being drawn?"""
+    """Whether something is being drawn."""
     self.working, self._go.disabled, self._halt.disabled = working, working, not working
     self._bar.value, self._said.value = 0.0, said
 
@@ -415,7 +415,7 @@ def _take_step(self: SamplerPanel, change: Any) -> None:
 
 
 def _still(self: SamplerPanel) -> bytes:
-    """The samples, or how they would be drawn, as a PNG."""
+    """The samples, or the way they would be drawn, as a PNG."""
     if not self.drawn:
         return png(draw_lines((self.line or self.about()).split("\n")))
     if self.step >= 0:
@@ -426,7 +426,7 @@ def _still(self: SamplerPanel) -> bytes:
 
 
 def _about(self: SamplerPanel) -> str:
-    """The present state in a sentence."""
+    """The current state in a sentence."""
     if self.sentence:
         return f"sampler of {self.folder or 'no run'}: {self.sentence}"
     done = f"{frame_count(self.samples)} samples by {self.drawn[0].job.how}" if self.drawn else "nothing is drawn yet"

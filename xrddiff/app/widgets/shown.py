@@ -42,9 +42,10 @@ def _encodable(value: Any) -> Any:
 
 
 class Shown(HasTraits):
-    """A widget that has a still picture and says what went wrong; comes before the widget's own class.
+    """A mixin for a widget with a still picture and error messages; it comes before the widget's
+    own class.
 
-    `sentence`: what is wrong, shown in the widget; empty if nothing is.
+    `sentence`: what is wrong, shown in the widget; empty if nothing is wrong.
     """
 
     sentence = Unicode("").tag(sync=True)
@@ -61,11 +62,11 @@ class Shown(HasTraits):
         raise NotImplementedError
 
     def get_state(self, *args: Any, **words: Any) -> dict[str, Any]:
-        """What goes to the browser: text that can be encoded, whatever the files are called."""
+        """The data for the browser: text that can be encoded, whatever the files are called."""
         return _encodable(super().get_state(*args, **words))
 
     def about(self) -> str:
-        """The present state in a sentence."""
+        """The current state in a sentence."""
         return f"{type(self).__name__}: {self.sentence}" if self.sentence else type(self).__name__
 
     def say(self, sentence: str) -> None:
@@ -76,7 +77,7 @@ class Shown(HasTraits):
 def guarded(self: Shown, callback: Callable[..., Any]) -> Callable[..., Any]:
     """`callback`, with errors shown as a sentence in the widget; it returns None after one.
 
-    A new call removes the sentence of the one before.
+    A new call removes the sentence of the previous one.
     """
 
     @functools.wraps(callback)
@@ -120,7 +121,7 @@ def _mimebundle(self: Shown, **words: Any) -> Any:
         return None
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     data = data | {"text/plain": self.about()}
-    with suppress(Exception):  # where there is nothing to draw, the sentence says why
+    with suppress(Exception):  # if there is nothing to draw, the sentence says why
         data["image/png"] = base64.b64encode(self.still()).decode()
     return data, metadata
 

@@ -37,7 +37,7 @@ __all__ = ['STEPS', 'EVERY', 'DRAWN', 'training_charts', 'usual_chart', 'drawn_e
            'number_line', 'TrainingView', 'TrainingMonitor', 'open_monitor']
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #28000737
-STEPS, EVERY, DRAWN = "steps", "all", "samples"  # pictures that are no registered chart
+STEPS, EVERY, DRAWN = "steps", "all", "samples"  # pictures that are not registered charts
 
 
 def training_charts(folder: str | os.PathLike) -> dict[str, str]:
@@ -57,7 +57,7 @@ def _table(read: Any, folder: str | os.PathLike) -> pd.DataFrame:
 
 
 def usual_chart(charts: Mapping[str, str]) -> str:
-    """The one to begin with; "" if there is none."""
+    """The initial chart; "" if there is none."""
     return next((name for name in ("loss_log", "loss_linear", STEPS, *charts) if name in charts), "")
 
 
@@ -92,9 +92,10 @@ _OF_PART = ("metrics/epochs.csv", "metrics/training_metrics.csv", "metrics/healt
 
 @dataclass
 class TrainingSeen:
-    """What a look at a run showed. Parts that have not changed since the last look are None.
+    """The result of a look at a run. Parts that have not changed since the last look are None.
 
-    standing: how it stands. charts: see `training_charts`. epochs: see `drawn_epochs`. chart, light, dark: the picture that was drawn. findings:
+    standing: the state of the run. charts: see `training_charts`. epochs: see `drawn_epochs`.
+        chart, light, dark: the picture that was drawn. findings:
     of the health rules. devices: what its machine is doing.
     """
 
@@ -109,7 +110,7 @@ class TrainingSeen:
 
 
 class TrainingFiles:
-    """The files of the run that is `watched`, read where they have changed."""
+    """The files of the run that is `watched`; only changed files are read."""
 
     def __init__(self, watched: Watched):
         self.watched, self.standing, self.charts = watched, None, {}
@@ -117,7 +118,9 @@ class TrainingFiles:
         self._part: dict[str, Any] = {}
 
     def look(self, chart: str = "") -> TrainingSeen | None:
-        """What is new, with the picture `chart`, or the usual one; None if nothing is. Raises `BadInput` if the run is gone."""
+        """What is new, with the picture `chart`, or the default one; None if nothing is new. Raises
+        `BadInput` if the run is gone.
+        """
         run = self.watched.run
         if not run.is_dir():
             raise BadInput(f"{run} is gone: it was moved or removed; expected the folder of a run")
@@ -158,7 +161,7 @@ def _is_silent(run: Path) -> bool:
 
 
 def _files_of(chart: str) -> set[str]:
-    """What a picture is drawn from."""
+    """The data that a picture is drawn from."""
     return (
         {"metrics/training_metrics.csv"} if chart == STEPS else {SAMPLES} if chart == DRAWN else {"metrics/epochs.csv"}
     )
@@ -184,7 +187,7 @@ def _span(first: int, last: int) -> str:
 
 
 def device_lines(s: Standing) -> list[str]:
-    """What the machine of a run that goes on is doing, a line for each of its devices."""
+    """The load of the machine of a running run, a line for each of its devices."""
     if s.state not in ("running", "quiet"):
         return []
     where, found = devices(s)
@@ -202,7 +205,7 @@ def device_lines(s: Standing) -> list[str]:
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #384458d8
 def standing_sentence(s: Standing) -> str:
-    """How a run stands, in a sentence."""
+    """The state of a run, in a sentence."""
     said = [f"epoch {s.epoch} of {s.num_epochs}" if s.num_epochs else f"epoch {s.epoch}"]
     said += [f"step {s.step} of {s.total}" if s.total else f"step {s.step}"]
     said += [f"loss {s.loss:.4g}"] if isinstance(s.loss, float) else []
@@ -212,7 +215,9 @@ def standing_sentence(s: Standing) -> str:
 
 
 def progress_rows(s: Standing) -> list[dict[str, Any]]:
-    """The bars of the training and of its epoch: name, value and whole of each, and what stands beside it."""
+    """The bars of the training and of its epoch: name, value and maximum of each, and the text
+    beside it.
+    """
     whole, left = s.total or 0, clock_text(s.seconds_left)
     epochs = f"{s.epoch} of {s.num_epochs}" if s.num_epochs else f"{s.epoch}"
     within, soon = f"{s.within} of {s.per_epoch}" if s.per_epoch else f"{s.within}", clock_text(s.epoch_seconds_left)
@@ -251,10 +256,12 @@ class TrainingView(anywidget.AnyWidget):
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #5824cade
 class TrainingMonitor(Refreshed, Panel):
-    """A training as it goes on: `chart` is the picture that is shown, `standing` how the run stands.
+    """A training in progress: `chart` is the picture that is shown, `standing` the state of the
+    run.
 
-    With the chart `samples`, those of one epoch are shown beside the strip: `epoch`, the last one until
-    another is chosen. `watched`: the run. It is looked at every two seconds while the widget is on a screen.
+    With the chart `samples`, those of one epoch are shown beside the strip: `epoch`, the last one
+    until another is chosen. `watched`: the run. It is polled every two seconds while the widget is
+    on screen.
     """
 
     chart, epoch = Unicode(), Int(0)
@@ -276,7 +283,7 @@ class TrainingMonitor(Refreshed, Panel):
 
     @property
     def standing(self) -> Standing | None:
-        """How the run stood when it was looked at last."""
+        """The state of the run at the last look."""
         return self.files.standing
 
     def look(self) -> TrainingSeen | None:
@@ -345,7 +352,7 @@ class TrainingMonitor(Refreshed, Panel):
             self.refresh()
 
     def about(self) -> str:
-        """How the run stands, in a sentence."""
+        """The state of the run, in a sentence."""
         return self.sentence or standing_sentence(self.standing)
 
     def still(self) -> bytes:

@@ -86,11 +86,11 @@ def find_data_set(name: str) -> DataSet:
     return CATALOG[name]
 
 # %% ../../../nbs/config/words/data_sets.ipynb #9f3da4f8
-STAND_INS = {422: "sim-422", 522: "sim-522"}  # experiment -> what stands in for it
+STAND_INS = {422: "sim-422", 522: "sim-522"}  # experiment -> the simulated set that replaces it
 
 
 def data_name(cfg: Config) -> str | None:
-    """The catalog name of the data of a run, or None where `data.data_path` says what to open."""
+    """The catalog name of the data of a run, or None if `data.data_path` says what to open."""
     if cfg.data.data_path is not None:
         return None
     return cfg.data.name or STAND_INS[cfg.data.data_id]

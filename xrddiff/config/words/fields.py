@@ -28,9 +28,9 @@ def word(
     """A field of a section: its default, one line of help, and the values that it takes.
 
     `choices`, or the least (`low`, or `above` it) and largest (`high`) value.
-    `follows`: the word whose value holds where this one is null.
+    `follows`: the word whose value is used if this one is null.
     `options_for`: the kind whose options this word gives, and the word that chooses the name.
-    `only`: what a run has to be for the word to have an effect in it, see `xrddiff.config.used_words`.
+    `only`: in which runs the word has an effect, see `xrddiff.config.used_words`.
     """
     metadata = dict(help=help, choices=choices, low=low, high=high, above=above)
     metadata |= dict(follows=follows, options_for=options_for, only=only)

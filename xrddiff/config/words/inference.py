@@ -19,23 +19,29 @@ GUIDANCE = ("classifier_free", "classifier", "autoguidance")
 # %% ../../../nbs/config/words/inference.ipynb #d800168a
 @dataclass
 class Inference:
-    use_ema: bool = word(True, "judge the averaged weights")
+    use_ema: bool = word(True, "evaluate the averaged weights")
     ema_sigma_rel: float | None = word(
-        None, "width of an average made afterwards from the kept tracks", above=0, high=0.28, only=HAS_DENOISER
+        None,
+        "width of an average that is made afterwards from the stored averages",
+        above=0,
+        high=0.28,
+        only=HAS_DENOISER,
     )
     batch_size: int = word(8, "frames per batch", low=1)
-    limit: int | None = word(None, "judge at most so many held-out frames", low=1)
+    limit: int | None = word(None, "largest number of held-out frames to evaluate", low=1)
     judged: str = word(
         "held_out",
-        "the frames that an autoencoder is judged on; train: has it learnt them by heart?",
+        "the frames that an autoencoder is evaluated on; train: to see whether it has learnt them by heart",
         choices=("held_out", "train"),
         only=TRAINS_AUTOENCODER,
     )
-    match_radius: float = word(2.0, "two peaks within so many pixels are one", above=0, only=TRAINS_AUTOENCODER)
+    match_radius: float = word(
+        2.0, "two peaks within this distance, in pixels, count as one", above=0, only=TRAINS_AUTOENCODER
+    )
 
     num_samples: int = word(64, "samples of a generative model", low=1, only=HAS_DENOISER)
     first_sample: int = word(
-        0, "number of the first of them: a sample is its seed and its number", low=0, only=HAS_DENOISER
+        0, "number of the first sample: the seed and the number determine a sample", low=0, only=HAS_DENOISER
     )
     seed: int = word(0, "of the samples", low=0, only=HAS_DENOISER)
     sampler: str = word("unipc", "how noise becomes a sample", choices=SAMPLERS, only=HAS_DENOISER)
@@ -53,7 +59,7 @@ class Inference:
     )
     keep_steps: list[int] | None = word(
         None,
-        "steps of the sampler, from 0, after which the estimate of the first samples is kept; null: none",
+        "steps of the sampler, counted from 0, after which the estimates of the first samples are kept; null: none",
         low=0,
         only=AT_ONCE,
     )
@@ -68,27 +74,31 @@ class Inference:
         None, "keep predictions inside the training range; null: those for a token", only=HAS_DENOISER
     )
     guidance: str = word(
-        "classifier_free", "what leads the sampler, where something does", choices=GUIDANCE, only=HAS_DENOISER
+        "classifier_free", "what guides the sampler, if guidance is used", choices=GUIDANCE, only=HAS_DENOISER
     )
-    guidance_scale: float = word(1.0, "how strongly; 1 is the condition as it was learned", low=0, only=HAS_DENOISER)
+    guidance_scale: float = word(
+        1.0, "strength of the guidance; 1 is the condition as it was learned", low=0, only=HAS_DENOISER
+    )
     guidance_interval: list[float] | None = word(
-        None, "[low, high]: noise levels at which it acts; null: all", low=0, only=HAS_DENOISER
+        None, "[low, high]: noise levels at which guidance acts; null: all", low=0, only=HAS_DENOISER
     )
     guidance_step: int | None = word(
         None,
-        "autoguidance: the weaker model is the checkpoint of this step",
+        "autoguidance: use the checkpoint of this step as the weaker model",
         low=1,
         only={"inference.guidance": "autoguidance"},
     )
     guidance_ema: float | None = word(
         None,
-        "autoguidance: or an average of this width",
+        "autoguidance: use an average of this width as the weaker model",
         above=0,
         high=0.28,
         only={"inference.guidance": "autoguidance"},
     )
     guidance_run: str | None = word(
-        None, "autoguidance: and of this run folder; null: the same", only={"inference.guidance": "autoguidance"}
+        None,
+        "autoguidance: run folder of the weaker model; null: the same run",
+        only={"inference.guidance": "autoguidance"},
     )
     condition: dict[str, int | float | str] = word(
         dict,
@@ -102,7 +112,8 @@ class Inference:
     )
     detector: str | None = word(
         None,
-        "draw on the detector of a named set, a file of frames or a geometry file; null: that of the training frames",
+        "draw on the detector of a named data set, a file of frames or a geometry file; null: that of the training "
+        "frames",
         only=AT_ONCE,
     )
     tile: int | None = word(
@@ -116,16 +127,19 @@ class Inference:
     )
     poisson: bool = word(False, "also draw photon counts from expected values", only={"latent": True})
     index_frames: int = word(
-        48, "look for the crystal lattice in so many samples and held-out frames; 0: in none", low=0, only=HAS_DENOISER
+        48,
+        "number of samples and of held-out frames in which to look for a crystal lattice; 0: none",
+        low=0,
+        only=HAS_DENOISER,
     )
     cell: list[float] | None = word(
         None,
-        "[a, b, c, alpha, beta, gamma] of the crystals, Å and degrees; null: as the frames say",
+        "[a, b, c, alpha, beta, gamma] of the crystals in Å and degrees; null: taken from the frames",
         above=0,
         only=HAS_DENOISER,
     )
     judge_conditions: bool = word(
         True,
-        "say whether samples are what they were asked to be, with a classifier of the run's labels",
+        "report whether samples match their conditions, with a classifier of the run's labels",
         only={"model.condition": ANY},
     )

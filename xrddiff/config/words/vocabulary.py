@@ -25,7 +25,7 @@ GROUPS = ("model", "size", "data", "experiment_type", "inference")
 
 @dataclass
 class Config:
-    """Everything that one run is told. Plain attributes: `cfg.training.lr`, `cfg.data.limit`."""
+    """All settings of one run, as plain attributes: `cfg.training.lr`, `cfg.data.limit`."""
 
     model: Model = field(default_factory=Model)
     size: Size = field(default_factory=Size)
@@ -33,11 +33,13 @@ class Config:
     training: Training = field(default_factory=Training)
     inference: Inference = field(default_factory=Inference)
     output_dir: str = word("output", "runs are kept in <output_dir>/<model><suffix>/<date>/<time>/")
-    plugins: list[str] = word(list, "notebooks, Python files and modules that register things of your own")
-    run_name: str | None = word(None, "a name in place of <date>/<time>")
-    resume: str | None = word(None, "the folder of a run to go on with")
+    plugins: list[str] = word(
+        list, "notebooks, Python files and modules that register your own samplers, losses and so on"
+    )
+    run_name: str | None = word(None, "a name to use instead of <date>/<time>")
+    resume: str | None = word(None, "the folder of a run to resume")
     engine: str = word("inprocess", "what executes the notebook: this process, or a kernel over IPC", choices=ENGINES)
-    threads: int | None = word(None, "CPU threads; null: torch decides", low=1)
+    threads: int | None = word(None, "CPU threads; null: PyTorch decides", low=1)
     presets: dict[str, str] = field(default_factory=dict)
 
 # %% ../../../nbs/config/words/vocabulary.ipynb #d733c98d
@@ -78,12 +80,12 @@ class Word:
 
     @property
     def unit(self) -> str:
-        """What a number is counted or measured in; "" for words without a unit."""
+        """The unit of a number; "" for words without a unit."""
         return _UNIT_OF.get(self.name, "")
 
     @property
     def optional(self) -> bool:
-        """May it be null?"""
+        """Whether it may be null."""
         return NoneType in get_args(self.type)
 
     @property
@@ -128,7 +130,7 @@ def vocabulary(section: type = Config, prefix: str = "") -> dict[str, Word]:
 
 # %% ../../../nbs/config/words/vocabulary.ipynb #cf7bc2b0
 def value_problem(word: Word, value: Any) -> str | None:
-    """What is wrong with this value of a word, as a sentence; None if nothing is."""
+    """What is wrong with this value of a word, as a sentence; None if nothing is wrong."""
     limits = {k: word.metadata[k] for k in ("low", "high", "above", "choices")}
     return range_problem(word.name, value, **limits)
 

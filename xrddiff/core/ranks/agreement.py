@@ -24,9 +24,9 @@ __all__ = ['Ranks']
 class Ranks:
     """The ranks of a run as seen from one of them; with a single rank nothing is sent.
 
-    `accelerator`: whatever has `process_index` and `num_processes`. `patience`: for how long
-    one waits for another (None: as the process group was opened); a rank that died is noticed
-    at once all the same.
+    `accelerator`: any object with `process_index` and `num_processes`. `patience`: how long a rank
+    waits for another (None: as long as the process group allows); the death of a rank is noticed at
+    once in any case.
     """
 
     def __init__(self, accelerator: Any, *, patience: timedelta | None = None):
@@ -51,7 +51,7 @@ class Ranks:
         return [bool(v) for v in votes]
 
     def asked(self, stop: StopRequest) -> bool:
-        """Whether any rank was asked to stop; then `stop` of every rank knows why."""
+        """Whether any rank was asked to stop; if so, `stop` holds the reason on every rank."""
         if not self.any(bool(stop))[0]:
             return False
         stop.reason = next(filter(None, self.gather(stop.reason)))
@@ -71,8 +71,8 @@ class Ranks:
         return [json.loads(bytes(t.tolist())) for t in texts]
 
     def first(self, action: Callable[[], Any]) -> Any:
-        """Rank 0 does `action`; every rank gets its JSON result, or its failure, the others
-        as a `RankFailed` with the same sentence.
+        """Rank 0 does `action`; every rank gets its JSON result. If it fails, the other ranks raise
+        a `RankFailed` with the same message.
         """
         if self.size == 1:
             return action()

@@ -285,10 +285,11 @@ def comm_test(sizes: Sequence[int] = SIZES, rounds: int = 10, *, info: DistInfo 
 
 # %% ../../../nbs/core/ranks/comm.ipynb #3e2f122e
 def greet(ranks: Ranks, info: DistInfo, shares: str) -> str | None:
-    """Check a sum over all ranks; the table of who takes part, None for a single rank.
+    """Check a sum over all ranks; returns a summary of the ranks that take part, None for a single
+    rank.
 
-    `ranks`, `info`: of this process. `shares`: what this rank gets of the data, in words. Raises
-    `XrddiffError` on every rank if the sum is wrong on one of them.
+    `ranks`, `info`: those of this process. `shares`: this rank's share of the data, in words.
+    Raises `XrddiffError` on every rank if the sum is wrong on one of them.
     """
     if ranks.size == 1:
         return None
@@ -299,7 +300,8 @@ def greet(ranks: Ranks, info: DistInfo, shares: str) -> str | None:
     if wrong := [r for r in rows if r["sum"] == "WRONG"]:
         who = ", ".join(f"process {r['process']} on {r['node']}" for r in wrong[:4])
         raise XrddiffError(
-            f"an all-reduce over {ranks.size} ranks gave a wrong sum on {who}; nothing was trained: `xrddiff comm-test` on the same nodes says more"
+            f"an all-reduce over {ranks.size} ranks gave a wrong sum on {who}; nothing was trained; run `xrddiff "
+            "comm-test` on the same nodes to find out more"
         )
     import pandas as pd
 

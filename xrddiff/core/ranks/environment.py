@@ -148,7 +148,7 @@ _RESERVED_STEPS = 0xFFFFFFF0
 
 
 def in_slurm_step(env: Mapping[str, str]) -> bool:
-    """Whether this is a task that `srun` started, and not the shell of a job."""
+    """Whether this process is a task started by `srun`, and not the shell of a job."""
     step = _number(env, "SLURM_STEP_ID", _number(env, "SLURM_STEPID"))
     return "SLURM_JOB_ID" in env and step is not None and step < _RESERVED_STEPS
 
@@ -213,7 +213,8 @@ def _read_mpi(env: Mapping[str, str], launcher: str, expand: Callable[[str], lis
     nodelist = env.get("SLURM_JOB_NODELIST")
     if here < ranks and not env.get("MASTER_ADDR") and not nodelist:
         raise BadInput(
-            f"{rank_name} and {size_name} tell of {ranks} ranks on several nodes, but not where rank 0 is; set MASTER_ADDR to its host"
+            f"{rank_name} and {size_name} say that there are {ranks} ranks on several nodes, but not where rank 0 "
+            "is; set MASTER_ADDR to its host"
         )
     address = expand(nodelist)[0] if here < ranks and nodelist else "127.0.0.1"
     job = next((env[name] for name in JOB_WORDS if env.get(name)), "")

@@ -58,9 +58,10 @@ ALGORITHMS = ("ring", "two-level", "tree")
 class Cluster:
     """Ranks on nodes, and the links between them.
 
-    - `between`: the link of a node to the others, which all its ranks share.
+    - `between`: the link between a node and the others, which all its ranks share.
     - `inside`: the link between two ranks of a node; None: as `between`.
-    - `ranks_per_node`: how many ranks a node has; fewer ranks than these are on one node.
+    - `ranks_per_node`: how many ranks a node has; if there are fewer ranks in all, they are on one
+      node.
 
     Raises `BadInput` for a bandwidth or a number of ranks that is not above 0, and a latency below 0.
     """
@@ -77,7 +78,9 @@ class Cluster:
                 raise BadInput(f"latency is {link.latency:g}; expected 0 s or more")
 
     def shape(self, ranks: int) -> tuple[int, int]:
-        """(nodes, ranks on each) of so many ranks. Raises `BadInput` if they do not fill their nodes."""
+        """(nodes, ranks on each) for a number of ranks. Raises `BadInput` if they do not fill their
+        nodes.
+        """
         above_zero(ranks=ranks)
         each = min(self.ranks_per_node, ranks)
         if ranks % each:
@@ -85,20 +88,26 @@ class Cluster:
         return ranks // each, each
 
     def hops(self, n: float, ranks: int) -> list[float]:
-        """Seconds that a message of `n` bytes takes from each rank to the next, from the last to the first."""
+        """Seconds that a message of `n` bytes takes from each rank to the next, the last one's next
+        being the first.
+        """
         nodes, each = self.shape(ranks)
         inside = (self.inside or self.between).seconds(n)
         return [self.between.seconds(n) if nodes > 1 and r % each == each - 1 else inside for r in range(ranks)]
 
     def all_reduce(self, n: float, ranks: int, algorithm: str = "ring") -> float:
-        """Seconds until each rank has the sum of all, of `n` bytes; `algorithm`: one of `ALGORITHMS`."""
+        """Seconds until each rank has the sum of all messages of `n` bytes; `algorithm`: one of
+        `ALGORITHMS`.
+        """
         if algorithm != "tree":
             return 2 * self.all_gather(n, ranks, algorithm)
         (nodes, each), inside = self.shape(ranks), self.inside or self.between
         return 2 * (_rounds(each) * inside.seconds(n) + _rounds(nodes) * self.between.seconds(n))
 
     def all_gather(self, n: float, ranks: int, algorithm: str = "ring") -> float:
-        """Seconds until each rank has what all have, `n` bytes together; `algorithm`: one of `ALGORITHMS`."""
+        """Seconds until each rank has the messages of all, together `n` bytes; `algorithm`: one of
+        `ALGORITHMS`.
+        """
         if algorithm not in ALGORITHMS:
             raise BadInput(f"algorithm is {algorithm!r}{nearest(str(algorithm), ALGORITHMS)}")
         (nodes, each), inside = self.shape(ranks), self.inside or self.between
@@ -116,7 +125,7 @@ def _rounds(count: int) -> int:
 
 
 def _gather(link: Network, n: float, count: int) -> float:
-    """Seconds until one of `count` has the `n` bytes of each, by a binomial tree."""
+    """Seconds until one of `count` ranks has the `n` bytes of each, with a binomial tree."""
     return _rounds(count) * link.latency + (count - 1) * n / (link.bandwidth * 1e9)
 
 # %% ../../../nbs/core/ranks/networks.ipynb #f4741220

@@ -26,7 +26,7 @@ def ring_time(cluster: Cluster, counts: Iterable[int], width: float, pair_second
     """Seconds of the sums over all pairs, with blocks that go around a ring.
 
     - `counts`: particles of each rank. `width`: bytes of a particle in a message.
-    - `pair_seconds`: of work on one pair. `block`: particles that are passed on at once.
+    - `pair_seconds`: work on one pair. `block`: particles that are passed on at once.
     """
     counts = list(counts)
     size, most = len(counts), max(counts)
@@ -49,12 +49,12 @@ class ParticleModel:
     """The cost of a step of particles on many ranks.
 
     - `particles`, `dimensions`: how many, and of how many coordinates each.
-    - `score_seconds`: of the score of one particle; `pair_seconds`: of the kernel of one pair.
+    - `score_seconds`: for the score of one particle; `pair_seconds`: for the kernel of one pair.
     - `cluster`: the links between ranks, see `networks`.
-    - `algorithm`: ring (blocks that come while others are worked on, as `svgd` does it), two-level
-      or tree (all particles are collected first).
+    - `algorithm`: ring (blocks arrive while others are worked on, as in `svgd`), two-level or tree
+      (all particles are collected first).
     - `block`: particles that are passed on at once.
-    - `fixed_seconds`: of what every rank does in a step, however many there are.
+    - `fixed_seconds`: for work that every rank does in each step, however many ranks there are.
 
     Raises `BadInput` for values out of range.
     """
@@ -128,7 +128,9 @@ def paying_particles(model: ParticleModel, ranks: int, gain: float = 1.0, most: 
 
 
 def _first(true, most: int) -> int | None:
-    """The first whole number for which `true` holds, if it holds from there on; in the large, to a thousandth."""
+    """The first whole number from which on `true` holds; large numbers are found to one part in a
+    thousand.
+    """
     high = 1
     while not true(high):
         high *= 2

@@ -209,7 +209,7 @@ def receive_ranks(listener: socket.socket, info: DistInfo, token: str, timeout: 
 
 # %% ../../../nbs/core/ranks/rendezvous.ipynb #4fa0c702
 def _ask_port(port: int, info: DistInfo, token: str, patience: float, timeout: float) -> list[int] | None:
-    """The missing ranks (empty: continue) as reported by rank 0 at this port; None if it is not
+    """The missing ranks (empty: continue) as reported by rank 0 at this port; None if rank 0 is not
     there.
     """
     try:
@@ -257,7 +257,10 @@ def _unopened(info: DistInfo, why: str) -> str:
     """The message for a process group that could not be opened; `why` is PyTorch's error."""
     who = f"rank {info.process_id} of {info.num_processes} on {info.host}"
     if "duplicate gpu" in why.lower():
-        return f"{who} cannot exchange with the others: {info.local_processes} ranks are on this host, and this one sees {info.local_device_count} GPU(s); expected a GPU for each rank"
+        return (
+            f"{who} cannot communicate with the others: {info.local_processes} ranks are on this host, and this one "
+            f"sees {info.local_device_count} GPU(s); expected a GPU for each rank"
+        )
     what = why.strip().splitlines()[0]
     return f"{who} could not open the process group at {info.coordinator_address}:{info.coordinator_port} ({what}); {_advice(info)}"
 
@@ -265,7 +268,8 @@ def _unopened(info: DistInfo, why: str) -> str:
 def _advice(info: DistInfo) -> str:
     interface = "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME" if info.backend == "nccl" else "GLOO_SOCKET_IFNAME"
     return (
-        f"see in their logs why they ended, check that MASTER_ADDR ({info.coordinator_address}) is the host of rank 0 as every node sees it, "
+        f"look in their logs for the reason why they ended, check that MASTER_ADDR ({info.coordinator_address}) is "
+        "the host of rank 0 as every node sees it, "
         f"that no firewall closes MASTER_PORT ({info.coordinator_port}), and that {interface} names the network between the nodes"
     )
 
@@ -443,7 +447,7 @@ def _group() -> Ranks:
     if "words" in _open:
         return _open["words"]
     ranks = Ranks(SimpleNamespace(process_index=dist.get_rank(), num_processes=dist.get_world_size()))
-    if ranks.group is not dist.group.WORLD:  # beside nccl it is a group of its own, to be made once
+    if ranks.group is not dist.group.WORLD:  # next to nccl it is a separate group, which is created once
         _open["words"] = ranks
     return ranks
 

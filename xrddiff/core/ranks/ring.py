@@ -40,9 +40,10 @@ class Part(NamedTuple):
 
 
 def parts(counts: Sequence[int], block: int) -> list[Part]:
-    """What goes around the ring, in order: rows cut at the multiples of `block`, and between ranks.
+    """The blocks that go around the ring, in order: rows cut at the multiples of `block`, and
+    between ranks.
 
-    counts: rows of each rank, which need not be equal. block: rows, 1 or more.
+    counts: rows of each rank, which may differ. block: rows, 1 or more.
     """
     found, first = [], 0
     for owner, count in enumerate(counts):
@@ -55,7 +56,7 @@ def parts(counts: Sequence[int], block: int) -> list[Part]:
 
 # %% ../../../nbs/core/ranks/ring.ipynb #4e6d301b
 class _Watch:
-    """Counts the seconds that a ring waits, and says in one sentence that a rank is gone."""
+    """Counts the seconds that a ring waits, and reports a lost rank in one sentence."""
 
     def __init__(self, ring: Ring):
         self.ring = ring
@@ -70,7 +71,7 @@ class _Watch:
             why = " ".join(str(error).split()).split("] ", 1)[-1][:100]  # without the place in gloo's source
             raise RankFailed(
                 f"rank {r} of {size} lost the connection to the ranks beside it, {(r - 1) % size} and {(r + 1) % size}: "
-                f"one of the ranks has ended or hangs; look at what it said last ({why})"
+                f"one of the ranks has ended or hangs; look at the end of its log ({why})"
             ) from error
 
 # %% ../../../nbs/core/ranks/ring.ipynb #9bd47cc2
@@ -82,7 +83,7 @@ class Ring:
 
     ranks: the ranks that take part; None for this process alone. Every method is called by all of them.
     rows: how many this rank owns; rank 0 owns the first ones.
-    block: rows that are passed on at once. name: of the rows, in errors.
+    block: rows that are passed on at once. name: what the rows are called in errors.
     `first`, `last`: own rows among all `n`. `waited`: seconds spent on waiting for others.
     Raises `BadInput` on every rank if one of them has no row.
     """
@@ -118,7 +119,7 @@ class Ring:
             return self.ranks.sum_(values)
 
     def rows(self, own: Tensor, index: Tensor) -> Tensor:
-        """The rows with the numbers `index` (m,), of all ranks: float64 (m, …) on the CPU."""
+        """The rows numbered `index` (m,), counted over all ranks: float64 (m, …) on the CPU."""
         mine = (index >= self.first) & (index < self.last)
         found = torch.zeros(len(index), *own.shape[1:], dtype=torch.float64)
         found[mine] = own[(index[mine] - self.first).to(own.device)].to("cpu", torch.float64)

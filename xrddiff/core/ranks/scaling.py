@@ -166,7 +166,7 @@ def read_speed(run: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         attempts = read_json(run / SPEED)
     except FileNotFoundError:
-        what = "has not trained yet" if (run / "config.yaml").is_file() else "is no run folder"
+        what = "has not trained yet" if (run / "config.yaml").is_file() else "is not a run folder"
         raise BadInput(f"{run} has no {SPEED}: it {what}; expected the folder of a run that has trained") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{run / SPEED} cannot be read ({error})") from None
@@ -221,7 +221,7 @@ def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:
     per_rank = sum(row["frames"] for row in base) / sum(row["seconds"] for row in base) / least
     if not 0 < per_rank < math.inf:
         raise BadInput(
-            f"{base[0]['run']} says that it trained on {per_rank:g} frames in a second; expected a positive number"
+            f"{base[0]['run']} says that it trained on {per_rank:g} frames per second; expected a positive number"
         )
     table = []
     for row in sorted(rows, key=lambda row: (row["ranks"], row["run"])):

@@ -20,8 +20,9 @@ class StopRequest:
     """Within `with`, the `signals` set `reason` instead of ending the process; `request` does
     the same from code.
 
-    A request within another starts with its reason and hands its own on; a Ctrl-C ends there.
-    `alone`: no other rank waits for this one, so that a signal may break off what runs within
+    A nested request starts with the reason of the outer one and passes its own reason on; a Ctrl-C
+    is not passed on.
+    `alone`: no other rank waits for this one, so a signal may interrupt what runs within
     `breakable`, by `SystemExit`.
     """
 
@@ -38,11 +39,11 @@ class StopRequest:
 
     @classmethod
     def current(cls) -> StopRequest | None:
-        """The innermost request that listens."""
+        """The innermost active request."""
         return cls._open[-1] if cls._open else None
 
     def request(self, reason: str = "a request") -> None:
-        """Ask the run to stop after the present step."""
+        """Ask the run to stop after the current step."""
         self.reason = self.reason or reason
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -54,7 +55,7 @@ class StopRequest:
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
-        """What runs in here can be made again: a signal breaks it off, if this rank is alone."""
+        """For work that can be repeated: a signal interrupts it, if this rank is alone."""
         self._breakable = True
         try:
             yield

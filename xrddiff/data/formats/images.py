@@ -101,7 +101,7 @@ def _opened(path: Path) -> Iterator[Any]:
             said = (listener.said or [str(error)])[-1] or type(error).__name__
             if "could not identify" in str(error):
                 raise BadInput(
-                    f"{path} is not an image that fabio knows; expected TIFF, CBF, EDF, MarCCD, … or HDF5, zarr, npy"
+                    f"{path} is not an image that fabio can read; expected TIFF, CBF, EDF, MarCCD, … or HDF5, zarr, npy"
                 ) from None
             raise BadInput(
                 f"{path} cannot be read, it is damaged or truncated: {' '.join(said.split())[:160]}"
@@ -241,7 +241,10 @@ def _series_words(
 
 # %% ../../../nbs/data/formats/images.ipynb #41db3bc7
 @register(
-    "reader", "images", help="one file per frame, alone or as a series: what fabio reads", suffixes=list(IMAGE_SUFFIXES)
+    "reader",
+    "images",
+    help="one file per frame, alone or as a series, in any format that fabio reads",
+    suffixes=list(IMAGE_SUFFIXES),
 )
 def open_images(files: Sequence[Path]) -> dict[str, Any]:
     """Image files as keyword arguments of `make_frames`.

@@ -36,7 +36,8 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
     path = readable(Path(path))
     if not path.is_file() or path.stat().st_size > LARGEST_TABLE:
         raise BadInput(
-            f"the labels {path} are no table of at most {LARGEST_TABLE >> 20} MiB; expected a .csv, .tsv or .parquet file"
+            f"the labels {path} are not a table of at most {LARGEST_TABLE >> 20} MiB; expected a .csv, .tsv or "
+            ".parquet file"
         )
     kind, options = path.suffix.lower(), dict(dtype_backend="numpy_nullable")
     if kind not in (".csv", ".tsv", ".parquet"):
@@ -56,7 +57,7 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
 
 
 def _check_csv(path: Path) -> None:
-    """Raise `BadInput` for a table of more columns than anybody has labels, which takes pandas minutes."""
+    """Raise `BadInput` for a table with absurdly many columns, which would take pandas minutes."""
     with open(path, "rb") as file:
         first = file.readline(1 << 16)
     if len(first) == 1 << 16 or first.count(b",") + first.count(b"\t") > 1000:
@@ -66,7 +67,7 @@ def _check_csv(path: Path) -> None:
 
 
 def _check_parquet(path: Path) -> None:
-    """Raise `BadInput` for a parquet file that unpacks to far more than it takes on the disk."""
+    """Raise `BadInput` for a parquet file that unpacks to far more than its size on disk."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
@@ -128,7 +129,7 @@ def table_labels(
             values = values.astype(np.float64)
         unknown = {"U": "", "i": -1}.get(values.dtype.kind, np.nan)
         if label_name(name) in out:
-            raise BadInput(f"{where} has two columns that are called {label_name(name)}; expected different names")
+            raise BadInput(f"{where} has two columns called {label_name(name)}; expected different names")
         out[label_name(name)] = np.full(count, unknown, values.dtype)
         out[label_name(name)][rows] = values[at]
     if not out:
@@ -163,7 +164,8 @@ def _by_file(key: pd.Series, where: str, count: int, files: Any) -> tuple[np.nda
     if not rows:
         found = f"{key.iloc[0]!r}" if len(key) else "nothing"
         raise BadInput(
-            f"the column {key.name!r} of {where} has {found}, and no row is of a file of these frames; expected names such as {known[0].name if known else 'run.h5'!r}"
+            f"the column {key.name!r} of {where} has {found}, and no row belongs to a file of these frames; "
+            f"expected names such as {known[0].name if known else 'run.h5'!r}"
         )
     return _once(np.array(rows, np.int64), key, where), np.array(at, np.int64)
 

@@ -150,7 +150,7 @@ def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[
     good = good.reshape(shape)
     if not good.any():
         other = (
-            f"; mask_true={'bad' if true == 'good' or 'good' in rule else 'good'} turns it round"
+            f"; mask_true={'bad' if true == 'good' or 'good' in rule else 'good'} inverts it"
             if "is" in rule.split()
             else ""
         )

@@ -43,7 +43,7 @@ def _round_trip(write: Any, read: Any, suffix: str) -> None:
 
 @register("probe", "writer")
 def probe_writer(thing: Any, entry: Entry) -> Iterator[str]:
-    """two frames: a file; read again, where a plug-in reads it, the same counts"""
+    """two frames are written to a file; if a plug-in can read it, the counts must be the same"""
     suffix, known = _suffixes(entry)[0], by_suffix("reader")
     read = get("reader", known[suffix]) if suffix in known and not entry.own else None
     _round_trip(thing, read, suffix)
@@ -52,7 +52,7 @@ def probe_writer(thing: Any, entry: Entry) -> Iterator[str]:
 
 @register("probe", "reader")
 def probe_reader(thing: Any, entry: Entry) -> Iterator[str]:
-    """the counts of two frames that the writer of the same suffix wrote, where there is one"""
+    """the counts of two frames written by the writer for the same suffix, if there is one"""
     suffix, known = _suffixes(entry)[0], by_suffix("writer")
     if suffix in known and not entry.own:
         _round_trip(get("writer", known[suffix]), thing, suffix)

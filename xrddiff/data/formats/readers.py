@@ -29,7 +29,7 @@ from .mask_files import read_mask
 from .remembered import folder_key, recall, remember
 from .store import is_store, read_store
 from ..frames.automask import with_automask
-from ..frames.display import FramesAccessor  # noqa: F401  what is opened shows itself: ds.frames
+from ..frames.display import FramesAccessor  # noqa: F401  registers ds.frames, which shows what was opened
 from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, validate_frames
 from ..frames.geometry import PanelGeometry, panel_distance
 from ..frames.labels import join_labels
@@ -50,10 +50,10 @@ def _is_plugin(reader: str | None) -> bool:
 
 
 def _open_plugin(name: str, path: Path) -> dict[str, Any]:
-    """What the reader of a plug-in makes of a file, with rows for an array."""
+    """What the reader of a plug-in returns for a file, with arrays turned into rows."""
     out = get("reader", name)(path)
     if not isinstance(out, dict) or out.get("intensity") is None:
-        raise BadInput(f"{path}: the reader {name} returned no intensity; expected a dict of words of make_frames")
+        raise BadInput(f"{path}: the reader {name} returned no intensity; expected a dict of arguments of make_frames")
     rows = out["intensity"]
     out["intensity"] = rows if isinstance(rows, Rows) else ArrayRows(np.asarray(rows), str(path))
     return {"layout": name} | out
@@ -68,7 +68,7 @@ def _placed(path: str | Path | RemoteFolder) -> Path | RemoteFolder:
         far = path if isinstance(path, RemoteFolder) else RemoteFolder(path)
         if not is_zarr(far):
             raise BadInput(
-                f"{far} is no zarr store: the server has no zarr.json, .zgroup or .zarray there (404 Not Found)"
+                f"{far} is not a zarr store: the server has no zarr.json, .zgroup or .zarray there (404 Not Found)"
             )
         return far
     return readable(Path(path))
@@ -117,7 +117,7 @@ def given_mask(words: dict[str, Any], rows: Rows) -> tuple[np.ndarray | None, di
     """
     own, true = words.pop("mask", None), words.pop("mask_true", None)
     if own is None and true is not None:
-        raise BadInput(f"mask_true is {true!r} and there is no mask; expected mask=FILE with it")
+        raise BadInput(f"mask_true is {true!r}, but there is no mask; add mask=FILE")
     if own is None:
         return None, {}
     if isinstance(own, str | Path):
@@ -199,7 +199,7 @@ def _gather(
 
 # %% ../../../nbs/data/formats/readers.ipynb #01430708
 def _trust(out: dict[str, Any], source: Path, geometry: str | Path | None, words: dict[str, Any]) -> dict[str, Any]:
-    """Apply the geometry file, drop or refuse impossible values, and name the assumed ones."""
+    """Apply the geometry file, drop or refuse impossible values, and mark assumed ones."""
     shape = tuple(out["intensity"].shape[-2:])
     whole = shape if len(out["intensity"].shape) == 3 else None  # a beam centre in px belongs to a single plane
     drop_impossible(out, whole, str(source), out.pop("names", {}))
@@ -249,11 +249,11 @@ def _refuse_flat(words: dict[str, Any], where: str) -> None:
     """Refuse a pixel size or beam centre for panels, which have their own."""
     for word in ("pixel_size", "beam_center"):
         if words.get(word) is not None:
-            raise BadInput(f"{where} has panels, each with its place and its pixels; expected no {word}")
+            raise BadInput(f"{where} has panels, each with its own position and pixel size; expected no {word}")
 
 # %% ../../../nbs/data/formats/readers.ipynb #2d0e465e
 def missing_words(words: dict[str, Any]) -> list[str]:
-    """Names of the values that frames need and that are not given."""
+    """Names of the values that frames need but that are not given."""
     needed = ("wavelength", "distance") if words.get("panels") is not None else NEEDED
     given = {k for k, v in words.items() if v is not None}
     if isinstance(words.get("variables"), dict):
@@ -284,7 +284,7 @@ def in_sentences(function: Callable) -> Callable:
 def look_first(path: Any, outside: bool) -> h5py.File | None:
     """The gate and the probe, which run before anything else reads the file.
 
-    Returns an HDF5 file, open: while someone holds it, it need not be opened again.
+    Returns an HDF5 file that stays open: while it is held, it need not be opened again.
     """
     if not isinstance(outside, bool):
         raise BadInput(f"outside is {outside!r}; expected true or false")
@@ -298,11 +298,13 @@ def look_first(path: Any, outside: bool) -> h5py.File | None:
 
 # %% ../../../nbs/data/formats/readers.ipynb #4b093d11
 def check_words(words: Mapping[str, Any]) -> None:
-    """Raise `BadInput` for words of `open_frames` that are misspelt, are no numbers, or name a file that is not there."""
+    """Raise `BadInput` for arguments of `open_frames` that are misspelt, are not numbers, or name a
+    file that does not exist.
+    """
     for word in words:
         near = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
         if word not in _WORDS and near:
-            raise BadInput(f"open_frames has no word {word!r}; did you mean {near[0]!r}?")
+            raise BadInput(f"open_frames has no argument {word!r}; did you mean {near[0]!r}?")
     for word in NEEDED.keys() & words.keys():
         if words[word] is not None and (word == "beam_center" or np.ndim(words[word]) == 0):
             as_numbers(words[word], 2 if word == "beam_center" else 1, word)
@@ -378,7 +380,8 @@ def open_frames(
     if missing and complete:
         said = ", ".join(f"{m} ({NEEDED[m]})" for m in missing)
         raise BadInput(
-            f"{where} does not say its {said}; give {', '.join(f'{m}=' for m in missing)} or geometry= (a PONI or .geom file)"
+            f"{where} does not say its {said}; give {', '.join(f'{m}=' for m in missing)} or geometry= (a PONI "
+            "or .geom file)"
         )
     attrs = {k: v for k, v in found.items() if v is not None}
     attrs["layout"] = attrs.pop("layout_name")

@@ -51,21 +51,23 @@ LARGEST = 1 << 28  # bytes of masks
 
 
 class NotKept(Exception):
-    """These frames cannot be written down."""
+    """These frames cannot be remembered."""
 
 
 class Nodes:
-    """Trees of rows as JSON values: `states`, each of which refers to others by their number."""
+    """Trees of rows as JSON values: `states`, which refer to each other by number."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
         self.number: dict[int, int] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self.bytes = 0
-        self.alive: list[Rows] = []  # an id is of one object as long as that lives
+        self.alive: list[Rows] = []  # an id belongs to one object only while the object lives
 
     def add(self, rows: Rows) -> int:
-        """The number of the node of `rows`. Raises `NotKept` for rows that are not all in files of their own."""
+        """The number of the node of `rows`. Raises `NotKept` unless all rows are in files of their
+        own.
+        """
         if id(rows) not in self.number:
             state = self._state(rows)
             self.number[id(rows)] = len(self.states)
@@ -100,7 +102,7 @@ class Nodes:
 
 # %% ../../../nbs/data/formats/remembered.ipynb #d944b82b
 def rows_of(states: Sequence[Mapping[str, Any]], arrays: Mapping[str, np.ndarray]) -> list[Rows]:
-    """The rows that `Nodes` wrote down, in the same order. No file is opened."""
+    """The rows that `Nodes` recorded, in the same order. No file is opened."""
     made: list[Rows] = []
 
     def value(v: Any) -> Any:
@@ -120,7 +122,7 @@ def rows_of(states: Sequence[Mapping[str, Any]], arrays: Mapping[str, np.ndarray
     return made
 
 # %% ../../../nbs/data/formats/remembered.ipynb #bb644e34
-FEWEST = 200  # files from which on a folder is worth remembering
+FEWEST = 200  # smallest number of files for which remembering a folder pays
 KEPT = 32  # folders that are remembered
 
 
@@ -136,7 +138,7 @@ def _code() -> list[list[int]]:
 
 
 def folder_key(files: Sequence[Path], words: Mapping[str, Any]) -> str | None:
-    """What these files are called as a set, given the caller's `words`; None if it has no name."""
+    """The key of these files as a set, given the caller's `words`; None if there is none."""
     if len(files) < FEWEST or not all(isinstance(f, Path) for f in files):  # a server has no dates of files
         return None
     plain = (bool, int, float, str, type(None))
@@ -154,7 +156,7 @@ def folder_key(files: Sequence[Path], words: Mapping[str, Any]) -> str | None:
 
 # %% ../../../nbs/data/formats/remembered.ipynb #bedc5327
 def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joined: xr.Dataset, **about: Any) -> bool:
-    """Keep what was found in a folder; whether that was possible.
+    """Store what was found in a folder; returns whether that was possible.
 
     files: what was opened. parts: the frames of each file. joined: all of them. about: JSON values that `recall` returns.
     """
@@ -194,7 +196,9 @@ def _whole(part: xr.Dataset, name: str) -> Rows:
 
 
 def recall(key: str) -> tuple[xr.Dataset, dict[str, Any]] | None:
-    """(the joined frames of a folder, what else was said of it); None if it was not remembered, or is damaged."""
+    """(the joined frames of a folder, the other values stored with them); None if the folder was
+    not remembered, or the record is damaged.
+    """
     place = cache_dir() / "folders" / key
     try:
         written = (place / "rows.json").read_bytes()

@@ -290,7 +290,9 @@ def lay_out_zarr(
     return left
 
 
-@register("writer", "zarr", help="zarr format 3, which many processes can fill", suffixes=[".zarr"], whole=True)
+@register(
+    "writer", "zarr", help="zarr format 3, which many processes can write at once", suffixes=[".zarr"], whole=True
+)
 def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
     import zarr
 
@@ -307,7 +309,7 @@ def _save_zarr(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
 
 
 def whole_chunks(array: Any) -> Any:
-    """A zarr array that also writes chunks of zeros, so that a missing chunk is a lost one."""
+    """A zarr array that writes chunks of zeros too, so a missing chunk means lost data."""
     return array.with_config({"write_empty_chunks": True})
 
 # %% ../../../nbs/data/formats/store.ipynb #aacd8496
@@ -347,7 +349,7 @@ def check_target(path: str | Path) -> Path:
             f"cannot save frames as {path.name!r}: expected a name that ends in {' or '.join(reversed(first.values()))}"
         )
     if path.is_dir() and not (path.suffix == ".zarr" and (is_zarr(path) or not any(path.iterdir()))):
-        raise CannotSave(f"cannot save {path}: a folder of that name is there, and it is no zarr store")
+        raise CannotSave(f"cannot save {path}: there is a folder of that name, and it is not a zarr store")
     return path
 
 
@@ -425,7 +427,7 @@ def _stored_hdf5(file: h5py.File) -> dict[str, _Stored]:
 def _stored_zarr(path: Path | RemoteFolder, group: Any, listed: Mapping[str, Any] | None = None) -> dict[str, _Stored]:
     """Every variable of an xrddiff zarr store; values only of those that are not stacks.
 
-    `listed`: what the list of variables says of each; None = as it says itself.
+    `listed`: what the list of variables says about each; None = use the variable's own metadata.
     """
     from xrddiff.data.headers.checked_zarr import checked_array
 
@@ -486,7 +488,9 @@ def _read_hdf5(path: Path, source: Callable[..., Rows] = HDF5Rows) -> xr.Dataset
 def _read_zarr(path: Path | RemoteFolder) -> xr.Dataset:
     import zarr
 
-    far = isinstance(path, RemoteFolder)  # there the list of variables is believed: a folder cannot be looked into
+    far = isinstance(
+        path, RemoteFolder
+    )  # on a server the list of variables is trusted, since the folder cannot be listed
     if not far:
         need_folder(path)  # zarr would wait for a pipe
     group = zarr.open_group(zarr_place(path), mode="r", use_consolidated=None if far else False)
@@ -496,7 +500,7 @@ def _read_zarr(path: Path | RemoteFolder) -> xr.Dataset:
         listed = (_json(path, "zarr.json").get("consolidated_metadata") or {}).get("metadata")
         stored = _stored_zarr(path, group, listed if far else None)
     if not far and listed is not None and listed != {k: v.about for k, v in stored.items()}:
-        raise BadInput(f"{path} was changed or damaged: the list in its zarr.json is not what its variables are")
+        raise BadInput(f"{path} was changed or damaged: the list in its zarr.json does not match its variables")
     whole = _check_version(attrs, path, stored)
     return _frames_of(attrs, stored, lambda name: lazy_array(ZarrRows(path, name, exact=True, whole=whole)))
 
@@ -507,7 +511,7 @@ def read_store(path: str | Path | RemoteFolder, *, source: Callable[..., Rows] =
     Small variables are checked against the digest now, a stack chunk by chunk as it is read.
 
     path: the file or folder, here or on a server.
-    source: what reads the stacks of an HDF5 file; called like `HDF5Rows`.
+    source: reads the stacks of an HDF5 file; called like `HDF5Rows`.
     Raises `BadInput` if the store is damaged, was never finished, or lacks a part.
     """
     path = path if isinstance(path, RemoteFolder) else readable(Path(path))

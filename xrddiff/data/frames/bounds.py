@@ -19,11 +19,13 @@ __all__ = ['MEGAPIXELS', 'RAISE', 'MOST_FRAMES', 'PACKINGS', 'most_pixels', 'mos
 # %% ../../../nbs/data/frames/bounds.ipynb #fb909c23
 MEGAPIXELS = 32  # of the largest frame, unless XRDDIFF_LARGEST_FRAME says otherwise
 RAISE = "XRDDIFF_LARGEST_FRAME"
-MOST_FRAMES = 1 << 24  # of one set: each has an index, a group and labels in memory
+MOST_FRAMES = 1 << 24  # of one set: each frame has an index, a group and labels in memory
 
 
 def most_pixels() -> int:
-    """Pixels of the largest frame that is read. Raises `BadInput` for a value of the environment that is no number."""
+    """Pixels of the largest frame that is read. Raises `BadInput` if the environment variable is
+    not a number.
+    """
     given = os.environ.get(RAISE)
     if not given:
         return MEGAPIXELS << 20
@@ -48,7 +50,9 @@ _HARMLESS = 64 << 20  # bytes: blocks that cannot unpack to more are not looked 
 
 
 def _stream(new: Callable[[], Any], packed: bytes, most: int) -> int:
-    """Bytes in a stream, which may be several one after another, counted up to the first beyond `most`."""
+    """Bytes in a stream, or in several streams one after another; counting stops once there are
+    more than `most`.
+    """
     total = 0
     for _ in range(_STREAMS):
         out, left = new(), packed
@@ -116,7 +120,7 @@ PACKINGS: dict[str, Callable[[bytes, int], int]] = {
 
 # %% ../../../nbs/data/frames/bounds.ipynb #1259063d
 def unpacked_size(kind: str, packed: bytes, most: int) -> int:
-    """How many bytes a block unpacks to, or some number above `most` if they are more.
+    """How many bytes a block unpacks to; if that is more than `most`, any number above `most`.
 
     - `kind`: one of `PACKINGS`.
     - `packed`: the block.

@@ -52,7 +52,7 @@ def thumbnail(ds: xr.Dataset, i: int = 0, size: int = 160) -> bytes:
 
 # %% ../../../nbs/data/frames/display.ipynb #bc076fe2
 def summary_rows(ds: xr.Dataset) -> list[tuple[str, str]]:
-    """What the frames are, in words."""
+    """A description of the frames, in words."""
     value, a = ds["intensity"], ds.attrs
     mark = {name: " (assumed)" for name in a.get("assumed", "").split(", ")}
     rows = [("frames", " × ".join(map(str, value.shape)) + f" ({', '.join(map(str, value.dims))})")]
@@ -98,14 +98,14 @@ def summary_rows(ds: xr.Dataset) -> list[tuple[str, str]]:
 
 # %% ../../../nbs/data/frames/display.ipynb #7de366f5
 def as_text(ds: xr.Dataset) -> str:
-    """What the frames are, as lines."""
+    """A description of the frames, as lines."""
     rows = summary_rows(ds)
     width = max(len(k) for k, _ in rows)
     return "\n".join(f"{k:<{width}}  {plain_text(v)}" for k, v in rows)
 
 
 def as_html(ds: xr.Dataset) -> str:
-    """What the frames are, as a table beside a thumbnail."""
+    """A description of the frames, as a table beside a thumbnail."""
     return render("data/frames/frames.html.j2", rows=summary_rows(ds), picture=thumbnail(ds))
 
 # %% ../../../nbs/data/frames/display.ipynb #21582286

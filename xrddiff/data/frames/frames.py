@@ -99,7 +99,8 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
             )
     if "distance" in ds.variables and value.dims != IMAGE_DIMS:
         raise BadInput(
-            f"{where}: the panels of frames do not move; expected one place for each, and no variable distance"
+            f"{where}: panels must not move from frame to frame; expected one position for each, and no variable "
+            "distance"
         )
     if "beam_center" in ds.attrs:
         as_numbers(ds.attrs["beam_center"], 2, f"{where}: beam_center")
@@ -206,7 +207,8 @@ def make_frames(
     for name, v in (variables or {}).items():
         if name in ("intensity", "mask") or name in coords or name.startswith(("peak_", "panel_")):
             raise BadInput(
-                f"variable {name!r} has a name that the schema keeps; expected another name, or peaks= for a peak table"
+                f"variable {name!r} has a name that the schema reserves; expected another name, or peaks= for a "
+                "peak table"
             )
         named = isinstance(v, tuple) and len(v) == 2 and not isinstance(v[0], int | float)
         array = v[1] if named else v
@@ -316,7 +318,7 @@ def validate_frames(
                 wrong = ~np.isfinite(block)
                 if mask is not None:
                     wrong &= mask
-                _refuse_pixel(wrong, rows, block, where, "a finite number, or a mask that leaves the pixel out")
+                _refuse_pixel(wrong, rows, block, where, "a finite number, or a mask that excludes the pixel")
             if photons and block.dtype.kind in "fi":
                 wrong = block < 0
                 if mask is not None:
@@ -326,7 +328,7 @@ def validate_frames(
 
 
 def _refuse_pixel(wrong: np.ndarray, rows: slice, block: np.ndarray, where: str, expected: str) -> None:
-    """Refuse the first wrong pixel by name."""
+    """Raise an error that names the first wrong pixel."""
     if wrong.any():
         i, *pixel = (int(v) for v in np.unravel_index(np.argmax(wrong), wrong.shape))
         axes = "y, x" if len(pixel) == 2 else "panel, ss, fs"

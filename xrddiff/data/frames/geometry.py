@@ -515,7 +515,9 @@ def panel_distance(ds: xr.Dataset) -> float:
 
 
 def is_cut(ds: xr.Dataset) -> bool:
-    """Are the images panels, or tiles, that were cut from larger frames and have places of their own?"""
+    """Whether the images are panels or tiles that were cut from larger frames and have their own
+    positions.
+    """
     return "panel" not in ds["intensity"].dims and {*PANEL_GEOMETRY} <= {*ds.variables}
 
 
@@ -541,13 +543,13 @@ def _panels_of(ds: xr.Dataset, panels: slice, frame: int | None) -> PanelGeometr
 
 
 def frame_geometry(ds: xr.Dataset, frame: int) -> Geometry | PanelGeometry:
-    """The place of one frame's pixels, whatever it is: an image, a panel stack, or an image cut from one."""
+    """The geometry of one frame: an image, a panel stack, or an image cut from one."""
     return tile_geometry(ds, frame) if is_cut(ds) else geometry_of(ds, frame)
 
 
 def closest_geometry(ds: xr.Dataset) -> Geometry | PanelGeometry:
-    """The geometry of images where the detector was closest, which sees the finest resolution; of images
-    that were cut, all their panels.
+    """The geometry of images at the smallest distance, which reaches the finest resolution; for
+    images that were cut, all their panels.
     """
     if is_cut(ds):
         return _panels_of(ds, slice(None), None)

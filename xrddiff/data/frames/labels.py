@@ -163,9 +163,7 @@ def class_names(frames: xr.Dataset, name: str) -> tuple[str, ...] | None:
 
 
 def decoded(variable: xr.DataArray | xr.Variable) -> np.ndarray:
-    """The values of a label as they were before they became numbers of classes: text, "" for
-    unknown.
-    """
+    """The values of a label before they were turned into class numbers: text, "" for unknown."""
     names = variable.attrs.get("classes")
     return variable.values if names is None else np.array([*map(str, names), ""])[variable.values]
 
@@ -241,7 +239,8 @@ def join_labels(parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
 
 # %% ../../../nbs/data/frames/labels.ipynb #4ce6cffc
 def merge_classes(frames: xr.Dataset, merge: Mapping[str, Mapping[str, str]]) -> xr.Dataset:
-    """`frames` with classes that became others: `{"digit": {"S": "s"}}` makes S of the label digit s.
+    """`frames` with some classes merged: `{"digit": {"S": "s"}}` turns the class S of the label
+    digit into s.
 
     Raises `BadInput` for a label without classes, and for a class that it does not have.
     """
@@ -274,7 +273,7 @@ def label_problem(frames: xr.Dataset, name: str) -> str | None:
         return f"there is no number or text {name!r} per frame{hint}; data.labels=FILE takes a table of labels"
     values, classes = read_label(frames, name)
     if not (values >= 0 if classes is not None else np.isfinite(values)).any():
-        return f"{name} is known of no frame; expected it for some of them"
+        return f"{name} is unknown for every frame; expected it to be known for some of them"
     if len(classes or ()) > MOST_CLASSES:
         return f"{name} has {len(classes)} classes; expected at most {MOST_CLASSES}"
     return None
@@ -290,7 +289,7 @@ def _unknown(frames: xr.Dataset, name: str) -> str | None:
         return f"{name} needs one wavelength, and the beam is white"
     missing = {k: u for k, u in missing_geometry(frames).items() if k == "wavelength" or name != "wavelength"}
     said = ", ".join(f"data.{k}= ({u})" for k, u in missing.items())
-    return f"{name} needs what the frames do not say: give {said}" if missing else None
+    return f"{name} needs values that the frames do not contain: give {said}" if missing else None
 
 # %% ../../../nbs/data/frames/labels.ipynb #2f3f4b44
 def check_conditions(frames: xr.Dataset, names: Iterable[str], wanted: Mapping[str, Any] | None = None) -> None:

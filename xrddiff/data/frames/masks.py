@@ -85,7 +85,7 @@ def outside(x: np.ndarray, low: float | None, high: float | None) -> np.ndarray 
     return bad
 
 
-@register("mask_rule", "range", help="outside the range that the file states, or below 0 where photons are counted")
+@register("mask_rule", "range", help="outside the range that the file states, or below 0 if photons are counted")
 def out_of_range(x: np.ndarray, values: Values) -> np.ndarray | None:
     """Where `x` is outside the valid range; None if nowhere."""
     counting = values.photons and values.dtype.kind == "i"
@@ -93,7 +93,7 @@ def out_of_range(x: np.ndarray, values: Values) -> np.ndarray | None:
     return outside(x, low, values.high)
 
 # %% ../../../nbs/data/frames/masks.ipynb #014c501c
-@register("mask_rule", "sentinel", help="values that stand for no measurement: NaN and infinity, -1 and -2, 2^n - 1")
+@register("mask_rule", "sentinel", help="values that mark missing measurements: NaN and infinity, -1 and -2, 2^n - 1")
 def sentinel(x: np.ndarray, values: Values) -> np.ndarray | None:
     """Where `x` is NaN, infinite or a sentinel value; None if nowhere."""
     if x.dtype.kind == "f":
@@ -297,7 +297,7 @@ def _differ(a: np.ndarray, b: np.ndarray) -> bool:
 @register(
     "mask_rule",
     "edges",
-    help="connected areas of one value that those beside them cannot explain: gaps, corners, beamstop rods, borders",
+    help="connected areas of one value that the pixels beside them cannot explain: gaps, corners, beamstop rods, borders",
     series=True,
 )
 def edges(stats: SeriesStatistics) -> np.ndarray:
@@ -383,7 +383,7 @@ def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
 @register(
     "mask_rule",
     "dead",
-    help="pixels far below their neighbours; in a series also those that are stuck at one value, hot, or flicker",
+    help="pixels far below their neighbours; in a series also pixels that are stuck at one value, hot or flickering",
     series=True,
 )
 def dead(stats: SeriesStatistics) -> np.ndarray:

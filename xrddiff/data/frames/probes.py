@@ -43,10 +43,10 @@ def probe_frames(count: int = 4, side: int = 32, seed: int = 0) -> xr.Dataset:
 # %% ../../../nbs/data/frames/probes.ipynb #873a1e90
 @register("probe", "mask_rule")
 def probe_mask_rule(thing: Any, entry: Entry) -> Iterator[str]:
-    """a frame of counts: bool of its shape, or None"""
+    """for a frame of counts it returns a bool array of the same shape, or None"""
     x = probe_frames(1)["intensity"].values[0]
     if entry.traits.get("series"):
-        return  # it looks at statistics of a whole series
+        return  # the rule looks at statistics of a whole series
     bad = thing(x, Values(x.dtype))
     right = bad is None or _about(bad) == f"bool {x.shape}"
     expect(right, f"returned {_about(bad)} for a frame of {x.shape[0]} x {x.shape[1]} pixels")

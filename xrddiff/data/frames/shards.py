@@ -147,7 +147,7 @@ def shard_decoder(
     def read(i: int) -> np.ndarray:
         try:
             out = decoded(i)
-        except BadInput:  # what a server says of a piece is said once
+        except BadInput:  # an error about a piece from a server is reported once
             raise
         except (OSError, RuntimeError, ValueError, OverflowError, MemoryError):
             out = None

@@ -37,18 +37,20 @@ __all__ = ['MOST_SHARDED', 'CheckedStore', 'asked_bytes', 'checked_array']
 
 # %% ../../../nbs/data/headers/checked_zarr.ipynb #c71fe283
 class CheckedStore(LocalStore):
-    """The files of a folder, read-only, of which only regular ones of a plausible size are read."""
+    """The files of a folder, read-only; only regular files of a plausible size are read."""
 
     def __init__(self, root: Path | str, *, read_only: bool = True):
         super().__init__(root, read_only=True)
         self.looked, self.problem = 0, ""
 
     def check(self, key: str, part: ByteRequest | None) -> bool:
-        """Whether the file `key` is there; raises `BadInput` if it, or this part of it, is not to be read."""
+        """Whether the file `key` exists; raises `BadInput` if it, or this part of it, must not be
+        read.
+        """
         path, about = self.root / key, key.rpartition("/")[2] in METADATA
         self.looked += about
         if self.looked > MOST_ARRAYS:
-            self.problem = f"{self.root} leads to more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
+            self.problem = f"{self.root} has more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
             return False
         try:
             status = os.stat(path)
@@ -57,7 +59,7 @@ class CheckedStore(LocalStore):
         if stat.S_ISDIR(status.st_mode):
             return False
         if not stat.S_ISREG(status.st_mode):
-            raise BadInput(f"{path} is not a regular file: it is not opened")
+            raise BadInput(f"{path} is not a regular file, so it was not opened")
         size = min(status.st_size, asked_bytes(part, status.st_size))
         if size > (most := MOST_METADATA if about else most_bytes()):
             raise BadInput(f"{path} has {size} bytes to be read at once; expected at most {most}")
@@ -76,7 +78,7 @@ class CheckedStore(LocalStore):
 
 
 def asked_bytes(part: ByteRequest | None, size: int) -> int:
-    """How many bytes of a file of `size` bytes are asked for."""
+    """How many bytes are requested from a file of `size` bytes."""
     if isinstance(part, RangeByteRequest):
         return part.end - part.start
     return min(size, part.suffix) if isinstance(part, SuffixByteRequest) else size
@@ -88,7 +90,7 @@ _CODECS: dict[str, str | None] = {  # name -> how to ask what it unpacks to; Non
     "shuffle": None, "delta": None, "fixedscaleoffset": None, "quantize": None, "bitround": None,
     "crc32": None, "adler32": None, "fletcher32": None, "jenkins_lookup3": None,
 }  # fmt: skip
-_RETYPED = ("delta", "fixedscaleoffset", "quantize")  # of which one may follow another type, at most
+_RETYPED = ("delta", "fixedscaleoffset", "quantize")  # of these at most one, which may follow another type
 MOST_SHARDED = 1 << 20  # chunks of one shard
 _TEXTS = 16 << 20  # bytes of a chunk of texts
 
@@ -124,7 +126,7 @@ def _check_chunk(codec: Any, packed: Buffer | None, most: int, where: str) -> No
 
 # %% ../../../nbs/data/headers/checked_zarr.ipynb #9d3d8b23
 class _Pipeline(BatchedCodecPipeline):
-    """zarr's own pipeline, which looks at each chunk before it is unpacked."""
+    """zarr's own pipeline, with a check of each chunk before it is unpacked."""
 
     def _texts(self) -> bool:
         own = self.array_bytes_codec
@@ -148,7 +150,7 @@ class _Pipeline(BatchedCodecPipeline):
 
 
 class _Shards(ShardingCodec):
-    """zarr's own shards, whose chunks are looked at too."""
+    """zarr's own shards, with a check of their chunks too."""
 
     @property
     def codec_pipeline(self) -> _Pipeline:
@@ -156,7 +158,7 @@ class _Shards(ShardingCodec):
 
 
 class _Version2(V2Codec):
-    """What packs the chunks of a store of version 2."""
+    """The codecs that pack the chunks of a store of version 2."""
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         filters = [_named(f) for f in self.filters or ()]
@@ -189,7 +191,7 @@ def _checked_codec(codec: Codec, where: str) -> Codec:
 
 
 def checked_array(array: zarr.Array, where: str, rows: bool | None = None) -> zarr.Array:
-    """`array`, whose chunks are looked at before they are unpacked.
+    """`array`, with chunks that are checked before they are unpacked.
 
     - `where`: names the array in messages.
     - `rows`: as for `headers.gate.check_size`.

@@ -97,12 +97,12 @@ def cxi_geometry(
     corners = _for_modules(corners, modules, shape[0], name, path)
     if vectors is None:
         if modules > 1 or pixel is None or not corners[0, :2].any():
-            warn(str(path), [f"{name} has no basis_vectors beside it: left out"])
+            warn(str(path), [f"{name} has no basis_vectors beside it and is ignored"])
             return {}, ""
         return {"beam_center": tuple(float(abs(v) / pixel) for v in corners[0, :2])}, name
     vectors = _for_modules(vectors, modules, shape[0], other, path)
     if not np.linalg.norm(vectors, axis=-1).all() or (corners[:, 2] <= 0).any():
-        warn(str(path), [f"{other} has a vector of length 0, or {name} is not behind the sample: left out"])
+        warn(str(path), [f"{other} has a vector of length 0, or {name} is not behind the sample; ignored"])
         return {}, ""
     ss, fs = vectors[:, 0], vectors[:, 1]
     if modules > 1:
@@ -119,6 +119,6 @@ def join_plane(out: dict[str, Any], plane: dict[str, Any], name: str, path: Path
         a, b = np.asarray(out[word], float), np.asarray(plane[word], float)
         if np.abs(a - b).max() > far * (1 if word == "beam_center" else abs(b)):
             field = out.get("names", {}).get(word, word)
-            notes.append(f"{field} is {shown(word, a)}; taken instead: {shown(word, b)} of {name}")
+            notes.append(f"{field} is {shown(word, a)}; using {shown(word, b)} of {name} instead")
     warn(str(path), notes)
     return out | plane | {"names": out.get("names", {}) | dict.fromkeys(plane, name)}

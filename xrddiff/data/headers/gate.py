@@ -49,7 +49,7 @@ def odd_kind(path: str | os.PathLike) -> str:
 
 
 def _missing(path: Path) -> str:
-    """That `path` does not exist, and what in its folder may have been meant."""
+    """The message that `path` does not exist, with a guess at what was meant."""
     if not os.path.isdir(path.parent):
         return f"{path} does not exist: there is no folder {path.parent}"
     try:
@@ -64,7 +64,7 @@ def _missing(path: Path) -> str:
 def readable(path: Path) -> Path:
     """`path` itself.
 
-    Raises `BadInput` if it does not exist, is not readable, or is no file or folder.
+    Raises `BadInput` if it does not exist, is not readable, or is neither a file nor a folder.
     """
     try:
         kind = odd_kind(path)
@@ -83,7 +83,7 @@ def readable(path: Path) -> Path:
 def reason(error: BaseException, most: int = 160) -> str:
     """The message of an error, on one line of at most `most` characters."""
     if isinstance(error, RecursionError):
-        return "it is nested too deep"
+        return "it is nested too deeply"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     if isinstance(error, KeyError):
@@ -130,12 +130,13 @@ def check_size(
         if count * size > most_bytes() or (what == "frames" and count > most_pixels()):
             raise BadInput(
                 f"{where} has {what} of shape {n}, {count * size / 2**20:.3g} MiB{'' if what == 'values' else ' each'}; expected at most "
-                f"{most_pixels() >> 20} million pixels of 8 bytes: set {RAISE}={_megapixels(count, size)} if they are true"
+                f"{most_pixels() >> 20} million pixels of 8 bytes: set {RAISE}={_megapixels(count, size)} if the "
+                "size is right"
             )
 
 
 def _megapixels(count: int, size: int) -> int:
-    """What to set `RAISE` to for so many values, in whole millions."""
+    """The value of `RAISE` that allows this number of values, in whole millions."""
     return -(-max(count, -(-count * size // 8)) >> 20)
 
 # %% ../../../nbs/data/headers/gate.ipynb #6e50226a
@@ -172,7 +173,7 @@ def check_source(name: str, path: str | Path, where: str, outside: bool = False,
         raise BadInput(f"{where} leads to {target}, which is {kind}; expected a file")
     if not (outside or _inside(target, path, raw)):
         place = os.path.abspath(target)
-        raise BadInput(f"{where} leads to {place}, outside the folder of the file; outside=true reads it all the same")
+        raise BadInput(f"{where} leads to {place}, outside the folder of the file; outside=true reads it anyway")
     return target
 
 # %% ../../../nbs/data/headers/gate.ipynb #3eee5632
@@ -181,12 +182,14 @@ _leading: set[str] = set()  # real paths of the checked files that refer to othe
 
 
 def leads_elsewhere(path: str | Path) -> bool:
-    """Whether a file that was opened here refers to other files, whose dates its own does not tell."""
+    """Whether a file that was opened here refers to other files; its own date does not show whether
+    those have changed.
+    """
     return os.path.realpath(path) in _leading
 
 
 def check_hdf5(file: h5py.File, outside: bool = False) -> None:
-    """Check where an HDF5 file refers to.
+    """Check the files that an HDF5 file refers to.
 
     Raises `BadInput` for references outside its folder (unless `outside`), to something that is not
     a file, or to itself.
@@ -406,7 +409,8 @@ class Packing(NamedTuple):
     """How the chunks of a data set are packed.
 
     - `kind`: of `bounds.PACKINGS`.
-    - `place`: of the filter in the pipeline, whose bit in a chunk says that it was left out.
+    - `place`: position of the filter in the pipeline; its bit in a chunk says that the filter was
+      skipped.
     - `filters`: the codes of the whole pipeline.
     - `most`: bytes of a chunk.
     """
@@ -448,7 +452,7 @@ def check_stored(data: h5py.Dataset, most: int, where: str) -> None:
     """Raise `BadInput` if a chunk takes far more bytes in the file than it should in memory."""
     if data.file.id.get_filesize() <= most_bytes():
         return
-    key = None  # of a file that has no name: it is looked through each time
+    key = None  # a file without a name is scanned each time
     if data.file.driver != "fileobj":
         status = os.stat(data.file.filename)
         key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, data.name)
@@ -503,7 +507,7 @@ MOST_TEXTS = 1 << 20  # of one data set
 
 
 def read_whole(data: h5py.Dataset, where: str, text: bool = False) -> Any:
-    """All values of a data set that is no stack of frames; `text`: as text.
+    """All values of a data set that is not a stack of frames; `text`: as text.
 
     Raises `BadInput` if they are too large, or unpack to more than is declared.
     """

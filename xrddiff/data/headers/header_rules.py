@@ -27,7 +27,7 @@ class Quantity:
     """A number of the geometry: its plausible range and how it is displayed.
 
     - `low`, `high`: the range, in `unit`, the unit of the schema.
-    - `usual`: the range beyond which a value is asked about; None: it is the same.
+    - `usual`: the range outside which a value causes a warning; None: the same as `low` to `high`.
     - `shown`: factor and unit for display.
     - `same`: how far frames of one set may differ, relative; for a centre in px.
     - `guesses`: units that are often given by mistake, as (factor, unit).
@@ -38,7 +38,7 @@ class Quantity:
     unit: str
     shown: tuple[float, str]
     same: float  # relative; for a centre in px
-    guesses: tuple[tuple[float, str], ...] = ()  # units that are given by mistake, as factors
+    guesses: tuple[tuple[float, str], ...] = ()  # units that are often given by mistake, as factors
     usual: tuple[float, float] | None = None
 
 
@@ -87,8 +87,8 @@ def problem(word: str, value: Any, shape: Sequence[int] | None) -> str | None:
 
 
 def unusual(word: str, value: Any) -> str | None:
-    """What a possible value should be asked about, as "expected usually …" and the unit that may be
-    meant; None if it is usual.
+    """A warning about a possible but unusual value, as "expected usually …" and the unit that may
+    be meant; None if it is usual.
     """
     q, numbers = QUANTITIES[word], np.asarray(value, float)
     if q.usual is None or (q.usual[0] <= numbers.min() and numbers.max() <= q.usual[1]):
@@ -276,8 +276,8 @@ def _unsaid_beside(reading: Reading, taken: Reading, value: tuple, shape: Sequen
     fits = [w for w in ("adxv", "mosflm") if not _far(centre(w, *reading.value, shape), value)]
     why = f"it counts {_HOW[fits[0]]}" if fits else "the two contradict each other"
     return [
-        f"{reading.text} would be {shown('beam_center', plain)} counted from the first row; "
-        f"taken instead: {shown('beam_center', value)} of {taken.text} ({why})"
+        f"{reading.text} would be {shown('beam_center', plain)} counted from the first row; using "
+        f"{shown('beam_center', value)} of {taken.text} instead ({why})"
     ]
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #d017bd5f
@@ -298,12 +298,12 @@ def _choose_centre(
             value = centre(r.field.way, *r.value, shape)
         reason = problem("beam_center", value, shape)
         if reason:
-            notes.append(f"{r.text} is a beam at {shown('beam_center', value)}; {reason}: left out")
+            notes.append(f"{r.text} is a beam at {shown('beam_center', value)}; {reason}; ignored")
         elif taken is None:
             taken = (r, value)
         elif _far(value, taken[1]):
             first = shown("beam_center", taken[1])
-            notes.append(f"{r.text} is {shown('beam_center', value)}; taken instead: {first} of {taken[0].text}")
+            notes.append(f"{r.text} is {shown('beam_center', value)}; using {first} of {taken[0].text} instead")
     if taken is None:
         return None, notes
     return taken[1], notes + _odd_centre(*taken, shape, pixel)
@@ -312,7 +312,7 @@ def _choose_centre(
 def _odd_centre(reading: Reading, value: tuple, shape: Sequence[int], pixel: float | None) -> list[str]:
     """Notes on a centre that is possible but probably wrong."""
     if centre_outside(value, shape) > 0:
-        return [f"{reading.text} is a beam at {shown('beam_center', value)}, beside the detector: kept"]
+        return [f"{reading.text} is a beam at {shown('beam_center', value)}, beside the detector; used anyway"]
     middle = np.array(shape[::-1]) / 2
     if pixel is None or reading.field.unit == "mm" or not _far(value / middle, (1, 1), 0.5):
         return []
@@ -320,8 +320,8 @@ def _odd_centre(reading: Reading, value: tuple, shape: Sequence[int], pixel: flo
     if _far(in_mm / middle, (1, 1), 0.1):
         return []
     return [
-        f"{reading.text} is a beam at {shown('beam_center', value)}, far from the middle; if mm were meant it would be "
-        f"at {shown('beam_center', in_mm)}, near it: kept, beam_center=[x,y] settles it"
+        f"{reading.text} is a beam at {shown('beam_center', value)}, far from the middle; read as mm it would be at "
+        f"{shown('beam_center', in_mm)}, near it; used as it is, set beam_center=[x,y] to be sure"
     ]
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #282c3a71
@@ -337,12 +337,12 @@ def _choose_number(word: str, readings: Sequence[Reading]) -> tuple[float | None
             )
         reason = problem(word, value, None)
         if reason:
-            notes.append(f"{r.text} is a {word} of {shown(word, value)}; {reason}: left out")
+            notes.append(f"{r.text} is a {word} of {shown(word, value)}; {reason}; ignored")
         elif taken is None:
             taken = (r, value)
         elif abs(value / taken[1] - 1) > 1e-3:
             first = shown(word, taken[1])
-            notes.append(f"{r.text} is a {word} of {shown(word, value)}; taken instead: {first} of {taken[0].text}")
+            notes.append(f"{r.text} is a {word} of {shown(word, value)}; using {first} of {taken[0].text} instead")
     return (None if taken is None else taken[1]), notes
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #6472ded2
@@ -399,11 +399,11 @@ def drop_impossible(words: dict[str, Any], shape: Sequence[int] | None, where: s
             if word in own:
                 del own[word]
             shape_of = f"{name} is {shown(word, value)}" if not isinstance(value, str) else f"{name} is {value!r}"
-            warnings.warn(f"{where}: {shape_of}; {reason}: left out", stacklevel=2)
+            warnings.warn(f"{where}: {shape_of}; {reason}; ignored", stacklevel=2)
         elif word != "beam_center" and value is not None and (reason := unusual(word, every)):
             warnings.warn(f"{where}: {name} is {shown(word, value)}; {reason}: kept", stacklevel=2)
         elif word == "beam_center" and value is not None and shape is not None and centre_outside(value, shape) > 0:
-            warnings.warn(f"{where}: {name} is {shown(word, value)}, beside the detector: kept", stacklevel=2)
+            warnings.warn(f"{where}: {name} is {shown(word, value)}, beside the detector; used anyway", stacklevel=2)
 
 # %% ../../../nbs/data/headers/header_rules.ipynb #7ac3419d
 def agree(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:

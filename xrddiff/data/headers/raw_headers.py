@@ -94,9 +94,7 @@ def _edf(f: BinaryIO, path: Path, size: int) -> RawHeader | None:
         if len(images) > _MOST_IMAGES:
             raise BadInput(f"{path} has more than {_MOST_IMAGES} images; expected a series of files, or HDF5")
         if len(images) > 1 and fields.get("COMPRESSION", "None").lower() not in ("none", "nocompression", ""):
-            raise BadInput(
-                f"{path} has several images, which are compressed; expected images as they are, or one in each file"
-            )
+            raise BadInput(f"{path} has several compressed images; expected uncompressed images, or one image per file")
         if end > size:
             raise _truncated(path, size, f"{end} bytes (image {max(0, len(images) - 1)} takes {data})")
     if not images:
@@ -144,7 +142,7 @@ def _cbf(f: BinaryIO, path: Path, size: int) -> RawHeader | None:
         head += more
     section = head.find(b"--CIF-BINARY-FORMAT-SECTION--")
     if section < 0 or head.find(_CBF_MARK, section) < 0:  # fabio would search for ever
-        raise BadInput(f"{path} is a damaged CBF: nothing marks where its pixels begin")
+        raise BadInput(f"{path} is a damaged CBF: the marker before its pixels is missing")
     at = head.index(_CBF_MARK, section)
     text, mark = head[:at], _CBF_MARK
     about = text.decode("latin-1")

@@ -87,7 +87,7 @@ def _virtual_table(data: h5py.Dataset, path: str) -> list[tuple[int, int, int, s
 
 
 def _virtual_reader(data: h5py.Dataset, path: str, outside: bool) -> Callable[[int], np.ndarray] | None:
-    """A function i -> frame i of a virtual data set; None if its table is not one of whole frames."""
+    """A function i -> frame i of a virtual data set; None if its table does not map whole frames."""
     table = _virtual_table(data, path)
     if table is None:
         return None
@@ -111,7 +111,7 @@ def _virtual_reader(data: h5py.Dataset, path: str, outside: bool) -> Callable[[i
 
 
 def _all_of(rest: tuple, shape: tuple[int, ...]) -> bool:
-    """Whether `rest`, the key of what is read of each frame, takes the whole of a frame of this `shape`."""
+    """Whether `rest`, the key for the other axes, selects the whole of a frame of this `shape`."""
     return all(isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in zip(rest, shape, strict=False))
 
 # %% ../../../nbs/data/headers/sources.ipynb #02002415
@@ -120,7 +120,7 @@ _counting = threading.Lock()
 
 
 def _count_open(rows: HDF5Rows) -> None:
-    """Close the file that was read longest ago where `rows` makes one too many."""
+    """Close the file that was read longest ago, if `rows` makes one too many."""
     with _counting:
         _open_rows[id(rows)] = weakref.ref(rows)
         _open_rows.move_to_end(id(rows))
@@ -156,13 +156,13 @@ class HDF5Rows(Rows):
         return self.__dict__ | {"_data": None, "_direct": None, "_looked": set(), "_packing": None}
 
     def state(self) -> dict[str, Any]:
-        """What `from_state` makes the same rows from, as JSON values."""
+        """The JSON values from which `from_state` makes the same rows."""
         names = ("path", "name", "outside", "single", "virtual", "own")
         return {k: getattr(self, k) for k in names} | {"shape": list(self.shape), "dtype": self.dtype.str}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> HDF5Rows:
-        """Rows of a file that was opened before and is not opened now."""
+        """Rows of a file that was opened before, without opening it now."""
         rows = cls.__new__(cls)
         rows.__dict__ |= {**state, "shape": tuple(state["shape"]), "dtype": np.dtype(state["dtype"])}
         rows.where = f"data set '{rows.name}' of {rows.path}"
@@ -222,11 +222,11 @@ class HDF5Rows(Rows):
         return chunk_decoder(data, self.__getitem__)
 
 # %% ../../../nbs/data/headers/sources.ipynb #207962c2
-AT_ONCE = 8  # frames asked of a server at the same time
+AT_ONCE = 8  # frames requested from a server at the same time
 
 
 def zarr_place(path: str | Path | RemoteFolder) -> Any:
-    """What zarr opens for a store in a folder or on a server."""
+    """The object that zarr opens for a store in a folder or on a server."""
     if not isinstance(path, RemoteFolder):
         from xrddiff.data.headers.checked_zarr import CheckedStore
 
@@ -259,7 +259,7 @@ class ZarrRows(Rows):
 
         from xrddiff.data.headers.checked_zarr import checked_array
 
-        with warnings.catch_warnings():  # notes for who writes such stores, not for who reads them
+        with warnings.catch_warnings():  # notes for authors of such stores, not for readers
             warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
             array = zarr.open(zarr_place(self.path), mode="r")
             array = array[self.name] if self.name else array
@@ -322,7 +322,7 @@ class ZarrRows(Rows):
         except RemoteError:
             raise
         except BadInput:
-            return self._by_zarr(a, b, rest)  # its sentence names all frames that were asked for
+            return self._by_zarr(a, b, rest)  # its message names all requested frames
         return out
 
     def _frames_between(self, direct: Callable[[int], np.ndarray], a: int, b: int) -> Iterator[np.ndarray]:
@@ -334,7 +334,7 @@ class ZarrRows(Rows):
             yield from pool.map(direct, range(a, b))
 
     def _values(self, key: tuple, a: int, b: int) -> np.ndarray:
-        """What zarr reads; bytes of a server that cannot be decoded are asked for once more."""
+        """What zarr reads; bytes from a server that cannot be decoded are requested once more."""
         try:
             return np.asarray(self._array[1][key])
         except Exception as error:

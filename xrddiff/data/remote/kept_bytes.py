@@ -27,10 +27,11 @@ __all__ = ['PIECE', 'LARGEST', 'IN_USE', 'Stamp', 'covering', 'most_kept', 'make
 
 # %% ../../../nbs/data/remote/kept_bytes.ipynb #3a5a3f22
 class Stamp(NamedTuple):
-    """What tells one content of a file from another.
+    """Identifies one content of a file.
 
-    mark: its ETag, with quotes, or else the date of its last change; "" if the server says neither.
-    length: bytes; −1 if the server does not say.
+    mark: its ETag, with quotes, or else the date of its last change; "" if the server gives
+        neither.
+    length: bytes; −1 if the server does not give it.
     """
 
     mark: str = ""
@@ -38,7 +39,7 @@ class Stamp(NamedTuple):
 
     @property
     def lasting(self) -> bool:
-        """Whether a later process can ask the server if this is still the content."""
+        """Whether a later process can check with the server that the content is still the same."""
         return bool(self.mark)
 
     @property
@@ -66,7 +67,7 @@ class Stamp(NamedTuple):
 
 # %% ../../../nbs/data/remote/kept_bytes.ipynb #df4588bc
 PIECE = np.dtype([("start", "<u8"), ("length", "<u8"), ("crc", "<u8")])
-LARGEST = 1 << 20  # bytes of a piece: so many are read to check one byte
+LARGEST = 1 << 20  # bytes of a piece: a whole piece is read to check one byte
 
 
 def covering(pieces: np.ndarray, start: int, stop: int) -> list[int] | None:
@@ -75,7 +76,7 @@ def covering(pieces: np.ndarray, start: int, stop: int) -> list[int] | None:
     while at < stop:
         before = int(np.searchsorted(pieces["start"], at, side="right"))
         i = before - 1
-        if i >= 0 and ends[i] <= at:  # one that begins earlier may reach further
+        if i >= 0 and ends[i] <= at:  # a piece that begins earlier may reach further
             i = int(np.argmax(ends[:before]))
         if i < 0 or ends[i] <= at:
             return None
@@ -88,7 +89,7 @@ IN_USE = 3600.0  # s
 
 
 def most_kept(folder: Path, used: int) -> int:
-    """How many bytes may be kept in `folder`, in which `used` bytes are now."""
+    """How many bytes may be kept in `folder`, which now holds `used` bytes."""
     given = os.environ.get("XRDDIFF_REMOTE_GB", "50")
     try:
         most = int(1e9 * float(given))
@@ -109,11 +110,12 @@ def _let_go(path: Path) -> None:
 
 
 def make_room(folder: Path, most: int | None = None) -> int:
-    """Remove what was not read for longest from `folder`, until the rest takes 9/10 of what may be kept.
+    """Remove what has not been read for the longest time from `folder`, until the rest takes 9/10
+    of what may be kept.
 
     folder: the folder of all addresses.
     most: bytes; None = `most_kept`.
-    Returns how many more bytes may be kept. Processes look one after another.
+    Returns how many more bytes may be kept. Only one process looks at a time.
     """
     with open(folder / ".room", "a") as held:
         lock(held, wait=True)
@@ -139,9 +141,9 @@ _NOTED = 4096  # files that are known to have been read just now
 
 
 class _Room:
-    """The share of a process in the room of all addresses; for several threads.
+    """This process's share of the space for all addresses; for several threads.
 
-    folder: that of an address.
+    folder: the folder of an address.
     """
 
     def __init__(self, folder: Path):
@@ -151,7 +153,9 @@ class _Room:
         self._noted: dict[str, float] = {}
 
     def has(self, n: int, attempt: Callable[[Callable[[], None]], None]) -> bool:
-        """Whether n more bytes may be kept; attempt: calls what may fail, and says so if it does."""
+        """Whether n more bytes may be kept; attempt: calls a function that may fail, and reports
+        failures.
+        """
         with self._looking:
             now = time.monotonic()
             self._added += n
@@ -166,7 +170,7 @@ class _Room:
         self._left = make_room(self.folder.parent)
 
     def note_read(self, path: Path) -> None:
-        """Say that a file was read just now; once in ten minutes is enough."""
+        """Record that a file was read just now; once in ten minutes is enough."""
         now = time.monotonic()
         if now - self._noted.get(path.name, -np.inf) > IN_USE / 6:
             if len(self._noted) > _NOTED:
@@ -216,7 +220,7 @@ _LISTS = 4096  # lists of pieces that are remembered
 
 
 class _List(NamedTuple):
-    """What stands in the list of a file."""
+    """The content of the list of a file."""
 
     stamp: Stamp
     pieces: np.ndarray
@@ -229,7 +233,7 @@ def _head(name: str, stamp: Stamp) -> bytes:
 
 
 class _Lists:
-    """The lists in the folder of an address; the last ones are remembered. For several threads."""
+    """The lists in the folder of an address; recent ones are remembered. For several threads."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -242,7 +246,7 @@ class _Lists:
         return self.folder / digest[:2] / f"{digest}.list"
 
     def bytes_path(self, name: str, stamp: Stamp) -> Path:
-        """The file with holes, of one content of the file `name`."""
+        """The sparse file for one content of the file `name`."""
         own = hashlib.sha256(repr(tuple(stamp)).encode()).hexdigest()[:12]
         return self.path(name).with_suffix(f".{own}.bytes")
 
@@ -279,7 +283,7 @@ class _Lists:
 
 # %% ../../../nbs/data/remote/kept_bytes.ipynb #5015f2c4
 def _new_file(path: Path, content: bytes) -> bool:
-    """Write a file that nobody else has written; False if it is there."""
+    """Write a file that nobody else has written; False if it already exists."""
     part = temporary_name(path)
     try:
         part.write_bytes(content)
@@ -294,8 +298,8 @@ def _new_file(path: Path, content: bytes) -> bool:
 class KeptBytes:
     """Bytes of the files of one address, in a folder that any number of processes share.
 
-    folder: the folder; that in which it is has those of other addresses.
-    about: what is noted for people who look into it, such as the address.
+    folder: the folder; its parent holds those of other addresses.
+    about: a note for people who look into the folder, such as the address.
     """
 
     def __init__(self, folder: Path, about: str = ""):
@@ -308,7 +312,7 @@ class KeptBytes:
         return None if found is None else found.stamp
 
     def record(self, name: str, stamp: Stamp, anew: bool = False) -> None:
-        """Note that the file `name` has this stamp, and let go what is kept of other stamps; `anew`: of this one too."""
+        """Record the stamp of a file and discard what other stamps have; `anew`: this one too."""
         self._writing(lambda: self._record(name, stamp, anew))
 
     def _record(self, name: str, stamp: Stamp, anew: bool = False) -> None:
@@ -317,7 +321,7 @@ class KeptBytes:
         path, head = self._lists.path(name), _head(name, stamp)
         path.parent.mkdir(parents=True, exist_ok=True)
         if anew or not _new_file(path, head):
-            if not anew and self.stamp(name) == stamp:  # it was faster just now, and its pieces stay
+            if not anew and self.stamp(name) == stamp:  # the other process was faster, and its pieces stay
                 return
             with writing(path, durable=False) as part:
                 part.write_bytes(head)
@@ -328,7 +332,7 @@ class KeptBytes:
             note.write_text(self.about + "\n", encoding="utf-8")
 
     def _writing(self, action: Callable[[], None]) -> None:
-        """Write something; the first failure of the disk ends the keeping."""
+        """Write something; after the first failure of the disk, nothing more is kept."""
         if self.stopped:
             return
         try:
@@ -336,7 +340,7 @@ class KeptBytes:
         except OSError as error:
             self.stopped = True
             why = (error.strerror or str(error)).lower()
-            complain(f"note: what {self.about} serves is not kept in {self.folder}: {why}")
+            complain(f"note: data from {self.about} are not kept in {self.folder}: {why}")
 
     def write(self, name: str, stamp: Stamp, start: int, data: bytes) -> None:
         """Keep the bytes `data` of the file `name`, which begin at `start`."""

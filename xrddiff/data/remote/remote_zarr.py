@@ -20,11 +20,11 @@ __all__ = ['METADATA', 'MOST_ARRAYS', 'RemoteZarr']
 
 # %% ../../../nbs/data/remote/remote_zarr.ipynb #7ba5f009
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-MOST_ARRAYS = 5_000  # files of metadata that are looked for in one store
+MOST_ARRAYS = 5_000  # metadata files that are looked for in one store
 
 # %% ../../../nbs/data/remote/remote_zarr.ipynb #131caab9
 class RemoteZarr(Store):
-    """A store for zarr-python, read-only, of the files of a `RemoteFolder`."""
+    """A read-only store for zarr-python, with the files of a `RemoteFolder`."""
 
     supports_writes = supports_deletes = False
     supports_listing = True
@@ -53,7 +53,7 @@ class RemoteZarr(Store):
             self.looked += 1
             if self.looked > MOST_ARRAYS:
                 self.problem = (
-                    f"{self.folder} leads to more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
+                    f"{self.folder} has more than {MOST_ARRAYS} groups and arrays; expected a store of frames"
                 )
                 return None
             if start == 0 and length is None:
@@ -66,11 +66,11 @@ class RemoteZarr(Store):
         return prototype.buffer.from_bytes(found[0])
 
     def _note(self, key: str) -> None:
-        """Say once that a chunk is not there."""
+        """Report once that a chunk is missing."""
         if not self._said and key.rpartition("/")[2] not in METADATA:
             self._said = True
             say(
-                f"xrddiff: note: {self.folder}/{key} is not on the server; zarr reads such a chunk as fill values",
+                f"xrddiff: note: {self.folder}/{key} is not on the server; zarr fills such a chunk with the fill value",
                 file=sys.stderr,
             )
 
@@ -98,7 +98,7 @@ class RemoteZarr(Store):
             yield f"{prefix}{name}"
 
     async def set(self, key: str, value: Buffer) -> None:
-        raise NotImplementedError(f"{self} is only read")
+        raise NotImplementedError(f"{self} is read-only")
 
     async def delete(self, key: str) -> None:
-        raise NotImplementedError(f"{self} is only read")
+        raise NotImplementedError(f"{self} is read-only")

@@ -23,7 +23,9 @@ __all__ = ['probe_transform']
 # %% ../../../nbs/data/transforms/probes.ipynb #0a012919
 @register("probe", "transform")
 def probe_transform(thing: Any, entry: Entry) -> Iterator[str]:
-    """counts with a mask: float32, 0 under the mask, back again, in NumPy and PyTorch, saved and restored"""
+    """counts with a mask: float32, 0 under the mask, inverted to the same counts, in NumPy and
+    PyTorch, also after saving
+    """
     import torch
 
     expect(inspect.isclass(thing) and issubclass(thing, Transform), "is not derived from Transform")
@@ -31,7 +33,7 @@ def probe_transform(thing: Any, entry: Entry) -> Iterator[str]:
     made = thing()
     for word in inspect.signature(thing.__init__).parameters:
         kept = word == "self" or hasattr(made, word)
-        expect(kept, f"has no attribute {word}, where the argument of that name is kept")
+        expect(kept, f"has no attribute {word} that keeps the argument of that name")
     frames = probe_frames()
     x, mask = frames["intensity"].values, frames["mask"].values
     made.fit(frames, [0, 1, 2])
@@ -43,7 +45,7 @@ def probe_transform(thing: Any, entry: Entry) -> Iterator[str]:
     state = json.loads(json.dumps(made.state()))
     again = thing(**state["parameters"])
     again.restore_state(state)
-    expect(np.array_equal(again.forward(x[3], mask), y), "is another one after it was saved and restored")
+    expect(np.array_equal(again.forward(x[3], mask), y), "changes when it is saved and restored")
     yield "saved and restored"
     if not made.invertible or made.changes_shape:
         return

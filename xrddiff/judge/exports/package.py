@@ -33,7 +33,9 @@ def _files(folder: Path) -> list[str]:
 
 # %% ../../../nbs/judge/exports/package.ipynb #403a208d
 def check_package_target(path: str | Path) -> Path:
-    """`path`, if a package can be written there: nothing is there, an empty folder, or a package."""
+    """`path`, if a package can be written there: it does not exist, is an empty folder, or is a
+    package.
+    """
     path = Path(path).expanduser()
     if path.is_dir() and any(path.iterdir()) and not (path / SUMS).is_file():
         raise BadInput(f"{path} is a folder with other files; expected a new name, or an exported model to replace")
@@ -62,12 +64,12 @@ def _sums(folder: Path) -> dict[str, str]:
         found = [re.fullmatch(r"([0-9a-f]{64})  ([\w./-]+)", line) for line in lines]
         if lines and all(found):
             return {m[2]: m[1] for m in found}
-    raise BadInput(f"{folder} is damaged: {SUMS} is no table of hashes")
+    raise BadInput(f"{folder} is damaged: {SUMS} is not a table of hashes")
 
 
 def check_package(folder: str | Path) -> None:
-    """Compare every byte of a package with its hashes. Raises `BadInput` that names the first file that
-    is damaged, missing, or not listed.
+    """Compare every byte of a package with its hashes. Raises `BadInput`, which names the first
+    file that is damaged, missing, or not listed.
     """
     folder = Path(folder).expanduser()
     sums, there = _sums(folder), _files(folder)
@@ -75,7 +77,7 @@ def check_package(folder: str | Path) -> None:
         if name not in there:
             raise BadInput(f"{folder} is damaged: {name} is missing")
         if not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise BadInput(f"{folder} is damaged: {name} is not what was exported, its SHA-256 is another")
+            raise BadInput(f"{folder} is damaged: {name} is not the exported file: its SHA-256 differs")
     if others := sorted({*there, MANIFEST} - set(sums)):
         raise BadInput(f"{folder} is damaged: {others[0]} has no hash in {SUMS}")
 

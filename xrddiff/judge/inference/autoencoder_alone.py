@@ -27,13 +27,13 @@ __all__ = ['NoDenoiser', 'training_frames', 'open_autoencoder_alone']
 
 # %% ../../../nbs/judge/inference/autoencoder_alone.ipynb #beb6617d
 class NoDenoiser(nn.Module):
-    """Stands for the denoiser of a run that is an autoencoder alone."""
+    """A placeholder for the denoiser of a run that is only an autoencoder."""
 
     config, conditions, multiple, by_token = {}, {}, 1, False
 
 
 def training_frames(cfg: Config, state: dict[str, Any]) -> Prepared:
-    """The frames that a run was trained on, without what conditions ask for.
+    """The frames that a run was trained on, without its conditions.
 
     state: of a checkpoint of the run, or of its autoencoder.
     """
@@ -51,7 +51,8 @@ def open_autoencoder_alone(
 ) -> Generator:
     """The model of a run of `vae_kl` or `vq`, which draws nothing.
 
-    prepared: its training frames. limit: so many of them say how the latent is normalised.
+    prepared: its training frames. limit: number of frames from which the normalisation of the
+        latent is computed.
     ema: prefer the averaged weights. device: where the autoencoder is loaded.
     Raises `BadInput` if the run holds no autoencoder, or its transform has no inverse.
     """

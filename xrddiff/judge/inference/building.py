@@ -108,7 +108,7 @@ def frame_multiple(cfg: Config, space: LatentSpace | None = None) -> int:
 
 @contextmanager
 def _named(cfg: Config, *words: str) -> Iterator[None]:
-    """Within `with`, an error names those of `words` that are given, which say the sizes of a network."""
+    """Within `with`, an error names those of the `words` for network sizes that are given."""
     try:
         yield
     except BadInput as error:
@@ -129,12 +129,12 @@ def check_network(cfg: Config) -> None:
         more = ["model.network_options"] if cfg.model.network_options.keys() - {"scale_shift"} else []  # sizes
         with _named(cfg, "size.widths", depth, *more):
             multiple = frame_multiple(cfg, own if parts.latent else None)
-    if cfg.training.pretrained_vae_path is None:  # else its own downsampling is known once it is open
+    if cfg.training.pretrained_vae_path is None:  # otherwise its own downsampling is known once it is open
         windowed((), cfg, multiple)
 
 # %% ../../../nbs/judge/inference/building.ipynb #39501351
 def map_channels(names: Sequence[str], space: LatentSpace | None) -> dict[str, int]:
-    """Channels of each condition map beside what is denoised: in a latent, blocks are folded."""
+    """Channels of each condition map next to the denoised channels: in a latent, blocks are folded."""
     return {name: 1 if space is None else space.downsampling**2 for name in names}
 
 
@@ -142,7 +142,7 @@ def build_network(cfg: Config, channels: int, space: LatentSpace | None, fields:
     """The network of a run's denoiser, by its name in the registry.
 
     cfg: the configuration.
-    channels: number of channels of what it denoises.
+    channels: number of denoised channels.
     space: the latent space, or None.
     fields: its conditions, see `condition_fields`.
     """
@@ -208,7 +208,7 @@ def check_init(cfg: Config) -> None:
     for part in ("autoencoder", "denoiser"):
         checkpoint = open_init(cfg, part)
         if checkpoint is None or part == "denoiser" and latent and trained_parts(cfg).autoencoder is None:
-            continue  # the latent of an autoencoder that is taken ready-made is not known yet
+            continue  # the latent of a ready-made autoencoder is not known yet
         theirs = checkpoint.state["model"]
         with torch.device("meta"):
             if part == "autoencoder":

@@ -57,7 +57,7 @@ def open_frames_of(name: str | Path) -> xr.Dataset:
         raise BadInput(f"{name}: no such folder, file or named data set")
     if os.path.isfile(path / "config.yaml"):
         path = samples_of(path)
-    frames = open_frames(path, complete=False)  # what needs a geometry that is not there, says so
+    frames = open_frames(path, complete=False)  # scores that need a missing geometry report it
     if "drawn" not in frames:
         return frames
     return frames.assign(intensity=frames["drawn"].assign_attrs(frames["intensity"].attrs)).drop_vars("drawn")
@@ -67,12 +67,12 @@ def open_frames_of(name: str | Path) -> xr.Dataset:
 class ComparisonPlan:
     """What to compare; all workers of a comparison open the same.
 
-    frames, reference: as `open_frames_of` takes them; without a reference, physics alone speaks.
+    frames, reference: as `open_frames_of` takes them; without a reference, only physics is used.
     cell: as `read_cell` takes it; None takes that of the reference or of the frames, or looks for
         one.
     limit: frames of each set at most, evenly spaced.
     controls: shuffled frames from which the chance level of indexing is learnt.
-    seed: of whatever is drawn.
+    seed: of all random draws.
     """
 
     frames: str
@@ -91,8 +91,9 @@ class ComparisonPlan:
 
 # %% ../../../nbs/judge/inference/comparison.ipynb #ee8ff769
 class MeasuredBlock(NamedTuple):
-    """What was measured of a block of frames: rows of `physics_rows`, a `SetSummary` if the detectors
-    are the same and `QProfiles` if not, integrated reflections, and the reasons for what is missing.
+    """The measurements of a block of frames: rows of `physics_rows`, a `SetSummary` if the
+    detectors are the same and `QProfiles` if not, integrated reflections, and the reasons for
+    anything missing.
     """
 
     rows: pd.DataFrame
@@ -103,7 +104,7 @@ class MeasuredBlock(NamedTuple):
 
 
 class SharedIndexer(NamedTuple):
-    """What is needed to make an `Indexer` again in another process."""
+    """The data from which another process can make the same `Indexer`."""
 
     cell: Any
     s_max: float
@@ -118,8 +119,8 @@ class SharedIndexer(NamedTuple):
 
 # %% ../../../nbs/judge/inference/comparison.ipynb #1228648f
 def _other_geometry(a: xr.Dataset, b: xr.Dataset) -> str:
-    """In what the detectors of two sets differ by more than 1 in 1000, or a beam centre by more than
-    0.1 px; nothing if it is unknown of one.
+    """The values in which the detectors of two sets differ by more than 1 in 1000, or the beam
+    centres by more than 0.1 px; values that are unknown for one set are not compared.
     """
     try:
         geometries = [geometry_of(ds) for ds in (a, b)]
@@ -138,7 +139,7 @@ def _other_geometry(a: xr.Dataset, b: xr.Dataset) -> str:
     return ""
 
 # %% ../../../nbs/judge/inference/comparison.ipynb #13f10c98
-PAIRED = 4000  # frames of each set for its distances, some of which look at all pairs of frames
+PAIRED = 4000  # frames of each set for its distances, some of which compare all pairs of frames
 
 
 class SetComparison:
@@ -158,7 +159,9 @@ class SetComparison:
 
     @cached_property
     def ruler(self) -> Ruler | None:
-        """Measures both sets alike; None if they are of different detectors, or there is one set."""
+        """Measures both sets in the same way; None if their detectors differ, or there is only one
+        set.
+        """
         if len(self.sets) < 2:
             return None
         a, b = self.sets["reference"], self.sets["frames"]
@@ -214,7 +217,7 @@ class SetComparison:
         return {name: self._share(name) for name in self.sets}
 
     def measure(self, name: str, rows: slice, shared: SharedIndexer | None) -> MeasuredBlock:
-        """What is measured of these rows of a set."""
+        """The measurements of these rows of a set."""
         if name not in self._indexers:
             self._indexers[name] = shared.make() if shared else None
         frames, why = select_frames(self.sets[name], self.rows[name][rows]).load(), {}
@@ -244,7 +247,9 @@ class SetComparison:
                 tables[name] = pd.concat(have, ignore_index=True) if have else pd.DataFrame(columns=["frame"])
         out = merging_numbers(tables, seed=self.plan.seed, why=why)
         if out and ambiguous(read_cell(self._cell(next(iter(out)))), self.group):
-            why["merging"] = f"a lattice of {self.group} indexes in several ways, so halves agree less than they could"
+            why["merging"] = (
+                f"a lattice of {self.group} can be indexed in several ways, so the halves agree less well than they could"
+            )
         return out
 
     def merge(self, parts: Mapping[str, Sequence[MeasuredBlock]]) -> Comparison:
@@ -291,7 +296,7 @@ PROFILES = {"q_profile": "radial profile in q", "q_shape": "shape of the radial 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What was found.
+    """The results.
 
     sizes: frames of each set. physics: by set, from `summarise_physics`. rows: by set, a row for each
     frame. judgement: distances of the sets with their floor, or None. why: the reason for each
@@ -335,7 +340,7 @@ class Comparison:
         return out
 
     def words(self) -> list[str]:
-        """What is off, in sentences; none without a reference."""
+        """The deviations, in sentences; none without a reference."""
         if "reference" not in self.physics:
             return []
         said = physics_words(self.physics["reference"], self.physics["frames"])

@@ -42,8 +42,8 @@ def _column(values: Sequence[float | None]) -> np.ndarray:
 
 
 def distance_table(frames: xr.Dataset, index: np.ndarray, limit: int = 1000) -> list[float]:
-    """Distances of the detector in frames, m, those that are there more often more often; empty if it
-    does not move.
+    """Distances of the detector in frames, m, each as often as it occurs; empty if it does not
+    move.
 
     index: frame numbers. limit: evenly spaced frames are used beyond it.
     """
@@ -68,7 +68,9 @@ def condition_fields(loader: FrameLoader) -> dict[str, Any]:
         classes = own.dtype.kind in "iu"
         known = own[own >= 0] if classes else own[np.isfinite(own)].astype(np.float64)
         if not len(known):
-            raise BadInput(f"the condition {name} is known of no training frame; expected it for some of them")
+            raise BadInput(
+                f"the condition {name} is unknown for every training frame; expected it to be known for some of them"
+            )
         if classes:
             names = class_names(loader.frames, name)
             fields[name] = int(values.max()) + 1 if names is None else len(names)
@@ -80,10 +82,10 @@ def condition_fields(loader: FrameLoader) -> dict[str, Any]:
 # %% ../../../nbs/judge/inference/conditions.ipynb #4d01fefd
 @dataclass
 class SampleConditions:
-    """The conditions that samples are given.
+    """The conditions of samples.
 
     table: those of the training frames, see `condition_table`.
-    fields: what the network knows of them, see `condition_fields`.
+    fields: what the network knows about them, see `condition_fields`.
     classes: condition -> class names.
     """
 
@@ -115,7 +117,7 @@ class SampleConditions:
         samples: sample numbers.
         seed: the seed.
         values: condition -> number or class name, which replaces that of the rows.
-        Raises `BadInput` for a condition or a class that the model does not know.
+        Raises `BadInput` for a condition or a class that the model does not have.
         """
         out, values = {}, dict(values or {})
         for name in values:

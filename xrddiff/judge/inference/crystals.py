@@ -43,7 +43,7 @@ __all__ = ['asked_lattices', 'asked_intensities', 'alike_rows', 'with_crystals',
 def asked_lattices(
     table: Sequence[Sequence[Sequence[float]]], wanted: Mapping[str, Any], template: xr.Dataset
 ) -> Lattices:
-    """The crystals that samples are asked for.
+    """The crystals that are requested for samples.
 
     table: of the training frames, see `lattice_table`.
     wanted: see `DrawSettings.lattice`.
@@ -54,8 +54,8 @@ def asked_lattices(
 
 
 def asked_intensities(asked: Lattices, template: xr.Dataset, seed: int) -> CrystalIntensities:
-    """The intensities of the crystal that is asked for: those given, those of the training frames if
-    it is theirs, or drawn.
+    """The intensities of the requested crystal: those given, those of the training frames if it is
+    the same crystal, or drawn ones.
 
     template: an empty frame with the detector and the intensities of the training frames.
     seed: the seed of the samples.
@@ -76,8 +76,8 @@ def alike_rows(
     """For each sample, a row of the training frames whose classes are those of the sample.
 
     count: number of rows.
-    known: the classes of the rows, see `SampleConditions.class_columns`; other columns than of
-        `count` rows are left out.
+    known: the classes of the rows, see `SampleConditions.class_columns`; columns without `count`
+        rows are left out.
     drawn: the conditions of the samples.
     samples: sample numbers.
     seed: the seed.
@@ -98,7 +98,7 @@ def with_crystals(
     """Samples with `cell` and `orientation` of their crystals.
 
     rows: see `alike_rows`.
-    bright: the template, if the model was told how bright reflections are, see `asked_intensities`.
+    bright: the template, if the model is conditioned on intensities, see `asked_intensities`.
     """
     cells, orientations = asked.draw(frames["sample"].values, seed, rows)
     out = frames.copy()
@@ -120,14 +120,15 @@ def maps_of(
     frames: samples with conditions and crystals.
     wanted: the maps: names, or name -> options.
     shape: (H, W) of what is drawn, with padding.
-    factor: pixels of a frame for one of what is drawn, per side.
+    factor: pixels of a frame per drawn pixel, along one side.
     """
     made = ConditionMaps(frames, wanted, tuple(factor * n for n in shape))(range(frames.sizes["frame"]))
     return {name: fold(m, factor) for name, m in made.items()}
 
 # %% ../../../nbs/judge/inference/crystals.ipynb #d48b71d2
 def with_own_crystals(frames: xr.Dataset, generator: Any) -> tuple[xr.Dataset, np.ndarray]:
-    """(measured frames with `cell` and `orientation`, of which of them the crystals are known (n,)).
+    """(measured frames with `cell` and `orientation`, whether the crystals of each frame are known
+    (n,)).
 
     frames: with a geometry. generator: the model, whose training frames have a cell.
     """
@@ -145,7 +146,8 @@ def with_own_crystals(frames: xr.Dataset, generator: Any) -> tuple[xr.Dataset, n
 
 
 def measured_maps(frames: xr.Dataset, generator: Any, *, crystals: bool = True) -> tuple[xr.Dataset, dict[str, Tensor]]:
-    """(measured frames, with their crystals if the model is told of such, their condition maps).
+    """(measured frames, with their crystals if the model is conditioned on them, and their
+    condition maps).
 
     Maps of crystals are NaN, which is unknown, in frames whose crystals are not known; there are no
     maps without a geometry.
@@ -188,7 +190,8 @@ def check_lattice(generator: Any, cfg: Config) -> None:
     lattices = asked_lattices(generator.lattices, wanted, generator.template)
     if lattices.intensities is not None and "intensity" not in generator.maps:
         raise BadInput(
-            "inference.lattice: the model was not told how bright reflections are; expected model.condition_maps=[lattice,intensity] "
+            "inference.lattice: the model is not conditioned on intensities of reflections; expected "
+            "model.condition_maps=[lattice,intensity] "
             "in training, or no reflections"
         )
     i = cfg.inference

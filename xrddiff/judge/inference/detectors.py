@@ -52,12 +52,14 @@ def template_frames(frames: xr.Dataset) -> xr.Dataset:
 
 # %% ../../../nbs/judge/inference/detectors.ipynb #ac7a1ca0
 def with_places(samples: xr.Dataset, seed: int, distances: Sequence[float] = (), panels: int = 0) -> xr.Dataset:
-    """Samples with the place of the detector in each of them.
+    """Samples with the position of the detector in each of them.
 
     samples: with their numbers, `sample`.
     seed: the seed.
-    distances: of the training frames, m, one of which a sample gets; empty = the detector did not move.
-    panels: number of panels, one of which a sample is drawn for; 0 = its panel is known, or unneeded.
+    distances: of the training frames, m; each sample gets one of them; empty = the detector did not
+        move.
+    panels: number of panels, one of which each sample is drawn for; 0 = the panel is known, or not
+        needed.
     """
     numbers, out = [int(i) for i in samples["sample"].values], samples.copy()
     if distances:
@@ -93,7 +95,7 @@ def detector_frames(source: str) -> xr.Dataset:
     """Frames of the detector that `inference.detector` names; only their geometry and mask are used.
 
     source: a named set, a file of frames, or a PONI or CrystFEL `.geom` file.
-    Raises `BadInput` if there is none, or none with a known place.
+    Raises `BadInput` if there are none, or if their geometry is not known.
     """
     from xrddiff.config.words.data_sets import CATALOG
     from xrddiff.data.formats.readers import open_frames
@@ -155,17 +157,19 @@ def moved(generator: Any, source: str) -> Any:
 
 
 def detector_note(generator: Any) -> str | None:
-    """A sentence if the model is not told where the pixels of another detector are, else None."""
+    """A warning if the model is not conditioned on the positions of the pixels of another detector,
+    else None.
+    """
     if {"q", "solid_angle"} & set(generator.maps):
         return None
     return (
-        "inference.detector: the model was trained without maps of q or the solid angle, so that backgrounds are those of "
-        "the detector that it was trained on"
+        "inference.detector: the model was trained without maps of q or the solid angle, so backgrounds are those "
+        "of the detector that it was trained on"
     )
 
 # %% ../../../nbs/judge/inference/detectors.ipynb #8eed38af
 def tiles_of(generator: Any, i: Inference) -> dict[str, int | None]:
-    """`tile` and `overlap` of `DrawSettings` for this generator, in pixels of what it draws.
+    """`tile` and `overlap` of `DrawSettings` for this generator, in drawn pixels.
 
     i: the section `inference` of the configuration.
     Raises `BadInput` for tiles that the network cannot work on.
@@ -187,7 +191,8 @@ def tiles_of(generator: Any, i: Inference) -> dict[str, int | None]:
         and not (larger and trained[0] == trained[1] and i.tile in (None, side * trained[0]))
     ):
         raise BadInput(
-            f"the network knows frames of {side * trained[0]} x {side * trained[1]} pixels only; expected a larger frame, in tiles of this size"
+            f"the network works only on frames of {side * trained[0]} x {side * trained[1]} pixels; expected a "
+            "larger frame, in tiles of this size"
         )
     if i.tile == 0 or (i.tile is None and not larger):
         return {}
@@ -196,7 +201,7 @@ def tiles_of(generator: Any, i: Inference) -> dict[str, int | None]:
     if tile % (side * align):
         raise BadInput(f"inference.tile: found {tile}, expected a multiple of {side * align}, which the network needs")
     if tile < least:
-        raise BadInput(f"inference.tile: found {tile}, expected at least {least} pixels: so far does the network look")
+        raise BadInput(f"inference.tile: found {tile}, expected at least {least} pixels, the range of the network")
     overlap = tile // 4 if i.overlap is None else i.overlap
     if overlap > tile // 2:
         raise BadInput(f"inference.overlap: found {overlap}, expected at most {tile // 2}, half of a tile")

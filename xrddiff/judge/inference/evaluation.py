@@ -81,11 +81,11 @@ def _same_detector(samples: xr.Dataset, frames: xr.Dataset, path: Path) -> None:
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #593bb09a
 LATTICES = "lattices of "  # before the name of a set whose frames are indexed
-CONTROLS = 60  # turned frames from which the chance level of a set is learnt
+CONTROLS = 60  # rotated frames from which the chance level of a set is learnt
 
 
 class LatticePart(NamedTuple):
-    """Rows of `lattice_rows` for frames of a set, and why there are none."""
+    """Rows of `lattice_rows` for frames of a set, or why there are none."""
 
     rows: pd.DataFrame
     why: dict[str, str]
@@ -93,10 +93,10 @@ class LatticePart(NamedTuple):
 
 @dataclass
 class SetLattices:
-    """What the best lattices of some frames of each set say, block by block.
+    """Measurements of the best lattices of some frames of each set, block by block.
 
     cell: the unit cell, None if it is not known; then no frame is indexed.
-    most: number of frames of a set that are indexed.
+    most: largest number of frames of a set that are indexed.
     seed: the seed.
     frames_of: (name of a set, positions in it) -> these frames, as the detector would count them.
     """
@@ -113,7 +113,7 @@ class SetLattices:
         return {name: evenly_spaced(range(n), most) for name, n in sets.items() if most and n}
 
     def measure(self, name: str, chosen: np.ndarray, rows: slice) -> LatticePart:
-        """What the best lattices of these rows of the `chosen` frames of a set say."""
+        """Measurements of the best lattices of these rows of the `chosen` frames of a set."""
         why: dict[str, str] = {}
         at = np.arange(len(chosen))[rows]
         try:
@@ -127,7 +127,7 @@ class SetLattices:
         return LatticePart(own, why)
 
     def _prepare(self, frames: xr.Dataset) -> tuple[xr.Dataset, pd.DataFrame, Any]:
-        """(frames, their peaks, the indexer that knows their chance level)."""
+        """(frames, their peaks, the indexer with their chance level)."""
         peaks = find_frame_peaks(frames)
         words = dict(peaks=peaks, lattices=1, controls=CONTROLS, seed=self.seed)
         return frames, peaks, make_indexer(frames, self.cell, **words)
@@ -139,7 +139,7 @@ class SetLattices:
         seen: for each set, the results of `measure` in order.
         """
         if self.cell is None and self.most:
-            why["rate"] = "the frames do not say their unit cell (inference.cell)"
+            why["rate"] = "the frames do not give their unit cell (inference.cell)"
         out = {}
         for name, parts in seen.items():
             rows, reasons = zip(*parts, strict=True)
@@ -207,20 +207,20 @@ class SampleEvaluation:
         return self._lattices.chosen({name: n for name, n in self.sets.items() if name != "train"})
 
     def prepare(self) -> dict[str, int]:
-        """Train what the workers will need, once.
+        """Train the classifiers that the workers will need, once.
 
-        Returns the sets to evaluate, with "answers" if conditions are judged, and "lattices of …" of
-        what is indexed.
+        Returns the sets to evaluate, with "answers" if conditions are checked, and "lattices of …"
+        for sets that are indexed.
         """
         self.judges.fit()
         answers = {"answers": frame_count(self.samples)} if self.judges.names else {}
         return self.sets | answers | {LATTICES + name: len(at) for name, at in self.indexed.items()}
 
     def measure(self, name: str, rows: slice) -> SetSummary | FoundConditions | LatticePart:
-        """What the ruler measures in these rows of a set.
+        """Measure these rows of a set with the ruler.
 
         For "answers": the conditions requested for these samples, and those found. For "lattices of
-        …": what the best lattices of these frames say.
+        …": measurements of the best lattices of these frames.
         """
         if name.startswith(LATTICES):
             name = name.removeprefix(LATTICES)
@@ -251,7 +251,9 @@ class SampleEvaluation:
         return real if name in self.numbers else self._counted(self._reconstruct(at), at, like=real)
 
     def counted(self, rows: slice | np.ndarray) -> xr.Dataset:
-        """These samples as the detector would count them; so they are evaluated and shown."""
+        """These samples as the detector would count them, which is how they are evaluated and
+        shown.
+        """
         frames = select_frames(self.samples, rows)
         return self._counted(frames, frames["sample"].values, like=frames)
 
@@ -306,7 +308,7 @@ class CodecEvaluation:
 
     @property
     def name(self) -> str:
-        """Its name in tables."""
+        """The name of the autoencoder in tables."""
         model = self.cfg.presets["model"]
         return f"{model} autoencoder" if model_parts(self.cfg).latent else model
 
@@ -417,7 +419,7 @@ def samples_of(run: str | Path, name: str | None = None) -> Path:
     """The store with samples of a run.
 
     run: the run folder.
-    name: name or folder of a set; None = the samples that the run ended with.
+    name: name or folder of a set; None = the samples made at the end of the run.
     Raises `BadInput` if there are none.
     """
     folder = Path(run) / "samples"
@@ -426,11 +428,11 @@ def samples_of(run: str | Path, name: str | None = None) -> Path:
         known = sorted(p.parent.name for p in folder.glob("*/samples.zarr"))
         if not name:
             what = (
-                "no samples.zarr in its folder samples; expected samples that `xrddiff sample` or the run itself made"
+                "no samples.zarr in its folder samples; expected samples made by `xrddiff sample` or by the run itself"
             )
         else:
             what = f"no samples {name!r}" + (
-                nearest(name, known) if known else "; it has those alone that it ended with"
+                nearest(name, known) if known else "; it has only those made at the end of the run"
             )
         raise BadInput(f"{run} has {what}")
     return path
@@ -451,5 +453,5 @@ def open_evaluation(
     if model_parts(cfg).denoiser is not None:
         return SampleEvaluation(run, cfg, samples_of(run, samples), device)
     if samples is not None:
-        raise BadInput(f"{run} is an autoencoder and has no samples {samples!r}; expected none to be named")
+        raise BadInput(f"{run} is an autoencoder and has no samples {samples!r}; name no samples")
     return CodecEvaluation(run, cfg, device)

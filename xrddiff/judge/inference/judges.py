@@ -111,20 +111,22 @@ class ConditionJudges:
         self._opened: dict[str, tuple[Classifier, dict[str, Any]]] = {}
 
     def words(self, asked: Mapping[str, float]) -> str:
-        """A condition in words."""
+        """A description of a condition."""
         units = {name: LABELS[name].units for name in asked if name in LABELS}
         return condition_words(
             asked, self.fields, self.classes, {k: "Å" if u == "angstrom" else u for k, u in units.items()}
         )
 
     def _key(self, name: str) -> str:
-        """What a classifier was made from: frames, scale and classes. Others need a new one."""
+        """The frames, scale and classes that a classifier was made from. For others, a new one is
+        needed.
+        """
         p = self.prepared
         about = [p.transform.state(), self.classes[name], len(p.train), len(p.held_out), self.trial]
         return json_digest(about, str)
 
     def open(self, name: str) -> tuple[Classifier, dict[str, Any]] | None:
-        """(the classifier of a condition, what is known about it); None if none fits."""
+        """(the classifier of a condition, the record about it); None if none matches."""
         if name not in self._opened and (folder := _folder(self.run, name)).is_dir():
             with suppress(XrddiffError):
                 net, state = open_classifier(folder, self.device)
@@ -158,7 +160,7 @@ class ConditionJudges:
             with writing(_folder(self.run, name)) as new:
                 save_classifier(net, new, name, steps, **about)
         except CannotSave:
-            if self.open(name) is None:  # else another process was as fast, and wrote the same
+            if self.open(name) is None:  # otherwise another process was as fast, and wrote the same
                 raise
         self._opened[name] = net, about
 

@@ -54,7 +54,7 @@ def read_orientations(path: str | Path) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise BadInput(f"orientations {path} cannot be read: {error}; {expected}") from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or not len(values.shape):
-        raise BadInput(f"orientations {path} are no array of numbers; {expected}")
+        raise BadInput(f"orientations {path} are not an array of numbers; {expected}")
     values = values.astype(float)
     if (
         values.shape[1:] == (4,)
@@ -76,7 +76,7 @@ def read_orientations(path: str | Path) -> np.ndarray:
 # %% ../../../nbs/judge/inference/lattices.ipynb #2957d38b
 @lru_cache(maxsize=4)
 def _read_once(path: Path, d_min: float, changed: float) -> CrystalIntensities:
-    """Every batch asks for them, and to calculate them takes a while."""
+    """Every batch needs them, and calculating them takes a while."""
     return read_intensities(path, d_min)
 
 # %% ../../../nbs/judge/inference/lattices.ipynb #6914800c
@@ -92,7 +92,7 @@ class Lattices:
         `read_intensities`, whose cell is taken if there is no other; without it, intensities of a
         new crystal are drawn. One crystal in every sample.
     d_min: resolution in Å to which intensities are calculated from a structure.
-    Raises `BadInput` for a cell, orientations or intensities that cannot be.
+    Raises `BadInput` for an impossible cell, orientations or intensities.
     """
 
     def __init__(
@@ -111,7 +111,8 @@ class Lattices:
             self.cell = self.cell or self.intensities.cell
             if not self.intensities.fits(self.cell.parameters):
                 raise BadInput(
-                    f"inference.lattice: {path} is about {self.intensities.cell}, and the cell is {self.cell}; expected the same"
+                    f"inference.lattice: {path} has the cell {self.intensities.cell}, but the given cell is "
+                    f"{self.cell}; expected the same"
                 )
         self.orientations = None if turns == "random" else read_orientations(turns)
         self.source = turns
@@ -123,7 +124,7 @@ class Lattices:
 
     @property
     def single(self) -> bool:
-        """Is every sample asked for exactly one crystal?"""
+        """Whether exactly one crystal is requested for every sample."""
         return self.cell is not None or self.orientations is not None
 
     def draw(
@@ -131,8 +132,8 @@ class Lattices:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`cell` (n, C, 6) and `orientation` (n, C, 3, 3) of samples; NaN where there is no crystal.
 
-        rows: of the table, one for each sample; None = drawn at random. Orientations of a file start
-        again beyond the last one, because whole batches are drawn; see `need`.
+        rows: of the table, one for each sample; None = drawn at random. After the last orientation
+            of a file, they start again from the first, because whole batches are drawn; see `need`.
         """
         n, most = len(samples), self.crystals
         cells, orientations = np.full((n, most, 6), np.nan), np.full((n, most, 3, 3), np.nan)
@@ -151,8 +152,8 @@ class Lattices:
         """Raise `BadInput` if the file has no orientation for this sample."""
         if self.orientations is not None and sample >= len(self.orientations):
             raise BadInput(
-                f"inference.lattice: {self.source} has {len(self.orientations)} orientations, and sample {sample} needs one; "
-                "expected one for each sample, from sample 0 on"
+                f"inference.lattice: {self.source} has {len(self.orientations)} orientations, but sample {sample} "
+                "needs one; expected one for each sample, from sample 0 on"
             )
 
     def _cells(self, row: int) -> list[Any]:
@@ -177,8 +178,11 @@ def spot_distance(cell: Cell, geometry: Geometry) -> float:
 
 
 def resolution_note(cell: Cell, geometry: Geometry) -> str | None:
-    """A sentence if the detector is too coarse for the cell, else None."""
+    """A warning if the detector is too coarse for the cell, else None."""
     apart = spot_distance(cell, geometry)
     if not math.isfinite(apart) or apart >= RESOLVED:
         return None
-    return f"inference.lattice: spots of {cell} stand {apart:.1f} px apart on this detector; {RESOLVED:.0f} px or more can be resolved"
+    return (
+        f"inference.lattice: spots of {cell} are {apart:.1f} px apart on this detector; {RESOLVED:.0f} px or more "
+        "can be resolved"
+    )

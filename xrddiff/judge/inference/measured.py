@@ -69,7 +69,8 @@ def fit_to_model(frames: xr.Dataset, generator: Generator, regions: Transform, w
             pass
     if tuple(frames["intensity"].shape[1:]) != want:
         expected = (
-            f"expected {want[0]} x {want[1]}, as the model draws, or frames that the run's data words bring to it"
+            f"expected {want[0]} x {want[1]}, as the model draws, or frames that the run's pooling and cropping "
+            "bring to this size"
         )
         raise BadInput(f"{where} holds frames of {given} pixels; {expected}")
     units = frames["intensity"].attrs.get("units"), generator.template["intensity"].attrs["units"]
@@ -79,7 +80,7 @@ def fit_to_model(frames: xr.Dataset, generator: Generator, regions: Transform, w
 
 
 def masked(frames: xr.Dataset, mask: np.ndarray | None, where: str) -> xr.Dataset:
-    """Frames with only those pixels valid that are valid in their own mask and in another one.
+    """Frames in which a pixel is valid only if it is valid in their own mask and in another one.
 
     frames: the frames.
     mask: bool, True = valid pixel, (y, x) or one per frame; None = no other mask.
@@ -343,12 +344,13 @@ def open_inpainting(
     """
     cfg, generator, regions, sampler, guide = _opened(run, words, "fill holes")
     if draws < 1 or (limit is not None and limit < 1):
-        raise BadInput(f"inpainting was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
+        raise BadInput(f"inpainting: {draws} draws of {limit or 'all'} frames were requested; expected at least 1")
     if method not in INPAINTING:
         raise BadInput(f"there is no inpainting method {method!r}{nearest(method, INPAINTING)}")
     if method != "posterior" and generator.space is not None:
         raise BadInput(
-            f"method {method} needs a model of the frames themselves, and {run} is one in a latent; expected posterior"
+            f"method {method} needs a model of the frames themselves, and {run} is one in a latent; use method "
+            "posterior"
         )
     fitted, where = open_fitted(generator, regions, frames, mask, mask_true, limit), str(frames)
     about = _about(cfg, sampler, guide, frames=where, mask_file=str(mask) if mask else "", method=method, draws=draws)
@@ -423,7 +425,7 @@ class Interpolation:
         """
         g, net = self.generator, self.network
         cond = dict(net.cond) | ({"mask": net.valid} if g.space is None else {})
-        # where the pixels are is the same all the way; no lattice lies between two others
+        # the geometry is the same all the way; there is no lattice between two others
         maps = measured_maps(self.pair[0], g, crystals=False)[1]
         cond |= {name: m.expand(2, -1, -1, -1) for name, m in maps.items()}
         z = (
@@ -455,13 +457,13 @@ class Interpolation:
         return frames.assign_attrs({**self.about, "round_trip": [float(m) for m in missed]}), missed.cpu().numpy()  # fmt: skip
 
     def comes_back(self, missed: np.ndarray) -> bool:
-        """Whether the errors `missed` of the round trip of both frames are small enough."""
+        """Whether the round-trip errors `missed` of both frames are small enough."""
         return bool((missed <= TOLERANCE).all())
 
     def ends(self, missed: np.ndarray) -> tuple[pd.DataFrame, str]:
         """(table of the errors `missed` of the round trip of both frames, the verdict)."""
         names = [f"first, {self.about['first']}", f"last, {self.about['last']}"]
-        worse = f"A frame does not come back to within {100 * TOLERANCE:g}%: take more inference.steps."
+        worse = f"A frame does not come back to within {100 * TOLERANCE:g}%: use more inference.steps."
         verdict = "Both frames come back." if self.comes_back(missed) else worse
         return pd.DataFrame({"round trip": [float(m) for m in missed]}, index=names), verdict
 
@@ -487,13 +489,15 @@ def open_interpolation(
     Raises `BadInput` if it cannot be done.
     """
     if steps < 2:
-        raise BadInput(f"interpolation was asked for {steps} frames; expected at least 2, the ends included")
+        raise BadInput(f"interpolation: {steps} frames were requested; expected at least 2, including both ends")
     told = {o.key: o.value for o in map(parse_override, words)}
     if told.get("inference.sampler", "ddim") != "ddim":
-        raise BadInput("interpolation inverts its sampler, and only ddim can be; expected no other inference.sampler")
+        raise BadInput(
+            "interpolation inverts the sampler, which is only possible for ddim; expected no other inference.sampler"
+        )
     words = [*words, "inference.sampler=ddim"]  # also of a preset
     if not {"inference", "inference.steps"} & told.keys():
-        words.append("inference.steps=null")  # those of the run may be too few to go back
+        words.append("inference.steps=null")  # the run's own number may be too small for an inversion
     cfg, generator, regions, sampler, guide = _opened(run, words, "be inverted", inverted=True)
     if eta := sampler.options["eta"]:
         raise BadInput(f"inference.sampler_options.eta={eta:g}: fresh noise cannot be inverted; expected 0")

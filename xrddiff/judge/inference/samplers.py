@@ -72,9 +72,7 @@ def make_sampler(
     i, k = cfg.inference, cfg.model.diffusion_kwargs
     clamped = token if i.clamp is None else i.clamp
     if clamped and clamp is None:
-        raise BadInput(
-            "inference.clamp is true, and the checkpoint does not say in which range the training values are"
-        )
+        raise BadInput("inference.clamp is true, but the checkpoint does not give the range of the training values")
     levels = {k: v for k, v in chosen_options(cfg, "inference.schedule_options").items() if v is not None}
     named = ("sigma_min", "sigma_max", "rho", "spacing", "shift")
     chosen = dict(sigma_min=k.sigma_min, sigma_max=k.sigma_max)

@@ -62,7 +62,7 @@ def asked_and_found(
     the samples' lattices and peaks).
 
     limit: frames of each set at most, evenly spaced for real ones, from the beginning for samples.
-    Raises `BadInput` if the samples were not asked for lattices.
+    Raises `BadInput` if no lattices were requested for the samples.
     """
     few = select_frames(samples, np.arange(min(limit, frame_count(samples))))
     found = known_lattices(few)

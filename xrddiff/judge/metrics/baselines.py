@@ -33,7 +33,7 @@ class PCA:
 
     def __init__(self, components: int):
         if components < 1:
-            raise BadInput(f"PCA is asked for {components} components; expected at least 1")
+            raise BadInput(f"PCA with {components} components; expected at least 1")
         self.components = components
 
     def fit(self, x: torch.Tensor) -> PCA:

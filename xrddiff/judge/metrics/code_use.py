@@ -21,7 +21,7 @@ __all__ = ['CodeUse', 'count_codes', 'code_pictures', 'code_means']
 # %% ../../../nbs/judge/metrics/code_use.ipynb #9d10f889
 @dataclass(frozen=True)
 class CodeUse:
-    """How often each code stands at each place of a set of frames: `places` (K, h, w) int32.
+    """How often each code occurs at each place in a set of frames: `places` (K, h, w) int32.
 
     frames: number of frames that were counted.
     """
@@ -46,7 +46,7 @@ class CodeUse:
 
     @property
     def perplexity(self) -> float:
-        """As if so many codes were used equally often."""
+        """The number of codes that, used equally often, would have the same entropy."""
         return float(perplexity(torch.from_numpy(self.counts)))
 
 
@@ -68,12 +68,12 @@ def count_codes(codes: np.ndarray, K: int) -> CodeUse:
 def code_pictures(
     decode_codes: Callable[[Tensor], Tensor], codes: Sequence[int], ground: int, *, around: int = 1, batch: int = 64
 ) -> Tensor:
-    """Each code amid a ground of another, decoded: network values (len(codes), s, s), where s is
+    """Each code surrounded by another one, decoded: network values (len(codes), s, s), where s is
     2·`around` + 1 places.
 
     decode_codes: (B, h, w) → (B, 1, H, W), see `AutoencoderVQ.decode_codes`.
-    ground: code of the ground.
-    around: places that are shown on each side of the code; the ground is three places wider.
+    ground: the surrounding code.
+    around: places that are shown on each side of the code; the surroundings are three places wider.
     batch: codes that are decoded together.
     """
     side = 2 * (around + 3) + 1

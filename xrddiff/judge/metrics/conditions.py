@@ -113,8 +113,8 @@ def class_answer(names: Sequence[str], confusion: np.ndarray, held_out: np.ndarr
     - `confusion`, `held_out`: confusion matrices of the samples and of held-out frames.
 
     The keys are kind, classes, confusion, held_out, and either recovery (see `class_recovery`) or
-    why there is none; also chance, the share of samples that would be what was asked for if what comes out
-    did not depend on it.
+    why there is none; also chance, the share of samples that would match by chance, if they did not
+    depend on the request.
     """
     (asked, got), (label, guess) = _pairs(confusion), _pairs(held_out)
     share = confusion / max(confusion.sum(), 1)
@@ -219,9 +219,10 @@ def answer_words(name: str, answer: Mapping[str, Any]) -> str:
 
 
 def judged_facts(judgement: Judgement) -> dict[str, Any]:
-    """What the rules of health read of a judgement: the numbers of its report, with its words.
+    """The numbers of a report that the health rules use, with their sentences.
 
-    drawn: see `drawn_range`. answers: by condition that is a class, its recovery, chance and sentence.
+    drawn: see `drawn_range`. answers: for each condition with classes, its recovery, chance and
+        sentence.
     """
     told = {name: a for name, a in judgement.answers.items() if "recovery" in a and "chance" in a}
     answers = {

@@ -31,7 +31,7 @@ def blur(ds: xr.Dataset, sigma: float, seed: int = 0) -> xr.Dataset:
 
 
 def wrong_distance(ds: xr.Dataset, error: float, seed: int = 0) -> xr.Dataset:
-    """The frames say that the detector is further away than it was, by the share `error`."""
+    """The frames give a detector distance that is too large by the share `error`."""
     return ds.assign_attrs(distance=ds.attrs["distance"] * (1 + error))
 
 
@@ -101,12 +101,12 @@ def _change_spots(ds: xr.Dataset, share: float, seed: int, name: str, swap: bool
 
 
 def drop_peaks(ds: xr.Dataset, share: float, seed: int = 0) -> xr.Dataset:
-    """A `share` of each frame's peaks is gone."""
+    """A `share` of each frame's peaks is removed."""
     return _change_spots(ds, share, seed, "dropped peaks", swap=False)
 
 
 def shuffle_spots(ds: xr.Dataset, share: float, seed: int = 0) -> xr.Dataset:
-    """A `share` of each frame's spots stands at another azimuth."""
+    """A `share` of each frame's spots is moved to another azimuth."""
     return _change_spots(ds, share, seed, "shuffled spots", swap=True)
 
 # %% ../../../nbs/judge/metrics/corruptions.ipynb #b1e733cf
@@ -117,7 +117,7 @@ CORRUPTIONS: dict[str, tuple[Callable[..., xr.Dataset], tuple[float, ...]]] = {
     "Gaussian noise": (gaussian_noise, (0.25, 0.5, 0.75, 1.0)),
     "shuffled spots": (shuffle_spots, (0.25, 0.5, 0.75, 1.0)),
 }
-# the number of `metrics.physics` that must see each of them
+# the number of `metrics.physics` that must detect each of them
 NAMED = {
     "blur": "width",
     "wrong distance": "on_lattice",

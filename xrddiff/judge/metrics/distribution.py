@@ -61,7 +61,7 @@ def histogram_distance(h: np.ndarray, other: np.ndarray, centres: np.ndarray) ->
 
 # %% ../../../nbs/judge/metrics/distribution.ipynb #57e38f2c
 DISTANCES = Names("distance", detail=False) | Names("metric", of="frames")
-DETAILS = Names("distance", detail=True)  # worked out too, and in no table
+DETAILS = Names("distance", detail=True)  # computed too, but not in any table
 
 
 def _level_weights(reference: SetSummary, test: SetSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,7 +130,7 @@ def repeats(reference: SetSummary, test: SetSummary) -> float:
 def set_distances(reference: SetSummary, test: SetSummary) -> dict[str, float]:
     """The distances of two sets by name: all that are registered, and those of metrics of single frames.
 
-    NaN where neither set has what it is about (peaks, two frames to make a pair).
+    NaN if neither set has what it needs (peaks, or two frames to form a pair).
     """
     _same_ruler(reference, test)
     found = {

@@ -67,8 +67,8 @@ def distances_within(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances within a set, given as `rows` (n, p): of all pairs, in the order of SciPy's `pdist`, and of each row to
     the nearest other one.
 
-    Of more than `PAIRED` rows so many are measured, evenly spaced: what there is to see of a set, pairs show
-    long before that, and their number grows with n².
+    Of more than `PAIRED` rows only that many are used, evenly spaced: pairs show the properties of
+    a set long before that, and their number grows with n².
     """
     rows = rows[evenly_spaced(range(len(rows)), PAIRED)]
     d = frame_distances(rows, rows)
@@ -95,7 +95,7 @@ def nearest_rows(a: np.ndarray, b: np.ndarray, block: int = 1024) -> tuple[np.nd
     at a time. Raises `BadInput` if `b` is empty.
     """
     if not len(b):
-        raise BadInput("there is nothing to be near to; expected at least one row")
+        raise BadInput("there are no rows to compare with; expected at least one")
     near, which = np.full(len(a), np.inf), np.zeros(len(a), np.intp)
     for start in range(0, len(b), block):
         d = frame_distances(a, b[start : start + block])

@@ -87,7 +87,7 @@ ENCODER = "diffraction-1"  # name and version; other weights need another versio
 
 @cache
 def encoder_record() -> dict[str, Any]:
-    """What is known of the weights: `name`, `sha256`, `command`, `seed`, `held_out` and more."""
+    """The record of the weights: `name`, `sha256`, `command`, `seed`, `held_out` and more."""
     return json.loads((files("xrddiff") / "judge" / "weights" / f"{ENCODER}.json").read_text(encoding="utf-8"))
 
 

@@ -30,7 +30,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """F between the features `a` (n, d) and `b` (m, d); NaN with fewer than two rows.
 
-    Heusel et al. 2017, who called it FID for features of photographs.
+    Heusel et al. 2017, who called it FID when used with features of photographs.
     """
     a, b = _check(a, b)
     if min(len(a), len(b)) < 2:
@@ -38,7 +38,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     s, t = (np.atleast_2d(np.cov(v, rowvar=False)) for v in (a, b))
     shift, traces = np.square(a.mean(0) - b.mean(0)).sum(), np.trace(s) + np.trace(t)
     found = shift + traces - 2 * np.linalg.svd(_root(s) @ _root(t), compute_uv=False).sum()
-    return float(found) if found > 1e-12 * traces else 0.0  # less is rounding
+    return float(found) if found > 1e-12 * traces else 0.0  # smaller values are rounding errors
 
 # %% ../../../nbs/judge/metrics/feature_distances.ipynb #28d4cc8c
 def kernel_distance(a: np.ndarray, b: np.ndarray, block: int = 1000) -> float:

@@ -31,7 +31,7 @@ __all__ = ['FEWEST', 'FAR', 'title_of', 'Judgement', 'peak_quantiles', 'findings
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #ce19b620
 def title_of(distance: str) -> str:
-    """What tables call a distance."""
+    """The title of a distance in tables."""
     known = entries("metric") | entries("distance")
     return known[distance].traits.get("title", distance.replace("_", " ")) if distance in known else distance
 
@@ -70,7 +70,7 @@ class Judgement:
         return "autoencoder" if "autoencoder" in self.rows else "floor"
 
     def ratio(self, distance: str) -> float:
-        """A distance of the samples as a multiple of its floor; NaN where that is undefined."""
+        """A distance of the samples as a multiple of its floor; NaN if that is undefined."""
         if distance in Names("distance", unbiased=True):
             return np.nan
         return times_floor(self.rows["samples"][distance], self.rows[self.floor][distance]) if self.rows else np.nan
@@ -138,8 +138,9 @@ FAR = 1.3  # times the floor
 
 
 def findings(judgement: Judgement) -> list[str]:
-    """One sentence for what was drawn beyond the limits, for each distance that is clearly above its
-    floor, and for what the lattices of the samples have otherwise than those of held-out frames.
+    """One sentence for what was drawn beyond the limits, for each distance that is clearly above
+    its floor, and for each way in which the lattices of the samples differ from those of held-out
+    frames.
     """
     drawn = judgement.drawn
     beyond = [f"{range_words(drawn)}."] if drawn is not None and drawn["beyond"] else []
@@ -212,7 +213,7 @@ def _profile_words(real: SetSummary, made: SetSummary, scale: float) -> str:
     a, b = (float(np.nansum(s.profile * s.pixels) / s.pixels.sum()) for s in (made, real))
     share = (a - b) / abs(b) if b else 0.0
     if abs(share) < 0.05:
-        return "The radial profiles of samples have another shape or vary otherwise, at the same mean intensity"
+        return "The radial profiles of samples have another shape or vary differently, at the same mean intensity"
     return f"The radial profiles of samples are too {'bright' if share > 0 else 'dim'}: {abs(share):.0%} {'above' if share > 0 else 'below'} real frames in the mean"
 
 
@@ -223,7 +224,7 @@ def _intensity_words(real: SetSummary, made: SetSummary, scale: float, share: fl
 
     a, b = exceeded(made), exceeded(real)
     if abs(a - b) < 0.1 * max(abs(b), scale):
-        return "The intensities of samples are distributed otherwise, with bright pixels as bright"
+        return "The intensities of samples are distributed differently, although bright pixels are as bright"
     return f"Bright pixels of samples are too {'bright' if a > b else 'dim'}: one in a thousand exceeds {a:.3g}, in real frames {b:.3g}"
 
 
@@ -278,7 +279,7 @@ def judge_summaries(
     """Compare sets that were measured before, in this process or by workers.
 
     - `seen`: measurements of "train", "held out", "samples" and, in a latent, "autoencoder".
-    - `ruler`: with which they were measured.
+    - `ruler`: the ruler that they were measured with.
     - `splits`, `seed`: as in `compare_sets`.
     - `words`: further fields of `Judgement`.
 
@@ -327,4 +328,4 @@ def _no_ratio(judgement: Judgement, distance: str) -> str:
         return "the real frames have no intensity"
     if not np.isfinite(judgement.rows["samples"][distance]):
         return "the sets have nothing in common that could be compared"
-    return "two sets of real frames do not differ in it, so that there is no floor"
+    return "two sets of real frames do not differ in it, so there is no floor"

@@ -180,7 +180,7 @@ def precision_recall(
 
     - `reference`: the true peaks.
     - `radius`: largest distance of a match, px.
-    - `ignore`: spots that count neither way.
+    - `ignore`: spots that count neither as found nor as missed.
 
     All tables have `fs`, `ss`, and optionally `frame` and `panel`. Returns `score`, `precision`,
     `recall`, from the highest score on; equal scores are one row.

@@ -40,8 +40,9 @@ def physics_rows(
     spots; `peaks`; and of the best lattice `on_lattice`, `indexed` (1 or 0; NaN with too few peaks),
     `completeness` and `rmsd_px`.
 
-    indexer: from `make_indexer`, or what it found in these frames; None leaves the lattice out. peaks: as `find_frame_peaks` returns
-    them; None finds them. why: gets the reason for what is missing, by name.
+    indexer: from `make_indexer`, or what it found in these frames; None leaves the lattice out.
+    peaks: as `find_frame_peaks` returns them; None finds them. why: receives the reasons for
+    missing numbers, by name.
     """
     why, n = {} if why is None else why, frame_count(ds)
     peaks = find_frame_peaks(ds) if peaks is None else peaks
@@ -65,7 +66,7 @@ def physics_rows(
 
 
 def _medians(shape: np.ndarray) -> np.ndarray:
-    """Of the columns of (peaks, 2), of the peaks that have both; NaN if none has."""
+    """The medians of the columns of (peaks, 2), over peaks that have both; NaN if none has."""
     known = shape[np.isfinite(shape).all(1)]
     return np.median(known, axis=0) if len(known) else np.full(2, np.nan)
 
@@ -78,7 +79,7 @@ def fano(rows: Mapping[str, np.ndarray]) -> np.ndarray:
 
 @register("metric", of="physics", needs=["zeros", "expected_zeros"], title="empty pixels / expected")
 def zeros(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Empty pixels of the background over those that its mean lets expect."""
+    """Empty pixels of the background, relative to the number expected from its mean."""
     return _ratio(np.nansum(rows["zeros"], -1), np.nansum(rows["expected_zeros"], -1))
 
 

@@ -31,10 +31,10 @@ def _hidden(frames: xr.Dataset, value: float) -> xr.Dataset:
 
 @register("probe", "metric")
 def probe_metric(thing: Any, entry: Entry) -> Iterator[str]:
-    """four frames: a number for each, whatever is under the mask"""
+    """four frames: a number for each, independent of the values under the mask"""
     of = entry.traits.get("of", False)
     if of not in (False, "frames"):
-        return  # of what the program has worked out already
+        return  # arguments that the program has already computed
     reference, test = probe_frames(), _hidden(probe_frames(seed=1), 0)
     test = test.assign(intensity=test["intensity"].astype(np.float32).assign_attrs(test["intensity"].attrs))
     given = [reference, test] if of is False else [reference]

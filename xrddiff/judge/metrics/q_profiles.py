@@ -23,7 +23,7 @@ __all__ = ['common_q', 'QProfiles', 'q_profiles', 'compare_q_profiles']
 
 # %% ../../../nbs/judge/metrics/q_profiles.ipynb #707e3556
 def _at_each_distance(ds: xr.Dataset) -> dict[float | None, int | None]:
-    """One frame for each distance of the detector; None, of None, where it does not move."""
+    """One frame for each distance of the detector; None and None if it does not move."""
     if "distance" not in ds.variables:
         return {None: None}
     values, first = np.unique(ds["distance"].values, return_index=True)
@@ -31,7 +31,7 @@ def _at_each_distance(ds: xr.Dataset) -> dict[float | None, int | None]:
 
 
 def _seen_q(ds: xr.Dataset, frame: int | None) -> np.ndarray:
-    """q of the valid pixels of frames whose detector stands where it does in `frame`."""
+    """q of the valid pixels of frames whose detector is at the same distance as in `frame`."""
     q = q_map(geometry_of(ds, frame))
     if "mask" in ds:
         mask = ds["mask"].values

@@ -99,7 +99,7 @@ def autoencoder_codec(model: Any, device: torch.device | str = "cpu") -> Codec:
 
 # %% ../../../nbs/judge/metrics/reconstruction.ipynb #814befe4
 class Found(NamedTuple):
-    """What was found in all frames of a reconstruction, from which its metrics are read.
+    """The findings in all frames of a reconstruction, from which its metrics are computed.
 
     - `peaks`: the scores of `PeakScore` for the test frames.
     - `drawn`: those of a draw from them; empty if the gain is unknown.
@@ -177,13 +177,13 @@ def unscaled_mse(found: Found) -> float:
 
 @register("metric", of="codebook", title="share of the codebook in use")
 def codebook_use(quantizer: Any) -> float:
-    """Share of the codes that were used lately in training."""
+    """Share of the codes that were used recently in training."""
     return float(quantizer.usage)
 
 
 @register("metric", "perplexity", of="codebook", title="perplexity of the codes")
 def code_perplexity(quantizer: Any) -> float:
-    """As if so many codes were used equally often."""
+    """The number of codes that, used equally often, would have the same entropy."""
     return float(quantizer.perplexity)
 
 # %% ../../../nbs/judge/metrics/reconstruction.ipynb #9937f384
@@ -289,8 +289,8 @@ BLOCK = 64  # frames
 
 
 def score_frames(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dict[str, float]:
-    """How well `test` frames give back the measured `reference` frames: the row of a `CodecScore`,
-    which has these `options`.
+    """How well `test` frames reproduce the measured `reference` frames: the row of a `CodecScore`
+    with these `options`.
     """
     if reference["intensity"].shape != test["intensity"].shape:
         raise BadInput(
@@ -306,12 +306,12 @@ def score_frames(reference: xr.Dataset, test: xr.Dataset, **options: Any) -> dic
 
 
 def score_scene(measured: xr.Dataset, again: xr.Dataset, **options: Any) -> dict[str, dict[str, float]]:
-    """The rows of what nothing can beat, for simulated frames: the "true expected counts", where
-    the frames still have them, and the "same scene measured again".
+    """The rows that no codec can beat, for simulated frames: the "true expected counts", if the
+    frames still have them, and the "same scene measured again".
 
-    `again`: `baselines.scene_again` after the run's region transforms. Without their weaker peaks
-    (`transforms.topk`) frames have no expected counts: what stands in for a peak is drawn from its
-    surroundings.
+    `again`: `baselines.scene_again` after the run's region transforms. Frames without their weaker
+    peaks (`transforms.topk`) have no expected counts, because removed peaks are replaced by values
+    drawn from their surroundings.
     """
     rows = {}
     if "expected" in again:
@@ -350,7 +350,7 @@ def missing_scores(reference: xr.Dataset, row: Mapping[str, float]) -> list[str]
         out.append("The profile distance needs the beam centre: data.beam_center=[x,y] gives it.")
     if missing:
         words = ", ".join(f"data.{name}" for name in missing)
-        out.append(f"Radial profiles over q need what the frames do not say: {words}.")
+        out.append(f"Radial profiles over q need values that the frames do not contain: {words}.")
     elif "wavelength_range" in reference.attrs and "wavelength" not in {*reference.attrs, *reference.variables}:
         out.append("Radial profiles over q need one wavelength, and the beam is white.")
     unnamed = "has no value: it was NaN for every frame, or failed in a worker, whose log says why"

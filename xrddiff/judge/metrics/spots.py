@@ -32,8 +32,8 @@ def neighbour_vectors(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -
 
 
 def neighbour_spacing(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
-    """Lengths of `neighbour_vectors` relative to what random positions would have, (N,): spots that
-    avoid each other, as those of a lattice do, have few small values.
+    """Lengths of `neighbour_vectors` relative to random positions, (N,): spots that avoid each
+    other, as on a lattice, have few small values.
 
     The unit is ½/√density, with the density of peaks within a tenth of the detector around each.
     """

@@ -32,9 +32,9 @@ def working_response(
     """Equations (1) and (2): (ṽ, its variance), both in the shape of the network values `seen`.
 
     measured: in the units of the likelihood, a shape that fits that of `seen`. photons: expected
-    photons of network values. least: expected photons below which no pixel is taken to be, as a
-    dark estimate would otherwise be certain. values: the network values of `measured`, beyond which
-    no step goes; None: equation (1) alone.
+    photons of network values. least: lower limit for the expected photons of a pixel; otherwise a
+    dark estimate would count as certain. values: the network values of `measured`, which no step
+    exceeds; None: only equation (1).
     """
     with torch.inference_mode(False), torch.enable_grad():
         v = seen.detach().double().clone().requires_grad_()

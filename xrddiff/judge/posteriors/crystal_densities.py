@@ -26,7 +26,7 @@ __all__ = ['Density', 'PixelDensity', 'radial_background', 'wilson_log_prob', 'p
 class Density:
     """log p(θ | data) up to a constant, of parameters θ (P, d) float64 with prior N(0, 1).
 
-    A class below it gives `names` of the parameters, in their order, and `log_likelihood`.
+    A subclass provides `names` of the parameters, in their order, and `log_likelihood`.
     """
 
     names: list[str]
@@ -63,7 +63,7 @@ class Density:
 
 # %% ../../../nbs/judge/posteriors/crystal_densities.ipynb #00f1d1ba
 class PixelDensity(Density):
-    """Of crystals whose intensities are known: all pixels near their spots.
+    """The density for crystals with known intensities: all pixels near their spots.
 
     - `model`: expected photons. `measured`: the frame, in the shape of its mask.
     - `likelihood`: of the detector.
@@ -106,8 +106,8 @@ def radial_background(
 
     - `frame`: in units of the detector. `mask`: True = valid, and reached by no spot.
     - `likelihood`: gain and pedestal. `curves`: splines that are fitted.
-    - `spots`: photons of spots in the pixels of the mask, which then may reach them. Such pixels are
-      looked at again by the posterior, so the curves are those of the prior.
+    - `spots`: photons of spots in the pixels of the mask, which then may reach them. The posterior
+      uses such pixels again, so the curves are those of the prior.
 
     Raises `BadInput` if fewer than 20 pixels a curve are left.
     """
@@ -157,7 +157,7 @@ def wilson_log_prob(recorded: Tensor, sigma: Tensor, mean: Tensor) -> Tensor:
     mean = torch.maximum(mean, 1e-9 * sigma)
     ratio = recorded / sigma
     t = ratio - sigma / mean
-    # three forms of one number, as each loses its digits where the others are used
+    # three forms of one number, each used where the others lose precision
     x = -t / math.sqrt(2)
     far = x.clamp_min(_FAR)
     series = torch.log1p(-0.5 / far**2 + 0.75 / far**4 - 1.875 / far**6) - far.log() - 0.5 * math.log(math.pi)
@@ -169,7 +169,7 @@ def wilson_log_prob(recorded: Tensor, sigma: Tensor, mean: Tensor) -> Tensor:
 def places_log_prob(misses: Sequence[Tensor], covariance: Tensor) -> Tensor:
     """log p (P,) of misses r (P, m), along axes that are independent and have the same covariance (P, m, m).
 
-    −∞ where rounding leaves a covariance that is none.
+    −∞ if rounding leaves a covariance that is not positive definite.
     """
     root, failed = torch.linalg.cholesky_ex(covariance)
     bad = failed > 0
@@ -182,7 +182,8 @@ def places_log_prob(misses: Sequence[Tensor], covariance: Tensor) -> Tensor:
 
 # %% ../../../nbs/judge/posteriors/crystal_densities.ipynb #0aa456aa
 class SpotDensity(Density):
-    """Of crystals whose intensities are not known: recorded intensities and places of spots.
+    """The density for crystals with unknown intensities: recorded intensities and positions of
+    spots.
 
     - `still`: its `intensity` is the mean that reflections of this resolution have.
     - `recorded`, `sigma` (N,): what was found at each reflection; NaN where pixels are missing.

@@ -34,7 +34,8 @@ class Fit:
     """The maximum of a density.
 
     - `theta` (d,): the parameters, in standard deviations of their priors. `covariance` (d, d).
-    - `log_prob`: there. `steps`: that it took. `converged`: whether it ended by itself.
+    - `log_prob`: its value there. `steps`: number of steps. `converged`: whether it ended before
+      the limit.
     """
 
     theta: Tensor
@@ -74,7 +75,7 @@ def find_maximum(density: Density, start: Tensor | None = None, *, most: int = 6
     theta = torch.zeros(density.size, dtype=torch.float64) if start is None else start.double()
     value, slope = (v[0] for v in density.with_score(theta[None]))
     if not torch.isfinite(value):
-        raise BadInput("the crystal is impossible where the search starts: log p is not finite; expected another start")
+        raise BadInput("the starting point of the search is impossible (log p is not finite); expected another start")
     damping, converged, step = 1e-3, False, 0
     curvature = _definite(density.information(theta))
     while step < most and not converged:
@@ -104,7 +105,7 @@ class Drawn:
 
     - `theta` (n, d): of all ranks, in standard deviations of the priors.
     - `fit`: the maximum. `sampler`: its name. `steps`: made in all.
-    - `history`: a row per step, with what the sampler tells of it (`accepted`: share of particles).
+    - `history`: a row per step, with the sampler's numbers for it (`accepted`: share of particles).
     """
 
     theta: Tensor
@@ -160,14 +161,14 @@ def _hmc(
 
 
 def _resumed(ring: Ring, z: Tensor, words: Mapping[str, Any]) -> tuple[Tensor, int, list[dict[str, Any]]]:
-    """Particles, steps that are done and their history; from the newest saved state if there is one."""
+    """Particles, finished steps and their history; from the newest saved state if there is one."""
     newest = "" if words["folder"] is None else str(latest_rows(words["folder"]) or "")
     newest = ring.gather(newest if ring.rank == 0 else "")[0]
     if not newest:
         return z, 0, []
     rows, state = load_rows(ring, newest)
     if state["settings"] != words["settings"]:
-        raise BadInput(f"{newest} is of another posterior, or of other settings; expected another folder")
+        raise BadInput(f"{newest} belongs to another posterior, or to other settings; expected another folder")
     return rows["particles"], len(state["history"]), state["history"]
 
 # %% ../../../nbs/judge/posteriors/crystal_sampling.ipynb #bbd3c10b
@@ -206,8 +207,9 @@ def draw_particles(
     - `particles`: in all. `sampler`: one of `xrddiff list particle_sampler`; `settings`: its options.
     - `seed`: of all random numbers; particle i does not depend on how many ranks there are.
     - `ranks`: the ranks that share the particles; all of them call this. The fit of rank 0 is used.
-    - `folder`: where the state is saved; a run that was stopped goes on from there with the same bits.
-    - `chunk`: particles that are worked on at once. `callback`: sees each row of the history.
+    - `folder`: where the state is saved; a stopped run is resumed from there, bit for bit.
+    - `chunk`: particles that are processed at once. `callback`: called with each row of the
+      history.
 
     Raises `BadInput` for a number of particles below 1 or below that of the ranks, or settings that do not fit.
     Source: of hmc, Duane et al. 1987; Neal 2012, arXiv 1206.1901.

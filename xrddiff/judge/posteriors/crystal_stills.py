@@ -59,7 +59,7 @@ __all__ = ['StillSettings', 'CrystalStill', 'rotation_from', 'open_still', 'Crys
 # %% ../../../nbs/judge/posteriors/crystal_stills.ipynb #ecbbcf1d
 @dataclass(frozen=True)
 class StillSettings:
-    """How a still is looked at.
+    """Settings for a still.
 
     - `prior`: how well its crystal and detector are known.
     - `radius` in 1/Å, `mosaicity` in rad, `bandwidth` σ_k/k: the middle of the priors; None: as the
@@ -67,8 +67,8 @@ class StillSettings:
     - `spot`: width of a spot in px where pixels are compared; None: from the brightest peaks. It is
       known to a factor e^`spot_spread`.
     - `distance_range`: relative; indexing tries distances within ± this.
-    - `controls`: shuffled frames that tell indexing what chance does.
-    - `gain`: units for a photon, if the frames do not say.
+    - `controls`: shuffled frames that give the chance level of indexing.
+    - `gain`: units per photon, if the frames do not give it.
     """
 
     prior: CrystalPrior = CrystalPrior()  # noqa: B008 (frozen)
@@ -87,7 +87,7 @@ class StillSettings:
 class CrystalStill:
     """A frame of one crystal, ready to be sampled.
 
-    - `frames`, `frame`: what was measured. `lattice`: as it was indexed; `peaks`: of the frame.
+    - `frames`, `frame`: the measurement. `lattice`: the indexing result; `peaks`: of the frame.
     - `refined`: the least-squares answer, under the same priors.
     - `still`, `density`, `start`: of the posterior. `known`: are intensities known?
     - `recorded`: a row for each reflection near the Ewald sphere: `h`, `k`, `l`, `d` (Å), `panel`,
@@ -205,18 +205,19 @@ def open_still(
     - `frame`: its number. `cell`: as `read_cell` takes it; None: that of the frames.
     - `intensities`: of the reflections, or a file of them; None: those of the frames, if they have
       any; "unknown": as if they had none.
-    - `ranks`: that look at the still together; rank 0 indexes and refines it, and tells the others.
+    - `ranks`: the ranks that share the still; rank 0 indexes and refines it, and sends the result
+      to the others.
 
     Raises `BadInput` if there is no such frame, no geometry, no wavelength, no cell, or no lattice in it.
     """
     count = frame_count(frames)
     if frame != int(frame) or not 0 <= frame < count:
-        raise BadInput(f"frame {frame} is not there; expected a number from 0 to {count - 1}")
+        raise BadInput(f"there is no frame {frame}; expected a number from 0 to {count - 1}")
     panels = as_panels(geometry_of(frames, frame))
     source = frames.attrs.get("unit_cell") if cell is None else cell
     if source is None:
         raise BadInput(
-            "the frames do not say which cell their crystals have; expected one: a,b,c,α,β,γ, or a CIF or PDB file"
+            "the frames do not give the cell of their crystals; expected one: a,b,c,α,β,γ, or a CIF or PDB file"
         )
     cell = read_cell(source)
 
@@ -236,7 +237,7 @@ def open_still(
 
 # %% ../../../nbs/judge/posteriors/crystal_stills.ipynb #b936fbfd
 def _same_on_all_ranks(ranks: Ranks, index: Callable[[], tuple[Lattice, pd.DataFrame, Refined]]) -> tuple[Any, ...]:
-    """What rank 0 indexed, with the same bits on every rank."""
+    """The indexing result of rank 0, bit for bit the same on every rank."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Cell):
@@ -286,7 +287,7 @@ def _lattice(frames: xr.Dataset, frame: int, cell: Cell, settings: StillSettings
 # %% ../../../nbs/judge/posteriors/crystal_stills.ipynb #67bb541f
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """What both densities are made of."""
+    """The parts that both densities have in common."""
 
     frames: xr.Dataset
     frame: int
@@ -327,7 +328,7 @@ class _Parts:
         return torch.tensor([min(known.get(n, sd) / sd, 1.0) for n, (_, sd) in still.parameters.items()]).double()
 
     def recorded(self, still: Still, x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
-        """What is at these places of the reflections (N,) px."""
+        """Intensities at these positions of the reflections (N,) px."""
         table = pd.DataFrame(dict(zip("hkl", still.hkl.T, strict=True)))
         table["d"] = np.linalg.norm(still.hkl @ self.cell.B.T, axis=1) ** -1.0
         table["panel"] = still.panel
@@ -429,10 +430,11 @@ def _background(
 
 # %% ../../../nbs/judge/posteriors/crystal_stills.ipynb #88019522
 def _right_way_round(parts: _Parts, lookup: Any, d_min: float) -> _Parts:
-    """Turned by a rotation of the lattice, if recorded intensities fit better then: what a lattice alone
-    leaves open where it has more symmetry than its crystal.
+    """Turned by a rotation of the lattice, if recorded intensities fit better that way. The lattice
+    alone does not decide this if it has more symmetry than its crystal.
 
-    Raises `BadInput` if recorded intensities do not follow the expected ones: the lattice is a wrong one.
+    Raises `BadInput` if recorded intensities do not follow the expected ones, which means that the
+    lattice is wrong.
     """
     still = parts.still(lambda hkl: np.ones(len(hkl)), d_min)
     p = still.predict(still.theta(**parts.start(still))[None])
@@ -447,8 +449,8 @@ def _right_way_round(parts: _Parts, lookup: Any, d_min: float) -> _Parts:
     best = turns[int(np.argmax(found))]
     if np.arctanh(min(found.max(), 0.999)) * math.sqrt(max(good.sum() - 3, 1)) < _CHANCE:
         raise BadInput(
-            f"frame {parts.frame} indexes on {parts.cell}, perhaps by chance: what it has at {good.sum()} reflections "
-            f"does not follow what they should have (correlation {found.max():.2f}); expected a still of this crystal"
+            f"frame {parts.frame} indexes on {parts.cell}, perhaps by chance: its intensities at {good.sum()} "
+            f"reflections do not follow the expected ones (correlation {found.max():.2f}); expected a still of this crystal"
         )
     hkl = np.rint(parts.lattice.hkl @ (np.linalg.inv(parts.cell.B) @ best.T @ parts.cell.B).T).astype(int)
     lattice = replace(parts.lattice, U=parts.lattice.U @ best, hkl=hkl)
@@ -456,7 +458,7 @@ def _right_way_round(parts: _Parts, lookup: Any, d_min: float) -> _Parts:
 
 
 _CHANCE = 3.5  # standard deviations; a correlation below this may be chance in one of several orientations
-_FAINT = 0.02  # photons; a reflection is left out if it is fainter wherever the posterior may be
+_FAINT = 0.02  # photons; a reflection is left out if it is fainter everywhere the posterior may be
 _ROUNDS = 2  # the first finds where that is
 _FEW = 500  # pixels free of spots that are enough for the background
 
@@ -494,7 +496,7 @@ _B_FACTOR = 20.0  # Å², of a protein crystal; the parameter `b_factor` is adde
 
 
 def _mean_intensity(cell: Cell, hkl: np.ndarray) -> np.ndarray:
-    """What a reflection of this resolution has on average, 1 in the forward direction."""
+    """The mean intensity of a reflection at this resolution, 1 in the forward direction."""
     g2 = ((hkl @ cell.B.T) ** 2).sum(1)
     mean = wilson_mean(np.concatenate([[0.0], g2]), 1e5, Wilson(b_factor=_B_FACTOR))
     return mean[1:] / mean[0]
@@ -508,7 +510,7 @@ def _by_spots(parts: _Parts) -> CrystalStill:
     peaks = parts.peaks.loc[matched]
     rows = matched.index.to_numpy()
     error = 1.0 / np.clip(peaks["snr"].to_numpy() if "snr" in peaks else np.full(len(peaks), 10.0), 3, None)
-    for _ in range(2):  # where a spot is looked for depends a little on the answer
+    for _ in range(2):  # the positions where spots are looked for depend slightly on the answer
         start = still.theta(**{n: v for n, v in values.items() if n in still.parameters})
         p = still.predict(start[None])
         x, y = p.fs[0].numpy(), p.ss[0].numpy()
@@ -539,7 +541,9 @@ def _by_spots(parts: _Parts) -> CrystalStill:
 
 
 def _crowded(panel: np.ndarray, x: np.ndarray, y: np.ndarray, apart: float = 6.0, share: float = 0.25) -> bool:
-    """Has more than a `share` of the spots another one less than `apart` px away, so that their discs touch?"""
+    """Whether more than a `share` of the spots have another one less than `apart` px away, so that
+    their discs touch.
+    """
     from scipy.spatial import cKDTree
 
     place = np.stack([x, y, 1e6 * panel], 1)
@@ -587,12 +591,12 @@ class CrystalPlan:
             known = [f.name for f in fields(kind) if f.name not in ("prior", "indexer")]
             for name in given:
                 if name not in known:
-                    raise BadInput(f"{name!r} is no setting of the posterior{nearest(name, known)}")
+                    raise BadInput(f"{name!r} is not a setting of the posterior{nearest(name, known)}")
         CrystalPrior(**self.prior)
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The words of `draw_particles`."""
+        """The arguments of `draw_particles`."""
         steps = {} if self.steps is None or self.sampler == "laplace" else {"steps": self.steps}
         return dict(particles=self.particles, sampler=self.sampler, seed=self.seed, **steps)
 

@@ -47,7 +47,7 @@ def show_sets(sets: Mapping[str, xr.Dataset], n: int = 6) -> Figure:
 
 
 def plot_lattice_shares(rows: Mapping[str, pd.DataFrame]) -> Figure:
-    """How many of a frame's peaks lie on its best lattice: a histogram for each set."""
+    """The share of a frame's peaks on its best lattice: a histogram for each set."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 2.4), layout="constrained")

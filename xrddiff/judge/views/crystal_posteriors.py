@@ -25,7 +25,7 @@ __all__ = ['show_posterior_spots', 'show_corner', 'posterior_report']
 # %% ../../../nbs/judge/views/crystal_posteriors.ipynb #94bc1da1
 def show_posterior_spots(one: CrystalStill, drawn: Drawn, times: float = 10.0) -> Figure:
     """The frame, the peaks that were found, and the predicted spots as ellipses of `times` their
-    standard deviations; their colour says how surely a spot is recorded at all.
+    standard deviations; their colour shows how certain it is that a spot is recorded at all.
     """
     from matplotlib.collections import EllipseCollection
     from matplotlib.figure import Figure
@@ -110,7 +110,7 @@ def show_corner(one: CrystalStill, drawn: Drawn, names: list[str] | None = None)
 
 
 def _limits(values: pd.Series, fit: pd.DataFrame, name: str) -> tuple[float, float]:
-    """What holds all particles and the least-squares answer."""
+    """Limits that contain all particles and the least-squares answer."""
     ends = [values.min(), values.max()]
     if name in fit.index:
         at, sd = fit.loc[name]

@@ -39,7 +39,7 @@ _SHOWN_AS = {"wavelength": "wavelength_Å", "distance": "distance_mm", "pixel_si
 
 
 class Description(dict):
-    """What is in a file, as a dictionary that shows itself as a table."""
+    """The contents of a file, as a dictionary that is displayed as a table."""
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from rich.measure import Measurement
@@ -216,7 +216,7 @@ def inspect_file(
     png: str | Path | None = None,
     **words: Any,
 ) -> Description:
-    """What is in any supported file, as a dictionary that prints as tables; with `png`, frame
+    """The contents of any supported file, as a dictionary that prints as tables; with `png`, frame
     `frame` is drawn to that file.
 
     Metadata that is missing is listed under `missing`, a reason why the file gives no frames
@@ -265,9 +265,9 @@ def inspect_file(
 # %% ../../../nbs/judge/views/inspection.ipynb #f0cb6978
 def explain_mask(path: str | Path, /, *, automask: Sequence[str] | None = None, **words: Any) -> tuple:
     """(frames, reasons, mask, notes) of a file or named set: `reasons` are bits (`RULES`,
-    `FILE_BIT`, `GIVEN_BIT`) of what masks a pixel in any frame looked at, the mask is of the
-    pixels that no frame looked at masks, and `notes` are the `rules` applied and lines on what
-    was taken.
+    `FILE_BIT`, `GIVEN_BIT`) for masking a pixel in any of the examined frames, `mask` holds the
+    pixels that none of them masks, and `notes` are the `rules` applied and lines about the data
+    used.
     """
     given = {k: words.pop(k) for k in ("mask", "mask_true") if k in words}
     if str(path) in CATALOG and not os.path.exists(path):

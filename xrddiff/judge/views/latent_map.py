@@ -120,7 +120,7 @@ def show_codes(pictures: np.ndarray, shares: np.ndarray, n: int = 64, unit: str 
 
     - `pictures`: (K, s, s), see `metrics.code_use.code_pictures`.
     - `shares`: (K,), share of the places that have each code.
-    - `n`: so many codes at most.
+    - `n`: largest number of codes.
     """
     if len(pictures) != len(shares):
         raise BadInput(f"there are {len(pictures)} pictures and {len(shares)} shares; expected one for each code")

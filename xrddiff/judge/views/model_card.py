@@ -109,7 +109,7 @@ SO_FAR = "report-so-far"
 
 
 def report_so_far(run: Path, cfg: Config) -> Report:
-    """A report of what is in the folder of a run, without what only its notebook knew."""
+    """A report of the contents of a run's folder, without what only its notebook knew."""
     import pandas as pd
 
     from xrddiff.judge.views.charts import plot_history
@@ -117,9 +117,9 @@ def report_so_far(run: Path, cfg: Config) -> Report:
 
     ended = (run / "report.html").is_file()
     lead = (
-        "This run kept no data of its report; here is what is in its folder."
+        "This run has no saved report data; the following comes from the files in its folder."
         if ended
-        else "The run has not ended: this is how far it is."
+        else "The run has not ended: this is its progress so far."
     )
     report = Report(run_title(cfg), lead)
     summary = _summary(run)
@@ -150,7 +150,8 @@ def rewrite_reports(run: Path, cfg: Config) -> list[Path]:
     parts = [part for part in (run / "autoencoder", run) if has_history(part)]
     if not parts:
         raise BadInput(
-            f"{run} has no history of a training, so there is nothing to report; expected metrics/epochs.csv or metrics/training_metrics.csv"
+            f"{run} has no training history, so there is nothing to report; expected metrics/epochs.csv or "
+            "metrics/training_metrics.csv"
         )
     pages = []
     for part in parts:

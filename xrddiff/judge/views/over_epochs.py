@@ -44,7 +44,8 @@ def show_over_epochs(
 ) -> Picture:
     """The first `count` samples of each epoch, a row for each of at most `rows` epochs, evenly chosen.
 
-    `samples`: Frames by epoch, see `read_samples`. `pixels`: of a tile. `name`: of what they are kept by.
+    `samples`: Frames by epoch, see `read_samples`. `pixels`: of a tile. `name`: of the folder they
+    are in.
     """
     every = sorted(samples)
     epochs = [every[k] for k in sorted({round(k) for k in np.linspace(0, len(every) - 1, min(rows, len(every)))})]
@@ -69,7 +70,7 @@ def show_epoch(
 ) -> Picture:
     """The first `count` samples of one epoch, on the colour scale of the last one.
 
-    `samples`: Frames by epoch. `pixels`: of a tile. `name`: of what they are kept by.
+    `samples`: Frames by epoch. `pixels`: of a tile. `name`: of the folder they are in.
     """
     last = samples[max(samples)]
     count = min(count, last.sizes["frame"])
@@ -101,10 +102,10 @@ def write_video(
     """Write a video of the samples over epochs; returns its path, which ends in `.mp4` or `.webp`.
 
     `samples`: Frames by epoch. `path`: without the suffix. `fps`: pictures per second.
-    `name`: of what they are kept by.
+    `name`: of the folder they are in.
     """
     pictures = _frames_of_video(samples, min(count, samples[max(samples)].sizes["frame"]), pixels, name)
-    hold = [pictures[-1]] * round(fps)  # a second more for the last one
+    hold = [pictures[-1]] * round(fps)  # the last one is shown a second longer
     path = Path(path)
     if shutil.which("ffmpeg") and FFMpegWriter.isAvailable():
         with writing(path.with_suffix(".mp4")) as part:

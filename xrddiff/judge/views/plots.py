@@ -46,7 +46,7 @@ class Picture(Figure):
         super().__init__(figsize=(width, height), dpi=90, layout="constrained", **kw)
         FigureCanvasAgg(self)
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        if shell is not None:  # the inline backend, where it is on, would draw every Figure in its own way
+        if shell is not None:  # the inline backend, if it is on, would draw every Figure in its own way
             shell.display_formatter.formatters["image/png"].for_type(Picture, Picture._repr_png_)
 
     def _repr_png_(self) -> bytes:
@@ -57,14 +57,14 @@ def png(figure: Figure, *, dpi: float | None = None, palette: bool | int = True)
     """The figure as PNG bytes, reproducible: without date or version, and with a fixed layout.
 
     A palette of 256 colours makes pictures of noise three times smaller; `palette=False` keeps
-    every shade, and a number makes a palette of so many colours of the figure itself.
+    every shade, and a number makes a palette of that many colours from the figure itself.
     """
     if layout := figure.get_layout_engine():
         layout.execute(figure)  # a second pass would move pictures of a fixed aspect by 4 px at most
         figure.set_layout_engine("none")
     own, shown, out = figure.dpi, figure.canvas, io.BytesIO()
     figure.dpi = dpi or own
-    try:  # `savefig` would draw twice, the first time to look for what sticks out
+    try:  # `savefig` would draw twice, the first time to find parts outside the layout
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         image = Image.fromarray(np.array(canvas.buffer_rgba()))

@@ -63,9 +63,9 @@ class Section:
     - `text`: a paragraph; `lines`: (mark, sentence), the mark being "", "note", "warning" or
       "error".
     - `table`, `figure`; `gallery`: more pictures, folded; `folded`: further tables by heading.
-    - `commands`: what it does → what is typed.
+    - `commands`: purpose → command to type.
     - `part`: one of `PARTS`, whose order is that of the page.
-    - `remade`: it is made from what is in the folder, whenever a report is written.
+    - `remade`: it is made again from the files in the folder whenever a report is written.
     """
 
     title: str
@@ -107,7 +107,9 @@ def _text_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_table(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as templates want it: `name` of the index, `columns`, `rows` of (index, values), all as text."""
+    """A table in the form for templates: `name` of the index, `columns`, `rows` of (index, values),
+    all as text.
+    """
     rows = [[str(i), row] for i, row in zip(table.index, _text_table(table).to_numpy().tolist(), strict=True)]
     return dict(name=str(table.index.name or ""), columns=list(map(str, table.columns)), rows=rows)
 
@@ -120,7 +122,7 @@ def _picture(section: Section, dpi: float) -> ReportImage | None:
     figure, path = section.figure, f"plots/{section.slug}.png"
     if figure is None or isinstance(figure, ReportImage):
         return figure
-    if isinstance(figure, Picture):  # nothing sticks out of its layout, and looking for it takes another drawing
+    if isinstance(figure, Picture):  # nothing is outside its layout, and checking that would take another drawing
         return ReportImage(section.title, path, *png_pair(figure, dpi))
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
@@ -128,7 +130,9 @@ def _picture(section: Section, dpi: float) -> ReportImage | None:
 
 # %% ../../../nbs/judge/views/report.ipynb #0f28caed
 def _shown(picture: ReportImage | None, per_inch: int = 110) -> dict[str, Any] | None:
-    """A picture as templates want it, with its width on the page where it is a PNG that says how many pixels are an inch."""
+    """A picture in the form for templates, with its width on the page if it is a PNG with a
+    resolution.
+    """
     if picture is None:
         return None
     head, width = picture.light[:200], ""
@@ -140,7 +144,7 @@ def _shown(picture: ReportImage | None, per_inch: int = 110) -> dict[str, Any] |
 
 
 def shown_section(s: Section, picture: ReportImage | None = None) -> dict[str, Any]:
-    """A section as templates want it; `picture`: its figure, drawn."""
+    """A section in the form for templates; `picture`: its figure, drawn."""
     wide = _shown(picture, 160 if s.part == "pictures" else 110)
     gallery = list(map(_shown, s.gallery))
     return vars(s) | dict(
@@ -194,7 +198,7 @@ def _section(record: Mapping[str, Any], folder: Path) -> Section:
 
 # %% ../../../nbs/judge/views/report.ipynb #0cabe499
 def _save(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step, unless it is there already."""
+    """Write `data` to `path` in one step, unless it exists already."""
     if path.is_file() and path.read_bytes() == data:
         return
     with writing(path) as part:
@@ -216,7 +220,7 @@ class Report:
         section = Section(title, text, **what)
         alike = [s for s in self.sections if s.slug == section.slug]
         if any(s.title == title or s.figure is not None or section.figure is not None for s in alike):
-            raise ValueError(f"report: a section named '{title}' is there already; titles must differ")
+            raise ValueError(f"report: there is already a section named '{title}'; titles must differ")
         self.sections.append(section)
 
     def ordered(self) -> list[Section]:
@@ -224,7 +228,7 @@ class Report:
         return sorted(self.sections, key=lambda s: PARTS.index(s.part))
 
     def html(self, dpi: float = 110, *, again: int | None = None) -> str:
-        """The page alone, with its pictures in it; `again`: s after which a browser loads it anew."""
+        """The page alone, with its pictures in it; `again`: s after which a browser reloads it."""
         return self._page([shown_section(s, _picture(s, dpi)) for s in self.ordered()], again)
 
     def _page(self, sections: list[dict[str, Any]], again: int | None = None, form: str = "html") -> str:
@@ -232,9 +236,9 @@ class Report:
         return render(f"judge/views/report.{form}.j2", **words)
 
     def write(self, folder: str | Path, dpi: int = 170, *, name: str = "report") -> Path:
-        """Write `report.html`, `report.md` and the pictures into `folder`, each whole or not at all;
-        returns the path of the HTML, which is written last. Where the folder has `metrics`, as
-        that of a run, what was measured is kept as data in `metrics/report.json`.
+        """Write `report.html`, `report.md` and the pictures into `folder`, each whole or not at
+        all; returns the path of the HTML, which is written last. If the folder has `metrics`, like
+        that of a run, the measurements are kept as data in `metrics/report.json`.
 
         `name`: of the page, instead of "report"; such a page is not kept as data. Raises `CannotSave`, one sentence, where the disk
         is full or the folder cannot be written to.
@@ -256,8 +260,8 @@ class Report:
 
 # %% ../../../nbs/judge/views/report.ipynb #1b61a16f
 def read_report(folder: str | Path) -> Report:
-    """The report that was written into `folder`, without the sections that are made from what is
-    there.
+    """The report that was written into `folder`, without the sections that are made again from its
+    files.
 
     Raises `BadInput` if it has none, or one that cannot be read.
     """
@@ -269,4 +273,4 @@ def read_report(folder: str | Path) -> Report:
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
     except (LookupError, ValueError, TypeError, AttributeError):
-        raise BadInput(f"{file} is damaged: expected what a run wrote with its report") from None
+        raise BadInput(f"{file} is damaged: expected the file that a run wrote with its report") from None

@@ -51,15 +51,15 @@ def trial_note(cfg: Config) -> str:
 
 
 def add_settings(report: Report, cfg: Config, *sections: str, **given: Any) -> None:
-    """Add those words of these `sections` that have an effect in the run: what else was `given`,
-    what differs from the presets, and all of them, folded.
+    """Add the words of these `sections` that have an effect in the run: other `given` rows, the
+    differences from the presets, and all words, folded.
     """
     report.sections.append(settings_section(cfg, *sections, given=given))
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #c2bc42d5
 def codec_verdict(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What the scores say in words: the model, the first of `rows`, beside principal components
-    and a second measurement of the same scene. What was not measured is left out.
+    """The scores in words: the model, the first of `rows`, compared with principal components and a
+    second measurement of the same scene. Anything that was not measured is left out.
     """
     model, others = next(iter(rows.values())), list(rows.items())[1:]
     score = lambda row, name: v if (v := row.get(name)) is not None and math.isfinite(v) else None  # noqa: E731
@@ -96,11 +96,11 @@ def codec_table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
 
 def codec_report_text(evaluation: CodecEvaluation, steps: int) -> tuple[str, str]:
-    """Title and lead of the report of an autoencoder that was trained for so many `steps`."""
+    """Title and lead of the report of an autoencoder that was trained for `steps` steps."""
     cfg, prepared = evaluation.cfg, evaluation.prepared
     held_out = f"{len(evaluation.judged)} held-out frames of other shot groups"
     if cfg.inference.judged == "train":
-        held_out = "judged on these: has it learnt them by heart?"
+        held_out = "evaluated on these: has it learnt them by heart?"
     lead = f"{len(prepared.train)} training frame{'s' * (len(prepared.train) > 1)}, {held_out}, {steps} steps. Peaks match within {cfg.inference.match_radius:g} px.{trial_note(cfg)}"
     return f"{evaluation.name} on {data_name(cfg) or cfg.data.data_path}", lead
 
@@ -118,13 +118,13 @@ def add_codec(report: Report, measured: xr.Dataset, rows: Mapping[str, Mapping[s
 
 
 def add_unseen(report: Report, rows: Mapping[str, Mapping[str, float]], picture: Figure) -> None:
-    """Add what an autoencoder makes of the built-in still."""
+    """Add an autoencoder's reconstruction of the built-in still."""
     text = "One LCLS CXI frame of lysozyme on the CSPAD, panel by panel. The model was not trained on it, nor on this detector."
     report.add("A real still, unseen detector", text, table=codec_table(rows), figure=picture)
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #6b33f6c1
 def samples_lead(job: SampleJob, run: str) -> str:
-    """Of what run, step, sampler, seed and numbers the samples of `job` are."""
+    """The run, step, sampler, seed and numbers of the samples of `job`."""
     i, step = job.cfg.inference, job.generator.about["step"]
     return f"Run {run}, step {step}. {job.how}, seed {i.seed}, numbers from {i.first_sample} on."
 
@@ -147,7 +147,7 @@ def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] |
 ASKED = {
     "frames": "frames with six peaks",
     "peaks": "peaks, median",
-    "on_lattice": "share on the asked lattice",
+    "on_lattice": "share on the requested lattice",
     "on_lattice_low": "from",
     "on_lattice_high": "to",
     "likely_found": "share of likely spots found",
@@ -161,10 +161,13 @@ def add_asked(report: Report, table: pd.DataFrame, picture: Figure) -> None:
     table: from `asked_and_found`. picture: from `show_asked`.
     """
     text = (
-        "Circles: peaks on the asked lattice; squares: likely reflections without a peak, of which real frames have many too; crosses: other peaks. "
+        "Circles: peaks on the requested lattice; squares: likely reflections without a peak, of which real frames "
+        "have many too; crosses: other peaks. "
         "Medians over frames; held-out frames are compared with their own crystals."
     )
-    report.add("Asked lattice over generated frame", text, table=table.rename(columns=ASKED).round(3), figure=picture)
+    report.add(
+        "Requested lattice over generated frame", text, table=table.rename(columns=ASKED).round(3), figure=picture
+    )
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #baef3b46
 def draws_text(job: Inpainting, run: str) -> tuple[str, str]:
@@ -240,7 +243,7 @@ def evaluation_summary(evaluation: SampleEvaluation | CodecEvaluation, judgement
 
 
 def evaluation_record(evaluation: SampleEvaluation | CodecEvaluation, judgement: Any) -> dict[str, Any]:
-    """The judgement as JSON values, with the checkpoint that was judged."""
+    """The judgement as JSON values, with the checkpoint that was evaluated."""
     if hasattr(evaluation, "samples"):
         return judgement.record() | {"checkpoint": evaluation.samples.attrs["checkpoint"]}
     return {"rows": {evaluation.cfg.presets["model"]: judgement}, **evaluation.about}

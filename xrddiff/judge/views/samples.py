@@ -233,7 +233,7 @@ def show_denoising(
     - `mask`: valid pixels of the decoded image, bool.
     """
     if not len(steps):
-        raise BadInput("there are no steps to show; expected what the sampler's callback was given")
+        raise BadInput("there are no steps to show; expected the arguments of the sampler's callback")
     at = np.unique(np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int))
     chosen = [steps[i] for i in at]
     sigmas = [float(np.ravel(_array(s["sigma"]))[0]) for s in chosen]
@@ -275,7 +275,7 @@ def show_patches(
     - `sample`, `decode`, `mask`, `unit`: as in `show_denoising`.
     """
     if not len(steps):
-        raise BadInput("there are no steps to show; expected what the model's callback was given")
+        raise BadInput("there are no steps to show; expected the arguments of the model's callback")
     at = np.unique(np.linspace(0, len(steps) - 1, min(columns, len(steps)) + 1).round().astype(int)[1:])
     images = []
     for step in (steps[i] for i in at):
@@ -296,9 +296,7 @@ def show_patches(
 
 # %% ../../../nbs/judge/views/samples.ipynb #8256d7d6
 def show_making(job: Any, number: int) -> Picture:
-    """How sample `number` of a `SampleJob` comes into being: noise that becomes a frame, or patch
-    after patch.
-    """
+    """How sample `number` of a `SampleJob` is made: from noise to a frame, or patch after patch."""
     generator, sampler, steps = job.generator, job.sampler, []
     every = -(-sampler.steps // 64)
 

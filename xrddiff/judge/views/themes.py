@@ -21,8 +21,8 @@ __all__ = ['LIGHT', 'DARK', 'Theme', 'in_theme', 'recoloured', 'png_pair']
 # %% ../../../nbs/judge/views/themes.ipynb #1f16ee0b
 @dataclass(frozen=True)
 class Theme:
-    """`paper` and `ink`: what is white and black in the light theme. `lines`: the colours of
-    `plots.LINES` in this one.
+    """`paper` and `ink`: the colours that replace white and black of the light theme. `lines`: the
+    colours of `plots.LINES` in this one.
     """
 
     name: str
@@ -38,7 +38,9 @@ DARK = Theme(
 
 # %% ../../../nbs/judge/views/themes.ipynb #6dee916c
 def in_theme(rgb: np.ndarray, theme: Theme) -> np.ndarray:
-    """Colours (n, 3) of a light picture, 0…1, in another theme; one that is no blend of its colours stays."""
+    """Colours (n, 3) of a light picture, 0…1, in another theme; a colour that is not a blend of its
+    colours stays.
+    """
     old, new = (np.array([to_rgb(c) for c in (t.paper, t.ink, *t.lines[1:])]) for t in (LIGHT, theme))
     out, least = rgb.copy(), np.full(len(rgb), 0.1)
     for k in range(2, len(old)):

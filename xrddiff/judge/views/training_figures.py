@@ -47,7 +47,7 @@ def drawable(history: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
 
 # %% ../../../nbs/judge/views/training_figures.ipynb #2e695dd8
 def chart_title(name: str) -> str:
-    """The title of a chart, for people."""
+    """The readable title of a chart."""
     return entries("chart")[name].traits.get("title", name.replace("_", " "))
 
 # %% ../../../nbs/judge/views/training_figures.ipynb #7b3e71ca

@@ -33,7 +33,9 @@ def lower_level(sigma: Tensor, stage: int) -> Tensor:
 
 # %% ../../../nbs/learn/diffusion/consistency.ipynb #d77651f6
 class Teacher(nn.Module):
-    """A denoiser as it was, which no training changes: its weights are buffers, and it stays in evaluation mode."""
+    """A frozen copy of a denoiser, which training does not change: its weights are buffers, and it
+    stays in evaluation mode.
+    """
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
@@ -73,12 +75,13 @@ class Teacher(nn.Module):
 class ConsistencyObjective(DenoisingObjective):
     """(batch, step) -> {"loss", "error"}, each (B,) float32: equation (2), and the mean square of its difference.
 
-    denoiser: trained; its c_out vanishes with σ. noise: what it was trained with. steps: of the whole training, which has
-    `stages` of equal length. levels: (lowest, highest). Validation is always that of the last stage. Further words as for
+    denoiser: trained; its c_out vanishes with σ. noise: the training noise of the denoiser. steps:
+        of the whole training, which has `stages` of equal length. levels: (lowest, highest).
+        Validation is always that of the last stage. Further words as for
     `DenoisingObjective`.
     """
 
-    subnormals = False  # as the gradients of the late stages are, which costs a CPU ten times the time
+    subnormals = False  # gradients of the late stages are subnormal, which makes a CPU ten times slower
 
     def __init__(
         self,
@@ -102,8 +105,8 @@ class ConsistencyObjective(DenoisingObjective):
         super().__init__(denoiser, levels_of, **words)
         if abs(float(denoiser.scalings(1e-6).c_out)) > 1e-3:
             raise BadInput(
-                f"a consistency function must leave a frame without noise as it is, and a denoiser of the parameterisation "
-                f"{denoiser.parameterisation} need not; expected edm, v, eps or flow"
+                "a consistency function must return a noise-free frame unchanged, and the parameterisation "
+                f"{denoiser.parameterisation} does not guarantee that; expected edm, v, eps or flow"
             )
         if steps < stages:
             raise BadInput(f"the training has {steps} steps; expected at least {stages}, one for each stage")
@@ -209,7 +212,7 @@ def consistency(
     cond: Mapping[str, Any] | None = None,
     noise: Noise | None = None,
     callback: Callback | None = None,
-    least: Annotated[float, Range(low=0), "noise that a denoised frame is taken to have"] = 0.0,
+    least: Annotated[float, Range(low=0), "noise that a denoised frame is assumed to have"] = 0.0,
 ) -> Tensor:
     """Denoise, add fresh noise of the next level, denoise again.
 

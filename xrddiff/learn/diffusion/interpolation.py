@@ -30,7 +30,7 @@ def _step_back(denoise: Denoise, target: Tensor, high: float, low: float, cond: 
     """
     x = best = target
     least = torch.full_like(_rms(target), torch.inf)
-    worse = torch.zeros_like(least)  # rounds since a frame came nearer; after two it goes no further
+    worse = torch.zeros_like(least)  # rounds without improvement; a frame is given up after two
     for i in range(rounds + 1):
         d = denoise(x, high, cond)
         residual = _rms(d + (low / high) * (x - d) - target).nan_to_num(torch.inf)
@@ -78,8 +78,10 @@ def invert(
     x, missed = inversion(denoise, frames, sigmas, cond=cond, rounds=rounds)
     if not missed.max() <= TOLERANCE:
         warnings.warn(
-            f"the inversion of frame {int(missed.argmax())} does not come back: it misses {100 * missed.max():.2g}% of the frame's root mean square "
-            f"with {len(torch.as_tensor(sigmas)) - 1} steps and {rounds} rounds; expected at most {100 * TOLERANCE:g}%: take more steps",
+            f"the inversion of frame {int(missed.argmax())} does not return: it misses {100 * missed.max():.2g}% of "
+            "the frame's root mean square "
+            f"with {len(torch.as_tensor(sigmas)) - 1} steps and {rounds} rounds; expected at most "
+            f"{100 * TOLERANCE:g}%: use more steps",
             stacklevel=2,
         )
     return x
@@ -99,7 +101,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Sequence[float] | Tensor) -> Tensor:
     u = t.reshape(t.shape + (1,) * a.ndim)
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = cosine.clamp(-1, 1).arccos()
-    if not angle.sin() > 1e-6:  # also where one of them is zero and has no direction
+    if not angle.sin() > 1e-6:  # also if one of them is zero and has no direction
         return (1 - u) * a + u * b
     return (((1 - u) * angle).sin() * a + (u * angle).sin() * b) / angle.sin()
 

@@ -91,7 +91,7 @@ def loss_weight(denoiser: Denoiser, sigma: Tensor, weighting: str = "simple", mi
 def drop_conditions(cond: Mapping[str, Tensor] | None, keep: Tensor) -> dict[str, Tensor]:
     """`cond` with every label of the frames where `keep` (B,) bool is False unknown: −1 for
     integers, NaN for floats; "mask" stays as it is, and so does what was done to a frame
-    (augmentations): a network that does not know it would draw changed frames.
+    (augmentations): a network that did not know it would draw changed frames.
     """
     out = {}
     for name, values in (cond or {}).items():

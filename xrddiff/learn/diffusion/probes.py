@@ -33,7 +33,7 @@ def gaussian_denoiser(x: Tensor, sigma: float | Tensor, cond: Any = None) -> Ten
 
 
 def _drawn(thing: Any, steps: int, low: float, high: float, end: bool, **words: Any) -> tuple[Tensor, Tensor]:
-    """(where it began, what the sampler made of it); `end`: go on to 0."""
+    """(the starting state, the sampler's result); `end`: continue to 0."""
     generator = torch.Generator().manual_seed(0)
     new = lambda: torch.randn(64, 1, 8, 8, generator=generator, dtype=torch.float64)  # noqa: E731
     levels = Sampler(steps=steps, sigma_min=low, sigma_max=high).sigmas()
@@ -71,14 +71,14 @@ def _order(thing: Any) -> float:
 
 # %% ../../../nbs/learn/diffusion/probes.ipynb #5335085f
 def _like(value: Any, shape: tuple[int, ...], what: str) -> None:
-    """Refuse what is not a finite float64 tensor of this shape."""
+    """Refuse anything but a finite float64 tensor of this shape."""
     good = isinstance(value, Tensor) and value.dtype == torch.float64 and tuple(value.shape) == shape
     found = (
         f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
         if isinstance(value, Tensor)
         else f"a {type(value).__name__}"
     )
-    expect(good, f"returned {found} as {what}; float64 {shape} was asked for")
+    expect(good, f"returned {found} as {what}; expected float64 {shape}")
     expect(value.isfinite().all(), f"returned numbers that are not finite as {what}")
 
 

@@ -102,7 +102,7 @@ def _area(rows: Tiling, i: int, columns: Tiling, j: int) -> tuple[slice, slice]:
 
 
 def _cut(v: Tensor, x: Tensor, frame: Tensor, areas: list[tuple[slice, slice]]) -> Tensor:
-    """The rows `frame` of `v`; of pictures as large as `x`, only these areas."""
+    """The rows `frame` of `v`; if they are pictures as large as `x`, only these areas."""
     if v.ndim != 4 or v.shape[2:] != x.shape[2:]:
         return v[frame]
     return torch.stack([v[(b, slice(None), *area)] for b, area in zip(frame.tolist(), areas, strict=True)])

@@ -128,7 +128,7 @@ def _laue(package: Path, folder: Path) -> xr.Dataset:
             out.write_bytes(archive.read(name))
             if sha256(out) != digest:
                 raise CannotFetch(
-                    f"{name} in {package.name} has another checksum than the one this xrddiff knows; it is not used"
+                    f"{name} in {package.name} does not have the checksum that this xrddiff expects, so it is not used"
                 )
     image = open_images([folder / "Ge_blanc_0000.mccd"])["intensity"][0]
     lines = (folder / "Ge_blanc_0000_LT_5.fit").read_text().splitlines()
@@ -172,7 +172,7 @@ _MAKERS: dict[str, Callable[[Path, Path], xr.Dataset]] = {"pilatus-reflectivity"
 
 
 def _fetched_file(entry: DataSet, cache: str | Path | None) -> Path:
-    """Where a fetched data set is kept."""
+    """The folder of a fetched data set."""
     return Path(cache or cache_dir()) / "fetched" / f"{entry.name}-{entry.sha256[:12]}-1.h5"
 
 
@@ -196,7 +196,7 @@ def _check_limit(limit: int | None, entry: DataSet) -> int:
     if limit is None:
         return entry.frames
     if isinstance(limit, bool) or int(limit) != limit or limit < 1:
-        raise BadInput(f"limit is {limit!r}; expected how many frames of {entry.name}, 1 or more")
+        raise BadInput(f"limit is {limit!r}; expected a number of frames of {entry.name}, 1 or more")
     return min(int(limit), most)
 
 
@@ -219,7 +219,7 @@ def load(
     if entry.kind == "simulated":
         return simulated_frames(name, count, seed=seed, cache=cache, progress=progress)
     if seed:
-        raise BadInput(f"seed is {seed}, and {name} is a measurement; expected no seed")
+        raise BadInput(f"seed is {seed}, but {name} is a measurement; expected no seed")
     ds = _cspad() if entry.kind == "built in" else read_store(_fetched(entry, cache))
     return ds if count >= ds.sizes["frame"] else select_frames(ds, slice(0, count))
 
@@ -284,7 +284,7 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     check_seed(seed)
     check_target(path)
     if isinstance(n, bool) or int(n) != n or n < 1:
-        raise BadInput(f"n is {n!r}; expected how many shots of {experiment.name}, 1 or more")
+        raise BadInput(f"n is {n!r}; expected a number of shots of {experiment.name}, 1 or more")
     check_disk(experiment, n, Path(path).absolute().parent)
     if n <= block_size(experiment.detector.shape):
         return save_frames(simulate(experiment, range(int(n)), seed), path)
@@ -318,14 +318,15 @@ def convert(
     """
     check_target(target)
     if Path(target).exists() and Path(source).exists() and os.path.samefile(source, target):
-        raise BadInput(f"{source} is both what is read and what is written; expected another file to write")
+        raise BadInput(f"{source} would be both read and written; expected another file to write")
     if not overwrite and os.path.lexists(target):
-        raise BadInput(f"{target} is already there; expected a new name, or --overwrite (overwrite=True) to replace it")
+        raise BadInput(f"{target} exists already; expected a new name, or --overwrite (overwrite=True) to replace it")
     ds = settled(open_frames(source, **({"complete": False} | words)))
     if missing := missing_geometry(ds):
         said = ", ".join(f"{name} ({unit})" for name, unit in missing.items())
         warnings.warn(
-            f"{source} does not say its {said}: written without, what needs angles will ask for it", stacklevel=2
+            f"{source} does not say its {said}: written without it; anything that needs angles will ask for it",
+            stacklevel=2,
         )
     with _bar(ds.sizes["frame"], f"writing {Path(target).name}", progress) as told:
         return save_frames(ds, target, progress=told)

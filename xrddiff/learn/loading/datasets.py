@@ -67,13 +67,13 @@ def open_data(
 
     name: a name in the catalog.
     data_path: a file, folder or pattern; give either this or `name`.
-    limit: at most so many frames.
+    limit: largest number of frames.
     dataset: where the frames are in an HDF5 or zarr file that follows no known layout.
     geometry: a PONI or CrystFEL `.geom` file.
     labels: a table of labels, see `own_labels`.
     condition: labels whose classes are numbered now, over the whole set and not just `limit`.
     classes: label -> names of its classes, in order; without it they are taken from the data.
-    merge: classes that are one, see `merge_classes`.
+    merge: classes to merge, see `merge_classes`.
     words: what the file does not contain: `wavelength` Å, `distance` m, `pixel_size` m,
         `beam_center` (x, y) px (None = as in the file), and `mask`, `mask_true`, `automask` as in
         `open_frames`. A named set keeps its own mask; automask rules apply to it only if `automask`
@@ -99,7 +99,8 @@ def open_data(
         masks = {k: words.pop(k) for k in ("mask", "mask_true", "automask") if k in words}
         if words:
             raise BadInput(
-                f"data: {next(iter(words))} is given for the named set {name}, which knows its own; expected it with data_path only"
+                f"data: {next(iter(words))} is given for the named set {name}, which has its own; expected it with "
+                "data_path only"
             )
         if labels is None and not masks:
             return numbered(load(name, limit=limit))
@@ -152,7 +153,8 @@ def frame_groups(frames: xr.Dataset) -> tuple[np.ndarray, bool]:
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #8bacb702
 def balanced(frames: xr.Dataset, name: str, index: np.ndarray, seed: int = 42) -> np.ndarray:
-    """Those of the frames `index`, sorted, that hold equally many of each class of the label `name`.
+    """A subset of the frames `index`, sorted, with equally many frames of each class of the label
+    `name`.
 
     Raises `BadInput` for a label without classes, and where a class of the set has no frame in `index`.
     """
@@ -174,7 +176,7 @@ IN_MEMORY = 64 << 20  # bytes of values and masks
 
 
 def in_memory(frames: xr.Dataset, most: int = IN_MEMORY) -> xr.Dataset:
-    """`frames` with their values and masks in memory, where these have at most so many bytes."""
+    """`frames` with their values and masks in memory, if these take at most so many bytes."""
     large = [name for name in ("intensity", "mask") if name in frames]
     if sum(frames[name].nbytes for name in large) > most:
         return frames
@@ -182,7 +184,7 @@ def in_memory(frames: xr.Dataset, most: int = IN_MEMORY) -> xr.Dataset:
     try:
         for name in large:
             read[name].variable.load()
-    except Exception:  # a frame that cannot be read, in the words of any format's library: the loader names it
+    except Exception:  # a frame that cannot be read, with any library's exception: the loader reports it
         return frames
     return read
 
@@ -239,7 +241,7 @@ class Prepared:
         return f"{name}, training + held out: {', '.join(rows[:12])}{more}"
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint stores, so that decoding needs no constants from elsewhere."""
+        """The values that a checkpoint stores, so that decoding needs no constants from elsewhere."""
         return {"regions": self.regions.state(), "transform": self.transform.state()}
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #91d0ca7a
@@ -266,8 +268,9 @@ def prepare_frames(
     train_ratio: share of frames for training, 0 … 1.
     contiguous: True = split into contiguous stretches, see `split_by_group`.
     seed: seed of the split and of the choice of patches.
-    patch_limit: at most so many of the patches or panels, drawn at random.
-    balance: a label, of whose classes both parts then hold equally many frames, see `balanced`.
+    patch_limit: largest number of patches or panels, drawn at random.
+    balance: a label; both parts then hold equally many frames of each of its classes, see
+        `balanced`.
     regions: options of `region_transforms`.
     """
     chain = region_transforms(frames, **regions)
@@ -299,13 +302,13 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
         path = getattr(d, word)
         if path is not None and is_path(path) and not (is_path(path, "file") or is_path(path, "dir")):
             raise BadInput(
-                f"data.{word}={plain_text(path)} is no file and no folder, but a device, a pipe or a socket: it is not opened"
+                f"data.{word}={plain_text(path)} is a device, a pipe or a socket, not a file or folder, so it was not opened"
             )
     names = "limit dataset geometry labels mask mask_true wavelength distance pixel_size beam_center".split()
     condition = cfg.model.condition or []
     words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)
     words["merge"] = d.merge_labels
-    automask = None if list(d.automask) == list(AUTOMASK) else list(d.automask)  # all of them: where they apply
+    automask = None if list(d.automask) == list(AUTOMASK) else list(d.automask)  # all regions, where they apply
     frames = open_data(data_name(cfg), d.data_path, automask=automask, **words)
     check_frames(cfg, frames["intensity"].shape)
     check_conditions(frames, condition, cfg.inference.condition)
@@ -324,7 +327,7 @@ def prepare_words(
     cfg: the configuration of a run.
     transform: a transform that is fitted already; None = fit one.
     classes: see `open_words`.
-    crystals: False = without the crystals that condition maps would need, which takes a while to find.
+    crystals: False = without the crystals for condition maps, because finding them takes a while.
     """
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
@@ -333,7 +336,7 @@ def prepare_words(
     frames = open_words(cfg, classes)
     cut = d.patch is not None or frames["intensity"].dims != IMAGE_DIMS
     if crystals and cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
-        frames = with_lattices(frames)  # a part of a frame has too few peaks to tell its lattice
+        frames = with_lattices(frames)  # a part of a frame has too few peaks to determine its lattice
     prepared = prepare_frames(frames, **split, **regions)
     named = dict.fromkeys([*(cfg.model.condition or []), *filter(None, [d.balance]), *d.merge_labels])
     wanted = [n for n in named if n in LABELS or n not in (cfg.model.condition or [])]
@@ -343,8 +346,8 @@ def prepare_words(
 
 
 def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray) -> xr.Dataset:
-    """`frames` with what the condition maps of `cfg` need to know of crystals: which they are, how wide
-    and how bright their reflections. Frames that are held out have no part in that.
+    """`frames` with the data on crystals that the condition maps of `cfg` need: cells and
+    orientations, width and intensities of reflections. Held-out frames are not used for that.
     """
     from xrddiff.physics.indexing import expected_intensities as expected  # costs an import of PyTorch
     from xrddiff.physics.indexing.lattice_maps import corner_resolution

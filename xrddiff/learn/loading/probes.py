@@ -21,14 +21,19 @@ __all__ = ['probe_augmentation', 'probe_condition_map']
 # %% ../../../nbs/learn/loading/probes.ipynb #65de1c40
 @register("probe", "augmentation")
 def probe_augmentation(thing: Any, entry: Entry) -> Iterator[str]:
-    """a frame of counts: what is drawn can be told, the changed frame and its mask have the frame's shape"""
+    """a frame of counts: the drawn change can be a condition, the changed frame and its mask have
+    the frame's shape
+    """
     frames = probe_frames()
     a, rng = thing(frames), np.random.default_rng(0)
     expect(isinstance(a, Augmentation), f"made a {type(a).__name__}")
     expect(0 <= a.share <= 1, f"changes a share of {a.share} of the frames")
     x, mask, done = frames["intensity"].values[0], frames["mask"].values, a.draw(rng)
     last = len(a.classes) - 1 if a.classes else np.inf
-    expect(np.isfinite(done) and (not a.classes or 0 <= done <= last), f"drew {done!r}, which no class or number is")
+    expect(
+        np.isfinite(done) and (not a.classes or 0 <= done <= last),
+        f"drew {done!r}, which is neither a class nor a number",
+    )
     y = a.picture(a.values(x, mask, done, rng), done)
     expect(np.shape(y) == x.shape, f"made {np.shape(y)} of a frame of shape {x.shape}")
     expect(np.isfinite(np.asarray(y, float)[a.picture(mask, done)]).all(), "made numbers that are not finite")
@@ -40,7 +45,7 @@ def probe_condition_map(thing: Any, entry: Entry) -> Iterator[str]:
     """a frame with a geometry: (y, x) float32"""
     frames = probe_frames()
     if entry.traits.get("crystals"):
-        return  # it needs frames whose crystals are known
+        return  # the map needs frames whose crystals are known
     found = np.asarray(thing(frames)(0))
     shape = frames["intensity"].shape[1:]
     expect(

@@ -102,7 +102,7 @@ class Decoder(nn.Module):
         return full_head(self.conv_norm_out, self.conv_out, x)
 
 # %% ../../../nbs/learn/models/autoencoder.ipynb #a21c03fb
-_LOGVAR = (-30.0, 20.0)  # beyond, exp() leaves float32, or a variance is below any meaning
+_LOGVAR = (-30.0, 20.0)  # beyond this, exp() overflows float32, or a variance is too small to matter
 
 
 class Latent(NamedTuple):
@@ -280,7 +280,7 @@ class AutoencoderVQ(Autoencoder):
         `Autoencoder`.
     """
 
-    own_start = ("quantizer",)  # what another codebook replaces
+    own_start = ("quantizer",)  # parts that another codebook replaces
 
     def __init__(
         self,
@@ -368,6 +368,6 @@ def make_autoencoder(size: str = "tiny", *, kind: str = "kl", downsampling: int 
     if model.downsampling != downsampling:
         raise BadInput(
             f"widths {list(chosen['widths'])} and patch {model.patch} make downsampling {model.downsampling}; "
-            f"expected {levels} widths for the downsampling {downsampling} that is asked for"
+            f"expected {levels} widths for the requested downsampling {downsampling}"
         )
     return model

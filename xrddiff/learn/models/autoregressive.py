@@ -115,10 +115,11 @@ ORDER_STEPS = 16  # groups of tokens in random order
 
 
 class ByToken:
-    """What draws frames (B, channels, H, W) of `size` (H, W) by tokens, patches of `patch_size`² pixels,
-    in an `order`; `divide` is called first.
+    """A model that draws frames (B, channels, H, W) of `size` (H, W) as tokens, patches of
+    `patch_size`² pixels, in an `order`; `divide` is called first.
 
-    A subclass has `conditions`, and what `generate` asks for: `blank`, `contexts` and `token_denoiser`.
+    A subclass has `conditions`, and the methods that `generate` needs: `blank`, `contexts` and
+    `token_denoiser`.
     """
 
     by_token = True  # each token is drawn by a sampler
@@ -222,7 +223,7 @@ class AutoregressiveDiffusion(ByToken, nn.Module):
     order: "raster" or "random".
     mask_channel: the mask is an additional input for every known patch.
     conditions: see `Conditions`.
-    maps: see `Pictures`; a token is told the part of the maps that it covers.
+    maps: see `Pictures`; a token gets the part of the maps that it covers.
     diffusion: settings that replace those of `DIFFUSION`, with `sigma_data` measured on the
         training set and `clamp` (low, high) the range of its values, which denoised patches are
         held to in sampling (never in training) if `clamp_during_sampling`.
@@ -266,7 +267,7 @@ class AutoregressiveDiffusion(ByToken, nn.Module):
         conditions, maps, diffusion = self.condition.fields, self.pictures.maps, self.diffusion
         self.config = config_of(locals())
 
-    own_start = ("place",)  # what has another size in frames of another size
+    own_start = ("place",)  # parameters whose size depends on that of the frames
 
     @property
     def inputs(self) -> dict[str, dict[str, int]]:
@@ -281,7 +282,7 @@ class AutoregressiveDiffusion(ByToken, nn.Module):
         return self.condition.fields
 
     def read(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the transformer sees of known tokens (B, n, dim) with the pixel mask (B or 1, n,
+        """The transformer's input for known tokens (B, n, dim) with the pixel mask (B or 1, n,
         patch²): (B, n, width).
         """
         if self.mask_channel:
@@ -294,7 +295,9 @@ class AutoregressiveDiffusion(ByToken, nn.Module):
         return self.embed(tokens)
 
     def context(self, cond: Mapping[str, Tensor] | None, batch: int) -> Tensor:
-        """What is added to every token, position, conditions and its part of the maps: (B, N, width)."""
+        """The sum that is added to every token: position, conditions and its part of the maps, (B,
+        N, width).
+        """
         known = self.place + self.condition(cond, self.place.new_zeros(batch, self.place.shape[1]))[:, None]
         if self.read_maps is None:
             return known
@@ -322,8 +325,8 @@ class AutoregressiveDiffusion(ByToken, nn.Module):
         return self.transformer(seen + self.context(cond, len(seen)))
 
     def level(self, sigma: float) -> tuple[float, float, float, Tensor]:
-        """What an evaluation of the head at `sigma` needs that is the same for all tokens: c_skip,
-        c_out, c_in and A (vectors, 1, width).
+        """The values for an evaluation of the head at `sigma` that are the same for all tokens:
+        c_skip, c_out, c_in and A (vectors, 1, width).
         """
         c_skip, c_out, c_in, label = self.denoiser.scalings(sigma)
         a = self.denoiser.net.modulation_of_label(label.to(self.place.device, torch.float32))
@@ -409,8 +412,8 @@ def cosine_groups(unknown: int, steps: int) -> list[int]:
 
 # %% ../../../nbs/learn/models/autoregressive.ipynb #2414f0c3
 class Contexts:
-    """c of the tokens to draw next, from those that are there, for one generation of `batch` frames; with
-    `guided`, the conditional contexts followed by the unconditional ones.
+    """c of the tokens to draw next, from those already drawn, for one generation of `batch` frames;
+    with `guided`, the conditional contexts followed by the unconditional ones.
 
     cond: the conditions. valid: (B or 1, N, patch²) bool, the valid pixels.
     cache: keep keys and values, in raster order.
@@ -431,7 +434,7 @@ class Contexts:
         kept = cache and model.order == "raster"
         self.store = model.transformer.make_cache(len(self.added), model.tokens) if kept else None
         self.next = NextToken(model.transformer, self.store) if kept else None
-        self.first = 0  # what comes before has been read
+        self.first = 0  # earlier tokens have been read
 
     def _read(self, tokens: Tensor, first: int, last: int) -> Tensor:
         valid = None if self.valid is None else self.valid[:, first:last]
@@ -459,7 +462,7 @@ class Contexts:
 
 
 def _raster(contexts: Contexts, tokens: Tensor, unknown: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Patch by patch its place (1, 1) and c (rows, 1, width), from what `tokens` are by then."""
+    """Patch by patch, its place (1, 1) and c (rows, 1, width), from the current `tokens`."""
     for i in unknown:
         yield torch.tensor([[i]]), contexts.newest(tokens, i)
 
@@ -531,8 +534,7 @@ def generate(
     sampler: of a token, default: `model.sampler("dpmpp_2m", 8)` of an `AutoregressiveDiffusion`.
     steps: groups of patches in random order.
     cache: False reads the past again for every patch (for comparison).
-    callback: sees {"i", "x" (B, C, H, W), "done" (B, h, w) bool} after every
-        step.
+    callback: called with {"i", "x" (B, C, H, W), "done" (B, h, w) bool} after every step.
     """
     batch = len(samples)
     sampler = model.sampler("dpmpp_2m", 8) if sampler is None else sampler

@@ -61,15 +61,15 @@ def code_sums(z: Tensor, codes: Tensor, K: int, weight: Tensor | None = None) ->
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp(H) of the use of the codes, from `counts` (K,): K where all are used alike, 1 where one
-    is all that is used; 0-d.
+    """exp(H) of the use of the codes, from `counts` (K,): K if all are used equally often, 1 if
+    only one is used; 0-d.
     """
     p = counts.double() / counts.sum(dtype=torch.float64).clamp_min(1e-30)
     return torch.special.entr(p).sum().exp().float()
 
 # %% ../../../nbs/learn/models/codebook.ipynb #a6431ec1
 def _same(values: Tensor) -> Tensor:
-    """The sum over ranks where there is one rank."""
+    """The sum over ranks if there is only one rank."""
     return values
 
 
@@ -110,8 +110,8 @@ def kmeans(sample: Tensor, K: int, iterations: int = 10) -> tuple[Tensor, Tensor
 
 # %% ../../../nbs/learn/models/codebook.ipynb #5fc4f739
 class Quantized(NamedTuple):
-    """Quantised latent `z` (B, C, h, w) float32, with the gradient that the encoder is to get, and
-    `codes` (B, h, w) int64.
+    """Quantised latent `z` (B, C, h, w) float32, with the gradient for the encoder, and `codes` (B,
+    h, w) int64.
     """
 
     z: Tensor
@@ -147,7 +147,9 @@ class Quantizer(nn.Module):
 
     @property
     def perplexity(self) -> Tensor:
-        """exp of the entropy of the running use, 0-d: as if so many codes were used alike."""
+        """exp of the entropy of the running use, 0-d: the number of codes that, used equally often,
+        would have this entropy.
+        """
         return perplexity(self.cluster_size)
 
     @classmethod
@@ -185,7 +187,7 @@ class Quantizer(nn.Module):
 @register("quantizer", "vq", help="a learned codebook; van den Oord et al.")
 class VectorQuantizer(Quantizer):
     """Vector quantisation of latents (B, channels, h, w) with a codebook `embed` (K, channels) that
-    is a running mean of what chose it.
+    is a running mean of the vectors that chose it.
 
     decay, eps: λ and ε of the running averages.
     kmeans_init: the codebook begins as the k-means of the first step, which itself is not
@@ -283,7 +285,7 @@ class VectorQuantizer(Quantizer):
         self.embed_avg[which] = vectors * size.unsqueeze(-1)
 
     def _start(self, sample: Tensor, total: Tensor) -> None:
-        if len(sample):  # else all is masked: begin with the next step
+        if len(sample):  # otherwise everything is masked: start with the next step
             centres, counts = kmeans(sample, self.K)
             self._set(torch.arange(self.K, device=centres.device), centres, counts * (total / len(sample)))
             self.initialised.fill_(True)
@@ -370,7 +372,7 @@ class FSQ(Quantizer):
         return cls(levels, **words)
 
     def bound(self, z: Tensor) -> Tensor:
-        """b(w) of what the encoder gave, (B, C, h, w) float32."""
+        """b(w) of the encoder's output, (B, C, h, w) float32."""
         with torch.autocast(z.device.type, enabled=False):
             centred = (z.float() - self.mean[:, None, None]).flatten(2)
             w = torch.linalg.solve_triangular(self.factor, centred, upper=False).view_as(z)

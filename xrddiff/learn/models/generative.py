@@ -34,8 +34,8 @@ class DrawSettings:
     guide: replaces both: `guide(denoise)` is a guided `denoise`.
     order_steps: groups of tokens of a model in random order; None: as the model has it.
     batch_size: samples that are drawn at once.
-    tile, overlap: by tiles of this side that overlap by so much, in pixels of what is drawn, see
-        `diffusion.tiling`; None: each frame at once.
+    tile, overlap: side and overlap of tiles, in drawn pixels, see `diffusion.tiling`; None: each
+        frame at once.
     """
 
     sampler: Sampler = Sampler()
@@ -73,7 +73,7 @@ class Generative(Protocol):
     config: arguments, as JSON values, that rebuild it, with its network if it has one.
     conditions: name -> number of classes, or [mean, std] of a number.
     multiple: height and width of its output must be multiples of this.
-    by_token: is a sampler run for each token, rather than once for a frame?
+    by_token: whether a sampler is run for each token, rather than once per frame.
     """
 
     config: Mapping[str, Any]
@@ -94,6 +94,6 @@ class Generative(Protocol):
         """The samples with these numbers, (B, *shape) float32 in network values.
 
         cond: conditions of these samples, row by row, and `mask` (B, 1, H, W) bool.
-        callback: sees each step of a sampler, or each token.
+        callback: called at each step of a sampler, or for each token.
         """
         ...

@@ -23,7 +23,7 @@ __all__ = ['WAYS', 'code', 'LatentSums', 'LatentStatistics', 'Gathers', 'encode_
 
 # %% ../../../nbs/learn/models/latent_space.ipynb #5b57924c
 def code(encoded: Latent) -> tuple[Tensor, Tensor]:
-    """(μ, σ), each (B, C, h, w), of what `encode` of an autoencoder gave."""
+    """(μ, σ), each (B, C, h, w), from the output of an autoencoder's `encode`."""
     return encoded.mean, (0.5 * encoded.logvar).exp()
 
 # %% ../../../nbs/learn/models/latent_space.ipynb #3e218886
@@ -90,7 +90,7 @@ class LatentStatistics:
 
     @classmethod
     def from_sums(cls, sums: LatentSums, shape: Sequence[int], sha256: str | None = None) -> LatentStatistics:
-        """The statistics of all that was added to `sums`.
+        """The statistics of everything that was added to `sums`.
 
         A channel that never varies keeps its scale, s = 1.
         """
@@ -106,9 +106,7 @@ class LatentStatistics:
 
     @property
     def scale_factor(self) -> float:
-        """1/s for all channels together: the one number that latents are multiplied with in the
-        original latent diffusion.
-        """
+        """1/s for all channels together: the factor on latents in the original latent diffusion."""
         mean = sum(self.mean) / self.channels
         square = sum(s**2 + m**2 for s, m in zip(self.std, self.mean, strict=True)) / self.channels
         return 1 / math.sqrt(square - mean**2)
@@ -121,7 +119,7 @@ class LatentStatistics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> LatentStatistics:
-        """The statistics that gave `state`."""
+        """The statistics from their `state`."""
         try:
             fields = {k: tuple(state[k]) for k in ("mean", "std", "noise", "low", "high", "shape")}
             made = cls(**fields, frames=int(state["frames"]), sha256=state["sha256"])
@@ -130,7 +128,7 @@ class LatentStatistics:
             )
         except (KeyError, TypeError, IndexError) as e:
             raise BadInput(
-                f"the latent statistics lack or garble {e}; expected those that measure_latents gives"
+                f"the latent statistics lack {e}, or it is damaged; expected the result of measure_latents"
             ) from e
         if not whole:
             raise BadInput(
@@ -140,7 +138,7 @@ class LatentStatistics:
 
 # %% ../../../nbs/learn/models/latent_space.ipynb #54da3022
 class Gathers(Protocol):
-    """What is asked of the ranks of a run (`ranks.agreement.Ranks`)."""
+    """The methods of ranks that are needed here (`ranks.agreement.Ranks`)."""
 
     def gather(self, value: Any) -> list[Any]: ...
 
@@ -202,8 +200,8 @@ class LatentSpace(nn.Module):
     """An autoencoder, frozen (its parameters need no gradients), and the `statistics` of its
     latents; it stays in evaluation mode.
 
-    draws: whether its latents have noise of their own (those of a quantised autoencoder have none).
-    Refuses statistics of another number of channels.
+    draws: whether its latents contain noise (those of a quantised autoencoder do not). Refuses
+    statistics of another number of channels.
     """
 
     def __init__(self, autoencoder: Autoencoder, statistics: LatentStatistics):
@@ -235,7 +233,7 @@ class LatentSpace(nn.Module):
         return (low - self.mean) / self.std, (high - self.mean) / self.std
 
     def code(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Normalised (μ, σ), each (B, C, h, w), of network values `x` (B, 1, H, W); σ is None where
+        """Normalised (μ, σ), each (B, C, h, w), of network values `x` (B, 1, H, W); σ is None if
         nothing is drawn.
         """
         return self.normalise(*code(self.autoencoder.encode(x, mask)))
@@ -277,7 +275,7 @@ def final_latent_stats(z: Tensor, statistics: LatentStatistics) -> dict[str, Any
     m, s = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (statistics.mean, statistics.std))
     values = (z * s + m)[good]
     if not len(values):
-        raise BadInput("no value of the latents is finite; expected latents that a sampler made of finite noise")
+        raise BadInput("no value of the latents is finite; expected latents that a sampler made from finite noise")
     by_channel = [z[:, c][good[:, c]] for c in range(statistics.channels)]
     looks = {"mean": torch.mean, "std": lambda v: v.std(correction=0), "min": torch.min, "max": torch.max}
     target = {

@@ -82,7 +82,7 @@ class ResnetBlock(nn.Module):
     """
 
     recomputable: ClassVar[bool] = True  # in the backward pass, with training.gradient_checkpointing
-    strips_from: ClassVar[int] = 2**24  # values of a map that is worked on in strips, where no gradient is wanted
+    strips_from: ClassVar[int] = 2**24  # size of a map that is processed in strips, if no gradient is needed
 
     def __init__(
         self,
@@ -112,9 +112,7 @@ class ResnetBlock(nn.Module):
         t = None
         if self.time_emb_proj is not None:
             if time is None:
-                raise BadInput(
-                    "a residual block was made with time_channels and called without a time vector; expected one"
-                )
+                raise BadInput("a residual block with time_channels was called without a time vector; expected one")
             t = self.time_emb_proj(F.silu(time))[:, :, None, None]
         if t is not None and not self.scale_shift:
             h = h + t

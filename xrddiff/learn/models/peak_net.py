@@ -27,7 +27,7 @@ __all__ = ['standard_scores', 'NetworkInput', 'PeakNet', 'peak_targets', 'peak_l
 def standard_scores(image: np.ndarray, finder: PeakFinder, least: float = 0.0) -> np.ndarray:
     """(x − b)/σ of every pixel, float32, with the background of its bin; 0 where masked.
 
-    finder: has the bins, the mask and how the background is measured.
+    finder: holds the bins, the mask and the settings for the background.
     least: smallest σ, in units of the image.
     """
     mask = finder.mask & np.isfinite(image)
@@ -40,13 +40,13 @@ def standard_scores(image: np.ndarray, finder: PeakFinder, least: float = 0.0) -
 
 # %% ../../../nbs/learn/models/peak_net.ipynb #60724d66
 class NetworkInput:
-    """What a `PeakNet` sees of the frames of a data set: `NetworkInput(ds)(i)` is frame i, float32
-    (panels, 2, H, W), one panel for a detector of one piece.
+    """The input of a `PeakNet` for the frames of a data set: `NetworkInput(ds)(i)` is frame i,
+    float32 (panels, 2, H, W), one panel for a detector of one piece.
     """
 
     def __init__(self, ds: xr.Dataset):
         self.ds, self.radius = ds, radius_map(ds)
-        # half a step: where nearly all pixels are empty, one photon is not infinitely many σ
+        # half a step: if nearly all pixels are empty, one photon must not be infinitely many σ
         self.least = max(0.5 * quantum(ds), 1e-6)
         self._finder: PeakFinder | None = None
 
@@ -70,9 +70,9 @@ class PeakNet(nn.Module):
     """`net(x)`: logits (B, 1, H, W) that the centre of a peak is in a pixel, for inputs x
     (B, 2, H, W) of a `NetworkInput`.
 
-    widths: channels at each resolution. Sides that are no multiple of 2^(len(widths) − 1) are padded
-    with invalid pixels.
-    rare: share of the pixels that are peaks, from which training begins.
+    widths: channels at each resolution. Sides that are not multiples of 2^(len(widths) − 1) are
+        padded with invalid pixels.
+    rare: initial estimate of the share of pixels that are peaks.
     """
 
     def __init__(self, widths: Sequence[int] = (16, 24, 32), rare: float = 3e-3):
@@ -110,7 +110,7 @@ def peak_targets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Target and weight (y, x), float32, of one image with `peaks`.
 
-    unsure: peaks near which nothing is learnt; both tables have `fs` and `ss`.
+    unsure: uncertain peaks, whose surroundings are ignored; both tables have `fs` and `ss`.
     spread: s, in px. reach: px around unsure peaks.
     """
     target, weight = np.zeros(shape, np.float32), np.ones(shape, np.float32)

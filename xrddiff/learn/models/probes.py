@@ -40,7 +40,7 @@ def probe_network(thing: Any, entry: Entry) -> Iterator[str]:
     for channels in (1, 4):
         words = dict(in_channels=channels, out_channels=channels, mask_channel=False, conditions={}, **sized)
         net = thing(**words)
-        expect(isinstance(net, nn.Module), f"made a {type(net).__name__}, which is no module of PyTorch")
+        expect(isinstance(net, nn.Module), f"made a {type(net).__name__}, which is not a PyTorch module")
         step = int(getattr(net, "downsampling", 1))
         side = -(-_SIDE // step) * step
         for level in (-1.0, 1.0):
@@ -52,7 +52,7 @@ def probe_network(thing: Any, entry: Entry) -> Iterator[str]:
     expect(isinstance(getattr(net, "config", None), dict), "has no attribute config, a dict")
     again = type(net)(**net.config)
     same = {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
-    expect(same, "has other weights when it is built again from its config")
+    expect(same, "has different weights when it is built again from its config")
     yield "built again"
 
 
@@ -70,7 +70,7 @@ def probe_quantizer(thing: Any, entry: Entry) -> Iterator[str]:
         codes.min() >= 0 and codes.max() < codebook.K,
         f"returned codes from {codes.min()} to {codes.max()} of {codebook.K}",
     )
-    expect(codebook.lookup(codes).shape == z.shape, "looks codes up in another shape than that of the latent")
+    expect(codebook.lookup(codes).shape == z.shape, "looks codes up in a shape other than that of the latent")
     codebook.update(codebook.bound(z).movedim(1, -1).flatten(0, -2), codes.flatten())
     yield "a latent"
 

@@ -18,8 +18,8 @@ __all__ = ['VIT_SIZES', 'KeyValues', 'Attention', 'Block', 'Transformer', 'NextT
 
 # %% ../../../nbs/learn/models/transformer.ipynb #3757fb6c
 class KeyValues:
-    """Keys and values that a causal `Transformer` has seen: `store` (depth, 2, B, heads, capacity,
-    dim_head), of which the first `length` positions are filled.
+    """Keys and values of the tokens that a causal `Transformer` has read: `store` (depth, 2, B,
+    heads, capacity, dim_head), of which the first `length` positions are filled.
     """
 
     def __init__(self, store: Tensor):
@@ -130,10 +130,10 @@ class Transformer(nn.Module):
 
 # %% ../../../nbs/learn/models/transformer.ipynb #0290abe1
 class NextToken:
-    """What a causal `transformer` with a `cache` makes of one token more: (B, width) -> the same, equal to rounding to a
-    call of the transformer with (B, 1, width).
+    """The output of a causal `transformer` with a `cache` for one more token: (B, width) -> the
+    same, equal up to rounding to a call of the transformer with (B, 1, width).
 
-    The weights are those at the time when it is made; gradients are not followed.
+    The weights are those at the time of construction; gradients are not tracked.
     """
 
     def __init__(self, transformer: Transformer, cache: KeyValues):
@@ -168,11 +168,11 @@ def _affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 # %% ../../../nbs/learn/models/transformer.ipynb #17ac2a8e
 def grid_code(height: int, width: int, features: int) -> Tensor:
-    """Code of the places of a grid, (height · width, features) float32 row by row: half the
-    features for the row, half for the column.
+    """Position codes of a grid, (height · width, features) float32 row by row: half the features
+    for the row, half for the column.
     """
     if features % 4:
-        raise BadInput(f"the code of a grid has {features} features; expected a multiple of 4")
+        raise BadInput(f"the position code of a grid has {features} features; expected a multiple of 4")
     omega = 10_000 ** -(torch.arange(features // 4) / (features // 4))
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [place.flatten()[:, None] * omega for place in (rows, columns)]

@@ -74,7 +74,8 @@ def detector_words(prepared: Prepared, loss: str) -> dict[str, float]:
     about, more = prepared.frames["intensity"].attrs, prepared.frames.attrs
     if loss in COUNT_LOSSES and "gain" not in about:
         raise BadInput(
-            f"training.recons_loss={loss} is on photons, and the frames do not say how many {about['units']} a photon is; expected mse, l1 or iwmse"
+            f"training.recons_loss={loss} needs photon counts, and the frames do not say how many {about['units']} "
+            "a photon is; expected mse, l1 or iwmse"
         )
     noise = {name: more.get(name, 0.0) for name in ("pedestal", "read_noise")}
     return {"gain": about.get("gain", 1.0), **noise}
@@ -107,7 +108,7 @@ def ready_autoencoder(folder: str | Path, t: Training, ranks: Ranks) -> Checkpoi
     if latest_checkpoint(checkpoints) is None:
         if t.pretrained_vae_path is None or t.train_vae_from_checkpoint:
             raise BadInput(
-                f"{folder} has no trained autoencoder; expected train_autoencoder to be run first, or training.pretrained_vae_path"
+                f"{folder} has no trained autoencoder; run train_autoencoder first, or set training.pretrained_vae_path"
             )
         open_autoencoder(t.pretrained_vae_path)  # raises if it is not an autoencoder
         source, without = t.pretrained_vae_path, ["latent_statistics"]
@@ -123,7 +124,8 @@ def frames_of_autoencoder(cfg: Config, checkpoint: Checkpoint) -> Prepared:
     prepared = prepare_words(cfg, transform_from_state(checkpoint.state["transform"]))
     if prepared.regions.state() != checkpoint.state["regions"]:
         raise BadInput(
-            f"the autoencoder was trained on frames cut as {checkpoint.state['regions']}, and the words of data say {prepared.regions.state()}; expected the same"
+            f"the autoencoder was trained on frames cut as {checkpoint.state['regions']}, but the words of data "
+            f"give {prepared.regions.state()}; expected the same"
         )
     return prepared
 

@@ -150,7 +150,7 @@ def open_classifier(folder: str | Path, device: torch.device | str = "cpu") -> t
     """
     checkpoint = load_checkpoint(folder)
     if "classifier" not in checkpoint.state:
-        raise BadInput(f"{folder} holds no classifier; expected what save_classifier left")
+        raise BadInput(f"{folder} holds no classifier; expected one saved by save_classifier")
     net = Classifier(**checkpoint.state["classifier"])
     load_weights(net, checkpoint)
     return net.to(device).eval(), checkpoint.state

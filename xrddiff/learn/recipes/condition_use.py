@@ -24,7 +24,7 @@ __all__ = ['exchanged', 'condition_use']
 
 # %% ../../../nbs/learn/recipes/condition_use.ipynb #f93e9ede
 def exchanged(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The conditions of a batch, each frame with those of the frame before it."""
+    """The conditions of a batch, shifted by one: each frame has those of the frame before it."""
     return {name: values.roll(1, 0) for name, values in cond.items()}
 
 

@@ -90,7 +90,7 @@ def measure_checkpoint(
 def has_statistics(source: str | Path, *, ema: bool = True) -> bool:
     """Whether the newest intact checkpoint of `source` has latent statistics of its own weights.
 
-    An older checkpoint that replaces a damaged one does not.
+    An older checkpoint that replaces a damaged one does not have them.
     """
     try:
         checkpoint = load_checkpoint(source)
@@ -149,8 +149,8 @@ class LatentLoader:
     `frames`: the frame loader; order and shares are the same. The sides of its frames must be
     multiples of the autoencoder's downsampling (`multiple` of the loader). `space`: encodes, on its
     device. `cache`: keep codes in memory, up to `max_bytes`; further frames are encoded each time.
-    `seed`: of the draws (None: that of the loader). A loader with augmentations gives each frame in
-    `variants` ways, one epoch after another, so that codes can be kept.
+    `seed`: of the draws (None: that of the loader). With augmentations, each frame has `variants`
+    versions, used in successive epochs, so that codes can be cached.
     """
 
     variants = 8

@@ -52,7 +52,7 @@ def run_accelerator(t: Training) -> Accelerator:
 def run_augmentations(cfg: Config, frames: xr.Dataset) -> Augmentations | None:
     """The augmentations of a run, see `training.augmentations`; None without any.
 
-    `frames`: the training frames. Raises `BadInput` if they cannot be changed so.
+    `frames`: the training frames. Raises `BadInput` if they cannot be augmented in this way.
     """
     t = cfg.training
     return Augmentations(frames, t.augmentations, t.augmentation_options, t.seed) if t.augmentations else None
@@ -74,7 +74,8 @@ def run_loaders(
     """(training, held-out) loaders of this rank.
 
     `multiple`: frames are padded until their sides are multiples of it. `diffusion`: whether the
-    batch size is that of the denoiser, which is told of augmentations. Held-out frames stay as they are.
+    batch size is that of the denoiser, which is conditioned on augmentations. Held-out frames stay
+    as they are.
     """
     ranks, augmentations = accelerator.num_processes, run_augmentations(cfg, prepared.frames)
     options = dict(
@@ -98,8 +99,8 @@ def run_loaders(
 def windowed(loaders: tuple[Any, Any], cfg: Config, multiple: int, downsampling: int = 1) -> tuple[Any, Any]:
     """Loaders of windows, with `data.window`, else the `loaders` themselves.
 
-    `loaders`: of frames or latents. `multiple`: what the side of a window must be a multiple of, px.
-    `downsampling`: pixels of a frame per pixel of what the loaders serve.
+    `loaders`: of frames or latents. `multiple`: the side of a window must be a multiple of this,
+    px. `downsampling`: pixels of a frame per pixel of the loaders' batches.
     """
     side = cfg.data.window
     if side is None:
@@ -122,20 +123,20 @@ def check_latent(folder: str | Path, state: Mapping[str, Any]) -> None:
     ours = state.get("generator", {}).get("autoencoder")
     if theirs != ours:
         raise BadInput(
-            f"checkpoint {path} was trained with the autoencoder of weights {theirs and theirs[:12]}, and that of the run has {ours and ours[:12]}; "
-            "expected the same: bring it back, or move the checkpoints away to train anew"
+            f"checkpoint {path} was trained with the autoencoder of weights {theirs and theirs[:12]}, but that of "
+            f"the run has {ours and ours[:12]}; expected the same: restore it, or move the checkpoints away to start again"
         )
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #9fb225c0
 def shares_text(loader: Any, ranks: Ranks) -> str:
-    """What this rank gets of the frames of `loader`, for the table of ranks."""
+    """This rank's share of the frames of `loader`, for the table of ranks."""
     n, batch = frames_per_epoch(loader), loader.batch_size
     own = [share(min(batch, n - start), ranks.rank, ranks.size) for start in range(0, n, batch)]
     return f"{sum(own)} of {n}, {own[0]} of {min(batch, n)} per step"
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #6e78de18
 def run_monitor(cfg: Config, folder: str | Path) -> Monitor | None:
-    """What looks for what is wrong with a run in `folder`; None with `training.health=[]`."""
+    """The health check of a run in `folder`; None with `training.health=[]`."""
     t = cfg.training
     if t.health == []:
         return None
@@ -143,13 +144,14 @@ def run_monitor(cfg: Config, folder: str | Path) -> Monitor | None:
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #2efb12fb
 def conclude_health(cfg: Config, folder: str | Path, facts: Mapping[str, Any]) -> list[Finding]:
-    """What the result of the training in `folder` shows; `facts`: what was measured, by name."""
+    """The findings from the result of the training in `folder`; `facts`: the measurements, by name."""
     monitor = run_monitor(cfg, folder)
     return [] if monitor is None else monitor.conclude(folder, facts)
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #bd6d6685
 def run_trackers(cfg: Config, folder: str | Path, said: Mapping[str, Any]) -> Trackers:
-    """The trackers of a training in `folder`, filed under its place below `output_dir`; `said`: its configuration.
+    """The trackers of a training in `folder`, filed under its path below `output_dir`; `said`: its
+    configuration.
 
     Raises `BadInput` for one that is not installed.
     """

@@ -31,7 +31,8 @@ __all__ = ['FREE', 'take_columns', 'take_classes', 'check_alike', 'FittedWeights
 
 # %% ../../../nbs/learn/recipes/starting.ipynb #3f99519e
 def take_columns(weight: Tensor, theirs: Mapping[str, int], ours: Mapping[str, int]) -> Tensor:
-    """The weight of a first layer, (out, inputs, …), for other inputs: known ones by name, others 0.
+    """The weight of a first layer, (out, inputs, …), adapted to other inputs: known ones by name,
+    others 0.
 
     theirs, ours: name -> number of inputs, in order, of the layer that `weight` is from, and of the new one.
     """
@@ -55,7 +56,7 @@ FREE = ("mask_channel", "maps", "conditions", "dropout", "size", "diffusion", "q
 def check_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> None:
     """Raise `BadInput` unless two configurations of a model differ in what `FREE` allows only.
 
-    where: what `theirs` is, for the sentence.
+    where: a name for `theirs`, for the message.
     """
     for name, own in ours.items():
         if name not in FREE and name in theirs and theirs[name] != own:
@@ -67,8 +68,9 @@ class FittedWeights:
     """Weights of another model, as far as they fit.
 
     weights: by name, in the shapes of the new model.
-    silent: (module, name) of each condition that the other model had not.
-    new: what begins without effect, or anew. left: what the other model had and this one has not.
+    silent: (module, name) of each condition that the other model did not have. new: parts that
+        start without effect, or from scratch. left: parts of the other model that this one does not
+        have.
     """
 
     weights: dict[str, Tensor]
@@ -90,12 +92,12 @@ def fit_weights(
     classes: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
     where: str = "the weights",
 ) -> FittedWeights:
-    """What `model` can take of the weights `given` of another model of its class.
+    """The part of the weights `given` of another model of its class that `model` can use.
 
     config: the arguments of the other model.
     given: its state_dict.
     classes: (those of the other model, those of this one), condition -> names of its classes.
-    where: what the weights are, for errors.
+    where: a name for the weights, for errors.
     Raises `BadInput` if the models differ in more than inputs, conditions and `own_start`.
     """
     with torch.device("meta"):
@@ -125,7 +127,7 @@ def fit_weights(
 def _fit_conditions(
     path: str, module: Conditions, other: Conditions, given: Mapping[str, Tensor], classes: Any, found: Any
 ) -> list[tuple[str, str]]:
-    """Fit the labels; returns those that are to be silenced."""
+    """Fit the labels; returns those that must have no effect at first."""
     (theirs, ours), (weights, new, left), silent = classes, found, []
     for name, field in module.fields.items():
         if isinstance(field, int) != isinstance(other.fields.get(name, ""), int) or name not in other.fields:
@@ -147,7 +149,7 @@ def _need_all(
     free: Sequence[str],
     where: str,
 ) -> None:
-    """Raise `BadInput` for a weight that nothing is there for."""
+    """Raise `BadInput` for a weight that cannot be filled."""
     for name, tensor in own.items():
         if name not in weights and not any(name == f or name.startswith(f + ".") for f in free):
             found = f"{name} of shape {tuple(given[name].shape)}" if name in given else f"no {name}"
@@ -155,11 +157,12 @@ def _need_all(
 
 # %% ../../../nbs/learn/recipes/starting.ipynb #8fe990c8
 def open_init(cfg: Config, part: str) -> Checkpoint | None:
-    """The checkpoint that the training of `part` begins with; None where `training.init` has none for it.
+    """The checkpoint that the training of `part` starts from; None if `training.init` has none for
+    it.
 
     cfg: the configuration of the new run.
     part: "autoencoder" or "denoiser".
-    Raises `BadInput` if that training has not ended, or if it is of another network or parameterisation.
+    Raises `BadInput` if that training has not ended, or has another network or parameterisation.
     """
     run, where = Path(cfg.training.init), f"training.init={cfg.training.init}"
     theirs = load_config(run / "config.yaml")
@@ -169,7 +172,8 @@ def open_init(cfg: Config, part: str) -> Checkpoint | None:
     checkpoint = load_checkpoint(run / "autoencoder" if inside else run)
     if not checkpoint.state.get("finished"):
         raise BadInput(
-            f"{where}: its {part} stopped at step {checkpoint.step}; expected a finished run (`xrddiff run resume={run}` goes on with it)"
+            f"{where}: its {part} stopped at step {checkpoint.step}; expected a finished run (`xrddiff run "
+            f"resume={run}` continues it)"
         )
     generator = checkpoint.state.get("generator")
     if part == "denoiser" and generator["denoiser"] is not None:
@@ -190,7 +194,7 @@ def open_init(cfg: Config, part: str) -> Checkpoint | None:
 
 
 def _meaning(denoiser: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network's output and its noise label mean."""
+    """The meaning of a network's output and of its noise label."""
     labels = find("parameterisation", denoiser["parameterisation"]).traits.get("label", "timestep")
     return {k: denoiser[k] for k in ("parameterisation", *(("timesteps", "schedule") if labels == "timestep" else ()))}
 
@@ -198,7 +202,7 @@ def _meaning(denoiser: Mapping[str, Any]) -> dict[str, Any]:
 def begin(
     model: nn.Module, cfg: Config, folder: str | Path, part: str, ranks: Ranks, classes: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """Begin with the weights of `training.init`, unless the run in `folder` has weights of its own.
+    """Start from the weights of `training.init`, unless the run in `folder` has its own weights.
 
     model: the network, changed in place, on every rank alike.
     cfg: the configuration of the run.
@@ -228,14 +232,14 @@ def begin(
 def init_text(record: Mapping[str, Any]) -> str:
     """A record of `begin` as one line."""
     if not record["taken"]:
-        return f"the {record['part']} begins at random: {record['run']} has none that fits"
-    text = f"the {record['part']} begins with {record['taken']} of {record['of']} tensors of {record['run']}, step {record['step']}"
+        return f"the {record['part']} starts from random weights: {record['run']} has none that fit"
+    text = f"the {record['part']} starts from {record['taken']} of {record['of']} tensors of {record['run']}, step {record['step']}"
     text += f"; new: {', '.join(record['new'])}" if record["new"] else ""
     return text + (f"; not taken: {', '.join(record['left'])}" if record["left"] else "")
 
 
 def init_row(folder: str | Path) -> dict[str, str]:
-    """A row for the report of the run in `folder`, if it began with another one."""
+    """A row for the report of the run in `folder`, if it started from another run."""
     newest = latest_checkpoint(Path(folder) / "checkpoints", hashes=False)
     record = newest and load_checkpoint(newest, verify=False).state.get("init")
     return {"init": init_text(record)} if record else {}

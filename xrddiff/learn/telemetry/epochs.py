@@ -26,7 +26,7 @@ __all__ = ['FIRST', 'EpochMeter', 'divergence', 'exchange_seconds', 'time_column
 
 # %% ../../../nbs/learn/telemetry/epochs.ipynb #426edaab
 class EpochMeter:
-    """Collects what the row of an epoch is made of, on one rank.
+    """Collects the data for the row of an epoch, on one rank.
 
     `total_seconds`: of the training before this epoch, all attempts together. `first`: the loss of the
     first step of all, once it has been read.
@@ -48,7 +48,8 @@ class EpochMeter:
     def add_step(self, record: StepRecord, frames: int, waited: float, seconds: float) -> None:
         """Add a step.
 
-        `frames`: of the step over all ranks. `waited`, `seconds`: waiting for data, and in all.
+        `frames`: of the step over all ranks. `waited`, `seconds`: time spent waiting for data, and
+        in total.
         """
         own = [part["loss"].detach().sum() for part in record.losses]
         loss = torch.stack(own).sum() if own else torch.zeros(())
@@ -76,11 +77,11 @@ class EpochMeter:
     _KEPT = ("first", "losses", "norms", "parts", "frames", "validation", "seconds", "waited", "total_seconds")
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes back, as JSON values. Call `read` first."""
+        """The JSON values for `load`. Call `read` first."""
         return {name: getattr(self, name) for name in self._KEPT}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from a `state`; None: from the start of an epoch."""
+        """Continue from a `state`; None: from the start of an epoch."""
         self.clear()
         for name in self._KEPT if state else ():
             value = state[name]
@@ -126,7 +127,7 @@ def memory_columns(device: torch.device | str = "cpu") -> dict[str, float]:
     """Memory of this process, MB, and of its GPU if `device` is one."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     now = psutil.Process().memory_info().rss
-    found = {"memory_mb": now / 1e6, "memory_peak_mb": max(now, peak) / 1e6}  # two counts of the kernel
+    found = {"memory_mb": now / 1e6, "memory_peak_mb": max(now, peak) / 1e6}  # two counters of the kernel
     if torch.device(device).type == "cuda":
         for column, ask in (
             ("allocated", "memory_allocated"),
@@ -138,7 +139,7 @@ def memory_columns(device: torch.device | str = "cpu") -> dict[str, float]:
 
 # %% ../../../nbs/learn/telemetry/epochs.ipynb #aa032ac3
 FIRST = ("epoch", "step", "frames", "lr", "loss_mean", "loss_std", "loss_min", "loss_max", "loss_median")
-_NAMES = {"usage": "codebook_use", "commitment": "codebook_loss"}  # ‖z − q‖² is both, with another gradient
+_NAMES = {"usage": "codebook_use", "commitment": "codebook_loss"}  # ‖z − q‖² serves as both, with different gradients
 _WHOLE = ("kl_weight", "codebook_use", "codebook_loss", "perplexity", "latent_mean", "latent_std")
 
 

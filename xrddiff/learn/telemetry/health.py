@@ -118,14 +118,15 @@ def _first_few(items: Sequence[Any], n: int = 8) -> str:
 
 
 def likely_cause(fault: Mapping[str, Any], weight_rms: float | None = None) -> str:
-    """What to do about a `fault`; `weight_rms`: root mean square of the weights when training began.
+    """The likely cause of a `fault`; `weight_rms`: root mean square of the weights when training
+    began.
 
-    AdamW moves a weight by about the learning rate in a step: one that is not small beside the
-    weights replaces them.
+    AdamW moves a weight by about the learning rate in a step: if that is not small compared with
+    the weights, it replaces them.
     """
     if weight_rms and fault["lr"] > 0.3 * weight_rms:
         return f"the learning rate is too high, as a step of it moves weights of {weight_rms:.2g} by about {fault['lr']:.3g}: 1e-4 to 1e-3 is usual"
-    return "look at these frames, lower lr or clip harder"
+    return "look at these frames, lower lr or clip more strongly"
 
 
 def describe_fault(fault: Mapping[str, Any], kept: str | None = None, weight_rms: float | None = None) -> str:
@@ -172,8 +173,8 @@ class Watch:
         raise Diverged(describe_fault(fault, self.kept, self.weight_rms))
 
     def check_norm(self, record: StepRecord) -> None:
-        """Raise `Diverged` if the gradient of a step is not finite; on a CPU only, where reading a number does
-        not wait.
+        """Raise `Diverged` if the gradient of a step is not finite; only on a CPU, where reading a
+        number causes no delay.
         """
         if record.norm.device.type == "cpu" and not math.isfinite(record.norm):
             self.diagnose(record.step - 1)

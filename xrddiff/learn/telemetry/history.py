@@ -36,9 +36,9 @@ _LAST = ("note",)
 class History:
     """The rows of a table of a run, in memory and, if `folder` is given, on disk.
 
-    `name`: of its files, `name.csv` and `name.json` in `folder`. `first`: the columns that it begins
-    with. `about`: JSON values that the JSON file holds beside the rows, as `{**about, name: rows}`;
-    None: it is the list of rows.
+    `name`: of its files, `name.csv` and `name.json` in `folder`. `first`: its first columns.
+    `about`: JSON values that the JSON file holds beside the rows, as `{**about, name: rows}`; None:
+    it is the list of rows.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class History:
         return text.getvalue()
 
     def to_json(self) -> str:
-        """The rows as a JSON list, one row per line, after what is said about them."""
+        """The rows as a JSON list, one row per line, after the values of `about`."""
         rows = "[\n" + ",\n".join(json.dumps(row) for row in self.rows) + "\n]"
         if self.about is None:
             return rows + "\n"
@@ -116,10 +116,10 @@ class History:
                 found = found if self.about is None else checked(found, dict[str, Any], path.name).get(self.name)
                 self.rows = checked(found, list[dict[str, Any]], path.name)[:rows]
             except (OSError, BadInput):
-                warnings.warn(f"{path} cannot be read; the table starts anew", stacklevel=2)
+                warnings.warn(f"{path} cannot be read; the table starts again from empty", stacklevel=2)
         if len(self.rows) < rows:
             warnings.warn(
-                f"{self.name} has {len(self.rows)} of the {rows} rows that the checkpoint knew of", stacklevel=2
+                f"{self.name} has {len(self.rows)} of the {rows} rows recorded in the checkpoint", stacklevel=2
             )
         self.save()
 

@@ -39,7 +39,7 @@ def probe_health_rule(thing: Any, entry: Entry) -> Iterator[str]:
     )
     when = entry.traits["when"]
     times = {when} if isinstance(when, str) else set(when)
-    expect(times and times <= {"row", "epoch", "result"}, f"looks when={when!r}; that is none of row, epoch, result")
+    expect(times and times <= {"row", "epoch", "result"}, f"is checked when={when!r}; expected row, epoch or result")
     rows = [dict(split="train", epoch=i, step=i, loss=1 / (i + 1), lr=1e-4) for i in range(20)]
     full = Evidence(rows, probe_epochs(), [], dict(batch_size=8, ranks=1, nodes=1, total_steps=50, first_loss=1.0))
     for evidence in (Evidence(), full):

@@ -47,7 +47,7 @@ def vanishing_gradients(e: Evidence, norm: Share = 1e-6) -> str | None:
 # %% ../../../nbs/learn/telemetry/symptoms.ipynb #4548bc3c
 @register(
     "health_rule", severity="error", when="row", source="Smith 2017, arXiv 1506.01186: loss against learning rate",
-    cause="The learning rate is too high.", remedy="Lower training.lr, by ten to begin with.",
+    cause="The learning rate is too high.", remedy="Lower training.lr, at first by a factor of ten.",
 )  # fmt: skip
 def diverging(e: Evidence, times: Share = 10.0, rows: int = 3) -> str | None:
     """The loss rises far above where it began."""
@@ -64,7 +64,7 @@ def diverging(e: Evidence, times: Share = 10.0, rows: int = 3) -> str | None:
     cause="The learning rate is too low.", remedy="Raise training.lr; 1e-4 to 1e-3 is usual.",
 )  # fmt: skip
 def learning_rate_too_low(e: Evidence, moved: Share = 1e-3, fall: Share = 0.01) -> str | None:
-    """The loss stays where it was, and the weights cannot have moved."""
+    """The loss does not change, and the weights cannot have moved."""
     losses, rms = e.column("loss_mean"), e.facts.get("weight_rms")
     if len(losses) < 2 or not rms or losses[-1] < (1 - fall) * losses[0]:
         return None
@@ -90,7 +90,7 @@ def loss_stays_high(e: Evidence, epochs: int = 5, fall: Share = 0.02) -> str | N
 # %% ../../../nbs/learn/telemetry/symptoms.ipynb #cd90dc68
 @register(
     "health_rule", severity="note", when="epoch", source=_SEED,
-    cause="Training is done, or the learning rate is too high for what is left to learn.", remedy="Stop here, or let it fall: training.lr_schedule=cosine.",
+    cause="Training is done, or the learning rate is too high for further progress.", remedy="Stop here, or let it fall: training.lr_schedule=cosine.",
 )  # fmt: skip
 def plateau(e: Evidence, epochs: int = 5, fall: Share = 1e-3) -> str | None:
     """The loss no longer falls."""
@@ -126,7 +126,7 @@ def fluctuation(e: Evidence, epochs: int = 6, size: Share = 0.2) -> str | None:
 
 @register(
     "health_rule", severity="warning", when="epoch", source="Prechelt 1998, Early stopping – but when?",
-    cause="The model learns its training frames by heart.", remedy="Stop earlier, take more frames (data.limit) or training.augmentations, or a smaller size.",
+    cause="The model learns its training frames by heart.", remedy="Stop earlier, use more frames (data.limit), training.augmentations, or a smaller size.",
 )  # fmt: skip
 def overfit_gap(e: Evidence, rise: Share = 0.05, gap: Share = 0.2) -> str | None:
     """Held-out frames get worse while training frames get better."""
@@ -224,7 +224,7 @@ def small_batch(e: Evidence, gpu: int = 8, nodes: int = 16) -> str | None:
 # %% ../../../nbs/learn/telemetry/symptoms.ipynb #30882a61
 @register(
     "health_rule", severity="warning", when="epoch", source="Karras et al. 2024, arXiv 2312.02696: length of the average",
-    cause="The average looks further back than the training is long.", remedy="Lower training.ema_decay; 1 − 10 / steps is a good start.",
+    cause="The average reaches further back than the training is long.", remedy="Lower training.ema_decay; 1 − 10 / steps is a good start.",
 )  # fmt: skip
 def slow_average(e: Evidence, share: Share = 0.02) -> str | None:
     """The averaged weights still remember the start."""
@@ -271,7 +271,7 @@ def low_diversity(e: Evidence, mse: Share = 0.1) -> str | None:
 def samples_out_of_range(
     e: Evidence, value: Share = 20.0, std: Share = 2.0, shift: Share = 0.5, share: Share = 0.02
 ) -> str | None:
-    """What was drawn is far outside the training values."""
+    """Drawn values are far outside the training values."""
     found = e.facts.get("drawn") or {
         k.removeprefix("range_"): v for k, v in e.last_samples().items() if k[:6] == "range_"
     }
@@ -288,7 +288,7 @@ def samples_out_of_range(
 # %% ../../../nbs/learn/telemetry/symptoms.ipynb #41b7b88b
 @register(
     "health_rule", severity="error", when="result", source="peaks found in reconstructions of held-out frames",
-    cause="The autoencoder draws the background and leaves the peaks out.", remedy="Train longer, more model.latent_channels, training.recons_loss=iwmse, or a transform that keeps peaks apart from the background (data.transform=asinh).",
+    cause="The autoencoder draws the background and leaves the peaks out.", remedy="Train longer, or try more model.latent_channels, training.recons_loss=iwmse, or a transform that separates peaks from the background (data.transform=asinh).",
 )  # fmt: skip
 def no_peaks(e: Evidence, recall: Share = 0.05) -> str | None:
     """Peaks are not reconstructed."""
@@ -301,8 +301,8 @@ def no_peaks(e: Evidence, recall: Share = 0.05) -> str | None:
 
 
 def _hardly_followed(answer: Mapping[str, Any], share: float) -> bool:
-    """Is the accuracy on samples, at the upper end of its interval, above chance by less than a `share` of
-    what it is on real frames? Not where the classifier itself may be guessing.
+    """Whether the accuracy on samples, at the upper end of its interval, exceeds chance by less
+    than a `share` of the excess on real frames. False if the classifier itself may be guessing.
     """
     chance, real = answer["chance"], answer["accuracy_real"]
     return answer["accuracy_real_low"] > chance and answer["accuracy_samples_high"] < chance + share * (real - chance)
@@ -310,10 +310,10 @@ def _hardly_followed(answer: Mapping[str, Any], share: float) -> bool:
 
 @register(
     "health_rule", severity="warning", when="result", source="a paired comparison on held-out frames, and a classifier's accuracy on samples with its interval",
-    cause="The labels say nothing about the frames, or training was too short to use them.", remedy="Train longer or with a larger training.batch_size, raise inference.guidance_scale, or look at what the labels are (`xrddiff data info`).",
+    cause="The labels say nothing about the frames, or training was too short to use them.", remedy="Train longer or with a larger training.batch_size, raise inference.guidance_scale, or look at the labels (`xrddiff data info`).",
 )  # fmt: skip
 def condition_ignored(e: Evidence, errors: Share = 2.0, share: Share = 0.5) -> str | None:
-    """Wrong conditions are as good as right ones, or samples are hardly what was asked for."""
+    """Wrong conditions are as good as right ones, or samples hardly match the requested conditions."""
     use = e.facts.get("condition_use")
     if not use or use["difference"] > errors * use["error"]:
         weak = [a for a in e.facts.get("answers", {}).values() if _hardly_followed(a, share)]

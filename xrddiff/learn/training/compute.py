@@ -48,7 +48,7 @@ def make_accelerator(mixed_precision: str | None = None, **ddp: Any) -> Accelera
     """
     said = precision(mixed_precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != said:
-        AcceleratorState._reset_state()  # this process has had one with another precision
+        AcceleratorState._reset_state()  # this process already had one with another precision
     options = DistributedDataParallelKwargs(broadcast_buffers=False, **ddp)
     try:
         accelerator = Accelerator(mixed_precision=said, kwargs_handlers=[options])
@@ -101,8 +101,8 @@ def recomputed(model: nn.Module) -> Iterator[None]:
     blocks = recomputable_blocks(model)
     if not blocks:
         raise BadInput(
-            f"gradient_checkpointing: {type(model).__name__} has no block that can be computed again; expected classes of blocks "
-            "with recomputable = True, or the word left out"
+            f"gradient_checkpointing: {type(model).__name__} has no block that can be recomputed; expected classes "
+            "of blocks with recomputable = True, or omit the word"
         )
     with _forwards(blocks, _recomputed):
         yield
@@ -132,7 +132,8 @@ def compiled(model: nn.Module) -> Iterator[None]:
     compilers = [c for c in (os.environ.get("CXX"), "g++", "clang++") if c]
     if not any(map(shutil.which, compilers)):
         raise BadInput(
-            f"compile: torch.compile needs a C++ compiler and found none of {', '.join(compilers)}; install one or leave the word out"
+            f"compile: torch.compile needs a C++ compiler and found none of {', '.join(compilers)}; install one or "
+            "omit the word"
         )
     with _forwards(_bodies(model), partial(torch.compile, options={"fallback_random": True})):
         yield
@@ -157,7 +158,7 @@ def computed(
 # %% ../../../nbs/learn/training/compute.ipynb #a88593d3
 @contextmanager
 def without_subnormals(wanted: bool = True) -> Iterator[None]:
-    """Within `with`, this thread takes subnormal numbers for zero; afterwards it does not."""
+    """Within `with`, this thread treats subnormal numbers as zero."""
     if wanted:
         torch.set_flush_denormal(True)
     try:

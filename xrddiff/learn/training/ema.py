@@ -40,10 +40,10 @@ class EMA:
         return ema_decay(n, self.decay)
 
     def start_share(self, updates: int) -> float:
-        """The share of the initial weights in the average after so many updates, Π β_n."""
+        """The share of the initial weights in the average after a number of updates, Π β_n."""
         share = 1.0
         for n in range(updates):
-            if (beta := self.decay_at(n)) == self.decay:  # from here on it is the same
+            if (beta := self.decay_at(n)) == self.decay:  # from here on it is constant
                 return share * beta ** (updates - n)
             share *= beta
         return share

@@ -21,7 +21,7 @@ __all__ = ['Length', 'Batches', 'Optimiser', 'Computing', 'Averaging', 'Records'
 @dataclass(frozen=True, kw_only=True)
 class Length:
     """`num_epochs`: passes over the training frames. `max_steps`: optimiser steps. `seed`: of
-    dropout and the like.
+    dropout and similar random numbers.
     """
 
     num_epochs: int | None = None

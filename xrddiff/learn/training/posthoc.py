@@ -39,7 +39,7 @@ def gamma_of(sigma_rel: float) -> float:
     Source: arXiv 2312.02696, appendix C.
     """
     if not 0 < sigma_rel < 12**-0.5:
-        raise BadInput(f"sigma_rel is {sigma_rel}; expected a width between 0 and {12**-0.5:.3f}, both left out")
+        raise BadInput(f"sigma_rel is {sigma_rel}; expected a width between 0 and {12**-0.5:.3f}, both excluded")
     r = sigma_rel**-2
     return float(np.roots([1, 7, 16 - r, 12 - r]).real.max())
 
@@ -125,7 +125,7 @@ def _snapshots(run: str | Path, step: int | None) -> list[Checkpoint]:
             try:
                 found.append(load_checkpoint(path))
             except CheckpointError as e:
-                warnings.warn(f"{e}; it is left out", stacklevel=3)
+                warnings.warn(f"{e}; it is skipped", stacklevel=3)
     if not found or "tracks" not in found[-1].state:
         raise CheckpointError(
             f"{folder} holds no snapshots of averages; expected the folder of a run that was trained with ema_tracks"
@@ -152,8 +152,10 @@ def reconstruct(
     x, error = reconstruction_weights([profile for *_, profile in tracks], end, sigma_rel)
     if error > tolerance:
         raise BadInput(
-            f"sigma_rel {sigma_rel:g} is out of reach of the {len(found)} snapshots in {run}: the nearest average differs from it by "
-            f"{100 * error:.0f}%; expected at most {100 * tolerance:.0f}%, choose a width nearer to {', '.join(f'{s:g}' for s in _widths(found[-1].state))}"
+            f"sigma_rel {sigma_rel:g} cannot be reconstructed from the {len(found)} snapshots in {run}: the nearest "
+            "average differs from it by "
+            f"{100 * error:.0f}%; expected at most {100 * tolerance:.0f}%, choose a width closer to "
+            f"{', '.join(f'{s:g}' for s in _widths(found[-1].state))}"
         )
     total: dict[str, Tensor] = {}
     for factor, (checkpoint, group, _) in zip(x, tracks, strict=True):
@@ -189,7 +191,9 @@ class Averages:
         return [(weights[name], average) for name, average in averages.items() if name in weights]
 
     def start_share(self, updates: int) -> float | None:
-        """The share of the initial weights in the exponential average after so many updates; None if there is none."""
+        """The share of the initial weights in the exponential average after a number of updates;
+        None if there is no average.
+        """
         return None if self.ema is None else self.ema.start_share(updates)
 
     def averaged(self) -> AbstractContextManager[Any]:
@@ -215,7 +219,7 @@ class Averages:
     def load(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`.
 
-        Raises `BadInput` if its tracks are others: they must average the whole run.
+        Raises `BadInput` if its tracks are different: they must average the whole run.
         """
         state, groups = checkpoint.state, [track.group for track in self.tracks]
         if self.ema is not None and state["ema"]:
@@ -225,7 +229,8 @@ class Averages:
         tracked = state.get("tracks", {})
         if set(groups) != set(tracked):
             raise BadInput(
-                f"checkpoint {checkpoint.path} keeps the averages {sorted(tracked)}; ema_tracks asks for {groups}, and they are averages of a whole run"
+                f"checkpoint {checkpoint.path} keeps the averages {sorted(tracked)}, but ema_tracks sets {groups}; "
+                "averages must cover the whole run"
             )
         for track in self.tracks:
             track.load_state(checkpoint.tensors(track.group), tracked[track.group])

@@ -43,7 +43,7 @@ class _Steps:
         self.callbacks = Callbacks([callback], self)
 
     def step(self, pieces: int = 1) -> Tensor:
-        """Make a step of 4 frames, in so many pieces; returns the weights."""
+        """Make a step of 4 frames, in this number of pieces; returns the weights."""
         record = StepRecord(self.place.step + 1, self.place.epoch + 1, 0.01)
         x = torch.linspace(-1, 1, 256).view(4, 1, 8, 8).sin()
         whole = {"x": x, "mask": x.abs() > 0.1, "index": torch.arange(4), "cond": {}}
@@ -71,11 +71,12 @@ def _altered(thing: Any, folder: Path) -> Iterator[str]:
         apart = torch.allclose(whole, parts, rtol=1e-3, atol=1e-5)
         expect(
             apart,
-            "makes another step of two halves of a batch than of the whole: it does not alter each frame by itself",
+            "gives a different step for two halves of a batch than for the whole: it does not alter each frame by "
+            "itself",
         )
         torch.manual_seed(1)
         same = torch.equal(whole, again.step())
-        expect(same, "does not alter a step twice in the same way, which every rank and every resumed run has to")
+        expect(same, "does not alter the same step twice in the same way, as every rank and every resumed run must")
     yield "steps"
     tensors, values = pack_callbacks(first.callbacks)
     fresh = thing()
@@ -83,16 +84,20 @@ def _altered(thing: Any, folder: Path) -> Iterator[str]:
         {k.partition("/")[2]: v for k, v in {**{k: t.clone() for k, t in tensors.items()}, **values}.items()}
     )
     again.callbacks = Callbacks([fresh], again)
-    expect(torch.equal(first.step(), again.step()), "alters another way once it was made anew with its state_dict")
+    expect(
+        torch.equal(first.step(), again.step()), "alters steps differently after it was restored from its state_dict"
+    )
     yield "resumed"
 
 # %% ../../../nbs/learn/training/probes.ipynb #7caf41fb
 @register("probe", "callback")
 def probe_callback(thing: Any, entry: Entry) -> Iterator[str]:
-    """made with its defaults: a Callback, whose hooks take their arguments; altered steps: the same however frames are divided, again, and resumed"""
+    """made with its defaults: a Callback, whose hooks take their arguments; altered steps are the
+    same for any division of frames, when repeated, and when resumed
+    """
     made = thing()
     expect(isinstance(made, Callback), f"made a {type(made).__name__}, which is not derived from Callback")
-    expect(made.ranks in ("first", "all"), f"has ranks = {made.ranks!r}; that is neither first nor all")
+    expect(made.ranks in ("first", "all"), f"has ranks = {made.ranks!r}; expected first or all")
     for hook in (*WATCHING, *ALTERING):
         words = list(inspect.signature(getattr(Callback, hook)).parameters)[1:]
         try:

@@ -63,9 +63,10 @@ def bare(optimizer: Any) -> torch.optim.Optimizer:
 class Parts:
     """All that one step passes to the next.
 
-    `objective`: with the network. `optimizer`: AdamW, as it was or prepared. `averages`: of the weights. `accelerator`:
-    with its gradient scaler. `plan`, `place`: of the training, and how far it is. `tables`: with the
-    sums since their last rows. `validation`: whether it is pending. `callbacks`: what they remember.
+    `objective`: with the network. `optimizer`: AdamW, as it was or prepared. `averages`: of the
+    weights. `accelerator`: with its gradient scaler. `plan`, `place`: of the training, and its
+    position. `tables`: with the sums since their last rows. `validation`: whether it is pending.
+    `callbacks`: their state.
     """
 
     objective: nn.Module
@@ -105,7 +106,8 @@ class Parts:
     def unpack(self, checkpoint: Checkpoint) -> None:
         """Continue from `checkpoint`.
 
-        Raises `BadInput` if it is of another network or lacks an average that the options ask for.
+        Raises `BadInput` if it belongs to another network or lacks an average that the options
+        require.
         """
         state, model = checkpoint.state, self.objective.model
         load_weights(model, checkpoint, ema=False)
@@ -231,13 +233,14 @@ class Saver:
         state = checkpoint.state
         for name, ours in (("seed", self.options.seed), ("num_frames", plan.num_frames)):
             if state[name] != ours:
-                raise BadInput(f"checkpoint {path} is of a run with {name} {state[name]}; expected {ours} to go on")
+                raise BadInput(f"checkpoint {path} is of a run with {name} {state[name]}; expected {ours} to resume")
         self.parts.unpack(checkpoint)
         if self.options.find_batch_size:
             plan.micro = min(plan.micro, state["batch_size"])
         if self.ranks.rank == 0 and state["global_batch_size"] != plan.global_batch:
             warnings.warn(
-                f"a step was {state['global_batch_size']} frames on {state['ranks']} ranks and is {plan.global_batch} on {self.ranks.size} from here on; "
+                f"a step had {state['global_batch_size']} frames on {state['ranks']} ranks and has "
+                f"{plan.global_batch} on {self.ranks.size} from now on; "
                 f"training.global_batch_size={state['global_batch_size']} would keep it",
                 stacklevel=3,
             )

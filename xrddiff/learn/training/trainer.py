@@ -89,12 +89,12 @@ def plan_training(loader: Loader, options: TrainOptions, ranks: Ranks) -> Plan:
 
 # %% ../../../nbs/learn/training/trainer.ipynb #b3b7edcc
 def trainable(objective: nn.Module) -> list[nn.Parameter]:
-    """The parameters that train. Raises `BadInput` if one of `objective` is not in `objective.model`."""
+    """The trained parameters. Raises `BadInput` if one of `objective` is not in `objective.model`."""
     trained = {id(p) for p in objective.model.parameters()}
     for name, p in objective.named_parameters():
         if p.requires_grad and id(p) not in trained:
             raise BadInput(
-                f"the objective's parameter {name} would train but is not in objective.model; put it there or freeze it"
+                f"the objective's parameter {name} is trainable but not in objective.model; put it there or freeze it"
             )
     return [p for p in objective.model.parameters() if p.requires_grad]
 
@@ -156,7 +156,7 @@ class Trainer:
             stack.enter_context(self.progress.steps(place.step, self.plan.total(place)[0]))
             batches = stack.enter_context(closing(batches_from(self.loader, place)))
             start, stopped = time.monotonic(), self.ranks.asked(self.stop)
-            if self.validation.pending:  # a stop prevented it
+            if self.validation.pending:  # prevented by a stop
                 stopped = self.close(stopped, due=True)
                 if self.plan.done(place) and not stopped:
                     self.callbacks("on_checkpoint", self.saver.save())
@@ -190,7 +190,9 @@ class Trainer:
         return record, place.advance(count, self.plan.num_frames)
 
     def finish_step(self, record: StepRecord, ended: bool) -> bool:
-        """Do what is due after a step, which may have `ended` an epoch; returns whether to stop."""
+        """Do everything that is due after a step, which may have `ended` an epoch; returns whether
+        to stop.
+        """
         step, last = self.place.step, self.plan.done(self.place)
         self.callbacks("on_step", record)
         if step % self.options.log_every == 0 or ended or last:

@@ -76,7 +76,7 @@ def _size(mb: float | None) -> str:
 
 # %% ../../../nbs/run/execution/dashboard.ipynb #f23283d6
 def device_panel(where: str, devices: Sequence[Device], width: int) -> RenderableType:
-    """GPUs or cores: how busy, how much memory, how warm."""
+    """GPUs or cores: load, memory and temperature."""
     from rich.table import Table
     from rich.text import Text
 
@@ -100,7 +100,7 @@ def device_panel(where: str, devices: Sequence[Device], width: int) -> Renderabl
 
 
 def progress_panel(s: Standing, width: int) -> RenderableType:
-    """Bars of epochs and of the batches of this epoch, with the time that is left."""
+    """Bars for the epochs and for the batches of this epoch, with the time left."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -127,7 +127,9 @@ _COLUMNS = {
 
 
 def epochs_panel(s: Standing, rows: int, width: int = 60) -> RenderableType:
-    """The last epochs, as many columns as fit `width` characters; ★ is the best of all."""
+    """The last epochs, with as many columns as fit into `width` characters; ★ marks the best of
+    all.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -153,7 +155,7 @@ def epochs_panel(s: Standing, rows: int, width: int = 60) -> RenderableType:
 def dashboard(
     s: Standing, where: str, devices: Sequence[Device], *, width: int = 120, height: int = 32
 ) -> RenderableType:
-    """The whole of it, for a terminal of `width` × `height` characters."""
+    """The whole dashboard, for a terminal of `width` × `height` characters."""
     from rich.layout import Layout
     from rich.text import Text
 

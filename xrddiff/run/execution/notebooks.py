@@ -70,7 +70,7 @@ def run_notebook_path(name: str) -> Path:
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #bd80837e
 def notebook_parameters(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Names and defaults in the cell tagged `parameters`; `...` if a default is no literal."""
+    """Names and defaults in the cell tagged `parameters`; `...` if a default is not a literal."""
     cells = [c for c in notebook.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
     found: dict[str, Any] = {}
     for node in (n for cell in cells for n in ast.parse(cell.source).body):
@@ -181,8 +181,8 @@ class LiveShell(CaptureShell):
 # %% ../../../nbs/run/execution/notebooks.ipynb #a9fa1602
 @contextmanager
 def _own_figures() -> Iterator[None]:
-    """Begin without open figures, close those that were opened, and give back those from before."""
-    # a cell ends with a drawing of every open figure, those of an outer notebook among them
+    """Start without open figures, close those that were opened, and restore the earlier ones."""
+    # at its end a cell draws every open figure, including those of an outer notebook
     before = dict(pylab.Gcf.figs) if (pylab := sys.modules.get("matplotlib._pylab_helpers")) else {}
     if pylab:
         pylab.Gcf.figs.clear()
@@ -217,12 +217,12 @@ def _live_shell(output: LiveOutput) -> Iterator[LiveShell]:
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #a822cfa4
 class _Job:
-    """One execution: where it is kept, where its output goes, and how it ended."""
+    """One execution: where it is stored, where its output goes, and how it ended."""
 
     def __init__(self, target: Path, output: LiveOutput):
         self.target, self.output = target, output
         self.manager: _Manager | None = None
-        self.error: BaseException | None = None  # what a cell raised, if it was raised in this process
+        self.error: BaseException | None = None  # the exception of a cell, if it was raised in this process
         self.cell: nbformat.NotebookNode | None = None
         self.streams: list[tuple[nbformat.NotebookNode, Screen]] = []
         output.on_write = self.autosave
@@ -257,7 +257,7 @@ class _Manager(NotebookExecutionManager):
         super().notebook_complete(**kwargs)
 
     def save(self, **kwargs):
-        """Twice a cell, so that it has to be quick: in one line until all have run."""
+        """Saved twice per cell, so it has to be fast: in one line until all cells have run."""
         self.job.settle()
         text = nbformat.writes(self.nb) if self.complete else json.dumps(self.nb, ensure_ascii=False)
         write_text(self.job.target, text + "\n")
@@ -265,7 +265,7 @@ class _Manager(NotebookExecutionManager):
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #51a8a502
 class _LiveEngine(Engine):
-    """What both engines share: the manager."""
+    """The manager, shared by both engines."""
 
     @classmethod
     def execute_notebook(cls, nb, kernel_name, output_path=None, *, job, **kwargs):

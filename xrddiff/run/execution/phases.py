@@ -100,7 +100,7 @@ def notebook_target(folder: str | os.PathLike, rank: int | None = None, kept: st
 
 
 def _words(overrides: Sequence[str]) -> list[str]:
-    """The overrides that are not parameters of their own."""
+    """The overrides that have no parameter of their own."""
     return [o for o in overrides if parse_override(o).key not in ("model", "experiment_type", "data")]
 
 # %% ../../../nbs/run/execution/phases.ipynb #0e776794
@@ -110,7 +110,7 @@ PATIENCE = timedelta(days=30)  # longer than any job can run
 def meet_ranks(cfg: Config | None = None) -> "Ranks | None":
     """The ranks of this run; None for a run with one process, which needs no PyTorch for this.
 
-    cfg: of a run; None = of whatever else a launcher started.
+    cfg: the configuration of a run; None = a job of another kind.
 
     Raises `BadInput` if the ranks cannot execute the run together.
     """
@@ -127,9 +127,10 @@ def meet_ranks(cfg: Config | None = None) -> "Ranks | None":
 
 # %% ../../../nbs/run/execution/phases.ipynb #f930815c
 def end_if_asked(folder: str | os.PathLike, ranks: "Ranks | None" = None) -> None:
-    """End the notebook on all ranks if one of them was asked to stop, by a signal; it goes on from its saved state.
+    """End the notebook on all ranks if one of them received a stop signal; the job can be resumed
+    from its saved state.
 
-    Called by all ranks between two steps. What is kept in `folder` says that it was stopped.
+    All ranks call this between two steps. A mark in `folder` records that the job was stopped.
     """
     stop = StopRequest.current()
     asked = bool(stop)
@@ -143,14 +144,14 @@ _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by pee
 
 
 def follows_another(error: BaseException | None) -> str | None:
-    """How this rank knows that another one failed, or None if this rank itself failed.
+    """How this rank knows that another one failed; None if this rank itself failed.
 
     Either rank 0 reported it (`RankFailed`), or it is gone, which is recognised from the messages
     of gloo and NCCL in `error` and its causes.
     """
     while error is not None:
         if isinstance(error, RankFailed):
-            return f"told by rank 0: {error}"
+            return f"rank 0 reported: {error}"
         if isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _LOST):
             return "lost the others"
         error = error.__cause__
@@ -159,7 +160,9 @@ def follows_another(error: BaseException | None) -> str | None:
 
 @contextmanager
 def _marked(path: Path, notebook: Path | None, *, keep: bool = False) -> Iterator[None]:
-    """Record a failure in the run folder `path` before it ends this rank. keep: unless it has recorded one."""
+    """Record a failure in the run folder `path` before it ends this rank. keep: do not overwrite an
+    earlier record.
+    """
     rank = world_rank()
     try:
         yield
@@ -195,10 +198,11 @@ def execute_run(
 ) -> Path:
     """Compose and check a configuration, create or reopen its run folder, execute its notebooks.
 
-    The plug-ins that it names are known within the run only.
+    The plug-ins that it names are registered for this run only.
 
-    With several ranks, all call this together. A run stopped by a signal (USR2, TERM) returns and
-    can be resumed, see `stopped_by`. A rank that fails leaves a mark, see `read_failures`.
+    With several ranks, all of them call this together. A run stopped by a signal (USR2, TERM)
+    returns and can be resumed, see `stopped_by`. A rank that fails leaves a mark, see
+    `read_failures`.
 
     overrides: the overrides of the configuration.
     cfg: the composed configuration, if it exists already.
@@ -319,18 +323,18 @@ def _parameters(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
-            raise BadInput(f"'{word}' is no parameter of a notebook; expected name=value")
+            raise BadInput(f"'{word}' is not a parameter of a notebook; expected name=value")
         try:
             found[name] = yaml.safe_load(value)
         except (yaml.YAMLError, RecursionError):
-            raise BadInput(f"'{word}' cannot be read; expected a value of YAML, such as 3, text or [1, 2]") from None
+            raise BadInput(f"'{word}' cannot be read; expected a YAML value, such as 3, text or [1, 2]") from None
     return found
 
 # %% ../../../nbs/run/execution/phases.ipynb #27187183
 def execute_noted(action: Callable[[], int], folder: str | os.PathLike) -> int:
     """Execute `action` on this rank, with the variables that torchrun would set.
 
-    A failure is noted in `folder`. Returns the exit code, which is what `action` returns.
+    A failure is recorded in `folder`. Returns the exit code that `action` returns.
     """
     from xrddiff.core.ranks.environment import read_environment, set_environment
 

@@ -81,7 +81,8 @@ def _version(name: str) -> str | None:
 def _git() -> dict[str, Any] | None:
     """Commit of the checkout of xrddiff, and whether tracked files differ from it.
 
-    None outside a checkout. git is asked about that folder only, and executes nothing that a configuration names.
+    None outside a checkout. git is asked only about that folder, and executes nothing that a git
+    configuration names.
     """
     root = package_folder().resolve().parent
     if not (root / ".git").exists():
@@ -97,7 +98,7 @@ def _git() -> dict[str, Any] | None:
         return launcher.run(command, timeout=20, memory=1 << 30, env=env, text=True, check=check).stdout.strip()
 
     try:
-        programs = r"^filter\..*\.(clean|smudge|process)$"  # what git runs to see whether a file differs
+        programs = r"^filter\..*\.(clean|smudge|process)$"  # programs that git may run to see whether a file differs
         unset |= dict.fromkeys(ask("config", "--name-only", "--get-regexp", programs, check=False).splitlines(), "")
         changed = ask("status", "--porcelain", "--untracked-files=no", "--ignore-submodules")
         return dict(commit=ask("rev-parse", "HEAD"), dirty=bool(changed))
@@ -299,7 +300,7 @@ class Run:
         reason: a signal of the batch system (the run can be resumed), or SIGINT (interrupted by the
             user).
         """
-        say(f"stopped by {reason or 'a request'}; go on with: xrddiff run resume={self.whole}")
+        say(f"stopped by {reason or 'a request'}; resume it with: xrddiff run resume={self.whole}")
         if self.is_main:
             mark_stopped(self.whole, reason)
         raise KeyboardInterrupt if reason == "SIGINT" else SystemExit(0)
@@ -310,7 +311,7 @@ class Run:
         From here on, a signal interrupts that work.
         """
         if not self.is_main:
-            say(f"rank 0 goes on with {what}")
+            say(f"rank 0 continues with {what}")
             raise SystemExit(0)
         if (stop := StopRequest.current()) is not None:
             stop.alone = True
@@ -366,7 +367,9 @@ def open_run(cfg: Config, run_dir: str | os.PathLike | None = None) -> Run:
 
 
 def _keep_followers(saved: Config, cfg: Config) -> None:
-    """Keep a preset's number that overrode, when the run started, the setting it follows today."""
+    """Keep a number that a preset had set when the run started, although that setting now follows
+    another one.
+    """
     for w in vocabulary().values():
         followed, old = w.metadata["follows"], get_word(saved, w.name)
         unchanged = followed and get_word(cfg, followed) == get_word(saved, followed)
@@ -426,7 +429,8 @@ def write_failure(
 def read_failures(path: str | os.PathLike) -> list[dict[str, Any]]:
     """How the ranks of the last attempt failed; the failure that caused the others comes first.
 
-    Each has rank, host, time, error, notebook and follows; of very many, the first are read.
+    Each has rank, host, time, error, notebook and follows; if there are very many, only the first
+    are read.
     """
     found = []
     for file in islice(Path(path).glob("ranks/failed-*.json"), MOST_MARKS):
@@ -435,7 +439,7 @@ def read_failures(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [asdict(mark) for mark in sorted(found, key=lambda m: (m.follows, m.time, m.rank))]
 
 
-MOST_MARK, MOST_MARKS = 1 << 16, 1000  # bytes of a mark that an attempt left; how many are read
+MOST_MARK, MOST_MARKS = 1 << 16, 1000  # bytes of a mark left by an attempt; how many marks are read
 
 
 @dataclass(frozen=True)
@@ -522,7 +526,7 @@ def hold_run(path: str | os.PathLike) -> Iterator[None]:
     """
     path = Path(path)
     if is_path(path / ".lock") and not is_path(path / ".lock", "file"):
-        raise BadInput(f"{path / '.lock'} is not a regular file: the run is not executed")
+        raise BadInput(f"{path / '.lock'} is not a regular file, so the run was not executed")
     try:
         file = open(path / ".lock", "a+", encoding="utf-8")
     except OSError as error:
@@ -538,7 +542,7 @@ def hold_run(path: str | os.PathLike) -> Iterator[None]:
         yield
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #77b6f651
-SILENCE = 900.0  # s without a line in the log, after which a run of another machine is taken for dead
+SILENCE = 900.0  # s without a line in the log, after which a run on another machine is assumed dead
 
 
 def _held_here(path: Path) -> bool:
@@ -552,7 +556,7 @@ def _held_here(path: Path) -> bool:
             return any(key in line.split() for line in table.read_text().splitlines())
         with open(
             path, "a", encoding="utf-8"
-        ) as file:  # not Linux: only who asks for the lock learns whether it is held
+        ) as file:  # not Linux: the only way to see whether the lock is held is to request it
             return not lock(file)
     except OSError:
         return False
@@ -583,7 +587,7 @@ def _written(file: Path) -> float:
 
 # %% ../../../nbs/run/execution/run_folder.ipynb #75966b77
 def is_finished(run: str | os.PathLike) -> bool:
-    """Whether the run has its report, and nobody has taken it up again since."""
+    """Whether the run has its report, and has not been resumed since."""
     run = Path(run)
     report = run / "report.html"
     return report.is_file() and (_written(report) >= _written(run / ".lock") or holder(run) is None)
@@ -591,7 +595,7 @@ def is_finished(run: str | os.PathLike) -> bool:
 
 def run_state(path: str | os.PathLike) -> tuple[str, str]:
     """(state, why) of the run `path`: running, finished, failed, stopped (it can be resumed), or
-    unfinished (it ended without a word).
+    unfinished (it ended without leaving a mark).
     """
     path = Path(path)
     if is_finished(path):
@@ -602,4 +606,4 @@ def run_state(path: str | os.PathLike) -> tuple[str, str]:
         return "failed", str(failures[0]["error"])
     if why := stopped_by(path):
         return "stopped", why
-    return "unfinished", "ended without a word"
+    return "unfinished", "ended without leaving a mark"

@@ -28,8 +28,8 @@ __all__ = ['QUIET', 'last_rows', 'last_states', 'severity', 'Bar', 'read_log', '
 
 # %% ../../../nbs/run/execution/standing.ipynb #0414284c
 def last_rows(path: Path, rows: int = 400, tail: int = 1 << 18) -> list[dict[str, Any]]:
-    """The last rows of a CSV file, numbers as floats; [] if it cannot be read. What is empty or no
-    finite number is left out, but for the columns `split` and `note`.
+    """The last rows of a CSV file, numbers as floats; [] if it cannot be read. Values that are
+    empty or not finite are left out, except in the columns `split` and `note`.
     """
     head, data = or_default(lambda: read_tail(path, tail, head=1 << 16), (b"", b""))
     names = next(csv.reader([head.decode("utf-8", "replace").replace("\0", "")]), [])
@@ -53,9 +53,11 @@ _MOVES = re.compile(r"\x1b\[\d*[AK]")
 
 
 def last_states(text: str) -> list[str]:
-    """The lines of a log as a terminal leaves them, of each progress bar only its last state."""
+    """The lines of a log as a terminal would show them, with only the last state of each progress
+    bar.
+    """
     lines: list[str | None] = []
-    bars: dict[tuple[str, str], tuple[float, int]] = {}  # (name, total) -> what is done, its line
+    bars: dict[tuple[str, str], tuple[float, int]] = {}  # (name, total) -> steps done, its line
     rows = _MOVES.sub("", text).split("\n")
     for line in rows if rows[-1] else rows[:-1]:
         pieces = [piece.rstrip() for piece in line.split("\r") if piece.strip()] if "\r" in line else [line]
@@ -67,7 +69,7 @@ def last_states(text: str) -> list[str]:
                     lines[at] = None
                 bars[bar] = done, len(lines)
                 lines.append(piece)
-            elif i == len(pieces) - 1:  # what stood there before was written over
+            elif i == len(pieces) - 1:  # the earlier text there was overwritten
                 lines.append(piece)
             if piece.startswith("--- "):
                 bars.clear()  # another notebook begins
@@ -75,7 +77,7 @@ def last_states(text: str) -> list[str]:
 
 
 def _amount(number: str, unit: str) -> float:
-    """12.5k -> 12500; 0 for what is no number."""
+    """12.5k -> 12500; 0 for anything that is not a number."""
     try:
         return float(number.replace(",", "").rstrip(".")) * 1000.0 ** " kMGT".index(unit.replace("K", "k") or " ")
     except ValueError:
@@ -92,7 +94,7 @@ _SEVERITY = (
 
 
 def severity(line: str) -> str:
-    """What kind of line of a log this is: error, warning, note, heading or plain."""
+    """The kind of a line in a log: error, warning, note, heading or plain."""
     return next((name for name, pattern in _SEVERITY if pattern.search(line)), "plain")
 
 
@@ -122,7 +124,7 @@ def read_log(path: Path, lines: int = 40, tail: int = 1 << 16) -> tuple[list[str
 # %% ../../../nbs/run/execution/standing.ipynb #d7e5d1a6
 @dataclass
 class Standing:
-    """How a run stands.
+    """The state of a run.
 
     run: its folder. title: what it is. state: waiting, running, quiet (nothing was written for a while),
     stopped, failed or finished. why: more about the state. phase: what is trained. step, total: steps
@@ -153,21 +155,21 @@ class Standing:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of this training, at its present speed."""
+        """Time left for this training, at its current speed."""
         if self.total is None or not self.rate or self.state != "running":
             return None
         return max(0, self.total - self.step) / self.rate
 
     @property
     def epoch_seconds_left(self) -> float | None:
-        """Of this epoch."""
+        """Time left for this epoch."""
         if self.per_epoch is None or not self.rate or self.state != "running":
             return None
         return max(0, self.per_epoch - self.within) / self.rate
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come of this attempt."""
+        """Whether this attempt has ended."""
         return self.state in ("finished", "failed", "stopped")
 
 # %% ../../../nbs/run/execution/standing.ipynb #fd767e86
@@ -182,7 +184,7 @@ class _Model(msgspec.Struct):
 
 
 class _ShownConfig(msgspec.Struct):
-    """What is shown of a configuration."""
+    """The values of a configuration that are shown."""
 
     training: _Training = msgspec.field(default_factory=_Training)
     model: _Model = msgspec.field(default_factory=_Model)
@@ -194,7 +196,7 @@ class _Place(msgspec.Struct):
 
 # %% ../../../nbs/run/execution/standing.ipynb #463e0131
 def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | None) -> None:
-    """How far it has got."""
+    """Its progress."""
     s.num_epochs = (cfg.model.diff_epochs if s.phase == "denoiser" else None) or cfg.training.num_epochs or None
     s.step, s.loss, s.lr = int(row.get("step", 0)), row.get("loss"), row.get("lr")
     if bar is not None and bar.step >= s.step:
@@ -219,7 +221,7 @@ def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | No
         s.epoch, s.within = done + s.within // s.per_epoch, s.within % s.per_epoch
 
 # %% ../../../nbs/run/execution/standing.ipynb #599b8db8
-QUIET = 600.0  # seconds without a word after which a run is called quiet
+QUIET = 600.0  # seconds without output after which a run is called quiet
 
 
 def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str, str]:
@@ -235,7 +237,7 @@ def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str,
         over = {"PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting"}
         return over.get(state, "failed"), " ".join(filter(None, [state, why]))
     if state is None and (run / ".lock").is_file() and holder(run) is None:
-        return "failed", "its process has ended without a word: killed, out of memory, or the machine went down"
+        return "failed", "its process has ended without leaving a mark: killed, out of memory, or the machine went down"
     silent = time.time() - changed
     if changed and silent > QUIET:
         return "quiet", f"nothing was written for {round(silent / 60)} minutes"
@@ -243,9 +245,10 @@ def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str,
 
 # %% ../../../nbs/run/execution/standing.ipynb #04fb2928
 def read_standing(run: str | Path, *, state: str | None = None, why: str = "", log: Path | None = None) -> Standing:
-    """How the run in a folder stands.
+    """The state of the run in a folder.
 
-    state, why: of its job, where it has one. log: of its job, shown until the run has its own.
+    state, why: those of its job, if it has one. log: that of its job, shown until the run has its
+        own.
     """
     run = Path(run)
     cfg = or_default(lambda: read_yaml(run / "config.yaml", _ShownConfig, MOST_CONFIG), _ShownConfig())
@@ -285,7 +288,9 @@ def _changed(path: Path) -> float:
 # %% ../../../nbs/run/execution/standing.ipynb #9c322ea4
 @dataclass
 class Device:
-    """A GPU or a core: busy share 0 … 1, memory used and in all (MB), temperature (°C); None where it is not known."""
+    """A GPU or a core: load from 0 to 1, memory used and in total (MB), temperature (°C); None if
+    unknown.
+    """
 
     name: str
     busy: float | None = None
@@ -310,7 +315,7 @@ def gpus() -> list[Device]:
         for ask in (_gpu_busy, _gpu_memory, _gpu_temperature):
             try:
                 ask(pynvml, handle, device)
-            except pynvml.NVMLError:  # a slice of a GPU does not say everything
+            except pynvml.NVMLError:  # a slice of a GPU does not report everything
                 continue
         found.append(device)
     return found
@@ -342,7 +347,7 @@ def cores(interval: float | None = None) -> list[Device]:
 
 
 def devices(s: Standing, interval: float | None = None) -> tuple[str, list[Device]]:
-    """(whose numbers they are, the devices of the run)."""
+    """(where the numbers come from, the devices of the run)."""
     if s.host in ("", socket.gethostname()):
         found = gpus()
         return ("this machine", [*found, cores(interval)[-1]]) if found else ("this machine", cores(interval))

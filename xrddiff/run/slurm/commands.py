@@ -41,7 +41,7 @@ def ask_slurm(*words: str, text: str | None = None, timeout: float = 60.0) -> st
     """
     # sbatch passes its environment on; a new job must not inherit the restart count of the job that submits it
     env = launcher.own_environment()
-    for name in ("SLURM_RESTART_COUNT", "PYTHONSAFEPATH"):  # the job's own Python is told by its command
+    for name in ("SLURM_RESTART_COUNT", "PYTHONSAFEPATH"):  # the options of the job's own Python are in its command
         env.pop(name, None)
     try:  # without a limit of memory: sbatch passes its limits on to the job
         found = launcher.run(words, env=env, input=None if text is None else os.fsencode(text), timeout=timeout)
@@ -50,7 +50,7 @@ def ask_slurm(*words: str, text: str | None = None, timeout: float = 60.0) -> st
             f"there is no command {words[0]} on this machine: expected SLURM's commands on the PATH, as on a login node of a cluster"
         ) from None
     except launcher.TimeoutExpired:
-        raise SlurmAway(f"{words[0]} gave no answer within {timeout:g} s") from None
+        raise SlurmAway(f"{words[0]} did not answer within {timeout:g} s") from None
     except ValueError as error:  # a null byte
         raise BadInput(f"cannot call {words[0]}: {error}") from None
     if found.returncode:
@@ -73,7 +73,7 @@ def submit_script(script: str, *options: str) -> int:
     answer = ask_slurm("sbatch", "--parsable", *options, text=script)
     number = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
     if not number.isdecimal():
-        raise XrddiffError(f"sbatch: found {answer.strip()!r} for an answer, expected the number of the job")
+        raise XrddiffError(f"sbatch: answered {answer.strip()!r}; expected the number of the job")
     return int(number)
 
 
@@ -128,7 +128,7 @@ class QueuedJob:
 
     @property
     def is_over(self) -> bool:
-        """Has the job ended, in whatever way?"""
+        """Whether the job has ended, for any reason."""
         return self.state not in WAITING | ACTIVE
 
 # %% ../../../nbs/run/slurm/commands.ipynb #3c55491b
@@ -191,9 +191,7 @@ def cancel_jobs(*ids: str) -> None:
     for number in ids:
         states = [job.state for job in there if number in (job.id, str(job.base)) and not job.is_over]
         if not states:
-            raise BadInput(
-                f"job {number} is not in the queue; expected one that waits or runs, as `xrddiff status` shows them"
-            )
+            raise BadInput(f"job {number} is not in the queue; expected a pending or running job, see `xrddiff status`")
     ask_slurm("scancel", *ids)
 
 

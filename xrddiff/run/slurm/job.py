@@ -124,9 +124,12 @@ def _problem(job: Job) -> str | None:
     if not job.run_dirs:
         return "run_dirs is empty; expected the absolute folder of the run, one for each task"
     if relative := [d for d in job.run_dirs if not Path(d).is_absolute()]:
-        return f"run_dirs has {relative[0]!r}; expected an absolute path, for a job may start elsewhere"
+        return f"run_dirs has {relative[0]!r}; expected an absolute path, because a job may start in another folder"
     if job.overrides and len(job.overrides) != len(job.run_dirs):
-        return f"{len(job.overrides)} lists of overrides and {len(job.run_dirs)} run_dirs; expected as many, one for each task"
+        return (
+            f"{len(job.overrides)} lists of overrides and {len(job.run_dirs)} run_dirs; expected the same number, "
+            "one for each task"
+        )
     if len(set(job.run_dirs)) < len(job.run_dirs) and job.kind != "script":
         return "run_dirs names one folder twice; expected a folder for each task"
     if job.kind == "script" and (not job.script or Path(job.script).suffix not in (".py", ".ipynb")):
@@ -146,10 +149,12 @@ def _commands() -> Collection[str]:
 class RankCommand:
     """A command of `xrddiff` that all ranks of a job execute together; what is registered as `command` returns it.
 
-    - `execute`: does it on this rank; returns the exit code, 75 if it was stopped in order, to go on.
-    - `place`: where results go unless the words say so; a folder in it is named after the time.
+    - `execute`: runs the command on this rank; returns the exit code, 75 if it was stopped cleanly
+      and can be resumed.
+    - `place`: where results go unless the words name a folder; the folder in it is named after the
+      time.
     - `folder`: the folder that the words name, if they do.
-    - `option`: the option that names the folder; None for a command that keeps nothing.
+    - `option`: the option that names the folder; None for a command that saves nothing.
     - `name`: of the job.
     """
 
@@ -226,7 +231,9 @@ def prepare(job: Job, task: int = 0) -> Path:
 
 
 def _command_folder(path: Path) -> Path:
-    """The folder of a command, which fills it: nothing else is in it but what an earlier attempt left."""
+    """The folder for the results of a command. It contains nothing except what an earlier attempt
+    left.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         clear_marks(path)
@@ -239,7 +246,7 @@ def _command_folder(path: Path) -> Path:
 # %% ../../../nbs/run/slurm/job.ipynb #b1943c23
 @plugin_scope()
 def done_before(job: Job, task: int) -> bool:
-    """Whether the run of a task is finished, and the job's words give it nothing more to do."""
+    """Whether the run of a task is finished and the words of the job do not extend it."""
     from xrddiff.config.composition import compose_config
     from xrddiff.config.saved_config import load_config
 
@@ -252,7 +259,7 @@ def done_before(job: Job, task: int) -> bool:
 
 
 REQUEUE = 75
-DONE = 3  # of `prepare`, for one of several runs in an allocation that has been put back into the queue
+DONE = 3  # exit code of `prepare`, for one of several runs in an allocation that was requeued
 INTERRUPTED = 130  # by Ctrl-C
 
 
@@ -265,7 +272,7 @@ def run_task(job: Job, task: int = 0) -> int:
         set_threads(job.threads)
     if job.kind == "script":
         sys.path.append(os.getcwd())  # the user's modules in the working folder, after all others
-        os.environ.pop("PYTHONSAFEPATH", None)  # what the script starts is the user's own
+        os.environ.pop("PYTHONSAFEPATH", None)  # processes that the script starts are the user's own
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     if job.kind == "command":
         if (path / "report.html").is_file():
@@ -278,7 +285,7 @@ def run_task(job: Job, task: int = 0) -> int:
     return REQUEUE if world_rank() == 0 and stopped_by(path) else 0
 
 # %% ../../../nbs/run/slurm/job.ipynb #a28a5edd
-_GRACE = 30.0  # s, for a rank to end in order
+_GRACE = 30.0  # s, for a rank to stop cleanly
 
 
 @contextmanager
@@ -309,7 +316,7 @@ def pass_signals(processes: Sequence[launcher.Child]) -> Iterator[list[int]]:
 def start_ranks(count: int) -> int:
     """Execute the job described by the environment with `count` rank processes on this machine.
 
-    Returns 0 (finished), 75 (stopped, to be continued), 130 (Ctrl-C), or the code of a failed rank.
+    Returns 0 (finished), 75 (stopped, can be resumed), 130 (Ctrl-C), or the code of a failed rank.
     """
     from xrddiff.core.ranks.environment import job_port
 
@@ -385,8 +392,8 @@ def end_rank(code: int) -> NoReturn:
 
     Rank 0 lets the others exit first before it reports 75.
 
-    torchrun distinguishes only success and failure. Under torchrun an orderly stop therefore ends
-    with 0; `xrddiff.run.execution.run_folder.stopped_by` tells that the run is not finished.
+    torchrun distinguishes only success and failure. Under torchrun a clean stop therefore ends with
+    0; `xrddiff.run.execution.run_folder.stopped_by` shows that the run is not finished.
     """
     from xrddiff.core.ranks.rendezvous import exit_rank
 

@@ -69,7 +69,7 @@ def find_job(text: str) -> Target:
         here = None
     known = sorted(
         submissions(), key=lambda s: s.cluster == here
-    )  # numbers repeat between clusters: the last is found first
+    )  # numbers repeat between clusters: the newest is found first
     target = find_target(text, known)
     if target.submission is None and target.id is not None and (s := submission_in_queue(target.id)):
         return find_target(text, [s])
@@ -77,8 +77,8 @@ def find_job(text: str) -> Target:
 
 
 def cancel_targets(texts: Sequence[str]) -> list[Target]:
-    """Cancel the jobs that are named by number or by run folder; returns them. Raises `BadInput`, and cancels none, if one
-    is no job of this cluster that waits or runs.
+    """Cancel the jobs that are named by number or by run folder; returns them. Raises `BadInput`,
+    and cancels none, if one of them is not a pending or running job of this cluster.
     """
     known = submissions(cluster_name())
     targets = [find_target(text, known) for text in texts]

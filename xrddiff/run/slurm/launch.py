@@ -23,7 +23,7 @@ def launch_ranks(overrides: Sequence[str], processes: int, *, port: int = 0) -> 
     """Execute a run on several ranks of this machine, from JupyterLab; returns the run folder.
 
     - `overrides`: configuration overrides, such as `["model=vae_kl", "data=sim"]`.
-    - `processes`: number of ranks, from 1.
+    - `processes`: number of ranks, 1 or more.
     - `port`: TCP port on which the ranks meet; 0 takes a free one.
 
     Raises `BadInput` for a wrong configuration, and `XrddiffError` with the first error of a rank.
@@ -93,7 +93,7 @@ def accelerate_config(
       takes precedence.
 
 
-    Raises `BadInput` for what accelerate would not read.
+    Raises `BadInput` for values that accelerate would not accept.
     """
     import re
 

@@ -73,7 +73,7 @@ class Submission:
 
     @property
     def is_sound(self) -> bool:
-        """Does every field have the right type, and every task of the array a run folder?"""
+        """Whether every field has the right type, and every task of the array has a run folder."""
         kinds = dict(id=int, job=dict, profile=dict, log=str, folder=str, array=str | None, cluster=str, submitted=str)
         if not all(isinstance(getattr(self, name), kind) for name, kind in kinds.items()):
             return False
@@ -114,7 +114,7 @@ def record_submission(submission: Submission) -> Path:
                 raise OSError(0, "no space is left for the line")
             os.fsync(file.fileno())
     except OSError as error:
-        raise XrddiffError(f"job {submission.id} could not be noted in {path}: {error.strerror or error}") from None
+        raise XrddiffError(f"job {submission.id} could not be recorded in {path}: {error.strerror or error}") from None
     return path
 
 
@@ -199,11 +199,11 @@ def find_target(text: str, known: Sequence[Submission]) -> Target:
 # %% ../../../nbs/run/slurm/ledger.ipynb #d2a0be69
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has got.
+    """The progress of a run.
 
     - `phase`: "autoencoder" while a latent model trains its autoencoder, else "".
-    - `step`, `epoch`, `loss`: of the last training row; None if there is none yet. Of a posterior the
-      step is that of its newest state.
+    - `step`, `epoch`, `loss`: from the last training row; None if there is none yet. For a
+      posterior, the step of its newest state.
     - `finished`: whether the run has written its report.
     """
 
@@ -232,7 +232,7 @@ def _last_row(path: Path, tail: int = 8192) -> dict[str, str]:
     """The last row of the split "train" within the last bytes of a CSV file."""
     head, data = or_default(lambda: read_tail(path, tail, head=1 << 16), (b"", b""))
     names = next(csv.reader([head.decode("utf-8", "replace")]), [])
-    lines = data.decode("utf-8", "replace").splitlines()[len(data) == tail :]  # the first is incomplete then
+    lines = data.decode("utf-8", "replace").splitlines()[len(data) == tail :]  # then the first line is incomplete
     rows = (dict(zip(names, next(csv.reader([line]), []), strict=False)) for line in reversed(lines))
     return next((row for row in rows if row.get("split") == "train"), {})
 

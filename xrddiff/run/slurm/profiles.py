@@ -149,16 +149,17 @@ class Profile:
     - `cpus_per_node`: shared evenly among the tasks of a node.
     - `memory_per_cpu`: in SLURM's notation (`4G`).
     - `coordinator_port`: TCP port on which the ranks meet; None derives it from the job id.
-    - `signal_seconds`: so long before the time limit the ranks are signalled to write a checkpoint;
-      the job is then requeued.
+    - `signal_seconds`: how long before the time limit the ranks are told to write a checkpoint; the
+      job is then requeued.
     - `max_requeues`: the largest number of requeues.
     - `modules_to_load`, `env_vars`: loaded and set before the job.
     - `conda`: name or folder of a conda environment, activated after the modules; its Python runs
       the job.
-    - `network`: what connects the nodes, see `NETWORKS`; `env_vars` may say more, or otherwise.
-    - `setup`, `cleanup`: commands, each a list of words, run before the job, and after it however
-      it ends. `{job_id}`, `{nodes}`, `{user}` and `{home}` are replaced by the job id, the number
-      of nodes, the user name and the home folder.
+    - `network`: what connects the nodes, see `NETWORKS`; `env_vars` may add to its settings or
+      replace them.
+    - `setup`, `cleanup`: commands, each a list of words, that run before the job, and after it,
+      however it ends. `{job_id}`, `{nodes}`, `{user}` and `{home}` are replaced by the job id, the
+      number of nodes, the user name and the home folder.
 
     Raises `BadInput`, naming the field, what was found and what is expected.
     """
@@ -188,7 +189,7 @@ class Profile:
     signal_seconds: int = _field(120, _whole(10, 65535))
     max_requeues: int = _field(10, _whole(0, 10_000))
     env_vars: dict[str, str] = _field(
-        {}, FieldType(_environment, "names and texts of one line, none that xrddiff or SLURM sets itself")
+        {}, FieldType(_environment, "names with one-line texts, except variables that xrddiff or SLURM sets itself")
     )
     modules_to_load: list[str] = _field(
         [], FieldType(_list_of(_is_module), "a list of modules such as [gcc/13.2, rocm/6.2.4]")
@@ -227,7 +228,9 @@ class Profile:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What is set before the job: for the network, then `env_vars`, which win."""
+        """The variables that are set before the job: those for the network, then `env_vars`, which
+        take precedence.
+        """
         return NETWORKS.get(self.network, {}) | self.env_vars
 
     @property
@@ -287,7 +290,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         return _load(Path(text))
     found = {path.stem: path for path in (slurm_folder() / "profiles").glob("*.yaml")}
     if text not in found:
-        raise BadInput(f"there is no profile '{text}', and it is no path of a YAML file{nearest(text, found)}")
+        raise BadInput(f"there is no profile '{text}', and no YAML file of that name{nearest(text, found)}")
     return _load(found[text])
 
 

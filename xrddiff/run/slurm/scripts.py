@@ -31,9 +31,7 @@ def sbatch_value(text: str) -> str:
     Raises `BadInput` for a line break or another control character.
     """
     if _CONTROL.search(text):
-        raise BadInput(
-            f"{text!r} cannot stand in a batch script: found a line break or a control character in it, expected none"
-        )
+        raise BadInput(f"{text!r} cannot be put into a batch script: it contains a line break or a control character")
     return text if _PLAIN.fullmatch(text) else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -50,9 +48,7 @@ def log_pattern(folder: str | os.PathLike, name: str) -> str:
     """
     folder = os.fspath(folder)
     if "\\" in folder:
-        raise BadInput(
-            f"SLURM cannot write a log to {folder}: found a backslash in the path, expected none (see output_dir)"
-        )
+        raise BadInput(f"SLURM cannot write a log to {folder}: there is a backslash in the path (see output_dir)")
     return folder.replace("%", "%%") + "/" + name
 
 # %% ../../../nbs/run/slurm/scripts.ipynb #01100cc8
@@ -85,7 +81,7 @@ def _directives(p: Profile, name: str, log: str, array: str | None) -> list[tupl
         ("ntasks-per-node", p.tasks_per_node, f"ranks on each node: {p.ranks} in all"),
         ("cpus-per-task", p.cpus_per_task, f"a rank has {p.cpus_per_task} CPUs{gpu}"),
         ("gpus-per-node", p.gpus_per_node or None, ""),
-        ("gpu-bind", p.gpu_bind, "which GPU is whose"),
+        ("gpu-bind", p.gpu_bind, "which rank gets which GPU"),
         ("mem-per-cpu", p.memory_per_cpu, ""),
         (
             "time",
@@ -101,9 +97,9 @@ def _directives(p: Profile, name: str, log: str, array: str | None) -> list[tupl
         ("mail-user", p.mail_user, ""),
         ("mail-type", p.mail_type, ""),
         ("array", array, "one task for each of the runs below"),
-        ("signal", f"USR2@{p.signal_seconds}", "so many seconds before the time limit: write a checkpoint"),
-        ("requeue", "", "start again by itself if a node fails"),
-        ("open-mode", "append", "a restart goes on in the same log"),
+        ("signal", f"USR2@{p.signal_seconds}", "seconds before the time limit: write a checkpoint"),
+        ("requeue", "", "restart automatically if a node fails"),
+        ("open-mode", "append", "a restart continues the same log"),
         ("output", log, ""),
     ]
     return [(option, str(value), why) for option, value, why in asked if value is not None]
@@ -137,7 +133,7 @@ def site_lines(p: Profile) -> list[str]:
     if p.setup:
         lines += ["", "# What the site needs before the ranks start (setup).", *map(_command, p.setup)]
     if p.cleanup:
-        lines += ["", "# What it needs when all is over, however that comes about (cleanup).", "clean_up() {"]
+        lines += ["", "# What the site needs after the job, however it ends (cleanup).", "clean_up() {"]
         lines += [*(f"  {_command(words)}" for words in p.cleanup), "}", "trap clean_up EXIT"]
     return lines
 
@@ -157,37 +153,36 @@ def _command(words: list[str]) -> str:
 
 # %% ../../../nbs/run/slurm/scripts.ipynb #774797ff
 _LIMIT = """\
-# SLURM starts the job again when a node fails, and so does the end of this script when the time is up. Not for ever,
-# as a job that gets nowhere would cost an allocation.
+# SLURM restarts the job when a node fails, and so does the end of this script when the time is up. The number of
+# restarts is limited, because a job that makes no progress would use up an allocation.
 RESTARTS=${{SLURM_RESTART_COUNT:-0}}
 enough() {{
-  echo "xrddiff: stopped after {restarts} restarts (max_requeues); to go on: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
+  echo "xrddiff: stopped after {restarts} restarts (max_requeues); to resume: xrddiff resume
+  ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
   exit 75
 }}
 [ "$RESTARTS" -le {restarts} ] || enough
 """
 
-_SRUN = """\
-# One process per rank. Where one fails, srun ends the others, which would wait for it until the time limit.
-# srun has to be told the CPUs of a rank again (since SLURM 22.05), and that ranks see the variables set above.
-srun --kill-on-bad-exit=1 --cpus-per-task={cpus} --export=ALL "$PYTHON" -P -m xrddiff.run.slurm.job rank
-status=$?
+_SRUN = """\ # One process per rank. If one fails, srun ends the others, which would otherwise wait
+for it until the time limit. # srun has to be told the CPUs of a rank again (since SLURM 22.05), and
+that ranks see the variables set above. srun --kill-on-bad-exit=1 --cpus-per-task={cpus}
+--export=ALL "$PYTHON" -P -m xrddiff.run.slurm.job rank status=$?
 
-# 75: told that time runs out (USR2), the ranks wrote a checkpoint and stopped. 140: told so before they could begin.
-# Back into the queue then, to go on from the checkpoint.
-if [ "$status" -eq 75 ] || [ "$status" -eq 140 ]; then
-  [ "$RESTARTS" -lt {restarts} ] || enough
-  # Said before it is asked for: SLURM ends this script as soon as it has put the job back.
-  echo "xrddiff: goes back in the queue, restart $(( RESTARTS + 1 )) of at most {restarts}"
-  scontrol requeue "$SLURM_JOB_ID" && exit 0
-  echo "xrddiff: this cluster puts no job back into the queue; to go on: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
+# 75: the ranks were told that time runs out (USR2), wrote a checkpoint and stopped. 140: they were
+told before they began. # Then the job is requeued and resumes from the checkpoint. if [ "$status"
+-eq 75 ] || [ "$status" -eq 140 ]; then
+  [ "$RESTARTS" -lt {restarts} ] || enough # Print this first: SLURM ends this script as soon as it
+  has requeued the job. echo "xrddiff: requeued, restart $(( RESTARTS + 1 )) of at most {restarts}"
+  scontrol requeue "$SLURM_JOB_ID" && exit 0 echo "xrddiff: this cluster does not requeue jobs; to
+  resume: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
 fi
 exit "$status"
 """
 
 _EACH = """\
-# The runs of this job, one after another in the same allocation. One that fails does not keep the next from running.
-# -P: a user's random.py in this folder is not Python's. 3: it was done before the job came back from the queue.
+# The runs of this job, one after another in the same allocation. If one fails, the next one still runs.
+# -P: a user's random.py in this folder must not replace Python's. 3: the run was done before the job was requeued.
 worst=0
 for XRDDIFF_JOB_TASK in {tasks}; do
 export XRDDIFF_JOB_TASK
@@ -209,24 +204,19 @@ done
 exit "$worst"
 """
 
-_COMPARE = """\
-# A page that compares the runs: whoever ends last makes it.
-"$PYTHON" -P -m xrddiff.run.studies.ending
+_COMPARE = """\ # A page that compares the runs, made by the run that ends last. "$PYTHON" -P -m
+xrddiff.run.studies.ending
 """
 
 # %% ../../../nbs/run/slurm/scripts.ipynb #75470e18
 _HERE = """\
-# On this machine: the ranks are started here, and the others are ended where one fails. 75: stopped in order, to go on.
+# On this machine: the ranks are started here; if one fails, the others are ended. 75: stopped cleanly, can be resumed.
 exec "$PYTHON" -P -m xrddiff.run.slurm.job ranks {ranks}
 """
 
-_HERE_EACH = """\
-# On this machine: the ranks are started here. A signal is passed on to them, which stop in order.
-"$PYTHON" -P -m xrddiff.run.slurm.job ranks {ranks} &
-ranks=$!
-trap 'kill -TERM $ranks' TERM USR2
-status=129
-while [ "$status" -gt 128 ] && kill -0 "$ranks" 2> /dev/null; do
+_HERE_EACH = """\ # On this machine: the ranks are started here. A signal is passed on to them, and
+they stop cleanly. "$PYTHON" -P -m xrddiff.run.slurm.job ranks {ranks} & ranks=$! trap 'kill -TERM
+$ranks' TERM USR2 status=129 while [ "$status" -gt 128 ] && kill -0 "$ranks" 2> /dev/null; do
   wait "$ranks"
   status=$?
 done
@@ -234,8 +224,8 @@ done
 
 # %% ../../../nbs/run/slurm/scripts.ipynb #0dac9c2e
 _ONCE = """\
-# Once, before the ranks: make the run folder, or open it again after a restart.
-# -P: a user's random.py in this folder is not Python's.
+# Once, before the ranks: make the run folder, or reopen it after a restart.
+# -P: a user's random.py in this folder must not replace Python's.
 "$PYTHON" -P -m xrddiff.run.slurm.job prepare || exit
 
 """
@@ -291,24 +281,24 @@ def render_script(
     lines = [
         "#!/bin/bash",
         f"# {name}: profile {p.name}, {shape}.",
-        "# Written by `xrddiff submit`. It can be read, changed, and given to sbatch as it is.",
+        "# Written by `xrddiff submit`. You can read it, change it, and pass it to sbatch.",
         "",
         *_header(p, name, log, array),
         "",
         *([] if local else _LIMIT.format(restarts=p.max_requeues).splitlines() + [""]),
-        "# What runs, as data: the shell does not look into it.",
+        "# What runs, as data that the shell does not interpret.",
         "XRDDIFF_JOB=$(cat <<'JOB'",
         text,
         "JOB",
         ")",
         "export XRDDIFF_JOB",
         "",
-        "# The Python that wrote this script, and the folder in which it did.",
+        "# The Python that wrote this script, and the folder it was written in.",
         f"PYTHON={shlex.quote(python or launcher.this_python())}",
         f"cd -- {shlex.quote(os.fspath(folder or os.getcwd()))} || exit",
         *([] if local else site_lines(p)),
         "",
-        "# Threads of a rank: as many as it has CPUs. Left to itself each would start one per CPU of the node.",
+        "# Threads of a rank: one per CPU of the rank. Otherwise each rank would start one per CPU of the node.",
         f"export OMP_NUM_THREADS={int(threads)} MKL_NUM_THREADS={int(threads)} OPENBLAS_NUM_THREADS={int(threads)}",
         "",
         execute.rstrip("\n"),

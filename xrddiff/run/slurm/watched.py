@@ -35,12 +35,12 @@ class Watched:
     why: str = ""
 
     def standing(self, *, ask_every: float = 10.0) -> Standing:
-        """How it stands now; SLURM is asked every `ask_every` seconds."""
+        """Its current state; SLURM is asked every `ask_every` seconds."""
         self.ask(ask_every)
         return read_standing(self.run, state=self.state, why=self.why, log=self.log)
 
     def ask(self, ask_every: float = 10.0) -> None:
-        """Ask SLURM for the state of the job, if there is one and this was not done just now."""
+        """Ask SLURM for the state of the job, if there is one and it was not asked just now."""
         if self.job and time.monotonic() - self.asked > ask_every:
             self.asked = time.monotonic()
             with suppress(XrddiffError):  # SLURM is away
@@ -57,7 +57,9 @@ _GOING = ("RUNNING", "COMPLETING", "PENDING", "CONFIGURING", "REQUEUED")
 
 
 def _went_on(own: Path, log: Path | None) -> bool:
-    """Whether something else than the job has written to the log of the run since: it was resumed on this machine."""
+    """Whether something other than the job has written to the run's log since, that is, the run was
+    resumed on this machine.
+    """
     with suppress(OSError):
         return log is not None and own.stat().st_mtime > log.stat().st_mtime + 60
     return False
@@ -77,7 +79,7 @@ def find_watched(text: str | os.PathLike) -> Watched:
     s = target.submission
     if target.run_dir is None or s is None:
         hint = f"it has the tasks {s.array}: expected one, as in {text}_{s.tasks[0]}" if s and s.tasks else (
-            "expected a job that `xrddiff submit` sent, or the folder of a run"
+            "expected a job that `xrddiff submit` submitted, or the folder of a run"
         )  # fmt: skip
         raise BadInput(f"{text}: no run of this job is known; {hint}")
     return Watched(target.run_dir, target.slurm_id or text, s.log_file(target.task))

@@ -34,14 +34,12 @@ _CHUNK_BYTES = 1 << 20
 
 
 class _SealedStore(LocalStore):
-    """A folder whose files of JSON have a checksum, which other readers of zarr pass over."""
+    """A folder whose JSON files have a checksum, which other readers of zarr ignore."""
 
     async def get(self, key: str, *args: Any, **words: Any) -> Any:
         found = await super().get(key, *args, **words)
         if found is not None and key.endswith(".json") and is_broken(found.to_bytes()):
-            raise BadInput(
-                f"{plain_text(self.root / key)} is damaged: it is not what was written there, by its checksum"
-            )
+            raise BadInput(f"{plain_text(self.root / key)} is damaged: its checksum is wrong")
         return found
 
     async def set(self, key: str, value: Any) -> None:
@@ -60,21 +58,21 @@ def _open(folder: str | Path, mode: str) -> zarr.Group:
             and "rows" not in store.attrs
             and any(len(a) for t in TABLES if t in store for _, a in store[t].arrays())
         ):
-            raise BadInput(f"{plain_text(path)} is damaged: it does not say how many of its rows count")
+            raise BadInput(f"{plain_text(path)} is damaged: it does not say how many of its rows are valid")
         return store
 
 # %% ../../../nbs/run/streaming/answers.ipynb #f76182f8
 class Answers:
     """The tables of a stream, in a folder; opened for more rows.
 
-    folder: it is made if need be. Rows that were not complete when a process ended are dropped.
+    folder: created if necessary. Rows that were incomplete when a process ended are dropped.
     """
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / STORE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_dir() and any(self.path.iterdir()):
-            _open(folder, "r")  # a store that lost its count must not begin anew
+            _open(folder, "r")  # a store that lost its count must not start from scratch
         self.store = _open(folder, "a")
         self.rows, self._arrays = _rows(self.store), {}
         with as_bad_input(f"{plain_text(self.path)} is damaged"):
@@ -93,7 +91,8 @@ class Answers:
     ) -> None:
         """Add rows, all of them or none.
 
-        frames: with the column `name`; the first call decides which columns there are, perhaps without a row.
+        frames: with the column `name`; the first call, which may have no rows, decides which
+            columns there are.
         peaks: their peaks, with the column `row`, counted from the first of these rows.
         stacks: arrays with a row for each frame, for instance latents.
         Raises `CannotSave` if they cannot be written, for instance because the disk is full.
@@ -113,11 +112,11 @@ class Answers:
             self._write("peaks", peaks.assign(row=peaks["row"] + self.rows["frames"]), {})
         new = {"frames": len(frames), "peaks": 0 if peaks is None else len(peaks)}
         self.rows = {table: self.rows[table] + new[table] for table in TABLES}
-        self.store.attrs["rows"] = self.rows  # from here on they are there
+        self.store.attrs["rows"] = self.rows  # from here on the rows exist
         self.names |= set(frames["name"])
 
     def _write(self, table: str, rows: pd.DataFrame, stacks: Mapping[str, np.ndarray]) -> None:
-        """Write rows behind those that count."""
+        """Write rows after the valid ones."""
         texts = {str(c): rows[c].to_numpy(object) for c in rows if not pd.api.types.is_numeric_dtype(rows[c])}
         numbers = rows.drop(columns=list(texts))
         if (table, NUMBERS) not in self._arrays:
@@ -141,7 +140,7 @@ class Answers:
 
 # %% ../../../nbs/run/streaming/answers.ipynb #68cf368c
 def _rows(store: zarr.Group) -> dict[str, int]:
-    """How many rows of each table count."""
+    """How many rows of each table are valid."""
     found = store.attrs.get("rows", {})
     return {name: int(found.get(name, 0)) for name in TABLES}
 
@@ -174,9 +173,10 @@ def _values(array: zarr.Array, n: int, where: str, first: int = 0) -> np.ndarray
 
 # %% ../../../nbs/run/streaming/answers.ipynb #24d9e468
 def read_answers(folder: str | Path, table: str = "frames") -> pd.DataFrame:
-    """A table of a stream as it stands: `frames` or `peaks`. Stacks, such as latents, stay in the store.
+    """A table of a stream in its current state: `frames` or `peaks`. Stacks, such as latents, stay
+    in the store.
 
-    Raises `BadInput` if the folder has none, or what it has is damaged.
+    Raises `BadInput` if the folder has no such table, or if it is damaged.
     """
     path = Path(folder) / STORE
     if not path.is_dir():
@@ -213,7 +213,8 @@ def read_stack(folder: str | Path, name: str = "latent") -> np.ndarray:
     with as_bad_input(f"{plain_text(path)} is damaged"):
         if f"frames/{name}" not in store or name == NUMBERS:
             raise BadInput(
-                f"{plain_text(folder)} has no {name} of its frames; expected that of a stream with a run of a latent model"
+                f"{plain_text(folder)} has no {name} of its frames; expected the folder of a stream with a run of a "
+                "latent model"
             )
         return _values(store[f"frames/{name}"], _rows(store)["frames"], f"frames/{name}")
 
@@ -233,10 +234,10 @@ def read_stream_summary(folder: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def locked_answers(folder: str | Path) -> Iterator[None]:
-    """The folder of a stream, for this process alone. Raises `BadInput` if another one has it."""
+    """Lock the folder of a stream for this process. Raises `BadInput` if another one has it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:
         if not lock(file):
-            raise BadInput(f"another process answers frames in {folder}; expected one at a time")
+            raise BadInput(f"another process is already answering frames in {folder}")
         yield

@@ -24,22 +24,22 @@ from ...judge.views.report import Report
 __all__ = ['RECENT', 'FEW', 'StreamStanding', 'rates', 'draw_standing', 'draw_last_hit', 'write_page']
 
 # %% ../../../nbs/run/streaming/live_page.ipynb #8f09ad87
-RECENT = 20_000  # frames of which times are kept
-FEW = 5  # that are named
+RECENT = 20_000  # number of frames whose times are kept
+FEW = 5  # how many are named
 
 
 def _seconds(value: float) -> str:
-    """Seconds for people: 150 s, 2.3 s, 40 ms."""
+    """Seconds in readable form: 150 s, 2.3 s, 40 ms."""
     return f"{1e3 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 # %% ../../../nbs/run/streaming/live_page.ipynb #4dbba8ab
 @dataclass
 class StreamStanding:
-    """How a stream stands.
+    """The state of a stream.
 
-    arrived, answered: times of the last frames, s since 1970. hits, lattices: of the same.
+    arrived, answered: times of the last frames, s since 1970. hits, lattices: of the same frames.
     frames, refused: numbers of frames answered in all, and of those that could not be read.
-    not_yet: why something that was seen has no answer yet, by its name.
+    not_yet: name -> why something that was seen has no answer yet.
     page: why the last page could not be written.
     """
 
@@ -85,22 +85,22 @@ class StreamStanding:
         return float((last > last[-1] - over).sum() / over)
 
     def lines(self, scored: bool, going: bool = True) -> list[str]:
-        """What is known so far, in sentences; `going`: more may come."""
+        """What is known so far, in sentences; `going`: whether more may come."""
         out = [f"{self.frames} frames answered, {self.hits} of them hits ({self.hits / max(self.frames, 1):.0%})."]
         if self.indexed:
             out.append(f"{self.indexed} frames have a lattice that chance does not explain.")
         if scored:
-            out.append(f"{self.untypical} frames are outside of what the run was trained on.")
+            out.append(f"{self.untypical} frames lie outside the range that the run was trained on.")
         if len(self.answered):
             median, worst = np.quantile(self.latency, [0.5, 0.99])
             out.append(
                 f"{self.rate():.1f} frames per second; from arrival to answer {_seconds(median)} (median), {_seconds(worst)} (99%)."
             )
             quiet = time.time() - self.arrived[-1]
-            out += [f"The last frame came {quiet:.0f} s ago."] if going and quiet > 5 else []
+            out += [f"The last frame arrived {quiet:.0f} s ago."] if going and quiet > 5 else []
         if self.waiting:
             out.append(
-                f"{self.waiting} more frames {'wait for an answer' if going else 'had come, and were not asked for'}."
+                f"{self.waiting} more frames {'wait for an answer' if going else 'had arrived, but were not answered'}."
             )
         if self.refused:
             out.append(f"{self.refused} could not be read, the last one because {self.why}")
@@ -112,7 +112,7 @@ class StreamStanding:
 
 # %% ../../../nbs/run/streaming/live_page.ipynb #284500fa
 def rates(standing: StreamStanding) -> pd.DataFrame:
-    """Frames per second and share of hits in equal parts of the time that is kept: columns `time` (s
+    """Frames per second and share of hits in equal parts of the recorded time: columns `time` (s
     before the last answer), `rate`, `hits`.
     """
     t = np.array(standing.answered)
@@ -156,7 +156,9 @@ def draw_last_hit(name: str, frame: xr.Dataset, peaks: pd.DataFrame) -> Picture:
 
 
 def write_page(standing: StreamStanding, folder: str | Path, source: str, *, scored: bool, going: bool = True) -> Path:
-    """The page `live.html` in a folder; while the stream is `going` a browser loads it again by itself."""
+    """Write the page `live.html` into a folder; while the stream is `going`, a browser reloads it
+    automatically.
+    """
     state = "goes on" if going else "has ended"
     report = Report(f"Frames from {plain_text(source)}", f"The stream {state}; {time.strftime('%Y-%m-%d %H:%M:%S')}.")
     pictures: list[tuple[str, Callable[[], Picture]]] = []
@@ -168,7 +170,7 @@ def write_page(standing: StreamStanding, folder: str | Path, source: str, *, sco
     for title, draw in pictures:
         try:
             figure = draw()
-            figure.draw_without_rendering()  # what cannot be drawn is known here, and not when the page is written
+            figure.draw_without_rendering()  # find out here what cannot be drawn, not when the page is written
             drawn.append((title, figure))
         except Exception as error:
             lines.append(f"The picture of {title.lower()} could not be drawn: {plain_text(reason(error))}")

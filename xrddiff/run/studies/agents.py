@@ -300,9 +300,9 @@ class _Crew:
 def run_agents(folder: str | os.PathLike, count: int, runs: int | None = None) -> int:
     """Start `count` agents on this machine and wait for them; each does `runs` trials at most.
 
-    An agent that is killed takes nothing with it: another one takes its place, and its trial is continued. Returns 0
-    (all trials have ended), 75 (stopped, to be continued), 130 (Ctrl-C), or the code of an agent
-    that failed.
+    An agent that is killed takes nothing with it: another one takes its place, and its trial is
+    continued. Returns 0 (all trials have ended), 75 (stopped, can be resumed), 130 (Ctrl-C), or the
+    code of an agent that failed.
     """
     crew = _Crew(open_study(folder), count, runs)
     left = set(range(count))
