@@ -118,7 +118,10 @@ def test_frames_of_zeros_have_no_profile():
     dark = make_frames(np.zeros((24, 16, 16), np.float32))
     with np.errstate(all="raise"):
         judgement = judge_samples(dark, range(8), range(8, 16), select_frames(dark, range(16, 24)), expected=False)
-    assert judgement.why["profile"] == "the real frames have no intensity" and set(judgement.why) == {*DISTANCES, "two-sample AUC"}
+    assert judgement.why["profile"] == "the real frames have no intensity" and set(judgement.why) == {
+        *DISTANCES,
+        "two-sample AUC",
+    }
     assert np.isnan(times_floor(1.0, 0.0)) and np.isnan(times_floor(1.0, np.nan)) and times_floor(3.0, 2.0) == 1.5
 
 
