@@ -328,6 +328,11 @@ class Comparison:
                 out[title] = row
                 if (spread := self.merging.get("frames", {}).get(f"{name}_spread")) is not None:
                     out[title] |= {"from": row["frames"] - 1.96 * spread, "to": row["frames"] + 1.96 * spread}
+        if self.judgement and "samples" in self.judgement.two_samples:
+            told = self.judgement.two_samples
+            ends = dict(zip(("from", "to"), told["samples"].interval, strict=True))
+            control = {"reference": told["control"].value} if "control" in told else {}
+            out["two-sample AUC"] = control | {"frames": told["samples"].value} | ends
         if self.judgement and self.judgement.rows:
             floor, made = self.judgement.rows["floor"], self.judgement.rows["samples"]
             for d in [*DISTANCES, *Names("distance", unbiased=True)]:

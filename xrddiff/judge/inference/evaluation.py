@@ -264,6 +264,17 @@ class SampleEvaluation:
         seen = seen.assign({n: like[n] for n in names if n in like.variables})
         return seen.assign_attrs({k: like.attrs[k] for k in ("wavelength",) if k in like.attrs})
 
+    def _classes(self) -> dict[str, list[str]] | None:
+        """The class of each held-out frame and of each sample, of the first condition that has classes."""
+        frames = {"held out": (self.prepared.frames, np.sort(self.numbers["held out"]))}
+        frames["samples"] = self.samples, np.argsort(self.samples["sample"].values)
+        for name, titles in self.judges.classes.items():
+            if all(name in ds.variables for ds, _ in frames.values()):
+                numbers = {part: ds[name].values[at].astype(int) for part, (ds, at) in frames.items()}
+                known = dict(enumerate(titles))
+                return {part: [known.get(int(k), "unknown") for k in own] for part, own in numbers.items()}
+        return None
+
     @property
     def note(self) -> str:
         """How the samples are shown, for a caption."""
@@ -290,7 +301,7 @@ class SampleEvaluation:
         indexed = {name: found for name in self.indexed if (found := seen.get(LATTICES + name))}
         lattices = self._lattices.tables(indexed, why)
         words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
-        words |= dict(drawn=drawn_range(self.samples))
+        words |= dict(drawn=drawn_range(self.samples), classes=self._classes())
         return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #d6eadbda

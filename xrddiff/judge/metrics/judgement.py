@@ -21,6 +21,7 @@ from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .diversity import nearest_training
 from .physics import physics_words
 from .set_summaries import LEVELS, Ruler, SetSummary
+from .two_sample import FEWEST_TOLD, TwoSample, two_sample, two_sample_words
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,6 +53,8 @@ class Judgement:
     - `answers`: requested and found values by condition (`metrics.conditions`).
     - `lattices`: by set, the numbers of the frames that were indexed (`summarise_physics`).
     - `drawn`: what was drawn beyond the limits of intensities (`drawn_range`), None if unknown.
+    - `two_samples`: how well a classifier tells the samples, the reconstructions ("autoencoder") and, as
+      a "control", other real frames from held-out frames; empty where there are too few.
     """
 
     rows: dict[str, dict[str, float]]
@@ -63,6 +66,7 @@ class Judgement:
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     lattices: dict[str, pd.DataFrame] = field(default_factory=dict)
     drawn: dict[str, Any] | None = None
+    two_samples: dict[str, TwoSample] = field(default_factory=dict)
 
     @property
     def floor(self) -> str:
@@ -96,12 +100,22 @@ class Judgement:
         }
 
     def table(self) -> dict[str, dict[str, float]]:
-        """`distances`, the share of frames that index, and that of pixels drawn beyond the limits."""
+        """The two-sample test, `distances`, the share of frames that index, and the share of pixels that were
+        drawn beyond the limits.
+        """
+        columns = {"samples": "samples", "control": "train | held out", "autoencoder": "train | reconstruction"}
+        told = {columns[name]: found.value for name, found in self.two_samples.items()}
+        told = {"two-sample AUC": told} if told else {}
         rates = {name: float(found.loc["rate", "value"]) for name, found in self.lattices.items()}
         rates = {("reconstruction" if name == "autoencoder" else name): v for name, v in rates.items() if v == v}
         order = [name for name in ("samples", "held out", "reconstruction") if name in rates]
         beyond = {} if self.drawn is None else {"pixels beyond the limits": {"samples": self.drawn["pixels"]}}
-        return self.distances() | ({title_of("rate"): {name: rates[name] for name in order}} if order else {}) | beyond
+        return (
+            told
+            | self.distances()
+            | ({title_of("rate"): {name: rates[name] for name in order}} if order else {})
+            | beyond
+        )
 
     def sets(self) -> dict[str, SetSummary]:
         """The measurements of each set, held-out frames first."""
@@ -118,6 +132,7 @@ class Judgement:
             "rows": self.rows, "memory": self.memory, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
             "condition": self.condition, "answers": self.answers, "words": findings(self), "drawn": self.drawn,
             "lattices": {name: found.to_dict(orient="index") for name, found in self.lattices.items()},
+            "two_samples": {name: found.record() for name, found in self.two_samples.items()},
         }  # fmt: skip
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #d9df00be
@@ -138,13 +153,14 @@ FAR = 1.3  # times the floor
 
 
 def findings(judgement: Judgement) -> list[str]:
-    """One sentence for what was drawn beyond the limits, for each distance that is clearly above
-    its floor, and for each way in which the lattices of the samples differ from those of held-out
-    frames.
+    """One sentence for the two-sample test, for what was drawn beyond the limits, for each distance that is
+    clearly above its floor, and for each way in which the lattices of the samples differ from those of
+    held-out frames.
     """
+    told = [two_sample_words(judgement.two_samples)] if "samples" in judgement.two_samples else []
     drawn = judgement.drawn
     beyond = [f"{range_words(drawn)}."] if drawn is not None and drawn["beyond"] else []
-    return beyond + _distance_words(judgement)
+    return told + beyond + _distance_words(judgement)
 
 
 def _distance_words(judgement: Judgement) -> list[str]:
@@ -281,14 +297,14 @@ def judge_summaries(
     - `seen`: measurements of "train", "held out", "samples" and, in a latent, "autoencoder".
     - `ruler`: the ruler that they were measured with.
     - `splits`, `seed`: as in `compare_sets`.
-    - `words`: further fields of `Judgement`.
+    - `words`: further fields of `Judgement`, and `classes`, see `_two_samples`.
 
     Anything that cannot be computed is left out, with the reason in `Judgement.why`.
     """
     parts = ("train", "held out", "samples")
     counts = {name: len(seen[name]) if name in seen else 0 for name in dict.fromkeys((*parts, *seen))}
     few, n = min(counts, key=counts.__getitem__), min(counts.values()) // 2
-    why = dict(words.pop("why", {}))
+    why, classes = dict(words.pop("why", {})), words.pop("classes", None)
     if counts[few] < FEWEST:
         why |= {"distances": f"{_counted(counts, few, words)}; at least {FEWEST} of each can be compared"}
         rows = {}
@@ -305,9 +321,31 @@ def judge_summaries(
     else:
         memory = {}
         why["memory"] = _counted(counts, few, words)
-    judgement = Judgement(rows, dict(seen), memory, ruler.scale, why, **words)
+    told = _two_samples(seen, seed, classes)
+    if "samples" not in told:
+        why["two-sample AUC"] = f"it takes {FEWEST_TOLD} frames to train on and {FEWEST_TOLD} to test, of either kind"
+    judgement = Judgement(rows, dict(seen), memory, ruler.scale, why, two_samples=told, **words)
     why |= {d: _no_ratio(judgement, d) for d in DISTANCES if rows and not np.isfinite(judgement.ratio(d))}
     return judgement
+
+
+def _two_samples(
+    seen: Mapping[str, SetSummary], seed: int, classes: Mapping[str, Sequence[Any]] | None
+) -> dict[str, TwoSample]:
+    """The two-sample tests of what was `seen` that has enough frames.
+
+    - `classes`: the class of each frame of "held out" and of "samples".
+    """
+    if not {"train", "held out", "samples"} <= set(seen):
+        return {}
+    train, real = seen["train"], seen["held out"]
+    halves = train.take(slice(0, None, 2)), train.take(slice(1, None, 2))
+    own = None if classes is None else (classes["held out"], classes["samples"])
+    tests = {"samples": (train, real, seen["samples"], own), "control": (halves[0], real, halves[1], None)}
+    if "autoencoder" in seen:
+        tests["autoencoder"] = train, real, seen["autoencoder"], None
+    found = {name: two_sample(*sets, seed=seed, classes=own) for name, (*sets, own) in tests.items()}
+    return {name: test for name, test in found.items() if test is not None}
 
 
 def _counted(counts: Mapping[str, int], name: str, words: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from ...data.frames.noise import background_sigma, draw_counts, quantum, sample_
 from ...data.frames.peaks import find_frame_peaks, radius_map, tile_bins
 from .diversity import block_means, distances_within
 from .encoder import ENCODER, encoder_record, frame_features
+from .frame_statistics import FrameStatistics, photon_pictures
 from .radial_profiles import bin_edges
 
 # %% auto #0
@@ -249,6 +250,8 @@ class Ruler:
         self.scale = noise_scale(reference, self.detector.step)
         self.side, self.finder = int(side), dict(finder or {})
         self.cell, self.radii = rings_of(reference, rings)
+        photon = self.detector.about.get("gain") or self.detector.step or self.scale
+        self.statistics = FrameStatistics.of(reference, photon)
         self.metrics = tuple(Names("metric", of="frames"))
         if twice := set(self.metrics) & {*Names("distance")}:
             raise BadInput(f"the metric {min(twice)!r} has the name of a distance; expected another name")
@@ -328,6 +331,8 @@ class Ruler:
             peak_radius=table_of(owner, self.cell[peak_pixels(peaks, self.shape)], (n, cells)).astype(np.int32),
             blocks=block_means(u, valid, self.side),
             features=frame_features(frames, self.detector.step),
+            statistics=self.statistics(frames, peaks),
+            pictures=photon_pictures(self.statistics.photons(x, valid), valid),
             values=np.array([_numbers_or_nan(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 
@@ -349,6 +354,8 @@ class SetSummary:
     - `peak_intensity`, `peak_radius`: histograms (n, bin) and (n, ring) of the peaks.
     - `blocks`: block means (n, block), see `block_means`.
     - `features`: of the encoder (n, feature), see `metrics.encoder`.
+    - `statistics`: (n, statistic), see `metrics.frame_statistics`.
+    - `pictures`: (n, y, x) int8, asinh of the photons in steps of 1 / `STEPS`.
     - `values`: the metrics of single frames (n, metric).
     """
 
@@ -364,6 +371,8 @@ class SetSummary:
     peak_radius: np.ndarray
     blocks: np.ndarray
     features: np.ndarray
+    statistics: np.ndarray
+    pictures: np.ndarray
     values: np.ndarray
 
     def __post_init__(self) -> None:

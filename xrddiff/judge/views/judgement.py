@@ -15,6 +15,7 @@ from ..metrics.conditions import answer_table, answer_words
 from ..metrics.judgement import findings, title_of
 from .report import Report
 from .samples import plot_distribution, plot_ratios, show_samples
+from .two_sample import add_two_sample, two_sample_pictures
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +33,7 @@ def generation_pictures(
     """The figures of a generation report, by name.
 
     "samples" shows up to `n` samples, next to real frames if given. With a judgement there are also
-    "distributions" of both sets and "ratios" to the floor.
+    "distributions" of both sets, "ratios" to the floor, and those of `two_sample_pictures`.
     """
     shown = {"samples": show_samples(real, samples, n)}
     if judgement is None:
@@ -41,7 +42,7 @@ def generation_pictures(
     shown["distributions"] = plot_distribution(judgement.sets(), scale=judgement.scale, unit=unit)
     if judgement.rows:
         shown["ratios"] = plot_ratios(judgement.ratios()).figure
-    return shown
+    return shown | two_sample_pictures(judgement)
 
 
 def add_generation(
@@ -80,6 +81,7 @@ def add_generation(
         rows = {k: v for k, v in latents.items() if not isinstance(v, list)}
         report.add("Latents of the samples", "As the sampler left them, beside what the training set has.", table=pd.DataFrame({"value": rows}))  # fmt: skip
     if judgement is not None:
+        add_two_sample(report, judgement, pictures)
         add_answers(report, judgement)
         add_lattices(report, judgement)
         add_distances(report, judgement, pictures, condition)
