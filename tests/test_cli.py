@@ -235,7 +235,7 @@ def test_simulate_inspect_convert(tmp_path, monkeypatch, capsys):
         (["data", "simulate", "sim12", "-o", "new/x.h5"], "did you mean 'sim128'"),
         (["data", "inspect", "sim128"], "named data set; `xrddiff data fetch sim128`"),
         (["data", "inspect", "run.npy", "geometry=none.poni"], "none.poni does not exist"),
-        (["data", "inspect", "run.npy", "frame=1"], "frame is no word"),
+        (["data", "inspect", "run.npy", "frame=1"], "frame does not describe frames"),
         (["data", "inspect", "run.npy", "sample={a: b"], "'sample={a: b' cannot be read"),
         (["data", "inspect", "run.npy", "variables=1"], "variables is 1"),
         (["data", "inspect", "run.npy", "peaks=1"], "the peak table is 1"),

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 import torch.nn.functional as F
 import xarray as xr
@@ -21,14 +20,14 @@ from ...core.errors import BadInput
 from ...core.seeds import keyed_normal, numpy_rng
 from ...data.frames.frames import frame_count, frame_mask
 from ...data.frames.peaks import find_frame_peaks
+from .two_sample import auc
 from ...learn.diffusion.denoisers import like
 from ...physics.simulation.experiments import find_experiment
 from ...physics.simulation.simulate import simulate
 
 # %% auto #0
 __all__ = ['ANOMALIES', 'good_frames', 'saturated', 'shadowed', 'with_dead_panel', 'deviance_map', 'area_means',
-           'whole_and_worst', 'reconstruction_scores', 'denoising_scores', 'simple_scores', 'untypical', 'roc_auc',
-           'auc_table']
+           'whole_and_worst', 'reconstruction_scores', 'denoising_scores', 'simple_scores', 'untypical', 'auc_table']
 
 # %% ../../../nbs/judge/metrics/anomalies.ipynb #de9418fb
 def _simulated(name: str, shots: Sequence[int], seed: int, hits: Sequence[float], ice: float) -> xr.Dataset:
@@ -181,12 +180,6 @@ def untypical(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.abs(2 * share / len(reference) - 1) + outside * np.abs(scores - middle) / spread
 
 
-def roc_auc(good: np.ndarray, wrong: np.ndarray) -> float:
-    """Probability that a wrong frame has a higher score than a good one; ties count half."""
-    rank = scipy.stats.rankdata(np.concatenate([wrong, good]))[: len(wrong)]
-    return float((rank.mean() - (len(wrong) + 1) / 2) / len(good))
-
-
 def auc_table(good: pd.DataFrame, wrong: dict[str, pd.DataFrame], reference: pd.DataFrame) -> pd.DataFrame:
     """ROC AUC for each kind (rows) and score (columns), of how untypical scores are.
 
@@ -195,6 +188,6 @@ def auc_table(good: pd.DataFrame, wrong: dict[str, pd.DataFrame], reference: pd.
 
     def areas(name: str) -> dict[str, float]:
         own = untypical(good[name].to_numpy(), reference[name].to_numpy())
-        return {k: roc_auc(own, untypical(s[name].to_numpy(), reference[name].to_numpy())) for k, s in wrong.items()}
+        return {k: auc(own, untypical(s[name].to_numpy(), reference[name].to_numpy())) for k, s in wrong.items()}
 
     return pd.DataFrame({name: areas(name) for name in good})

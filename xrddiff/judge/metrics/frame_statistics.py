@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'SPOTS', 'STEPS', 'LARGEST', 'polar_map', 'ring_sums', 'local_mean',
+__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'SPOTS', 'STEPS', 'LARGEST', 'polar_map', 'ring_sums', 'window_mean',
            'noise_statistics', 'spot_statistics', 'FrameStatistics', 'photon_pictures']
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #95c7b863
@@ -57,7 +57,7 @@ def ring_sums(values: np.ndarray, cell: np.ndarray, cells: int) -> np.ndarray:
     return np.bincount(at.ravel(), values.ravel(), minlength=cells * len(values)).reshape(len(values), cells)
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #6440d2af
-def local_mean(n: np.ndarray, valid: np.ndarray, size: int = 5) -> np.ndarray:
+def window_mean(n: np.ndarray, valid: np.ndarray, size: int = 5) -> np.ndarray:
     """Mean of the valid pixels in the square of `size` px around each pixel, like `n` (frame, …, y, x)."""
     window = (*(1,) * (n.ndim - 2), size, size)
     total, weight = (uniform_filter(np.asarray(v, np.float32), window, mode="constant") for v in (n * valid, valid))
@@ -69,7 +69,7 @@ def noise_statistics(n: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
     n: photons (frame, …, y, x). valid: bool, the same shape.
     """
-    mean = local_mean(n, valid)
+    mean = window_mean(n, valid)
     rest = n - mean
     quiet = valid & (np.abs(rest) <= 5 * np.sqrt(np.maximum(mean, 0) + 1))
     rest, axes = np.where(quiet, rest, 0), tuple(range(1, n.ndim))

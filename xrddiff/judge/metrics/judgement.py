@@ -39,6 +39,21 @@ def title_of(distance: str) -> str:
 
 FEWEST = 4  # frames of a set, so that its halves can be compared
 
+# %% ../../../nbs/judge/metrics/judgement.ipynb #c0107ab2
+_COLUMNS = {
+    "samples": "samples",
+    "floor": "train | held out",
+    "control": "train | held out",
+    "autoencoder": "train | reconstruction",
+}
+
+
+def _rates(lattices: Mapping[str, pd.DataFrame]) -> dict[str, float]:
+    """The share of frames that index of each set that has one."""
+    names = {"samples": "samples", "held out": "held out", "autoencoder": "reconstruction"}
+    rates = {title: float(lattices[name].loc["rate", "value"]) for name, title in names.items() if name in lattices}
+    return {title: value for title, value in rates.items() if value == value}
+
 # %% ../../../nbs/judge/metrics/judgement.ipynb #bf281e67
 @dataclass(frozen=True)
 class Judgement:
@@ -53,8 +68,8 @@ class Judgement:
     - `answers`: requested and found values by condition (`metrics.conditions`).
     - `lattices`: by set, the numbers of the frames that were indexed (`summarise_physics`).
     - `drawn`: what was drawn beyond the limits of intensities (`drawn_range`), None if unknown.
-    - `two_samples`: how well a classifier tells the samples, the reconstructions ("autoencoder") and, as
-      a "control", other real frames from held-out frames; empty where there are too few.
+    - `two_samples`: how well a classifier tells the samples, the reconstructions ("autoencoder") and
+      other real frames ("control") from held-out frames; empty if there are too few.
     """
 
     rows: dict[str, dict[str, float]]
@@ -93,29 +108,18 @@ class Judgement:
         """The distances of each set, and those of the samples as multiples of the floor, by title; a
         distance without bias is 0 for equal sets, and has no floor.
         """
-        titles = {"samples": "samples", "floor": "train | held out", "autoencoder": "train | reconstruction"}
         return {
-            title_of(d): {titles[k]: row[d] for k, row in self.rows.items()} | {"samples / floor": self.ratio(d)}
+            title_of(d): {_COLUMNS[k]: row[d] for k, row in self.rows.items()} | {"samples / floor": self.ratio(d)}
             for d in ([*DISTANCES, *Names("distance", unbiased=True)] if self.rows else ())
         }
 
     def table(self) -> dict[str, dict[str, float]]:
-        """The two-sample test, `distances`, the share of frames that index, and the share of pixels that were
-        drawn beyond the limits.
-        """
-        columns = {"samples": "samples", "control": "train | held out", "autoencoder": "train | reconstruction"}
-        told = {columns[name]: found.value for name, found in self.two_samples.items()}
-        told = {"two-sample AUC": told} if told else {}
-        rates = {name: float(found.loc["rate", "value"]) for name, found in self.lattices.items()}
-        rates = {("reconstruction" if name == "autoencoder" else name): v for name, v in rates.items() if v == v}
-        order = [name for name in ("samples", "held out", "reconstruction") if name in rates]
-        beyond = {} if self.drawn is None else {"pixels beyond the limits": {"samples": self.drawn["pixels"]}}
-        return (
-            told
-            | self.distances()
-            | ({title_of("rate"): {name: rates[name] for name in order}} if order else {})
-            | beyond
-        )
+        """The two-sample test, `distances`, frames that index, and pixels drawn beyond the limits."""
+        out = {"two-sample AUC": {_COLUMNS[name]: found.value for name, found in self.two_samples.items()}}
+        out |= self.distances()
+        out[title_of("rate")] = _rates(self.lattices)
+        out["pixels beyond the limits"] = {} if self.drawn is None else {"samples": self.drawn["pixels"]}
+        return {name: row for name, row in out.items() if row}
 
     def sets(self) -> dict[str, SetSummary]:
         """The measurements of each set, held-out frames first."""

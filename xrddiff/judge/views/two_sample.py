@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xrddiff.judge.metrics.two_sample import TwoSample
 
 # %% auto #0
-__all__ = ['plot_aucs', 'show_surest', 'two_sample_pictures', 'add_two_sample', 'auc_table']
+__all__ = ['plot_aucs', 'show_surest', 'two_sample_pictures', 'add_two_sample', 'aucs_by_group']
 
 # %% ../../../nbs/judge/views/two_sample.ipynb #7157f595
 def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
@@ -89,7 +89,7 @@ def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, 
         "Fresh real frames: training frames in the place of samples."
     )
     report.add(
-        "Can a classifier tell samples from real frames?", text, table=auc_table(found), figure=pictures.get("aucs")
+        "Can a classifier tell samples from real frames?", text, table=aucs_by_group(found), figure=pictures.get("aucs")
     )
     text = (
         "Means of the statistics that weigh most in the answer by all statistics, and the frames of which it is surest."
@@ -101,7 +101,7 @@ def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, 
         )
 
 
-def auc_table(found: Mapping[str, TwoSample]) -> pd.DataFrame:
+def aucs_by_group(found: Mapping[str, TwoSample]) -> pd.DataFrame:
     """A row for each group of statistics, a column for each set: the AUC with its interval."""
     return pd.DataFrame({SETS.get(name, name): _readable(test.table)["AUC"] for name, test in found.items()})
 
