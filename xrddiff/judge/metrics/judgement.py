@@ -95,10 +95,7 @@ class Judgement:
         return times_floor(self.rows["samples"][distance], self.rows[self.floor][distance]) if self.rows else np.nan
 
     def ratios(self) -> pd.DataFrame:
-        """All rows as multiples of the floor.
-
-        In a latent, "real frames" is the distance of two real sets.
-        """
+        """All rows as multiples of the floor; in a latent, "real frames" are two sets of them."""
         names = {k: "floor" if k == self.floor else "real frames" if k == "floor" else k for k in self.rows}
         rows = {names[k]: row for k, row in self.rows.items()}
         order = [k for k in ("samples", "real frames", "floor") if k in rows]
