@@ -157,7 +157,7 @@ def test_samples_show_no_augmentation_if_the_network_is_told(told):
         (["training.augmentations=[flip]"], "did you mean 'flips'"),
         (["training.augmentations=flips"], "found 'flips', expected a list of some of flips, turns"),
         (["training.augmentations=[flips,flips]"], "flips is named twice"),
-        (["training.augmentation_options={gain: {spread: 0.2}}"], "gain is none of training.augmentations"),
+        (["training.augmentation_options={gain: {spread: 0.2}}"], "gain is not in training.augmentations"),
         (["training.augmentations=[flips]", "training.augmentation_options={flips: {share: 2}}"], "share"),
         (["training.augmentations=[flips]", "training.augmentation_options={flips: 1}"], "expected its options"),
         (["training.augmentations=[thinning]"], "in ADU with noise or an unknown gain; expected photon counts"),

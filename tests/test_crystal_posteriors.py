@@ -337,7 +337,7 @@ def test_frames_without_a_geometry_or_a_cell_are_refused():
     from xrddiff.judge.posteriors.crystal_stills import open_still
 
     frames = simulate("sim128", [0])
-    for missing, said in (("distance", "no distance"), ("unit_cell", "which cell")):
+    for missing, said in (("distance", "no distance"), ("unit_cell", "do not give the cell")):
         bare = frames.copy()
         bare.attrs = {k: v for k, v in frames.attrs.items() if k != missing}
         with pytest.raises(BadInput, match=said):

@@ -184,7 +184,7 @@ def test_options_of_maps(frames):
     assert (wide >= narrow - 1e-6).all() and wide.sum() > 2 * narrow.sum()
     maps = ["model=ddpm", "model.condition_maps=[lattice]"]
     for words, sentence in (
-        (["model.condition_map_options={q: {}}"], "q is none of model.condition_maps"),
+        (["model.condition_map_options={q: {}}"], "q is not in model.condition_maps"),
         (["model.condition_map_options={lattice: 2}"], "expected its options, as in"),
         (["model.condition_map_options={lattice: {wider: 0}}"], "wider: found 0.*more than 0"),
         (["model.condition_map_options={lattice: {width: 1}}"], "no option 'width'"),

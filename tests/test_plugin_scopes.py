@@ -153,7 +153,7 @@ def test_what_a_module_that_is_imported_registers_stays(tmp_path, monkeypatch):
 
 WRONG = {
     "frames together": ('from xrddiff.learn.training.callbacks import Callback\n@register("callback")\nclass c(Callback):\n    "C."\n    def alter_batch(self, training, batch):\n        return {**batch, "x": batch["x"] / batch["x"].std()}\n', "does not alter each frame by itself"),
-    "forgets": ('from xrddiff.learn.training.callbacks import Callback\n@register("callback")\nclass c(Callback):\n    "C."\n    n = 0.5\n    def alter_gradients(self, training, record):\n        self.n /= 2\n        [p.grad.mul_(self.n) for p in training.parameters]\n', "once it was made anew"),
+    "forgets": ('from xrddiff.learn.training.callbacks import Callback\n@register("callback")\nclass c(Callback):\n    "C."\n    n = 0.5\n    def alter_gradients(self, training, record):\n        self.n /= 2\n        [p.grad.mul_(self.n) for p in training.parameters]\n', "after it was restored"),
     "no cond": ('@register("sampler")\ndef s(denoise, x, sigmas, callback=None):\n    "S."\n    return x\n', "line 3: the sampler 's' cannot be called as f(denoise"),
     "float32": (SAMPLER.removeprefix(HEAD).replace("return x\n", "return x.float()\n"), "returned float32"),
     "raises": ('@register("metric", of="frames")\ndef m(frames):\n    "M."\n    return frames["nothing"]\n', "line 6: the metric 'm' raised KeyError"),

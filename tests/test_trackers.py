@@ -117,7 +117,7 @@ def test_what_is_not_installed_is_said_in_a_sentence(name, monkeypatch):
     ("words", "sentence"),
     [
         (["training.trackers=[wand]"], "training.trackers: found 'wand'; did you mean 'wandb'"),
-        (["training.tracker_options={wandb: {mode: online}}"], "wandb is none of training.trackers"),
+        (["training.tracker_options={wandb: {mode: online}}"], "wandb is not in training.trackers"),
         (["training.trackers=[wandb]", "training.tracker_options={wandb: {mode: cloud}}"], "found 'cloud'"),
         (["training.trackers=[wandb]", "training.tracker_options={wandb: 3}"], "expected its options, as in {mode"),
         (["training.trackers=[jsonl]", "training.tracker_options={jsonl: {file: x}}"], "has no option 'file'"),

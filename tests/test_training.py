@@ -695,7 +695,7 @@ def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
         ("training.callbacks=[epoch_lists]", "did you mean 'epoch_list'"),
         ("training.callback_options={epoch_list: {names: x}}", "has no option 'names'; did you mean 'name'"),
         ("training.callback_options={steps: {every: 0}}", "steps.every: found 0, expected at least 1"),
-        ("training.callback_options={other: {}}", "other is none of training.callbacks"),
+        ("training.callback_options={other: {}}", "other is not in training.callbacks"),
         ("training.callback_options={steps: 3}", "found 3, expected its options"),
     ):
         with pytest.raises(BadInput, match=says):

@@ -204,7 +204,7 @@ def test_starts_as_nothing_and_all_of_it_learns():
         (dict(conditions={"crystals": 0}), "0 classes"),
         (dict(conditions={"wavelength": [1.3, 0.0]}), "std > 0"),
         (dict(conditions={"wavelength": "1.3"}), "number of classes"),
-        (dict(conditions={"values": 3}), "another name"),
+        (dict(conditions={"values": 3}), "expected another one"),
     ],
 )
 def test_words_that_cannot_be_meant_are_refused(words, found):

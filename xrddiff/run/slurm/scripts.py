@@ -157,25 +157,26 @@ _LIMIT = """\
 # restarts is limited, because a job that makes no progress would use up an allocation.
 RESTARTS=${{SLURM_RESTART_COUNT:-0}}
 enough() {{
-  echo "xrddiff: stopped after {restarts} restarts (max_requeues); to resume: xrddiff resume
-  ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
+  echo "xrddiff: stopped after {restarts} restarts (max_requeues); to resume: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
   exit 75
 }}
 [ "$RESTARTS" -le {restarts} ] || enough
 """
 
-_SRUN = """\ # One process per rank. If one fails, srun ends the others, which would otherwise wait
-for it until the time limit. # srun has to be told the CPUs of a rank again (since SLURM 22.05), and
-that ranks see the variables set above. srun --kill-on-bad-exit=1 --cpus-per-task={cpus}
---export=ALL "$PYTHON" -P -m xrddiff.run.slurm.job rank status=$?
+_SRUN = """\
+# One process per rank. If one fails, srun ends the others, which would otherwise wait for it until the time limit.
+# srun has to be told the CPUs of a rank again (since SLURM 22.05), and that ranks see the variables set above.
+srun --kill-on-bad-exit=1 --cpus-per-task={cpus} --export=ALL "$PYTHON" -P -m xrddiff.run.slurm.job rank
+status=$?
 
-# 75: the ranks were told that time runs out (USR2), wrote a checkpoint and stopped. 140: they were
-told before they began. # Then the job is requeued and resumes from the checkpoint. if [ "$status"
--eq 75 ] || [ "$status" -eq 140 ]; then
-  [ "$RESTARTS" -lt {restarts} ] || enough # Print this first: SLURM ends this script as soon as it
-  has requeued the job. echo "xrddiff: requeued, restart $(( RESTARTS + 1 )) of at most {restarts}"
-  scontrol requeue "$SLURM_JOB_ID" && exit 0 echo "xrddiff: this cluster does not requeue jobs; to
-  resume: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
+# 75: the ranks were told that time runs out (USR2), wrote a checkpoint and stopped. 140: they were told before they began.
+# Then the job is requeued and resumes from the checkpoint.
+if [ "$status" -eq 75 ] || [ "$status" -eq 140 ]; then
+  [ "$RESTARTS" -lt {restarts} ] || enough
+  # Print this first: SLURM ends this script as soon as it has requeued the job.
+  echo "xrddiff: requeued, restart $(( RESTARTS + 1 )) of at most {restarts}"
+  scontrol requeue "$SLURM_JOB_ID" && exit 0
+  echo "xrddiff: this cluster does not requeue jobs; to resume: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
 fi
 exit "$status"
 """
@@ -204,8 +205,9 @@ done
 exit "$worst"
 """
 
-_COMPARE = """\ # A page that compares the runs, made by the run that ends last. "$PYTHON" -P -m
-xrddiff.run.studies.ending
+_COMPARE = """\
+# A page that compares the runs, made by the run that ends last.
+"$PYTHON" -P -m xrddiff.run.studies.ending
 """
 
 # %% ../../../nbs/run/slurm/scripts.ipynb #75470e18
@@ -214,9 +216,13 @@ _HERE = """\
 exec "$PYTHON" -P -m xrddiff.run.slurm.job ranks {ranks}
 """
 
-_HERE_EACH = """\ # On this machine: the ranks are started here. A signal is passed on to them, and
-they stop cleanly. "$PYTHON" -P -m xrddiff.run.slurm.job ranks {ranks} & ranks=$! trap 'kill -TERM
-$ranks' TERM USR2 status=129 while [ "$status" -gt 128 ] && kill -0 "$ranks" 2> /dev/null; do
+_HERE_EACH = """\
+# On this machine: the ranks are started here. A signal is passed on to them, and they stop cleanly.
+"$PYTHON" -P -m xrddiff.run.slurm.job ranks {ranks} &
+ranks=$!
+trap 'kill -TERM $ranks' TERM USR2
+status=129
+while [ "$status" -gt 128 ] && kill -0 "$ranks" 2> /dev/null; do
   wait "$ranks"
   status=$?
 done
