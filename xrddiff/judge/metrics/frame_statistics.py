@@ -133,10 +133,10 @@ class FrameStatistics:
     unit: float
 
     names = (
-        *(("profile", f"ring {i + 1} of {RINGS}") for i in range(RINGS)),
+        *(("profile", f"log of the mean in ring {i + 1} of {RINGS}") for i in range(RINGS)),
         *(("histogram", f"share of pixels with {i} photons") for i in SHARES),
         *(("histogram", f"share of pixels above {i} photons") for i in ABOVE),
-        ("noise", "variance / mean"),
+        ("noise", "log of variance / mean"),
         *(("noise", f"correlation with the pixel {where}") for where in ("to the right", "below", "across")),
         *(("azimuth", f"sector {i + 1} of {SECTORS}") for i in range(SECTORS)),
         *(("azimuth", f"{f} 2φ, {where} third") for f in ("cos", "sin") for where in ("inner", "middle", "outer")),

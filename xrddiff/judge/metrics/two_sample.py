@@ -294,6 +294,6 @@ def two_sample_words(found: Mapping[str, TwoSample]) -> str:
     if low <= 0.5:
         return f"A classifier cannot tell samples from real frames: it is right in {share}."
     top, groups = told.weights.iloc[0], told.table.loc[list(GROUPS), "auc"]
-    by = "" if groups.max() < 0.55 else f" It needs no more than their {groups.idxmax()} for {groups.max():.0%}."
+    by = "" if groups.max() < 0.55 else f" By {groups.idxmax()} alone it is right in {groups.max():.0%}."
     at = f" Of single numbers it looks most at {top['group']}, {top['name']}: {top['made']:.3g} in samples, {top['real']:.3g} in real frames."
     return f"A classifier tells samples from real frames in {share}.{by}{at}"

@@ -77,11 +77,12 @@ def add_generation(
         figure=pictures["samples"],
         part="pictures",
     )
+    if judgement is not None:
+        add_two_sample(report, judgement, pictures)
     if latents:
         rows = {k: v for k, v in latents.items() if not isinstance(v, list)}
         report.add("Latents of the samples", "As the sampler left them, beside what the training set has.", table=pd.DataFrame({"value": rows}))  # fmt: skip
     if judgement is not None:
-        add_two_sample(report, judgement, pictures)
         add_answers(report, judgement)
         add_lattices(report, judgement)
         add_distances(report, judgement, pictures, condition)

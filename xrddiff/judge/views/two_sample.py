@@ -41,7 +41,7 @@ def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
         ax.errorbar(table["auc"], y, xerr=reach, label=for_plot(SETS.get(name, name)), **style)
     ax.axvline(0.5, color="k", lw=0.8, ls=":")
     ax.set(xlim=(min(0.4, ax.get_xlim()[0]), 1.02), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_yticks(range(len(rows)), rows, fontsize=SMALL)
+    ax.set_yticks(range(len(rows)), ["all statistics" if name == "all" else name for name in rows], fontsize=SMALL)
     ax.set_xlabel("AUC of a classifier; 0.5 is a coin", fontsize=SMALL)
     ax.tick_params(labelsize=SMALL)
     ax.spines[["top", "right"]].set_visible(False)
@@ -103,7 +103,9 @@ def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, 
 
 def aucs_by_group(found: Mapping[str, TwoSample]) -> pd.DataFrame:
     """A row for each group of statistics, a column for each set: the AUC with its interval."""
-    return pd.DataFrame({SETS.get(name, name): _readable(test.table)["AUC"] for name, test in found.items()})
+    rows = list(dict.fromkeys(name for test in found.values() for name in test.table.index))
+    table = pd.DataFrame({SETS.get(name, name): _readable(test.table)["AUC"] for name, test in found.items()})
+    return table.reindex(rows).rename(index={"all": "all statistics"})
 
 
 def _weights_table(found: TwoSample, n: int = 6) -> pd.DataFrame:
