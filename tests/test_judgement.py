@@ -27,6 +27,7 @@ from xrddiff.judge.metrics.conditions import (
     number_answer,
     same_condition,
 )
+from xrddiff.judge.metrics.corruptions import blur
 from xrddiff.judge.metrics.distribution import DISTANCES, times_floor
 from xrddiff.judge.metrics.diversity import wilson_interval
 from xrddiff.judge.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
@@ -377,3 +378,22 @@ def test_pictures_of_a_report_can_be_enlarged_with_mouse_and_keyboard(plain, tmp
             page.keyboard.press(key)
             assert width() == expected, key
         assert [r for r in page.requested if not r.startswith(("file:", "data:"))] == []
+
+
+def test_the_first_number_is_that_of_the_two_sample_test(stills, tmp_path):
+    """Blurred frames are told from real ones, by name and class; the sentence, the table and the record agree."""
+    rows = {"train": range(30), "held out": range(30, 52)}
+    real = {name: select_frames(stills, at) for name, at in rows.items()}
+    ruler = Ruler(real["held out"])
+    seen = {name: ruler.measure(ds) for name, ds in real.items()}
+    seen["samples"] = ruler.measure(blur(select_frames(stills, range(52, 96)), 0.9))
+    classes = {"held out": ["hit"] * 22, "samples": ["hit"] * 44}
+    judgement = judge_summaries(seen, ruler, splits=2, classes=classes)
+    told = judgement.two_samples["samples"]
+    assert told.interval[0] > 0.8 and told.table["auc"].idxmax() in ("noise", "all", "spots", "histogram")
+    assert next(iter(judgement.table().items())) == ("two-sample AUC", {"samples": told.value})
+    assert findings(judgement)[0].startswith("A classifier tells samples from real frames in ")
+    assert judgement.record()["two_samples"]["samples"]["classes"]["hit"]["auc"] == told.value
+    assert "two-sample AUC" not in judgement.why
+    fewer = judge_summaries(seen | {"samples": seen["samples"].take(slice(0, 30))}, ruler, splits=2)
+    assert not fewer.two_samples and "20 to test" in fewer.why["two-sample AUC"]

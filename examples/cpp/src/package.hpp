@@ -39,7 +39,7 @@ inline void check_sums(const fs::path& folder) {
     for (const auto& [name, sum] : sums) {
         if (!there.count(name)) refuse(folder.string(), " is damaged: ", name, " is missing");
         if (sha256_of((folder / name).string()) != sum)
-            refuse(folder.string(), " is damaged: ", name, " is not what was exported, its SHA-256 is another");
+            refuse(folder.string(), " is damaged: ", name, " is not the exported file: its SHA-256 differs");
     }
     for (const auto& name : there)
         if (!sums.count(name)) refuse(folder.string(), " is damaged: ", name, " has no hash in SHA256SUMS");
