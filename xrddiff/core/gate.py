@@ -282,7 +282,9 @@ def read_table(
     columns = data.partition(b"\n")[0].count(b",") + 1
     if columns > COLUMNS or columns * lines > CELLS:
         raise BadInput(f"{name} has {columns} columns in {lines} lines; expected at most {COLUMNS}, and {CELLS} cells")
-    options = dict(keep_default_na=False, na_values=[""], float_precision="round_trip", index_col=False)
+    options = dict(keep_default_na=False, na_values=[""], index_col=False)
+    if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # later ones always read floats exactly
+        options["float_precision"] = "round_trip"
     try:
         table = pd.read_csv(io.BytesIO(data), dtype=dict.fromkeys(text, object), low_memory=False, **options)
     except (ValueError, OverflowError) as error:  # no columns, ragged rows, or not UTF-8

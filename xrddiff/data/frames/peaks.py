@@ -22,7 +22,7 @@ from .geometry import PanelGeometry, pixel_positions
 # %% auto #0
 __all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold',
            'narrowed', 'robust_background', 'pixels_around', 'touching', 'connected_groups', 'split_groups',
-           'PeakSettings', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map']
+           'PeakSettings', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map', 'beam_offsets']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -588,16 +588,16 @@ def find_peaks(
     if center is not None:
         if radius_map is not None or image.ndim == 3:
             raise BadInput("center is given for a panel stack or beside radius_map; expected radius_map alone there")
-        radius_map = _radii(image.shape, center)
+        radius_map = np.hypot(*_from_center(image.shape, center))
     elif radius_map is not None and np.shape(radius_map) != image.shape:
         raise BadInput(f"radius_map has shape {np.shape(radius_map)}; expected {image.shape} as the image has")
     bins = tile_bins(image.shape) if radius_map is None else radial_bins(radius_map, mask)
     return PeakFinder(bins, mask, **settings)(image)
 
 
-def _radii(shape: tuple[int, ...], center: tuple[float, float]) -> np.ndarray:
-    """Distance of every pixel centre from `center` (x, y), px."""
-    return np.hypot(np.arange(shape[1]) + 0.5 - center[0], np.arange(shape[0])[:, None] + 0.5 - center[1])
+def _from_center(shape: tuple[int, ...], center: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """x (1, x) and y (y, 1) of the pixel centres from `center` (x, y), px."""
+    return np.arange(shape[1])[None] + 0.5 - center[0], np.arange(shape[0])[:, None] + 0.5 - center[1]
 
 # %% ../../../nbs/data/frames/peaks.ipynb #82fe1d6f
 def find_frame_peaks(
@@ -650,16 +650,24 @@ def make_finder(ds: xr.Dataset, frame: int = 0, *, variable: str = "intensity", 
     mask, radius = frame_mask(ds, frame), radius_map(ds)
     return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
 
-
+# %% ../../../nbs/data/frames/peaks.ipynb #23bbb838
 def radius_map(ds: xr.Dataset) -> np.ndarray | None:
     """Distance from the beam of every pixel centre, px: (y, x) or (panel, ss, fs); None where the
     frames do not say where the beam is.
     """
+    offsets = beam_offsets(ds)
+    return None if offsets is None else np.hypot(*offsets)
+
+
+def beam_offsets(ds: xr.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    """(x, y) of every pixel centre from the beam in px, to be broadcast over (y, x) or (panel, ss, fs); None
+    where the frames do not say where the beam is.
+    """
     shape = ds["intensity"].shape[1:]
     if len(shape) == 2:
-        return _radii(shape, ds.attrs["beam_center"]) if "beam_center" in ds.attrs else None
+        return _from_center(shape, ds.attrs["beam_center"]) if "beam_center" in ds.attrs else None
     if not set(PANEL_GEOMETRY) <= set(ds.variables):
         return None
     geometry = PanelGeometry(*(ds[name].values for name in PANEL_GEOMETRY), shape, None)
-    position = pixel_positions(geometry)
-    return np.hypot(position[..., 0], position[..., 1]) / geometry.pixel_size
+    x, y, _ = np.moveaxis(pixel_positions(geometry), -1, 0) / geometry.pixel_size
+    return x, y

@@ -12,19 +12,17 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import uniform_filter
 
-from ...data.frames.frames import PANEL_GEOMETRY
-from ...data.frames.geometry import PanelGeometry, pixel_positions
-from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.peaks import beam_offsets
 from .diversity import block_means
-from .radial_profiles import bin_edges
-from .spots import spot_shapes, strong_peaks
+from .radial_profiles import bin_edges, bin_numbers, ring_sums
+from .spots import median_shape
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'SPOTS', 'STEPS', 'LARGEST', 'polar_map', 'ring_sums', 'window_mean',
-           'noise_statistics', 'spot_statistics', 'FrameStatistics', 'photon_pictures']
+__all__ = ['RINGS', 'SECTORS', 'SHARES', 'ABOVE', 'SPOTS', 'STEPS', 'LARGEST', 'polar_map', 'without_spots', 'share_of',
+           'window_mean', 'noise_statistics', 'spot_statistics', 'FrameStatistics', 'photon_pictures']
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #95c7b863
 RINGS, SECTORS = 20, 8
@@ -38,23 +36,25 @@ def polar_map(frames: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     frames: with a beam centre or the geometry of their panels; without, the middle is the centre.
     """
     shape = frames["intensity"].shape[1:]
-    if len(shape) == 3 and set(PANEL_GEOMETRY) <= set(frames.variables):
-        geometry = PanelGeometry(*(frames[name].values for name in PANEL_GEOMETRY), shape, None)
-        x, y = np.moveaxis(pixel_positions(geometry), -1, 0)[:2] / geometry.pixel_size
-    else:
-        x0, y0 = frames.attrs.get("beam_center", (shape[-1] / 2, shape[-2] / 2))
+    if (offsets := beam_offsets(frames)) is None:
         y, x = np.mgrid[: shape[-2], : shape[-1]] + 0.5
-        x, y = (np.broadcast_to(v, shape) for v in (x - x0, y - y0))
+        offsets = x - shape[-1] / 2, y - shape[-2] / 2
+    x, y = (np.broadcast_to(v, shape) for v in offsets)
     return np.hypot(x, y), np.arctan2(y, x)
 
-# %% ../../../nbs/judge/metrics/frame_statistics.ipynb #0e18dd8c
-def ring_sums(values: np.ndarray, cell: np.ndarray, cells: int) -> np.ndarray:
-    """Sum of the values in each cell of each frame, (n, cells).
+# %% ../../../nbs/judge/metrics/frame_statistics.ipynb #878187b7
+def without_spots(n: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Photons with what is brighter than three deviations above the `mean` of their ring cut off."""
+    return np.minimum(n, mean + 3 * np.sqrt(np.maximum(mean, 0) + 1))
 
-    values: (n, pixel). cell: of each pixel, (pixel,), below `cells`.
+
+def share_of(part: np.ndarray, whole: np.ndarray, seen: np.ndarray, cell: np.ndarray, cells: int) -> np.ndarray:
+    """Sum of `part` over that of `whole` in each cell, (frame, cell).
+
+    part, whole: (frame, pixel). seen: bool, the same shape. cell: of each pixel, below `cells`.
     """
-    at = cell + cells * np.arange(len(values))[:, None]
-    return np.bincount(at.ravel(), values.ravel(), minlength=cells * len(values)).reshape(len(values), cells)
+    above, below = (ring_sums(v, seen, cell, cells)[0] for v in (part, whole))
+    return above / below
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #6440d2af
 def window_mean(n: np.ndarray, valid: np.ndarray, size: int = 5) -> np.ndarray:
@@ -94,12 +94,6 @@ SPOTS = (
 )
 
 
-def _medians(shape: np.ndarray) -> np.ndarray:
-    """Of the rows (peak, 2) without NaN; NaN if there is none."""
-    known = shape[np.isfinite(shape).all(1)]
-    return np.median(known, axis=0) if len(known) else np.full(2, np.nan)
-
-
 def spot_statistics(n: np.ndarray, valid: np.ndarray, peaks: pd.DataFrame, unit: float) -> np.ndarray:
     """`SPOTS` of each frame, (frame, 6); NaN where a frame has too few peaks.
 
@@ -111,9 +105,7 @@ def spot_statistics(n: np.ndarray, valid: np.ndarray, peaks: pd.DataFrame, unit:
         bright = np.log(np.maximum(table["intensity"].to_numpy() / unit, 1e-3))
         out[frame, :3] = np.log1p(len(table)), np.median(bright), bright.std() if len(table) > 1 else np.nan
         out[frame, 3] = table["pixels"].median() if "pixels" in table else np.nan
-        if len(strong := strong_peaks(table)):
-            scaled = strong.assign(background=strong["background"] / unit)
-            out[frame, 4:] = _medians(spot_shapes(n[frame], scaled, valid[frame]).to_numpy())
+        out[frame, 4:] = median_shape(n[frame], table.assign(background=table["background"] / unit), valid[frame])
     return out
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #ac7e4c09
@@ -121,8 +113,9 @@ def spot_statistics(n: np.ndarray, valid: np.ndarray, peaks: pd.DataFrame, unit:
 class FrameStatistics:
     """What is measured of each frame of a detector.
 
-    ring: of each pixel, (pixel,), `RINGS` and more for the pixels of no ring. third: inner, middle or outer. sector: of `SECTORS`.
-    phi: azimuth in rad. pedestal, unit: x = pedestal + unit × photons.
+    - `ring`, `third`, `sector`: of each pixel, (pixel,); of `RINGS`, 3 and `SECTORS`.
+    - `phi`: azimuth in rad, (pixel,).
+    - `pedestal`, `unit`: x = pedestal + unit × photons.
     """
 
     ring: np.ndarray
@@ -151,9 +144,7 @@ class FrameStatistics:
         unit: x of one photon; where that is not known, the noise of the background.
         """
         radius, phi = (v.ravel() for v in polar_map(reference))
-        ring, third = (
-            np.clip(np.searchsorted(bin_edges(radius, k), radius, "right") - 1, 0, k - 1) for k in (RINGS, 3)
-        )
+        ring, third = (bin_numbers(radius, bin_edges(radius, k)) for k in (RINGS, 3))
         sector = np.floor((phi + np.pi) / (2 * np.pi) * SECTORS).astype(int) % SECTORS
         return cls(ring, third, sector, phi, float(reference.attrs.get("pedestal", 0.0)), float(unit))
 
@@ -162,22 +153,19 @@ class FrameStatistics:
         n = (x - np.float32(self.pedestal)) / np.float32(self.unit)
         return np.where(valid, n, 0).astype(np.float32)
 
-    def __call__(self, frames: xr.Dataset, peaks: pd.DataFrame | None = None) -> np.ndarray:
-        """The statistics of each frame, (n, statistic) float32, as `names` has them; NaN where there is none.
+    def __call__(self, n: np.ndarray, valid: np.ndarray, peaks: pd.DataFrame) -> np.ndarray:
+        """The statistics of each frame, (frame, statistic) float32, as `names` has them; NaN where there is none.
 
-        frames: with a mask. peaks: of them; None finds them.
+        - `n`: `photons` (frame, …, y, x).
+        - `valid`: bool, the same shape.
+        - `peaks`: as `find_frame_peaks` returns them.
         """
-        x = frames["intensity"].values
-        valid = np.broadcast_to(frames["mask"].values, x.shape)
-        n = self.photons(x, valid)
-        peaks = find_frame_peaks(frames) if peaks is None else peaks
         flat, seen = n.reshape(len(n), -1), valid.reshape(len(n), -1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            pixels = ring_sums(seen, self.ring, RINGS)
-            profile = ring_sums(flat, self.ring, RINGS) / pixels
+            profile = np.divide(*ring_sums(flat, seen, self.ring, RINGS))
             share = [((np.rint(flat) == k) & seen).sum(1) / seen.sum(1) for k in SHARES]
             share += [(flat > k).sum(1) / seen.sum(1) for k in ABOVE]
-            in_spots = ring_sums(peaks["intensity"].to_numpy()[None] / self.unit, peaks["frame"].to_numpy(), len(n))[0]
+            in_spots = np.bincount(peaks["frame"].to_numpy(), peaks["intensity"].to_numpy() / self.unit, len(n))
             columns = [
                 np.log(np.maximum(profile, 1e-3)),
                 np.stack(share, 1),
@@ -189,14 +177,15 @@ class FrameStatistics:
         return np.concatenate(columns, 1).astype(np.float32)
 
     def _azimuth(self, n: np.ndarray, seen: np.ndarray, profile: np.ndarray) -> np.ndarray:
-        """Sectors and second harmonics relative to the rings, with spots cut off."""
+        """Sectors and second harmonics relative to the rings."""
         mean = np.where(seen, np.nan_to_num(profile)[:, self.ring], 0)
-        level = np.minimum(n, mean + 3 * np.sqrt(np.maximum(mean, 0) + 1)) * seen
-        sectors = ring_sums(level, self.sector, SECTORS) / ring_sums(mean, self.sector, SECTORS)
-        columns = [sectors / np.nanmean(sectors, 1, keepdims=True) - 1]
-        for wave in (np.cos(2 * self.phi), np.sin(2 * self.phi)):
-            columns.append(ring_sums((level - mean) * wave, self.third, 3) / ring_sums(mean, self.third, 3))
-        return np.concatenate(columns, 1)
+        waves = np.cos(2 * self.phi), np.sin(2 * self.phi)
+        level = without_spots(n, mean)
+        sectors = share_of(level, mean, seen, self.sector, SECTORS)
+        known = np.isfinite(sectors)
+        middle = np.where(known, sectors, 0).sum(1, keepdims=True) / known.sum(1, keepdims=True)
+        harmonics = (share_of((level - mean) * wave, mean, seen, self.third, 3) for wave in waves)
+        return np.concatenate([sectors / middle - 1, *harmonics], 1)
 
 # %% ../../../nbs/judge/metrics/frame_statistics.ipynb #70ae1c57
 STEPS, LARGEST = 12, 128**2  # of asinh n; pixels of a picture

@@ -291,21 +291,28 @@ def judged_rows(train: Sequence[int], held_out: Sequence[int], limit: int = 500)
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #0ea134d4
 def judge_summaries(
-    seen: Mapping[str, SetSummary], ruler: Ruler, *, splits: int = 16, seed: int = 0, **words: Any
+    seen: Mapping[str, SetSummary],
+    ruler: Ruler,
+    *,
+    splits: int = 16,
+    seed: int = 0,
+    classes: Mapping[str, Sequence[Any]] | None = None,
+    **words: Any,
 ) -> Judgement:
     """Compare sets that were measured before, in this process or by workers.
 
     - `seen`: measurements of "train", "held out", "samples" and, in a latent, "autoencoder".
     - `ruler`: the ruler that they were measured with.
     - `splits`, `seed`: as in `compare_sets`.
-    - `words`: further fields of `Judgement`, and `classes`, see `_two_samples`.
+    - `classes`: the class of each frame of "held out" and of "samples".
+    - `words`: further fields of `Judgement`.
 
     Anything that cannot be computed is left out, with the reason in `Judgement.why`.
     """
     parts = ("train", "held out", "samples")
     counts = {name: len(seen[name]) if name in seen else 0 for name in dict.fromkeys((*parts, *seen))}
     few, n = min(counts, key=counts.__getitem__), min(counts.values()) // 2
-    why, classes = dict(words.pop("why", {})), words.pop("classes", None)
+    why = dict(words.pop("why", {}))
     if counts[few] < FEWEST:
         why |= {"distances": f"{_counted(counts, few, words)}; at least {FEWEST} of each can be compared"}
         rows = {}
@@ -329,14 +336,11 @@ def judge_summaries(
     why |= {d: _no_ratio(judgement, d) for d in DISTANCES if rows and not np.isfinite(judgement.ratio(d))}
     return judgement
 
-
+# %% ../../../nbs/judge/metrics/judgement.ipynb #937453fd
 def _two_samples(
     seen: Mapping[str, SetSummary], seed: int, classes: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, TwoSample]:
-    """The two-sample tests of what was `seen` that has enough frames.
-
-    - `classes`: the class of each frame of "held out" and of "samples".
-    """
+    """The two-sample tests of what was `seen` that has enough frames."""
     if not {"train", "held out", "samples"} <= set(seen):
         return {}
     train, real = seen["train"], seen["held out"]

@@ -21,7 +21,7 @@ from ...data.frames.peaks import find_frame_peaks
 from .diversity import wilson_interval
 from .indexing import lattice_rows
 from .photons import noise_table
-from .spots import spot_shapes, strong_peaks
+from .spots import median_shape
 from ...physics.indexing.indexer import Indexer, Indexing
 
 # %% auto #0
@@ -56,19 +56,13 @@ def physics_rows(
             row |= weighted.sum(skipna=False).to_dict()
         except BadInput as error:
             why["noise"] = str(error)
-        if i in tables and len(strong := strong_peaks(tables[i])):
-            shape = spot_shapes(ds["intensity"].values[i] - pedestal, strong, frame_mask(ds, i)).to_numpy()
-            row |= zip(("width", "elongation"), _medians(shape), strict=True)
+        if i in tables:
+            shape = median_shape(ds["intensity"].values[i] - pedestal, tables[i], frame_mask(ds, i))
+            row |= zip(("width", "elongation"), shape, strict=True)
         rows.append(row)
     names = ["variance", "expected_variance", "zeros", "expected_zeros", "width", "elongation", "peaks"]
     out = pd.DataFrame(rows, columns=names, dtype=float)
     return out if indexer is None else out.join(lattice_rows(ds, indexer, peaks, why))
-
-
-def _medians(shape: np.ndarray) -> np.ndarray:
-    """The medians of the columns of (peaks, 2), over peaks that have both; NaN if none has."""
-    known = shape[np.isfinite(shape).all(1)]
-    return np.median(known, axis=0) if len(known) else np.full(2, np.nan)
 
 # %% ../../../nbs/judge/metrics/physics.ipynb #a4120fc5
 @register("metric", of="physics", needs=["variance", "expected_variance"], title="background variance / expected")

@@ -18,8 +18,8 @@ from ...data.frames.frames import frame_count, frame_image, frame_mask
 from ...data.frames.peaks import radius_map
 
 # %% auto #0
-__all__ = ['bin_edges', 'radial_profile', 'RadialProfile', 'profile_distance', 'masked_error', 'intensity_correlation',
-           'poisson_deviance', 'PixelScore', 'FrameScore', 'score_pixels']
+__all__ = ['bin_edges', 'bin_numbers', 'radial_profile', 'ring_sums', 'RadialProfile', 'profile_distance', 'masked_error',
+           'intensity_correlation', 'poisson_deviance', 'PixelScore', 'FrameScore', 'score_pixels']
 
 # %% ../../../nbs/judge/metrics/radial_profiles.ipynb #e29c38a3
 def bin_edges(radius: np.ndarray, bins: int | np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def bin_edges(radius: np.ndarray, bins: int | np.ndarray) -> np.ndarray:
     return edges
 
 
-def _bin_numbers(radius: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def bin_numbers(radius: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """The bin number of every pixel, flattened; −1 outside."""
     at = np.searchsorted(edges, radius.ravel(), side="right") - 1
     at[radius.ravel() == edges[-1]] = len(edges) - 2
@@ -79,13 +79,13 @@ def radial_profile(
             f"the image has shape {image.shape}; expected {radius.shape} at its end, as the map of radii has"
         )
     edges, lead = bin_edges(radius, bins), image.shape[: image.ndim - radius.ndim]
-    total, count = _ring_sums(image, _valid(mask, image), _bin_numbers(radius, edges), len(edges) - 1)
+    total, count = ring_sums(image, _valid(mask, image), bin_numbers(radius, edges), len(edges) - 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total / count
     return (edges[:-1] + edges[1:]) / 2, mean.reshape(*lead, -1), count.reshape(*lead, -1)
 
 
-def _ring_sums(image: np.ndarray, valid: np.ndarray, at: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def ring_sums(image: np.ndarray, valid: np.ndarray, at: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the valid pixels of each bin, (image, bin); `at` is the bin of every
     pixel.
     """
@@ -105,7 +105,7 @@ class RadialProfile:
     def __init__(self, radius: np.ndarray, bins: int | np.ndarray = 100):
         self.radius = np.asarray(radius, np.float64)
         self.edges = bin_edges(self.radius, bins)
-        self._at = _bin_numbers(self.radius, self.edges)
+        self._at = bin_numbers(self.radius, self.edges)
         self.total = np.zeros(len(self.edges) - 1)
         self.count = np.zeros(len(self.edges) - 1, np.int64)
 
@@ -116,7 +116,7 @@ class RadialProfile:
             raise BadInput(
                 f"the image has shape {image.shape}; expected {self.radius.shape} at its end, as the map of radii has"
             )
-        total, count = _ring_sums(image, _valid(mask, image), self._at, len(self.total))
+        total, count = ring_sums(image, _valid(mask, image), self._at, len(self.total))
         self.total += total.sum(0)
         self.count += count.sum(0)
         return self

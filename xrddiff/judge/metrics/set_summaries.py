@@ -25,7 +25,7 @@ from ...data.frames.peaks import find_frame_peaks, radius_map, tile_bins
 from .diversity import block_means, distances_within
 from .encoder import ENCODER, encoder_record, frame_features
 from .frame_statistics import FrameStatistics, photon_pictures
-from .radial_profiles import bin_edges
+from .radial_profiles import bin_edges, bin_numbers
 
 # %% auto #0
 __all__ = ['LEVELS', 'numbers_of', 'frame_metric', 'ReferenceDetector', 'noise_scale', 'rings_of', 'level_of', 'table_of',
@@ -185,8 +185,7 @@ def rings_of(reference: xr.Dataset, rings: int) -> tuple[np.ndarray, np.ndarray]
         cell = tile_bins(reference["intensity"].shape[1:])
         return cell, np.arange(int(cell.max()) + 1) + np.nan
     edges = bin_edges(radius, rings)
-    cell = np.clip(np.searchsorted(edges, radius, "right") - 1, 0, len(edges) - 2)
-    return cell, (edges[:-1] + edges[1:]) / 2
+    return bin_numbers(radius, edges).reshape(radius.shape), (edges[:-1] + edges[1:]) / 2
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #1d02a9d7
 LEVELS = np.arange(-128, 257) / 16  # edges of the histogram of u; values beyond go to the outer bins
@@ -316,6 +315,7 @@ class Ruler:
         with np.errstate(invalid="ignore"):
             profile = table_of(of, cell, (n, cells), x[valid] - pedestal) / pixels
         peaks = find_frame_peaks(frames, **self.finder) if peaks is None else peaks
+        photons = self.statistics.photons(x, valid)
         owner, bright = peaks["frame"].to_numpy(), np.arcsinh(peaks["intensity"].to_numpy() / self.scale)
         levels = n, len(LEVELS) - 1
         return SetSummary(
@@ -331,8 +331,8 @@ class Ruler:
             peak_radius=table_of(owner, self.cell[peak_pixels(peaks, self.shape)], (n, cells)).astype(np.int32),
             blocks=block_means(u, valid, self.side),
             features=frame_features(frames, self.detector.step),
-            statistics=self.statistics(frames, peaks),
-            pictures=photon_pictures(self.statistics.photons(x, valid), valid),
+            statistics=self.statistics(photons, valid, peaks),
+            pictures=photon_pictures(photons, valid),
             values=np.array([_numbers_or_nan(name, frames) for name in self.metrics]).reshape(-1, n).T,
         )
 

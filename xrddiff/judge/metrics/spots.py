@@ -18,7 +18,7 @@ from ...data.frames.peaks import pixels_around
 from ...physics.indexing.rays import scattering_vectors
 
 # %% auto #0
-__all__ = ['neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'strong_peaks', 'shape_table']
+__all__ = ['neighbour_vectors', 'neighbour_spacing', 'spot_shapes', 'strong_peaks', 'median_shape', 'shape_table']
 
 # %% ../../../nbs/judge/metrics/spots.ipynb #4416ba81
 def neighbour_vectors(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
@@ -77,6 +77,12 @@ def spot_shapes(
 def strong_peaks(peaks: pd.DataFrame) -> pd.DataFrame:
     """The peaks whose shape can be measured: those of SNR 15 and more."""
     return peaks[peaks["snr"] >= 15] if "snr" in peaks else peaks
+
+
+def median_shape(image: np.ndarray, peaks: pd.DataFrame, mask: np.ndarray | None = None) -> np.ndarray:
+    """Median width (px) and elongation of the strong peaks of an image, (2,); NaN if none can be measured."""
+    shape = spot_shapes(image, strong_peaks(peaks), mask).dropna()
+    return np.full(2, np.nan) if shape.empty else shape.median().to_numpy()
 
 
 def shape_table(ds: xr.Dataset, peaks: pd.DataFrame, shells: int = 4, **options: Any) -> pd.DataFrame:

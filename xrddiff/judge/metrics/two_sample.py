@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ class PictureClassifier:
         parts = [np.split(self._scaled(v), [len(v) - len(v) // 5]) for v in (real, made)]
         x = torch.from_numpy(np.concatenate([part[0] for part in parts]))
         truth = torch.from_numpy(np.repeat([0.0, 1.0], [len(part[0]) for part in parts])).float()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _one_thread():
             torch.manual_seed(seed_from("two-sample network", self.seed))
             self.network = self._build()
             self._train(x, truth, *(part[1] for part in parts))
@@ -147,9 +148,20 @@ class PictureClassifier:
 
     def score(self, pictures: np.ndarray) -> np.ndarray:
         """Log odds that frames are made, (n,)."""
-        return self._answer(self._scaled(pictures)).astype(np.float64)
+        with _one_thread():
+            return self._answer(self._scaled(pictures)).astype(np.float64)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+# %% ../../../nbs/judge/metrics/two_sample.ipynb #8a1ddea0
 class _Pooled(nn.Module):
     """Mean and maximum of each channel."""
 

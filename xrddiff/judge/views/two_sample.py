@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ...core.mediums import for_plot
 from ..metrics.frame_statistics import STEPS
 from ..metrics.two_sample import SETS
-from .plots import INTENSITY, LINES, SMALL, Picture
+from .plots import INTENSITY, LINES, SMALL, Picture, _tidy
 from .report import Report
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ __all__ = ['plot_aucs', 'show_surest', 'two_sample_pictures', 'add_two_sample', 
 # %% ../../../nbs/judge/views/two_sample.ipynb #7157f595
 def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
     """AUC of each group of statistics, of all, and of pictures, with intervals of 95%; a colour for each set."""
-    rows = list(dict.fromkeys(name for test in found.values() for name in test.table.index))
+    rows = _rows_of(found)
     figure = Picture(5.4, 0.9 + 0.32 * len(rows))
     ax = figure.subplots()
     for k, (name, test) in enumerate(found.items()):
@@ -38,13 +37,11 @@ def plot_aucs(found: Mapping[str, TwoSample]) -> Figure:
         y = np.arange(len(rows)) + 0.5 * (k - (len(found) - 1) / 2) / len(found)
         reach = np.abs(table[["low", "high"]].to_numpy().T - table["auc"].to_numpy())
         style = dict(color=LINES[(k + 1) % len(LINES)], marker="oDs"[k % 3], ms=4, ls="none", lw=1)
-        ax.errorbar(table["auc"], y, xerr=reach, label=for_plot(SETS.get(name, name)), **style)
+        ax.errorbar(table["auc"], y, xerr=reach, label=SETS[name], **style)
     ax.axvline(0.5, color="k", lw=0.8, ls=":")
     ax.set(xlim=(min(0.4, ax.get_xlim()[0]), 1.02), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_yticks(range(len(rows)), ["all statistics" if name == "all" else name for name in rows], fontsize=SMALL)
-    ax.set_xlabel("AUC of a classifier; 0.5 is a coin", fontsize=SMALL)
-    ax.tick_params(labelsize=SMALL)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_yticks(range(len(rows)), [_label(name) for name in rows])
+    _tidy(ax, "AUC of a classifier; 0.5 is a coin").tick_params(axis="y", labelsize=SMALL)
     ax.legend(fontsize=SMALL, frameon=False, ncols=len(found), loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     return figure
 
@@ -85,7 +82,7 @@ def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, 
     text = (
         "A classifier is trained on training frames and half of the samples, and tested on held-out frames and the other half. "
         "AUC: in how many of the pairs of a real frame and a sample it finds the sample; 0.5 is a coin. "
-        f"The number that counts is that of {'all statistics' if told.first == 'all' else told.first}, chosen before the test. "
+        f"The number that counts is that of {_label(told.first)}, chosen before the test. "
         "Fresh real frames: training frames in the place of samples."
     )
     report.add(
@@ -103,9 +100,17 @@ def add_two_sample(report: Report, judgement: Judgement, pictures: Mapping[str, 
 
 def aucs_by_group(found: Mapping[str, TwoSample]) -> pd.DataFrame:
     """A row for each group of statistics, a column for each set: the AUC with its interval."""
-    rows = list(dict.fromkeys(name for test in found.values() for name in test.table.index))
-    table = pd.DataFrame({SETS.get(name, name): _readable(test.table)["AUC"] for name, test in found.items()})
-    return table.reindex(rows).rename(index={"all": "all statistics"})
+    table = pd.DataFrame({SETS[name]: _readable(test.table)["AUC"] for name, test in found.items()})
+    return table.reindex(_rows_of(found)).rename(index=_label)
+
+
+def _rows_of(found: Mapping[str, TwoSample]) -> list[str]:
+    """Names of the rows of all tests, in their order."""
+    return list(dict.fromkeys(name for test in found.values() for name in test.table.index))
+
+
+def _label(row: str) -> str:
+    return "all statistics" if row == "all" else row
 
 
 def _weights_table(found: TwoSample, n: int = 6) -> pd.DataFrame:
