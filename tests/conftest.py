@@ -52,6 +52,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ["XRDDIFF_TESTS"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def plug_ins_of_one_test() -> Iterator[None]:
+    """What a test loads into the process as a plug-in is not there for the next one."""
+    from xrddiff.core.registry import GROUND
+
+    def names() -> set[tuple[str, str]]:
+        return {key for key, (entry, _) in GROUND.names.items() if not entry.own}
+
+    plugins, known = dict(GROUND.plugins), names()
+    yield
+    GROUND.plugins.clear()
+    GROUND.plugins.update(plugins)
+    for key in names() - known:
+        del GROUND.names[key]
+
+
 OURS = ("conftest", "test_")
 
 

@@ -59,7 +59,6 @@ def own_state(tmp_path, monkeypatch):
     monkeypatch.setenv("XRDDIFF_STATE", str(tmp_path / "state"))
     monkeypatch.setenv(plugins.TRUST, "")
     monkeypatch.setattr(plugins, "_executed", {})
-    monkeypatch.delitem(GROUND.plugins, "mine.py", raising=False)
     monkeypatch.chdir(tmp_path)
 
 

@@ -671,7 +671,11 @@ def test_a_plug_in_clips_gradients_as_the_trainer_does(tmp_path, one_thread):
 
 
 def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
-    from xrddiff.core.registry import open_scope
+    import torch
+
+    from xrddiff.config.composition import compose_config
+    from xrddiff.core.errors import BadInput
+    from xrddiff.learn.training.callbacks import make_callbacks
 
     (tmp_path / "mine.py").write_text(
         "from xrddiff.core.registry import register\nfrom xrddiff.learn.training.callbacks import Callback\n\n\n"
@@ -680,17 +684,6 @@ def test_a_plug_in_brings_a_callback(tmp_path, one_thread):
         "    def on_epoch(self, training, epoch):\n"
         '        with open(training.folder / self.name, "a") as f:\n            f.write(f"{epoch}\\n")\n'
     )
-    with open_scope():  # other tests of this process do not see it
-        _callback_of_a_plug_in(tmp_path)
-
-
-def _callback_of_a_plug_in(tmp_path):
-    import torch
-
-    from xrddiff.config.composition import compose_config
-    from xrddiff.core.errors import BadInput
-    from xrddiff.learn.training.callbacks import make_callbacks
-
     words = [f"plugins=[{tmp_path / 'mine.py'}]", "training.callbacks=[epoch_list,steps]"]
     cfg = compose_config([*words, "training.callback_options={epoch_list: {name: list}}"])
     _, _, plain = train(tmp_path / "plain", max_steps=15)
