@@ -110,13 +110,18 @@ class SampleConditions:
         return self.classes.get(name) or (name in LABELS and LABELS[name].classes) or self.fields[name]
 
     def draw(
-        self, samples: Sequence[int], seed: int, values: Mapping[str, float | str] | None = None
+        self,
+        samples: Sequence[int],
+        seed: int,
+        values: Mapping[str, float | str] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> dict[str, np.ndarray]:
         """The conditions of samples: for each a row of the table, drawn by (seed, number).
 
         samples: sample numbers.
         seed: the seed.
         values: condition -> number or class name, which replaces that of the rows.
+        rows: the rows to draw from; None = all.
         Raises `BadInput` for a condition or a class that the model does not have.
         """
         out, values = {}, dict(values or {})
@@ -124,6 +129,7 @@ class SampleConditions:
             if name not in self.table:
                 raise BadInput(f"the model is not conditioned on {name!r}{nearest(name, self.table or ['nothing'])}")
         for name, known in self.columns.items():
+            known = known if rows is None else known[list(rows)]
             kind = np.int64 if isinstance(self.fields[name], int) else np.float32
             if name in values:
                 chosen = np.full(len(samples), label_value(name, values[name], self.names(name)))

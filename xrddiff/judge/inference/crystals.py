@@ -16,6 +16,7 @@ from ...config.used_words import show_crystals
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.geometry import closest_geometry, frame_geometry
+from ...data.frames.labels import label_value
 from .lattices import Lattices, resolution_note
 from ...learn.loading.condition_maps import ConditionMaps, fold
 from ...physics.indexing.cells import Cell
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['asked_lattices', 'asked_intensities', 'alike_rows', 'with_crystals', 'maps_of', 'with_own_crystals', 'measured_maps',
-           'check_lattice']
+__all__ = ['asked_lattices', 'asked_intensities', 'single_crystals', 'alike_rows', 'with_crystals', 'maps_of',
+           'with_own_crystals', 'measured_maps', 'check_lattice']
 
 # %% ../../../nbs/judge/inference/crystals.ipynb #6577b5fe
 def asked_lattices(
@@ -66,6 +67,16 @@ def asked_intensities(asked: Lattices, template: xr.Dataset, seed: int) -> Cryst
     return wilson_intensities(asked.cell, known, corner_resolution(closest_geometry(template)), seed)
 
 # %% ../../../nbs/judge/inference/crystals.ipynb #d926ca19
+def single_crystals(table: Sequence[Sequence[Sequence[float]]], columns: Mapping[str, np.ndarray]) -> list[int] | None:
+    """The rows of training frames with one crystal, from which conditions are drawn where one is asked for; None
+    if there is none, or rows of conditions are not those of `table`.
+
+    table: see `lattice_table`. columns: conditions by name, see `SampleConditions`.
+    """
+    rows = [i for i, cells in enumerate(table) if len(cells) == 1]
+    return rows if rows and all(len(column) == len(table) for column in columns.values()) else None
+
+
 def alike_rows(
     count: int,
     known: Mapping[str, np.ndarray],
@@ -174,6 +185,25 @@ def measured_maps(frames: xr.Dataset, generator: Any, *, crystals: bool = True) 
     return frames, {name: m.to(generator.device) for name, m in made.items()}
 
 # %% ../../../nbs/judge/inference/crystals.ipynb #1673d9e9
+def _check_classes(generator: Any, condition: Mapping[str, Any]) -> None:
+    """Raise `BadInput` if a class is asked for that no frame with one crystal has, beside a crystal."""
+    given, counts = generator.scenes.given, np.array([len(cells) for cells in generator.lattices])
+    for name, value in condition.items():
+        column = given.class_columns.get(name, [])
+        own = counts[column == label_value(name, value, given.names(name))] if len(column) == len(counts) else []
+        if len(own) and 1 in counts and 1 not in own:
+            right = sorted({str(given.names(name)[int(k)]) for k in column[counts == 1] if k == k and k >= 0})
+            raise BadInput(
+                f"inference.condition: frames of {name}={value} have {_counts(own)} crystals, and inference.lattice asks for one; "
+                f"expected {name}={' or '.join(right)}, or no {name}"
+            )
+
+
+def _counts(values: np.ndarray) -> str:
+    low, high = int(values.min()), int(values.max())
+    return str(low or "no") if low == high else f"{low} to {high}"
+
+
 def check_lattice(generator: Any, cfg: Config) -> None:
     """Raise `BadInput` if the crystals in `inference.lattice` cannot be drawn; warn if the detector is
     too coarse for them.
@@ -199,6 +229,8 @@ def check_lattice(generator: Any, cfg: Config) -> None:
     lattices.draw([0], i.seed)
     known = [Cell(tuple(cells[0])) for cells in lattices.table if cells][:1]
     cells = known if lattices.cell is None else [lattices.cell]
+    if lattices.single:
+        _check_classes(generator, cfg.inference.condition)
     geometry = closest_geometry(generator.template)
     for note in filter(None, (resolution_note(cell, geometry) for cell in cells)):
         warnings.warn(note, stacklevel=2)

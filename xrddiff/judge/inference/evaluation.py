@@ -5,14 +5,13 @@
 # %% ../../../nbs/judge/inference/evaluation.ipynb #7508e0da
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ...config.composition import inference_config
@@ -22,17 +21,15 @@ from ...core.plugins import attempt
 from ...core.registry import Names, get
 from ...data.formats.store import read_store
 from ...data.frames.frames import frame_count
-from ...data.frames.peaks import find_frame_peaks
-from ...data.frames.selection import evenly_spaced, select_frames
+from ...data.frames.selection import select_frames
 from ...data.transforms.limits import drawn_range
 from ...data.transforms.pipelines import transform_from_state
 from .generators import open_generator
-from .judges import ConditionJudges, asked_of_all
+from .judges import ConditionJudges, asked_crystals, asked_of_all
+from .set_lattices import LATTICES, LatticePart, SetLattices, unmatched_cells
 from ..metrics.baselines import neighbouring_exposures, scene_again, with_intensity
 from ..metrics.conditions import FoundConditions, same_condition
-from ..metrics.indexing import lattice_rows
 from ..metrics.judgement import Judgement, judge_summaries, judged_rows
-from ..metrics.physics import summarise_physics
 from xrddiff.judge.metrics.reconstruction import (
     BLOCK,
     CodecScore,
@@ -47,7 +44,7 @@ from ..metrics.set_summaries import Ruler, SetSummary
 from ...learn.loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
 from ...learn.recipes.latents import open_autoencoder
 from ...learn.training.checkpoints import load_checkpoint
-from ...physics.indexing.indexer import FEWEST_PEAKS, make_indexer
+from ...physics.indexing.known_lattices import says_crystals
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,8 +52,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['LATTICES', 'CONTROLS', 'blocks_of', 'LatticePart', 'SetLattices', 'SampleEvaluation', 'CodecEvaluation',
-           'principal_components', 'reference_rows', 'unseen_still', 'samples_of', 'open_evaluation']
+__all__ = ['blocks_of', 'Counterparts', 'SampleEvaluation', 'CodecEvaluation', 'principal_components', 'reference_rows',
+           'unseen_still', 'samples_of', 'open_evaluation']
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #081ee327
 def blocks_of(n: int, batch_size: int = 1) -> list[slice]:
@@ -79,85 +76,62 @@ def _same_detector(samples: xr.Dataset, frames: xr.Dataset, path: Path) -> None:
                 f"detector beside them: `xrddiff evaluate {path} --reference FRAMES`"
             )
 
-# %% ../../../nbs/judge/inference/evaluation.ipynb #593bb09a
-LATTICES = "lattices of "  # before the name of a set whose frames are indexed
-CONTROLS = 60  # rotated frames from which the chance level of a set is learnt
+# %% ../../../nbs/judge/inference/evaluation.ipynb #10c6cc27
+@dataclass(frozen=True, eq=False)
+class Counterparts:
+    """Which of the real frames are like the samples of a set.
 
-
-class LatticePart(NamedTuple):
-    """Rows of `lattice_rows` for frames of a set, or why there are none."""
-
-    rows: pd.DataFrame
-    why: dict[str, str]
-
-
-@dataclass
-class SetLattices:
-    """Measurements of the best lattices of some frames of each set, block by block.
-
-    cell: the unit cell, None if it is not known; then no frame is indexed.
-    most: largest number of frames of a set that are indexed.
-    seed: the seed.
-    frames_of: (name of a set, positions in it) -> these frames, as the detector would count them.
+    samples: the samples. frames: the real frames.
+    fields: the conditions of the network, number of classes or [mean, standard deviation].
     """
 
-    cell: Any
-    most: int
-    seed: int
-    frames_of: Callable[[str, np.ndarray], xr.Dataset]
-    _prepared: dict[str, tuple[xr.Dataset, pd.DataFrame, Any]] = field(default_factory=dict)
+    samples: xr.Dataset
+    frames: xr.Dataset
+    fields: Mapping[str, Any]
 
-    def chosen(self, sets: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """The positions, within each of the `sets` (name -> number of frames), of the frames that are indexed."""
-        most = self.most if self.cell is not None else 0
-        return {name: evenly_spaced(range(n), most) for name, n in sets.items() if most and n}
+    @cached_property
+    def asked(self) -> dict[str, float]:
+        """The condition that all samples were asked for, name -> number."""
+        return asked_of_all(self.samples)
 
-    def measure(self, name: str, chosen: np.ndarray, rows: slice) -> LatticePart:
-        """Measurements of the best lattices of these rows of the `chosen` frames of a set."""
-        why: dict[str, str] = {}
-        at = np.arange(len(chosen))[rows]
-        try:
-            if name not in self._prepared:
-                self._prepared[name] = self._prepare(self.frames_of(name, chosen))
-        except BadInput as error:
-            return LatticePart(pd.DataFrame(index=range(len(at))), {"rate": str(error)})
-        frames, peaks, indexer = self._prepared[name]
-        peaks = peaks[peaks["frame"].isin(at)]
-        own = lattice_rows(select_frames(frames, at), indexer, peaks.assign(frame=peaks["frame"] - rows.start), why)
-        return LatticePart(own, why)
+    def among(self, index: np.ndarray) -> np.ndarray:
+        """Those of the frames `index` that have the condition of all samples, and one crystal if one was asked for."""
+        if asked_crystals(self.samples) and says_crystals(self.frames):
+            index = index[np.isfinite(self.frames["cell"].values[index]).all(-1).sum(-1) == 1]
+        if not self.asked:
+            return index
+        known = {name: self.frames[name].values[index] for name in self.asked}
+        return index[same_condition(known, self.asked, self.fields)]
 
-    def _prepare(self, frames: xr.Dataset) -> tuple[xr.Dataset, pd.DataFrame, Any]:
-        """(frames, their peaks, the indexer with their chance level)."""
-        peaks = find_frame_peaks(frames)
-        words = dict(peaks=peaks, lattices=1, controls=CONTROLS, seed=self.seed)
-        return frames, peaks, make_indexer(frames, self.cell, **words)
+    def missing(self, index: np.ndarray, cell: Any = None) -> str:
+        """Why no frame of `index` is like the samples, because of their crystals; "" if some are.
 
-    def tables(self, seen: Mapping[str, Sequence[LatticePart]], why: dict[str, str]) -> dict[str, pd.DataFrame]:
-        """The numbers of the indexed frames of each set, from `summarise_physics`; `why` gets the reason
-        if there are none.
-
-        seen: for each set, the results of `measure` in order.
+        cell: of frames that do not say theirs.
         """
-        if self.cell is None and self.most:
-            why["rate"] = "the frames do not give their unit cell (inference.cell)"
-        out = {}
-        for name, parts in seen.items():
-            rows, reasons = zip(*parts, strict=True)
-            if found := next(filter(None, reasons), None):
-                why |= found
-                continue
-            rows = pd.concat(rows, ignore_index=True)
-            out[name] = summarise_physics(rows, seed=self.seed).dropna(how="all")
-            if "rate" not in out[name].index:
-                del out[name]
-                why["rate"] = f"no frame of the {name} has the {FEWEST_PEAKS} peaks that indexing needs"
-        return out
+        others = unmatched_cells(self.samples, select_frames(self.frames, index), cell)
+        return f"no held-out frame has the crystal asked for ({', '.join(map(str, others[:3]))})" if others else ""
+
+    def classes(self, titles: Mapping[str, Sequence[str]], index: np.ndarray) -> dict[str, list[str]] | None:
+        """The class of each held-out frame and of each sample, in the order of their numbers, of the first condition
+        that both have; None if there is none.
+
+        titles: condition -> names of its classes. index: the held-out frames.
+        """
+        sets = {"held out": (self.frames, np.sort(index))}
+        sets["samples"] = self.samples, np.argsort(self.samples["sample"].values)
+        for name, own in titles.items():
+            if all(name in ds.variables for ds, _ in sets.values()):
+                numbers = {part: ds[name].values[at].astype(int) for part, (ds, at) in sets.items()}
+                known = dict(enumerate(own))
+                return {part: [known.get(int(k), "unknown") for k in v] for part, v in numbers.items()}
+        return None
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #b02cec46
 class SampleEvaluation:
     """The samples of a generative run, compared with its training and held-out frames.
 
-    If all samples have one condition, only frames of that condition are used.
+    If all samples have one condition, only frames of that condition are used, and frames of one crystal
+    if one was asked for. Samples of a crystal that no held-out frame has are not compared.
 
     run: the run folder.
     cfg: the configuration, with the options of `inference`.
@@ -172,22 +146,15 @@ class SampleEvaluation:
         self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes)
         _same_detector(self.samples, self.prepared.frames, path)
         self.judges = ConditionJudges(self.run, cfg, self.prepared, self.generator.fields, device)
-        self.asked = asked_of_all(self.samples)
-        self.condition = self.judges.words(self.asked)
-        self.judged = self._same(self.prepared.held_out[: i.limit] if not self.asked else self.prepared.held_out)
-        self.judged = self.judged[: i.limit]
-        self.numbers = judged_rows(self._same(self.prepared.train), self.judged)
+        self.like = Counterparts(self.samples, self.prepared.frames, self.generator.fields)
+        self.condition = self.judges.words(self.like.asked)
+        self.judged = self.like.among(self.prepared.held_out)[: i.limit]
+        self.numbers = judged_rows(self.like.among(self.prepared.train), self.judged)
         known = "gain" in self.prepared.frames["intensity"].attrs
         self.draw = i.seed if self.generator.expected and known else None
         self.cell = i.cell or self.prepared.frames.attrs.get("unit_cell")
-        self._lattices = SetLattices(self.cell, i.index_frames, i.seed, self._as_detected)
-
-    def _same(self, index: np.ndarray) -> np.ndarray:
-        """Those of the frames `index` that match the condition of all samples."""
-        if not self.asked:
-            return index
-        known = {name: self.prepared.frames[name].values[index] for name in self.asked}
-        return index[same_condition(known, self.asked, self.generator.fields)]
+        given = i.cell is not None
+        self._lattices = SetLattices(self.cell, i.index_frames, i.seed, self._as_detected, given)
 
     @cached_property
     def ruler(self) -> Ruler:
@@ -264,17 +231,6 @@ class SampleEvaluation:
         seen = seen.assign({n: like[n] for n in names if n in like.variables})
         return seen.assign_attrs({k: like.attrs[k] for k in ("wavelength",) if k in like.attrs})
 
-    def _classes(self) -> dict[str, list[str]] | None:
-        """The class of each held-out frame and of each sample, of the first condition that has classes."""
-        frames = {"held out": (self.prepared.frames, np.sort(self.numbers["held out"]))}
-        frames["samples"] = self.samples, np.argsort(self.samples["sample"].values)
-        for name, titles in self.judges.classes.items():
-            if all(name in ds.variables for ds, _ in frames.values()):
-                numbers = {part: ds[name].values[at].astype(int) for part, (ds, at) in frames.items()}
-                known = dict(enumerate(titles))
-                return {part: [known.get(int(k), "unknown") for k in own] for part, own in numbers.items()}
-        return None
-
     @property
     def note(self) -> str:
         """How the samples are shown, for a caption."""
@@ -301,7 +257,8 @@ class SampleEvaluation:
         indexed = {name: found for name in self.indexed if (found := seen.get(LATTICES + name))}
         lattices = self._lattices.tables(indexed, why)
         words = dict(condition=self.condition, answers=answers, why=why, lattices=lattices)
-        words |= dict(drawn=drawn_range(self.samples), classes=self._classes())
+        words |= dict(drawn=drawn_range(self.samples), apart=self.like.missing(self.prepared.held_out, self.cell))
+        words["classes"] = self.like.classes(self.judges.classes, self.numbers["held out"])
         return judge_summaries(sets, self.ruler, seed=self.cfg.inference.seed, **words)
 
 # %% ../../../nbs/judge/inference/evaluation.ipynb #d6eadbda

@@ -28,7 +28,7 @@ from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.spatial import as_images
 from ...data.transforms.values import Transform, widened
 from .conditions import SampleConditions
-from .crystals import alike_rows, asked_lattices, maps_of, with_crystals
+from .crystals import alike_rows, asked_lattices, maps_of, single_crystals, with_crystals
 from .detectors import template_frames, with_places
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.diffusion.keyed_sampling import sample_chunks
@@ -202,6 +202,15 @@ class Scenes:
     size: tuple[int, int] = (1, 1)
     factor: int = 1
 
+    def conditions(self, samples: Sequence[int], settings: DrawSettings) -> dict[str, np.ndarray]:
+        """The conditions of samples, see `SampleConditions.draw`; those of frames with one crystal, where one
+        is asked for.
+        """
+        rows = None
+        if show_crystals(self.maps) and asked_lattices(self.lattices, settings.lattice, self.readout.template).single:
+            rows = single_crystals(self.lattices, self.given.columns)
+        return self.given.draw(samples, settings.seed, settings.values, rows)
+
     def label(
         self, frames: xr.Dataset, settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
     ) -> xr.Dataset:
@@ -210,7 +219,7 @@ class Scenes:
         conditions: of these samples, if they have been drawn.
         """
         samples, seed, template = frames["sample"].values, settings.seed, self.readout.template
-        drawn = self.given.draw(samples, seed, settings.values) if conditions is None else conditions
+        drawn = self.conditions(samples, settings) if conditions is None else conditions
         out = self.given.label(frames, drawn)
         anywhere = bool(self.maps) and is_cut(out) and "frame_panel" not in out
         out = with_places(out, seed, self.distances, panels=out.sizes["panel"] if anywhere else 0)
@@ -348,7 +357,7 @@ class Generator:
         callback: passed to the sampler.
         """
         if conditions is None:
-            conditions = self.scenes.given.draw(samples, settings.seed, settings.values)
+            conditions = self.scenes.conditions(samples, settings)
         cond = self.scenes.network_conditions(samples, settings, conditions)
         if (mask := self.mask()) is not None:
             cond["mask"] = mask.repeat(len(samples), 1, 1, 1)
@@ -381,17 +390,17 @@ class Generator:
         callback: passed to the sampler; what it raises ends the sampling.
         Returns (Frames, what the model drew (N, panels C, H, W)).
         """
-        readout, given = self.readout, self.scenes.given
+        readout, scenes = self.readout, self.scenes
 
         def batch(numbers: list[int]) -> DrawnBatch:
-            conditions = given.draw(numbers, settings.seed, settings.values)
+            conditions = scenes.conditions(numbers, settings)
             x = self.draw(numbers, settings, conditions=conditions, callback=callback)
             latents = x.cpu().reshape(len(numbers), -1, *x.shape[2:])
             return DrawnBatch(np.array(numbers), *readout.counted_intensities(self.decode(x)), latents, conditions)
 
         drawn = DrawnBatch.joined([part for _, part in sample_chunks(batch, samples, settings.batch_size)])
         frames = readout.frames(drawn.intensities, drawn.numbers, seed=settings.seed)
-        return self.scenes.label(readout.with_beyond(frames, drawn.beyond), settings, drawn.conditions), drawn.latents
+        return scenes.label(readout.with_beyond(frames, drawn.beyond), settings, drawn.conditions), drawn.latents
 
 # %% ../../../nbs/judge/inference/generators.ipynb #d3d4ab32
 TEMPLATE = "template.zarr"

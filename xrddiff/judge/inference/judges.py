@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from xrddiff.learn.loading.datasets import Prepared
 
 # %% auto #0
-__all__ = ['JUDGE', 'MEASURED', 'asked_of_all', 'label_classes', 'ConditionJudges']
+__all__ = ['JUDGE', 'MEASURED', 'asked_of_all', 'asked_crystals', 'label_classes', 'ConditionJudges']
 
 # %% ../../../nbs/judge/inference/judges.ipynb #174b78d8
 JUDGE = "judge"  # folder of the classifiers in a run
@@ -58,6 +58,14 @@ def asked_of_all(samples: xr.Dataset) -> dict[str, float]:
         return {name: float(samples[name].values[0]) for name in fixed if name in samples.variables}
     except (LookupError, TypeError, ValueError):  # frames that were not made by a run
         return {}
+
+
+def asked_crystals(samples: xr.Dataset) -> bool:
+    """Was one crystal requested for each sample, with a cell, intensities or an orientation?"""
+    try:
+        return bool(from_yaml(samples.attrs["config"], "the configuration of the samples")["inference"]["lattice"])
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def _folder(run: Path, name: str) -> Path:

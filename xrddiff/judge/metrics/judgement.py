@@ -165,8 +165,7 @@ def findings(judgement: Judgement) -> list[str]:
 
 
 def _distance_words(judgement: Judgement) -> list[str]:
-    lattices = {"held out", "samples"} <= set(judgement.lattices)
-    crystals = physics_words(judgement.lattices["held out"], judgement.lattices["samples"]) if lattices else []
+    crystals = _lattice_words(judgement)
     if not judgement.rows:
         return [f"The samples were not compared with real frames: {judgement.why['distances']}.", *crystals]
     real, made = judgement.summaries["held out"], judgement.summaries["samples"]
@@ -192,6 +191,16 @@ def _distance_words(judgement: Judgement) -> list[str]:
         nearer = judgement.memory["nearer"]
         out.append(f"Samples are nearer to training frames than held-out frames are (in {nearer:.0%} of comparisons): look for copies.")  # fmt: skip
     return (out or [f"No distance is clearly more than {FAR:g} × its floor."]) + crystals
+
+# %% ../../../nbs/judge/metrics/judgement.ipynb #e7d4ac59
+def _lattice_words(judgement: Judgement) -> list[str]:
+    found = judgement.lattices
+    if "samples" in found and not judgement.rows:
+        rate = found["samples"].loc["rate"]
+        return [
+            f"With the cells that were asked for, {rate['value']:.0%} ({rate['low']:.0%} to {rate['high']:.0%}) of the samples index."
+        ]
+    return physics_words(found["held out"], found["samples"]) if {"held out", "samples"} <= set(found) else []
 
 
 def _beyond(judgement: Judgement, distance: str) -> bool:
@@ -297,6 +306,7 @@ def judge_summaries(
     splits: int = 16,
     seed: int = 0,
     classes: Mapping[str, Sequence[Any]] | None = None,
+    apart: str = "",
     **words: Any,
 ) -> Judgement:
     """Compare sets that were measured before, in this process or by workers.
@@ -305,6 +315,7 @@ def judge_summaries(
     - `ruler`: the ruler that they were measured with.
     - `splits`, `seed`: as in `compare_sets`.
     - `classes`: the class of each frame of "held out" and of "samples".
+    - `apart`: why the samples have no counterpart among real frames; they are then compared with none.
     - `words`: further fields of `Judgement`.
 
     Anything that cannot be computed is left out, with the reason in `Judgement.why`.
@@ -312,10 +323,11 @@ def judge_summaries(
     parts = ("train", "held out", "samples")
     counts = {name: len(seen[name]) if name in seen else 0 for name in dict.fromkeys((*parts, *seen))}
     few, n = min(counts, key=counts.__getitem__), min(counts.values()) // 2
-    why = dict(words.pop("why", {}))
-    if counts[few] < FEWEST:
+    why, rows = dict(words.pop("why", {})), {}
+    if apart:
+        why |= {"distances": apart}
+    elif counts[few] < FEWEST:
         why |= {"distances": f"{_counted(counts, few, words)}; at least {FEWEST} of each can be compared"}
-        rows = {}
     else:
         options: dict[str, Any] = dict(n=n, splits=splits, seed=seed, ruler=ruler)
         rows = {
@@ -329,8 +341,8 @@ def judge_summaries(
     else:
         memory = {}
         why["memory"] = _counted(counts, few, words)
-    told = _two_samples(seen, seed, classes)
-    if "samples" not in told:
+    told = {} if apart else _two_samples(seen, seed, classes)
+    if "samples" not in told and not apart:
         why["two-sample AUC"] = f"it takes {FEWEST_TOLD} frames to train on and {FEWEST_TOLD} to test, of either kind"
     judgement = Judgement(rows, dict(seen), memory, ruler.scale, why, two_samples=told, **words)
     why |= {d: _no_ratio(judgement, d) for d in DISTANCES if rows and not np.isfinite(judgement.ratio(d))}

@@ -5,6 +5,7 @@
 # %% ../../../nbs/physics/indexing/cells.ipynb #2697582b
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,11 @@ class Cell:
         if self.centring == "R" and abs(self.parameters[5] - 120) < 0.1:
             return (-h + k + l) % 3 == 0
         return np.ones(np.shape(h), bool)
+
+    def like(self, other: Iterable[float], edges: float = 0.05, angles: float = 3.0) -> bool:
+        """Are the edges of another cell equal within this share, and its angles within these degrees?"""
+        a, b = np.array(self.parameters), np.array(list(other), float)
+        return bool((abs(b[:3] / a[:3] - 1) < edges).all() and (abs(b[3:] - a[3:]) < angles).all())
 
     def __str__(self) -> str:
         a, b, c, al, be, ga = self.parameters

@@ -66,7 +66,7 @@ class CrystalIntensities:
 
     def fits(self, cell: Iterable[float]) -> bool:
         """Is this cell (a, b, c in Å, α, β, γ in degrees) that of the crystal, within 5% and 3°?"""
-        return _alike(self.cell, cell)
+        return self.cell.like(cell)
 
     @property
     def d(self) -> np.ndarray:
@@ -106,12 +106,6 @@ def _equivalents(hkl: np.ndarray, group: gemmi.SpaceGroup) -> Iterable[np.ndarra
         turned = hkl @ (np.array(op.rot) // gemmi.Op.DEN)
         yield turned
         yield -turned
-
-
-def _alike(cell: Cell, other: Iterable[float]) -> bool:
-    """Are the edges of two cells equal within 5%, and their angles within 3°?"""
-    a, b = np.array(cell.parameters), np.array(list(other), float)
-    return bool((abs(b[:3] / a[:3] - 1) < 0.05).all() and (abs(b[3:] - a[3:]) < 3).all())
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #87ccc074
 REACH = 2.5e-3  # 1/Å: reflections this near to the Ewald sphere are integrated
@@ -168,7 +162,7 @@ def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limi
         raise BadInput("no frame has a crystal; expected some whose intensities can be merged")
     cell = Cell(tuple(ds.attrs.get("unit_cell", own[hits[0]][0][0])))
     group = str(ds.attrs.get("space_group", "P 1"))
-    alike = [i for i in hits if _alike(cell, own[i][0][0])]
+    alike = [i for i in hits if cell.like(own[i][0][0])]
     rows = [int(i) for i in evenly_spaced(np.array(alike), limit)]
     no_peaks = pd.DataFrame({name: np.zeros(0) for name in ("frame", "fs", "ss")})
     measured = reflection_table(ds, known_lattices(ds, rows, peaks=no_peaks, width=REACH), group)
