@@ -98,7 +98,7 @@ def figures(row: dict) -> str:
     out = []
     for name in SHOWN:
         if values := row["summary"].get(name):
-            ratio = values.get("samples / floor")
+            ratio = values.get("samples / floor of real frames")
             out.append(f"{name} {next(iter(values.values())):.3g}" if ratio is None else f"{name} {ratio:.2g}")
     return ("multiples of the floor: " if "radial profile" in row["summary"] else "") + ", ".join(out)
 

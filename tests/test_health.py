@@ -228,8 +228,9 @@ def test_samples_far_out(tmp_path):
 def test_the_rules_read_what_the_report_reads():
     """A model that follows its conditions in a few of its samples, and draws beyond the data, is found; a good one is not."""
     from xrddiff.data.transforms.limits import range_words
-    from xrddiff.judge.metrics.conditions import answer_words, class_answer, judged_facts
-    from xrddiff.judge.metrics.judgement import Judgement, findings
+    from xrddiff.judge.metrics.conditions import class_answer, judged_facts
+    from xrddiff.judge.metrics.judgement import Judgement
+    from xrddiff.judge.metrics.verdict import verdict_of
     from xrddiff.learn.telemetry.rules import Evidence, look
 
     names, held_out = list("0123456789"), 34 * np.eye(10, dtype=int) + np.roll(np.eye(10, dtype=int), 1, 1)
@@ -245,12 +246,15 @@ def test_the_rules_read_what_the_report_reads():
         judgement = Judgement({}, {}, {}, 1.0, {"distances": "few"}, answers={"digit": answer}, **words)
         evidence = Evidence(facts=used | judged_facts(judgement))
         rules = look(evidence, "result", ["samples_out_of_range", "condition_ignored"])
-        return {f.rule: f.seen for f in rules}, [*findings(judgement), answer_words("digit", answer)]
+        return {f.rule: f.seen for f in rules}, [words for _, words in verdict_of(judgement).lines]
 
     seen, report = found(3, drawn=drawn)
     assert seen["samples_out_of_range"] == range_words(drawn) and "1.247e+04" in range_words(drawn)
     assert "30% of 100 samples (10% by chance)" in seen["condition_ignored"]
-    assert all(f"{sentence}." in report for sentence in seen.values())
+    first, *others = report
+    assert all(
+        f"{sentence}." in others or f"{sentence[:1].lower()}{sentence[1:]}." in first for sentence in seen.values()
+    )
     good = drawn | dict(beyond=2, share_low=0.0055, pixels=2e-5, highest=19.5)
     seen, report = found(8, drawn=good)
     assert seen == {} and f"{range_words(good)}." in report  # said, and no symptom

@@ -30,10 +30,11 @@ from xrddiff.judge.metrics.conditions import (
 from xrddiff.judge.metrics.corruptions import blur
 from xrddiff.judge.metrics.distribution import DISTANCES, times_floor
 from xrddiff.judge.metrics.diversity import wilson_interval
-from xrddiff.judge.metrics.judgement import Judgement, findings, judge_samples, judge_summaries, judged_rows
+from xrddiff.judge.metrics.judgement import Judgement, judge_samples, judge_summaries, judged_rows
 from xrddiff.judge.metrics.physics import summarise_physics
 from xrddiff.judge.metrics.reconstruction import score_scene
 from xrddiff.judge.metrics.set_summaries import Ruler
+from xrddiff.judge.metrics.verdict import verdict_of
 from xrddiff.judge.views.judgement import add_generation, generation_pictures
 from xrddiff.judge.views.report import Report
 from xrddiff.judge.views.samples import origin_of
@@ -49,6 +50,11 @@ def blobs(n, seed=0):
     at = rng.uniform(12, 20, (n, 2, 1, 1))
     smooth = 40 * np.exp(-((y - at[:, 0]) ** 2 + (x - at[:, 1]) ** 2) / 128)
     return make_frames((100 + smooth.round() + rng.integers(-1, 2, (n, 32, 32))).astype(np.float32))
+
+
+def words_of(judgement):
+    """Everything that is said about the samples, the verdict first."""
+    return [words for _, words in verdict_of(judgement).lines]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,10 @@ def test_no_peaks_anywhere_is_a_reason_and_the_rest_stands(plain, tmp_path):
     judgement = judge_samples(plain, range(24), range(24, 36), samples, expected=False, splits=4)
     assert judgement.why["peak_count"] == "no peaks in the held-out frames"
     table = judgement.table()
-    assert np.isnan(table["peak count"]["samples / floor"]) and table["radial profile"]["samples / floor"] < 3
+    assert (
+        np.isnan(table["peak count"]["samples / floor of real frames"])
+        and table["radial profile"]["samples / floor of real frames"] < 3
+    )
     text = page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
     assert "Peak count: no peaks in the held-out frames." in text
     row = next(line for line in text.splitlines() if line.startswith("| peak count"))
@@ -91,7 +100,7 @@ def test_peaks_where_real_frames_have_none_are_told(plain, tmp_path):
     samples = make_frames(values)
     judgement = judge_samples(plain, range(24), range(24, 36), samples, expected=False, splits=4)
     assert np.isnan(judgement.ratio("peak_count"))
-    assert any("too many peaks" in text and "real frames 0–0" in text for text in findings(judgement))
+    assert any("too many peaks" in text and "real frames 0–0" in text for text in words_of(judgement))
     page_of(judgement, select_frames(plain, range(24, 36)), samples, tmp_path)
 
 
@@ -148,9 +157,9 @@ def test_too_few_peaks_are_told_with_their_range(stills, tmp_path):
     samples = select_frames(stills, range(64, 96)).assign(intensity=smooth[64:].astype(np.float32))
     samples["intensity"].attrs = stills["intensity"].attrs
     judgement = judge_samples(stills, range(40), range(40, 64), samples, expected=False, splits=8)
-    words = next(text for text in findings(judgement) if "peaks" in text)
+    words = next(text for text in words_of(judgement) if "too few peaks: " in text)
     high = judgement.peaks().loc["held out", "95%"]
-    assert words.startswith("Samples have too few peaks: ") and f"real frames 0–{high:.0f}" in words
+    assert f"real frames 0–{high:.0f}" in words
     text = page_of(judgement, stills, samples, tmp_path)
     assert words in text and "| held out |" in text and "share without any" in text
 
@@ -163,7 +172,7 @@ def test_frames_that_index_stand_beside_real_ones(stills, tmp_path):
     lattices = {name: summarise_physics(pd.DataFrame({"indexed": share})) for name, share in shares.items()}
     judgement = replace(words, lattices=lattices)
     assert judgement.table()["frames that index"] == {"samples": pytest.approx(1 / 21), "held out": 1.0}
-    assert "Fewer frames index: 5%, in the reference 100%." in findings(judgement)
+    assert "fewer frames index: 5%, in the reference 100%." in words_of(judgement)[0]
     text = page_of(judgement, real, samples, tmp_path)
     rows = [line for line in text.partition("## Frames that index")[2].splitlines() if line.startswith("| ")]
     header, made = (next(r for r in rows if r.startswith(f"| {name}")).split("|") for name in ("", "samples"))
@@ -179,12 +188,14 @@ def test_frames_that_index_stand_beside_real_ones(stills, tmp_path):
 def test_the_floor_is_drawn_at_one(stills):
     judgement = judge_samples(stills, range(40), range(40, 70), select_frames(stills, range(70, 96)), expected=False)
     ratios = judgement.ratios()
-    assert list(ratios.index) == ["samples", "floor"] and (ratios.loc["floor", list(DISTANCES)] == 1).all()
+    assert list(ratios.index) == ["samples", "real frames"]
+    assert (ratios.loc["real frames", list(DISTANCES)] == 1).all()
     rows = judgement.rows | {"autoencoder": judgement.rows["samples"]}
-    latent = Judgement(rows, judgement.summaries, judgement.memory, judgement.scale).ratios()
-    assert (
-        list(latent.index) == ["samples", "real frames", "floor"] and (latent.loc["floor", list(DISTANCES)] == 1).all()
-    )
+    latent = Judgement(rows, judgement.summaries, judgement.memory, judgement.scale)
+    assert list(latent.ratios().index) == ["samples", "reconstructions", "real frames"]
+    row = latent.distances()["radial profile"]
+    assert row["samples / floor of real frames"] == judgement.ratio("profile")
+    assert row["samples / floor of the autoencoder"] == 1 == latent.ratio("profile", "autoencoder")
 
 
 def test_simulated_frames_are_called_so(stills, plain):
@@ -392,7 +403,8 @@ def test_the_first_number_is_that_of_the_two_sample_test(stills, tmp_path):
     told = judgement.two_samples["samples"]
     assert told.interval[0] > 0.8 and told.table["auc"].idxmax() in ("noise", "all", "spots", "histogram")
     assert next(iter(judgement.table().items())) == ("two-sample AUC", {"samples": told.value})
-    assert findings(judgement)[0].startswith("A classifier tells samples from real frames in ")
+    assert any(text.startswith("A classifier tells samples from real frames in ") for text in words_of(judgement))
+    assert words_of(judgement)[0].startswith("Do not use these frames for ")
     assert judgement.record()["two_samples"]["samples"]["classes"]["hit"]["auc"] == told.value
     assert "two-sample AUC" not in judgement.why
     fewer = judge_summaries(seen | {"samples": seen["samples"].take(slice(0, 30))}, ruler, splits=2)

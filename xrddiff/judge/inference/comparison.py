@@ -27,7 +27,8 @@ from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.selection import evenly_spaced, select_frames
 from .evaluation import samples_of
 from ..metrics.distribution import DISTANCES
-from ..metrics.judgement import FAR, Judgement, findings, judge_summaries, title_of
+from ..metrics.judgement import Judgement, judge_summaries, title_of
+from ..metrics.verdict import FAR, verdict_of
 from ..metrics.merging import ambiguous, merging_numbers
 from ..metrics.physics import physics_rows, physics_words, summarise_physics
 from ..metrics.q_profiles import QProfiles, common_q, compare_q_profiles, q_profiles
@@ -353,7 +354,8 @@ class Comparison:
             if found["low"] > FAR * found["floor"]:
                 said.append(f"The {PROFILES[name]} is off ({found['value'] / found['floor']:.1f} × the floor).")
         if self.judgement and self.judgement.rows:
-            said += findings(self.judgement)
+            verdict = verdict_of(self.judgement)
+            said = [verdict.line, *verdict.remarks, *said, *(f"{f.words}." for f in verdict.faults[1:])]
         return said or ["Nothing is off."]
 
     def record(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ...core.errors import BadInput
 from ...data.frames.selection import evenly_spaced
 
 # %% auto #0
-__all__ = ['PAIRED', 'block_means', 'frame_distances', 'distances_within', 'patterns', 'nearest_rows', 'nearest_pattern',
+__all__ = ['PAIRED', 'COPY', 'block_means', 'frame_distances', 'distances_within', 'patterns', 'nearest_rows', 'nearest_pattern',
            'nearest_training', 'wilson_interval', 'ratio_interval', 'class_recovery']
 
 # %% ../../../nbs/judge/metrics/diversity.ipynb #e734a620
@@ -112,22 +112,32 @@ def nearest_pattern(rows: np.ndarray, training: np.ndarray) -> tuple[np.ndarray,
 
     `rows` (n, p) and `training` (m, p) come from `block_means`.
     """
-    seen = np.isfinite(training)
-    total, count = np.where(seen, training, 0).sum(0, dtype=np.float64), seen.sum(0)
-    centre = np.where(count, total / np.maximum(count, 1), np.nan)
+    centre = _mean(training)
     return nearest_rows(patterns(rows, centre), patterns(training, centre))
 
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """The mean of each column, without NaN."""
+    seen = np.isfinite(rows)
+    total, count = np.where(seen, rows, 0).sum(0, dtype=np.float64), seen.sum(0)
+    return np.where(count, total / np.maximum(count, 1), np.nan)
+
 # %% ../../../nbs/judge/metrics/diversity.ipynb #f22226bb
+COPY = 0.47  # q of a frame that is a tenth nearer to a training frame than to any held-out one
+
+
 def nearest_training(samples: np.ndarray, training: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Test for nearest-training copies. All sets are rows of `block_means` (n, p).
 
     Returns:
 
-    - "nearer": A, ½ for samples as close to the training frames as held-out frames, 1 for copies;
+    - "nearer": A, ½ for samples as near to training frames as these are to one another, 1 for copies;
     - "z": deviation of A from ½, in standard deviations;
-    - "copied": fraction of samples closer than 99 % of the held-out frames;
-    - "distance", "distance_held_out": medians of δ.
+    - "copied": fraction of samples that are nearer than 99 % of the training frames, and clearly nearer to a
+      training frame than to any held-out one (q < `COPY`);
+    - "distance", "distance_held_out": medians of δ of samples and of held-out frames.
 
+    A, z and the fraction are NaN with fewer than two training frames.
     Raises `BadInput` without samples or held-out frames.
     """
     from scipy.stats import rankdata
@@ -135,15 +145,33 @@ def nearest_training(samples: np.ndarray, training: np.ndarray, held_out: np.nda
     if not len(samples) or not len(held_out):
         raise BadInput(f"there are {len(samples)} samples and {len(held_out)} held-out frames; expected some of both")
     near, real = (nearest_pattern(rows, training)[0] for rows in (samples, held_out))
-    n, m = len(near), len(real)
-    nearer = 1 - (rankdata(np.concatenate([near, real]))[:n].sum() - n * (n + 1) / 2) / (n * m)
+    out = {"distance": float(np.median(near)), "distance_held_out": float(np.median(real))}
+    if len(training) < 2:
+        return {"nearer": nan, "z": nan, "copied": nan} | out
+    centre = _mean(np.concatenate([training, held_out]))  # the same for both, or a frame repels those of its own set
+    s, t, h = (patterns(rows, centre) for rows in (samples, training, held_out))
+    made, own = _share(nearest_rows(s, t)[0], nearest_rows(s, h)[0]), _share(_nearest_others(t), nearest_rows(t, h)[0])
+    n, m = len(made), len(own)
+    nearer = 1 - (rankdata(np.concatenate([made, own]))[:n].sum() - n * (n + 1) / 2) / (n * m)
+    z = (nearer - 0.5) / sqrt((n + m + 1) / (12 * n * m))
     return {
         "nearer": float(nearer),
-        "z": float((nearer - 0.5) / sqrt((n + m + 1) / (12 * n * m))),
-        "copied": float((near < np.quantile(real, 0.01)).mean()),
-        "distance": float(np.median(near)),
-        "distance_held_out": float(np.median(real)),
-    }
+        "z": float(z),
+        "copied": float((made < min(np.quantile(own, 0.01), COPY)).mean()),
+    } | out
+
+
+def _share(near: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """q = δ / (δ + δ′), ½ where both are 0."""
+    both = near + real
+    return np.where(both > 0, near / np.where(both > 0, both, 1), 0.5)
+
+
+def _nearest_others(rows: np.ndarray) -> np.ndarray:
+    """Distance of each row to the nearest of the others."""
+    d = frame_distances(rows, rows)
+    np.fill_diagonal(d, np.inf)
+    return np.where(np.isnan(d), np.inf, d).min(1)
 
 # %% ../../../nbs/judge/metrics/diversity.ipynb #6170e430
 def wilson_interval(share: float, n: float, level: float = 0.95) -> tuple[float, float]:

@@ -16,19 +16,16 @@ from ...core.plugins import failure_of
 from ...core.registry import Names, entries
 from ...data.frames.frames import frame_count
 from ...data.frames.selection import evenly_spaced, select_frames
-from ...data.transforms.limits import range_words
 from .distribution import DISTANCES, compare_sets, ratio_table, times_floor
 from .diversity import nearest_training
-from .physics import physics_words
-from .set_summaries import LEVELS, Ruler, SetSummary
-from .two_sample import FEWEST_TOLD, TwoSample, two_sample, two_sample_words
+from .set_summaries import Ruler, SetSummary
+from .two_sample import FEWEST_TOLD, TwoSample, two_sample
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # %% auto #0
-__all__ = ['FEWEST', 'FAR', 'title_of', 'Judgement', 'peak_quantiles', 'findings', 'judge_samples', 'judged_rows',
-           'judge_summaries']
+__all__ = ['FEWEST', 'FLOORS', 'title_of', 'Judgement', 'peak_quantiles', 'judge_samples', 'judged_rows', 'judge_summaries']
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #ce19b620
 def title_of(distance: str) -> str:
@@ -40,6 +37,7 @@ def title_of(distance: str) -> str:
 FEWEST = 4  # frames of a set, so that its halves can be compared
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #c0107ab2
+FLOORS = {"floor": "floor of real frames", "autoencoder": "floor of the autoencoder"}
 _COLUMNS = {
     "samples": "samples",
     "floor": "train | held out",
@@ -83,30 +81,27 @@ class Judgement:
     drawn: dict[str, Any] | None = None
     two_samples: dict[str, TwoSample] = field(default_factory=dict)
 
-    @property
-    def floor(self) -> str:
-        """The label of the floor that applies to the samples."""
-        return "autoencoder" if "autoencoder" in self.rows else "floor"
+    def ratio(self, distance: str, floor: str = "floor") -> float:
+        """A distance of the samples as a multiple of a floor; NaN if that is undefined.
 
-    def ratio(self, distance: str) -> float:
-        """A distance of the samples as a multiple of its floor; NaN if that is undefined."""
-        if distance in Names("distance", unbiased=True):
+        - `floor`: "floor", of real frames, or "autoencoder", of reconstructions.
+        """
+        if distance in Names("distance", unbiased=True) or not self.rows:
             return np.nan
-        return times_floor(self.rows["samples"][distance], self.rows[self.floor][distance]) if self.rows else np.nan
+        return times_floor(self.rows["samples"][distance], self.rows[floor][distance])
 
     def ratios(self) -> pd.DataFrame:
-        """All rows as multiples of the floor; in a latent, "real frames" are two sets of them."""
-        names = {k: "floor" if k == self.floor else "real frames" if k == "floor" else k for k in self.rows}
-        rows = {names[k]: row for k, row in self.rows.items()}
-        order = [k for k in ("samples", "real frames", "floor") if k in rows]
-        return ratio_table({k: rows[k] for k in order}, rows["floor"])
+        """All rows as multiples of the floor of real frames."""
+        names = {"samples": "samples", "autoencoder": "reconstructions", "floor": "real frames"}
+        return ratio_table({names[k]: self.rows[k] for k in names if k in self.rows}, self.rows["floor"])
 
     def distances(self) -> dict[str, dict[str, float]]:
-        """The distances of each set, and those of the samples as multiples of the floor, by title; a
+        """The distances of each set, and those of the samples as multiples of each floor, by title; a
         distance without bias is 0 for equal sets, and has no floor.
         """
         return {
-            title_of(d): {_COLUMNS[k]: row[d] for k, row in self.rows.items()} | {"samples / floor": self.ratio(d)}
+            title_of(d): {_COLUMNS[k]: row[d] for k, row in self.rows.items()}
+            | {f"samples / {title}": self.ratio(d, k) for k, title in FLOORS.items() if k in self.rows}
             for d in ([*DISTANCES, *Names("distance", unbiased=True)] if self.rows else ())
         }
 
@@ -128,12 +123,12 @@ class Judgement:
         return pd.DataFrame({name: peak_quantiles(s.peaks) for name, s in self.sets().items()}).T
 
     def record(self) -> dict[str, Any]:
-        """All numbers and sentences, as JSON values."""
+        """All numbers, as JSON values."""
         return {
             "rows": self.rows, "memory": self.memory, "peaks": self.peaks().to_dict(orient="index"), "why": self.why,
-            "condition": self.condition, "answers": self.answers, "words": findings(self), "drawn": self.drawn,
-            "lattices": {name: found.to_dict(orient="index") for name, found in self.lattices.items()},
-            "two_samples": {name: found.record() for name, found in self.two_samples.items()},
+            "condition": self.condition, "answers": self.answers, "drawn": self.drawn,
+            "lattices": {k: found.to_dict(orient="index") for k, found in self.lattices.items()},
+            "two_samples": {k: found.record() for k, found in self.two_samples.items()},
         }  # fmt: skip
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #d9df00be
@@ -148,115 +143,6 @@ def peak_quantiles(peaks: np.ndarray) -> dict[str, float]:
         "mean": float(peaks.mean()) if many else np.nan,
         "none": float((peaks == 0).mean()) if many else np.nan,
     }
-
-# %% ../../../nbs/judge/metrics/judgement.ipynb #58f1b085
-FAR = 1.3  # times the floor
-
-
-def findings(judgement: Judgement) -> list[str]:
-    """One sentence for the two-sample test, for what was drawn beyond the limits, for each distance that is
-    clearly above its floor, and for each way in which the lattices of the samples differ from those of
-    held-out frames.
-    """
-    told = [two_sample_words(judgement.two_samples)] if "samples" in judgement.two_samples else []
-    drawn = judgement.drawn
-    beyond = [f"{range_words(drawn)}."] if drawn is not None and drawn["beyond"] else []
-    return told + beyond + _distance_words(judgement)
-
-
-def _distance_words(judgement: Judgement) -> list[str]:
-    crystals = _lattice_words(judgement)
-    if not judgement.rows:
-        return [f"The samples were not compared with real frames: {judgement.why['distances']}.", *crystals]
-    real, made = judgement.summaries["held out"], judgement.summaries["samples"]
-    far = {d: judgement.ratio(d) for d in DISTANCES if _beyond(judgement, d)}
-    if "peak_count" in judgement.why and made.peaks.any():
-        far["peak_count"] = np.nan
-    describe = {
-        "profile": _profile_words,
-        "histogram": _intensity_words,
-        "peak_count": _peak_words,
-        "diversity": _pair_words,
-    }
-    out = []
-    for d, r in far.items():
-        times = f"{r:.1f} × the floor" if np.isfinite(r) else "no floor to compare with"
-        what = (
-            describe[d](real, made, judgement.scale)
-            if d in describe
-            else f"Samples differ from real frames in their {title_of(d)}"
-        )
-        out.append(f"{what} ({times}).")
-    if judgement.memory and judgement.memory["z"] > 3:
-        nearer = judgement.memory["nearer"]
-        out.append(f"Samples are nearer to training frames than held-out frames are (in {nearer:.0%} of comparisons): look for copies.")  # fmt: skip
-    return (out or [f"No distance is clearly more than {FAR:g} × its floor."]) + crystals
-
-# %% ../../../nbs/judge/metrics/judgement.ipynb #e7d4ac59
-def _lattice_words(judgement: Judgement) -> list[str]:
-    found = judgement.lattices
-    if "samples" in found and not judgement.rows:
-        rate = found["samples"].loc["rate"]
-        return [
-            f"With the cells that were asked for, {rate['value']:.0%} ({rate['low']:.0%} to {rate['high']:.0%}) of the samples index."
-        ]
-    return physics_words(found["held out"], found["samples"]) if {"held out", "samples"} <= set(found) else []
-
-
-def _beyond(judgement: Judgement, distance: str) -> bool:
-    """Is a distance of the samples above its floor by more than the spread of either?
-
-    For peaks also: do the 5% and 95% quantiles differ?
-    """
-    row, floor = judgement.rows["samples"], judgement.rows[judgement.floor]
-    scatter = max(row[f"{distance}_spread"], floor[f"{distance}_spread"])
-    far = judgement.ratio(distance) > FAR and row[distance] - floor[distance] > scatter
-    return far or distance == "peak_count" and _tails_differ(judgement.peaks())
-
-
-def _tails_differ(peaks: pd.DataFrame) -> bool:
-    """Is the 5% or 95% quantile of peaks of the samples farther from held-out frames than that of
-    training frames?
-    """
-    ends = peaks[["5%", "95%"]]
-    off = (ends - ends.loc["held out"]).abs()
-    return bool((off.loc["samples"] > 2 * off.loc["train"] + np.maximum(3, 0.1 * ends.loc["held out"])).any())
-
-
-def _peak_words(real: SetSummary, made: SetSummary, scale: float) -> str:
-    (a0, a, a1), (b0, b, b1) = ([peak_quantiles(s.peaks)[q] for q in ("5%", "50%", "95%")] for s in (made, real))
-    inside = a0 >= b0 and a1 <= b1
-    if a1 < b1 and (a < b or inside and real.peaks.mean() > made.peaks.mean()):
-        what = "have too few peaks"
-    elif a0 >= b0 and a1 >= b1:
-        what = "have too many peaks"
-    else:
-        what = "are too alike in their peak counts" if inside else "have other peak counts"
-    return f"Samples {what}: {a0:.0f}–{a1:.0f} in nine of ten (median {a:.0f}), real frames {b0:.0f}–{b1:.0f} (median {b:.0f})"
-
-# %% ../../../nbs/judge/metrics/judgement.ipynb #2884d3bd
-def _profile_words(real: SetSummary, made: SetSummary, scale: float) -> str:
-    a, b = (float(np.nansum(s.profile * s.pixels) / s.pixels.sum()) for s in (made, real))
-    share = (a - b) / abs(b) if b else 0.0
-    if abs(share) < 0.05:
-        return "The radial profiles of samples have another shape or vary differently, at the same mean intensity"
-    return f"The radial profiles of samples are too {'bright' if share > 0 else 'dim'}: {abs(share):.0%} {'above' if share > 0 else 'below'} real frames in the mean"
-
-
-def _intensity_words(real: SetSummary, made: SetSummary, scale: float, share: float = 1e-3) -> str:
-    def exceeded(s: SetSummary) -> float:
-        above = s.histogram.sum(0)[::-1].cumsum()[::-1]
-        return float(scale * np.sinh(LEVELS[np.flatnonzero(above >= share * above[0])[-1]]))
-
-    a, b = exceeded(made), exceeded(real)
-    if abs(a - b) < 0.1 * max(abs(b), scale):
-        return "The intensities of samples are distributed differently, although bright pixels are as bright"
-    return f"Bright pixels of samples are too {'bright' if a > b else 'dim'}: one in a thousand exceeds {a:.3g}, in real frames {b:.3g}"
-
-
-def _pair_words(real: SetSummary, made: SetSummary, scale: float) -> str:
-    a, b = (float(np.nanmedian(s.within[0])) for s in (made, real))
-    return f"Samples {'differ too much from' if a > b else 'are too close to'} one another: distance {a:.2g} in the median pair, of real frames {b:.2g}"
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #aae79152
 def judge_samples(

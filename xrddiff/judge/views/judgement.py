@@ -12,7 +12,8 @@ import pandas as pd
 
 from ...data.transforms.limits import range_words
 from ..metrics.conditions import answer_table, answer_words
-from ..metrics.judgement import findings, title_of
+from ..metrics.judgement import title_of
+from ..metrics.verdict import verdict_of
 from .report import Report
 from .samples import plot_distribution, plot_ratios, show_samples
 from .two_sample import add_two_sample, two_sample_pictures
@@ -67,7 +68,8 @@ def add_generation(
     condition = f" of {judgement.condition}" if judgement is not None and judgement.condition else ""
     if judgement is not None:
         answers = [answer_words(name, answer) for name, answer in judgement.answers.items()]
-        report.add("In short", lines=[("", line) for line in (*findings(judgement), *answers)], part="verdict")
+        lines = [*verdict_of(judgement).lines, *(("", line) for line in answers)]
+        report.add("In short", lines=lines, part="verdict")
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
     text = f"Samples{about}. Not compared with real frames: {why}.{beyond}" if judgement is None else left
@@ -102,10 +104,11 @@ def add_answers(report: Report, judgement: Judgement) -> None:
 
 def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, Figure], condition: str = "") -> None:
     """Add the distances of the samples from real frames, and the reasons for missing ones."""
-    floor = "reconstructions of held-out frames" if judgement.floor == "autoencoder" else "held-out frames"
     why = [_reason(judgement, name) for name in judgement.why if name != "rate"]
     text = "" if not judgement.rows else (
-        f"Wasserstein distances between distributions over sets of {judgement.rows['samples']['n']:.0f} frames{condition}; the floor, 1 in the picture, is that of training frames from {floor}. "
+        f"Wasserstein distances between distributions over sets of {judgement.rows['samples']['n']:.0f} frames{condition}. A floor is the distance that no model can be expected to be below. "
+        "That of real frames, 1 in the picture, is the distance of training frames from held-out frames"
+        f"{'; that of the autoencoder, of training frames from reconstructions of held-out frames' if 'autoencoder' in judgement.rows else ''}. "
         "Bars: how much a distance changes from one half of the frames to another."
     )  # fmt: skip
     table = pd.DataFrame.from_dict(judgement.distances(), orient="index") if judgement.rows else None
@@ -115,8 +118,8 @@ def add_distances(report: Report, judgement: Judgement, pictures: Mapping[str, F
     report.add("Distributions", figure=pictures.get("distributions"))
     if judgement.memory:
         copies = {
-            "nearer to a training frame than held-out frames are (0.5: no)": judgement.memory["nearer"],
-            "share that is as near as one held-out frame in a hundred": judgement.memory["copied"],
+            "nearer to a training frame than training frames are to one another (0.5: no)": judgement.memory["nearer"],
+            "share that is as near as one training frame in a hundred": judgement.memory["copied"],
         }
         report.add(
             "Nearest-training copies", "Are samples copies of training frames?", table=pd.DataFrame({"value": copies})

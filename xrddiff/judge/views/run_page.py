@@ -20,7 +20,7 @@ from .report import Report, ReportImage, Section, read_picture
 from .training_charts import best_epoch, epoch_values
 from .training_figures import chart_title, drawable, training_pictures
 from ...learn.telemetry.history import read_epochs, read_history
-from ...learn.telemetry.rules import Finding, read_findings
+from ...learn.telemetry.rules import VERDICT, Finding, of_samples, read_findings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,10 +44,14 @@ def health_lines(findings: Sequence[Finding]) -> list[tuple[str, str]]:
 
 # %% ../../../nbs/judge/views/run_page.ipynb #e5051ddc
 def health_verdict(findings: Sequence[Finding], most: int = 3) -> list[tuple[str, str]]:
-    """The first findings that speak against the training, and how many more there are."""
-    bad = [f for f in findings if f.severity in ("error", "warning")]
+    """The first findings that speak against the training, and how many more there are; nothing where there are none,
+    and samples were judged.
+    """
+    own = [f for f in findings if not of_samples(f.rule)]
+    bad = [f for f in own if f.severity in ("error", "warning")]
     if not bad:
-        return [("", "The health rules found nothing that speaks against the training.")]
+        quiet = len(own) < len(findings)
+        return [] if quiet else [("", "The health rules found nothing that speaks against the training.")]
     more = f"{len(bad) - most} more under Health" if len(bad) > most else "Causes and remedies under Health"
     return [*((f.severity, _sentence(f.seen)) for f in bad[:most]), ("", f"{more}.")]
 
@@ -57,9 +61,10 @@ def add_health(report: Report, run: Path) -> None:
     if not (run / "metrics" / "health.json").is_file():  # from before there were rules
         return
     findings = read_findings(run)
-    report.add("Training in short", lines=health_verdict(findings), part="verdict", remade=True)
-    if findings:
-        report.add("Health", lines=health_lines(findings), part="health", remade=True)
+    if lines := health_verdict(findings):
+        report.add("Training in short", lines=lines, part="verdict", remade=True)
+    if rest := [f for f in findings if f.rule != VERDICT]:
+        report.add("Health", lines=health_lines(rest), part="health", remade=True)
 
 # %% ../../../nbs/judge/views/run_page.ipynb #a170cf0e
 def _epochs_text(history: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ...config.words.data_sets import data_name
 from ..metrics.reconstruction import missing_scores, row_names
+from ..metrics.verdict import judged_record
 from .judgement import add_generation, generation_pictures
 from .plots import compare_frames
 from .report import Report
@@ -245,7 +246,7 @@ def evaluation_summary(evaluation: SampleEvaluation | CodecEvaluation, judgement
 def evaluation_record(evaluation: SampleEvaluation | CodecEvaluation, judgement: Any) -> dict[str, Any]:
     """The judgement as JSON values, with the checkpoint that was evaluated."""
     if hasattr(evaluation, "samples"):
-        return judgement.record() | {"checkpoint": evaluation.samples.attrs["checkpoint"]}
+        return judged_record(judgement) | {"checkpoint": evaluation.samples.attrs["checkpoint"]}
     return {"rows": {evaluation.cfg.presets["model"]: judgement}, **evaluation.about}
 
 

@@ -143,10 +143,18 @@ def run_monitor(cfg: Config, folder: str | Path) -> Monitor | None:
     return Monitor(t.health, t.health_options, t.health_stops, Path(folder) / "metrics" / "health.json")
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #2efb12fb
-def conclude_health(cfg: Config, folder: str | Path, facts: Mapping[str, Any]) -> list[Finding]:
-    """The findings from the result of the training in `folder`; `facts`: the measurements, by name."""
+def conclude_health(
+    cfg: Config, folder: str | Path, facts: Mapping[str, Any], judged: Sequence[Finding] = ()
+) -> list[Finding]:
+    """The findings from the result of the training in `folder`.
+
+    `facts`: the measurements, by name. `judged`: findings of a judgement of its samples; they are kept even
+    with `training.health=[]`.
+    """
     monitor = run_monitor(cfg, folder)
-    return [] if monitor is None else monitor.conclude(folder, facts)
+    if monitor is None and judged:
+        monitor = Monitor([], path=Path(folder) / "metrics" / "health.json")
+    return [] if monitor is None else monitor.conclude(folder, facts, judged)
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #bd6d6685
 def run_trackers(cfg: Config, folder: str | Path, said: Mapping[str, Any]) -> Trackers:

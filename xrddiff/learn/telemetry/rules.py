@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from ...core.registry import Names, check_options, find, get
 from .history import SAMPLES, STEPS, read_rows
 
 # %% auto #0
-__all__ = ['SEVERITIES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'fault_found', 'times_of', 'look', 'write_findings',
-           'read_findings', 'Monitor']
+__all__ = ['SEVERITIES', 'VERDICT', 'OF_SAMPLES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'of_samples', 'fault_found',
+           'times_of', 'look', 'write_findings', 'read_findings', 'Monitor']
 
 # %% ../../../nbs/learn/telemetry/rules.ipynb #9d9b7668
 SEVERITIES = ("note", "warning", "error")
+VERDICT, OF_SAMPLES = "verdict", "samples: "  # the findings of a judgement, and how the names of its faults begin
 RULES = Names("health_rule")
 
 
@@ -90,6 +91,11 @@ class Finding:
 class Unhealthy(XrddiffError):
     """A finding that ends a training, see `training.health_stops`."""
 
+# %% ../../../nbs/learn/telemetry/rules.ipynb #983cdfe4
+def of_samples(rule: str) -> bool:
+    """Whether the finding of this name is that of a judgement of samples."""
+    return rule == VERDICT or rule.startswith(OF_SAMPLES)
+
 
 def fault_found(sentence: str, epoch: int, step: int) -> Finding:
     """A number that is not finite, as a finding; `sentence`: the message of
@@ -140,7 +146,7 @@ def write_findings(path: str | Path, findings: Sequence[Finding]) -> None:
 
 
 def read_findings(run: str | Path) -> list[Finding]:
-    """The findings of a run, the most important ones first.
+    """The findings of a run, the verdict on its samples and the most important ones first.
 
     `run`: a run folder, its metrics folder, or a `health.json`. If there are none, the list is
     empty. Raises `BadInput` if the file is damaged.
@@ -153,7 +159,7 @@ def read_findings(run: str | Path) -> list[Finding]:
                     for row in read_json(path, list[dict[str, Any]], 1 << 20)
                 ]
                 found = checked(rows, list[Finding], path.name)
-                return sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.step))
+                return sorted(found, key=lambda f: (f.rule != VERDICT, -SEVERITIES.index(f.severity), f.step))
             except (OSError, ValueError, BadInput) as e:
                 raise BadInput(
                     f"{path} is damaged ({e}); expected a list of findings, as a training writes it"
@@ -201,13 +207,20 @@ class Monitor:
         if self.path is not None:
             write_findings(self.path, self.findings)
 
-    def conclude(self, folder: str | Path, facts: Mapping[str, Any]) -> list[Finding]:
-        """The findings from the result of the training in `folder`, given the measurements
-        (`facts`).
+    def conclude(self, folder: str | Path, facts: Mapping[str, Any], judged: Sequence[Finding] = ()) -> list[Finding]:
+        """The findings from the result of the training in `folder`.
+
+        `facts`: the measurements. `judged`: findings of a judgement of its samples, which replace those of an
+        earlier one.
         """
         self.resume(sys.maxsize)
         evidence = Evidence(read_rows(folder, STEPS), read_rows(folder), read_rows(Path(folder) / SAMPLES), facts)
-        return self.look(evidence, "result")
+        place = evidence.epochs[-1] if evidence.epochs else {}
+        epoch, step = int(place.get("epoch", 0)), int(place.get("step", 0))
+        if judged:
+            self.findings = [f for f in self.findings if not of_samples(f.rule)]
+            self.findings += [replace(f, epoch=epoch, until=epoch, step=step) for f in judged]
+        return [*self.findings[len(self.findings) - len(judged) :], *self.look(evidence, "result")]
 
     def look(self, evidence: Evidence, when: str) -> list[Finding]:
         """The new findings; earlier ones are updated."""

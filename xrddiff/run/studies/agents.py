@@ -24,7 +24,7 @@ from ...core.mediums import complain, for_terminal, plain_text, say
 from ...core.plugins import plugin_scope
 from ...core.ranks.stopping import StopRequest
 from ...core.registry import entries, register
-from ...learn.telemetry.rules import read_findings, times_of
+from ...learn.telemetry.rules import of_samples, read_findings, times_of
 from ..execution.run_folder import cpu_count, read_failures
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
 from .consent import allow_plan, trial_words
@@ -81,7 +81,7 @@ def ill(run: Path) -> str | None:
 
 def _is_result(rule: str) -> bool:
     """Whether a rule looks at what was measured after the training, which is nothing to end it for."""
-    return rule in entries("health_rule") and times_of(rule) == {"result"}
+    return of_samples(rule) or (rule in entries("health_rule") and times_of(rule) == {"result"})
 
 
 def verdict(study: Study, trial: Trial, known: dict[int, float]) -> str | None:
