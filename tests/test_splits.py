@@ -18,6 +18,7 @@ from xrddiff.data.frames import exposures
 from xrddiff.data.frames.exposures import find_exposures
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.selection import concat_frames, select_frames
+from xrddiff.data.transforms.spatial import Patches
 from xrddiff.judge.metrics.judgement import judged_rows
 from xrddiff.judge.metrics.reconstruction import missing_scores
 from xrddiff.learn.loading import datasets
@@ -79,9 +80,9 @@ def patches_of_many(tmp_path):
 
 
 def windows_of_many(tmp_path):
-    """The file has every exposure twice, one after another."""
-    place = nexus(tmp_path / "many.h5", np.repeat(counts(10), 2, axis=0))
-    return prepare_words(cfg(place, "data.window=8")), np.repeat(np.arange(10), 2), "series"
+    """The file has the whole series twice."""
+    place = nexus(tmp_path / "many.h5", np.tile(counts(10), (2, 1, 1)))
+    return prepare_words(cfg(place, "data.window=8")), np.tile(np.arange(10), 2), "series"
 
 
 def copies_of_other_names(tmp_path):
@@ -135,15 +136,15 @@ def simulated_shots(tmp_path):
 
 
 def given_groups_and_copies(tmp_path):
-    """Groups in a table of labels, beside scans that it overrules; group 3 has a copy of a frame of group 0."""
+    """Groups in a table of labels, beside scans that it overrules; group 1 has a copy of a frame of group 0."""
     stack = counts(20)
-    stack[17] = stack[2]
+    stack[7] = stack[2]
     place, table = nexus(tmp_path / "mine.h5", stack), tmp_path / "mine.csv"
     groups = np.repeat(np.arange(4), 5)
     with h5py.File(place, "a") as f:
         f["entry/data/scan_id"] = np.arange(20) // 10
     pd.DataFrame({"shot_group": groups}).to_csv(table, index=False)
-    return prepare_words(cfg(place, f"data.labels={table}", "data.train_ratio=0.5")), groups % 3, "shot groups"
+    return prepare_words(cfg(place, f"data.labels={table}", "data.train_ratio=0.5")), groups.clip(1), "shot groups"
 
 
 LAYOUTS = [
@@ -219,6 +220,17 @@ def test_one_crystal_in_several_scans_is_split_by_scan(tmp_path):
         range(prepared.held_out[0], prepared.held_out[0] + 4)
     )
     assert prepared.held_out[0] % 4 == 0
+
+
+def test_frames_that_were_cut_before(tmp_path):
+    """Patches that were saved know the frame that they were cut from, and are cut further."""
+    place = save_frames(Patches(8).apply(frames(6)), tmp_path / "patches.h5")
+    prepared = prepare_words(cfg(place, "data.patch=4"))
+    source = prepared.frames["frame_source"].values
+    assert source.tolist() == np.repeat(np.arange(6), 16).tolist() and prepared.apart == "series"
+    assert not set(source[prepared.train]) & set(source[prepared.held_out])
+    one = prepare_words(cfg(save_frames(Patches(8).apply(frames(1)), tmp_path / "one.h5")))
+    assert one.none_held_out and len(one.train) == 4
 
 
 def test_blank_frames_are_no_copies():

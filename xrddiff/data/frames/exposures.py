@@ -17,8 +17,8 @@ from .labels import decoded
 from .rows import frame_reader
 
 # %% auto #0
-__all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'pixel_digest', 'join_groups', 'several', 'Exposures', 'find_exposures',
-           'rotates', 'named_groups', 'groups_apart']
+__all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'pixel_digest', 'join_groups', 'several', 'Exposures',
+           'find_exposures', 'rotates', 'named_groups', 'groups_apart']
 
 # %% ../../../nbs/data/frames/exposures.ipynb #2a9068f0
 FLAGS = (-2, -1, 2**16 - 2, 2**16 - 1, 2**32 - 2, 2**32 - 1)  # what formats write where there is no measurement
@@ -147,6 +147,9 @@ def named_groups(frames: xr.Dataset) -> list[tuple[str, np.ndarray]]:
     return out
 
 # %% ../../../nbs/data/frames/exposures.ipynb #6d2ddd3c
+NOTHING = "Nothing is held out"  # the first words of what is said of a single exposure
+
+
 def groups_apart(frames: xr.Dataset, number: np.ndarray) -> tuple[np.ndarray, str]:
     """(the group of each frame, what the groups are).
 

@@ -23,7 +23,15 @@ from ...core.files import cache_dir, is_address, is_path, json_digest, package_v
 from ...core.gate import read_json
 from ...core.mediums import plain_text
 from ...core.seeds import numpy_rng
-from ...data.frames.exposures import MOST_READ, Exposures, find_exposures, groups_apart, rotates, several
+from xrddiff.data.frames.exposures import (
+    MOST_READ,
+    NOTHING,
+    Exposures,
+    find_exposures,
+    groups_apart,
+    rotates,
+    several,
+)
 from ...data.frames.frames import IMAGE_DIMS, frame_count
 from ...data.frames.geometry import closest_geometry
 from xrddiff.data.frames.labels import (
@@ -189,9 +197,9 @@ def sizes_text(train: int, held_out: int, apart: str, *, cut: bool) -> str:
             f"{train} training frame{'s' * (train != 1)}, {held_out} held-out frame{'s' * (held_out != 1)} {_OF[apart]}"
         )
     if not cut:
-        return "Nothing is held out: there is one exposure, and results are compared with what was trained on"
+        return f"{NOTHING}: there is one exposure, and results are compared with what was trained on"
     return (
-        f"Nothing is held out: all {train} training frames are parts of one exposure, and results are compared with "
+        f"{NOTHING}: all {train} training frames are parts of one exposure, and results are compared with "
         f"{held_out} of them"
     )
 
