@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -17,6 +20,7 @@ from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames import exposures
 from xrddiff.data.frames.exposures import find_exposures
 from xrddiff.data.frames.frames import make_frames
+from xrddiff.data.frames.rows import EachRow
 from xrddiff.data.frames.selection import concat_frames, select_frames
 from xrddiff.data.transforms.spatial import Patches
 from xrddiff.judge.metrics.judgement import judged_rows
@@ -304,6 +308,33 @@ def test_a_set_without_such_layouts_is_split_as_before(words, grouped):
     assert old.train.tolist() == new.train.tolist() and old.held_out.tolist() == new.held_out.tolist()
     assert old.transform.state() == new.transform.state()
     assert list(new.frames.variables) == list(old.frames.variables)
+
+
+def test_who_is_not_asked_for_copies(tmp_path, monkeypatch):
+    place = nexus(tmp_path / "many.h5", counts(10))
+    assert prepare_words(cfg(place)).copies == 0 and "copies" not in str(prepare_words(cfg(place)))
+    monkeypatch.setattr(datasets, "find_exposures", lambda frames, most=100: find_exposures(frames, most))
+    few = prepare_words(cfg(place))
+    assert few.copies is None and "copies were not looked for" in str(few)
+    named = prepare_words(compose_config(["model=vae_kl", "size=tiny", "data=sim128", "data.limit=24"]))
+    assert named.copies == 0 and "copies" not in str(named)
+
+
+def test_threads_that_read_images_get_their_own(tmp_path):
+    """Rows keep the frame that was read last, which another thread may replace."""
+
+    class Slow(EachRow):
+        def read_one(self, i):
+            return np.full((4, 4), i)
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "_last" and value is not None:
+                time.sleep(1e-3)
+
+    rows = Slow(64, (4, 4), np.int64, "rows")
+    with ThreadPoolExecutor(8) as pool:
+        assert [v[0, 0, 0] for v in pool.map(lambda i: rows.read(i, i + 1, ()), range(64))] == list(range(64))
 
 
 def test_copies_of_a_large_set_are_looked_for_once(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import xarray as xr
 
 from .frames import frame_count
 from .labels import decoded
-from .rows import frame_reader
+from .rows import frame_reader, rows_behind
 
 # %% auto #0
 __all__ = ['FLAGS', 'MOST_READ', 'ANGLES', 'IDENTIFIERS', 'NOTHING', 'pixel_digest', 'join_groups', 'several', 'Exposures',
@@ -71,10 +71,12 @@ MOST_READ = 4 << 30  # bytes of pixels that are read to find copies
 
 
 class Exposures(NamedTuple):
-    """`number` (n,): of the exposure of each frame. `copies`: how many frames are copies of an earlier one."""
+    """`number` (n,): of the exposure of each frame. `copies`: how many frames are copies of an earlier
+    one; None: they were not looked for.
+    """
 
     number: np.ndarray
-    copies: int = 0
+    copies: int | None = None
 
 
 def find_exposures(frames: xr.Dataset, most: int = MOST_READ) -> Exposures:
@@ -94,7 +96,8 @@ def find_exposures(frames: xr.Dataset, most: int = MOST_READ) -> Exposures:
         except Exception:  # a frame that cannot be read, with any library's exception: the loader reports it
             return None
 
-    with ThreadPoolExecutor(4) as pool:
+    rows = rows_behind(intensity)
+    with ThreadPoolExecutor(4 if rows is not None and rows.reader() is not None else 1) as pool:
         found = enumerate(pool.map(digest, range(n)))
         same = np.array([i if d is None else first.setdefault(d, i) for i, d in found], np.int64)
     return Exposures(join_groups(number, same), int((same != np.arange(n)).sum()))

@@ -171,13 +171,13 @@ class Split:
     apart: what no training frame shares with a held-out one, "shot groups", "crystals" or "scans". With
         "scan" and "series" they are of the same one, in blocks of neighbours; with "exposure", they
         are different parts of the same one; with "nothing", held-out frames are trained on as well.
-    copies: how many frames are copies of another one.
+    copies: how many frames are copies of another one; None: they were not looked for.
     """
 
     train: np.ndarray
     held_out: np.ndarray
     apart: str = "shot groups"
-    copies: int = 0
+    copies: int | None = 0
 
 
 _OF = {
@@ -238,7 +238,7 @@ def split_frames(
     return Split(*(np.sort(order[part]) for part in parts), apart, copies)
 
 
-def _one_exposure(frames: xr.Dataset, copies: int, train_ratio: float, seed: int, windows: bool) -> Split:
+def _one_exposure(frames: xr.Dataset, copies: int | None, train_ratio: float, seed: int, windows: bool) -> Split:
     """All parts of the one exposure are trained on; some of them are shown."""
     n = frame_count(frames)
     if not windows and ("frame_source" not in frames or n < 2):
@@ -306,7 +306,7 @@ class Prepared:
     train: np.ndarray
     held_out: np.ndarray
     apart: str = "shot groups"
-    copies: int = 0
+    copies: int | None = 0
 
     def class_table(self, name: str) -> pd.DataFrame:
         """How many frames of each class of the label `name` there are, are trained on, and held out."""
@@ -341,6 +341,7 @@ class Prepared:
 
     def __str__(self) -> str:
         copies = f", {self.copies} copies of other frames" if self.copies else ""
+        copies = ", copies were not looked for" if self.copies is None else copies
         sizes = f"{len(self.train)} training frames, {len(self.held_out)} held out{copies}"
         sizes = f"{self.sizes()}{copies}" if self.none_held_out else sizes
         labels = [n for n in label_names(self.frames) if class_names(self.frames, n) is not None]
@@ -457,7 +458,9 @@ def known_exposures(cfg: Config, frames: xr.Dataset) -> Exposures:
     those in a large set are kept, since every notebook and rank asks for them.
     """
     d = cfg.data
-    if d.data_path is None or is_address(d.data_path):
+    if d.data_path is None:
+        return find_exposures(frames, 0)._replace(copies=0)
+    if is_address(d.data_path):
         return find_exposures(frames, 0)
     if not IN_MEMORY < frames["intensity"].nbytes <= MOST_READ:
         return find_exposures(frames)
