@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from fabio.cbfimage import CbfImage
 from xrddiff.config.composition import compose_config
 from xrddiff.config.saved_config import load_config, to_yaml
 from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.images import series_numbers
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames import exposures
@@ -235,6 +237,21 @@ def test_frames_that_were_cut_before(tmp_path):
     assert not set(source[prepared.train]) & set(source[prepared.held_out])
     one = prepare_words(cfg(save_frames(Patches(8).apply(frames(1)), tmp_path / "one.h5")))
     assert one.none_held_out and len(one.train) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "series"),
+    [
+        (["a_1.cbf", "a_2.cbf", "b_1.cbf"], [0, 0, 1]),
+        (["1.cbf", "2.cbf", "3.cbf"], None),
+        (["a.cbf", "b.cbf", "c.cbf"], None),
+        (["run1/0001.cbf", "run1/0002.cbf", "run2/0001.cbf", "run2/0002.cbf"], [0, 0, 1, 1]),
+        (["a.tif", "a.tif", "b.tif", "b.tif"], [0, 0, 1, 1]),
+    ],
+)
+def test_series_by_the_names_of_files(names, series):
+    found = series_numbers([Path(name) for name in names])
+    assert (found if series is None else found.tolist()) == series
 
 
 def test_blank_frames_are_no_copies():

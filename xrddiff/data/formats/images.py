@@ -76,7 +76,7 @@ def series_numbers(files: Sequence[Path]) -> np.ndarray | None:
 
     files: the file of each frame.
     """
-    names = [str(f.with_name(re.sub(r"\d+$", "", f.stem))) for f in files]
+    names = [(f.parent, re.sub(r"\d+$", "", f.stem)) for f in files]
     series = {name: k for k, name in enumerate(dict.fromkeys(names))}
     return np.array([series[name] for name in names]) if 1 < len(series) < len(names) else None
 
