@@ -527,7 +527,8 @@ def test_a_broken_config_is_refused(tmp_path, content):
 
 def test_an_older_config_takes_defaults(tmp_path):
     (tmp_path / "config.yaml").write_text("training: {lr: 1.0}\n")
-    assert load_config(tmp_path / "config.yaml") == replace(Config(), training=replace(Config().training, lr=1.0))
+    own = dict(training=replace(Config().training, lr=1.0), data=replace(Config().data, split="shot_groups"))
+    assert load_config(tmp_path / "config.yaml") == replace(Config(), **own)  # and it keeps its split
     assert compose_config(["model=ddpm"]).model.network_options == {"scale_shift": True}
     assert load_config(tmp_path / "config.yaml").model.network_options == {}  # a run from before it keeps its network
 

@@ -424,8 +424,11 @@ def _batches(cfg: Config, ranks: int) -> str | None:
 def _split(cfg: Config, ranks: int) -> str | None:
     if cfg.data.crop is not None and len(cfg.data.crop) != 2:
         return f"data.crop: found {cfg.data.crop}, expected [height, width]"
-    if cfg.data.limit == 1 and cfg.data.train_ratio < 1:
-        return "data.limit: found 1, expected at least 2 frames, one to train on and one to hold out"
+    if cfg.data.limit == 1 and cfg.data.train_ratio < 1 and not (cfg.data.patch or cfg.data.window):
+        return (
+            "data.limit: found 1, expected at least 2 frames, one to train on and one to hold out; data.patch= or "
+            "data.window= trains on parts of one frame"
+        )
     return None
 
 # %% ../../nbs/config/contradictions.ipynb #57424167

@@ -47,6 +47,9 @@ def show_summary(path: Path) -> None:
     summary, report = path / "metrics" / "summary.json", path / "report.html"
     if summary.is_file() and (rows := read_json(summary, dict[str, Any], 1 << 20)):
         console().print(summary_table(rows))
+    split = path / "metrics" / "split.json"
+    if split.is_file() and (said := read_json(split, dict[str, Any], 1 << 20)).get("apart") in ("nothing", "exposure"):
+        say(said["sentence"])
     say(f"report: {report}" if report.is_file() else f"run: {path}")
 
 # %% ../../../nbs/app/cli/output.ipynb #4316c03c

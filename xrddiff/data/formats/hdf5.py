@@ -340,6 +340,22 @@ def _panel_geometry(detectors: Sequence[h5py.Group]) -> dict[str, np.ndarray] | 
     return None
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #ba69fb70
+_CRYSTAL = ("crystal_id", "sample_id", "identifier", "serial_number")
+_SCAN = ("collection_identifier", "scan_id", "scan_number", "entry_identifier")
+
+
+def _identifiers(entry: h5py.Group) -> dict[str, str]:
+    """`crystal_id` and `scan_id`, where an entry names its one crystal or scan."""
+    samples = [g for k, g in entry.items() if k.startswith("sample") and isinstance(g, h5py.Group)]
+    out = {}
+    for word, groups, fields in (("crystal_id", samples, _CRYSTAL), ("scan_id", [entry], _SCAN)):
+        items = [i for i in _find(groups, fields) if i.size == 1]
+        whole = (str(int(np.ravel(read_whole(i, _where(i)))[0])) for i in items if i.dtype.kind in "iu")
+        if text := _text(iter(items)) or next(whole, None):
+            out[word] = text
+    return out
+
+
 def _about(file: h5py.File, name: str) -> dict[str, str]:
     """Where the data come from: attributes and texts of the entry."""
     entry = file.get("/" + name.strip("/").split("/")[0])
@@ -355,6 +371,7 @@ def _about(file: h5py.File, name: str) -> dict[str, str]:
             text = _text(iter([item])) if isinstance(item, h5py.Dataset) else None
             if text:
                 out[word] = text
+        out |= _identifiers(entry)
         for group in entry.values():
             if isinstance(group, h5py.Group):
                 for k, g in group.items():

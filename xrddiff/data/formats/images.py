@@ -25,7 +25,7 @@ from ..headers.probe import probe_file
 from ..headers.raw_headers import comment_fields, raw_header
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'natural', 'is_pattern', 'expand', 'ImageRows', 'header_words', 'open_images']
+__all__ = ['IMAGE_SUFFIXES', 'natural', 'is_pattern', 'expand', 'series_numbers', 'ImageRows', 'header_words', 'open_images']
 
 # %% ../../../nbs/data/formats/images.ipynb #ef3e037d
 IMAGE_SUFFIXES = (".tif", ".tiff", ".cbf", ".edf", ".mccd", ".mar2300", ".mar3450", ".img", ".sfrm", ".esperanto", ".pgm", ".bin", ".spe", ".mrc", ".raxis", ".osc", ".stl", ".gfrm", ".kccd", ".msk", ".xsd")  # fmt: skip
@@ -68,6 +68,17 @@ def expand(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
         if not found:
             raise BadInput(f"no file matches {text!r}")
     return sorted(found, key=natural)
+
+
+def series_numbers(files: Sequence[Path]) -> np.ndarray | None:
+    """The series of each frame, by the name of its file without the number at its end; None unless
+    there are several, and one of them has several frames.
+
+    files: the file of each frame.
+    """
+    names = [(f.parent, re.sub(r"\d+$", "", f.stem)) for f in files]
+    series = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    return np.array([series[name] for name in names]) if 1 < len(series) < len(names) else None
 
 # %% ../../../nbs/data/formats/images.ipynb #4153e9a2
 class _Listener(logging.Handler):
@@ -281,6 +292,8 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
     out = {"intensity": ImageRows(places, data.shape, dtype, where), "units": "ADU", "layout": f"{kind} image"}
     out |= _series_words(files, heads, data.shape)
     out["assumed"] = () if out["units"] == "photon" else ("units",)
+    if (series := series_numbers([f for f, _ in places])) is not None:
+        out["variables"] = {"frame_series": ("frame", series)}
     saturation = out.pop("saturation", None)
     if saturation:
         out["saturation_value"] = saturation

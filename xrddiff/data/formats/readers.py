@@ -30,6 +30,7 @@ from .remembered import folder_key, recall, remember
 from .store import is_store, read_store
 from ..frames.automask import with_automask
 from ..frames.display import FramesAccessor  # noqa: F401  registers ds.frames, which shows what was opened
+from ..frames.exposures import join_groups, rotates
 from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, validate_frames
 from ..frames.geometry import PanelGeometry, panel_distance
 from ..frames.labels import join_labels
@@ -506,20 +507,51 @@ def _open_many(files: Sequence[Path], automask: Sequence[str] | None, /, **words
     if key is not None and (known := recall(key)) is not None:
         joined, about = known
         return with_automask(joined, about["rules"] if automask is None else automask)
-    parts, base = [], 0
+    parts, base, told = [], 0, False
     with probe_ahead(files, words["outside"]) if key else nullcontext():
         for f in tqdm(files, "opening", unit="file", leave=False, disable=None if key else True):
             part = open_frames(f, automask=[], **words)
+            told |= "shot_group" in part
             group = part["shot_group"].values if "shot_group" in part else np.zeros(part.sizes["frame"], np.int64)
             part["shot_group"] = ("frame", np.unique(group, return_inverse=True)[1] + base)
             base = int(part["shot_group"].max()) + 1
             parts.append(part)
-    joined = concat_frames(join_labels(_one_geometry(files, parts)))
+    for part in [] if told else parts:
+        part["shot_group"].attrs["made_of"] = "files"  # not by somebody who knows the shots
+    joined = concat_frames(join_labels(_one_geometry(files, _with_series(parts))))
     if automask is None or key is not None:
         rules = [] if all(_is_ours(f) for f in files) else list(RULES)
     if key is not None:
         remember(key, files, parts, joined, rules=rules)
     return with_automask(joined, rules if automask is None else automask)
+
+# %% ../../../nbs/data/formats/readers.ipynb #e99080c2
+def _with_series(parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """The parts with `frame_series`, where files say that they are of the same crystal or scan: by
+    an identifier, or, if both are rotation scans, by the name of the sample.
+    """
+    own, said = np.arange(len(parts)), [p.attrs for p in parts]
+    turned = [
+        a.get("sample") if "crystal_id" not in a and rotates(p) else None for p, a in zip(parts, said, strict=True)
+    ]
+    names = {
+        "crystals": [a.get("crystal_id") or s for a, s in zip(said, turned, strict=True)],
+        "scans": [a.get("scan_id") for a in said],
+    }
+    codes = {
+        kind: np.unique([n or f"\0{k}" for k, n in enumerate(v)], return_inverse=True)[1] for kind, v in names.items()
+    }
+    number = join_groups(own, *codes.values())
+    parts = [p.drop_vars("frame_series", errors="ignore") for p in parts]
+    for p in parts:
+        p.attrs = {k: v for k, v in p.attrs.items() if k not in ("crystal_id", "scan_id")}
+    if len(np.unique(number)) == len(parts):
+        return parts
+    kind = "crystals" if len(np.unique(codes["crystals"])) < len(parts) else "scans"
+    return [
+        p.assign(frame_series=("frame", np.full(p.sizes["frame"], k), {"names": kind}))
+        for p, k in zip(parts, number.tolist(), strict=True)
+    ]
 
 
 def _one_geometry(files: Sequence[Path], parts: Sequence[xr.Dataset]) -> list[xr.Dataset]:

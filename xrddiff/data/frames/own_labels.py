@@ -16,7 +16,7 @@ import numpy as np
 __all__ = ['FRAME_NAMES', 'NETWORK_NAMES', 'MOST_CLASSES', 'label_name', 'are_classes', 'class_text', 'encode', 'align']
 
 # %% ../../../nbs/data/frames/own_labels.ipynb #1bf7ccde
-FRAME_NAMES = frozenset("intensity mask frame x y ss fs panel xyz peak q sample latent drawn distance pixel_size beam_center frame_panel frame_source".split())  # fmt: skip
+FRAME_NAMES = frozenset("intensity mask frame x y ss fs panel xyz peak q sample latent drawn distance pixel_size beam_center frame_panel frame_source frame_series".split())  # fmt: skip
 NETWORK_NAMES = frozenset("T_destination add_module append apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval extra_repr fields float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty train training type update values width xpu zero_grad".split())  # fmt: skip
 
 

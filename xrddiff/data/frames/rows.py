@@ -230,12 +230,13 @@ class EachRow(Rows):
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
         out = []
         for i in range(a, b):
-            if self._last is None or self._last[0] != i:
+            last = self._last  # another thread may replace it
+            if last is None or last[0] != i:
                 frame = np.asarray(self.read_one(i))
                 if frame.shape != self.shape[1:]:
                     raise BadInput(f"{self.where}: frame {i} has shape {frame.shape}; expected {self.shape[1:]}")
-                self._last = (i, frame)
-            out.append(self._last[1][rest])
+                last = self._last = (i, frame)
+            out.append(last[1][rest])
         return np.stack(out)
 
 # %% ../../../nbs/data/frames/rows.ipynb #24756b01

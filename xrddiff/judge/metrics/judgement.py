@@ -182,6 +182,8 @@ def judged_rows(train: Sequence[int], held_out: Sequence[int], limit: int = 500)
     """The numbers of the real frames that are compared, "train" and "held out": at most `limit`,
     evenly spaced.
     """
+    others = np.setdiff1d(train, held_out)  # where nothing is held out, two parts of what was trained on are compared
+    train = others if len(others) else train
     return {"train": evenly_spaced(train, limit), "held out": evenly_spaced(held_out, limit)}
 
 # %% ../../../nbs/judge/metrics/judgement.ipynb #0ea134d4

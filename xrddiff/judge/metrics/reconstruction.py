@@ -346,7 +346,10 @@ def missing_scores(reference: xr.Dataset, row: Mapping[str, float]) -> list[str]
     if np.isnan(row["poisson_deviance"]) and "gain" not in reference["intensity"].attrs:
         units = reference["intensity"].attrs["units"]
         out.append(f"The Poisson deviance needs the gain: the frames do not say how many {units} a photon is.")
-    if radius_map(reference) is None:
+    if "frame_source" in reference.variables:
+        out.append("Radial profiles are left out: these are parts of frames, and a profile needs whole ones.")
+        missing = {}
+    elif radius_map(reference) is None:
         out.append("The profile distance needs the beam centre: data.beam_center=[x,y] gives it.")
     if missing:
         words = ", ".join(f"data.{name}" for name in missing)

@@ -18,6 +18,7 @@ from ...core.files import write_text
 from ...core.gate import or_default, read_json
 from ...core.mediums import plain_text
 from ...core.templates import render
+from ...data.frames.exposures import NOTHING
 from xrddiff.judge.views.report import (
     Report,
     ReportImage,
@@ -33,11 +34,11 @@ from ...learn.telemetry.history import read_history
 __all__ = ['SO_FAR', 'card_metadata', 'model_card', 'write_run_report', 'report_so_far', 'rewrite_reports']
 
 # %% ../../../nbs/judge/views/model_card.ipynb #054e516c
-def card_metadata(cfg: Config, summary: Mapping[str, Any]) -> dict[str, Any]:
+def card_metadata(cfg: Config, summary: Mapping[str, Any], frames: str = "held-out frames") -> dict[str, Any]:
     """The metadata of the card.
 
     `summary`: the rows of `metrics/summary.json`; the first column is that of the model. Numbers
-    that are not finite are left out, as the Hub refuses them.
+    that are not finite are left out, as the Hub refuses them. `frames`: what they were measured on.
     """
     parts, name = model_parts(cfg), plain_text(data_name(cfg) or "own frames")
     task = "unconditional-image-generation" if parts.denoiser else "image-to-image"
@@ -52,7 +53,7 @@ def card_metadata(cfg: Config, summary: Mapping[str, Any]) -> dict[str, Any]:
         value = next(iter(values.values()), None) if isinstance(values, Mapping) else values
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             metrics.append(dict(type=plain_text(row).replace(" ", "_"), name=plain_text(row), value=value))
-    results = [dict(task=dict(type=task), dataset=dict(type=name, name=f"{name}, held-out frames"), metrics=metrics)]
+    results = [dict(task=dict(type=task), dataset=dict(type=name, name=f"{name}, {frames}"), metrics=metrics)]
     card = dict(library_name="xrddiff", license="unknown", pipeline_tag=task, tags=tags)
     return card | (
         {"model-index": [dict(name=plain_text(cfg.presets.get("model", cfg.model.model_name)), results=results)]}
@@ -68,7 +69,8 @@ def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
     of = lambda part: [s for s in report.ordered() if s.part == part]  # noqa: E731
-    head = yaml.safe_dump(card_metadata(cfg, summary), sort_keys=False, allow_unicode=True)
+    frames = "training frames" if report.lead.startswith(NOTHING) else "held-out frames"
+    head = yaml.safe_dump(card_metadata(cfg, summary, frames), sort_keys=False, allow_unicode=True)
     first = [dict(title=s.title, path=f"plots/{s.slug}.png") for s in of("pictures") if s.figure is not None][:1]
     use = Section("Use", "In the folder of the run, with xrddiff installed.", commands=run_commands(Path(), cfg, "."))
     numbers = []

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from xrddiff.judge.inference.posterior import Posterior
     from xrddiff.judge.inference.sample_jobs import SampleJob
     from xrddiff.judge.metrics.judgement import Judgement
+    from xrddiff.learn.loading.datasets import Prepared
 
 # %% auto #0
-__all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'codec_report_text', 'add_codec',
-           'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws',
+__all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'split_end', 'codec_report_text',
+           'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws',
            'posterior_text', 'add_posterior', 'way_text', 'evaluation_summary', 'evaluation_record',
            'evaluation_pictures', 'add_evaluation']
 
@@ -58,9 +59,11 @@ def add_settings(report: Report, cfg: Config, *sections: str, **given: Any) -> N
     report.sections.append(settings_section(cfg, *sections, given=given))
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #c2bc42d5
-def codec_verdict(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+def codec_verdict(rows: Mapping[str, Mapping[str, float]], what: str = "Held-out frames") -> list[str]:
     """The scores in words: the model, the first of `rows`, compared with principal components and a
     second measurement of the same scene. Anything that was not measured is left out.
+
+    what: the frames that were scored.
     """
     model, others = next(iter(rows.values())), list(rows.items())[1:]
     score = lambda row, name: v if (v := row.get(name)) is not None and math.isfinite(v) else None  # noqa: E731
@@ -68,7 +71,7 @@ def codec_verdict(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
     noise = [(name, row) for name, row in others if name in ("same scene measured again", "neighbouring exposure")]
     out, f1 = [], score(model, "f1")
     if f1 is not None:
-        said = f"Held-out frames keep their peaks with an F1 of {f1:.2f}"
+        said = f"{what} keep their peaks with an F1 of {f1:.2f}"
         said += (
             f"; {noise[0][0]}: {score(noise[0][1], 'f1'):.2f}" if noise and score(noise[0][1], "f1") is not None else ""
         )
@@ -96,24 +99,39 @@ def codec_table(rows: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(names).rename(index=names).dropna(how="all")
 
 
+def split_end(prepared: Prepared) -> str:
+    """What stands between `Prepared.sizes` and what follows it."""
+    return ". Below, these are called held-out. " if prepared.none_held_out else ", "
+
+
 def codec_report_text(evaluation: CodecEvaluation, steps: int) -> tuple[str, str]:
     """Title and lead of the report of an autoencoder that was trained for `steps` steps."""
     cfg, prepared = evaluation.cfg, evaluation.prepared
-    held_out = f"{len(evaluation.judged)} held-out frames of other shot groups"
+    sizes = prepared.sizes(len(evaluation.judged))
     if cfg.inference.judged == "train":
-        held_out = "evaluated on these: has it learnt them by heart?"
-    lead = f"{len(prepared.train)} training frame{'s' * (len(prepared.train) > 1)}, {held_out}, {steps} steps. Peaks match within {cfg.inference.match_radius:g} px.{trial_note(cfg)}"
+        frames = f"{len(prepared.train)} training frame{'s' * (len(prepared.train) > 1)}"
+        sizes = f"{frames}, evaluated on these: has it learnt them by heart?"
+    lead = f"{sizes}{split_end(prepared)}{steps} steps. Peaks match within {cfg.inference.match_radius:g} px.{trial_note(cfg)}"
     return f"{evaluation.name} on {data_name(cfg) or cfg.data.data_path}", lead
 
 
-def add_codec(report: Report, measured: xr.Dataset, rows: Mapping[str, Mapping[str, float]], picture: Figure) -> None:
+def add_codec(
+    report: Report,
+    measured: xr.Dataset,
+    rows: Mapping[str, Mapping[str, float]],
+    picture: Figure,
+    *,
+    trained_on: bool = False,
+) -> None:
     """Add the scores on `measured` held-out frames, the first of `rows` being that of the
-    model, and a `picture` of some of them.
+    model, and a `picture` of some of them. trained_on: these frames were not held out.
     """
-    if verdict := codec_verdict(rows):
+    if verdict := codec_verdict(rows, "Frames that were trained on" if trained_on else "Held-out frames"):
         report.add("In short", lines=[("", line) for line in verdict], part="verdict")
     reasons = missing_scores(measured, next(iter(rows.values())))
-    report.add("Held-out shots", " ".join(reasons), table=codec_table(rows))
+    report.add(
+        "Shots that were trained on" if trained_on else "Held-out shots", " ".join(reasons), table=codec_table(rows)
+    )
     text = "One intensity scale for both; the residual is in units of the counting noise."
     report.add("Original, reconstruction, residual", text, figure=picture, part="pictures")
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,19 @@ from ...config.words.data import AUTOMASK
 from ...config.words.data_sets import check_frames, data_name
 from ...core.addresses import addresses_in, need_addresses
 from ...core.errors import BadInput
-from ...core.files import is_path
+from ...core.files import cache_dir, is_address, is_path, json_digest, package_version, write_json
+from ...core.gate import read_json
 from ...core.mediums import plain_text
 from ...core.seeds import numpy_rng
+from xrddiff.data.frames.exposures import (
+    MOST_READ,
+    NOTHING,
+    Exposures,
+    find_exposures,
+    groups_apart,
+    rotates,
+    several,
+)
 from ...data.frames.frames import IMAGE_DIMS, frame_count
 from ...data.frames.geometry import closest_geometry
 from xrddiff.data.frames.labels import (
@@ -46,8 +57,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['IN_MEMORY', 'open_data', 'region_transforms', 'frame_groups', 'balanced', 'in_memory', 'Prepared', 'prepare_frames',
-           'open_words', 'prepare_words']
+__all__ = ['IN_MEMORY', 'open_data', 'region_transforms', 'frame_groups', 'Split', 'sizes_text', 'split_frames', 'balanced',
+           'in_memory', 'Prepared', 'prepare_frames', 'open_words', 'known_exposures', 'prepare_words']
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #f528466d
 def open_data(
@@ -151,6 +162,94 @@ def frame_groups(frames: xr.Dataset) -> tuple[np.ndarray, bool]:
             return frames[name].values, series
     return np.arange(frame_count(frames)), True
 
+# %% ../../../nbs/learn/loading/datasets.ipynb #16ffbecd
+@dataclass(frozen=True)
+class Split:
+    """Which frames are trained on, and which ones results are compared with.
+
+    train, held_out: frame numbers, int64.
+    apart: what no training frame shares with a held-out one, "shot groups", "crystals" or "scans". With
+        "scan" and "series" they are of the same one, in blocks of neighbours; with "exposure", they
+        are different parts of the same one; with "nothing", held-out frames are trained on as well.
+    copies: how many frames are copies of another one; None: they were not looked for.
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+    apart: str = "shot groups"
+    copies: int | None = 0
+
+
+_OF = {
+    "shot groups": "of other shot groups",
+    "crystals": "of other crystals",
+    "scans": "of other scans",
+    "scan": "of the same scan, in blocks of neighbours",
+    "series": "of the same series, in blocks of neighbours",
+    "exposure": "of the same exposure",
+}
+
+
+def sizes_text(train: int, held_out: int, apart: str, *, cut: bool) -> str:
+    """How many frames are trained on and held out, in words. apart: see `Split`. cut: they are parts of frames."""
+    if apart != "nothing":
+        return (
+            f"{train} training frame{'s' * (train != 1)}, {held_out} held-out frame{'s' * (held_out != 1)} {_OF[apart]}"
+        )
+    if not cut:
+        return f"{NOTHING}: there is one exposure, and results are compared with what was trained on"
+    return (
+        f"{NOTHING}: all {train} training frames are parts of one exposure, and results are compared with "
+        f"{held_out} of them"
+    )
+
+# %% ../../../nbs/learn/loading/datasets.ipynb #865092af
+def split_frames(
+    frames: xr.Dataset,
+    exposures: Exposures | None,
+    train_ratio: float = 0.8,
+    seed: int = 42,
+    *,
+    contiguous: bool = False,
+    windows: bool = False,
+) -> Split:
+    """Split frames so that nothing that is trained on is held out.
+
+    exposures: of each frame; None = the split by shot groups or frames of earlier versions.
+    train_ratio, seed, contiguous: see `split_by_group`.
+    windows: whether parts of the frames will be trained on.
+    Raises `BadInput` for one exposure that is not cut.
+    """
+    if exposures is None:
+        groups, series = frame_groups(frames)
+        one = series and "frame_source" in frames and not several(frames["frame_source"].values)
+        apart = "shot groups" if not series else "exposure" if one else "scan" if rotates(frames) else "series"
+        return Split(*split_by_group(groups, train_ratio, seed, contiguous=contiguous or series), apart)
+    number, copies = exposures
+    groups, apart = groups_apart(frames, number)
+    if apart == "nothing":
+        return _one_exposure(frames, copies, train_ratio, seed, windows)
+    order = np.arange(len(number))
+    if copies:  # beside the exposure that they are copies of, so that blocks of neighbours can be cut
+        _, first, code = np.unique(number, return_index=True, return_inverse=True)
+        order = np.argsort(first[code], kind="stable")
+    contiguous = contiguous or apart in ("scan", "series")
+    parts = split_by_group(groups[order], train_ratio, seed, contiguous=contiguous)
+    return Split(*(np.sort(order[part]) for part in parts), apart, copies)
+
+
+def _one_exposure(frames: xr.Dataset, copies: int | None, train_ratio: float, seed: int, windows: bool) -> Split:
+    """All parts of the one exposure are trained on; some of them are shown."""
+    n = frame_count(frames)
+    if not windows and ("frame_source" not in frames or n < 2):
+        what = "1 frame" if n == 1 else f"{n} frames, all copies of one exposure"
+        raise BadInput(
+            f"there is {what}, so nothing can be held out; to train on parts of it, give data.patch= (the side of "
+            "square patches, in pixels) or data.window= (of random windows); expected more exposures otherwise"
+        )
+    shown = split_by_group(np.arange(n), train_ratio, seed, contiguous=True)[1] if n > 1 else np.arange(n)
+    return Split(np.arange(n), shown, "nothing", copies)
+
 # %% ../../../nbs/learn/loading/datasets.ipynb #8bacb702
 def balanced(frames: xr.Dataset, name: str, index: np.ndarray, seed: int = 42) -> np.ndarray:
     """A subset of the frames `index`, sorted, with equally many frames of each class of the label
@@ -197,7 +296,8 @@ class Prepared:
     regions: the region transforms.
     transform: the fitted value transform.
     train: frame numbers for training, int64.
-    held_out: frame numbers that are held out, int64.
+    held_out: frame numbers that are held out, int64; if nothing can be held out, some of `train`.
+    apart, copies: see `Split`.
     """
 
     frames: xr.Dataset
@@ -205,6 +305,8 @@ class Prepared:
     transform: Transform
     train: np.ndarray
     held_out: np.ndarray
+    apart: str = "shot groups"
+    copies: int | None = 0
 
     def class_table(self, name: str) -> pd.DataFrame:
         """How many frames of each class of the label `name` there are, are trained on, and held out."""
@@ -224,8 +326,24 @@ class Prepared:
         """
         return FrameLoader(self.frames, self.transform, index, batch_size=batch_size, **options)
 
+    @property
+    def none_held_out(self) -> bool:
+        """Whether held-out frames are trained on, because there is only one exposure."""
+        return self.apart == "nothing"
+
+    def sizes(self, shown: int | None = None) -> str:
+        """How many frames are trained on and held out, and what they share, as the first words of a report.
+
+        shown: so many of the held-out frames are used; None = all.
+        """
+        held = len(self.held_out) if shown is None else shown
+        return sizes_text(len(self.train), held, self.apart, cut="frame_source" in self.frames)
+
     def __str__(self) -> str:
-        sizes = f"{len(self.train)} training frames, {len(self.held_out)} held out"
+        copies = f", {self.copies} copies of other frames" if self.copies else ""
+        copies = ", copies were not looked for" if self.copies is None else copies
+        sizes = f"{len(self.train)} training frames, {len(self.held_out)} held out{copies}"
+        sizes = f"{self.sizes()}{copies}" if self.none_held_out else sizes
         labels = [n for n in label_names(self.frames) if class_names(self.frames, n) is not None]
         return "\n".join(
             [
@@ -239,6 +357,11 @@ class Prepared:
         rows = [f"{c} {r.training} + {r['held out']}" for c, r in self.class_table(name).iterrows()]
         more = f", … and {len(rows) - 12} more" if len(rows) > 12 else ""
         return f"{name}, training + held out: {', '.join(rows[:12])}{more}"
+
+    def split_record(self) -> dict[str, Any]:
+        """The split as JSON values: the numbers of frames, and a sentence."""
+        record = dict(apart=self.apart, training=len(self.train), held_out=len(self.held_out), copies=self.copies)
+        return record | {"sentence": f"{self.sizes()}."}
 
     def state(self) -> dict[str, Any]:
         """The values that a checkpoint stores, so that decoding needs no constants from elsewhere."""
@@ -255,9 +378,12 @@ def prepare_frames(
     seed: int = 42,
     patch_limit: int | None = None,
     balance: str | None = None,
+    split: str = "exposures",
+    exposures: Exposures | None = None,
+    windows: bool = False,
     **regions: Any,
 ) -> Prepared:
-    """Apply the region transforms, split by shot group, fit the value transform.
+    """Apply the region transforms, split the frames, fit the value transform.
 
     The value transform is fitted on the training part only.
 
@@ -271,21 +397,33 @@ def prepare_frames(
     patch_limit: largest number of patches or panels, drawn at random.
     balance: a label; both parts then hold equally many frames of each of its classes, see
         `balanced`.
+    split: "exposures", or "shot_groups" for the split of earlier versions, see `split_frames`.
+    exposures: of each of `frames`; None = they are found, which reads the frames.
+    windows: whether windows of the frames are trained on.
     regions: options of `region_transforms`.
     """
     chain = region_transforms(frames, **regions)
+    if split == "exposures":
+        found = exposures or find_exposures(frames)
+        frames = frames.assign({_NUMBER: ("frame", found.number)})  # parts take it along
     images = chain.apply(frames)
     if patch_limit is not None and patch_limit < frame_count(images):
         drawn = numpy_rng("patches", seed).permutation(frame_count(images))[:patch_limit]
         images = select_frames(images, np.sort(drawn))
+    own = None
+    if split == "exposures":
+        own, images = Exposures(images[_NUMBER].values, found.copies), images.drop_vars(_NUMBER)
     images = in_memory(images)
-    groups, series = frame_groups(images)
-    train, held_out = split_by_group(groups, train_ratio, seed, contiguous=contiguous or series)
+    parts = split_frames(images, own, train_ratio, seed, contiguous=contiguous, windows=windows)
+    train, held_out = parts.train, parts.held_out
     if balance is not None:
         train, held_out = (balanced(images, balance, part, seed) for part in (train, held_out))
     if isinstance(transform, str):
         transform = make_transform(transform, **(transform_options or {})).fit(images, train)
-    return Prepared(images, chain, transform, train, held_out)
+    return Prepared(images, chain, transform, train, held_out, parts.apart, parts.copies)
+
+
+_NUMBER = "exposure_number_"  # a variable while frames are cut
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #0d1a4c19
 def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) -> xr.Dataset:
@@ -314,7 +452,36 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
     check_conditions(frames, condition, cfg.inference.condition)
     return frames
 
+# %% ../../../nbs/learn/loading/datasets.ipynb #1e391c50
+def known_exposures(cfg: Config, frames: xr.Dataset) -> Exposures:
+    """The exposures of the `frames` of a run. Copies are not looked for in named sets, nor on servers;
+    those in a large set are kept, since every notebook and rank asks for them.
+    """
+    d = cfg.data
+    if d.data_path is None:
+        return find_exposures(frames, 0)._replace(copies=0)
+    if is_address(d.data_path):
+        return find_exposures(frames, 0)
+    if not IN_MEMORY < frames["intensity"].nbytes <= MOST_READ:
+        return find_exposures(frames)
+    path = Path(d.data_path)
+    files = sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(path.name)) or [path]
+    dates = [[str(f.absolute()), about.st_size, about.st_mtime_ns] for f in files if (about := f.stat())]
+    key = json_digest([package_version(), dates, d.dataset, d.limit, list(frames["intensity"].shape)])
+    place = cache_dir() / "exposures" / f"{key}.json"
+    try:
+        kept = read_json(place, list[int], 64 << 20)
+        if len(kept) == frame_count(frames) + 1:
+            return Exposures(np.array(kept[1:], np.int64), kept[0])
+    except (BadInput, OSError):
+        pass
+    found = find_exposures(frames)
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, [found.copies, *found.number.tolist()])
+    return found
 
+# %% ../../../nbs/learn/loading/datasets.ipynb #a1c86296
 def prepare_words(
     cfg: Config,
     transform: Transform | None = None,
@@ -332,12 +499,14 @@ def prepare_words(
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
     split = {k: getattr(d, k) for k in ("train_ratio", "contiguous", "seed", "balance")}
+    split |= dict(split=d.split, windows=d.window is not None)
     split |= dict(transform=transform or d.transform, transform_options=chosen_options(cfg, "data.transform_options"))
     frames = open_words(cfg, classes)
     cut = d.patch is not None or frames["intensity"].dims != IMAGE_DIMS
     if crystals and cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
         frames = with_lattices(frames)  # a part of a frame has too few peaks to determine its lattice
-    prepared = prepare_frames(frames, **split, **regions)
+    exposures = known_exposures(cfg, frames) if d.split == "exposures" else None
+    prepared = prepare_frames(frames, exposures=exposures, **split, **regions)
     named = dict.fromkeys([*(cfg.model.condition or []), *filter(None, [d.balance]), *d.merge_labels])
     wanted = [n for n in named if n in LABELS or n not in (cfg.model.condition or [])]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
