@@ -181,9 +181,17 @@ def other_faults(judgement: Judgement) -> list[Fault]:
             Fault("samples: peaks of a class", "warning", w.rstrip("."), (SPOTS,)) for w in peak_words(name, answer)
         ]
     if {"held out", "samples"} <= set(judgement.lattices) and judgement.rows:
-        words = [w.rstrip(".") for w in physics_words(judgement.lattices["held out"], judgement.lattices["samples"])]
-        out += [Fault("samples: lattices", "warning", w, (LATTICES,)) for w in words]
+        real, made = judgement.lattices["held out"], judgement.lattices["samples"]
+        worse = [name for name in made.index.intersection(real.index) if _worse(name, real, made)]
+        words = physics_words(real.loc[worse], made.loc[worse])
+        out += [Fault("samples: lattices", "warning", w.rstrip("."), (LATTICES,)) for w in words]
     return out
+
+
+def _worse(name: str, real: pd.DataFrame, made: pd.DataFrame) -> bool:
+    """Whether lattices of samples are worse in this number by more than matters, a tenth or a quarter of a distance."""
+    a, b = made.loc[name, "value"], real.loc[name, "value"]
+    return a > 1.25 * b if name == "rmsd_px" else a < b - 0.1
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #42472425
 def _listed(names: Sequence[str]) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from ...data.transforms.limits import range_words
 from ..metrics.conditions import answer_table, answer_words
+from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import title_of
 from ..metrics.verdict import verdict_of
 from .report import Report
@@ -25,9 +27,42 @@ if TYPE_CHECKING:
     from xrddiff.judge.metrics.judgement import Judgement
 
 # %% auto #0
-__all__ = ['generation_pictures', 'add_generation', 'add_answers', 'add_distances', 'add_lattices']
+__all__ = ['LATENTS', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances', 'add_lattices']
 
 # %% ../../../nbs/judge/views/judgement.ipynb #55ede65f
+LATENTS = {
+    "mean": "mean", "std": "standard deviation", "min": "smallest", "max": "largest",
+    "pairwise_mse_mean": "mean squared difference of two of them",
+}  # fmt: skip
+
+
+def first_numbers(judgement: Judgement) -> pd.DataFrame | None:
+    """Up to four numbers of samples beside those of real frames: the two-sample AUC, peaks, frames that index,
+    and the distance that is largest as a multiple of its floor; None if there is none.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    if "samples" in (told := judgement.two_samples):
+        low, high = told["samples"].interval
+        rows["two-sample AUC (0.5: a classifier cannot tell)"] = {
+            "samples": f"{told['samples'].value:.2f} ({low:.2f} to {high:.2f})",
+            "real frames": f"{told['control'].value:.2f}" if "control" in told else "",
+        }
+    peaks = judgement.peaks()
+    if {"samples", "held out"} <= set(peaks.index) and judgement.rows:
+        cells = {name: f"{q['50%']:.0f} ({q['5%']:.0f} to {q['95%']:.0f})" for name, q in peaks.iterrows()}
+        rows["peaks in a frame, median (5% to 95%)"] = {"samples": cells["samples"], "real frames": cells["held out"]}
+    rates = {k: found.loc["rate", "value"] for k, found in judgement.lattices.items()}
+    if "samples" in rates:
+        real = f"{rates['held out']:.0%}" if "held out" in rates else ""
+        rows["frames that index"] = {"samples": f"{rates['samples']:.0%}", "real frames": real}
+    ratios = {d: r for d in (DISTANCES if judgement.rows else ()) if np.isfinite(r := judgement.ratio(d))}
+    if ratios:
+        d = max(ratios, key=ratios.__getitem__)
+        title = f"largest distance, {title_of(d)}, × the floor of real frames"
+        rows[title] = {"samples": f"{ratios[d]:.1f}", "real frames": "1"}
+    return pd.DataFrame.from_dict(rows, orient="index") if rows else None
+
+# %% ../../../nbs/judge/views/judgement.ipynb #c6d7e653
 def generation_pictures(
     judgement: Judgement | None, real: xr.Dataset | None, samples: xr.Dataset, n: int = 64
 ) -> dict[str, Figure]:
@@ -68,8 +103,9 @@ def add_generation(
     condition = f" of {judgement.condition}" if judgement is not None and judgement.condition else ""
     if judgement is not None:
         answers = [answer_words(name, answer) for name, answer in judgement.answers.items()]
-        lines = [*verdict_of(judgement).lines, *(("", line) for line in answers)]
-        report.add("In short", lines=lines, part="verdict")
+        first, *others = verdict_of(judgement).lines
+        report.add("In short", lines=[first], table=first_numbers(judgement), part="verdict")
+        findings = [*others, *(("", line) for line in answers)]
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
     text = f"Samples{about}. Not compared with real frames: {why}.{beyond}" if judgement is None else left
@@ -80,14 +116,19 @@ def add_generation(
         part="pictures",
     )
     if judgement is not None:
+        report.add("Findings", lines=findings)
         add_two_sample(report, judgement, pictures)
-    if latents:
-        rows = {k: v for k, v in latents.items() if not isinstance(v, list)}
-        report.add("Latents of the samples", "As the sampler left them, beside what the training set has.", table=pd.DataFrame({"value": rows}))  # fmt: skip
-    if judgement is not None:
         add_answers(report, judgement)
         add_lattices(report, judgement)
         add_distances(report, judgement, pictures, condition)
+    if latents:
+        rows = {
+            title: {"samples": latents[k], "training frames": latents.get(f"target_{k}")}
+            for k, title in LATENTS.items()
+            if k in latents
+        }
+        text = "As the sampler left them, in units of the autoencoder."
+        report.add("Latents of the samples", text, table=pd.DataFrame.from_dict(rows, orient="index"))
 
 # %% ../../../nbs/judge/views/judgement.ipynb #dd370066
 def add_answers(report: Report, judgement: Judgement) -> None:
