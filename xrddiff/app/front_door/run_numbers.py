@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,9 @@ from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import or_default, read_json
 from ...core.templates import render
-from ...run.execution.run_folder import Run, holder, run_state
+from ...run.execution.run_folder import Run
+from ...run.execution.standing import RunState
+from ...run.slurm.status import current_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,12 +70,16 @@ class RunNumbers(Run):
 
     @property
     def state(self) -> str:
-        """The state of the run: finished, running, failed, stopped (it can be resumed), or
-        unfinished (it ended without leaving a mark).
-        """
-        if super().report.is_file() and not holder(self.whole):  # a phase may be finished before the run is
-            return "finished"
-        return run_state(self.whole)[0]
+        """How the run stands, one of `run.execution.standing.STATES`: finished, running, stopped, failed, killed, …"""
+        return self.stands.state
+
+    @property
+    def stands(self) -> RunState:
+        """How the run stands, why, and in which phase."""
+        how = current_state(self.whole)
+        if self.part != "." and super().report.is_file() and how.state != "running":
+            return replace(how, state="finished", why="", phase="evaluate")  # a part may be finished before the run is
+        return how
 
     @property
     def step(self) -> int:
@@ -141,7 +147,7 @@ def about_run(run: RunNumbers) -> dict[str, str]:
         "run": str(run.path),
         "model": f"{p.get('model', cfg.model.model_name)}{f', {size}' if size else ''}",
         "data": _data_of(run),
-        "state": run.state + step,
+        "state": run.stands.sentence + step,
     }
 
 
