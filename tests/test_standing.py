@@ -18,6 +18,7 @@ from test_run import COMMAND, xrddiff
 from xrddiff.app.cli.main import main
 from xrddiff.app.front_door import run_numbers
 from xrddiff.app.front_door.door import open_run
+from xrddiff.app.front_door.door import runs as run_table
 from xrddiff.app.widgets import training_monitor
 from xrddiff.app.widgets.training_monitor import TrainingFiles
 from xrddiff.core.errors import BadInput, XrddiffError
@@ -364,6 +365,14 @@ def stopped_here_and_a_job_has_begun_with_it(w):
     w.squeue("RUNNING", "n7")
 
 
+@case("running", "denoiser")
+def starts_again_after_its_node_failed(w):
+    """The marks of the attempt before are still there."""
+    w.unfinished(ended=NOW - 50, **JOB)
+    write_failure(w.run, 0, "lost the others")
+    w.squeue("RUNNING", "n3")
+
+
 for word in ("TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY"):
     case("killed", "denoiser", f"its job ended with {word}")(
         lambda w, word=word: (w.unfinished(**JOB), w.past.update({"17": word}))
@@ -543,6 +552,8 @@ def said_by_the_commands(run: Path, capsys) -> dict[str, tuple[str, str]]:
     assert f" {s.state} " in head.splitlines()[0] and PHASES.get(s.phase, "progress") in head
     seen = TrainingFiles(find_watched(run)).look()
     found["monitor"] = seen.standing.state, seen.standing.phase
+    (known,) = run_table(run.parent).to_dict(orient="records")
+    found["xd.runs"] = known["state"], known["phase"]
     if row["state"] != "damaged":
         opened = open_run(run)
         found["xd.open_run"] = opened.stands.state, opened.stands.phase

@@ -17,6 +17,7 @@ from ...config.saved_config import OWN_FRAMES
 from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import or_default, read_json
+from ...core.mediums import plain_text
 from ...core.templates import render
 from ...run.execution.run_folder import Run
 from ...run.execution.standing import RunState
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'run_pictures', 'run_html']
+__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'begun_at', 'run_pictures', 'run_html']
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #b1c75f04
 F = TypeVar("F", bound=Callable[..., Any])
@@ -139,16 +140,22 @@ def read_summary(path: Path) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #fac47c30
-def about_run(run: RunNumbers) -> dict[str, str]:
-    """A short description of a run: path, model, data and state."""
+def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:
+    """A short description of a run: path, model, data and state. how: how it stands, if that is known."""
     cfg, p = run.cfg, run.cfg.presets
     size, step = p.get("size", cfg.size.name), f", step {run.step}" if run.step else ""
     return {
         "run": str(run.path),
         "model": f"{p.get('model', cfg.model.model_name)}{f', {size}' if size else ''}",
         "data": _data_of(run),
-        "state": run.stands.sentence + step,
+        "state": (how or run.stands).sentence + step,
     }
+
+
+def begun_at(run: Path) -> str:
+    """When the last attempt at a run began, as it wrote it; "" if that cannot be read."""
+    about = or_default(lambda: read_json(run / "environment.json", dict[str, Any], 1 << 20), {})
+    return plain_text(about.get("started", ""), 40)
 
 
 def _data_of(run: RunNumbers) -> str:

@@ -201,9 +201,9 @@ class RunState:
     def sentence(self) -> str:
         """The state in a sentence, as in "killed while training the denoiser (process 17 on n1 is gone)"."""
         doing = PHASES.get(self.phase, "")
-        how = {"running": "running, ", "finished": ""}.get(self.state, f"{self.state} while ")
-        begun = self.state not in ("created", "waiting", "damaged", "half-written")
-        said = f"{how}{doing}" if doing and begun and how else self.state
+        link = dict.fromkeys(("stopped", "failed", "killed", "copied"), " while ") | {"running": ", "}
+        link |= dict.fromkeys(("requeued", "unknown"), ", last seen ")
+        said = f"{self.state}{link[self.state]}{doing}" if doing and self.state in link else self.state
         return f"{said} ({self.why})" if self.why else said
 
 # %% ../../../nbs/run/execution/standing.ipynb #c3a10005
@@ -325,11 +325,6 @@ def _holder(run: Path, training: Attempt | None, use: Attempt | None, here: Here
     return max(mine, key=lambda a: a.began, default=None)
 
 
-def _goes_on(training: Attempt | None, job: JobState | None) -> bool:
-    """Whether a job runs that has not yet begun its attempt, after one that has ended."""
-    return job is not None and job.stage == "running" and (training is None or training.job != job.id)
-
-
 def _silence(run: Path, attempt: Attempt, here: Here) -> str:
     """That a process is there but has written nothing for a while; "" if it has."""
     silent = here.now - read_heartbeat(run, attempt).wrote
@@ -364,10 +359,10 @@ def run_state(
     elif job is not None and job.stage == "waiting" and (training is None or not _is_copy(run, training)):
         again = training is not None and training.base_job == job.id.partition("_")[0]
         state = ("requeued" if again else "waiting", job.said, None)
-    elif ending is not None and not _goes_on(training, job):
-        state = ending
+    elif ending is not None:  # a job that runs begins again, or is about to end
+        state = ("running", job.said, None) if job is not None and job.stage == "running" else ending
     else:
-        state = _unsaid(run, training, job, here) if training and ending is None else _unrecorded(run, job, here)
+        state = _unsaid(run, training, job, here) if training else _unrecorded(run, job, here)
     if state[0] == "running" and shown is not None and shown is training:
         state = state[0], state[1] + _silence(run, shown, here), state[2]
     phase = _phase(run, shown, cfg, finished)
