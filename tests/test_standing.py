@@ -121,6 +121,18 @@ def killed_where_locks_are_not_seen(w):
     w.unfinished(locked=False)
 
 
+@case("killed", "denoiser")
+def killed_where_locks_are_not_seen_and_its_number_given_away(w):
+    w.unfinished(locked=False)
+    w.processes[4711] = "99"
+
+
+@case("killed", "denoiser")
+def killed_where_locks_are_not_seen_by_a_restart(w):
+    w.unfinished(locked=False, boot="b0")
+    w.processes[4711] = "77"
+
+
 @case("running", "denoiser")
 def works_where_locks_are_not_seen(w):
     w.unfinished(locked=False)
@@ -288,6 +300,13 @@ def on_another_host_with_a_fresh_heartbeat(w):
 def on_another_host_without_a_heartbeat_for_long(w):
     w.job = False
     w.unfinished(beat=4000, **FAR)
+
+
+@case("unknown", "denoiser")
+def on_another_host_with_the_heartbeat_of_an_earlier_attempt(w):
+    w.job = False
+    w.unfinished(number=2, **FAR)
+    write_json(w.run / HEARTBEAT, dict(began=NOW - 9000, time=NOW - 1, wrote=NOW - 1))
 
 
 @case("unknown", "denoiser")
@@ -552,7 +571,7 @@ def said_by_the_commands(run: Path, capsys) -> dict[str, tuple[str, str]]:
     assert f" {s.state} " in head.splitlines()[0] and PHASES.get(s.phase, "progress") in head
     seen = TrainingFiles(find_watched(run)).look()
     found["monitor"] = seen.standing.state, seen.standing.phase
-    (known,) = run_table(run.parent).to_dict(orient="records")
+    known = run_table(run.parent).loc[str(run)]
     found["xd.runs"] = known["state"], known["phase"]
     if row["state"] != "damaged":
         opened = open_run(run)
