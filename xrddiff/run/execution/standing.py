@@ -21,6 +21,7 @@ import msgspec
 
 from ...config.saved_config import MOST_CONFIG, load_config
 from ...config.used_words import model_parts
+from ...config.words.data_sets import data_name
 from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.files import is_path, sha256
@@ -41,8 +42,8 @@ from .run_folder import first_phase, read_failures, stopped_by
 
 # %% auto #0
 __all__ = ['SILENCE', 'MOST_REPORT', 'QUIET', 'STATES', 'last_rows', 'last_states', 'severity', 'Bar', 'read_log', 'JobState',
-           'RunState', 'trained_part', 'run_state', 'Standing', 'read_standing', 'Progress', 'read_progress', 'Device',
-           'gpus', 'cores', 'devices']
+           'RunState', 'trained_part', 'read_config', 'run_state', 'Standing', 'read_standing', 'Progress',
+           'read_progress', 'Device', 'gpus', 'cores', 'devices']
 
 # %% ../../../nbs/run/execution/standing.ipynb #0414284c
 def last_rows(path: Path, rows: int = 400, tail: int = 1 << 18) -> list[dict[str, Any]]:
@@ -331,6 +332,19 @@ def _silence(run: Path, attempt: Attempt, here: Here) -> str:
     return f"; it has written nothing for {_span(silent)}" if silent > QUIET else ""
 
 
+def read_config(run: Path) -> Config | str | None:
+    """The configuration of a run; why it cannot be read; None if there is none."""
+    if not os.path.lexists(run / "config.yaml"):
+        return None
+    try:
+        cfg = load_config(run / "config.yaml")
+        first_phase(cfg)  # what its values say together must make sense too
+        data_name(cfg)
+    except (BadInput, OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        return plain_text(" ".join(str(error).split()), 500) or type(error).__name__
+    return cfg
+
+
 def run_state(
     run: str | os.PathLike, job: JobState | None = None, here: Here | None = None, cfg: Config | None = None
 ) -> RunState:
@@ -340,11 +354,8 @@ def run_state(
     read.
     """
     run, here = Path(run), here or Here()
-    if cfg is None and os.path.lexists(run / "config.yaml"):
-        try:
-            cfg = load_config(run / "config.yaml")
-        except (BadInput, OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
-            return RunState("damaged", plain_text(" ".join(str(error).split()), 500))
+    if cfg is None and isinstance(cfg := read_config(run), str):
+        return RunState("damaged", cfg)
     training, use = read_attempt(run, TRAINING), read_attempt(run, USE)
     ending = _ending(run, training)
     finished = ending is not None and ending[0] == "finished"

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...config.words.vocabulary import Config
 from ...core.errors import XrddiffError
 from ...core.mediums import plain_text
 from ..execution.attempts import read_attempt
@@ -78,13 +79,15 @@ class Jobs:
         pairs = [(s, task) for s in known for task in (s.tasks or [None])]
         return {run: (s, t) for s, t in pairs for run in (s.run_dirs if t is None else [s.run_dir(t)])}
 
-    def of(self, run: str | os.PathLike) -> JobState | None:
-        """What SLURM says of the job of a run; None if it has none, does not need it, or SLURM is away."""
+    def of(self, run: str | os.PathLike, cfg: Config | None = None) -> JobState | None:
+        """What SLURM says of the job of a run; None if it has none, does not need it, or SLURM is away. `cfg`: of the
+        run, if it has been read.
+        """
         run = Path(run).absolute()
         s, task = self._of_runs.get(str(run), (None, None))
         record = read_attempt(run)
         number = (f"{s.id}" if task is None else f"{s.id}_{task}") if s else record.job if record else ""
-        if not number or (alone := run_state(run)).finished or self._queue is None:
+        if not number or (alone := run_state(run, cfg=cfg)).finished or self._queue is None:
             return None
         if s and s.cluster and s.cluster != self._cluster:
             return None
@@ -111,9 +114,12 @@ class Jobs:
         return self._past[base].get(number)
 
 
-def current_state(run: str | os.PathLike, jobs: Jobs | None = None) -> RunState:
-    """How a run stands, from its folder and from what SLURM says of its job. jobs: if several runs are looked at."""
-    return run_state(run, (jobs or Jobs()).of(run))
+def current_state(run: str | os.PathLike, jobs: Jobs | None = None, cfg: Config | None = None) -> RunState:
+    """How a run stands, from its folder and from what SLURM says of its job.
+
+    jobs: if several runs are looked at. cfg: the configuration of the run, if it has been read.
+    """
+    return run_state(run, (jobs or Jobs()).of(run, cfg), cfg=cfg)
 
 # %% ../../../nbs/run/slurm/status.ipynb #185bb699
 def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]:

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config.saved_config import load_config
 from ...config.words.data_sets import data_name
+from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.gate import or_default, read_json
 from ...core.mediums import for_csv, for_terminal, plain_text
 from ..execution.run_folder import PARTS
-from ..execution.standing import RunState, read_progress
+from ..execution.standing import RunState, read_config, read_progress
 from ..slurm.status import Jobs, current_state
 
 if TYPE_CHECKING:
@@ -138,16 +138,12 @@ def describe_run(run: str | os.PathLike, shown: str | None = None, jobs: Jobs | 
     about = _json(run / "environment.json")
     began = _line(about.get("started", ""), 40) if isinstance(about, Mapping) else ""
     row = dict(run=shown or str(run), began=began)
-    how = current_state(run, jobs)
+    cfg = read_config(run)
+    how = current_state(run, jobs, cfg if isinstance(cfg, Config) else None)
     row |= dict(state=how.state, phase=how.phase, note=_line(f"{how.why}{_remedy(run, how)}", 400))
-    if how.state == "damaged" or not os.path.lexists(run / "config.yaml"):
+    if not isinstance(cfg, Config):
         return RunRow(**row)
-    try:
-        cfg = load_config(run / "config.yaml")
-        p = read_progress(run, how.part)
-        data = str(data_name(cfg) or cfg.data.data_path)
-    except (BadInput, OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
-        return RunRow(**row | dict(state="damaged", note=_line(error)))
+    p, data = read_progress(run, how.part), str(data_name(cfg) or cfg.data.data_path)
     name, value = key_metric(run)
     row |= dict(model=_line(cfg.presets.get("model", cfg.model.model_name)), data=_line(data, 500))
     return RunRow(**row, epoch=p.epoch, step=p.step, loss=p.loss, metric=name, value=value, seconds=_duration(run))
