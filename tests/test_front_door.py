@@ -209,8 +209,10 @@ def test_a_run_shows_itself_and_all_text_is_escaped(runs, tmp_path):
     shutil.rmtree(run.samples)
     (run.metrics / "training_metrics.csv").write_text("nonsense\n\x00")
     report.unlink()
-    assert "unfinished" in run._repr_html_() and "<img" not in run._repr_html_()  # what is not there is left out
-    with pytest.raises(xd.BadInput, match="has no report yet: the run is unfinished"):
+    assert (
+        "stopped while evaluating" in run._repr_html_() and "<img" not in run._repr_html_()
+    )  # what is not there is left out
+    with pytest.raises(xd.BadInput, match="has no report yet: the run is stopped"):
         _ = run.report
 
 

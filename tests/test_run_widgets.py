@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from xrddiff.data.formats.store import save_frames
 from xrddiff.learn.telemetry.history import SAMPLES
 from xrddiff.learn.telemetry.rules import Finding, write_findings
 from xrddiff.physics.simulation.simulate import simulate
-from xrddiff.run.execution.run_folder import stopped_by
+from xrddiff.run.execution.run_folder import hold_run, stopped_by
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,8 @@ def trained(run: Path, epochs: int) -> Path:
 
 
 def test_the_monitor_follows_what_another_process_writes(notebooks):
-    run = trained(notebooks.folder / "run", epochs=5)
+    run, held = trained(notebooks.folder / "run", epochs=5), ExitStack()
+    held.enter_context(hold_run(run, "autoencoder"))  # as the process that trains does
     page = notebooks.open(["import xrddiff as xd", f"w = xd.monitor({str(run)!r})\nw.every = 0.2\nw"])
     w = page.locator(".xrddiff[aria-label='training monitor']")
     curve, badge = w.locator(".xrddiff-light"), w.locator(".xrddiff-badge")
@@ -75,9 +77,11 @@ def test_the_monitor_follows_what_another_process_writes(notebooks):
     assert faults(page, ".xrddiff") == []
 
     # a process that was killed, and a folder that was removed
+    held.close()
+    (run / "attempt.json").unlink()
     (run / ".lock").write_text(f"process 4711 on {socket.gethostname()}")
-    w.get_by_text("its process has ended without leaving a mark").wait_for()
-    assert badge.inner_text() == "failed"
+    w.get_by_text("is gone, without having said why").wait_for()
+    assert badge.inner_text() == "killed"
     shutil.rmtree(run)
     page.locator(".xrddiff [role=alert]", has_text=f"{run} is gone").wait_for()
     assert notebooks.strangers() == []

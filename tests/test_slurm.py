@@ -27,7 +27,8 @@ from xrddiff.app.cli.main import main
 from xrddiff.config.overrides import as_override
 from xrddiff.config.saved_config import load_config
 from xrddiff.core.ranks.environment import job_port
-from xrddiff.run.slurm.ledger import read_progress, submissions
+from xrddiff.run.execution.standing import read_progress, run_state
+from xrddiff.run.slurm.ledger import submissions
 from xrddiff.run.slurm.profiles import list_profiles
 
 pytestmark = pytest.mark.slow
@@ -505,7 +506,7 @@ def test_an_array_is_a_sweep(cluster, alone):
     cluster.ends(SimpleNamespace(id=f"{job.id}_0", log=job.log))
     cluster.ends(alone.pair)
     assert_same(job.runs[0], alone.pair.run, 1e-5)
-    assert read_progress(job.runs[0]).finished and read_progress(job.runs[0]).step == STEPS
+    assert run_state(job.runs[0]).finished and read_progress(job.runs[0]).step == STEPS
     cluster.ends(SimpleNamespace(id=f"{job.id}_1", log=job.log))
     pages = [p.relative_to(cluster.folder) for p in cluster.folder.rglob("compare.html")]
     assert pages == [Path("output/comparisons") / str(job.id) / "compare.html"]  # by the task that ended last
@@ -528,7 +529,7 @@ def test_a_task_of_an_array_is_cancelled_and_resumed(cluster, alone):
     again = submissions()[-1]
     assert done.code == 0 and (again.tasks, again.run_dirs) == ([0], [str(run) for run in job.runs]), done.err
     cluster.ends(SimpleNamespace(id=f"{again.id}_0"))
-    assert 0 < step < STEPS == read_progress(job.runs[0]).step and not read_progress(job.runs[1]).finished
+    assert 0 < step < STEPS == read_progress(job.runs[0]).step and not run_state(job.runs[1]).finished
     cluster.ends(SimpleNamespace(id=f"{alone.array.id}_0"))
     assert_same(job.runs[0], alone.array.runs[0])
     assert_as_text(cluster, job.runs[0])

@@ -28,10 +28,10 @@ from .errors import BadInput, XrddiffError
 from .mediums import for_json
 
 # %% auto #0
-__all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'clear_leftovers', 'process_exists', 'writing',
-           'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json', 'sha256', 'json_digest', 'lock',
-           'is_path', 'is_address', 'anywhere', 'state_folder', 'cache_dir', 'scratch_folder', 'package_version',
-           'package_folder', 'shipped_folder']
+__all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'process_place', 'clear_leftovers', 'process_exists',
+           'process_start', 'writing', 'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json',
+           'sha256', 'json_digest', 'lock', 'is_path', 'is_address', 'anywhere', 'state_folder', 'cache_dir',
+           'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -78,10 +78,10 @@ def temporary_name(path: Path, ending: str = "part") -> Path:
     """A new hidden name next to `path` that identifies this process:
     `.NAME.TOKEN-PLACE-PID.part`.
     """
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}-{_place()}-{os.getpid()}.{ending}")
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}-{process_place()}-{os.getpid()}.{ending}")
 
 
-def _place() -> str:
+def process_place() -> str:
     """The machine and container in which a process number is valid, as a short hash."""
     try:
         inside = os.readlink("/proc/self/ns/pid")
@@ -92,7 +92,7 @@ def _place() -> str:
 # %% ../../nbs/core/files.ipynb #f87a7bfc
 def clear_leftovers(path: Path) -> None:
     """Remove the hidden files that killed processes of this machine left next to `path`."""
-    here = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{12}}-{_place()}-(\d+)\.(part|old)")
+    here = re.compile(re.escape(f".{path.name}.") + rf"[0-9a-f]{{12}}-{process_place()}-(\d+)\.(part|old)")
     with suppress(OSError):  # a folder that can be written to but not listed
         for name in os.listdir(path.parent):
             if (found := here.fullmatch(name)) and not process_exists(int(found[1])):
@@ -108,6 +108,24 @@ def process_exists(pid: int) -> bool:
     except OSError:  # of another user
         return True
     return True
+
+
+def process_start(pid: int) -> str:
+    """When a process of this machine began, in a form that differs between processes of the same number;
+    "" if it has ended, also if nobody has waited for it.
+    """
+    if pid <= 0:
+        return ""
+    if not Path("/proc/self/stat").is_file():  # not Linux
+        import psutil
+
+        with suppress(psutil.Error):
+            return "" if (found := psutil.Process(pid)).status() == psutil.STATUS_ZOMBIE else str(found.create_time())
+        return ""
+    with suppress(OSError, IndexError):
+        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].split()
+        return "" if words[0] in "ZX" else words[19]  # the third and the 22nd field of proc_pid_stat(5)
+    return ""
 
 # %% ../../nbs/core/files.ipynb #3ea9e774
 @contextmanager

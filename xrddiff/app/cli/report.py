@@ -20,11 +20,13 @@ def report(args: argparse.Namespace) -> int:
     from xrddiff.config.saved_config import load_config, need_run
     from xrddiff.core.plugins import need_plugins
     from xrddiff.judge.views.model_card import rewrite_reports
+    from xrddiff.run.slurm.status import current_state
 
     run = Path(args.run).expanduser()
     need_run(run, str(run))
     need_plugins(run)
-    for page in rewrite_reports(run, load_config(run / "config.yaml")):
+    how = current_state(run)
+    for page in rewrite_reports(run, load_config(run / "config.yaml"), "" if how.finished else how.sentence):
         say(f"report: {page}")
     return 0
 

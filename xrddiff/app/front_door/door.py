@@ -18,7 +18,7 @@ import xarray as xr
 
 from .keywords import as_overrides
 from .run_frames import index_set
-from .run_numbers import about_run, plain_errors
+from .run_numbers import about_run, begun_at, plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
 from ...config.composition import compose_config
 from ...config.overrides import presets
@@ -33,6 +33,7 @@ from ...data.frames import selection
 from ...data.frames.display import FramesAccessor
 from ...data.frames.frames import make_frames, validate_frames
 from ...learn.loading import catalog
+from ...run.slurm.status import Jobs, current_state
 
 if TYPE_CHECKING:
     from xrddiff.app.front_door.exported import Exported
@@ -160,7 +161,7 @@ def load_exported(path: str | os.PathLike) -> Exported:
 @plain_errors
 def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
     """A table of the runs below `folder`, indexed by path, the newest last. A run that cannot be
-    read has the state "damaged".
+    read has the state "damaged". The states are those of `xrddiff runs`; `begun` is in UTC.
 
     `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such
     folder.
@@ -168,24 +169,25 @@ def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
     folder = Path(folder).expanduser()
     if not is_path(folder, "dir"):
         raise BadInput(f"there is no folder {folder}; expected a folder of runs, such as output_dir")
-    found = {}
+    found, jobs = {}, Jobs()
     for level in ("*", "*/*", "*/*/*"):
         for path in folder.glob(f"{level}/config.yaml"):
+            begun = begun_at(path.parent)
             try:
-                begun = path.lstat().st_mtime
-                run = open_run(path.parent)
-                row = {**about_run(run), "state": run.state, "step": run.step}
+                how, run = current_state(path.parent, jobs), open_run(path.parent)
+                row = {**about_run(run, how), "state": how.state, "phase": how.phase, "step": run.step}
             except (XrddiffError, ValueError, LookupError, TypeError):
-                row = {"model": "", "data": "", "state": "damaged", "step": None}
+                row = {"model": "", "data": "", "state": "damaged", "phase": "", "step": None}
             except OSError:  # it is being removed
                 continue
             found[str(path.parent)] = row | {"begun": begun}
-    columns = ["model", "data", "state", "step", "begun"]
+    columns = ["model", "data", "state", "phase", "step", "begun"]
     table = (
         pd.DataFrame.from_dict(found, orient="index", columns=[*columns]) if found else pd.DataFrame(columns=columns)
     )
-    table["begun"] = pd.to_datetime(table["begun"].astype(float), unit="s").dt.floor("s")
-    return table.rename_axis("run").sort_values("begun")
+    times = pd.to_datetime(table["begun"].astype(str), format="%Y-%m-%dT%H:%M:%S%z", utc=True, errors="coerce")
+    table["begun"] = times.dt.tz_localize(None)
+    return table.rename_axis("run").sort_values("begun", na_position="first")
 
 # %% ../../../nbs/app/front_door/door.ipynb #3a20bd4d
 @plain_errors

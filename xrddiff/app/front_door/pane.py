@@ -18,6 +18,7 @@ from typing import Any
 from ...core.errors import XrddiffError
 from ...core.templates import render
 from ...run.execution.live import Screen
+from ...run.execution.standing import trained_part
 
 # %% auto #0
 __all__ = ['LINES', 'Pane', 'live_pane']
@@ -56,13 +57,13 @@ class Pane(io.TextIOBase):
 
 # %% ../../../nbs/app/front_door/pane.ipynb #d89e5c0c
 def _curve(path: Path) -> bytes:
-    """The training curves of the newest phase of the run, as PNG; empty if there are none yet."""
+    """The curves of what the run trains, as PNG; empty if there are none yet."""
     from xrddiff.judge.views.charts import plot_history
     from xrddiff.judge.views.plots import png
     from xrddiff.learn.telemetry.history import read_history
 
-    tables = sorted(path.glob("**/metrics/training_metrics.csv"), key=lambda p: p.stat().st_mtime)
-    history = read_history(tables[-1]) if tables else []
+    table = path / trained_part(path) / "metrics" / "training_metrics.csv"
+    history = read_history(table) if table.is_file() else []
     if len(history) < 2:
         return b""
     return png(plot_history(history), dpi=60)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +17,11 @@ from ...config.saved_config import OWN_FRAMES
 from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import or_default, read_json
+from ...core.mediums import plain_text
 from ...core.templates import render
-from ...run.execution.run_folder import Run, holder, run_state
+from ...run.execution.run_folder import Run
+from ...run.execution.standing import RunState
+from ...run.slurm.status import current_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'run_pictures', 'run_html']
+__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'begun_at', 'run_pictures', 'run_html']
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #b1c75f04
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,12 +71,16 @@ class RunNumbers(Run):
 
     @property
     def state(self) -> str:
-        """The state of the run: finished, running, failed, stopped (it can be resumed), or
-        unfinished (it ended without leaving a mark).
-        """
-        if super().report.is_file() and not holder(self.whole):  # a phase may be finished before the run is
-            return "finished"
-        return run_state(self.whole)[0]
+        """How the run stands, one of `run.execution.standing.STATES`: finished, running, stopped, failed, killed, …"""
+        return self.stands.state
+
+    @property
+    def stands(self) -> RunState:
+        """How the run stands, why, and in which phase."""
+        how = current_state(self.whole)
+        if self.part != "." and super().report.is_file() and how.state != "running":
+            return replace(how, state="finished", why="", phase="evaluate")  # a part may be finished before the run is
+        return how
 
     @property
     def step(self) -> int:
@@ -133,16 +140,22 @@ def read_summary(path: Path) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #fac47c30
-def about_run(run: RunNumbers) -> dict[str, str]:
-    """A short description of a run: path, model, data and state."""
+def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:
+    """A short description of a run: path, model, data and state. how: how it stands, if that is known."""
     cfg, p = run.cfg, run.cfg.presets
     size, step = p.get("size", cfg.size.name), f", step {run.step}" if run.step else ""
     return {
         "run": str(run.path),
         "model": f"{p.get('model', cfg.model.model_name)}{f', {size}' if size else ''}",
         "data": _data_of(run),
-        "state": run.state + step,
+        "state": (how or run.stands).sentence + step,
     }
+
+
+def begun_at(run: Path) -> str:
+    """When the last attempt at a run began, as it wrote it; "" if that cannot be read."""
+    about = or_default(lambda: read_json(run / "environment.json", dict[str, Any], 1 << 20), {})
+    return plain_text(about.get("started", ""), 40)
 
 
 def _data_of(run: RunNumbers) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,9 +25,9 @@ from ...judge.views.themes import png_pair
 from ...judge.views.training_figures import chart_title, drawable, training_dashboard
 from ...learn.telemetry.history import SAMPLES, read_epochs, read_history
 from ...learn.telemetry.rules import read_findings
+from ...run.execution.attempts import PHASES
 from ...run.execution.dashboard import clock_text
-from ...run.execution.run_folder import holder
-from ...run.execution.standing import QUIET, Standing, devices, severity
+from ...run.execution.standing import Standing, devices, run_state, severity
 from ...run.slurm.watched import Watched, find_watched
 
 # %% auto #0
@@ -85,7 +84,7 @@ def draw_training(folder: str | os.PathLike, chart: str, epoch: int | None = Non
     return get("chart", chart)(read_epochs(folder)).figure
 
 # %% ../../../nbs/app/widgets/training_monitor.ipynb #be8f56e1
-_READ = ("config.yaml", "environment.json", "log.txt", ".lock", "stopped.json", "report.html", "ranks")
+_READ = ("config.yaml", "environment.json", "log.txt")
 _READ += ("metrics/training_metrics.csv", "autoencoder/metrics/training_metrics.csv")
 _OF_PART = ("metrics/epochs.csv", "metrics/training_metrics.csv", "metrics/health.json", SAMPLES)
 
@@ -126,12 +125,12 @@ class TrainingFiles:
             raise BadInput(f"{run} is gone: it was moved or removed; expected the folder of a run")
         self.watched.ask()
         files = [run / name for name in _READ] + ([self.watched.log] if self.watched.log else [])
-        mark = (signature(files), self.watched.state, self.watched.why, holder(run), _is_silent(run))
+        mark = (signature(files), run_state(run, self.watched.said))
         if new := mark != self._whole:
             self.standing, self._whole = self.watched.standing(), mark
         s = self.standing
         part = self._parts(run / s.part)
-        if not (new or part) and (s.over or s.state == "waiting"):
+        if not (new or part) and s.state != "running":
             return None
         seen = TrainingSeen(s, devices=device_lines(s))
         if "metrics/epochs.csv" in part or SAMPLES in part or len(self.charts) < 2 and part:
@@ -151,13 +150,6 @@ class TrainingFiles:
         changed = {name for name in _OF_PART if now[name] != self._part.get(name) or now[""] != self._part.get("")}
         first, self._part = not self._part, now
         return set(_OF_PART) if first else changed
-
-
-def _is_silent(run: Path) -> bool:
-    try:
-        return time.time() - (run / "log.txt").stat().st_mtime > QUIET
-    except OSError:
-        return False
 
 
 def _files_of(chart: str) -> set[str]:
@@ -188,7 +180,7 @@ def _span(first: int, last: int) -> str:
 
 def device_lines(s: Standing) -> list[str]:
     """The load of the machine of a running run, a line for each of its devices."""
-    if s.state not in ("running", "quiet"):
+    if s.state != "running":
         return []
     where, found = devices(s)
     lines = []
@@ -210,8 +202,7 @@ def standing_sentence(s: Standing) -> str:
     said += [f"step {s.step} of {s.total}" if s.total else f"step {s.step}"]
     said += [f"loss {s.loss:.4g}"] if isinstance(s.loss, float) else []
     said += [f"{left} left"] if (left := clock_text(s.seconds_left)) else []
-    why = f" ({s.why})" if s.why else ""
-    return f"{s.run}: {s.state}{why}; " + ", ".join(said)
+    return f"{s.run}: {s.how.sentence}; " + ", ".join(said)
 
 
 def progress_rows(s: Standing) -> list[dict[str, Any]]:
@@ -234,7 +225,7 @@ def progress_rows(s: Standing) -> list[dict[str, Any]]:
 
 def number_line(s: Standing) -> str:
     """Step, loss, learning rate and speed."""
-    said = [f"training the {s.phase}" if s.phase else "", f"step {s.step}" + (f" of {s.total}" if s.total else "")]
+    said = [PHASES.get(s.phase, ""), f"step {s.step}" + (f" of {s.total}" if s.total else "")]
     said += [f"loss {s.loss:.4g}"] if isinstance(s.loss, float) else []
     said += [f"learning rate {s.lr:.3g}"] if isinstance(s.lr, float) else []
     said += [f"{s.rate:.3g} steps/s"] if s.rate and s.state == "running" else []

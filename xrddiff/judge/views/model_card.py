@@ -94,14 +94,14 @@ def model_card(report: Report, cfg: Config, summary: Mapping[str, Any]) -> str:
     )
 
 # %% ../../../nbs/judge/views/model_card.ipynb #15f518f5
-def write_run_report(report: Report, run: Path, cfg: Config, *, name: str = "report") -> Path:
+def write_run_report(report: Report, run: Path, cfg: Config, *, name: str = "report", ended: bool = True) -> Path:
     """Add what every report of a run has, and write it and the card of the model; returns the
     path of the page.
 
     `run`: the folder of the run, or of a part of it, which has no card of its own. `name`: of the
-    page; a page of another name comes without a card. Raises `CannotSave`, one sentence.
+    page; a page of another name comes without a card. `ended`: False for a run that is not finished. Raises `CannotSave`, one sentence.
     """
-    finish_report(report, run, cfg, ended=name == "report" or (run / "report.html").is_file())
+    finish_report(report, run, cfg, ended=ended)
     if (run / "config.yaml").is_file() and name == "report":
         write_text(run / "README.md", model_card(report, cfg, _summary(run)))
     return report.write(run, name=name)
@@ -110,18 +110,19 @@ def write_run_report(report: Report, run: Path, cfg: Config, *, name: str = "rep
 SO_FAR = "report-so-far"
 
 
-def report_so_far(run: Path, cfg: Config) -> Report:
-    """A report of the contents of a run's folder, without what only its notebook knew."""
+def report_so_far(run: Path, cfg: Config, stands: str = "") -> Report:
+    """A report of the contents of a run's folder, without what only its notebook knew. `stands`: how the run stands;
+    "" if it is finished.
+    """
     import pandas as pd
 
     from xrddiff.judge.views.charts import plot_history
     from xrddiff.judge.views.run_reports import run_title
 
-    ended = (run / "report.html").is_file()
     lead = (
-        "This run has no saved report data; the following comes from the files in its folder."
-        if ended
-        else "The run has not ended: this is its progress so far."
+        f"The run is not finished: {stands.rstrip('.')}. This is its progress so far."
+        if stands
+        else "This run has no saved report data; the following comes from the files in its folder."
     )
     report = Report(run_title(cfg), lead)
     summary = _summary(run)
@@ -143,9 +144,9 @@ def _summary(run: Path) -> dict[str, Any]:
     return or_default(lambda: read_json(run / "metrics" / "summary.json", dict[str, Any], 1 << 20), {})
 
 # %% ../../../nbs/judge/views/model_card.ipynb #0da63ebb
-def rewrite_reports(run: Path, cfg: Config) -> list[Path]:
+def rewrite_reports(run: Path, cfg: Config, stands: str = "") -> list[Path]:
     """Write the report and the card of a run again, and those of its autoencoder; returns the
-    pages, that of the whole run last.
+    pages, that of the whole run last. `stands`: how the run stands, in a sentence; "" if it is finished.
 
     Raises `BadInput` if nothing was trained in the folder, `CannotSave` if it cannot be written to.
     """
@@ -157,7 +158,8 @@ def rewrite_reports(run: Path, cfg: Config) -> list[Path]:
         )
     pages = []
     for part in parts:
-        kept = (part / "metrics" / "report.json").is_file() and (part / "report.html").is_file()
-        report = read_report(part) if kept else report_so_far(part, cfg)
-        pages.append(write_run_report(report, part, cfg, name="report" if kept else SO_FAR))
+        ended = (part / "report.html").is_file() and (part != run or not stands)
+        kept = ended and (part / "metrics" / "report.json").is_file()
+        report = read_report(part) if kept else report_so_far(part, cfg, "" if ended else stands)
+        pages.append(write_run_report(report, part, cfg, name="report" if kept else SO_FAR, ended=ended))
     return pages

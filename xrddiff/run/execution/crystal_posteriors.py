@@ -29,6 +29,7 @@ from xrddiff.run.execution.run_folder import (
     make_free_folder,
     world_rank,
 )
+from .standing import run_state
 
 if TYPE_CHECKING:
     from xrddiff.judge.posteriors.crystal_stills import CrystalPlan
@@ -54,7 +55,7 @@ def posterior_folder(plan: CrystalPlan, folder: str | os.PathLike | None = None)
                     f"{wanted} was started with {other} {before.get(other)!r}, not {told[other]!r}; expected the "
                     "same settings, or another folder"
                 )
-            if (wanted / "report.html").is_file():
+            if run_state(wanted).finished:
                 raise BadInput(f"{wanted} has a finished posterior; expected another folder")
             return wanted
         if folder is not None and wanted.exists() and any(wanted.iterdir()):
@@ -90,7 +91,7 @@ def execute_crystal_posterior(
 
         def begin() -> str:
             path = posterior_folder(plan, folder).absolute()
-            held.enter_context(hold_run(path))
+            held.enter_context(hold_run(path, "posterior"))
             clear_marks(path)
             if on_start:
                 on_start(path)

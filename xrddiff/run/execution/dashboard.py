@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.mediums import for_terminal, plain_text
+from .attempts import PHASES
 from .standing import Device, Standing, severity
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ['clock_text', 'log_panel', 'device_panel', 'progress_panel', 'epochs_panel', 'dashboard']
 
 # %% ../../../nbs/run/execution/dashboard.ipynb #534e06ec
-_STATES = dict(running="green", finished="green", waiting="yellow", quiet="yellow", stopped="yellow", failed="red")
+_STATES = dict(running="green", finished="green", failed="red", killed="red", damaged="red")
 _LINES = dict(error="bold red", warning="yellow", note="cyan", heading="bold", plain="")
 
 
@@ -116,7 +117,7 @@ def progress_panel(s: Standing, width: int) -> RenderableType:
     said += [f"loss {s.loss:.4g}"] if isinstance(s.loss, float) else []
     said += [f"lr {s.lr:.3g}"] if isinstance(s.lr, float) else []
     said += [f"{s.rate:.3g} steps/s"] if s.rate else []
-    return _panel(Group(table, Text(" · ".join(said))), f"training the {s.phase}")
+    return _panel(Group(table, Text(" · ".join(said))), PHASES.get(s.phase, "progress"))
 
 
 _COLUMNS = {
@@ -159,9 +160,10 @@ def dashboard(
     from rich.layout import Layout
     from rich.text import Text
 
+    colour = _STATES.get(s.state, "yellow")
     head = Text(f" {plain_text(s.title)}  ", style="bold", no_wrap=True, overflow="ellipsis")
-    head.append(f" {s.state} ", style=f"bold reverse {_STATES[s.state]}")
-    head.append(f"  {plain_text(s.why)}" if s.why else "", style=_STATES[s.state])
+    head.append(f" {s.state} ", style=f"bold reverse {colour}")
+    head.append(f"  {plain_text(s.why)}" if s.why else "", style=colour)
     room = height - 1
     whole = Layout()
     if width >= 100:

@@ -22,6 +22,7 @@ from ...core.files import write_json
 from ...core.gate import read_json
 from ...core.plugins import plugin_scope
 from ...core.ranks.stopping import StopRequest
+from .attempts import USE
 from .notebooks import execute_in
 from .run_folder import clear_marks, hold_run, make_free_folder, set_threads
 from .sharing import check_evaluation, check_samples, unfinished_folder, unfinished_samples
@@ -52,7 +53,7 @@ def _execute(
     note_unused(cfg, overrides)
     if cfg.threads is not None:
         set_threads(cfg.threads)
-    with hold_run(run):
+    with hold_run(run, notebook, USE):
         try:
             folder = open_folder()
         except OSError as error:

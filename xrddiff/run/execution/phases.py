@@ -26,9 +26,11 @@ from ...core.errors import BadInput, RankFailed, XrddiffError
 from ...core.mediums import say
 from ...core.plugins import plugin_scope
 from ...core.ranks.stopping import StopRequest
+from .attempts import enter_phase
 from .notebooks import run_notebook, run_notebook_path
 from xrddiff.run.execution.run_folder import (
     create_run,
+    first_phase,
     hold_run,
     keep_former,
     mark_stopped,
@@ -59,6 +61,11 @@ class Phase:
     folder: str = "."
     kept: str = "notebook.ipynb"
     result: str = "report.html"
+
+    @property
+    def name(self) -> str:
+        """What it does, one of `attempts.PHASES`."""
+        return {"train_autoencoder": "autoencoder", "latent_statistics": "latents"}.get(self.notebook, "denoiser")
 
 
 def run_phases(cfg: Config) -> list[Phase]:
@@ -232,7 +239,7 @@ def execute_run(
             if not cfg.resume:
                 check_run(cfg)
             path = Path(cfg.resume) if cfg.resume else create_run(cfg, frames=frames)
-            held.enter_context(hold_run(path))
+            held.enter_context(hold_run(path, first_phase(cfg)))
             if cfg.resume:
                 reopen_run(cfg)
             if on_start:
@@ -252,6 +259,8 @@ def execute_run(
                     if world_rank() == 0:
                         say(f"{phase.notebook}: done before, its result is {result}", flush=True)
                     continue
+                if world_rank() == 0:
+                    enter_phase(path, phase.name)
                 stop.alone = ranks is None
                 before = _stamp(result)
                 _execute_notebook(source, target, parameters, path, engine=cfg.engine, terminal=terminal)

@@ -7,24 +7,43 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 import socket
 import sys
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ...config.saved_config import MOST_CONFIG
+from ...config.saved_config import MOST_CONFIG, load_config
+from ...config.used_words import model_parts
+from ...config.words.data_sets import data_name
+from ...config.words.vocabulary import Config
+from ...core.errors import BadInput
+from ...core.files import is_path, sha256
 from ...core.gate import or_default, read_json, read_tail, read_yaml
-from .run_folder import holder, is_finished, read_failures, stopped_by
+from ...core.mediums import plain_text
+from xrddiff.run.execution.attempts import (
+    BY_USER,
+    PHASES,
+    TRAINING,
+    USE,
+    Attempt,
+    Here,
+    holder_text,
+    read_attempt,
+    read_heartbeat,
+)
+from .run_folder import first_phase, read_failures, stopped_by
 
 # %% auto #0
-__all__ = ['QUIET', 'last_rows', 'last_states', 'severity', 'Bar', 'read_log', 'Standing', 'read_standing', 'Device', 'gpus',
-           'cores', 'devices']
+__all__ = ['SILENCE', 'MOST_REPORT', 'QUIET', 'STATES', 'last_rows', 'last_states', 'severity', 'Bar', 'read_log', 'JobState',
+           'RunState', 'trained_part', 'read_config', 'run_state', 'Standing', 'read_standing', 'Progress',
+           'read_progress', 'Device', 'gpus', 'cores', 'devices']
 
 # %% ../../../nbs/run/execution/standing.ipynb #0414284c
 def last_rows(path: Path, rows: int = 400, tail: int = 1 << 18) -> list[dict[str, Any]]:
@@ -121,23 +140,261 @@ def read_log(path: Path, lines: int = 40, tail: int = 1 << 16) -> tuple[list[str
             kept.append(line.rstrip())
     return kept[-lines:], bar
 
+# %% ../../../nbs/run/execution/standing.ipynb #c3a10002
+SILENCE = 300.0  # s without a sign of life, after which nobody knows about a process of another machine
+MOST_REPORT = 64 << 20  # bytes of a report that is compared with that of an earlier attempt
+QUIET = 600.0  # s without a line in the log, after which a running run is called quiet
+
+STATES = dict(
+    created="no process has worked on it yet",
+    waiting="its job waits in the queue",
+    requeued="its job waits in the queue again",
+    running="a process works on it",
+    finished="it has its report",
+    stopped="it was stopped cleanly and can be resumed",
+    failed="an error ended it",
+    killed="its process is gone, without having said why",
+    copied="the folder is a copy, made while a process worked on the original",
+    unknown="nothing here can tell whether a process works on it",
+    damaged="its configuration cannot be read",
+)
+STATES["half-written"] = "it has no configuration: it was being made, or is no training run"
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What SLURM says of the job of a run.
+
+    id: its number, as in 4711 or 4711_3. stage: waiting, running, done, ended (in another way) or gone (SLURM does
+    not know it any more).
+    said: that in words.
+    """
+
+    id: str
+    stage: str
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How a run stands.
+
+    state: one of `STATES`. why: more about it, in a sentence; "" if there is nothing to say. phase: what is
+    done with it now, or was last, one of `attempts.PHASES`. since: when that began or ended, in
+    seconds since 1970; None if it is not known. host: where. finished: whether its training is, also
+    while something else is done with it. part: the folder, in that of the run, of what is trained.
+    """
+
+    state: str
+    why: str = ""
+    phase: str = ""
+    since: float | None = None
+    host: str = ""
+    finished: bool = False
+    part: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether this attempt has ended."""
+        return self.state in ("finished", "failed", "stopped", "killed", "copied")
+
+    @property
+    def sentence(self) -> str:
+        """The state in a sentence, as in "killed while training the denoiser (process 17 on n1 is gone)"."""
+        doing = PHASES.get(self.phase, "")
+        link = dict.fromkeys(("stopped", "failed", "killed", "copied"), " while ") | {"running": ", "}
+        link |= dict.fromkeys(("requeued", "unknown"), ", last seen ")
+        said = f"{self.state}{link[self.state]}{doing}" if doing and self.state in link else self.state
+        return f"{said} ({self.why})" if self.why else said
+
+# %% ../../../nbs/run/execution/standing.ipynb #c3a10005
+def _has_new_report(run: Path, attempt: Attempt | None) -> bool:
+    """Whether there is a report that this attempt wrote."""
+    report = run / "report.html"
+    if not is_path(report, "file"):
+        return False
+    if attempt is None or not attempt.before:
+        return True
+    with suppress(OSError):
+        return report.stat().st_size > MOST_REPORT or sha256(report) != attempt.before
+    return False
+
+
+def _ending(run: Path, attempt: Attempt | None) -> tuple[str, str, float | None] | None:
+    """(state, why, when) of an attempt that said how it ended; None if it did not."""
+    when = None if attempt is None else attempt.ended
+    if _has_new_report(run, attempt):
+        return "finished", "", when
+    if failures := read_failures(run):
+        error = plain_text(str(failures[0]["error"]).partition("\n")[0], 500)
+        return "failed", f"rank {failures[0]['rank']}: {error}", failures[0]["time"]
+    if reason := stopped_by(run):
+        return "stopped", f"by {reason}", when
+    if attempt is None or when is None:
+        return None
+    if attempt.how and attempt.how != BY_USER:
+        return "failed", attempt.how.partition("\n")[0], when
+    if not attempt.how and is_path(run / "report.html", "file"):
+        return "finished", "", when  # there was nothing left to do
+    return "stopped", attempt.how, when
+
+# %% ../../../nbs/run/execution/standing.ipynb #c3a1000c
+def _tables(run: Path) -> dict[str, Path]:
+    """The table of each training, by the folder of its part."""
+    return {part: run / part / "metrics" / "training_metrics.csv" for part in ("", "autoencoder")}
+
+
+def trained_part(run: Path, phase: str = "") -> str:
+    """The folder, in that of the run, of what is trained, or was last. phase: what is done with the run, if that is known."""
+    there = {part for part, table in _tables(run).items() if is_path(table, "file")}
+    if phase in ("autoencoder", "latents"):
+        return "autoencoder" if "autoencoder" in there or is_path(run / "autoencoder", "dir") else ""
+    return "" if phase == "denoiser" or "" in there or not there else "autoencoder"
+
+# %% ../../../nbs/run/execution/standing.ipynb #c3a10008
+def _span(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 minutes, 5 h, 3 days."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{min(round(seconds / size), 99999)} {unit}"
+    return f"{max(0, round(seconds))} s"
+
+
+def _is_copy(run: Path, attempt: Attempt) -> bool:
+    """Whether the attempt was made in another folder, of which this one is a copy."""
+    with suppress(OSError):
+        return attempt.inode > 0 and run.stat().st_ino != attempt.inode
+    return False
+
+
+def _unsaid(run: Path, attempt: Attempt, job: JobState | None, here: Here) -> tuple[str, str, float | None]:
+    """(state, why, when) of an attempt that did not say how it ended and whose lock is not seen."""
+    sign = read_heartbeat(run, attempt)
+    if _is_copy(run, attempt):
+        return "copied", f"a copy, made while {attempt.who} worked on the original", sign.time
+    if here.lives(attempt) and not attempt.locked:
+        return "running", attempt.who, attempt.began
+    if here.has(attempt):
+        gone = "is gone" if attempt.boot == here.boot else "is gone: the machine was started again"
+        return "killed", f"{attempt.who} {gone}, without having said why", sign.time
+    if job is not None and job.id == attempt.job and job.stage in ("ended", "gone", "done"):
+        return "killed", job.said, sign.time
+    if job is not None and job.stage == "running":
+        return "running", job.said, attempt.began
+    silent = here.now - sign.time
+    if abs(silent) <= SILENCE:
+        return "running", attempt.who, attempt.began
+    if silent > 0:
+        return "unknown", f"{attempt.who} gave its last sign of life {_span(silent)} ago", sign.time
+    return "unknown", f"the clock of {attempt.who} is ahead by {_span(-silent)}", sign.time
+
+
+def _unrecorded(run: Path, job: JobState | None, here: Here) -> tuple[str, str, float | None]:
+    """(state, why, when) of a run of which no attempt is recorded: none was made, or by an earlier version."""
+    if job is not None and job.stage == "running":
+        return "running", job.said, None
+    if job is not None and job.stage in ("ended", "gone"):
+        return "killed", job.said, None
+    if who := holder_text(run):
+        if who.endswith(f" on {here.host}"):
+            return "killed", f"{who} is gone, without having said why", None
+        return "unknown", f"{who} worked on it; nothing says whether it still does", None
+    if is_path(run / "log.txt", "file") or any(is_path(t, "file") for t in _tables(run).values()):
+        return "unknown", "nothing says who worked on it", None
+    if not os.path.lexists(run / "config.yaml"):
+        return "half-written", STATES["half-written"], None
+    return "created", "", None
+
+# %% ../../../nbs/run/execution/standing.ipynb #c3a1000b
+def _phase(run: Path, attempt: Attempt | None, cfg: Config | None, finished: bool) -> str:
+    """What is done with a run, or was last."""
+    if attempt is not None:
+        return attempt.phase
+    if finished:
+        return "evaluate"
+    if cfg is None:
+        return ""
+    if trained_part(run) or model_parts(cfg).denoiser is None:
+        return "autoencoder"
+    return "denoiser" if is_path(_tables(run)[""], "file") else first_phase(cfg)
+
+
+def _holder(run: Path, training: Attempt | None, use: Attempt | None, here: Here) -> Attempt | None:
+    """The record of the process that has the run locked; None if there is none."""
+    who = holder_text(run)
+    mine = [a for a in (use, training) if a is not None and a.ended is None and who in ("", a.who)]
+    return max(mine, key=lambda a: a.began, default=None)
+
+
+def _silence(run: Path, attempt: Attempt, here: Here) -> str:
+    """That a process is there but has written nothing for a while; "" if it has."""
+    silent = here.now - read_heartbeat(run, attempt).wrote
+    return f"; it has written nothing for {_span(silent)}" if silent > QUIET else ""
+
+
+def read_config(run: Path) -> Config | str | None:
+    """The configuration of a run; why it cannot be read; None if there is none."""
+    if not os.path.lexists(run / "config.yaml"):
+        return None
+    try:
+        cfg = load_config(run / "config.yaml")
+        first_phase(cfg)  # what its values say together must make sense too
+        data_name(cfg)
+    except (BadInput, OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        return plain_text(" ".join(str(error).split()), 500) or type(error).__name__
+    return cfg
+
+
+def run_state(
+    run: str | os.PathLike, job: JobState | None = None, here: Here | None = None, cfg: Config | None = None
+) -> RunState:
+    """How a run stands, from its folder.
+
+    job: what SLURM says of its job, if it has one. here: this machine. cfg: its configuration, if that has been
+    read.
+    """
+    run, here = Path(run), here or Here()
+    if cfg is None and isinstance(cfg := read_config(run), str):
+        return RunState("damaged", cfg)
+    training, use = read_attempt(run, TRAINING), read_attempt(run, USE)
+    ending = _ending(run, training)
+    finished = ending is not None and ending[0] == "finished"
+    shown = training
+    if here.locked(run / ".lock"):
+        shown = _holder(run, training, use, here)
+        state = ("running", (shown.who if shown else holder_text(run)) or "another process", shown and shown.began)
+    elif finished:
+        state = ending
+        if use is not None and use.ended is None and (going := _unsaid(run, use, None, here))[0] == "running":
+            shown, state = use, going
+    elif job is not None and job.stage == "waiting" and (training is None or not _is_copy(run, training)):
+        again = training is not None and training.base_job == job.id.partition("_")[0]
+        state = ("requeued" if again else "waiting", job.said, None)
+    elif ending is not None:  # a job that runs begins again, or is about to end
+        state = ("running", job.said, None) if job is not None and job.stage == "running" else ending
+    else:
+        state = _unsaid(run, training, job, here) if training else _unrecorded(run, job, here)
+    if state[0] == "running" and shown is not None and shown is training:
+        state = state[0], state[1] + _silence(run, shown, here), state[2]
+    phase = _phase(run, shown, cfg, finished)
+    return RunState(
+        *state[:2], phase, state[2], plain_text(shown.host, 100) if shown else "", finished, trained_part(run, phase)
+    )
+
 # %% ../../../nbs/run/execution/standing.ipynb #d7e5d1a6
 @dataclass
 class Standing:
-    """The state of a run.
+    """How a run stands, and how far it is.
 
-    run: its folder. title: what it is. state: waiting, running, quiet (nothing was written for a while),
-    stopped, failed or finished. why: more about the state. phase: what is trained. step, total: steps
-    done, and in all. epoch, num_epochs. within, per_epoch: steps of this epoch. rate: steps per second.
-    loss, lr: of the last row. epochs: the last rows of the table of epochs. best: the epoch of the
-    lowest loss. log: its last lines. host: where it runs. part: the folder, in that of the run, of what is trained.
+    run: its folder. title: what it is. how: see `RunState`. step, total: steps done, and in all. epoch,
+    num_epochs. within, per_epoch: steps of this epoch. rate: steps per second. loss, lr: of the last
+    row. epochs: the last rows of the table of epochs. best: the epoch of the lowest loss. log: its last
+    lines. host: where it runs.
     """
 
     run: Path
     title: str = ""
-    state: str = "waiting"
-    why: str = ""
-    phase: str = ""
+    how: RunState = RunState("created")
     step: int = 0
     total: int | None = None
     epoch: int = 0
@@ -151,7 +408,26 @@ class Standing:
     best: int | None = None
     log: list[str] = field(default_factory=list)
     host: str = ""
-    part: str = ""
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        return self.how.state
+
+    @property
+    def why(self) -> str:
+        """More about the state."""
+        return self.how.why
+
+    @property
+    def phase(self) -> str:
+        """What is done with the run, one of `attempts.PHASES`."""
+        return self.how.phase
+
+    @property
+    def part(self) -> str:
+        """The folder, in that of the run, of what is trained."""
+        return self.how.part
 
     @property
     def seconds_left(self) -> float | None:
@@ -170,7 +446,7 @@ class Standing:
     @property
     def over(self) -> bool:
         """Whether this attempt has ended."""
-        return self.state in ("finished", "failed", "stopped")
+        return self.how.over
 
 # %% ../../../nbs/run/execution/standing.ipynb #fd767e86
 class _Training(msgspec.Struct):
@@ -197,7 +473,9 @@ class _Place(msgspec.Struct):
 # %% ../../../nbs/run/execution/standing.ipynb #463e0131
 def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | None) -> None:
     """Its progress."""
-    s.num_epochs = (cfg.model.diff_epochs if s.phase == "denoiser" else None) or cfg.training.num_epochs or None
+    name = "autoencoder" if s.part else cfg.model.model_name
+    denoiser = not any(word in name for word in ("vae", "vq", "autoencoder"))
+    s.num_epochs = (cfg.model.diff_epochs if denoiser else None) or cfg.training.num_epochs or None
     s.step, s.loss, s.lr = int(row.get("step", 0)), row.get("loss"), row.get("lr")
     if bar is not None and bar.step >= s.step:
         s.step = bar.step
@@ -220,56 +498,25 @@ def _place(s: Standing, cfg: _ShownConfig, row: Mapping[str, Any], bar: Bar | No
     if s.per_epoch:
         s.epoch, s.within = done + s.within // s.per_epoch, s.within % s.per_epoch
 
-# %% ../../../nbs/run/execution/standing.ipynb #599b8db8
-QUIET = 600.0  # seconds without output after which a run is called quiet
-
-
-def _state(run: Path, changed: float, state: str | None, why: str) -> tuple[str, str]:
-    if is_finished(run):
-        return "finished", ""
-    failures = read_failures(run)
-    running = state in (None, "RUNNING", "COMPLETING")
-    if failures and (state is None or not running):
-        return "failed", f"rank {failures[0]['rank']}: {str(failures[0]['error']).partition(chr(10))[0]}"
-    if reason := stopped_by(run):
-        return "stopped", reason
-    if state is not None and not running:
-        over = {"PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting"}
-        return over.get(state, "failed"), " ".join(filter(None, [state, why]))
-    if state is None and (run / ".lock").is_file() and holder(run) is None:
-        return "failed", "its process has ended without leaving a mark: killed, out of memory, or the machine went down"
-    silent = time.time() - changed
-    if changed and silent > QUIET:
-        return "quiet", f"nothing was written for {round(silent / 60)} minutes"
-    return ("running" if changed or running and state else "waiting"), why
-
 # %% ../../../nbs/run/execution/standing.ipynb #04fb2928
-def read_standing(run: str | Path, *, state: str | None = None, why: str = "", log: Path | None = None) -> Standing:
-    """The state of the run in a folder.
+def read_standing(run: str | Path, job: JobState | None = None, *, log: Path | None = None) -> Standing:
+    """How the run in a folder stands, and how far it is.
 
-    state, why: those of its job, if it has one. log: that of its job, shown until the run has its
-        own.
+    job: what SLURM says of its job, if it has one. log: that of its job, shown until the run has its own.
     """
     run = Path(run)
+    how = run_state(run, job)
     cfg = or_default(lambda: read_yaml(run / "config.yaml", _ShownConfig, MOST_CONFIG), _ShownConfig())
     about = or_default(lambda: read_json(run / "environment.json", _Place, 1 << 20), _Place())
-    tables = {p: run / p / "metrics" / "training_metrics.csv" for p in ("", "autoencoder")}
-    there = {p: _changed(t) for p, t in tables.items() if _changed(t)}
-    phase = max(there, key=there.get) if there else ""
     lines, bar = read_log(run / "log.txt")
     if not lines and log is not None:
         lines, bar = read_log(log)
-    rows = [row for row in last_rows(tables[phase], 60) if row.get("split") == "train"]
-    epochs = last_rows(run / phase / "metrics" / "epochs.csv")
-    found = Standing(run, _title(run, cfg), log=lines, epochs=epochs, host=about.host or ("its node" if state else ""))
-    found.part, found.phase = (
-        phase,
-        "autoencoder" if phase or "vae" in cfg.model.model_name or "vq" in cfg.model.model_name else "denoiser",
-    )
+    rows = [row for row in last_rows(_tables(run)[how.part], 60) if row.get("split") == "train"]
+    epochs = last_rows(run / how.part / "metrics" / "epochs.csv")
+    found = Standing(run, _title(run, cfg), how, log=lines, epochs=epochs)
+    found.host = how.host or about.host or ("its node" if job else "")
     _place(found, cfg, rows[-1] if rows else {}, bar)
-    words = [p for p in (run / "log.txt", *tables.values()) if _changed(p)]
-    found.state, found.why = _state(run, max(map(_changed, words), default=0.0), state, why)
-    if found.state == "finished" or found.total and found.step >= found.total:
+    if how.finished or found.total and found.step >= found.total:
         found.step, found.within = found.total or found.step, found.per_epoch or found.within
     return found
 
@@ -279,11 +526,35 @@ def _title(run: Path, cfg: _ShownConfig) -> str:
     return " · ".join(filter(None, [*words, "/".join(run.parts[-2:])]))
 
 
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    - `part`: "autoencoder" while a latent model trains its autoencoder, else "".
+    - `step`, `epoch`, `loss`: from the last training row; None if there is none yet. For a
+      posterior, the step of its newest state.
+    """
+
+    part: str = ""
+    step: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+
+
+def read_progress(run: str | os.PathLike, part: str | None = None) -> Progress:
+    """How far the run in a folder is; a default `Progress` if it has no metrics yet. part: of the run, see `trained_part`."""
+    run = Path(run)
+    part = trained_part(run) if part is None else part
+    rows = last_rows(_tables(run)[part], 60, 1 << 14)
+    row = next((row for row in reversed(rows) if row.get("split") == "train"), {})
+    step = int(row["step"]) if "step" in row else _saved_step(run)
+    return Progress(part, step, row.get("epoch"), row.get("loss"))
+
+
+def _saved_step(run: Path) -> int | None:
+    """The newest state of particles."""
+    found = (re.fullmatch("step-([0-9]{1,15})", path.name) for path in run.glob("state/step-*"))
+    return max((int(m[1]) for m in found if m), default=None)
 
 # %% ../../../nbs/run/execution/standing.ipynb #9c322ea4
 @dataclass

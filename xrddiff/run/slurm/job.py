@@ -26,6 +26,7 @@ from ...core.mediums import complain, say
 from ...core.plugins import load_standing, plugin_scope
 from ...core.ranks.stopping import StopRequest
 from ...core.registry import entries, get
+from ..execution.standing import run_state
 from xrddiff.run.execution.run_folder import (
     clear_marks,
     complete_run,
@@ -251,7 +252,7 @@ def done_before(job: Job, task: int) -> bool:
     from xrddiff.config.saved_config import load_config
 
     path = job.folder(task)
-    if not (path / "report.html").is_file():
+    if not run_state(path).finished:
         return False
     return replace(compose_config(run_words(job, task)), resume=None) == replace(
         load_config(path / "config.yaml"), resume=None
@@ -275,7 +276,7 @@ def run_task(job: Job, task: int = 0) -> int:
         os.environ.pop("PYTHONSAFEPATH", None)  # processes that the script starts are the user's own
         return execute_script(job.script, [*job.argv, *job.words(task)], path)
     if job.kind == "command":
-        if (path / "report.html").is_file():
+        if run_state(path).finished:
             say(f"run: {path}: done before", flush=True)
             return 0
         name, *words = job.argv

@@ -5,9 +5,7 @@
 # %% ../../../nbs/run/slurm/ledger.ipynb #59945914
 from __future__ import annotations
 
-import csv
 import json
-import math
 import os
 import re
 import warnings
@@ -18,10 +16,10 @@ from typing import Any
 
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import is_path, lock, sealed, state_folder
-from ...core.gate import from_json, or_default, read_tail, read_text
+from ...core.gate import from_json, read_text
 
 # %% auto #0
-__all__ = ['Submission', 'record_submission', 'submissions', 'Target', 'find_target', 'Progress', 'read_progress']
+__all__ = ['Submission', 'record_submission', 'submissions', 'Target', 'find_target']
 
 # %% ../../../nbs/run/slurm/ledger.ipynb #2dc21a39
 @dataclass(frozen=True)
@@ -195,56 +193,3 @@ def find_target(text: str, known: Sequence[Submission]) -> Target:
             f"{text if len(text) < 300 else text[:60] + '…'} is neither a job nor a run: expected a number such as 4711 or 4711_3, or the folder of a run"
         )
     return Target(None, None, path)
-
-# %% ../../../nbs/run/slurm/ledger.ipynb #d2a0be69
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a run.
-
-    - `phase`: "autoencoder" while a latent model trains its autoencoder, else "".
-    - `step`, `epoch`, `loss`: from the last training row; None if there is none yet. For a
-      posterior, the step of its newest state.
-    - `finished`: whether the run has written its report.
-    """
-
-    phase: str = ""
-    step: int | None = None
-    epoch: float | None = None
-    loss: float | None = None
-    finished: bool = False
-
-
-def read_progress(run_dir: str | os.PathLike) -> Progress:
-    """The progress of the run in a folder; a default `Progress` if it has no metrics yet."""
-    run = Path(run_dir)
-    finished = (run / "report.html").is_file()
-    tables = {p: run / p / "metrics" / "training_metrics.csv" for p in ("", "autoencoder")}
-    ages = {p: os.stat(t).st_mtime for p, t in tables.items() if t.is_file()}
-    if not ages:
-        return Progress(step=_saved_step(run), finished=finished)
-    phase = max(ages, key=lambda p: ages[p])
-    row = _last_row(tables[phase])
-    step, epoch, loss = (_number(row.get(name)) for name in ("step", "epoch", "loss"))
-    return Progress(phase, None if step is None else int(step), epoch, loss, finished)
-
-
-def _last_row(path: Path, tail: int = 8192) -> dict[str, str]:
-    """The last row of the split "train" within the last bytes of a CSV file."""
-    head, data = or_default(lambda: read_tail(path, tail, head=1 << 16), (b"", b""))
-    names = next(csv.reader([head.decode("utf-8", "replace")]), [])
-    lines = data.decode("utf-8", "replace").splitlines()[len(data) == tail :]  # then the first line is incomplete
-    rows = (dict(zip(names, next(csv.reader([line]), []), strict=False)) for line in reversed(lines))
-    return next((row for row in rows if row.get("split") == "train"), {})
-
-
-def _saved_step(run: Path) -> int | None:
-    """The newest state of particles."""
-    found = (re.fullmatch("step-([0-9]+)", path.name) for path in run.glob("state/step-*"))
-    return max((int(m[1]) for m in found if m), default=None)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return value if text and math.isfinite(value := float(text)) else None
-    except ValueError:
-        return None

@@ -5,18 +5,121 @@
 # %% ../../../nbs/run/slurm/status.ipynb #764c4a1b
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from ...config.words.vocabulary import Config
+from ...core.errors import XrddiffError
 from ...core.mediums import plain_text
-from ..execution.run_folder import read_failures, stopped_by
-from .commands import cluster_name, past_states, queue
+from ..execution.attempts import read_attempt
+from ..execution.standing import JobState, Progress, RunState, read_progress, run_state
+from .commands import ACTIVE, WAITING, QueuedJob, cluster_name, past_states, queue
 from .known_jobs import known_jobs
-from .ledger import Progress, Submission, Target, find_target, read_progress
+from .ledger import Submission, Target, find_target, submissions
 
 # %% auto #0
-__all__ = ['STATUS_COLUMNS', 'job_rows', 'status_table', 'status_cells']
+__all__ = ['STATUS_COLUMNS', 'job_state', 'Jobs', 'current_state', 'job_rows', 'status_table', 'status_cells']
+
+# %% ../../../nbs/run/slurm/status.ipynb #e5b10002
+def job_state(number: str, word: str | None, where: str = "") -> JobState:
+    """The state of a job from SLURM's `word` for it; None = SLURM does not know it any more. where: its nodes, or the
+    reason why it waits.
+    """
+    at = f" {where}" if where.startswith("(") else f" on {where}" if where else ""
+    if word is None:
+        return JobState(number, "gone", f"job {number} has left the queue")
+    if word in WAITING or word == "CONFIGURING":
+        return JobState(number, "waiting", f"job {number} is {word}{at}")
+    if word in ACTIVE:
+        return JobState(number, "running", f"job {number}{at}")
+    return JobState(number, "done" if word == "COMPLETED" else "ended", f"job {number} ended: {word}")
+
+
+def _present_run(s: Submission, task: int | None) -> str | None:
+    """The run that a job is working on: of several in one allocation, the first that is not
+    finished.
+    """
+    runs = s.run_dirs if task is None else []
+    return next((run for run in runs if not run_state(run).finished), s.run_dir(len(runs) - 1 if runs else task))
+
+# %% ../../../nbs/run/slurm/status.ipynb #e5b10005
+class Jobs:
+    """What SLURM says of the jobs of runs.
+
+    - `queued`: the queue, if SLURM was asked already.
+    - `known`: the submissions, oldest first; None = those of the ledger.
+    """
+
+    def __init__(self, queued: Sequence[QueuedJob] | None = None, known: Sequence[Submission] | None = None):
+        self._given, self._known, self._past = queued, known, {}
+
+    @cached_property
+    def _queue(self) -> dict[str, QueuedJob] | None:
+        try:
+            return {q.id: q for q in (queue() if self._given is None else self._given)}
+        except XrddiffError:  # no cluster here, or it does not answer
+            return None
+
+    @cached_property
+    def _cluster(self) -> str:
+        try:
+            return cluster_name()
+        except XrddiffError:
+            return ""
+
+    @cached_property
+    def _of_runs(self) -> dict[str, tuple[Submission, int | None]]:
+        try:
+            known = submissions() if self._known is None else self._known
+        except XrddiffError:
+            known = []
+        pairs = [(s, task) for s in known for task in (s.tasks or [None])]
+        return {run: (s, t) for s, t in pairs for run in (s.run_dirs if t is None else [s.run_dir(t)])}
+
+    def of(self, run: str | os.PathLike, cfg: Config | None = None) -> JobState | None:
+        """What SLURM says of the job of a run; None if it has none, does not need it, or SLURM is away. `cfg`: of the
+        run, if it has been read.
+        """
+        run = Path(run).absolute()
+        s, task = self._of_runs.get(str(run), (None, None))
+        record = read_attempt(run)
+        number = (f"{s.id}" if task is None else f"{s.id}_{task}") if s else record.job if record else ""
+        if not number or (alone := run_state(run, cfg=cfg)).finished or self._queue is None:
+            return None
+        if s and s.cluster and s.cluster != self._cluster:
+            return None
+        if (q := self._queue.get(number)) is not None:
+            found = job_state(number, q.state, q.where)
+        elif alone.state in ("failed", "stopped", "killed", "copied", "damaged"):
+            return None
+        else:
+            found = job_state(number, self._ended(number))
+        if (
+            found.stage == "running"
+            and s
+            and task is None
+            and len(s.run_dirs) > 1
+            and _present_run(s, None) != str(run)
+        ):
+            return JobState(number, "waiting", f"{found.said} comes to it later")
+        return found
+
+    def _ended(self, number: str) -> str | None:
+        base = number.partition("_")[0]
+        if base not in self._past:
+            self._past[base] = past_states([int(base)]) if base.isdecimal() else {}
+        return self._past[base].get(number)
+
+
+def current_state(run: str | os.PathLike, jobs: Jobs | None = None, cfg: Config | None = None) -> RunState:
+    """How a run stands, from its folder and from what SLURM says of its job.
+
+    jobs: if several runs are looked at. cfg: the configuration of the run, if it has been read.
+    """
+    return run_state(run, (jobs or Jobs()).of(run, cfg), cfg=cfg)
 
 # %% ../../../nbs/run/slurm/status.ipynb #185bb699
 def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]:
@@ -27,12 +130,13 @@ def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]
     """
     cluster, queued = cluster_name(), queue()
     known = known_jobs(queued, cluster)
-    rows = []
+    jobs, rows = Jobs(queued, list(known.values())), []
     for q in queued:
         rows.append(
             _row(
                 known.get(q.base),
                 q.task,
+                jobs,
                 id=q.id,
                 name=q.name,
                 state=q.state,
@@ -49,7 +153,7 @@ def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]
     for s in gone:
         for task in s.tasks or [None]:
             number = f"{s.id}" if task is None else f"{s.id}_{task}"
-            rows.append(_row(s, task, id=number, name=s.name, state=ended.get(number)))
+            rows.append(_row(s, task, jobs, id=number, name=s.name, state=ended.get(number)))
     if chosen:
         targets = [find_target(text, list(known.values())) for text in chosen]
         rows = [row for row in rows if any(_is_meant(row, t) for t in targets)]
@@ -64,39 +168,36 @@ def _is_meant(row: dict[str, Any], target: Target) -> bool:
     )
 
 
-def _present_run(s: Submission, task: int | None) -> str | None:
-    """The run that a job is working on: of several in one allocation, the first that is not
-    finished.
-    """
-    runs = s.run_dirs if task is None else []
-    return next((run for run in runs if not read_progress(run).finished), s.run_dir(len(runs) - 1 if runs else task))
-
-
 def _row(
-    submission: Submission | None, task: int | None, *, name: str, state: str | None, **more: Any
+    submission: Submission | None, task: int | None, jobs: Jobs, *, name: str, state: str | None, **more: Any
 ) -> dict[str, Any]:
     s = submission
     run = _present_run(s, task) if s else None
-    progress = read_progress(run) if run else Progress()
+    how = current_state(run, jobs) if run else RunState("")
+    progress = read_progress(run, how.part) if run else Progress()
     about = dict(
         run=run, log=str(s.log_file(task)), profile=s.profile.get("name"), commit=s.job.get("commit"), submitted=s.submitted or s.job.get("submitted"),
         overrides=next(iter((s.job.get("overrides") or [])[task or 0 :]), None),
     ) if s else {}  # fmt: skip
-    state = state or _state_of_run(run, progress.finished)
-    return more | dict(name=s.name if s else name, state=state) | asdict(progress) | about
+    numbers = dict(epoch=progress.epoch, step=progress.step, loss=progress.loss)
+    own = s is not None and (s.job.get("kind", "run") == "run" or read_attempt(Path(run or "")) is not None)
+    said = (
+        dict(run_state=how.state, phase=how.phase, why=how.why, finished=how.finished)
+        if own
+        else dict(finished=how.finished)
+    )
+    state = state or _ENDINGS.get(how.state, "ENDED")
+    return more | dict(name=s.name if s else name, state=state) | numbers | said | about
 
-# %% ../../../nbs/run/slurm/status.ipynb #0edc18e6
-def _state_of_run(run: str | None, finished: bool) -> str:
-    """How a run ended, from its folder, for clusters without accounting."""
-    if run is None or finished:
-        return "COMPLETED" if finished else "ENDED"
-    return "FAILED" if read_failures(run) else "STOPPED" if stopped_by(run) else "ENDED"
+
+# how SLURM would say it, on clusters without accounting
+_ENDINGS = dict(finished="COMPLETED", failed="FAILED", stopped="STOPPED")
 
 # %% ../../../nbs/run/slurm/status.ipynb #38b9ee3e
 STATUS_COLUMNS = (
     dict(JOB="<", PARTITION="<", NAME="<", STATE="<", TIME=">", NODES=">")
     | {"NODES OR REASON": "<"}
-    | dict(EPOCH=">", STEP=">", LOSS=">")
+    | dict(RUN="<", EPOCH=">", STEP=">", LOSS=">")
 )
 _LONG = ("NAME", "NODES OR REASON")  # columns that may be shortened to fit the terminal
 
@@ -122,10 +223,10 @@ def status_table(rows: Sequence[dict[str, Any]], width: int = 160) -> str:
 def status_cells(row: dict[str, Any]) -> list[str]:
     """The cells of a row, each on one line even if a job name has line breaks."""
     get = row.get
-    name = " ".join(filter(None, [str(get("name")), get("phase") and f"({get('phase')})"]))
+    run = " ".join(filter(None, [get("run_state"), get("phase") and f"({get('phase')})"]))
     numbers = [
         f"{get(key):{form}}" if get(key) is not None else ""
         for key, form in (("epoch", "g"), ("step", "d"), ("loss", ".4g"))
     ]
-    found = [get("id"), get("partition"), name, get("state"), get("elapsed"), get("nodes"), get("where"), *numbers]
-    return [plain_text(" ".join(str(c or "").split())) for c in found]
+    found = [get("id"), get("partition"), get("name"), get("state"), get("elapsed"), get("nodes"), get("where"), run]
+    return [plain_text(" ".join(str(c or "").split())) for c in [*found, *numbers]]

@@ -26,10 +26,11 @@ from ...core.files import scratch_folder
 from ...core.plugins import load_standing, plugin_scope
 from ...core.registry import entries, get
 from ..execution.run_folder import cpu_count, environment, make_free_folder
+from ..execution.standing import run_state
 from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals
 from .known_jobs import find_job, known_jobs
-from .ledger import Submission, Target, read_progress, record_submission
+from .ledger import Submission, Target, record_submission
 from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
 
@@ -330,7 +331,7 @@ def plan_resume(target: Target, profile: Profile, words: Sequence[str] = (), nam
 
 def _is_finished(job: Job, task: int | None) -> bool:
     runs = job.run_dirs if task is None else [job.run_dirs[task]]
-    return job.kind != "script" and all(read_progress(run).finished for run in runs)
+    return job.kind != "script" and all(run_state(run).finished for run in runs)
 
 
 def _resume_run(run: Path, profile: Profile, words: Sequence[str], name: str | None) -> JobPlan:

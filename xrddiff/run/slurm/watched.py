@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...config.saved_config import need_run
-from ...core.errors import BadInput, XrddiffError
+from ...core.errors import BadInput
 from ...core.files import is_path
-from ..execution.standing import Standing, read_standing
+from ..execution.standing import JobState, Standing, read_standing
 from .known_jobs import find_job
-from .ledger import find_target, submissions
-from .status import job_rows
+from .ledger import Submission, find_target, submissions
+from .status import Jobs
 
 # %% auto #0
 __all__ = ['Watched', 'find_watched']
@@ -30,39 +29,20 @@ class Watched:
     run: Path
     job: str = ""
     log: Path | None = None
+    submission: Submission | None = None
     asked: float = float("-inf")
-    state: str | None = None
-    why: str = ""
+    said: JobState | None = None
 
     def standing(self, *, ask_every: float = 10.0) -> Standing:
         """Its current state; SLURM is asked every `ask_every` seconds."""
         self.ask(ask_every)
-        return read_standing(self.run, state=self.state, why=self.why, log=self.log)
+        return read_standing(self.run, self.said, log=self.log)
 
     def ask(self, ask_every: float = 10.0) -> None:
         """Ask SLURM for the state of the job, if there is one and it was not asked just now."""
-        if self.job and time.monotonic() - self.asked > ask_every:
+        if time.monotonic() - self.asked > ask_every:
             self.asked = time.monotonic()
-            with suppress(XrddiffError):  # SLURM is away
-                self._ask()
-
-    def _ask(self) -> None:
-        row = next(iter(job_rows([self.job])), {})
-        state = {"COMPLETED": None, "ENDED": None, "STOPPED": None}.get(row.get("state"), row.get("state"))
-        self.state = None if _went_on(self.run / "log.txt", self.log) and state not in _GOING else state
-        self.why = f"job {self.job}" + (f" on {row['where']}" if row.get("where") else "")
-
-
-_GOING = ("RUNNING", "COMPLETING", "PENDING", "CONFIGURING", "REQUEUED")
-
-
-def _went_on(own: Path, log: Path | None) -> bool:
-    """Whether something other than the job has written to the run's log since, that is, the run was
-    resumed on this machine.
-    """
-    with suppress(OSError):
-        return log is not None and own.stat().st_mtime > log.stat().st_mtime + 60
-    return False
+            self.said = Jobs(known=self.submission and [self.submission]).of(self.run)
 
 # %% ../../../nbs/run/slurm/watched.ipynb #fa2b0c2d
 def find_watched(text: str | os.PathLike) -> Watched:
@@ -82,4 +62,4 @@ def find_watched(text: str | os.PathLike) -> Watched:
             "expected a job that `xrddiff submit` submitted, or the folder of a run"
         )  # fmt: skip
         raise BadInput(f"{text}: no run of this job is known; {hint}")
-    return Watched(target.run_dir, target.slurm_id or text, s.log_file(target.task))
+    return Watched(target.run_dir, target.slurm_id or text, s.log_file(target.task), s)

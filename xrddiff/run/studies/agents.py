@@ -26,6 +26,7 @@ from ...core.ranks.stopping import StopRequest
 from ...core.registry import entries, register
 from ...learn.telemetry.rules import of_samples, read_findings, times_of
 from ..execution.run_folder import cpu_count, read_failures
+from ..execution.standing import run_state
 from ..slurm.job import INTERRUPTED, REQUEUE, Job, RankCommand, pass_signals
 from .consent import allow_plan, trial_words
 from .journal import append_to
@@ -111,7 +112,7 @@ def run_trial(study: Study, trial: Trial, stop: StopRequest, ranks: int = 1) -> 
     """
     run, why, lost = study.run_dir(trial.number), None, False
     _refuse_link(run)
-    if (run / "report.html").is_file():  # its agent died after the run had ended
+    if run_state(run).finished:  # its agent died after the run had ended
         return "done", ""
     words = trial_words(study.folder, study.plan, trial.params)
     job = Job("run", [words], [str(run)], name=f"trial {trial.number}")

@@ -20,7 +20,7 @@ from .listing import describe_run
 __all__ = ['comparison_due', 'comparison_folder', 'main']
 
 # %% ../../../nbs/run/studies/ending.ipynb #cfe895ef
-_NOT_YET = ("running", "stopped", "half-written")
+_NOT_YET = ("created", "waiting", "requeued", "running", "stopped", "half-written")
 
 
 def comparison_due(job: Job) -> list[Path]:

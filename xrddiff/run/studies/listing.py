@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config.saved_config import load_config
 from ...config.words.data_sets import data_name
+from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.gate import or_default, read_json
 from ...core.mediums import for_csv, for_terminal, plain_text
-from ..execution.run_folder import PARTS, run_state
-from ..slurm.ledger import read_progress
+from ..execution.run_folder import PARTS
+from ..execution.standing import RunState, read_config, read_progress
+from ..slurm.status import Jobs, current_state
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,7 +62,7 @@ class RunRow:
     """A run as `xrddiff runs` lists it.
 
     - `run`: its folder. `model`, `data`: presets, or the path of the frames.
-    - `state`: finished, running, stopped, failed, unfinished, half-written or damaged.
+    - `state`: how it stands, one of `standing.STATES`. `phase`: what is done with it, or was last.
     - `epoch`, `step`, `loss`: of the last training row.
     - `metric`, `value`: the metric that judges it best, see `key_metric`.
     - `seconds`: of training. `began`: when it was begun.
@@ -72,6 +73,7 @@ class RunRow:
     model: str = ""
     data: str = ""
     state: str = ""
+    phase: str = ""
     epoch: float | None = None
     step: int | None = None
     loss: float | None = None
@@ -92,12 +94,9 @@ def _line(text: object, most: int = 200) -> str:
     return plain_text(" ".join(str(text).split()), most)
 
 # %% ../../../nbs/run/studies/listing.ipynb #967d73b7
-def _state(run: Path) -> tuple[str, str]:
-    """State of a run whose configuration can be read, and a note."""
-    state, why = run_state(run)
-    if state == "stopped":
-        return state, f"by {_line(why, 60)}; resume={run}"
-    return state, f"{why}; resume={run}" if state == "unfinished" else _line(why)
+def _remedy(run: Path, how: RunState) -> str:
+    """How a run that did not finish is continued."""
+    return f"; resume={run}" if how.state in ("stopped", "killed", "copied") else ""
 
 # %% ../../../nbs/run/studies/listing.ipynb #563b707e
 KEY_METRICS = {"peak F1": "maximize", "Poisson deviance": "minimize"}  # of an autoencoder
@@ -130,26 +129,23 @@ def _duration(run: Path) -> float | None:
     return total if seconds and math.isfinite(total) else None
 
 
-def describe_run(run: str | os.PathLike, shown: str | None = None) -> RunRow:
-    """The row of a run, whatever state its folder is in; `shown`: what it is called."""
+def describe_run(run: str | os.PathLike, shown: str | None = None, jobs: Jobs | None = None) -> RunRow:
+    """The row of a run, whatever state its folder is in.
+
+    - `shown`: what it is called. `jobs`: what SLURM says of several runs.
+    """
     run = Path(run)
     about = _json(run / "environment.json")
     began = _line(about.get("started", ""), 40) if isinstance(about, Mapping) else ""
     row = dict(run=shown or str(run), began=began)
-    if not os.path.lexists(run / "config.yaml"):
-        return RunRow(
-            **row, state="half-written", note="it has no config.yaml: it was being made, or is no training run"
-        )
-    try:
-        cfg = load_config(run / "config.yaml")
-        p = read_progress(run)
-        data = str(data_name(cfg) or cfg.data.data_path)
-        state, note = _state(run)
-    except (BadInput, OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
-        return RunRow(**row, state="damaged", note=_line(error))
+    cfg = read_config(run)
+    how = current_state(run, jobs, cfg if isinstance(cfg, Config) else None)
+    row |= dict(state=how.state, phase=how.phase, note=_line(f"{how.why}{_remedy(run, how)}", 400))
+    if not isinstance(cfg, Config):
+        return RunRow(**row)
+    p, data = read_progress(run, how.part), str(data_name(cfg) or cfg.data.data_path)
     name, value = key_metric(run)
-    model = _line(cfg.presets.get("model", cfg.model.model_name))
-    row |= dict(model=model, data=_line(data, 500), state=state, note=note)
+    row |= dict(model=_line(cfg.presets.get("model", cfg.model.model_name)), data=_line(data, 500))
     return RunRow(**row, epoch=p.epoch, step=p.step, loss=p.loss, metric=name, value=value, seconds=_duration(run))
 
 
@@ -158,7 +154,8 @@ def list_runs(folder: str | os.PathLike) -> list[RunRow]:
     folder = Path(folder).expanduser()
     found = find_runs(folder)
     names = ["." if run == folder else plain_text(run.relative_to(folder)) for run in found]
-    rows = [describe_run(run, name) for run, name in zip(found, names, strict=True)]
+    jobs = Jobs()
+    rows = [describe_run(run, name, jobs) for run, name in zip(found, names, strict=True)]
     return sorted(rows, key=lambda row: (row.began == "", row.began))
 
 # %% ../../../nbs/run/studies/listing.ipynb #c3dfb985
@@ -171,7 +168,7 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-_COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "damaged": "red"}
+_COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "damaged": "red"}
 
 
 def runs_table(rows: list[RunRow]) -> Table:
@@ -179,7 +176,7 @@ def runs_table(rows: list[RunRow]) -> Table:
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("RUN", "MODEL", "DATA", "STATE", "EPOCH", "LOSS", "TIME", "METRIC OR NOTE"):
+    for name in ("RUN", "MODEL", "DATA", "STATE", "PHASE", "EPOCH", "LOSS", "TIME", "METRIC OR NOTE"):
         right = name in ("EPOCH", "LOSS", "TIME")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
@@ -187,7 +184,8 @@ def runs_table(rows: list[RunRow]) -> Table:
         metric = f"{row.metric} {row.value:.4g}" if row.value is not None else ""
         last = for_terminal(row.note, style="dim") if row.note else for_terminal(metric)
         state = for_terminal(row.state, style=_COLOURS.get(row.state, "yellow"))
-        table.add_row(*map(for_terminal, (row.run, row.model, row.data)), state, *numbers, clock(row.seconds), last)
+        shown = map(for_terminal, (row.run, row.model, row.data))
+        table.add_row(*shown, state, for_terminal(row.phase), *numbers, clock(row.seconds), last)
     return table
 
 

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from ...core.errors import BadInput, nearest
-from ...core.files import _place, process_exists, sealed, write_json
+from ...core.files import process_place, process_start, sealed, write_json
 from ...core.gate import checked, or_default, read_json, read_text
 from ...core.mediums import plain_text
 from ...core.registry import Range, get, register
 from ...core.seeds import seed_from
-from ..slurm.ledger import Progress, read_progress
+from ..execution.standing import Progress, read_progress
 from .consent import PLAN, SavedPlan, keep_plan, read_plan, write_plan
 from .journal import JOURNAL, open_journal
 from .sweep_file import SweepPlan
@@ -169,7 +169,7 @@ class Agent:
     def beat(self, ended: bool = False) -> None:
         """Count once more."""
         self.count += 1
-        about = dict(count=self.count, pid=os.getpid(), place=_place(), host=socket.gethostname(), ended=ended)
+        about = dict(count=self.count, pid=os.getpid(), place=process_place(), host=socket.gethostname(), ended=ended)
         write_json(self.file, about | dict(done=self.done))
 
     def _keep_beating(self) -> None:
@@ -194,15 +194,6 @@ class Agent:
             self.beat(ended=True)
 
 # %% ../../../nbs/run/studies/study.ipynb #46189b9a
-def _works(pid: int) -> bool:
-    """Whether a process of this machine lives; one that was killed and that nobody has waited for
-    does not.
-    """
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    return process_exists(pid)
-
-
 class Watchman:
     """Who of the others still lives, by the clock of this process."""
 
@@ -234,7 +225,7 @@ class Watchman:
     def is_gone(self, name: str) -> bool:
         """Whether the agent has ended, in order or not."""
         about = self.read(name)
-        if about.ended or about.pid is not None and about.place == _place() and not _works(about.pid):
+        if about.ended or about.pid is not None and about.place == process_place() and not process_start(about.pid):
             return True
         return self.unchanged(name, about.count) > PATIENCE
 
@@ -467,7 +458,7 @@ def note_end(study: Study, trial: Trial, how: str) -> str | None:
     None if it goes on. `how`: it ended, for the sentence.
     """
     progress = read_progress(study.run_dir(trial.number))
-    now = (-1, 0) if progress.step is None else (int(progress.phase == ""), progress.step)
+    now = (-1, 0) if progress.step is None else (int(progress.part == ""), progress.step)
     known = study.trials()[trial.number].user_attrs.get("ends", {})
     before = checked(known, _Ends, f"{plain_text(study.folder / JOURNAL)}: ends of trial {trial.number}")
     further = now > (before.part, before.step) or not before.times
