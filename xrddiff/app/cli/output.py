@@ -44,9 +44,13 @@ def summary_table(rows: dict[str, Any]):
 
 def show_summary(path: Path) -> None:
     """Print the summary of a run folder, if it has one, and where its report is."""
+    from xrddiff.learn.telemetry.rules import verdict_words
+
     summary, report = path / "metrics" / "summary.json", path / "report.html"
     if summary.is_file() and (rows := read_json(summary, dict[str, Any], 1 << 20)):
         console().print(summary_table(rows))
+    if words := verdict_words(path):
+        say(words)
     split = path / "metrics" / "split.json"
     if split.is_file() and (said := read_json(split, dict[str, Any], 1 << 20)).get("apart") in ("nothing", "exposure"):
         say(said["sentence"])

@@ -20,7 +20,7 @@ from .history import SAMPLES, STEPS, read_rows
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'VERDICT', 'OF_SAMPLES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'of_samples', 'fault_found',
-           'times_of', 'look', 'write_findings', 'read_findings', 'Monitor']
+           'times_of', 'look', 'write_findings', 'read_findings', 'verdict_words', 'Monitor']
 
 # %% ../../../nbs/learn/telemetry/rules.ipynb #9d9b7668
 SEVERITIES = ("note", "warning", "error")
@@ -165,6 +165,14 @@ def read_findings(run: str | Path) -> list[Finding]:
                     f"{path} is damaged ({e}); expected a list of findings, as a training writes it"
                 ) from None
     return []
+
+
+def verdict_words(run: str | Path) -> str:
+    """The verdict on the samples of a run, a sentence; "" if there is none, or it cannot be read."""
+    try:
+        return next((f"{f.seen}." for f in read_findings(run) if f.rule == VERDICT), "")
+    except BadInput:
+        return ""
 
 
 def _failed(name: str, why: str, place: Mapping[str, Any]) -> Finding:

@@ -163,7 +163,8 @@ def dashboard(
     colour = _STATES.get(s.state, "yellow")
     head = Text(f" {plain_text(s.title)}  ", style="bold", no_wrap=True, overflow="ellipsis")
     head.append(f" {s.state} ", style=f"bold reverse {colour}")
-    head.append(f"  {plain_text(s.why)}" if s.why else "", style=colour)
+    said = s.why or s.verdict
+    head.append(f"  {plain_text(said)}" if said else "", style=colour)
     room = height - 1
     whole = Layout()
     if width >= 100:

@@ -27,6 +27,7 @@ from ...core.errors import BadInput
 from ...core.files import is_path, sha256
 from ...core.gate import or_default, read_json, read_tail, read_yaml
 from ...core.mediums import plain_text
+from ...learn.telemetry.rules import verdict_words
 from xrddiff.run.execution.attempts import (
     BY_USER,
     PHASES,
@@ -389,7 +390,7 @@ class Standing:
     run: its folder. title: what it is. how: see `RunState`. step, total: steps done, and in all. epoch,
     num_epochs. within, per_epoch: steps of this epoch. rate: steps per second. loss, lr: of the last
     row. epochs: the last rows of the table of epochs. best: the epoch of the lowest loss. log: its last
-    lines. host: where it runs.
+    lines. host: where it runs. verdict: on its samples, once it has finished.
     """
 
     run: Path
@@ -408,6 +409,7 @@ class Standing:
     best: int | None = None
     log: list[str] = field(default_factory=list)
     host: str = ""
+    verdict: str = ""
 
     @property
     def state(self) -> str:
@@ -514,6 +516,7 @@ def read_standing(run: str | Path, job: JobState | None = None, *, log: Path | N
     rows = [row for row in last_rows(_tables(run)[how.part], 60) if row.get("split") == "train"]
     epochs = last_rows(run / how.part / "metrics" / "epochs.csv")
     found = Standing(run, _title(run, cfg), how, log=lines, epochs=epochs)
+    found.verdict = verdict_words(run) if how.finished else ""
     found.host = how.host or about.host or ("its node" if job else "")
     _place(found, cfg, rows[-1] if rows else {}, bar)
     if how.finished or found.total and found.step >= found.total:

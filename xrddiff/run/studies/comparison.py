@@ -345,6 +345,8 @@ def runs_report(comparison: RunComparison) -> Report:
     """The page of a comparison."""
     said = comparison_words(comparison.rows, comparison.settings, comparison.metrics)
     report = Report(f"{len(comparison.folders)} runs side by side", said[0])
+    verdicts = {row.run: row.verdict for row in comparison.rows}
+    said += [f"{name}: {words}" for name, path in comparison.folders.items() if (words := verdicts[str(path)])]
     report.add("In short", lines=[("", sentence) for sentence in said[1:]], part="verdict")
     table = comparison.table()
     about = table.drop(columns=["folder", *comparison.metrics.columns])

@@ -17,6 +17,7 @@ from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.gate import or_default, read_json
 from ...core.mediums import for_csv, for_terminal, plain_text
+from ...learn.telemetry.rules import verdict_words
 from ..execution.run_folder import PARTS
 from ..execution.standing import RunState, read_config, read_progress
 from ..slurm.status import Jobs, current_state
@@ -67,6 +68,7 @@ class RunRow:
     - `metric`, `value`: the metric that judges it best, see `key_metric`.
     - `seconds`: of training. `began`: when it was begun.
     - `note`: why it is not finished, in one line.
+    - `verdict`: on its samples, the first sentence of its report.
     """
 
     run: str
@@ -82,6 +84,7 @@ class RunRow:
     seconds: float | None = None
     began: str = ""
     note: str = ""
+    verdict: str = ""
 
 
 def _json(path: Path) -> Any:
@@ -100,7 +103,11 @@ def _remedy(run: Path, how: RunState) -> str:
 
 # %% ../../../nbs/run/studies/listing.ipynb #563b707e
 KEY_METRICS = {"peak F1": "maximize", "Poisson deviance": "minimize"}  # of an autoencoder
-KEY_METRICS |= {"encoder features (Fréchet)": "minimize", "radial profile": "minimize"}  # of a generative model
+KEY_METRICS |= {
+    "two-sample AUC": "minimize",
+    "encoder features (Fréchet)": "minimize",
+    "radial profile": "minimize",
+}  # of a generative model
 
 
 def read_metrics(run: str | os.PathLike) -> dict[str, float]:
@@ -141,6 +148,7 @@ def describe_run(run: str | os.PathLike, shown: str | None = None, jobs: Jobs | 
     cfg = read_config(run)
     how = current_state(run, jobs, cfg if isinstance(cfg, Config) else None)
     row |= dict(state=how.state, phase=how.phase, note=_line(f"{how.why}{_remedy(run, how)}", 400))
+    row["verdict"] = _line(verdict_words(run), 1000)
     if not isinstance(cfg, Config):
         return RunRow(**row)
     p, data = read_progress(run, how.part), str(data_name(cfg) or cfg.data.data_path)
@@ -182,6 +190,7 @@ def runs_table(rows: list[RunRow]) -> Table:
     for row in rows:
         numbers = [f"{v:.4g}" if v is not None else "" for v in (row.epoch, row.loss)]
         metric = f"{row.metric} {row.value:.4g}" if row.value is not None else ""
+        metric = ". ".join(filter(None, [metric, row.verdict.partition(":")[0]]))
         last = for_terminal(row.note, style="dim") if row.note else for_terminal(metric)
         state = for_terminal(row.state, style=_COLOURS.get(row.state, "yellow"))
         shown = map(for_terminal, (row.run, row.model, row.data))
