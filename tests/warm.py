@@ -2,7 +2,7 @@
 
 A server imports once what a run imports, and forks a process for each command: with its own arguments, environment, folder,
 output and exit code, as if it had been started. It is single-threaded, so that forking it is safe, and ends with the session
-of tests. Where it matters how a process starts, or that it can be stopped, tests start a real one.
+of tests. Where it matters how a process starts, tests start a real one.
 """
 
 from __future__ import annotations
