@@ -28,9 +28,9 @@ from xrddiff.judge.inference.sample_jobs import open_sample_job
 
 
 def workers_below(pid: int) -> list[psutil.Process]:
-    """The workers that a command has started."""
-    below = psutil.Process(pid).children(recursive=True)
-    return [p for p in below if any("spawn_main" in word for word in p.cmdline())]
+    """The workers of a command: forked from a process that it has started for that."""
+    forks = [p for p in psutil.Process(pid).children() if any("multiprocessing.forkserver" in w for w in p.cmdline())]
+    return [worker for process in forks for worker in process.children()]
 
 
 def main() -> None:

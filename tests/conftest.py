@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 import warm
 
@@ -184,6 +185,12 @@ def listening(*pids: int) -> set[str]:
                 address = socket.inet_ntoa(bytes.fromhex(number)[::-1]) if table == "tcp" else f"IPv6 {number}"
                 found.add(f"{address}:{int(port, 16)}")
     return found
+
+
+def local_workers(pid: int) -> list[psutil.Process]:
+    """The workers of a command on this machine: forked from a process that it has started for that."""
+    forks = [p for p in psutil.Process(pid).children() if any("multiprocessing.forkserver" in w for w in p.cmdline())]
+    return [worker for process in forks for worker in process.children()]
 
 
 def need(name: str) -> ModuleType:

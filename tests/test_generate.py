@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from dataclasses import replace
 
@@ -14,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 from conftest import SMALL, WORDS
-from test_run import COMMAND, xrddiff
+from test_run import xrddiff
 
 from xrddiff.config.composition import compose_config, inference_config
 from xrddiff.config.saved_config import to_yaml
@@ -226,7 +226,7 @@ def test_a_latent_run_goes_on_where_it_was_killed(runs, tmp_path):
     words = ["run", "model=latent_diff", *SMALL, *WORDS["latent_diff"], "run_name=whole", "training.checkpoint_every=2"]
     words += ["inference.num_samples=4", "inference.steps=2"]  # after the weights
     run = tmp_path / "output" / "latent_diff_test" / "whole"
-    child = subprocess.Popen([COMMAND, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = warm.start("xrddiff", *words, cwd=tmp_path)
     for _ in range(4000):
         if list((run / "checkpoints").glob("step-*")) or child.poll() is not None:
             break

@@ -32,6 +32,14 @@ def test_import_leaves_torch_alone(name):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_what_is_checked_before_a_run_leaves_torch_alone(tmp_path):
+    """A job prepares its folder, and a mistake is found, without the seconds of that import."""
+    words = ["run", "model=latent_diff", "data=sim128", "data.limit=4", "model.condition=[hit_class]", "--dry-run"]
+    code = f"import sys; from xrddiff.app.cli.main import main; sys.exit(main({words}) or 3 * ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_import_is_light():
     """`import xrddiff` loads nothing but itself; a time limit would measure the machine, the module list measures the import."""
     code = "import sys; before = set(sys.modules); import xrddiff; print(*sorted(set(sys.modules) - before))"

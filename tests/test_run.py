@@ -109,12 +109,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_at_the_same_weights(finish
     words = ["run", *SMALL, "run_name=killed", "training.checkpoint_every=3"]
     run = tmp_path / "output" / "vae_kl_test" / "killed"
     for attempt in range(3):
-        child = subprocess.Popen(
-            [COMMAND, *words],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        child = warm.start("xrddiff", *words, cwd=tmp_path)
         before = set((run / "checkpoints").glob("step-*"))
         for _ in range(1200):  # until it has made some way, then a moment more
             if set((run / "checkpoints").glob("step-*")) - before or child.poll() is not None:

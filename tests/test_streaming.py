@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
+import warm
 import xarray as xr
 import zarr
+from conftest import local_workers
 from hostile_messages import frames as small
-from test_run import COMMAND, xrddiff
+from test_run import xrddiff
 
 import xrddiff as xd
 from xrddiff.core.errors import BadInput
@@ -39,10 +40,9 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def begin(*words: object, folder: Path, **options) -> subprocess.Popen:
+def begin(*words: object, folder: Path) -> warm.Forked:
     """`xrddiff stream …` in the background."""
-    command = [COMMAND, "stream", *map(str, words)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    return warm.start("xrddiff", "stream", *words, cwd=folder)
 
 
 def answered(folder: Path) -> int:
@@ -53,10 +53,10 @@ def answered(folder: Path) -> int:
         return 0
 
 
-def wait_for(true, process: subprocess.Popen, seconds: float = 600) -> None:
+def wait_for(true, process: warm.Forked, seconds: float = 600) -> None:
     ends = time.monotonic() + seconds
     while not true():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.communicate(10)[0]
         assert time.monotonic() < ends, "nothing came"
         time.sleep(0.05)
 
@@ -106,8 +106,7 @@ def test_a_sender_ends_when_its_last_frame_has_left(tmp_path):
     """The last frames are still in the socket when a slow listener comes to them."""
     address = f"tcp://127.0.0.1:{free_port()}"
     save_frames(small(8, 3072), tmp_path / "frames.h5")
-    words = [COMMAND, "replay", "frames.h5", address, "--encoding", "none"]
-    sender = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    sender = warm.start("xrddiff", "replay", "frames.h5", address, "--encoding", "none", cwd=tmp_path)
     pull, got = open_pull(address), []
     while not got or got[-1] != "dseries_end-1.0":
         message = pull.receive(20)
@@ -266,9 +265,7 @@ def test_workers_answer_as_one_process_and_may_die(tmp_path):
     xrddiff("stream", folder, "--idle", "1", "-o", "alone", folder=tmp_path)
     stream = begin(folder, "--batch", 2, "--workers", 2, "--idle", 3, "-o", "out", folder=tmp_path)
     wait_for(lambda: answered(tmp_path / "out") >= 6, stream)
-    workers = [p for p in psutil.Process(stream.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
-    assert workers
-    workers[0].kill()
+    local_workers(stream.pid)[0].kill()
     said = stream.communicate(timeout=200)[0]
     assert stream.returncode == 0, said
     alone, shared = (read_answers(tmp_path / name).drop(columns=["arrived", "seconds"]) for name in ("alone", "out"))

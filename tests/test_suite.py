@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -82,10 +83,31 @@ def test_a_forked_process_is_as_one_that_was_started(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_forked_process_runs_on_until_it_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = warm.start(script, "sleep", "pid", cwd=tmp_path)
+    for _ in range(500):
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+            break
+        time.sleep(0.02)
+    assert process.pid == int((tmp_path / "pid").read_text()) and process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.1)
+    process.kill()
+    assert process.wait(30) == process.poll() == -9
+    said, _ = process.communicate(timeout=30)
+    assert said == "on stderr\n"
+    script.write_text("import resource\nprint(resource.getrlimit(resource.RLIMIT_FSIZE))")
+    process = warm.start(script, limits=[(resource.RLIMIT_FSIZE, 1, 2)])
+    assert process.communicate(timeout=30)[0] == "(1, 2)\n" and process.returncode == 0
+
+
+@pytest.mark.slow
 def test_a_forked_process_ends_when_nobody_waits_for_it(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(subprocess.TimeoutExpired):
         warm.run(script, "sleep", tmp_path / "pid", timeout=5)
     pid = int((tmp_path / "pid").read_text())
     for _ in range(500):

@@ -9,15 +9,16 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from conftest import Lab, listening, made_once
-from test_run import COMMAND, xrddiff
+import warm
+from conftest import Lab, listening, local_workers, made_once
+from test_run import xrddiff
 
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
@@ -56,13 +57,11 @@ def whole(run):
     return read_store(run / "samples" / "whole" / "samples.zarr").load()
 
 
-started: list[subprocess.Popen] = []
+started: list[warm.Forked] = []
 
 
-def start(run: Path, *words: str, **options) -> subprocess.Popen:
-    command = [COMMAND, "sample", str(run), *WORDS, *words]
-    options = dict(cwd=run, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) | options
-    started.append(subprocess.Popen(command, **options))
+def start(run: Path, *words: str, **options) -> warm.Forked:
+    started.append(warm.start("xrddiff", "sample", run, *WORDS, *words, cwd=run, **options))
     return started[-1]
 
 
@@ -78,15 +77,15 @@ def marks(folder: Path) -> int:
     return len(list((folder / "samples.parts" / "marks").glob("[0-9]*.json")))
 
 
-def wait_for(true, process: subprocess.Popen, seconds: float = 150) -> None:
+def wait_for(true, process: warm.Forked, seconds: float = 150) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert process.poll() is None, process.communicate(10)[0][-3000:]
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.02)
 
 
-def finish(process: subprocess.Popen, seconds: float = 200) -> str:
+def finish(process: warm.Forked, seconds: float = 200) -> str:
     said = process.communicate(timeout=seconds)[0]
     assert process.returncode == 0, said[-3000:]
     return said
@@ -100,13 +99,6 @@ def check_same(folder: Path, whole) -> None:
     assert not (folder / "samples.parts").exists() and (folder / "report.html").exists()
 
 
-def worker_pids(parent: int) -> list[int]:
-    """The processes that work, among the children of a command."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    children += [c for t in Path(f"/proc/{parent}/task").iterdir() for c in (t / "children").read_text().split()]
-    return [int(c) for c in dict.fromkeys(children) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
 def test_the_store_of_samples_is_frames_like_any_other(run, whole):
     samples = open_frames(run / "samples" / "whole" / "samples.zarr")
     assert samples["sample"].values.tolist() == list(range(3, 41)) and samples.attrs["distance"] > 0
@@ -118,21 +110,23 @@ def test_the_store_of_samples_is_frames_like_any_other(run, whole):
 
 
 def test_workers_listen_on_this_machine_alone():
-    """Each worker at one port, that of its tasks; its scheduler and its nanny on the loopback too."""
+    """Each worker at one port, that of its tasks; its scheduler and what forks it on the loopback too."""
     workers = set()
     with open_workers(Workers(2), threads=1) as pool:
         run_tasks(lambda device: os.getpid(), [()] * 6, pool, workers.add)
-        nannies = {int(re.search(r"^PPid:\t(\d+)", Path(f"/proc/{w}/status").read_text(), re.M)[1]) for w in workers}
+        assert workers == {worker.pid for worker in local_workers(os.getpid())}
+        (forks,) = {psutil.Process(worker).ppid() for worker in workers}
+        assert psutil.Process(forks).num_threads() == 1  # an import that started more would make forking unsafe
         places = [listening(pid) for pid in workers]
         assert all(len(p) == 1 and p.pop().startswith("127.0.0.1:") for p in places)
-        assert all(place.startswith("127.0.0.1:") for place in listening(*nannies, os.getpid()))
+        assert all(place.startswith("127.0.0.1:") for place in listening(forks, os.getpid()))
 
 
 def test_a_worker_killed_in_mid_chunk_costs_its_chunk(run, whole):
     folder = run / "samples" / "killed"
     process = start(run, "--name", "killed", "--workers", "local:2")
     wait_for(lambda: marks(folder) >= 2, process)
-    worker = worker_pids(process.pid)[0]
+    worker = local_workers(process.pid)[0].pid
     os.kill(worker, signal.SIGSTOP)  # first, so that the chunk that it has cannot end
     assert marks(folder) < 8
     os.kill(worker, signal.SIGKILL)
@@ -158,10 +152,9 @@ def test_the_same_command_goes_on_where_it_was_killed(run, whole):
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(run, whole):
-    def fill():  # no file may become larger: what a quota says to whoever writes
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
-
-    process = start(run, "--name", "full", preexec_fn=fill)
+    # no file may become larger: what a quota says to whoever writes
+    full = (resource.RLIMIT_FSIZE, 30_000, resource.RLIM_INFINITY)
+    process = start(run, "--name", "full", limits=[full])
     said = process.communicate(timeout=200)[0]
     assert process.returncode not in (0, 130) and "Traceback" not in said
     assert re.search(r"^xrddiff: .*(File too large|larger than the limit)", said, re.M), said[-2000:]

@@ -2,7 +2,7 @@
 
 A server imports once what a run imports, and forks a process for each command: with its own arguments, environment, folder,
 output and exit code, as if it had been started. It is single-threaded, so that forking it is safe, and ends with the session
-of tests. Where it matters how a process starts, or that it can be stopped, tests start a real one.
+of tests. Where it matters how a process starts, tests start a real one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -21,8 +22,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # What commands and scripts import, most expensive first.
 PRELOAD = (
@@ -38,31 +40,103 @@ PRELOAD = (
 spent: list[float] = []
 
 
+class Forked:
+    """A forked process that has been started, seen as `subprocess.Popen` shows one: its pid, whether it has ended, and how."""
+
+    def __init__(
+        self, argv: Sequence[object], files: Sequence[int], cwd: Path | None, env: dict[str, str] | None, **more
+    ):
+        self.args, self.said, self.returncode = [str(a) for a in argv], b"", None
+        place, self.line = server(), socket.socket(socket.AF_UNIX)
+        self.line.connect(str(place))
+        request = dict(argv=self.args, cwd=str(cwd or Path.cwd()), env=dict(os.environ) if env is None else env, **more)
+        socket.send_fds(self.line, [b"-"], files)
+        self.line.sendall(json.dumps(request).encode() + b"\n")
+        self.answers = b""
+        self.pid = self._answer(None)
+
+    def _answer(self, timeout: float | None) -> Any:
+        """What the server says next: the pid, then the exit code and the seconds of CPU."""
+        while b"\n" not in self.answers:
+            if not select.select([self.line], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            said = self.line.recv(4096)
+            assert said, "the server of forked processes is gone"
+            self.answers += said
+        answer, _, self.answers = self.answers.partition(b"\n")
+        return json.loads(answer)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, as soon as there is one; `subprocess.TimeoutExpired` if there is none in time."""
+        if self.returncode is None:
+            self.returncode, cpu = self._answer(timeout)
+            spent.append(cpu)
+            self.line.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def listen(self, pipe: int) -> None:
+        """Keep what comes from a pipe, so that the process never waits for a reader."""
+
+        def read() -> None:
+            with open(pipe, "rb", buffering=0) as file:
+                while text := file.read(1 << 16):
+                    self.said += text
+
+        self.reader = threading.Thread(target=read, daemon=True)
+        self.reader.start()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """What it has said, once it has ended."""
+        self.wait(timeout)
+        self.reader.join(timeout)
+        return self.said.decode(errors="replace"), None
+
+
+def start(
+    *argv: object,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    limits: Collection[tuple[int, int, int]] = (),
+) -> Forked:
+    """`xrddiff words…`, or a Python file with its arguments, in a forked process that runs on, and may be killed.
+
+    What it prints, on either stream, comes from `communicate`. limits: (kind, soft, hard) of `resource.setrlimit`.
+    """
+    out, into = os.pipe()
+    with open(os.devnull, "rb") as null:
+        process = Forked(argv, [null.fileno(), into, into], cwd, env, limits=list(limits))
+    os.close(into)
+    process.listen(out)
+    return process
+
+
 def run(
     *argv: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 600, check: bool = False
 ) -> subprocess.CompletedProcess:
     """`xrddiff words…`, or a Python file with its arguments, in a forked process; what it printed, and its exit code."""
-    words = [str(a) for a in argv]
-    place = server()
     with contextlib.ExitStack() as stack:
         out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         null = stack.enter_context(open(os.devnull, "rb"))
-        line = stack.enter_context(socket.socket(socket.AF_UNIX))
-        line.connect(str(place))
-        request = dict(argv=words, cwd=str(cwd or Path.cwd()), env=dict(os.environ) if env is None else env)
-        files = [null.fileno(), out.fileno(), err.fileno()]
-        socket.send_fds(line, [b"-"], files)
-        line.sendall(json.dumps(request).encode() + b"\n")
-        line.settimeout(timeout)
-        answer = line.makefile("rb").readline()  # TimeoutError: the process ends with this connection
-        assert answer, "the server of forked processes is gone"
+        process = Forked(argv, [null.fileno(), out.fileno(), err.fileno()], cwd, env)
+        stack.enter_context(process.line)
+        process.wait(timeout)  # if that is not enough, the process ends with this connection
         said = []
         for file in (out, err):
             file.seek(0)
             said.append(file.read().decode(errors="replace").replace("\r\n", "\n"))
-    code, cpu = json.loads(answer)
-    spent.append(cpu)
-    done = subprocess.CompletedProcess(words, code, *said)
+    done = subprocess.CompletedProcess(process.args, process.returncode, *said)
     if check:
         done.check_returncode()
     return done
@@ -156,6 +230,8 @@ def serve(place: Path, owner: int) -> dict | None:
                         for other in [listener, wake, told, *lines.values()]:
                             other.close()
                         return request
+                    with contextlib.suppress(OSError):
+                        line.connection.sendall(f"{line.pid}\n".encode())
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -187,6 +263,8 @@ def warm_up() -> None:
 
 def become(request: dict) -> int:
     """In the forked process: the command, or the script, with what was asked for; its exit code."""
+    for kind, *both in request.get("limits", []):
+        resource.setrlimit(kind, both)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])

@@ -518,12 +518,12 @@ def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray) -> xr.Dat
     """`frames` with the data on crystals that the condition maps of `cfg` need: cells and
     orientations, width and intensities of reflections. Held-out frames are not used for that.
     """
-    from xrddiff.physics.indexing import expected_intensities as expected  # costs an import of PyTorch
-    from xrddiff.physics.indexing.lattice_maps import corner_resolution
-
     maps = used_maps(cfg)
     if not show_crystals(maps):
         return frames
+    from xrddiff.physics.indexing import expected_intensities as expected  # costs an import of PyTorch
+    from xrddiff.physics.indexing.lattice_maps import corner_resolution
+
     frames = frames if says_crystals(frames) else with_lattices(frames)
     told, path = expected.says_intensities(frames), cfg.data.reflections
     if told and path is None or not has_crystals(select_frames(frames, train)):

@@ -117,11 +117,12 @@ def ready_autoencoder(folder: str | Path, t: Training, ranks: Ranks) -> Checkpoi
 
 # %% ../../../nbs/learn/recipes/autoencoders.ipynb #a0280bef
 def frames_of_autoencoder(cfg: Config, checkpoint: Checkpoint) -> Prepared:
-    """The frames of `cfg`, scaled with the transform of the autoencoder in `checkpoint`.
+    """The frames of `cfg`, scaled with the transform of the autoencoder in `checkpoint`; without the
+    crystals for condition maps, which no autoencoder is told.
 
     Raises `BadInput` if the frames are cropped differently from those that it was trained on.
     """
-    prepared = prepare_words(cfg, transform_from_state(checkpoint.state["transform"]))
+    prepared = prepare_words(cfg, transform_from_state(checkpoint.state["transform"]), crystals=False)
     if prepared.regions.state() != checkpoint.state["regions"]:
         raise BadInput(
             f"the autoencoder was trained on frames cut as {checkpoint.state['regions']}, but the words of data "

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 
 from ...core.errors import BadInput
 from .cells import Cell, basis_parameters, reduce_basis
@@ -25,6 +24,8 @@ def _projection_maxima(
     """The strongest periods of the projections of s (N, 3; 1/Å): heights (m,) and vectors (m, 3) in
     Å.
     """
+    import torch  # not above: checks before a run import this module too
+
     s_max = float(np.linalg.norm(s, axis=1).max())
     d = hemisphere(int(2 * np.pi * (longest * s_max / step) ** 2))
     width = 1 / (2.5 * longest)  # of a bin: fine enough for the longest period

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .cells import Cell
+
+if TYPE_CHECKING:  # imported where it is used: checks before a run import this module too
+    import torch
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'TOLERANCE', 'hemisphere', 'axis_scores', 'sharpened', 'best_directions', 'rotations_from_axes',
@@ -31,18 +34,22 @@ def hemisphere(n: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _hemisphere_tensor(n: int) -> torch.Tensor:
+    import torch
+
     return torch.tensor(hemisphere(n), dtype=torch.float32)
 
 
 def axis_scores(s: np.ndarray, length: float, d: torch.Tensor) -> torch.Tensor:
     """S (n,) of an axis of `length` Å along the directions d (n, 3), for peaks s (N, 3) in 1/Å."""
+    import torch
+
     waves = torch.as_tensor((2 * np.pi * length * s).T, dtype=torch.float32)
     # so many directions at a time that the phases stay in a core's cache
     return torch.cat([(some @ waves).cos_().sum(1) for some in d.split(2048)])
 
 # %% ../../../nbs/physics/indexing/orientations.ipynb #dd92126d
 CANDIDATES = 100  # directions of the grid that are looked at more closely
-_SIX = torch.tensor([[np.cos(k * np.pi / 3), np.sin(k * np.pi / 3)] for k in range(6)], dtype=torch.float32)
+_SIX = np.array([[np.cos(k * np.pi / 3), np.sin(k * np.pi / 3)] for k in range(6)], np.float32)
 
 
 def sharpened(
@@ -52,10 +59,13 @@ def sharpened(
 
     apart: distance of neighbours in the grid, rad.
     """
+    import torch
+
+    six = torch.from_numpy(_SIX)
     e = torch.linalg.cross(d, torch.eye(3)[d.abs().argmin(1)])  # across d, whichever way that is
     e = e / e.norm(dim=1, keepdim=True)
     f = torch.linalg.cross(d, e)
-    around = d[:, None] + 0.4 * apart * (_SIX[:, :1] * e[:, None] + _SIX[:, 1:] * f[:, None])
+    around = d[:, None] + 0.4 * apart * (six[:, :1] * e[:, None] + six[:, 1:] * f[:, None])
     around = around / around.norm(dim=2, keepdim=True)
     found = torch.cat([scores[:, None], axis_scores(s, length, around.view(-1, 3)).view(-1, 6)], 1)
     scores, best = found.max(1)
@@ -66,7 +76,7 @@ def best_directions(d: torch.Tensor, scores: torch.Tensor, keep: int = 40, apart
     """The `keep` directions (≤ keep, 3) of d (n, 3) with the highest `scores` (n,), each at least `apart` degrees from
     better ones.
     """
-    order = torch.argsort(scores, descending=True, stable=True)
+    order = scores.argsort(descending=True, stable=True)
     d = d[order].double().numpy()
     others = np.abs(d @ d.T) <= np.cos(np.radians(apart))
     free, chosen = np.ones(len(d), bool), []
@@ -202,7 +212,7 @@ class OrientationSearch:
         for length in (keys := [round(float(v), 2) for v in self.lengths]):
             if length not in found:
                 grid = _hemisphere_tensor(n := self.grid(length))
-                top = torch.topk(axis_scores(near, length, grid), min(CANDIDATES, n))
+                top = axis_scores(near, length, grid).topk(min(CANDIDATES, n))
                 d, scores = sharpened(near, length, grid[top.indices], top.values, (2 * np.pi / n) ** 0.5)
                 found[length] = best_directions(d, scores)
         return [found[k] for k in keys]

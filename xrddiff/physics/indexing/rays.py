@@ -43,9 +43,17 @@ def miller_sphere(cell: Cell, d_min: float) -> np.ndarray:
     most = np.floor(np.linalg.norm(cell.A, axis=1) / d_min).astype(int)
     if (count := int(np.prod(2 * most + 1))) > 50_000_000:
         raise BadInput(f"cell {cell} has about {count:.0e} reflections to {d_min:.2g} Å; expected a larger d_min")
-    hkl = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in most), indexing="ij"), axis=-1).reshape(-1, 3)
-    g2 = ((hkl @ cell.B.T) ** 2).sum(1)
-    return hkl[(g2 <= d_min**-2) & (g2 > 0) & cell.present(hkl)]
+    h, k, l = (np.arange(-m, m + 1.0) for m in most)  # noqa: E741
+    metric, limit = cell.B.T @ cell.B, d_min**-2
+    in_plane = metric[0, 0] * h[:, None] ** 2 + 2 * metric[0, 1] * h[:, None] * k + metric[1, 1] * k**2
+    g2 = 2 * (metric[0, 2] * h[:, None] + metric[1, 2] * k)[..., None] * l  # without an array of three indices each
+    g2 += in_plane[..., None]
+    g2 += metric[2, 2] * l**2
+    at = np.flatnonzero(g2 <= limit * (1 + 1e-9))
+    hkl, g2 = np.stack(np.unravel_index(at, g2.shape), axis=1) - most, g2.ravel()[at]
+    kept, edge = cell.present(hkl) & (g2 > 0), np.flatnonzero(g2 > limit * (1 - 1e-9))
+    kept[edge] &= ((hkl[edge] @ cell.B.T) ** 2).sum(1) <= limit
+    return hkl[kept]
 
 
 def predict_spots(

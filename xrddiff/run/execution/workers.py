@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -123,6 +125,7 @@ class WorkerPool:
 
 
 DASHBOARD = "127.0.0.1:0"  # this machine only, any free port
+_IMPORTED = ["distributed", "torch", "xrddiff.judge.inference.evaluation"]  # by local workers, before they start
 
 
 def _close_web_port(server: Any) -> None:
@@ -154,6 +157,25 @@ async def _close_later(scheduler: Any) -> None:
 
 
 @contextmanager
+def _forked() -> Iterator[dict[str, Any]]:
+    """Within this context, dask forks its workers from one process that has imported what they need.
+
+    Otherwise each would import it again, for seconds, into memory of its own. Yields the words for
+    `LocalCluster`. Only on Linux: elsewhere, libraries do not allow forks.
+    """
+    import dask
+    from distributed.utils import get_mp_context
+
+    if not sys.platform.startswith("linux"):
+        yield {}
+        return
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(_IMPORTED)  # those of the first pool of this process
+        # the process that forks keeps the environment that it was started with
+        yield {"env": dict(os.environ)}
+
+
+@contextmanager
 def _local_pool(workers: Workers, threads: int) -> Iterator[WorkerPool]:
     from distributed import Client, LocalCluster
 
@@ -162,7 +184,7 @@ def _local_pool(workers: Workers, threads: int) -> Iterator[WorkerPool]:
         dashboard_address=DASHBOARD, worker_dashboard_address=DASHBOARD, memory_limit=0, silence_logs=logging.ERROR,
     )  # fmt: skip
     # dask also starts a process in place of one that was lost
-    with isolated(), LocalCluster(**words) as cluster, Client(cluster) as client:
+    with isolated(), _forked() as more, LocalCluster(**words, **more) as cluster, Client(cluster) as client:
         close_web_ports(cluster, client)
         yield WorkerPool(client, threads)
 
