@@ -54,18 +54,15 @@ def train(name: str, folder: Path) -> tuple[Path, float]:
 
 
 def quality(name: str, folder: Path) -> dict:
-    """Distances of the samples of a trained model, and as multiples of its floor."""
+    """Distances of the samples of a trained model, and of its floors."""
     run, seconds = train(name, folder)
     found = json.loads((run / "metrics" / "generation.json").read_text())
-    floor = "autoencoder" if "autoencoder" in found["rows"] else "floor"
     rows = {label: {d: row[d] for d in DISTANCES} for label, row in found["rows"].items()}
-    ratio = {d: rows["samples"][d] / rows[floor][d] for d in DISTANCES}
     return {
         "words": MODELS[name],
         "minutes": seconds / 60,
         "n": found["rows"]["samples"]["n"],
         "rows": rows,
-        "ratio": ratio,
         "memory": found["memory"],
     }
 
@@ -172,6 +169,11 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     }
 
 
+def multiples(rows: dict, floor: str) -> dict:
+    """Distances of the samples as multiples of a floor: "floor", of real frames, or "autoencoder"."""
+    return {d: value / rows[floor][d] for d, value in rows["samples"].items()}
+
+
 def cell(values: dict, name: str, form: str) -> str:
     """A number of the table; a dash where it was not measured."""
     return format(values[name], form) if name in values else "–"
@@ -179,17 +181,21 @@ def cell(values: dict, name: str, form: str) -> str:
 
 def table(results: dict) -> str:
     """The results as Markdown."""
-    measured = {d for r in results.values() if "ratio" in r for d in r["ratio"]}
+    measured = {d for r in results.values() if "rows" in r for d in r["rows"]["samples"]}
     names = {d: title_of(d) for d in DISTANCES if d in measured}  # results may be older than a distance
     lines = ["# Samples beside real frames", "", __doc__.split("\n\n")[0], ""]
-    models = {k: v for k, v in results.items() if k in MODELS and "ratio" in v}
+    models = {k: v for k, v in results.items() if k in MODELS and "rows" in v}
     if models:
         n = next(iter(models.values()))["n"]
-        lines += [f"Distances as multiples of the floor, sets of {n:.0f} frames (a latent model's floor is its autoencoder's):", ""]  # fmt: skip
+        lines += [f"Distances as multiples of a floor, sets of {n:.0f} frames: that of real frames and, for a latent model, that of its autoencoder.", ""]  # fmt: skip
+        floors = {"floor": "real frames", "autoencoder": "autoencoder"}
         rows = [
-            [label, *(cell(r["ratio"], d, ".2f") for d in names), f"{r['minutes']:.0f}"] for label, r in models.items()
+            [label, title, *(cell(multiples(r["rows"], k), d, ".2f") for d in names), f"{r['minutes']:.0f}"]
+            for label, r in models.items()
+            for k, title in floors.items()
+            if k in r["rows"]
         ]
-        lines += markdown(["model", *names.values(), "minutes, all told"], rows)
+        lines += markdown(["model", "floor of", *names.values(), "minutes, all told"], rows, "llr")
         rows = [
             [label, row, *(cell(values, d, ".4g") for d in names)]
             for label, r in models.items()
