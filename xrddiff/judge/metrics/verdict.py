@@ -262,7 +262,7 @@ def verdict_of(judgement: Judgement) -> Verdict:
     """What samples are good for, from everything that was measured of them."""
     found = [*other_faults(judgement), *distance_faults(judgement), *classifier_faults(judgement)]
     order = {"error": 0, "warning": 1}
-    faults = sorted(found, key=lambda f: (bool(f.spoils), order[f.severity]))
+    faults = sorted(found, key=lambda f: (bool(f.spoils), order[f.severity], f.spoils[:1] == (VARIETY,)))
     spoilt = {use for f in faults for use in f.spoils}
     good = [] if any(not f.spoils for f in faults) else [use for use in _tested(judgement) if use not in spoilt]
     remarks = [two_sample_words(judgement.two_samples)] if "samples" in judgement.two_samples else []
