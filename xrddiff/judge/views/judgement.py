@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from xrddiff.judge.metrics.judgement import Judgement
 
 # %% auto #0
-__all__ = ['LATENTS', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances', 'add_lattices']
+__all__ = ['LATENTS', 'FIRST', 'first_numbers', 'generation_pictures', 'add_generation', 'add_answers', 'add_distances',
+           'add_lattices']
 
 # %% ../../../nbs/judge/views/judgement.ipynb #55ede65f
 LATENTS = {
     "mean": "mean", "std": "standard deviation", "min": "smallest", "max": "largest",
     "pairwise_mse_mean": "mean squared difference of two of them",
 }  # fmt: skip
+
+
+FIRST = "AUC: in how many pairs of a frame and a sample a classifier finds the sample; 0.5 is chance. Floor: the distance between two sets of real frames."
 
 
 def first_numbers(judgement: Judgement) -> pd.DataFrame | None:
@@ -43,14 +47,14 @@ def first_numbers(judgement: Judgement) -> pd.DataFrame | None:
     rows: dict[str, dict[str, str]] = {}
     if "samples" in (told := judgement.two_samples):
         low, high = told["samples"].interval
-        rows["two-sample AUC (0.5: a classifier cannot tell)"] = {
-            "samples": f"{told['samples'].value:.2f} ({low:.2f} to {high:.2f})",
+        rows["two-sample AUC"] = {
+            "samples": f"{told['samples'].value:.2f} ({low:.2f}–{high:.2f})",
             "real frames": f"{told['control'].value:.2f}" if "control" in told else "",
         }
     peaks = judgement.peaks()
     if {"samples", "held out"} <= set(peaks.index) and judgement.rows:
-        cells = {name: f"{q['50%']:.0f} ({q['5%']:.0f} to {q['95%']:.0f})" for name, q in peaks.iterrows()}
-        rows["peaks in a frame, median (5% to 95%)"] = {"samples": cells["samples"], "real frames": cells["held out"]}
+        cells = {name: f"{q['50%']:.0f} ({q['5%']:.0f}–{q['95%']:.0f})" for name, q in peaks.iterrows()}
+        rows["peaks in a frame"] = {"samples": cells["samples"], "real frames": cells["held out"]}
     rates = {k: found.loc["rate", "value"] for k, found in judgement.lattices.items()}
     if "samples" in rates:
         real = f"{rates['held out']:.0%}" if "held out" in rates else ""
@@ -58,8 +62,7 @@ def first_numbers(judgement: Judgement) -> pd.DataFrame | None:
     ratios = {d: r for d in (DISTANCES if judgement.rows else ()) if np.isfinite(r := judgement.ratio(d))}
     if ratios:
         d = max(ratios, key=ratios.__getitem__)
-        title = f"largest distance, {title_of(d)}, × the floor of real frames"
-        rows[title] = {"samples": f"{ratios[d]:.1f}", "real frames": "1"}
+        rows[f"{title_of(d)}, × floor"] = {"samples": f"{ratios[d]:.1f}", "real frames": "1"}
     return pd.DataFrame.from_dict(rows, orient="index") if rows else None
 
 # %% ../../../nbs/judge/views/judgement.ipynb #c6d7e653
@@ -104,7 +107,9 @@ def add_generation(
     if judgement is not None:
         answers = [answer_words(name, answer) for name, answer in judgement.answers.items()]
         first, *others = verdict_of(judgement).lines
-        report.add("In short", lines=[first], table=first_numbers(judgement), part="verdict")
+        numbers = first_numbers(judgement)
+        lines = [first] if numbers is None else [first, ("", FIRST)]
+        report.add("In short", lines=lines, table=numbers, part="verdict")
         findings = [*others, *(("", line) for line in answers)]
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
