@@ -164,7 +164,7 @@ MISTAKES = {
     "intensity has rank 2": lambda run: xd.train(data=np.zeros((8, 8))),
     "'data.limit=1,2' names several values": lambda run: xd.train("data.limit=1,2"),
     "found 3 among the words": lambda run: xd.train(3),
-    "all 1 frames form one contiguous stretch": lambda run: xd.train(
+    "there is 1 frame, so nothing can be held out": lambda run: xd.train(
         data=np.zeros((1, 8, 8)), output_dir=str(run.path / "new")
     ),
     "there is no data set 'sim129'": lambda run: xd.load("sim129"),
