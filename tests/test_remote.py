@@ -556,3 +556,23 @@ def test_two_that_find_a_file_at_the_same_time_keep_both_pieces(tmp_path, monkey
     monkeypatch.setattr(kept, "stamp", late)
     kept.write("c/0", stamp, 10, b"abcdefghij")
     assert kept.read("c/0", stamp, 5, 10) == b"56789abcde"
+
+
+def test_what_is_written_while_a_list_begins_is_kept(tmp_path, monkeypatch):
+    """As soon as the list of a file is there, others write pieces; whoever made it leaves them alone."""
+    from xrddiff.data.remote import kept_bytes
+
+    stamp, (first, second) = kept_bytes.Stamp('"one"', 30), (kept_bytes.KeptBytes(tmp_path / "a") for _ in range(2))
+    made = kept_bytes._new_file
+
+    def then_the_other_writes(path, content):
+        done = made(path, content)
+        second.write("c/0", stamp, 10, b"of another")
+        return done
+
+    monkeypatch.setattr(kept_bytes, "_new_file", then_the_other_writes)
+    first.write("c/0", stamp, 0, b"its own ..")
+    assert (
+        second.read("c/0", stamp, 10, 10) == b"of another"
+        and first.read("c/0", stamp, 0, 20) == b"its own ..of another"
+    )

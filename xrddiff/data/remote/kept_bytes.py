@@ -318,15 +318,18 @@ class KeptBytes:
     def _record(self, name: str, stamp: Stamp, anew: bool = False) -> None:
         if not anew and self.stamp(name) == stamp:  # another process was faster
             return
-        path, head = self._lists.path(name), _head(name, stamp)
+        path, own, head = self._lists.path(name), self._lists.bytes_path(name, stamp), _head(name, stamp)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if anew:
+            remove(own)
         if anew or not _new_file(path, head):
             if not anew and self.stamp(name) == stamp:  # the other process was faster, and its pieces stay
                 return
             with writing(path, durable=False) as part:
                 part.write_bytes(head)
         for kept in path.parent.glob(f"{path.stem}.*.bytes"):
-            remove(kept)
+            if kept != own:  # as soon as the list is there, others write to it
+                remove(kept)
         self._lists.forget(name)
         if not (note := self.folder / "about.txt").exists():
             note.write_text(self.about + "\n", encoding="utf-8")
