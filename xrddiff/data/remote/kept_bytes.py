@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -194,6 +194,13 @@ def _write_pieces(path: Path, start: int, data: bytes) -> np.ndarray:
         os.close(file)
     return np.array([(start + a, len(cut), google_crc32c.value(cut)) for a, cut in cuts], PIECE)
 
+
+def _append(listed: BinaryIO, head: int, pieces: np.ndarray) -> None:
+    """Append pieces to a list, whose first line has `head` bytes; a killed process may have left a part of one."""
+    end = listed.seek(0, os.SEEK_END) - head
+    listed.seek(head + end // PIECE.itemsize * PIECE.itemsize)
+    listed.write(pieces.tobytes())
+
 # %% ../../../nbs/data/remote/kept_bytes.ipynb #8c86bf9b
 def _checked(path: Path, pieces: np.ndarray, start: int, length: int) -> bytes | None:
     """Bytes of a file, cut from `pieces` that follow each other; None if a checksum is wrong."""
@@ -327,9 +334,8 @@ class KeptBytes:
                 return
             with writing(path, durable=False) as part:
                 part.write_bytes(head)
-        for kept in path.parent.glob(f"{path.stem}.*.bytes"):
-            if kept != own:  # as soon as the list is there, others write to it
-                remove(kept)
+        for other in {*path.parent.glob(f"{path.stem}.*.bytes")} - {own}:  # others may write to its own by now
+            remove(other)
         self._lists.forget(name)
         if not (note := self.folder / "about.txt").exists():
             note.write_text(self.about + "\n", encoding="utf-8")
@@ -360,10 +366,7 @@ class KeptBytes:
             if head != _head(name, stamp):  # another process has found other bytes
                 return
             pieces = _write_pieces(self._lists.bytes_path(name, stamp), start, data)
-            end = listed.seek(0, os.SEEK_END) - len(head)
-            whole = end // PIECE.itemsize * PIECE.itemsize  # a killed process may have left a part of a piece
-            listed.seek(len(head) + whole)
-            listed.write(pieces.tobytes())
+            _append(listed, len(head), pieces)
 
     def read(self, name: str, stamp: Stamp, start: int, length: int | None) -> bytes | None:
         """Bytes of the file `name`, see `Stamp.span`; None if not all of them are kept."""
