@@ -6,7 +6,6 @@ import pytest
 from xrddiff.data.frames.selection import select_frames
 from xrddiff.judge.metrics.corruptions import CORRUPTIONS, NAMED
 from xrddiff.judge.metrics.distribution import DISTANCES, set_distances
-from xrddiff.judge.metrics.judgement import FAR
 from xrddiff.judge.metrics.physics import physics_numbers
 from xrddiff.judge.metrics.set_summaries import Ruler
 from xrddiff.physics.indexing.indexer import make_indexer
@@ -57,7 +56,7 @@ def test_only_indexing_sees_that_the_lattice_is_gone(sets, indexer, untouched):
     real, own, gone = (ruler.measure(ds, numbers=np.arange(SHOTS)) for ds in (reference, other, shuffled))
     before, after = set_distances(real, own), set_distances(real, gone)
     for distance in DISTANCES:
-        assert after[distance] < FAR * before[distance], distance
+        assert after[distance] < 1.3 * before[distance], distance
     numbers = physics_numbers(shuffled, indexer)
     for name in ("fano", "zeros", "width", "elongation"):
         assert numbers[name] == pytest.approx(untouched[name], rel=0.06, abs=0.01), name

@@ -28,7 +28,7 @@ from ...data.frames.selection import evenly_spaced, select_frames
 from .evaluation import samples_of
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import Judgement, judge_summaries, title_of
-from ..metrics.verdict import FAR, verdict_of
+from ..metrics.verdict import verdict_of
 from ..metrics.merging import ambiguous, merging_numbers
 from ..metrics.physics import physics_rows, physics_words, summarise_physics
 from ..metrics.q_profiles import QProfiles, common_q, compare_q_profiles, q_profiles
@@ -40,8 +40,8 @@ from ...physics.indexing.indexer import Indexer, index_frames, make_indexer
 from ...physics.indexing.reflections import reflection_table
 
 # %% auto #0
-__all__ = ['PAIRED', 'MERGED', 'PROFILES', 'open_frames_of', 'ComparisonPlan', 'MeasuredBlock', 'SharedIndexer', 'SetComparison',
-           'Comparison']
+__all__ = ['PAIRED', 'MERGED', 'OFF', 'PROFILES', 'open_frames_of', 'ComparisonPlan', 'MeasuredBlock', 'SharedIndexer',
+           'SetComparison', 'Comparison']
 
 # %% ../../../nbs/judge/inference/comparison.ipynb #4ce344fd
 def open_frames_of(name: str | Path) -> xr.Dataset:
@@ -292,6 +292,7 @@ MERGED = {
     "frames": "frames merged", "reflections": "reflections in both halves", "r_split": "R_split", "cc_half": "CC1/2",
     "cc_reference": "CC with the reference", "wilson_b": "Wilson B, Å²", "wilson_scale": "Wilson scale",
 }  # fmt: skip
+OFF = 1.3  # times the floor, of the lower end of an interval
 PROFILES = {"q_profile": "radial profile in q", "q_shape": "shape of the radial profile in q"}
 
 
@@ -351,7 +352,7 @@ class Comparison:
             return []
         said = physics_words(self.physics["reference"], self.physics["frames"])
         for name, found in self.profiles.items():
-            if found["low"] > FAR * found["floor"]:
+            if found["low"] > OFF * found["floor"]:
                 said.append(f"The {PROFILES[name]} is off ({found['value'] / found['floor']:.1f} × the floor).")
         if self.judgement and self.judgement.rows:
             verdict = verdict_of(self.judgement)
