@@ -32,11 +32,11 @@ def turned(ds: xr.Dataset, quarters: int) -> xr.Dataset:
     return ds.assign(intensity=(x.dims, np.rot90(x.values, quarters, (1, 2)).copy(), x.attrs))
 
 
-def other_wavelength(ds: xr.Dataset, share: float) -> xr.Dataset:
+def other_wavelength(ds: xr.Dataset, share: float, seed: int = SEED) -> xr.Dataset:
     """The same shots at a wavelength longer by this share, with the labels of the frames `ds`."""
     experiment = find_experiment("sim128")
     beam = replace(experiment.beam, wavelength=experiment.beam.wavelength * (1 + share))
-    return ds.assign(intensity=simulate(replace(experiment, beam=beam), ds["shot"].values, SEED)["intensity"])
+    return ds.assign(intensity=simulate(replace(experiment, beam=beam), ds["shot"].values, seed)["intensity"])
 
 
 WRONG: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {

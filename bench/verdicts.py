@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import xarray as xr
 from harness import RESULTS, machine, make_parser, markdown, same_terms, write_results
 from scipy.ndimage import gaussian_filter
+from two_sample import other_wavelength, turned
 
 from xrddiff.core.files import remove
 from xrddiff.core.seeds import numpy_rng
@@ -27,7 +27,6 @@ from xrddiff.data.transforms.limits import DRAWN
 from xrddiff.judge.inference.evaluation import blocks_of, open_evaluation
 from xrddiff.judge.metrics.corruptions import blur, drop_peaks, gaussian_noise, shuffle_spots
 from xrddiff.judge.metrics.verdict import Verdict, verdict_of
-from xrddiff.physics.simulation.experiments import find_experiment
 from xrddiff.physics.simulation.simulate import simulate
 
 SEED, GROUP = 11, 50
@@ -48,12 +47,6 @@ def with_values(ds: xr.Dataset, x: np.ndarray) -> xr.Dataset:
 def drawn(ds: xr.Dataset, mean: np.ndarray) -> xr.Dataset:
     """Frames with other counts, of this mean."""
     return with_values(ds, numpy_rng("bench of verdicts").poisson(np.maximum(mean, 0)))
-
-
-def other_wavelength(ds: xr.Dataset, share: float) -> xr.Dataset:
-    experiment = find_experiment("sim128")
-    beam = replace(experiment.beam, wavelength=experiment.beam.wavelength * (1 + share))
-    return with_values(ds, simulate(replace(experiment, beam=beam), ds["shot"].values, SEED)["intensity"].values)
 
 
 def overshoot(ds: xr.Dataset) -> xr.Dataset:
@@ -101,11 +94,11 @@ WRONG: dict[str, Wrong] = {
     "stale mask": lambda ds, _: stale_mask(ds),
     "blurred by 0.45 px": lambda ds, _: blur(ds, 0.45),
     "means instead of counts": lambda ds, _: with_values(ds, gaussian_filter(values(ds), (0, 0.8, 0.8))),
-    "turned by 90°": lambda ds, _: with_values(ds, np.rot90(values(ds), 1, (1, 2))),
-    "turned by 180°": lambda ds, _: with_values(ds, np.rot90(values(ds), 2, (1, 2))),
-    "turned by 270°": lambda ds, _: with_values(ds, np.rot90(values(ds), 3, (1, 2))),
-    "wavelength + 2%": lambda ds, _: other_wavelength(ds, 0.02),
-    "wavelength − 2%": lambda ds, _: other_wavelength(ds, -0.02),
+    "turned by 90°": lambda ds, _: turned(ds, 1),
+    "turned by 180°": lambda ds, _: turned(ds, 2),
+    "turned by 270°": lambda ds, _: turned(ds, 3),
+    "wavelength + 2%": lambda ds, _: with_values(ds, values(other_wavelength(ds, 0.02, SEED))),
+    "wavelength − 2%": lambda ds, _: with_values(ds, values(other_wavelength(ds, -0.02, SEED))),
     "3 of 5 peaks gone": lambda ds, _: drop_peaks(ds, 0.6),
     "all spots at other azimuths": lambda ds, _: shuffle_spots(ds, 1.0),
     "Gaussian noise": lambda ds, _: gaussian_noise(ds, 0.5),

@@ -18,7 +18,7 @@ import xarray as xr
 
 from .keywords import as_overrides
 from .run_frames import index_set
-from .run_numbers import about_run, begun_at, plain_errors
+from .run_numbers import about_run, plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
 from ...config.composition import compose_config
 from ...config.overrides import presets
@@ -34,6 +34,7 @@ from ...data.frames.display import FramesAccessor
 from ...data.frames.frames import make_frames, validate_frames
 from ...learn.loading import catalog
 from ...run.slurm.status import Jobs, current_state
+from ...run.studies.listing import begun_at
 
 if TYPE_CHECKING:
     from xrddiff.app.front_door.exported import Exported

@@ -17,7 +17,6 @@ from ...config.saved_config import OWN_FRAMES
 from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
 from ...core.gate import or_default, read_json
-from ...core.mediums import plain_text
 from ...core.templates import render
 from ...run.execution.run_folder import Run
 from ...run.execution.standing import RunState
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'begun_at', 'run_pictures', 'run_html']
+__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'run_pictures', 'run_html']
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #b1c75f04
 F = TypeVar("F", bound=Callable[..., Any])
@@ -150,12 +149,6 @@ def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:
         "data": _data_of(run),
         "state": (how or run.stands).sentence + step,
     }
-
-
-def begun_at(run: Path) -> str:
-    """When the last attempt at a run began, as it wrote it; "" if that cannot be read."""
-    about = or_default(lambda: read_json(run / "environment.json", dict[str, Any], 1 << 20), {})
-    return plain_text(about.get("started", ""), 40)
 
 
 def _data_of(run: RunNumbers) -> str:

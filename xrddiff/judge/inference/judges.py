@@ -48,13 +48,21 @@ JUDGE = "judge"  # folder of the classifiers in a run
 _STEPS, _FRAMES = 400, 500
 
 
+def _inference_words(samples: xr.Dataset) -> dict[str, Any]:
+    """The words of `inference` that samples were drawn with; empty for frames that were not made by a run."""
+    try:
+        return dict(from_yaml(samples.attrs["config"], "the configuration of the samples")["inference"])
+    except (LookupError, TypeError, ValueError):
+        return {}
+
+
 def asked_of_all(samples: xr.Dataset) -> dict[str, float]:
     """The condition requested for all samples of a set, name -> number.
 
     Empty if each sample has the condition of a training frame.
     """
     try:
-        fixed = from_yaml(samples.attrs["config"], "the configuration of the samples")["inference"]["condition"]
+        fixed = _inference_words(samples)["condition"]
         return {name: float(samples[name].values[0]) for name in fixed if name in samples.variables}
     except (LookupError, TypeError, ValueError):  # frames that were not made by a run
         return {}
@@ -62,10 +70,7 @@ def asked_of_all(samples: xr.Dataset) -> dict[str, float]:
 
 def asked_crystals(samples: xr.Dataset) -> bool:
     """Was one crystal requested for each sample, with a cell, intensities or an orientation?"""
-    try:
-        return bool(from_yaml(samples.attrs["config"], "the configuration of the samples")["inference"]["lattice"])
-    except (LookupError, TypeError, ValueError):
-        return False
+    return bool(_inference_words(samples).get("lattice"))
 
 
 def _folder(run: Path, name: str) -> Path:

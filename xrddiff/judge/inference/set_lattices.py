@@ -37,13 +37,13 @@ def cells_of(frames: xr.Dataset, cell: Any = None) -> list[tuple[Cell, np.ndarra
     known = None if cell is None else read_cell(cell)
     own = frames["cell"].values[:, 0] if says_crystals(frames) else np.full((frame_count(frames), 6), np.nan)
     found: list[Cell] = [] if known is None else [known]
-    of = np.zeros(len(own), int)
-    for i in np.flatnonzero(np.isfinite(own).all(1)):
+    of, says = np.zeros(len(own), int), np.isfinite(own).all(1)
+    for i in np.flatnonzero(says):
         alike = [k for k, other in enumerate(found) if other.like(own[i], 0.01, 1.0)]
         found += [] if alike else [Cell(tuple(own[i]))]
         of[i] = alike[0] if alike else len(found) - 1
     if known is None and found:  # frames without a crystal
-        of[~np.isfinite(own).all(1)] = np.bincount(of[np.isfinite(own).all(1)]).argmax()
+        of[~says] = np.bincount(of[says]).argmax()
     groups = [(known, np.flatnonzero(of == k)) for k, known in enumerate(found)]
     return sorted((g for g in groups if len(g[1])), key=lambda g: -len(g[1]))
 

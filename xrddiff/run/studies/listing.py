@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # %% auto #0
-__all__ = ['KEY_METRICS', 'is_run', 'find_runs', 'RunRow', 'read_metrics', 'key_metric', 'describe_run', 'list_runs', 'clock',
-           'runs_table', 'runs_csv']
+__all__ = ['KEY_METRICS', 'is_run', 'find_runs', 'RunRow', 'read_metrics', 'key_metric', 'begun_at', 'describe_run', 'list_runs',
+           'clock', 'runs_table', 'runs_csv']
 
 # %% ../../../nbs/run/studies/listing.ipynb #a470175d
 def is_run(folder: Path) -> bool:
@@ -136,15 +136,19 @@ def _duration(run: Path) -> float | None:
     return total if seconds and math.isfinite(total) else None
 
 
+def begun_at(run: Path) -> str:
+    """When the last attempt at a run began, as it wrote it; "" if that cannot be read."""
+    about = _json(run / "environment.json")
+    return _line(about.get("started", ""), 40) if isinstance(about, Mapping) else ""
+
+
 def describe_run(run: str | os.PathLike, shown: str | None = None, jobs: Jobs | None = None) -> RunRow:
     """The row of a run, whatever state its folder is in.
 
     - `shown`: what it is called. `jobs`: what SLURM says of several runs.
     """
     run = Path(run)
-    about = _json(run / "environment.json")
-    began = _line(about.get("started", ""), 40) if isinstance(about, Mapping) else ""
-    row = dict(run=shown or str(run), began=began)
+    row = dict(run=shown or str(run), began=begun_at(run))
     cfg = read_config(run)
     how = current_state(run, jobs, cfg if isinstance(cfg, Config) else None)
     row |= dict(state=how.state, phase=how.phase, note=_line(f"{how.why}{_remedy(run, how)}", 400))
