@@ -13,9 +13,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from harness import RESULTS, XRDDIFF, make_parser, markdown, read_results, timed, turns, write_results
 
+from xrddiff.config.saved_config import load_config
+from xrddiff.config.words.vocabulary import Config, get_word, vocabulary
 from xrddiff.judge.metrics.distribution import DISTANCES
 from xrddiff.judge.metrics.judgement import title_of
 
@@ -53,23 +56,35 @@ def train(name: str, folder: Path) -> tuple[Path, float]:
     return run, float((run / "seconds.txt").read_text())
 
 
+def settings(cfg: Config) -> dict[str, Any]:
+    """The value of each word that decides what a run makes, by which a table is found to be older than its presets."""
+    return {
+        name: str(get_word(cfg, name))
+        for name in sorted(vocabulary())
+        if name.partition(".")[0] in ("data", "model", "training", "inference") and "/" not in str(get_word(cfg, name))
+    }
+
+
 def quality(name: str, folder: Path) -> dict:
-    """Distances of the samples of a trained model, and of its floors."""
+    """Distances of the samples of a trained model, and of its floors, and the classifier that tells sets from real frames."""
     run, seconds = train(name, folder)
     found = json.loads((run / "metrics" / "generation.json").read_text())
     rows = {label: {d: row[d] for d in DISTANCES} for label, row in found["rows"].items()}
+    told = {label: t["table"][t["first"]] for label, t in found["two_samples"].items()}
     return {
         "words": MODELS[name],
+        "settings": settings(load_config(run / "config.yaml")),
         "minutes": seconds / 60,
         "n": found["rows"]["samples"]["n"],
         "rows": rows,
+        "told": told,
+        "verdict": found["verdict"],
         "memory": found["memory"],
     }
 
 
 def picture(folder: Path, model: str = "latent", n: int = 9) -> None:
     """docs/pictures/samples.png: held-out frames beside samples of a trained model, drawn as measurements."""
-    from xrddiff.config.saved_config import load_config
     from xrddiff.data.formats.readers import open_frames
     from xrddiff.data.frames.noise import draw_counts
     from xrddiff.data.frames.selection import select_frames
@@ -91,7 +106,6 @@ def classes(folder: Path, model: str = "latent", steps: int = 600) -> dict:
     import numpy as np
     import torch
 
-    from xrddiff.config.saved_config import load_config
     from xrddiff.data.frames.noise import draw_counts
     from xrddiff.judge.inference.generators import open_generator
     from xrddiff.judge.inference.samplers import make_sampler
@@ -131,7 +145,6 @@ def samplers(folder: Path, seeds: int = 5, n: int = 32) -> dict:
     """The default sampler beside DDIM-50 and DDPM-1000 on the same trained latent model: distances over seeds, and seconds of CPU for a sample."""
     import numpy as np
 
-    from xrddiff.config.saved_config import load_config
     from xrddiff.judge.inference.generators import open_generator
     from xrddiff.judge.inference.samplers import make_sampler
     from xrddiff.judge.metrics.judgement import judge_samples
