@@ -128,8 +128,10 @@ class TrainingFiles:
         mark = (signature(files), run_state(run, self.watched.said))
         if new := mark != self._whole:
             self.standing, self._whole = self.watched.standing(), mark
+        part = self._parts(run / self.standing.part)
+        if part and not new:  # written since: what is said must not be older than the pictures
+            self.standing = self.watched.standing()
         s = self.standing
-        part = self._parts(run / s.part)
         if not (new or part) and s.state != "running":
             return None
         seen = TrainingSeen(s, devices=device_lines(s))
