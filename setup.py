@@ -67,6 +67,8 @@ setup(
     install_requires=words("requirements"),
     extras_require={
         "io": words("io_requirements"),
+        "imgcif": words("imgcif_requirements"),
+        "real": words("real_requirements"),
         "lab": words("lab_requirements"),
         "track": words("track_requirements"),
         "gpu": words("gpu_requirements"),

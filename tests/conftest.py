@@ -201,6 +201,15 @@ def need(name: str) -> ModuleType:
         missing(f"{name} is not installed (make dev)")
 
 
+def measured(name: str) -> Path:
+    """A measured file in the folder `XRDDIFF_DATA`; the test is skipped without it."""
+    folder = os.environ.get("XRDDIFF_DATA")
+    path = Path(folder or ".") / name
+    if not folder or not path.exists():
+        pytest.skip(f"no measured frame {name}; `XRDDIFF_DATA` names the folder of dials-data's files")
+    return path
+
+
 LAB = Path(__file__).parent.parent / "slurm" / "lab" / "lab.py"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 

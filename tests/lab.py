@@ -82,41 +82,19 @@ def menu(page, name: str, item: str) -> None:
 
 
 def dismiss_dialogs(page, seen: list[str]) -> None:
-    """Accept whatever JupyterLab asks or tells in a dialog (a connection that was slow to come up, which kernel), and note its words."""
+    """Accept whatever JupyterLab asks or tells in a dialog (a connection that was slow to come up), and note its words.
+
+    Where it asks which kernel, that is Python.
+    """
     for _ in range(5):
         dialogs = page.locator(".jp-Dialog")
         if not dialogs.count():
             return
         seen += dialogs.all_inner_texts()
+        for kernels in page.locator(".jp-Dialog select").all():
+            kernels.select_option(label="Python 3 (ipykernel)", timeout=10_000)
         page.locator(".jp-Dialog .jp-mod-accept").last.click(timeout=10_000)
         page.wait_for_timeout(300)
-
-
-def run_all(page, done: Callable[[], bool], seconds: float = 600) -> None:
-    """Run All Cells, and again if need be, until `done()`, which is asked twice a second.
-
-    An order that comes while the kernel is being connected is lost, for all cells or for those after the first. The status says
-    idle before that, and the cells may wait, [*], for ever. So a kernel that has been idle for ten seconds with cells that have no
-    number is given the order again.
-    """
-    from playwright.sync_api import TimeoutError
-
-    waiting = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[[ *]\]"))
-    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-    dialogs: list[str] = []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with suppress(TimeoutError):  # a dialog came in between, or went by itself
-            dismiss_dialogs(page, dialogs)
-            menu(page, "Run", "Run All Cells")
-            quiet = 0
-            while quiet < 20 and time.monotonic() < end:
-                if done():
-                    return
-                page.wait_for_timeout(500)
-                dismiss_dialogs(page, dialogs)
-                quiet = quiet + 1 if idle.count() and waiting.count() else 0
-    raise AssertionError(f"not all cells have run; {state(page)}; JupyterLab said: {dialogs}")
 
 
 def state(page) -> str:
@@ -125,11 +103,18 @@ def state(page) -> str:
     return f"the kernel is {kernel}, the cells {page.locator('.jp-InputArea-prompt').all_inner_texts()}"
 
 
-# Widgets that a kernel makes before the page is connected with it are lost.
+# What is sent to a kernel before the page is connected with it is lost: orders, and the widgets that a kernel makes.
 CONNECTED = """() => {
   const panel = window.jupyterapp.shell.currentWidget, session = panel && panel.sessionContext;
   return session && session.isReady && session.session?.kernel?.connectionStatus === "connected";
 }"""
+
+
+def new_notebook(cells: Sequence[str]) -> nbformat.NotebookNode:
+    """A notebook of these code cells, for Python."""
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nb
 
 
 class Notebooks:
@@ -144,23 +129,69 @@ class Notebooks:
 
         The kernel's working directory is `self.folder`.
         """
-        name, page = self._write(cells), self.page
-        page.goto(f"{self.url}lab/tree/{name}?reset&token={self.token}")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-        page.wait_for_function(CONNECTED)
+        page = self.show(new_notebook(cells))
         ran = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[\d+\]"))
         error = page.locator(
             ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error'], .jp-OutputArea-output:has(.ansi-red-fg)"
         )
-        run_all(page, lambda: error.count() or ran.count() == len(cells), seconds)
+        self.run_all(lambda: error.count() or ran.count() == len(cells), seconds)
         assert not error.count(), "\n".join(error.all_inner_texts())
         page.evaluate("window.jupyterapp.shell.collapseLeft()")  # the list of files takes a third of the width
         return page
 
+    def show(self, nb: nbformat.NotebookNode):
+        """Write a notebook and open it; returns the page, connected with the kernel."""
+        self.page.goto(f"{self.url}lab/tree/{self._write(nb)}?reset&token={self.token}")
+        self._connect([])
+        return self.page
+
+    def run_all(self, done: Callable[[], bool], seconds: float = 600) -> None:
+        """Run All Cells, and again if need be, until `done()`, which is asked twice a second.
+
+        On a busy machine an order can still be lost, for all cells or for those after the first; cells may then wait, [*], for ever.
+        So a kernel that has been idle for ten seconds with cells that have no number is given the order again.
+        """
+        from playwright.sync_api import TimeoutError
+
+        page = self.page
+        waiting = page.locator(".jp-CodeCell .jp-InputArea-prompt").filter(has_text=re.compile(r"\[[ *]\]"))
+        idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        dialogs: list[str] = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(TimeoutError):  # a dialog came in between, or went by itself
+                self._connect(dialogs)
+                menu(page, "Run", "Run All Cells")
+                quiet = 0
+                while quiet < 20 and time.monotonic() < end:
+                    if done():
+                        return
+                    page.wait_for_timeout(500)
+                    dismiss_dialogs(page, dialogs)
+                    quiet = quiet + 1 if idle.count() and waiting.count() else 0
+        log = (self.folder / "lab.log").read_text()[-3000:]
+        raise AssertionError(f"not all cells have run; {state(page)}; JupyterLab said: {dialogs}; its log: {log}")
+
+    def _connect(self, dialogs: list[str]) -> None:
+        """Wait until the page is connected with its kernel, and load it again where that takes more than two minutes."""
+        from playwright.sync_api import TimeoutError
+
+        page = self.page
+        for attempt in range(5):
+            if attempt:
+                page.reload()
+            page.wait_for_selector(".jp-Notebook .jp-Cell")
+            for _ in range(240):
+                if page.evaluate(CONNECTED):
+                    return
+                with suppress(TimeoutError):
+                    dismiss_dialogs(page, dialogs)
+                page.wait_for_timeout(500)
+        raise AssertionError(f"no kernel; {state(page)}; JupyterLab said: {dialogs}")
+
     def open_in_notebook(self, cells: Sequence[str]):
         """As `open`, in Notebook 7; returns the page once every cell was sent to the kernel."""
-        name, page = self._write(cells), self.page
+        name, page = self._write(new_notebook(cells)), self.page
         page.goto(f"{self.url}notebooks/{name}?token={self.token}")
         page.locator(".jp-Notebook .jp-CodeCell").first.click()
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
@@ -168,13 +199,11 @@ class Notebooks:
             page.keyboard.press("Shift+Enter")
         return page
 
-    def _write(self, cells: Sequence[str]) -> str:
-        """The name of a new notebook with these cells; the one that is open is closed."""
+    def _write(self, nb: nbformat.NotebookNode) -> str:
+        """The name under which a notebook is written; the one that is open is closed."""
         self.close()
         self.opened += 1
         name = f"notebook-{self.opened}.ipynb"
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(nb, self.folder / name)
         self.page.requested.clear()
         return name

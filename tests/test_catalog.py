@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import venv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,3 +325,72 @@ def test_command_line_convert_and_inspect(tmp_path):
     assert done.returncode == 0, done.stderr
     done = run("inspect", "x.h5", "--png", "x.png")
     assert done.returncode == 0 and "3 × 24 × 24" in done.stdout and (tmp_path / "x.png").exists(), done.stderr
+
+
+# ---------------------------------------------------------------- measured sets of dials-data
+
+
+def test_measured_sets_come_from_a_folder_by_name_and_by_checksum(tmp_path, monkeypatch, capsys):
+    from dials_data.datasets import definition
+
+    from xrddiff.app.cli.main import main
+
+    url = {"url": "https://example.org/files/first.cbf"}
+    known = {"size": 6, "hash": hashlib.sha256(b"pixels").hexdigest()}
+    monkeypatch.setitem(definition, "toy_set", {"data": [url], "hashinfo": {"verify": [known]}})
+    for name, content in {
+        "first.cbf": b"of this name", "toy_set_2.cbf": b"of the set", "copied.cbf": b"pixels", "other.cbf": b"PIXELS",
+        "toy_settings.txt": b"no",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "toy_set").mkdir()
+    (tmp_path / "toy_set" / "more.h5").write_bytes(b"in its folder")
+    monkeypatch.setenv("XRDDIFF_DATA", str(tmp_path))
+    assert main(["data", "fetch", "toy_set"]) == 0
+    found = [os.path.relpath(p, tmp_path) for p in capsys.readouterr().out.split()]
+    assert found == ["toy_set/more.h5", "copied.cbf", "first.cbf", "toy_set_2.cbf"]
+    monkeypatch.setenv("XRDDIFF_DATA", str(tmp_path / "nowhere"))
+    assert main(["data", "fetch", "toy_set"]) == 2
+    assert "which is not a folder" in capsys.readouterr().err
+
+
+def test_a_measured_set_is_downloaded_once_and_compared_with_its_checksum(tmp_path, monkeypatch, capsys):
+    import http.server
+    import threading
+    from functools import partial
+
+    from dials_data.datasets import definition
+
+    from xrddiff.app.cli.main import main
+
+    monkeypatch.delenv("XRDDIFF_DATA", raising=False)
+    for word in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(word, raising=False)
+    monkeypatch.setenv("DIALS_DATA", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "first.cbf").write_bytes(b"pixels")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = {"url": f"http://127.0.0.1:{server.server_port}/first.cbf"}
+        for name, content in (("toy_set", b"pixels"), ("broken_set", b"PIXELS")):
+            verify = [{"size": 6, "hash": hashlib.sha256(content).hexdigest()}]
+            about = {"name": name, "data": [url], "hashinfo": {"verify": verify}}
+            monkeypatch.setitem(definition, name, about)
+        assert main(["data", "fetch", "toy_set"]) == 0
+        out = capsys.readouterr().out
+        assert main(["data", "fetch", "broken_set"]) == 2
+        err = capsys.readouterr().err
+        assert "checksum" in err or "hash" in err.lower(), err
+        gone = {"url": url["url"].replace("first", "gone")}
+        monkeypatch.setitem(
+            definition, "gone_set", {"name": "gone_set", "data": [gone], "hashinfo": {"verify": verify}}
+        )
+        assert main(["data", "fetch", "gone_set"]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "gone_set could not be fetched: this machine may be offline (dials-data said: 404" in last
+        server.shutdown()
+    assert Path(out.strip()).read_bytes() == b"pixels" and Path(out.strip()).is_relative_to(tmp_path / "cache")
+    assert main(["data", "fetch", "toy_set"]) == 0 and capsys.readouterr().out == out  # the server is gone
+    assert main(["data", "fetch", "toy_sett"]) == 2 and "did you mean 'toy_set'?" in capsys.readouterr().err

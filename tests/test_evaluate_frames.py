@@ -11,6 +11,7 @@ import pytest
 from xrddiff.app.cli.main import main
 from xrddiff.judge.inference.comparison import ComparisonPlan
 from xrddiff.judge.metrics.corruptions import shuffle_spots
+from xrddiff.learn.telemetry.rules import verdict_words
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution.comparing import compare_together
 from xrddiff.run.execution.workers import parse_workers
@@ -70,6 +71,7 @@ def test_two_files_that_xrddiff_did_not_make(files, tmp_path, monkeypatch, capsy
     rows = pd.read_csv(folder / "metrics" / "frames.csv")
     assert len(rows) == 2 * EACH and set(rows["set"]) == {"reference", "frames"}
     assert "Fewer frames index" in (folder / "report.html").read_text()
+    assert found["words"][0] == verdict_words(folder) in out.replace("\n", " ")
 
 
 @pytest.mark.slow

@@ -10,12 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
-from browser import chromium
 from conftest import SMALL
-from lab import jupyterlab, run_all
+from lab import new_notebook
 from test_run import weights, xrddiff
 
 import xrddiff as xd
@@ -263,25 +261,19 @@ CELLS = (
 )
 
 
-def test_in_jupyterlab(tmp_path):
+def test_in_jupyterlab(notebooks):
     """A notebook in a real JupyterLab: a live pane while it trains, pictures, and a refusal of one line."""
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nb, tmp_path / "mine.ipynb")
-    with jupyterlab(tmp_path) as (url, token), chromium(1300, 2400) as page:
-        page.set_default_timeout(60_000)
-        page.goto(f"{url}lab/tree/mine.ipynb?token={token}")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-        error = page.locator(".jp-OutputArea-output", has_text=re.compile("^BadInput:"))
-        pane = page.locator(".jp-OutputArea-output pre", has_text="run: output")
-        live: list[str] = []
-        run_all(page, lambda: live.extend(pane.all_inner_texts()) or error.count() > 0)
-        said = error.first.inner_text()
-        if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
-            page.screenshot(path=f"{folder}/front-door.png")
-        assert said.startswith("BadInput:") and "no generative model" in said and "Traceback" not in said
-        assert error.count() == 1 and len(set(live)) > 2, live  # it was drawn again while the run went on
-        assert page.locator(".jp-OutputArea-output img[alt='frame 0']").count() == 1
-        assert page.locator(".jp-OutputArea-output img[src^='data:image/png']").count() >= 3
-    assert (tmp_path / "output" / "vae_kl_test" / "lab" / "report.html").exists()
+    page = notebooks.show(new_notebook(CELLS))
+    error = page.locator(".jp-OutputArea-output", has_text=re.compile("^BadInput:"))
+    pane = page.locator(".jp-OutputArea-output pre", has_text="run: output")
+    live: list[str] = []
+    notebooks.run_all(lambda: live.extend(pane.all_inner_texts()) or error.count() > 0)
+    said = error.first.inner_text()
+    if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
+        page.set_viewport_size({"width": 1300, "height": 2400})
+        page.screenshot(path=f"{folder}/front-door.png")
+    assert said.startswith("BadInput:") and "no generative model" in said and "Traceback" not in said
+    assert error.count() == 1 and len(set(live)) > 2, live  # it was drawn again while the run went on
+    assert page.locator(".jp-OutputArea-output img[alt='frame 0']").count() == 1
+    assert page.locator(".jp-OutputArea-output img[src^='data:image/png']").count() >= 3
+    assert (notebooks.folder / "output" / "vae_kl_test" / "lab" / "report.html").exists()

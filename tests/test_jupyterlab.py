@@ -7,8 +7,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser import chromium
-from lab import jupyterlab, run_all, state
 
 pytestmark = pytest.mark.slow
 
@@ -21,22 +19,17 @@ SMALL = {
 }
 
 
-def test_run_all_in_jupyterlab_is_the_same_run(tmp_path):
+def test_run_all_in_jupyterlab_is_the_same_run(notebooks):
     notebook = nbformat.read(ROOT / "nbs" / "runs" / "train_autoencoder.ipynb", as_version=4)
     cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     cell.source = "\n".join(f"{name} = {value!r}" for name, value in SMALL.items()) + "\nrun_dir = None"
-    nbformat.write(notebook, tmp_path / "train_autoencoder.ipynb")
-    with jupyterlab(tmp_path) as (url, token), chromium(1400, 1000) as page:
-        page.set_default_timeout(300_000)  # a busy machine takes long for each of them
-        page.goto(f"{url}lab/tree/train_autoencoder.ipynb?token={token}")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-        report = tmp_path / "output" / "vae_kl_test" / "in-the-lab" / "report.html"
-        failed = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg")
-        run_all(page, lambda: report.exists() or failed.count() > 0)
-        errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
-        if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
-            page.screenshot(path=f"{folder}/jupyterlab.png")
-        assert report.exists(), "\n".join(errors) or f"no report after ten minutes; {state(page)}"
-        assert errors == []
-        assert [u for u in page.requested if not u.startswith((url, "data:", "blob:", "ws:"))] == []
+    page = notebooks.show(notebook)
+    report = notebooks.folder / "output" / "vae_kl_test" / "in-the-lab" / "report.html"
+    failed = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg")
+    notebooks.run_all(lambda: report.exists() or failed.count() > 0)
+    errors = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+    if folder := os.environ.get("XRDDIFF_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/jupyterlab.png")
+    assert report.exists(), "\n".join(errors + failed.all_inner_texts())
+    assert errors == []
+    assert notebooks.strangers() == []

@@ -23,6 +23,7 @@ from test_run import xrddiff
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import read_store
+from xrddiff.learn.telemetry.rules import verdict_words
 from xrddiff.run.execution.workers import Workers, open_workers, parse_workers, run_tasks
 
 pytestmark = pytest.mark.slow
@@ -291,6 +292,8 @@ def test_a_judgement_is_the_same_for_any_number_of_workers(run, whole):
     assert {"held out"} <= set(judged[0]["lattices"]) <= {"samples", "held out", "autoencoder"}
     assert judged[0]["lattices"]["held out"]["rate"]["value"] > 0.5
     assert "Frames that index" in (run / "evaluation" / "report.md").read_text()
+    sentence = judged[0]["verdict"]["line"]  # where people look, the same one
+    assert sentence in done.stdout.replace("\n", " ") and verdict_words(run / "samples" / "whole") == sentence
     assert (run / "evaluation" / "report.html").exists() and (run / "evaluation" / "notebook.1.ipynb").exists()
     # made with the sampling command, judged by the same measures
     assert json.loads((run / "samples" / "whole" / "generation.json").read_text())["rows"] == judged[0]["rows"]

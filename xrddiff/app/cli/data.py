@@ -35,10 +35,13 @@ def data_list(args: argparse.Namespace) -> int:
 
 
 def data_fetch(args: argparse.Namespace) -> int:
-    """Download or simulate a data set into the cache."""
+    """Download or simulate a data set into the cache, and print where it is."""
+    from xrddiff.config.words.data_sets import CATALOG
     from xrddiff.learn.loading.catalog import fetch
+    from xrddiff.learn.loading.measured import fetch_measured
 
-    say(fetch(args.name))
+    for path in [fetch(args.name)] if args.name in CATALOG else fetch_measured(args.name):
+        say(path)
     return 0
 
 
@@ -144,7 +147,7 @@ def add_data(commands: Any) -> None:
     words = (
         "values that the file does not contain: wavelength= (Å), distance=, pixel_size= (m), beam_center=[x,y] "
         "(px), units=, …, "
-        "geometry= (a .poni or CrystFEL .geom file), dataset= (where in an HDF5 file the frames are), "
+        "geometry= (a .poni, CrystFEL .geom or DIALS .expt file), dataset= (where in an HDF5 file the frames are), "
         "labels= (a table, a row per frame: .csv or .parquet), "
         "outside=true (follow its links out of its folder), axes=yxn (a .npy whose last axis counts the frames), "
         "mask=FILE (npy, TIFF, EDF, FILE.h5:/path, .geom, .msk), mask_true=good|bad, automask=[range,edges] ([]: none)"
@@ -156,7 +159,7 @@ def add_data(commands: Any) -> None:
     p.set_defaults(command=data_list, parser=p)
 
     p = kinds.add_parser("fetch", help="download or simulate a data set into the cache")
-    p.add_argument("name", help="a name of `xrddiff data list`")
+    p.add_argument("name", help="a name of `xrddiff data list`, or a measured set of dials-data")
     p.set_defaults(command=data_fetch, parser=p)
 
     p = kinds.add_parser("simulate", help="simulate shots into a file")

@@ -27,7 +27,7 @@ class Data:
         None, "a file or folder with your own frames, or the address of a zarr store: https://…, s3://…"
     )
     dataset: str | None = word(None, "where in an HDF5 file the frames are; null: found by its layout")
-    geometry: str | None = word(None, "a .poni or CrystFEL .geom file")
+    geometry: str | None = word(None, "a .poni, CrystFEL .geom or DIALS .expt file")
     labels: str | None = word(None, "a table of labels, a row per frame: .csv, .tsv or .parquet")
     merge_labels: dict[str, Any] = word(
         dict, "classes to merge, as {digit: {S: s, O: o}}: the class S of the label digit becomes s"

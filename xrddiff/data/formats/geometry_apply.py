@@ -15,6 +15,7 @@ import pandas as pd
 from ...core.errors import BadInput
 from .hdf5 import MaskRows, get_item
 from ..frames.rows import LimitMask, RecentRows, Rows
+from ..headers.dials_experiments import place_panels, read_expt
 from ..headers.gate import is_hdf5, open_hdf5, read_whole, readable
 from xrddiff.data.headers.geometry_files import (
     HC,
@@ -28,26 +29,36 @@ from xrddiff.data.headers.geometry_files import (
 from ..headers.header_rules import same, shown
 from ..headers.probe import probe_file
 from ..headers.sources import HDF5Rows
+from ..headers.unpacked import inside
 
 # %% auto #0
 __all__ = ['read_geometry', 'both_masks', 'apply_geometry']
 
 # %% ../../../nbs/data/formats/geometry_apply.ipynb #a556ddfa
 def read_geometry(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:
-    """A PONI or CrystFEL geometry file, recognised by its name or its first lines.
+    """A PONI, CrystFEL or DIALS geometry file, recognised by its name or its first lines.
 
     path: the geometry file.
     shape: (y, x) of the stored frames, px, if known.
     """
     if not isinstance(path, str | os.PathLike):
-        raise BadInput(f"geometry is {path!r}; expected the name of a PONI or CrystFEL .geom file")
+        raise BadInput(f"geometry is {path!r}; expected the name of a PONI, CrystFEL .geom or DIALS .expt file")
     path = readable(Path(path))
     if path.is_dir():
-        raise BadInput(f"{path} is a folder; expected a PONI or CrystFEL .geom file")
+        raise BadInput(f"{path} is a folder; expected a PONI, CrystFEL .geom or DIALS .expt file")
+    with inside(path) as copy:
+        out = _read_geometry(copy, shape)
+    out.path = str(path)
+    return out
+
+
+def _read_geometry(path: Path, shape: tuple[int, int] | None) -> DetectorFile:
     if path.suffix == ".poni":
         return read_poni(path, shape)
     if path.suffix == ".geom":
         return read_geom(path)
+    if path.suffix == ".expt":
+        return read_expt(path)
     with open(path, "rb") as file:
         head = file.read(4096).decode(errors="replace")
     return read_poni(path, shape) if "Poni1" in head or "poni_version" in head else read_geom(path)
@@ -134,6 +145,8 @@ def apply_geometry(words: dict[str, Any], geometry: DetectorFile, source: Path |
     """
     out = dict(words)
     rows: Rows = out["intensity"]
+    if geometry.unplaced:
+        place_panels(geometry, rows.shape)
     energy, wavelength, clen = (_located(geometry, w, source) for w in ("photon_energy", "wavelength", "clen"))
     wavelength = HC / energy if energy is not None else wavelength
     if wavelength is not None:

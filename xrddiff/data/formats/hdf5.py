@@ -24,6 +24,7 @@ from ..headers.cxi_planes import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
 from ..headers.geometry_files import HC
 from ..headers.header_rules import same, shown, warn
+from ..headers.nexus_modules import LENGTHS, module_geometry, text_of, unit_of
 from ..headers.sources import HDF5Rows
 
 # %% auto #0
@@ -168,13 +169,7 @@ def find_frames(path: Path, dataset: str | None = None) -> list[str]:
     )
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #5e777c6e
-_LENGTHS = {"m": 1.0, "meter": 1.0, "metre": 1.0, "meters": 1.0, "cm": 1e-2, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "micron": 1e-6, "nm": 1e-9, "a": 1e-10, "å": 1e-10, "angstrom": 1e-10, "angstroms": 1e-10}  # fmt: skip
 _ENERGIES = {"ev": 1.0, "kev": 1e3, "j": 1 / 1.602176634e-19, "joule": 1 / 1.602176634e-19}
-
-
-def _unit(data: h5py.Dataset) -> str:
-    unit = data.attrs.get("units", data.attrs.get("unit", ""))
-    return (unit.decode() if isinstance(unit, bytes) else str(unit)).strip().lower()
 
 
 def _numbers(data: h5py.Dataset) -> np.ndarray:
@@ -202,7 +197,7 @@ def _length(data: h5py.Dataset) -> np.ndarray | None:
     values = _values(data)
     if values is None:
         return None
-    factor = _LENGTHS.get(_unit(data), 1e-3 if values[0] > 10 else 1.0)
+    factor = LENGTHS.get(unit_of(data), 1e-3 if values[0] > 10 else 1.0)
     return values * factor
 
 
@@ -211,7 +206,7 @@ def _wavelength(data: h5py.Dataset) -> np.ndarray | None:
     values = _values(data)
     if values is None:
         return None
-    factor = _LENGTHS.get(_unit(data), 1.0 if values[0] < 1e-8 else 1e-10)
+    factor = LENGTHS.get(unit_of(data), 1.0 if values[0] < 1e-8 else 1e-10)
     return values * factor * 1e10
 
 
@@ -221,7 +216,7 @@ def _energy(data: h5py.Dataset) -> np.ndarray | None:
     if values is None:
         return None
     guess = "j" if values[0] < 1e-10 else "kev" if values[0] < 1e3 else "ev"
-    return HC / (values * _ENERGIES.get(_unit(data), _ENERGIES[guess]))
+    return HC / (values * _ENERGIES.get(unit_of(data), _ENERGIES[guess]))
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #51004e43
 def _groups(file: h5py.File, first: str) -> tuple[list[h5py.Group], list[h5py.Group]]:
@@ -241,7 +236,8 @@ def _groups(file: h5py.File, first: str) -> tuple[list[h5py.Group], list[h5py.Gr
             for k in sorted(place, key=lambda k: (not k.startswith(("beam", "source")), natural(k))):
                 item = place.get(k)
                 if isinstance(item, h5py.Group):
-                    (detectors if k.lower().startswith("detector") else beams).append(item)
+                    known = text_of(item, "NX_class") == "NXdetector" or k.lower().startswith("detector")
+                    (detectors if known else beams).append(item)
             beams.append(place)
     beams += [g for g in (file.get("LCLS"), file.get("instrument")) if isinstance(g, h5py.Group)]
     for d in list(detectors):
@@ -274,9 +270,21 @@ def _first(items: Iterator[h5py.Dataset], read: Any) -> tuple[np.ndarray, h5py.D
     return next(((v, i) for v, i in ((read(i), i) for i in items) if v is not None), (None, None))
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #fab2fadc
+def _of_spectrum(wavelength: np.ndarray | None, item: h5py.Dataset | None) -> np.ndarray | None:
+    """The mean wavelength of one spectrum, or of one per frame, where its weights are beside it; else as it is."""
+    places = [] if item is None else [f"{posixpath.basename(item.name)}_{word}" for word in ("weight", "weights")]
+    weights, _ = _first(_find([item.parent], places), _finite) if places else (None, None)
+    if weights is None or len(weights) % len(wavelength) or (weights < 0).any() or item.ndim != 1:
+        return wavelength
+    weights = weights.reshape(-1, len(wavelength))
+    total = weights.sum(1)
+    return weights @ wavelength / total if (total > 0).all() else wavelength
+
+
 def _beam_wavelength(path: Path, beams: Sequence[h5py.Group]) -> tuple[np.ndarray, h5py.Dataset] | tuple[None, None]:
     """The wavelength in Å, otherwise that of the photon energy; a contradiction is reported."""
     wavelength, item = _first(_find(beams, ("incident_wavelength", "wavelength")), _wavelength)
+    wavelength = _of_spectrum(wavelength, item)
     names = ("incident_energy", "photon_energy_eV", "photon_energy", "energy")
     energy, other = _first(_find(beams, names), _energy)
     if wavelength is None:
@@ -307,7 +315,7 @@ def _detector_numbers(
         if value is not None:
             out[word] = float(value[0]) if np.ptp(value) == 0 else float(value.mean())
             names[word] = item.name
-            assumed |= {word} if _unit(item) not in _LENGTHS else set()
+            assumed |= {word} if unit_of(item) not in LENGTHS else set()
             if not same(word, value.min(), value.max()):
                 mixed[word] = _differs(path, item, word, value.min(), value.max())
     other, _ = _first(_find(detectors, ("y_pixel_size",)), _length)
@@ -402,7 +410,7 @@ def instrument(path: Path, name: str, frames: int) -> dict[str, Any]:
     wavelength, item = _beam_wavelength(path, beams)
     if wavelength is not None:
         names["wavelength"] = item.name
-        assumed |= {"wavelength"} if _unit(item) not in (*_LENGTHS, *_ENERGIES) else set()
+        assumed |= {"wavelength"} if unit_of(item) not in (*LENGTHS, *_ENERGIES) else set()
         if len(wavelength) == frames and frames > 1 and np.ptp(wavelength) > 0:
             out["variables"]["wavelength"] = ("frame", wavelength)
         out["wavelength"] = float(wavelength.mean())
@@ -592,7 +600,7 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
     frames = sum(p.shape[0] for p in parts)
     out = instrument(path, names[0], frames)
     file = open_hdf5(path)
-    unit = _unit(file[names[0]])
+    unit = unit_of(file[names[0]])
     counting = unit.startswith(("photon", "count")) or (
         not unit and parts[0].dtype.kind in "iu" and names[0].startswith("/entry/")
     )
@@ -607,7 +615,10 @@ def open_hdf5_frames(path: Path, dataset: str | None = None) -> dict[str, Any]:
         out["saturation_value"] = float(2 ** min(depth, 8 * parts[0].dtype.itemsize) - 2)
     out["parts"], out["stored_shape"] = parts, (frames, *parts[0].shape[1:])
     if "panels" not in out:
-        planes = cxi_geometry(_groups(file, names[0])[1], out["stored_shape"], out.get("pixel_size"), path)
+        detectors = _groups(file, names[0])[1]
+        planes = cxi_geometry(detectors, out["stored_shape"], out.get("pixel_size"), path)
+        if not planes[0]:
+            planes = module_geometry(detectors, out["stored_shape"], out, path)
         out = join_plane(out, *planes, path)
     out["mask"] = find_mask(path, names[0], out["stored_shape"])
     out["peaks"] = find_peaks_table(path, names[0], frames)

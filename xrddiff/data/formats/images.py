@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ import numpy as np
 from ...core.errors import BadInput
 from ...core.registry import register
 from ..frames.rows import EachRow, frame_dtype
+from ..headers.cxi_planes import plane_words
 from ..headers.gate import check_size, readable
+from ..headers.imgcif import ImgCif, is_imgcif, read_imgcif, read_panels
 from ..headers.header_rules import agree, read_fields, warn
 from ..headers.probe import probe_file
 from ..headers.raw_headers import comment_fields, raw_header
+from ..headers.unpacked import inner_name, inner_suffix, inside
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'natural', 'is_pattern', 'expand', 'series_numbers', 'ImageRows', 'header_words', 'open_images']
+__all__ = ['IMAGE_SUFFIXES', 'natural', 'is_pattern', 'expand', 'series_numbers', 'ImageRows', 'header_words', 'has_panels',
+           'ImgCifRows', 'open_imgcif', 'open_images']
 
 # %% ../../../nbs/data/formats/images.ipynb #ef3e037d
 IMAGE_SUFFIXES = (".tif", ".tiff", ".cbf", ".edf", ".mccd", ".mar2300", ".mar3450", ".img", ".sfrm", ".esperanto", ".pgm", ".bin", ".spe", ".mrc", ".raxis", ".osc", ".stl", ".gfrm", ".kccd", ".msk", ".xsd")  # fmt: skip
@@ -53,8 +58,8 @@ def expand(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
         return found
     text, path = str(pattern), Path(pattern)
     if os.path.isdir(path):
-        found = [p for p in path.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
-        kinds = sorted({p.suffix.lower() for p in found})
+        found = [p for p in path.iterdir() if p.is_file() and inner_suffix(p) in IMAGE_SUFFIXES]
+        kinds = sorted({inner_suffix(p) for p in found})
         if len(kinds) > 1:
             raise BadInput(
                 f"the folder {path} holds files of several kinds ({', '.join(kinds)}); expected one, or a pattern such as '{path}/*{kinds[0]}'"
@@ -76,7 +81,7 @@ def series_numbers(files: Sequence[Path]) -> np.ndarray | None:
 
     files: the file of each frame.
     """
-    names = [(f.parent, re.sub(r"\d+$", "", f.stem)) for f in files]
+    names = [(f.parent, re.sub(r"\d+$", "", Path(inner_name(f)).stem)) for f in files]
     series = {name: k for k, name in enumerate(dict.fromkeys(names))}
     return np.array([series[name] for name in names]) if 1 < len(series) < len(names) else None
 
@@ -102,8 +107,9 @@ def _opened(path: Path) -> Iterator[Any]:
     log.propagate = False
     try:
         try:
-            probe_file(readable(path))
-            image = fabio.open(str(path))
+            with inside(path) as copy:
+                probe_file(copy)
+                image = fabio.open(str(copy))
             if image is None or getattr(image, "data", None) is None:
                 raise ValueError("no image in it")
         except BadInput:
@@ -131,7 +137,7 @@ def _tiff_page(path: Path, number: int) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as pages:
+        with inside(path) as copy, Image.open(copy) as pages:
             pages.seek(number)
             check_size(pages.size[::-1], "u1", f"page {number} of {path}")
             return np.asarray(pages)
@@ -223,7 +229,8 @@ def _headers(path: Path, first: dict[str, Any] | None = None) -> tuple[str, list
 
     `first`: its header as fabio returned it, if the file was opened.
     """
-    raw = raw_header(readable(path))
+    with inside(path) as copy:
+        raw = raw_header(copy)
     if raw is not None:
         if raw.shape is not None:
             check_size(raw.shape, "u1", str(path))
@@ -250,6 +257,94 @@ def _series_words(
     out, mixed = agree(found)
     return out | ({"mixed": mixed} if mixed else {})
 
+# %% ../../../nbs/data/formats/images.ipynb #5c1b70ab
+def has_panels(path: Path) -> bool:
+    """Whether a file is read as imgCIF. Without pycbf, a file that also has Dectris' comments is
+    read by them.
+    """
+    with inside(path) as copy:
+        if not is_imgcif(copy):
+            return False
+        raw = raw_header(copy)
+    return find_spec("pycbf") is not None or not (
+        raw and header_words(raw.family, raw.images[0], raw.shape or (1, 1))[0]
+    )
+
+
+class ImgCifRows(EachRow):
+    """Frames in imgCIF files: (y, x), or a stack of panels.
+
+    places: (file, its header, number of the frame in the file) of each frame.
+    """
+
+    def __init__(self, places: Sequence[tuple[Path, ImgCif, int]], where: str):
+        self.places, shape = list(places), places[0][1].shape
+        super().__init__(len(places), shape if shape[0] > 1 else shape[1:], places[0][1].dtype, where)
+
+    def origin(self, i: int) -> str | None:
+        path, _, number = self.places[i]
+        return f"frame {number} of {path}"
+
+    def read_one(self, i: int) -> np.ndarray:
+        path, found, number = self.places[i]
+        with inside(path) as copy:
+            probe_file(copy)
+            return read_panels(copy, found, number).reshape(self.shape[1:])
+
+# %% ../../../nbs/data/formats/images.ipynb #5c1b70ac
+def _imgcif_places(files: Sequence[Path]) -> list[tuple[Path, ImgCif, int]]:
+    """The frames of files with the same panels; `BadInput` names one that has others."""
+    out: list[tuple[Path, ImgCif, int]] = []
+    for path in files:
+        with inside(path) as copy:
+            if not is_imgcif(copy):
+                raise BadInput(f"{path} has no imgCIF header; expected one as in {files[0].name}")
+            probe_file(copy)
+            found = read_imgcif(copy)
+        first = out[0][1] if out else found
+        for panels in found.panels:
+            if [p.shape for p in panels] != [p.shape for p in first.panels[0]]:
+                raise BadInput(f"{path} has {len(panels)} panels, of other shapes than those of {files[0].name}")
+            for a, b in zip(first.panels[0], panels, strict=True):
+                moved = max(np.abs(x - y).max() for x, y in ((a.origin, b.origin), (200 * a.fs, 200 * b.fs)))
+                if moved > 0.1 * np.linalg.norm(a.fs):
+                    raise BadInput(
+                        f"the panel {b.name!r} of {path} is not where that of {files[0].name} is; expected one geometry: open them apart"
+                    )
+        out += [(path, found, k) for k in range(len(found.frames))]
+    return out
+
+
+def open_imgcif(files: Sequence[Path]) -> dict[str, Any]:
+    """imgCIF files as keyword arguments of `make_frames`; raises `BadInput` as `read_imgcif` does,
+    and for files whose panels differ in shape or stand elsewhere.
+    """
+    places = _imgcif_places(files)
+    first = places[0][1]
+    panels = first.panels[0]
+    with inside(files[0]) as copy:
+        raw = raw_header(copy)
+    where = str(files[0]) if len(files) == 1 else f"{len(files)} files like {files[0].name}"
+    check_size((1, *first.shape), first.dtype, str(files[0]))
+    out: dict[str, Any] = {"units": "ADU", "layout": "imgCIF", "assumed": ("units",)}
+    if raw is not None:
+        out |= {k: v for k, v in _dectris_words(raw.images[0]).items() if "Detector" in raw.images[0]}
+        out["assumed"] = () if out["units"] == "photon" else ("units",)
+    out["saturation_value"] = out.pop("saturation", first.highest)
+    out |= {"intensity": ImgCifRows(places, where), "underload_value": first.lowest}
+    waves, mixed = agree(
+        [(f.name, 1, {} if h.wavelength is None else {"wavelength": h.wavelength}) for f, h, _ in places]
+    )
+    out |= {"detector": first.detector, "source": first.source} | waves | ({"mixed": mixed} if mixed else {})
+    if len(panels) == 1:
+        return out | plane_words(panels[0].origin, panels[0].fs, panels[0].ss, panels[0].shape, where)
+    out["panels"] = {k: np.stack([getattr(p, k) for p in panels]) for k in ("origin", "fs", "ss")}
+    if len({p.shape for p in panels}) > 1:
+        out["mask"] = np.zeros(first.shape, bool)
+        for k, p in enumerate(panels):
+            out["mask"][k, : p.shape[0], : p.shape[1]] = True
+    return out
+
 # %% ../../../nbs/data/formats/images.ipynb #41db3bc7
 @register(
     "reader",
@@ -266,7 +361,10 @@ def open_images(files: Sequence[Path]) -> dict[str, Any]:
     Raises `BadInput` for a file that is truncated or has another shape.
     """
     first = files[0]
-    raw = raw_header(readable(first))  # refuses a truncated file
+    if has_panels(first):
+        return open_imgcif(files)
+    with inside(first) as copy:
+        raw = raw_header(copy)  # refuses a truncated file
     if raw is not None and raw.shape is not None:
         check_size(raw.shape, "u1", str(first))
     with _opened(first) as image:

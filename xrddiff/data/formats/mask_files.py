@@ -22,6 +22,7 @@ from ..frames.rows import Rows
 from ..headers.gate import check_size, is_hdf5, open_hdf5, read_whole, readable
 from ..headers.geometry_files import PanelRows, panel_mask
 from ..headers.probe import probe_file
+from ..headers.unpacked import inner_suffix, unpacked
 
 # %% auto #0
 __all__ = ['TRUE', 'MASK_SUFFIXES', 'PIXEL_MASK', 'stored_mask', 'load_mask', 'read_mask', 'check_mask_name', 'write_mask']
@@ -122,7 +123,7 @@ def _named(path: str | Path) -> tuple[Path, str | None]:
     file = readable(Path(text))
     if file.is_dir():
         raise BadInput(f"mask: {file} is a folder; expected a file with a mask")
-    return file, name
+    return unpacked(file), name
 
 # %% ../../../nbs/data/formats/mask_files.ipynb #1bfe0a90
 def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[np.ndarray, str]:
@@ -137,7 +138,7 @@ def read_mask(path: str | Path, stored: Rows, true: str | None = None) -> tuple[
     """
     cut, stored = (stored, stored.stored) if isinstance(stored, PanelRows) else (None, stored)
     shape = tuple((cut or stored).shape[1:])
-    if Path(path).suffix == ".geom":
+    if inner_suffix(path) == ".geom":
         good, rule = _bad_regions(_named(path)[0], stored), "bad regions and what is on no panel"
     else:
         good, rule = load_mask(path, true)

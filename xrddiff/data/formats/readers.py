@@ -40,6 +40,7 @@ from ..frames.selection import concat_frames
 from ..headers.gate import allow_outside, as_bad_input, is_hdf5, open_hdf5, readable
 from ..headers.header_rules import agree, drop_impossible, refuse_impossible, refuse_mixed
 from ..headers.probe import probe_ahead, probe_file
+from ..headers.unpacked import inner_suffix, is_packed, named, unpacked
 from ..remote.remote_folder import RemoteFolder
 
 # %% auto #0
@@ -73,6 +74,15 @@ def _placed(path: str | Path | RemoteFolder) -> Path | RemoteFolder:
             )
         return far
     return readable(Path(path))
+
+
+def _array_file(path: Path) -> Path:
+    """`path`, or the unpacked copy of a file that holds many frames; images are unpacked one by one."""
+    if not is_packed(path):
+        return path
+    copy = unpacked(path)
+    many = is_hdf5(copy) or copy.suffix == ".npy" or _is_plugin(by_suffix("reader").get(copy.suffix.lower()))
+    return unpacked(path, hold=True) if many else path
 
 
 def _open_one(path: Path | RemoteFolder, dataset: str | None, axes: str | None = None) -> dict[str, Any]:
@@ -276,8 +286,11 @@ def in_sentences(function: Callable) -> Callable:
             if isinstance(path, Sequence)
             else path
         )
-        with as_bad_input(f"{first} cannot be read"):
-            return function(path, **words)
+        try:
+            with as_bad_input(f"{first} cannot be read"):
+                return function(path, **words)
+        except BadInput as error:
+            raise BadInput(named(str(error))) from error.__cause__
 
     return inner
 
@@ -333,7 +346,7 @@ def open_frames(
         reads, a file for the reader of a plug-in (`xrddiff list reader`), a folder or pattern
         (`run_*.cbf`) as a series, or a list of files. A zarr store may be on a server:
         `https://host/run.zarr`, `s3://bucket/run.zarr`.
-    geometry: a PONI or CrystFEL `.geom` file; it takes precedence over the data file.
+    geometry: a PONI, CrystFEL `.geom` or DIALS `.expt` file; it takes precedence over the data file.
     dataset: name of the data set with the frames, for a file that follows no known layout.
     outside: True = follow HDF5 links, virtual sources and external storage out of the folder of the
         file.
@@ -365,7 +378,7 @@ def open_frames(
         where = where if one else f"{files[0]}, …"
         path = files[0] if len(files) == 1 else files
     else:
-        path = readable(Path(path))
+        path = _array_file(readable(Path(path)))
     many = _separate_sets(path)
     if many:
         words |= {"outside": outside, "complete": complete}
@@ -492,7 +505,7 @@ def _is_set(path: Path | RemoteFolder, *more: str) -> bool:
     """Whether a file holds several frames: HDF5, zarr, a plug-in's, or that of `more` readers."""
     if isinstance(path, RemoteFolder) or path.is_dir():
         return is_zarr(path)
-    name = by_suffix("reader").get(path.suffix.lower())
+    name = by_suffix("reader").get(inner_suffix(path))
     return name in ("hdf5", *more) or _is_plugin(name)
 
 

@@ -18,7 +18,7 @@ from .geometry_files import DetectorFile, DetectorPanel
 from .header_rules import shown, warn
 
 # %% auto #0
-__all__ = ['cxi_geometry', 'join_plane']
+__all__ = ['plane_words', 'cxi_geometry', 'join_plane']
 
 # %% ../../../nbs/data/headers/cxi_planes.ipynb #9943efae
 def _entries(detectors: Sequence[h5py.Group], names: Sequence[str], last: tuple[int, ...]) -> tuple[Any, str]:
@@ -61,9 +61,14 @@ def _straight(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray) -> tuple[float
     return float(-origin[0] / fs[0]), float(-origin[1] / ss[1])
 
 
-def _plane(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[int], where: str) -> dict[str, Any]:
-    """The arguments of `make_frames` for one plane; `plane` is a geometry to apply to the
-    frames.
+def plane_words(origin: np.ndarray, fs: np.ndarray, ss: np.ndarray, shape: Sequence[int], where: str) -> dict[str, Any]:
+    """The arguments of `make_frames` for one plane with a corner and steps (3,) in m; `plane` is a
+    geometry to apply to the frames, if the plane is tilted or rotated.
+
+    - `shape`: (ss, fs) px.
+    - `where`: names the plane in messages.
+
+    Raises `BadInput` for pixels that are not square.
     """
     size, other = np.linalg.norm(fs), np.linalg.norm(ss)
     if abs(other / size - 1) > 1e-3:
@@ -107,7 +112,7 @@ def cxi_geometry(
     ss, fs = vectors[:, 0], vectors[:, 1]
     if modules > 1:
         return {"panels": {"origin": corners, "fs": fs, "ss": ss}}, name
-    return _plane(corners[0], fs[0], ss[0], shape[-2:], f"{name} of {path}"), name
+    return plane_words(corners[0], fs[0], ss[0], shape[-2:], f"{name} of {path}"), name
 
 # %% ../../../nbs/data/headers/cxi_planes.ipynb #39eddac8
 def join_plane(out: dict[str, Any], plane: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class DetectorPanel:
 @dataclass
 class DetectorFile:
     """The contents of a geometry file. Lengths in m, `wavelength` in Å, `beam_center` (x, y) in
-    px.
+    px. `unplaced`: it does not say where frames store its panels.
     """
 
     path: str
@@ -82,6 +82,7 @@ class DetectorFile:
     flags: dict[str, float] = field(default_factory=dict)
     shape: tuple[int, int] | None = None
     detector: str | None = None
+    unplaced: bool = False
 
 # %% ../../../nbs/data/headers/geometry_files.ipynb #7e34fbf6
 def read_poni(path: str | Path, shape: tuple[int, int] | None = None) -> DetectorFile:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ...core.errors import BadInput, XrddiffError
 from ...core.files import package_folder
 from ...core.launcher import limit
 from ..frames.bounds import RAISE, most_bytes
+from .imgcif import is_imgcif, read_imgcif, read_panels
 from .gate import MOST_TEXTS, check_chunks, check_dataset, is_hdf5, open_hdf5
 
 # %% auto #0
@@ -55,14 +57,18 @@ def _check_memory(error: BaseException, path: str) -> None:
 
 
 def try_image(path: str) -> None:
-    """Open an image with fabio; its errors are ignored here and reported when it is read.
+    """Open an image with fabio, or with CBFlib if its header is imgCIF's; errors are ignored here
+    and reported when it is read.
 
     Raises `BadInput` for an image that needs more memory than there is for it.
     """
     import fabio
 
     try:
-        fabio.open(path)
+        if not is_imgcif(path) or find_spec("pycbf") is None:
+            fabio.open(path)
+        else:
+            read_panels(path, read_imgcif(path), 0)
     except Exception as error:
         _check_memory(error, path)
 
@@ -109,6 +115,7 @@ def serve() -> None:
     Both are JSON, one per line. It ends when stdin is closed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit(memory=most_memory())
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -127,7 +134,7 @@ def serve() -> None:
             problem = f"{path} needs more than the {most_memory() >> 20} MiB of memory that a file may use"
         except Exception as error:
             problem = f"{path} cannot be read: {type(error).__name__}"
-        print(json.dumps(problem), flush=True)
+        print(json.dumps(problem), file=answers, flush=True)
     os._exit(0)  # the library may hang in its normal exit
 
 # %% ../../../nbs/data/headers/probe.ipynb #a2bfc4cf
@@ -146,7 +153,7 @@ class _Probe:
             code = "from xrddiff.data.headers.probe import serve; serve()"
             self.pid = os.getpid()
             self.process = launcher.start(
-                launcher.python_words(code=code, folders=launcher.package_folders("h5py", "numpy", "fabio", "hdf5plugin")),
+                launcher.python_words(code=code, folders=launcher.package_folders("h5py", "numpy", "fabio", "hdf5plugin", "pycbf")),
                 env=launcher.bare_environment("HDF5_") | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 memory=MEMORY, stdin=launcher.PIPE, stdout=launcher.PIPE, stderr=launcher.DEVNULL, text=True,
             )  # fmt: skip

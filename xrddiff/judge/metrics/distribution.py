@@ -15,12 +15,13 @@ from ...core.errors import BadInput
 from ...core.plugins import attempt
 from ...core.registry import Names, get, register
 from ...core.seeds import numpy_rng
+from .frame_statistics import FrameStatistics
 from .set_summaries import LEVELS, Ruler, SetSummary, _same_ruler
 
 # %% auto #0
-__all__ = ['DISTANCES', 'DETAILS', 'wasserstein', 'histogram_distance', 'profile', 'histogram', 'peak_count', 'diversity',
-           'profile_mean', 'peak_intensity', 'peak_radius', 'repeats', 'set_distances', 'compare_sets', 'floor',
-           'times_floor', 'ratio_table']
+__all__ = ['DISTANCES', 'DETAILS', 'wasserstein', 'histogram_distance', 'profile', 'histogram', 'peak_count', 'anisotropy',
+           'diversity', 'profile_mean', 'peak_intensity', 'peak_radius', 'repeats', 'set_distances', 'compare_sets',
+           'floor', 'times_floor', 'ratio_table']
 
 # %% ../../../nbs/judge/metrics/distribution.ipynb #e56df3d9
 def wasserstein(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -91,6 +92,17 @@ def histogram(reference: SetSummary, test: SetSummary) -> float:
 def peak_count(reference: SetSummary, test: SetSummary) -> float:
     """Of the number of peaks in a frame."""
     return float(wasserstein(reference.peaks, test.peaks))
+
+
+_AZIMUTH = [i for i, (group, _) in enumerate(FrameStatistics.names) if group == "azimuth"]
+
+
+@register("distance", title="azimuth")
+def anisotropy(reference: SetSummary, test: SetSummary) -> float:
+    """Of the light in sectors and of its polarisation, relative to the rings."""
+    columns = wasserstein(*(s.statistics[:, _AZIMUTH] for s in (reference, test)))
+    known = np.isfinite(columns)
+    return float(columns[known].mean()) if known.any() else float("nan")
 
 
 @register("distance", title="pairwise diversity")

@@ -30,7 +30,14 @@ __all__ = ['COUNTS', 'PROFILES', 'SPOTS', 'LATTICES', 'PLACES', 'VARIETY', 'FAR'
 # %% ../../../nbs/judge/metrics/verdict.ipynb #5cd46fe8
 COUNTS, PROFILES, SPOTS, LATTICES = "photon statistics", "radial profiles", "peak finding", "indexing"
 PLACES, VARIETY = "geometry and polarisation", "training sets"
-_OF_DISTANCE = {"profile": PROFILES, "histogram": COUNTS, "peak_count": SPOTS, "diversity": VARIETY, "frechet": VARIETY}
+_OF_DISTANCE = {
+    "profile": PROFILES,
+    "histogram": COUNTS,
+    "peak_count": SPOTS,
+    "anisotropy": PLACES,
+    "diversity": VARIETY,
+    "frechet": VARIETY,
+}
 _OF_GROUP = {"profile": PROFILES, "histogram": COUNTS, "noise": COUNTS, "azimuth": PLACES, "spots": SPOTS}
 
 
@@ -113,6 +120,7 @@ _DESCRIBE: dict[str, Callable[[SetSummary, SetSummary, float], str]] = {
     "profile": _profile_words,
     "histogram": _intensity_words,
     "peak_count": _peak_words,
+    "anisotropy": lambda *_: "The light of samples is spread differently over the directions around the beam",
     "diversity": _pair_words,
 }
 

@@ -80,7 +80,7 @@ def open_data(
     data_path: a file, folder or pattern; give either this or `name`.
     limit: largest number of frames.
     dataset: where the frames are in an HDF5 or zarr file that follows no known layout.
-    geometry: a PONI or CrystFEL `.geom` file.
+    geometry: a PONI, CrystFEL `.geom` or DIALS `.expt` file.
     labels: a table of labels, see `own_labels`.
     condition: labels whose classes are numbered now, over the whole set and not just `limit`.
     classes: label -> names of its classes, in order; without it they are taken from the data.

@@ -20,7 +20,8 @@ from .history import SAMPLES, STEPS, read_rows
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'VERDICT', 'OF_SAMPLES', 'RULES', 'Evidence', 'Finding', 'Unhealthy', 'of_samples', 'fault_found',
-           'times_of', 'look', 'write_findings', 'read_findings', 'verdict_words', 'Monitor']
+           'times_of', 'look', 'write_findings', 'read_findings', 'verdict_words', 'with_judged', 'keep_judged',
+           'Monitor']
 
 # %% ../../../nbs/learn/telemetry/rules.ipynb #9d9b7668
 SEVERITIES = ("note", "warning", "error")
@@ -140,6 +141,13 @@ def look(
     return found
 
 
+def _failed(name: str, why: str, place: Mapping[str, Any]) -> Finding:
+    """A finding for a plug-in's rule that raised an error; it does not end the training."""
+    epoch, step = int(place.get("epoch", 0)), int(place.get("step", 0))
+    text = ("Its plug-in failed.", "`xrddiff check FILE` tests it.", find("health_rule", name).source)
+    return Finding(f"{name} (failed)", "note", epoch, step, f"the rule {name} {why}", *text, until=epoch)
+
+# %% ../../../nbs/learn/telemetry/rules.ipynb #b7d20f4a
 def write_findings(path: str | Path, findings: Sequence[Finding]) -> None:
     """Write findings as JSON."""
     write_json(path, [{"try" if k == "remedy" else k: v for k, v in asdict(f).items()} for f in findings])
@@ -175,11 +183,22 @@ def verdict_words(run: str | Path) -> str:
         return ""
 
 
-def _failed(name: str, why: str, place: Mapping[str, Any]) -> Finding:
-    """A finding for a plug-in's rule that raised an error; it does not end the training."""
-    epoch, step = int(place.get("epoch", 0)), int(place.get("step", 0))
-    text = ("Its plug-in failed.", "`xrddiff check FILE` tests it.", find("health_rule", name).source)
-    return Finding(f"{name} (failed)", "note", epoch, step, f"the rule {name} {why}", *text, until=epoch)
+def with_judged(findings: Sequence[Finding], judged: Sequence[Finding], epoch: int, step: int) -> list[Finding]:
+    """`findings`, with those of a judgement of samples after this step in place of an earlier one's."""
+    kept = [f for f in findings if not of_samples(f.rule)]
+    return kept + [replace(f, epoch=epoch, until=epoch, step=step) for f in judged]
+
+
+def keep_judged(folder: str | Path, judged: Sequence[Finding]) -> None:
+    """Write the findings of a judgement into `metrics/health.json` of a folder, in place of an earlier
+    judgement's. Those of the training stay. If `judged` is empty, nothing is changed.
+    """
+    if judged:
+        known = read_findings(folder)
+        before = next((f for f in known if of_samples(f.rule)), judged[0])
+        path = Path(folder) / "metrics" / "health.json"
+        path.parent.mkdir(exist_ok=True)
+        write_findings(path, with_judged(known, judged, before.epoch, before.step))
 
 # %% ../../../nbs/learn/telemetry/rules.ipynb #f45eefab
 class Monitor:
@@ -226,8 +245,7 @@ class Monitor:
         place = evidence.epochs[-1] if evidence.epochs else {}
         epoch, step = int(place.get("epoch", 0)), int(place.get("step", 0))
         if judged:
-            self.findings = [f for f in self.findings if not of_samples(f.rule)]
-            self.findings += [replace(f, epoch=epoch, until=epoch, step=step) for f in judged]
+            self.findings = with_judged(self.findings, judged, epoch, step)
         return [*self.findings[len(self.findings) - len(judged) :], *self.look(evidence, "result")]
 
     def look(self, evidence: Evidence, when: str) -> list[Finding]:
