@@ -107,13 +107,14 @@ class Adjustment:
 
 def correlated_shifts(geometry: PanelGeometry, panels: float) -> np.ndarray:
     """A square root (panel, panel) of the covariance of the panels' shifts, in m: `panels` px for each,
-    half of it common to panels that are close.
+    half of it common to panels that are close; their mean is 0, for it is the detector's shift.
     """
     _, n_ss, n_fs = geometry.shape
     centre = geometry.origin + 0.5 * (n_fs * geometry.fs + n_ss * geometry.ss)
     apart = np.linalg.norm(centre[:, None] - centre, axis=2)
     reach = 0.25 * apart.max()
-    return panels * geometry.pixel_size * np.linalg.cholesky(0.5 * np.eye(len(apart)) + 0.5 * np.exp(-apart / reach))
+    root = np.linalg.cholesky(0.5 * np.eye(len(apart)) + 0.5 * np.exp(-apart / reach))
+    return panels * geometry.pixel_size * (root - root.mean(0))
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def _misses(frame: _Frame, UB: np.ndarray, L: np.ndarray, shared: _Shared) -> _M
 class _Series:
     """The residuals of the indexed peaks of a series.
 
-    Shared parameters y, in standard deviations of what is known before: free directions of the cell, shift
+    While `rigid`, the panels stay. Shared parameters y, in standard deviations of what is known before: free directions of the cell, shift
     (x, y, z), tilt (x, y), panels. Each frame has U (3, 3) and q (own − 3,): L, its own changes of the cell and its offset
     (x, y), in such units.
     """
@@ -212,7 +213,7 @@ class _Series:
         self.own, self.variation = 10 + len(self.free), restraints.variation
         self.offset = restraints.offset * geometry.pixel_size * np.eye(3)[:2]
         self.size = int(self.cuts[-1]) + (0 if self.panels is None else 2 * self.count)
-        self.sigma_px, self.sigma_excitation = 1.0, 1e-3
+        self.sigma_px, self.sigma_excitation, self.rigid = 2.0, 1e-3, self.panels is not None
 
     def parts(self, y: np.ndarray) -> tuple[tuple[float, ...], Adjustment]:
         """Cell parameters and detector."""
@@ -270,7 +271,7 @@ class _Series:
         hit = t[:, None] * ray.u - d.pivot - d.shift
         for j, dT in enumerate(shared.dT):
             shared_part[:, :2, m + 3 + j] = (W @ (hit @ dT)[:, :, None])[..., 0] * self.tilt
-        if self.panels is not None:
+        if self.panels is not None and not self.rigid:
             moves = -W[:, :, None, :2] * self.panels[frame.panel][:, None, :, None]
             shared_part[:, :2, m + 5 :] = moves.reshape(len(g), 2, -1)
         return out / np.array([self.sigma_px, self.sigma_px, self.sigma_excitation])[:, None]
@@ -528,10 +529,12 @@ def refine_series(
     for _ in range(rounds):
         now, at = _assign_all(problem, at, numbers, tables, panels)
         numbers, before = now.numbers, problem.sigma_px
-        at = _minimise(problem, now.frames, at)
+        at = _minimise(problem, now.frames, at, 1e-3)
         _learn_sigmas(problem, now, at)
-        if abs(problem.sigma_px / before - 1) < 0.01:
-            break
+        if abs(problem.sigma_px / before - 1) < (0.1 if problem.rigid else 0.01):
+            if not problem.rigid:
+                break
+            problem.rigid = False  # panels that are shifted before the detector is fall into false minima
     now, at = _assign_all(problem, at, numbers, tables, panels)
     return _result(problem, now, _minimise(problem, now.frames, at, 1e-6), panels, restraints)
 
