@@ -15,10 +15,9 @@ from scipy.spatial import cKDTree
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count
-from ...data.frames.geometry import geometry_of
 from ...physics.indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
 from ...physics.indexing.orientations import indexed_peaks
-from ...physics.indexing.rays import as_panels, scattering_vectors
+from ...physics.indexing.rays import scattering_vectors
 
 # %% auto #0
 __all__ = ['lattice_rows', 'turned_peaks', 'on_lattice', 'pooled_peaks']
@@ -77,7 +76,7 @@ def on_lattice(peaks: pd.DataFrame, indexing: Indexing, ds: xr.Dataset, frame: i
     indexing: of `ds`, from any peaks.
     """
     best = indexing.of(frame)[0]
-    geometry = as_panels(geometry_of(ds, frame)).moved(indexing.shift + best.shift)
+    geometry = indexing.geometry(ds, frame).moved(best.shift)
     return indexed_peaks(best.cell, best.A, scattering_vectors(peaks, geometry))[1]
 
 

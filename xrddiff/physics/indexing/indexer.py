@@ -24,6 +24,7 @@ from .lattice_search import common_cell, find_lattice
 from .orientations import OrientationSearch, count_reflections, indexed_peaks
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
 from .refinement import Restraints, refine_lattice
+from .series_refinement import RefinedSeries
 
 # %% auto #0
 __all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'mark_found', 'Indexer', 'Indexing', 'frame_tables', 'frame_row',
@@ -166,7 +167,7 @@ class Indexer:
             if lattice is None or (found and (lattice.p >= INDEXED or self._same(lattice, found))):
                 break
             free &= ~lattice.indexed
-            found.append(self._with_spots(lattice, ranked, geometry, place))
+            found.append(self.with_spots(lattice, ranked, geometry, place))
             if lattice.p >= INDEXED:
                 break
         return found
@@ -178,7 +179,7 @@ class Indexer:
         U = np.stack([other.U for other in found])
         return bool(orientation_error(U, lattice.U, self.cell, tolerance=3.0).min() < SAME)
 
-    def _with_spots(self, lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry, place: np.ndarray) -> Lattice:
+    def with_spots(self, lattice: Lattice, peaks: pd.DataFrame, geometry: PanelGeometry, place: np.ndarray) -> Lattice:
         """Add the predicted spots, and put the rows back into the order of the frame's peaks."""
         indexed, hkl = lattice.indexed, lattice.hkl
         width = 1.2 * np.quantile(np.abs(lattice.excitation), 0.95)
@@ -203,6 +204,8 @@ class Indexing:
     `distance_mm`, and `reason` where a frame could not be tried.
     lattices: of each frame, the best first.
     shift: (x, y, z) m, of the detector from where the frames say it is, for all frames.
+    series: the refinement of all frames together, if there was one; `rmsd_before_px` in the table is
+    from before. note: why there was none.
     """
 
     cell: Cell
@@ -211,6 +214,13 @@ class Indexing:
     table: pd.DataFrame
     lattices: dict[int, list[Lattice]]
     shift: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    series: RefinedSeries | None = None
+    note: str = ""
+
+    def geometry(self, ds: xr.Dataset, frame: int | None = None) -> PanelGeometry:
+        """The geometry of a frame of `ds` (None: of all), with the detector where it was found."""
+        told = as_panels(geometry_of(ds, frame))
+        return told.moved(self.shift) if self.series is None else self.series.detector(told)
 
     @property
     def rate(self) -> float:

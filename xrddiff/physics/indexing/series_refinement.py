@@ -129,14 +129,14 @@ class SeriesRestraints(Restraints):
     a database.
     """
 
-    edges: float = 0.01
+    edges: float = 0.005
     angles: float = 0.5
     center: float = 3.0
     distance: float = 0.01
     tilt: float = 0.3
     panels: float = 1.0
     spread: float = 20.0
-    variation: float = 0.2
+    variation: float = 0.4
     offset: float = 0.3
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e71000d
@@ -523,7 +523,7 @@ def refine_series(
     panels = {i: as_panels(geometries[i]) for i in numbers}
     if len({g.shape for g in panels.values()}) > 1:
         raise BadInput("the frames have different panels; a series is refined with one detector")
-    L = np.linalg.cholesky(100 * np.eye(3) + (0 if turn is None else np.outer(turn, turn) / 12 / 1e-4**2))
+    L = np.linalg.cholesky(9 * np.eye(3) + (0 if turn is None else np.outer(turn, turn) / 12 / 1e-4**2))
     problem = _Series(cell, panels[numbers[0]], restraints, L)
     at = _start(problem, [starts[i] for i in numbers])
     for _ in range(rounds):
