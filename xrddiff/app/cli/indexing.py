@@ -45,8 +45,10 @@ def _numbers(args: argparse.Namespace, count: int) -> range:
     return found
 
 
-def _summary(indexing: Indexing, given: bool) -> list[str]:
-    """The results in a few lines."""
+def _summary(indexing: Indexing, given: bool, told: Any) -> list[str]:
+    """The results in a few lines. told: the geometry as the file has it."""
+    from xrddiff.physics.indexing.series import detector_lines
+
     table, n = indexing.table, len(indexing.table)
     hits = table[table["lattices"] > 0]
     lines = [f"cell: {indexing.cell}{'' if given else ' (found)'}"]
@@ -55,7 +57,12 @@ def _summary(indexing: Indexing, given: bool) -> list[str]:
         lines.append(
             f"peaks on a lattice: {hits['indexed'].sum()} of {hits['peaks'].sum()}, {hits['rmsd_px'].median():.2f} px from their predictions"
         )
-        lines.append(f"distance: {hits['distance_mm'].median():.2f} mm, refined")
+        if indexing.series is None:
+            lines.append(f"distance: {hits['distance_mm'].median():.2f} mm, refined")
+        else:
+            lines += detector_lines(indexing.series, told)
+    if indexing.note:
+        lines.append(f"note: {indexing.note}")
     typical = int(table["peaks"].median())
     if indexing.chance.controls and typical:
         lines.append(
@@ -66,8 +73,16 @@ def _summary(indexing: Indexing, given: bool) -> list[str]:
 # %% ../../../nbs/app/cli/indexing.ipynb #f733e58f
 _COLUMNS = {
     "peaks": "peaks", "indexed": "indexed", "lattices": "lattices", "p": "chance", "rmsd_px": "rmsd px",
-    "rmsd_inverse_angstrom": "rmsd 1/Å", "found": "found", "predicted": "predicted",
+    "rmsd_inverse_angstrom": "rmsd 1/Å", "rmsd_before_px": "px alone", "found": "found", "predicted": "predicted",
 }  # fmt: skip
+
+
+def _cell(column: str, value: float) -> str:
+    """A number of the table as text."""
+    if column == "p":
+        return f"{value:.0e}" if value >= 1e-12 else "<1e-12"
+    digits = {"rmsd_px": 2, "rmsd_before_px": 2, "rmsd_inverse_angstrom": 4}.get(column, 0)
+    return f"{value:.{digits}f}"
 
 
 def _rich_table(indexing: Indexing, most: int = 20) -> Any:
@@ -75,47 +90,49 @@ def _rich_table(indexing: Indexing, most: int = 20) -> Any:
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False, box=None)
-    for name in ("frame", *_COLUMNS.values(), ""):
+    columns = {c: name for c, name in _COLUMNS.items() if c != "rmsd_before_px" or c in indexing.table}
+    for name in ("frame", *columns.values(), ""):
         table.add_column(name, justify="right" if name else "left", header_style="dim")
     for frame, row in indexing.table.head(most).iterrows():
-        cells = [f"{row[c]:.0f}" if c in row and row[c] == row[c] else "" for c in _COLUMNS]
-        if row["indexed"]:
-            cells[3:6] = [
-                f"{row['p']:.0e}" if row["p"] >= 1e-12 else "<1e-12",
-                f"{row['rmsd_px']:.2f}",
-                f"{row['rmsd_inverse_angstrom']:.4f}",
-            ]
+        cells = [
+            _cell(c, row[c]) if c in row and row[c] == row[c] and (row["indexed"] or "rmsd" not in c) else ""
+            for c in columns
+        ]
         table.add_row(str(frame), *cells, for_terminal(row["reason"]))
     return table
 
 
 def data_index(args: argparse.Namespace) -> int:
-    """Find the lattices of frames; print a table, draw a frame, and write a CSV file and a CrystFEL
-    stream.
+    """Find the lattices of frames, and refine detector, cell and crystals of all frames together;
+    print a table, draw a frame, and write a CSV file and a CrystFEL stream.
     """
     from xrddiff.core.files import writing
     from xrddiff.core.plugins import load_standing
     from xrddiff.judge.views.indexing import show_indexing
     from xrddiff.judge.views.plots import png
+    from xrddiff.data.frames.geometry import geometry_of
     from xrddiff.physics.indexing.indexer import index_frames
-    from xrddiff.physics.indexing.stream import write_stream
+    from xrddiff.physics.indexing.series import index_series
+    from xrddiff.physics.indexing.stream import geometry_text, write_stream
 
     load_standing()
     stem = picture_name(args.file, "indexed")[: -len(".png")]
     picture = args.png or f"{stem}.png"
     stream, csv = args.stream or f"{stem}.stream", str(Path(picture).with_suffix(".csv"))
-    for path in (picture, stream, csv):
+    if args.geometry and not args.geometry.endswith(".geom"):
+        raise BadInput(f"--geometry {args.geometry}: expected a name that ends in .geom")
+    for path in filter(None, (picture, stream, csv, args.geometry)):
         writable(path)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])
     cell = None if args.cell == "unknown" else args.cell or ds.attrs.get("unit_cell")
-    indexing = index_frames(
+    indexing = (index_series if args.refine else index_frames)(
         ds, cell, frames=frames, lattices=args.lattices, distance_range=args.distance_range, controls=args.controls
     )
     console().print(_rich_table(indexing))
     if len(frames) > 20:
         say(f"… {len(frames) - 20} more in {csv}")
-    say(*_summary(indexing, cell is not None))
+    say(*_summary(indexing, cell is not None, geometry_of(ds)))
     best = int(indexing.table.sort_values(["lattices", "indexed"], ascending=False, kind="stable").index[0])
     with writing(picture) as part:
         part.write_bytes(png(show_indexing(ds, indexing, best).figure, dpi=110, palette=False))
@@ -123,6 +140,10 @@ def data_index(args: argparse.Namespace) -> int:
         indexing.table.to_csv(part)
     write_stream(stream, ds, indexing, os.path.abspath(args.file))
     say(f"picture: {picture}", f"table: {csv}", f"stream: {stream}")
+    if args.geometry:
+        with writing(args.geometry) as part:
+            part.write_text(geometry_text(indexing.geometry(ds)), encoding="utf-8")
+        say(f"geometry: {args.geometry}")
     return 0
 
 # %% ../../../nbs/app/cli/indexing.ipynb #3fc48a43
@@ -152,6 +173,11 @@ def add_index(kinds: Any, words: str) -> None:
         metavar="N",
         help="number of shuffled frames that determine the chance level (100)",
     )
+    p.add_argument(
+        "--no-refine", dest="refine", action="store_false",
+        help="leave each frame as it is indexed alone (default: detector, cell and crystals are refined together)",
+    )  # fmt: skip
+    p.add_argument("--geometry", metavar="OUT.geom", help="where to save the refined detector, as a CrystFEL geometry")
     p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
     p.add_argument("--stream", metavar="OUT", help="where to save the CrystFEL stream (here, under the file's name)")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)

@@ -259,9 +259,10 @@ class TrainedRun(RunNumbers):
     def index(self, which: str = "samples", cell: Any = None, *, limit: int | None = 48, **options: Any) -> Indexing:
         """Look for crystal lattices in frames of the run, as in `run.index("held_out").rate`.
 
-        `which`: see `frames`. `cell`, `limit`, `options`: see `index_set`.
+        `which`: see `frames`. `cell`, `limit`, `options`: see `index_set`; `refine` is False, for a run
+        knows its detector.
         """
-        return index_set(self.frames(which), cell, limit=limit, **options)
+        return index_set(self.frames(which), cell, limit=limit, **{"refine": False} | options)
 
     @in_its_scope
     def evaluate(

@@ -204,7 +204,19 @@ def _dectris_words(fields: dict[str, str]) -> dict[str, Any]:
         out["polarization"] = polarization
     if "Detector" in fields:
         out["detector"] = fields["Detector"].strip()
-    return out
+    return out | _rotation_words(fields)
+
+
+def _rotation_words(fields: dict[str, str]) -> dict[str, Any]:
+    """How far the crystal turns in an exposure, and about what; nothing for stills.
+
+    The sense of the axis (`X.CW`) is left out: an exposure and its reverse show the same spots.
+    """
+    start, width = (_first_number(fields.get(k, "")) for k in ("Start_angle", "Angle_increment"))
+    axis = {"X": (1.0, 0.0, 0.0), "Y": (0.0, 1.0, 0.0)}.get(fields.get("Oscillation_axis", "X").strip()[:1].upper())
+    if not width or axis is None or not np.isfinite(width) or abs(width) > 20:
+        return {}
+    return {"rotation_width": width, "rotation_start": start or 0.0, "rotation_axis": axis}
 
 
 def header_words(family: str, fields: dict[str, str], shape: tuple[int, int]) -> tuple[dict[str, Any], list[str]]:
@@ -255,6 +267,8 @@ def _series_words(
                 told = True
             found.append((path.name if i == 0 else f"image {i} of {path.name}", 1, words))
     out, mixed = agree(found)
+    if len({words.get("rotation_width") for _, _, words in found}) > 1:  # stills among rotation images
+        out = {word: value for word, value in out.items() if not word.startswith("rotation_")}
     return out | ({"mixed": mixed} if mixed else {})
 
 # %% ../../../nbs/data/formats/images.ipynb #5c1b70ab

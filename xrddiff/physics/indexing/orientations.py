@@ -122,6 +122,7 @@ def rotations_from_axes(cell: Cell, directions: Sequence[np.ndarray], tolerance:
 
 # %% ../../../nbs/physics/indexing/orientations.ipynb #08f2a59f
 TOLERANCE = 0.2  # of an index: what counts as indexed
+_ENOUGH = 400  # peaks that tell orientations apart; of a larger frame every second, third … takes part
 
 
 def miller_indices(A: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,11 +176,12 @@ def best_orientation(
     def basis(U: np.ndarray) -> np.ndarray:
         return cell.A @ np.swapaxes(U, -1, -2)
 
-    _, ok = indexed_peaks(cell, basis(rotations), s, 0.25)
+    some = s[:: -(-len(s) // _ENOUGH)]
+    _, ok = indexed_peaks(cell, basis(rotations), some, 0.25)
     U = rotations[np.argsort(-ok.sum(1), kind="stable")[:keep]]
     for tolerance in rounds:
-        hkl, ok = indexed_peaks(cell, basis(U), s, tolerance)
-        U = _kabsch(ok.astype(float), s, hkl @ cell.B.T)
+        hkl, ok = indexed_peaks(cell, basis(U), some, tolerance)
+        U = _kabsch(ok.astype(float), some, hkl @ cell.B.T)
     hkl, ok = indexed_peaks(cell, basis(U), s)
     miss = np.linalg.norm(s - np.einsum("rij,rnj->rni", U, hkl @ cell.B.T), axis=-1)
     return U[np.lexsort(((miss * ok).sum(1), -ok.sum(1)))[0]]

@@ -529,7 +529,7 @@ def refine_series(
     for _ in range(rounds):
         now, at = _assign_all(problem, at, numbers, tables, panels)
         numbers, before = now.numbers, problem.sigma_px
-        at = _minimise(problem, now.frames, at, 1e-3)
+        at = _minimise(problem, now.frames, at, 1e-3 if problem.rigid else 1e-4)
         _learn_sigmas(problem, now, at)
         if abs(problem.sigma_px / before - 1) < (0.1 if problem.rigid else 0.01):
             if not problem.rigid:
