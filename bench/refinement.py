@@ -120,7 +120,6 @@ def frame_rows(found: Indexing, alone: Indexing, outside: pd.DataFrame) -> list[
 
 # from the tutorial graeme-winter/dials_tutorials, se-thaumatin, and from issue 386 of dials/dials
 PUBLISHED = [
-    ["grid scan, stills, here", "see above", "see above"],
     ["thaumatin, rotation, DIALS, one crystal model for all images", "0.50, 0.70: together 0.86", "57.86 57.86 149.97"],
     ["the same, crystal varying from image to image", "0.32, 0.50: together 0.60", ""],
     ["thaumatin, three screening images, DIALS issue 386", "", "58.07 58.11 150.39"],

@@ -57,6 +57,8 @@ def _summary(indexing: Indexing, given: bool, told: Any) -> list[str]:
         lines.append(
             f"peaks on a lattice: {hits['indexed'].sum()} of {hits['peaks'].sum()}, {hits['rmsd_px'].median():.2f} px from their predictions"
         )
+        if "rmsd_before_px" in hits:
+            lines[-1] += f" ({hits['rmsd_before_px'].median():.2f} px before the frames were refined together)"
         if indexing.series is None:
             lines.append(f"distance: {hits['distance_mm'].median():.2f} mm, refined")
         else:
@@ -73,7 +75,7 @@ def _summary(indexing: Indexing, given: bool, told: Any) -> list[str]:
 # %% ../../../nbs/app/cli/indexing.ipynb #f733e58f
 _COLUMNS = {
     "peaks": "peaks", "indexed": "indexed", "lattices": "lattices", "p": "chance", "rmsd_px": "rmsd px",
-    "rmsd_inverse_angstrom": "rmsd 1/Å", "rmsd_before_px": "px alone", "found": "found", "predicted": "predicted",
+    "rmsd_inverse_angstrom": "rmsd 1/Å", "found": "found", "predicted": "predicted",
 }  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def _cell(column: str, value: float) -> str:
     """A number of the table as text."""
     if column == "p":
         return f"{value:.0e}" if value >= 1e-12 else "<1e-12"
-    digits = {"rmsd_px": 2, "rmsd_before_px": 2, "rmsd_inverse_angstrom": 4}.get(column, 0)
+    digits = {"rmsd_px": 2, "rmsd_inverse_angstrom": 4}.get(column, 0)
     return f"{value:.{digits}f}"
 
 
@@ -90,14 +92,15 @@ def _rich_table(indexing: Indexing, most: int = 20) -> Any:
     from rich.table import Table
 
     table = Table(show_edge=False, pad_edge=False, box=None)
-    columns = {c: name for c, name in _COLUMNS.items() if c != "rmsd_before_px" or c in indexing.table}
-    for name in ("frame", *columns.values(), ""):
+    for name in ("frame", *_COLUMNS.values(), ""):
         table.add_column(name, justify="right" if name else "left", header_style="dim")
     for frame, row in indexing.table.head(most).iterrows():
         cells = [
             _cell(c, row[c]) if c in row and row[c] == row[c] and (row["indexed"] or "rmsd" not in c) else ""
-            for c in columns
+            for c in _COLUMNS
         ]
+        if cells[4] and row.get("rmsd_before_px") == row.get("rmsd_before_px", 0):  # neither missing nor NaN
+            cells[4] = f"{row['rmsd_before_px']:.2f}→{cells[4]}"
         table.add_row(str(frame), *cells, for_terminal(row["reason"]))
     return table
 

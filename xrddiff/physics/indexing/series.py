@@ -142,7 +142,7 @@ def refine_indexing(
         rows.append(frame_row(i, peaks, own, geometry) | {"rmsd_before_px": before})
     table = pd.DataFrame(rows).set_index("frame")
     shift = series.detector.shift
-    return replace(indexing, cell=series.cell, table=table, lattices=lattices, shift=shift, series=series)
+    return replace(indexing, table=table, lattices=lattices, shift=shift, series=series)
 
 
 def index_series(
