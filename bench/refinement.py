@@ -24,11 +24,12 @@ from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.geometry import PanelGeometry, geometry_of
 from xrddiff.data.frames.peaks import PEAKFINDER8, find_frame_peaks
 from xrddiff.learn.loading.catalog import load
-from xrddiff.physics.indexing.cells import Cell, read_cell
+from xrddiff.physics.indexing.cells import Cell, orientation_error, read_cell
 from xrddiff.physics.indexing.indexer import INDEXED, Indexing, index_frames
 from xrddiff.physics.indexing.rays import as_panels, miller_sphere, predict_spots
 from xrddiff.physics.indexing.series import detector_lines, index_series
 from xrddiff.physics.indexing.series_refinement import SeriesRestraints, Start, predict_spread, refine_series
+from xrddiff.physics.simulation.simulate import simulate
 
 PX, SIDE, FAR = 172e-6, 500, 0.15
 GIVEN, TRUE = Cell((79.1, 79.1, 37.9, 90, 90, 90)), Cell((79.3, 79.3, 38.0, 90, 90, 90))
@@ -71,6 +72,24 @@ def simulated(seed: int) -> list[str]:
         seed, *(f"{v:+.1f}" for v in (*off, *edges)), f"{where:.2f}", f"{np.sqrt((error**2).mean()):.2f}",
         f"{spent.cpu / 8:.2f}",
     ]  # fmt: skip
+
+
+def orientations(name: str) -> list[str]:
+    """A row of the table: orientation errors of simulated stills, degrees, alone and together."""
+    ds = simulate(name, range(40), seed=11)
+    words = dict(peaks=find_frame_peaks(ds), controls=30)
+    alone, found = (index(ds, ds.attrs["unit_cell"], **words) for index in (index_frames, index_series))
+    own = [i for i in found.series.frames if alone.of(i)]
+    cells = [name, len(own)]
+    for of in (alone, found):
+        off = []
+        for i in own:
+            true = ds["orientation"].values[i, : int(ds["crystals"][i])]
+            off.append(float(orientation_error(of.of(i)[0].U, true, read_cell(ds.attrs["unit_cell"])).min()))
+        cells += [f"{np.median(off):.3f}", f"{np.quantile(off, 0.9):.3f}"]
+    said = found.series
+    at = ds.attrs["distance"] + said.detector.shift[2]
+    return [*cells, f"{1e3 * ds.attrs['distance']:.2f}", f"{1e3 * at:.2f} ± {1e3 * said.sigma.shift[2]:.2f}"]
 
 
 def rms(values: np.ndarray) -> str:
@@ -184,6 +203,9 @@ def main() -> None:
         "CPU s a frame",
     ]
     lines += [*markdown(head, [simulated(seed) for seed in range(5)], "r"), ""]
+    lines += ["## Stills of the simulator, header right: orientation error in degrees", ""]
+    head = ["set", "frames", "median, alone", "90%", "median, together", "90%", "distance, mm", "refined"]
+    lines += [*markdown(head, [orientations(name) for name in ("sim-522", "sim128")], "l"), ""]
     lines += thaumatin()
     ds = load("cspad-lysozyme")
     peaks = find_frame_peaks(ds, [0], threshold=80, **PEAKFINDER8)

@@ -135,9 +135,9 @@ class SeriesRestraints(Restraints):
     distance: float = 0.01
     tilt: float = 0.3
     panels: float = 1.0
-    spread: float = 20.0
-    variation: float = 0.4
-    offset: float = 0.3
+    spread: float = 8.0
+    variation: float = 0.2
+    offset: float = 0.15
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e71000d
 class _Shared(NamedTuple):
@@ -278,14 +278,15 @@ class _Series:
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e710012
 class _Fit(NamedTuple):
-    """A point of the fit: U (F, 3, 3), q (F, own − 3), y; at its end also the covariance of y, and how many
-    of all parameters the peaks determine, those that were known before not counted.
+    """A point of the fit: U (F, 3, 3), q (F, own − 3), y; at its end also the covariance of y, the variances
+    of q, and how many of all parameters the peaks determine, those that were known before not counted.
     """
 
     U: np.ndarray
     q: np.ndarray
     y: np.ndarray
     covariance: np.ndarray | None = None
+    variances: np.ndarray | None = None
     determined: float = 0.0
 
     def moved(self, local: np.ndarray, shared: np.ndarray) -> _Fit:
@@ -346,7 +347,7 @@ def _with_covariance(problem: _Series, frames: list[_Frame], at: _Fit) -> _Fit:
     covariance = np.linalg.inv(C - np.einsum("fim,fin->mn", B, x))
     own = np.diagonal(np.linalg.inv(A) + x @ covariance @ x.swapaxes(1, 2), axis1=1, axis2=2)
     determined = problem.size - np.trace(covariance) + own.size - own[:, 3:].sum()
-    return at._replace(covariance=covariance, determined=float(determined))
+    return at._replace(covariance=covariance, variances=own[:, 3:], determined=float(determined))
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e710014
 _NEIGHBOURS = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
@@ -481,6 +482,20 @@ def _learn_sigmas(problem: _Series, now: _Round, at: _Fit) -> None:
     problem.sigma_px = fitted * _spread_of(np.concatenate([m.px for m in misses]), 0.02)
     problem.sigma_excitation = _spread_of(np.concatenate([m.ray.excitation / np.sqrt(m.ray.D) for m in misses]), 1e-6)
 
+
+def _learn_variation(problem: _Series, at: _Fit) -> _Fit:
+    """Set how much the frames vary to what they do; q in the new units."""
+    if len(at.q) < 5:
+        return at
+    factor = np.ones(at.q.shape[1])
+    for part in (slice(0, 5), slice(5, -2), slice(-2, None)):
+        square = (at.q[:, part] ** 2 + at.variances[:, part]).mean() if at.q[:, part].size else 1.0
+        factor[part] = np.sqrt(square).clip(0.1, 3)
+    problem.spread, problem.offset = problem.spread * factor[0], problem.offset * factor[-1]
+    if len(problem.free):
+        problem.variation *= factor[5]
+    return at._replace(q=at.q / factor)
+
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e710018
 class Start(NamedTuple):
     """Where the refinement of a frame starts: what indexing it alone found. U (3, 3), cell, shift (3,) m."""
@@ -531,6 +546,7 @@ def refine_series(
         numbers, before = now.numbers, problem.sigma_px
         at = _minimise(problem, now.frames, at, 1e-3 if problem.rigid else 1e-4)
         _learn_sigmas(problem, now, at)
+        at = _learn_variation(problem, at)
         if abs(problem.sigma_px / before - 1) < (0.1 if problem.rigid else 0.01):
             if not problem.rigid:
                 break
