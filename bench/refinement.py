@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 XRDDIFF_DATA=FOLDER python bench/refinement.py [--out bench/results/refinement.md]
 
 Simulated: eight stills on 2 × 2 panels whose header is wrong by 3 px, .5 % of the distance, .3° of tilt and half a pixel for each panel; five seeds, deviations from the truth in standard deviations as the refinement states them.
-Measured: the thaumatin grid scan of dials-data (Pilatus 6M, stills), from the folder XRDDIFF_DATA; without it that section says so. The CSPAD still of lysozyme that the package ships.
+Measured: the thaumatin grid scan of dials-data (Pilatus 6M, stills) and its two CSPAD stills of thermolysin (through pycbf), from the folder XRDDIFF_DATA; without it these sections say so. The CSPAD still of lysozyme that the package ships.
 "Alone" is each frame as it was indexed, with its own distance and cell; strong peaks are the stronger half of a frame's, by signal over noise.
 Held out: a fifth of the peaks takes no part, and is compared with the nearest predicted spot, five times over. Times are CPU time on one thread, finding the peaks not included.
 """
@@ -33,7 +33,7 @@ from xrddiff.physics.simulation.simulate import simulate
 
 PX, SIDE, FAR = 172e-6, 500, 0.15
 GIVEN, TRUE = Cell((79.1, 79.1, 37.9, 90, 90, 90)), Cell((79.3, 79.3, 38.0, 90, 90, 90))
-THAUMATIN = "57.8,57.8,150.2,90,90,90"
+THAUMATIN, THERMOLYSIN = "57.8,57.8,150.2,90,90,90", "92.9,92.9,130.5,90,90,120"
 GOOD, SHARE, FOLDS = 0.7, 0.85, 5  # px, of the strong peaks, of the peaks that are held out
 
 
@@ -179,6 +179,16 @@ def thaumatin() -> list[str]:
     return [*lines, said, "", *markdown(["data", "rmsd in x, y, px", "cell, Å"], PUBLISHED, "l"), ""]
 
 
+def thermolysin() -> list[str]:
+    folder = os.environ.get("XRDDIFF_DATA")
+    files = sorted(Path(folder).glob("thermolysin_cspad_*.cbf")) if folder else []
+    title = f"Thermolysin on the CSPAD, {len(files) or 'two'} stills"
+    if not files:
+        return [f"## {title}", "", "skipped: no thermolysin_cspad in the folder XRDDIFF_DATA", ""]
+    ds = open_frames([str(f) for f in files])
+    return measured(title, ds, find_frame_peaks(ds, threshold=80, **PEAKFINDER8), THERMOLYSIN)
+
+
 def main() -> None:
     parser = make_parser(__doc__, out=RESULTS / "refinement.md")
     args = parser.parse_args()
@@ -206,7 +216,7 @@ def main() -> None:
     lines += ["## Stills of the simulator, header right: orientation error in degrees", ""]
     head = ["set", "frames", "median, alone", "90%", "median, together", "90%", "distance, mm", "refined"]
     lines += [*markdown(head, [orientations(name) for name in ("sim-522", "sim128")], "l"), ""]
-    lines += thaumatin()
+    lines += thaumatin() + thermolysin()
     ds = load("cspad-lysozyme")
     peaks = find_frame_peaks(ds, [0], threshold=80, **PEAKFINDER8)
     lines += measured("The CSPAD still of lysozyme", ds, peaks, "79.1,79.1,37.9,90,90,90")

@@ -246,35 +246,36 @@ class _Series:
         miss = self.misses(frame, U, q, shared)
         return np.column_stack([miss.px / self.sigma_px, miss.ray.excitation / frame.scale / self.sigma_excitation])
 
-    def jacobian(self, frame: _Frame, U: np.ndarray, q: np.ndarray, shared: _Shared) -> np.ndarray:
-        """Derivatives (n, 3, own + size) of `residuals` after ω = 0, q and y."""
-        (L, cell, shared), m = self.crystal(q, shared), len(self.free)
-        d = shared.detector
-        ends = [[reciprocal_matrix(tuple(cell + s * 1e-4 * f)) for s in (1, -1)] for f in self.free]
-        dB = np.array([(up - down) / 2e-4 for up, down in ends]).reshape(-1, 3, 3)
-        px, g, ray, t, v = _misses(frame, U @ reciprocal_matrix(tuple(cell)), L, shared)
-        along = frame.duals @ v[:, :, None] / (v * frame.normal).sum(1)[:, None, None]
-        W = frame.duals - along * frame.normal[:, None]  # of a point in the plane, along fs and ss
-        dg = np.zeros((len(g), 3, self.own))
-        dg[:, :, :3] = -_crossing(g)
-        dg[:, :, 8:-2] = np.moveaxis(frame.hkl @ np.swapaxes(U @ dB, 1, 2), 0, 2)
-        du = _along_g(g, frame.k, ray, np.broadcast_to(L @ L.T, (len(g), 3, 3))) @ dg
-        du[:, :, 3:8] = self.spread * _along_spread(g, ray, L)
-        out = np.zeros((len(g), 3, self.own + self.size))
-        out[:, :2, : self.own] = t[:, None, None] * (W @ shared.T.T @ du)
-        out[:, 2, : self.own] = np.einsum("ni,nij->nj", ray.e, dg) / frame.scale[:, None]
-        shared_part = out[:, :, self.own :]
-        shared_part[:, :, :m] = out[:, :, 8 : self.own - 2]
-        out[:, :, 8 : self.own - 2] *= self.variation
-        out[:, :2, self.own - 2 : self.own] = -W @ shared.T.T @ self.offset.T
-        shared_part[:, :2, m : m + 3] = -W @ shared.T.T * self.shift
-        hit = t[:, None] * ray.u - d.pivot - d.shift
-        for j, dT in enumerate(shared.dT):
-            shared_part[:, :2, m + 3 + j] = (W @ (hit @ dT)[:, :, None])[..., 0] * self.tilt
-        if self.panels is not None and not self.rigid:
-            moves = -W[:, :, None, :2] * self.panels[frame.panel][:, None, :, None]
-            shared_part[:, :2, m + 5 :] = moves.reshape(len(g), 2, -1)
-        return out / np.array([self.sigma_px, self.sigma_px, self.sigma_excitation])[:, None]
+# %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e71aa01
+def _jacobian(problem: _Series, frame: _Frame, U: np.ndarray, q: np.ndarray, shared: _Shared) -> np.ndarray:
+    """Derivatives (n, 3, own + size) of the residuals of a frame after ω = 0, q and y."""
+    (L, cell, shared), m = problem.crystal(q, shared), len(problem.free)
+    d = shared.detector
+    ends = [[reciprocal_matrix(tuple(cell + s * 1e-4 * f)) for s in (1, -1)] for f in problem.free]
+    dB = np.array([(up - down) / 2e-4 for up, down in ends]).reshape(-1, 3, 3)
+    px, g, ray, t, v = _misses(frame, U @ reciprocal_matrix(tuple(cell)), L, shared)
+    along = frame.duals @ v[:, :, None] / (v * frame.normal).sum(1)[:, None, None]
+    W = frame.duals - along * frame.normal[:, None]  # of a point in the plane, along fs and ss
+    dg = np.zeros((len(g), 3, problem.own))
+    dg[:, :, :3] = -_crossing(g)
+    dg[:, :, 8:-2] = np.moveaxis(frame.hkl @ np.swapaxes(U @ dB, 1, 2), 0, 2)
+    du = _along_g(g, frame.k, ray, np.broadcast_to(L @ L.T, (len(g), 3, 3))) @ dg
+    du[:, :, 3:8] = problem.spread * _along_spread(g, ray, L)
+    out = np.zeros((len(g), 3, problem.own + problem.size))
+    out[:, :2, : problem.own] = t[:, None, None] * (W @ shared.T.T @ du)
+    out[:, 2, : problem.own] = np.einsum("ni,nij->nj", ray.e, dg) / frame.scale[:, None]
+    shared_part = out[:, :, problem.own :]
+    shared_part[:, :, :m] = out[:, :, 8 : problem.own - 2]
+    out[:, :, 8 : problem.own - 2] *= problem.variation
+    out[:, :2, problem.own - 2 : problem.own] = -W @ shared.T.T @ problem.offset.T
+    shared_part[:, :2, m : m + 3] = -W @ shared.T.T * problem.shift
+    hit = t[:, None] * ray.u - d.pivot - d.shift
+    for j, dT in enumerate(shared.dT):
+        shared_part[:, :2, m + 3 + j] = (W @ (hit @ dT)[:, :, None])[..., 0] * problem.tilt
+    if problem.panels is not None and not problem.rigid:
+        moves = -W[:, :, None, :2] * problem.panels[frame.panel][:, None, :, None]
+        shared_part[:, :2, m + 5 :] = moves.reshape(len(g), 2, -1)
+    return out / np.array([problem.sigma_px, problem.sigma_px, problem.sigma_excitation])[:, None]
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e710012
 class _Fit(NamedTuple):
@@ -311,14 +312,14 @@ def _arrow(problem: _Series, frames: list[_Frame], at: _Fit) -> tuple[np.ndarray
     C, c = np.eye(m), at.y.copy()
     for f, (frame, U, q) in enumerate(zip(frames, at.U, at.q, strict=True)):
         r = problem.residuals(frame, U, q, shared).ravel()
-        J, z = problem.jacobian(frame, U, q, shared).reshape(len(r), -1), 1 + r * r
+        J, z = _jacobian(problem, frame, U, q, shared).reshape(len(r), -1), 1 + r * r
         curvature, slope = J.T @ (J * (z**-1.5)[:, None]), J.T @ (r * z**-0.5)
         A[f] += curvature[:o, :o]
         B[f], a[f] = curvature[:o, o:], a[f] + slope[:o]
         C, c = C + curvature[o:, o:], c + slope[o:]
     return A, B, C, a, c
 
-
+# %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e71aa02
 def _minimise(problem: _Series, frames: list[_Frame], at: _Fit, tolerance: float = 1e-4, most: int = 20) -> _Fit:
     """The minimum from here; it ends where a step lowers the loss by less than `tolerance` of it."""
     loss, damping = _loss(problem, frames, at), 1e-4
