@@ -5,7 +5,7 @@
 Simulated: eight stills on 2 × 2 panels whose header is wrong by 3 px, .5 % of the distance, .3° of tilt and half a pixel for each panel; five seeds, deviations from the truth in standard deviations as the refinement states them.
 Measured: the thaumatin grid scan of dials-data (Pilatus 6M, stills) and its two CSPAD stills of thermolysin (through pycbf), from the folder XRDDIFF_DATA; without it these sections say so. The CSPAD still of lysozyme that the package ships.
 "Alone" is each frame as it was indexed, with its own distance and cell; strong peaks are the stronger half of a frame's, by signal over noise.
-Held out: a fifth of the peaks takes no part, and is compared with the nearest predicted spot, five times over. Times are CPU time on one thread, finding the peaks not included.
+Held out: a fifth of the peaks takes no part, and is compared with the nearest predicted spot, five times over; peaks that are on no lattice count too. Times are CPU time on one thread, finding the peaks not included.
 """
 
 from __future__ import annotations
