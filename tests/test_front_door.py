@@ -133,11 +133,15 @@ def test_a_latent_run_draws_reconstructs_and_is_judged_again(runs, tmp_path):
     table = run.evaluate(samples="four", limit=8, threads=1, progress=False)
     assert "samples" in table.columns and (run.path / "evaluation" / "report.html").exists()
     before = (run.path / "report.html").read_text()
-    assert "judged again" not in before and (run.samples / "four" / "report.html").exists()  # these were not the run's own
+    assert (
+        "judged again" not in before and (run.samples / "four" / "report.html").exists()
+    )  # these were not the run's own
     run.evaluate(limit=12, threads=1, progress=False)
     page, card = (run.path / name for name in ("report.html", "README.md"))
     assert run.verdict and for_html(run.verdict) in page.read_text() and "evaluation/report.html" in page.read_text()
-    assert for_markdown(run.verdict) in card.read_text() and "judged again" in card.read_text() and run.state == "finished"
+    assert (
+        for_markdown(run.verdict) in card.read_text() and "judged again" in card.read_text() and run.state == "finished"
+    )
     assert page.read_text().count("In short") == before.count("In short")
     assert len(run.index("four", controls=5).table) == 4
     found, real = run.index("held_out", limit=6, controls=10), run.frames("held_out")
