@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 
 # %% auto #0
-__all__ = ['as_bits', 'as_pixels', 'coordinates', 'with_pixels', 'down', 'right', 'FullWindows', 'painted', 'disc', 'Parts']
+__all__ = ['as_bits', 'as_pixels', 'coordinates', 'with_pixels', 'down', 'right', 'FullWindows', 'painted', 'disc',
+           'ConnectedParts']
 
 # %% ../../../nbs/data/frames/bit_images.ipynb #7eabdca6
 def as_bits(at: np.ndarray) -> np.ndarray:
@@ -128,7 +129,7 @@ def disc(bits: np.ndarray, r2: int) -> np.ndarray:
     return out
 
 # %% ../../../nbs/data/frames/bit_images.ipynb #5fdd187b
-class Parts:
+class ConnectedParts:
     """The parts of `bits` (panel, y, word), connected by side or corner within a panel.
 
     number: the part of each run, 1 to `count`.

@@ -12,7 +12,7 @@ from scipy.special import gammaln
 
 from xrddiff.data.frames.bit_images import (
     FullWindows,
-    Parts,
+    ConnectedParts,
     as_bits,
     as_pixels,
     coordinates,
@@ -164,7 +164,9 @@ SHARP = 0.4
 RINGS = ((0, 2), (5, 25))  # squared distances, above and up to: next to an area, and 3 to 5 px away
 
 
-def _nearest(parts: Parts, found: np.ndarray, pixels: tuple[np.ndarray, ...], low: int, high: int) -> np.ndarray:
+def _nearest(
+    parts: ConnectedParts, found: np.ndarray, pixels: tuple[np.ndarray, ...], low: int, high: int
+) -> np.ndarray:
     """The part of `found` that is nearest to each of `pixels`, at a squared distance above `low`,
     up to `high`.
     """
@@ -182,7 +184,7 @@ def _nearest(parts: Parts, found: np.ndarray, pixels: tuple[np.ndarray, ...], lo
     return parts.at(p, b, a)
 
 
-def sharp(parts: Parts, found: np.ndarray, width: int, image: Callable[..., np.ndarray]) -> np.ndarray:
+def sharp(parts: ConnectedParts, found: np.ndarray, width: int, image: Callable[..., np.ndarray]) -> np.ndarray:
     """Which of the `parts` of `found` (bits) are not such that `image` fades into them: bool
     (count + 1,).
 
@@ -198,7 +200,7 @@ def sharp(parts: Parts, found: np.ndarray, width: int, image: Callable[..., np.n
     keep[0] = False
     return keep
 
-
+# %% ../../../nbs/data/frames/quiet_areas.ipynb #b1a50002
 def quiet_areas(
     events: np.ndarray,
     image: Callable[..., np.ndarray],
@@ -236,11 +238,11 @@ def quiet_areas(
         return nothing
     area = spread(found, quiet, table, n_frames, alpha)
     del table, quiet, known
-    parts = Parts(area)
+    parts = ConnectedParts(area)
     keep = np.zeros(parts.count + 1, bool)
     keep[parts.at(*coordinates(found & ~right(found, 1)))] = True
     if not keep[1:].all():
         area = parts.chosen(keep)
-        parts = Parts(area)
+        parts = ConnectedParts(area)
     keep = sharp(parts, area, width, image)
     return as_pixels(area if keep[1:].all() else parts.chosen(keep), width)
