@@ -203,7 +203,7 @@ def test_simulate_to_and_convert(tmp_path, small, blocks_of_8, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a.h5", "a.zarr", "b.zarr"]
     with pytest.raises(BadInput, match="both read and written"):
         convert(tmp_path / "a.h5", tmp_path / "a.h5")
-    with pytest.raises(BadInput, match="ends in .h5 or .zarr"):
+    with pytest.raises(BadInput, match="ends in .cxi or .nxs or .h5 or .zarr"):
         convert(tmp_path / "a.h5", tmp_path / "a.tif")
     with pytest.raises(BadInput, match="n is 0"):
         simulate_to(tmp_path / "c.h5", small, 0)

@@ -19,6 +19,7 @@ from test_run import weights, xrddiff
 import xrddiff as xd
 from xrddiff.app.front_door.keywords import as_overrides
 from xrddiff.config.composition import compose_config
+from xrddiff.core.mediums import for_html, for_markdown
 from xrddiff.data.formats.store import read_store
 from xrddiff.data.frames.frames import frame_count
 from xrddiff.data.frames.selection import evenly_spaced, select_frames
@@ -131,6 +132,17 @@ def test_a_latent_run_draws_reconstructs_and_is_judged_again(runs, tmp_path):
     assert len(inner.history) and type(inner.model()) is not type(run.model())
     table = run.evaluate(samples="four", limit=8, threads=1, progress=False)
     assert "samples" in table.columns and (run.path / "evaluation" / "report.html").exists()
+    before = (run.path / "report.html").read_text()
+    assert (
+        "judged again" not in before and (run.samples / "four" / "report.html").exists()
+    )  # these were not the run's own
+    run.evaluate(limit=12, threads=1, progress=False)
+    page, card = (run.path / name for name in ("report.html", "README.md"))
+    assert run.verdict and for_html(run.verdict) in page.read_text() and "evaluation/report.html" in page.read_text()
+    assert (
+        for_markdown(run.verdict) in card.read_text() and "judged again" in card.read_text() and run.state == "finished"
+    )
+    assert page.read_text().count("In short") == before.count("In short")
     assert len(run.index("four", controls=5).table) == 4
     found, real = run.index("held_out", limit=6, controls=10), run.frames("held_out")
     same = xd.index(select_frames(real, evenly_spaced(range(frame_count(real)), 6)), controls=10)

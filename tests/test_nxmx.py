@@ -14,6 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
+from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.geometry import geometry_of, pixel_positions
 
 TO_IMGCIF = np.array([-1, 1, -1])  # NeXus' frame is ours; dxtbx has that of imgCIF
@@ -385,3 +387,40 @@ def test_a_chain_that_contradicts_the_fields_is_used_and_said(tmp_path):
     with pytest.warns(UserWarning, match=r"beam_center_x.* is \(80, 44.25\) px; using \(61.5, 44.25\) px of .*module"):
         ds = open_frames(path, automask=[])
     assert ds.attrs["beam_center"] == pytest.approx((61.5, 44.25), abs=1e-4)
+
+
+REQUIRED = """start_time end_time_estimated definition data/data sample/name sample/depends_on source/name instrument/name
+instrument/beam/incident_wavelength instrument/detector/sensor_material instrument/detector/sensor_thickness""".split()
+OF_A_MODULE = ("data_origin", "data_size", "fast_pixel_direction", "slow_pixel_direction", "module_offset")
+
+
+@pytest.mark.parametrize("stack", [False, True])
+def test_what_is_written_has_all_that_nxmx_requires(tmp_path, stack):
+    """The fields that the definition NXmx calls required, with their units and axes; and pixels stand where they stood."""
+    rng, n = np.random.default_rng(stack), 2
+    panels = {
+        "origin": [[0.01 * p - 0.02, 0.003, 0.1] for p in range(4)],
+        "fs": [[1e-4, 0, 0]] * 4,
+        "ss": [[0, 1e-4, 0]] * 4,
+    }
+    where = dict(panels=panels) if stack else dict(distance=0.1, pixel_size=1e-4, beam_center=(11.5, 40.25))
+    counts = rng.poisson(3, (n, 4, 20, 30) if stack else (n, 40, 50)).astype(np.int32)
+    frames = make_frames(counts, units="photon", wavelength=1.2, mask=rng.random(counts.shape[1:]) > 0.1, **where)
+    path = save_frames(frames, tmp_path / "made.nxs")
+    with h5py.File(path) as f:
+        entry, detector = f["entry"], f["entry/instrument/detector"]
+        assert all(name in entry for name in REQUIRED) and entry["definition"].asstr()[()] == "NXmx"
+        assert entry["instrument/beam/incident_wavelength"].attrs["units"] == "angstrom"
+        modules = [g for g in detector.values() if g.attrs.get("NX_class") == "NXdetector_module"]
+        assert len(modules) == (4 if stack else 1)
+        for module in modules:
+            assert all(name in module for name in OF_A_MODULE)
+            for name in OF_A_MODULE[2:]:
+                assert {"vector", "offset", "depends_on", "transformation_type", "units"} <= set(module[name].attrs)
+        assert entry["data/data"] == f["intensity"]  # stored once
+    assert open_frames(path).identical(frames)
+    with h5py.File(path, "a") as f:
+        del f.attrs["xrddiff_format"]
+    seen = open_frames(path, automask=[])
+    at = [pixel_positions(geometry_of(ds)).reshape(-1, 3) for ds in (seen, frames)]
+    assert np.allclose(*at, atol=1e-9) and np.array_equal(seen["mask"], frames["mask"])

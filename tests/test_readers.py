@@ -546,7 +546,7 @@ def test_a_pattern_or_a_list_of_one_is_that_file(tmp_path):
 
 def test_refused_before_writing(tmp_path):
     ds = make_frames(counts(), **KNOWN)
-    with pytest.raises(BadInput, match="ends in .h5 or .zarr"):
+    with pytest.raises(BadInput, match="ends in .cxi or .nxs or .h5 or .zarr"):
         save_frames(ds, tmp_path / "a.npz")
     with pytest.raises(BadInput, match="attribute 'f' of the frames is a function"):
         save_frames(ds.assign_attrs(f=len.__class__ and (lambda: 0)), tmp_path / "a.h5")

@@ -104,6 +104,7 @@ def _implied(parsed: list[Override]) -> list[str]:
         *_autoencoder_of_init(given),
         *_objective_and_parameterisation(given),
         *_batch_of_data(given),
+        *_batch_of_windows(given),
         *_followers(given),
     ]
 
@@ -135,6 +136,15 @@ def _batch_of_data(given: dict[str, Any]) -> list[str]:
         return []
     given["training.batch_size"] = given["data.batch_size"]
     return [f"training.batch_size={given['data.batch_size']}"]
+
+
+def _batch_of_windows(given: dict[str, Any]) -> list[str]:
+    """As many windows or patches in a batch as have the pixels of sixteen of 128², 2 to 32, unless it is said."""
+    side = given.get("data.window") or given.get("data.patch")
+    if not side or "training.batch_size" in given or given.get("experiment_type", "train") != "train":
+        return []
+    given["training.batch_size"] = min(max(16 * 128**2 // int(side) ** 2, 2), 32)
+    return [f"training.batch_size={given['training.batch_size']}"]
 
 
 def _followers(given: dict[str, Any]) -> list[str]:

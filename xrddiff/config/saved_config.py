@@ -63,8 +63,11 @@ def load_config(path: str | os.PathLike) -> Config:
         raise BadInput(f"{name}: presets has the group '{plain_text(group, 80)}'; expected {', '.join(GROUPS)}")
     cfg = say_now(cfg, old, saved=True)
     data = saved.get("data")
-    if not isinstance(data, Mapping) or "split" not in data:  # a run of before: it keeps the split that it had
+    before = data if isinstance(data, Mapping) else {}
+    if "split" not in before:  # a run of before: it keeps the split that it had
         cfg.data.split = "shot_groups"
+    if "windows" not in before and cfg.data.window is not None:  # and draws whole frames
+        cfg.data.windows = 0
     at, own = cfg.data.data_path, path.absolute().parent / OWN_FRAMES
     if at is not None and Path(at).name == OWN_FRAMES and is_path(own):
         cfg.data.data_path = str(own)

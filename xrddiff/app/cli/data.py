@@ -165,7 +165,7 @@ def add_data(commands: Any) -> None:
     p = kinds.add_parser("simulate", help="simulate shots into a file")
     p.add_argument("experiment", help="a simulated experiment: sim-422, sim-522, sim128")
     p.add_argument("-n", type=int, default=100, metavar="N", help="number of shots (100)")
-    p.add_argument("-o", "--output", required=True, metavar="FILE", help="a .zarr or .h5 to write")
+    p.add_argument("-o", "--output", required=True, metavar="FILE", help="a .zarr, .h5, .cxi or .nxs to write")
     p.add_argument("--seed", type=int, default=0, help="shot i of a seed is always the same frame (0)")
     p.set_defaults(command=data_simulate, parser=p)
 
@@ -187,9 +187,9 @@ def add_data(commands: Any) -> None:
 
     add_index(kinds, words)
 
-    p = kinds.add_parser("convert", help="rewrite frames as .zarr or .h5")
+    p = kinds.add_parser("convert", help="rewrite frames as .zarr, .h5, .cxi (CrystFEL, Cheetah) or .nxs (DIALS)")
     p.add_argument("source", help="any supported file, or a folder of images")
-    p.add_argument("target", help="a .zarr or .h5 to write")
+    p.add_argument("target", help="a .zarr, .h5, .cxi or .nxs to write")
     p.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
     p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
     p.set_defaults(command=data_convert, parser=p)

@@ -108,6 +108,13 @@ class RunNumbers(Run):
         return pd.DataFrame(found, columns=["rule", "severity", "epoch", "step", "seen", "cause", "remedy"])
 
     @property
+    def verdict(self) -> str:
+        """What the samples are good for and what not, a sentence; "" if they have not been judged."""
+        from xrddiff.learn.telemetry.rules import verdict_words
+
+        return verdict_words(self.path)
+
+    @property
     def summary(self) -> pd.DataFrame:
         """The summary table of the report; empty if there is none yet."""
         return read_summary(self.metrics / "summary.json")
@@ -148,7 +155,7 @@ def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:
         "model": f"{p.get('model', cfg.model.model_name)}{f', {size}' if size else ''}",
         "data": _data_of(run),
         "state": (how or run.stands).sentence + step,
-    }
+    } | ({"verdict": run.verdict} if run.verdict else {})
 
 
 def _data_of(run: RunNumbers) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 from .fields import ANY, word
 from ...core.registry import Names
 
-# %% ../../../nbs/config/words/data.ipynb #bcdd60bc
+# %% ../../../nbs/config/words/data.ipynb #d4a70001
 MASK_TRUE = ("good", "bad")
 SPLITS = ("exposures", "shot_groups")
 AUTOMASK = Names("mask_rule", own=True)  # the default
 TRANSFORMS = Names("transform")
 
-
+# %% ../../../nbs/config/words/data.ipynb #bcdd60bc
 @dataclass
 class Data:
     data_id: int | None = word(522, "experiment: 422 or 522", only={"data.name": None, "data.data_path": None})
@@ -64,8 +64,13 @@ class Data:
     crop: list[int] | None = word(None, "[height, width] cut from the middle, in pixels after pooling", low=1)
     patch: int | None = word(None, "cut frames into square patches of this side, in pixels", low=1)
     patch_limit: int | None = word(None, "largest number of patches (or panels) to use, drawn with data.seed", low=1)
-    window: int | None = word(
-        None, "train on a random window of this side of each frame, in pixels; null: on whole frames", low=1
+    window: int | None = word(None, "train on random windows of this side, in pixels; null: on whole frames", low=1)
+    windows: int | None = word(
+        None,
+        "windows in all, which are drawn and judged too; 0: another one of each frame in each epoch, and whole frames "
+        "are drawn; null: 0 for frames of less than 1 Mpx, 4096 or one of each for others",
+        low=0,
+        only={"data.window": ANY},
     )
     topk: float = word(1.0, "fraction of the found peaks to keep, strongest first", low=0, high=1)
     transform: str = word(

@@ -33,8 +33,8 @@ from ..remote.remote_folder import MOST_METADATA, RemoteFolder
 from ..remote.servers import RemoteError
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'writing_hdf5', 'lay_out_zarr', 'whole_chunks', 'seal_zarr', 'check_target',
-           'save_frames', 'is_store', 'read_store']
+__all__ = ['FORMAT', 'VERSION', 'BLOCK', 'PACKED', 'OTHERS', 'writing_hdf5', 'link_to_cxi', 'save_hdf5', 'lay_out_zarr',
+           'whole_chunks', 'seal_zarr', 'check_target', 'save_frames', 'is_store', 'read_store']
 
 # %% ../../../nbs/data/formats/store.ipynb #7ae7b945
 class _Drive(io.RawIOBase):
@@ -225,8 +225,25 @@ def _digest(attrs: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
     return out.hexdigest()
 
 # %% ../../../nbs/data/formats/store.ipynb #054b524b
-@register("writer", "hdf5", help="HDF5 with bitshuffle-LZ4", suffixes=[".h5", ".hdf5", ".cxi", ".nxs"], whole=True)
-def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> None:
+OTHERS = {"cxi_version"}  # data sets at the top of a file that are no variables
+
+
+def link_to_cxi(file: h5py.File, ds: xr.Dataset) -> None:
+    """Let programs that know CXI find the images."""
+    file.create_group("entry_1/data_1")["data"] = h5py.SoftLink("/intensity")
+
+
+@register("writer", "hdf5", help="HDF5 with bitshuffle-LZ4", suffixes=[".h5", ".hdf5"], whole=True)
+def save_hdf5(
+    ds: xr.Dataset,
+    path: Path,
+    progress: Callable[[int], None],
+    layout: Callable[[h5py.File, xr.Dataset], None] = link_to_cxi,
+) -> None:
+    """Save frames as HDF5.
+
+    progress: see `save_frames`. layout: adds what other programs look for.
+    """
     with writing_hdf5(path) as (file, check):
         _write_attrs(file.attrs, ds.attrs, "the frames")
         for name, v in ds.variables.items():
@@ -248,7 +265,7 @@ def _save_hdf5(ds: xr.Dataset, path: Path, progress: Callable[[int], None]) -> N
             _write_attrs(data.attrs, v.attrs, f"variable {name!r}")
             data.attrs["dims"] = " ".join(map(str, v.dims))
             data.attrs["coordinate"] = name in ds.coords
-        file.create_group("entry_1/data_1")["data"] = h5py.SoftLink("/intensity")
+        layout(file, ds)
         file.attrs["xrddiff_digest"] = _digest(_read_attrs(file.attrs), _stored_hdf5(file))
         file.attrs["xrddiff_format"], file.attrs["xrddiff_version"] = FORMAT, VERSION
 
@@ -360,8 +377,8 @@ def save_frames(ds: xr.Dataset, path: str | Path, *, progress: Callable[[int], N
     complete. Lazy frames are copied block by block.
 
     ds: the frames.
-    path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`, `.cxi`, `.nxs`), zarr format 3 (`.zarr`), or a
-        format of a plug-in (`xrddiff list writer`).
+    path: HDF5 with bitshuffle-LZ4 (`.h5`, `.hdf5`), the same with the names of CXI (`.cxi`) or NXmx
+        (`.nxs`), zarr format 3 (`.zarr`), or a format of a plug-in (`xrddiff list writer`).
     progress: called as `progress(n)` after each n frames.
     Returns the path.
     Raises `BadInput` for frames that break the schema or contain what the file cannot hold,
@@ -409,7 +426,7 @@ def _stored_hdf5(file: h5py.File) -> dict[str, _Stored]:
     """Every variable of an xrddiff HDF5 file; values only of those that are not stacks."""
     out = {}
     for name, data in file.items():
-        if not isinstance(data, h5py.Dataset):
+        if not isinstance(data, h5py.Dataset) or name in OTHERS:
             continue
         own, values = _read_attrs(data.attrs), None
         dims, coordinate = tuple(own.pop("dims", "").split()), bool(own.pop("coordinate", False))

@@ -13,13 +13,14 @@ from scipy import ndimage
 
 from ...core.errors import BadInput, nearest
 from ...core.registry import Names, entries, get, register
+from .bit_images import FullWindows, down, as_bits, painted, as_pixels
 from .quiet_areas import ALPHA, log_none, quiet_areas
 
 # %% auto #0
 __all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'all_rules', 'chosen_rules', 'Values', 'outside',
            'out_of_range', 'sentinel', 'largest', 'negative_sentinels', 'with_neighbours', 'saturation', 'bad_values',
-           'second_largest', 'plateau_values', 'SeriesStatistics', 'rims', 'edges', 'stuck', 'background_of', 'hot',
-           'cold', 'dead', 'blind_panels']
+           'second_largest', 'value_counts', 'quantile_of', 'plateau_values', 'SeriesStatistics', 'rims', 'edges',
+           'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels']
 
 # %% ../../../nbs/data/frames/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -194,14 +195,48 @@ def _least(dtype: np.dtype) -> float:
     return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
 
 
+def value_counts(x: np.ndarray, at: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The values of `x` (…, y, x) where `at`, ascending, and how often each occurs.
+
+    Integers are counted, row by row, and not sorted.
+    """
+    x, at = x.reshape(-1, x.shape[-1]), None if at is None else at.reshape(-1, x.shape[-1])
+    parts = [(a, min(a + 256, len(x))) for a in range(0, len(x), 256)]
+
+    def part(a: int, b: int) -> np.ndarray:
+        return x[a:b].reshape(-1) if at is None else x[a:b][at[a:b]]
+
+    if x.dtype.kind in "iu":
+        ends = [(int(some.min()), int(some.max())) for a, b in parts if len(some := part(a, b))]
+        low, high = min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=0)
+        if high - low < 1 << 22:
+            count = np.zeros(high - low + 1, np.int64)
+            for a, b in parts:
+                some = part(a, b)
+                if len(some):
+                    found = np.bincount(some.astype(np.int64) - low)
+                    count[: len(found)] += found
+            value = np.flatnonzero(count)
+            return (value + low).astype(x.dtype), count[value]
+    return np.unique(x if at is None else x[at], return_counts=True)
+
+
+def quantile_of(value: np.ndarray, count: np.ndarray, q: float) -> float:
+    """The `q`-quantile of values that occur `count` times each, as `np.quantile` has it."""
+    place = q * (count.sum() - 1)
+    low, high = value[np.searchsorted(count.cumsum(), [int(place), int(np.ceil(place))], side="right")].astype(float)
+    return float(low + (high - low) * (place - int(place)))
+
+
 def plateau_values(x: np.ndarray, most: int = 3) -> list:
     """The values that fill most squares of 2 × 2 pixels of `x`: what a gap could hold.
 
     0 is one of them.
     """
     corner = x[..., :-1, :-1]
-    flat = (corner == x[..., 1:, :-1]) & (corner == x[..., :-1, 1:]) & (corner == x[..., 1:, 1:])
-    value, count = np.unique(corner[flat], return_counts=True)
+    flat = x[..., :-1] == x[..., 1:]  # a pixel is as its right neighbour
+    flat = flat[..., :-1, :] & flat[..., 1:, :] & (corner == x[..., 1:, :-1])
+    value, count = value_counts(corner, flat)
     found = value[np.argsort(-count, kind="stable")][:most].tolist()
     return found if 0 in found else [*found, 0]
 
@@ -213,10 +248,12 @@ class SeriesStatistics:
     values: Values
     known: np.ndarray  # valid by every value rule, in every frame, and in the file's own mask
     n: int = 0
+    only: np.ndarray | None = None  # the frame, while it is the only one
+    gap_values: list = field(default_factory=list)  # the values v that a gap could hold
     total: np.ndarray | None = None  # sum over frames
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    events: dict = field(default_factory=dict)  # v -> frames with another value
+    other: dict = field(default_factory=dict)  # v -> frames with another value
     above: np.ndarray | None = None  # frames in which a pixel exceeds all but one of its neighbours
     alone: np.ndarray | None = None  # frames in which it does so by far
     contrast: np.ndarray | None = None  # sum of how much its neighbours differ
@@ -225,25 +262,33 @@ class SeriesStatistics:
 
     @property
     def mean(self) -> np.ndarray:
-        return self.total / self.n
+        return self.only if self.total is None else self.total / self.n
+
+    def events(self, v: float) -> np.ndarray:
+        """In how many frames a known pixel has another value than `v`, one of `gap_values`."""
+        if self.total is None:
+            return (self.only != v) & self.known
+        return np.where(self.known, self.other[v], 0)
 
     def add(self, x: np.ndarray, bad: np.ndarray, series: bool) -> None:
         """One more frame (panel, y, x), with the pixels that value rules found bad."""
+        if self.only is not None:
+            self._sum(self.only, ~self.known)
+            self.only = None
         self.known &= ~bad
-        fill = np.median(x[~bad]).astype(x.dtype) if not bad.all() else x.dtype.type(0)
+        fill = x.dtype.type(0) if bad.all() else x.dtype.type(quantile_of(*value_counts(x, ~bad), 0.5))
         x = np.where(bad, fill, x)
         if self.n == 0:
-            self.total, self.low, self.high = np.zeros(x.shape), x.copy(), x.copy()
-            self.events = {v: np.zeros(x.shape, np.int16) for v in plateau_values(x)}
-            self.above, self.alone = np.zeros(x.shape, np.int16), np.zeros(x.shape, np.int16)
-            self.contrast = np.zeros(x.shape, np.float32)
+            self.gap_values = plateau_values(x)
         self.n += 1
-        self.total += x
-        np.minimum(self.low, x, out=self.low)
-        np.maximum(self.high, x, out=self.high)
-        for v, count in self.events.items():
-            count += (x != v) & ~bad
+        if self.n == 1 and not series:
+            self.only = x
+            return
+        self._sum(x, bad)
         if series:
+            if self.above is None:
+                self.above, self.alone = np.zeros(x.shape, np.int16), np.zeros(x.shape, np.int16)
+                self.contrast = np.zeros(x.shape, np.float32)
             second, contrast = second_largest(x)
             quantum = 0 if x.dtype.kind == "f" else 1
             self.above += x > second
@@ -253,33 +298,51 @@ class SeriesStatistics:
                 self.soft, self.scale = np.zeros(x.shape), float(max(np.median(contrast), quantum)) or 1.0
             self.soft += np.arcsinh(x / self.scale)
 
+    def _sum(self, x: np.ndarray, bad: np.ndarray) -> None:
+        if self.total is None:
+            self.total, self.low, self.high = np.zeros(x.shape), x.copy(), x.copy()
+            self.other = {v: np.zeros(x.shape, np.int16) for v in self.gap_values}
+        self.total += x
+        np.minimum(self.low, x, out=self.low)
+        np.maximum(self.high, x, out=self.high)
+        for v, count in self.other.items():
+            count += (x != v) & ~bad
+
 # %% ../../../nbs/data/frames/masks.ipynb #8c001c9b
-def rims(valid: np.ndarray, image: np.ndarray, depth: int = 3) -> np.ndarray:
-    """Rows of pixels along the straight edges of `valid` (panel, y, x) whose values differ from
-    those further in: bool.
+def rims(valid: np.ndarray, image: np.ndarray, depth: int = 3, most: float = np.inf) -> np.ndarray:
+    """Rows of pixels along the straight edges of `valid` (panel, y, x) whose values in `image`, cut
+    at `most`, differ from those further in: bool.
     """
     out = np.zeros(valid.shape, bool)
     for axis in (1, 2):
         v, im, found = (np.moveaxis(a, axis, 1) for a in (valid, image, out))  # edges run along the last axis
-        size, line = v.shape[1], np.ones((1, 1, min(32, max(2, v.shape[2] // 2))))
-        wide = np.pad(im, [(0, 0), (5, 5), (0, 0)])
         for sign in (1, -1):
-            further = [
-                slice(5 + sign * k, 5 + sign * k + size) for k in range(-1, 5)
-            ]  # from one step outside to four inside
-            beside = sum(wide[:, further[k]] for k in (3, 4, 5)) / 3
-            last = v  # the row before was masked: at first, any may be the first row
-            for _ in range(depth):
-                inside = np.pad(v & ~found, [(0, 0), (5, 5), (0, 0)])
-                out_of_it, here, *_, a, b, c = (inside[:, k] for k in further)
-                rim = ndimage.binary_opening(here & ~out_of_it & a & b & c & last, line)
-                last = np.zeros(v.shape, bool)
-                for p, row in zip(*np.nonzero(rim.sum(2) >= 64), strict=True):
-                    if _differ(im[p, row, rim[p, row]], beside[p, row, rim[p, row]]):
-                        found[p, row] |= rim[p, row]
-                        if 0 <= row + sign < size:
-                            last[p, row + sign] = True
+            for p, row, rim in _rims_along(np.ascontiguousarray(v & ~found), im, sign, depth, most):
+                found[p, row] |= rim
     return out
+
+
+def _rims_along(v: np.ndarray, im: np.ndarray, sign: int, depth: int, most: float) -> Iterator[tuple]:
+    """(panel, row, bool (x,)) of each row that differs, seen from the edge towards `sign`."""
+    size, width = v.shape[1:]
+    line = min(32, max(2, width // 2))
+    bits = as_bits(v)
+    last = np.full_like(bits, ~np.uint64(0))  # the row before was masked: at first, any may be the first row
+    for _ in range(depth):
+        further = [bits, *(down(bits, -sign * k) for k in (-1, 2, 3, 4))]  # one step outside, two to four inside
+        rim = further[0] & ~further[1] & further[2] & further[3] & further[4] & last
+        last[:] = 0
+        for p, row in zip(*np.nonzero(np.bitwise_count(rim).sum(2, dtype=int) >= 64), strict=True):
+            full = FullWindows(rim[p, row][None])(1, line)
+            at = as_pixels(painted(full, 1, line), width)[0]
+            if at.sum() < 64:
+                continue
+            here, *beside = (np.minimum(im[p, row + sign * k, at], most).astype(float) for k in (0, 2, 3, 4))
+            if _differ(here, sum(beside) / 3):
+                yield p, row, at
+                bits[p, row] &= ~as_bits(at)
+                if 0 <= row + sign < size:
+                    last[p, row + sign] = ~np.uint64(0)
 
 
 def _differ(a: np.ndarray, b: np.ndarray) -> bool:
@@ -305,15 +368,17 @@ def edges(stats: SeriesStatistics) -> np.ndarray:
 
     A false alarm anywhere has a chance of 1e-6 for each value that could be a gap's.
     """
-    out, image = (
-        np.zeros(stats.known.shape, bool),
-        np.where(stats.known, np.clip(stats.mean, None, np.percentile(stats.mean, 99.9)), 0),
-    )
-    for v, events in stats.events.items():
-        events = np.where(stats.known, events, 0)
-        if events.any():
-            out |= quiet_areas(events, np.abs(image - float(v)), stats.n)
-    return (out | rims(stats.known & ~out, image)) & stats.known
+    mean, most = stats.mean, quantile_of(*value_counts(stats.mean), 0.999)
+    out, known = np.zeros(stats.known.shape, bool), as_bits(stats.known)
+    for v in stats.gap_values:
+
+        def image(*at: np.ndarray, v: float = v) -> np.ndarray:
+            return np.abs(np.where(stats.known[at], np.minimum(mean[at], most), 0) - float(v))
+
+        if (events := stats.events(v)).any():
+            out |= quiet_areas(events, image, stats.n, wanted=known)
+    out &= stats.known
+    return out | rims(stats.known & ~out, mean, most=most)
 
 # %% ../../../nbs/data/frames/masks.ipynb #fd35c93c
 def stuck(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
@@ -326,7 +391,7 @@ def stuck(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     rare = np.where(constant, 0, n)
     for v in np.unique(stats.low[constant]).tolist() if constant.any() else []:
         here = constant & (stats.low == v)
-        events = stats.events[v] if v in stats.events else np.where(here, 0, np.maximum(rare, n * ~here))
+        events = stats.other[v] if v in stats.other else np.where(here, 0, np.maximum(rare, n * ~here))
         if here.sum() > 0 and (events > 0).any():
             wide = np.pad(np.where(stats.known, events, 0), [(0, 0), (2, 2), (2, 2)], mode="reflect")
             p, y, x = np.nonzero(here)
@@ -359,25 +424,70 @@ def hot(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     return stats.known & lonely & large & ((stats.above >= always) | (stats.alone >= often))
 
 # %% ../../../nbs/data/frames/masks.ipynb #85d67742
+def _mirrored(x: np.ndarray, p: np.ndarray, y: np.ndarray, i: np.ndarray) -> np.ndarray:
+    """`x` (panel, y, x) at these pixels, mirrored at the borders, as float64."""
+    height, width = x.shape[1:]
+    y, i = (np.clip(np.where(k < n, np.abs(k), 2 * (n - 1) - k), 0, n - 1) for k, n in ((y, height), (i, width)))
+    return x[p, y, i].astype(float)
+
+
+def _second_lowest(x: np.ndarray, p: np.ndarray, y: np.ndarray, i: np.ndarray) -> np.ndarray:
+    """The second lowest of the eight neighbours of each of these pixels."""
+    sides = [(b, a) for b in (-1, 0, 1) for a in (-1, 0, 1) if a or b]
+    return np.partition([_mirrored(x, p, y + b, i + a) for b, a in sides], 1, axis=0)[1]
+
+
+def _low_pixels(x: np.ndarray, least: float) -> tuple[np.ndarray, ...]:
+    """The pixels (panel, y, x) that are more than `least` below all but one of their neighbours."""
+    found = []
+    for p, image in enumerate(x):
+        for a in range(0, len(image), 32):  # a strip of rows stays in the processor's cache
+            wide = image[max(a - 1, 0) : a + 33].astype(float)
+            wide = np.pad(wide, [(int(a == 0), int(a + 32 >= len(image))), (1, 1)], mode="reflect")
+            below = wide[1:-1, 1:-1] + least
+            left, right = wide[1:-1, :-2] > below, wide[1:-1, 2:] > below
+            over, under = wide[:-2, 1:-1] > below, wide[2:, 1:-1] > below
+            y, i = np.nonzero((left & right & (over | under)) | (over & under & (left | right)))
+            found.append((np.full(len(y), p), y + a, i))
+    p, y, i = (np.concatenate(k) for k in zip(*found, strict=True))
+    second = _second_lowest(x, p, y, i)
+    low = second > _mirrored(x, p, y, i) + least
+    return p[low], y[low], i[low]
+
+
+def _spread_in_tiles(x: np.ndarray, tiles: np.ndarray, size: int) -> np.ndarray:
+    """σ of the differences between neighbours along x, in each of `tiles` (n, 3): (panel, y, x) in
+    units of `size`. Tiles that reach out of the panel are continued by mirror images.
+    """
+    height, width = x.shape[1], x.shape[2] - 1
+    grid, out = np.arange(size), []
+    for some in np.array_split(tiles, max(1, len(tiles) // 256)):
+        y, i = (some[:, k, None] * size + grid for k in (1, 2))
+        if min(height, width) >= size:
+            y, i = (np.where(k < n, k, 2 * n - 1 - k) for k, n in ((y, height), (i, width)))
+        y, i = np.minimum(y, height - 1)[:, :, None], np.minimum(i, width - 1)[:, None]
+        step = np.abs(x[some[:, 0, None, None], y, i + 1].astype(float) - x[some[:, 0, None, None], y, i])
+        out.append(1.4826 / np.sqrt(2) * np.median(step, axis=(1, 2)))
+    return np.concatenate(out)
+
+
 def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
     """Pixels that are `k` σ and more below all but one of their neighbours: bool (panel, y, x).
 
-    σ: of the differences between neighbours, in tiles of 32 px.
+    σ: of the differences between neighbours, in tiles of 32 px; of integers, 1 at least.
     """
-    mean, size = stats.mean, 32
-    step = np.abs(np.diff(mean, axis=2))
-    panels, height, width = step.shape
-    tiles = np.pad(
-        step,
-        [(0, 0), (0, -height % size), (0, -width % size)],
-        mode="symmetric" if min(step.shape[1:]) >= size else "edge",
-    )
-    tiles = tiles.reshape(panels, tiles.shape[1] // size, size, -1, size)
-    sigma = 1.4826 / np.sqrt(2) * np.median(tiles, axis=(2, 4))
-    sigma = sigma.repeat(size, 1).repeat(size, 2)[:, :height, :width]
-    sigma = np.concatenate([sigma, sigma[..., -1:]], axis=2)
-    floor = 1.0 if stats.values.dtype.kind in "iu" else np.where(sigma > 0, 0, np.inf)
-    return stats.known & (-mean > second_largest(-mean)[0] + k * np.maximum(sigma, floor))
+    x, size = stats.mean, 32
+    out, least = np.zeros(x.shape, bool), 1.0 if stats.values.dtype.kind in "iu" else 0.0
+    p, y, i = _low_pixels(x, k * least)
+    if len(p) == 0:
+        return out
+    tile = np.stack([p, y // size, np.minimum(i, x.shape[2] - 2) // size], 1)
+    tiles, of = np.unique(tile, axis=0, return_inverse=True)
+    sigma = _spread_in_tiles(x, tiles, size)[of.reshape(-1)]
+    sigma = np.where(sigma > 0, np.maximum(sigma, least), least or np.inf)
+    second = _second_lowest(x, p, y, i)
+    out[p, y, i] = -_mirrored(x, p, y, i) > -second + k * sigma
+    return out & stats.known
 
 # %% ../../../nbs/data/frames/masks.ipynb #fe138291
 @register(
@@ -405,8 +515,8 @@ def blind_panels(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     if len(out) < 4:
         return out
     size = out[0].size * stats.n
-    for events in stats.events.values():
-        per_panel = np.where(stats.known, events, 0).sum((1, 2))
+    for v in stats.gap_values:
+        per_panel = stats.events(v).sum((1, 2))
         if (per_panel > 0).sum() >= 3:
             weakest = per_panel[per_panel > 0].min()
             out[per_panel == 0] |= log_none(size, size, min(weakest, size)) <= np.log(alpha / len(out))

@@ -5,13 +5,26 @@
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #bcaac3c7
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from scipy import ndimage
 from scipy.special import gammaln
 
+from xrddiff.data.frames.bit_images import (
+    FullWindows,
+    ConnectedParts,
+    as_bits,
+    as_pixels,
+    coordinates,
+    disc,
+    painted,
+    right,
+    with_pixels,
+)
+
 # %% auto #0
-__all__ = ['ALPHA', 'ROW', 'SHARP', 'log_none', 'fewest_events', 'cumulative', 'window_sums', 'painted', 'window_shapes',
-           'unlikely_windows', 'spread', 'sharp', 'quiet_areas']
+__all__ = ['ALPHA', 'ROW', 'MANY', 'SHARP', 'RINGS', 'log_none', 'fewest_events', 'cumulative', 'sums_at', 'window_shapes',
+           'judged_sides', 'most_events', 'unlikely_windows', 'spread', 'sharp', 'quiet_areas']
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #8727af7e
 ALPHA = 1e-6  # chance of any false alarm in a whole image
@@ -34,141 +47,202 @@ def fewest_events(n: int, m: int, log_p: float) -> int:
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #0e0e191e
 def cumulative(x: np.ndarray) -> np.ndarray:
-    """The table of sums of `x` (panel, y, x) over all rectangles that begin in the corner, one row
-    and column larger.
+    """The table of sums of `x` (panel, y, x) ≥ 0 over all rectangles that begin in the corner, one
+    row and column larger.
     """
-    out = np.zeros((x.shape[0], x.shape[1] + 1, x.shape[2] + 1))
-    out[:, 1:, 1:] = x.cumsum(1, dtype=np.float64).cumsum(2)
+    panels, height, width = x.shape
+    most = (1 if x.dtype == bool else int(x.max(initial=0))) * height * width
+    out = np.zeros((panels, height + 1, width + 1), np.int32 if most < 2**31 else np.int64)
+    for rows, sums in zip(x, out, strict=True):
+        np.cumsum(rows, axis=1, out=sums[1:, 1:], dtype=out.dtype)
+        for y in range(1, height):  # row by row: cumsum(0) would jump through memory
+            sums[y + 1] += sums[y]
     return out
 
 
-def window_sums(table: np.ndarray, h: int, w: int, dy: int = 1, dx: int = 1) -> np.ndarray:
-    """Sums over the windows of `h` × `w` pixels whose corners are `dy` and `dx` apart."""
-    height, width = table.shape[1] - 1, table.shape[2] - 1
-    a, b = slice(0, height - h + 1, dy), slice(0, width - w + 1, dx)
-    c, d = slice(h, height + 1, dy), slice(w, width + 1, dx)
-    return table[:, c, d] - table[:, a, d] - table[:, c, b] + table[:, a, b]
-
-
-def _sums_at(table: np.ndarray, corners: tuple[np.ndarray, ...], h: int, w: int) -> np.ndarray:
+def sums_at(table: np.ndarray, corners: tuple[np.ndarray, ...], h: int, w: int) -> np.ndarray:
     """Sums over `h` × `w` pixels from these corners (panel, y, x) on; 0 where a window leaves the
     panel.
     """
     p, y, x = corners
-    inside = (y >= 0) & (x >= 0) & (y + h < table.shape[1]) & (x + w < table.shape[2])
-    p, y, x = p[inside], y[inside], x[inside]
-    out = np.zeros(len(inside))
-    out[inside] = table[p, y + h, x + w] - table[p, y, x + w] - table[p, y + h, x] + table[p, y, x]
+    height, width = table.shape[1:]
+    inside = (y >= 0) & (x >= 0) & (y + h < height) & (x + w < width)
+    at, flat = ((p * height + y) * width + x)[inside], table.reshape(-1)
+    out = np.zeros(len(p), table.dtype)
+    out[inside] = flat[at + h * width + w] - flat[at + w] - flat[at + h * width] + flat[at]
     return out
 
 
-def painted(shape: tuple[int, ...], corners: tuple[np.ndarray, ...], h: int, w: int) -> np.ndarray:
-    """bool (panel, y, x): the pixels of all windows with these corners."""
-    out = np.zeros((shape[0], shape[1] + 1, shape[2] + 1), np.int32)
-    p, y, x = corners
-    for a, b, sign in ((0, 0, 1), (h, w, 1), (h, 0, -1), (0, w, -1)):
-        np.add.at(out, (p, y + a, x + b), sign)
-    return out.cumsum(1).cumsum(2)[:, :-1, :-1] > 0
-
-
 def window_shapes(height: int, width: int) -> list[tuple[int, int]]:
-    """Squares and strips (h, w) of 16 pixels and more that fit into a panel."""
+    """Squares and strips (h, w) of 16 pixels and more that fit into a panel, the largest first."""
     out = set()
     for t in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
         for long in (t, max(t, 64), max(t, 256)):
             out |= {(t, long), (long, t)}
         out |= {(t, width), (height, t)} if t <= 32 else set()
-    return sorted((h, w) for h, w in out if h * w >= 16 and h <= height and w <= width)
+    fit = [(h, w) for h, w in out if h * w >= 16 and h <= height and w <= width]
+    return sorted(fit, key=lambda s: (-s[0] * s[1], s))
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #5ac50d66
 ROW = 5  # events that a row of pixels beside a window has at least
+MANY = 4096  # places from which on whole blocks of them are ruled out first
 
 
-def unlikely_windows(table: np.ndarray, h: int, w: int, n_frames: int, log_p: float) -> tuple[np.ndarray, ...]:
-    """The corners (panel, y, x) of the windows without events that the pixels beside them cannot
-    explain.
+def judged_sides(h: int, w: int, n_frames: int, log_p: float) -> list[tuple[bool, int, int, int]]:
+    """From where a window of `h` × `w` pixels can be found unlikely: (above or below, its size in
+    that direction, thickness of a strip, events that each strip needs).
     """
-    dy, dx = (max(1, side // 16) for side in (h, w))
-    p, y, x = np.nonzero(window_sums(table, h, w, dy, dx) == 0)
-    y, x = y * dy, x * dx
-    hit = np.zeros(len(p), bool)
-    for down, across, along in ((1, h, w), (0, w, h)):
+    out = []
+    for down, across, along in ((True, h, w), (False, w, h)):
         t = max(1, across // 2)
-        m = t * along * n_frames
-        need = max(fewest_events(h * w * n_frames, m, log_p), ROW * t)
-        if across > along or need > m:
-            continue
-        size = (t, along) if down else (along, t)
-        for near, far in ((across, across + t), (-t, -2 * t)):
-            sides = (_sums_at(table, (p, y + d * down, x + d * (1 - down)), *size) for d in (near, far))
-            hit |= np.minimum(*sides) >= need
-    return p[hit], y[hit], x[hit]
+        need = max(fewest_events(h * w * n_frames, t * along * n_frames, log_p), ROW * t)
+        if across <= along and need <= t * along * n_frames:
+            out.append((down, across, t, need))
+    return out
+
+
+def _grid(empty: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """`empty` at every `dy`-th row and `dx`-th column only."""
+    out = np.zeros_like(empty)
+    columns = np.zeros(64 * empty.shape[2], bool)
+    columns[::dx] = True
+    out[:, ::dy] = empty[:, ::dy] & as_bits(columns)
+    return out
+
+
+def most_events(table: np.ndarray, dy: int, dx: int, h: int, w: int, rows: int = 16) -> np.ndarray:
+    """How many events a window of `h` × `w` pixels can have whose corner is (dy, dx) from a pixel
+    of each block of `rows` × 64 pixels: (panel, block, block).
+    """
+    height, width = table.shape[1] - 1, table.shape[2] - 1
+    top, left = np.arange(0, height, rows)[:, None] + dy, np.arange(0, width, 64) + dx
+    a, b = np.clip(top, 0, height), np.clip(top + rows - 1 + h, 0, height)
+    c, d = np.clip(left, 0, width), np.clip(left + 63 + w, 0, width)
+    return table[:, b, d] - table[:, b, c] - table[:, a, d] + table[:, a, c]
+
+
+def unlikely_windows(empty: np.ndarray, table: np.ndarray, h: int, w: int, sides: list) -> np.ndarray:
+    """Those of the windows without events (bits of their corners) that the pixels beside them
+    cannot explain, bits.
+
+    table: `cumulative` sums of the events; sides: `judged_sides`.
+    """
+    empty = _grid(empty, *(max(1, side // 16) for side in (h, w)))
+    hits = np.zeros_like(empty)
+    for down, across, t, need in sides:
+        size = (t, w) if down else (h, t)
+        for strips in ((across, across + t), (-t, -2 * t)):
+            at = empty & ~hits
+            steps = [(d, 0) if down else (0, d) for d in strips]
+            if np.bitwise_count(at).sum() > MANY:
+                can = np.logical_and.reduce([most_events(table, *s, *size) >= need for s in steps])
+                at = np.where(can.repeat(16, 1)[:, : at.shape[1]], at, np.uint64(0))
+            p, y, x = coordinates(at)
+            for dy, dx in steps:
+                enough = sums_at(table, (p, y + dy, x + dx), *size) >= need
+                p, y, x = p[enough], y[enough], x[enough]
+            with_pixels(hits, (p, y, x))
+    return hits
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #2d05b4a6
-def spread(found: np.ndarray, events: np.ndarray, n_frames: int, alpha: float = ALPHA) -> np.ndarray:
-    """`found` with the quiet windows connected to it."""
-    height, width = events.shape[1:]
-    table, b = cumulative(events), min(32, height, width)
-    rate = window_sums(table, b, b, b, b) / (b * b * n_frames)
+def spread(found: np.ndarray, quiet: FullWindows, table: np.ndarray, n_frames: int, alpha: float = ALPHA) -> np.ndarray:
+    """`found` with all quiet windows that could be parts of the same areas, bits."""
+    panels, height, width = table.shape[0], table.shape[1] - 1, table.shape[2] - 1
+    b = min(32, height, width)
+    at = table[:, ::b, ::b]
+    rate = (at[:, 1:, 1:] - at[:, :-1, 1:] - at[:, 1:, :-1] + at[:, :-1, :-1]) / (b * b * n_frames)
     q = np.quantile(rate[rate > 0], 0.05) if (rate > 0).any() else 1.0
     mu = -n_frames * np.log1p(-min(q, 0.999))  # per pixel: exp(-mu) is the chance to stay without events
-    k = int(np.ceil(max(8, np.sqrt(np.log(events.size / alpha) / mu), ROW / mu)))
-    quiet = found.copy()
+    k = int(np.ceil(max(8, np.sqrt(np.log(panels * height * width / alpha) / mu), ROW / mu)))
     for h, w in ((k, k), (1, max(64, k * k)), (max(64, k * k), 1)):
         if h <= height // 2 and w <= width // 2:
-            quiet |= painted(events.shape, np.nonzero(window_sums(table, h, w) == 0), h, w)
-    return _labels_of(found, quiet)
-
-
-_ON_PANEL = np.zeros((3, 3, 3), bool)
-_ON_PANEL[1] = True  # neighbours by side or corner, never on another panel
-
-
-def _labels_of(seed: np.ndarray, area: np.ndarray) -> np.ndarray:
-    """The connected parts of `area` that hold a pixel of `seed`."""
-    label, n = ndimage.label(area, _ON_PANEL)
-    keep = np.zeros(n + 1, bool)
-    keep[label[seed]] = True
-    keep[0] = False
-    return keep[label]
+            found = found | painted(quiet(h, w), h, w)
+    return found
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #6ab96292
 SHARP = 0.4
+RINGS = ((0, 2), (5, 25))  # squared distances, above and up to: next to an area, and 3 to 5 px away
 
 
-def sharp(found: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """`found` without the areas into which `image` (panel, y, x) fades."""
-    label, n = ndimage.label(found, _ON_PANEL)
-    apart = 10 * max(found.shape)  # panels are not neighbours
-    far, index = ndimage.distance_transform_edt(~found, sampling=(apart, 1, 1), return_indices=True)
-    nearest = label[tuple(index)]
-    means = []
-    for low, high in ((0, 1.5), (2.5, 5)):
-        ring = (far > low) & (far <= high)
-        count = np.bincount(nearest[ring], minlength=n + 1)
-        means.append(np.bincount(nearest[ring], image[ring], minlength=n + 1) / np.maximum(count, 1))
+def _nearest(
+    parts: ConnectedParts, found: np.ndarray, pixels: tuple[np.ndarray, ...], low: int, high: int
+) -> np.ndarray:
+    """The part of `found` that is nearest to each of `pixels`, at a squared distance above `low`,
+    up to `high`.
+    """
+    (p, y, x), (_, height, words), r = pixels, found.shape, int(high**0.5)
+    todo, b, a = np.arange(len(p)), y.copy(), x.copy()
+    steps = sorted((dy * dy + dx * dx, dx, dy) for dy in range(-r, r + 1) for dx in range(-r, r + 1))
+    for d2, dx, dy in steps:
+        if low < d2 <= high and len(todo):
+            v, u = y[todo] + dy, x[todo] + dx
+            inside = (v >= 0) & (v < height) & (u >= 0) & (u < 64 * words)
+            v, u = np.where(inside, v, 0), np.where(inside, u, 0)
+            hit = inside & (found[p[todo], v, u // 64] >> (u % 64).astype(np.uint64) & np.uint64(1) > 0)
+            b[todo[hit]], a[todo[hit]] = v[hit], u[hit]
+            todo = todo[~hit]
+    return parts.at(p, b, a)
+
+
+def sharp(parts: ConnectedParts, found: np.ndarray, width: int, image: Callable[..., np.ndarray]) -> np.ndarray:
+    """Which of the `parts` of `found` (bits) are not such that `image` fades into them: bool
+    (count + 1,).
+
+    image: (panel, y, x) -> values of these pixels.
+    """
+    inside, means = as_bits(np.ones(width, bool)), []
+    for low, high in RINGS:
+        ring = coordinates(disc(found, high) & ~disc(found, low) & inside)
+        nearest = np.ones(len(ring[0]), int) if parts.count == 1 else _nearest(parts, found, ring, low, high)
+        count = np.bincount(nearest, minlength=parts.count + 1)
+        means.append(np.bincount(nearest, image(*ring), minlength=parts.count + 1) / np.maximum(count, 1))
     keep = means[0] >= SHARP * means[1]
     keep[0] = False
-    return keep[label]
+    return keep
 
-
-def quiet_areas(events: np.ndarray, image: np.ndarray, n_frames: int = 1, alpha: float = ALPHA) -> np.ndarray:
+# %% ../../../nbs/data/frames/quiet_areas.ipynb #b1a50002
+def quiet_areas(
+    events: np.ndarray,
+    image: Callable[..., np.ndarray],
+    n_frames: int = 1,
+    alpha: float = ALPHA,
+    wanted: np.ndarray | None = None,
+) -> np.ndarray:
     """bool (panel, y, x): connected areas without events which counting statistics beside them
     cannot explain.
 
     events: how many of `n_frames` frames have an event in a pixel, (panel, y, x).
-    image: the mean of the frames.
+    image: (panel, y, x) -> the mean of the frames at these pixels.
     alpha: chance that anything is masked where nothing is wrong.
+    wanted: pixels that matter, bits; the others may be left out of the answer.
     A panel that is quiet as a whole is not judged here.
     """
-    shapes = window_shapes(*events.shape[1:])
-    log_p, table = np.log(alpha / (4 * len(shapes) * events.size)), cumulative(events)
-    found = np.zeros(events.shape, bool)
-    smallest = [(h, w) for h, w in ((4, 4), (1, 64), (64, 1)) if (h, w) in shapes]
-    if not any((window_sums(table, h, w) == 0).any() for h, w in smallest):
-        return found
-    for h, w in shapes:
-        corners = unlikely_windows(table, h, w, n_frames, log_p)
-        if len(corners[0]):
-            found |= painted(events.shape, corners, h, w)
-    return sharp(spread(found, events, n_frames, alpha), image) if found.any() else found
+    height, width = events.shape[1:]
+    shapes = window_shapes(height, width)
+    log_p, nothing = np.log(alpha / (4 * len(shapes) * events.size)), np.zeros(events.shape, bool)
+    sides = {s: found for s in shapes if (found := judged_sides(*s, n_frames, log_p))}
+    bits = as_bits(events == 0)
+    quiet, possible = FullWindows(bits), np.zeros_like(bits)
+    least = [(h, w) for h, w in sides if not any(s != (h, w) and s[0] <= h and s[1] <= w for s in sides)]
+    for h, w in {*least, (8, 8), (1, 64), (64, 1)}:
+        possible |= painted(quiet(h, w), h, w)  # all that is judged or spread to consists of such windows
+    if not (possible if wanted is None else possible & wanted).any():
+        return nothing
+    found, table, known = np.zeros_like(bits), cumulative(events), None
+    for h, w in sides:
+        empty = quiet(h, w) if known is None else quiet(h, w) & ~known(h, w)
+        if empty.any() and (hits := unlikely_windows(empty, table, h, w, sides[h, w])).any():
+            found |= painted(hits, h, w)
+            known = FullWindows(found)  # a window of pixels that were found has nothing to add
+    if not found.any():
+        return nothing
+    area = spread(found, quiet, table, n_frames, alpha)
+    del table, quiet, known
+    parts = ConnectedParts(area)
+    keep = np.zeros(parts.count + 1, bool)
+    keep[parts.at(*coordinates(found & ~right(found, 1)))] = True
+    if not keep[1:].all():
+        area = parts.chosen(keep)
+        parts = ConnectedParts(area)
+    keep = sharp(parts, area, width, image)
+    return as_pixels(area if keep[1:].all() else parts.chosen(keep), width)

@@ -22,7 +22,7 @@ from ...core.errors import BadInput
 # %% auto #0
 __all__ = ['LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype', 'ArrayRows',
            'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows',
-           'lazy_frames', 'frame_origin', 'frame_reader']
+           'lazy_frames', 'frame_origin', 'part_reader', 'frame_reader']
 
 # %% ../../../nbs/data/frames/rows.ipynb #d9617ebb
 class LazyRows(BackendArray, ABC):
@@ -377,6 +377,9 @@ class ComputedRows(LazyRows):
     def origin(self, i: int) -> str | None:
         return self.name(i) if self.name else None
 
+    def reader(self) -> Callable[[int], np.ndarray] | None:
+        return lambda i: np.asarray(self.make(int(i))).astype(self.dtype, copy=False)
+
     def _outer(self, key: tuple) -> np.ndarray:
         first, rest = key[0], key[1:]
 
@@ -421,6 +424,19 @@ def frame_origin(variable: xr.Variable, i: int) -> str | None:
     return rows.origin(int(np.arange(rows.shape[0])[variable._data.key.tuple[0]][int(i)]))
 
 # %% ../../../nbs/data/frames/rows.ipynb #2a94c252
+def part_reader(variable: xr.Variable) -> Callable[[int, tuple], np.ndarray]:
+    """A function (i, rest) -> the part `rest` of frame i of `variable` (frame, …), a slice for each axis."""
+    rows = rows_behind(variable)
+    first, *others = variable._data.key.tuple if rows is not None else (None,)
+    whole = rows is not None and all(
+        isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in zip(others, rows.shape[1:], strict=True)
+    )
+    if not whole or isinstance(first, int | np.integer):
+        return lambda i, rest: variable[(i, *rest)].values
+    numbers = range(rows.shape[0])[first] if isinstance(first, slice) else np.asarray(first)
+    return lambda i, rest: rows._outer((int(numbers[i]), *rest))
+
+
 def frame_reader(variable: xr.Variable) -> Callable[[int], np.ndarray]:
     """A function i -> values of frame i of `variable` (frame, …), read-only; callable from many
     threads.

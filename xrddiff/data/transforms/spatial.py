@@ -14,9 +14,10 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
+from ...core.seeds import numpy_rng
 from ..frames.frames import PANEL_GEOMETRY, frame_count, peaks_table, with_peaks
 from ..frames.geometry import Geometry, PanelGeometry, q_map, tile_geometry, with_q
-from ..frames.rows import frame_origin, frame_reader, is_lazy, lazy_frames
+from ..frames.rows import frame_origin, frame_reader, is_lazy, lazy_frames, part_reader
 from .values import Transform
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     Array = np.ndarray | torch.Tensor
 
 # %% auto #0
-__all__ = ['pool_mean', 'Pool', 'Crop', 'as_images', 'Panels', 'Patches']
+__all__ = ['pool_mean', 'Pool', 'Crop', 'as_images', 'Panels', 'Patches', 'Windows']
 
 # %% ../../../nbs/data/transforms/spatial.ipynb #4d3987c5
 def _blocks(x: Array, k: int) -> Array:
@@ -262,11 +263,15 @@ def _cut(frames: xr.Dataset, places: list[tuple[int | None, int, int]], height: 
     value = frames["intensity"].variable
     source, place = np.repeat(np.arange(n), t), np.tile(np.arange(t), n)
 
-    def piece(variable: xr.Variable, j: int) -> np.ndarray:
-        panel, y0, x0 = places[j % t]
-        at = (slice(y0, y0 + height), slice(x0, x0 + width))
-        lead = (j // t,) if "frame" in variable.dims else ()
-        return variable[(*lead, *(() if panel is None else (panel,)), *at)].values
+    def pieces(variable: xr.Variable) -> Callable[[int], np.ndarray]:
+        read = part_reader(variable) if "frame" in variable.dims else lambda _, at: variable[at].values
+
+        def piece(j: int) -> np.ndarray:
+            panel, y0, x0 = places[j % t]
+            at = (slice(y0, y0 + height), slice(x0, x0 + width))
+            return read(j // t, at if panel is None else (panel, *at))
+
+        return piece
 
     names, dims = _with_pixels(frames), ("frame", "y", "x")
     gone = [str(v) for v in frames.variables if {"y", "x", "ss", "fs", "panel", "peak"} & set(frames[v].dims)]
@@ -276,9 +281,9 @@ def _cut(frames: xr.Dataset, places: list[tuple[int | None, int, int]], height: 
         if name == "q" or set(value.dims[1:]) - set(old.dims):
             continue
         old = old if is_lazy(old) or "frame" in old.dims else xr.Variable(old.dims, old.values)
-        read = lambda j, old=old: piece(old, j)  # noqa: E731
         origin = lambda j, old=old: _tile_origin(old, j // t, places[j % t])  # noqa: E731
-        out[name] = xr.Variable(dims, lazy_frames(read, (n * t, height, width), old.dtype, origin), frames[name].attrs)
+        cut = lazy_frames(pieces(old), (n * t, height, width), old.dtype, origin)
+        out[name] = xr.Variable(dims, cut, frames[name].attrs)
     before = out["frame_source"].values if "frame_source" in out else source
     out = out.assign(frame_source=("frame", before), frame_panel=("frame", place))
     out = _place_tiles(frames, out, places, (height, width))
@@ -421,3 +426,21 @@ class Patches(Panels):
         out = _cut(frames, places, self.height, self.width)
         self._per_frame = len(places)
         return out
+
+# %% ../../../nbs/data/transforms/spatial.ipynb #62029ff5
+class Windows(Patches):
+    """`count` square windows of `side` at random places, drawn with `seed`; the same ones of every frame."""
+
+    name = "windows"
+
+    def __init__(self, side: int, count: int, seed: int = 42):
+        super().__init__(side)
+        self.side, self.count = self.height, _whole(count, "number of windows")
+        self.seed = _whole(seed, "seed of the windows", 0)
+
+    def corners(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        """(y0, x0) of the windows of an image of `shape` (…, H, W)."""
+        if self.side > min(shape[-2:]):
+            raise BadInput(f"windows of {self.side} x {self.side} pixels do not fit into images of {shape[-2:]}")
+        rng = numpy_rng(self.seed, "windows")
+        return rng.integers([n - self.side + 1 for n in shape[-2:]], size=(self.count, 2)).tolist()

@@ -353,7 +353,8 @@ def reference_rows(evaluation: CodecEvaluation, measured: xr.Dataset) -> dict[st
     Returns name -> row; empty if neither the scene nor a series is known.
     """
     prepared, judged, d, options = evaluation.prepared, evaluation.judged, evaluation.cfg.data, evaluation.options
-    again = None if d.patch else scene_again(prepared.frames, judged, seed=evaluation.cfg.training.seed)
+    cut = d.patch or d.window and "frame_source" in prepared.frames
+    again = None if cut else scene_again(prepared.frames, judged, seed=evaluation.cfg.training.seed)
     if again is not None:
         return score_scene(measured, prepared.regions.apply(again), **options)
     beside = neighbouring_exposures(frame_groups(prepared.frames)[0], judged) if d.contiguous else None

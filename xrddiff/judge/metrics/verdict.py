@@ -261,7 +261,7 @@ def _tested(judgement: Judgement) -> list[str]:
     """The uses that something was measured for."""
     out = [PROFILES, COUNTS, SPOTS] if judgement.rows and judgement.summaries["held out"].peaks.any() else []
     out += [PROFILES, COUNTS] if judgement.rows and not out else []
-    out += [PLACES] if "samples" in judgement.two_samples else []
+    out += [PLACES] if judgement.rows else []
     out += [LATTICES] if judgement.rows and {"held out", "samples"} <= set(judgement.lattices) else []
     return out + ([VARIETY] if judgement.rows else [])
 

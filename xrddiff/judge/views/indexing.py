@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ...data.frames.geometry import PanelGeometry
-from .plots import TINY, show_frame
+from .plots import TINY, Picture, show_frame
 from ...physics.indexing.indexer import Indexing
 
 # %% auto #0
@@ -61,7 +59,7 @@ def show_indexing(ds: xr.Dataset, indexing: Indexing, frame: int, ax: Axes | Non
     return ax
 
 # %% ../../../nbs/judge/views/indexing.ipynb #3040012c
-def show_asked(ds: xr.Dataset, found: Indexing, n: int = 6) -> Figure:
+def show_asked(ds: xr.Dataset, found: Indexing, n: int = 6) -> Picture:
     """The first `n` frames with a crystal, with the requested lattices drawn over them.
 
     ds: the frames. found: from `known_lattices`.
@@ -69,7 +67,8 @@ def show_asked(ds: xr.Dataset, found: Indexing, n: int = 6) -> Figure:
     numbers = [i for i, own in found.lattices.items() if own][:n]
     columns = min(3, max(1, len(numbers)))
     rows = -(-max(1, len(numbers)) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 4.2 * rows), squeeze=False, layout="constrained")
+    figure = Picture(4.2 * columns, 4.2 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat[len(numbers) :]:
         ax.set_axis_off()
     for ax, i in zip(axes.flat, numbers, strict=False):
@@ -77,5 +76,4 @@ def show_asked(ds: xr.Dataset, found: Indexing, n: int = 6) -> Figure:
         title = f"{row['indexed']:.0f} of {row['peaks']:.0f} peaks on the requested lattice"
         show_indexing(ds, found, i, ax, title=title, rings=0, colorbar=False)
         ax.set(xlabel="", ylabel="", xticks=[], yticks=[])
-    plt.close(fig)
-    return fig
+    return figure

@@ -15,8 +15,8 @@ from ...data.transforms.limits import range_words
 from ..metrics.conditions import answer_table, answer_words
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import title_of
-from ..metrics.verdict import verdict_of
-from .report import Report
+from ..metrics.verdict import findings_of, verdict_of
+from .report import FINDINGS, Report
 from .samples import plot_distribution, plot_ratios, show_samples
 from .two_sample import add_two_sample, two_sample_pictures
 
@@ -106,11 +106,13 @@ def add_generation(
     condition = f" of {judgement.condition}" if judgement is not None and judgement.condition else ""
     if judgement is not None:
         answers = [answer_words(name, answer) for name, answer in judgement.answers.items()]
-        first, *others = verdict_of(judgement).lines
+        verdict = verdict_of(judgement)
+        first, *others = verdict.lines
+        remedies = dict.fromkeys(("note", f"{f.cause} {f.remedy}") for f in findings_of(verdict) if f.remedy)
         numbers = first_numbers(judgement)
         lines = [first] if numbers is None else [first, ("", FIRST)]
         report.add("In short", lines=lines, table=numbers, part="verdict")
-        findings = [*others, *(("", line) for line in answers)]
+        findings = [*others, *(("", line) for line in answers), *remedies]
     left = f"Left: held-out frames{condition}. Right: samples{about}. One intensity scale for all."
     beyond = f" {range_words(drawn)}." if drawn is not None and drawn["beyond"] else ""
     text = f"Samples{about}. Not compared with real frames: {why}.{beyond}" if judgement is None else left
@@ -121,7 +123,8 @@ def add_generation(
         part="pictures",
     )
     if judgement is not None:
-        report.add("Findings", lines=findings)
+        if findings:
+            report.add(FINDINGS, lines=findings, part="health")
         add_two_sample(report, judgement, pictures)
         add_answers(report, judgement)
         add_lattices(report, judgement)

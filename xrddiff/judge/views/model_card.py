@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .run_page import finish_report, has_history, run_commands
 from ...learn.telemetry.history import read_history
 
 # %% auto #0
-__all__ = ['SO_FAR', 'card_metadata', 'model_card', 'write_run_report', 'report_so_far', 'rewrite_reports']
+__all__ = ['SO_FAR', 'card_metadata', 'model_card', 'write_run_report', 'report_so_far', 'rewrite_reports', 'rewrite_verdict']
 
 # %% ../../../nbs/judge/views/model_card.ipynb #054e516c
 def card_metadata(cfg: Config, summary: Mapping[str, Any], frames: str = "held-out frames") -> dict[str, Any]:
@@ -163,3 +164,21 @@ def rewrite_reports(run: Path, cfg: Config, stands: str = "") -> list[Path]:
         report = read_report(part) if kept else report_so_far(part, cfg, "" if ended else stands)
         pages.append(write_run_report(report, part, cfg, name="report" if kept else SO_FAR, ended=ended))
     return pages
+
+# %% ../../../nbs/judge/views/model_card.ipynb #c4d0a002
+def rewrite_verdict(run: Path, cfg: Config, verdict: Section, page: str) -> Path | None:
+    """Put a newer verdict on the samples of a finished run into its report and its card; returns the page,
+    or None if the run has no saved report.
+
+    `verdict`: takes the place of what the report says of its samples first. `page`: where the rest of that judgement is, from the folder of the run.
+    """
+    try:
+        report = read_report(run)
+    except BadInput:  # a run that has not ended, or of before
+        return None
+    newer = (
+        f"The samples were judged again after the training: {page}. What follows here is of the end of the training."
+    )
+    said = replace(verdict, lines=[*verdict.lines, ("note", newer)])
+    report.sections = [said, *(s for s in report.sections if s.part != "verdict")]
+    return write_run_report(report, run, cfg)

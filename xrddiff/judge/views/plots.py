@@ -29,8 +29,8 @@ from ...data.frames.frames import frame_image, frame_mask, frame_peaks
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of, resolution_rings
 
 # %% auto #0
-__all__ = ['INTENSITY', 'SIGNED', 'MASKED', 'LINES', 'SMALL', 'TINY', 'NORMS', 'PEAK_STYLES', 'Picture', 'png', 'intensity_norm',
-           'frame_picture', 'draw_rings', 'show_frame', 'show_peaks', 'residual', 'compare_frames']
+__all__ = ['INTENSITY', 'SIGNED', 'MASKED', 'LINES', 'SMALL', 'TINY', 'NORMS', 'PEAK_STYLES', 'Picture', 'raster', 'png',
+           'intensity_norm', 'frame_picture', 'draw_rings', 'show_frame', 'show_peaks', 'residual', 'compare_frames']
 
 # %% ../../../nbs/judge/views/plots.ipynb #17aab571
 INTENSITY, SIGNED, MASKED = "inferno", "RdBu_r", "#8c8c8c"
@@ -53,32 +53,41 @@ class Picture(Figure):
         return png(self)
 
 # %% ../../../nbs/judge/views/plots.ipynb #6a30f6d8
+def raster(figure: Figure, dpi: float | None = None, *, paper: bool = True) -> np.ndarray:
+    """The figure as RGBA (H, W, 4), uint8. `paper`: False = transparent where nothing is drawn."""
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)  # a second pass would move pictures of a fixed aspect by 4 px at most
+        figure.set_layout_engine("none")
+    own, shown = figure.dpi, figure.canvas
+    papers = [] if paper else [figure.patch, *(ax.patch for ax in figure.axes)]
+    before = [patch.get_visible() for patch in papers]
+    figure.dpi = dpi or own
+    for patch in papers:
+        patch.set_visible(False)
+    try:  # `savefig` would draw twice, the first time to find parts outside the layout
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.array(canvas.buffer_rgba())
+    finally:
+        figure.dpi = own
+        figure.set_canvas(shown)
+        for patch, visible in zip(papers, before, strict=True):
+            patch.set_visible(visible)
+
+
 def png(figure: Figure, *, dpi: float | None = None, palette: bool | int = True) -> bytes:
     """The figure as PNG bytes, reproducible: without date or version, and with a fixed layout.
 
     A palette of 256 colours makes pictures of noise three times smaller; `palette=False` keeps
     every shade, and a number makes a palette of that many colours from the figure itself.
     """
-    if layout := figure.get_layout_engine():
-        layout.execute(figure)  # a second pass would move pictures of a fixed aspect by 4 px at most
-        figure.set_layout_engine("none")
-    own, shown, out = figure.dpi, figure.canvas, io.BytesIO()
-    figure.dpi = dpi or own
-    try:  # `savefig` would draw twice, the first time to find parts outside the layout
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        image = Image.fromarray(np.array(canvas.buffer_rgba()))
-        if palette is True:
-            image = image.convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
-            image.save(out, "png", optimize=True)
-        elif palette:
-            image = image.convert("RGB").quantize(palette, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-            image.save(out, "png", optimize=True, dpi=(figure.dpi, figure.dpi))
-        else:
-            image.save(out, "png", dpi=(figure.dpi, figure.dpi))
-    finally:
-        figure.dpi = own
-        figure.set_canvas(shown)
+    image, out = Image.fromarray(raster(figure, dpi)), io.BytesIO()
+    about = {} if palette is True else {"dpi": (dpi or figure.dpi,) * 2}
+    if palette is True:
+        image = image.convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
+    elif palette:
+        image = image.convert("RGB").quantize(palette, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    image.save(out, "png", optimize=bool(palette), **about)
     return out.getvalue()
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PARTS', 'ReportImage', 'Section', 'format_number', 'shown_table', 'shown_section', 'read_picture', 'Report',
-           'read_report']
+__all__ = ['FINDINGS', 'PARTS', 'ReportImage', 'Section', 'format_number', 'shown_table', 'shown_section', 'read_picture',
+           'Report', 'read_report']
 
 # %% ../../../nbs/judge/views/report.ipynb #3b67a244
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class ReportImage:
         return {self.path: self.light} | ({self.dark_path: self.dark} if self.dark else {})
 
 # %% ../../../nbs/judge/views/report.ipynb #2dab0f3f
+FINDINGS = "Findings"  # the section on what a judgement found against samples
 PARTS = ("verdict", "pictures", "health", "training", "physics", "limits", "commands", "settings")
 
 

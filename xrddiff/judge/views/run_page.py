@@ -16,7 +16,7 @@ from ...config.words.vocabulary import Config
 from ...core.errors import BadInput
 from ...core.gate import read_json
 from ...core.mediums import for_shell
-from .report import Report, ReportImage, Section, read_picture
+from .report import FINDINGS, Report, ReportImage, Section, read_picture
 from .training_charts import best_epoch, epoch_values
 from .training_figures import chart_title, drawable, training_pictures
 from ...learn.telemetry.history import read_epochs, read_history
@@ -63,7 +63,8 @@ def add_health(report: Report, run: Path) -> None:
     findings = read_findings(run)
     if lines := health_verdict(findings):
         report.add("Training in short", lines=lines, part="verdict", remade=True)
-    if rest := [f for f in findings if f.rule != VERDICT]:
+    told = any(s.title == FINDINGS for s in report.sections)  # those of samples stand there
+    if rest := [f for f in findings if f.rule != VERDICT and not (told and of_samples(f.rule))]:
         report.add("Health", lines=health_lines(rest), part="health", remade=True)
 
 # %% ../../../nbs/judge/views/run_page.ipynb #a170cf0e

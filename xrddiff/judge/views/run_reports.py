@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'split_end', 'codec_report_text',
            'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws',
-           'posterior_text', 'add_posterior', 'way_text', 'evaluation_summary', 'evaluation_record',
+           'posterior_text', 'add_posterior', 'way_text', 'sets_text', 'evaluation_summary', 'evaluation_record',
            'evaluation_pictures', 'add_evaluation']
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #ebd4f4ae
@@ -254,6 +254,12 @@ def way_text(job: Interpolation, run: str) -> tuple[str, str]:
     return f"From {job.about['first']} to {job.about['last']}", lead
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #c898cb69
+def sets_text(sets: Mapping[str, int]) -> str:
+    """How many frames of each set were judged, in words."""
+    titles = {"train": "training frames", "held out": "held-out frames", "autoencoder": "reconstructions"}
+    return ", ".join(f"{n} {titles.get(name, name)}" for name, n in sets.items())
+
+
 def evaluation_summary(evaluation: SampleEvaluation | CodecEvaluation, judgement: Any) -> dict[str, dict[str, float]]:
     """The judgement as rows of a table."""
     if hasattr(evaluation, "samples"):

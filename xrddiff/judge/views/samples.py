@@ -108,9 +108,7 @@ def show_samples(
     axes = figure.subplots(1, len(sets), squeeze=False)[0]
     for ax, (picture, _), name in zip(axes, tiles, names, strict=True):
         shown = _imshow(ax, picture, INTENSITY, scale, max(height, width))
-        ax.imshow(
-            np.where(empty[..., None], 1.0, 0.0) * np.ones(4), extent=(0, width, height, 0), interpolation="nearest"
-        )
+        shown.set_alpha(np.where(empty, 0.0, 1.0))  # the paper shows between the frames
         ax.set_title(for_plot(name), fontsize=SMALL)
     _colorbar(shown, axes, _unit(real), orientation="horizontal", pad=0.02, aspect=50, shrink=0.6)
     return figure

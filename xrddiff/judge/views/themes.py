@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .plots import LINES, png
+from .plots import LINES, png, raster
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'Theme', 'in_theme', 'recoloured', 'png_pair']
@@ -51,6 +51,33 @@ def in_theme(rgb: np.ndarray, theme: Theme) -> np.ndarray:
         least = np.minimum(off, least)
     return out
 
+# %% ../../../nbs/judge/views/themes.ipynb #9faaf0ec
+def _around_images(figure: Figure, shape: tuple[int, int], dpi: float) -> np.ndarray:
+    """Which pixels (H, W) are of no image and no colour bar."""
+    out, own = np.ones(shape, bool), figure.dpi
+    figure.dpi = dpi
+    for ax in figure.axes:
+        if ax.images or any(c.get_array() is not None for c in ax.collections):
+            (x0, y0), (x1, y1) = np.clip(ax.get_window_extent().get_points(), 0, shape[::-1]).round().astype(int)
+            out[shape[0] - y1 : shape[0] - y0, x0:x1] = False
+    figure.dpi = own
+    return out
+
+
+def _image_pair(figure: Figure, dpi: float) -> tuple[bytes, bytes]:
+    drawn = raster(figure, dpi, paper=False)
+    around = _around_images(figure, drawn.shape[:2], dpi) & (drawn[..., 3] > 0)
+    alpha, pair = drawn[..., 3:] / np.float32(255), []
+    for theme in (LIGHT, DARK):
+        colours = drawn[..., :3].astype(np.float32)
+        seen, which = np.unique(drawn[around][:, :3], axis=0, return_inverse=True)
+        colours[around] = 255 * in_theme(seen / 255, theme)[which.ravel()]
+        paper = 255 * np.array(to_rgb(theme.paper), np.float32)
+        image, out = Image.fromarray(np.round(colours * alpha + paper * (1 - alpha)).astype(np.uint8)), io.BytesIO()
+        image.save(out, "png", dpi=(dpi, dpi))
+        pair.append(out.getvalue())
+    return pair[0], pair[1]
+
 # %% ../../../nbs/judge/views/themes.ipynb #9faaf0eb
 def recoloured(picture: bytes, theme: Theme) -> bytes:
     """A light PNG with a palette, in another theme."""
@@ -61,9 +88,9 @@ def recoloured(picture: bytes, theme: Theme) -> bytes:
     return out.getvalue()
 
 
-def png_pair(figure: Figure, dpi: float) -> tuple[bytes, bytes | None]:
-    """The figure as PNG bytes in light and in dark; a figure with images is not drawn in dark."""
+def png_pair(figure: Figure, dpi: float) -> tuple[bytes, bytes]:
+    """The figure as PNG bytes in light and in dark. Images and colour bars are the same in both."""
     if any(ax.images for ax in figure.axes):
-        return png(figure, dpi=dpi, palette=False), None
+        return _image_pair(figure, dpi)
     light = png(figure, dpi=dpi, palette=96)
     return light, recoloured(light, DARK)

@@ -5,6 +5,7 @@
 # %% ../../../nbs/learn/loading/datasets.ipynb #243289e6
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -44,8 +45,9 @@ from xrddiff.data.frames.labels import (
     with_labels,
 )
 from ...data.frames.selection import select_frames
+from ...data.formats.tiled import LARGE, keep_in_tiles
 from ...data.transforms.pipelines import Pipeline, make_transform
-from ...data.transforms.spatial import Crop, Panels, Patches, Pool
+from ...data.transforms.spatial import Crop, Panels, Patches, Pool, Windows
 from ...data.transforms.topk import TopK
 from ...data.transforms.values import Transform
 from .loader import FrameLoader, split_by_group
@@ -57,8 +59,9 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['IN_MEMORY', 'open_data', 'region_transforms', 'frame_groups', 'Split', 'sizes_text', 'split_frames', 'balanced',
-           'in_memory', 'Prepared', 'prepare_frames', 'open_words', 'known_exposures', 'prepare_words']
+__all__ = ['IN_MEMORY', 'MANY', 'SPREAD', 'open_data', 'region_transforms', 'frame_groups', 'Split', 'sizes_text', 'split_frames',
+           'balanced', 'in_memory', 'Prepared', 'prepare_frames', 'open_words', 'known_exposures', 'window_places',
+           'prepare_words']
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #f528466d
 def open_data(
@@ -131,6 +134,7 @@ def region_transforms(
     pool: int = 4,
     crop: Sequence[int] | None = None,
     patch: int | None = None,
+    places: Windows | None = None,
 ) -> Pipeline:
     """The transforms applied to whole frames before they are loaded, in order.
 
@@ -140,6 +144,7 @@ def region_transforms(
     pool: the pooling factor, px.
     crop: the region to keep, in pixels after pooling.
     patch: edge of the patches, px; None = no patches.
+    places: of the windows that are cut, see `window_places`; None = no windows are cut.
     """
     steps: list[Transform] = []
     if topk < 1:
@@ -150,6 +155,8 @@ def region_transforms(
         steps.append(Crop(*crop))
     if patch is not None:
         steps.append(Patches(patch))
+    elif places is not None:
+        steps.append(places)
     elif frames["intensity"].dims != IMAGE_DIMS:
         steps.append(Panels())
     return Pipeline(steps)
@@ -416,6 +423,8 @@ def prepare_frames(
     images = in_memory(images)
     parts = split_frames(images, own, train_ratio, seed, contiguous=contiguous, windows=windows)
     train, held_out = parts.train, parts.held_out
+    if regions.get("places") is not None:  # the first hundred stand for all, not for the first frame
+        held_out = numpy_rng("held out", seed).permutation(held_out)
     if balance is not None:
         train, held_out = (balanced(images, balance, part, seed) for part in (train, held_out))
     if isinstance(transform, str):
@@ -450,9 +459,16 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
     frames = open_data(data_name(cfg), d.data_path, automask=automask, **words)
     check_frames(cfg, frames["intensity"].shape)
     check_conditions(frames, condition, cfg.inference.condition)
-    return frames
+    return _in_tiles(cfg, frames) if d.window or d.patch else frames
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #1e391c50
+def _dates(path: str | Path) -> list[list[Any]]:
+    """[name, bytes, date] of each file at a path, in a folder, or of a pattern."""
+    path = Path(path)
+    files = sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(path.name)) or [path]
+    return [[str(f.absolute()), about.st_size, about.st_mtime_ns] for f in files if (about := f.stat())]
+
+
 def known_exposures(cfg: Config, frames: xr.Dataset) -> Exposures:
     """The exposures of the `frames` of a run. Copies are not looked for in named sets, nor on servers;
     those in a large set are kept, since every notebook and rank asks for them.
@@ -464,10 +480,7 @@ def known_exposures(cfg: Config, frames: xr.Dataset) -> Exposures:
         return find_exposures(frames, 0)
     if not IN_MEMORY < frames["intensity"].nbytes <= MOST_READ:
         return find_exposures(frames)
-    path = Path(d.data_path)
-    files = sorted(path.rglob("*")) if path.is_dir() else sorted(path.parent.glob(path.name)) or [path]
-    dates = [[str(f.absolute()), about.st_size, about.st_mtime_ns] for f in files if (about := f.stat())]
-    key = json_digest([package_version(), dates, d.dataset, d.limit, list(frames["intensity"].shape)])
+    key = json_digest([package_version(), _dates(d.data_path), d.dataset, d.limit, list(frames["intensity"].shape)])
     place = cache_dir() / "exposures" / f"{key}.json"
     try:
         kept = read_json(place, list[int], 64 << 20)
@@ -480,6 +493,37 @@ def known_exposures(cfg: Config, frames: xr.Dataset) -> Exposures:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, [found.copies, *found.number.tolist()])
     return found
+
+# %% ../../../nbs/learn/loading/datasets.ipynb #a1c86298
+MANY, SPREAD = 4096, 64  # windows in all; places of them
+
+
+def window_places(cfg: Config, frames: xr.Dataset) -> tuple[Windows | None, int | None]:
+    """(the places of the windows that stand for the frames, how many windows there are in all).
+
+    (None, None) where whole frames are drawn and judged: without `data.window`, with `data.windows=0`, and for
+    frames of less than `tiled.LARGE` pixels.
+    """
+    d, shape = cfg.data, frames["intensity"].shape
+    if d.window is None or d.windows == 0:
+        return None, None
+    height, width = d.crop[:2] if d.crop else (n // d.pool if d.avg_pooling else n for n in shape[-2:])
+    if d.windows is None and height * width < LARGE:
+        return None, None
+    images = math.prod(shape[:-2])
+    many = d.windows or max(MANY, images)
+    return Windows(d.window, max(SPREAD, math.ceil(many / images)), d.seed), many
+
+
+def _in_tiles(cfg: Config, frames: xr.Dataset) -> xr.Dataset:
+    """Large frames, so that parts of them are read quickly; those of a server stay as they are."""
+    d = cfg.data
+    if d.data_path is not None and is_address(d.data_path):
+        return frames
+    files = [_dates(path) for path in (d.data_path, d.geometry, d.mask) if path is not None]
+    words = "dataset limit mask_true automask wavelength distance pixel_size beam_center outside".split()
+    known = [package_version(), data_name(cfg), files, *(str(getattr(d, word)) for word in words)]
+    return keep_in_tiles(frames, [*known, list(frames["intensity"].shape)])
 
 # %% ../../../nbs/learn/loading/datasets.ipynb #a1c86296
 def prepare_words(
@@ -499,10 +543,12 @@ def prepare_words(
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
     split = {k: getattr(d, k) for k in ("train_ratio", "contiguous", "seed", "balance")}
-    split |= dict(split=d.split, windows=d.window is not None)
     split |= dict(transform=transform or d.transform, transform_options=chosen_options(cfg, "data.transform_options"))
     frames = open_words(cfg, classes)
-    cut = d.patch is not None or frames["intensity"].dims != IMAGE_DIMS
+    places, many = window_places(cfg, frames)
+    regions |= dict(places=places, patch_limit=d.patch_limit or many)
+    split |= dict(split=d.split, windows=d.window is not None and places is None)
+    cut = d.patch is not None or places is not None or frames["intensity"].dims != IMAGE_DIMS
     if crystals and cut and show_crystals(used_maps(cfg)) and not says_crystals(frames):
         frames = with_lattices(frames)  # a part of a frame has too few peaks to determine its lattice
     exposures = known_exposures(cfg, frames) if d.split == "exposures" else None

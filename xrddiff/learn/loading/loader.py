@@ -223,6 +223,7 @@ class _StoredFrames:
         self.mask = None if self.own_masks else quick_mask(frame_mask(frames))
         self._mask_of = mask_function(frames) if self.own_masks else None
         self._read = frame_reader(self.value)
+        self._read_mask = frame_reader(frames["mask"].variable) if self.own_masks else None
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """(values of frame `i`, its mask); raises `BadInput` if it cannot be read, or has no valid pixel."""
@@ -231,7 +232,7 @@ class _StoredFrames:
             if not self.own_masks:
                 mask = self.mask
             else:  # a mask that follows from the values is not read again
-                mask = self._mask_of(i, raw) if self._mask_of else frame_mask(self.frames, i)
+                mask = self._mask_of(i, raw) if self._mask_of else self._read_mask(i)
         except BadInput:
             raise
         except Exception as e:  # whatever a file format's library raises: OSError, KeyError, zlib.error, ...

@@ -5,6 +5,7 @@
 # %% ../../../nbs/learn/recipes/setup.ipynb #9d93f470
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,10 +25,11 @@ from ..loading.loader import FrameLoader
 from ..loading.windows import WindowLoader
 from .starting import begin, init_text
 from ..telemetry.rules import Finding, Monitor
-from ..training.batches import frames_per_epoch, global_batch, share
+from ..training.batches import frames_per_epoch, global_batch, share, to_device
 from ..training.callbacks import Callback, make_callbacks
 from ..training.checkpoints import latest_checkpoint, load_checkpoint
 from ..training.compute import make_accelerator
+from ..training.memory import check_step_memory, free_bytes
 from ..training.options import train_options
 from ..training.trackers import Trackers, chosen_trackers
 from ..training.trainer import Trainer
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
     from xrddiff.learn.loading.datasets import Prepared
 
 # %% auto #0
-__all__ = ['run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'windowed', 'check_latent', 'shares_text',
-           'run_monitor', 'conclude_health', 'run_trackers', 'run_trainer']
+__all__ = ['BIG', 'run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'windowed', 'check_latent', 'shares_text',
+           'run_monitor', 'conclude_health', 'run_trackers', 'check_run_memory', 'run_trainer']
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #b7023b20
 def run_accelerator(t: Training) -> Accelerator:
@@ -108,6 +110,8 @@ def windowed(loaders: tuple[Any, Any], cfg: Config, multiple: int, downsampling:
     if side % multiple:
         raise BadInput(f"data.window: found {side}, expected a multiple of {multiple}, which the network needs")
     align = multiple // downsampling
+    if all(loader.shape == (side // downsampling,) * 2 for loader in loaders):  # cut before, see `window_places`
+        return loaders
     return tuple(WindowLoader(loader, side // downsampling, align=align) for loader in loaders)
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #47f10eb9
@@ -168,6 +172,26 @@ def run_trackers(cfg: Config, folder: str | Path, said: Mapping[str, Any]) -> Tr
     name = path.relative_to(home).as_posix() if path.is_relative_to(home) else path.name
     return Trackers(chosen_trackers(t.trackers, t.tracker_options), said, name=name, project=t.project, tags=t.tags)
 
+# %% ../../../nbs/learn/recipes/setup.ipynb #dbdb7771
+BIG = 512**2  # pixels of a frame
+
+
+def check_run_memory(objective: nn.Module, loader: Any, accelerator: Accelerator, frames: int) -> None:
+    """Raise `BadInput`, with sizes that fit, if a step on so many `frames` at once takes more memory than is free."""
+    if math.prod(loader.shape) < BIG:
+        return
+    device, ranks = accelerator.device, 1 if accelerator.device.type == "cuda" else accelerator.num_processes
+    objective.to(device)
+    whole = loader.batch(loader.index[:1])
+
+    def piece(side: int) -> Any:
+        y, x = ((n - side) // 2 for n in loader.shape)
+        part = lambda v: v[..., y : y + side, x : x + side] if v.ndim == 4 and v.shape[2:] == tuple(loader.shape) else v  # noqa: E731
+        cond = {name: part(v) for name, v in whole["cond"].items()}
+        return to_device(whole | {"x": part(whole["x"]), "mask": part(whole["mask"]), "cond": cond}, device)
+
+    check_step_memory(objective, piece, loader.shape, frames, free=free_bytes(device), processes=ranks)
+
 # %% ../../../nbs/learn/recipes/setup.ipynb #dbdb7769
 def run_trainer(
     objective: nn.Module,
@@ -184,7 +208,8 @@ def run_trainer(
 
     `objective`: the loss around the network. `loaders`: (training, held out). `folder`: of the run.
     `state`: goes into every checkpoint, together with the configuration. `diffusion`: whether the
-    options are those of the denoiser. `callbacks`: beside those of the configuration. Raises `BadInput` as `check_latent`, `begin` and `Trainer` do.
+    options are those of the denoiser. `callbacks`: beside those of the configuration. Raises `BadInput` as `check_latent`, `begin`, `check_run_memory`
+    and `Trainer` do.
     """
     ranks = Ranks(accelerator)
     who = greet(ranks, read_environment(), shares_text(loaders[0], ranks))
@@ -198,6 +223,7 @@ def run_trainer(
             say(init_text(began))
     if hasattr(objective, "begun"):
         objective.begun()
+    check_run_memory(objective, loaders[0], accelerator, batch_sizes(cfg, ranks.size, diffusion=diffusion)[0])
     said = asdict(cfg)
     said["training"]["mixed_precision"] = (
         accelerator.mixed_precision
