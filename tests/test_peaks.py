@@ -401,3 +401,17 @@ def test_tiny_frames():
     for shape in ((1, 1), (1, 9), (2, 3), (2, 1, 1)):
         for exact in (False, True):
             assert len(PeakFinder(tile_bins(shape), exact=exact)(np.ones(shape))) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "scale"), [(128, np.int32, 1), (512, np.int32, 1), (512, np.int32, 40), (512, np.float32, 1)]
+)
+def test_images_searched_together_have_the_peaks_of_each(size, kind, scale):
+    ds = simulate("sim128" if size == 128 else "sim-522", range(70 if size == 128 else 5))
+    noise = numpy_rng("test", "together").integers(-20, 20, ds["intensity"].shape) if scale > 1 else 0
+    images = (ds["intensity"].values * scale + noise).astype(kind)
+    finder = PeakFinder(radial_bins(radius_map(ds), frame_mask(ds)), frame_mask(ds), gain=scale)
+    together, alone = finder.columns_of(images), [finder.columns(image) for image in images]
+    assert len(together["frame"]) > 100
+    for name in alone[0]:
+        assert np.array_equal(together[name], np.concatenate([columns[name] for columns in alone])), name

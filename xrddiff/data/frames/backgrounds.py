@@ -377,8 +377,7 @@ class _Counted:
         sums = np.zeros((3, columns.number, pixels.n))
         np.multiply(moments, counts, out=sums[:, 1:])
         self._sums = np.cumsum(sums, 1, out=sums).reshape(3, -1)
-        none = np.full(pixels.n, np.inf)
-        self.total = self.within(none, -none, none)
+        self.total = self._sums[:, -pixels.n :] + _sums(self._x, self._at, self.n)
 
     def within(self, b: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Number, Σx and Σx² of the pixels that are not out (3, n)."""
@@ -407,19 +406,21 @@ def image_background(
     pixels: BinnedPixels,
     k: float = 3.0,
     *,
-    exact: bool = False,
+    exact: bool | None = False,
     block: int = BLOCK,
     **words: Any,
 ) -> BinBackground:
-    """`robust_background` of an image, flat, whatever it holds: a large one is counted (unless `exact`), and what is no
-    number is left out.
+    """`robust_background` of an image, flat, whatever it holds: a large one is counted, and what is no number is left out.
 
+    exact: nothing is counted; None: only what a histogram has exactly.
     words: `threshold`, `gain`, `noise`, `poisson_floor`. block: see `robust_background`.
     """
     values = values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
     columns = None
     if len(values) >= LARGE and not exact and values.dtype.kind in "iuf":
         columns = Columns.of(values, pixels)
+    if exact is None and columns is not None and (columns.step != 1 or values.dtype.kind == "f"):
+        columns = None
     if columns is not None:
         counted = _Counted(values, pixels, columns)
         if len(counted.others) < len(values) // 8:  # looking at each of many others takes longer

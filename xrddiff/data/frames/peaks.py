@@ -5,7 +5,7 @@
 # %% ../../../nbs/data/frames/peaks.ipynb #3fbb4ce5
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,14 +15,22 @@ import pandas as pd
 import xarray as xr
 
 from ...core.errors import BadInput
-from .backgrounds import BLOCK, BinBackground, BinnedPixels, image_background, noise_floor
+from xrddiff.data.frames.backgrounds import (
+    BLOCK,
+    LARGE,
+    BinBackground,
+    BinnedPixels,
+    Columns,
+    image_background,
+    noise_floor,
+)
 from .frames import PANEL_GEOMETRY, frame_count, frame_mask
 from .geometry import PanelGeometry, pixel_positions
 
 # %% auto #0
-__all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'pixels_around', 'touching',
-           'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'PeakFinder', 'find_peaks',
-           'find_frame_peaks', 'make_finder', 'radius_map', 'beam_offsets']
+__all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'pixels_around',
+           'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped', 'PeakFinder',
+           'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map', 'beam_offsets']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -70,16 +78,19 @@ def pixels_around(
     x: np.ndarray, y: np.ndarray, first: np.ndarray, shape: tuple[int, int], radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For points (x, y) on panels that begin at the flat index `first`: flat index (n, m) of the
-    pixels around, their centres, squared distance, and whether they are within `radius` and on the
-    panel.
+    pixels around, their centres, squared distance (infinite off the panel), and whether they are within
+    `radius` and on the panel.
     """
     dx, dy = _offsets(radius)
-    i, j = np.floor(x).astype(np.intp)[:, None] + dx, np.floor(y).astype(np.intp)[:, None] + dy
-    cx, cy = i + 0.5, j + 0.5
-    d2 = (cx - x[:, None]) ** 2 + (cy - y[:, None]) ** 2
-    ok = (i >= 0) & (i < shape[1]) & (j >= 0) & (j < shape[0]) & (d2 <= radius * radius)
-    flat = np.where(ok, first[:, None] + j * shape[1] + i, 0)
-    return flat, cx, cy, d2, ok
+    lines = []  # along each axis the distances are those of a few lines of pixels
+    for point, length in ((x, shape[1]), (y, shape[0])):
+        line = np.floor(point).astype(np.intp)[:, None] + np.arange(dx.min(), dx.max() + 1)
+        lines.append(np.where((line >= 0) & (line < length), (line + 0.5 - point[:, None]) ** 2, np.inf))
+    d2 = lines[0].take(dx - dx.min(), 1) + lines[1].take(dy - dy.min(), 1)
+    ok = d2 <= radius * radius
+    i, j = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
+    flat = np.where(ok, (first + j * shape[1] + i)[:, None] + (dy * shape[1] + dx), 0)
+    return flat, i[:, None] + (dx + 0.5), j[:, None] + (dy + 0.5), d2, ok
 
 # %% ../../../nbs/data/frames/peaks.ipynb #47a0bc16
 _DY, _DX = (v.ravel() for v in np.mgrid[-1:2, -1:2])  # a pixel and its neighbours, row by row
@@ -210,28 +221,25 @@ def _off_the_edge(label: np.ndarray, x: np.ndarray, y: np.ndarray, shape: tuple[
 class _Surroundings(NamedTuple):
     """The pixels of an image around groups, without those of groups.
 
-    pixels, mask, bins: flat. high: the threshold of each bin; what is above belongs to groups. shape: (ss, fs) of a panel.
+    pixels, bins: flat. high: the threshold of each bin, and of those that are masked, NaN; what is above belongs to
+    groups. shape: (ss, fs) of a panel.
     The groups have the centroids (cx, cy) on panels that begin at the flat indices `first`.
     """
 
     pixels: np.ndarray
-    mask: np.ndarray
     bins: np.ndarray
     high: np.ndarray
     shape: tuple[int, int]
-
-    def free(self, at: np.ndarray) -> np.ndarray:
-        """Which of the pixels `at` are valid and belong to no group."""
-        return self.mask[at] & (self.pixels[at] <= np.append(self.high, np.nan)[self.bins[at]])
 
     def ring(
         self, cx: np.ndarray, cy: np.ndarray, first: np.ndarray, radius: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Number, mean and σ of the pixels from `radius` to twice as far."""
         at, _, _, d2, ok = pixels_around(cx, cy, first, self.shape, 2 * radius)
-        free = ok & (d2 > radius**2) & self.free(at)
+        value = self.pixels.take(at).astype(np.float64)
+        free = ok & (d2 > radius**2) & (value <= self.high.take(self.bins.take(at)))
         count = free.sum(1)
-        ring = np.where(free, self.pixels[at], 0).astype(np.float64)
+        ring = np.where(free, value, 0)
         mean = ring.sum(1) / np.maximum(count, 1)
         sigma = np.sqrt(np.maximum((ring * ring).sum(1) / np.maximum(count, 1) - mean * mean, 0))
         return count, mean, sigma
@@ -243,7 +251,9 @@ class _Surroundings(NamedTuple):
         and centre (x, y).
         """
         at, px, py, d2, ok = pixels_around(cx, cy, first, self.shape, radius)
-        row, col = np.nonzero(ok & good[:, None] & self.free(at))
+        row, col = np.nonzero(ok & good[:, None])
+        free = self.pixels[at[row, col]] <= self.high[self.bins[at[row, col]]]
+        row, col = row[free], col[free]
         order = np.lexsort((d2[row, col], at[row, col]))
         row, col = row[order], col[order]
         nearest = np.ones(len(row), bool)
@@ -298,10 +308,26 @@ class PeakSettings:
             if value is not None and not value >= low:
                 raise BadInput(f"the peak finder's {name} is {value}; expected {low} or more")
 
+# %% ../../../nbs/data/frames/peaks.ipynb #0f4c8079
+def grouped(
+    pixels: np.ndarray, index: np.ndarray, mask: np.ndarray, shape: tuple[int, int], settings: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels `index` that can belong to peaks, and the group, 1 … n, of each of them.
+
+    pixels, mask: flat, of panels of `shape` (ss, fs). index: flat, ascending. settings: of `PeakSettings`.
+    """
+    near = touching(index, shape)
+    if settings["min_pixels"] > 1:
+        index, near = without_single(index, near)
+    if settings["split"] is None or not settings["poisson_floor"]:
+        return index, connected_groups(near)
+    words = {name: settings[name] for name in ("split", "gain", "noise")}
+    return index, split_groups(pixels, index, near, mask, shape, **words)
+
 # %% ../../../nbs/data/frames/peaks.ipynb #018e1f87
 STRAY = 1.25  # px from the centroid of the connected pixels
 FEW_AROUND = 10  # pixels of a ring that say too little
-TOGETHER = 1 << 17  # pixels of small images that are searched at once
+TOGETHER, COUNTED_TOGETHER = 1 << 17, 1 << 20  # pixels of small images that are searched at once; of photons
 
 # %% ../../../nbs/data/frames/peaks.ipynb #c7428519
 class PeakFinder:
@@ -326,14 +352,14 @@ class PeakFinder:
         self.settings = asdict(PeakSettings(**settings))
         self.n_bins = int(self.bins.max()) + 1
         self._pixels = BinnedPixels(np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp), self.n_bins)
-        self._block, self._many = BLOCK, {}
+        self._block, self._exact, self._many = BLOCK, self.settings["exact"], {}
 
     def background(self, image: np.ndarray) -> BinBackground:
         """`image_background` of `image`: mean, σ and threshold of each bin, and the indices of the
         pixels above it.
         """
-        names = ("threshold", "gain", "noise", "poisson_floor", "exact")
-        words = {name: self.settings[name] for name in names} | {"block": self._block}
+        names = ("threshold", "gain", "noise", "poisson_floor")
+        words = {name: self.settings[name] for name in names} | {"block": self._block, "exact": self._exact}
         return image_background(image.ravel(), self._pixels, self.settings["pixel_snr"], **words)
 
     def __call__(self, image: np.ndarray) -> pd.DataFrame:
@@ -347,14 +373,22 @@ class PeakFinder:
     @property
     def together(self) -> int:
         """How many images are best searched at once."""
-        return max(1, TOGETHER // self.bins.size)
+        return max(1, COUNTED_TOGETHER // self.bins.size)
+
+    def _search_together(self, images: np.ndarray) -> int:
+        """How many of these can be, so that their peaks are the same bit for bit."""
+        whole = images.dtype.kind in "iu" and not self.settings["exact"]
+        if whole and self.bins.size >= LARGE:  # alone they are counted
+            columns = (Columns.of(image.ravel(), self._pixels) for image in images)
+            whole = all(c is None or c.step == 1 for c in columns)
+        return self.together if whole else max(1, TOGETHER // self.bins.size)
 
     def columns_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the table of peaks of several images (n, …), after `frame`, from 0: those of `columns`, bit for
         bit. Small images are searched `together`.
         """
-        images, most = np.asarray(images), self.together
-        tables = []
+        images = np.asarray(images)
+        most, tables = self._search_together(images), []
         for first in range(0, len(images), most):
             some = images[first : first + most]
             if len(some) == 1:
@@ -377,7 +411,8 @@ class PeakFinder:
             shape = (-1, *self.bins.shape[-2:])
             mask = np.broadcast_to(self.mask, (n, *self.mask.shape))
             many = PeakFinder((self.bins + step).reshape(shape), mask.reshape(shape), **self.settings)
-            many._block = BLOCK // self.bins.size * self.bins.size  # an image is summed as if it were alone
+            many._block = max(1, BLOCK // self.bins.size) * self.bins.size  # an image is summed as if it were alone
+            many._exact = many._exact or None
             self._many[n] = many
         return self._many[n]
 
@@ -389,16 +424,10 @@ class PeakFinder:
         (*_, height, width), pixels = self.bins.shape, image.ravel()
         b, sigma, high, index, finite = self.background(image)
         mask, bins = self.mask.ravel(), self._pixels.bins
-        mask = mask if finite is None else mask & finite
+        if finite is not None:  # what is no number is infinite, and so never background
+            mask, pixels = mask & finite, np.where(finite, pixels, np.inf)
 
-        near = touching(index, (height, width))
-        if s["min_pixels"] > 1:
-            index, near = without_single(index, near)
-        if s["split"] is None or not s["poisson_floor"]:
-            label = connected_groups(near)
-        else:
-            words = {name: s[name] for name in ("split", "gain", "noise")}
-            label = split_groups(pixels, index, near, mask, (height, width), **words)
+        index, label = grouped(pixels, index, mask, (height, width), s)
         y, x = np.divmod(index % (height * width), width)
         size = np.bincount(label)
         good = (size >= s["min_pixels"]) & (size <= s["max_pixels"]) & _off_the_edge(label, x, y, (height, width))
@@ -414,7 +443,7 @@ class PeakFinder:
         first = np.zeros(n, np.intp)
         first[label] = index - index % (height * width)
 
-        around = _Surroundings(pixels, mask, bins, high, (height, width))
+        around = _Surroundings(pixels, bins, np.append(high, np.nan), (height, width))
         count, mean, local_sigma = around.ring(cx, cy, first, s["ring"])
         centre = bins[first + np.floor(cy).astype(np.intp) * width + np.floor(cx).astype(np.intp)]
         few = (count < FEW_AROUND) & (centre < self.n_bins)
