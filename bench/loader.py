@@ -1,6 +1,6 @@
 """The loader against a bare h5py read of the same bitshuffle-LZ4 file with checksums, in bytes of stored pixels per second.
 
-    python bench/loader.py [--repeats 9] [--megabytes 256] [--out bench/results/loader.md]
+    OMP_NUM_THREADS=1 python bench/loader.py [--repeats 9] [--megabytes 256] [--out bench/results/loader.md]
 
 The bare read is what h5py does best: one chunk after another into one buffer, and nothing is done with it. The loader
 gives batches: float32 network values, mask, padding, conditions. Every repeat times all of them, one after another, and the ratio is
@@ -127,10 +127,10 @@ def main() -> None:
     lines = [
         "# Loader against a bare h5py read",
         "",
-        f"`python bench/loader.py --repeats {args.repeats} --megabytes {args.megabytes}`; {machine('cores', 'python')}, h5py {h5py.__version__}.",
+        f"`OMP_NUM_THREADS=1 python bench/loader.py --repeats {args.repeats} --megabytes {args.megabytes}`; {machine('cores', 'python')}, h5py {h5py.__version__}.",
         "Bitshuffle-LZ4 with Fletcher-32, which every read verifies, as a store of ours is written, one frame per chunk; *cold*: before each pass the system is asked to forget the file. "
         "GB/s of stored pixels per second of CPU (of all threads) and of the clock, median (best); ratios to the bare read, taken within each repeat, median (worst).",
-        f"The loader prepares batches in a thread, h5py reads in one; load average before: {os.getloadavg()[0]:.1f}.",
+        f"The loader reads with as many threads as there are cores, h5py with one. Load average before: {os.getloadavg()[0]:.1f}; where it is above 1, other work slowed the clock, and the columns by CPU are those to compare.",
         "",
     ]
     rows = []

@@ -419,7 +419,7 @@ def image_background(
     columns = None
     if len(values) >= LARGE and not exact and values.dtype.kind in "iuf":
         columns = Columns.of(values, pixels)
-    if exact is None and columns is not None and (columns.step != 1 or values.dtype.kind == "f"):
+    if exact is None and columns is not None and columns.step != 1:
         columns = None
     if columns is not None:
         counted = _Counted(values, pixels, columns)

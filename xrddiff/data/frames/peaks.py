@@ -329,6 +329,11 @@ STRAY = 1.25  # px from the centroid of the connected pixels
 FEW_AROUND = 10  # pixels of a ring that say too little
 TOGETHER, COUNTED_TOGETHER = 1 << 17, 1 << 20  # pixels of small images that are searched at once; of photons
 
+
+def _is_whole(image: np.ndarray) -> bool:
+    """Whether all pixels are whole numbers."""
+    return image.dtype.kind in "iu" or image.dtype.kind == "f" and bool((image == np.rint(image)).all())
+
 # %% ../../../nbs/data/frames/peaks.ipynb #c7428519
 class PeakFinder:
     """Finds Bragg peaks in images of one shape.
@@ -377,7 +382,7 @@ class PeakFinder:
 
     def _search_together(self, images: np.ndarray) -> int:
         """How many of these can be, so that their peaks are the same bit for bit."""
-        whole = images.dtype.kind in "iu" and not self.settings["exact"]
+        whole = not self.settings["exact"] and all(_is_whole(image) for image in images)
         if whole and self.bins.size >= LARGE:  # alone they are counted
             columns = (Columns.of(image.ravel(), self._pixels) for image in images)
             whole = all(c is None or c.step == 1 for c in columns)
