@@ -29,8 +29,9 @@ from .geometry import PanelGeometry, pixel_positions
 
 # %% auto #0
 __all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'pixels_around',
-           'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped', 'PeakFinder',
-           'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map', 'beam_offsets']
+           'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped',
+           'images_together', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map',
+           'beam_offsets']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -334,6 +335,19 @@ def _is_whole(image: np.ndarray) -> bool:
     """Whether all pixels are whole numbers."""
     return image.dtype.kind in "iu" or image.dtype.kind == "f" and bool((image == np.rint(image)).all())
 
+
+def images_together(images: np.ndarray, pixels: BinnedPixels, exact: bool = False) -> int:
+    """How many of the `images` (n, …) can be searched at once, so that the peaks of each are the same bit for bit: more of
+    whole numbers, which are counted exactly.
+    """
+    size = len(pixels.bins)
+    most = max(1, COUNTED_TOGETHER // size)
+    whole = most > 1 and not exact and all(_is_whole(image) for image in images)
+    if whole and size >= LARGE:  # alone they are counted
+        columns = (Columns.of(image.ravel(), pixels) for image in images)
+        whole = all(c is None or c.step == 1 for c in columns)
+    return most if whole else max(1, TOGETHER // size)
+
 # %% ../../../nbs/data/frames/peaks.ipynb #c7428519
 class PeakFinder:
     """Finds Bragg peaks in images of one shape.
@@ -380,20 +394,12 @@ class PeakFinder:
         """How many images are best searched at once."""
         return max(1, COUNTED_TOGETHER // self.bins.size)
 
-    def _search_together(self, images: np.ndarray) -> int:
-        """How many of these can be, so that their peaks are the same bit for bit."""
-        whole = not self.settings["exact"] and all(_is_whole(image) for image in images)
-        if whole and self.bins.size >= LARGE:  # alone they are counted
-            columns = (Columns.of(image.ravel(), self._pixels) for image in images)
-            whole = all(c is None or c.step == 1 for c in columns)
-        return self.together if whole else max(1, TOGETHER // self.bins.size)
-
     def columns_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the table of peaks of several images (n, …), after `frame`, from 0: those of `columns`, bit for
         bit. Small images are searched `together`.
         """
         images = np.asarray(images)
-        most, tables = self._search_together(images), []
+        most, tables = images_together(images, self._pixels, self.settings["exact"]), []
         for first in range(0, len(images), most):
             some = images[first : first + most]
             if len(some) == 1:
