@@ -5,7 +5,7 @@
 # %% ../../../nbs/data/frames/peaks.ipynb #3fbb4ce5
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,16 +13,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.special import ndtr
 
 from ...core.errors import BadInput
+from xrddiff.data.frames.backgrounds import (
+    BLOCK,
+    LARGE,
+    BinBackground,
+    BinnedPixels,
+    Columns,
+    image_background,
+    noise_floor,
+)
 from .frames import PANEL_GEOMETRY, frame_count, frame_mask
 from .geometry import PanelGeometry, pixel_positions
 
 # %% auto #0
-__all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'noise_floor', 'pixel_threshold',
-           'narrowed', 'robust_background', 'pixels_around', 'touching', 'connected_groups', 'split_groups',
-           'PeakSettings', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map', 'beam_offsets']
+__all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'pixels_around',
+           'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped',
+           'images_together', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map',
+           'beam_offsets']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -54,132 +63,6 @@ def tile_bins(shape: tuple[int, ...], size: int = 32) -> np.ndarray:
     panel = np.arange(int(np.prod(panels))).reshape(*panels, 1, 1)
     return (panel * (down * across) + tile).astype(np.intp)
 
-# %% ../../../nbs/data/frames/peaks.ipynb #a7b43e66
-def noise_floor(b: Any, gain: float = 1.0, noise: float = 0.0) -> Any:
-    """The smallest possible σ of a pixel with background `b`: sqrt(gain·b + noise²); `b` and
-    `noise` in the units of the image, `gain` in units per photon.
-    """
-    return np.sqrt(gain * np.maximum(b, 0) + noise * noise)
-
-# %% ../../../nbs/data/frames/peaks.ipynb #c3b07626
-def pixel_threshold(b: Any, sigma: Any, k: float, gain: float = 1.0) -> Any:
-    """The value that a pixel of background `b` and noise `sigma` exceeds as rarely as a Gaussian
-    exceeds `k` σ; `gain` = 0 leaves the skewness out.
-    """
-    return b + k * sigma + gain * max(k * k - 1, 0) / 6
-
-# %% ../../../nbs/data/frames/peaks.ipynb #a5510778
-def narrowed(k: float) -> float:
-    """σ of a Gaussian cut off at ±`k` σ, relative to σ."""
-    return float(np.sqrt(1 - k * np.sqrt(2 / np.pi) * np.exp(-k * k / 2) / (1 - 2 * ndtr(-k))))
-
-# %% ../../../nbs/data/frames/peaks.ipynb #76552b9f
-_BLOCK = 1 << 16  # pixels processed together: what fits in a core's cache
-
-
-def robust_background(
-    values: np.ndarray,
-    bins: np.ndarray,
-    n: int,
-    k: float = 3.0,
-    *,
-    threshold: float = 0.0,
-    gain: float = 1.0,
-    noise: float = 0.0,
-    poisson_floor: bool = True,
-    iterations: int = 10,
-    count: np.ndarray | None = None,
-    block: int = _BLOCK,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean b, σ and detection threshold of bins 0 … n−1, without the pixels beyond that threshold,
-    and which pixels exceed it.
-
-    values, bins: (pixel,), bins intp from 0 to n; pixels of bin n are left out (masked).
-    k, threshold: a pixel is out above max(T(b), b + `threshold`) and below b − `k` σ.
-    gain, noise, poisson_floor: see `noise_floor`.
-    count: the number of pixels of each bin (n,), where it is known already.
-    block: pixels that are summed together.
-    Returns three arrays (n,), a bin without pixels with an infinite threshold, and the ascending
-    indices of the pixels above the threshold.
-    """
-    cut_at = [min(k, 2.0) if poisson_floor else k] * 3 + [k] * max(iterations - 3, 0)
-    narrow = {cut: narrowed(cut) for cut in set(cut_at)}
-
-    def limits_at(cut: float) -> tuple[np.ndarray, np.ndarray]:
-        high = np.maximum(pixel_threshold(b, sigma, cut, gain if poisson_floor else 0), b + threshold)
-        return b - cut * sigma, high
-
-    limits = suspects = before = None
-    if len(values) >= _LARGE:
-        words: dict[str, Any] = dict(threshold=threshold, gain=gain, noise=noise, poisson_floor=poisson_floor)
-        sample = bins[::_STRIDE]
-        held = np.bincount(sample, minlength=n + 1)[:n]
-        b, sigma, *_ = robust_background(values[::_STRIDE], sample, n, min(k, 2.0), **words, iterations=3, count=held)
-        share = 0.8 - 2 / np.sqrt(np.maximum(held, 1))  # of the way from b; less where fewer pixels speak
-        limits = tuple(b + share * (limit - b) for limit in limits_at(min(cut_at)))
-        limits[0][held < _FEW], limits[1][held < _FEW] = np.inf, -np.inf  # all are suspect
-    total = kept = _sums(values, bins, n, count, block)
-    for turn in range(len(cut_at) + 1):
-        pixels = np.maximum(kept[0], 1)
-        b = kept[1] / pixels
-        sigma = np.sqrt(np.maximum(kept[2] / pixels - b * b, 0)) / (narrow[cut_at[turn - 1]] if turn else 1.0)
-        if poisson_floor:
-            sigma = np.maximum(sigma, noise_floor(b, gain, noise))
-        low, high = limits_at(cut_at[turn] if turn < len(cut_at) else k)
-        if (empty := kept[0] == 0).any():
-            low[empty], high[empty] = -np.inf, np.inf
-        # pixels half-way out are checked again later, as long as the limits stay wider than that
-        if limits is None:
-            limits = (low + b) / 2, (high + b) / 2
-        elif (low > limits[0]).any() or (high < limits[1]).any():
-            limits, suspects = (np.maximum(limits[0], (low + b) / 2), np.minimum(limits[1], (high + b) / 2)), None
-        if suspects is None:
-            suspects = _outside(values, bins, *limits)
-            at, x = bins[suspects], values[suspects].astype(np.float64)
-        above = x > high[at]
-        cut = np.flatnonzero(above | (x < low[at]))
-        if turn == len(cut_at) or (turn > 3 and np.array_equal(before, suspects[cut])):
-            break
-        before = suspects[cut]
-        kept = total - _sums(x[cut], at[cut], n, block=block)
-    return b, sigma, high, suspects[above]
-
-# %% ../../../nbs/data/frames/peaks.ipynb #34c738ac
-_LARGE, _STRIDE, _FEW = (
-    1 << 18,
-    13,
-    24,
-)  # pixels of an image that is sampled first, every how many, and too few of a bin
-
-
-def _sums(
-    values: np.ndarray, bins: np.ndarray, n: int, count: np.ndarray | None = None, block: int = _BLOCK
-) -> np.ndarray:
-    """Number of pixels (`count`, where it is known), Σx and Σx² of bins 0 … n−1: (3, n)."""
-    out = np.zeros((3, n + 1))
-    for s in range(0, len(values), block):
-        at, x = bins[s : s + block], values[s : s + block].astype(np.float64)
-        if count is None:
-            out[0] += np.bincount(at, minlength=n + 1)
-        out[1] += np.bincount(at, x, minlength=n + 1)
-        out[2] += np.bincount(at, x * x, minlength=n + 1)
-    if count is not None:
-        out[0, :n] = count
-    return out[:, :n]
-
-
-def _outside(values: np.ndarray, bins: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Ascending indices of the pixels below `low` or above `high` of their bin (to float32's
-    rounding); never those of the bin after the last.
-    """
-    low, high = np.append(low, -np.inf).astype(np.float32), np.append(high, np.inf).astype(np.float32)
-    found = []
-    for s in range(0, len(values), _BLOCK):
-        at, x = bins[s : s + _BLOCK], values[s : s + _BLOCK].astype(np.float32)
-        # bins are within bounds: "clip" spares the check
-        found.append(np.flatnonzero((x > high.take(at, mode="clip")) | (x < low.take(at, mode="clip"))) + s)
-    return np.concatenate(found)
-
 # %% ../../../nbs/data/frames/peaks.ipynb #2d2fb6e5
 @lru_cache(maxsize=32)
 def _offsets(radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -196,16 +79,19 @@ def pixels_around(
     x: np.ndarray, y: np.ndarray, first: np.ndarray, shape: tuple[int, int], radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For points (x, y) on panels that begin at the flat index `first`: flat index (n, m) of the
-    pixels around, their centres, squared distance, and whether they are within `radius` and on the
-    panel.
+    pixels around, their centres, squared distance (infinite off the panel), and whether they are within
+    `radius` and on the panel.
     """
     dx, dy = _offsets(radius)
-    i, j = np.floor(x).astype(np.intp)[:, None] + dx, np.floor(y).astype(np.intp)[:, None] + dy
-    cx, cy = i + 0.5, j + 0.5
-    d2 = (cx - x[:, None]) ** 2 + (cy - y[:, None]) ** 2
-    ok = (i >= 0) & (i < shape[1]) & (j >= 0) & (j < shape[0]) & (d2 <= radius * radius)
-    flat = np.where(ok, first[:, None] + j * shape[1] + i, 0)
-    return flat, cx, cy, d2, ok
+    lines = []  # along each axis the distances are those of a few lines of pixels
+    for point, length in ((x, shape[1]), (y, shape[0])):
+        line = np.floor(point).astype(np.intp)[:, None] + np.arange(dx.min(), dx.max() + 1)
+        lines.append(np.where((line >= 0) & (line < length), (line + 0.5 - point[:, None]) ** 2, np.inf))
+    d2 = lines[0].take(dx - dx.min(), 1) + lines[1].take(dy - dy.min(), 1)
+    ok = d2 <= radius * radius
+    i, j = np.floor(x).astype(np.intp), np.floor(y).astype(np.intp)
+    flat = np.where(ok, (first + j * shape[1] + i)[:, None] + (dy * shape[1] + dx), 0)
+    return flat, i[:, None] + (dx + 0.5), j[:, None] + (dy + 0.5), d2, ok
 
 # %% ../../../nbs/data/frames/peaks.ipynb #47a0bc16
 _DY, _DX = (v.ravel() for v in np.mgrid[-1:2, -1:2])  # a pixel and its neighbours, row by row
@@ -224,16 +110,27 @@ def _steps(index: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.nd
     return np.where(inside, index + (_DY * width + _DX)[:, None], 0), inside
 
 
-def touching(index: np.ndarray, size: int, shape: tuple[int, int]) -> np.ndarray:
-    """Which of the pixels `index` (n,), flat and ascending, of an image of `size` pixels each of them
-    touches by a side or a corner: numbers (8, n) from 0, −1 for none.
+def touching(index: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Which of the pixels `index` (n,), flat and ascending, each of them touches by a side or a corner: numbers (8, n)
+    from 0, −1 for none.
 
     shape: (ss, fs) of a panel; pixels of two panels never touch.
     """
-    number = np.zeros(size, np.int32)  # unlike another fill, zeros cost no time where none is read
-    number[index] = np.arange(1, len(index) + 1)
-    at, inside = _steps(index, shape)
-    return (number[at] * inside)[_AROUND] - 1
+    height, width = shape
+    y, x = np.divmod(index % (height * width), width)
+    near = np.full((8, len(index)), -1)
+    right = np.flatnonzero((np.diff(index) == 1) & (x[:-1] < width - 1))
+    near[4, right], near[3, right + 1] = right + 1, right
+    # of the row below, at most three follow on the first that is not before the corner
+    below = np.searchsorted(index, index + (width - 1))
+    beyond = np.append(index, -1)
+    for other in (below, below + 1, below + 2):
+        other = np.minimum(other, len(index))
+        dx = beyond[other] - index - width
+        ok = np.flatnonzero((abs(dx) <= 1) & (x + dx >= 0) & (x + dx < width) & (y < height - 1))
+        other, dx = other[ok], dx[ok]
+        near[6 + dx, ok], near[1 - dx, other] = other, ok
+    return near
 
 
 def _pairs(near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -251,10 +148,18 @@ def connected_groups(near: np.ndarray) -> np.ndarray:
         first = lower
     return np.unique(first, return_inverse=True)[1] + 1
 
+
+def without_single(index: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels `index` that touch another, and what is left of `touching` for them."""
+    keep = (near >= 0).any(0)
+    number = np.append(np.cumsum(keep) - 1, -1)
+    return index[keep], number[near[:, keep]]
+
 # %% ../../../nbs/data/frames/peaks.ipynb #e22fdf55
 def split_groups(
     pixels: np.ndarray,
     index: np.ndarray,
+    near: np.ndarray,
     mask: np.ndarray,
     shape: tuple[int, int],
     *,
@@ -266,10 +171,10 @@ def split_groups(
     to: connected ones to the same, unless a saddle divides them.
 
     pixels, mask: flat, of panels of `shape` (ss, fs) one after another.
-    index: flat, ascending.
+    index, near: flat, ascending, and the pixels that they are `touching`.
     split, gain, noise: the k, g and n of the equations, in units of the image.
     """
-    every, near = np.arange(len(index)), touching(index, len(pixels), shape)
+    every = np.arange(len(index))
     at, inside = _steps(index, shape)
     w = _TENT[:, None] * (inside & mask[at])
     weight = w.sum(0)
@@ -317,13 +222,14 @@ def _off_the_edge(label: np.ndarray, x: np.ndarray, y: np.ndarray, shape: tuple[
 class _Surroundings(NamedTuple):
     """The pixels of an image around groups, without those of groups.
 
-    pixels, mask, candidate: flat; candidates are above the threshold. shape: (ss, fs) of a panel.
+    pixels, bins: flat. high: the threshold of each bin, and of those that are masked, NaN; what is above belongs to
+    groups. shape: (ss, fs) of a panel.
     The groups have the centroids (cx, cy) on panels that begin at the flat indices `first`.
     """
 
     pixels: np.ndarray
-    mask: np.ndarray
-    candidate: np.ndarray
+    bins: np.ndarray
+    high: np.ndarray
     shape: tuple[int, int]
 
     def ring(
@@ -331,9 +237,10 @@ class _Surroundings(NamedTuple):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Number, mean and σ of the pixels from `radius` to twice as far."""
         at, _, _, d2, ok = pixels_around(cx, cy, first, self.shape, 2 * radius)
-        free = ok & (d2 > radius**2) & self.mask[at] & ~self.candidate[at]
+        value = self.pixels.take(at).astype(np.float64)
+        free = ok & (d2 > radius**2) & (value <= self.high.take(self.bins.take(at)))
         count = free.sum(1)
-        ring = np.where(free, self.pixels[at], 0).astype(np.float64)
+        ring = np.where(free, value, 0)
         mean = ring.sum(1) / np.maximum(count, 1)
         sigma = np.sqrt(np.maximum((ring * ring).sum(1) / np.maximum(count, 1) - mean * mean, 0))
         return count, mean, sigma
@@ -345,7 +252,9 @@ class _Surroundings(NamedTuple):
         and centre (x, y).
         """
         at, px, py, d2, ok = pixels_around(cx, cy, first, self.shape, radius)
-        row, col = np.nonzero(ok & good[:, None] & self.mask[at] & ~self.candidate[at])
+        row, col = np.nonzero(ok & good[:, None])
+        free = self.pixels[at[row, col]] <= self.high[self.bins[at[row, col]]]
+        row, col = row[free], col[free]
         order = np.lexsort((d2[row, col], at[row, col]))
         row, col = row[order], col[order]
         nearest = np.ones(len(row), bool)
@@ -372,6 +281,9 @@ class PeakSettings:
     noise: readout noise σ, in units of the image.
     poisson_floor: σ is at least that of counts, and the threshold allows for their skewness; False
         takes the image's own scatter alone.
+    exact: every value of a large image is summed, which takes three times as long. Otherwise its background comes
+        from a histogram: the same for photons, and for wider values to a quarter of σ per pixel (see
+        `image_background`).
     """
 
     snr: float = 6.0
@@ -385,6 +297,7 @@ class PeakSettings:
     gain: float = 1.0
     noise: float = 0.0
     poisson_floor: bool = True
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.pixel_snr is None:
@@ -396,10 +309,44 @@ class PeakSettings:
             if value is not None and not value >= low:
                 raise BadInput(f"the peak finder's {name} is {value}; expected {low} or more")
 
+# %% ../../../nbs/data/frames/peaks.ipynb #0f4c8079
+def grouped(
+    pixels: np.ndarray, index: np.ndarray, mask: np.ndarray, shape: tuple[int, int], settings: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels `index` that can belong to peaks, and the group, 1 … n, of each of them.
+
+    pixels, mask: flat, of panels of `shape` (ss, fs). index: flat, ascending. settings: of `PeakSettings`.
+    """
+    near = touching(index, shape)
+    if settings["min_pixels"] > 1:
+        index, near = without_single(index, near)
+    if settings["split"] is None or not settings["poisson_floor"]:
+        return index, connected_groups(near)
+    words = {name: settings[name] for name in ("split", "gain", "noise")}
+    return index, split_groups(pixels, index, near, mask, shape, **words)
+
 # %% ../../../nbs/data/frames/peaks.ipynb #018e1f87
 STRAY = 1.25  # px from the centroid of the connected pixels
 FEW_AROUND = 10  # pixels of a ring that say too little
-TOGETHER = 1 << 17  # pixels of small images that are searched at once
+TOGETHER, COUNTED_TOGETHER = 1 << 17, 1 << 20  # pixels of small images that are searched at once; of photons
+
+
+def _is_whole(image: np.ndarray) -> bool:
+    """Whether all pixels are whole numbers."""
+    return image.dtype.kind in "iu" or image.dtype.kind == "f" and bool((image == np.rint(image)).all())
+
+
+def images_together(images: np.ndarray, pixels: BinnedPixels, exact: bool = False) -> int:
+    """How many of the `images` (n, …) can be searched at once, so that the peaks of each are the same bit for bit: more of
+    whole numbers, which are counted exactly.
+    """
+    size = len(pixels.bins)
+    most = max(1, COUNTED_TOGETHER // size)
+    whole = most > 1 and not exact and all(_is_whole(image) for image in images)
+    if whole and size >= LARGE:  # alone they are counted
+        columns = (Columns.of(image.ravel(), pixels) for image in images)
+        whole = all(c is None or c.step == 1 for c in columns)
+    return most if whole else max(1, TOGETHER // size)
 
 # %% ../../../nbs/data/frames/peaks.ipynb #c7428519
 class PeakFinder:
@@ -423,17 +370,16 @@ class PeakFinder:
             )
         self.settings = asdict(PeakSettings(**settings))
         self.n_bins = int(self.bins.max()) + 1
-        self._bins = np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp)
-        self._count = np.bincount(self._bins, minlength=self.n_bins + 1)[: self.n_bins]
-        self._block, self._many = _BLOCK, {}
+        self._pixels = BinnedPixels(np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp), self.n_bins)
+        self._block, self._exact, self._many = BLOCK, self.settings["exact"], {}
 
-    def background(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """`robust_background` of `image`: mean, σ and threshold of each bin, and the indices of the
+    def background(self, image: np.ndarray) -> BinBackground:
+        """`image_background` of `image`: mean, σ and threshold of each bin, and the indices of the
         pixels above it.
         """
         names = ("threshold", "gain", "noise", "poisson_floor")
-        words = {name: self.settings[name] for name in names} | {"count": self._count, "block": self._block}
-        return robust_background(image.ravel(), self._bins, self.n_bins, self.settings["pixel_snr"], **words)
+        words = {name: self.settings[name] for name in names} | {"block": self._block, "exact": self._exact}
+        return image_background(image.ravel(), self._pixels, self.settings["pixel_snr"], **words)
 
     def __call__(self, image: np.ndarray) -> pd.DataFrame:
         """The peaks of `image`, one row each, in the order of its pixels: `panel` (stacks only),
@@ -446,14 +392,14 @@ class PeakFinder:
     @property
     def together(self) -> int:
         """How many images are best searched at once."""
-        return max(1, TOGETHER // self.bins.size)
+        return max(1, COUNTED_TOGETHER // self.bins.size)
 
     def columns_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the table of peaks of several images (n, …), after `frame`, from 0: those of `columns`, bit for
         bit. Small images are searched `together`.
         """
-        images, most = np.asarray(images), self.together
-        tables = []
+        images = np.asarray(images)
+        most, tables = images_together(images, self._pixels, self.settings["exact"]), []
         for first in range(0, len(images), most):
             some = images[first : first + most]
             if len(some) == 1:
@@ -476,7 +422,8 @@ class PeakFinder:
             shape = (-1, *self.bins.shape[-2:])
             mask = np.broadcast_to(self.mask, (n, *self.mask.shape))
             many = PeakFinder((self.bins + step).reshape(shape), mask.reshape(shape), **self.settings)
-            many._block = _BLOCK // self.bins.size * self.bins.size  # an image is summed as if it were alone
+            many._block = max(1, BLOCK // self.bins.size) * self.bins.size  # an image is summed as if it were alone
+            many._exact = many._exact or None
             self._many[n] = many
         return self._many[n]
 
@@ -485,20 +432,13 @@ class PeakFinder:
         image, s = np.asarray(image), self.settings
         if image.shape != self.bins.shape:
             raise BadInput(f"the image has shape {image.shape}; expected {self.bins.shape} as the bins have")
-        if image.dtype.kind == "f" and not (fine := np.isfinite(image)).all():
-            other = PeakFinder(self.bins, self.mask & fine, **s)
-            other._block = self._block
-            return other.columns(np.where(fine, image, 0))
         (*_, height, width), pixels = self.bins.shape, image.ravel()
-        b, sigma, _, index = self.background(image)
+        b, sigma, high, index, finite = self.background(image)
+        mask, bins = self.mask.ravel(), self._pixels.bins
+        if finite is not None:  # what is no number is infinite, and so never background
+            mask, pixels = mask & finite, np.where(finite, pixels, np.inf)
 
-        candidate = np.zeros(image.size, bool)
-        candidate[index] = True
-        if s["split"] is None or not s["poisson_floor"]:
-            label = connected_groups(touching(index, image.size, (height, width)))
-        else:
-            words = {name: s[name] for name in ("split", "gain", "noise")}
-            label = split_groups(pixels, index, self.mask.ravel(), (height, width), **words)
+        index, label = grouped(pixels, index, mask, (height, width), s)
         y, x = np.divmod(index % (height * width), width)
         size = np.bincount(label)
         good = (size >= s["min_pixels"]) & (size <= s["max_pixels"]) & _off_the_edge(label, x, y, (height, width))
@@ -509,14 +449,14 @@ class PeakFinder:
         def total(weight: np.ndarray, of: np.ndarray) -> np.ndarray:
             return np.bincount(of, weight, minlength=n)
 
-        excess = pixels[index] - b[self._bins[index]]
+        excess = pixels[index] - b[bins[index]]
         cx, cy = (total(excess * v, label) / total(excess, label) for v in (x, y))
         first = np.zeros(n, np.intp)
         first[label] = index - index % (height * width)
 
-        around = _Surroundings(pixels, self.mask.ravel(), candidate, (height, width))
+        around = _Surroundings(pixels, bins, np.append(high, np.nan), (height, width))
         count, mean, local_sigma = around.ring(cx, cy, first, s["ring"])
-        centre = self._bins[first + np.floor(cy).astype(np.intp) * width + np.floor(cx).astype(np.intp)]
+        centre = bins[first + np.floor(cy).astype(np.intp) * width + np.floor(cx).astype(np.intp)]
         few = (count < FEW_AROUND) & (centre < self.n_bins)
         mean, local_sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in ((b, mean), (sigma, local_sigma)))
         if s["poisson_floor"]:

@@ -60,7 +60,7 @@ def _ring_rows(image: np.ndarray, mask: np.ndarray, radius: np.ndarray | None) -
     """Mean, variance by neighbours, share of zeros, and pixels, of each ring: (rings, 4)."""
     bins = tile_bins(mask.shape) if radius is None else radial_bins(radius, mask, min_pixels=200)
     image = np.where(np.isfinite(image), image, 0)
-    _, _, _, bright = PeakFinder(bins, mask, pixel_snr=4.0, snr=6.0, poisson_floor=False).background(image)
+    bright = PeakFinder(bins, mask, pixel_snr=4.0, snr=6.0, poisson_floor=False).background(image).above
     use = mask.copy()
     use.ravel()[bright] = False
     # the flanks of a bright pixel belong to its spot

@@ -30,13 +30,11 @@ def standard_scores(image: np.ndarray, finder: PeakFinder, least: float = 0.0) -
     finder: holds the bins, the mask and the settings for the background.
     least: smallest σ, in units of the image.
     """
-    mask = finder.mask & np.isfinite(image)
-    image = np.where(mask, image, 0).astype(np.float32)
-    if (mask != finder.mask).any():
-        finder = PeakFinder(finder.bins, mask, **finder.settings)
-    b, sigma, _, _ = finder.background(image)
-    b, sigma = (np.asarray(v, np.float32)[finder.bins] for v in (b, np.maximum(sigma, max(least, 1e-6))))
-    return np.where(mask, (image - b) / sigma, 0)
+    image = image.astype(np.float32)
+    found, mask = finder.background(image), finder.mask & np.isfinite(image)
+    sigma = np.maximum(found.sigma, max(least, 1e-6))
+    b, sigma = (np.asarray(v, np.float32)[finder.bins] for v in (found.b, sigma))
+    return np.where(mask, (np.where(mask, image, 0) - b) / sigma, 0)
 
 # %% ../../../nbs/learn/models/peak_net.ipynb #60724d66
 class NetworkInput:
