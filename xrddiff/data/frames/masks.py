@@ -276,7 +276,8 @@ class SeriesStatistics:
             self._sum(self.only, ~self.known)
             self.only = None
         self.known &= ~bad
-        fill = x.dtype.type(0) if bad.all() else x.dtype.type(quantile_of(*value_counts(x, ~bad), 0.5))
+        value, count = value_counts(x, self.known if self.n == 0 else ~bad)
+        fill = x.dtype.type(quantile_of(value, count, 0.5) if len(value) else 0)
         x = np.where(bad, fill, x)
         if self.n == 0:
             self.gap_values = plateau_values(x)
@@ -316,17 +317,21 @@ def rims(valid: np.ndarray, image: np.ndarray, depth: int = 3, most: float = np.
     out = np.zeros(valid.shape, bool)
     for axis in (1, 2):
         v, im, found = (np.moveaxis(a, axis, 1) for a in (valid, image, out))  # edges run along the last axis
+        bits = as_bits(v)
         for sign in (1, -1):
-            for p, row, rim in _rims_along(np.ascontiguousarray(v & ~found), im, sign, depth, most):
+            for p, row, rim in _rims_along(bits, v.shape[2], im, sign, depth, most):
                 found[p, row] |= rim
+                bits[p, row] &= ~as_bits(rim)
     return out
 
 
-def _rims_along(v: np.ndarray, im: np.ndarray, sign: int, depth: int, most: float) -> Iterator[tuple]:
-    """(panel, row, bool (x,)) of each row that differs, seen from the edge towards `sign`."""
-    size, width = v.shape[1:]
+def _rims_along(
+    bits: np.ndarray, width: int, im: np.ndarray, sign: int, depth: int, most: float
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(panel, row, bool (x,)) of each row of valid pixels (`bits`) that differs, seen from the edge
+    towards `sign`. The caller takes it out of `bits`.
+    """
     line = min(32, max(2, width // 2))
-    bits = as_bits(v)
     last = np.full_like(bits, ~np.uint64(0))  # the row before was masked: at first, any may be the first row
     for _ in range(depth):
         further = [bits, *(down(bits, -sign * k) for k in (-1, 2, 3, 4))]  # one step outside, two to four inside
@@ -340,8 +345,7 @@ def _rims_along(v: np.ndarray, im: np.ndarray, sign: int, depth: int, most: floa
             here, *beside = (np.minimum(im[p, row + sign * k, at], most).astype(float) for k in (0, 2, 3, 4))
             if _differ(here, sum(beside) / 3):
                 yield p, row, at
-                bits[p, row] &= ~as_bits(at)
-                if 0 <= row + sign < size:
+                if 0 <= row + sign < bits.shape[1]:
                     last[p, row + sign] = ~np.uint64(0)
 
 
