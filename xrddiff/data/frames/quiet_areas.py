@@ -220,7 +220,7 @@ def sharp(parts: ConnectedParts, found: np.ndarray, width: int, image: Callable[
     keep[0] = False
     return keep
 
-
+# %% ../../../nbs/data/frames/quiet_areas.ipynb #7209ded3
 def quiet_areas(
     events: np.ndarray,
     image: Callable[..., np.ndarray],
