@@ -43,7 +43,8 @@ def values_of(ds: xr.Dataset, few: np.ndarray) -> Values:
         sentinels += negative_sentinels(few)
     full = top if top is not None and not photons and value.dtype.itemsize == 2 else None
     low, high = (ds.attrs.get(k) for k in ("underload", "saturation"))
-    return Values(value.dtype, photons, low, high, sentinels, full)
+    center = ds.attrs.get("beam_center") if value.ndim == 3 else None
+    return Values(value.dtype, photons, low, high, sentinels, full, None if center is None else tuple(center))
 
 
 def is_detector(ds: xr.Dataset) -> bool:
@@ -115,7 +116,9 @@ class Automask:
         good = ~always if len(frames) == self.intensity.shape[0] == 1 else self._shared(shape)
         for r in self.rules:
             if r.series:
-                found = r.find(stats).reshape(shape)
+                found = r.find(stats)
+                stats.found |= found
+                found = found.reshape(shape)
                 reasons[found] |= r.bit
                 good = good & ~found
         if not good.any():
