@@ -37,7 +37,7 @@ MATHEMATICS = {
         "physics/simulation: …",
     ),
     "What is no measurement, and what is a peak": (
-        "data/frames: masks bit_images quiet_areas automask peaks peak_matching labels …",
+        "data/frames: masks bit_images quiet_areas shadows automask peaks peak_matching labels …",
     ),
     "What a network sees": ("data/transforms: values spatial topk pipelines limits …",),
     "Autoencoders": (

@@ -137,7 +137,7 @@ def test_an_exposure_without_mask_words(exposure):
     assert near["before"][0] > 0.3 * near["before"][1] and near["after"][0] < 0.15 * near["after"][1], near
     bad = ~ds["mask"].values
     assert bad[~valid].mean() > 0.99 and bad[valid & ~rim].mean() < 1e-3
-    assert ds.attrs["automask"] == ["range", "sentinel", "saturation", "edges", "dead"]
+    assert ds.attrs["automask"] == ["range", "sentinel", "saturation", "edges", "dead", "shadow"]
 
 
 def test_corners_of_a_round_detector(tmp_path):

@@ -127,12 +127,15 @@ def _lasting_codes(masking: Automask) -> np.ndarray:
     """Why pixels are masked in every frame; computed once."""
     if getattr(masking, "codes", None) is None:
         seen, names = masking.reasons, {r.name for r in masking.rules if r.series}
-        codes = np.where(masking.static, 0, code_of("file")).astype(np.uint8)
+        combined = np.arange(np.iinfo(seen.dtype).max + 1)  # every combination of reasons: one look-up per pixel
+        code = np.full(len(combined), code_of("file"), np.uint8)
         # of several reasons the first counts; those that hold in one frame only come last
         lasting = [(n, bit) for n, bit in reason_bits().items() if n in names or bit in (FILE_BIT, GIVEN_BIT)]
         others = [(n, bit) for n, bit in reason_bits().items() if (n, bit) not in lasting]
         for name, bit in reversed([*lasting, *others]):
-            np.copyto(codes, code_of(name), where=~masking.static & (seen & bit > 0))
+            code[combined & bit > 0] = code_of(name)
+        codes = code[seen]
+        codes[masking.static] = 0
         codes.flags.writeable = False
         masking.codes = codes
     return masking.codes

@@ -43,7 +43,8 @@ def values_of(ds: xr.Dataset, few: np.ndarray) -> Values:
         sentinels += negative_sentinels(few)
     full = top if top is not None and not photons and value.dtype.itemsize == 2 else None
     low, high = (ds.attrs.get(k) for k in ("underload", "saturation"))
-    return Values(value.dtype, photons, low, high, sentinels, full)
+    center = ds.attrs.get("beam_center") if value.ndim == 3 else None
+    return Values(value.dtype, photons, low, high, sentinels, full, None if center is None else tuple(center))
 
 
 def is_detector(ds: xr.Dataset) -> bool:
@@ -95,13 +96,13 @@ class Automask:
         examined).
         """
         frames, shape = self.frames, self.intensity.shape[1:]
-        few = np.stack([self.intensity[int(i)].values for i in frames[:4]])
-        self.values = values_of(self._about, few)
+        few = [self.intensity[int(i)].values for i in frames[:4]]
+        self.values = values_of(self._about, few[0][None] if len(few) == 1 else np.stack(few))
         stats = SeriesStatistics(self.values, np.ones(shape if len(shape) == 3 else (1, *shape), bool))
         reasons, always = np.zeros(shape, np.uint16), np.zeros(shape, bool)
         needed = {r.name for r in self.rules if r.series}
         for k, i in enumerate(frames):
-            x = few[k] if k < len(few) else self.intensity[int(i)].values
+            x = few.pop(0) if few else self.intensity[int(i)].values
             bad = np.zeros(shape, bool) | self._file_bad(int(i))
             reasons[bad] |= FILE_BIT
             for r, found in bad_values(x, self.values, self.rules):
@@ -112,10 +113,13 @@ class Automask:
                 stats.add(
                     x.reshape(stats.known.shape), bad.reshape(stats.known.shape), "dead" in needed and len(frames) > 3
                 )
+            del x, bad
         good = ~always if len(frames) == self.intensity.shape[0] == 1 else self._shared(shape)
         for r in self.rules:
             if r.series:
-                found = r.find(stats).reshape(shape)
+                found = r.find(stats)
+                stats.found |= found
+                found = found.reshape(shape)
                 reasons[found] |= r.bit
                 good = good & ~found
         if not good.any():

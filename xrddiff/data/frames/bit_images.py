@@ -17,7 +17,10 @@ __all__ = ['as_bits', 'as_pixels', 'coordinates', 'with_pixels', 'down', 'right'
 # %% ../../../nbs/data/frames/bit_images.ipynb #7eabdca6
 def as_bits(at: np.ndarray) -> np.ndarray:
     """`at` (…, y, x) as words, uint64 (…, y, ⌈x / 64⌉)."""
-    bits = np.packbits(at, axis=-1, bitorder="little")
+    if at.ndim > 1 and not at.flags.c_contiguous:  # along the columns in memory: pack first, then move eighths
+        bits = np.moveaxis(np.packbits(np.moveaxis(at, -1, -2), axis=-2, bitorder="little"), -2, -1)
+    else:
+        bits = np.packbits(at, axis=-1, bitorder="little")
     out = np.zeros((*at.shape[:-1], 8 * -(-at.shape[-1] // 64)), np.uint8)
     out[..., : bits.shape[-1]] = bits
     return out.view("<u8")

@@ -41,7 +41,8 @@ def thumbnail(ds: xr.Dataset, i: int = 0, size: int = 160) -> bytes:
     seen = np.isfinite(blocks)
     colours = np.full((*blocks.shape, 3), 0.6)
     if seen.any():
-        low, mid, high = np.percentile(blocks[seen], [1, 50, 99.5])
+        most = min(0.995, max(0.75, 1 - 4 / seen.sum()))  # a few bright pixels never set the scale
+        low, mid, high = np.percentile(blocks[seen], [1, 50, 100 * most])
         scale = max(mid - low, 1e-6)
         v = np.arcsinh((np.where(seen, blocks, low) - low) / scale)
         v /= max(np.arcsinh((high - low) / scale), 1e-6)

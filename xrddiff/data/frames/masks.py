@@ -15,12 +15,13 @@ from ...core.errors import BadInput, nearest
 from ...core.registry import Names, entries, get, register
 from .bit_images import FullWindows, down, as_bits, painted, as_pixels
 from .quiet_areas import ALPHA, log_none, quiet_areas
+from .shadows import shadow_of
 
 # %% auto #0
 __all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'all_rules', 'chosen_rules', 'Values', 'outside',
            'out_of_range', 'sentinel', 'largest', 'negative_sentinels', 'with_neighbours', 'saturation', 'bad_values',
            'second_largest', 'value_counts', 'quantile_of', 'plateau_values', 'SeriesStatistics', 'rims', 'edges',
-           'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels']
+           'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels', 'shadow']
 
 # %% ../../../nbs/data/frames/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Values:
 
     sentinels: values that mean "no measurement".
     ceiling: the value from which a pixel counts as saturated.
+    center: (x, y) of the beam, px, if it is known and the frames are flat.
     """
 
     dtype: np.dtype
@@ -74,6 +76,7 @@ class Values:
     high: float | None = None
     sentinels: tuple[int, ...] = ()
     ceiling: float | None = None
+    center: tuple[float, float] | None = None
 
 
 def outside(x: np.ndarray, low: float | None, high: float | None) -> np.ndarray | None:
@@ -259,6 +262,7 @@ class SeriesStatistics:
     contrast: np.ndarray | None = None  # sum of how much its neighbours differ
     soft: np.ndarray | None = None  # sum of asinh(x / scale): a peak in one frame of many hardly moves it
     scale: float = 1.0
+    found: np.ndarray | bool = False  # by the rules that were applied before
 
     @property
     def mean(self) -> np.ndarray:
@@ -276,7 +280,8 @@ class SeriesStatistics:
             self._sum(self.only, ~self.known)
             self.only = None
         self.known &= ~bad
-        fill = x.dtype.type(0) if bad.all() else x.dtype.type(quantile_of(*value_counts(x, ~bad), 0.5))
+        value, count = value_counts(x, self.known if self.n == 0 else ~bad)
+        fill = x.dtype.type(quantile_of(value, count, 0.5) if len(value) else 0)
         x = np.where(bad, fill, x)
         if self.n == 0:
             self.gap_values = plateau_values(x)
@@ -316,17 +321,21 @@ def rims(valid: np.ndarray, image: np.ndarray, depth: int = 3, most: float = np.
     out = np.zeros(valid.shape, bool)
     for axis in (1, 2):
         v, im, found = (np.moveaxis(a, axis, 1) for a in (valid, image, out))  # edges run along the last axis
+        bits = as_bits(v)
         for sign in (1, -1):
-            for p, row, rim in _rims_along(np.ascontiguousarray(v & ~found), im, sign, depth, most):
+            for p, row, rim in _rims_along(bits, v.shape[2], im, sign, depth, most):
                 found[p, row] |= rim
+                bits[p, row] &= ~as_bits(rim)
     return out
 
 
-def _rims_along(v: np.ndarray, im: np.ndarray, sign: int, depth: int, most: float) -> Iterator[tuple]:
-    """(panel, row, bool (x,)) of each row that differs, seen from the edge towards `sign`."""
-    size, width = v.shape[1:]
+def _rims_along(
+    bits: np.ndarray, width: int, im: np.ndarray, sign: int, depth: int, most: float
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(panel, row, bool (x,)) of each row of valid pixels (`bits`) that differs, seen from the edge
+    towards `sign`. The caller takes it out of `bits`.
+    """
     line = min(32, max(2, width // 2))
-    bits = as_bits(v)
     last = np.full_like(bits, ~np.uint64(0))  # the row before was masked: at first, any may be the first row
     for _ in range(depth):
         further = [bits, *(down(bits, -sign * k) for k in (-1, 2, 3, 4))]  # one step outside, two to four inside
@@ -340,8 +349,7 @@ def _rims_along(v: np.ndarray, im: np.ndarray, sign: int, depth: int, most: floa
             here, *beside = (np.minimum(im[p, row + sign * k, at], most).astype(float) for k in (0, 2, 3, 4))
             if _differ(here, sum(beside) / 3):
                 yield p, row, at
-                bits[p, row] &= ~as_bits(at)
-                if 0 <= row + sign < size:
+                if 0 <= row + sign < bits.shape[1]:
                     last[p, row + sign] = ~np.uint64(0)
 
 
@@ -521,3 +529,20 @@ def blind_panels(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
             weakest = per_panel[per_panel > 0].min()
             out[per_panel == 0] |= log_none(size, size, min(weakest, size)) <= np.log(alpha / len(out))
     return out & stats.known
+
+# %% ../../../nbs/data/frames/masks.ipynb #9dc305d8
+@register(
+    "mask_rule",
+    "shadow",
+    help="the shadow of beamstop and holder: darker than the ring it crosses, in one piece with the centre of the beam",
+    series=True,
+)
+def shadow(stats: SeriesStatistics) -> np.ndarray:
+    """The shadow of beamstop and holder: bool (panel, y, x); nothing on several panels, or where
+    the centre of the beam is not known.
+    """
+    out, values = np.zeros(stats.known.shape, bool), stats.values
+    if values.center is not None and len(out) == 1:
+        known = (stats.known & ~np.asarray(stats.found))[0]  # a gap is darker still
+        out[0] = shadow_of(stats.mean[0], known, values.center, n_frames=stats.n, pedestal=not values.photons)
+    return out

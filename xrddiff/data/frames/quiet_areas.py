@@ -23,8 +23,8 @@ from xrddiff.data.frames.bit_images import (
 )
 
 # %% auto #0
-__all__ = ['ALPHA', 'ROW', 'MANY', 'SHARP', 'RINGS', 'log_none', 'fewest_events', 'cumulative', 'sums_at', 'window_shapes',
-           'judged_sides', 'most_events', 'unlikely_windows', 'spread', 'sharp', 'quiet_areas']
+__all__ = ['ALPHA', 'ROW', 'MANY', 'SHARP', 'RINGS', 'log_none', 'fewest_events', 'Sums', 'window_shapes', 'judged_sides',
+           'unlikely_windows', 'spread', 'sharp', 'quiet_areas']
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #8727af7e
 ALPHA = 1e-6  # chance of any false alarm in a whole image
@@ -46,31 +46,64 @@ def fewest_events(n: int, m: int, log_p: float) -> int:
     return low
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #0e0e191e
-def cumulative(x: np.ndarray) -> np.ndarray:
-    """The table of sums of `x` (panel, y, x) ≥ 0 over all rectangles that begin in the corner, one
-    row and column larger.
-    """
-    panels, height, width = x.shape
-    most = (1 if x.dtype == bool else int(x.max(initial=0))) * height * width
-    out = np.zeros((panels, height + 1, width + 1), np.int32 if most < 2**31 else np.int64)
-    for rows, sums in zip(x, out, strict=True):
-        np.cumsum(rows, axis=1, out=sums[1:, 1:], dtype=out.dtype)
-        for y in range(1, height):  # row by row: cumsum(0) would jump through memory
-            sums[y + 1] += sums[y]
-    return out
+class Sums:
+    """Sums of `events` (panel, y, x), of which a pixel has at most `n_frames`, over any windows.
 
-
-def sums_at(table: np.ndarray, corners: tuple[np.ndarray, ...], h: int, w: int) -> np.ndarray:
-    """Sums over `h` × `w` pixels from these corners (panel, y, x) on; 0 where a window leaves the
-    panel.
+    The table of cumulative sums is kept modulo 2¹⁶, in half the memory of a frame. So is a
+    difference of its numbers, which is exact for windows with room for fewer events.
     """
-    p, y, x = corners
-    height, width = table.shape[1:]
-    inside = (y >= 0) & (x >= 0) & (y + h < height) & (x + w < width)
-    at, flat = ((p * height + y) * width + x)[inside], table.reshape(-1)
-    out = np.zeros(len(p), table.dtype)
-    out[inside] = flat[at + h * width + w] - flat[at + w] - flat[at + h * width] + flat[at]
-    return out
+
+    def __init__(self, events: np.ndarray, n_frames: int = 1):
+        panels, self.height, self.width = events.shape
+        self.n_frames, self.most = n_frames, 65535 // n_frames
+        self.table = np.zeros((panels, self.height + 1, self.width + 1), np.uint16)
+        for rows, sums in zip(events, self.table, strict=True):
+            np.cumsum(rows, axis=1, out=sums[1:, 1:], dtype=np.uint16)
+            for y in range(1, self.height):  # row by row: cumsum(0) would jump through memory
+                sums[y + 1] += sums[y]
+        rows, columns = (np.r_[0:n:step, n] for n, step in ((self.height, 16), (self.width, 64)))
+        coarse = np.diff(np.diff(self.table[:, rows[:, None], columns], axis=1), axis=2).astype(int)
+        self._coarse = np.pad(coarse.cumsum(1).cumsum(2), [(0, 0), (1, 0), (1, 0)])
+
+    def blocks(self, b: int) -> np.ndarray:
+        """Sums over whole blocks of `b` × `b` pixels."""
+        return np.diff(np.diff(self.table[:, ::b, ::b], axis=1), axis=2).astype(int)
+
+    def at(self, corners: tuple[np.ndarray, ...], h: int, w: int) -> np.ndarray:
+        """Sums over `h` × `w` pixels from these corners (panel, y, x) on; 0 where a window leaves
+        the panel.
+        """
+        p, y, x = corners
+        inside = (y >= 0) & (x >= 0) & (y + h <= self.height) & (x + w <= self.width)
+        stride, out = self.width + 1, np.zeros(len(p), int)
+        at, flat = ((p * (self.height + 1) + y) * stride + x)[inside], self.table.reshape(-1)
+        wide = min(w, self.most)
+        high = min(h, self.most // wide)
+        for a in range(0, w, wide):
+            for b in range(0, h, high):
+                k, i = at + b * stride + a, min(wide, w - a)
+                j = min(high, h - b) * stride
+                out[inside] += flat[k + j + i] - flat[k + i] - flat[k + j] + flat[k]
+        return out
+
+    def most_at(self, dy: int, dx: int, h: int, w: int) -> np.ndarray:
+        """An upper bound of the sums over `h` × `w` pixels whose corner is (dy, dx) from a pixel of
+        each block of 16 × 64 pixels: (panel, block, block).
+        """
+        _, rows, columns = (n - 1 for n in self._coarse.shape)
+        top, left = 16 * np.arange(rows)[:, None] + dy, 64 * np.arange(columns) + dx
+        bottom, right = top + 15 + h, left + 63 + w
+        if (15 + h) * (63 + w) <= self.most:
+            t, rows, columns = self.table, self.height, self.width
+        else:  # more than the table can tell: whole blocks
+            t, top, left, bottom, right = self._coarse, top // 16, left // 64, -(-bottom // 16), -(-right // 64)
+        a, b, c, d = (
+            np.clip(top, 0, rows),
+            np.clip(bottom, 0, rows),
+            np.clip(left, 0, columns),
+            np.clip(right, 0, columns),
+        )
+        return t[:, b, d] - t[:, b, c] - t[:, a, d] + t[:, a, c]
 
 
 def window_shapes(height: int, width: int) -> list[tuple[int, int]]:
@@ -110,22 +143,11 @@ def _grid(empty: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return out
 
 
-def most_events(table: np.ndarray, dy: int, dx: int, h: int, w: int, rows: int = 16) -> np.ndarray:
-    """How many events a window of `h` × `w` pixels can have whose corner is (dy, dx) from a pixel
-    of each block of `rows` × 64 pixels: (panel, block, block).
-    """
-    height, width = table.shape[1] - 1, table.shape[2] - 1
-    top, left = np.arange(0, height, rows)[:, None] + dy, np.arange(0, width, 64) + dx
-    a, b = np.clip(top, 0, height), np.clip(top + rows - 1 + h, 0, height)
-    c, d = np.clip(left, 0, width), np.clip(left + 63 + w, 0, width)
-    return table[:, b, d] - table[:, b, c] - table[:, a, d] + table[:, a, c]
-
-
-def unlikely_windows(empty: np.ndarray, table: np.ndarray, h: int, w: int, sides: list) -> np.ndarray:
+def unlikely_windows(empty: np.ndarray, sums: Sums, h: int, w: int, sides: list) -> np.ndarray:
     """Those of the windows without events (bits of their corners) that the pixels beside them
     cannot explain, bits.
 
-    table: `cumulative` sums of the events; sides: `judged_sides`.
+    sums: of the events; sides: `judged_sides`.
     """
     empty = _grid(empty, *(max(1, side // 16) for side in (h, w)))
     hits = np.zeros_like(empty)
@@ -135,25 +157,23 @@ def unlikely_windows(empty: np.ndarray, table: np.ndarray, h: int, w: int, sides
             at = empty & ~hits
             steps = [(d, 0) if down else (0, d) for d in strips]
             if np.bitwise_count(at).sum() > MANY:
-                can = np.logical_and.reduce([most_events(table, *s, *size) >= need for s in steps])
+                can = np.logical_and.reduce([sums.most_at(*s, *size) >= need for s in steps])
                 at = np.where(can.repeat(16, 1)[:, : at.shape[1]], at, np.uint64(0))
             p, y, x = coordinates(at)
             for dy, dx in steps:
-                enough = sums_at(table, (p, y + dy, x + dx), *size) >= need
+                enough = sums.at((p, y + dy, x + dx), *size) >= need
                 p, y, x = p[enough], y[enough], x[enough]
             with_pixels(hits, (p, y, x))
     return hits
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #2d05b4a6
-def spread(found: np.ndarray, quiet: FullWindows, table: np.ndarray, n_frames: int, alpha: float = ALPHA) -> np.ndarray:
+def spread(found: np.ndarray, quiet: FullWindows, sums: Sums, alpha: float = ALPHA) -> np.ndarray:
     """`found` with all quiet windows that could be parts of the same areas, bits."""
-    panels, height, width = table.shape[0], table.shape[1] - 1, table.shape[2] - 1
-    b = min(32, height, width)
-    at = table[:, ::b, ::b]
-    rate = (at[:, 1:, 1:] - at[:, :-1, 1:] - at[:, 1:, :-1] + at[:, :-1, :-1]) / (b * b * n_frames)
+    height, width = sums.height, sums.width
+    rate = sums.blocks(b := min(32, height, width)) / (b * b * sums.n_frames)
     q = np.quantile(rate[rate > 0], 0.05) if (rate > 0).any() else 1.0
-    mu = -n_frames * np.log1p(-min(q, 0.999))  # per pixel: exp(-mu) is the chance to stay without events
-    k = int(np.ceil(max(8, np.sqrt(np.log(panels * height * width / alpha) / mu), ROW / mu)))
+    mu = -sums.n_frames * np.log1p(-min(q, 0.999))  # per pixel: exp(-mu) is the chance to stay without events
+    k = int(np.ceil(max(8, np.sqrt(np.log(len(found) * height * width / alpha) / mu), ROW / mu)))
     for h, w in ((k, k), (1, max(64, k * k)), (max(64, k * k), 1)):
         if h <= height // 2 and w <= width // 2:
             found = found | painted(quiet(h, w), h, w)
@@ -200,7 +220,7 @@ def sharp(parts: ConnectedParts, found: np.ndarray, width: int, image: Callable[
     keep[0] = False
     return keep
 
-# %% ../../../nbs/data/frames/quiet_areas.ipynb #b1a50002
+# %% ../../../nbs/data/frames/quiet_areas.ipynb #7209ded3
 def quiet_areas(
     events: np.ndarray,
     image: Callable[..., np.ndarray],
@@ -228,16 +248,16 @@ def quiet_areas(
         possible |= painted(quiet(h, w), h, w)  # all that is judged or spread to consists of such windows
     if not (possible if wanted is None else possible & wanted).any():
         return nothing
-    found, table, known = np.zeros_like(bits), cumulative(events), None
+    found, sums, known = np.zeros_like(bits), Sums(events, n_frames), None
     for h, w in sides:
         empty = quiet(h, w) if known is None else quiet(h, w) & ~known(h, w)
-        if empty.any() and (hits := unlikely_windows(empty, table, h, w, sides[h, w])).any():
+        if empty.any() and (hits := unlikely_windows(empty, sums, h, w, sides[h, w])).any():
             found |= painted(hits, h, w)
             known = FullWindows(found)  # a window of pixels that were found has nothing to add
     if not found.any():
         return nothing
-    area = spread(found, quiet, table, n_frames, alpha)
-    del table, quiet, known
+    area = spread(found, quiet, sums, alpha)
+    del sums, quiet, known
     parts = ConnectedParts(area)
     keep = np.zeros(parts.count + 1, bool)
     keep[parts.at(*coordinates(found & ~right(found, 1)))] = True

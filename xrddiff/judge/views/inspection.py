@@ -25,7 +25,7 @@ from ...data.frames.automask import Automask, masking_of
 from ...data.frames.frames import frame_image, frame_mask
 from ...data.frames.geometry import panel_distance
 from ...data.frames.labels import describe_labels, label_names, label_words
-from ...data.frames.masks import GIVEN_BIT, RULES, chosen_rules
+from ...data.frames.masks import GIVEN_BIT, RULES, chosen_rules, quantile_of, value_counts
 from ...data.frames.rows import ArrayRows, Rows, rows_behind
 from ...data.headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
 from ...data.remote.remote_folder import RemoteFolder
@@ -154,20 +154,22 @@ def _arrays(path: Path | RemoteFolder) -> list[dict[str, Any]]:
 def frame_statistics(ds: xr.Dataset, i: int = 0) -> dict[str, float]:
     """How the valid values of frame i are spread."""
     image, mask = frame_image(ds, i), frame_mask(ds, i)
-    finite = np.isfinite(image)
-    v = image[mask & finite].astype(np.float64)
-    out: dict[str, float] = {"masked_%": float(100 * (1 - mask.mean())), "not_finite": int((~finite).sum())}
-    if v.size:
-        low, middle, high = np.percentile(v, [1, 50, 99])
+    finite = np.isfinite(image) if image.dtype.kind == "f" else None
+    out: dict[str, float] = {"masked_%": float(100 * (1 - mask.mean())), "not_finite": 0}
+    if finite is not None:
+        out["not_finite"], mask = int((~finite).sum()), mask & finite
+    value, count = value_counts(image, mask)
+    if n := count.sum():
+        mean = float(value.astype(np.float64) @ (count / n))
         out |= {
-            "min": v.min(),
-            "1_%": low,
-            "median": middle,
-            "mean": v.mean(),
-            "99_%": high,
-            "max": v.max(),
-            "std": v.std(),
-            "zeros_%": 100 * (v == 0).mean(),
+            "min": value[0],
+            "1_%": quantile_of(value, count, 0.01),
+            "median": quantile_of(value, count, 0.5),
+            "mean": mean,
+            "99_%": quantile_of(value, count, 0.99),
+            "max": value[-1],
+            "std": ((value - mean) ** 2 @ (count / n)) ** 0.5,
+            "zeros_%": 100 * count[value == 0].sum() / n,
         }
     return {k: n if isinstance(n, int) else float(n) for k, n in out.items()}
 

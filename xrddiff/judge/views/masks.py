@@ -30,6 +30,7 @@ RULE_COLOURS = {
     "saturation": "#F0E442",
     "edges": "#0072B2",
     "dead": "#D55E00",
+    "shadow": "#7B4FA3",
 }
 PLUGIN_COLOUR = "#009E73"
 

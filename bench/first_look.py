@@ -1,0 +1,103 @@
+"""What the first look at one frame costs: opened, decoded and masked (`open_frames(FILE).load()`), and `data inspect` of it.
+
+    OMP_NUM_THREADS=1 XRDDIFF_DATA=FOLDER python bench/first_look.py [--before CHECKOUT] [--rounds 3]
+
+FOLDER holds measured frames of dials-data. `--before`: another checkout of xrddiff, measured in turn. Seconds are CPU time without imports, the least of the rounds; decoding is
+that of fabio, with unpacking. Memory is what the largest moment takes beyond the imports, in multiples of the frame as float32. Each number is from a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import machine, make_parser, markdown, same_terms, turns, write_results
+
+FILES = ("thaumatin_grid_01.cbf.bz2", "pilatus12m_thaumatin.cbf.gz", "eiger16m_thermolysin.cbf.gz")
+ROOT = Path(__file__).resolve().parent.parent
+
+# Prints what one way of looking at argv[2] takes.
+CHILD = """
+import json, resource, sys, time
+import bz2, gzip, fabio
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.judge.views.inspection import inspect_file
+way, path = sys.argv[1:3]
+memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+out = {}
+if way == "decoding":
+    out["size"] = int(fabio.open(path).data.size)
+elif way == "load":
+    ds = open_frames(path).load()
+    out["masked"] = int((~ds["mask"].values).sum())
+else:
+    str(inspect_file(path))
+out["seconds"] = time.process_time() - start
+out["bytes"] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
+print(json.dumps(out))
+"""
+
+
+def look(root: Path, way: str, path: Path) -> dict:
+    """What `CHILD` measures with the package in `root`."""
+    code = f"import sys; sys.path.insert(0, {str(root)!r})\n{CHILD}"
+    done = subprocess.run([sys.executable, "-c", code, way, str(path)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def page(found: dict) -> list[str]:
+    rows = []
+    for name, ways in found["files"].items():
+        size = ways["decoding"]["size"]
+        for tree in found["trees"]:
+            load, inspect = ways[f"{tree} load"], ways[f"{tree} inspect"]
+            rows.append(
+                [
+                    name.split(".")[0],
+                    tree,
+                    f"{ways['decoding']['seconds']:.2f}",
+                    f"{load['seconds']:.2f}",
+                    f"{inspect['seconds']:.2f}",
+                    *(f"{way['bytes'] / size / 4:.1f}" for way in (load, inspect)),
+                    f"{load['masked']:,}",
+                ]
+            )
+    head = ["frame", "", "decoding, s", "load, s", "inspect, s", "load, frames", "inspect, frames", "masked pixels"]
+    return [
+        "# The first look at a frame",
+        "",
+        f"`{found['command']}`, {found['machine']}. CPU seconds without imports; memory in multiples of the frame as float32.",
+        "",
+        *markdown(head, rows, "llr"),
+    ]
+
+
+def main() -> None:
+    parser = make_parser(__doc__, rounds=3)
+    parser.add_argument("--before", type=Path)
+    args = parser.parse_args()
+    same_terms()
+    folder = Path(os.environ["XRDDIFF_DATA"])
+    trees = ({"before": args.before.resolve()} if args.before else {}) | {"now": ROOT}
+    files: dict[str, dict] = {}
+    for name in FILES:
+        ways = {"decoding": (ROOT, "decoding")}
+        ways |= {f"{tree} {way}": (root, way) for tree, root in trees.items() for way in ("load", "inspect")}
+        best: dict[str, dict] = {}
+        for way in turns(ways, args.rounds):
+            one = look(*ways[way], folder / name)
+            if way not in best or one["seconds"] < best[way]["seconds"]:
+                best[way] = one
+        files[name] = best
+    command = f"OMP_NUM_THREADS=1 XRDDIFF_DATA=… python bench/first_look.py --rounds {args.rounds}"
+    command += " --before CHECKOUT" if args.before else ""
+    found = {"command": command, "machine": machine("cores", "python", "day"), "trees": list(trees), "files": files}
+    write_results("first_look", page, found)
+    print("\n".join(page(found)))
+
+
+if __name__ == "__main__":
+    main()
