@@ -80,10 +80,12 @@ def main() -> None:
     parser.add_argument("--before", type=Path)
     args = parser.parse_args()
     same_terms()
-    folder = Path(os.environ["XRDDIFF_DATA"])
+    folder = Path(os.environ.get("XRDDIFF_DATA", "/nowhere"))
+    if not any((folder / name).is_file() for name in FILES):
+        return print(f"skipped: XRDDIFF_DATA names no folder with {FILES[0]}")
     trees = ({"before": args.before.resolve()} if args.before else {}) | {"now": ROOT}
     files: dict[str, dict] = {}
-    for name in FILES:
+    for name in filter(lambda name: (folder / name).is_file(), FILES):
         ways = {"decoding": (ROOT, "decoding")}
         ways |= {f"{tree} {way}": (root, way) for tree, root in trees.items() for way in ("load", "inspect")}
         best: dict[str, dict] = {}
