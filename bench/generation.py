@@ -17,6 +17,7 @@ from typing import Any
 from harness import RESULTS, XRDDIFF, make_parser, markdown, read_results, timed, turns, write_results
 
 from xrddiff.config.saved_config import load_config
+from xrddiff.config.words.data import AUTOMASK
 from xrddiff.config.words.vocabulary import Config, get_word, vocabulary
 from xrddiff.judge.metrics.distribution import DISTANCES
 from xrddiff.judge.metrics.judgement import title_of
@@ -56,12 +57,13 @@ def train(name: str, folder: Path) -> tuple[Path, float]:
 
 
 def settings(cfg: Config) -> dict[str, Any]:
-    """The value of each word that decides what a run makes, by which a table is found to be older than its presets."""
-    return {
-        name: str(get_word(cfg, name))
-        for name in sorted(vocabulary())
-        if name.partition(".")[0] in ("data", "model", "training", "inference") and "/" not in str(get_word(cfg, name))
-    }
+    """The value of each word that decides what a run makes, by which a table is found to be older than its presets.
+
+    The default rules of automask are left out: a named set has its own mask.
+    """
+    names = [n for n in sorted(vocabulary()) if n.partition(".")[0] in ("data", "model", "training", "inference")]
+    names = [n for n in names if n != "data.automask" or list(cfg.data.automask) != list(AUTOMASK)]
+    return {name: value for name in names if "/" not in (value := str(get_word(cfg, name)))}
 
 
 def quality(name: str, folder: Path) -> dict:

@@ -179,11 +179,22 @@ def _compose(overrides: list[str]) -> Config:
         node.presets = chosen
         told = OmegaConf.to_object(node)
     except (HydraException, OmegaConfBaseException) as error:
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from None
         cause = error.__cause__ or error
         raise BadInput("cannot compose the configuration: " + " ".join(str(cause).split())) from None
     finally:
         GlobalHydra.instance().hydra = outer
     return _with_steps(_absolute(_told(told, {o.key for o in parsed})))
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error followed from Ctrl-C: OmegaConf, interrupted at some places, raises another error on its way out."""
+    seen: list[BaseException] = []
+    while error is not None and not any(error is e for e in seen):
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return any(isinstance(e, KeyboardInterrupt) for e in seen)
 
 
 def _told(told: Any, given: Collection[str]) -> Config:
