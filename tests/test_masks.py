@@ -419,3 +419,22 @@ def test_mask_command_refuses_in_one_sentence(exposure, tmp_path, capsys):
         assert main(["data", "mask", str(path), "--png", str(tmp_path / "a.png"), *words]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_before_keeps_its_masks(tmp_path, monkeypatch):
+    """Its configuration lists the rules that were the default: a named set keeps its own mask, other frames those rules."""
+    from xrddiff.config.composition import compose_config
+    from xrddiff.config.words.data import AUTOMASK, AUTOMASK_BEFORE
+    from xrddiff.learn.loading import datasets
+    from xrddiff.physics.simulation.simulate import simulate
+
+    assert set(AUTOMASK) - set(AUTOMASK_BEFORE) == {"shadow"}
+    before = f"data.automask=[{','.join(AUTOMASK_BEFORE)}]"
+    named = [datasets.open_words(compose_config(["data=sim128", "data.limit=4", *more])) for more in ([], [before])]
+    assert named[0].identical(named[1]) and named[0]["mask"].dims == ("y", "x")
+    np.save(tmp_path / "own.npy", simulate("sim128", range(3))["intensity"].values)
+    told, opened = [], datasets.open_data
+    monkeypatch.setattr(datasets, "open_data", lambda *a, **w: told.append(w["automask"]) or opened(*a, **w))
+    for more in ([], [before]):
+        datasets.open_words(compose_config([f"data.data_path={tmp_path}/own.npy", *more]))
+    assert told == [None, AUTOMASK_BEFORE]  # None: all rules of today

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ...config.used_words import chosen_options, show_crystals, used_maps
-from ...config.words.data import AUTOMASK
+from ...config.words.data import AUTOMASK, AUTOMASK_BEFORE
 from ...config.words.data_sets import check_frames, data_name
 from ...core.addresses import addresses_in, need_addresses
 from ...core.errors import BadInput
@@ -455,7 +455,8 @@ def open_words(cfg: Config, classes: Mapping[str, Sequence[str]] | None = None) 
     condition = cfg.model.condition or []
     words = {k: getattr(d, k) for k in names} | dict(outside=d.outside or None, condition=condition, classes=classes)
     words["merge"] = d.merge_labels
-    automask = None if list(d.automask) == list(AUTOMASK) else list(d.automask)  # all regions, where they apply
+    usual = (list(AUTOMASK), AUTOMASK_BEFORE) if data_name(cfg) else (list(AUTOMASK),)  # a named set has its own mask
+    automask = None if list(d.automask) in usual else list(d.automask)
     frames = open_data(data_name(cfg), d.data_path, automask=automask, **words)
     check_frames(cfg, frames["intensity"].shape)
     check_conditions(frames, condition, cfg.inference.condition)
