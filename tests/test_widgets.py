@@ -249,6 +249,68 @@ def test_the_explorer_goes_through_a_file_and_saves_a_mask(page, notebooks):
     until(page, lambda: root.locator("canvas.xrddiff-over").count() == 1 and number(root, "frame") == 0)
 
 
+def corner(picture, size: tuple[int, int], zoom: float) -> tuple[float, float]:
+    """Where the corner of a whole picture of (width, height) px is on the screen."""
+    box = picture.bounding_box()
+    return tuple(
+        box[k] + box[side] / 2 - n / 2 * zoom for k, side, n in zip("xy", ("width", "height"), size, strict=True)
+    )
+
+
+def numbers(root) -> dict[str, float]:
+    """What the statistics of the box say."""
+    found = [item.inner_text().split("\n") for item in root.locator(".xrddiff-numbers > div").all()]
+    return {name: float(v.replace("−", "-")) for name, v in found}
+
+
+@pytest.mark.slow
+def test_a_line_and_a_box_are_measured(page, notebooks):
+    root = page.locator(".xrddiff").nth(1)
+    picture, counts = root.locator("canvas.xrddiff-over"), own_file(notebooks.folder / "again.h5")
+    root.get_by_role("spinbutton", name="frame number").fill("4")
+    page.keyboard.press("Enter")
+    until(page, lambda: number(root, "frame") == 4)
+    picture.focus()
+    for key in ("0", "b"):
+        page.keyboard.press(key)
+    tool = root.get_by_label("mouse")
+    assert tool.input_value() == "box"
+    # a box by mouse: what NumPy says of the same pixels, without the dead row
+    picture.scroll_into_view_if_needed()
+    zoom = number(root, "zoom")
+    left, top = corner(picture, (120, 140), zoom)
+    drag(page, (left + 41 * zoom, top + 61 * zoom), (left + 80 * zoom, top + 121 * zoom))
+    root.locator(".xrddiff-numbers").wait_for()
+    found = numbers(root)
+    inside = np.delete(counts[4, 61:121, 41:80], 39, axis=0)
+    assert abs(found["n"] - inside.size) < 110 and found["masked"] in (38, 39, 40)  # the mouse is exact to a pixel
+    assert found["max"] == inside.max() and np.isclose(found["mean"], inside.mean(), rtol=0.03)
+    # a line by keyboard, from the middle of a pixel to that of another
+    tool.select_option("line")
+    picture.focus()
+    page.mouse.move(left + 40.5 * zoom, top + 33.5 * zoom)
+    page.keyboard.press("Space")
+    for _ in range(4):
+        page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Space")
+    curve = root.locator("[data-plot=line]")
+    curve.wait_for()
+    assert curve.get_attribute("data-n") == "41" and f"up to {counts[4, 33, 40:81].max()} " in str(
+        curve.locator("canvas").get_attribute("aria-label")
+    )
+    # both stay where they are in the next frame
+    page.keyboard.press("PageDown")
+    until(page, lambda: numbers(root)["sum"] != found["sum"])
+    assert f"up to {counts[5, 33, 40:81].max()} " in str(curve.locator("canvas").get_attribute("aria-label"))
+    notebooks.picture("measured", root)
+    assert faults(page, ".xrddiff") == []
+    root.get_by_role("button", name="remove the line and the box").click()
+    until(page, lambda: not curve.count() and not root.locator(".xrddiff-numbers").is_visible())
+    picture.focus()
+    page.keyboard.press("p")
+    assert tool.input_value() == "look"
+
+
 @pytest.mark.slow
 def test_two_sets_are_compared(page, notebooks):
     root = page.locator(".xrddiff").nth(2)

@@ -10,6 +10,8 @@ const KINDS = {
   missed: ["cross", "#FF7A1A"], asked: ["diamond", "#E58AC0"],
 };
 
+const TWO_POINTS = ["rectangle", "box", "line"]; // tools that are dragged from one point to another
+
 /** A typed array of what came as bytes. */
 function numbers(view, type) {
   const T = TYPES[type], size = T.BYTES_PER_ELEMENT;
@@ -248,12 +250,13 @@ class Pane {
     }
     if (model.get("show_rings") && image.beam) this.drawRings(g, image);
     this.drawMarks(g);
+    view.drawMore(g, line);
     if (view.draft.length) {
       g.strokeStyle = "#ffffff";
       g.lineWidth = 1.5;
       g.setLineDash([5, 3]);
       const points = view.cursor ? [...view.draft, [view.cursor.x, view.cursor.y]] : view.draft;
-      if (view.tool() === "rectangle" && points.length > 1) {
+      if (["rectangle", "box"].includes(view.tool()) && points.length > 1) {
         const [[a, b], [c, d]] = [points[0], points[points.length - 1]];
         line([[a, b], [c, b], [c, d], [a, d]], true);
       } else line(points, false);
@@ -527,7 +530,7 @@ class View {
   layout() {
     const first = this.panes.length && this.panes[0].image;
     if (!first) return;
-    const n = this.panes.length, room = Math.max(160, (this.root.clientWidth || 640) - 8), gap = 8;
+    const n = this.panes.length, room = Math.max(160, (this.root.clientWidth || 640) - 8 - this.aside()), gap = 8;
     const most = this.model.get("height");
     const across = Math.min(n, Math.max(1, Math.floor((room + gap) / (220 + gap))));
     const wide = Math.floor((room - (across - 1) * gap) / across) - 2;
@@ -786,6 +789,11 @@ class View {
   // ------------------------------------------------------------------ mouse and keyboard
 
   tool() { return "look"; }
+  /** Choose a tool by its key; false where there is none. */
+  choose() { return false; }
+  drawMore() {}
+  /** The width that is taken beside the pictures. */
+  aside() { return 0; }
   point() {}
   finish() {}
   cancel() { this.draft = []; this.redraw(); }
@@ -803,7 +811,7 @@ class View {
     pane.over.setPointerCapture(e.pointerId);
     const [x, y] = this.place(e, pane);
     this.grip = { x: e.clientX, y: e.clientY, at: { ...this.at }, from: [x, y] };
-    if (this.tool() === "rectangle") this.draft = [[x, y]];
+    if (TWO_POINTS.includes(this.tool())) this.draft = [[x, y]];
     else if (this.tool() === "polygon" && e.detail < 2) this.point(x, y);
   }
 
@@ -819,7 +827,7 @@ class View {
   }
 
   up(e, pane) {
-    if (this.grip && this.tool() === "rectangle" && this.draft.length) {
+    if (this.grip && TWO_POINTS.includes(this.tool()) && this.draft.length) {
       const [x, y] = this.place(e, pane);
       this.point(x, y);
     }
@@ -872,7 +880,7 @@ class View {
     else if (e.key === "Enter" && this.tool() !== "look") this.finish();
     else if (e.key === "Escape") this.cancel();
     else if (e.key === "u" || ((e.ctrlKey || e.metaKey) && e.key === "z")) this.undo();
-    else return;
+    else if (e.ctrlKey || e.metaKey || e.altKey || !this.choose(e.key)) return;
     e.preventDefault();
     e.stopPropagation();
   }

@@ -1,10 +1,13 @@
 // A series of pictures: a frame slider, and for the explorer its file, its peaks and its mask. Comes after canvas.js.
 
-class Series extends View {
+const TOOLS = [["look", "pan", "p"], ["line", "line profile", "l"], ["box", "box with statistics", "b"], ["rectangle", "mask a rectangle", "r"], ["polygon", "mask a polygon", "y"]];
+
+class Series extends Measured {
   build() {
     super.build();
     const parts = this.model.get("_parts") || [];
     this.buildFrames();
+    if (parts.includes("mask")) this.buildTools();
     if (parts.includes("source")) this.buildSource();
     if (parts.includes("mask")) this.buildMask();
     if (parts.includes("mask")) this.overlays.append(this.check("find peaks", "find_peaks"));
@@ -12,13 +15,6 @@ class Series extends View {
     this.on(["frame", "n_frames"], () => this.showNumber());
     this.on(["_shown", "sentence"], () => this.arrived());
     this.showNumber();
-  }
-
-  on(names, f) {
-    for (const name of names) {
-      this.model.on(`change:${name}`, f);
-      this.off.push(() => this.model.off(`change:${name}`, f));
-    }
   }
 
   // ------------------------------------------------------------------ which frame
@@ -88,14 +84,35 @@ class Series extends View {
     this.above.prepend(make("div", { class: "xrddiff-tools" }, make("label", { class: "xrddiff-wide" }, "file or name ", field)));
   }
 
+  // ------------------------------------------------------------------ what the mouse does
+
+  buildTools() {
+    const select = make("select", { change: () => this.takeUp(select.value) });
+    for (const [value, text, key] of TOOLS) select.append(make("option", { value, text: `${text} (${key})` }));
+    const show = () => { select.value = this.model.get("tool"); clear.hidden = !this.model.get("line") && !this.model.get("box"); };
+    const clear = this.button("Clear", "remove the line and the box", () => { this.model.set("line", null); this.set("box", null); });
+    this.on(["tool", "line", "box"], show);
+    show();
+    this.overlays.before(make("label", {}, "mouse ", select), clear);
+  }
+
+  takeUp(tool) {
+    this.draft = [];
+    this.set("tool", tool);
+    this.redraw(true);
+  }
+
+  choose(key) {
+    const found = this.mayDraw() && TOOLS.find((t) => t[2] === key);
+    if (found) this.takeUp(found[0]);
+    return Boolean(found);
+  }
+
+  mayDraw() { return (this.model.get("_parts") || []).includes("mask"); }
+
   // ------------------------------------------------------------------ the mask
 
   buildMask() {
-    const select = make("select", { change: () => { this.draft = []; this.set("tool", select.value); this.redraw(true); } });
-    for (const [value, text] of [["look", "pan"], ["rectangle", "draw a rectangle"], ["polygon", "draw a polygon"]]) select.append(make("option", { value, text }));
-    const showTool = () => { select.value = this.model.get("tool"); };
-    this.on(["tool"], showTool);
-    showTool();
     this.unmask = make("input", { type: "checkbox" });
     const below = make("input", { type: "number", step: "any", class: "xrddiff-value" }), above = make("input", { type: "number", step: "any", class: "xrddiff-value" });
     const value = (field) => (field.value === "" ? null : Number(field.value));
@@ -120,14 +137,14 @@ class Series extends View {
     show();
     this.maskTools = make("details", { class: "xrddiff-details" }, make("summary", { text: "Edit the mask" }),
       make("div", { class: "xrddiff-tools" },
-        make("label", {}, "mouse ", select), make("label", { class: "xrddiff-check" }, this.unmask, "make valid instead"),
+        make("label", { class: "xrddiff-check" }, this.unmask, "make valid instead"),
         make("label", {}, "values below ", below), make("label", {}, "above ", above), this.button("Apply", "mask by value in this frame", threshold), undo),
       make("div", { class: "xrddiff-tools" }, make("label", {}, "save as ", file), save, saved),
       make("div", { class: "xrddiff-hint", text: "On the picture: Space sets a corner at the cross, Enter closes a polygon, Escape gives up, U undoes. With the mouse: drag a rectangle; click the corners of a polygon, double-click to close it." }));
     this.below.append(this.maskTools);
   }
 
-  tool() { return (this.model.get("_parts") || []).includes("mask") ? this.model.get("tool") : "look"; }
+  tool() { return this.mayDraw() ? this.model.get("tool") : "look"; }
 
   edit(edit) {
     this.model.set("edits", [...this.model.get("edits"), { ...edit, valid: this.unmask.checked }]);
@@ -138,10 +155,12 @@ class Series extends View {
   point(x, y) {
     const round = (v) => Math.round(v * 100) / 100;
     this.draft = [...this.draft, [round(x), round(y)]];
-    if (this.tool() === "rectangle" && this.draft.length > 1) {
+    if (TWO_POINTS.includes(this.tool()) && this.draft.length > 1) {
       const [a, b] = [this.draft[0], this.draft[this.draft.length - 1]];
       this.draft = [];
-      if (Math.abs(a[0] - b[0]) > 0.3 || Math.abs(a[1] - b[1]) > 0.3) this.edit({ shape: "rectangle", x: [a[0], b[0]].map(round), y: [a[1], b[1]].map(round) });
+      if (Math.abs(a[0] - b[0]) < 0.3 && Math.abs(a[1] - b[1]) < 0.3) return;
+      if (this.tool() !== "rectangle") this.measure([a, b]);
+      else this.edit({ shape: "rectangle", x: [a[0], b[0]].map(round), y: [a[1], b[1]].map(round) });
     }
     this.redraw(true);
   }

@@ -19,7 +19,6 @@ from traitlets import Bool, Dict, Int, List, Unicode
 
 from xrddiff.app.widgets.canvas import (
     CanvasImage,
-    FrameView,
     Marks,
     _packed_marks,
     as_image,
@@ -35,6 +34,7 @@ from xrddiff.app.widgets.mask_edits import (
     reasons,
     save_edited,
 )
+from .measures import Measured
 from .shown import source
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput
@@ -87,10 +87,10 @@ def lacking(ds: xr.Dataset) -> str:
     return f"The frames do not say their {words}, so there are {lost}: xd.explore(FILE, {given}) gives it."
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #3d240cea
-class FrameSeries(FrameView):
+class FrameSeries(Measured):
     """Pictures of the frame with the number `frame` of `n_frames`."""
 
-    _esm = source("shown.js", "canvas.js", "explorer.js")
+    _esm = source("shown.js", "canvas.js", "measures.js", "explorer.js")
     frame = Int(0).tag(sync=True)
     n_frames = Int(0).tag(sync=True)
     _parts = List(Unicode()).tag(sync=True)
@@ -171,8 +171,8 @@ def peaks_in(ds: xr.Dataset, i: int, image: np.ndarray, mask: np.ndarray, **opti
 class FrameExplorer(FrameSeries):
     """Frames, one at a time, with their angles, peaks, panels and mask.
 
-    Set and read, beyond those of `FrameView`: `frame`; `source`: the file or name; `find_peaks`; `peak_options`; `edits` (see
-    `widgets.mask_edits`); `tool`: look, rectangle or polygon; `mask_file`: the name to save under. `save_mask()` saves.
+    Set and read, beyond those of `Measured`: `frame`; `source`: the file or name; `find_peaks`; `peak_options`; `edits` (see
+    `widgets.mask_edits`); `tool`: look, line, box, rectangle or polygon; `mask_file`: the name to save under. `save_mask()` saves.
     """
 
     source = Unicode("").tag(sync=True)
