@@ -295,13 +295,13 @@ def test_a_line_and_a_box_are_measured(page, notebooks):
     page.keyboard.press("Space")
     curve = root.locator("[data-plot=line]")
     curve.wait_for()
-    assert curve.get_attribute("data-n") == "41" and f"up to {counts[4, 33, 40:81].max()} " in str(
+    assert curve.get_attribute("data-n") == "41" and f"up to {counts[4, 33, 40:81].max()};" in str(
         curve.locator("canvas").get_attribute("aria-label")
     )
     # both stay where they are in the next frame
     page.keyboard.press("PageDown")
     until(page, lambda: numbers(root)["sum"] != found["sum"])
-    assert f"up to {counts[5, 33, 40:81].max()} " in str(curve.locator("canvas").get_attribute("aria-label"))
+    assert f"up to {counts[5, 33, 40:81].max()};" in str(curve.locator("canvas").get_attribute("aria-label"))
     notebooks.picture("measured", root)
     assert faults(page, ".xrddiff") == []
     root.get_by_role("button", name="remove the line and the box").click()
@@ -309,6 +309,64 @@ def test_a_line_and_a_box_are_measured(page, notebooks):
     picture.focus()
     page.keyboard.press("p")
     assert tool.input_value() == "look"
+
+
+@pytest.mark.slow
+def test_colours_limits_a_pixel_and_the_radial_curve(page, notebooks):
+    root = page.locator(".xrddiff").nth(1)
+    picture, counts = root.locator("canvas.xrddiff-over"), own_file(notebooks.folder / "again.h5")
+    root.get_by_role("spinbutton", name="frame number").fill("4")
+    page.keyboard.press("Enter")
+    until(page, lambda: number(root, "frame") == 4)
+    # limits by hand, each on its own; automatic by key
+    root.get_by_label("brightest value").fill("25")
+    page.keyboard.press("Enter")
+    until(page, lambda: limits(root)[1] == 25)
+    least = limits(root)[0]
+    root.get_by_label("darkest value").fill("5")
+    page.keyboard.press("Enter")
+    until(page, lambda: limits(root) == [5, 25])
+    # colours: what is drawn is grey, its brightest white
+    pixels = """root => [...root.querySelector("canvas.xrddiff-base").getContext("2d").getImageData(150, 100, 200, 200).data]"""
+    root.get_by_label("colours").select_option("gray")
+    root.get_by_label("mask", exact=True).uncheck()
+
+    def drawn():
+        return np.array(root.evaluate(pixels)).reshape(-1, 4)[:, :3]
+
+    until(page, lambda: (drawn() == drawn()[:, :1]).all())
+    assert drawn().max() == 255 and drawn().min() == 0
+    root.get_by_label("colours").select_option("inferno")
+    picture.focus()
+    page.keyboard.press("a")
+    until(page, lambda: limits(root)[0] == least and limits(root)[1] not in (25, least))
+    # a pixel by its number
+    page.keyboard.press("g")
+    page.keyboard.type("33")
+    page.keyboard.press("Tab")
+    page.keyboard.type("47")
+    page.keyboard.press("Enter")
+    readout = root.locator(".xrddiff-readout")
+    until(page, lambda: f"value {counts[4, 47, 33]}" in readout.inner_text().replace("\n", " "))
+    assert "x 33" in readout.inner_text().replace("\n", " ") and number(root, "zoom") >= 10
+    picture.focus()
+    page.keyboard.press("0")
+    # the radial curve: what NumPy says of rings about the centre, without the dead row and the hot pixel
+    root.get_by_role("checkbox", name="radial curve").focus()
+    page.keyboard.press("Space")
+    curve = root.locator("[data-plot=radial]")
+    curve.wait_for()
+    y, x = np.mgrid[:140, :120]
+    ring, good = np.hypot(x + 0.5 - 60, y + 0.5 - 70).astype(int), np.ones((140, 120), bool)
+    good[100] = good[12, 30] = False
+    mean = np.bincount(ring[good], counts[4][good]) / np.bincount(ring[good])
+    said = str(curve.locator("canvas").get_attribute("aria-label"))
+    assert f"{len(mean)} values" in said and "q, 1/Å" in said
+    assert np.isclose(float(re.search("up to ([0-9.]+)", said)[1]), mean.max(), rtol=0.05)
+    notebooks.picture("radial", root)
+    assert faults(page, ".xrddiff") == []
+    root.get_by_role("checkbox", name="radial curve").uncheck()
+    until(page, lambda: not curve.count())
 
 
 @pytest.mark.slow

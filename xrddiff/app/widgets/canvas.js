@@ -357,6 +357,7 @@ class View {
     on(["_marks"], () => this.takeMarks());
     on(["_panels"], () => this.takePanels());
     on(["scale", "limits", "_auto"], () => { this.plotted = false; this.redraw(); });
+    on(["_palettes"], () => { this.table = numbers(model.get("_palettes"), "uint8"); this.redraw(); });
     on(["show_rings", "show_panels", "show_mask", "hidden_marks", "_reasons"], () => { this.legend(); this.redraw(); });
     on(["window"], () => this.takeWindow());
     on(["height"], () => this.layout());
@@ -399,6 +400,13 @@ class View {
     const { model } = this;
     this.scale = make("select", { change: () => this.set("scale", this.scale.value) });
     for (const name of model.get("_scales")) this.scale.append(make("option", { value: name, text: name }));
+    this.colour = make("select", { change: () => this.set("colours", this.colour.value) });
+    for (const name of model.get("_colours")) this.colour.append(make("option", { value: name, text: name }));
+    this.ends = ["darkest", "brightest"].map((name, k) => {
+      const typed = () => this.typeLimit(k, Number(end.value)), end = make("input", { type: "number", step: "any", class: "xrddiff-value", "aria-label": `${name} value`, change: typed, keydown: onEnter(typed) });
+      return end;
+    });
+    this.goal = ["x", "y"].map((name) => make("input", { type: "number", step: 1, class: "xrddiff-pixel", "aria-label": `go to ${name}`, keydown: onEnter(() => this.goTo()) }));
     this.plot = make("canvas", { width: 440, height: 88, "aria-hidden": "true" });
     this.handles = ["low", "high"].map((name, k) => make("div", {
       class: "xrddiff-handle", role: "slider", tabindex: 0, "aria-label": `contrast, ${name}`,
@@ -409,11 +417,13 @@ class View {
     this.legendBox = make("span", { class: "xrddiff-legend", role: "group", "aria-label": "marks" });
     this.tools = make("div", { class: "xrddiff-tools" },
       make("label", {}, "scale ", this.scale),
-      make("span", { class: "xrddiff-labelled" }, make("span", { text: "contrast" }), this.histogram),
+      make("label", {}, "colours ", this.colour),
+      make("span", { class: "xrddiff-labelled" }, make("span", { text: "contrast" }), this.ends[0], this.histogram, this.ends[1]),
       this.button("Auto", "contrast: automatic", () => this.set("limits", null)),
       this.button("+", "zoom in", () => this.zoomBy(1.5)),
       this.button("−", "zoom out", () => this.zoomBy(1 / 1.5)),
       this.button("Whole", "the whole picture", () => this.showWhole()),
+      make("span", { class: "xrddiff-labelled" }, make("span", { text: "go to" }), ...this.goal, this.button("Go", "go to this pixel", () => this.goTo())),
       this.overlays = make("span", { class: "xrddiff-overlays" }), this.legendBox);
     this.above = make("div");
     this.below = make("div");
@@ -563,6 +573,18 @@ class View {
     this.moved();
   }
 
+  /** Look at the pixel whose numbers were typed, close up, with the cross on it. */
+  goTo() {
+    const [x, y] = this.goal.map((field) => Math.floor(Number(field.value))), pane = this.panes[0];
+    if (this.goal.some((field) => field.value === "") || !pane.image.inside(x, y)) { this.goal.forEach((f) => f.classList.add("xrddiff-wrong")); return; }
+    this.goal.forEach((f) => f.classList.remove("xrddiff-wrong"));
+    this.cursor = { x: x + 0.5, y: y + 0.5, pane, keys: true };
+    this.at = { x: x + 0.5, y: y + 0.5, zoom: Math.max(this.at.zoom, 10) };
+    this.moved();
+    pane.over.focus({ preventScroll: true });
+    this.read();
+  }
+
   panBy(dx, dy) {
     this.at = { ...this.at, x: this.at.x + dx, y: this.at.y + dy };
     this.moved();
@@ -663,10 +685,17 @@ class View {
     return { scale, a: scale.to(least), b: scale.to(most) };
   }
 
+  /** A limit that was typed; the other one stays. */
+  typeLimit(k, v) {
+    const { low, high } = this.limits();
+    if (Number.isFinite(v) && this.ends[k].value !== "") this.set("limits", k ? [Math.min(low, v), v] : [v, Math.max(high, v)]);
+  }
+
   /** The histogram and its handles; once for all that came together. */
   contrast() {
     this.plotted = true;
     this.scale.value = this.model.get("scale");
+    this.colour.value = this.model.get("colours");
     if (!this.plain().length) { this.histogram.parentElement.hidden = true; return; }
     this.histogram.parentElement.hidden = false;
     const { scale, a, b } = this.range(), { low, high } = this.limits(), bins = 110, counts = new Float64Array(bins);
@@ -683,6 +712,7 @@ class View {
     g.globalAlpha = 1;
     [low, high].forEach((v, k) => {
       const part = Math.min(1, Math.max(0, (scale.to(v) - a) / (b - a))), handle = this.handles[k];
+      if (document.activeElement !== this.ends[k]) this.ends[k].value = Number(v.toPrecision(4));
       handle.style.left = `${100 * part}%`;
       handle.title = `${k ? "brightest" : "darkest"}: ${shortNumber(v)}`;
       for (const [name, value] of [["valuemin", scale.from(a)], ["valuemax", scale.from(b)], ["valuenow", v]]) handle.setAttribute(`aria-${name}`, String(Number(value.toPrecision(6))));
@@ -879,6 +909,8 @@ class View {
     else if (e.key === " " && this.tool() !== "look") { if (this.cursor) this.point(this.cursor.x, this.cursor.y); }
     else if (e.key === "Enter" && this.tool() !== "look") this.finish();
     else if (e.key === "Escape") this.cancel();
+    else if (e.key === "g" && !e.ctrlKey && !e.metaKey) this.goal[0].focus();
+    else if (e.key === "a" && !e.ctrlKey && !e.metaKey) this.set("limits", null);
     else if (e.key === "u" || ((e.ctrlKey || e.metaKey) && e.key === "z")) this.undo();
     else if (e.ctrlKey || e.metaKey || e.altKey || !this.choose(e.key)) return;
     e.preventDefault();

@@ -27,8 +27,8 @@ from ...judge.views import plots
 from ...judge.views.plots import INTENSITY, MASKED, NORMS, SIGNED, SMALL, intensity_norm, png
 
 # %% auto #0
-__all__ = ['KINDS', 'Marks', 'CanvasImage', 'frame_values', 'geometry_or_none', 'as_image', 'picture_of', 'smallest', 'automatic',
-           'norm_of', 'draw_pictures', 'FrameView']
+__all__ = ['KINDS', 'COLOURS', 'Marks', 'CanvasImage', 'frame_values', 'geometry_or_none', 'as_image', 'picture_of', 'smallest',
+           'automatic', 'norm_of', 'draw_pictures', 'FrameView']
 
 # %% ../../../nbs/app/widgets/canvas.ipynb #ab9cb8ff
 @dataclass(frozen=True, eq=False)
@@ -265,12 +265,13 @@ def draw_pictures(
     window: Sequence[float] | None = None,
     rings: bool = True,
     hidden: Sequence[str] = (),
+    colours: str = INTENSITY,
     pixels: int = 400,
 ) -> plots.Picture:
     """Pictures side by side, on one scale.
 
     limits: darkest and brightest; None: automatic. window: x0, y0, x1, y1 in px; None: all. hidden: names of marks that are
-    not drawn. pixels: larger pictures are shrunk to it.
+    not drawn. colours: of intensities. pixels: larger pictures are shrunk to it.
     """
     low, high, width = automatic(pictures)[scale]
     norm = norm_of(scale, *(limits or (low, high)), width)
@@ -284,7 +285,7 @@ def draw_pictures(
         image = image if masked is None else np.where(masked > 0, np.nan, image)
         signed = p.signed is not None
         plots._imshow(
-            ax, image, SIGNED if signed else INTENSITY, Normalize(-p.signed, p.signed) if signed else norm, pixels
+            ax, image, SIGNED if signed else colours, Normalize(-p.signed, p.signed) if signed else norm, pixels
         )
         flat = p.geometry.image_geometry if isinstance(p.geometry, PanelGeometry) else p.geometry
         if rings and flat is not None and flat.wavelength is not None:
@@ -299,16 +300,19 @@ def draw_pictures(
     return figure
 
 # %% ../../../nbs/app/widgets/canvas.ipynb #2b6b9d70
-def _palettes() -> bytes:
+COLOURS = (INTENSITY, "viridis", "cividis", "turbo", "gray", "gray_r")  # of intensities, by their names in matplotlib
+
+
+def _palettes(colours: str = INTENSITY) -> bytes:
     """The colours of intensities and of differences, 256 each, and that of masked pixels, RGB."""
-    maps = [colormaps[name](np.linspace(0, 1, 256))[:, :3] for name in (INTENSITY, SIGNED)]
+    maps = [colormaps[name](np.linspace(0, 1, 256))[:, :3] for name in (colours, SIGNED)]
     return np.round(255 * np.concatenate([*maps, [to_rgb(MASKED)]])).astype(np.uint8).tobytes()
 
 
 class FrameView(Shown, anywidget.AnyWidget):
     """Pictures side by side with one scale, one contrast, and linked zoom and pan.
 
-    Set and read: `pictures`; `scale`: asinh, sqrt, log, linear; `limits`: darkest and brightest, None = automatic; `window`: x0, y0, x1, y1
+    Set and read: `pictures`; `scale`: asinh, sqrt, log, linear; `colours`: a name of `COLOURS`; `limits`: darkest and brightest, None = automatic; `window`: x0, y0, x1, y1
     in px, None = all; `height` of a picture on the screen, px; `show_rings`, `show_panels`, `show_mask`; `hidden_marks`: names.
     """
 
@@ -317,6 +321,7 @@ class FrameView(Shown, anywidget.AnyWidget):
 
     pictures = List()
     scale = Enum(NORMS, "asinh").tag(sync=True)
+    colours = Enum(COLOURS, INTENSITY).tag(sync=True)
     limits = List(Float(), None, minlen=2, maxlen=2, allow_none=True).tag(sync=True)
     window = List(Float(), None, minlen=4, maxlen=4, allow_none=True).tag(sync=True)
     height = Int(420).tag(sync=True)
@@ -326,6 +331,7 @@ class FrameView(Shown, anywidget.AnyWidget):
     hidden_marks = List(Unicode()).tag(sync=True)
 
     _scales = List(default_value=list(NORMS)).tag(sync=True)
+    _colours = List(default_value=list(COLOURS)).tag(sync=True)
     _palettes = Bytes(_palettes()).tag(sync=True)
     _pictures, _codes, _small_codes, _marks, _reasons = (List().tag(sync=True) for _ in range(5))
     _panels = Dict(None, allow_none=True).tag(sync=True)
@@ -345,6 +351,8 @@ class FrameView(Shown, anywidget.AnyWidget):
         limits = None if limits is None else [float(v) for v in limits]
         super().__init__(scale=scale, limits=limits, **{"_reasons": [["masked", MASKED]]} | words)
         self.observe(self.guarded(lambda change: self._send_pictures(change.new)), "pictures")
+        self.observe(lambda change: self.set_trait("_palettes", _palettes(change.new)), "colours")
+        self._palettes = _palettes(self.colours)
         self.on_msg(self._asked_for_whole)
         self.pictures = list(pictures)
 
@@ -393,7 +401,7 @@ def _still(self: FrameView) -> bytes:
     """The pictures as they are shown now, as a PNG."""
     if not self.pictures:
         raise BadInput("there is no picture to draw")
-    words = dict(scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings)
+    words = dict(scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings, colours=self.colours)
     return png(draw_pictures(self.pictures, hidden=self.hidden_marks, **words), dpi=80, palette=256)
 
 

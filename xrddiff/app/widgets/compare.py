@@ -122,11 +122,11 @@ def _look_for_peaks(self: Compare) -> None:
     if not self.pictures:
         return
     if not self.show_peaks:
-        self._number += 1
+        self._forget("peaks")
         self._show_marks([])
         return
     i, radius, options = self._shown, self.radius, dict(self.peak_options)
-    self.in_background(lambda: compared_peaks(*self.sets, i, radius, **options), self._show_marks)
+    self.in_background("peaks", lambda: compared_peaks(*self.sets, i, radius, **options), self._show_marks)
 
 
 def _show_marks(self: Compare, marks: Sequence[Sequence[Marks]]) -> None:

@@ -10,7 +10,7 @@ class Series extends Measured {
     if (parts.includes("mask")) this.buildTools();
     if (parts.includes("source")) this.buildSource();
     if (parts.includes("mask")) this.buildMask();
-    if (parts.includes("mask")) this.overlays.append(this.check("find peaks", "find_peaks"));
+    if (parts.includes("mask")) this.overlays.append(this.check("find peaks", "find_peaks"), this.check("radial curve", "show_curve"));
     if (parts.includes("peaks")) this.overlays.append(this.check("peaks", "show_peaks"));
     this.on(["frame", "n_frames"], () => this.showNumber());
     this.on(["_shown", "sentence"], () => this.arrived());

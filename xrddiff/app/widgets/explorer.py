@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,6 @@ class FrameSeries(Measured):
 
     def __init__(self, **words: Any):
         """Traits by name."""
-        self._number = 0
         super().__init__(**words)
         self.observe(self.guarded(self._on_frame), "frame")
 
@@ -121,36 +119,6 @@ class FrameSeries(Measured):
 
     def look_for_peaks(self) -> None:
         """Marks that are added after the pictures are shown."""
-
-# %% ../../../nbs/app/widgets/explorer.ipynb #df373687
-def _in_background(self: FrameSeries, work: Callable[[], Any], take: Callable[[Any], None]) -> None:
-    """`take(work())`, with `work` in a thread, unless another one has been requested since."""
-    self._number += 1
-    number = self._number
-
-    def done(result: Any) -> None:
-        if number == self._number:
-            take(result)
-
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as error:
-            self.soon(_raise, error)
-        else:
-            self.soon(done, result)
-
-    if self._loop is None:
-        self.guarded(lambda: done(work()))()
-    else:
-        threading.Thread(target=run, daemon=True).start()
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-FrameSeries.in_background = _in_background
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #9c27f119
 def marks_of(table: pd.DataFrame, geometry: Any, name: str, kind: str) -> Marks:
@@ -298,7 +266,7 @@ def _look_for_peaks(self: FrameExplorer) -> None:
         return
     own, i = list(self.pictures[0].marks), self._shown
     if not self.find_peaks:
-        self._number += 1  # the result of the current search is no longer needed
+        self._forget("peaks")
         self._show_marks(own)
         return
     ds, (image, codes), geometry = self.frames, self._frame(i), self.pictures[0].geometry
@@ -309,6 +277,7 @@ def _look_for_peaks(self: FrameExplorer) -> None:
         mask = (mask & (back != MASKED_BY_HAND)) | ((back != UNTOUCHED) & (back != MASKED_BY_HAND))
     options = dict(self.peak_options)
     self.in_background(
+        "peaks",
         lambda: marks_of(peaks_in(ds, i, image, mask, **options), geometry, "found", "found"),
         lambda marks: self._show_marks([*own, marks]),
     )
@@ -357,7 +326,7 @@ def _still(self: FrameExplorer) -> bytes:
         raise BadInput("there is no picture to draw")
     words = dict(
         scale=self.scale, limits=self.limits, window=self.window, rings=self.show_rings, hidden=self.hidden_marks
-    )
+    ) | dict(colours=self.colours)
     return png(draw_pictures([replace(self.pictures[0], marks=self.marks)], **words), dpi=90, palette=256)
 
 

@@ -25,7 +25,7 @@ class Plot {
     this.head.textContent = plot.title;
     const seen = Array.from(this.y).filter(Number.isFinite), most = seen.reduce((a, b) => Math.max(a, b), -Infinity);
     this.el.dataset.n = this.x.length;
-    this.canvas.setAttribute("aria-label", seen.length ? `${plot.title}: ${seen.length} values up to ${shortNumber(most)} ${plot.y_name}, ${plot.x_name} ${shortNumber(this.x[0])} to ${shortNumber(this.x[this.x.length - 1])}` : `${plot.title}: no valid value`);
+    this.canvas.setAttribute("aria-label", seen.length ? `${plot.title}: ${seen.length} values up to ${shortNumber(most)}${plot.y_name ? ` ${plot.y_name}` : ""}; ${plot.x_name} ${shortNumber(this.x[0])} to ${shortNumber(this.x[this.x.length - 1])}` : `${plot.title}: no valid value`);
     this.draw();
   }
 

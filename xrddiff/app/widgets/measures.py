@@ -5,16 +5,25 @@
 # %% ../../../nbs/app/widgets/measures.ipynb #d29ac921
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from traitlets import Dict, Float, List
+from traitlets import Bool, Dict, Float, List
 
-from .canvas import CanvasImage, FrameView
-from .measuring import box_statistics, line_profile
+from .canvas import CanvasImage, FrameView, as_image
+from xrddiff.app.widgets.measuring import (
+    angle_axis,
+    box_statistics,
+    flat_radius,
+    line_profile,
+    radial_curve,
+    with_center,
+)
 
 # %% auto #0
-__all__ = ['packed_plot', 'Measured', 'valid_pixels']
+__all__ = ['packed_plot', 'Measured', 'unmasked_pixels']
 
 # %% ../../../nbs/app/widgets/measures.ipynb #5c972146
 def packed_plot(name: str, title: str, x: np.ndarray, y: np.ndarray, **words: Any) -> dict[str, Any]:
@@ -31,20 +40,26 @@ class Measured(FrameView):
     """Pictures with a line and a box in the first of them.
 
     Set and read: `line`: x0, y0, x1, y1 px, None for no line; `box`: the same for two corners. Read: `profile`: distance in px and value
-    along the line; `statistics` of the box, see `box_statistics`.
+    along the line; `statistics` of the box, see `box_statistics`. Set: `show_curve`: the radial curve, then in `curve`: (x, mean);
+    `center`: (x, y) px of the beam in the picture, None: what the frames say.
     """
 
     line, box = _corners(), _corners()
+    show_curve = Bool(False).tag(sync=True)
+    center = List(Float(), None, minlen=2, maxlen=2, allow_none=True).tag(sync=True)
     statistics = Dict().tag(sync=True)
     _plots = List(Dict()).tag(sync=True)
 
     def __init__(self, *args: Any, **words: Any):
         """As `FrameView`."""
-        self.profile, self._curves = None, {}
+        self.profile, self.curve, self._curves, self._requests, self._radius = None, None, {}, {}, (None, None)
         super().__init__(*args, **words)
         for name in ("line", "box", "pictures"):
             self.observe(self.guarded(lambda _: self.measure()), name)
+        for name in ("show_curve", "center", "pictures", "scale"):
+            self.observe(self.guarded(lambda _: self.draw_curve()), name)
         self.guarded(self.measure)()
+        self.guarded(self.draw_curve)()
 
     def measure(self) -> None:
         """Measure along the line and in the box of the picture that is shown."""
@@ -52,17 +67,95 @@ class Measured(FrameView):
         self._curves.pop("line", None)
         if self.pictures and (self.line or self.box):
             picture = self.pictures[0]
-            valid = valid_pixels(picture)
+            valid = unmasked_pixels(picture)
             if self.line:
                 self.profile = at, values = line_profile(picture.intensity, valid, self.line[:2], self.line[2:])
                 words = dict(x_name="px", y_name=picture.unit)
                 self._curves["line"] = packed_plot("line", "line profile", at, values, **words)
             if self.box:
                 statistics = box_statistics(picture.intensity, valid, self.box[::2], self.box[1::2])
-        self.statistics, self._plots = statistics, list(self._curves.values())
+        self.statistics, self._plots = statistics, self.plots()
+
+    def plots(self) -> list[dict[str, Any]]:
+        """The curves beside the picture, in their order."""
+        return [self._curves[name] for name in ("radial", "line") if name in self._curves]
 
 
-def valid_pixels(picture: CanvasImage) -> np.ndarray:
+def unmasked_pixels(picture: CanvasImage) -> np.ndarray:
     """Which pixels of a picture are valid, bool (y, x)."""
     masked = picture.masked
     return np.ones(picture.intensity.shape, bool) if masked is None else masked == 0
+
+# %% ../../../nbs/app/widgets/measures.ipynb #df373687
+def _in_background(self: Measured, topic: str, work: Callable[[], Any], take: Callable[[Any], None]) -> None:
+    """`take(work())`, with `work` in a thread, unless another one of this topic has been requested since."""
+    number = self._forget(topic)
+
+    def done(result: Any) -> None:
+        if number == self._requests[topic]:
+            take(result)
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:
+            self.soon(_raise, error)
+        else:
+            self.soon(done, result)
+
+    if self._loop is None:
+        self.guarded(lambda: done(work()))()
+    else:
+        threading.Thread(target=run, daemon=True).start()
+
+
+def _forget(self: Measured, topic: str) -> int:
+    """The result of what has been requested of this topic is no longer needed; returns the number of the next request."""
+    self._requests[topic] = self._requests.get(topic, 0) + 1
+    return self._requests[topic]
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+Measured.in_background, Measured._forget = _in_background, _forget
+
+# %% ../../../nbs/app/widgets/measures.ipynb #aba329b7
+def _draw_curve(self: Measured) -> None:
+    """Compute the radial curve of the picture that is shown, if `show_curve`."""
+    picture = self.pictures[0] if self.pictures and self.show_curve else None
+    geometry = None if picture is None else self.placed()
+    if geometry is None:
+        self._forget("curve")
+        self._take_curve(None)
+        return
+
+    def work() -> tuple[np.ndarray, np.ndarray, str]:
+        key = (picture.geometry, None if self.center is None else tuple(self.center))
+        if self._radius[0] != key:
+            self._radius = key, as_image(flat_radius(geometry), picture.geometry)
+        radius, mean, _ = radial_curve(picture.intensity, unmasked_pixels(picture), self._radius[1])
+        return (*angle_axis(radius, geometry), mean)
+
+    self.in_background("curve", work, self._take_curve)
+
+
+def _take_curve(self: Measured, found: tuple[np.ndarray, str, np.ndarray] | None) -> None:
+    self.curve = None
+    self._curves.pop("radial", None)
+    if found is not None:
+        x, name, mean = found
+        self.curve = x, mean
+        words = dict(x_name=name, y_name=self.pictures[0].unit, log=self.scale == "log")
+        self._curves["radial"] = packed_plot("radial", "radial curve", x, mean, **words)
+    if self._plots != self.plots():
+        self._plots = self.plots()
+
+
+def _placed(self: Measured) -> Any:
+    """The geometry of the picture with the beam at `center`; None if nothing says where the beam is."""
+    return with_center(self.pictures[0].geometry, self.center, self.pictures[0].intensity.shape)
+
+
+Measured.draw_curve, Measured._take_curve, Measured.placed = _draw_curve, _take_curve, _placed

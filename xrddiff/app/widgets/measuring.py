@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ...core.errors import BadInput
+from ...data.frames.geometry import Geometry, PanelGeometry, pixel_positions, ring_resolution
 
 # %% auto #0
-__all__ = ['line_profile', 'box_statistics']
+__all__ = ['line_profile', 'box_statistics', 'with_center', 'flat_radius', 'radial_curve', 'angle_axis']
 
 # %% ../../../nbs/app/widgets/measuring.ipynb #9113008a
 def line_profile(
@@ -66,3 +68,51 @@ def box_statistics(
         "max": None if none else float(seen.max()),
         "masked": int(valid[part].size - len(seen)),
     }
+
+# %% ../../../nbs/app/widgets/measuring.ipynb #896d4b80
+def with_center(geometry: Geometry | PanelGeometry | None, center: Sequence[float] | None, shape: tuple[int, int]):
+    """`geometry` with the beam at `center` (x, y) of the picture, px; None: where it is. Without a geometry, one without angles.
+
+    Returns None if nothing says where the beam is.
+    """
+    if center is None:
+        return geometry
+    if geometry is None:
+        return Geometry(None, 1.0, 1.0, (float(center[0]), float(center[1])), shape)
+    if isinstance(geometry, Geometry):
+        return replace(geometry, beam_center=(float(center[0]), float(center[1])))
+    x, y = geometry.image_geometry.beam_center
+    p = geometry.pixel_size
+    return geometry.moved([p * (x - center[0]), p * (y - center[1]), 0.0])
+
+
+def flat_radius(geometry: Geometry | PanelGeometry) -> np.ndarray:
+    """Where a flat detector at the mean distance has the angle of each pixel: px from the beam, float32 (y, x); panels
+    (panel, ss, fs).
+    """
+    if isinstance(geometry, Geometry):
+        (x0, y0), (h, w) = geometry.beam_center, geometry.shape
+        x, y = (np.arange(n, dtype=np.float32) + np.float32(0.5 - c) for n, c in ((w, x0), (h, y0)))
+        return np.sqrt(x**2 + (y**2)[:, None])
+    x, y, z = np.moveaxis(pixel_positions(geometry), -1, 0)
+    return (geometry.distance / geometry.pixel_size * np.hypot(x, y) / z).astype(np.float32)
+
+
+def radial_curve(image: np.ndarray, valid: np.ndarray, radius: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(radius, mean, number of valid pixels) of rings of 1 px; the mean of an empty ring is NaN.
+
+    image, valid, radius: of the same shape; valid: bool; radius: px.
+    """
+    at, seen = radius[valid].astype(np.int32), image[valid]
+    n = np.bincount(at)
+    with np.errstate(invalid="ignore"):
+        return np.arange(len(n)) + 0.5, np.bincount(at, seen) / n, n
+
+
+def angle_axis(radius: np.ndarray, geometry: Geometry | PanelGeometry) -> tuple[np.ndarray, str]:
+    """(x axis, its name) for radii of `flat_radius`: q in 1/Å if the wavelength is known, else the angle, or px."""
+    if geometry.wavelength is not None:
+        return 2 * np.pi / ring_resolution(radius, geometry), "q, 1/Å"
+    if geometry.pixel_size == 1.0:
+        return radius, "px"
+    return np.degrees(np.arctan2(radius * geometry.pixel_size, geometry.distance)), "2θ, °"
