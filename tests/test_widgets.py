@@ -37,6 +37,7 @@ c = xd.compare(frames, made, names=("measured", "made"), height=330)
 c""",
     """FrameView([picture_of(xd.open_frames("panels.h5"), 0, "two panels")], height=300)""",
     "xd.explore('large.h5', height=300)",
+    "p = xd.explore('powder.h5', distance=0.06, pixel_size=2e-4, beam_center=(150, 170), wavelength=0.7)\np",
 )
 
 
@@ -78,6 +79,21 @@ def large_file(path) -> np.ndarray:
     return counts
 
 
+def powder_file(path) -> tuple[float, float]:
+    """Rings of LaB6 about a centre, which is returned, with a gap."""
+    x0, y0 = 141.3, 176.6
+    y, x = np.mgrid[:340, :300] + 0.5
+    mean = 4 + 3 * np.exp(-np.hypot(x - x0, y - y0) / 90)
+    for n in (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 16):
+        ring = 0.06 * np.tan(2 * np.arcsin(0.35 * np.sqrt(n) / 4.156826)) / 2e-4
+        mean += 12 * np.exp(-((np.hypot(x - x0, y - y0) - ring) ** 2) / 4)
+    counts = np.random.default_rng(3).poisson(mean, (2, 340, 300)).astype(np.uint16)
+    counts[:, :, 195:205] = 0
+    with h5py.File(path, "w") as file:
+        file["data"] = counts
+    return x0, y0
+
+
 @pytest.fixture(scope="module")
 def notebooks(jupyter):
     """One browser for all tests here."""
@@ -90,6 +106,7 @@ def page(notebooks):
     own_file(notebooks.folder / "own.h5")
     save_frames(stack(), notebooks.folder / "panels.h5")
     large_file(notebooks.folder / "large.h5")
+    powder_file(notebooks.folder / "powder.h5")
     page = notebooks.open(CELLS)
     until(page, lambda: page.locator(".xrddiff[data-zoom]").count() == len(CELLS))
     return page
@@ -367,6 +384,67 @@ def test_colours_limits_a_pixel_and_the_radial_curve(page, notebooks):
     assert faults(page, ".xrddiff") == []
     root.get_by_role("checkbox", name="radial curve").uncheck()
     until(page, lambda: not curve.count())
+
+
+@pytest.mark.slow
+def test_the_centre_is_dragged_onto_rings_and_fitted(page, notebooks):
+    root = page.locator(".xrddiff").nth(5)
+    picture, true = root.locator("canvas.xrddiff-over"), powder_file(notebooks.folder / "again.h5")
+
+    def centre():
+        return [float(v) for v in root.get_attribute("data-beam").split()]
+
+    def fitted():
+        return np.hypot(centre()[0] - true[0], centre()[1] - true[1]) < 0.3
+
+    until(page, lambda: centre() == [150, 170])
+    root.locator("summary", has_text="beam centre").click()
+    root.get_by_label("rings of").select_option("LaB6")
+    # by mouse: dragged to a few pixels from the truth, then fitted
+    root.get_by_label("mouse").select_option("centre")
+    picture.scroll_into_view_if_needed()
+    zoom = number(root, "zoom")
+    left, top = corner(picture, (300, 340), zoom)
+    start = left + 60 * zoom, top + 80 * zoom
+    drag(page, start, (start[0] - 5 * zoom, start[1] + 4 * zoom))
+    until(page, lambda: np.hypot(centre()[0] - 145, centre()[1] - 174) < 1.1)
+    assert not fitted()
+    button = root.get_by_role("button", name="fit the centre to the rings")
+    button.click()
+    root.get_by_role("status").filter(has_text="beam_center=").wait_for()
+    until(page, fitted)
+    notebooks.picture("centre", root)
+    assert faults(page, ".xrddiff") == []
+    # angles under the pointer are from the new centre
+    picture.scroll_into_view_if_needed()
+    left, top = corner(picture, (300, 340), zoom)
+    page.mouse.move(left + 40.5 * zoom, top + 80.5 * zoom)
+    until(page, lambda: "2θ" in root.locator(".xrddiff-readout").inner_text())
+    said = " ".join(root.locator(".xrddiff-readout").inner_text().split())
+    x, y = (int(re.search(f"{name} ([0-9]+)", said)[1]) for name in "xy")
+    angle = np.degrees(np.arctan2(np.hypot(x + 0.5 - true[0], y + 0.5 - true[1]) * 2e-4, 0.06))
+    assert abs(float(re.search("2θ ([0-9.]+)°", said)[1]) - angle) < 0.1
+    # by keyboard: reset, the cross, Space, and the button
+    root.get_by_role("button", name="the centre as the frames have it").focus()
+    page.keyboard.press("Enter")
+    until(page, lambda: centre() == [150, 170])
+    picture.scroll_into_view_if_needed()
+    left, top = corner(picture, (300, 340), zoom)
+    page.mouse.move(left + 137.5 * zoom, top + 180.5 * zoom)
+    picture.focus()
+    page.keyboard.press("c")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    until(page, lambda: np.hypot(centre()[0] - 138.5, centre()[1] - 180.5) < 1.6)
+    button.focus()
+    page.keyboard.press("Enter")
+    until(page, fitted)
+    # far away there is a sentence
+    root.get_by_label("centre x").fill("80")
+    page.keyboard.press("Enter")
+    until(page, lambda: centre()[0] == 80)
+    button.click()
+    until(page, lambda: "drag the centre nearer" in root.locator("[role=alert]").inner_text())
 
 
 @pytest.mark.slow

@@ -137,8 +137,8 @@ class Image2D {
 }
 
 /** Angles at a point of the picture: {panel, fs, ss, tt, q, d}; panels know their own place in space. */
-function angles(image, panels, x, y) {
-  const beam = image.beam, out = {};
+function angles(image, panels, x, y, beam) {
+  const out = {};
   let px, py, pz;
   if (panels) {
     const flat = panels.index[Math.floor(y) * image.width + Math.floor(x)];
@@ -150,6 +150,7 @@ function angles(image, panels, x, y) {
     const at = (k) => panels.origin[3 * out.panel + k] + (out.fs + 0.5) * panels.fs[3 * out.panel + k]
       + (out.ss + 0.5) * panels.ss[3 * out.panel + k];
     [px, py, pz] = [at(0), at(1), at(2)];
+    if (beam) { px += (image.beam.x - beam.x) * beam.pixel; py += (image.beam.y - beam.y) * beam.pixel; }
   } else if (beam) {
     px = (Math.floor(x) + 0.5 - beam.x) * beam.pixel;
     py = (Math.floor(y) + 0.5 - beam.y) * beam.pixel;
@@ -248,7 +249,7 @@ class Pane {
       g.lineWidth = 1;
       for (const corners of view.panels.outlines) line(corners, true);
     }
-    if (model.get("show_rings") && image.beam) this.drawRings(g, image);
+    if (model.get("show_rings") && view.beamOf(image)) this.drawRings(g, image);
     this.drawMarks(g);
     view.drawMore(g, line);
     if (view.draft.length) {
@@ -282,17 +283,19 @@ class Pane {
     g.font = "11px system-ui, sans-serif";
     g.textAlign = "center";
     g.textBaseline = "middle";
-    const signed = image.signed != null, [x, y] = this.toScreen(image.beam.x, image.beam.y);
-    for (const [d, r] of image.rings) {
+    const signed = image.signed != null, beam = this.view.beamOf(image), [x, y] = this.toScreen(beam.x, beam.y);
+    const rings = this.view.ringsOf(image), own = rings !== image.rings; // those of a calibrant stand out from the rings below them
+    rings.forEach(([d, r], k) => {
       const radius = r * this.view.at.zoom;
-      g.strokeStyle = signed ? "rgba(0,0,0,.6)" : "rgba(255,255,255,.7)";
+      g.strokeStyle = signed ? "rgba(0,0,0,.6)" : own ? "#5CE1FF" : "rgba(255,255,255,.7)";
       g.setLineDash([4, 3]);
       g.beginPath();
       g.arc(x, y, radius, 0, 2 * Math.PI);
       g.stroke();
       g.setLineDash([]);
       const text = `${d} Å`, half = g.measureText(text).width / 2 + 3;
-      for (let a = -45; a < 315; a += 15) {
+      for (let b = 0; b < 360; b += 15) {
+        const a = b - 45 - (own ? 25 * k : 0);
         const tx = x + radius * Math.cos((a * Math.PI) / 180), ty = y + radius * Math.sin((a * Math.PI) / 180);
         if (tx < half || tx > this.width - half || ty < 8 || ty > this.height - 8) continue;
         g.fillStyle = "rgba(0,0,0,.65)";
@@ -301,7 +304,7 @@ class Pane {
         g.fillText(text, tx, ty);
         break;
       }
-    }
+    });
   }
 
   drawMarks(g) {
@@ -792,7 +795,7 @@ class View {
       const x = Math.floor(c.x), y = Math.floor(c.y), put = (name, value) => parts.push([name, value]);
       put("x", x);
       put("y", y);
-      const image = c.pane.image || first, a = angles(image, this.panels, c.x, c.y);
+      const image = c.pane.image || first, a = angles(image, this.panels, c.x, c.y, this.beamOf(image));
       if (a.panel !== undefined) put("panel", `${a.panel} (fs ${a.fs}, ss ${a.ss})`);
       if (a.q !== undefined) {
         put("q", `${a.q.toFixed(3)} Å⁻¹`);
@@ -822,6 +825,8 @@ class View {
   /** Choose a tool by its key; false where there is none. */
   choose() { return false; }
   drawMore() {}
+  beamOf(image) { return image.beam; }
+  ringsOf(image) { return image.rings; }
   /** The width that is taken beside the pictures. */
   aside() { return 0; }
   point() {}

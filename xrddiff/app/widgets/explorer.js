@@ -1,6 +1,6 @@
 // A series of pictures: a frame slider, and for the explorer its file, its peaks and its mask. Comes after canvas.js.
 
-const TOOLS = [["look", "pan", "p"], ["line", "line profile", "l"], ["box", "box with statistics", "b"], ["rectangle", "mask a rectangle", "r"], ["polygon", "mask a polygon", "y"]];
+const TOOLS = [["look", "pan", "p"], ["line", "line profile", "l"], ["box", "box with statistics", "b"], ["centre", "drag the centre", "c"], ["rectangle", "mask a rectangle", "r"], ["polygon", "mask a polygon", "y"]];
 
 class Series extends Measured {
   build() {
@@ -9,7 +9,7 @@ class Series extends Measured {
     this.buildFrames();
     if (parts.includes("mask")) this.buildTools();
     if (parts.includes("source")) this.buildSource();
-    if (parts.includes("mask")) this.buildMask();
+    if (parts.includes("mask")) { this.buildCentre(); this.buildMask(); }
     if (parts.includes("mask")) this.overlays.append(this.check("find peaks", "find_peaks"), this.check("radial curve", "show_curve"));
     if (parts.includes("peaks")) this.overlays.append(this.check("peaks", "show_peaks"));
     this.on(["frame", "n_frames"], () => this.showNumber());
@@ -110,6 +110,57 @@ class Series extends Measured {
 
   mayDraw() { return (this.model.get("_parts") || []).includes("mask"); }
 
+  // ------------------------------------------------------------------ the centre
+
+  buildCentre() {
+    const select = make("select", { change: () => { this.model.set("show_rings", true); this.set("calibrant", select.value); } });
+    for (const name of ["", ...(this.model.get("_calibrants") || [])]) select.append(make("option", { value: name, text: name || "none" }));
+    const typed = () => { if (fields.every((f) => f.value !== "")) this.moveCentre(fields.map((f) => Number(f.value))); };
+    const fields = ["x", "y"].map((name) => make("input", { type: "number", step: 0.1, class: "xrddiff-value", "aria-label": `centre ${name}`, change: typed, keydown: onEnter(typed) }));
+    const back = this.button("Reset", "the centre as the frames have it", () => this.set("center", null)), said = make("span", { role: "status", class: "xrddiff-note" });
+    const show = () => {
+      select.value = this.model.get("calibrant");
+      back.disabled = !this.model.get("center");
+      said.textContent = this.model.get("fitted");
+      const at = this.centre();
+      fields.forEach((f, k) => { if (document.activeElement !== f) f.value = at ? Number(at[k].toFixed(2)) : ""; });
+      this.root.dataset.beam = at ? at.map((v) => v.toFixed(3)).join(" ") : "";
+    };
+    this.on(["center", "calibrant", "fitted", "_pictures"], () => setTimeout(show, 0));
+    setTimeout(show, 0);
+    this.below.append(make("details", { class: "xrddiff-details" }, make("summary", { text: "Find the beam centre" }),
+      make("div", { class: "xrddiff-tools" }, make("label", {}, "rings of ", select), make("span", { class: "xrddiff-labelled" }, make("span", { text: "centre" }), ...fields),
+        this.button("Fit", "fit the centre to the rings", () => this.model.send({ do: "fit" })), back, said),
+      make("div", { class: "xrddiff-hint", text: "Choose “drag the centre” (c) for the mouse and drag the rings onto those of the frame, or press Space to put the centre at the cross; then fit." })));
+  }
+
+  centre() {
+    const image = this.panes.length && this.panes[0].image;
+    if (!image) return null;
+    const beam = this.beamOf(image);
+    return beam ? [beam.x, beam.y] : [image.width / 2, image.height / 2];
+  }
+
+  moveCentre(at, now = true) { this.set("center", at.map((v) => Math.round(v * 100) / 100), now); }
+
+  down(e, pane) {
+    super.down(e, pane);
+    if (this.grip && this.tool() === "centre") this.grip.centre = this.centre();
+  }
+
+  move(e, pane) {
+    super.move(e, pane);
+    if (!this.grip || !this.grip.centre) return;
+    const { x, y, centre } = this.grip;
+    this.moveCentre([centre[0] + (e.clientX - x) / this.at.zoom, centre[1] + (e.clientY - y) / this.at.zoom], false);
+  }
+
+  up(e, pane) {
+    const moved = this.grip && this.grip.centre;
+    super.up(e, pane);
+    if (moved) this.model.save_changes();
+  }
+
   // ------------------------------------------------------------------ the mask
 
   buildMask() {
@@ -153,6 +204,7 @@ class Series extends Measured {
   }
 
   point(x, y) {
+    if (this.tool() === "centre") { this.moveCentre([x, y]); return; }
     const round = (v) => Math.round(v * 100) / 100;
     this.draft = [...this.draft, [round(x), round(y)]];
     if (TWO_POINTS.includes(this.tool()) && this.draft.length > 1) {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from traitlets import Bool, Dict, Int, List, Unicode
+from traitlets import Bool, Dict, Enum, Int, List, Unicode
 
 from xrddiff.app.widgets.canvas import (
     CanvasImage,
@@ -33,7 +33,8 @@ from xrddiff.app.widgets.mask_edits import (
     reasons,
     save_edited,
 )
-from .measures import Measured
+from .measures import Measured, unmasked_pixels
+from .ring_centers import CALIBRANTS, FittedCenter, calibrant_rings, fit_center
 from .shown import source
 from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput
@@ -140,7 +141,8 @@ class FrameExplorer(FrameSeries):
     """Frames, one at a time, with their angles, peaks, panels and mask.
 
     Set and read, beyond those of `Measured`: `frame`; `source`: the file or name; `find_peaks`; `peak_options`; `edits` (see
-    `widgets.mask_edits`); `tool`: look, line, box, rectangle or polygon; `mask_file`: the name to save under. `save_mask()` saves.
+    `widgets.mask_edits`); `tool`: look, line, box, centre, rectangle or polygon; `mask_file`: the name to save under; `calibrant`: whose rings are drawn.
+    `save_mask()` saves, `fit_center()` fits `center` to the rings.
     """
 
     source = Unicode("").tag(sync=True)
@@ -150,6 +152,10 @@ class FrameExplorer(FrameSeries):
     tool = Unicode("look").tag(sync=True)
     mask_file = Unicode("mask.npy").tag(sync=True)
     saved = Unicode("").tag(sync=True)
+    calibrant = Enum(("", *CALIBRANTS), "").tag(sync=True)
+    fitted = Unicode("").tag(sync=True)
+    _calibrants = List(default_value=list(CALIBRANTS)).tag(sync=True)
+    _rings = List().tag(sync=True)
 
     def __init__(self, what: Any, **words: Any):
         """`what`: a file, a name or Frames. `words`: traits; the others are options of `open_frames` or `load`."""
@@ -163,6 +169,9 @@ class FrameExplorer(FrameSeries):
             ("source", lambda change: self._open(change.new)),
             ("edits", lambda _: self._edited()),
             ("find_peaks", lambda _: self.look_for_peaks()),
+            ("calibrant", lambda _: self._draw_calibrant()),
+            ("pictures", lambda _: self._draw_calibrant()),
+            ("center", lambda _: self._moved_center()),
         ):
             self.observe(self.guarded(callback), name)
         for name, value in own.items():
@@ -175,7 +184,7 @@ def _open(self: FrameExplorer, what: Any) -> None:
     if isinstance(what, str | os.PathLike):
         self.source = os.fspath(what)
     self.frames, self._read = None, (None, None, None)
-    self.edits, self.saved, self._written = [], "", None
+    self.edits, self.saved, self._written, self.center = [], "", None, None
     try:
         ds = open_any(what, **self._words)
     except BadInput:
@@ -312,6 +321,8 @@ def _on_message(self: FrameExplorer, _: Any, content: Mapping[str, Any], __: Any
     """A message from the browser: its button was pressed."""
     if content.get("do") == "save":
         self.guarded(lambda: self.save_mask())()
+    elif content.get("do") == "fit":
+        self.guarded(lambda: self.fit_center())()
 
 
 FrameExplorer.save_mask, FrameExplorer._on_message = save_mask, _on_message
@@ -339,3 +350,56 @@ def _about(self: FrameExplorer) -> str:
 
 
 FrameExplorer.still, FrameExplorer.about = _still, _about
+
+# %% ../../../nbs/app/widgets/explorer.ipynb #1e8c2362
+def _ring_geometry(self: FrameExplorer) -> Any:
+    """The flat geometry of the picture with the beam at `center`, for rings."""
+    geometry = self.pictures[0].geometry if self.pictures else None
+    if geometry is None or geometry.wavelength is None:
+        raise BadInput(
+            "the frames do not say their wavelength and distance; expected both for the rings of a calibrant"
+        )
+    flat = geometry.image_geometry if isinstance(geometry, PanelGeometry) else geometry
+    return flat if self.center is None else replace(flat, beam_center=tuple(self.center))
+
+
+def _draw_calibrant(self: FrameExplorer) -> None:
+    """Send the rings of the calibrant to the browser."""
+    rings = []
+    if self.calibrant and self.pictures:
+        rings = [list(ring) for ring in calibrant_rings(self.calibrant, _ring_geometry(self))]
+    if self._rings != rings:
+        self._rings = rings
+
+
+def _moved_center(self: FrameExplorer) -> None:
+    if self.fitted and (self._fit is None or self.center != self._fit):
+        self.fitted = ""
+    self._draw_calibrant()
+
+
+def _fit_center(self: FrameExplorer) -> FittedCenter:
+    """Fit `center` to the rings of `calibrant` in the frame that is shown, from where it is.
+
+    Raises `BadInput` where no calibrant is chosen, or its rings are not seen.
+    """
+    if not self.calibrant:
+        raise BadInput("no calibrant is chosen; expected one whose rings are in the frame")
+    geometry, picture = _ring_geometry(self), self.pictures[0]
+    radii = [r for _, r in calibrant_rings(self.calibrant, geometry)]
+    found = fit_center(picture.intensity, unmasked_pixels(picture), radii, geometry.beam_center)
+    (x, y), (a, b) = found.center, found.sigma
+    self._fit = [round(x, 3), round(y, 3)]
+    self.center = self._fit
+    said = f"centre {x:.2f} ± {a:.2f}, {y:.2f} ± {b:.2f} px"
+    if isinstance(picture.geometry, PanelGeometry):
+        moved = picture.geometry.pixel_size * (np.array(picture.geometry.image_geometry.beam_center) - self._fit)
+        said += f": panels moved by ({moved[0]:.4g}, {moved[1]:.4g}) m"
+    else:
+        said += f": xd.open_frames(…, beam_center=({x:.2f}, {y:.2f}))"
+    self.fitted = f"{said}; distance × {found.scale:.4f} would fit the rings best; {found.points} points, {found.rms:.2f} px from the rings"
+    return found
+
+
+FrameExplorer._draw_calibrant, FrameExplorer._moved_center = _draw_calibrant, _moved_center
+FrameExplorer.fit_center, FrameExplorer._fit = _fit_center, None

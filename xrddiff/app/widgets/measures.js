@@ -82,6 +82,7 @@ class Measured extends View {
     this.row.append(this.side);
     this.on(["_plots", "statistics"], () => this.takeMeasures());
     this.on(["line", "box"], () => this.redraw(true));
+    this.on(["center", "_rings"], () => { this.read(); this.redraw(true); });
     this.off.push(onTheme(() => this.plots.forEach((p) => p.draw())));
     this.takeMeasures();
   }
@@ -112,6 +113,17 @@ class Measured extends View {
   /** Corners that were set with a tool: the line or the box. */
   measure([a, b]) {
     this.set(this.tool(), [...a, ...b]);
+  }
+
+  /** The beam, where it was moved to. */
+  beamOf(image) {
+    const at = this.model.get("center");
+    return at ? { ...image.beam, x: at[0], y: at[1] } : image.beam;
+  }
+
+  ringsOf(image) {
+    const own = this.model.get("_rings") || [];
+    return own.length ? own : image.rings;
   }
 
   drawMore(g, line) {
