@@ -38,6 +38,11 @@ c""",
     """FrameView([picture_of(xd.open_frames("panels.h5"), 0, "two panels")], height=300)""",
     "xd.explore('large.h5', height=300)",
     "p = xd.explore('powder.h5', distance=0.06, pixel_size=2e-4, beam_center=(150, 170), wavelength=0.7)\np",
+    """\
+from xrddiff.physics.indexing.known_lattices import known_lattices
+
+xd.explore(frames, indexing=known_lattices(frames), height=330)""",
+    "xd.explore('stopped.h5', automask=[], distance=0.1, pixel_size=1e-4, beam_center=(210, 190), wavelength=1.0, height=330)",
 )
 
 
@@ -94,6 +99,17 @@ def powder_file(path) -> tuple[float, float]:
     return x0, y0
 
 
+def stopped_file(path) -> np.ndarray:
+    """Two frames with the shadow of a beamstop and its holder, bool (y, x), which is returned."""
+    y, x = np.mgrid[:400, :420] + 0.5
+    r = np.hypot(x - 210, y - 190)
+    shadow = (r < 22) | ((np.abs(x - 210) < 7) & (y > 190))
+    mean = np.where(shadow, 0.1, 1.0) * (20 * np.exp(-r / 150) + 5)
+    with h5py.File(path, "w") as file:
+        file["data"] = np.random.default_rng(4).poisson(mean, (2, 400, 420)).astype(np.uint16)
+    return shadow
+
+
 @pytest.fixture(scope="module")
 def notebooks(jupyter):
     """One browser for all tests here."""
@@ -107,6 +123,7 @@ def page(notebooks):
     save_frames(stack(), notebooks.folder / "panels.h5")
     large_file(notebooks.folder / "large.h5")
     powder_file(notebooks.folder / "powder.h5")
+    stopped_file(notebooks.folder / "stopped.h5")
     page = notebooks.open(CELLS)
     until(page, lambda: page.locator(".xrddiff[data-zoom]").count() == len(CELLS))
     return page
@@ -445,6 +462,48 @@ def test_the_centre_is_dragged_onto_rings_and_fitted(page, notebooks):
     until(page, lambda: centre()[0] == 80)
     button.click()
     until(page, lambda: "drag the centre nearer" in root.locator("[role=alert]").inner_text())
+
+
+@pytest.mark.slow
+def test_the_spots_of_an_indexed_frame_are_marked(page, notebooks):
+    root = page.locator(".xrddiff").nth(6)
+    box = root.get_by_role("checkbox", name=re.compile("^predicted"))
+    box.wait_for()
+    yellow = """root => { const c = root.querySelector("canvas.xrddiff-over"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+      let n = 0; for (let k = 0; k < d.length; k += 4) n += d[k] > 220 && d[k + 1] > 210 && d[k + 2] < 110 && d[k + 3] > 200; return n; }"""
+    until(page, lambda: root.evaluate(yellow) > 500)
+    first = box.evaluate("e => e.parentElement.innerText")
+    notebooks.picture("predicted", root)
+    root.locator("canvas.xrddiff-over").focus()
+    page.keyboard.press("PageDown")
+    until(page, lambda: number(root, "frame") == 1 and box.evaluate("e => e.parentElement.innerText") != first)
+    box.focus()
+    page.keyboard.press("Space")
+    until(page, lambda: root.evaluate(yellow) == 0)
+    assert faults(page, ".xrddiff") == []
+
+
+@pytest.mark.slow
+def test_a_beamstop_is_masked_in_one_click(page, notebooks):
+    root = page.locator(".xrddiff").nth(7)
+    shadow = stopped_file(notebooks.folder / "again.h5")
+    root.locator("summary", has_text="Edit the mask").click()
+    button = root.get_by_role("button", name="mask the shadow of the beamstop")
+    button.click()
+    undo = root.get_by_role("button", name="undo the last edit of the mask")
+    until(page, lambda: undo.inner_text() == "Undo (1)")
+    root.locator(".xrddiff-legend", has_text="by hand").wait_for()
+    notebooks.picture("beamstop", root)
+    undo.click()
+    until(page, lambda: undo.inner_text() == "Undo")
+    button.focus()
+    page.keyboard.press("Enter")
+    until(page, lambda: undo.inner_text() == "Undo (1)")
+    root.get_by_label("save as").fill("stop.npy")
+    root.get_by_role("button", name="save the mask").click()
+    root.get_by_role("status").filter(has_text="saved stop.npy").wait_for()
+    good, _ = load_mask(notebooks.folder / "stop.npy")
+    assert (~good)[shadow].mean() > 0.95 and (~good)[~shadow].mean() < 1e-2
 
 
 @pytest.mark.slow

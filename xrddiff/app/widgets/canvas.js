@@ -7,7 +7,7 @@ const TYPES = {
 };
 const KINDS = {
   found: ["circle", "#56B4E9"], true: ["square", "#00B888"], matched: ["circle", "#00B888"],
-  missed: ["cross", "#FF7A1A"], asked: ["diamond", "#E58AC0"],
+  missed: ["cross", "#FF7A1A"], asked: ["diamond", "#E58AC0"], predicted: ["square", "#F0E442"],
 };
 
 const TWO_POINTS = ["rectangle", "box", "line"]; // tools that are dragged from one point to another
@@ -470,6 +470,7 @@ class View {
     if (!first) return;
     this.rings.hidden = !this.panes.some((p) => p.image.rings.length);
     this.maskBox.hidden = !this.panes.some((p) => p.image.reasons());
+    this.reasonKey();
     if (!before || before.width !== first.width || before.height !== first.height) {
       this.whole = true;
       this.cursor = null;
@@ -513,6 +514,7 @@ class View {
       if (p.image) p.image.setCodes(fits ? codes[k] : null);
     });
     this.maskBox.hidden = !this.panes.some((p) => p.image && p.image.reasons());
+    this.reasonKey();
     this.plotted = false;
     this.read();
     this.redraw();

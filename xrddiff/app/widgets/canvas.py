@@ -53,6 +53,7 @@ KINDS = {
     "true": ("s", "#00B888"),
     "matched": ("o", "#00B888"),
     "missed": ("x", "#FF7A1A"),
+    "predicted": ("s", "#F0E442"),
     "asked": ("D", "#E58AC0"),
 }
 

@@ -171,6 +171,7 @@ class Series extends Measured {
       if (value(below) === null && value(above) === null) return;
       this.edit({ shape: "threshold", below: value(below), above: value(above), frame: this.model.get("frame") });
     };
+    const stop = this.button("Beamstop", "mask the shadow of the beamstop", () => this.model.send({ do: "beamstop" }));
     const undo = this.button("Undo", "undo the last edit of the mask", () => this.undo());
     const file = make("input", { type: "text", class: "xrddiff-file", spellcheck: "false", change: () => this.set("mask_file", file.value.trim()) });
     const save = this.button("Save", "save the mask", () => {
@@ -189,7 +190,7 @@ class Series extends Measured {
     this.maskTools = make("details", { class: "xrddiff-details" }, make("summary", { text: "Edit the mask" }),
       make("div", { class: "xrddiff-tools" },
         make("label", { class: "xrddiff-check" }, this.unmask, "make valid instead"),
-        make("label", {}, "values below ", below), make("label", {}, "above ", above), this.button("Apply", "mask by value in this frame", threshold), undo),
+        make("label", {}, "values below ", below), make("label", {}, "above ", above), this.button("Apply", "mask by value in this frame", threshold), stop, undo),
       make("div", { class: "xrddiff-tools" }, make("label", {}, "save as ", file), save, saved),
       make("div", { class: "xrddiff-hint", text: "On the picture: Space sets a corner at the cross, Enter closes a polygon, Escape gives up, U undoes. With the mouse: drag a rectangle; click the corners of a polygon, double-click to close it." }));
     this.below.append(this.maskTools);

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from traitlets import Bool, Dict, Enum, Int, List, Unicode
+from traitlets import Bool, Dict, Enum, Instance, Int, List, Unicode
 
 from xrddiff.app.widgets.canvas import (
     CanvasImage,
@@ -30,6 +30,7 @@ from xrddiff.app.widgets.mask_edits import (
     apply_edits,
     code_of,
     frame_codes,
+    pixel_runs,
     reasons,
     save_edited,
 )
@@ -46,10 +47,13 @@ from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.rows import frame_origin
 from ...data.frames.selection import select_frames
 from ...data.headers.gate import as_bad_input
+from ...data.frames.shadows import shadow_of
 from ...learn.loading.catalog import load
+from ...physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['open_any', 'lacking', 'FrameSeries', 'marks_of', 'peaks_in', 'FrameExplorer', 'save_mask']
+__all__ = ['open_any', 'lacking', 'FrameSeries', 'marks_of', 'peaks_in', 'FrameExplorer', 'predicted_marks', 'save_mask',
+           'mask_beamstop']
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #5676f816
 def open_any(what: Any, **words: Any) -> xr.Dataset:
@@ -142,7 +146,8 @@ class FrameExplorer(FrameSeries):
 
     Set and read, beyond those of `Measured`: `frame`; `source`: the file or name; `find_peaks`; `peak_options`; `edits` (see
     `widgets.mask_edits`); `tool`: look, line, box, centre, rectangle or polygon; `mask_file`: the name to save under; `calibrant`: whose rings are drawn.
-    `save_mask()` saves, `fit_center()` fits `center` to the rings.
+    `save_mask()` saves, `fit_center()` fits `center` to the rings, `mask_beamstop()` masks its shadow.
+    `indexing`: what `xd.index` found in these frames; the spots of its lattices are marked.
     """
 
     source = Unicode("").tag(sync=True)
@@ -152,6 +157,7 @@ class FrameExplorer(FrameSeries):
     tool = Unicode("look").tag(sync=True)
     mask_file = Unicode("mask.npy").tag(sync=True)
     saved = Unicode("").tag(sync=True)
+    indexing = Instance(Indexing, allow_none=True)
     calibrant = Enum(("", *CALIBRANTS), "").tag(sync=True)
     fitted = Unicode("").tag(sync=True)
     _calibrants = List(default_value=list(CALIBRANTS)).tag(sync=True)
@@ -169,6 +175,7 @@ class FrameExplorer(FrameSeries):
             ("source", lambda change: self._open(change.new)),
             ("edits", lambda _: self._edited()),
             ("find_peaks", lambda _: self.look_for_peaks()),
+            ("indexing", lambda _: self.pictures and self.show_frame(self._shown)),
             ("calibrant", lambda _: self._draw_calibrant()),
             ("pictures", lambda _: self._draw_calibrant()),
             ("center", lambda _: self._moved_center()),
@@ -224,10 +231,22 @@ def _pictures_of(self: FrameExplorer, i: int) -> list[CanvasImage]:
     codes = as_image(codes, geometry, code_of("gap between panels"))
     given = frame_peaks(ds, i)
     marks = [marks_of(given, geometry, "true", "true")] if len(given) else []
+    marks += predicted_marks(self.indexing, i, geometry)
     value = ds["intensity"].attrs
     words = dict(unit={"photon": "photons"}.get(value.get("units"), ""), sigma=value.get("background_sigma"))
     self._codes_before = codes
     return [CanvasImage(title, flat, None, marks, geometry=geometry, codes=self._with_edits(codes), **words)]
+
+
+def predicted_marks(indexing: Indexing | None, i: int, geometry: Any) -> list[Marks]:
+    """The predicted spots of each lattice that was found in frame `i`, as marks in its picture."""
+    lattices = [] if indexing is None else indexing.lattices.get(i, [])
+    names = ["predicted", *(f"predicted, lattice {n}" for n in range(2, len(lattices) + 1))]
+    return [
+        marks_of(one.spots, geometry, name, "predicted")
+        for one, name in zip(lattices, names, strict=False)
+        if len(one.spots)
+    ]
 
 
 def _file_of(ds: xr.Dataset, i: int, source: str) -> str:
@@ -321,11 +340,37 @@ def _on_message(self: FrameExplorer, _: Any, content: Mapping[str, Any], __: Any
     """A message from the browser: its button was pressed."""
     if content.get("do") == "save":
         self.guarded(lambda: self.save_mask())()
+    elif content.get("do") == "beamstop":
+        self.guarded(lambda: self.mask_beamstop())()
     elif content.get("do") == "fit":
         self.guarded(lambda: self.fit_center())()
 
 
+def mask_beamstop(self: FrameExplorer) -> None:
+    """Add the shadow of beamstop and holder in the frame that is shown to the edits, see `frames.shadows`.
+
+    Raises `BadInput` if nothing says where the beam is, or no shadow is found.
+    """
+    geometry = self.placed() if self.pictures else None
+    if geometry is None:
+        raise BadInput(
+            "nothing says where the beam is; expected a beam centre: put it under the cross with Space, or give beam_center"
+        )
+    flat, picture = geometry.image_geometry if isinstance(geometry, PanelGeometry) else geometry, self.pictures[0]
+    center = self.center or flat.beam_center
+    shadow = shadow_of(picture.intensity, unmasked_pixels(picture), tuple(center))
+    if not shadow.any():
+        masked = (self._codes_before == code_of("shadow")).any()
+        raise BadInput(
+            "the shadow is masked already"
+            if masked
+            else f"no shadow is found at the beam centre ({center[0]:.0f}, {center[1]:.0f}) in this frame; expected a brighter frame, or draw it by hand"
+        )
+    self.show_mask, self.edits = True, [*self.edits, {"shape": "pixels", "runs": pixel_runs(shadow)}]
+
+
 FrameExplorer.save_mask, FrameExplorer._on_message = save_mask, _on_message
+FrameExplorer.mask_beamstop = mask_beamstop
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #10aea901
 def _still(self: FrameExplorer) -> bytes:

@@ -24,11 +24,11 @@ from ...judge.views.masks import PLUGIN_COLOUR, RULE_COLOURS, reason_bits
 from ...judge.views.plots import MASKED
 
 # %% auto #0
-__all__ = ['SHAPES', 'UNTOUCHED', 'MASKED_BY_HAND', 'VALID_BY_HAND', 'edited_pixels', 'apply_edits', 'reasons', 'code_of',
-           'frame_codes', 'shared_mask', 'save_edited']
+__all__ = ['SHAPES', 'UNTOUCHED', 'MASKED_BY_HAND', 'VALID_BY_HAND', 'edited_pixels', 'pixel_runs', 'apply_edits', 'reasons',
+           'code_of', 'frame_codes', 'shared_mask', 'save_edited']
 
 # %% ../../../nbs/app/widgets/mask_edits.ipynb #4ea540ba
-SHAPES = ("rectangle", "polygon", "threshold")
+SHAPES = ("rectangle", "polygon", "pixels", "threshold")
 
 
 def edited_pixels(edit: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
@@ -44,6 +44,8 @@ def edited_pixels(edit: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
             raise BadInput("a threshold has neither below nor above; expected one of them, or both")
         with np.errstate(invalid="ignore"):
             return (image < below if below is not None else out) | (image > above if above is not None else out)
+    if shape == "pixels":
+        return _pixels_of(edit.get("runs"), image.shape)
     if shape == "rectangle":
         points = np.array([[x, y] for x, y in zip(_pair(edit, "x"), _pair(edit, "y"), strict=True)])
     elif shape == "polygon":
@@ -61,6 +63,34 @@ def edited_pixels(edit: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
         centres = np.stack(np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5), -1)
         out[y0:y1, x0:x1] = Outline(points).contains_points(centres.reshape(-1, 2)).reshape(y1 - y0, x1 - x0)
     return out
+
+
+def pixel_runs(pixels: np.ndarray) -> list[int]:
+    """The pixels that are True, as first pixel and length of each run of them, row by row: what an edit of the shape `pixels` holds."""
+    steps = np.diff(pixels.ravel().astype(np.int8), prepend=0, append=0)
+    first, last = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    return np.stack([first, last - first], 1).ravel().tolist()
+
+
+def _pixels_of(runs: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `pixel_runs`."""
+    runs = np.asarray([] if runs is None else runs)
+    size = int(np.prod(shape))
+    if (
+        runs.ndim != 1
+        or not len(runs)
+        or len(runs) % 2
+        or runs.dtype.kind not in "iu"
+        or (runs < 0).any()
+        or (runs[::2] + runs[1::2] > size).any()
+    ):
+        raise BadInput(
+            f"pixels are given by {len(runs)} numbers; expected first pixel and length of each run, within {size} pixels"
+        )
+    steps = np.zeros(size + 1, np.int32)
+    np.add.at(steps, runs[::2], 1)
+    np.add.at(steps, runs[::2] + runs[1::2], -1)
+    return (np.cumsum(steps[:-1]) > 0).reshape(shape)
 
 
 def _pair(edit: Mapping[str, Any], name: str) -> list[float]:
