@@ -26,24 +26,20 @@ def preview_level(shape: tuple[int, int]) -> int:
     return n
 
 # %% ../../../nbs/app/widgets/previews.ipynb #bb423173
-def _blocks(a: np.ndarray, k: int, join: Any, fill: float) -> np.ndarray:
+def _blocks(a: np.ndarray, k: int, join: Any) -> np.ndarray:
     """`join` over blocks of k × k pixels; blocks at the ends are smaller."""
     for axis in (0, 1):
-        n = a.shape[axis]
-        if n % k:
-            pad = [(0, 0), (0, 0)]
-            pad[axis] = (0, k - n % k)
-            a = np.pad(a, pad, constant_values=fill)
         lines = [a[j::k] if axis == 0 else a[:, j::k] for j in range(k)]
         out = lines[0].copy()
         for line in lines[1:]:
-            out = join(out, line)
+            part = out[: len(line)] if axis == 0 else out[:, : line.shape[1]]  # the last block may have no such line
+            join(part, line, out=part)
         a = out
     return a
 
 
-def _strongest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(b) > np.abs(a), b, a)
+def _strongest(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    np.copyto(out, b, where=np.abs(b) > np.abs(a))
 
 
 def shrink(values: np.ndarray, codes: np.ndarray | None, k: int, signed: bool = False) -> dict[str, np.ndarray]:
@@ -58,18 +54,18 @@ def shrink(values: np.ndarray, codes: np.ndarray | None, k: int, signed: bool = 
     zero = values.dtype.type(0)
     if codes is not None:
         values = np.where(valid, values, zero)
-    count = _blocks(valid.astype(np.uint16), k, np.add, 0)
+    count = _blocks(valid.astype(np.uint16), k, np.add)
     wide = values if values.dtype.kind == "f" else values.astype(np.float32)
-    mean = (_blocks(wide, k, np.add, 0) / np.maximum(count, 1)).astype(np.float32)
+    mean = (_blocks(wide, k, np.add) / np.maximum(count, 1)).astype(np.float32)
     if signed:
-        return {"strongest": _blocks(values, k, _strongest, 0), "mean": mean}
+        return {"strongest": _blocks(values, k, _strongest), "mean": mean}
     low = {"u": 0, "f": -np.inf}.get(values.dtype.kind)
     low = np.iinfo(values.dtype).min if low is None else low
     seen = values if low == 0 or codes is None else np.where(valid, values, values.dtype.type(low))
-    return {"strongest": np.where(count > 0, _blocks(seen, k, np.maximum, low), zero), "mean": mean}
+    return {"strongest": np.where(count > 0, _blocks(seen, k, np.maximum), zero), "mean": mean}
 
 
 def shrink_codes(codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """`codes` and `any` of blocks of k × k pixels; codes: uint8 (y, x), 0 = valid."""
-    some = _blocks(codes, k, np.maximum, 0)
-    return np.where(_blocks((codes == 0).view(np.uint8), k, np.maximum, 0), 0, some).astype(np.uint8), some
+    some = _blocks(codes, k, np.maximum)
+    return np.where(_blocks((codes == 0).view(np.uint8), k, np.maximum), 0, some).astype(np.uint8), some
