@@ -346,6 +346,8 @@ def benchmark_command(path: Path) -> str:
         return found[1]
     if found := re.search(r"^    (.*\bbench/\w+\.py.*)$", text, re.M):
         return found[1].strip()
+    if found := re.search(r"`(xrddiff run [^`\n]*)`", text):  # the numbers of a run's report
+        return found[1]
     script = ROOT / "bench" / f"{path.stem}.py"
     return f"python bench/{script.name}" if script.is_file() else ""
 
