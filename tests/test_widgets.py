@@ -297,13 +297,19 @@ def numbers(root) -> dict[str, float]:
     return {name: float(v.replace("−", "-")) for name, v in found}
 
 
-@pytest.mark.slow
-def test_a_line_and_a_box_are_measured(page, notebooks):
+def fourth_frame(page, notebooks):
+    """(the widget of the own file, its picture, the counts of the file), at frame 4."""
     root = page.locator(".xrddiff").nth(1)
     picture, counts = root.locator("canvas.xrddiff-over"), own_file(notebooks.folder / "again.h5")
     root.get_by_role("spinbutton", name="frame number").fill("4")
     page.keyboard.press("Enter")
     until(page, lambda: number(root, "frame") == 4)
+    return root, picture, counts
+
+
+@pytest.mark.slow
+def test_a_line_and_a_box_are_measured(page, notebooks):
+    root, picture, counts = fourth_frame(page, notebooks)
     picture.focus()
     for key in ("0", "b"):
         page.keyboard.press(key)
@@ -347,11 +353,7 @@ def test_a_line_and_a_box_are_measured(page, notebooks):
 
 @pytest.mark.slow
 def test_colours_limits_a_pixel_and_the_radial_curve(page, notebooks):
-    root = page.locator(".xrddiff").nth(1)
-    picture, counts = root.locator("canvas.xrddiff-over"), own_file(notebooks.folder / "again.h5")
-    root.get_by_role("spinbutton", name="frame number").fill("4")
-    page.keyboard.press("Enter")
-    until(page, lambda: number(root, "frame") == 4)
+    root, picture, counts = fourth_frame(page, notebooks)
     # limits by hand, each on its own; automatic by key
     root.get_by_label("brightest value").fill("25")
     page.keyboard.press("Enter")

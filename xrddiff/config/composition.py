@@ -38,7 +38,7 @@ from .words.inference import Inference
 from .words.training import Training
 from .words.vocabulary import GROUPS, Config, Word, get_word, vocabulary
 from ..core.addresses import addresses_in, allow_addresses, need_addresses
-from ..core.errors import BadInput
+from ..core.errors import BadInput, causes
 from ..core.files import anywhere, is_address, is_path
 from ..core.plugins import is_file, load_plugins, need_plugins
 from ..core.registry import entries
@@ -188,13 +188,9 @@ def _compose(overrides: list[str]) -> Config:
     return _with_steps(_absolute(_told(told, {o.key for o in parsed})))
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
+def _was_interrupted(error: BaseException) -> bool:
     """Whether an error followed from Ctrl-C: OmegaConf, interrupted at some places, raises another error on its way out."""
-    seen: list[BaseException] = []
-    while error is not None and not any(error is e for e in seen):
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return any(isinstance(e, KeyboardInterrupt) for e in seen)
+    return any(isinstance(e, KeyboardInterrupt) for e in causes(error))
 
 
 def _told(told: Any, given: Collection[str]) -> Config:

@@ -155,7 +155,7 @@ def about_run(run: RunNumbers, how: RunState | None = None) -> dict[str, str]:
         "model": f"{p.get('model', cfg.model.model_name)}{f', {size}' if size else ''}",
         "data": _data_of(run),
         "state": (how or run.stands).sentence + step,
-    } | ({"verdict": run.verdict} if run.verdict else {})
+    } | ({"verdict": verdict} if (verdict := run.verdict) else {})
 
 
 def _data_of(run: RunNumbers) -> str:

@@ -19,14 +19,12 @@ from ...core.registry import register
 from .store import PACKED, save_hdf5
 from ..frames.frames import frame_count, peaks_table
 from ..frames.geometry import PanelGeometry, geometry_of, is_cut
+from ..headers.geometry_files import EV, HC
 
 # %% auto #0
-__all__ = ['HC', 'lay_out_cxi', 'lay_out_nxmx']
+__all__ = ['lay_out_cxi', 'lay_out_nxmx']
 
 # %% ../../../nbs/data/formats/exchange.ipynb #ec0a0006
-HC = 1.98644586e-15  # J Å
-
-
 def _geometry(ds: xr.Dataset) -> PanelGeometry | None:
     """The panels of all frames; None if there is no geometry, or one of each frame."""
     if is_cut(ds):
@@ -91,7 +89,7 @@ def lay_out_cxi(file: h5py.File, ds: xr.Dataset) -> None:
         for axis in "xy":
             detector[f"{axis}_pixel_size"] = g.pixel_size
     if (wavelength := _frame_numbers(ds, "wavelength")) is not None:
-        _write_field(file.require_group("entry_1/instrument_1/source_1"), "energy", HC / wavelength, units="J")
+        _write_field(file.require_group("entry_1/instrument_1/source_1"), "energy", EV * HC / wavelength, units="J")
     if "saturation" in ds.attrs:
         detector["saturation_value"] = float(ds.attrs["saturation"])
     if "panel" not in ds["intensity"].dims and len(table := peaks_table(ds)):

@@ -22,7 +22,7 @@ from ..frames.own_labels import label_name
 from ..frames.rows import Rows
 from ..headers.cxi_planes import cxi_geometry, join_plane
 from ..headers.gate import as_bad_input, check_chunks, check_dataset, open_hdf5, read_whole
-from ..headers.geometry_files import HC
+from ..headers.geometry_files import EV, HC
 from ..headers.header_rules import same, shown, warn
 from ..headers.nexus_modules import LENGTHS, module_geometry, text_of, unit_of
 from ..headers.sources import HDF5Rows
@@ -169,7 +169,7 @@ def find_frames(path: Path, dataset: str | None = None) -> list[str]:
     )
 
 # %% ../../../nbs/data/formats/hdf5.ipynb #5e777c6e
-_ENERGIES = {"ev": 1.0, "kev": 1e3, "j": 1 / 1.602176634e-19, "joule": 1 / 1.602176634e-19}
+_ENERGIES = {"ev": 1.0, "kev": 1e3, "j": 1 / EV, "joule": 1 / EV}
 
 
 def _numbers(data: h5py.Dataset) -> np.ndarray:

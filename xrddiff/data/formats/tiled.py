@@ -13,12 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
 from ...core.errors import XrddiffError
-from ...core.files import cache_dir, json_digest, writing
+from ...core.files import cache_dir, json_digest
 from ...core.mediums import say
+from .store import PACKED, writing_hdf5
 from ..frames.rows import Rows, StoredRows, frame_origin, frame_reader, is_lazy, lazy_array, rows_behind
 
 # %% auto #0
@@ -63,9 +65,6 @@ class TiledRows(Rows):
 
     def _tiles_of(self, i: int, path: Path) -> Any:
         """The tiles of frame `i`, as an open data set; of the frames read last, some stay open."""
-        import h5py
-        import hdf5plugin  # noqa: F401  registers the filter
-
         with self._lock:
             if self._open[0] != os.getpid():  # a file handle does not survive a fork
                 self._open = os.getpid(), OrderedDict()
@@ -87,12 +86,9 @@ class TiledRows(Rows):
 
 def _keep(path: Path, frame: np.ndarray) -> None:
     """Write a frame as a file of tiles, in one step."""
-    import h5py
-    import hdf5plugin
-
     tile = (*[1] * (frame.ndim - 2), *(min(TILE, n) for n in frame.shape[-2:]))
-    with writing(path, durable=False) as part, h5py.File(part, "w") as file:
-        file.create_dataset("tiles", data=frame, chunks=tile, **hdf5plugin.Bitshuffle(cname="lz4"))
+    with writing_hdf5(path) as (file, _):
+        file.create_dataset("tiles", data=frame, chunks=tile, **PACKED)
 
 # %% ../../../nbs/data/formats/tiled.ipynb #7c1d0011
 def _worth_keeping(value: xr.Variable) -> bool:

@@ -424,16 +424,24 @@ def frame_origin(variable: xr.Variable, i: int) -> str | None:
     return rows.origin(int(np.arange(rows.shape[0])[variable._data.key.tuple[0]][int(i)]))
 
 # %% ../../../nbs/data/frames/rows.ipynb #2a94c252
+def _whole_frames(variable: xr.Variable) -> tuple[LazyRows, Sequence[int]] | None:
+    """(the rows behind `variable`, the number there of each frame), if it takes whole frames of them; else None."""
+    rows = rows_behind(variable)
+    if rows is None:
+        return None
+    first, *rest = variable._data.key.tuple
+    if isinstance(first, int | np.integer) or any(not isinstance(k, slice) for k in rest):
+        return None
+    if any(k.indices(n) != (0, n, 1) for k, n in zip(rest, rows.shape[1:], strict=True)):
+        return None
+    return rows, range(rows.shape[0])[first] if isinstance(first, slice) else np.asarray(first)
+
+
 def part_reader(variable: xr.Variable) -> Callable[[int, tuple], np.ndarray]:
     """A function (i, rest) -> the part `rest` of frame i of `variable` (frame, …), a slice for each axis."""
-    rows = rows_behind(variable)
-    first, *others = variable._data.key.tuple if rows is not None else (None,)
-    whole = rows is not None and all(
-        isinstance(k, slice) and k.indices(n) == (0, n, 1) for k, n in zip(others, rows.shape[1:], strict=True)
-    )
-    if not whole or isinstance(first, int | np.integer):
+    if (found := _whole_frames(variable)) is None:
         return lambda i, rest: variable[(i, *rest)].values
-    numbers = range(rows.shape[0])[first] if isinstance(first, slice) else np.asarray(first)
+    rows, numbers = found
     return lambda i, rest: rows._outer((int(numbers[i]), *rest))
 
 
@@ -454,14 +462,8 @@ def frame_reader(variable: xr.Variable) -> Callable[[int], np.ndarray]:
 
 def _direct(variable: xr.Variable) -> Callable[[int], np.ndarray] | None:
     """The reader of the rows behind `variable`, if it takes whole frames of them; else None."""
-    rows = rows_behind(variable)
-    if rows is None:
+    if (found := _whole_frames(variable)) is None:
         return None
-    first, *rest = variable._data.key.tuple
-    if isinstance(first, int | np.integer) or any(not isinstance(k, slice) for k in rest):
-        return None
-    if any(k.indices(n) != (0, n, 1) for k, n in zip(rest, rows.shape[1:], strict=True)):
-        return None
+    rows, numbers = found
     read = rows.reader()
-    numbers = range(rows.shape[0])[first] if isinstance(first, slice) else np.asarray(first)
     return None if read is None else lambda i: read(int(numbers[i]))

@@ -21,8 +21,8 @@ from ..frames.rows import Rows
 from .gate import check_size, readable
 
 # %% auto #0
-__all__ = ['MOST_TEXT', 'MOST_PANELS', 'HC', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask',
-           'flat_plane']
+__all__ = ['MOST_TEXT', 'MOST_PANELS', 'HC', 'EV', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows',
+           'panel_mask', 'flat_plane']
 
 # %% ../../../nbs/data/headers/geometry_files.ipynb #701a6e76
 MOST_TEXT, MOST_PANELS = (
@@ -30,6 +30,7 @@ MOST_TEXT, MOST_PANELS = (
     4096,
 )  # bytes and panels of a geometry file; the largest detectors have some hundred panels
 HC = 12398.419843320026  # h c in eV Å (CODATA 2018, exact since the SI of 2019)
+EV = 1.602176634e-19  # J, exact
 
 
 @dataclass

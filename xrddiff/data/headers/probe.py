@@ -23,7 +23,7 @@ from typing import Any
 import h5py
 
 from ...core import launcher
-from ...core.errors import BadInput, XrddiffError
+from ...core.errors import BadInput, XrddiffError, causes
 from ...core.files import package_folder
 from ...core.launcher import limit
 from ..frames.bounds import RAISE, most_bytes
@@ -46,14 +46,12 @@ def most_memory() -> int:
 
 def _check_memory(error: BaseException, path: str) -> None:
     """Raise `BadInput` if an error, or its cause, is that memory ran out."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, MemoryError) or "allocat" in str(cause).lower():
             raise BadInput(
                 f"{path} needs more than the {most_memory() >> 20} MiB of memory that a file may use: it is "
                 f"damaged, or {RAISE} has to be set"
             ) from None
-        cause = cause.__cause__ or cause.__context__
 
 
 def try_image(path: str) -> None:

@@ -68,9 +68,9 @@ def _image_pair(figure: Figure, dpi: float) -> tuple[bytes, bytes]:
     drawn = raster(figure, dpi, paper=False)
     around = _around_images(figure, drawn.shape[:2], dpi) & (drawn[..., 3] > 0)
     alpha, pair = drawn[..., 3:] / np.float32(255), []
+    seen, which = np.unique(drawn[around][:, :3], axis=0, return_inverse=True)
     for theme in (LIGHT, DARK):
         colours = drawn[..., :3].astype(np.float32)
-        seen, which = np.unique(drawn[around][:, :3], axis=0, return_inverse=True)
         colours[around] = 255 * in_theme(seen / 255, theme)[which.ravel()]
         paper = 255 * np.array(to_rgb(theme.paper), np.float32)
         image, out = Image.fromarray(np.round(colours * alpha + paper * (1 - alpha)).astype(np.uint8)), io.BytesIO()
