@@ -182,7 +182,8 @@ def remains(folder: str) -> list[str]:
         if folder in line and path.parent.name != str(os.getpid()):
             found.append(f"process {path.parent.name}: {line}")
     found += [f"/etc/hosts: {line}" for line in Path("/etc/hosts").read_text().splitlines() if folder in line]
-    return found + [str(path) for path in [Path(folder), *Path(folder).rglob("*")] if path.exists()]
+    listed = [os.path.join(where, name) for where, *names in os.walk(folder) for name in sum(names, [])]  # may vanish
+    return found + [name for name in [folder, *listed] if os.path.lexists(name)]
 
 
 def wait_for_nothing(folder: str, seconds: float = 20) -> None:
