@@ -18,7 +18,7 @@ from ...core.errors import BadInput, XrddiffError
 from ...core.files import CannotSave, json_digest, writing
 from ...core.gate import from_yaml
 from ...data.frames.frames import frame_count
-from ...data.frames.labels import LABELS, background_level, frame_resolution
+from ...data.frames.labels import LABELS, background_level, frame_resolution, spot_level
 from ...data.frames.selection import evenly_spaced
 from xrddiff.judge.metrics.conditions import (
     FoundConditions,
@@ -95,6 +95,7 @@ def label_classes(frames: xr.Dataset, name: str, count: int) -> list[str]:
 MEASURED: dict[str, Callable[[xr.Dataset], np.ndarray]] = {  # from pixels only
     "resolution": frame_resolution,
     "background_level": background_level,
+    "spot_level": spot_level,
 }
 
 # %% ../../../nbs/judge/inference/judges.ipynb #b746f43d
