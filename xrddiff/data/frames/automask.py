@@ -87,11 +87,6 @@ class Automask:
         """The numbers of the frames that the series rules use."""
         return evenly_spaced(np.arange(self.intensity.shape[0]), LOOKED_AT)
 
-    def _file_bad(self, i: int) -> np.ndarray | bool:
-        if self.own is None:
-            return False
-        return ~(self.own[i] if len(self.own.shape) == len(self.intensity.shape) else self.own).values
-
     def _where(self) -> str:
         return str(self._about.attrs.get("source") or "the frames")
 
@@ -107,9 +102,23 @@ class Automask:
     def reasons(self) -> np.ndarray:
         """Why a pixel is masked in any of the frames examined: bits of `RULES`, `FILE_BIT`, uint16."""
         out = np.zeros(self.static.shape, np.uint16)
-        for bit, at in self._static[1].items():
-            np.bitwise_or(out, np.uint16(bit), out=out, where=as_pixels(at, out.shape[-1]))
+        for bit in self._static[1]:
+            np.bitwise_or(out, np.uint16(bit), out=out, where=self.found_by(bit))
         return out
+
+    def found_by(self, bit: int) -> np.ndarray | None:
+        """The pixels that are masked for the reason `bit` in any of the frames examined, bool; None if there are none."""
+        width, at = self.static.shape[-1], self._static[1].get(bit)
+        return None if at is None else as_pixels(at, width)
+
+    @property
+    def made(self) -> bool:
+        """Whether `static` is in memory."""
+        return self._static is not None
+
+    def values_in(self, x: np.ndarray) -> Values:
+        """What the value rules need to know, from the frame `x` alone."""
+        return values_of(self._about, x[None])
 
     def mask_of(self, i: int, x: np.ndarray) -> np.ndarray:
         """The mask of frame `i` with values `x`. Do not write to it."""
@@ -122,26 +131,17 @@ class Automask:
     def __call__(self, i: int) -> np.ndarray:
         return self.mask_of(i, self.intensity[i].values)
 
-    def counts(self) -> dict[str, int]:
-        """Number of pixels masked by each rule in any of the frames examined, and in total.
-
-        A pixel may count for several rules.
-        """
-        _ = self.static
-        number = {bit: int(np.bitwise_count(at).sum(dtype=np.int64)) for bit, at in self._static[1].items()}
-        out = {"file": number.get(FILE_BIT, 0)} if self.own is not None else {}
-        return out | {r.name: number.get(r.bit, 0) for r in self.rules}
-
-    def summary(self) -> str:
-        """`counts` in words."""
-        found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
-        n, total = len(self.frames), self.intensity.shape[0]
-        return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
-
 # %% ../../../nbs/data/frames/automask.ipynb #d1fcbdd7
 def _add_bits(why: dict[int, np.ndarray], bit: int, bits: np.ndarray) -> None:
     """Add pixels to those that are masked for the reason `bit`."""
     why[bit] = why[bit] | bits if bit in why else bits
+
+
+def _file_bad(self: Automask, i: int) -> np.ndarray | bool:
+    """The pixels that the file masks in frame `i`."""
+    if self.own is None:
+        return False
+    return ~(self.own[i] if len(self.own.shape) == len(self.intensity.shape) else self.own).values
 
 
 def _work_out(self: Automask) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -200,7 +200,29 @@ def _bad_in_all(self: Automask, shape: tuple[int, ...]) -> np.ndarray:
     return ~self.own.values
 
 
-Automask._work_out, Automask._bad_in, Automask._bad_in_all = _work_out, _bad_in, _bad_in_all
+Automask._work_out, Automask._file_bad = _work_out, _file_bad
+Automask._bad_in, Automask._bad_in_all = _bad_in, _bad_in_all
+
+# %% ../../../nbs/data/frames/automask.ipynb #b37c3f35
+def _counts(self: Automask) -> dict[str, int]:
+    """Number of pixels masked by each rule in any of the frames examined, and in total.
+
+    A pixel may count for several rules.
+    """
+    _ = self.static
+    number = {bit: int(np.bitwise_count(at).sum(dtype=np.int64)) for bit, at in self._static[1].items()}
+    out = {"file": number.get(FILE_BIT, 0)} if self.own is not None else {}
+    return out | {r.name: number.get(r.bit, 0) for r in self.rules}
+
+
+def _summary(self: Automask) -> str:
+    """`counts` in words."""
+    found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
+    n, total = len(self.frames), self.intensity.shape[0]
+    return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
+
+
+Automask.counts, Automask.summary = _counts, _summary
 
 # %% ../../../nbs/data/frames/automask.ipynb #d3406644
 class _Once(LazyRows):

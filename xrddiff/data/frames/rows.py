@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 import weakref
 import zlib
@@ -229,13 +228,9 @@ class EachRow(Rows):
         self.shape, self.dtype, self.where = (count, *shape), frame_dtype(dtype, where), where
         self._kept: tuple[int, np.ndarray] | None = None
         self._given: tuple[int, weakref.ref, int] | None = None
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_kept", "_given", "_lock")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__ |= state | {"_kept": None, "_given": None, "_lock": threading.Lock()}
+        return self.__dict__ | {"_kept": None, "_given": None}
 
     @abstractmethod
     def read_one(self, i: int) -> np.ndarray:
@@ -263,13 +258,9 @@ class EachRow(Rows):
 
     def _hand_out(self, i: int) -> np.ndarray:
         """Frame i for a caller who may change it."""
-        with self._lock:
-            frame = self._kept[1] if self._kept is not None and self._kept[0] == i else None
-            self._kept = None
-        if frame is None:
-            if (frame := self._known(i)) is not None:
-                return frame.copy()
-            frame = self._checked(i)
+        if (frame := self._known(i)) is not None:  # others look at it
+            return frame.copy()
+        frame = self._checked(i)
         memory = frame if frame.base is None else frame.base  # a view does not live as long as what it shows
         self._given = (i, weakref.ref(memory), zlib.crc32(memory))
         return frame
