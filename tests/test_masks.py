@@ -71,6 +71,49 @@ def test_real_counting_series_keeps_its_zeros():
     assert masked[1:].mean() < 1e-3 and masked.mean() < 0.01  # the outermost row counts half as much as the next ones
 
 
+# ---------------------------------------------------------------- one large frame
+
+HEADER = "# Detector: PILATUS\n# Pixel_size 172e-6 m x 172e-6 m\n# Wavelength 1.0 A\n# Detector_distance 0.2 m\n# Beam_xy (700, 640) pixels"  # fmt: skip
+
+
+def large_frame(path, seed=0):
+    """A frame of 1.8 Mpx with gaps and the shadow of a beamstop, as a CBF."""
+    y, x = np.mgrid[:1280, :1400]
+    r = np.hypot(x - 700, y - 640)
+    image = np.random.default_rng(seed).poisson(np.where(r < 40, 0.3, 1 + 12 * np.exp(-r / 250))).astype("i4")
+    image[:, 490:497] = image[:, 980:987] = image[212:229] = image[850:867] = -1
+    CbfImage(data=image, header={"_array_data.header_contents": HEADER}).write(str(path))
+    return image
+
+
+def test_one_large_frame_takes_three_times_its_memory(tmp_path):
+    """Read, decoded and masked, the loaded frame included."""
+    import tracemalloc
+
+    image = large_frame(tmp_path / "a.cbf")
+    good = open_frames(tmp_path / "a.cbf").load()["mask"].values  # with whatever is imported on the way
+    tracemalloc.start()
+    ds = open_frames(tmp_path / "a.cbf").load()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 3 * image.nbytes
+    assert np.array_equal(ds["intensity"].values[0], image) and np.array_equal(ds["mask"].values, good)
+    assert not good[image < 0].any() and not good[640, 680:720].any() and good[:200, :480].all()
+
+
+def test_a_frame_changed_in_memory_is_not_that_of_the_file(tmp_path):
+    image = large_frame(tmp_path / "a.cbf")
+    good = open_frames(tmp_path / "a.cbf")["mask"].values
+    ds = open_frames(tmp_path / "a.cbf")
+    mine = ds["intensity"].values
+    assert np.array_equal(ds["intensity"].values, mine) and not np.shares_memory(ds["intensity"].values, mine)
+    mine[:] = 0
+    assert np.array_equal(ds["mask"].values, good) and np.array_equal(ds["intensity"].values[0], image)
+    again = ds["intensity"].values
+    again[:] = 0
+    assert np.array_equal(ds["intensity"].values[0], image)
+
+
 # ---------------------------------------------------------------- what is none is found
 
 

@@ -43,6 +43,22 @@ from xrddiff.physics.indexing.known_lattices import known_lattices
 
 xd.explore(frames, indexing=known_lattices(frames), height=330)""",
     "xd.explore('stopped.h5', automask=[], distance=0.1, pixel_size=1e-4, beam_center=(210, 190), wavelength=1.0, height=330)",
+    """\
+import time
+from pathlib import Path
+from xrddiff.data.frames.automask import masking_of
+
+gap = xd.open_frames("gap.h5", distance=0.1, pixel_size=1e-4, beam_center=(450, 400), wavelength=1.0)
+masking = masking_of(gap)
+make = masking._work_out
+
+def patient():
+    while not Path("go").exists():
+        time.sleep(0.02)
+    return make()
+
+masking._work_out = patient
+xd.explore(gap, height=330)""",
 )
 
 
@@ -79,6 +95,15 @@ def large_file(path) -> np.ndarray:
     counts = np.random.default_rng(2).poisson(3, (3, 800, 900)).astype(np.uint16)
     counts[:, 201, 301] = 700, 800, 900
     counts[:, 100] = 65535
+    with h5py.File(path, "w") as file:
+        file["data"] = counts
+    return counts
+
+
+def gap_file(path) -> np.ndarray:
+    """Two frames that are too large for the screen, with a gap that only the frames together show."""
+    counts = np.random.default_rng(5).poisson(6, (2, 800, 900)).astype(np.uint16)
+    counts[:, :, 300:330] = 0
     with h5py.File(path, "w") as file:
         file["data"] = counts
     return counts
@@ -124,6 +149,7 @@ def page(notebooks):
     large_file(notebooks.folder / "large.h5")
     powder_file(notebooks.folder / "powder.h5")
     stopped_file(notebooks.folder / "stopped.h5")
+    gap_file(notebooks.folder / "gap.h5")
     page = notebooks.open(CELLS)
     until(page, lambda: page.locator(".xrddiff[data-zoom]").count() == len(CELLS))
     return page
@@ -622,6 +648,20 @@ def test_a_large_frame_is_a_preview_until_the_slider_rests(page):
 
 
 @pytest.mark.slow
+def test_a_frame_is_on_the_screen_before_its_mask_is_made(page, notebooks):
+    root = page.locator(".xrddiff").nth(8)
+    root.scroll_into_view_if_needed()
+    until(page, lambda: root.get_attribute("data-whole") == "true")
+    picture, readout = root.locator("canvas.xrddiff-over"), root.locator(".xrddiff-readout")
+    box, zoom = picture.bounding_box(), number(root, "zoom")
+    left, top = (box[k] + box[size] / 2 - n / 2 * zoom for k, size, n in (("x", "width", 900), ("y", "height", 800)))
+    page.mouse.move(left + 315 * zoom, top + 200 * zoom)
+    until(page, lambda: "value 0" in readout.inner_text())
+    (notebooks.folder / "go").touch()
+    until(page, lambda: "masked" in readout.inner_text())
+
+
+@pytest.mark.slow
 def test_in_notebook_7(notebooks):
     """Served by the same server. It comes last: the notebook of the tests above is closed."""
     need("notebook")
@@ -649,6 +689,33 @@ def test_a_file_that_goes_away_is_a_sentence(tmp_path):
     assert w.sentence == "" and w._shown == 3
 
 
+def test_the_mask_follows_the_picture(tmp_path):
+    """In a kernel the picture is shown with what its own values and the file say. The mask comes later, the limits stay."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    gap_file(tmp_path / "gap.h5")
+    words = {"distance": 0.1, "pixel_size": 1e-4, "beam_center": (450, 400), "wavelength": 1.0}
+    apart = ThreadPoolExecutor(1).submit  # the browser of the tests above runs a loop in this thread
+    at_once = apart(xd.explore, tmp_path / "gap.h5", **words).result()
+    assert (at_once.pictures[0].codes[:, 300:330] > 0).all()
+
+    async def watch():
+        w = xd.explore(tmp_path / "gap.h5", **words)
+        first, limits, number = w.pictures[0].codes, w._auto, w._number
+        while w.pictures[0].codes is first:
+            await asyncio.sleep(0.01)
+        assert not first.any() and np.array_equal(w.pictures[0].codes, at_once.pictures[0].codes)
+        assert (w._auto, w._number, w.sentence) == (limits, number, "")  # the values are not sent again
+        w.frame = 1
+        assert (w.pictures[0].codes[:, 300:330] > 0).all() and w._number == number + 1
+        again = xd.explore(tmp_path / "gap.h5", **words)
+        again.guarded(again.mask_beamstop)()
+        assert (again.pictures[0].codes[:, 300:330] > 0).all()  # what needs the mask waits for it
+
+    apart(asyncio.run, watch()).result()
+
+
 def test_words_fill_in_what_a_file_does_not_say(tmp_path):
     own_file(tmp_path / "own.h5")
     w = xd.explore(tmp_path / "own.h5", automask=[])
@@ -657,6 +724,7 @@ def test_words_fill_in_what_a_file_does_not_say(tmp_path):
     assert w._pictures[0]["rings"] == [] and "no q, d and rings" in w.note and w._pictures[0]["beam"]["distance"] == 0.1
     w = xd.explore(tmp_path / "own.h5", distance=0.1, pixel_size=75e-6, beam_center=(60, 70), wavelength=1.3)
     assert len(w._pictures[0]["rings"]) >= 2 and w.note == ""
+    w._complete_mask()
     codes = w.pictures[0].codes  # of 32 frames the rules see that a row is dead and a pixel hot
     assert (codes[100, 5:-5] > 0).all() and codes[12, 30] > 0 and (codes == code_of("by hand")).sum() == 0
     assert xd.explore(tmp_path / "own.h5", wavelenght=1.3).sentence.endswith("did you mean 'wavelength'?")

@@ -56,13 +56,19 @@ class Image2D {
     const { level: n, width, height } = small, of = (part) => (part.rare ? widened(part) : numbers(part.data, part.dtype));
     const values = of({ ...small, dtype: this.type }), { part } = small.mean;
     const mean = part === 1 ? of(small.mean) : Float32Array.from(of(small.mean), (v) => v / part);
-    const all = reasons && new Uint8Array(reasons.byteLength), any = reasons && new Uint8Array(reasons.byteLength);
-    if (reasons) numbers(reasons, "uint8").forEach((b, k) => { any[k] = b & 127; if (b & 128) all[k] = any[k]; });
     this.values = this.codes = null;
     this.preview = n;
     this.levels = [];
-    this.levels[n] = { width, height, values, mean, codes: all, any };
+    this.levels[n] = { width, height, values, mean };
+    this.setReasons(reasons);
     this.sample = Float64Array.from(numbers(small.some, this.type)).filter(Number.isFinite);
+  }
+
+  /** Why pixels of the preview are masked; bit 7: all of a block are. */
+  setReasons(reasons) {
+    const all = reasons && new Uint8Array(reasons.byteLength), any = reasons && new Uint8Array(reasons.byteLength);
+    if (reasons) numbers(reasons, "uint8").forEach((b, k) => { any[k] = b & 127; if (b & 128) all[k] = any[k]; });
+    Object.assign(this.levels[this.preview], { codes: all || null, any: any || null });
   }
 
   /** All pixels. */
@@ -356,6 +362,7 @@ class View {
     };
     on(["_pictures"], () => this.take());
     on(["_codes"], () => this.takeCodes());
+    on(["_small_codes"], () => this.takeReasons());
     on(["_whole"], () => this.takeWhole());
     on(["_marks"], () => this.takeMarks());
     on(["_panels"], () => this.takePanels());
@@ -513,6 +520,21 @@ class View {
       const fits = codes[k] && codes[k].byteLength === p.image.values.length;
       if (p.image) p.image.setCodes(fits ? codes[k] : null);
     });
+    this.showCodes();
+  }
+
+  /** The preview is masked anew; new pictures in the same message have the reasons already. */
+  takeReasons() {
+    const reasons = this.model.get("_small_codes") || [];
+    this.panes.forEach((p, k) => {
+      if (!p.image || p.image.values) return;
+      const { width, height } = p.image.level(0);
+      if (!reasons[k] || reasons[k].byteLength === width * height) p.image.setReasons(reasons[k]);
+    });
+    this.showCodes();
+  }
+
+  showCodes() {
     this.maskBox.hidden = !this.panes.some((p) => p.image && p.image.reasons());
     this.reasonKey();
     this.plotted = false;

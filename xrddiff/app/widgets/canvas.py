@@ -348,7 +348,7 @@ class FrameView(Shown, anywidget.AnyWidget):
         **words: Any,
     ):
         """`pictures`, `scale`, `limits` and further traits by name."""
-        self._placed = None
+        self._placed, self._only_codes = None, False
         limits = None if limits is None else [float(v) for v in limits]
         super().__init__(scale=scale, limits=limits, **{"_reasons": [["masked", MASKED]]} | words)
         self.observe(self.guarded(lambda change: self._send_pictures(change.new)), "pictures")
@@ -360,6 +360,12 @@ class FrameView(Shown, anywidget.AnyWidget):
 # %% ../../../nbs/app/widgets/canvas.ipynb #10326761
 def _send_pictures(self: FrameView, pictures: Sequence[CanvasImage]) -> None:
     """Show `pictures`."""
+    if self._only_codes:
+        with self.hold_sync():
+            self._small_codes = [_packed_reasons(p) for p in pictures]
+            if self._whole.get("number") == self._number or not all(preview_level(p.intensity.shape) for p in pictures):
+                self._codes = _packed_codes(pictures)
+        return
     panels = next((p.geometry for p in pictures if isinstance(p.geometry, PanelGeometry)), None)
     large = [preview_level(p.intensity.shape) > 0 for p in pictures]
     with self.hold_sync():
@@ -373,6 +379,15 @@ def _send_pictures(self: FrameView, pictures: Sequence[CanvasImage]) -> None:
         self._auto = automatic(pictures)
         self._pictures = [_packed(p) for p in pictures]
         self._marks = [_packed_marks(p.marks) for p in pictures]
+
+
+def _show_codes(self: FrameView, pictures: Sequence[CanvasImage]) -> None:
+    """Show the same pictures with further pixels masked: only the reasons are sent, and the automatic limits stay."""
+    self._only_codes = True
+    try:
+        self.pictures = list(pictures)
+    finally:
+        self._only_codes = False
 
 
 def _packed_codes(pictures: Sequence[CanvasImage]) -> list[bytes | None]:
@@ -395,7 +410,7 @@ def _send_whole(self: FrameView) -> None:
 
 
 FrameView._send_pictures, FrameView._send_whole = _send_pictures, _send_whole
-FrameView._asked_for_whole = _asked_for_whole
+FrameView._asked_for_whole, FrameView.show_codes = _asked_for_whole, _show_codes
 
 # %% ../../../nbs/app/widgets/canvas.ipynb #096f7e63
 def _still(self: FrameView) -> bytes:

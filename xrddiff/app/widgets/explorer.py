@@ -41,6 +41,7 @@ from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput
 from ...core.files import is_address, is_path
 from ...data.formats.readers import NEEDED, open_frames
+from ...data.frames.automask import masking_of
 from ...data.frames.frames import frame_count, frame_image, frame_peaks, missing_geometry, validate_frames
 from ...data.frames.geometry import PanelGeometry
 from ...data.frames.peaks import find_frame_peaks
@@ -166,7 +167,13 @@ class FrameExplorer(FrameSeries):
     def __init__(self, what: Any, **words: Any):
         """`what`: a file, a name or Frames. `words`: traits; the others are options of `open_frames` or `load`."""
         own = {name: words.pop(name) for name in list(words) if name in self.trait_names()}
-        self.frames, self._words, self._written, self._read, self.marks = None, words, None, (None, None, None), []
+        self.frames, self._words, self._written, self._read, self.marks = (
+            None,
+            words,
+            None,
+            (None, None, None, True),
+            [],
+        )
         named = isinstance(what, str | os.PathLike)
         parts = ["mask", *(["source"] if named else [])]
         super().__init__(label="frame explorer", _parts=parts, _reasons=[list(r) for r in reasons().items()])
@@ -190,7 +197,8 @@ def _open(self: FrameExplorer, what: Any) -> None:
     """Show the first frame of `what`."""
     if isinstance(what, str | os.PathLike):
         self.source = os.fspath(what)
-    self.frames, self._read = None, (None, None, None)
+    self.frames, self._read = None, (None, None, None, True)
+    self._forget("mask")
     self.edits, self.saved, self._written, self.center = [], "", None, None
     try:
         ds = open_any(what, **self._words)
@@ -215,11 +223,16 @@ FrameExplorer._open, FrameExplorer._empty = _open, _empty
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #bc51703d
 def _frame(self: FrameExplorer, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of frame `i` and why its pixels are masked, read once while it is shown."""
+    """Values of frame `i` and why its pixels are masked, read once while it is shown.
+
+    As long as the mask that all frames share is not made, only what the values of this frame say.
+    """
     if self._read[0] != i:
-        image = frame_image(self.frames, i)
-        self._read = (i, image, frame_codes(self.frames, i, image))
-    return self._read[1:]
+        self._forget("mask")
+        image, masking = frame_image(self.frames, i), masking_of(self.frames)
+        quick = self._loop is not None and masking is not None and not masking.made
+        self._read = (i, image, frame_codes(self.frames, i, image, quick), not quick)
+    return self._read[1:3]
 
 
 def _pictures_of(self: FrameExplorer, i: int) -> list[CanvasImage]:
@@ -256,7 +269,29 @@ def _file_of(ds: xr.Dataset, i: int, source: str) -> str:
     return "" if not name or source in CATALOG or name == Path(source).name else f" · {name}"
 
 
+def _take_mask(self: FrameExplorer, codes: np.ndarray) -> None:
+    """Show why the pixels of the frame that is shown are masked, now that all rules have been applied."""
+    i, image, before, _ = self._read
+    self._read = (i, image, codes, True)
+    picture = self.pictures[0]
+    self._codes_before = as_image(codes, picture.geometry, code_of("gap between panels"))
+    pictures = [replace(picture, codes=self._with_edits(self._codes_before))]
+    if np.any((before > 0) & (codes == 0)):  # their values have not been sent
+        self.pictures = pictures
+    else:
+        self.show_codes(pictures)
+    self.look_for_peaks()
+
+
+def _complete_mask(self: FrameExplorer) -> None:
+    """Wait for the mask of the frame that is shown."""
+    if not self._read[3]:
+        self._forget("mask")
+        self._take_mask(frame_codes(self.frames, *self._read[:2]))
+
+
 FrameExplorer._frame, FrameExplorer.pictures_of = _frame, _pictures_of
+FrameExplorer._take_mask, FrameExplorer._complete_mask = _take_mask, _complete_mask
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #89ab4552
 def _with_edits(self: FrameExplorer, codes: np.ndarray) -> np.ndarray:
@@ -293,7 +328,10 @@ def _look_for_peaks(self: FrameExplorer) -> None:
     if self.frames is None or not self.pictures:
         return
     own, i = list(self.pictures[0].marks), self._shown
-    if not self.find_peaks:
+    if not self._read[3]:
+        ds, image = self.frames, self._read[1]
+        self.in_background("mask", lambda: frame_codes(ds, i, image), self._take_mask)
+    if not self.find_peaks or not self._read[3]:
         self._forget("peaks")
         self._show_marks(own)
         return
@@ -351,6 +389,7 @@ def mask_beamstop(self: FrameExplorer) -> None:
 
     Raises `BadInput` if nothing says where the beam is, or no shadow is found.
     """
+    self._complete_mask()
     geometry = self.placed() if self.pictures else None
     if geometry is None:
         raise BadInput(
@@ -430,6 +469,7 @@ def _fit_center(self: FrameExplorer) -> FittedCenter:
     """
     if not self.calibrant:
         raise BadInput("no calibrant is chosen; expected one whose rings are in the frame")
+    self._complete_mask()
     geometry, picture = _ring_geometry(self), self.pictures[0]
     radii = [r for _, r in calibrant_rings(self.calibrant, geometry)]
     found = fit_center(picture.intensity, unmasked_pixels(picture), radii, geometry.beam_center)

@@ -132,22 +132,24 @@ def code_of(name: str) -> int:
     return list(reasons()).index(name) + 1
 
 
-def frame_codes(ds: xr.Dataset, i: int, image: np.ndarray) -> np.ndarray:
+def frame_codes(ds: xr.Dataset, i: int, image: np.ndarray, quick: bool = False) -> np.ndarray:
     """Why each pixel of frame `i` is masked, uint8, in the shape of the frame; 0 where it is valid.
 
-    image: its values.
+    image: its values. quick: by the file, and by the rules that look at these values alone.
     """
     masking = masking_of(ds)
     if masking is None:
-        codes = np.where(frame_mask(ds, i), 0, code_of("mask of the frames")).astype(np.uint8)
+        codes = np.where(frame_mask(ds, i), 0, np.uint8(code_of("mask of the frames")))
     else:
-        codes = _lasting_codes(masking)
-        for rule, found in bad_values(image, masking.values, masking.rules):
-            codes = codes.copy()
-            np.copyto(codes, code_of(rule.name), where=found & (codes == 0))
+        codes = np.zeros(image.shape, np.uint8) if quick else _lasting_codes(masking).copy()
+        values = masking.values_in(image) if quick else masking.values
+        for rule, found in bad_values(image, values, masking.rules):
+            found &= codes == 0
+            codes[found] = code_of(rule.name)
         own = masking.own
-        if own is not None and len(own.shape) == len(masking.intensity.shape):
-            codes = np.where((codes == 0) & ~own[i].values, code_of("file"), codes).astype(np.uint8)
+        if own is not None and (quick or len(own.shape) == len(masking.intensity.shape)):
+            bad = ~(own[i] if len(own.shape) == len(masking.intensity.shape) else own).values
+            codes[bad & (codes == 0)] = code_of("file")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         codes = np.where(np.isfinite(image) | (codes > 0), codes, code_of("not a number")).astype(np.uint8)
     return codes
@@ -156,15 +158,16 @@ def frame_codes(ds: xr.Dataset, i: int, image: np.ndarray) -> np.ndarray:
 def _lasting_codes(masking: Automask) -> np.ndarray:
     """Why pixels are masked in every frame; computed once."""
     if getattr(masking, "codes", None) is None:
-        seen, names = masking.reasons, {r.name for r in masking.rules if r.series}
-        combined = np.arange(np.iinfo(seen.dtype).max + 1)  # every combination of reasons: one look-up per pixel
-        code = np.full(len(combined), code_of("file"), np.uint8)
+        codes, names = (
+            np.full(masking.static.shape, code_of("file"), np.uint8),
+            {r.name for r in masking.rules if r.series},
+        )
         # of several reasons the first counts; those that hold in one frame only come last
         lasting = [(n, bit) for n, bit in reason_bits().items() if n in names or bit in (FILE_BIT, GIVEN_BIT)]
         others = [(n, bit) for n, bit in reason_bits().items() if (n, bit) not in lasting]
         for name, bit in reversed([*lasting, *others]):
-            code[combined & bit > 0] = code_of(name)
-        codes = code[seen]
+            if (found := masking.found_by(bit)) is not None:
+                codes[found] = code_of(name)
         codes[masking.static] = 0
         codes.flags.writeable = False
         masking.codes = codes

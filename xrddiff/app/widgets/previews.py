@@ -50,6 +50,15 @@ def shrink(values: np.ndarray, codes: np.ndarray | None, k: int, signed: bool = 
     """
     if values.ndim != 2 or k < 1:
         raise BadInput(f"a picture of shape {values.shape} is to be shrunk {k} times; expected (y, x), and at least 1")
+    rows = max(k, 64 // k * k)  # a strip of whole blocks stays in the processor's cache
+    parts = [
+        _shrunk(values[a : a + rows], None if codes is None else codes[a : a + rows], k, signed)
+        for a in range(0, max(len(values), 1), rows)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("strongest", "mean")}
+
+
+def _shrunk(values: np.ndarray, codes: np.ndarray | None, k: int, signed: bool) -> dict[str, np.ndarray]:
     valid = np.ones(values.shape, bool) if codes is None else codes == 0
     zero = values.dtype.type(0)
     if codes is not None:

@@ -13,6 +13,7 @@ import xarray as xr
 from xarray.core import indexing
 
 from ...core.errors import BadInput
+from .bit_images import as_bits, as_pixels
 from .curves import quick_mask
 from .frames import frame_count
 from xrddiff.data.frames.masks import (
@@ -27,7 +28,7 @@ from xrddiff.data.frames.masks import (
     largest,
     negative_sentinels,
 )
-from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, rows_behind
+from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, peek_frame, rows_behind
 from .selection import evenly_spaced
 
 # %% auto #0
@@ -73,7 +74,7 @@ class Automask:
         self.own = ds["mask"].variable if "mask" in ds else None
         self.rules = [r for r in rules if not r.series or is_detector(ds)]
         self._about, self._lock = ds[["intensity"]].assign_attrs(ds.attrs), threading.Lock()
-        self._static: tuple[np.ndarray, np.ndarray] | None = None
+        self._static: tuple[np.ndarray, dict[int, np.ndarray]] | None = None
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "_lock"}
@@ -85,54 +86,6 @@ class Automask:
     def frames(self) -> np.ndarray:
         """The numbers of the frames that the series rules use."""
         return evenly_spaced(np.arange(self.intensity.shape[0]), LOOKED_AT)
-
-    def _file_bad(self, i: int) -> np.ndarray | bool:
-        if self.own is None:
-            return False
-        return ~(self.own[i] if len(self.own.shape) == len(self.intensity.shape) else self.own).values
-
-    def _work_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """(the mask that all frames share, the reasons (bits) for masking each pixel in the frames
-        examined).
-        """
-        frames, shape = self.frames, self.intensity.shape[1:]
-        few = [self.intensity[int(i)].values for i in frames[:4]]
-        self.values = values_of(self._about, few[0][None] if len(few) == 1 else np.stack(few))
-        stats = SeriesStatistics(self.values, np.ones(shape if len(shape) == 3 else (1, *shape), bool))
-        reasons, always = np.zeros(shape, np.uint16), np.zeros(shape, bool)
-        needed = {r.name for r in self.rules if r.series}
-        for k, i in enumerate(frames):
-            x = few.pop(0) if few else self.intensity[int(i)].values
-            bad = np.zeros(shape, bool) | self._file_bad(int(i))
-            reasons[bad] |= FILE_BIT
-            for r, found in bad_values(x, self.values, self.rules):
-                reasons[found & ~bad] |= r.bit
-                bad |= found
-            always = bad if k == 0 else always & bad
-            if needed:
-                stats.add(
-                    x.reshape(stats.known.shape), bad.reshape(stats.known.shape), "dead" in needed and len(frames) > 3
-                )
-            del x, bad
-        good = ~always if len(frames) == self.intensity.shape[0] == 1 else self._shared(shape)
-        for r in self.rules:
-            if r.series:
-                found = r.find(stats)
-                stats.found |= found
-                found = found.reshape(shape)
-                reasons[found] |= r.bit
-                good = good & ~found
-        if not good.any():
-            raise BadInput(
-                f"{self._where()}: the rules of automask leave no valid pixel; expected fewer of {', '.join(RULES)}"
-            )
-        return quick_mask(good) if good.ndim == 2 else good, reasons
-
-    def _shared(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The file's own mask where all frames share it."""
-        if self.own is None or len(self.own.shape) == len(self.intensity.shape):
-            return np.ones(shape, bool)
-        return self.own.values
 
     def _where(self) -> str:
         return str(self._about.attrs.get("source") or "the frames")
@@ -147,9 +100,25 @@ class Automask:
 
     @property
     def reasons(self) -> np.ndarray:
-        """Why a pixel is masked in any of the frames examined: bits of `RULES`, `FILE_BIT`."""
-        _ = self.static
-        return self._static[1]
+        """Why a pixel is masked in any of the frames examined: bits of `RULES`, `FILE_BIT`, uint16."""
+        out = np.zeros(self.static.shape, np.uint16)
+        for bit in self._static[1]:
+            np.bitwise_or(out, np.uint16(bit), out=out, where=self.found_by(bit))
+        return out
+
+    def found_by(self, bit: int) -> np.ndarray | None:
+        """The pixels that are masked for the reason `bit` in any of the frames examined, bool; None if there are none."""
+        width, at = self.static.shape[-1], self._static[1].get(bit)
+        return None if at is None else as_pixels(at, width)
+
+    @property
+    def made(self) -> bool:
+        """Whether `static` is in memory."""
+        return self._static is not None
+
+    def values_in(self, x: np.ndarray) -> Values:
+        """What the value rules need to know, from the frame `x` alone."""
+        return values_of(self._about, x[None])
 
     def mask_of(self, i: int, x: np.ndarray) -> np.ndarray:
         """The mask of frame `i` with values `x`. Do not write to it."""
@@ -162,20 +131,98 @@ class Automask:
     def __call__(self, i: int) -> np.ndarray:
         return self.mask_of(i, self.intensity[i].values)
 
-    def counts(self) -> dict[str, int]:
-        """Number of pixels masked by each rule in any of the frames examined, and in total.
+# %% ../../../nbs/data/frames/automask.ipynb #d1fcbdd7
+def _add_bits(why: dict[int, np.ndarray], bit: int, bits: np.ndarray) -> None:
+    """Add pixels to those that are masked for the reason `bit`."""
+    why[bit] = why[bit] | bits if bit in why else bits
 
-        A pixel may count for several rules.
-        """
-        reasons = self.reasons
-        out = {"file": int((reasons & FILE_BIT > 0).sum())} if self.own is not None else {}
-        return out | {r.name: int((reasons & r.bit > 0).sum()) for r in self.rules}
 
-    def summary(self) -> str:
-        """`counts` in words."""
-        found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
-        n, total = len(self.frames), self.intensity.shape[0]
-        return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
+def _file_bad(self: Automask, i: int) -> np.ndarray | bool:
+    """The pixels that the file masks in frame `i`."""
+    if self.own is None:
+        return False
+    return ~(self.own[i] if len(self.own.shape) == len(self.intensity.shape) else self.own).values
+
+
+def _work_out(self: Automask) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """(the mask that all frames share; for each reason, by its bit, the pixels masked for it in
+    the frames examined, 64 to a word).
+    """
+    frames, shape = self.frames, self.intensity.shape[1:]
+    few = [peek_frame(self.intensity, int(i)) for i in frames[:4]]
+    self.values = values_of(self._about, few[0][None] if len(few) == 1 else np.stack(few))
+    stats = SeriesStatistics(self.values, np.ones(shape if len(shape) == 3 else (1, *shape), bool))
+    why: dict[int, np.ndarray] = {}
+    always = as_bits(np.ones(shape, bool))
+    needed = {r.name for r in self.rules if r.series}
+    for i in frames:
+        x = few.pop(0) if few else peek_frame(self.intensity, int(i))
+        bad = self._bad_in(int(i), x, why)
+        always &= as_bits(bad)
+        if needed:
+            stats.add(
+                x.reshape(stats.known.shape), bad.reshape(stats.known.shape), "dead" in needed and len(frames) > 3
+            )
+        del x, bad
+    bad = always if len(frames) == self.intensity.shape[0] == 1 else as_bits(self._bad_in_all(shape))
+    for r in self.rules:
+        if r.series:
+            bits = as_bits(r.find(stats))
+            stats.found_bits = bits if stats.found_bits is None else stats.found_bits | bits
+            _add_bits(why, r.bit, bits.reshape(bad.shape))
+            bad |= bits.reshape(bad.shape)
+    good = ~as_pixels(bad, shape[-1])
+    if not good.any():
+        raise BadInput(
+            f"{self._where()}: the rules of automask leave no valid pixel; expected fewer of {', '.join(RULES)}"
+        )
+    return quick_mask(good) if good.ndim == 2 else good, why
+
+
+def _bad_in(self: Automask, i: int, x: np.ndarray, why: dict[int, np.ndarray]) -> np.ndarray:
+    """The bad pixels of frame `i` with values `x`, without the series rules; the reasons are
+    added to `why`.
+    """
+    bad = np.zeros(x.shape, bool)
+    bad |= self._file_bad(i)
+    if self.own is not None:
+        _add_bits(why, FILE_BIT, as_bits(bad))
+    for r, found in bad_values(x, self.values, self.rules):
+        _add_bits(why, r.bit, as_bits(found > bad))
+        bad |= found
+    return bad
+
+
+def _bad_in_all(self: Automask, shape: tuple[int, ...]) -> np.ndarray:
+    """The pixels that the file masks in all frames."""
+    if self.own is None or len(self.own.shape) == len(self.intensity.shape):
+        return np.zeros(shape, bool)
+    return ~self.own.values
+
+
+Automask._work_out, Automask._file_bad = _work_out, _file_bad
+Automask._bad_in, Automask._bad_in_all = _bad_in, _bad_in_all
+
+# %% ../../../nbs/data/frames/automask.ipynb #b37c3f35
+def _counts(self: Automask) -> dict[str, int]:
+    """Number of pixels masked by each rule in any of the frames examined, and in total.
+
+    A pixel may count for several rules.
+    """
+    _ = self.static
+    number = {bit: int(np.bitwise_count(at).sum(dtype=np.int64)) for bit, at in self._static[1].items()}
+    out = {"file": number.get(FILE_BIT, 0)} if self.own is not None else {}
+    return out | {r.name: number.get(r.bit, 0) for r in self.rules}
+
+
+def _summary(self: Automask) -> str:
+    """`counts` in words."""
+    found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
+    n, total = len(self.frames), self.intensity.shape[0]
+    return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
+
+
+Automask.counts, Automask.summary = _counts, _summary
 
 # %% ../../../nbs/data/frames/automask.ipynb #d3406644
 class _Once(LazyRows):

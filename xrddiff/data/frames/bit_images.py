@@ -87,27 +87,36 @@ class FullWindows:
     """`full(h, w)`: the corners of all windows of `h` × `w` pixels that are set in `bits` (panel,
     y, word).
 
-    What was worked out for one width serves the next.
+    What was worked out for one width serves the next, if it is up to 64 or the largest so far.
     """
 
     def __init__(self, bits: np.ndarray):
-        self._rows = {1: bits}
+        self._rows, self._widest = {1: bits}, 0
 
     def _of_row(self, w: int) -> np.ndarray:
         if w not in self._rows:
             half = 1 << (w - 1).bit_length() - 1
             bits = self._of_row(half)
-            self._rows[w] = bits & right(bits, half - w)
+            bits = bits & right(bits, half - w)
+            if 64 < w != self._widest:  # seldom asked for, and each takes 1/32 of the memory of a frame
+                return bits
+            self._rows[w] = bits
         return self._rows[w]
 
     def __call__(self, h: int, w: int) -> np.ndarray:
+        self._widest = max(self._widest, w)
         bits = self._of_row(w)
-        out = np.zeros_like(bits)
-        if h > bits.shape[-2]:
-            return out
-        for step in _steps(h):
+        rows, steps = bits.shape[-2], list(_steps(h))
+        if h > rows:
+            return np.zeros_like(bits)
+        if not steps:
+            return bits.copy()
+        out = np.empty_like(bits)
+        for step in steps[:-1]:
             bits = bits[..., :-step, :] & bits[..., step:, :]
-        out[..., : bits.shape[-2], :] = bits
+        rows += 1 - h
+        np.bitwise_and(bits[..., :rows, :], bits[..., steps[-1] :, :], out=out[..., :rows, :])
+        out[..., rows:, :] = 0
         return out
 
 

@@ -55,6 +55,7 @@ class QuickMask(np.ndarray):
     """
 
     rectangles: list[tuple[slice, slice]] | None = None
+    many: bool = False  # too many rectangles
     bits: np.ndarray | None = None
 
     def zero(self, y: np.ndarray) -> None:
@@ -62,7 +63,9 @@ class QuickMask(np.ndarray):
         if self.rectangles is not None:
             for rectangle in self.rectangles:
                 y[(..., *rectangle)] = 0
-        elif self.bits is not None:
+        elif self.many:
+            if self.bits is None:  # as large as a frame: made when a frame needs it
+                self.bits = np.negative(self.view(np.int8), dtype=np.int32)
             as_bits = y.view(np.int32)
             np.bitwise_and(as_bits, self.bits, out=as_bits)
         else:  # a slice of a prepared mask
@@ -80,7 +83,7 @@ def quick_mask(mask: np.ndarray, most: int = 512) -> QuickMask:
         for left, right in edges.reshape(-1, 2):
             rectangles.append((slice(int(top), int(bottom)), slice(int(left), int(right))))
         if len(rectangles) > most:
-            out.bits = -plain.astype(np.int32)
+            out.many = True
             return out
     out.rectangles = rectangles
     return out

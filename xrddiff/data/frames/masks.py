@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -14,14 +15,14 @@ from scipy import ndimage
 from ...core.errors import BadInput, nearest
 from ...core.registry import Names, entries, get, register
 from .bit_images import FullWindows, down, as_bits, painted, as_pixels
-from .quiet_areas import ALPHA, log_none, quiet_areas
+from .quiet_areas import ALPHA, log_none, quiet_bits
 from .shadows import shadow_of
 
 # %% auto #0
-__all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'Rule', 'all_rules', 'chosen_rules', 'Values', 'outside',
+__all__ = ['RULES', 'FILE_BIT', 'GIVEN_BIT', 'LOOKED_AT', 'STRIP', 'Rule', 'all_rules', 'chosen_rules', 'Values', 'outside',
            'out_of_range', 'sentinel', 'largest', 'negative_sentinels', 'with_neighbours', 'saturation', 'bad_values',
-           'second_largest', 'value_counts', 'quantile_of', 'plateau_values', 'SeriesStatistics', 'rims', 'edges',
-           'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels', 'shadow']
+           'second_largest', 'FilledFrame', 'value_counts', 'quantile_of', 'plateau_values', 'SeriesStatistics', 'rims',
+           'edges', 'stuck', 'background_of', 'hot', 'cold', 'dead', 'blind_panels', 'shadow']
 
 # %% ../../../nbs/data/frames/masks.ipynb #bb91c21d
 @dataclass(frozen=True)
@@ -197,33 +198,59 @@ def second_largest(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _least(dtype: np.dtype) -> float:
     return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
 
-
-def value_counts(x: np.ndarray, at: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The values of `x` (…, y, x) where `at`, ascending, and how often each occurs.
-
-    Integers are counted, row by row, and not sorted.
+# %% ../../../nbs/data/frames/masks.ipynb #41458ae8
+class FilledFrame:
+    """A frame `x` (panel, y, x) with the value `fill` where it is not `known`, made for those
+    pixels only that are indexed.
     """
-    x, at = x.reshape(-1, x.shape[-1]), None if at is None else at.reshape(-1, x.shape[-1])
-    parts = [(a, min(a + 256, len(x))) for a in range(0, len(x), 256)]
 
-    def part(a: int, b: int) -> np.ndarray:
-        return x[a:b].reshape(-1) if at is None else x[a:b][at[a:b]]
+    def __init__(self, x: np.ndarray, known: np.ndarray, fill: Any):
+        self.x, self.known, self.fill, self.shape, self.dtype = x, known, x.dtype.type(fill), x.shape, x.dtype
 
-    if x.dtype.kind in "iu":
-        ends = [(int(some.min()), int(some.max())) for a, b in parts if len(some := part(a, b))]
-        low, high = min((e[0] for e in ends), default=0), max((e[1] for e in ends), default=0)
-        if high - low < 1 << 22:
-            count = np.zeros(high - low + 1, np.int64)
-            for a, b in parts:
-                some = part(a, b)
-                if len(some):
-                    found = np.bincount(some.astype(np.int64) - low)
-                    count[: len(found)] += found
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        return np.where(self.known[at], self.x[at], self.fill)
+
+    def reshape(self, *shape: int) -> FilledFrame:
+        """The same pixels as rows."""
+        return FilledFrame(self.x.reshape(shape), self.known.reshape(shape), self.fill)
+
+
+STRIP = 128  # rows: what is made of them stays in the processor's cache
+
+
+def _counted(x: np.ndarray | FilledFrame, part: Callable[[int, int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The values of all `part(a, b)`, values of the rows a … b−1 of `x` (y, x), ascending, and how
+    often each occurs.
+    """
+    strips, low, count = [(a, min(a + STRIP, len(x))) for a in range(0, len(x), STRIP)], 0, np.zeros(0, np.int64)
+    for s in strips if x.dtype.kind in "iu" else ():
+        if len(some := part(*s)):
+            a, b = int(some.min()), int(some.max()) + 1
+            first, last = (min(a, low), max(b, low + len(count))) if len(count) else (a, b)
+            if last - first > 1 << 22:
+                break
+            if last - first > len(count):
+                count, low = np.pad(count, (low - first, last - low - len(count)) if len(count) else (0, b - a)), first
+            count[a - low : b - low] += np.bincount(np.subtract(some, a, dtype=np.int64))
+    else:
+        if x.dtype.kind in "iu":
             value = np.flatnonzero(count)
             return (value + low).astype(x.dtype), count[value]
-    return np.unique(x if at is None else x[at], return_counts=True)
+    return np.unique(np.concatenate([part(*s) for s in strips]), return_counts=True)
 
 
+def value_counts(x: np.ndarray | FilledFrame, at: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The values of `x` (…, y, x) where `at`, ascending, and how often each occurs.
+
+    Integers are counted, strip by strip, and not sorted.
+    """
+    x, at = x.reshape(-1, x.shape[-1]), None if at is None else at.reshape(-1, x.shape[-1])
+    return _counted(x, lambda a, b: x[a:b].reshape(-1) if at is None else x[a:b][at[a:b]])
+
+# %% ../../../nbs/data/frames/masks.ipynb #d8cfb218
 def quantile_of(value: np.ndarray, count: np.ndarray, q: float) -> float:
     """The `q`-quantile of values that occur `count` times each, as `np.quantile` has it."""
     place = q * (count.sum() - 1)
@@ -231,15 +258,21 @@ def quantile_of(value: np.ndarray, count: np.ndarray, q: float) -> float:
     return float(low + (high - low) * (place - int(place)))
 
 
-def plateau_values(x: np.ndarray, most: int = 3) -> list:
+def plateau_values(x: np.ndarray | FilledFrame, most: int = 3) -> list:
     """The values that fill most squares of 2 × 2 pixels of `x`: what a gap could hold.
 
     0 is one of them.
     """
-    corner = x[..., :-1, :-1]
-    flat = x[..., :-1] == x[..., 1:]  # a pixel is as its right neighbour
-    flat = flat[..., :-1, :] & flat[..., 1:, :] & (corner == x[..., 1:, :-1])
-    value, count = value_counts(corner, flat)
+    height, rows = x.shape[-2], x.reshape(-1, x.shape[-1])
+
+    def corners(a: int, b: int) -> np.ndarray:
+        some = rows[a : b + 1]  # and the row below
+        same = some[:, :-1] == some[:, 1:]  # a pixel is as its right neighbour
+        flat = same[:-1] & same[1:] & (some[:-1, :-1] == some[1:, :-1])
+        flat[np.arange(a, a + len(flat)) % height == height - 1] = False  # the row below is on the next panel
+        return some[:-1, :-1][flat]
+
+    value, count = _counted(rows, corners)
     found = value[np.argsort(-count, kind="stable")][:most].tolist()
     return found if 0 in found else [*found, 0]
 
@@ -251,7 +284,7 @@ class SeriesStatistics:
     values: Values
     known: np.ndarray  # valid by every value rule, in every frame, and in the file's own mask
     n: int = 0
-    only: np.ndarray | None = None  # the frame, while it is the only one
+    only: FilledFrame | None = None  # the frame, while it is the only one
     gap_values: list = field(default_factory=list)  # the values v that a gap could hold
     total: np.ndarray | None = None  # sum over frames
     low: np.ndarray | None = None
@@ -262,56 +295,82 @@ class SeriesStatistics:
     contrast: np.ndarray | None = None  # sum of how much its neighbours differ
     soft: np.ndarray | None = None  # sum of asinh(x / scale): a peak in one frame of many hardly moves it
     scale: float = 1.0
-    found: np.ndarray | bool = False  # by the rules that were applied before
+    found_bits: np.ndarray | None = None  # `found`, 64 pixels to a word
 
     @property
     def mean(self) -> np.ndarray:
-        return self.only if self.total is None else self.total / self.n
+        return self.only[:] if self.total is None else self.total / self.n
+
+    @property
+    def found(self) -> np.ndarray:
+        """The pixels found by the rules that were applied before, bool."""
+        bits = self.found_bits
+        return np.zeros(self.known.shape, bool) if bits is None else as_pixels(bits, self.known.shape[-1])
+
+    @property
+    def image(self) -> np.ndarray | FilledFrame:
+        """`mean`, to be indexed."""
+        return self.only if self.total is None else self.mean
+
+    @property
+    def known_values(self) -> np.ndarray:
+        """`mean`, of which only `known` pixels have a meaning: not to be changed."""
+        return self.only.x if self.total is None else self.mean
 
     def events(self, v: float) -> np.ndarray:
         """In how many frames a known pixel has another value than `v`, one of `gap_values`."""
         if self.total is None:
-            return (self.only != v) & self.known
+            events = self.only.x != v
+            events &= self.known
+            return events
         return np.where(self.known, self.other[v], 0)
 
-    def add(self, x: np.ndarray, bad: np.ndarray, series: bool) -> None:
-        """One more frame (panel, y, x), with the pixels that value rules found bad."""
-        if self.only is not None:
-            self._sum(self.only, ~self.known)
-            self.only = None
-        self.known &= ~bad
-        value, count = value_counts(x, self.known if self.n == 0 else ~bad)
-        fill = x.dtype.type(quantile_of(value, count, 0.5) if len(value) else 0)
-        x = np.where(bad, fill, x)
-        if self.n == 0:
-            self.gap_values = plateau_values(x)
-        self.n += 1
-        if self.n == 1 and not series:
-            self.only = x
-            return
-        self._sum(x, bad)
-        if series:
-            if self.above is None:
-                self.above, self.alone = np.zeros(x.shape, np.int16), np.zeros(x.shape, np.int16)
-                self.contrast = np.zeros(x.shape, np.float32)
-            second, contrast = second_largest(x)
-            quantum = 0 if x.dtype.kind == "f" else 1
-            self.above += x > second
-            self.alone += (x > second + 3 * (contrast + quantum)) & (contrast + quantum > 0)
-            self.contrast += contrast
-            if self.soft is None:
-                self.soft, self.scale = np.zeros(x.shape), float(max(np.median(contrast), quantum)) or 1.0
-            self.soft += np.arcsinh(x / self.scale)
+# %% ../../../nbs/data/frames/masks.ipynb #47a7c4c8
+def _add(self: SeriesStatistics, x: np.ndarray, bad: np.ndarray, series: bool) -> None:
+    """One more frame (panel, y, x), with the pixels that value rules found bad; a single one
+    is not copied.
+    """
+    if self.only is not None:
+        self._sum(self.only[:], ~self.known)
+        self.only = None
+    np.greater(self.known, bad, out=self.known)
+    good = self.known if self.n == 0 else ~bad
+    value, count = value_counts(x, good)
+    frame = FilledFrame(x, good, quantile_of(value, count, 0.5) if len(value) else 0)
+    if self.n == 0:
+        self.gap_values = plateau_values(frame)
+    self.n += 1
+    if self.n == 1 and not series:
+        self.only = frame
+        return
+    x = frame[:]
+    self._sum(x, bad)
+    if series:
+        if self.above is None:
+            self.above, self.alone = np.zeros(x.shape, np.int16), np.zeros(x.shape, np.int16)
+            self.contrast = np.zeros(x.shape, np.float32)
+        second, contrast = second_largest(x)
+        quantum = 0 if x.dtype.kind == "f" else 1
+        self.above += x > second
+        self.alone += (x > second + 3 * (contrast + quantum)) & (contrast + quantum > 0)
+        self.contrast += contrast
+        if self.soft is None:
+            self.soft, self.scale = np.zeros(x.shape), float(max(np.median(contrast), quantum)) or 1.0
+        self.soft += np.arcsinh(x / self.scale)
 
-    def _sum(self, x: np.ndarray, bad: np.ndarray) -> None:
-        if self.total is None:
-            self.total, self.low, self.high = np.zeros(x.shape), x.copy(), x.copy()
-            self.other = {v: np.zeros(x.shape, np.int16) for v in self.gap_values}
-        self.total += x
-        np.minimum(self.low, x, out=self.low)
-        np.maximum(self.high, x, out=self.high)
-        for v, count in self.other.items():
-            count += (x != v) & ~bad
+
+def _add_up(self: SeriesStatistics, x: np.ndarray, bad: np.ndarray) -> None:
+    if self.total is None:
+        self.total, self.low, self.high = np.zeros(x.shape), x.copy(), x.copy()
+        self.other = {v: np.zeros(x.shape, np.int16) for v in self.gap_values}
+    self.total += x
+    np.minimum(self.low, x, out=self.low)
+    np.maximum(self.high, x, out=self.high)
+    for v, count in self.other.items():
+        count += (x != v) & ~bad
+
+
+SeriesStatistics.add, SeriesStatistics._sum = _add, _add_up
 
 # %% ../../../nbs/data/frames/masks.ipynb #8c001c9b
 def rims(valid: np.ndarray, image: np.ndarray, depth: int = 3, most: float = np.inf) -> np.ndarray:
@@ -376,17 +435,19 @@ def edges(stats: SeriesStatistics) -> np.ndarray:
 
     A false alarm anywhere has a chance of 1e-6 for each value that could be a gap's.
     """
-    mean, most = stats.mean, quantile_of(*value_counts(stats.mean), 0.999)
-    out, known = np.zeros(stats.known.shape, bool), as_bits(stats.known)
+    mean, most = stats.known_values, quantile_of(*value_counts(stats.image), 0.999)
+    known = as_bits(stats.known)
+    out, width = np.zeros_like(known), mean.shape[-1]
     for v in stats.gap_values:
 
         def image(*at: np.ndarray, v: float = v) -> np.ndarray:
             return np.abs(np.where(stats.known[at], np.minimum(mean[at], most), 0) - float(v))
 
-        if (events := stats.events(v)).any():
-            out |= quiet_areas(events, image, stats.n, wanted=known)
-    out &= stats.known
-    return out | rims(stats.known & ~out, mean, most=most)
+        out |= quiet_bits(stats.events(v), image, stats.n, wanted=known)
+    out &= known
+    found = rims(as_pixels(known & ~out, width), mean, most=most)
+    found |= as_pixels(out, width)
+    return found
 
 # %% ../../../nbs/data/frames/masks.ipynb #fd35c93c
 def stuck(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
@@ -432,26 +493,27 @@ def hot(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:
     return stats.known & lonely & large & ((stats.above >= always) | (stats.alone >= often))
 
 # %% ../../../nbs/data/frames/masks.ipynb #85d67742
-def _mirrored(x: np.ndarray, p: np.ndarray, y: np.ndarray, i: np.ndarray) -> np.ndarray:
+def _mirrored(x: np.ndarray | FilledFrame, p: np.ndarray, y: np.ndarray, i: np.ndarray) -> np.ndarray:
     """`x` (panel, y, x) at these pixels, mirrored at the borders, as float64."""
     height, width = x.shape[1:]
     y, i = (np.clip(np.where(k < n, np.abs(k), 2 * (n - 1) - k), 0, n - 1) for k, n in ((y, height), (i, width)))
     return x[p, y, i].astype(float)
 
 
-def _second_lowest(x: np.ndarray, p: np.ndarray, y: np.ndarray, i: np.ndarray) -> np.ndarray:
+def _second_lowest(x: np.ndarray | FilledFrame, p: np.ndarray, y: np.ndarray, i: np.ndarray) -> np.ndarray:
     """The second lowest of the eight neighbours of each of these pixels."""
     sides = [(b, a) for b in (-1, 0, 1) for a in (-1, 0, 1) if a or b]
     return np.partition([_mirrored(x, p, y + b, i + a) for b, a in sides], 1, axis=0)[1]
 
 
-def _low_pixels(x: np.ndarray, least: float) -> tuple[np.ndarray, ...]:
+def _low_pixels(x: np.ndarray | FilledFrame, least: float) -> tuple[np.ndarray, ...]:
     """The pixels (panel, y, x) that are more than `least` below all but one of their neighbours."""
     found = []
-    for p, image in enumerate(x):
-        for a in range(0, len(image), 32):  # a strip of rows stays in the processor's cache
-            wide = image[max(a - 1, 0) : a + 33].astype(float)
-            wide = np.pad(wide, [(int(a == 0), int(a + 32 >= len(image))), (1, 1)], mode="reflect")
+    height = x.shape[1]
+    for p in range(len(x)):
+        for a in range(0, height, 32):  # a strip of rows stays in the processor's cache
+            wide = x[p, max(a - 1, 0) : a + 33].astype(float)
+            wide = np.pad(wide, [(int(a == 0), int(a + 32 >= height)), (1, 1)], mode="reflect")
             below = wide[1:-1, 1:-1] + least
             left, right = wide[1:-1, :-2] > below, wide[1:-1, 2:] > below
             over, under = wide[:-2, 1:-1] > below, wide[2:, 1:-1] > below
@@ -463,7 +525,7 @@ def _low_pixels(x: np.ndarray, least: float) -> tuple[np.ndarray, ...]:
     return p[low], y[low], i[low]
 
 
-def _spread_in_tiles(x: np.ndarray, tiles: np.ndarray, size: int) -> np.ndarray:
+def _spread_in_tiles(x: np.ndarray | FilledFrame, tiles: np.ndarray, size: int) -> np.ndarray:
     """σ of the differences between neighbours along x, in each of `tiles` (n, 3): (panel, y, x) in
     units of `size`. Tiles that reach out of the panel are continued by mirror images.
     """
@@ -484,7 +546,7 @@ def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
 
     σ: of the differences between neighbours, in tiles of 32 px; of integers, 1 at least.
     """
-    x, size = stats.mean, 32
+    x, size = stats.image, 32
     out, least = np.zeros(x.shape, bool), 1.0 if stats.values.dtype.kind in "iu" else 0.0
     p, y, i = _low_pixels(x, k * least)
     if len(p) == 0:
@@ -495,7 +557,8 @@ def cold(stats: SeriesStatistics, k: float = 8.0) -> np.ndarray:
     sigma = np.where(sigma > 0, np.maximum(sigma, least), least or np.inf)
     second = _second_lowest(x, p, y, i)
     out[p, y, i] = -_mirrored(x, p, y, i) > -second + k * sigma
-    return out & stats.known
+    out &= stats.known
+    return out
 
 # %% ../../../nbs/data/frames/masks.ipynb #fe138291
 @register(
@@ -541,8 +604,10 @@ def shadow(stats: SeriesStatistics) -> np.ndarray:
     """The shadow of beamstop and holder: bool (panel, y, x); nothing on several panels, or where
     the centre of the beam is not known.
     """
-    out, values = np.zeros(stats.known.shape, bool), stats.values
-    if values.center is not None and len(out) == 1:
-        known = (stats.known & ~np.asarray(stats.found))[0]  # a gap is darker still
-        out[0] = shadow_of(stats.mean[0], known, values.center, n_frames=stats.n, pedestal=not values.photons)
-    return out
+    values = stats.values
+    if values.center is None or len(stats.known) > 1:
+        return np.zeros(stats.known.shape, bool)
+    known = stats.found
+    np.greater(stats.known, known, out=known)  # a gap is darker still
+    x = stats.known_values[0]
+    return shadow_of(x, known[0], values.center, n_frames=stats.n, pedestal=not values.photons)[None]

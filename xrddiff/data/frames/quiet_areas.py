@@ -24,7 +24,7 @@ from xrddiff.data.frames.bit_images import (
 
 # %% auto #0
 __all__ = ['ALPHA', 'ROW', 'MANY', 'SHARP', 'RINGS', 'log_none', 'fewest_events', 'Sums', 'window_shapes', 'judged_sides',
-           'unlikely_windows', 'spread', 'sharp', 'quiet_areas']
+           'unlikely_windows', 'spread', 'sharp', 'quiet_areas', 'quiet_bits']
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #8727af7e
 ALPHA = 1e-6  # chance of any false alarm in a whole image
@@ -58,7 +58,8 @@ class Sums:
         self.n_frames, self.most = n_frames, 65535 // n_frames
         self.table = np.zeros((panels, self.height + 1, self.width + 1), np.uint16)
         for rows, sums in zip(events, self.table, strict=True):
-            np.cumsum(rows, axis=1, out=sums[1:, 1:], dtype=np.uint16)
+            for a in range(0, self.height, 32):  # what is made of a strip stays in the processor's cache
+                np.cumsum(rows[a : a + 32], axis=1, out=sums[a + 1 : a + 33, 1:], dtype=np.uint16)
             for y in range(1, self.height):  # row by row: cumsum(0) would jump through memory
                 sums[y + 1] += sums[y]
         rows, columns = (np.r_[0:n:step, n] for n, step in ((self.height, 16), (self.width, 64)))
@@ -222,11 +223,7 @@ def sharp(parts: ConnectedParts, found: np.ndarray, width: int, image: Callable[
 
 # %% ../../../nbs/data/frames/quiet_areas.ipynb #7209ded3
 def quiet_areas(
-    events: np.ndarray,
-    image: Callable[..., np.ndarray],
-    n_frames: int = 1,
-    alpha: float = ALPHA,
-    wanted: np.ndarray | None = None,
+    events: np.ndarray, image: Callable[..., np.ndarray], n_frames: int = 1, alpha: float = ALPHA
 ) -> np.ndarray:
     """bool (panel, y, x): connected areas without events which counting statistics beside them
     cannot explain.
@@ -234,30 +231,49 @@ def quiet_areas(
     events: how many of `n_frames` frames have an event in a pixel, (panel, y, x).
     image: (panel, y, x) -> the mean of the frames at these pixels.
     alpha: chance that anything is masked where nothing is wrong.
-    wanted: pixels that matter, bits; the others may be left out of the answer.
     A panel that is quiet as a whole is not judged here.
+    """
+    return as_pixels(quiet_bits(events, image, n_frames, alpha), events.shape[2])
+
+
+def quiet_bits(
+    events: np.ndarray,
+    image: Callable[..., np.ndarray],
+    n_frames: int = 1,
+    alpha: float = ALPHA,
+    wanted: np.ndarray | None = None,
+) -> np.ndarray:
+    """`quiet_areas` as bits.
+
+    wanted: pixels that matter, bits; the others may be left out of the answer.
     """
     height, width = events.shape[1:]
     shapes = window_shapes(height, width)
-    log_p, nothing = np.log(alpha / (4 * len(shapes) * events.size)), np.zeros(events.shape, bool)
+    log_p = np.log(alpha / (4 * len(shapes) * events.size))
     sides = {s: found for s in shapes if (found := judged_sides(*s, n_frames, log_p))}
     bits = as_bits(events == 0)
-    quiet, possible = FullWindows(bits), np.zeros_like(bits)
+    quiet, possible, nothing = FullWindows(bits), np.zeros_like(bits), np.zeros_like(bits)
+    if not events.any():
+        return nothing
     least = [(h, w) for h, w in sides if not any(s != (h, w) and s[0] <= h and s[1] <= w for s in sides)]
     for h, w in {*least, (8, 8), (1, 64), (64, 1)}:
         possible |= painted(quiet(h, w), h, w)  # all that is judged or spread to consists of such windows
     if not (possible if wanted is None else possible & wanted).any():
         return nothing
     found, sums, known = np.zeros_like(bits), Sums(events, n_frames), None
+    del events, possible, bits  # the sums are half as large as a frame
     for h, w in sides:
-        empty = quiet(h, w) if known is None else quiet(h, w) & ~known(h, w)
+        empty = quiet(h, w)
+        if known is not None and empty.any():
+            empty &= ~known(h, w)
         if empty.any() and (hits := unlikely_windows(empty, sums, h, w, sides[h, w])).any():
             found |= painted(hits, h, w)
             known = FullWindows(found)  # a window of pixels that were found has nothing to add
     if not found.any():
         return nothing
+    del known
     area = spread(found, quiet, sums, alpha)
-    del sums, quiet, known
+    del sums, quiet
     parts = ConnectedParts(area)
     keep = np.zeros(parts.count + 1, bool)
     keep[parts.at(*coordinates(found & ~right(found, 1)))] = True
@@ -265,4 +281,4 @@ def quiet_areas(
         area = parts.chosen(keep)
         parts = ConnectedParts(area)
     keep = sharp(parts, area, width, image)
-    return as_pixels(area if keep[1:].all() else parts.chosen(keep), width)
+    return area if keep[1:].all() else parts.chosen(keep)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
+import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ from ...core.errors import BadInput
 # %% auto #0
 __all__ = ['LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype', 'ArrayRows',
            'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows',
-           'lazy_frames', 'frame_origin', 'part_reader', 'frame_reader']
+           'lazy_frames', 'frame_origin', 'part_reader', 'frame_reader', 'peek_frame']
 
 # %% ../../../nbs/data/frames/rows.ipynb #d9617ebb
 class LazyRows(BackendArray, ABC):
@@ -215,29 +217,62 @@ class ArrayRows(Rows):
 
 # %% ../../../nbs/data/frames/rows.ipynb #c61976e8
 class EachRow(Rows):
-    """Frames that are read one at a time by `read_one(i) -> array`; the last one is kept, since
-    parts of the same frame are often read in turn.
+    """Frames that are read one at a time by `read_one(i) -> array`.
+
+    A frame of which a part was read is kept, since parts of the same frame are often read in turn.
+    A whole frame is handed out as it was decoded. Who has it may change it, so it is used again
+    only as long as its checksum is the same.
     """
 
     def __init__(self, count: int, shape: Sequence[int], dtype: Any, where: str):
         self.shape, self.dtype, self.where = (count, *shape), frame_dtype(dtype, where), where
-        self._last: tuple[int, np.ndarray] | None = None
+        self._kept: tuple[int, np.ndarray] | None = None
+        self._given: tuple[int, weakref.ref, int] | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": None, "_given": None}
 
     @abstractmethod
     def read_one(self, i: int) -> np.ndarray:
         """Frame i."""
 
     def read(self, a: int, b: int, rest: tuple) -> np.ndarray:
-        out = []
-        for i in range(a, b):
-            last = self._last  # another thread may replace it
-            if last is None or last[0] != i:
-                frame = np.asarray(self.read_one(i))
-                if frame.shape != self.shape[1:]:
-                    raise BadInput(f"{self.where}: frame {i} has shape {frame.shape}; expected {self.shape[1:]}")
-                last = self._last = (i, frame)
-            out.append(last[1][rest])
-        return np.stack(out)
+        if b - a == 1 and np.broadcast_to(np.False_, self.shape[1:])[rest].shape == self.shape[1:]:
+            return self._hand_out(a)[rest][None]
+        return np.stack([self.peek(i)[rest] for i in range(a, b)])
+
+    def peek(self, i: int) -> np.ndarray:
+        """Frame i, not to be changed."""
+        if (frame := self._known(i)) is None:
+            frame = self._checked(i)
+            self._kept = (i, frame)
+        return frame
+
+    def _known(self, i: int) -> np.ndarray | None:
+        """Frame i if it is in memory."""
+        kept, given = self._kept, self._given  # another thread may replace them
+        if kept is not None and kept[0] == i:
+            return kept[1]
+        memory = given[1]() if given is not None and given[0] == i else None
+        return memory.reshape(self.shape[1:]) if memory is not None and zlib.crc32(memory) == given[2] else None
+
+    def _hand_out(self, i: int) -> np.ndarray:
+        """Frame i for a caller who may change it."""
+        if (frame := self._known(i)) is not None:  # others look at it
+            return frame.copy()
+        frame = self._checked(i)
+        memory = frame if frame.base is None else frame.base  # a view does not live as long as what it shows
+        self._given = (i, weakref.ref(memory), zlib.crc32(memory))
+        return frame
+
+    def _checked(self, i: int) -> np.ndarray:
+        """Frame i as it is read, in memory that is nobody else's."""
+        frame = np.asarray(self.read_one(i))
+        if frame.shape != self.shape[1:]:
+            raise BadInput(f"{self.where}: frame {i} has shape {frame.shape}; expected {self.shape[1:]}")
+        memory = frame if frame.base is None else frame.base
+        whole = isinstance(memory, np.ndarray) and memory.nbytes == frame.nbytes and memory.dtype == frame.dtype
+        return frame if whole and frame.flags.c_contiguous and memory.flags.carray else np.array(frame, order="C")
 
 # %% ../../../nbs/data/frames/rows.ipynb #24756b01
 class ChainRows(Rows):
@@ -458,6 +493,16 @@ def frame_reader(variable: xr.Variable) -> Callable[[int], np.ndarray]:
         return made[1](i)
 
     return read
+
+
+def peek_frame(variable: xr.Variable, i: int) -> np.ndarray:
+    """Frame i of `variable` (frame, …), not to be changed: without a copy where one was read before."""
+    found = _whole_frames(variable)
+    if found is not None and isinstance(found[0], EachRow):
+        frame = found[0].peek(int(found[1][i]))
+        if frame.dtype == variable.dtype:
+            return frame
+    return variable[i].values
 
 
 def _direct(variable: xr.Variable) -> Callable[[int], np.ndarray] | None:

@@ -32,7 +32,7 @@ def block_sums(x: np.ndarray, known: np.ndarray, b: int) -> tuple[np.ndarray, np
     for a in range(0, h, rows):  # a strip stays in the processor's cache
         n = min(rows, h - a)
         ok = known[a * b : (a + n) * b, : w * b]
-        z = x[a * b : (a + n) * b, : w * b] * ok
+        z = np.where(ok, x[a * b : (a + n) * b, : w * b], 0)
         total[a : a + n] = z.reshape(n, b, w, b).sum(axis=1, dtype=z.dtype.kind + "8").sum(axis=2)
         count[a : a + n] = ok.reshape(n, b, w, b).sum(axis=1, dtype=np.int32).sum(axis=2)
     return total, count
@@ -165,24 +165,32 @@ def _edge(x: np.ndarray, known: np.ndarray, at: Blocks, inside: np.ndarray, zone
     def fine(a: np.ndarray) -> np.ndarray:
         return a[part].repeat(b, 0).repeat(b, 1)
 
-    ok, (y, i) = known[pixels], np.mgrid[pixels] + 0.5
-    level = at.expected(np.hypot(i - at.center[0], y - at.center[1]) / b) * fine(at.turn)
+    ok, (y, i) = known[pixels], np.ogrid[pixels]
+    level = at.expected(np.hypot(i + 0.5 - at.center[0], y + 0.5 - at.center[1]) / b) * fine(at.turn)
     light = np.maximum(level - at.base, 1e-9)
-    counts = max(float(np.median(light**2 / np.maximum(at.sigma**2 * level, 1e-9))), 1e-9)  # per pixel, as photons
+    np.maximum(at.sigma**2 * level, 1e-9, out=level)
+    np.divide(light**2, level, out=level)
+    counts = max(float(np.median(level, overwrite_input=True)), 1e-9)  # per pixel, as photons
+    del level
     size = int(np.clip(2 * round((np.sqrt(400 / counts) - 1) / 2) + 1, 3, 2 * b + 1))
     has = ndimage.uniform_filter(np.where(ok, np.minimum(x[pixels] - at.base, 2 * light + 2 * at.sigma**2), 0), size)
     should = ndimage.uniform_filter(np.where(ok, light, 0), size)
+    del light
     if counts * size**2 >= 200:
         deep = inside & (at.share < DEEP)
         n = ndimage.uniform_filter(deep.astype(float), 3)
         depth = np.where(n > 1e-9, ndimage.uniform_filter(np.where(deep, at.share, 0), 3) / np.maximum(n, 1e-9), 0.7)
-        dark = fine(zone) & (has < np.maximum((1 + fine(depth)) / 2 - 0.015, 0.7) * should)
+        should *= fine(np.maximum((1 + depth) / 2 - 0.015, 0.7))
+        dark = fine(zone) & (has < should)
     else:
         dark = fine(inside)
+    del has, should
     dark |= fine(ndimage.binary_erosion(inside | (zone & ~at.full), RECT))
     dark |= ndimage.binary_closing(np.pad(dark, 3), iterations=3)[3:-3, 3:-3]
     label, _ = ndimage.label(ndimage.binary_fill_holes(dark & ok), RECT)  # a gap must not close a hole
-    return (np.bincount(label.ravel()) >= b * b)[label] & (label > 0) & ok
+    large = np.bincount(label.ravel()) >= b * b
+    large[0] = False
+    return large[label] & ok
 
 
 def shadow_of(
