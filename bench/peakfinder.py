@@ -117,7 +117,7 @@ def cases() -> Iterator[tuple[str, Case]]:
     for name, pattern in (
         ("thaumatin, Pilatus 6M", "thaumatin_grid_*.cbf.bz2"),
         ("thermolysin, CSPAD", "thermolysin_cspad_*.cbf"),
-        ("thermolysin, Eiger 16M", "eiger16m_*.cbf.gz"),
+        ("thaumatin, Eiger 16M", "eiger16m_*.cbf.gz"),
     ):
         if case := measured(pattern):
             yield f"{name}, measured, {len(case.frames)} frames", case

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import measured
 
 from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.geometry import Geometry, geometry_of
 from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.judge.metrics.indexing import turned_peaks
@@ -16,6 +19,7 @@ from xrddiff.learn.loading.catalog import load
 from xrddiff.physics.indexing.cells import Cell, orientation_error
 from xrddiff.physics.indexing.indexer import INDEXED, Indexer, index_frames
 from xrddiff.physics.indexing.rays import miller_sphere, predict_spots, scattering_vectors
+from xrddiff.physics.indexing.series import index_series
 from xrddiff.physics.indexing.stream import write_stream
 from xrddiff.physics.simulation.crystal import CRYSTAL_SYSTEMS, random_rotation
 from xrddiff.physics.simulation.simulate import simulate
@@ -186,6 +190,58 @@ def test_a_stream_has_what_was_indexed(indexed_cspad, cspad, tmp_path):
     intensity = np.array([row.split()[3] for row in rows], float)
     found = np.array([tuple(h) in strong for h in hkl])
     assert np.median(intensity[found]) > 5 * max(np.median(intensity[~found]), 1)
+
+
+# an Eiger 16M, whose spots are few pixels apart for a cell of 130 Å
+LARGE = Geometry(0.98, 0.214, 75e-6, (2216.0, 2300.0), (4362, 4148))
+THERMOLYSIN, THAUMATIN = Cell((92.9, 92.9, 130.5, 90, 90, 120)), Cell((57.8, 57.8, 150.2, 90, 90, 90))
+
+
+def _large_frame(peaks: pd.DataFrame) -> tuple:
+    frame = make_frames(np.zeros((1, *LARGE.shape), np.uint8), **LARGE.to_attrs())
+    return frame, peaks.reset_index(drop=True).assign(frame=0, intensity=10.0)
+
+
+def _of_thaumatin(seed: int) -> tuple:
+    """160 spots of thaumatin, with the beam centre of the header a few pixels off."""
+    rng = np.random.default_rng(seed)
+    spots = predict_spots(miller_sphere(THAUMATIN, 2.0), THAUMATIN.A @ random_rotation(rng, 1)[0].T, LARGE, 4e-4)
+    spots = spots.sample(min(160, len(spots)), random_state=seed)
+    spots[["fs", "ss"]] += rng.normal(0, 0.4, (len(spots), 2)) + [1, -2]
+    return _large_frame(spots[["fs", "ss"]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_peaks_anywhere_on_a_large_detector_are_no_dense_lattice(seed):
+    rng = np.random.default_rng(seed)
+    radius, angle = rng.uniform(200, 1500, 160), rng.uniform(0, 2 * np.pi, 160)
+    places = np.array(LARGE.beam_center) + (radius * [np.cos(angle), np.sin(angle)]).T
+    frame, peaks = _large_frame(pd.DataFrame(places, columns=["fs", "ss"]))
+    assert index_frames(frame, THERMOLYSIN, peaks=peaks, distance_range=0.03, controls=30).rate == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 7, 9, 10, 11])
+def test_a_lattice_of_another_cell_is_refused(seed):
+    """Two lattices agree in more places than chance, but not where the peaks are."""
+    frame, peaks = _of_thaumatin(seed)
+    words = dict(peaks=peaks, distance_range=0.03, controls=30)
+    wrong = index_frames(frame, THERMOLYSIN, **words)
+    assert wrong.rate == 0 and (wrong.table.loc[0, "p"] < 1 or "another cell" in wrong.table.loc[0, "reason"])
+    right = index_frames(frame, THAUMATIN, **words)
+    assert right.rate == 1 and right.of(0)[0].indexed.mean() > 0.6
+
+
+@pytest.mark.slow
+def test_a_measured_frame_is_refused_with_the_cell_of_its_name():
+    """The Eiger's frame called thermolysin is thaumatin; with the other cell 42 of 162 peaks seemed indexed."""
+    ds = open_frames(measured("eiger16m_thermolysin.cbf.gz"))
+    peaks = find_frame_peaks(ds)
+    wrong = index_series(ds, THERMOLYSIN, peaks=peaks, distance_range=0.03, controls=60)
+    assert wrong.rate == 0
+    right = index_series(ds, THAUMATIN, peaks=peaks, distance_range=0.03, controls=60)
+    assert right.table.loc[0, "indexed"] > 0.9 * len(peaks) and right.table.loc[0, "rmsd_px"] < 0.6
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import xarray as xr
 from ...core.errors import BadInput
 from ...core.registry import register
 from .store import PACKED, save_hdf5
-from ..frames.frames import frame_count, peaks_table
+from ..frames.frames import beam_center_of, frame_count, peaks_table
 from ..frames.geometry import PanelGeometry, geometry_of, is_cut
 from ..headers.geometry_files import EV, HC
 
@@ -179,7 +179,7 @@ def lay_out_nxmx(file: h5py.File, ds: xr.Dataset) -> None:
             _write_field(detector, f"{axis}_pixel_size", g.pixel_size, units="m")
         _write_field(detector, "distance", g.distance, units="m")
         if "beam_center" in ds.attrs:
-            for axis, value in zip("xy", ds.attrs["beam_center"], strict=True):
+            for axis, value in zip("xy", beam_center_of(ds), strict=True):
                 _write_field(detector, f"beam_center_{axis}", float(value), units="pixel")
 
 

@@ -15,7 +15,7 @@ from xarray.core import indexing
 from ...core.errors import BadInput
 from .bit_images import as_bits, as_pixels
 from .curves import quick_mask
-from .frames import frame_count
+from .frames import beam_center_of, frame_count
 from xrddiff.data.frames.masks import (
     FILE_BIT,
     LOOKED_AT,
@@ -44,7 +44,7 @@ def values_of(ds: xr.Dataset, few: np.ndarray) -> Values:
         sentinels += negative_sentinels(few)
     full = top if top is not None and not photons and value.dtype.itemsize == 2 else None
     low, high = (ds.attrs.get(k) for k in ("underload", "saturation"))
-    center = ds.attrs.get("beam_center") if value.ndim == 3 else None
+    center = beam_center_of(ds) if value.ndim == 3 else None
     return Values(value.dtype, photons, low, high, sentinels, full, None if center is None else tuple(center))
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from ...core.mediums import plain_text
 from ...core.templates import render
-from .frames import frame_count, frame_image, frame_mask
+from .frames import beam_center_of, frame_count, frame_image, frame_mask
 from .geometry import PanelGeometry, panel_distance
 from .rows import is_lazy
 
@@ -84,7 +84,7 @@ def summary_rows(ds: xr.Dataset) -> list[tuple[str, str]]:
     if "pixel_size" in a:
         rows.append(("pixel", f"{1e6 * a['pixel_size']:.4g} µm" + mark.get("pixel_size", "")))
     if "beam_center" in a:
-        rows.append(("beam centre", "({:.2f}, {:.2f}) px".format(*a["beam_center"])))
+        rows.append(("beam centre", "({:.2f}, {:.2f}) px".format(*beam_center_of(ds))))
     if "peak" in ds.dims:
         rows.append(("peaks", f"{ds.sizes['peak']}"))
     extra = [

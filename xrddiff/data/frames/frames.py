@@ -20,7 +20,7 @@ from .rows import Stored, is_lazy, lazy_array
 # %% auto #0
 __all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'as_numbers', 'make_frames', 'with_peaks',
            'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'frame_mask', 'peaks_table',
-           'frame_peaks']
+           'frame_peaks', 'pixel_grid', 'beam_center_of']
 
 # %% ../../../nbs/data/frames/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -379,3 +379,35 @@ def frame_peaks(ds: xr.Dataset, i: int) -> pd.DataFrame:
     i = range(frame_count(ds))[i]
     first, last = np.searchsorted(ds["peak_frame"].values, [i, i + 1])
     return peaks_table(ds.isel(peak=slice(int(first), int(last))))
+
+# %% ../../../nbs/data/frames/frames.ipynb #885a5a55
+def pixel_grid(ds: xr.Dataset) -> tuple[float, float, float]:
+    """(row, column, step) of the first pixel's corner, and the size of a pixel, both in pixels that `beam_center` counts;
+    (0, 0, 1) of frames that were not cut.
+
+    Raises `BadInput` for pixels that are not evenly spaced.
+    """
+    corners, step = [], None
+    for d in reversed(ds["intensity"].dims[-2:]):
+        at = ds[d].values if d in ds.coords and ds[d].attrs.get("units") == "px" else np.zeros(0)
+        if len(at) > 1:
+            own = float(at[1] - at[0])
+            even = own > 0 and np.abs(np.diff(at) - own).max() < 1e-6 * own
+            if not even or (step is not None and abs(own - step) > 1e-6 * step):
+                raise BadInput(
+                    f"the pixels left along {d} are {at[0]:g}, {at[1]:g}, … {at[-1]:g}; expected neighbours, or every second, third … along both sides, since the frames' geometry needs square pixels"
+                )
+            step = own
+        corners.append(float(at[0]) if len(at) else None)
+    step = step or 1.0
+    column, row = (0.0 if at is None else at - step / 2 for at in corners)
+    return row, column, step
+
+
+def beam_center_of(ds: xr.Dataset) -> tuple[float, float] | None:
+    """Where the beam meets the images, (x, y) in their own pixels, also if they were cut; None if they do not say."""
+    if "beam_center" not in ds.attrs:
+        return None
+    row, column, step = pixel_grid(ds)
+    x, y = (float(v) for v in ds.attrs["beam_center"])
+    return (x - column) / step, (y - row) / step

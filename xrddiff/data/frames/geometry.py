@@ -13,13 +13,13 @@ import numpy as np
 import xarray as xr
 
 from ...core.errors import BadInput
-from .frames import PANEL_GEOMETRY
+from .frames import PANEL_GEOMETRY, beam_center_of, pixel_grid
 
 # %% auto #0
-__all__ = ['Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_map', 'solid_angle', 'polarization_factor',
-           'ring_radius', 'ring_resolution', 'resolution_rings', 'Placement', 'PanelGeometry', 'assemble',
-           'disassemble', 'lab_to_panel', 'geometry_of', 'panel_distance', 'is_cut', 'tile_geometry', 'frame_geometry',
-           'closest_geometry', 'with_q']
+__all__ = ['panel_vectors', 'Geometry', 'pixel_positions', 'two_theta', 'azimuth', 'q_map', 'd_map', 'solid_angle',
+           'polarization_factor', 'ring_radius', 'ring_resolution', 'resolution_rings', 'Placement', 'PanelGeometry',
+           'assemble', 'disassemble', 'lab_to_panel', 'geometry_of', 'panel_distance', 'is_cut', 'tile_geometry',
+           'frame_geometry', 'closest_geometry', 'with_q']
 
 # %% ../../../nbs/data/frames/geometry.ipynb #3d126158
 def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
@@ -28,6 +28,13 @@ def _of_frame(ds: xr.Dataset, name: str, frame: int | None) -> float:
         values = ds[name].values
         return float(values.mean() if frame is None else values[frame])
     return float(ds.attrs[name])
+
+
+def panel_vectors(ds: xr.Dataset) -> list[np.ndarray]:
+    """Origins and steps of the panels (panel, 3), m, of the pixels that are there."""
+    origin, fs, ss = (np.asarray(ds[name].values, np.float64) for name in PANEL_GEOMETRY)
+    row, column, step = pixel_grid(ds)
+    return [origin + column * fs + row * ss, step * fs, step * ss]
 
 
 def _wavelength(ds: xr.Dataset, frame: int | None) -> float | None:
@@ -71,10 +78,9 @@ class Geometry:
         for name in ("distance", "pixel_size", "beam_center"):
             if name not in ds.attrs:
                 raise BadInput(f"the frames have no {name}; expected an attribute {name}")
-        a = ds.attrs
-        center = tuple(float(v) for v in a["beam_center"])
+        a, center = ds.attrs, beam_center_of(ds)
         shape = tuple(int(n) for n in ds["intensity"].shape[1:])
-        size, polarization = float(a["pixel_size"]), float(a.get("polarization", 0.99))
+        size, polarization = float(a["pixel_size"]) * pixel_grid(ds)[2], float(a.get("polarization", 0.99))
         wavelength, distance = _wavelength(ds, frame), _of_frame(ds, "distance", frame)
         return cls(wavelength, distance, size, center, shape, polarization)
 
@@ -268,9 +274,8 @@ class PanelGeometry:
                 raise BadInput(
                     f"the frames have no {name}; expected panel_origin, panel_fs and panel_ss (panel, xyz) in m"
                 )
-        vectors = (ds[n].values for n in ("panel_origin", "panel_fs", "panel_ss"))
         return cls(
-            *vectors,
+            *panel_vectors(ds),
             tuple(ds["intensity"].shape[1:]),
             _wavelength(ds, frame),
             float(ds.attrs.get("polarization", 0.99)),
@@ -511,7 +516,7 @@ def geometry_of(ds: xr.Dataset, frame: int | None = None) -> Geometry | PanelGeo
 
 def panel_distance(ds: xr.Dataset) -> float:
     """Mean z of the panels' centres, m."""
-    return PanelGeometry(*(ds[v].values for v in PANEL_GEOMETRY), ds["intensity"].shape[1:], None).distance
+    return PanelGeometry(*panel_vectors(ds), ds["intensity"].shape[1:], None).distance
 
 
 def is_cut(ds: xr.Dataset) -> bool:
@@ -535,7 +540,7 @@ def tile_geometry(ds: xr.Dataset, i: int, *, wavelength_of_frame: bool = True) -
 
 def _panels_of(ds: xr.Dataset, panels: slice, frame: int | None) -> PanelGeometry:
     """Panels, each as large as an image of `ds`."""
-    vectors = [ds[v].values[panels] for v in PANEL_GEOMETRY]
+    vectors = [v[panels] for v in panel_vectors(ds)]
     shape = (len(vectors[0]), *ds["intensity"].shape[1:])
     known = {"wavelength", "wavelength_range"} & {*ds.variables, *ds.attrs}
     wavelength = _wavelength(ds, frame) if known else None

@@ -24,8 +24,8 @@ from xrddiff.data.frames.backgrounds import (
     image_background,
     noise_floor,
 )
-from .frames import PANEL_GEOMETRY, frame_count, frame_mask
-from .geometry import PanelGeometry, pixel_positions
+from .frames import PANEL_GEOMETRY, beam_center_of, frame_count, frame_mask
+from .geometry import PanelGeometry, panel_vectors, pixel_positions
 
 # %% auto #0
 __all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'pixels_around',
@@ -605,9 +605,9 @@ def beam_offsets(ds: xr.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
     """
     shape = ds["intensity"].shape[1:]
     if len(shape) == 2:
-        return _from_center(shape, ds.attrs["beam_center"]) if "beam_center" in ds.attrs else None
+        return None if (center := beam_center_of(ds)) is None else _from_center(shape, center)
     if not set(PANEL_GEOMETRY) <= set(ds.variables):
         return None
-    geometry = PanelGeometry(*(ds[name].values for name in PANEL_GEOMETRY), shape, None)
+    geometry = PanelGeometry(*panel_vectors(ds), shape, None)
     x, y, _ = np.moveaxis(pixel_positions(geometry), -1, 0) / geometry.pixel_size
     return x, y

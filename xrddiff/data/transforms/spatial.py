@@ -15,8 +15,15 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from ..frames.frames import PANEL_GEOMETRY, frame_count, peaks_table, with_peaks
-from ..frames.geometry import Geometry, PanelGeometry, q_map, tile_geometry, with_q
+from xrddiff.data.frames.frames import (
+    PANEL_GEOMETRY,
+    beam_center_of,
+    frame_count,
+    peaks_table,
+    pixel_grid,
+    with_peaks,
+)
+from ..frames.geometry import Geometry, PanelGeometry, panel_vectors, q_map, tile_geometry, with_q
 from ..frames.rows import frame_origin, frame_reader, is_lazy, lazy_frames, part_reader
 from .values import Transform
 
@@ -78,6 +85,38 @@ def _masked_mean(x: Array, k: int, mask: Array, count: Array) -> Array:
     return _blocks(x, k) / count.clip(1)
 
 # %% ../../../nbs/data/transforms/spatial.ipynb #93818bab
+def _inside(table: pd.DataFrame, ys: slice, xs: slice) -> pd.DataFrame:
+    """The peaks of a rectangle, seen from its corner."""
+    fs, ss = table["fs"], table["ss"]
+    table = table[(fs >= xs.start) & (fs < xs.stop) & (ss >= ys.start) & (ss < ys.stop)]
+    return table.assign(fs=table["fs"] - xs.start, ss=table["ss"] - ys.start)
+
+
+def _renumbered(frames: xr.Dataset) -> xr.Dataset:
+    """Frames whose pixels were cut with `isel`, as `Crop` would have cut them: attributes, panels and peaks are moved."""
+    row, column, step = pixel_grid(frames)
+    out = frames.copy()
+    if "beam_center" in frames.attrs:
+        out.attrs["beam_center"] = beam_center_of(frames)
+    if "pixel_size" in frames.attrs:
+        out.attrs["pixel_size"] = frames.attrs["pixel_size"] * step
+    if {*PANEL_GEOMETRY} <= {*frames.coords}:
+        moved = zip(PANEL_GEOMETRY, panel_vectors(frames), strict=True)
+        out = out.assign_coords({name: (frames[name].dims, v, frames[name].attrs) for name, v in moved})
+    height, width = frames["intensity"].shape[-2:]
+
+    def peaks(table: pd.DataFrame) -> pd.DataFrame:
+        table = table.assign(fs=(table["fs"] - column) / step, ss=(table["ss"] - row) / step)
+        return _inside(table, slice(0, height), slice(0, width))
+
+    return _new_coordinates(_move_peaks(frames, out, peaks))
+
+
+def _uncut(frames: xr.Dataset) -> xr.Dataset:
+    """Frames whose pixels are numbered from their own corner."""
+    return frames if pixel_grid(frames) == (0, 0, 1) else _renumbered(frames)
+
+
 def _pixel_dims(frames: xr.Dataset) -> tuple[str, str]:
     return tuple(frames["intensity"].dims[-2:])
 
@@ -126,7 +165,7 @@ class Pool(Transform):
 
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
         """Pooled frames, computed lazily."""
-        k = self.k
+        k, frames = self.k, _uncut(frames)
         if k == 1:
             return frames
         dims, names = _pixel_dims(frames), _with_pixels(frames)
@@ -227,24 +266,9 @@ class Crop(Transform):
         """Cropped frames: the beam centre moves (also out of the image), peaks outside are
         dropped.
         """
-        ys, xs = self._slices(frames["intensity"].shape)
-        dims = _pixel_dims(frames)
-        out = frames.isel(dict(zip(dims, (ys, xs), strict=True)))
-        if "beam_center" in frames.attrs:
-            x, y = frames.attrs["beam_center"]
-            out = out.assign_attrs(beam_center=(x - xs.start, y - ys.start))
-        if "panel_origin" in out.coords and "panel" in frames["intensity"].dims:
-            moved = out["panel_origin"].values + xs.start * out["panel_fs"].values + ys.start * out["panel_ss"].values
-            out = out.assign_coords(panel_origin=(out["panel_origin"].dims, moved, out["panel_origin"].attrs))
-        out = _move_peaks(frames, out, lambda t: _inside(t, ys, xs))
-        return _new_coordinates(out)
-
-
-def _inside(table: pd.DataFrame, ys: slice, xs: slice) -> pd.DataFrame:
-    """The peaks of a rectangle, seen from its corner."""
-    fs, ss = table["fs"], table["ss"]
-    table = table[(fs >= xs.start) & (fs < xs.stop) & (ss >= ys.start) & (ss < ys.stop)]
-    return table.assign(fs=table["fs"] - xs.start, ss=table["ss"] - ys.start)
+        frames = _new_coordinates(_uncut(frames))
+        cut = zip(_pixel_dims(frames), self._slices(frames["intensity"].shape), strict=True)
+        return _renumbered(frames.isel(dict(cut)))
 
 # %% ../../../nbs/data/transforms/spatial.ipynb #26de5ef4
 def as_images(frames: xr.Dataset) -> xr.Dataset:
@@ -259,6 +283,7 @@ def as_images(frames: xr.Dataset) -> xr.Dataset:
 # %% ../../../nbs/data/transforms/spatial.ipynb #2389b52f
 def _cut(frames: xr.Dataset, places: list[tuple[int | None, int, int]], height: int, width: int) -> xr.Dataset:
     """One image for each frame and each of `places` (panel or None, y0, x0)."""
+    frames = _uncut(frames)
     n, t = frame_count(frames), len(places)
     value = frames["intensity"].variable
     source, place = np.repeat(np.arange(n), t), np.tile(np.arange(t), n)

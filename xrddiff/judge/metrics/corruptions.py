@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter, minimum_filter
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.frames import beam_center_of, frame_count, frame_mask
 from ...data.frames.peaks import find_frame_peaks
 
 # %% auto #0
@@ -80,7 +80,7 @@ def _change_spots(ds: xr.Dataset, share: float, seed: int, name: str, swap: bool
         raise BadInput("spots are moved in images (frame, y, x) with the attribute beam_center")
     offset = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     dj, di = (v[np.hypot(*offset) <= reach] for v in offset)
-    values = np.array(ds["intensity"].values)
+    values, center = np.array(ds["intensity"].values), beam_center_of(ds)
     peaks = dict(tuple(find_frame_peaks(ds).groupby("frame")))
     for frame in range(frame_count(ds)):
         table, rng = peaks.get(frame, pd.DataFrame(columns=["fs", "ss"])), numpy_rng(name, seed, frame)
@@ -90,7 +90,7 @@ def _change_spots(ds: xr.Dataset, share: float, seed: int, name: str, swap: bool
         # the same order for all grades, so that a higher grade changes what a lower one did, and more
         for k in rng.permutation(len(spots))[: round(share * len(spots))]:
             i, j = taken[k].astype(int)
-            place = _empty_place(*spots[k], ds.attrs["beam_center"], room, taken, 2 * reach + 0.5, rng)
+            place = _empty_place(*spots[k], center, room, taken, 2 * reach + 0.5, rng)
             if place is None or not room[j, i]:
                 continue
             spot, empty = (j + dj, i + di), (place[1] + dj, place[0] + di)

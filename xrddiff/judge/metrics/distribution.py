@@ -97,7 +97,7 @@ def peak_count(reference: SetSummary, test: SetSummary) -> float:
 _AZIMUTH = [i for i, (group, _) in enumerate(FrameStatistics.names) if group == "azimuth"]
 
 
-@register("distance", title="azimuth")
+@register("distance", title="light by direction")
 def anisotropy(reference: SetSummary, test: SetSummary) -> float:
     """Of the light in sectors and of its polarisation, relative to the rings."""
     columns = wasserstein(*(s.statistics[:, _AZIMUTH] for s in (reference, test)))

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from ...data.frames.frames import frame_count
+from ...data.frames.frames import beam_center_of, frame_count
 from ...physics.indexing.indexer import FEWEST_PEAKS, Indexer, Indexing, index_frames
 from ...physics.indexing.orientations import indexed_peaks
 from ...physics.indexing.rays import scattering_vectors
@@ -57,7 +57,7 @@ def turned_peaks(ds: xr.Dataset, peaks: pd.DataFrame, seed: int = 0) -> pd.DataF
     """
     if "beam_center" not in ds.attrs or ds["intensity"].ndim != 3:
         raise BadInput("peaks are turned in images (frame, y, x) with the attribute beam_center")
-    (x0, y0), (height, width) = ds.attrs["beam_center"], ds["intensity"].shape[1:]
+    (x0, y0), (height, width) = beam_center_of(ds), ds["intensity"].shape[1:]
     fs, ss = peaks["fs"].to_numpy(float).copy(), peaks["ss"].to_numpy(float).copy()
     radius, rng = np.hypot(fs - x0, ss - y0), numpy_rng("turned peaks", seed)
     left = np.arange(len(peaks))

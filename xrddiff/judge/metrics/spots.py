@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from scipy.spatial import cKDTree
 
-from ...data.frames.frames import frame_mask
+from ...data.frames.frames import beam_center_of, frame_mask
 from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.peaks import pixels_around
 from ...physics.indexing.rays import scattering_vectors
@@ -114,5 +114,5 @@ def _radii(ds: xr.Dataset, peaks: pd.DataFrame) -> np.ndarray:
         geometry = PanelGeometry.from_frames(ds)
         x, y, _ = geometry.to_lab(peaks["panel"].to_numpy(), peaks["fs"].to_numpy(), peaks["ss"].to_numpy())
         return np.hypot(x, y) / geometry.pixel_size
-    x0, y0 = ds.attrs["beam_center"]
+    x0, y0 = beam_center_of(ds)
     return np.hypot(peaks["fs"].to_numpy() - x0, peaks["ss"].to_numpy() - y0)

@@ -24,8 +24,8 @@ from ...learn.telemetry.rules import OF_SAMPLES, VERDICT, Evidence, Finding, loo
 
 # %% auto #0
 __all__ = ['COUNTS', 'PROFILES', 'SPOTS', 'LATTICES', 'PLACES', 'VARIETY', 'FAR', 'VERY_FAR', 'TOLD_APART', 'SURELY', 'COPIED',
-           'Fault', 'distance_faults', 'classifier_faults', 'other_faults', 'Verdict', 'verdict_of', 'findings_of',
-           'judged_record']
+           'Fault', 'distance_faults', 'classifier_faults', 'rule_findings', 'other_faults', 'Verdict', 'verdict_of',
+           'findings_of', 'judged_record']
 
 # %% ../../../nbs/judge/metrics/verdict.ipynb #5cd46fe8
 COUNTS, PROFILES, SPOTS, LATTICES = "photon statistics", "radial profiles", "peak finding", "indexing"
@@ -172,12 +172,18 @@ def classifier_faults(judgement: Judgement) -> list[Fault]:
     return out
 
 
+_SPOILT = {"samples_out_of_range": (COUNTS,), "condition_ignored": ("work by condition",)}
+
+
+def rule_findings(judgement: Judgement) -> list[Finding]:
+    """What the rules of health find in the numbers of a judgement; health has them too, with these sentences."""
+    found = look(Evidence(facts=judged_facts(judgement)), "result", list(_SPOILT))
+    return [f for f in found if f.rule in _SPOILT]
+
+
 def other_faults(judgement: Judgement) -> list[Fault]:
     """Faults of copies, lattices, conditions, and of what was drawn beyond the limits."""
-    rules = ["samples_out_of_range", "condition_ignored"]
-    spoils = {"samples_out_of_range": (COUNTS,), "condition_ignored": ("work by condition",)}
-    found = look(Evidence(facts=judged_facts(judgement)), "result", rules)
-    out = [Fault(f.rule, f.severity, f.seen, spoils[f.rule]) for f in found if f.rule in spoils]
+    out = [Fault(f.rule, f.severity, f.seen, _SPOILT[f.rule]) for f in rule_findings(judgement)]
     copied = judgement.memory.get("copied", np.nan)
     if copied == copied and wilson_interval(copied, len(judgement.summaries["samples"]))[0] > COPIED:
         words = (

@@ -15,7 +15,7 @@ from ...data.transforms.limits import range_words
 from ..metrics.conditions import answer_table, answer_words
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import title_of
-from ..metrics.verdict import findings_of, verdict_of
+from ..metrics.verdict import findings_of, rule_findings, verdict_of
 from .report import FINDINGS, Report
 from .samples import plot_distribution, plot_ratios, show_samples
 from .two_sample import add_two_sample, two_sample_pictures
@@ -108,7 +108,8 @@ def add_generation(
         answers = [answer_words(name, answer) for name, answer in judgement.answers.items()]
         verdict = verdict_of(judgement)
         first, *others = verdict.lines
-        remedies = dict.fromkeys(("note", f"{f.cause} {f.remedy}") for f in findings_of(verdict) if f.remedy)
+        found = [*findings_of(verdict), *rule_findings(judgement)]
+        remedies = dict.fromkeys(("note", f"{f.cause} {f.remedy}") for f in found if f.remedy)
         numbers = first_numbers(judgement)
         lines = [first] if numbers is None else [first, ("", FIRST)]
         report.add("In short", lines=lines, table=numbers, part="verdict")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['health_lines', 'health_verdict', 'add_health', 'add_epochs', 'add_samples_over_epochs', 'limits', 'run_commands',
-           'made_with', 'add_commands', 'settings_section', 'has_history', 'finish_report']
+__all__ = ['health_lines', 'said_before', 'health_verdict', 'add_health', 'add_epochs', 'add_samples_over_epochs', 'limits',
+           'run_commands', 'made_with', 'add_commands', 'settings_section', 'has_history', 'finish_report']
 
 # %% ../../../nbs/judge/views/run_page.ipynb #e446f83f
 def _sentence(text: str) -> str:
@@ -43,6 +43,14 @@ def health_lines(findings: Sequence[Finding]) -> list[tuple[str, str]]:
     return [(f.severity, " ".join(filter(None, t))) for f, t in zip(findings, told, strict=True)]
 
 # %% ../../../nbs/judge/views/run_page.ipynb #e5051ddc
+def said_before(report: Report, finding: Finding) -> bool:
+    """Whether a judgement in the report says what this finding says."""
+    judged = [s for s in report.sections if s.title in ("In short", FINDINGS)]
+    if of_samples(finding.rule):
+        return any(s.title == FINDINGS for s in judged)
+    return any(finding.seen[1:] in line for s in judged for _, line in s.lines)  # within a sentence it begins small
+
+
 def health_verdict(findings: Sequence[Finding], most: int = 3) -> list[tuple[str, str]]:
     """The first findings that speak against the training, and how many more there are; nothing where there are none,
     and samples were judged.
@@ -61,10 +69,10 @@ def add_health(report: Report, run: Path) -> None:
     if not (run / "metrics" / "health.json").is_file():  # from before there were rules
         return
     findings = read_findings(run)
-    if lines := health_verdict(findings):
+    rest = [f for f in findings if f.rule != VERDICT and not said_before(report, f)]
+    if lines := health_verdict([f for f in findings if f in rest or of_samples(f.rule)]):
         report.add("Training in short", lines=lines, part="verdict", remade=True)
-    told = any(s.title == FINDINGS for s in report.sections)  # those of samples stand there
-    if rest := [f for f in findings if f.rule != VERDICT and not (told and of_samples(f.rule))]:
+    if rest:
         report.add("Health", lines=health_lines(rest), part="health", remade=True)
 
 # %% ../../../nbs/judge/views/run_page.ipynb #a170cf0e

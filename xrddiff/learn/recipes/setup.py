@@ -25,7 +25,7 @@ from ..loading.loader import FrameLoader
 from ..loading.windows import WindowLoader
 from .starting import begin, init_text
 from ..telemetry.rules import Finding, Monitor
-from ..training.batches import frames_per_epoch, global_batch, share, to_device
+from ..training.batches import Place, Plan, frames_per_epoch, global_batch, share, to_device
 from ..training.callbacks import Callback, make_callbacks
 from ..training.checkpoints import latest_checkpoint, load_checkpoint
 from ..training.compute import make_accelerator
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BIG', 'run_accelerator', 'run_augmentations', 'batch_sizes', 'run_loaders', 'windowed', 'check_latent', 'shares_text',
-           'run_monitor', 'conclude_health', 'run_trackers', 'check_run_memory', 'run_trainer']
+           'run_monitor', 'conclude_health', 'run_trackers', 'check_run_memory', 'partial_epoch', 'run_trainer']
 
 # %% ../../../nbs/learn/recipes/setup.ipynb #b7023b20
 def run_accelerator(t: Training) -> Accelerator:
@@ -192,6 +192,18 @@ def check_run_memory(objective: nn.Module, loader: Any, accelerator: Accelerator
 
     check_step_memory(objective, piece, loader.shape, frames, free=free_bytes(device), processes=ranks)
 
+# %% ../../../nbs/learn/recipes/setup.ipynb #f7f06c55
+def partial_epoch(plan: Plan, cfg: Config) -> str | None:
+    """A sentence if the training ends before its first epoch does; None otherwise, and for trials of the pipeline."""
+    seen, n = plan.total(Place())[1], plan.num_frames
+    if seen >= n or cfg.training.test_pipeline:
+        return None
+    what, all_of_them = "windows" if cfg.data.window else "frames", math.ceil(n / plan.global_batch)
+    return (
+        f"training.max_steps={plan.max_steps} is less than one epoch: {seen:,} of {n:,} training {what} are seen, "
+        f"{plan.global_batch:,} a step; {all_of_them:,} steps see each once"
+    )
+
 # %% ../../../nbs/learn/recipes/setup.ipynb #dbdb7769
 def run_trainer(
     objective: nn.Module,
@@ -241,4 +253,6 @@ def run_trainer(
     )
     if cfg.training.trackers:
         trainer.callbacks.add(run_trackers(cfg, folder, said))
+    if ranks.rank == 0 and (short := partial_epoch(trainer.plan, cfg)):
+        say(short)
     return trainer

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ...data.frames.frames import frame_count
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
 from ...data.frames.peaks import find_frame_peaks
 from .cells import Cell, orientation_error, read_cell
-from .chance import Chance, shuffled
+from .chance import Chance, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
 from .orientations import OrientationSearch, count_reflections, indexed_peaks
 from .rays import as_panels, miller_sphere, predict_spots, scattering_vectors
@@ -27,8 +27,8 @@ from .refinement import Restraints, refine_lattice
 from .series_refinement import RefinedSeries
 
 # %% auto #0
-__all__ = ['INDEXED', 'SAME', 'FEWEST_PEAKS', 'Lattice', 'mark_found', 'Indexer', 'Indexing', 'frame_tables', 'frame_row',
-           'make_indexer', 'index_frames']
+__all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FAR', 'Lattice', 'mark_found', 'Indexer', 'Indexing',
+           'frame_tables', 'frame_row', 'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ class Lattice:
     cell: refined. U: orientation (3, 3). shift: of the detector (3,), m.
     hkl: Miller indices (N, 3) of the frame's peaks; indexed: bool (N,), which of them belong to it.
     error: of the indexed peaks, px from their predictions; excitation: of the same, 1/Å.
-    p: probability that chance indexes as many peaks.
+    p: probability that chance indexes as many peaks; 1 if too many are `stray`.
+    stray: share of the indexed peaks that are no nearer to their spots than by chance.
     spots: the predicted spots, as `predict_spots` has them, and `found` (bool).
     """
 
@@ -51,6 +52,7 @@ class Lattice:
     excitation: np.ndarray
     p: float = 1.0
     spots: pd.DataFrame = field(default_factory=pd.DataFrame)
+    stray: float = 0.0
 
     @property
     def A(self) -> np.ndarray:
@@ -75,7 +77,9 @@ def mark_found(spots: pd.DataFrame, hkl: np.ndarray) -> pd.DataFrame:
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #022d1f61
 INDEXED = 1e-3  # a lattice counts if chance does as well in fewer than one of a thousand frames
+STRAY = 0.4  # and if at most this share of its peaks are no nearer to its spots than by chance
 SAME = 2.0  # degrees: two lattices closer than this are one crystal
+CONTROLS = 4000  # peaks without a lattice, to which those of a lattice are compared
 FEWEST_PEAKS = 6  # an orientation has three degrees of freedom; fewer peaks than twice that prove nothing
 
 
@@ -141,7 +145,7 @@ class Indexer:
         best = None
         for _ in range(4):
             if indexed.sum() < FEWEST_PEAKS:
-                return best
+                break
             fit = refine_lattice(U, self.cell, hkl[indexed], peaks[indexed], geometry, self.restraints)
             best = Lattice(fit.cell, fit.U, fit.shift, hkl.astype(int), indexed, fit.error, fit.excitation, p)
             U, cell, shift = fit.U, fit.cell, fit.shift
@@ -150,15 +154,32 @@ class Indexer:
             if np.array_equal(again, indexed):
                 break
             indexed = again
-        return best
+        if best is None or p >= INDEXED:
+            return best
+        stray = self._stray(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry.wavelength)
+        return replace(best, p=p if stray <= STRAY else 1.0, stray=stray)
+
+    def _stray(self, lattice: Lattice, s: np.ndarray, wavelength: float) -> float:
+        """The `stray_share` of a lattice among peaks s (N, 3; 1/Å)."""
+
+        def off(vectors: np.ndarray) -> np.ndarray:
+            """Angles (m,) between the rays of the indexed ones and those of their spots, rad."""
+            hkl, indexed = indexed_peaks(lattice.cell, lattice.A, vectors)
+            rays = [v + [0, 0, 1 / wavelength] for v in (vectors[indexed], hkl[indexed] @ np.linalg.inv(lattice.A).T)]
+            a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rays)
+            return np.linalg.norm(a - b, axis=1)  # so small that the chord is the angle
+
+        turned = [shuffled(s, numpy_rng("stray control", i)) for i in range(-(-CONTROLS // len(s)))]
+        return stray_share(off(s), off(np.concatenate(turned)))
 
     def __call__(self, peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> list[Lattice]:
         """The lattices of one frame, those that are not chance after the first one; empty if there
         are too few peaks.
         """
         geometry = as_panels(geometry)
-        strength = peaks["snr"] if "snr" in peaks else peaks["intensity"]
-        order = np.argsort(-strength.to_numpy(), kind="stable")  # the search looks at the strongest
+        # the search looks at the strongest; a background of no counts at all leaves no noise to compare them with
+        noisy = "snr" in peaks and np.isfinite(peaks["snr"]).all()
+        order = np.argsort(-peaks["snr" if noisy else "intensity"].to_numpy(), kind="stable")
         places = peaks[[name for name in ("panel", "fs", "ss") if name in peaks]]  # all that is asked of them
         ranked, place = places.iloc[order], np.argsort(order)
         free, found = np.ones(len(peaks), bool), []
@@ -188,9 +209,9 @@ class Indexer:
         spots = mark_found(predict_spots(self.sphere, lattice.A, moved, width, 0.999 / outermost), hkl[indexed])
         within = np.cumsum(indexed) - 1
         rank = within[place][indexed[place]]
-        return Lattice(
-            lattice.cell, lattice.U, lattice.shift, hkl[place], indexed[place],
-            lattice.error[rank], lattice.excitation[rank], lattice.p, spots,
+        return replace(
+            lattice, hkl=hkl[place], indexed=indexed[place], error=lattice.error[rank],
+            excitation=lattice.excitation[rank], spots=spots,
         )  # fmt: skip
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #f82c3fed
@@ -201,7 +222,7 @@ class Indexing:
     cell: that was given or found. chance: of these frames. peaks: of all frames.
     table: a row for each frame: `peaks`, `indexed` (peaks on a lattice), `share`, `lattices` (with
     p < 10⁻³), `p` (of the first), `rmsd_px`, `rmsd_inverse_angstrom`, `predicted`, `found`,
-    `distance_mm`, and `reason` where a frame could not be tried.
+    `distance_mm`, and `reason` where a frame could not be tried, or its lattice is that of another cell.
     lattices: of each frame, the best first.
     shift: (x, y, z) m, of the detector from where the frames say it is, for all frames.
     series: the refinement of all frames together, if there was one; `rmsd_before_px` in the table is
@@ -239,6 +260,9 @@ def frame_tables(peaks: pd.DataFrame, wanted: Iterable[int]) -> Iterator[tuple[i
         yield i, groups.get(i, peaks.iloc[:0])
 
 
+FAR = "its spots are no nearer to the peaks than by chance: another cell or beam centre?"
+
+
 def frame_row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry: PanelGeometry) -> dict[str, Any]:
     """A row of `Indexing.table`."""
     row: dict[str, Any] = {"frame": frame, "peaks": len(peaks), "indexed": 0, "share": 0.0, "lattices": 0, "p": 1.0}
@@ -252,7 +276,7 @@ def frame_row(frame: int, peaks: pd.DataFrame, lattices: list[Lattice], geometry
     return row | {
         "indexed": indexed, "share": indexed / max(len(peaks), 1), "lattices": len(sure), "p": first.p, "rmsd_px": px,
         "rmsd_inverse_angstrom": inverse, "predicted": len(first.spots), "found": int(first.spots["found"].sum()),
-        "distance_mm": 1e3 * (geometry.distance + first.shift[2]), "reason": "",
+        "distance_mm": 1e3 * (geometry.distance + first.shift[2]), "reason": FAR if first.stray > STRAY else "",
     }  # fmt: skip
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #d9263793

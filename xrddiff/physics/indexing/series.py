@@ -96,7 +96,10 @@ def _refined_lattice(
     spots = predict_spread(indexer.sphere, frame, told, 0.999 * outermost)
     spots = mark_found(spots, frame.hkl[frame.indexed])
     offset = frame.detector.shift - series.detector.shift
-    return Lattice(frame.cell, frame.U, offset, frame.hkl, frame.indexed, frame.error, frame.excitation, first.p, spots)
+    return replace(
+        first, cell=frame.cell, U=frame.U, shift=offset, hkl=frame.hkl, indexed=frame.indexed, error=frame.error,
+        excitation=frame.excitation, spots=spots,
+    )  # fmt: skip
 
 
 def _other_lattice(
@@ -107,7 +110,9 @@ def _other_lattice(
     if indexed.sum() < LOST * other.indexed.sum():
         return None
     fit = refine_lattice(other.U, indexer.cell, other.hkl[indexed], peaks[indexed], geometry, indexer.restraints)
-    lattice = Lattice(fit.cell, fit.U, fit.shift, other.hkl, indexed, fit.error, fit.excitation, other.p)
+    lattice = replace(
+        other, cell=fit.cell, U=fit.U, shift=fit.shift, indexed=indexed, error=fit.error, excitation=fit.excitation
+    )
     return indexer.with_spots(lattice, peaks, geometry, np.arange(len(peaks)))
 
 # %% ../../../nbs/physics/indexing/series.ipynb #5e810008

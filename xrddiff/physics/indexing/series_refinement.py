@@ -21,8 +21,8 @@ from .refinement import Restraints, free_directions
 from ..simulation.crystal import reciprocal_matrix
 
 # %% auto #0
-__all__ = ['WIDEST', 'FEWEST_OF_FRAME', 'Ray', 'diffracted', 'Adjustment', 'correlated_shifts', 'SeriesRestraints',
-           'RefinedFrame', 'RefinedSeries', 'Start', 'refine_series', 'predict_spread']
+__all__ = ['WIDEST', 'FEWEST_OF_FRAME', 'FEWEST_FRAMES', 'Ray', 'diffracted', 'Adjustment', 'correlated_shifts',
+           'SeriesRestraints', 'RefinedFrame', 'RefinedSeries', 'Start', 'refine_series', 'predict_spread']
 
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e710004
 _CROSS = np.cross(np.eye(3)[:, None], np.eye(3)[None]).transpose(0, 2, 1)  # _CROSS[j] @ v = e_j × v
@@ -555,6 +555,37 @@ def refine_series(
     now, at = _assign_all(problem, at, numbers, tables, panels)
     return _result(problem, now, _minimise(problem, now.frames, at, 1e-6), panels, restraints)
 
+# %% ../../../nbs/physics/indexing/series_refinement.ipynb #c22bef43
+FEWEST_FRAMES = 5  # from so many on they tell how much they differ
+
+
+def _areas(ray: Ray) -> np.ndarray:
+    """The area (n,) of the detector, 0 to 15, that each ray meets: eight directions, inside and outside."""
+    x, y, _ = ray.u.T
+    radius, direction = np.hypot(x, y), np.floor(4 * (np.arctan2(y, x) / np.pi + 1)).astype(int) % 8
+    return 2 * direction + (radius > np.median(radius))
+
+
+def _grouped_covariance(problem: _Series, frames: list[_Frame], at: _Fit) -> np.ndarray:
+    """The covariance (m, m) of y if the peaks of an area, or of a frame, miss alike; never less than that of the fit."""
+    A, B, *_ = _arrow(problem, frames, at)
+    X, shared, o = np.linalg.solve(A, B), problem.at(at.y), problem.own
+    by_area, by_frame = np.eye(problem.size), np.eye(problem.size)
+    for frame, U, q, x in zip(frames, at.U, at.q, X, strict=True):
+        r = problem.residuals(frame, U, q, shared)
+        slope = np.einsum("nk,nkp->np", r / np.sqrt(1 + r * r), _jacobian(problem, frame, U, q, shared))
+        sums = np.zeros((16, problem.size))
+        np.add.at(sums, area := _areas(problem.misses(frame, U, q, shared).ray), slope[:, o:] - slope[:, :o] @ x)
+        count = len(np.unique(area))
+        by_area += count / max(count - 1, 1) * sums.T @ sums + x[3:].T @ x[3:]
+        whole = sums.sum(0) - q @ x[3:]
+        by_frame += len(frames) / max(len(frames) - 1, 1) * np.outer(whole, whole)
+    groups = [by_area, by_frame] if len(frames) >= FEWEST_FRAMES else [by_area]
+    own = at.covariance.diagonal()
+    variances = np.max([own, *((at.covariance @ known @ at.covariance).diagonal() for known in groups)], axis=0)
+    wider = np.sqrt(variances / own)
+    return at.covariance * np.outer(wider, wider)
+
 # %% ../../../nbs/physics/indexing/series_refinement.ipynb #5e710019
 def _result(
     problem: _Series, now: _Round, at: _Fit, panels: Mapping[int, PanelGeometry], restraints: SeriesRestraints
@@ -569,14 +600,15 @@ def _result(
             hkl.astype(int), indexed, np.hypot(*miss.px.T), miss.ray.excitation, scale[indexed],
         )  # fmt: skip
     parameters, detector = problem.parts(at.y)
-    m, sd = len(problem.free), np.sqrt(np.diag(at.covariance))
+    covariance = _grouped_covariance(problem, now.frames, at)
+    m, sd = len(problem.free), np.sqrt(np.diag(covariance))
     panels_sd = np.zeros((problem.count, 2))
     if problem.panels is not None:
         for j in range(2):
-            of_panels = at.covariance[m + 5 + j :: 2, m + 5 + j :: 2]
+            of_panels = covariance[m + 5 + j :: 2, m + 5 + j :: 2]
             panels_sd[:, j] = np.sqrt(np.diag(problem.panels @ of_panels @ problem.panels.T))
     sigma = Adjustment(sd[m : m + 3] * problem.shift, sd[m + 3 : m + 5] * problem.tilt, problem.pivot, panels_sd)
-    cell_sigma = np.sqrt(np.diag(problem.free.T @ at.covariance[:m, :m] @ problem.free))
+    cell_sigma = np.sqrt(np.diag(problem.free.T @ covariance[:m, :m] @ problem.free))
     cell = replace(problem.cell, parameters=tuple(parameters))
     return RefinedSeries(cell, detector, frames, cell_sigma, sigma, detector(panels[now.numbers[0]]), restraints)
 

@@ -26,7 +26,7 @@ from ...core.errors import BadInput
 from ...core.gate import from_json
 from ...core.mediums import plain_text
 from ...core.registry import register
-from ...data.frames.frames import frame_mask, make_frames
+from ...data.frames.frames import beam_center_of, frame_mask, make_frames
 from ...data.headers.gate import as_bad_input
 from ...data.headers.header_rules import problem
 from .arrivals import TICK, Arrived, Layout, Listening, growing_layout, layout_of, refused
@@ -297,7 +297,7 @@ def header_message(frames: xr.Dataset, series: int) -> list[bytes]:
         if word in a:
             config[name] = float(a[word])
     if "beam_center" in a:
-        config |= dict(zip(("beam_center_x", "beam_center_y"), map(float, a["beam_center"]), strict=True))
+        config |= dict(zip(("beam_center_x", "beam_center_y"), beam_center_of(frames), strict=True))
     mask = {"htype": "dpixelmask-1.0", "shape": list(shape[::-1]), "type": "uint32"}
     head = {"htype": "dheader-1.0", "series": series, "header_detail": "all"}
     return [
