@@ -283,6 +283,7 @@ RESUMABLE = (
     "training.max_steps",
     "model.diff_epochs",
     "training.classifier",
+    "training.counts_steps",
     "training.trackers",
     "training.tracker_options",
     "training.project",

@@ -30,6 +30,7 @@ from ...data.transforms.values import Transform, widened
 from .conditions import SampleConditions
 from .crystals import alike_rows, asked_lattices, maps_of, single_crystals, with_crystals
 from .detectors import template_frames, with_places
+from .counts_of_samples import CountsOfSamples, open_counts_of_samples
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.diffusion.keyed_sampling import sample_chunks
 from ...learn.models.autoregressive import AutoregressiveDiffusion
@@ -229,6 +230,13 @@ class Scenes:
         rows = alike_rows(len(self.lattices), self.given.class_columns, drawn, samples, seed)
         return with_crystals(out, asked, rows, seed, bright=template if "intensity" in self.maps else None)
 
+    def asked(
+        self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
+    ) -> xr.Dataset:
+        """Samples without light: what they are made for, see `label`."""
+        blank = np.broadcast_to(np.float32(0), (len(samples), *self.readout.template["intensity"].shape[1:]))
+        return self.label(self.readout.frames(blank, samples), settings, conditions)
+
     def condition_maps(
         self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, Tensor]:
@@ -237,9 +245,7 @@ class Scenes:
         """
         if not self.maps:
             return {}
-        blank = np.broadcast_to(np.float32(0), (len(samples), *self.readout.template["intensity"].shape[1:]))
-        asked = self.label(self.readout.frames(blank, samples), settings, conditions)
-        return maps_of(as_images(asked), self.maps, self.size, self.factor)
+        return maps_of(as_images(self.asked(samples, settings, conditions)), self.maps, self.size, self.factor)
 
     def network_conditions(
         self, samples: Sequence[int], settings: DrawSettings, conditions: Mapping[str, np.ndarray]
@@ -272,6 +278,7 @@ class Generator:
     lattices: the crystals of the training frames, see `lattice_table`.
     window: (H, W) of what the network was trained on, None = that of `shape`.
     distances: m, of the detector in the training frames, where it moved.
+    counts: turns what was decoded into expected counts, None = it is taken as it is.
     """
 
     model: nn.Module
@@ -288,6 +295,7 @@ class Generator:
     lattices: list[list[list[float]]] = field(default_factory=list)
     window: tuple[int, int] | None = None
     distances: Sequence[float] = ()
+    counts: CountsOfSamples | None = None
 
     def __post_init__(self) -> None:
         if not self.transform.invertible:
@@ -384,9 +392,7 @@ class Generator:
         """Draw samples.
 
         Frame i is the same in any call with the same batch size, equal to rounding with another.
-
-        samples: sample numbers.
-        settings: the sampler, the seed and the conditions.
+        samples: sample numbers. settings: the sampler, the seed and the conditions.
         callback: passed to the sampler; what it raises ends the sampling.
         Returns (Frames, what the model drew (N, panels C, H, W)).
         """
@@ -395,8 +401,11 @@ class Generator:
         def batch(numbers: list[int]) -> DrawnBatch:
             conditions = scenes.conditions(numbers, settings)
             x = self.draw(numbers, settings, conditions=conditions, callback=callback)
+            intensities, beyond = readout.counted_intensities(self.decode(x))
+            if self.counts is not None:
+                intensities = self.counts(intensities, scenes.asked(numbers, settings, conditions))
             latents = x.cpu().reshape(len(numbers), -1, *x.shape[2:])
-            return DrawnBatch(np.array(numbers), *readout.counted_intensities(self.decode(x)), latents, conditions)
+            return DrawnBatch(np.array(numbers), intensities, beyond, latents, conditions)
 
         drawn = DrawnBatch.joined([part for _, part in sample_chunks(batch, samples, settings.batch_size)])
         frames = readout.frames(drawn.intensities, drawn.numbers, seed=settings.seed)
@@ -502,10 +511,12 @@ def open_generator(
                 f"{run} is a model in a latent and its folder autoencoder is missing; expected the whole folder of a run"
             )
         space = open_latent_space(folder, expected=state["autoencoder"], channels=state["shape"][0], device=device)
+    maps = _map_options(state.get("maps", {}))
+    counts = None if space is None else open_counts_of_samples(run, maps, state["autoencoder"], device)
     about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step if step is None else step}
     return Generator(
         model.to(device).eval(), tuple(state["shape"]), transform_from_state(checkpoint.state["transform"]), read_store(run / TEMPLATE),
         space, state["conditions"], state["limits"] and tuple(state["limits"]), device, about, state.get("classes", {}),
-        _map_options(state.get("maps", {})), state.get("lattices", []), state.get("window") and tuple(state["window"]),
-        state.get("distances", ()),
+        maps, state.get("lattices", []), state.get("window") and tuple(state["window"]),
+        state.get("distances", ()), counts,
     )  # fmt: skip
