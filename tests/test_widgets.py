@@ -716,6 +716,21 @@ def test_the_mask_follows_the_picture(tmp_path):
     apart(asyncio.run, watch()).result()
 
 
+def test_the_still_picture_of_a_large_frame_keeps_spots_and_mask():
+    """It is made from the preview: a single bright pixel is in it, a masked area is grey, and rings stand where they stood."""
+    from xrddiff.app.widgets.canvas import CanvasImage, _shown_pixels
+
+    image = np.random.default_rng(0).poisson(2, (1500, 1600)).astype(np.uint16)
+    image[701, 803] = 500
+    codes = np.zeros(image.shape, np.uint8)
+    codes[:, 400:480] = 1
+    shown, k = _shown_pixels(CanvasImage("large", image, codes=codes), 1.0)
+    assert k == 4 and shown.shape == (375, 400) and shown[701 // 4, 803 // 4] == 500
+    assert np.isnan(shown[:, 100:120]).all() and np.isfinite(shown[:, 120:]).all() and abs(np.nanmean(shown) - 2) < 0.2
+    small, k = _shown_pixels(CanvasImage("small", image[:300, :500], codes=codes[:300, :500]), 1.0)
+    assert k == 1 and np.array_equal(np.isnan(small), codes[:300, :500] > 0)
+
+
 def test_words_fill_in_what_a_file_does_not_say(tmp_path):
     own_file(tmp_path / "own.h5")
     w = xd.explore(tmp_path / "own.h5", automask=[])
