@@ -682,6 +682,7 @@ def test_a_file_that_goes_away_is_a_sentence(tmp_path):
         TifImage(data=rng.poisson(9, (32, 32)).astype(np.uint16)).write(str(tmp_path / f"run_{k}.tif"))
     w = xd.explore(tmp_path, frame=1)
     assert (w.n_frames, w.sentence) == (4, "") and "wavelength (Å)" in w.note and "run_1.tif" in w.pictures[0].title
+    w._complete_mask()  # which looks at every frame
     (tmp_path / "run_2.tif").unlink()
     w.frame = 2
     assert "run_2.tif" in w.sentence and w._shown == 1
