@@ -114,6 +114,56 @@ def test_a_frame_changed_in_memory_is_not_that_of_the_file(tmp_path):
     assert np.array_equal(ds["intensity"].values[0], image)
 
 
+# ---------------------------------------------------------------- one frame of a series
+
+
+def test_a_frame_of_a_series_has_the_mask_of_the_series(tmp_path, monkeypatch):
+    """It is made once, kept beside the cache, and used only as long as files and rules are the same."""
+    monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "cache"))
+    files = [tmp_path / f"run_{k}.cbf" for k in range(6)]
+    for k, image in enumerate(counts((6, 200, 220))):
+        image[50, 60], image[:, 100:107] = 60, -1  # hot in every frame, and a gap
+        image[20, 30] = 200_000 if k == 2 else 3  # outside the range in one frame
+        header = HEADER.replace("(700, 640)", "(110, 100)") + "\n# Count_cutoff 100000 counts"
+        CbfImage(data=image, header={"_array_data.header_contents": header}).write(str(files[k]))
+
+    made, plain = [], Automask._work_out
+    monkeypatch.setattr(Automask, "_work_out", lambda self: made.append(self.intensity.shape[0]) or plain(self))
+
+    def mask_of(what, **words):
+        made.clear()
+        return open_frames(what, **words)["mask"].values
+
+    alone = mask_of(files[2])
+    assert made == [1] and alone[50, 60] and not alone[20, 30]
+    together = mask_of(tmp_path / "run_*.cbf")
+    assert made == [6] and not together[:, 50, 60].any() and together[:, 20, 30].sum() == 5
+    for k in (2, 3):
+        assert np.array_equal(mask_of(files[k]), together[k]) and made == []
+    assert np.array_equal(mask_of(tmp_path / "run_*.cbf"), together) and made == []
+    assert "6 frames of its series" in str(inspect_file(files[2]))
+    assert masking_of(open_frames(files[2])).counts()["dead"] == 1
+
+    # other rules, another mask, two of the frames, a copy elsewhere: made anew
+    assert mask_of(files[2], automask=["range", "edges"])[50, 60] and made == [1]
+    assert mask_of(files[2], mask=np.arange(200 * 220).reshape(200, 220) > 0)[50, 60] and made == [1]
+    assert mask_of(files[:2])[0, 50, 60] and made == [2]
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere" / "run_2.cbf"
+    copy.write_bytes(files[2].read_bytes())
+    assert mask_of(copy)[50, 60] and made == [1]
+
+    # a damaged record, and a file that has changed since
+    (record,) = [p for p in (tmp_path / "cache" / "masks").iterdir() if not p.name.startswith(".")]
+    before = (record / "bits.npz").read_bytes()
+    (record / "bits.npz").write_bytes(before[:-40] + bytes(40))
+    assert np.array_equal(mask_of(files[2]), alone) and made == [1]
+    (record / "bits.npz").write_bytes(before)
+    assert not mask_of(files[2])[50, 60] and made == []
+    files[4].write_bytes(files[5].read_bytes())
+    assert np.array_equal(mask_of(files[2]), alone) and made == [1]
+
+
 # ---------------------------------------------------------------- what is none is found
 
 

@@ -682,6 +682,7 @@ def test_a_file_that_goes_away_is_a_sentence(tmp_path):
         TifImage(data=rng.poisson(9, (32, 32)).astype(np.uint16)).write(str(tmp_path / f"run_{k}.tif"))
     w = xd.explore(tmp_path, frame=1)
     assert (w.n_frames, w.sentence) == (4, "") and "wavelength (Å)" in w.note and "run_1.tif" in w.pictures[0].title
+    w._complete_mask()  # which looks at every frame
     (tmp_path / "run_2.tif").unlink()
     w.frame = 2
     assert "run_2.tif" in w.sentence and w._shown == 1
@@ -714,6 +715,21 @@ def test_the_mask_follows_the_picture(tmp_path):
         assert (again.pictures[0].codes[:, 300:330] > 0).all()  # what needs the mask waits for it
 
     apart(asyncio.run, watch()).result()
+
+
+def test_the_still_picture_of_a_large_frame_keeps_spots_and_mask():
+    """It is made from the preview: a single bright pixel is in it, a masked area is grey, and rings stand where they stood."""
+    from xrddiff.app.widgets.canvas import CanvasImage, _shown_pixels
+
+    image = np.random.default_rng(0).poisson(2, (1500, 1600)).astype(np.uint16)
+    image[701, 803] = 500
+    codes = np.zeros(image.shape, np.uint8)
+    codes[:, 400:480] = 1
+    shown, k = _shown_pixels(CanvasImage("large", image, codes=codes), 1.0)
+    assert k == 4 and shown.shape == (375, 400) and shown[701 // 4, 803 // 4] == 500
+    assert np.isnan(shown[:, 100:120]).all() and np.isfinite(shown[:, 120:]).all() and abs(np.nanmean(shown) - 2) < 0.2
+    small, k = _shown_pixels(CanvasImage("small", image[:300, :500], codes=codes[:300, :500]), 1.0)
+    assert k == 1 and np.array_equal(np.isnan(small), codes[:300, :500] > 0)
 
 
 def test_words_fill_in_what_a_file_does_not_say(tmp_path):

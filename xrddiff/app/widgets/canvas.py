@@ -258,6 +258,19 @@ def norm_of(scale: str, low: float, high: float, width: float = 1.0) -> Normaliz
     return (LogNorm if scale == "log" else Normalize)(low, high)
 
 # %% ../../../nbs/app/widgets/canvas.ipynb #41b575ff
+def _shown_pixels(p: CanvasImage, width: float) -> tuple[np.ndarray, int]:
+    """(a picture as it is drawn, NaN where it is masked; how often it was shrunk): of a large one the preview that the browser
+    shows, with the strongest pixel of a block where it differs from the mean by more than noise.
+    """
+    masked, k = p.masked, 1 << preview_level(p.intensity.shape)
+    if k == 1:
+        image = p.intensity.astype(np.float64)
+        return image if masked is None else np.where(masked > 0, np.nan, image), 1
+    strongest, mean = (a.astype(np.float64) for a in shrink(p.intensity, masked, k, p.signed is not None).values())
+    image = np.where(np.abs(strongest - mean) > 5 * width, strongest, mean)
+    return image if masked is None else np.where(shrink_codes(masked, k)[0] > 0, np.nan, image), k
+
+
 def draw_pictures(
     pictures: Sequence[CanvasImage],
     *,
@@ -282,12 +295,11 @@ def draw_pictures(
     side = min(3.2, 9.6 / len(pictures))
     figure = plots.Picture(side * len(pictures), side * aspect + 0.25)
     for ax, p in zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures, strict=True):
-        masked, image = p.masked, p.intensity.astype(np.float64)
-        image = image if masked is None else np.where(masked > 0, np.nan, image)
-        signed = p.signed is not None
-        plots._imshow(
+        image, k, signed = *_shown_pixels(p, width), p.signed is not None
+        shown = plots._imshow(
             ax, image, SIGNED if signed else colours, Normalize(-p.signed, p.signed) if signed else norm, pixels
         )
+        shown.set_extent([k * v for v in shown.get_extent()])
         flat = p.geometry.image_geometry if isinstance(p.geometry, PanelGeometry) else p.geometry
         if rings and flat is not None and flat.wavelength is not None:
             plots.draw_rings(ax, flat, color="k" if signed else "w", label=not signed)

@@ -26,7 +26,7 @@ from .hdf5 import open_hdf5_frames
 from .images import IMAGE_SUFFIXES, expand, is_pattern, natural, open_images
 from .label_tables import label_frames
 from .mask_files import read_mask
-from .remembered import folder_key, recall, remember
+from .remembered import MaskShelf, folder_key, recall, remember
 from .store import is_store, read_store
 from ..frames.automask import with_automask
 from ..frames.display import FramesAccessor  # noqa: F401  registers ds.frames, which shows what was opened
@@ -353,7 +353,8 @@ def open_frames(
     complete: False = accept frames whose geometry is not known. Pictures that xrddiff saved need none.
     labels: a table of labels, CSV or parquet; it takes precedence over labels in the file.
     automask: the rules of automatic masking, [] for none. None = all of them for files from other
-        programs; frames saved by xrddiff keep the mask that they were saved with.
+        programs; frames saved by xrddiff keep the mask that they were saved with. One image of a
+        series that was masked before has the gaps, bad pixels and shadow of the series.
     words: further options, which take precedence over both files: `wavelength` Å, `distance` m,
         `pixel_size` m, `beam_center` (x, y) px, `units`, `gain`, … Unknown ones become attributes.
         `distance` moves panels along the beam; `pixel_size` and `beam_center` are refused for
@@ -400,7 +401,9 @@ def open_frames(
     attrs = {k: v for k, v in found.items() if v is not None}
     attrs["layout"] = attrs.pop("layout_name")
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
-    return with_automask(ds, RULES if automask is None else automask)
+    places = getattr(found["intensity"], "places", None)
+    shelf = MaskShelf(tuple(place[0] for place in places)) if places else None
+    return with_automask(ds, RULES if automask is None else automask, shelf)
 
 # %% ../../../nbs/data/formats/readers.ipynb #b0f94a95
 def _file_of_each(path: str | Path | Sequence[str | Path]) -> list[Path]:

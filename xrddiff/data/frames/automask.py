@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -67,14 +69,16 @@ class Automask:
     `automask(i)` is bool, True = valid.
 
     Series rules use `LOOKED_AT` evenly spaced frames, once, when the first mask is needed.
+    shelf: where masks of series are kept, see `formats.remembered.MaskShelf`; None: nowhere.
     """
 
-    def __init__(self, ds: xr.Dataset, rules: Sequence[Rule]):
+    def __init__(self, ds: xr.Dataset, rules: Sequence[Rule], shelf: Any = None):
         self.intensity = ds["intensity"].variable
         self.own = ds["mask"].variable if "mask" in ds else None
         self.rules = [r for r in rules if not r.series or is_detector(ds)]
         self._about, self._lock = ds[["intensity"]].assign_attrs(ds.attrs), threading.Lock()
         self._static: tuple[np.ndarray, dict[int, np.ndarray]] | None = None
+        self.shelf, self.series = shelf, 0
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "_lock"}
@@ -95,21 +99,19 @@ class Automask:
         """The mask that all frames share, bool, in the shape of a frame."""
         with self._lock:
             if self._static is None:
-                self._static = self._work_out()
+                kept = None if self.shelf is None else self.shelf.recall(self)
+                self._static = self._work_out() if kept is None else self._with_kept(*kept)
+                if self.shelf is not None and kept is None:
+                    self.shelf.keep(self, self._static[1])
         return self._static[0]
 
     @property
-    def reasons(self) -> np.ndarray:
-        """Why a pixel is masked in any of the frames examined: bits of `RULES`, `FILE_BIT`, uint16."""
-        out = np.zeros(self.static.shape, np.uint16)
-        for bit in self._static[1]:
-            np.bitwise_or(out, np.uint16(bit), out=out, where=self.found_by(bit))
-        return out
-
-    def found_by(self, bit: int) -> np.ndarray | None:
-        """The pixels that are masked for the reason `bit` in any of the frames examined, bool; None if there are none."""
-        width, at = self.static.shape[-1], self._static[1].get(bit)
-        return None if at is None else as_pixels(at, width)
+    def about(self) -> dict[str, Any]:
+        """What the headers say of detector and beam."""
+        names = ("detector", "wavelength", "distance", "pixel_size", "beam_center", "saturation", "underload")
+        return {k: self._about.attrs[k] for k in names if k in self._about.attrs} | {
+            "units": self._about["intensity"].attrs.get("units")
+        }
 
     @property
     def made(self) -> bool:
@@ -171,12 +173,17 @@ def _work_out(self: Automask) -> tuple[np.ndarray, dict[int, np.ndarray]]:
             stats.found_bits = bits if stats.found_bits is None else stats.found_bits | bits
             _add_bits(why, r.bit, bits.reshape(bad.shape))
             bad |= bits.reshape(bad.shape)
-    good = ~as_pixels(bad, shape[-1])
+    return self._checked(bad), why
+
+
+def _checked(self: Automask, bad: np.ndarray) -> np.ndarray:
+    """The mask of these bad pixels, bits; `BadInput` if they are all."""
+    good = ~as_pixels(bad, self.intensity.shape[-1])
     if not good.any():
         raise BadInput(
             f"{self._where()}: the rules of automask leave no valid pixel; expected fewer of {', '.join(RULES)}"
         )
-    return quick_mask(good) if good.ndim == 2 else good, why
+    return quick_mask(good) if good.ndim == 2 else good
 
 
 def _bad_in(self: Automask, i: int, x: np.ndarray, why: dict[int, np.ndarray]) -> np.ndarray:
@@ -201,9 +208,46 @@ def _bad_in_all(self: Automask, shape: tuple[int, ...]) -> np.ndarray:
 
 
 Automask._work_out, Automask._file_bad = _work_out, _file_bad
+Automask._checked = _checked
 Automask._bad_in, Automask._bad_in_all = _bad_in, _bad_in_all
 
+# %% ../../../nbs/data/frames/automask.ipynb #56b18a7d
+def _with_kept(
+    self: Automask, sentinels: Sequence[int], why: dict[int, np.ndarray], n: int
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """`_work_out` with what was kept of a series: its sentinels, and the pixels masked for each reason in `n` frames of it. Of a
+    single frame of it the value rules are applied anew.
+    """
+    shape, series = self.intensity.shape[1:], {r.bit for r in self.rules if r.series}
+    blank = values_of(self._about, np.zeros((1,) * len(self.intensity.shape), self.intensity.dtype))
+    self.values = replace(blank, sentinels=tuple(sentinels))
+    if self.intensity.shape[0] == 1:
+        self.series, why = n, {bit: at for bit, at in why.items() if bit in series}
+        bad = as_bits(self._bad_in(0, peek_frame(self.intensity, 0), why))
+    else:
+        bad = as_bits(self._bad_in_all(shape))
+    for bit in series & why.keys():
+        bad |= why[bit]
+    return self._checked(bad), why
+
+
+Automask._with_kept = _with_kept
+
 # %% ../../../nbs/data/frames/automask.ipynb #b37c3f35
+def _reasons(self: Automask) -> np.ndarray:
+    """Why a pixel is masked in any of the frames examined: bits of `RULES`, `FILE_BIT`, uint16."""
+    out = np.zeros(self.static.shape, np.uint16)
+    for bit in self._static[1]:
+        np.bitwise_or(out, np.uint16(bit), out=out, where=self.found_by(bit))
+    return out
+
+
+def _found_by(self: Automask, bit: int) -> np.ndarray | None:
+    """The pixels that are masked for the reason `bit` in any of the frames examined, bool; None if there are none."""
+    width, at = self.static.shape[-1], self._static[1].get(bit)
+    return None if at is None else as_pixels(at, width)
+
+
 def _counts(self: Automask) -> dict[str, int]:
     """Number of pixels masked by each rule in any of the frames examined, and in total.
 
@@ -219,9 +263,12 @@ def _summary(self: Automask) -> str:
     """`counts` in words."""
     found = ", ".join(f"{name} {n:,}" for name, n in self.counts().items()) or "no rules"
     n, total = len(self.frames), self.intensity.shape[0]
+    if self.series:
+        return f"{found} pixels (gaps, bad pixels and shadow as in {self.series} frames of its series)"
     return f"{found} pixels" + (f" (in {n} of {total} frames)" if total > 1 else "")
 
 
+Automask.reasons, Automask.found_by = property(_reasons), _found_by
 Automask.counts, Automask.summary = _counts, _summary
 
 # %% ../../../nbs/data/frames/automask.ipynb #d3406644
@@ -240,14 +287,14 @@ class _Once(LazyRows):
         return out
 
 
-def with_automask(ds: xr.Dataset, rules: Sequence[str]) -> xr.Dataset:
+def with_automask(ds: xr.Dataset, rules: Sequence[str], shelf: Any = None) -> xr.Dataset:
     """`ds` with the pixels found by these rules masked in addition to its own mask, lazily. []
-    changes nothing.
+    changes nothing. shelf: see `Automask`.
     """
     chosen = chosen_rules(rules)
     if not chosen:
         return ds
-    masking, value = Automask(ds, chosen), ds["intensity"]
+    masking, value = Automask(ds, chosen, shelf), ds["intensity"]
     if frame_count(ds) == 1 and (masking.own is None or masking.own.ndim < value.ndim):
         mask = xr.Variable(value.dims[1:], lazy_array(_Once(masking)))
     else:
