@@ -78,6 +78,7 @@ def page(data: dict[str, Any]) -> str:
     lines += [
         "Shares of the frames with six peaks or more that index, 95% interval. The judge indexes with the cell that was asked for; the other indexer looks for pairs of peaks and shares no code with it.",
         "The last column is the same indexer given the cell of the training frames.",
+        "The judge counts a frame if chance does as well in fewer than one of a thousand; by pairs one counts if three peaks more fit than of any of five turned copies. So frames of six or seven peaks that all fit a lattice with long axes are counted by pairs alone: there chance does as well in one of forty to four hundred.",
         "",
     ]
     head = ["asked for", "Å, °", "frames", "xrddiff evaluate", "by pairs", "interval", "by pairs, trained cell"]

@@ -49,7 +49,11 @@ except ImportError:
 files, cell, words, pictures = json.loads(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]), sys.argv[5]
 memory, clock, spent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time, {}
 begun = clock()
-ds = open_frames(files)
+try:
+    ds = open_frames(files)
+except BadInput as error:  # an older package may not know the format
+    print(json.dumps({"why": str(error)}))
+    sys.exit()
 masks = [frame_mask(ds, i) for i in range(ds.sizes["frame"])]
 spent["open and mask"] = clock() - begun
 begun = clock()
@@ -103,6 +107,9 @@ def page(data: dict[str, Any]) -> list[str]:
     rows = []
     for name, trees in data["sets"].items():
         for tree, own in trees.items():
+            if "rows" not in own:
+                rows.append([name, tree, "not read", *6 * ["–"]])
+                continue
             n = len(own["rows"])
             spent = [f"{own['spent'][k] / n:.2f}" for k in ("open and mask", "peaks", "index")]
             hits = sum(row[3] is not None for row in own["rows"]) if SETS[name][1] else "not tried"

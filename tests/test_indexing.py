@@ -22,6 +22,7 @@ from xrddiff.physics.indexing.rays import miller_sphere, predict_spots, scatteri
 from xrddiff.physics.indexing.series import index_series
 from xrddiff.physics.indexing.stream import write_stream
 from xrddiff.physics.simulation.crystal import CRYSTAL_SYSTEMS, random_rotation
+from xrddiff.physics.simulation.experiments import EXPERIMENTS
 from xrddiff.physics.simulation.simulate import simulate
 
 LYSOZYME = (79.1, 79.1, 37.9, 90, 90, 90)
@@ -242,6 +243,16 @@ def test_a_measured_frame_is_refused_with_the_cell_of_its_name():
     assert wrong.rate == 0
     right = index_series(ds, THAUMATIN, peaks=peaks, distance_range=0.03, controls=60)
     assert right.table.loc[0, "indexed"] > 0.9 * len(peaks) and right.table.loc[0, "rmsd_px"] < 0.6
+
+
+@pytest.mark.slow
+def test_spots_two_pixels_apart_are_still_a_lattice():
+    """79 Å on 344 µm pixels: chance comes within a pixel of a spot, so distances say nothing there."""
+    still = EXPERIMENTS["sim128"]
+    crystal = replace(still.sample.crystal, cell=(79.0, 79.0, 38.0, 90.0, 90.0, 90.0))
+    frames = simulate(replace(still, sample=replace(still.sample, crystal=crystal, hits=(0.0, 1.0))), range(24), seed=3)
+    table = index_frames(frames, crystal.cell, controls=100, lattices=1).table
+    assert (table.loc[table["peaks"] >= 12, "lattices"] == 1).mean() > 0.95
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ from .mediums import for_json
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'process_place', 'clear_leftovers', 'process_exists',
            'process_start', 'writing', 'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json',
-           'sha256', 'json_digest', 'lock', 'is_path', 'is_address', 'anywhere', 'state_folder', 'cache_dir',
-           'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
+           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_address', 'anywhere', 'state_folder',
+           'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -308,6 +308,13 @@ def is_path(path: str | os.PathLike, kind: str = "exists") -> bool:
         return {"exists": path.exists, "file": path.is_file, "dir": path.is_dir}[kind]()
     except (OSError, ValueError):  # the name is too long, or has a null byte
         return False
+
+# %% ../../nbs/core/files.ipynb #5e7d69e3
+def free_space(folder: str | os.PathLike) -> tuple[Path, int]:
+    """The nearest folder that exists, `folder` or one above it, and the bytes that are free there."""
+    path = Path(folder).absolute()
+    there = next(p for p in (path, *path.parents) if p.is_dir())
+    return there, shutil.disk_usage(there).free
 
 # %% ../../nbs/core/files.ipynb #a60a485f
 def is_address(place: Any) -> bool:

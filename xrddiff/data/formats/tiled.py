@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections import OrderedDict
 from contextlib import suppress
@@ -18,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from ...core.errors import XrddiffError
-from ...core.files import cache_dir, json_digest
+from ...core.files import cache_dir, free_space, json_digest
 from ...core.mediums import say
 from .store import PACKED, writing_hdf5
 from ..frames.rows import Rows, StoredRows, frame_origin, frame_reader, is_lazy, lazy_array, rows_behind
@@ -119,8 +118,8 @@ def keep_in_tiles(frames: xr.Dataset, key: Any, *, folder: str | Path | None = N
 
 def _has_room(place: Path, need: int) -> bool:
     """Whether so many bytes are at most half of what is free."""
-    there = next(p for p in (place.absolute(), *place.absolute().parents) if p.exists())
-    if place.exists() or need < (free := shutil.disk_usage(there).free) / 2:
+    there, free = free_space(place)
+    if place.exists() or need < free / 2:
         return True
     say(
         f"note: parts of large frames are read slowly: keeping them in tiles takes about {need / 1e9:,.0f} GB, and the disk "

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from xarray.core import indexing
 
 from ...core.errors import BadInput
 from .bit_images import as_bits, as_pixels
@@ -30,7 +29,11 @@ from xrddiff.data.frames.masks import (
     largest,
     negative_sentinels,
 )
+<<<<<<< HEAD
 from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, peek_frame, rows_behind
+=======
+from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, rows_behind, whole_frames
+>>>>>>> rest
 from .selection import evenly_spaced
 
 # %% auto #0
@@ -333,19 +336,13 @@ def mask_function(ds: xr.Dataset) -> Callable[[int, np.ndarray], np.ndarray] | N
     """A function (i, values of frame i) -> its mask; None if the mask of `ds` does not depend on
     these values alone.
     """
-    mask, value = (ds[name].variable._data if name in ds else None for name in ("mask", "intensity"))
-    if not isinstance(mask, indexing.LazilyIndexedArray) or not isinstance(value, indexing.LazilyIndexedArray):
+    found = [whole_frames(ds[name].variable) if name in ds else None for name in ("mask", "intensity")]
+    if None in found:
         return None
-    masking = mask.array.make if isinstance(mask.array, ComputedRows) else None
-    if not isinstance(masking, Automask) or value.array is not rows_behind(masking.intensity):
+    (masks, numbers), (values, same) = found
+    masking = masks.make if isinstance(masks, ComputedRows) else None
+    if not isinstance(masking, Automask) or (base := whole_frames(masking.intensity)) is None or values is not base[0]:
         return None
-    (first, *rest), (also, *others) = mask.key.tuple, value.key.tuple
-    whole = all(
-        isinstance(k, slice) and k.indices(n) == (0, n, 1)
-        for k, n in zip(rest + others, 2 * value.shape[1:], strict=True)
-    )
-    numbers, same = (np.arange(of.array.shape[0])[k] for of, k in ((mask, first), (value, also)))
-    base = np.arange(value.array.shape[0])[masking.intensity._data.key.tuple[0]]
-    if not whole or np.ndim(numbers) != 1 or not np.array_equal(base[numbers], same):
+    if not np.array_equal(np.asarray(base[1])[numbers], same):
         return None
     return lambda i, x: masking.mask_of(int(numbers[i]), x)

@@ -24,7 +24,11 @@ from ...core.errors import BadInput
 # %% auto #0
 __all__ = ['LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype', 'ArrayRows',
            'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows',
+<<<<<<< HEAD
            'lazy_frames', 'frame_origin', 'part_reader', 'frame_reader', 'peek_frame']
+=======
+           'lazy_frames', 'frame_origin', 'whole_frames', 'part_reader', 'frame_reader']
+>>>>>>> rest
 
 # %% ../../../nbs/data/frames/rows.ipynb #d9617ebb
 class LazyRows(BackendArray, ABC):
@@ -459,7 +463,7 @@ def frame_origin(variable: xr.Variable, i: int) -> str | None:
     return rows.origin(int(np.arange(rows.shape[0])[variable._data.key.tuple[0]][int(i)]))
 
 # %% ../../../nbs/data/frames/rows.ipynb #2a94c252
-def _whole_frames(variable: xr.Variable) -> tuple[LazyRows, Sequence[int]] | None:
+def whole_frames(variable: xr.Variable) -> tuple[LazyRows, Sequence[int]] | None:
     """(the rows behind `variable`, the number there of each frame), if it takes whole frames of them; else None."""
     rows = rows_behind(variable)
     if rows is None:
@@ -474,7 +478,7 @@ def _whole_frames(variable: xr.Variable) -> tuple[LazyRows, Sequence[int]] | Non
 
 def part_reader(variable: xr.Variable) -> Callable[[int, tuple], np.ndarray]:
     """A function (i, rest) -> the part `rest` of frame i of `variable` (frame, …), a slice for each axis."""
-    if (found := _whole_frames(variable)) is None:
+    if (found := whole_frames(variable)) is None:
         return lambda i, rest: variable[(i, *rest)].values
     rows, numbers = found
     return lambda i, rest: rows._outer((int(numbers[i]), *rest))
@@ -507,7 +511,7 @@ def peek_frame(variable: xr.Variable, i: int) -> np.ndarray:
 
 def _direct(variable: xr.Variable) -> Callable[[int], np.ndarray] | None:
     """The reader of the rows behind `variable`, if it takes whole frames of them; else None."""
-    if (found := _whole_frames(variable)) is None:
+    if (found := whole_frames(variable)) is None:
         return None
     rows, numbers = found
     read = rows.reader()

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ import xarray as xr
 
 from ...core import launcher
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import CannotSave, cache_dir, json_digest, lock, plain, sealed, sha256, writing
+from ...core.files import CannotSave, cache_dir, free_space, json_digest, lock, plain, sealed, sha256, writing
 from ...core.mediums import complain, say
 from ...data.formats.store import read_store, save_frames
 from ...data.frames.rows import ChainRows, lazy_array
@@ -123,8 +122,7 @@ def check_disk(experiment: Any, n: int, folder: str | Path) -> None:
         free.
     Raises `BadInput` if the shots need more space than is free.
     """
-    there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+    there, free = free_space(folder)
     kept = sum(p.stat().st_size for p in Path(folder).glob(f"simulated/{experiment.name}-*/block-*.h5"))
     if (need := int(n) * int(np.prod(experiment.detector.shape))) > free + kept:
         raise BadInput(

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import json_digest, plain, sha256, sync, write_text, writing
+from ...core.files import free_space, json_digest, plain, sha256, sync, write_text, writing
 from ...core.gate import need_file, read_json
 
 # %% auto #0
@@ -193,11 +193,10 @@ def save_checkpoint(
     except (OSError, SafetensorError) as e:
         known = re.search(r"I/O error: (.*?) \(os error", str(e))  # how safetensors reports a system error
         reason = known[1] if known else getattr(e, "strerror", None) or str(e)
-        there = next((p for p in [folder, *folder.parents] if p.is_dir()), Path("/"))
         intact = next((f"{p.name} is intact" for p in _checkpoints(folder)), "no earlier checkpoint exists")
         raise CheckpointError(
             f"checkpoint {name} could not be written to {folder}: {reason} "
-            f"({_size(needed)} needed, {_size(shutil.disk_usage(there).free)} free); {intact}"
+            f"({_size(needed)} needed, {_size(free_space(folder)[1])} free); {intact}"
         ) from e
     for path in _checkpoints(folder)[keep:] if keep else []:
         try:

@@ -156,21 +156,25 @@ class Indexer:
             indexed = again
         if best is None or p >= INDEXED:
             return best
-        stray = self._stray(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry.wavelength)
+        stray = self._stray(best, scattering_vectors(peaks[free], geometry.moved(best.shift)), geometry)
         return replace(best, p=p if stray <= STRAY else 1.0, stray=stray)
 
-    def _stray(self, lattice: Lattice, s: np.ndarray, wavelength: float) -> float:
-        """The `stray_share` of a lattice among peaks s (N, 3; 1/Å)."""
+    def _stray(self, lattice: Lattice, s: np.ndarray, geometry: PanelGeometry) -> float:
+        """The `stray_share` of a lattice among peaks s (N, 3; 1/Å); 0 where chance comes within a pixel."""
 
         def off(vectors: np.ndarray) -> np.ndarray:
             """Angles (m,) between the rays of the indexed ones and those of their spots, rad."""
             hkl, indexed = indexed_peaks(lattice.cell, lattice.A, vectors)
-            rays = [v + [0, 0, 1 / wavelength] for v in (vectors[indexed], hkl[indexed] @ np.linalg.inv(lattice.A).T)]
+            rays = [
+                v + [0, 0, 1 / geometry.wavelength]
+                for v in (vectors[indexed], hkl[indexed] @ np.linalg.inv(lattice.A).T)
+            ]
             a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rays)
             return np.linalg.norm(a - b, axis=1)  # so small that the chord is the angle
 
         turned = [shuffled(s, numpy_rng("stray control", i)) for i in range(-(-CONTROLS // len(s)))]
-        return stray_share(off(s), off(np.concatenate(turned)))
+        by_chance, pixel = off(np.concatenate(turned)), geometry.pixel_size / geometry.distance
+        return stray_share(off(s), by_chance) if len(by_chance) and np.median(by_chance) > pixel else 0.0
 
     def __call__(self, peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> list[Lattice]:
         """The lattices of one frame, those that are not chance after the first one; empty if there

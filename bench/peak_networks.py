@@ -1,9 +1,9 @@
 """Are generated frames good for training? A small peak network, trained on simulated frames, on generated ones that were asked for a lattice, and on both, beside classical peak finders, on frames that none of them saw.
 
-    OMP_NUM_THREADS=1 python bench/peak_finder.py [RUN] [--frames 256] [--steps 250]
+    OMP_NUM_THREADS=1 python bench/peak_networks.py [RUN] [--frames 256] [--steps 250]
 
 RUN is the folder of a run on sim128 with model.condition_maps=[lattice, …], such as that of `make demo`; without one, only simulated frames are trained on. Every network is trained for the same number of steps, with the same seed.
-Tested on simulated frames of two detectors, on the CSPAD still and, if it can be fetched, on the Laue pattern of germanium. Writes bench/results/peak_finder.md and peak_finder.json.
+Tested on simulated frames of two detectors, on the CSPAD still and, if it can be fetched, on the Laue pattern of germanium. Writes bench/results/peak_networks.md and peak_finder.json.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def page(found: dict) -> str:
     lines += markdown(head, rows)
     lines += [
         "",
-        *(["![Precision against recall](../../docs/pictures/peak_finder.png)", ""]),
+        *(["![Precision against recall](../../docs/pictures/peak_networks.png)", ""]),
         *found["missing"],
         *([""] if found["missing"] else []),
     ]
@@ -212,7 +212,7 @@ def main() -> None:
         networks[name] = fit_peak_net(sets, steps=args.steps)
         print(f"trained on {name}: {sum(len(s.peaks()) for s in sets)} peaks", flush=True)
     done, seconds, missing = tests(networks, args.test)
-    command = ["OMP_NUM_THREADS=1 python bench/peak_finder.py", *(["RUN"] if args.run else []), *args.words]
+    command = ["OMP_NUM_THREADS=1 python bench/peak_networks.py", *(["RUN"] if args.run else []), *args.words]
     found = {
         "command": " ".join([*command, f"--frames {args.frames} --steps {args.steps} --test {args.test}"]),
         "size": sum(p.numel() for p in next(iter(networks.values())).parameters()),
@@ -224,8 +224,8 @@ def main() -> None:
         "tests": {title: {name: row(test, name) for name in test.found} for title, test in done.items()},
     }
     found["words"] = in_words(found)
-    picture(done, PICTURES / "peak_finder.png")
-    write_results("peak_finder", page, found)
+    picture(done, PICTURES / "peak_networks.png")
+    write_results("peak_networks", page, found)
     print(page(found))
 
 
