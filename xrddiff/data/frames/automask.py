@@ -29,11 +29,15 @@ from xrddiff.data.frames.masks import (
     largest,
     negative_sentinels,
 )
-<<<<<<< HEAD
-from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, peek_frame, rows_behind
-=======
-from .rows import ComputedRows, LazyRows, lazy_array, lazy_frames, rows_behind, whole_frames
->>>>>>> rest
+from xrddiff.data.frames.rows import (
+    ComputedRows,
+    LazyRows,
+    lazy_array,
+    lazy_frames,
+    peek_frame,
+    rows_behind,
+    whole_frames,
+)
 from .selection import evenly_spaced
 
 # %% auto #0

@@ -24,11 +24,7 @@ from ...core.errors import BadInput
 # %% auto #0
 __all__ = ['LazyRows', 'Stored', 'StoredRows', 'lazy_array', 'is_lazy', 'rows_behind', 'Rows', 'frame_dtype', 'ArrayRows',
            'EachRow', 'ChainRows', 'RecentRows', 'LimitMask', 'SqueezedRows', 'SameRows', 'JoinedRows', 'ComputedRows',
-<<<<<<< HEAD
-           'lazy_frames', 'frame_origin', 'part_reader', 'frame_reader', 'peek_frame']
-=======
-           'lazy_frames', 'frame_origin', 'whole_frames', 'part_reader', 'frame_reader']
->>>>>>> rest
+           'lazy_frames', 'frame_origin', 'whole_frames', 'part_reader', 'frame_reader', 'peek_frame']
 
 # %% ../../../nbs/data/frames/rows.ipynb #d9617ebb
 class LazyRows(BackendArray, ABC):
@@ -501,7 +497,7 @@ def frame_reader(variable: xr.Variable) -> Callable[[int], np.ndarray]:
 
 def peek_frame(variable: xr.Variable, i: int) -> np.ndarray:
     """Frame i of `variable` (frame, …), not to be changed: without a copy where one was read before."""
-    found = _whole_frames(variable)
+    found = whole_frames(variable)
     if found is not None and isinstance(found[0], EachRow):
         frame = found[0].peek(int(found[1][i]))
         if frame.dtype == variable.dtype:

@@ -16,6 +16,7 @@ from ...core.ranks.agreement import Ranks
 from ...core.mediums import say
 from ...data.frames.frames import missing_geometry
 from .sample_jobs import open_sample_job
+from ...learn.loading.augmentations import TOLD
 from ...learn.loading.datasets import Prepared
 from ...learn.recipes.counts_nets import decoded_frames, fit_counts_net, open_counts_net, save_counts_net
 
@@ -54,7 +55,13 @@ def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.devi
         say("the network of counts exists already", flush=True)
         return kept[1]["about"]["deviance"]
     maps = dict(g.maps) | ({} if missing_geometry(prepared.frames) else {"q": {}})
-    options = dict(batch_size=16, multiple=g.multiple, maps=maps, shuffle=False, cond=list(g.fields))
+    options = dict(
+        batch_size=16,
+        multiple=g.multiple,
+        maps=maps,
+        shuffle=False,
+        cond=[f for f in g.fields if not f.startswith(TOLD)],
+    )
     words = dict(maps=list(maps), known=[*g.fields, *g.maps], again=(job.settings.whole(g.model), job.sampler))
     train, test = (
         decoded_frames(prepared.loader(rows, **options), g.space, g.transform, **words)

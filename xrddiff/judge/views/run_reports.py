@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['ASKED', 'run_title', 'trial_note', 'add_settings', 'codec_verdict', 'codec_table', 'split_end', 'codec_report_text',
-           'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_asked', 'draws_text', 'add_draws',
-           'posterior_text', 'add_posterior', 'way_text', 'sets_text', 'evaluation_summary', 'evaluation_record',
-           'evaluation_pictures', 'add_evaluation']
+           'add_codec', 'add_unseen', 'samples_lead', 'add_making', 'add_guide', 'add_counts', 'add_asked',
+           'draws_text', 'add_draws', 'posterior_text', 'add_posterior', 'way_text', 'sets_text', 'evaluation_summary',
+           'evaluation_record', 'evaluation_pictures', 'add_evaluation']
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #ebd4f4ae
 def run_title(cfg: Config, judgement: Any = None) -> str:
@@ -161,6 +161,16 @@ def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] |
     if accuracy:
         text = f"Share of held-out frames whose {label} it reads right at each noise level, classes counting alike."
         report.add("Guiding classifier", text, table=pd.DataFrame({"accuracy": accuracy}))
+
+
+def add_counts(report: Report, deviance: Mapping[str, float] | None) -> None:
+    """Add what the network of expected counts is worth, where there is one."""
+    if deviance:
+        text = (
+            "How unlikely the counts of held-out frames are, given the decoder's frames, and given those of the network of "
+            "expected counts, which sees the crystals at full resolution: −ln p, nats per pixel; less is better."
+        )
+        report.add("Expected counts", text, table=pd.DataFrame({"nats per pixel": deviance}))
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #0cfc31d7
 ASKED = {
