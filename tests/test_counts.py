@@ -41,8 +41,8 @@ def test_it_is_trained_on_request_and_used_in_samples(counted, tmp_path):
     assert load_checkpoint(run).sha256 == load_checkpoint(before).sha256
     state = load_checkpoint(run / "counts").state
     assert state["step"] == 6 and set(state["counts"]["maps"]) == {"lattice", "intensity", "q"}
-    deviance = state["about"]["deviance"]
-    assert np.isfinite([deviance["decoder"], deviance["network of counts"]]).all()
+    loss = state["about"]["loss"]
+    assert np.isfinite([loss["decoder"], loss["network of counts"]]).all()
     assert "Expected counts" in (run / "report.md").read_text()
 
     plain, mine = drawn(before), drawn(run)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...core.errors import BadInput
 from ...core.ranks.agreement import Ranks
 from ...core.mediums import say
 from ...data.frames.frames import missing_geometry
@@ -35,16 +34,11 @@ def train_counts(
 
     run: the folder of a trained latent model. cfg, prepared: its configuration and its frames.
     ranks: of the run; the first one trains.
-    Returns the deviance of a pixel of held-out frames, nats: "decoder", "network of counts"; None without such a network.
-    Raises `BadInput` for frames that are not in photons.
+    Returns the `counts_loss` of held-out frames: "decoder", "network of counts"; None without such a network.
     """
     steps = cfg.training.counts_steps
     if not steps:
         return None
-    if (units := prepared.frames["intensity"].attrs["units"]) != "photon":
-        raise BadInput(
-            f"training.counts_steps: the frames are in {units}; expected photons, which it gives the mean of"
-        )
     return ranks.first(partial(_train_counts, Path(run), cfg, prepared, device))
 
 
@@ -53,7 +47,7 @@ def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.devi
     g, latent, kept = job.generator, job.generator.space.statistics.sha256, open_counts_net(run, device)
     if kept is not None and (kept[1]["step"], kept[1]["about"]["checkpoint"]) == (steps, g.about["checkpoint"]):
         say("the network of counts exists already", flush=True)
-        return kept[1]["about"]["deviance"]
+        return kept[1]["about"]["loss"]
     maps = dict(g.maps) | ({} if missing_geometry(prepared.frames) else {"q": {}})
     options = dict(
         batch_size=16,
@@ -68,6 +62,6 @@ def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.devi
         for rows in (prepared.train, prepared.held_out[: cfg.inference.limit])
     )
     net = fit_counts_net(train, steps=steps, seed=cfg.training.seed, device=device)
-    deviance = {"decoder": test.deviance(), "network of counts": test.deviance(net)}
-    save_counts_net(net, run, steps, latent=latent, checkpoint=g.about["checkpoint"], deviance=deviance)
-    return deviance
+    loss = {"decoder": test.loss(), "network of counts": test.loss(net)}
+    save_counts_net(net, run, steps, latent=latent, checkpoint=g.about["checkpoint"], loss=loss)
+    return loss

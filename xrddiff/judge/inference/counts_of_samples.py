@@ -18,7 +18,7 @@ from ...data.frames.frames import frame_mask
 from ...data.transforms.spatial import as_images
 from ...learn.loading.condition_maps import ConditionMaps
 from ...learn.models.counts_net import CountsNet
-from ...learn.recipes.counts_nets import open_counts_net
+from ...learn.recipes.counts_nets import PhotonScale, open_counts_net
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +32,7 @@ _AT_ONCE = 2**20  # pixels that go through the network at once
 
 @dataclass(frozen=True)
 class CountsOfSamples:
-    """`counts(intensities, frames)`: expected counts of decoded intensities.
+    """`counts(intensities, frames)`: expected values of decoded intensities.
 
     net: the network. options: of the condition maps that the run knows, name -> options.
     device: where the network is.
@@ -44,19 +44,20 @@ class CountsOfSamples:
 
     @torch.no_grad()
     def __call__(self, intensities: np.ndarray, frames: xr.Dataset) -> np.ndarray:
-        """Expected photons (B, [panel,] y, x) float32, 0 where the mask is.
+        """Expected intensities (B, [panel,] y, x) float32, 0 where the mask is.
 
-        intensities: decoded photons, (B, [panel,] y, x).
+        intensities: decoded ones, (B, [panel,] y, x).
         frames: so many frames, with their geometry, crystals and mask.
         """
         images = as_images(frames)
         maps = ConditionMaps(images, {name: self.options.get(name, {}) for name in self.net.maps})
-        mu = torch.from_numpy(intensities.reshape(-1, 1, *intensities.shape[-2:]).astype(np.float32))
+        scale = PhotonScale.of(frames)
+        mu = scale.photons(intensities.reshape(-1, 1, *intensities.shape[-2:]))
         out = np.empty(mu.shape, np.float32)
         at_once = max(1, _AT_ONCE // mu[0].numel())
         for rows in torch.arange(len(mu)).split(at_once):
             known = {name: m.to(self.device) for name, m in maps(rows.tolist()).items()}
-            out[rows] = self.net(mu[rows].to(self.device), known).cpu().numpy()
+            out[rows] = scale.intensities(self.net(mu[rows].to(self.device), known))
         return np.where(frame_mask(frames, 0), out.reshape(intensities.shape), np.float32(0))
 
 # %% ../../../nbs/judge/inference/counts_of_samples.ipynb #f52ed23c

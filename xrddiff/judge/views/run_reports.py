@@ -163,14 +163,14 @@ def add_guide(report: Report, label: str, accuracy: Mapping[str, float | None] |
         report.add("Guiding classifier", text, table=pd.DataFrame({"accuracy": accuracy}))
 
 
-def add_counts(report: Report, deviance: Mapping[str, float] | None) -> None:
+def add_counts(report: Report, loss: Mapping[str, float] | None) -> None:
     """Add what the network of expected counts is worth, where there is one."""
-    if deviance:
+    if loss:
         text = (
-            "How unlikely the counts of held-out frames are, given the decoder's frames, and given those of the network of "
-            "expected counts, which sees the crystals at full resolution: −ln p, nats per pixel; less is better."
+            "How well held-out frames are expected by the decoder, and by the network of expected counts, which sees the "
+            "crystals at full resolution: −ln p of their counts, in nats per pixel, but for a constant; less is better."
         )
-        report.add("Expected counts", text, table=pd.DataFrame({"nats per pixel": deviance}))
+        report.add("Expected counts", text, table=pd.DataFrame({"nats per pixel": loss}))
 
 # %% ../../../nbs/judge/views/run_reports.ipynb #0cfc31d7
 ASKED = {

@@ -21,17 +21,19 @@ from ..diffusion.keyed_sampling import SampleNoise, Sampler
 from ..diffusion.samplers import Denoise
 from ..loading.condition_maps import fold
 from ..loading.loader import epoch_order
-from ..losses import poisson_nll
+from ..losses import pixel_mean
 from ..models.counts_net import CountsNet, ring_profile
 from ..models.latent_space import LatentSpace
 from ..training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from xrddiff.learn.loading.loader import FrameLoader
 
 # %% auto #0
-__all__ = ['STARTS', 'MOST', 'COUNTS', 'drawn_again', 'DecodedFrames', 'photons', 'decoded_frames', 'fit_counts_net',
-           'save_counts_net', 'open_counts_net']
+__all__ = ['STARTS', 'MOST', 'COUNTS', 'drawn_again', 'DecodedFrames', 'PhotonScale', 'counts_loss', 'decoded_frames',
+           'fit_counts_net', 'save_counts_net', 'open_counts_net']
 
 # %% ../../../nbs/learn/recipes/counts_nets.ipynb #46d068c1
 STARTS = (1.2, 4.0)  # noise levels that frames are drawn again from, in units of σ_data
@@ -76,22 +78,53 @@ class DecodedFrames:
     views: list[Tensor]
     maps: dict[str, Tensor]
 
-    def deviance(self, net: CountsNet | None = None, batch: int = 16) -> float:
-        """Mean −ln p(n | λ) of a valid pixel over all views, nats; None: λ = what was decoded."""
+    def loss(self, net: CountsNet | None = None, batch: int = 16) -> float:
+        """Mean `counts_loss` over all views; None: λ = what was decoded."""
         total = []
         for view in self.views:
             for at in torch.arange(len(view)).split(batch):
                 maps = {name: m[at] for name, m in self.maps.items()}
                 with torch.no_grad():
                     rate = view[at] if net is None else net(view[at], maps)
-                total.append(poisson_nll(rate, self.counts[at], self.mask[at]))
+                total.append(counts_loss(rate, self.counts[at], self.mask[at]))
         return float(torch.cat(total).mean())
 
 
-def photons(values: Tensor, transform: Transform, mask: Tensor) -> Tensor:
-    """Network values (B, 1, H, W) as photons, not negative, 0 where `mask` hides a pixel."""
-    x = torch.from_numpy(np.asarray(transform.bounded_inverse(values.float().cpu().numpy()), np.float32))
-    return torch.where(mask.cpu(), x.clamp_min(0), 0.0)
+@dataclass(frozen=True)
+class PhotonScale:
+    """Intensity = gain · photons + pedestal."""
+
+    gain: float = 1.0
+    pedestal: float = 0.0
+
+    @classmethod
+    def of(cls, frames: xr.Dataset) -> PhotonScale:
+        """That of frames; raises `BadInput` if they do not say how much a photon is."""
+        about = frames["intensity"].attrs
+        if "gain" not in about and about["units"] != "photon":
+            raise BadInput(
+                f"training.counts_steps needs photons, and the frames do not say how many {about['units']} a photon is; "
+                "expected the attribute gain of intensity (data.gain)"
+            )
+        return cls(float(about.get("gain", 1.0)), float(frames.attrs.get("pedestal", 0.0)))
+
+    def photons(self, intensities: np.ndarray) -> Tensor:
+        """Intensities as photons, float32."""
+        return torch.from_numpy(((intensities - self.pedestal) / self.gain).astype(np.float32))
+
+    def intensities(self, photons: Tensor) -> np.ndarray:
+        """The way back."""
+        return photons.cpu().numpy() * np.float32(self.gain) + np.float32(self.pedestal)
+
+
+def counts_loss(expected: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
+    """Mean of λ − n ln λ over the valid pixels of each frame, (B,); all (B, 1, H, W), photons.
+
+    This is −ln p(n | λ) of the Poisson distribution without what does not depend on λ. Its minimum is at the mean of n
+    whatever the noise, so that n may be measured with noise of the readout, and be negative.
+    """
+    rate = expected.clamp_min(1e-3)
+    return pixel_mean(torch.where(mask, rate - counts * rate.log(), 0.0), mask)
 
 # %% ../../../nbs/learn/recipes/counts_nets.ipynb #19cd3cc3
 @torch.no_grad()
@@ -109,12 +142,17 @@ def decoded_frames(
 ) -> DecodedFrames:
     """Frames of `loader`, reconstructed and drawn again.
 
-    loader: of photons, with the conditions and the maps of the denoiser, and the map "q" if it is in `maps`.
+    loader: of frames whose photons are known, with the conditions and the maps of the denoiser, and the map "q" if it is in `maps`.
     maps: those that the network of counts reads.
     again: the denoiser and the sampler that draw frames again; None = they are only reconstructed.
     known: names of the conditions and maps that the denoiser takes.
     """
-    parts: dict[str, list[Tensor]] = {}
+    scale, parts = PhotonScale.of(loader.frames), {}
+
+    def photons(values: Tensor, mask: Tensor) -> Tensor:
+        x = scale.photons(np.asarray(transform.bounded_inverse(values.float().cpu().numpy())))
+        return torch.where(mask.cpu(), x, 0.0)
+
     index = evenly_spaced(loader.index, max(1, MOST // int(np.prod(loader.shape))))
     for rows in np.array_split(index, -(-len(index) // batch)):
         got = loader.batch(rows)
@@ -129,13 +167,13 @@ def decoded_frames(
                 noise = SampleNoise(z.shape[1:], rows, seed + i, device)
                 made = drawn_again(*again, z, start * sigma_data, noise, cond)
                 drawn |= {} if made is None else {f"view {1 + i}": made}
-        made = {name: photons(space.decode(v), transform, mask) for name, v in drawn.items()}
-        made |= {"counts": photons(x, transform, mask), "mask": mask.cpu()} | {k: got["cond"][k] for k in maps}
+        made = {name: photons(space.decode(v), mask).clamp_min(0) for name, v in drawn.items()}
+        made |= {"counts": photons(x, mask), "mask": mask.cpu()} | {k: got["cond"][k] for k in maps}
         for name, value in made.items():
             parts.setdefault(name, []).append(value)
     whole = {name: torch.cat(values) for name, values in parts.items()}
     views = [whole[name] for name in sorted(whole) if name.startswith("view ")]
-    return DecodedFrames(whole["counts"].round(), whole["mask"], views, {name: whole[name] for name in maps})
+    return DecodedFrames(whole["counts"], whole["mask"], views, {name: whole[name] for name in maps})
 
 # %% ../../../nbs/learn/recipes/counts_nets.ipynb #fb11e11f
 def fit_counts_net(
@@ -165,7 +203,7 @@ def fit_counts_net(
         at = order[step * batch : (step + 1) * batch]
         mu = frames.views[step % len(frames.views)][at].to(device)
         maps = {name: m[at].to(device) for name, m in frames.maps.items()}
-        loss = poisson_nll(net(mu, maps), frames.counts[at].to(device), frames.mask[at].to(device)).mean()
+        loss = counts_loss(net(mu, maps), frames.counts[at].to(device), frames.mask[at].to(device)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
