@@ -35,7 +35,6 @@ from ...learn.models.autoregressive import AutoregressiveDiffusion, make_autoreg
 from ...learn.models.latent_space import LatentSpace
 from ...learn.recipes.autoencoders import build_autoencoder
 from ...learn.recipes.condition_use import condition_use
-from ...learn.recipes.counts_nets import PhotonScale
 from ...learn.recipes.latents import LatentLoader, open_latent_space
 from ...learn.recipes.setup import run_loaders, run_trainer, windowed
 from ...learn.recipes.starting import check_alike, open_init
@@ -349,8 +348,6 @@ def build_generative(
     fields, conditions, classes = (f(frames[0]) for f in (condition_fields, condition_table, condition_classes))
     if cfg.training.classifier:
         check_label(cfg.training.classifier, fields)
-    if cfg.training.counts_steps and space is not None:
-        PhotonScale.of(prepared.frames)  # raises before the training if photons are not known
     loaders = frames if space is None else tuple(LatentLoader(loader, space) for loader in frames)
     shape = (1 if space is None else space.channels, *loaders[0].shape)
     loaders = windowed(loaders, cfg, multiple, side)

@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...core.ranks.agreement import Ranks
+from ...config.used_words import model_parts
+from ...core.errors import BadInput
 from ...core.mediums import say
 from ...data.frames.frames import missing_geometry
 from .sample_jobs import open_sample_job
 from ...learn.loading.augmentations import TOLD
 from ...learn.loading.datasets import Prepared
-from ...learn.recipes.counts_nets import decoded_frames, fit_counts_net, open_counts_net, save_counts_net
+from xrddiff.learn.recipes.counts_nets import (
+    PhotonScale,
+    decoded_frames,
+    fit_counts_net,
+    open_counts_net,
+    save_counts_net,
+)
 
 if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
@@ -34,10 +42,17 @@ def train_counts(
 
     run: the folder of a trained latent model. cfg, prepared: its configuration and its frames.
     ranks: of the run; the first one trains.
-    Returns the `counts_loss` of held-out frames: "decoder", "network of counts"; None without such a network.
+    Returns the `counts_loss` of held-out frames: "decoder", "network of counts"; None without such a network, which is
+    said if the frames do not say how much a photon is.
     """
-    steps = cfg.training.counts_steps
-    if not steps:
+    parts = model_parts(cfg)
+    if not (cfg.training.counts_steps and parts.latent and parts.denoiser == "unet"):
+        return None
+    try:
+        PhotonScale.of(prepared.frames)
+    except BadInput as error:
+        if ranks.rank == 0:
+            say(f"there is no network of expected counts: {error}", flush=True)
         return None
     return ranks.first(partial(_train_counts, Path(run), cfg, prepared, device))
 

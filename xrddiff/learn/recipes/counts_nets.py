@@ -104,7 +104,7 @@ class PhotonScale:
         if "gain" not in about and about["units"] != "photon":
             raise BadInput(
                 f"training.counts_steps needs photons, and the frames do not say how many {about['units']} a photon is; "
-                "expected the attribute gain of intensity (data.gain)"
+                "expected the attribute gain of intensity"
             )
         return cls(float(about.get("gain", 1.0)), float(frames.attrs.get("pedestal", 0.0)))
 
