@@ -6,14 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import need
 from test_run import xrddiff
 
 from xrddiff.config.composition import inference_config
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
+from xrddiff.judge.exports.exporters import export_run
 from xrddiff.judge.inference.evaluation import SampleEvaluation
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.learn.recipes.counts_nets import open_counts_net, save_counts_net
 from xrddiff.learn.training.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -77,10 +80,15 @@ def test_one_that_is_there_is_kept_and_one_of_another_autoencoder_refused(counte
     assert load_checkpoint(other / "counts").sha256 == sha256
 
     state = load_checkpoint(run / "counts")
-    from xrddiff.learn.recipes.counts_nets import open_counts_net, save_counts_net
-
     net, _ = open_counts_net(run)
     shutil.rmtree(other / "counts")
     save_counts_net(net, other, 6, **state.state["about"] | {"latent": "0" * 64})
     with pytest.raises(BadInput, match="is of another autoencoder"):
         open_generator(other)
+
+
+def test_what_is_exported_has_no_such_network_and_says_so(counted, tmp_path):
+    _, run, _ = counted
+    need("onnxruntime")
+    with pytest.warns(UserWarning, match="the network of expected counts is not exported"):
+        export_run(run, "onnx", tmp_path / "package")

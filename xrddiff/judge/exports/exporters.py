@@ -5,6 +5,7 @@
 # %% ../../../nbs/judge/exports/exporters.ipynb #45dde388
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ...core.registry import get
 from ...data.formats.store import save_frames
 from .graphs import Exportable, Graph, open_exportable
 from .package import check_package_target, finish_package
+from ...learn.recipes.counts_nets import COUNTS
 
 if TYPE_CHECKING:
     Call = Callable[..., tuple[Tensor, ...]]
@@ -81,6 +83,11 @@ def export_run(
     run = Path(run).expanduser()
     path = check_package_target(run / "exported" / format if output is None else output)
     made = open_exportable(run, words)
+    if (run / COUNTS).is_dir():
+        warnings.warn(
+            "the network of expected counts is not exported: the exported model draws what the decoder gives",
+            stacklevel=2,
+        )
     with writing(path) as part:
         part.mkdir()
         more = exporter.write(made, part)
