@@ -80,12 +80,12 @@ class DecodedFrames:
 
     def loss(self, net: CountsNet | None = None, batch: int = 16) -> float:
         """Mean `counts_loss` over all views; None: λ = what was decoded."""
-        total = []
+        total, device = [], "cpu" if net is None else net.first.weight.device
         for view in self.views:
             for at in torch.arange(len(view)).split(batch):
-                maps = {name: m[at] for name, m in self.maps.items()}
+                maps = {name: m[at].to(device) for name, m in self.maps.items()}
                 with torch.no_grad():
-                    rate = view[at] if net is None else net(view[at], maps)
+                    rate = view[at] if net is None else net(view[at].to(device), maps).cpu()
                 total.append(counts_loss(rate, self.counts[at], self.mask[at]))
         return float(torch.cat(total).mean())
 
