@@ -5,7 +5,7 @@
 # %% ../../../nbs/learn/recipes/counts_nets.ipynb #05fbf6c7
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,7 @@ def decoded_frames(
     maps: Sequence[str],
     *,
     again: tuple[Denoise, Sampler] | None = None,
-    known: Mapping[str, Any] | None = None,
+    known: Collection[str] = (),
     sigma_data: float = 1.0,
     seed: int = 0,
     batch: int = 16,
