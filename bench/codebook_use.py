@@ -8,13 +8,11 @@ the held-out frames use at least once; and the perplexity of their use, which is
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from harness import XRDDIFF, make_parser, markdown, write_results
+from harness import make_parser, markdown, trained_run, write_results
 
 from xrddiff.config.saved_config import load_config
 from xrddiff.data.transforms.pipelines import transform_from_state
@@ -28,19 +26,10 @@ COMMON += ["model.latent_channels=4"]
 ROWS = {"VQ": [], "FSQ": ["model.quantizer=fsq"]}
 
 
-def train(name: str, folder: Path) -> Path:
-    """The run folder of a row, trained unless it is there."""
-    run = next(folder.glob(f"output/*/{name}"), None)
-    if run is None or not (run / "report.html").exists():
-        words = [f"resume={run}"] if run else [*COMMON, *ROWS[name], f"run_name={name}"]
-        subprocess.run([XRDDIFF, "run", *words], check=True, cwd=folder, stdout=sys.stderr)
-    return next(folder.glob(f"output/*/{name}"))
-
-
 @torch.no_grad()
 def measure(name: str, folder: Path) -> dict[str, float]:
     """Use of the codebook, and how well held-out frames come back."""
-    run = train(name, folder)
+    run = trained_run(folder, name, [*COMMON, *ROWS[name]])
     checkpoint = load_checkpoint(run)
     net = open_autoencoder(checkpoint)
     prepared = prepare_words(load_config(run / "config.yaml"), transform_from_state(checkpoint.state["transform"]))

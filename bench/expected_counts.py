@@ -1,6 +1,6 @@
 """What do the network of expected counts, and being told how bright a frame is, do for samples?
 
-    OMP_NUM_THREADS=1 python bench/expected_counts.py [--seeds 2] [--samples 250] [--folder FOLDER]
+    OMP_NUM_THREADS=1 python bench/expected_counts.py [--seeds 5] [--samples 250] [--folder FOLDER]
 
 Trains the model of `make demo` twice for each seed, told the hit class alone, and also the levels of background and spots. Each is sampled with its network of expected counts and without it. A classifier tells samples from held-out frames (AUC of the two-sample test);
 beside it stand what a judge of brightness looks at. `--folder` keeps the runs and goes on with those that are there. Writes bench/results/expected_counts.md and .json.
@@ -8,8 +8,7 @@ beside it stand what a judge of brightness looks at. `--folder` keeps the runs a
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from harness import XRDDIFF, machine, make_parser, markdown, same_terms, write_results
+from harness import machine, make_parser, markdown, same_terms, trained_run, write_results
 
 from xrddiff.config.composition import inference_config
 from xrddiff.data.frames.labels import background_level
@@ -42,17 +41,8 @@ NUMBERS = {
 
 def train(told: str, seed: int, folder: Path) -> Path:
     """The run of a variant, trained unless it is there."""
-    name = f"{told.replace(' ', '_')}-{seed}"
-    run = next(folder.glob(f"output/*/{name}"), None)
-    if run is None or not (run / "report.html").exists():
-        words = (
-            [f"resume={run}"]
-            if run
-            else ["experiment_type=demo", *TOLD[told], f"training.seed={seed}", f"run_name={name}"]
-        )
-        subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
-        run = next(folder.glob(f"output/*/{name}"))
-    return run
+    words = ["experiment_type=demo", *TOLD[told], f"training.seed={seed}"]
+    return trained_run(folder, f"{told.replace(' ', '_')}-{seed}", words)
 
 
 def numbers_of(frames: xr.Dataset, summary: SetSummary) -> dict[str, float]:
@@ -81,8 +71,8 @@ def judged(run: Path, samples: int) -> dict[str, dict[str, float]]:
             evaluation.generator = replace(evaluation.generator, counts=None)
         else:
             evaluation.generator = job.generator
-        made = evaluation.ruler.measure(job.make(slice(None))[0], draw=0)
-        counted = draw_counts(job.make(slice(None))[0], 0)
+        drawn, _ = job.make(slice(None))
+        made, counted = evaluation.ruler.measure(drawn, draw=0), draw_counts(drawn, 0)
         again = evaluation.measure("autoencoder", slice(None))
         out[name] = numbers_of(counted, made) | {
             "auc": two_sample(train, real, made).value,
@@ -103,9 +93,26 @@ def row(first: str, seeds: list[dict[str, float]]) -> list[str]:
     return [first, *(cell(name, form) for name, (_, form) in NUMBERS.items())]
 
 
+def page(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> list[str]:
+    """The lines of the table."""
+    rows = [row("held-out frames", [s["held out"] for s in found["hit class"]])]
+    for told, seeds in found.items():
+        for name in ("without", "with"):
+            rows.append(row(f"told {told}, {name} the network", [s[name] for s in seeds]))
+    return [
+        "# Expected counts and levels",
+        "",
+        f"`OMP_NUM_THREADS=1 python bench/expected_counts.py --seeds {len(found['hit class'])} --samples {args.samples}`; {machine('one thread')}.",
+        "",
+        "The model of `make demo`, told the hit class alone or also the levels of background and spots, sampled with its network of expected counts and without it. AUC: a classifier trained on training frames and half of the samples, and tested on held-out frames and the other half; .5 is chance.",
+        "",
+        *markdown(["", *(title for title, _ in NUMBERS.values())], rows),
+    ]
+
+
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=250)
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
@@ -113,23 +120,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as own:
         folder = args.folder or Path(own)
         folder.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = {
-            told: [judged(train(told, s, folder), args.samples) for s in range(args.seeds)] for told in TOLD
-        }
-    rows = [row("held-out frames", [s["held out"] for s in found["hit class"]])]
-    for told, seeds in found.items():
-        for name in ("without", "with"):
-            rows.append(row(f"told {told}, {name} the network", [s[name] for s in seeds]))
-    text = [
-        "# Expected counts and levels",
-        "",
-        f"`OMP_NUM_THREADS=1 python bench/expected_counts.py --seeds {args.seeds} --samples {args.samples}`; {machine('one thread')}.",
-        "",
-        "The model of `make demo`, told the hit class alone or also the levels of background and spots, sampled with its network of expected counts and without it. AUC: a classifier trained on training frames and half of the samples, and tested on held-out frames and the other half; .5 is chance.",
-        "",
-        *markdown(["", *(title for title, _ in NUMBERS.values())], rows),
-    ]
-    write_results("expected_counts", text, found)
+        found: dict[str, Any] = {told: [] for told in TOLD}
+        for seed in range(args.seeds):
+            for told in TOLD:
+                found[told].append(judged(train(told, seed, folder), args.samples))
+            write_results("expected_counts", page(found, args), found)  # a bench that is stopped keeps its seeds
 
 
 if __name__ == "__main__":

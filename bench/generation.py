@@ -8,13 +8,12 @@ Ten to twenty minutes of one core for each model, and as much for `samplers`.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, XRDDIFF, make_parser, markdown, read_results, timed, turns, write_results
+from harness import RESULTS, make_parser, markdown, read_results, timed, trained_run, turns, write_results
 
 from xrddiff.config.saved_config import load_config
 from xrddiff.config.words.data import AUTOMASK
@@ -46,14 +45,8 @@ MODELS = {
 
 def train(name: str, folder: Path) -> tuple[Path, float]:
     """The run folder of a model, trained unless it is there, and the seconds of CPU that training and sampling took."""
-    run = next(folder.glob(f"output/*/{name}"), None)
-    if run is None or not (run / "report.html").exists():
-        words = [f"resume={run}"] if run else [*MODELS[name], f"run_name={name}"]
-        command = [XRDDIFF, "run", *words]
-        _, spent = timed(lambda: subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr))
-        run = next(folder.glob(f"output/*/{name}"))
-        (run / "seconds.txt").write_text(str(spent.cpu))
-    return run, float((run / "seconds.txt").read_text())
+    run = trained_run(folder, name, MODELS[name])
+    return run, float((run / "cpu_seconds.txt").read_text())
 
 
 def settings(cfg: Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,22 @@ def timed(call: Callable[[], Any]) -> tuple[Any, Spent]:
     out = call()
     clock = time.perf_counter() - clock
     return out, Spent(cpu_seconds() - cpu, clock)
+
+
+def trained_run(folder: Path, name: str, words: Iterable[str], as_is: bool = False) -> Path:
+    """The run `name` in `folder`, trained with `words` unless it is there; one that was stopped goes on, or is taken `as_is`.
+
+    `cpu_seconds.txt` in it: what training and sampling took, of one that was stopped since then.
+    """
+    run = next(folder.glob(f"output/*/{name}"), None)
+    if run is not None and (as_is or (run / "report.html").exists()):
+        return run
+    words = [*words, f"run_name={name}"] if run is None else [f"resume={run}"]
+    before = cpu_seconds(own=False)
+    subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
+    run = next(folder.glob(f"output/*/{name}"))
+    write_text(run / "cpu_seconds.txt", f"{cpu_seconds(own=False) - before}\n")
+    return run
 
 
 def turns(names: Iterable[Any], rounds: int) -> Iterator[Any]:

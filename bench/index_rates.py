@@ -8,12 +8,10 @@ detector would count it. `--folder` keeps the runs and goes on with those that a
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, same_terms, write_results
+from harness import machine, make_parser, markdown, read_results, same_terms, trained_run, write_results
 
 DATA = ["size=tiny", "data=sim128", "data.limit=1250", "threads=1", "inference.index_frames=0"]
 QUICK = ["training.batch_size=8", "training.lr=3e-3", "training.lr_schedule=cosine", "training.lr_warmup_steps=30"]
@@ -39,16 +37,8 @@ NUMBERS = ("enough", "rate", "on_lattice", "completeness")
 
 
 def train(name: str, folder: Path) -> Path:
-    """The run folder of a model, trained unless it is there; the CPU seconds are kept beside its report."""
-    tidy = name.replace(", ", "-").replace(" ", "-")
-    run = next(folder.glob(f"output/*/{tidy}"), None)
-    if run is None or not (run / "report.html").exists():
-        words = [f"resume={run}"] if run else [*DATA, *MODELS[name], f"run_name={tidy}"]
-        before = cpu_seconds(own=False)
-        subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
-        run = next(folder.glob(f"output/*/{tidy}"))
-        (run / "cpu_seconds.txt").write_text(str(cpu_seconds(own=False) - before))
-    return run
+    """The run folder of a model, trained unless it is there."""
+    return trained_run(folder, name.replace(", ", "-").replace(" ", "-"), [*DATA, *MODELS[name]])
 
 
 def index(frames, limit: int, *, turned: bool = False) -> dict:

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python bench/peak_networks.py [RUN] [--frames 256] [--steps 250]
 
 RUN is the folder of a run on sim128 with model.condition_maps=[lattice, …], such as that of `make demo`; without one, only simulated frames are trained on. Every network is trained for the same number of steps, with the same seed.
-Tested on simulated frames of two detectors, on the CSPAD still and, if it can be fetched, on the Laue pattern of germanium. Writes bench/results/peak_networks.md and peak_finder.json.
+Tested on simulated frames of two detectors, on the CSPAD still and, if it can be fetched, on the Laue pattern of germanium. Writes bench/results/peak_networks.md and .json.
 """
 
 from __future__ import annotations

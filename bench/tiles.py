@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import XRDDIFF, cpu_seconds, machine, make_parser, markdown, read_results, same_terms, write_results
+from harness import machine, make_parser, markdown, read_results, same_terms, trained_run, write_results
 
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
@@ -55,20 +55,6 @@ def detector(name: str, times: int = 1, farther: float | None = None) -> str:
     )
     lines = [f"{name} = {value}" for name, value in words.items()]
     return "\n".join([*lines, *(f"p0/{name} = {value}" for name, value in panel.items())]) + "\n"
-
-
-def train(name: str, folder: Path, as_is: bool) -> Path:
-    """The run of a model, trained unless it is there, or is to be taken `as_is`."""
-    run = next(folder.glob(f"output/*/{name}"), None)
-    if as_is and run is not None:
-        return run
-    if run is None or not (run / "report.html").exists():
-        words = [f"resume={run}"] if run else [*MODELS[name], f"run_name={name}"]
-        before = cpu_seconds(own=False)
-        subprocess.run([XRDDIFF, "run", *words], cwd=folder, check=True, stdout=sys.stderr)
-        run = next(folder.glob(f"output/*/{name}"))
-        (run / "cpu_seconds.txt").write_text(str(round(cpu_seconds(own=False) - before)))
-    return run
 
 
 def sample(run: Path, name: str, *words: str) -> tuple[Path, float]:
@@ -260,7 +246,7 @@ def main() -> None:
         write_results("tiles", page, found)
 
     for name in args.only:
-        run = train(name, folder, args.as_is)
+        run = trained_run(folder, name, MODELS[name], args.as_is)
         found["commands"][name] = f"OMP_NUM_THREADS=1 python bench/tiles.py --only {name} --frames {args.frames}"
         found["rows"] = [r for r in found["rows"] if r["model"] != name]
         prepared = prepare_words(load_config(run / "config.yaml"))

@@ -15,6 +15,7 @@ from xrddiff.config.words.vocabulary import Config, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import read_store
 from xrddiff.judge.inference.building import build_generative, open_space
+from xrddiff.judge.inference.counts_of_runs import train_counts
 from xrddiff.judge.inference.evaluation import CodecEvaluation
 from xrddiff.learn.loading.datasets import prepare_words
 from xrddiff.learn.recipes.autoencoders import (
@@ -144,6 +145,7 @@ def train(cfg, path):
         building = build_generative(cfg, prepare_words(cfg, transform), accelerator, space)
         building.trainer(run.path).fit()
         building.train_guide(run.path)
+        train_counts(run.path, cfg, building.prepared, building.ranks)
         make_samples_together(
             run.path, few_samples(cfg), run.samples, building.ranks, accelerator.device, run.end_early
         )

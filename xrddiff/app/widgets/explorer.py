@@ -142,6 +142,9 @@ def peaks_in(ds: xr.Dataset, i: int, image: np.ndarray, mask: np.ndarray, **opti
     return find_frame_peaks(one.drop_vars("mask", errors="ignore").assign(held), 0, **options)
 
 # %% ../../../nbs/app/widgets/explorer.ipynb #66fb6382
+_NOTHING_READ = (None, None, None, True)  # frame, its values, why its pixels are masked, whether by all rules
+
+
 class FrameExplorer(FrameSeries):
     """Frames, one at a time, with their angles, peaks, panels and mask.
 
@@ -167,13 +170,8 @@ class FrameExplorer(FrameSeries):
     def __init__(self, what: Any, **words: Any):
         """`what`: a file, a name or Frames. `words`: traits; the others are options of `open_frames` or `load`."""
         own = {name: words.pop(name) for name in list(words) if name in self.trait_names()}
-        self.frames, self._words, self._written, self._read, self.marks = (
-            None,
-            words,
-            None,
-            (None, None, None, True),
-            [],
-        )
+        self.frames, self._words, self._written, self.marks = None, words, None, []
+        self._read = _NOTHING_READ
         named = isinstance(what, str | os.PathLike)
         parts = ["mask", *(["source"] if named else [])]
         super().__init__(label="frame explorer", _parts=parts, _reasons=[list(r) for r in reasons().items()])
@@ -197,7 +195,7 @@ def _open(self: FrameExplorer, what: Any) -> None:
     """Show the first frame of `what`."""
     if isinstance(what, str | os.PathLike):
         self.source = os.fspath(what)
-    self.frames, self._read = None, (None, None, None, True)
+    self.frames, self._read = None, _NOTHING_READ
     self._forget("mask")
     self.edits, self.saved, self._written, self.center = [], "", None, None
     try:

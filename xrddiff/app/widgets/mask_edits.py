@@ -158,10 +158,8 @@ def frame_codes(ds: xr.Dataset, i: int, image: np.ndarray, quick: bool = False) 
 def _lasting_codes(masking: Automask) -> np.ndarray:
     """Why pixels are masked in every frame; computed once."""
     if getattr(masking, "codes", None) is None:
-        codes, names = (
-            np.full(masking.static.shape, code_of("file"), np.uint8),
-            {r.name for r in masking.rules if r.series},
-        )
+        codes = np.full(masking.static.shape, code_of("file"), np.uint8)
+        names = {r.name for r in masking.rules if r.series}
         # of several reasons the first counts; those that hold in one frame only come last
         lasting = [(n, bit) for n, bit in reason_bits().items() if n in names or bit in (FILE_BIT, GIVEN_BIT)]
         others = [(n, bit) for n, bit in reason_bits().items() if (n, bit) not in lasting]

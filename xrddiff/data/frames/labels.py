@@ -136,12 +136,13 @@ def spot_level(frames: xr.Dataset, peaks: pd.DataFrame | None = None) -> np.ndar
 @dataclass(frozen=True)
 class Label:
     """A label with a meaning: `read(frames)` gives (n,); `classes` are the names of its numbers,
-    None for a quantity in `units`.
+    None for a quantity in `units`. `measured`: from the pixels alone, so that it can be read from samples too.
     """
 
     read: Callable[[xr.Dataset], np.ndarray]
     classes: tuple[str, ...] | None = None
     units: str = ""
+    measured: bool = False
 
 
 def _wavelengths(frames: xr.Dataset) -> np.ndarray:
@@ -153,10 +154,10 @@ def _wavelengths(frames: xr.Dataset) -> np.ndarray:
 LABELS: dict[str, Label] = {
     "crystal_system": Label(_systems, SYSTEMS),
     "hit_class": Label(_hits, HITS),
-    "resolution": Label(frame_resolution, units="angstrom"),
+    "resolution": Label(frame_resolution, units="angstrom", measured=True),
     "wavelength": Label(_wavelengths, units="angstrom"),
-    "background_level": Label(background_level),
-    "spot_level": Label(spot_level),
+    "background_level": Label(background_level, measured=True),
+    "spot_level": Label(spot_level, measured=True),
 }
 
 
@@ -272,7 +273,6 @@ def merge_classes(frames: xr.Dataset, merge: Mapping[str, Mapping[str, str]]) ->
 
 # %% ../../../nbs/data/frames/labels.ipynb #3bf44aa4
 _NEEDS = {"crystal_system": "space_group", "hit_class": "crystals"}
-_OF_PIXELS = ("background_level", "spot_level")
 
 
 def label_problem(frames: xr.Dataset, name: str) -> str | None:
@@ -297,7 +297,7 @@ def _unknown(frames: xr.Dataset, name: str) -> str | None:
         if _NEEDS[name] in {*frames.variables, *frames.attrs}:
             return None
         return f"{name} needs the {_NEEDS[name]} of the frames; expected a label {name} or {_NEEDS[name]} in the file or in data.labels"
-    if name in _OF_PIXELS:
+    if name not in ("resolution", "wavelength"):  # the others need no geometry
         return None
     if "wavelength_range" in frames.attrs and "wavelength" not in frames.variables:
         return f"{name} needs one wavelength, and the beam is white"

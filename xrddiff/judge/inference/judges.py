@@ -5,7 +5,7 @@
 # %% ../../../nbs/judge/inference/judges.ipynb #7698d606
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from ...core.errors import BadInput, XrddiffError
 from ...core.files import CannotSave, json_digest, writing
 from ...core.gate import from_yaml
 from ...data.frames.frames import frame_count
-from ...data.frames.labels import LABELS, background_level, frame_resolution, spot_level
+from ...data.frames.labels import LABELS
 from ...data.frames.selection import evenly_spaced
 from xrddiff.judge.metrics.conditions import (
     FoundConditions,
@@ -92,11 +92,7 @@ def label_classes(frames: xr.Dataset, name: str, count: int) -> list[str]:
     return [str(c) for c in known] if len(known) == count else [str(c) for c in range(count)]
 
 
-MEASURED: dict[str, Callable[[xr.Dataset], np.ndarray]] = {  # from pixels only
-    "resolution": frame_resolution,
-    "background_level": background_level,
-    "spot_level": spot_level,
-}
+MEASURED = {name: label.read for name, label in LABELS.items() if label.measured}
 
 # %% ../../../nbs/judge/inference/judges.ipynb #b746f43d
 class ConditionJudges:

@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...core.errors import BadInput
 from ..loading.loader import epoch_order
 from ..models.classifier import Classifier, ClassifierObjective
+from .one_cycle import fit_one_cycle
 from ..training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
@@ -109,7 +110,6 @@ def fit_classifier(
     learning rate. `sigma_data`: standard deviation of the values, measured unless given. The
     same loader, arguments and `seed` give the same weights on the same machine. Raises
     `BadInput` if `field` is missing or its labels cannot be used.
-    Source: Smith & Topin 2019, arXiv 1708.07120 (learning rate schedule).
     """
     labels = _labels_of(loader, field, classes)
     first = loader.batch(loader.index[:1])["x"]
@@ -117,15 +117,12 @@ def fit_classifier(
         torch.manual_seed(seed)
         net = make_classifier(tuple(first.shape[1:]), classes, sigma_data=sigma_data or _spread(loader))
     objective = ClassifierObjective(net.to(device), field, noise, seed=seed).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
-    for step, rows in enumerate(islice(balanced_batches(labels, batch, seed), steps)):
-        optimizer.zero_grad()
-        objective(classifier_batch(loader.batch(loader.index[rows]), device), step)["loss"].mean().backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return net.eval()
+    dealt = balanced_batches(labels, batch, seed)
+
+    def loss(step: int) -> Tensor:
+        return objective(classifier_batch(loader.batch(loader.index[next(dealt)]), device), step)["loss"].mean()
+
+    return fit_one_cycle(net, loss, steps, lr=lr)
 
 
 def classifier_batch(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:

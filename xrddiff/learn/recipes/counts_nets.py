@@ -24,6 +24,7 @@ from ..loading.loader import epoch_order
 from ..losses import pixel_mean
 from ..models.counts_net import CountsNet, ring_profile
 from ..models.latent_space import LatentSpace
+from .one_cycle import fit_one_cycle
 from ..training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ __all__ = ['STARTS', 'MOST', 'COUNTS', 'drawn_again', 'DecodedFrames', 'PhotonSc
            'fit_counts_net', 'save_counts_net', 'open_counts_net']
 
 # %% ../../../nbs/learn/recipes/counts_nets.ipynb #46d068c1
-STARTS = (1.2, 4.0)  # noise levels that frames are drawn again from, in units of σ_data
+STARTS = (1.2, 4.0)  # noise levels that frames are drawn again from; normalised latents have a spread of 1
 
 
 def drawn_again(
@@ -136,7 +137,6 @@ def decoded_frames(
     *,
     again: tuple[Denoise, Sampler] | None = None,
     known: Collection[str] = (),
-    sigma_data: float = 1.0,
     seed: int = 0,
     batch: int = 16,
 ) -> DecodedFrames:
@@ -165,7 +165,7 @@ def decoded_frames(
             cond = {k: v.to(device) for k, v in cond.items()}
             for i, start in enumerate(STARTS):
                 noise = SampleNoise(z.shape[1:], rows, seed + i, device)
-                made = drawn_again(*again, z, start * sigma_data, noise, cond)
+                made = drawn_again(*again, z, start, noise, cond)
                 drawn |= {} if made is None else {f"view {1 + i}": made}
         made = {name: photons(space.decode(v), mask).clamp_min(0) for name, v in drawn.items()}
         made |= {"counts": photons(x, mask), "mask": mask.cpu()} | {k: got["cond"][k] for k in maps}
@@ -182,7 +182,7 @@ def fit_counts_net(
     """A network of counts, trained on `frames`, in evaluation mode.
 
     Each step takes some frames in one of their views. The same arguments give the same weights on the same
-    machine. Source: Smith & Topin 2019, arXiv 1708.07120 (learning rate schedule).
+    machine.
     """
     n, pixels = len(frames.counts), frames.counts[0].numel()
     q = frames.maps.get("q")
@@ -194,22 +194,17 @@ def fit_counts_net(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = CountsNet(list(frames.maps), **words).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
     batch = min(n, max(1, _AT_ONCE // pixels))
     epochs = -(-steps * batch // n)
     order = torch.from_numpy(np.concatenate([epoch_order(n, seed, epoch) for epoch in range(epochs)]))
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         at = order[step * batch : (step + 1) * batch]
         mu = frames.views[step % len(frames.views)][at].to(device)
         maps = {name: m[at].to(device) for name, m in frames.maps.items()}
-        loss = counts_loss(net(mu, maps), frames.counts[at].to(device), frames.mask[at].to(device)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return net.eval()
+        return counts_loss(net(mu, maps), frames.counts[at].to(device), frames.mask[at].to(device)).mean()
+
+    return fit_one_cycle(net, loss, steps, lr=lr, weight_decay=1e-3)
 
 # %% ../../../nbs/learn/recipes/counts_nets.ipynb #27a64328
 COUNTS = "counts"  # folder of the network in a run

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 import xarray as xr
 from scipy.ndimage import gaussian_filter
 
@@ -20,6 +21,7 @@ from ...data.frames.frames import peaks_table
 from ...data.frames.peak_matching import match_tables
 from ...data.frames.peaks import find_frame_peaks
 from ..models.peak_net import NetworkInput, PeakNet, peak_loss, peak_targets
+from .one_cycle import fit_one_cycle
 from ...physics.indexing.integration import integrate_frame
 from ...physics.indexing.known_lattices import known_lattices, spot_table
 from ...physics.simulation.experiments import find_experiment
@@ -138,8 +140,7 @@ def fit_peak_net(
     - `lr`: highest learning rate.
     - `window`: largest side of the frames in training, px.
 
-    The same arguments and `seed` give the same weights on the same machine. Source of the learning
-    rate schedule: Smith & Topin 2019, arXiv 1708.07120.
+    The same arguments and `seed` give the same weights on the same machine.
     """
     for known in sets:
         if known.expected.ndim != 3:
@@ -148,19 +149,14 @@ def fit_peak_net(
         torch.manual_seed(seed)
         net = PeakNet().train()
     views = [NetworkInput(known.frames) for known in sets]
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
 
     def drawn(number: int) -> tuple[Any, ...]:
         rng, which = numpy_rng("peak net", seed, number), number % len(sets)
         return remeasured_pair(sets[which], views[which], int(rng.integers(len(sets[which].expected))), rng, window)
 
-    for step in range(steps):
+    def loss(step: int) -> Tensor:
         rows = [drawn(step * batch + k) for k in range(batch)]
         x, target, weight = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
-        optimizer.zero_grad()
-        peak_loss(net(x), target[:, None], weight[:, None]).backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return net.eval()
+        return peak_loss(net(x), target[:, None], weight[:, None])
+
+    return fit_one_cycle(net, loss, steps, lr=lr)
