@@ -51,6 +51,9 @@ MATHEMATICS = {
     "Lattices": (
         "physics/indexing: cells rays orientations lattice_search refinement chance indexer lattice_maps integration reflections expected_intensities …",
     ),
+    "Twins of a detector": (
+        "physics/twins: measured_backgrounds count_noise spot_shapes spot_brightness indexed_exposures twin …",
+    ),
     "Posteriors": (
         "judge/posteriors: likelihoods",
         "judge/metrics: coverage",
