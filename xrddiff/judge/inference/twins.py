@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -107,11 +107,13 @@ class TwinJudgement:
     - `windows`: for each of `WAYS`, the judgement of windows.
     - `frames`: "learnt", "held out", and each of `WAYS`: `frames_found`.
     - `drawn`: were the intensities of reflections drawn, since no file has them?
+    - `cut`: the windows of "held out", and of each of `WAYS`.
     """
 
     windows: Mapping[str, Judgement]
     frames: Mapping[str, Mapping[str, Any]]
     drawn: bool = True
+    cut: Mapping[str, xr.Dataset] = field(default_factory=dict)
 
     @property
     def best(self) -> str:
@@ -142,17 +144,15 @@ def judge_twin(
     cut = {name: cut_windows(d, places, valid) for name, d in (("train", learnt), ("held out", held))}
     ruler = Ruler(cut["held out"], mask=np.ones(cut["held out"]["intensity"].shape[1:], bool))
     real = {name: ruler.measure(w) for name, w in cut.items()}
-    tests = {
-        way: judge_summaries(real | {"samples": ruler.measure(cut_windows(d, places, valid))}, ruler, seed=seed)
-        for way, d in made.items()
-    }
+    cut |= {way: cut_windows(d, places, valid) for way, d in made.items()}
+    tests = {way: judge_summaries(real | {"samples": ruler.measure(cut[way])}, ruler, seed=seed) for way in WAYS}
     cell = twin.exposures.indexing.cell
     frames = {
         "learnt": frames_found(learnt, cell, distance_range),
         "held out": frames_found(held, cell, distance_range),
     }
     frames |= {way: frames_found(d, cell, 0.0) for way, d in made.items()}
-    return TwinJudgement(tests, frames, drawn)
+    return TwinJudgement(tests, frames, drawn, cut)
 
 # %% ../../../nbs/judge/inference/twins.ipynb #fa02a01a
 def twin_table(judged: TwinJudgement) -> pd.DataFrame:
