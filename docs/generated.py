@@ -28,6 +28,10 @@ TASKS = {
         "",
         "physics.simulation.simulate.simulate physics.simulation.experiments.Experiment physics.simulation.crystal.Crystal",
     ),
+    "Make a twin of a detector": (
+        "twin",
+        "physics.twins.twin.learn_twin physics.twins.twin.twin_frames judge.inference.twins.judge_twin run.execution.twinning.execute_twin",
+    ),
     "Train a model": (
         "train configure data_overrides TrainedRun.resume TrainedRun.monitor monitor",
         "config.composition.compose_config run.execution.phases.execute_run learn.recipes.setup.run_trainer",

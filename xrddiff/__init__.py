@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         select_frames,
         show,
         train,
+        twin,
     )
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "select_frames",
     "show",
     "train",
+    "twin",
 ]
 
 

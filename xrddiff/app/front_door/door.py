@@ -44,13 +44,14 @@ if TYPE_CHECKING:
     from xrddiff.app.widgets.job_monitor import JobMonitor
     from xrddiff.app.widgets.training_monitor import TrainingMonitor
     from xrddiff.judge.views.plots import Picture
+    from xrddiff.physics.twins.twin import Twin
 
 _all_ = ["TrainedRun", "open_run", "make_frames", "BadInput", "XrddiffError"]
 
 # %% auto #0
-__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'show', 'show_frames_in_notebooks', 'data_overrides',
-           'train', 'load_exported', 'runs', 'compare_runs', 'monitor', 'jobs', 'configure', 'explore', 'compare',
-           'TrainedRun', 'open_run', 'make_frames', 'BadInput', 'XrddiffError']
+__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'twin', 'show', 'show_frames_in_notebooks',
+           'data_overrides', 'train', 'load_exported', 'runs', 'compare_runs', 'monitor', 'jobs', 'configure',
+           'explore', 'compare', 'TrainedRun', 'open_run', 'make_frames', 'BadInput', 'XrddiffError']
 
 # %% ../../../nbs/app/front_door/door.ipynb #2fab6e2d
 open_frames = plain_errors(readers.open_frames)
@@ -58,6 +59,34 @@ load = plain_errors(catalog.load)
 list_data = catalog.list_data
 select_frames = plain_errors(selection.select_frames)
 index = plain_errors(index_set)
+
+# %% ../../../nbs/app/front_door/door.ipynb #7c1f2ab1
+@plain_errors
+def twin(
+    frames: xr.Dataset | str | os.PathLike,
+    cell: Any = None,
+    *,
+    intensities: str | os.PathLike | None = None,
+    group: str | None = None,
+    distance_range: float = 0.03,
+    seed: int = 0,
+) -> Twin:
+    """A twin of the detector of measured `frames`; its method `frames(n)` draws new ones, in which every spot is known.
+
+    - `frames`: a set of frames, or what `open_frames` takes.
+    - `cell`: a, b, c, α, β, γ, or a PDB, CIF or MTZ file; None takes that of the frames.
+    - `intensities`: a PDB, CIF or MTZ file with |F|²; None takes those of `cell`, or draws them.
+    - `group`: space group; None takes that of the file or of the frames.
+    - `distance_range`: relative; the distance is searched within ± this.
+
+    `xrddiff twin` also judges it, beside exposures that it has not seen.
+    """
+    from xrddiff.judge.inference.twin_plan import given_intensities
+    from xrddiff.physics.twins.twin import learn_twin
+
+    known = given_intensities(cell, intensities)
+    ds = frames if isinstance(frames, xr.Dataset) else readers.open_frames(frames)
+    return learn_twin(ds.load(), cell, group=group, known=known, distance_range=distance_range, seed=seed)
 
 # %% ../../../nbs/app/front_door/door.ipynb #0b5cf635
 @plain_errors

@@ -23,9 +23,17 @@ from ...physics.indexing.expected_intensities import CrystalIntensities, read_in
 from ...physics.twins.twin import Twin, learn_twin
 
 # %% auto #0
-__all__ = ['MOST_LEARNT', 'TwinPlan']
+__all__ = ['MOST_LEARNT', 'given_intensities', 'TwinPlan']
 
-# %% ../../../nbs/judge/inference/twin_plan.ipynb #d3988725
+# %% ../../../nbs/judge/inference/twin_plan.ipynb #6a438e31
+def given_intensities(cell: Any, intensities: str | Path | None = None) -> CrystalIntensities | None:
+    """Those of the file `intensities`, or of `cell`, if that is a file with a structure or with amplitudes; else None."""
+    if intensities is not None:
+        return read_intensities(intensities)
+    known = (".pdb", ".ent", ".mtz", ".cif", ".mmcif")
+    return read_intensities(cell) if isinstance(cell, str | Path) and Path(cell).suffix.lower() in known else None
+
+
 MOST_LEARNT = 24  # exposures of each half: more teach a twin little
 
 
@@ -76,11 +84,7 @@ class TwinPlan:
 
     def known(self) -> CrystalIntensities | None:
         """The intensities of the crystal's reflections, if a file has them."""
-        if self.intensities is not None:
-            return read_intensities(self.intensities)
-        if self.cell is not None and Path(self.cell).suffix.lower() in (".pdb", ".ent", ".mtz", ".cif", ".mmcif"):
-            return read_intensities(self.cell)
-        return None
+        return given_intensities(self.cell, self.intensities)
 
     def learn(self, frames: xr.Dataset, known: CrystalIntensities | None) -> Twin:
         """The twin of these exposures."""

@@ -143,6 +143,10 @@ class Twin:
             add_spots(image, s["photons"].to_numpy(), s["panel"].to_numpy(), s[["fs", "ss"]].to_numpy(), C)
         return image
 
+    def frames(self, n: int, *, seed: int = 0, blank: bool = False) -> xr.Dataset:
+        """`twin_frames` of this twin."""
+        return twin_frames(self, n, seed=seed, blank=blank)
+
     def counts(self, number: int, seed: int = 0, blank: bool = False) -> np.ndarray:
         """The photons of exposure `number`, as the detector counts them.
 
@@ -179,7 +183,7 @@ def learn_twin(
     n = frame_count(frames)
     if n < FEWEST_EXPOSURES:
         raise BadInput(
-            f"a twin is learnt from {n} frames; expected at least {FEWEST_EXPOSURES} of one detector position"
+            f"too few frames to learn a twin from: {n}; expected at least {FEWEST_EXPOSURES} of one detector position"
         )
     cell = cell if cell is not None else known.cell if known else frames.attrs.get("unit_cell")
     if cell is None:
