@@ -402,7 +402,7 @@ def open_frames(
     attrs["layout"] = attrs.pop("layout_name")
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
     places = getattr(found["intensity"], "places", None)
-    shelf = MaskShelf(tuple(place[0] for place in places)) if places else None
+    shelf = MaskShelf.of([place[0] for place in places]) if places else None
     return with_automask(ds, RULES if automask is None else automask, shelf)
 
 # %% ../../../nbs/data/formats/readers.ipynb #b0f94a95
