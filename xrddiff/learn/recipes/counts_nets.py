@@ -25,7 +25,7 @@ from ..losses import pixel_mean
 from ..models.counts_net import CountsNet, ring_profile
 from ..models.latent_space import LatentSpace
 from .one_cycle import fit_one_cycle
-from ..training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from ..training.checkpoints import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -182,8 +182,10 @@ def fit_counts_net(
     """A network of counts, trained on `frames`, in evaluation mode.
 
     Each step takes some frames in one of their views. The same arguments give the same weights on the same
-    machine.
+    machine. Raises `BadInput` for frames without a valid pixel.
     """
+    if not frames.mask.any():
+        raise BadInput("the frames that a network of counts is trained on have no valid pixel")
     n, pixels = len(frames.counts), frames.counts[0].numel()
     q = frames.maps.get("q")
     words: dict[str, Any] = {}
@@ -225,9 +227,14 @@ def open_counts_net(run: str | Path, device: torch.device | str = "cpu") -> tupl
     The state has "about" and "step". Raises `BadInput` if the folder holds something else.
     """
     folder = Path(run) / COUNTS
-    if not folder.is_dir():
+    if not any(folder.glob("step-*")):  # a run that was killed while it saved one has the empty folder
         return None
-    checkpoint = load_checkpoint(folder)
+    try:
+        checkpoint = load_checkpoint(folder)
+    except CheckpointError:
+        raise BadInput(
+            f"the network of counts in {folder} is damaged; remove this folder, and a run that is resumed trains it again"
+        ) from None
     if not isinstance(checkpoint.state.get("counts"), dict):
         raise BadInput(f"{folder} holds no network of counts; expected one saved by save_counts_net")
     net = CountsNet(**checkpoint.state["counts"])
