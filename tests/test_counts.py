@@ -95,6 +95,14 @@ def test_one_that_is_there_is_kept_and_one_of_another_autoencoder_refused(counte
         open_generator(other)
 
 
+def test_samples_stay_within_what_counts_can_be(counted):
+    _, run, _ = counted
+    job = open_sample_job(run, FEW)
+    torch.nn.init.constant_(job.generator.counts.net.last.bias, 4.0)
+    made = job.make(slice(0, 2))[0]
+    assert made["intensity"].values.max() == np.float32(made.attrs["intensity_limits"][1])
+
+
 def test_the_other_ranks_wait_for_it_and_one_without_a_finite_loss_is_not_kept(counted, tmp_path, monkeypatch, capsys):
     _, run, _ = counted
     evaluation = SampleEvaluation(run, inference_config(run), run / "samples" / "samples.zarr")
