@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from torch import Tensor
 
 from ...core.errors import BadInput
+from ...core.gate import checked
 from ...data.frames.selection import evenly_spaced
 from ...data.transforms.values import Transform
 from ..diffusion.keyed_sampling import SampleNoise, Sampler
@@ -212,6 +215,17 @@ def fit_counts_net(
 COUNTS = "counts"  # folder of the network in a run
 
 
+class _Config(msgspec.Struct, forbid_unknown_fields=True):
+    """The arguments of a `CountsNet` that are accepted from a file."""
+
+    maps: list[str]
+    profile: list[float]
+    ring: float
+    width: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    layers: Annotated[int, msgspec.Meta(ge=0, le=64)]
+    patch: Annotated[int, msgspec.Meta(ge=1, le=16)]
+
+
 def save_counts_net(net: CountsNet, run: str | Path, steps: int, **about: Any) -> Path:
     """Save the network of a run; returns the path of the checkpoint.
 
@@ -235,8 +249,8 @@ def open_counts_net(run: str | Path, device: torch.device | str = "cpu") -> tupl
         raise BadInput(
             f"the network of counts in {folder} is damaged; remove this folder, and a run that is resumed trains it again"
         ) from None
-    if not isinstance(checkpoint.state.get("counts"), dict):
+    if not all(isinstance(checkpoint.state.get(name), dict) for name in ("counts", "about")):
         raise BadInput(f"{folder} holds no network of counts; expected one saved by save_counts_net")
-    net = CountsNet(**checkpoint.state["counts"])
+    net = CountsNet(**asdict(checked(checkpoint.state["counts"], _Config, f"the network of counts in {folder}")))
     load_weights(net, checkpoint)
     return net.to(device).eval(), checkpoint.state
