@@ -20,7 +20,8 @@ from pathlib import Path
 from harness import machine, make_parser, markdown, same_terms, turns, write_results
 
 FILES = ("thaumatin_grid_01.cbf.bz2", "pilatus12m_thaumatin.cbf.gz", "eiger16m_thermolysin.cbf.gz")
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 
 # Prints what one way of looking at argv[2] takes.
 CHILD = """
@@ -28,6 +29,7 @@ import asyncio, json, sys, time
 import bz2, gzip, fabio, fabio.cbfimage
 import numpy as np
 import xrddiff as xd
+from harness import memory
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.judge.views.inspection import inspect_file
 way, path, small = sys.argv[1:4]
@@ -39,11 +41,7 @@ assert not open_frames(small).load()["mask"].values.all()
 str(inspect_file(small))
 xd.explore(small).still()
 
-def most_bytes():  # not of ru_maxrss, which begins with that of the parent
-    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
-
-memory, start = most_bytes(), time.process_time()
+before, start = memory(), time.process_time()
 out = {}
 if way == "decoding":
     out["size"] = int(fabio.open(path).data.size)
@@ -60,14 +58,14 @@ elif way == "picture":
 else:
     str(inspect_file(path))
 out.setdefault("seconds", time.process_time() - start)
-out["bytes"] = most_bytes() - memory
+out["bytes"] = memory() - before
 print(json.dumps(out))
 """
 
 
 def look(root: Path, way: str, path: Path) -> dict:
     """What `CHILD` measures with the package in `root`."""
-    code = f"import sys; sys.path.insert(0, {str(root)!r})\n{CHILD}"
+    code = f"import sys; sys.path[:0] = [{str(root)!r}, {str(HERE)!r}]\n{CHILD}"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", code, way, str(path), f"{folder}/small.cbf"]
         alone = os.environ | {"XRDDIFF_CACHE": folder}  # no mask of a series is known

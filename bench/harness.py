@@ -50,6 +50,18 @@ def cpu_seconds(own: bool = True, children: bool = True) -> float:
     return below + (time.process_time() if own else 0.0)
 
 
+def memory(field: str = "VmHWM") -> int:
+    """Bytes of memory of this process: the most that it has had, or "VmRSS", what it has now.
+
+    Not `ru_maxrss`: of a process that another one started, that begins with what the other one had.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
 def timed(call: Callable[[], Any]) -> tuple[Any, Spent]:
     """What a call returns, and what it took."""
     cpu, clock = cpu_seconds(), time.perf_counter()

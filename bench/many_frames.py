@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import hdf5plugin
 import numpy as np
-from harness import make_parser, markdown, read_results, write_results
+from harness import make_parser, markdown, memory, read_results, write_results
 
 SIDE, BATCH, BATCHES = 32, 64, 1000
 GEOMETRY = {"wavelength": 1.3, "distance": 0.1, "pixel_size": 1e-4, "beam_center": (16.0, 16.0)}
@@ -151,8 +151,7 @@ def served(path: Path, delay: float) -> Iterator[str]:
 
 
 def megabytes(field: str = "VmRSS") -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    return memory(field) / 2**20
 
 
 def start(path: str, batches: int, ahead: int | None = None) -> dict[str, Any]:

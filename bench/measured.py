@@ -14,12 +14,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from harness import machine, make_parser, markdown, same_terms, write_results
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 # files, cell, words of the peak finder
 SETS = {
     "Thaumatin, Pilatus 6M": ("thaumatin_grid_*.cbf*", "57.8,57.8,150.2,90,90,90", {}),
@@ -33,10 +35,11 @@ SETS = {
     "Thaumatin, Eiger 16M": ("eiger16m*.cbf*", "57.8,57.8,150.2,90,90,90", {}),
 }
 
-# Prints what a set takes, with the package in argv[1]; argv[2:]: files as JSON, cell, words as JSON, folder of pictures.
+# Prints what a set takes, with the package in argv[1]; argv[2:]: files as JSON, cell, words as JSON, folder of pictures, that of the harness.
 CHILD = """
-import json, resource, sys, time
-sys.path.insert(0, sys.argv[1])
+import json, sys, time
+sys.path[:0] = [sys.argv[1], sys.argv[6]]
+from harness import memory
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import frame_mask
@@ -47,7 +50,7 @@ try:
 except ImportError:
     index_series = index_frames
 files, cell, words, pictures = json.loads(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4]), sys.argv[5]
-memory, clock, spent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time, {}
+before, clock, spent = memory(), time.process_time, {}
 begun = clock()
 try:
     ds = open_frames(files)
@@ -72,7 +75,7 @@ for i in range(len(masks)):
     hit = own is not None and own.p < INDEXED
     rmsd = float(found.table.loc[i, "rmsd_px"]) if hit else None
     rows.append([i, 1 - float(masks[i].mean()), int((peaks["frame"] == i).sum()), int(own.indexed.sum()) if hit else None, rmsd])
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+most = memory()
 if pictures:
     from xrddiff.judge.views.indexing import show_indexing
     from xrddiff.judge.views.plots import show_peaks
@@ -81,7 +84,7 @@ if pictures:
         ax = show_indexing(ds, found, i, pixels=1200) if row[3] else show_peaks(ds, i, one, pixels=1200)
         ax.figure.set_size_inches(11, 11)
         ax.figure.savefig(f"{pictures}-{i:02d}.png", dpi=110)
-print(json.dumps({"spent": spent, "MB": (most - memory) / 1024, "rows": rows, "why": why, "size": int(masks[0].size)}))
+print(json.dumps({"spent": spent, "MB": (most - before) / 2**20, "rows": rows, "why": why, "size": int(masks[0].size)}))
 """
 
 
@@ -91,7 +94,9 @@ def look(root: Path, folder: Path, name: str, pictures: Path | None) -> dict[str
     files = [str(f) for f in sorted(folder.glob(pattern))]
     place = "" if pictures is None else str(pictures / name.lower().replace(", ", "-").replace(" ", "-"))
     call = [sys.executable, "-c", CHILD, str(root), json.dumps(files), cell or "", json.dumps(words), place]
-    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
+    with tempfile.TemporaryDirectory() as cache:  # no mask of a series is known
+        env = os.environ | {"XRDDIFF_CACHE": cache}
+        done = subprocess.run([*call, str(HERE)], stdout=subprocess.PIPE, text=True, check=True, env=env)
     return json.loads(done.stdout.splitlines()[-1]) | {"files": [Path(f).name.split(".")[0] for f in files]}
 
 

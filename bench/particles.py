@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from harness import machine, make_parser, markdown, min_median, same_terms, turns, write_results
+from harness import machine, make_parser, markdown, memory, min_median, same_terms, turns, write_results
 
 HERE = Path(__file__).resolve()
 
@@ -73,8 +72,7 @@ def worker(job: dict) -> dict:
         steps[name]()
         ring.gather(0)
         times[name].append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return dict(times=times, megabytes=peak, waited=ring.waited)
+    return dict(times=times, megabytes=memory() / 2**20, waited=ring.waited)
 
 
 def on_ranks(script: Path, job: dict, ranks: int = 1):

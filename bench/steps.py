@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL as TheirKL
 from diffusers import UNet2DModel, VQModel
 from diffusers.training_utils import EMAModel
-from harness import make_parser, markdown, min_median, read_results, same_terms, turns, write_results
+from harness import make_parser, markdown, memory, min_median, read_results, same_terms, turns, write_results
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -245,8 +245,8 @@ def peer_step(peer: nn.Module, loss: Callable[[], Tensor], *, fused: bool, bf16:
 
 
 def megabytes(what: str) -> float:
-    """A line of /proc/self/status: VmRSS, or VmHWM, its largest value."""
-    return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+    """VmRSS, or VmHWM, its largest value."""
+    return memory(what) / 1e6
 
 
 def trim() -> None:

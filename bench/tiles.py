@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import machine, make_parser, markdown, read_results, same_terms, trained_run, write_results
+from harness import machine, make_parser, markdown, memory, read_results, same_terms, trained_run, write_results
 
 FEW = ["experiment_type=demo", "threads=1", "inference.limit=48"]
 MODELS = {
@@ -93,7 +92,7 @@ def draw_here(run: Path, words: list[str], threads: int) -> dict:
     return {
         "seconds": time.monotonic() - clock,
         "cpu": time.process_time() - used,
-        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "megabytes": memory() / 1e6,
         "pixels": frames["intensity"].shape[1:],
         "threads": threads,
         "steps": job.sampler.evaluations,

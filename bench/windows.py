@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import interleaved, machine, make_parser, markdown, min_median, ratio, same_terms, write_results
+from harness import interleaved, machine, make_parser, markdown, memory, min_median, ratio, same_terms, write_results
 
 SETS = {"12 × Pilatus 6M": "thaumatin_grid_*.cbf*", "Eiger 16M": "eiger16m*.cbf*"}
 BATCH = 16
@@ -67,11 +66,11 @@ def start(words: list[str]) -> None:
     """Print, as JSON, what it takes until the first batch of a run is there."""
     import torch  # noqa: F401  its import is no part of it
 
-    before, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before, cpu = memory(), time.process_time()
     _, frames = prepared(words)
     next(frames.loader(frames.train, batch_size=BATCH).batches(0))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"cpu": time.process_time() - cpu, "MB": (most - before) / 1024, "windows": len(frames.train)}))
+    most = memory()
+    print(json.dumps({"cpu": time.process_time() - cpu, "MB": (most - before) / 2**20, "windows": len(frames.train)}))
 
 
 def starts(words: list[str]) -> list[dict[str, float]]:

@@ -39,13 +39,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cost", metavar="FILE", help="append a line of JSON per test: its seconds, of clock and of CPU")
 
 
+COSTLY = ("simulated", "downloads", "fetched")  # what the cache holds under the hash of what it is
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """A folder for what all workers of this session share (tests/warm.py)."""
+    """A folder for what all workers of this session share (tests/warm.py), and a cache in it."""
     if not hasattr(config, "workerinput"):
+        folder = Path(tempfile.mkdtemp(prefix="xrddiff-tests-"))
         os.environ |= {
-            "XRDDIFF_TESTS": tempfile.mkdtemp(prefix="xrddiff-tests-"),
+            "XRDDIFF_TESTS": str(folder),
             "XRDDIFF_TESTS_OWNER": str(os.getpid()),
+            "XRDDIFF_CACHE": str(cache_of_tests(folder / "cache")),
         }
+
+
+def cache_of_tests(folder: Path) -> Path:
+    """A cache that ends with the session, so that no mask of a series and no list of a folder stays with the user, or comes from
+    there. What is `COSTLY` is the user's.
+    """
+    from xrddiff.core.files import cache_dir
+
+    own = cache_dir().absolute()
+    folder.mkdir()
+    for name in COSTLY:
+        with contextlib.suppress(OSError):  # without a place for it the session makes it
+            (own / name).mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to((own / name).resolve())
+    return folder
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,12 @@ def test_shared_arguments(harness, tmp_path, monkeypatch):
     args = parser.parse_args(["--rounds", "2", "--out", "x.md"])
     assert (args.rounds, args.threads, args.device, args.folder, args.out) == (2, 1, "cpu", None, tmp_path / "x.md")
     assert "50 % of it." in parser.format_help()
+
+
+def test_memory_is_that_of_the_process_itself(harness):
+    """The most that its parent had is not counted."""
+    code = f"import sys; sys.path.insert(0, {str(Path(harness.__file__).parent)!r}); from harness import memory; print(memory('VmRSS'), memory())"
+    large = bytearray(1 << 28)
+    large[:: 1 << 12] = b"x" * len(range(0, len(large), 1 << 12))  # it is in memory
+    now, most = map(int, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
+    assert now <= most < len(large) < harness.memory()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import need
 from test_run import xrddiff
 
 from xrddiff.config.composition import inference_config
 from xrddiff.core.errors import BadInput
+from xrddiff.core.ranks.agreement import Ranks
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.judge.exports.exporters import export_run
+from xrddiff.judge.inference import counts_of_runs
 from xrddiff.judge.inference.evaluation import SampleEvaluation
 from xrddiff.judge.inference.generators import open_generator
 from xrddiff.judge.inference.sample_jobs import open_sample_job
+from xrddiff.learn.models.counts_net import CountsNet
 from xrddiff.learn.recipes.counts_nets import open_counts_net, save_counts_net
 from xrddiff.learn.training.checkpoints import load_checkpoint
 
@@ -82,9 +88,45 @@ def test_one_that_is_there_is_kept_and_one_of_another_autoencoder_refused(counte
     state = load_checkpoint(run / "counts")
     net, _ = open_counts_net(run)
     shutil.rmtree(other / "counts")
+    (other / "counts").mkdir()  # killed while it saved the first one
+    assert open_generator(other).counts is None
     save_counts_net(net, other, 6, **state.state["about"] | {"latent": "0" * 64})
     with pytest.raises(BadInput, match="is of another autoencoder"):
         open_generator(other)
+
+
+def test_samples_stay_within_what_counts_can_be(counted):
+    _, run, _ = counted
+    job = open_sample_job(run, FEW)
+    torch.nn.init.constant_(job.generator.counts.net.last.bias, 4.0)
+    made = job.make(slice(0, 2))[0]
+    assert made["intensity"].values.max() == np.float32(made.attrs["intensity_limits"][1])
+
+
+def test_the_other_ranks_wait_for_it_and_one_without_a_finite_loss_is_not_kept(counted, tmp_path, monkeypatch, capsys):
+    _, run, _ = counted
+    evaluation = SampleEvaluation(run, inference_config(run), run / "samples" / "samples.zarr")
+    told = []
+
+    def diverged(frames, **_):
+        net = CountsNet(list(frames.maps))
+        torch.nn.init.constant_(net.last.bias, float("nan"))
+        return net
+
+    class Waiting(Ranks):
+        def __init__(self, place, patience=None):
+            told.append((place.process_index, place.num_processes, patience))
+            self.rank, self.size = 0, 1
+
+    monkeypatch.setattr(counts_of_runs, "Ranks", Waiting)
+    monkeypatch.setattr(counts_of_runs, "fit_counts_net", diverged)
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    shutil.rmtree(other / "counts")
+    cfg, place = inference_config(other), SimpleNamespace(rank=1, size=2)
+    assert counts_of_runs.train_counts(other, cfg, evaluation.prepared, place) is None
+    assert told == [(1, 2, timedelta(days=30))] and "its loss was no number" in capsys.readouterr().out
+    assert open_counts_net(other) is None
 
 
 def test_what_is_exported_has_no_such_network_and_says_so(counted, tmp_path):

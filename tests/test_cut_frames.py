@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 
 from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.readers import open_frames
+from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.display import summary_rows
-from xrddiff.data.frames.frames import make_frames, peaks_table
-from xrddiff.data.frames.geometry import geometry_of, q_map
+from xrddiff.data.frames.frames import beam_center_of, frame_peaks, make_frames, peaks_table
+from xrddiff.data.frames.geometry import d_map, geometry_of, panel_vectors, q_map
 from xrddiff.data.frames.peaks import find_frame_peaks
+from xrddiff.data.frames.selection import concat_frames
 from xrddiff.data.transforms.spatial import Crop, Pool
+from xrddiff.judge.inference.detectors import on_detector, template_frames
+from xrddiff.judge.metrics.peak_scores import score_peaks
+from xrddiff.judge.metrics.set_summaries import ReferenceDetector
 from xrddiff.physics.indexing.lattice_maps import LatticeMap
 from xrddiff.physics.simulation.simulate import simulate
 
@@ -60,6 +66,67 @@ def test_what_is_cut_can_be_cut_and_pooled_by_transforms(stills):
         a, b = transform.apply(cut), transform.apply(Crop(60, 80, 30, 20).apply(stills))
         assert geometry_of(a) == geometry_of(b)
         assert a["intensity"].equals(b["intensity"]) and peaks_table(a).equals(peaks_table(b))
+
+
+CUTS = {
+    "a part": dict(y=slice(30, 90), x=slice(20, 100)),
+    "every second": dict(y=slice(1, None, 2), x=slice(0, None, 2)),
+    "panels": dict(ss=slice(10, 30), fs=slice(20, None)),
+}
+
+
+@pytest.mark.parametrize("how", CUTS)
+def test_a_detector_that_was_cut_is_where_it_is(how, stills, panels):
+    """As the detector that samples are drawn on, and that which they are judged with."""
+    whole = panels if how == "panels" else stills
+    cut = whole.isel(CUTS[how])
+    moved = on_detector(template_frames(whole), cut)
+    np.testing.assert_allclose(d_map(geometry_of(moved)), d_map(geometry_of(template_frames(cut))))
+    detector = ReferenceDetector.of(cut)
+    if how != "panels":
+        assert detector.attrs["beam_center"] == pytest.approx(beam_center_of(cut))
+        assert detector.attrs["pixel_size"] == pytest.approx(geometry_of(cut).pixel_size)
+    else:
+        np.testing.assert_allclose(detector.places["panel_origin"], panel_vectors(cut)[0])
+    read = detector.read(cut, [0], None, "intensity")
+    assert np.array_equal(read["intensity"].values[0], cut["intensity"].values[0])
+
+
+def test_a_beam_center_that_is_told_is_meant_in_the_pixels_that_are_there(stills, tmp_path):
+    save_frames(stills.isel(y=slice(30, 90), x=slice(20, 100)), tmp_path / "cut.h5")
+    ds = open_frames(tmp_path / "cut.h5")
+    told = open_frames(tmp_path / "cut.h5", beam_center=beam_center_of(ds))
+    assert beam_center_of(told) == pytest.approx(beam_center_of(ds))
+    assert geometry_of(open_frames(tmp_path / "cut.h5", pixel_size=1e-4)).pixel_size == 1e-4
+    assert peaks_table(told).equals(peaks_table(Crop(60, 80, 30, 20).apply(stills)))
+
+
+def test_different_cuts_of_a_detector_are_not_joined(stills, panels):
+    """The second half had the beam centre of the first."""
+    upper, lower = stills.isel(y=slice(0, 60)), stills.isel(y=slice(60, 120))
+    with pytest.raises(
+        BadInput, match="part 1 has the pixels 60.5 to 119.5 along y; expected 0.5 to 59.5 as in part 0"
+    ):
+        concat_frames([upper, lower])
+    with pytest.raises(BadInput, match="along ss"):
+        concat_frames([panels.isel(ss=slice(0, 20)), panels.isel(ss=slice(20, 40))])
+    assert beam_center_of(concat_frames([lower, lower])) == beam_center_of(lower)
+
+
+def test_known_peaks_of_a_frame_that_was_cut_are_where_its_picture_has_them(stills):
+    cut, cropped = stills.isel(y=slice(30, 90), x=slice(20, 100)), Crop(60, 80, 30, 20).apply(stills)
+    for i in range(3):
+        a, b = frame_peaks(cut, i), frame_peaks(cropped, i)
+        assert np.allclose(a[["fs", "ss"]], b[["fs", "ss"]]) and len(a) == len(b)
+    assert len(frame_peaks(cut, 1)) > 10
+    assert score_peaks(cut, cropped) == score_peaks(cropped, cropped)
+
+
+def test_pixels_without_a_place_need_no_grid():
+    plain = make_frames(np.ones((2, 4, 6), np.float32))
+    turned = plain.isel(y=slice(None, None, -1))
+    assert concat_frames([plain, turned]).sizes["frame"] == 4
+    assert ReferenceDetector.of(turned).dims == plain["intensity"].dims
 
 
 def test_pixels_that_are_no_grid_are_refused(stills):

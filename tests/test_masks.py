@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,6 +20,7 @@ from scipy import ndimage
 from xrddiff.app.cli.main import main
 from xrddiff.config.composition import compose_config
 from xrddiff.core.errors import BadInput
+from xrddiff.core.files import sealed
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import read_store, save_frames
 from xrddiff.data.frames.automask import Automask, mask_function, masking_of, with_automask
@@ -153,15 +157,153 @@ def test_a_frame_of_a_series_has_the_mask_of_the_series(tmp_path, monkeypatch):
     copy.write_bytes(files[2].read_bytes())
     assert mask_of(copy)[50, 60] and made == [1]
 
-    # a damaged record, and a file that has changed since
-    (record,) = [p for p in (tmp_path / "cache" / "masks").iterdir() if not p.name.startswith(".")]
-    before = (record / "bits.npz").read_bytes()
-    (record / "bits.npz").write_bytes(before[:-40] + bytes(40))
-    assert np.array_equal(mask_of(files[2]), alone) and made == [1]
-    (record / "bits.npz").write_bytes(before)
-    assert not mask_of(files[2])[50, 60] and made == []
+    # a file that has changed since
     files[4].write_bytes(files[5].read_bytes())
     assert np.array_equal(mask_of(files[2]), alone) and made == [1]
+
+
+@pytest.fixture
+def shelved(tmp_path, monkeypatch):
+    """(the files of a series whose mask is kept, their values, how many frames a mask was made from since, opens what it is given, the record)."""
+    monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "cache"))
+    values = np.random.default_rng(1).poisson(3, (6, 96, 96)).astype(np.uint16)
+    values[:, 40, 50] = 60
+    files = [tmp_path / f"s_{k}.tif" for k in range(6)]
+    for path, image in zip(files, values, strict=True):
+        TifImage(data=image).write(str(path))
+    made, plain = [], Automask._work_out
+    monkeypatch.setattr(Automask, "_work_out", lambda self: made.append(self.intensity.shape[0]) or plain(self))
+
+    def opened(what):
+        made.clear()
+        ds = open_frames(what, wavelength=1.0, distance=0.1, pixel_size=1e-4, beam_center=(48, 48))
+        return ds, ds["mask"].values
+
+    opened(tmp_path / "s_*.tif")
+    (record,) = (tmp_path / "cache" / "masks").iterdir()
+    opened(files[2])
+    assert made == []
+    return files, values, made, opened, record
+
+
+def test_a_file_written_over_with_the_date_of_before_has_a_mask_of_its_own(shelved):
+    files, values, made, opened, _ = shelved
+    about, size = files[2].stat(), files[2].stat().st_size
+    TifImage(data=np.where(np.arange(96) == 10, 0, values[2]).astype(np.uint16)).write(str(files[0].with_name("new")))
+    with open(files[2], "r+b") as file:
+        file.write(files[0].with_name("new").read_bytes())
+    os.utime(files[2], ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert files[2].stat().st_size == size and files[2].stat().st_ino == about.st_ino
+    opened(files[2])
+    assert made == [1]
+
+
+def test_a_file_that_changes_while_its_series_is_masked(shelved, monkeypatch):
+    files, values, made, opened, record = shelved
+    record.unlink()
+    counted = Automask._work_out
+
+    def written_over(masking):
+        found = counted(masking)
+        TifImage(data=values[1]).write(str(files[1]))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Automask, "_work_out", written_over)
+        opened(files)
+    opened(files)
+    assert made == [6]
+
+
+def rewritten(record, **changes):
+    """The record with other arrays; `series`: what it says of the series, with changes."""
+    with np.load(record) as file:
+        arrays = dict(file)
+    said = json.loads(arrays["series"].tobytes()) | changes.pop("series", {})
+    arrays["series"] = np.frombuffer(sealed(json.dumps(said)).encode(), np.uint8)
+    np.savez_compressed(record, **arrays | changes)
+
+
+def raw(text):
+    return lambda record: np.savez_compressed(record, series=np.frombuffer(text, np.uint8))
+
+
+DAMAGED = {
+    "cut": lambda record: record.write_bytes(record.read_bytes()[:-40]),
+    "flipped": lambda record: record.write_bytes(record.read_bytes()[:-400] + bytes(40) + record.read_bytes()[-360:]),
+    "empty": lambda record: record.write_bytes(b""),
+    "a list": raw(b"[]"),
+    "a number": raw(b"5"),
+    "deep": raw(b"[" * 100_000),
+    "other fields": raw(b'{"seen": 5}'),
+    "no text": raw(b"\xff\x00"),
+    "dates of no files": lambda record: rewritten(record, series={"dates": {}, "seen": ["\0"] * 9}),
+    "a sentinel that is none": lambda record: rewritten(record, series={"sentinels": [10**30]}),
+    "an unknown reason": lambda record: rewritten(record, **{"99999": np.zeros((96, 2), np.uint64)}),
+    "another shape": lambda record: rewritten(record, **{"1": np.zeros((9, 2), np.uint64)}),
+    "objects": lambda record: np.savez_compressed(record, series=np.array([{}], object)),
+    "a pipe": lambda record: (record.unlink(), os.mkfifo(record)),
+    "a folder": lambda record: (record.unlink(), record.mkdir()),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_record_that_is_damaged_is_not_used_and_written_anew(how, shelved):
+    files, _, made, opened, record = shelved
+    DAMAGED[how](record)
+    opened(files[2])
+    assert made == [1]
+    ds, _ = opened(files)
+    assert made == [6] and masking_of(ds).counts()["dead"] == 1 and masking_of(ds).reasons.any()
+    opened(files)
+    assert made == ([6] if how == "a folder" else [])
+
+
+def test_a_record_is_for_one_user_and_one_version(shelved, monkeypatch):
+    from xrddiff.data.formats import remembered
+
+    files, _, made, opened, record = shelved
+    assert record.stat().st_mode & 0o077 == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 12345)
+        assert opened(files[2]) and made == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(remembered, "_CODE", [])
+        assert opened(files[2]) and made == [1]
+    # code that is installed while a process runs is not what this process runs
+    monkeypatch.setattr(remembered, "_code", lambda: [])
+    assert opened(files[2]) and made == []
+
+
+def test_without_a_place_for_it_a_mask_is_made(shelved, tmp_path, monkeypatch):
+    files, _, made, opened, _ = shelved
+    monkeypatch.setenv("XRDDIFF_CACHE", str(files[0]))  # a file, where no folder can be
+    assert opened(files) and made == [6]
+    for name in ("XRDDIFF_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert opened(files) and made == [6]
+
+
+def test_a_record_that_can_only_be_read_is_used_and_old_ones_go(shelved, monkeypatch):
+    files, _, made, opened, record = shelved
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", lambda *_: (_ for _ in ()).throw(PermissionError))
+        assert opened(files[2]) and made == []
+    for k in range(40):
+        (record.parent / f"{k}.npz").touch()
+        os.utime(record.parent / f"{k}.npz", (k, k))
+    (record.parent / "nowhere").symlink_to("/nowhere/at/all")
+    record.unlink()
+    opened(files)
+    assert len(list(record.parent.iterdir())) == 32 and record.exists()
+
+
+def test_some_of_a_series_do_not_take_the_place_of_all(shelved):
+    files, _, made, opened, _ = shelved
+    assert opened(files[:5]) and made == [5]
+    assert opened(files[5]) and made == []
 
 
 # ---------------------------------------------------------------- what is none is found

@@ -115,3 +115,16 @@ def test_a_forked_process_ends_when_nobody_waits_for_it(tmp_path):
             return
         time.sleep(0.02)
     pytest.fail(f"process {pid} goes on")
+
+
+def test_the_cache_of_a_session_ends_with_it_but_for_what_costs_time(tmp_path, monkeypatch):
+    from conftest import COSTLY, cache_of_tests
+
+    from xrddiff.core.files import cache_dir
+
+    here = Path(os.environ["XRDDIFF_TESTS"])
+    assert cache_dir() == here / "cache" and not (here / "cache" / "masks").is_symlink()
+    assert not any((here / "cache" / name).resolve().is_relative_to(here) for name in COSTLY)
+    monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").touch()  # where no folder can be
+    assert not list(cache_of_tests(tmp_path / "mine").iterdir())

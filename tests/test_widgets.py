@@ -13,6 +13,7 @@ from lab import notebooks_of
 
 import xrddiff as xd
 from xrddiff.app.widgets.mask_edits import code_of
+from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.mask_files import load_mask
 from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.frames import make_frames
@@ -715,6 +716,135 @@ def test_the_mask_follows_the_picture(tmp_path):
         assert (again.pictures[0].codes[:, 300:330] > 0).all()  # what needs the mask waits for it
 
     apart(asyncio.run, watch()).result()
+
+
+@pytest.fixture
+def masks_wait(tmp_path, monkeypatch):
+    """Masks are made as soon as `let` lets them: (two folders of frames, the numbers of those whose mask was begun, the sets that get none, tells a story of an explorer in a loop)."""
+    import asyncio
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    from fabio.tifimage import TifImage
+
+    from xrddiff.app.widgets import explorer
+
+    monkeypatch.setenv("XRDDIFF_CACHE", str(tmp_path / "cache"))
+    rng, let, plain = np.random.default_rng(0), threading.Event(), explorer.frame_codes
+    begun, fail = [], []
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        for k in range(4):
+            TifImage(data=rng.poisson(9, (48, 48)).astype(np.uint16)).write(str(folder / f"r_{k}.tif"))
+
+    def codes(ds, i, image, quick=False):
+        if threading.current_thread().name.startswith("xrddiff"):
+            begun.append(i)
+            assert let.wait(60)
+            if any(ds is one for one in fail):
+                raise BadInput("no mask can be made")
+        return plain(ds, i, image, quick)
+
+    monkeypatch.setattr(explorer, "frame_codes", codes)
+
+    async def ended():
+        """All that was begun, and what it says to the loop."""
+        let.set()
+        for thread in [t for t in threading.enumerate() if t.name.startswith("xrddiff")]:
+            await asyncio.to_thread(thread.join)
+        await asyncio.sleep(0)
+
+    def story(tell):
+        let.clear()
+        begun.clear()
+        words = {"distance": 0.1, "pixel_size": 1e-4, "beam_center": (24, 24), "wavelength": 1.0}
+
+        async def told():
+            await tell(xd.explore(folders[0], **words), ended)
+
+        with ThreadPoolExecutor(1) as apart:
+            apart.submit(asyncio.run, told()).result()
+
+    yield folders, begun, fail, story
+    let.set()
+
+
+def test_a_mask_that_comes_late_changes_nothing_of_what_is_shown_then(masks_wait):
+    """Neither the mask of the former source, nor that it could not be made; a sentence about what the user did meanwhile stays."""
+    (a, b), _, fail, story = masks_wait
+
+    async def another_source(w, ended):
+        fail.append(w.frames)
+        w.source = str(b)
+        await ended()
+        assert w.sentence == "" and w._read[3] and w.frames["intensity"].values[0].tolist() == w._read[1].tolist()
+
+    async def no_source(w, ended):
+        w.source = str(a / "nothing.h5")
+        await ended()
+        assert "nothing.h5 does not exist" in w.sentence and not w.pictures and not w.marks
+
+    async def not_saved(w, ended):
+        w.mask_file = str(a / "r_0.tif")
+        w.guarded(w.save_mask)()
+        await ended()
+        assert "there is a file" in w.sentence and w._read[3]
+
+    async def closed(w, ended):
+        w.close()
+        await ended()
+        assert not w._read[3] and w.sentence == ""
+
+    for tell in (another_source, no_source, not_saved, closed):
+        story(tell)
+
+
+def test_a_mask_is_asked_for_once_and_comes_whatever_happens_meanwhile(masks_wait, monkeypatch):
+    from xrddiff.app.widgets import explorer
+
+    (a, b), begun, _, story = masks_wait
+
+    async def busy(w, ended):
+        w.find_peaks = True
+        w.edits = [{"shape": "rectangle", "x": [1, 2], "y": [1, 2]}]
+        w.find_peaks, w.edits = False, []
+        await ended()
+        assert begun == [0] and w._read[3]
+
+    async def a_frame_that_cannot_be_read(w, ended):
+        (a / "r_2.tif").rename(a / "away")
+        w.frame = 2
+        (a / "away").rename(a / "r_2.tif")
+        await ended()
+        assert "r_2.tif" in w.sentence and w._shown == 0 and w._read[3]
+
+    async def interrupted(w, ended):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(explorer, "frame_codes", stop)
+            with pytest.raises(KeyboardInterrupt):
+                w.mask_beamstop()
+        await ended()
+        assert w._read[3]
+
+    async def a_source_whose_first_frame_cannot_be_read(w, ended):
+        def broken(*_):
+            raise BadInput("it cannot be read")
+
+        w.find_peaks = True
+        with monkeypatch.context() as patch:
+            patch.setattr(explorer, "frame_image", broken)
+            w.source = str(b)
+        await ended()
+        assert "it cannot be read" in w.sentence and (w.n_frames, w._shown, w.pictures, w.marks) == (4, -1, [], [])
+        w.frame = 1
+        assert w._shown == 1 and "r_1.tif" in w.pictures[0].title and w.sentence == ""
+
+    for tell in (busy, a_frame_that_cannot_be_read, interrupted, a_source_whose_first_frame_cannot_be_read):
+        story(tell)
 
 
 def test_the_still_picture_of_a_large_frame_keeps_spots_and_mask():

@@ -171,7 +171,7 @@ class FrameExplorer(FrameSeries):
         """`what`: a file, a name or Frames. `words`: traits; the others are options of `open_frames` or `load`."""
         own = {name: words.pop(name) for name in list(words) if name in self.trait_names()}
         self.frames, self._words, self._written, self.marks = None, words, None, []
-        self._read = _NOTHING_READ
+        self._read = self._asked = _NOTHING_READ  # asked: whose mask has been asked for
         named = isinstance(what, str | os.PathLike)
         parts = ["mask", *(["source"] if named else [])]
         super().__init__(label="frame explorer", _parts=parts, _reasons=[list(r) for r in reasons().items()])
@@ -195,8 +195,9 @@ def _open(self: FrameExplorer, what: Any) -> None:
     """Show the first frame of `what`."""
     if isinstance(what, str | os.PathLike):
         self.source = os.fspath(what)
-    self.frames, self._read = None, _NOTHING_READ
+    self.frames, self._read, before = None, _NOTHING_READ, self.pictures
     self._forget("mask")
+    self._forget("peaks")
     self.edits, self.saved, self._written, self.center = [], "", None, None
     try:
         ds = open_any(what, **self._words)
@@ -205,16 +206,20 @@ def _open(self: FrameExplorer, what: Any) -> None:
         raise
     self.frames, self.n_frames, self.note = ds, frame_count(ds), lacking(ds)
     self._place = geometry_or_none(ds, 0)
-    if self.frame == 0:
-        self.show_frame(0)
-    else:
-        self.frame = 0
+    try:
+        if self.frame == 0:
+            self.show_frame(0)
+        else:
+            self.frame = 0
+    finally:
+        if self.pictures is before:  # it cannot be read, and what is shown is of another source
+            self._empty(self.n_frames, self.note)
 
 
-def _empty(self: FrameExplorer) -> None:
-    """Nothing is shown."""
+def _empty(self: FrameExplorer, n_frames: int = 0, note: str = "") -> None:
+    """No picture is shown."""
     with self.hold_sync():
-        self.n_frames, self.note, self.pictures, self._shown = 0, "", [], -1
+        self.n_frames, self.note, self.pictures, self._shown, self.marks = n_frames, note, [], -1, []
 
 
 FrameExplorer._open, FrameExplorer._empty = _open, _empty
@@ -226,10 +231,11 @@ def _frame(self: FrameExplorer, i: int) -> tuple[np.ndarray, np.ndarray]:
     As long as the mask that all frames share is not made, only what the values of this frame say.
     """
     if self._read[0] != i:
-        self._forget("mask")
         image, masking = frame_image(self.frames, i), masking_of(self.frames)
         quick = self._loop is not None and masking is not None and not masking.made
-        self._read = (i, image, frame_codes(self.frames, i, image, quick), not quick)
+        read = (i, image, frame_codes(self.frames, i, image, quick), not quick)
+        self._forget("mask")  # of the frame before, which stays as it is if this one cannot be read
+        self._read = read
     return self._read[1:3]
 
 
@@ -284,8 +290,9 @@ def _take_mask(self: FrameExplorer, codes: np.ndarray) -> None:
 def _complete_mask(self: FrameExplorer) -> None:
     """Wait for the mask of the frame that is shown."""
     if not self._read[3]:
-        self._forget("mask")
-        self._take_mask(frame_codes(self.frames, *self._read[:2]))
+        codes = frame_codes(self.frames, *self._read[:2])
+        self._forget("mask")  # not before: who interrupts this still gets the mask
+        self._take_mask(codes)
 
 
 FrameExplorer._frame, FrameExplorer.pictures_of = _frame, _pictures_of
@@ -326,8 +333,8 @@ def _look_for_peaks(self: FrameExplorer) -> None:
     if self.frames is None or not self.pictures:
         return
     own, i = list(self.pictures[0].marks), self._shown
-    if not self._read[3]:
-        ds, image = self.frames, self._read[1]
+    if not self._read[3] and self._asked is not self._read:
+        ds, image, self._asked = self.frames, self._read[1], self._read
         self.in_background("mask", lambda: frame_codes(ds, i, image), self._take_mask)
     if not self.find_peaks or not self._read[3]:
         self._forget("peaks")

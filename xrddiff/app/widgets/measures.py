@@ -91,22 +91,25 @@ def _in_background(self: Measured, topic: str, work: Callable[[], Any], take: Ca
     """`take(work())`, with `work` in a thread, unless another one of this topic has been requested since."""
     number = self._forget(topic)
 
-    def done(result: Any) -> None:
-        if number == self._requests[topic]:
-            take(result)
+    def done(result: Any, error: Exception | None = None) -> None:
+        if number != self._requests[topic]:  # nor is it a matter to the user why it failed
+            return
+        if error is not None:
+            raise error
+        take(result)
 
     def run() -> None:
         try:
             result = work()
         except Exception as error:
-            self.soon(_raise, error)
+            self.soon(done, None, error)
         else:
             self.soon(done, result)
 
     if self._loop is None:
         self.guarded(lambda: done(work()))()
     else:
-        threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=run, name=f"xrddiff {topic}", daemon=True).start()
 
 
 def _forget(self: Measured, topic: str) -> int:
@@ -115,11 +118,14 @@ def _forget(self: Measured, topic: str) -> int:
     return self._requests[topic]
 
 
-def _raise(error: Exception) -> None:
-    raise error
+def _close(self: Measured) -> None:
+    """Close the widget; what is still being worked on is no longer needed."""
+    for topic in getattr(self, "_requests", {}):
+        self._forget(topic)
+    super(Measured, self).close()
 
 
-Measured.in_background, Measured._forget = _in_background, _forget
+Measured.in_background, Measured._forget, Measured.close = _in_background, _forget, _close
 
 # %% ../../../nbs/app/widgets/measures.ipynb #aba329b7
 def _draw_curve(self: Measured) -> None:

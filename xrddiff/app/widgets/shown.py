@@ -74,15 +74,15 @@ class Shown(HasTraits):
         self.sentence = sentence
 
 # %% ../../../nbs/app/widgets/shown.ipynb #328bff05
-def guarded(self: Shown, callback: Callable[..., Any]) -> Callable[..., Any]:
+def guarded(self: Shown, callback: Callable[..., Any], *, keep: bool = False) -> Callable[..., Any]:
     """`callback`, with errors shown as a sentence in the widget; it returns None after one.
 
-    A new call removes the sentence of the previous one.
+    A new call removes the sentence of the previous one, unless `keep`.
     """
 
     @functools.wraps(callback)
     def call(*args: Any, **words: Any) -> Any:
-        if not self._depth:
+        if not self._depth and not keep:
             self.sentence = ""
         self._depth += 1
         try:
@@ -103,12 +103,13 @@ Shown.guarded = guarded
 
 # %% ../../../nbs/app/widgets/shown.ipynb #8de97eef
 def soon(self: Shown, callback: Callable[..., Any], *args: Any) -> None:
-    """Call `callback(*args)`, guarded, on the kernel's loop; safe from any thread."""
-    call = functools.partial(self.guarded(callback), *args)
+    """Call `callback(*args)`, guarded, on the kernel's loop; safe from any thread. A sentence that is shown stays."""
+    call = functools.partial(self.guarded(callback, keep=True), *args)
     if self._loop is None or self._loop.is_closed() or not self._loop.is_running():
         call()
     else:
-        self._loop.call_soon_threadsafe(call)
+        with suppress(RuntimeError):  # the kernel ends just now
+            self._loop.call_soon_threadsafe(call)
 
 
 Shown.soon = soon

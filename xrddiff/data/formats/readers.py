@@ -32,6 +32,7 @@ from ..frames.automask import with_automask
 from ..frames.display import FramesAccessor  # noqa: F401  registers ds.frames, which shows what was opened
 from ..frames.exposures import join_groups, rotates
 from ..frames.frames import PANEL_GEOMETRY, as_numbers, make_frames, validate_frames
+from ..transforms.spatial import uncut
 from ..frames.geometry import PanelGeometry, panel_distance
 from ..frames.labels import join_labels
 from ..frames.masks import RULES
@@ -402,7 +403,7 @@ def open_frames(
     attrs["layout"] = attrs.pop("layout_name")
     ds = validate_frames(make_frames(**attrs), where, geometry=complete)
     places = getattr(found["intensity"], "places", None)
-    shelf = MaskShelf(tuple(place[0] for place in places)) if places else None
+    shelf = MaskShelf.of([place[0] for place in places]) if places else None
     return with_automask(ds, RULES if automask is None else automask, shelf)
 
 # %% ../../../nbs/data/formats/readers.ipynb #b0f94a95
@@ -451,6 +452,8 @@ def _open_ours(
     for word in NEEDED.keys() & words.keys():
         numbers = as_numbers(words[word], 2 if word == "beam_center" else 1, f"{path}: {word}")
         words[word] = numbers if word == "beam_center" else numbers[0]
+    if {"beam_center", "pixel_size"} & words.keys():
+        ds = uncut(ds)  # both are meant in the pixels that are there
     if "panel_origin" in ds.coords:
         _refuse_flat(words, str(path))
         if "distance" in words:

@@ -9,17 +9,19 @@ import hashlib
 import json
 import os
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import xarray as xr
 
-from ...core.files import CannotSave, cache_dir, is_broken, json_digest, package_version, remove, sealed, writing
+from ...core.errors import BadInput
+from ...core.files import cache_dir, is_broken, json_digest, package_version, plain, remove, sealed, writing
+from ...core.gate import checked, from_json, read_arrays
 from .hdf5 import MaskRows
 from .store import lay_out_zarr, read_store, seal_zarr
 from xrddiff.data.frames.rows import (
@@ -35,14 +37,14 @@ from xrddiff.data.frames.rows import (
 )
 from ..frames.automask import Automask
 from ..frames.bit_images import as_bits
-from ..frames.masks import RULES
+from ..frames.masks import FILE_BIT, RULES, largest
 from ..headers.gate import leads_elsewhere
 from ..headers.sources import HDF5Rows
 from ..headers.unpacked import inner_name
 
 # %% auto #0
-__all__ = ['KINDS', 'LARGEST', 'FEWEST', 'KEPT', 'ENOUGH', 'NotKept', 'Nodes', 'rows_of', 'folder_key', 'remember', 'recall',
-           'MaskShelf']
+__all__ = ['KINDS', 'LARGEST', 'FEWEST', 'KEPT', 'ENOUGH', 'LONGEST', 'NotKept', 'Nodes', 'rows_of', 'folder_key', 'remember',
+           'recall', 'MaskShelf']
 
 # %% ../../../nbs/data/formats/remembered.ipynb #ff6c0653
 KINDS: dict[str, tuple[type, tuple[str, ...]]] = {  # what rows are made from, by attribute
@@ -136,13 +138,17 @@ KEPT = 32  # folders that are remembered
 
 def _stat(path: str | os.PathLike) -> list[int]:
     about = os.stat(path)
-    return [about.st_size, about.st_mtime_ns, about.st_ino]
+    # who writes into a file may put its date back, but not the date of that
+    return [about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns]
 
 
 def _code() -> list[list[int]]:
     """Dates and sizes of the code that reads files."""
     here = Path(__file__).parent.parent if "__file__" in globals() else Path("..")
     return [_stat(p)[:2] for room in ("formats", "headers", "frames") for p in sorted((here / room).glob("*.py"))]
+
+
+_CODE = _code()  # that this process runs, whatever is installed later
 
 
 def folder_key(files: Sequence[Path], words: Mapping[str, Any]) -> str | None:
@@ -160,7 +166,7 @@ def folder_key(files: Sequence[Path], words: Mapping[str, Any]) -> str | None:
     if any(v.endswith(".geom") and b"_file" in Path(v).read_bytes() for v in named):  # its masks are in other files
         return None
     each = [[os.path.abspath(f), *_stat(f)] for f in files]
-    return json_digest([package_version(), _code(), sorted(words.items()), [_stat(v) for v in named], each])
+    return json_digest([package_version(), _CODE, sorted(words.items()), [_stat(v) for v in named], each])
 
 # %% ../../../nbs/data/formats/remembered.ipynb #bedc5327
 def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joined: xr.Dataset, **about: Any) -> bool:
@@ -176,7 +182,7 @@ def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joine
         for name in (n for n in ("intensity", "mask") if n in joined and rows_behind(joined[n]) is not None):
             variables[name] = [nodes.add(_whole(part, name)) for part in parts]
         with writing(place) as beside:
-            beside.mkdir(parents=True)
+            beside.mkdir(mode=0o700)  # names of files, and labels
             lay_out_zarr(joined, beside / "frames.zarr", stacks=list(variables))
             seal_zarr(beside / "frames.zarr")
             said = {"states": nodes.states, "variables": variables, "about": about}
@@ -189,10 +195,19 @@ def remember(key: str, files: Sequence[Path], parts: Sequence[xr.Dataset], joine
 
 
 def _forget_oldest(folder: Path) -> None:
-    with suppress(OSError):  # another process tidies up as well
-        kept = sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime)
-        for old in kept[:-KEPT]:
-            remove(old)
+    dates: dict[Path, float] = {}
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):  # another process tidies up as well
+                dates[path] = path.lstat().st_mtime
+    for old in sorted(dates, key=dates.__getitem__)[:-KEPT]:
+        remove(old)
+
+
+def _used(path: Path) -> None:
+    """It is not the oldest any more."""
+    with suppress(OSError):  # of somebody else, or on a disk that is only read
+        os.utime(path)
 
 
 def _whole(part: xr.Dataset, name: str) -> Rows:
@@ -227,26 +242,56 @@ def recall(key: str) -> tuple[xr.Dataset, dict[str, Any]] | None:
             if found.shape != old.shape or found.dtype != old.dtype:
                 return None
             ds[name] = xr.Variable(old.dims, lazy_array(found), old.attrs)
-        os.utime(place)
+        _used(place)
     except Exception:  # whatever is wrong with it, the files themselves are still there
         return None
     return ds, said["about"]
 
 # %% ../../../nbs/data/formats/remembered.ipynb #2adeb3e6
 ENOUGH = 4  # frames that must have been looked at
+LONGEST = 1 << 26  # bytes of a record of a series without its masks
+
+
+class _Series(msgspec.Struct):
+    """What is kept of a series beside its masks.
+
+    order: digest of the file of each frame. dates: of each file, when it was opened. seen: the file of each frame that was looked at.
+    """
+
+    order: str
+    dates: dict[str, str]
+    seen: list[str]
+    sentinels: list[int]
+
+
+def _name(path: str | os.PathLike) -> str:
+    return os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
+
+
+def _date(path: str | os.PathLike) -> str:
+    return " ".join(map(str, _stat(path)))
 
 
 @dataclass(frozen=True)
 class MaskShelf:
     """Where the mask of a series of image files is kept.
 
-    files: the file of each frame.
+    files: the file of each frame. dates: of each file, by its name, when it was opened.
     """
 
     files: tuple[Path, ...]
+    dates: Mapping[str, str]
 
-    def place(self, masking: Automask) -> Path | None:
-        """The record of the series; None if these files are no series, or a rule is a plug-in's."""
+    @classmethod
+    def of(cls, files: Sequence[Path]) -> MaskShelf:
+        """That of files that have just been opened."""
+        dates: dict[str, str] = {}
+        if len(files) >= ENOUGH:
+            with suppress(OSError):  # one that has gone since
+                dates = {_name(f): _date(f) for f in dict.fromkeys(files)}
+        return cls(tuple(files), dates)
+
+    def _key(self, masking: Automask) -> str | None:
         inner = [Path(inner_name(f)) for f in self.files]
         names = {
             (os.path.abspath(f.parent), re.sub(r"\d+$", "", n.stem), n.suffix)
@@ -256,55 +301,79 @@ class MaskShelf:
         each = own is not None and len(own.shape) == len(masking.intensity.shape)
         if len(names) > 1 or each or not set(rules) <= set(RULES):
             return None
-        about = masking.about | {"mask": None if own is None else zlib.crc32(as_bits(np.asarray(own.values)))}
+        mask = None if own is None else hashlib.blake2b(as_bits(np.asarray(own.values))).hexdigest()
+        about = plain(masking.about | {"mask": mask}, other=str)
         frame = [*masking.intensity.shape[1:], masking.intensity.dtype.str]
-        key = json_digest([package_version(), _code(), sorted(names), frame, rules, about], other=str)
-        return cache_dir() / "masks" / key
+        user = getattr(os, "getuid", int)()  # what others have put in a shared cache is not believed
+        return json_digest([package_version(), _CODE, user, sorted(names), frame, rules, about])
 
-    def recall(self, masking: Automask) -> tuple[list[int], dict[int, np.ndarray], int] | None:
-        """(sentinels, the pixels masked for each reason as bits, frames that were looked at) of the series; None if nothing
-        is known of it, or a file has changed since.
-        """
-        if (place := self.place(masking)) is None:
-            return None
+    def place(self, masking: Automask) -> Path | None:
+        """The record of the series; None if these files are no series, a rule is a plug-in's, or there is no place."""
         try:
-            written, packed = ((place / name).read_bytes() for name in ("series.json", "bits.npz"))
-            said = json.loads(written)
-            if is_broken(written) or zlib.crc32(packed) != said["crc32"]:
-                return None
-            mine = [os.path.abspath(f) for f in self.files]
-            known = mine == said["files"] or (len(mine) == 1 and mine[0] in said["stat"])
-            if not known or any(_stat(f) != said["stat"][f] for f in {*mine, *said["seen"]}):
-                return None
-            with np.load(place / "bits.npz", allow_pickle=False) as file:
-                why = {int(bit): file[bit] for bit in file.files}
-            shape = (*masking.intensity.shape[1:-1], -(-masking.intensity.shape[-1] // 64))
-            if any(at.shape != shape or at.dtype != np.uint64 for at in why.values()):
-                return None
-            os.utime(place)
-            return [int(v) for v in said["sentinels"]], why, len(said["seen"])
-        except Exception:  # whatever is wrong with it, the frames themselves are still there
+            key = self._key(masking)
+            return None if key is None else cache_dir() / "masks" / f"{key}.npz"
+        except (OSError, RuntimeError):  # the user has no home
             return None
 
-    def keep(self, masking: Automask, why: Mapping[int, np.ndarray]) -> bool:
-        """Keep what was found in a series of `ENOUGH` frames and more; returns whether it was kept."""
-        seen = [os.path.abspath(self.files[int(i)]) for i in masking.frames]
-        if len(seen) < ENOUGH or (place := self.place(masking)) is None:
+# %% ../../../nbs/data/formats/remembered.ipynb #7c1d0e2a
+def _read_series(masking: Automask, place: Path) -> tuple[_Series, dict[int, np.ndarray]]:
+    """(what is kept of a series, the pixels masked for each reason as bits). Raises `BadInput` or `OSError`."""
+    shape = (*masking.intensity.shape[1:-1], -(-masking.intensity.shape[-1] // 64))
+    bits = {str(bit): bit for bit in (FILE_BIT, *(r.bit for r in masking.rules))}
+    arrays = read_arrays(place, LONGEST + len(bits) * (8 * int(np.prod(shape)) + 1000))
+    said = checked(from_json(arrays.pop("series").tobytes(), place.name), _Series, place.name)
+    known = {-1, -2, largest(masking.intensity.dtype)}
+    fits = all(at.shape == shape and at.dtype == np.uint64 for at in arrays.values())
+    if not fits or not arrays.keys() <= bits.keys() or not known.issuperset(said.sentinels):
+        raise BadInput(f"{place.name} is not the mask of these frames")
+    return said, {bits[name]: at for name, at in arrays.items()}
+
+
+def _recall(self: MaskShelf, masking: Automask) -> tuple[list[int], dict[int, np.ndarray], int] | None:
+    """(sentinels, the pixels masked for each reason as bits, frames that were looked at) of the series; None if nothing
+    is known of it, or a file has changed since.
+    """
+    if (place := self.place(masking)) is None:
+        return None
+    try:
+        said, why = _read_series(masking, place)
+        mine = [_name(f) for f in self.files]
+        known = said.order == json_digest(mine) or (len(mine) == 1 and mine[0] in said.dates)
+        if not known or any(_date(f) != said.dates[f] for f in {*mine, *said.seen}):
+            return None
+    except Exception:  # whatever is wrong with it, the frames themselves are still there
+        return None
+    _used(place)
+    return said.sentinels, why, len(said.seen)
+
+
+def _keep(self: MaskShelf, masking: Automask, why: Mapping[int, np.ndarray]) -> bool:
+    """Keep what was found in a series of `ENOUGH` frames and more; returns whether it was kept."""
+    seen = [_name(self.files[int(i)]) for i in masking.frames]
+    if len(seen) < ENOUGH or not self.dates or (place := self.place(masking)) is None:
+        return False
+    with suppress(Exception):  # what is there may be damaged; more frames say more
+        before, _ = _read_series(masking, place)
+        more = (len(before.seen), len(before.dates)) > (len(seen), len(self.dates))
+        if more and all(_date(f) == before.dates[f] for f in before.seen):
             return False
-        try:
-            with suppress(OSError, ValueError, KeyError):  # more frames say more
-                before = json.loads((place / "series.json").read_bytes())
-                if len(before["seen"]) > len(seen) and all(_stat(f) == before["stat"][f] for f in before["seen"]):
-                    return False
-            files = [os.path.abspath(f) for f in self.files]
-            with writing(place) as beside:
-                beside.mkdir(parents=True)
-                np.savez_compressed(beside / "bits.npz", **{str(bit): at for bit, at in why.items()})
-                said = {"files": files, "stat": {f: _stat(f) for f in files}, "seen": seen}
-                said |= {"sentinels": [int(v) for v in masking.values.sentinels]}
-                said |= {"crc32": zlib.crc32((beside / "bits.npz").read_bytes())}
-                (beside / "series.json").write_text(sealed(json.dumps(said)), encoding="utf-8")
-        except (OSError, ValueError, CannotSave):
-            return False
-        _forget_oldest(place.parent)
-        return True
+    order, sentinels = json_digest([_name(f) for f in self.files]), [int(v) for v in masking.values.sentinels]
+    text = sealed(json.dumps(msgspec.to_builtins(_Series(order, dict(self.dates), seen, sentinels)))).encode()
+    if len(text) > LONGEST:
+        return False
+    try:
+        with writing(place, durable=False) as beside, open(beside, "xb", opener=_private) as file:
+            arrays = {str(bit): at for bit, at in why.items()}
+            np.savez_compressed(file, series=np.frombuffer(text, np.uint8), **arrays)
+    except (OSError, ValueError):
+        return False
+    _forget_oldest(place.parent)
+    return True
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that nobody else may read: it has names of files."""
+    return os.open(path, flags, 0o600)
+
+
+MaskShelf.recall, MaskShelf.keep = _recall, _keep

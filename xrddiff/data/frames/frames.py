@@ -19,8 +19,8 @@ from .rows import Stored, is_lazy, lazy_array
 
 # %% auto #0
 __all__ = ['IMAGE_DIMS', 'PANEL_DIMS', 'PANEL_GEOMETRY', 'UNITS', 'BLOCK_BYTES', 'as_numbers', 'make_frames', 'with_peaks',
-           'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'frame_mask', 'peaks_table',
-           'frame_peaks', 'pixel_grid', 'beam_center_of']
+           'missing_geometry', 'validate_frames', 'frame_count', 'frame_image', 'frame_mask', 'pixel_grid',
+           'beam_center_of', 'peaks_table', 'frame_peaks']
 
 # %% ../../../nbs/data/frames/frames.ipynb #6376c4ca
 IMAGE_DIMS = ("frame", "y", "x")
@@ -356,30 +356,6 @@ def frame_mask(ds: xr.Dataset, i: int = 0) -> np.ndarray:
     mask = ds["mask"]
     return (mask.isel(frame=i) if "frame" in mask.dims else mask).values
 
-# %% ../../../nbs/data/frames/frames.ipynb #0d4c0b39
-_FIRST = ("frame", "panel", "fs", "ss", "intensity", "background", "sigma", "snr", "pixels", "h", "k", "l", "d")
-
-
-def peaks_table(ds: xr.Dataset) -> pd.DataFrame:
-    """The peak table, one row per peak sorted by frame; columns are the variables `peak_*` without
-    that prefix: where, how strong, which reflection, then by name.
-
-    No peaks: an empty table.
-    """
-    found = {str(v)[5:]: ds[v].values for v in ds.data_vars if str(v).startswith("peak_") and ds[v].dims == ("peak",)}
-    names = [*(n for n in _FIRST if n in found), *sorted(found.keys() - set(_FIRST))]
-    columns = {n: found[n] for n in names}
-    return pd.DataFrame(columns or {"frame": np.zeros(0, np.int64), "fs": np.zeros(0), "ss": np.zeros(0)})
-
-
-def frame_peaks(ds: xr.Dataset, i: int) -> pd.DataFrame:
-    """The peaks of frame `i`, in the columns of `peaks_table`."""
-    if "peak" not in ds.dims:
-        return peaks_table(ds)
-    i = range(frame_count(ds))[i]
-    first, last = np.searchsorted(ds["peak_frame"].values, [i, i + 1])
-    return peaks_table(ds.isel(peak=slice(int(first), int(last))))
-
 # %% ../../../nbs/data/frames/frames.ipynb #885a5a55
 def pixel_grid(ds: xr.Dataset) -> tuple[float, float, float]:
     """(row, column, step) of the first pixel's corner, and the size of a pixel, both in pixels that `beam_center` counts;
@@ -411,3 +387,35 @@ def beam_center_of(ds: xr.Dataset) -> tuple[float, float] | None:
     row, column, step = pixel_grid(ds)
     x, y = (float(v) for v in ds.attrs["beam_center"])
     return (x - column) / step, (y - row) / step
+
+# %% ../../../nbs/data/frames/frames.ipynb #0d4c0b39
+_FIRST = ("frame", "panel", "fs", "ss", "intensity", "background", "sigma", "snr", "pixels", "h", "k", "l", "d")
+
+
+def peaks_table(ds: xr.Dataset) -> pd.DataFrame:
+    """The peak table, one row per peak sorted by frame; columns are the variables `peak_*` without
+    that prefix: where, how strong, which reflection, then by name.
+
+    No peaks: an empty table. Places are as they are stored, also of frames that were cut, see `pixel_grid`.
+    """
+    found = {str(v)[5:]: ds[v].values for v in ds.data_vars if str(v).startswith("peak_") and ds[v].dims == ("peak",)}
+    names = [*(n for n in _FIRST if n in found), *sorted(found.keys() - set(_FIRST))]
+    columns = {n: found[n] for n in names}
+    return pd.DataFrame(columns or {"frame": np.zeros(0, np.int64), "fs": np.zeros(0), "ss": np.zeros(0)})
+
+
+def frame_peaks(ds: xr.Dataset, i: int) -> pd.DataFrame:
+    """The peaks of frame `i`, in the columns of `peaks_table`; of frames that were cut those that are left, in the pixels that are
+    left.
+    """
+    if "peak" not in ds.dims:
+        return peaks_table(ds)
+    i = range(frame_count(ds))[i]
+    first, last = np.searchsorted(ds["peak_frame"].values, [i, i + 1])
+    table = peaks_table(ds.isel(peak=slice(int(first), int(last))))
+    row, column, step = pixel_grid(ds)
+    if (row, column, step) == (0, 0, 1):
+        return table
+    table = table.assign(fs=(table["fs"] - column) / step, ss=(table["ss"] - row) / step)
+    height, width = ds["intensity"].shape[-2:]
+    return table[table["fs"].between(0, width, "left") & table["ss"].between(0, height, "left")]

@@ -124,12 +124,15 @@ def background_level(frames: xr.Dataset, *, share: float = 0.95) -> np.ndarray:
 
 # %% ../../../nbs/data/frames/labels.ipynb #d107e50c
 def spot_level(frames: xr.Dataset, peaks: pd.DataFrame | None = None) -> np.ndarray:
-    """Decimal logarithm of one plus the light in each frame's peaks, (n,) float32; 0 without peaks.
+    """Decimal logarithm of one plus the light in each frame's peaks, (n,) float32; 0 without peaks, NaN where the mask hides
+    everything.
 
     peaks: found in the frames unless given, with `frame` and `intensity` in the units of the frames.
     """
     peaks = find_frame_peaks(frames) if peaks is None else peaks
     light = np.bincount(peaks["frame"], weights=peaks["intensity"].clip(lower=0), minlength=frame_count(frames))
+    hidden = [i for i in np.flatnonzero(light == 0) if not frame_mask(frames, i).any()]
+    light[hidden] = np.nan
     return np.log10(1 + light).astype(np.float32)
 
 # %% ../../../nbs/data/frames/labels.ipynb #bd6bd65a

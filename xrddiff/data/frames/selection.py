@@ -62,6 +62,26 @@ def select_frames(ds: xr.Dataset, index: Any) -> xr.Dataset:
         out["peak_frame"] = ("peak", new.astype(np.int64), ds["peak_frame"].attrs)
     return out
 
+# %% ../../../nbs/data/frames/selection.ipynb #3f6f5a10
+def _need_one_detector(i: int, head: xr.Dataset, part: xr.Dataset, moved: bool) -> None:
+    """Raise `BadInput` unless the pixels of part `i` are where those of the first part, `head`, are."""
+    placed = "beam_center" in head.attrs or "panel_origin" in head.coords
+    for d in (d for d in head["intensity"].dims[-2:] if d in head.coords and placed):
+        if head[d].shape != part[d].shape or not np.allclose(head[d].values, part[d].values, rtol=0, atol=1e-6):
+            a, b = ("{:g} to {:g}".format(*p[d].values[[0, -1]]) for p in (part, head))
+            raise BadInput(f"part {i} has the pixels {a} along {d}; expected {b} as in part 0")
+    for name in ("wavelength", "pixel_size", "beam_center", *(() if moved else ("distance",))):
+        a, b = head.attrs.get(name), part.attrs.get(name)
+        if (a is None) != (b is None) or (a is not None and not np.allclose(a, b, rtol=1e-9)):
+            raise BadInput(f"part {i} has {name} {b}; expected {a} as in part 0")
+    if part["intensity"].attrs.get("gain") != head["intensity"].attrs.get("gain"):
+        raise BadInput(
+            f"part {i} has the gain {part['intensity'].attrs.get('gain')}; expected {head['intensity'].attrs.get('gain')} as in part 0"
+        )
+    for name in (v for v in PANEL_GEOMETRY if v in head.coords):
+        if not np.allclose(head[name].values, part[name].values, rtol=0, atol=1e-9):
+            raise BadInput(f"part {i} has a different {name} from part 0; expected the same panels in every part")
+
 # %% ../../../nbs/data/frames/selection.ipynb #426afcf4
 def concat_frames(parts: Sequence[xr.Dataset], *, moved: bool = False) -> xr.Dataset:
     """Frames one after another, peaks renumbered; lazy values stay lazy.
@@ -96,17 +116,7 @@ def concat_frames(parts: Sequence[xr.Dataset], *, moved: bool = False) -> xr.Dat
             raise BadInput(
                 f"part {i} and part 0 differ in the variables {', '.join(sorted(map(str, odd)))}; expected the same in every part"
             )
-        for name in ("wavelength", "pixel_size", "beam_center", *(() if moved else ("distance",))):
-            a, b = head.attrs.get(name), part.attrs.get(name)
-            if (a is None) != (b is None) or (a is not None and not np.allclose(a, b, rtol=1e-9)):
-                raise BadInput(f"part {i} has {name} {b}; expected {a} as in part 0")
-        if part["intensity"].attrs.get("gain") != head["intensity"].attrs.get("gain"):
-            raise BadInput(
-                f"part {i} has the gain {part['intensity'].attrs.get('gain')}; expected {head['intensity'].attrs.get('gain')} as in part 0"
-            )
-        for name in (v for v in PANEL_GEOMETRY if v in head.coords):
-            if not np.allclose(head[name].values, part[name].values, rtol=0, atol=1e-9):
-                raise BadInput(f"part {i} has a different {name} from part 0; expected the same panels in every part")
+        _need_one_detector(i, head, part, moved)
     out = head.drop_vars([v for v in head.variables if {"frame", "peak"} & set(head[v].dims) or v == "mask"])
     for name in (v for v in head.variables if "frame" in head[v].dims and v != "mask"):
         out[name] = _join([p[name].variable for p in parts])

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Array = np.ndarray | torch.Tensor
 
 # %% auto #0
-__all__ = ['pool_mean', 'Pool', 'Crop', 'as_images', 'Panels', 'Patches', 'Windows']
+__all__ = ['pool_mean', 'uncut', 'Pool', 'Crop', 'as_images', 'Panels', 'Patches', 'Windows']
 
 # %% ../../../nbs/data/transforms/spatial.ipynb #4d3987c5
 def _blocks(x: Array, k: int) -> Array:
@@ -112,9 +112,10 @@ def _renumbered(frames: xr.Dataset) -> xr.Dataset:
     return _new_coordinates(_move_peaks(frames, out, peaks))
 
 
-def _uncut(frames: xr.Dataset) -> xr.Dataset:
-    """Frames whose pixels are numbered from their own corner."""
-    return frames if pixel_grid(frames) == (0, 0, 1) else _renumbered(frames)
+def uncut(frames: xr.Dataset) -> xr.Dataset:
+    """Frames whose pixels are numbered from their own corner, also if they were cut with `isel`; those without a place as they are."""
+    told = {"beam_center", "pixel_size", "panel_origin", "peak_frame"} & {*frames.attrs, *frames.variables}
+    return frames if not told or pixel_grid(frames) == (0, 0, 1) else _renumbered(frames)
 
 
 def _pixel_dims(frames: xr.Dataset) -> tuple[str, str]:
@@ -165,7 +166,7 @@ class Pool(Transform):
 
     def apply(self, frames: xr.Dataset) -> xr.Dataset:
         """Pooled frames, computed lazily."""
-        k, frames = self.k, _uncut(frames)
+        k, frames = self.k, uncut(frames)
         if k == 1:
             return frames
         dims, names = _pixel_dims(frames), _with_pixels(frames)
@@ -266,7 +267,7 @@ class Crop(Transform):
         """Cropped frames: the beam centre moves (also out of the image), peaks outside are
         dropped.
         """
-        frames = _new_coordinates(_uncut(frames))
+        frames = _new_coordinates(uncut(frames))
         cut = zip(_pixel_dims(frames), self._slices(frames["intensity"].shape), strict=True)
         return _renumbered(frames.isel(dict(cut)))
 
@@ -283,7 +284,7 @@ def as_images(frames: xr.Dataset) -> xr.Dataset:
 # %% ../../../nbs/data/transforms/spatial.ipynb #2389b52f
 def _cut(frames: xr.Dataset, places: list[tuple[int | None, int, int]], height: int, width: int) -> xr.Dataset:
     """One image for each frame and each of `places` (panel or None, y0, x0)."""
-    frames = _uncut(frames)
+    frames = uncut(frames)
     n, t = frame_count(frames), len(places)
     value = frames["intensity"].variable
     source, place = np.repeat(np.arange(n), t), np.tile(np.arange(t), n)

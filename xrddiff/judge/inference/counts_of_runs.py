@@ -5,10 +5,13 @@
 # %% ../../../nbs/judge/inference/counts_of_runs.ipynb #9ec22c96
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ...core.ranks.agreement import Ranks
@@ -41,9 +44,9 @@ def train_counts(
     already is kept.
 
     run: the folder of a trained latent model. cfg, prepared: its configuration and its frames.
-    ranks: of the run; the first one trains.
+    ranks: of the run; the first one trains, and the others wait.
     Returns the `counts_loss` of held-out frames: "decoder", "network of counts"; None without such a network, which is
-    said if the frames do not say how much a photon is.
+    said if the frames do not say how much a photon is, or if the training came to no finite number.
     """
     parts = model_parts(cfg)
     if not (cfg.training.counts_steps and parts.latent and parts.denoiser == "unet"):
@@ -54,10 +57,14 @@ def train_counts(
         if ranks.rank == 0:
             say(f"there is no network of expected counts: {error}", flush=True)
         return None
-    return ranks.first(partial(_train_counts, Path(run), cfg, prepared, device))
+    place = SimpleNamespace(process_index=ranks.rank, num_processes=ranks.size)
+    return Ranks(place, patience=_PATIENCE).first(partial(_train_counts, Path(run), cfg, prepared, device))
 
 
-def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.device | str) -> dict[str, float]:
+_PATIENCE = timedelta(days=30)  # longer than any job can run
+
+
+def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.device | str) -> dict[str, float] | None:
     job, steps = open_sample_job(run, device=device), cfg.training.counts_steps
     g, latent, kept = job.generator, job.generator.space.statistics.sha256, open_counts_net(run, device)
     if kept is not None and (kept[1]["step"], kept[1]["about"]["checkpoint"]) == (steps, g.about["checkpoint"]):
@@ -78,5 +85,8 @@ def _train_counts(run: Path, cfg: Config, prepared: Prepared, device: torch.devi
     )
     net = fit_counts_net(train, steps=steps, seed=cfg.training.seed, device=device)
     loss = {"decoder": test.loss(), "network of counts": test.loss(net)}
+    if not np.isfinite(loss["network of counts"]):
+        say(f"there is no network of expected counts: after {steps} steps its loss was no number", flush=True)
+        return None
     save_counts_net(net, run, steps, latent=latent, checkpoint=g.about["checkpoint"], loss=loss)
     return loss

@@ -43,11 +43,14 @@ class CountsOfSamples:
     device: torch.device | str = "cpu"
 
     @torch.no_grad()
-    def __call__(self, intensities: np.ndarray, frames: xr.Dataset) -> np.ndarray:
+    def __call__(
+        self, intensities: np.ndarray, frames: xr.Dataset, limits: tuple[float, float] | None = None
+    ) -> np.ndarray:
         """Expected intensities (B, [panel,] y, x) float32, 0 where the mask is.
 
         intensities: decoded ones, (B, [panel,] y, x).
         frames: so many frames, with their geometry, crystals and mask.
+        limits: the lowest and the highest intensity that there can be; None: unknown.
         """
         images = as_images(frames)
         maps = ConditionMaps(images, {name: self.options.get(name, {}) for name in self.net.maps})
@@ -58,7 +61,8 @@ class CountsOfSamples:
         for rows in torch.arange(len(mu)).split(at_once):
             known = {name: m.to(self.device) for name, m in maps(rows.tolist()).items()}
             out[rows] = scale.intensities(self.net(mu[rows].to(self.device), known))
-        return np.where(frame_mask(frames, 0), out.reshape(intensities.shape), np.float32(0))
+        out = out.reshape(intensities.shape) if limits is None else out.reshape(intensities.shape).clip(*limits)
+        return np.where(frame_mask(frames, 0), out, np.float32(0))
 
 # %% ../../../nbs/judge/inference/counts_of_samples.ipynb #f52ed23c
 def open_counts_of_samples(

@@ -18,6 +18,7 @@ from ...core.files import is_address, is_path
 from ...core.seeds import numpy_rng
 from ...data.formats.geometry_apply import apply_geometry, read_geometry
 from ...data.frames.frames import PANEL_GEOMETRY, frame_mask, make_frames
+from ...data.transforms.spatial import uncut
 from ...data.frames.geometry import geometry_of
 from ...data.frames.rows import ArrayRows
 from ...data.frames.selection import select_frames
@@ -123,7 +124,9 @@ def detector_frames(source: str) -> xr.Dataset:
 # %% ../../../nbs/judge/inference/detectors.ipynb #42c44fba
 def on_detector(template: xr.Dataset, frames: xr.Dataset) -> xr.Dataset:
     """The empty frame `template` with the geometry, shape and mask of `frames`: an image or a panel stack."""
-    other = [name for name in template.variables if {"frame", "y", "x", "panel", "peak"} & set(template[name].dims)]
+    frames = uncut(frames)
+    its_own = {"frame", "panel", "peak", *template["intensity"].dims}
+    other = [name for name in template.variables if its_own & set(template[name].dims)]
     out = template.drop_vars(other)
     value, shape, dims = template["intensity"], frames["intensity"].shape[1:], frames["intensity"].dims[1:]
     out.attrs = {k: v for k, v in out.attrs.items() if k not in _KEPT[1:] and k != "panel"}

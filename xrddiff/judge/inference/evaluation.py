@@ -212,7 +212,7 @@ class SampleEvaluation:
         made = reconstruct_frames(codec, loader)[0]
         if self.generator.counts is None:
             return made
-        counts = self.generator.counts(made["intensity"].values, made)
+        counts = self.generator.counts(made["intensity"].values, made, self.generator.limits)
         return made.assign(intensity=(made["intensity"].dims, counts, made["intensity"].attrs))
 
     def _as_detected(self, name: str, at: np.ndarray) -> xr.Dataset:

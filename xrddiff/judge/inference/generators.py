@@ -403,7 +403,7 @@ class Generator:
             x = self.draw(numbers, settings, conditions=conditions, callback=callback)
             intensities, beyond = readout.counted_intensities(self.decode(x))
             if self.counts is not None:
-                intensities = self.counts(intensities, scenes.asked(numbers, settings, conditions))
+                intensities = self.counts(intensities, scenes.asked(numbers, settings, conditions), self.limits)
             latents = x.cpu().reshape(len(numbers), -1, *x.shape[2:])
             return DrawnBatch(np.array(numbers), intensities, beyond, latents, conditions)
 

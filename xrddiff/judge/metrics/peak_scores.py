@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
+from ...data.transforms.spatial import uncut
 from ...data.frames.noise import draw_counts
 from ...data.frames.peak_matching import match_tables
 from ...data.frames.peaks import find_frame_peaks
@@ -141,6 +142,7 @@ def score_peaks(
     """
     score = PeakScore(radius)
     if isinstance(reference, xr.Dataset) and isinstance(test, xr.Dataset):
+        reference, test = uncut(reference), uncut(test)
         if reference["intensity"].shape != test["intensity"].shape:
             raise BadInput(
                 f"the test frames have shape {test['intensity'].shape}; expected {reference['intensity'].shape} as the reference has"

@@ -19,7 +19,8 @@ import xarray as xr
 from ...core.errors import BadInput
 from ...core.plugins import attempt
 from ...core.registry import Names, get
-from ...data.frames.frames import PANEL_GEOMETRY, frame_count
+from ...data.frames.frames import PANEL_GEOMETRY, beam_center_of, frame_count
+from ...data.transforms.spatial import uncut
 from ...data.frames.noise import background_sigma, draw_counts, quantum, sample_frames
 from ...data.frames.peaks import find_frame_peaks, radius_map, tile_bins
 from .diversity import block_means, distances_within
@@ -92,6 +93,7 @@ class ReferenceDetector:
     @classmethod
     def of(cls, reference: xr.Dataset, mask: np.ndarray | None = None) -> ReferenceDetector:
         """The detector of the frames `reference`, with this mask, or theirs."""
+        reference = uncut(reference)
         value = reference["intensity"]
         shape = value.shape[1:]
         if mask is None and "mask" in reference and "frame" not in reference["mask"].dims:
@@ -157,7 +159,8 @@ def _need_comparable(frames: xr.Dataset, variable: str, detector: ReferenceDetec
         )
     for name, found, expected in (
         *((name, frames["intensity"].attrs.get(name), detector.about.get(name)) for name in ("units", "gain")),
-        *((name, frames.attrs.get(name), detector.attrs.get(name)) for name in ("beam_center", "pedestal")),
+        ("beam_center", beam_center_of(frames), detector.attrs.get("beam_center")),
+        ("pedestal", frames.attrs.get("pedestal"), detector.attrs.get("pedestal")),
     ):
         if (
             found is not None

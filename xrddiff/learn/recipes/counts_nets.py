@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from torch import Tensor
 
 from ...core.errors import BadInput
+from ...core.gate import checked
 from ...data.frames.selection import evenly_spaced
 from ...data.transforms.values import Transform
 from ..diffusion.keyed_sampling import SampleNoise, Sampler
@@ -25,7 +28,7 @@ from ..losses import pixel_mean
 from ..models.counts_net import CountsNet, ring_profile
 from ..models.latent_space import LatentSpace
 from .one_cycle import fit_one_cycle
-from ..training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from ..training.checkpoints import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -182,8 +185,10 @@ def fit_counts_net(
     """A network of counts, trained on `frames`, in evaluation mode.
 
     Each step takes some frames in one of their views. The same arguments give the same weights on the same
-    machine.
+    machine. Raises `BadInput` for frames without a valid pixel.
     """
+    if not frames.mask.any():
+        raise BadInput("the frames that a network of counts is trained on have no valid pixel")
     n, pixels = len(frames.counts), frames.counts[0].numel()
     q = frames.maps.get("q")
     words: dict[str, Any] = {}
@@ -210,6 +215,17 @@ def fit_counts_net(
 COUNTS = "counts"  # folder of the network in a run
 
 
+class _Config(msgspec.Struct, forbid_unknown_fields=True):
+    """The arguments of a `CountsNet` that are accepted from a file."""
+
+    maps: list[str]
+    profile: list[float]
+    ring: float
+    width: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    layers: Annotated[int, msgspec.Meta(ge=0, le=64)]
+    patch: Annotated[int, msgspec.Meta(ge=1, le=16)]
+
+
 def save_counts_net(net: CountsNet, run: str | Path, steps: int, **about: Any) -> Path:
     """Save the network of a run; returns the path of the checkpoint.
 
@@ -225,11 +241,16 @@ def open_counts_net(run: str | Path, device: torch.device | str = "cpu") -> tupl
     The state has "about" and "step". Raises `BadInput` if the folder holds something else.
     """
     folder = Path(run) / COUNTS
-    if not folder.is_dir():
+    if not any(folder.glob("step-*")):  # a run that was killed while it saved one has the empty folder
         return None
-    checkpoint = load_checkpoint(folder)
-    if not isinstance(checkpoint.state.get("counts"), dict):
+    try:
+        checkpoint = load_checkpoint(folder)
+    except CheckpointError:
+        raise BadInput(
+            f"the network of counts in {folder} is damaged; remove this folder, and a run that is resumed trains it again"
+        ) from None
+    if not all(isinstance(checkpoint.state.get(name), dict) for name in ("counts", "about")):
         raise BadInput(f"{folder} holds no network of counts; expected one saved by save_counts_net")
-    net = CountsNet(**checkpoint.state["counts"])
+    net = CountsNet(**asdict(checked(checkpoint.state["counts"], _Config, f"the network of counts in {folder}")))
     load_weights(net, checkpoint)
     return net.to(device).eval(), checkpoint.state

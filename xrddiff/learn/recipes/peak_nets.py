@@ -20,6 +20,7 @@ from ...core.seeds import numpy_rng
 from ...data.frames.frames import peaks_table
 from ...data.frames.peak_matching import match_tables
 from ...data.frames.peaks import find_frame_peaks
+from ...data.transforms.spatial import uncut
 from ..models.peak_net import NetworkInput, PeakNet, peak_loss, peak_targets
 from .one_cycle import fit_one_cycle
 from ...physics.indexing.integration import integrate_frame
@@ -69,7 +70,7 @@ def simulated_peaks(ds: xr.Dataset) -> KnownPeaks:
     """The known peaks of simulated frames of photons, with the variable `expected`."""
     if "expected" not in ds or ds["intensity"].attrs.get("units") != "photon":
         raise BadInput("the frames have no expected photons; expected those of simulate(…, expected=True) that count")
-    columns = ["frame", "fs", "ss", "intensity", "background"]
+    ds, columns = uncut(ds), ["frame", "fs", "ss", "intensity", "background"]
     width = find_experiment(ds.attrs["experiment"]).spot_sigma
     return KnownPeaks(ds, ds["expected"].values, peaks_table(ds)[columns].reset_index(drop=True), width)
 
