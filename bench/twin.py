@@ -67,7 +67,7 @@ def main() -> None:
         "",
         *markdown(["", *columns], [cells(title, tables, columns) for title in tables[0].index]),
         "",
-        f"Learning takes {spent.cpu:.0f} s of CPU ({learnt.sizes['frame']} frames), a new frame {drawn.cpu:.1f} s, judging {judging.cpu / args.seeds:.0f} s; {memory() - before:.0f} MB at most beyond what was there before, with all {n} frames in memory.",
+        f"Learning takes {spent.cpu:.0f} s of CPU ({learnt.sizes['frame']} frames), a new frame {drawn.cpu:.1f} s, judging {judging.cpu / args.seeds:.0f} s; {(memory() - before) / 1e6:.0f} MB at most beyond what was there before, with all {n} frames in memory.",
     ]
     record = [{"table": t.to_dict(orient="index")} | s for t, s in zip(tables, said, strict=True)]
     write_results("twin", page, record)
