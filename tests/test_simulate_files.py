@@ -178,7 +178,7 @@ def test_spots_of_a_rotation_are_where_a_forward_calculation_puts_them(folder):
     [
         {"rotation": 0.4},
         {"spectrum": "sase", "bandwidth": 1e-3, "mosaicity": 0.1},
-        {"spectrum": "pink", "bandwidth": 3e-3},
+        {"spectrum": "pink", "bandwidth": 1.5e-3},
     ],
     ids=["rotation", "sase", "pink"],
 )

@@ -176,6 +176,14 @@ def data_mask(args: argparse.Namespace) -> int:
     return 0
 
 # %% ../../../nbs/app/cli/data.ipynb #78015e30
+def _edges(text: str) -> list[float]:
+    """`5` or `2,2,20`."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected an edge in µm, or three as 2,2,20") from None
+
+
 def add_crystal_options(p: argparse.ArgumentParser) -> None:
     """Add the options of a simulated crystal of a file."""
     group = p.add_argument_group("a crystal of a file")
@@ -185,11 +193,11 @@ def add_crystal_options(p: argparse.ArgumentParser) -> None:
         ("rotation", "DEG", "by how much the crystal turns in an exposure (0: stills)"),
         ("spectrum", "KIND", "mono, pink (flat) or sase (spikes, others in each shot) (mono)"),
         ("bandwidth", "SHARE", "relative σ of the wave number (mono 0.0001, pink 0.01, sase 0.001)"),
-        ("size", "UM", "edge of a crystal, µm (5)"),
+        ("size", "UM", "edge of a crystal, µm, or three as 2,2,20 (5)"),
         ("fluence", "J", "photons/µm² of an exposure (1e9)"),
         ("background", "N", "photons per pixel at the ring of water (1)"),
     ):
-        kind = str if name in ("detector", "spectrum") else float
+        kind = {"detector": str, "spectrum": str, "size": _edges}.get(name, float)
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=said)
 
 # %% ../../../nbs/app/cli/data.ipynb #c0a50e03

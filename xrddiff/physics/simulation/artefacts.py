@@ -15,7 +15,7 @@ from ...core.seeds import numpy_rng
 from ...data.frames.geometry import Geometry, PanelGeometry
 
 # %% auto #0
-__all__ = ['Artefacts', 'panel_of_pixels', 'ArtefactMaps', 'artefact_maps', 'disturb']
+__all__ = ['TAILS', 'Artefacts', 'panel_of_pixels', 'ArtefactMaps', 'artefact_maps', 'disturb']
 
 # %% ../../../nbs/physics/simulation/artefacts.ipynb #a05342f6
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Artefacts:
     streak: float = 6.0
     gain_step: float = 0.04
     offset_step: float = 0.3
-    tail: float = 0.08
+    tail: float = 0.05
     tail_length: float = 6.0
 
     def __post_init__(self) -> None:
@@ -106,6 +106,9 @@ def _step(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(x))
 
 # %% ../../../nbs/physics/simulation/artefacts.ipynb #0ffd085d
+TAILS = ((0.5, 1 / 2), (1.0, 1 / 3), (3.0, 1 / 6))  # σ in `tail_length`, and share
+
+
 def disturb(mu: np.ndarray, maps: ArtefactMaps, artefacts: Artefacts, jet: float) -> np.ndarray:
     """Expected photons with streak, shadow and tails.
 
@@ -115,8 +118,8 @@ def disturb(mu: np.ndarray, maps: ArtefactMaps, artefacts: Artefacts, jet: float
     mu = (mu + np.float32(jet) * maps.streak) * maps.transmission
     if artefacts.tail and artefacts.tail_length:
         t = np.float32(artefacts.tail)
-        near, far = (_blurred(mu, width * artefacts.tail_length) for width in (1, 3))
-        mu = (1 - t) * mu + t * (2 * near + far) / 3
+        spread = sum(np.float32(share) * _blurred(mu, width * artefacts.tail_length) for width, share in TAILS)
+        mu = (1 - t) * mu + t * spread
     return mu
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,8 @@ def _from_structure(path: Path, structure: gemmi.Structure, solvent: bool, diges
     structure.setup_cell_images()
     if not len(structure) or not structure[0].count_atom_sites():
         raise BadInput(f"{path} has no atoms; expected ATOM records or _atom_site")
+    if len(structure) > 1:
+        warnings.warn(f"{path} has {len(structure)} models: the first one is taken", stacklevel=4)
     return _crystal(path, structure.cell, group, AtomFactors(path.name, structure, solvent, digest))
 
 # %% ../../../nbs/physics/simulation/crystal_files.ipynb #8a32a4c6

@@ -89,11 +89,12 @@ class Sample:
 
     - `crystal`: the crystal structure.
     - `size`: edge of a median crystal, in µm; `size_spread`: σ of its logarithm.
-    - `profile_radius`: R of a reciprocal lattice point, in 1/Å.
+    - `profile_radius`: R of a reciprocal lattice point, in 1/Å; with `radii`, the largest of them.
     - `mosaicity`: η in rad.
     - `cell_spread`: relative σ of the cell edges from crystal to crystal.
     - `hits`: probabilities of 0, 1, 2, … crystals in a shot; they must sum to 1.
     - `transmission`: T of the sample, 0 to 1.
+    - `radii`: R along x (that of a), y and z of the crystal, 1/Å, of one that is not as wide as long.
     """
 
     crystal: Crystal
@@ -104,6 +105,7 @@ class Sample:
     cell_spread: float = 1e-3
     hits: tuple[float, ...] = (0.1, 0.8, 0.1)
     transmission: float = 1.0
+    radii: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         _need_positive("sample", size=self.size, profile_radius=self.profile_radius)

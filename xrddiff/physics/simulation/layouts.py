@@ -15,7 +15,7 @@ from ...core.errors import BadInput
 from ...data.frames.geometry import PanelGeometry
 
 # %% auto #0
-__all__ = ['PixelLayout', 'meet_panels']
+__all__ = ['PixelLayout', 'meet_panels', 'on_panel']
 
 # %% ../../../nbs/physics/simulation/layouts.ipynb #f5d63e22
 class PixelLayout:
@@ -64,3 +64,12 @@ def meet_panels(rays: np.ndarray, panels: PanelGeometry, margin: int = 0) -> tup
         near, x, y = wide.lab_to_panel(rays[missed])
         panel[missed], fs[missed], ss[missed] = near, x - margin, y - margin
     return panel, fs, ss
+
+# %% ../../../nbs/physics/simulation/layouts.ipynb #baa656af
+def on_panel(rays: np.ndarray, panels: PanelGeometry, panel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where rays (n, 3) meet the plane of a panel each (n,), also beyond its edges: `fs` and `ss` (n,), px."""
+    origin, fs, ss = panels.origin[panel], panels.fs[panel], panels.ss[panel]
+    normal = np.cross(fs, ss)
+    point = rays * ((origin * normal).sum(1) / (rays * normal).sum(1))[:, None] - origin
+    n2 = (normal**2).sum(1)
+    return (np.cross(point, ss) * normal).sum(1) / n2, (np.cross(fs, point) * normal).sum(1) / n2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def own_experiment(
     rotation: float = 0.0,
     spectrum: str = "mono",
     bandwidth: float | None = None,
-    size: float = 5.0,
+    size: float | Sequence[float] = 5.0,
     fluence: float = 1e9,
     background: float = 1.0,
     solvent: bool = True,
@@ -50,7 +51,8 @@ def own_experiment(
     - `crystal`: a PDB, mmCIF, CIF or MTZ file, or a `Crystal`.
     - `detector`: a frame, a geometry file, or the name of an experiment; `words` are those of
       `detector_of_file`.
-    - `mosaicity`: σ in degrees. `rotation`: degrees in an exposure, 0: stills. `size`: edge, µm.
+    - `mosaicity`: σ in degrees. `rotation`: degrees in an exposure, 0: stills. `size`: edge, µm, or three: along a,
+      perpendicular to it in the plane of a and b, and perpendicular to both.
     - `spectrum`: "mono", "pink" or "sase". `bandwidth`: relative σ, None: of `BANDWIDTHS`.
     - `fluence`: photons/µm² of an exposure. `background`: photons per pixel of water, at its ring.
     - `solvent`: with the water in the crystal of a PDB or mmCIF file.
@@ -59,11 +61,14 @@ def own_experiment(
     that are not what they should be, and for values that cannot be.
     """
     _check_widths(mosaicity=mosaicity, rotation=rotation, bandwidth=bandwidth or 0, background=background)
-    for name, value in (("size", size), ("fluence", fluence)):
+    edges = tuple(float(v) for v in np.atleast_1d(size))
+    if len(edges) not in (1, 3):
+        raise BadInput(f"size has {len(edges)} numbers; expected one edge in µm, or three")
+    for name, value in (*(("size", v) for v in edges), ("fluence", fluence)):
         if not (np.isfinite(value) and value > 0):
             raise BadInput(f"{name} is {value:g}; expected a positive number")
     if spectrum not in SPECTRA:
-        raise BadInput(f"spectrum is {spectrum!r}{nearest(str(spectrum), SPECTRA)}; expected {', '.join(SPECTRA)}")
+        raise BadInput(f"spectrum is {spectrum!r}{nearest(str(spectrum), SPECTRA)}")
     named = [_stem(v) for v in (crystal, detector) if isinstance(v, str | Path)]
     if not isinstance(crystal, Crystal):
         crystal = crystal_of_file(crystal, solvent=solvent)
@@ -78,8 +83,9 @@ def own_experiment(
             spread=0.3 if sase else 0.1, spectrum=spectrum,
         ),
         Sample(
-            crystal, size, size_spread=0.2, profile_radius=0.376e-4 / size, mosaicity=np.radians(mosaicity),
-            cell_spread=3e-4, hits=(0.0, 1.0),
+            crystal, float(np.prod(edges) ** (1 / len(edges))), size_spread=0.2, profile_radius=0.376e-4 / min(edges),
+            mosaicity=np.radians(mosaicity), cell_spread=3e-4, hits=(0.0, 1.0),
+            radii=tuple(0.376e-4 / v for v in edges) if len(edges) == 3 else None,
         ),
         Background(water=background, air=0.4 * background),
         detector.detector,

@@ -23,10 +23,11 @@ from xrddiff.physics.simulation.experiments import (
     SPREAD_LIMIT,
     Detector,
     Experiment,
+    Sample,
     detector_mask,
     find_experiment,
 )
-from .layouts import meet_panels
+from .layouts import meet_panels, on_panel
 from xrddiff.physics.simulation.scattering import (
     air_profile,
     darwin_intensity,
@@ -184,6 +185,7 @@ class Spots(NamedTuple):
     ss: np.ndarray
     photons: np.ndarray  # expected counts
     panel: np.ndarray  # 0 on an image
+    streak: np.ndarray  # (n, 2) by how much, and where, the spectrum draws a spot out: σ along fs and ss, px
 
 
 def _sift(sieve: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -205,8 +207,9 @@ def _recorded(
     k: np.ndarray,
     s: np.ndarray,
     sigma: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Partiality (n,), what replaces it in Darwin's formula (n,), and the mean recorded ray (n, 3).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Partiality (n,), what replaces it in Darwin's formula (n,), the mean recorded ray (n, 3), and σ of its
+    wave number (n,).
 
     - `frame`: shot of each reflection. `ray`, `k`, `s`, `sigma`: in the middle of the exposure.
     """
@@ -214,17 +217,25 @@ def _recorded(
     area = np.sqrt(2 * np.pi) * radius
     if beam.spectrum == "mono" and not setting.turn:
         p = strength = partiality(s, sigma, radius)
+        spread = np.zeros(len(p))
     else:
         g = ray.copy()
         g[:, 2] -= k
-        density, swept, ray = np.zeros(len(g)), np.zeros(len(g)), np.zeros_like(g)
+        (density, swept, spread), ray = np.zeros((3, len(g))), np.zeros_like(g)
         for i in np.unique(frame):
             at = np.flatnonzero(frame == i)
             seen = expose(g[at], k[at], sigma[at], drawn.spectrum[i], setting.axis, setting.turn)
-            density[at], swept[at], ray[at] = seen.density, seen.swept, seen.ray
+            density[at], swept[at], ray[at], spread[at] = seen
         strength = area * density
         p = density * swept if setting.turn else strength
-    return p, strength * k / area if experiment.absolute else strength, ray
+    return p, strength * k / area if experiment.absolute else strength, ray, spread
+
+
+def _radius(sample: Sample, U: np.ndarray, direction: np.ndarray) -> np.ndarray | float:
+    """Profile radius R, or (n,) that along the `direction` (n, 3) of each ray, for crystals turned by `U`."""
+    if sample.radii is None:
+        return sample.profile_radius
+    return np.sqrt(((np.einsum("nji,nj->ni", U, direction) * sample.radii) ** 2).sum(1))
 
 
 def _meet(experiment: Experiment, ray: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -238,6 +249,20 @@ def _meet(experiment: Experiment, ray: np.ndarray) -> tuple[np.ndarray, np.ndarr
         fs, ss = (det.beam_center[i] + scale * ray[:, i] / ray[:, 2] for i in (0, 1))
     hit = (ray[:, 2] > 0) & (fs > -margin) & (fs < w + margin) & (ss > -margin) & (ss < h + margin)
     return np.zeros(len(ray), np.int64), fs, ss, hit
+
+
+def _streak(experiment: Experiment, ray: np.ndarray, spread: np.ndarray, panel: np.ndarray) -> np.ndarray:
+    """By how much (n, 2), px, spots move along fs and ss if the wave number of their rays changes by its σ."""
+    out = np.zeros((len(ray), 2))
+    if not spread.any():
+        return out
+    moved = ray + np.stack([0 * spread, 0 * spread, spread], 1)
+    det = experiment.detector
+    if det.layout is not None and det.layout.panels is not None:
+        ends = [on_panel(r, det.layout.panels, panel) for r in (ray, moved)]
+    else:
+        ends = [[det.distance / det.pixel_size * r[:, i] / r[:, 2] for i in (0, 1)] for r in (ray, moved)]
+    return np.stack([b - a for a, b in zip(*ends, strict=True)], 1)
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #b86ec621
 def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
@@ -265,13 +290,14 @@ def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
     ray, k, pair, row, mate, s = (v[keep] for v in (ray, k, pair, row, mate, s))
     g2 = np.einsum("ni,ni->n", ray, ray)
     ray[:, 2] += k
-    sigma = rocking_width(g2, ray[:, 2] / (k + s), sample.profile_radius, sample.mosaicity, beam.line * k)
+    radius = _radius(sample, drawn.orientation[frame, crystal][pair], ray / (k + s)[:, None])
+    sigma = rocking_width(g2, ray[:, 2] / (k + s), radius, sample.mosaicity, beam.line * k)
     keep = np.abs(s) <= REACH * sigma + _swept(g2, 1 - ray[:, 2] / (k + s), k, beam.reach, setting.turn)
     ray, k, pair, row, mate, g2, s, sigma = (v[keep] for v in (ray, k, pair, row, mate, g2, s, sigma))
-    p, strength, ray = _recorded(experiment, drawn, frame[pair], ray, k, s, sigma)
+    p, strength, ray, spread = _recorded(experiment, drawn, frame[pair], ray, k, s, sigma)
     panel, fs, ss, keep = _meet(experiment, ray)
-    ray, pair, row, mate, g2, s, p, strength, panel, fs, ss = (
-        v[keep] for v in (ray, pair, row, mate, g2, s, p, strength, panel, fs, ss)
+    ray, spread, pair, row, mate, g2, s, p, strength, panel, fs, ss = (
+        v[keep] for v in (ray, spread, pair, row, mate, g2, s, p, strength, panel, fs, ss)
     )
     frame, crystal = frame[pair], crystal[pair]
     photons = darwin_intensity(
@@ -286,7 +312,22 @@ def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
     )
     keep = photons >= experiment.faint
     hkl, d = mate[:, None] * setting.hkl[row], 1 / np.sqrt(g2)
-    return Spots(*(v[keep] for v in (frame, crystal, hkl, s, p, d, fs, ss, photons, panel)))
+    streak = _streak(experiment, ray, spread, panel)
+    return Spots(*(v[keep] for v in (frame, crystal, hkl, s, p, d, fs, ss, photons, panel, streak)))
+
+# %% ../../../nbs/physics/simulation/simulate.ipynb #3a76b655
+def _drawn_out(spots: Spots) -> Spots:
+    """Spots as they are rendered: each streak as a row of spots."""
+    length = np.hypot(*spots.streak.T)
+    if not (length > 0.2).any():
+        return spots
+    parts = np.where(length > 0.2, np.minimum(np.ceil(2 * np.sqrt(3) * length / 0.7) + 1, 200), 1).astype(int)
+    row = np.repeat(np.arange(len(parts)), parts)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(parts) - parts, parts)
+    along = np.sqrt(3) * (2 * (number + 0.5) / parts[row] - 1)
+    one = Spots(*(v[row] for v in spots))
+    fs, ss = one.fs + along * one.streak[:, 0], one.ss + along * one.streak[:, 1]
+    return one._replace(fs=fs, ss=ss, photons=one.photons / parts[row])
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #642201d6
 def _render(experiment: Experiment, drawn: Shots, spots: Spots) -> np.ndarray:
@@ -300,7 +341,7 @@ def _render(experiment: Experiment, drawn: Shots, spots: Spots) -> np.ndarray:
             image += setting.ice * np.float32(scale * ice)
         if experiment.background.dark:
             image += np.float32(experiment.background.dark)
-    sigma = experiment.spot_sigma
+    sigma, spots = experiment.spot_sigma, _drawn_out(spots)
     (x0, wx), (y0, wy) = pixel_fractions(spots.fs, sigma), pixel_fractions(spots.ss, sigma)
     reach = np.arange(wx.shape[1])
     x, y = x0[:, None] + reach, y0[:, None] + reach

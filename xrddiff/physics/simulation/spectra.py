@@ -90,6 +90,7 @@ class Exposed(NamedTuple):
     density: np.ndarray  # (n,) δ in Å: mean of the normalised rocking curve
     swept: np.ndarray  # (n,) by how much the turn changes the excitation error, 1/Å; 0 of stills
     ray: np.ndarray  # (n, 3) mean recorded ray, 1/Å
+    spread: np.ndarray  # (n,) σ of the wave numbers that are recorded, 1/Å; 0 for a mono beam
 
 
 def expose(
@@ -116,7 +117,7 @@ def _expose(
     if not len(spectrum):
         a, b = (excitation_error(e, k) for e in (ends[0], ends[-1]))
         density, place = crossing(a, b, sigma)
-        mean_k, swept = k, np.abs(b - a)
+        mean_k, swept, spread = k, np.abs(b - a), np.zeros(len(g))
     else:
         bins = len(spectrum) // 2
         edge, share = k[:, None] * (1 + spectrum[: bins + 1]), spectrum[bins + 1 :]
@@ -134,10 +135,11 @@ def _expose(
         weight = share * each
         density = weight.sum(1)
         weight /= np.maximum(density, 1e-300)[:, None]
-        mean_k = (weight * (k_low + along * (k_high - k_low))).sum(1)
-        mean_k = np.where(density > 0, mean_k, k)
+        each_k = k_low + along * (k_high - k_low)
+        mean_k = np.where(density > 0, (weight * each_k).sum(1), k)
+        spread = np.sqrt((weight * (each_k - mean_k[:, None]) ** 2).sum(1))
         if width:
             place = (weight * turn).sum(1)
     ray = turned(g, axis, width * (place - 0.5)) if width else g.copy()
     ray[:, 2] += mean_k
-    return Exposed(density, swept, ray)
+    return Exposed(density, swept, ray, spread)
