@@ -19,6 +19,7 @@ from xrddiff.physics.simulation.detector_files import FoundDetector, detector_of
 from xrddiff.physics.simulation.experiments import Detector
 from xrddiff.physics.simulation.layouts import PixelLayout
 from xrddiff.physics.simulation.own_experiments import own_experiment
+from xrddiff.physics.simulation.scattering import ray_polarization
 from xrddiff.physics.simulation.simulate import draw_shots, find_spots, simulate
 
 CELL = (41.0, 41.0, 63.0, 90.0, 90.0, 90.0)
@@ -171,6 +172,23 @@ def test_spots_of_a_rotation_are_where_a_forward_calculation_puts_them(folder):
         if tuple(h) in truth:
             assert truth[tuple(h)][0] == p and np.hypot(x - truth[tuple(h)][1], y - truth[tuple(h)][2]) < 0.05
     assert len(truth) > 0.9 * whole.sum()
+    # photons are those of Darwin's formula for a rotation, with the Lorentz factor 1/|axis·(ray × beam)|
+    ray = np.stack(panels.to_lab(spots.panel, spots.fs, spots.ss), 1)[whole]
+    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
+    lorentz = 1 / np.abs(np.cross(ray, [0, 0, 1.0])[:, 0])
+    f2 = dict(
+        zip(
+            map(tuple, reflections(e.sample.crystal, e.resolution).hkl.tolist()),
+            reflections(e.sample.crystal, e.resolution).f2,
+            strict=True,
+        )
+    )
+    expected = (
+        e.beam.fluence * 1e-8 * drawn.scale[0] * 2.8179403e-5**2 * drawn.wavelength[0] ** 3 * drawn.volume[0, 0]
+        / e.sample.crystal.volume**2 * np.array([f2[tuple(h)] for h in spots.hkl[whole].tolist()])
+        * ray_polarization(ray, e.beam.polarization) * lorentz / np.radians(0.5)
+    )  # fmt: skip
+    np.testing.assert_allclose(spots.photons[whole], expected, rtol=0.02)
 
 
 @pytest.mark.parametrize(
