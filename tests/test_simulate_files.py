@@ -288,6 +288,10 @@ def test_bad_files_are_refused_in_a_sentence(folder, tmp_path):
         "nocell.pdb": (pdb[pdb.index("ATOM") :], "has no unit cell"),
         "nogroup.pdb": (pdb.replace("P 41 21 2", "         "), "has no space group"),
         "wronggroup.pdb": (pdb.replace("P 41 21 2", "P 2 3    "), "does not fit space group"),
+        "far.pdb": (
+            pdb.replace(pdb[pdb.index("ATOM") + 38 : pdb.index("ATOM") + 46], "99999.99", 1),
+            "expected numbers of an atom",
+        ),
         "noatoms.pdb": ("\n".join(x for x in pdb.splitlines() if not x.startswith("ATOM")), "has no atoms"),
     }
     for name, (text, words) in files.items():

@@ -21,12 +21,13 @@ from ...data.headers.unpacked import inside
 from .crystal import Crystal, Wilson, read_small_structure, wilson_mean
 
 # %% auto #0
-__all__ = ['MOST_STRUCTURE', 'MOST_GRID', 'DIRECT', 'SOLVENT', 'atom_factors', 'FileFactors', 'AtomFactors', 'MeasuredFactors',
-           'wilson_scale', 'crystal_of_file']
+__all__ = ['MOST_STRUCTURE', 'MOST_GRID', 'MOST_B', 'DIRECT', 'SOLVENT', 'atom_factors', 'FileFactors', 'AtomFactors',
+           'MeasuredFactors', 'wilson_scale', 'crystal_of_file']
 
 # %% ../../../nbs/physics/simulation/crystal_files.ipynb #52a2365a
 MOST_STRUCTURE = 256 << 20  # bytes of a structure or of reflections; those of a ribosome have some 40 MB
 MOST_GRID = 400_000_000  # points of a density
+MOST_B = 2000.0  # Å²: the density of an atom reaches as far as its B says
 DIRECT = 30_000_000  # terms of a sum over atoms, symmetry and reflections: some seconds
 SOLVENT = (0.35, 46.0)  # k in e/Å³ and B in Å²
 
@@ -213,10 +214,18 @@ def _from_structure(path: Path, structure: gemmi.Structure, solvent: bool, diges
     """A crystal of atoms in Cartesian coordinates."""
     group = structure.find_spacegroup() if structure.spacegroup_hm.strip() else None
     _check(path, structure.cell, group, structure.spacegroup_hm)
-    structure.expand_ncs(gemmi.HowToNameCopiedChain.Dup)
-    structure.setup_cell_images()
     if not len(structure) or not structure[0].count_atom_sites():
         raise BadInput(f"{path} has no atoms; expected ATOM records or _atom_site")
+    for site in structure[0].all():
+        atom = site.atom
+        B = max(abs(atom.b_iso), *(8 * np.pi**2 * abs(u) for u in atom.aniso.elements_pdb()))
+        if not (B <= MOST_B and abs(atom.occ) <= 10 and all(abs(x) < 1e4 for x in atom.pos.tolist())):
+            raise BadInput(
+                f"atom {atom.name} of {path} has B = {B:g} Å², occupancy {atom.occ:g} and position {atom.pos.tolist()}; expected numbers of an atom"
+            )
+    if len(structure.ncs):
+        structure.expand_ncs(gemmi.HowToNameCopiedChain.Dup)
+    structure.setup_cell_images()
     if len(structure) > 1:
         warnings.warn(f"{path} has {len(structure)} models: the first one is taken", stacklevel=4)
     return _crystal(path, structure.cell, group, AtomFactors(path.name, structure, solvent, digest))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...core.errors import BadInput, nearest
 from .artefacts import Artefacts
-from .crystal import Crystal
+from .crystal import Crystal, reflections
 from .crystal_files import MeasuredFactors, crystal_of_file
 from .detector_files import FoundDetector, detector_of_file
 from .experiments import Background, Beam, Experiment, Sample
@@ -114,6 +114,11 @@ def _check_reach(experiment: Experiment) -> None:
         raise BadInput(
             f"a cell of {crystal.volume:.3g} Å³ has {count:.2g} reflections to {d:.2f} Å, the corner of the detector; "
             f"expected at most {MOST_REFLECTIONS:.0e}: a longer distance or wavelength"
+        )
+    if not len(reflections(crystal, d)):
+        raise BadInput(
+            f"a cell of {crystal.volume:.3g} Å³ has no reflection to {d:.2f} Å, the corner of the detector; "
+            "expected a shorter distance or wavelength"
         )
     factors = crystal.factors
     if not isinstance(factors, MeasuredFactors):
