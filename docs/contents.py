@@ -31,7 +31,7 @@ ROOMS = {
 # The mathematics in reading order: FOLDER: NOTEBOOKS, and FOLDER: … for the others of that folder.
 MATHEMATICS = {
     "What a detector measures": (
-        "physics/simulation: crystal scattering experiments simulate",
+        "physics/simulation: crystal scattering spectra experiments simulate crystal_files own_experiments artefacts",
         "core: seeds",
         "data/frames: frames geometry noise curves",
         "physics/simulation: …",

@@ -26,7 +26,7 @@ TASKS = {
     ),
     "Simulate frames": (
         "",
-        "physics.simulation.simulate.simulate physics.simulation.experiments.Experiment physics.simulation.crystal.Crystal",
+        "physics.simulation.simulate.simulate physics.simulation.own_experiments.own_experiment physics.simulation.experiments.Experiment physics.simulation.crystal.Crystal",
     ),
     "Make a twin of a detector": (
         "twin",

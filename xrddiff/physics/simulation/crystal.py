@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -153,14 +154,14 @@ class Crystal:
 
     - `cell`: (a, b, c in Å, α, β, γ in degrees).
     - `space_group`: Hermann–Mauguin symbol, such as "P 43 21 2".
-    - `factors`: a `Wilson`, or the text of a CIF.
+    - `factors`: a `Wilson`, the text of a CIF, or the `FileFactors` of a [file](crystal_files.ipynb).
 
     Raises `BadInput` if the cell is impossible or does not fit the space group.
     """
 
     cell: tuple[float, ...]
     space_group: str
-    factors: Wilson | str = field(default=Wilson())
+    factors: Any = field(default=Wilson())
 
     def __post_init__(self) -> None:
         cell = tuple(float(c) for c in self.cell)
@@ -248,7 +249,7 @@ def _sphere(crystal: Crystal, d_min: float) -> tuple[np.ndarray, np.ndarray, np.
 
 @lru_cache(maxsize=8)
 def reflections(crystal: Crystal, d_min: float) -> Reflections:
-    """All reflections of `crystal` with d ≥ `d_min` Å, without systematic absences.
+    """All reflections of `crystal` with d ≥ `d_min` Å, without systematic absences and those that its file lacks.
 
     The result is cached; its arrays are read-only.
     """
@@ -256,9 +257,12 @@ def reflections(crystal: Crystal, d_min: float) -> Reflections:
     g2 = ((hkl @ reciprocal_matrix(crystal.cell).T) ** 2).sum(1)
     if isinstance(crystal.factors, str):
         f2 = np.abs(small_structure_factors(crystal.factors, unique)) ** 2
-    else:
+    elif isinstance(crystal.factors, Wilson):
         f2 = _wilson_draws(crystal, unique)
-    result = Reflections(hkl.astype(np.int32), g2, f2[parent])
+    else:
+        f2 = crystal.factors.squared(unique)
+    hkl, g2, f2 = (v[~np.isnan(f2[parent])] for v in (hkl, g2, f2[parent]))  # NaN: a file does not say it
+    result = Reflections(hkl.astype(np.int32), g2, f2)
     for array in (result.hkl, result.g2, result.f2):
         array.flags.writeable = False
     return result

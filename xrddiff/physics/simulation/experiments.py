@@ -5,16 +5,19 @@
 # %% ../../../nbs/physics/simulation/experiments.ipynb #2a6254f6
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from ...core.errors import BadInput, nearest
 from ...core.seeds import numpy_rng
-from ...data.frames.geometry import Geometry
+from ...data.frames.geometry import Geometry, PanelGeometry
+from .artefacts import Artefacts
 from .crystal import Crystal, Wilson
+from .layouts import PixelLayout
 from .scattering import spot_window
+from .spectra import SPECTRA, reach_of_spectrum
 
 # %% auto #0
 __all__ = ['SPREAD_LIMIT', 'EXPERIMENTS', 'Beam', 'Sample', 'Background', 'Detector', 'Experiment', 'detector_mask',
@@ -25,6 +28,12 @@ def _need_positive(owner: str, **numbers: float) -> None:
     for name, value in numbers.items():
         if not (np.isfinite(value) and value > 0):
             raise BadInput(f"{owner}: {name} is {value}; expected a positive number")
+
+
+def _need_width(owner: str, **numbers: float) -> None:
+    for name, value in numbers.items():
+        if not (np.isfinite(value) and value >= 0):
+            raise BadInput(f"{owner}: {name} is {value}; expected a width, 0 or more")
 
 
 SPREAD_LIMIT = 4.0  # wavelength and cell are clipped at this many standard deviations
@@ -41,6 +50,7 @@ class Beam:
     - `divergence`: in rad.
     - `polarization`: degree K of linear polarisation along x.
     - `spread`: σ of the logarithm of the shot intensity.
+    - `spectrum`: "mono", "pink" or "sase", with `spikes` of the latter; see [spectra](spectra.ipynb).
     """
 
     wavelength: float
@@ -50,9 +60,27 @@ class Beam:
     divergence: float = 0.0
     polarization: float = 0.99
     spread: float = 0.3
+    spectrum: str = "mono"
+    spikes: float = 30.0
 
     def __post_init__(self) -> None:
-        _need_positive("beam", wavelength=self.wavelength, fluence=self.fluence)
+        _need_positive("beam", wavelength=self.wavelength, fluence=self.fluence, spikes=self.spikes)
+        widths = {n: getattr(self, n) for n in ("bandwidth", "jitter", "divergence", "spread")}
+        _need_width("beam", **widths)
+        if self.spectrum not in SPECTRA:
+            raise BadInput(f"beam: spectrum is {self.spectrum!r}{nearest(self.spectrum, SPECTRA)}")
+        if (reach := self.reach) > 0.5:
+            raise BadInput(f"beam: its wave numbers differ by {reach:.0%} from their mean; expected at most 50%")
+
+    @property
+    def line(self) -> float:
+        """σ_k/k of what has no bins of its own: the whole width of a mono beam, nothing of others."""
+        return self.bandwidth if self.spectrum == "mono" else 0.0
+
+    @property
+    def reach(self) -> float:
+        """By how much the wave numbers of the bins of a spectrum differ from their mean, at most, relative."""
+        return reach_of_spectrum(self.spectrum, self.bandwidth)
 
 # %% ../../../nbs/physics/simulation/experiments.ipynb #412e17c2
 @dataclass(frozen=True)
@@ -61,11 +89,12 @@ class Sample:
 
     - `crystal`: the crystal structure.
     - `size`: edge of a median crystal, in µm; `size_spread`: σ of its logarithm.
-    - `profile_radius`: R of a reciprocal lattice point, in 1/Å.
+    - `profile_radius`: R of a reciprocal lattice point, in 1/Å; with `radii`, the largest of them.
     - `mosaicity`: η in rad.
     - `cell_spread`: relative σ of the cell edges from crystal to crystal.
     - `hits`: probabilities of 0, 1, 2, … crystals in a shot; they must sum to 1.
     - `transmission`: T of the sample, 0 to 1.
+    - `radii`: R along x (that of a), y and z of the crystal, 1/Å, of one that is not as wide as long.
     """
 
     crystal: Crystal
@@ -76,9 +105,11 @@ class Sample:
     cell_spread: float = 1e-3
     hits: tuple[float, ...] = (0.1, 0.8, 0.1)
     transmission: float = 1.0
+    radii: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         _need_positive("sample", size=self.size, profile_radius=self.profile_radius)
+        _need_width("sample", mosaicity=self.mosaicity, size_spread=self.size_spread, cell_spread=self.cell_spread)
         if not np.isclose(sum(self.hits), 1) or min(self.hits) < 0:
             raise BadInput(f"sample: hits are {self.hits}; expected probabilities that add up to 1")
 
@@ -107,10 +138,10 @@ class Background:
 # %% ../../../nbs/physics/simulation/experiments.ipynb #f40da256
 @dataclass(frozen=True)
 class Detector:
-    """A flat detector across the beam.
+    """A flat detector across the beam, or one that was [read from a file](detector_files.ipynb).
 
     - `kind`: "counting" (photons) or "integrating" (ADU).
-    - `shape`: (y, x) px; `pixel_size`: m; `distance`: m; `beam_center`: (x, y) px.
+    - `shape`: (y, x) px, or (panel, ss, fs) of a layout with panels; `pixel_size`: m; `distance`: m; `beam_center`: (x, y) px.
     - `psf`: σ of the point spread, px.
     - `efficiency`: quantum efficiency, 0 to 1.
     - `gain`: ADU per photon; `pedestal`: ADU; `read_noise`: σ in ADU.
@@ -119,11 +150,12 @@ class Detector:
     - `module`: (y, x) px, with `gaps` px between modules, which are masked.
     - `beamstop`: radius in px; masked together with its arm.
     - `bad`: fraction of bad pixels, which are masked.
+    - `layout`: mask and panels of a file, instead of modules, beamstop and bad pixels.
     """
 
     name: str
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     pixel_size: float
     distance: float
     beam_center: tuple[float, float]
@@ -138,6 +170,7 @@ class Detector:
     gaps: int = 0
     beamstop: float = 0.0
     bad: float = 0.0
+    layout: PixelLayout | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("counting", "integrating"):
@@ -168,6 +201,10 @@ class Experiment:
     - `group_size`: shots per group; a group stands for a run of a beam time.
     - `faint`: reflections with fewer photons are left out of the image.
     - `listed`: reflections with fewer photons are left out of the peak table.
+    - `rotation`: degrees by which the crystal turns in an exposure, about `rotation_axis`; 0: stills.
+    - `absolute`: photons on the absolute scale, independent of the profile radius; see
+      [simulate](simulate.ipynb).
+    - `artefacts`: what the frames do not tell of.
     """
 
     name: str
@@ -178,11 +215,21 @@ class Experiment:
     group_size: int = 50
     faint: float = 0.05
     listed: float = 1.0
+    rotation: float = 0.0
+    rotation_axis: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    absolute: bool = False
+    artefacts: Artefacts | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rotation <= 20:
+            raise BadInput(f"rotation is {self.rotation}; expected a width in degrees, 0 (a still) to 20")
 
     @property
-    def geometry(self) -> Geometry:
+    def geometry(self) -> Geometry | PanelGeometry:
         """The detector's geometry at the mean wavelength."""
         d, b = self.detector, self.beam
+        if d.layout is not None and d.layout.panels is not None:
+            return replace(d.layout.panels, wavelength=b.wavelength, polarization=b.polarization)
         return Geometry(b.wavelength, d.distance, d.pixel_size, d.beam_center, d.shape, b.polarization)
 
     @property
@@ -194,16 +241,27 @@ class Experiment:
     @property
     def resolution(self) -> float:
         """Smallest d in Å on the detector in any shot: at a corner, for the shortest wavelength."""
-        (x, y), (h, w), d = self.detector.beam_center, self.detector.shape, self.detector
-        rim = d.pixel_size * (np.hypot(max(x, w - x), max(y, h - y)) + spot_window(self.spot_sigma))
-        theta = np.arctan2(rim, d.distance) / 2
+        d, margin = self.detector, spot_window(self.spot_sigma)
+        if isinstance(geometry := self.geometry, PanelGeometry):
+            n, h, w = geometry.shape
+            x, y, z = geometry.to_lab(
+                np.arange(n)[:, None], [-margin, -margin, w + margin, w + margin], [-margin, h + margin] * 2
+            )
+            theta = float(np.arctan2(np.hypot(x, y), z).max()) / 2
+        else:
+            (x, y), (h, w) = d.beam_center, d.shape
+            rim = d.pixel_size * (np.hypot(max(x, w - x), max(y, h - y)) + margin)
+            theta = np.arctan2(rim, d.distance) / 2
         smallest = (1 - SPREAD_LIMIT * self.beam.jitter) * (1 - SPREAD_LIMIT * self.sample.cell_spread)
+        smallest *= 1 - self.beam.reach
         return float(0.99 * smallest * self.beam.wavelength / (2 * np.sin(theta)))
 
 # %% ../../../nbs/physics/simulation/experiments.ipynb #65deff46
 @lru_cache(maxsize=8)
 def detector_mask(detector: Detector) -> np.ndarray:
-    """Mask of a detector, bool (y, x), True = valid pixel; cached and read-only."""
+    """Mask of a detector, bool, of its shape, True = valid pixel; cached and read-only."""
+    if detector.layout is not None:
+        return detector.layout.mask
     h, w = detector.shape
     y, x = np.ogrid[:h, :w]
     mask = np.ones((h, w), bool)

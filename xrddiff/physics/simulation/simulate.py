@@ -15,16 +15,19 @@ import numpy as np
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng, torch_generator
 from ...data.frames.frames import make_frames
-from ...data.frames.geometry import polarization_factor, q_map, solid_angle
+from ...data.frames.geometry import PanelGeometry, polarization_factor, q_map, solid_angle
+from .artefacts import ArtefactMaps, artefact_maps, disturb
 from .crystal import random_rotation, reciprocal_matrix, reflections
 from xrddiff.physics.simulation.experiments import (
     EXPERIMENTS,
     SPREAD_LIMIT,
     Detector,
     Experiment,
+    Sample,
     detector_mask,
     find_experiment,
 )
+from .layouts import meet_panels, on_panel
 from xrddiff.physics.simulation.scattering import (
     air_profile,
     darwin_intensity,
@@ -37,6 +40,7 @@ from xrddiff.physics.simulation.scattering import (
     spot_window,
     water_profile,
 )
+from .spectra import draw_spectrum, expose
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,6 +64,7 @@ class Shots(NamedTuple):
     orientation: np.ndarray  # (S, C, 3, 3) U
     cell_scale: np.ndarray  # (S, C) cell edges relative to the mean cell
     volume: np.ndarray  # (S, C) crystal volume, Å³
+    spectrum: np.ndarray  # (S, n) of `draw_spectrum`, n = 0 for a mono beam
 
 
 def draw_shots(experiment: Experiment, shots: Sequence[int], seed: int = 0) -> Shots:
@@ -70,7 +75,7 @@ def draw_shots(experiment: Experiment, shots: Sequence[int], seed: int = 0) -> S
 
     Shot i depends only on (experiment name, seed, i).
     """
-    sample, background = experiment.sample, experiment.background
+    sample, background, beam = experiment.sample, experiment.background, experiment.beam
     most = len(sample.hits) - 1
     rows = []
     for shot in shots:
@@ -96,6 +101,9 @@ def draw_shots(experiment: Experiment, shots: Sequence[int], seed: int = 0) -> S
                 random_rotation(rng, most),
                 cell_scale,
                 size**3,
+                draw_spectrum(
+                    beam.spectrum, beam.bandwidth, numpy_rng("spectrum", experiment.name, seed, shot), beam.spikes
+                ),
             )
         )
     columns = [np.array(c) for c in zip(*rows, strict=True)]
@@ -112,12 +120,15 @@ class _Setting(NamedTuple):
     sieve: np.ndarray  # (4, N) float32: h, k, l and 1/d², divided by the reach of each reflection; see find_spots
     f2: np.ndarray  # (N,), the same for both mates
     reach: float  # largest excitation error of any reflection, 1/Å
+    turn: float  # of the crystal in an exposure, rad
+    axis: np.ndarray  # (3,) of that turn, a unit vector
     B: np.ndarray  # (3, 3)
-    water_air: np.ndarray  # (y, x) float32, photons
-    ice: np.ndarray  # (y, x) float32
-    mask: np.ndarray  # (y, x) bool
+    water_air: np.ndarray  # (y, x) or (panel, ss, fs) float32, photons
+    ice: np.ndarray  # the same
+    mask: np.ndarray  # the same, bool
     masked: np.ndarray  # flat positions of masked pixels
     typical: float  # photons per pixel of the background of a median shot
+    artefacts: ArtefactMaps | None
 
 
 @lru_cache(maxsize=4)
@@ -129,7 +140,10 @@ def _setting(experiment: Experiment) -> _Setting:
     hkl, g2, f2 = r.hkl[half], r.g2[half], r.f2[half]
     k = 1 / beam.wavelength
     # cos 2θ of a reflection in its Bragg position
-    width = rocking_width(g2, 1 - g2 / (2 * k**2), sample.profile_radius, sample.mosaicity, beam.bandwidth * k)
+    width = rocking_width(g2, 1 - g2 / (2 * k**2), sample.profile_radius, sample.mosaicity, beam.line * k)
+    # an exposure sweeps the excitation error by so much to either side
+    turn, axis = np.radians(experiment.rotation), np.asarray(experiment.rotation_axis, float)
+    width = width + _swept(g2, g2 / (2 * k**2), k, beam.reach, turn) / REACH
     slack = 1.1 * (1 + SPREAD_LIMIT * beam.jitter) * (1 + SPREAD_LIMIT * sample.cell_spread)
     cut = 2 * k * REACH * width * slack
     geom = experiment.geometry
@@ -142,12 +156,20 @@ def _setting(experiment: Experiment) -> _Setting:
         (np.concatenate([hkl.T, g2[None]]) / cut).astype(np.float32),
         f2,
         1.1 * REACH * float(width.max()),
+        float(turn),
+        axis / np.linalg.norm(axis),
         reciprocal_matrix(sample.crystal.cell),
         *(m.astype(np.float32) for m in maps),
         mask,
         np.flatnonzero(~mask),
         float(np.median(maps[0][mask])) + back.dark,
+        artefact_maps(experiment.artefacts, geom, mask) if experiment.artefacts else None,
     )
+
+
+def _swept(g2: np.ndarray, one_minus_cos: np.ndarray, k: np.ndarray | float, reach: float, turn: float) -> np.ndarray:
+    """By how much spectrum and turn change the excitation error to either side, at most, 1/Å."""
+    return one_minus_cos * k * reach + np.sqrt(g2) * turn / 2
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #851ca18b
 class Spots(NamedTuple):
@@ -162,6 +184,8 @@ class Spots(NamedTuple):
     fs: np.ndarray  # px, pixel centres at half-integers
     ss: np.ndarray
     photons: np.ndarray  # expected counts
+    panel: np.ndarray  # 0 on an image
+    streak: np.ndarray  # (n, 2) by how much, and where, the spectrum draws a spot out: σ along fs and ss, px
 
 
 def _sift(sieve: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -173,6 +197,72 @@ def _sift(sieve: np.ndarray, v: np.ndarray) -> np.ndarray:
     np.abs(near, out=near)
     near -= sieve[3]
     return np.flatnonzero(np.abs(near, out=near) < 1)
+
+# %% ../../../nbs/physics/simulation/simulate.ipynb #def50b2d
+def _recorded(
+    experiment: Experiment,
+    drawn: Shots,
+    frame: np.ndarray,
+    ray: np.ndarray,
+    k: np.ndarray,
+    s: np.ndarray,
+    sigma: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Partiality (n,), what replaces it in Darwin's formula (n,), the mean recorded ray (n, 3), and σ of its
+    wave number (n,).
+
+    - `frame`: shot of each reflection. `ray`, `k`, `s`, `sigma`: in the middle of the exposure.
+    """
+    setting, beam, radius = _setting(experiment), experiment.beam, experiment.sample.profile_radius
+    area = np.sqrt(2 * np.pi) * radius
+    if beam.spectrum == "mono" and not setting.turn:
+        p = strength = partiality(s, sigma, radius)
+        spread = np.zeros(len(p))
+    else:
+        g = ray.copy()
+        g[:, 2] -= k
+        (density, swept, spread), ray = np.zeros((3, len(g))), np.zeros_like(g)
+        for i in np.unique(frame):
+            at = np.flatnonzero(frame == i)
+            seen = expose(g[at], k[at], sigma[at], drawn.spectrum[i], setting.axis, setting.turn)
+            density[at], swept[at], ray[at], spread[at] = seen
+        strength = area * density
+        p = density * swept if setting.turn else strength
+    return p, strength * k / area if experiment.absolute else strength, ray, spread
+
+
+def _radius(sample: Sample, U: np.ndarray, direction: np.ndarray) -> np.ndarray | float:
+    """Profile radius R, or (n,) that along the `direction` (n, 3) of each ray, for crystals turned by `U`."""
+    if sample.radii is None:
+        return sample.profile_radius
+    return np.sqrt(((np.einsum("nji,nj->ni", U, direction) * sample.radii) ** 2).sum(1))
+
+
+def _meet(experiment: Experiment, ray: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Panel, fs and ss (n,) of rays (n, 3), and whether their spots reach the detector."""
+    det, margin = experiment.detector, spot_window(experiment.spot_sigma)
+    if det.layout is not None and det.layout.panels is not None:
+        panel, fs, ss = meet_panels(ray, det.layout.panels, margin)
+        return panel, fs, ss, panel >= 0
+    scale, (h, w) = det.distance / det.pixel_size, det.shape
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fs, ss = (det.beam_center[i] + scale * ray[:, i] / ray[:, 2] for i in (0, 1))
+    hit = (ray[:, 2] > 0) & (fs > -margin) & (fs < w + margin) & (ss > -margin) & (ss < h + margin)
+    return np.zeros(len(ray), np.int64), fs, ss, hit
+
+
+def _streak(experiment: Experiment, ray: np.ndarray, spread: np.ndarray, panel: np.ndarray) -> np.ndarray:
+    """By how much (n, 2), px, spots move along fs and ss if the wave number of their rays changes by its σ."""
+    out = np.zeros((len(ray), 2))
+    if not spread.any():
+        return out
+    moved = ray + np.stack([0 * spread, 0 * spread, spread], 1)
+    det = experiment.detector
+    if det.layout is not None and det.layout.panels is not None:
+        ends = [on_panel(r, det.layout.panels, panel) for r in (ray, moved)]
+    else:
+        ends = [[det.distance / det.pixel_size * r[:, i] / r[:, 2] for i in (0, 1)] for r in (ray, moved)]
+    return np.stack([b - a for a, b in zip(*ends, strict=True)], 1)
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #b86ec621
 def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
@@ -200,15 +290,16 @@ def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
     ray, k, pair, row, mate, s = (v[keep] for v in (ray, k, pair, row, mate, s))
     g2 = np.einsum("ni,ni->n", ray, ray)
     ray[:, 2] += k
-    sigma = rocking_width(g2, ray[:, 2] / (k + s), sample.profile_radius, sample.mosaicity, beam.bandwidth * k)
-    scale, margin, (h, w) = det.distance / det.pixel_size, spot_window(experiment.spot_sigma), det.shape
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fs, ss = (det.beam_center[i] + scale * ray[:, i] / ray[:, 2] for i in (0, 1))
-    keep = (ray[:, 2] > 0) & (np.abs(s) <= REACH * sigma)
-    keep &= (fs > -margin) & (fs < w + margin) & (ss > -margin) & (ss < h + margin)
-    ray, pair, row, mate, g2, s, sigma, fs, ss = (v[keep] for v in (ray, pair, row, mate, g2, s, sigma, fs, ss))
+    radius = _radius(sample, drawn.orientation[frame, crystal][pair], ray / (k + s)[:, None])
+    sigma = rocking_width(g2, ray[:, 2] / (k + s), radius, sample.mosaicity, beam.line * k)
+    keep = np.abs(s) <= REACH * sigma + _swept(g2, 1 - ray[:, 2] / (k + s), k, beam.reach, setting.turn)
+    ray, k, pair, row, mate, g2, s, sigma = (v[keep] for v in (ray, k, pair, row, mate, g2, s, sigma))
+    p, strength, ray, spread = _recorded(experiment, drawn, frame[pair], ray, k, s, sigma)
+    panel, fs, ss, keep = _meet(experiment, ray)
+    ray, spread, pair, row, mate, g2, s, p, strength, panel, fs, ss = (
+        v[keep] for v in (ray, spread, pair, row, mate, g2, s, p, strength, panel, fs, ss)
+    )
     frame, crystal = frame[pair], crystal[pair]
-    p = partiality(s, sigma, sample.profile_radius)
     photons = darwin_intensity(
         setting.f2[row],
         drawn.wavelength[frame],
@@ -216,26 +307,41 @@ def find_spots(experiment: Experiment, drawn: Shots) -> Spots:
         sample.crystal.volume,
         beam.fluence * 1e-8 * drawn.scale[frame],
         ray_polarization(ray, beam.polarization),
-        p,
+        strength,
         sample.transmission * det.efficiency,
     )
     keep = photons >= experiment.faint
-    return Spots(
-        *(v[keep] for v in (frame, crystal, mate[:, None] * setting.hkl[row], s, p, 1 / np.sqrt(g2), fs, ss, photons))
-    )
+    hkl, d = mate[:, None] * setting.hkl[row], 1 / np.sqrt(g2)
+    streak = _streak(experiment, ray, spread, panel)
+    return Spots(*(v[keep] for v in (frame, crystal, hkl, s, p, d, fs, ss, photons, panel, streak)))
+
+# %% ../../../nbs/physics/simulation/simulate.ipynb #3a76b655
+def _drawn_out(spots: Spots) -> Spots:
+    """Spots as they are rendered: each streak as a row of spots."""
+    length = np.hypot(*spots.streak.T)
+    if not (length > 0.2).any():
+        return spots
+    parts = np.where(length > 0.2, np.minimum(np.ceil(2 * np.sqrt(3) * length / 0.7) + 1, 200), 1).astype(int)
+    row = np.repeat(np.arange(len(parts)), parts)
+    number = np.arange(len(row)) - np.repeat(np.cumsum(parts) - parts, parts)
+    along = np.sqrt(3) * (2 * (number + 0.5) / parts[row] - 1)
+    one = Spots(*(v[row] for v in spots))
+    fs, ss = one.fs + along * one.streak[:, 0], one.ss + along * one.streak[:, 1]
+    return one._replace(fs=fs, ss=ss, photons=one.photons / parts[row])
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #642201d6
 def _render(experiment: Experiment, drawn: Shots, spots: Spots) -> np.ndarray:
-    """μ (S, y, x) float32 in photons, 0 where masked."""
-    setting, (h, w) = _setting(experiment), experiment.detector.shape
-    mu = np.empty((len(drawn.shot), h, w), np.float32)
+    """μ (S, y, x) or (S, panel, ss, fs) float32 in photons, 0 where masked."""
+    setting, shape = _setting(experiment), experiment.detector.shape
+    panels, h, w = (1, *shape)[-3:]
+    mu = np.empty((len(drawn.shot), *shape), np.float32)
     for image, scale, jet, ice in zip(mu, drawn.scale, drawn.jet, drawn.ice, strict=True):
         np.multiply(setting.water_air, np.float32(scale * jet), out=image)
         if ice and experiment.background.ice:
             image += setting.ice * np.float32(scale * ice)
         if experiment.background.dark:
             image += np.float32(experiment.background.dark)
-    sigma = experiment.spot_sigma
+    sigma, spots = experiment.spot_sigma, _drawn_out(spots)
     (x0, wx), (y0, wy) = pixel_fractions(spots.fs, sigma), pixel_fractions(spots.ss, sigma)
     reach = np.arange(wx.shape[1])
     x, y = x0[:, None] + reach, y0[:, None] + reach
@@ -245,8 +351,11 @@ def _render(experiment: Experiment, drawn: Shots, spots: Spots) -> np.ndarray:
         np.clip(at, 0, n - 1, out=at)
     wy *= spots.photons[:, None]
     wx, wy = wx.astype(np.float32), wy.astype(np.float32)
-    rows = (y + spots.frame[:, None] * h) * w
+    rows = (y + (spots.frame * panels + spots.panel)[:, None] * h) * w
     np.add.at(mu.reshape(-1), (rows[:, :, None] + x[:, None, :]).ravel(), (wy[:, :, None] * wx[:, None, :]).ravel())
+    if setting.artefacts is not None:
+        for i, jet in enumerate(drawn.scale * drawn.jet):
+            mu[i] = disturb(mu[i], setting.artefacts, experiment.artefacts, jet)
     mu.reshape(len(mu), -1)[:, setting.masked] = 0
     return mu
 
@@ -257,7 +366,7 @@ def expected_counts(experiment: Experiment, shots: Sequence[int], seed: int = 0)
     - `shots`: shot numbers, from 0.
     - `seed`: of the data set.
 
-    Returns μ (S, y, x) float32, 0 where masked, the random properties and the spots.
+    Returns μ (S, y, x) or (S, panel, ss, fs) float32, 0 where masked, the random properties and the spots.
     """
     drawn = draw_shots(experiment, shots, seed)
     spots = find_spots(experiment, drawn)
@@ -265,8 +374,8 @@ def expected_counts(experiment: Experiment, shots: Sequence[int], seed: int = 0)
 
 # %% ../../../nbs/physics/simulation/simulate.ipynb #becdc1fb
 def recorded_dtype(detector: Detector) -> np.dtype:
-    """The dtype of the frames: int32 (counts) or int16 (ADU)."""
-    return np.dtype(np.int32 if detector.kind == "counting" else np.int16)
+    """The dtype of the frames: int32 (counts), or int16 (ADU; int32 if they saturate beyond it)."""
+    return np.dtype(np.int32 if detector.kind == "counting" or detector.saturation >= 2**15 else np.int16)
 
 
 def _recordable(detector: Detector, mu: np.ndarray) -> np.ndarray:
@@ -274,14 +383,21 @@ def _recordable(detector: Detector, mu: np.ndarray) -> np.ndarray:
     return mu * np.exp(-detector.dead_time * mu) if detector.dead_time else mu
 
 
-def detect(detector: Detector, mu: np.ndarray, *key: int | str, out: np.ndarray | None = None) -> np.ndarray:
+def detect(
+    detector: Detector,
+    mu: np.ndarray,
+    *key: int | str,
+    out: np.ndarray | None = None,
+    artefacts: ArtefactMaps | None = None,
+) -> np.ndarray:
     """Record one frame: add the noise and the response of the detector.
 
-    - `mu`: expected photons (y, x), float32.
+    - `mu`: expected photons (y, x) or (panel, ss, fs), float32.
     - `key`: seeds the noise, with the same result for the same key.
     - `out`: the array for the result, if given.
+    - `artefacts`: gain and offset of the panels.
 
-    Returns int32 counts or int16 ADU (y, x); masked pixels are 0.
+    Returns int32 counts, or int16 or int32 ADU, of that shape; masked pixels are 0.
     """
     import torch
 
@@ -289,16 +405,23 @@ def detect(detector: Detector, mu: np.ndarray, *key: int | str, out: np.ndarray 
         out = np.empty(mu.shape, recorded_dtype(detector))
     # torch has the fastest random numbers; the rest is NumPy, which starts no threads of its own
     generator = torch_generator("detector", *key)
+    gain, offset = (1, 0) if artefacts is None else (artefacts.gain, artefacts.offset)
+    if artefacts is not None and detector.kind == "counting":  # its panels differ in what they count
+        mu = np.where(detector_mask(detector), mu * gain + offset, np.float32(0))
     counts = torch.poisson(torch.from_numpy(_recordable(detector, mu)), generator=generator)
     value = counts.numpy()
     if detector.kind == "counting":
         return np.minimum(value, detector.saturation, out=out, casting="unsafe")
-    value *= detector.gain
+    value *= detector.gain * gain
     if detector.read_noise:
         value += torch.empty_like(counts).normal_(0, detector.read_noise, generator=generator).numpy()
-    if detector.pedestal:
-        value += detector.pedestal
-    np.clip(np.rint(value, out=value), -(2**15), min(detector.saturation, 2**15 - 1), out=out, casting="unsafe")
+    if detector.pedestal or artefacts is not None:
+        value += detector.pedestal + detector.gain * offset
+    least, most = (
+        np.iinfo(out.dtype).min,
+        min(detector.saturation, np.iinfo(out.dtype).max >> 1 if out.dtype.itemsize > 2 else 2**15 - 1),
+    )
+    np.clip(np.rint(value, out=value), least, most, out=out, casting="unsafe")
     out[~detector_mask(detector)] = 0
     return out
 
@@ -308,21 +431,30 @@ def _truth(experiment: Experiment, drawn: Shots, spots: Spots) -> dict[str, np.n
     pixel.
     """
     setting, det = _setting(experiment), experiment.detector
-    h, w = det.shape
+    h, w = det.shape[-2:]
     on = (spots.photons >= experiment.listed) & (spots.fs >= 0) & (spots.fs < w) & (spots.ss >= 0) & (spots.ss < h)
-    on[on] = setting.mask[spots.ss[on].astype(int), spots.fs[on].astype(int)]
+
+    def pixels(s: Spots) -> tuple[np.ndarray, ...]:
+        at = s.ss.astype(int), s.fs.astype(int)
+        return at if len(det.shape) == 2 else (s.panel, *at)
+
+    on[on] = setting.mask[pixels(Spots(*(v[on] for v in spots)))]
     s = Spots(*(v[on] for v in spots))
-    y, x = s.ss.astype(int), s.fs.astype(int)
+    at, photons = pixels(s), s.photons
     scale, jet, ice = drawn.scale[s.frame], drawn.jet[s.frame], drawn.ice[s.frame]
-    background = scale * (jet * setting.water_air[y, x] + ice * setting.ice[y, x]) + experiment.background.dark
+    background = scale * (jet * setting.water_air[at] + ice * setting.ice[at]) + experiment.background.dark
+    if (maps := setting.artefacts) is not None:
+        seen = maps.transmission[at] * maps.gain[at]
+        photons = photons * seen
+        background = (background + scale * jet * maps.streak[at]) * seen + maps.offset[at]
     area = 4 * np.pi * experiment.spot_sigma**2
-    variance = det.gain**2 * s.photons + area * (det.gain**2 * background + det.read_noise**2)
+    variance = det.gain**2 * photons + area * (det.gain**2 * background + det.read_noise**2)
     columns = {
         "frame": s.frame,
-        "panel": np.zeros(len(s.frame), np.int64),
+        "panel": s.panel,
         "fs": s.fs,
         "ss": s.ss,
-        "intensity": det.gain * s.photons,
+        "intensity": det.gain * photons,
         "background": det.gain * background + det.pedestal,
         "sigma": np.sqrt(variance),
         "h": s.hkl[:, 0],
@@ -357,8 +489,17 @@ def _crystals(experiment: Experiment, drawn: Shots) -> dict[str, tuple[tuple[str
 # %% ../../../nbs/physics/simulation/simulate.ipynb #064958e4
 def _attributes(experiment: Experiment) -> dict[str, Any]:
     """What all frames of an experiment have in common: detector, geometry, crystal, and where they come from."""
-    det, crystal = experiment.detector, experiment.sample.crystal
-    return experiment.geometry.to_attrs() | {
+    det, crystal, geometry = experiment.detector, experiment.sample.crystal, experiment.geometry
+    if isinstance(geometry, PanelGeometry):
+        told = {n: getattr(geometry, n) for n in ("wavelength", "distance", "polarization")}
+        told["panels"] = {n: getattr(geometry, n) for n in ("origin", "fs", "ss")}
+    else:
+        told = geometry.to_attrs()
+    if experiment.rotation:
+        told |= {"rotation_width": experiment.rotation, "rotation_axis": experiment.rotation_axis}
+    if experiment.beam.spectrum != "mono":
+        told |= {"spectrum": experiment.beam.spectrum, "bandwidth": experiment.beam.bandwidth}
+    return told | {
         "units": det.units,
         "gain": det.gain,
         "detector": det.name,
@@ -398,6 +539,7 @@ def simulate(
     if not shots or min(shots) < 0:
         raise BadInput(f"shots are {shots[:5]}; expected at least one shot number, none of them negative")
     det, setting = experiment.detector, _setting(experiment)
+    maps = setting.artefacts
     size = int(np.clip(2**20 // np.prod(det.shape), 1, 16))
     blocks = [shots[i : i + size] for i in range(0, len(shots), size)]
     intensity = np.empty((len(shots), *det.shape), recorded_dtype(det))
@@ -407,8 +549,9 @@ def simulate(
         rows, block = slice(number * size, number * size + len(blocks[number])), blocks[number]
         mu, drawn, spots = expected_counts(experiment, block, seed)
         for image, m, shot in zip(intensity[rows], mu, block, strict=True):
-            detect(det, m, experiment.name, seed, shot, out=image)
+            detect(det, m, experiment.name, seed, shot, out=image, artefacts=maps)
         if expected:
+            mu = mu if maps is None else mu * maps.gain + maps.offset
             mean[rows] = np.where(setting.mask, det.gain * _recordable(det, mu) + det.pedestal, 0)
         return drawn, spots._replace(frame=spots.frame + rows.start)
 
