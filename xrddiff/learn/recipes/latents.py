@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ from xrddiff.learn.training.checkpoints import (
 )
 
 # %% auto #0
-__all__ = ['weights_sha256', 'open_autoencoder', 'measure_checkpoint', 'has_statistics', 'open_latent_space', 'CodeMemory',
-           'LatentLoader']
+__all__ = ['weights_sha256', 'open_autoencoder', 'measure_checkpoint', 'has_statistics', 'open_latent_space', 'LatentLoader']
 
 # %% ../../../nbs/learn/recipes/latents.ipynb #6c8a814a
 def weights_sha256(checkpoint: Checkpoint, *, ema: bool = True) -> str:
@@ -143,44 +142,6 @@ def open_latent_space(
 def _short(sha256: str | None) -> str:
     return f"{sha256[:12]}…" if sha256 else "unknown"
 
-# %% ../../../nbs/learn/recipes/latents.ipynb #1f4b6344
-class CodeMemory:
-    """Codes that were made once: tensors by name, each with a row per code.
-
-    `most`: how many codes there are. `max_bytes`: of all that are kept; further ones are made each time.
-    """
-
-    def __init__(self, most: int, max_bytes: float):
-        self.most, self.max_bytes = most, max_bytes
-        self._kept: dict[str, Tensor] = {}  # a row per code, in the order in which they were made
-        self._row: dict[Hashable, int] = {}  # key -> its row
-
-    def read(self, keys: Sequence[Hashable], make: Callable[[list], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The codes of `keys`, in this order; `make` makes those of the keys that are not kept."""
-        new = [k for k in keys if k not in self._row]
-        if keys and not new:
-            where = torch.tensor([self._row[k] for k in keys])
-            return {name: values[where] for name, values in self._kept.items()}
-        fresh, at = make(new), {k: j for j, k in enumerate(new)}
-        self._keep(new, fresh)
-        if not keys:
-            return fresh
-        return {
-            name: torch.stack([values[at[k]] if k in at else self._kept[name][self._row[k]] for k in keys])
-            for name, values in fresh.items()
-        }
-
-    def _keep(self, keys: list[Hashable], codes: dict[str, Tensor]) -> None:
-        if keys and not self._kept:
-            room = min(self.most, int(self.max_bytes // sum(v[0].nbytes for v in codes.values())))
-            self._kept = {k: v.new_empty(room, *v.shape[1:]) for k, v in codes.items()}
-        for j, key in enumerate(keys):
-            if (n := len(self._row)) == len(next(iter(self._kept.values()))):
-                return
-            self._row[key] = n
-            for name, value in codes.items():
-                self._kept[name][n] = value[j]
-
 # %% ../../../nbs/learn/recipes/latents.ipynb #1329920a
 class LatentLoader:
     """Batches {x (B, C, h, w), mask, index, cond} of normalised latents.
@@ -209,8 +170,9 @@ class LatentLoader:
         self.rank, self.world_size, self.shuffle = frames.rank, frames.world_size, frames.shuffle
         self.seed, self.name = frames.seed if seed is None else seed, frames.name
         self.conditions = frames.conditions
-        versions = 1 if frames.augmentations is None else self.variants
-        self._codes = CodeMemory(len(self.index) * versions, max_bytes if cache else 0)
+        self.max_bytes = max_bytes if cache else 0
+        self._kept: dict[str, Tensor] = {}  # a row per code, in the order in which they were encoded
+        self._row: dict[tuple[int, int | None], int] = {}  # frame number and variant -> its row
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -230,8 +192,7 @@ class LatentLoader:
     def batch(self, rows: Sequence[int] | np.ndarray, epoch: int = 0, variant: int | None = None) -> dict[str, Any]:
         """The batch of the frames `rows` with the draws of `epoch`; `variant`: of augmented frames."""
         rows = np.asarray(rows, np.int64)
-        keys = [(i, variant) for i in rows.tolist()]
-        codes = self._codes.read(keys, lambda new: self._encode([i for i, _ in new], variant))
+        codes = self._codes(rows.tolist(), variant)
         z = codes.pop("mean")
         if (std := codes.pop("std", None)) is not None:
             z = z + std * keyed_normal(z.shape[1:], self.seed, "latent", epoch, index=rows)
@@ -243,9 +204,25 @@ class LatentLoader:
             "cond": {k.removeprefix("cond "): v for k, v in codes.items()},
         }
 
+    def _codes(self, rows: list[int], variant: int | None) -> dict[str, Tensor]:
+        """The codes of frames `rows`: a tensor with a row per frame for each of mean, std,
+        and "cond …".
+        """
+        new = [i for i in rows if (i, variant) not in self._row]
+        if rows and not new:
+            where = torch.tensor([self._row[i, variant] for i in rows])
+            return {name: values[where] for name, values in self._kept.items()}
+        fresh, at = self._encode(new, variant), {i: j for j, i in enumerate(new)}
+        self._keep(new, fresh, variant)
+        if not rows:
+            return fresh
+        return {
+            name: torch.stack([values[at[i]] if i in at else self._kept[name][self._row[i, variant]] for i in rows])
+            for name, values in fresh.items()
+        }
+
     @torch.no_grad()
     def _encode(self, rows: list[int], variant: int | None) -> dict[str, Tensor]:
-        """The codes of frames `rows`: a tensor with a row per frame for each of mean, std, and "cond …"."""
         batch = self.frames.batch(rows) if variant is None else self.frames.batch(rows, variant)
         codes = {"mean": torch.empty(len(rows), self.channels, *self.shape)}
         for j, found in enumerate(encode_each(self.space.autoencoder.encode, batch, self.space.mean.device)):
@@ -254,3 +231,15 @@ class LatentLoader:
                     codes.setdefault(name, torch.empty_like(codes["mean"]))[j] = value[0].cpu()
         factor = self.space.downsampling
         return codes | {f"cond {k}": v if v.ndim == 1 else fold(v, factor) for k, v in batch["cond"].items()}
+
+    def _keep(self, rows: list[int], codes: dict[str, Tensor], variant: int | None) -> None:
+        if rows and not self._kept:
+            wanted = len(self.index) * (1 if variant is None else self.variants)
+            room = min(wanted, int(self.max_bytes // sum(v[0].nbytes for v in codes.values())))
+            self._kept = {k: v.new_empty(room, *v.shape[1:]) for k, v in codes.items()}
+        for j, i in enumerate(rows):
+            if (n := len(self._row)) == len(next(iter(self._kept.values()))):
+                return
+            self._row[i, variant] = n
+            for name, value in codes.items():
+                self._kept[name][n] = value[j]
