@@ -150,7 +150,8 @@ def _may_pass(node: ast.AST) -> bool:
     if not isinstance(node, ast.Try) or node.orelse or node.finalbody or node.handlers[0].type is None:
         return False
     inner = [n for statement in (*node.body, *node.handlers[0].body) for n in ast.walk(statement)]
-    return not any(isinstance(n, ast.Raise | ast.Return) for n in inner)
+    asserts = any(isinstance(n, ast.Assert) for statement in node.body for n in ast.walk(statement))
+    return not (asserts or any(isinstance(n, ast.Raise | ast.Return) for n in inner))
 
 
 def errors_not_required(source: Source) -> list[str]:
