@@ -9,7 +9,7 @@ import ast
 from typing import Any
 
 # %% auto #0
-__all__ = ['keep_unresolved_types', 'run_definitions_only', 'PagesOfDefinitions']
+__all__ = ['keep_unresolved_types', 'run_definitions_only', 'keep_no_history', 'PagesOfDefinitions']
 
 # %% ../../nbs/core/nbdev_pages.ipynb #088b1736
 def keep_unresolved_types() -> None:
@@ -42,6 +42,18 @@ def run_definitions_only() -> None:
 
     nbdev.processors._do_eval = definitions_and_imports
 
+# %% ../../nbs/core/nbdev_pages.ipynb #f693fa61
+def keep_no_history() -> None:
+    """From now on shells of IPython neither read nor write the user's history."""
+    from IPython.core.history import HistoryManager
+    from IPython.core.interactiveshell import InteractiveShell
+
+    def init_history(shell: Any) -> None:
+        shell.history_manager = HistoryManager(shell=shell, parent=shell, enabled=False)
+        shell.configurables.append(shell.history_manager)
+
+    InteractiveShell.init_history = init_history
+
 # %% ../../nbs/core/nbdev_pages.ipynb #01358de4
 class PagesOfDefinitions:
     """Makes nbdev suit these notebooks, once in a process: `procs = xrddiff.core.nbdev_pages:PagesOfDefinitions`."""
@@ -52,6 +64,7 @@ class PagesOfDefinitions:
         if not PagesOfDefinitions.done:
             keep_unresolved_types()
             run_definitions_only()
+            keep_no_history()
             PagesOfDefinitions.done = True
 
     def __call__(self, cell: Any) -> None:
