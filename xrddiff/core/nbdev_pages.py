@@ -9,7 +9,7 @@ import ast
 from typing import Any
 
 # %% auto #0
-__all__ = ['keep_unresolved_types', 'run_definitions_only', 'keep_no_history', 'PagesOfDefinitions']
+__all__ = ['keep_unresolved_types', 'run_definitions_only', 'simplify_shells', 'PagesOfDefinitions']
 
 # %% ../../nbs/core/nbdev_pages.ipynb #088b1736
 def keep_unresolved_types() -> None:
@@ -43,8 +43,8 @@ def run_definitions_only() -> None:
     nbdev.processors._do_eval = definitions_and_imports
 
 # %% ../../nbs/core/nbdev_pages.ipynb #f693fa61
-def keep_no_history() -> None:
-    """From now on shells of IPython neither read nor write the user's history."""
+def simplify_shells() -> None:
+    """From now on shells of IPython keep no history, and the process ends without emptying each of them."""
     from IPython.core.history import HistoryManager
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -53,6 +53,7 @@ def keep_no_history() -> None:
         shell.configurables.append(shell.history_manager)
 
     InteractiveShell.init_history = init_history
+    InteractiveShell._atexit_once = lambda shell: None
 
 # %% ../../nbs/core/nbdev_pages.ipynb #01358de4
 class PagesOfDefinitions:
@@ -64,7 +65,7 @@ class PagesOfDefinitions:
         if not PagesOfDefinitions.done:
             keep_unresolved_types()
             run_definitions_only()
-            keep_no_history()
+            simplify_shells()
             PagesOfDefinitions.done = True
 
     def __call__(self, cell: Any) -> None:
