@@ -35,38 +35,6 @@ SOURCE = BUILD / "source"
 SITE = BUILD / "html"
 
 
-def keep_unresolved_types() -> None:
-    """Show a signature with its annotations as written where they name a module that is imported for type checkers only."""
-    import fastcore.docments
-
-    resolved = fastcore.docments.signature
-
-    def signature(function, **options):
-        try:
-            return resolved(function, **options)
-        except NameError:
-            return resolved(function)
-
-    fastcore.docments.signature = signature
-
-
-def run_definitions_only() -> None:
-    """Run what the package exports and what is documented. nbdev would also run every example that has an import in it, training included."""
-    import nbdev.processors
-
-    wanted = nbdev.processors._do_eval
-
-    def definitions_and_imports(cell):
-        imports = (ast.Import, ast.ImportFrom)
-        if cell.cell_type != "code":
-            return None
-        exported = cell.directives_ and cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"}
-        only_imports = all(isinstance(node, imports) for node in cell.parsed_() or [])
-        return wanted(cell) if exported or only_imports or "show_doc" in cell.source else None
-
-    nbdev.processors._do_eval = definitions_and_imports
-
-
 def front_matter(source: str) -> str:
     """nbdev's YAML front matter, as a heading and a summary."""
     fields = yaml.safe_load(source.strip().strip("-"))
@@ -280,10 +248,8 @@ def process() -> dict[str, Path]:
     """The notebooks as nbdev prepares them for documentation, by their path under nbs."""
     from nbdev.serve import proc_nbs
 
-    keep_unresolved_types()
-    run_definitions_only()
     shutil.rmtree(ROOT / "_proc", ignore_errors=True)
-    proc_nbs(n_workers=0)  # in this process, where the lines above hold
+    proc_nbs(n_workers=0)  # as `xrddiff.core.nbdev_pages` has it, which settings.ini names
     return {p.relative_to(ROOT / "_proc").as_posix(): p for p in sorted((ROOT / "_proc").rglob("*.ipynb"))}
 
 

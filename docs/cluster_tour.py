@@ -211,8 +211,8 @@ def setting_up(t: Tour) -> None:
     t.say("""
 ## A cluster to try things on
 
-`slurm/lab` starts a real SLURM on one machine, whose nodes are simulated ([Clusters](../slurm/README.md)). The second line makes `sbatch`, `srun` and
-`squeue` of this shell mean it; at a facility neither is needed.
+`slurm/lab` starts a real SLURM on one machine, whose nodes are simulated ([Clusters](../slurm/README.md)). After the second line, `sbatch`, `srun` and
+`squeue` in this shell use it; at a facility neither line is needed.
 """)
     t.type("python ~/xrddiff/slurm/lab/lab.py up")
     t.type('eval "$(python ~/xrddiff/slurm/lab/lab.py env)"')

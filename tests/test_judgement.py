@@ -279,7 +279,7 @@ def test_a_judge_is_trained_once_and_kept_with_the_run(told):
     prepared, cfg, run = told
     fields = {"kind": 2, "size": [1.5, 0.3]}
     judges = ConditionJudges(run, cfg, prepared, fields)
-    assert judges.open("kind") is None
+    assert judges.kept.open("kind") is None
     judges.fit()
     kept = sorted(p.relative_to(run).as_posix() for p in (run / "judge").rglob("*") if p.is_file())
     assert any(name.endswith("model.safetensors") for name in kept) and not any("pkl" in n or ".pt" in n for n in kept)
@@ -297,7 +297,7 @@ def test_a_judge_is_trained_once_and_kept_with_the_run(told):
     found = judges.answers(judges.measure(swapped, samples), {"samples": ruler.measure(samples)})["kind"]
     assert found["recovery"]["recovery"] < 0.2
     # other classes than the kept judge was trained on: it does not count
-    assert ConditionJudges(run, cfg, prepared, {"kind": 3}).open("kind") is None
+    assert ConditionJudges(run, cfg, prepared, {"kind": 3}).kept.open("kind") is None
 
 
 def test_no_judge_is_trained_where_none_is_wanted_or_possible(told, tmp_path):

@@ -43,6 +43,10 @@ FAULTS = {
         "assert three() == 3",
     ],
     "modules whose notebook asserts nothing": ["#| export\ndef three():\n    return 3", "assert True\nthree()"],
+    "examples of errors that need not occur": [
+        "#| export\ndef three():\n    return 3",
+        "assert three() == 3\ntry:\n    three()\nexcept ValueError as error:\n    print(error)",
+    ],
     "imported modules without show_doc or example": ["#| export\nfrom .other import one", "from re import sub"],
     "public names defined twice": ["#| export\ndef one():\n    return 3", "assert one() == 3"],
     "private names without meaning": ["#| export\ndef _told():\n    return 3", "assert _told() == 3"],

@@ -145,6 +145,28 @@ def without_assert(source: Source) -> list[str]:
     return [name for name, cells in source.cells.items() if not any(map(asserts.search, tests_of(cells)))]
 
 
+def _may_pass(node: ast.AST) -> bool:
+    """Whether this is a `try` whose error is expected, and that also succeeds without it."""
+    if not isinstance(node, ast.Try) or node.orelse or node.finalbody or node.handlers[0].type is None:
+        return False
+    inner = [n for statement in (*node.body, *node.handlers[0].body) for n in ast.walk(statement)]
+    asserts = any(isinstance(n, ast.Assert) for statement in node.body for n in ast.walk(statement))
+    return not (asserts or any(isinstance(n, ast.Raise | ast.Return) for n in inner))
+
+
+def errors_not_required(source: Source) -> list[str]:
+    """Examples of errors that pass when there is no error: `try … except: print` without `else: raise AssertionError`."""
+    places = []
+    for name, cells in source.cells.items():
+        for text in tests_of(cells):
+            try:
+                tree = ast.parse(text)
+            except SyntaxError:  # a magic of IPython
+                continue
+            places += [f"{name}: {text.splitlines()[n.lineno][:80].strip()}" for n in ast.walk(tree) if _may_pass(n)]
+    return places
+
+
 def without_example(source: Source) -> list[str]:
     """Modules that others import and whose notebook has neither `show_doc` nor an example."""
     used = set().union(*source.imports.values())
@@ -230,6 +252,7 @@ MEASURES = {
     "export cells above 80 lines": long_cells,
     "lines of the longest export cell": longest_cell,
     "modules whose notebook asserts nothing": without_assert,
+    "examples of errors that need not occur": errors_not_required,
     "imported modules without show_doc or example": without_example,
     "public names defined twice": defined_twice,
     "private names without meaning": vague_names,

@@ -185,7 +185,7 @@ def _compose(overrides: list[str]) -> Config:
         raise BadInput("cannot compose the configuration: " + " ".join(str(cause).split())) from None
     finally:
         GlobalHydra.instance().hydra = outer
-    return _with_steps(_absolute(_told(told, {o.key for o in parsed})))
+    return _with_steps(_absolute(_current_config(told, {o.key for o in parsed})))
 
 
 def _was_interrupted(error: BaseException) -> bool:
@@ -193,7 +193,7 @@ def _was_interrupted(error: BaseException) -> bool:
     return any(isinstance(e, KeyboardInterrupt) for e in causes(error))
 
 
-def _told(told: Any, given: Collection[str]) -> Config:
+def _current_config(told: Any, given: Collection[str]) -> Config:
     """The composed configuration as a `Config`, with old words replaced by the current ones.
     `given`: the words that were typed.
     """
@@ -411,7 +411,7 @@ def inference_config(run: str | os.PathLike, overrides: Iterable[str] = (), *, g
     told = OmegaConf.structured(as_schema(saved))
     for o in (o for o in parsed if o.key != "inference"):
         OmegaConf.update(told, o.key, o.value, merge=False, force_add=True)
-    cfg = _told(OmegaConf.to_object(told), _places(parsed))
+    cfg = _current_config(OmegaConf.to_object(told), _places(parsed))
     told = {
         name: getattr(cfg.training, name) for name in ("timesteps", "condition_dropout", "ema_tracks", "classifier")
     }

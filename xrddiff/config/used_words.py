@@ -157,7 +157,7 @@ def _meets(value: Any, wanted: Any) -> bool:
 _FACTS = {"denoiser": "denoiser", "noise": "training noise"}
 
 
-def _said(key: str, value: Any) -> str:
+def _reason(key: str, value: Any) -> str:
     """A fact, or the value of a word, written as a reason."""
     if key not in _MISSING:
         return f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
@@ -182,7 +182,7 @@ def _why_unused(name: str, cfg: Config, facts: Mapping[str, Any], words: Mapping
             if key in words and (reason := _why_unused(key, cfg, facts, words)):
                 break
             if not _meets(found, value):
-                reason = _said(key, found)
+                reason = _reason(key, found)
                 break
         if reason is None:
             return None

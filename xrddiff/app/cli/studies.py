@@ -90,7 +90,7 @@ def _ask_study(args: argparse.Namespace) -> int:
     from xrddiff.run.studies.study import best_trial, open_study, trial_rows
 
     if args.study is None:
-        raise BadInput(f"whose {args.what}? expected the folder of a study: xrddiff sweep {args.what} STUDY")
+        raise BadInput(f"no study is named; expected its folder: xrddiff sweep {args.what} STUDY")
     study = open_study(args.study)
     found = trial_rows(study) if args.what == "status" else best_trial(study)
     if args.format == "json":

@@ -74,6 +74,47 @@ class _Watch:
                 f"one of the ranks has ended or hangs; look at the end of its log ({why})"
             ) from error
 
+# %% ../../../nbs/core/ranks/ring.ipynb #5ca24900
+class _Passing:
+    """Messages of a ring, rows of `width` numbers each: part k comes from the left neighbour and goes to the right one."""
+
+    def __init__(self, ring: Ring, width: int):
+        self.ring, self.width = ring, width
+        self.left, self.right = (ring.rank - 1) % ring.size, (ring.rank + 1) % ring.size
+        self._coming: tuple[Tensor, Any] | None = None
+        self._sent: list[tuple[Any, Tensor]] = []  # a message must not be freed before it has left
+
+    def receive(self, k: int) -> None:
+        """Begin to receive part k, unless it is one of this rank's own, or beyond the end."""
+        ring, self._coming = self.ring, None
+        if k < len(ring.parts) and (part := ring.parts[k]).owner != ring.rank:
+            message = torch.empty(part.last - part.first, self.width, dtype=torch.float64)
+            with _Watch(ring):
+                self._coming = message, dist.irecv(message, self.left, group=ring.ranks.group, tag=k)
+
+    def arrived(self) -> Tensor:
+        """The part that is coming, once it is here."""
+        message, request = self._coming
+        self._wait(request)
+        return message
+
+    def send(self, k: int, message: Tensor) -> None:
+        """Pass part k on, unless the right neighbour owns it; of those before, none is still on its way afterwards."""
+        ring = self.ring
+        if ring.parts[k].owner != self.right:
+            with _Watch(ring):
+                self._sent.append((dist.isend(message, self.right, group=ring.ranks.group, tag=k), message))
+        self.settle(1)
+
+    def settle(self, most: int = 0) -> None:
+        """Wait until at most so many messages are on their way."""
+        while len(self._sent) > most:
+            self._wait(self._sent.pop(0)[0])
+
+    def _wait(self, request: Any) -> None:
+        with _Watch(self.ring):
+            request.wait()
+
 # %% ../../../nbs/core/ranks/ring.ipynb #9bd47cc2
 _ALONE = type("Alone", (), {"process_index": 0, "num_processes": 1})()
 
@@ -136,7 +177,8 @@ class Ring:
                 yield tuple(t[p.first : p.last].double() for t in own)
             return
         widths = [t[0].numel() for t in own]
-        send, coming = [], self._receive(0, sum(widths))
+        passing = _Passing(self, sum(widths))
+        passing.receive(0)
         for k, part in enumerate(self.parts):
             if part.owner == self.rank:
                 rows = slice(part.first - self.first, part.last - self.first)
@@ -144,36 +186,10 @@ class Ring:
                     [t[rows].detach().reshape(part.last - part.first, -1).double().cpu() for t in own], 1
                 )
             else:
-                message, request = coming
-                self._wait(request)
-            coming = self._receive(k + 1, sum(widths))
-            if (self.rank + 1) % self.size != part.owner:
-                with _Watch(self):
-                    send.append((dist.isend(message, self._right, group=self.ranks.group, tag=k), message))
-            while len(send) > 1:  # a message must not be freed before it has left
-                self._wait(send.pop(0)[0])
+                message = passing.arrived()
+            passing.receive(k + 1)
+            passing.send(k, message)
             yield tuple(
                 v.reshape(len(v), *t.shape[1:]).to(t.device) for v, t in zip(message.split(widths, 1), own, strict=True)
             )
-        for request, _ in send:
-            self._wait(request)
-
-    @property
-    def _previous_rank(self) -> int:
-        return (self.rank - 1) % self.size
-
-    @property
-    def _right(self) -> int:
-        return (self.rank + 1) % self.size
-
-    def _receive(self, k: int, width: int):
-        """(what part k will be, its request); None at the end, and for own parts."""
-        if k >= len(self.parts) or self.parts[k].owner == self.rank:
-            return None
-        message = torch.empty(self.parts[k].last - self.parts[k].first, width, dtype=torch.float64)
-        with _Watch(self):
-            return message, dist.irecv(message, self._previous_rank, group=self.ranks.group, tag=k)
-
-    def _wait(self, request) -> None:
-        with _Watch(self):
-            request.wait()
+        passing.settle()

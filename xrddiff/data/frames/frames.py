@@ -123,6 +123,54 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
         if (np.diff(frames) < 0).any():
             raise BadInput(f"{where}: peak_frame is not sorted; expected a table sorted by frame")
 
+# %% ../../../nbs/data/frames/frames.ipynb #85823ba5
+def _panel_places(panels: Mapping[str, Any], n: int) -> dict[str, tuple]:
+    """The coordinates `panel_origin`, `panel_fs` and `panel_ss` of n panels, each (panel, xyz) in m."""
+    if not isinstance(panels, Mapping):
+        raise BadInput(f"panels is {panels!r}; expected origin, fs and ss by name")
+    found = {}
+    for key in ("origin", "fs", "ss"):
+        if key not in panels:
+            raise BadInput(f"panels has no {key!r}; expected origin, fs and ss, each ({n}, 3) in m")
+        array = np.asarray(panels[key], np.float64)
+        if array.shape != (n, 3):
+            raise BadInput(f"panels[{key!r}] has shape {array.shape}; expected ({n}, 3)")
+        found[f"panel_{key}"] = (("panel", "xyz"), array, {"units": "m"})
+    return found
+
+
+def _as_mask(mask: Any, intensity: xr.Variable) -> xr.Variable:
+    """The mask of all frames of `intensity`, or of each, True = valid."""
+    shape = tuple(mask.shape) if hasattr(mask, "shape") else np.shape(mask)
+    if shape not in (intensity.shape, intensity.shape[1:]):
+        raise BadInput(f"mask has shape {tuple(shape)}; expected {intensity.shape[1:]} or {intensity.shape}")
+    found = _as_variable(intensity.dims[-len(shape) :], mask, "mask")
+    found.attrs["long_name"] = "True = trustworthy"
+    return found
+
+
+def _per_frame(name: str, given: Any, intensity: xr.Variable) -> xr.Variable:
+    """A variable with a row for each frame of `intensity`, from an array or from `(dims, array)`.
+
+    Without dims, they are those of the intensity if the shape is the same, else `frame` and names of its own.
+    """
+    named = isinstance(given, tuple) and len(given) == 2 and not isinstance(given[0], int | float)
+    array = given[1] if named else given
+    if not hasattr(array, "shape"):
+        array = np.asarray(array)
+    shape = tuple(array.shape)
+    if not shape or shape[0] != intensity.sizes["frame"]:
+        raise BadInput(
+            f"variable {name!r} has shape {shape}; expected one row for each of the {intensity.sizes['frame']} frames"
+        )
+    if named:
+        dims = ("frame",) if given[0] == "frame" else tuple(given[0])
+    elif shape == intensity.shape:
+        dims = intensity.dims
+    else:
+        dims = ("frame", *(f"{name}_{i}" for i in range(1, len(shape))))
+    return _as_variable(dims, array, f"variable {name!r}")
+
 # %% ../../../nbs/data/frames/frames.ipynb #eba9fa5c
 def make_frames(
     intensity: Any,
@@ -176,32 +224,15 @@ def make_frames(
     for name, number in (("gain", gain), ("background_sigma", background_sigma)):
         if number is not None:
             value.attrs[name] = as_numbers(number, 1, name)[0]
-    coords: dict[str, Any] = {
-        d: (d, np.arange(n) + 0.5, {"units": "px", "long_name": "pixel centre"})
-        for d, n in value.sizes.items()
-        if d not in ("frame", "panel")
-    }
+    pixel = {"units": "px", "long_name": "pixel centre"}
+    coords: dict[str, Any] = {d: (d, np.arange(value.sizes[d]) + 0.5, pixel) for d in dims[-2:]}
     data: dict[str, Any] = {"intensity": value}
     if mask is not None:
-        shape = tuple(mask.shape) if hasattr(mask, "shape") else np.shape(mask)
-        if shape not in (value.shape, value.shape[1:]):
-            raise BadInput(f"mask has shape {tuple(shape)}; expected {value.shape[1:]} or {value.shape}")
-        data["mask"] = _as_variable(dims[-len(shape) :], mask, "mask")
-        data["mask"].attrs["long_name"] = "True = trustworthy"
+        data["mask"] = _as_mask(mask, value)
     if panels is not None:
         if rank != 4:
             raise BadInput(f"panels are given for intensity of shape {value.shape}; expected (frame, panel, ss, fs)")
-        if not isinstance(panels, Mapping):
-            raise BadInput(f"panels is {panels!r}; expected origin, fs and ss by name")
-        for key in ("origin", "fs", "ss"):
-            if key not in panels:
-                raise BadInput(
-                    f"panels has no {key!r}; expected origin, fs and ss, each ({value.sizes['panel']}, 3) in m"
-                )
-            array = np.asarray(panels[key], np.float64)
-            if array.shape != (value.sizes["panel"], 3):
-                raise BadInput(f"panels[{key!r}] has shape {array.shape}; expected ({value.sizes['panel']}, 3)")
-            coords[f"panel_{key}"] = (("panel", "xyz"), array, {"units": "m"})
+        coords |= _panel_places(panels, value.sizes["panel"])
     if not isinstance(variables, Mapping | None):
         raise BadInput(f"variables is {variables!r}; expected per-frame arrays by name")
     for name, v in (variables or {}).items():
@@ -210,22 +241,7 @@ def make_frames(
                 f"variable {name!r} has a name that the schema reserves; expected another name, or peaks= for a "
                 "peak table"
             )
-        named = isinstance(v, tuple) and len(v) == 2 and not isinstance(v[0], int | float)
-        array = v[1] if named else v
-        if not hasattr(array, "shape"):
-            array = np.asarray(array)
-        shape = tuple(array.shape)
-        if not shape or shape[0] != value.sizes["frame"]:
-            raise BadInput(
-                f"variable {name!r} has shape {shape}; expected one row for each of the {value.sizes['frame']} frames"
-            )
-        if named:
-            own = ("frame",) if v[0] == "frame" else tuple(v[0])
-        elif shape == value.shape:
-            own = dims
-        else:
-            own = ("frame", *(f"{name}_{i}" for i in range(1, len(shape))))
-        data[name] = _as_variable(own, array, f"variable {name!r}")
+        data[name] = _per_frame(name, v, value)
     words: dict[str, Any] = {"polarization": as_numbers(polarization, 1, "polarization")[0]}
     for name, number in (("wavelength", wavelength), ("distance", distance), ("pixel_size", pixel_size)):
         if number is not None:

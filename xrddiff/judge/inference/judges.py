@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from xrddiff.learn.loading.datasets import Prepared
 
 # %% auto #0
-__all__ = ['JUDGE', 'MEASURED', 'asked_of_all', 'asked_crystals', 'label_classes', 'ConditionJudges']
+__all__ = ['JUDGE', 'MEASURED', 'asked_of_all', 'asked_crystals', 'label_classes', 'KeptClassifiers', 'ConditionJudges']
 
 # %% ../../../nbs/judge/inference/judges.ipynb #174b78d8
 JUDGE = "judge"  # folder of the classifiers in a run
@@ -94,6 +94,64 @@ def label_classes(frames: xr.Dataset, name: str, count: int) -> list[str]:
 
 MEASURED = {name: label.read for name, label in LABELS.items() if label.measured}
 
+# %% ../../../nbs/judge/inference/judges.ipynb #1bbdb8aa
+class KeptClassifiers:
+    """The classifiers of the labels of a run, each trained once on its training frames and kept in its folder.
+
+    run: the folder. prepared: the frames. classes: the class names of each label. trial: True = a few steps are enough.
+    device: where they run.
+    """
+
+    def __init__(
+        self, run: Path, prepared: Prepared, classes: Mapping[str, list[str]], trial: bool, device: torch.device | str
+    ):
+        self.run, self.prepared, self.classes, self.trial, self.device = run, prepared, classes, trial, device
+        self._opened: dict[str, tuple[Classifier, dict[str, Any]]] = {}
+
+    def key(self, name: str) -> str:
+        """The frames, scale and classes that a classifier was made from. For others, a new one is
+        needed.
+        """
+        p = self.prepared
+        about = [p.transform.state(), self.classes[name], len(p.train), len(p.held_out), self.trial]
+        return json_digest(about, str)
+
+    def open(self, name: str) -> tuple[Classifier, dict[str, Any]] | None:
+        """(the classifier of a label, the record about it); None if none matches."""
+        if name not in self._opened and (folder := _folder(self.run, name)).is_dir():
+            with suppress(XrddiffError):
+                net, state = open_classifier(folder, self.device)
+                if state["about"]["key"] == self.key(name):
+                    self._opened[name] = net, state["about"]
+        return self._opened.get(name)
+
+    def fit(self, name: str) -> None:
+        """Train the classifier of a label, and keep it with its confusion matrix on held-out frames."""
+        p, classes = self.prepared, len(self.classes[name])
+        train = p.loader(p.train, batch_size=16, prefetch=0)
+        steps = 20 if self.trial else int(np.clip(30 * len(p.train) // 16, 60, _STEPS))
+        net = fit_classifier(train, name, classes, steps=steps, device=self.device)
+        held_out = p.loader(evenly_spaced(p.held_out, _FRAMES), batch_size=50, shuffle=False, prefetch=0)
+        confusion = evaluate_classifier(
+            net, (classifier_batch(b, self.device) for b in held_out.batches()), name, classes
+        )["confusion"]
+        about = {"key": self.key(name), "classes": self.classes[name], "confusion": confusion.tolist()}
+        try:
+            with writing(_folder(self.run, name)) as new:
+                save_classifier(net, new, name, steps, **about)
+        except CannotSave:
+            if self.open(name) is None:  # otherwise another process was as fast, and wrote the same
+                raise
+        self._opened[name] = net, about
+
+    @torch.no_grad()
+    def classify(self, name: str, counted: xr.Dataset) -> np.ndarray:
+        """The class (n,) that the classifier of a label sees in frames, as the detector counts them."""
+        net, _ = self.open(name)
+        loader = FrameLoader(counted, self.prepared.transform, batch_size=50, shuffle=False, prefetch=0, cond=[])
+        batches = (classifier_batch(b, self.device) for b in loader.batches())
+        return np.concatenate([net(b["x"], 0.0, b["mask"]).argmax(1).cpu().numpy() for b in batches])
+
 # %% ../../../nbs/judge/inference/judges.ipynb #b746f43d
 class ConditionJudges:
     """Check whether samples match their conditions.
@@ -111,14 +169,13 @@ class ConditionJudges:
     def __init__(
         self, run: Path, cfg: Config, prepared: Prepared, fields: Mapping[str, Any], device: torch.device | str = "cpu"
     ):
-        self.run, self.prepared, self.fields, self.device = run, prepared, dict(fields), device
-        self.trial, self.wanted = cfg.training.test_pipeline, cfg.inference.judge_conditions
+        self.prepared, self.fields, self.wanted = prepared, dict(fields), cfg.inference.judge_conditions
         told = [name for name in self.fields if not name.startswith(TOLD)]  # of augmentations, no sample has any
         self.names = told if self.wanted else []
         self.why: dict[str, str] = {}
         counts = {name: n for name, n in self.fields.items() if isinstance(n, int)}
         self.classes = {name: label_classes(prepared.frames, name, n) for name, n in counts.items()}
-        self._opened: dict[str, tuple[Classifier, dict[str, Any]]] = {}
+        self.kept = KeptClassifiers(run, prepared, self.classes, cfg.training.test_pipeline, device)
 
     def words(self, asked: Mapping[str, float]) -> str:
         """A description of a condition."""
@@ -127,52 +184,17 @@ class ConditionJudges:
             asked, self.fields, self.classes, {k: "Å" if u == "angstrom" else u for k, u in units.items()}
         )
 
-    def _key(self, name: str) -> str:
-        """The frames, scale and classes that a classifier was made from. For others, a new one is
-        needed.
-        """
-        p = self.prepared
-        about = [p.transform.state(), self.classes[name], len(p.train), len(p.held_out), self.trial]
-        return json_digest(about, str)
-
-    def open(self, name: str) -> tuple[Classifier, dict[str, Any]] | None:
-        """(the classifier of a condition, the record about it); None if none matches."""
-        if name not in self._opened and (folder := _folder(self.run, name)).is_dir():
-            with suppress(XrddiffError):
-                net, state = open_classifier(folder, self.device)
-                if state["about"]["key"] == self._key(name):
-                    self._opened[name] = net, state["about"]
-        return self._opened.get(name)
-
     def fit(self) -> None:
         """Train the missing classifiers on the training frames of the run.
 
         They are kept with their confusion matrix on held-out frames.
         """
         for name in self.names:
-            if name in self.classes and self.open(name) is None:
+            if name in self.classes and self.kept.open(name) is None:
                 try:
-                    self._fit(name)
+                    self.kept.fit(name)
                 except BadInput as error:
                     self.why[name] = str(error)
-
-    def _fit(self, name: str) -> None:
-        p, classes = self.prepared, len(self.classes[name])
-        train = p.loader(p.train, batch_size=16, prefetch=0)
-        steps = 20 if self.trial else int(np.clip(30 * len(p.train) // 16, 60, _STEPS))
-        net = fit_classifier(train, name, classes, steps=steps, device=self.device)
-        held_out = p.loader(evenly_spaced(p.held_out, _FRAMES), batch_size=50, shuffle=False, prefetch=0)
-        confusion = evaluate_classifier(
-            net, (classifier_batch(b, self.device) for b in held_out.batches()), name, classes
-        )["confusion"]
-        about = {"key": self._key(name), "classes": self.classes[name], "confusion": confusion.tolist()}
-        try:
-            with writing(_folder(self.run, name)) as new:
-                save_classifier(net, new, name, steps, **about)
-        except CannotSave:
-            if self.open(name) is None:  # otherwise another process was as fast, and wrote the same
-                raise
-        self._opened[name] = net, about
 
     def measure(self, samples: xr.Dataset, counted: xr.Dataset) -> FoundConditions:
         """The requested and the actual conditions of samples.
@@ -184,18 +206,13 @@ class ConditionJudges:
         got = {name: self._read(name, counted) for name in self.names}
         return FoundConditions(samples["sample"].values, asked, got)
 
-    @torch.no_grad()
     def _read(self, name: str, counted: xr.Dataset) -> np.ndarray:
         n = frame_count(counted)
         if name not in self.classes:
             with suppress(BadInput):
                 return MEASURED[name](counted).astype(np.float64) if name in MEASURED else np.full(n, np.nan)
             return np.full(n, np.nan)
-        if (opened := self.open(name)) is None:
-            return np.full(n, -1)
-        loader = FrameLoader(counted, self.prepared.transform, batch_size=50, shuffle=False, prefetch=0, cond=[])
-        batches = (classifier_batch(b, self.device) for b in loader.batches())
-        return np.concatenate([opened[0](b["x"], 0.0, b["mask"]).argmax(1).cpu().numpy() for b in batches])
+        return np.full(n, -1) if self.kept.open(name) is None else self.kept.classify(name, counted)
 
     def answers(self, found: FoundConditions, sets: Mapping[str, SetSummary]) -> dict[str, dict[str, Any]]:
         """By condition, what was requested and what was found.
@@ -217,7 +234,7 @@ class ConditionJudges:
         return out
 
     def _class(self, name: str, found: FoundConditions, sets: Mapping[str, SetSummary]) -> dict[str, Any]:
-        names, about = self.classes[name], self._opened[name][1]
+        names, (_, about) = self.classes[name], self.kept.open(name)
         confusion = confusion_matrix(found.asked[name], found.got[name], len(names))
         answer = class_answer(names, confusion, np.array(about["confusion"]))
         peaks = {"samples": (found.asked[name], sets["samples"].peaks)}

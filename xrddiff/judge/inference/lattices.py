@@ -25,7 +25,7 @@ from ...physics.indexing.known_lattices import crystals_of, need_lattices
 from ...physics.simulation.crystal import random_rotation
 
 # %% auto #0
-__all__ = ['RESOLVED', 'lattice_table', 'read_orientations', 'Lattices', 'spot_distance', 'resolution_note']
+__all__ = ['RESOLVED', 'lattice_table', 'read_orientations', 'read_wanted', 'Lattices', 'spot_distance', 'resolution_note']
 
 # %% ../../../nbs/judge/inference/lattices.ipynb #477e7b6e
 def lattice_table(frames: xr.Dataset, index: np.ndarray, limit: int = 10_000) -> list[list[list[float]]]:
@@ -79,43 +79,53 @@ def _read_once(path: Path, d_min: float, changed: float) -> CrystalIntensities:
     """Every batch needs them, and calculating them takes a while."""
     return read_intensities(path, d_min)
 
-# %% ../../../nbs/judge/inference/lattices.ipynb #6914800c
+# %% ../../../nbs/judge/inference/lattices.ipynb #1ce9befe
 _KEYS = ("cell", "orientations", "reflections")
 
 
+def read_wanted(
+    wanted: Mapping[str, Any], d_min: float = 2.0
+) -> tuple[Cell | None, np.ndarray | None, CrystalIntensities | None]:
+    """(cell, orientations (n, 3, 3), intensities) that are requested; None where the request leaves them open.
+
+    wanted: `cell`, as `read_cell` takes it; `orientations`, "random" or the path of a file, see
+        `read_orientations`; `reflections`, the path of a file with their intensities, see
+        `read_intensities`, whose cell is taken if there is no other; without it, intensities of a
+        new crystal are drawn.
+    d_min: resolution in Å to which intensities are calculated from a structure.
+    Raises `BadInput` for another key, and for an impossible cell, orientations or intensities.
+    """
+    for key in wanted:
+        if key not in _KEYS:
+            raise BadInput(f"inference.lattice: there is no {key!r}{nearest(str(key), _KEYS)}")
+    given, turns = wanted.get("cell"), wanted.get("orientations", "random")
+    cell, intensities = None if given is None else read_cell(given), None
+    if wanted.get("reflections") is not None:
+        path = Path(str(wanted["reflections"]))
+        intensities = _read_once(path, d_min, path.stat().st_mtime if path.exists() else 0.0)
+        cell = cell or intensities.cell
+        if not intensities.fits(cell.parameters):
+            raise BadInput(
+                f"inference.lattice: {path} has the cell {intensities.cell}, but the given cell is "
+                f"{cell}; expected the same"
+            )
+    return cell, None if turns == "random" else read_orientations(turns), intensities
+
+# %% ../../../nbs/judge/inference/lattices.ipynb #6914800c
 class Lattices:
     """Draws the crystals requested for samples.
 
     table: see `lattice_table`; the crystals of a sample are those of one of its rows.
-    wanted: `cell`, as `read_cell` takes it; `orientations`, "random" or the path of a file, see
-        `read_orientations`; `reflections`, the path of a file with their intensities, see
-        `read_intensities`, whose cell is taken if there is no other; without it, intensities of a
-        new crystal are drawn. One crystal in every sample.
-    d_min: resolution in Å to which intensities are calculated from a structure.
+    wanted, d_min: see `read_wanted`; one crystal in every sample.
     Raises `BadInput` for an impossible cell, orientations or intensities.
     """
 
     def __init__(
         self, table: Sequence[Sequence[Sequence[float]]], wanted: Mapping[str, Any] | None = None, d_min: float = 2.0
     ):
-        self.table, wanted = table, dict(wanted or {})
-        for key in wanted:
-            if key not in _KEYS:
-                raise BadInput(f"inference.lattice: there is no {key!r}{nearest(str(key), _KEYS)}")
-        given, turns = wanted.get("cell"), wanted.get("orientations", "random")
-        self.cell: Cell | None = None if given is None else read_cell(given)
-        self.intensities: CrystalIntensities | None = None
-        if wanted.get("reflections") is not None:
-            path = Path(str(wanted["reflections"]))
-            self.intensities = _read_once(path, d_min, path.stat().st_mtime if path.exists() else 0.0)
-            self.cell = self.cell or self.intensities.cell
-            if not self.intensities.fits(self.cell.parameters):
-                raise BadInput(
-                    f"inference.lattice: {path} has the cell {self.intensities.cell}, but the given cell is "
-                    f"{self.cell}; expected the same"
-                )
-        self.orientations = None if turns == "random" else read_orientations(turns)
-        self.source = turns
+        self.table = table
+        self.source = dict(wanted or {}).get("orientations", "random")
+        self.cell, self.orientations, self.intensities = read_wanted(wanted or {}, d_min)
 
     @property
     def crystals(self) -> int:

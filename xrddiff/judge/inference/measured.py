@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['fit_to_model', 'masked', 'NetworkFrames', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting', 'open_one',
-           'Interpolation', 'open_interpolation']
+           'draw_between', 'Interpolation', 'open_interpolation']
 
 # %% ../../../nbs/judge/inference/measured.ipynb #97b09796
 def fit_to_model(frames: xr.Dataset, generator: Generator, regions: Transform, where: str) -> xr.Dataset:
@@ -383,6 +383,24 @@ def open_one(name: str) -> xr.Dataset:
         raise BadInput(f"{name}: there is no frame {index}; expected an index from 0 to {n - 1}")
     return select_frames(frames, slice(int(index or 0), int(index or 0) + 1))
 
+# %% ../../../nbs/judge/inference/measured.ipynb #d4d78592
+def draw_between(
+    method: Callable[..., Tensor],
+    denoise: Any,
+    noise: Tensor,
+    sigmas: Tensor,
+    t: Tensor,
+    cond: Mapping[str, Tensor],
+) -> Tensor:
+    """What a sampler draws on the arc between two noises, (n, C, H, W) float32; each alone, so that none depends on the
+    others.
+
+    noise: (2, C, H, W) at the level `sigmas[0]`. t: places on the arc, (n,), from 0 to 1. cond: conditions there, (n, …).
+    """
+    way = slerp(noise[0], noise[1], t)
+    own = [{name: v[k : k + 1] for name, v in cond.items()} for k in range(len(t))]
+    return torch.cat([method(denoise, way[k : k + 1], sigmas, cond=c).float() for k, c in enumerate(own)])
+
 # %% ../../../nbs/judge/inference/measured.ipynb #59e3cf54
 @dataclass
 class Interpolation:
@@ -428,24 +446,14 @@ class Interpolation:
         # the geometry is the same all the way; there is no lattice between two others
         maps = measured_maps(self.pair[0], g, crystals=False)[1]
         cond |= {name: m.expand(2, -1, -1, -1) for name, m in maps.items()}
-        z = (
-            net.x
-            if g.space is None
-            else torch.cat([g.space.encode(x[None], m[None]) for x, m in zip(net.x, net.valid, strict=True)])
-        )
-        denoise, sigmas = (
-            self.sampler.clamped(g.model if self.guide is None else self.guide(g.model)),
-            self.sampler.sigmas(g.model),
-        )
+        z, sigmas = net.x, self.sampler.sigmas(g.model)
+        if g.space is not None:
+            z = torch.cat([g.space.encode(x[None], m[None]) for x, m in zip(net.x, net.valid, strict=True)])
+        denoise = self.sampler.clamped(g.model if self.guide is None else self.guide(g.model))
         noise, missed = inversion(denoise, z, sigmas, cond=cond, rounds=self.rounds)
         t = torch.linspace(0, 1, self.steps, dtype=torch.float64)
-        way, on_way = slerp(noise[0], noise[1], t), cond_between(cond, t)
-        drawn = torch.cat(
-            [
-                self._sample(denoise, way[k : k + 1], sigmas, {n: v[k : k + 1] for n, v in on_way.items()})
-                for k in range(self.steps)
-            ]
-        )
+        on_way = cond_between(cond, t)
+        drawn = draw_between(self.sampler.method, denoise, noise, sigmas, t, on_way)
         values, mask = g.decode(drawn).cpu(), net.valid[0, 0].cpu().numpy()
         if not values.isfinite().all():
             raise BadInput("the frames on the way are not finite; expected a trained model")
@@ -472,9 +480,6 @@ class Interpolation:
         pixels, unit = samples["intensity"].values[:, frame_mask(samples, 0)], self.generator.readout.unit
         columns = {"fraction": samples["fraction"].values, f"mean ({unit})": pixels.mean(1), "highest": pixels.max(1)}
         return pd.DataFrame(columns | {"standard deviation": pixels.std(1)}).set_index("fraction")
-
-    def _sample(self, denoise: Any, x: Tensor, sigmas: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return self.sampler.method(denoise, x, sigmas, cond=cond).float()
 
 # %% ../../../nbs/judge/inference/measured.ipynb #8834600e
 def open_interpolation(

@@ -38,7 +38,7 @@ from .generators import Generator, open_generator
 from .guides import Guide, open_guide
 from .measured import NetworkFrames, open_fitted, to_network
 from .samplers import ready_sampler
-from ..metrics.coverage import Coverage, coverage, interval, sums_around
+from ..metrics.coverage import Coverage, coverage, interval, window_coverage
 from ..posteriors.counts import counted
 from ..posteriors.latents import LatentPosterior, LatentPrior, draw_latents
 from ..posteriors.likelihoods import Poisson, fit_dispersion, likelihood_of, scattering
@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SIDE', 'TRAINED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PhotonDecoder', 'PosteriorJob',
-           'Posterior', 'latents', 'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
+           'mean_error', 'draw_numbers', 'Posterior', 'latents', 'replaced', 'counts', 'local_mean', 'interpolated',
+           'open_posterior']
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #e8daf720
 SIDE = 8  # of the blocks that are hidden, px
@@ -315,6 +316,38 @@ class PosteriorJob:
             raise BadInput(f"the draws of frame {i} are not finite; expected a trained model")
         return draws
 
+# %% ../../../nbs/judge/inference/posterior.ipynb #564af1d5
+def mean_error(mean: np.ndarray, counts: np.ndarray, detector: Poisson) -> float:
+    """e: the root mean square of (measurement − mean) over the noise of counting.
+
+    mean: expected photons (n,). counts: what was measured, in the units of the frames, (n,).
+    """
+    noise = detector.variance(torch.from_numpy(np.ascontiguousarray(mean))).numpy()
+    missed = (counts - detector.pedestal) / detector.gain - mean
+    return float(np.sqrt(np.mean(missed**2 / np.maximum(noise, 0.5))))
+
+
+def draw_numbers(
+    draws: Draws, counts: np.ndarray, measured: np.ndarray, hidden: np.ndarray, own: np.ndarray, detector: Poisson
+) -> dict[str, float]:
+    """The draws of a frame in numbers: pixels measured and held out; error of the mean, coverage and width of the
+    intervals at the latter; what the method says.
+
+    counts: as measured (y, x). measured, hidden, own: bool (y, x), pixels that were measured, of which some were held
+        out, and those that the model draws.
+    """
+    row = {"measured pixels": int(measured.sum()), "held out": int(hidden.sum())}
+    if hidden.any():
+        row["error"] = mean_error(draws.expected.mean(0)[hidden], counts[hidden], detector)
+        if len(draws.expected) > 2:
+            found = coverage(draws.measured[:, None, hidden], counts[None, hidden])
+            row |= {f"in their {found.promised:.0%} interval": found.found, "width": found.width}
+    spread = draws.expected.std(0)
+    row |= {"uncertainty, seen": float(spread[measured & ~hidden].mean())}
+    if (unseen := ~measured & own | hidden).any():
+        row |= {"uncertainty, not seen": float(spread[unseen].mean())}
+    return row | draws.about
+
 # %% ../../../nbs/judge/inference/posterior.ipynb #5e3b6b14
 @dataclass
 class Posterior:
@@ -323,13 +356,9 @@ class Posterior:
     job: PosteriorJob
     found: list[Draws]
 
-    def _units(self, photons: np.ndarray) -> np.ndarray:
-        detector = self.job.likelihood
-        return photons * detector.gain + detector.pedestal
-
-    def _frames(self, images: np.ndarray, at: np.ndarray, numbers: np.ndarray) -> xr.Dataset:
+    def _frames(self, photons: np.ndarray, at: np.ndarray, numbers: np.ndarray) -> xr.Dataset:
         g, net = self.job.generator, self.job.whole
-        own = frame_mask(g.template, 0)
+        own, images = frame_mask(g.template, 0), photons * self.job.likelihood.gain + self.job.likelihood.pedestal
         frames = g.readout.frames(np.where(own, images, 0).astype(np.float32), numbers, seed=self.job.seed)
         frames["source_frame"] = ("frame", at)
         frames = frames.assign({name: ("frame", v.cpu().numpy()[at]) for name, v in net.cond.items()})
@@ -340,7 +369,7 @@ class Posterior:
         """The draws as Frames: expected intensities of all pixels, `source_frame` and `held_out`."""
         n, draws = len(self.found), self.job.draws
         at = np.repeat(np.arange(n), draws)
-        frames = self._frames(self._units(np.concatenate([d.expected for d in self.found])), at, np.arange(n * draws))
+        frames = self._frames(np.concatenate([d.expected for d in self.found]), at, np.arange(n * draws))
         frames["held_out"] = (("frame", "y", "x"), self.job.held_out[at])
         return frames
 
@@ -352,7 +381,7 @@ class Posterior:
         """
         n, dims = len(self.found), ("frame", "y", "x")
         means = np.stack([d.expected.mean(0) for d in self.found])
-        frames = self._frames(self._units(means), np.arange(n), np.arange(n))
+        frames = self._frames(means, np.arange(n), np.arange(n))
         unit = {"units": self.job.frames["intensity"].attrs["units"]}
         spread = np.stack([d.expected.std(0) for d in self.found]) * self.job.likelihood.gain
         ends = [interval(d.measured)[:2] if self.job.draws > 2 else (nan, nan) for d in self.found]
@@ -370,50 +399,23 @@ class Posterior:
         return coverage(np.stack([d.measured for d in self.found], 1), truth)
 
     def reflections(self, frame: np.ndarray, x: np.ndarray, y: np.ndarray, half: int = 2) -> Coverage | None:
-        """How many sums over windows that were wholly hidden are in their 90% intervals; None without any.
-
-        frame, x, y: of each window: its frame, and its centre in px, (n,). half: see `window_sums`.
+        """How many sums over windows that were wholly hidden are in their 90% intervals; None without any, or with
+        fewer than 3 draws. frame, x, y, half: see `window_coverage`.
         """
-        samples, truth, sizes = [], [], (2 * half + 1) ** 2
-        for i, d in enumerate(self.found):
-            at = x[frame == i], y[frame == i], half
-            whole = sums_around(self.job.held_out[i].astype(np.int64), *at) == sizes
-            samples.append(sums_around(d.measured, *at)[:, whole])
-            truth.append(sums_around(self.job.whole.counts[i], *at)[whole])
-        most = max(map(len, truth), default=0)
-        if not most or self.job.draws < 3:
+        if self.job.draws < 3:
             return None
-        pad = lambda v: np.concatenate([v, np.full((*v.shape[:-1], most - v.shape[-1]), np.nan)], -1)  # noqa: E731
-        seen = [i for i, t in enumerate(truth) if len(t)]
-        return coverage(np.stack([pad(samples[i]) for i in seen], 1), np.stack([pad(truth[i]) for i in seen]))
+        measured = [d.measured for d in self.found]
+        return window_coverage(measured, self.job.whole.counts, self.job.held_out, frame, x, y, half)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row for each frame: pixels measured and held out; error of the mean, coverage and width of the
-        intervals at the latter; what the method says.
-
-        The error is the root mean square of (measurement − mean) over the noise of counting.
-        """
-        rows = {}
-        for i, d in enumerate(self.found):
-            hidden, mean = self.job.held_out[i], d.expected.mean(0)
-            row = {"measured pixels": int(self.job.measured[i].sum()), "held out": int(hidden.sum())}
-            if hidden.any():
-                row["error"] = self._error(i, mean, hidden)
-                if self.job.draws > 2:
-                    own = coverage(d.measured[:, None, hidden], self.job.whole.counts[i][None, hidden])
-                    row |= {f"in their {own.promised:.0%} interval": own.found, "width": own.width}
-            row |= {"uncertainty, seen": float(d.expected.std(0)[self.job.measured[i] & ~hidden].mean())}
-            if (unseen := ~self.job.measured[i] & frame_mask(self.job.generator.template, 0) | hidden).any():
-                row |= {"uncertainty, not seen": float(d.expected.std(0)[unseen].mean())}
-            rows[f"frame {i}"] = row | d.about
+        """A row for each frame, see `draw_numbers`."""
+        job, own = self.job, frame_mask(self.job.generator.template, 0)
+        rows = {
+            f"frame {i}": draw_numbers(d, job.whole.counts[i], job.measured[i], job.held_out[i], own, job.likelihood)
+            for i, d in enumerate(self.found)
+        }
         return pd.DataFrame.from_dict(rows, orient="index")
-
-    def _error(self, i: int, mean: np.ndarray, at: np.ndarray) -> float:
-        detector = self.job.likelihood
-        noise = detector.variance(torch.from_numpy(np.ascontiguousarray(mean[at]))).numpy()
-        missed = (self.job.whole.counts[i][at] - detector.pedestal) / detector.gain - mean[at]
-        return float(np.sqrt(np.mean(missed**2 / np.maximum(noise, 0.5))))
 
     def numbers(self) -> dict[str, float]:
         """The result in a few numbers."""

@@ -5,6 +5,7 @@
 # %% ../../../nbs/judge/metrics/coverage.ipynb #45465e54
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 
 # %% auto #0
-__all__ = ['ranks', 'uniformity', 'Coverage', 'interval', 'coverage', 'sums_around']
+__all__ = ['ranks', 'uniformity', 'Coverage', 'interval', 'coverage', 'sums_around', 'window_coverage']
 
 # %% ../../../nbs/judge/metrics/coverage.ipynb #b5c68168
 def _pairs(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,3 +102,31 @@ def sums_around(images: np.ndarray, x: np.ndarray, y: np.ndarray, half: int = 2)
     at_row, at_column = (np.clip(v, half, n - half - 1) for v, n in ((row, height), (column, width)))
     values = images[..., at_row[:, None, None] + reach[:, None], at_column[:, None, None] + reach]
     return np.where(inside, values.astype(np.float64).sum((-2, -1)), np.nan)
+
+# %% ../../../nbs/judge/metrics/coverage.ipynb #40b76ea1
+def window_coverage(
+    measured: Sequence[np.ndarray],
+    counts: np.ndarray,
+    hidden: np.ndarray,
+    frame: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    half: int = 2,
+) -> Coverage | None:
+    """How many sums over windows that were wholly hidden are in their 90% intervals; None without any.
+
+    measured: drawn measurements of each frame, (S, y, x). counts, hidden: of the frames, (n, y, x); hidden is bool.
+    frame, x, y: of each window: its frame, and its centre in px, (m,). half: see `sums_around`.
+    """
+    samples, truth, size = [], [], (2 * half + 1) ** 2
+    for i, draws in enumerate(measured):
+        at = x[frame == i], y[frame == i], half
+        whole = sums_around(hidden[i].astype(np.int64), *at) == size
+        samples.append(sums_around(draws, *at)[:, whole])
+        truth.append(sums_around(counts[i], *at)[whole])
+    most = max(map(len, truth), default=0)
+    if not most:
+        return None
+    pad = lambda v: np.concatenate([v, np.full((*v.shape[:-1], most - v.shape[-1]), np.nan)], -1)  # noqa: E731
+    seen = [i for i, t in enumerate(truth) if len(t)]
+    return coverage(np.stack([pad(samples[i]) for i in seen], 1), np.stack([pad(truth[i]) for i in seen]))

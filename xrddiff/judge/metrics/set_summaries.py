@@ -30,7 +30,7 @@ from .radial_profiles import bin_edges, bin_numbers
 
 # %% auto #0
 __all__ = ['LEVELS', 'numbers_of', 'frame_metric', 'ReferenceDetector', 'noise_scale', 'rings_of', 'level_of', 'table_of',
-           'peak_pixels', 'Ruler', 'SetSummary']
+           'peak_pixels', 'frame_numbers', 'Ruler', 'SetSummary', 'measure_block']
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #636819fc
 def numbers_of(name: str, found: Any, n: int) -> np.ndarray:
@@ -223,6 +223,22 @@ def _digest(about: Sequence[Any], arrays: Sequence[np.ndarray]) -> str:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #25febdb1
+def frame_numbers(frames: xr.Dataset, numbers: Sequence[int] | None = None) -> np.ndarray:
+    """The `numbers` of frames (n,), by default the variable `sample`, or 0, 1, …
+
+    Raises `BadInput` for others than n whole numbers.
+    """
+    n = frame_count(frames)
+    if numbers is None:
+        numbers = frames["sample"].values if "sample" in frames else np.arange(n)
+    numbers = np.asarray(numbers)
+    if numbers.shape != (n,) or numbers.dtype.kind not in "iu":
+        raise BadInput(
+            f"the frame numbers have dtype {numbers.dtype} and shape {numbers.shape}; expected {n} whole numbers"
+        )
+    return numbers
+
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #b2c040e9
 class Ruler:
     """Measures the frames of all sets in the same way, as defined by the `reference` frames.
@@ -286,15 +302,7 @@ class Ruler:
         - `peaks`: of the frames as they are, where they are known; used if this ruler would find the
           same.
         """
-        n = frame_count(frames)
-        if numbers is None:
-            numbers = frames["sample"].values if "sample" in frames else np.arange(n)
-        numbers = np.asarray(numbers)
-        if numbers.shape != (n,) or numbers.dtype.kind not in "iu":
-            raise BadInput(
-                f"the frame numbers have dtype {numbers.dtype} and shape {numbers.shape}; expected {n} whole numbers"
-            )
-        parts = []
+        n, numbers, parts = frame_count(frames), frame_numbers(frames, numbers), []
         for start in range(0, n, block):
             rows = slice(start, min(start + block, n))
             some = frames.isel(frame=rows)
@@ -302,42 +310,10 @@ class Ruler:
             if peaks is not None and not self.finder and _same_pixels(read, some, variable):
                 known = peaks[peaks["frame"].between(start, start + len(numbers[rows]) - 1)]
                 known = known.assign(frame=known["frame"] - start)
-            parts.append(self._measure_block(read, numbers[rows], known))
+            parts.append(measure_block(self, read, numbers[rows], known))
         if not parts:
             raise BadInput("the set has no frames; expected at least one")
         return parts[0].merge(*parts[1:])
-
-    def _measure_block(self, frames: xr.Dataset, numbers: np.ndarray, peaks: pd.DataFrame | None) -> SetSummary:
-        x, n = frames["intensity"].values, len(numbers)
-        valid = np.broadcast_to(frames["mask"].values, x.shape)
-        row = np.broadcast_to(np.arange(n).reshape(-1, *(1,) * len(self.shape)), x.shape)
-        pedestal, cells = self.detector.pedestal, len(self.radii)
-        u = np.arcsinh((x - np.float32(pedestal)) / np.float32(self.scale))
-        of, cell = row[valid], np.broadcast_to(self.cell, x.shape)[valid]
-        pixels = table_of(of, cell, (n, cells))
-        with np.errstate(invalid="ignore"):
-            profile = table_of(of, cell, (n, cells), x[valid] - pedestal) / pixels
-        peaks = find_frame_peaks(frames, **self.finder) if peaks is None else peaks
-        photons = self.statistics.photons(x, valid)
-        owner, bright = peaks["frame"].to_numpy(), np.arcsinh(peaks["intensity"].to_numpy() / self.scale)
-        levels = n, len(LEVELS) - 1
-        return SetSummary(
-            self.key,
-            self.radii,
-            self.metrics,
-            number=numbers.astype(np.int64),
-            pixels=pixels.astype(np.int32),
-            profile=profile,
-            histogram=table_of(of, level_of(u[valid]), levels).astype(np.int32),
-            peaks=np.bincount(owner, minlength=n).astype(np.int32),
-            peak_intensity=table_of(owner, level_of(bright), levels).astype(np.int32),
-            peak_radius=table_of(owner, self.cell[peak_pixels(peaks, self.shape)], (n, cells)).astype(np.int32),
-            blocks=block_means(u, valid, self.side),
-            features=frame_features(frames, self.detector.step),
-            statistics=self.statistics(photons, valid, peaks),
-            pictures=photon_pictures(photons, valid),
-            values=np.array([_numbers_or_nan(name, frames) for name in self.metrics]).reshape(-1, n).T,
-        )
 
 # %% ../../../nbs/judge/metrics/set_summaries.ipynb #9bec2f66
 @dataclass(frozen=True, eq=False)
@@ -425,3 +401,42 @@ def _same_ruler(a: SetSummary, b: SetSummary) -> None:
         raise BadInput(
             f"the summaries were made with the rulers {a.key} and {b.key}; expected the same Ruler for all sets"
         )
+
+# %% ../../../nbs/judge/metrics/set_summaries.ipynb #49bff2c4
+def measure_block(
+    ruler: Ruler, frames: xr.Dataset, numbers: np.ndarray, peaks: pd.DataFrame | None = None
+) -> SetSummary:
+    """The rows of `frames`, as the detector of the `ruler` recorded them (`Ruler.read`), under their `numbers` (n,).
+
+    `peaks`: of the frames; found if they are not known.
+    """
+    x, n = frames["intensity"].values, len(numbers)
+    valid = np.broadcast_to(frames["mask"].values, x.shape)
+    row = np.broadcast_to(np.arange(n).reshape(-1, *(1,) * len(ruler.shape)), x.shape)
+    pedestal, cells = ruler.detector.pedestal, len(ruler.radii)
+    u = np.arcsinh((x - np.float32(pedestal)) / np.float32(ruler.scale))
+    of, cell = row[valid], np.broadcast_to(ruler.cell, x.shape)[valid]
+    pixels = table_of(of, cell, (n, cells))
+    with np.errstate(invalid="ignore"):
+        profile = table_of(of, cell, (n, cells), x[valid] - pedestal) / pixels
+    peaks = find_frame_peaks(frames, **ruler.finder) if peaks is None else peaks
+    photons = ruler.statistics.photons(x, valid)
+    owner, bright = peaks["frame"].to_numpy(), np.arcsinh(peaks["intensity"].to_numpy() / ruler.scale)
+    levels = n, len(LEVELS) - 1
+    return SetSummary(
+        ruler.key,
+        ruler.radii,
+        ruler.metrics,
+        number=numbers.astype(np.int64),
+        pixels=pixels.astype(np.int32),
+        profile=profile,
+        histogram=table_of(of, level_of(u[valid]), levels).astype(np.int32),
+        peaks=np.bincount(owner, minlength=n).astype(np.int32),
+        peak_intensity=table_of(owner, level_of(bright), levels).astype(np.int32),
+        peak_radius=table_of(owner, ruler.cell[peak_pixels(peaks, ruler.shape)], (n, cells)).astype(np.int32),
+        blocks=block_means(u, valid, ruler.side),
+        features=frame_features(frames, ruler.detector.step),
+        statistics=ruler.statistics(photons, valid, peaks),
+        pictures=photon_pictures(photons, valid),
+        values=np.array([_numbers_or_nan(name, frames) for name in ruler.metrics]).reshape(-1, n).T,
+    )

@@ -23,7 +23,8 @@ from .schedules import LogNormal, _check_steps, _with_end
 from ..losses import pixel_mean
 
 # %% auto #0
-__all__ = ['lower_level', 'Teacher', 'ConsistencyObjective', 'AutoregressiveConsistency', 'consistency', 'few_levels']
+__all__ = ['lower_level', 'Teacher', 'pseudo_huber', 'training_levels', 'check_fixed_point', 'ConsistencyObjective',
+           'AutoregressiveConsistency', 'consistency', 'few_levels']
 
 # %% ../../../nbs/learn/diffusion/consistency.ipynb #09dc07bf
 def lower_level(sigma: Tensor, stage: int) -> Tensor:
@@ -63,6 +64,26 @@ class Teacher(nn.Module):
         known, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).float().chunk(2)
         return (scale - 1) * (known - free)
 
+# %% ../../../nbs/learn/diffusion/consistency.ipynb #8600c467
+def pseudo_huber(error: Tensor, c: float) -> Tensor:
+    """h of equation (2), from the mean square `error` of the difference; same shape."""
+    return (error + c**2).sqrt() - c
+
+
+def training_levels(noise: Any, P_mean: float | None = None, P_std: float | None = None) -> LogNormal:
+    """The levels of the tuning: those of the training `noise`, with 1.2 times the spread of ln σ, unless they are given."""
+    own = noise if isinstance(noise, LogNormal) else LogNormal(-0.2, 1.5)
+    return LogNormal(own.P_mean if P_mean is None else P_mean, 1.2 * own.P_std if P_std is None else P_std)
+
+
+def check_fixed_point(denoiser: Denoiser) -> None:
+    """Raise `BadInput` unless c_out → 0 as σ → 0, the second condition of (1)."""
+    if abs(float(denoiser.scalings(1e-6).c_out)) > 1e-3:
+        raise BadInput(
+            "a consistency function must return a noise-free frame unchanged, and the parameterisation "
+            f"{denoiser.parameterisation} does not guarantee that; expected edm, v, eps or flow"
+        )
+
 # %% ../../../nbs/learn/diffusion/consistency.ipynb #23013b0a
 @register(
     "objective",
@@ -100,14 +121,8 @@ class ConsistencyObjective(DenoisingObjective):
         ] = None,
         **words: Any,
     ):
-        own = noise if isinstance(noise, LogNormal) else LogNormal(-0.2, 1.5)
-        levels_of = LogNormal(own.P_mean if P_mean is None else P_mean, 1.2 * own.P_std if P_std is None else P_std)
-        super().__init__(denoiser, levels_of, **words)
-        if abs(float(denoiser.scalings(1e-6).c_out)) > 1e-3:
-            raise BadInput(
-                "a consistency function must return a noise-free frame unchanged, and the parameterisation "
-                f"{denoiser.parameterisation} does not guarantee that; expected edm, v, eps or flow"
-            )
+        super().__init__(denoiser, training_levels(noise, P_mean, P_std), **words)
+        check_fixed_point(denoiser)
         if steps < stages:
             raise BadInput(f"the training has {steps} steps; expected at least {stages}, one for each stage")
         self.steps, self.stages, self.huber, self.least = steps, stages, huber, least
@@ -134,7 +149,7 @@ class ConsistencyObjective(DenoisingObjective):
         ours, target = self.pair(x0, eps, sigma, r, cond)
         counts = torch.ones_like(x0, dtype=torch.bool) if mask is None else mask.expand_as(x0)
         error = pixel_mean((ours - target).square(), counts)
-        return {"loss": self.robust(error) / (sigma - r).to(error), "error": error}
+        return {"loss": pseudo_huber(error, self.huber) / (sigma - r).to(error), "error": error}
 
     def pair(self, x0: Tensor, eps: Tensor, sigma: Tensor, r: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         """The two terms of equation (2), float32 in the shape of `x0`; only the first has a gradient."""
@@ -146,10 +161,6 @@ class ConsistencyObjective(DenoisingObjective):
         with torch.no_grad():
             target = self.denoiser(x0 + like(r, x0) * eps, r.clamp_min(self.least), cond)
         return ours.float(), torch.where(like(r, x0) < self.least, x0, target).float()
-
-    def robust(self, error: Tensor) -> Tensor:
-        """h of equation (2) from the mean square of the difference."""
-        return (error + self.huber**2).sqrt() - self.huber
 
 # %% ../../../nbs/learn/diffusion/consistency.ipynb #25a83525
 class AutoregressiveConsistency(AutoregressiveObjective):
@@ -191,7 +202,7 @@ class AutoregressiveConsistency(AutoregressiveObjective):
         counts = counts[:, None].expand_as(eps)
         square, pixels = torch.where(counts, (ours - target).square(), 0.0), counts.sum(-1)
         error = square.sum(-1) / pixels.clamp_min(1)
-        loss, told = rule.robust(error) / (sigma - r).to(error), pixels > 0
+        loss, told = pseudo_huber(error, rule.huber) / (sigma - r).to(error), pixels > 0
         return {name: pixel_mean(value[:, None], told[:, None]) for name, value in (("loss", loss), ("error", error))}
 
 

@@ -111,6 +111,31 @@ class Latent(NamedTuple):
     mean: Tensor
     logvar: Tensor
 
+# %% ../../../nbs/learn/models/autoencoder.ipynb #af76b3b7
+def _at_least_one(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise BadInput(f"the autoencoder's {name} is {value}; expected 1 or more")
+
+
+def _check_frames(x: Tensor, mask: Tensor | None, channels: int) -> None:
+    """Refuse frames that are not (B, `channels`, H, W), and a mask that is not (B, 1, H, W)."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise BadInput(
+            f"the autoencoder got an input of shape {tuple(x.shape)}; expected (batch, {channels}, height, width)"
+        )
+    wanted = (x.shape[0], 1, *x.shape[2:])
+    if mask is not None and tuple(mask.shape) != wanted:
+        raise BadInput(f"the autoencoder got a mask of shape {tuple(mask.shape)}; expected {wanted} as the frames have")
+
+
+def _check_latent(z: Tensor, channels: int) -> None:
+    """Refuse a latent that is not (B, `channels`, h, w)."""
+    if z.ndim != 4 or z.shape[1] != channels:
+        raise BadInput(
+            f"the decoder got a latent of shape {tuple(z.shape)}; expected (batch, {channels}, height, width)"
+        )
+
 # %% ../../../nbs/learn/models/autoencoder.ipynb #7f58a5e1
 class Autoencoder(nn.Module):
     """Frames (B, in_channels, H, W) to latents (B, latent_channels, H/f, W/f) and back, with f =
@@ -142,13 +167,10 @@ class Autoencoder(nn.Module):
         patch: int = 1,
     ):
         super().__init__()
-        numbers = dict(
+        _at_least_one(
             in_channels=in_channels, out_channels=out_channels, latent_channels=latent_channels, layers_per_block=layers_per_block,
             norm_groups=norm_groups, patch=patch, **{f"widths[{i}]": w for i, w in enumerate(widths)},
         )  # fmt: skip
-        for name, value in numbers.items():
-            if value < 1:
-                raise BadInput(f"the autoencoder's {name} is {value}; expected 1 or more")
         self.config = config_of(locals())
         self.in_channels, self.latent_channels = in_channels, latent_channels
         self.mask_channel, self.patch = mask_channel, patch
@@ -180,33 +202,19 @@ class Autoencoder(nn.Module):
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The output of the encoder, (B, moments · C, h, w) float32."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise BadInput(
-                f"the autoencoder got an input of shape {tuple(x.shape)}; expected (batch, {self.in_channels}, height, width)"
-            )
+        _check_frames(x, mask, self.in_channels)
         self.latent_shape(*x.shape[2:])
-        wanted = (x.shape[0], 1, *x.shape[2:])
-        if mask is not None and tuple(mask.shape) != wanted:
-            raise BadInput(
-                f"the autoencoder got a mask of shape {tuple(mask.shape)}; expected {wanted} as the frames have"
-            )
         dtype = self.encoder.conv_in.weight.dtype
         x = x.to(dtype)
         if self.mask_channel:
             x = torch.cat([x, torch.ones_like(x[:, :1]) if mask is None else mask.to(dtype)], 1)
         return full_conv(self.quant_conv, self.encoder(F.pixel_unshuffle(x, self.patch)))
 
-    def _check_latent(self, z: Tensor) -> None:
-        if z.ndim != 4 or z.shape[1] != self.latent_channels:
-            raise BadInput(
-                f"the decoder got a latent of shape {tuple(z.shape)}; expected (batch, {self.latent_channels}, height, width)"
-            )
-
     def decode(self, z: Tensor) -> Tensor:
         """Frames (B, out_channels, H, W) float32 of network values from latents `z` (B, C,
         h, w).
         """
-        self._check_latent(z)
+        _check_latent(z, self.latent_channels)
         z = z.contiguous()  # the same latent, whatever its memory layout, gives the same frame to the bit
         z = full_conv(self.post_quant_conv, z).to(self.decoder.conv_in.weight.dtype)
         return F.pixel_shuffle(self.decoder(z), self.patch)
@@ -308,7 +316,7 @@ class AutoencoderVQ(Autoencoder):
 
     def quantize(self, z: Tensor) -> Quantized:
         """q(z) and codes of a latent `z` (B, C, h, w)."""
-        self._check_latent(z)
+        _check_latent(z, self.latent_channels)
         return self.quantizer(z)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def lr_factor(step: int, progress: float, *, warmup: int = 0, schedule: str = "c
 
 # %% ../../../nbs/learn/training/steps.ipynb #4f037401
 @dataclass
-class _Held:
+class _OpaqueBatch:
     batch: Any  # not a tensor, list or dict, so that DDP passes it on as it is
 
 
@@ -66,7 +66,7 @@ class Forward(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, held: _Held, step: int) -> dict[str, Tensor]:
+    def forward(self, held: _OpaqueBatch, step: int) -> dict[str, Tensor]:
         if held.batch is None:
             return {
                 "loss": torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum(0, keepdim=True) * 0
@@ -167,7 +167,7 @@ def accumulate_gradient(
     for j in range(pieces):
         piece = cut(batch, j * micro, (j + 1) * micro) if j * micro < own else None
         with nullcontext() if j == pieces - 1 else accelerator.no_sync(forward):
-            losses = forward(_Held(piece), step)
+            losses = forward(_OpaqueBatch(piece), step)
             if piece is not None:
                 _check_losses(losses, len(piece["index"]))
                 losses = alter("alter_losses", piece, losses)

@@ -208,7 +208,7 @@ def _allowed_connections(wanted: int) -> int:
     return max(16, min(wanted, soft - RESERVED))
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
     """A socket that takes connections at an address, and never blocks."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -220,6 +220,31 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+# %% ../../../nbs/run/streaming/pull_socket.ipynb #4c42af7a
+class _Listener:
+    """Takes connections at an address. host, port: see `place_of`. connections: how many may be open, or fewer where the
+    process may have fewer descriptors.
+    """
+
+    def __init__(self, host: str, port: int, connections: int):
+        self.most = _allowed_connections(connections)
+        self.socket = _listening(host, port)
+        self.port = self.socket.getsockname()[1]
+
+    def accept(self, connections: _Connections) -> None:
+        """Add a few of those who want to connect to the open `connections`."""
+        for _ in range(64):
+            try:
+                if len(connections.open) >= self.most and not connections.make_room():
+                    return
+                accepted, _ = self.socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError:  # no descriptor is left
+                self.most = max(16, len(connections.open) - 1)
+                return
+            connections.add(accepted)
 
 # %% ../../../nbs/run/streaming/pull_socket.ipynb #272ff82f
 RETRY = (0.1, 2.0)  # s between two attempts to connect: first, last
@@ -396,15 +421,13 @@ class PullSocket:
         self._connections = _Connections(self.limits, self._selector)
         self.closed, self.broken = self._connections.closed, self._connections.broken
         self.gone = self._connections.gone
-        self._listener: socket.socket | None = None
+        self._listener: _Listener | None = None
         self._dialer: _Dialer | None = None
-        self._most = self.limits.connections
         try:
             if self.listens:
-                self._most = _allowed_connections(self.limits.connections)
-                self._listener = _listener(self.host, self.port)
-                self.port = self._listener.getsockname()[1]
-                self._selector.register(self._listener, selectors.EVENT_READ, None)
+                self._listener = _Listener(self.host, self.port, self.limits.connections)
+                self.port = self._listener.port
+                self._selector.register(self._listener.socket, selectors.EVENT_READ, None)
             else:
                 self._dialer = _Dialer(self.host, self.port)
                 self._dialer.look_up()
@@ -432,25 +455,10 @@ class PullSocket:
         for key, _ in self._selector.select(seconds):
             connection = key.data
             if connection is None:
-                self._accept()
+                self._listener.accept(self._connections)
             elif connection not in waiting:
                 self._connections.read(connection)
         self._connections.keep_within_limits()
-
-    def _accept(self) -> None:
-        """Take a few of those who want to connect."""
-        connections = self._connections
-        for _ in range(64):
-            try:
-                if len(connections.open) >= self._most and not connections.make_room():
-                    return
-                accepted, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionError):
-                return
-            except OSError:  # no descriptor is left
-                self._most = max(16, len(connections.open) - 1)
-                return
-            connections.add(accepted)
 
     def _connect(self) -> None:
         """Connect to the sender, if this socket does not listen, and it is time to."""
@@ -463,8 +471,8 @@ class PullSocket:
         for connection in list(self._connections.open.values()):
             self._connections.drop(connection)
         if self._listener is not None:
-            self._selector.unregister(self._listener)
-            self._listener.close()
+            self._selector.unregister(self._listener.socket)
+            self._listener.socket.close()
         self._selector.close()
 
     def __enter__(self) -> PullSocket:
