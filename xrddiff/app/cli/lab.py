@@ -53,6 +53,7 @@ ORDER = [
         "indexing",
         "anomalies",
         "peak_finder",
+        "twin",
         "detector_transfer",
         "extending",
     ),
