@@ -31,7 +31,8 @@ from xrddiff.physics.indexing.reflections import (
     reflection_table,
     wilson_table,
 )
-from ..simulation.crystal import Crystal, reflections
+from ..simulation.crystal import small_structure_factors
+from ..simulation.crystal_files import MeasuredFactors, crystal_of_file
 
 # %% auto #0
 __all__ = ['REACH', 'WIDTHS', 'WIDTH', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial',
@@ -175,61 +176,23 @@ def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limi
     return CrystalIntensities(cell, group, merged[["h", "k", "l"]].to_numpy(), shrunk.to_numpy(), best.width)
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #b768b909
-def read_intensities(path: str | Path, d_min: float = 2.0) -> CrystalIntensities:
-    """Intensities of a file: `.mtz` with reflections; `.cif`, `.mmcif`, `.pdb` or `.ent` with a
-    structure, from which they are calculated to `d_min` Å.
+def read_intensities(path: str | Path, d_min: float = 2.0, *, solvent: bool = True) -> CrystalIntensities:
+    """Intensities of a file: measured ones of an MTZ or a structure-factor CIF; of a PDB, mmCIF or CIF file with a structure
+    those that are calculated from it to `d_min` Å.
 
-    Raises `BadInput` if there are none in it.
+    solvent: with the water between the molecules of a PDB or mmCIF file.
+    Raises `BadInput` as `crystal_of_file` does.
     """
-    path = Path(path)
-    kind = path.suffix.lower()
-    expected = "expected reflections (.mtz) or a structure (.cif, .mmcif, .pdb, .ent)"
-    if kind not in (".mtz", ".cif", ".mmcif", ".pdb", ".ent"):
-        raise BadInput(f"{path}: intensities are not read from such a file; {expected}")
-    try:
-        return _of_mtz(path) if kind == ".mtz" else _of_structure(path, d_min)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {error}; {expected}") from error
-
-
-def _of_mtz(path: Path) -> CrystalIntensities:
-    """Those of the first column of intensities of an MTZ file, or of amplitudes, squared."""
-    mtz = gemmi.read_mtz_file(str(path))
-    columns = [c for kind in "JKFG" for c in mtz.columns if c.type == kind]
-    if not columns:
-        raise BadInput(f"{path} has the columns {', '.join(mtz.column_labels())}; expected intensities or amplitudes")
-    value = np.array(columns[0], float) ** (1 if columns[0].type in "JK" else 2)
-    good = np.isfinite(value)
-    cell = Cell(tuple(mtz.cell.parameters), mtz.spacegroup.centring_type())
-    return CrystalIntensities(cell, mtz.spacegroup.xhm(), mtz.make_miller_array()[good], value[good])
-
-
-def _of_structure(path: Path, d_min: float) -> CrystalIntensities:
-    """Those calculated from the atoms of a small structure or of a macromolecule."""
-    if path.suffix.lower() == ".cif":
-        small = gemmi.make_small_structure_from_block(gemmi.cif.read(str(path)).sole_block())
-        if small.sites:
-            crystal = Crystal.from_cif(path)
-            every = reflections(crystal, d_min)
-            return CrystalIntensities(
-                Cell(crystal.cell, _centring(crystal.space_group)), crystal.space_group, every.hkl, every.f2
-            )
-    structure = gemmi.read_structure(str(path))
-    if not len(structure) or structure.find_spacegroup() is None or not structure.cell.is_crystal():
-        raise BadInput(f"{path} has no model, no space group or no cell; expected a structure with all three")
-    calculator = gemmi.DensityCalculatorX()
-    calculator.d_min, calculator.rate = d_min, 1.5
-    calculator.set_refmac_compatible_blur(structure[0])
-    calculator.grid.setup_from(structure)
-    calculator.put_model_density_on_grid(structure[0])
-    factors = gemmi.transform_map_to_f_phi(calculator.grid).prepare_asu_data(dmin=d_min, unblur=calculator.blur)
-    group = structure.find_spacegroup().xhm()
-    cell = Cell(tuple(structure.cell.parameters), _centring(group))
-    return CrystalIntensities(cell, group, factors.miller_array, np.abs(factors.value_array) ** 2)
-
-
-def _centring(group: str) -> str:
-    return gemmi.find_spacegroup_by_name(group).centring_type()
+    crystal = crystal_of_file(path, solvent=solvent)
+    group = gemmi.find_spacegroup_by_name(crystal.space_group)
+    cell, factors = Cell(crystal.cell, group.centring_type()), crystal.factors
+    if isinstance(factors, MeasuredFactors):
+        return CrystalIntensities(cell, crystal.space_group, factors.hkl, factors.f2)
+    hkl = gemmi.make_miller_array(gemmi.UnitCell(*crystal.cell), group, d_min)
+    if not len(hkl):
+        raise BadInput(f"{path} has no reflection to {d_min:g} Å; expected a smaller d_min")
+    squared = abs(small_structure_factors(factors, hkl)) ** 2 if isinstance(factors, str) else factors.squared(hkl)
+    return CrystalIntensities(cell, crystal.space_group, hkl, squared)
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #70b4c589
 def save_intensities(known: CrystalIntensities, path: str | Path) -> Path:
