@@ -125,6 +125,11 @@ def place(tmp_path_factory, runs):
     for name in ("cspad.geom", "four.geom"):
         (folder / name).write_text("\n".join(geometry) + "\n")
     (folder / "shots.csv").write_text("frame,protein\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(16)))
+    atom = "ATOM  {:5d}  CA  GLY A{:4d}    {:8.3f}{:8.3f}{:8.3f}  1.00 20.00           C"
+    places = np.random.default_rng(0).uniform(2, 30, (12, 3))
+    atoms = [atom.format(i + 1, i + 1, *at) for i, at in enumerate(places)]
+    cell = "CRYST1   40.000   44.000   60.000  90.00  90.00  90.00 P 21 21 21"
+    (folder / "my.pdb").write_text("\n".join([cell, *atoms, "END"]))
     shutil.copy(folder / "run42.cxi", folder / "as-written.h5")
     shutil.copy(ROOT / "nbs" / "tutorials" / "extending.ipynb", folder)
     large = load("sim-422", limit=13).load()
@@ -176,6 +181,8 @@ def command(line: str, train: bool = True) -> list[str]:
             return [*words[1:], *SMALL]
         resumed = any(w.startswith("resume=") for w in words)
         return [*words[1:], *(["threads=1"] if resumed else [*FEW, *SMALL])]
+    if words[1:3] == ["data", "simulate"]:
+        words[words.index("-n") + 1] = "2"
     if what in ("sample", "inpaint", "interpolate"):
         if "-n" in words:
             words[words.index("-n") + 1] = "2"

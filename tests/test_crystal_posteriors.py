@@ -282,7 +282,7 @@ def test_the_command_stopped_and_continued(stills, tmp_path):
         (("--sampler", "nuts"), "there is no particle sampler 'nuts'"),
         (("--prior", "edge=0.1"), "'edge' is not a setting of the posterior"),
         (("--prior", "edges=wide"), "expected name=number"),
-        (("--intensities", "none.csv"), "intensities are not read from such a file"),
+        (("--intensities", "none.mtz"), "none.mtz does not exist"),
     ],
 )
 def test_what_is_refused_in_a_sentence(stills, tmp_path, words, said):

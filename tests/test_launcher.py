@@ -113,6 +113,7 @@ COMMANDS = {
     "inpaint": ["inpaint", "{ddpm}", "--frames", "shots.h5", "--mask", "mask.npy", "--limit", "1", "-n", "1", "inference.steps=2"],
     "interpolate": ["interpolate", "{ddpm}", "shots.h5:0", "shots.h5:1", "-n", "3", "inference.steps=2"],
     "evaluate": ["evaluate", "frames.h5", "--reference", "frames.h5", "--limit", "4"],
+    "twin": ["twin", "many.h5", "-n", "1", "--distance-range", "0"],
     "posterior pixels": ["posterior", "pixels", "{ddpm}", "--frames", "shots.h5", "--limit", "1", "--draws", "2", "--method", "interpolation"],
     "posterior crystal": ["posterior", "crystal", "frames.h5", "--particles", "2", "--sampler", "laplace"],
     "stream": ["stream", "frames.h5", "-n", "2", "--page", "0"],
@@ -169,8 +170,8 @@ def filled(hostile, runs) -> dict[str, object]:
     import fabio.cbfimage
     import numpy as np
 
-    for name, file in (("sim128", "frames.h5"), ("sim-422", "shots.h5")):
-        made = ["data", "simulate", name, "-n", "2", "-o", file]
+    for name, file, n in (("sim128", "frames.h5", "2"), ("sim-422", "shots.h5", "2"), ("sim128", "many.h5", "12")):
+        made = ["data", "simulate", name, "-n", n, "-o", file]
         warm.run("xrddiff", *made, cwd=hostile.folder, env=hostile.env, check=True)
     fabio.cbfimage.CbfImage(data=np.ones((64, 64), np.int32)).write(str(hostile.folder / "image.cbf"))
     np.save(hostile.folder / "mask.npy", np.arange(512 * 512).reshape(512, 512) % 7 > 0)

@@ -45,20 +45,24 @@ WINDOW, WINDOWS, FULL = 128, 360, 0.8  # px; of each set; the share of pixels th
 
 
 def places_of_windows(valid: np.ndarray, n: int, seed: int = 0) -> list[tuple[slice, ...]]:
-    """`n` random windows of pixels (y, x) or (panel, ss, fs) that are mostly `valid`, as indices.
+    """`n` different random windows of pixels (y, x) or (panel, ss, fs) that are mostly `valid`, as indices; fewer where
+    there are no more.
 
     Raises `BadInput` where there is no such window.
     """
     *panels, height, width = valid.shape
-    side, rng, out = min(WINDOW, height, width), numpy_rng("windows", seed), []
+    side, rng, found = min(WINDOW, height, width), numpy_rng("windows", seed), {}
     for _ in range(200 * n):
         y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-        place = (*(int(rng.integers(p)) for p in panels), slice(y, y + side), slice(x, x + side))
-        if valid[place].mean() >= FULL:
-            out.append(place)
-        if len(out) == n:
-            return out
-    raise BadInput(f"no window of {side} px has {FULL:.0%} of valid pixels; expected a less masked detector")
+        corner = (*(int(rng.integers(p)) for p in panels), y, x)
+        place = (*corner[:-2], slice(y, y + side), slice(x, x + side))
+        if corner not in found and valid[place].mean() >= FULL:
+            found[corner] = place
+        if len(found) == n:
+            break
+    if not found:
+        raise BadInput(f"no window of {side} px has {FULL:.0%} of valid pixels; expected a less masked detector")
+    return list(found.values())
 
 
 def cut_windows(frames: xr.Dataset, places: Sequence[tuple[slice, ...]], valid: np.ndarray) -> xr.Dataset:
@@ -179,9 +183,8 @@ def twin_table(judged: TwinJudgement) -> pd.DataFrame:
             elif name != "frames":
                 title = {"rate": "frames that index", "on a lattice": "peaks on a lattice", "rmsd_px": "rmsd, px"}
                 rows.setdefault(title.get(name, f"peaks, {name}"), {})[names[which]] = value
-    return pd.DataFrame.from_dict(rows, orient="index")[
-        [c for c in names.values() if any(c in r for r in rows.values())]
-    ]
+    table = pd.DataFrame.from_dict(rows, orient="index").dropna(how="all")
+    return table[[c for c in names.values() if any(c in r for r in rows.values())]]
 
 # %% ../../../nbs/judge/inference/twins.ipynb #dfe7dc71
 NEAR = 1.3  # times what real exposures differ by
@@ -199,9 +202,10 @@ def twin_words(judged: TwinJudgement) -> list[str]:
     j, test = judged.windows[best], judged.windows[best].two_samples.get("samples")
     if test is not None:
         low, high = test.interval
-        easy = "cannot tell" if low <= 0.5 else "tells"
+        easy, control = "cannot tell" if low <= 0.5 else "tells", j.two_samples.get("control")
+        real = "" if control is None else f", {control.value:.0%} between learnt and held-out exposures"
         out.append(
-            f"A classifier {easy} windows of {WAYS[best]} from held-out ones: it is right in {test.value:.0%} of pairs ({low:.0%} to {high:.0%}; 50% is chance)."
+            f"A classifier {easy} windows of {WAYS[best]} from held-out ones: it is right in {test.value:.0%} of pairs ({low:.0%} to {high:.0%}; 50% is chance{real})."
         )
     other = judged.windows["blanks" if best == "twin" else "twin"].two_samples.get("samples")
     if other is not None:

@@ -15,7 +15,7 @@ from ..indexing.rays import as_panels, panel_numbers
 
 # %% auto #0
 __all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'BRIGHT', 'ALONE', 'SHAPE', 'NEIGHBOURS', 'outward', 'spot_moments', 'alone',
-           'measure_shapes', 'draw_shapes', 'shaped', 'add_spots']
+           'measure_shapes', 'share_in_disc', 'draw_shapes', 'shaped', 'add_spots']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
 def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -64,25 +64,30 @@ def spot_moments(
 BRIGHT, ALONE = 120.0, 12.0  # photons of a spot whose shape is measured; px to the next one of a tenth of it
 
 
-def alone(spots: pd.DataFrame) -> np.ndarray:
-    """Which spots have `BRIGHT` photons and no neighbour within `ALONE` px that has a tenth of that, bool (n,)."""
+def alone(spots: pd.DataFrame, apart: float = ALONE) -> np.ndarray:
+    """Which spots have `BRIGHT` photons and no neighbour within `apart` px that has a tenth of that, bool (n,)."""
     bright = spots["intensity"].to_numpy() > BRIGHT
     place = np.stack([1e6 * panel_numbers(spots), spots["fs"], spots["ss"]], 1)
     others = place[spots["intensity"].to_numpy() > BRIGHT / 10]
     if not len(others):
         return bright
-    return bright & (cKDTree(others).query_ball_point(place, ALONE, return_length=True) == 1)
+    return bright & (cKDTree(others).query_ball_point(place, apart, return_length=True) == 1)
 
 
 def measure_shapes(
-    image: np.ndarray, spots: pd.DataFrame, valid: np.ndarray, geometry: Geometry | PanelGeometry
+    image: np.ndarray,
+    spots: pd.DataFrame,
+    valid: np.ndarray,
+    geometry: Geometry | PanelGeometry,
+    apart: float = ALONE,
 ) -> pd.DataFrame:
     """The shapes of bright spots that stand alone: `radius` (px), `along`, `across`, `skew` (the covariance, px²), and
     `off_along`, `off_across`, how far they are from where they were predicted, px.
 
     image: photons (y, x) or (panel, ss, fs). spots: predicted, with `intensity` (photons) and `background` (per pixel).
+    apart: see `alone`.
     """
-    own = spots[alone(spots)].reset_index(drop=True)
+    own = spots[alone(spots, apart)].reset_index(drop=True)
     if not len(own):
         return pd.DataFrame({k: np.zeros(0) for k in SHAPE})
     m, C, good = spot_moments(image, own, valid)
@@ -96,7 +101,13 @@ def measure_shapes(
 
 SHAPE = ("radius", "along", "across", "skew", "off_along", "off_across")
 
-# %% ../../../nbs/physics/twins/spot_shapes.ipynb #8a45b60a
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #f84fa289
+def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]) -> np.ndarray:
+    """c (n,) of spots whose covariance has the square root of the determinant `variance` (n,), px². radius, ring: px."""
+    disc, low, high = (1 - np.exp(-(r**2) / (2 * np.asarray(variance, float))) for r in (radius, *ring))
+    return disc - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * (high - low)
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #aeb026ac
 NEIGHBOURS = 16  # measured spots at the nearest radii, of which one is taken
 _THIRDS = (np.arange(3) - 1) / 3
 

@@ -32,15 +32,24 @@ from xrddiff.physics.twins.spot_brightness import (
     relative_intensities,
     virtual_crystal,
 )
-from .spot_shapes import add_spots, draw_shapes, measure_shapes, outward, shaped
+from xrddiff.physics.twins.spot_shapes import (
+    ALONE,
+    add_spots,
+    draw_shapes,
+    measure_shapes,
+    outward,
+    shaped,
+    share_in_disc,
+)
 
 # %% auto #0
-__all__ = ['RADIUS', 'RING', 'FEWEST_SHAPES', 'MIX', 'LISTED', 'integrated', 'learn_shapes', 'TwinExposure', 'Twin', 'learn_twin',
-           'twin_frames']
+__all__ = ['RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'MIX', 'LISTED', 'integrated', 'learn_shapes', 'TwinExposure', 'Twin',
+           'learn_twin', 'twin_frames']
 
 # %% ../../../nbs/physics/twins/twin.ipynb #0019ddcc
 RADIUS, RING = 4.0, (5.5, 9.0)  # px: a spot is integrated in this disc, less what is in this ring
 FEWEST_SHAPES = 30  # bright spots that stand alone; a crystal with fewer takes those of all
+NEARER = (ALONE, 8.0, 6.0)  # px to the next one, tried in turn
 
 
 def integrated(exposures: IndexedExposures) -> list[pd.DataFrame]:
@@ -61,13 +70,19 @@ def integrated(exposures: IndexedExposures) -> list[pd.DataFrame]:
 
 
 def learn_shapes(exposures: IndexedExposures, tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
-    """The shapes of the bright spots of each crystal that stand alone; of all crystals, for one that has few."""
-    out = []
-    for crystal, spots in zip(exposures.crystals, tables, strict=True):
-        f = crystal.exposure
-        valid = frame_mask(exposures.frames, f)
-        out.append(measure_shapes(exposures.photons(f), spots, valid, crystal.geometry))
-    every = pd.concat(out, ignore_index=True) if out else pd.DataFrame()
+    """The shapes of the bright spots of each crystal that stand alone; of all crystals, for one that has few.
+
+    Where spots are dense, "alone" means less.
+    """
+    for apart in NEARER:
+        out = []
+        for crystal, spots in zip(exposures.crystals, tables, strict=True):
+            f = crystal.exposure
+            valid = frame_mask(exposures.frames, f)
+            out.append(measure_shapes(exposures.photons(f), spots, valid, crystal.geometry, apart))
+        every = pd.concat(out, ignore_index=True)
+        if len(every) >= FEWEST_SHAPES:
+            break
     return [own if len(own) >= FEWEST_SHAPES else every for own in out]
 
 # %% ../../../nbs/physics/twins/twin.ipynb #234b6686
@@ -96,7 +111,7 @@ class Twin:
     - `backgrounds`, `noise`: between the spots.
     - `brightness`: of the crystals, None if there was none.
     - `shapes`: of the spots of each crystal.
-    - `known`: the intensities of the crystal's reflections.
+    - `known`, `relative`: the intensities of the crystal's reflections, and those relative to their resolution.
     """
 
     exposures: IndexedExposures
@@ -132,7 +147,8 @@ class Twin:
         _, radius = outward(geometry, spots)
         centre, C = shaped(spots, draw_shapes(self.shapes[k], radius, rng), geometry)
         shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
-        return spots.assign(fs=centre[:, 0], ss=centre[:, 1], **shape)
+        whole = spots["photons"] / share_in_disc(np.sqrt(np.linalg.det(C)), RADIUS, RING)
+        return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
 
     def expected(self, made: TwinExposure, background: bool = True) -> np.ndarray:
         """The expected photons of an exposure (y, x) or (panel, ss, fs), float32; without its `background`, of its spots."""
@@ -140,7 +156,8 @@ class Twin:
         if len(made.spots):
             s = made.spots
             C = s[["along", "skew", "skew", "across"]].to_numpy().reshape(-1, 2, 2)
-            add_spots(image, s["photons"].to_numpy(), s["panel"].to_numpy(), s[["fs", "ss"]].to_numpy(), C)
+            photons, panel, centre = s["photons"].to_numpy(), s["panel"].to_numpy(), s[["fs", "ss"]].to_numpy()
+            add_spots(image, photons, panel, centre, C)
         return image
 
     def frames(self, n: int, *, seed: int = 0, blank: bool = False) -> xr.Dataset:
@@ -237,7 +254,8 @@ def _truth(twin: Twin, made: list[TwinExposure], valid: np.ndarray, gain: float)
         s, y, x = s[on], y[on], x[on]
         at = (y, x) if valid.ndim == 2 else (s["panel"].to_numpy(), y, x)
         background = twin.backgrounds.expected(exposure.weights)[at]
-        area = 4 * np.pi * np.sqrt((s["along"] * s["across"] - s["skew"] ** 2).clip(lower=0.01))
+        along, across = s["along"] - 1 / 12, s["across"] - 1 / 12  # without the width of a pixel
+        area = 4 * np.pi * np.sqrt((along * across - s["skew"] ** 2).clip(lower=0.01))
         noise = s["photons"] + area * (np.maximum(background, 0) * twin.noise.variance + twin.noise.readout**2)
         columns = {"frame": number, "panel": s["panel"], "fs": s["fs"], "ss": s["ss"], "intensity": gain * s["photons"]}
         columns |= {"background": gain * background, "sigma": gain * np.sqrt(noise)}
