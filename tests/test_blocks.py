@@ -164,6 +164,7 @@ def command(line: str, train: bool = True) -> list[str]:
     runs, a training is composed and checked only (`--dry-run`): each costs ten seconds, and other tests train the same models.
     """
     line = line.replace("convert run42.h5", "convert as-written.h5")  # the README has made another run42.h5
+    line = line.replace("--detector run42.h5", "--detector as-written.h5")
     words = [w for w in shlex.split(line) if w != "…"]
     assert words[0] == "xrddiff", line
     what = words[1]
