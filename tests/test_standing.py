@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -658,7 +659,9 @@ def test_a_run_that_is_copied_killed_failed_and_finished(tmp_path):
                 said.append(process.stdout.read1())
                 assert process.poll() is None, b"".join(said)
             assert stands(run) == ("running", "autoencoder") and f"process {process.pid} on" in run_state(run).why
-            copy = shutil.copytree(run, tmp_path / "copy", copy_function=shutil.copyfile)
+            copy = tmp_path / "copy"
+            with contextlib.suppress(shutil.Error):  # part of a checkpoint went away; all else is copied
+                shutil.copytree(run, copy, copy_function=shutil.copyfile)
             assert stands(copy) == ("copied", "autoencoder") and stands(run)[0] == "running"
         finally:
             process.send_signal(signal.SIGKILL)
