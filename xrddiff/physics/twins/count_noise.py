@@ -46,18 +46,17 @@ def learn_noise(
     exposure: f -> (photons (…, y, x), their expected mean, which pixels are valid and without a spot).
     integrating: there is a readout with noise; it is read where the light is weakest.
     """
-    parts = [exposure(f) for f in range(n)]
     readout = 0.0
     if integrating:
         dim = []
-        for x, mean, free in parts:
+        for x, mean, free in map(exposure, range(n)):
             weak = free & (mean <= np.quantile(mean[free], 0.1))
             rest = x[weak] - mean[weak]
             spread = 1.4826 * np.median(np.abs(rest))
             quiet = np.abs(rest) <= 5 * spread + 1
             dim.append(max(float((rest[quiet] ** 2).mean()) - max(float(mean[weak].mean()), 0), 0))
         readout = float(np.sqrt(np.median(dim)))
-    found = np.median([_moments(*part, readout) for part in parts], 0)
+    found = np.median([_moments(*exposure(f), readout) for f in range(n)], 0)
     variance, right, below = (float(v) for v in found)
     shared = max(min(right, 0.2), 0.0), max(min(below, 0.2), 0.0)
     return CountNoise(float(np.clip(variance, 0.5, 50)), *shared, readout)

@@ -92,15 +92,27 @@ class Backgrounds:
     def level(self, weights: np.ndarray) -> np.ndarray:
         """Σ_f w_f ℓ_f of each pixel, float32. weights: (exposure,), which add up to 1."""
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
-        at = [(np.arange(n, dtype=np.float32) + 0.5) / BLOCK - 0.5 for n in self.mean.shape[-2:]]
+        grid = np.meshgrid(*(_in_units_of_blocks(np.arange(n)) for n in self.mean.shape[-2:]), indexing="ij")
         stack = coarse.reshape(-1, *coarse.shape[-2:])
-        grid = np.meshgrid(*at, indexing="ij")
         fine = [ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
         return np.stack(fine).reshape(self.mean.shape)
 
     def expected(self, weights: np.ndarray) -> np.ndarray:
         """λ = zero + b exp Σ_f w_f ℓ_f, photons of each pixel, float32."""
         return self.mean * np.exp(self.level(weights)) + np.float32(self.zero)
+
+    def at(self, weights: np.ndarray, index: tuple[np.ndarray, ...]) -> np.ndarray:
+        """`expected` at some pixels: `index` holds an array (n,) for each axis."""
+        coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
+        *panel, y, x = index
+        place = [*panel, *map(_in_units_of_blocks, (y, x))]
+        level = ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
+        return self.mean[index] * np.exp(level) + np.float32(self.zero)
+
+
+def _in_units_of_blocks(pixel: np.ndarray) -> np.ndarray:
+    """Where the centre of a pixel lies between the centres of blocks, float32."""
+    return (np.asarray(pixel, np.float32) + 0.5) / BLOCK - 0.5
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #49f5d262
 FEWEST_EXPOSURES = 4  # with fewer, what is fixed to the detector cannot be told from what is not

@@ -91,12 +91,14 @@ LISTED = 1.0  # photons: a spot with fewer is drawn, and is not in the table
 
 
 class TwinExposure(NamedTuple):
-    """What a new exposure has: which one it is `like`, the `weights` of levels (exposure,), and its spots.
+    """What exposure `number` of a `seed` has: which one it is `like`, the `weights` of levels (exposure,), and its spots.
 
     spots: `crystal`, `h`, `k`, `l`, `d` (Å), `excitation` (1/Å), `off` (`crystal_spots`), `panel`, `fs`, `ss` (px, where they are drawn),
     `photons`, and their covariance `along`, `skew`, `across` (px², in fs and ss). U: orientations (crystal, 3, 3).
     """
 
+    number: int
+    seed: int
     like: int
     weights: np.ndarray
     spots: pd.DataFrame
@@ -109,8 +111,7 @@ class Twin:
 
     - `exposures`: what it was learnt from.
     - `backgrounds`, `noise`: between the spots.
-    - `brightness`: of the crystals, None if there was none.
-    - `shapes`: of the spots of each crystal.
+    - `brightness`: of the crystals; `shapes`: of the spots of each.
     - `known`, `relative`: the intensities of the crystal's reflections, and those relative to their resolution.
     """
 
@@ -135,7 +136,8 @@ class Twin:
         own = [k for k, c in enumerate(e.crystals) if c.exposure == like]
         U, geometry = random_rotation(rng, len(own)), e.geometry(like)
         tables = [self._spots(k, U[j], geometry, rng).assign(crystal=j) for j, k in enumerate(own)]
-        return TwinExposure(like, weights, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), U)
+        spots = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        return TwinExposure(number, seed, like, weights, spots, U)
 
     def _spots(self, k: int, U: np.ndarray, geometry: PanelGeometry, rng: np.random.Generator) -> pd.DataFrame:
         """The spots of crystal `k` in a new orientation."""
@@ -164,12 +166,12 @@ class Twin:
         """`twin_frames` of this twin."""
         return twin_frames(self, n, seed=seed, blank=blank)
 
-    def counts(self, number: int, seed: int = 0, blank: bool = False) -> np.ndarray:
-        """The photons of exposure `number`, as the detector counts them.
+    def counts(self, made: TwinExposure, blank: bool = False) -> np.ndarray:
+        """The photons of an exposure, as the detector counts them.
 
         blank: the pixels between the spots are those that were measured, and only the spots are new.
         """
-        made, rng = self.draw(number, seed), numpy_rng("twin counts", seed, number, int(blank))
+        rng = numpy_rng("twin counts", made.seed, made.number, int(blank))
         if not blank:
             return draw_noisy(self.expected(made), self.noise, rng)
         e, own = self.exposures, np.eye(frame_count(self.exposures.frames))[made.like]
@@ -253,7 +255,7 @@ def _truth(twin: Twin, made: list[TwinExposure], valid: np.ndarray, gain: float)
         on = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         s, y, x = s[on], y[on], x[on]
         at = (y, x) if valid.ndim == 2 else (s["panel"].to_numpy(), y, x)
-        background = twin.backgrounds.expected(exposure.weights)[at]
+        background = twin.backgrounds.at(exposure.weights, at)
         along, across = s["along"] - 1 / 12, s["across"] - 1 / 12  # without the width of a pixel
         area = 4 * np.pi * np.sqrt((along * across - s["skew"] ** 2).clip(lower=0.01))
         noise = s["photons"] + area * (np.maximum(background, 0) * twin.noise.variance + twin.noise.readout**2)
@@ -278,12 +280,12 @@ def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr
     gain, pedestal = float(source.attrs.get("gain", 1.0)), float(e.frames.attrs.get("pedestal", 0.0))
     most = float(e.frames.attrs.get("saturation", np.inf))
     kind = np.dtype(np.int32) if source.attrs["units"] == "photon" else np.dtype(np.float32)
+    made = [twin.draw(i, seed) for i in range(n)]
 
     def make(i: int) -> np.ndarray:
-        x = np.minimum(gain * twin.counts(i, seed, blank) + pedestal, most)
+        x = np.minimum(gain * twin.counts(made[i], blank) + pedestal, most)
         return np.where(valid, x, 0).astype(kind)
 
-    made = [twin.draw(i, seed) for i in range(n)]
     crystals = np.array([len(m.U) for m in made])
     shape = (n, max(1, crystals.max(initial=0)))
     cells, U = np.full((*shape, 6), np.nan), np.full((*shape, 3, 3), np.nan)
