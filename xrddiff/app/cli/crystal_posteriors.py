@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
-from .arguments import frame_words
+from .arguments import absolute_path, frame_words
 from .output import show_summary
 from ...core.errors import BadInput
 from ...core.mediums import say
@@ -39,7 +38,7 @@ def posterior_crystal(args: argparse.Namespace) -> int:
     load_standing()
     settings = {"gain": args.gain, "distance_range": args.distance_range, "bandwidth": args.bandwidth}
     plan = CrystalPlan(
-        _absolute(args.file), args.frame, _absolute(args.cell), _absolute(args.intensities), args.particles, args.sampler,
+        absolute_path(args.file), args.frame, absolute_path(args.cell), absolute_path(args.intensities), args.particles, args.sampler,
         args.steps, args.seed, frame_words(args.words), _priors(args.prior),
         {k: v for k, v in settings.items() if v is not None},
     )  # fmt: skip
@@ -63,12 +62,6 @@ def _priors(texts: list[str]) -> dict[str, float]:
         except ValueError:
             raise BadInput(f"--prior {text!r}: expected name=number, such as edges=0.003") from None
     return out
-
-
-def _absolute(name: str | None) -> str | None:
-    """An absolute path; a name or a cell is returned unchanged."""
-    path = None if name is None else os.path.expanduser(name)
-    return os.path.abspath(path) if path is not None and os.path.exists(path) else name
 
 # %% ../../../nbs/app/cli/crystal_posteriors.ipynb #b810b111
 def add_crystal(kinds: Any) -> None:

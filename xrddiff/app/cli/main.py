@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .arguments import Parser, add_frames_and_mask, parse_words
+from .arguments import Parser, absolute_path, add_frames_and_mask, parse_words
 from .batch import add_cluster_commands, cut_command
 from .checking import add_check
 from .cluster_tools import add_tools
@@ -208,21 +208,15 @@ def evaluate(args: argparse.Namespace) -> int:
 def _evaluate_frames(args: argparse.Namespace) -> int:
     """`evaluate` for frames from any source."""
     from xrddiff.judge.inference.comparison import ComparisonPlan
-    from xrddiff.run.execution.comparing import evaluation_folder, execute_compare
+    from xrddiff.run.execution.comparing import execute_compare, folder_for
 
     if args.words or args.samples:
         word = args.words[0] if args.words else "--samples"
         raise BadInput(f"'{word}' belongs to the evaluation of a run; {args.run} is evaluated as frames")
     limits = {} if args.limit is None else {"limit": args.limit}
-    plan = ComparisonPlan(_absolute(args.run), _absolute(args.reference), _absolute(args.cell), **limits)
-    show_summary(execute_compare(plan, evaluation_folder(args.run, args.output), workers=args.workers))
+    plan = ComparisonPlan(absolute_path(args.run), absolute_path(args.reference), absolute_path(args.cell), **limits)
+    show_summary(execute_compare(plan, folder_for("evaluation", args.run, args.output), workers=args.workers))
     return 0
-
-
-def _absolute(name: str | None) -> str | None:
-    """An absolute path; the name of a data set is returned unchanged."""
-    path = None if name is None else os.path.expanduser(name)
-    return os.path.abspath(path) if path is not None and os.path.exists(path) else name
 
 # %% ../../../nbs/app/cli/main.ipynb #ad577e35
 def words_help(overrides: Sequence[str] = ()) -> str:

@@ -9,7 +9,7 @@ import argparse
 import os
 from typing import Any
 
-from .arguments import frame_words
+from .arguments import absolute_path, frame_words
 from .output import show_summary
 from ...core.mediums import say
 
@@ -23,24 +23,19 @@ def make_twin(args: argparse.Namespace) -> int:
     indices and photons; a report says for what they can be used, and for what not.
     """
     from xrddiff.judge.inference.twin_plan import TwinPlan
-    from xrddiff.run.execution.twinning import execute_twin, twin_folder
+    from xrddiff.run.execution.comparing import folder_for
+    from xrddiff.run.execution.twinning import execute_twin
 
     words = [w for w in args.frames if "=" in w and not os.path.exists(os.path.expanduser(w))]
-    frames = [_absolute(f) for f in args.frames if f not in words]
+    frames = [absolute_path(f) for f in args.frames if f not in words]
     plan = TwinPlan(
-        frames, _absolute(args.cell), _absolute(args.intensities), args.space_group, args.n, args.name,
+        frames, absolute_path(args.cell), absolute_path(args.intensities), args.space_group, args.n, args.name,
         args.distance_range, args.seed, frame_words(words),
     )  # fmt: skip
-    folder = execute_twin(plan, twin_folder(frames[0] if frames else "frames", args.output))
+    folder = execute_twin(plan, folder_for("twin", frames[0] if frames else "frames", args.output))
     say(f"frames: {folder / plan.output}")
     show_summary(folder)
     return 0
-
-
-def _absolute(name: str | None) -> str | None:
-    """An absolute path; what is none is returned unchanged."""
-    path = None if name is None else os.path.expanduser(name)
-    return os.path.abspath(path) if path is not None and os.path.exists(path) else name
 
 
 def add_twin(commands: Any) -> None:

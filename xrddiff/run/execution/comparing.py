@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ...core.errors import BadInput
-from .notebooks import execute_in
+from .notebooks import execute_anew
 from .workers import Workers, open_workers, parse_workers, run_tasks
 
 if TYPE_CHECKING:
     from xrddiff.judge.inference.comparison import Comparison, ComparisonPlan
 
 # %% auto #0
-__all__ = ['BLOCK', 'compare_together', 'evaluation_folder', 'execute_compare']
+__all__ = ['BLOCK', 'compare_together', 'folder_for', 'execute_compare']
 
 # %% ../../../nbs/run/execution/comparing.ipynb #eb020641
 @lru_cache(maxsize=1)
@@ -60,12 +59,10 @@ def compare_together(plan: ComparisonPlan, workers: Workers | None = None) -> Co
     return comparison.merge({name: [parts[at] for at in sorted(parts)] for name, parts in seen.items()})
 
 
-def evaluation_folder(frames: str | os.PathLike, folder: str | os.PathLike | None = None) -> Path:
-    """The folder for the evaluation of a file: `folder`, or `NAME-evaluation` in the current
-    folder.
-    """
+def folder_for(what: str, frames: str | os.PathLike, folder: str | os.PathLike | None = None) -> Path:
+    """The folder for the results of a file, such as its "evaluation": `folder`, or `NAME-evaluation` in the current folder."""
     name = Path(frames).expanduser().absolute().name.partition(".")[0] or "frames"
-    return Path(folder) if folder is not None else Path(f"{name}-evaluation")
+    return Path(folder) if folder is not None else Path(f"{name}-{what}")
 
 
 def execute_compare(
@@ -82,11 +79,4 @@ def execute_compare(
         parse_workers(workers)
     _opened.cache_clear()
     _opened(plan)  # files that cannot be opened are refused before a folder is made
-    folder = Path(folder).absolute()
-    try:
-        (folder / "metrics").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
-    parameters = dict(folder=str(folder), plan=asdict(plan), workers=workers)
-    execute_in(folder, "evaluate_frames", parameters, terminal=terminal)
-    return folder
+    return execute_anew(folder, "evaluate_frames", dict(plan=asdict(plan), workers=workers), terminal=terminal)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_notebook_path', 'notebook_parameters', 'check_parameters', 'LiveShell', 'InProcessEngine', 'KernelEngine',
-           'NotebookFailed', 'run_notebook', 'execute_in']
+           'NotebookFailed', 'run_notebook', 'execute_in', 'execute_anew']
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #5c1d70a3
 import sys
@@ -567,3 +567,19 @@ def execute_in(
     keep_memory()
     source, log = run_notebook_path(notebook), folder / "log.txt"
     run_notebook(source, folder / "notebook.ipynb", parameters, engine=engine, log=log, terminal=terminal)
+
+
+def execute_anew(
+    folder: str | os.PathLike, notebook: str, parameters: dict[str, Any], *, terminal: bool = True
+) -> Path:
+    """`execute_in` a folder that is made for it, with one for metrics, and that the notebook is told as `folder`; returns it.
+
+    Raises `BadInput` if it cannot be written to.
+    """
+    folder = Path(folder).expanduser().absolute()
+    try:
+        (folder / "metrics").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
+    execute_in(folder, notebook, {"folder": str(folder), **parameters}, terminal=terminal)
+    return folder

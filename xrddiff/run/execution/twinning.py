@@ -11,18 +11,12 @@ from pathlib import Path
 
 from ...core.errors import BadInput
 from ...judge.inference.twin_plan import TwinPlan
-from .notebooks import execute_in
+from .notebooks import execute_anew
 
 # %% auto #0
-__all__ = ['twin_folder', 'execute_twin']
+__all__ = ['execute_twin']
 
 # %% ../../../nbs/run/execution/twinning.ipynb #119a0842
-def twin_folder(frames: str | os.PathLike, folder: str | os.PathLike | None = None) -> Path:
-    """The folder of a twin: `folder`, or `NAME-twin` in the current folder, after the first of the frames."""
-    name = Path(frames).expanduser().absolute().name.partition(".")[0] or "frames"
-    return Path(folder) if folder is not None else Path(f"{name}-twin")
-
-
 def execute_twin(plan: TwinPlan, folder: str | os.PathLike, *, terminal: bool = True) -> Path:
     """Execute the notebook `twin` in `folder`; returns the folder, with the new frames, `report.html` and `metrics/twin.json`.
 
@@ -36,9 +30,4 @@ def execute_twin(plan: TwinPlan, folder: str | os.PathLike, *, terminal: bool = 
         raise BadInput(
             f"{folder / plan.output} exists already; expected another folder, or another name for the frames"
         )
-    try:
-        (folder / "metrics").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
-    execute_in(folder, "twin", dict(folder=str(folder), plan=asdict(plan)), terminal=terminal)
-    return folder
+    return execute_anew(folder, "twin", dict(plan=asdict(plan)), terminal=terminal)
