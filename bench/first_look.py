@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import machine, make_parser, markdown, same_terms, turns, write_results
+from harness import machine, make_parser, markdown, measured_frames, same_terms, turns, write_results
 
 FILES = ("thaumatin_grid_01.cbf.bz2", "pilatus12m_thaumatin.cbf.gz", "eiger16m_thermolysin.cbf.gz")
 HERE = Path(__file__).resolve().parent
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path)
     args = parser.parse_args()
     same_terms()
-    folder = Path(os.environ.get("XRDDIFF_DATA", "/nowhere"))
+    folder = measured_frames()
     if not any((folder / name).is_file() for name in FILES):
         return print(f"skipped: XRDDIFF_DATA names no folder with {FILES[0]}")
     trees = ({"before": args.before.resolve()} if args.before else {}) | {"now": ROOT}

@@ -86,6 +86,11 @@ def trained_run(folder: Path, name: str, words: Iterable[str], as_is: bool = Fal
     return run
 
 
+def measured_frames() -> Path:
+    """The folder XRDDIFF_DATA with measured frames; one that is not there, if it is not set."""
+    return Path(os.environ.get("XRDDIFF_DATA") or "/nowhere")
+
+
 def turns(names: Iterable[Any], rounds: int) -> Iterator[Any]:
     """Every name once a round, forwards and backwards by turns: none always comes first, or after the same other."""
     names = list(names)

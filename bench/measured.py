@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import machine, make_parser, markdown, same_terms, write_results
+from harness import machine, make_parser, markdown, measured_frames, same_terms, write_results
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout of xrddiff")
     parser.add_argument("--pictures", type=Path, help="a folder for the pictures")
     args = parser.parse_args()
-    folder = Path(os.environ.get("XRDDIFF_DATA", "/nowhere"))
+    folder = measured_frames()
     there = [name for name, (pattern, *_) in SETS.items() if any(folder.glob(pattern))]
     if not there:
         return print("skipped: XRDDIFF_DATA names no folder with measured frames of dials-data")

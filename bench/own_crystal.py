@@ -11,13 +11,12 @@ and own_crystal.md.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from harness import machine, make_parser, markdown, same_terms, write_results
+from harness import machine, make_parser, markdown, measured_frames, same_terms, write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 # file, options, words of the peak finder
@@ -145,7 +144,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=3, help="frames of each detector (3)")
     parser.add_argument("--pictures", type=Path, help="a folder for the pictures")
     args = parser.parse_args()
-    folder = Path(os.environ.get("XRDDIFF_DATA", "/nowhere"))
+    folder = measured_frames()
     there = [name for name, (pattern, *_) in SETS.items() if any(folder.glob(pattern))]
     if not there:
         return print("skipped: XRDDIFF_DATA names no folder with measured frames of dials-data")

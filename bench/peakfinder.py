@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +25,18 @@ import h5py
 import hdf5plugin  # noqa: F401
 import numpy as np
 import pandas as pd
-from harness import Spent, interleaved, machine, make_parser, markdown, min_median, ratio, same_terms, write_results
+from harness import (
+    Spent,
+    interleaved,
+    machine,
+    make_parser,
+    markdown,
+    measured_frames,
+    min_median,
+    ratio,
+    same_terms,
+    write_results,
+)
 
 import xrddiff as xd
 from xrddiff.data.frames.frames import frame_mask, make_frames, peaks_table
@@ -98,8 +108,7 @@ def simulated(experiment: Experiment | str, shots: int) -> Case:
 
 def measured(pattern: str) -> Case | None:
     """All frames of XRDDIFF_DATA whose names match; negative pixels of photon counters are masked."""
-    folder = os.environ.get("XRDDIFF_DATA")
-    sets = [xd.open_frames(path) for path in sorted(Path(folder).glob(pattern))] if folder else []
+    sets = [xd.open_frames(path) for path in sorted(measured_frames().glob(pattern))]
     if not sets:
         return None
     frames = np.concatenate([ds["intensity"].values for ds in sets])

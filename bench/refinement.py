@@ -10,13 +10,11 @@ Held out: a fifth of the peaks takes no part, and is compared with the nearest p
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from harness import RESULTS, machine, make_parser, markdown, same_terms, timed, write_results
+from harness import RESULTS, machine, make_parser, markdown, measured_frames, same_terms, timed, write_results
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -168,9 +166,8 @@ def measured(title: str, ds, peaks: pd.DataFrame, cell: str) -> list[str]:
 
 
 def thaumatin() -> list[str]:
-    folder = os.environ.get("XRDDIFF_DATA")
-    files = sorted(Path(folder).glob("thaumatin_grid_*.cbf*")) if folder else []
-    files = files or (sorted(Path(folder).glob("thau_3_2_*.cbf*")) if folder else [])
+    folder = measured_frames()
+    files = sorted(folder.glob("thaumatin_grid_*.cbf*")) or sorted(folder.glob("thau_3_2_*.cbf*"))
     if not files:
         return ["## Thaumatin grid scan", "", "skipped: no thaumatin_grid_scan in the folder XRDDIFF_DATA", ""]
     ds = open_frames([str(f) for f in files])
@@ -180,8 +177,7 @@ def thaumatin() -> list[str]:
 
 
 def thermolysin() -> list[str]:
-    folder = os.environ.get("XRDDIFF_DATA")
-    files = sorted(Path(folder).glob("thermolysin_cspad_*.cbf")) if folder else []
+    files = sorted(measured_frames().glob("thermolysin_cspad_*.cbf"))
     title = f"Thermolysin on the CSPAD, {len(files) or 'two'} stills"
     if not files:
         return [f"## {title}", "", "skipped: no thermolysin_cspad in the folder XRDDIFF_DATA", ""]

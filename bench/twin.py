@@ -8,11 +8,8 @@ of which draws other frames, other windows and another classifier. Writes bench/
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
-from harness import Spent, machine, make_parser, markdown, memory, same_terms, timed, write_results
+from harness import Spent, machine, make_parser, markdown, measured_frames, memory, same_terms, timed, write_results
 
 from xrddiff.judge.inference.twin_plan import TwinPlan
 from xrddiff.judge.inference.twins import WAYS, judge_twin, twin_table, twin_words
@@ -39,7 +36,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    files = sorted(Path(os.environ.get("XRDDIFF_DATA", "/nowhere")).glob("thaumatin_grid_*.cbf*"))
+    files = sorted(measured_frames().glob("thaumatin_grid_*.cbf*"))
     if not files:
         return print("skipped: XRDDIFF_DATA names no folder with thaumatin_grid_* frames")
     same_terms()

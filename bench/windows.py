@@ -16,10 +16,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from harness import interleaved, machine, make_parser, markdown, memory, min_median, ratio, same_terms, write_results
+from harness import (
+    interleaved,
+    machine,
+    make_parser,
+    markdown,
+    measured_frames,
+    memory,
+    min_median,
+    ratio,
+    same_terms,
+    write_results,
+)
 
 SETS = {"12 × Pilatus 6M": "thaumatin_grid_*.cbf*", "Eiger 16M": "eiger16m*.cbf*"}
 BATCH = 16
@@ -118,8 +128,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.start:
         return start(args.start)
-    folder = os.environ.get("XRDDIFF_DATA")
-    found = {n: p for n, p in SETS.items() if folder and any(Path(folder).glob(p))}
+    folder = measured_frames()
+    found = {n: p for n, p in SETS.items() if any(folder.glob(p))}
     if not found:
         return print("skipped: XRDDIFF_DATA names no folder with measured frames (thaumatin_grid_*.cbf, eiger16m*.cbf)")
     same_terms(1)
