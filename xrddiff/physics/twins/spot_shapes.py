@@ -15,9 +15,9 @@ from ...data.frames.peaks import pixels_around
 from ..indexing.rays import as_panels, panel_numbers
 
 # %% auto #0
-__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'BRIGHT', 'ALONE', 'SHAPE', 'outward', 'spot_moments',
-           'draw_shapes', 'shaped', 'add_spots', 'measured_again', 'without_noise', 'alone', 'measure_shapes',
-           'share_in_disc']
+__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'ODD', 'BRIGHT', 'ALONE', 'SHAPE', 'outward', 'spot_moments',
+           'draw_shapes', 'shaped', 'add_spots', 'measured_again', 'without_odd', 'without_noise', 'alone',
+           'measure_shapes', 'share_in_disc']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
 def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -141,6 +141,17 @@ def measured_again(
     return m + corner - reach, C, good
 
 
+ODD = 5.0  # standard deviations from its neighbours of a shape that is two spots, or none
+
+
+def without_odd(shapes: pd.DataFrame) -> pd.DataFrame:
+    """Shapes without those that are far from what is typical for their radius: two spots in one, or a streak."""
+    own = shapes.sort_values("radius", kind="stable")[["along", "across", "off_along", "off_across"]]
+    off = (own - own.rolling(2 * NEIGHBOURS, min_periods=1, center=True).median()).abs()
+    odd = (off > ODD * 1.4826 * off.median().clip(lower=1e-6)).any(axis=1)
+    return shapes[~odd.sort_index()]
+
+
 def without_noise(shapes: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Shapes that scatter less by what the noise of their measurement adds. again: measured again, of the same index."""
     own = shapes.sort_values("radius", kind="stable")
@@ -193,7 +204,9 @@ def measure_shapes(
 
     again, C_again, fine = measured_again(own, m, C)
     predicted = own[["fs", "ss"]].to_numpy()
-    return without_noise(shape(m - predicted, C), shape(again - predicted, C_again)[fine])
+    kept = without_odd(shape(m - predicted, C))
+    measured = shape(again - predicted, C_again)[fine]
+    return without_noise(kept, measured.loc[measured.index.intersection(kept.index)])
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #f84fa289
 def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]) -> np.ndarray:
