@@ -31,7 +31,7 @@ from .geometry import PanelGeometry, panel_vectors, pixel_positions
 __all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'MakeFinder', 'radial_bins', 'tile_bins',
            'pixels_around', 'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped',
            'images_together', 'PeakFinder', 'peaks_of_places', 'find_peaks', 'Finder', 'find_frame_peaks',
-           'make_finder', 'radius_map', 'beam_offsets']
+           'make_finder', 'peaks_of_frames', 'radius_map', 'beam_offsets']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -653,6 +653,13 @@ def make_finder(ds: xr.Dataset, frame: int = 0, *, variable: str = "intensity", 
         settings = {"poisson_floor": False} | settings
     mask, radius = frame_mask(ds, frame), radius_map(ds)
     return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
+
+# %% ../../../nbs/data/frames/peaks.ipynb #6cc1495b
+def peaks_of_frames(
+    ds: xr.Dataset, frames: int | Iterable[int] | None = None, peaks: pd.DataFrame | MakeFinder | None = None
+) -> pd.DataFrame:
+    """`peaks`, if they are a table; else those that are found: by the way that `peaks` is, or by `make_finder`."""
+    return peaks if isinstance(peaks, pd.DataFrame) else find_frame_peaks(ds, frames, make=peaks)
 
 # %% ../../../nbs/data/frames/peaks.ipynb #23bbb838
 def radius_map(ds: xr.Dataset) -> np.ndarray | None:

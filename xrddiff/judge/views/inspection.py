@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ...config.words.data_sets import CATALOG
@@ -25,11 +26,13 @@ from ...data.frames.automask import Automask, masking_of
 from ...data.frames.frames import frame_image, frame_mask
 from ...data.frames.geometry import panel_distance
 from ...data.frames.labels import describe_labels, label_names, label_words
+from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.masks import GIVEN_BIT, RULES, chosen_rules, quantile_of, value_counts
 from ...data.frames.rows import ArrayRows, Rows, rows_behind
 from ...data.headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
 from ...data.remote.remote_folder import RemoteFolder
 from ...learn.loading.catalog import load
+from ...learn.recipes.saved_peak_nets import peak_way
 
 # %% auto #0
 __all__ = ['Description', 'frame_statistics', 'describe_frames', 'inspect_file', 'explain_mask']
@@ -206,6 +209,14 @@ def describe_frames(ds: xr.Dataset) -> dict[str, Any]:
     return out
 
 # %% ../../../nbs/judge/views/inspection.ipynb #c1a7a4d0
+def _peak_words(peaks: pd.DataFrame, word: str) -> str:
+    """How many peaks were found, and how bright they are."""
+    if not len(peaks):
+        return f"0 ({word})"
+    low, middle, high = np.quantile(peaks["intensity"], (0.1, 0.5, 0.9))
+    return f"{len(peaks)} ({word}), intensities {low:.4g}, {middle:.4g}, {high:.4g} (10%, 50%, 90%)"
+
+
 @in_sentences
 def inspect_file(
     path: str | Path,
@@ -216,14 +227,17 @@ def inspect_file(
     outside: bool = False,
     frame: int = 0,
     png: str | Path | None = None,
+    peaks: str | None = None,
     **words: Any,
 ) -> Description:
     """The contents of any supported file, as a dictionary that prints as tables; with `png`, frame
-    `frame` is drawn to that file.
+    `frame` is drawn to that file; with `peaks`, a word as `peak_way` takes it, the peaks of this frame are counted, and marked
+    in the picture.
 
     Metadata that is missing is listed under `missing`, a reason why the file gives no frames
     under `problem`.
     """
+    way = None if peaks is None else peak_way(peaks)
     far = is_address(path)
     path = RemoteFolder(path) if far else Path(path)
     out = Description(file=str(path))
@@ -255,12 +269,18 @@ def inspect_file(
     out["frame"], out["values"] = frame, frame_statistics(ds, frame)
     if (masking := masking_of(ds)) is not None:
         out["automask"] = masking.summary()
+    found = None
+    if way is not None:
+        found = find_frame_peaks(ds, frame, make=way)
+        out["peaks_found"] = _peak_words(found, peaks)
     if png is not None:
         from xrddiff.judge.views.plots import png as drawn  # matplotlib takes a while
-        from xrddiff.judge.views.plots import show_frame
+        from xrddiff.judge.views.plots import show_frame, show_peaks
 
+        words = dict(title=f"{path.name}, frame {frame}")
+        ax = show_frame(ds, frame, **words) if found is None else show_peaks(ds, frame, found, **words)
         with writing(png) as part:
-            part.write_bytes(drawn(show_frame(ds, frame, title=f"{path.name}, frame {frame}").figure, dpi=110))
+            part.write_bytes(drawn(ax.figure, dpi=110))
         out["picture"] = str(png)
     return out
 

@@ -30,7 +30,7 @@ from ...physics.simulation.experiments import find_experiment
 
 # %% auto #0
 __all__ = ['LEAST', 'Pair', 'WINDOW', 'EACH', 'KnownPeaks', 'simulated_peaks', 'asked_peaks', 'measured_anew', 'Labelled',
-           'turned', 'Remeasured', 'fit_peak_net', 'Window', 'LabelledWindows', 'labelled_windows']
+           'turned', 'Remeasured', 'fit_peak_net', 'Window', 'LabelledWindows', 'spots_of', 'labelled_windows']
 
 # %% ../../../nbs/learn/recipes/peak_nets.ipynb #c89ea2b8
 LEAST = 5.0  # I/σ_I of a peak
@@ -263,6 +263,26 @@ def _inside(table: pd.DataFrame, shape: tuple[int, int]) -> pd.DataFrame:
 WINDOW, EACH = 128, 40  # px of a window, and windows of each frame
 
 
+def spots_of(frames: xr.Dataset) -> pd.DataFrame:
+    """The table of spots of frames: `intensity` (photons), `under`, the variance of the background under it, and
+    `background` (photons per pixel), beside where they are.
+
+    Raises `BadInput` for frames without a table that has these numbers.
+    """
+    frames = uncut(frames)
+    spots, gain = peaks_table(frames), float(frames["intensity"].attrs.get("gain", 1.0))
+    numbers = [c for c in ("intensity", "sigma", "background") if c in spots]
+    if len(numbers) < 2 or numbers[0] != "intensity" or not len(spots):
+        raise BadInput(
+            "the frames have no table of spots with intensity, and sigma or background; expected frames of `xrddiff twin` or `xrddiff data simulate`"
+        )
+    spots[numbers] /= gain
+    area = 4 * np.pi  # px, of a spot of σ = 1 px
+    under = spots["sigma"] ** 2 - spots["intensity"] if "sigma" in spots else area * spots["background"]
+    background = spots["background"] if "background" in spots else under / area
+    return spots.assign(under=under.clip(lower=0), background=background.clip(lower=0))
+
+
 def labelled_windows(
     frames: xr.Dataset, numbers: Sequence[int] | None = None, *, each: int = EACH, side: int = WINDOW, seed: int = 0
 ) -> LabelledWindows:
@@ -271,21 +291,10 @@ def labelled_windows(
     numbers: of frames; None = all. each: windows of a frame. side: of a window, px.
     Raises `BadInput` for frames without such a table.
     """
-    frames = uncut(frames)
-    spots = peaks_table(frames)
-    if not {"fs", "ss", "intensity"} < {*spots} or not {"sigma", "background"} & {*spots} or not len(spots):
-        raise BadInput(
-            "the frames have no table of spots with intensity and sigma, or background; expected frames of `xrddiff twin` or `xrddiff data simulate`"
-        )
+    spots, frames = spots_of(frames), uncut(frames)
     about, count = frames["intensity"].attrs, frame_count(frames)
     gain, zero = float(about.get("gain", 1.0)), float(frames.attrs.get("pedestal", 0.0))
     photons = about.get("units") == "photon"
-    spots[["intensity", *({"sigma", "background"} & {*spots})]] /= gain
-    background = (
-        spots["background"] if "background" in spots else (spots["sigma"] ** 2 - spots["intensity"]) / (4 * np.pi)
-    )
-    under = spots["sigma"] ** 2 - spots["intensity"] if "sigma" in spots else 4 * np.pi * background
-    spots = spots.assign(under=under.clip(lower=0), background=background.clip(lower=0))
     radius, windows, ground = radius_map(frames), [], None
     for f in range(count) if numbers is None else numbers:
         image, mask = (frame_image(frames, f).astype(np.float32) - zero) / gain, frame_mask(frames, f)
