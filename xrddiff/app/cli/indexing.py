@@ -114,7 +114,6 @@ def data_index(args: argparse.Namespace) -> int:
     from xrddiff.judge.views.indexing import show_indexing
     from xrddiff.judge.views.plots import png
     from xrddiff.data.frames.geometry import geometry_of
-    from xrddiff.learn.recipes.saved_peak_nets import peak_way
     from xrddiff.physics.indexing.indexer import index_frames
     from xrddiff.physics.indexing.series import index_series
     from xrddiff.physics.indexing.stream import geometry_text, write_stream
@@ -128,7 +127,11 @@ def data_index(args: argparse.Namespace) -> int:
     for path in filter(None, (picture, stream, csv, args.geometry)):
         writable(path)
     word, args.words = peaks_word(args.words)
-    way = None if word is None else peak_way(word)
+    way = None
+    if word is not None:
+        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+
+        way = peak_way(word)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])
     cell = None if args.cell == "unknown" else args.cell or ds.attrs.get("unit_cell")

@@ -131,7 +131,6 @@ def index_set(
     from xrddiff.data.frames.frames import frame_count
     from xrddiff.data.frames.noise import draw_counts
     from xrddiff.data.frames.selection import evenly_spaced, select_frames
-    from xrddiff.learn.recipes.saved_peak_nets import peak_way
     from xrddiff.physics.indexing.indexer import index_frames
     from xrddiff.physics.indexing.series import index_series
 
@@ -141,5 +140,8 @@ def index_set(
         frames = draw_counts(frames, seed=0)
     known = frames.attrs.get("unit_cell") if cell is None else cell
     known = None if isinstance(known, str) and known == "unknown" else known
-    way = peak_way(peaks) if isinstance(peaks, str) else peaks
-    return (index_series if refine else index_frames)(frames, known, peaks=way, **options)
+    if isinstance(peaks, str):
+        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+
+        peaks = peak_way(peaks)
+    return (index_series if refine else index_frames)(frames, known, peaks=peaks, **options)

@@ -32,7 +32,6 @@ from ...data.frames.rows import ArrayRows, Rows, rows_behind
 from ...data.headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
 from ...data.remote.remote_folder import RemoteFolder
 from ...learn.loading.catalog import load
-from ...learn.recipes.saved_peak_nets import peak_way
 
 # %% auto #0
 __all__ = ['Description', 'frame_statistics', 'describe_frames', 'inspect_file', 'explain_mask']
@@ -209,12 +208,10 @@ def describe_frames(ds: xr.Dataset) -> dict[str, Any]:
     return out
 
 # %% ../../../nbs/judge/views/inspection.ipynb #c1a7a4d0
-def _peak_words(peaks: pd.DataFrame, word: str) -> str:
-    """How many peaks were found, and how bright they are."""
-    if not len(peaks):
-        return f"0 ({word})"
-    low, middle, high = np.quantile(peaks["intensity"], (0.1, 0.5, 0.9))
-    return f"{len(peaks)} ({word}), intensities {low:.4g}, {middle:.4g}, {high:.4g} (10%, 50%, 90%)"
+def _about_peaks(peaks: pd.DataFrame) -> dict[str, Any]:
+    """How many peaks were found, and quantiles of their intensities (10%, 50%, 90%)."""
+    bright = tuple(map(float, np.quantile(peaks["intensity"], (0.1, 0.5, 0.9)))) if len(peaks) else ()
+    return {"peaks_found": len(peaks), "peak_intensities": bright}
 
 
 @in_sentences
@@ -237,7 +234,11 @@ def inspect_file(
     Metadata that is missing is listed under `missing`, a reason why the file gives no frames
     under `problem`.
     """
-    way = None if peaks is None else peak_way(peaks)
+    way = None
+    if peaks is not None:
+        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+
+        way = peak_way(peaks)
     far = is_address(path)
     path = RemoteFolder(path) if far else Path(path)
     out = Description(file=str(path))
@@ -272,7 +273,7 @@ def inspect_file(
     found = None
     if way is not None:
         found = find_frame_peaks(ds, frame, make=way)
-        out["peaks_found"] = _peak_words(found, peaks)
+        out |= _about_peaks(found) | {"found_by": peaks}
     if png is not None:
         from xrddiff.judge.views.plots import png as drawn  # matplotlib takes a while
         from xrddiff.judge.views.plots import show_frame, show_peaks
