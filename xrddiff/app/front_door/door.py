@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 _all_ = ["TrainedRun", "open_run", "make_frames", "BadInput", "XrddiffError"]
 
 # %% auto #0
-__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'twin', 'show', 'show_frames_in_notebooks',
-           'data_overrides', 'train', 'load_exported', 'runs', 'compare_runs', 'monitor', 'jobs', 'configure',
-           'explore', 'compare', 'TrainedRun', 'open_run', 'make_frames', 'BadInput', 'XrddiffError']
+__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'twin', 'train_peaks', 'show',
+           'show_frames_in_notebooks', 'data_overrides', 'train', 'load_exported', 'runs', 'compare_runs', 'monitor',
+           'jobs', 'configure', 'explore', 'compare', 'TrainedRun', 'open_run', 'make_frames', 'BadInput',
+           'XrddiffError']
 
 # %% ../../../nbs/app/front_door/door.ipynb #2fab6e2d
 open_frames = plain_errors(readers.open_frames)
@@ -87,6 +88,23 @@ def twin(
     known = given_intensities(cell, intensities)
     ds = frames if isinstance(frames, xr.Dataset) else readers.open_frames(frames)
     return learn_twin(ds.load(), cell, group=group, known=known, distance_range=distance_range, seed=seed)
+
+# %% ../../../nbs/app/front_door/door.ipynb #1ce55743
+@plain_errors
+def train_peaks(
+    frames: xr.Dataset | str | os.PathLike, output: str | os.PathLike | None = None, *, steps: int = 400, seed: int = 0
+) -> Path:
+    """Train a peak network, and write it to one file, which `xd.index(…, peaks="net:FILE")` and the commands use; returns its
+    path.
+
+    - `frames`: frames with a table of spots, such as those of `xd.twin(…).frames(24)`, a file of them, or the folder of a
+      run that draws crystals it is asked for.
+    - `output`: a name that ends in .safetensors; None names it after the file.
+    - `steps`, `seed`: of the training.
+    """
+    from xrddiff.judge.exports.peak_finders import export_peaks
+
+    return export_peaks(frames, output, steps=steps, seed=seed)
 
 # %% ../../../nbs/app/front_door/door.ipynb #0b5cf635
 @plain_errors
