@@ -17,33 +17,37 @@ from ...data.frames.peak_matching import match_tables
 from ...physics.indexing.integration import integrate_spots
 
 # %% auto #0
-__all__ = ['DISC', 'RING', 'EDGES', 'BRIGHT', 'in_disc', 'Recovered', 'recover', 'under_another', 'share_interval',
-           'median_interval', 'by_bin', 'evenly']
+__all__ = ['DISC', 'RING', 'WHOLE', 'AROUND', 'EDGES', 'BRIGHT', 'in_disc', 'Recovered', 'recover', 'under_another',
+           'share_interval', 'median_interval', 'by_bin', 'evenly']
 
 # %% ../../../nbs/judge/metrics/recovery.ipynb #aa9ab299
-DISC, RING = 2.0, (3.5, 6.5)  # px
+DISC, RING = 2.0, (3.5, 6.5)  # px, of I/σ
+WHOLE, AROUND = 4.0, (5.5, 9.0)  # px, of all photons
 
 
 def in_disc(
     truth: pd.DataFrame, expected: Callable[[int], np.ndarray], valid: np.ndarray | None = None, readout: float = 0.0
 ) -> pd.DataFrame:
-    """The spots of `truth` with their `snr`, I/σ of the expected photons in a disc; without those that masked pixels cut.
+    """The spots of `truth` with their `snr`, I/σ of the expected photons in a disc, and all their `photons`; NaN of those that masked
+    pixels cut.
 
     truth: `frame`, `fs`, `ss` (px), and `panel` for stacks. expected: frame -> photons (y, x) or (panel, ss, fs). valid: pixels, bool.
     readout: σ of its noise, photons.
     """
     out = []
     for frame, own in truth.groupby("frame"):
-        got = integrate_spots(expected(int(frame)), own, valid, radius=DISC, ring=RING, noise=readout)
-        out.append(own.assign(snr=got["intensity"] / got["sigma"]))
-    return pd.concat(out).dropna(subset="snr") if out else truth.assign(snr=np.zeros(len(truth)))
+        image = expected(int(frame))
+        near = integrate_spots(image, own, valid, radius=DISC, ring=RING, noise=readout)
+        whole = integrate_spots(image, own, valid, radius=WHOLE, ring=AROUND)["intensity"]
+        out.append(own.assign(snr=near["intensity"] / near["sigma"], photons=whole))
+    return pd.concat(out) if out else truth.assign(snr=0.0, photons=0.0)
 
 # %% ../../../nbs/judge/metrics/recovery.ipynb #f58b0cd8
 class Recovered(NamedTuple):
     """What a program found of known spots.
 
-    spots: the truth but for spots under a brighter one, with `snr`, `hit`, and of those that were found `off_fs`, `off_ss` (found less true, px) and `ratio`, the
-    intensity of the peak over that of the spot. false: the peaks that match none. frames: how many there are.
+    spots: the truth but for spots under a brighter one and those without `snr`, with `snr`, `hit`, and of those that were found `off_fs`, `off_ss` (found less true, px) and `ratio`, the
+    intensity of the peak over the photons of the spot. false: the peaks that match none. frames: how many there are.
     """
 
     spots: pd.DataFrame
@@ -61,8 +65,8 @@ class Recovered(NamedTuple):
 def recover(truth: pd.DataFrame, found: pd.DataFrame, frames: int, *, radius: float = 2.0) -> Recovered:
     """Match the peaks of a program with known spots.
 
-    truth: `frame`, `fs`, `ss` (px), `intensity`, and `snr` or `sigma`; `panel` for stacks. found: `frame`, `fs`, `ss`, and perhaps
-    `intensity`. frames: how many there are. radius: of a match, px.
+    truth: `frame`, `fs`, `ss` (px), `photons` or `intensity`, and `snr` or `sigma`; `panel` for stacks. found: `frame`, `fs`, `ss`, and
+    perhaps `intensity`. frames: how many there are. radius: of a match, px.
     Raises `BadInput` for a table that lacks a column.
     """
     needed = {"frame", "fs", "ss", "intensity"} | ({"sigma"} if "snr" not in truth else set())
@@ -80,10 +84,12 @@ def recover(truth: pd.DataFrame, found: pd.DataFrame, frames: int, *, radius: fl
         spots.loc[mine, f"off_{name}"] = pairs[name].to_numpy() - spots.loc[mine, name].to_numpy()
     spots["ratio"] = np.nan
     if "intensity" in pairs:
-        spots.loc[mine, "ratio"] = pairs["intensity"].to_numpy() / spots.loc[mine, "intensity"].to_numpy()
+        photons = spots.get("photons", spots["intensity"])
+        spots.loc[mine, "ratio"] = pairs["intensity"].to_numpy() / photons[mine].to_numpy()
     left = np.ones(len(found), bool)
     left[theirs] = False
-    return Recovered(spots[~under_another(spots, 2 * radius)].reset_index(drop=True), found[left], frames)
+    counted = ~under_another(spots, 2 * radius) & spots["snr"].notna()
+    return Recovered(spots[counted].reset_index(drop=True), found[left], frames)
 
 
 def under_another(spots: pd.DataFrame, radius: float) -> np.ndarray:
