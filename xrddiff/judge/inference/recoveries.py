@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -36,8 +36,9 @@ from ...physics.twins.twin import Twin, twin_frames
 
 # %% auto #0
 __all__ = ['PROGRAMS', 'TRUTH', 'ENOUGH', 'HALF', 'RecoveryPlan', 'program_kind', 'KnownFrames', 'earlier_recovery', 'has_truth',
-           'known_frames', 'earlier_frames', 'found_by', 'all_found', 'program_title', 'absolute_program',
-           'measured_snr', 'on_measured', 'half_at', 'recovery_words', 'agreement_words', 'recovery_record']
+           'known_frames', 'known_of_twin', 'earlier_frames', 'found_by', 'all_found', 'program_title',
+           'absolute_program', 'measured_snr', 'on_measured', 'half_at', 'recovery_words', 'agreement_words',
+           'recovery_record']
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #78fa4d9c
 PROGRAMS = ("classical", "peakfinder8")
@@ -56,17 +57,15 @@ class RecoveryPlan(TwinPlan):
     """
 
     output: str = "frames.cxi"
-    programs: tuple[str, ...] = PROGRAMS
+    programs: Sequence[str] = PROGRAMS
     blank: bool = False
     timeout: float = 3600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "programs", tuple(_NAMES.get(p, p) for p in self.programs))
+        object.__setattr__(self, "programs", [_NAMES.get(p, p) for p in self.programs])
         if not self.programs or self.timeout <= 0:
-            raise BadInput(
-                f"programs, timeout are {list(self.programs)}, {self.timeout}; expected a program, and seconds"
-            )
+            raise BadInput(f"programs, timeout are {self.programs}, {self.timeout}; expected a program, and seconds")
         for program in self.programs:
             program_kind(program)
 
@@ -126,13 +125,19 @@ def known_frames(plan: RecoveryPlan, folder: Path) -> KnownFrames:
         return KnownFrames(path, given, truth.assign(snr=truth["intensity"] / truth["sigma"]))
     learnt, held = (half.load() for half in plan.halves(given))
     twin = plan.learn(learnt, plan.known())
-    made = twin_frames(twin, plan.n, seed=plan.seed, blank=plan.blank)
+    made, truth = known_of_twin(twin, plan.n, seed=plan.seed, blank=plan.blank)
     path = save_frames(made, folder / plan.output)
-    valid, readout = frame_mask(made, 0), twin.noise.readout
-    truth = in_disc(peaks_table(made), lambda i: twin.expected(twin.draw(i, plan.seed)), valid, readout)
-    truth["photons"] *= float(made["intensity"].attrs.get("gain", 1.0))
     truth.to_csv(folder / TRUTH, index=False)
     return KnownFrames(path, open_frames(path), truth, twin, held)
+
+
+def known_of_twin(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> tuple[xr.Dataset, pd.DataFrame]:
+    """`n` frames of a twin, drawn when they are read, and their spots, with `snr` and `photons`, in the units of the frames."""
+    made = twin_frames(twin, n, seed=seed, blank=blank)
+    valid, readout = frame_mask(made, 0), twin.noise.readout
+    truth = in_disc(peaks_table(made), lambda i: twin.expected(twin.draw(i, seed)), valid, readout)
+    truth["photons"] *= float(made["intensity"].attrs.get("gain", 1.0))
+    return made, truth
 
 
 def earlier_frames(folder: Path) -> KnownFrames:
@@ -220,10 +225,10 @@ def measured_snr(image: np.ndarray, spots: pd.DataFrame, valid: np.ndarray, read
 
 
 def on_measured(
-    program: str, known: KnownFrames, distance_range: float = 0.03
+    program: str, known: KnownFrames, distance_range: float = 0.03, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """`by_bin` by measured I/σ: of the exposures that the twin has not seen, and of its frames; None for a program that is a file or a
-    command, and where none of the exposures indexes.
+    command, and where none of the exposures indexes. seed: of the twin's frames.
     """
     twin, held = known.twin, known.held
     if twin is None or held is None or program_kind(program) != "finder":
@@ -242,7 +247,7 @@ def on_measured(
     n, rows, valid = frame_count(known.frames), [], frame_mask(known.frames, 0)
     drawn = IndexedExposures(known.frames, e.indexing, e.group)
     for f in range(n):
-        spots = twin.draw(f).spots
+        spots = twin.draw(f, seed).spots
         if len(spots):
             rows.append(measured_snr(drawn.photons(f), spots.assign(frame=f), valid, twin.noise.readout))
     made = recover(pd.concat(rows, ignore_index=True), find_frame_peaks(known.frames, make=way), n)
