@@ -1,6 +1,6 @@
 """Does a peak network that is trained on a twin find more in measured frames than the classical finders?
 
-    OMP_NUM_THREADS=1 XRDDIFF_DATA=FOLDER python bench/peak_nets_measured.py [--seeds 5] [--steps 400] [--frames 24]
+    OMP_NUM_THREADS=1 XRDDIFF_DATA=FOLDER python bench/peak_nets_measured.py [--seeds 5] [--steps 800] [--frames 24]
 
 FOLDER has the thaumatin_grid_* frames of dials-data, and perhaps its CSPAD stills of thermolysin; without it nothing is measured. A twin is learnt from every other exposure of thaumatin, networks are trained on its
 frames and on simulated ones, and all finders are tested on the other exposures, and on CSPAD stills of other crystals. Nothing was chosen by the tested frames: inputs, augmentations and steps were tried on the exposures
@@ -311,7 +311,7 @@ def page(data: dict[str, Any]) -> str:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--frames", type=int, default=24, help="of the twin, to train on")
     parser.add_argument("--folder", type=Path, help="keep the networks here, and go on with those that are there")
     args = parser.parse_args()

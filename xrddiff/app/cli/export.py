@@ -76,7 +76,7 @@ def add_export(commands: Any) -> None:
         metavar="FOLDER",
         help="folder to write (RUN/exported/FORMAT); for peaks a file (RUN/exported/peaks.safetensors, or NAME-peaks.safetensors)",
     )
-    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps of a peak finder (400)")
+    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps of a peak finder (800)")
     p.add_argument("--seed", type=int, metavar="SEED", help="of the training of a peak finder (0)")
     p.add_argument(
         "words",

@@ -122,7 +122,7 @@ def recover(
 # %% ../../../nbs/app/front_door/door.ipynb #1ce55743
 @plain_errors
 def train_peaks(
-    frames: xr.Dataset | str | os.PathLike, output: str | os.PathLike | None = None, *, steps: int = 400, seed: int = 0
+    frames: xr.Dataset | str | os.PathLike, output: str | os.PathLike | None = None, *, steps: int = 800, seed: int = 0
 ) -> Path:
     """Train a peak network, and write it to one file, which `xd.index(…, peaks="net:FILE")` and the commands use; returns its
     path.

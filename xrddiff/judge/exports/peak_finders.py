@@ -18,6 +18,7 @@ from ...data.formats.readers import open_frames
 from ..inference.sample_jobs import open_sample_job
 from ...learn.recipes.peak_nets import asked_peaks
 from xrddiff.learn.recipes.saved_peak_nets import (
+    STEPS,
     TrainedPeakNet,
     checked_target,
     save_peak_net,
@@ -60,7 +61,7 @@ def export_peaks(
     output: str | os.PathLike | None = None,
     words: Sequence[str] = (),
     *,
-    steps: int = 400,
+    steps: int = STEPS,
     seed: int = 0,
     **frame_words: Any,
 ) -> Path:

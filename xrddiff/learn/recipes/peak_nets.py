@@ -180,6 +180,7 @@ def fit_peak_net(
         numbers = range(step * batch, (step + 1) * batch)
         rows = [drawn_from[n % len(sets)].pair(numpy_rng("peak net", seed, n), window) for n in numbers]
         x, target, weight = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        x = x.contiguous(memory_format=torch.channels_last)  # faster on a CPU
         return peak_loss(net(x), target[:, None], weight[:, None])
 
     return fit_one_cycle(net, loss, steps, lr=lr)

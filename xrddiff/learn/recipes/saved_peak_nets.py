@@ -32,8 +32,9 @@ from ..models.peak_net import PeakNet, find_network_peaks, make_network_finder
 from .peak_nets import LEAST, KnownPeaks, fit_peak_net, labelled_windows, spots_of
 
 # %% auto #0
-__all__ = ['LOWEST', 'HIGHEST', 'HELD', 'KIND', 'MOST', 'best_threshold', 'TrainedPeakNet', 'train_peak_net', 'train_on_known',
-           'save_peak_net', 'checked_target', 'open_peak_net', 'peak_way', 'absolute_way', 'described_way']
+__all__ = ['LOWEST', 'HIGHEST', 'HELD', 'STEPS', 'KIND', 'MOST', 'best_threshold', 'TrainedPeakNet', 'train_peak_net',
+           'train_on_known', 'save_peak_net', 'checked_target', 'open_peak_net', 'peak_way', 'absolute_way',
+           'described_way']
 
 # %% ../../../nbs/learn/recipes/saved_peak_nets.ipynb #260cb744
 LOWEST, HIGHEST = 0.02, 0.98  # thresholds
@@ -63,7 +64,7 @@ def best_threshold(found: pd.DataFrame, peaks: pd.DataFrame, unsure: pd.DataFram
     return threshold, {"precision": float(hits[best] / n[best]), "recall": float(hits[best] / max(len(peaks), 1))}
 
 # %% ../../../nbs/learn/recipes/saved_peak_nets.ipynb #1a6cfec5
-HELD = 4  # frames at most that the threshold is found on
+HELD, STEPS = 4, 800  # frames at most that the threshold is found on; optimiser steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class TrainedPeakNet:
         return make_network_finder(self.net, threshold=self.threshold)
 
 
-def train_peak_net(frames: xr.Dataset, *, steps: int = 400, seed: int = 0, each: int | None = None) -> TrainedPeakNet:
+def train_peak_net(frames: xr.Dataset, *, steps: int = STEPS, seed: int = 0, each: int | None = None) -> TrainedPeakNet:
     """A peak network trained on frames with a table of spots, as `labelled_windows` takes them.
 
     steps: of the optimiser. each: windows of a frame; None: about a thousand in all.
@@ -102,7 +103,7 @@ def train_peak_net(frames: xr.Dataset, *, steps: int = 400, seed: int = 0, each:
     return _with_threshold(net, frames, held, spots[clear], spots[~clear], about)
 
 
-def train_on_known(known: KnownPeaks, *, steps: int = 400, seed: int = 0) -> TrainedPeakNet:
+def train_on_known(known: KnownPeaks, *, steps: int = STEPS, seed: int = 0) -> TrainedPeakNet:
     """A peak network trained on new measurements of expected counts with known peaks, such as `asked_peaks`.
 
     Raises `BadInput` for fewer than two frames.
