@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import TimeoutExpired
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ import xarray as xr
 from ...core.errors import BadInput
 from ...core.files import package_version
 from ...core.gate import read_table
-from ...core.launcher import run
+from ...core.launcher import TimeoutExpired, run
 from ...core.mediums import plain_text
 from ...data.formats.peak_files import SUFFIXES, read_peaks
 from ...data.formats.readers import open_frames

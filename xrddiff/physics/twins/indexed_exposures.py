@@ -24,15 +24,17 @@ from ..indexing.cells import Cell
 from ..indexing.indexer import INDEXED, Indexing, Lattice
 from ..indexing.rays import as_panels, miller_sphere, panel_numbers
 from ..indexing.series_refinement import diffracted
+from .changing_pixels import of_blocks, value_when_full
 from .measured_backgrounds import around_spots
 
 # %% auto #0
-__all__ = ['FARTHEST', 'PEAK', 'SPOT', 'CHANCE', 'WIDE', 'TwinCrystal', 'crystal_spots', 'near_any', 'recurring_places',
-           'IndexedExposures']
+__all__ = ['FARTHEST', 'PEAK', 'SPOT', 'REMEMBERED', 'CHANCE', 'WIDE', 'TwinCrystal', 'crystal_spots', 'near_any',
+           'recurring_places', 'MeasuredPixels', 'IndexedExposures']
 
 # %% ../../../nbs/physics/twins/indexed_exposures.ipynb #57e2e75f
 FARTHEST = 6.0  # u of the reflections that belong to an exposure
 PEAK, SPOT = 6.0, 4.0  # px around a peak, and a predicted spot, that are no background
+REMEMBERED = 64  # exposures whose free pixels are kept, a bit for each
 
 
 class TwinCrystal(NamedTuple):
@@ -109,29 +111,67 @@ def recurring_places(covered: Iterable[np.ndarray]) -> np.ndarray:
     large = np.bincount(label.ravel(), minlength=m + 1) > WIDE * np.pi * PEAK**2
     return often & large[label]
 
-# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #2d60fffc
-@dataclass(frozen=True, eq=False)
-class IndexedExposures:
-    """Indexed exposures, as a twin is learnt from them.
-
-    - `frames`: the exposures.
-    - `indexing`: what `index_series` found in them.
-    - `group`: Hermann–Mauguin symbol of the space group.
-    """
+# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #91766ab2
+class MeasuredPixels:
+    """The pixels of `frames`, without those that are `hidden`."""
 
     frames: xr.Dataset
-    indexing: Indexing
-    group: str
+    hidden: np.ndarray | None
 
     @property
     def integrating(self) -> bool:
         """Is there a readout with noise?"""
         return self.frames["intensity"].attrs["units"] != "photon"
 
+    @cached_property
+    def saturation(self) -> float:
+        """From which value on a pixel is full, in units of the frames, as they say or as it looks."""
+        told = self.frames.attrs.get("saturation")
+        if told is not None:
+            return float(told)
+        exposures = range(frame_count(self.frames))
+        return value_when_full(frame_image(self.frames, f)[self.usable(f)] for f in exposures)
+
+    def saturated(self, f: int) -> np.ndarray:
+        """Which pixels of an exposure are full: their counts are no measurement."""
+        return frame_image(self.frames, f) >= self.saturation
+
+    def usable(self, f: int) -> np.ndarray:
+        """Which pixels of an exposure are neither masked nor hidden; they may be full."""
+        valid = frame_mask(self.frames, f)
+        return valid if self.hidden is None else valid & ~self.hidden
+
+    def valid(self, f: int) -> np.ndarray:
+        """Which pixels of an exposure are measurements."""
+        return self.usable(f) & ~self.saturated(f)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Which pixels are usable in all exposures."""
+        return np.logical_and.reduce([self.usable(f) for f in range(frame_count(self.frames))])
+
     def photons(self, f: int) -> np.ndarray:
         """The photons of an exposure (y, x) or (panel, ss, fs), float32."""
         gain = float(self.frames["intensity"].attrs.get("gain", 1.0))
         return ((frame_image(self.frames, f) - float(self.frames.attrs.get("pedestal", 0.0))) / gain).astype(np.float32)
+
+# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #2d60fffc
+@dataclass(frozen=True, eq=False)
+class IndexedExposures(MeasuredPixels):
+    """Indexed exposures, as a twin is learnt from them.
+
+    - `frames`: the exposures.
+    - `indexing`: what `index_series` found in them.
+    - `group`: Hermann–Mauguin symbol of the space group.
+    - `hidden`: pixels (y, x) or (panel, ss, fs) that are not learnt from, beyond those that are masked.
+    - `missed`: blocks of pixels (exposure, …) that have a spot that nobody found.
+    """
+
+    frames: xr.Dataset
+    indexing: Indexing
+    group: str
+    hidden: np.ndarray | None = None
+    missed: np.ndarray | None = None
 
     def geometry(self, f: int | None = None) -> PanelGeometry:
         """The detector as the series has it; a flat one stays flat."""
@@ -189,10 +229,23 @@ class IndexedExposures:
         shape = self.frames["intensity"].shape[1:]
         return recurring_places(around_spots(shape, self.unexplained(f), PEAK) for f in range(frame_count(self.frames)))
 
+    @cached_property
+    def _bits(self) -> dict[int, np.ndarray]:
+        """The free pixels of some exposures, a bit for each."""
+        return {}
+
     def free(self, f: int) -> np.ndarray:
-        """Which pixels are valid and far from any spot."""
-        valid, peaks = frame_mask(self.frames, f), self.indexing.peaks
-        spots = around_spots(valid.shape, peaks[peaks["frame"] == f], PEAK) & ~self.recurring
+        """Which pixels are valid and far from any spot; found once for each of `REMEMBERED` exposures."""
+        shape = self.frames["intensity"].shape[1:]
+        if f in self._bits:
+            return np.unpackbits(self._bits[f], count=int(np.prod(shape))).view(bool).reshape(shape)
+        valid, peaks = self.valid(f), self.indexing.peaks
+        spots = around_spots(shape, peaks[peaks["frame"] == f], PEAK) & ~self.recurring
         for crystal in self.crystals_in(f):
-            spots |= around_spots(valid.shape, self.predicted(crystal), SPOT)
-        return valid & ~spots
+            spots |= around_spots(shape, self.predicted(crystal), SPOT)
+        if self.missed is not None:
+            spots |= of_blocks(self.missed[f], shape)
+        free = valid & ~spots
+        if len(self._bits) < REMEMBERED:
+            self._bits[f] = np.packbits(free)
+        return free

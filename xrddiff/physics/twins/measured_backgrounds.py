@@ -16,8 +16,8 @@ from ...core.errors import BadInput
 from ...data.frames.peaks import pixels_around
 
 # %% auto #0
-__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'around_spots', 'blurred',
-           'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds']
+__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'around_spots', 'touched',
+           'blurred', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds']
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #0e17ac9f
 def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> np.ndarray:
@@ -32,6 +32,17 @@ def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> 
     out = np.zeros(shape, bool)
     out.reshape(-1)[at[inside]] = True
     return out
+
+
+def touched(spots: pd.DataFrame, pixels: np.ndarray, radius: float) -> np.ndarray:
+    """Which spots have one of the `pixels` (y, x) or (panel, ss, fs) within `radius` px, bool (n,). spots: as above."""
+    if not pixels.any():
+        return np.zeros(len(spots), bool)
+    *_, height, width = pixels.shape
+    panel = spots["panel"].to_numpy(np.intp) if pixels.ndim == 3 else np.zeros(len(spots), np.intp)
+    place = spots["fs"].to_numpy(float), spots["ss"].to_numpy(float)
+    at, *_, inside = pixels_around(*place, panel * height * width, (height, width), radius)
+    return (pixels.reshape(-1)[at] & inside).any(1)
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #4a275522
 def blurred(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
@@ -106,12 +117,16 @@ class Backgrounds:
     - `levels`: ℓ (exposure, …) of blocks of pixels.
     - `zero`: photons, 0 or less: what the mean of pixels that read below 0 is counted from.
     - `sigma`: of the blur of the mean, px.
+    - `rings`, `ring_levels`: the ring (…) that each pixel is on, and what ℓ has there beyond blocks (exposure, ring), where
+      exposures differ in rings (`learn_rings`).
     """
 
     mean: np.ndarray
     levels: np.ndarray
     zero: float
     sigma: float
+    rings: np.ndarray | None = None
+    ring_levels: np.ndarray | None = None
 
     def level(self, weights: np.ndarray) -> np.ndarray:
         """Σ_f w_f ℓ_f of each pixel, float32. weights: (exposure,), which add up to 1."""
@@ -119,7 +134,12 @@ class Backgrounds:
         grid = np.meshgrid(*(_in_units_of_blocks(np.arange(n)) for n in self.mean.shape[-2:]), indexing="ij")
         stack = coarse.reshape(-1, *coarse.shape[-2:])
         fine = [ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
-        return np.stack(fine).reshape(self.mean.shape)
+        level = np.stack(fine).reshape(self.mean.shape)
+        return level if self.rings is None else level + self._of_rings(weights)[self.rings]
+
+    def _of_rings(self, weights: np.ndarray) -> np.ndarray:
+        """What a ring adds to the level (ring,)."""
+        return np.asarray(weights, np.float32) @ self.ring_levels
 
     def expected(self, weights: np.ndarray) -> np.ndarray:
         """λ = zero + b exp Σ_f w_f ℓ_f, photons of each pixel, float32."""
@@ -131,6 +151,8 @@ class Backgrounds:
         *panel, y, x = index
         place = [*panel, *map(_in_units_of_blocks, (y, x))]
         level = ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
+        if self.rings is not None:
+            level = level + self._of_rings(weights)[self.rings[index]]
         return self.mean[index] * np.exp(level) + np.float32(self.zero)
 
 
