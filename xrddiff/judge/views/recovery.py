@@ -149,8 +149,10 @@ def recovery_report(
     )
     said = [s for title, r in got.items() for s in recovery_words(title, r)]
     report.add("What is found", "", lines=[("", s) for s in said])
-    text = "I/σ is that of the expected photons in a disc of 2 px. Bands: intervals of 95%."
-    report.add("By brightness", text, figure=show_recovery(got), table=recovery_table(got))
+    text = "I/σ is that of the expected photons in a disc of 2 px. Bands: intervals of 95%. Offsets in px, photons as shares: medians."
+    table = recovery_table(got).round(3).rename(columns={"ratio": "photons"})
+    table.index = [f"{title}, I/σ {snr}" for title, snr in table.index]
+    report.add("By brightness", text, figure=show_recovery(got), table=table)
     if any((r.spots["snr"] >= BRIGHT).sum() > 1 for r in got.values()) and "d" in known.truth:
         report.add("By resolution and place", "", figure=show_places(known, got))
     if (figure := show_measured(measured)) is not None:
