@@ -10,6 +10,7 @@ that the twin is learnt from. Writes bench/results/peak_nets_measured.md and .js
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,8 @@ def classical(ds: Any) -> tuple[dict[str, tuple[pd.DataFrame, str]], dict[str, f
     found, seconds = {}, {}
     in_adu = ds["intensity"].attrs["units"] == "ADU"
     for name, words in FINDERS.items():
-        table, spent = timed(lambda words=words | (ADU.get(name, {}) if in_adu else {}): find_frame_peaks(ds, **words))
+        way = partial(find_frame_peaks, ds, **words | (ADU.get(name, {}) if in_adu else {}))
+        table, spent = timed(way)
         found[name], seconds[name] = (table, "snr"), spent.cpu / frame_count(ds)
     return found, seconds
 
@@ -203,7 +205,9 @@ def measured(args: Any) -> dict[str, Any]:
     plan = TwinPlan(files, THAUMATIN[0], group=THAUMATIN[1])
     learnt, held = (half.load() for half in plan.halves(plan.open()))
     made = plan.learn(learnt, None).frames(args.frames, seed=1).load()
+    print(f"a twin of {frame_count(learnt)} exposures, {args.frames} frames of it", flush=True)
     done, missing = tests(held)
+    print({title: test.seconds for title, test in done.items()}, missing, flush=True)
     nets = [networks(made, seed, args.steps, args.folder) for seed in range(args.seeds)]
     del made, learnt
     out: dict[str, Any] = {

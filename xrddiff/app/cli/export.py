@@ -36,10 +36,10 @@ def export(args: argparse.Namespace) -> int:
 
 def _export_peaks(args: argparse.Namespace) -> int:
     """Train a peak finder, and write it."""
-    from xrddiff.judge.exports.peak_finders import export_peaks, is_run
+    from xrddiff.judge.exports.peak_finders import export_peaks, holds_run
     from xrddiff.learn.recipes.saved_peak_nets import open_peak_net
 
-    told = {"words": args.words} if is_run(args.run) else frame_words(args.words)
+    told = {"words": args.words} if holds_run(args.run) else frame_words(args.words)
     given = {name: value for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
     path = export_peaks(args.run, args.output, **told, **given)
     made = open_peak_net(path)

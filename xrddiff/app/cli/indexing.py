@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xrddiff.physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['frames_of', 'data_index', 'add_index']
+__all__ = ['frames_of', 'way_of', 'data_index', 'add_index']
 
 # %% ../../../nbs/app/cli/indexing.ipynb #6b183fa3
 def frames_of(args: argparse.Namespace) -> Any:
@@ -30,6 +30,16 @@ def frames_of(args: argparse.Namespace) -> Any:
     if args.file in CATALOG and not os.path.exists(args.file):
         return load(args.file, **frame_words(args.words))
     return open_frames(args.file, **frame_words(args.words))
+
+
+def way_of(args: argparse.Namespace) -> Any:
+    """How peaks are found, as the word `peaks=` says, which is taken from the words; None without it."""
+    word, args.words = peaks_word(args.words)
+    if word is None:
+        return None
+    from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+
+    return peak_way(word)
 
 
 def _numbers(args: argparse.Namespace, count: int) -> range:
@@ -126,12 +136,7 @@ def data_index(args: argparse.Namespace) -> int:
         raise BadInput(f"--geometry {args.geometry}: expected a name that ends in .geom")
     for path in filter(None, (picture, stream, csv, args.geometry)):
         writable(path)
-    word, args.words = peaks_word(args.words)
-    way = None
-    if word is not None:
-        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
-
-        way = peak_way(word)
+    way = way_of(args)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])
     cell = None if args.cell == "unknown" else args.cell or ds.attrs.get("unit_cell")

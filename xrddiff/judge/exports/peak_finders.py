@@ -27,14 +27,13 @@ from xrddiff.learn.recipes.saved_peak_nets import (
 )
 
 # %% auto #0
-__all__ = ['PEAKS', 'SAMPLES', 'is_run', 'net_of_run', 'export_peaks']
+__all__ = ['SAMPLES', 'holds_run', 'net_of_run', 'export_peaks']
 
 # %% ../../../nbs/judge/exports/peak_finders.ipynb #708d25fa
-PEAKS = "peaks"  # the name of this format
 SAMPLES = 256  # of a run, unless inference.num_samples says otherwise
 
 
-def is_run(source: str | os.PathLike) -> bool:
+def holds_run(source: str | os.PathLike) -> bool:
     """Is this the folder of a run?"""
     return (Path(source).expanduser() / "config.yaml").is_file()
 
@@ -75,7 +74,7 @@ def export_peaks(
         if output is None:
             raise BadInput("frames in memory have no name; expected output, a name that ends in .safetensors")
         return save_peak_net(train_peak_net(source, steps=steps, seed=seed), output)
-    if is_run(source):
+    if holds_run(source):
         run = Path(source).expanduser()
         target = checked_target(output or run / "exported" / "peaks.safetensors")
         return save_peak_net(net_of_run(run, words, steps, seed), target)

@@ -30,7 +30,8 @@ from ...physics.simulation.experiments import find_experiment
 
 # %% auto #0
 __all__ = ['LEAST', 'Pair', 'WINDOW', 'EACH', 'KnownPeaks', 'simulated_peaks', 'asked_peaks', 'measured_anew', 'Labelled',
-           'turned', 'Remeasured', 'fit_peak_net', 'Window', 'LabelledWindows', 'spots_of', 'labelled_windows']
+           'flipped_and_turned', 'Remeasured', 'fit_peak_net', 'Window', 'LabelledWindows', 'spots_of',
+           'labelled_windows']
 
 # %% ../../../nbs/learn/recipes/peak_nets.ipynb #c89ea2b8
 LEAST = 5.0  # I/σ_I of a peak
@@ -122,7 +123,7 @@ class Labelled(Protocol):
         """A window to learn from, at most `window` px wide, drawn with `rng`."""
 
 
-def turned(parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def flipped_and_turned(parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Input, target and weight (4, y, x) flipped, turned, and with brighter sides, as panels may have them."""
     parts = np.rot90(parts, int(rng.integers(4)), (1, 2)).copy()
     parts = parts[..., ::-1].copy() if rng.random() < 0.5 else parts
@@ -147,7 +148,7 @@ class Remeasured:
         tables = (table[table["frame"] == frame] for table in (known.peaks(**change), known.unsure(**change)))
         parts = np.stack([*self.seen(frame, image)[0].numpy(), *peak_targets(*tables, image.shape)])
         y, x = (int(rng.integers(max(n - window, 0) + 1)) for n in image.shape)
-        parts = turned(parts[:, y : y + window, x : x + window], rng)
+        parts = flipped_and_turned(parts[:, y : y + window, x : x + window], rng)
         return parts[:2], parts[2], parts[3] * parts[1]
 
 # %% ../../../nbs/learn/recipes/peak_nets.ipynb #f38fa113
@@ -227,7 +228,7 @@ class LabelledWindows:
         clear = spots[:, 2] >= LEAST * np.sqrt(np.maximum(spots[:, 2] + spots[:, 3], 1e-9))
         peaks, unsure = (pd.DataFrame(spots[own, :2], columns=["fs", "ss"]) for own in (clear, ~clear))
         parts = np.stack([z, mask, *peak_targets(_inside(peaks, z.shape), _inside(unsure, z.shape), z.shape)])
-        parts = turned(parts.astype(np.float32), rng)
+        parts = flipped_and_turned(parts.astype(np.float32), rng)
         return parts[:2], parts[2], parts[3] * parts[1]
 
     def _anew(

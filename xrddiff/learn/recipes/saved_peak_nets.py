@@ -27,7 +27,7 @@ from ...core.mediums import plain_text
 from ...data.frames.frames import frame_count
 from ...data.frames.noise import draw_counts
 from ...data.frames.peak_matching import match_tables
-from ...data.frames.peaks import PEAKFINDER8, MakeFinder, find_frame_peaks, make_finder
+from ...data.frames.peaks import PEAKFINDER8, MakeFinder, make_finder
 from ..models.peak_net import PeakNet, find_network_peaks, make_network_finder
 from .peak_nets import LEAST, KnownPeaks, fit_peak_net, labelled_windows, spots_of
 
