@@ -99,7 +99,7 @@ class MeasuredPixels:
         if told is not None:
             return float(told)
         exposures = range(frame_count(self.frames))
-        return value_when_full(frame_image(self.frames, f)[self.usable(f)] for f in exposures)
+        return value_when_full(frame_image(self.frames, f)[frame_mask(self.frames, f)] for f in exposures)
 
     def saturated(self, f: int) -> np.ndarray:
         """Which pixels of an exposure are full: their counts are no measurement."""
