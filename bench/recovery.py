@@ -19,7 +19,7 @@ from harness import machine, make_parser, markdown, measured_frames, same_terms,
 from xrddiff.data.frames.frames import frame_mask, peaks_table
 from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.judge.inference.recoveries import PROGRAMS, RecoveryPlan, known_frames, known_of_twin, on_measured
-from xrddiff.judge.metrics.recovery import by_bin, in_disc, recover
+from xrddiff.judge.metrics.recovery import by_bin, in_disc, match_found
 from xrddiff.learn.recipes.saved_peak_nets import peak_way
 from xrddiff.physics.simulation.artefacts import Artefacts
 from xrddiff.physics.simulation.experiments import EXPERIMENTS
@@ -45,8 +45,8 @@ def hidden(seed: int, learnt: int, frames: int) -> dict[str, dict[str, object]]:
     for program in PROGRAMS:
         way = peak_way(program)
         pair = (
-            recover(true, find_frame_peaks(held, make=way), frames),
-            recover(told, find_frame_peaks(made, make=way), frames),
+            match_found(true, find_frame_peaks(held, make=way), frames),
+            match_found(told, find_frame_peaks(made, make=way), frames),
         )
         out[program] = {"tables": [by_bin(r).to_dict("records") for r in pair], "false": [r.false_rate for r in pair]}
     return out

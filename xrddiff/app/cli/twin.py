@@ -26,14 +26,14 @@ def make_twin(args: argparse.Namespace) -> int:
     from xrddiff.run.execution.comparing import folder_for
     from xrddiff.run.execution.twinning import execute_twin
 
-    plan = TwinPlan(**_asked(args))
+    plan = TwinPlan(**_plan_fields(args))
     folder = execute_twin(plan, folder_for("twin", plan.frames[0] if plan.frames else "frames", args.output))
     say(f"frames: {folder / plan.output}")
     show_summary(folder)
     return 0
 
 
-def _asked(args: argparse.Namespace) -> dict[str, Any]:
+def _plan_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a `TwinPlan`."""
     words = [w for w in args.frames if "=" in w and not os.path.exists(os.path.expanduser(w))]
     return dict(
@@ -91,7 +91,7 @@ def recover_spots(args: argparse.Namespace) -> int:
     from xrddiff.run.execution.twinning import execute_recovery
 
     programs = tuple(absolute_program(p) for p in args.program or PROGRAMS)
-    plan = RecoveryPlan(**_asked(args), programs=programs, blank=args.blank, timeout=args.timeout)
+    plan = RecoveryPlan(**_plan_fields(args), programs=programs, blank=args.blank, timeout=args.timeout)
     earlier = earlier_recovery(plan)
     default = f"{earlier}-again" if earlier is not None else None
     folder = execute_recovery(

@@ -109,7 +109,7 @@ def recover(
     `xrddiff recover` also runs commands, reads files of peaks, and checks the answer on measured exposures.
     """
     from xrddiff.judge.inference.recoveries import known_of_twin
-    from xrddiff.judge.metrics.recovery import recover as match
+    from xrddiff.judge.metrics.recovery import match_found
     from xrddiff.judge.views.recovery import recovery_table
     from xrddiff.learn.recipes.saved_peak_nets import peak_way
 
@@ -117,7 +117,7 @@ def recover(
     if not isinstance(programs, Mapping):
         ways = {name: peak_way(name) for name in programs}
         programs = {name: find_frame_peaks(made, make=way) for name, way in ways.items()}
-    return recovery_table({name: match(truth, found, n) for name, found in programs.items()})
+    return recovery_table({name: match_found(truth, found, n) for name, found in programs.items()})
 
 # %% ../../../nbs/app/front_door/door.ipynb #1ce55743
 @plain_errors

@@ -26,7 +26,7 @@ from ...data.formats.store import save_frames
 from ...data.frames.frames import PANEL_GEOMETRY, frame_count, frame_mask, peaks_table
 from ...data.frames.peaks import find_frame_peaks
 from .twin_plan import TwinPlan
-from ..metrics.recovery import BRIGHT, DISC, RING, Recovered, by_bin, in_disc, recover
+from ..metrics.recovery import BRIGHT, DISC, RING, Recovered, by_bin, in_disc, match_found
 from ...learn.recipes.saved_peak_nets import absolute_way, peak_way
 from ...physics.indexing.integration import integrate_spots
 from ...physics.indexing.series import index_series
@@ -173,7 +173,7 @@ def all_found(plan: RecoveryPlan, known: KnownFrames, folder: Path) -> dict[str,
     for program in plan.programs:
         for what, table in found_by(program, known, folder, plan.timeout).items():
             title = program_title(program) + ("" if what == "peaks" else ", integrated")
-            out[title] = recover(known.truth, table, n)
+            out[title] = match_found(known.truth, table, n)
     return out
 
 
@@ -242,14 +242,14 @@ def on_measured(
         spots = pd.concat([other.predicted(c) for c in other.crystals_in(f)], ignore_index=True)
         rows.append(measured_snr(image, spots.assign(frame=f), valid, twin.noise.readout))
     found = find_frame_peaks(held, frames, make=way)
-    real = recover(pd.concat(rows, ignore_index=True), found, frame_count(held))
+    real = match_found(pd.concat(rows, ignore_index=True), found, frame_count(held))
     n, rows, valid = frame_count(known.frames), [], frame_mask(known.frames, 0)
     drawn = IndexedExposures(known.frames, e.indexing, e.group)
     for f in range(n):
         spots = twin.draw(f, seed).spots
         if len(spots):
             rows.append(measured_snr(drawn.photons(f), spots.assign(frame=f), valid, twin.noise.readout))
-    made = recover(pd.concat(rows, ignore_index=True), find_frame_peaks(known.frames, make=way), n)
+    made = match_found(pd.concat(rows, ignore_index=True), find_frame_peaks(known.frames, make=way), n)
     return by_bin(real), by_bin(made)
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #c3109c0d

@@ -37,7 +37,7 @@ def halves(n: int) -> tuple[list[int], list[int]]:
     """
     if n < 2 * FEWEST_EXPOSURES:
         raise BadInput(
-            f"{n} exposures are too few to learn from one half and judge beside the other; expected at least {2 * FEWEST_EXPOSURES}"
+            f"too few exposures to learn from one half and judge beside the other: {n}; expected at least {2 * FEWEST_EXPOSURES} of one detector position"
         )
     return list(range(0, n, 2)), list(range(1, n, 2))
 

@@ -17,8 +17,8 @@ from ...data.frames.peak_matching import match_tables
 from ...physics.indexing.integration import integrate_spots
 
 # %% auto #0
-__all__ = ['DISC', 'RING', 'WHOLE', 'AROUND', 'EDGES', 'BRIGHT', 'in_disc', 'Recovered', 'recover', 'under_another',
-           'share_interval', 'median_interval', 'by_bin', 'evenly']
+__all__ = ['DISC', 'RING', 'WHOLE', 'AROUND', 'EDGES', 'BRIGHT', 'in_disc', 'Recovered', 'match_found', 'under_another',
+           'share_interval', 'median_between', 'by_bin', 'evenly']
 
 # %% ../../../nbs/judge/metrics/recovery.ipynb #aa9ab299
 DISC, RING = 2.0, (3.5, 6.5)  # px, of I/σ
@@ -62,7 +62,7 @@ class Recovered(NamedTuple):
         return float(each.mean()), float(max(each.mean() - half, 0)), float(each.mean() + half)
 
 
-def recover(truth: pd.DataFrame, found: pd.DataFrame, frames: int, *, radius: float = 2.0) -> Recovered:
+def match_found(truth: pd.DataFrame, found: pd.DataFrame, frames: int, *, radius: float = 2.0) -> Recovered:
     """Match the peaks of a program with known spots.
 
     truth: `frame`, `fs`, `ss` (px), `photons` or `intensity`, and `snr` or `sigma`; `panel` for stacks. found: `frame`, `fs`, `ss`, and
@@ -114,7 +114,7 @@ def share_interval(found: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.nd
         return tuple((p + _Z**2 / (2 * n) + sign * half) / (1 + _Z**2 / n) for sign in (-1, 1))
 
 
-def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+def median_between(values: np.ndarray) -> tuple[float, float, float]:
     """(median, the ends of its interval of 95%) of values (n,); NaN where there are none."""
     x = np.sort(np.asarray(values, float)[np.isfinite(values)])
     if not len(x):
@@ -142,7 +142,7 @@ def by_bin(got: Recovered, column: str = "snr", edges: Sequence[float] = EDGES) 
             n: hits[n] for n in ("off_fs", "off_ss", "ratio")
         }
         for name, value in values.items():
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), median_interval(value.to_numpy()), strict=True))
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), median_between(value.to_numpy()), strict=True))
         rows.append(row)
     table = pd.DataFrame(rows)
     table["recall"] = table["found"] / table["spots"].where(table["spots"] > 0)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['show_recovery', 'place_of', 'show_places', 'show_measured', 'recovery_table', 'recovery_report']
+__all__ = ['show_recovery', 'place_numbers', 'show_places', 'show_measured', 'recovery_table', 'recovery_report']
 
 # %% ../../../nbs/judge/views/recovery.ipynb #8ad77cbd
 _LAST = 80.0  # I/σ at which the open bin is drawn
@@ -72,7 +72,7 @@ def show_recovery(got: Mapping[str, Recovered]) -> Figure:
     return figure
 
 # %% ../../../nbs/judge/views/recovery.ipynb #d2d47ccd
-def place_of(known: KnownFrames, spots: pd.DataFrame) -> tuple[str, np.ndarray]:
+def place_numbers(known: KnownFrames, spots: pd.DataFrame) -> tuple[str, np.ndarray]:
     """(what it is, a number of each spot): the distance from the beam in px, or the panel of a stack."""
     if "panel" in spots and spots["panel"].nunique() > 1:
         return "panel", spots["panel"].to_numpy(float)
@@ -90,7 +90,7 @@ def show_places(known: KnownFrames, got: Mapping[str, Recovered]) -> Figure:
         bright = r.spots[r.spots["snr"] >= BRIGHT]
         if len(bright) < 2:
             continue
-        name, place = place_of(known, bright)
+        name, place = place_numbers(known, bright)
         every = bright.assign(place=place, inverse=1 / bright["d"])
         for ax, column in ((shells, "inverse"), (places, "place")):
             table = by_bin(r._replace(spots=every), column, evenly(every[column].to_numpy()))

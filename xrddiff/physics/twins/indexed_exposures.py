@@ -29,7 +29,7 @@ from .measured_backgrounds import around_spots
 
 # %% auto #0
 __all__ = ['FARTHEST', 'PEAK', 'SPOT', 'REMEMBERED', 'CHANCE', 'WIDE', 'TwinCrystal', 'crystal_spots', 'near_any',
-           'recurring_places', 'MeasuredPixels', 'IndexedExposures']
+           'recurring_places', 'MeasuredPixels', 'IndexedCrystals', 'IndexedExposures']
 
 # %% ../../../nbs/physics/twins/indexed_exposures.ipynb #57e2e75f
 FARTHEST = 6.0  # u of the reflections that belong to an exposure
@@ -130,7 +130,7 @@ class MeasuredPixels:
         if told is not None:
             return float(told)
         exposures = range(frame_count(self.frames))
-        return value_when_full(frame_image(self.frames, f)[self.usable(f)] for f in exposures)
+        return value_when_full(frame_image(self.frames, f)[frame_mask(self.frames, f)] for f in exposures)
 
     def saturated(self, f: int) -> np.ndarray:
         """Which pixels of an exposure are full: their counts are no measurement."""
@@ -157,21 +157,19 @@ class MeasuredPixels:
 
 # %% ../../../nbs/physics/twins/indexed_exposures.ipynb #2d60fffc
 @dataclass(frozen=True, eq=False)
-class IndexedExposures(MeasuredPixels):
-    """Indexed exposures, as a twin is learnt from them.
+class IndexedCrystals(MeasuredPixels):
+    """The crystals of exposures, and where their reflections are.
 
     - `frames`: the exposures.
     - `indexing`: what `index_series` found in them.
     - `group`: Hermann–Mauguin symbol of the space group.
     - `hidden`: pixels (y, x) or (panel, ss, fs) that are not learnt from, beyond those that are masked.
-    - `missed`: blocks of pixels (exposure, …) that have a spot that nobody found.
     """
 
     frames: xr.Dataset
     indexing: Indexing
     group: str
     hidden: np.ndarray | None = None
-    missed: np.ndarray | None = None
 
     def geometry(self, f: int | None = None) -> PanelGeometry:
         """The detector as the series has it; a flat one stays flat."""
@@ -213,6 +211,16 @@ class IndexedExposures(MeasuredPixels):
     def crystals_in(self, f: int) -> list[TwinCrystal]:
         """The crystals of an exposure."""
         return [c for c in self.crystals if c.exposure == f]
+
+# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #f5fad91a
+@dataclass(frozen=True, eq=False)
+class IndexedExposures(IndexedCrystals):
+    """Indexed exposures, as a twin is learnt from them: between the spots is background.
+
+    - `missed`: blocks of pixels (exposure, …) that have a spot that nobody found.
+    """
+
+    missed: np.ndarray | None = None
 
     def unexplained(self, f: int) -> pd.DataFrame:
         """The peaks of an exposure that are far from any predicted spot."""

@@ -26,7 +26,7 @@ from ..indexing.indexer import FEWEST_PEAKS
 from ..indexing.integration import integrate_spots
 from ..indexing.series import index_series
 from ..simulation.crystal import random_rotation
-from .changing_pixels import RING_MORE, learn_rings, missed_spots, unsteady_pixels
+from .changing_pixels import learn_rings, missed_spots, unsteady_pixels
 from .count_noise import CountNoise, draw_noisy, learn_noise
 from .indexed_exposures import IndexedExposures
 from xrddiff.physics.twins.measured_backgrounds import (
@@ -261,9 +261,9 @@ def between_spots(e: IndexedExposures) -> tuple[IndexedExposures, Backgrounds, C
         backgrounds = learn_backgrounds(exposure, n, e.integrating)
     backgrounds = learn_rings(exposure, backgrounds, _radius(e), n)
     if backgrounds.rings is not None:
-        different = np.flatnonzero((np.abs(backgrounds.ring_levels) > np.log(RING_MORE)).any(1))
+        most = float(np.exp(np.ptp(backgrounds.ring_levels, 0).max()))
         seen.append(
-            f"{len(different)} of the {n} exposures differ from the others in rings, such as those of ice; a frame has those of the exposure that it is like"
+            f"exposures differ in rings, such as those of ice, by up to a factor of {most:.1f}; a frame has those of the exposure that it is like"
         )
     noise = learn_noise(lambda f: (e.photons(f), backgrounds.expected(eye[f]), e.free(f)), n, e.integrating)
     return e, backgrounds, noise, tuple(seen)
@@ -291,7 +291,7 @@ def learn_twin(
     n = frame_count(frames)
     if n < FEWEST_EXPOSURES:
         raise BadInput(
-            f"too few frames to learn a twin from: {n}; expected at least {FEWEST_EXPOSURES} of one detector position"
+            f"too few frames to learn a twin from: {n}; expected at least {FEWEST_EXPOSURES} of one detector position, since with fewer a detector cannot be told from what one crystal scatters (`xrddiff data simulate --detector FRAME` needs only one)"
         )
     if "distance" in frames.variables and np.ptp(far := frames["distance"].values) > SAME_PLACE * far.min():
         raise BadInput(
