@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.peaks import pixels_around
@@ -43,7 +43,8 @@ def blurred(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
     while out is None or (rest.any() and sigma < size):
         wide = (0,) * (weight.ndim - 2) + (sigma, sigma)
         a, w = (
-            ndimage.gaussian_filter(v.astype(np.float32), wide, truncate=3, mode="constant") for v in (total, weight)
+            scipy.ndimage.gaussian_filter(v.astype(np.float32), wide, truncate=3, mode="constant")
+            for v in (total, weight)
         )
         made = a / np.maximum(w, 1e-12)
         out = made if out is None else np.where(rest, made, out)
@@ -94,7 +95,7 @@ class Backgrounds:
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
         grid = np.meshgrid(*(_in_units_of_blocks(np.arange(n)) for n in self.mean.shape[-2:]), indexing="ij")
         stack = coarse.reshape(-1, *coarse.shape[-2:])
-        fine = [ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
+        fine = [scipy.ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
         return np.stack(fine).reshape(self.mean.shape)
 
     def expected(self, weights: np.ndarray) -> np.ndarray:
@@ -106,7 +107,7 @@ class Backgrounds:
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
         *panel, y, x = index
         place = [*panel, *map(_in_units_of_blocks, (y, x))]
-        level = ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
+        level = scipy.ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
         return self.mean[index] * np.exp(level) + np.float32(self.zero)
 
 
