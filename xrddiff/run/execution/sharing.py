@@ -148,12 +148,16 @@ def make_samples(
     """
     run, words, folder = str(Path(run).absolute()), tuple(words), Path(folder).absolute()
     job = _sample_job(run, words, None)
-    _sample_job.cache_clear()  # the run may be trained further before the next call
-    store = _begin(job, folder, replace=False)
-    left = _missing(store)
-    tasks = [(run, words, str(store.path), part) for part in left]
-    with _progress(store, left) as bar, open_workers(workers if left else None, job.cfg.threads) as pool:
-        run_tasks(_sample_part, tasks, pool, lambda mark: bar.update(mark["rows"][1] - mark["rows"][0]))
+    if workers is not None:
+        _sample_job.cache_clear()  # they open their own, and may be forked from this process
+    try:
+        store = _begin(job, folder, replace=False)
+        left = _missing(store)
+        tasks = [(run, words, str(store.path), part) for part in left]
+        with _progress(store, left) as bar, open_workers(workers if left else None, job.cfg.threads) as pool:
+            run_tasks(_sample_part, tasks, pool, lambda mark: bar.update(mark["rows"][1] - mark["rows"][0]))
+    finally:
+        _sample_job.cache_clear()  # the run may be trained further before the next call
     _finish(store, folder)
     return job, *_read(store, folder)
 
