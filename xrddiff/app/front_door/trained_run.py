@@ -221,17 +221,15 @@ class TrainedRun(RunNumbers):
 
         `given`, `words`: words of `inference`, and conditions of the run by name. `name`: also store
         the samples in the run folder, with a report, as `xrddiff sample` does.
-        `workers`: for a named set, where to draw it, as "local:2". `judge`: compare it with real frames
-        (None: from 128 samples on). `progress`: show the output.
+        `workers`: where to draw that, as "local:2". `judge`: compare it with real frames (None: if it has 128 or more). `progress`: show the output.
         Sample i is the same frame in any set, bit for bit as drawn by `xrddiff sample`.
         Raises `BadInput` for unknown words, or if the run has no generative model.
         """
         overrides = sampling_overrides(self, given, {**words, "num_samples": n})
         if name is None and workers is None:
             return draw_samples(self.path, overrides, progress=progress)
-        stored = dict(name=name, workers=workers, judge=judge)
-        folder = execute_on_run("sample", self.path, overrides, progress=progress, **stored)
-        return open_set(self, folder.name)
+        words = dict(name=name, workers=workers, judge=judge, progress=progress)
+        return open_set(self, execute_on_run("sample", self.path, overrides, **words).name)
 
     @in_its_scope
     def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:

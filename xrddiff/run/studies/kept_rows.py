@@ -23,7 +23,7 @@ from ...core.gate import checked, or_default, read_json
 from ...core.mediums import for_json
 
 # %% auto #0
-__all__ = ['ROW', 'FOLDERS', 'MOST_FILES', 'MOST_ROW', 'RECENT', 'T', 'files_mark', 'read_row', 'keep_row']
+__all__ = ['ROW', 'FOLDERS', 'MOST_FILES', 'MOST_ROW', 'RECENT', 'T', 'files_mark', 'MarkedRow', 'read_row', 'keep_row']
 
 # %% ../../../nbs/run/studies/kept_rows.ipynb #33baccbd
 ROW = ".row.json"
@@ -68,7 +68,7 @@ def files_mark(run: Path) -> tuple[str, float]:
     return hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest(), last / 1e9
 
 # %% ../../../nbs/run/studies/kept_rows.ipynb #b77b37ff
-class _Kept(msgspec.Struct):
+class MarkedRow(msgspec.Struct):
     """A row, and the mark of the files that it was made from."""
 
     mark: str
@@ -77,7 +77,7 @@ class _Kept(msgspec.Struct):
 
 def read_row(run: Path, mark: str, kind: type[T]) -> T | None:
     """The row of a run with this `mark`, as `kind`; None if there is none that counts."""
-    kept = or_default(lambda: read_json(run / ROW, _Kept, MOST_ROW), None) if mark else None
+    kept = or_default(lambda: read_json(run / ROW, MarkedRow, MOST_ROW), None) if mark else None
     if kept is None or kept.mark != mark:
         return None
     return or_default(lambda: checked(kept.row, kind, ROW), None)

@@ -180,7 +180,7 @@ def _settled(run: Path, state: str) -> bool:
     return state in SETTLED and ((record := read_attempt(run, TRAINING)) is None or not record.job)
 
 
-def _kept(run: Path, mark: str, jobs: Jobs) -> RunRow | None:
+def _kept_row(run: Path, mark: str, jobs: Jobs) -> RunRow | None:
     """The row that is kept beside a run, with its texts cut as they are when it is made; None if it does not count."""
     row = read_row(run, mark, RunRow)
     if row is None or row.state not in SETTLED or (row.state != "finished" and jobs.knows(run)):
@@ -196,7 +196,7 @@ def describe_run(run: str | os.PathLike, shown: str | None = None, asked: Asked 
     run, asked = Path(run), asked or Asked()
     free = not is_locked(run / ".lock", asked.held)
     mark, changed = files_mark(run) if free else ("", 0.0)
-    if (row := _kept(run, mark, asked.jobs)) is None:
+    if (row := _kept_row(run, mark, asked.jobs)) is None:
         row = _read_run(run, asked.jobs)
         if mark and _settled(run, row.state):
             keep_row(run, mark, changed, asdict(row))
