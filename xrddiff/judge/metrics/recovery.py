@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.peak_matching import match_tables
@@ -96,7 +96,7 @@ def under_another(spots: pd.DataFrame, radius: float) -> np.ndarray:
     """Which spots have a brighter one within `radius` px, bool (n,)."""
     far = 4 * radius + 1
     place = np.stack([spots["fs"], spots["ss"], far * spots["frame"], far * spots.get("panel", 0 * spots["frame"])], 1)
-    pairs = cKDTree(place.astype(float)).query_pairs(radius, output_type="ndarray")
+    pairs = scipy.spatial.cKDTree(place.astype(float)).query_pairs(radius, output_type="ndarray")
     bright = spots["intensity"].to_numpy()[pairs]
     under = np.zeros(len(spots), bool)
     under[np.where(bright[:, 0] < bright[:, 1], pairs[:, 0], pairs[:, 1])] = True

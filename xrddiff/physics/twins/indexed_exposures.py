@@ -13,10 +13,8 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy import ndimage
-from scipy.spatial import cKDTree
-from scipy.stats import binom
 
 from ...data.frames.frames import frame_count, frame_image, frame_mask
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
@@ -93,7 +91,7 @@ def near_any(peaks: pd.DataFrame, spots: pd.DataFrame, radius: float) -> np.ndar
     """Which of the `peaks` lie within `radius` px of one of the `spots`, bool (n,). Both have `fs`, `ss`, and `panel` for stacks."""
     places = [np.stack([1e6 * panel_numbers(t), t["fs"], t["ss"]], 1) for t in (peaks, spots)]
     return (
-        cKDTree(places[1]).query(places[0], distance_upper_bound=radius)[0] <= radius
+        scipy.spatial.cKDTree(places[1]).query(places[0], distance_upper_bound=radius)[0] <= radius
         if len(spots)
         else np.zeros(len(peaks), bool)
     )
@@ -104,10 +102,10 @@ def recurring_places(covered: Iterable[np.ndarray]) -> np.ndarray:
     count, n = 0, 0
     for one in covered:
         count, n = count + one.astype(np.uint8), n + 1
-    often = count >= max(3, binom.isf(CHANCE, n, count.mean() / n) + 1)
-    joined = ndimage.generate_binary_structure(often.ndim, 2)
+    often = count >= max(3, scipy.stats.binom.isf(CHANCE, n, count.mean() / n) + 1)
+    joined = scipy.ndimage.generate_binary_structure(often.ndim, 2)
     joined[[0, -1]] &= often.ndim == 2  # panels do not touch
-    label, m = ndimage.label(often, joined)
+    label, m = scipy.ndimage.label(often, joined)
     large = np.bincount(label.ravel(), minlength=m + 1) > WIDE * np.pi * PEAK**2
     return often & large[label]
 

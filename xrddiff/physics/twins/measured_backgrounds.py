@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.peaks import pixels_around
@@ -54,7 +54,8 @@ def blurred(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
     while out is None or (rest.any() and sigma < size):
         wide = _only_last(weight, sigma)
         a, w = (
-            ndimage.gaussian_filter(v.astype(np.float32), wide, truncate=3, mode="constant") for v in (total, weight)
+            scipy.ndimage.gaussian_filter(v.astype(np.float32), wide, truncate=3, mode="constant")
+            for v in (total, weight)
         )
         made = a / np.maximum(w, 1e-12)
         out = made if out is None else np.where(rest, made, out)
@@ -99,11 +100,11 @@ def refined_mean(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndar
     mean, seen = blurred(total, weight, sigma), weight > 0
     while sigma / 2 >= _FINEST:
         around, sigma = _only_last(weight, sigma), sigma / 2
-        fine, held = blurred(total, weight, sigma), ndimage.gaussian_filter(weight, _only_last(weight, sigma))
-        light = ndimage.gaussian_filter(np.maximum(total, 0), _only_last(weight, sigma / np.sqrt(2)))
+        fine, held = blurred(total, weight, sigma), scipy.ndimage.gaussian_filter(weight, _only_last(weight, sigma))
+        light = scipy.ndimage.gaussian_filter(np.maximum(total, 0), _only_last(weight, sigma / np.sqrt(2)))
         v = light / (4 * np.pi * sigma**2) / np.maximum(held, 1e-6) ** 2
         d = np.where(held > 0.02 * weight.mean(), fine - mean, 0)
-        z2 = ndimage.gaussian_filter(d * d / np.maximum(v, 1e-12), around)
+        z2 = scipy.ndimage.gaussian_filter(d * d / np.maximum(v, 1e-12), around)
         typical = max(1.0, float(np.median(z2[seen])))  # of noise that is no photons'
         mean = mean + d * np.maximum(1 - SURE * typical / np.maximum(z2, 1e-6), 0)
     return mean
@@ -133,7 +134,7 @@ class Backgrounds:
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
         grid = np.meshgrid(*(_in_units_of_blocks(np.arange(n)) for n in self.mean.shape[-2:]), indexing="ij")
         stack = coarse.reshape(-1, *coarse.shape[-2:])
-        fine = [ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
+        fine = [scipy.ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
         level = np.stack(fine).reshape(self.mean.shape)
         return level if self.rings is None else level + self._of_rings(weights)[self.rings]
 
@@ -150,7 +151,7 @@ class Backgrounds:
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
         *panel, y, x = index
         place = [*panel, *map(_in_units_of_blocks, (y, x))]
-        level = ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
+        level = scipy.ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
         if self.rings is not None:
             level = level + self._of_rings(weights)[self.rings[index]]
         return self.mean[index] * np.exp(level) + np.float32(self.zero)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
+import scipy
 
 from ...core.seeds import numpy_rng
 from ...data.frames.geometry import Geometry, PanelGeometry
@@ -173,7 +173,7 @@ def alone(spots: pd.DataFrame, apart: float = ALONE) -> np.ndarray:
     others = place[spots["intensity"].to_numpy() > BRIGHT / 10]
     if not len(others):
         return bright
-    return bright & (cKDTree(others).query_ball_point(place, apart, return_length=True) == 1)
+    return bright & (scipy.spatial.cKDTree(others).query_ball_point(place, apart, return_length=True) == 1)
 
 
 def measure_shapes(

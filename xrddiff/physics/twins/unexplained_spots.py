@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import poisson
+import scipy
 
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count
@@ -25,7 +25,7 @@ __all__ = ['DRAWN', 'CHANCE', 'FEWEST_UNEXPLAINED', 'standing_out', 'most_by_cha
 # %% ../../../nbs/physics/twins/unexplained_spots.ipynb #344b5140
 DRAWN, CHANCE = 4, 1e-3  # frames without a spot; how rarely chance has as many peaks as a hit
 FEWEST_UNEXPLAINED = (
-    int(poisson.isf(CHANCE, 1 / DRAWN)) + 1
+    int(scipy.stats.poisson.isf(CHANCE, 1 / DRAWN)) + 1
 )  # peaks above those of `DRAWN` frames: at most 1 / DRAWN each
 
 
