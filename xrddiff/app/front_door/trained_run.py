@@ -213,30 +213,31 @@ class TrainedRun(RunNumbers):
         *given: Any,
         name: str | None = None,
         workers: str | None = None,
+        judge: bool | None = None,
         progress: bool = True,
         **words: Any,
     ) -> xr.Dataset:
         """`n` samples as Frames: `run.sample(16, hit_class="single", seed=0, sampler="ddim", steps=50)`.
 
         `given`, `words`: words of `inference`, and conditions of the run by name. `name`: also store
-        the samples in the run folder, evaluated and with a report, as `xrddiff sample` does.
-        `workers`: for a named set, where to draw it, as "local:2". `progress`: show the output.
+        the samples in the run folder, with a report, as `xrddiff sample` does.
+        `workers`: where to draw that, as "local:2". `judge`: compare it with real frames (None: if it has 128 or more). `progress`: show the output.
         Sample i is the same frame in any set, bit for bit as drawn by `xrddiff sample`.
         Raises `BadInput` for unknown words, or if the run has no generative model.
         """
         overrides = sampling_overrides(self, given, {**words, "num_samples": n})
         if name is None and workers is None:
             return draw_samples(self.path, overrides, progress=progress)
-        folder = execute_on_run("sample", self.path, overrides, progress=progress, name=name, workers=workers)
-        return open_set(self, folder.name)
+        words = dict(name=name, workers=workers, judge=judge, progress=progress)
+        return open_set(self, execute_on_run("sample", self.path, overrides, **words).name)
 
     @in_its_scope
     def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:
         """Write the trained model as a folder that runs elsewhere, see `xd.load_exported`; returns it.
 
-        `format`: one of `xrddiff list exporter`. `output`: the folder (None: `exported/FORMAT` in that of the run).
-        `given`, `words`: words of `inference`, which become the defaults of the exported model. Raises
-        `BadInput` for a run that is not finished, or that the format cannot hold.
+        `format`: one of `xrddiff list exporter`, or `peaks`, a file (`xd.train_peaks`). `output`: the folder (None:
+        `exported/FORMAT` in that of the run). `given`, `words`: words of `inference`, which become the defaults of
+        the exported model. Raises `BadInput` for a run that is not finished, or that the format cannot hold.
         """
         from xrddiff.judge.exports.exporters import export_run
 

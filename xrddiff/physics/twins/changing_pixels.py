@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from .measured_backgrounds import BLOCK, Backgrounds, in_blocks
 
@@ -38,7 +38,7 @@ def _around(ndim: int) -> np.ndarray:
 def _narrow(values: np.ndarray) -> np.ndarray:
     """K * values on the last two axes, float32."""
     sigma = (0,) * (values.ndim - 2) + (NARROW, NARROW)
-    return ndimage.gaussian_filter(values.astype(np.float32), sigma, truncate=3, mode="constant")
+    return scipy.ndimage.gaussian_filter(values.astype(np.float32), sigma, truncate=3, mode="constant")
 
 
 def unsteady_pixels(
@@ -72,11 +72,11 @@ def unsteady_pixels(
         noise = np.sqrt((variance * np.maximum(M, 1e-6) + readout**2) / (4 * np.pi * NARROW**2))
         dark |= free & (N < DARK * M) & (N < M - FAR_BELOW * noise)
     near = _around(len(shape))
-    group = ndimage.label(dark, near)[0]
+    group = scipy.ndimage.label(dark, near)[0]
     large = np.bincount(group.ravel()) >= FEWEST_PIXELS
     large[0] = False
     dark = large[group]
-    return ndimage.binary_dilation(dark, near, RIM) if dark.any() else dark
+    return scipy.ndimage.binary_dilation(dark, near, RIM) if dark.any() else dark
 
 # %% ../../../nbs/physics/twins/changing_pixels.ipynb #db1eb8f6
 MANY_TIMES, PHOTONS_MORE = 8.0, 200.0  # as bright as in the other exposures, and so many photons beyond that
@@ -100,7 +100,7 @@ def missed_spots(exposure: Exposure, n: int) -> np.ndarray:
         usual = np.nan_to_num(np.nanmedian(mean / np.maximum(scale, 1e-6), 0)) * np.maximum(scale, 0)
     most = np.maximum(usual * count, 1)
     found = (total > MANY_TIMES * most) & (total > most + PHOTONS_MORE)
-    return ndimage.binary_dilation(found, _around(found.ndim)) if found.any() else found
+    return scipy.ndimage.binary_dilation(found, _around(found.ndim)) if found.any() else found
 
 
 def of_blocks(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -160,5 +160,5 @@ def learn_rings(
         marked[f] = known & (np.abs(seen - told) > RING_FAR * noise) & (np.abs(level) > np.log(RING_MORE))
     if not marked.any():
         return backgrounds
-    around = ndimage.binary_dilation(marked.any(0), iterations=2)
+    around = scipy.ndimage.binary_dilation(marked.any(0), iterations=2)
     return replace(backgrounds, rings=rings, ring_levels=np.where(around, levels, 0))

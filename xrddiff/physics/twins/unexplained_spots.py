@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
-from scipy.stats import poisson
+import scipy
 
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count
@@ -16,7 +15,7 @@ from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.peaks import find_frame_peaks
 from ..indexing.rays import as_panels, panel_numbers
 from .count_noise import CountNoise, draw_noisy
-from .indexed_exposures import SPOT, IndexedExposures
+from .indexed_exposures import SPOT, IndexedExposures, near_any
 from .measured_backgrounds import Backgrounds
 
 # %% auto #0
@@ -26,7 +25,7 @@ __all__ = ['DRAWN', 'CHANCE', 'FEWEST_UNEXPLAINED', 'standing_out', 'most_by_cha
 # %% ../../../nbs/physics/twins/unexplained_spots.ipynb #344b5140
 DRAWN, CHANCE = 4, 1e-3  # frames without a spot; how rarely chance has as many peaks as a hit
 FEWEST_UNEXPLAINED = (
-    int(poisson.isf(CHANCE, 1 / DRAWN)) + 1
+    int(scipy.stats.poisson.isf(CHANCE, 1 / DRAWN)) + 1
 )  # peaks above those of `DRAWN` frames: at most 1 / DRAWN each
 
 
@@ -60,14 +59,12 @@ def unexplained_peaks(e: IndexedExposures, f: int, by_chance: float = 0.0) -> pd
     gain = float(e.frames["intensity"].attrs.get("gain", 1.0))
     peaks = pd.DataFrame({"panel": panel_numbers(own), "fs": own["fs"].to_numpy(), "ss": own["ss"].to_numpy()})
     peaks = peaks.assign(photons=own["intensity"].to_numpy() / gain)
-    usable = e.usable(f)
+    usable = e.usable(f) & ~e.recurring
     at = np.floor(peaks["ss"]).astype(int), np.floor(peaks["fs"]).astype(int)
     peaks = peaks[usable[at if usable.ndim == 2 else (peaks["panel"], *at)]].reset_index(drop=True)
     for crystal in e.crystals_in(f):
         spots = e.predicted(crystal)
-        if len(peaks) and len(spots):
-            known, wanted = (np.stack([1e6 * s["panel"], s["fs"], s["ss"]], 1) for s in (spots, peaks))
-            peaks = peaks[cKDTree(known).query(wanted)[0] > SPOT].reset_index(drop=True)
+        peaks = peaks[~near_any(peaks, spots, SPOT)].reset_index(drop=True)
     return peaks
 
 
