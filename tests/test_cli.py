@@ -238,7 +238,7 @@ def test_simulate_inspect_convert(tmp_path, monkeypatch, capsys):
         (["data", "inspect", "run.npy", "frame=1"], "frame does not describe frames"),
         (["data", "inspect", "run.npy", "sample={a: b"], "'sample={a: b' cannot be read"),
         (["data", "inspect", "run.npy", "variables=1"], "variables is 1"),
-        (["data", "inspect", "run.npy", "peaks=1"], "the peak table is 1"),
+        (["data", "inspect", "run.npy", "peaks=1"], "peaks=1: expected classical, peakfinder8, or net:FILE"),
         (["data", "inspect", "run.npy", "--frame", "99"], "run.npy has 3 frames; there is no frame 99"),
         (["data", "inspect", "closed/a.h5"], "closed/a.h5 cannot be read"),
     ],

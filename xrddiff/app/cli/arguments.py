@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from xrddiff.run.slurm.job import RankCommand
 
 # %% auto #0
-__all__ = ['PROFILE_FIELDS', 'frame_words', 'add_frames_and_mask', 'absolute_path', 'refuse_catalog_name', 'writable',
-           'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile', 'rank_command']
+__all__ = ['PEAKS_HELP', 'PROFILE_FIELDS', 'frame_words', 'peaks_word', 'add_frames_and_mask', 'absolute_path',
+           'refuse_catalog_name', 'writable', 'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile',
+           'rank_command']
 
 # %% ../../../nbs/app/cli/arguments.ipynb #c0a50e12
 def frame_words(texts: Sequence[str]) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def frame_words(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise BadInput(f"'{text}' is not a word: expected name=value, for instance wavelength=1.3")
+        if name == "peaks":
+            raise BadInput(f"'{text}': this command finds no peaks in the way of a word")
         if name in ("frame", "png", "complete", "progress", "overwrite"):
             raise BadInput(f"'{text}': {name} does not describe frames (see `xrddiff data inspect --help`)")
         try:
@@ -47,6 +50,15 @@ def frame_words(texts: Sequence[str]) -> dict[str, Any]:
             except ValueError:
                 pass
     return out
+
+# %% ../../../nbs/app/cli/arguments.ipynb #67ff38eb
+PEAKS_HELP = "peaks= says how peaks are found: classical, peakfinder8, or net:FILE, a network of `xrddiff export --format peaks` (classical)"
+
+
+def peaks_word(texts: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(how peaks are found, the other words): the value of `peaks=`, None without it."""
+    own = [text for text in texts if text.startswith("peaks=")]
+    return own[-1].partition("=")[2] if own else None, [text for text in texts if not text.startswith("peaks=")]
 
 # %% ../../../nbs/app/cli/arguments.ipynb #889ecd80
 def add_frames_and_mask(p: argparse.ArgumentParser, what: str) -> None:

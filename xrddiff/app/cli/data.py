@@ -11,7 +11,14 @@ import argparse
 import os
 from typing import Any
 
-from .arguments import frame_words, picture_name, refuse_catalog_name, writable
+from xrddiff.app.cli.arguments import (
+    PEAKS_HELP,
+    frame_words,
+    peaks_word,
+    picture_name,
+    refuse_catalog_name,
+    writable,
+)
 from .indexing import add_index
 from .output import short_number
 from ...core.errors import BadInput
@@ -104,7 +111,7 @@ def data_convert(args: argparse.Namespace) -> int:
 
 # %% ../../../nbs/app/cli/data.ipynb #c0a50e16
 def data_inspect(args: argparse.Namespace) -> int:
-    """Print what is in a file of frames; draw one of them."""
+    """Print what is in a file of frames; draw one of them, with `peaks=` also the peaks that are found in it."""
     from xrddiff.core.plugins import load_standing
     from xrddiff.data.headers.probe import start_probe
 
@@ -123,7 +130,8 @@ def data_inspect(args: argparse.Namespace) -> int:
             png = None
             complain(f"note: no picture: {error}; use --png to say where to save it")
     refuse_catalog_name(args.file)
-    about = inspect_file(args.file, frame=args.frame, png=png, **frame_words(args.words))
+    peaks, words = peaks_word(args.words)
+    about = inspect_file(args.file, frame=args.frame, png=png, peaks=peaks, **frame_words(words))
     problem = about.pop("problem", None)
     console().print(about)
     if problem:
@@ -243,7 +251,7 @@ def add_data(commands: Any) -> None:
     p.add_argument("--frame", type=int, default=0, metavar="I", help="the frame to draw (0)")
     p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
     p.add_argument("--no-png", action="store_true", help="no picture")
-    p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
+    p.add_argument("words", nargs="*", default=[], metavar="word=value", help=f"{words}; {PEAKS_HELP}")
     p.set_defaults(command=data_inspect, parser=p)
 
     p = kinds.add_parser("mask", help="which pixels are masked, and why: a table, a picture, a mask file")

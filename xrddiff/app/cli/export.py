@@ -10,18 +10,43 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .arguments import frame_words
+from ...core.errors import BadInput
 from ...core.mediums import say
 from ...core.registry import entries
 
 # %% ../../../nbs/app/cli/export.ipynb #4c29812e
 def export(args: argparse.Namespace) -> int:
-    """Write a trained model as a folder that runs without this package: `xrddiff export RUN --format pt2`."""
+    """Write a trained model as a folder that runs without this package: `xrddiff export RUN --format pt2`. With
+    `--format peaks`, train a peak finder on frames whose spots are known, those of `xrddiff twin` or `xrddiff data simulate`,
+    or on what a run with lattice maps draws, and write it as one file, for `peaks=net:FILE`.
+    """
     from xrddiff.judge.exports.exporters import export_run
 
+    if args.format == "peaks":
+        return _export_peaks(args)
+    if args.steps is not None or args.seed is not None:
+        raise BadInput("--steps and --seed are for --format peaks, which trains")
     path = export_run(args.run, args.format, args.output, args.words)
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         say(f"{file.relative_to(path).as_posix():<40} {size(file)}")
     say(f"exported: {path}")
+    return 0
+
+
+def _export_peaks(args: argparse.Namespace) -> int:
+    """Train a peak finder, and write it."""
+    from xrddiff.judge.exports.peak_finders import export_peaks, holds_run
+    from xrddiff.learn.recipes.saved_peak_nets import open_peak_net
+
+    told = {"words": args.words} if holds_run(args.run) else frame_words(args.words)
+    given = {name: value for name in ("steps", "seed") if (value := getattr(args, name)) is not None}
+    path = export_peaks(args.run, args.output, **told, **given)
+    made = open_peak_net(path)
+    held = made.about["held_out"]
+    say(f"peak finder: {path} ({size(path)}), threshold {made.threshold:.2f}")
+    say(f"on frames that it did not see: precision {held['precision']:.2f}, recall {held['recall']:.2f}")
+    say(f"use it: peaks=net:{path}")
     return 0
 
 
@@ -38,10 +63,28 @@ def size(file: Path) -> str:
 def add_export(commands: Any) -> None:
     """Add the command `export`."""
     p = commands.add_parser("export", help="a trained model for other programs", description=export.__doc__)
-    p.add_argument("run", metavar="RUN", help="the folder of a finished run")
-    p.add_argument("--format", default="pt2", metavar="FORMAT", help=f"{', '.join(entries('exporter'))} (pt2)")
-    p.add_argument("-o", "--output", metavar="FOLDER", help="folder to write (RUN/exported/FORMAT)")
-    p.add_argument("words", nargs="*", default=[], metavar="word=value", help="inference=ddim50, inference.steps=8, …")
+    p.add_argument("run", metavar="RUN", help="the folder of a finished run; for peaks also frames with known spots")
+    p.add_argument(
+        "--format",
+        default="pt2",
+        metavar="FORMAT",
+        help=f"{', '.join(entries('exporter'))}, or peaks, a peak finder (pt2)",
+    )
+    p.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="folder to write (RUN/exported/FORMAT); for peaks a file (RUN/exported/peaks.safetensors, or NAME-peaks.safetensors)",
+    )
+    p.add_argument("--steps", type=int, metavar="N", help="optimiser steps of a peak finder (800)")
+    p.add_argument("--seed", type=int, metavar="SEED", help="of the training of a peak finder (0)")
+    p.add_argument(
+        "words",
+        nargs="*",
+        default=[],
+        metavar="word=value",
+        help="inference=ddim50, inference.steps=8, …; of frames: wavelength=1.3, …",
+    )
     p.add_argument(
         "--trust-plugins", action="store_true", help="execute the plug-ins that the run keeps (docs/security.md)"
     )

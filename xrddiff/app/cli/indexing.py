@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import frame_words, picture_name, writable
+from .arguments import PEAKS_HELP, frame_words, peaks_word, picture_name, writable
 from ...core.errors import BadInput
 from ...core.mediums import console, for_terminal, say
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xrddiff.physics.indexing.indexer import Indexing
 
 # %% auto #0
-__all__ = ['frames_of', 'data_index', 'add_index']
+__all__ = ['frames_of', 'way_of', 'data_index', 'add_index']
 
 # %% ../../../nbs/app/cli/indexing.ipynb #6b183fa3
 def frames_of(args: argparse.Namespace) -> Any:
@@ -30,6 +30,16 @@ def frames_of(args: argparse.Namespace) -> Any:
     if args.file in CATALOG and not os.path.exists(args.file):
         return load(args.file, **frame_words(args.words))
     return open_frames(args.file, **frame_words(args.words))
+
+
+def way_of(args: argparse.Namespace) -> Any:
+    """How peaks are found, as the word `peaks=` says, which is taken from the words; None without it."""
+    word, args.words = peaks_word(args.words)
+    if word is None:
+        return None
+    from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+
+    return peak_way(word)
 
 
 def _numbers(args: argparse.Namespace, count: int) -> range:
@@ -126,12 +136,14 @@ def data_index(args: argparse.Namespace) -> int:
         raise BadInput(f"--geometry {args.geometry}: expected a name that ends in .geom")
     for path in filter(None, (picture, stream, csv, args.geometry)):
         writable(path)
+    way = way_of(args)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])
     cell = None if args.cell == "unknown" else args.cell or ds.attrs.get("unit_cell")
     indexing = (index_series if args.refine else index_frames)(
-        ds, cell, frames=frames, lattices=args.lattices, distance_range=args.distance_range, controls=args.controls
-    )
+        ds, cell, frames=frames, peaks=way, lattices=args.lattices, distance_range=args.distance_range,
+        controls=args.controls,
+    )  # fmt: skip
     console().print(_rich_table(indexing))
     if len(frames) > 20:
         say(f"… {len(frames) - 20} more in {csv}")
@@ -183,5 +195,5 @@ def add_index(kinds: Any, words: str) -> None:
     p.add_argument("--geometry", metavar="OUT.geom", help="where to save the refined detector, as a CrystFEL geometry")
     p.add_argument("--png", metavar="OUT", help="where to save the picture (here, under the file's name)")
     p.add_argument("--stream", metavar="OUT", help="where to save the CrystFEL stream (here, under the file's name)")
-    p.add_argument("words", nargs="*", default=[], metavar="word=value", help=words)
+    p.add_argument("words", nargs="*", default=[], metavar="word=value", help=f"{words}; {PEAKS_HELP}")
     p.set_defaults(command=data_index, parser=p)

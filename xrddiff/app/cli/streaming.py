@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .arguments import frame_words
+from .arguments import PEAKS_HELP, frame_words, peaks_word
 from .output import summary_table
 from ...core.errors import BadInput
 from ...core.mediums import console, say
@@ -31,7 +31,9 @@ def stream_command(args: argparse.Namespace) -> int:
     if not 0 < args.memory < float("inf"):
         raise BadInput(f"--memory is {args.memory:g}; expected megabytes, more than 0")
     memory = round(args.memory * 2**20)
-    plan = StreamPlan(**{name: getattr(args, name) for name in names}, memory=memory, words=frame_words(args.words))
+    peaks, words = peaks_word(args.words)
+    told = {name: getattr(args, name) for name in names}
+    plan = StreamPlan(**told, memory=memory, words=frame_words(words), peaks=peaks)
     opened = Stream(plan, folder)
     say(f"stream: {folder}", f"page: {folder / 'live.html'}", flush=True)
     before = opened.answers.rows["frames"]
@@ -138,7 +140,11 @@ def add_streams(commands: Any) -> None:
         help="folder for the answers (output/streams/DATE/TIME); an earlier stream is continued",
     )
     p.add_argument(
-        "words", nargs="*", default=[], metavar="word=value", help="of the frames: wavelength=1.3, distance=0.15, …"
+        "words",
+        nargs="*",
+        default=[],
+        metavar="word=value",
+        help=f"of the frames: wavelength=1.3, distance=0.15, …; {PEAKS_HELP}",
     )
     p.add_argument(
         "--trust-plugins", action="store_true", help="execute the plug-ins that the run keeps (docs/security.md)"

@@ -111,14 +111,21 @@ def reconstruct_with(run: Run, frames: xr.Dataset) -> xr.Dataset:
 
 # %% ../../../nbs/app/front_door/run_frames.ipynb #527ad607
 def index_set(
-    frames: xr.Dataset, cell: Any = None, *, limit: int | None = None, refine: bool = True, **options: Any
+    frames: xr.Dataset,
+    cell: Any = None,
+    *,
+    limit: int | None = None,
+    refine: bool = True,
+    peaks: Any = None,
+    **options: Any,
 ) -> Indexing:
     """Look for crystal lattices in `frames`; `.table` has a row for each of them.
 
     `cell`: "36,44,52,90,90,90", six numbers, or a CIF or PDB file; None: that of the frames,
     searched for if they have none; "unknown": searched for in any case. `limit`: largest number of
     frames, evenly spaced. `refine`: detector, cell and crystals of all frames together, see
-    `indexing.series.index_series`. `options`: see `indexing.indexer.make_indexer`.
+    `indexing.series.index_series`. `peaks`: a table, or how they are found: "classical", "peakfinder8" or "net:FILE".
+    `options`: see `indexing.indexer.make_indexer`.
     Raises `BadInput` if the frames have no geometry or no wavelength.
     """
     from xrddiff.data.frames.frames import frame_count
@@ -133,4 +140,8 @@ def index_set(
         frames = draw_counts(frames, seed=0)
     known = frames.attrs.get("unit_cell") if cell is None else cell
     known = None if isinstance(known, str) and known == "unknown" else known
-    return (index_series if refine else index_frames)(frames, known, **options)
+    if isinstance(peaks, str):
+        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+
+        peaks = peak_way(peaks)
+    return (index_series if refine else index_frames)(frames, known, peaks=peaks, **options)

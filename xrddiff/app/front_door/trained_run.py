@@ -235,9 +235,9 @@ class TrainedRun(RunNumbers):
     def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:
         """Write the trained model as a folder that runs elsewhere, see `xd.load_exported`; returns it.
 
-        `format`: one of `xrddiff list exporter`. `output`: the folder (None: `exported/FORMAT` in that of the run).
-        `given`, `words`: words of `inference`, which become the defaults of the exported model. Raises
-        `BadInput` for a run that is not finished, or that the format cannot hold.
+        `format`: one of `xrddiff list exporter`, or `peaks`, a file (`xd.train_peaks`). `output`: the folder (None:
+        `exported/FORMAT` in that of the run). `given`, `words`: words of `inference`, which become the defaults of
+        the exported model. Raises `BadInput` for a run that is not finished, or that the format cannot hold.
         """
         from xrddiff.judge.exports.exporters import export_run
 

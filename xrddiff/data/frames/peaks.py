@@ -5,10 +5,10 @@
 # %% ../../../nbs/data/frames/peaks.ipynb #3fbb4ce5
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,10 +28,10 @@ from .frames import PANEL_GEOMETRY, beam_center_of, frame_count, frame_mask
 from .geometry import PanelGeometry, panel_vectors, pixel_positions
 
 # %% auto #0
-__all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'radial_bins', 'tile_bins', 'pixels_around',
-           'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped',
-           'images_together', 'PeakFinder', 'find_peaks', 'find_frame_peaks', 'make_finder', 'radius_map',
-           'beam_offsets']
+__all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8', 'MakeFinder', 'radial_bins', 'tile_bins',
+           'pixels_around', 'touching', 'connected_groups', 'without_single', 'split_groups', 'PeakSettings', 'grouped',
+           'images_together', 'PeakFinder', 'peaks_of_places', 'find_peaks', 'Finder', 'find_frame_peaks',
+           'make_finder', 'peaks_of_frames', 'radius_map', 'beam_offsets']
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
@@ -492,6 +492,52 @@ class PeakFinder:
         }
         return {name: v[good] for name, v in table.items()}
 
+# %% ../../../nbs/data/frames/peaks.ipynb #82cfa350
+def peaks_of_places(
+    finder: PeakFinder, image: np.ndarray, fs: np.ndarray, ss: np.ndarray, panel: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The columns of `PeakFinder.columns` for spots at given places (n,) of `image`, all of them, in their order.
+
+    finder: for images of this shape. fs, ss: px, on valid pixels. panel: for stacks.
+    """
+    s, (*_, height, width) = finder.settings, finder.bins.shape
+    b, sigma, high, _, finite = finder.background(image)
+    bins, pixels = finder._pixels.bins, np.asarray(image).ravel()
+    pixels = pixels if finite is None else np.where(finite, pixels, np.inf)
+    fs, ss = (np.clip(np.asarray(v, float), 0, n - 1e-6) for v, n in ((fs, width), (ss, height)))
+    first = np.zeros(len(fs), np.intp) if panel is None else np.asarray(panel, np.intp) * height * width
+
+    below = _Surroundings(pixels, bins, np.append(high, np.nan), (height, width))
+    count, mean, local_sigma = below.ring(fs, ss, first, s["ring"])
+    centre = bins[first + np.floor(ss).astype(np.intp) * width + np.floor(fs).astype(np.intp)]
+    few = (count < FEW_AROUND) & (centre < finder.n_bins)
+    mean, local_sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in ((b, mean), (sigma, local_sigma)))
+    if s["poisson_floor"]:
+        local_sigma = np.maximum(local_sigma, noise_floor(mean, s["gain"], s["noise"]))
+
+    valid = np.append(np.full(finder.n_bins, np.finfo(np.float64).max), np.nan)  # any number, where it is not masked
+    every = _Surroundings(pixels, bins, valid, (height, width))
+    aperture = max(s["aperture"], 1.5)
+    of, at, x, y = every.flanks(fs, ss, first, np.ones(len(fs), bool), 2 * aperture)
+    above = pixels[at] > high[bins[at]]
+    inside = np.hypot(x - fs[of], y - ss[of]) <= aperture
+    of, at, x, y, above = (v[above | inside] for v in (of, at, x, y, above))
+    excess = pixels[at] - mean[of]
+
+    def total(weight: np.ndarray) -> np.ndarray:
+        return np.bincount(of, weight, minlength=len(fs))
+
+    intensity, size = total(excess), total(above)
+    strongest = np.zeros(len(fs))
+    np.maximum.at(strongest, of, excess)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = np.where(size > 0, total(np.where(above, excess, 0)), strongest) / local_sigma
+        cx, cy = total(excess * x) / intensity, total(excess * y) / intensity
+        near = (intensity > 0) & (np.hypot(cx - fs, cy - ss) <= STRAY)
+    table = {} if panel is None else {"panel": first // (height * width)}
+    table |= {"fs": np.where(near, cx, fs), "ss": np.where(near, cy, ss), "intensity": intensity, "background": mean}
+    return table | {"sigma": local_sigma, "snr": snr, "pixels": np.maximum(size, 1).astype(np.intp)}
+
 # %% ../../../nbs/data/frames/peaks.ipynb #ba9f4528
 PEAKFINDER8: dict[str, Any] = {
     "snr": 6.0,
@@ -539,13 +585,28 @@ def _from_center(shape: tuple[int, ...], center: tuple[float, float]) -> tuple[n
     """x (1, x) and y (y, 1) of the pixel centres from `center` (x, y), px."""
     return np.arange(shape[1])[None] + 0.5 - center[0], np.arange(shape[0])[:, None] + 0.5 - center[1]
 
+# %% ../../../nbs/data/frames/peaks.ipynb #abfb3346
+class Finder(Protocol):
+    """What finds peaks in the images of a detector."""
+
+    @property
+    def together(self) -> int:
+        """How many images are best searched at once."""
+
+    def columns_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of the table of peaks of several images (n, …), after `frame`, from 0; see `PeakFinder`."""
+
+
+MakeFinder = Callable[[xr.Dataset, int], Finder]  # of the data set and the number of a frame, with its mask
+
 # %% ../../../nbs/data/frames/peaks.ipynb #82fe1d6f
 def find_frame_peaks(
     ds: xr.Dataset,
     frames: int | Iterable[int] | None = None,
     *,
     variable: str = "intensity",
-    finder: PeakFinder | None = None,
+    finder: Finder | None = None,
+    make: MakeFinder | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """The Bragg peaks of `frames` (numbers; None = all) of a data set: the columns of
@@ -553,7 +614,9 @@ def find_frame_peaks(
 
     Radii come from `beam_center` or from the panels; frames without either are searched over tiles.
     variable: what to search, with the dims of `intensity` (for example `expected`).
-    finder: from `make_finder`, perhaps for other frames of the detector; None makes one.
+    finder: from `make`, perhaps for other frames of the detector; None makes one.
+    make: another way to find peaks, such as a network (`learn.models.peak_net`); None is `make_finder`, which takes the
+        `settings`.
     The attributes `gain`, `read_noise` and `pedestal` (in units of the image) are taken from the
     data set if present; the pedestal is subtracted first. In ADU of unknown gain `poisson_floor` is
     off unless requested.
@@ -568,12 +631,13 @@ def find_frame_peaks(
     pedestal, tables = ds.attrs.get("pedestal", 0), []
     if not len(wanted):
         raise BadInput(f"frames is {frames!r}; expected at least one frame number below {n}")
-    finder = finder or make_finder(ds, wanted[0], variable=variable, **settings)
+    make = make or partial(make_finder, variable=variable, **settings)
+    finder = finder or make(ds, int(wanted[0]))
     most = 1 if own_mask else finder.together
     for first in range(0, len(wanted), most):
         some = np.array(wanted[first : first + most])
         if own_mask and first:
-            finder = make_finder(ds, some[0], variable=variable, **settings)
+            finder = make(ds, int(some[0]))
         images = ds[variable].isel(frame=some).values
         columns = finder.columns_of(images - np.float32(pedestal) if pedestal else images)
         tables.append(columns | {"frame": some[columns["frame"]]})
@@ -589,6 +653,13 @@ def make_finder(ds: xr.Dataset, frame: int = 0, *, variable: str = "intensity", 
         settings = {"poisson_floor": False} | settings
     mask, radius = frame_mask(ds, frame), radius_map(ds)
     return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
+
+# %% ../../../nbs/data/frames/peaks.ipynb #6cc1495b
+def peaks_of_frames(
+    ds: xr.Dataset, frames: int | Iterable[int] | None = None, peaks: pd.DataFrame | MakeFinder | None = None
+) -> pd.DataFrame:
+    """`peaks`, if they are a table; else those that are found: by the way that `peaks` is, or by `make_finder`."""
+    return peaks if isinstance(peaks, pd.DataFrame) else find_frame_peaks(ds, frames, make=peaks)
 
 # %% ../../../nbs/data/frames/peaks.ipynb #23bbb838
 def radius_map(ds: xr.Dataset) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from ...core.registry import get
 from ...data.formats.store import save_frames
 from .graphs import Exportable, Graph, open_exportable
 from .package import check_package_target, finish_package
+from .peak_finders import export_peaks
 from ...learn.recipes.counts_nets import COUNTS
 
 if TYPE_CHECKING:
@@ -73,11 +74,13 @@ def export_run(
     """Export a finished run; returns the folder of the package.
 
     run: the run folder.
-    format: one of `xrddiff list exporter`.
+    format: one of `xrddiff list exporter`; or `peaks`, which is a file (`export_peaks`).
     output: the folder; None = RUN/exported/FORMAT.
     words: options of `inference`, which become the defaults of the exported model.
     Raises `BadInput` for a run that is not finished, or that this format cannot hold.
     """
+    if format == "peaks":
+        return export_peaks(run, output, words)
     exporter = get("exporter", format)()
     exporter.check()
     run = Path(run).expanduser()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ...config.words.data_sets import CATALOG
@@ -25,6 +26,7 @@ from ...data.frames.automask import Automask, masking_of
 from ...data.frames.frames import frame_image, frame_mask
 from ...data.frames.geometry import panel_distance
 from ...data.frames.labels import describe_labels, label_names, label_words
+from ...data.frames.peaks import find_frame_peaks
 from ...data.frames.masks import GIVEN_BIT, RULES, chosen_rules, quantile_of, value_counts
 from ...data.frames.rows import ArrayRows, Rows, rows_behind
 from ...data.headers.gate import filter_names, is_hdf5, open_hdf5, read_whole, readable
@@ -206,6 +208,12 @@ def describe_frames(ds: xr.Dataset) -> dict[str, Any]:
     return out
 
 # %% ../../../nbs/judge/views/inspection.ipynb #c1a7a4d0
+def _about_peaks(peaks: pd.DataFrame) -> dict[str, Any]:
+    """How many peaks were found, and quantiles of their intensities (10%, 50%, 90%)."""
+    bright = tuple(map(float, np.quantile(peaks["intensity"], (0.1, 0.5, 0.9)))) if len(peaks) else ()
+    return {"peaks_found": len(peaks), "peak_intensities": bright}
+
+
 @in_sentences
 def inspect_file(
     path: str | Path,
@@ -216,14 +224,21 @@ def inspect_file(
     outside: bool = False,
     frame: int = 0,
     png: str | Path | None = None,
+    peaks: str | None = None,
     **words: Any,
 ) -> Description:
     """The contents of any supported file, as a dictionary that prints as tables; with `png`, frame
-    `frame` is drawn to that file.
+    `frame` is drawn to that file; with `peaks`, a word as `peak_way` takes it, the peaks of this frame are counted, and marked
+    in the picture.
 
     Metadata that is missing is listed under `missing`, a reason why the file gives no frames
     under `problem`.
     """
+    way = None
+    if peaks is not None:
+        from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
+
+        way = peak_way(peaks)
     far = is_address(path)
     path = RemoteFolder(path) if far else Path(path)
     out = Description(file=str(path))
@@ -255,12 +270,18 @@ def inspect_file(
     out["frame"], out["values"] = frame, frame_statistics(ds, frame)
     if (masking := masking_of(ds)) is not None:
         out["automask"] = masking.summary()
+    found = None
+    if way is not None:
+        found = find_frame_peaks(ds, frame, make=way)
+        out |= _about_peaks(found) | {"found_by": peaks}
     if png is not None:
         from xrddiff.judge.views.plots import png as drawn  # matplotlib takes a while
-        from xrddiff.judge.views.plots import show_frame
+        from xrddiff.judge.views.plots import show_frame, show_peaks
 
+        words = dict(title=f"{path.name}, frame {frame}")
+        ax = show_frame(ds, frame, **words) if found is None else show_peaks(ds, frame, found, **words)
         with writing(png) as part:
-            part.write_bytes(drawn(show_frame(ds, frame, title=f"{path.name}, frame {frame}").figure, dpi=110))
+            part.write_bytes(drawn(ax.figure, dpi=110))
         out["picture"] = str(png)
     return out
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,23 @@ import xarray as xr
 from torch import Tensor, nn
 
 from ...core.errors import BadInput
-from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.frames import frame_mask
 from ...data.frames.noise import quantum
-from ...data.frames.peaks import PeakFinder, radial_bins, radius_map, tile_bins
+from xrddiff.data.frames.peaks import (
+    MakeFinder,
+    PeakFinder,
+    find_frame_peaks,
+    make_finder,
+    peaks_of_places,
+    radial_bins,
+    radius_map,
+    tile_bins,
+)
 from .layers import config_of
 
 # %% auto #0
-__all__ = ['standard_scores', 'NetworkInput', 'PeakNet', 'peak_targets', 'peak_loss', 'local_maxima', 'find_network_peaks']
+__all__ = ['TILE', 'TOGETHER', 'standard_scores', 'ground_finder', 'network_input', 'NetworkInput', 'PeakNet', 'peak_targets',
+           'peak_loss', 'local_maxima', 'network_logits', 'NetworkFinder', 'make_network_finder', 'find_network_peaks']
 
 # %% ../../../nbs/learn/models/peak_net.ipynb #70c9b47b
 def standard_scores(image: np.ndarray, finder: PeakFinder, least: float = 0.0) -> np.ndarray:
@@ -34,9 +45,24 @@ def standard_scores(image: np.ndarray, finder: PeakFinder, least: float = 0.0) -
     found, mask = finder.background(image), finder.mask & np.isfinite(image)
     sigma = np.maximum(found.sigma, max(least, 1e-6))
     b, sigma = (np.asarray(v, np.float32)[finder.bins] for v in (found.b, sigma))
-    return np.where(mask, (np.where(mask, image, 0) - b) / sigma, 0)
+    return np.where(mask, (np.where(mask, image, 0) - b) / sigma, np.float32(0))
 
 # %% ../../../nbs/learn/models/peak_net.ipynb #60724d66
+def ground_finder(bins: np.ndarray, mask: np.ndarray) -> PeakFinder:
+    """What finds the background that a `PeakNet` sees pixels above."""
+    return PeakFinder(bins, mask, pixel_snr=4.0, poisson_floor=False)
+
+
+def network_input(image: np.ndarray, ground: PeakFinder, least: float) -> np.ndarray:
+    """The input (panels, 2, H, W), float32, of a `PeakNet` for an image; one panel for a detector of one piece.
+
+    ground: of the image's shape. least: smallest σ.
+    """
+    shape = (-1, 1, *image.shape[-2:])
+    z = np.arcsinh(standard_scores(image, ground, least)).reshape(shape)
+    return np.concatenate([z, ground.mask.reshape(shape)], 1, dtype=np.float32)
+
+
 class NetworkInput:
     """The input of a `PeakNet` for the frames of a data set: `NetworkInput(ds)(i)` is frame i,
     float32 (panels, 2, H, W), one panel for a detector of one piece.
@@ -53,15 +79,12 @@ class NetworkInput:
         if self._finder is None or "frame" in getattr(self.ds.get("mask"), "dims", ()):
             mask = frame_mask(self.ds, frame)
             bins = tile_bins(mask.shape) if self.radius is None else radial_bins(self.radius, mask)
-            self._finder = PeakFinder(bins, mask, pixel_snr=4.0, poisson_floor=False)
+            self._finder = ground_finder(bins, mask)
         return self._finder
 
     def __call__(self, frame: int, image: np.ndarray | None = None) -> Tensor:
-        finder = self.finder(frame)
         image = self.ds["intensity"].isel(frame=frame).values if image is None else image
-        z = np.arcsinh(standard_scores(image, finder, self.least))
-        shape = (-1, 1, *z.shape[-2:])
-        return torch.from_numpy(np.concatenate([z.reshape(shape), finder.mask.reshape(shape)], 1).astype(np.float32))
+        return torch.from_numpy(network_input(image, self.finder(frame), self.least))
 
 # %% ../../../nbs/learn/models/peak_net.ipynb #8fae9349
 class PeakNet(nn.Module):
@@ -135,34 +158,105 @@ def local_maxima(logits: np.ndarray, mask: np.ndarray, threshold: float = 0.1) -
 
     mask: bool (H, W). threshold: least probability.
     """
-    p = torch.from_numpy(np.where(mask, 1 / (1 + np.exp(-logits.astype(np.float64))), 0))
-    around = F.unfold(F.pad(p[None, None], (1, 1, 1, 1)), 3)[0].reshape(9, *p.shape)
-    value = torch.from_numpy(np.where(mask, logits, -np.inf))[None, None]
-    top = (value == F.max_pool2d(value, 3, 1, 1))[0, 0] & (p >= threshold)
-    near, (y, x) = around[:, top].numpy(), (v.numpy() for v in torch.nonzero(top, as_tuple=True))
+    value = np.where(mask, logits, np.float32(-np.inf)).astype(np.float32)
+    highest = F.max_pool2d(torch.from_numpy(value)[None, None], 3, 1, 1)[0, 0].numpy()
+    y, x = np.nonzero((value == highest) & (value >= np.log(threshold / (1 - threshold))))
     dy, dx = (v.ravel() for v in np.mgrid[-1:2, -1:2])
-    share = near / near.sum(0)
+    around = np.pad(value, 1, constant_values=-np.inf)[y + 1 + dy[:, None], x + 1 + dx[:, None]]
+    p = 1 / (1 + np.exp(-around.astype(np.float64)))
+    share = p / p.sum(0)
     place = {"fs": x + 0.5 + dx @ share, "ss": y + 0.5 + dy @ share}
-    return pd.DataFrame(place | {"probability": p[top].numpy(), "logit": logits[y, x].astype(np.float64)})
+    return pd.DataFrame(place | {"probability": p[4], "logit": around[4].astype(np.float64)})
+
+# %% ../../../nbs/learn/models/peak_net.ipynb #ebf121f6
+TILE = 512  # px of a tile, without what is around it
 
 
 @torch.no_grad()
-def find_network_peaks(
-    net: nn.Module, ds: xr.Dataset, frames: Iterable[int] | None = None, *, threshold: float = 0.1, batch: int = 8
-) -> pd.DataFrame:
-    """The peaks that a network finds in `frames` (numbers; None = all): `frame`, `panel` (stacks
-    only), `fs`, `ss`, `probability`, `logit`.
+def network_logits(net: nn.Module, x: np.ndarray, tile: int = TILE, batch: int = 8) -> np.ndarray:
+    """The logits (n, H, W), float32, of inputs (n, 2, H, W), tile by tile if they are large; −∞ in tiles without a valid
+    pixel.
+    """
+    n, _, height, width = x.shape
+    if max(height, width) <= tile + 2 * _AROUND:
+        return np.concatenate([_logits(net, x[i : i + batch]) for i in range(0, n, batch)])
+    out = np.full((n, height, width), -np.inf, np.float32)
+    for i in range(n):
+        for y in range(0, height, tile):
+            for c in range(0, width, tile):
+                top, left = max(y - _AROUND, 0), max(c - _AROUND, 0)
+                part = x[i : i + 1, :, top : y + tile + _AROUND, left : c + tile + _AROUND]
+                if part[0, 1].any():
+                    z = _logits(net, part)[0]
+                    inner = z[y - top : y - top + tile, c - left : c - left + tile]
+                    out[i, y : y + tile, c : c + tile] = inner
+    return out
+
+
+def _logits(net: nn.Module, x: np.ndarray) -> np.ndarray:
+    """The logits (n, H, W) of inputs; channels last take a CPU half the time."""
+    seen = torch.from_numpy(np.ascontiguousarray(x)).contiguous(memory_format=torch.channels_last)
+    return net(seen)[:, 0].float().numpy()
+
+
+_AROUND = 24  # px around a tile that its logits depend on; a multiple of the coarsest resolution
+
+# %% ../../../nbs/learn/models/peak_net.ipynb #b5bff7b0
+TOGETHER = 1 << 18  # pixels of small images that the network sees at once
+
+
+class NetworkFinder:
+    """Finds peaks in images of one shape with a network; their columns are those of a `PeakFinder`, and `probability` and
+    `logit`, which ranks them.
+
+    net: a `PeakNet`. measure: measures what was found; bins and mask are its own. least: smallest σ of the input.
+    threshold: least probability. batch: panels at a time.
+    """
+
+    def __init__(self, net: nn.Module, measure: PeakFinder, least: float, threshold: float = 0.1, batch: int = 8):
+        self.net, self.measure, self.least, self.threshold, self.batch = net, measure, least, threshold, batch
+        self.ground = ground_finder(measure.bins, measure.mask)
+
+    @property
+    def together(self) -> int:
+        """How many images are best searched at once."""
+        return max(1, TOGETHER // self.ground.bins.size)
+
+    def columns_of(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of the table of peaks of several images (n, …), after `frame`, from 0."""
+        inputs = [network_input(image, self.ground, self.least) for image in images]
+        logits = network_logits(self.net, np.concatenate(inputs), batch=self.batch)
+        tables, panels = [], self.ground.mask.reshape(-1, *self.ground.mask.shape[-2:])
+        for f, (image, own) in enumerate(zip(images, logits.reshape(len(images), *panels.shape), strict=True)):
+            found = [local_maxima(z, m, self.threshold) for z, m in zip(own, panels, strict=True)]
+            panel = np.repeat(np.arange(len(panels)), [len(t) for t in found]) if image.ndim == 3 else None
+            each = {c: np.concatenate([t[c].to_numpy() for t in found]) for c in found[0]}
+            table = peaks_of_places(self.measure, image, each["fs"], each["ss"], panel)
+            table |= {c: each[c] for c in ("probability", "logit")}
+            bright = table["intensity"] > 0
+            tables.append({"frame": np.full(bright.sum(), f)} | {c: v[bright] for c, v in table.items()})
+        return {c: np.concatenate([t[c] for t in tables]) for c in tables[0]}
+
+
+def make_network_finder(net: nn.Module, *, threshold: float = 0.1, batch: int = 8) -> MakeFinder:
+    """How a network finds peaks: `find_frame_peaks(ds, make=make_network_finder(net))`.
 
     threshold: least probability. batch: panels at a time.
     """
-    seen, tables = NetworkInput(ds), []
-    for i in range(frame_count(ds)) if frames is None else frames:
-        x = seen(int(i))
-        logits = torch.cat([net(part) for part in x.split(batch)])[:, 0].float().numpy()
-        for panel, (z, m) in enumerate(zip(logits, x[:, 1].numpy() > 0, strict=True)):
-            table = local_maxima(z, m, threshold)
-            table.insert(0, "frame", int(i))
-            if ds["intensity"].ndim == 4:
-                table.insert(1, "panel", panel)
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return partial(_network_finder, net, threshold, batch)
+
+
+def _network_finder(net: nn.Module, threshold: float, batch: int, ds: xr.Dataset, frame: int) -> NetworkFinder:
+    """The finder for a frame of a data set."""
+    return NetworkFinder(net, make_finder(ds, frame), max(0.5 * quantum(ds), 1e-6), threshold, batch)
+
+
+def find_network_peaks(
+    net: nn.Module, ds: xr.Dataset, frames: Iterable[int] | None = None, *, threshold: float = 0.1, batch: int = 8
+) -> pd.DataFrame:
+    """The peaks that a network finds in `frames` (numbers; None = all): the columns of `find_frame_peaks`, and
+    `probability` and `logit`.
+
+    threshold: least probability. batch: panels at a time.
+    """
+    return find_frame_peaks(ds, frames, make=make_network_finder(net, threshold=threshold, batch=batch))

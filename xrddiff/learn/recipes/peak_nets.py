@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,18 +17,21 @@ import scipy
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from ...data.frames.frames import peaks_table
+from ...data.frames.frames import frame_count, frame_image, frame_mask, peaks_table
 from ...data.frames.peak_matching import match_tables
-from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.noise import quantum
+from ...data.frames.peaks import find_frame_peaks, radial_bins, radius_map, tile_bins
 from ...data.transforms.spatial import uncut
-from ..models.peak_net import NetworkInput, PeakNet, peak_loss, peak_targets
+from ..models.peak_net import NetworkInput, PeakNet, ground_finder, peak_loss, peak_targets
 from .one_cycle import fit_one_cycle
 from ...physics.indexing.integration import integrate_frame
 from ...physics.indexing.known_lattices import known_lattices, spot_table
 from ...physics.simulation.experiments import find_experiment
 
 # %% auto #0
-__all__ = ['LEAST', 'KnownPeaks', 'simulated_peaks', 'asked_peaks', 'measured_anew', 'remeasured_pair', 'fit_peak_net']
+__all__ = ['LEAST', 'Pair', 'WINDOW', 'EACH', 'KnownPeaks', 'simulated_peaks', 'asked_peaks', 'measured_anew', 'Labelled',
+           'flipped_and_turned', 'Remeasured', 'fit_peak_net', 'Window', 'LabelledWindows', 'spots_of',
+           'labelled_windows']
 
 # %% ../../../nbs/learn/recipes/peak_nets.ipynb #c89ea2b8
 LEAST = 5.0  # I/σ_I of a peak
@@ -110,54 +113,227 @@ def measured_anew(mu: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
     return image, {"exposure": exposure, "blur": float(np.sqrt(down * across)) * wide, "noise": noise * noisy}
 
 # %% ../../../nbs/learn/recipes/peak_nets.ipynb #fd96c189
-def remeasured_pair(
-    known: KnownPeaks, seen: NetworkInput, frame: int, rng: np.random.Generator, window: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Input (2, y, x), target and weight (y, x) of a new measurement of a frame, cut to a window.
+Pair = tuple[np.ndarray, np.ndarray, np.ndarray]  # input (2, y, x), target and weight (y, x)
 
-    - `seen`: the network's input for `known.frames`.
-    - `rng`: draws the changes, the window and the rotation.
-    - `window`: largest side in px.
-    """
-    image, change = measured_anew(known.expected[frame], rng)
-    tables = (table[table["frame"] == frame] for table in (known.peaks(**change), known.unsure(**change)))
-    parts = np.stack([*seen(frame, image)[0].numpy(), *peak_targets(*tables, image.shape)])
-    y, x = (int(rng.integers(max(n - window, 0) + 1)) for n in image.shape)
-    parts = np.rot90(parts[:, y : y + window, x : x + window], int(rng.integers(4)), (1, 2)).copy()
+
+class Labelled(Protocol):
+    """Images whose peaks are known."""
+
+    def pair(self, rng: np.random.Generator, window: int) -> Pair:
+        """A window to learn from, at most `window` px wide, drawn with `rng`."""
+
+
+def flipped_and_turned(parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Input, target and weight (4, y, x) flipped, turned, and with brighter sides, as panels may have them."""
+    parts = np.rot90(parts, int(rng.integers(4)), (1, 2)).copy()
     parts = parts[..., ::-1].copy() if rng.random() < 0.5 else parts
     if rng.random() < 0.5:
         parts[0, :, 0] += rng.uniform(0, 2)
         parts[0, 0, :] += rng.uniform(0, 2)
-    return parts[:2], parts[2], parts[3] * parts[1]
+    return parts
+
+
+class Remeasured:
+    """New measurements of `known` frames, cut to windows."""
+
+    def __init__(self, known: KnownPeaks):
+        if known.expected.ndim != 3:
+            raise BadInput(f"a peak network learns from images (frame, y, x); found {known.expected.ndim} dims")
+        self.known, self.seen = known, NetworkInput(known.frames)
+
+    def pair(self, rng: np.random.Generator, window: int) -> Pair:
+        """As `Labelled.pair`."""
+        known, frame = self.known, int(rng.integers(len(self.known.expected)))
+        image, change = measured_anew(known.expected[frame], rng)
+        tables = (table[table["frame"] == frame] for table in (known.peaks(**change), known.unsure(**change)))
+        parts = np.stack([*self.seen(frame, image)[0].numpy(), *peak_targets(*tables, image.shape)])
+        y, x = (int(rng.integers(max(n - window, 0) + 1)) for n in image.shape)
+        parts = flipped_and_turned(parts[:, y : y + window, x : x + window], rng)
+        return parts[:2], parts[2], parts[3] * parts[1]
 
 # %% ../../../nbs/learn/recipes/peak_nets.ipynb #f38fa113
 def fit_peak_net(
-    sets: Sequence[KnownPeaks], *, steps: int = 300, batch: int = 16, lr: float = 5e-3, seed: int = 0, window: int = 64
+    sets: Sequence[KnownPeaks | Labelled],
+    *,
+    steps: int = 300,
+    batch: int = 16,
+    lr: float = 5e-3,
+    seed: int = 0,
+    window: int = 64,
+    widths: Sequence[int] = (16, 24, 32),
 ) -> PeakNet:
     """A peak network trained on images with known peaks, in evaluation mode.
 
-    - `sets`: frames (frame, y, x) with their peaks; each set is drawn from equally often.
+    - `sets`: frames (frame, y, x) with their peaks, or windows of such; each set is drawn from equally often.
     - `steps`, `batch`: optimiser steps, and frames in each.
     - `lr`: highest learning rate.
     - `window`: largest side of the frames in training, px.
+    - `widths`: of the network.
 
     The same arguments and `seed` give the same weights on the same machine.
     """
-    for known in sets:
-        if known.expected.ndim != 3:
-            raise BadInput(f"a peak network learns from images (frame, y, x); found {known.expected.ndim} dims")
+    drawn_from = [Remeasured(known) if isinstance(known, KnownPeaks) else known for known in sets]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = PeakNet().train()
-    views = [NetworkInput(known.frames) for known in sets]
-
-    def drawn(number: int) -> tuple[Any, ...]:
-        rng, which = numpy_rng("peak net", seed, number), number % len(sets)
-        return remeasured_pair(sets[which], views[which], int(rng.integers(len(sets[which].expected))), rng, window)
+        net = PeakNet(widths).train()
 
     def loss(step: int) -> Tensor:
-        rows = [drawn(step * batch + k) for k in range(batch)]
+        numbers = range(step * batch, (step + 1) * batch)
+        rows = [drawn_from[n % len(sets)].pair(numpy_rng("peak net", seed, n), window) for n in numbers]
         x, target, weight = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        x = x.contiguous(memory_format=torch.channels_last)  # faster on a CPU
         return peak_loss(net(x), target[:, None], weight[:, None])
 
     return fit_one_cycle(net, loss, steps, lr=lr)
+
+# %% ../../../nbs/learn/recipes/peak_nets.ipynb #7eff8fbb
+class Window(NamedTuple):
+    """A window of a frame, in photons.
+
+    counts (y, x). ring: of each pixel, −1 where it is masked. mean, variance: of the background of each ring.
+    spots (n, 5): fs, ss, intensity, variance and background.
+    """
+
+    counts: np.ndarray
+    ring: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    spots: np.ndarray
+
+
+class LabelledWindows:
+    """Windows of frames whose spots are known.
+
+    windows: see `Window`. least: smallest σ, photons. poisson: are these photons, whole ones?
+    """
+
+    def __init__(self, windows: Sequence[Window], least: float, poisson: bool):
+        self.windows, self.least, self.poisson = windows, least, poisson
+
+    def pair(self, rng: np.random.Generator, window: int) -> Pair:
+        """As `Labelled.pair`."""
+        one = self.windows[int(rng.integers(len(self.windows)))]
+        binned = self.poisson and min(one.counts.shape) >= 2 * window and rng.random() < 0.25
+        side = window * (2 if binned else 1)
+        y, x = (int(rng.integers(max(n - side, 0) + 1)) for n in one.counts.shape)
+        n, ring = (v[y : y + side, x : x + side] for v in (one.counts, one.ring))
+        mask, spots = ring >= 0, one.spots - [x, y, 0, 0, 0]
+        b, v = one.mean[ring], one.variance[ring]
+        n, b, v, spots = self._anew(n, b, v, spots, mask, rng)
+        if binned:
+            n, b, mask = (_two_by_two(a) for a in (n, b, mask))
+            v, spots = _two_by_two(v), spots / [2, 2, 1, 1, 1]
+            mask = mask == 4
+        z = np.where(mask, np.arcsinh((n - b) / np.sqrt(np.maximum(v, self.least**2))), 0)
+        clear = spots[:, 2] >= LEAST * np.sqrt(np.maximum(spots[:, 2] + spots[:, 3], 1e-9))
+        peaks, unsure = (pd.DataFrame(spots[own, :2], columns=["fs", "ss"]) for own in (clear, ~clear))
+        parts = np.stack([z, mask, *peak_targets(_inside(peaks, z.shape), _inside(unsure, z.shape), z.shape)])
+        parts = flipped_and_turned(parts.astype(np.float32), rng)
+        return parts[:2], parts[2], parts[3] * parts[1]
+
+    def _anew(
+        self, n: np.ndarray, b: np.ndarray, v: np.ndarray, spots: np.ndarray, mask: np.ndarray, rng: Any
+    ) -> tuple:
+        """Another measurement of a window: counts, mean and variance of their background, and spots."""
+        thin, more, noisy = rng.random(3) < (0.5, 0.3, 0.4)
+        level = float(np.mean(b[mask])) if mask.any() else 0.0
+        p = float(np.exp(rng.uniform(np.log(0.15), 0))) if thin and self.poisson else 1.0
+        extra = float(level * rng.uniform(0, 2)) if more and self.poisson else 0.0
+        noise = float(rng.uniform(0, 1) * np.sqrt(max(p * level + extra, 0.0))) if noisy else 0.0
+        if p < 1:
+            n = rng.binomial(np.maximum(n, 0).astype(np.int64), p)
+        n = n + rng.poisson(extra, n.shape) if extra else n
+        n = n + rng.normal(0, noise, n.shape) if noise else n
+        spots, under = spots.copy(), np.maximum(spots[:, 4], 1e-3)
+        spots[:, 2] *= p
+        spots[:, 3] *= (p * under + extra + noise**2) / under
+        return n, p * b + extra, p * p * (v - b) + p * b + extra + noise**2, spots
+
+
+def _two_by_two(image: np.ndarray) -> np.ndarray:
+    """Sums of 2 × 2 pixels."""
+    height, width = (n // 2 for n in image.shape)
+    return image[: 2 * height, : 2 * width].reshape(height, 2, width, 2).sum((1, 3))
+
+
+def _inside(table: pd.DataFrame, shape: tuple[int, int]) -> pd.DataFrame:
+    """The spots in or just beside an image."""
+    near = table["fs"].between(-2, shape[1] + 2) & table["ss"].between(-2, shape[0] + 2)
+    return table[near]
+
+# %% ../../../nbs/learn/recipes/peak_nets.ipynb #57487da1
+WINDOW, EACH = 128, 40  # px of a window, and windows of each frame
+
+
+def spots_of(frames: xr.Dataset) -> pd.DataFrame:
+    """The table of spots of frames: `intensity` (photons), `under`, the variance of the background under it, and
+    `background` (photons per pixel), beside where they are.
+
+    Raises `BadInput` for frames without a table that has these numbers.
+    """
+    frames = uncut(frames)
+    spots, gain = peaks_table(frames), float(frames["intensity"].attrs.get("gain", 1.0))
+    numbers = [c for c in ("intensity", "sigma", "background") if c in spots]
+    if len(numbers) < 2 or numbers[0] != "intensity" or not len(spots):
+        raise BadInput(
+            "the frames have no table of spots with intensity, and sigma or background; expected frames of `xrddiff twin` or `xrddiff data simulate`"
+        )
+    spots[numbers] /= gain
+    area = 4 * np.pi  # px, of a spot of σ = 1 px
+    under = spots["sigma"] ** 2 - spots["intensity"] if "sigma" in spots else area * spots["background"]
+    background = spots["background"] if "background" in spots else under / area
+    return spots.assign(under=under.clip(lower=0), background=background.clip(lower=0))
+
+
+def labelled_windows(
+    frames: xr.Dataset, numbers: Sequence[int] | None = None, *, each: int = EACH, side: int = WINDOW, seed: int = 0
+) -> LabelledWindows:
+    """Windows of frames with a table of spots: `intensity`, and `sigma` or `background`, in the units of the frames.
+
+    numbers: of frames; None = all. each: windows of a frame. side: of a window, px.
+    Raises `BadInput` for frames without such a table.
+    """
+    spots, frames = spots_of(frames), uncut(frames)
+    about, count = frames["intensity"].attrs, frame_count(frames)
+    gain, zero = float(about.get("gain", 1.0)), float(frames.attrs.get("pedestal", 0.0))
+    photons = about.get("units") == "photon"
+    radius, windows, ground = radius_map(frames), [], None
+    for f in range(count) if numbers is None else numbers:
+        image, mask = (frame_image(frames, f).astype(np.float32) - zero) / gain, frame_mask(frames, f)
+        mask = mask & np.isfinite(image)
+        if ground is None or not np.array_equal(mask, ground.mask):
+            ground = ground_finder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask)
+        own = spots[spots["frame"] == f]
+        windows += _windows_of(image, ground, own, each, side, numpy_rng("windows of labelled frames", seed, int(f)))
+    return LabelledWindows(windows, max(0.5 * quantum(frames) / gain, 1e-6), photons)
+
+
+def _windows_of(
+    image: np.ndarray, ground: Any, spots: pd.DataFrame, each: int, side: int, rng: np.random.Generator
+) -> list[Window]:
+    """Windows of one image, half of them around a peak."""
+    found, (*panels, height, width) = ground.background(image), image.shape
+    ring = np.where(ground.mask, ground.bins, -1)
+    mean, variance = np.asarray(found.b, np.float32), np.asarray(found.sigma, np.float32) ** 2
+    columns = ["fs", "ss", "intensity", "under", "background"]
+    clear = spots[spots["intensity"] >= LEAST * np.sqrt(spots["intensity"] + spots["under"])]
+    out, tries = [], 0
+    while len(out) < each and (tries := tries + 1) < 4 * each:
+        panel = int(rng.integers(panels[0])) if panels else 0
+        y, x = (int(rng.integers(max(n - side, 0) + 1)) for n in (height, width))
+        if len(out) < each // 2 and len(clear):
+            one = clear.iloc[int(rng.integers(len(clear)))]
+            panel = int(one["panel"]) if panels else 0
+            y, x = (
+                int(np.clip(one[c] - side * rng.uniform(0.1, 0.9), 0, max(n - side, 0)))
+                for c, n in (("ss", height), ("fs", width))
+            )
+        place = (*([panel] if panels else []), slice(y, y + side), slice(x, x + side))
+        if (ring[place] >= 0).mean() < 0.3:
+            continue
+        own = spots[spots["panel"] == panel] if panels else spots
+        own = own[own["fs"].between(x - 4, x + side + 4) & own["ss"].between(y - 4, y + side + 4)]
+        table = own[columns].to_numpy(np.float64) - [x, y, 0, 0, 0]
+        counts = np.where(ring[place] >= 0, image[place], 0).astype(np.float32)
+        out.append(Window(counts, ring[place].astype(np.int32), mean, variance, table))
+    return out

@@ -17,7 +17,7 @@ from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
-from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.peaks import MakeFinder, peaks_of_frames
 from .cells import Cell, orientation_error, read_cell
 from .chance import Chance, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
@@ -330,7 +330,7 @@ def make_indexer(
     cell: Any = None,
     *,
     frames: Iterable[int] | None = None,
-    peaks: pd.DataFrame | None = None,
+    peaks: pd.DataFrame | MakeFinder | None = None,
     lattices: int = 2,
     controls: int = 200,
     distance_range: float = 0.0,
@@ -340,7 +340,7 @@ def make_indexer(
     """What all frames of an experiment share: cell, chance level, and where the detector is.
 
     cell: as `read_cell` takes it; None looks for it.
-    frames: numbers; None = all. peaks: a table with the column `frame`; None finds them.
+    frames: numbers; None = all. peaks: a table with the column `frame`, or a way to find them; None takes the classical one.
     lattices: how many crystals to look for in a frame.
     controls: shuffled frames from which the chance level is learnt.
     distance_range: relative; the distance is searched within ± this, on the frames with most peaks.
@@ -348,7 +348,7 @@ def make_indexer(
     """
     as_panels(geometry_of(ds))
     wanted = _wanted(ds, frames)
-    peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
+    peaks = peaks_of_frames(ds, wanted, peaks)
     tables = dict(frame_tables(peaks, wanted))
     geometries = {i: as_panels(geometry_of(ds, i)) for i in wanted}
     richest = sorted(wanted, key=lambda i: -len(tables[i]))
@@ -369,7 +369,7 @@ def index_frames(
     cell: Any = None,
     *,
     frames: Iterable[int] | None = None,
-    peaks: pd.DataFrame | None = None,
+    peaks: pd.DataFrame | MakeFinder | None = None,
     indexer: Indexer | None = None,
     **options: Any,
 ) -> Indexing:
@@ -381,7 +381,7 @@ def index_frames(
     """
     as_panels(geometry_of(ds))
     wanted = _wanted(ds, frames)
-    peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
+    peaks = peaks_of_frames(ds, wanted, peaks)
     if indexer is None:
         indexer = make_indexer(ds, cell, frames=wanted, peaks=peaks, **options)
     rows, found = [], {}

@@ -15,7 +15,7 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
-from ...data.frames.peaks import find_frame_peaks
+from ...data.frames.peaks import MakeFinder, peaks_of_frames
 from xrddiff.physics.indexing.indexer import (
     INDEXED,
     Indexer,
@@ -155,19 +155,20 @@ def index_series(
     cell: Any = None,
     *,
     frames: Iterable[int] | None = None,
-    peaks: pd.DataFrame | None = None,
+    peaks: pd.DataFrame | MakeFinder | None = None,
     restraints: SeriesRestraints | None = None,
     distance_range: float = 0.0,
     **options: Any,
 ) -> Indexing:
     """`index_frames`, and then the frames refined together.
 
+    peaks: a table, or a way to find them; None takes the classical one.
     restraints: what is known of detector and cell; None takes a third of `distance_range` (if it is not 0)
     as the standard deviation of the distance, and `SeriesRestraints` for the rest.
     Other words are those of `make_indexer`. Raises `BadInput` as `index_frames` does.
     """
     wanted = list(range(ds.sizes["frame"])) if frames is None else list(frames)
-    peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
+    peaks = peaks_of_frames(ds, wanted, peaks)
     words = dict(frames=wanted, peaks=peaks)
     indexer = make_indexer(ds, cell, distance_range=distance_range, **words, **options)
     if restraints is None:

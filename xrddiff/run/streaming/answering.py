@@ -21,12 +21,13 @@ import xarray as xr
 from ...config.saved_config import load_config
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count, frame_mask, missing_geometry
-from ...data.frames.peaks import PeakFinder, find_frame_peaks, make_finder
+from ...data.frames.peaks import Finder, find_frame_peaks
 from ...data.frames.selection import evenly_spaced, select_frames
 from ...data.headers.gate import reason
 from ...judge.inference.anomalies import Scorer
 from ...judge.metrics.anomalies import untypical
 from ...learn.loading.datasets import prepare_words
+from ...learn.recipes.saved_peak_nets import peak_way
 from ...physics.indexing.indexer import INDEXED, Indexer, index_frames, make_indexer
 
 # %% auto #0
@@ -68,12 +69,14 @@ class Question:
     cell: as `read_cell` takes it; None = that of the frames.
     min_peaks: least number of peaks of a hit.
     reference: scores of typical frames, from `reference_scores`.
+    peaks: how they are found, as `peak_way` reads it.
     """
 
     run: str | None = None
     cell: Any = None
     min_peaks: int = 10
     reference: pd.DataFrame | None = None
+    peaks: str | None = None
 
 
 @dataclass
@@ -105,18 +108,19 @@ def unanswered(names: Sequence[str], whys: Sequence[str], question: Question) ->
     return Answered(table, peaks)
 
 
-_FINDERS: OrderedDict[str, tuple[PeakFinder, int]] = OrderedDict()
+_FINDERS: OrderedDict[tuple[str, str | None], tuple[Finder, int]] = OrderedDict()
 FINDERS, FINDER_PIXELS = 4, 64 << 20  # finders kept at most, and pixels of all of them together
 
 
-def find_peaks_of(frames: xr.Dataset, key: str) -> pd.DataFrame:
-    """The peaks of frames of one layout; the finder for this layout is kept under `key`."""
-    if key not in _FINDERS:
-        _FINDERS[key] = make_finder(frames), math.prod(frames["intensity"].shape[1:])
-    _FINDERS.move_to_end(key)
+def find_peaks_of(frames: xr.Dataset, key: str, peaks: str | None = None) -> pd.DataFrame:
+    """The peaks of frames of one layout, found as `peaks` says; the finder for this layout is kept under `key`."""
+    own = key, peaks
+    if own not in _FINDERS:
+        _FINDERS[own] = peak_way(peaks)(frames, 0), math.prod(frames["intensity"].shape[1:])
+    _FINDERS.move_to_end(own)
     while len(_FINDERS) > 1 and (len(_FINDERS) > FINDERS or sum(n for _, n in _FINDERS.values()) > FINDER_PIXELS):
         _FINDERS.popitem(last=False)
-    return find_frame_peaks(frames, finder=_FINDERS[key][0])
+    return find_frame_peaks(frames, finder=_FINDERS[own][0])
 
 
 def cell_of(frames: xr.Dataset, question: Question) -> Any:
@@ -154,7 +158,7 @@ def answer(
     names: of the frames. key: of their layout. question: what is asked.
     indexer: from `learn_indexer`. peaks: of these frames, if they are known. device: where networks run.
     """
-    peaks = find_peaks_of(frames, key) if peaks is None else peaks
+    peaks = find_peaks_of(frames, key, question.peaks) if peaks is None else peaks
     table, n = unanswered(names, [""] * frame_count(frames), question).table, frame_count(frames)
     count = np.bincount(peaks["frame"].to_numpy(int), minlength=n)
     table["hit"], table["peaks"] = count >= question.min_peaks, count.astype(np.int32)

@@ -27,6 +27,7 @@ from ...core.plugins import load_standing
 from ...core.ranks.stopping import StopRequest
 from ...data.formats.readers import check_words
 from ...data.headers.gate import as_bad_input, reason
+from ...learn.recipes.saved_peak_nets import absolute_way, described_way, peak_way
 from ...physics.indexing.cells import read_cell
 from ...physics.indexing.indexer import Indexer
 from ..execution.workers import WorkerPool, open_workers, parse_workers, run_in_order
@@ -109,7 +110,7 @@ def _together(a: Arrived, b: Arrived) -> bool:
 class StreamPlan:
     """What to listen to, and how to answer.
 
-    source: a folder, a file or an address. run, cell, min_peaks: see `Question`.
+    source: a folder, a file or an address. run, cell, min_peaks, peaks: see `Question`.
     words: arguments of `open_frames`. batch: most frames that are answered together. workers: see
         `parse_workers`.
     count: stop after this number of frames. idle: stop when none has arrived for this many seconds.
@@ -131,6 +132,7 @@ class StreamPlan:
     memory: int = 256 << 20
     page: float = 10.0
     patience: float = 60.0
+    peaks: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -149,9 +151,9 @@ class StreamPlan:
     def kept(self) -> dict[str, Any]:
         """The settings that must be the same when the folder is reopened."""
         run = None if self.run is None else str(Path(self.run).expanduser().resolve())
-        return dict(
-            source=self.source, run=run, cell=None if self.cell is None else str(self.cell), min_peaks=self.min_peaks
-        )
+        cell = None if self.cell is None else str(self.cell)
+        kept = dict(source=self.source, run=run, cell=cell, min_peaks=self.min_peaks)
+        return kept if self.peaks is None else kept | {"peaks": described_way(self.peaks)}
 
 # %% ../../../nbs/run/streaming/stream.ipynb #6b687dff
 def claim_folder(plan: StreamPlan, folder: Path) -> None:
@@ -164,7 +166,7 @@ def claim_folder(plan: StreamPlan, folder: Path) -> None:
             theirs = read_json(path, dict[str, Any])
         except (BadInput, OSError) as error:
             raise BadInput(f"{path} cannot be read; expected the folder of a stream: {reason(error)}") from None
-        for name, value in mine.items():
+        for name, value in ({"peaks": None} | mine).items():
             if theirs.get(name) != value:
                 raise BadInput(
                     f"{folder} has answers of a stream with {name.replace('_', '-')} "
@@ -377,7 +379,7 @@ class Tasks:
         """The indexer of a layout, here and in the workers, or None; and the peaks of these frames, if they were needed."""
         known, peaks = self._indexers.get(key), None
         if known is None and can_index(frames, self.question):
-            peaks = find_peaks_of(frames, key)
+            peaks = find_peaks_of(frames, key, self.question.peaks)
             if (indexer := learn_indexer(frames, peaks, self.question)) is not None:
                 known = (indexer, None if self.pool is None else self.pool.client.submit(_itself, indexer, pure=False))
         if known is not None:
@@ -435,17 +437,20 @@ def _stacks(said: Answered, question: Question, n: int) -> dict[str, np.ndarray]
 def question_of(plan: StreamPlan) -> tuple[Question, Any]:
     """What is asked of each frame, and an empty frame of the run that scores, None without one.
 
-    Raises `BadInput` for a source that is not there, words that say nothing, and a run that cannot score.
+    Raises `BadInput` for a source that is not there, words that say nothing, a file that holds no peak network, and a run
+    that cannot score.
     """
     find_source(plan.source)
     check_words(plan.words or {})
     if plan.cell is not None:
         read_cell(plan.cell)
+    peaks = absolute_way(plan.peaks)
+    peak_way(peaks)
     if plan.run is None:
-        return Question(None, plan.cell, plan.min_peaks, None), None
+        return Question(None, plan.cell, plan.min_peaks, None, peaks), None
     reference, template = reference_scores(plan.run), open_scorer(plan.run).generator.template
     cell = template.attrs.get("unit_cell") if plan.cell is None else plan.cell
-    return Question(plan.run, cell, plan.min_peaks, reference), template
+    return Question(plan.run, cell, plan.min_peaks, reference, peaks), template
 
 # %% ../../../nbs/run/streaming/stream.ipynb #0a262c49
 class Stream:
