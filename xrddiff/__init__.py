@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         select_frames,
         show,
         train,
+        train_peaks,
         twin,
     )
 
@@ -55,6 +56,7 @@ __all__ = [
     "select_frames",
     "show",
     "train",
+    "train_peaks",
     "twin",
 ]
 
