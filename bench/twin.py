@@ -1,73 +1,164 @@
-"""Is a twin of a measured series as near to held-out exposures as other exposures are?
+"""Is a twin as near to exposures that it has not seen as other exposures are?
 
     OMP_NUM_THREADS=1 XRDDIFF_DATA=FOLDER python bench/twin.py [--seeds 5]
 
-FOLDER has the thaumatin_grid_* frames of dials-data; without it nothing is measured. The twin is learnt once from every other exposure, and judged beside the others with as many seeds, each
-of which draws other frames, other windows and another classifier. Writes bench/results/twin.json and twin.md.
+Measured: FOLDER has the thaumatin_grid_* frames of dials-data; without it this part stays as it was. The twin is learnt once from every
+other exposure, and judged beside the others with as many seeds, each of which draws other frames, other windows and another classifier.
+
+Simulated: 48 shots of `sim-522` for each seed; a twin of each half, beside the other half. Its shots differ by so much that two halves
+do; with both in turn, each shot is learnt from once and held out once. `--part` takes one of the two.
+Writes bench/results/twin.json and twin.md.
 """
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
-from harness import Spent, machine, make_parser, markdown, measured_frames, memory, same_terms, timed, write_results
+from harness import (
+    RESULTS,
+    Spent,
+    machine,
+    make_parser,
+    markdown,
+    measured_frames,
+    memory,
+    same_terms,
+    timed,
+    write_results,
+)
 
 from xrddiff.judge.inference.twin_plan import TwinPlan
-from xrddiff.judge.inference.twins import WAYS, judge_twin, twin_table, twin_words
+from xrddiff.judge.inference.twins import WAYS, frames_found, halves, judge_twin, twin_table, twin_words
+from xrddiff.physics.simulation.experiments import EXPERIMENTS
+from xrddiff.physics.simulation.simulate import simulate
+from xrddiff.physics.twins.twin import KINDS, learn_twin, twin_frames
 
 CELL, GROUP = "57.8,57.8,150.2,90,90,90", "P 41 21 2"
+SHOTS = 48
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Mean ± spread."""
+    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
 
 
 def cells(title: str, tables: list, columns: list[str]) -> list[str]:
     """A row: mean ± spread over the seeds of each column."""
     out = [title]
     for column in columns:
-        values = [t.loc[title, column] for t in tables if title in t.index and column in t]
+        values = [t[column][title] for t in tables if column in t and t[column].get(title) is not None]
         values = [v for v in values if np.isfinite(v)]
         if not values:
             out.append("–")
             continue
         form = ".2f" if max(map(abs, values)) < 10 else ".0f"
-        spread = f" ± {np.std(values):{form}}" if np.std(values) > 0 else ""
-        out.append(f"{np.mean(values):{form}}{spread}")
+        apart = f" ± {np.std(values):{form}}" if np.std(values) > 0 else ""
+        out.append(f"{np.mean(values):{form}}{apart}")
     return out
+
+
+def measured(files: list, seeds: int) -> dict[str, Any]:
+    """The thaumatin series."""
+    plan, before = TwinPlan([str(f) for f in files], CELL, group=GROUP), memory()
+    learnt, held = (half.load() for half in plan.halves(plan.open()))
+    twin, spent = timed(lambda: plan.learn(learnt, None))
+    _, drawn = timed(lambda: twin.frames(1)["intensity"].values)
+    rows, judging = [], Spent(0, 0)
+    for seed in range(seeds):
+        judged, took = timed(lambda seed=seed: judge_twin(twin, held, seed=seed))
+        table = twin_table(judged)
+        rows.append(
+            {"table": table.to_dict(), "rows": list(table.index), "best": judged.best, "words": twin_words(judged)}
+        )
+        judging = Spent(*(a + b for a, b in zip(judging, took, strict=True)))
+        print(table.round(3).to_string(), *rows[-1]["words"], sep="\n", flush=True)
+    numbers = {"frames": len(files), "learnt": learnt.sizes["frame"], "held": held.sizes["frame"]}
+    numbers |= {"learning": spent.cpu, "drawing": drawn.cpu, "judging": judging.cpu / seeds}
+    return numbers | {"memory": memory() - before, "machine": machine("one thread"), "seeds": rows}
+
+
+def simulated(seeds: int) -> list[dict[str, Any]]:
+    """For each seed: peaks, their brightness and lattices of shots, and of a twin of each half."""
+    crystal, rows = EXPERIMENTS["sim-522"].sample.crystal, []
+    for seed in range(seeds):
+        still = simulate("sim-522", range(SHOTS), seed=100 + seed).load()
+        found: dict[str, list] = {"shots": [frames_found(still, crystal.cell, 0.0)], "twins": []}
+        for half in halves(SHOTS):
+            twin = learn_twin(still.isel(frame=half), crystal.cell, group=crystal.space_group, distance_range=0.0)
+            made = twin_frames(twin, 2 * len(half), seed=seed).load()
+            found["twins"].append(
+                frames_found(made, crystal.cell, 0.0, twin.by_chance) | {"crystals": made["crystals"].values.tolist()}
+            )
+        truth = still["crystals"].values.tolist()
+        found["shots"][0]["crystals"] = truth
+        row = {}
+        for name, sets in found.items():
+            peaks, kinds, crystals = (np.concatenate([s[key] for s in sets]) for key in ("peaks", "kinds", "crystals"))
+            hit = crystals > 0
+            row[name] = {
+                "peaks a frame": float(peaks.mean()),
+                "frames with a crystal that index": float((kinds == KINDS[1])[hit].mean()),
+                "peaks on a lattice": float(np.mean([s["on a lattice"] for s in sets])),
+                "frames without a crystal": float((crystals == 0).mean()),
+            } | {k: float(np.mean([s[k] for s in sets])) for k in sets[0] if k.startswith("intensity")}
+        rows.append(row)
+        print(seed, row, flush=True)
+    return rows
+
+
+def page_of(record: dict[str, Any]) -> list[str]:
+    """The page of both parts."""
+    page = ["# A twin of a measured series, and of a simulated one", ""]
+    page += ["`OMP_NUM_THREADS=1 XRDDIFF_DATA=… python bench/twin.py`", ""]
+    if m := record.get("measured"):
+        tables, columns = [s["table"] for s in m["seeds"]], ["learnt exposures", "held-out exposures", *WAYS.values()]
+        page += ["## Measured", ""]
+        page += [
+            f"{m['frames']} exposures of thaumatin on a Pilatus 6M: learnt from {m['learnt']}, judged beside {m['held']}; {m['machine']}. Mean ± spread of {len(tables)} seeds. AUC: of a classifier that looks at windows of 128 px; in the column of held-out exposures, of these against the learnt ones. A distance is in floors, times that of the learnt exposures from the held-out ones. Spots in measured blanks are the simple way: the pixels between the spots are those of an exposure.",
+            "",
+        ]
+        page += markdown(["", *columns], [cells(title, tables, columns) for title in m["seeds"][0]["rows"]])
+        page += [
+            "",
+            f"Learning takes {m['learning']:.0f} s of CPU ({m['learnt']} frames), a new frame {m['drawing']:.1f} s, judging {m['judging']:.0f} s; {m['memory'] / 1e6:.0f} MB at most beyond what was there before, with all {m['frames']} frames in memory.",
+            "",
+        ]
+    if rows := record.get("simulated"):
+        page += ["## Simulated", ""]
+        page += [
+            f"{SHOTS} shots of `sim-522` (512²) for each of {len(rows)} seeds; a twin of each half, with as many frames as both halves have, beside all shots, of which each was learnt from once and held out once. Two halves differ more than twins and shots: crystals are of different sizes.",
+            "",
+        ]
+        body = []
+        for key in rows[0]["shots"]:
+            digits = 0 if max(r["shots"][key] for r in rows) > 10 else 2
+            ratio = [r["twins"][key] / r["shots"][key] if r["shots"][key] else np.nan for r in rows]
+            shown = "–" if key == "frames without a crystal" else spread(ratio)
+            body.append([key, *(spread([r[name][key] for r in rows], digits) for name in ("shots", "twins")), shown])
+        page += markdown(["", "shots", "twins", "twins over shots"], body)
+    return page
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--part", choices=("measured", "simulated"), help="only this one; the other stays as it was")
     args = parser.parse_args()
-    files = sorted(measured_frames().glob("thaumatin_grid_*.cbf*"))
-    if not files:
-        return print("skipped: XRDDIFF_DATA names no folder with thaumatin_grid_* frames")
     same_terms()
-    plan, before = TwinPlan([str(f) for f in files], CELL, group=GROUP), memory()
-    learnt, held = (half.load() for half in plan.halves(plan.open()))
-    twin, spent = timed(lambda: plan.learn(learnt, None))
-    _, drawn = timed(lambda: twin.frames(1)["intensity"].values)
-    tables, said, judging = [], [], Spent(0, 0)
-    for seed in range(args.seeds):
-        judged, took = timed(lambda seed=seed: judge_twin(twin, held, seed=seed))
-        tables.append(twin_table(judged))
-        said.append({"best": judged.best, "words": twin_words(judged)})
-        judging = Spent(*(a + b for a, b in zip(judging, took, strict=True)))
-        print(tables[-1].round(3).to_string(), *said[-1]["words"], sep="\n", flush=True)
-    columns = ["learnt exposures", "held-out exposures", *WAYS.values()]
-    command = f"OMP_NUM_THREADS=1 XRDDIFF_DATA=… python bench/twin.py --seeds {args.seeds}"
-    n = len(files)
-    page = [
-        "# A twin of a measured series",
-        "",
-        f"`{command}`; {machine('one thread')}.",
-        "",
-        f"{n} exposures of thaumatin on a Pilatus 6M: learnt from {learnt.sizes['frame']}, judged beside {held.sizes['frame']}. Mean ± spread of {args.seeds} seeds. AUC: of a classifier that looks at windows of 128 px; in the column of held-out exposures, of these against the learnt ones. "
-        "A distance is in floors, times that of the learnt exposures from the held-out ones. Spots in measured blanks are the simple way: the pixels between the spots are those of an exposure.",
-        "",
-        *markdown(["", *columns], [cells(title, tables, columns) for title in tables[0].index]),
-        "",
-        f"Learning takes {spent.cpu:.0f} s of CPU ({learnt.sizes['frame']} frames), a new frame {drawn.cpu:.1f} s, judging {judging.cpu / args.seeds:.0f} s; {(memory() - before) / 1e6:.0f} MB at most beyond what was there before, with all {n} frames in memory.",
-    ]
-    record = [{"table": t.to_dict(orient="index")} | s for t, s in zip(tables, said, strict=True)]
-    write_results("twin", page, record)
+    former = RESULTS / "twin.json"
+    record = json.loads(former.read_text()) if former.is_file() else {}
+    record = record if isinstance(record, dict) else {}  # a record of before there were two parts
+    files = sorted(measured_frames().glob("thaumatin_grid_*.cbf*"))
+    if args.part != "measured":
+        record["simulated"] = simulated(args.seeds)
+    if args.part != "simulated":
+        if files:
+            record["measured"] = measured(files, args.seeds)
+        else:
+            print("measured part left as it was: XRDDIFF_DATA names no folder with thaumatin_grid_* frames")
+    write_results("twin", page_of(record), record)
 
 
 if __name__ == "__main__":

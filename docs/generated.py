@@ -29,8 +29,8 @@ TASKS = {
         "physics.simulation.simulate.simulate physics.simulation.own_experiments.own_experiment physics.simulation.experiments.Experiment physics.simulation.crystal.Crystal",
     ),
     "Make a twin of a detector": (
-        "twin",
-        "physics.twins.twin.learn_twin physics.twins.twin.twin_frames judge.inference.twins.judge_twin run.execution.twinning.execute_twin",
+        "twin recover",
+        "physics.twins.twin.learn_twin physics.twins.twin.twin_frames judge.inference.twins.judge_twin run.execution.twinning.execute_twin run.execution.twinning.execute_recovery judge.metrics.recovery.match_found",
     ),
     "Train a peak finder": (
         "train_peaks",

@@ -66,7 +66,7 @@ def check_preset(sampler, preset):
 
 def test_samples_with_other_settings(runs):
     run, preset = runs("latent_diff"), "dpmpp16"
-    words = ["-n", "32", f"inference={preset}", "--name", f"by {preset}", "threads=1"]
+    words = ["-n", "32", f"inference={preset}", "--name", f"by {preset}", "--judge", "threads=1"]
     xrddiff("sample", str(run), *words, folder=run)
     folder = run / "samples" / f"by {preset}"
     samples = validate_frames(open_frames(folder / "samples.zarr"), values=True)
@@ -111,7 +111,8 @@ def test_a_sample_is_the_same_in_another_process(runs, tmp_path):
 def test_poisson_draws_on_request(runs):
     """Of a single sample, whose report has no statistics over samples."""
     run = runs("latent_diff")
-    xrddiff("sample", str(run), "-n", "1", "--name", "drawn", "inference.steps=2", "inference.poisson=true", folder=run)
+    words = ["--name", "drawn", "--judge", "inference.steps=2", "inference.poisson=true"]
+    xrddiff("sample", str(run), "-n", "1", *words, folder=run)
     samples = open_frames(run / "samples" / "drawn" / "samples.zarr")
     gain = samples["intensity"].attrs["gain"]
     counts = samples["drawn"].values[:, samples["mask"].values] / gain

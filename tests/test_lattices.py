@@ -87,7 +87,7 @@ def test_samples_carry_what_they_were_asked_for(runs, tmp_path):
     np.save(tmp_path / "turns.npy", known_orientations(6))
     wanted = f"inference.lattice={{cell: '60,60,40,90,90,90', orientations: {tmp_path / 'turns.npy'}}}"
     words = [wanted, "inference.num_samples=5", "inference.first_sample=1", "inference.steps=2"]
-    xrddiff("sample", str(run), *words, "--name=asked", folder=tmp_path)
+    xrddiff("sample", str(run), *words, "--name=asked", "--judge", folder=tmp_path)
     asked = run / "samples" / "asked"
     made = open_frames(asked / "samples.zarr")
     np.testing.assert_allclose(made["orientation"].values[:, 0], known_orientations(6)[1:], atol=1e-12)

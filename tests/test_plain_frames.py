@@ -79,7 +79,7 @@ def test_diffusion_of_labelled_images_and_its_samples(runs, folder):
     assert (run / "report.html").is_file()
     generator = open_generator(run)
     assert generator.classes == {"digit": list("0123456789")} and generator.fields == {"digit": 10}
-    words = ["-n", "3", "--name", "threes", "inference.steps=2", "inference.condition={digit: 3}"]
+    words = ["-n", "3", "--name", "threes", "--judge", "inference.steps=2", "inference.condition={digit: 3}"]
     assert main(["sample", str(run), *words]) == 0
     samples = open_frames(run / "samples" / "threes" / "samples.zarr", complete=False)
     assert samples["digit"].values.tolist() == [3, 3, 3] and class_names(samples, "digit") == tuple("0123456789")

@@ -28,7 +28,7 @@ def test_a_detector_that_was_never_seen(runs, tmp_path):
     from test_run import xrddiff
 
     run = runs("latent_diff")
-    done = xrddiff("sample", str(run), *FAR, "--name=far", "--workers=local:2", folder=tmp_path)
+    done = xrddiff("sample", str(run), *FAR, "--name=far", "--judge", "--workers=local:2", folder=tmp_path)
     made, there = open_frames(run / "samples" / "far" / "samples.zarr"), load("sim128", limit=1)
     assert made["intensity"].shape == (3, 128, 128) and made["intensity"].attrs["units"] == "ADU"
     assert Geometry.from_frames(made) == Geometry.from_frames(there.drop_vars("wavelength"))

@@ -54,7 +54,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(run):
     """The samples as one undisturbed process makes them."""
-    xrddiff("sample", str(run), *WORDS, "--name", "whole", folder=run)
+    xrddiff("sample", str(run), *WORDS, "--name", "whole", "--judge", folder=run)
     return read_store(run / "samples" / "whole" / "samples.zarr").load()
 
 

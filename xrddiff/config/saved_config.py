@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from .old_words import old_schema, say_now, take_apart
+from .old_words import old_schema, say_now, take_apart, types_of
 from .words.vocabulary import GROUPS, Config, vocabulary
 from ..core.errors import BadInput, nearest
 from ..core.files import is_path
@@ -93,7 +93,7 @@ def interpolation(value: Any, at: str = "") -> str | None:
 
 def _check_words(saved: Mapping[str, Any], name: str, section: type, prefix: str = "") -> None:
     """Refuse words that do not exist."""
-    types = get_type_hints(section)
+    types = types_of(section)
     unknown = next((word for word in saved if word not in types), None)
     if unknown is not None:
         word = plain_text(f"{prefix}{unknown}", 80)

@@ -28,7 +28,7 @@ from .report import add_report
 from .settings import add_config
 from .streaming import add_streams
 from .studies import add_studies
-from .twin import add_twin
+from .twin import add_recover, add_twin
 from .watching import add_watch, beside, is_terminal
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import package_version
@@ -135,7 +135,8 @@ def run(args: argparse.Namespace) -> int:
 # %% ../../../nbs/app/cli/main.ipynb #99b3c1aa
 def sample(args: argparse.Namespace) -> int:
     """Sample a trained run: `xrddiff sample RUN -n 32 inference=ddim50`; with `--workers local:2`
-    or `--workers slurm:small` in several processes.
+    or `--workers slurm:small` in several processes. Fewer than 128 samples are compared with real
+    frames only with `--judge`.
     """
     _check_workers(args.workers)
     from xrddiff.run.execution.finished import execute_sample
@@ -148,6 +149,7 @@ def sample(args: argparse.Namespace) -> int:
         words,
         name=args.name,
         workers=args.workers,
+        judge=args.judge,
         on_start=lambda path: say(f"samples: {path}", flush=True),
     )
     show_summary(folder)
@@ -298,6 +300,11 @@ def _add_sample(commands: Any) -> None:
         help="inference=ddim50, inference.seed=1, inference.guidance_scale=2, 'inference.condition={hit_class: 1}', …",
     )  # fmt: skip
     p.add_argument("--workers", metavar="WHO", help=WORKERS)
+    p.add_argument(
+        "--judge",
+        action=argparse.BooleanOptionalAction,
+        help="compare the samples with real frames, or do not (sets of 128 and more are compared)",
+    )
     p.add_argument("--trust-plugins", action="store_true", help=TRUST)
     p.set_defaults(command=sample, parser=p)
 
@@ -366,6 +373,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_interpolate(commands)
     _add_evaluate(commands)
     add_twin(commands)
+    add_recover(commands)
     add_posterior_commands(commands)
     add_streams(commands)
     add_report(commands)

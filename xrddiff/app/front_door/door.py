@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from ...data.formats.store import save_frames
 from ...data.frames import selection
 from ...data.frames.display import FramesAccessor
 from ...data.frames.frames import make_frames, validate_frames
+from ...data.frames.peaks import find_frame_peaks
 from ...learn.loading import catalog
 from ...run.slurm.status import Jobs, current_state
 from ...run.studies.listing import begun_at
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 _all_ = ["TrainedRun", "open_run", "make_frames", "BadInput", "XrddiffError"]
 
 # %% auto #0
-__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'twin', 'train_peaks', 'show',
+__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'twin', 'recover', 'train_peaks', 'show',
            'show_frames_in_notebooks', 'data_overrides', 'train', 'load_exported', 'runs', 'compare_runs', 'monitor',
            'jobs', 'configure', 'explore', 'compare', 'TrainedRun', 'open_run', 'make_frames', 'BadInput',
            'XrddiffError']
@@ -88,6 +89,35 @@ def twin(
     known = given_intensities(cell, intensities)
     ds = frames if isinstance(frames, xr.Dataset) else readers.open_frames(frames)
     return learn_twin(ds.load(), cell, group=group, known=known, distance_range=distance_range, seed=seed)
+
+
+@plain_errors
+def recover(
+    twin: Twin,
+    programs: Sequence[str] | Mapping[str, pd.DataFrame] = ("classical", "peakfinder8"),
+    n: int = 20,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How many spots of known brightness are found on the detector of a twin: a row for each program and bin of I/σ, with `recall`, its interval
+    `low`, `high`, the offset of peaks (px), and `ratio`, their photons over the true ones.
+
+    - `twin`: of `xd.twin`.
+    - `programs`: "classical", "peakfinder8" or "net:FILE"; or tables of peaks (`frame`, `fs`, `ss`, perhaps `intensity`) that programs found
+      in `twin.frames(n, seed=seed)`, by name.
+
+    `xrddiff recover` also runs commands, reads files of peaks, and checks the answer on measured exposures.
+    """
+    from xrddiff.judge.inference.recoveries import known_of_twin
+    from xrddiff.judge.metrics.recovery import match_found
+    from xrddiff.judge.views.recovery import recovery_table
+    from xrddiff.learn.recipes.saved_peak_nets import peak_way
+
+    made, truth = known_of_twin(twin, n, seed=seed)
+    if not isinstance(programs, Mapping):
+        ways = {name: peak_way(name) for name in programs}
+        programs = {name: find_frame_peaks(made, make=way) for name, way in ways.items()}
+    return recovery_table({name: match_found(truth, found, n) for name, found in programs.items()})
 
 # %% ../../../nbs/app/front_door/door.ipynb #1ce55743
 @plain_errors

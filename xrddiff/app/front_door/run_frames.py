@@ -28,10 +28,10 @@ def open_prepared(run: Run) -> Prepared:
     from xrddiff.learn.training.checkpoints import load_checkpoint
 
     if not any(run.checkpoints.glob("step-*")):
-        return prepare_words(run.cfg)
+        return prepare_words(run.cfg, folder=run.whole)
     state = load_checkpoint(run.path, verify=False).state
     classes = state.get("generator", {}).get("classes", {})
-    return prepare_words(run.cfg, transform_from_state(state["transform"]), classes)
+    return prepare_words(run.cfg, transform_from_state(state["transform"]), classes, folder=run.whole)
 
 
 def open_set(run: Run, name: str) -> xr.Dataset:

@@ -213,22 +213,23 @@ class TrainedRun(RunNumbers):
         *given: Any,
         name: str | None = None,
         workers: str | None = None,
+        judge: bool | None = None,
         progress: bool = True,
         **words: Any,
     ) -> xr.Dataset:
         """`n` samples as Frames: `run.sample(16, hit_class="single", seed=0, sampler="ddim", steps=50)`.
 
         `given`, `words`: words of `inference`, and conditions of the run by name. `name`: also store
-        the samples in the run folder, evaluated and with a report, as `xrddiff sample` does.
-        `workers`: for a named set, where to draw it, as "local:2". `progress`: show the output.
+        the samples in the run folder, with a report, as `xrddiff sample` does.
+        `workers`: where to draw that, as "local:2". `judge`: compare it with real frames (None: if it has 128 or more). `progress`: show the output.
         Sample i is the same frame in any set, bit for bit as drawn by `xrddiff sample`.
         Raises `BadInput` for unknown words, or if the run has no generative model.
         """
         overrides = sampling_overrides(self, given, {**words, "num_samples": n})
         if name is None and workers is None:
             return draw_samples(self.path, overrides, progress=progress)
-        folder = execute_on_run("sample", self.path, overrides, progress=progress, name=name, workers=workers)
-        return open_set(self, folder.name)
+        words = dict(name=name, workers=workers, judge=judge, progress=progress)
+        return open_set(self, execute_on_run("sample", self.path, overrides, **words).name)
 
     @in_its_scope
     def export(self, format: str = "pt2", output: str | Path | None = None, *given: Any, **words: Any) -> Path:

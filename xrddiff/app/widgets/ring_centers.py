@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.geometry import Geometry, ring_radius
@@ -127,7 +127,7 @@ def fit_center(
                 f"rings were found in {len(x)} directions only; expected 12 or more within {reach:g} px of where they are "
                 "drawn: drag the centre nearer to them, or choose another calibrant"
             )
-        found = least_squares(
+        found = scipy.optimize.least_squares(
             lambda p, x=x, y=y, k=k: np.hypot(x - p[0], y - p[1]) - p[2] * radii[k],
             now,
             loss="soft_l1",

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
+import scipy
 
 # %% auto #0
 __all__ = ['BLOCK', 'LARGE', 'noise_floor', 'pixel_threshold', 'narrowed', 'robust_background', 'BinnedPixels', 'pixels_above',
@@ -34,7 +34,7 @@ def pixel_threshold(b: Any, sigma: Any, k: float, gain: float = 1.0) -> Any:
 @lru_cache(maxsize=32)
 def narrowed(k: float) -> float:
     """σ of a Gaussian cut off at ±`k` σ, relative to σ."""
-    return float(np.sqrt(1 - k * np.sqrt(2 / np.pi) * np.exp(-k * k / 2) / (1 - 2 * ndtr(-k))))
+    return float(np.sqrt(1 - k * np.sqrt(2 / np.pi) * np.exp(-k * k / 2) / (1 - 2 * scipy.special.ndtr(-k))))
 
 # %% ../../../nbs/data/frames/backgrounds.ipynb #9d4d8658
 class _Clipping(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from ...core.errors import BadInput, nearest
 from ...core.registry import Names, entries, get, register
@@ -473,7 +473,7 @@ def background_of(x: np.ndarray) -> np.ndarray:
     """The mean of the 16 pixels two steps away, of each pixel of `x` (panel, y, x)."""
     far = np.ones((1, 5, 5))
     far[0, 1:4, 1:4] = 0
-    return ndimage.convolve(x, far / 16, mode="mirror")
+    return scipy.ndimage.convolve(x, far / 16, mode="mirror")
 
 
 def hot(stats: SeriesStatistics, alpha: float = ALPHA) -> np.ndarray:

@@ -8,9 +8,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import scipy
-from scipy import sparse
-from scipy.sparse import csgraph
-from scipy.spatial import cKDTree
 
 from ...core.errors import BadInput
 
@@ -29,11 +26,11 @@ def match_peaks(a: np.ndarray, b: np.ndarray, radius: float = 2.0) -> tuple[np.n
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if not len(a) or not len(b):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    near = cKDTree(a).sparse_distance_matrix(cKDTree(b), radius, output_type="coo_matrix")
+    near = scipy.spatial.cKDTree(a).sparse_distance_matrix(scipy.spatial.cKDTree(b), radius, output_type="coo_matrix")
     i, j, d = near.row.astype(np.intp), near.col.astype(np.intp), near.data
     # peaks that compete for partners form a cluster; most clusters are a single pair
-    edges = sparse.coo_array((np.ones(len(i), np.int8), (i, j + len(a))), shape=(len(a) + len(b),) * 2)
-    _, cluster = csgraph.connected_components(edges, directed=False)
+    edges = scipy.sparse.coo_array((np.ones(len(i), np.int8), (i, j + len(a))), shape=(len(a) + len(b),) * 2)
+    _, cluster = scipy.sparse.csgraph.connected_components(edges, directed=False)
     cluster = cluster[i]
     order = np.argsort(cluster, kind="stable")
     i, j, d, cluster = i[order], j[order], d[order], cluster[order]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import gammaln
+import scipy
 
 from xrddiff.data.frames.bit_images import (
     FullWindows,
@@ -34,7 +34,12 @@ def log_none(n: float, m: float, j: float) -> float:
     """ln P₀: none of `j` events fell on the first `n` of n + `m` samples, of which each takes one
     at most.
     """
-    return gammaln(m + 1.0) - gammaln(m - j + 1.0) - gammaln(n + m + 1.0) + gammaln(n + m - j + 1.0)
+    return (
+        scipy.special.gammaln(m + 1.0)
+        - scipy.special.gammaln(m - j + 1.0)
+        - scipy.special.gammaln(n + m + 1.0)
+        + scipy.special.gammaln(n + m - j + 1.0)
+    )
 
 
 def fewest_events(n: int, m: int, log_p: float) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 # %% auto #0
 __all__ = ['DEEP', 'SIGMAS', 'COUNTS', 'MOST', 'RECT', 'block_sums', 'medians_of', 'first_free', 'Blocks', 'along', 'dark_blocks',
@@ -144,16 +144,16 @@ def dark_blocks(at: Blocks, directions: int = 12) -> np.ndarray:
 def shadow_blocks(at: Blocks) -> tuple[np.ndarray, np.ndarray]:
     """(blocks of the shadow, blocks in which its edge may be), bool (y, x)."""
     dark = dark_blocks(at)
-    near = ndimage.binary_dilation(dark, RECT, iterations=max(1, 24 // at.b))
-    label, n = ndimage.label(dark | (near & ~at.full), RECT)
+    near = scipy.ndimage.binary_dilation(dark, RECT, iterations=max(1, 24 // at.b))
+    label, n = scipy.ndimage.label(dark | (near & ~at.full), RECT)
     keep = np.zeros(n + 1, bool)
     keep[label[dark & (at.radius <= at.free + 1 + max(2, 16 // at.b))]] = True
     keep[0] = False
     joined = keep[label]
     inside = joined & dark
-    closed = ndimage.binary_closing(np.pad(inside, 3), RECT, iterations=3)[3:-3, 3:-3]  # over Bragg peaks
+    closed = scipy.ndimage.binary_closing(np.pad(inside, 3), RECT, iterations=3)[3:-3, 3:-3]  # over Bragg peaks
     inside |= closed & (at.share < 0.95)
-    return inside, ndimage.binary_dilation(inside | (joined & ~at.full), RECT) if inside.any() else inside
+    return inside, scipy.ndimage.binary_dilation(inside | (joined & ~at.full), RECT) if inside.any() else inside
 
 # %% ../../../nbs/data/frames/shadows.ipynb #d27c20dd
 def _edge(x: np.ndarray, known: np.ndarray, at: Blocks, inside: np.ndarray, zone: np.ndarray, box: tuple) -> np.ndarray:
@@ -173,21 +173,25 @@ def _edge(x: np.ndarray, known: np.ndarray, at: Blocks, inside: np.ndarray, zone
     counts = max(float(np.median(level, overwrite_input=True)), 1e-9)  # per pixel, as photons
     del level
     size = int(np.clip(2 * round((np.sqrt(400 / counts) - 1) / 2) + 1, 3, 2 * b + 1))
-    has = ndimage.uniform_filter(np.where(ok, np.minimum(x[pixels] - at.base, 2 * light + 2 * at.sigma**2), 0), size)
-    should = ndimage.uniform_filter(np.where(ok, light, 0), size)
+    has = scipy.ndimage.uniform_filter(
+        np.where(ok, np.minimum(x[pixels] - at.base, 2 * light + 2 * at.sigma**2), 0), size
+    )
+    should = scipy.ndimage.uniform_filter(np.where(ok, light, 0), size)
     del light
     if counts * size**2 >= 200:
         deep = inside & (at.share < DEEP)
-        n = ndimage.uniform_filter(deep.astype(float), 3)
-        depth = np.where(n > 1e-9, ndimage.uniform_filter(np.where(deep, at.share, 0), 3) / np.maximum(n, 1e-9), 0.7)
+        n = scipy.ndimage.uniform_filter(deep.astype(float), 3)
+        depth = np.where(
+            n > 1e-9, scipy.ndimage.uniform_filter(np.where(deep, at.share, 0), 3) / np.maximum(n, 1e-9), 0.7
+        )
         should *= fine(np.maximum((1 + depth) / 2 - 0.015, 0.7))
         dark = fine(zone) & (has < should)
     else:
         dark = fine(inside)
     del has, should
-    dark |= fine(ndimage.binary_erosion(inside | (zone & ~at.full), RECT))
-    dark |= ndimage.binary_closing(np.pad(dark, 3), iterations=3)[3:-3, 3:-3]
-    label, _ = ndimage.label(ndimage.binary_fill_holes(dark & ok), RECT)  # a gap must not close a hole
+    dark |= fine(scipy.ndimage.binary_erosion(inside | (zone & ~at.full), RECT))
+    dark |= scipy.ndimage.binary_closing(np.pad(dark, 3), iterations=3)[3:-3, 3:-3]
+    label, _ = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(dark & ok), RECT)  # a gap must not close a hole
     large = np.bincount(label.ravel()) >= b * b
     large[0] = False
     return large[label] & ok
@@ -219,7 +223,7 @@ def shadow_of(
         return out
     at = Blocks(b, center, total, count, pedestal)
     inside, zone = shadow_blocks(at)
-    for box in ndimage.find_objects(ndimage.label(zone, RECT)[0]):
+    for box in scipy.ndimage.find_objects(scipy.ndimage.label(zone, RECT)[0]):
         rows, columns = (
             slice(max(0, s.start - 2) * b, min(s.stop + 2, n) * b) for s, n in zip(box, zone.shape, strict=True)
         )

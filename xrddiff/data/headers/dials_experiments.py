@@ -15,7 +15,8 @@ from ...core.errors import BadInput
 from ...core.gate import read_json
 from ...core.mediums import plain_text
 from .gate import readable
-from .geometry_files import MOST_PANELS, DetectorFile, DetectorPanel
+from ..frames.bounds import MOST_PANELS
+from .geometry_files import DetectorFile, DetectorPanel
 from .header_rules import warn
 from .imgcif import turn_about
 

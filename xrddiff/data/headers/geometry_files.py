@@ -17,18 +17,16 @@ import numpy as np
 from ...core.errors import BadInput, nearest
 from ...core.gate import from_json, read_text
 from ...core.mediums import plain_text
+from ..frames.bounds import MOST_PANELS
 from ..frames.rows import Rows
 from .gate import check_size, readable
 
 # %% auto #0
-__all__ = ['MOST_TEXT', 'MOST_PANELS', 'HC', 'EV', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows',
-           'panel_mask', 'flat_plane']
+__all__ = ['MOST_TEXT', 'HC', 'EV', 'DetectorPanel', 'DetectorFile', 'read_poni', 'read_geom', 'PanelRows', 'panel_mask',
+           'flat_plane']
 
 # %% ../../../nbs/data/headers/geometry_files.ipynb #701a6e76
-MOST_TEXT, MOST_PANELS = (
-    4 << 20,
-    4096,
-)  # bytes and panels of a geometry file; the largest detectors have some hundred panels
+MOST_TEXT = 4 << 20  # bytes of a geometry file
 HC = 12398.419843320026  # h c in eV Å (CODATA 2018, exact since the SI of 2019)
 EV = 1.602176634e-19  # J, exact
 

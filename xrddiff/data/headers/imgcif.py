@@ -18,7 +18,7 @@ import numpy as np
 
 from ...core.errors import BadInput
 from .gate import check_size, readable, reason
-from .geometry_files import MOST_PANELS
+from ..frames.bounds import MOST_PANELS
 
 # %% auto #0
 __all__ = ['MOST_CELLS', 'TO_LAB', 'is_imgcif', 'turn_about', 'Axis', 'ancestors', 'position', 'ImgPanel', 'ImgCif',

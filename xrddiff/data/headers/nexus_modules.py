@@ -19,7 +19,8 @@ from ...core.mediums import plain_text
 from ..frames.geometry import PanelGeometry
 from .cxi_planes import plane_words
 from .gate import read_whole
-from .geometry_files import MOST_PANELS, DetectorFile, DetectorPanel, flat_plane
+from ..frames.bounds import MOST_PANELS
+from .geometry_files import DetectorFile, DetectorPanel, flat_plane
 from .header_rules import same, warn
 from .imgcif import Axis
 

@@ -5,6 +5,7 @@
 # %% ../../../nbs/data/transforms/limits.ipynb #1c2a3eaa
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def held(drawn: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, di
     return drawn.clip(*limits), dict(zip(DRAWN, (beyond.astype(np.int64), low, high), strict=True))
 
 # %% ../../../nbs/data/transforms/limits.ipynb #edd70ace
+def _lowest_share(k: int, n: int, level: float = 0.95) -> float:
+    """The lower end of Wilson's interval of a share, of which k of n were seen."""
+    if k == 0:
+        return 0.0
+    p, z = k / n, scipy.special.ndtri(0.5 + 0.5 * level)
+    return float((2 * n * p + z**2 - z * math.sqrt(4 * n * p * (1 - p) + z**2)) / (2 * (n + z**2)))
+
+
 def drawn_range(samples: xr.Dataset) -> dict[str, Any] | None:
     """What `samples` were drawn beyond the limits of their model; None if they do not record it.
 
@@ -52,7 +61,7 @@ def drawn_range(samples: xr.Dataset) -> dict[str, Any] | None:
     if not n:
         return None
     beyond, valid = int((cut > 0).sum()), int(frame_mask(samples, 0).sum())
-    share_low = float(scipy.stats.binomtest(beyond, n).proportion_ci(0.95, method="wilson").low)
+    share_low = _lowest_share(beyond, n)
     return {
         "frames": n, "beyond": beyond, "share_low": share_low,
         "pixels": float(cut.sum() / max(valid * n, 1)), "lowest": float(low.min()), "highest": float(high.max()),

@@ -143,7 +143,7 @@ class SampleEvaluation:
         i = cfg.inference
         self.run, self.cfg, self.samples = Path(run), cfg, read_store(path)
         self.generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-        self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes)
+        self.prepared = prepare_words(cfg, self.generator.transform, self.generator.classes, folder=self.run)
         _same_detector(self.samples, self.prepared.frames, path)
         self.judges = ConditionJudges(self.run, cfg, self.prepared, self.generator.fields, device)
         self.like = Counterparts(self.samples, self.prepared.frames, self.generator.fields)

@@ -28,7 +28,6 @@ from .samplers import draw_settings, ready_sampler
 from ...learn.diffusion.keyed_sampling import Sampler
 from ...learn.models.generative import DrawSettings
 from ...learn.models.latent_space import final_latent_stats, pairwise_mse
-from ...learn.recipes.setup import run_accelerator
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -158,6 +157,17 @@ class SampleJob:
         return frames.assign_attrs(self.about())
 
 # %% ../../../nbs/judge/inference/sample_jobs.ipynb #f8c5d0f1
+def _usual_device(cfg: Config) -> torch.device:
+    """The device on which a run is sampled: that of its training. Accelerate, which takes a while to import, is asked
+    only where there is something to choose or to refuse.
+    """
+    if cfg.training.mixed_precision in (None, "no") and not torch.accelerator.is_available():
+        return torch.device("cpu")
+    from xrddiff.learn.recipes.setup import run_accelerator
+
+    return run_accelerator(cfg.training).device
+
+
 def open_sample_job(run: str | Path, words: Sequence[str] = (), device: torch.device | str | None = None) -> SampleJob:
     """The job of sampling a run.
 
@@ -167,7 +177,7 @@ def open_sample_job(run: str | Path, words: Sequence[str] = (), device: torch.de
     Raises `BadInput` if the run cannot be sampled with these options.
     """
     cfg = inference_config(run, words)
-    device = run_accelerator(cfg.training).device if device is None else device
+    device = _usual_device(cfg) if device is None else device
     i = cfg.inference
     generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
     guide = open_guide(run, i, generator, partial(open_generator, device=device))

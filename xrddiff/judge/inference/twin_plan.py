@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from ...core.errors import BadInput
@@ -23,7 +24,7 @@ from ...physics.indexing.expected_intensities import CrystalIntensities, read_in
 from ...physics.twins.twin import Twin, learn_twin
 
 # %% auto #0
-__all__ = ['MOST_LEARNT', 'given_intensities', 'TwinPlan']
+__all__ = ['MOST_LEARNT', 'MEMORY', 'FEWER', 'given_intensities', 'most_learnt', 'TwinPlan']
 
 # %% ../../../nbs/judge/inference/twin_plan.ipynb #6a438e31
 def given_intensities(cell: Any, intensities: str | Path | None = None) -> CrystalIntensities | None:
@@ -34,7 +35,14 @@ def given_intensities(cell: Any, intensities: str | Path | None = None) -> Cryst
     return read_intensities(cell) if isinstance(cell, str | Path) and Path(cell).suffix.lower() in known else None
 
 
-MOST_LEARNT = 24  # exposures of each half: more teach a twin little
+MOST_LEARNT, MEMORY = 60, 6e8  # exposures of each half, as many as fit in so many bytes; but at least
+FEWER = 24  # of them
+
+
+def most_learnt(frames: xr.Dataset) -> int:
+    """How many exposures of each half are used. More than some tens teach little, but how levels and brightness vary."""
+    size = int(np.prod(frames["intensity"].shape[1:])) * frames["intensity"].dtype.itemsize
+    return int(np.clip(MEMORY // size, FEWER, MOST_LEARNT))
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,9 @@ class TwinPlan:
         return open_frames(source[0] if len(source) == 1 else source, **self.words)
 
     def halves(self, frames: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-        """The exposures that are learnt from, and those held out: of each at most `MOST_LEARNT`."""
-        return tuple(select_frames(frames, evenly_spaced(half, MOST_LEARNT)) for half in halves(frame_count(frames)))
+        """The exposures that are learnt from, and those held out: of each at most `most_learnt`."""
+        most = most_learnt(frames)
+        return tuple(select_frames(frames, evenly_spaced(half, most)) for half in halves(frame_count(frames)))
 
     def known(self) -> CrystalIntensities | None:
         """The intensities of the crystal's reflections, if a file has them."""

@@ -22,7 +22,8 @@ from ..metrics.judgement import Judgement, judge_summaries
 from ..metrics.set_summaries import Ruler
 from ...physics.indexing.series import index_series
 from ...physics.twins.measured_backgrounds import FEWEST_EXPOSURES
-from ...physics.twins.twin import Twin, twin_frames
+from ...physics.twins.twin import KINDS, Twin, twin_frames
+from ...physics.twins.unexplained_spots import FEWEST_UNEXPLAINED, most_by_chance, standing_out
 
 # %% auto #0
 __all__ = ['WINDOW', 'WINDOWS', 'FULL', 'BRIGHTNESS', 'WAYS', 'NEAR', 'halves', 'places_of_windows', 'cut_windows',
@@ -36,7 +37,7 @@ def halves(n: int) -> tuple[list[int], list[int]]:
     """
     if n < 2 * FEWEST_EXPOSURES:
         raise BadInput(
-            f"{n} exposures are too few to learn from one half and judge beside the other; expected at least {2 * FEWEST_EXPOSURES}"
+            f"too few exposures to learn from one half and judge beside the other: {n}; expected at least {2 * FEWEST_EXPOSURES} of one detector position"
         )
     return list(range(0, n, 2)), list(range(1, n, 2))
 
@@ -82,16 +83,22 @@ def cut_windows(frames: xr.Dataset, places: Sequence[tuple[slice, ...]], valid: 
 BRIGHTNESS = (0.1, 0.5, 0.9)  # quantiles of the intensities of peaks
 
 
-def frames_found(frames: xr.Dataset, cell: Any, distance_range: float) -> dict[str, Any]:
-    """Peaks of each frame, quantiles of their intensities, the share of frames with a lattice, and of peaks on one."""
+def frames_found(frames: xr.Dataset, cell: Any, distance_range: float, by_chance: float = 0.0) -> dict[str, Any]:
+    """Peaks of each frame, quantiles of their intensities, the share of frames with a lattice, and of peaks on one; and the
+    kind of each frame. by_chance: how far peaks stand out at most in a frame without a spot.
+    """
     n, peaks = frame_count(frames), find_frame_peaks(frames)
     each = np.bincount(peaks["frame"], minlength=n)
     out = {"frames": n, "peaks": each.tolist()}
     bright = peaks["intensity"].to_numpy()
     out |= {f"intensity {q:.0%}": float(np.quantile(bright, q)) if len(bright) else np.nan for q in BRIGHTNESS}
+    out_standing = np.bincount(peaks["frame"][standing_out(peaks) > by_chance], minlength=n)
+    kinds = np.where(out_standing >= FEWEST_UNEXPLAINED, KINDS[2], KINDS[0])
+    out["kinds"] = kinds.tolist()
     if len(peaks) < 1:
         return out | {"rate": 0.0, "on a lattice": np.nan, "rmsd_px": np.nan}
     table = index_series(frames, cell, peaks=peaks, distance_range=distance_range).table
+    out["kinds"] = np.where(table["lattices"] > 0, KINDS[1], kinds).tolist()
     hits = table[table["lattices"] > 0]
     share = float(hits["indexed"].sum() / max(hits["peaks"].sum(), 1)) if len(hits) else np.nan
     return out | {
@@ -111,13 +118,14 @@ class TwinJudgement:
     - `windows`: for each of `WAYS`, the judgement of windows.
     - `frames`: "learnt", "held out", and each of `WAYS`: `frames_found`.
     - `drawn`: were the intensities of reflections drawn, since no file has them?
-    - `cut`: the windows of "held out", and of each of `WAYS`.
+    - `cut`: the windows of "held out", and of each of `WAYS`. `seen`: of the exposures, in sentences.
     """
 
     windows: Mapping[str, Judgement]
     frames: Mapping[str, Mapping[str, Any]]
     drawn: bool = True
     cut: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
 
     @property
     def best(self) -> str:
@@ -141,8 +149,9 @@ def judge_twin(
 
     drawn: were the intensities of the reflections drawn? distance_range: as for `learn_twin`. windows: of each set.
     """
-    learnt, n = twin.exposures.frames, frame_count(held)
-    valid = np.logical_and.reduce([frame_mask(d, f) for d in (learnt, held) for f in range(frame_count(d))])
+    e, n = twin.exposures, frame_count(held)
+    learnt = e.frames
+    valid = e.mask & np.logical_and.reduce([frame_mask(held, f) for f in range(n)])
     places = places_of_windows(valid, -(-windows // n), seed)
     made = {way: twin_frames(twin, n, seed=seed, blank=way == "blanks").load() for way in WAYS}
     cut = {name: cut_windows(d, places, valid) for name, d in (("train", learnt), ("held out", held))}
@@ -150,13 +159,12 @@ def judge_twin(
     real = {name: ruler.measure(w) for name, w in cut.items()}
     cut |= {way: cut_windows(d, places, valid) for way, d in made.items()}
     tests = {way: judge_summaries(real | {"samples": ruler.measure(cut[way])}, ruler, seed=seed) for way in WAYS}
-    cell = twin.exposures.indexing.cell
-    frames = {
-        "learnt": frames_found(learnt, cell, distance_range),
-        "held out": frames_found(held, cell, distance_range),
+    most = twin.by_chance or most_by_chance(e, twin.backgrounds, twin.noise)
+    sets = {"learnt": (learnt, distance_range), "held out": (held, distance_range)} | {
+        w: (d, 0.0) for w, d in made.items()
     }
-    frames |= {way: frames_found(d, cell, 0.0) for way, d in made.items()}
-    return TwinJudgement(tests, frames, drawn, cut)
+    frames = {name: frames_found(d, e.indexing.cell, reach, most) for name, (d, reach) in sets.items()}
+    return TwinJudgement(tests, frames, drawn, cut, twin.seen)
 
 # %% ../../../nbs/judge/inference/twins.ipynb #fa02a01a
 def twin_table(judged: TwinJudgement) -> pd.DataFrame:
@@ -180,6 +188,11 @@ def twin_table(judged: TwinJudgement) -> pd.DataFrame:
         for name, value in found.items():
             if name == "peaks":
                 rows.setdefault("peaks a frame, median", {})[names[which]] = float(np.median(value))
+            elif name == "kinds":
+                for kind in KINDS:
+                    own = [k for k, other in zip(found["peaks"], value, strict=True) if other == kind]
+                    rows.setdefault(f"{kind}, share of frames", {})[names[which]] = len(own) / max(len(value), 1)
+                    rows.setdefault(f"{kind}, peaks", {})[names[which]] = float(np.median(own)) if own else np.nan
             elif name != "frames":
                 title = {"rate": "frames that index", "on a lattice": "peaks on a lattice", "rmsd_px": "rmsd, px"}
                 rows.setdefault(title.get(name, f"peaks, {name}"), {})[names[which]] = value
@@ -194,6 +207,20 @@ def _apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """The largest ratio of the quantiles of peak intensities."""
     pairs = [(one[k], other[k]) for k in one if k.startswith("intensity")]
     return max((max(a / b, b / a) for a, b in pairs if a > 0 and b > 0), default=np.inf)
+
+
+def _kinds_in_words(kinds: Sequence[str]) -> list[str]:
+    """Which kinds of exposures there were, in a sentence, or none."""
+    count = {kind: list(kinds).count(kind) for kind in KINDS}
+    if not kinds or count[KINDS[1]] == len(kinds):
+        return []
+    found = [
+        f"{n} {kind if n == 1 else kind.replace('blank', 'blanks').replace('hit', 'hits', 1)}"
+        for kind, n in count.items()
+        if n
+    ]
+    loose = ", whose spots the twin has at new places and without indices" if count[KINDS[2]] else ""
+    return [f"The {len(kinds)} exposures that were learnt from are {', '.join(found)}{loose}."]
 
 
 def twin_words(judged: TwinJudgement) -> list[str]:
@@ -226,7 +253,8 @@ def twin_words(judged: TwinJudgement) -> list[str]:
         bad.append("intensities of this crystal (|F|² was drawn, since no file of it was given)")
     out += [f"Good for {'; '.join(good)}."] if good else []
     out += [f"Not good for {'; '.join(bad)}."] if bad else []
-    return out
+    out += _kinds_in_words(judged.frames["learnt"].get("kinds", ()))
+    return out + [f"Seen in the exposures: {sentence}." for sentence in judged.seen]
 
 
 def twin_record(judged: TwinJudgement) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from scipy.special import xlogy
+import scipy
 from torch import Tensor
 
 from ...core.errors import BadInput
@@ -95,7 +95,7 @@ def deviance_map(counts: np.ndarray, mu: np.ndarray, least: float = 0.01) -> np.
     """Poisson deviance of each pixel; `mu` below `least` photons counts as `least`."""
     mu = np.maximum(mu, least)
     counts = np.maximum(counts, 0).astype(np.float64)
-    return 2 * (xlogy(counts, counts / mu) - counts + mu)
+    return 2 * (scipy.special.xlogy(counts, counts / mu) - counts + mu)
 
 
 def area_means(values: Tensor, mask: Tensor, side: int = 8) -> Tensor:

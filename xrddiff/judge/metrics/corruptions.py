@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.ndimage import gaussian_filter, minimum_filter
+import scipy
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
@@ -24,7 +24,7 @@ __all__ = ['CORRUPTIONS', 'NAMED', 'blur', 'wrong_distance', 'gaussian_noise', '
 def blur(ds: xr.Dataset, sigma: float, seed: int = 0) -> xr.Dataset:
     """Blurred by a Gaussian of `sigma` px; whole counts stay whole, rounded at random."""
     values = ds["intensity"].values
-    soft = gaussian_filter(values.astype(np.float64), (0, sigma, sigma))
+    soft = scipy.ndimage.gaussian_filter(values.astype(np.float64), (0, sigma, sigma))
     if values.dtype.kind in "iu":
         soft = np.floor(soft + numpy_rng("blur", seed).random(soft.shape))
     return _with(ds, soft)
@@ -40,7 +40,7 @@ def gaussian_noise(ds: xr.Dataset, share: float, seed: int = 0) -> xr.Dataset:
     place of the counts.
     """
     values, rng = ds["intensity"].values, numpy_rng("gaussian noise", seed)
-    mean = np.maximum(gaussian_filter(values.astype(np.float64), (0, 1.2, 1.2)), 0)
+    mean = np.maximum(scipy.ndimage.gaussian_filter(values.astype(np.float64), (0, 1.2, 1.2)), 0)
     other = np.rint(rng.normal(mean, np.sqrt(mean)))
     return _with(ds, np.where(rng.random(values.shape) < share, other, values))
 
@@ -86,7 +86,7 @@ def _change_spots(ds: xr.Dataset, share: float, seed: int, name: str, swap: bool
         table, rng = peaks.get(frame, pd.DataFrame(columns=["fs", "ss"])), numpy_rng(name, seed, frame)
         spots = table[["fs", "ss"]].to_numpy(float)
         image, taken = values[frame], np.floor(spots)
-        room = minimum_filter(frame_mask(ds, frame), 2 * reach + 1, mode="constant", cval=False)
+        room = scipy.ndimage.minimum_filter(frame_mask(ds, frame), 2 * reach + 1, mode="constant", cval=False)
         # the same order for all grades, so that a higher grade changes what a lower one did, and more
         for k in rng.permutation(len(spots))[: round(share * len(spots))]:
             i, j = taken[k].astype(int)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import inf, nan, sqrt
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.selection import evenly_spaced
@@ -178,7 +178,7 @@ def wilson_interval(share: float, n: float, level: float = 0.95) -> tuple[float,
     """Wilson's interval, at confidence `level`, of a probability observed as `share` in `n`
     trials.
     """
-    z2 = float(ndtri((1 + level) / 2)) ** 2
+    z2 = float(scipy.special.ndtri((1 + level) / 2)) ** 2
     centre, half = share + z2 / (2 * n), sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n)))
     low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
     return max(min(low, share), 0.0), min(max(high, share), 1.0)

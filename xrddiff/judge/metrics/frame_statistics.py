@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import uniform_filter
+import scipy
 
 from ...data.frames.peaks import beam_offsets
 from .diversity import block_means
@@ -60,7 +60,9 @@ def share_of(part: np.ndarray, whole: np.ndarray, seen: np.ndarray, cell: np.nda
 def window_mean(n: np.ndarray, valid: np.ndarray, size: int = 5) -> np.ndarray:
     """Mean of the valid pixels in the square of `size` px around each pixel, like `n` (frame, …, y, x)."""
     window = (*(1,) * (n.ndim - 2), size, size)
-    total, weight = (uniform_filter(np.asarray(v, np.float32), window, mode="constant") for v in (n * valid, valid))
+    total, weight = (
+        scipy.ndimage.uniform_filter(np.asarray(v, np.float32), window, mode="constant") for v in (n * valid, valid)
+    )
     return total / np.maximum(weight, 1e-6)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.spatial import cKDTree
+import scipy
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
@@ -92,6 +92,8 @@ def pooled_peaks(
     for table in found.values():
         own = table[:best]
         own = own[on_lattice(own, indexing, ds)][columns].to_numpy(float)
-        far = cKDTree(pool * scale).query(own * scale)[0] > radius if len(pool) else np.ones(len(own), bool)
+        far = (
+            scipy.spatial.cKDTree(pool * scale).query(own * scale)[0] > radius if len(pool) else np.ones(len(own), bool)
+        )
         pool = np.concatenate([pool, own[far]])
     return pd.DataFrame(pool, columns=columns).assign(frame=0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 import pandas as pd
-from scipy.special import erf
+import scipy
 
 from ...core.seeds import numpy_rng
 from ...physics.indexing.cells import Cell
@@ -49,7 +49,7 @@ def acentric_distribution(z: np.ndarray) -> np.ndarray:
 
 def centric_distribution(z: np.ndarray) -> np.ndarray:
     """N(z) of centric reflections."""
-    return erf(np.sqrt(np.maximum(z, 0) / 2))
+    return scipy.special.erf(np.sqrt(np.maximum(z, 0) / 2))
 
 # %% ../../../nbs/judge/metrics/merging.ipynb #0f3be2fb
 class WilsonFit(NamedTuple):

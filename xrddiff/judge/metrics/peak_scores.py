@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.spatial import cKDTree
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
@@ -192,14 +192,18 @@ def precision_recall(
     found = found.sort_values(score, ascending=False, kind="stable")
     true, points = (t[columns].to_numpy(np.float64) * scale for t in (reference, found))
     right, free = np.zeros(len(points), bool), np.ones(len(true), bool)
-    near = cKDTree(points).query_ball_tree(cKDTree(true), radius) if len(points) and len(true) else [[]] * len(points)
+    near = (
+        scipy.spatial.cKDTree(points).query_ball_tree(scipy.spatial.cKDTree(true), radius)
+        if len(points) and len(true)
+        else [[]] * len(points)
+    )
     for k, own in enumerate(near):
         if own := [i for i in own if free[i]]:
             free[min(own, key=lambda i: np.sum((true[i] - points[k]) ** 2))] = False
             right[k] = True
     counts = np.ones(len(points), bool)
     if ignore is not None and len(ignore) and len(points):
-        distance, _ = cKDTree(ignore[columns].to_numpy(np.float64) * scale).query(points)
+        distance, _ = scipy.spatial.cKDTree(ignore[columns].to_numpy(np.float64) * scale).query(points)
         counts = right | (distance > radius)
     right, value = np.cumsum(right[counts]), found[score].to_numpy()[counts]
     last = np.append(np.flatnonzero(np.diff(value)), len(value) - 1) if len(value) else np.zeros(0, int)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.special import xlogy
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.frames import frame_count, frame_image, frame_mask
@@ -213,7 +213,7 @@ def _deviance(x: np.ndarray, mu: np.ndarray, gain: float, minimum: float) -> np.
         raise BadInput(f"gain is {gain} and minimum {minimum}; expected positive numbers")
     x = np.maximum(x / np.float64(gain), 0)
     mu = np.maximum(mu / np.float64(gain), minimum)
-    return 2 * (xlogy(x, x / mu) - x + mu)
+    return 2 * (scipy.special.xlogy(x, x / mu) - x + mu)
 
 # %% ../../../nbs/judge/metrics/radial_profiles.ipynb #25b0a3c2
 class PixelScore:

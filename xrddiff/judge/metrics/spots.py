@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.spatial import cKDTree
+import scipy
 
 from ...data.frames.frames import beam_center_of, frame_mask
 from ...data.frames.geometry import Geometry, PanelGeometry
@@ -28,7 +28,7 @@ def neighbour_vectors(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -
     if len(peaks) < 2:
         return np.zeros((0, 3))
     s = scattering_vectors(peaks, geometry)
-    return s[cKDTree(s).query(s, k=2)[1][:, 1]] - s
+    return s[scipy.spatial.cKDTree(s).query(s, k=2)[1][:, 1]] - s
 
 
 def neighbour_spacing(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -> np.ndarray:
@@ -42,7 +42,7 @@ def neighbour_spacing(peaks: pd.DataFrame, geometry: Geometry | PanelGeometry) -
         return np.zeros(0)
     s = scattering_vectors(peaks, geometry)
     k = min(len(s) - 1, 6)
-    around = cKDTree(s).query(s, k=k + 1)[0][:, -1]
+    around = scipy.spatial.cKDTree(s).query(s, k=k + 1)[0][:, -1]
     return length * 2 * np.sqrt(k / np.pi) / around
 
 # %% ../../../nbs/judge/metrics/spots.ipynb #bc56464e

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import brentq
-from scipy.special import ndtri
-from scipy.stats import rankdata
+import scipy
 from torch import nn
 
 from ...core.seeds import numpy_rng, seed_from
@@ -35,7 +33,7 @@ def auc(real: np.ndarray, made: np.ndarray) -> float:
     n, m = len(real), len(made)
     if not n or not m:
         return float("nan")
-    ranks = rankdata(np.concatenate([real, made]))
+    ranks = scipy.stats.rankdata(np.concatenate([real, made]))
     return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #1b75e1f5
@@ -43,14 +41,14 @@ def auc_interval(value: float, n: int, m: int, level: float = 0.95) -> tuple[flo
     """The interval of probability `level` of an AUC measured with `n` real and `m` generated frames."""
     if not np.isfinite(value):
         return float("nan"), float("nan")
-    z, more = float(ndtri((1 + level) / 2)), (n + m) / 2 - 1
+    z, more = float(scipy.special.ndtri((1 + level) / 2)), (n + m) / 2 - 1
 
     def off(theta: float) -> float:
         variance = theta * (1 - theta) / (n * m) * (1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta)))
         return abs(value - theta) - z * np.sqrt(variance)
 
-    low = brentq(off, 1e-9, min(value, 1 - 1e-9)) if value > 1e-6 else 0.0
-    high = brentq(off, max(value, 1e-9), 1 - 1e-9) if value < 1 - 1e-6 else 1.0
+    low = scipy.optimize.brentq(off, 1e-9, min(value, 1 - 1e-9)) if value > 1e-6 else 0.0
+    high = scipy.optimize.brentq(off, max(value, 1e-9), 1 - 1e-9) if value < 1 - 1e-6 else 1.0
     return float(low), float(high)
 
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #a2248285

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
-from scipy import ndimage
+import scipy
 
 from ...core.errors import BadInput
 from ...core.mediums import for_plot
@@ -71,10 +71,10 @@ def _flat(ds: xr.Dataset, image: np.ndarray, inside: np.ndarray) -> tuple[np.nda
 def _enlarge_isolated(bad: np.ndarray, pixels: int) -> np.ndarray:
     """`bad` with isolated pixels enlarged enough to be visible in a picture of `pixels` a side."""
     reach = int(np.ceil(max(bad.shape) / pixels))
-    label, n = ndimage.label(bad, np.ones((3, 3)))
+    label, n = scipy.ndimage.label(bad, np.ones((3, 3)))
     few = np.bincount(label.ravel(), minlength=n + 1) <= 9
     few[0] = False
-    return bad | ndimage.binary_dilation(few[label], np.ones((3, 3)), iterations=reach)
+    return bad | scipy.ndimage.binary_dilation(few[label], np.ones((3, 3)), iterations=reach)
 
 
 def show_mask(ds: xr.Dataset, reasons: np.ndarray, i: int = 0, *, title: str = "", pixels: int = 900) -> Picture:

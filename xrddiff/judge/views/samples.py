@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,6 @@ from matplotlib.colors import Normalize
 from ...core.errors import BadInput
 from ...core.mediums import for_plot
 from ...data.frames.frames import frame_count, frame_mask
-from ..metrics.distribution import DISTANCES
-from ..metrics.set_summaries import LEVELS, SetSummary
 from xrddiff.judge.views.plots import (
     INTENSITY,
     LINES,
@@ -34,6 +32,9 @@ from xrddiff.judge.views.plots import (
     frame_picture,
     intensity_norm,
 )
+
+if TYPE_CHECKING:
+    from xrddiff.judge.metrics.set_summaries import SetSummary
 
 # %% auto #0
 __all__ = ['origin_of', 'show_samples', 'plot_distribution', 'plot_ratios', 'show_denoising', 'show_patches', 'show_making']
@@ -126,6 +127,8 @@ def plot_distribution(sets: Mapping[str, SetSummary], *, scale: float | None = N
     - `sets`: summaries by label; the first is the reference.
     - `scale`: of the ruler, to label intensities in `unit` instead of multiples of the noise.
     """
+    from xrddiff.judge.metrics.set_summaries import LEVELS  # costs an import of PyTorch
+
     if not sets:
         raise BadInput("there is no set to plot; expected summaries by label")
     figure = Picture(8.0, 4.6)
@@ -173,11 +176,13 @@ def plot_distribution(sets: Mapping[str, SetSummary], *, scale: float | None = N
 
 # %% ../../../nbs/judge/views/samples.ipynb #bd6e75cc
 def plot_ratios(
-    table: pd.DataFrame, names: Sequence[str] = DISTANCES, ax: Axes | None = None, *, limit: float | None = 2.0
+    table: pd.DataFrame, names: Sequence[str] | None = None, ax: Axes | None = None, *, limit: float | None = 2.0
 ) -> Axes:
     """Distances as multiples of the floor, from `metrics.distribution.ratio_table`; `limit` is
-    drawn as a line.
+    drawn as a line. `names`: the distances; None = all of `DISTANCES`.
     """
+    if names is None:
+        from xrddiff.judge.metrics.distribution import DISTANCES as names
     ax = _axes(ax, 5.4, 0.9 + 0.42 * len(table))
     markers = "oDs^v<>P"
     for k, name in enumerate(names):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -533,6 +534,7 @@ def prepare_words(
     classes: Mapping[str, Sequence[str]] | None = None,
     *,
     crystals: bool = True,
+    folder: Path | None = None,
 ) -> Prepared:
     """The frames of `cfg`, cut, split and scaled, with the labels in `model.condition`.
 
@@ -540,6 +542,7 @@ def prepare_words(
     transform: a transform that is fitted already; None = fit one.
     classes: see `open_words`.
     crystals: False = without the crystals for condition maps, because finding them takes a while.
+    folder: of the run, where merged intensities are kept (`kept_intensities`); None = they are merged.
     """
     d = cfg.data
     regions = {k: getattr(d, k) for k in ("topk", "avg_pooling", "pool", "crop", "patch", "patch_limit")}
@@ -557,11 +560,11 @@ def prepare_words(
     named = dict.fromkeys([*(cfg.model.condition or []), *filter(None, [d.balance]), *d.merge_labels])
     wanted = [n for n in named if n in LABELS or n not in (cfg.model.condition or [])]
     frames = with_labels(prepared.frames, wanted) if wanted else prepared.frames
-    frames = _with_crystals(cfg, frames, prepared.train) if crystals else frames
+    frames = _with_crystals(cfg, frames, prepared.train, folder) if crystals else frames
     return prepared if frames is prepared.frames else replace(prepared, frames=frames)
 
 
-def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray) -> xr.Dataset:
+def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray, folder: Path | None) -> xr.Dataset:
     """`frames` with the data on crystals that the condition maps of `cfg` need: cells and
     orientations, width and intensities of reflections. Held-out frames are not used for that.
     """
@@ -576,7 +579,8 @@ def _with_crystals(cfg: Config, frames: xr.Dataset, train: np.ndarray) -> xr.Dat
     if told and path is None or not has_crystals(select_frames(frames, train)):
         return frames
     bright = "intensity" in maps
-    merged = expected.merged_intensities(frames, train, limit=600 if bright and path is None else 150)
+    merge = expected.merged_intensities if folder is None else partial(expected.kept_intensities, folder)
+    merged = merge(frames, train, limit=600 if bright and path is None else 150)
     if not bright:
         return frames.assign_attrs(reflection_width=list(merged.width))
     if path is None:

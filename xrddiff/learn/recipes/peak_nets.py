@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 import xarray as xr
-from scipy.ndimage import gaussian_filter
+import scipy
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
@@ -106,7 +106,7 @@ def measured_anew(mu: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
     noise = float(rng.uniform(0, 1) * np.sqrt(exposure * np.median(mu)))
     wide, noisy = rng.random(2) < 0.6
     if wide:
-        mu = gaussian_filter(mu, (down, across))
+        mu = scipy.ndimage.gaussian_filter(mu, (down, across))
     image = rng.poisson(exposure * np.maximum(mu, 0)).astype(np.float32)
     if noisy:
         image += rng.normal(0, noise, mu.shape).astype(np.float32)

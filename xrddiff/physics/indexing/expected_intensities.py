@@ -5,39 +5,46 @@
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #eea2c149
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import gemmi
+import msgspec
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
 
-from ...core.errors import BadInput
-from ...core.files import writing
+from ...core.errors import BadInput, XrddiffError
+from ...core.files import package_version, write_json, writing
+from ...core.gate import or_default, read_json
 from ...core.seeds import numpy_rng
-from ...data.frames.selection import evenly_spaced
+from ...data.frames.geometry import frame_geometry
+from ...data.frames.selection import evenly_spaced, select_frames
 from .cells import Cell
-from .known_lattices import crystals_of, known_lattices, need_lattices
+from .known_lattices import crystals_of, expected_spots, need_lattices
 from .rays import miller_sphere
 from xrddiff.physics.indexing.reflections import (
     Observations,
     fit_scales,
     group_reflections,
-    reflection_table,
+    integrated_reflections,
     wilson_table,
 )
 from ..simulation.crystal import small_structure_factors
 from ..simulation.crystal_files import MeasuredFactors, crystal_of_file
 
 # %% auto #0
-__all__ = ['REACH', 'WIDTHS', 'WIDTH', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial',
-           'merged_intensities', 'read_intensities', 'save_intensities', 'wilson_intensities', 'with_intensities',
-           'says_intensities', 'reflection_width', 'intensities_of']
+__all__ = ['REACH', 'WIDTHS', 'MERGED', 'WIDTH', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial',
+           'merged_intensities', 'kept_intensities', 'read_intensities', 'save_intensities', 'wilson_intensities',
+           'with_intensities', 'says_intensities', 'reflection_width', 'intensities_of']
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #2d2c4224
 @dataclass(frozen=True)
@@ -155,25 +162,96 @@ def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limi
     Crystals of another cell than that of the first are left out.
     Raises `BadInput` if no frame has a crystal.
     """
+    alike = _alike(ds, frames, limit)
+    return CrystalIntensities(alike.cell, alike.group, *_merge(ds, alike))
+
+
+class _Alike(NamedTuple):
+    """The frames whose first crystals are of one form, their space group, and these crystals: cell and orientation (3, 3)."""
+
+    cell: Cell
+    group: str
+    crystals: dict[int, tuple[Cell, np.ndarray]]
+
+
+def _alike(ds: xr.Dataset, frames: Iterable[int] | None, limit: int) -> _Alike:
+    """Which frames are merged, see `merged_intensities`."""
     need_lattices(ds)
     wanted = np.arange(ds.sizes["frame"]) if frames is None else np.asarray(list(frames))
-    own = {int(i): crystals_of(ds["cell"].values[i], ds["orientation"].values[i]) for i in wanted}
+    cells, orientations = ds["cell"].values, ds["orientation"].values
+    own = {int(i): crystals_of(cells[i], orientations[i])[:1] for i in wanted}
     hits = [i for i, crystals in own.items() if crystals]
     if not hits:
         raise BadInput("no frame has a crystal; expected some whose intensities can be merged")
     cell = Cell(tuple(ds.attrs.get("unit_cell", own[hits[0]][0][0])))
-    group = str(ds.attrs.get("space_group", "P 1"))
     alike = [i for i in hits if cell.like(own[i][0][0])]
-    rows = [int(i) for i in evenly_spaced(np.array(alike), limit)]
-    no_peaks = pd.DataFrame({name: np.zeros(0) for name in ("frame", "fs", "ss")})
-    measured = reflection_table(ds, known_lattices(ds, rows, peaks=no_peaks, width=REACH), group)
+    rows = map(int, evenly_spaced(np.array(alike), limit))
+    crystals = {i: (Cell(tuple(own[i][0][0])), own[i][0][1]) for i in rows}
+    return _Alike(cell, str(ds.attrs.get("space_group", "P 1")), crystals)
+
+
+def _merge(ds: xr.Dataset, alike: _Alike) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """`hkl`, `intensity` and `width` of the reflections that are expected of these crystals."""
+    spots = {i: expected_spots(*own, frame_geometry(ds, i), REACH) for i, own in alike.crystals.items()}
+    measured = integrated_reflections(ds, spots, alike.group)
     seen = group_reflections(measured)
     best = max((merge_partial(measured, seen, width) for width in WIDTHS), key=lambda merged: merged.explained)
     merged = best.table
     shells = wilson_table(merged["d"], merged["intensity"])
     mean = np.interp(merged["d"] ** -2.0, shells["inverse_d2"], shells["mean"])
     shrunk = (merged["recorded"] * merged["intensity"] + mean) / (merged["recorded"] + 1)
-    return CrystalIntensities(cell, group, merged[["h", "k", "l"]].to_numpy(), shrunk.to_numpy(), best.width)
+    return merged[["h", "k", "l"]].to_numpy(), shrunk.to_numpy(), best.width
+
+# %% ../../../nbs/physics/indexing/expected_intensities.ipynb #170ea5f2
+MERGED = "merged_intensities.json"
+
+
+class _Merged(msgspec.Struct):
+    """What the frames with a digest merged to: `hkl` (3N), `intensity` (N) before it is divided by its mean, R₀ and R₁."""
+
+    made_from: str
+    hkl: list[int]
+    intensity: list[float]
+    width: tuple[float, float]
+
+
+def _digest(ds: xr.Dataset, alike: _Alike) -> str:
+    """A hash of all that `_merge` could look at."""
+    used = select_frames(ds, list(alike.crystals))
+    h = hashlib.blake2b(digest_size=16)
+    plain = partial(json.dumps, default=lambda value: np.asarray(value).tolist(), sort_keys=True)
+    about = (package_version(), REACH, WIDTHS, alike.cell.parameters, alike.cell.centring, alike.group)
+    h.update(plain([about, dict(used.attrs)]).encode())
+    for name in sorted(map(str, used.variables)):
+        values = np.ascontiguousarray(used[name].values)
+        h.update(plain([name, used[name].dims, str(values.dtype), values.shape, dict(used[name].attrs)]).encode())
+        h.update(plain(values).encode() if values.dtype.hasobject else values.tobytes())
+    return h.hexdigest()
+
+
+def kept_intensities(
+    folder: str | Path, ds: xr.Dataset, frames: Iterable[int] | None = None, limit: int = 600
+) -> CrystalIntensities:
+    """As `merged_intensities`; the result is kept in `folder`, and read from there if it was made from the same.
+
+    A folder that cannot be written keeps nothing.
+    """
+    alike, file = _alike(ds, frames, limit), Path(folder) / MERGED
+    made_from = _digest(ds, alike)
+    kept = or_default(lambda: read_json(file, _Merged), None)
+    if kept is not None and kept.made_from == made_from and len(kept.hkl) == 3 * len(kept.intensity):
+        try:
+            return CrystalIntensities(
+                alike.cell, alike.group, np.reshape(kept.hkl, (-1, 3)), kept.intensity, kept.width
+            )
+        except (BadInput, OverflowError):  # no intensities
+            pass
+    hkl, intensity, width = _merge(ds, alike)
+    known = CrystalIntensities(alike.cell, alike.group, hkl, intensity, width)
+    kept = dict(made_from=made_from, hkl=hkl.ravel().tolist(), intensity=intensity.tolist(), width=list(width))
+    with suppress(OSError, XrddiffError):
+        write_json(file, kept)
+    return known
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #b768b909
 def read_intensities(path: str | Path, d_min: float = 2.0, *, solvent: bool = True) -> CrystalIntensities:

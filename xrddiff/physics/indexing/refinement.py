@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.transform import Rotation
+import scipy
 
 from ...data.frames.geometry import Geometry, PanelGeometry
 from .cells import Cell
@@ -168,7 +168,7 @@ def _minimise(
         curvature, slope = J.T @ (J * (z**-1.5)[:, None]), J.T @ (r * z**-0.5)
         while damping < 1e6:
             step = np.linalg.solve(curvature + damping * np.diag(curvature.diagonal()), -slope)
-            ahead = Rotation.from_rotvec(step[:3]).as_matrix() @ U, p + step[3:]
+            ahead = scipy.spatial.transform.Rotation.from_rotvec(step[:3]).as_matrix() @ U, p + step[3:]
             residuals = problem.residuals(*ahead)
             less = loss - 2 * (np.sqrt(1 + residuals**2) - 1).sum()
             if less >= 0:

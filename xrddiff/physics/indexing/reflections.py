@@ -5,7 +5,7 @@
 # %% ../../../nbs/physics/indexing/reflections.ipynb #122bc974
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import gemmi
@@ -19,8 +19,8 @@ from .indexer import INDEXED, Indexing
 from .integration import integrate_frame
 
 # %% auto #0
-__all__ = ['reflection_table', 'to_asymmetric_unit', 'Observations', 'group_reflections', 'fit_scales', 'Merged',
-           'merge_reflections', 'half_means', 'wilson_table']
+__all__ = ['reflection_table', 'integrated_reflections', 'to_asymmetric_unit', 'Observations', 'group_reflections', 'fit_scales',
+           'Merged', 'merge_reflections', 'half_means', 'wilson_table']
 
 # %% ../../../nbs/physics/indexing/reflections.ipynb #b49f513a
 def reflection_table(ds: xr.Dataset, indexing: Indexing, group: str | None = None) -> pd.DataFrame:
@@ -29,17 +29,22 @@ def reflection_table(ds: xr.Dataset, indexing: Indexing, group: str | None = Non
 
     group: space group; None takes that of the frames, or P 1.
     """
+    first = {frame: own[0] for frame, own in indexing.lattices.items() if own and own[0].p < INDEXED}
+    return integrated_reflections(ds, {frame: lattice.spots for frame, lattice in first.items()}, group)
+
+
+def integrated_reflections(ds: xr.Dataset, spots: Mapping[int, pd.DataFrame], group: str | None = None) -> pd.DataFrame:
+    """The reflections that are expected in frames, integrated, as a table like that of `reflection_table`.
+
+    spots: `h`, `k`, `l`, `d`, `excitation` and places of each frame. group: as for `reflection_table`.
+    """
     name = group or ds.attrs.get("space_group", "P 1")
     found = gemmi.find_spacegroup_by_name(str(name))
     if found is None:
         raise BadInput(f"space group {name!r} is unknown; expected a Hermann–Mauguin symbol such as 'P 43 21 2'")
     tables = []
-    for frame, lattices in indexing.lattices.items():
-        if lattices and lattices[0].p < INDEXED:
-            spots = lattices[0].spots
-            tables.append(
-                spots[["h", "k", "l", "d", "excitation"]].join(integrate_frame(ds, frame, spots)).assign(frame=frame)
-            )
+    for frame, own in spots.items():
+        tables.append(own[["h", "k", "l", "d", "excitation"]].join(integrate_frame(ds, frame, own)).assign(frame=frame))
     if not tables:
         raise BadInput("no frame is indexed, so there are no reflections to integrate")
     table = pd.concat(tables, ignore_index=True).dropna(subset="intensity")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.transform import Rotation
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.geometry import Geometry, PanelGeometry
@@ -95,7 +95,7 @@ class Adjustment:
     @property
     def T(self) -> np.ndarray:
         """The tilt as a matrix (3, 3)."""
-        return Rotation.from_euler("xy", self.tilt).as_matrix()
+        return scipy.spatial.transform.Rotation.from_euler("xy", self.tilt).as_matrix()
 
     def __call__(self, geometry: Geometry | PanelGeometry) -> PanelGeometry:
         """The geometry of a frame, adjusted."""
@@ -225,7 +225,10 @@ class _Series:
     def at(self, y: np.ndarray) -> _Shared:
         """What the frames share."""
         parameters, detector = self.parts(y)
-        Rx, Ry = (Rotation.from_euler(axis, a).as_matrix() for axis, a in zip("xy", detector.tilt, strict=True))
+        Rx, Ry = (
+            scipy.spatial.transform.Rotation.from_euler(axis, a).as_matrix()
+            for axis, a in zip("xy", detector.tilt, strict=True)
+        )
         return _Shared(np.array(parameters), detector, Ry @ Rx, np.stack([Ry @ _CROSS[0] @ Rx, _CROSS[1] @ Ry @ Rx]))
 
     def crystal(self, q: np.ndarray, shared: _Shared) -> tuple[np.ndarray, np.ndarray, _Shared]:
@@ -292,7 +295,7 @@ class _Fit(NamedTuple):
 
     def moved(self, local: np.ndarray, shared: np.ndarray) -> _Fit:
         """After a step of ω and q (F, own) and of y."""
-        turned = Rotation.from_rotvec(local[:, :3]).as_matrix() @ self.U
+        turned = scipy.spatial.transform.Rotation.from_rotvec(local[:, :3]).as_matrix() @ self.U
         return _Fit(turned, self.q + local[:, 3:], self.y + shared)
 
 

@@ -5,6 +5,7 @@
 # %% ../../../nbs/physics/twins/indexed_exposures.ipynb #17e3a5f9
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -12,22 +13,26 @@ from typing import NamedTuple
 import gemmi
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
 
-from ...data.frames.frames import frame_image, frame_mask
+from ...data.frames.frames import frame_count, frame_image, frame_mask
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
 from ..indexing.cells import Cell
 from ..indexing.indexer import INDEXED, Indexing, Lattice
-from ..indexing.rays import as_panels, miller_sphere
+from ..indexing.rays import as_panels, miller_sphere, panel_numbers
 from ..indexing.series_refinement import diffracted
+from .changing_pixels import of_blocks, value_when_full
 from .measured_backgrounds import around_spots
 
 # %% auto #0
-__all__ = ['FARTHEST', 'PEAK', 'SPOT', 'TwinCrystal', 'crystal_spots', 'IndexedExposures']
+__all__ = ['FARTHEST', 'PEAK', 'SPOT', 'REMEMBERED', 'CHANCE', 'WIDE', 'TwinCrystal', 'crystal_spots', 'near_any',
+           'recurring_places', 'MeasuredPixels', 'IndexedCrystals', 'IndexedExposures']
 
 # %% ../../../nbs/physics/twins/indexed_exposures.ipynb #57e2e75f
 FARTHEST = 6.0  # u of the reflections that belong to an exposure
 PEAK, SPOT = 6.0, 4.0  # px around a peak, and a predicted spot, that are no background
+REMEMBERED = 64  # exposures whose free pixels are kept, a bit for each
 
 
 class TwinCrystal(NamedTuple):
@@ -78,29 +83,91 @@ def _crystal(f: int, x: Lattice, first: bool, indexing: Indexing, frames: xr.Dat
     turn = 1.48 * float(np.median(np.abs(x.excitation) * d)) / _BETA
     return TwinCrystal(f, x.cell, x.U, turn**2 * np.eye(3), _BETA, indexing.geometry(frames, f).moved(x.shift))
 
-# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #2d60fffc
-@dataclass(frozen=True, eq=False)
-class IndexedExposures:
-    """Indexed exposures, as a twin is learnt from them.
+# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #f4cd4992
+CHANCE, WIDE = 1e-6, 4.0  # that a pixel is covered so often; least area of a place, in discs of a peak
 
-    - `frames`: the exposures.
-    - `indexing`: what `index_series` found in them.
-    - `group`: Hermann–Mauguin symbol of the space group.
-    """
+
+def near_any(peaks: pd.DataFrame, spots: pd.DataFrame, radius: float) -> np.ndarray:
+    """Which of the `peaks` lie within `radius` px of one of the `spots`, bool (n,). Both have `fs`, `ss`, and `panel` for stacks."""
+    places = [np.stack([1e6 * panel_numbers(t), t["fs"], t["ss"]], 1) for t in (peaks, spots)]
+    return (
+        scipy.spatial.cKDTree(places[1]).query(places[0], distance_upper_bound=radius)[0] <= radius
+        if len(spots)
+        else np.zeros(len(peaks), bool)
+    )
+
+
+def recurring_places(covered: Iterable[np.ndarray]) -> np.ndarray:
+    """The pixels that are `covered` in more exposures than by chance, bool; one image (y, x) or (panel, ss, fs) for each exposure."""
+    count, n = 0, 0
+    for one in covered:
+        count, n = count + one.astype(np.uint8), n + 1
+    often = count >= max(3, scipy.stats.binom.isf(CHANCE, n, count.mean() / n) + 1)
+    joined = scipy.ndimage.generate_binary_structure(often.ndim, 2)
+    joined[[0, -1]] &= often.ndim == 2  # panels do not touch
+    label, m = scipy.ndimage.label(often, joined)
+    large = np.bincount(label.ravel(), minlength=m + 1) > WIDE * np.pi * PEAK**2
+    return often & large[label]
+
+# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #91766ab2
+class MeasuredPixels:
+    """The pixels of `frames`, without those that are `hidden`."""
 
     frames: xr.Dataset
-    indexing: Indexing
-    group: str
+    hidden: np.ndarray | None
 
     @property
     def integrating(self) -> bool:
         """Is there a readout with noise?"""
         return self.frames["intensity"].attrs["units"] != "photon"
 
+    @cached_property
+    def saturation(self) -> float:
+        """From which value on a pixel is full, in units of the frames, as they say or as it looks."""
+        told = self.frames.attrs.get("saturation")
+        if told is not None:
+            return float(told)
+        exposures = range(frame_count(self.frames))
+        return value_when_full(frame_image(self.frames, f)[frame_mask(self.frames, f)] for f in exposures)
+
+    def saturated(self, f: int) -> np.ndarray:
+        """Which pixels of an exposure are full: their counts are no measurement."""
+        return frame_image(self.frames, f) >= self.saturation
+
+    def usable(self, f: int) -> np.ndarray:
+        """Which pixels of an exposure are neither masked nor hidden; they may be full."""
+        valid = frame_mask(self.frames, f)
+        return valid if self.hidden is None else valid & ~self.hidden
+
+    def valid(self, f: int) -> np.ndarray:
+        """Which pixels of an exposure are measurements."""
+        return self.usable(f) & ~self.saturated(f)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """Which pixels are usable in all exposures."""
+        return np.logical_and.reduce([self.usable(f) for f in range(frame_count(self.frames))])
+
     def photons(self, f: int) -> np.ndarray:
         """The photons of an exposure (y, x) or (panel, ss, fs), float32."""
         gain = float(self.frames["intensity"].attrs.get("gain", 1.0))
         return ((frame_image(self.frames, f) - float(self.frames.attrs.get("pedestal", 0.0))) / gain).astype(np.float32)
+
+# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #2d60fffc
+@dataclass(frozen=True, eq=False)
+class IndexedCrystals(MeasuredPixels):
+    """The crystals of exposures, and where their reflections are.
+
+    - `frames`: the exposures.
+    - `indexing`: what `index_series` found in them.
+    - `group`: Hermann–Mauguin symbol of the space group.
+    - `hidden`: pixels (y, x) or (panel, ss, fs) that are not learnt from, beyond those that are masked.
+    """
+
+    frames: xr.Dataset
+    indexing: Indexing
+    group: str
+    hidden: np.ndarray | None = None
 
     def geometry(self, f: int | None = None) -> PanelGeometry:
         """The detector as the series has it; a flat one stays flat."""
@@ -143,10 +210,48 @@ class IndexedExposures:
         """The crystals of an exposure."""
         return [c for c in self.crystals if c.exposure == f]
 
+# %% ../../../nbs/physics/twins/indexed_exposures.ipynb #f5fad91a
+@dataclass(frozen=True, eq=False)
+class IndexedExposures(IndexedCrystals):
+    """Indexed exposures, as a twin is learnt from them: between the spots is background.
+
+    - `missed`: blocks of pixels (exposure, …) that have a spot that nobody found.
+    """
+
+    missed: np.ndarray | None = None
+
+    def unexplained(self, f: int) -> pd.DataFrame:
+        """The peaks of an exposure that are far from any predicted spot."""
+        peaks = self.indexing.peaks
+        peaks = peaks[peaks["frame"] == f]
+        spots = [self.predicted(c) for c in self.crystals_in(f)]
+        if not spots or not len(peaks):
+            return peaks
+        return peaks[~near_any(peaks, pd.concat(spots, ignore_index=True), SPOT)]
+
+    @cached_property
+    def recurring(self) -> np.ndarray:
+        """Where unexplained peaks recur from exposure to exposure, bool: `recurring_places`."""
+        shape = self.frames["intensity"].shape[1:]
+        return recurring_places(around_spots(shape, self.unexplained(f), PEAK) for f in range(frame_count(self.frames)))
+
+    @cached_property
+    def _bits(self) -> dict[int, np.ndarray]:
+        """The free pixels of some exposures, a bit for each."""
+        return {}
+
     def free(self, f: int) -> np.ndarray:
-        """Which pixels are valid and far from any spot."""
-        valid, peaks = frame_mask(self.frames, f), self.indexing.peaks
-        spots = around_spots(valid.shape, peaks[peaks["frame"] == f], PEAK)
+        """Which pixels are valid and far from any spot; found once for each of `REMEMBERED` exposures."""
+        shape = self.frames["intensity"].shape[1:]
+        if f in self._bits:
+            return np.unpackbits(self._bits[f], count=int(np.prod(shape))).view(bool).reshape(shape)
+        valid, peaks = self.valid(f), self.indexing.peaks
+        spots = around_spots(shape, peaks[peaks["frame"] == f], PEAK) & ~self.recurring
         for crystal in self.crystals_in(f):
-            spots |= around_spots(valid.shape, self.predicted(crystal), SPOT)
-        return valid & ~spots
+            spots |= around_spots(shape, self.predicted(crystal), SPOT)
+        if self.missed is not None:
+            spots |= of_blocks(self.missed[f], shape)
+        free = valid & ~spots
+        if len(self._bits) < REMEMBERED:
+            self._bits[f] = np.packbits(free)
+        return free

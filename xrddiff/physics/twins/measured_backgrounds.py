@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.peaks import pixels_around
 
 # %% auto #0
-__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'FEWEST_EXPOSURES', 'around_spots', 'blurred', 'mean_blur',
-           'in_blocks', 'Backgrounds', 'learn_backgrounds']
+__all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'around_spots', 'touched',
+           'blurred', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds']
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #0e17ac9f
 def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> np.ndarray:
@@ -33,6 +33,17 @@ def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> 
     out.reshape(-1)[at[inside]] = True
     return out
 
+
+def touched(spots: pd.DataFrame, pixels: np.ndarray, radius: float) -> np.ndarray:
+    """Which spots have one of the `pixels` (y, x) or (panel, ss, fs) within `radius` px, bool (n,). spots: as above."""
+    if not pixels.any():
+        return np.zeros(len(spots), bool)
+    *_, height, width = pixels.shape
+    panel = spots["panel"].to_numpy(np.intp) if pixels.ndim == 3 else np.zeros(len(spots), np.intp)
+    place = spots["fs"].to_numpy(float), spots["ss"].to_numpy(float)
+    at, *_, inside = pixels_around(*place, panel * height * width, (height, width), radius)
+    return (pixels.reshape(-1)[at] & inside).any(1)
+
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #4a275522
 def blurred(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
     """(K_σ * total) / (K_σ * weight) on the last two axes, float32; from ever farther away where there is no weight.
@@ -41,15 +52,21 @@ def blurred(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
     """
     size, out, rest = max(weight.shape[-2:]), None, np.ones(weight.shape, bool)
     while out is None or (rest.any() and sigma < size):
-        wide = (0,) * (weight.ndim - 2) + (sigma, sigma)
+        wide = _only_last(weight, sigma)
         a, w = (
-            ndimage.gaussian_filter(v.astype(np.float32), wide, truncate=3, mode="constant") for v in (total, weight)
+            scipy.ndimage.gaussian_filter(v.astype(np.float32), wide, truncate=3, mode="constant")
+            for v in (total, weight)
         )
         made = a / np.maximum(w, 1e-12)
         out = made if out is None else np.where(rest, made, out)
         rest &= w < 0.02 * float(weight.mean())
         sigma *= 3
     return out
+
+
+def _only_last(image: np.ndarray, sigma: float) -> tuple[float, ...]:
+    """σ for each axis: 0 but for the last two."""
+    return (0,) * (image.ndim - 2) + (sigma, sigma)
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #41dde79b
 ENOUGH, MANY = 1500.0, 1600.0  # photons under the kernel: 2.6%; pixels, where there is noise of a readout
@@ -73,6 +90,25 @@ def in_blocks(values: np.ndarray) -> np.ndarray:
         values = np.add.reduceat(values, np.arange(0, values.shape[axis], BLOCK), axis)
     return values
 
+# %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #2f57d140
+SURE = 1.5  # ⟨z²⟩ below which a finer kernel sees noise alone
+_FINEST = 0.7  # px
+
+
+def refined_mean(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
+    """`blurred` with `sigma`, and what ever finer kernels add to it beyond noise; float32."""
+    mean, seen = blurred(total, weight, sigma), weight > 0
+    while sigma / 2 >= _FINEST:
+        around, sigma = _only_last(weight, sigma), sigma / 2
+        fine, held = blurred(total, weight, sigma), scipy.ndimage.gaussian_filter(weight, _only_last(weight, sigma))
+        light = scipy.ndimage.gaussian_filter(np.maximum(total, 0), _only_last(weight, sigma / np.sqrt(2)))
+        v = light / (4 * np.pi * sigma**2) / np.maximum(held, 1e-6) ** 2
+        d = np.where(held > 0.02 * weight.mean(), fine - mean, 0)
+        z2 = scipy.ndimage.gaussian_filter(d * d / np.maximum(v, 1e-12), around)
+        typical = max(1.0, float(np.median(z2[seen])))  # of noise that is no photons'
+        mean = mean + d * np.maximum(1 - SURE * typical / np.maximum(z2, 1e-6), 0)
+    return mean
+
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #71017dd0
 @dataclass(frozen=True, eq=False)
 class Backgrounds:
@@ -82,20 +118,29 @@ class Backgrounds:
     - `levels`: ℓ (exposure, …) of blocks of pixels.
     - `zero`: photons, 0 or less: what the mean of pixels that read below 0 is counted from.
     - `sigma`: of the blur of the mean, px.
+    - `rings`, `ring_levels`: the ring (…) that each pixel is on, and what ℓ has there beyond blocks (exposure, ring), where
+      exposures differ in rings (`learn_rings`).
     """
 
     mean: np.ndarray
     levels: np.ndarray
     zero: float
     sigma: float
+    rings: np.ndarray | None = None
+    ring_levels: np.ndarray | None = None
 
     def level(self, weights: np.ndarray) -> np.ndarray:
         """Σ_f w_f ℓ_f of each pixel, float32. weights: (exposure,), which add up to 1."""
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
         grid = np.meshgrid(*(_in_units_of_blocks(np.arange(n)) for n in self.mean.shape[-2:]), indexing="ij")
         stack = coarse.reshape(-1, *coarse.shape[-2:])
-        fine = [ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
-        return np.stack(fine).reshape(self.mean.shape)
+        fine = [scipy.ndimage.map_coordinates(plane, grid, order=1, mode="nearest") for plane in stack]
+        level = np.stack(fine).reshape(self.mean.shape)
+        return level if self.rings is None else level + self._of_rings(weights)[self.rings]
+
+    def _of_rings(self, weights: np.ndarray) -> np.ndarray:
+        """What a ring adds to the level (ring,)."""
+        return np.asarray(weights, np.float32) @ self.ring_levels
 
     def expected(self, weights: np.ndarray) -> np.ndarray:
         """λ = zero + b exp Σ_f w_f ℓ_f, photons of each pixel, float32."""
@@ -106,7 +151,9 @@ class Backgrounds:
         coarse = np.tensordot(np.asarray(weights, np.float32), self.levels, 1)
         *panel, y, x = index
         place = [*panel, *map(_in_units_of_blocks, (y, x))]
-        level = ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
+        level = scipy.ndimage.map_coordinates(coarse, place, order=1, mode="nearest")
+        if self.rings is not None:
+            level = level + self._of_rings(weights)[self.rings[index]]
         return self.mean[index] * np.exp(level) + np.float32(self.zero)
 
 
@@ -148,7 +195,7 @@ def learn_backgrounds(
             level = 1.0 if levels is None else np.exp(Backgrounds(total, levels, 0, sigma).level(np.eye(n)[f]))
             total += np.where(free, x - zero, 0)
             weight += np.where(free, level, 0)
-        mean = blurred(total, weight, sigma)
+        mean = refined_mean(total, weight, sigma)
         if levels is None and integrating:
             low, high = np.quantile(mean, [0.001, 0.99])
             zero = min(0.0, float(low - 0.1 * (high - low)))

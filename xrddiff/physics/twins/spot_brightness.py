@@ -84,6 +84,7 @@ class _Fit:
 
     def __init__(self, spots: pd.DataFrame, exposures: int):
         f, x, u = spots["exposure"].to_numpy(int), spots["d"].to_numpy(float) ** -2, spots["off"].to_numpy(float)
+        self.full = spots["full"].to_numpy(bool) if "full" in spots else np.zeros(len(x), bool)
         self.n, self.v = spots["intensity"].to_numpy(float), np.maximum(spots["sigma"].to_numpy(float), 0.5) ** 2
         self.shells, self.coarse = _knots(x, SHELLS), _knots(x, COARSE)
         own = np.eye(exposures)[f]
@@ -103,7 +104,8 @@ class _Fit:
         for name, h in self.parts.items():
             m = self.mean
             w = m / (m * m + self.v)
-            seen, told = h.T @ (w * self.n), h.T @ (w * m)
+            n = np.where(self.full, self.n + m, self.n)  # ⟨I | I > n⟩ of an exponential
+            seen, told = h.T @ (w * n), h.T @ (w * m)
             log = self.logs[name] + _DAMPING * np.log(np.clip((seen + 1e-9) / (told + 1e-9), 0.2, 5))
             if name in ("own", "sides"):  # what few reflections say about one exposure counts less
                 log *= told / (told + _DAMPING * _SHRINK)
@@ -122,7 +124,8 @@ class _Fit:
 def learn_brightness(spots: pd.DataFrame, exposures: int) -> SpotBrightness:
     """The brightness of so many `exposures`, in which all predicted reflections were integrated.
 
-    spots: `exposure` (0, 1, …), `d` (Å), `off` (u), `intensity` (photons), `sigma` (of the background alone).
+    spots: `exposure` (0, 1, …), `d` (Å), `off` (u), `intensity` (photons), `sigma` (of the background alone);
+    perhaps `full`: has it at least that intensity?
     """
     fit = _Fit(spots, exposures).run()
     logs, each = fit.logs, (exposures, -1)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
+import scipy
 
+from ...core.seeds import numpy_rng
 from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.peaks import pixels_around
 from ..indexing.rays import as_panels, panel_numbers
 
 # %% auto #0
-__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'BRIGHT', 'ALONE', 'SHAPE', 'NEIGHBOURS', 'outward', 'spot_moments', 'alone',
-           'measure_shapes', 'share_in_disc', 'draw_shapes', 'shaped', 'add_spots']
+__all__ = ['REACH', 'SMALLEST', 'LARGEST', 'STRAYS', 'NEIGHBOURS', 'ODD', 'BRIGHT', 'ALONE', 'SHAPE', 'outward', 'spot_moments',
+           'draw_shapes', 'shaped', 'add_spots', 'measured_again', 'without_odd', 'without_noise', 'alone',
+           'measure_shapes', 'share_in_disc']
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #a8d36386
 def outward(geometry: Geometry | PanelGeometry, spots: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -59,53 +61,6 @@ def spot_moments(
         good &= np.hypot(*(m - np.stack(place, 1)).T) < STRAYS
         C = np.where(good[:, None, None], moved, C)
     return m, C, good
-
-# %% ../../../nbs/physics/twins/spot_shapes.ipynb #41e399b4
-BRIGHT, ALONE = 120.0, 12.0  # photons of a spot whose shape is measured; px to the next one of a tenth of it
-
-
-def alone(spots: pd.DataFrame, apart: float = ALONE) -> np.ndarray:
-    """Which spots have `BRIGHT` photons and no neighbour within `apart` px that has a tenth of that, bool (n,)."""
-    bright = spots["intensity"].to_numpy() > BRIGHT
-    place = np.stack([1e6 * panel_numbers(spots), spots["fs"], spots["ss"]], 1)
-    others = place[spots["intensity"].to_numpy() > BRIGHT / 10]
-    if not len(others):
-        return bright
-    return bright & (cKDTree(others).query_ball_point(place, apart, return_length=True) == 1)
-
-
-def measure_shapes(
-    image: np.ndarray,
-    spots: pd.DataFrame,
-    valid: np.ndarray,
-    geometry: Geometry | PanelGeometry,
-    apart: float = ALONE,
-) -> pd.DataFrame:
-    """The shapes of bright spots that stand alone: `radius` (px), `along`, `across`, `skew` (the covariance, px²), and
-    `off_along`, `off_across`, how far they are from where they were predicted, px.
-
-    image: photons (y, x) or (panel, ss, fs). spots: predicted, with `intensity` (photons) and `background` (per pixel).
-    apart: see `alone`.
-    """
-    own = spots[alone(spots, apart)].reset_index(drop=True)
-    if not len(own):
-        return pd.DataFrame({k: np.zeros(0) for k in SHAPE})
-    m, C, good = spot_moments(image, own, valid)
-    e, radius = outward(geometry, own)
-    turn = np.stack([e, np.stack([-e[:, 1], e[:, 0]], 1)], 1)
-    C = np.einsum("nai,nij,nbj->nab", turn, C, turn)
-    off = np.einsum("nai,ni->na", turn, m - own[["fs", "ss"]].to_numpy())
-    columns = (radius, C[:, 0, 0], C[:, 1, 1], C[:, 0, 1], off[:, 0], off[:, 1])
-    return pd.DataFrame(dict(zip(SHAPE, columns, strict=True)))[good].reset_index(drop=True)
-
-
-SHAPE = ("radius", "along", "across", "skew", "off_along", "off_across")
-
-# %% ../../../nbs/physics/twins/spot_shapes.ipynb #f84fa289
-def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]) -> np.ndarray:
-    """c (n,) of spots whose covariance has the square root of the determinant `variance` (n,), px². radius, ring: px."""
-    disc, low, high = (1 - np.exp(-(r**2) / (2 * np.asarray(variance, float))) for r in (radius, *ring))
-    return disc - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * (high - low)
 
 # %% ../../../nbs/physics/twins/spot_shapes.ipynb #aeb026ac
 NEIGHBOURS = 16  # measured spots at the nearest radii, of which one is taken
@@ -162,3 +117,99 @@ def add_spots(
         on = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         at = np.broadcast_to(panel[some, None, None], rows.shape)[on], rows[on], columns[on]
         np.add.at(stack, at, profile[on].astype(image.dtype))
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #d333d6b7
+def measured_again(
+    spots: pd.DataFrame, centre: np.ndarray, covariance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`spot_moments` of spots that are drawn with these shapes, each alone on a panel of its own.
+
+    spots: `intensity` and `background` (photons). centre (n, 2), covariance (n, 2, 2): as measured.
+    """
+    n, reach = len(spots), int(REACH) + 2
+    corner = np.floor(centre)
+    place = centre - corner + reach
+    image = np.repeat(np.maximum(spots["background"].to_numpy(np.float64), 0), (2 * reach + 1) ** 2)
+    image = image.reshape(n, 2 * reach + 1, 2 * reach + 1)
+    panel = np.arange(n)
+    add_spots(image, spots["intensity"].to_numpy(), panel, place, covariance)
+    own = pd.DataFrame(
+        {"fs": place[:, 0], "ss": place[:, 1], "background": spots["background"].to_numpy(), "panel": panel}
+    )
+    drawn = numpy_rng("shapes, measured again", n).poisson(image)
+    m, C, good = spot_moments(drawn, own, np.ones(image.shape, bool))
+    return m + corner - reach, C, good
+
+
+ODD = 5.0  # standard deviations from its neighbours of a shape that is two spots, or none
+
+
+def without_odd(shapes: pd.DataFrame) -> pd.DataFrame:
+    """Shapes without those that are far from what is typical for their radius: two spots in one, or a streak."""
+    own = shapes.sort_values("radius", kind="stable")[["along", "across", "off_along", "off_across"]]
+    off = (own - own.rolling(2 * NEIGHBOURS, min_periods=1, center=True).median()).abs()
+    odd = (off > ODD * 1.4826 * off.median().clip(lower=1e-6)).any(axis=1)
+    return shapes[~odd.sort_index()]
+
+
+def without_noise(shapes: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """Shapes that scatter less by what the noise of their measurement adds. again: measured again, of the same index."""
+    own = shapes.sort_values("radius", kind="stable")
+    mean = own.rolling(NEIGHBOURS, min_periods=1, center=True).mean()
+    noise = ((again - shapes.loc[again.index]) ** 2).mean()
+    kept = np.sqrt((1 - noise / ((own - mean) ** 2).mean().clip(lower=1e-12)).clip(lower=0))
+    kept["radius"] = 1.0
+    return (mean + kept.fillna(1.0) * (own - mean)).sort_index().reset_index(drop=True)
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #41e399b4
+BRIGHT, ALONE = 120.0, 12.0  # photons of a spot whose shape is measured; px to the next one of a tenth of it
+SHAPE = ("radius", "along", "across", "skew", "off_along", "off_across")
+
+
+def alone(spots: pd.DataFrame, apart: float = ALONE) -> np.ndarray:
+    """Which spots have `BRIGHT` photons and no neighbour within `apart` px that has a tenth of that, bool (n,)."""
+    bright = spots["intensity"].to_numpy() > BRIGHT
+    place = np.stack([1e6 * panel_numbers(spots), spots["fs"], spots["ss"]], 1)
+    others = place[spots["intensity"].to_numpy() > BRIGHT / 10]
+    if not len(others):
+        return bright
+    return bright & (scipy.spatial.cKDTree(others).query_ball_point(place, apart, return_length=True) == 1)
+
+
+def measure_shapes(
+    image: np.ndarray,
+    spots: pd.DataFrame,
+    valid: np.ndarray,
+    geometry: Geometry | PanelGeometry,
+    apart: float = ALONE,
+) -> pd.DataFrame:
+    """The shapes of bright spots that stand alone: `radius` (px), `along`, `across`, `skew` (the covariance, px²), and
+    `off_along`, `off_across`, how far they are from where they were predicted, px.
+
+    image: photons (y, x) or (panel, ss, fs). spots: predicted, with `intensity` (photons) and `background` (per pixel).
+    apart: see `alone`. What the noise of the photons adds to their scatter is taken out (`without_noise`).
+    """
+    own = spots[alone(spots, apart)].reset_index(drop=True)
+    if not len(own):
+        return pd.DataFrame({k: np.zeros(0) for k in SHAPE})
+    m, C, good = spot_moments(image, own, valid)
+    own, m, C = own[good].reset_index(drop=True), m[good], C[good]
+    e, radius = outward(geometry, own)
+    turn = np.stack([e, np.stack([-e[:, 1], e[:, 0]], 1)], 1)
+
+    def shape(place: np.ndarray, C: np.ndarray) -> pd.DataFrame:
+        C, off = np.einsum("nai,nij,nbj->nab", turn, C, turn), np.einsum("nai,ni->na", turn, place)
+        columns = (radius, C[:, 0, 0], C[:, 1, 1], C[:, 0, 1], off[:, 0], off[:, 1])
+        return pd.DataFrame(dict(zip(SHAPE, columns, strict=True)))
+
+    again, C_again, fine = measured_again(own, m, C)
+    predicted = own[["fs", "ss"]].to_numpy()
+    kept = without_odd(shape(m - predicted, C))
+    measured = shape(again - predicted, C_again)[fine]
+    return without_noise(kept, measured.loc[measured.index.intersection(kept.index)])
+
+# %% ../../../nbs/physics/twins/spot_shapes.ipynb #f84fa289
+def share_in_disc(variance: np.ndarray, radius: float, ring: tuple[float, float]) -> np.ndarray:
+    """c (n,) of spots whose covariance has the square root of the determinant `variance` (n,), px². radius, ring: px."""
+    disc, low, high = (1 - np.exp(-(r**2) / (2 * np.asarray(variance, float))) for r in (radius, *ring))
+    return disc - radius**2 / (ring[1] ** 2 - ring[0] ** 2) * (high - low)

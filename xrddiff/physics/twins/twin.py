@@ -5,8 +5,9 @@
 # %% ../../../nbs/physics/twins/twin.ipynb #de3dc1db
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +16,25 @@ import xarray as xr
 
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
-from ...data.frames.frames import frame_count, frame_mask, make_frames
+from ...data.frames.frames import frame_count, make_frames
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
+from ...data.frames.labels import with_labels
 from ...data.frames.rows import lazy_frames
 from ..indexing.cells import read_cell
 from ..indexing.expected_intensities import CrystalIntensities
+from ..indexing.indexer import FEWEST_PEAKS
 from ..indexing.integration import integrate_spots
 from ..indexing.series import index_series
 from ..simulation.crystal import random_rotation
+from .changing_pixels import learn_rings, missed_spots, unsteady_pixels
 from .count_noise import CountNoise, draw_noisy, learn_noise
 from .indexed_exposures import IndexedExposures
-from .measured_backgrounds import FEWEST_EXPOSURES, Backgrounds, learn_backgrounds
+from xrddiff.physics.twins.measured_backgrounds import (
+    FEWEST_EXPOSURES,
+    Backgrounds,
+    learn_backgrounds,
+    touched,
+)
 from xrddiff.physics.twins.spot_brightness import (
     SpotBrightness,
     learn_brightness,
@@ -41,10 +50,11 @@ from xrddiff.physics.twins.spot_shapes import (
     shaped,
     share_in_disc,
 )
+from .unexplained_spots import on_their_rings, unexplained_spots
 
 # %% auto #0
-__all__ = ['RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'MIX', 'LISTED', 'integrated', 'learn_shapes', 'TwinExposure', 'Twin',
-           'learn_twin', 'twin_frames']
+__all__ = ['RADIUS', 'RING', 'FEWEST_SHAPES', 'NEARER', 'SAME_PLACE', 'MIX', 'LISTED', 'KINDS', 'integrated', 'learn_shapes',
+           'TwinExposure', 'Twin', 'crystal_in_twin', 'loose_in_twin', 'between_spots', 'learn_twin', 'twin_frames']
 
 # %% ../../../nbs/physics/twins/twin.ipynb #0019ddcc
 RADIUS, RING = 4.0, (5.5, 9.0)  # px: a spot is integrated in this disc, less what is in this ring
@@ -53,19 +63,19 @@ NEARER = (ALONE, 8.0, 6.0)  # px to the next one, tried in turn
 
 
 def integrated(exposures: IndexedExposures) -> list[pd.DataFrame]:
-    """The predicted reflections of each crystal, with `intensity` (photons), its `sigma` from the background alone, and
-    `background` (photons per pixel).
+    """The predicted reflections of each crystal, with `intensity` (photons), its `sigma` from the background alone,
+    `background` (photons per pixel), and `full`: has it pixels that are full, and so at least that intensity?
     """
     out, last, image = [], None, None
     for number, crystal in enumerate(exposures.crystals):
         f = crystal.exposure
         if f != last:
-            last, image, valid = f, exposures.photons(f), frame_mask(exposures.frames, f)
+            last, image, usable, full = f, exposures.photons(f), exposures.usable(f), exposures.saturated(f)
         spots = exposures.predicted(crystal)
-        got = integrate_spots(image, spots, valid, radius=RADIUS, ring=RING)
+        got = integrate_spots(image, spots, usable, radius=RADIUS, ring=RING)
         sigma = np.sqrt(np.maximum(got["sigma"] ** 2 - got["intensity"].clip(lower=0), 0.25))
         spots = spots.assign(exposure=number, intensity=got["intensity"], sigma=sigma, background=got["background"])
-        out.append(spots.dropna())
+        out.append(spots.assign(full=touched(spots, full, RADIUS)).dropna())
     return out
 
 
@@ -78,7 +88,7 @@ def learn_shapes(exposures: IndexedExposures, tables: list[pd.DataFrame]) -> lis
         out = []
         for crystal, spots in zip(exposures.crystals, tables, strict=True):
             f = crystal.exposure
-            valid = frame_mask(exposures.frames, f)
+            valid = exposures.valid(f)
             out.append(measure_shapes(exposures.photons(f), spots, valid, crystal.geometry, apart))
         every = pd.concat(out, ignore_index=True)
         if len(every) >= FEWEST_SHAPES:
@@ -86,8 +96,10 @@ def learn_shapes(exposures: IndexedExposures, tables: list[pd.DataFrame]) -> lis
     return [own if len(own) >= FEWEST_SHAPES else every for own in out]
 
 # %% ../../../nbs/physics/twins/twin.ipynb #234b6686
+SAME_PLACE = 2e-3  # relative: distances that differ by less are those of one detector position
 MIX = 0.4  # the largest share of another exposure in the level of a background
 LISTED = 1.0  # photons: a spot with fewer is drawn, and is not in the table
+KINDS = ("blank", "hit on a lattice", "hit that no lattice explains")
 
 
 class TwinExposure(NamedTuple):
@@ -95,6 +107,7 @@ class TwinExposure(NamedTuple):
 
     spots: `crystal`, `h`, `k`, `l`, `d` (Å), `excitation` (1/Å), `off` (`crystal_spots`), `panel`, `fs`, `ss` (px, where they are drawn),
     `photons`, and their covariance `along`, `skew`, `across` (px², in fs and ss). U: orientations (crystal, 3, 3).
+    Spots of no crystal have `crystal` -1, and 0 as indices.
     """
 
     number: int
@@ -113,6 +126,9 @@ class Twin:
     - `backgrounds`, `noise`: between the spots.
     - `brightness`: of the crystals; `shapes`: of the spots of each.
     - `known`, `relative`: the intensities of the crystal's reflections, and those relative to their resolution.
+    - `unexplained`: the spots of each exposure that no lattice explains, if they are more than chance; `by_chance`: how far
+      peaks stand out at most in frames without a spot.
+    - `seen`: what else was seen, in sentences.
     """
 
     exposures: IndexedExposures
@@ -122,6 +138,17 @@ class Twin:
     shapes: list[pd.DataFrame]
     known: CrystalIntensities
     relative: Callable[[np.ndarray], np.ndarray]
+    unexplained: Sequence[pd.DataFrame] = ()
+    by_chance: float = 0.0
+    seen: tuple[str, ...] = ()
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """The kind of each exposure (exposure,), one of `KINDS`."""
+        n = frame_count(self.exposures.frames)
+        lattice = {c.exposure for c in self.exposures.crystals}
+        loose = [len(s) > 0 for s in self.unexplained] or [False] * n
+        return np.array([KINDS[1] if f in lattice else KINDS[2] if loose[f] else KINDS[0] for f in range(n)])
 
     def draw(self, number: int, seed: int = 0) -> TwinExposure:
         """What exposure `number` of a `seed` has; it depends on nothing else. Each exposure is likened as often."""
@@ -135,22 +162,11 @@ class Twin:
         weights[other] += share
         own = [k for k, c in enumerate(e.crystals) if c.exposure == like]
         U, geometry = random_rotation(rng, len(own)), e.geometry(like)
-        tables = [self._spots(k, U[j], geometry, rng).assign(crystal=j) for j, k in enumerate(own)]
+        tables = [crystal_in_twin(self, k, U[j], geometry, rng).assign(crystal=j) for j, k in enumerate(own)]
+        if len(self.unexplained) and len(self.unexplained[like]):
+            tables.append(loose_in_twin(self, like, geometry, numpy_rng("twin unexplained", seed, number)))
         spots = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         return TwinExposure(number, seed, like, weights, spots, U)
-
-    def _spots(self, k: int, U: np.ndarray, geometry: PanelGeometry, rng: np.random.Generator) -> pd.DataFrame:
-        """The spots of crystal `k` in a new orientation."""
-        spots = self.exposures.predicted(self.exposures.crystals[k], U)
-        relative = self.relative(spots[["h", "k", "l"]].to_numpy())
-        photons = self.brightness.draw(k, spots, relative, rng)
-        bright = photons > 0.05  # the others change no pixel
-        spots = spots[bright].reset_index(drop=True).assign(photons=photons[bright])
-        _, radius = outward(geometry, spots)
-        centre, C = shaped(spots, draw_shapes(self.shapes[k], radius, rng), geometry)
-        shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
-        whole = spots["photons"] / share_in_disc(np.sqrt(np.linalg.det(C)), RADIUS, RING)
-        return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
 
     def expected(self, made: TwinExposure, background: bool = True) -> np.ndarray:
         """The expected photons of an exposure (y, x) or (panel, ss, fs), float32; without its `background`, of its spots."""
@@ -179,6 +195,79 @@ class Twin:
         measured = np.where(e.free(made.like), e.photons(made.like), hidden)
         return measured + rng.poisson(self.expected(made, background=False)).astype(np.float32)
 
+# %% ../../../nbs/physics/twins/twin.ipynb #bd5eaba2
+def crystal_in_twin(
+    twin: Twin, k: int, U: np.ndarray, geometry: PanelGeometry, rng: np.random.Generator
+) -> pd.DataFrame:
+    """The spots of crystal `k` in a new orientation U (3, 3), as `TwinExposure` has them."""
+    spots = twin.exposures.predicted(twin.exposures.crystals[k], U)
+    relative = twin.relative(spots[["h", "k", "l"]].to_numpy())
+    photons = twin.brightness.draw(k, spots, relative, rng)
+    bright = photons > 0.05  # the others change no pixel
+    spots = spots[bright].reset_index(drop=True).assign(photons=photons[bright])
+    _, radius = outward(geometry, spots)
+    centre, C = shaped(spots, draw_shapes(twin.shapes[k], radius, rng), geometry)
+    shape = {"along": C[:, 0, 0], "skew": C[:, 0, 1], "across": C[:, 1, 1]}
+    whole = spots["photons"] / share_in_disc(np.sqrt(np.linalg.det(C)), RADIUS, RING)
+    return spots.assign(fs=centre[:, 0], ss=centre[:, 1], photons=whole, **shape)
+
+
+def loose_in_twin(twin: Twin, like: int, geometry: PanelGeometry, rng: np.random.Generator) -> pd.DataFrame:
+    """The spots of exposure `like` that no lattice explains, at new places, as `TwinExposure` has them."""
+    spots = on_their_rings(twin.unexplained[like], geometry, twin.exposures.mask, rng)
+    _, radius = outward(geometry, spots)
+    _, C = shaped(spots, draw_shapes(pd.concat(twin.shapes, ignore_index=True), radius, rng), geometry)
+    nothing = {"h": 0, "k": 0, "l": 0, "excitation": np.nan, "off": np.nan, "crystal": -1}
+    return spots.assign(**nothing, along=C[:, 0, 0], skew=C[:, 0, 1], across=C[:, 1, 1])
+
+# %% ../../../nbs/physics/twins/twin.ipynb #95275714
+def _full(e: IndexedExposures) -> np.ndarray:
+    """Which pixels are full in half of the exposures or more, bool."""
+    n = frame_count(e.frames)
+    return sum(e.saturated(f).astype(np.int32) for f in range(n)) * 2 >= n
+
+
+def _radius(e: IndexedExposures) -> np.ndarray:
+    """How far each pixel is from the beam, in px on the plane of the detector."""
+    g = e.geometry()
+    panel, ss, fs = np.indices((len(g.origin), *e.mask.shape[-2:]), sparse=True)
+    x, y, z = g.to_lab(panel, fs + 0.5, ss + 0.5)
+    return (np.hypot(x, y) / np.maximum(z, 1e-9) * g.distance / g.pixel_size).reshape(e.mask.shape)
+
+
+def between_spots(e: IndexedExposures) -> tuple[IndexedExposures, Backgrounds, CountNoise, tuple[str, ...]]:
+    """(the exposures without pixels that cannot be learnt from, backgrounds, noise, what was seen in sentences)."""
+    n, seen, eye = frame_count(e.frames), [], np.eye(frame_count(e.frames))
+
+    def exposure(f: int) -> tuple[np.ndarray, np.ndarray]:
+        return e.photons(f), e.free(f)
+
+    full = _full(e) & e.mask
+    if full.any():
+        e = replace(e, hidden=full)
+        seen.append(
+            f"{int(full.sum())} pixels are full (at {e.saturation:g}) in half of the exposures or more; they are masked"
+        )
+    missed = missed_spots(exposure, n)
+    if missed.any():
+        e = replace(e, missed=missed)
+    backgrounds = learn_backgrounds(exposure, n, e.integrating)
+    dark = unsteady_pixels(exposure, backgrounds, n)
+    if dark.any():
+        e = replace(e, hidden=dark | full)
+        seen.append(
+            f"{int(dark.sum())} pixels are dark in some exposures and not in others, such as where a beamstop moves; they are masked"
+        )
+        backgrounds = learn_backgrounds(exposure, n, e.integrating)
+    backgrounds = learn_rings(exposure, backgrounds, _radius(e), n)
+    if backgrounds.rings is not None:
+        most = float(np.exp(np.ptp(backgrounds.ring_levels, 0).max()))
+        seen.append(
+            f"exposures differ in rings, such as those of ice, by up to a factor of {most:.1f}; a frame has those of the exposure that it is like"
+        )
+    noise = learn_noise(lambda f: (e.photons(f), backgrounds.expected(eye[f]), e.free(f)), n, e.integrating)
+    return e, backgrounds, noise, tuple(seen)
+
 # %% ../../../nbs/physics/twins/twin.ipynb #ae24a2a3
 def learn_twin(
     frames: xr.Dataset,
@@ -196,13 +285,17 @@ def learn_twin(
     - `known`: intensities of the reflections; None draws them (`virtual_crystal`, with `seed`).
     - `distance_range`: relative; the distance is searched within ± this.
 
-    Raises `BadInput` for fewer than `FEWEST_EXPOSURES` frames, frames without geometry, and where none has a lattice of
-    the cell.
+    Raises `BadInput` for fewer than `FEWEST_EXPOSURES` frames, frames without geometry or of several detector positions,
+    and where none has a lattice of the cell.
     """
     n = frame_count(frames)
     if n < FEWEST_EXPOSURES:
         raise BadInput(
-            f"too few frames to learn a twin from: {n}; expected at least {FEWEST_EXPOSURES} of one detector position"
+            f"too few frames to learn a twin from: {n}; expected at least {FEWEST_EXPOSURES} of one detector position, since with fewer a detector cannot be told from what one crystal scatters (`xrddiff data simulate --detector FRAME` needs only one)"
+        )
+    if "distance" in frames.variables and np.ptp(far := frames["distance"].values) > SAME_PLACE * far.min():
+        raise BadInput(
+            f"the frames are of detectors at {1e3 * far.min():.1f} to {1e3 * far.max():.1f} mm; expected one detector position"
         )
     cell = cell if cell is not None else known.cell if known else frames.attrs.get("unit_cell")
     if cell is None:
@@ -214,21 +307,25 @@ def learn_twin(
     e = IndexedExposures(frames, index_series(frames, cell, distance_range=distance_range), group)
     if not e.crystals:
         most = int(e.indexing.table["peaks"].max())
+        if most < FEWEST_PEAKS:
+            raise BadInput(
+                f"none of the {n} frames has more than {most} peaks, and none has a lattice: blanks; expected hits among them"
+            )
         raise BadInput(
-            f"none of the {n} frames has a lattice of the cell {cell} (at most {most} peaks); expected hits of this crystal"
+            f"none of the {n} frames has a lattice of the cell {cell}, though one has {most} peaks; expected the cell of these crystals, and frames whose distance and beam centre are right"
         )
     known = known or virtual_crystal(e.indexing.cell, group, 0.95 * e.d_min, seed)
+    e, backgrounds, noise, seen = between_spots(e)
     tables = integrated(e)
-    backgrounds = learn_backgrounds(lambda f: (e.photons(f), e.free(f)), n, e.integrating)
-    levels = np.eye(n)
-    noise = learn_noise(lambda f: (e.photons(f), backgrounds.expected(levels[f]), e.free(f)), n, e.integrating)
     brightness = learn_brightness(pd.concat(tables, ignore_index=True), len(e.crystals))
     shapes = learn_shapes(e, tables)
     if not len(shapes[0]):
         raise BadInput(
             f"no spot of the {n} frames is bright and stands alone; expected some whose shape can be measured"
         )
-    return Twin(e, backgrounds, noise, brightness, shapes, known, relative_intensities(known, 0.95 * e.d_min))
+    loose, most = unexplained_spots(e, backgrounds, noise)
+    relative = relative_intensities(known, 0.95 * e.d_min)
+    return Twin(e, backgrounds, noise, brightness, shapes, known, relative, loose, most, seen)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #f8e60aeb
 def _geometry_attrs(twin: Twin) -> dict[str, Any]:
@@ -271,22 +368,24 @@ def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr
     """`n` frames of a twin, drawn when they are read; frame i depends on the twin, `seed` and i alone.
 
     blank: the pixels between the spots are measured ones, and only the spots are new.
+
+    `crystals` and the label `hit_class` say how many crystals there are: 0 of a blank, -1 of a hit that no lattice explains.
+    The spots of the latter have indices 0, 0, 0 and crystal -1 in the table.
     """
     if n < 1:
         raise BadInput(f"{n} frames are asked for; expected at least 1")
     e = twin.exposures
     source, count = e.frames["intensity"], frame_count(e.frames)
-    valid = np.logical_and.reduce([frame_mask(e.frames, f) for f in range(count)])
+    valid = e.mask
     gain, pedestal = float(source.attrs.get("gain", 1.0)), float(e.frames.attrs.get("pedestal", 0.0))
-    most = float(e.frames.attrs.get("saturation", np.inf))
     kind = np.dtype(np.int32) if source.attrs["units"] == "photon" else np.dtype(np.float32)
     made = [twin.draw(i, seed) for i in range(n)]
 
     def make(i: int) -> np.ndarray:
-        x = np.minimum(gain * twin.counts(made[i], blank) + pedestal, most)
+        x = np.minimum(gain * twin.counts(made[i], blank) + pedestal, e.saturation)
         return np.where(valid, x, 0).astype(kind)
 
-    crystals = np.array([len(m.U) for m in made])
+    crystals = np.array([-1 if twin.kinds[m.like] == KINDS[2] else len(m.U) for m in made])
     shape = (n, max(1, crystals.max(initial=0)))
     cells, U = np.full((*shape, 6), np.nan), np.full((*shape, 3, 3), np.nan)
     for i, m in enumerate(made):
@@ -298,8 +397,9 @@ def twin_frames(twin: Twin, n: int, *, seed: int = 0, blank: bool = False) -> xr
         "orientation": (("frame", "crystal", "lab", "reciprocal"), U),
     }  # fmt: skip
     kept = {k: v for k, v in e.frames.attrs.items() if k in ("detector", "pedestal", "read_noise", "saturation")}
-    return make_frames(
+    out = make_frames(
         lazy_frames(make, (n, *valid.shape), kind), mask=valid, units=source.attrs["units"], gain=source.attrs.get("gain"),
         variables=variables, peaks=_truth(twin, made, valid, gain), unit_cell=e.indexing.cell.parameters,
         space_group=e.group, source=f"twin of {count} exposures by xrddiff", **_geometry_attrs(twin), **kept,
     )  # fmt: skip
+    return with_labels(out, ["hit_class"])

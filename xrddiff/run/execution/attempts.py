@@ -24,8 +24,8 @@ from ...core.mediums import for_json, plain_text
 
 # %% auto #0
 __all__ = ['TRAINING', 'USE', 'HEARTBEAT', 'MOST_RECORD', 'BY_USER', 'PHASES', 'BEAT', 'Attempt', 'LifeSign', 'read_attempt',
-           'read_heartbeat', 'is_locked', 'Here', 'holder_text', 'begin_attempt', 'enter_phase', 'end_attempt',
-           'Beating']
+           'read_heartbeat', 'locks_held', 'is_locked', 'Here', 'holder_text', 'begin_attempt', 'enter_phase',
+           'end_attempt', 'Beating']
 
 # %% ../../../nbs/run/execution/attempts.ipynb #e866e5b6
 TRAINING, USE, HEARTBEAT = "attempt.json", "use.json", "heartbeat.json"
@@ -108,15 +108,23 @@ def _boot() -> str:
     return ""
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process of this machine has locked the file."""
+def locks_held() -> frozenset[str] | None:
+    """The files that processes of this machine have locked, as the table of the system names them; None if it has none."""
+    try:
+        return frozenset(Path("/proc/locks").read_text().split())
+    except OSError:
+        return None
+
+
+def is_locked(path: Path, held: frozenset[str] | None = None) -> bool:
+    """Whether a process of this machine has locked the file. held: from `locks_held`, if many files are asked for."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
             return False
         key = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
-        if (table := Path("/proc/locks")).is_file():
-            return any(key in line.split() for line in table.read_text().splitlines())
+        if (held := locks_held() if held is None else held) is not None:
+            return key in held
         with open(path, "a", encoding="utf-8") as file:  # not Linux: whoever can lock it sees that it was free
             return not lock(file)
     except OSError:

@@ -83,6 +83,7 @@ def execute_sample(
     *,
     name: str | None = None,
     workers: str | None = None,
+    judge: bool | None = None,
     on_start: Callable[[Path], Any] | None = None,
     terminal: bool = True,
 ) -> Path:
@@ -92,6 +93,7 @@ def execute_sample(
     overrides: options of `inference`, such as `["inference=ddim50", "inference.num_samples=32"]`.
     name: the folder under `samples/`; None = the inference preset, with a number if that is taken.
     workers: which processes do the work, see `parse_workers`.
+    judge: whether the samples are judged; None = if they are many, see `sharing.not_judged`.
     on_start: called with the folder before anything runs.
     terminal: True = show the output live.
     Returns the folder of the samples.
@@ -107,7 +109,7 @@ def execute_sample(
         wanted.parent.mkdir(exist_ok=True)
         return unfinished_samples(wanted, to_yaml(cfg)) or make_free_folder(wanted)
 
-    how = dict(on_start=on_start, terminal=terminal, workers=workers)
+    how = dict(on_start=on_start, terminal=terminal, workers=workers, judge=judge)
     return _execute(run, cfg, "sample", overrides, open_folder, **how)
 
 # %% ../../../nbs/run/execution/finished.ipynb #59159c36

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from xrddiff.core.ranks.agreement import Ranks
 
 # %% auto #0
-__all__ = ['PARTS', 'FEW', 'few_samples', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_folder',
-           'unfinished_samples', 'check_samples', 'evaluate_run', 'check_evaluation', 'evaluate_where_possible']
+__all__ = ['PARTS', 'FEW', 'JUDGED', 'few_samples', 'forget_parts', 'make_samples', 'make_samples_together', 'unfinished_folder',
+           'unfinished_samples', 'check_samples', 'evaluate_run', 'check_evaluation', 'evaluate_where_possible',
+           'not_judged']
 
 # %% ../../../nbs/run/execution/sharing.ipynb #2a2d43b1
 @lru_cache(maxsize=1)
@@ -147,12 +148,16 @@ def make_samples(
     """
     run, words, folder = str(Path(run).absolute()), tuple(words), Path(folder).absolute()
     job = _sample_job(run, words, None)
-    _sample_job.cache_clear()  # the run may be trained further before the next call
-    store = _begin(job, folder, replace=False)
-    left = _missing(store)
-    tasks = [(run, words, str(store.path), part) for part in left]
-    with _progress(store, left) as bar, open_workers(workers if left else None, job.cfg.threads) as pool:
-        run_tasks(_sample_part, tasks, pool, lambda mark: bar.update(mark["rows"][1] - mark["rows"][0]))
+    if workers is not None:
+        _sample_job.cache_clear()  # they open their own, and may be forked from this process
+    try:
+        store = _begin(job, folder, replace=False)
+        left = _missing(store)
+        tasks = [(run, words, str(store.path), part) for part in left]
+        with _progress(store, left) as bar, open_workers(workers if left else None, job.cfg.threads) as pool:
+            run_tasks(_sample_part, tasks, pool, lambda mark: bar.update(mark["rows"][1] - mark["rows"][0]))
+    finally:
+        _sample_job.cache_clear()  # the run may be trained further before the next call
     _finish(store, folder)
     return job, *_read(store, folder)
 
@@ -350,3 +355,17 @@ def evaluate_where_possible(*args: Any, **words: Any) -> tuple[Any, Any, str]:
     except XrddiffError as error:  # the frames may be on another machine
         say(f"not judged: {error}")
         return None, None, str(error)
+
+# %% ../../../nbs/run/execution/sharing.ipynb #1b986072
+JUDGED = 128  # samples, from which on a set is judged without being asked
+
+
+def not_judged(count: int, judge: bool | None, name: str) -> str:
+    """Why a set of `count` samples called `name` is not judged, and how it can be; "" if it is.
+
+    judge: True or False as the user asked; None = by the number of samples.
+    """
+    if judge or (judge is None and count >= JUDGED):
+        return ""
+    why = "that was declined" if judge is False else f"sets of fewer than {JUDGED} samples are judged on request"
+    return f"{why}, with --judge, or later by `xrddiff evaluate RUN --samples {name}`"

@@ -79,6 +79,10 @@ class Jobs:
         pairs = [(s, task) for s in known for task in (s.tasks or [None])]
         return {run: (s, t) for s, t in pairs for run in (s.run_dirs if t is None else [s.run_dir(t)])}
 
+    def knows(self, run: str | os.PathLike) -> bool:
+        """Whether a run was submitted as a job."""
+        return str(Path(run).absolute()) in self._of_runs
+
     def of(self, run: str | os.PathLike, cfg: Config | None = None) -> JobState | None:
         """What SLURM says of the job of a run; None if it has none, does not need it, or SLURM is away. `cfg`: of the
         run, if it has been read.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from ...judge.views.report import Report
 from ...learn.telemetry.history import read_history
 from ..execution.notebooks import execute_in
 from .differences import comparison_words, differing_settings, metrics_of_runs, ranked, shared_metric
-from .listing import RunRow, describe_run, find_runs
+from .listing import Asked, RunRow, describe_run, find_runs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['RunComparison', 'open_comparison', 'loss_kind', 'colours', 'plot_curves', 'SharedFrames', 'shared_samples',
-           'shared_reconstructions', 'show_shared', 'heights', 'plot_parallel', 'runs_report', 'write_comparison',
-           'execute_comparison']
+__all__ = ['MOST_SHOWN', 'RunComparison', 'open_comparison', 'take_comparison', 'loss_kind', 'colours', 'plot_curves',
+           'SharedFrames', 'shared_samples', 'shared_reconstructions', 'show_shared', 'heights', 'plot_parallel',
+           'runs_report', 'write_comparison', 'execute_comparison']
 
 # %% ../../../nbs/run/studies/comparison.ipynb #cccbd4fe
 def _called(configs: Mapping[str, Config], settings: pd.DataFrame) -> dict[str, str]:
@@ -90,7 +91,8 @@ def open_comparison(given: Sequence[str | os.PathLike]) -> RunComparison:
         if not found:
             raise BadInput(f"{folder} holds no run; expected the folder of a run, or one with runs below it")
         paths += [path.absolute() for path in found if path.absolute() not in paths]
-    rows = [describe_run(path) for path in paths]
+    asked = Asked()
+    rows = [describe_run(path, asked=asked) for path in paths]
     fit = [Path(row.run) for row in rows if row.state not in ("damaged", "half-written")]
     if len(fit) < 2:
         why = "".join(f"; {row.run} is {row.state}: {row.note}" for row in rows if Path(row.run) not in fit)
@@ -106,6 +108,18 @@ def open_comparison(given: Sequence[str | os.PathLike]) -> RunComparison:
     renamed = {names[run]: cfg for run, cfg in configs.items()}
     folders, renamed = ({name: of[name] for name in order} for of in (folders, renamed))
     return RunComparison(rows, folders, renamed, settings.rename(index=names).loc[order], metrics_of_runs(folders))
+
+
+@lru_cache(maxsize=1)
+def _opened(given: tuple[str, ...]) -> RunComparison:
+    return open_comparison(given)
+
+
+def take_comparison(given: Sequence[str | os.PathLike]) -> RunComparison:
+    """As `open_comparison`; what `execute_comparison` has just opened for its notebook is taken, once."""
+    found = _opened(tuple(map(str, given)))
+    _opened.cache_clear()
+    return found
 
 # %% ../../../nbs/run/studies/comparison.ipynb #a4dd089a
 def loss_kind(cfg: Config) -> str:
@@ -177,6 +191,15 @@ def _stored(run: Path, name: str) -> xr.Dataset | None:
         return None
 
 
+MOST_SHOWN = 12  # runs whose frames are shown side by side; those of others are not read
+
+
+def _whose(found: Mapping[str, xr.Dataset], comparison: RunComparison) -> str:
+    """Of which runs `found` is."""
+    left = len(found) == MOST_SHOWN < len(comparison.folders)
+    return f"the first {MOST_SHOWN} runs that have some" if left else "each run"
+
+
 def _numbered(ds: xr.Dataset, by: str) -> dict[int, int]:
     """number -> row; frames without numbers are numbered by their rows."""
     found = ds[by].values if by in ds else np.arange(frame_count(ds))
@@ -209,8 +232,11 @@ def _seed(samples: xr.Dataset) -> int | None:
 
 
 def shared_samples(comparison: RunComparison, n: int = 6) -> SharedFrames | None:
-    """The samples with the same numbers of all runs that have some; None where none has."""
-    found = {name: ds for name, run in comparison.folders.items() if (ds := _stored(run, "samples.zarr")) is not None}
+    """The samples with the same numbers of the first `MOST_SHOWN` runs that have some; None where none has."""
+    found: dict[str, xr.Dataset] = {}
+    for name, run in comparison.folders.items():
+        if len(found) < MOST_SHOWN and (ds := _stored(run, "samples.zarr")) is not None:
+            found[name] = ds
     if not found:
         return None
     numbers, frames = _share(found, "sample", n)
@@ -221,18 +247,24 @@ def shared_samples(comparison: RunComparison, n: int = 6) -> SharedFrames | None
         if same
         else f"seeds {', '.join(f'{v} ({k})' for k, v in seeds.items())}, so not from the same noise"
     )
-    text = f"Samples {', '.join(map(str, numbers))} of each run, {noise}. One intensity scale for all."
+    text = (
+        f"Samples {', '.join(map(str, numbers))} of {_whose(found, comparison)}, {noise}. One intensity scale for all."
+    )
     return SharedFrames("Samples with the same numbers", text, numbers, frames) if numbers else None
 
 # %% ../../../nbs/run/studies/comparison.ipynb #38951f78
 def shared_reconstructions(comparison: RunComparison, n: int = 6) -> SharedFrames | None:
-    """What the autoencoders make of the same held-out frames, below the measured ones; None where
-    no run has reconstructions.
+    """What the autoencoders of the first `MOST_SHOWN` runs that have reconstructions make of the same
+    held-out frames, below the measured ones; None where no run has any.
     """
     found: dict[str, xr.Dataset] = {}
     for name, run in comparison.folders.items():
         for folder in (run, run / "autoencoder"):
-            if name not in found and (ds := _stored(folder, "reconstruction.zarr")) is not None:
+            if (
+                len(found) < MOST_SHOWN
+                and name not in found
+                and (ds := _stored(folder, "reconstruction.zarr")) is not None
+            ):
                 found[name] = ds
     if not found:
         return None
@@ -240,8 +272,10 @@ def shared_reconstructions(comparison: RunComparison, n: int = 6) -> SharedFrame
     if all("shot" in ds for ds in found.values()):
         real, why = _measured(comparison.configs[next(iter(found))])
         found = found if real is None else {"measured": real, **found}
+    own = {name: ds for name, ds in found.items() if name != "measured"}
+    whose = f", of {words}" if (words := _whose(own, comparison)) != "each run" else ""
     numbers, frames = _share(found, "shot", n)
-    text = f"Held-out shots {', '.join(map(str, numbers))}. One intensity scale for all.{why}"
+    text = f"Held-out shots {', '.join(map(str, numbers))}{whose}. One intensity scale for all.{why}"
     return SharedFrames("The same shots, reconstructed", text, numbers, frames) if numbers else None
 
 
@@ -250,13 +284,13 @@ def _measured(cfg: Config) -> tuple[xr.Dataset | None, str]:
     from xrddiff.learn.loading.datasets import prepare_words
 
     try:
-        prepared = prepare_words(cfg)
+        prepared = prepare_words(cfg, crystals=False)
         return select_frames(prepared.frames, prepared.held_out).load(), ""
     except (XrddiffError, OSError) as error:
         return None, f" The measured frames are left out: {plain_text(error, 600)}."
 
 # %% ../../../nbs/run/studies/comparison.ipynb #4572ace6
-def show_shared(shared: SharedFrames, most: int = 12) -> Picture:
+def show_shared(shared: SharedFrames, most: int = MOST_SHOWN) -> Picture:
     """A row for each of the first `most` runs, a column for each number, all on one intensity
     scale.
     """
@@ -422,7 +456,8 @@ def execute_comparison(
     - `terminal`: True = show the output live.
     """
     given = [Path(g).expanduser().absolute() for g in given]
-    open_comparison(given)  # what cannot be compared is refused before a folder is made
+    _opened.cache_clear()
+    _opened(tuple(map(str, given)))  # what cannot be compared is refused before a folder is made
     base = given[0] if len(given) == 1 else Path.cwd()
     folder = (base / "comparison" if folder is None else Path(folder).expanduser()).absolute()
     try:

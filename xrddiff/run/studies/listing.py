@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +18,18 @@ from ...core.errors import BadInput
 from ...core.gate import or_default, read_json
 from ...core.mediums import for_csv, for_terminal, plain_text
 from ...learn.telemetry.rules import verdict_words
+from ..execution.attempts import TRAINING, USE, is_locked, locks_held, read_attempt
 from ..execution.run_folder import PARTS
-from ..execution.standing import RunState, read_config, read_progress
+from ..execution.standing import read_config, read_progress
 from ..slurm.status import Jobs, current_state
+from .kept_rows import files_mark, keep_row, read_row
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # %% auto #0
-__all__ = ['KEY_METRICS', 'is_run', 'find_runs', 'RunRow', 'read_metrics', 'key_metric', 'begun_at', 'describe_run', 'list_runs',
-           'clock', 'runs_table', 'runs_csv']
+__all__ = ['KEY_METRICS', 'SETTLED', 'is_run', 'find_runs', 'RunRow', 'read_metrics', 'key_metric', 'begun_at', 'Asked',
+           'describe_run', 'list_runs', 'clock', 'runs_table', 'runs_csv']
 
 # %% ../../../nbs/run/studies/listing.ipynb #a470175d
 def is_run(folder: Path) -> bool:
@@ -97,9 +99,9 @@ def _line(text: object, most: int = 200) -> str:
     return plain_text(" ".join(str(text).split()), most)
 
 # %% ../../../nbs/run/studies/listing.ipynb #967d73b7
-def _remedy(run: Path, how: RunState) -> str:
+def _remedy(run: Path, state: str) -> str:
     """How a run that did not finish is continued."""
-    return f"; resume={run}" if how.state in ("stopped", "killed", "copied") else ""
+    return f"; resume={run}" if state in ("stopped", "killed", "copied") else ""
 
 # %% ../../../nbs/run/studies/listing.ipynb #563b707e
 KEY_METRICS = {"peak F1": "maximize", "Poisson deviance": "minimize"}  # of an autoencoder
@@ -142,23 +144,63 @@ def begun_at(run: Path) -> str:
     return _line(about.get("started", ""), 40) if isinstance(about, Mapping) else ""
 
 
-def describe_run(run: str | os.PathLike, shown: str | None = None, jobs: Jobs | None = None) -> RunRow:
-    """The row of a run, whatever state its folder is in.
-
-    - `shown`: what it is called. `jobs`: what SLURM says of several runs.
-    """
-    run = Path(run)
-    row = dict(run=shown or str(run), began=begun_at(run))
-    cfg = read_config(run)
+def _read_run(run: Path, jobs: Jobs) -> RunRow:
+    """The row of a run from all of its files, without its name and what to do about it."""
+    row, cfg = dict(run="", began=begun_at(run)), read_config(run)
     how = current_state(run, jobs, cfg if isinstance(cfg, Config) else None)
-    row |= dict(state=how.state, phase=how.phase, note=_line(f"{how.why}{_remedy(run, how)}", 400))
-    row["verdict"] = _line(verdict_words(run), 1000)
+    row |= dict(state=how.state, phase=how.phase, note=how.why, verdict=_line(verdict_words(run), 1000))
     if not isinstance(cfg, Config):
         return RunRow(**row)
     p, data = read_progress(run, how.part), str(data_name(cfg) or cfg.data.data_path)
     name, value = key_metric(run)
     row |= dict(model=_line(cfg.presets.get("model", cfg.model.model_name)), data=_line(data, 500))
-    return RunRow(**row, epoch=p.epoch, step=p.step, loss=p.loss, metric=name, value=value, seconds=_duration(run))
+    numbers = dict(epoch=p.epoch, step=p.step, loss=p.loss, metric=name, value=value, seconds=_duration(run))
+    return RunRow(**row, **numbers)
+
+# %% ../../../nbs/run/studies/listing.ipynb #563a64de
+@dataclass(frozen=True)
+class Asked:
+    """What is asked once for several runs: SLURM, and which files are locked."""
+
+    jobs: Jobs = field(default_factory=Jobs)
+    held: frozenset[str] | None = field(default_factory=locks_held)
+
+
+SETTLED = (
+    "finished",
+    "failed",
+    "stopped",
+)  # states that follow from files, if nobody works on the run and it has no job
+
+
+def _settled(run: Path, state: str) -> bool:
+    """Whether the state of a run follows from its files alone, for anybody at any time."""
+    if state == "finished":
+        return (use := read_attempt(run, USE)) is None or use.ended is not None
+    return state in SETTLED and ((record := read_attempt(run, TRAINING)) is None or not record.job)
+
+
+def _kept_row(run: Path, mark: str, jobs: Jobs) -> RunRow | None:
+    """The row that is kept beside a run, with its texts cut as they are when it is made; None if it does not count."""
+    row = read_row(run, mark, RunRow)
+    if row is None or row.state not in SETTLED or (row.state != "finished" and jobs.knows(run)):
+        return None
+    return replace(row, **{name: _line(text, 1000) for name, text in asdict(row).items() if isinstance(text, str)})
+
+
+def describe_run(run: str | os.PathLike, shown: str | None = None, asked: Asked | None = None) -> RunRow:
+    """The row of a run, whatever state its folder is in.
+
+    - `shown`: what it is called. `asked`: if several runs are described.
+    """
+    run, asked = Path(run), asked or Asked()
+    free = not is_locked(run / ".lock", asked.held)
+    mark, changed = files_mark(run) if free else ("", 0.0)
+    if (row := _kept_row(run, mark, asked.jobs)) is None:
+        row = _read_run(run, asked.jobs)
+        if mark and _settled(run, row.state):
+            keep_row(run, mark, changed, asdict(row))
+    return replace(row, run=shown or str(run), note=_line(f"{row.note}{_remedy(run, row.state)}", 400))
 
 
 def list_runs(folder: str | os.PathLike) -> list[RunRow]:
@@ -166,8 +208,8 @@ def list_runs(folder: str | os.PathLike) -> list[RunRow]:
     folder = Path(folder).expanduser()
     found = find_runs(folder)
     names = ["." if run == folder else plain_text(run.relative_to(folder)) for run in found]
-    jobs = Jobs()
-    rows = [describe_run(run, name, jobs) for run, name in zip(found, names, strict=True)]
+    asked = Asked()
+    rows = [describe_run(run, name, asked) for run, name in zip(found, names, strict=True)]
     return sorted(rows, key=lambda row: (row.began == "", row.began))
 
 # %% ../../../nbs/run/studies/listing.ipynb #c3dfb985
