@@ -32,6 +32,10 @@ TASKS = {
         "twin recover",
         "physics.twins.twin.learn_twin physics.twins.twin.twin_frames judge.inference.twins.judge_twin run.execution.twinning.execute_twin run.execution.twinning.execute_recovery judge.metrics.recovery.match_found",
     ),
+    "Train a peak finder": (
+        "train_peaks",
+        "data.frames.peaks.find_frame_peaks learn.recipes.saved_peak_nets.train_peak_net learn.recipes.saved_peak_nets.peak_way",
+    ),
     "Train a model": (
         "train configure data_overrides TrainedRun.resume TrainedRun.monitor monitor",
         "config.composition.compose_config run.execution.phases.execute_run learn.recipes.setup.run_trainer",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         select_frames,
         show,
         train,
+        train_peaks,
         twin,
     )
 
@@ -57,6 +58,7 @@ __all__ = [
     "select_frames",
     "show",
     "train",
+    "train_peaks",
     "twin",
 ]
 
