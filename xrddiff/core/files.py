@@ -30,8 +30,8 @@ from .mediums import for_json
 # %% auto #0
 __all__ = ['CannotSave', 'why_not', 'sync', 'remove', 'temporary_name', 'process_place', 'clear_leftovers', 'process_exists',
            'process_start', 'writing', 'write_text', 'plain', 'sealed', 'sealed_yaml', 'is_broken', 'write_json',
-           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_address', 'anywhere', 'state_folder',
-           'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
+           'sha256', 'json_digest', 'lock', 'is_path', 'free_space', 'is_address', 'anywhere', 'absolute_path',
+           'state_folder', 'cache_dir', 'scratch_folder', 'package_version', 'package_folder', 'shipped_folder']
 
 # %% ../../nbs/core/files.ipynb #29de7d00
 class CannotSave(XrddiffError, OSError):
@@ -325,6 +325,12 @@ def is_address(place: Any) -> bool:
 def anywhere(place: str | os.PathLike) -> str:
     """An absolute path; an address is returned unchanged."""
     return place if is_address(place) else str(Path(place).expanduser().absolute())
+
+
+def absolute_path(name: str | os.PathLike | None) -> str | None:
+    """An absolute path of what there is; a name, a cell, an address and None are returned unchanged."""
+    path = None if name is None else os.path.expanduser(os.fspath(name))
+    return path if path is None else os.path.abspath(path) if is_path(path) else os.fspath(name)
 
 # %% ../../nbs/core/files.ipynb #5fdae5b4
 def state_folder() -> Path:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from xrddiff.run.slurm.job import RankCommand
 
 # %% auto #0
-__all__ = ['PEAKS_HELP', 'PROFILE_FIELDS', 'frame_words', 'peaks_word', 'add_frames_and_mask', 'absolute_path',
-           'refuse_catalog_name', 'writable', 'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile',
-           'rank_command']
+__all__ = ['PEAKS_HELP', 'PROFILE_FIELDS', 'frame_words', 'peaks_word', 'add_frames_and_mask', 'refuse_catalog_name', 'writable',
+           'picture_name', 'Parser', 'add_command', 'parse_words', 'add_profile', 'rank_command']
 
 # %% ../../../nbs/app/cli/arguments.ipynb #c0a50e12
 def frame_words(texts: Sequence[str]) -> dict[str, Any]:
@@ -83,12 +82,6 @@ def add_frames_and_mask(p: argparse.ArgumentParser, what: str) -> None:
     )
 
 # %% ../../../nbs/app/cli/arguments.ipynb #c0a50e14
-def absolute_path(name: str | None) -> str | None:
-    """An absolute path of what there is; a name, a cell, an address and None are returned unchanged."""
-    path = None if name is None else os.path.expanduser(name)
-    return os.path.abspath(path) if path is not None and os.path.exists(path) else name
-
-
 def refuse_catalog_name(path: str) -> None:
     """Raise `BadInput` if a named data set is given where a file is expected."""
     from xrddiff.config.words.data_sets import CATALOG

@@ -31,32 +31,15 @@ def submit_command(args: argparse.Namespace) -> int:
     medium model=latent_diff`. Or a command that the ranks of a job execute together, after the options of
     the job: `xrddiff submit --profile medium posterior crystal FILE`.
     """
-    from xrddiff.config.overrides import expand_multirun
-    from xrddiff.run.slurm.submission import JobPlan, plan_command, plan_runs, plan_script
+    from xrddiff.run.slurm.submission import plan_submission
 
-    profile, words, command = _profile(args), list(args.overrides), list(getattr(args, "ranks_do", []))
-    shown, array = args.dry_run or args.output or args.local, None
-    if (args.script or command) and (args.array or args.multirun):
-        raise BadInput(
-            f"{'--array' if args.array else '--multirun'} makes one task per run of a sweep; expected words of a "
-            "run, not "
-            f"{'--script' if args.script else command[0]}"
-        )
-    if args.script:
-        job, logs = plan_script(args.script, words, args.name, reserve=not shown)
-    elif command:
-        job, logs = plan_command(command, profile.ranks, args.name, reserve=not shown)
-    else:
-        if args.array and args.multirun:
-            raise BadInput("--array makes one job per run, --multirun one job for all runs; use one of the two")
-        sweep = expand_multirun(words) if args.array or args.multirun else [words]
-        job, logs = plan_runs(sweep, profile.ranks, args.name, reserve=not shown)
-        array = f"0-{len(sweep) - 1}" if args.array else None
-    if (args.dry_run or args.output) and not logs.is_dir():
-        logs = Path.cwd()  # SLURM creates no log folder, and a dry run must not either
-    plan = JobPlan(profile, job, logs, array)
+    command, shown = list(getattr(args, "ranks_do", [])), bool(args.dry_run or args.output)
+    plan = plan_submission(
+        _profile(args), list(args.overrides), script=args.script, command=command, array=args.array,
+        multirun=args.multirun, name=args.name, shown=shown, reserve=not (shown or args.local),
+    )  # fmt: skip
     if args.local:
-        if array:
+        if plan.array:
             raise BadInput("--array needs a cluster; on this machine: xrddiff run --multirun")
         return _run_here(plan, args)
     return _print_or_submit(plan, args)

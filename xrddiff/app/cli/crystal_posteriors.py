@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .arguments import absolute_path, frame_words
+from .arguments import frame_words
 from .output import show_summary
 from ...core.errors import BadInput
+from ...core.files import absolute_path
 from ...core.mediums import say
 from ...core.registry import entries
 

@@ -67,32 +67,15 @@ def data_simulate(args: argparse.Namespace) -> int:
 
 def _simulated(args: argparse.Namespace) -> Any:
     """The experiment that the options describe."""
-    from dataclasses import replace
+    from xrddiff.physics.simulation.own_experiments import described_experiment
 
-    from xrddiff.physics.simulation.artefacts import Artefacts
-    from xrddiff.physics.simulation.experiments import EXPERIMENTS, find_experiment
-
-    artefacts = None if args.artefacts is None else Artefacts(key=args.artefacts)
     options = {name: value for name in _OWN if (value := getattr(args, name)) is not None}
-    named = args.experiment in EXPERIMENTS
-    if named or not (os.path.exists(args.experiment) or "." in args.experiment or os.sep in args.experiment):
-        experiment = find_experiment(args.experiment)
-        if options or args.words:
-            first = f"--{next(iter(options))}" if options else f"'{args.words[0]}'"
-            raise BadInput(
-                f"{args.experiment} is a named experiment, which has its own crystal, beam and detector; {first} is for the crystal of a file"
-            )
-        return replace(experiment, artefacts=artefacts)
-    from xrddiff.physics.simulation.own_experiments import own_experiment
-
-    if "detector" not in options:
-        raise BadInput(
-            f"{args.experiment} is a crystal; expected --detector with it: a frame, a geometry file (.geom, .poni, .expt), or {', '.join(EXPERIMENTS)}"
-        )
     words = frame_words(args.words)
     if clash := [name for name in words if name in (*_OWN, "artefacts", "solvent")]:
         raise BadInput(f"'{clash[0]}=' does not describe a detector; expected --{clash[0]}")
-    return own_experiment(args.experiment, options.pop("detector"), artefacts=artefacts, **options, **words)
+    return described_experiment(
+        args.experiment, options.pop("detector", None), artefacts=args.artefacts, **options, **words
+    )
 
 # %% ../../../nbs/app/cli/data.ipynb #c0a50e15
 def data_convert(args: argparse.Namespace) -> int:
@@ -149,7 +132,7 @@ def data_mask(args: argparse.Namespace) -> int:
     from xrddiff.core.plugins import load_standing
     from xrddiff.data.formats.mask_files import check_mask_name, write_mask
     from xrddiff.judge.views.inspection import explain_mask
-    from xrddiff.judge.views.masks import reason_bits, show_mask, why_masked
+    from xrddiff.judge.views.masks import mask_table, reason_bits, show_mask
     from xrddiff.judge.views.plots import png
 
     load_standing()
@@ -165,13 +148,9 @@ def data_mask(args: argparse.Namespace) -> int:
     table = Table(show_edge=False, pad_edge=False, box=None)
     for column in ("rule", "pixels", "share", "alone"):
         table.add_column(column, justify="left" if column == "rule" else "right", header_style="dim")
-    first = why_masked(reasons)
-    for name, bit in reason_bits().items():
-        if name in first or name in said["rules"]:
-            hit = reasons & bit > 0
-            alone = (reasons == bit).sum()
-            table.add_row(for_terminal(name), f"{hit.sum():,}", f"{hit.mean():.3%}", f"{alone:,}")
-    table.add_row("valid", f"{(reasons == 0).sum():,}", f"{(reasons == 0).mean():.3%}", "")
+    for row in mask_table(reasons, said["rules"]).itertuples():
+        alone = "" if row.Index == "valid" else f"{row.alone:,}"
+        table.add_row(for_terminal(row.Index), f"{row.pixels:,}", f"{row.share:.3%}", alone)
     console().print(table)
     for line in said["notes"]:
         say(line)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .arguments import Parser, absolute_path, add_frames_and_mask, parse_words
+from .arguments import Parser, add_frames_and_mask, parse_words
 from .batch import add_cluster_commands, cut_command
 from .checking import add_check
 from .cluster_tools import add_tools
@@ -31,7 +31,7 @@ from .studies import add_studies
 from .twin import add_recover, add_twin
 from .watching import add_watch, beside, is_terminal
 from ...core.errors import BadInput, XrddiffError
-from ...core.files import package_version
+from ...core.files import absolute_path, package_version
 from ...core.mediums import complain, say
 from ...core.registry import entries
 

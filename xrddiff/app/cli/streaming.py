@@ -22,9 +22,7 @@ def stream_command(args: argparse.Namespace) -> int:
     finds them and their latents: `xrddiff stream tcp://detector:9999 --run RUN`. Every frame is
     answered once; a full buffer makes the sender wait.
     """
-    from tqdm import tqdm
-
-    from xrddiff.run.streaming.stream import Stream, StreamPlan
+    from xrddiff.run.streaming.stream import Stream, StreamPlan, answer_with_bar
 
     folder = Path(args.output or time.strftime("output/streams/%Y-%m-%d/%H-%M-%S"))
     names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page", "patience")
@@ -39,18 +37,7 @@ def stream_command(args: argparse.Namespace) -> int:
     before = opened.answers.rows["frames"]
     if before:
         say(f"{before} frames were answered before", flush=True)
-    with tqdm(unit="frame", mininterval=1, smoothing=0.1) as bar:
-        said = False
-
-        def tell(standing: Any) -> None:
-            nonlocal said
-            if opened.listening.listens and not said:
-                said = True
-                tqdm.write(f"listens on {opened.listening.listens}; anyone who can reach this address can send frames")
-            bar.update(standing.frames - bar.n)
-            bar.set_postfix(hits=standing.hits, waiting=standing.waiting, refresh=False)
-
-        opened(tell)
+    answer_with_bar(opened)
     _say(folder, opened.standing)
     return 0
 
@@ -83,10 +70,6 @@ def replay(args: argparse.Namespace) -> int:
     from xrddiff.app.cli.indexing import frames_of
     from xrddiff.run.streaming.detector_messages import send_frames
 
-    for name, least in (("rate", 0), ("wait", 0)):
-        value = getattr(args, name)
-        if value is not None and not value > least:
-            raise BadInput(f"--{name} is {value:g}; expected more than 0")
     frames = frames_of(args)
     with tqdm(total=frames.sizes["frame"], unit="frame", mininterval=1) as bar:
         send_frames(

@@ -9,8 +9,9 @@ import argparse
 import os
 from typing import Any
 
-from .arguments import Parser, absolute_path, frame_words
+from .arguments import Parser, frame_words
 from .output import show_summary
+from ...core.files import absolute_path
 from ...core.mediums import say
 
 # %% auto #0

@@ -12,30 +12,28 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .keywords import as_overrides
+from . import batch_jobs, choices, files, results, streams, studies
+from .keywords import as_overrides, data_overrides
 from .run_frames import index_set
-from .run_numbers import about_run, plain_errors
+from .run_numbers import plain_errors
 from .trained_run import TrainedRun, execute_shown, open_run
 from ...config.composition import compose_config
-from ...config.overrides import presets
 from ...config.saved_config import OWN_FRAMES
-from ...config.words.data_sets import CATALOG
-from ...core.errors import BadInput, XrddiffError, nearest
-from ...core.files import is_address, is_path, scratch_folder
+from ...core import errors
+from ...core.errors import BadInput
+from ...core.files import scratch_folder
 from ...core.plugins import plugin_scope
 from ...data.formats import readers
 from ...data.formats.store import save_frames
 from ...data.frames import selection
 from ...data.frames.display import FramesAccessor
-from ...data.frames.frames import make_frames, validate_frames
+from ...data.frames import frames as frame_sets
+from ...data.frames.frames import validate_frames
 from ...data.frames.peaks import find_frame_peaks
 from ...learn.loading import catalog
-from ...run.slurm.status import Jobs, current_state
-from ...run.studies.listing import begun_at
 
 if TYPE_CHECKING:
     from xrddiff.app.front_door.exported import Exported
@@ -47,20 +45,30 @@ if TYPE_CHECKING:
     from xrddiff.judge.views.plots import Picture
     from xrddiff.physics.twins.twin import Twin
 
-_all_ = ["TrainedRun", "open_run", "make_frames", "BadInput", "XrddiffError"]
+_all_ = ["TrainedRun", "open_run", "BadInput"]
 
 # %% auto #0
-__all__ = ['open_frames', 'load', 'list_data', 'select_frames', 'index', 'twin', 'recover', 'train_peaks', 'show',
-           'show_frames_in_notebooks', 'data_overrides', 'train', 'load_exported', 'runs', 'compare_runs', 'monitor',
-           'jobs', 'configure', 'explore', 'compare', 'TrainedRun', 'open_run', 'make_frames', 'BadInput',
-           'XrddiffError']
+__all__ = ['XrddiffError', 'open_frames', 'load', 'list_data', 'make_frames', 'select_frames', 'index', 'inspect', 'mask',
+           'convert', 'simulate', 'fetch', 'evaluate', 'crystal_posterior', 'stream', 'open_answers', 'replay', 'runs',
+           'compare_runs', 'sweep', 'open_sweep', 'submit', 'resume', 'cancel', 'status', 'logs', 'profiles',
+           'settings', 'settings_diff', 'presets', 'names', 'check', 'twin', 'recover', 'train_peaks', 'show',
+           'show_frames_in_notebooks', 'train', 'load_exported', 'monitor', 'jobs', 'configure', 'explore', 'compare',
+           'TrainedRun', 'open_run', 'BadInput']
 
 # %% ../../../nbs/app/front_door/door.ipynb #2fab6e2d
-open_frames = plain_errors(readers.open_frames)
-load = plain_errors(catalog.load)
-list_data = catalog.list_data
-select_frames = plain_errors(selection.select_frames)
+XrddiffError = errors.XrddiffError
+open_frames, load, list_data = plain_errors(readers.open_frames), plain_errors(catalog.load), catalog.list_data
+make_frames, select_frames = frame_sets.make_frames, plain_errors(selection.select_frames)
 index = plain_errors(index_set)
+inspect, mask, convert = files.inspect_frames, files.mask_of_file, files.convert_frames
+simulate, fetch = files.simulate_frames, files.fetch_data
+evaluate, crystal_posterior = results.evaluate_frames, results.posterior_of_crystal
+stream, open_answers, replay = streams.answer_frames, streams.open_answers, streams.replay_frames
+runs, compare_runs, sweep, open_sweep = studies.runs, studies.compare_runs, studies.run_sweep, studies.open_sweep
+submit, resume, cancel = batch_jobs.submit_run, batch_jobs.resume_job, batch_jobs.cancel_named
+status, logs, profiles = batch_jobs.job_table, batch_jobs.show_log, batch_jobs.profile_table
+settings, settings_diff = choices.settings_table, choices.settings_that_differ
+presets, names, check = choices.preset_table, choices.name_table, choices.probe_files
 
 # %% ../../../nbs/app/front_door/door.ipynb #7c1f2ab1
 @plain_errors
@@ -164,31 +172,6 @@ def show_frames_in_notebooks() -> None:
     if shell is not None:
         shell.display_formatter.formatters["text/html"].for_type(xr.Dataset, _frames_html)
 
-# %% ../../../nbs/app/front_door/door.ipynb #6736c40e
-def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
-    """(overrides, frames to store with the run or None) for the argument `data` of `train`.
-
-    `data`: a preset, a named set, a file, file pattern or address (`https://…`), a mapping of words of `data`, Frames,
-    or an array (frame, y, x) in ADU. Raises `BadInput` if it is none of these.
-    """
-    if data is None:
-        return [], None
-    if isinstance(data, xr.Dataset):
-        return [], validate_frames(data, geometry=False)
-    if isinstance(data, Mapping):
-        return as_overrides({"data": dict(data)}), None
-    if not isinstance(data, str | os.PathLike):
-        return [], make_frames(np.asarray(data), units="ADU", assumed="units")
-    name = os.fspath(data)
-    if name in presets("data"):
-        return as_overrides({"data": name}), None
-    if name in CATALOG:
-        return as_overrides({"data.name": name}), None
-    if is_address(name) or is_path(Path(name).expanduser()) or any(c in name for c in "*?["):
-        return as_overrides({"data.data_path": name}), None
-    hint = nearest(name, {*presets("data"), *CATALOG})
-    raise BadInput(f"data: there is no file, no preset and no named set {name!r}{hint}")
-
 # %% ../../../nbs/app/front_door/door.ipynb #e19bc96d
 @plain_errors
 def train(*given: str | Mapping[str, Any], data: Any = None, progress: bool = True, **words: Any) -> TrainedRun:
@@ -234,51 +217,6 @@ def load_exported(path: str | os.PathLike) -> Exported:
     from xrddiff.app.front_door import exported  # costs an import of PyTorch
 
     return exported.open_exported(path)
-
-# %% ../../../nbs/app/front_door/door.ipynb #a5bff19c
-@plain_errors
-def runs(folder: str | os.PathLike = "output") -> pd.DataFrame:
-    """A table of the runs below `folder`, indexed by path, the newest last. A run that cannot be
-    read has the state "damaged". The states are those of `xrddiff runs`; `begun` is in UTC.
-
-    `xd.open_run(xd.runs().index[-1])` opens the newest. Raises `BadInput` if there is no such
-    folder.
-    """
-    folder = Path(folder).expanduser()
-    if not is_path(folder, "dir"):
-        raise BadInput(f"there is no folder {folder}; expected a folder of runs, such as output_dir")
-    found, jobs = {}, Jobs()
-    for level in ("*", "*/*", "*/*/*"):
-        for path in folder.glob(f"{level}/config.yaml"):
-            begun = begun_at(path.parent)
-            try:
-                how, run = current_state(path.parent, jobs), open_run(path.parent)
-                row = {**about_run(run, how), "state": how.state, "phase": how.phase, "step": run.step}
-            except (XrddiffError, ValueError, LookupError, TypeError):
-                row = {"model": "", "data": "", "state": "damaged", "phase": "", "step": None}
-            except OSError:  # it is being removed
-                continue
-            found[str(path.parent)] = row | {"begun": begun}
-    columns = ["model", "data", "state", "phase", "step", "begun"]
-    table = (
-        pd.DataFrame.from_dict(found, orient="index", columns=[*columns]) if found else pd.DataFrame(columns=columns)
-    )
-    times = pd.to_datetime(table["begun"].astype(str), format="%Y-%m-%dT%H:%M:%S%z", utc=True, errors="coerce")
-    table["begun"] = times.dt.tz_localize(None)
-    return table.rename_axis("run").sort_values("begun", na_position="first")
-
-# %% ../../../nbs/app/front_door/door.ipynb #3a20bd4d
-@plain_errors
-def compare_runs(*runs: str | os.PathLike | TrainedRun) -> pd.DataFrame:
-    """A table of several runs, the best first: the settings in which they differ, and their
-    results.
-
-    `runs`: runs, folders of runs, or folders with runs below them. `xrddiff compare` makes a page of them.
-    Raises `BadInput` for fewer than two.
-    """
-    from xrddiff.run.studies.comparison import open_comparison
-
-    return open_comparison([run.path if isinstance(run, TrainedRun) else run for run in runs]).table()
 
 # %% ../../../nbs/app/front_door/door.ipynb #dc21bedb
 @plain_errors

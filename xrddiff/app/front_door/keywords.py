@@ -5,16 +5,24 @@
 # %% ../../../nbs/app/front_door/keywords.ipynb #598478ed
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xarray as xr
+
 from ...config.old_words import all_words
-from ...config.overrides import as_override
+from ...config.overrides import as_override, presets
+from ...config.words.data_sets import CATALOG
 from ...config.words.vocabulary import GROUPS
 from ...core.errors import BadInput, nearest
+from ...core.files import is_address, is_path
+from ...data.frames.frames import make_frames, validate_frames
 
 # %% auto #0
-__all__ = ['full_name', 'as_overrides']
+__all__ = ['full_name', 'as_overrides', 'data_overrides']
 
 # %% ../../../nbs/app/front_door/keywords.ipynb #ac84ff0b
 def full_name(name: str, section: str | None = None) -> str:
@@ -71,3 +79,28 @@ def _flat(words: Mapping[str, Any], section: str | None) -> Iterator[tuple[str, 
             yield from ((f"{name}.{inner}", v) for inner, v in value.items())
         else:
             yield full_name(str(name), section), value
+
+# %% ../../../nbs/app/front_door/keywords.ipynb #6736c40e
+def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
+    """(overrides, frames to store with the run or None) for the argument `data` of `train`.
+
+    `data`: a preset, a named set, a file, file pattern or address (`https://…`), a mapping of words of `data`, Frames,
+    or an array (frame, y, x) in ADU. Raises `BadInput` if it is none of these.
+    """
+    if data is None:
+        return [], None
+    if isinstance(data, xr.Dataset):
+        return [], validate_frames(data, geometry=False)
+    if isinstance(data, Mapping):
+        return as_overrides({"data": dict(data)}), None
+    if not isinstance(data, str | os.PathLike):
+        return [], make_frames(np.asarray(data), units="ADU", assumed="units")
+    name = os.fspath(data)
+    if name in presets("data"):
+        return as_overrides({"data": name}), None
+    if name in CATALOG:
+        return as_overrides({"data.name": name}), None
+    if is_address(name) or is_path(Path(name).expanduser()) or any(c in name for c in "*?["):
+        return as_overrides({"data.data_path": name}), None
+    hint = nearest(name, {*presets("data"), *CATALOG})
+    raise BadInput(f"data: there is no file, no preset and no named set {name!r}{hint}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .keywords import as_overrides
 from .pane import live_pane
+from .run_draws import inpaint_set, interpolate_set, posterior_set
 from xrddiff.app.front_door.run_frames import (
     chosen_frames,
     index_set,
@@ -22,7 +23,7 @@ from xrddiff.app.front_door.run_frames import (
     open_set,
     reconstruct_with,
 )
-from .run_numbers import F, RunNumbers, plain_errors, read_summary
+from .run_numbers import F, Page, RunNumbers, plain_errors, read_summary
 from ...config.composition import compose_config, note_unused
 from ...config.old_words import all_words
 from ...config.saved_config import load_config, need_run, no_generator
@@ -33,6 +34,7 @@ from ...core.errors import BadInput, XrddiffError, nearest
 from ...core.mediums import say
 from ...run.execution.drawing import draw_samples, threads_kept
 from ...run.execution.run_folder import Run
+from ...run.slurm.status import current_state
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -354,6 +356,17 @@ def _monitor(self: TrainedRun) -> TrainingMonitor:
     return open_monitor(self.whole)
 
 
+def _rewrite_report(self: TrainedRun) -> Page:
+    """Write the report and the card of the run again, from the files in its folder; returns the report.
+
+    Raises `BadInput` if nothing was trained in it.
+    """
+    from xrddiff.judge.views.model_card import rewrite_reports
+
+    how = current_state(self.whole)
+    return Page(rewrite_reports(self.whole, self.cfg, "" if how.finished else how.sentence)[-1])
+
+
 def _compare(
     self: TrainedRun, which: str = "held_out", *, samples: str = "samples", limit: int = 16, **words: Any
 ) -> Compare:
@@ -377,6 +390,8 @@ def _compare(
 # %% ../../../nbs/app/front_door/trained_run.ipynb #dbbf0883
 TrainedRun.sampler, TrainedRun.monitor = in_its_scope(_sampler), in_its_scope(_monitor)
 TrainedRun.latents, TrainedRun.codebook = in_its_scope(_latents), in_its_scope(_codebook)
+TrainedRun.inpaint, TrainedRun.interpolate = in_its_scope(inpaint_set), in_its_scope(interpolate_set)
+TrainedRun.posterior, TrainedRun.rewrite_report = in_its_scope(posterior_set), in_its_scope(_rewrite_report)
 TrainedRun.compare = _compare  # opens what it shows by methods of the run, which have their scope
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #f7b44ff2

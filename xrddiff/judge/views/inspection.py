@@ -96,6 +96,8 @@ class Description(dict):
             page.print(self)
         return said.get()
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def _heading(title: str, about: str = "") -> Any:
     from rich.text import Text

@@ -5,7 +5,10 @@
 # %% ../../../nbs/judge/views/masks.ipynb #7b3e4e85
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
@@ -19,7 +22,7 @@ from ...data.frames.masks import FILE_BIT, GIVEN_BIT, all_rules
 from .plots import SMALL, TINY, Picture, intensity_norm
 
 # %% auto #0
-__all__ = ['RULE_COLOURS', 'PLUGIN_COLOUR', 'reason_bits', 'why_masked', 'show_mask']
+__all__ = ['RULE_COLOURS', 'PLUGIN_COLOUR', 'reason_bits', 'why_masked', 'mask_table', 'show_mask']
 
 # %% ../../../nbs/judge/views/masks.ipynb #58ea5c19
 RULE_COLOURS = {
@@ -53,6 +56,23 @@ def why_masked(reasons: np.ndarray) -> dict[str, np.ndarray]:
             out[name] = here
             left[here] = 0
     return out
+
+# %% ../../../nbs/judge/views/masks.ipynb #5c0de004
+def mask_table(reasons: np.ndarray, rules: Sequence[str] = ()) -> pd.DataFrame:
+    """How many pixels each reason masks: a row for each, and the last one for the valid pixels.
+
+    - `reasons`: bits, with the shape of a frame. `rules`: names that have a row although they mask nothing.
+
+    Columns: `pixels`; `share` of the frame; `alone`, those that no other reason masks (missing for the valid ones).
+    """
+    first, rows = why_masked(reasons), {}
+    for name, bit in reason_bits().items():
+        if name in first or name in rules:
+            hit = reasons & bit > 0
+            rows[name] = (int(hit.sum()), float(hit.mean()), int((reasons == bit).sum()))
+    rows["valid"] = (int((reasons == 0).sum()), float((reasons == 0).mean()), pd.NA)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["pixels", "share", "alone"])
+    return table.astype({"alone": "Int64"}).rename_axis("rule")
 
 # %% ../../../nbs/judge/views/masks.ipynb #955d4932
 def _flat(ds: xr.Dataset, image: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,9 +5,11 @@
 # %% ../../../nbs/physics/simulation/own_experiments.ipynb #18b71b18
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from .artefacts import Artefacts
 from .crystal import Crystal, reflections
 from .crystal_files import MeasuredFactors, crystal_of_file
 from .detector_files import FoundDetector, detector_of_file
-from .experiments import Background, Beam, Experiment, Sample
+from .experiments import EXPERIMENTS, Background, Beam, Experiment, Sample, find_experiment
 from .spectra import SPECTRA
 
 # %% auto #0
-__all__ = ['BANDWIDTHS', 'MOST_REFLECTIONS', 'own_experiment']
+__all__ = ['BANDWIDTHS', 'MOST_REFLECTIONS', 'own_experiment', 'described_experiment']
 
 # %% ../../../nbs/physics/simulation/own_experiments.ipynb #c98b78cb
 BANDWIDTHS = {"mono": 1e-4, "pink": 1e-2, "sase": 1e-3}
@@ -132,3 +134,35 @@ def _check_reach(experiment: Experiment) -> None:
         said.append(f"all between {factors.d_min:.2f} Å and {d:.2f} Å, the corner of the detector")
     if said:
         warnings.warn(f"{factors.name} lacks {' and '.join(said)}: they have no spots", stacklevel=4)
+
+# %% ../../../nbs/physics/simulation/own_experiments.ipynb #5c0de002
+def described_experiment(
+    what: Experiment | Crystal | str | Path,
+    detector: FoundDetector | str | Path | None = None,
+    *,
+    artefacts: int | None = None,
+    **options: Any,
+) -> Experiment:
+    """An experiment that is named, or that of a crystal on a detector.
+
+    - `what`: sim-422, sim-522, sim128; or a crystal, as `own_experiment` takes it, which needs a `detector`.
+    - `artefacts`: key of artefacts that no header tells of; None: without.
+    - `options`: of `own_experiment`.
+
+    Raises `BadInput` for a crystal without a detector, and for options of a named experiment.
+    """
+    drawn = None if artefacts is None else Artefacts(key=artefacts)
+    name = os.fspath(what) if isinstance(what, str | Path) else ""
+    is_file = os.path.exists(name) or "." in name or os.sep in name
+    if isinstance(what, Experiment) or (name and (name in EXPERIMENTS or not is_file)):
+        experiment = find_experiment(name or what)
+        if given := [*(["detector"] if detector is not None else []), *options]:
+            raise BadInput(
+                f"{experiment.name} is a named experiment, which has its own crystal, beam and detector; {given[0]} is for the crystal of a file"
+            )
+        return experiment if drawn is None else replace(experiment, artefacts=drawn)
+    if detector is None:
+        raise BadInput(
+            f"{name or 'this'} is a crystal; expected a detector with it (--detector, detector=): a frame, a geometry file (.geom, .poni, .expt), or {', '.join(EXPERIMENTS)}"
+        )
+    return own_experiment(what, detector, artefacts=drawn, **options)

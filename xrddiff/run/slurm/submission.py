@@ -19,7 +19,7 @@ from typing import Any
 
 from ...config.composition import compose_config, note_unused
 from ...config.contradictions import check_config
-from ...config.overrides import as_override
+from ...config.overrides import as_override, expand_multirun
 from ...core import launcher
 from ...core.errors import BadInput, XrddiffError
 from ...core.files import scratch_folder
@@ -35,8 +35,8 @@ from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
 
 # %% auto #0
-__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'plan_command', 'JobPlan', 'submit_plan', 'send_plan', 'sent_lines',
-           'run_here', 'resumable', 'plan_resume']
+__all__ = ['chosen_profile', 'plan_runs', 'plan_script', 'plan_command', 'JobPlan', 'plan_submission', 'submit_plan', 'send_plan',
+           'sent_lines', 'run_here', 'resumable', 'plan_resume']
 
 # %% ../../../nbs/run/slurm/submission.ipynb #a3fb92f7
 def chosen_profile(
@@ -223,6 +223,48 @@ class JobPlan:
     def local_script(self) -> str:
         """The script for bash on this machine, with the number of ranks of the profile."""
         return render_script(self.profile, self.job, log=os.devnull, local=True, threads=self.local_threads)
+
+# %% ../../../nbs/run/slurm/submission.ipynb #5c0de007
+def plan_submission(
+    profile: Profile,
+    words: Sequence[str],
+    *,
+    script: str | None = None,
+    command: Sequence[str] = (),
+    array: bool = False,
+    multirun: bool = False,
+    name: str | None = None,
+    shown: bool = False,
+    reserve: bool = True,
+) -> JobPlan:
+    """Plan what `xrddiff submit` submits.
+
+    - `words`: of a run, or the arguments of `script`, a .py or .ipynb file.
+    - `command`: of `xrddiff`, executed by all ranks together, instead.
+    - `array`, `multirun`: one task for each combination of words with several values, or all in one job.
+    - `name`: of the job. `shown`: the script is only shown, so no folder of logs is expected. `reserve`: see `plan_runs`.
+
+    Raises `BadInput` for what cannot run, and for what does not go together.
+    """
+    several = "--array" if array else "--multirun"
+    if (script or command) and (array or multirun):
+        raise BadInput(
+            f"{several} makes one task per run of a sweep; expected words of a run, not {'--script' if script else command[0]}"
+        )
+    tasks = None
+    if script:
+        job, logs = plan_script(script, words, name, reserve=reserve)
+    elif command:
+        job, logs = plan_command(command, profile.ranks, name, reserve=reserve)
+    else:
+        if array and multirun:
+            raise BadInput("--array makes one job per run, --multirun one job for all runs; use one of the two")
+        sweep = expand_multirun(words) if array or multirun else [list(words)]
+        job, logs = plan_runs(sweep, profile.ranks, name, reserve=reserve)
+        tasks = f"0-{len(sweep) - 1}" if array else None
+    if shown and not logs.is_dir():
+        logs = Path.cwd()  # SLURM creates no log folder, and a dry run must not either
+    return JobPlan(profile, job, logs, tasks)
 
 # %% ../../../nbs/run/slurm/submission.ipynb #bb359c8a
 def submit_plan(plan: JobPlan) -> Submission:

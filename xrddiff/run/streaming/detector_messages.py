@@ -465,6 +465,9 @@ def send_frames(
     """
     import zmq
 
+    for name, given in (("rate", rate), ("wait", wait)):
+        if given is not None and not given > 0:
+            raise BadInput(f"{name} is {given:g}; expected more than 0")
     value = frames["intensity"]
     if value.ndim != 3:
         raise BadInput(f"the frames have the shape {value.shape[1:]}; expected images, not panels")

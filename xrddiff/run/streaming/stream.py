@@ -51,7 +51,7 @@ from .live_page import StreamStanding, write_page
 
 # %% auto #0
 __all__ = ['WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception', 'Unwritten',
-           'Tasks', 'summary', 'write_end', 'question_of', 'Stream']
+           'Tasks', 'summary', 'write_end', 'question_of', 'Stream', 'answer_with_bar']
 
 # %% ../../../nbs/run/streaming/stream.ipynb #348ea777
 class Buffer:
@@ -533,3 +533,24 @@ class Stream:
             self.standing.page = ""
         except Exception as error:
             self.standing.page = reason(error)
+
+# %% ../../../nbs/run/streaming/stream.ipynb #5c0de010
+def answer_with_bar(stream: Stream, *, progress: bool = True) -> Path:
+    """Answer the frames of a stream and show a bar with their number, hits and what is waiting; returns the folder.
+
+    `progress`: False shows no bar.
+    """
+    from tqdm.auto import tqdm
+
+    with tqdm(unit="frame", mininterval=1, smoothing=0.1, disable=not progress) as bar:
+        said = False
+
+        def tell(standing: StreamStanding) -> None:
+            nonlocal said
+            if stream.listening.listens and not said:
+                said = True
+                bar.write(f"listens on {stream.listening.listens}; anyone who can reach this address can send frames")
+            bar.update(standing.frames - bar.n)
+            bar.set_postfix(hits=standing.hits, waiting=standing.waiting, refresh=False)
+
+        return stream(tell)

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -298,8 +298,11 @@ class _Crew:
             self.due[i] = time.monotonic() + min(60.0, RESTART * 2.0 ** (self.in_vain - 1))
 
 
-def run_agents(folder: str | os.PathLike, count: int, runs: int | None = None) -> int:
-    """Start `count` agents on this machine and wait for them; each does `runs` trials at most.
+def run_agents(
+    folder: str | os.PathLike, count: int, runs: int | None = None, *, tell: Callable[[Study], object] | None = None
+) -> int:
+    """Start `count` agents on this machine and wait for them; each does `runs` trials at most. `tell`: called with
+    the study every second.
 
     An agent that is killed takes nothing with it: another one takes its place, and its trial is
     continued. Returns 0 (all trials have ended), 75 (stopped, can be resumed), 130 (Ctrl-C), or the
@@ -310,8 +313,12 @@ def run_agents(folder: str | os.PathLike, count: int, runs: int | None = None) -
     with pass_signals(crew.agents) as came:
         for i in range(count):
             crew.start(i)
+        told = time.monotonic()
         while left:
             time.sleep(0.1)
+            if tell is not None and time.monotonic() >= told + 1:
+                tell(crew.study)
+                told = time.monotonic()
             for i in sorted(left):
                 if i in crew.due:
                     if came:
