@@ -25,6 +25,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import faq
 import generated
+import twins
 from contents import ABOUT, GUIDES, MATHEMATICS, ROOMS
 from links import Site, relative
 
@@ -321,10 +322,11 @@ def contents(pages: Pages, notebooks: list[str]) -> None:
     modules(pages, [n for n in rest if n not in placed and n != "index.ipynb"])
 
     pages.write("reference/commands.md", generated.commands_page())
+    pages.write("reference/twins.md", twins.twins_page(generated.command_lines()))
     pages.write("reference/words.md", generated.words_page())
     pages.write("reference/names.md", generated.names_page(pages.site))
     pages.write("reference/python.md", generated.api_page(pages.site, pages.anchors))
-    listed = [f"reference/{name}.md" for name in ("python", "commands", "words", "names", "modules")]
+    listed = [f"reference/{name}.md" for name in ("python", "commands", "twins", "words", "names", "modules")]
     lines = "\n".join(pages.entry(page, "reference.md") for page in listed)
     pages.write("reference.md", f"# Reference\n\n{lines}\n\n{toctree(listed)}")
 

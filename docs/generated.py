@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # functions of the package, for those who need more than the front door.
 TASKS = {
     "Open frames and look at them": (
-        "open_frames load list_data make_frames select_frames show explore",
+        "open_frames load list_data fetch inspect mask convert make_frames select_frames show explore",
         "data.frames.frames.validate_frames data.formats.store.save_frames data.frames.automask.with_automask data.frames.peaks.find_peaks "
         "judge.views.plots.show_frame",
     ),
     "Simulate frames": (
-        "",
+        "simulate",
         "physics.simulation.simulate.simulate physics.simulation.own_experiments.own_experiment physics.simulation.experiments.Experiment physics.simulation.crystal.Crystal",
     ),
     "Make a twin of a detector": (
@@ -37,13 +37,13 @@ TASKS = {
         "data.frames.peaks.find_frame_peaks learn.recipes.saved_peak_nets.train_peak_net learn.recipes.saved_peak_nets.peak_way",
     ),
     "Train a model": (
-        "train configure data_overrides TrainedRun.resume TrainedRun.monitor monitor",
+        "train configure TrainedRun.resume TrainedRun.monitor monitor",
         "config.composition.compose_config run.execution.phases.execute_run learn.recipes.setup.run_trainer",
     ),
     "Find runs and read their numbers": (
-        "open_run runs jobs TrainedRun.config TrainedRun.state TrainedRun.history TrainedRun.summary TrainedRun.report "
+        "open_run runs TrainedRun.config TrainedRun.state TrainedRun.history TrainedRun.summary TrainedRun.report "
         "TrainedRun.step TrainedRun.health TrainedRun.checkpoints TrainedRun.metrics TrainedRun.plots TrainedRun.samples "
-        "compare_runs",
+        "TrainedRun.rewrite_report compare_runs settings settings_diff",
         "run.studies.listing.find_runs run.studies.comparison.execute_comparison",
     ),
     "Draw samples": (
@@ -59,12 +59,28 @@ TASKS = {
         "",
     ),
     "Judge frames": (
-        "TrainedRun.evaluate TrainedRun.compare compare TrainedRun.frames",
+        "evaluate TrainedRun.evaluate TrainedRun.compare compare TrainedRun.frames",
         "judge.inference.comparison.ComparisonPlan judge.inference.anomalies.anomaly_scores",
     ),
+    "Fill holes, and say what may have been": (
+        "TrainedRun.inpaint TrainedRun.interpolate TrainedRun.posterior crystal_posterior",
+        "judge.inference.measured.open_inpainting judge.inference.posterior.open_posterior",
+    ),
     "Answer frames as they arrive": (
-        "",
+        "stream open_answers replay",
         "run.streaming.stream.StreamPlan run.streaming.stream.Stream run.streaming.answers.read_answers run.streaming.answers.read_stack",
+    ),
+    "Search for the best settings": (
+        "sweep open_sweep",
+        "run.studies.study.make_study run.studies.agents.run_agents",
+    ),
+    "Run on a cluster": (
+        "submit resume status jobs logs cancel profiles",
+        "run.slurm.submission.plan_submission run.slurm.status.job_rows",
+    ),
+    "Know what can be chosen": (
+        "names presets check",
+        "core.registry.entries config.settings.setting_rows",
     ),
     "Write a run notebook": (
         "TrainedRun.is_main TrainedRun.phase TrainedRun.whole TrainedRun.write_json TrainedRun.write_text "
@@ -131,6 +147,14 @@ def _commands(parser: argparse.ArgumentParser):
             for name, child in action.choices.items():
                 yield child, about.get(name, "")
                 yield from _commands(child)
+
+
+def command_lines() -> dict[str, str]:
+    """What each command does, in one line: those that have subcommands are left out."""
+    from xrddiff.app.cli.main import build_parser
+
+    found = _commands(build_parser())
+    return {p.prog.removeprefix("xrddiff "): about for p, about in found if not any(map(_is_group, p._actions))}
 
 
 def _is_group(action: argparse.Action) -> bool:

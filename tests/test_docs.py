@@ -5,10 +5,13 @@ The site is built once. It is looked at in a real browser, from a server and fro
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import http.server
+import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -338,6 +341,34 @@ def test_every_command_word_and_name_is_on_its_page():
         assert [o for o in options if o not in section] == [], parser.prog
     assert [w for w in vocabulary() if f"| `{w}` |" not in words] == []
     assert [n for kind in kinds for n in entries(kind) if f"| `{n}` |" not in names] == []
+
+
+def test_every_command_has_its_line_of_python_or_a_reason():
+    """The commands are those of the parser, what is typed can be parsed, and what is called exists with these arguments."""
+    import generated
+    from twins import TWINS, twins_page
+
+    import xrddiff as xd
+    from xrddiff.app.cli.main import parse
+
+    about = generated.command_lines()
+    assert set(TWINS) == set(about)
+    page = twins_page(about)
+    owners = {"xd": xd, "run": xd.TrainedRun}
+    for command, (typed, python, *reason) in TWINS.items():
+        words = shlex.split(typed)
+        assert words[0] == "xrddiff" and parse(words[1:]).parser.prog == f"xrddiff {command}" and f"`{typed}`" in page
+        if python is None:
+            assert reason[0], command
+            continue
+        calls = [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]
+        calls = [c for c in calls if isinstance(c.func, ast.Attribute) and getattr(c.func.value, "id", "") in owners]
+        assert calls, python
+        for call in calls:
+            owner = owners[call.func.value.id]
+            assert owner is not xd or call.func.attr in xd.__all__, python
+            given = [None] * (len(call.args) + (owner is not xd))
+            inspect.signature(getattr(owner, call.func.attr)).bind(*given, **{k.arg: None for k in call.keywords})
 
 
 def test_every_benchmark_says_its_command():

@@ -163,6 +163,36 @@ def test_arrays_are_data(tmp_path):
     assert table.index.tolist() == [str(run.path)] and table["state"].tolist() == ["finished"]
 
 
+def test_a_run_fills_joins_and_says_what_may_have_been(runs, tmp_path):
+    """The sets of a run, in Python as by the commands; frames in memory are as good as a file."""
+    run = xd.open_run(shutil.copytree(runs("ddpm"), tmp_path / "whole"))
+    frames = run.frames("held_out", 2).load()
+    holes = frames.assign(mask=frames["mask"] & True)
+    holes["mask"].values[..., 3:5, 3:5] = False
+    file = xd.convert(holes, tmp_path / "holes.zarr")
+    words = dict(steps=2, threads=1, progress=False)
+    filled = run.inpaint(holes, n=2, **words)
+    command = ["--frames", str(file), "-n", "2", "--name", "theirs", "inference.steps=2", "threads=1"]
+    xrddiff("inpaint", str(run.path), *command, folder=tmp_path)
+    np.testing.assert_array_equal(filled["intensity"], run.frames("theirs")["intensity"])
+    between = run.interpolate(f"{file}:0", f"{file}:1", n=3, **words)
+    assert between.sizes["frame"] == 3 and run.frames("interpolate").identical(between)
+    drawn = run.posterior(file, draws=2, limit=1, **words)
+    assert run.frames("posterior").identical(drawn) and (run.samples / "posterior" / "report.html").exists()
+    before = run.report.read_text()
+    assert run.rewrite_report().read_text() == before
+    made = xd.evaluate(file, output=tmp_path / "judged", limit=2, progress=False)
+    assert made.report.is_file() and len(made.summary)
+
+
+def test_python_m_is_the_command(tmp_path):
+    said = [
+        subprocess.run([*words, "--version"], capture_output=True, text=True, cwd=tmp_path).stdout
+        for words in ([sys.executable, "-m", "xrddiff"], [shutil.which("xrddiff") or "xrddiff"])
+    ]
+    assert said[0] == said[1] == f"xrddiff {xd.__version__}\n"
+
+
 MISTAKES = {
     "there is no word 'num_epoch'; did you mean 'num_epochs'?": lambda run: xd.train(num_epoch=2),
     "'seed' may be data.seed or training.seed or inference.seed": lambda run: xd.train(seed=2),

@@ -297,7 +297,7 @@ class _Crew:
         if goes_on:
             self.due[i] = time.monotonic() + min(60.0, RESTART * 2.0 ** (self.in_vain - 1))
 
-
+# %% ../../../nbs/run/studies/agents.ipynb #d0a19f01
 def run_agents(
     folder: str | os.PathLike, count: int, runs: int | None = None, *, tell: Callable[[Study], object] | None = None
 ) -> int:
