@@ -198,7 +198,7 @@ def main() -> None:
             }
             found["profiled"] = "where the time goes now"
     found["waits"] = {name: found["waits"][name] for name in WAITS if name in found["waits"]}
-    found["command"] = f"OMP_NUM_THREADS=1 python bench/waits.py RUN --before CHECKOUT"
+    found["command"] = "OMP_NUM_THREADS=1 python bench/waits.py RUN --before CHECKOUT"
     found["machine"] = machine("cores", f"load {os.getloadavg()[0]:.1f}", "python", "torch", "day")
     print(*page(found), sep="\n")
     write_results("waits", page, found)
