@@ -121,7 +121,12 @@ GOALS = dict(zip(WAITS, (4, 8, 1, 1.2, None, 1, 15), strict=True))
 def page(found: dict[str, Any]) -> list[str]:
     sides = [side for side in ("before", "now") if any(side in row for row in found["waits"].values())]
     rows = [
-        [f"`{name}`", *(min_median(row[side]) if row.get(side) else "–" for side in sides), GOALS[name] or "–"]
+        [
+            f"`{name}`",
+            *(min_median(row[side]) if row.get(side) else "–" for side in sides),
+            GOALS[name] or "–",
+            len(row["now"]),
+        ]
         for name, row in found["waits"].items()
     ]
     lines = [
@@ -129,7 +134,7 @@ def page(found: dict[str, Any]) -> list[str]:
         "",
         f"`{found['command']}`, {found['machine']}. Seconds of CPU, user and system, of a process as a user starts it, with its imports: the least and the (median) of the rounds, which take turns. On a machine with other work the same command takes up to twice as long, on both sides.",
         "",
-        *markdown(["", *sides, "goal"], rows, "lr"),
+        *markdown(["", *sides, "goal", "rounds"], rows, "lr"),
     ]
     for name, top in found.get("profiles", {}).items():
         lines += ["", f"## `{name}`, {found['profiled']}", ""]
@@ -156,12 +161,13 @@ def measure(sides: dict[str, Side], args: Namespace) -> dict[str, dict[str, list
     found: dict[str, dict[str, list[float]]] = {}
     for name in (name for name in WAITS if not args.only or any(word in name for word in args.only)):
         found[name] = {side: [] for side in sides}
-        for k, who in enumerate([*sides, *turns(sides, args.rounds)]):
+        for _ in range(args.warmup):  # bytecode may be written
+            for side in sides.values():
+                code, *words = WAITS[name](side)
+                side.python(code, *words)
+        for who in turns(sides, args.rounds):
             code, *words = WAITS[name](sides[who])
-            spent = sides[who].python(code, *words)
-            if k < len(sides):  # the first time bytecode may be written
-                continue
-            found[name][who].append(spent)
+            found[name][who].append(sides[who].python(code, *words))
             print(f"{name:28} {who:8} {found[name][who][-1]:.2f}", flush=True)
     return found
 
@@ -172,6 +178,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="waits whose names have one of these")
     parser.add_argument("--folder", type=Path, help="keep the copies here, and go on with what is there")
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="rounds that are not counted, in which bytecode is written"
+    )
     parser.add_argument("--profile", action="store_true", help="profile each wait of this checkout, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -189,8 +198,8 @@ def main() -> None:
             }
             found["profiled"] = "where the time goes now"
     found["waits"] = {name: found["waits"][name] for name in WAITS if name in found["waits"]}
-    found["command"] = f"OMP_NUM_THREADS=1 python bench/waits.py RUN --before CHECKOUT --rounds {args.rounds}"
-    found["machine"] = machine("cores", "python", "torch", "day")
+    found["command"] = "OMP_NUM_THREADS=1 python bench/waits.py RUN --before CHECKOUT"
+    found["machine"] = machine("cores", f"load {os.getloadavg()[0]:.1f}", "python", "torch", "day")
     print(*page(found), sep="\n")
     write_results("waits", page, found)
 

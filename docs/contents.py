@@ -65,6 +65,7 @@ MATHEMATICS = {
 }
 # Guides in reading order: NAME of docs/guides/NAME.md, or another page of the repository.
 GUIDES = [
+    "docs/commands.md",
     "docs/widgets.md",
     "docs/health.md",
     "docs/tracking.md",

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", ROOT / "docs" / "home.md"]
 PAGES += [
     ROOT / "docs" / f"{name}.md"
-    for name in ("health", "many_runs", "tracking", "widgets", "exports", "streams", "servers")
+    for name in ("commands", "health", "many_runs", "tracking", "widgets", "exports", "streams", "servers")
 ]
 PAGES += sorted((ROOT / "docs" / "guides").glob("*.md"))
 TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))

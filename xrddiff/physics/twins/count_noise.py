@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 # %% auto #0
-__all__ = ['NEARLY', 'CountNoise', 'learn_noise', 'draw_noisy']
+__all__ = ['NEARLY', 'CountNoise', 'taken', 'learn_noise', 'draw_noisy']
 
 # %% ../../../nbs/physics/twins/count_noise.ipynb #94681708
 class CountNoise(NamedTuple):
@@ -23,28 +23,44 @@ class CountNoise(NamedTuple):
     readout: float = 0.0
 
 
-def _moments(n: np.ndarray, mean: np.ndarray, free: np.ndarray, readout: float) -> tuple[float, ...]:
-    """φ, ρ to the right and below of one exposure."""
+def taken(distance: float, blur: float) -> float:
+    """2 K_σ(d) − K_√2σ(d): what a mean that is blurred by σ = `blur` px takes from the variance; 0 without a blur."""
+    narrow, wide = (
+        (np.exp(-(distance**2) / (2 * v)) / (2 * np.pi * v) for v in (blur**2, 2 * blur**2)) if blur else (0, 0)
+    )
+    return float(2 * narrow - wide)
+
+
+def _moments(
+    n: np.ndarray, mean: np.ndarray, free: np.ndarray, readout: float, share: float = 0.0, blur: float = 0.0
+) -> tuple[float, ...]:
+    """φ, ρ to the right and below of one exposure, which has a `share` in the mean that was blurred by `blur` px."""
     rest = n - mean
     light = np.maximum(mean, 0)
     quiet = free & (np.abs(rest) <= 5 * np.sqrt(light + readout**2) + 1)
     rest = np.where(quiet, rest, 0)
     total = max(float(light[quiet].sum()), 1e-9)
-    found = [(float((rest[quiet] ** 2).sum()) - int(quiet.sum()) * readout**2) / total]
+    variance = float((rest[quiet] ** 2).sum()) / (1 - share * taken(0, blur))
+    found = [(variance - int(quiet.sum()) * readout**2) / total]
     for one, other in ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :])):
         both = quiet[one] & quiet[other]
         shared = float((rest[one] * rest[other])[both].sum())
         found.append(shared / max(float(np.sqrt(light[one] * light[other])[both].sum()), 1e-9))
+        found[-1] += share * taken(1, blur) * variance / total
     return tuple(found)
 
 
 def learn_noise(
-    exposure: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]], n: int, integrating: bool = False
+    exposure: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    n: int,
+    integrating: bool = False,
+    blur: float = 0.0,
 ) -> CountNoise:
     """The noise of `n` exposures.
 
     exposure: f -> (photons (…, y, x), their expected mean, which pixels are valid and without a spot).
     integrating: there is a readout with noise; it is read where the light is weakest.
+    blur: σ in px of the blur of the mean, if it was learnt from these photons; 0: it was not.
     """
     readout = 0.0
     if integrating:
@@ -55,8 +71,12 @@ def learn_noise(
             spread = 1.4826 * np.median(np.abs(rest))
             quiet = np.abs(rest) <= 5 * spread + 1
             dim.append(max(float((rest[quiet] ** 2).mean()) - max(float(mean[weak].mean()), 0), 0))
-        readout = float(np.sqrt(np.median(dim)))
-    found = np.median([_moments(*exposure(f), readout) for f in range(n)], 0)
+        readout = float(np.sqrt(np.median(dim) / (1 - taken(0, blur) / n)))
+    light = np.array(
+        [max(float(mean[free].mean()), 1e-9) if blur else 1.0 for _, mean, free in map(exposure, range(n))]
+    )
+    share = light / light.sum()
+    found = np.median([_moments(*exposure(f), readout, share[f], blur) for f in range(n)], 0)
     variance, right, below = (float(v) for v in found)
     shared = max(min(right, 0.2), 0.0), max(min(below, 0.2), 0.0)
     return CountNoise(float(np.clip(variance, 0.5, 50)), *shared, readout)

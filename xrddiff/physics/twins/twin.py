@@ -265,7 +265,9 @@ def between_spots(e: IndexedExposures) -> tuple[IndexedExposures, Backgrounds, C
         seen.append(
             f"exposures differ in rings, such as those of ice, by up to a factor of {most:.1f}; a frame has those of the exposure that it is like"
         )
-    noise = learn_noise(lambda f: (e.photons(f), backgrounds.expected(eye[f]), e.free(f)), n, e.integrating)
+    noise = learn_noise(
+        lambda f: (e.photons(f), backgrounds.expected(eye[f]), e.free(f)), n, e.integrating, backgrounds.sigma
+    )
     return e, backgrounds, noise, tuple(seen)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #ae24a2a3
