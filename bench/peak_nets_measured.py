@@ -10,7 +10,7 @@ that the twin is learnt from. Writes bench/results/peak_nets_measured.md and .js
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,6 @@ STILLS = {
     "CSPAD, thermolysin": ("92.9,92.9,130.5,90,90,120", "P 61 2 2"),
 }
 RADIUS, DISC = 3.0, 3.0  # px: of a match, and of the disc that says whether a spot is there
-BEST = 1000  # peaks of each finder and exposure that are pooled for the indexing
 FINDERS = {
     "classical": {},
     "classical, lower thresholds": {"snr": 2.0, "pixel_snr": 2.0, "min_pixels": 1},
@@ -83,13 +82,13 @@ def truth_of(ds: Any, cell: str, group: str, peaks: pd.DataFrame) -> Truth:
     return Truth(every.loc[every["there"], columns], every[columns], sorted(map(int, every["frame"].unique())))
 
 
-def pooled(found: dict[str, tuple[pd.DataFrame, str]], usual: dict[str, float]) -> pd.DataFrame:
-    """The best peaks of all finders together, each place once; usual: the threshold of a network."""
+def pooled(found: dict[str, tuple[pd.DataFrame, str]]) -> pd.DataFrame:
+    """The best peaks of all finders together, each place once: of each in every exposure as many as the classical finder has."""
+    count = found["classical"][0]["frame"].value_counts()
     out: list[pd.DataFrame] = []
-    for name, (table, by) in found.items():
-        table = table[table["probability"] >= usual[name]] if name in usual else table
+    for table, by in found.values():
         ranked = table.sort_values(by, ascending=False)
-        out.append(ranked.groupby("frame").head(BEST))
+        out.append(ranked[ranked.groupby("frame").cumcount() < ranked["frame"].map(count).fillna(0)])
     every = pd.concat(out, ignore_index=True)[[c for c in out[0] if c in find_columns(out)]]
     scale = np.array([1.0, 1.0, 1e4, *([1e6] if "panel" in every else [])])
     points = every[["fs", "ss", "frame", *(["panel"] if "panel" in every else [])]].to_numpy(float) * scale
@@ -172,7 +171,7 @@ def interval(values: list[float]) -> str:
     return f"{v.mean():.3f} ± {half:.3f}" if len(v) > 1 and half >= 5e-4 else f"{v.mean():.3f}"
 
 
-def networks(made: Any, seed: int, steps: int, folder: Path | None) -> dict[str, TrainedPeakNet]:
+def networks(made: Callable[[], Any], seed: int, steps: int, folder: Path | None) -> dict[str, TrainedPeakNet]:
     """The networks of a seed; those that are in the folder are not trained again."""
     from xrddiff.learn.recipes.saved_peak_nets import open_peak_net, save_peak_net
 
@@ -180,7 +179,7 @@ def networks(made: Any, seed: int, steps: int, folder: Path | None) -> dict[str,
         return train_on_known(simulated_peaks(simulate("sim128", range(256), expected=True)), steps=steps, seed=seed)
 
     ways: dict[str, Callable[[], TrainedPeakNet]] = {
-        TWIN: lambda: train_peak_net(made, steps=steps, seed=seed),
+        TWIN: lambda: train_peak_net(made(), steps=steps, seed=seed),
         SIMULATED: simulated,
     }
     out = {}
@@ -204,12 +203,10 @@ def measured(args: Any) -> dict[str, Any]:
     files = sorted(map(str, measured_frames().glob("thaumatin_grid_*.cbf*")))
     plan = TwinPlan(files, THAUMATIN[0], group=THAUMATIN[1])
     learnt, held = (half.load() for half in plan.halves(plan.open()))
-    made = plan.learn(learnt, None).frames(args.frames, seed=1).load()
-    print(f"a twin of {frame_count(learnt)} exposures, {args.frames} frames of it", flush=True)
+    made = cache(lambda: plan.learn(learnt, None).frames(args.frames, seed=1).load())  # unless all networks are there
     done, missing = tests(held)
     print({title: test.seconds for title, test in done.items()}, missing, flush=True)
     nets = [networks(made, seed, args.steps, args.folder) for seed in range(args.seeds)]
-    del made, learnt
     out: dict[str, Any] = {
         "missing": missing,
         "tests": {},
@@ -218,7 +215,7 @@ def measured(args: Any) -> dict[str, Any]:
     for title, test in done.items():
         found = [{name: by_network(net, test.frames) for name, net in each.items()} for each in nets]
         first = {name: (table, "logit") for name, (table, _) in found[0].items()}
-        pool = pooled(test.found | first, {name: net.threshold for name, net in nets[0].items()})
+        pool = pooled(test.found | first)
         seconds = test.seconds | {name: float(np.mean([f[name][1] for f in found])) for name in found[0]}
         told = {"pooled": pool, "classical": test.found["classical"][0]}
         record: dict[str, Any] = {"seconds": seconds, "truths": {}}
@@ -254,12 +251,13 @@ def verdict(title: str, truth: dict[str, Any]) -> str:
     for name in (TWIN, SIMULATED):
         gain = rows[name] - rows[best].mean()
         half = float(interval(list(gain)).partition("± ")[2] or 0)
-        sure = "wins" if gain.mean() > half else "loses" if gain.mean() < -half else "does as well"
+        sure = "wins" if gain.mean() > half else "loses" if gain.mean() < -half else "cannot be told from it"
         each = sum(e[name] > e[best] for e in truth["each"].values())
         said.append(f"the {name} {sure} ({gain.mean():+.3f} ± {half:.3f}; in {each} of {len(truth['each'])} exposures)")
-    return (
-        f"- {title}: the best classical finder is *{best}*, {rows[best].mean():.3f}; against it {' and '.join(said)}."
-    )
+    at = {c: [np.mean([r[c] for r in truth["rows"][n]]) for n in (TWIN, best)] for c in ("p80", "p90")}
+    share = [f"{a:.3f} and {b:.3f} where {c[1]} of ten are found" for c, (a, b) in at.items() if a == a and b == b]
+    precise = f" Precision of the {TWIN} and of *{best}*: {', '.join(share)}." if share else ""
+    return f"- {title}: the best classical finder is *{best}*, AP {rows[best].mean():.3f}; against it {' and '.join(said)}.{precise}"
 
 
 def page(data: dict[str, Any]) -> str:
@@ -271,8 +269,8 @@ def page(data: dict[str, Any]) -> str:
         f"exposures, widths and noise). {data['seeds']} seeds of training each. The other six exposures of thaumatin, and the CSPAD stills, were seen by none of them, and nothing was chosen by them.", "",
         "The truth is the lattice: every spot that is predicted for a crystal that the indexer finds. A predicted spot is a peak if the photons in a disc of "
         f"{DISC:g} px around the predicted place are {LEAST:g}σ above the background; a weaker one counts neither way. A found peak that is more than {RADIUS:g} px from any predicted spot is wrong, also if it is a spot of a crystal that was not indexed; so no finder reaches 1. "
-        "No finder says what is a peak. But what is indexed decides: the table has lattices that are indexed with the pooled peaks of all finders (the "
-        f"{BEST} best of each in an exposure), which favours none of them much; with the peaks of the classical finder alone, which favours that one, numbers are in the second table.", "",
+        "No finder says what is a peak. But what is indexed decides: the table has lattices that are indexed with the pooled peaks of all finders (the best of "
+        "each, in every exposure as many as the classical finder has), which favours none of them much; with the peaks of the classical finder alone, which favours that one, numbers are in the second table.", "",
         "AP: average precision, mean ± half of the 95% interval over seeds. R: recall of everything that a finder gives, networks down to a probability of "
         f"{2 * LOWEST:g}. P80, P90: precision where four of five, and nine of ten, peaks are found (– where a finder never gets there).", "",
     ]  # fmt: skip

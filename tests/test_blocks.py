@@ -149,6 +149,8 @@ def place(tmp_path_factory, runs):
         shutil.copytree(runs("vae_kl"), folder / "output" / name)
     shutil.copytree(runs("ddpm"), folder / "RUN")
     save_frames(frames, folder / "shots.zarr")
+    (folder / "mine").mkdir()
+    save_frames(frames, folder / "mine" / "frames.h5")
     with RangeServer(folder) as web:
         (folder / "host").write_text(web.address)
         yield folder
@@ -193,6 +195,8 @@ def command(line: str, train: bool = True) -> list[str]:
         return [*words[1:], "inference.steps=2", "threads=1", "--limit", "1", "--draws", "3"]
     if what == "evaluate":
         return [*words[1:], "inference.index_frames=0", "threads=1"]
+    if what == "export" and "peaks" in words:
+        return [*words[1:], "--steps", "2"]
     if what == "watch":
         return [*words[1:], *([] if "--once" in words else ["--once"])]
     return words[1:]

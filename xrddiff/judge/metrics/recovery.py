@@ -14,11 +14,12 @@ import scipy
 
 from ...core.errors import BadInput
 from ...data.frames.peak_matching import match_tables
+from .diversity import wilson_interval
 from ...physics.indexing.integration import integrate_spots
 
 # %% auto #0
 __all__ = ['DISC', 'RING', 'WHOLE', 'AROUND', 'EDGES', 'BRIGHT', 'in_disc', 'Recovered', 'match_found', 'under_another',
-           'share_interval', 'median_between', 'by_bin', 'evenly']
+           'median_between', 'by_bin', 'evenly']
 
 # %% ../../../nbs/judge/metrics/recovery.ipynb #aa9ab299
 DISC, RING = 2.0, (3.5, 6.5)  # px, of I/σ
@@ -106,14 +107,6 @@ def under_another(spots: pd.DataFrame, radius: float) -> np.ndarray:
 _Z = 1.96
 
 
-def share_interval(found: np.ndarray, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval of 95% of the shares `found` / `of` (n,); NaN where `of` is 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p, n = np.asarray(found) / np.asarray(of), np.asarray(of, float)
-        half = _Z * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-        return tuple((p + _Z**2 / (2 * n) + sign * half) / (1 + _Z**2 / n) for sign in (-1, 1))
-
-
 def median_between(values: np.ndarray) -> tuple[float, float, float]:
     """(median, the ends of its interval of 95%) of values (n,); NaN where there are none."""
     x = np.sort(np.asarray(values, float)[np.isfinite(values)])
@@ -138,16 +131,16 @@ def by_bin(got: Recovered, column: str = "snr", edges: Sequence[float] = EDGES) 
         own = s[at == k]
         hits = own[own["hit"]]
         row = {"from": edges[k], "to": edges[k + 1], "spots": len(own), "found": len(hits)}
+        recall = len(hits) / len(own) if len(own) else np.nan
+        low, high = wilson_interval(recall, len(own)) if len(own) else (np.nan, np.nan)
+        row |= {"recall": recall, "low": low, "high": high}
         values = {"off_px": np.hypot(hits["off_fs"], hits["off_ss"])} | {
             n: hits[n] for n in ("off_fs", "off_ss", "ratio")
         }
         for name, value in values.items():
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), median_between(value.to_numpy()), strict=True))
         rows.append(row)
-    table = pd.DataFrame(rows)
-    table["recall"] = table["found"] / table["spots"].where(table["spots"] > 0)
-    table["low"], table["high"] = share_interval(table["found"].to_numpy(), table["spots"].to_numpy())
-    return table
+    return pd.DataFrame(rows)
 
 
 def evenly(values: np.ndarray, bins: int = 6) -> np.ndarray:
