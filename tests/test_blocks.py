@@ -21,6 +21,7 @@ from range_server import RangeServer
 
 from xrddiff.data.formats.store import save_frames
 from xrddiff.learn.loading.catalog import load
+from xrddiff.learn.recipes.saved_peak_nets import save_peak_net, train_peak_net
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", ROOT / "docs" / "home.md"]
@@ -149,8 +150,10 @@ def place(tmp_path_factory, runs):
         shutil.copytree(runs("vae_kl"), folder / "output" / name)
     shutil.copytree(runs("ddpm"), folder / "RUN")
     save_frames(frames, folder / "shots.zarr")
-    (folder / "mine").mkdir()
-    save_frames(frames, folder / "mine" / "frames.h5")
+    for name in ("mine", "shots-twin"):
+        (folder / name).mkdir()
+        save_frames(frames, folder / name / "frames.h5")
+    save_peak_net(train_peak_net(frames, steps=2), folder / "peaks.safetensors")
     with RangeServer(folder) as web:
         (folder / "host").write_text(web.address)
         yield folder
@@ -196,6 +199,7 @@ def command(line: str, train: bool = True) -> list[str]:
     if what == "evaluate":
         return [*words[1:], "inference.index_frames=0", "threads=1"]
     if what == "export" and "peaks" in words:
+        words[words.index("-o") + 1] = "own-peaks.safetensors"  # the other blocks use the one that is there
         return [*words[1:], "--steps", "2"]
     if what == "watch":
         return [*words[1:], *([] if "--once" in words else ["--once"])]
