@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -244,17 +244,17 @@ def between_spots(e: IndexedExposures) -> tuple[IndexedExposures, Backgrounds, C
 
     full = _full(e) & e.mask
     if full.any():
-        e = replace(e, hidden=full)
+        e = e.excluding(hidden=full)
         seen.append(
             f"{int(full.sum())} pixels are full (at {e.saturation:g}) in half of the exposures or more; they are masked"
         )
     missed = missed_spots(exposure, n)
     if missed.any():
-        e = replace(e, missed=missed)
+        e = e.excluding(missed=missed)
     backgrounds = learn_backgrounds(exposure, n, e.integrating)
     dark = unsteady_pixels(exposure, backgrounds, n)
     if dark.any():
-        e = replace(e, hidden=dark | full)
+        e = e.excluding(hidden=dark | full)
         seen.append(
             f"{int(dark.sum())} pixels are dark in some exposures and not in others, such as where a beamstop moves; they are masked"
         )
