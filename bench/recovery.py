@@ -18,7 +18,14 @@ from harness import machine, make_parser, markdown, measured_frames, same_terms,
 
 from xrddiff.data.frames.frames import frame_mask, peaks_table
 from xrddiff.data.frames.peaks import find_frame_peaks
-from xrddiff.judge.inference.recoveries import PROGRAMS, RecoveryPlan, known_frames, known_of_twin, on_measured
+from xrddiff.judge.inference.recoveries import (
+    PROGRAMS,
+    RecoveryPlan,
+    known_frames,
+    known_of_twin,
+    measured_spots,
+    on_measured,
+)
 from xrddiff.judge.metrics.recovery import by_bin, in_disc, match_found
 from xrddiff.learn.recipes.saved_peak_nets import peak_way
 from xrddiff.physics.simulation.artefacts import Artefacts
@@ -111,7 +118,8 @@ def measured() -> dict[str, list[list[dict]]] | None:
     plan = RecoveryPlan([str(f) for f in files], "57.8,57.8,150.2,90,90,90", group="P 41 21 2", n=6)
     with tempfile.TemporaryDirectory() as folder:
         known = known_frames(plan, Path(folder))
-        return {p: [t.to_dict("records") for t in on_measured(p, known)] for p in PROGRAMS}
+        spots = measured_spots(known)
+        return {p: [t.to_dict("records") for t in on_measured(p, known, spots)] for p in PROGRAMS}
 
 
 def measured_section(found: dict[str, list[list[dict]]]) -> list[str]:

@@ -51,7 +51,7 @@ def test_a_detector_of_panels(runs, tmp_path):
     run = runs("latent_diff")
     words = [f"inference.detector={tmp_path / 'two.geom'}", "inference.num_samples=3", "inference.batch_size=2"]
     words += ["inference.steps=2"]
-    done = xrddiff("sample", str(run), *words, "--name=panels", "--workers=local:2", folder=tmp_path)
+    done = xrddiff("sample", str(run), *words, "--name=panels", "--workers=local:2", "--judge", folder=tmp_path)
     made = open_frames(run / "samples" / "panels" / "samples.zarr")
     assert made["intensity"].dims == ("frame", "panel", "ss", "fs") and made["intensity"].shape == (3, 2, 64, 80)
     geometry = PanelGeometry.from_frames(made)

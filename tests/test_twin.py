@@ -97,7 +97,7 @@ def test_a_readout_has_its_noise_and_its_gain(shots):
         x.astype(np.float32), mask=shots["mask"].values, units="ADU", gain=8.0, pedestal=20.0, **words
     )
     twin = learn_twin(integrating, distance_range=0.0)
-    assert abs(twin.noise.readout - 12 / 8) < 0.2
+    assert abs(twin.noise.readout - 12 / 8) < 0.2 and twin.seen == ()  # its noise is no stop that moves
     made = twin_frames(twin, 4, seed=1).load()
     assert made["intensity"].attrs["gain"] == 8 and made.attrs["pedestal"] == 20
     dim = made["intensity"].values[:, 250:260, 5:15]

@@ -67,7 +67,7 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
             kind = None
         elif kind is None:
             if corner := _CORNER.match(line):
-                corners.setdefault(corner[1], {})[corner[2]] = float(corner[3])
+                corners.setdefault(corner[1], {"panel": len(corners)})[corner[2]] = float(corner[3])
         elif header:
             header = False
         else:
@@ -83,8 +83,7 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
                     f"{plain_text(path)}, line {number}: '{plain_text(line[:60])}'; expected a row of '{kind}'"
                 ) from None
             fs, ss = values[:2] if table == "peaks" else values[-2:]
-            panel = list(corners).index(name) if panels and name in corners else 0
-            place = [frame, panel, fs - corner.get("min_fs", 0), ss - corner.get("min_ss", 0)]
+            place = [frame, corner.get("panel", 0), fs - corner.get("min_fs", 0), ss - corner.get("min_ss", 0)]
             rows[table].append(place + ([values[3]] if table == "peaks" else [values[3], *values[:3], values[4]]))
     if first:
         raise BadInput(f"{plain_text(path)} is empty; expected a CrystFEL stream")

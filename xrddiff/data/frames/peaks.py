@@ -245,6 +245,26 @@ class _Surroundings(NamedTuple):
         sigma = np.sqrt(np.maximum((ring * ring).sum(1) / np.maximum(count, 1) - mean * mean, 0))
         return count, mean, sigma
 
+    def background(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        first: np.ndarray,
+        of_bins: tuple[np.ndarray, np.ndarray],
+        settings: Mapping[str, Any],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and σ around places (x, y) on panels that begin at the flat indices `first`; those `of_bins` where few pixels are free.
+
+        settings: of `PeakSettings`.
+        """
+        count, mean, sigma = self.ring(x, y, first, settings["ring"])
+        centre = self.bins[first + np.floor(y).astype(np.intp) * self.shape[1] + np.floor(x).astype(np.intp)]
+        few = (count < FEW_AROUND) & (centre < len(of_bins[0]))
+        mean, sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in zip(of_bins, (mean, sigma), strict=True))
+        if settings["poisson_floor"]:
+            sigma = np.maximum(sigma, noise_floor(mean, settings["gain"], settings["noise"]))
+        return mean, sigma
+
     def flanks(
         self, cx: np.ndarray, cy: np.ndarray, first: np.ndarray, good: np.ndarray, radius: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -455,12 +475,7 @@ class PeakFinder:
         first[label] = index - index % (height * width)
 
         around = _Surroundings(pixels, bins, np.append(high, np.nan), (height, width))
-        count, mean, local_sigma = around.ring(cx, cy, first, s["ring"])
-        centre = bins[first + np.floor(cy).astype(np.intp) * width + np.floor(cx).astype(np.intp)]
-        few = (count < FEW_AROUND) & (centre < self.n_bins)
-        mean, local_sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in ((b, mean), (sigma, local_sigma)))
-        if s["poisson_floor"]:
-            local_sigma = np.maximum(local_sigma, noise_floor(mean, s["gain"], s["noise"]))
+        mean, local_sigma = around.background(cx, cy, first, (b, sigma), s)
 
         excess = pixels[index] - mean[label]
         signal = total(excess, label)
@@ -508,12 +523,7 @@ def peaks_of_places(
     first = np.zeros(len(fs), np.intp) if panel is None else np.asarray(panel, np.intp) * height * width
 
     below = _Surroundings(pixels, bins, np.append(high, np.nan), (height, width))
-    count, mean, local_sigma = below.ring(fs, ss, first, s["ring"])
-    centre = bins[first + np.floor(ss).astype(np.intp) * width + np.floor(fs).astype(np.intp)]
-    few = (count < FEW_AROUND) & (centre < finder.n_bins)
-    mean, local_sigma = (np.where(few, np.append(v, 0)[centre], w) for v, w in ((b, mean), (sigma, local_sigma)))
-    if s["poisson_floor"]:
-        local_sigma = np.maximum(local_sigma, noise_floor(mean, s["gain"], s["noise"]))
+    mean, local_sigma = below.background(fs, ss, first, (b, sigma), s)
 
     valid = np.append(np.full(finder.n_bins, np.finfo(np.float64).max), np.nan)  # any number, where it is not masked
     every = _Surroundings(pixels, bins, valid, (height, width))

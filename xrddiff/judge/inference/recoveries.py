@@ -36,8 +36,8 @@ from ...physics.twins.twin import Twin, twin_frames
 # %% auto #0
 __all__ = ['PROGRAMS', 'TRUTH', 'ENOUGH', 'HALF', 'RecoveryPlan', 'program_kind', 'KnownFrames', 'earlier_recovery', 'has_truth',
            'known_frames', 'known_of_twin', 'earlier_frames', 'found_by', 'all_found', 'program_title',
-           'absolute_program', 'measured_snr', 'on_measured', 'half_at', 'recovery_words', 'agreement_words',
-           'recovery_record']
+           'absolute_program', 'measured_snr', 'MeasuredSpots', 'measured_spots', 'on_measured', 'half_at',
+           'recovery_words', 'agreement_words', 'recovery_record']
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #78fa4d9c
 PROGRAMS = ("classical", "peakfinder8")
@@ -223,34 +223,46 @@ def measured_snr(image: np.ndarray, spots: pd.DataFrame, valid: np.ndarray, read
     return spots.assign(intensity=got["intensity"], snr=got["intensity"] / got["sigma"])
 
 
-def on_measured(
-    program: str, known: KnownFrames, distance_range: float = 0.03, seed: int = 0
-) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """`by_bin` by measured I/σ: of the exposures that the twin has not seen, and of its frames; None for a program that is a file or a
-    command, and where none of the exposures indexes. seed: of the twin's frames.
-    """
+class MeasuredSpots(NamedTuple):
+    """Spots with what they integrate to: of the exposures that the twin has not seen, `frames` of them, and of the frames of the twin."""
+
+    exposures: pd.DataFrame
+    frames: list[int]
+    twin: pd.DataFrame
+
+
+def measured_spots(known: KnownFrames, distance_range: float = 0.03, seed: int = 0) -> MeasuredSpots | None:
+    """The spots of the exposures that index, and of the twin's frames of a `seed`; None without a twin, or without such exposures."""
     twin, held = known.twin, known.held
-    if twin is None or held is None or program_kind(program) != "finder":
+    if twin is None or held is None:
         return None
-    way, e = peak_way(program), twin.exposures
+    e, readout = twin.exposures, twin.noise.readout
     other = IndexedExposures(held, index_series(held, e.indexing.cell, distance_range=distance_range), e.group)
-    if not other.crystals:
-        return None
-    rows, frames = [], sorted({c.exposure for c in other.crystals})
+    real, frames = [], sorted({c.exposure for c in other.crystals})
     for f in frames:
-        image, valid = other.photons(f), frame_mask(held, f)
         spots = pd.concat([other.predicted(c) for c in other.crystals_in(f)], ignore_index=True)
-        rows.append(measured_snr(image, spots.assign(frame=f), valid, twin.noise.readout))
-    found = find_frame_peaks(held, frames, make=way)
-    real = match_found(pd.concat(rows, ignore_index=True), found, frame_count(held))
-    n, rows, valid = frame_count(known.frames), [], frame_mask(known.frames, 0)
-    drawn = IndexedExposures(known.frames, e.indexing, e.group)
-    for f in range(n):
+        real.append(measured_snr(other.photons(f), spots.assign(frame=f), frame_mask(held, f), readout))
+    drawn, valid, made = IndexedExposures(known.frames, e.indexing, e.group), frame_mask(known.frames, 0), []
+    for f in range(frame_count(known.frames)):
         spots = twin.draw(f, seed).spots
         if len(spots):
-            rows.append(measured_snr(drawn.photons(f), spots.assign(frame=f), valid, twin.noise.readout))
-    made = match_found(pd.concat(rows, ignore_index=True), find_frame_peaks(known.frames, make=way), n)
-    return by_bin(real), by_bin(made)
+            made.append(measured_snr(drawn.photons(f), spots.assign(frame=f), valid, readout))
+    if not real or not made:
+        return None
+    return MeasuredSpots(pd.concat(real, ignore_index=True), frames, pd.concat(made, ignore_index=True))
+
+
+def on_measured(
+    program: str, known: KnownFrames, spots: MeasuredSpots | None
+) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """`by_bin` by measured I/σ: of the exposures that the twin has not seen, and of its frames; None without `spots`, and for a
+    program that is a file or a command.
+    """
+    if spots is None or program_kind(program) != "finder":
+        return None
+    way, held, made = peak_way(program), known.held, known.frames
+    real = match_found(spots.exposures, find_frame_peaks(held, spots.frames, make=way), frame_count(held))
+    return by_bin(real), by_bin(match_found(spots.twin, find_frame_peaks(made, make=way), frame_count(made)))
 
 # %% ../../../nbs/judge/inference/recoveries.ipynb #c3109c0d
 ENOUGH = 100  # spots of a bin that says something about two sets

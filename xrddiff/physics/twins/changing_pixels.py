@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 import scipy
 
-from .measured_backgrounds import BLOCK, Backgrounds, in_blocks
+from .measured_backgrounds import BLOCK, Backgrounds, in_blocks, last_two
 
 # %% auto #0
 __all__ = ['NARROW', 'DARK', 'FAR_BELOW', 'FEWEST_PIXELS', 'RIM', 'Exposure', 'MANY_TIMES', 'PHOTONS_MORE', 'FULL', 'LEAST_FULL',
-           'RING_FAR', 'RING_MORE', 'RING_PHOTONS', 'unsteady_pixels', 'missed_spots', 'of_blocks', 'value_when_full',
-           'learn_rings']
+           'RING_FAR', 'RING_MORE', 'RING_PHOTONS', 'neighbours', 'unsteady_pixels', 'missed_spots', 'of_blocks',
+           'value_when_full', 'learn_rings']
 
 # %% ../../../nbs/physics/twins/changing_pixels.ipynb #e197e3a5
 NARROW = 1.5  # σ of K, px
@@ -28,7 +28,7 @@ RIM = 3  # px around them that are left out too: a pixel at an edge is only a li
 Exposure = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
-def _around(ndim: int) -> np.ndarray:
+def neighbours(ndim: int) -> np.ndarray:
     """A pixel and its eight neighbours on the last two of `ndim` axes."""
     near = np.zeros((3,) * ndim, bool)
     near[(1,) * (ndim - 2)] = True
@@ -37,7 +37,7 @@ def _around(ndim: int) -> np.ndarray:
 
 def _narrow(values: np.ndarray) -> np.ndarray:
     """K * values on the last two axes, float32."""
-    sigma = (0,) * (values.ndim - 2) + (NARROW, NARROW)
+    sigma = last_two(values, NARROW)
     return scipy.ndimage.gaussian_filter(values.astype(np.float32), sigma, truncate=3, mode="constant")
 
 
@@ -71,7 +71,7 @@ def unsteady_pixels(
         free = free & (brightest != f)
         noise = np.sqrt((variance * np.maximum(M, 1e-6) + readout**2) / (4 * np.pi * NARROW**2))
         dark |= free & (N < DARK * M) & (N < M - FAR_BELOW * noise)
-    near = _around(len(shape))
+    near = neighbours(len(shape))
     group = scipy.ndimage.label(dark, near)[0]
     large = np.bincount(group.ravel()) >= FEWEST_PIXELS
     large[0] = False
@@ -100,7 +100,7 @@ def missed_spots(exposure: Exposure, n: int) -> np.ndarray:
         usual = np.nan_to_num(np.nanmedian(mean / np.maximum(scale, 1e-6), 0)) * np.maximum(scale, 0)
     most = np.maximum(usual * count, 1)
     found = (total > MANY_TIMES * most) & (total > most + PHOTONS_MORE)
-    return scipy.ndimage.binary_dilation(found, _around(found.ndim)) if found.any() else found
+    return scipy.ndimage.binary_dilation(found, neighbours(found.ndim)) if found.any() else found
 
 
 def of_blocks(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -147,12 +147,8 @@ def learn_rings(
     for f in range(n):
         x, free = exposure(f)
         where = rings[free]
-        seen, told = (
-            np.bincount(
-                where, np.maximum(v[free] - backgrounds.zero, 0) if v is not x else v[free] - backgrounds.zero, size
-            )
-            for v in (x, backgrounds.expected(eye[f]))
-        )
+        expected = np.maximum(backgrounds.expected(eye[f])[free] - backgrounds.zero, 0)
+        seen, told = (np.bincount(where, v, size) for v in (x[free] - backgrounds.zero, expected))
         noise = np.sqrt(variance * np.maximum(told, 1) + readout**2 * np.bincount(where, minlength=size))
         level = np.log(np.maximum(seen, 1) / np.maximum(told, 1))
         known = told > RING_PHOTONS

@@ -31,23 +31,18 @@ def taken(distance: float, blur: float) -> float:
     return float(2 * narrow - wide)
 
 
-def _moments(
-    n: np.ndarray, mean: np.ndarray, free: np.ndarray, readout: float, share: float = 0.0, blur: float = 0.0
-) -> tuple[float, ...]:
-    """φ, ρ to the right and below of one exposure, which has a `share` in the mean that was blurred by `blur` px."""
+def _sums(n: np.ndarray, mean: np.ndarray, free: np.ndarray, readout: float) -> tuple[float, ...]:
+    """Of one exposure: Σ(n − λ)², the number of its pixels, Σλ, ρ to the right and below as they are measured, and the mean light."""
     rest = n - mean
     light = np.maximum(mean, 0)
     quiet = free & (np.abs(rest) <= 5 * np.sqrt(light + readout**2) + 1)
     rest = np.where(quiet, rest, 0)
-    total = max(float(light[quiet].sum()), 1e-9)
-    variance = float((rest[quiet] ** 2).sum()) / (1 - share * taken(0, blur))
-    found = [(variance - int(quiet.sum()) * readout**2) / total]
+    found = [float((rest[quiet] ** 2).sum()), int(quiet.sum()), max(float(light[quiet].sum()), 1e-9)]
     for one, other in ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :])):
         both = quiet[one] & quiet[other]
         shared = float((rest[one] * rest[other])[both].sum())
         found.append(shared / max(float(np.sqrt(light[one] * light[other])[both].sum()), 1e-9))
-        found[-1] += share * taken(1, blur) * variance / total
-    return tuple(found)
+    return *found, max(float(mean[free].mean()), 1e-9)
 
 
 def learn_noise(
@@ -72,11 +67,12 @@ def learn_noise(
             quiet = np.abs(rest) <= 5 * spread + 1
             dim.append(max(float((rest[quiet] ** 2).mean()) - max(float(mean[weak].mean()), 0), 0))
         readout = float(np.sqrt(np.median(dim) / (1 - taken(0, blur) / n)))
-    light = np.array(
-        [max(float(mean[free].mean()), 1e-9) if blur else 1.0 for _, mean, free in map(exposure, range(n))]
-    )
-    share = light / light.sum()
-    found = np.median([_moments(*exposure(f), readout, share[f], blur) for f in range(n)], 0)
+    square, count, total, *shared, light = np.array([_sums(*exposure(f), readout) for f in range(n)]).T
+    share = light / light.sum() if blur else np.zeros(n)
+    square = square / (1 - share * taken(0, blur))
+    found = [(square - count * readout**2) / total]
+    found += [rho + share * taken(1, blur) * square / total for rho in shared]
+    found = np.median(found, 1)
     variance, right, below = (float(v) for v in found)
     shared = max(min(right, 0.2), 0.0), max(min(below, 0.2), 0.0)
     return CountNoise(float(np.clip(variance, 0.5, 50)), *shared, readout)

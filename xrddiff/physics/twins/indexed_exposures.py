@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from ..indexing.cells import Cell
 from ..indexing.indexer import INDEXED, Indexing, Lattice
 from ..indexing.rays import as_panels, miller_sphere, panel_numbers
 from ..indexing.series_refinement import diffracted
-from .changing_pixels import of_blocks, value_when_full
+from .changing_pixels import neighbours, of_blocks, value_when_full
 from .measured_backgrounds import around_spots
 
 # %% auto #0
@@ -103,9 +103,7 @@ def recurring_places(covered: Iterable[np.ndarray]) -> np.ndarray:
     for one in covered:
         count, n = count + one.astype(np.uint8), n + 1
     often = count >= max(3, scipy.stats.binom.isf(CHANCE, n, count.mean() / n) + 1)
-    joined = scipy.ndimage.generate_binary_structure(often.ndim, 2)
-    joined[[0, -1]] &= often.ndim == 2  # panels do not touch
-    label, m = scipy.ndimage.label(often, joined)
+    label, m = scipy.ndimage.label(often, neighbours(often.ndim))
     large = np.bincount(label.ravel(), minlength=m + 1) > WIDE * np.pi * PEAK**2
     return often & large[label]
 
@@ -220,20 +218,29 @@ class IndexedExposures(IndexedCrystals):
 
     missed: np.ndarray | None = None
 
-    def unexplained(self, f: int) -> pd.DataFrame:
-        """The peaks of an exposure that are far from any predicted spot."""
+    def excluding(self, **pixels: np.ndarray) -> IndexedExposures:
+        """The same with other pixels `hidden` or `missed`; what does not depend on them is not found again."""
+        other = replace(self, **pixels)
+        kept = ("saturation", "crystals", "d_min", "sphere", "unexplained", "recurring")
+        vars(other).update({name: value for name, value in vars(self).items() if name in kept})
+        return other
+
+    @cached_property
+    def unexplained(self) -> pd.DataFrame:
+        """The peaks that are far from any predicted spot of their exposure, with the numbers that they have in `indexing.peaks`."""
         peaks = self.indexing.peaks
-        peaks = peaks[peaks["frame"] == f]
-        spots = [self.predicted(c) for c in self.crystals_in(f)]
-        if not spots or not len(peaks):
-            return peaks
-        return peaks[~near_any(peaks, pd.concat(spots, ignore_index=True), SPOT)]
+        far = np.ones(len(peaks), bool)
+        for crystal in self.crystals:
+            own = (peaks["frame"] == crystal.exposure).to_numpy() & far
+            far[own] = ~near_any(peaks[own], self.predicted(crystal), SPOT)
+        return peaks[far]
 
     @cached_property
     def recurring(self) -> np.ndarray:
         """Where unexplained peaks recur from exposure to exposure, bool: `recurring_places`."""
-        shape = self.frames["intensity"].shape[1:]
-        return recurring_places(around_spots(shape, self.unexplained(f), PEAK) for f in range(frame_count(self.frames)))
+        shape, peaks = self.frames["intensity"].shape[1:], self.unexplained
+        exposures = range(frame_count(self.frames))
+        return recurring_places(around_spots(shape, peaks[peaks["frame"] == f], PEAK) for f in exposures)
 
     @cached_property
     def _bits(self) -> dict[int, np.ndarray]:

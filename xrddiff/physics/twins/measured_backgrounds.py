@@ -17,7 +17,7 @@ from ...data.frames.peaks import pixels_around
 
 # %% auto #0
 __all__ = ['ENOUGH', 'MANY', 'NARROWEST', 'WIDEST', 'BLOCK', 'SMOOTH', 'SURE', 'FEWEST_EXPOSURES', 'around_spots', 'touched',
-           'blurred', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds']
+           'blurred', 'last_two', 'mean_blur', 'in_blocks', 'refined_mean', 'Backgrounds', 'learn_backgrounds']
 
 # %% ../../../nbs/physics/twins/measured_backgrounds.ipynb #0e17ac9f
 def around_spots(shape: tuple[int, ...], spots: pd.DataFrame, radius: float) -> np.ndarray:
@@ -52,7 +52,7 @@ def blurred(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
     """
     size, out, rest = max(weight.shape[-2:]), None, np.ones(weight.shape, bool)
     while out is None or (rest.any() and sigma < size):
-        wide = _only_last(weight, sigma)
+        wide = last_two(weight, sigma)
         a, w = (
             scipy.ndimage.gaussian_filter(v.astype(np.float32), wide, truncate=3, mode="constant")
             for v in (total, weight)
@@ -64,7 +64,7 @@ def blurred(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
     return out
 
 
-def _only_last(image: np.ndarray, sigma: float) -> tuple[float, ...]:
+def last_two(image: np.ndarray, sigma: float) -> tuple[float, ...]:
     """σ for each axis: 0 but for the last two."""
     return (0,) * (image.ndim - 2) + (sigma, sigma)
 
@@ -99,9 +99,9 @@ def refined_mean(total: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndar
     """`blurred` with `sigma`, and what ever finer kernels add to it beyond noise; float32."""
     mean, seen = blurred(total, weight, sigma), weight > 0
     while sigma / 2 >= _FINEST:
-        around, sigma = _only_last(weight, sigma), sigma / 2
-        fine, held = blurred(total, weight, sigma), scipy.ndimage.gaussian_filter(weight, _only_last(weight, sigma))
-        light = scipy.ndimage.gaussian_filter(np.maximum(total, 0), _only_last(weight, sigma / np.sqrt(2)))
+        around, sigma = last_two(weight, sigma), sigma / 2
+        fine, held = blurred(total, weight, sigma), scipy.ndimage.gaussian_filter(weight, last_two(weight, sigma))
+        light = scipy.ndimage.gaussian_filter(np.maximum(total, 0), last_two(weight, sigma / np.sqrt(2)))
         v = light / (4 * np.pi * sigma**2) / np.maximum(held, 1e-6) ** 2
         d = np.where(held > 0.02 * weight.mean(), fine - mean, 0)
         z2 = scipy.ndimage.gaussian_filter(d * d / np.maximum(v, 1e-12), around)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -242,33 +242,34 @@ def between_spots(e: IndexedExposures) -> tuple[IndexedExposures, Backgrounds, C
     def exposure(f: int) -> tuple[np.ndarray, np.ndarray]:
         return e.photons(f), e.free(f)
 
+    def noise_beside(known: Backgrounds) -> CountNoise:
+        return learn_noise(lambda f: (e.photons(f), known.expected(eye[f]), e.free(f)), n, e.integrating, known.sigma)
+
     full = _full(e) & e.mask
     if full.any():
-        e = replace(e, hidden=full)
+        e = e.excluding(hidden=full)
         seen.append(
             f"{int(full.sum())} pixels are full (at {e.saturation:g}) in half of the exposures or more; they are masked"
         )
     missed = missed_spots(exposure, n)
     if missed.any():
-        e = replace(e, missed=missed)
+        e = e.excluding(missed=missed)
     backgrounds = learn_backgrounds(exposure, n, e.integrating)
-    dark = unsteady_pixels(exposure, backgrounds, n)
+    rough = noise_beside(backgrounds) if e.integrating else CountNoise()
+    dark = unsteady_pixels(exposure, backgrounds, n, rough.variance, rough.readout)
     if dark.any():
-        e = replace(e, hidden=dark | full)
+        e = e.excluding(hidden=dark | full)
         seen.append(
             f"{int(dark.sum())} pixels are dark in some exposures and not in others, such as where a beamstop moves; they are masked"
         )
         backgrounds = learn_backgrounds(exposure, n, e.integrating)
-    backgrounds = learn_rings(exposure, backgrounds, _radius(e), n)
+    backgrounds = learn_rings(exposure, backgrounds, _radius(e), n, rough.variance, rough.readout)
     if backgrounds.rings is not None:
         most = float(np.exp(np.ptp(backgrounds.ring_levels, 0).max()))
         seen.append(
             f"exposures differ in rings, such as those of ice, by up to a factor of {most:.1f}; a frame has those of the exposure that it is like"
         )
-    noise = learn_noise(
-        lambda f: (e.photons(f), backgrounds.expected(eye[f]), e.free(f)), n, e.integrating, backgrounds.sigma
-    )
-    return e, backgrounds, noise, tuple(seen)
+    return e, backgrounds, noise_beside(backgrounds), tuple(seen)
 
 # %% ../../../nbs/physics/twins/twin.ipynb #ae24a2a3
 def learn_twin(

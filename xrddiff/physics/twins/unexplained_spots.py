@@ -15,7 +15,7 @@ from ...data.frames.geometry import Geometry, PanelGeometry
 from ...data.frames.peaks import find_frame_peaks
 from ..indexing.rays import as_panels, panel_numbers
 from .count_noise import CountNoise, draw_noisy
-from .indexed_exposures import SPOT, IndexedExposures, near_any
+from .indexed_exposures import IndexedExposures
 from .measured_backgrounds import Backgrounds
 
 # %% auto #0
@@ -55,17 +55,13 @@ def unexplained_peaks(e: IndexedExposures, f: int, by_chance: float = 0.0) -> pd
     """
     own = e.indexing.peaks
     own = own[own["frame"] == f]
-    own = own[standing_out(own) > by_chance]
+    own = own[(standing_out(own) > by_chance) & own.index.isin(e.unexplained.index)]
     gain = float(e.frames["intensity"].attrs.get("gain", 1.0))
     peaks = pd.DataFrame({"panel": panel_numbers(own), "fs": own["fs"].to_numpy(), "ss": own["ss"].to_numpy()})
     peaks = peaks.assign(photons=own["intensity"].to_numpy() / gain)
     usable = e.usable(f) & ~e.recurring
     at = np.floor(peaks["ss"]).astype(int), np.floor(peaks["fs"]).astype(int)
-    peaks = peaks[usable[at if usable.ndim == 2 else (peaks["panel"], *at)]].reset_index(drop=True)
-    for crystal in e.crystals_in(f):
-        spots = e.predicted(crystal)
-        peaks = peaks[~near_any(peaks, spots, SPOT)].reset_index(drop=True)
-    return peaks
+    return peaks[usable[at if usable.ndim == 2 else (peaks["panel"], *at)]].reset_index(drop=True)
 
 
 def unexplained_spots(
