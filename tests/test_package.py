@@ -14,7 +14,9 @@ import pytest
 import xrddiff
 
 MODULES = sorted(
-    m.name for m in pkgutil.walk_packages(xrddiff.__path__, "xrddiff.") if not m.ispkg and "_modidx" not in m.name
+    m.name
+    for m in pkgutil.walk_packages(xrddiff.__path__, "xrddiff.")
+    if not m.ispkg and not m.name.endswith(("_modidx", "__main__"))
 )
 WITHOUT_TORCH = ("xrddiff", "xrddiff.config.composition", "xrddiff.app.cli.main", "xrddiff.data.frames.frames", "xrddiff.data.frames.geometry", "xrddiff.data.formats.readers", "xrddiff.learn.loading.catalog", "xrddiff.run.execution.notebooks", "xrddiff.run.execution.phases", "xrddiff.config.words.vocabulary")  # fmt: skip
 

@@ -272,6 +272,26 @@ def test_workers_answer_as_one_process_and_may_die(tmp_path):
     pd.testing.assert_frame_equal(alone, shared)
 
 
+def test_dropped_frames_have_a_row_that_says_so(tmp_path):
+    """With `drop`, a source never waits: the newest frame is answered, and each older one says that it was dropped."""
+    folder = in_old_files(small(12), tmp_path / "frames", 12)
+    opened = Stream(StreamPlan(str(folder), idle=0.5, page=0, memory=1, drop=True), tmp_path / "out")
+
+    def until_all_were_read(standing) -> None:
+        ends = time.monotonic() + 60
+        while opened.reception.nothing_since is None and time.monotonic() < ends:
+            time.sleep(0.01)
+
+    table = read_answers(opened(until_all_were_read))
+    dropped = table["why"].str.startswith("it was dropped")
+    assert len(table) == 12 == table["name"].nunique() and dropped.sum() in (10, 11) and not dropped.iloc[-1]
+    assert (
+        opened.standing.dropped == dropped.sum() == json.loads((tmp_path / "out/summary.json").read_text())["dropped"]
+    )
+    assert not table["hit"][dropped].any() and opened.standing.refused == 0
+    assert f"{dropped.sum()} frames were dropped" in (tmp_path / "out/live.html").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["latent_diff", "vae_kl"])
 def test_what_a_run_says_of_frames(runs, one_thread, tmp_path, model):

@@ -20,12 +20,12 @@ from ...core.mediums import console, say
 def stream_command(args: argparse.Namespace) -> int:
     """Answer frames as they arrive: hit or blank, peaks, lattice and, with a run, how untypical it
     finds them and their latents: `xrddiff stream tcp://detector:9999 --run RUN`. Every frame is
-    answered once; a full buffer makes the sender wait.
+    answered once; a full buffer makes the sender wait, or with --drop gives up the oldest frame.
     """
     from xrddiff.run.streaming.stream import Stream, StreamPlan, answer_with_bar
 
     folder = Path(args.output or time.strftime("output/streams/%Y-%m-%d/%H-%M-%S"))
-    names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page", "patience")
+    names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page", "patience", "drop")
     if not 0 < args.memory < float("inf"):
         raise BadInput(f"--memory is {args.memory:g}; expected megabytes, more than 0")
     memory = round(args.memory * 2**20)
@@ -110,6 +110,11 @@ def add_streams(commands: Any) -> None:
         default=256.0,
         metavar="MB",
         help="memory for waiting frames; when it is full the sender waits (256)",
+    )
+    p.add_argument(
+        "--drop",
+        action="store_true",
+        help="when the memory is full, drop the frame that has waited longest; its row says so",
     )
     p.add_argument(
         "--patience", type=float, default=60.0, metavar="S",

@@ -90,6 +90,7 @@ def answer_frames(
     idle: float | None = None,
     batch: int = 16,
     memory: float = 256.0,
+    drop: bool = False,
     page: float = 10.0,
     patience: float = 60.0,
     workers: str | None = None,
@@ -104,6 +105,7 @@ def answer_frames(
     - `output`: a folder (None: output/streams/DATE/TIME). `run`: a run or its folder. `words`: of `open_frames`.
     - `cell`: "a,b,c,α,β,γ" (Å, degrees), or a CIF or PDB file. `min_peaks`: of a hit. `peaks`: how they are found.
     - `batch`: most frames answered together. `memory`: MB of waiting frames. `workers`: as "local:2".
+    - `drop`: when the memory is full, drop the frame that has waited longest; otherwise the sender waits.
     - `page`: seconds between two updates of the page; 0: only at the end. `patience`: seconds without a change after
       which a file is answered. `progress`: show a bar.
 
@@ -117,7 +119,7 @@ def answer_frames(
     run = None if run is None else os.fspath(getattr(run, "path", run))
     plan = StreamPlan(
         os.fspath(source), run, cell, min_peaks, words, batch, workers, count, idle, round(memory * 2**20), page,
-        patience, peaks,
+        patience, peaks, drop,
     )  # fmt: skip
     opened = Stream(plan, folder)
     if progress:

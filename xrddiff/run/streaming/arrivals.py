@@ -69,7 +69,8 @@ class Layout:
         value = self.frames["intensity"]
         rest = self.frames.drop_vars("intensity")
         differ = {name: ("frame", np.array([o[name] for o in own])) for name in (own[0] if own else ())}
-        return rest.assign(intensity=(value.dims, np.stack(images), value.attrs), **differ)
+        values = images[0][None] if len(images) == 1 else np.stack(images)
+        return rest.assign(intensity=(value.dims, values, value.attrs), **differ)
 
 
 OWN = ("wavelength", "distance")

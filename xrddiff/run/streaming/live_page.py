@@ -38,7 +38,8 @@ class StreamStanding:
     """The state of a stream.
 
     arrived, answered: times of the last frames, s since 1970. hits, lattices: of the same frames.
-    frames, refused: numbers of frames answered in all, and of those that could not be read.
+    frames, refused, dropped: numbers of frames answered in all, of those that could not be read,
+        and of those that were dropped, since newer ones came faster than they could be answered.
     not_yet: name -> why something that was seen has no answer yet.
     page: why the last page could not be written.
     """
@@ -48,6 +49,7 @@ class StreamStanding:
     hits: int = 0
     indexed: int = 0
     refused: int = 0
+    dropped: int = 0
     untypical: int = 0
     waiting: int = 0
     arrived: list[float] = field(default_factory=list)
@@ -102,6 +104,8 @@ class StreamStanding:
             out.append(
                 f"{self.waiting} more frames {'wait for an answer' if going else 'had arrived, but were not answered'}."
             )
+        if self.dropped:
+            out.append(f"{self.dropped} frames were dropped: more came than could be answered.")
         if self.refused:
             out.append(f"{self.refused} could not be read, the last one because {self.why}")
         if self.not_yet:

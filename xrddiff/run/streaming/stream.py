@@ -50,18 +50,27 @@ from .detector_messages import MOST_BYTES
 from .live_page import StreamStanding, write_page
 
 # %% auto #0
-__all__ = ['WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception', 'Unwritten',
-           'Tasks', 'summary', 'write_end', 'question_of', 'Stream', 'answer_with_bar']
+__all__ = ['DROPPED', 'WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception',
+           'Unwritten', 'Tasks', 'summary', 'write_end', 'question_of', 'Stream', 'answer_with_bar']
 
 # %% ../../../nbs/run/streaming/stream.ipynb #348ea777
+DROPPED = "it was dropped: newer frames came while it waited, and the memory for waiting frames was full"
+
+
+def _size(arrived: Arrived) -> int:
+    """Bytes of the pixels of an arrival."""
+    return 0 if arrived.image is None else arrived.image.nbytes
+
+
 class Buffer:
     """Arrivals that wait for an answer.
 
     most: bytes of pixels that it holds at once; one frame always fits.
+    drop: when it is full, drop the frame that has waited longest; otherwise who brings one waits.
     """
 
-    def __init__(self, most: int = 256 << 20):
-        self.most, self.bytes, self.closed, self.error = most, 0, False, None
+    def __init__(self, most: int = 256 << 20, drop: bool = False):
+        self.most, self.drop, self.bytes, self.closed, self.error = most, drop, 0, False, None
         self._waiting: deque[Arrived] = deque()
         self._changed = threading.Condition()
 
@@ -70,13 +79,23 @@ class Buffer:
 
     def put(self, arrived: Arrived, stopped: Callable[[], bool]) -> None:
         """Add a frame, as soon as there is room for it or nobody takes more."""
-        size = 0 if arrived.image is None else arrived.image.nbytes
+        size = _size(arrived)
         with self._changed:
-            while self._waiting and self.bytes + size > self.most and not stopped():
-                self._changed.wait(0.1)
+            while self.bytes and self.bytes + size > self.most and not stopped():
+                if self.drop:
+                    self._drop_oldest()
+                else:
+                    self._changed.wait(0.1)
             self._waiting.append(arrived)
             self.bytes += size
             self._changed.notify_all()
+
+    def _drop_oldest(self) -> None:
+        """Give up the pixels of the frame that has waited longest."""
+        i = next(i for i, a in enumerate(self._waiting) if a.image is not None)
+        old = self._waiting[i]
+        self.bytes -= _size(old)
+        self._waiting[i] = replace(old, layout=None, image=None, why=DROPPED)
 
     def take(self, most: int, wait: float) -> list[Arrived]:
         """The next frames that are available and share a layout, at most `most`; empty if none
@@ -88,7 +107,7 @@ class Buffer:
             out: list[Arrived] = []
             while self._waiting and len(out) < most and (not out or _together(out[0], self._waiting[0])):
                 out.append(self._waiting.popleft())
-            self.bytes -= sum(a.image.nbytes for a in out if a.image is not None)
+            self.bytes -= sum(map(_size, out))
             self._changed.notify_all()
             return out
 
@@ -116,8 +135,10 @@ class StreamPlan:
     count: stop after this number of frames. idle: stop when none has arrived for this many seconds.
     memory: bytes of waiting frames; a frame from a socket may have half of that, or as much as any
         detector needs.
+    drop: when `memory` is full, drop the frame that has waited longest; otherwise the sender waits.
     patience: s without a change after which a file is answered although its writer has not closed
-        it. page: s between two updates of the page; 0 = only at the end.
+        it. page: s between two updates of the page, which takes a twentieth of the time at most;
+        0 = only at the end.
     """
 
     source: str
@@ -133,6 +154,7 @@ class StreamPlan:
     page: float = 10.0
     patience: float = 60.0
     peaks: str | None = None
+    drop: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -289,8 +311,10 @@ class Unwritten:
         said.table["why"] = [plain_text(why, 1000) for why in said.table["why"]]
         panels = said.peaks if "panel" in said.peaks else said.peaks.assign(panel=0)
         self.said.append((batch, said.table, panels[["row", *PEAK_COLUMNS]], stacks))
-        self.standing.why = next((why for why in said.table["why"] if why), self.standing.why)
-        self.standing.refused += len(batch) if batch[0].layout is None else 0
+        dropped = sum(a.why == DROPPED for a in batch)
+        self.standing.why = next((why for why in said.table["why"] if why not in ("", DROPPED)), self.standing.why)
+        self.standing.dropped += dropped
+        self.standing.refused += len(batch) - dropped if batch[0].layout is None else 0
         hits = np.flatnonzero(said.table["hit"])
         if len(hits):
             i = int(hits[-1])
@@ -404,7 +428,9 @@ def summary(table: pd.DataFrame) -> dict[str, float | int | None]:
     """Numbers of all answers: frames, hits, lattices, latencies."""
     seconds = table["seconds"].to_numpy(float)
     out = {"frames": len(table), "hits": int(table["hit"].sum()), "with a lattice": int((table["lattices"] > 0).sum())}
-    out["not answered in full"] = int((table["why"] != "").sum())
+    dropped = table["why"] == DROPPED
+    out |= {"dropped": int(dropped.sum())} if dropped.any() else {}
+    out["not answered in full"] = int(((table["why"] != "") & ~dropped).sum())
     if "anomaly" in table:
         out["untypical"] = int((table["anomaly"] > 1).sum())
     if len(table):
@@ -478,7 +504,7 @@ class Stream:
             _stacks(blank, self.question, 0),
         )
         self.unwritten = Unwritten(self.answers, self.standing)
-        self.reception = Reception(Buffer(plan.memory), lambda name: name in self.answers.names)
+        self.reception = Reception(Buffer(plan.memory, plan.drop), lambda name: name in self.answers.names)
         most = max(MOST_BYTES, plan.memory // 2)
         self.listening = Listening(dict(plan.words or {}), self.reception.is_known, template, plan.patience, most)
 
@@ -489,16 +515,17 @@ class Stream:
         tell: called with the state of the stream, after each batch and when nothing arrives. If the
         source ended with an error, raises it after everything that had arrived was answered.
         """
-        buffer, written = self.reception.buffer, time.monotonic()
+        buffer, written, took = self.reception.buffer, time.monotonic(), 0.0
 
         def looked() -> None:
-            nonlocal written
+            nonlocal written, took
             self.standing.waiting = len(buffer)
             if not buffer:
                 self._write()  # nothing is waiting, so the answers should not wait either
-            if self.plan.page and time.monotonic() - written >= self.plan.page:
+            if self.plan.page and (began := time.monotonic()) - written >= max(self.plan.page, 20 * took):
                 self._page()
                 written = time.monotonic()
+                took = written - began
             tell(self.standing)
 
         with self._hold, open_workers(self.workers, 1) as pool, StopRequest() as stop:
