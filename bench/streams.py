@@ -1,14 +1,16 @@
 """A stream of frames through a socket: CPU time of a frame, beside that of peakfinder8 alone on the same frames.
 
-    OMP_NUM_THREADS=1 python bench/streams.py [--onda PYTHON] [--run RUN] [--frames 400]
+    OMP_NUM_THREADS=1 python bench/streams.py [--onda PYTHON] [--run RUN] [--frames 400] [--minutes 10] [--files 5000]
 
 Frames are sent by another process as a detector sends them (DECTRIS stream, bslz4). This one takes them, unpacks them, finds peaks, counts hits, and writes table and page; in one row it also looks for lattices, and with `--run`
 scores them. The row *on two cores* has two workers answer, and frames per second are by the clock there, on a machine with nothing else to do. Times are CPU time of this process with all its threads, from the first answer to the last, so that the search for the level of chance at the start does not count. `--onda`: the Python of another environment with `ondamonitor==23.8.3`, whose
-peakfinder8 gets the same frames from memory. Writes bench/results/streams.json and streams.md.
+peakfinder8 gets the same frames from memory. *Decoding* is that of the same messages in memory, without anything else. Then the sender keeps to a rate: at 80% of what one process answers, latencies and memory over `--minutes`; at 150%, with `--drop`, what is
+dropped. `--files`: a folder of so many files, each with a frame of 128². Writes bench/results/streams.json and streams.md.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 import xarray as xr
 from harness import make_parser, markdown, write_results
 from peakfinder import peer
@@ -32,6 +35,7 @@ from xrddiff.data.frames.frames import frame_mask, make_frames
 from xrddiff.data.frames.peaks import radius_map
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.streaming.answers import read_answers
+from xrddiff.run.streaming.detector_messages import compress, decompress, encoding_of
 from xrddiff.run.streaming.live_page import StreamStanding
 from xrddiff.run.streaming.stream import Stream, StreamPlan
 
@@ -45,15 +49,26 @@ def large(frames: xr.Dataset, times: int) -> xr.Dataset:
     return make_frames(values, mask=mask, beam_center=(side / 2, side / 2), **about, **words)
 
 
+SENDER = """
+import sys
+import xrddiff as xd
+from xrddiff.run.streaming.detector_messages import send_frames
+file, address, rate, times = sys.argv[1:]
+frames = xd.open_frames(file).load()
+for k in range(int(times)):
+    send_frames(frames, address, series=1 + k, encoding="bslz4", rate=float(rate) or None)
+"""
+
+
 @contextmanager
-def sender(frames: xr.Dataset, folder: Path) -> Iterator[str]:
-    """Another process that sends the frames; yields its address."""
+def sender(frames: xr.Dataset, folder: Path, rate: float | None = None, times: int = 1) -> Iterator[str]:
+    """Another process that sends the frames so many times, at a rate if one is given; yields its address."""
     file = folder / "frames.h5"
     save_frames(frames, file)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
-    command = [Path(sys.executable).with_name("xrddiff"), "replay", file, address]
+    command = [sys.executable, "-c", SENDER, file, address, str(rate or 0), str(times)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield address
@@ -82,6 +97,60 @@ def stream(frames: xr.Dataset, **words: object) -> dict[str, float]:
     return out | dict(hits=float(table["hit"].mean()), lattices=float((table["lattices"] > 0).mean()))
 
 
+def decoding(frames: xr.Dataset, rounds: int) -> float:
+    """CPU ms of unpacking the message of a frame."""
+    images = frames["intensity"].values[:8]
+    how = encoding_of("bslz4", images.dtype)
+    blobs, taken = [compress(image, how) for image in images], []
+    for _ in range(rounds):
+        before = time.process_time()
+        for blob, image in zip(blobs, images, strict=True):
+            decompress(blob, image.shape, image.dtype.str.lstrip("<|"), how)
+        taken.append(time.process_time() - before)
+    return 1e3 * min(taken) / len(blobs)
+
+
+def at_a_rate(frames: xr.Dataset, times: int, rate: float, **words: object) -> dict[str, Any]:
+    """Latencies (s) of frames that are sent at a rate (1/s), the share that was dropped, and resident memory (MB) each minute."""
+    memory, process = [], psutil.Process()
+    began = time.monotonic()
+
+    def tell(standing: StreamStanding) -> None:
+        if (time.monotonic() - began) / 60 >= len(memory):
+            memory.append(process.memory_info().rss / 1e6)
+
+    with tempfile.TemporaryDirectory() as folder, sender(frames, Path(folder), rate, times) as address:
+        plan = StreamPlan(address, count=times * frames.sizes["frame"], memory=64 << 20, **words)
+        Stream(plan, Path(folder) / "out")(tell)
+        table = read_answers(Path(folder) / "out")
+    dropped = table["why"].str.startswith("it was dropped")
+    answered = table[~dropped][len(table) // 20 :]  # the first ones wait for the search for the level of chance
+    return dict(
+        rate=rate, frames=len(table), dropped=float(dropped.mean()), memory=memory,
+        seconds=[float(answered["seconds"].quantile(q)) for q in (0.5, 0.99)],
+    )  # fmt: skip
+
+
+def folder_of_files(frames: xr.Dataset, count: int) -> dict[str, Any]:
+    """CPU ms of a frame of a folder, a file each, of the first and of the last fifth of `count`."""
+    with tempfile.TemporaryDirectory() as place:
+        shots = Path(place) / "shots"
+        shots.mkdir()
+        for i in range(count):
+            file = shots / f"shot_{i:05d}.h5"
+            save_frames(frames.isel(frame=[i % frames.sizes["frame"]]), file)
+            os.utime(file, (0, 0))
+        seen: list[tuple[int, float]] = []
+        Stream(StreamPlan(str(shots), count=count), Path(place) / "out")(
+            lambda standing: seen.append((standing.frames, time.process_time()))
+        )
+    n, t = np.array(seen).T
+    marks = np.interp([count * f for f in (0.1, 0.3, 0.8, 1.0)], n, t)
+    return dict(
+        files=count, first=1e3 * (marks[1] - marks[0]) / (0.2 * count), last=1e3 * (marks[3] - marks[2]) / (0.2 * count)
+    )
+
+
 def peakfinder8(python: str, frames: xr.Dataset, rounds: int = 5) -> float:
     """CPU ms of a frame."""
     with tempfile.TemporaryDirectory() as folder:
@@ -107,6 +176,8 @@ def main() -> None:
     parser.add_argument("--onda", help="Python of an environment with ondamonitor")
     parser.add_argument("--run", help="a run for frames of sim128")
     parser.add_argument("--frames", type=int, default=400)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--files", type=int, default=5000)
     args = parser.parse_args()
     small, middle = bare(simulate("sim128", range(64))), bare(simulate("sim-522", range(8)))
     cell = ",".join(map(str, small.attrs["unit_cell"]))
@@ -127,35 +198,63 @@ def main() -> None:
         row |= dict(
             cpu_median=median(t["cpu"] for t in took), clock=min(t["clock"] for t in took), hits=took[0]["hits"]
         )
-        row |= dict(lattices=took[0]["lattices"], workers=words.get("workers"))
+        row |= dict(lattices=took[0]["lattices"], workers=words.get("workers"), decoding=decoding(frames, args.rounds))
         if args.onda and not words:
             row["peakfinder8"] = peakfinder8(args.onda, frames)
         rows.append(row)
         print(row, flush=True)
+    alone = 1e3 / next(row["clock"] for row in rows if row["what"] == "512², sim-522: peaks")
+    some = repeated(middle, args.frames)
+    steady = at_a_rate(some, max(round(0.8 * alone * 60 * args.minutes / args.frames), 1), 0.8 * alone)
+    flood = at_a_rate(some, 4, 1.5 * alone, drop=True)
+    files = folder_of_files(small, args.files)
     about = dict(day=str(date.today()), machine=platform.machine(), python=platform.python_version())
-    about["command"] = f"python bench/streams.py --frames {args.frames} --rounds {args.rounds}"
-    write_results("streams", page, dict(about=about, rows=rows))
+    about["command"] = (
+        f"python bench/streams.py --frames {args.frames} --rounds {args.rounds} --minutes {args.minutes:g} --files {args.files}"
+    )
+    found = dict(about=about, rows=rows, steady=steady, flood=flood, files=files)
+    write_results("streams", page, found)
 
 
 def page(found: dict[str, Any]) -> list[str]:
-    about, rows = found["about"], found["rows"]
+    about, rows, steady, flood, files = (found[name] for name in ("about", "rows", "steady", "flood", "files"))
     lines = ["# Streams of frames", ""]
     lines.append(
         f"`OMP_NUM_THREADS=1 {about['command']}`; {about['machine']}, Python {about['python']}, one thread, {about['day']}."
     )
     lines += [
         "",
-        "Frames are taken from a socket (DECTRIS stream, bslz4), unpacked, answered and written into the table; ms of a frame, minimum (median). *CPU*: of the process that answers, with its thread that listens and its page. *peakfinder8*: CPU time of that function alone, frames in memory. "
+        "Frames are taken from a socket (DECTRIS stream, bslz4), unpacked, answered and written into the table; ms of a frame, minimum (median). *CPU*: of the process that answers, with its thread that listens and its page. *Decoding*: CPU of unpacking the same messages, and nothing else. *peakfinder8*: CPU time of that function alone, frames in memory. "
         "*On two cores*: two workers answer, one process takes the frames and another sends them, all on the same two cores.",
     ]
     cells = []
     for r in rows:
         peer_ms = f"{r['peakfinder8']:.1f}" if "peakfinder8" in r else "–"
         cpu = (f"{r['cpu']:.1f} ({r['cpu_median']:.1f})", f"{1e3 / r['cpu']:.0f}") if not r["workers"] else ("–", "–")
-        cells.append([r["what"], f"{r['hits']:.2f}", f"{r['lattices']:.2f}", cpu[0], f"{r['clock']:.1f}", cpu[1]])
-        cells[-1] += [f"{1e3 / r['clock']:.0f}", peer_ms]
-    head = ["frames", "hits", "with a lattice", "CPU", "clock", "frames per CPU second", "frames/s by the clock"]
-    return [*lines, "", *markdown([*head, "peakfinder8 alone"], cells)]
+        cells.append(
+            [r["what"], f"{r['hits']:.2f}", f"{r['lattices']:.2f}", cpu[0], f"{r['decoding']:.1f}", f"{r['clock']:.1f}"]
+        )
+        cells[-1] += [cpu[1], f"{1e3 / r['clock']:.0f}", peer_ms]
+    head = [
+        "frames",
+        "hits",
+        "with a lattice",
+        "CPU",
+        "decoding",
+        "clock",
+        "frames per CPU second",
+        "frames/s by the clock",
+    ]
+    lines += ["", *markdown([*head, "peakfinder8 alone"], cells)]
+    minutes = len(steady["memory"]) - 1
+    return [
+        *lines,
+        "",
+        f"**At a rate.** Frames of 512², {steady['rate']:.0f} a second, 80% of what one process answers: {steady['frames']} frames, from arrival to answer {steady['seconds'][0]:.2f} s (median) and {steady['seconds'][1]:.2f} s (99%). Resident memory {steady['memory'][min(1, minutes)]:.0f} MB after a minute and {steady['memory'][-1]:.0f} MB after {minutes}.",
+        f"At {flood['rate']:.0f} a second, 150%, with `--drop`: {flood['dropped']:.0%} dropped, the others answered after {flood['seconds'][0]:.2f} s (median) and {flood['seconds'][1]:.2f} s (99%), of which most is waiting in 64 MB of memory.",
+        "",
+        f"**A folder** of {files['files']} files with a frame of 128² each: {files['first']:.1f} ms of CPU a frame in the second and third tenth, {files['last']:.1f} ms in the last fifth.",
+    ]
 
 
 if __name__ == "__main__":

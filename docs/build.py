@@ -302,14 +302,18 @@ def modules(pages: Pages, notebooks: list[str]) -> None:
 
 def contents(pages: Pages, notebooks: list[str]) -> None:
     """Write the pages that list others, and those that are made from the package."""
-    from xrddiff.app.cli.lab import tutorials as copied
+    from xrddiff.app.cli.lab import tutorial_path
 
-    tutorials = [f"tutorials/{path.name}" for path in copied()]
-    cards = raw('<div class="cards">' + "\n".join(card(pages, page, "tutorials.md") for page in tutorials) + "</div>")
-    about = (
-        "Each runs in a few minutes on two cores. `xrddiff lab` copies them to a folder of yours and opens JupyterLab."
-    )
-    pages.write("tutorials.md", f"# Tutorials\n\n{about}\n\n{cards}\n\n{toctree(tutorials)}")
+    numbers = {f"tutorials/{path.name}": at for path, at in tutorial_path().items()}
+    parts = [
+        "# Tutorials\n\nBy what you want. Each runs on two cores; `xrddiff lab` copies them to a folder of yours and opens JupyterLab, where they have the same numbers."
+    ]
+    for wish in dict.fromkeys(wish for _, wish in numbers.values()):
+        here = {page: number for page, (number, own) in numbers.items() if own == wish}
+        cards = "\n".join(card(pages, page, "tutorials.md", number) for page, number in here.items())
+        chapter = next(iter(here.values())).partition(".")[0]
+        parts += [f"## {chapter} {wish}", raw(f'<div class="cards">{cards}</div>')]
+    pages.write("tutorials.md", "\n\n".join([*parts, toctree(list(numbers))]))
 
     listed = [*guides().values(), "questions.md"]
     lines = "\n".join(pages.entry(page, "guides.md") for page in listed)
@@ -343,8 +347,8 @@ def raw(html: str) -> str:
     return f"```{{raw}} html\n{html}\n```"
 
 
-def card(pages: Pages, page: str, here: str) -> str:
-    """A picture, a title and a line that lead to a page."""
+def card(pages: Pages, page: str, here: str, number: str = "") -> str:
+    """A picture, a number, a title and a line that lead to a page."""
     target = relative(page, here).rpartition(".")[0] + ".html"
     title, line = (plain_html(text) for text in (pages.titles.get(page, page), pages.summaries.get(page, "")))
     image = ""
@@ -352,7 +356,9 @@ def card(pages: Pages, page: str, here: str) -> str:
         (BUILD / "static" / "cards").mkdir(parents=True, exist_ok=True)
         (BUILD / "static" / "cards" / f"{Path(page).stem}.png").write_bytes(base64.b64decode("".join(data)))
         image = f'<img src="_static/cards/{Path(page).stem}.png" alt="" loading="lazy">'
-    return f'<a class="card" href="{target}">{image}<strong>{title}</strong><span>{line}</span></a>'
+    return (
+        f'<a class="card" href="{target}">{image}<strong>{f"{number} {title}".strip()}</strong><span>{line}</span></a>'
+    )
 
 
 def plain_html(markdown: str) -> str:

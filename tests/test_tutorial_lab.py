@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,12 +18,37 @@ from browser import chromium
 from conftest import need
 from lab import end_server
 
-from xrddiff.app.cli.lab import tutorials
+from xrddiff.app.cli.lab import PATH, copy_tutorials, tutorial_path, tutorials
 
 
-def test_the_tutorials_are_in_reading_order():
-    names = [path.name for path in tutorials()]
-    assert names[0] == "quickstart.ipynb" and len(set(names)) == len(names)
+def test_every_tutorial_has_its_place_on_the_path():
+    numbers = {path.stem: number for path, (number, _) in tutorial_path().items()}
+    assert numbers["quickstart"] == "0.1" and len(set(numbers.values())) == len(numbers)
+    assert set(numbers) == {name for names in PATH.values() for name in names}  # none comes last for want of a place
+
+
+def test_a_copy_keeps_its_runs_and_defines_what_it_uses(tmp_path: Path):
+    """Cells that take the runs of a page to a temporary folder are gone from the copies, and no other cell needs them."""
+    copy_tutorials(tmp_path)
+    for source in tutorials():
+        cells = json.loads((tmp_path / source.name).read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        assert not any("os.chdir" in text for text in code), source.name
+        trees = [ast.parse(re.sub(r"(?m)^[%!].*$", "", text)) for text in code]
+        nodes = [node for tree in trees for node in ast.walk(tree)]
+        used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        made = names_made(nodes)
+        assert used <= made | set(dir(builtins)) | {"display", "get_ipython"}, (source.name, used - made)
+        hidden = [cell for cell in cells if "#| hide" in "".join(cell["source"])]
+        assert all(cell["metadata"]["jupyter"]["source_hidden"] for cell in hidden)
+
+
+def names_made(nodes: list[ast.AST]) -> set[str]:
+    """The names that assignments, definitions, arguments and imports make."""
+    made = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    made |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) and n.name}
+    made |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    return made | {(n.asname or n.name).partition(".")[0] for n in nodes if isinstance(n, ast.alias)}
 
 
 @pytest.mark.slow
@@ -52,13 +80,19 @@ def test_a_card_opens_a_tutorial_with_the_right_kernel(tmp_path: Path):
         said = json.loads(text)
         url, token, folder = said["url"], said["token"], tmp_path / "xrddiff-tutorials"
         assert token and said["root_dir"] == str(folder)
-        assert log.read_text().startswith(f"tutorials: {folder} ({len(tutorials())} written, 0 already there)")
+        assert log.read_text().startswith(f"tutorials: {folder} ({len(tutorials()) + 1} written, 0 already there)")
         with chromium(1300, 1000) as page:
             page.set_default_timeout(300_000)
             page.goto(f"{url}lab?token={token}")
-            cards = page.locator(".jp-Launcher-section", has_text="Tutorials of xrddiff").locator(".jp-LauncherCard")
+            sections = [page.locator(".jp-Launcher-section", has_text=f"{i} {wish}") for i, wish in enumerate(PATH)]
+            start = page.locator(".jp-MarkdownViewer")
+            start.get_by_role("link", name="Quickstart").wait_for()
+            if pictures := os.environ.get("XRDDIFF_SCREENSHOTS"):
+                page.screenshot(path=f"{pictures}/start.png")
+            page.keyboard.press("Control+Shift+L")  # a new launcher
+            cards = page.locator(".jp-LauncherCard[title^='Open the tutorial']")
             cards.first.wait_for()
-            assert cards.count() == len(tutorials())
+            assert cards.count() == len(tutorials()) and all(section.count() == 1 for section in sections)
             cards.first.focus()
             page.keyboard.press("Enter")
             for _ in range(600):  # the kernel is asked for a while after the notebook is opened

@@ -1,4 +1,4 @@
-// Cards for the tutorials on JupyterLab's launcher. Written by hand in the form that JupyterLab loads (a container of
+// Cards for the tutorials on JupyterLab's launcher, and the page that is shown first. Written by hand in the form that JupyterLab loads (a container of
 // webpack's module federation), so that nothing has to be built: it uses modules that JupyterLab shares.
 var _JUPYTERLAB = (window._JUPYTERLAB = window._JUPYTERLAB || {});
 (() => {
@@ -22,7 +22,7 @@ var _JUPYTERLAB = (window._JUPYTERLAB = window._JUPYTERLAB || {});
       const icon = new LabIcon({ name: "xrddiff:tutorial", svgstr: ICON });
       const activate = (app, launcher) => {
         const tutorials = JSON.parse(PageConfig.getOption("xrddiffTutorials") || "[]");
-        tutorials.forEach(([path, title], rank) => {
+        tutorials.forEach(([path, title, wish], rank) => {
           const command = `xrddiff:open-${path}`;
           app.commands.addCommand(command, {
             label: title,
@@ -30,8 +30,12 @@ var _JUPYTERLAB = (window._JUPYTERLAB = window._JUPYTERLAB || {});
             icon,
             execute: () => app.commands.execute("docmanager:open", { path }),
           });
-          launcher.add({ command, category: "Tutorials of xrddiff", rank });
+          launcher.add({ command, category: wish, rank });
         });
+        // The start page, unless the window shows what was open before.
+        const start = PageConfig.getOption("xrddiffStart");
+        const open = () => [...app.shell.widgets("main")].some((w) => !w.id.startsWith("launcher"));
+        if (start) app.restored.then(() => open() || app.commands.execute("markdownviewer:open", { path: start }));
       };
       return () => ({ __esModule: true, default: { id: "xrddiff:tutorials", autoStart: true, requires: [ILauncher], activate } });
     },
