@@ -515,17 +515,16 @@ class Stream:
         tell: called with the state of the stream, after each batch and when nothing arrives. If the
         source ended with an error, raises it after everything that had arrived was answered.
         """
-        buffer, written, took = self.reception.buffer, time.monotonic(), 0.0
+        buffer, due = self.reception.buffer, time.monotonic() + self.plan.page
 
         def looked() -> None:
-            nonlocal written, took
+            nonlocal due
             self.standing.waiting = len(buffer)
             if not buffer:
                 self._write()  # nothing is waiting, so the answers should not wait either
-            if self.plan.page and (began := time.monotonic()) - written >= max(self.plan.page, 20 * took):
+            if self.plan.page and (now := time.monotonic()) >= due:
                 self._page()
-                written = time.monotonic()
-                took = written - began
+                due = now + max(self.plan.page, 20 * (time.monotonic() - now))
             tell(self.standing)
 
         with self._hold, open_workers(self.workers, 1) as pool, StopRequest() as stop:
