@@ -10,7 +10,7 @@ COPY settings.ini setup.py constraints.txt README.md LICENSE MANIFEST.in CITATIO
 COPY nbs ./nbs
 COPY slurm ./slurm
 COPY xrddiff ./xrddiff
-RUN python -m pip install --constraint constraints.txt ".[lab,io]" \
+RUN python -m pip install --constraint constraints.txt ".[lab,io,sweeps,workers,remote]" \
     && useradd --create-home --uid 1000 xrddiff \
     && install --directory --owner xrddiff /data
 

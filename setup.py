@@ -34,6 +34,9 @@ def words(name: str) -> list[str]:
     return cfg.get(name, "").split()
 
 
+NAMES = ("sweeps", "workers", "remote", "s3", "lab", "track", "onnx", "io", "imgcif", "real", "gpu", "dev")
+EXTRAS = {name: words(f"{name}_requirements") for name in NAMES}
+
 readme = HERE / "README.md"
 setup(
     name=cfg["lib_name"],
@@ -43,9 +46,14 @@ setup(
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
-    license="Apache-2.0",
+    license="Apache-2.0 AND LGPL-2.1-or-later",  # the second one is that of a measured frame in data/samples
     license_files=["LICENSE", "xrddiff/data/samples/NOTICE.md", "xrddiff/data/samples/LGPL-2.1.txt"],
     url=cfg["git_url"],
+    project_urls={
+        "Documentation": cfg["doc_host"] + cfg["doc_baseurl"],
+        "Changelog": cfg["git_url"] + "/blob/main/CHANGELOG.md",
+        "Issues": cfg["git_url"] + "/issues",
+    },
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["xrddiff", "xrddiff.*"]),
@@ -65,23 +73,15 @@ setup(
     },
     cmdclass={"build_py": BuildWithNotebooks},
     install_requires=words("requirements"),
-    extras_require={
-        "io": words("io_requirements"),
-        "imgcif": words("imgcif_requirements"),
-        "real": words("real_requirements"),
-        "lab": words("lab_requirements"),
-        "track": words("track_requirements"),
-        "gpu": words("gpu_requirements"),
-        "onnx": words("onnx_requirements"),
-        "s3": words("s3_requirements"),
-        "dev": words("dev_requirements"),
-    },
+    extras_require=EXTRAS | {"all": sorted({r for e, own in EXTRAS.items() if e not in ("dev", "gpu") for r in own})},
     entry_points={"console_scripts": words("console_scripts")},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Physics",
     ],
     zip_safe=False,

@@ -13,12 +13,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ...core import launcher
 from ...core.errors import BadInput
+from ...core.extras import need
 from ...core.files import package_folder, shipped_folder, state_folder, why_not, write_json, writing
 from ...core.gate import or_default, read_json
 from ...core.mediums import say
@@ -209,8 +209,7 @@ def lab(args: argparse.Namespace) -> int:
     """
     done = copy_tutorials(args.folder)
     say(done, flush=True)
-    if find_spec("jupyterlab") is None:
-        raise BadInput("JupyterLab is not installed in this environment; install it with: pip install 'xrddiff[lab]'")
+    need("jupyterlab", "xrddiff lab")
     environment = prepare_jupyter(done.folder, launcher.own_environment())
     environment.pop("PYTHONSAFEPATH")  # `python my.py` in one of JupyterLab's terminals finds what lies beside it
     command = jupyter_command(done.folder, browser=args.browser, options=tuple(args.options))

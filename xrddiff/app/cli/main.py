@@ -31,6 +31,7 @@ from .studies import add_studies
 from .twin import add_recover, add_twin
 from .watching import add_watch, beside, is_terminal
 from ...core.errors import BadInput, XrddiffError
+from ...core.extras import not_installed
 from ...core.files import absolute_path, package_version
 from ...core.mediums import complain, say
 from ...core.registry import entries
@@ -426,6 +427,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except XrddiffError as error:
         complain(error)
         return _exit_code(error)
+    except ModuleNotFoundError as error:
+        if (missing := not_installed(error)) is None:
+            raise
+        complain(missing)
+        return _exit_code(missing)
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

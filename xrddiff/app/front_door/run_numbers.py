@@ -16,6 +16,7 @@ from .run_frames import open_set
 from ...config.saved_config import OWN_FRAMES
 from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
+from ...core.extras import not_installed
 from ...core.gate import or_default, read_json
 from ...core.templates import render
 from ...run.execution.run_folder import Run
@@ -34,17 +35,28 @@ __all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _shown_without_traceback(error: XrddiffError) -> None:
+    lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
+    error._render_traceback_ = lambda: lines
+
+
 def plain_errors(function: F) -> F:
-    """Wrap `function` so that IPython shows its `XrddiffError`s without a traceback."""
+    """Wrap `function` so that IPython shows its `XrddiffError`s without a traceback, also that of an extra which is
+    not installed.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **words: Any) -> Any:
         try:
             return function(*args, **words)
         except XrddiffError as error:
-            lines = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]
-            error._render_traceback_ = lambda: lines
+            _shown_without_traceback(error)
             raise
+        except ModuleNotFoundError as error:
+            if (missing := not_installed(error)) is None:
+                raise
+            _shown_without_traceback(missing)
+            raise missing from None
 
     return call
 

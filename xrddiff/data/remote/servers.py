@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from ...core.errors import BadInput
+from ...core.extras import need
 from ...core.mediums import plain_text
 from ..frames.bounds import RAISE, most_bytes
 from .kept_bytes import Stamp
@@ -287,6 +288,7 @@ class WebServer:
     """The files below an address `http://…` or `https://…`."""
 
     def __init__(self, address: str):
+        need("aiohttp", address)
         import fsspec
 
         self.address = address

@@ -10,7 +10,6 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import BadInput
+from ...core.extras import need
 from ...core.registry import register
 from .exporters import GraphExporter
 from .graphs import Graph
@@ -52,10 +52,7 @@ class Onnx(GraphExporter):
 
     def check(self) -> None:
         for name in NEEDED:
-            if find_spec(name) is None:
-                raise BadInput(
-                    f"format onnx needs {name}, which is not installed; expected pip install 'xrddiff[onnx]'"
-                )
+            need(name, "format onnx")
 
     def save(self, graph: Graph, path: Path) -> None:
         """Write a graph, and compare the results of onnxruntime and PyTorch for three frames."""
@@ -81,8 +78,7 @@ class Onnx(GraphExporter):
                 )
 
     def load(self, path: Path, about: dict[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
-        if find_spec("onnxruntime") is None:
-            raise BadInput(f"{path} needs onnxruntime, which is not installed; expected pip install 'xrddiff[onnx]'")
+        need("onnxruntime", str(path))
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

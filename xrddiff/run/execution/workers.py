@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import BadInput, XrddiffError
+from ...core.extras import need
 from ...core.launcher import isolated
 from ...core.mediums import say
 from ...core.registry import entries, get, register
@@ -76,6 +77,7 @@ def parse_workers(text: str | int) -> Workers:
         raise BadInput(
             f"the workers are {text!r}; expected local:N, N processes on this machine, as in `--workers local:2`, or slurm:PROFILE (see `xrddiff profiles`)"
         )
+    need("distributed", f"--workers {text}")
     return found
 
 # %% ../../../nbs/run/execution/workers.ipynb #0c138f7c
