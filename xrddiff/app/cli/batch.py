@@ -99,11 +99,11 @@ def _run_here(plan: JobPlan, args: argparse.Namespace) -> int:
 # %% ../../../nbs/app/cli/batch.ipynb #a8aeff0f
 def status(args: argparse.Namespace) -> int:
     """Show your jobs in the queue and those that left it recently, with epoch, step and loss of
-    each run. Of the jobs that are named, also what SLURM decided, as `scontrol show job` says it.
+    each run; with --details also what SLURM decided, as `scontrol show job` says it.
     """
     from xrddiff.run.slurm.status import detail_lines, job_rows, status_table
 
-    rows = job_rows(args.jobs, args.last)
+    rows = job_rows(args.jobs, args.last, details=args.details)
     if args.json:
         say(for_json(rows), breaks=True)
     elif rows:
@@ -190,7 +190,8 @@ def add_cluster_commands(commands: Any) -> None:
     p.add_argument("overrides", nargs="*", metavar="word=value", help=f"as for `xrddiff run`; {together}")
 
     p = add_command(commands, "status", status, "the queue, with epoch and loss of each run")
-    p.add_argument("jobs", nargs="*", metavar="JOB_OR_RUN", help="only these, with what SLURM says of them")
+    p.add_argument("jobs", nargs="*", metavar="JOB_OR_RUN", help="only these")
+    p.add_argument("--details", action="store_true", help="what `scontrol show job` says of each job, too")
     p.add_argument("--json", action="store_true", help="for programs")
     p.add_argument(
         "--last", type=int, default=10, metavar="N", help="number of submissions that have left the queue (10)"

@@ -136,13 +136,12 @@ def current_state(run: str | os.PathLike, jobs: Jobs | None = None, cfg: Config 
     return run_state(run, (jobs or Jobs()).of(run, cfg), cfg=cfg)
 
 # %% ../../../nbs/run/slurm/status.ipynb #185bb699
-def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]:
+def job_rows(chosen: Sequence[str] = (), last: int = 10, *, details: bool = False) -> list[dict[str, Any]]:
     """The rows of `xrddiff status`: one dict per job or array task.
 
     - `chosen`: only these jobs (4711, 4711_3) or run folders; empty for all.
     - `last`: how many submissions that have left the queue are listed as well.
-
-    The rows of chosen jobs have `details`, if SLURM still knows them: its own fields, by its own names.
+    - `details`: each row has `details` too, if SLURM still knows the job: its own fields, by its own names.
     """
     cluster, queued = cluster_name(), queue()
     known = known_jobs(queued, cluster)
@@ -174,6 +173,7 @@ def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]
     if chosen:
         targets = [find_target(text, list(known.values())) for text in chosen]
         rows = [row for row in rows if any(_is_meant(row, t) for t in targets)]
+    if details:
         told = {base: job_details(base) for base in {row["id"].partition("_")[0] for row in rows}}
         for row in rows:
             row["details"] = details_of(row["id"], told[row["id"].partition("_")[0]])
