@@ -25,6 +25,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import faq
 import generated
+import replaced
 import twins
 from contents import ABOUT, GUIDES, MATHEMATICS, ROOMS
 from links import Site, relative
@@ -337,6 +338,7 @@ def contents(pages: Pages, notebooks: list[str]) -> None:
     results = [page for page in pages.site.pages.values() if page.startswith("benchmarks/")]
     pages.write("benchmarks.md", generated.benchmarks_page(pages.site) + "\n" + toctree(results))
     pages.write("references.md", generated.references_page(pages.site, pages.titles))
+    pages.write(pages.site.pages["docs/replaced.yaml"], replaced.replaced_page())
     listed = ["overview.ipynb", *(pages.site.pages[path] for path in ABOUT), "references.md"]
     lines = "\n".join(pages.entry(page, "about.md") for page in listed)
     pages.write("about.md", f"# About\n\n{lines}\n\n{toctree(listed)}")

@@ -80,6 +80,7 @@ GUIDES = [
 # Pages of the repository that say what xrddiff is and how it is made.
 ABOUT = [
     "docs/differences.md",
+    "docs/replaced.yaml",
     "docs/architecture.md",
     "docs/security.md",
     "docs/contributing.md",

@@ -12,17 +12,19 @@ import torch
 import yaml
 
 from xrddiff.app.cli.main import main
-from xrddiff.config.composition import compose_config
+from xrddiff.config.composition import compose_config, inference_config, note_unused
 from xrddiff.config.contradictions import check_config
 from xrddiff.config.origins import origins
 from xrddiff.config.overrides import conf_dir, expand_multirun, made_preset, presets
 from xrddiff.config.saved_config import load_config, to_yaml
 from xrddiff.config.settings import preset_about
-from xrddiff.config.used_words import ModelParts, model_parts
+from xrddiff.config.used_words import ModelParts, model_parts, unused_words
 from xrddiff.config.words.data_sets import check_frames, data_name
 from xrddiff.config.words.vocabulary import GROUPS, Config, vocabulary
 from xrddiff.core.errors import BadInput
 from xrddiff.judge.inference.building import build_autoregressive, build_network, network_words
+from xrddiff.judge.inference.samplers import training_noise
+from xrddiff.learn.diffusion.schedules import alphas_bar
 from xrddiff.learn.loading.loader import split_by_group
 from xrddiff.learn.recipes.autoencoders import build_autoencoder
 from xrddiff.run.execution.run_folder import open_run
@@ -205,10 +207,53 @@ def test_any_number_of_frames_can_be_overfitted():
 def test_sizes_with_their_resolution_and_batch(preset, size, side, batch, widths):
     cfg = compose_config([f"experiment_type={preset}"])
     assert (cfg.size.name, cfg.data.crop, cfg.training.batch_size) == (size, [side, side], batch)
-    assert values(cfg.training, ("num_epochs", "lr", "timesteps", "ema_decay", "condition_dropout")) == dict(
-        num_epochs=50, lr=1e-4, timesteps=600, ema_decay=0.999, condition_dropout=0.1
-    )
+    assert values(
+        cfg.training, ("num_epochs", "lr", "timesteps", "ema_decay", "condition_dropout", "weight_decay")
+    ) == dict(num_epochs=50, lr=1e-4, timesteps=600, ema_decay=0.999, condition_dropout=0.1, weight_decay=0.0)
     assert network_words(cfg, None)["widths"] == widths
+    published(cfg, 600, "squaredcos_cap_v2")
+
+
+def published(cfg, steps, schedule):
+    """Noise is predicted, for classes, over so many steps of this schedule, and taken away in all of them."""
+    assert values(cfg.model, ("parameterisation", "noise_schedule", "condition")) == dict(
+        parameterisation="eps", noise_schedule=schedule, condition=["hit_class"]
+    )
+    i, noise = cfg.inference, training_noise(cfg)
+    assert (i.sampler, i.schedule, i.steps, i.sampler_options) == ("ddpm", "vp", steps, {"variance": "fixed_large"})
+    assert not {"training.timesteps", "model.noise_schedule", "training.condition_dropout"} & unused_words(cfg).keys()
+    np.testing.assert_array_equal(noise.alphas_bar, alphas_bar(schedule, steps))
+
+
+def test_diffusion_as_it_was_published(tmp_path):
+    published(cfg := compose_config(["model=ddpm_published"]), 1000, "linear")
+    assert values(cfg.training, ("timesteps", "condition_dropout")) == dict(timesteps=1000, condition_dropout=0.1)
+    published(compose_config(["model=ddpm_published", "training.timesteps=400"]), 400, "linear")
+    fast = compose_config(["model=ddpm_published", "inference=ddim50"]).inference
+    assert (fast.sampler, fast.steps, fast.sampler_options) == ("ddim", 50, {})
+    assert origins(cfg)["inference.steps"] == "follows training.timesteps"
+    # a finished run goes back through its own steps
+    cfg = compose_config(["experiment_type=small_28", "data=sim128"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert inference_config(tmp_path, ["inference=default"]).inference.steps == 600
+    assert inference_config(tmp_path, ["inference=quick"]).inference.steps == 250
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["experiment_type=small_28"], None),
+        (["experiment_type=small_28", "model=ddpm"], "training.timesteps of experiment_type=small_28 (inference.schedule=karras)"),
+        (["experiment_type=small_28", "model=ddpm", "training.timesteps=9"], "training.timesteps (inference.schedule=karras)"),
+        (["experiment_type=train_l1", "model=ddpm"], "training.recons_loss of experiment_type=train_l1 (no autoencoder is trained)"),
+        (["experiment_type=full_train"], None),
+        (["experiment_type=test", "model=vq_8"], None),
+        (["model=diff", "inference=ddim50"], None),
+    ],
+)  # fmt: skip
+def test_what_a_preset_sets_without_effect_is_noted_as_if_it_were_typed(words, note, recwarn):
+    note_unused(compose_config(words), words)
+    assert [str(w.message) for w in recwarn] == ([] if note is None else [f"no effect in this run: {note}"])
 
 
 def parameters(*words):

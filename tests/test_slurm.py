@@ -447,7 +447,9 @@ def test_particles_on_two_nodes_of_which_one_fails(cluster, monkeypatch, tmp_pat
     job = SimpleNamespace(id=sent.id, run=Path(sent.run_dir()))
     steps = lambda: max((int(p.name[5:]) for p in job.run.glob("state/step-*")), default=0)  # noqa: E731
     wait_for(lambda: steps() > 2, 120, "a state")
-    assert "banana" in cluster("status", str(job.id)).out
+    assert "banana" in (shown := cluster("status", str(job.id), "--details").out) and re.search(
+        r"^  TimeLimit +00:10:00$", shown, re.M
+    )
     node = wait_for(lambda: cluster.lab.job(job.id).get("BatchHost"), 60, "the job's first node")
     cluster.lab.crash(node)
     cluster.lab.wait(job.id, {"PENDING"}, 60)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .overrides import conf_dir, made_preset
-from .used_words import told_lattices
+from .used_words import goes_back_every_step, told_lattices
 from .words.vocabulary import Config, get_word, vocabulary
 
 # %% ../../nbs/config/origins.ipynb #7f58fb2c
@@ -76,8 +76,11 @@ def origins(cfg: Config) -> dict[str, str]:
     for name, word in vocabulary().items():
         value, (preset, source) = get_word(cfg, name), told.get(name, (word.default, "default"))
         follows = word.metadata["follows"]
-        if name == "inference.steps" and preset is None and value is not None and told_lattices(cfg):
-            source, preset = "follows model.condition_maps", value  # settled by `config`
+        if name == "inference.steps" and preset is None and value is not None:
+            if goes_back_every_step(cfg) and value == cfg.training.timesteps:
+                source, preset = "follows training.timesteps", value  # these two are settled by `composition`
+            elif told_lattices(cfg):
+                source, preset = "follows model.condition_maps", value
         whole = value == preset or isinstance(value, dict) and value.items() <= (preset or {}).items()
         found[name] = source if whole else f"follows {follows}" if follows and value is None else "given"
     return found

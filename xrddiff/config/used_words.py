@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'ModelParts', 'model_parts', 'used_maps', 'told_lattices', 'show_crystals', 'trained_parts', 'given_parts',
-           'sampling_steps', 'noise_name', 'chosen_name', 'known_options', 'run_facts', 'unused_words', 'used_settings',
-           'chosen_options']
+           'goes_back_every_step', 'sampling_steps', 'noise_name', 'chosen_name', 'known_options', 'run_facts',
+           'is_choice', 'unused_words', 'used_settings', 'chosen_options']
 
 # %% ../../nbs/config/used_words.ipynb #eef9746a
 from collections.abc import Iterable, Mapping
@@ -82,6 +82,14 @@ _TOLD_STEPS = 4  # of UniPC for a model that is given a lattice
 _STEPS_BACK = 64  # noise levels close enough together for an accurate inversion
 
 
+def goes_back_every_step(cfg: Config) -> bool:
+    """Whether frames are drawn by going back through the time steps that noise was added in, as DDPM does: of all of
+    them, unless `inference.steps` says of how many.
+    """
+    i = cfg.inference
+    return model_parts(cfg).denoiser == "unet" and i.sampler == "ddpm" and i.schedule == "vp"
+
+
 def sampling_steps(cfg: Config, *, inverted: bool = False, begins: bool = False) -> int:
     """How many steps the sampler of this configuration makes: `inference.steps`, or a number that
     suits the model.
@@ -97,6 +105,8 @@ def sampling_steps(cfg: Config, *, inverted: bool = False, begins: bool = False)
         return _STEPS_BACK
     if model_parts(cfg).denoiser == "autoregressive":
         return cfg.model.diffusion_kwargs.num_sample_steps
+    if begins and goes_back_every_step(cfg):
+        return cfg.training.timesteps
     return _TOLD_STEPS if begins and i.sampler == "unipc" and told_lattices(cfg) else STEPS
 
 # %% ../../nbs/config/used_words.ipynb #b9823630
@@ -164,6 +174,13 @@ def _reason(key: str, value: Any) -> str:
     if not value:
         return _MISSING[key]
     return "the model works in a latent" if key == "latent" else f"the {_FACTS.get(key, 'autoencoder')} is {value}"
+
+
+def is_choice(reason: str) -> bool:
+    """Whether a reason names a word that stands in the way, such as model.parameterisation=edm, rather than a part that
+    the model does not have.
+    """
+    return "=" in reason
 
 # %% ../../nbs/config/used_words.ipynb #f2ff9438
 def _conditions(word: Word) -> list[dict[str, Any]]:

@@ -99,16 +99,16 @@ def _run_here(plan: JobPlan, args: argparse.Namespace) -> int:
 # %% ../../../nbs/app/cli/batch.ipynb #a8aeff0f
 def status(args: argparse.Namespace) -> int:
     """Show your jobs in the queue and those that left it recently, with epoch, step and loss of
-    each run.
+    each run; with --details also what SLURM decided, as `scontrol show job` says it.
     """
-    from xrddiff.run.slurm.status import job_rows, status_table
+    from xrddiff.run.slurm.status import detail_lines, job_rows, status_table
 
-    rows = job_rows(args.jobs, args.last)
+    rows = job_rows(args.jobs, args.last, details=args.details)
     if args.json:
         say(for_json(rows), breaks=True)
     elif rows:
         width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else 160
-        say(status_table(rows, width), breaks=True)
+        say("\n".join([status_table(rows, width), *detail_lines(rows)]), breaks=True)
     else:
         say("no jobs")
     return 0
@@ -170,6 +170,13 @@ def add_cluster_commands(commands: Any) -> None:
     """Add the commands of the cluster to the subparsers of `xrddiff`."""
     p = add_command(commands, "submit", submit_command, "submit a run to a SLURM cluster")
     add_profile(p)
+    p.add_argument(
+        "--list-profiles",
+        dest="command",
+        action="store_const",
+        const=profiles,
+        help="list the cluster profiles and stop",
+    )
     _script_arguments(p)
     p.add_argument("--local", action="store_true", help="run the script on this machine, its ranks as processes")
     p.add_argument("--array", action="store_true", help="one task per combination of word=a,b and word=range(1,4)")
@@ -184,6 +191,7 @@ def add_cluster_commands(commands: Any) -> None:
 
     p = add_command(commands, "status", status, "the queue, with epoch and loss of each run")
     p.add_argument("jobs", nargs="*", metavar="JOB_OR_RUN", help="only these")
+    p.add_argument("--details", action="store_true", help="what `scontrol show job` says of each job, too")
     p.add_argument("--json", action="store_true", help="for programs")
     p.add_argument(
         "--last", type=int, default=10, metavar="N", help="number of submissions that have left the queue (10)"

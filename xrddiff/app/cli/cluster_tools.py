@@ -236,10 +236,10 @@ def _measured_network(file: str) -> Network:
 def write_accelerate_config(args: argparse.Namespace) -> int:
     """Print the configuration with which `accelerate launch` starts the ranks of a profile."""
     from xrddiff.run.slurm.launch import accelerate_config
-    from xrddiff.run.slurm.profiles import load_profile
+    from xrddiff.run.slurm.submission import chosen_profile
 
     text = accelerate_config(
-        load_profile(args.profile), machine_rank=args.machine_rank, main_process_ip=args.main_process_ip, main_process_port=args.main_process_port
+        chosen_profile(args.profile, nodes=args.nodes), machine_rank=args.machine_rank, main_process_ip=args.main_process_ip, main_process_port=args.main_process_port
     )  # fmt: skip
     write_or_print(text, args.output, "configuration")
     return 0
@@ -312,6 +312,7 @@ def add_tools(commands: Any) -> None:
 
     p = add_command(commands, "accelerate-config", write_accelerate_config, "the file that `accelerate launch` reads")
     p.add_argument("profile", metavar="PROFILE", help="a profile of `xrddiff profiles`, or a YAML file")
+    p.add_argument("--nodes", metavar="N", help="replaces the number of machines of the profile")
     p.add_argument("--machine-rank", type=int, default=0, metavar="I", help="number of this machine (0)")
     p.add_argument("--main-process-ip", metavar="HOST", help="address of machine 0, as the others see it")
     p.add_argument("--main-process-port", type=int, metavar="PORT")

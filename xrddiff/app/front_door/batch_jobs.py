@@ -157,15 +157,15 @@ def resume_job(
 
 # %% ../../../nbs/app/front_door/batch_jobs.ipynb #d0a1400a
 @plain_errors
-def job_table(*jobs: int | str | os.PathLike, last: int = 10) -> pd.DataFrame:
+def job_table(*jobs: int | str | os.PathLike, last: int = 10, details: bool = False) -> pd.DataFrame:
     """The queue and the jobs that left it, with epoch and loss of each run, as `xrddiff status` prints it.
 
-    `jobs`: only these, by number or run folder. `last`: how many that have left the queue are listed. `xd.jobs()`
-    shows them in a widget. Raises an error if SLURM cannot be asked.
+    `jobs`: only these, by number or run folder. `last`: how many that have left the queue are listed.
+    `details`: a column with what `scontrol show job` says of each. `xd.jobs()` shows them in a widget. Raises an error if SLURM cannot be asked.
     """
     from xrddiff.run.slurm.status import job_rows
 
-    table = pd.DataFrame(job_rows([str(job) for job in jobs], last))
+    table = pd.DataFrame(job_rows([str(job) for job in jobs], last, details=details))
     return table.set_index("id") if len(table) else table
 
 

@@ -15,7 +15,7 @@ from ...core.errors import BadInput, XrddiffError
 
 # %% auto #0
 __all__ = ['WAITING', 'ACTIVE', 'SlurmAway', 'ask_slurm', 'refusal', 'submit_script', 'cluster_name', 'QueuedJob', 'queue',
-           'parse_queue', 'past_states', 'cancel_jobs', 'batch_script']
+           'parse_queue', 'past_states', 'cancel_jobs', 'batch_script', 'job_details', 'parse_details', 'details_of']
 
 # %% ../../../nbs/run/slurm/commands.ipynb #55420297
 class SlurmAway(XrddiffError):
@@ -198,3 +198,41 @@ def cancel_jobs(*ids: str) -> None:
 def batch_script(job: int | str) -> str:
     """The batch script of a job that is pending or running, as SLURM stores it."""
     return ask_slurm("scontrol", "write", "batch_script", str(job), "-")
+
+# %% ../../../nbs/run/slurm/commands.ipynb #e81d438a
+_FIELD = re.compile(r"(?:^|(?<=\s))([A-Z][A-Za-z_]*(?:[/:][A-Z][A-Za-z]*)*)=")
+
+
+_BEFORE_THE_NAME = ("JobId", "ArrayJobId", "ArrayTaskId")
+
+
+def job_details(job: int | str) -> list[dict[str, str]]:
+    """What `scontrol show job` says of a job (4711, 4711_3), by SLURM's own names: a dict for each task.
+
+    Empty for a job that SLURM does not know, or has forgotten.
+    """
+    try:
+        answer = ask_slurm("scontrol", "--oneliner", "show", "job", str(job))
+    except BadInput as error:
+        if "Invalid job id" in str(error):
+            return []
+        raise
+    return [found for line in answer.splitlines() if (found := parse_details(line))]
+
+
+def parse_details(line: str) -> dict[str, str]:
+    """The fields of a line of `scontrol --oneliner show job`."""
+    marks = list(_FIELD.finditer(line))
+    ends = [*(m.start() for m in marks), len(line)][1:]
+    fields = [(m[1], line[m.end() : end].strip()) for m, end in zip(marks, ends, strict=True)]
+    return dict(fields) | {k: v for k, v in reversed(fields) if k in _BEFORE_THE_NAME}
+
+
+def details_of(number: str, told: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Those of one job (4711, 4711_3) among the `job_details` of its array; tasks that wait share an entry."""
+    base, _, task = number.partition("_")
+    if not task:
+        return next((one for one in told if one.get("JobId") == base), {})
+    tasks = [(one.get("ArrayTaskId", "").partition("%")[0], one) for one in told]
+    own = [one for text, one in tasks if text == task]
+    return next(iter([*own, *(one for text, one in tasks if not text.isdecimal())]), {})

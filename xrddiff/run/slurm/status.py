@@ -16,12 +16,22 @@ from ...core.errors import XrddiffError
 from ...core.mediums import plain_text
 from ..execution.attempts import read_attempt
 from ..execution.standing import JobState, Progress, RunState, read_progress, run_state
-from .commands import ACTIVE, WAITING, QueuedJob, cluster_name, past_states, queue
+from xrddiff.run.slurm.commands import (
+    ACTIVE,
+    WAITING,
+    QueuedJob,
+    cluster_name,
+    details_of,
+    job_details,
+    past_states,
+    queue,
+)
 from .known_jobs import known_jobs
 from .ledger import Submission, Target, find_target, submissions
 
 # %% auto #0
-__all__ = ['STATUS_COLUMNS', 'job_state', 'Jobs', 'current_state', 'job_rows', 'status_table', 'status_cells']
+__all__ = ['STATUS_COLUMNS', 'DETAILS', 'job_state', 'Jobs', 'current_state', 'job_rows', 'status_table', 'status_cells',
+           'detail_lines']
 
 # %% ../../../nbs/run/slurm/status.ipynb #e5b10002
 def job_state(number: str, word: str | None, where: str = "") -> JobState:
@@ -126,11 +136,12 @@ def current_state(run: str | os.PathLike, jobs: Jobs | None = None, cfg: Config 
     return run_state(run, (jobs or Jobs()).of(run, cfg), cfg=cfg)
 
 # %% ../../../nbs/run/slurm/status.ipynb #185bb699
-def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]:
+def job_rows(chosen: Sequence[str] = (), last: int = 10, *, details: bool = False) -> list[dict[str, Any]]:
     """The rows of `xrddiff status`: one dict per job or array task.
 
     - `chosen`: only these jobs (4711, 4711_3) or run folders; empty for all.
     - `last`: how many submissions that have left the queue are listed as well.
+    - `details`: each row has `details` too, if SLURM still knows the job: its own fields, by its own names.
     """
     cluster, queued = cluster_name(), queue()
     known = known_jobs(queued, cluster)
@@ -145,6 +156,7 @@ def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]
                 name=q.name,
                 state=q.state,
                 partition=q.partition,
+                user=q.user,
                 elapsed=q.elapsed,
                 limit=q.limit,
                 nodes=q.nodes,
@@ -161,6 +173,10 @@ def job_rows(chosen: Sequence[str] = (), last: int = 10) -> list[dict[str, Any]]
     if chosen:
         targets = [find_target(text, list(known.values())) for text in chosen]
         rows = [row for row in rows if any(_is_meant(row, t) for t in targets)]
+    if details:
+        told = {base: job_details(base) for base in {row["id"].partition("_")[0] for row in rows}}
+        for row in rows:
+            row["details"] = details_of(row["id"], told[row["id"].partition("_")[0]])
     return rows
 
 
@@ -199,11 +215,11 @@ _ENDINGS = dict(finished="COMPLETED", failed="FAILED", stopped="STOPPED")
 
 # %% ../../../nbs/run/slurm/status.ipynb #38b9ee3e
 STATUS_COLUMNS = (
-    dict(JOB="<", PARTITION="<", NAME="<", STATE="<", TIME=">", NODES=">")
+    dict(JOB="<", PARTITION="<", NAME="<", USER="<", STATE="<", TIME=">", NODES=">")
     | {"NODES OR REASON": "<"}
     | dict(RUN="<", EPOCH=">", STEP=">", LOSS=">")
 )
-_LONG = ("NAME", "NODES OR REASON")  # columns that may be shortened to fit the terminal
+_LONG = ("NAME", "USER", "NODES OR REASON")  # columns that may be shortened to fit the terminal
 
 
 def status_table(rows: Sequence[dict[str, Any]], width: int = 160) -> str:
@@ -232,5 +248,23 @@ def status_cells(row: dict[str, Any]) -> list[str]:
         f"{get(key):{form}}" if get(key) is not None else ""
         for key, form in (("epoch", "g"), ("step", "d"), ("loss", ".4g"))
     ]
-    found = [get("id"), get("partition"), get("name"), get("state"), get("elapsed"), get("nodes"), get("where"), run]
+    found = [get(k) for k in ("id", "partition", "name", "user", "state", "elapsed", "nodes", "where")] + [run]
     return [plain_text(" ".join(str(c or "").split())) for c in [*found, *numbers]]
+
+# %% ../../../nbs/run/slurm/status.ipynb #392f876e
+DETAILS = (
+    "UserId Reason Dependency Partition QOS Account Priority Restarts Requeue SubmitTime EligibleTime StartTime EndTime TimeLimit "
+    "NodeList NumNodes NumTasks NumCPUs CPUs/Task MinMemoryCPU MinMemoryNode TRES ReqTRES AllocTRES TresPerNode Features "
+    "Reservation ExitCode WorkDir"
+).split()
+_SAYS_NOTHING = ("", "(null)", "N/A", "None", "Unknown")
+
+
+def detail_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What SLURM says of each of these jobs beyond the table: a heading, and a line for each of `DETAILS`."""
+    lines = []
+    for row in (r for r in rows if r.get("details")):
+        told = {k: v for k in DETAILS if (v := row["details"].get(k, "")) not in _SAYS_NOTHING}
+        width = max(map(len, told), default=0)
+        lines += ["", f"job {row['id']}", *(f"  {k:<{width}}  {plain_text(v)}" for k, v in told.items())]
+    return lines
