@@ -38,10 +38,11 @@ FEW = 4  # number of frames to read
 _SLOW = ("resolution",)  # conditions that have to be measured in every frame
 
 
-def check_run(cfg: "Config", *, packages: bool = True) -> None:
+def check_run(cfg: "Config", *, packages: bool = True, ranks: int = 1) -> None:
     """Raise the errors that a training run would raise, before anything is created for it.
 
     cfg: the configuration of the run. packages: whether the packages of its trackers must be here.
+    ranks: number of processes.
     Raises `BadInput` for the first problem found.
     """
     check_plugins()
@@ -62,6 +63,10 @@ def check_run(cfg: "Config", *, packages: bool = True) -> None:
     if len(prepared.train) < 1:
         raise BadInput(
             f"{len(prepared.train)} frames are left to train on, {len(prepared.held_out)} to hold out; expected at least 1"
+        )
+    if len(prepared.train) < ranks and cfg.data.window is None:
+        raise BadInput(
+            f"{len(prepared.train)} frames are left to train on; expected at least one for each of the {ranks} ranks"
         )
     maps = used_maps(cfg)
     if cfg.data.reflections is not None:
@@ -92,10 +97,11 @@ def check_run(cfg: "Config", *, packages: bool = True) -> None:
             )
 
 # %% ../../../nbs/run/execution/checks.ipynb #8721eab8
-def check_runs(configs: Iterable["Config"], *, packages: bool = True) -> None:
+def check_runs(configs: Iterable["Config"], *, packages: bool = True, ranks: int = 1) -> None:
     """`check_run` for the new runs of a sweep; runs that are resumed are skipped, but for their trackers.
 
     packages: whether the packages of the trackers must be here; not if another Python executes the runs.
+    ranks: number of processes of each.
 
     Configurations that do not differ in what it checks are checked once.
     """
@@ -115,7 +121,7 @@ def check_runs(configs: Iterable["Config"], *, packages: bool = True) -> None:
         if cfg.resume is None and about not in seen:
             seen.append(about)
             with plugin_scope(cfg.plugins):
-                check_run(cfg, packages=packages)
+                check_run(cfg, packages=packages, ranks=ranks)
 
 # %% ../../../nbs/run/execution/checks.ipynb #bad28f7e
 def _check_uncached(name: str, cfg: "Config") -> None:
