@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['BASE', 'memory_of_rank', 'check_job_memory', 'restarts_note']
+__all__ = ['BASE', 'LARGEST', 'memory_of_rank', 'check_job_memory', 'restarts_note']
 
 # %% ../../../nbs/run/slurm/needs.ipynb #40fb0ae3
 BASE = 500e6  # bytes of a process with PyTorch that trains a network of no size
+LARGEST = 300e6  # weights; the largest model of a preset has 235 million
 
 
 def memory_of_rank(p: Profile) -> int:
@@ -33,10 +34,13 @@ def memory_of_rank(p: Profile) -> int:
 
 
 def check_job_memory(cfg: Config, p: Profile) -> None:
-    """Raise `BadInput` if a rank of the profile has less memory than the model of a run needs at least."""
-    free, weights = memory_of_rank(p), 0
-    if p.platform == "cpu":
-        from xrddiff.judge.inference.building import count_weights  # costs an import of PyTorch
+    """Raise `BadInput` if a rank of the profile has less memory than the model of a run needs at least.
+
+    Weights are counted, which costs an import of PyTorch, only where they may be too many.
+    """
+    free, weights, own = memory_of_rank(p), 0, cfg.size.widths or cfg.model.network_options.keys() - {"scale_shift"}
+    if p.platform == "cpu" and BASE < free and (own or free < BASE + 20 * LARGEST):
+        from xrddiff.judge.inference.building import count_weights
 
         weights = count_weights(cfg)
     need = BASE + 20 * weights

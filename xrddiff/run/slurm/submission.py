@@ -9,10 +9,11 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals
 from .known_jobs import find_job, known_jobs
 from .ledger import Submission, Target, record_submission
-from .needs import check_job_memory, restarts_note
+from .needs import BASE, check_job_memory, memory_of_rank, restarts_note
 from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
 
@@ -93,6 +94,10 @@ def plan_runs(
             raise BadInput(
                 f"engine=kernel: a kernel is one process, and the profile has {ranks} ranks; expected engine=inprocess"
             )
+    if profile is not None and memory_of_rank(profile) < BASE:
+        check_job_memory(configs[0], profile)  # before what takes longer
+    for cfg in configs if reserve else ():
+        _check_place(cfg)
     # a conda environment of the profile has packages of its own
     check_runs(configs, packages=profile is None or profile.conda is None, ranks=ranks)
     for cfg in configs if profile else ():
@@ -134,13 +139,30 @@ def _free_folder(place: Path, name: str | None, taken: Sequence[Path], reserve: 
     return path
 
 # %% ../../../nbs/run/slurm/submission.ipynb #6c9e4307
-def _make(folder: Path) -> None:
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Within `with`, an error of the system is said as one of `folder`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise BadInput(
             f"cannot make the folder {folder}: {error.strerror}; output_dir must be one that you can write to"
         ) from None
+
+
+def _make(folder: Path) -> None:
+    with _made(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_place(cfg: Any) -> None:
+    """Raise `BadInput` if `output_dir` cannot be written to; nothing stays of the attempt."""
+    folder = Path(cfg.output_dir).expanduser().absolute()
+    with (
+        _made(folder),
+        tempfile.TemporaryDirectory(dir=next(p for p in (folder, *folder.parents) if os.path.lexists(p))),
+    ):
+        pass
 
 
 def plan_script(file: str, argv: Sequence[str], name: str | None = None, *, reserve: bool = False) -> tuple[Job, Path]:
