@@ -264,7 +264,10 @@ def test_refusals_are_one_sentence(cluster):
         return done.err
 
     assert "sbatch: Batch job submission failed: " in refused(
-        "--config", "pair.yaml", "--nodes", "99", *WORDS, "training.global_batch_size=99", "run_name=never"
+        "--config", "pair.yaml", "--nodes", "20", *WORDS, "training.global_batch_size=20", "run_name=never"
+    )
+    assert "26 frames are left to train on; expected at least one for each of the 99 ranks" in refused(
+        "--config", "pair.yaml", "--nodes", "99", *WORDS, "training.global_batch_size=99"
     )
     assert "one frame for each of the 99 ranks" in refused("--config", "pair.yaml", "--nodes", "99", *WORDS)
     assert not (cluster.folder / "output" / "vae_kl" / "never").exists()

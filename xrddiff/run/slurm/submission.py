@@ -110,7 +110,7 @@ def plan_runs(
     logs = Path(configs[0].output_dir).expanduser().absolute() / "slurm"
     return Job("run", [list(o) for o in sweep], [str(f) for f in folders], name=name, **_origin()), logs
 
-
+# %% ../../../nbs/run/slurm/submission.ipynb #32100f45
 def _run_folder(cfg: Any, taken: Sequence[Path], reserve: bool) -> Path:
     """The folder of the run to resume, or a new one that neither exists nor is `taken`."""
     if cfg.resume:
