@@ -164,7 +164,7 @@ def _check_place(cfg: Any) -> None:
     ):
         pass
 
-
+# %% ../../../nbs/run/slurm/submission.ipynb #57738740
 def plan_script(file: str, argv: Sequence[str], name: str | None = None, *, reserve: bool = False) -> tuple[Job, Path]:
     """Plan a job that executes your own file on every rank; returns the job and its log folder.
 
