@@ -263,9 +263,12 @@ eight frames whatever the number of ranks; this makes runs on one rank and on se
     where = t.type(f"xrddiff status {job}")
     t.check("n2" not in where and "n[1-2]" not in where, "it runs on the node that has crashed")
     t.ends(job)
-    t.say("When it has ended, the log shows two starts and one end, which is at the last step:")
+    t.say(
+        "When it has ended, `logs` still begins with why it was restarted; the log shows two starts and one end, which is at the last step:"
+    )
     t.type(f"xrddiff status {job}")
-    said = t.type(f"xrddiff logs -n 0 {job}", lines=some("^run: ", "^finished at step"))
+    said = t.type(f"xrddiff logs -n 0 {job}", lines=some("the job went on", "^run: ", "^finished at step"))
+    t.check(said.startswith("node n2 failed"), "logs does not begin with why the job was restarted")
     starts, ends = (len(re.findall(rf"^{x}", said, re.M)) for x in ("run: ", f"finished at step {STEPS}"))
     t.check((starts, ends) == (2, 1), f"{starts} starts and {ends} ends")
     t.say("Did it lose anything? The same words in one process, on this machine and undisturbed:")

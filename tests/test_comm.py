@@ -359,10 +359,31 @@ def test_runs_without_a_speed(tmp_path, attempts, word):
         measure_scaling([make_run(tmp_path / "run", attempts)])
 
 
+def test_runs_of_any_length_are_compared(tmp_path):
+    """Steps and epochs, learning rates, what is logged and where: none of it decides how long a frame takes."""
+    for ranks, rate in ((1, 20), (2, 36)):
+        run = make_run(tmp_path / str(ranks), [attempt(ranks, rate)], f"{{model_name: diff, diff_epochs: {ranks}}}")
+        more = f"{{batch_size: 4, max_steps: {100 * ranks}, num_epochs: {ranks}, lr: {ranks}, seed: {ranks}, log_every: {ranks}}}"
+        with open(run / "config.yaml", "a") as file:
+            file.write(f"training: {more}\ndata: {{data_id: 522, limit: {ranks}}}\n")
+    assert measure_scaling([tmp_path / "1", tmp_path / "2"])["efficiency"].tolist() == pytest.approx([1, 0.9])
+
+
 def test_runs_that_cannot_be_compared(tmp_path):
     runs = [make_run(tmp_path / name, [attempt(1, 20)], f"model_name: {name}") for name in ("VAE", "VQVAE")]
     with pytest.raises(BadInput, match="model.model_name=VQVAE and .*VAE has VAE; expected runs of one model"):
         measure_scaling(runs)
+    for name, value in (("data.crop", "[64, 64]"), ("training.global_batch_size", "8"), ("size.name", "xl")):
+        place = tmp_path / name
+        for end, found in (("a", "null"), ("b", value)):
+            make_run(place / end, [attempt(1, 20)])
+            section, word = name.split(".")
+            with open(place / end / "config.yaml", "a") as file:
+                file.write(f"{section}: {{{word}: {found}}}\n")
+        with pytest.raises(
+            BadInput, match=f"b has {name}=.* and .*a has None; expected runs of one model, on the same"
+        ):
+            measure_scaling([place / "a", place / "b"])
     with pytest.raises(BadInput, match="no run was named"):
         measure_scaling([])
     with pytest.raises(BadInput, match="it is not a run folder"):

@@ -61,6 +61,10 @@ def test_frontier_has_what_its_network_and_its_kernel_cache_need():
     assert p.env_vars["MIOPEN_USER_DB_PATH"] == p.setup[0][-1] == p.cleanup[0][-1]
 
 
+def test_no_profile_spends_somebody_elses_allocation():
+    assert all(p.account is None and p.mail_user is None for p in list_profiles())
+
+
 def test_midway3_asks_for_what_its_site_gives():
     p = load_profile("midway3")
     assert (p.ranks, p.gpus_per_node, p.cpus_per_node, p.time_seconds) == (4, 4, 32, 8 * 3600)
@@ -175,7 +179,11 @@ def test_a_changed_profile_is_checked_too():
         ("modules_to_load: [gcc; reboot]", "modules_to_load: found 'gcc; reboot'"),
         ("setup: [[]]", r"setup: found \[\]; expected"),
         ("time_limit: 00:00:00", "time_limit: found '00:00:00'"),
-        ("time_limit: 00:01:00", "signal_seconds: found 120; expected less than the time limit, 60 s"),
+        (
+            "time_limit: 00:01:00",
+            "time_limit: found 00:01:00, which is 60 s; expected at least 240 s, twice signal_seconds",
+        ),
+        ("time_limit: 3", "time_limit: found 3, which is 180 s; expected at least 240 s"),
         ("platform: rocm", "gpus_per_node: found 0; expected one for each"),
         ("platform: gpu", "platform: found 'gpu'; expected one of cpu, cuda, rocm"),
         ("gpu_bind: closest", "gpu_bind: found 'closest' without GPUs"),

@@ -264,7 +264,10 @@ def test_refusals_are_one_sentence(cluster):
         return done.err
 
     assert "sbatch: Batch job submission failed: " in refused(
-        "--config", "pair.yaml", "--nodes", "99", *WORDS, "training.global_batch_size=99", "run_name=never"
+        "--config", "pair.yaml", "--nodes", "20", *WORDS, "training.global_batch_size=20", "run_name=never"
+    )
+    assert "26 frames are left to train on; expected at least one for each of the 99 ranks" in refused(
+        "--config", "pair.yaml", "--nodes", "99", *WORDS, "training.global_batch_size=99"
     )
     assert "one frame for each of the 99 ranks" in refused("--config", "pair.yaml", "--nodes", "99", *WORDS)
     assert not (cluster.folder / "output" / "vae_kl" / "never").exists()
@@ -332,6 +335,7 @@ def test_a_job_that_fails_says_why_and_goes_on(cluster, alone):
     shown = cluster("logs", str(job.id)).out
     assert shown.startswith("rank 1 on ") and "RuntimeError: a cosmic ray" in shown[: shown.index("\n---\n")]
     assert "rank-0001.ipynb" in shown.splitlines()[1] and "Traceback" in shown[: shown.index("\n---\n")]
+    assert "\x1b" not in job.log.read_text() and "\x1b" not in (job.run / "log.txt").read_text()
 
     job = cluster.resume(job)
     step = cluster.checkpoint(job, step)
@@ -380,12 +384,21 @@ def test_a_job_that_is_interrupted_goes_on_by_itself(cluster, alone):
     node = wait_for(lambda: cluster.lab.job(job.id).get("BatchHost"), 60, "the job's first node")
     cluster.lab.crash(node)
     cluster.lab.wait(job.id, {"PENDING"}, 60)
+    # the log was written on that node, and breaks off
+    assert cluster("logs", str(job.id)).out.startswith(f"node {node}, where rank 0 was, failed, or SLURM took it away")
     cluster.lab.start(node)
     step = cluster.checkpoint(job, step)
+    shown = cluster("logs", str(job.id)).out
+    assert shown.startswith(
+        "it ended without a word: its first node failed, or SLURM took it away; the job went on (rest"
+    )
     subprocess.run(["scancel", "--signal=USR2", str(job.id)], check=True)
     cluster.ends(job)
     assert cluster.lab.job(job.id)["Restarts"] == "3"
-    assert job.log.read_text().count("requeued") == 2
+    assert job.log.read_text().count("requeued, restart") == 2
+    shown = cluster("logs", str(job.id)).out.splitlines()
+    assert shown[0] == "the time was nearly up: it wrote a checkpoint and was requeued; the job went on (restart 3)"
+    assert shown[1].startswith("it ended without a word") and shown[3] == "---"
     assert_as_text(cluster, job.run)
     cluster.ends(alone.pair)
     assert_same(job.run, alone.pair.run)

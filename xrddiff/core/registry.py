@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -28,7 +29,7 @@ from .files import package_folder
 __all__ = ['KINDS', 'GROUND', 'Kind', 'Range', 'Option', 'Entry', 'register', 'known_kind', 'Scope', 'current_scope',
            'open_scope', 'plugin_name', 'registered_by', 'forget', 'registering_as', 'register_again', 'title',
            'registering_modules', 'without_index', 'collect', 'write_index', 'entries', 'find', 'get', 'name_of',
-           'options', 'by_suffix', 'Names', 'range_problem', 'check_options']
+           'options', 'by_suffix', 'Names', 'range_problem', 'check_options', 'need_package']
 
 # %% ../../nbs/core/registry.ipynb #f65a3280
 @dataclass(frozen=True)
@@ -737,3 +738,19 @@ def check_options(kind: str, name: str, given: Mapping[str, Any], where: str | N
     if missing := [o.name for o in known.values() if o.required and o.name not in out]:
         raise BadInput(f"{where}: the {title(kind)} {name} needs the option {missing[0]}")
     return out
+
+# %% ../../nbs/core/registry.ipynb #150885ef
+def need_package(kind: str, name: str, where: str) -> None:
+    """Raise `BadInput` if the package that the trait `needs` of an entry names is not installed.
+
+    The package is not imported. `where`: the word that asks for the entry.
+    """
+    package = find(kind, name).traits.get("needs")
+    if package is None:
+        return
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:  # no origin: a folder of that name, such as wandb's of its runs
+        raise BadInput(
+            f"{where}: {name} needs the package {package}, which is not installed: pip install {package}, or remove the "
+            f"{title(kind)}"
+        )

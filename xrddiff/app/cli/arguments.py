@@ -160,7 +160,11 @@ def add_profile(p: argparse.ArgumentParser) -> None:
 
 # %% ../../../nbs/app/cli/arguments.ipynb #a38b0017
 def rank_command(
-    words: Sequence[str], add: Callable[[Any], None], place: str, option: str | None = None
+    words: Sequence[str],
+    add: Callable[[Any], None],
+    place: str,
+    option: str | None = None,
+    check: Callable[[argparse.Namespace], None] | None = None,
 ) -> RankCommand:
     """A command of `xrddiff` for the ranks of a job; functions that are registered as `command`
     return this.
@@ -168,6 +172,7 @@ def rank_command(
     - `words`: the command with its arguments. `add`: adds the command to subparsers.
     - `place`: the folder for its results, by default.
     - `option`: the option that names another folder, such as "--output".
+    - `check`: raises `BadInput` for arguments that cannot work, before the job is queued.
 
     Raises `BadInput` for arguments that it does not have.
     """
@@ -178,4 +183,5 @@ def rank_command(
     args = parse_words(parser, list(words))
     given = getattr(args, option.lstrip("-").replace("-", "_")) if option else None
     name = " ".join(word for word in words[:2] if re.fullmatch("[a-z-]+", word) and not word.startswith("-"))
-    return RankCommand(lambda: args.command(args), Path(place), given and Path(given), option, name)
+    tried = None if check is None else lambda: check(args)
+    return RankCommand(lambda: args.command(args), Path(place), given and Path(given), option, name, tried)

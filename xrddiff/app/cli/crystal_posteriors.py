@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .arguments import frame_words
 from .output import show_summary
@@ -15,8 +16,11 @@ from ...core.files import absolute_path
 from ...core.mediums import say
 from ...core.registry import entries
 
+if TYPE_CHECKING:
+    from xrddiff.judge.posteriors.crystal_stills import CrystalPlan
+
 # %% auto #0
-__all__ = ['posterior_crystal', 'add_crystal']
+__all__ = ['posterior_crystal', 'check_crystal', 'add_crystal']
 
 # %% ../../../nbs/app/cli/crystal_posteriors.ipynb #06883e01
 _PRIOR = {
@@ -30,27 +34,51 @@ def posterior_crystal(args: argparse.Namespace) -> int:
     position, with the least-squares answer for comparison: `xrddiff posterior crystal still.cxi
     --cell lysozyme.pdb --frame 3`.
     """
-    from xrddiff.core.plugins import load_standing
-    from xrddiff.judge.posteriors.crystal_stills import CrystalPlan
     from xrddiff.run.execution.crystal_posteriors import execute_crystal_posterior
     from xrddiff.run.execution.run_folder import stopped_by, world_rank
     from xrddiff.run.slurm.job import REQUEUE
 
-    load_standing()
-    settings = {"gain": args.gain, "distance_range": args.distance_range, "bandwidth": args.bandwidth}
-    plan = CrystalPlan(
-        absolute_path(args.file), args.frame, absolute_path(args.cell), absolute_path(args.intensities), args.particles, args.sampler,
-        args.steps, args.seed, frame_words(args.words), _priors(args.prior),
-        {k: v for k, v in settings.items() if v is not None},
-    )  # fmt: skip
     tell = lambda path: say(f"posterior: {path}", flush=True)  # noqa: E731
-    path = execute_crystal_posterior(plan, args.output, on_start=tell)
+    path = execute_crystal_posterior(_plan(args), args.output, on_start=tell)
     if world_rank() > 0:
         return 0
     if stopped_by(path):
         return REQUEUE
     show_summary(path)
     return 0
+
+
+def _plan(args: argparse.Namespace) -> CrystalPlan:
+    from xrddiff.core.plugins import load_standing
+    from xrddiff.judge.posteriors.crystal_stills import CrystalPlan
+
+    load_standing()
+    settings = {"gain": args.gain, "distance_range": args.distance_range, "bandwidth": args.bandwidth}
+    return CrystalPlan(
+        absolute_path(args.file), args.frame, absolute_path(args.cell), absolute_path(args.intensities), args.particles, args.sampler,
+        args.steps, args.seed, frame_words(args.words), _priors(args.prior),
+        {k: v for k, v in settings.items() if v is not None},
+    )  # fmt: skip
+
+
+def check_crystal(args: argparse.Namespace) -> None:
+    """Raise `BadInput` for a file, a frame, a cell or intensities that are not there, before a job is queued."""
+    from xrddiff.config.words.data_sets import CATALOG
+    from xrddiff.data.formats.readers import open_frames
+    from xrddiff.physics.indexing.cells import read_cell
+
+    plan = _plan(args)
+    if plan.cell is not None:
+        read_cell(plan.cell)
+    if plan.intensities is not None and not Path(plan.intensities).exists():
+        raise BadInput(f"--intensities: there is no file {plan.intensities}")
+    if plan.frames in CATALOG and not Path(plan.frames).exists():
+        return
+    n = open_frames(plan.frames, **plan.words).sizes["frame"]
+    if not 0 <= plan.frame < n:
+        raise BadInput(
+            f"--frame: found {plan.frame}; expected a number from 0 to {n - 1}, as {plan.frames} has {n} frames"
+        )
 
 
 def _priors(texts: list[str]) -> dict[str, float]:

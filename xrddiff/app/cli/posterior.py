@@ -8,10 +8,11 @@ __all__ = ['pixels', 'add_posterior_commands', 'posterior_on_ranks']
 # %% ../../../nbs/app/cli/posterior.ipynb #e3f78e28
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_frames_and_mask, rank_command
-from .crystal_posteriors import add_crystal
+from .crystal_posteriors import add_crystal, check_crystal
 from .output import show_summary
 from ...config.overrides import parse_override
 from ...core.errors import BadInput
@@ -82,13 +83,20 @@ def add_posterior_commands(commands: Any) -> None:
     add_crystal(kinds)
 
 # %% ../../../nbs/app/cli/posterior.ipynb #dbfe44f0
+def _check_pixels(args: argparse.Namespace) -> None:
+    from xrddiff.config.saved_config import load_config
+
+    load_config(Path(args.run) / "config.yaml")
+
+
 @register("command", "posterior")
 def posterior_on_ranks(words: Sequence[str], ranks: int) -> "RankCommand":
     """A posterior whose particles the ranks share: `xrddiff submit --profile medium posterior crystal FILE`."""
     crystal = list(words[:1]) == ["crystal"]
     command = rank_command(
-        ["posterior", *words], add_posterior_commands, "output/posterior", "--output" if crystal else None
-    )
+        ["posterior", *words], add_posterior_commands, "output/posterior", "--output" if crystal else None,
+        check_crystal if crystal else _check_pixels,
+    )  # fmt: skip
     if ranks > 1 and not crystal:
         raise BadInput(f"posterior {words[0]} runs in one process; expected a profile of one rank, not of {ranks}")
     return command

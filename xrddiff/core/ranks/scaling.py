@@ -185,13 +185,33 @@ def read_speed(run: str | os.PathLike) -> list[dict[str, Any]]:
     ]
 
 # %% ../../../nbs/core/ranks/scaling.ipynb #b5a6241d
-def _model_words(run: str | os.PathLike) -> dict[str, Any]:
-    """The section `model` of a run's configuration."""
+# section -> its words that decide how long a frame takes; None: all of them, but for _NO_MATTER
+_MATTERS: dict[str, tuple[str, ...] | None] = {
+    "model": None,
+    "size": None,
+    "data": ("data_id", "name", "data_path", "dataset", "crop", "patch", "window", "avg_pooling", "pool"),
+    "training": (
+        *("batch_size", "global_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
+        *("mixed_precision", "compile", "channels_last", "objective", "augmentations"),
+    ),
+}
+_NO_MATTER = ("model.diff_epochs", "model.diff_lr")
+
+
+def _words_of_speed(run: str | os.PathLike) -> dict[str, Any]:
+    """word -> value of a run's configuration, of the words that decide how long a frame takes."""
     try:
-        found = read_yaml(Path(run) / "config.yaml", dict[str, Any]).get("model")
+        found = read_yaml(Path(run) / "config.yaml", dict[str, Any])
     except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    sections = {name: part for name in _MATTERS if isinstance(part := found.get(name), dict)}
+    words = {
+        f"{name}.{word}": part[word]
+        for name, part in sections.items()
+        for word in _MATTERS[name] or part
+        if word in part
+    }
+    return {word: value for word, value in words.items() if word not in _NO_MATTER}
 
 
 def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:
@@ -199,19 +219,21 @@ def measure_scaling(runs: Iterable[str | os.PathLike]) -> pd.DataFrame:
 
     Columns: run, nodes, ranks, frames_per_second, speed_up, efficiency, threshold, verdict. The
     speed-up is relative to one rank of the smallest run. Raises `BadInput` for runs without a
-    recorded speed, or of different models.
+    recorded speed, and for runs whose frames do not cost the same: of another model, on other
+    frames, with another batch.
     """
     import pandas as pd
 
     runs = [Path(run) for run in runs]
     if not runs:
         raise BadInput("no run was named; expected the folders of runs on different numbers of ranks")
-    models = [_model_words(run) for run in runs]
-    for run, words in zip(runs[1:], models[1:], strict=True):
-        if differing := sorted(k for k in {*words, *models[0]} if words.get(k) != models[0].get(k)):
+    first, *others = map(_words_of_speed, runs)
+    for run, words in zip(runs[1:], others, strict=True):
+        if differing := [name for name in first if name in words and words[name] != first[name]]:
             name = differing[0]
             raise BadInput(
-                f"{run} has model.{name}={words.get(name)} and {runs[0]} has {models[0].get(name)}; expected runs of one model"
+                f"{run} has {name}={words[name]} and {runs[0]} has {first[name]}; expected runs of one model, on the same "
+                "frames and with the same batch (they may be of any length)"
             )
     rows = [row for run in runs for row in read_speed(run)]
     if not rows:

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from xrddiff.learn.training.trainer import Trainer
 
 # %% auto #0
-__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'check_network', 'map_channels', 'build_network',
-           'build_autoregressive', 'check_init', 'build_objective', 'Building', 'build_generative']
+__all__ = ['VIT_OF_SIZE', 'open_space', 'network_words', 'frame_multiple', 'check_network', 'count_weights', 'map_channels',
+           'build_network', 'build_autoregressive', 'check_init', 'build_objective', 'Building', 'build_generative']
 
 # %% ../../../nbs/judge/inference/building.ipynb #dc8572cd
 def open_space(
@@ -131,6 +131,24 @@ def check_network(cfg: Config) -> None:
             multiple = frame_multiple(cfg, own if parts.latent else None)
     if cfg.training.pretrained_vae_path is None:  # otherwise its own downsampling is known once it is open
         windowed((), cfg, multiple)
+
+# %% ../../../nbs/judge/inference/building.ipynb #13437b7c
+def count_weights(cfg: Config) -> int:
+    """Roughly how many weights a training run holds: of the autoencoder and of the denoiser, on one channel.
+
+    Nothing is allocated. Those of a denoiser that is a plug-in without sizes count as none.
+    """
+    parts, count = model_parts(cfg), 0
+    with torch.device("meta"):
+        if parts.autoencoder is not None:
+            count += sum(p.numel() for p in build_autoencoder(cfg).parameters())
+        if parts.denoiser not in (None, "autoregressive"):
+            space = SimpleNamespace(downsampling=cfg.model.downsampling) if parts.latent else None
+            channels = cfg.model.latent_channels if parts.latent else 1
+            words = dict(in_channels=channels, out_channels=channels, mask_channel=False, conditions={})
+            net = get("network", cfg.model.network)(**words, **network_words(cfg, space))
+            count += sum(p.numel() for p in net.parameters())
+    return count
 
 # %% ../../../nbs/judge/inference/building.ipynb #39501351
 def map_channels(names: Sequence[str], space: LatentSpace | None) -> dict[str, int]:

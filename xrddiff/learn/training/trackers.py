@@ -5,23 +5,25 @@
 # %% ../../../nbs/learn/training/trackers.ipynb #d8a00052
 from __future__ import annotations
 
-import importlib.util
+import io
 import json
 import os
+import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from ...core.errors import BadInput
 from ...core.files import sealed, write_json, write_text
 from ...core.gate import from_json, or_default, read_json, read_text
-from ...core.registry import check_options, find, get, register
+from ...core.registry import check_options, get, need_package, register
 from ..telemetry.history import SAMPLES, read_rows
 from .callbacks import Callback
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from xrddiff.learn.training.callbacks import Training
 
 # %% auto #0
-__all__ = ['Tracked', 'JsonLines', 'jsonl', 'tensorboard', 'wandb', 'mlflow', 'trackio', 'chosen_trackers', 'flat', 'numbers',
-           'Trackers']
+__all__ = ['Tracked', 'JsonLines', 'jsonl', 'tensorboard', 'wandb', 'Appended', 'MLflowRun', 'mlflow', 'TrackioRun', 'trackio',
+           'chosen_trackers', 'flat', 'numbers', 'Trackers']
 
 # %% ../../../nbs/learn/training/trackers.ipynb #bd57129c
 @dataclass(frozen=True)
@@ -134,25 +136,167 @@ def wandb(
     quiet = Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True)
     return WandBTracker(run.project, mode=mode or os.environ.get("WANDB_MODE") or "offline", settings=quiet, **about)
 
+# %% ../../../nbs/learn/training/trackers.ipynb #c0abfda3
+class Appended(GeneralTracker):
+    """A tracker whose store can only append; each number of a step is sent once.
 
-@register("tracker", "mlflow", help="MLflow; in RUN/tracking/mlflow unless MLFLOW_TRACKING_URI is set", needs="mlflow")
+    Who derives from it sets `told`, the (name, step) that the store has, in `start`, and sends in `send`.
+    """
+
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, run: Tracked):
+        super().__init__()
+        self.run, self.told = run, set()
+
+    @property
+    def tracker(self) -> Any:
+        return self.run
+
+    def send(self, values: dict[str, float], step: int) -> None:
+        raise NotImplementedError
+
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        at = step or 0
+        if new := {name: value for name, value in values.items() if (name, at) not in self.told}:
+            self.send(new, at)
+
+# %% ../../../nbs/learn/training/trackers.ipynb #754c132f
+_LONGEST = 6000  # characters of a parameter
+
+
+def _mlflow_name(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w. :/-]", "_", name)
+
+
+class MLflowRun(Appended):
+    """A run of MLflow. uri: of its server or database; None = SQLite in `run.place`."""
+
+    name = "mlflow"
+
+    def __init__(self, run: Tracked, uri: str | None = None):
+        super().__init__(run)
+        self.home = None if uri else (run.place / "mlflow").absolute()
+        if self.home and (odd := re.search("[?#%]", str(self.home))):
+            raise BadInput(
+                f"training.trackers: mlflow cannot keep a database in {self.home}, because of the {odd[0]} in its name; "
+                "expected another output_dir, or training.tracker_options={mlflow: {uri: …}}"
+            )
+        self.uri = uri or f"sqlite:///{self.home}/mlflow.db"
+
+    def start(self) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        if self.home:
+            self.home.mkdir(parents=True, exist_ok=True)
+        self.client = MlflowClient(self.uri)
+        try:
+            self.id = self.client.get_run(self.run.theirs).info.run_id if self.run.theirs else None
+        except MlflowException:  # in another store
+            self.id = None
+        if self.id is None:
+            tags = {"tags": ",".join(self.run.tags), "xrddiff": self.run.id}
+            self.id = self.client.create_run(self._experiment(), run_name=self.run.name, tags=tags).info.run_id
+        else:
+            self.client.update_run(self.id, status="RUNNING")
+        kept = self.client.get_run(self.id)
+        names = kept.data.metrics
+        self.told = {(name, m.step) for name in names for m in self.client.get_metric_history(self.id, name)}
+        # of a folder that was moved: the database says where its pictures were, and they would be made there
+        self.draws = self.home is None or Path(kept.info.artifact_uri).is_relative_to(self.home)
+
+    def _experiment(self) -> str:
+        """The number of the experiment that is named after the project."""
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or self.run.project
+        found = self.client.get_experiment_by_name(name)
+        files = str(self.home / "artifacts") if self.home else None
+        return found.experiment_id if found else self.client.create_experiment(name, artifact_location=files)
+
+    def store_init_configuration(self, values: dict) -> None:
+        from mlflow.entities import Param, RunTag
+
+        kept = self.client.get_run(self.id).data.params
+        said = {_mlflow_name(word): str(value)[:_LONGEST] for word, value in values.items()}
+        new = [Param(word, value) for word, value in said.items() if word not in kept]
+        for i in range(0, len(new), 100):  # as many as MLflow takes at once
+            self.client.log_batch(self.id, params=new[i : i + 100])
+        changed = [RunTag(f"resumed.{w}", v) for w, v in said.items() if kept.get(w, v) != v]
+        self.client.log_batch(self.id, tags=changed[:100])
+
+    def send(self, values: dict[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.id, metrics=[Metric(_mlflow_name(k), v, now, step) for k, v in values.items()])
+
+    def log_images(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        for name, pictures in values.items() if self.draws else ():
+            self.client.log_image(self.id, pictures[0], key=_mlflow_name(name), step=step)
+
+    def finish(self) -> None:
+        self.client.set_terminated(self.id)
+
+# %% ../../../nbs/learn/training/trackers.ipynb #8268a2d3
+@register(
+    "tracker", "mlflow", help="MLflow; SQLite in RUN/tracking/mlflow unless MLFLOW_TRACKING_URI is set", needs="mlflow"
+)
 def mlflow(
     run: Tracked,
-    uri: Annotated[str | None, "of the server; null: MLFLOW_TRACKING_URI, else a folder of the run"] = None,
+    uri: Annotated[str | None, "of the server or database; null: MLFLOW_TRACKING_URI, else SQLite in the run"] = None,
 ) -> GeneralTracker:
-    import mlflow as package
+    return MLflowRun(run, uri or os.environ.get("MLFLOW_TRACKING_URI"))
 
-    if uri is not None or "MLFLOW_TRACKING_URI" not in os.environ:
-        package.set_tracking_uri(uri or (run.place / "mlflow").absolute().as_uri())
-    tags = {"tags": ",".join(run.tags), "xrddiff": run.id}
-    return MLflowTracker(run.project, run_id=run.theirs or None, tags=tags, run_name=run.name)
+# %% ../../../nbs/learn/training/trackers.ipynb #b4cfd35e
+class TrackioRun(Appended):
+    """A run of Trackio. space: a Hugging Face space; None = this machine (`TRACKIO_DIR`)."""
+
+    name = "trackio"
+
+    def __init__(self, run: Tracked, space: str | None = None):
+        super().__init__(run)
+        self.space, self.title = space, f"{run.name} {run.id}"
+
+    def start(self) -> None:
+        import trackio
+
+        about = dict(name=self.title, resume="allow", space_id=self.space, config=dict(self.run.config or {}))
+        with redirect_stdout(io.StringIO()):  # it advertises itself
+            self.kept = trackio.init(self.run.project, **about, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+        self.told = set() if self.space else set(self._in_database())
+
+    def _in_database(self) -> Iterable[tuple[str, int]]:
+        """The (name, step) that are in Trackio's database."""
+        from trackio.sqlite_storage import SQLiteStorage
+
+        rows = SQLiteStorage.get_logs(self.run.project, self.title)
+        return [(name, row["step"]) for row in rows for name in row if name not in ("step", "timestamp")]
+
+    def store_init_configuration(self, values: dict) -> None:
+        """Told in `start`."""
+
+    def send(self, values: dict[str, float], step: int) -> None:
+        self.kept.log(values, step=step)
+
+    def log_images(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        import trackio
+
+        self.kept.log({name: trackio.Image(pictures[0]) for name, pictures in values.items()}, step=step)
+
+    def finish(self) -> None:
+        with redirect_stdout(io.StringIO()):
+            self.kept.finish()
 
 
 @register("tracker", "trackio", help="Trackio; on this machine unless a space is named", needs="trackio")
 def trackio(
     run: Tracked, space: Annotated[str | None, "a Hugging Face space that shows the runs"] = None
 ) -> GeneralTracker:
-    return TrackioTracker(run.project, name=f"{run.name} {run.id}", resume="allow", space_id=space)
+    return TrackioRun(run, space)
 
 # %% ../../../nbs/learn/training/trackers.ipynb #40ae51e0
 def chosen_trackers(
@@ -164,12 +308,7 @@ def chosen_trackers(
     made = {}
     for name in names:
         given = check_options("tracker", name, (options or {}).get(name, {}), f"training.tracker_options.{name}")
-        needs = find("tracker", name).traits.get("needs")
-        if needs is not None and importlib.util.find_spec(needs) is None:
-            raise BadInput(
-                f"training.trackers: {name} needs the package {needs}, which is not installed: pip install {needs}, "
-                "or remove the tracker"
-            )
+        need_package("tracker", name, "training.trackers")
         make = get("tracker", name)
         made[name] = lambda run, make=make, given=given: make(run, **given)
     return made
@@ -228,7 +367,7 @@ class Trackers(Callback):
             tracker.store_init_configuration(dict(self.about["config"]))
             self.trackers[name] = tracker
             if name == "mlflow":  # names its runs itself
-                kept[name] = tracker.tracker.info.run_id
+                kept[name] = tracker.id
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, kept)
 

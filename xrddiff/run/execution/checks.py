@@ -18,6 +18,7 @@ from ...config.words.training import COUNT_LOSSES
 from ...core.errors import BadInput
 from ...core.plugin_probes import check_plugins
 from ...core.plugins import plugin_scope
+from ...core.registry import need_package
 from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_mask
 from ...data.frames.geometry import geometry_of
@@ -37,13 +38,16 @@ FEW = 4  # number of frames to read
 _SLOW = ("resolution",)  # conditions that have to be measured in every frame
 
 
-def check_run(cfg: "Config") -> None:
+def check_run(cfg: "Config", *, packages: bool = True, ranks: int = 1) -> None:
     """Raise the errors that a training run would raise, before anything is created for it.
 
-    cfg: the configuration of the run.
+    cfg: the configuration of the run. packages: whether the packages of its trackers must be here.
+    ranks: number of processes.
     Raises `BadInput` for the first problem found.
     """
     check_plugins()
+    if packages:
+        _check_trackers(cfg)
     _check_starts(cfg)
     _check_parts(cfg)
     for label, value in cfg.inference.condition.items():
@@ -59,6 +63,10 @@ def check_run(cfg: "Config") -> None:
     if len(prepared.train) < 1:
         raise BadInput(
             f"{len(prepared.train)} frames are left to train on, {len(prepared.held_out)} to hold out; expected at least 1"
+        )
+    if len(prepared.train) < ranks and cfg.data.window is None:
+        raise BadInput(
+            f"{len(prepared.train)} frames are left to train on; expected at least one for each of the {ranks} ranks"
         )
     maps = used_maps(cfg)
     if cfg.data.reflections is not None:
@@ -88,20 +96,32 @@ def check_run(cfg: "Config") -> None:
                 f"the condition {name} is unknown for every training frame; expected it to be known for some of them"
             )
 
+# %% ../../../nbs/run/execution/checks.ipynb #8721eab8
+def check_runs(configs: Iterable["Config"], *, packages: bool = True, ranks: int = 1) -> None:
+    """`check_run` for the new runs of a sweep; runs that are resumed are skipped, but for their trackers.
 
-def check_runs(configs: Iterable["Config"]) -> None:
-    """`check_run` for the new runs of a sweep; runs that are resumed are skipped.
+    packages: whether the packages of the trackers must be here; not if another Python executes the runs.
+    ranks: number of processes of each.
 
     Configurations that do not differ in what it checks are checked once.
     """
     seen = []
     for cfg in configs:
+        if cfg.resume is not None and packages:
+            with plugin_scope(cfg.plugins):
+                _check_trackers(cfg)
         about = (asdict(cfg.data), asdict(cfg.model), asdict(cfg.size), cfg.inference.condition)
-        about += (cfg.training.recons_loss, cfg.training.init, cfg.training.augmentations, cfg.plugins)
+        about += (
+            cfg.training.recons_loss,
+            cfg.training.init,
+            cfg.training.augmentations,
+            cfg.training.trackers,
+            cfg.plugins,
+        )
         if cfg.resume is None and about not in seen:
             seen.append(about)
             with plugin_scope(cfg.plugins):
-                check_run(cfg)
+                check_run(cfg, packages=packages, ranks=ranks)
 
 # %% ../../../nbs/run/execution/checks.ipynb #bad28f7e
 def _check_uncached(name: str, cfg: "Config") -> None:
@@ -113,6 +133,11 @@ def _check_uncached(name: str, cfg: "Config") -> None:
         from xrddiff.physics.simulation.simulate import simulate
 
         check_conditions(simulate(name, range(FEW)), wanted)
+
+
+def _check_trackers(cfg: "Config") -> None:
+    for name in cfg.training.trackers:
+        need_package("tracker", name, "training.trackers")
 
 
 def _check_photons(cfg: "Config", prepared: Prepared) -> None:

@@ -76,8 +76,11 @@ class Screen:
         return "\n".join(row.text.rstrip() if row.rewritten else row.text for row in self.rows)
 
 # %% ../../../nbs/run/execution/live.ipynb #cdf4afdd
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
 class LineLog:
-    """Write text with progress bars to `file` as plain lines, each as soon as it is complete."""
+    """Write text with progress bars to `file` as plain lines without colours, each as soon as it is complete."""
 
     def __init__(self, file: TextIO, clock: Callable[[], float] = time.monotonic):
         self.file, self.clock = file, clock
@@ -85,7 +88,7 @@ class LineLog:
 
     def write(self, text: str) -> None:
         """Add text. Complete lines are in the file when this returns."""
-        self.screen.write(text)
+        self.screen.write(_COLOURS.sub("", text))  # for a file; a terminal gets its text as it is
         self._note(everything=False)
 
     def finish(self) -> None:

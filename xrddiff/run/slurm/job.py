@@ -157,6 +157,8 @@ class RankCommand:
     - `folder`: the folder that the words name, if they do.
     - `option`: the option that names the folder; None for a command that saves nothing.
     - `name`: of the job.
+    - `check`: raises `BadInput` for what cannot work, such as a file that is not there, before the
+      job is queued.
     """
 
     execute: Callable[[], int]
@@ -164,6 +166,7 @@ class RankCommand:
     folder: Path | None = None
     option: str | None = None
     name: str = "xrddiff"
+    check: Callable[[], None] | None = None
 
 # %% ../../../nbs/run/slurm/job.ipynb #30f13a42
 def read_job(env: Mapping[str, str] | None = None) -> tuple[Job, int]:

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from ...core.errors import BadInput
 from ...core.gate import read_json
 from ...core.mediums import for_log, say
+from ..execution.attempts import read_attempt
 from ..execution.run_folder import read_failures
 from ..execution.standing import last_states
+from .causes import attempts_in, earlier_causes, slurm_cause, went_on
 from .commands import SlurmAway, queue
 from .ledger import Submission, Target
 
@@ -47,7 +50,9 @@ def tail(path: Path, lines: int) -> tuple[str, int]:
 
 # %% ../../../nbs/run/slurm/logs.ipynb #e9e3086f
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (?!Exited with exit code 75$)(.+)$", re.M)
-_NODE = re.compile(r"^srun: error: Node failure on (\S+)", re.M)
+
+
+_MOST = 20_000  # lines of a log that are searched
 
 
 def _rank_numbers(text: str) -> set[int]:
@@ -57,14 +62,14 @@ def _rank_numbers(text: str) -> set[int]:
 
 
 def first_to_end(log: Path, noted: Collection[int] = ()) -> str:
-    """The node that failed, or the rank that ended first, according to srun in the last attempt.
+    """What SLURM says of the last attempt, or the rank that ended first, according to srun.
 
     Ranks in `noted` have left their own mark and are skipped. Returns "" if srun reports none, and
     for a job that was cancelled.
     """
-    attempt = tail(log, 5000)[0].rpartition("\nrun: ")[2]
-    if node := _NODE.search(attempt):
-        return f"node {node[1]} failed, and its ranks with it"
+    attempt = tail(log, _MOST)[0].rpartition("\nrun: ")[2]
+    if cause := slurm_cause(attempt):
+        return "" if cause.endswith("cancelled") else cause
     ended = [e for e in _ENDED.finditer(attempt) if not _rank_numbers(e[2]) <= set(noted)]
     if not ended or " CANCELLED AT " in attempt[: ended[0].start()]:
         return ""
@@ -73,27 +78,38 @@ def first_to_end(log: Path, noted: Collection[int] = ()) -> str:
 
 # %% ../../../nbs/run/slurm/logs.ipynb #45b61430
 def failure_text(run: str | os.PathLike, log: Path | None = None, *, colour: bool = False) -> str:
-    """How the last attempt at a run failed; "" if it did not.
+    """How the last attempt at a run failed, and why those before ended; "" if there is nothing to say.
 
-    The rank that failed first is shown with its traceback, the others with one line each. A rank
-    that was killed, or whose node failed, leaves no mark; then srun's message in the `log` is used.
-    With `colour` the traceback keeps its terminal colours.
+    The first line is the cause. What SLURM says in the `log` stands above what ranks say: they raise
+    errors about lost connections when a node fails. Then the rank that failed first is shown with its
+    traceback, the others with one line each. With `colour` the traceback keeps its terminal colours.
     """
+    attempts = attempts_in(tail(log, _MOST)[0], run) if log else [""]
     others, lines = read_failures(run), []
+    cause = slurm_cause(attempts[-1])
+    lines += [cause] if cause else []
     if others and not others[0].get("follows"):
         first, *others = others
         lines.append(f"rank {first['rank']} on {first['host']} failed: {first['error']}")
         if first.get("notebook"):
             path = Path(first["notebook"])
             lines += [f"{'notebook' if path.suffix == '.ipynb' else 'script'}: {path}", *_traceback(path, colour)]
-    elif log:  # the ranks with a mark only lost the connection to one without
-        lines += filter(None, [first_to_end(log, [f["rank"] for f in others])])
+    elif log and not cause:  # the ranks with a mark only lost the connection to one without
+        lines += filter(None, [first_to_end(log, [f["rank"] for f in others]) or _lost_first(run, others)])
     for f in others[:8]:
         reason = str(f["error"] or "").partition("\n")[0]
         lines.append(f"{'then ' if lines else ''}rank {f['rank']} on {f['host']}: {reason}")
     if len(others) > 8:
         lines.append(f"and {len(others) - 8} other ranks")
-    return "\n".join(lines)
+    return "\n".join(lines + went_on(earlier_causes(attempts)))
+
+
+def _lost_first(run: str | os.PathLike, others: list[dict[str, Any]]) -> str:
+    """A sentence if all ranks but the first say that they lost the others: its node has the log, and is gone."""
+    record = read_attempt(Path(run))
+    if not others or record is None or 0 in [f["rank"] for f in others]:
+        return ""
+    return f"node {record.host}, where rank 0 was, failed, or SLURM took it away: nothing there left a word"
 
 
 def _traceback(notebook: Path, colour: bool) -> list[str]:

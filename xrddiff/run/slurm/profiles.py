@@ -158,7 +158,7 @@ class Profile:
     - `network`: what connects the nodes, see `NETWORKS`; `env_vars` may add to its settings or
       replace them.
     - `setup`, `cleanup`: commands, each a list of words, that run before the job, and after it,
-      however it ends. `{job_id}`, `{nodes}`, `{user}` and `{home}` are replaced by the job id, the
+      unless SLURM has taken its nodes away. `{job_id}`, `{nodes}`, `{user}` and `{home}` are replaced by the job id, the
       number of nodes, the user name and the home folder.
 
     Raises `BadInput`, naming the field, what was found and what is expected.
@@ -264,9 +264,10 @@ def _check_together(p: Profile) -> None:
         raise BadInput(
             f"gpus_per_node: found {p.gpus_per_node}; expected one for each of the {p.tasks_per_node} tasks, or platform: cpu"
         )
-    if p.signal_seconds >= p.time_seconds:
+    if 2 * p.signal_seconds > p.time_seconds:
         raise BadInput(
-            f"signal_seconds: found {p.signal_seconds}; expected less than the time limit, {p.time_seconds} s"
+            f"time_limit: found {p.time_limit}, which is {p.time_seconds} s; expected at least {2 * p.signal_seconds} s, twice "
+            f"signal_seconds, since the ranks are told to stop {p.signal_seconds} s before it"
         )
     if p.gpu_bind and not p.gpus_per_node:
         raise BadInput(f"gpu_bind: found {p.gpu_bind!r} without GPUs; expected gpus_per_node above 0")

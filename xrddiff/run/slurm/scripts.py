@@ -119,7 +119,8 @@ def site_lines(p: Profile) -> list[str]:
     They come from `modules_to_load`, `conda`, `network`, `env_vars`, `coordinator_port`, `setup` and
     `cleanup`.
     """
-    lines = [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
+    lines = ["module reset"] if p.modules_to_load else []  # sbatch hands on what the login shell has loaded
+    lines += [f"module load {shlex.quote(m)}" for m in p.modules_to_load]
     lines += _conda_lines(p.conda) if p.conda else []
     lines += [f"export {name}={shell_text(value)}" for name, value in p.variables.items()]
     if p.coordinator_port is not None:
@@ -133,9 +134,20 @@ def site_lines(p: Profile) -> list[str]:
     if p.setup:
         lines += ["", "# What the site needs before the ranks start (setup).", *map(_command, p.setup)]
     if p.cleanup:
-        lines += ["", "# What the site needs after the job, however it ends (cleanup).", "clean_up() {"]
-        lines += [*(f"  {_command(words)}" for words in p.cleanup), "}", "trap clean_up EXIT"]
+        lines += ["", *_CLEAN_UP.splitlines()[:4], *(f"  {_command(words)}" for words in p.cleanup)]
+        lines += _CLEAN_UP.splitlines()[4:]
     return lines
+
+
+_CLEAN_UP = """\
+# What the site needs after the job (cleanup), once. Not after SLURM has taken the allocation away (TERM: cancelled, or
+# requeued since a node failed), because a command would wait for nodes that are no longer this job's.
+clean_up() {
+  trap - EXIT
+}
+trap clean_up EXIT
+trap 'trap - EXIT; exit 143' TERM
+"""
 
 
 def _conda_lines(name: str) -> list[str]:
@@ -173,7 +185,7 @@ status=$?
 # Then the job is requeued and resumes from the checkpoint.
 if [ "$status" -eq 75 ] || [ "$status" -eq 140 ]; then
   [ "$RESTARTS" -lt {restarts} ] || enough
-  # Print this first: SLURM ends this script as soon as it has requeued the job.
+  {clean_up}# Print this first: SLURM ends this script as soon as it has requeued the job.
   echo "xrddiff: requeued, restart $(( RESTARTS + 1 )) of at most {restarts}"
   scontrol requeue "$SLURM_JOB_ID" && exit 0
   echo "xrddiff: this cluster does not requeue jobs; to resume: xrddiff resume ${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}" >&2
@@ -282,7 +294,8 @@ def render_script(
     threads = p.cpus_per_task if threads is None else threads
     several = _is_loop(json.loads(text), array)
     here = (_HERE_EACH if several else _HERE).format(ranks=p.ranks)
-    ranks = here if local else _SRUN.format(cpus=p.cpus_per_task, restarts=p.max_requeues)
+    first = "clean_up  # while the nodes are still this job's\n  " if p.cleanup else ""
+    ranks = here if local else _SRUN.format(cpus=p.cpus_per_task, restarts=p.max_requeues, clean_up=first)
     execute = _execution(json.loads(text), ranks, array)
     lines = [
         "#!/bin/bash",

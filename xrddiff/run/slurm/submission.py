@@ -9,10 +9,11 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .commands import cluster_name, queue, submit_script
 from .job import Job, pass_signals
 from .known_jobs import find_job, known_jobs
 from .ledger import Submission, Target, record_submission
+from .needs import BASE, check_job_memory, memory_of_rank, restarts_note
 from .profiles import Profile, load_profile
 from .scripts import log_pattern, render_script
 
@@ -63,7 +65,12 @@ def chosen_profile(
 
 # %% ../../../nbs/run/slurm/submission.ipynb #37f3653a
 def plan_runs(
-    sweep: Sequence[Sequence[str]], ranks: int, name: str | None = None, *, reserve: bool = False
+    sweep: Sequence[Sequence[str]],
+    ranks: int,
+    name: str | None = None,
+    *,
+    reserve: bool = False,
+    profile: Profile | None = None,
 ) -> tuple[Job, Path]:
     """Plan a job that executes these runs; returns the job and the folder for its logs.
 
@@ -71,8 +78,9 @@ def plan_runs(
     - `ranks`: number of processes of each run.
     - `name`: job name; by default the run name or the model's name.
     - `reserve`: create the run folders, empty, so that no other run takes them.
+    - `profile`: the requested resources, if they are known.
 
-    Raises `BadInput` for a configuration or data that cannot run.
+    Raises `BadInput` for a configuration or data that cannot run, and for too little memory.
     """
     from xrddiff.run.execution.checks import check_runs
 
@@ -86,7 +94,15 @@ def plan_runs(
             raise BadInput(
                 f"engine=kernel: a kernel is one process, and the profile has {ranks} ranks; expected engine=inprocess"
             )
-    check_runs(configs)
+    if profile is not None and memory_of_rank(profile) < BASE:
+        check_job_memory(configs[0], profile)  # before what takes longer
+    for cfg in configs if reserve else ():
+        _check_place(cfg)
+    # a conda environment of the profile has packages of its own
+    check_runs(configs, packages=profile is None or profile.conda is None, ranks=ranks)
+    for cfg in configs if profile else ():
+        with plugin_scope(cfg.plugins):
+            check_job_memory(cfg, profile)
     folders: list[Path] = []
     for cfg in configs:
         folders.append(_run_folder(cfg, folders, reserve))
@@ -94,7 +110,7 @@ def plan_runs(
     logs = Path(configs[0].output_dir).expanduser().absolute() / "slurm"
     return Job("run", [list(o) for o in sweep], [str(f) for f in folders], name=name, **_origin()), logs
 
-
+# %% ../../../nbs/run/slurm/submission.ipynb #32100f45
 def _run_folder(cfg: Any, taken: Sequence[Path], reserve: bool) -> Path:
     """The folder of the run to resume, or a new one that neither exists nor is `taken`."""
     if cfg.resume:
@@ -123,15 +139,32 @@ def _free_folder(place: Path, name: str | None, taken: Sequence[Path], reserve: 
     return path
 
 # %% ../../../nbs/run/slurm/submission.ipynb #6c9e4307
-def _make(folder: Path) -> None:
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Within `with`, an error of the system is said as one of `folder`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise BadInput(
             f"cannot make the folder {folder}: {error.strerror}; output_dir must be one that you can write to"
         ) from None
 
 
+def _make(folder: Path) -> None:
+    with _made(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_place(cfg: Any) -> None:
+    """Raise `BadInput` if `output_dir` cannot be written to; nothing stays of the attempt."""
+    folder = Path(cfg.output_dir).expanduser().absolute()
+    with (
+        _made(folder),
+        tempfile.TemporaryDirectory(dir=next(p for p in (folder, *folder.parents) if os.path.lexists(p))),
+    ):
+        pass
+
+# %% ../../../nbs/run/slurm/submission.ipynb #57738740
 def plan_script(file: str, argv: Sequence[str], name: str | None = None, *, reserve: bool = False) -> tuple[Job, Path]:
     """Plan a job that executes your own file on every rank; returns the job and its log folder.
 
@@ -171,6 +204,8 @@ def plan_command(
             f"{', '.join(entries('command'))}"
         )
     command = get("command", words[0])(words[1:], ranks)
+    if command.check is not None:
+        command.check()
     output, argv = Path("output").absolute(), list(words)
     if command.folder is not None:
         folder = command.folder.expanduser().absolute()
@@ -260,7 +295,7 @@ def plan_submission(
         if array and multirun:
             raise BadInput("--array makes one job per run, --multirun one job for all runs; use one of the two")
         sweep = expand_multirun(words) if array or multirun else [list(words)]
-        job, logs = plan_runs(sweep, profile.ranks, name, reserve=reserve)
+        job, logs = plan_runs(sweep, profile.ranks, name, reserve=reserve, profile=profile)
         tasks = f"0-{len(sweep) - 1}" if array else None
     if shown and not logs.is_dir():
         logs = Path.cwd()  # SLURM creates no log folder, and a dry run must not either
@@ -277,14 +312,22 @@ def submit_plan(plan: JobPlan) -> Submission:
     try:
         cluster, number = cluster_name(), submit_script(script)
     except XrddiffError:
-        for folder in plan.job.run_dirs:
-            with suppress(OSError):  # a reserved folder is empty; any other one holds a run and stays
-                os.rmdir(folder)
+        for folder in [*plan.job.run_dirs, plan.logs / "x"]:
+            _remove_empty(Path(folder), plan.logs.parent)
         raise
     job, profile = asdict(plan.job), asdict(plan.profile)
     return Submission(
         number, job, profile, plan.log, os.getcwd(), plan.array, cluster, plan.job.submitted or "", plan.resumes
     )
+
+
+def _remove_empty(folder: Path, above: Path) -> None:
+    """Remove a reserved folder and those that were made for it below `above`; what is not empty stays."""
+    for place in (folder, *folder.parents):
+        if not place.is_relative_to(above) or place == above:
+            return
+        with suppress(OSError):
+            os.rmdir(place)
 
 
 def send_plan(plan: JobPlan) -> Submission:
@@ -310,6 +353,8 @@ def sent_lines(plan: JobPlan, submission: Submission) -> list[str]:
     for i, folder in enumerate(plan.job.run_dirs):
         if array is None or i in submission.tasks:
             lines.append(f"run: {folder}" if array is None else f"run {number}_{i}: {folder}")
+    notes = [restarts_note(plan.job.run_dirs[i], profile) for i in submission.tasks or range(len(plan.job.run_dirs))]
+    lines += [f"time: {note}" for note in notes if note]
     return [*lines, f"log: {submission.log_file()}" if array is None else f"logs: {plan.logs}"]
 
 
@@ -381,7 +426,7 @@ def _resume_run(run: Path, profile: Profile, words: Sequence[str], name: str | N
     sbatch.
     """
     _refuse_busy(run)
-    job, logs = plan_runs([[*words, as_override("resume", str(run))]], profile.ranks, name)
+    job, logs = plan_runs([[*words, as_override("resume", str(run))]], profile.ranks, name, profile=profile)
     return JobPlan(profile, job, logs)
 
 
