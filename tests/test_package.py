@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,18 @@ def test_what_stands_beside_each_other_are_eight_wings():
     for wing in wings:
         about = importlib.import_module(f"xrddiff.{wing}").__doc__
         assert about.endswith(".") and "\n" not in about
+
+
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "msgspec": "msgspec-python"}  # names at conda-forge
+
+
+def test_the_conda_recipe_needs_what_the_package_needs():
+    root = Path(xrddiff.__file__).parent.parent
+    said = {
+        word.replace(" ", "")
+        for word in re.findall(r"(?m)^    - (\S+ [<>=]\S+)$", (root / "recipe/meta.yaml").read_text())
+    }
+    asked = re.search(r"(?m)^requirements = (.*)$", (root / "settings.ini").read_text())[1].split()
+    names = [re.match(r"[\w-]+", word)[0] for word in asked]
+    wanted = {CONDA.get(name, name).lower() + word[len(name) :] for name, word in zip(names, asked, strict=True)}
+    assert wanted <= said and said - wanted == {"python>=3.11"}
