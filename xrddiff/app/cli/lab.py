@@ -210,6 +210,8 @@ def lab(args: argparse.Namespace) -> int:
     done = copy_tutorials(args.folder)
     say(done, flush=True)
     need("jupyterlab", "xrddiff lab")
+    if getattr(os, "geteuid", lambda: 1)() == 0 and "allow-root" not in " ".join(args.options).replace("_", "-"):
+        raise BadInput("JupyterLab does not start for root; expected another user, or xrddiff lab -- --allow-root")
     environment = prepare_jupyter(done.folder, launcher.own_environment())
     environment.pop("PYTHONSAFEPATH")  # `python my.py` in one of JupyterLab's terminals finds what lies beside it
     command = jupyter_command(done.folder, browser=args.browser, options=tuple(args.options))
