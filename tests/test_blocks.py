@@ -47,7 +47,7 @@ NOT_HERE = {
     r"xrddiff (stream|replay) .*(tcp|listen)://": "needs a detector, and somebody who listens; tests/test_streaming.py",
     r"xrddiff (twin|recover) ": "a minute of indexing; tests/test_twin.py and test_recover.py",
     r"xrddiff sweep .*(--profile|losses.yaml)": "a swarm of jobs, or six trainings; tests/test_studies.py",
-    r"(tensorboard|wandb|cd ~)": "a program of others, with a server",
+    r"(tensorboard|wandb|mlflow|trackio|cd ~)": "a program of others, with a server",
 }
 
 
