@@ -319,10 +319,10 @@ def test_what_is_typed_is_resolved_and_what_is_saved_is_not(good, tmp_path):
         with pytest.raises(BadInput, match="interpolation") as refused:
             load_config(path)
         assert SECRET not in str(refused.value)
-    from xrddiff.core.ranks.scaling import _model_words
+    from xrddiff.core.ranks.scaling import _words_of_speed
 
     path.write_text("model: {model_name: '${oc.env:XRDDIFF_SECRET_OF_TESTS}'}")
-    assert SECRET not in str(_model_words(tmp_path))
+    assert SECRET not in str(_words_of_speed(tmp_path))
 
 
 def test_samples_say_their_configuration_as_text():
