@@ -225,7 +225,7 @@ def page(found: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "Frames are taken from a socket (DECTRIS stream, bslz4), unpacked, answered and written into the table; ms of a frame, minimum (median). *CPU*: of the process that answers, with its thread that listens and its page. *Decoding*: CPU of unpacking the same messages, and nothing else. *peakfinder8*: CPU time of that function alone, frames in memory. "
-        "*On two cores*: two workers answer, one process takes the frames and another sends them, all on the same two cores.",
+        "*On two cores*: two workers answer, one process takes the frames and another sends them, all on the same two cores. Clocks are of a machine that had other work; CPU times change less.",
     ]
     cells = []
     for r in rows:
@@ -250,7 +250,7 @@ def page(found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"**At a rate.** Frames of 512², {steady['rate']:.0f} a second, 80% of what one process answers: {steady['frames']} frames, from arrival to answer {steady['seconds'][0]:.2f} s (median) and {steady['seconds'][1]:.2f} s (99%). Resident memory {steady['memory'][min(1, minutes)]:.0f} MB after a minute and {steady['memory'][-1]:.0f} MB after {minutes}.",
+        f"**At a rate.** Frames of 512², {steady['rate']:.0f} a second, 80% of what one process answers: {steady['frames']} frames, from arrival to answer {steady['seconds'][0]:.2f} s (median) and {steady['seconds'][1]:.2f} s (99%). Memory grew by {steady['memory'][-1] - steady['memory'][min(1, minutes)]:.0f} MB from the first minute to the end of minute {minutes}.",
         f"At {flood['rate']:.0f} a second, 150%, with `--drop`: {flood['dropped']:.0%} dropped, the others answered after {flood['seconds'][0]:.2f} s (median) and {flood['seconds'][1]:.2f} s (99%), of which most is waiting in 64 MB of memory.",
         "",
         f"**A folder** of {files['files']} files with a frame of 128² each: {files['first']:.1f} ms of CPU a frame in the second and third tenth, {files['last']:.1f} ms in the last fifth.",

@@ -130,7 +130,8 @@ def place(tmp_path_factory, runs):
     places = np.random.default_rng(0).uniform(2, 30, (12, 3))
     atoms = [atom.format(i + 1, i + 1, *at) for i, at in enumerate(places)]
     cell = "CRYST1   40.000   44.000   60.000  90.00  90.00  90.00 P 21 21 21"
-    (folder / "my.pdb").write_text("\n".join([cell, *atoms, "END"]))
+    for name in ("my.pdb", "lysozyme.pdb"):
+        (folder / name).write_text("\n".join([cell, *atoms, "END"]))
     shutil.copy(folder / "run42.cxi", folder / "as-written.h5")
     shutil.copy(ROOT / "nbs" / "tutorials" / "extending.ipynb", folder)
     large = load("sim-422", limit=13).load()
