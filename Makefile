@@ -84,8 +84,8 @@ docs/node_modules/katex: docs/package-lock.json
 docs: $(VENV)/.dev docs/node_modules/katex  ## the offline documentation site, in docs/_build/html
 	$(BIN)/python docs/build.py
 
-wheel-test: $(VENV)/.dev  ## build wheel and sdist, install the wheel in an empty environment, run the main job there
-	$(BIN)/python tests/wheel.py
+wheel-test: $(VENV)/.dev  ## build wheel and sdist, install the wheel in an empty environment, run the main job there (PYTHONS=/path/to/python3.13 …)
+	$(BIN)/python tests/wheel.py $(PYTHONS)
 
 bench: $(VENV)/.dev  ## the benchmarks against peers, each in its own table
 	@for b in $(filter-out bench/suite.py bench/harness.py, $(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
