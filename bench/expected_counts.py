@@ -121,6 +121,9 @@ def page(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> li
     rows = [row("held-out frames", [s["held out"] for s in first])]
     rows.append(row("the simulator's spots on measured blanks", [s["blanks"] for s in first]))
     for told, seeds in found.items():
+        if told == LONG:
+            rows.append(row("held-out frames of the longer set", [s["held out"] for s in seeds]))
+            rows.append(row("the simulator's spots on its measured blanks", [s["blanks"] for s in seeds]))
         for name in ("without", "with"):
             words = "told hit class and levels, half an hour" if told == LONG else f"told {told}"
             rows.append(row(f"{words}, {name} the network", [s[name] for s in seeds]))
