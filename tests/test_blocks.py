@@ -136,6 +136,7 @@ def place(tmp_path_factory, runs):
     shutil.copy(ROOT / "nbs" / "tutorials" / "extending.ipynb", folder)
     large = load("sim-422", limit=13).load()
     save_frames(large, folder / "run_17.h5")
+    save_frames(large, folder / "still.cxi")
     (folder / "incoming").mkdir()
     save_frames(large, folder / "incoming" / "run_1.h5")
     valid = np.ones(large["intensity"].shape[1:], bool)
