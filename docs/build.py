@@ -309,11 +309,10 @@ def contents(pages: Pages, notebooks: list[str]) -> None:
     parts = [
         "# Tutorials\n\nBy what you want. Each runs on two cores; `xrddiff lab` copies them to a folder of yours and opens JupyterLab, where they have the same numbers."
     ]
-    for wish in dict.fromkeys(wish for _, wish in numbers.values()):
-        here = {page: number for page, (number, own) in numbers.items() if own == wish}
+    for chapter in dict.fromkeys(chapter for _, chapter in numbers.values()):
+        here = {page: number for page, (number, own) in numbers.items() if own == chapter}
         cards = "\n".join(card(pages, page, "tutorials.md", number) for page, number in here.items())
-        chapter = next(iter(here.values())).partition(".")[0]
-        parts += [f"## {chapter} {wish}", raw(f'<div class="cards">{cards}</div>')]
+        parts += [f"## {chapter}", raw(f'<div class="cards">{cards}</div>')]
     pages.write("tutorials.md", "\n\n".join([*parts, toctree(list(numbers))]))
 
     listed = [*guides().values(), "questions.md"]

@@ -178,10 +178,7 @@ def of_prediction(rest: str, row, capsys) -> None:
 
 def of_script(rest: str, row) -> None:
     name, _, line = rest.partition(": ")
-    script = plan_submission(
-        load_profile(name), ["model=vae_kl", "data=sim128"], shown=True, reserve=False
-    ).cluster_script()
-    assert re.search(rf"^{re.escape(line)}( |$)", script, re.M)
+    assert re.search(rf"^{re.escape(line)}( |$)", batch_script(name), re.M)
 
 
 def of_yaml(rest: str, row, folder: Path) -> None:

@@ -167,7 +167,7 @@ def submit(options, words):
 @pytest.mark.parametrize("case", BROKEN)
 def test_refused(case, place, monkeypatch, capsys):
     if case == "tracker not installed":
-        monkeypatch.setattr("xrddiff.core.registry.find_spec", lambda package: None)
+        monkeypatch.setattr("xrddiff.core.extras.find_spec", lambda package: None)
     before = listed(place)
     options, words, sentence = BROKEN[case]
     code, said = submit(options, words), capsys.readouterr()

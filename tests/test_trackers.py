@@ -227,7 +227,7 @@ def test_a_tracker_that_fails_ends_no_training(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mlflow", "trackio"])
 def test_what_is_not_installed_is_said_in_a_sentence(name, monkeypatch):
-    monkeypatch.setattr("xrddiff.core.registry.find_spec", lambda package: None)
+    monkeypatch.setattr("xrddiff.core.extras.find_spec", lambda package: None)
     with pytest.raises(BadInput, match=f"training.trackers: {name} needs the package {name}.*pip install {name}"):
         chosen_trackers([name])
 

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from .errors import BadInput, nearest
+from .extras import is_installed
 from .files import package_folder
 
 # %% auto #0
@@ -746,10 +746,7 @@ def need_package(kind: str, name: str, where: str) -> None:
     The package is not imported. `where`: the word that asks for the entry.
     """
     package = find(kind, name).traits.get("needs")
-    if package is None:
-        return
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # no origin: a folder of that name, such as wandb's of its runs
+    if package is not None and not is_installed(package):
         raise BadInput(
             f"{where}: {name} needs the package {package}, which is not installed: pip install {package}, or remove the "
             f"{title(kind)}"

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ PATH = {
 
 def tutorial_path() -> dict[Path, tuple[str, str]]:
     """The tutorials of the checkout or of the installed package in reading order, with the number of each, such as
-    "2.1", and what it is for.
+    "2.1", and its chapter, such as "2 Make labelled frames".
     """
     folder = shipped_folder("nbs/tutorials", "_tutorials")
     found = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
@@ -64,7 +65,8 @@ def tutorial_path() -> dict[Path, tuple[str, str]]:
     rest = tuple(name for name in found if name not in {n for names in PATH.values() for n in names})
     numbers = {}
     for chapter, (wish, names) in enumerate((PATH | ({"More": rest} if rest else {})).items()):
-        numbers |= {found[n]: (f"{chapter}.{k}", wish) for k, n in enumerate((n for n in names if n in found), 1)}
+        title = f"{chapter} {wish}"
+        numbers |= {found[n]: (f"{chapter}.{k}", title) for k, n in enumerate((n for n in names if n in found), 1)}
     return numbers
 
 
@@ -101,16 +103,12 @@ def _first_lines(path: Path) -> tuple[str, str]:
 
 def _start_page() -> bytes:
     """The page that JupyterLab opens first: the tutorials by what people want."""
-    lines, chapters = (
-        ["# Tutorials of xrddiff", "", "By what you want. What a tutorial trains stays in `output`, beside it."],
-        set(),
-    )
-    for path, (number, wish) in tutorial_path().items():
-        chapter = number.partition(".")[0]
-        lines += [] if chapter in chapters else ["", f"## {chapter} {wish}", ""]
-        chapters.add(chapter)
-        title, line = _first_lines(path)
-        lines.append(f"- {number} [{title}]({path.name}): {line}")
+    lines = ["# Tutorials of xrddiff", "", "By what you want. What a tutorial trains stays in `output`, beside it."]
+    for chapter, own in groupby(tutorial_path().items(), key=lambda item: item[1][1]):
+        lines += ["", f"## {chapter}", ""]
+        for path, (number, _) in own:
+            title, line = _first_lines(path)
+            lines.append(f"- {number} [{title}]({path.name}): {line}")
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -171,8 +169,8 @@ def prepare_jupyter(folder: Path, environment: Mapping[str, str] = os.environ) -
     (own / "share" / "kernels" / KERNEL).mkdir(parents=True, exist_ok=True)
     write_json(own / "share" / "kernels" / KERNEL / "kernel.json", kernel)
     cards = [
-        [path.name, f"{number} {_first_lines(path)[0]}", f"{number.partition('.')[0]} {wish}"]
-        for path, (number, wish) in tutorial_path().items()
+        [path.name, f"{number} {_first_lines(path)[0]}", chapter]
+        for path, (number, chapter) in tutorial_path().items()
         if (folder / path.name).exists()
     ]
     (own / "config" / "labconfig").mkdir(parents=True, exist_ok=True)

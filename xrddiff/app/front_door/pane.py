@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 import time
 import uuid
@@ -17,7 +16,7 @@ from typing import Any
 
 from ...core.errors import XrddiffError
 from ...core.templates import render
-from ...run.execution.live import Screen
+from ...run.execution.live import Screen, without_colours
 from ...run.execution.standing import trained_part
 
 # %% auto #0
@@ -25,7 +24,6 @@ __all__ = ['LINES', 'Pane', 'live_pane']
 
 # %% ../../../nbs/app/front_door/pane.ipynb #3c64e982
 LINES = 12  # lines that a pane shows
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Pane(io.TextIOBase):
@@ -42,7 +40,7 @@ class Pane(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Print `text`; the pane is updated once `every` seconds have passed."""
-        self.screen.write(_COLOURS.sub("", text))
+        self.screen.write(without_colours(text))
         if time.monotonic() >= self._next:
             self.draw()
         return len(text)

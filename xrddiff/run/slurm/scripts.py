@@ -134,17 +134,18 @@ def site_lines(p: Profile) -> list[str]:
     if p.setup:
         lines += ["", "# What the site needs before the ranks start (setup).", *map(_command, p.setup)]
     if p.cleanup:
-        lines += ["", *_CLEAN_UP.splitlines()[:4], *(f"  {_command(words)}" for words in p.cleanup)]
-        lines += _CLEAN_UP.splitlines()[4:]
+        commands = "\n".join(f"  {_command(words)}" for words in p.cleanup)
+        lines += ["", *_CLEAN_UP.format(commands=commands).splitlines()]
     return lines
 
 
 _CLEAN_UP = """\
 # What the site needs after the job (cleanup), once. Not after SLURM has taken the allocation away (TERM: cancelled, or
 # requeued since a node failed), because a command would wait for nodes that are no longer this job's.
-clean_up() {
+clean_up() {{
   trap - EXIT
-}
+{commands}
+}}
 trap clean_up EXIT
 trap 'trap - EXIT; exit 143' TERM
 """
