@@ -356,18 +356,20 @@ class Process(NamedTuple):
         return self.row if products is None else self.row | {"products": round(products, 3)}
 
 
-def start(model: str, size: str, variant: str, args: argparse.Namespace, cache: str) -> Process:
-    """A process that is ready to make steps; `cache`: where compiled code is kept."""
+def start(model: str, size: str, caches: dict[str, str], args: argparse.Namespace) -> dict[str, Process]:
+    """Processes that are ready to make steps: of each variant in `caches`, the folder where compiled code is kept."""
     context = multiprocessing.get_context(
         "spawn" if args.device == "cuda" else "fork"
     )  # a fork has imported everything
-    pipe, end = context.Pipe()
-    process = context.Process(
-        target=worker, args=(end, model, size, variant, args.threads, args.device, cache), daemon=True
-    )
-    process.start()
-    end.close()
-    return Process(process, pipe, pipe.recv())
+    begun = {}
+    for variant, cache in caches.items():
+        pipe, end = context.Pipe()
+        given = (end, model, size, variant, args.threads, args.device, cache)
+        process = context.Process(target=worker, args=given, daemon=True)
+        process.start()
+        end.close()
+        begun[variant] = process, pipe
+    return {variant: Process(process, pipe, pipe.recv()) for variant, (process, pipe) in begun.items()}
 
 
 def applies(model: str, variant: str) -> bool:
@@ -383,18 +385,19 @@ def race(
 ) -> list[dict[str, Any]]:
     """The rows of a model and size; `caches`: an empty folder for each variant."""
     rows, rounds = [], args.rounds or SIZES[size][2]
-    ready = {variants[0]: start(model, size, variants[0], args, caches[variants[0]])}
-    need = 20 * ready[variants[0]].row["parameters"]  # weights, averages, two moments and gradients, each of 4 bytes
+    first = variants[0]
+    ready = start(model, size, {first: caches[first]}, args)
+    need = 20 * ready[first].row["parameters"]  # weights, averages, two moments and gradients, each of 4 bytes
     together = need * len(variants) < TOGETHER
     for group in [variants] if together else [[name] for name in variants]:
-        ready = {name: ready.get(name) or start(model, size, name, args, caches[name]) for name in group}
+        ready |= start(model, size, {name: caches[name] for name in group if name not in ready}, args)
         times: dict[str, list[float]] = {name: [] for name in group}
         for name in turns(group, rounds):
             times[name].append(round(ready[name].turn(), 2))
         for name, ms in times.items():
             about = dict(model=model, size=size, variant=name) | ready[name].stop()
             if "compile" in name and name in VARIANTS:  # as the next training of this network begins
-                about["again"] = start(model, size, name, args, caches[name]).stop()["first"]
+                about["again"] = start(model, size, {name: caches[name]}, args)[name].stop()["first"]
             rows.append(about | dict(ms=ms, together=together))
             print(
                 f"{model} {size} {name}: {min_median(ms, '.0f')} ms, {rows[-1]['memory']:.0f} MB, first step {rows[-1]['first']} s",
