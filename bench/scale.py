@@ -4,7 +4,7 @@
 
 frames: CPU time of decoding a frame of 512², 2048² and 4096² pixels (bslz4), of finding its peaks and of indexing it, and its bytes. stream: CPU time of a frame of the processes of `xrddiff stream` with its frames in one file: answered by one process, and with workers,
 where the process that takes them is timed alone. ranks: three short trainings of one model on 1, 2 and 4 ranks (gloo, one thread each), compared by `xrddiff scaling`. workers: samples by 1, 2 and 4 workers. With fewer cores than ranks the clock says what a crowded machine does; the CPU time of a frame says what the work costs.
-Writes bench/results/scale.json and scale.md, and the figures of docs/scale.md (`python docs/scale.py`).
+Writes bench/results/scale.json and scale.md, and the figures of docs/scale.md (`python docs/scale_page.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from harness import (
     same_terms,
     write_results,
 )
-from streams import bare, large, repeated, stream
+from peakfinder import sized
+from streams import bare, repeated, stream
 from workers import fill, make_run
 
 from xrddiff.core.ranks.rates import serial_share
@@ -44,29 +45,17 @@ from xrddiff.learn.training.checkpoints import trained_parameters
 from xrddiff.physics.indexing.indexer import index_frames, make_indexer
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.execution.workers import Workers, open_workers
+from xrddiff.run.streaming.answering import find_peaks_of
 from xrddiff.run.streaming.detector_messages import compress, decompress, encoding_of
 
-SIDES = (512, 2048, 4096)
+SIDES = {512: 8, 2048: 4, 4096: 3}  # different frames of each
 RANKS = (1, 2, 4)
 
 
 @cache
-def own_frames() -> xr.Dataset:
-    """Sixty-four frames of 512²."""
-    return simulate("sim-522", range(64))
-
-
-def frames_of(side: int, count: int) -> xr.Dataset:
-    """`count` frames of `side`² pixels: different ones of sim-522, side by side (the same one again would compress better)."""
-    frames, times = bare(own_frames()), side // 512
-    if times == 1:
-        return repeated(frames, count)
-    out = large(frames.isel(frame=slice(0, count)), times)
-    tiles = frames["intensity"].values
-    for k in range(count):
-        at = (np.arange(times**2) + 7 * k) % len(tiles)
-        out["intensity"].values[k] = np.block([[tiles[i] for i in row] for row in at.reshape(times, times)])
-    return out
+def frames_of(side: int) -> xr.Dataset:
+    """Different frames of `side`² pixels: sim-522 with more pixels, as far away as has them see the same angles."""
+    return simulate(sized(side), range(SIDES[side]))
 
 
 def cpu_ms(call: Any, count: int, rounds: int) -> list[float]:
@@ -75,9 +64,8 @@ def cpu_ms(call: Any, count: int, rounds: int) -> list[float]:
 
 
 def of_frame(side: int, rounds: int) -> dict[str, Any]:
-    """CPU ms of decoding a frame, of its peaks and (512² alone) of indexing it, its bytes as sent and its peaks."""
-    hits = own_frames().isel(frame=slice(0, 8))
-    frames = frames_of(side, 8 if side == 512 else 3).load()
+    """CPU ms of decoding a frame, finding its peaks and indexing it; its bytes as sent, and its peaks."""
+    frames = frames_of(side)
     images = frames["intensity"].values.astype(np.uint16)  # as such detectors send them
     how, n = encoding_of("bslz4", images.dtype), len(images)
     blobs = [compress(image, how) for image in images]
@@ -86,12 +74,12 @@ def of_frame(side: int, rounds: int) -> dict[str, Any]:
         for blob, image in zip(blobs, images, strict=True):
             decompress(blob, image.shape, str(image.dtype), how)
 
-    row = dict(pixels=side**2, bytes=float(np.mean([len(blob) for blob in blobs])))
-    row |= dict(decode=cpu_ms(decode, n, rounds), peaks=cpu_ms(lambda: find_frame_peaks(frames), n, rounds))
-    row |= dict(found=len(find_frame_peaks(frames)) / n)
-    if side == 512:
-        table, indexer = find_frame_peaks(hits), make_indexer(hits)
-        row |= dict(index=cpu_ms(lambda: index_frames(hits, peaks=table, indexer=indexer), n, rounds))
+    sent = bare(frames).assign(intensity=frames["intensity"].astype(np.uint16))
+    table = find_frame_peaks(frames)
+    indexer = make_indexer(frames, peaks=table)
+    row = dict(pixels=side**2, bytes=float(np.mean([len(blob) for blob in blobs])), found=len(table) / n)
+    row |= dict(decode=cpu_ms(decode, n, rounds), peaks=cpu_ms(lambda: find_peaks_of(sent, f"scale {side}"), n, rounds))
+    row |= dict(index=cpu_ms(lambda: index_frames(frames, peaks=table, indexer=indexer), n, rounds))
     print(side, row, flush=True)
     return row
 
@@ -100,11 +88,11 @@ def of_streams(args: Namespace) -> dict[str, Any]:
     """CPU ms of a frame of the process that takes it: with the answer, and with workers that answer; and frames a second."""
     found = {}
     for side, count in {512: 256, 2048: 32, 4096: 16}.items():
-        frames = repeated(frames_of(side, min(count, 8)), count)
+        frames = repeated(bare(frames_of(side)), count)
         frames["intensity"] = frames["intensity"].astype(np.uint16)
         row: dict[str, Any] = {"answer": [], "clock": {}, "take": []}
         for workers in (None, *(RANKS if side == 512 else (2,))):
-            took = [stream(frames, memory=256 << 20, **({} if workers is None else {"workers": f"local:{workers}"})) for _ in range(args.rounds)]  # fmt: skip
+            took = [stream(frames, **({} if workers is None else {"workers": f"local:{workers}"})) for _ in range(args.rounds)]  # fmt: skip
             row["clock"][str(workers or 0)] = [t["clock"] for t in took]
             if workers in (None, 2):
                 row["answer" if workers is None else "take"] = [t["cpu"] for t in took]
@@ -153,7 +141,7 @@ def page(found: dict[str, Any]) -> list[str]:
             [f"{side}²", *(min_median(row[k]) if k in row else "–" for k in ("decode", "peaks", "index")), f"{row['bytes'] / 1e6:.2f}", f"{row['bytes'] / row['pixels']:.2f}", f"{row['found']:.0f}"]
             for side, row in frames.items()
         ]  # fmt: skip
-        lines += ["", "## A frame", "", "CPU ms, minimum (median), one thread, uint16 as sent (bslz4). The larger frames are sim-522 side by side, so their lattice is nobody's: indexing is of 512² frames. It takes as long as a frame has peaks, not pixels.", ""]  # fmt: skip
+        lines += ["", "## A frame", "", "CPU ms, minimum (median), one thread, uint16 as sent (bslz4). Frames of sim-522 with more pixels on the same angles, all with a crystal. Indexing takes as long as a frame has peaks, not pixels.", ""]  # fmt: skip
         lines += markdown(["frame", "decode", "peaks", "index", "MB sent", "bytes a pixel", "peaks found"], rows)
     if streams := found.get("stream"):
         rows = [

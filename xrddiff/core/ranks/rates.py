@@ -41,6 +41,7 @@ class StreamNeeds:
     - `rate`: frames of the detector, 1/s. `pixels` of a frame, and its `bytes` as it is sent.
     - `decode`, `peaks`, `index`, `take`: CPU time of a frame, in s; `index` of a hit, `take` of the process that
       takes frames and writes answers.
+    - `alone`: CPU time of a frame in a process that takes frames and answers them itself, without indexing; 0: unknown.
     - `veto`: share of the frames that a trigger drops before they are unpacked. `hits`: share of the others
       that are indexed and kept.
     - `busy`: share of the time that a core works. `wait`: how long frames may wait in memory, s.
@@ -56,6 +57,7 @@ class StreamNeeds:
     peaks: float
     index: float
     take: float
+    alone: float = 0.0
     veto: float = 0.0
     hits: float = 1.0
     busy: float = 0.8
@@ -87,6 +89,11 @@ class StreamNeeds:
     def takers(self) -> int:
         """Processes that take frames, a core each."""
         return math.ceil(self.kept * self.take / self.busy)
+
+    @property
+    def processes(self) -> int:
+        """Processes without workers, a core each, that take a part of the stream and answer it."""
+        return math.ceil(self.kept * (self.alone + self.hits * self.index) / self.busy)
 
     @property
     def linear_to(self) -> float:

@@ -1,6 +1,6 @@
 """Write docs/scale.md: what large experiments need, computed from what bench/scale.py measured.
 
-    python docs/scale.py
+    python docs/scale_page.py
 
 Every figure of the page that is not said to be somebody else's is computed here from bench/results/scale.json; a test compares the page.
 """
@@ -8,6 +8,7 @@ Every figure of the page that is not said to be somebody else's is computed here
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,20 @@ H100 = {
 
 def costs(found: dict[str, Any]) -> dict[str, Any]:
     """(a, b) of a + b · pixels for each stage, s; `index` of a hit, s; `bytes` of a pixel."""
-    frames, streams = found["frames"].values(), found["stream"].items()
+    frames, streams = list(found["frames"].values()), found["stream"].items()
     pixels = [row["pixels"] for row in frames]
     ms = {name: [min(row[name]) / 1e3 for row in frames] for name in ("decode", "peaks")}
     lines = {name: cost_of_pixels(pixels, seconds) for name, seconds in ms.items()}
-    takes = [(int(side) ** 2, min(row["take"]) / 1e3) for side, row in streams]
-    lines["take"] = cost_of_pixels(*zip(*takes, strict=True))
-    index = min(found["frames"]["512"]["index"]) / 1e3
+    for name, key in (("take", "take"), ("alone", "answer")):
+        points = [(int(side) ** 2, min(row[key]) / 1e3) for side, row in streams]
+        lines[name] = cost_of_pixels(*zip(*points, strict=True))
+    index = max(min(row["index"]) for row in frames) / 1e3
     return lines | {"index": index, "bytes": max(row["bytes"] / row["pixels"] for row in frames)}
 
 
 def needs(c: dict[str, Any], rate: float, pixels: float, **words: float) -> StreamNeeds:
     """What a stream needs, by the measured costs."""
-    at = {name: c[name][0] + c[name][1] * pixels for name in ("decode", "peaks", "take")}
+    at = {name: c[name][0] + c[name][1] * pixels for name in ("decode", "peaks", "take", "alone")}
     return StreamNeeds(rate=rate, pixels=pixels, bytes=c["bytes"] * pixels, index=c["index"], **at, **words)
 
 
@@ -73,12 +75,25 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def stream_row(name: str, s: StreamNeeds) -> list[Any]:
-    nodes = s.nodes(NODE["cores"], NODE["network"], NODE["memory"])
+    need = (
+        s.processes / NODE["cores"],
+        s.network / NODE["network"],
+        (s.network + 0.5e9 * s.processes) / NODE["memory"],
+    )
     hour = 3600 * s.disk
-    return [name, f"{s.cores:,}", s.takers, nodes, f"{size(s.network)}/s", f"{size(s.disk)}/s", size(hour), size(s.memory)]  # fmt: skip
+    return [name, f"{s.processes:,}", f"{s.cores:,} + {s.takers:,}", max(1, *map(math.ceil, need)), f"{size(s.network)}/s", f"{size(s.disk)}/s", size(hour), size(s.network + 0.5e9 * s.processes)]  # fmt: skip
 
 
-STREAM_HEAD = ["", "cores that answer", "takers", "nodes", "network", "disk", "an hour on disk", "memory"]
+STREAM_HEAD = [
+    "",
+    "processes, a core each",
+    "or workers + takers",
+    "nodes",
+    "network",
+    "disk",
+    "an hour on disk",
+    "memory",
+]
 
 
 def page(found: dict[str, Any]) -> str:
@@ -86,6 +101,7 @@ def page(found: dict[str, Any]) -> str:
     c = costs(found)
     eiger = {f"hits {h:.0%}": needs(c, 133, EIGER, hits=h) for h in (0.05, 0.3, 1.0)}
     xfel = {name: needs(c, rate, XFEL, veto=veto, hits=0.1) for name, (rate, veto) in MEGA.items()}
+    found_peaks = [row["found"] for row in found["frames"].values()]
     mid, rest = eiger["hits 30%"], xfel["5 kHz"]
     measured = {side: min(row["answer"]) for side, row in found["stream"].items()}
     summed = {side: sum(1e3 * (c[n][0] + c[n][1] * int(side) ** 2) for n in ("decode", "peaks")) for side in measured}
@@ -101,7 +117,7 @@ def page(found: dict[str, Any]) -> str:
     clocks = found["stream"]["512"]["clock"]
     fit = table(
         ["stage", "a, ms", "b, ms per Mpx", "4.2 Mpx, ms", "18 Mpx, ms"],
-        [[name, f"{1e3 * c[name][0]:.2f}", f"{1e9 * c[name][1]:.2f}", *(f"{1e3 * (c[name][0] + c[name][1] * n):.1f}" for n in (2048**2, EIGER))] for name in ("decode", "peaks", "take")],
+        [[name, f"{1e3 * c[name][0]:.2f}", f"{1e9 * c[name][1]:.2f}", *(f"{1e3 * (c[name][0] + c[name][1] * n):.1f}" for n in (2048**2, EIGER))] for name in ("decode", "peaks", "take", "alone")],
     )  # fmt: skip
     model = table(["", "decode + peaks, model", "everything in one process, measured", "measured / model"], [[f"{s}²", f"{summed[s]:.1f}", f"{measured[s]:.1f}", f"{measured[s] / summed[s]:.2f}"] for s in measured])  # fmt: skip
     stream_table = table(STREAM_HEAD, [stream_row(n, s) for n, s in eiger.items()])
@@ -120,7 +136,7 @@ def page(found: dict[str, Any]) -> str:
     )
     return f"""# How large can it get?
 
-<!-- Written by `python docs/scale.py` from bench/results/scale.json: edit that program. -->
+<!-- Written by `python docs/scale_page.py` from bench/results/scale.json: edit that program. -->
 
 What a free-electron laser, a 16 Mpx detector at full speed and a training on a million frames need in cores, nodes, bytes and hours. It is a model. Its constants were measured on two cores ([table](../bench/results/scale.md), {found["machine"]}); no such experiment was run. The functions are [`StreamNeeds` and `TrainingNeeds`](../nbs/core/ranks/rates.ipynb), so that you can put in your own numbers:
 
@@ -133,17 +149,17 @@ mine.cores, mine.takers, mine.nodes(cores=96, network=12.5e9)
 
 ## The model
 
-**A frame.** Decoding and finding peaks look at every pixel: $t(N) = a + bN$ for $N$ pixels. Indexing a hit depends on its peaks instead: {1e3 * c["index"]:.0f} ms for a frame of 512² with {found["frames"]["512"]["found"]:.0f} of them. A pixel takes {c["bytes"]:.2f} bytes as it is sent (uint16, bslz4, simulated frames; with less background it is less).
+**A frame.** Decoding and finding peaks look at every pixel: $t(N) = a + bN$ for $N$ pixels. Indexing a hit depends on its peaks instead: at most {1e3 * c["index"]:.0f} ms for frames with {min(found_peaks):.0f} to {max(found_peaks):.0f} of them. A pixel takes {c["bytes"]:.2f} bytes as it is sent (uint16, bslz4, simulated frames; with less background it is less).
 
 {fit}
 
-*take*: CPU of the process that receives frames, hands them to workers and writes the table.
+*take*: CPU of the process that receives frames, hands them to workers and writes the table. *alone*: of one that receives frames and answers them itself, without indexing.
 
 **A stream** of $f$ frames a second, of which a trigger drops a share $v$ (the veto) and of the rest a share $h$ are hits, needs
 
 $$C = \\frac{{f\\,(1-v)\\,(t_\\text{{decode}} + t_\\text{{peaks}} + h\\,t_\\text{{index}})}}{{u}},\\qquad T = \\left\\lceil\\frac{{f\\,(1-v)\\,t_\\text{{take}}}}{{u}}\\right\\rceil$$
 
-cores $C$ and taking processes $T$, if each works for a share $u = 0.8$ of the time. The network carries $(1-v) f$ frames a second and disks $h$ of them. Memory is for one second of frames and 0.5 GB for each process.
+cores $C$ and taking processes $T$, if each works for a share $u = 0.8$ of the time. Without workers, processes that each take a part of the stream and answer it need $f\\,(1-v)\\,(t_\\text{{alone}} + h\\,t_\\text{{index}})/u$ cores. The network carries $(1-v) f$ frames a second and disks $h$ of them. Memory is for one second of frames and 0.5 GB for each process.
 
 **A training** of $n$ frames, $E$ epochs, $k$ windows of a frame and $b$ windows a step on each of $P$ ranks takes $\\frac{{Enk}}{{bP}}\\,t(P)$, where a step takes the longer of the network's $t_c + t_\\text{{all-reduce}}(P)$ and the loader's $b\\,t_\\text{{decode}}/(kc)$ with $c$ decoding cores for each rank. A window cannot be read without its frame, so one window a frame decodes the most.
 
@@ -151,11 +167,11 @@ cores $C$ and taking processes $T$, if each works for a share $u = 0.8$ of the t
 
 ### Is the sum of the stages right?
 
-CPU ms of a frame. A stream has more to do than its stages: messages, hits, the table and the page.
+CPU ms of a frame. A stream has more to do than decode and find peaks: messages, hits, the table and the page.
 
 {model}
 
-Where the last column is above 1, the cores below are too few by as much. The workers of the worked cases have no page, and the table is in `take`.
+The tables below are made from the measured process, not from the sum.
 
 ## An Eiger 16M at 133 Hz
 
@@ -163,9 +179,9 @@ Where the last column is above 1, the cores below are too few by as much. The wo
 
 {stream_table}
 
-With 30% hits, {mid.cores} cores and {mid.takers} takers. For comparison: CrystFEL with ASAP::O kept up with an EIGER2 X 16M at 133 frames a second at PETRA III on one node of 96 cores, at 242 ms of one thread for a blank and 455 ms for a hit ([White et al. 2025](https://journals.iucr.org/m/issues/2025/01/00/if5005)), which includes integration; ours are {1e3 * (mid.decode + mid.peaks):.0f} ms and {1e3 * (mid.decode + mid.peaks + mid.index):.0f} ms without it.
+With 30% hits, {mid.processes} processes that take and answer. For comparison: CrystFEL with ASAP::O kept up with an EIGER2 X 16M at 133 frames a second at PETRA III on one node of 96 cores, at 242 ms of one thread for a blank and 455 ms for a hit ([White et al. 2025](https://journals.iucr.org/m/issues/2025/01/00/if5005)), which includes integration; ours are {1e3 * mid.alone:.0f} ms and {1e3 * (mid.alone + mid.index):.0f} ms without it, on another machine and on simulated frames.
 
-One taker is busy for {133 * mid.take:.0%} of the time, so {mid.takers} must divide the stream, as `xrddiff stream` does not do by itself: start one for each part of the detector's stream.
+A frame costs a taker {1e3 * mid.take:.0f} ms, since it is copied to the worker, and a worker {1e3 * mid.work:.0f} ms: one taker and its workers answer {1 / mid.take:.1f} frames a second at most, a process alone {1 / (mid.alone + mid.hits * mid.index):.1f}. So large frames are divided among processes, one for each part of what the detector sends, as `xrddiff stream` does not do by itself.
 
 ## LCLS-II
 
@@ -173,7 +189,7 @@ The accelerator is made for up to a million pulses a second ([SLAC](https://ml.s
 
 {xfel_table}
 
-Without a veto 5 kHz takes {rest.cores:,} cores. The rows with a veto of 0.99 and 0.999 answer 1,000 frames a second, whatever the accelerator does: what matters is $f(1-v)$.
+Without a veto 5 kHz takes {rest.processes:,} cores. The rows with a veto of 0.99 and 0.999 leave 1,000 frames a second, whatever the accelerator does: what matters is $f(1-v)$.
 
 ## A training on a million frames of 4 Mpx
 
@@ -187,8 +203,8 @@ With one window a frame, a GPU waits for its loader: eight windows are {1e3 * gp
 
 | what | linear up to | what comes then |
 | --- | --- | --- |
-| stream of an Eiger 16M | {mid.linear_to:.0f} workers for one taker | the taker: {1 / mid.take:.0f} frames a second |
-| stream of 2.2 Mpx | {rest.linear_to:.0f} workers for one taker | the taker: {1 / rest.take:.0f} frames a second |
+| stream of an Eiger 16M, with workers | {mid.linear_to:.1f} workers for one taker | the taker: {1 / mid.take:.1f} frames a second |
+| stream of 2.2 Mpx, with workers | {rest.linear_to:.1f} workers for one taker | the taker: {1 / rest.take:.0f} frames a second |
 | network of a node, 2.2 Mpx | {NODE["network"] / (c["bytes"] * XFEL):,.0f} frames a second | more nodes, even with cores left |
 | training on cores, one batch of 8 each | {core.step.compute_seconds / core.loading:.0f} ranks for each core that decodes one window a frame | the loader |
 | training on GPUs | {gpu.step.compute_seconds / (gpu.loading / gpu.decoders):.1f} × as fast as now | the loader, from then on |
