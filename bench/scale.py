@@ -33,6 +33,7 @@ from harness import (
     min_median,
     read_results,
     same_terms,
+    turns,
     write_results,
 )
 from peakfinder import sized
@@ -40,6 +41,7 @@ from streams import bare, repeated, stream
 from workers import fill, make_run
 
 from xrddiff.core.ranks.rates import serial_share
+from xrddiff.core.ranks.scaling import read_speed
 from xrddiff.data.frames.peaks import find_frame_peaks
 from xrddiff.learn.training.checkpoints import trained_parameters
 from xrddiff.physics.indexing.indexer import index_frames, make_indexer
@@ -105,20 +107,25 @@ WORDS = "model=vae_kl size=tiny experiment_type=test data=sim128 data.limit=64 t
 
 
 def of_ranks(args: Namespace, folder: Path) -> list[dict[str, Any]]:
-    """What `xrddiff scaling` says of three runs that differ in their ranks, and the CPU ms of a frame."""
-    runs, cpu = [], {}
+    """What `xrddiff scaling` says of runs that differ in their ranks, the fastest of each, and their CPU seconds."""
+    runs: dict[int, list[tuple[float, float, Path]]] = {n: [] for n in RANKS}
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    for ranks in RANKS:
+    for ranks in turns(RANKS, args.rounds):
+        name = f"ranks-{ranks}-{len(runs[ranks])}"
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--no-python"]  # fmt: skip
-        words = [*WORDS.split(), f"run_name=ranks-{ranks}"]
         before = cpu_seconds(own=False)
-        subprocess.run([*launch, XRDDIFF, "run", *words], cwd=folder, env=env, check=True, stdout=sys.stderr)
-        cpu[ranks] = cpu_seconds(own=False) - before
-        runs.append(next(folder.glob(f"output/*/ranks-{ranks}")))
-    said = subprocess.run([XRDDIFF, "scaling", *runs, "--json"], check=True, capture_output=True, text=True).stdout
-    print(said, cpu, flush=True)
+        subprocess.run([*launch, XRDDIFF, "run", *WORDS.split(), f"run_name={name}"], cwd=folder, env=env, check=True, stdout=sys.stderr)  # fmt: skip
+        run = next(folder.glob(f"output/*/{name}"))
+        runs[ranks].append((read_speed(run)[0]["frames_per_second"], cpu_seconds(own=False) - before, run))
+    best = [max(runs[ranks]) for ranks in RANKS]
+    said = subprocess.run([XRDDIFF, "scaling", *(run for _, _, run in best), "--json"], check=True, capture_output=True, text=True).stdout  # fmt: skip
     kept = ("ranks", "frames_per_second", "speed_up", "efficiency")
-    return [{name: row[name] for name in kept} | {"cpu": cpu[row["ranks"]]} for row in json.loads(said)]
+    rows = [{name: row[name] for name in kept} for row in json.loads(said)]
+    for row in rows:
+        own = runs[row["ranks"]]
+        row |= {"cpu": min(cpu for _, cpu, _ in own), "all": sorted(rate for rate, _, _ in own)}
+    print(rows, flush=True)
+    return rows
 
 
 def of_workers(args: Namespace, folder: Path) -> dict[str, list[float]]:
@@ -135,7 +142,7 @@ def of_workers(args: Namespace, folder: Path) -> dict[str, list[float]]:
 
 
 def page(found: dict[str, Any]) -> list[str]:
-    lines = ["# Scale", "", f"`OMP_NUM_THREADS=1 python bench/scale.py`; {found['machine']}. The constants of [docs/scale.md](../../docs/scale.md)."]  # fmt: skip
+    lines = ["# Scale", "", f"`OMP_NUM_THREADS=1 python bench/scale.py`; {found['machine']}. The constants of [docs/scale.md](../../docs/scale.md). Load average before each part, with the other work on the machine: {', '.join(f'{k} {v}' for k, v in found['loads'].items())}."]  # fmt: skip
     if frames := found.get("frames"):
         rows = [
             [f"{side}²", *(min_median(row[k]) if k in row else "–" for k in ("decode", "peaks", "index")), f"{row['bytes'] / 1e6:.2f}", f"{row['bytes'] / row['pixels']:.2f}", f"{row['found']:.0f}"]
@@ -151,8 +158,8 @@ def page(found: dict[str, Any]) -> list[str]:
         lines += ["", "## A stream", "", "CPU ms of a frame: of one process that does everything, and of the process that takes frames for two workers. Then frames a second by the clock, sender and all on these cores: one process, and 1, 2 and 4 workers beside it.", ""]  # fmt: skip
         lines += markdown(["frame", "all in one", "taking", "one process", "1 worker", "2 workers", "4 workers"], rows)
     if ranks := found.get("ranks"):
-        rows = [[r["ranks"], f"{r['frames_per_second']:.1f}", f"{r['speed_up']:.2f}", f"{r['efficiency']:.0%}", f"{r['cpu']:.0f}"] for r in ranks]  # fmt: skip
-        lines += ["", "## Ranks", "", f"`xrddiff scaling` of three runs, `{WORDS}`, on gloo. CPU: seconds of all processes, from start to report.", ""]  # fmt: skip
+        rows = [[r["ranks"], f"{r['frames_per_second']:.1f} ({median(r['all']):.1f})", f"{r['speed_up']:.2f}", f"{r['efficiency']:.0%}", f"{r['cpu']:.0f}"] for r in ranks]  # fmt: skip
+        lines += ["", "## Ranks", "", f"`xrddiff scaling` of the fastest run on each number of ranks, `{WORDS}`, on gloo; (median) of all rounds. CPU: least seconds of all processes, from start to report.", ""]  # fmt: skip
         lines += markdown(["ranks", "frames/s", "speed-up", "efficiency", "CPU s"], rows)
     if workers := found.get("workers"):
         one = max(workers["1"])
@@ -169,13 +176,14 @@ def main() -> None:
     same_terms(keep_freed=True)
     found = read_results("scale", {})
     found["cores"] = os.cpu_count()
-    found["machine"] = machine("cores", f"load {os.getloadavg()[0]:.1f}", "python", "torch", "day")
+    found["machine"] = machine("cores", "python", "torch", "day")
     with tempfile.TemporaryDirectory() as place:
         ways = dict(frames=lambda: {str(side): of_frame(side, args.rounds) for side in SIDES}, stream=lambda: of_streams(args), ranks=lambda: of_ranks(args, Path(place)), workers=lambda: of_workers(args, Path(place)))  # fmt: skip
         for name in args.only:
+            found.setdefault("loads", {})[name] = round(os.getloadavg()[0], 1)
             found[name] = ways[name]()
             if name == "ranks":
-                found["parameters"] = trained_parameters(next(Path(place).glob("output/*/ranks-1")))
+                found["parameters"] = trained_parameters(next(Path(place).glob("output/*/ranks-1-0")))
             write_results("scale", page, found)
     print(*page(found), sep="\n")
 

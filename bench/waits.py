@@ -148,10 +148,11 @@ WAITS: dict[str, Callable[[Side], tuple]] = {
     "runs, 1,000, first": lambda side: (_forget(side), (COMMAND, "runs", str(side.runs(1000))))[1],
     "runs, 1,000, again": lambda side: (COMMAND, "runs", str(side.runs(1000))),
     "compare, 200": lambda side: (COMMAND, "compare", str(side.runs(200)), "-o", str(side.folder / "page")),
+    "evaluate RUN": lambda side: (COMMAND, "evaluate", str(side.run)),
     "the demo's rest": _demo,
 }
 LONG = "the demo's rest"
-GOALS = dict(zip(WAITS, (4, 8, 1, 1.2, None, 1, 15, 45), strict=True))
+GOALS = dict(zip(WAITS, (4, 8, 1, 1.2, None, 1, 15, None, 45), strict=True))
 
 
 def page(found: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from .networks import above_zero
 from .scaling import CostModel
 
 # %% auto #0
-__all__ = ['cost_of_pixels', 'StreamNeeds', 'amdahl', 'serial_share', 'TrainingNeeds']
+__all__ = ['cost_of_pixels', 'StreamNeeds', 'nodes_of', 'linear_to', 'answered', 'amdahl', 'serial_share', 'TrainingNeeds']
 
 # %% ../../../nbs/core/ranks/rates.ipynb #a1000005
 def cost_of_pixels(pixels: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
@@ -96,15 +96,6 @@ class StreamNeeds:
         return math.ceil(self.kept * (self.alone + self.hits * self.index) / self.busy)
 
     @property
-    def linear_to(self) -> float:
-        """Workers up to which one taker answers more with each."""
-        return self.work / self.take
-
-    def answered(self, workers: int) -> float:
-        """Frames after the veto that one taker and its workers answer, 1/s, each on a core of its own."""
-        return min(workers / self.work, 1 / self.take)
-
-    @property
     def network(self) -> float:
         """Bytes a second that the processes receive."""
         return self.kept * self.bytes
@@ -119,11 +110,24 @@ class StreamNeeds:
         """Bytes of all processes, and of the frames that wait."""
         return self.network * self.wait + (self.cores + self.takers) * self.process_bytes
 
-    def nodes(self, cores: int, network: float, memory: float = math.inf) -> int:
-        """Nodes of so many cores, with a link of `network` and a memory of `memory` bytes: what they have least of decides."""
-        above_zero(cores=cores, network=network, memory=memory if memory < math.inf else 1)
-        needs = ((self.cores + self.takers) / cores, self.network / network, self.memory / memory)
-        return max(1, *map(math.ceil, needs))
+# %% ../../../nbs/core/ranks/rates.ipynb #a1000014
+def nodes_of(stream: StreamNeeds, cores: int, network: float, memory: float = math.inf) -> int:
+    """Nodes of so many cores for workers and takers, with a link of `network` bytes a second and a memory of `memory`
+    bytes: what they have least of decides.
+    """
+    above_zero(cores=cores, network=network, memory=memory if memory < math.inf else 1)
+    needs = ((stream.cores + stream.takers) / cores, stream.network / network, stream.memory / memory)
+    return max(1, *map(math.ceil, needs))
+
+
+def linear_to(stream: StreamNeeds) -> float:
+    """Workers up to which one taker answers more with each."""
+    return stream.work / stream.take
+
+
+def answered(stream: StreamNeeds, workers: int) -> float:
+    """Frames after the veto that one taker and its workers answer, 1/s, each on a core of its own."""
+    return min(workers / stream.work, 1 / stream.take)
 
 # %% ../../../nbs/core/ranks/rates.ipynb #a100000e
 def amdahl(serial: float, workers: float) -> float:
