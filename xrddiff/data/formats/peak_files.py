@@ -76,7 +76,7 @@ def _lines(path: Path) -> Iterator[str]:
                 )
             yield line.strip()
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #6cbe467a
 def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.DataFrame]:
     """The tables `peaks`, and `integrated` and `crystals` if there are crystals, of a CrystFEL stream: `frame`, `fs`, `ss` (px), `intensity`,
     `panel`; the second also `crystal`, `h`, `k`, `l`, `sigma`, `peak`, `background`. The third: `frame`, `crystal`, `wavelength` (Å), the

@@ -335,7 +335,7 @@ def cell_of_frames(ds: xr.Dataset) -> Cell | None:
     centring = group.centring_type() if group else "P"
     return Cell(tuple(np.asarray(told, float).ravel()), centring if centring in CENTRINGS else "P")
 
-
+# %% ../../../nbs/physics/indexing/indexer.ipynb #b8d92071
 def make_indexer(
     ds: xr.Dataset,
     cell: Any = None,

@@ -18,7 +18,7 @@ from ...data.frames.peaks import pixels_around
 from ..merging.observations import OVERLAPPED, SATURATED
 
 # %% auto #0
-__all__ = ['HIGH', 'BRIGHT', 'FEWEST_BRIGHT', 'integrate_spots', 'integrate_frame', 'spot_moments', 'width_of_moment',
+__all__ = ['HIGH', 'BRIGHT', 'FEWEST_BRIGHT', 'integrate_spots', 'integrate_frame', 'second_moments', 'width_of_moment',
            'learn_profile']
 
 # %% ../../../nbs/physics/indexing/integration.ipynb #35b7b6bd
@@ -43,7 +43,7 @@ class _Plane:
         """The planes at points (n, m)."""
         return self.at[:, :1] + self.at[:, 1:2] * dx + self.at[:, 2:] * dy
 
-
+# %% ../../../nbs/physics/indexing/integration.ipynb #b0882c9c
 def integrate_spots(
     image: np.ndarray,
     spots: pd.DataFrame,
@@ -117,7 +117,7 @@ BRIGHT = 10.0  # σ: spots from which the width is learnt
 FEWEST_BRIGHT = 20
 
 
-def spot_moments(image: np.ndarray, spots: pd.DataFrame, measured: pd.DataFrame, radius: float = 3.0) -> np.ndarray:
+def second_moments(image: np.ndarray, spots: pd.DataFrame, measured: pd.DataFrame, radius: float = 3.0) -> np.ndarray:
     """Half the second moment (n,) of spots about their places, px², from what `integrate_spots` measured of them."""
     *_, height, width = image.shape
     panel = spots["panel"].to_numpy(np.intp) if image.ndim == 3 else np.zeros(len(spots), np.intp)
@@ -151,6 +151,6 @@ def learn_profile(ds: xr.Dataset, spots: Mapping[int, pd.DataFrame], frames: int
         measured = integrate_frame(ds, frame, own)
         bright = (measured["intensity"] > BRIGHT * measured["sigma"]) & (measured["flag"] == 0)
         image = ds["intensity"].isel(frame=frame).values - float(ds.attrs.get("pedestal", 0))
-        moments.append(spot_moments(image, own[bright], measured[bright]))
+        moments.append(second_moments(image, own[bright], measured[bright]))
     moments = np.concatenate(moments) if moments else np.zeros(0)
     return width_of_moment(float(np.median(moments))) if len(moments) >= FEWEST_BRIGHT else None

@@ -77,7 +77,7 @@ def shell_edges(d_min: float, d_max: float, shells: int) -> np.ndarray:
     """Edges (shells + 1,) of shells of equal volume, from `d_max` down to `d_min`, Å."""
     return np.linspace(d_max**-3.0, d_min**-3.0, shells + 1) ** (-1 / 3)
 
-
+# %% ../../../nbs/physics/merging/statistics.ipynb #47f3ea0e
 def shell_table(
     merged: Merged,
     cell: Sequence[float],
