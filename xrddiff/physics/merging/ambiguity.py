@@ -16,14 +16,14 @@ from scipy import sparse
 from .symmetry import AsuIndices, asymmetric_unit, original_indices
 
 # %% auto #0
-__all__ = ['CORE', 'FEWEST_SHARED', 'Resolved', 'resolve_ambiguity', 'made_up_stills', 'same_way']
+__all__ = ['CORE', 'FEWEST_SHARED', 'IndexedAlike', 'resolve_ambiguity', 'made_up_stills', 'same_way']
 
 # %% ../../../nbs/physics/merging/ambiguity.ipynb #8baf9220
 CORE = 400  # crystals that are compared to each other
 FEWEST_SHARED = 4  # reflections of two crystals, for a correlation
 
 
-class Resolved(NamedTuple):
+class IndexedAlike(NamedTuple):
     """`table`: the observations, indexed alike. `way`: 0, or which law was applied, of each crystal (F,), with its `frame` and `crystal`.
 
     changed: number of crystals that were turned. gain: mean correlation between crystals after, and before.
@@ -94,7 +94,7 @@ def _place(score: np.ndarray, shared: np.ndarray) -> np.ndarray:
     return way
 
 # %% ../../../nbs/physics/merging/ambiguity.ipynb #7ace37ad
-def resolve_ambiguity(table: pd.DataFrame, laws: Sequence[np.ndarray], group: gemmi.SpaceGroup) -> Resolved:
+def resolve_ambiguity(table: pd.DataFrame, laws: Sequence[np.ndarray], group: gemmi.SpaceGroup) -> IndexedAlike:
     """Index all crystals of a table of observations alike.
 
     laws: as `twin_laws` finds them; without any, everything stays as it is. Which of the ways it is for all of them, no intensity can tell.
@@ -104,7 +104,7 @@ def resolve_ambiguity(table: pd.DataFrame, laws: Sequence[np.ndarray], group: ge
     F = len(crystals)
     about = pd.DataFrame(crystals, columns=["frame", "crystal"])
     if not laws or F < 2:
-        return Resolved(table, about.assign(way=0), 0, (np.nan, np.nan))
+        return IndexedAlike(table, about.assign(way=0), 0, (np.nan, np.nan))
     ways = _ways(table, laws, group)
     # crystals differ in strength, reflections in falloff: the correlation is of ln(1 + I/σ), which neither one spot nor resolution rules
     value = np.log1p(np.maximum(table["intensity"].to_numpy(float) / table["sigma"].to_numpy(float), 0))
@@ -130,7 +130,7 @@ def resolve_ambiguity(table: pd.DataFrame, laws: Sequence[np.ndarray], group: ge
     hkl = np.choose(chosen[:, None], [w.hkl for w in ways])
     isym = np.choose(chosen, [w.isym for w in ways])
     turned = table.assign(h=hkl[:, 0], k=hkl[:, 1], l=hkl[:, 2], isym=isym)
-    return Resolved(turned, about.assign(way=way), int((way > 0).sum()), (after, before))
+    return IndexedAlike(turned, about.assign(way=way), int((way > 0).sum()), (after, before))
 
 
 def _trend(d: np.ndarray, value: np.ndarray) -> np.ndarray:
