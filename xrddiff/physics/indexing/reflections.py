@@ -91,6 +91,10 @@ def stream_reflections(path: str | os.PathLike, group: str) -> tuple[pd.DataFram
     if "integrated" not in tables:
         raise BadInput(f"{plain_text(path)} has no integrated reflections; expected a stream of indexed frames")
     crystals, table = tables["crystals"], tables["integrated"]
+    if crystals.drop(columns="centring").isna().any(axis=None):
+        raise BadInput(
+            f"{plain_text(path)} has a crystal without its cell, its reciprocal axes or the photon energy; expected a stream as indexamajig writes it"
+        )
     cell = Cell(tuple(crystals[["a", "b", "c", "alpha", "beta", "gamma"]].median()), str(crystals["centring"].iloc[0]))
     found = space_group(group)
     change = fit_axes(cell.parameters, found, edges=0.02, angles=1.5).change

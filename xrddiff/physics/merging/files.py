@@ -62,7 +62,7 @@ def write_merged_mtz(
 
 # %% ../../../nbs/physics/merging/files.ipynb #3e591793
 _UNMERGED = (
-    ("M/ISYM", "Y"), ("BATCH", "B"), ("I", "J"), ("SIGI", "Q"), ("SCALEUSED", "R"), ("FRACTIONCALC", "R"), ("EXCITATION", "R"), ("FLAG", "I"),
+    ("M/ISYM", "Y"), ("BATCH", "B"), ("I", "J"), ("SIGI", "Q"), ("SIGICORR", "Q"), ("SCALEUSED", "R"), ("FRACTIONCALC", "R"), ("EXCITATION", "R"), ("FLAG", "I"),
 )  # fmt: skip
 
 
@@ -74,7 +74,9 @@ def write_unmerged_mtz(
     mtz = _empty_mtz(cell, group, "unmerged", wavelength)
     for label, kind in _UNMERGED:
         mtz.add_column(label, kind)
-    columns = [seen.isym, seen.crystal + 1, seen.value, seen.sigma, 1 / scaling.strength(seen), scaling.part(seen)]
+    corrected = np.where(merged.weight > 0, merged.weight, 1 / seen.sigma**2) ** -0.5
+    columns = [seen.isym, seen.crystal + 1, seen.value, seen.sigma, corrected]
+    columns += [1 / scaling.strength(seen), scaling.part(seen)]
     data = np.column_stack([seen.hkl[seen.which], *columns, scaling.excitation(seen), merged.weight == 0])
     mtz.set_data(data[np.lexsort((data[:, 4], *data[:, 2::-1].T))].astype(np.float32))
     for i, (frame, crystal) in enumerate(seen.crystals.tolist()):
