@@ -10,7 +10,6 @@ import os
 from typing import Any
 
 from .arguments import PEAKS_HELP, frame_words, peaks_word
-from ...core.errors import BadInput
 from ...core.files import absolute_path
 from ...core.mediums import console, for_terminal, say
 

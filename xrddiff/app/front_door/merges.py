@@ -114,7 +114,7 @@ def merge_intensities(
     Raises `BadInput` for a source that cannot be read, or a cell that does not fit the space group.
     """
     from xrddiff.judge.inference.merges import MergePlan, merge_data
-    from xrddiff.run.execution.merging import check_target, save_merged
+    from xrddiff.run.execution.merging import check_new_folder, save_merged
 
     frames = source if isinstance(source, xr.Dataset) else None
     name = "frames" if frames is not None else os.fspath(source)
@@ -122,7 +122,7 @@ def merge_intensities(
         name, absolute_path(cell), group, method, d_min, shells, draws, seed, index, limit, peaks, distance_range, words
     )  # fmt: skip
     if output is not None:
-        check_target(output)
+        check_new_folder(output)
     found = merge_data(plan, frames)
     if output is not None:
         save_merged(found, output)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from xrddiff.judge.inference.merges import MergePlan, MergeResult
 
 # %% auto #0
-__all__ = ['FILES', 'check_target', 'save_merged', 'execute_merge']
+__all__ = ['FILES', 'check_new_folder', 'save_merged', 'execute_merge']
 
 # %% ../../../nbs/run/execution/merging.ipynb #5d601836
 FILES = ("merged.mtz", "unmerged.mtz", "merged.hkl", "shells.csv")
 
 
-def check_target(folder: str | os.PathLike) -> Path:
+def check_new_folder(folder: str | os.PathLike) -> Path:
     """`folder`, if it does not exist or is empty. Raises `BadInput` otherwise."""
     path = Path(folder).expanduser()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
@@ -40,7 +40,7 @@ def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
     from xrddiff.judge.views.merging import merging_report
     from xrddiff.physics.merging.files import write_hkl, write_merged_mtz, write_unmerged_mtz
 
-    path = check_target(folder)
+    path = check_new_folder(folder)
     (path / "metrics").mkdir(parents=True, exist_ok=True)
     cell, group = found.gathered.cell.parameters, found.gathered.group
     write_merged_mtz(found.merged, path / "merged.mtz", cell, group, found.gathered.wavelength)
@@ -61,7 +61,7 @@ def execute_merge(plan: MergePlan, folder: str | os.PathLike, frames: xr.Dataset
     """Merge what a plan asks for, and save it in a new folder. frames: those of the source, if they are open."""
     from xrddiff.judge.inference.merges import merge_data
 
-    check_target(folder)
+    check_new_folder(folder)
     found = merge_data(plan, frames)
     save_merged(found, folder)
     return found
