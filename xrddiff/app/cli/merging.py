@@ -55,7 +55,7 @@ def _rich_shells(shells: Any) -> Any:
         table.add_row(str(index), *(for_terminal(str(v)) for v in row))
     return table
 
-
+# %% ../../../nbs/app/cli/merging.ipynb #76e86762
 def add_merge(commands: Any) -> None:
     """Add `xrddiff merge` to the subparsers."""
     p = commands.add_parser(

@@ -84,7 +84,7 @@ class MergedIntensities:
 
         return answer_html(self._about(), printed_shells(self.shells), [png(self.picture(), dpi=80)])
 
-
+# %% ../../../nbs/app/front_door/merges.ipynb #d3299ce9
 @plain_errors
 def merge_intensities(
     source: xr.Dataset | str | os.PathLike,

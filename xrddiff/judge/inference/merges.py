@@ -139,7 +139,7 @@ def _peak_way(name: str | None) -> Any:
 
     return peak_way(name)
 
-
+# %% ../../../nbs/judge/inference/merges.ipynb #cb2a696e
 def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     """The observations of frames: indexed, refined together, and integrated."""
     group = _group_of(plan, ds.attrs.get("space_group"))
