@@ -215,6 +215,8 @@ def merge_data(plan: MergePlan, frames: xr.Dataset | None = None) -> MergeResult
     merged = merge_reflections(table, plan.method, seed=plan.seed)
     if len(merged.half) < FEW:
         notes.append(f"{len(merged.half)} crystals: halves of so few say little; {FEW} or more do")
+    if empty := int((merged.seen.of_crystals(merged.weight) == 0).sum()):
+        notes.append(f"{empty} crystals are so weak beside the others that nothing of them is merged")
     if merged.outliers:
         notes.append(f"{merged.outliers} observations are outliers, more than 6σ from the others, and are left out")
     shells = shell_table(

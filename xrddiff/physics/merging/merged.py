@@ -17,10 +17,11 @@ from .observations import Observations, group_reflections
 from .scaling import Scaling, fit_scaling
 
 # %% auto #0
-__all__ = ['LEAST_PART', 'ROUNDS', 'Merged', 'merge_reflections', 'resampled']
+__all__ = ['LEAST_PART', 'LEAST_STRENGTH', 'ROUNDS', 'Merged', 'merge_reflections', 'resampled']
 
 # %% ../../../nbs/physics/merging/merged.ipynb #17180df8
 LEAST_PART = 0.1  # of a reflection that an observation must have recorded
+LEAST_STRENGTH = 0.03  # of the median: crystals that are weaker recorded nothing, or were indexed wrongly
 ROUNDS = 12  # of errors and outliers, at most
 
 
@@ -95,7 +96,8 @@ def merge_reflections(
     seen = reflections if isinstance(reflections, Observations) else group_reflections(reflections)
     scaling = fit_scaling(seen, method, rounds)
     factor, part = scaling.factor(seen), scaling.part(seen)
-    usable = part >= LEAST_PART
+    strength = scaling.strength(seen)
+    usable = (part >= LEAST_PART) & (strength >= LEAST_STRENGTH * np.median(strength))
     half = numpy_rng("half-sets", seed).permutation(len(seen.crystals)) % 2
     errors, outlier = ErrorModel(c=scaling.error), np.zeros(len(seen.d), bool)
     expected = factor * np.maximum(_start(seen, factor, usable), 0)[seen.which]
