@@ -73,6 +73,11 @@ def _interval(name: str, value: float, drawn: np.ndarray) -> tuple[float, float]
     return max(float(low), 0.0), float(min(high, 1.0) if name == "completeness" else high)
 
 
+def _allowed(table: pd.DataFrame, group: gemmi.SpaceGroup) -> pd.DataFrame:
+    """The reflections that the space group does not forbid."""
+    return table[~group.operations().systematic_absences(table[["h", "k", "l"]].to_numpy(np.int32))]
+
+
 def shell_edges(d_min: float, d_max: float, shells: int) -> np.ndarray:
     """Edges (shells + 1,) of shells of equal volume, from `d_max` down to `d_min`, Å."""
     return np.linspace(d_max**-3.0, d_min**-3.0, shells + 1) ** (-1 / 3)
@@ -96,7 +101,7 @@ def shell_table(
     """
     if len(merged.half) < 2:
         raise BadInput("one crystal has no halves to compare; expected two or more")
-    measured = merged.table[merged.table["d"] >= (d_min or 0)]
+    measured = _allowed(merged.table[merged.table["d"] >= (d_min or 0)], group)
     if not len(measured):
         raise BadInput(f"no reflection was measured to {d_min:g} Å; expected a smaller d_min")
     d_min = float(measured["d"].min()) if d_min is None else d_min
@@ -112,7 +117,7 @@ def shell_table(
     possible = np.bincount(parts(d_all), minlength=shells)
     drawn = []
     for table in [measured, *resampled(merged, draws, seed)]:
-        table = table[table["d"] >= d_min * (1 - 1e-6)]
+        table = _allowed(table[table["d"] >= d_min * (1 - 1e-6)], group)
         at = parts(table["d"])
         rows = [_row(table[at == i], int(possible[i])) for i in range(shells)]
         drawn.append([*rows, _row(table, int(possible.sum()))])
