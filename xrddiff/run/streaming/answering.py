@@ -142,13 +142,13 @@ def learn_indexer(frames: xr.Dataset, peaks: pd.DataFrame, question: Question) -
     cell = cell_of(frames, question)
     return make_indexer(frames, cell, frames=sorted(rich), peaks=peaks[peaks["frame"].isin(rich)], controls=60)
 
-# %% ../../../nbs/run/streaming/answering.ipynb #a47939b3
+# %% ../../../nbs/run/streaming/answering.ipynb #e11b1661
 def _one_sided(name: str, scores: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
     """Scores, of which those count as typical that are on the side where nothing is wrong: an area can only be too dark."""
     values = scores[name].to_numpy()
     return np.minimum(values, reference[name].median()) if name == "darkest area" else values
 
-
+# %% ../../../nbs/run/streaming/answering.ipynb #a47939b3
 def answer(
     frames: xr.Dataset,
     names: Sequence[str],
