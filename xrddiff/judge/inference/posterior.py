@@ -424,17 +424,7 @@ class Posterior:
         deviation; `low` and `high`, between which 90% of measurements would be; `measured`, the pixels
         that were measured, of which those in `held_out` were hidden. All are 0 where the detector has no pixels.
         """
-        n, dims = len(self.found), ("frame", "y", "x")
-        means = np.stack([d.expected.mean(0) for d in self.found])
-        frames = self._frames(means, np.arange(n), np.arange(n))
-        unit = {"units": self.job.frames["intensity"].attrs["units"]}
-        spread = np.stack([d.expected.std(0) for d in self.found]) * self.job.likelihood.gain
-        ends = [interval(d.measured)[:2] if self.job.draws > 2 else (nan, nan) for d in self.found]
-        for name, values in (("uncertainty", spread), ("low", [e[0] for e in ends]), ("high", [e[1] for e in ends])):
-            image = np.broadcast_to(np.asarray(values, np.float32), means.shape)
-            frames[name] = (dims, np.where(frame_mask(frames, 0), image, np.float32(0)), unit)
-        frames["measured"], frames["held_out"] = (dims, self.job.measured), (dims, self.job.held_out)
-        return frames
+        return _means_and_intervals(self)
 
     def coverage(self) -> Coverage | None:
         """How many held-out pixels are in their 90% intervals; None if none were held out."""
@@ -486,6 +476,20 @@ class Posterior:
             "error": float(self.table["error"].mean()),
             "width": found.width,
         }
+
+# %% ../../../nbs/judge/inference/posterior.ipynb #1d0ce0f9
+def _means_and_intervals(found: Posterior) -> xr.Dataset:
+    job, drawn, dims = found.job, found.found, ("frame", "y", "x")
+    means = np.stack([d.expected.mean(0) for d in drawn])
+    frames = found._frames(means, np.arange(len(drawn)), np.arange(len(drawn)))
+    unit = {"units": job.frames["intensity"].attrs["units"]}
+    spread = np.stack([d.expected.std(0) for d in drawn]) * job.likelihood.gain
+    ends = [interval(d.measured)[:2] if job.draws > 2 else (nan, nan) for d in drawn]
+    for name, values in (("uncertainty", spread), ("low", [e[0] for e in ends]), ("high", [e[1] for e in ends])):
+        image = np.broadcast_to(np.asarray(values, np.float32), means.shape)
+        frames[name] = (dims, np.where(frame_mask(frames, 0), image, np.float32(0)), unit)
+    frames["measured"], frames["held_out"] = (dims, job.measured), (dims, job.held_out)
+    return frames
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #2dfef29a
 def _check_model(job: PosteriorJob, needs: str | None) -> None:
