@@ -165,9 +165,9 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
         )
     table = reflection_table(ds, indexing, group.xhm())
     flags = table["flag"].to_numpy(int)
-    for bit, what in ((SATURATED, "with full pixels"), (OVERLAPPED, "that touch another spot")):
+    for bit, what in ((SATURATED, "have full pixels and are left out"), (OVERLAPPED, "touch another spot")):
         if count := int(((flags & bit) > 0).sum()):
-            notes.append(f"{count} of {len(table)} observations {what} are left out")
+            notes.append(f"{count} of {len(table)} observations {what}")
     return Gathered(table, _ordered(indexing.cell, group), group, float(table["wavelength"].median()), tuple(notes))
 
 # %% ../../../nbs/judge/inference/merges.ipynb #c538a513

@@ -57,13 +57,15 @@ class Observations:
 
 
 def group_reflections(reflections: pd.DataFrame) -> Observations:
-    """Group the rows of a table of observations that have no flag.
+    """Group the rows of a table of observations, but for those with full pixels.
 
     Raises `BadInput` for a table without rows, or without what it needs.
     """
     if missing := [name for name in NEEDED if name not in reflections]:
         raise BadInput(f"the reflections have no column {missing[0]}; expected {', '.join(NEEDED)}")
-    table = reflections[reflections["flag"] == 0] if "flag" in reflections else reflections
+    table = reflections
+    if "flag" in table:
+        table = table[table["flag"].to_numpy(np.int64) & SATURATED == 0]
     ok = np.isfinite(table[["d", "intensity", "sigma"]].to_numpy(float)).all(1) & (table["sigma"].to_numpy(float) > 0)
     table = table[ok]
     if not len(table):
