@@ -2,14 +2,16 @@
 
 The wheel is built once. A plain installation trains a small model, draws from it, and says for the main use of each extra which one is missing. Then
 the wheel is installed with each extra alone, in an environment of its own, where that use must work from beginning to end: a copy of the plain one,
-or, with --fresh, one made from nothing. Writes bench/results/extras.md if all extras were tried.
+or, with --fresh, one made from nothing. Writes bench/results/extras.json and extras.md; extras that are not tried keep their rows.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
+
+from harness import machine, markdown, read_results, write_results  # noqa: E402
 
 TINY = "model=ddpm data=sim128 size=tiny data.limit=24 data.avg_pooling=true training.num_epochs=1 inference.num_samples=4 inference.index_frames=0 inference.steps=2 threads=1".split()
 SWEEP = f"""
@@ -102,11 +106,11 @@ def workers(at: Place) -> str:
 def remote(at: Place) -> str:
     from range_server import RangeServer
 
-    _frames(at.folder / "served.h5")
+    _frames(at.folder / "served.zarr")
     with RangeServer(at.folder) as web:
-        said = at.xrddiff("data", "inspect", f"{web.address}/served.h5", "--no-png")
+        said = at.xrddiff("data", "inspect", f"{web.address}/served.zarr", "--no-png")
     assert "4 × 128 × 128" in said, said
-    return "`xrddiff data inspect http://…/served.h5`: a file of a web server"
+    return "`xrddiff data inspect http://…/served.zarr`: a store of a web server"
 
 
 @contextmanager
@@ -116,6 +120,7 @@ def _bucket(folder: Path) -> Iterator[dict[str, str]]:
     from moto.server import ThreadedMotoServer
 
     _frames(folder / "kept.zarr")
+    logging.getLogger("werkzeug").setLevel("ERROR")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -140,22 +145,33 @@ def s3(at: Place) -> str:
 
 
 def lab(at: Place) -> str:
-    process = at.start(at.env / "bin" / "xrddiff", "lab", "--no-browser", "--", "--port=0", "--allow-root")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = (f"--port={port}", "--allow-root", "--IdentityProvider.token=open")
+    process = at.start(at.env / "bin" / "xrddiff", "lab", "--no-browser", "--", *options)
     try:
-        address, said = None, []
-        for line in process.stdout:
-            said.append(line)
-            if address := re.search(r"http://(?:127\.0\.0\.1|localhost):\d+/\S*token=\w+", line):
-                break
-        assert address, "".join(said)[-3000:]
-        page = urllib.request.urlopen(address[0], timeout=60).read().decode()
+        page = _answer(f"http://127.0.0.1:{port}/lab?token=open", process)
         assert "JupyterLab" in page, page[:500]
     finally:
         process.terminate()
-        process.wait(60)
+        said = process.communicate(timeout=60)[0]
+    assert "Traceback" not in said, said[-2000:]
     shown = "import xrddiff as xd; w = xd.explore(xd.load('sim128', limit=2)); print(type(w).__name__, w.n_frames)"
     assert "FrameExplorer 2" in at.python(shown)
     return "`xrddiff lab` starts and answers; `xd.explore(frames)` is a widget"
+
+
+def _answer(address: str, process: subprocess.Popen) -> str:
+    """The page of a server that is starting."""
+    for _ in range(240):
+        try:
+            return urllib.request.urlopen(address, timeout=60).read().decode()
+        except OSError:
+            if process.poll() is not None:
+                raise RuntimeError(process.communicate()[0][-2000:]) from None
+            time.sleep(0.5)
+    raise TimeoutError(address)
 
 
 READ_BACK = """
@@ -245,7 +261,7 @@ EXTRAS = {
     "kernel": Extra(kernel, ("run", *TINY, "engine=kernel")),
     "sweeps": Extra(sweeps, ("sweep", "search.yaml")),
     "workers": Extra(workers, ("sample", "RUN", "-n", "4", "--name", "shared", "--workers", "local:2")),
-    "remote": Extra(remote, ("data", "inspect", "https://localhost/served.h5")),
+    "remote": Extra(remote, ("data", "inspect", "https://localhost/served.zarr")),
     "s3": Extra(s3, ("data", "inspect", "s3://beamline/kept.zarr")),
     "lab": Extra(lab, ("lab",)),
     "trackers": Extra(trackers, ("run", *TINY, "training.trackers=[tensorboard]")),
@@ -347,63 +363,53 @@ def described(name: str) -> str:
     return ", ".join(re.match(r"[\w-]+", word)[0] for word in settings["DEFAULT"][f"{name}_requirements"].split())
 
 
-def main() -> None:
-    from harness import machine, markdown
+def page(found: dict) -> list[str]:
+    """bench/results/extras.md."""
+    rows = [[f"`{n}`", *found["rows"][n]] for n in EXTRAS if n in found["rows"]]
+    said = [[f"`{n}`", found["said"][n]] for n in EXTRAS if n in found["said"]]
+    return [
+        "# Each extra alone",
+        "",
+        f"`{found['command']}`, {found['machine']}. The wheel in an environment of its own with one extra, and its main use from beginning to end, in seconds of a busy machine. A plain installation has {found['plain']} packages, trains and draws; the second table is what it says to the same commands.",
+        "",
+        *markdown(["extra", "brings", "packages", "its main use", "s"], rows, "lllll"),
+        "",
+        *markdown(["extra", "what a plain installation says"], said, "ll"),
+    ]
 
+
+def main() -> None:
     fresh = "--fresh" in sys.argv
     names = [word for word in sys.argv[1:] if word != "--fresh"] or list(EXTRAS)
     if unknown := set(names) - set(EXTRAS):
         sys.exit(f"there is no extra {', '.join(unknown)}; expected some of {', '.join(EXTRAS)}")
-    rows, failed = [], []
+    failed = []
+    found = {"rows": {}} | read_results("extras", {})
+    found["command"] = "python tools/extras.py" + " --fresh" * fresh
+    found["machine"] = machine("cores", "python", "torch", "day")
     with tempfile.TemporaryDirectory(prefix="xrddiff-extras-") as place:
         folder = Path(place)
         subprocess.run(
             [sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", ROOT],
-            check=True, cwd=folder, stdout=subprocess.DEVNULL,
+            check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wheel = next((folder / "dist").glob("*.whl"))
-        number, run, said = plain(folder, wheel, fresh)
+        found["plain"], run, said = plain(folder, wheel, fresh)
+        found["said"] = {name: text.removeprefix("xrddiff: ").replace(place, "…") for name, text in said.items()}
         for name in names:
-            began = time.perf_counter()
             try:
                 at = install(folder, name, wheel, run, fresh)
-                more = count(at) - number
-                began = time.perf_counter()
-                rows.append(
-                    [
-                        f"`{name}`",
-                        described(name),
-                        f"+{more}",
-                        EXTRAS[name].use(at),
-                        f"{time.perf_counter() - began:.0f}",
-                    ]
-                )
-                print(" | ".join(rows[-1]), flush=True)
+                more, began = count(at) - found["plain"], time.perf_counter()
+                used = EXTRAS[name].use(at)
+                found["rows"][name] = [described(name), f"+{more}", used, f"{time.perf_counter() - began:.0f}"]
+                print(name, *found["rows"][name], sep=" | ", flush=True)
+                write_results("extras", page, found)
             except Exception as error:
                 failed.append(name)
                 print(f"{name} FAILED: {type(error).__name__}: {error}", flush=True)
             shutil.rmtree(folder / f"env-{name}", ignore_errors=True)
-    command = " ".join(["python tools/extras.py", *sys.argv[1:]])
-    about = machine("cores", "python", "torch", "day")
-    table = [
-        "# Each extra alone",
-        "",
-        f"`{command}`, {about}. The wheel in an environment of its own with one extra, and its main use from beginning to end. A plain installation has {number} packages, trains and draws, and refuses each of these commands in a sentence that ends as in the second table.",
-        "",
-        *markdown(["extra", "brings", "packages", "its main use", "s"], rows, "lllll"),
-        "",
-        *markdown(
-            ["extra", "what a plain installation says"],
-            [[f"`{n}`", s.removeprefix("xrddiff: ").replace(place, "…")] for n, s in said.items()],
-            "ll",
-        ),
-        "",
-    ]
-    print("\n".join(table))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
-    if set(names) == set(EXTRAS):
-        (ROOT / "bench/results/extras.md").write_text("\n".join(table), encoding="utf-8")
 
 
 if __name__ == "__main__":
