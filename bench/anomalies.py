@@ -1,8 +1,8 @@
-"""Which wrong frames does a trained run notice? Anomaly scores of its autoencoder and its denoiser, beside two numbers that need no model.
+"""Which wrong frames does a trained run notice? Anomaly scores of its autoencoder and its denoiser, beside three numbers that need no model.
 
     OMP_NUM_THREADS=1 python bench/anomalies.py RUN [--frames 100] [--levels 0.1 0.3 1]
 
-RUN is the folder of a run of latent_diff or ddpm on sim128, such as that of `make demo`. Good frames have one crystal and no ice; the six kinds of wrong ones are those of `metrics.anomalies`. Writes bench/results/anomalies.md and anomalies.json.
+RUN is the folder of a run of latent_diff or ddpm on sim128, such as that of `make demo`. Good frames have one crystal and no ice; the seven kinds of wrong ones are those of `metrics.anomalies`. Writes bench/results/anomalies.md and anomalies.json.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 from harness import machine, make_parser, markdown, same_terms, write_results
 
 from xrddiff.judge.inference.anomalies import LEVELS, anomaly_scores
-from xrddiff.judge.metrics.anomalies import ANOMALIES, auc_table, good_frames
+from xrddiff.judge.metrics.anomalies import ANOMALIES, auc_table, darkest_area, good_frames, with_dead_panel
 from xrddiff.learn.training.checkpoints import load_checkpoint
 
 FIRST = 2 * 10**6  # first shot; nothing was trained on shots from here on
-PLAIN = ("total intensity", "number of peaks")
+PLAIN = ("total intensity", "number of peaks", "darkest area")
+DARK = {"sim128": 1000, "sim-422": 300, "sim-522": 200}  # good frames of each, by which the threshold is set
+SHARES = (1 / 8, 1 / 20, 1 / 50)
 
 
 def page(found: dict) -> str:
@@ -34,6 +37,10 @@ def page(found: dict) -> str:
         best = max(row.values())
         rows.append([kind, *(f"**{v:.2f}**" if v == best else f"{v:.2f}" for v in row.values())])
     lines += [*markdown(["kind", *columns], rows), "", *found["words"], ""]
+    head = ["frames", "good", *(f"{share:.1%} of the area" for share in SHARES)]
+    rows = [[name, DARK[name], *(f"{v:.3f}" for v in recall.values())] for name, recall in found["dark"].items()]
+    text = f"Share of {WITH_HOLE} frames with a dead rectangle that `darkest area` notices, at a threshold that 1% of good frames pass:"
+    lines += ["## Parts that count nothing", "", text, "", *markdown(head, rows), ""]
     return "\n".join(lines)
 
 
@@ -55,6 +62,20 @@ def in_words(auc: dict, n: int) -> list[str]:
             verdict = "the model sees more" if row[model] > row[plain] else "the plain number sees more"
         out.append(f"- {kind}: {model} {row[model]:.2f}, {plain} {row[plain]:.2f}: {verdict}.")
     return out
+
+
+WITH_HOLE = 200
+
+
+def dark_recalls() -> dict[str, dict[str, float]]:
+    """Of each experiment and share of the area, the recall of the darkest area at 1% false alarms."""
+    found = {}
+    for name, good in DARK.items():
+        limit = np.quantile(darkest_area(good_frames(name, range(FIRST, FIRST + good))), 0.01)
+        frames = good_frames(name, range(FIRST + good, FIRST + good + WITH_HOLE))
+        seen = {share: darkest_area(with_dead_panel(frames, 0, share)) < limit for share in SHARES}
+        found[name] = {f"{share:.3f}": float(s.mean()) for share, s in seen.items()}
+    return found
 
 
 def main() -> None:
@@ -80,6 +101,7 @@ def main() -> None:
         "ms": 1e3 * (time.process_time() - start) / (n * (3 + len(wrong))),
         "auc": auc,
         "words": in_words(auc, n),
+        "dark": dark_recalls(),
     }
     write_results("anomalies", page, found)
     print(page(found))

@@ -4,11 +4,13 @@
     OMP_NUM_THREADS=1 PEERS/bin/python bench/steps.py [--models ddpm] [--sizes tiny small] [--variants eager compile] [--rounds 5] [--device cpu] [--trial]
 
 Ours is the step of a training (`training.trainer.Trainer.step`): forward, loss, backward, norm and clipping of the gradient, AdamW, averaged weights; networks are those of `model=M size=S`. Theirs is a plain loop around diffusers'
-AutoencoderKL, VQModel or UNet2DModel with the same weights by name, on the same frames: forward, mean squared error (and KL or commitment), backward, `clip_grad_norm_`, `torch.optim.AdamW`, diffusers' `EMAModel`; in
-`diffusers fused` with `fused=True` and `foreach=True`. `differ` is the largest difference of what the two networks give, over the largest value.
+AutoencoderKL, VQModel or UNet2DModel with the same weights by name, on the same frames: forward, mean squared error (and KL or commitment), backward, `clip_grad_norm_`, `torch.optim.AdamW`, diffusers' `EMAModel`. Both sides have the
+allocator settings of a run, the same threads, and AdamW and averages in one pass over all weights (`fused=True`, `foreach=True`); of each precision, memory layout and compilation there is a row of ours and one of theirs.
+`differ` is the largest difference of what the two networks give, over the largest value.
 Every row has a process of its own; those of a model and size take turns, a step each, in alternating order (one process after another where the weights are too many to be held together). Times are CPU time on a CPU (others on the machine move it
 less) and wall time on a GPU, minimum (median) of the rounds, ms. Memory is the most that a step needs beyond what the process has before there is a network, MB: weights, averages, moments, gradients, activations. Compiling is in neither.
-`products` is the share of our step that convolutions and matrix products take, in a profile of one step; `at most` is what the ratio to `diffusers fused` would be if all the rest of our step took no time.
+Ratios compare rows of the same terms, and the best of ours with the best of theirs in the same precision. `products` is the share of our step that convolutions and matrix products take, in a profile of one step; `at most` is what the
+ratio would be if all the rest of our step took no time.
 
 Rows are put into bench/results/steps.json and .md, beside those that are there; `--trial` only prints them, `--table` writes the table again.
 """
@@ -80,6 +82,7 @@ SIZES = {
     "large": (1, 64, 3),
     "xl": (1, 64, 3),
 }  # frames, pixels, rounds
+ON_GPU = 8  # times as many frames on a GPU
 VARIANTS = {
     "eager": [],
     "channels_last": ["training.channels_last=true"],
@@ -88,8 +91,15 @@ VARIANTS = {
     "checkpointed": ["training.gradient_checkpointing=true"],
     "compile": ["training.compile=true"],
     "compile+bf16": ["training.compile=true", "training.mixed_precision=bf16"],
+    "channels_last+compile": ["training.channels_last=true", "training.compile=true"],
+    "channels_last+compile+bf16": [
+        "training.channels_last=true",
+        "training.compile=true",
+        "training.mixed_precision=bf16",
+    ],
 }
-PEERS = ("diffusers", "diffusers fused", "diffusers bf16")
+THEIRS = "diffusers "  # followed by the terms, which are those of a variant of ours
+PEERS = tuple(THEIRS + variant for variant in VARIANTS if variant != "checkpointed")
 TOGETHER = 9e9  # bytes that the weights, moments, gradients and averages of processes that take turns may need
 Step = Callable[[], Any]
 
@@ -206,6 +216,12 @@ def peer_loss(peer: nn.Module, config: dict[str, Any], batch: dict[str, Any]) ->
     return {"UNet2DModel": unet, "AutoencoderKL": kl, "VQModel": vq}[type(peer).__name__]
 
 
+def in_channels_last(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its maps in channels-last layout."""
+    maps = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.ndim == 4}
+    return batch | {name: x.contiguous(memory_format=torch.channels_last) for name, x in maps.items()}
+
+
 @torch.no_grad()
 def difference(peer: nn.Module, ours: nn.Module, batch: dict[str, Any]) -> float:
     """How far apart the outputs of two networks are, over the largest value: of a denoiser, or of encoder and decoder."""
@@ -222,12 +238,12 @@ def difference(peer: nn.Module, ours: nn.Module, batch: dict[str, Any]) -> float
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-def peer_step(peer: nn.Module, loss: Callable[[], Tensor], *, fused: bool, bf16: bool) -> Step:
+def peer_step(peer: nn.Module, loss: Callable[[], Tensor], *, bf16: bool) -> Step:
     """A step of a plain loop."""
 
     parameters = list(peer.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, **({"fused": True} if fused else {}))
-    average = EMAModel(parameters, decay=0.9999, foreach=fused)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    average = EMAModel(parameters, decay=0.9999, foreach=True)
 
     def step() -> None:
         with torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -275,16 +291,15 @@ def share_of_products(step: Step, gpu: bool) -> float:
     return sum(t for name, t in own if re.fullmatch(r"aten::(.*conv.*|\w*mm)", name)) / sum(t for _, t in own)
 
 
-def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, device: str) -> None:
-    """Get ready to make steps; then make one for each message, answered by its seconds."""
+def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, device: str, cache: str) -> None:
+    """Get ready to make steps; then make one for each message, answered by its seconds. `cache`: of the compiler."""
     same_terms(threads)
     torch.manual_seed(0)
     gpu, (frames, pixels, _) = device == "cuda", SIZES[size]
+    frames *= ON_GPU if gpu else 1
     cfg = compose_config([*MODELS[model], f"size={size}", *VARIANTS.get(variant, [])])
     stack = ExitStack()
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(
-        tempfile.TemporaryDirectory()
-    )  # nothing is compiled yet
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     if "compile" in variant:  # what the compiler itself needs is there before
         torch.compile(nn.Linear(2, 2).to(device))(torch.ones(2, 2, device=device)).sum().backward()
     trim()
@@ -296,12 +311,15 @@ def worker(pipe: Connection, model: str, size: str, variant: str, threads: int, 
         same_terms(threads, keep_freed=True)  # as every run does, and the peer is to have it too
         if variant in PEERS:
             ours, batch = objective.model.to(device), to_device(next(loader.batches(0)), torch.device(device))
-            peer = peer_of(ours).to(device)
+            peer, terms = peer_of(ours).to(device), variant.removeprefix(THEIRS).split("+")
             if variant == PEERS[0]:
                 row["differ"] = difference(peer, ours, batch)
-            step = peer_step(
-                peer, peer_loss(peer, ours.config, batch), fused="fused" in variant, bf16="bf16" in variant
-            )
+            if "channels_last" in terms:
+                peer, batch = peer.to(memory_format=torch.channels_last), in_channels_last(batch)
+            if "compile" in terms:
+                for part in [peer] if isinstance(peer, UNet2DModel | VQModel) else [peer.encoder, peer.decoder]:
+                    part.forward = torch.compile(part.forward)
+            step = peer_step(peer, peer_loss(peer, ours.config, batch), bf16="bf16" in terms)
             del objective, ours
         else:
             step = our_step(cfg, objective, loader, stack)
@@ -340,39 +358,48 @@ class Process(NamedTuple):
         return self.row if products is None else self.row | {"products": round(products, 3)}
 
 
-def start(model: str, size: str, variant: str, args: argparse.Namespace) -> Process:
-    """A process that is ready to make steps."""
+def start(model: str, size: str, caches: dict[str, str], args: argparse.Namespace) -> dict[str, Process]:
+    """Processes that are ready to make steps: of each variant in `caches`, the folder where compiled code is kept."""
     context = multiprocessing.get_context(
         "spawn" if args.device == "cuda" else "fork"
     )  # a fork has imported everything
-    pipe, end = context.Pipe()
-    process = context.Process(target=worker, args=(end, model, size, variant, args.threads, args.device), daemon=True)
-    process.start()
-    end.close()
-    return Process(process, pipe, pipe.recv())
+    begun = {}
+    for variant, cache in caches.items():
+        pipe, end = context.Pipe()
+        given = (end, model, size, variant, args.threads, args.device, cache)
+        process = context.Process(target=worker, args=given, daemon=True)
+        process.start()
+        end.close()
+        begun[variant] = process, pipe
+    return {variant: Process(process, pipe, pipe.recv()) for variant, (process, pipe) in begun.items()}
 
 
 def applies(model: str, variant: str) -> bool:
     """Do the words of a variant have an effect on a model; has diffusers such a network?"""
     if variant in PEERS:
-        return model not in ("fsq", "dit", "diff")
+        return model not in ("fsq", "dit", "diff") and applies(model, variant.removeprefix(THEIRS))
     unused = unused_words(compose_config([*MODELS[model], *VARIANTS[variant]]))
     return not any(word.partition("=")[0] in unused for word in VARIANTS[variant])
 
 
-def race(model: str, size: str, variants: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of a model and size."""
+def race(
+    model: str, size: str, variants: list[str], args: argparse.Namespace, caches: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The rows of a model and size; `caches`: an empty folder for each variant."""
     rows, rounds = [], args.rounds or SIZES[size][2]
-    ready = {variants[0]: start(model, size, variants[0], args)}
-    need = 20 * ready[variants[0]].row["parameters"]  # weights, averages, two moments and gradients, each of 4 bytes
+    first = variants[0]
+    ready = start(model, size, {first: caches[first]}, args)
+    need = 20 * ready[first].row["parameters"]  # weights, averages, two moments and gradients, each of 4 bytes
     together = need * len(variants) < TOGETHER
     for group in [variants] if together else [[name] for name in variants]:
-        ready = {name: ready.get(name) or start(model, size, name, args) for name in group}
+        ready |= start(model, size, {name: caches[name] for name in group if name not in ready}, args)
         times: dict[str, list[float]] = {name: [] for name in group}
         for name in turns(group, rounds):
             times[name].append(round(ready[name].turn(), 2))
         for name, ms in times.items():
             about = dict(model=model, size=size, variant=name) | ready[name].stop()
+            if "compile" in name and name in VARIANTS:  # as the next training of this network begins
+                about["again"] = start(model, size, {name: caches[name]}, args)[name].stop()["first"]
             rows.append(about | dict(ms=ms, together=together))
             print(
                 f"{model} {size} {name}: {min_median(ms, '.0f')} ms, {rows[-1]['memory']:.0f} MB, first step {rows[-1]['first']} s",
@@ -394,7 +421,7 @@ def cases(rows: list[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
     return list(found.values())
 
 
-def ratio(case: dict[str, dict[str, Any]], peer: str, ours: str) -> str:
+def ratio(case: dict[str, dict[str, Any]], peer: str | None, ours: str | None) -> str:
     """Time of the peer over ours: of the minima (and of the medians)."""
     if peer not in case or ours not in case:
         return ""
@@ -402,10 +429,16 @@ def ratio(case: dict[str, dict[str, Any]], peer: str, ours: str) -> str:
     return f"{min(a) / min(b):.2f} ({median(a) / median(b):.2f})"
 
 
+def best(case: dict[str, dict[str, Any]], theirs: bool, bf16: bool) -> str | None:
+    """The fastest row of one side in one precision."""
+    rows = [v for v in case if (v in PEERS) == theirs and v.endswith("bf16") == bf16]
+    return min(rows, key=lambda v: min(case[v]["ms"]), default=None)
+
+
 def bound(case: dict[str, dict[str, Any]]) -> list[str]:
     """What the ratio could be at most, the share of products, and how far apart the outputs are."""
     ours, products = case["eager"], case["eager"]["products"]
-    most = f"{min(case[PEERS[1]]['ms']) / (products * min(ours['ms'])):.2f}" if PEERS[1] in case else ""
+    most = f"{min(case[PEERS[0]]['ms']) / (products * min(ours['ms'])):.2f}" if PEERS[0] in case else ""
     return [most, f"{products:.0%}", f"{case[PEERS[0]]['differ']:.0e}"]
 
 
@@ -428,17 +461,25 @@ def table(results: dict[str, Any]) -> str:
         lines += [*markdown(head + names, [a + b for a, b in zip(heads, times, strict=True)], "l"), ""]
         rows = [a[:2] + b for a, b in zip(heads, memory, strict=True)]
         lines += ["MB at most:", "", *markdown(head[:2] + names, rows, "l"), ""]
-        compiled = [f"{r['model']} {r['size']} {r['first']:.0f}" for r in found["rows"] if r["variant"] == "compile"]
+        compiled = [
+            f"{r['model']} {r['size']} {r['variant']} {r['first']:.0f} ({r['again']:.1f})"
+            for r in found["rows"]
+            if "again" in r
+        ]
         if compiled:
-            lines += [f"Compiling, which is in the first step, took in s of CPU time: {', '.join(compiled)}.", ""]
+            what = "s of CPU time of the first step, with compiling (of the next training of this network)"
+            lines += [f"{what}: {', '.join(compiled)}.", ""]
         raced = [(a, case) for a, case in zip(heads, every, strict=True) if PEERS[0] in case and "eager" in case]
         lines += ["Time of diffusers over ours, of the minima (of the medians); above 1, ours is faster:", ""]
-        pairs = [(peer, "eager") for peer in PEERS[:2]] + [(PEERS[2], "bf16"), (PEERS[1], "compile")]
-        pairs = [pair for pair in pairs if any(ratio(case, *pair) for case in every)]
-        title = [*head[:2], *(f"{peer} / {ours}" for peer, ours in pairs), "at most", "products", "differ"]
-        ends = [bound(case) for _, case in raced]
-        both = zip(raced, ends, strict=True)
-        rows = [a[:2] + [ratio(case, *p) for p in pairs] + end for (a, case), end in both]
+        pairs = [(THEIRS + v, v) for v in VARIANTS if any(ratio(case, THEIRS + v, v) for case in every)]
+        title = [*head[:2], *(v for _, v in pairs), "best", "best, bf16", "at most", "products", "differ"]
+        rows = [
+            about[:2]
+            + [ratio(case, *pair) for pair in pairs]
+            + [ratio(case, best(case, True, bf16), best(case, False, bf16)) for bf16 in (False, True)]
+            + bound(case)
+            for about, case in raced
+        ]
         lines += [*markdown(title, rows, "l"), ""]
     return "\n".join(lines)
 
@@ -461,7 +502,9 @@ def main() -> None:
         for model in args.models:
             if not (variants := [v for v in args.variants if applies(model, v)]):
                 continue
-            new = [row | {"command": command} for row in race(model, size, variants, args)]
+            with tempfile.TemporaryDirectory() as folder:
+                caches = {name: f"{folder}/{k}" for k, name in enumerate(variants)}
+                new = [row | {"command": command} for row in race(model, size, variants, args, caches)]
             if args.trial:
                 continue
             results = read_results("steps", {})

@@ -8,7 +8,7 @@ import pytest
 import xrddiff as xd
 from xrddiff.core.errors import BadInput
 from xrddiff.judge.inference.anomalies import anomaly_scores
-from xrddiff.judge.metrics.anomalies import good_frames, reconstruction_scores
+from xrddiff.judge.metrics.anomalies import darkest_area, good_frames, reconstruction_scores, with_dead_panel
 
 
 @pytest.mark.slow
@@ -26,6 +26,15 @@ def test_scores_do_not_depend_on_the_batch(runs, one_thread, model):
 def test_an_autoregressive_run_has_no_noise_levels(runs):
     with pytest.raises(BadInput, match="autoregressive"):
         anomaly_scores(runs("diff"), good_frames("sim128", range(1)))
+
+
+def test_a_dead_area_is_noticed():
+    """A twentieth of the frame that counts nothing: 95 of 100 are noticed where one good frame in a hundred is."""
+    limit = np.quantile(darkest_area(good_frames("sim128", range(5_000_000, 5_000_200))), 0.01)
+    dead = with_dead_panel(good_frames("sim128", range(5_000_200, 5_000_300)), 0, 1 / 20)
+    assert (darkest_area(dead) < limit).mean() >= 0.95
+    masked = dead.assign(mask=(dead["intensity"].dims, dead["intensity"].values > 0))
+    assert (darkest_area(masked) > darkest_area(dead)).all()  # a part that the mask leaves out is not dark
 
 
 def test_another_shape_is_refused():

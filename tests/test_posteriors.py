@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,9 @@ import torch
 from xrddiff.app.cli.main import main
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.formats.store import save_frames
-from xrddiff.data.frames.frames import validate_frames
-from xrddiff.judge.inference.posterior import Draws, open_posterior
+from xrddiff.data.frames.frames import make_frames, validate_frames
+from xrddiff.judge.inference.posterior import Draws, Posterior, open_posterior
+from xrddiff.judge.posteriors.likelihoods import Poisson
 from xrddiff.learn.loading.catalog import load
 from xrddiff.run.slurm.job import REQUEUE
 
@@ -56,6 +59,7 @@ def test_latents_from_the_command_line(runs, files):
         "--hold-out",
         "0.2",
     ]
+    words += ["--method", "latents"]
     assert main(["posterior", "pixels", str(run), *words, "--draws", "9", "--name", "panel", *FAST]) == 0
     folder = run / "samples" / "panel"
     drawn, found = (validate_frames(open_frames(folder / f"{n}.zarr"), values=True) for n in ("samples", "posterior"))
@@ -70,12 +74,19 @@ def test_latents_from_the_command_line(runs, files):
     assert table.loc["frame 0", "held out"] == hidden.sum() and 0 < table.loc["frame 0", "in their 80% interval"] <= 1
     assert "held-out pixels in their 80% interval" in json.loads((folder / "metrics" / "summary.json").read_text())
     text = (folder / "report.md").read_text()
-    assert "of the hidden pixels are in their interval" in text and (folder / "plots" / "frame-0.png").exists()
+    assert "standard error over frames" in text and (folder / "plots" / "frame-0.png").exists()
 
     job = open_posterior(
-        run, FAST, frames=files / "frames.h5", mask=files / "panel.npy", limit=1, hold_out=0.2, draws=3
+        run,
+        FAST,
+        frames=files / "frames.h5",
+        mask=files / "panel.npy",
+        limit=1,
+        hold_out=0.2,
+        draws=3,
+        method="latents",
     )
-    assert job.method == "latents" and (job.held_out[0] == hidden).all() and not job.network.valid[0, 0][hidden].any()
+    assert (job.held_out[0] == hidden).all() and not job.network.valid[0, 0][hidden].any()
     assert (job.make().samples["intensity"].values == image[:3]).all()
 
 
@@ -93,6 +104,55 @@ def test_hidden_pixels_have_no_part_in_their_draws(runs, files, tmp_path):
     other = open_posterior(runs("latent_diff"), FAST, frames=tmp_path / "other.h5", **words)
     assert (other.whole.counts != job.whole.counts).any()
     assert (other.make().samples["intensity"].values == job.make().samples["intensity"].values).all()
+
+
+def test_full_pixels_are_not_measurements(runs, files, tmp_path):
+    """Whatever stands in pixels at the saturation of the file, the draws are the same; and they stay finite."""
+    frames, found = open_frames(files / "frames.h5").load(), []
+    values = frames["intensity"].values.copy()
+    values[0, 100:104, 200:204] = 30000
+    for number, ceiling in enumerate((30000, 20000)):
+        values[0, 100:104, 200:204] = ceiling + number  # at it, and above
+        path = tmp_path / f"{number}.h5"
+        intensity = (("frame", "y", "x"), values, frames["intensity"].attrs)
+        save_frames(frames.assign(intensity=intensity).assign_attrs(saturation=ceiling), path)
+        job = open_posterior(runs("latent_diff"), FAST, frames=path, draws=3, limit=1)
+        assert job.method == "counts" and not job.measured[0, 12, 25]
+        found.append(job.make().samples["intensity"].values)
+    assert (found[0] == found[1]).all() and found[0].max() < 30000
+
+
+def test_what_is_wrong_is_said():
+    """Chains that disagree and spots that are missed, beside draws that are right."""
+    rng, shape = np.random.default_rng(0), (4, 64, 64)
+    mean = np.full(shape, 2.0)
+    y, x = np.mgrid[:64, :64]
+    for row, column in itertools.product(range(8, 64, 16), repeat=2):
+        mean += 60 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / 2)
+    counts = rng.poisson(mean).astype(np.float32)
+    hidden = np.zeros(shape, bool)
+    hidden[:, 2:-2, 2:40] = True
+    frames = make_frames(counts.astype(np.uint16), wavelength=1.3, beam_center=(32, 32), gain=1.0)
+
+    def judged(expected, rhat):
+        drawn = rng.poisson(np.broadcast_to(expected, (19, *shape))).astype(np.float32)
+        job = SimpleNamespace(
+            draws=19, held_out=hidden, measured=np.ones(shape, bool), frames=frames, likelihood=Poisson(),
+            whole=SimpleNamespace(counts=counts), generator=SimpleNamespace(template=frames),
+        )  # fmt: skip
+        found = [Draws(np.broadcast_to(expected[i], (19, 64, 64)), drawn[:, i], {"R̂": rhat}) for i in range(4)]
+        return Posterior(job, found)
+
+    right = judged(mean, 1.02)
+    assert right.verdict() == [] and 0.8 < right.by_brightness["spots"].found <= 1
+    blind, apart = judged(np.full(shape, 2.0), 1.02), judged(mean, 1.7)
+    assert len(blind.verdict()) == 1 and blind.verdict()[0].startswith(
+        "Bragg spots are not covered: 0% of the hidden spots"
+    )
+    assert blind.coverage().found > 0.7  # what a share of all pixels does not tell
+    assert len(apart.verdict()) == 1 and apart.verdict()[0].startswith(
+        "Not converged: R̂ is up to 1.70 and above 1.1 for 4 of 4"
+    )
 
 
 def test_an_autoencoder_alone(runs, files):

@@ -54,7 +54,7 @@ def add_posterior_commands(commands: Any) -> None:
         "--draws", type=int, default=39, metavar="N", help="draws per frame (39, for intervals of exactly 90%%)"
     )
     methods = ", ".join(entries("posterior"))
-    p.add_argument("--method", metavar="HOW", help=f"{methods} (latents for a run with a KL autoencoder, else counts)")
+    p.add_argument("--method", metavar="HOW", help=f"{methods} (counts, or latents for an autoencoder alone)")
     p.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="options of the method, see `xrddiff list posterior`"
     )

@@ -22,7 +22,7 @@ from ...data.transforms.pipelines import transform_from_state
 from .autoencoder_alone import open_autoencoder_alone, training_frames
 from .generators import Generator, open_generator
 from .measured import NetworkFrames, fit_to_model, to_network
-from ..metrics.anomalies import denoising_scores, reconstruction_scores, simple_scores
+from ..metrics.anomalies import darkest_area, denoising_scores, reconstruction_scores, simple_scores
 from ..metrics.baselines import with_intensity
 from ...learn.diffusion.denoisers import Denoiser
 from ...learn.training.checkpoints import load_checkpoint
@@ -77,7 +77,13 @@ class Scorer:
         """
         generator, n = self.generator, frame_count(frames)
         net = to_network(frames, generator, {}, "the frames")
-        x, mask, side, tables, latents = net.x, net.valid, 8, [], None
+        x, mask, side, tables, latents = (
+            net.x,
+            net.valid,
+            8,
+            [pd.DataFrame({"darkest area": darkest_area(frames)})],
+            None,
+        )
         if generator.space is not None:
             height, width = frames["intensity"].shape[1:]
             x = generator.space.encode(net.x, net.valid)

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['fit_to_model', 'masked', 'NetworkFrames', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting', 'open_one',
-           'draw_between', 'Interpolation', 'open_interpolation']
+__all__ = ['fit_to_model', 'masked', 'saturated', 'NetworkFrames', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting',
+           'open_one', 'draw_between', 'Interpolation', 'open_interpolation']
 
 # %% ../../../nbs/judge/inference/measured.ipynb #97b09796
 def fit_to_model(frames: xr.Dataset, generator: Generator, regions: Transform, where: str) -> xr.Dataset:
@@ -97,6 +97,17 @@ def masked(frames: xr.Dataset, mask: np.ndarray | None, where: str) -> xr.Datase
     import xarray as xr
 
     return frames.assign(mask=xr.Variable(dims, mask) & own)
+
+
+def saturated(frames: xr.Dataset) -> xr.Dataset | None:
+    """Frames that are 1 where pixels are at the `saturation` of their file, or above, and else 0; None if there are none."""
+    ceiling = frames.attrs.get("saturation")
+    value = frames["intensity"]
+    if ceiling is None or not (full := value.values >= float(ceiling)).any():
+        return None
+    return frames.drop_vars("mask", errors="ignore").assign(
+        intensity=(value.dims, full.astype(np.float32), value.attrs)
+    )
 
 # %% ../../../nbs/judge/inference/measured.ipynb #89fa15ab
 @dataclass
@@ -156,7 +167,7 @@ def open_fitted(
     limit: int | None = None,
     **words: Any,
 ) -> xr.Dataset:
-    """Frames of a file, masked, in the shape that a model draws.
+    """Frames of a file, masked, in the shape that a model draws. Saturated pixels are not valid.
 
     generator, regions: the model, and the region transforms of its run.
     frames, mask, mask_true, limit: see `open_inpainting`. words: of `open_frames`.
@@ -171,7 +182,10 @@ def open_fitted(
     own, where = None if with_frames else load_mask(mask, mask_true)[0], str(frames)
     whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # the file's pixels, or the model's
     fitted = fit_to_model(masked(opened, own, where) if whole else opened, generator, regions, where)
-    return fitted if whole else masked(fitted, own, where)
+    fitted = fitted if whole else masked(fitted, own, where)
+    if (full := saturated(opened)) is None:
+        return fitted
+    return masked(fitted, fit_to_model(full, generator, regions, where)["intensity"].values == 0, where)
 
 # %% ../../../nbs/judge/inference/measured.ipynb #6520615d
 def _rms_at(x: Tensor, mask: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from ...core.gate import from_json, read_arrays
 from ...core.registry import Range, check_options, entries, get, register
 from ...core.seeds import numpy_rng, torch_generator
 from ...data.frames.frames import frame_count, frame_mask
+from ...data.frames.peaks import find_frame_peaks
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.values import widened
 from .autoencoder_alone import open_autoencoder_alone, training_frames
@@ -55,9 +56,9 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['SIDE', 'TRAINED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PhotonDecoder', 'PosteriorJob',
-           'mean_error', 'draw_numbers', 'Posterior', 'latents', 'replaced', 'counts', 'local_mean', 'interpolated',
-           'open_posterior']
+__all__ = ['SIDE', 'TRAINED', 'BRIGHTNESS', 'CONVERGED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws',
+           'PhotonDecoder', 'PosteriorJob', 'mean_error', 'draw_numbers', 'Posterior', 'latents', 'replaced', 'counts',
+           'local_mean', 'interpolated', 'open_posterior']
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #e8daf720
 SIDE = 8  # of the blocks that are hidden, px
@@ -317,6 +318,10 @@ class PosteriorJob:
         return draws
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #564af1d5
+BRIGHTNESS = (("below 1 photon", -inf, 0.5), ("1 to 9 photons", 0.5, 9.5), ("10 photons and more", 9.5, inf))
+CONVERGED = 1.1  # R̂ of chains that agree is below it; source: Gelman and Rubin 1992, Statist. Sci. 7:457
+
+
 def mean_error(mean: np.ndarray, counts: np.ndarray, detector: Poisson) -> float:
     """e: the root mean square of (measurement − mean) over the noise of counting.
 
@@ -417,12 +422,51 @@ class Posterior:
         }
         return pd.DataFrame.from_dict(rows, orient="index")
 
+    @cached_property
+    def by_brightness(self) -> dict[str, Coverage]:
+        """How many hidden pixels, of those that measured so many photons, and how many hidden spots are in their intervals.
+
+        Empty if nothing was held out; kinds of which there are none are left out.
+        """
+        job, hidden = self.job, self.job.held_out
+        if not hidden.any() or job.draws < 3:
+            return {}
+        photons = (job.whole.counts - job.likelihood.pedestal) / job.likelihood.gain
+        drawn, found = np.stack([d.measured for d in self.found], 1), {}
+        for name, low, high in BRIGHTNESS:
+            chosen = hidden & (photons >= low) & (photons < high)
+            if (seen := chosen.any((1, 2))).any():
+                truth = np.where(chosen, job.whole.counts, np.nan)
+                found[name] = coverage(drawn[:, seen], truth[seen])
+        peaks = find_frame_peaks(job.frames)
+        spots = self.reflections(*(peaks[name].to_numpy() for name in ("frame", "fs", "ss")))
+        return found if spots is None else {"spots": spots} | found
+
+    def verdict(self) -> list[str]:
+        """What is wrong with the draws, in sentences; empty if nothing is known to be."""
+        said, told = [], self.by_brightness
+        if "R̂" in self.table and (worst := self.table["R̂"].max()) > CONVERGED:
+            apart = int((self.table["R̂"] > CONVERGED).sum())
+            said.append(
+                f"Not converged: R̂ is up to {worst:.2f} and above {CONVERGED} for {apart} of {len(self.table)} frames, "
+                "so the chains disagree and the intervals mean little."
+            )
+        bright = told.get("spots") or told.get(BRIGHTNESS[-1][0])
+        if bright is not None and bright.found + 2 * np.nan_to_num(bright.error) < bright.promised - 0.05:
+            what = "hidden spots" if "spots" in told else "hidden pixels of 10 photons and more"
+            said.append(
+                f"Bragg spots are not covered: {bright.found:.0%} of the {what} are in their interval, where {bright.promised:.0%} is right."
+            )
+        return said
+
     def numbers(self) -> dict[str, float]:
-        """The result in a few numbers."""
+        """The result in a few numbers, those of what is bright first."""
         found = self.coverage()
         if found is None:
             return {"draws": self.job.draws, "uncertainty, seen": float(self.table["uncertainty, seen"].mean())}
+        names = {name: "hidden spots" if name == "spots" else f"hidden pixels, {name}" for name in self.by_brightness}
         return {
+            **{names[name]: part.found for name, part in self.by_brightness.items()},
             f"held-out pixels in their {found.promised:.0%} interval": found.found,
             **({} if np.isnan(found.error) else {"standard error": found.error}),
             "error": float(self.table["error"].mean()),
@@ -604,7 +648,7 @@ def open_posterior(
     words: options of `inference`.
     frames, mask, mask_true, limit: see `open_inpainting`.
     draws: of each frame; 39 make an interval of 90% exactly.
-    method: one of `xrddiff list posterior`; None: latents for a run with a KL autoencoder, else counts.
+    method: one of `xrddiff list posterior`; None: counts, or latents for an autoencoder alone.
     hold_out: share of the valid pixels to hide, for the check.
     gain, read_noise: of the detector, in the units of the file; None: those of the file.
     options: those of the method, see `xrddiff list posterior`.
@@ -621,7 +665,7 @@ def open_posterior(
         raise BadInput(f"a posterior was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
     if read_noise is not None and not 0 <= read_noise < inf:
         raise BadInput(f"the read noise is {read_noise}; expected 0 or more, in the units of the file")
-    method = method or ("latents" if parts.autoencoder == "vae_kl" else "counts")
+    method = method or ("latents" if parts.denoiser is None and parts.autoencoder == "vae_kl" else "counts")
     if method not in entries("posterior"):
         raise BadInput(f"there is no method {method!r} for a posterior{nearest(method, entries('posterior'))}")
     chosen = check_options("posterior", method, options or {}, f"the options of method {method}")

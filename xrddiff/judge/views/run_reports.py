@@ -238,11 +238,17 @@ def posterior_text(found: Posterior, run: str) -> tuple[str, str]:
 
 def add_posterior(report: Report, found: Posterior, pictures: Sequence[Figure]) -> None:
     """Add the tables of a `Posterior` and the `pictures` of `show_posteriors`."""
-    own = found.coverage()
+    own, said = found.coverage(), " ".join(found.verdict())
     if own is not None:
-        spread = "" if math.isnan(own.error) else f"; the standard error over frames is {own.error:.1%}"
-        text = f"{own.found:.1%} of the hidden pixels are in their interval, where {own.promised:.0%} is right{spread}."
-        report.add("Held-out pixels", text)
+        kinds = {"spots": "hidden spots (sums over 5 × 5 px around the peaks of the frame)", "all": "all hidden pixels"}
+        rows = {
+            kinds.get(name, f"hidden pixels, {name}"): c for name, c in (found.by_brightness | {"all": own}).items()
+        }
+        table = pd.DataFrame({name: [c.found, c.error, c.promised] for name, c in rows.items()}).T
+        table.columns = ["in their interval", "standard error over frames", "right would be"]
+        report.add("What was hidden", said, table=table)
+    elif said:
+        report.add("Verdict", said)
     about = (
         "Error: root mean square of measurement minus mean at hidden pixels, over the noise of counting. Width: mean width of their intervals. "
         "Uncertainty: mean standard deviation of the expected photons, of pixels that the method saw and of others. "

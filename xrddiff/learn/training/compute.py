@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...config.words.training import PRECISIONS
 from ...core.errors import BadInput, nearest
+from ...core.files import cache_dir
 
 # %% auto #0
 __all__ = ['precision', 'make_accelerator', 'recomputable_blocks', 'recomputed', 'in_channels_last', 'compiled', 'computed',
@@ -127,6 +129,20 @@ def _bodies(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
+def _kept_compilations() -> Iterator[None]:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name, kind = "TORCHINDUCTOR_CACHE_DIR", f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+    before = os.environ.get(name) or default_cache_dir()
+    if before == default_cache_dir():  # PyTorch sets the variable itself when it is first needed
+        os.environ[name] = str(cache_dir() / "compiled" / kind)
+    try:
+        yield
+    finally:
+        os.environ[name] = before
+
+
+@contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
     """Within `with`, `model` is compiled. Raises `BadInput` if there is no C++ compiler."""
     compilers = [c for c in (os.environ.get("CXX"), "g++", "clang++") if c]
@@ -135,7 +151,12 @@ def compiled(model: nn.Module) -> Iterator[None]:
             f"compile: torch.compile needs a C++ compiler and found none of {', '.join(compilers)}; install one or "
             "omit the word"
         )
-    with _forwards(_bodies(model), partial(torch.compile, options={"fallback_random": True})):
+    autocast = (f"torch.amp.autocast_mode.{name}" for name in ("_enter_autocast", "_exit_autocast"))
+    options = {
+        "fallback_random": True,
+        "unsafe_marked_cacheable_functions": dict.fromkeys(autocast, torch.__version__),
+    }
+    with _kept_compilations(), _forwards(_bodies(model), partial(torch.compile, options=options)):
         yield
 
 # %% ../../../nbs/learn/training/compute.ipynb #55b61914
