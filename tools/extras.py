@@ -211,7 +211,8 @@ def onnx(at: Place) -> str:
     same = "import sys, numpy as np, xrddiff as xd; r, m = xd.open_run(sys.argv[1]), xd.load_exported(sys.argv[1] + '/exported/onnx'); a = m.sample(2, steps=2)['intensity'].values; b = r.sample(2, name='two', steps=2, progress=False)['intensity'].values; print('largest difference', abs(a - b).max() / b.max())"
     said = re.search(r"largest difference (\S+)", at.python(same, run))
     assert said and float(said[1]) < 1e-3, said
-    return f"`xrddiff export RUN --format onnx`; ONNX Runtime draws the run's frames to {float(said[1]):.0e} of their maximum"
+    apart = f"which differ by {float(said[1]):.0e} of their maximum" if float(said[1]) else "count by count"
+    return f"`xrddiff export RUN --format onnx`; ONNX Runtime draws the frames of the run, {apart}"
 
 
 def io(at: Place) -> str:
