@@ -70,7 +70,8 @@ def row(frames, crystal) -> dict:
     from xrddiff.judge.metrics.asked_lattices import asked_and_found
     from xrddiff.physics.indexing.cells import Cell, orientation_error
     from xrddiff.physics.indexing.indexer import INDEXED, index_frames
-    from xrddiff.physics.indexing.reflections import merge_reflections, to_asymmetric_unit
+    from xrddiff.physics.merging.merged import merge_reflections
+    from xrddiff.physics.merging.symmetry import asymmetric_unit
     from xrddiff.physics.simulation.crystal import reflections
 
     frames = frames.assign_attrs(unit_cell=crystal.cell, space_group=crystal.space_group)
@@ -80,7 +81,7 @@ def row(frames, crystal) -> dict:
     best = {i: own[0].U for i, own in found.lattices.items() if own and own[0].p < INDEXED}
     errors = [float(orientation_error(V, U[i], Cell(crystal.cell))) for i, V in best.items()]
     group, every = gemmi.SpaceGroup(crystal.space_group), reflections(crystal, 2.0)
-    truth = pd.DataFrame(to_asymmetric_unit(every.hkl, group), columns=["h", "k", "l"]).assign(f2=every.f2)
+    truth = pd.DataFrame(asymmetric_unit(every.hkl, group).hkl, columns=["h", "k", "l"]).assign(f2=every.f2)
     merged = merge_reflections(table(counted)).table
     both = merged[merged["count"] >= 2].merge(truth.drop_duplicates(["h", "k", "l"]), on=["h", "k", "l"])
     return index(frames, frame_count(frames)) | {

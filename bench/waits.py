@@ -4,7 +4,7 @@
 
 RUN is a finished run of `make demo`; nothing is written into it. `--before`: another checkout of xrddiff, measured in turn on copies of its own. Each number is CPU, user and system, of a process as a user starts it, with its
 imports and its own children; of the rounds the least and the (median). The runs of the lists are copies of RUN without its weights, large files as hard links. `first`: before anything is kept beside the runs. `--profile` adds the functions that
-take most of each. Writes bench/results/waits.json and waits.md.
+take most of each. *The demo's rest* is `xrddiff run experiment_type=demo` without its trainings: of the autoencoder, the diffusion model and the network of counts with the frames that this one is taught on. It is measured only when `--only demo` names it, since it takes minutes. Writes bench/results/waits.json and waits.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,29 @@ from harness import machine, make_parser, markdown, min_median, read_results, tu
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "import sys; sys.argv[0] = 'xrddiff'; from xrddiff.app.entry import command_line; command_line()"
 OPEN = "import sys; import xrddiff as xd; xd.open_run(sys.argv[1])._repr_html_()"
+DEMO = """
+import sys, time
+from pathlib import Path
+import xrddiff.judge.inference.counts_of_runs as counts
+from xrddiff.app.entry import command_line
+from xrddiff.learn.training.trainer import Trainer
+taken = 0.0
+def timed(function):
+    def call(*args, **words):
+        global taken
+        before = time.process_time()
+        try:
+            return function(*args, **words)
+        finally:
+            taken += time.process_time() - before
+    return call
+Trainer.fit, counts.train_counts = timed(Trainer.fit), timed(counts.train_counts)
+sys.argv[0], trained = "xrddiff", Path(sys.argv.pop())
+try:
+    command_line()
+finally:
+    trained.write_text(str(taken))
+"""
 SMALL = """
 import sys
 from xrddiff.data.formats.store import save_frames
@@ -93,11 +116,22 @@ class Side:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise SystemExit(f"{' '.join(words)} of {self.tree}: {done.stderr[-2000:]}")
-        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        taken = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+        if (trained := self.folder / "trained").exists():
+            print(f"{'':28} training {float(trained.read_text()):.1f}", flush=True)
+            taken -= float(trained.read_text())
+            trained.unlink()
+        return taken
 
 
 def _sample(count: int, *words: str) -> Callable[[Side], tuple]:
     return lambda side: (COMMAND, "sample", str(side.run), "-n", str(count), "--name", "waited", *words)
+
+
+def _demo(side: Side) -> tuple:
+    shutil.rmtree(side.folder / "demo", ignore_errors=True)
+    words = ["experiment_type=demo", f"output_dir={side.folder / 'demo'}", "run_name=demo"]
+    return DEMO, "run", *words, str(side.folder / "trained")
 
 
 def _forget(side: Side) -> None:
@@ -114,8 +148,11 @@ WAITS: dict[str, Callable[[Side], tuple]] = {
     "runs, 1,000, first": lambda side: (_forget(side), (COMMAND, "runs", str(side.runs(1000))))[1],
     "runs, 1,000, again": lambda side: (COMMAND, "runs", str(side.runs(1000))),
     "compare, 200": lambda side: (COMMAND, "compare", str(side.runs(200)), "-o", str(side.folder / "page")),
+    "evaluate RUN": lambda side: (COMMAND, "evaluate", str(side.run)),
+    "the demo's rest": _demo,
 }
-GOALS = dict(zip(WAITS, (4, 8, 1, 1.2, None, 1, 15), strict=True))
+LONG = "the demo's rest"
+GOALS = dict(zip(WAITS, (4, 8, 1, 1.2, None, 1, 15, None, 45), strict=True))
 
 
 def page(found: dict[str, Any]) -> list[str]:
@@ -159,9 +196,9 @@ def profile_of(side: Side, name: str, most: int = 12) -> list[list[str]]:
 def measure(sides: dict[str, Side], args: Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds of each wait and side."""
     found: dict[str, dict[str, list[float]]] = {}
-    for name in (name for name in WAITS if not args.only or any(word in name for word in args.only)):
+    for name in (name for name in WAITS if (any(word in name for word in args.only) if args.only else name != LONG)):
         found[name] = {side: [] for side in sides}
-        for _ in range(args.warmup):  # bytecode may be written
+        for _ in range(args.warmup if name != LONG else 0):  # bytecode may be written
             for side in sides.values():
                 code, *words = WAITS[name](side)
                 side.python(code, *words)

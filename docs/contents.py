@@ -75,6 +75,7 @@ GUIDES = [
     "docs/exports.md",
     "docs/servers.md",
     "docs/streams.md",
+    "docs/scale.md",
     "examples/cpp/README.md",
 ]
 # Pages of the repository that say what xrddiff is and how it is made.

@@ -32,6 +32,10 @@ TASKS = {
         "twin recover",
         "physics.twins.twin.learn_twin physics.twins.twin.twin_frames judge.inference.twins.judge_twin run.execution.twinning.execute_twin run.execution.twinning.execute_recovery judge.metrics.recovery.match_found",
     ),
+    "Merge intensities": (
+        "merge",
+        "judge.inference.merges.merge_data physics.merging.merged.merge_reflections physics.merging.statistics.shell_table physics.merging.files.write_merged_mtz physics.indexing.reflections.reflection_table",
+    ),
     "Train a peak finder": (
         "train_peaks",
         "data.frames.peaks.find_frame_peaks learn.recipes.saved_peak_nets.train_peak_net learn.recipes.saved_peak_nets.peak_way",

@@ -32,6 +32,10 @@ TWINS: dict[str, tuple] = {
         "xrddiff recover run_17.h5 --cell lysozyme.pdb --program classical",
         "xd.recover(xd.twin('run_17.h5', 'lysozyme.pdb'), ['classical'])",
     ),
+    "merge": (
+        "xrddiff merge run_17.h5 --cell lysozyme.pdb -o merged",
+        "xd.merge('run_17.h5', 'lysozyme.pdb', output='merged')",
+    ),
     "posterior pixels": (
         "xrddiff posterior pixels RUN --frames run_17.h5 --mask valid.npy --hold-out 0.1",
         "run.posterior('run_17.h5', 'valid.npy', hold_out=0.1)",

@@ -56,7 +56,7 @@ def test_a_real_still_is_lysozyme_at_153_mm(indexed_cspad, peakfinder8):
 
 def test_the_cell_of_a_real_still_is_found(cspad, peakfinder8):
     """At the header's distance, which is 2 % short, so is the cell."""
-    found = index_frames(cspad, None, peaks=peakfinder8, controls=10)
+    found = index_frames(cspad, "unknown", peaks=peakfinder8, controls=10)
     assert found.table.loc[0, "indexed"] >= 205
     scale = cspad.attrs["distance"] / 0.153
     assert abs(np.array(found.cell.parameters[:3]) / (scale * np.array([37.9, 79.1, 79.1])) - 1).max() < 0.02

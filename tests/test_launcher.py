@@ -115,6 +115,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "frames.h5", "--reference", "frames.h5", "--limit", "4"],
     "twin": ["twin", "many.h5", "-n", "1", "--distance-range", "0"],
     "recover": ["recover", "many.h5", "--program", "ours"],
+    "merge": ["merge", "many.h5", "--draws", "5"],
     "posterior pixels": ["posterior", "pixels", "{ddpm}", "--frames", "shots.h5", "--limit", "1", "--draws", "2", "--method", "interpolation"],
     "posterior crystal": ["posterior", "crystal", "frames.h5", "--particles", "2", "--sampler", "laplace"],
     "stream": ["stream", "frames.h5", "-n", "2", "--page", "0"],

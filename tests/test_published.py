@@ -65,3 +65,71 @@ def test_the_table_of_samples_is_not_older_than_the_presets(name, generation, mo
     assert not older(generation[name], cfg, bench.settings), "run bench/generation.py again: a preset has changed"
     cfg.model.diff_epochs += 1
     assert list(older(generation[name], cfg, bench.settings)) == ["model.diff_epochs"]
+
+
+def told(name):
+    """A table of bench/results, and its JSON."""
+    return (ROOT / "bench" / "results" / f"{name}.md").read_text(), json.loads(
+        (ROOT / "bench" / "results" / f"{name}.json").read_text()
+    )
+
+
+def compiled_in_cpp():
+    """Medians of the time in C++ over that of torch.compile, of every row but the decoder of 32 frames, and of that one."""
+    ratios = re.findall(r"\| \w+ \| \d+ \|.*\((\d\.\d+)\) \|$", told("exported")[0], re.M)
+    return f"takes {min(ratios)} to {max(ratios)} times as long"
+
+
+def minutes_of_models():
+    minutes = [row["minutes"] for row in told("generation")[1].values() if "minutes" in row]
+    return f"after {min(minutes):.0f} to {max(minutes):.0f} minutes of CPU each"
+
+
+def pixels_over_latent():
+    ratios = [
+        float(r)
+        for r in re.findall(r"^\| f4 \|.*\| (\d+\.\d) \(", (ROOT / "bench/results/latent.md").read_text(), re.M)
+    ]
+    return f"costs [{int(min(ratios))} to {int(max(ratios))} times as much on a CPU]"
+
+
+def cost_of_telemetry():
+    share = told("telemetry")[1]["cost"]["median"]
+    assert 0 <= share < 0.01
+    return "below one per cent of a step"
+
+
+def peak_networks():
+    seconds = told("peak_nets_measured")[1]["tests"]["thaumatin, Pilatus 6M"]["seconds"]
+    classical = f"{seconds['classical']:.1f}".lstrip("0")
+    return f"A 6 Mpx frame takes it {seconds['network, twin']:.1f} s of CPU, the classical finder {classical} s"
+
+
+def indexing_rates():
+    small, large = re.findall(r"- (\d+) frames/s on one thread", (ROOT / "bench/results/indexing.md").read_text())
+    return f"{small} frames/s on `sim128` and {large} on `sim-522`"
+
+
+CLAIMS = {
+    compiled_in_cpp: "docs/exports.md", minutes_of_models: "nbs/tutorials/which_model.ipynb", pixels_over_latent: "nbs/tutorials/which_model.ipynb",
+    cost_of_telemetry: "docs/health.md", peak_networks: "CHANGELOG.md", indexing_rates: "CHANGELOG.md",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+def test_a_claim_is_that_of_its_table(claim):
+    """Sentences about times, or about somebody else's program, that stand outside of README."""
+    assert claim() in (ROOT / CLAIMS[claim]).read_text(), f"{CLAIMS[claim]} says something else than its table"
+
+
+def test_the_scale_is_that_of_its_measurements(monkeypatch):
+    """docs/scale.md is what its program makes of bench/results/scale.json, and of a GPU what its table says."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    scale = importlib.import_module("scale_page")
+    found = json.loads(scale.MEASURED.read_text())
+    assert scale.PAGE.read_text() == scale.page(found), (
+        "docs/scale.md is older than its measurements: python docs/scale_page.py"
+    )
+    gpu = (ROOT / "bench" / "results" / "gpu.md").read_text()
+    at, batch = f"{1e3 * scale.H100['step']:.1f}", scale.H100["batch"]
+    assert f"| tiny | {scale.H100['parameters'] / 1e6:.2f} M | {batch} × 4 × 32² | 5.8e-04 | eager | {at} (" in gpu

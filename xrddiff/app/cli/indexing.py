@@ -124,7 +124,7 @@ def data_index(args: argparse.Namespace) -> int:
     from xrddiff.judge.views.indexing import show_indexing
     from xrddiff.judge.views.plots import png
     from xrddiff.data.frames.geometry import geometry_of
-    from xrddiff.physics.indexing.indexer import index_frames
+    from xrddiff.physics.indexing.indexer import cell_of_frames, index_frames
     from xrddiff.physics.indexing.series import index_series
     from xrddiff.physics.indexing.stream import geometry_text, write_stream
 
@@ -139,7 +139,7 @@ def data_index(args: argparse.Namespace) -> int:
     way = way_of(args)
     ds = frames_of(args)
     frames = _numbers(args, ds.sizes["frame"])
-    cell = None if args.cell == "unknown" else args.cell or ds.attrs.get("unit_cell")
+    cell = args.cell or cell_of_frames(ds) or "unknown"
     indexing = (index_series if args.refine else index_frames)(
         ds, cell, frames=frames, peaks=way, lattices=args.lattices, distance_range=args.distance_range,
         controls=args.controls,
@@ -147,7 +147,7 @@ def data_index(args: argparse.Namespace) -> int:
     console().print(_rich_table(indexing))
     if len(frames) > 20:
         say(f"… {len(frames) - 20} more in {csv}")
-    say(*_summary(indexing, cell is not None, geometry_of(ds)))
+    say(*_summary(indexing, cell != "unknown", geometry_of(ds)))
     best = int(indexing.table.sort_values(["lattices", "indexed"], ascending=False, kind="stable").index[0])
     with writing(picture) as part:
         part.write_bytes(png(show_indexing(ds, indexing, best).figure, dpi=110, palette=False))

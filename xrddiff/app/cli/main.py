@@ -28,6 +28,7 @@ from .report import add_report
 from .settings import add_config
 from .streaming import add_streams
 from .studies import add_studies
+from .merging import add_merge
 from .twin import add_recover, add_twin
 from .watching import add_watch, beside, is_terminal
 from ...core.errors import BadInput, XrddiffError
@@ -375,6 +376,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     add_twin(commands)
     add_recover(commands)
+    add_merge(commands)
     add_posterior_commands(commands)
     add_streams(commands)
     add_report(commands)

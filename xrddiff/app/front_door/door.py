@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from . import batch_jobs, choices, files, results, shown_frames, streams, studies
+from . import batch_jobs, choices, files, merges, results, shown_frames, streams, studies
 from .keywords import as_overrides, data_overrides
 from .run_frames import index_set
 from .run_numbers import plain_errors
@@ -45,8 +45,8 @@ _all_ = ["TrainedRun", "open_run", "BadInput"]
 
 # %% auto #0
 __all__ = ['XrddiffError', 'open_frames', 'load', 'list_data', 'make_frames', 'select_frames', 'index', 'inspect', 'mask',
-           'convert', 'simulate', 'fetch', 'evaluate', 'crystal_posterior', 'stream', 'open_answers', 'replay', 'runs',
-           'compare_runs', 'sweep', 'open_sweep', 'submit', 'resume', 'cancel', 'status', 'logs', 'profiles',
+           'convert', 'simulate', 'fetch', 'evaluate', 'crystal_posterior', 'merge', 'stream', 'open_answers', 'replay',
+           'runs', 'compare_runs', 'sweep', 'open_sweep', 'submit', 'resume', 'cancel', 'status', 'logs', 'profiles',
            'settings', 'settings_diff', 'presets', 'names', 'check', 'explore', 'twin', 'recover', 'train_peaks',
            'show', 'train', 'load_exported', 'monitor', 'jobs', 'configure', 'compare', 'TrainedRun', 'open_run',
            'BadInput']
@@ -59,6 +59,7 @@ index = plain_errors(index_set)
 inspect, mask, convert = files.inspect_frames, files.mask_of_file, files.convert_frames
 simulate, fetch = files.simulate_frames, files.fetch_data
 evaluate, crystal_posterior = results.evaluate_frames, results.posterior_of_crystal
+merge = merges.merge_intensities
 stream, open_answers, replay = streams.answer_frames, streams.open_answers, streams.replay_frames
 runs, compare_runs, sweep, open_sweep = studies.runs, studies.compare_runs, studies.run_sweep, studies.open_sweep
 submit, resume, cancel = batch_jobs.submit_run, batch_jobs.resume_job, batch_jobs.cancel_named

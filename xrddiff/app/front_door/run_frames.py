@@ -138,10 +138,8 @@ def index_set(
         frames = select_frames(frames, evenly_spaced(range(frame_count(frames)), limit))
     if frames.attrs.get("samples_are") == "expected values":
         frames = draw_counts(frames, seed=0)
-    known = frames.attrs.get("unit_cell") if cell is None else cell
-    known = None if isinstance(known, str) and known == "unknown" else known
     if isinstance(peaks, str):
         from xrddiff.learn.recipes.saved_peak_nets import peak_way  # PyTorch takes a while
 
         peaks = peak_way(peaks)
-    return (index_series if refine else index_frames)(frames, known, peaks=peaks, **options)
+    return (index_series if refine else index_frames)(frames, cell, peaks=peaks, **options)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -27,6 +28,42 @@ _LONGEST = 1 << 16  # characters of a line
 _EVENT, _CORNER = re.compile(r"Event: .*?//(\d+)"), re.compile(r"(\w+)/(min_fs|min_ss) = (\d+)")
 _LISTS = {"Peaks from peak search": ("peaks", 4), "Reflections measured after indexing": ("integrated", 9)}
 _ENDS = ("End of peak list", "End of reflections")
+_NUMBER = r"\s*([-+0-9.eE]+)"
+_CELL = re.compile("Cell parameters" + 3 * _NUMBER + r" nm," + 3 * _NUMBER + r" deg")
+_STAR, _ENERGY = re.compile(r"([abc])star =" + 3 * _NUMBER + r" nm\^-1"), re.compile("photon_energy_eV =" + _NUMBER)
+_CENTRING = re.compile(r"centering = ([PABCIFRH])")
+_CRYSTAL = ("a", "b", "c", "alpha", "beta", "gamma", *(f"{axis}star_{x}" for axis in "abc" for x in "xyz"))
+_HC = 12398.4198  # eV Å
+
+
+class _Crystals:
+    """What a stream says of its crystals, line by line."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float | str]] = []
+        self.energy, self.count = math.nan, 0
+
+    def begin_frame(self) -> None:
+        self.energy, self.count = math.nan, 0
+
+    def line(self, frame: int | None, text: str) -> None:
+        """Take a line that stands outside of the lists; raises `ValueError` for numbers that are none."""
+        if text.startswith("--- Begin crystal"):
+            none = dict.fromkeys(_CRYSTAL, math.nan)
+            wavelength = _HC / self.energy if self.energy > 0 else math.nan
+            self.rows.append({"frame": frame, "crystal": self.count, "wavelength": wavelength, "centring": "P", **none})
+            self.count += 1
+        elif found := _ENERGY.match(text):
+            self.energy = float(found[1])
+        elif self.rows and (found := _CELL.match(text)):
+            values = [float(v) for v in found.groups()]
+            self.rows[-1] |= dict(zip(_CRYSTAL, [10 * v for v in values[:3]] + values[3:], strict=False))
+        elif self.rows and (found := _STAR.match(text)):
+            self.rows[-1] |= {
+                f"{found[1]}star_{x}": float(v) / 10 for x, v in zip("xyz", found.groups()[1:], strict=True)
+            }
+        elif self.rows and (found := _CENTRING.match(text)):
+            self.rows[-1]["centring"] = found[1]
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -39,10 +76,11 @@ def _lines(path: Path) -> Iterator[str]:
                 )
             yield line.strip()
 
-
+# %% ../../../nbs/data/formats/peak_files.ipynb #6cbe467a
 def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.DataFrame]:
-    """The tables `peaks` and `integrated` of a CrystFEL stream, the second if there are crystals: `frame`, `fs`, `ss` (px), `intensity`,
-    `panel`; the second also `h`, `k`, `l`, `sigma`.
+    """The tables `peaks`, and `integrated` and `crystals` if there are crystals, of a CrystFEL stream: `frame`, `fs`, `ss` (px), `intensity`,
+    `panel`; the second also `crystal`, `h`, `k`, `l`, `sigma`, `peak`, `background`. The third: `frame`, `crystal`, `wavelength` (Å), the
+    cell `a` … `gamma` (Å, degrees), `centring`, and the reciprocal axes `astar_x` … `cstar_z` (1/Å); NaN for what is not said.
 
     panels: of frames that are stacks of panels: places are counted from the corner of each, and `panel` is its number. Raises `BadInput`
     for what is no such stream.
@@ -50,7 +88,7 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
     path = Path(path)
     corners: dict[str, dict[str, float]] = {}
     rows: dict[str, list[list[float]]] = {"peaks": [], "integrated": []}
-    frame, serial, kind, first = None, 0, None, True
+    frame, serial, kind, first, crystals = None, 0, None, True, _Crystals()
     for number, line in enumerate(_lines(path), 1):
         if first and not line.startswith("CrystFEL stream"):
             raise BadInput(
@@ -59,6 +97,7 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
         first = False
         if line == "----- Begin chunk -----":
             frame, serial = serial, serial + 1
+            crystals.begin_frame()
         elif event := _EVENT.match(line):
             frame = int(event[1])
         elif line in _LISTS:
@@ -68,6 +107,13 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
         elif kind is None:
             if corner := _CORNER.match(line):
                 corners.setdefault(corner[1], {"panel": len(corners)})[corner[2]] = float(corner[3])
+                continue
+            try:
+                crystals.line(frame, line)
+            except ValueError:
+                raise BadInput(
+                    f"{plain_text(path)}, line {number}: '{plain_text(line[:60])}'; expected numbers"
+                ) from None
         elif header:
             header = False
         else:
@@ -84,16 +130,19 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
                 ) from None
             fs, ss = values[:2] if table == "peaks" else values[-2:]
             place = [frame, corner.get("panel", 0), fs - corner.get("min_fs", 0), ss - corner.get("min_ss", 0)]
-            rows[table].append(place + ([values[3]] if table == "peaks" else [values[3], *values[:3], values[4]]))
+            more = [*values[:3], *values[4:7], max(crystals.count - 1, 0)]
+            rows[table].append([*place, values[3], *([] if table == "peaks" else more)])
     if first:
         raise BadInput(f"{plain_text(path)} is empty; expected a CrystFEL stream")
     names = ["frame", "panel", "fs", "ss", "intensity"]
     out = {"peaks": pd.DataFrame(rows["peaks"], columns=names)}
     if rows["integrated"]:
-        out["integrated"] = pd.DataFrame(rows["integrated"], columns=[*names, "h", "k", "l", "sigma"])
+        more = ["h", "k", "l", "sigma", "peak", "background", "crystal"]
+        out["integrated"] = pd.DataFrame(rows["integrated"], columns=[*names, *more]).astype({"crystal": int})
     kinds = {"frame": int, "panel": int}
     out = {name: t.astype(kinds) for name, t in out.items()}
-    return out if panels else {name: t.drop(columns="panel") for name, t in out.items()}
+    out = out if panels else {name: t.drop(columns="panel") for name, t in out.items()}
+    return out | {"crystals": pd.DataFrame(crystals.rows)} if rows["integrated"] else out
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #9ae4ab72
 SUFFIXES = (".csv", ".stream", ".h5", ".hdf5", ".cxi", ".nxs")
@@ -109,7 +158,7 @@ def read_peaks(path: str | os.PathLike, frames: int, panels: bool = False) -> di
     if suffix not in SUFFIXES:
         raise BadInput(f"{name}: expected a table of peaks with one of the endings {', '.join(SUFFIXES)}")
     if suffix == ".stream":
-        found = read_stream(path, panels)
+        found = {name: t for name, t in read_stream(path, panels).items() if name != "crystals"}
     elif suffix == ".csv":
         found = {"peaks": read_table(path)}
     else:

@@ -5,6 +5,8 @@
 # %% ../../../nbs/data/frames/labels.ipynb #cf8f9952
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,6 +184,45 @@ def decoded(variable: xr.DataArray | xr.Variable) -> np.ndarray:
     names = variable.attrs.get("classes")
     return variable.values if names is None else np.array([*map(str, names), ""])[variable.values]
 
+# %% ../../../nbs/data/frames/labels.ipynb #b1000002
+_REMEMBERED: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
+_MOST, _PIXELS = 16, 1 << 27  # sets; pixels of a set, beyond which it is not read once more for its digest
+
+
+def _frames_digest(frames: xr.Dataset) -> bytes:
+    """Of all that a label can be measured from, read frame by frame."""
+
+    def told(attrs: Mapping[Any, Any]) -> list[str]:  # whole arrays, which `repr` would shorten
+        return sorted(f"{k}={v.tolist() if isinstance(v, np.ndarray) else v!r}" for k, v in attrs.items())
+
+    h = hashlib.blake2b(digest_size=16)
+    about = [(name, v.dims, str(v.dtype), v.shape, told(v.attrs)) for name, v in frames.variables.items()]
+    h.update(repr([told(frames.attrs), sorted(about, key=str)]).encode())
+    for name, v in frames.variables.items():
+        if name not in ("intensity", "mask"):
+            h.update(
+                repr(v.values.tolist()).encode() if v.dtype.kind == "O" else np.ascontiguousarray(v.values).tobytes()
+            )
+    each = "mask" in frames and "frame" in frames["mask"].dims
+    for i in range(frame_count(frames)):
+        h.update(np.ascontiguousarray(frame_image(frames, i)).tobytes())
+        if each or not i:
+            h.update(np.packbits(frame_mask(frames, i)).tobytes())
+    return h.digest()
+
+
+def _measured(frames: xr.Dataset, name: str) -> np.ndarray:
+    """The label as it is read from the frames, or as this process has read it from the same ones before."""
+    if not LABELS[name].measured or frames["intensity"].size > _PIXELS:
+        return LABELS[name].read(frames)
+    key = name, _frames_digest(frames)
+    if key not in _REMEMBERED:
+        _REMEMBERED[key] = LABELS[name].read(frames)
+        while len(_REMEMBERED) > _MOST:
+            _REMEMBERED.popitem(last=False)
+    _REMEMBERED.move_to_end(key)
+    return _REMEMBERED[key].copy()
+
 # %% ../../../nbs/data/frames/labels.ipynb #238471e5
 def read_label(
     frames: xr.Dataset, name: str, classes: Sequence[str] | None = None
@@ -196,7 +237,7 @@ def read_label(
     if label is None and name not in label_names(frames):
         known = [*label_names(frames), *LABELS]
         raise BadInput(f"there is no label {name!r}{nearest(str(name), known)}")
-    values = decoded(frames[name]) if name in frames.variables else label.read(frames)
+    values = decoded(frames[name]) if name in frames.variables else _measured(frames, name)
     if label is None:
         return encode(values, classes)
     if label.classes is None:

@@ -29,7 +29,7 @@ from .evaluation import samples_of
 from ..metrics.distribution import DISTANCES
 from ..metrics.judgement import Judgement, judge_summaries, title_of
 from ..metrics.verdict import verdict_of
-from ..metrics.merging import ambiguous, merging_numbers
+from ..metrics.merging import merging_numbers
 from ..metrics.physics import physics_rows, physics_words, summarise_physics
 from ..metrics.q_profiles import QProfiles, common_q, compare_q_profiles, q_profiles
 from ..metrics.set_summaries import Ruler, SetSummary
@@ -38,6 +38,7 @@ from ...physics.indexing.cells import read_cell
 from ...physics.indexing.chance import Chance
 from ...physics.indexing.indexer import Indexer, index_frames, make_indexer
 from ...physics.indexing.reflections import reflection_table
+from ...physics.merging.symmetry import ambiguous, space_group
 
 # %% auto #0
 __all__ = ['PAIRED', 'MERGED', 'OFF', 'PROFILES', 'open_frames_of', 'ComparisonPlan', 'MeasuredBlock', 'SharedIndexer',
@@ -247,7 +248,7 @@ class SetComparison:
                 have = [p.reflections for p in found if p.reflections is not None]
                 tables[name] = pd.concat(have, ignore_index=True) if have else pd.DataFrame(columns=["frame"])
         out = merging_numbers(tables, seed=self.plan.seed, why=why)
-        if out and ambiguous(read_cell(self._cell(next(iter(out)))), self.group):
+        if out and ambiguous(read_cell(self._cell(next(iter(out)))).parameters, space_group(self.group)):
             why["merging"] = (
                 f"a lattice of {self.group} can be indexed in several ways, so the halves agree less well than they could"
             )

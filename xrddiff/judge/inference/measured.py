@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['fit_to_model', 'masked', 'saturated', 'NetworkFrames', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting',
+__all__ = ['fit_to_model', 'masked', 'full_pixels', 'NetworkFrames', 'to_network', 'open_fitted', 'Inpainting', 'open_inpainting',
            'open_one', 'draw_between', 'Interpolation', 'open_interpolation']
 
 # %% ../../../nbs/judge/inference/measured.ipynb #97b09796
@@ -99,7 +99,7 @@ def masked(frames: xr.Dataset, mask: np.ndarray | None, where: str) -> xr.Datase
     return frames.assign(mask=xr.Variable(dims, mask) & own)
 
 
-def saturated(frames: xr.Dataset) -> xr.Dataset | None:
+def full_pixels(frames: xr.Dataset) -> xr.Dataset | None:
     """Frames that are 1 where pixels are at the `saturation` of their file, or above, and else 0; None if there are none."""
     ceiling = frames.attrs.get("saturation")
     value = frames["intensity"]
@@ -183,7 +183,7 @@ def open_fitted(
     whole = own is not None and own.shape[-2:] == opened["intensity"].shape[-2:]  # the file's pixels, or the model's
     fitted = fit_to_model(masked(opened, own, where) if whole else opened, generator, regions, where)
     fitted = fitted if whole else masked(fitted, own, where)
-    if (full := saturated(opened)) is None:
+    if (full := full_pixels(opened)) is None:
         return fitted
     return masked(fitted, fit_to_model(full, generator, regions, where)["intensity"].values == 0, where)
 

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SIDE', 'TRAINED', 'BRIGHTNESS', 'CONVERGED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws',
-           'PhotonDecoder', 'PosteriorJob', 'mean_error', 'draw_numbers', 'Posterior', 'latents', 'replaced', 'counts',
-           'local_mean', 'interpolated', 'open_posterior']
+           'PhotonDecoder', 'PosteriorJob', 'mean_error', 'draw_numbers', 'covered_by_brightness', 'what_is_wrong',
+           'Posterior', 'latents', 'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #e8daf720
 SIDE = 8  # of the blocks that are hidden, px
@@ -318,10 +318,6 @@ class PosteriorJob:
         return draws
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #564af1d5
-BRIGHTNESS = (("below 1 photon", -inf, 0.5), ("1 to 9 photons", 0.5, 9.5), ("10 photons and more", 9.5, inf))
-CONVERGED = 1.1  # R̂ of chains that agree is below it; source: Gelman and Rubin 1992, Statist. Sci. 7:457
-
-
 def mean_error(mean: np.ndarray, counts: np.ndarray, detector: Poisson) -> float:
     """e: the root mean square of (measurement − mean) over the noise of counting.
 
@@ -352,6 +348,50 @@ def draw_numbers(
     if (unseen := ~measured & own | hidden).any():
         row |= {"uncertainty, not seen": float(spread[unseen].mean())}
     return row | draws.about
+
+# %% ../../../nbs/judge/inference/posterior.ipynb #893bc481
+BRIGHTNESS = (("below 1 photon", -inf, 0.5), ("1 to 9 photons", 0.5, 9.5), ("10 photons and more", 9.5, inf))
+CONVERGED = 1.1  # R̂ of chains that agree is below it; source: Gelman and Rubin 1992, Statist. Sci. 7:457
+
+
+def covered_by_brightness(job: PosteriorJob, measured: Sequence[np.ndarray]) -> dict[str, Coverage]:
+    """How many hidden `spots`, and hidden pixels that measured so many photons, are in their intervals.
+
+    measured: the drawn measurements of each frame, (S, y, x). Kinds of which there are none are left out.
+    """
+    photons = (job.whole.counts - job.likelihood.pedestal) / job.likelihood.gain
+    drawn, found = np.stack(measured, 1), {}
+    peaks = find_frame_peaks(job.frames)
+    places = (peaks[name].to_numpy() for name in ("frame", "fs", "ss"))
+    if (spots := window_coverage(measured, job.whole.counts, job.held_out, *places)) is not None:
+        found["spots"] = spots
+    for name, low, high in BRIGHTNESS:
+        chosen = job.held_out & (photons >= low) & (photons < high)
+        if (seen := chosen.any((1, 2))).any():
+            truth = np.where(chosen, job.whole.counts, np.nan)
+            found[name] = coverage(drawn[:, seen], truth[seen])
+    return found
+
+# %% ../../../nbs/judge/inference/posterior.ipynb #4defaa2d
+def what_is_wrong(table: pd.DataFrame, covered: dict[str, Coverage]) -> list[str]:
+    """Sentences about chains that disagree and spots that are missed.
+
+    table: a row for each frame, with `R̂` if there are chains. covered: of `covered_by_brightness`.
+    """
+    said = []
+    if "R̂" in table and (worst := table["R̂"].max()) > CONVERGED:
+        apart = int((table["R̂"] > CONVERGED).sum())
+        said.append(
+            f"Not converged: R̂ is up to {worst:.2f} and above {CONVERGED} for {apart} of {len(table)} frames, "
+            "so the chains disagree and the intervals mean little."
+        )
+    bright = covered.get("spots") or covered.get(BRIGHTNESS[-1][0])
+    if bright is not None and bright.found + 2 * np.nan_to_num(bright.error) < bright.promised - 0.05:
+        what = "hidden spots" if "spots" in covered else "hidden pixels of 10 photons and more"
+        said.append(
+            f"Bragg spots are not covered: {bright.found:.0%} of the {what} are in their interval, where {bright.promised:.0%} is right."
+        )
+    return said
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #5e3b6b14
 @dataclass
@@ -384,17 +424,7 @@ class Posterior:
         deviation; `low` and `high`, between which 90% of measurements would be; `measured`, the pixels
         that were measured, of which those in `held_out` were hidden. All are 0 where the detector has no pixels.
         """
-        n, dims = len(self.found), ("frame", "y", "x")
-        means = np.stack([d.expected.mean(0) for d in self.found])
-        frames = self._frames(means, np.arange(n), np.arange(n))
-        unit = {"units": self.job.frames["intensity"].attrs["units"]}
-        spread = np.stack([d.expected.std(0) for d in self.found]) * self.job.likelihood.gain
-        ends = [interval(d.measured)[:2] if self.job.draws > 2 else (nan, nan) for d in self.found]
-        for name, values in (("uncertainty", spread), ("low", [e[0] for e in ends]), ("high", [e[1] for e in ends])):
-            image = np.broadcast_to(np.asarray(values, np.float32), means.shape)
-            frames[name] = (dims, np.where(frame_mask(frames, 0), image, np.float32(0)), unit)
-        frames["measured"], frames["held_out"] = (dims, self.job.measured), (dims, self.job.held_out)
-        return frames
+        return _means_and_intervals(self)
 
     def coverage(self) -> Coverage | None:
         """How many held-out pixels are in their 90% intervals; None if none were held out."""
@@ -424,40 +454,14 @@ class Posterior:
 
     @cached_property
     def by_brightness(self) -> dict[str, Coverage]:
-        """How many hidden pixels, of those that measured so many photons, and how many hidden spots are in their intervals.
-
-        Empty if nothing was held out; kinds of which there are none are left out.
-        """
-        job, hidden = self.job, self.job.held_out
-        if not hidden.any() or job.draws < 3:
+        """See `covered_by_brightness`; empty if nothing was held out, or for fewer than 3 draws."""
+        if not self.job.held_out.any() or self.job.draws < 3:
             return {}
-        photons = (job.whole.counts - job.likelihood.pedestal) / job.likelihood.gain
-        drawn, found = np.stack([d.measured for d in self.found], 1), {}
-        for name, low, high in BRIGHTNESS:
-            chosen = hidden & (photons >= low) & (photons < high)
-            if (seen := chosen.any((1, 2))).any():
-                truth = np.where(chosen, job.whole.counts, np.nan)
-                found[name] = coverage(drawn[:, seen], truth[seen])
-        peaks = find_frame_peaks(job.frames)
-        spots = self.reflections(*(peaks[name].to_numpy() for name in ("frame", "fs", "ss")))
-        return found if spots is None else {"spots": spots} | found
+        return covered_by_brightness(self.job, [d.measured for d in self.found])
 
     def verdict(self) -> list[str]:
         """What is wrong with the draws, in sentences; empty if nothing is known to be."""
-        said, told = [], self.by_brightness
-        if "R̂" in self.table and (worst := self.table["R̂"].max()) > CONVERGED:
-            apart = int((self.table["R̂"] > CONVERGED).sum())
-            said.append(
-                f"Not converged: R̂ is up to {worst:.2f} and above {CONVERGED} for {apart} of {len(self.table)} frames, "
-                "so the chains disagree and the intervals mean little."
-            )
-        bright = told.get("spots") or told.get(BRIGHTNESS[-1][0])
-        if bright is not None and bright.found + 2 * np.nan_to_num(bright.error) < bright.promised - 0.05:
-            what = "hidden spots" if "spots" in told else "hidden pixels of 10 photons and more"
-            said.append(
-                f"Bragg spots are not covered: {bright.found:.0%} of the {what} are in their interval, where {bright.promised:.0%} is right."
-            )
-        return said
+        return what_is_wrong(self.table, self.by_brightness)
 
     def numbers(self) -> dict[str, float]:
         """The result in a few numbers, those of what is bright first."""
@@ -472,6 +476,20 @@ class Posterior:
             "error": float(self.table["error"].mean()),
             "width": found.width,
         }
+
+# %% ../../../nbs/judge/inference/posterior.ipynb #1d0ce0f9
+def _means_and_intervals(found: Posterior) -> xr.Dataset:
+    job, drawn, dims = found.job, found.found, ("frame", "y", "x")
+    means = np.stack([d.expected.mean(0) for d in drawn])
+    frames = found._frames(means, np.arange(len(drawn)), np.arange(len(drawn)))
+    unit = {"units": job.frames["intensity"].attrs["units"]}
+    spread = np.stack([d.expected.std(0) for d in drawn]) * job.likelihood.gain
+    ends = [interval(d.measured)[:2] if job.draws > 2 else (nan, nan) for d in drawn]
+    for name, values in (("uncertainty", spread), ("low", [e[0] for e in ends]), ("high", [e[1] for e in ends])):
+        image = np.broadcast_to(np.asarray(values, np.float32), means.shape)
+        frames[name] = (dims, np.where(frame_mask(frames, 0), image, np.float32(0)), unit)
+    frames["measured"], frames["held_out"] = (dims, job.measured), (dims, job.held_out)
+    return frames
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #2dfef29a
 def _check_model(job: PosteriorJob, needs: str | None) -> None:

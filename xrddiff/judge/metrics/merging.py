@@ -8,31 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import gemmi
 import numpy as np
 import pandas as pd
 import scipy
 
 from ...core.seeds import numpy_rng
-from ...physics.indexing.cells import Cell
-from ...physics.indexing.reflections import Merged, group_reflections, half_means, merge_reflections, wilson_table
+from ...physics.merging.merged import Merged, merge_reflections, resampled
+from ...physics.merging.statistics import half_set_agreement, wilson_table
 from ...physics.simulation.crystal import Wilson, wilson_mean
 
 # %% auto #0
-__all__ = ['FEWEST_INDEXED', 'half_set_agreement', 'normalised_intensities', 'acentric_distribution', 'centric_distribution',
-           'WilsonFit', 'wilson_fit', 'set_correlation', 'ambiguous', 'resampled', 'merging_numbers']
-
-# %% ../../../nbs/judge/metrics/merging.ipynb #d65e6ec4
-def half_set_agreement(merged: pd.DataFrame) -> dict[str, float]:
-    """`r_split`, `cc_half` and the number of `reflections` of a table of merged reflections; NaN if
-    fewer than 3 are in both halves.
-    """
-    both = merged.dropna(subset=["half_1", "half_2"])
-    a, b = both["half_1"].to_numpy(), both["half_2"].to_numpy()
-    if len(both) < 3:
-        return {"r_split": np.nan, "cc_half": np.nan, "reflections": float(len(both))}
-    r = np.abs(a - b).sum() / (0.5 * (a + b).sum()) / np.sqrt(2)
-    return {"r_split": float(r), "cc_half": float(np.corrcoef(a, b)[0, 1]), "reflections": float(len(both))}
+__all__ = ['FEWEST_INDEXED', 'normalised_intensities', 'acentric_distribution', 'centric_distribution', 'WilsonFit', 'wilson_fit',
+           'set_correlation', 'merging_numbers']
 
 # %% ../../../nbs/judge/metrics/merging.ipynb #e0b20200
 def normalised_intensities(d: np.ndarray, intensity: np.ndarray, shells: int = 10) -> np.ndarray:
@@ -87,38 +74,15 @@ def set_correlation(a: pd.DataFrame, b: pd.DataFrame, least: int = 2) -> tuple[f
         return float("nan"), len(both)
     return float(np.corrcoef(both["intensity"], both["intensity_other"])[0, 1]), len(both)
 
-
-def ambiguous(cell: Cell, group: str) -> bool:
-    """Whether the lattice has symmetry that the crystal lacks, so that a still can be indexed in
-    several ways.
-    """
-    found = gemmi.find_spacegroup_by_name(group)
-    return bool(found and gemmi.find_twin_laws(gemmi.UnitCell(*cell.parameters), found, 0.5, False))
-
-# %% ../../../nbs/judge/metrics/merging.ipynb #80b88240
-def resampled(reflections: pd.DataFrame, merged: Merged, draws: int, seed: int = 0) -> Iterator[pd.DataFrame]:
-    """Tables of the reflections that `merged` has measured twice, each from frames drawn with
-    replacement: `h`, `k`, `l`, `d`, `intensity`, `half_1`, `half_2`, `count`.
-
-    reflections: from which `merged` was made.
-    """
-    seen, rng = group_reflections(reflections), numpy_rng("merged again", seed)
-    scaled, often = seen.value / merged.scales.to_numpy()[seen.frame], seen.sums() >= 2
-    n = len(seen.frames)
-    for _ in range(draws):
-        weight = np.bincount(rng.integers(n, size=n), minlength=n).astype(float)
-        w = weight[seen.frame]
-        count = seen.sums(w)
-        half_1, half_2 = half_means(seen, scaled, merged.half.to_numpy(), weight)
-        mean = seen.sums(w * scaled) / np.where(count > 0, count, np.nan)
-        table = seen.table(intensity=mean, half_1=half_1, half_2=half_2, count=count)
-        yield table[often & (count > 0)]
-
 # %% ../../../nbs/judge/metrics/merging.ipynb #76bf533e
 def _numbers_of(often: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, float]:
     """The statistics of a table of merged reflections, each measured at least twice."""
     line = wilson_fit(often["d"], often["intensity"])
-    found = half_set_agreement(often) | {"wilson_b": line.b, "wilson_scale": line.scale}
+    halves = half_set_agreement(often)
+    found = {k: halves[k] for k in ("r_split", "cc_half", "reflections")} | {
+        "wilson_b": line.b,
+        "wilson_scale": line.scale,
+    }
     return found if reference is None else found | {"cc_reference": set_correlation(reference, often, least=0)[0]}
 
 
@@ -139,6 +103,13 @@ def _same_number(reflections: Mapping[str, pd.DataFrame], seed: int, why: dict[s
     return out
 
 
+def _drawn(merged: Merged, draws: int, seed: int) -> Iterator[pd.DataFrame]:
+    """Tables of crystals drawn again, of the reflections that `merged` has measured twice."""
+    often = merged.seen.sums((merged.weight > 0).astype(float)) >= 2
+    for table in resampled(merged, draws, seed):
+        yield table[often[table.index]]
+
+
 def merging_numbers(
     reflections: Mapping[str, pd.DataFrame], *, draws: int = 100, seed: int = 0, why: dict[str, str] | None = None
 ) -> dict[str, dict[str, float]]:
@@ -153,7 +124,7 @@ def merging_numbers(
     tables, out = _same_number(reflections, seed, {} if why is None else why), {}
     merged = {name: merge_reflections(table, seed=seed) for name, table in tables.items()}
     often = {name: found.table[found.table["count"] >= 2] for name, found in merged.items()}
-    again = {name: list(resampled(tables[name], merged[name], draws, seed)) for name in merged}
+    again = {name: list(_drawn(found, draws, seed)) for name, found in merged.items()}
     for name in merged:
         other = name != "reference" and "reference" in merged
         value = _numbers_of(often[name], often["reference"] if other else None)

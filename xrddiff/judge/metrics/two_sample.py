@@ -123,7 +123,9 @@ class PictureClassifier:
         layers: list[nn.Module] = []
         for narrow, wide, width in ((1, 16, 5), (16, 24, 3), (24, 32, 3)):
             layers += [nn.Conv2d(narrow, wide, width, 2, width // 2, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
-        return nn.Sequential(*layers, _Pooled(), nn.Dropout(0.2), nn.Linear(2 * 32, 1), nn.Flatten(0))
+        network = nn.Sequential(*layers, _Pooled(), nn.Dropout(0.2), nn.Linear(2 * 32, 1), nn.Flatten(0))
+        # few channels, many pixels: this layout takes two thirds of the time on a CPU
+        return network.to(memory_format=torch.channels_last)
 
     def _train(self, x: torch.Tensor, truth: torch.Tensor, real: np.ndarray, made: np.ndarray) -> None:
         adam = torch.optim.AdamW(self.network.parameters(), lr=3e-3, weight_decay=0.02)

@@ -87,7 +87,7 @@ def png(figure: Figure, *, dpi: float | None = None, palette: bool | int = True)
         image = image.convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
     elif palette:
         image = image.convert("RGB").quantize(palette, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    image.save(out, "png", optimize=bool(palette), **about)
+    image.save(out, "png", **about)  # `optimize` takes six times as long for 2% of the bytes
     return out.getvalue()
 
 

@@ -84,7 +84,7 @@ def recoloured(picture: bytes, theme: Theme) -> bytes:
     image, out = Image.open(io.BytesIO(picture)), io.BytesIO()
     rgb = np.array(image.getpalette("RGB")).reshape(-1, 3) / 255
     image.putpalette(np.round(255 * in_theme(rgb, theme)).astype(np.uint8).ravel().tolist())
-    image.save(out, "png", optimize=True, **({"dpi": image.info["dpi"]} if "dpi" in image.info else {}))
+    image.save(out, "png", **({"dpi": image.info["dpi"]} if "dpi" in image.info else {}))
     return out.getvalue()
 
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import gemmi
 import msgspec
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
@@ -31,20 +30,17 @@ from ...data.frames.selection import evenly_spaced, select_frames
 from .cells import Cell
 from .known_lattices import crystals_of, expected_spots, need_lattices
 from .rays import miller_sphere
-from xrddiff.physics.indexing.reflections import (
-    Observations,
-    fit_scales,
-    group_reflections,
-    integrated_reflections,
-    wilson_table,
-)
+from .reflections import integrated_reflections
+from ..merging.merged import merge_reflections
+from ..merging.scaling import WIDTHS
+from ..merging.statistics import wilson_table
 from ..simulation.crystal import small_structure_factors
 from ..simulation.crystal_files import MeasuredFactors, crystal_of_file
 
 # %% auto #0
-__all__ = ['REACH', 'WIDTHS', 'MERGED', 'WIDTH', 'CrystalIntensities', 'partiality_of', 'PartialMerge', 'merge_partial',
-           'merged_intensities', 'kept_intensities', 'read_intensities', 'save_intensities', 'wilson_intensities',
-           'with_intensities', 'says_intensities', 'reflection_width', 'intensities_of']
+__all__ = ['REACH', 'MERGED', 'WIDTH', 'CrystalIntensities', 'merged_intensities', 'kept_intensities', 'read_intensities',
+           'save_intensities', 'wilson_intensities', 'with_intensities', 'says_intensities', 'reflection_width',
+           'intensities_of']
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #2d2c4224
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class CrystalIntensities:
 
     cell: of the crystal. group: Hermann–Mauguin symbol of the space group.
     hkl: unique Miller indices (N, 3), int32. intensity: (N,), float32, ≥ 0, with mean 1.
-    width: R₀ in 1/Å and R₁ of the reflections of a still, see `partiality_of`; None = not known.
+    width: R₀ in 1/Å and R₁ of the reflections of a still, see `physics.merging.scaling`; None = not known.
     Raises `BadInput` for an unknown group or intensities that are not finite, or all 0.
     """
 
@@ -117,42 +113,6 @@ def _equivalents(hkl: np.ndarray, group: gemmi.SpaceGroup) -> Iterable[np.ndarra
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #87ccc074
 REACH = 2.5e-3  # 1/Å: reflections this near to the Ewald sphere are integrated
-WIDTHS = [(a, b) for a in (2e-4, 4e-4, 6e-4, 9e-4, 1.3e-3, 2e-3) for b in (0.0, 6e-4, 1.2e-3, 2.4e-3)]  # R₀ and R₁
-
-
-def partiality_of(excitation: np.ndarray, d: np.ndarray, width: tuple[float, float]) -> np.ndarray:
-    """p (N,) of reflections with excitation errors in 1/Å at `d` in Å; `width` is R₀ in 1/Å and R₁."""
-    return np.exp(-0.5 * (excitation / (width[0] + width[1] / d)) ** 2)
-
-
-class PartialMerge(NamedTuple):
-    """Reflections merged with their partialities.
-
-    table: `h`, `k`, `l`, `d`, `intensity`, and `recorded`, the sum of p².
-    width: R₀ and R₁. explained: share of the measured intensities' squares that the fit explains.
-    """
-
-    table: pd.DataFrame
-    width: tuple[float, float]
-    explained: float
-
-
-def merge_partial(measured: pd.DataFrame, seen: Observations, width: tuple[float, float]) -> PartialMerge:
-    """The reflections of `reflection_table`, and the same grouped, merged with partialities of this
-    `width`.
-    """
-    d, excitation = (measured[name].to_numpy(float) for name in ("d", "excitation"))
-    p = partiality_of(excitation, d, width)
-
-    def average(g: np.ndarray) -> np.ndarray:
-        return seen.sums(g * p * seen.value) / np.maximum(seen.sums((g * p) ** 2), 1e-12)
-
-    scale, intensity = fit_scales(seen, average, p)
-    often = seen.sums()[seen.which] >= 3
-    error = (seen.value - scale[seen.frame] * p * intensity[seen.which])[often]
-    explained = 1 - (error**2).sum() / max((seen.value[often] ** 2).sum(), 1e-12)
-    table = seen.table(intensity=intensity.clip(0), recorded=seen.sums(p**2))
-    return PartialMerge(table, width, float(explained))
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #8eb5a1c1
 def merged_intensities(ds: xr.Dataset, frames: Iterable[int] | None = None, limit: int = 600) -> CrystalIntensities:
@@ -192,15 +152,13 @@ def _alike(ds: xr.Dataset, frames: Iterable[int] | None, limit: int) -> _Alike:
 
 def _merge(ds: xr.Dataset, alike: _Alike) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """`hkl`, `intensity` and `width` of the reflections that are expected of these crystals."""
-    spots = {i: expected_spots(*own, frame_geometry(ds, i), REACH) for i, own in alike.crystals.items()}
-    measured = integrated_reflections(ds, spots, alike.group)
-    seen = group_reflections(measured)
-    best = max((merge_partial(measured, seen, width) for width in WIDTHS), key=lambda merged: merged.explained)
-    merged = best.table
+    spots = {i: [expected_spots(*own, frame_geometry(ds, i), REACH)] for i, own in alike.crystals.items()}
+    found = merge_reflections(integrated_reflections(ds, spots, alike.group, alike.cell), "partial")
+    merged = found.table.assign(intensity=found.table["intensity"].clip(lower=0))
     shells = wilson_table(merged["d"], merged["intensity"])
     mean = np.interp(merged["d"] ** -2.0, shells["inverse_d2"], shells["mean"])
     shrunk = (merged["recorded"] * merged["intensity"] + mean) / (merged["recorded"] + 1)
-    return merged[["h", "k", "l"]].to_numpy(), shrunk.to_numpy(), best.width
+    return merged[["h", "k", "l"]].to_numpy(), shrunk.to_numpy(), found.scaling.width
 
 # %% ../../../nbs/physics/indexing/expected_intensities.ipynb #170ea5f2
 MERGED = "merged_intensities.json"
@@ -328,7 +286,7 @@ WIDTH = (9e-4, 6e-4)  # R₀ in 1/Å and R₁ where nobody has measured them: a 
 
 
 def reflection_width(ds: xr.Dataset) -> tuple[float, float]:
-    """R₀ in 1/Å and R₁ of the reflections of the frames, see `partiality_of`; `WIDTH` if unknown."""
+    """R₀ in 1/Å and R₁ of the reflections of the frames, see `physics.merging.scaling`; `WIDTH` if unknown."""
     first, second = ds.attrs.get("reflection_width", WIDTH)
     return float(first), float(second)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import gemmi
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -18,7 +19,7 @@ from ...core.seeds import numpy_rng
 from ...data.frames.frames import frame_count
 from ...data.frames.geometry import Geometry, PanelGeometry, geometry_of
 from ...data.frames.peaks import MakeFinder, peaks_of_frames
-from .cells import Cell, orientation_error, read_cell
+from .cells import CENTRINGS, Cell, orientation_error, read_cell
 from .chance import Chance, shuffled, stray_share
 from .lattice_search import common_cell, find_lattice
 from .orientations import OrientationSearch, count_reflections, indexed_peaks
@@ -28,7 +29,7 @@ from .series_refinement import RefinedSeries
 
 # %% auto #0
 __all__ = ['INDEXED', 'STRAY', 'SAME', 'CONTROLS', 'FEWEST_PEAKS', 'FAR', 'Lattice', 'mark_found', 'Indexer', 'Indexing',
-           'frame_tables', 'frame_row', 'make_indexer', 'index_frames']
+           'frame_tables', 'frame_row', 'cell_of_frames', 'make_indexer', 'index_frames']
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #57ab3ee5
 @dataclass(frozen=True, eq=False)
@@ -325,6 +326,16 @@ def _wanted(ds: xr.Dataset, frames: Iterable[int] | None) -> list[int]:
     return wanted
 
 
+def cell_of_frames(ds: xr.Dataset) -> Cell | None:
+    """The cell that frames say their crystals have, with the centring of their space group; None if they say none."""
+    told = ds.attrs.get("unit_cell")
+    if told is None:
+        return None
+    group = gemmi.find_spacegroup_by_name(str(ds.attrs.get("space_group", "")))
+    centring = group.centring_type() if group else "P"
+    return Cell(tuple(np.asarray(told, float).ravel()), centring if centring in CENTRINGS else "P")
+
+# %% ../../../nbs/physics/indexing/indexer.ipynb #b8d92071
 def make_indexer(
     ds: xr.Dataset,
     cell: Any = None,
@@ -339,7 +350,7 @@ def make_indexer(
 ) -> Indexer:
     """What all frames of an experiment share: cell, chance level, and where the detector is.
 
-    cell: as `read_cell` takes it; None looks for it.
+    cell: as `read_cell` takes it; None takes that of the frames, and looks for it if they have none; "unknown" looks for it in any case.
     frames: numbers; None = all. peaks: a table with the column `frame`, or a way to find them; None takes the classical one.
     lattices: how many crystals to look for in a frame.
     controls: shuffled frames from which the chance level is learnt.
@@ -352,7 +363,8 @@ def make_indexer(
     tables = dict(frame_tables(peaks, wanted))
     geometries = {i: as_panels(geometry_of(ds, i)) for i in wanted}
     richest = sorted(wanted, key=lambda i: -len(tables[i]))
-    if cell is None:
+    cell = cell_of_frames(ds) if cell is None else cell
+    if cell is None or (isinstance(cell, str) and cell == "unknown"):
         cell = common_cell(find_lattice(scattering_vectors(tables[i], geometries[i])) for i in richest[:20])
     cell, shift = read_cell(cell), np.zeros(3)
     if distance_range:

@@ -16,7 +16,7 @@ from ...core.errors import BadInput
 from ...data.frames.frames import frame_count
 from ...data.frames.geometry import Geometry, PanelGeometry, d_map, frame_geometry
 from ...data.frames.peaks import find_frame_peaks
-from .cells import Cell, read_cell
+from .cells import Cell
 from .chance import Chance
 from xrddiff.physics.indexing.indexer import (
     INDEXED,
@@ -115,7 +115,6 @@ def with_lattices(ds: xr.Dataset, cell: Any = None, **options: Any) -> xr.Datase
 
     cell, options: as `index_frames` takes them; a cell of None is that of the frames, or looked for.
     """
-    cell = ds.attrs.get("unit_cell") if cell is None else read_cell(cell)
     found = index_frames(ds, cell, **options)
     sure = [[x for x in found.of(i) if x.p < INDEXED] for i in found.table.index]
     most = max([1, *map(len, sure)])

@@ -17,7 +17,7 @@ from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from ..indexing.cells import Cell
 from ..indexing.expected_intensities import CrystalIntensities
-from ..indexing.reflections import wilson_table
+from ..merging.statistics import wilson_table
 
 # %% auto #0
 __all__ = ['ROCKING', 'SIDES', 'SHELLS', 'COARSE', 'hats', 'SpotBrightness', 'learn_brightness', 'spread_of', 'virtual_crystal',

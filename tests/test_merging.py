@@ -1,0 +1,151 @@
+"""`xrddiff merge`: files that other programs read, sources of every kind, and refusals that lose nothing."""
+
+from __future__ import annotations
+
+import subprocess
+
+import gemmi
+import numpy as np
+import pandas as pd
+import pytest
+
+from xrddiff.app.cli.main import main
+from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.store import save_frames
+from xrddiff.judge.inference.merges import MergePlan, merge_data
+from xrddiff.physics.indexing.indexer import index_frames
+from xrddiff.physics.indexing.reflections import reflection_table
+from xrddiff.physics.indexing.series import index_series
+from xrddiff.physics.indexing.stream import write_stream
+from xrddiff.physics.merging.files import read_unmerged_mtz
+from xrddiff.physics.merging.merged import merge_reflections
+from xrddiff.physics.merging.symmetry import asymmetric_unit, space_group
+from xrddiff.physics.simulation.crystal import reflections
+from xrddiff.physics.simulation.experiments import find_experiment
+from xrddiff.physics.simulation.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def stills():
+    return simulate("sim-422", range(24), seed=1)
+
+
+@pytest.fixture(scope="module")
+def table(stills):
+    return reflection_table(stills, index_frames(stills, lattices=1, controls=30))
+
+
+@pytest.fixture(scope="module")
+def truth():
+    crystal = find_experiment("sim-422").sample.crystal
+    every = reflections(crystal, 2.0)
+    hkl = asymmetric_unit(every.hkl, space_group(crystal.space_group)).hkl
+    return pd.DataFrame(hkl, columns=list("hkl")).assign(f2=every.f2).drop_duplicates(list("hkl"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, stills):
+    """Frames, their stream, and what `xrddiff merge` made of the frames."""
+    place = tmp_path_factory.mktemp("merging")
+    save_frames(stills, place / "shots.h5")
+    write_stream(place / "shots.stream", stills, index_series(stills, lattices=1, controls=30), "shots.h5")
+    assert main(["merge", str(place / "shots.h5"), "-o", str(place / "merged"), "--draws", "10", "--shells", "5"]) == 0
+    return place
+
+
+def test_partialities_come_nearer_to_the_truth_than_means(table, truth):
+    cc = {}
+    for method in ("mean", "partial"):
+        merged = merge_reflections(table, method)
+        known = merged.table[merged.table["count"] >= 2].merge(truth, on=list("hkl"))
+        cc[method] = np.corrcoef(known["intensity"], known["f2"])[0, 1]
+        assert (abs(merged.chi_squared() - 1) < 0.15).all()
+    assert cc["partial"] > 0.975 > cc["mean"]
+
+
+def test_the_files_are_those_of_other_programs(folder):
+    merged = gemmi.read_mtz_file(str(folder / "merged" / "merged.mtz"))
+    assert merged.spacegroup.hm == "P 43 21 2" and {"IMEAN", "SIGIMEAN", "I(+)", "SIGI(-)"} <= {*merged.column_labels()}
+    raw, _, group = read_unmerged_mtz(folder / "merged" / "unmerged.mtz")
+    assert group.hm == "P 43 21 2" and raw["frame"].nunique() == len(
+        gemmi.read_mtz_file(str(folder / "merged" / "unmerged.mtz")).batches
+    )
+    assert (
+        (folder / "merged" / "merged.hkl")
+        .read_text()
+        .startswith("CrystFEL reflection list version 2.0\nSymmetry: 4/mmm\n")
+    )
+    assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=folder / "merged").returncode == 0
+    shells = pd.read_csv(folder / "merged" / "shells.csv", index_col="shell")
+    assert len(shells) == 6 and (shells["cc_half_low"] <= shells["cc_half"]).all()
+
+
+def test_nothing_is_written_over(folder, capsys):
+    before = (folder / "merged" / "merged.mtz").read_bytes()
+    assert main(["merge", str(folder / "shots.h5"), "-o", str(folder / "merged")]) == 2
+    assert "exists already" in capsys.readouterr().err and (folder / "merged" / "merged.mtz").read_bytes() == before
+
+
+def test_a_stream_merges_to_what_its_frames_do(folder, truth):
+    found = merge_data(MergePlan(str(folder / "shots.stream"), group="P 43 21 2", draws=5))
+    known = found.merged.table[found.merged.table["count"] >= 2].merge(truth, on=list("hkl"))
+    assert np.corrcoef(known["intensity"], known["f2"])[0, 1] > 0.97
+    again = merge_data(MergePlan(str(folder / "merged" / "unmerged.mtz"), draws=5))
+    assert again.summary["crystals"] > 15
+
+
+def test_axes_in_another_order_are_put_right(stills, table, truth):
+    """What a search finds first, 37.9, 79.1, 79.2 Å, is not what P 43 21 2 wants."""
+    turned = reflection_table(stills, index_frames(stills, (37.9, 79.1, 79.1, 90, 90, 90), lattices=1, controls=30))
+    merged = merge_reflections(turned).table
+    known = merged[merged["count"] >= 2].merge(truth, on=list("hkl"))
+    assert np.corrcoef(known["intensity"], known["f2"])[0, 1] > 0.9
+    with pytest.raises(BadInput, match="does not fit the space group P 63"):
+        reflection_table(stills, index_frames(stills, lattices=1, controls=5, frames=range(4)), "P 63")
+
+
+def test_the_frames_own_cell_is_used(stills):
+    assert index_frames(stills, frames=range(3), controls=5).cell.parameters == tuple(stills.attrs["unit_cell"])
+
+
+def test_observations_in_a_table_merge(folder, table, tmp_path):
+    table.to_csv(file := tmp_path / "observations.csv", index=False)
+    found = merge_data(MergePlan(str(file), "79.1,79.1,37.9,90,90,90", "P 43 21 2", draws=5))
+    assert found.summary["reflections"] > 1000
+    with pytest.raises(BadInput, match="does not say its cell"):
+        merge_data(MergePlan(str(file), group="P 43 21 2"))
+
+
+def damaged_mtz(folder, path):
+    path.write_bytes((folder / "merged" / "unmerged.mtz").read_bytes()[:3000])
+
+
+def foreign_stream(folder, path):
+    path.write_text("CrystFEL stream format 2.3\n----- Begin chunk -----\nEvent: //0\n----- End chunk -----\n")
+
+
+def one_crystal(folder, path):
+    raw = (folder / "shots.stream").read_text().split("----- Begin chunk -----")
+    first = next(chunk for chunk in raw[1:] if "Begin crystal" in chunk)
+    path.write_text(raw[0] + "----- Begin chunk -----" + first)
+
+
+def stream_without_axes(folder, path):
+    lines = (folder / "shots.stream").read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "star = " not in line))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "said"),
+    [
+        (damaged_mtz, "u.mtz", "u.mtz"),
+        (foreign_stream, "f.stream", "no integrated reflections"),
+        (one_crystal, "one.stream", "expected two or more"),
+        (stream_without_axes, "bare.stream", "reciprocal axes"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_in_a_sentence(folder, tmp_path, capsys, make, name, said):
+    make(folder, tmp_path / name)
+    words = [] if name.endswith("mtz") else ["--space-group", "P 43 21 2"]
+    assert main(["merge", str(tmp_path / name), *words, "-o", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
