@@ -39,7 +39,9 @@ from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 from jupyter_core.utils import run_sync
+from matplotlib_inline.config import InlineBackend
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
@@ -148,6 +150,8 @@ class LiveShell(InteractiveShell):
         super().__init__()
         self.display_formatter.active = True  # pictures and HTML, not text alone, as in a terminal
         self.enable_matplotlib("inline")
+        # it chooses the format of figures for the first shell of a process alone, and a run has one for each notebook
+        select_figure_formats(self, {"png"}, **InlineBackend.instance().print_figure_kwargs)
 
     def enable_gui(self, gui=None):
         pass  # no loop of a window
