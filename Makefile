@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-quick test-notebooks test-python lint ratchet check docs readme export clean outputs venv dev bench bench-suite wheel-test lab
+.PHONY: help demo test test-quick test-notebooks test-python lint ratchet check docs readme export clean outputs venv dev bench bench-suite wheel-test extras-test lab
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -86,6 +86,9 @@ docs: $(VENV)/.dev docs/node_modules/katex  ## the offline documentation site, i
 
 wheel-test: $(VENV)/.dev  ## build wheel and sdist, install the wheel in an empty environment, run the main job there (PYTHONS=/path/to/python3.13 …)
 	$(BIN)/python tests/wheel.py $(PYTHONS)
+
+extras-test: $(VENV)/.dev  ## each extra alone in an environment of its own, with its main use; what a plain installation says without it (EXTRAS="lab s3")
+	$(BIN)/python tools/extras.py $(EXTRAS)
 
 bench: $(VENV)/.dev  ## the benchmarks against peers, each in its own table
 	@for b in $(filter-out bench/suite.py bench/harness.py, $(wildcard bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done

@@ -52,11 +52,13 @@ def train(name: str, folder: Path) -> tuple[Path, float]:
 def settings(cfg: Config) -> dict[str, Any]:
     """The value of each word that decides what a run makes, by which a table is found to be older than its presets.
 
-    The default rules of automask are left out: a named set has its own mask.
+    The default rules of automask are left out: a named set has its own mask. So is where the training is followed,
+    which changes nothing in it.
     """
+    followed = {"training.trackers", "training.tracker_options", "training.project", "training.tags"}
     names = [n for n in sorted(vocabulary()) if n.partition(".")[0] in ("data", "model", "training", "inference")]
     names = [n for n in names if n != "data.automask" or list(cfg.data.automask) != list(AUTOMASK)]
-    return {name: value for name in names if "/" not in (value := str(get_word(cfg, name)))}
+    return {name: value for name in names if name not in followed and "/" not in (value := str(get_word(cfg, name)))}
 
 
 def quality(name: str, folder: Path) -> dict:

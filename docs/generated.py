@@ -294,11 +294,7 @@ def api_page(site: Site, anchors: set[str]) -> str:
     methods = {
         f"TrainedRun.{n}": m for n, m in inspect.getmembers(door.TrainedRun) if not n.startswith("_") and _own(m)
     }
-    names = {
-        n: getattr(door, n)
-        for n in door.__all__
-        if n not in ("TrainedRun", "BadInput", "XrddiffError", "show_frames_in_notebooks")
-    } | methods
+    names = {n: getattr(door, n) for n in door.__all__ if n not in ("TrainedRun", "BadInput", "XrddiffError")} | methods
     left = dict(names)
     lines = [
         "# Python by task",

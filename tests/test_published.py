@@ -48,6 +48,7 @@ def test_every_figure_of_the_readme_is_that_of_its_table():
             else:
                 exec(compile(ast.Module([last], []), "index.ipynb", "exec"), space)
     assert made >= 2
+    assert len(readme.split()) <= 700, "what README says fits on two pages; the rest is in the guides"
 
 
 def older(table, cfg, settings):

@@ -70,6 +70,13 @@ def trained(runs, tmp_path):
     return shutil.copytree(runs("ddpm"), tmp_path / "run")
 
 
+def test_a_run_is_opened_without_numbers(trained):
+    opened = "import sys; import xrddiff as xd; run = xd.open_run(sys.argv[1]); assert run.config.model.model_name\n"
+    assert imported(opened, str(trained)) == set()
+    frames = opened + "found = run.frames('samples'); assert found.frames.explore and 'xarray' in sys.modules\n"
+    assert "torch" not in imported(frames, str(trained))
+
+
 def test_a_run_is_shown_without_networks(trained):
     shown = "import sys; import xrddiff as xd; page = xd.open_run(sys.argv[1])._repr_html_(); assert 'base64' in page\n"
     assert not imported(shown, str(trained)) & {"torch", "sklearn", "dask", "pint", "papermill", "accelerate"}

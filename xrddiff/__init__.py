@@ -110,14 +110,29 @@ __all__ = [
     "twin",
 ]
 
+# What needs neither pandas nor xarray, which take .3 s to load, is found without the rest of the door.
+_WITHOUT_FRAMES = {
+    "BadInput": "core.errors",
+    "TrainedRun": "app.front_door.trained_run",
+    "XrddiffError": "core.errors",
+    "open_run": "app.front_door.trained_run",
+}
+
 
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .app.front_door import door
+    from importlib import import_module
 
-    door.show_frames_in_notebooks()
-    globals()[name] = found = getattr(door, name)
+    from .core.extras import collected_later
+
+    with collected_later():
+        if name in _WITHOUT_FRAMES:
+            found = getattr(import_module(f".{_WITHOUT_FRAMES[name]}", __name__), name)
+        else:
+            found = getattr(import_module(".app.front_door.door", __name__), name)
+            import_module(".app.front_door.shown_frames", __name__).show_frames_in_notebooks()
+    globals()[name] = found
     return found
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from .errors import BadInput, nearest
-from .extras import is_installed
+from .extras import extra_of, is_installed
 from .files import package_folder
 
 # %% auto #0
@@ -747,7 +747,8 @@ def need_package(kind: str, name: str, where: str) -> None:
     """
     package = find(kind, name).traits.get("needs")
     if package is not None and not is_installed(package):
+        extra = f", or 'xrddiff[{extra}]'" if (extra := extra_of(package)) else ""
         raise BadInput(
-            f"{where}: {name} needs the package {package}, which is not installed: pip install {package}, or remove the "
+            f"{where}: {name} needs the package {package}, which is not installed: pip install {package}{extra}, or remove the "
             f"{title(kind)}"
         )

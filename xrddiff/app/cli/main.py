@@ -419,10 +419,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from xrddiff.core.plugins import plugin_scope
 
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
         with warnings.catch_warnings(), plugin_scope():
             warnings.showwarning = _warn
-            args = parse(sys.argv[1:] if argv is None else list(argv))
+            args = parse(words)
             if getattr(args, "trust_plugins", False):
                 _trust(args)
             return args.command(args)
@@ -430,7 +431,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(error)
         return _exit_code(error)
     except ModuleNotFoundError as error:
-        if (missing := not_installed(error)) is None:
+        if (missing := not_installed(error, words[0])) is None:
             raise
         complain(missing)
         return _exit_code(missing)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from . import batch_jobs, choices, files, merges, results, streams, studies
+from . import batch_jobs, choices, files, merges, results, shown_frames, streams, studies
 from .keywords import as_overrides, data_overrides
 from .run_frames import index_set
 from .run_numbers import plain_errors
@@ -29,9 +28,7 @@ from ...core.plugins import plugin_scope
 from ...data.formats import readers
 from ...data.formats.store import save_frames
 from ...data.frames import selection
-from ...data.frames.display import FramesAccessor
 from ...data.frames import frames as frame_sets
-from ...data.frames.frames import validate_frames
 from ...data.frames.peaks import find_frame_peaks
 from ...learn.loading import catalog
 
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
     from xrddiff.app.front_door.exported import Exported
     from xrddiff.app.widgets.compare import Compare
     from xrddiff.app.widgets.config_builder import ConfigBuilder
-    from xrddiff.app.widgets.explorer import FrameExplorer
     from xrddiff.app.widgets.job_monitor import JobMonitor
     from xrddiff.app.widgets.training_monitor import TrainingMonitor
     from xrddiff.judge.views.plots import Picture
@@ -51,9 +47,9 @@ _all_ = ["TrainedRun", "open_run", "BadInput"]
 __all__ = ['XrddiffError', 'open_frames', 'load', 'list_data', 'make_frames', 'select_frames', 'index', 'inspect', 'mask',
            'convert', 'simulate', 'fetch', 'evaluate', 'crystal_posterior', 'merge', 'stream', 'open_answers', 'replay',
            'runs', 'compare_runs', 'sweep', 'open_sweep', 'submit', 'resume', 'cancel', 'status', 'logs', 'profiles',
-           'settings', 'settings_diff', 'presets', 'names', 'check', 'twin', 'recover', 'train_peaks', 'show',
-           'show_frames_in_notebooks', 'train', 'load_exported', 'monitor', 'jobs', 'configure', 'explore', 'compare',
-           'TrainedRun', 'open_run', 'BadInput']
+           'settings', 'settings_diff', 'presets', 'names', 'check', 'explore', 'twin', 'recover', 'train_peaks',
+           'show', 'train', 'load_exported', 'monitor', 'jobs', 'configure', 'compare', 'TrainedRun', 'open_run',
+           'BadInput']
 
 # %% ../../../nbs/app/front_door/door.ipynb #2fab6e2d
 XrddiffError = errors.XrddiffError
@@ -70,6 +66,7 @@ submit, resume, cancel = batch_jobs.submit_run, batch_jobs.resume_job, batch_job
 status, logs, profiles = batch_jobs.job_table, batch_jobs.show_log, batch_jobs.profile_table
 settings, settings_diff = choices.settings_table, choices.settings_that_differ
 presets, names, check = choices.preset_table, choices.name_table, choices.probe_files
+explore = shown_frames.explore
 
 # %% ../../../nbs/app/front_door/door.ipynb #7c1f2ab1
 @plain_errors
@@ -158,21 +155,6 @@ def show(frames: xr.Dataset, beside: xr.Dataset | None = None, n: int = 16) -> P
         return show_samples(None, frames, n, names=("",))
     return show_samples(frames, beside, n, names=("", ""))
 
-# %% ../../../nbs/app/front_door/door.ipynb #b2037526
-def _frames_html(ds: xr.Dataset) -> str:
-    try:
-        validate_frames(ds, geometry=False)
-        return ds.frames._repr_html_()
-    except Exception:  # not Frames
-        return ds._repr_html_()
-
-
-def show_frames_in_notebooks() -> None:
-    """Make IPython, if it is running, show Frames as pictures."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
-        shell.display_formatter.formatters["text/html"].for_type(xr.Dataset, _frames_html)
-
 # %% ../../../nbs/app/front_door/door.ipynb #e19bc96d
 @plain_errors
 def train(*given: str | Mapping[str, Any], data: Any = None, progress: bool = True, **words: Any) -> TrainedRun:
@@ -257,17 +239,6 @@ def configure(*given: str | Mapping[str, Any], **words: Any) -> ConfigBuilder:
     return ConfigBuilder(as_overrides(*given, words))
 
 # %% ../../../nbs/app/front_door/door.ipynb #f6cbdf0e
-def explore(what: str | os.PathLike | xr.Dataset, **words: Any) -> FrameExplorer:
-    """Browse frames, one at a time, in a widget: peaks, rings, panels, and a mask to edit and save.
-
-    `what`: a file, a pattern, the name of a set, or Frames. `words`: traits of the widget, as in `frame=3`, and
-    options of `open_frames`, as in `wavelength=1.3`.
-    """
-    from xrddiff.app.widgets.explorer import FrameExplorer
-
-    return FrameExplorer(what, **words)
-
-
 def compare(first: xr.Dataset, second: xr.Dataset, **words: Any) -> Compare:
     """Compare two sets of the same frames one by one, in a widget: both, their residual, and matched and missed peaks.
 
@@ -276,11 +247,3 @@ def compare(first: xr.Dataset, second: xr.Dataset, **words: Any) -> Compare:
     from xrddiff.app.widgets.compare import Compare
 
     return Compare(first, second, **words)
-
-
-def _explore_frames(self: FramesAccessor, **words: Any) -> FrameExplorer:
-    """Browse the frames: `xd.explore`."""
-    return explore(self._ds, **words)
-
-
-FramesAccessor.explore = _explore_frames

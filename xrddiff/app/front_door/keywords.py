@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import xarray as xr
+from typing import TYPE_CHECKING, Any
 
 from ...config.old_words import all_words
 from ...config.overrides import as_override, presets
@@ -19,7 +16,9 @@ from ...config.words.data_sets import CATALOG
 from ...config.words.vocabulary import GROUPS
 from ...core.errors import BadInput, nearest
 from ...core.files import is_address, is_path
-from ...data.frames.frames import make_frames, validate_frames
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # %% auto #0
 __all__ = ['full_name', 'as_overrides', 'data_overrides']
@@ -89,12 +88,8 @@ def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
     """
     if data is None:
         return [], None
-    if isinstance(data, xr.Dataset):
-        return [], validate_frames(data, geometry=False)
-    if isinstance(data, Mapping):
-        return as_overrides({"data": dict(data)}), None
     if not isinstance(data, str | os.PathLike):
-        return [], make_frames(np.asarray(data), units="ADU", assumed="units")
+        return _own_frames(data)
     name = os.fspath(data)
     if name in presets("data"):
         return as_overrides({"data": name}), None
@@ -104,3 +99,17 @@ def data_overrides(data: Any) -> tuple[list[str], xr.Dataset | None]:
         return as_overrides({"data.data_path": name}), None
     hint = nearest(name, {*presets("data"), *CATALOG})
     raise BadInput(f"data: there is no file, no preset and no named set {name!r}{hint}")
+
+
+def _own_frames(data: Any) -> tuple[list[str], xr.Dataset | None]:
+    """`data_overrides` of what is in memory."""
+    import numpy as np
+    import xarray as xr  # .3 s, with pandas
+
+    from xrddiff.data.frames.frames import make_frames, validate_frames
+
+    if isinstance(data, xr.Dataset):
+        return [], validate_frames(data, geometry=False)
+    if isinstance(data, Mapping):
+        return as_overrides({"data": dict(data)}), None
+    return [], make_frames(np.asarray(data), units="ADU", assumed="units")

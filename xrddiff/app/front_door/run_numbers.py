@@ -16,7 +16,7 @@ from .run_frames import open_set
 from ...config.saved_config import OWN_FRAMES
 from ...config.words.data_sets import data_name
 from ...core.errors import BadInput, XrddiffError
-from ...core.extras import not_installed
+from ...core.extras import collected_later, not_installed
 from ...core.gate import or_default, read_json
 from ...core.templates import render
 from ...run.execution.run_folder import Run
@@ -195,7 +195,10 @@ def run_pictures(run: RunNumbers) -> list[bytes]:
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #9e007710
 def run_html(run: RunNumbers) -> str:
     """A run as HTML: description, pictures and table. All text is escaped."""
-    from xrddiff.judge.views.report import shown_table
+    with collected_later():
+        import zarr  # noqa: F401
+
+        from xrddiff.judge.views.report import shown_table
 
     summary = shown_table(run.summary) if len(run.summary) else None
     return render("app/front_door/run.html.j2", about=about_run(run), pictures=run_pictures(run), summary=summary)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,12 +129,19 @@ def open_network(run: Run, ema: bool, device: str = "cpu") -> nn.Module:
 
 # %% ../../../nbs/app/front_door/trained_run.ipynb #2aabefa0
 def in_its_scope(method: F) -> F:
-    """Wrap a method of a run: its plug-ins that this process may execute are known within it, and errors are plain."""
+    """Wrap a method of a run: its plug-ins that this process may execute are known within it, errors are plain, and
+    frames that it returns show themselves in a notebook.
+    """
 
     @functools.wraps(method)
     def call(self: TrainedRun, *args: Any, **words: Any) -> Any:
         with plugins.plugin_scope(run=self.whole):
-            return method(self, *args, **words)
+            found = method(self, *args, **words)
+        if "xarray" in sys.modules:  # there may be frames
+            from xrddiff.app.front_door.shown_frames import show_frames_in_notebooks
+
+            show_frames_in_notebooks()
+        return found
 
     return plain_errors(call)
 

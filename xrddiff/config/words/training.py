@@ -176,7 +176,7 @@ class Training:
     test_pipeline: bool = word(False, "a trial of the whole pipeline rather than a result")
     test_suffix: str = word("", "appended to the model's name in the output folder")
     trackers: list[str] = word(
-        lambda: ["jsonl", "tensorboard"],
+        lambda: ["jsonl"],
         "where the numbers of the training are shown, while it goes on (`xrddiff list tracker`); []: in the run's own tables alone",
         choices=Names("tracker"),
     )

@@ -51,6 +51,23 @@ def auc_interval(value: float, n: int, m: int, level: float = 0.95) -> tuple[flo
     high = scipy.optimize.brentq(off, max(value, 1e-9), 1 - 1e-9) if value < 1 - 1e-6 else 1.0
     return float(low), float(high)
 
+# %% ../../../nbs/judge/metrics/two_sample.ipynb #5f1e7c2a
+def _logistic(z: np.ndarray, real: int, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights w (k,) and offset b of the logistic regression on rows z (n, k), of which the first `real` are real."""
+    y = np.repeat([-1.0, 1.0], [real, len(z) - real])
+    s = len(z) / 2 / np.where(y < 0, real, len(z) - real)
+
+    def loss(wb: np.ndarray) -> tuple[float, np.ndarray]:
+        w, margin = wb[:-1], y * (z @ wb[:-1] + wb[-1])
+        slope = -penalty * s * y * scipy.special.expit(-margin)
+        value = w @ w / 2 + penalty * s @ np.logaddexp(0, -margin)
+        return value, np.append(w + z.T @ slope, slope.sum())
+
+    found = scipy.optimize.minimize(
+        loss, np.zeros(z.shape[1] + 1), jac=True, method="L-BFGS-B", options=dict(maxiter=1000, ftol=1e-12, gtol=1e-6)
+    )
+    return found.x[:-1], float(found.x[-1])
+
 # %% ../../../nbs/judge/metrics/two_sample.ipynb #a2248285
 class LinearClassifier:
     """Tells made frames from real ones by some of their statistics.
@@ -63,19 +80,14 @@ class LinearClassifier:
 
     def fit(self, real: np.ndarray, made: np.ndarray) -> LinearClassifier:
         """Train on the statistics of real and made frames, (n, statistic) each."""
-        from sklearn.linear_model import LogisticRegression
-
         x = np.concatenate([real, made]).astype(np.float64)[:, self.columns]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # columns of NaN alone
             self.mean, self.deviation = np.nanmean(x, 0), np.nanstd(x, 0)
         self.known = np.isfinite(self.mean) & (self.deviation > 1e-9 * (1 + np.abs(self.mean)))
-        truth = np.repeat([0, 1], [len(real), len(made)])
         self.weight, self.offset = np.zeros(len(self.columns)), 0.0
         if self.known.any():
-            model = LogisticRegression(C=self.penalty, class_weight="balanced", max_iter=1000)
-            model.fit(self._scaled(x), truth)
-            self.weight[self.known], self.offset = model.coef_[0], float(model.intercept_[0])
+            self.weight[self.known], self.offset = _logistic(self._scaled(x), len(real), self.penalty)
         return self
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:

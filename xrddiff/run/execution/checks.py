@@ -16,6 +16,7 @@ from ...config.used_words import model_parts, show_crystals, used_maps
 from ...config.words.data_sets import data_name, find_data_set
 from ...config.words.training import COUNT_LOSSES
 from ...core.errors import BadInput
+from ...core.extras import need
 from ...core.plugin_probes import check_plugins
 from ...core.plugins import plugin_scope
 from ...core.registry import need_package
@@ -41,13 +42,13 @@ _SLOW = ("resolution",)  # conditions that have to be measured in every frame
 def check_run(cfg: "Config", *, packages: bool = True, ranks: int = 1) -> None:
     """Raise the errors that a training run would raise, before anything is created for it.
 
-    cfg: the configuration of the run. packages: whether the packages of its trackers must be here.
+    cfg: the configuration of the run. packages: whether the packages of its trackers and its kernel must be here.
     ranks: number of processes.
     Raises `BadInput` for the first problem found.
     """
     check_plugins()
     if packages:
-        _check_trackers(cfg)
+        _check_packages(cfg)
     _check_starts(cfg)
     _check_parts(cfg)
     for label, value in cfg.inference.condition.items():
@@ -98,9 +99,9 @@ def check_run(cfg: "Config", *, packages: bool = True, ranks: int = 1) -> None:
 
 # %% ../../../nbs/run/execution/checks.ipynb #8721eab8
 def check_runs(configs: Iterable["Config"], *, packages: bool = True, ranks: int = 1) -> None:
-    """`check_run` for the new runs of a sweep; runs that are resumed are skipped, but for their trackers.
+    """`check_run` for the new runs of a sweep; runs that are resumed are skipped, but for the packages they need.
 
-    packages: whether the packages of the trackers must be here; not if another Python executes the runs.
+    packages: whether those packages must be here; not if another Python executes the runs.
     ranks: number of processes of each.
 
     Configurations that do not differ in what it checks are checked once.
@@ -109,13 +110,14 @@ def check_runs(configs: Iterable["Config"], *, packages: bool = True, ranks: int
     for cfg in configs:
         if cfg.resume is not None and packages:
             with plugin_scope(cfg.plugins):
-                _check_trackers(cfg)
+                _check_packages(cfg)
         about = (asdict(cfg.data), asdict(cfg.model), asdict(cfg.size), cfg.inference.condition)
         about += (
             cfg.training.recons_loss,
             cfg.training.init,
             cfg.training.augmentations,
             cfg.training.trackers,
+            cfg.engine,
             cfg.plugins,
         )
         if cfg.resume is None and about not in seen:
@@ -135,7 +137,9 @@ def _check_uncached(name: str, cfg: "Config") -> None:
         check_conditions(simulate(name, range(FEW)), wanted)
 
 
-def _check_trackers(cfg: "Config") -> None:
+def _check_packages(cfg: "Config") -> None:
+    if cfg.engine == "kernel":
+        need("ipykernel", "engine=kernel")
     for name in cfg.training.trackers:
         need_package("tracker", name, "training.trackers")
 

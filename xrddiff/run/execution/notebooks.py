@@ -35,12 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import papermill
-from execnb.shell import CaptureShell
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import select_figure_formats
 from jupyter_core.utils import run_sync
+from matplotlib_inline.config import InlineBackend
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager, papermill_engines
@@ -138,7 +139,7 @@ def _bundle(output_type: str, data: dict, metadata: dict, **more: Any) -> dict:
     return dict(output_type=output_type, data=text, metadata=dict(metadata), **more)
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #c7926d41
-class LiveShell(CaptureShell):
+class LiveShell(InteractiveShell):
     """IPython in this process. What cells print, display and raise goes to a `LiveOutput`."""
 
     displayhook_class = _LiveDisplayHook
@@ -146,7 +147,14 @@ class LiveShell(CaptureShell):
     def __init__(self, output: LiveOutput, folder: str | os.PathLike):
         self._folder = str(folder)
         self._live, self.count = output, 0
-        super().__init__(mpl_format="png")
+        super().__init__()
+        self.display_formatter.active = True  # pictures and HTML, not text alone, as in a terminal
+        self.enable_matplotlib("inline")
+        # it chooses the format of figures for the first shell of a process alone, and a run has one for each notebook
+        select_figure_formats(self, {"png"}, **InlineBackend.instance().print_figure_kwargs)
+
+    def enable_gui(self, gui=None):
+        pass  # no loop of a window
 
     @property
     def output(self) -> LiveOutput:
@@ -175,7 +183,7 @@ class LiveShell(CaptureShell):
     def run_live(self, source: str) -> BaseException | None:
         """Execute one cell; returns the exception that it raised, or None."""
         self.count += 1
-        result = super(CaptureShell, self).run_cell(source, store_history=True)
+        result = self.run_cell(source, store_history=True)
         return result.error_before_exec or result.error_in_exec
 
 # %% ../../../nbs/run/execution/notebooks.ipynb #a9fa1602

@@ -51,7 +51,7 @@ from xrddiff.run.execution.attempts import (
 # %% ../../../nbs/run/execution/run_folder.ipynb #8cd2f36e
 PACKAGES = (
     "xrddiff torch accelerate numpy scipy pandas xarray zarr h5py hdf5plugin fabio gemmi safetensors matplotlib "
-    "hydra-core omegaconf papermill execnb nbformat ipykernel"
+    "hydra-core omegaconf papermill nbformat ipython"
 ).split()
 
 
