@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ def main() -> None:
     from xrddiff.data.formats.store import save_frames
     from xrddiff.data.frames.selection import select_frames
     from xrddiff.judge.inference.posterior import open_posterior
+    from xrddiff.judge.metrics.coverage import window_coverage
     from xrddiff.learn.loading.datasets import prepare_words
 
     same_terms()
@@ -85,10 +87,11 @@ def main() -> None:
             row = dict(method=method, set=where, frames=len(single), draws=args.draws, options=options)
             row |= dict(seconds=spent.cpu / len(single))
             row |= dict(error=found.table["error"].tolist(), pixels=vars(found.coverage()))
+            held = partial(window_coverage, [d.measured for d in found.found], job.whole.counts, job.held_out)
             strong = truth["intensity"] >= np.median(truth["intensity"])
             for name, at in {"reflections": np.ones(len(strong), bool), "strong reflections": strong}.items():
-                row[name] = vars(found.reflections(truth["frame"][at], truth["fs"][at], truth["ss"][at]))
-            row["windows"] = vars(found.reflections(*anywhere))
+                row[name] = vars(held(truth["frame"][at], truth["fs"][at], truth["ss"][at]))
+            row["windows"] = vars(held(*anywhere))
             rows.append(row)
             print(json.dumps(row), flush=True)
             write_results("posteriors", lambda kept: page(kept["rows"], args), {"rows": rows})

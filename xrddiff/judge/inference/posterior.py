@@ -433,15 +433,6 @@ class Posterior:
         truth = np.where(self.job.held_out, self.job.whole.counts, np.nan)
         return coverage(np.stack([d.measured for d in self.found], 1), truth)
 
-    def reflections(self, frame: np.ndarray, x: np.ndarray, y: np.ndarray, half: int = 2) -> Coverage | None:
-        """How many sums over windows that were wholly hidden are in their 90% intervals; None without any, or with
-        fewer than 3 draws. frame, x, y, half: see `window_coverage`.
-        """
-        if self.job.draws < 3:
-            return None
-        measured = [d.measured for d in self.found]
-        return window_coverage(measured, self.job.whole.counts, self.job.held_out, frame, x, y, half)
-
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row for each frame, see `draw_numbers`."""
