@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,7 @@ from conftest import clean_environment, missing, need
 from test_run import xrddiff
 
 import xrddiff as xd
+from xrddiff.app.cli.main import build_parser
 from xrddiff.core.errors import BadInput
 from xrddiff.core.files import sha256
 from xrddiff.judge.exports.exporters import export_run
@@ -350,6 +354,16 @@ def environment() -> dict[str, str]:
     return clean_environment() | {"HDF5_PLUGIN_PATH": hdf5plugin.PLUGIN_PATH}
 
 
+def test_frames_are_written_where_the_filters_have_a_path(tmp_path):
+    """HDF5 then finds copies of the filters by itself, which cannot write."""
+    words = ["data", "simulate", "sim128", "-n", "1", "-o", tmp_path / "x.h5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "xrddiff", *words], capture_output=True, text=True, env=environment(), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert xd.open_frames(tmp_path / "x.h5").sizes["frame"] == 1
+
+
 def test_keys_are_those_of_python(infer):
     from xrddiff.core.seeds import numpy_rng, seed_from, torch_generator
 
@@ -376,18 +390,47 @@ def test_cpp_reconstructs_as_python(infer, package, latent_run, tmp_path):
 
 
 def test_cpp_draws_as_python(infer, package, latent_run, tmp_path):
-    from xrddiff.judge.inference.sample_jobs import open_sample_job
+    from xrddiff.judge.exports.exporters import export_maps
 
     words = ["inference.seed=5", "inference.batch_size=2"]
-    job = open_sample_job(latent_run, words)
-    maps = job.generator.scenes.condition_maps([0, 1, 2, 3], job.settings)
-    with h5py.File(tmp_path / "maps.h5", "w") as file:
-        for name, values in maps.items():
-            file[name] = values.numpy()
-    infer("sample", package, tmp_path / "out.h5", "-n", 3, "--seed", 5, "--batch", 2, "--maps", tmp_path / "maps.h5")
+    maps = export_maps(latent_run, tmp_path / "maps.h5", 4, words)
+    infer("sample", package, tmp_path / "out.h5", "-n", 3, "--seed", 5, "--batch", 2, "--maps", maps)
     found = xd.open_frames(tmp_path / "out.h5")
     same(found, xd.load_exported(package).sample(3, *words))
     assert found["sample"].values.tolist() == [0, 1, 2] and found["intensity"].attrs["units"] == "ADU"
+    for wrong, sentence in ((maps, "exists"), (tmp_path / "none.h5", "expected at least 1")):
+        with pytest.raises(BadInput, match=sentence):
+            export_maps(latent_run, wrong, 0 if "least" in sentence else 4, words)
+
+
+def test_cpp_readme_as_written(infer, package, latent_run, tmp_path):
+    """Every command of the README but the building, which `infer` did, and the exporting, which `package` did."""
+    from xrddiff.judge.exports.exporters import export_maps
+
+    text = (CPP / "README.md").read_text(encoding="utf-8")
+    lines = [line[2:] for line in re.search(r"```console\n(.*?)```", text, re.S)[1].splitlines()]
+    export, *rest = lines
+    said = build_parser().parse_args(shlex.split(export)[1:])
+    assert (said.format, said.output, said.maps, said.samples) == ("pt2", "package", "maps.h5", 64)
+    export_maps(latent_run, tmp_path / "maps.h5", said.samples)
+    (tmp_path / "package").symlink_to(package)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "xrddiff-infer").symlink_to(infer.program)
+    xd.convert(xd.open_run(latent_run).frames("held_out", limit=2).load(), tmp_path / "run_17.h5")
+    (tmp_path / "arriving").mkdir()
+    shutil.copy(tmp_path / "run_17.h5", tmp_path / "arriving")
+    script = "\n".join(line for line in rest if not line.startswith("cmake")).replace("/data/", "")
+    script = script.replace("--watch arriving", "--watch arriving --idle 2").replace(
+        "$(python ", f"$({shlex.quote(sys.executable)} "
+    )
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, env=clean_environment()
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert xd.open_frames(tmp_path / "samples.h5").sizes["frame"] == 64
+    for name in ("out.h5", "reconstructed/run_17.h5"):
+        assert xd.open_frames(tmp_path / name).sizes["frame"] == 2
+    assert sum(line.startswith("build/") for line in rest) == 5 and (tmp_path / "latents.h5").exists()
 
 
 def test_cpp_refuses_what_is_damaged(infer, damaged):

@@ -21,16 +21,21 @@ def export(args: argparse.Namespace) -> int:
     `--format peaks`, train a peak finder on frames whose spots are known, those of `xrddiff twin` or `xrddiff data simulate`,
     or on what a run with lattice maps draws, and write it as one file, for `peaks=net:FILE`.
     """
-    from xrddiff.judge.exports.exporters import export_run
+    from xrddiff.judge.exports.exporters import export_maps, export_run
 
     if args.format == "peaks":
         return _export_peaks(args)
     if args.steps is not None or args.seed is not None:
         raise BadInput("--steps and --seed are for --format peaks, which trains")
+    if args.samples is not None and args.maps is None:
+        raise BadInput("-n is for --maps FILE.h5, which writes the maps of so many samples")
     path = export_run(args.run, args.format, args.output, args.words)
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         say(f"{file.relative_to(path).as_posix():<40} {size(file)}")
     say(f"exported: {path}")
+    if args.maps is not None:
+        count = 64 if args.samples is None else args.samples
+        say(f"maps of {count} samples: {export_maps(args.run, args.maps, count, args.words)}")
     return 0
 
 
@@ -76,6 +81,10 @@ def add_export(commands: Any) -> None:
         metavar="FOLDER",
         help="folder to write (RUN/exported/FORMAT); for peaks a file (RUN/exported/peaks.safetensors, or NAME-peaks.safetensors)",
     )
+    p.add_argument(
+        "--maps", metavar="FILE.h5", help="also write the maps that samples of a run with condition_maps are told"
+    )
+    p.add_argument("-n", "--samples", type=int, metavar="N", help="of so many samples (64)")
     p.add_argument("--steps", type=int, metavar="N", help="optimiser steps of a peak finder (800)")
     p.add_argument("--seed", type=int, metavar="SEED", help="of the training of a peak finder (0)")
     p.add_argument(

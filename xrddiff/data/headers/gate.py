@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
-import hdf5plugin  # noqa: F401  registers the compression filters of detectors (bitshuffle-LZ4, zstd, …) with HDF5
+import hdf5plugin
 import numpy as np
 
 from ...core.errors import BadInput, XrddiffError
@@ -29,6 +29,9 @@ __all__ = ['DEEPEST', 'MOST_FILES', 'HDF5_SIGNATURE', 'FILTERS', 'MOST_TEXTS', '
            'machine_memory', 'check_size', 'linked_file', 'check_source', 'leads_elsewhere', 'check_hdf5', 'is_hdf5',
            'allow_outside', 'leads_outside', 'open_hdf5', 'filter_names', 'check_dataset', 'Packing', 'packing_of',
            'check_stored', 'check_chunks', 'read_whole', 'gzip_frame']
+
+# %% ../../../nbs/data/headers/gate.ipynb #1883a6d7
+hdf5plugin.register(force=True)
 
 # %% ../../../nbs/data/headers/gate.ipynb #c63469e0
 _KINDS = (

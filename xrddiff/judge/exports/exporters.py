@@ -11,22 +11,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.errors import BadInput
 from ...core.files import package_version, writing
+from ...core.mediums import plain_text
 from ...core.registry import get
 from ...data.formats.store import save_frames
 from .graphs import Exportable, Graph, open_exportable
 from .package import check_package_target, finish_package
 from .peak_finders import export_peaks
+from ..inference.sample_jobs import open_sample_job
 from ...learn.recipes.counts_nets import COUNTS
 
 if TYPE_CHECKING:
     Call = Callable[..., tuple[Tensor, ...]]
 
 # %% auto #0
-__all__ = ['Exporter', 'GraphExporter', 'export_run']
+__all__ = ['MAPS_AT_ONCE', 'Exporter', 'GraphExporter', 'export_run', 'export_maps']
 
 # %% ../../../nbs/judge/exports/exporters.ipynb #1e9e8d3f
 class Exporter(ABC):
@@ -98,4 +103,30 @@ def export_run(
         (part / "config.yaml").write_text(made.words, encoding="utf-8")
         with_what = {"xrddiff": package_version(), "torch": torch.__version__}
         finish_package(part, {"exporter": format, "made_with": with_what, **made.about, **more})
+    return path
+
+# %% ../../../nbs/judge/exports/exporters.ipynb #517d8113
+MAPS_AT_ONCE = 16  # samples
+
+
+def export_maps(run: str | Path, path: str | Path, samples: int = 64, words: Sequence[str] = ()) -> Path:
+    """Write the maps of samples 0 … `samples` − 1 of a run, as a program that draws with its package takes them.
+
+    path: the HDF5 file, with a data set (sample, channel, y, x) float32 of the name of each map.
+    words: options of `inference`, such as the seed, on which the maps depend.
+    Raises `BadInput` for a run whose model is told no maps, or a file that exists.
+    """
+    job, path = open_sample_job(run, words), Path(path)
+    if not job.generator.maps:
+        raise BadInput(f"{plain_text(run)} is told no maps; expected a run with model.condition_maps")
+    if samples < 1:
+        raise BadInput(f"maps of {samples} samples were asked for; expected at least 1")
+    if path.exists():
+        raise BadInput(f"{path} exists; expected the name of a new file")
+    with writing(path) as part, h5py.File(part, "w") as file:
+        for first in range(0, samples, MAPS_AT_ONCE):
+            numbers = range(first, min(first + MAPS_AT_ONCE, samples))
+            for name, values in job.generator.scenes.condition_maps(numbers, job.settings).items():
+                whole = file.require_dataset(name, (samples, *values.shape[1:]), np.float32)
+                whole[first : first + len(numbers)] = values.cpu().numpy()
     return path
