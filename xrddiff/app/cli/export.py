@@ -64,7 +64,7 @@ def size(file: Path) -> str:
         n /= 1000
     return f"{n:.3g} GB"
 
-
+# %% ../../../nbs/app/cli/export.ipynb #6cdbdc04
 def add_export(commands: Any) -> None:
     """Add the command `export`."""
     p = commands.add_parser("export", help="a trained model for other programs", description=export.__doc__)
