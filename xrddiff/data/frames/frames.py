@@ -118,7 +118,8 @@ def _check_structure(ds: xr.Dataset, where: str) -> None:
             raise BadInput(f"{where}: the peak table has no peak_frame; expected the frame of each peak")
         if len(frames) and (frames.min() < 0 or frames.max() >= value.sizes["frame"]):
             raise BadInput(
-                f"{where}: peak_frame runs from {frames.min()} to {frames.max()}; expected 0 to {value.sizes['frame'] - 1}"
+                f"{where}: peak_frame runs from {frames.min()} to {frames.max()}; expected 0 to {value.sizes['frame'] - 1}. "
+                "isel(frame=…) keeps the peaks of all frames; xd.select_frames(frames, numbers) keeps those of the chosen"
             )
         if (np.diff(frames) < 0).any():
             raise BadInput(f"{where}: peak_frame is not sorted; expected a table sorted by frame")
