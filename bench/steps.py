@@ -508,7 +508,8 @@ def main() -> None:
             if args.trial:
                 continue
             results = read_results("steps", {})
-            found = results.setdefault(args.device, {"rows": []})
+            key = args.device if args.threads == 1 else f"{args.device}, {args.threads} threads"
+            found = results.setdefault(key, {"rows": []})
             name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
             found["about"] = (
                 f"{name}, {args.threads} thread(s); torch {torch.__version__}, diffusers {diffusers.__version__}"
