@@ -55,6 +55,7 @@ def integrate_spots(
     noise: float = 0.0,
     profile: float | None = None,
     saturation: float = np.inf,
+    level: bool = False,
 ) -> pd.DataFrame:
     """`intensity`, its `sigma`, `peak` (largest value), `background` (per pixel) and `flag` of spots, in the units of the image; NaN
     where pixels are missing.
@@ -63,6 +64,7 @@ def integrate_spots(
     mask: bool, True = valid. radius: of the disc, px. ring: inner and outer radius, px.
     gain: units per photon. noise: of the readout, in units of the image. saturation: of a full pixel, in the same.
     profile: σ of the spots, px; None adds up the disc.
+    level: the background is the mean of the whole ring: less noise where spots leave but a part of it.
     """
     *_, height, width = image.shape
     pixels = np.asarray(image, np.float64).ravel()
@@ -80,8 +82,9 @@ def integrate_spots(
     free = near & (rd2 >= ring[0] ** 2) & valid[around] & (discs[around] == 0)
     dx, dy, values = rx - fs[:, None], ry - ss[:, None], pixels[around]
     with np.errstate(invalid="ignore", divide="ignore"):
-        plane = _Plane(values, dx, dy, free)
-        plane = _Plane(values, dx, dy, free & (plane.off <= HIGH * np.sqrt(plane.variance)[:, None]))
+        plane = _Plane(values, *(0 * dx, 0 * dy) if level else (dx, dy), free)
+        most = HIGH * np.sqrt(plane.variance)[:, None] + (HIGH**2 - 1) / 6 * gain
+        plane = plane if level else _Plane(values, dx, dy, free & (plane.off <= most))
         here = np.where(inside, pixels[at], 0)
         net = np.where(inside, here - plane(x - fs[:, None], y - ss[:, None]), 0)
         size, spread = inside.sum(1), plane.variance / plane.count

@@ -72,7 +72,7 @@ def integrated(exposures: IndexedExposures) -> list[pd.DataFrame]:
         if f != last:
             last, image, usable, full = f, exposures.photons(f), exposures.usable(f), exposures.saturated(f)
         spots = exposures.predicted(crystal)
-        got = integrate_spots(image, spots, usable, radius=RADIUS, ring=RING)
+        got = integrate_spots(image, spots, usable, radius=RADIUS, ring=RING, level=True)
         sigma = np.sqrt(np.maximum(got["sigma"] ** 2 - got["intensity"].clip(lower=0), 0.25))
         spots = spots.assign(exposure=number, intensity=got["intensity"], sigma=sigma, background=got["background"])
         out.append(spots.assign(full=touched(spots, full, RADIUS)).dropna())
