@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import BadInput
-from ...core.files import plain, sha256
+from ...core.files import plain, sha256, write_text
 from ...core.gate import read_json, read_text
 
 # %% auto #0
-__all__ = ['FORMAT', 'VERSION', 'SUMS', 'MANIFEST', 'check_package_target', 'finish_package', 'check_package', 'read_package']
+__all__ = ['FORMAT', 'VERSION', 'SUMS', 'MANIFEST', 'check_package_target', 'write_sums', 'finish_package', 'check_package',
+           'read_package']
 
 # %% ../../../nbs/judge/exports/package.ipynb #8dda38e9
 FORMAT = "xrddiff exported model"
@@ -44,13 +45,17 @@ def check_package_target(path: str | Path) -> Path:
     return path
 
 
+def write_sums(folder: Path) -> None:
+    """Write the table of the hashes of all files of a folder into it."""
+    write_text(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in _files(folder)))
+
+
 def finish_package(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
     """Write `manifest` (JSON values) and the hashes of all files of `folder`; returns the folder."""
     folder = Path(folder)
     about = {"format": FORMAT, "version": VERSION, **plain(manifest, "the manifest", nan="null")}
     (folder / MANIFEST).write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in _files(folder)]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    write_sums(folder)
     return folder
 
 # %% ../../../nbs/judge/exports/package.ipynb #aac700ad

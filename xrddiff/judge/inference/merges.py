@@ -129,7 +129,7 @@ def _open(plan: MergePlan) -> xr.Dataset:
 
 def _ordered(cell: Cell, group: gemmi.SpaceGroup) -> Cell:
     """The cell with its axes in the order of the group."""
-    return Cell(fit_axes(cell.parameters, group, edges=0.02, angles=1.5).cell, cell.centring)
+    return Cell(fit_axes(cell.parameters, group).cell, cell.centring)
 
 
 def _peak_way(name: str | None) -> Any:
@@ -145,7 +145,7 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
     group = _group_of(plan, ds.attrs.get("space_group"))
     cell = read_cell(plan.cell) if plan.cell is not None else cell_of_frames(ds)
     if cell is not None:
-        fit_axes(cell.parameters, group, edges=0.02, angles=1.5)  # before minutes of indexing
+        fit_axes(cell.parameters, group)  # before minutes of indexing
     wanted, notes = range(ds.sizes["frame"]), []
     if plan.limit is not None and plan.limit < len(wanted):
         wanted = [int(i) for i in evenly_spaced(np.arange(len(wanted)), plan.limit)]

@@ -205,13 +205,16 @@ def simple_scores(frames: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame({"total intensity": total, "number of peaks": peaks.to_numpy(float)})
 
 # %% ../../../nbs/judge/metrics/anomalies.ipynb #9c005a95
-def untypical(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def untypical(scores: np.ndarray, reference: np.ndarray, *, low: bool = False) -> np.ndarray:
     """How far scores are from the middle of those of good frames: 0 in the middle, 1 at the ends and
     above 1 outside, by the distance in units of their spread.
+
+    low: only scores below the middle are wrong; those above count as it.
     """
     reference = np.sort(np.asarray(reference, float))
-    share = (np.searchsorted(reference, scores, "left") + np.searchsorted(reference, scores, "right")) / 2
     middle, spread = np.median(reference), np.ptp(np.quantile(reference, [0.1, 0.9])) or 1.0
+    scores = np.minimum(scores, middle) if low else scores
+    share = (np.searchsorted(reference, scores, "left") + np.searchsorted(reference, scores, "right")) / 2
     outside = (scores < reference[0]) | (scores > reference[-1])
     return np.abs(2 * share / len(reference) - 1) + outside * np.abs(scores - middle) / spread
 

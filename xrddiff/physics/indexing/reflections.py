@@ -51,7 +51,7 @@ def integrated_reflections(
     spots: of each frame, for each of its crystals `h`, `k`, `l`, `d`, `excitation` and places. group: space group.
     """
     found = space_group(group)
-    change = fit_axes(cell.parameters, found, edges=0.02, angles=1.5).change
+    change = fit_axes(cell.parameters, found).change
     if not spots:
         raise BadInput("no frame is indexed, so there are no reflections to integrate")
     joined = {
@@ -97,7 +97,7 @@ def stream_reflections(path: str | os.PathLike, group: str) -> tuple[pd.DataFram
         )
     cell = Cell(tuple(crystals[["a", "b", "c", "alpha", "beta", "gamma"]].median()), str(crystals["centring"].iloc[0]))
     found = space_group(group)
-    change = fit_axes(cell.parameters, found, edges=0.02, angles=1.5).change
+    change = fit_axes(cell.parameters, found).change
     own = table[["frame", "crystal"]].merge(crystals, on=["frame", "crystal"], how="left")
     hkl = table[["h", "k", "l"]].to_numpy(float)
     stars = own[[f"{axis}star_{x}" for axis in "abc" for x in "xyz"]].to_numpy(float).reshape(-1, 3, 3)

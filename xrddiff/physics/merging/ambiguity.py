@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from .observations import group_crystals, isym_of
 from .symmetry import AsuIndices, asymmetric_unit, original_indices
 
 # %% auto #0
@@ -37,8 +38,7 @@ class IndexedAlike(NamedTuple):
 
 def _ways(table: pd.DataFrame, laws: Sequence[np.ndarray], group: gemmi.SpaceGroup) -> list[AsuIndices]:
     """Indices in the asymmetric unit: as they are, and after each law."""
-    isym = table["isym"].to_numpy(np.int64) if "isym" in table else np.ones(len(table), np.int64)
-    asu = AsuIndices(table[["h", "k", "l"]].to_numpy(np.int64), isym)
+    asu = AsuIndices(table[["h", "k", "l"]].to_numpy(np.int64), isym_of(table))
     own = original_indices(asu, group)
     return [asu, *(asymmetric_unit(own @ law, group) for law in laws)]
 
@@ -99,8 +99,7 @@ def resolve_ambiguity(table: pd.DataFrame, laws: Sequence[np.ndarray], group: ge
 
     laws: as `twin_laws` finds them; without any, everything stays as it is. Which of the ways it is for all of them, no intensity can tell.
     """
-    own = table[["frame", "crystal"]] if "crystal" in table else table[["frame"]].assign(crystal=0)
-    crystals, crystal = np.unique(own.to_numpy(np.int64), axis=0, return_inverse=True)
+    crystals, crystal = group_crystals(table)
     F = len(crystals)
     about = pd.DataFrame(crystals, columns=["frame", "crystal"])
     if not laws or F < 2:
@@ -117,11 +116,8 @@ def resolve_ambiguity(table: pd.DataFrame, laws: Sequence[np.ndarray], group: ge
     way = np.zeros(F, int)
     way[rich] = _place(score, shared[0, 0])
     before, after = (_agreement(score, shared, w) for w in (0 * way[rich], way[rich]))
-    for _ in range(1 if F <= CORE else 5):
-        rest = np.setdiff1d(np.arange(F), rich)
-        known = rich if _ == 0 else np.arange(F)
-        if not len(rest):
-            break
+    rest = np.setdiff1d(np.arange(F), rich)
+    for known in [rich, *4 * [np.arange(F)]] if len(rest) else []:  # first by those that are placed, then by all
         mean = _mean_of(matrices, way, known)
         way[rest] = np.argmax([_scores(m[rest], mean)[0][:, 0] for m in matrices], axis=0)
     if 2 * (way == 0).sum() < F:  # the way that most have is that of the others

@@ -13,7 +13,7 @@ import pandas as pd
 from ...core.errors import BadInput
 
 # %% auto #0
-__all__ = ['NEEDED', 'SATURATED', 'OVERLAPPED', 'Observations', 'group_reflections']
+__all__ = ['NEEDED', 'SATURATED', 'OVERLAPPED', 'Observations', 'group_crystals', 'isym_of', 'group_reflections']
 
 # %% ../../../nbs/physics/merging/observations.ipynb #143e5966
 NEEDED = ("frame", "h", "k", "l", "d", "intensity", "sigma")
@@ -55,6 +55,17 @@ class Observations:
         d = self.sums(self.d) / np.maximum(self.sums(), 1)
         return pd.DataFrame(self.hkl, columns=["h", "k", "l"]).assign(d=d, **columns)
 
+# %% ../../../nbs/physics/merging/observations.ipynb #b8a16980
+def group_crystals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Frame and number of each crystal of a table of observations (F, 2), and which of them recorded each row (n,)."""
+    own = table[["frame", "crystal"]].to_numpy() if "crystal" in table else np.c_[table["frame"], 0 * table["frame"]]
+    return np.unique(own, axis=0, return_inverse=True)
+
+
+def isym_of(table: pd.DataFrame) -> np.ndarray:
+    """How each row of a table of observations got into the asymmetric unit (n,); 1, as it was, where it does not say."""
+    return table["isym"].to_numpy(np.int64) if "isym" in table else np.ones(len(table), np.int64)
+
 
 def group_reflections(reflections: pd.DataFrame) -> Observations:
     """Group the rows of a table of observations, but for those with full pixels.
@@ -70,14 +81,13 @@ def group_reflections(reflections: pd.DataFrame) -> Observations:
     table = table[ok]
     if not len(table):
         raise BadInput("there are no reflections to merge; expected some with an intensity and a sigma above 0")
-    own = table[["frame", "crystal"]].to_numpy() if "crystal" in table else np.c_[table["frame"], 0 * table["frame"]]
-    crystals, crystal = np.unique(own, axis=0, return_inverse=True)
+    crystals, crystal = group_crystals(table)
     hkl, which = np.unique(table[["h", "k", "l"]].to_numpy(np.int64), axis=0, return_inverse=True)
     zero = np.zeros(len(table))
     factor = table["polarization"].to_numpy(float) if "polarization" in table else zero + 1
     value, sigma = (table[name].to_numpy(float) / factor for name in ("intensity", "sigma"))
     excitation = table["excitation"].to_numpy(float) if "excitation" in table else zero
-    isym = table["isym"].to_numpy(np.int64) if "isym" in table else np.ones(len(table), np.int64)
+    isym = isym_of(table)
     d = table["d"].to_numpy(float)
     return Observations(crystals, crystal, hkl, which, value, sigma, d, isym, excitation, _lever(table))
 

@@ -72,7 +72,7 @@ def _constraints(group: gemmi.SpaceGroup) -> tuple[list[tuple[int, int]], dict[i
     return equal, angles.get(system, {})
 
 
-def fit_axes(cell: Sequence[float], group: gemmi.SpaceGroup, edges: float = 0.01, angles: float = 1.0) -> Axes:
+def fit_axes(cell: Sequence[float], group: gemmi.SpaceGroup, edges: float = 0.02, angles: float = 1.5) -> Axes:
     """The axes of a cell in the order that a space group wants.
 
     cell: a, b, c in Å, α, β, γ in degrees. edges: by which share equal edges may differ. angles: by how many degrees fixed angles may.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import BadInput
-from ...core.files import package_version, sha256, write_json, write_text, writing
+from ...core.files import package_version, write_json, writing
 from ...core.mediums import plain_text
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def check_new_folder(folder: str | os.PathLike) -> Path:
 
 def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
     """Write merged intensities into a new folder; returns it. Raises `BadInput` if it has something in it."""
+    from xrddiff.judge.exports.package import write_sums
     from xrddiff.judge.views.merging import merging_report
     from xrddiff.physics.merging.files import write_hkl, write_merged_mtz, write_unmerged_mtz
 
@@ -52,8 +53,7 @@ def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
     about: Mapping[str, Any] = {"plan": asdict(found.plan), "notes": list(found.notes), "xrddiff": package_version()}
     write_json(path / "metrics" / "merging.json", about)
     merging_report(found).write(path)
-    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-    write_text(path / "SHA256SUMS", "".join(f"{sha256(path / name)}  {name}\n" for name in names))
+    write_sums(path)
     return path
 
 

@@ -37,7 +37,7 @@ __all__ = ['BASIS', 'SCORED', 'LEVELS', 'REFERENCE', 'PEAK_COLUMNS', 'FINDERS', 
 
 # %% ../../../nbs/run/streaming/answering.ipynb #8b162a22
 BASIS = tuple(f"{edge}{axis}" for edge in "abc" for axis in "xyz")
-SCORED = ("deviance", "denoising", "darkest area")
+SCORED = {"deviance": False, "denoising": False, "darkest area": True}  # is only a low one wrong?
 LEVELS = (0.3,)  # noise level of the score, in units of σ_data: only one, since it costs time for every frame
 REFERENCE = 64  # held-out frames that define what is typical
 
@@ -142,12 +142,6 @@ def learn_indexer(frames: xr.Dataset, peaks: pd.DataFrame, question: Question) -
     cell = cell_of(frames, question)
     return make_indexer(frames, cell, frames=sorted(rich), peaks=peaks[peaks["frame"].isin(rich)], controls=60)
 
-# %% ../../../nbs/run/streaming/answering.ipynb #e11b1661
-def _one_sided(name: str, scores: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
-    """Scores, of which those count as typical that are on the side where nothing is wrong: an area can only be too dark."""
-    values = scores[name].to_numpy()
-    return np.minimum(values, reference[name].median()) if name == "darkest area" else values
-
 # %% ../../../nbs/run/streaming/answering.ipynb #a47939b3
 def answer(
     frames: xr.Dataset,
@@ -220,7 +214,8 @@ def _scores(
     scores, latents = scorer(scorer.fit(frames), numbers)
     reference = question.reference
     known = [c for c in SCORED if c in scores and c in reference]
-    worst = np.max([untypical(_one_sided(c, scores, reference), reference[c].to_numpy()) for c in known], axis=0)
+    each = [untypical(scores[c].to_numpy(), reference[c].to_numpy(), low=SCORED[c]) for c in known]
+    worst = np.max(each, axis=0)
     return scores.assign(anomaly=worst), None if latents is None else latents.numpy()
 
 # %% ../../../nbs/run/streaming/answering.ipynb #32d9eb14
