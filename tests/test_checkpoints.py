@@ -13,6 +13,7 @@ import torch
 
 from xrddiff.core.errors import BadInput, XrddiffError
 from xrddiff.learn.telemetry.history import History, read_history
+from xrddiff.learn.training import checkpoints
 from xrddiff.learn.training.checkpoints import (
     CheckpointError,
     add_to_checkpoint,
@@ -132,7 +133,8 @@ def test_a_reader_never_meets_half_a_checkpoint(tmp_path):
         while not done.is_set():
             newest = max((p for p in (tmp_path / "c").glob("step-*")), default=None)
             if newest is not None:
-                met.append(find_fault(newest) if newest.exists() else None)
+                fault = find_fault(newest)
+                met.append(fault if newest.exists() else None)  # it may be removed while a slow reader is at it
             if not len(read_history(tmp_path)):
                 met.append("an empty table")
 
@@ -145,6 +147,22 @@ def test_a_reader_never_meets_half_a_checkpoint(tmp_path):
     done.set()
     reader.join()
     assert len(met) > 5 and set(met) == {None}
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch, recwarn):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    look = checkpoints.find_fault
+
+    def slow(path, **words):
+        if path.name == "step-00000001":  # a training goes on meanwhile, and keeps two
+            save(tmp_path, 3, keep=2)
+        return look(path, **words)
+
+    (tmp_path / "step-00000002" / "state.json").unlink()  # damaged, and still there: said
+    monkeypatch.setattr(checkpoints, "find_fault", slow)
+    assert latest_checkpoint(tmp_path).name == "step-00000003"
+    assert [str(w.message).rsplit(" is skipped")[0][-13:] for w in recwarn] == ["step-00000002"]
 
 
 @pytest.mark.parametrize(

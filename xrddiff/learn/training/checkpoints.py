@@ -236,7 +236,8 @@ def find_fault(path: str | Path, *, hashes: bool = True) -> str | None:
 def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None:
     """The newest intact checkpoint in `folder`, or None.
 
-    A damaged one is skipped with a warning that says what is wrong. `hashes`: if false, tensor
+    A damaged one is skipped with a warning that says what is wrong. One that a running training
+    removes while it is read is not damaged: the folder is listed again. `hashes`: if false, tensor
     files are compared by size only.
     """
     broken = 0
@@ -244,6 +245,8 @@ def latest_checkpoint(folder: str | Path, *, hashes: bool = True) -> Path | None
         fault = find_fault(path, hashes=hashes)
         if fault is None:
             break
+        if not path.exists():
+            return latest_checkpoint(folder, hashes=hashes)
         broken += 1
         if broken <= 5:
             warnings.warn(f"checkpoint {path} is skipped: {fault}", stacklevel=2)
