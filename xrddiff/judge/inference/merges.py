@@ -109,8 +109,9 @@ def gather_reflections(plan: MergePlan, frames: xr.Dataset | None = None) -> Gat
     suffix = "" if frames is not None else Path(plan.source).suffix.lower()
     if suffix == ".stream":
         group = _group_of(plan, None)
-        table, cell = stream_reflections(plan.source, group.xhm())
-        return Gathered(table, _ordered(cell, group), group, float(table["wavelength"].median()), ())
+        told = None if plan.cell is None else read_cell(plan.cell)
+        table, cell = stream_reflections(plan.source, group.xhm(), like=None if told is None else told.parameters)
+        return Gathered(table, _ordered(cell, group, told), group, float(table["wavelength"].median()), ())
     if suffix == ".mtz":
         table, parameters, group = read_unmerged_mtz(plan.source)
         return Gathered(table, Cell(parameters, group.centring_type()), group, 0.0, ())
@@ -127,9 +128,10 @@ def _open(plan: MergePlan) -> xr.Dataset:
     return open_frames(plan.source, **plan.words)
 
 
-def _ordered(cell: Cell, group: gemmi.SpaceGroup) -> Cell:
-    """The cell with its axes in the order of the group."""
-    return Cell(fit_axes(cell.parameters, group).cell, cell.centring)
+def _ordered(cell: Cell, group: gemmi.SpaceGroup, told: Cell | None) -> Cell:
+    """The cell with its axes in the order of the group, and of the cell that is `told` where that leaves a choice."""
+    like = None if told is None else told.parameters
+    return Cell(fit_axes(cell.parameters, group, like=like).cell, cell.centring)
 
 
 def _peak_way(name: str | None) -> Any:
@@ -163,12 +165,14 @@ def _of_frames(plan: MergePlan, ds: xr.Dataset) -> Gathered:
         notes.append(
             "the frames do not say their gain: sigmas begin with one unit per photon, and the error model corrects them"
         )
-    table = reflection_table(ds, indexing, group.xhm())
+    table = reflection_table(ds, indexing, group.xhm(), like=None if cell is None else cell.parameters)
     flags = table["flag"].to_numpy(int)
     for bit, what in ((SATURATED, "have full pixels and are left out"), (OVERLAPPED, "touch another spot")):
         if count := int(((flags & bit) > 0).sum()):
             notes.append(f"{count} of {len(table)} observations {what}")
-    return Gathered(table, _ordered(indexing.cell, group), group, float(table["wavelength"].median()), tuple(notes))
+    return Gathered(
+        table, _ordered(indexing.cell, group, cell), group, float(table["wavelength"].median()), tuple(notes)
+    )
 
 # %% ../../../nbs/judge/inference/merges.ipynb #c538a513
 FEW = 20  # crystals: fewer make halves that say little

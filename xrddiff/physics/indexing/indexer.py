@@ -355,7 +355,7 @@ def make_indexer(
     lattices: how many crystals to look for in a frame.
     controls: shuffled frames from which the chance level is learnt.
     distance_range: relative; the distance is searched within ± this, on the frames with most peaks.
-    Raises `BadInput` if the frames have no geometry or no wavelength.
+    Raises `BadInput` if the frames have no geometry or no wavelength, and if a cell is looked for that no frame supports.
     """
     as_panels(geometry_of(ds))
     wanted = _wanted(ds, frames)
@@ -364,7 +364,8 @@ def make_indexer(
     geometries = {i: as_panels(geometry_of(ds, i)) for i in wanted}
     richest = sorted(wanted, key=lambda i: -len(tables[i]))
     cell = cell_of_frames(ds) if cell is None else cell
-    if cell is None or (isinstance(cell, str) and cell == "unknown"):
+    searched = cell is None or (isinstance(cell, str) and cell == "unknown")
+    if searched:
         cell = common_cell(find_lattice(scattering_vectors(tables[i], geometries[i])) for i in richest[:20])
     cell, shift = read_cell(cell), np.zeros(3)
     if distance_range:
@@ -373,7 +374,19 @@ def make_indexer(
     s_max = _outermost(np.concatenate([np.linalg.norm(s, axis=1) for s in vectors]))
     indexer = Indexer(cell, s_max, lattices=lattices, restraints=restraints or Restraints(), shift=shift)
     indexer.learn_chance(vectors, controls, seed)
+    if searched:
+        _need_support(indexer, {i: (tables[i], geometries[i].moved(shift)) for i in richest[:20]})
     return indexer
+
+
+def _need_support(indexer: Indexer, frames: dict[int, tuple[pd.DataFrame, PanelGeometry]]) -> None:
+    """Raise `BadInput` unless one of these frames has a lattice of the cell that was found in them."""
+    for peaks, geometry in frames.values():
+        if any(x.p < INDEXED for x in indexer(peaks, geometry)):
+            return
+    raise BadInput(
+        f"no cell was found: the likeliest one indexes none of the {len(frames)} frames with most peaks beyond chance; give the cell, or frames with more spots"
+    )
 
 # %% ../../../nbs/physics/indexing/indexer.ipynb #907346da
 def index_frames(

@@ -11,15 +11,16 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...core.errors import BadInput
+from .bravais import OBLIQUE, conventional_cell
 from .cells import Cell, basis_parameters, reduce_basis
 from .orientations import TOLERANCE, hemisphere, miller_indices
 
 # %% auto #0
-__all__ = ['lattice_vectors', 'find_lattice', 'common_cell']
+__all__ = ['RANGES', 'NEAR', 'MOST', 'lattice_vectors', 'find_lattice', 'common_cell']
 
 # %% ../../../nbs/physics/indexing/lattice_search.ipynb #93b7a7b8
 def _projection_maxima(
-    s: np.ndarray, shortest: float, longest: float, step: float = 0.35, each: int = 3, chunk: int = 4096
+    s: np.ndarray, shortest: float, longest: float, step: float = 0.45, each: int = 3, chunk: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
     """The strongest periods of the projections of s (N, 3; 1/Å): heights (m,) and vectors (m, 3) in
     Å.
@@ -44,13 +45,13 @@ def _projection_maxima(
 
 
 def lattice_vectors(
-    s: np.ndarray, shortest: float = 15.0, longest: float = 110.0, keep: int = 60
+    s: np.ndarray, shortest: float = 15.0, longest: float = 110.0, keep: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates (m, 3), Å, for vectors of the lattice of peaks s (N, 3; 1/Å), best first, and their
     mean cosine Σ cos(2π t·s)/N (m,).
     """
     height, t = _projection_maxima(s, shortest, longest)
-    t = t[np.argsort(-height, kind="stable")[:3000]]
+    t = t[np.argsort(-height, kind="stable")[:10000]]
     for tolerance in (0.3, 0.3, 0.3, TOLERANCE, TOLERANCE, TOLERANCE):
         phase = t @ s.T
         whole = np.rint(phase)
@@ -59,40 +60,35 @@ def lattice_vectors(
         t = np.linalg.solve(normal, ((weight * whole) @ s)[..., None])[..., 0]
     score, length = np.cos(2 * np.pi * (t @ s.T)).mean(1), np.linalg.norm(t, axis=1)
     usable = (length > 0.9 * shortest) & (length < 1.1 * longest)
-    t, score = t[usable], score[usable]
-    order, chosen = np.argsort(-score, kind="stable"), []
-    for i in order:
-        others = t[chosen]
-        apart = np.minimum(np.linalg.norm(others - t[i], axis=1), np.linalg.norm(others + t[i], axis=1))
-        if not len(others) or apart.min() > 2.0:
-            chosen.append(i)
-        if len(chosen) == keep:
-            break
+    order = np.argsort(-score[usable], kind="stable")
+    t, score = t[usable][order], score[usable][order]
+    free, chosen = np.ones(len(t), bool), []
+    while free.any() and len(chosen) < keep:
+        i = int(free.argmax())
+        chosen.append(i)
+        free &= np.minimum(((t - t[i]) ** 2).sum(1), ((t + t[i]) ** 2).sum(1)) > 4.0
+        free[i] = False
     return t[chosen], score[chosen]
 
 # %% ../../../nbs/physics/indexing/lattice_search.ipynb #6d8caa67
-def find_lattice(s: np.ndarray, shortest: float = 15.0, longest: float = 110.0) -> tuple[np.ndarray, np.ndarray] | None:
-    """The reduced direct basis A (3, 3; rows in Å) of peaks s (N, 3; 1/Å), and which peaks it indexes
-    (N,); None if no basis fits.
+RANGES = (110.0, 220.0, 440.0)  # Å: longest lattice vectors that are looked for, one after the other
+NEAR = 50.0  # periods: so many of the longest vector are between the beam and the outermost peak that is projected
+MOST = 0.7  # share of the peaks; a basis that indexes more is not looked for any further
 
-    shortest, longest: of lattice vectors, Å.
-    """
-    if len(s) < 12:  # a basis has nine degrees of freedom
-        return None
-    t, score = lattice_vectors(s, shortest, longest)
-    t = t[score > 0.6 * score.max(initial=0)]
-    t = t[np.argsort(np.linalg.norm(t, axis=1), kind="stable")[:30]]
-    A = t[list(itertools.combinations(range(len(t)), 3))] if len(t) >= 3 else np.zeros((0, 3, 3))
-    volume = np.abs(np.linalg.det(A))
-    solid = volume > 0.25 * np.linalg.norm(A, axis=2).prod(1)
-    A, volume = A[solid], volume[solid]
-    if not len(A):
-        return None
-    count = (miller_indices(A, s)[1] < 0.25).sum(1)
-    nearly = np.flatnonzero(count >= count.max() - max(1, 0.05 * count.max()))
-    basis = _refine_basis(A[nearly[np.argmin(volume[nearly])]], s)
-    basis = reduce_basis(basis)
-    return basis, miller_indices(basis, s)[1] < TOLERANCE
+
+def _triples(t: np.ndarray) -> np.ndarray:
+    """Numbers (m, 3) of vectors t (n, 3), the shortest first, that may span a lattice."""
+    length = np.linalg.norm(t, axis=1)
+    u, found = t / length[:, None], set()
+    for i, j in itertools.combinations(range(min(len(t), 14)), 2):
+        across = np.cross(u[i], u[j])
+        if (sine := np.linalg.norm(across)) < 0.3:
+            continue
+        outside = np.flatnonzero(np.abs(u @ across) > 0.25)
+        layer = np.rint(np.abs(t[outside] @ across) / sine / 3.0)
+        lowest = outside[np.lexsort((length[outside], layer))[:8]]
+        found |= {tuple(sorted((i, j, k))) for k in (*lowest.tolist(), *outside[:8].tolist())}
+    return np.array(sorted(found), int).reshape(-1, 3)
 
 
 def _refine_basis(A: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -105,16 +101,91 @@ def _refine_basis(A: np.ndarray, s: np.ndarray) -> np.ndarray:
         A = np.linalg.lstsq(s[ok], hkl[ok], rcond=None)[0].T
     return A
 
-# %% ../../../nbs/physics/indexing/lattice_search.ipynb #6237ef7f
-def common_cell(found: Iterable[tuple[np.ndarray, np.ndarray] | None]) -> Cell:
-    """The cell that most of the bases `found` by `find_lattice` agree on, as the median of those.
 
+def _basis(s: np.ndarray, shortest: float, longest: float) -> np.ndarray | None:
+    """The reduced basis of peaks s (N, 3), of vectors between these lengths."""
+    r = np.linalg.norm(s, axis=1)
+    reach = max(NEAR / longest, np.sort(r)[min(30, len(r)) - 1])  # thirty peaks at least
+    near = s[r <= reach]
+    t, score = lattice_vectors(near, shortest, longest)
+    t = t[score > 0.6 * score.max(initial=0)]
+    A = t[np.argsort(np.linalg.norm(t, axis=1), kind="stable")]
+    A = A[_triples(A)]
+    if not len(A):
+        return None
+    count, volume = (miller_indices(A, near)[1] < 0.25).sum(1), np.abs(np.linalg.det(A))
+    nearly = np.flatnonzero(count >= count.max() - max(1, 0.05 * count.max()))
+    best = A[nearly[np.argmin(volume[nearly])]]
+    for top in np.quantile(r, (0.3, 0.5, 0.7, 0.85, 1)):  # outwards, so that no index is off by one
+        best = _refine_basis(best, s[r <= max(top, reach)])
+    flat = np.abs(np.linalg.det(best)) < 0.05 * np.linalg.norm(best, axis=1).prod()
+    return None if flat else reduce_basis(best)
+
+
+def find_lattice(
+    s: np.ndarray, shortest: float = 15.0, longest: float = RANGES[-1]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The reduced direct basis A (3, 3; rows in Å) of peaks s (N, 3; 1/Å), and which peaks it indexes
+    (N,); None if no basis fits.
+
+    shortest, longest: of lattice vectors, Å.
+    """
+    if len(s) < 12:  # a basis has nine degrees of freedom
+        return None
+    best = None
+    for most in (*(v for v in RANGES if v < longest), longest):
+        if (A := _basis(s, shortest, most)) is None:
+            continue
+        indexed = miller_indices(A, s)[1] < TOLERANCE
+        if best is None or indexed.sum() > best[1].sum():
+            best = A, indexed
+        if best[1].mean() > MOST:
+            break
+    return best
+
+# %% ../../../nbs/physics/indexing/lattice_search.ipynb #6237ef7f
+_CHANGES = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
+_CHANGES = _CHANGES[np.rint(np.linalg.det(_CHANGES)) == 1]
+
+
+def _metric(A: np.ndarray) -> np.ndarray:
+    return A @ A.T
+
+
+def _in_axes_of(G: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The metric `other` (3, 3) in the axes in which it is most like G (3, 3)."""
+    every = _CHANGES @ other @ _CHANGES.transpose(0, 2, 1)
+    scale = np.sqrt(np.outer(np.diag(G), np.diag(G)))
+    return every[(np.abs(every - G) / scale).max((1, 2)).argmin()]
+
+
+def _agree(G: np.ndarray, other: np.ndarray) -> bool:
+    """Do two metrics have the same edges, to 3 %, and angles, to 3°?"""
+    a, b = (np.array(basis_parameters(np.linalg.cholesky(x))) for x in (G, other))
+    return bool((np.abs(a[:3] / b[:3] - 1) < 0.03).all() and (np.abs(a[3:] - b[3:]) < 3).all())
+
+
+def common_cell(
+    found: Iterable[tuple[np.ndarray, np.ndarray] | None], enough: int = 5, tolerance: float = OBLIQUE
+) -> Cell:
+    """The conventional cell that most of the bases `found` by `find_lattice` agree on, as the mean of those.
+
+    enough: so many that agree, and are most of those seen, end the search. tolerance: see `conventional_cell`.
     Raises `BadInput` if none was found.
     """
-    cells = np.array([basis_parameters(f[0]) for f in found if f is not None])
-    if not len(cells):
+    groups: list[list[np.ndarray]] = []
+    for seen, one in enumerate(found, 1):
+        if one is None:
+            continue
+        G = _metric(one[0])
+        for group in groups:
+            if _agree(group[0], like := _in_axes_of(group[0], G)):
+                group.append(like)
+                break
+        else:
+            groups.append([G])
+        if max(map(len, groups)) >= max(enough, seen / 2):
+            break
+    if not groups:
         raise BadInput("no cell was found: no frame has 12 peaks on one lattice; give the cell, or longer exposures")
-    edges = np.abs(cells[:, None, :3] / cells[None, :, :3] - 1).max(-1) < 0.03
-    angles = np.abs(cells[:, None, 3:] - cells[None, :, 3:]).max(-1) < 3
-    agree = edges & angles
-    return Cell(tuple(np.median(cells[agree[agree.sum(1).argmax()]], axis=0)))
+    return conventional_cell(np.linalg.cholesky(np.median(max(groups, key=len), axis=0)), tolerance)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from ...core.mediums import plain_text
 from ...data.formats.peak_files import read_stream
 from ...data.frames.geometry import frame_geometry
 from .cells import Cell
-from .indexer import INDEXED, Indexing
+from .indexer import INDEXED, Indexing, cell_of_frames
 from .integration import integrate_frame, learn_profile
 from .rays import as_panels, panel_numbers
 from ..merging.symmetry import asymmetric_unit, fit_axes, space_group
@@ -33,25 +33,34 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def reflection_table(ds: xr.Dataset, indexing: Indexing, group: str | None = None) -> pd.DataFrame:
+def reflection_table(
+    ds: xr.Dataset, indexing: Indexing, group: str | None = None, *, like: Sequence[float] | None = None
+) -> pd.DataFrame:
     """All integrated reflections of the lattices of indexed frames, with the columns `COLUMNS`.
 
-    group: space group; None takes that of the frames, or P 1. Raises `BadInput` if the cell does not fit it in any order of its axes.
+    group: space group; None takes that of the frames, or P 1. like: a cell in its axes, which decides where several orders of axes fit;
+    None takes that of the frames. Raises `BadInput` if the cell does not fit it in any order of its axes.
     """
     sure = {i: [x.spots for x in own if x.p < INDEXED] for i, own in indexing.lattices.items()}
     name = group or ds.attrs.get("space_group", "P 1")
-    return integrated_reflections(ds, {i: spots for i, spots in sure.items() if spots}, name, indexing.cell)
+    return integrated_reflections(ds, {i: spots for i, spots in sure.items() if spots}, name, indexing.cell, like=like)
 
 
 def integrated_reflections(
-    ds: xr.Dataset, spots: Mapping[int, list[pd.DataFrame]], group: str, cell: Cell
+    ds: xr.Dataset,
+    spots: Mapping[int, list[pd.DataFrame]],
+    group: str,
+    cell: Cell,
+    *,
+    like: Sequence[float] | None = None,
 ) -> pd.DataFrame:
     """The reflections that are expected in frames, integrated, as a table like that of `reflection_table`.
 
     spots: of each frame, for each of its crystals `h`, `k`, `l`, `d`, `excitation` and places. group: space group.
     """
-    found = space_group(group)
-    change = fit_axes(cell.parameters, found).change
+    found, own = space_group(group), cell_of_frames(ds)
+    like = own.parameters if like is None and own is not None else like
+    change = fit_axes(cell.parameters, found, like=like).change
     if not spots:
         raise BadInput("no frame is indexed, so there are no reflections to integrate")
     joined = {
@@ -81,10 +90,13 @@ def _rays(ds: xr.Dataset, frame: int, spots: pd.DataFrame) -> dict[str, np.ndarr
     return dict(gx=gx, gy=gy, gz=gz, wavelength=geometry.wavelength, polarization=factor)
 
 # %% ../../../nbs/physics/indexing/reflections.ipynb #9b15596d
-def stream_reflections(path: str | os.PathLike, group: str) -> tuple[pd.DataFrame, Cell]:
+def stream_reflections(
+    path: str | os.PathLike, group: str, like: Sequence[float] | None = None
+) -> tuple[pd.DataFrame, Cell]:
     """The reflections of a CrystFEL stream as a table like that of `reflection_table`, and the median of the crystals' cells.
 
-    group: space group, which a stream does not say. Intensities are taken as they are. Raises `BadInput` for a stream without crystals, or
+    group: space group, which a stream does not say. like: the cell in the axes of the group, as `fit_axes` takes it.
+    Intensities are taken as they are. Raises `BadInput` for a stream without crystals, or
     whose cell does not fit the group.
     """
     tables = read_stream(path)
@@ -97,7 +109,7 @@ def stream_reflections(path: str | os.PathLike, group: str) -> tuple[pd.DataFram
         )
     cell = Cell(tuple(crystals[["a", "b", "c", "alpha", "beta", "gamma"]].median()), str(crystals["centring"].iloc[0]))
     found = space_group(group)
-    change = fit_axes(cell.parameters, found).change
+    change = fit_axes(cell.parameters, found, like=like).change
     own = table[["frame", "crystal"]].merge(crystals, on=["frame", "crystal"], how="left")
     hkl = table[["h", "k", "l"]].to_numpy(float)
     stars = own[[f"{axis}star_{x}" for axis in "abc" for x in "xyz"]].to_numpy(float).reshape(-1, 3, 3)

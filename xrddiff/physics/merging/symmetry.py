@@ -72,23 +72,41 @@ def _constraints(group: gemmi.SpaceGroup) -> tuple[list[tuple[int, int]], dict[i
     return equal, angles.get(system, {})
 
 
-def fit_axes(cell: Sequence[float], group: gemmi.SpaceGroup, edges: float = 0.02, angles: float = 1.5) -> Axes:
+def fit_axes(
+    cell: Sequence[float],
+    group: gemmi.SpaceGroup,
+    edges: float = 0.02,
+    angles: float = 1.5,
+    like: Sequence[float] | None = None,
+) -> Axes:
     """The axes of a cell in the order that a space group wants.
 
     cell: a, b, c in Å, α, β, γ in degrees. edges: by which share equal edges may differ. angles: by how many degrees fixed angles may.
+    like: a cell in the axes of the group, which decides between orders that fit; where it is another cell, they stay as they are.
     Raises `BadInput` if no order fits.
     """
     values = np.array(cell, float)
     equal, fixed = _constraints(group)
+    fits = []
     for order in sorted(permutations(range(3)), key=lambda o: (_sign(o) < 0, o)):  # as they are, cyclic, swapped
         new = np.r_[values[list(order)], values[3:][list(order)]]
         alike = all(abs(new[i] / new[j] - 1) <= edges for i, j in equal)
         if alike and all(abs(new[3 + i] - angle) <= angles for i, angle in fixed.items()):
-            return Axes(tuple(map(float, new)), _sign(order) * np.eye(3, dtype=int)[list(order)])
+            fits.append(Axes(tuple(map(float, new)), _sign(order) * np.eye(3, dtype=int)[list(order)]))
+    if fits:
+        return min(fits, key=lambda axes: not _alike(axes.cell, like, edges, angles))  # of equal ones the first
     text = ", ".join(f"{v:.1f}" for v in values)
     raise BadInput(
         f"the cell {text} (Å and degrees) does not fit the space group {group.hm}, in no order of its axes; expected a {group.crystal_system_str()} cell"
     )
+
+
+def _alike(cell: Sequence[float], like: Sequence[float] | None, edges: float, angles: float) -> bool:
+    """Are two cells the same, to within a share of the edges and degrees of the angles?"""
+    if like is None:
+        return False
+    a, b = np.array(cell, float), np.array(like, float)
+    return bool((np.abs(a[:3] / b[:3] - 1) <= edges).all() and (np.abs(a[3:] - b[3:]) <= angles).all())
 
 
 def _sign(order: Sequence[int]) -> int:

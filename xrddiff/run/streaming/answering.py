@@ -28,7 +28,7 @@ from ...judge.inference.anomalies import Scorer
 from ...judge.metrics.anomalies import untypical
 from ...learn.loading.datasets import prepare_words
 from ...learn.recipes.saved_peak_nets import peak_way
-from ...physics.indexing.indexer import INDEXED, Indexer, index_frames, make_indexer
+from ...physics.indexing.indexer import INDEXED, Indexer, cell_of_frames, index_frames, make_indexer
 
 # %% auto #0
 __all__ = ['BASIS', 'SCORED', 'LEVELS', 'REFERENCE', 'PEAK_COLUMNS', 'FINDERS', 'FINDER_PIXELS', 'open_scorer',
@@ -125,7 +125,7 @@ def find_peaks_of(frames: xr.Dataset, key: str, peaks: str | None = None) -> pd.
 
 def cell_of(frames: xr.Dataset, question: Question) -> Any:
     """The cell that was asked for, or that of the frames; None if neither is known."""
-    return frames.attrs.get("unit_cell") if question.cell is None else question.cell
+    return cell_of_frames(frames) if question.cell is None else question.cell
 
 
 def can_index(frames: xr.Dataset, question: Question) -> bool:

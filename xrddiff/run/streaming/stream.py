@@ -29,7 +29,7 @@ from ...data.formats.readers import check_words
 from ...data.headers.gate import as_bad_input, reason
 from ...learn.recipes.saved_peak_nets import absolute_way, described_way, peak_way
 from ...physics.indexing.cells import read_cell
-from ...physics.indexing.indexer import Indexer
+from ...physics.indexing.indexer import Indexer, cell_of_frames
 from ..execution.workers import WorkerPool, open_workers, parse_workers, run_in_order
 from xrddiff.run.streaming.answering import (
     PEAK_COLUMNS,
@@ -475,7 +475,7 @@ def question_of(plan: StreamPlan) -> tuple[Question, Any]:
     if plan.run is None:
         return Question(None, plan.cell, plan.min_peaks, None, peaks), None
     reference, template = reference_scores(plan.run), open_scorer(plan.run).generator.template
-    cell = template.attrs.get("unit_cell") if plan.cell is None else plan.cell
+    cell = cell_of_frames(template) if plan.cell is None else plan.cell
     return Question(plan.run, cell, plan.min_peaks, reference, peaks), template
 
 # %% ../../../nbs/run/streaming/stream.ipynb #0a262c49
