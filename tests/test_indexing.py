@@ -10,6 +10,7 @@ import pytest
 from conftest import measured
 
 from xrddiff.core.errors import BadInput
+from xrddiff.data.formats.peak_files import read_stream
 from xrddiff.data.formats.readers import open_frames
 from xrddiff.data.frames.frames import make_frames
 from xrddiff.data.frames.geometry import Geometry, geometry_of
@@ -59,7 +60,9 @@ def test_the_cell_of_a_real_still_is_found(cspad, peakfinder8):
     found = index_frames(cspad, "unknown", peaks=peakfinder8, controls=10)
     assert found.table.loc[0, "indexed"] >= 205
     scale = cspad.attrs["distance"] / 0.153
-    assert abs(np.array(found.cell.parameters[:3]) / (scale * np.array([37.9, 79.1, 79.1])) - 1).max() < 0.02
+    assert abs(np.array(found.cell.parameters[:3]) / (scale * np.array([79.1, 79.1, 37.9])) - 1).max() < 0.02
+    a, b, _, *angles = found.cell.parameters
+    assert found.cell.centring == "P" and a == pytest.approx(b) and angles == [90, 90, 90]  # tetragonal, as it is
 
 
 @pytest.mark.slow
@@ -191,6 +194,29 @@ def test_a_stream_has_what_was_indexed(indexed_cspad, cspad, tmp_path):
     intensity = np.array([row.split()[3] for row in rows], float)
     found = np.array([tuple(h) in strong for h in hkl])
     assert np.median(intensity[found]) > 5 * max(np.median(intensity[~found]), 1)
+
+
+def test_a_cell_that_no_frame_supports_is_not_found():
+    """Spots turned around the beam have no lattice, whatever the likeliest basis of theirs is."""
+    frames = simulate("sim128", range(8), seed=1)
+    turned = turned_peaks(frames, find_frame_peaks(frames))
+    with pytest.raises(BadInput, match="no cell was found"):
+        index_frames(frames, "unknown", peaks=turned, controls=20)
+
+
+def test_a_tetragonal_stream_says_its_unique_axis(indexed_cspad, cspad, tmp_path):
+    """Field by field as CrystFEL writes them, and read back."""
+    text = write_stream(tmp_path / "still.stream", cspad, indexed_cspad, "r0015.cxi").read_text()
+    axis = "abc"[int(np.argmin(LYSOZYME[:3]))]
+    header, chunk = text.split("----- Begin chunk -----")[:2]
+    for field in ("adu_per_photon = ", "lattice_type = tetragonal", f"unique_axis = {axis}"):
+        assert field in header, field
+    fields = ("n_indexing_tries = 1", "beam_divergence = ", "beam_bandwidth = ", "indexed_by = file-latt-cell")
+    for field in (*fields, f"unique_axis = {axis}"):
+        assert field in chunk, field
+    full = int(re.search(r"num_saturated_reflections = (\d+)", chunk)[1])
+    assert 0 <= full <= int(re.search(r"num_reflections = (\d+)", chunk)[1])
+    assert read_stream(tmp_path / "still.stream")["crystals"].loc[0, "centring"] == "P"
 
 
 # an Eiger 16M, whose spots are few pixels apart for a cell of 130 Å

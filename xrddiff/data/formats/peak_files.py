@@ -63,7 +63,7 @@ class _Crystals:
                 f"{found[1]}star_{x}": float(v) / 10 for x, v in zip("xyz", found.groups()[1:], strict=True)
             }
         elif self.rows and (found := _CENTRING.match(text)):
-            self.rows[-1]["centring"] = found[1]
+            self.rows[-1]["centring"] = "R" if found[1] == "H" else found[1]  # H is R on hexagonal axes
 
 
 def _lines(path: Path) -> Iterator[str]:

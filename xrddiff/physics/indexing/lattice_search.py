@@ -118,8 +118,8 @@ def _basis(s: np.ndarray, shortest: float, longest: float) -> np.ndarray | None:
     best = A[nearly[np.argmin(volume[nearly])]]
     for top in np.quantile(r, (0.3, 0.5, 0.7, 0.85, 1)):  # outwards, so that no index is off by one
         best = _refine_basis(best, s[r <= max(top, reach)])
-    flat = np.abs(np.linalg.det(best)) < 0.05 * np.linalg.norm(best, axis=1).prod()
-    return None if flat else reduce_basis(best)
+    solid = np.abs(np.linalg.det(best)) > 0.05 * np.linalg.norm(best, axis=1).prod()
+    return reduce_basis(best) if solid else None
 
 
 def find_lattice(

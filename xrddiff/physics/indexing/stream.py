@@ -13,15 +13,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ...core.errors import BadInput
 from ...core.files import package_version, writing
+from ...data.formats.hdf5 import find_frames
 from ...data.frames.geometry import PanelGeometry
-from .cells import lattice_system
+from .cells import Cell, lattice_system
 from .indexer import INDEXED, Indexing, Lattice
-from .integration import integrate_frame
+from .integration import integrate_frame, learn_profile
 from .rays import scattering_vectors
+from ..merging.observations import SATURATED
 
 # %% auto #0
-__all__ = ['panel_names', 'geometry_text', 'write_stream']
+__all__ = ['INDEXED_BY', 'panel_names', 'geometry_text', 'lattice_words', 'crystal_lines', 'chunk_head', 'stream_head',
+           'write_stream']
 
 # %% ../../../nbs/physics/indexing/stream.ipynb #6158dae7
 _EV_ANGSTROM = 12398.4198  # hc
@@ -32,11 +36,20 @@ def panel_names(geometry: PanelGeometry) -> list[str]:
     return [f"p{i}" for i in range(geometry.shape[0])]
 
 
-def geometry_text(geometry: PanelGeometry) -> str:
-    """The geometry as the text of a CrystFEL .geom file."""
+def geometry_text(geometry: PanelGeometry, *, data: str | None = None, gain: float = 1.0) -> str:
+    """The geometry as the text of a CrystFEL .geom file.
+
+    data: the data set of the frames (frame, ss, fs) in their HDF5 file; None: not in such a file. gain: units per photon.
+    """
     _, n_ss, n_fs = geometry.shape
     res = 1 / geometry.pixel_size
-    lines = [f"photon_energy = {_EV_ANGSTROM / geometry.wavelength:.3f} eV", f"res = {res:.3f}", ""]
+    lines = [
+        f"photon_energy = {_EV_ANGSTROM / geometry.wavelength:.3f} eV",
+        f"res = {res:.3f}",
+        f"adu_per_photon = {gain:g}",
+    ]
+    lines += [f"data = {data}", "dim0 = %", "dim1 = ss", "dim2 = fs"] if data else []
+    lines.append("")
     for i, name in enumerate(panel_names(geometry)):
         corner = geometry.origin[i] / geometry.pixel_size
         steps = [v / geometry.pixel_size for v in (geometry.fs[i], geometry.ss[i])]
@@ -49,27 +62,71 @@ def geometry_text(geometry: PanelGeometry) -> str:
         lines.append("")
     return "\n".join(lines)
 
+# %% ../../../nbs/physics/indexing/stream.ipynb #57a4ac5a
+def lattice_words(cell: Cell, edges: float = 0.02, angles: float = 1.0) -> tuple[str, str, str]:
+    """`lattice_type`, `centering` and `unique_axis` (* for none) of a cell, as CrystFEL has them.
+
+    edges: by which share equal edges may differ. angles: by how many degrees fixed angles may.
+    """
+    length, corner = np.array(cell.parameters[:3]), np.array(cell.parameters[3:])
+    others = {i: [j for j in range(3) if j != i] for i in range(3)}
+    square = np.abs(corner - 90) < angles
+    apart = {i: abs(length[j] / length[k] - 1) for i, (j, k) in others.items()}
+    equal = {i: off < edges for i, off in apart.items()}
+    system = lattice_system(cell.A, angles, cell.centring)
+    if system == "cubic" and square.all() and all(equal.values()):
+        return system, cell.centring, "*"
+    if system == "rhombohedral" and all(equal.values()) and np.ptp(corner) < angles:
+        return system, "R", "*"
+    for i in sorted(others, key=lambda i: apart[i]):
+        j, k = others[i]
+        if system == "tetragonal" and square.all() and equal[i]:
+            return system, cell.centring, "abc"[i]
+        if (
+            system in ("hexagonal", "rhombohedral")
+            and square[[j, k]].all()
+            and equal[i]
+            and abs(corner[i] - 120) < angles
+        ):
+            return "hexagonal", "H" if cell.centring == "R" else cell.centring, "abc"[i]
+        if system == "monoclinic" and square[[j, k]].all():
+            return system, cell.centring, "abc"[i]
+    fits = system == "orthorhombic" and square.all()
+    return system if fits else "triclinic", cell.centring, "*"
+
 # %% ../../../nbs/physics/indexing/stream.ipynb #eb8770f8
-def _crystal_lines(lattice: Lattice, reflections: pd.DataFrame, names: list[str]) -> Iterator[str]:
-    """A crystal block."""
-    a, b, c, *angles = lattice.cell.parameters
+def crystal_lines(
+    cell: Cell,
+    stars: np.ndarray,
+    reflections: pd.DataFrame,
+    names: list[str],
+    *,
+    radius: float,
+    shift: tuple[float, float] = (0.0, 0.0),
+    d_min: float | None = None,
+) -> Iterator[str]:
+    """A crystal block.
+
+    cell: refined. stars: columns a*, b*, c* in the laboratory (3, 3), 1/Å. reflections: integrated. names: of the panels.
+    radius: of the reflections, 1/Å. shift: of the detector, m. d_min: of its spots, Å; None takes that of the reflections.
+    """
+    a, b, c, *angles = cell.parameters
     yield "--- Begin crystal"
     yield (
         f"Cell parameters {a / 10:.5f} {b / 10:.5f} {c / 10:.5f} nm, "
         + " ".join(f"{v:.5f}" for v in angles) + " deg"
     )  # fmt: skip
-    for name, star in zip("abc", 10 * (lattice.U @ lattice.cell.B).T, strict=True):
+    for name, star in zip("abc", 10 * stars.T, strict=True):
         yield f"{name}star = " + " ".join(f"{v:+.7f}" for v in star) + " nm^-1"
-    system = lattice_system(lattice.cell.A, centring=lattice.cell.centring)
-    yield f"lattice_type = {system}"
-    yield f"centering = {lattice.cell.centring}"
-    yield f"unique_axis = {'c' if system in ('tetragonal', 'hexagonal') else 'b' if system == 'monoclinic' else '*'}"
-    yield f"profile_radius = {10 * lattice.rmsd[1]:.5f} nm^-1"
-    x, y, _ = 1e3 * lattice.shift
-    yield f"predict_refine/det_shift x = {x:.3f} y = {y:.3f} mm"
-    yield f"diffraction_resolution_limit = {10 / lattice.spots['d'].min():.2f} nm^-1 or {lattice.spots['d'].min():.2f} A"
+    for label, word in zip(("lattice_type", "centering", "unique_axis"), lattice_words(cell), strict=True):
+        yield f"{label} = {word}"
+    yield f"profile_radius = {10 * radius:.5f} nm^-1"
+    yield f"predict_refine/det_shift x = {1e3 * shift[0]:.3f} y = {1e3 * shift[1]:.3f} mm"
+    d_min = reflections["d"].min() if d_min is None else d_min
+    yield f"diffraction_resolution_limit = {10 / d_min:.2f} nm^-1 or {d_min:.2f} A"
     yield f"num_reflections = {len(reflections)}"
-    yield "num_saturated_reflections = 0"
+    full = (reflections["flag"].to_numpy(int) & SATURATED > 0).sum() if "flag" in reflections else 0
+    yield f"num_saturated_reflections = {full}"
     yield "num_implausible_reflections = 0"
     yield "Reflections measured after indexing"
     yield "   h    k    l          I   sigma(I)       peak background  fs/px  ss/px panel"
@@ -82,26 +139,38 @@ def _crystal_lines(lattice: Lattice, reflections: pd.DataFrame, names: list[str]
     yield "--- End crystal"
 
 
-def _chunk_lines(
-    ds: xr.Dataset,
+INDEXED_BY = "file-latt-cell"  # a name that CrystFEL's readers know: from outside, with lattice and cell
+
+
+def chunk_head(
     name: str,
-    frame: int,
+    event: int,
     peaks: pd.DataFrame,
-    lattices: list[Lattice],
+    indexed: bool,
     serial: int,
     geometry: PanelGeometry,
+    *,
+    divergence: float = 0.0,
+    bandwidth: float = 0.0,
 ) -> Iterator[str]:
-    """A chunk: one frame."""
+    """The beginning of a chunk: the frame number `event` of the image file `name`, and its peaks.
+
+    divergence: of the beam, rad. bandwidth: σ of the photon energy, as a share.
+    """
     names, many = panel_names(geometry), "panel" in peaks
     panel = peaks["panel"].to_numpy() if many else np.zeros(len(peaks), int)
     resolution = np.linalg.norm(scattering_vectors(peaks, geometry), axis=1)
     yield "----- Begin chunk -----"
     yield f"Image filename: {name}"
-    yield f"Event: //{frame}"
+    yield f"Event: //{event}"
     yield f"Image serial number: {serial}"
     yield f"hit = {int(len(peaks) > 0)}"
-    yield f"indexed_by = {'xrddiff' if lattices else 'none'}"
+    yield f"indexed_by = {INDEXED_BY if indexed else 'none'}"
+    if indexed:
+        yield "n_indexing_tries = 1"
     yield f"photon_energy_eV = {_EV_ANGSTROM / geometry.wavelength:.4f}"
+    yield f"beam_divergence = {divergence:.2e} rad"
+    yield f"beam_bandwidth = {bandwidth:.2e} (fraction)"
     yield f"average_camera_length = {geometry.distance:.6f} m"
     yield f"num_peaks = {len(peaks)}"
     outermost = resolution.max(initial=1e-9)
@@ -112,45 +181,83 @@ def _chunk_lines(
     for fs, ss, s, intensity, p in zip(peaks["fs"], peaks["ss"], resolution, peaks["intensity"], panel, strict=True):
         yield f"{fs:7.2f} {ss + p * rows:7.2f} {10 * s:10.4f} {intensity:11.2f}   {names[p]}"
     yield "End of peak list"
-    for lattice in lattices:
-        spots = lattice.spots
-        measured = integrate_frame(ds, frame, spots)
-        table = spots.join(measured)[measured["intensity"].notna()]
+
+
+def _chunk_lines(
+    ds: xr.Dataset,
+    name: str,
+    frame: int,
+    peaks: pd.DataFrame,
+    lattices: list[Lattice],
+    serial: int,
+    geometry: PanelGeometry,
+    profile: float | None,
+) -> Iterator[str]:
+    """A chunk: one frame. Its crystals are integrated together, so that spots that touch are known."""
+    names, rows = panel_names(geometry), geometry.shape[1]
+    beam = {word: float(ds.attrs.get(word, 0) or 0) for word in ("divergence", "bandwidth")}
+    yield from chunk_head(name, frame, peaks, bool(lattices), serial, geometry, **beam)
+    if lattices:
+        spots = pd.concat([x.spots.assign(crystal=j) for j, x in enumerate(lattices)], ignore_index=True)
+        spots = spots.join(integrate_frame(ds, frame, spots, profile=profile)).dropna(subset="intensity")
+    for j, lattice in enumerate(lattices):
+        table = spots[spots["crystal"] == j]
         table = table.assign(ss=table["ss"] + table["panel"] * rows)
-        yield from _crystal_lines(lattice, table, names)
+        x, y, _ = lattice.shift
+        yield from crystal_lines(
+            lattice.cell, lattice.U @ lattice.cell.B, table, names,
+            radius=lattice.rmsd[1], shift=(x, y), d_min=float(lattice.spots["d"].min()),
+        )  # fmt: skip
     yield "----- End chunk -----"
 
 # %% ../../../nbs/physics/indexing/stream.ipynb #cdc06796
+def stream_head(geometry: PanelGeometry, cell: Cell, *, data: str | None = None, gain: float = 1.0) -> Iterator[str]:
+    """The lines before the first chunk; data, gain: as `geometry_text` takes them."""
+    a, b, c, *angles = cell.parameters
+    yield from ("CrystFEL stream format 2.3", f"Generated by xrddiff {package_version()}")
+    yield from (
+        "----- Begin geometry file -----",
+        geometry_text(geometry, data=data, gain=gain),
+        "----- End geometry file -----",
+    )
+    yield from ("----- Begin unit cell -----", "CrystFEL unit cell file version 1.0", "")
+    system, centring, unique = lattice_words(cell)
+    yield from (f"lattice_type = {system}", f"centering = {centring}")
+    yield from (f"unique_axis = {unique}", "") if unique != "*" else ("",)
+    for label, value in zip("abc", (a, b, c), strict=True):
+        yield f"{label} = {value:.4f} A"
+    for label, value in zip(("al", "be", "ga"), angles, strict=True):
+        yield f"{label} = {value:.4f} deg"
+    yield "----- End unit cell -----"
+
+
+def _data_set(name: str, ds: xr.Dataset) -> str | None:
+    """The data set of frames in their HDF5 file, which is there; None for stacks of panels, which are written as one slab."""
+    if ds["intensity"].ndim != 3 or not Path(name).is_file():
+        return None
+    try:
+        (found,) = find_frames(Path(name))
+    except (BadInput, OSError, ValueError):  # another format, or frames in several data sets
+        return None
+    return found
+
+
 def write_stream(path: str | os.PathLike, ds: xr.Dataset, indexing: Indexing, name: str) -> Path:
     """Write indexed frames of `ds` as a CrystFEL stream; `name` is the image file's.
 
-    Lattices that chance explains are left out. Panels lie one above the other along ss, as the
+    Lattices that chance explains are left out. Spots are fitted by the profile of bright ones, as for merging. Panels lie one above the other along ss, as the
     geometry in the header says.
     """
     path = Path(path)
     with writing(path) as part, open(part, "w", encoding="utf-8") as out:
-        geometry = indexing.geometry(ds)
-        a, b, c, *angles = indexing.cell.parameters
-        print("CrystFEL stream format 2.3", f"Generated by xrddiff {package_version()}", sep="\n", file=out)
-        print(
-            "----- Begin geometry file -----",
-            geometry_text(geometry),
-            "----- End geometry file -----",
-            sep="\n",
-            file=out,
-        )
-        print("----- Begin unit cell -----", "CrystFEL unit cell file version 1.0", "", sep="\n", file=out)
-        print(f"lattice_type = {lattice_system(indexing.cell.A, centring=indexing.cell.centring)}", file=out)
-        print(f"centering = {indexing.cell.centring}", "", sep="\n", file=out)
-        for label, value in zip("abc", (a, b, c), strict=True):
-            print(f"{label} = {value:.4f} A", file=out)
-        for label, value in zip(("al", "be", "ga"), angles, strict=True):
-            print(f"{label} = {value:.4f} deg", file=out)
-        print("----- End unit cell -----", file=out)
+        gain = float(ds["intensity"].attrs.get("gain", 1.0))
+        for line in stream_head(indexing.geometry(ds), indexing.cell, data=_data_set(name, ds), gain=gain):
+            print(line, file=out)
         groups = dict(tuple(indexing.peaks.groupby("frame")))
-        for serial, frame in enumerate(indexing.lattices, 1):
-            peaks = groups.get(frame, indexing.peaks.iloc[:0])
-            sure = [lattice for lattice in indexing.lattices[frame] if lattice.p < INDEXED]
-            for line in _chunk_lines(ds, name, frame, peaks, sure, serial, indexing.geometry(ds, frame)):
+        sure = {i: [lattice for lattice in own if lattice.p < INDEXED] for i, own in indexing.lattices.items()}
+        profile = learn_profile(ds, {i: pd.concat([x.spots for x in own]) for i, own in sure.items() if own})
+        for serial, (frame, own) in enumerate(sure.items(), 1):
+            peaks, geometry = groups.get(frame, indexing.peaks.iloc[:0]), indexing.geometry(ds, frame)
+            for line in _chunk_lines(ds, name, frame, peaks, own, serial, geometry, profile):
                 print(line, file=out)
     return path
