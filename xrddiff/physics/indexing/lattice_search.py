@@ -101,7 +101,7 @@ def _refine_basis(A: np.ndarray, s: np.ndarray) -> np.ndarray:
         A = np.linalg.lstsq(s[ok], hkl[ok], rcond=None)[0].T
     return A
 
-
+# %% ../../../nbs/physics/indexing/lattice_search.ipynb #b6e73c58
 def _basis(s: np.ndarray, shortest: float, longest: float) -> np.ndarray | None:
     """The reduced basis of peaks s (N, 3), of vectors between these lengths."""
     r = np.linalg.norm(s, axis=1)

@@ -138,7 +138,7 @@ def crystal_lines(
     yield "End of reflections"
     yield "--- End crystal"
 
-
+# %% ../../../nbs/physics/indexing/stream.ipynb #7b632ae9
 INDEXED_BY = "file-latt-cell"  # a name that CrystFEL's readers know: from outside, with lattice and cell
 
 
