@@ -33,18 +33,20 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def reflection_table(ds: xr.Dataset, indexing: Indexing, group: str | None = None) -> pd.DataFrame:
+def reflection_table(
+    ds: xr.Dataset, indexing: Indexing, group: str | None = None, *, profile: float | None = None
+) -> pd.DataFrame:
     """All integrated reflections of the lattices of indexed frames, with the columns `COLUMNS`.
 
-    group: space group; None takes that of the frames, or P 1. Raises `BadInput` if the cell does not fit it in any order of its axes.
+    group: space group; None takes that of the frames, or P 1. profile: σ of the spots, px; None learns it. Raises `BadInput` if the cell does not fit it in any order of its axes.
     """
     sure = {i: [x.spots for x in own if x.p < INDEXED] for i, own in indexing.lattices.items()}
     name = group or ds.attrs.get("space_group", "P 1")
-    return integrated_reflections(ds, {i: spots for i, spots in sure.items() if spots}, name, indexing.cell)
+    return integrated_reflections(ds, {i: spots for i, spots in sure.items() if spots}, name, indexing.cell, profile)
 
 
 def integrated_reflections(
-    ds: xr.Dataset, spots: Mapping[int, list[pd.DataFrame]], group: str, cell: Cell
+    ds: xr.Dataset, spots: Mapping[int, list[pd.DataFrame]], group: str, cell: Cell, profile: float | None = None
 ) -> pd.DataFrame:
     """The reflections that are expected in frames, integrated, as a table like that of `reflection_table`.
 
@@ -57,7 +59,7 @@ def integrated_reflections(
     joined = {
         i: pd.concat([x.assign(crystal=j) for j, x in enumerate(own)], ignore_index=True) for i, own in spots.items()
     }
-    profile = learn_profile(ds, joined)
+    profile = learn_profile(ds, joined) if profile is None else profile
     tables = []
     for frame, own in joined.items():
         measured = integrate_frame(ds, frame, own, profile=profile)

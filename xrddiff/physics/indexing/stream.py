@@ -15,13 +15,13 @@ import xarray as xr
 
 from ...core.files import package_version, writing
 from ...data.frames.geometry import PanelGeometry
-from .cells import lattice_system
+from .cells import Cell, lattice_system
 from .indexer import INDEXED, Indexing, Lattice
 from .integration import integrate_frame
 from .rays import scattering_vectors
 
 # %% auto #0
-__all__ = ['panel_names', 'geometry_text', 'write_stream']
+__all__ = ['panel_names', 'geometry_text', 'crystal_lines', 'chunk_head', 'stream_head', 'write_stream']
 
 # %% ../../../nbs/physics/indexing/stream.ipynb #6158dae7
 _EV_ANGSTROM = 12398.4198  # hc
@@ -50,24 +50,37 @@ def geometry_text(geometry: PanelGeometry) -> str:
     return "\n".join(lines)
 
 # %% ../../../nbs/physics/indexing/stream.ipynb #eb8770f8
-def _crystal_lines(lattice: Lattice, reflections: pd.DataFrame, names: list[str]) -> Iterator[str]:
-    """A crystal block."""
-    a, b, c, *angles = lattice.cell.parameters
+def crystal_lines(
+    cell: Cell,
+    stars: np.ndarray,
+    reflections: pd.DataFrame,
+    names: list[str],
+    *,
+    radius: float,
+    shift: tuple[float, float] = (0.0, 0.0),
+    d_min: float | None = None,
+) -> Iterator[str]:
+    """A crystal block.
+
+    cell: refined. stars: columns a*, b*, c* in the laboratory (3, 3), 1/Å. reflections: integrated. names: of the panels.
+    radius: of the reflections, 1/Å. shift: of the detector, m. d_min: of its spots, Å; None takes that of the reflections.
+    """
+    a, b, c, *angles = cell.parameters
     yield "--- Begin crystal"
     yield (
         f"Cell parameters {a / 10:.5f} {b / 10:.5f} {c / 10:.5f} nm, "
         + " ".join(f"{v:.5f}" for v in angles) + " deg"
     )  # fmt: skip
-    for name, star in zip("abc", 10 * (lattice.U @ lattice.cell.B).T, strict=True):
+    for name, star in zip("abc", 10 * stars.T, strict=True):
         yield f"{name}star = " + " ".join(f"{v:+.7f}" for v in star) + " nm^-1"
-    system = lattice_system(lattice.cell.A, centring=lattice.cell.centring)
+    system = lattice_system(cell.A, centring=cell.centring)
     yield f"lattice_type = {system}"
-    yield f"centering = {lattice.cell.centring}"
+    yield f"centering = {cell.centring}"
     yield f"unique_axis = {'c' if system in ('tetragonal', 'hexagonal') else 'b' if system == 'monoclinic' else '*'}"
-    yield f"profile_radius = {10 * lattice.rmsd[1]:.5f} nm^-1"
-    x, y, _ = 1e3 * lattice.shift
-    yield f"predict_refine/det_shift x = {x:.3f} y = {y:.3f} mm"
-    yield f"diffraction_resolution_limit = {10 / lattice.spots['d'].min():.2f} nm^-1 or {lattice.spots['d'].min():.2f} A"
+    yield f"profile_radius = {10 * radius:.5f} nm^-1"
+    yield f"predict_refine/det_shift x = {1e3 * shift[0]:.3f} y = {1e3 * shift[1]:.3f} mm"
+    d_min = reflections["d"].min() if d_min is None else d_min
+    yield f"diffraction_resolution_limit = {10 / d_min:.2f} nm^-1 or {d_min:.2f} A"
     yield f"num_reflections = {len(reflections)}"
     yield "num_saturated_reflections = 0"
     yield "num_implausible_reflections = 0"
@@ -82,25 +95,19 @@ def _crystal_lines(lattice: Lattice, reflections: pd.DataFrame, names: list[str]
     yield "--- End crystal"
 
 
-def _chunk_lines(
-    ds: xr.Dataset,
-    name: str,
-    frame: int,
-    peaks: pd.DataFrame,
-    lattices: list[Lattice],
-    serial: int,
-    geometry: PanelGeometry,
+def chunk_head(
+    name: str, event: int, peaks: pd.DataFrame, indexed: bool, serial: int, geometry: PanelGeometry
 ) -> Iterator[str]:
-    """A chunk: one frame."""
+    """The beginning of a chunk: the frame number `event` of the image file `name`, and its peaks."""
     names, many = panel_names(geometry), "panel" in peaks
     panel = peaks["panel"].to_numpy() if many else np.zeros(len(peaks), int)
     resolution = np.linalg.norm(scattering_vectors(peaks, geometry), axis=1)
     yield "----- Begin chunk -----"
     yield f"Image filename: {name}"
-    yield f"Event: //{frame}"
+    yield f"Event: //{event}"
     yield f"Image serial number: {serial}"
     yield f"hit = {int(len(peaks) > 0)}"
-    yield f"indexed_by = {'xrddiff' if lattices else 'none'}"
+    yield f"indexed_by = {'xrddiff' if indexed else 'none'}"
     yield f"photon_energy_eV = {_EV_ANGSTROM / geometry.wavelength:.4f}"
     yield f"average_camera_length = {geometry.distance:.6f} m"
     yield f"num_peaks = {len(peaks)}"
@@ -112,15 +119,48 @@ def _chunk_lines(
     for fs, ss, s, intensity, p in zip(peaks["fs"], peaks["ss"], resolution, peaks["intensity"], panel, strict=True):
         yield f"{fs:7.2f} {ss + p * rows:7.2f} {10 * s:10.4f} {intensity:11.2f}   {names[p]}"
     yield "End of peak list"
+
+
+def _chunk_lines(
+    ds: xr.Dataset,
+    name: str,
+    frame: int,
+    peaks: pd.DataFrame,
+    lattices: list[Lattice],
+    serial: int,
+    geometry: PanelGeometry,
+) -> Iterator[str]:
+    """A chunk: one frame."""
+    names, rows = panel_names(geometry), geometry.shape[1]
+    yield from chunk_head(name, frame, peaks, bool(lattices), serial, geometry)
     for lattice in lattices:
         spots = lattice.spots
         measured = integrate_frame(ds, frame, spots)
         table = spots.join(measured)[measured["intensity"].notna()]
         table = table.assign(ss=table["ss"] + table["panel"] * rows)
-        yield from _crystal_lines(lattice, table, names)
+        x, y, _ = lattice.shift
+        yield from crystal_lines(
+            lattice.cell, lattice.U @ lattice.cell.B, table, names,
+            radius=lattice.rmsd[1], shift=(x, y), d_min=float(spots["d"].min()),
+        )  # fmt: skip
     yield "----- End chunk -----"
 
 # %% ../../../nbs/physics/indexing/stream.ipynb #cdc06796
+def stream_head(geometry: PanelGeometry, cell: Cell) -> Iterator[str]:
+    """The lines before the first chunk."""
+    a, b, c, *angles = cell.parameters
+    yield from ("CrystFEL stream format 2.3", f"Generated by xrddiff {package_version()}")
+    yield from ("----- Begin geometry file -----", geometry_text(geometry), "----- End geometry file -----")
+    yield from ("----- Begin unit cell -----", "CrystFEL unit cell file version 1.0", "")
+    yield f"lattice_type = {lattice_system(cell.A, centring=cell.centring)}"
+    yield from (f"centering = {cell.centring}", "")
+    for label, value in zip("abc", (a, b, c), strict=True):
+        yield f"{label} = {value:.4f} A"
+    for label, value in zip(("al", "be", "ga"), angles, strict=True):
+        yield f"{label} = {value:.4f} deg"
+    yield "----- End unit cell -----"
+
+
 def write_stream(path: str | os.PathLike, ds: xr.Dataset, indexing: Indexing, name: str) -> Path:
     """Write indexed frames of `ds` as a CrystFEL stream; `name` is the image file's.
 
@@ -129,24 +169,8 @@ def write_stream(path: str | os.PathLike, ds: xr.Dataset, indexing: Indexing, na
     """
     path = Path(path)
     with writing(path) as part, open(part, "w", encoding="utf-8") as out:
-        geometry = indexing.geometry(ds)
-        a, b, c, *angles = indexing.cell.parameters
-        print("CrystFEL stream format 2.3", f"Generated by xrddiff {package_version()}", sep="\n", file=out)
-        print(
-            "----- Begin geometry file -----",
-            geometry_text(geometry),
-            "----- End geometry file -----",
-            sep="\n",
-            file=out,
-        )
-        print("----- Begin unit cell -----", "CrystFEL unit cell file version 1.0", "", sep="\n", file=out)
-        print(f"lattice_type = {lattice_system(indexing.cell.A, centring=indexing.cell.centring)}", file=out)
-        print(f"centering = {indexing.cell.centring}", "", sep="\n", file=out)
-        for label, value in zip("abc", (a, b, c), strict=True):
-            print(f"{label} = {value:.4f} A", file=out)
-        for label, value in zip(("al", "be", "ga"), angles, strict=True):
-            print(f"{label} = {value:.4f} deg", file=out)
-        print("----- End unit cell -----", file=out)
+        for line in stream_head(indexing.geometry(ds), indexing.cell):
+            print(line, file=out)
         groups = dict(tuple(indexing.peaks.groupby("frame")))
         for serial, frame in enumerate(indexing.lattices, 1):
             peaks = groups.get(frame, indexing.peaks.iloc[:0])
