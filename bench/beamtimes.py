@@ -12,7 +12,6 @@ Writes bench/results/beamtimes.json and beamtimes.md.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -72,9 +71,21 @@ def one(seed: int) -> list[dict]:
             seconds[truth] = time.process_time() - began
         now = found[truth][name].now
         low, middle, high = found[truth][name].frames_to(target)
-        row = dict(seed=seed, measure=name, form=str(whole.group.hm), crystals=int(early.crystals.sum()), target=target, now=now)
+        row = dict(
+            seed=seed,
+            measure=name,
+            form=str(whole.group.hm),
+            crystals=int(early.crystals.sum()),
+            target=target,
+            now=now,
+        )
         if now < target:
-            rows.append(row | dict(early=len(early.crystals), truth=truth, low=low, middle=middle, high=high, seconds=seconds[truth]))
+            rows.append(
+                row
+                | dict(
+                    early=len(early.crystals), truth=truth, low=low, middle=middle, high=high, seconds=seconds[truth]
+                )
+            )
     return rows
 
 
@@ -86,19 +97,27 @@ def drifting(seed: int) -> dict:
     n, rate = int(rng.integers(400, 3000)), rng.uniform(0.05, 0.6)
     kind = ("none", "cell", "distance", "hit rate")[seed % 4]
     at, slow = int(n * rng.uniform(0.2, 0.8)), bool(rng.random() < 0.5)
-    size = {"cell": rng.choice([-1, 1]) * rng.uniform(2e-3, 8e-3), "distance": rng.choice([-1, 1]) * rng.uniform(1e-3, 5e-3), "hit rate": -rng.uniform(0.4, 0.8)}
+    size = {
+        "cell": rng.choice([-1, 1]) * rng.uniform(2e-3, 8e-3),
+        "distance": rng.choice([-1, 1]) * rng.uniform(1e-3, 5e-3),
+        "hit rate": -rng.uniform(0.4, 0.8),
+    }
     course = np.clip((np.arange(n) - at) / (0.2 * n), 0, 1) if slow else (np.arange(n) >= at).astype(float)
 
     def factor(what: str) -> np.ndarray:
         return 1 + size[what] * course if kind == what else np.ones(n)
 
     hits = rng.random(n) < rate * factor("hit rate")
-    edges = {e: rng.uniform(30, 120) * (1 + rng.uniform(1e-3, 4e-3) * rng.standard_t(3, n)) * factor("cell") for e in "abc"}
+    edges = {
+        e: rng.uniform(30, 120) * (1 + rng.uniform(1e-3, 4e-3) * rng.standard_t(3, n)) * factor("cell") for e in "abc"
+    }
     distance = 100 * (1 + rng.uniform(0.5e-3, 2e-3) * rng.standard_t(3, n)) * factor("distance")
     values = {name: np.where(hits, own, np.nan) for name, own in (edges | {"distance": distance}).items()}
     said = {d.what for d in find_drifts(values | {"hit rate": hits.astype(float)})}
     names = {"none": set(), "cell": set("abc"), "distance": {"distance"}, "hit rate": {"hit rate"}}[kind]
-    return dict(kind=kind, crystals=int(hits.sum()), noticed=bool(said & names), wrong=sorted(said - names), least=LEAST)
+    return dict(
+        kind=kind, crystals=int(hits.sum()), noticed=bool(said & names), wrong=sorted(said - names), least=LEAST
+    )
 
 
 def page(found: dict) -> str:
@@ -115,11 +134,38 @@ def page(found: dict) -> str:
         errors = [abs(r["middle"] / r["truth"] - 1) for r in own]
         width = [np.log(r["high"] / r["low"]) for r in own if np.isfinite(r["high"])]
         bias = median(r["middle"] / r["truth"] for r in own)
-        cells.append([label, len(own), f"{held / len(own):.0%}", f"{median(errors):.1%}", f"{bias:.2f}", f"{np.exp(median(width)):.2f}", f"{median(r['crystals'] for r in own):.0f}"])
-    lines += markdown(["asked for", "beamtimes", "held", "median error", "median of forecast/truth", "high/low end", "crystals in the tenth"], cells)
+        cells.append(
+            [
+                label,
+                len(own),
+                f"{held / len(own):.0%}",
+                f"{median(errors):.1%}",
+                f"{bias:.2f}",
+                f"{np.exp(median(width)):.2f}",
+                f"{median(r['crystals'] for r in own):.0f}",
+            ]
+        )
+    lines += markdown(
+        [
+            "asked for",
+            "beamtimes",
+            "held",
+            "median error",
+            "median of forecast/truth",
+            "high/low end",
+            "crystals in the tenth",
+        ],
+        cells,
+    )
     seconds = median(r["seconds"] for r in found["rows"])
     lines += ["", f"A forecast, with the merge before it, takes {seconds:.1f} s of CPU (median)."]
-    lines += ["", "## Drifts", "", "Numbers of 400 to 3000 frames each: edges, distance, hit or not. A cell drifts by .2–.8%, a distance by .1–.5%, a hit rate falls by 40–80%, half of them at once, half over a fifth of the beamtime.", ""]
+    lines += [
+        "",
+        "## Drifts",
+        "",
+        "Numbers of 400 to 3000 frames each: edges, distance, hit or not. A cell drifts by .2–.8%, a distance by .1–.5%, a hit rate falls by 40–80%, half of them at once, half over a fifth of the beamtime.",
+        "",
+    ]
     rows = []
     for kind in ("none", "cell", "distance", "hit rate"):
         own = [d for d in found["drifts"] if d["kind"] == kind]
@@ -146,7 +192,9 @@ def main() -> None:
             miss = np.log([r["middle"] / r["truth"] for r in own])
             ahead = np.log([r["truth"] / r["early"] for r in own])
             inside = np.mean([r["low"] <= r["truth"] <= r["high"] for r in own])
-            print(f"{name}: {len(own)} beamtimes, ln(forecast/truth) {np.median(miss):+.3f} ± {1.4826 * np.median(abs(miss - np.median(miss))):.3f} (sd {miss[np.isfinite(miss)].std():.3f}), ln ahead {np.median(ahead):.2f}, held {inside:.2f}")
+            print(
+                f"{name}: {len(own)} beamtimes, ln(forecast/truth) {np.median(miss):+.3f} ± {1.4826 * np.median(abs(miss - np.median(miss))):.3f} (sd {miss[np.isfinite(miss)].std():.3f}), ln ahead {np.median(ahead):.2f}, held {inside:.2f}"
+            )
         return
     found = {
         "command": f"OMP_NUM_THREADS=1 python bench/beamtimes.py --beamtimes {args.beamtimes}", "where": machine("python", "one thread"),

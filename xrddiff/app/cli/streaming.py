@@ -83,19 +83,9 @@ def replay(args: argparse.Namespace) -> int:
         )  # fmt: skip
     return 0
 
-# %% ../../../nbs/app/cli/streaming.ipynb #b43be8d1
-def add_streams(commands: Any) -> None:
-    """Add `stream_command` and `replay` to the subparsers of `xrddiff`."""
-    p = commands.add_parser("stream", help="answer frames as they arrive", description=stream_command.__doc__)
-    p.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a folder, a file (also a growing HDF5 file), tcp://HOST:PORT of a detector, or listen://HOST:PORT to accept connections",
-    )
-    p.add_argument("--run", metavar="RUN", help="a trained run: for anomaly scores and, with an autoencoder, latents")
-    p.add_argument(
-        "--cell", metavar="CELL", help="a,b,c,α,β,γ and a centring, or a CIF or PDB file (that of the frames)"
-    )
+# %% ../../../nbs/app/cli/streaming.ipynb #0b4f3d4d
+def _add_merging(p: argparse.ArgumentParser) -> None:
+    """What is said of the merge, and of what is kept."""
     p.add_argument(
         "--space-group", dest="group", metavar="NAME",
         help="with --cell: integrate and merge in this group, such as 'P 43 21 2' (that of the file given as --cell)",
@@ -109,6 +99,43 @@ def add_streams(commands: Any) -> None:
         help="what the page says the frames for: cc_half, completeness, i_over_sigma (cc_half=0.95,completeness=0.95)",
     )  # fmt: skip
     p.add_argument("--save", metavar="WHAT", help="keep hits (CXI files), stream (of CrystFEL), or hits,stream")
+
+
+def _add_replay(commands: Any) -> None:
+    """Add `replay` to the subparsers."""
+    p = commands.add_parser("replay", help="send a file as a detector would", description=replay.__doc__)
+    p.add_argument("file", help="any supported file of images, or a named data set")
+    p.add_argument("address", metavar="ADDRESS", help="address to bind, for instance tcp://127.0.0.1:9999")
+    p.add_argument("--rate", type=float, metavar="HZ", help="frames per second (as fast as they are received)")
+    p.add_argument("--series", type=int, default=1, metavar="N", help="the number of the series (1)")
+    p.add_argument("--encoding", default="bslz4", metavar="HOW", help="none, lz4 or bslz4 (bslz4)")
+    p.add_argument("--version", type=int, default=1, metavar="N", help="of the stream: 1, or 2 (CBOR) (1)")
+    p.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to wait until somebody listens, or receives a frame (60)",
+    )
+    p.add_argument(
+        "words", nargs="*", default=[], metavar="word=value", help="of the frames: wavelength=1.3, distance=0.15, …"
+    )
+    p.set_defaults(command=replay, parser=p)
+
+# %% ../../../nbs/app/cli/streaming.ipynb #b43be8d1
+def add_streams(commands: Any) -> None:
+    """Add `stream_command` and `replay` to the subparsers of `xrddiff`."""
+    p = commands.add_parser("stream", help="answer frames as they arrive", description=stream_command.__doc__)
+    p.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder, a file (also a growing HDF5 file), tcp://HOST:PORT of a detector, or listen://HOST:PORT to accept connections",
+    )
+    p.add_argument("--run", metavar="RUN", help="a trained run: for anomaly scores and, with an autoencoder, latents")
+    p.add_argument(
+        "--cell", metavar="CELL", help="a,b,c,α,β,γ and a centring, or a CIF or PDB file (that of the frames)"
+    )
+    _add_merging(p)
     p.add_argument("--min-peaks", type=int, default=10, metavar="N", help="least number of peaks of a hit (10)")
     p.add_argument(
         "--idle", type=float, metavar="S", help="stop when no frame has arrived for this many seconds (never)"
@@ -156,22 +183,4 @@ def add_streams(commands: Any) -> None:
         "--trust-plugins", action="store_true", help="execute the plug-ins that the run keeps (docs/security.md)"
     )
     p.set_defaults(command=stream_command, parser=p)
-
-    p = commands.add_parser("replay", help="send a file as a detector would", description=replay.__doc__)
-    p.add_argument("file", help="any supported file of images, or a named data set")
-    p.add_argument("address", metavar="ADDRESS", help="address to bind, for instance tcp://127.0.0.1:9999")
-    p.add_argument("--rate", type=float, metavar="HZ", help="frames per second (as fast as they are received)")
-    p.add_argument("--series", type=int, default=1, metavar="N", help="the number of the series (1)")
-    p.add_argument("--encoding", default="bslz4", metavar="HOW", help="none, lz4 or bslz4 (bslz4)")
-    p.add_argument("--version", type=int, default=1, metavar="N", help="of the stream: 1, or 2 (CBOR) (1)")
-    p.add_argument(
-        "--wait",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds to wait until somebody listens, or receives a frame (60)",
-    )
-    p.add_argument(
-        "words", nargs="*", default=[], metavar="word=value", help="of the frames: wavelength=1.3, distance=0.15, …"
-    )
-    p.set_defaults(command=replay, parser=p)
+    _add_replay(commands)

@@ -94,7 +94,7 @@ def crystal_lines(
     yield "End of reflections"
     yield "--- End crystal"
 
-
+# %% ../../../nbs/physics/indexing/stream.ipynb #558f1769
 def chunk_head(
     name: str, event: int, peaks: pd.DataFrame, indexed: bool, serial: int, geometry: PanelGeometry
 ) -> Iterator[str]:

@@ -115,7 +115,7 @@ def unanswered(names: Sequence[str], whys: Sequence[str], question: Question) ->
     none = pd.DataFrame({name: np.zeros(0) for name in REFLECTIONS})
     return Answered(table, peaks, reflections=None if question.group is None else none)
 
-
+# %% ../../../nbs/run/streaming/answering.ipynb #58f8caa8
 _FINDERS: OrderedDict[tuple[str, str | None], tuple[Finder, int]] = OrderedDict()
 FINDERS, FINDER_PIXELS = 4, 64 << 20  # finders kept at most, and pixels of all of them together
 
@@ -233,7 +233,7 @@ def _integrated(table: pd.DataFrame, frames: xr.Dataset, found: Indexing, group:
     table["distance"] = np.where(sure, found.table["distance_mm"].reindex(range(len(table))), np.nan)
     return reflections.rename(columns={"frame": "row"})[list(REFLECTIONS)]
 
-
+# %% ../../../nbs/run/streaming/answering.ipynb #ffa24c01
 def _scores(
     frames: xr.Dataset, names: Sequence[str], question: Question, device: str | None
 ) -> tuple[pd.DataFrame, np.ndarray | None]:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     pass
 
 # %% auto #0
-__all__ = ['ENOUGH', 'NAMES', 'GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'Standing', 'RunningMerge', 'enough_lines',
-           'enough_pictures', 'save_running']
+__all__ = ['ENOUGH', 'NAMES', 'GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'MergeStanding', 'RunningMerge',
+           'enough_lines', 'enough_pictures', 'save_running']
 
 # %% ../../../nbs/run/streaming/enough.ipynb #b4fe5963
 ENOUGH = "cc_half=0.95,completeness=0.95"
@@ -83,7 +83,7 @@ DRAWS = 60
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class MergeStanding:
     """What a merge said: its `found`, the `forecasts` of measures, and the numbers of `frames` and `crystals`."""
 
     found: MergeResult
@@ -91,7 +91,7 @@ class Standing:
     frames: int
     crystals: int
 
-
+# %% ../../../nbs/run/streaming/enough.ipynb #972e9743
 class RunningMerge:
     """The merge of a stream.
 
@@ -105,7 +105,7 @@ class RunningMerge:
         self._frames: list[pd.DataFrame] = []
         self._reflections: list[pd.DataFrame] = []
         self.rows = self.crystals = self.merged_at = 0
-        self.standing: Standing | None = None
+        self.standing: MergeStanding | None = None
         if frames is not None and len(frames):
             self.add(frames, reflections if reflections is not None else pd.DataFrame(), absolute=True)
 
@@ -130,7 +130,7 @@ class RunningMerge:
         """Whether there are enough more crystals for another merge."""
         return self.crystals >= max(2, GROWTH * self.merged_at)
 
-    def merge(self) -> Standing | None:
+    def merge(self) -> MergeStanding | None:
         """Merge what came; None, and `why`, if that cannot be. Nothing that came stops the stream."""
         self.merged_at = self.crystals
         try:
@@ -139,7 +139,7 @@ class RunningMerge:
             self.why = reason(error)
         return self.standing
 
-    def _merged(self) -> Standing:
+    def _merged(self) -> MergeStanding:
         if self.crystals < 2:
             raise BadInput(f"{self.crystals} crystals were integrated; expected two or more")
         self._reflections = [pd.concat(self._reflections, ignore_index=True)]
@@ -153,7 +153,7 @@ class RunningMerge:
             forecasts = forecast(
                 found.merged, made, self.cell.parameters, self.group, d_min=self.wish.d_min, draws=DRAWS
             )
-        return Standing(found, forecasts, self.rows, self.crystals)
+        return MergeStanding(found, forecasts, self.rows, self.crystals)
 
     def drifts(self) -> list[Drift]:
         """What drifts: edges and distance of the first lattice of each frame, and hits."""

@@ -62,7 +62,7 @@ def crystal_blocks(reflections: pd.DataFrame, cell: Cell, group: str, names: lis
         radius = float(np.sqrt((own["excitation"] ** 2).mean()))
         yield from crystal_lines(Cell((*sides, *angles), cell.centring), stars, table, names, radius=radius)
 
-
+# %% ../../../nbs/run/streaming/saved_hits.ipynb #bb8d62b2
 class HitSaver:
     """Saves hits of a stream in its `folder`.
 

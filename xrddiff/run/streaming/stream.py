@@ -56,7 +56,8 @@ from .saved_hits import HitSaver, read_kinds
 
 # %% auto #0
 __all__ = ['DROPPED', 'WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception',
-           'Unwritten', 'Tasks', 'summary', 'write_end', 'question_of', 'Stream', 'answer_with_bar']
+           'Unwritten', 'Tasks', 'summary', 'write_end', 'question_of', 'open_merge', 'end_merge', 'renew_page',
+           'Stream', 'answer_with_bar']
 
 # %% ../../../nbs/run/streaming/stream.ipynb #348ea777
 DROPPED = "it was dropped: newer frames came while it waited, and the memory for waiting frames was full"
@@ -524,6 +525,36 @@ def question_of(plan: StreamPlan) -> tuple[Question, Any]:
     cell = template.attrs.get("unit_cell") if plan.cell is None else plan.cell
     return Question(plan.run, cell, plan.min_peaks, reference, peaks, group), template
 
+# %% ../../../nbs/run/streaming/stream.ipynb #2c86ffd2
+def open_merge(plan: StreamPlan, answers: Answers, folder: Path) -> tuple[RunningMerge | None, HitSaver]:
+    """The running merge, with what an earlier process answered, or None; and what saves hits."""
+    rows, wish = answers.rows["frames"], plan.wish
+    kinds = read_kinds(plan.save)
+    if wish is None:
+        return None, HitSaver(folder, kinds, rows)
+    tables = (read_answers(folder), read_answers(folder, "reflections")) if rows else ()
+    return RunningMerge(wish, *tables), HitSaver(folder, kinds, rows, read_cell(wish.cell), wish.group)
+
+
+def end_merge(running: RunningMerge | None, saver: HitSaver, folder: Path) -> None:
+    """Write what was merged and what was saved, at the end of a stream."""
+    saver.end()
+    if running is not None:
+        save_running(running, folder)
+
+
+def renew_page(
+    standing: StreamStanding, folder: Path, source: str, *, scored: bool, going: bool, running: RunningMerge | None
+) -> None:
+    """Merge if that is due, and write the page; if that fails, `standing.page` says why."""
+    try:
+        if running is not None and (running.due or (not going and running.rows)):
+            running.merge()
+        write_page(standing, folder, source, scored=scored, going=going, running=running)
+        standing.page = ""
+    except Exception as error:
+        standing.page = reason(error)
+
 # %% ../../../nbs/run/streaming/stream.ipynb #0a262c49
 class Stream:
     """A stream of frames and the folder of its answers.
@@ -550,10 +581,7 @@ class Stream:
             _stacks(blank, self.question, 0),
             blank.reflections,
         )
-        self.running = self._merge()
-        wish = plan.wish
-        crystals = (None, None) if wish is None else (read_cell(wish.cell), wish.group)
-        saver = HitSaver(self.folder, read_kinds(plan.save), self.answers.rows["frames"], *crystals)
+        self.running, saver = open_merge(plan, self.answers, self.folder)
         self.unwritten = Unwritten(self.answers, self.standing, saver, self.running)
         self.reception = Reception(Buffer(plan.memory, plan.drop), lambda name: name in self.answers.names)
         most = max(MOST_BYTES, plan.memory // 2)
@@ -594,37 +622,19 @@ class Stream:
                 self.reception.end()
         self._page(going=False)
         write_end(self.folder, self.listening.waiting)
-        self.unwritten.saver.end()
-        if self.running is not None:
-            save_running(self.running, self.folder)
+        end_merge(self.running, self.unwritten.saver, self.folder)
         if buffer.error is not None:
             with as_bad_input(f"{plain_text(self.plan.source)} gives no more frames"):
                 raise buffer.error
         return self.folder
 
-    def _merge(self) -> RunningMerge | None:
-        """The running merge, with what an earlier process answered."""
-        if self.plan.wish is None:
-            return None
-        if not self.answers.rows["frames"]:
-            return RunningMerge(self.plan.wish)
-        return RunningMerge(self.plan.wish, read_answers(self.folder), read_answers(self.folder, "reflections"))
-
     def _write(self) -> None:
         self.reception.taken -= self.unwritten.write()
 
     def _page(self, going: bool = True) -> None:
-        """Write the page; if that fails, `standing.page` says why."""
         self.standing.not_yet = dict(self.listening.waiting)
-        try:
-            running = self.running
-            if running is not None and (running.due or (not going and running.rows)):
-                running.merge()
-            scored = self.question.run is not None
-            write_page(self.standing, self.folder, self.plan.source, scored=scored, going=going, running=running)
-            self.standing.page = ""
-        except Exception as error:
-            self.standing.page = reason(error)
+        scored = self.question.run is not None
+        renew_page(self.standing, self.folder, self.plan.source, scored=scored, going=going, running=self.running)
 
 # %% ../../../nbs/run/streaming/stream.ipynb #5c0de010
 def answer_with_bar(stream: Stream, *, progress: bool = True) -> Path:

@@ -85,7 +85,7 @@ def _skim(blob: bytes) -> None:
     if at != len(blob):
         raise BadInput("the message is damaged: its values end before it does")
 
-
+# %% ../../../nbs/run/streaming/stream2_messages.ipynb #3750e3bd
 def read_cbor(blob: bytes) -> dict[str, Any]:
     """The map of a message, tags as `cbor2.CBORTag`.
 
@@ -144,7 +144,7 @@ def _array(value: Any, what: str, most: int) -> tuple[dict[str, Any], bytes]:
         content = packed if algorithm == "bslz4" else unpack_lz4_blocks(packed, size * x * y)
     return {"htype": "dimage_d-1.0", "shape": [x, y], "type": kind, "encoding": encoding}, content
 
-
+# %% ../../../nbs/run/streaming/stream2_messages.ipynb #8ede0916
 def _first(maps: Any, what: str) -> Any:
     """The value of the first channel: that of the lowest threshold."""
     if not isinstance(maps, Mapping) or not maps:
