@@ -225,7 +225,7 @@ def page(found: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "Frames are taken from a socket (DECTRIS stream, bslz4), unpacked, answered and written into the table; ms of a frame, minimum (median). *CPU*: of the process that answers, with its thread that listens and its page. *Decoding*: CPU of unpacking the same messages, and nothing else. *peakfinder8*: CPU time of that function alone, frames in memory. "
-        "*On two cores*: two workers answer, one process takes the frames and another sends them, all on the same two cores. Clocks are of a machine that had other work; CPU times change less.",
+        "*On two cores*: two workers answer, one process takes the frames and another sends them, all on the same two cores. Clocks change with what else a machine does; CPU times change less.",
     ]
     cells = []
     for r in rows:

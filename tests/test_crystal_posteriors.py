@@ -24,8 +24,10 @@ from xrddiff.data.formats.store import save_frames
 from xrddiff.data.frames.geometry import PanelGeometry, lab_to_panel
 from xrddiff.judge.posteriors.crystal_densities import Density, SpotDensity
 from xrddiff.judge.posteriors.crystal_sampling import draw_particles, find_maximum
+from xrddiff.judge.posteriors.crystal_stills import CrystalPlan, StillSettings, open_still
 from xrddiff.judge.posteriors.crystals import CrystalPrior, ExpectedCounts, Still, choose_reflections
 from xrddiff.judge.posteriors.likelihoods import Poisson
+from xrddiff.judge.views.crystal_posteriors import posterior_report
 from xrddiff.physics.indexing.cells import Cell
 from xrddiff.physics.simulation.crystal import Crystal, Wilson, random_rotation, reflections
 from xrddiff.physics.simulation.experiments import find_experiment
@@ -355,6 +357,19 @@ def test_a_start_that_is_impossible_is_told():
 
     with pytest.raises(BadInput, match="log p is not finite"):
         find_maximum(Nothing())
+
+
+@pytest.mark.parametrize(("crystals", "number", "others"), [(1, 2, 0), (2, 2, 10)])
+def test_a_second_crystal_is_mentioned(crystals, number, others):
+    base = find_experiment("sim128")
+    hits = tuple(float(n == crystals) for n in range(crystals + 1))
+    frames = simulate(replace(base, sample=replace(base.sample, hits=hits)), [number])
+    one = open_still(frames, intensities="unknown", settings=StillSettings(controls=40))
+    assert (one.peaks["other"].sum() >= others) and (others or not one.peaks["other"].any())
+    assert not (one.peaks["other"] & one.lattice.indexed).any()
+    drawn = draw_particles(one.density, particles=3, sampler="laplace", fit=one.fit)
+    said = str(posterior_report(one, drawn, CrystalPlan("sim128"), "a still").sections)
+    assert ("on a second lattice" in said) == (crystals == 2)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from xrddiff.app.cli.main import main
 from xrddiff.core.launcher import python_words, run
 from xrddiff.data.formats.store import save_frames
 from xrddiff.run.execution.sharing import JUDGED
-from xrddiff.run.studies.kept_rows import ROW
+from xrddiff.run.studies.kept_rows import PICTURES, ROW
 from xrddiff.run.studies.listing import list_runs
 
 HEAVY = (
@@ -100,6 +100,21 @@ def test_few_samples_are_judged_on_request(trained, capsys):
     assert "Samples beside real frames" in (judged / "report.md").read_text()
     same = [xd.open_frames(folder / "samples.zarr", complete=False)["intensity"].values for folder in (few, judged)]
     assert (same[0] == same[1]).all()
+
+
+def test_the_display_of_a_run_is_drawn_once_and_follows_its_files(trained, monkeypatch):
+    monkeypatch.setattr("xrddiff.run.studies.kept_rows.RECENT", 0.0)
+    (trained / PICTURES).unlink(missing_ok=True)
+    first = xd.open_run(trained)._repr_html_()
+    assert first.count("data:image/png") >= 2 and (trained / PICTURES).is_file()
+    assert xd.open_run(trained)._repr_html_() == first
+    shown = "import sys, xrddiff as xd; xd.open_run(sys.argv[1])._repr_html_()\n"
+    assert not imported(shown, str(trained)) & {"matplotlib", "zarr", "xarray", "torch"}
+    store = next((trained / "samples").rglob("samples.zarr")) / "zarr.json"
+    store.write_text(store.read_text().replace("}", "}\n", 1))
+    made = []
+    monkeypatch.setattr("xrddiff.app.front_door.run_numbers.run_pictures", lambda run: made.append(run) or [])
+    assert "data:image/png" not in xd.open_run(trained)._repr_html_() and len(made) == 1
 
 
 def test_the_row_of_a_run_follows_what_is_done_with_it(trained, monkeypatch):

@@ -48,13 +48,13 @@ def add_posterior_commands(commands: Any) -> None:
     kinds = posterior.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     p = kinds.add_parser("pixels", help="what the pixels of frames may have been", description=pixels.__doc__)
-    p.add_argument("run", metavar="RUN", help="the folder of a run of vae_kl, ddpm or latent_diff")
+    p.add_argument("run", metavar="RUN", help="the folder of a run of ddpm or latent_diff")
     add_frames_and_mask(p, "not measured")
     p.add_argument(
         "--draws", type=int, default=39, metavar="N", help="draws per frame (39, for intervals of exactly 90%%)"
     )
     methods = ", ".join(entries("posterior"))
-    p.add_argument("--method", metavar="HOW", help=f"{methods} (counts, or latents for an autoencoder alone)")
+    p.add_argument("--method", metavar="HOW", help=f"{methods} (counts)")
     p.add_argument(
         "--option", action="append", metavar="NAME=VALUE", help="options of the method, see `xrddiff list posterior`"
     )

@@ -17,7 +17,7 @@ import xarray as xr
 from .results import answer_html, answer_text
 from .run_numbers import plain_errors
 from ...config.words.data_sets import CATALOG
-from ...core.errors import BadInput
+from ...core.errors import BadInput, is_whole
 from ...core.plugins import load_standing
 from ...data.formats.readers import open_frames
 from ...data.formats.store import save_frames
@@ -179,7 +179,7 @@ def simulate_frames(
     experiment = described_experiment(what, detector, artefacts=artefacts, **options)
     if output is not None:
         return open_frames(catalog.simulate_to(output, experiment, n, seed, progress=progress))
-    if isinstance(n, bool) or int(n) != n or n < 1:
+    if not is_whole(n):
         raise BadInput(f"n is {n!r}; expected a number of shots of {experiment.name}, 1 or more")
     return simulate(experiment, range(int(n)), seed)
 

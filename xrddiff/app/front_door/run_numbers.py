@@ -5,10 +5,11 @@
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #abec05ff
 from __future__ import annotations
 
+import base64
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ from ...core.templates import render
 from ...run.execution.run_folder import Run
 from ...run.execution.standing import RunState
 from ...run.slurm.status import current_state
+from ...run.studies.kept_rows import FOLDERS, PICTURES, SETS, files_mark, keep_row, read_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'run_pictures', 'run_html']
+__all__ = ['F', 'plain_errors', 'Page', 'RunNumbers', 'read_summary', 'about_run', 'run_pictures', 'KeptPictures',
+           'kept_pictures', 'run_html']
 
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #b1c75f04
 F = TypeVar("F", bound=Callable[..., Any])
@@ -178,10 +181,11 @@ def _data_of(run: RunNumbers) -> str:
 
 def run_pictures(run: RunNumbers) -> list[bytes]:
     """Small PNGs of a run: its training curve, samples and reconstructions."""
-    from xrddiff.data.frames.selection import select_frames
-    from xrddiff.judge.views.charts import plot_history
-    from xrddiff.judge.views.plots import png
-    from xrddiff.judge.views.samples import show_samples
+    with collected_later():
+        from xrddiff.data.frames.selection import select_frames
+        from xrddiff.judge.views.charts import plot_history
+        from xrddiff.judge.views.plots import png
+        from xrddiff.judge.views.samples import show_samples
 
     found = []
     with suppress(XrddiffError, OSError, ValueError):
@@ -192,13 +196,30 @@ def run_pictures(run: RunNumbers) -> list[bytes]:
             found.append(png(show_samples(None, made, 9, names=(name,)), dpi=60))
     return found
 
+
+@dataclass(frozen=True)
+class KeptPictures:
+    """The pictures of a run as base64."""
+
+    pictures: list[str]
+
+
+def kept_pictures(run: RunNumbers) -> list[bytes]:
+    """`run_pictures`; they stay beside the run, and count until one of its files changes."""
+    mark, changed = files_mark(run.path, (*FOLDERS, *SETS))
+    if (kept := read_row(run.path, mark, KeptPictures, PICTURES)) is not None:
+        with suppress(ValueError):
+            return [base64.b64decode(picture, validate=True) for picture in kept.pictures]
+    made = run_pictures(run)
+    found = KeptPictures([base64.b64encode(picture).decode() for picture in made])
+    keep_row(run.path, mark, changed, asdict(found), PICTURES)
+    return made
+
 # %% ../../../nbs/app/front_door/run_numbers.ipynb #9e007710
 def run_html(run: RunNumbers) -> str:
     """A run as HTML: description, pictures and table. All text is escaped."""
     with collected_later():
-        import zarr  # noqa: F401
-
         from xrddiff.judge.views.report import shown_table
 
     summary = shown_table(run.summary) if len(run.summary) else None
-    return render("app/front_door/run.html.j2", about=about_run(run), pictures=run_pictures(run), summary=summary)
+    return render("app/front_door/run.html.j2", about=about_run(run), pictures=kept_pictures(run), summary=summary)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, XrddiffError
+from ..errors import BadInput, XrddiffError, is_whole
 from .environment import DistInfo
 from .rendezvous import barrier, gather_objects, initialize_distributed
 
@@ -247,7 +247,7 @@ def comm_test(sizes: Sequence[int] = SIZES, rounds: int = 10, *, info: DistInfo 
 
     A single rank measures only its own computation. Raises `BadInput` for sizes or rounds below 1.
     """
-    if rounds < 1 or not sizes or any(int(size) != size or size < 1 for size in sizes):
+    if rounds < 1 or not sizes or not all(map(is_whole, sizes)):
         raise BadInput(
             f"sizes are {list(sizes)} and rounds {rounds}; expected bytes of at least 1, and one round or more"
         )

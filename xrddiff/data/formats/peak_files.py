@@ -21,7 +21,7 @@ from .readers import open_frames
 from ..frames.frames import peaks_table
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'read_stream', 'read_peaks']
+__all__ = ['SUFFIXES', 'need_stream', 'read_stream', 'read_peaks']
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #db6bc318
 _LONGEST = 1 << 16  # characters of a line
@@ -77,6 +77,12 @@ def _lines(path: Path) -> Iterator[str]:
             yield line.strip()
 
 # %% ../../../nbs/data/formats/peak_files.ipynb #6cbe467a
+def need_stream(path: str | os.PathLike) -> None:
+    """Raise `BadInput` if a file is no CrystFEL stream."""
+    if not next(_lines(Path(path)), "").startswith("CrystFEL stream"):
+        raise BadInput(f"{plain_text(path)} is no CrystFEL stream; expected 'CrystFEL stream format' in its first line")
+
+
 def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.DataFrame]:
     """The tables `peaks`, and `integrated` and `crystals` if there are crystals, of a CrystFEL stream: `frame`, `fs`, `ss` (px), `intensity`,
     `panel`; the second also `crystal`, `h`, `k`, `l`, `sigma`, `peak`, `background`. The third: `frame`, `crystal`, `wavelength` (Å), the
@@ -88,13 +94,9 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
     path = Path(path)
     corners: dict[str, dict[str, float]] = {}
     rows: dict[str, list[list[float]]] = {"peaks": [], "integrated": []}
-    frame, serial, kind, first, crystals = None, 0, None, True, _Crystals()
+    frame, serial, kind, crystals = None, 0, None, _Crystals()
+    need_stream(path)
     for number, line in enumerate(_lines(path), 1):
-        if first and not line.startswith("CrystFEL stream"):
-            raise BadInput(
-                f"{plain_text(path)} is no CrystFEL stream; expected 'CrystFEL stream format' in its first line"
-            )
-        first = False
         if line == "----- Begin chunk -----":
             frame, serial = serial, serial + 1
             crystals.begin_frame()
@@ -132,8 +134,6 @@ def read_stream(path: str | os.PathLike, panels: bool = False) -> dict[str, pd.D
             place = [frame, corner.get("panel", 0), fs - corner.get("min_fs", 0), ss - corner.get("min_ss", 0)]
             more = [*values[:3], *values[4:7], max(crystals.count - 1, 0)]
             rows[table].append([*place, values[3], *([] if table == "peaks" else more)])
-    if first:
-        raise BadInput(f"{plain_text(path)} is empty; expected a CrystFEL stream")
     names = ["frame", "panel", "fs", "ss", "intensity"]
     out = {"peaks": pd.DataFrame(rows["peaks"], columns=names)}
     if rows["integrated"]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ...core.errors import BadInput
+from ...core.errors import BadInput, is_whole
 from ...core.seeds import numpy_rng
 from xrddiff.data.frames.frames import (
     PANEL_GEOMETRY,
@@ -144,7 +144,7 @@ def _move_peaks(frames: xr.Dataset, out: xr.Dataset, change: Callable[[pd.DataFr
 
 
 def _whole(value: Any, what: str, smallest: int = 1) -> int:
-    if isinstance(value, bool) or int(value) != value or value < smallest:
+    if not is_whole(value, smallest):
         raise BadInput(f"{what} is {value}; expected a whole number of at least {smallest}")
     return int(value)
 

@@ -19,6 +19,7 @@ from ...config.words.data_sets import CATALOG
 from ...core.errors import BadInput
 from ...core.gate import read_table
 from ...core.mediums import plain_text
+from ...data.formats.peak_files import need_stream
 from ...data.formats.readers import open_frames
 from ...data.frames.selection import evenly_spaced
 from ...learn.loading.catalog import load
@@ -108,6 +109,7 @@ def gather_reflections(plan: MergePlan, frames: xr.Dataset | None = None) -> Gat
     """
     suffix = "" if frames is not None else Path(plan.source).suffix.lower()
     if suffix == ".stream":
+        need_stream(plan.source)
         group = _group_of(plan, None)
         table, cell = stream_reflections(plan.source, group.xhm())
         return Gathered(table, _ordered(cell, group), group, float(table["wavelength"].median()), ())
@@ -226,4 +228,8 @@ def merge_gathered(plan: MergePlan, gathered: Gathered) -> MergeResult:
     shells = shell_table(
         merged, gathered.cell.parameters, gathered.group, shells=plan.shells, d_min=plan.d_min, draws=plan.draws, seed=plan.seed
     )  # fmt: skip
+    if (signal := shells.loc["all", "i_over_sigma"]) < 1:
+        notes.append(
+            f"⟨I/σ⟩ is {signal:.1f}: there is hardly anything where spots are expected; check the cell, the distance and the beam centre"
+        )
     return MergeResult(plan, gathered._replace(table=table), merged, shells, tuple(notes))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from math import inf, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,21 +32,16 @@ from ...data.frames.frames import frame_count, frame_mask
 from ...data.frames.peaks import find_frame_peaks
 from ...data.transforms.pipelines import transform_from_state
 from ...data.transforms.values import widened
-from .autoencoder_alone import open_autoencoder_alone, training_frames
 from .crystals import measured_maps
-from .encoded import open_encoded
 from .generators import Generator, open_generator
 from .guides import Guide, open_guide
 from .measured import NetworkFrames, open_fitted, to_network
 from .samplers import ready_sampler
 from ..metrics.coverage import Coverage, coverage, interval, window_coverage
 from ..posteriors.counts import counted
-from ..posteriors.latents import LatentPosterior, LatentPrior, draw_latents
 from ..posteriors.likelihoods import Poisson, fit_dispersion, likelihood_of, scattering
 from ...learn.diffusion.inpainting import inpaint, posterior
 from ...learn.diffusion.keyed_sampling import SampleNoise, Sampler
-from ...learn.loading.datasets import Prepared
-from ...learn.models.autoencoder import AutoencoderVQ
 from ...learn.recipes.setup import run_accelerator
 from ...learn.training.checkpoints import load_checkpoint
 
@@ -56,9 +51,9 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['SIDE', 'TRAINED', 'BRIGHTNESS', 'CONVERGED', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws',
-           'PhotonDecoder', 'PosteriorJob', 'mean_error', 'draw_numbers', 'covered_by_brightness', 'what_is_wrong',
-           'Posterior', 'latents', 'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
+__all__ = ['SIDE', 'BRIGHTNESS', 'CHUNK', 'hidden_blocks', 'without_pixels', 'Draws', 'kept_draws', 'PhotonDecoder',
+           'PosteriorJob', 'mean_error', 'draw_numbers', 'covered_by_brightness', 'what_is_wrong', 'Posterior',
+           'replaced', 'counts', 'local_mean', 'interpolated', 'open_posterior']
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #e8daf720
 SIDE = 8  # of the blocks that are hidden, px
@@ -171,9 +166,6 @@ class PhotonDecoder:
         return expected.clamp_max((upper - self.likelihood.pedestal) / self.likelihood.gain)
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #4a04e29b
-TRAINED = 256  # training frames whose latents make the prior
-
-
 @dataclass
 class PosteriorJob:
     """Draws of what the pixels of frames may have been.
@@ -181,7 +173,6 @@ class PosteriorJob:
     run: its folder. generator: the model. cfg: the configuration. frames: the frames, fitted to the model.
     draws: of each frame. method: one of `xrddiff list posterior`, with its `options`.
     hold_out: share of the valid pixels that is hidden. sampler, guide: of a diffusion model.
-    source: opens the training frames. path: the folder of the autoencoder.
     about: attributes of the result.
     """
 
@@ -195,8 +186,6 @@ class PosteriorJob:
     hold_out: float = 0.0
     sampler: Sampler | None = None
     guide: Guide | None = None
-    source: Callable[[], Prepared] | None = None
-    path: Path | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -252,17 +241,6 @@ class PosteriorJob:
     def decoder(self) -> PhotonDecoder:
         """The way from network values to photons."""
         return PhotonDecoder(self.generator, self.likelihood, self.size)
-
-    @cached_property
-    def prior(self) -> LatentPrior:
-        """The Gaussian of the latents of training frames."""
-        return LatentPrior.fit(self.encoded.latents).to(self.generator.device)
-
-    @cached_property
-    def encoded(self) -> Any:
-        """Some of the training frames with their latents."""
-        words = dict(which="train", limit=TRAINED, ema=self.cfg.inference.use_ema, device=self.generator.device)
-        return open_encoded(self.source(), self.path, **words)
 
     @cached_property
     def told(self) -> tuple[xr.Dataset, dict[str, Tensor]]:
@@ -351,7 +329,6 @@ def draw_numbers(
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #893bc481
 BRIGHTNESS = (("below 1 photon", -inf, 0.5), ("1 to 9 photons", 0.5, 9.5), ("10 photons and more", 9.5, inf))
-CONVERGED = 1.1  # R̂ of chains that agree is below it; source: Gelman and Rubin 1992, Statist. Sci. 7:457
 
 
 def covered_by_brightness(job: PosteriorJob, measured: Sequence[np.ndarray]) -> dict[str, Coverage]:
@@ -373,25 +350,15 @@ def covered_by_brightness(job: PosteriorJob, measured: Sequence[np.ndarray]) -> 
     return found
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #4defaa2d
-def what_is_wrong(table: pd.DataFrame, covered: dict[str, Coverage]) -> list[str]:
-    """Sentences about chains that disagree and spots that are missed.
-
-    table: a row for each frame, with `R̂` if there are chains. covered: of `covered_by_brightness`.
-    """
-    said = []
-    if "R̂" in table and (worst := table["R̂"].max()) > CONVERGED:
-        apart = int((table["R̂"] > CONVERGED).sum())
-        said.append(
-            f"Not converged: R̂ is up to {worst:.2f} and above {CONVERGED} for {apart} of {len(table)} frames, "
-            "so the chains disagree and the intervals mean little."
-        )
+def what_is_wrong(covered: dict[str, Coverage]) -> list[str]:
+    """A sentence if spots are missed. covered: of `covered_by_brightness`."""
     bright = covered.get("spots") or covered.get(BRIGHTNESS[-1][0])
-    if bright is not None and bright.found + 2 * np.nan_to_num(bright.error) < bright.promised - 0.05:
-        what = "hidden spots" if "spots" in covered else "hidden pixels of 10 photons and more"
-        said.append(
-            f"Bragg spots are not covered: {bright.found:.0%} of the {what} are in their interval, where {bright.promised:.0%} is right."
-        )
-    return said
+    if bright is None or bright.found + 2 * np.nan_to_num(bright.error) >= bright.promised - 0.05:
+        return []
+    what = "hidden spots" if "spots" in covered else "hidden pixels of 10 photons and more"
+    return [
+        f"Bragg spots are not covered: {bright.found:.0%} of the {what} are in their interval, where {bright.promised:.0%} is right."
+    ]
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #5e3b6b14
 @dataclass
@@ -452,7 +419,7 @@ class Posterior:
 
     def verdict(self) -> list[str]:
         """What is wrong with the draws, in sentences; empty if nothing is known to be."""
-        return what_is_wrong(self.table, self.by_brightness)
+        return what_is_wrong(self.by_brightness)
 
     def numbers(self) -> dict[str, float]:
         """The result in a few numbers, those of what is bright first."""
@@ -482,35 +449,6 @@ def _means_and_intervals(found: Posterior) -> xr.Dataset:
     frames["measured"], frames["held_out"] = (dims, job.measured), (dims, job.held_out)
     return frames
 
-# %% ../../../nbs/judge/inference/posterior.ipynb #2dfef29a
-def _check_model(job: PosteriorJob, needs: str | None) -> None:
-    """Refuse a run without what a method needs: "autoencoder" (whose latents are numbers that vary) or "denoiser"."""
-    space = job.generator.space
-    if needs == "autoencoder" and (space is None or isinstance(space.autoencoder, AutoencoderVQ)):
-        found = "has no autoencoder" if space is None else "has a codebook, whose latents cannot vary a little"
-        raise BadInput(f"method {job.method}: {job.run} {found}; expected a run of vae_kl, or of latent_diff with it")
-    if needs == "denoiser" and job.sampler is None:
-        raise BadInput(f"method {job.method}: {job.run} has no diffusion model; expected a run of ddpm or latent_diff")
-
-
-@register("posterior", "latents", needs="autoencoder")
-def latents(
-    job: PosteriorJob,
-    frame: int,
-    sampler: Annotated[Literal["hmc", "svgd"], "chains, or particles, whose intervals are too narrow"] = "hmc",
-) -> Draws:
-    """Latents of a KL autoencoder, given the counts."""
-    y, valid = job.seen(frame)
-    likelihood = job.scattered(frame)
-    target = LatentPosterior(job.prior, job.decoder.of_latents, y, valid, likelihood)
-    start = job.prior.whiten(job.code(frame))[0]
-    drawn = draw_latents(target, job.draws, job.seed, sampler=sampler, start=start, key=("frame", frame))
-    with torch.no_grad():
-        expected = torch.cat([job.decoder.of_latents(z) for z in drawn.latents.to(start.device).split(16)])
-        expected = job.decoder.bounded(expected, y[valid])
-    about = {"dispersion": likelihood.dispersion, "accepted": drawn.accepted, "R̂": drawn.rhat}
-    return Draws(expected.cpu().numpy(), job.measure(expected, likelihood, frame), about)
-
 # %% ../../../nbs/judge/inference/posterior.ipynb #37de1079
 CHUNK = 8  # draws at once: part of what a draw is, to the last bit
 
@@ -526,7 +464,7 @@ def _drawn(job: PosteriorJob, frame: int, draw: Callable[[SampleNoise, dict[str,
         yield draw(SampleNoise(g.shape, numbers, job.seed, g.device), cond)[: job.draws - first]
 
 
-@register("posterior", "replacement", needs="denoiser")
+@register("posterior", "replacement")
 def replaced(job: PosteriorJob, frame: int) -> Draws:
     """A diffusion model, with the measured pixels put back at every step."""
     g, net = job.generator, job.network
@@ -561,7 +499,7 @@ def _of_model(job: PosteriorJob, frame: int, values: Tensor) -> Draws:
     )
 
 # %% ../../../nbs/judge/inference/posterior.ipynb #65913a3e
-@register("posterior", "counts", needs="denoiser")
+@register("posterior", "counts")
 def counts(
     job: PosteriorJob,
     frame: int,
@@ -653,11 +591,11 @@ def open_posterior(
 ) -> PosteriorJob:
     """Prepare to draw what the pixels of frames from a file may have been.
 
-    run: the run folder: ddpm, vae_kl, or latent_diff.
+    run: the run folder: ddpm or latent_diff.
     words: options of `inference`.
     frames, mask, mask_true, limit: see `open_inpainting`.
     draws: of each frame; 39 make an interval of 90% exactly.
-    method: one of `xrddiff list posterior`; None: counts, or latents for an autoencoder alone.
+    method: one of `xrddiff list posterior`; None: counts.
     hold_out: share of the valid pixels to hide, for the check.
     gain, read_noise: of the detector, in the units of the file; None: those of the file.
     options: those of the method, see `xrddiff list posterior`.
@@ -666,39 +604,29 @@ def open_posterior(
     run = Path(run)
     cfg = inference_config(run, words, generative=False)
     parts, i, device = model_parts(cfg), cfg.inference, run_accelerator(cfg.training).device
-    if parts.denoiser == "autoregressive":
-        raise BadInput(
-            f"{run} is an autoregressive model, which draws patch by patch; expected a run of ddpm, vae_kl or latent_diff"
-        )
+    if parts.denoiser in (None, "autoregressive"):
+        what = "draws patch by patch" if parts.denoiser else "has no diffusion model"
+        raise BadInput(f"{run} {what}; expected a run of ddpm or latent_diff")
     if draws < 1 or (limit is not None and limit < 1):
         raise BadInput(f"a posterior was asked for {draws} draws of {limit or 'all'} frames; expected at least 1")
     if read_noise is not None and not 0 <= read_noise < inf:
         raise BadInput(f"the read noise is {read_noise}; expected 0 or more, in the units of the file")
-    method = method or ("latents" if parts.denoiser is None and parts.autoencoder == "vae_kl" else "counts")
+    method = method or "counts"
     if method not in entries("posterior"):
         raise BadInput(f"there is no method {method!r} for a posterior{nearest(method, entries('posterior'))}")
     chosen = check_options("posterior", method, options or {}, f"the options of method {method}")
     checkpoint = load_checkpoint(run)
-    folder = run / "autoencoder" if parts.latent else run
-    source = partial(training_frames, cfg, checkpoint.state)
-    sampler = guide = None
-    if parts.denoiser is None:
-        generator = open_autoencoder_alone(run, source(), limit=TRAINED, ema=i.use_ema, device=device)
-    else:
-        generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
-        guide = open_guide(run, i, generator, partial(open_generator, device=device))
-        sampler = ready_sampler(generator, cfg)
+    generator = open_generator(run, ema=i.use_ema, ema_sigma_rel=i.ema_sigma_rel, device=device)
+    guide = open_guide(run, i, generator, partial(open_generator, device=device))
+    sampler = ready_sampler(generator, cfg)
     detector = {k: v for k, v in dict(gain=gain, read_noise=read_noise).items() if v is not None}
     regions = transform_from_state(checkpoint.state["regions"])
     fitted = open_fitted(generator, regions, frames, mask, mask_true, limit, **detector)
     about = dict(
         config=to_yaml(cfg), frames=str(frames), mask_file=str(mask) if mask else "", method=method, draws=draws
     )
-    about |= {"sampler": json.dumps(asdict(sampler))} if sampler else {}
+    about |= {"sampler": json.dumps(asdict(sampler))}
     about |= {"guidance": json.dumps(guide.state())} if guide else {}
-    job = PosteriorJob(
-        run, generator, cfg, fitted, draws, method, chosen, hold_out, sampler, guide, source, folder, about
-    )
-    _check_model(job, entries("posterior")[method].traits.get("needs"))
+    job = PosteriorJob(run, generator, cfg, fitted, draws, method, chosen, hold_out, sampler, guide, about)
     assert job.likelihood and job.held_out is not None  # computed here, because they refuse what cannot be
     return job

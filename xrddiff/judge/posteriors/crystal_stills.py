@@ -87,7 +87,8 @@ class StillSettings:
 class CrystalStill:
     """A frame of one crystal, ready to be sampled.
 
-    - `frames`, `frame`: the measurement. `lattice`: the indexing result; `peaks`: of the frame.
+    - `frames`, `frame`: the measurement. `lattice`: the indexing result; `peaks`: of the frame, `other` those of
+      another crystal.
     - `refined`: the least-squares answer, under the same priors.
     - `still`, `density`, `start`: of the posterior. `known`: are intensities known?
     - `recorded`: a row for each reflection near the Ewald sphere: `h`, `k`, `l`, `d` (Å), `panel`,
@@ -268,10 +269,12 @@ def _same_on_all_ranks(ranks: Ranks, index: Callable[[], tuple[Lattice, pd.DataF
 
 
 def _lattice(frames: xr.Dataset, frame: int, cell: Cell, settings: StillSettings) -> tuple[Lattice, pd.DataFrame]:
-    """The first lattice of a frame, and the peaks. Raises `BadInput` if it may be chance."""
+    """The first lattice of a frame, and the peaks, with `other`: on a second lattice. Raises `BadInput` if the first
+    may be chance.
+    """
     peaks = find_frame_peaks(frames, [frame])
     indexer = settings.indexer or make_indexer(
-        frames, cell, frames=[frame], peaks=peaks, lattices=1, controls=settings.controls,
+        frames, cell, frames=[frame], peaks=peaks, lattices=2, controls=settings.controls,
         distance_range=settings.distance_range,
     )  # fmt: skip
     peaks = peaks[peaks["frame"] == frame].reset_index(drop=True)
@@ -282,6 +285,8 @@ def _lattice(frames: xr.Dataset, frame: int, cell: Cell, settings: StillSettings
             f"frame {frame} does not index on {cell}: {on} of its {len(peaks)} peaks fit, which may be chance; "
             "expected a still of one crystal of this cell"
         )
+    other = found[1].indexed if len(found) > 1 else np.zeros(len(peaks), bool)
+    peaks["other"] = other & ~found[0].indexed
     return replace(found[0], shift=found[0].shift + indexer.shift), peaks
 
 # %% ../../../nbs/judge/posteriors/crystal_stills.ipynb #67bb541f

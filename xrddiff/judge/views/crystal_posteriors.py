@@ -146,6 +146,11 @@ def posterior_report(one: CrystalStill, drawn: Drawn, plan: CrystalPlan, name: s
     lead = f"{len(drawn.theta)} particles of the posterior of {len(table)} parameters, from {how}."
     report = Report(f"The crystal of frame {one.frame} of {name}", lead)
     indexed = f"{int(one.lattice.indexed.sum())} of {len(one.peaks)} peaks are on the lattice ({one.lattice.cell})."
+    if others := int(one.peaks["other"].sum()):
+        indexed += (
+            f" Another {others} are on a second lattice: this posterior knows one crystal and takes them for background, "
+            "so scale, mosaicity and radius may be off. Frames of one crystal are better."
+        )
     report.add("Parameters", f"{indexed} {_WORDS}", table=_rounded(table))
     report.add(
         "Two by two", "Orange: least squares on the same peaks, with the same priors.", figure=show_corner(one, drawn)

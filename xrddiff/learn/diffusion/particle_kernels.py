@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -20,8 +21,8 @@ from ...core.registry import Range, get, register
 from ...core.seeds import torch_generator
 
 # %% auto #0
-__all__ = ['RBF', 'IMQ', 'SAMPLE', 'RadialKernel', 'Sites', 'Kernel', 'common_sample', 'tiles', 'rbf', 'imq', 'windows', 'sliced',
-           'message_passing', 'find_kernel', 'FittedKernel', 'exponent', 'stein_sums', 'Discrepancy',
+__all__ = ['RBF', 'IMQ', 'SAMPLE', 'MANY', 'RadialKernel', 'Sites', 'Kernel', 'common_sample', 'tiles', 'rbf', 'imq', 'windows',
+           'sliced', 'message_passing', 'find_kernel', 'FittedKernel', 'exponent', 'stein_sums', 'Discrepancy',
            'stein_discrepancy']
 
 # %% ../../../nbs/learn/diffusion/particle_kernels.ipynb #63d72764
@@ -197,10 +198,22 @@ def message_passing(neighbours: Tensor, profile: RadialKernel = RBF) -> Kernel:
     return Kernel(profile, _alike([(torch.tensor([c]), row.nonzero()[:, 0]) for c, row in enumerate(sees)]))
 
 
+MANY = 8  # coordinates from which on `rbf` keeps half of the variance, or less
+
+
 def find_kernel(kernel: str | Kernel, shape: Sequence[int]) -> Kernel:
-    """A kernel by name, with its defaults, for particles of this shape; or the one that is given."""
+    """A kernel by name, with its defaults, for particles of this shape; or the one that is given.
+
+    Warns where the kernel lets particles collapse.
+    """
     if isinstance(kernel, Kernel):
         return kernel
+    if kernel == "rbf" and (many := math.prod(shape)) > MANY:
+        warnings.warn(
+            f"kernel rbf pulls particles of {many} coordinates together: half of their variance is left at {MANY}, "
+            "a tenth at 50; expected kernel=sliced or imq, or windows of few coordinates",
+            stacklevel=3,
+        )
     make = get("kernel", kernel)
     return make(shape=shape) if "shape" in signature(make).parameters else make()
 

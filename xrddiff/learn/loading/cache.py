@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 
 from ...core import launcher
-from ...core.errors import BadInput, XrddiffError
+from ...core.errors import BadInput, XrddiffError, is_whole
 from ...core.files import CannotSave, cache_dir, free_space, json_digest, lock, plain, sealed, sha256, writing
 from ...core.mediums import complain, say
 from ...data.formats.store import read_store, save_frames
@@ -148,7 +148,7 @@ def simulated_frames(
     from xrddiff.physics.simulation.experiments import find_experiment
 
     experiment = find_experiment(experiment)
-    if int(limit) != limit or limit < 1:
+    if not is_whole(limit):
         raise BadInput(f"limit is {limit}; expected a number of shots of {experiment.name}, 1 or more")
     check_seed(seed)
     check_disk(experiment, limit, cache or cache_dir())

@@ -23,7 +23,7 @@ import pandas as pd
 import xarray as xr
 
 from ...config.words.data_sets import CATALOG, DataSet, find_data_set
-from ...core.errors import BadInput
+from ...core.errors import BadInput, is_whole
 from ...core.files import CannotSave, cache_dir, sha256
 from ...core.mediums import plain_text
 from ...data.formats.images import natural, open_images
@@ -195,7 +195,7 @@ def _check_limit(limit: int | None, entry: DataSet) -> int:
     most = entry.frames if entry.kind != "simulated" else sys.maxsize
     if limit is None:
         return entry.frames
-    if isinstance(limit, bool) or int(limit) != limit or limit < 1:
+    if not is_whole(limit):
         raise BadInput(f"limit is {limit!r}; expected a number of frames of {entry.name}, 1 or more")
     return min(int(limit), most)
 
@@ -283,7 +283,7 @@ def simulate_to(path: str | Path, experiment: Any, n: int, seed: int = 0, *, pro
     experiment = find_experiment(experiment)
     check_seed(seed)
     check_target(path)
-    if isinstance(n, bool) or int(n) != n or n < 1:
+    if not is_whole(n):
         raise BadInput(f"n is {n!r}; expected a number of shots of {experiment.name}, 1 or more")
     check_disk(experiment, n, Path(path).absolute().parent)
     if n <= block_size(experiment.detector.shape):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ...core.errors import BadInput, nearest
+from ...core.errors import BadInput, is_whole, nearest
 from ...core.seeds import numpy_rng
 from ...data.frames.automask import mask_function
 from ...data.frames.curves import quick_mask
@@ -301,7 +301,7 @@ def _need_numbers(whole: Iterable[tuple[str, Any, int]], rank: int, world_size: 
     least value; `whole`: (word, number, least value).
     """
     for word, n, least in whole:
-        if isinstance(n, bool) or int(n) != n or n < least:
+        if not is_whole(n, least):
             raise BadInput(f"{word} of the loader is {n}; expected a whole number of at least {least}")
     if not 0 <= rank < world_size:
         raise BadInput(f"rank {rank} of {world_size} ranks does not exist; expected 0 to {world_size - 1}")

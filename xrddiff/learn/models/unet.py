@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.errors import BadInput, nearest
+from ...core.errors import BadInput, is_whole, nearest
 from ...core.registry import Range, register
 from .conditioning import Conditions, Embedding, Pictures, sinusoidal
 from xrddiff.learn.models.layers import (
@@ -147,7 +147,7 @@ class UNet(nn.Module):
             norm_groups=norm_groups, patch=patch, **{f"widths[{i}]": w for i, w in enumerate(widths)},
         )  # fmt: skip
         for name, value in numbers.items():
-            if isinstance(value, bool) or int(value) != value or value < 1:
+            if not is_whole(value):
                 raise BadInput(f"the U-Net's {name} is {value}; expected a whole number of at least 1")
         if not widths or len(attention) != len(widths):
             raise BadInput(

@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,22 +23,28 @@ from ...core.gate import checked, or_default, read_json
 from ...core.mediums import for_json
 
 # %% auto #0
-__all__ = ['ROW', 'FOLDERS', 'MOST_FILES', 'MOST_ROW', 'RECENT', 'T', 'files_mark', 'MarkedRow', 'read_row', 'keep_row']
+__all__ = ['ROW', 'PICTURES', 'KEPT', 'FOLDERS', 'SETS', 'MOST_FILES', 'RECENT', 'T', 'files_mark', 'MarkedRow', 'read_row',
+           'keep_row']
 
 # %% ../../../nbs/run/studies/kept_rows.ipynb #33baccbd
-ROW = ".row.json"
+ROW, PICTURES = ".row.json", ".pictures.json"
+KEPT = {ROW: 1 << 16, PICTURES: 1 << 21}  # what may be kept beside a run, and its largest size in bytes
 FOLDERS = ("", "metrics", "ranks", "state", "autoencoder", "autoencoder/metrics")  # what a row is made from is there
-MOST_FILES, MOST_ROW = 4000, 1 << 16  # files that are looked at; bytes of a row
+SETS = tuple(
+    f"samples{set}"
+    for set in ("", "/samples.zarr", "/reconstruction.zarr", "/samples/samples.zarr", "/reconstruction/samples.zarr")
+)
+MOST_FILES = 4000  # that are looked at
 RECENT = 2.0  # s: a file that changed so lately may change again within a tick of its date
 T = TypeVar("T")
 
 
-def _entries(run: Path) -> Iterator[tuple]:
+def _entries(run: Path, folders: Sequence[str]) -> Iterator[tuple]:
     """(folder, name, size, dates, inode) of each file, (folder, name) of each folder."""
-    for folder in FOLDERS:
+    for folder in folders:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(run / folder) as found:
             for entry in found:
-                if ROW in entry.name:
+                if any(kept in entry.name for kept in KEPT):
                     continue
                 try:
                     about = entry.stat()
@@ -52,12 +58,12 @@ def _entries(run: Path) -> Iterator[tuple]:
 _version = cache(package_version)  # reading it takes as long as the rest
 
 
-def files_mark(run: Path) -> tuple[str, float]:
-    """(the mark of what is in the folder of a run, when the last of its files changed); ("", 0) if it cannot be told."""
+def files_mark(run: Path, folders: Sequence[str] = FOLDERS) -> tuple[str, float]:
+    """(the mark of what is in these folders of a run, when the last of its files changed); ("", 0) if it cannot be told."""
     found, about = [], None
     try:
         about = run.stat()
-        for entry in _entries(run):
+        for entry in _entries(run, folders):
             found.append(entry)
             if len(found) > MOST_FILES:
                 return "", 0.0
@@ -75,18 +81,18 @@ class MarkedRow(msgspec.Struct):
     row: dict[str, Any]
 
 
-def read_row(run: Path, mark: str, kind: type[T]) -> T | None:
-    """The row of a run with this `mark`, as `kind`; None if there is none that counts."""
-    kept = or_default(lambda: read_json(run / ROW, MarkedRow, MOST_ROW), None) if mark else None
+def read_row(run: Path, mark: str, kind: type[T], name: str = ROW) -> T | None:
+    """The row of a run with this `mark`, as `kind`; None if there is none that counts. name: of the file."""
+    kept = or_default(lambda: read_json(run / name, MarkedRow, KEPT[name]), None) if mark else None
     if kept is None or kept.mark != mark:
         return None
-    return or_default(lambda: checked(kept.row, kind, ROW), None)
+    return or_default(lambda: checked(kept.row, kind, name), None)
 
 
-def keep_row(run: Path, mark: str, changed: float, row: dict[str, Any]) -> None:
+def keep_row(run: Path, mark: str, changed: float, row: dict[str, Any], name: str = ROW) -> None:
     """Keep a row that was made after `files_mark` gave `mark` and `changed`; not where the files are new, or where the
     folder cannot be written.
     """
     if mark and 0 <= RECENT < time.time() - changed and os.access(run, os.W_OK):
-        with suppress(OSError, XrddiffError), writing(run / ROW, parents=False, durable=False) as part:
+        with suppress(OSError, XrddiffError), writing(run / name, parents=False, durable=False) as part:
             part.write_text(sealed(for_json({"mark": mark, "row": row})), encoding="utf-8")
