@@ -194,6 +194,7 @@ def enough_lines(running: RunningMerge) -> list[str]:
                 continue
             low, middle, high = found.frames_to(target)
             here = f"{NAMES[name]} is {_value(name, found.now)}"
+            here = here[0].upper() + here[1:]
             if found.now >= target:
                 out.append(f"{here}: {_value(name, target)} is reached.")
             else:
