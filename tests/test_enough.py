@@ -63,7 +63,7 @@ def test_each_crystal_is_merged_once(streamed):
 
 def test_the_page_says_whether_it_is_enough(streamed):
     page = (streamed / "live.html").read_text()
-    assert "crystals from 48 frames are merged" in page and "CC1/2" in page and "completeness" in page
+    assert "crystals from 48 frames are merged" in page and "CC1/2 is" in page and "Completeness is" in page
 
 
 def test_hits_are_kept_once(streamed):
