@@ -34,7 +34,22 @@ def words(name: str) -> list[str]:
     return cfg.get(name, "").split()
 
 
-NAMES = ("kernel", "sweeps", "workers", "remote", "s3", "lab", "trackers", "onnx", "io", "imgcif", "real", "gpu", "dev")
+NAMES = (
+    "kernel",
+    "sweeps",
+    "workers",
+    "remote",
+    "s3",
+    "lab",
+    "trackers",
+    "onnx",
+    "stream2",
+    "io",
+    "imgcif",
+    "real",
+    "gpu",
+    "dev",
+)
 EXTRAS = {name: words(f"{name}_requirements") for name in NAMES}
 
 readme = HERE / "README.md"

@@ -223,6 +223,16 @@ def io(at: Place) -> str:
     return "`xrddiff data inspect own.npy geometry=own.poni`: pyFAI's geometry, tilted"
 
 
+def stream2(at: Place) -> str:
+    _frames(at.folder / "shots.h5")
+    said = at.python(
+        "from xrddiff.data.formats.readers import open_frames; from xrddiff.run.streaming import stream2_messages as m; "
+        "print(*(len(m.as_version_1(p[0], 1 << 24)) for p in m.messages_of_version_2(open_frames('shots.h5'), 1)))"
+    )
+    assert said.split() == ["4", "3", "3", "3", "3", "1"], said
+    return "four frames as CBOR messages of a detector, and read again"
+
+
 def imgcif(at: Place) -> str:
     _panels(at.folder / "panels.cbf")
     said = at.xrddiff("data", "inspect", "panels.cbf", "--no-png")
@@ -267,6 +277,7 @@ EXTRAS = {
     "lab": Extra(lab, ("lab",)),
     "trackers": Extra(trackers, ("run", *TINY, "training.trackers=[tensorboard]")),
     "onnx": Extra(onnx, ("export", "RUN", "--format", "onnx")),
+    "stream2": Extra(stream2, ("replay", "sim128", "tcp://127.0.0.1:9999", "--version", "2")),
     "io": Extra(io, ("data", "inspect", "own.npy", "geometry=own.poni")),
     "imgcif": Extra(imgcif, ("data", "inspect", "panels.cbf")),
     "real": Extra(real, ("data", "fetch", "thaumatin_grid_scan")),

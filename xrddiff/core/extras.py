@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lab": ("anywidget", "bokeh", "ipywidgets", "jupyterlab"),
     "trackers": ("mlflow", "tensorboard", "trackio", "wandb"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "stream2": ("cbor2",),
 }
 
 

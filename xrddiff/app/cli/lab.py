@@ -45,7 +45,7 @@ KERNEL = "xrddiff"
 # What people want, in reading order, and the tutorials for it; one that is not named here comes last.
 PATH = {
     "Start here": ("quickstart",),
-    "Look at my frames": ("first_look", "own_detector", "indexing"),
+    "Look at my frames": ("first_look", "own_detector", "indexing", "merging"),
     "Make labelled frames": ("twin", "peak_finder", "detector_transfer"),
     "Train a model": ("which_model", "vae", "vq", "latent", "diffusion", "autoregressive", "conditions"),
     "Judge it, and ask it": ("health", "anomalies", "inpainting", "posterior", "interpolation"),

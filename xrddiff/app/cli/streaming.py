@@ -20,12 +20,14 @@ from ...core.mediums import console, say
 def stream_command(args: argparse.Namespace) -> int:
     """Answer frames as they arrive: hit or blank, peaks, lattice and, with a run, how untypical it
     finds them and their latents: `xrddiff stream tcp://detector:9999 --run RUN`. Every frame is
-    answered once; a full buffer makes the sender wait, or with --drop gives up the oldest frame.
+    answered once; a full buffer makes the sender wait, or with --drop gives up the oldest frame. With a cell and a space group
+    lattices are integrated and merged, and the page says how many more frames are needed.
     """
     from xrddiff.run.streaming.stream import Stream, StreamPlan, answer_with_bar
 
     folder = Path(args.output or time.strftime("output/streams/%Y-%m-%d/%H-%M-%S"))
     names = ("source", "run", "cell", "min_peaks", "batch", "workers", "count", "idle", "page", "patience", "drop")
+    names += ("group", "method", "d_min", "enough", "save")
     if not 0 < args.memory < float("inf"):
         raise BadInput(f"--memory is {args.memory:g}; expected megabytes, more than 0")
     memory = round(args.memory * 2**20)
@@ -59,6 +61,9 @@ def _say(folder: Path, standing: Any) -> None:
     if standing.page:
         say(f"the last page could not be written: {standing.page}")
     say(f"table: {folder / 'answers.csv'}")
+    for name, what in (("merged", "merged"), ("hits", "hits"), ("hits.stream", "crystals")):
+        if (folder / name).exists():
+            say(f"{what}: {folder / name}")
 
 
 def replay(args: argparse.Namespace) -> int:
@@ -73,10 +78,49 @@ def replay(args: argparse.Namespace) -> int:
     frames = frames_of(args)
     with tqdm(total=frames.sizes["frame"], unit="frame", mininterval=1) as bar:
         send_frames(
-            frames, args.address, series=args.series, encoding=args.encoding, rate=args.rate, wait=args.wait,
+            frames, args.address, series=args.series, encoding=args.encoding, version=args.version, rate=args.rate, wait=args.wait,
             sent=lambda n: bar.update(n - bar.n),
         )  # fmt: skip
     return 0
+
+# %% ../../../nbs/app/cli/streaming.ipynb #0b4f3d4d
+def _add_merging(p: argparse.ArgumentParser) -> None:
+    """What is said of the merge, and of what is kept."""
+    p.add_argument(
+        "--space-group", dest="group", metavar="NAME",
+        help="with --cell: integrate and merge in this group, such as 'P 43 21 2' (that of the file given as --cell)",
+    )  # fmt: skip
+    p.add_argument("--method", default="partial", metavar="HOW", help="of the merge: partial or mean (partial)")
+    p.add_argument(
+        "--resolution", dest="d_min", type=float, metavar="D", help="smallest d of the merge, Å (all that is measured)"
+    )
+    p.add_argument(
+        "--enough", default="cc_half=0.95,completeness=0.95", metavar="WHAT",
+        help="what the page says the frames for: cc_half, completeness, i_over_sigma (cc_half=0.95,completeness=0.95)",
+    )  # fmt: skip
+    p.add_argument("--save", metavar="WHAT", help="keep hits (CXI files), stream (of CrystFEL), or hits,stream")
+
+
+def _add_replay(commands: Any) -> None:
+    """Add `replay` to the subparsers."""
+    p = commands.add_parser("replay", help="send a file as a detector would", description=replay.__doc__)
+    p.add_argument("file", help="any supported file of images, or a named data set")
+    p.add_argument("address", metavar="ADDRESS", help="address to bind, for instance tcp://127.0.0.1:9999")
+    p.add_argument("--rate", type=float, metavar="HZ", help="frames per second (as fast as they are received)")
+    p.add_argument("--series", type=int, default=1, metavar="N", help="the number of the series (1)")
+    p.add_argument("--encoding", default="bslz4", metavar="HOW", help="none, lz4 or bslz4 (bslz4)")
+    p.add_argument("--version", type=int, default=1, metavar="N", help="of the stream: 1, or 2 (CBOR) (1)")
+    p.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to wait until somebody listens, or receives a frame (60)",
+    )
+    p.add_argument(
+        "words", nargs="*", default=[], metavar="word=value", help="of the frames: wavelength=1.3, distance=0.15, …"
+    )
+    p.set_defaults(command=replay, parser=p)
 
 # %% ../../../nbs/app/cli/streaming.ipynb #b43be8d1
 def add_streams(commands: Any) -> None:
@@ -91,6 +135,7 @@ def add_streams(commands: Any) -> None:
     p.add_argument(
         "--cell", metavar="CELL", help="a,b,c,α,β,γ and a centring, or a CIF or PDB file (that of the frames)"
     )
+    _add_merging(p)
     p.add_argument("--min-peaks", type=int, default=10, metavar="N", help="least number of peaks of a hit (10)")
     p.add_argument(
         "--idle", type=float, metavar="S", help="stop when no frame has arrived for this many seconds (never)"
@@ -138,21 +183,4 @@ def add_streams(commands: Any) -> None:
         "--trust-plugins", action="store_true", help="execute the plug-ins that the run keeps (docs/security.md)"
     )
     p.set_defaults(command=stream_command, parser=p)
-
-    p = commands.add_parser("replay", help="send a file as a detector would", description=replay.__doc__)
-    p.add_argument("file", help="any supported file of images, or a named data set")
-    p.add_argument("address", metavar="ADDRESS", help="address to bind, for instance tcp://127.0.0.1:9999")
-    p.add_argument("--rate", type=float, metavar="HZ", help="frames per second (as fast as they are received)")
-    p.add_argument("--series", type=int, default=1, metavar="N", help="the number of the series (1)")
-    p.add_argument("--encoding", default="bslz4", metavar="HOW", help="none, lz4 or bslz4 (bslz4)")
-    p.add_argument(
-        "--wait",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds to wait until somebody listens, or receives a frame (60)",
-    )
-    p.add_argument(
-        "words", nargs="*", default=[], metavar="word=value", help="of the frames: wavelength=1.3, distance=0.15, …"
-    )
-    p.set_defaults(command=replay, parser=p)
+    _add_replay(commands)

@@ -51,6 +51,14 @@ class StreamAnswers:
 
         return read_answers(self.folder, "peaks")
 
+    @property
+    @plain_errors
+    def reflections(self) -> pd.DataFrame:
+        """A row for each integrated reflection, of a stream with a space group."""
+        from xrddiff.run.streaming.answers import read_answers
+
+        return read_answers(self.folder, "reflections")
+
     @plain_errors
     def stack(self, name: str = "latent") -> np.ndarray:
         """An array with a row for each frame, (frame, …). Raises `BadInput` if the stream has none of this name."""
@@ -94,6 +102,11 @@ def answer_frames(
     page: float = 10.0,
     patience: float = 60.0,
     workers: str | None = None,
+    group: str | None = None,
+    method: str = "partial",
+    d_min: float | None = None,
+    enough: str = "cc_half=0.95,completeness=0.95",
+    save: str | None = None,
     progress: bool = True,
     **words: Any,
 ) -> StreamAnswers:
@@ -108,6 +121,8 @@ def answer_frames(
     - `drop`: when the memory is full, drop the frame that has waited longest; otherwise the sender waits.
     - `page`: seconds between two updates of the page; 0: only at the end. `patience`: seconds without a change after
       which a file is answered. `progress`: show a bar.
+    - `group`: space group; with a cell, lattices are integrated and merged; `method`: "partial" or "mean"; `d_min`: Å.
+      `enough`: what the page says the frames for. `save`: "hits" (CXI files), "stream" (of CrystFEL), or "hits,stream".
 
     Raises `BadInput` for a source that does not exist, a run that cannot score, or the folder of another stream.
     """
@@ -119,7 +134,7 @@ def answer_frames(
     run = None if run is None else os.fspath(getattr(run, "path", run))
     plan = StreamPlan(
         os.fspath(source), run, cell, min_peaks, words, batch, workers, count, idle, round(memory * 2**20), page,
-        patience, peaks, drop,
+        patience, peaks, drop, group, method, d_min, enough, save,
     )  # fmt: skip
     opened = Stream(plan, folder)
     if progress:
@@ -143,6 +158,7 @@ def replay_frames(
     rate: float | None = None,
     series: int = 1,
     encoding: str = "bslz4",
+    version: int = 1,
     wait: float = 60.0,
     progress: bool = True,
     **words: Any,
@@ -150,7 +166,7 @@ def replay_frames(
     """Send frames to a listener, as a DECTRIS detector does, and as `xrddiff replay` does; returns how many.
 
     - `frames`: images, a file of them, or the name of a set; `words`: of `open_frames`, for a file.
-    - `address`: to bind, such as tcp://127.0.0.1:9999. `series`: its number. `encoding`: none, lz4 or bslz4.
+    - `address`: to bind, such as tcp://127.0.0.1:9999. `series`: its number. `encoding`: none, lz4 or bslz4. `version`: of the stream, 1 or 2.
     - `rate`: frames per second (None: as fast as they are received). `wait`: seconds until somebody listens.
 
     Raises `BadInput` if nobody listens, or the frames are panels.
@@ -164,6 +180,6 @@ def replay_frames(
         frames = load(name, **words) if name in CATALOG and not os.path.exists(name) else open_frames(name, **words)
     n = frames.sizes["frame"]
     with tqdm(total=n, unit="frame", mininterval=1, disable=not progress) as bar:
-        told = dict(series=series, encoding=encoding, rate=rate, wait=wait)
+        told = dict(series=series, encoding=encoding, version=version, rate=rate, wait=wait)
         send_frames(frames, address, sent=lambda sent: bar.update(sent - bar.n), **told)
     return n

@@ -38,7 +38,7 @@ from ...physics.merging.symmetry import fit_axes, space_group, twin_laws
 from ...physics.simulation.crystal_files import crystal_of_file
 
 # %% auto #0
-__all__ = ['FEW', 'MergePlan', 'Gathered', 'gather_reflections', 'MergeResult', 'merge_data']
+__all__ = ['FEW', 'MergePlan', 'Gathered', 'gather_reflections', 'MergeResult', 'merge_data', 'merge_gathered']
 
 # %% ../../../nbs/judge/inference/merges.ipynb #473baa94
 @dataclass(frozen=True)
@@ -208,7 +208,11 @@ def merge_data(plan: MergePlan, frames: xr.Dataset | None = None) -> MergeResult
 
     Raises `BadInput` as `gather_reflections` does, and for fewer than two crystals.
     """
-    gathered = gather_reflections(plan, frames)
+    return merge_gathered(plan, gather_reflections(plan, frames))
+
+
+def merge_gathered(plan: MergePlan, gathered: Gathered) -> MergeResult:
+    """Index alike where there is an ambiguity, scale and merge what was gathered. Raises `BadInput` for fewer than two crystals."""
     notes, table = list(gathered.notes), gathered.table
     if laws := twin_laws(gathered.cell.parameters, gathered.group):
         alike = resolve_ambiguity(table, laws, gathered.group)

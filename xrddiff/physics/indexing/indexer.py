@@ -93,6 +93,7 @@ class Indexer:
     slack: relative uncertainty of cell and distance for the search.
     lattices: how many crystals to look for in a frame.
     shift: (x, y, z) m, of the detector from where the frames say it is; `index_frames` applies it.
+    profile: σ of the spots, px, for who integrates them later; None: not learnt.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Indexer:
         # a little beyond the outermost peak, so that it can be predicted too
         self.sphere = miller_sphere(self.cell, 0.99 / s_max)
         self.chance = Chance(1.0, 1.0)
+        self.profile: float | None = None
 
     def count(self, s: np.ndarray) -> int:
         """Number of reflections for which the best orientation has a peak among s (N, 3; 1/Å), before

@@ -34,16 +34,22 @@ COLUMNS = (
 
 
 def reflection_table(
-    ds: xr.Dataset, indexing: Indexing, group: str | None = None, *, like: Sequence[float] | None = None
+    ds: xr.Dataset,
+    indexing: Indexing,
+    group: str | None = None,
+    *,
+    like: Sequence[float] | None = None,
+    profile: float | None = None,
 ) -> pd.DataFrame:
     """All integrated reflections of the lattices of indexed frames, with the columns `COLUMNS`.
 
     group: space group; None takes that of the frames, or P 1. like: a cell in its axes, which decides where several orders of axes fit;
-    None takes that of the frames. Raises `BadInput` if the cell does not fit it in any order of its axes.
+    None takes that of the frames. profile: σ of the spots, px; None learns it. Raises `BadInput` if the cell does not fit it in any order of its axes.
     """
     sure = {i: [x.spots for x in own if x.p < INDEXED] for i, own in indexing.lattices.items()}
     name = group or ds.attrs.get("space_group", "P 1")
-    return integrated_reflections(ds, {i: spots for i, spots in sure.items() if spots}, name, indexing.cell, like=like)
+    found = {i: spots for i, spots in sure.items() if spots}
+    return integrated_reflections(ds, found, name, indexing.cell, like=like, profile=profile)
 
 
 def integrated_reflections(
@@ -53,6 +59,7 @@ def integrated_reflections(
     cell: Cell,
     *,
     like: Sequence[float] | None = None,
+    profile: float | None = None,
 ) -> pd.DataFrame:
     """The reflections that are expected in frames, integrated, as a table like that of `reflection_table`.
 
@@ -66,7 +73,7 @@ def integrated_reflections(
     joined = {
         i: pd.concat([x.assign(crystal=j) for j, x in enumerate(own)], ignore_index=True) for i, own in spots.items()
     }
-    profile = learn_profile(ds, joined)
+    profile = learn_profile(ds, joined) if profile is None else profile
     tables = []
     for frame, own in joined.items():
         measured = integrate_frame(ds, frame, own, profile=profile)

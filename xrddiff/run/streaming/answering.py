@@ -28,10 +28,19 @@ from ...judge.inference.anomalies import Scorer
 from ...judge.metrics.anomalies import untypical
 from ...learn.loading.datasets import prepare_words
 from ...learn.recipes.saved_peak_nets import peak_way
-from ...physics.indexing.indexer import INDEXED, Indexer, cell_of_frames, index_frames, make_indexer
+from xrddiff.physics.indexing.indexer import (
+    INDEXED,
+    Indexer,
+    Indexing,
+    cell_of_frames,
+    index_frames,
+    make_indexer,
+)
+from ...physics.indexing.integration import learn_profile
+from ...physics.indexing.reflections import COLUMNS, reflection_table
 
 # %% auto #0
-__all__ = ['BASIS', 'SCORED', 'LEVELS', 'REFERENCE', 'PEAK_COLUMNS', 'FINDERS', 'FINDER_PIXELS', 'open_scorer',
+__all__ = ['BASIS', 'SCORED', 'LEVELS', 'REFERENCE', 'PEAK_COLUMNS', 'REFLECTIONS', 'FINDERS', 'FINDER_PIXELS', 'open_scorer',
            'reference_scores', 'Question', 'Answered', 'unanswered', 'find_peaks_of', 'cell_of', 'can_index',
            'learn_indexer', 'answer', 'answer_each', 'together']
 
@@ -70,6 +79,7 @@ class Question:
     min_peaks: least number of peaks of a hit.
     reference: scores of typical frames, from `reference_scores`.
     peaks: how they are found, as `peak_way` reads it.
+    group: space group; if there is one, lattices are integrated.
     """
 
     run: str | None = None
@@ -77,20 +87,23 @@ class Question:
     min_peaks: int = 10
     reference: pd.DataFrame | None = None
     peaks: str | None = None
+    group: str | None = None
 
 
 @dataclass
 class Answered:
     """The answers for some frames: `table`, a row for each; `peaks` with the column `row`;
-    `latents` (B, C, h, w), or None.
+    `latents` (B, C, h, w), or None; `reflections` with the column `row`, or None.
     """
 
     table: pd.DataFrame
     peaks: pd.DataFrame
     latents: np.ndarray | None = None
+    reflections: pd.DataFrame | None = None
 
 
 PEAK_COLUMNS = ("panel", "fs", "ss", "intensity", "background", "sigma", "snr", "pixels")
+REFLECTIONS = ("row", *COLUMNS[1:])
 
 
 def unanswered(names: Sequence[str], whys: Sequence[str], question: Question) -> Answered:
@@ -99,15 +112,17 @@ def unanswered(names: Sequence[str], whys: Sequence[str], question: Question) ->
     blank |= {"lattices": np.int32(-1), "p": np.nan, "on_lattice": np.nan} | dict.fromkeys(BASIS, np.nan)
     if question.reference is not None:
         blank |= dict.fromkeys(("anomaly", *question.reference), np.float32(np.nan))
+    blank |= {} if question.group is None else {"merged": np.int32(0), "distance": np.nan}
     table = pd.DataFrame({"name": pd.Series(list(names), dtype=object)})
     table = table.assign(**{name: np.full(len(table), value) for name, value in blank.items()})
     table["why"] = pd.Series(list(whys), dtype=object)
     whole = ("row", "panel", "pixels")
     columns = ("row", *PEAK_COLUMNS)
     peaks = pd.DataFrame({name: np.zeros(0, np.int64 if name in whole else np.float64) for name in columns})
-    return Answered(table, peaks)
+    none = pd.DataFrame({name: np.zeros(0) for name in REFLECTIONS})
+    return Answered(table, peaks, reflections=None if question.group is None else none)
 
-
+# %% ../../../nbs/run/streaming/answering.ipynb #58f8caa8
 _FINDERS: OrderedDict[tuple[str, str | None], tuple[Finder, int]] = OrderedDict()
 FINDERS, FINDER_PIXELS = 4, 64 << 20  # finders kept at most, and pixels of all of them together
 
@@ -140,7 +155,13 @@ def learn_indexer(frames: xr.Dataset, peaks: pd.DataFrame, question: Question) -
     if not rich or not can_index(frames, question):
         return None
     cell = cell_of(frames, question)
-    return make_indexer(frames, cell, frames=sorted(rich), peaks=peaks[peaks["frame"].isin(rich)], controls=60)
+    own = peaks[peaks["frame"].isin(rich)]
+    indexer = make_indexer(frames, cell, frames=sorted(rich), peaks=own, controls=60)
+    if question.group is not None:  # learnt once, if these frames have enough bright spots; otherwise by each batch
+        found = index_frames(frames, frames=sorted(rich), peaks=own, indexer=indexer)
+        sure = {i: [x.spots for x in lattices if x.p < INDEXED] for i, lattices in found.lattices.items()}
+        indexer.profile = learn_profile(frames, {i: pd.concat(spots) for i, spots in sure.items() if spots})
+    return indexer
 
 # %% ../../../nbs/run/streaming/answering.ipynb #a47939b3
 def answer(
@@ -159,12 +180,16 @@ def answer(
     indexer: from `learn_indexer`. peaks: of these frames, if they are known. device: where networks run.
     """
     peaks = find_peaks_of(frames, key, question.peaks) if peaks is None else peaks
-    table, n = unanswered(names, [""] * frame_count(frames), question).table, frame_count(frames)
+    n = frame_count(frames)
+    blank = unanswered(names, [""] * n, question)
+    table, reflections = blank.table, blank.reflections
     count = np.bincount(peaks["frame"].to_numpy(int), minlength=n)
     table["hit"], table["peaks"] = count >= question.min_peaks, count.astype(np.int32)
     table["total"] = _totals(frames)
     table["strongest"] = peaks.groupby("frame")["intensity"].max().reindex(range(n)).to_numpy(np.float32)
-    _add_lattices(table, frames, peaks, question, indexer)
+    found = _add_lattices(table, frames, peaks, question, indexer)
+    if question.group is not None and found is not None and (table["lattices"] > 0).any():
+        reflections = _integrated(table, frames, found, question.group, indexer)
     latents = None
     if question.run is not None:
         try:
@@ -173,7 +198,7 @@ def answer(
                 table[name] = scores[name].to_numpy(np.float32)
         except BadInput as error:
             table["why"] = str(error)
-    return Answered(table, peaks.rename(columns={"frame": "row"}), latents)
+    return Answered(table, peaks.rename(columns={"frame": "row"}), latents, reflections)
 
 
 def _totals(frames: xr.Dataset) -> np.ndarray:
@@ -187,14 +212,14 @@ def _totals(frames: xr.Dataset) -> np.ndarray:
 
 def _add_lattices(
     table: pd.DataFrame, frames: xr.Dataset, peaks: pd.DataFrame, question: Question, indexer: Indexer | None
-) -> None:
-    """Fill in the columns of the best lattice of each hit."""
+) -> Indexing | None:
+    """Fill in the columns of the best lattice of each hit; returns what was found, None if nothing was looked for."""
     if not can_index(frames, question):
-        return
+        return None
     table["lattices"] = np.int32(0)
     hits = np.flatnonzero(table["hit"]).tolist() if indexer is not None else []
     if not hits:
-        return
+        return None
     found = index_frames(frames, frames=hits, peaks=peaks, indexer=indexer)
     for i in hits:
         if lattices := found.of(i):
@@ -203,8 +228,19 @@ def _add_lattices(
             if best.p < INDEXED:
                 table.loc[i, "lattices"] = sum(x.p < INDEXED for x in lattices)
                 table.loc[i, list(BASIS)] = best.A.ravel()
+    return found
 
 
+def _integrated(table: pd.DataFrame, frames: xr.Dataset, found: Indexing, group: str, indexer: Indexer) -> pd.DataFrame:
+    """The reflections of the lattices that were found; fills in `merged` and `distance`."""
+    reflections = reflection_table(frames, found, group, profile=indexer.profile)
+    crystals = reflections.groupby("frame")["crystal"].nunique()
+    table["merged"] = crystals.reindex(range(len(table)), fill_value=0).to_numpy(np.int32)
+    sure = (table["lattices"] > 0).to_numpy()
+    table["distance"] = np.where(sure, found.table["distance_mm"].reindex(range(len(table))), np.nan)
+    return reflections.rename(columns={"frame": "row"})[list(REFLECTIONS)]
+
+# %% ../../../nbs/run/streaming/answering.ipynb #ffa24c01
 def _scores(
     frames: xr.Dataset, names: Sequence[str], question: Question, device: str | None
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
@@ -248,6 +284,11 @@ def together(parts: Sequence[Answered]) -> Answered:
     """Several sets of answers as one."""
     firsts = np.cumsum([0, *(len(part.table) for part in parts[:-1])])
     peaks = [part.peaks.assign(row=part.peaks["row"] + first) for part, first in zip(parts, firsts, strict=True)]
+    spots = [
+        p.reflections.assign(row=p.reflections["row"] + f)
+        for p, f in zip(parts, firsts, strict=True)
+        if p.reflections is not None
+    ]
     known = [part.latents for part in parts if part.latents is not None]
     blank = [np.full((len(part.table), *known[0].shape[1:]), np.nan, np.float32) for part in parts] if known else []
     latents = [b if part.latents is None else part.latents for part, b in zip(parts, blank, strict=False)]
@@ -257,4 +298,5 @@ def together(parts: Sequence[Answered]) -> Answered:
         pd.concat(tables, ignore_index=True),
         pd.concat(found, ignore_index=True),
         np.concatenate(latents) if known else None,
+        pd.concat([s for s in spots if len(s)] or spots[:1], ignore_index=True) if spots else None,
     )

@@ -28,7 +28,7 @@ __all__ = ['STORE', 'TABLES', 'NUMBERS', 'SUMMARY', 'Answers', 'read_answers', '
 
 # %% ../../../nbs/run/streaming/answers.ipynb #48af5dbc
 STORE = "answers.zarr"
-TABLES = ("frames", "peaks")
+TABLES = ("frames", "peaks", "reflections")
 NUMBERS = "numbers"
 _CHUNK_BYTES = 1 << 20
 
@@ -87,30 +87,35 @@ class Answers:
         self.names: set[str] = set(known)
 
     def append(
-        self, frames: pd.DataFrame, peaks: pd.DataFrame | None = None, stacks: Mapping[str, np.ndarray] | None = None
+        self,
+        frames: pd.DataFrame,
+        peaks: pd.DataFrame | None = None,
+        stacks: Mapping[str, np.ndarray] | None = None,
+        reflections: pd.DataFrame | None = None,
     ) -> None:
         """Add rows, all of them or none.
 
         frames: with the column `name`; the first call, which may have no rows, decides which
             columns there are.
         peaks: their peaks, with the column `row`, counted from the first of these rows.
-        stacks: arrays with a row for each frame, for instance latents.
+        stacks: arrays with a row for each frame, for instance latents. reflections: as `peaks`.
         Raises `CannotSave` if they cannot be written, for instance because the disk is full.
         """
         try:
-            self._append(frames, peaks, stacks)
+            self._append(frames, {"peaks": peaks, "reflections": reflections}, stacks)
         except OSError as error:
             raise CannotSave(
                 error.errno, f"cannot write answers to {plain_text(self.path)}: {why_not(error)}"
             ) from None
 
     def _append(
-        self, frames: pd.DataFrame, peaks: pd.DataFrame | None, stacks: Mapping[str, np.ndarray] | None
+        self, frames: pd.DataFrame, others: Mapping[str, pd.DataFrame | None], stacks: Mapping[str, np.ndarray] | None
     ) -> None:
         self._write("frames", frames, stacks or {})
-        if peaks is not None:
-            self._write("peaks", peaks.assign(row=peaks["row"] + self.rows["frames"]), {})
-        new = {"frames": len(frames), "peaks": 0 if peaks is None else len(peaks)}
+        new = {"frames": len(frames)} | {name: 0 if table is None else len(table) for name, table in others.items()}
+        for name, table in others.items():
+            if table is not None:
+                self._write(name, table.assign(row=table["row"] + self.rows["frames"]), {})
         self.rows = {table: self.rows[table] + new[table] for table in TABLES}
         self.store.attrs["rows"] = self.rows  # from here on the rows exist
         self.names |= set(frames["name"])
@@ -173,7 +178,7 @@ def _values(array: zarr.Array, n: int, where: str, first: int = 0) -> np.ndarray
 
 # %% ../../../nbs/run/streaming/answers.ipynb #24d9e468
 def read_answers(folder: str | Path, table: str = "frames") -> pd.DataFrame:
-    """A table of a stream in its current state: `frames` or `peaks`. Stacks, such as latents, stay
+    """A table of a stream in its current state: `frames`, `peaks` or `reflections`, which is empty if none are integrated. Stacks, such as latents, stay
     in the store.
 
     Raises `BadInput` if the folder has no such table, or if it is damaged.
@@ -182,7 +187,7 @@ def read_answers(folder: str | Path, table: str = "frames") -> pd.DataFrame:
     if not path.is_dir():
         raise BadInput(f"{plain_text(folder)} has no {STORE}; expected the folder of `xrddiff stream`")
     if table not in TABLES:
-        raise BadInput(f"there is no table {table!r}; expected frames or peaks")
+        raise BadInput(f"there is no table {table!r}; expected frames, peaks or reflections")
     store = _open(folder, "r")
     with as_bad_input(f"{plain_text(path)} is damaged"):
         n = _rows(store)[table]

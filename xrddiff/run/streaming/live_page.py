@@ -19,6 +19,7 @@ from ...core.mediums import plain_text
 from ...data.headers.gate import reason
 from ...judge.views.plots import LINES, SMALL, TINY, Picture, _tidy, show_frame
 from ...judge.views.report import Report
+from .enough import RunningMerge, enough_lines, enough_pictures
 
 # %% auto #0
 __all__ = ['RECENT', 'FEW', 'StreamStanding', 'rates', 'draw_standing', 'draw_last_hit', 'write_page']
@@ -159,18 +160,27 @@ def draw_last_hit(name: str, frame: xr.Dataset, peaks: pd.DataFrame) -> Picture:
     return figure
 
 
-def write_page(standing: StreamStanding, folder: str | Path, source: str, *, scored: bool, going: bool = True) -> Path:
+def write_page(
+    standing: StreamStanding,
+    folder: str | Path,
+    source: str,
+    *,
+    scored: bool,
+    going: bool = True,
+    running: RunningMerge | None = None,
+) -> Path:
     """Write the page `live.html` into a folder; while the stream is `going`, a browser reloads it
-    automatically.
+    automatically. running: the merge, of which the page says whether it is enough.
     """
     state = "goes on" if going else "has ended"
     report = Report(f"Frames from {plain_text(source)}", f"The stream {state}; {time.strftime('%Y-%m-%d %H:%M:%S')}.")
-    pictures: list[tuple[str, Callable[[], Picture]]] = []
+    pictures: list[tuple[str, Callable[[], Picture]]] = [] if running is None else enough_pictures(running)
     if standing.last_hit is not None:
         pictures.append(("The last hit", lambda: draw_last_hit(*standing.last_hit)))
     if len(standing.answered) > 1:
         pictures.append(("Speed", lambda: draw_standing(standing)))
     lines, drawn = standing.lines(scored, going), []
+    lines += [] if running is None else enough_lines(running)
     for title, draw in pictures:
         try:
             figure = draw()

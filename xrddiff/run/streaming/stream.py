@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from ...data.headers.gate import as_bad_input, reason
 from ...learn.recipes.saved_peak_nets import absolute_way, described_way, peak_way
 from ...physics.indexing.cells import read_cell
 from ...physics.indexing.indexer import Indexer, cell_of_frames
+from ...physics.merging.symmetry import space_group
+from ...physics.simulation.crystal_files import crystal_of_file
 from ..execution.workers import WorkerPool, open_workers, parse_workers, run_in_order
 from xrddiff.run.streaming.answering import (
     PEAK_COLUMNS,
@@ -47,11 +50,14 @@ from xrddiff.run.streaming.answering import (
 from .answers import SUMMARY, Answers, locked_answers, read_answers
 from .arrivals import Arrived, Listening, find_source, open_source, refused, written_name
 from .detector_messages import MOST_BYTES
+from .enough import ENOUGH, MergeWish, RunningMerge, read_enough, save_running
 from .live_page import StreamStanding, write_page
+from .saved_hits import HitSaver, read_kinds
 
 # %% auto #0
 __all__ = ['DROPPED', 'WRITE', 'INDEXERS', 'NOT_YET', 'Buffer', 'StreamPlan', 'claim_folder', 'as_it_is_kept', 'Reception',
-           'Unwritten', 'Tasks', 'summary', 'write_end', 'question_of', 'Stream', 'answer_with_bar']
+           'Unwritten', 'Tasks', 'summary', 'write_end', 'question_of', 'open_merge', 'end_merge', 'renew_page',
+           'Stream', 'answer_with_bar']
 
 # %% ../../../nbs/run/streaming/stream.ipynb #348ea777
 DROPPED = "it was dropped: newer frames came while it waited, and the memory for waiting frames was full"
@@ -136,6 +142,8 @@ class StreamPlan:
     memory: bytes of waiting frames; a frame from a socket may have half of that, or as much as any
         detector needs.
     drop: when `memory` is full, drop the frame that has waited longest; otherwise the sender waits.
+    group: space group, with which lattices are integrated and merged; None takes that of the file that `cell` is. method, d_min,
+        enough: of the merge, see `MergeWish`. save: "hits", "stream" or both, see `HitSaver`.
     patience: s without a change after which a file is answered although its writer has not closed
         it. page: s between two updates of the page, which takes a twentieth of the time at most;
         0 = only at the end.
@@ -155,6 +163,11 @@ class StreamPlan:
     patience: float = 60.0
     peaks: str | None = None
     drop: bool = False
+    group: str | None = None
+    method: str = "partial"
+    d_min: float | None = None
+    enough: str = ENOUGH
+    save: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -175,7 +188,22 @@ class StreamPlan:
         run = None if self.run is None else str(Path(self.run).expanduser().resolve())
         cell = None if self.cell is None else str(self.cell)
         kept = dict(source=self.source, run=run, cell=cell, min_peaks=self.min_peaks)
-        return kept if self.peaks is None else kept | {"peaks": described_way(self.peaks)}
+        kept |= {} if self.peaks is None else {"peaks": described_way(self.peaks)}
+        return kept if self.wish is None else kept | {"space_group": self.wish.group}
+
+    @cached_property
+    def wish(self) -> MergeWish | None:
+        """How it is merged; None without a space group. Raises `BadInput` for a group that is unknown or does not fit the cell."""
+        group = self.group
+        if group is None and self.cell is not None and os.path.isfile(str(self.cell)):
+            group = crystal_of_file(str(self.cell)).space_group
+        if group is None:
+            return None
+        if self.cell is None:
+            raise BadInput(f"merging in {plain_text(group, 40)} needs a cell; expected one, as a,b,c,α,β,γ or a file")
+        wish = MergeWish(self.cell, space_group(group).hm, self.method, self.d_min, read_enough(self.enough))
+        _ = wish.axes, wish.plan  # what cannot be is refused here
+        return wish
 
 # %% ../../../nbs/run/streaming/stream.ipynb #6b687dff
 def claim_folder(plan: StreamPlan, folder: Path) -> None:
@@ -188,7 +216,7 @@ def claim_folder(plan: StreamPlan, folder: Path) -> None:
             theirs = read_json(path, dict[str, Any])
         except (BadInput, OSError) as error:
             raise BadInput(f"{path} cannot be read; expected the folder of a stream: {reason(error)}") from None
-        for name, value in ({"peaks": None} | mine).items():
+        for name, value in ({"peaks": None, "space_group": None} | mine).items():
             if theirs.get(name) != value:
                 raise BadInput(
                     f"{folder} has answers of a stream with {name.replace('_', '-')} "
@@ -294,11 +322,20 @@ WRITE = 0.5  # s between two writings of answers while frames wait
 
 
 class Unwritten:
-    """Answers that wait to be written together, into `answers`; `standing` counts what was written."""
+    """Answers that wait to be written together, into `answers`; `standing` counts what was written.
 
-    def __init__(self, answers: Answers, standing: StreamStanding):
-        self.answers, self.standing = answers, standing
-        self.said: list[tuple[list[Arrived], pd.DataFrame, pd.DataFrame, dict[str, np.ndarray]]] = []
+    saver: of hits. running: the merge, which gets what was written; None without one.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        standing: StreamStanding,
+        saver: HitSaver | None = None,
+        running: RunningMerge | None = None,
+    ):
+        self.answers, self.standing, self.saver, self.running = answers, standing, saver, running
+        self.said: list[tuple[list[Arrived], Answered, pd.DataFrame, dict[str, np.ndarray]]] = []
         self.written = time.monotonic()
 
     @property
@@ -310,7 +347,7 @@ class Unwritten:
         """Keep the answers for a batch, with arrays that have a row for each frame."""
         said.table["why"] = [plain_text(why, 1000) for why in said.table["why"]]
         panels = said.peaks if "panel" in said.peaks else said.peaks.assign(panel=0)
-        self.said.append((batch, said.table, panels[["row", *PEAK_COLUMNS]], stacks))
+        self.said.append((batch, said, panels[["row", *PEAK_COLUMNS]], stacks))
         dropped = sum(a.why == DROPPED for a in batch)
         self.standing.why = next((why for why in said.table["why"] if why not in ("", DROPPED)), self.standing.why)
         self.standing.dropped += dropped
@@ -327,13 +364,21 @@ class Unwritten:
         """
         if not self.said:
             return set()
-        batches, tables, peaks, stacks = zip(*self.said, strict=True)
-        firsts = np.cumsum([0, *map(len, batches[:-1])])
+        batches, answers, peaks, stacks = zip(*self.said, strict=True)
+        tables, firsts = [said.table for said in answers], np.cumsum([0, *map(len, batches[:-1])])
+        for batch, said, first in zip(batches, answers, firsts, strict=True) if self.saver else ():
+            self.saver.save(self.answers.rows["frames"] + int(first), batch, said)
         now, arrived = time.time(), [a.at for batch in batches for a in batch]
         table = pd.concat(tables, ignore_index=True)
         table = table.assign(arrived=arrived, seconds=np.float32(now - np.array(arrived)))
         rows = pd.concat([p.assign(row=p["row"] + first) for p, first in zip(peaks, firsts, strict=True)])
-        self.answers.append(table, rows, {name: np.concatenate([s[name] for s in stacks]) for name in stacks[0]})
+        spots = None
+        if self.running is not None:
+            own = [a.reflections.assign(row=a.reflections["row"] + f) for a, f in zip(answers, firsts, strict=True)]
+            spots = pd.concat([s for s in own if len(s)] or own[:1], ignore_index=True)
+        self.answers.append(table, rows, {name: np.concatenate([s[name] for s in stacks]) for name in stacks[0]}, spots)
+        if self.running is not None:
+            self.running.add(table, spots)
         self.standing.count(table, arrived, now)
         self.said, self.written = [], time.monotonic()
         return set(table["name"])
@@ -470,13 +515,45 @@ def question_of(plan: StreamPlan) -> tuple[Question, Any]:
     check_words(plan.words or {})
     if plan.cell is not None:
         read_cell(plan.cell)
-    peaks = absolute_way(plan.peaks)
+    peaks, group = absolute_way(plan.peaks), None if plan.wish is None else plan.wish.group
     peak_way(peaks)
+    if "stream" in read_kinds(plan.save) and group is None:
+        raise BadInput("a CrystFEL stream has integrated crystals; expected a cell and a space group too")
     if plan.run is None:
-        return Question(None, plan.cell, plan.min_peaks, None, peaks), None
+        return Question(None, plan.cell, plan.min_peaks, None, peaks, group), None
     reference, template = reference_scores(plan.run), open_scorer(plan.run).generator.template
     cell = cell_of_frames(template) if plan.cell is None else plan.cell
-    return Question(plan.run, cell, plan.min_peaks, reference, peaks), template
+    return Question(plan.run, cell, plan.min_peaks, reference, peaks, group), template
+
+# %% ../../../nbs/run/streaming/stream.ipynb #2c86ffd2
+def open_merge(plan: StreamPlan, answers: Answers, folder: Path) -> tuple[RunningMerge | None, HitSaver]:
+    """The running merge, with what an earlier process answered, or None; and what saves hits."""
+    rows, wish = answers.rows["frames"], plan.wish
+    kinds = read_kinds(plan.save)
+    if wish is None:
+        return None, HitSaver(folder, kinds, rows)
+    tables = (read_answers(folder), read_answers(folder, "reflections")) if rows else ()
+    return RunningMerge(wish, *tables), HitSaver(folder, kinds, rows, read_cell(wish.cell), wish.group)
+
+
+def end_merge(running: RunningMerge | None, saver: HitSaver, folder: Path) -> None:
+    """Write what was merged and what was saved, at the end of a stream."""
+    saver.end()
+    if running is not None:
+        save_running(running, folder)
+
+
+def renew_page(
+    standing: StreamStanding, folder: Path, source: str, *, scored: bool, going: bool, running: RunningMerge | None
+) -> None:
+    """Merge if that is due, and write the page; if that fails, `standing.page` says why."""
+    try:
+        if running is not None and (running.due or (not going and running.rows)):
+            running.merge()
+        write_page(standing, folder, source, scored=scored, going=going, running=running)
+        standing.page = ""
+    except Exception as error:
+        standing.page = reason(error)
 
 # %% ../../../nbs/run/streaming/stream.ipynb #0a262c49
 class Stream:
@@ -502,8 +579,10 @@ class Stream:
             blank.table.assign(arrived=np.zeros(0), seconds=np.zeros(0, np.float32)),
             blank.peaks,
             _stacks(blank, self.question, 0),
+            blank.reflections,
         )
-        self.unwritten = Unwritten(self.answers, self.standing)
+        self.running, saver = open_merge(plan, self.answers, self.folder)
+        self.unwritten = Unwritten(self.answers, self.standing, saver, self.running)
         self.reception = Reception(Buffer(plan.memory, plan.drop), lambda name: name in self.answers.names)
         most = max(MOST_BYTES, plan.memory // 2)
         self.listening = Listening(dict(plan.words or {}), self.reception.is_known, template, plan.patience, most)
@@ -543,6 +622,7 @@ class Stream:
                 self.reception.end()
         self._page(going=False)
         write_end(self.folder, self.listening.waiting)
+        end_merge(self.running, self.unwritten.saver, self.folder)
         if buffer.error is not None:
             with as_bad_input(f"{plain_text(self.plan.source)} gives no more frames"):
                 raise buffer.error
@@ -552,13 +632,9 @@ class Stream:
         self.reception.taken -= self.unwritten.write()
 
     def _page(self, going: bool = True) -> None:
-        """Write the page; if that fails, `standing.page` says why."""
         self.standing.not_yet = dict(self.listening.waiting)
-        try:
-            write_page(self.standing, self.folder, self.plan.source, scored=self.question.run is not None, going=going)
-            self.standing.page = ""
-        except Exception as error:
-            self.standing.page = reason(error)
+        scored = self.question.run is not None
+        renew_page(self.standing, self.folder, self.plan.source, scored=scored, going=going, running=self.running)
 
 # %% ../../../nbs/run/streaming/stream.ipynb #5c0de010
 def answer_with_bar(stream: Stream, *, progress: bool = True) -> Path:
