@@ -44,7 +44,7 @@ def observations(name: str, seed: int, frames: int, folder: str | None):
 
     kept = Path(folder) / f"{name}_{seed}_{frames}.csv" if folder else None
     if kept is not None and kept.exists():
-        return pd.read_csv(kept, float_precision="round_trip")
+        return pd.read_csv(kept)
     table = gather_reflections(MergePlan(name), simulate(name, range(frames), seed=seed)).table
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
