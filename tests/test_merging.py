@@ -63,6 +63,23 @@ def test_partialities_come_nearer_to_the_truth_than_means(table, truth):
     assert cc["partial"] > 0.975 > cc["mean"]
 
 
+def test_posteriors_come_nearer_still_and_their_intervals_hold_the_truth(folder, table, truth):
+    words = ["--method", "posterior", "--draws", "5", "--shells", "5", "-o", str(folder / "posterior")]
+    assert main(["merge", str(folder / "merged" / "unmerged.mtz"), *words]) == 0
+    written = pd.read_csv(folder / "posterior" / "posterior.csv")
+    mtz = gemmi.read_mtz_file(str(folder / "posterior" / "merged.mtz"))
+    assert {"IPOST", "SIGIPOST", "ILOW", "IHIGH", "F", "SIGF"} <= {*mtz.column_labels()}
+    assert np.isfinite(mtz.column_with_label("F").array).sum() == len(written)
+    merged = merge_reflections(table, "posterior", group=space_group("P 43 21 2"))
+    both = merged.posterior.table.merge(truth.rename(columns={"f2": "true"}), on=list("hkl"))
+    both = both.merge(merged.table[["h", "k", "l", "intensity"]], on=list("hkl"))
+    assert np.corrcoef(both["f2"], both["true"])[0, 1] > np.corrcoef(both["intensity"], both["true"])[0, 1] + 0.005
+    strong = both[both["f2"] > 10 * both["sigma_f2"]]
+    slope, start = np.polyfit(strong["d"] ** -2.0, np.log(strong["f2"] / strong["true"]), 1)
+    real = both["true"] * np.exp(start + slope * both["d"] ** -2.0)
+    assert 0.85 < ((both["low"] <= real) & (real <= both["high"])).mean() < 0.95
+
+
 def test_the_files_are_those_of_other_programs(folder):
     merged = gemmi.read_mtz_file(str(folder / "merged" / "merged.mtz"))
     assert merged.spacegroup.hm == "P 43 21 2" and {"IMEAN", "SIGIMEAN", "I(+)", "SIGI(-)"} <= {*merged.column_labels()}

@@ -40,7 +40,8 @@ def merge(args: argparse.Namespace) -> int:
     say(*(f"note: {note}" for note in found.notes))
     chi = found.merged.chi_squared()
     say(f"crystals: {len(found.merged.half)}; χ² of five bins of intensity: {chi.min():.2f} to {chi.max():.2f}")
-    say(*(f"{os.path.join(folder, name)}" for name in FILES), f"report: {os.path.join(folder, 'report.html')}")
+    files = (*FILES, *(["posterior.csv"] if found.merged.posterior is not None else []))
+    say(*(f"{os.path.join(folder, name)}" for name in files), f"report: {os.path.join(folder, 'report.html')}")
     return 0
 
 
@@ -70,7 +71,7 @@ def add_merge(commands: Any) -> None:
         "--method",
         default="partial",
         metavar="METHOD",
-        help="partial: what a still records of a reflection is fitted; mean: averages have it in them (partial)",
+        help="partial: what a still records of a reflection is fitted; mean: averages have it in them; posterior: as partial, with an interval for each intensity, from weak and partial observations too (partial)",
     )
     p.add_argument(
         "--cell",

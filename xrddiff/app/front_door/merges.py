@@ -37,6 +37,13 @@ class MergedIntensities:
         return self.found.merged.table
 
     @property
+    def posterior(self) -> pd.DataFrame | None:
+        """With the method "posterior" a row for each reflection: `h`, `k`, `l`, `d`, `observations`, `f2`, `sigma_f2`, the interval `low` to `high` of 90%,
+        and `amplitude`, `sigma_amplitude`; None with the others.
+        """
+        return None if self.found.merged.posterior is None else self.found.merged.posterior.table
+
+    @property
     def shells(self) -> pd.DataFrame:
         """A row for each shell of resolution, and one for all, each number with its 90% interval."""
         return self.found.shells
@@ -107,7 +114,7 @@ def merge_intensities(
 
     - `source`: frames, a file or the name of a set; a CrystFEL stream; an unmerged MTZ; a CSV of observations. `words`: of `open_frames`.
     - `cell`: "a,b,c,α,β,γ" (Å, degrees), or a CIF or PDB file; `group`: a space group; None: those of the source.
-    - `method`: "partial" (what stills record is fitted) or "mean". `d_min`: Å. `shells`, `draws`, `seed`: of the table and its intervals.
+    - `method`: "partial" (what stills record is fitted) or "mean", or "posterior" (as "partial", with `.posterior`). `d_min`: Å. `shells`, `draws`, `seed`: of the table and its intervals.
     - `index`: False takes the crystals that frames say they have. `limit`, `peaks`, `distance_range`: as in `xd.index`.
     - `output`: a new folder to save into, as `.save` does.
 

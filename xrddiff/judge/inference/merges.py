@@ -30,9 +30,8 @@ from ...physics.indexing.reflections import reflection_table, stream_reflections
 from ...physics.indexing.series import index_series
 from ...physics.merging.ambiguity import resolve_ambiguity
 from ...physics.merging.files import read_unmerged_mtz
-from ...physics.merging.merged import Merged, merge_reflections
+from ...physics.merging.merged import MERGES, Merged, merge_reflections
 from ...physics.merging.observations import OVERLAPPED, SATURATED
-from ...physics.merging.scaling import METHODS
 from ...physics.merging.statistics import shell_table
 from ...physics.merging.symmetry import fit_axes, space_group, twin_laws
 from ...physics.simulation.crystal_files import crystal_of_file
@@ -47,7 +46,7 @@ class MergePlan:
 
     source: frames (a file, a folder, the name of a set), a CrystFEL stream, an unmerged MTZ or a CSV table of observations.
     cell: as `read_cell` takes it; None takes that of the source. group: space group; None takes that of the source.
-    method: "mean" or "partial". d_min: Å; None takes all that is measured. shells, draws, seed: see `shell_table`.
+    method: "mean", "partial" or "posterior". d_min: Å; None takes all that is measured. shells, draws, seed: see `shell_table`.
     index: index the frames; False takes the crystals that they say they have. limit: frames at most. peaks: how they are found.
     distance_range: as for `index_series`. words: of `open_frames`.
     Raises `BadInput` for an unknown method or group, and for numbers that cannot be.
@@ -68,8 +67,8 @@ class MergePlan:
     words: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise BadInput(f"method {self.method!r} is unknown; expected one of {', '.join(METHODS)}")
+        if self.method not in MERGES:
+            raise BadInput(f"method {self.method!r} is unknown; expected one of {', '.join(MERGES)}")
         if self.group is not None:
             space_group(self.group)
         if self.d_min is not None and not 0.3 <= self.d_min <= 100:
@@ -222,13 +221,17 @@ def merge_gathered(plan: MergePlan, gathered: Gathered) -> MergeResult:
         )
     if plan.d_min is not None:
         table = table[table["d"] >= plan.d_min]
-    merged = merge_reflections(table, plan.method, seed=plan.seed)
+    merged = merge_reflections(table, plan.method, seed=plan.seed, group=gathered.group)
     if len(merged.half) < FEW:
         notes.append(f"{len(merged.half)} crystals: halves of so few say little; {FEW} or more do")
     if empty := int((merged.seen.of_crystals(merged.weight) == 0).sum()):
         notes.append(f"{empty} crystals are so weak beside the others that nothing of them is merged")
     if merged.outliers:
         notes.append(f"{merged.outliers} observations are outliers, more than 6σ from the others, and are left out")
+    if merged.posterior is not None:
+        notes.append(
+            f"{len(merged.posterior.table)} reflections have a posterior of their intensity; the table of shells is that of averages"
+        )
     shells = shell_table(
         merged, gathered.cell.parameters, gathered.group, shells=plan.shells, d_min=plan.d_min, draws=plan.draws, seed=plan.seed
     )  # fmt: skip

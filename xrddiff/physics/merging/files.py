@@ -39,6 +39,11 @@ def _empty_mtz(cell: Sequence[float], group: gemmi.SpaceGroup, dataset: str, wav
     return mtz
 
 
+_POSTERIOR = [
+    ("IPOST", "J", "f2"), ("SIGIPOST", "Q", "sigma_f2"), ("ILOW", "R", "low"), ("IHIGH", "R", "high"), ("F", "F", "amplitude"), ("SIGF", "Q", "sigma_amplitude"),
+]  # fmt: skip
+
+
 def write_merged_mtz(
     merged: Merged, path: str | os.PathLike, cell: Sequence[float], group: gemmi.SpaceGroup, wavelength: float = 0.0
 ) -> Path:
@@ -54,9 +59,15 @@ def write_merged_mtz(
             (f"N({sign})", "I", f"count_{name}"),
         ]
     mtz = _empty_mtz(cell, group, "merged", wavelength)
+    table = merged.table
+    if merged.posterior is not None:
+        columns += _POSTERIOR
+        table = table.merge(merged.posterior.table.drop(columns="d"), on=["h", "k", "l"], how="outer")
+        counts = [name for name in table if name.startswith("count")]
+        table[counts] = table[counts].fillna(0)
     for label, kind, _ in columns:
         mtz.add_column(label, kind)
-    table = merged.table.sort_values(["h", "k", "l"])
+    table = table.sort_values(["h", "k", "l"])
     mtz.set_data(table[["h", "k", "l", *(name for _, _, name in columns)]].to_numpy(np.float32))
     return _write_mtz(mtz, path)
 

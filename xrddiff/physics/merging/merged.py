@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import gemmi
 import numpy as np
 import pandas as pd
 
+from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from .errors import ErrorModel, chi_squared, far_out, fit_errors
 from .observations import Observations, group_reflections
-from .scaling import Scaling, fit_scaling
+from .scaling import LEAST_STRENGTH, METHODS, Scaling, fit_scaling
+from .shared import SharedIntensities, shared_intensities
 
 # %% auto #0
-__all__ = ['LEAST_PART', 'LEAST_STRENGTH', 'ROUNDS', 'Merged', 'merge_reflections', 'resampled']
+__all__ = ['MERGES', 'LEAST_PART', 'ROUNDS', 'Merged', 'merge_reflections', 'resampled']
 
 # %% ../../../nbs/physics/merging/merged.ipynb #17180df8
+MERGES = (*METHODS, "posterior")  # partial, and the posterior of each intensity
 LEAST_PART = 0.1  # of a reflection that an observation must have recorded
-LEAST_STRENGTH = 0.03  # of the median: crystals that are weaker recorded nothing, or were indexed wrongly
 ROUNDS = 12  # of errors and outliers, at most
 
 
@@ -33,7 +36,7 @@ class Merged:
     `half_1`, `half_2`, the means of two random halves of the crystals; and `plus`, `sigma_plus`, `count_plus`, `minus`, … of
     I(+) and I(-). NaN where there is no observation.
     seen, scaling, errors: what was merged, and how. factor, weight: G and 1/σ'² of each observation (n,); weight 0: left out.
-    half: 0 or 1, of each crystal (F,). outliers: number of observations left out as outliers.
+    half: 0 or 1, of each crystal (F,). outliers: number of observations left out as outliers. posterior: of the method "posterior".
     """
 
     table: pd.DataFrame
@@ -45,6 +48,7 @@ class Merged:
     weight: np.ndarray
     half: np.ndarray
     outliers: int
+    posterior: SharedIntensities | None = None
 
     @property
     def scaled(self) -> np.ndarray:
@@ -86,15 +90,22 @@ def _expected(merged: Merged) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../../nbs/physics/merging/merged.ipynb #f83f2a4c
 def merge_reflections(
-    reflections: pd.DataFrame | Observations, method: str = "mean", *, rounds: int = 8, seed: int = 0
+    reflections: pd.DataFrame | Observations,
+    method: str = "mean",
+    *,
+    rounds: int = 8,
+    seed: int = 0,
+    group: gemmi.SpaceGroup | None = None,
 ) -> Merged:
     """Scale the crystals of a table of observations to each other, and average what is equivalent.
 
-    reflections: as `group_reflections` takes them. method: "mean" or "partial". rounds: of the scaling. seed: of the halves.
-    Raises `BadInput` as `group_reflections` and `fit_scaling` do.
+    reflections: as `group_reflections` takes them. method: "mean", "partial" or "posterior". rounds: of the scaling. seed: of the halves.
+    group: says to the posterior which reflections are centric. Raises `BadInput` for an unknown method, and as `group_reflections` and `fit_scaling` do.
     """
+    if method not in MERGES:
+        raise BadInput(f"method {method!r} is unknown; expected one of {', '.join(MERGES)}")
     seen = reflections if isinstance(reflections, Observations) else group_reflections(reflections)
-    scaling = fit_scaling(seen, method, rounds)
+    scaling = fit_scaling(seen, "mean" if method == "mean" else "partial", rounds)
     factor, part = scaling.factor(seen), scaling.part(seen)
     strength = scaling.strength(seen)
     usable = (part >= LEAST_PART) & (strength >= LEAST_STRENGTH * np.median(strength))
@@ -111,7 +122,10 @@ def merge_reflections(
             break
         outlier, kept = outlier | new, kept & ~new
         errors = fit_errors(seen.sigma[kept], expected[kept], residual[kept], share[kept])
-    return _with_table(merged)
+    merged = _with_table(merged)
+    if method != "posterior":
+        return merged
+    return replace(merged, posterior=shared_intensities(seen, scaling, group, seed=seed))
 
 
 def _start(seen: Observations, factor: np.ndarray, usable: np.ndarray) -> np.ndarray:
@@ -132,9 +146,7 @@ def _with_table(merged: Merged) -> Merged:
         table[f"sigma_{name}"] = np.where(total > 0, total, np.nan) ** -0.5
         table[f"count_{name}"] = seen.sums(kept * chosen).astype(int)
     table = table[table["count"] > 0].reset_index(drop=True)
-    return Merged(
-        table, merged.method, seen, merged.scaling, merged.errors, merged.factor, merged.weight, merged.half, merged.outliers
-    )  # fmt: skip
+    return replace(merged, table=table)
 
 
 def resampled(merged: Merged, draws: int, seed: int = 0) -> Iterator[pd.DataFrame]:

@@ -13,11 +13,12 @@ from ...core.errors import BadInput
 from .observations import Observations
 
 # %% auto #0
-__all__ = ['METHODS', 'WIDTHS', 'ERRORS', 'PRIORS', 'TAILS', 'partiality_of', 'Scaling', 'fit_scaling', 'weighted_mean',
-           'made_up_observations']
+__all__ = ['METHODS', 'LEAST_STRENGTH', 'WIDTHS', 'ERRORS', 'PRIORS', 'TAILS', 'partiality_of', 'Scaling', 'fit_scaling',
+           'weighted_mean', 'made_up_observations']
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #5adcfb70
 METHODS = ("mean", "partial")
+LEAST_STRENGTH = 0.03  # of the median: crystals that are weaker recorded nothing, or were indexed wrongly
 
 
 def partiality_of(excitation: np.ndarray, d: np.ndarray, width: tuple[float, float]) -> np.ndarray:

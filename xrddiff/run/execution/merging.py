@@ -49,6 +49,9 @@ def save_merged(found: MergeResult, folder: str | os.PathLike) -> Path:
     write_hkl(found.merged, path / "merged.hkl", group)
     with writing(path / "shells.csv") as part:
         found.shells.to_csv(part, index_label="shell")
+    if found.merged.posterior is not None:
+        with writing(path / "posterior.csv") as part:
+            found.merged.posterior.table.to_csv(part, index=False)
     write_json(path / "metrics" / "summary.json", {name: {"merged": value} for name, value in found.summary.items()})
     about: Mapping[str, Any] = {"plan": asdict(found.plan), "notes": list(found.notes), "xrddiff": package_version()}
     write_json(path / "metrics" / "merging.json", about)
