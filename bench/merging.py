@@ -137,10 +137,12 @@ def thaumatin() -> dict | str:
     if not files:
         return "no thaumatin_grid_*.cbf.bz2 in XRDDIFF_DATA"
     found = {}
-    for method in ("mean", "partial"):
+    for method in ("mean", "partial", "posterior"):
         plan = MergePlan("thaumatin", "57.8,57.8,150.2,90,90,90", "P 41 21 2", method, distance_range=0.03, draws=30)
         result = merge_data(plan, open_frames([str(f) for f in files]))
         found[method] = result.summary | {"notes": list(result.notes)}
+    table = result.merged.posterior.table
+    found["shared"] = {"reflections": len(table), "known": int((table["f2"] > 3 * table["sigma_f2"]).sum())}
     return found
 
 
@@ -226,7 +228,9 @@ def page(found: dict) -> str:
         [name.replace("_", " "), *(f"{found['thaumatin'][m][name]:.4g}" for m in ("mean", "partial"))] for name in names
     ]
     lines += markdown(["", "mean", "partial"], rows)
-    return "\n".join([*lines, "", *(f"- {note}" for note in found["thaumatin"]["partial"]["notes"])]) + "\n"
+    shared = found["thaumatin"]["shared"]
+    said = f"The posterior has {shared['reflections']} reflections, {shared['known']} of them to better than a third of their intensity."
+    return "\n".join([*lines, "", said, "", *(f"- {note}" for note in found["thaumatin"]["partial"]["notes"])]) + "\n"
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from xrddiff.physics.indexing.series_refinement import (
 )
 
 # %% auto #0
-__all__ = ['LOST', 'WORSE', 'exposure_turn', 'refine_indexing', 'index_series', 'detector_lines']
+__all__ = ['LOST', 'WORSE', 'FEW_ON', 'exposure_turn', 'refine_indexing', 'doubt_cell', 'index_series', 'detector_lines']
 
 # %% ../../../nbs/physics/indexing/series.ipynb #5e810004
 def exposure_turn(ds: xr.Dataset) -> np.ndarray | None:
@@ -150,6 +150,17 @@ def refine_indexing(
     return replace(indexing, table=table, lattices=lattices, shift=shift, series=series)
 
 
+FEW_ON = 0.5  # of the peaks of a frame, at the median, on a lattice that is the right one; another takes a third
+
+
+def doubt_cell(indexing: Indexing) -> str:
+    """A sentence if most peaks of the frames with a lattice are not on it; "" if they are."""
+    share = indexing.table.loc[indexing.table["lattices"] > 0, "share"].median()
+    if not share < FEW_ON:
+        return ""
+    return f"in frames with a lattice only {share:.0%} of the peaks (median) are on it: the cell may be another one"
+
+
 def index_series(
     ds: xr.Dataset,
     cell: Any = None,
@@ -173,7 +184,8 @@ def index_series(
     indexer = make_indexer(ds, cell, distance_range=distance_range, **words, **options)
     if restraints is None:
         restraints = SeriesRestraints(distance=distance_range / 3) if distance_range else SeriesRestraints()
-    return refine_indexing(ds, index_frames(ds, indexer=indexer, **words), indexer, restraints)
+    found = refine_indexing(ds, index_frames(ds, indexer=indexer, **words), indexer, restraints)
+    return replace(found, note="; ".join(filter(None, (found.note, doubt_cell(found)))))
 
 # %% ../../../nbs/physics/indexing/series.ipynb #5e81000a
 def _flagged(text: str, off: float, known: float) -> str:
