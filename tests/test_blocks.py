@@ -46,6 +46,7 @@ NOT_HERE = {
     r"xrddiff sample .*inference.lattice=": "needs a model with few conditions; tests/test_generate.py",
     r"xrddiff (stream|replay) .*(tcp|listen)://": "needs a detector, and somebody who listens; tests/test_streaming.py",
     r"xrddiff (twin|recover) ": "a minute of indexing; tests/test_twin.py and test_recover.py",
+    r"xrddiff stream \S+ --cell ": "needs frames with a lattice, as they come; tests/test_enough.py",
     r"xrddiff merge ": "needs frames with a lattice, or a stream; tests/test_merging.py",
     r"xrddiff sweep .*(--profile|losses.yaml)": "a swarm of jobs, or six trainings; tests/test_studies.py",
     r"(tensorboard|wandb|mlflow|trackio|cd ~)": "a program of others, with a server",
