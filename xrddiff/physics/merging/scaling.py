@@ -21,25 +21,22 @@ METHODS = ("mean", "partial")
 LEAST_STRENGTH = 0.03  # of the median: crystals that are weaker recorded nothing, or were indexed wrongly
 
 
-def partiality_of(
-    excitation: np.ndarray, d: np.ndarray, width: tuple[float, float], wider: np.ndarray | float = 1.0
-) -> np.ndarray:
-    """p (N,) of reflections with excitation errors in 1/Å at `d` in Å; `width` is R₀ in 1/Å and R₁, `wider` r."""
-    return np.exp(-0.5 * (excitation / (wider * (width[0] + width[1] / d))) ** 2)
+def partiality_of(excitation: np.ndarray, d: np.ndarray, width: tuple[float, float]) -> np.ndarray:
+    """p (N,) of reflections with excitation errors in 1/Å at `d` in Å; `width` is R₀ in 1/Å and R₁."""
+    return np.exp(-0.5 * (excitation / (width[0] + width[1] / d)) ** 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
     """The model of what crystals record.
 
-    log_scale: ln g (F,). b: Å² (F,). turn: rotations φ (F, 3), rad. log_wider: ln r (F,).
+    log_scale: ln g (F,). b: Å² (F,). turn: rotations φ (F, 3), rad.
     width: R₀ in 1/Å and R₁; None without partialities. error: of the model, relative.
     """
 
     log_scale: np.ndarray
     b: np.ndarray
     turn: np.ndarray
-    log_wider: np.ndarray
     width: tuple[float, float] | None = None
     error: float = 0.5
 
@@ -47,15 +44,9 @@ class Scaling:
         """Excitation errors (n,) after the rotations, 1/Å."""
         return seen.excitation + (seen.lever * self.turn[seen.crystal]).sum(1)
 
-    def radius(self, seen: Observations) -> np.ndarray:
-        """R (n,), 1/Å; infinite without partialities."""
-        if self.width is None:
-            return np.full(len(seen.d), np.inf)
-        return np.exp(self.log_wider[seen.crystal]) * (self.width[0] + self.width[1] / seen.d)
-
     def part(self, seen: Observations) -> np.ndarray:
         """p (n,)."""
-        return np.exp(-0.5 * (self.excitation(seen) / self.radius(seen)) ** 2)
+        return np.ones(len(seen.d)) if self.width is None else partiality_of(self.excitation(seen), seen.d, self.width)
 
     def strength(self, seen: Observations) -> np.ndarray:
         """g exp(-2 B s²) (n,)."""
@@ -68,7 +59,7 @@ class Scaling:
 # %% ../../../nbs/physics/merging/scaling.ipynb #b9292840
 WIDTHS = [(a, b) for a in (2e-4, 4e-4, 6e-4, 9e-4, 1.3e-3, 2e-3) for b in (0.0, 6e-4, 1.2e-3, 2.4e-3)]  # R₀ and R₁
 ERRORS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
-PRIORS = np.array([1.0, 10.0, *[np.radians(0.1)] * 3, 0.5])  # of ln g, B in Å², the rotation in rad, and ln r
+PRIORS = np.array([1.0, 10.0, *[np.radians(0.1)] * 3])  # of ln g, B in Å², and the rotation in rad
 TAILS = 4.0  # ν of the residuals
 
 
@@ -126,14 +117,12 @@ def _step(seen: Observations, now: Scaling, others: _Others, turns: bool) -> Sca
     """One step of Gauss and Newton for every crystal."""
     columns = [others.expected, -others.expected / (2 * seen.d**2)]
     if turns:
-        off, R = now.excitation(seen), now.radius(seen)
-        slope = -others.expected * off / R**2
-        columns += [*(slope[:, None] * seen.lever).T, others.expected * (off / R) ** 2]
+        R = now.width[0] + now.width[1] / seen.d
+        slope = -others.expected * now.excitation(seen) / R**2
+        columns += list((slope[:, None] * seen.lever).T)
     weight = others.trust / others.variance
     n = len(columns)
-    at = np.column_stack([np.zeros_like(now.b), now.b, now.turn, now.log_wider])[
-        :, :n
-    ]  # a step in ln g is free, up to its size
+    at = np.column_stack([np.zeros_like(now.b), now.b, now.turn])[:, :n]  # a step in ln g is free, up to its size
     H, right = np.empty((len(at), n, n)), -at / PRIORS[:n] ** 2
     for i in range(n):
         right[:, i] += seen.of_crystals(weight * columns[i] * (seen.value - others.expected))
@@ -141,9 +130,9 @@ def _step(seen: Observations, now: Scaling, others: _Others, turns: bool) -> Sca
             H[:, i, j] = seen.of_crystals(weight * columns[i] * columns[j])
     step = np.linalg.solve(H + np.diag(PRIORS[:n] ** -2), right[..., None])[..., 0]
     step = np.clip(step, -2 * PRIORS[:n], 2 * PRIORS[:n])
+    turn = now.turn + step[:, 2:] if turns else now.turn
     log_scale, b = now.log_scale + step[:, 0], now.b + step[:, 1]
-    now = replace(now, log_scale=log_scale - log_scale.mean(), b=b - b.mean())
-    return replace(now, turn=now.turn + step[:, 2:5], log_wider=now.log_wider + step[:, 5]) if turns else now
+    return replace(now, log_scale=log_scale - log_scale.mean(), b=b - b.mean(), turn=turn)
 
 # %% ../../../nbs/physics/merging/scaling.ipynb #53fab777
 def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, turns: bool = True) -> Scaling:
@@ -160,7 +149,7 @@ def fit_scaling(seen: Observations, method: str = "mean", rounds: int = 8, *, tu
         )
     strength = np.maximum(seen.of_crystals(np.maximum(seen.value, 0)) / np.maximum(seen.of_crystals(), 1), 1e-9)
     start = np.log(strength) - np.log(strength).mean()
-    now = Scaling(start, np.zeros(F), np.zeros((F, 3)), np.zeros(F), WIDTHS[13] if partial else None)
+    now = Scaling(start, np.zeros(F), np.zeros((F, 3)), WIDTHS[13] if partial else None)
     d, trust = seen.table()["d"].to_numpy(), np.ones(len(seen.d))
     floor, G = np.median(seen.sigma), now.factor(seen)
     w = 1 / np.maximum(seen.sigma, floor) ** 2

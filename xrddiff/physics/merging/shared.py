@@ -181,7 +181,9 @@ def _evidence_of(seen: Observations, scaling: Scaling, group: gemmi.SpaceGroup |
         hkl, operations = seen.hkl[own].astype(np.int32), group.operations()
         epsilon = operations.epsilon_factor_array(hkl).astype(float)
         centric = np.asarray(operations.centric_flag_array(hkl), bool)
-    slope = (abs(scaling.excitation(seen)) / scaling.radius(seen) ** 2)[at]
+    slope = np.zeros(len(at))
+    if scaling.width is not None:
+        slope = abs(scaling.excitation(seen)[at]) / (scaling.width[0] + scaling.width[1] / seen.d[at]) ** 2
     columns = scaling.factor(seen)[at], seen.value[at], seen.sigma[at] ** 2, slope, which
     return _Evidence(*columns, np.ones(len(own)), centric), own, epsilon
 
