@@ -57,7 +57,7 @@ MATHEMATICS = {
     "Posteriors": (
         "judge/posteriors: likelihoods",
         "judge/metrics: coverage",
-        "judge/posteriors: latents counts crystals crystal_densities crystal_sampling crystal_stills …",
+        "judge/posteriors: counts crystals crystal_densities crystal_sampling crystal_stills …",
     ),
     "Judgement": (
         "judge/metrics: peak_scores radial_profiles photons spots indexing merging diversity distribution encoder feature_distances judgement …",
