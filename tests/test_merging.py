@@ -95,6 +95,7 @@ def test_the_files_are_those_of_other_programs(folder):
     assert subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=folder / "merged").returncode == 0
     shells = pd.read_csv(folder / "merged" / "shells.csv", index_col="shell")
     assert len(shells) == 6 and (shells["cc_half_low"] <= shells["cc_half"]).all()
+    assert (shells["completeness"] <= 1).all()  # no shell holds more than is possible
 
 
 def test_nothing_is_written_over(folder, capsys):

@@ -101,14 +101,20 @@ def shell_table(
     """
     if len(merged.half) < 2:
         raise BadInput("one crystal has no halves to compare; expected two or more")
-    measured = _allowed(merged.table[merged.table["d"] >= (d_min or 0)], group)
+    unit = gemmi.UnitCell(*cell)
+
+    def own_d(table: pd.DataFrame) -> np.ndarray:
+        """d (m,) in this cell: crystals have their own, and a shell must hold no more than is possible."""
+        return unit.calculate_d_array(table[["h", "k", "l"]].to_numpy(np.int32))
+
+    measured = _allowed(merged.table, group)
+    measured = measured[own_d(measured) >= (d_min or 0)]
     if not len(measured):
         raise BadInput(f"no reflection was measured to {d_min:g} Å; expected a smaller d_min")
-    d_min = float(measured["d"].min()) if d_min is None else d_min
-    unit = gemmi.UnitCell(*cell)
+    d_min = float(own_d(measured).min()) if d_min is None else d_min
     every = gemmi.make_miller_array(unit, group, d_min * (1 - 1e-6))
     d_all = unit.calculate_d_array(every)
-    edges = shell_edges(d_min, max(float(d_all.max()), float(measured["d"].max())), shells)
+    edges = shell_edges(d_min, max(float(d_all.max()), float(own_d(measured).max())), shells)
     inner = edges[1:-1] ** -3.0
 
     def parts(d: np.ndarray) -> np.ndarray:
@@ -117,8 +123,9 @@ def shell_table(
     possible = np.bincount(parts(d_all), minlength=shells)
     drawn = []
     for table in [measured, *resampled(merged, draws, seed)]:
-        table = _allowed(table[table["d"] >= d_min * (1 - 1e-6)], group)
-        at = parts(table["d"])
+        table = _allowed(table, group)
+        table = table[own_d(table) >= d_min * (1 - 1e-6)]
+        at = parts(own_d(table))
         rows = [_row(table[at == i], int(possible[i])) for i in range(shells)]
         drawn.append([*rows, _row(table, int(possible.sum()))])
     out = []
