@@ -120,7 +120,7 @@ def page(found: dict[str, Any]) -> str:
         for windows in (1, 16):
             t = training(c, found, place, windows, decoders=1 if place == "core" else 8)
             for ranks_ in counts:
-                trainings.append([f"{ranks_} {name if ranks_ > 1 else name.removesuffix(chr(115))}, {windows} window{'s' if windows > 1 else ''} a frame", f"{t.steps(ranks_):,.0f}", f"{t.hours(ranks_):,.3g}", f"{t.efficiency(ranks_):.0%}", f"{size(t.read(ranks_))}/s"])  # fmt: skip
+                trainings.append([f"{ranks_} {name if ranks_ > 1 else name.removesuffix(chr(115))}, {windows} window{'s' if windows > 1 else ''} a frame", f"{t.steps(ranks_):,.0f}", f"{t.hours(ranks_):,.0f}" if t.hours(ranks_) >= 100 else f"{t.hours(ranks_):.3g}", f"{t.efficiency(ranks_):.0%}", f"{size(t.read(ranks_))}/s"])  # fmt: skip
     gpu, core = training(c, found, "gpu", 1, decoders=8), training(c, found, "core", 1)
     clocks = found["stream"]["512"]["clock"]
     fit = table(
