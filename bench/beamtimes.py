@@ -17,10 +17,11 @@ from statistics import median
 import numpy as np
 from harness import machine, make_parser, markdown, same_terms, write_results
 
+from xrddiff.physics.merging.forecast import TITLES
+
 FIRST = 0.1
 METHOD, ROUNDS = "partial", 6
 OTHERS = 10_000  # seeds from here on are those of the calibration
-NAMES = {"cc_half": "CC1/2", "completeness": "completeness", "i_over_sigma": "⟨I/σ⟩"}
 COMPLETE = (0.85, 0.985)  # what is asked for; beyond, a handful of reflections decides
 
 
@@ -128,7 +129,7 @@ def page(found: dict) -> str:
         "",
     ]
     cells = []
-    for name, label in (*NAMES.items(), ("", "all")):
+    for name, label in (*TITLES.items(), ("", "all")):
         own = [r for r in found["rows"] if name in ("", r["measure"])]
         held = sum(r["low"] <= r["truth"] <= r["high"] for r in own)
         errors = [abs(r["middle"] / r["truth"] - 1) for r in own]
@@ -187,7 +188,7 @@ def main() -> None:
         for r in rows[-3:] if seed % 20 == 0 else ():
             print(r, flush=True)
     if args.calibrate:
-        for name in NAMES:
+        for name in TITLES:
             own = [r for r in rows if r["measure"] == name]
             miss = np.log([r["middle"] / r["truth"] for r in own])
             ahead = np.log([r["truth"] / r["early"] for r in own])

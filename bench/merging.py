@@ -25,8 +25,8 @@ AMBIGUOUS = (
 )
 
 
-def true_intensities():
-    """|F|² of sim-422 in the asymmetric unit."""
+def true_intensities(name: str):
+    """The space group of a simulated crystal, and its |F|², `f2`, in the asymmetric unit."""
     import gemmi
     import pandas as pd
 
@@ -34,10 +34,10 @@ def true_intensities():
     from xrddiff.physics.simulation.crystal import reflections
     from xrddiff.physics.simulation.experiments import find_experiment
 
-    crystal = find_experiment("sim-422").sample.crystal
-    every = reflections(crystal, 2.0)
-    hkl = asymmetric_unit(every.hkl, gemmi.SpaceGroup(crystal.space_group)).hkl
-    return pd.DataFrame(hkl, columns=list("hkl")).assign(f2=every.f2).drop_duplicates(list("hkl"))
+    crystal = find_experiment(name).sample.crystal
+    group, every = gemmi.SpaceGroup(crystal.space_group), reflections(crystal, 2.0)
+    hkl = asymmetric_unit(every.hkl, group).hkl
+    return group, pd.DataFrame(hkl, columns=list("hkl")).assign(f2=every.f2).drop_duplicates(list("hkl"))
 
 
 def by_gemmi(path: Path, half) -> float:
@@ -62,18 +62,24 @@ def by_gemmi(path: Path, half) -> float:
     return sides[0].calculate_correlation(sides[1]).coefficient()
 
 
-def pull_of(table) -> float:
-    """The robust spread of (I - k exp(-B/2d²) F²)/σ: 1 if the sigmas are right."""
+def true_scale(value, sigma, f2, d):
+    """k exp(-B/2d²) F² (n,), on the scale and falloff of intensities (n,), which no measurement tells."""
     import numpy as np
     from scipy.optimize import least_squares
 
-    value, sigma, f2, x = (table[n].to_numpy(float) for n in ("intensity", "sigma", "f2", "d"))
+    def scaled(at):
+        return np.exp(at[0] + at[1] / d**2) * f2
+
     start = [np.log(value.mean() / f2.mean()), 0.0]
+    return scaled(least_squares(lambda at: (value - scaled(at)) / sigma, start, loss="soft_l1").x)
 
-    def off(at):
-        return (value - np.exp(at[0] + at[1] / x**2) * f2) / sigma
 
-    found = off(least_squares(off, start, loss="soft_l1").x)
+def pull_of(table) -> float:
+    """The robust spread of (I - k exp(-B/2d²) F²)/σ: 1 if the sigmas are right."""
+    import numpy as np
+
+    value, sigma, f2, d = (table[n].to_numpy(float) for n in ("intensity", "sigma", "f2", "d"))
+    found = (value - true_scale(value, sigma, f2, d)) / sigma
     return float(1.4826 * np.median(np.abs(found - np.median(found))))
 
 
@@ -240,7 +246,7 @@ def main() -> None:
     args = parser.parse_args()
 
     same_terms()
-    truth = true_intensities()
+    _, truth = true_intensities("sim-422")
     found = {
         "command": f"OMP_NUM_THREADS=1 python bench/merging.py --seeds {args.seeds} --frames {args.frames}",
         "where": machine("python", "one thread"), "seeds": args.seeds,

@@ -78,8 +78,7 @@ def main() -> None:
             for o in args.option
             if o.startswith(f"{method}.")
         }
-        same = lambda r: (r["method"], r["options"]) == (method, options) and r["set"] in args.sets  # noqa: B023, E731
-        rows = [r for r in rows if not same(r)]
+        rows = [r for r in rows if (r["method"], r["options"]) != (method, options) or r["set"] not in args.sets]
         for where in args.sets:
             words = dict(frames=path, draws=args.draws, method=method, options=options)
             job = open_posterior(run, WORDS, **words, hold_out=0.1)

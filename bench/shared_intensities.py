@@ -14,25 +14,11 @@ from pathlib import Path
 from statistics import median
 
 from harness import HELP, machine, make_parser, markdown, same_terms, write_results
+from merging import spread, true_intensities, true_scale
 
 COUNTS = (24, 48, 96, 192, 288)
 SETS = ("sim-422", "sim128")
 METHODS = ("mean", "partial", "posterior")
-
-
-def true_intensities(name: str):
-    """The space group of a simulated crystal, and its |F|² in the asymmetric unit."""
-    import gemmi
-    import pandas as pd
-
-    from xrddiff.physics.merging.symmetry import asymmetric_unit
-    from xrddiff.physics.simulation.crystal import reflections
-    from xrddiff.physics.simulation.experiments import find_experiment
-
-    crystal = find_experiment(name).sample.crystal
-    group, every = gemmi.SpaceGroup(crystal.space_group), reflections(crystal, 2.0)
-    hkl = asymmetric_unit(every.hkl, group).hkl
-    return group, pd.DataFrame(hkl, columns=list("hkl")).assign(true=every.f2).drop_duplicates(list("hkl"))
 
 
 def observations(name: str, seed: int, frames: int, folder: str | None):
@@ -52,20 +38,6 @@ def observations(name: str, seed: int, frames: int, folder: str | None):
     return table
 
 
-def true_scale(table):
-    """The truth (n,) on the scale and falloff of posteriors, which no measurement tells."""
-    import numpy as np
-    from scipy.optimize import least_squares
-
-    f2, sigma, true, d = (table[n].to_numpy(float) for n in ("f2", "sigma_f2", "true", "d"))
-
-    def off(at):
-        return (f2 - np.exp(at[0] + at[1] / d**2) * true) / sigma
-
-    at = least_squares(off, [np.log(f2.sum() / true.sum()), 0.0], loss="soft_l1").x
-    return np.exp(at[0] + at[1] / d**2) * true
-
-
 def measure(name: str, seed: int, frames: int, folder: str | None) -> list[dict]:
     """Rows of one seed: all methods at each number of frames."""
     import numpy as np
@@ -81,8 +53,8 @@ def measure(name: str, seed: int, frames: int, folder: str | None) -> list[dict]
         start = time.process_time()
         shared = shared_intensities(partial.seen, partial.scaling, group, seed=seed)
         seconds = time.process_time() - start
-        known = shared.table.merge(truth, on=list("hkl"))
-        scaled = true_scale(known)
+        known = shared.table.merge(truth.rename(columns={"f2": "true"}), on=list("hkl"))
+        scaled = true_scale(*(known[n].to_numpy(float) for n in ("f2", "sigma_f2", "true", "d")))
         inside = (known["low"] <= scaled) & (scaled <= known["high"])
         quarter, seldom = pd.qcut(scaled, 4, labels=False), known["observations"] <= 2
         both = known
@@ -100,12 +72,6 @@ def measure(name: str, seed: int, frames: int, folder: str | None) -> list[dict]
         rows.append(row)
         print(row, flush=True)
     return rows
-
-
-def spread(values: list[float], form: str) -> str:
-    """The median, and the range if there are several."""
-    text = f"{median(values):{form}}"
-    return text if len(values) < 2 else f"{text} ({min(values):{form}}–{max(values):{form}})"
 
 
 def page(found: dict) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xrddiff.config.words.vocabulary import Config
 
 # %% auto #0
-__all__ = ['NoDenoiser', 'training_frames', 'open_autoencoder_alone']
+__all__ = ['ENCODED', 'NoDenoiser', 'training_frames', 'open_autoencoder_alone']
 
 # %% ../../../nbs/judge/inference/autoencoder_alone.ipynb #beb6617d
 class NoDenoiser(nn.Module):
@@ -41,23 +41,24 @@ def training_frames(cfg: Config, state: dict[str, Any]) -> Prepared:
     return prepare_words(plain, transform_from_state(state["transform"]))
 
 
+ENCODED = 256  # frames from which the normalisation of the latent is computed
+
+
 def open_autoencoder_alone(
     run: str | Path,
     prepared: Prepared,
     *,
-    limit: int = 256,
     ema: bool = True,
     device: torch.device | str = "cpu",
 ) -> Generator:
     """The model of a run of `vae_kl` or `vq`, which draws nothing.
 
-    prepared: its training frames. limit: number of frames from which the normalisation of the
-        latent is computed.
+    prepared: its training frames.
     ema: prefer the averaged weights. device: where the autoencoder is loaded.
     Raises `BadInput` if the run holds no autoencoder, or its transform has no inverse.
     """
     run, checkpoint = Path(run), load_checkpoint(run)
-    space = open_encoded(prepared, run, limit=limit, ema=ema, device=device).space
+    space = open_encoded(prepared, run, limit=ENCODED, ema=ema, device=device).space
     size = [-(-n // space.downsampling) * space.downsampling for n in prepared.frames["intensity"].shape[1:]]
     about = {"checkpoint": checkpoint.sha256, "run": run.name, "step": checkpoint.step}
     template = template_frames(prepared.frames)

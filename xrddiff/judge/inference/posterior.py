@@ -182,9 +182,9 @@ class PosteriorJob:
     frames: xr.Dataset
     draws: int
     method: str
+    sampler: Sampler
     options: dict[str, Any] = field(default_factory=dict)
     hold_out: float = 0.0
-    sampler: Sampler | None = None
     guide: Guide | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -627,6 +627,6 @@ def open_posterior(
     )
     about |= {"sampler": json.dumps(asdict(sampler))}
     about |= {"guidance": json.dumps(guide.state())} if guide else {}
-    job = PosteriorJob(run, generator, cfg, fitted, draws, method, chosen, hold_out, sampler, guide, about)
+    job = PosteriorJob(run, generator, cfg, fitted, draws, method, sampler, chosen, hold_out, guide, about)
     assert job.likelihood and job.held_out is not None  # computed here, because they refuse what cannot be
     return job

@@ -13,15 +13,12 @@ import pandas as pd
 from ..inference.merges import MergeResult
 from .plots import LINES, SMALL, TINY, Picture
 from .report import Report
-from ...physics.merging.forecast import Forecast
+from ...physics.merging.forecast import TITLES, Forecast
 
 # %% auto #0
 __all__ = ['show_shells', 'show_forecasts', 'printed_shells', 'merging_report']
 
 # %% ../../../nbs/judge/views/merging.ipynb #87228ad0
-_SHOWN = (("cc_half", "CC1/2"), ("completeness", "completeness"), ("i_over_sigma", "⟨I/σ⟩"))
-
-
 def show_shells(shells: pd.DataFrame) -> Picture:
     """CC1/2 with CC*, completeness and ⟨I/σ⟩ over resolution; bands: intervals of 90%.
 
@@ -30,7 +27,7 @@ def show_shells(shells: pd.DataFrame) -> Picture:
     rows = shells.drop(index="all")
     s3 = (rows["d_max"] ** -3.0 + rows["d_min"] ** -3.0) / 2  # shells of equal volume are evenly spaced in 1/d³
     figure = Picture(8.4, 2.4)
-    for ax, (name, title) in zip(figure.subplots(1, 3), _SHOWN, strict=True):
+    for ax, (name, title) in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
         ax.fill_between(s3, rows[f"{name}_low"], rows[f"{name}_high"], color=LINES[1], alpha=0.25, lw=0)
         ax.plot(s3, rows[name], "o-", color=LINES[1], ms=3, lw=1.3, label=title)
         if name == "cc_half":
@@ -66,7 +63,7 @@ def show_forecasts(forecasts: Mapping[str, Forecast], enough: Mapping[str, float
         top = 1.03 if name != "i_over_sigma" else 1.05 * max(float(high.max()), target)
         ax.set_ylim(min(0.9 * found.now, float(low.min())), top)
         ax.set_xlabel("frames", fontsize=SMALL)
-        ax.set_title({key: title for key, title in _SHOWN}[name], fontsize=SMALL)
+        ax.set_title(TITLES[name], fontsize=SMALL)
         ax.tick_params(labelsize=SMALL)
         ax.spines[["top", "right"]].set_visible(False)
     return figure

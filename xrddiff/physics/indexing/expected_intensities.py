@@ -32,6 +32,7 @@ from .known_lattices import crystals_of, expected_spots, need_lattices
 from .rays import miller_sphere
 from .reflections import integrated_reflections
 from ..merging.merged import merge_reflections
+from ..merging.symmetry import point_rotations
 from ..merging.scaling import WIDTHS
 from ..merging.statistics import wilson_table
 from ..simulation.crystal import small_structure_factors
@@ -106,8 +107,8 @@ class CrystalIntensities:
 
 def _equivalents(hkl: np.ndarray, group: gemmi.SpaceGroup) -> Iterable[np.ndarray]:
     """The reflections (N, 3) that symmetry makes equal to `hkl`, and their Friedel mates."""
-    for op in group.operations().derive_symmorphic().sym_ops:
-        turned = hkl @ (np.array(op.rot) // gemmi.Op.DEN)
+    for rotation in point_rotations(group):
+        turned = hkl @ rotation
         yield turned
         yield -turned
 

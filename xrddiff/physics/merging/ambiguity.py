@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from .observations import group_crystals, isym_of
-from .symmetry import AsuIndices, asymmetric_unit, original_indices
+from .symmetry import AsuIndices, asymmetric_unit, original_indices, point_rotations
 
 # %% auto #0
 __all__ = ['CORE', 'FEWEST_SHARED', 'IndexedAlike', 'resolve_ambiguity', 'made_up_stills', 'same_way']
@@ -185,7 +185,7 @@ def made_up_stills(
     rng, unit = np.random.default_rng(seed), gemmi.UnitCell(*cell)
     unique = gemmi.make_miller_array(unit, group, d_min)
     intensity = dict(zip(map(tuple, unique.tolist()), rng.exponential(200, len(unique)), strict=True))
-    turns = [np.array(op.rot) // gemmi.Op.DEN for op in group.operations().sym_ops]
+    turns = point_rotations(group)
     rows, way = [], rng.integers(0, len(laws) + 1, n)
     for frame in range(n):
         hkl = unique[rng.permutation(len(unique))[:each]] @ turns[rng.integers(len(turns))] * rng.choice([-1, 1])

@@ -16,12 +16,13 @@ import scipy
 from ...core.errors import BadInput
 from ...core.seeds import numpy_rng
 from .merged import Merged
+from .symmetry import point_rotations
 
 # %% auto #0
-__all__ = ['GROUPS', 'SPLITS', 'MEASURES', 'SHAPES', 'REACH', 'SIMULATIONS', 'KAPPA', 'DRAWS', 'LONGER', 'DISCREPANCY', 'TAILS',
-           'FEWEST_CRYSTALS', 'FORMS', 'Shares', 'crystal_shares', 'mean_cc_half', 'mean_i_over_sigma', 'Possible',
-           'possible_reflections', 'Rates', 'fit_rates', 'more_of_it', 'Forecast', 'crystals_per_frame', 'forecast',
-           'Beamtime', 'made_up_beamtime']
+__all__ = ['GROUPS', 'SPLITS', 'TITLES', 'MEASURES', 'SHAPES', 'REACH', 'SIMULATIONS', 'KAPPA', 'DRAWS', 'LONGER', 'DISCREPANCY',
+           'TAILS', 'FEWEST_CRYSTALS', 'FORMS', 'Shares', 'crystal_shares', 'mean_cc_half', 'mean_i_over_sigma',
+           'Possible', 'possible_reflections', 'Rates', 'fit_rates', 'more_of_it', 'Forecast', 'crystals_per_frame',
+           'forecast', 'Beamtime', 'made_up_beamtime']
 
 # %% ../../../nbs/physics/merging/forecast.ipynb #af688541
 GROUPS = 16
@@ -71,7 +72,8 @@ def mean_i_over_sigma(shares: Shares) -> float:
     return float((value[seen] / np.sqrt(weight[seen])).mean()) if seen.any() else np.nan
 
 # %% ../../../nbs/physics/merging/forecast.ipynb #c7d165ec
-MEASURES = ("cc_half", "completeness", "i_over_sigma")
+TITLES = {"cc_half": "CC1/2", "completeness": "completeness", "i_over_sigma": "⟨I/σ⟩"}
+MEASURES = tuple(TITLES)
 SHAPES = np.geomspace(0.3, 100, 40)
 REACH = np.geomspace(1, 1000, 100)  # r: how many times as many crystals are looked at
 SIMULATIONS = 4
@@ -114,12 +116,12 @@ class Possible:
 
 def possible_reflections(cell: Sequence[float], group: gemmi.SpaceGroup, d_min: float, shells: int = 8) -> Possible:
     """The unique reflections of a cell (Å, degrees) to `d_min` (Å), in shells of equal numbers."""
-    unit, operations = gemmi.UnitCell(*cell), group.operations()
+    unit = gemmi.UnitCell(*cell)
     hkl = gemmi.make_miller_array(unit, group, d_min).astype(np.int64)
     if len(hkl) < 3:
         raise BadInput(f"the cell has {len(hkl)} reflections to {d_min:g} Å; expected a smaller d_min")
     d = unit.calculate_d_array(hkl.astype(np.int32))
-    turns = [np.array(op.rot) // gemmi.Op.DEN for op in operations.derive_symmorphic().sym_ops]
+    turns = point_rotations(group)
     every = np.concatenate([s * np.stack([hkl @ t for t in turns], 1) for s in (1, -1)], 1)
     code = np.sort(every @ np.array([1 << 40, 1 << 20, 1]), axis=1)
     mates = 1 + (np.diff(code, axis=1) != 0).sum(1)
@@ -308,13 +310,10 @@ def forecast(
     shares = crystal_shares(merged, keep, np.ones(F), rng)
     drawn = [crystal_shares(merged, keep, np.bincount(rng.integers(F, size=F), minlength=F), rng) for _ in range(draws)]
 
-    def counts(own: Shares) -> np.ndarray:
-        return np.bincount(place[keep], own.count.sum(0), len(possible.d))
-
     def by_place(values: np.ndarray) -> np.ndarray:
         return np.bincount(place[keep], values.sum(0), len(possible.d))
 
-    rates = fit_rates(counts(shares), possible)
+    rates = fit_rates(by_place(shares.count), possible)
     now = {
         "completeness": float((rates.counts > 0).mean()),
         "cc_half": mean_cc_half(shares, rng, 8 * SPLITS),
@@ -326,7 +325,7 @@ def forecast(
     over_sigma, ratio = np.mean([more_of_it(rates, *sums, possible, rng) for _ in range(SIMULATIONS)], axis=0)
     excess = np.exp(_straight(now["cc_half"])) / ratio[0] - 1
     ratio = ratio * (1 + excess / REACH)
-    left = np.array([1 - fit_rates(counts(s), possible).completeness(REACH) for s in drawn])
+    left = np.array([1 - fit_rates(by_place(s.count), possible).completeness(REACH) for s in drawn])
     mine, left = 1 - rates.completeness(REACH), np.log(np.maximum(left, 1e-12))
     values = {
         "completeness": 1 - np.minimum(1, (1 - now["completeness"]) / mine[0] * mine * np.exp(left - left.mean(0))),
@@ -384,7 +383,7 @@ def made_up_beamtime(seed: int, crystals: int = 400) -> Beamtime:
     width, cut = np.exp(rng.uniform(np.log(1.5e-4), np.log(1.2e-3))), rng.uniform(1.0, 2.0)
     model, wrong, spread = rng.uniform(0.05, 0.5), rng.uniform(0, 0.05), rng.uniform(0.2, 0.9)
     hits, k = rng.uniform(0.05, 0.8), 1 / rng.uniform(1.0, 1.6)
-    turns = [np.array(op.rot) // gemmi.Op.DEN for op in group.operations().derive_symmorphic().sym_ops]
+    turns = point_rotations(group)
     every = np.concatenate([s * possible.hkl @ t for t in turns for s in (1, -1)])
     which, isym = (
         np.tile(np.arange(len(truth)), 2 * len(turns)),

@@ -15,7 +15,8 @@ import numpy as np
 from ...core.errors import BadInput
 
 # %% auto #0
-__all__ = ['space_group', 'AsuIndices', 'asymmetric_unit', 'original_indices', 'Axes', 'fit_axes', 'twin_laws', 'ambiguous']
+__all__ = ['space_group', 'AsuIndices', 'asymmetric_unit', 'original_indices', 'Axes', 'fit_axes', 'point_rotations', 'twin_laws',
+           'ambiguous']
 
 # %% ../../../nbs/physics/merging/symmetry.ipynb #bb3e6dc4
 def space_group(name: str) -> gemmi.SpaceGroup:
@@ -114,6 +115,11 @@ def _sign(order: Sequence[int]) -> int:
     return round(float(np.linalg.det(np.eye(3)[list(order)])))
 
 # %% ../../../nbs/physics/merging/symmetry.ipynb #edc76f53
+def point_rotations(group: gemmi.SpaceGroup) -> list[np.ndarray]:
+    """The rotations (3, 3) of a group on Miller indices, h' = h @ rotation, which are equivalent but for Friedel mates."""
+    return [np.array(op.rot) // gemmi.Op.DEN for op in group.operations().sym_ops]
+
+
 def twin_laws(cell: Sequence[float], group: gemmi.SpaceGroup, tolerance: float = 0.5) -> list[np.ndarray]:
     """Operations (3, 3) on Miller indices, h' = h @ law, that keep the lattice to within `tolerance` degrees and not the crystal."""
     laws = gemmi.find_twin_laws(gemmi.UnitCell(*cell), group, tolerance, False)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,21 +21,17 @@ from ...judge.inference.merges import Gathered, MergePlan, MergeResult, merge_ga
 from ...judge.views.merging import show_forecasts, show_shells
 from ...physics.indexing.cells import Cell, read_cell
 from ...physics.merging.drift import Drift, find_drifts
-from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, Forecast, forecast
+from ...physics.merging.forecast import FEWEST_CRYSTALS, MEASURES, TITLES, Forecast, forecast
 from ...physics.merging.symmetry import fit_axes, space_group
 from ..execution.merging import save_merged
 from .answering import BASIS
 
-if TYPE_CHECKING:
-    pass
-
 # %% auto #0
-__all__ = ['ENOUGH', 'NAMES', 'GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'MergeStanding', 'RunningMerge',
-           'enough_lines', 'enough_pictures', 'save_running']
+__all__ = ['ENOUGH', 'GROWTH', 'DRAWS', 'MERGED', 'read_enough', 'MergeWish', 'MergeStanding', 'RunningMerge', 'enough_lines',
+           'enough_pictures', 'save_running']
 
 # %% ../../../nbs/run/streaming/enough.ipynb #b4fe5963
 ENOUGH = "cc_half=0.95,completeness=0.95"
-NAMES = {"cc_half": "CC1/2", "completeness": "completeness", "i_over_sigma": "⟨I/σ⟩"}
 
 
 def read_enough(text: str) -> dict[str, float]:
@@ -189,11 +185,11 @@ def enough_lines(running: RunningMerge) -> list[str]:
         for name, target in running.wish.enough.items():
             if (found := now.forecasts.get(name)) is None:
                 out.append(
-                    f"{NAMES[name]} {_value(name, now.found.summary[name])}; how many frames it needs is said from {FEWEST_CRYSTALS} crystals on."
+                    f"{TITLES[name]} {_value(name, now.found.summary[name])}; how many frames it needs is said from {FEWEST_CRYSTALS} crystals on."
                 )
                 continue
             low, middle, high = found.frames_to(target)
-            here = f"{NAMES[name]} is {_value(name, found.now)}"
+            here = f"{TITLES[name]} is {_value(name, found.now)}"
             here = here[0].upper() + here[1:]
             if found.now >= target:
                 out.append(f"{here}: {_value(name, target)} is reached.")

@@ -18,7 +18,7 @@ from ...core.files import writing
 from ...core.mediums import plain_text
 from ...data.formats.store import save_frames
 from ...data.frames.geometry import frame_geometry
-from ...physics.indexing.cells import Cell
+from ...physics.indexing.cells import Cell, basis_parameters
 from ...physics.indexing.rays import as_panels
 from ...physics.indexing.stream import chunk_head, crystal_lines, panel_names, stream_head
 from ...physics.merging.symmetry import AsuIndices, original_indices, space_group
@@ -50,17 +50,14 @@ def crystal_blocks(reflections: pd.DataFrame, cell: Cell, group: str, names: lis
             AsuIndices(own[["h", "k", "l"]].to_numpy(np.int64), own["isym"].to_numpy(np.int64)), found
         )
         stars = np.linalg.lstsq(hkl, own[["gx", "gy", "gz"]].to_numpy(float), rcond=None)[0].T
-        a, b, c = np.linalg.inv(stars)
         if not np.isfinite(stars).all() or np.linalg.matrix_rank(hkl) < 3:
             continue
-        sides = [float(np.linalg.norm(v)) for v in (a, b, c)]
-        pairs = ((b, c), (a, c), (a, b))
-        angles = [float(np.degrees(np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v)))) for u, v in pairs]
+        parameters = basis_parameters(np.linalg.inv(stars))
         table = own.assign(
             h=hkl[:, 0], k=hkl[:, 1], l=hkl[:, 2], ss=own["ss"] + own["panel"] * rows, panel=own["panel"].astype(int)
         )
         radius = float(np.sqrt((own["excitation"] ** 2).mean()))
-        yield from crystal_lines(Cell((*sides, *angles), cell.centring), stars, table, names, radius=radius)
+        yield from crystal_lines(Cell(parameters, cell.centring), stars, table, names, radius=radius)
 
 # %% ../../../nbs/run/streaming/saved_hits.ipynb #bb8d62b2
 class HitSaver:
