@@ -9,6 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import gemmi
@@ -187,10 +188,11 @@ def decoded(variable: xr.DataArray | xr.Variable) -> np.ndarray:
 # %% ../../../nbs/data/frames/labels.ipynb #b1000002
 _REMEMBERED: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
 _MOST, _PIXELS = 16, 1 << 27  # sets; pixels of a set, beyond which it is not read once more for its digest
+_AT_ONCE = 1 << 20  # pixels
 
 
 def _frames_digest(frames: xr.Dataset) -> bytes:
-    """Of all that a label can be measured from, read frame by frame."""
+    """Of all that a label can be measured from, some frames at a time."""
 
     def told(attrs: Mapping[Any, Any]) -> list[str]:  # whole arrays, which `repr` would shorten
         return sorted(f"{k}={v.tolist() if isinstance(v, np.ndarray) else v!r}" for k, v in attrs.items())
@@ -203,19 +205,19 @@ def _frames_digest(frames: xr.Dataset) -> bytes:
             h.update(
                 repr(v.values.tolist()).encode() if v.dtype.kind == "O" else np.ascontiguousarray(v.values).tobytes()
             )
-    each = "mask" in frames and "frame" in frames["mask"].dims
-    for i in range(frame_count(frames)):
-        h.update(np.ascontiguousarray(frame_image(frames, i)).tobytes())
-        if each or not i:
-            h.update(np.packbits(frame_mask(frames, i)).tobytes())
+    large = [frames[name] for name in ("intensity", "mask") if name in frames]
+    for values in large:
+        some = max(1, _AT_ONCE // max(values[:1].size, 1)) if "frame" in values.dims else len(values)
+        for i in range(0, len(values), some):
+            h.update(np.ascontiguousarray(values[i : i + some].values))
     return h.digest()
 
 
-def _measured(frames: xr.Dataset, name: str) -> np.ndarray:
+def _measured(frames: xr.Dataset, name: str, digest: Callable[[], bytes] | None = None) -> np.ndarray:
     """The label as it is read from the frames, or as this process has read it from the same ones before."""
     if not LABELS[name].measured or frames["intensity"].size > _PIXELS:
         return LABELS[name].read(frames)
-    key = name, _frames_digest(frames)
+    key = name, digest() if digest else _frames_digest(frames)
     if key not in _REMEMBERED:
         _REMEMBERED[key] = LABELS[name].read(frames)
         while len(_REMEMBERED) > _MOST:
@@ -225,19 +227,20 @@ def _measured(frames: xr.Dataset, name: str) -> np.ndarray:
 
 # %% ../../../nbs/data/frames/labels.ipynb #238471e5
 def read_label(
-    frames: xr.Dataset, name: str, classes: Sequence[str] | None = None
+    frames: xr.Dataset, name: str, classes: Sequence[str] | None = None, digest: Callable[[], bytes] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """The label `name` of each frame: (classes int64, −1 unknown, their names), or (numbers
     float32, NaN unknown, None).
 
     A variable of that name in the frames is taken as it is.
     classes: class names that are already known, see `encode`.
+    digest: of the frames, for who reads several labels of them.
     """
     label = LABELS.get(name)
     if label is None and name not in label_names(frames):
         known = [*label_names(frames), *LABELS]
         raise BadInput(f"there is no label {name!r}{nearest(str(name), known)}")
-    values = decoded(frames[name]) if name in frames.variables else _measured(frames, name)
+    values = decoded(frames[name]) if name in frames.variables else _measured(frames, name, digest)
     if label is None:
         return encode(values, classes)
     if label.classes is None:
@@ -265,9 +268,9 @@ def with_labels(
 
     classes: by label, names that are known already.
     """
-    out = frames.copy()
+    out, digest = frames.copy(), cache(partial(_frames_digest, frames))
     for name in names:
-        values, known = read_label(frames, name, (classes or {}).get(name))
+        values, known = read_label(frames, name, (classes or {}).get(name), digest)
         about: dict[str, Any] = {"units": LABELS[name].units} if name in LABELS else {}
         if known is not None:
             meanings = " ".join(c.replace(" ", "_") for c in known)

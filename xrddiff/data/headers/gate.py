@@ -471,13 +471,16 @@ def check_stored(data: h5py.Dataset, most: int, where: str) -> None:
         raise BadInput(f"{where} has a chunk that takes more than twice its {most} bytes in the file: it is damaged")
 
 # %% ../../../nbs/data/headers/gate.ipynb #b3f478ad
-def check_chunks(data: h5py.Dataset, where: str, key: tuple = (), known: set | None = None) -> None:
+def check_chunks(
+    data: h5py.Dataset, where: str, key: tuple = (), known: set | None = None, packing: Packing | None = None
+) -> None:
     """Raise `BadInput` if one of the chunks that `data[key]` reads unpacks to more than a chunk.
 
     - `key`: slices and integers.
     - `known`: chunks that were looked at before; those looked at now are added.
+    - `packing`: of the data set, where it is known already.
     """
-    packing = packing_of(data, where)
+    packing = packing or packing_of(data, where)
     if packing is None:
         return
     check_stored(data, packing.most, where)

@@ -36,6 +36,7 @@ from xrddiff.data.headers.gate import (
     leads_outside,
     linked_file,
     open_hdf5,
+    Packing,
     packing_of,
 )
 from ..remote.remote_folder import RemoteFolder
@@ -192,21 +193,26 @@ class HDF5Rows(Rows):
         with as_bad_input(f"frames {a} to {b - 1} of {self.where} cannot be read"):
             out = self._gzip(data, a, b) if whole and not self.single else None
             if out is None:
-                if not self.virtual:
-                    check_chunks(data, f"frames {a} to {b - 1} of {self.where}", key, self._looked)
+                if (packing := self._how_packed(data)) is not None:
+                    check_chunks(data, f"frames {a} to {b - 1} of {self.where}", key, self._looked, packing)
                 out = data[key]
         out = out[None] if self.single else out
         return out if forward else out[(slice(None), *rest)]
 
+    def _how_packed(self, data: h5py.Dataset) -> Packing | None:
+        """The packing of the chunks, asked for once: a small frame is read sooner than that."""
+        if self._packing is None:
+            self._packing = (None if self.virtual else packing_of(data, self.where),)
+        return self._packing[0]
+
     def _gzip(self, data: h5py.Dataset, a: int, b: int) -> np.ndarray | None:
         """Frames whose chunks are packed with gzip; None if HDF5 has to read them."""
-        if self._packing is None:
-            self._packing = (packing_of(data, self.where),)
-        if self._packing[0] is None or self._packing[0].kind != "gzip":
+        packing = self._how_packed(data)
+        if packing is None or packing.kind != "gzip":
             return None
         out = np.empty((b - a, *self.shape[1:]), data.dtype)
         for i in range(a, b):
-            if (frame := gzip_frame(data, self._packing[0], i)) is None:
+            if (frame := gzip_frame(data, packing, i)) is None:
                 return None
             out[i - a] = frame
         return out
