@@ -57,11 +57,15 @@ def show_forecasts(forecasts: Mapping[str, Forecast], enough: Mapping[str, float
         ax.plot([found.frames], [found.now], "o", color=LINES[1], ms=4)
         ax.axhline(target, color=LINES[2], lw=1, ls="--")
         ax.set_xscale("log")
-        ticks = [t for k in range(8) for t in (10**k, 2 * 10**k, 5 * 10**k) if frames[0] <= t <= frames[-1]]
-        ax.set_xticks(ticks, [f"{t:g}" if t < 1e4 else f"{t // 1000:g}k" for t in ticks])
+        round_ = [
+            f * 10**k for k in range(8) for f in ((1, 2, 5) if frames[-1] > 10 * frames[0] else (1, 1.5, 2, 3, 4, 6))
+        ]
+        ticks = [t for t in round_ if frames[0] <= t <= frames[-1]]
+        ax.set_xticks(ticks, [f"{t:g}" if t < 1e4 else f"{t / 1000:g}k" for t in ticks])
         ax.xaxis.minorticks_off()
-        top = 1.03 if name != "i_over_sigma" else 1.05 * max(float(high.max()), target)
-        ax.set_ylim(min(0.9 * found.now, float(low.min())), top)
+        bottom = min(0.98 * target, 0.98 * found.now, float(low.min()))
+        top = 1 + 0.05 * (1 - bottom) if name != "i_over_sigma" else 1.05 * max(float(high.max()), target)
+        ax.set_ylim(bottom, top)
         ax.set_xlabel("frames", fontsize=SMALL)
         ax.set_title(TITLES[name], fontsize=SMALL)
         ax.tick_params(labelsize=SMALL)
