@@ -13,6 +13,7 @@ from xrddiff.app.cli.main import main
 from xrddiff.core.errors import BadInput
 from xrddiff.data.formats.store import save_frames
 from xrddiff.judge.inference.merges import MergePlan, merge_data
+from xrddiff.physics.indexing.expected_intensities import merged_intensities
 from xrddiff.physics.indexing.indexer import index_frames
 from xrddiff.physics.indexing.reflections import reflection_table
 from xrddiff.physics.indexing.series import index_series
@@ -51,6 +52,12 @@ def folder(tmp_path_factory, stills):
     write_stream(place / "shots.stream", stills, index_series(stills, lattices=1, controls=30), "shots.h5")
     assert main(["merge", str(place / "shots.h5"), "-o", str(place / "merged"), "--draws", "10", "--shells", "5"]) == 0
     return place
+
+
+def test_expected_intensities_have_the_centring_of_the_frames(stills):
+    merged = merged_intensities(stills.assign_attrs(space_group="C 2 2 21"), limit=6)
+    assert merged.cell.centring == "C"
+    assert not (merged.hkl[:, 0] + merged.hkl[:, 1] & 1).any()
 
 
 def test_partialities_come_nearer_to_the_truth_than_means(table, truth):

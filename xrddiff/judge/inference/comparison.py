@@ -36,7 +36,7 @@ from ..metrics.set_summaries import Ruler, SetSummary
 from ...learn.loading.catalog import load
 from ...physics.indexing.cells import read_cell
 from ...physics.indexing.chance import Chance
-from ...physics.indexing.indexer import Indexer, index_frames, make_indexer
+from ...physics.indexing.indexer import Indexer, cell_of_frames, index_frames, make_indexer
 from ...physics.indexing.reflections import reflection_table
 from ...physics.merging.symmetry import ambiguous, space_group
 
@@ -202,7 +202,7 @@ class SetComparison:
     def _cell(self, name: str) -> Any:
         """The cell of the plan, of the reference or of the set; None if none is known."""
         first = self.sets.get("reference", self.sets["frames"])
-        return self.plan.cell or first.attrs.get("unit_cell") or self.sets[name].attrs.get("unit_cell")
+        return self.plan.cell or cell_of_frames(first) or cell_of_frames(self.sets[name])
 
     def _share(self, name: str) -> SharedIndexer | None:
         """The indexer of a set, learnt from 200 of its frames."""

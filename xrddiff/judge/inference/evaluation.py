@@ -44,6 +44,7 @@ from ..metrics.set_summaries import Ruler, SetSummary
 from ...learn.loading.datasets import Prepared, frame_groups, open_data, prepare_frames, prepare_words
 from ...learn.recipes.latents import open_autoencoder
 from ...learn.training.checkpoints import load_checkpoint
+from ...physics.indexing.indexer import cell_of_frames
 from ...physics.indexing.known_lattices import says_crystals
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class SampleEvaluation:
         self.numbers = judged_rows(self.like.among(self.prepared.train), self.judged)
         known = "gain" in self.prepared.frames["intensity"].attrs
         self.draw = i.seed if self.generator.expected and known else None
-        self.cell = i.cell or self.prepared.frames.attrs.get("unit_cell")
+        self.cell = i.cell or cell_of_frames(self.prepared.frames)
         given = i.cell is not None
         self._lattices = SetLattices(self.cell, i.index_frames, i.seed, self._as_detected, given)
 

@@ -47,7 +47,7 @@ from xrddiff.physics.indexing.expected_intensities import (
     reflection_width,
     says_intensities,
 )
-from ...physics.indexing.indexer import INDEXED, Indexer, Lattice, make_indexer
+from ...physics.indexing.indexer import INDEXED, Indexer, Lattice, cell_of_frames, make_indexer
 from ...physics.indexing.integration import integrate_frame
 from ...physics.indexing.rays import as_panels, miller_sphere
 from ...physics.indexing.refinement import Refined, Restraints, refine_lattice
@@ -215,12 +215,11 @@ def open_still(
     if frame != int(frame) or not 0 <= frame < count:
         raise BadInput(f"there is no frame {frame}; expected a number from 0 to {count - 1}")
     panels = as_panels(geometry_of(frames, frame))
-    source = frames.attrs.get("unit_cell") if cell is None else cell
-    if source is None:
+    cell = cell_of_frames(frames) if cell is None else read_cell(cell)
+    if cell is None:
         raise BadInput(
             "the frames do not give the cell of their crystals; expected one: a,b,c,α,β,γ, or a CIF or PDB file"
         )
-    cell = read_cell(source)
 
     def index() -> tuple[Lattice, pd.DataFrame, Refined]:
         lattice, peaks = _lattice(frames, int(frame), cell, settings)

@@ -28,6 +28,7 @@ from ...core.seeds import numpy_rng
 from ...data.frames.geometry import frame_geometry
 from ...data.frames.selection import evenly_spaced, select_frames
 from .cells import Cell
+from .indexer import cell_of_frames
 from .known_lattices import crystals_of, expected_spots, need_lattices
 from .rays import miller_sphere
 from .reflections import integrated_reflections
@@ -144,10 +145,10 @@ def _alike(ds: xr.Dataset, frames: Iterable[int] | None, limit: int) -> _Alike:
     hits = [i for i, crystals in own.items() if crystals]
     if not hits:
         raise BadInput("no frame has a crystal; expected some whose intensities can be merged")
-    cell = Cell(tuple(ds.attrs.get("unit_cell", own[hits[0]][0][0])))
+    cell = cell_of_frames(ds) or Cell(tuple(own[hits[0]][0][0]))
     alike = [i for i in hits if cell.like(own[i][0][0])]
     rows = map(int, evenly_spaced(np.array(alike), limit))
-    crystals = {i: (Cell(tuple(own[i][0][0])), own[i][0][1]) for i in rows}
+    crystals = {i: (Cell(tuple(own[i][0][0]), cell.centring), own[i][0][1]) for i in rows}
     return _Alike(cell, str(ds.attrs.get("space_group", "P 1")), crystals)
 
 

@@ -22,7 +22,7 @@ from ...data.frames.labels import with_labels
 from ...data.frames.rows import lazy_frames
 from ..indexing.cells import read_cell
 from ..indexing.expected_intensities import CrystalIntensities
-from ..indexing.indexer import FEWEST_PEAKS
+from ..indexing.indexer import FEWEST_PEAKS, cell_of_frames
 from ..indexing.integration import integrate_spots
 from ..indexing.series import index_series
 from ..simulation.crystal import random_rotation
@@ -300,7 +300,7 @@ def learn_twin(
         raise BadInput(
             f"the frames are of detectors at {1e3 * far.min():.1f} to {1e3 * far.max():.1f} mm; expected one detector position"
         )
-    cell = cell if cell is not None else known.cell if known else frames.attrs.get("unit_cell")
+    cell = cell if cell is not None else known.cell if known else cell_of_frames(frames)
     if cell is None:
         raise BadInput(
             "a twin needs the cell of its crystals; expected cell=, intensities of a file, or frames that say it"
