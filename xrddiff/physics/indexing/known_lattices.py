@@ -22,6 +22,7 @@ from xrddiff.physics.indexing.indexer import (
     INDEXED,
     Indexing,
     Lattice,
+    cell_of_frames,
     frame_row,
     frame_tables,
     index_frames,
@@ -73,12 +74,13 @@ def known_lattices(
     need_lattices(ds)
     wanted = list(range(frame_count(ds)) if frames is None else frames)
     peaks = find_frame_peaks(ds, wanted) if peaks is None else peaks
-    rows, found, cell = [], {}, None
+    rows, found, cell, told = [], {}, None, cell_of_frames(ds)
     for i, table in frame_tables(peaks, wanted):
         geometry = as_panels(frame_geometry(ds, i))
-        own = crystals_of(ds["cell"].values[i], ds["orientation"].values[i])
-        found[i] = [_known(Cell(tuple(c)), U, table, geometry, width) for c, U in own]
-        cell = cell or (Cell(tuple(own[0][0])) if own else None)
+        crystals = crystals_of(ds["cell"].values[i], ds["orientation"].values[i])
+        own = [(Cell(tuple(c), told.centring if told and told.like(c) else "P"), U) for c, U in crystals]
+        found[i] = [_known(c, U, table, geometry, width) for c, U in own]
+        cell = cell or (own[0][0] if own else None)
         rows.append(frame_row(i, table, found[i], geometry))
     if cell is None:
         raise BadInput("no frame has a crystal; expected at least one with cell and orientation")
