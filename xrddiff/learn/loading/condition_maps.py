@@ -28,6 +28,7 @@ from xrddiff.data.frames.geometry import (
     tile_geometry,
 )
 from ...physics.indexing.expected_intensities import intensities_of, reflection_width
+from ...physics.indexing.indexer import cell_of_frames
 from ...physics.indexing.known_lattices import need_lattices
 from ...physics.indexing.lattice_maps import LatticeMap, corner_resolution
 
@@ -52,7 +53,8 @@ def lattice_maps(
     """
     need_lattices(frames)
     radius, growth = (wider * v for v in reflection_width(frames))
-    return _drawn(frames, lambda g: LatticeMap(g, sigma=sigma, radius=radius, growth=growth))
+    told = cell_of_frames(frames)
+    return _drawn(frames, lambda g: LatticeMap(g, sigma=sigma, radius=radius, growth=growth, told=told))
 
 
 def _at_each_place(frames: xr.Dataset, make: Callable[[Geometry | PanelGeometry], Any]) -> Callable[[int], Any]:

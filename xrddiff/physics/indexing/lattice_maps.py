@@ -54,15 +54,18 @@ def draw_spots(fs: Tensor, ss: Tensor, weight: Tensor, shape: tuple[int, int], s
 
 # %% ../../../nbs/physics/indexing/lattice_maps.ipynb #8d90e408
 @lru_cache(maxsize=64)
-def _indices(edges: tuple[float, ...], angles: tuple[float, ...], d_min: float) -> Tensor:
+def _indices(edges: tuple[float, ...], angles: tuple[float, ...], centring: str, d_min: float) -> Tensor:
     """Miller indices (N, 3), float32, of every cell that rounds to these numbers."""
-    return torch.from_numpy(miller_sphere(Cell((*edges, *angles)), d_min).astype(np.float32))
+    return torch.from_numpy(miller_sphere(Cell((*edges, *angles), centring), d_min).astype(np.float32))
 
 
-def _miller_indices(cell: Sequence[float], d_min: float) -> Tensor:
-    """Indices (N, 3) with d ≥ `d_min` of a cell; cells that differ by less than a per cent share them."""
+def _miller_indices(cell: Sequence[float], told: Cell | None, d_min: float) -> Tensor:
+    """Indices (N, 3) with d ≥ `d_min` of a cell, with the centring of `told` if it is like that one; cells that differ by
+    less than a per cent share them.
+    """
+    centring = told.centring if told and told.like(cell) else "P"
     edges = tuple(float(f"{1.01 * v:.2g}") * 1.05 for v in cell[:3])
-    return _indices(edges, tuple(round(float(v)) + 0.0 for v in cell[3:]), d_min)
+    return _indices(edges, tuple(round(float(v)) + 0.0 for v in cell[3:]), centring, d_min)
 
 # %% ../../../nbs/physics/indexing/lattice_maps.ipynb #2c96b744
 def corner_resolution(geometry: Geometry | PanelGeometry) -> float:
@@ -74,11 +77,11 @@ class LatticeMap:
     """Maps (y, x) of lattices on a detector, or one panel; 1 where a reflection is in its Bragg position.
 
     geometry: of a flat detector, or of one panel; its wavelength is used unless another is given.
-    sigma: width of a drawn spot, px.
-    radius, growth: R₀ in 1/Å and R₁ of `reflection_weight`.
+    sigma: width of a drawn spot, px. radius, growth: R₀ in 1/Å and R₁ of `reflection_weight`.
     d_min: smallest d of a reflection, Å; None: that of the detector's farthest corner.
     intensity: Miller indices (n, 3) -> expected intensities I (n,), relative to their mean. With it
         a spot's height is asinh(w I) / 2 in place of w.
+    told: a cell, as the frames say it; crystals with a cell like it have its centring, others none.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class LatticeMap:
         growth: float = 1.2e-3,
         d_min: float | None = None,
         intensity: Callable[[Tensor], Tensor] | None = None,
+        told: Cell | None = None,
     ):
         if geometry.wavelength is None:
             raise BadInput("the beam is white; a map of a lattice needs one wavelength")
@@ -99,7 +103,7 @@ class LatticeMap:
         panel = as_panels(geometry)
         if panel.shape[0] != 1:
             raise BadInput(f"a map of a lattice is made for one panel; found {panel.shape[0]}")
-        self.geometry, self.sigma, self.radius, self.growth = panel, sigma, radius, growth
+        self.geometry, self.sigma, self.radius, self.growth, self.told = panel, sigma, radius, growth, told
         o, f, s = (torch.tensor(v[0]) for v in (panel.origin, panel.fs, panel.ss))
         normal = torch.linalg.cross(f, s)
         dual = (torch.linalg.cross(s, normal), torch.linalg.cross(normal, f))
@@ -119,7 +123,9 @@ class LatticeMap:
         """The map (y, x) of the direct bases A (C, 3, 3), rows a, b, c in Å; differentiable."""
         k = 1 / (wavelength or self.geometry.wavelength)
         cells = [basis_parameters(A.detach().double().cpu().numpy()) for A in bases]
-        spots = [self._spots(A, _miller_indices(c, self.d_min), k) for A, c in zip(bases, cells, strict=True)]
+        spots = [
+            self._spots(A, _miller_indices(c, self.told, self.d_min), k) for A, c in zip(bases, cells, strict=True)
+        ]
         if not spots:
             return torch.zeros(self.shape)
         fs, ss, weight = (torch.cat(column) for column in zip(*spots, strict=True))
