@@ -19,6 +19,7 @@ from ...core.gate import open_file, read_table
 from ...core.mediums import plain_text
 from .readers import open_frames
 from ..frames.frames import peaks_table
+from ..headers.geometry_files import HC
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'need_stream', 'read_stream', 'read_peaks']
@@ -33,7 +34,6 @@ _CELL = re.compile("Cell parameters" + 3 * _NUMBER + r" nm," + 3 * _NUMBER + r" 
 _STAR, _ENERGY = re.compile(r"([abc])star =" + 3 * _NUMBER + r" nm\^-1"), re.compile("photon_energy_eV =" + _NUMBER)
 _CENTRING = re.compile(r"centering = ([PABCIFRH])")
 _CRYSTAL = ("a", "b", "c", "alpha", "beta", "gamma", *(f"{axis}star_{x}" for axis in "abc" for x in "xyz"))
-_HC = 12398.4198  # eV Å
 
 
 class _Crystals:
@@ -50,7 +50,7 @@ class _Crystals:
         """Take a line that stands outside of the lists; raises `ValueError` for numbers that are none."""
         if text.startswith("--- Begin crystal"):
             none = dict.fromkeys(_CRYSTAL, math.nan)
-            wavelength = _HC / self.energy if self.energy > 0 else math.nan
+            wavelength = HC / self.energy if self.energy > 0 else math.nan
             self.rows.append({"frame": frame, "crystal": self.count, "wavelength": wavelength, "centring": "P", **none})
             self.count += 1
         elif found := _ENERGY.match(text):

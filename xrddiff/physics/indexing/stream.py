@@ -17,6 +17,7 @@ from ...core.errors import BadInput
 from ...core.files import package_version, writing
 from ...data.formats.hdf5 import find_frames
 from ...data.frames.geometry import PanelGeometry
+from ...data.headers.geometry_files import HC
 from .cells import Cell, lattice_system
 from .indexer import INDEXED, Indexing, Lattice
 from .integration import integrate_frame, learn_profile
@@ -28,9 +29,6 @@ __all__ = ['INDEXED_BY', 'panel_names', 'geometry_text', 'lattice_words', 'cryst
            'write_stream']
 
 # %% ../../../nbs/physics/indexing/stream.ipynb #6158dae7
-_EV_ANGSTROM = 12398.4198  # hc
-
-
 def panel_names(geometry: PanelGeometry) -> list[str]:
     """Names of the panels: p0, p1, …"""
     return [f"p{i}" for i in range(geometry.shape[0])]
@@ -44,7 +42,7 @@ def geometry_text(geometry: PanelGeometry, *, data: str | None = None, gain: flo
     _, n_ss, n_fs = geometry.shape
     res = 1 / geometry.pixel_size
     lines = [
-        f"photon_energy = {_EV_ANGSTROM / geometry.wavelength:.3f} eV",
+        f"photon_energy = {HC / geometry.wavelength:.3f} eV",
         f"res = {res:.3f}",
         f"adu_per_photon = {gain:g}",
     ]
@@ -168,7 +166,7 @@ def chunk_head(
     yield f"indexed_by = {INDEXED_BY if indexed else 'none'}"
     if indexed:
         yield "n_indexing_tries = 1"
-    yield f"photon_energy_eV = {_EV_ANGSTROM / geometry.wavelength:.4f}"
+    yield f"photon_energy_eV = {HC / geometry.wavelength:.4f}"
     yield f"beam_divergence = {divergence:.2e} rad"
     yield f"beam_bandwidth = {bandwidth:.2e} (fraction)"
     yield f"average_camera_length = {geometry.distance:.6f} m"

@@ -18,6 +18,7 @@ from ...core.extras import need
 from ...core.mediums import plain_text
 from ...data.frames.frames import beam_center_of, frame_mask
 from ...data.headers.gate import as_bad_input
+from ...data.headers.geometry_files import HC
 from .compressed_pixels import compress, pack_lz4_blocks, unpack_lz4_blocks
 
 # %% auto #0
@@ -160,7 +161,7 @@ def _config(said: Mapping[str, Any]) -> dict[str, float]:
         out.setdefault("detector_distance", abs(place[2]))
     energy = said.get("incident_energy")
     if "wavelength" not in out and type(energy) in (int, float) and energy > 0:
-        out["wavelength"] = 12398.4198 / energy
+        out["wavelength"] = HC / energy
     return {name: float(value) for name, value in out.items() if abs(value) < 1e300 and math.isfinite(value)}
 
 
