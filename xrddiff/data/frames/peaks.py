@@ -35,10 +35,10 @@ __all__ = ['STRAY', 'FEW_AROUND', 'TOGETHER', 'COUNTED_TOGETHER', 'PEAKFINDER8',
 
 # %% ../../../nbs/data/frames/peaks.ipynb #bbc9dae9
 def radial_bins(radius: np.ndarray, mask: np.ndarray | None = None, *, min_pixels: int = 100) -> np.ndarray:
-    """Bins by radius: `radius` in pixels, any shape; rings one pixel wide, joined outwards until
-    each holds `min_pixels` pixels of `mask`.
+    """Bins by radius: `radius` in pixels, any shape, rounded or not; rings one pixel wide, joined
+    outwards until each holds `min_pixels` pixels of `mask`.
     """
-    ring = np.rint(radius).astype(np.intp)
+    ring = radius if radius.dtype.kind in "iu" else np.rint(radius).astype(np.int32)
     count = np.bincount(ring.ravel() if mask is None else ring[mask], minlength=int(ring.max()) + 1)
     bin_of = np.zeros(len(count), np.intp)
     k = held = 0
@@ -390,7 +390,9 @@ class PeakFinder:
             )
         self.settings = asdict(PeakSettings(**settings))
         self.n_bins = int(self.bins.max()) + 1
-        self._pixels = BinnedPixels(np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp), self.n_bins)
+        self._pixels = BinnedPixels(
+            np.where(self.mask, self.bins, self.n_bins).ravel().astype(np.intp, copy=False), self.n_bins
+        )
         self._block, self._exact, self._many = BLOCK, self.settings["exact"], {}
 
     def background(self, image: np.ndarray) -> BinBackground:
@@ -654,6 +656,21 @@ def find_frame_peaks(
     return pd.DataFrame({name: np.concatenate([t[name] for t in tables]) for name in tables[0]}, copy=False)
 
 
+def _rings(ds: xr.Dataset) -> np.ndarray | None:
+    """`radius_map`, rounded; that of an image is kept, since images of one series often have masks of their own."""
+    if ds["intensity"].ndim == 3 and (center := beam_center_of(ds)) is not None:
+        return _rings_around(ds["intensity"].shape[1:], tuple(map(float, center)))
+    radius = radius_map(ds)
+    return None if radius is None else np.rint(radius).astype(np.int32)
+
+
+@lru_cache(maxsize=1)
+def _rings_around(shape: tuple[int, int], center: tuple[float, float]) -> np.ndarray:
+    rings = np.rint(np.hypot(*_from_center(shape, center))).astype(np.int32)
+    rings.flags.writeable = False
+    return rings
+
+
 def make_finder(ds: xr.Dataset, frame: int = 0, *, variable: str = "intensity", **settings: Any) -> PeakFinder:
     """The finder for a frame of a data set, with its mask, geometry and noise; see `find_frame_peaks`."""
     about = ds["intensity"].attrs | ds[variable].attrs
@@ -661,7 +678,7 @@ def make_finder(ds: xr.Dataset, frame: int = 0, *, variable: str = "intensity", 
         settings = {"gain": float(about.get("gain", 1.0)), "noise": float(ds.attrs.get("read_noise", 0.0))} | settings
     else:
         settings = {"poisson_floor": False} | settings
-    mask, radius = frame_mask(ds, frame), radius_map(ds)
+    mask, radius = frame_mask(ds, frame), _rings(ds)
     return PeakFinder(tile_bins(mask.shape) if radius is None else radial_bins(radius, mask), mask, **settings)
 
 # %% ../../../nbs/data/frames/peaks.ipynb #6cc1495b

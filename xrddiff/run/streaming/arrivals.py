@@ -29,6 +29,7 @@ from ...data.formats.mask_files import stored_mask
 from ...data.formats.readers import open_frames
 from ...data.frames.frames import frame_count, frame_mask, make_frames
 from ...data.headers.gate import HDF5_SIGNATURE, as_bad_input, check_dataset, odd_kind, reason
+from ...data.headers.unpacked import inner_suffix
 from .pull_socket import place_of
 
 # %% auto #0
@@ -52,15 +53,20 @@ class Layout:
         return tuple(self.frames["intensity"].shape[1:])
 
     @cached_property
-    def key(self) -> str:
-        """The same for layouts that are the same."""
+    def experiment(self) -> str:
+        """The same for layouts that differ in their masks alone, as images in files of their own do."""
         ds, value = self.frames, self.frames["intensity"]
         about = [dict(ds.attrs), dict(value.attrs), value.dims, self.shape]
         digest = hashlib.sha256(json_digest(about, other=str).encode())
-        for name in sorted(map(str, ds.variables)):
-            if name != "intensity":
-                digest.update(name.encode("utf-8", "surrogatepass") + np.ascontiguousarray(ds[name].values).tobytes())
+        for name in sorted({*map(str, ds.variables)} - {"intensity", "mask"}):
+            digest.update(name.encode("utf-8", "surrogatepass") + np.ascontiguousarray(ds[name].values).tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def key(self) -> str:
+        """The same for layouts that are the same."""
+        mask = np.packbits(self.frames["mask"].values).tobytes() if "mask" in self.frames else b""
+        return hashlib.sha256(self.experiment.encode() + mask).hexdigest()
 
     def stack(self, images: Sequence[np.ndarray], own: Sequence[Mapping[str, float]] = ()) -> xr.Dataset:
         """Frames made of these images, each of `shape`; `own`: individual values of each frame,
@@ -218,11 +224,10 @@ def folder_source(source: str, told: Listening) -> Iterator[Arrived | None]:
     folder, seen = Path(source).expanduser(), {}
     while True:
         with as_bad_input(f"{plain_text(folder)} can no longer be read"):
-            paths = sorted(folder.iterdir(), key=natural)
-        suffixes = tuple(by_suffix("reader"))
+            files = sorted(folder.iterdir(), key=natural)
+        paths = [path for path in files if _named_as_frames(path)]
+        _note_others(folder, [path.name for path in files if not path.name.startswith(".")], bool(paths), told)
         for path in paths:
-            if path.name.startswith(".") or _DATA_FILE.search(path.name) or path.suffix.lower() not in suffixes:
-                continue
             try:
                 yield from _look_at(path, seen, told)
             except FileNotFoundError:  # another program has moved it away
@@ -238,6 +243,22 @@ def folder_source(source: str, told: Listening) -> Iterator[Arrived | None]:
         time.sleep(TICK)
 
 
+def _named_as_frames(path: Path) -> bool:
+    """Whether a file, also a packed one, has the suffix of a reader, and is not the data of a master file."""
+    if path.name.startswith(".") or _DATA_FILE.search(path.name):
+        return False
+    return inner_suffix(path) in by_suffix("reader")
+
+
+def _note_others(folder: Path, names: Sequence[str], some: bool, told: Listening) -> None:
+    """Say of a folder that has files, but none with the name of frames, that these are not read."""
+    told.waiting.pop(key := f"{folder.name}/", None)
+    if names and not some:
+        told.waiting[key] = (
+            f"of its {len(names)} files, such as {names[0]}, none is read: expected names that end in {', '.join(sorted(by_suffix('reader')))}, perhaps with .gz or .bz2"
+        )
+
+# %% ../../../nbs/run/streaming/arrivals.ipynb #b1e2c3d4
 @dataclass
 class _Seen:
     """A file that was seen: its size and date, since when they have not changed, and whether it was

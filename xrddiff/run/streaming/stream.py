@@ -48,7 +48,7 @@ from xrddiff.run.streaming.answering import (
     unanswered,
 )
 from .answers import SUMMARY, Answers, locked_answers, read_answers
-from .arrivals import Arrived, Listening, find_source, open_source, refused, written_name
+from .arrivals import Arrived, Layout, Listening, find_source, open_source, refused, written_name
 from .detector_messages import MOST_BYTES
 from .enough import ENOUGH, MergeWish, RunningMerge, read_enough, save_running
 from .live_page import StreamStanding, write_page
@@ -384,7 +384,7 @@ class Unwritten:
         return set(table["name"])
 
 # %% ../../../nbs/run/streaming/stream.ipynb #5af32b85
-INDEXERS = 8  # indexers are kept for this number of layouts
+INDEXERS = 8  # indexers are kept for this number of experiments
 
 
 def _answer(
@@ -434,7 +434,7 @@ class Tasks:
                 yield batch, self._refusal(names, [f"it could not be answered: {reason(error)}"])
             return
         try:
-            known, peaks, why = *self._learned(frames, layout.key), ""
+            known, peaks, why = *self._learned(frames, layout), ""
         except Exception as error:  # the peaks are looked for again, frame by frame if need be
             known, peaks, why = None, None, f"no lattice was looked for: {reason(error)}"
         indexer = None if known is None else known[0] if self.pool is None else known[1]
@@ -444,11 +444,11 @@ class Tasks:
         """The arguments for frames that cannot be answered."""
         return None, names, "", self.question, None, None, whys
 
-    def _learned(self, frames: Any, key: str) -> tuple[tuple[Indexer, Any] | None, Any]:
-        """The indexer of a layout, here and in the workers, or None; and the peaks of these frames, if they were needed."""
-        known, peaks = self._indexers.get(key), None
+    def _learned(self, frames: Any, layout: Layout) -> tuple[tuple[Indexer, Any] | None, Any]:
+        """The indexer of an experiment, here and in the workers, or None; and the peaks of these frames, if they were needed."""
+        known, peaks = self._indexers.get(key := layout.experiment), None
         if known is None and can_index(frames, self.question):
-            peaks = find_peaks_of(frames, key, self.question.peaks)
+            peaks = find_peaks_of(frames, layout.key, self.question.peaks)
             if (indexer := learn_indexer(frames, peaks, self.question)) is not None:
                 known = (indexer, None if self.pool is None else self.pool.client.submit(_itself, indexer, pure=False))
         if known is not None:
