@@ -255,7 +255,7 @@ def _note_others(folder: Path, names: Sequence[str], some: bool, told: Listening
     told.waiting.pop(key := f"{folder.name}/", None)
     if names and not some:
         told.waiting[key] = (
-            f"of its {len(names)} files, such as {names[0]}, none is read: expected names that end in {', '.join(sorted(by_suffix('reader')))}, perhaps with .gz or .bz2"
+            f"none of its files is read, such as {plain_text(names[0])}; expected names that end in {', '.join(sorted(by_suffix('reader')))}, perhaps with .gz or .bz2"
         )
 
 # %% ../../../nbs/run/streaming/arrivals.ipynb #b1e2c3d4
