@@ -233,6 +233,8 @@ def test_a_series_that_begins_again_is_another_one():
     ("words", "sentence"),
     [
         (["--cell", "nonsense"], "cell 'nonsense': expected"),
+        (["--cell", "gone.pdb"], "there is no gone.pdb"),
+        (["--enough", "cc_half=0.9"], "expected one too"),
         (["wavlength=1.3"], "did you mean 'wavelength'"),
         (["beam_center=64"], "2 finite numbers"),
         (["geometry=gone.geom"], "gone.geom"),

@@ -111,6 +111,8 @@ def read_cell(source: Any) -> Cell:
 
 
 def _cell_of_file(path: Path) -> Cell:
+    if not path.exists():
+        raise BadInput(f"there is no {path}; expected a CIF, mmCIF or PDB file with a unit cell")
     try:
         if path.suffix.lower() in (".pdb", ".ent"):
             found = gemmi.read_pdb(str(path))

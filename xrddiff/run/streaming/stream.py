@@ -198,6 +198,10 @@ class StreamPlan:
         if group is None and self.cell is not None and os.path.isfile(str(self.cell)):
             group = crystal_of_file(str(self.cell)).space_group
         if group is None:
+            if (self.method, self.d_min, self.enough) != ("partial", None, ENOUGH):
+                raise BadInput(
+                    "method, resolution and enough are of a merge, which needs a space group; expected one too"
+                )
             return None
         if self.cell is None:
             raise BadInput(f"merging in {plain_text(group, 40)} needs a cell; expected one, as a,b,c,α,β,γ or a file")
