@@ -100,7 +100,7 @@ def test_mistakes_are_said_before_a_frame_is_taken(tmp_path, words, sentence):
 def test_a_folder_belongs_to_its_space_group(streamed):
     source = streamed.parent / "part"
     with pytest.raises(BadInput, match="space-group P 21 21 21; expected the same here, not None"):
-        Stream(plan(source, group=None, save=None), streamed)
+        Stream(StreamPlan(str(source), cell=CELL), streamed)
 
 
 def test_a_forecast_is_the_same_again():
