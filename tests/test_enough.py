@@ -18,6 +18,7 @@ from xrddiff.physics.merging.forecast import forecast, made_up_beamtime
 from xrddiff.physics.merging.merged import merge_reflections
 from xrddiff.physics.simulation.simulate import simulate
 from xrddiff.run.streaming.answers import read_answers
+from xrddiff.run.streaming.enough import ENOUGH
 from xrddiff.run.streaming.stream import Stream, StreamPlan
 
 CELL, GROUP = "36,44,52,90,90,90", "P 21 21 21"
@@ -86,7 +87,8 @@ def test_the_front_door_has_the_reflections(streamed):
         (dict(group="nonsense"), "is unknown"),
         (dict(enough="cc_half=1.5"), "expected cc_half=0.95"),
         (dict(save="frames"), "expected hits, stream"),
-        (dict(group=None, save="stream"), "expected a cell and a space group"),
+        (dict(group=None, save="stream", enough=ENOUGH), "expected a cell and a space group"),
+        (dict(group=None), "expected one too"),
         (dict(method="median"), "expected one of mean, partial"),
     ],
 )
